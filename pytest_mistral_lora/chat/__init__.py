@@ -1,0 +1,1 @@
+"""Chat rows, Mistral's own encoding of them, and labels: pure rules, no torch."""
