@@ -1,0 +1,85 @@
+"""Read JSON Lines one line at a time, strictly: what two parsers could read differently is refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from pytest_mistral_lora.errors import InputError, RowError
+
+MAX_LINE_BYTES = 64 * 1024 * 1024
+"""A longer line is refused unread, so that one bad file cannot fill the memory."""
+
+
+class _Refused(ValueError):
+    """A JSON document that parses, but not to one value."""
+
+
+def loads_strict(text: str) -> Any:
+    """Parse JSON, refusing duplicate keys, NaN and infinities (RFC 8259 leaves all three open).
+
+    Raises:
+        ValueError: If the text is not JSON, or is refused; the message is fit for a user.
+    """
+    try:
+        return json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_no_constant)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not valid JSON: {error.msg} at column {error.colno}") from error
+    except RecursionError as error:
+        raise ValueError("JSON is nested too deeply") from error
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) < len(pairs):
+        seen: set[str] = set()
+        for key, _ in pairs:
+            if key in seen:
+                raise _Refused(f"the key {key!r} appears twice in one object")
+            seen.add(key)
+    return result
+
+
+def _no_constant(name: str) -> Any:
+    raise _Refused(f"{name} is not a JSON number")
+
+
+def scan_jsonl(path: Path) -> Iterator[tuple[int, Any] | RowError]:
+    """Yield `(line number, value)` for each line, or the error that makes the line unreadable.
+
+    Line numbers count from 1. Blank lines and a UTF-8 byte order mark carry no row and are skipped.
+
+    Raises:
+        InputError: If the file cannot be opened.
+    """
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise InputError(f"cannot be read: {error.strerror}", place=str(path)) from error
+    with file:
+        for number, line in enumerate(_lines(file), start=1):
+            place = f"{path}:{number}"
+            if line is None:
+                yield RowError(f"line is longer than {MAX_LINE_BYTES // 1024**2} MiB", place=place)
+                continue
+            try:
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+                if text.strip():
+                    yield number, loads_strict(text)
+            except UnicodeDecodeError as error:
+                yield RowError(f"not valid UTF-8 at byte {error.start + 1} of the line", place=place)
+            except ValueError as error:
+                yield RowError(str(error), place=place)
+
+
+def _lines(file: BinaryIO) -> Iterator[bytes | None]:
+    """Yield each line, or None for one that is too long."""
+    while line := file.readline(MAX_LINE_BYTES + 1):
+        if len(line) <= MAX_LINE_BYTES or line.endswith(b"\n"):
+            yield line
+            continue
+        while line and not line.endswith(b"\n"):
+            line = file.readline(MAX_LINE_BYTES)
+        yield None

@@ -1,0 +1,169 @@
+"""Say in a dataset author's words why mistral-common refuses a conversation, and in which field.
+
+mistral-common names neither the field nor the message index, so the table below finds them in the row. A reason that
+is not in the table is passed on as mistral-common gave it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from pytest_mistral_lora.chat.rows import Row
+from pytest_mistral_lora.errors import OracleRejection
+
+
+def explain(error: Exception, row: Row, version: str) -> OracleRejection:
+    """Return the refusal of `row` by the tokenizer `version`, naming the field where it can be found."""
+    said = str(error) or type(error).__name__
+    for refusal in _REFUSALS:
+        match = re.search(refusal.pattern, said)
+        if match:
+            path = refusal.find(row, match)
+            place = ", ".join(part for part in (row.place, path) if part)
+            found = match.expand(refusal.found) if refusal.found else match.group(0)
+            return OracleRejection(f"{found} (tokenizer {version})", place=place, expected=refusal.expected)
+    return OracleRejection(f"mistral-common refuses the conversation (tokenizer {version}): {said}", place=row.place)
+
+
+def _call_ids(row: Row) -> Iterator[tuple[str, object]]:
+    for index, message in enumerate(row.messages):
+        for number, call in enumerate(message.get("tool_calls") or ()):
+            yield f"messages[{index}].tool_calls[{number}].id", call.get("id") or "null"
+        if message["role"] == "tool":
+            yield f"messages[{index}].tool_call_id", message.get("tool_call_id")
+
+
+def _function_names(row: Row) -> Iterator[tuple[str, object]]:
+    for number, tool in enumerate(row.tools or ()):
+        yield f"tools[{number}].function.name", tool["function"]["name"]
+    for index, message in enumerate(row.messages):
+        for number, call in enumerate(message.get("tool_calls") or ()):
+            yield f"messages[{index}].tool_calls[{number}].function.name", call["function"]["name"]
+        if message.get("name") is not None:
+            yield f"messages[{index}].name", message["name"]
+
+
+def _call_id(row: Row, match: re.Match[str]) -> str:
+    return next((path for path, value in _call_ids(row) if value == match.group(1)), "messages")
+
+
+def _no_call_id(row: Row, match: re.Match[str]) -> str:
+    return next((path for path, value in _call_ids(row) if value in (None, "null")), "messages")
+
+
+def _function_name(row: Row, match: re.Match[str]) -> str:
+    return next((path for path, value in _function_names(row) if value == match.group(1)), "")
+
+
+def _role_pair(row: Row, match: re.Match[str]) -> str:
+    roles = [message["role"] for message in row.messages]
+    pairs = zip(roles[1:], roles, strict=False)
+    return f"messages[{next((n for n, p in enumerate(pairs, 1) if p == match.groups()), 0)}].role"
+
+
+def _last_role(row: Row, match: re.Match[str]) -> str:
+    return f"messages[{len(row.messages) - 1}].role"
+
+
+def _both_or_neither(row: Row, match: re.Match[str]) -> str:
+    for index, message in enumerate(row.messages):
+        if message["role"] == "assistant" and bool(message.get("content")) == bool(message.get("tool_calls")):
+            return f"messages[{index}]"
+    return "messages"
+
+
+def _first_tool_turn(row: Row, match: re.Match[str]) -> str:
+    turns = (n for n, m in enumerate(row.messages) if m["role"] == "tool" or m.get("tool_calls"))
+    return f"messages[{next(turns, 0)}]"
+
+
+def _nowhere(row: Row, match: re.Match[str]) -> str:
+    return "messages"
+
+
+def _tools(row: Row, match: re.Match[str]) -> str:
+    return "tools"
+
+
+@dataclass(frozen=True)
+class _Refusal:
+    """A reason of mistral-common's.
+
+    Attributes:
+        pattern: What it says, as a regular expression.
+        found: What we say, a template over the match; empty to say what it says.
+        expected: What would have been right.
+        find: Where in the row it is.
+    """
+
+    pattern: str
+    found: str
+    expected: str
+    find: Callable[[Row, re.Match[str]], str] = _nowhere
+
+
+_NINE = "9 letters or digits (a-z, A-Z, 0-9)"
+_REFUSALS = (
+    _Refusal(r"(?s)Tool call id was (.*) but must be", r"tool-call id '\1'", _NINE, _call_id),
+    _Refusal(r"Tool call id (of assistant|has to be)", "no tool-call id", _NINE, _no_call_id),
+    _Refusal(r"Tool call id must be a non-empty", "no tool-call id", "a non-empty tool-call id", _no_call_id),
+    _Refusal(r"Tool call id 'null'", "no tool-call id", _NINE, _no_call_id),
+    _Refusal(
+        r"Unexpected role '(\w+)' after role '(\w+)'",
+        r"role '\1' straight after role '\2'",
+        "a system or user message first, then user and assistant in turn, tool results after tool calls",
+        _role_pair,
+    ),
+    _Refusal(
+        r"Expected last role Assistant for finetuning but got (?:Roles\.)?(\w+)",
+        r"the conversation ends with role '\1'",
+        "an assistant message last: a row is trained on the assistant's answer",
+        _last_role,
+    ),
+    _Refusal(
+        r"Expected last role User or Tool",
+        "the last assistant message follows another assistant message, so no prompt asks for it",
+        "a user or tool message before the last assistant message",
+        _last_role,
+    ),
+    _Refusal(
+        r"Conversation must start with a user message or system message",
+        "the conversation has only an assistant message",
+        "a system or user message first",
+    ),
+    _Refusal(
+        r"must have either content or tool_calls, but not both|Tool calls and content cannot be used together",
+        "the assistant message has both content and tool calls, or neither",
+        "either text or tool calls",
+        _both_or_neither,
+    ),
+    _Refusal(r"Invalid assistant message", "the assistant message is empty", "text or tool calls", _both_or_neither),
+    _Refusal(
+        r"(?s)Function name was (.*) but must be",
+        r"function name '\1'",
+        "1 to 64 letters, digits, underscores or dashes",
+        _function_name,
+    ),
+    _Refusal(
+        r"Not the same number of function calls and responses|More tool responses than tool calls",
+        "tool calls and tool results do not pair up",
+        "one tool message for each tool call, before the next assistant message",
+        _first_tool_turn,
+    ),
+    _Refusal(
+        r"Tools not implemented for tokenizer V1",
+        "tool messages, which tokenizer v1 does not have",
+        "a conversation without tools, or a tokenizer from v2 on",
+        _first_tool_turn,
+    ),
+    _Refusal(
+        r"Tokenizer v2 does not support multiple tool results",
+        "several tool results for one assistant turn",
+        "one tool result, or a tokenizer from v3 on",
+        _first_tool_turn,
+    ),
+    _Refusal(r"Invalid tool schema: (.*)", r"the parameters are not a JSON Schema: \1", "JSON Schema draft 7", _tools),
+    _Refusal(r"(?:Duplicate|Unexpected) tool call id (.*) in", "", "each tool call answered once, by its id", _call_id),
+)
