@@ -1,0 +1,1 @@
+"""Checkpoints: pinned revisions, tokenizers, base models and the tiny model."""

@@ -1,0 +1,146 @@
+"""Load the tokenizer of a checkpoint twice: Mistral's own (the oracle) and the one that transformers uses."""
+
+from __future__ import annotations
+
+import base64
+import json
+import shutil
+import tempfile
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from pytest_mistral_lora.chat.oracle import Oracle
+from pytest_mistral_lora.errors import TokenizerError
+
+TEKKEN = "tekken.json"
+TOKENIZER_JSON = "tokenizer.json"
+_SPECIALS = {"bos": "<s>", "eos": "</s>", "unk": "<unk>", "pad": "<pad>"}
+
+
+def oracle_file(path: Path) -> Path | None:
+    """Return the Mistral tokenizer file that a path holds: the file itself, or the one in a checkpoint folder.
+
+    A folder holds `tekken.json` or one `tokenizer.model.vN` (the newest version, if there are several). None where
+    there is neither: `tokenizer.model` alone does not say its version.
+    """
+    if path.is_file():
+        return path
+    if (path / TEKKEN).is_file():
+        return path / TEKKEN
+    versioned = [file for file in path.glob("*.model.v*") if file.is_file()]
+    return max(versioned, key=_version, default=None)
+
+
+def _version(file: Path) -> tuple[int, int]:
+    """Order `….model.v7m1` after `….model.v7` after `….model.v3`."""
+    number, _, image = file.suffix.removeprefix(".v").partition("m")
+    return (int(number) if number.isdigit() else -1, int(image) if image.isdigit() else 0)
+
+
+@dataclass(frozen=True)
+class CheckpointTokenizer:
+    """A tokenizer file, or a folder that holds one.
+
+    Attributes:
+        path: The file or folder.
+    """
+
+    path: Path
+
+    def __post_init__(self) -> None:
+        if not self.path.exists():
+            raise TokenizerError("no such file or folder", place=str(self.path))
+
+    @cached_property
+    def oracle(self) -> Oracle:
+        """Mistral's own tokenization.
+
+        Raises:
+            TokenizerError: If there is no Mistral tokenizer file, or it cannot be loaded.
+        """
+        file = oracle_file(self.path)
+        if file is None:
+            raise TokenizerError(
+                "no Mistral tokenizer file", place=str(self.path), expected="tekken.json or tokenizer.model.vN"
+            )
+        return Oracle(file)
+
+    @cached_property
+    def fast(self) -> Any:
+        """The `transformers` tokenizer (a `PreTrainedTokenizerFast`), with the checkpoint's own chat template.
+
+        For a bare Mistral tokenizer file, or a folder without `tokenizer.json`, it is converted from that file, and
+        gets the template that mistral-common generates for it.
+
+        Raises:
+            TokenizerError: If transformers cannot load it.
+        """
+        try:
+            if self.path.is_dir() and (self.path / TOKENIZER_JSON).is_file():
+                return _load_folder(self.path)
+            return convert(self.oracle)
+        except TokenizerError:
+            raise
+        except Exception as error:  # transformers raises many types, some of them far from the cause
+            raise TokenizerError(f"transformers cannot load it: {error}", place=str(self.path)) from error
+
+
+def convert(oracle: Oracle) -> Any:
+    """Convert a Mistral tokenizer file to a `transformers` tokenizer with the generated chat template."""
+    tokenizer = _from_tekken(oracle) if oracle.kind == "tekken" else _from_sentencepiece(oracle.path)
+    tokenizer.chat_template = oracle.chat_template()
+    return tokenizer
+
+
+def _load_folder(path: Path) -> Any:
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    # with tekken.json beside it, transformers 5 would choose mistral-common's own backend, which has no template
+    tokenizer = AutoTokenizer.from_pretrained(path, mistral_format=False, trust_remote_code=False)
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        raise TokenizerError(f"a {type(tokenizer).__name__}", place=str(path), expected="a fast tokenizer")
+    return tokenizer
+
+
+def _from_tekken(oracle: Oracle) -> Any:
+    import transformers
+
+    if hasattr(transformers, "TokenizersBackend"):
+        from transformers.integrations.mistral import convert_tekken_tokenizer
+
+        return convert_tekken_tokenizer(str(oracle.path))
+    return _from_tekken_before_5(oracle)
+
+
+def _from_tekken_before_5(oracle: Oracle) -> Any:
+    """Convert a Tekken file with transformers 4, whose own function fails on a file without `special_tokens`.
+
+    That function also ignores the file's pre-tokenizer pattern (huggingface/transformers#42299).
+    """
+    from transformers import PreTrainedTokenizerFast
+    from transformers.integrations.mistral import MistralConverter
+
+    data = json.loads(oracle.path.read_text(encoding="utf-8"))
+    specials = list(oracle.control_tokens.values())
+    ranked = data["vocab"][: oracle.vocab_size - len(specials)]
+    vocab: dict[str | bytes, int] = {literal: token for token, literal in oracle.control_tokens.items()}
+    vocab |= {base64.b64decode(entry["token_bytes"]): len(specials) + rank for rank, entry in enumerate(ranked)}
+    converter = MistralConverter(vocab=vocab, pattern=data["config"]["pattern"], additional_special_tokens=specials)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=converter.converted(),
+        **{f"{name}_token": literal for name, literal in _SPECIALS.items()},
+    )
+
+
+def _from_sentencepiece(file: Path) -> Any:
+    import transformers
+
+    # transformers looks for the exact name tokenizer.model; legacy=True would add a space after every control token
+    with tempfile.TemporaryDirectory() as folder:
+        shutil.copy(file, Path(folder) / "tokenizer.model")
+        if hasattr(transformers, "TokenizersBackend"):
+            # from version 5 on, LlamaTokenizer orders the merges by id, which splits runs of spaces wrongly
+            return transformers.TokenizersBackend.from_pretrained(folder, legacy=False)
+        return transformers.LlamaTokenizerFast.from_pretrained(folder, legacy=False, from_slow=True)

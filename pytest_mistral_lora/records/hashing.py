@@ -1,0 +1,92 @@
+"""Hashes that identify artifacts: bytes, chat rows, tensors, folders.
+
+Each scheme frames its parts with their lengths, so that two different lists can never hash alike.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pytest_mistral_lora.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+
+    from pytest_mistral_lora.chat.rows import Row
+
+
+def sha256_bytes(data: bytes) -> str:
+    """Return the SHA-256 of bytes, in hex."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def sha256_file(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes, in hex: what `sha256sum` prints.
+
+    Raises:
+        InputError: If the file cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(f"cannot be read: {error.strerror}", place=str(path)) from error
+
+
+def canonical_json(value: Any) -> bytes:
+    """Return JSON in one form only: keys sorted, no spaces, UTF-8, finite numbers.
+
+    Close to RFC 8785 but not it (floats and key order follow Python); Unicode is not normalised, since that would
+    change tokens.
+    """
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+
+
+def sha256_rows(rows: Iterable[Row]) -> str:
+    """Return the SHA-256 of chat rows in order: blind to key order and line endings, not to any content."""
+    digest = hashlib.sha256()
+    for row in rows:
+        _frame(digest, canonical_json(row.to_json()))
+    return digest.hexdigest()
+
+
+def sha256_ids(encoded: Iterable[Iterable[int]]) -> str:
+    """Return the SHA-256 of sequences of integers (ids or labels), each as length-framed JSON."""
+    digest = hashlib.sha256()
+    for sequence in encoded:
+        _frame(digest, canonical_json(list(sequence)))
+    return digest.hexdigest()
+
+
+def sha256_tensors(tensors: Mapping[str, torch.Tensor]) -> str:
+    """Return the SHA-256 of named tensors: name, dtype, shape and little-endian bytes, in name order.
+
+    Unlike the hash of a safetensors file, it does not depend on the file's header or metadata.
+    """
+    import torch
+
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        header = {"name": name, "dtype": str(tensor.dtype).removeprefix("torch."), "shape": list(tensor.shape)}
+        _frame(digest, canonical_json(header))
+        _frame(digest, tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def sha256_tree(folder: Path, names: Iterable[str]) -> str:
+    """Return the SHA-256 of named files of a folder: relative POSIX path and content, in path order."""
+    digest = hashlib.sha256()
+    for name in sorted(names):
+        _frame(digest, name.encode())
+        _frame(digest, bytes.fromhex(sha256_file(folder / name)))
+    return digest.hexdigest()
+
+
+def _frame(digest: hashlib._Hash, data: bytes) -> None:
+    digest.update(len(data).to_bytes(8, "little"))
+    digest.update(data)
