@@ -1,0 +1,113 @@
+"""The base model of a run: which architectures may be trained, and loading its weights as they are said to be."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pytest_mistral_lora.errors import PinError, RecipeError
+
+if TYPE_CHECKING:
+    import torch
+
+ARCHITECTURE = "MistralForCausalLM"
+Precision = Literal["fp32", "bf16"]
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Return the `config.json` of a checkpoint folder.
+
+    Raises:
+        PinError: If it is missing or is not a JSON object.
+    """
+    path = folder / "config.json"
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise PinError(f"cannot be read: {error}", place=str(path), expected="a checkpoint folder") from error
+    if not isinstance(data, dict):
+        raise PinError("is not a JSON object", place=str(path))
+    return data
+
+
+def require_trainable(folder: Path) -> dict[str, Any]:
+    """Return the configuration of a checkpoint that this project trains.
+
+    Raises:
+        RecipeError: If the checkpoint is of another architecture (Mistral3, Ministral3, Mixtral, …) or is quantised.
+        PinError: As for `read_config`.
+    """
+    config = read_config(folder)
+    architectures = config.get("architectures") or [config.get("model_type")]
+    if architectures != [ARCHITECTURE]:
+        found = ", ".join(map(str, architectures))
+        raise RecipeError(
+            f"the base model is {found}",
+            place=str(folder / "config.json"),
+            expected=f"{ARCHITECTURE}: other architectures get the tokenizer checks, but are not trained",
+        )
+    if config.get("quantization_config"):
+        raise RecipeError("the base model is quantised", place=str(folder / "config.json"), expected="full weights")
+    return config
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """Return the safetensors files of a checkpoint, in name order.
+
+    A lone `consolidated.safetensors` beside a `model*.safetensors` is Mistral's own copy of the same weights, and is
+    left out: transformers does not read it.
+
+    Raises:
+        PinError: If there is none; weights in pickle files are not loaded.
+    """
+    files = sorted(folder.glob("model*.safetensors"))
+    if not files:
+        raise PinError("no weights", place=str(folder), expected="model.safetensors, or its shards")
+    return files
+
+
+def linear_layers(folder: Path) -> list[str]:
+    """Return the dotted name of every linear layer of the base, in model order, without loading a weight."""
+    import torch
+    from transformers import AutoConfig, MistralForCausalLM
+
+    with torch.device("meta"):
+        model = MistralForCausalLM(AutoConfig.from_pretrained(folder, trust_remote_code=False))
+    return [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
+
+
+def load_base(folder: Path, precision: Precision, device: str) -> Any:
+    """Load a `MistralForCausalLM` from a checkpoint folder, in eval mode, without a key-value cache by default.
+
+    Args:
+        folder: A checkpoint folder with safetensors weights.
+        precision: The dtype of the weights, whatever the checkpoint's own: `fp32` or `bf16`.
+        device: `cpu` or `cuda`.
+
+    Raises:
+        PinError: If a weight is missing in the files, or the files hold one that the model does not have.
+    """
+    from transformers import MistralForCausalLM
+
+    weight_files(folder)
+    model, report = MistralForCausalLM.from_pretrained(
+        folder,
+        dtype=torch_dtype(precision),
+        use_safetensors=True,
+        output_loading_info=True,
+        local_files_only=True,
+    )
+    wrong = {kind: sorted(report[kind]) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")}
+    for kind, names in wrong.items():
+        if names:
+            raise PinError(f"{kind.replace('_', ' ')}: {', '.join(map(str, names[:5]))}", place=str(folder))
+    model.config.use_cache = False
+    return model.to(device)
+
+
+def torch_dtype(precision: Precision) -> torch.dtype:
+    """Return the torch dtype of a precision."""
+    import torch
+
+    return {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
