@@ -1,0 +1,108 @@
+"""Check a snapshot folder of the Hub cache: every file is in the cache, and has the content its commit gives it.
+
+In that cache `snapshots/<commit>/<name>` links to `blobs/<etag>`, and the etag is the content's hash: git's SHA-1 of
+the blob, or the SHA-256 of a file kept by LFS. huggingface_hub follows the links and never hashes again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TypeAlias
+
+from pytest_mistral_lora.errors import PinError
+
+Listing: TypeAlias = Mapping[str, str | None]
+"""The files of a commit: name to content hash, in hex; None where the source does not give it."""
+
+_HASH = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
+_KEPT_FORMAT = 1
+
+
+def kept_listing(folder: Path) -> Listing | None:
+    """Return the commit's files as huggingface_hub 2 noted them when it fetched; None where it did not.
+
+    Earlier versions keep no such note, and then offline nothing but the blobs' own names can be checked.
+    """
+    try:
+        note = json.loads((folder.parents[1] / "trees" / f"{folder.name}.json").read_text(encoding="utf-8"))
+        if note["format_version"] != _KEPT_FORMAT:
+            return None
+        return {name: entry.get("lfs_sha256") or entry["blob_id"] for name, entry in note["files"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def check_file(file: Path, folder: Path, listing: Listing | None, *, content: bool) -> None:
+    """Check one file of a snapshot.
+
+    Args:
+        file: The file, or a link, below `folder`.
+        folder: The snapshot's folder, `…/snapshots/<commit>`.
+        listing: The commit's files, where known. Without, the file is compared with its blob's name.
+        content: Whether to hash the file; if not, only its link is checked.
+
+    Raises:
+        PinError: If the file leads out of the cache, is not one of the commit's, or has another content.
+    """
+    name = file.relative_to(folder).as_posix()
+    filed_as = _blob_name(file, folder)
+    if listing is not None and name not in listing:
+        raise PinError(f"commit {folder.name} has no such file", place=str(file), next_step="Remove it.")
+    expected = (listing or {}).get(name) or filed_as
+    if expected is None or not _HASH.fullmatch(expected):
+        return  # neither a listing nor a blob: a cache without links, seen offline
+    found = _digest(file, len(expected)) if content else filed_as
+    if found not in (None, expected):
+        raise PinError(
+            f"not the file of commit {folder.name}: hash {found}",
+            place=str(file),
+            expected=expected,
+            next_step=f"Remove it and {file.resolve()}, and fetch again.",
+        )
+
+
+def weight_names(folder: Path) -> list[str]:
+    """Return the safetensors files that the folder's index names; `model.safetensors` where there is no index.
+
+    Raises:
+        PinError: If an index cannot be read.
+    """
+    names: set[str] = set()
+    for index in folder.glob("*.safetensors.index.json"):
+        try:
+            names |= set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise PinError("not an index of safetensors files", place=str(index)) from error
+    return sorted(names) or ["model.safetensors"]
+
+
+def _blob_name(file: Path, folder: Path) -> str | None:
+    """Return the name of the blob that a file links to; None for a file that is not a link (caches on Windows)."""
+    if not file.is_symlink():
+        return None
+    repository = folder.parents[1]
+    # from version 2 on a blob can itself be a link, into a store that all repositories of the cache share
+    stores = ((repository / "blobs").resolve(), (repository.parent / "blobs").resolve())
+    target = file.resolve()
+    if not target.is_file() or not any(target.is_relative_to(store) for store in stores):
+        raise PinError(
+            f"leads out of the cache of its repository, or nowhere: {target}",
+            place=str(file),
+            next_step="Remove it and fetch again.",
+        )
+    return file.readlink().name
+
+
+def _digest(file: Path, hex_digits: int) -> str:
+    """Hash a file as git does, for an expected hash of 40 digits, or with SHA-256."""
+    with file.open("rb") as content:
+        if hex_digits == 64:
+            return hashlib.file_digest(content, "sha256").hexdigest()
+        digest = hashlib.sha1(f"blob {file.stat().st_size}\0".encode(), usedforsecurity=False)
+        while block := content.read(1 << 20):
+            digest.update(block)
+        return digest.hexdigest()
