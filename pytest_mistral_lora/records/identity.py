@@ -1,0 +1,52 @@
+"""What the hashes of a manifest are computed from: a base model's weights, a dataset's files, an adapter's tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from pytest_mistral_lora.checkpoint.base import weight_files
+from pytest_mistral_lora.errors import InputError
+from pytest_mistral_lora.records.hashing import sha256_bytes, sha256_file, sha256_tensors
+
+
+def sha256_files(paths: Sequence[Path]) -> str:
+    """Return the SHA-256 of one file's bytes, or of several files: over their hex digests in order, one a line.
+
+    For several, `sha256sum FILES | cut -d" " -f1 | sha256sum` prints the same.
+
+    Raises:
+        InputError: If a file cannot be read.
+    """
+    digests = [sha256_file(path) for path in paths]
+    return digests[0] if len(digests) == 1 else sha256_bytes("".join(f"{digest}\n" for digest in digests).encode())
+
+
+def base_weights_sha256(folder: Path) -> str:
+    """Return the SHA-256 of a checkpoint's safetensors files, in name order.
+
+    Raises:
+        PinError: If the folder has none.
+    """
+    return sha256_files(weight_files(folder))
+
+
+def base_weights_command(folder: Path) -> str:
+    """Return a shell command that prints what `base_weights_sha256` returns."""
+    several = "" if (folder / "model.safetensors").is_file() else ' | cut -d" " -f1 | sha256sum'
+    return f"sha256sum {folder}/model*.safetensors{several}"
+
+
+def adapter_tensors_sha256(file: Path) -> str:
+    """Return the SHA-256 of an adapter's tensors: blind to the safetensors header, not to any name, shape or value.
+
+    Raises:
+        InputError: If the file is not a safetensors file.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return sha256_tensors(load_file(file))
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"not a safetensors file: {error}", place=str(file)) from error

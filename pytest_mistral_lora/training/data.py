@@ -1,0 +1,261 @@
+"""Rows of a recipe as tensors: read, split, encoded by the recipe's backend, padded into batches."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch.utils.data import Dataset
+
+from pytest_mistral_lora.chat.encoded import IGNORE_INDEX, EncodedRow
+from pytest_mistral_lora.chat.rows import Row, scan_rows
+from pytest_mistral_lora.chat.template import ChatTemplate
+from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
+from pytest_mistral_lora.errors import InputError, RowError, RowsError
+from pytest_mistral_lora.records.hashing import canonical_json, sha256_bytes
+from pytest_mistral_lora.training.recipe import Data, Recipe
+
+_MANY_ROWS = 2000
+"""From here on, encoding takes seconds, and a progress bar is shown on a terminal."""
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """The backend of a run: how a row becomes ids.
+
+    Attributes:
+        backend: `mistral-common` or `chat-template`.
+        tokenizer: The base model's tokenizer.
+    """
+
+    backend: str
+    tokenizer: CheckpointTokenizer
+
+    def encode(self, row: Row) -> EncodedRow:
+        """Encode a row with labels.
+
+        Raises:
+            RowError: If the backend refuses the row, cannot label it, or would take its text for control tokens.
+        """
+        if self.backend == "mistral-common":
+            return self.tokenizer.oracle.encode(row)
+        literals = self._template.control_literals(row)
+        if literals:
+            raise RowError(
+                f"the text spells control tokens ({', '.join(literals)}), which this backend would encode as such",
+                place=row.place,
+                next_step="Change the text, or train with backend: mistral-common.",
+            )
+        encoded: EncodedRow = self._template.encode(row)
+        return encoded
+
+    def prompt(self, row: Row) -> tuple[int, ...]:
+        """Return the ids that the row's last assistant turn follows, as at inference.
+
+        Raises:
+            RowError: If the backend refuses the row or cannot tell where the turn begins.
+        """
+        if self.backend == "mistral-common":
+            return self.tokenizer.oracle.encode_prompt(row)
+        encoded = self.encode(row)
+        spans = [span for span in encoded.spans if span.role == "assistant"]
+        if not spans:
+            raise RowError("the chat template does not say where the assistant's turn begins", place=row.place)
+        return encoded.input_ids[: min(span.start for span in spans if span.turn == spans[-1].turn)]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return ids as text, without control tokens."""
+        if self.backend == "mistral-common":
+            return self.tokenizer.oracle.decode(list(ids))
+        return str(self.tokenizer.fast.decode(list(ids), skip_special_tokens=True))
+
+    def piece(self, token: int) -> str:
+        """Return one token as it is written in the vocabulary."""
+        if self.backend == "mistral-common":
+            return self.tokenizer.oracle.piece(token)
+        return str(self.tokenizer.fast.convert_ids_to_tokens(token))
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids."""
+        return self.tokenizer.oracle.vocab_size if self.backend == "mistral-common" else len(self.tokenizer.fast)
+
+    @property
+    def eos_id(self) -> int:
+        """Id of `</s>`."""
+        return (
+            self.tokenizer.oracle.eos_id if self.backend == "mistral-common" else int(self.tokenizer.fast.eos_token_id)
+        )
+
+    @cached_property
+    def _template(self) -> ChatTemplate:
+        return ChatTemplate(self.tokenizer.fast)
+
+
+@dataclass(frozen=True)
+class Split:
+    """Rows with their encoding, in the same order.
+
+    Attributes:
+        rows: The rows.
+        encoded: What each became.
+    """
+
+    rows: tuple[Row, ...]
+    encoded: tuple[EncodedRow, ...]
+
+    @property
+    def supervised_tokens(self) -> int:
+        """How many tokens carry loss in one pass."""
+        return sum(row.supervised_tokens for row in self.encoded)
+
+
+@dataclass(frozen=True)
+class RunData:
+    """The rows of a run.
+
+    Attributes:
+        train: Trained on.
+        held_out: Never trained on; may be empty.
+    """
+
+    train: Split
+    held_out: Split
+
+
+def load_data(recipe: Recipe, encoder: Encoder) -> RunData:
+    """Read, split and encode the rows of a recipe.
+
+    Raises:
+        RowsError: Naming every row that cannot be used: unreadable, refused by the backend, without a supervised token,
+            or longer than `training.max_length`. No row is dropped or cut.
+        InputError: If a split that the recipe asks for is empty.
+    """
+    errors: list[RowError] = []
+    train_rows, held_rows = split_rows(recipe.data, errors)
+    splits = []
+    for rows in (train_rows, held_rows):
+        splits.append(_encode_all(rows, encoder, recipe.training.max_length, errors))
+    if errors:
+        raise RowsError(errors, place=", ".join(map(str, (*recipe.data.train, *recipe.data.eval))))
+    if not splits[0].rows:
+        raise InputError("no row is left to train on", place="data.train")
+    if recipe.data.held_out and not splits[1].rows:
+        raise InputError(
+            f"{recipe.data.held_out} of {len(train_rows)} rows holds out none",
+            place="data.held_out",
+            expected="a larger fraction, more rows, or eval files",
+        )
+    return RunData(*splits)
+
+
+def split_rows(data: Data, errors: list[RowError]) -> tuple[list[Row], list[Row]]:
+    """Return the training and the held-out rows, in file order; unreadable rows go to `errors`."""
+    rows = list(_readable(data.train, errors))
+    if not data.held_out:
+        return rows, list(_readable(data.eval, errors))
+    sides: tuple[list[Row], list[Row]] = ([], [])
+    for row in rows:
+        sides[is_held_out(row, data.held_out)].append(row)
+    return sides
+
+
+def is_held_out(row: Row, fraction: float) -> bool:
+    """Say on which side of the split a row is: its own content decides, so equal rows are never on both."""
+    digest = sha256_bytes(canonical_json(row.to_json()))
+    return int(digest[:13], 16) / 16**13 < fraction
+
+
+def _readable(paths: Iterable[Path], errors: list[RowError]) -> Iterator[Row]:
+    for path in paths:
+        found = False
+        for item in scan_rows(path):
+            found = True
+            if isinstance(item, RowError):
+                errors.append(item)
+            else:
+                yield item
+        if not found:
+            errors.append(RowError("the file has no rows", place=str(path)))
+
+
+def _encode_all(rows: Sequence[Row], encoder: Encoder, max_length: int, errors: list[RowError]) -> Split:
+    kept: list[tuple[Row, EncodedRow]] = []
+    for row in _with_progress(rows):
+        try:
+            encoded = encoder.encode(row)
+            _check_trainable(encoded, row, max_length)
+            kept.append((row, encoded))
+        except RowError as error:
+            errors.append(error)
+    return Split(tuple(row for row, _ in kept), tuple(encoded for _, encoded in kept))
+
+
+def _check_trainable(encoded: EncodedRow, row: Row, max_length: int) -> None:
+    if encoded.labels is None:
+        raise RowError(
+            "labels are not available: the chat template does not say which tokens are the assistant's",
+            place=row.place,
+            next_step="Train with backend: mistral-common, or mark the template with {% generation %}.",
+        )
+    if not encoded.supervised_tokens:
+        raise RowError("no token is trained on: every assistant message has weight 0", place=row.place)
+    if len(encoded.input_ids) > max_length:
+        raise RowError(
+            f"{len(encoded.input_ids)} tokens",
+            place=row.place,
+            expected=f"at most training.max_length = {max_length}: a cut row would not teach the model to stop",
+        )
+
+
+def _with_progress(rows: Sequence[Row]) -> Iterable[Row]:
+    if len(rows) < _MANY_ROWS or not sys.stderr.isatty():
+        return rows
+    from rich.console import Console
+    from rich.progress import track
+
+    return track(rows, description="Encoding rows", console=Console(stderr=True))
+
+
+class RowDataset(Dataset[dict[str, list[int]]]):
+    """Encoded rows as a map-style dataset of `input_ids` and `labels`, unpadded."""
+
+    def __init__(self, encoded: Sequence[EncodedRow]) -> None:
+        self._encoded = encoded
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        return len(self._encoded)
+
+    def __getitem__(self, index: int) -> dict[str, list[int]]:
+        """Return one row."""
+        row = self._encoded[index]
+        return {"input_ids": list(row.input_ids), "labels": list(row.labels or ())}
+
+
+@dataclass(frozen=True)
+class PadRight:
+    """Collate rows into a batch, padded on the right.
+
+    Labels come from the rows alone: which id pads has no influence on them, even where it is EOS.
+
+    Attributes:
+        pad_id: The id that pads `input_ids`.
+    """
+
+    pad_id: int
+
+    def __call__(self, rows: Sequence[Mapping[str, Sequence[int]]]) -> dict[str, torch.Tensor]:
+        """Return `input_ids`, `attention_mask` and `labels`, each `(batch, length)` int64; padding has label -100."""
+        length = max(len(row["input_ids"]) for row in rows)
+        fill = {"input_ids": self.pad_id, "labels": IGNORE_INDEX, "attention_mask": 0}
+        columns: dict[str, list[list[int]]] = {name: [] for name in fill}
+        for row in rows:
+            known = {**row, "attention_mask": [1] * len(row["input_ids"])}
+            for name, value in fill.items():
+                columns[name].append([*known[name], *[value] * (length - len(known[name]))])
+        return {name: torch.tensor(column, dtype=torch.int64) for name, column in columns.items()}
