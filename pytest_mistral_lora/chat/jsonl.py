@@ -13,7 +13,7 @@ MAX_LINE_BYTES = 64 * 1024 * 1024
 """A longer line is refused unread, so that one bad file cannot fill the memory."""
 
 
-class _Refused(ValueError):
+class _RefusedError(ValueError):
     """A JSON document that parses, but not to one value."""
 
 
@@ -37,13 +37,13 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         seen: set[str] = set()
         for key, _ in pairs:
             if key in seen:
-                raise _Refused(f"the key {key!r} appears twice in one object")
+                raise _RefusedError(f"the key {key!r} appears twice in one object")
             seen.add(key)
     return result
 
 
 def _no_constant(name: str) -> Any:
-    raise _Refused(f"{name} is not a JSON number")
+    raise _RefusedError(f"{name} is not a JSON number")
 
 
 def scan_jsonl(path: Path) -> Iterator[tuple[int, Any] | RowError]:

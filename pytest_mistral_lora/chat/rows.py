@@ -275,7 +275,9 @@ def _check_tool_calls(tool_calls: Any, place: _Place) -> None:
         if isinstance(arguments, str):
             _check_text(arguments, here / "function" / "arguments")
         elif not isinstance(arguments, Mapping | None):
-            raise (here / "function" / "arguments").error(f"is {_kind(arguments)}", "an object, or its JSON as a string")
+            raise (here / "function" / "arguments").error(
+                f"is {_kind(arguments)}", "an object, or its JSON as a string"
+            )
         else:
             _check_json(arguments, here / "function" / "arguments")
 

@@ -1,0 +1,121 @@
+"""What the official generated template writes, predicted from the row: the rules behind the named deviations."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from pytest_mistral_lora.chat.rows import Row, text_of, weight_of
+
+
+def _dumps(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+def tools_as_written(row: Row, version: str) -> list[str]:
+    """Return the JSON of the row's tools, key for key."""
+    return [_dumps(list(row.tools or ()))]
+
+
+def tool_calls_as_written(row: Row, version: str) -> list[str]:
+    """Return the JSON of the tool calls of each turn that has some, with string arguments pasted in."""
+    texts = []
+    for run in _runs(row, "assistant"):
+        calls = [call for message in run for call in message.get("tool_calls") or ()]
+        if calls:
+            texts.append(f"[{', '.join(_call(call, version) for call in calls)}]")
+    return texts
+
+
+def _call(call: Mapping[str, Any], version: str) -> str:
+    arguments = call["function"].get("arguments")
+    pasted = arguments or "{}" if isinstance(arguments, str | None) else _dumps(arguments)
+    text = f'{{"name": "{call["function"]["name"]}", "arguments": {pasted}'
+    return text + ("}" if version == "v2" else f', "id": "{call.get("id")}"}}')
+
+
+def tool_results_as_strings(row: Row, version: str) -> list[str]:
+    """Return the text of each tool result: a JSON string unless it is a plain number, bare from v7 on."""
+    return [_result(message, version) for message in row.messages if message["role"] == "tool"]
+
+
+def _result(message: Mapping[str, Any], version: str) -> str:
+    content = message["content"]
+    text = content if isinstance(content, str) else str([dict(chunk) for chunk in content])
+    if version not in ("v2", "v3"):
+        return text
+    value = _number(text)
+    if version == "v2":
+        return f"[{_dumps({'name': message.get('name'), 'content': value})}]"
+    return _dumps({"content": value, "call_id": message.get("tool_call_id")})
+
+
+def _number(text: str) -> str | int | float:
+    for kind in (int, float):
+        try:
+            if str(kind(text)) == text:
+                return kind(text)
+        except (ValueError, OverflowError):
+            continue
+    return text
+
+
+def weights_equal(row: Row, version: str) -> Row:
+    """Give consecutive assistant messages of unequal weight the same weight."""
+    if all(len({weight_of(message) for message in run}) == 1 for run in _runs(row, "assistant")):
+        return row
+    messages = tuple({key: value for key, value in message.items() if key != "weight"} for message in row.messages)
+    return Row(messages, row.tools, row.place)
+
+
+def empty_messages_dropped(row: Row, version: str) -> Row:
+    """Drop the empty texts among messages and chunks that are joined to one text."""
+    messages: list[Mapping[str, Any]] = []
+    for role, run in itertools.groupby(row.messages, key=lambda message: message["role"]):
+        texts = [_without_empty_chunks(message) for message in run]
+        messages += _spoken(texts) if role in ("user", "assistant") else texts
+    if version in ("v1", "v2", "v3"):
+        messages = _one_prompt(messages)
+    return row if tuple(messages) == row.messages else Row(tuple(messages), row.tools, row.place)
+
+
+def _spoken(run: list[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    said = [message for message in run if text_of(message.get("content")) or message.get("tool_calls")]
+    return said or run[:1]
+
+
+def _one_prompt(messages: list[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Up to v3 all system messages are one text; a list of empty chunks still counts as a part of it."""
+    prompts = [message for message in messages if message["role"] == "system"]
+    kept = [message for message in prompts if message["content"]] or prompts[:1]
+    return [message for message in messages if message["role"] != "system" or any(message is one for one in kept)]
+
+
+def _without_empty_chunks(message: Mapping[str, Any]) -> Mapping[str, Any]:
+    content = message.get("content")
+    if isinstance(content, str | None) or message["role"] == "tool":
+        return message
+    kept = [chunk for chunk in content if chunk["text"]] or content[:1]
+    return message if kept == content else {**message, "content": kept}
+
+
+def system_first(row: Row, version: str) -> Row:
+    """Move system messages to the front where one stands between two user messages."""
+    roles = [message["role"] for message in row.messages]
+    between = any(trio == ("user", "system", "user") for trio in _windows(role for role, _ in itertools.groupby(roles)))
+    if not between:
+        return row
+    ordered = sorted(row.messages, key=lambda message: message["role"] != "system")
+    return Row(tuple(ordered), row.tools, row.place)
+
+
+def _windows(items: Iterator[str]) -> Iterator[tuple[str, ...]]:
+    values = list(items)
+    return zip(values, values[1:], values[2:], strict=False)
+
+
+def _runs(row: Row, role: str) -> list[list[Mapping[str, Any]]]:
+    grouped = itertools.groupby(row.messages, key=lambda message: message["role"])
+    return [list(run) for name, run in grouped if name == role]
