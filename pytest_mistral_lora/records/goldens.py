@@ -1,0 +1,181 @@
+"""Rendering goldens: files that are test cases, recorded from mistral-common and checked for form."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from pytest_mistral_lora.chat.encoded import IGNORE_INDEX, EncodedRow, Span
+from pytest_mistral_lora.chat.rows import Row, parse_row
+from pytest_mistral_lora.errors import InputError, RowError
+from pytest_mistral_lora.records.files import read_json, write_text
+
+SCHEMA_VERSION = 1
+
+
+@cache
+def goldens_folder() -> Path:
+    """Return the folder of the packaged goldens: inside the package in a wheel, beside it in a checkout."""
+    package = Path(__file__).parents[1]
+    installed = package / "goldens"
+    return installed if installed.is_dir() else package.parent / "goldens"
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A row to record goldens from.
+
+    Attributes:
+        name: Name of the case.
+        description: What it is for, in one sentence.
+        row: The chat row.
+        versions: Tokenizer versions that can encode it.
+    """
+
+    name: str
+    description: str
+    row: Row
+    versions: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Golden:
+    """A recorded case.
+
+    Attributes:
+        case: Name of the case.
+        description: What it is for.
+        tokenizer: `file`, `version` and `sha256` of the tokenizer that it was recorded with.
+        recorded_with: Library versions that it was recorded with.
+        row: The chat row.
+        encoded: Its ids, labels and spans.
+        deviations: Named deviations that the official chat template shows on the row.
+        path: The file.
+    """
+
+    case: str
+    description: str
+    tokenizer: Mapping[str, str]
+    recorded_with: Mapping[str, str]
+    row: Row
+    encoded: EncodedRow
+    deviations: tuple[str, ...]
+    path: Path
+
+    def write(self) -> None:
+        """Write the golden to its path, atomically."""
+        write_text(self.path, self.text())
+
+    def text(self) -> str:
+        """Return the file's text; each field stays on one line, so that a diff shows what moved."""
+        data = {
+            "schema_version": SCHEMA_VERSION,
+            "case": self.case,
+            "description": self.description,
+            "tokenizer": dict(self.tokenizer),
+            "recorded_with": dict(self.recorded_with),
+            "row": self.row.to_json(),
+            "input_ids": list(self.encoded.input_ids),
+            "labels": list(self.encoded.labels or ()),
+            "spans": [span.to_json() for span in self.encoded.spans],
+            "deviations": list(self.deviations),
+        }
+        lines = [f"{json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}" for key, value in data.items()]
+        return "{\n  " + ",\n  ".join(lines) + "\n}\n"
+
+
+def packaged_cases() -> list[Case]:
+    """Return the rows that the packaged goldens are recorded from."""
+    path = goldens_folder() / "cases.json"
+    every = ("v1", "v2", "v3", "v7", "v11", "v13", "v15")
+    cases = []
+    for data in read_json(path):
+        since = every.index(data.get("since", "v1"))
+        row = parse_row(data["row"], place=f"{path}, {data['case']}")
+        cases.append(Case(data["case"], data["description"], row, frozenset(every[since:])))
+    return cases
+
+
+def golden_paths(folder: Path) -> list[Path]:
+    """Return the golden files of a folder, by name."""
+    return sorted(folder.glob("*.json"))
+
+
+def load(path: Path) -> Golden:
+    """Load a golden.
+
+    Raises:
+        InputError: If it is not JSON, breaks the schema, or contradicts itself; every violation is named.
+    """
+    data = read_json(path)
+    violations = form_violations(data, path.stem)
+    if violations:
+        raise InputError("not a rendering golden: " + "; ".join(violations), place=str(path))
+    encoded = EncodedRow(tuple(data["input_ids"]), tuple(data["labels"]), tuple(Span(**span) for span in data["spans"]))
+    return Golden(
+        data["case"],
+        data["description"],
+        data["tokenizer"],
+        data["recorded_with"],
+        parse_row(data["row"], place=str(path)),
+        encoded,
+        tuple(data["deviations"]),
+        path,
+    )
+
+
+def form_violations(data: Any, name: str) -> list[str]:
+    """Return what is wrong with the form of a golden: its schema, its row, and that labels and spans agree."""
+    violations = [f"{error.json_path}: {error.message}" for error in _validator().iter_errors(data)]
+    if violations:
+        return violations
+    if data["case"] != name:
+        violations.append(f"$.case: {data['case']!r}, but the file is {name}.json")
+    try:
+        parse_row(data["row"])
+    except RowError as error:
+        violations.append(f"$.row: {error}")
+    return violations + _span_violations(data)
+
+
+def _span_violations(data: Any) -> list[str]:
+    ids, labels, spans = data["input_ids"], data["labels"], data["spans"]
+    edges = [0, *(span["end"] for span in spans)]
+    if edges[:-1] != [span["start"] for span in spans] or edges[-1] != len(ids) or sorted(set(edges)) != edges:
+        return ["$.spans: they do not partition input_ids in order"]
+    expected = [
+        token if span["supervised"] else IGNORE_INDEX for span in spans for token in ids[span["start"] : span["end"]]
+    ]
+    if labels != expected:
+        at = next((n for n, pair in enumerate(zip(labels, expected, strict=False)) if pair[0] != pair[1]), len(ids))
+        return [f"$.labels: differ from what the spans say, first at token {at}"]
+    return []
+
+
+@cache
+def _validator() -> Any:
+    from jsonschema import Draft202012Validator
+
+    return Draft202012Validator(read_json(goldens_folder() / "golden.schema.json"))
+
+
+def library_versions() -> dict[str, str]:
+    """Return the versions of the libraries that decide ids."""
+    return {name: version(name) for name in ("mistral-common", "transformers", "tokenizers")}
+
+
+def check_case_name(name: str, *, place: str = "") -> str:
+    """Return a case name that is safe as a file name.
+
+    Raises:
+        InputError: If it could leave its folder or is not portable.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
+        raise InputError(f"case name {name!r}", place=place, expected="letters, digits, dots, dashes and underscores")
+    return name
