@@ -306,6 +306,22 @@ def test_a_tokenizer_of_another_commit_is_refused(place: Place, offline: bool) -
         assert sha256(shipped_tokenizer("spm-v2").read_bytes()) in answer["found"]
 
 
+def test_the_endpoint_is_believed_before_the_notes_in_the_cache(place: Place, model_files: dict[str, bytes]) -> None:
+    place.fetch(place.new)
+    file = place.fetch(place.old) / TOKENIZER
+    other = (place.snapshot(place.new) / TOKENIZER).resolve()
+    relink(file, other)
+    for notes in (place.cache / "trees").glob(f"{place.old}.json"):
+        notes.write_text(notes.read_text().replace(sha256(model_files[TOKENIZER]), other.name))
+    assert place.resolve(place.old)["place"] == str(file)
+
+
+def test_a_commit_that_the_repository_does_not_have_is_not_served_from_the_cache(place: Place) -> None:
+    place.fetch(place.old)
+    del place.repository.commits[place.old]
+    assert place.resolve(place.old)["found"] == f"{REPO} has no commit {place.old}"
+
+
 def test_a_file_that_leads_out_of_the_cache_is_refused(place: Place, model_files: dict[str, bytes]) -> None:
     file = place.fetch(place.old) / TOKENIZER
     outside = place.home / sha256(model_files[TOKENIZER])
