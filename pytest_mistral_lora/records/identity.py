@@ -1,13 +1,14 @@
-"""What the hashes of a manifest are computed from: a base model's weights, a dataset's files, an adapter's tensors."""
+"""What the hashes of a manifest are computed from: base weights, data files, adapter tensors; and the split."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
+from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.checkpoint.base import weight_files
 from pytest_mistral_lora.errors import InputError
-from pytest_mistral_lora.records.hashing import sha256_bytes, sha256_file, sha256_tensors
+from pytest_mistral_lora.records.hashing import canonical_json, sha256_bytes, sha256_file, sha256_tensors
 
 
 def sha256_files(paths: Sequence[Path]) -> str:
@@ -50,3 +51,9 @@ def adapter_tensors_sha256(file: Path) -> str:
         return sha256_tensors(load_file(file))
     except (OSError, SafetensorError) as error:
         raise InputError(f"not a safetensors file: {error}", place=str(file)) from error
+
+
+def is_held_out(row: Row, fraction: float) -> bool:
+    """Say on which side of a split a row is: its own content decides, so equal rows are never on both sides."""
+    digest = sha256_bytes(canonical_json(row.to_json()))
+    return int(digest[:13], 16) / 16**13 < fraction

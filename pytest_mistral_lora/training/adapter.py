@@ -78,6 +78,15 @@ def adapter_tensors(model: Any, state: Mapping[str, torch.Tensor] | None = None)
     return {name: tensors[name].detach().to("cpu", copy=True).contiguous() for name in sorted(tensors)}
 
 
+def base_tensors(model: Any) -> dict[str, torch.Tensor]:
+    """Return the base model's own tensors under the names of its checkpoint; not copies."""
+    return {
+        name.removeprefix(_PREFIX).replace(".base_layer.", "."): tensor
+        for name, tensor in model.state_dict().items()
+        if ".lora_" not in name
+    }
+
+
 def expected_names(layers: Sequence[str]) -> set[str]:
     """Return the tensor names that an adapter on these layers has: two for each layer."""
     return {f"{_PREFIX}{layer}.lora_{side}.weight" for layer in layers for side in "AB"}

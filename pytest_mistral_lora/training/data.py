@@ -16,7 +16,7 @@ from pytest_mistral_lora.chat.rows import Row, scan_rows
 from pytest_mistral_lora.chat.template import ChatTemplate
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.errors import InputError, RowError, RowsError
-from pytest_mistral_lora.records.hashing import canonical_json, sha256_bytes
+from pytest_mistral_lora.records.identity import is_held_out
 from pytest_mistral_lora.training.recipe import Data, Recipe
 
 _MANY_ROWS = 2000
@@ -43,14 +43,14 @@ class Encoder:
         """
         if self.backend == "mistral-common":
             return self.tokenizer.oracle.encode(row)
-        literals = self._template.control_literals(row)
+        literals = self.template.control_literals(row)
         if literals:
             raise RowError(
                 f"the text spells control tokens ({', '.join(literals)}), which this backend would encode as such",
                 place=row.place,
                 next_step="Change the text, or train with backend: mistral-common.",
             )
-        encoded: EncodedRow = self._template.encode(row)
+        encoded: EncodedRow = self.template.encode(row)
         return encoded
 
     def prompt(self, row: Row) -> tuple[int, ...]:
@@ -92,7 +92,8 @@ class Encoder:
         )
 
     @cached_property
-    def _template(self) -> ChatTemplate:
+    def template(self) -> ChatTemplate:
+        """The chat template of the backend `chat-template`."""
         return ChatTemplate(self.tokenizer.fast)
 
 
@@ -162,12 +163,6 @@ def split_rows(data: Data, errors: list[RowError]) -> tuple[list[Row], list[Row]
     for row in rows:
         sides[is_held_out(row, data.held_out)].append(row)
     return sides
-
-
-def is_held_out(row: Row, fraction: float) -> bool:
-    """Say on which side of the split a row is: its own content decides, so equal rows are never on both."""
-    digest = sha256_bytes(canonical_json(row.to_json()))
-    return int(digest[:13], 16) / 16**13 < fraction
 
 
 def _readable(paths: Iterable[Path], errors: list[RowError]) -> Iterator[Row]:

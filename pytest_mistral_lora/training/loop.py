@@ -1,4 +1,4 @@
-"""The training loop: transformers' Trainer, with the loss of a whole optimizer step and a stop at non-finite numbers."""
+"""The training loop: transformers' Trainer, with the loss of a whole step and a stop at non-finite numbers."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class LoraTrainer(Trainer):  # type: ignore[misc]
         if not torch.isfinite(loss):
             raise TrainingError(
                 f"the loss is {loss.item()} at step {self.state.global_step + 1}",
-                next_step="Nothing is saved. Lower training.learning_rate, or use precision: fp32; check the base's weights.",
+                next_step="Nothing is saved. Lower training.learning_rate, use precision: fp32, check the base.",
             )
         # the devices' gradients are averaged afterwards, and num_items_in_batch counts all devices' tokens
         return loss * self.accelerator.num_processes
@@ -161,6 +161,11 @@ def precision_of(training: Training) -> Any:
     return "bf16" if on_gpu(training) and torch.cuda.is_bf16_supported() else "fp32"
 
 
+def device_count() -> int:
+    """Return the number of processes that a launcher started for this run."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def _arguments(training: Training, has_held_out: bool, work: Path, progress: bool) -> TrainingArguments:
     arguments = TrainingArguments(
         output_dir=str(work),
@@ -182,6 +187,7 @@ def _arguments(training: Training, has_held_out: bool, work: Path, progress: boo
         logging_steps=training.logging_steps,
         logging_first_step=True,
         logging_nan_inf_filter=False,
+        eval_on_start=has_held_out,
         eval_strategy="steps" if has_held_out and training.eval_steps else "no",
         eval_steps=training.eval_steps,
         save_strategy="steps",
@@ -205,13 +211,13 @@ def _warms_to_constant(training: Training) -> bool:
 
 def _accumulation(training: Training) -> int:
     """Return the micro-batches of one device in one optimizer step."""
-    devices = int(os.environ.get("WORLD_SIZE", "1"))
+    devices = device_count()
     steps, rest = divmod(training.batch_size, training.micro_batch_size * devices)
     if rest:
         raise RecipeError(
             f"{training.batch_size} rows over {devices} devices in micro-batches of {training.micro_batch_size}",
             place="training.batch_size",
-            expected="a multiple of micro_batch_size × devices",
+            expected="a multiple of micro_batch_size times devices",
         )
     return steps
 

@@ -13,6 +13,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    PrivateAttr,
     StrictBool,
     StrictInt,
     ValidationError,
@@ -54,15 +55,19 @@ def _from_recipe(path: Path, info: ValidationInfo) -> Path:
 class Base(_Section):
     """The base model: a Hub repository at a commit, or a local folder with the hash of its weights."""
 
-    repo: str | None = Field(None, description="Hub repository, `owner/name`.", pattern=r"^[^/\s]+/[^/\s]+$")
-    revision: str | None = Field(None, description="Commit of the repository: 40 hex digits; no branch, no tag.")
-    path: Path | None = Field(None, description="Local checkpoint folder, relative to the recipe.")
+    repo: str | None = Field(default=None, description="Hub repository, `owner/name`.", pattern=r"^[^/\s]+/[^/\s]+$")
+    revision: str | None = Field(
+        default=None, description="Commit of the repository: 40 hex digits; no branch, no tag."
+    )
+    path: Path | None = Field(default=None, description="Local checkpoint folder, relative to the recipe.")
     weights_sha256: str | None = Field(
-        None,
+        default=None,
         description="SHA-256 of the local weights: of model.safetensors, or of its shards' digests, one a line.",
         pattern=_HEX64,
     )
-    name: str | None = Field(None, description="What manifest and adapter call a local base; default: its path here.")
+    name: str | None = Field(
+        default=None, description="What manifest and adapter call a local base; default: its path here."
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -117,9 +122,9 @@ class Data(_Section):
     """The rows: chat JSONL files, and which of them are held out."""
 
     train: tuple[Path, ...] = Field(description="Chat JSONL files, in order.", min_length=1)
-    eval: tuple[Path, ...] = Field((), description="Chat JSONL files that are never trained on.")
+    eval: tuple[Path, ...] = Field(default=(), description="Chat JSONL files that are never trained on.")
     held_out: _Number = Field(
-        0.0,
+        default=0.0,
         description="Fraction of the training rows to hold out, from 0 to below 1; each row's own hash decides, so a "
         "row never changes sides when others come or go.",
         ge=0,
@@ -141,17 +146,19 @@ class Data(_Section):
 class Lora(_Section):
     """The adapter."""
 
-    r: _Positive = Field(16, description="Rank of each pair of matrices.")
+    r: _Positive = Field(default=16, description="Rank of each pair of matrices.")
     alpha: _Number = Field(
-        32.0, description="Scale: the update counts alpha / r, or alpha / sqrt(r) with rslora.", gt=0
+        default=32.0, description="Scale: the update counts alpha / r, or alpha / sqrt(r) with rslora.", gt=0
     )
     dropout: _Number = Field(
-        0.0, description="Probability that an input of an adapter is zeroed in training.", ge=0, lt=1
+        default=0.0, description="Probability that an input of an adapter is zeroed in training.", ge=0, lt=1
     )
     target_modules: tuple[str, ...] = Field(
-        PROJECTIONS, description="Linear layers to adapt, by last name; each must be in every layer.", min_length=1
+        default=PROJECTIONS,
+        description="Linear layers to adapt, by last name; each must be in every layer.",
+        min_length=1,
     )
-    rslora: StrictBool = Field(False, description="Whether to scale by 1 / sqrt(r) (rank-stabilised LoRA).")
+    rslora: StrictBool = Field(default=False, description="Whether to scale by 1 / sqrt(r) (rank-stabilised LoRA).")
 
     @field_validator("target_modules")
     @classmethod
@@ -164,27 +171,40 @@ class Lora(_Section):
 class Training(_Section):
     """The optimisation."""
 
-    steps: _Positive | None = Field(None, description="Optimizer steps; give this or epochs.")
-    epochs: _Number | None = Field(None, description="Passes over the training rows; give this or steps.", gt=0)
-    learning_rate: _Number = Field(2e-4, description="Peak learning rate of AdamW.", ge=0)
-    schedule: Literal["constant", "linear", "cosine"] = Field("cosine", description="Learning rate after the warm-up.")
-    warmup_steps: _NonNegative = Field(0, description="Steps over which the learning rate rises from 0.")
-    batch_size: _Positive = Field(8, description="Rows in an optimizer step, over all devices.")
-    micro_batch_size: _Positive = Field(1, description="Rows in one forward pass on one device.")
-    max_length: _Positive = Field(4096, description="Tokens in the longest row; a longer one is an error, never cut.")
-    weight_decay: _Number = Field(0.0, description="AdamW's decoupled weight decay, per step and learning rate.", ge=0)
-    max_grad_norm: _Number = Field(1.0, description="Gradients are scaled down to this L2 norm; 0 leaves them.", ge=0)
-    seed: _NonNegative = Field(0, description="Seed of the adapter's initial values and of dropout.")
-    order_seed: _NonNegative | None = Field(None, description="Seed of the order of the rows; default: seed.")
-    precision: Literal["fp32", "bf16", "auto"] = Field(
-        "auto", description="dtype of the base model; auto: bf16 where a GPU has it, else fp32. The adapter is fp32."
+    steps: _Positive | None = Field(default=None, description="Optimizer steps; give this or epochs.")
+    epochs: _Number | None = Field(default=None, description="Passes over the training rows; give this or steps.", gt=0)
+    learning_rate: _Number = Field(default=2e-4, description="Peak learning rate of AdamW.", ge=0)
+    schedule: Literal["constant", "linear", "cosine"] = Field(
+        default="cosine", description="Learning rate after the warm-up."
     )
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where the model runs.")
-    activation_checkpointing: StrictBool = Field(False, description="Compute activations twice to keep fewer of them.")
-    logging_steps: _Positive = Field(10, description="Optimizer steps between two lines of the log.")
-    eval_steps: _Positive | None = Field(None, description="Steps between two held-out losses; default: only the end.")
+    warmup_steps: _NonNegative = Field(default=0, description="Steps over which the learning rate rises from 0.")
+    batch_size: _Positive = Field(default=8, description="Rows in an optimizer step, over all devices.")
+    micro_batch_size: _Positive = Field(default=1, description="Rows in one forward pass on one device.")
+    max_length: _Positive = Field(
+        default=4096, description="Tokens in the longest row; a longer one is an error, never cut."
+    )
+    weight_decay: _Number = Field(
+        default=0.0, description="AdamW's decoupled weight decay, per step and learning rate.", ge=0
+    )
+    max_grad_norm: _Number = Field(
+        default=1.0, description="Gradients are scaled down to this L2 norm; 0 leaves them.", ge=0
+    )
+    seed: _NonNegative = Field(default=0, description="Seed of the adapter's initial values and of dropout.")
+    order_seed: _NonNegative | None = Field(default=None, description="Seed of the order of the rows; default: seed.")
+    precision: Literal["fp32", "bf16", "auto"] = Field(
+        default="auto",
+        description="dtype of the base model; auto: bf16 where a GPU has it, else fp32. The adapter is fp32.",
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="Where the model runs.")
+    activation_checkpointing: StrictBool = Field(
+        default=False, description="Compute activations twice to keep fewer of them."
+    )
+    logging_steps: _Positive = Field(default=10, description="Optimizer steps between two lines of the log.")
+    eval_steps: _Positive | None = Field(
+        default=None, description="Steps between two held-out losses; default: only the end."
+    )
     checkpoint_steps: _Positive = Field(
-        100, description="Steps between two checkpoints that a killed run resumes from."
+        default=100, description="Steps between two checkpoints that a killed run resumes from."
     )
 
     @model_validator(mode="after")
@@ -202,9 +222,10 @@ class Evaluation(_Section):
     """What is measured after training, beside the held-out loss."""
 
     generations: _NonNegative = Field(
-        0, description="Held-out rows (training rows, if none) whose last turn is generated greedily and compared."
+        default=0,
+        description="Held-out rows (training rows, if none) whose last turn is generated greedily and compared.",
     )
-    max_new_tokens: _Positive = Field(256, description="Longest generation, in tokens.")
+    max_new_tokens: _Positive = Field(default=256, description="Longest generation, in tokens.")
 
 
 class Recipe(_Section):
@@ -213,9 +234,11 @@ class Recipe(_Section):
     json_schema: ClassVar[dict[str, Any]]
     """The JSON Schema of a recipe, for editors."""
 
+    _folder: Path = PrivateAttr(default_factory=Path)
+
     base: Base = Field(description="The base model.")
     backend: Literal["mistral-common", "chat-template"] = Field(
-        "mistral-common", description="How a row becomes ids: Mistral's own tokenization, or the chat template."
+        default="mistral-common", description="How a row becomes ids: Mistral's own tokenization, or the chat template."
     )
     data: Data = Field(description="The rows.")
     lora: Lora = Field(default_factory=Lora, description="The adapter.")
@@ -227,6 +250,20 @@ class Recipe(_Section):
     @classmethod
     def _beside_recipe(cls, value: Path, info: ValidationInfo) -> Path:
         return _from_recipe(value, info)
+
+    def path_as_written(self, path: Path) -> str:
+        """Return a path of this recipe relative to the recipe's folder, where it is below it."""
+        return (path.relative_to(self._folder) if path.is_relative_to(self._folder) else path).as_posix()
+
+    def as_written(self) -> dict[str, Any]:
+        """Return the recipe as plain JSON data that makes the same recipe beside the same files."""
+        data = self.model_dump(mode="json", exclude_none=True)
+        data["output"] = self.path_as_written(self.output)
+        for name in ("train", "eval"):
+            data["data"][name] = [self.path_as_written(path) for path in getattr(self.data, name)]
+        if self.base.path:
+            data["base"]["path"] = self.path_as_written(self.base.path)
+        return data
 
 
 Recipe.json_schema = Recipe.model_json_schema()
@@ -264,9 +301,11 @@ def parse_recipe(data: Any, *, folder: Path | None = None, place: str = "recipe"
             f"is a {type(data).__name__}", place=place, expected="a mapping with base, data, training, output"
         )
     try:
-        return Recipe.model_validate(data, context={"folder": folder or Path()})
+        recipe = Recipe.model_validate(data, context={"folder": folder or Path()})
     except ValidationError as error:
         raise _refusal(error, place) from error
+    recipe._folder = folder or Path()
+    return recipe
 
 
 def _refusal(error: ValidationError, place: str) -> RecipeError:

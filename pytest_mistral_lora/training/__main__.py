@@ -1,0 +1,39 @@
+"""Train a recipe: `python -m pytest_mistral_lora.training recipe.yaml`, or the same after `accelerate launch -m`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from pytest_mistral_lora.errors import EXIT_OK, MistralLoraError
+from pytest_mistral_lora.training.failure import exit_code, is_out_of_memory
+from pytest_mistral_lora.training.recipe import load_recipe
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code (0, 1 failed, 2 bad input, 3 out of memory, 130 interrupted)."""
+    parser = argparse.ArgumentParser(prog="python -m pytest_mistral_lora.training", description="Train a recipe.")
+    parser.add_argument("recipe", type=Path, help="recipe.yaml")
+    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint of a killed run")
+    given = parser.parse_args(arguments)
+    try:
+        recipe = load_recipe(given.recipe)
+        from pytest_mistral_lora.training.run import train
+
+        result = train(recipe, resume=given.resume, progress=sys.stderr.isatty())
+    except (MistralLoraError, KeyboardInterrupt, MemoryError) as error:
+        sys.stderr.write(f"error: {error or 'interrupted'}\n")
+        return exit_code(error)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        sys.stderr.write(f"error: out of memory: {error}\n")
+        return exit_code(error)
+    sys.stdout.write(f"{result.output}\n")
+    return EXIT_OK
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,240 @@
+"""One run from a recipe to a finished folder, or to a `failure.json` that says why there is none."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pytest_mistral_lora.checkpoint.base import load_base, require_trainable
+from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
+from pytest_mistral_lora.errors import InputError, PinError, RecipeError
+from pytest_mistral_lora.records.files import read_json, write_json
+from pytest_mistral_lora.records.hashing import canonical_json, sha256_bytes, sha256_ids
+from pytest_mistral_lora.records.identity import base_weights_command, base_weights_sha256
+from pytest_mistral_lora.training.adapter import adapted_layers, adapter_tensors, attach_adapter
+from pytest_mistral_lora.training.data import Encoder, RunData, load_data
+from pytest_mistral_lora.training.facts import evaluation_facts, run_facts, training_facts
+from pytest_mistral_lora.training.failure import leave_failure
+from pytest_mistral_lora.training.loop import LoraTrainer, device_count, make_trainer, on_gpu, precision_of
+from pytest_mistral_lora.training.recipe import Base, Recipe
+from pytest_mistral_lora.training.save import Adapter, write_run
+from pytest_mistral_lora.training.smoke import Completion, Probe, generate, probe
+
+_PROBED_ROWS = 8
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a finished run left, on disk and in memory.
+
+    Attributes:
+        output: The adapter folder.
+        manifest: Its manifest.
+        log: The training log: one mapping a line, with `step` and `loss` or `eval_loss` (nats a supervised token).
+        adapter: The adapter's tensors before and after.
+        probe: Teacher-forced logits of the first training rows, of the model in memory.
+        completions: What the model in memory generated, as the recipe's `evaluation` asked for.
+        model: The trained model in memory (PEFT).
+        encoder: The backend.
+        data: The encoded rows.
+        base_folder: The base checkpoint on disk.
+    """
+
+    output: Path
+    manifest: Mapping[str, Any]
+    log: Sequence[Mapping[str, Any]]
+    adapter: Adapter
+    probe: Probe
+    completions: Sequence[Completion]
+    model: Any
+    encoder: Encoder
+    data: RunData
+    base_folder: Path
+
+
+def train(recipe: Recipe, *, resume: bool = False, progress: bool = False) -> RunResult:
+    """Train a recipe's adapter and write its folder.
+
+    Checkpoints, and `failure.json` if the run fails, are in the folder `work_folder(recipe)` beside the output; a
+    finished run removes it.
+
+    Args:
+        recipe: What to train.
+        resume: Go on from the last checkpoint of a killed run, if there is one.
+        progress: Whether to show a progress bar on the terminal.
+
+    Raises:
+        InputError: If recipe, rows, base or an existing output do not allow the run.
+        TrainingError: If the run must not go on; nothing is saved.
+    """
+    work = work_folder(recipe)
+    try:
+        run = _Run.prepare(recipe)
+        checkpoint = _checkpoint(work, run.identity, resume)
+        return run.train(work, checkpoint, progress)
+    except BaseException as error:
+        leave_failure(work, error)
+        raise
+
+
+def work_folder(recipe: Recipe) -> Path:
+    """Return the folder for checkpoints and `failure.json`: `OUTPUT.work`, beside the output."""
+    return recipe.output.with_name(f"{recipe.output.name}.work")
+
+
+def resolve_base(base: Base) -> Path:
+    """Return the base checkpoint's folder, its pin checked.
+
+    Raises:
+        PinError: If it is not there, or its weights are not the pinned ones.
+    """
+    if base.path is None:
+        from pytest_mistral_lora.checkpoint.pins import resolve
+
+        return resolve(str(base.repo), str(base.revision), weights=True)
+    found = base_weights_sha256(base.path)
+    if found != base.weights_sha256:
+        raise PinError(
+            f"the weights of {base.path} have SHA-256 {found}",
+            place="base.weights_sha256",
+            expected=str(base.weights_sha256),
+            next_step=f"Pin these weights or restore those; the hash is printed by: {base_weights_command(base.path)}",
+        )
+    return base.path
+
+
+@dataclass(frozen=True)
+class _Run:
+    """A recipe whose base, rows and layers are checked; no weight is loaded yet."""
+
+    recipe: Recipe
+    base: Path
+    config: Mapping[str, Any]
+    encoder: Encoder
+    layers: Sequence[str]
+    data: RunData
+
+    @classmethod
+    def prepare(cls, recipe: Recipe) -> _Run:
+        if recipe.output.exists():
+            raise InputError("exists already", place=str(recipe.output), next_step="Remove it or name another output.")
+        on_gpu(recipe.training)
+        base = resolve_base(recipe.base)
+        config = require_trainable(base)
+        layers = adapted_layers(base, recipe.lora.target_modules)
+        encoder = Encoder(recipe.backend, CheckpointTokenizer(base))
+        if encoder.vocab_size > config["vocab_size"]:
+            raise RecipeError(
+                f"the tokenizer has {encoder.vocab_size} ids, the model {config['vocab_size']}", place=str(base)
+            )
+        return cls(recipe, base, config, encoder, layers, load_data(recipe, encoder))
+
+    @property
+    def identity(self) -> str:
+        """What must be the same for a run to go on from a checkpoint."""
+        recipe = self.recipe.model_dump(mode="json", exclude={"output", "evaluation"})
+        ids = sha256_ids(row.input_ids for split in (self.data.train, self.data.held_out) for row in split.encoded)
+        return sha256_bytes(canonical_json({"recipe": recipe, "ids": ids, "devices": device_count()}))
+
+    def train(self, work: Path, checkpoint: Path | None, progress: bool) -> RunResult:
+        training = self.recipe.training
+        model = load_base(self.base, precision_of(training), _device(on_gpu(training)))
+        model = attach_adapter(model, self.recipe.lora, self.layers, seed=training.seed)
+        initial = adapter_tensors(model)
+        trainer = make_trainer(
+            model,
+            training,
+            self.data.train.encoded,
+            self.data.held_out.encoded,
+            pad_id=self._pad_id,
+            work=work,
+            progress=progress,
+        )
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        if self.data.held_out.rows:
+            trainer.evaluate()
+        return self._finish(trainer, model, initial, work, checkpoint)
+
+    @property
+    def _pad_id(self) -> int:
+        """The base's padding id, or BOS: a padded position is masked and has no label, so its id changes nothing."""
+        pad = self.config.get("pad_token_id")
+        return int(pad if pad is not None else self.data.train.encoded[0].input_ids[0])
+
+    def _finish(
+        self, trainer: LoraTrainer, model: Any, initial: Any, work: Path, checkpoint: Path | None
+    ) -> RunResult:  # fmt: skip
+        tensors = adapter_tensors(model, trainer.accelerator.get_state_dict(trainer.model_wrapped))
+        adapter = Adapter(tensors, initial, self.layers, model.peft_config["default"])
+        first = self.data.train
+        completions = self._generations(model)
+        result = probe(model, first.encoded[:_PROBED_ROWS])
+        log = [line for line in trainer.state.log_history if "loss" in line or "eval_loss" in line]
+        manifest: Mapping[str, Any] = {}
+        if trainer.accelerator.is_main_process:
+            facts = run_facts(
+                self.recipe,
+                self.base,
+                self.data,
+                training_facts(
+                    self.recipe.training, self.config, trainer.state, _step(checkpoint) if checkpoint else None
+                ),
+                evaluation_facts(log, completions),
+            )
+            manifest = write_run(
+                self.recipe.output,
+                adapter,
+                encoder=self.encoder,
+                base_folder=self.base,
+                first_row=(first.rows[0], first.encoded[0]),
+                log=log,
+                facts=facts,
+                recipe=self.recipe.as_written(),
+            )
+            shutil.rmtree(work, ignore_errors=True)
+        trainer.accelerator.wait_for_everyone()
+        return RunResult(
+            self.recipe.output, manifest, log, adapter, result, completions, model, self.encoder, self.data, self.base
+        )
+
+    def _generations(self, model: Any) -> list[Completion]:
+        rows = (self.data.held_out.rows or self.data.train.rows)[: self.recipe.evaluation.generations]
+        return generate(model, self.encoder, rows, max_new_tokens=self.recipe.evaluation.max_new_tokens)
+
+
+def _device(gpu: bool) -> str:
+    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if gpu else "cpu"
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("-")[2])
+
+
+def _checkpoint(work: Path, identity: str, resume: bool) -> Path | None:
+    """Return the last whole checkpoint of the same run, or None; prepare the work folder.
+
+    Raises:
+        InputError: If there are checkpoints that this run was not asked to go on from, or of another run.
+    """
+    # transformers writes trainer_state.json last, so a checkpoint that has it is whole
+    found = sorted((path.parent for path in work.glob("checkpoint-*/trainer_state.json")), key=_step)
+    note = work / "run.json"
+    if found and not resume:
+        raise InputError(
+            f"an unfinished run is there, at step {_step(found[-1])}",
+            place=str(work),
+            next_step="Go on from it with --resume, or remove the folder.",
+        )
+    if found and read_json(note) != {"identity": identity}:
+        raise InputError(
+            "the unfinished run there was of another recipe, data or number of devices",
+            place=str(work),
+            next_step="Restore them, or remove the folder.",
+        )
+    work.mkdir(parents=True, exist_ok=True)
+    write_json(note, {"identity": identity})
+    return found[-1] if found else None

@@ -1,0 +1,192 @@
+"""Save an adapter that is sound, with everything that says what it is; whole or not at all."""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from pytest_mistral_lora.chat.encoded import EncodedRow
+from pytest_mistral_lora.chat.rows import Row
+from pytest_mistral_lora.checkpoint.tokenizers import TOKENIZER_JSON, oracle_file
+from pytest_mistral_lora.errors import TrainingError
+from pytest_mistral_lora.records.decision import DECISION, decision_text
+from pytest_mistral_lora.records.files import finished_folder, read_json, write_json, write_text
+from pytest_mistral_lora.records.hashing import sha256_file, sha256_tensors
+from pytest_mistral_lora.records.manifest import MANIFEST, build
+from pytest_mistral_lora.training.adapter import expected_names
+from pytest_mistral_lora.training.data import Encoder
+
+TEMPLATE = "chat_template.jinja"
+LOG = "training_log.jsonl"
+RENDERED = "rendered_row.json"
+_COMPANIONS = (TOKENIZER_JSON, "tokenizer_config.json", "special_tokens_map.json")
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A trained adapter in memory.
+
+    Attributes:
+        tensors: Its tensors by the names of the file, float32 on the CPU.
+        initial: The same before the first step.
+        layers: The adapted layers, by dotted name.
+        config: PEFT's configuration of it.
+    """
+
+    tensors: Mapping[str, torch.Tensor]
+    initial: Mapping[str, torch.Tensor]
+    layers: Sequence[str]
+    config: Any
+
+
+def check_adapter(adapter: Adapter) -> None:
+    """Refuse an adapter that would do nothing, or harm.
+
+    Raises:
+        TrainingError: If a tensor is missing, is not LoRA's, is not float32 or not finite, or if a layer did not move.
+    """
+    expected = expected_names(adapter.layers)
+    odd = sorted(adapter.tensors.keys() ^ expected)
+    if odd:
+        raise TrainingError(f"{odd[0]} is {'missing' if odd[0] in expected else 'not a tensor of the adapter'}")
+    for name, tensor in adapter.tensors.items():
+        if tensor.dtype != torch.float32:
+            raise TrainingError(f"{name} is {tensor.dtype}", expected="float32")
+        if not torch.isfinite(tensor).all():
+            raise TrainingError(f"{name} is not finite", next_step="Nothing is saved. Lower the learning rate.")
+        if ".lora_B." in name and (not tensor.any() or torch.equal(tensor, adapter.initial[name])):
+            raise TrainingError(
+                f"{name} did not move: this layer learned nothing",
+                next_step="Nothing is saved. Check training.learning_rate and steps.",
+            )
+
+
+def write_adapter(folder: Path, adapter: Adapter, *, base: str, revision: str | None) -> None:
+    """Write `adapter_model.safetensors` and `adapter_config.json`, the same bytes for the same adapter.
+
+    Args:
+        folder: An existing folder.
+        adapter: The adapter.
+        base: What the configuration calls the base.
+        revision: The base's commit, or None for a local base.
+    """
+    weights = folder / "adapter_model.safetensors"
+    save_file(dict(adapter.tensors), weights, metadata={"format": "pt"})
+    weights.chmod(0o644)  # safetensors makes it private
+    config = copy.copy(adapter.config)
+    config.base_model_name_or_path, config.revision, config.inference_mode = base, revision, True
+    config.save_pretrained(folder)
+    file = folder / "adapter_config.json"
+    data = read_json(file)
+    # PEFT writes the list of a set, in an order that changes from process to process
+    write_json(file, {key: sorted(data[key]) if key == "target_modules" else data[key] for key in sorted(data)})
+
+
+def write_run(
+    output: Path,
+    adapter: Adapter,
+    *,
+    encoder: Encoder,
+    base_folder: Path,
+    first_row: tuple[Row, EncodedRow],
+    log: Iterable[Mapping[str, Any]],
+    facts: Mapping[str, Any],
+    recipe: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Write the folder of a finished run and return its manifest.
+
+    Args:
+        output: The folder to make.
+        adapter: The trained adapter; it is checked first.
+        encoder: The backend of the run.
+        base_folder: The base checkpoint, whose tokenizer files are copied.
+        first_row: A training row, to be rendered token by token.
+        log: Lines of the training log.
+        facts: The parts of the manifest that do not come from the folder.
+        recipe: The recipe as plain JSON data.
+
+    Raises:
+        TrainingError: If the adapter is not sound; then nothing is written.
+        InputError: If `output` exists.
+    """
+    check_adapter(adapter)
+    with finished_folder(output) as folder:
+        write_adapter(folder, adapter, base=facts["base"], revision=facts["revision"])
+        parts = {**facts, "kind": "adapter", "lora": {**facts["lora"], **_measured(adapter)}}
+        parts["tokenizer"] = _write_tokenizer(folder, encoder, base_folder)
+        parts["template"] = _write_template(folder, encoder, base_folder)
+        write_json(folder / RENDERED, _rendered(encoder, *first_row))
+        write_text(folder / LOG, "".join(json.dumps(line, allow_nan=False) + "\n" for line in log))
+        write_text(folder / DECISION, decision_text(parts, recipe))
+        manifest = build(**parts, files=_listing(folder))
+        write_json(folder / MANIFEST, manifest)
+    return manifest
+
+
+def _measured(adapter: Adapter) -> dict[str, Any]:
+    return {
+        "layers": len(adapter.layers),
+        "parameters": sum(tensor.numel() for tensor in adapter.tensors.values()),
+        "tensors_sha256": sha256_tensors(adapter.tensors),
+    }
+
+
+def _write_tokenizer(folder: Path, encoder: Encoder, base: Path) -> dict[str, Any]:
+    own = oracle_file(base)
+    for file in [*([own] if own else []), *(base / name for name in _COMPANIONS if (base / name).is_file())]:
+        shutil.copy(file, folder / file.name)
+    through_oracle = encoder.backend == "mistral-common" or not (folder / TOKENIZER_JSON).is_file()
+    name = own.name if own and through_oracle else TOKENIZER_JSON
+    return {
+        "backend": encoder.backend,
+        "version": encoder.tokenizer.oracle.version if own else None,
+        "file": name,
+        "sha256": sha256_file(folder / name),
+        "vocab_size": encoder.vocab_size,
+    }
+
+
+def _write_template(folder: Path, encoder: Encoder, base: Path) -> dict[str, Any]:
+    source, text = "checkpoint", _own_template(base)
+    if encoder.backend == "chat-template":
+        text = encoder.template.source
+        source = "checkpoint" if (base / TOKENIZER_JSON).is_file() else "mistral-common"
+    elif text is None:
+        source, text = "mistral-common", encoder.tokenizer.oracle.chat_template()
+    write_text(folder / TEMPLATE, str(text))
+    return {"source": source, "file": TEMPLATE, "sha256": sha256_file(folder / TEMPLATE)}
+
+
+def _own_template(base: Path) -> str | None:
+    """Return the template of a checkpoint folder, where it is now kept or where it was before."""
+    if (base / TEMPLATE).is_file():
+        return (base / TEMPLATE).read_bytes().decode()
+    config = base / "tokenizer_config.json"
+    template = read_json(config).get("chat_template") if config.is_file() else None
+    return template if isinstance(template, str) else None
+
+
+def _rendered(encoder: Encoder, row: Row, encoded: EncodedRow) -> dict[str, Any]:
+    return {
+        **row.to_json(),
+        "input_ids": list(encoded.input_ids),
+        "pieces": [encoder.piece(token) for token in encoded.input_ids],
+        "labels": list(encoded.labels or ()),
+        "spans": [span.to_json() for span in encoded.spans],
+    }
+
+
+def _listing(folder: Path) -> dict[str, dict[str, Any]]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {
+        path.relative_to(folder).as_posix(): {"sha256": sha256_file(path), "size": path.stat().st_size}
+        for path in files
+    }

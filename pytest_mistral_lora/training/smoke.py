@@ -1,0 +1,233 @@
+"""Load base and adapter afresh and use them as at inference: greedy generation, and logits to compare.
+
+`python -m pytest_mistral_lora.training.smoke ADAPTER --base BASE --rows ROWS.jsonl --json OUT.json`
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import GenerationConfig
+
+from pytest_mistral_lora.chat.encoded import IGNORE_INDEX, EncodedRow
+from pytest_mistral_lora.chat.rows import Row, read_rows
+from pytest_mistral_lora.checkpoint.base import Precision, load_base
+from pytest_mistral_lora.checkpoint.tokenizers import TOKENIZER_JSON, CheckpointTokenizer, oracle_file
+from pytest_mistral_lora.errors import EXIT_OK, InputError, MistralLoraError
+from pytest_mistral_lora.records.files import write_json
+from pytest_mistral_lora.records.hashing import sha256_tensors
+from pytest_mistral_lora.records.manifest import MANIFEST, load
+from pytest_mistral_lora.training.adapter import adapter_tensors, peft_quiet
+from pytest_mistral_lora.training.data import Encoder
+
+
+@dataclass(frozen=True)
+class Completion:
+    """A row's last assistant turn, generated.
+
+    Attributes:
+        row: Index of the row.
+        prompt_tokens: Length of the prompt.
+        ids: Generated ids, a closing EOS included.
+        text: The same as text, without control tokens.
+        stop: `eos`, or `length` where `max_new_tokens` ended it.
+        expected_ids: The turn as the row has it, EOS included.
+        equal: Whether `ids` are `expected_ids`.
+    """
+
+    row: int
+    prompt_tokens: int
+    ids: tuple[int, ...]
+    text: str
+    stop: Literal["eos", "length"]
+    expected_ids: tuple[int, ...]
+    equal: bool
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Teacher-forced logits of some rows, small enough to keep.
+
+    Attributes:
+        sha256: Hash of the float32 logits at every supervised position.
+        label_logits: For each row, the logit of each supervised token where it is predicted.
+    """
+
+    sha256: str
+    label_logits: tuple[tuple[float, ...], ...]
+
+
+def probe(model: Any, encoded: Sequence[EncodedRow]) -> Probe:
+    """Return a model's teacher-forced logits, one row at a time, with dropout off."""
+    logits = [supervised_logits(model, row) for row in encoded]
+    values = []
+    for row, one in zip(encoded, logits, strict=True):
+        targets = torch.tensor([label for label in row.labels or () if label != IGNORE_INDEX])
+        values.append(tuple(one.gather(1, targets[:, None]).squeeze(1).tolist()))
+    return Probe(sha256_tensors({f"{index:06}": one for index, one in enumerate(logits)}), tuple(values))
+
+
+def supervised_logits(model: Any, row: EncodedRow) -> torch.Tensor:
+    """Return the logits that predict a row's supervised tokens, `(supervised tokens, vocabulary)`, CPU float32."""
+    model.eval()
+    columns = [index - 1 for index, label in enumerate(row.labels or ()) if label != IGNORE_INDEX]
+    with torch.inference_mode():
+        ids = torch.tensor([row.input_ids], device=model.device)
+        keep = torch.tensor(columns, device=model.device)
+        logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), logits_to_keep=keep, use_cache=False).logits
+    found: torch.Tensor = logits[0].float().cpu()
+    return found
+
+
+def adapter_effect(model: Any, encoded: Sequence[EncodedRow]) -> float:
+    """Return the largest difference that the adapter makes to a supervised logit; 0.0 for one without effect."""
+    largest = 0.0
+    for row in encoded:
+        with_adapter = supervised_logits(model, row)
+        with model.disable_adapter():
+            difference = with_adapter - supervised_logits(model, row)
+        largest = max(largest, difference.abs().max().item())
+    return largest
+
+
+def generate(model: Any, encoder: Encoder, rows: Iterable[Row], *, max_new_tokens: int = 256) -> list[Completion]:
+    """Generate the last assistant turn of each row greedily, one row at a time.
+
+    Args:
+        model: Base with adapter, or a merged model.
+        encoder: The backend that makes prompts.
+        rows: Conversations that end with the turn to generate.
+        max_new_tokens: Longest completion, in tokens.
+
+    Raises:
+        RowError: If a row cannot be encoded.
+    """
+    model.eval()
+    return [_complete(model, encoder, index, row, max_new_tokens) for index, row in enumerate(rows)]
+
+
+def _complete(model: Any, encoder: Encoder, index: int, row: Row, max_new_tokens: int) -> Completion:
+    prompt = encoder.prompt(row)
+    config = GenerationConfig(
+        do_sample=False,
+        use_cache=True,
+        max_new_tokens=max_new_tokens,
+        eos_token_id=encoder.eos_id,
+        pad_token_id=model.config.pad_token_id if model.config.pad_token_id is not None else encoder.eos_id,
+    )
+    with torch.inference_mode():
+        inputs = torch.tensor([prompt], device=model.device)
+        output = model.generate(input_ids=inputs, attention_mask=torch.ones_like(inputs), generation_config=config)
+    ids = tuple(output[0, len(prompt) :].tolist())
+    expected = _last_turn(encoder.encode(row))
+    stop: Literal["eos", "length"] = "eos" if ids and ids[-1] == encoder.eos_id else "length"
+    return Completion(index, len(prompt), ids, encoder.decode(ids), stop, expected, ids == expected)
+
+
+def _last_turn(encoded: EncodedRow) -> tuple[int, ...]:
+    spans = [span for span in encoded.spans if span.role == "assistant"]
+    return tuple(
+        token for span in spans if span.turn == spans[-1].turn for token in encoded.input_ids[span.start : span.end]
+    )
+
+
+def load_adapted(adapter: Path, base: Path, precision: Precision, device: str) -> Any:
+    """Load a base model and put a saved adapter on it.
+
+    Raises:
+        InputError: If a tensor of the file is not in the loaded model, or the other way round. PEFT itself only warns,
+            and the model then answers as its base does.
+    """
+    model = load_base(base, precision, device)
+    with peft_quiet():
+        model = PeftModel.from_pretrained(model, adapter)
+    saved, loaded = load_file(adapter / "adapter_model.safetensors"), adapter_tensors(model)
+    different = sorted(
+        name
+        for name in saved.keys() | loaded.keys()
+        if name not in saved or name not in loaded or not torch.equal(saved[name].float(), loaded[name].float())
+    )
+    if different:
+        raise InputError(
+            f"{len(different)} tensors do not fit the base, first {different[0]}",
+            place=str(adapter / "adapter_model.safetensors"),
+            expected="an adapter of this base",
+        )
+    return model.eval()
+
+
+def encoder_of(adapter: Path, base: Path) -> Encoder:
+    """Return the backend that an adapter was trained with: the tokenizer in its folder, or else the base's."""
+    backend = "mistral-common"
+    if (adapter / MANIFEST).is_file():
+        backend = load(adapter).data.get("tokenizer", {}).get("backend", backend)
+    own = oracle_file(adapter) if backend == "mistral-common" else (adapter / TOKENIZER_JSON).is_file()
+    return Encoder(backend, CheckpointTokenizer(adapter if own else base))
+
+
+def smoke(
+    adapter: Path, base: Path, rows: Sequence[Row], *, max_new_tokens: int = 256, device: str = "auto"
+) -> dict[str, Any]:
+    """Load an adapter on its base and use it: plain data with `completions`, `probe`, `adapter_effect`.
+
+    Args:
+        adapter: The adapter folder.
+        base: The base checkpoint folder.
+        rows: Conversations that end with the turn to generate.
+        max_new_tokens: Longest completion, in tokens.
+        device: `auto`, `cpu` or `cuda`.
+
+    Raises:
+        InputError: If adapter, base and rows do not go together.
+    """
+    where = "cuda" if device == "cuda" or (device == "auto" and torch.cuda.is_available()) else "cpu"
+    recorded = load(adapter).data.get("training", {}) if (adapter / MANIFEST).is_file() else {}
+    model = load_adapted(adapter, base, recorded.get("precision", "fp32"), where)
+    encoder = encoder_of(adapter, base)
+    encoded = [encoder.encode(row) for row in rows]
+    return {
+        "completions": [asdict(one) for one in generate(model, encoder, rows, max_new_tokens=max_new_tokens)],
+        "probe": asdict(probe(model, encoded)),
+        "adapter_effect": adapter_effect(model, encoded),
+        "device": where,
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m pytest_mistral_lora.training.smoke", description=smoke.__doc__)
+    parser.add_argument("adapter", type=Path, help="adapter folder")
+    parser.add_argument("--base", type=Path, required=True, help="base checkpoint folder")
+    parser.add_argument("--rows", type=Path, required=True, help="chat JSONL file")
+    parser.add_argument("--json", type=Path, help="file to write the result to")
+    parser.add_argument("--max-new-tokens", type=int, default=256, help="longest completion, in tokens")
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="where the model runs")
+    given = parser.parse_args(arguments)
+    try:
+        rows = list(read_rows(given.rows))
+        result = smoke(
+            given.adapter, given.base, rows, max_new_tokens=given.max_new_tokens, device=given.device
+        )  # fmt: skip
+        if given.json:
+            write_json(given.json, result)
+    except MistralLoraError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return error.exit_code
+    for one in result["completions"]:
+        verdict = "as in the row" if one["equal"] else "not as in the row"
+        sys.stdout.write(f"row {one['row']}: {one['text']!r} (stopped by {one['stop']}, {verdict})\n")
+    return EXIT_OK
+
+
+if __name__ == "__main__":
+    sys.exit(main())
