@@ -176,6 +176,7 @@ class _Run:
         log = [line for line in trainer.state.log_history if "loss" in line or "eval_loss" in line]
         manifest: Mapping[str, Any] = {}
         if trainer.accelerator.is_main_process:
+            resumed_from = _step(checkpoint) if checkpoint else None
             facts = run_facts(
                 self.recipe,
                 self.base,
