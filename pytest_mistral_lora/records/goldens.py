@@ -90,6 +90,13 @@ class Golden:
         return "{\n  " + ",\n  ".join(lines) + "\n}\n"
 
 
+@cache
+def shipped_hashes() -> dict[str, str]:
+    """Return the SHA-256 of each tokenizer file that the packaged goldens were recorded with, by our name."""
+    data = read_json(goldens_folder() / "provenance.json")
+    return {name: tokenizer["sha256"] for name, tokenizer in data["tokenizers"].items()}
+
+
 def packaged_cases() -> list[Case]:
     """Return the rows that the packaged goldens are recorded from."""
     path = goldens_folder() / "cases.json"
@@ -100,6 +107,21 @@ def packaged_cases() -> list[Case]:
         row = parse_row(data["row"], place=f"{path}, {data['case']}")
         cases.append(Case(data["case"], data["description"], row, frozenset(every[since:])))
     return cases
+
+
+def packaged_golden(sha256: str, case: str) -> Golden:
+    """Return the packaged golden of a case for the tokenizer file with this SHA-256.
+
+    Raises:
+        InputError: If there are no packaged goldens for the file, or no such case.
+    """
+    name = next((name for name, digest in shipped_hashes().items() if digest == sha256), None)
+    if name is None:
+        raise InputError(f"no packaged goldens for a tokenizer file with SHA-256 {sha256}")
+    paths = {path.stem: path for path in golden_paths(goldens_folder() / "templates" / name)}
+    if case not in paths:
+        raise InputError(f"no packaged case {case!r} for {name}", expected="one of " + ", ".join(paths))
+    return load(paths[case])
 
 
 def golden_paths(folder: Path) -> list[Path]:

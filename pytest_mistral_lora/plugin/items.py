@@ -1,0 +1,96 @@
+"""A check of the suite as a pytest item."""
+
+from __future__ import annotations
+
+import shlex
+import warnings
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pytest_mistral_lora.errors import MistralLoraError
+from pytest_mistral_lora.plugin.options import PluginSettings
+
+if TYPE_CHECKING:
+    from pytest_mistral_lora.conformance.checks import Check
+    from pytest_mistral_lora.conformance.findings import Result
+
+ROOT = "mistral-golden"
+"""First part of every node id."""
+
+
+class CheckFailedError(AssertionError):
+    """Findings of one check, as text."""
+
+
+class SuiteCollector(pytest.Collector):
+    """The parent of all checks."""
+
+    def __init__(self, *, checks: Iterable[Check], settings: PluginSettings, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._checks = checks
+        self._settings = settings
+
+    def collect(self) -> Iterator[pytest.Item]:
+        """Yield an item for each check."""
+        for check in self._checks:
+            nodeid = f"{self.nodeid}::{check.name}"
+            yield CheckItem.from_parent(self, name=check.name, nodeid=nodeid, check=check, settings=self._settings)
+
+
+class CheckItem(pytest.Item):
+    """One check, run and reported by pytest."""
+
+    def __init__(self, *, check: Check, settings: PluginSettings, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.check = check
+        self.settings = settings
+        self.result: Result | None = None
+        self.add_marker("mistral_golden")
+        if check.subject == "train":
+            self.add_marker("mistral_training")
+
+    def runtest(self) -> None:
+        """Run the check.
+
+        Raises:
+            CheckFailedError: If a rule is broken.
+            pytest.skip.Exception: If it could not be checked.
+        """
+        with warnings.catch_warnings():
+            # the libraries' warnings are not about the user's code, and may be errors in the user's configuration
+            warnings.simplefilter("ignore")
+            self.result = self.check.run()
+        failing = [f for f in self.result.findings if f.severity == "error" or self.settings.strict]
+        if failing:
+            raise CheckFailedError("\n\n".join([*(finding.text() for finding in failing), self._next_step()]))
+        if self.result.not_checked and self.settings.strict:
+            raise CheckFailedError(f"not checked: {self.result.not_checked}\n\n{self._next_step()}")
+        if self.result.not_checked:
+            pytest.skip(f"not checked: {self.result.not_checked}")
+
+    def _next_step(self) -> str:
+        rerun = f"rerun:  {self._command()} -k {shlex.quote(self.check.name)}"
+        if not self.check.case.startswith("own-"):
+            return rerun
+        return f"{rerun}\nupdate: {self._command()} --mistral-golden-update"
+
+    def _command(self) -> str:
+        words = ["pytest", "--mistral-golden"]
+        for flag, paths in (
+            ("--mistral-tokenizer", self.settings.tokenizers),
+            ("--mistral-golden-dir", self.settings.golden_folders),
+        ):
+            words += [word for path in paths for word in (flag, str(path))]
+        return shlex.join(words)
+
+    def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:
+        """Show findings and our own errors as what they say; anything else with its traceback."""
+        if isinstance(excinfo.value, CheckFailedError | MistralLoraError):
+            return str(excinfo.value)
+        return super().repr_failure(excinfo, style)
+
+    def reportinfo(self) -> tuple[Any, int | None, str]:
+        """Name the check by its node id: it has no file."""
+        return self.path, None, self.check.name

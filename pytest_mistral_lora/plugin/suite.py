@@ -1,0 +1,126 @@
+"""The suite within one pytest session: collects the checks, gathers their results, sums up."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Generator, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pytest_mistral_lora.plugin.items import ROOT, CheckItem, SuiteCollector
+from pytest_mistral_lora.plugin.options import PluginSettings
+
+if TYPE_CHECKING:
+    from pytest_mistral_lora.conformance.checks import Check
+
+_WORK = "mistral_lora_work"
+_DESELECTED = "mistral_lora_deselected"
+
+
+class Suite:
+    """Hooks of a session that runs the suite.
+
+    Attributes:
+        settings: What was asked for.
+        outcomes: One record for each check that has run, in the order in which they ended.
+    """
+
+    def __init__(self, config: pytest.Config, settings: PluginSettings) -> None:
+        self.settings = settings
+        self.outcomes: list[dict[str, Any]] = []
+        self._deselected = 0
+        worker = getattr(config, "workerinput", None)
+        self._owns_work_folder = worker is None
+        self._work_folder = Path(worker[_WORK]) if worker else Path(tempfile.mkdtemp(prefix="mistral-golden-"))
+        if _nothing_asked_for(config):
+            config.args = []  # not public, and the only way to keep pytest from collecting the current folder
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_configure_node(self, node: Any) -> None:
+        """Tell a worker of pytest-xdist where all of them may write."""
+        node.workerinput[_WORK] = str(self._work_folder)
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, node: Any) -> None:
+        """Learn from a worker what was deselected: every worker collects the same."""
+        self._deselected = getattr(node, "workeroutput", {}).get(_DESELECTED, self._deselected)
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_collection_modifyitems(self, session: pytest.Session, items: list[pytest.Item]) -> None:
+        """Add the checks, before `-k`, `-m` and `--lf` choose among the items."""
+        suite = SuiteCollector.from_parent(
+            session, name=ROOT, nodeid=ROOT, checks=self._checks(), settings=self.settings
+        )
+        report = session.ihook.pytest_make_collect_report(collector=suite)
+        session.ihook.pytest_collectreport(report=report)
+        items += report.result
+
+    def _checks(self) -> Iterator[Check]:
+        from pytest_mistral_lora.conformance.checks import Settings, collect
+        from pytest_mistral_lora.conformance.targets import embedded_targets, tokenizer_targets
+
+        settings = Settings(
+            examples=self.settings.examples,
+            seed=self.settings.seed,
+            device=self.settings.device,
+            skip_training=self.settings.skip_training,
+            golden_folders=self.settings.golden_folders,
+            update=self.settings.update,
+            work_folder=self._work_folder,
+        )
+        targets = tokenizer_targets(self.settings.tokenizers) if self.settings.tokenizers else embedded_targets()
+        for target in targets:
+            yield from collect(target, settings)
+
+    def pytest_deselected(self, items: list[pytest.Item]) -> None:
+        """Count the checks that the user chose to leave out."""
+        self._deselected += sum(isinstance(item, CheckItem) for item in items)
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_makereport(self, item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+        """Carry the findings on the report, as plain data that also crosses to another process."""
+        report = yield
+        if isinstance(item, CheckItem) and report.when == "call":
+            result = item.result
+            report.mistral_golden = {  # type: ignore[attr-defined]
+                "target": item.check.target.name,
+                "subject": item.check.subject,
+                "case": item.check.case,
+                "findings": [finding.to_json() for finding in result.findings] if result else [],
+                "not_checked": result.not_checked if result else "",
+                "facts": dict(result.facts) if result else {},
+            }
+        return report
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Keep what a check came to."""
+        data = getattr(report, "mistral_golden", None)
+        if data is not None:
+            self.outcomes.append(
+                {"nodeid": report.nodeid, "outcome": report.outcome, "seconds": round(report.duration, 4), **data}
+            )
+
+    def pytest_terminal_summary(self, terminalreporter: Any) -> None:
+        """Print one table, and say what was not checked."""
+        from pytest_mistral_lora.plugin.summary import write
+
+        write(terminalreporter, self.outcomes, self.settings, self._deselected)
+
+    def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
+        """Write the report, and leave nothing behind."""
+        if not self._owns_work_folder:
+            session.config.workeroutput[_DESELECTED] = self._deselected  # type: ignore[attr-defined]
+            return
+        if self.settings.report is not None:
+            from pytest_mistral_lora.report.json_report import write
+
+            write(self.settings.report, self.outcomes, int(exitstatus), self._deselected)
+        shutil.rmtree(self._work_folder, ignore_errors=True)
+
+
+def _nothing_asked_for(config: pytest.Config) -> bool:
+    """Return whether neither the command line nor `testpaths` says what to collect."""
+    return config.args_source == pytest.Config.ArgsSource.INVOCATION_DIR

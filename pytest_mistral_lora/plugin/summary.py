@@ -1,0 +1,64 @@
+"""The terminal summary: one table of targets and subjects, and what was not checked."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from pytest_mistral_lora.plugin.options import PluginSettings
+
+_OTHER_SUBJECTS = "dataset, manifest, adapter, transcript, runner, encoded"
+
+
+def write(terminal: Any, outcomes: list[dict[str, Any]], settings: PluginSettings, deselected: int) -> None:
+    """Write the summary to pytest's terminal."""
+    terminal.section("Mistral conformance", sep="=")
+    if outcomes:
+        for line in _table(outcomes, terminal._tw.fullwidth if hasattr(terminal, "_tw") else 80):
+            terminal.write_line(line)
+    for outcome in outcomes:
+        if "golden" in outcome["facts"]:
+            terminal.write_line(f"golden {outcome['facts']['written']}: {outcome['facts']['golden']}")
+    for line in _notes(outcomes):
+        terminal.write_line(line, yellow=True)
+    for line in _not_checked(outcomes, settings, deselected):
+        terminal.write_line(line)
+
+
+def _table(outcomes: list[dict[str, Any]], width: int) -> list[str]:
+    from io import StringIO
+
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("target", "subject", box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in ("passed", "failed", "not checked"):
+        table.add_column(name, justify="right")
+    counts: dict[tuple[str, str], Counter[str]] = {}
+    for outcome in outcomes:
+        counts.setdefault((outcome["target"], outcome["subject"]), Counter())[outcome["outcome"]] += 1
+    for (target, subject), count in counts.items():
+        table.add_row(target, subject, *(str(count[name] or "-") for name in ("passed", "failed", "skipped")))
+    console = Console(file=StringIO(), width=max(width, 60), color_system=None)
+    console.print(table)
+    return [line.rstrip() for line in console.file.getvalue().splitlines() if line.strip()]  # type: ignore[attr-defined]
+
+
+def _notes(outcomes: list[dict[str, Any]]) -> list[str]:
+    notes = [(o["nodeid"], f) for o in outcomes for f in o["findings"] if f["severity"] == "note"]
+    return [f"note {finding['rule']} {nodeid}: {finding['found']}" for nodeid, finding in notes]
+
+
+def _not_checked(outcomes: list[dict[str, Any]], settings: PluginSettings, deselected: int) -> list[str]:
+    lines = ["not checked:"]
+    reasons = Counter((o["target"], o["not_checked"]) for o in outcomes if o["not_checked"])
+    lines += [f"  {target}: {reason} ({count})" for (target, reason), count in reasons.items()]
+    if deselected:
+        lines.append(f"  {deselected} checks that were deselected")
+    if settings.skip_training:
+        lines.append("  train: left out by --mistral-golden-skip-training")
+    elif settings.device != "cuda":
+        lines.append("  train on CUDA: models ran on the CPU")
+    lines.append(f"  {_OTHER_SUBJECTS}: no target of that kind")
+    return lines

@@ -1,0 +1,1 @@
+"""Reports: findings for files that other programs read."""
