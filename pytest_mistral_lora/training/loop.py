@@ -199,6 +199,7 @@ def _arguments(training: Training, has_held_out: bool, work: Path, progress: boo
         label_names=["labels"],
         dataloader_pin_memory=on_gpu(training),
         average_tokens_across_devices=True,
+        ddp_find_unused_parameters=False,
     )
     # with several GPUs and no launcher, Trainer would split batches over threads (DataParallel)
     arguments._n_gpu = min(arguments.n_gpu, 1)

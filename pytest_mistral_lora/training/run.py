@@ -181,9 +181,7 @@ class _Run:
                 self.recipe,
                 self.base,
                 self.data,
-                training_facts(
-                    self.recipe.training, self.config, trainer.state, _step(checkpoint) if checkpoint else None
-                ),
+                training_facts(self.recipe.training, self.config, trainer.state, resumed_from),
                 evaluation_facts(log, completions),
             )
             manifest = write_run(

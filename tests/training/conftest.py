@@ -1,0 +1,39 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_runs import MakeRecipe, recipe_data, write_rows
+
+from pytest_mistral_lora.chat.oracle import shipped_tokenizer
+from pytest_mistral_lora.checkpoint.tiny import write_tiny_base
+from pytest_mistral_lora.training.recipe import Recipe, parse_recipe
+from pytest_mistral_lora.training.run import RunResult, train
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_base(tmp_path_factory.mktemp("checkpoint") / "tiny", shipped_tokenizer("spm-v3"))
+
+
+@pytest.fixture
+def make_recipe(tmp_path: Path, base: Path) -> MakeRecipe:
+    write_rows(tmp_path / "rows.jsonl")
+
+    def make(base: Path = base, **sections: dict[str, Any]) -> Recipe:
+        return parse_recipe(recipe_data(base, **sections), folder=tmp_path)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def run(tmp_path_factory: pytest.TempPathFactory, base: Path) -> RunResult:
+    folder = tmp_path_factory.mktemp("run")
+    write_rows(folder / "rows.jsonl")
+    torch.rand(1000)
+    evaluation = {"generations": 5, "max_new_tokens": 40}
+    return train(parse_recipe(recipe_data(base, evaluation=evaluation), folder=folder))

@@ -1,0 +1,193 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny_runs import CONVERSATIONS, MakeRecipe, recipe_data, write_rows
+
+from pytest_mistral_lora.errors import InputError, PinError, RecipeError, RowsError
+from pytest_mistral_lora.training.adapter import base_tensors
+from pytest_mistral_lora.training.run import RunResult, train, work_folder
+from pytest_mistral_lora.training.smoke import adapter_effect, load_adapted, probe
+
+
+def python(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    fresh = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **environment}
+    return subprocess.run(
+        [sys.executable, "-m", *map(str, arguments)], env=fresh, capture_output=True, text=True, check=False
+    )
+
+
+def test_loss_falls_to_nearly_nothing(run: RunResult) -> None:
+    losses = [line["loss"] for line in run.log]
+    assert losses[0] > 10
+    assert losses[-1] < 0.1
+
+
+def test_only_lora_tensors_change(run: RunResult) -> None:
+    on_disk = load_file(run.base_folder / "model.safetensors")
+    in_memory = base_tensors(run.model)
+    assert on_disk.keys() == in_memory.keys()
+    assert all(torch.equal(on_disk[name], in_memory[name]) for name in on_disk)
+
+
+def test_every_layer_moves_both_matrices(run: RunResult) -> None:
+    assert len(run.adapter.layers) == 8
+    for name, tensor in run.adapter.tensors.items():
+        assert not torch.equal(tensor, run.adapter.initial[name]), name
+
+
+def test_the_folder_holds_the_adapter_and_no_base_weight(run: RunResult) -> None:
+    saved = load_file(run.output / "adapter_model.safetensors")
+    assert saved.keys() == run.adapter.tensors.keys()
+    assert all(".lora_" in name for name in saved)
+    assert not list(run.output.glob("model*.safetensors"))
+
+
+def test_model_in_memory_knows_the_rows_by_heart(run: RunResult) -> None:
+    assert [one.equal for one in run.completions] == [True] * 5
+    assert [one.stop for one in run.completions] == ["eos"] * 5
+
+
+def test_fresh_process_says_the_rows_by_heart_and_has_the_same_logits(run: RunResult, tmp_path: Path) -> None:
+    rows, found = write_rows(tmp_path / "rows.jsonl"), tmp_path / "smoke.json"
+    done = python(
+        "pytest_mistral_lora.training.smoke", run.output, "--base", run.base_folder, "--rows", rows, "--json", found
+    )
+    assert done.returncode == 0, done.stderr
+    result = json.loads(found.read_text())
+    assert [one["text"] for one in result["completions"]] == [one[-1][1] for one in CONVERSATIONS]
+    assert [one["ids"][-1] for one in result["completions"]] == [run.encoder.eos_id] * 5
+    assert all(one["equal"] for one in result["completions"])
+    assert result["probe"]["sha256"] == run.probe.sha256
+    assert result["adapter_effect"] > 1
+
+
+def test_same_seed_in_a_fresh_process_writes_the_same_folder(run: RunResult, tmp_path: Path) -> None:
+    write_rows(tmp_path / "rows.jsonl")
+    data = recipe_data(run.base_folder, evaluation={"generations": 5, "max_new_tokens": 40})
+    (tmp_path / "recipe.yaml").write_text(json.dumps(data))
+    done = python("pytest_mistral_lora.training", tmp_path / "recipe.yaml", PYTHONHASHSEED="12345")
+    assert done.returncode == 0, done.stderr
+    first, second = (
+        {file.name: file.read_bytes() for file in folder.iterdir()} for folder in (run.output, tmp_path / "out")
+    )
+    assert first.keys() == second.keys()
+    assert [name for name in first if first[name] != second[name]] == []
+
+
+def test_another_seed_gives_another_adapter(run: RunResult, make_recipe: MakeRecipe) -> None:
+    other = train(make_recipe(training={"steps": 2, "seed": 1}))
+    name = next(iter(run.adapter.initial))
+    assert not torch.equal(other.adapter.initial[name], run.adapter.initial[name])
+    assert other.manifest["lora"]["tensors_sha256"] != run.manifest["lora"]["tensors_sha256"]
+
+
+def test_another_order_seed_gives_another_adapter_from_the_same_start(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    small = {"steps": 2, "batch_size": 1, "micro_batch_size": 1}
+    first = train(make_recipe(training=small))
+    first.output.rename(tmp_path / "first")
+    second = train(make_recipe(training={**small, "order_seed": 5}))
+    assert all(torch.equal(first.adapter.initial[name], second.adapter.initial[name]) for name in first.adapter.initial)
+    assert first.manifest["lora"]["tensors_sha256"] != second.manifest["lora"]["tensors_sha256"]
+
+
+def test_reload_with_a_zeroed_layer_has_other_logits(run: RunResult, tmp_path: Path) -> None:
+    from peft import PeftConfig
+    from safetensors.torch import save_file
+
+    tensors = load_file(run.output / "adapter_model.safetensors")
+    name = next(name for name in tensors if ".lora_B." in name)
+    tensors[name].zero_()
+    PeftConfig.from_pretrained(run.output).save_pretrained(tmp_path)
+    save_file(tensors, tmp_path / "adapter_model.safetensors")
+    model = load_adapted(tmp_path, run.base_folder, "fp32", "cpu")
+    assert probe(model, run.data.train.encoded).sha256 != run.probe.sha256
+
+
+def test_adapter_whose_names_do_not_fit_is_refused(run: RunResult, tmp_path: Path) -> None:
+    from peft import PeftConfig
+    from safetensors.torch import save_file
+
+    tensors = load_file(run.output / "adapter_model.safetensors")
+    PeftConfig.from_pretrained(run.output).save_pretrained(tmp_path)
+    renamed = {name.replace("self_attn", "attention"): tensor for name, tensor in tensors.items()}
+    save_file(renamed, tmp_path / "adapter_model.safetensors")
+    with (
+        pytest.warns(UserWarning, match="missing adapter keys"),
+        pytest.raises(InputError, match="do not fit the base"),
+    ):
+        load_adapted(tmp_path, run.base_folder, "fp32", "cpu")
+
+
+def test_adapter_effect_is_zero_before_training(run: RunResult) -> None:
+    with run.model.disable_adapter():
+        without = probe(run.model, run.data.train.encoded)
+    assert without.sha256 != run.probe.sha256
+    assert adapter_effect(run.model, run.data.train.encoded) > 1
+
+
+def test_rendered_row_shows_pieces_labels_and_spans(run: RunResult) -> None:
+    row = json.loads((run.output / "rendered_row.json").read_text())
+    encoded = run.data.train.encoded[0]
+    assert row["input_ids"] == list(encoded.input_ids)
+    assert row["labels"] == list(encoded.labels or ())
+    assert len(row["pieces"]) == len(row["input_ids"])
+    assert row["pieces"][0] == "<s>"
+    assert row["spans"][-1]["kind"] == "eos"
+
+
+def test_finished_run_leaves_no_work_folder(run: RunResult) -> None:
+    assert not run.output.with_name("out.work").exists()
+
+
+def test_output_that_exists_is_an_error_and_stays(make_recipe: MakeRecipe) -> None:
+    recipe = make_recipe()
+    recipe.output.mkdir()
+    with pytest.raises(InputError, match="exists already"):
+        train(recipe)
+    assert list(recipe.output.iterdir()) == []
+
+
+def test_other_weights_than_the_pinned_ones_are_refused(make_recipe: MakeRecipe, base: Path) -> None:
+    recipe = make_recipe()
+    other = recipe.model_copy(update={"base": recipe.base.model_copy(update={"weights_sha256": "0" * 64})})
+    with pytest.raises(PinError, match="sha256sum"):
+        train(other)
+
+
+@pytest.mark.parametrize(
+    "architecture", ["Mistral3ForConditionalGeneration", "Ministral3ForCausalLM", "MixtralForCausalLM"]
+)
+def test_other_architectures_are_refused_by_name(
+    make_recipe: MakeRecipe, base: Path, tmp_path: Path, architecture: str
+) -> None:
+    folder = tmp_path / "other"
+    folder.mkdir()
+    for file in base.iterdir():
+        (folder / file.name).hardlink_to(file)
+    config = json.loads((base / "config.json").read_text())
+    (folder / "config.json").unlink()
+    (folder / "config.json").write_text(json.dumps({**config, "architectures": [architecture]}))
+    recipe = make_recipe(folder)
+    with pytest.raises(RecipeError, match=architecture):
+        train(recipe)
+    assert not recipe.output.exists()
+
+
+def test_failure_names_cause_rows_and_exit_code(make_recipe: MakeRecipe) -> None:
+    recipe = make_recipe(training={"max_length": 20})
+    with pytest.raises(RowsError):
+        train(recipe)
+    failure: dict[str, Any] = json.loads((work_folder(recipe) / "failure.json").read_text())
+    assert failure["rows"] == [f"{recipe.data.train[0]}:{line}" for line in (2, 3)]
+    assert failure["exit_code"] == 2
+    assert "at most training.max_length = 20" in failure["cause"]
+    assert not recipe.output.exists()

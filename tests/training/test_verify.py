@@ -1,0 +1,175 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_runs import CONVERSATIONS, write_rows
+
+from pytest_mistral_lora.records.decision import DECISION
+from pytest_mistral_lora.records.manifest import load
+from pytest_mistral_lora.records.verify import Fact, verify
+from pytest_mistral_lora.training.run import RunResult
+
+
+@pytest.fixture
+def folder(run: RunResult, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(run.output, tmp_path / "copy"))
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Path:
+    return write_rows(tmp_path / "rows.jsonl")
+
+
+def states(facts: list[Fact]) -> dict[str, str]:
+    return {fact.name: fact.state for fact in facts}
+
+
+def mismatches(facts: list[Fact]) -> set[str]:
+    return {fact.name for fact in facts if fact.state == "mismatch"}
+
+
+def flip_bit(file: Path, at: int) -> None:
+    data = bytearray(file.read_bytes())
+    data[at] ^= 1
+    file.write_bytes(bytes(data))
+
+
+def edit_json(file: Path, **changes: Any) -> None:
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+
+
+def test_a_fresh_run_matches_in_every_fact(run: RunResult, folder: Path, dataset: Path) -> None:
+    facts = verify(folder, base=run.base_folder, dataset=dataset)
+    assert {fact.state for fact in facts} == {"match"}
+    assert {"base_weights_sha256", "dataset_sha256", "dataset.rows_sha256", "masking.ids_sha256", "lora.r"} <= set(
+        states(facts)
+    )
+
+
+def test_a_folder_of_data_files_serves_as_the_dataset(run: RunResult, folder: Path, dataset: Path) -> None:
+    assert mismatches(verify(folder, dataset=dataset.parent)) == set()
+    assert states(verify(folder, dataset=[dataset]))["dataset_sha256"] == "match"
+
+
+def test_what_is_not_at_hand_is_not_available(folder: Path) -> None:
+    found = states(verify(folder))
+    assert found["base_weights_sha256"] == "not available"
+    assert found["dataset_sha256"] == "not available"
+    assert found["lora.tensors_sha256"] == "match"
+
+
+def recorded_files() -> list[str]:
+    return [
+        "DECISION.md",
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "chat_template.jinja",
+        "rendered_row.json",
+        "tokenizer.model.v3",
+        "training_log.jsonl",
+    ]
+
+
+def test_every_file_of_the_folder_is_recorded(run: RunResult) -> None:
+    assert sorted(run.manifest["files"]) == recorded_files()
+    assert sorted(file.name for file in run.output.iterdir()) == sorted([*recorded_files(), "manifest.json"])
+
+
+@pytest.mark.parametrize("where", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("name", recorded_files())
+def test_one_flipped_bit_in_a_recorded_file_is_a_mismatch(folder: Path, name: str, where: float) -> None:
+    file = folder / name
+    flip_bit(file, min(int(file.stat().st_size * where), file.stat().st_size - 1))
+    assert f"files.{name}.sha256" in mismatches(verify(folder))
+
+
+@pytest.mark.parametrize("name", recorded_files())
+def test_a_missing_file_is_a_mismatch(folder: Path, name: str) -> None:
+    (folder / name).unlink()
+    assert f"files.{name}.sha256" in mismatches(verify(folder))
+
+
+def test_one_flipped_bit_of_the_base_is_a_mismatch(run: RunResult, folder: Path, tmp_path: Path) -> None:
+    base = Path(shutil.copytree(run.base_folder, tmp_path / "base"))
+    flip_bit(base / "model.safetensors", 1_000_000)
+    assert mismatches(verify(folder, base=base)) == {"base_weights_sha256"}
+    assert mismatches(verify(folder, base=tmp_path / "nowhere")) == {"base_weights_sha256"}
+
+
+def test_one_changed_letter_of_the_dataset_is_a_mismatch(folder: Path, dataset: Path) -> None:
+    dataset.write_text(dataset.read_text().replace("Guten Tag!", "Guten Tag?"))
+    found = mismatches(verify(folder, dataset=dataset))
+    assert {"dataset_sha256", "dataset.files[0].sha256", "dataset.rows_sha256", "masking.ids_sha256"} <= found
+
+
+def test_line_endings_change_the_bytes_and_not_the_rows(folder: Path, dataset: Path) -> None:
+    dataset.write_bytes(dataset.read_bytes().replace(b"\n", b"\r\n"))
+    assert mismatches(verify(folder, dataset=dataset)) == {"dataset_sha256", "dataset.files[0].sha256"}
+
+
+def test_another_order_of_rows_is_another_dataset(folder: Path, tmp_path: Path) -> None:
+    rows = write_rows(tmp_path / "rows.jsonl", CONVERSATIONS[::-1])
+    assert "dataset.rows_sha256" in mismatches(verify(folder, dataset=rows))
+
+
+@pytest.mark.parametrize(
+    ("change", "fact"),
+    [
+        ({"lora_alpha": 8}, "lora.alpha"),
+        ({"r": 4}, "lora.r"),
+        ({"use_rslora": True}, "lora.rslora"),
+        ({"target_modules": ["q_proj"]}, "lora.target_modules"),
+        ({"base_model_name_or_path": "other"}, "base"),
+        ({"revision": "main"}, "revision"),
+    ],
+)
+def test_an_edited_adapter_config_contradicts_the_manifest(folder: Path, change: dict[str, Any], fact: str) -> None:
+    edit_json(folder / "adapter_config.json", **change)
+    assert mismatches(verify(folder)) == {fact, "files.adapter_config.json.sha256"}
+
+
+def test_an_edited_manifest_contradicts_the_tensors(folder: Path) -> None:
+    lora = {**load(folder).data["lora"], "parameters": 1, "layers": 9, "tensors_sha256": "0" * 64}
+    edit_json(folder / "manifest.json", lora=lora)
+    assert mismatches(verify(folder)) == {"lora.parameters", "lora.layers", "lora.tensors_sha256"}
+
+
+def test_a_manifest_of_four_keys_is_verified_as_far_as_it_goes(folder: Path, dataset: Path, run: RunResult) -> None:
+    keys = ("base", "revision", "dataset_sha256", "seed", "base_weights_sha256")
+    (folder / "manifest.json").write_text(json.dumps({key: run.manifest[key] for key in keys}))
+    facts = verify(folder, base=run.base_folder, dataset=dataset)
+    assert states(facts)["dataset_sha256"] == "match"
+    assert states(facts)["base_weights_sha256"] == "match"
+    assert states(facts)["lora.tensors_sha256"] == "not available"
+    assert load(folder).version == 0
+    assert {"tokenizer", "lora", "training", "files"} <= set(load(folder).not_recorded)
+
+
+def test_decision_record_states_what_the_manifest_states(run: RunResult) -> None:
+    text = (run.output / DECISION).read_text()
+    manifest = run.manifest
+    for fact in (
+        manifest["base"],
+        manifest["base_weights_sha256"],
+        manifest["dataset_sha256"],
+        manifest["tokenizer"]["sha256"],
+        manifest["template"]["sha256"],
+        "constant, 0 warm-up steps, 40 in all",
+        "0 for the adapter and dropout, 0 for the order of rows",
+        "equal to the row | 5",
+        f"{manifest['evaluation'][0]['results']['training loss, last log']:.6g}",
+        f"torch=={manifest['environment']['packages']['torch']}",
+    ):
+        assert fact in text
+
+
+def test_recipe_of_the_decision_record_is_the_recipe(run: RunResult) -> None:
+    text = (run.output / DECISION).read_text()
+    written = json.loads(text.rpartition("```json")[2].partition("```")[0])
+    assert written["data"]["train"] == ["rows.jsonl"]
+    assert written["training"]["steps"] == 40
+    assert written["base"]["weights_sha256"] == run.manifest["base_weights_sha256"]
