@@ -1,0 +1,139 @@
+"""Assertions for a user's own tests; each raises `AssertionError` with the report that the suite would print."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pytest_mistral_lora.chat.rows import Row, as_row
+
+if TYPE_CHECKING:
+    from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
+    from pytest_mistral_lora.conformance.findings import Finding
+
+    AnyRow = Row | Mapping[str, Any]
+    AnyTokenizer = CheckpointTokenizer | str | Path
+
+
+def assert_template_faithful(row: AnyRow, tokenizer: AnyTokenizer) -> None:
+    """Assert that the checkpoint's chat template gives a row the ids of mistral-common.
+
+    Named deviations of the official template do not fail; see `pytest_mistral_lora.chat.deviations`.
+
+    Args:
+        row: A chat row.
+        tokenizer: A tokenizer file, a checkpoint folder, or what the fixture `mistral_tokenizer` returns.
+
+    Raises:
+        AssertionError: If the ids differ (ML004), or the template's generation blocks mark other tokens (ML006).
+        RowError: If the row cannot be used.
+    """
+    __tracebackhide__ = True
+    from pytest_mistral_lora.chat.template import ChatTemplate
+    from pytest_mistral_lora.conformance.template import template_findings
+
+    loaded = _tokenizer(tokenizer)
+    _fail_on(template_findings(loaded.oracle, ChatTemplate(loaded.fast), as_row(row)))
+
+
+def assert_labels_exact(
+    row: AnyRow, input_ids: Sequence[int], labels: Sequence[int], tokenizer: AnyTokenizer
+) -> None:
+    """Assert that a trainer's ids and labels of a row are exactly mistral-common's.
+
+    Args:
+        row: A chat row.
+        input_ids: What the trainer feeds, one id a token, without padding.
+        labels: As long as `input_ids`; -100 where there is no loss.
+        tokenizer: As for `assert_template_faithful`.
+
+    Raises:
+        AssertionError: With the first differing token (ML004 for ids, ML103 for labels).
+        RowError: If the row cannot be used.
+    """
+    __tracebackhide__ = True
+    from pytest_mistral_lora.conformance.encoded import encoded_findings
+
+    _fail_on(encoded_findings(as_row(row), input_ids, labels, _tokenizer(tokenizer).oracle))
+
+
+def assert_no_control_token_injection(row: AnyRow, input_ids: Sequence[int], tokenizer: AnyTokenizer) -> None:
+    """Assert that ids hold no control token but those that the row's structure needs.
+
+    Args:
+        row: A chat row; its texts may spell control tokens.
+        input_ids: What a trainer or server feeds for the row, without padding.
+        tokenizer: As for `assert_template_faithful`.
+
+    Raises:
+        AssertionError: If a control token is there too often or too rarely (ML106).
+        RowError: If the row cannot be used.
+    """
+    __tracebackhide__ = True
+    from pytest_mistral_lora.conformance.encoded import injection_findings
+
+    _fail_on(injection_findings(as_row(row), input_ids, _tokenizer(tokenizer).oracle))
+
+
+def assert_encoded_rows_sound(path: str | Path, tokenizer: AnyTokenizer) -> None:
+    """Assert that every row of an encoded-rows file is exactly what mistral-common makes of its messages.
+
+    Args:
+        path: A JSONL file; each line has `messages`, `input_ids` and `labels`, and `tools` where the row has some.
+        tokenizer: As for `assert_template_faithful`.
+
+    Raises:
+        AssertionError: With every wrong row.
+        RowsError: If lines cannot be read as encoded rows.
+    """
+    __tracebackhide__ = True
+    from pytest_mistral_lora.conformance.encoded import file_findings
+
+    _fail_on(file_findings(Path(path), _tokenizer(tokenizer).oracle))
+
+
+def assert_manifest_valid(manifest: str | Path | Mapping[str, Any]) -> None:
+    """Assert that a manifest keeps its JSON Schema and its own rules.
+
+    Args:
+        manifest: A `manifest.json`, the folder that holds one, or its content.
+
+    Raises:
+        AssertionError: With every violation: JSON path, what was found, what is expected (ML308).
+        InputError: If the file cannot be read or is not JSON.
+    """
+    __tracebackhide__ = True
+    from pytest_mistral_lora.conformance.manifest import manifest_findings
+
+    _fail_on(manifest_findings(manifest))
+
+
+def assert_adapter_sound(adapter_dir: str | Path, base: str | Path | None = None) -> None:
+    """Assert that an adapter folder holds a trained LoRA adapter that fits its configuration.
+
+    Args:
+        adapter_dir: The folder with `adapter_config.json` and `adapter_model.safetensors`.
+        base: The base checkpoint's folder; with it, the tensors are held against the base's layers.
+
+    Raises:
+        AssertionError: If tensors are missing, empty, foreign, not finite or never trained (ML303, ML305).
+        InputError: If the files cannot be read.
+    """
+    __tracebackhide__ = True
+    from pytest_mistral_lora.conformance.adapter import adapter_findings
+
+    _fail_on(adapter_findings(Path(adapter_dir), None if base is None else Path(base)))
+
+
+def _tokenizer(tokenizer: AnyTokenizer) -> CheckpointTokenizer:
+    from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
+
+    return CheckpointTokenizer(Path(tokenizer)) if isinstance(tokenizer, str | Path) else tokenizer
+
+
+def _fail_on(findings: Iterable[Finding]) -> None:
+    __tracebackhide__ = True
+    report = "\n\n".join(finding.text() for finding in findings)
+    if report:
+        raise AssertionError(report)
