@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -18,13 +19,19 @@ class _RefusedError(ValueError):
 
 
 def loads_strict(text: str) -> Any:
-    """Parse JSON, refusing duplicate keys, NaN and infinities (RFC 8259 leaves all three open).
+    """Parse JSON, refusing duplicate keys, NaN, infinities and numbers too large (RFC 8259 leaves all of them open).
 
     Raises:
         ValueError: If the text is not JSON, or is refused; the message is fit for a user.
     """
     try:
-        return json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_no_constant)
+        return json.loads(
+            text,
+            object_pairs_hook=_unique_keys,
+            parse_constant=_no_constant,
+            parse_float=_finite_float,
+            parse_int=_readable_int,
+        )
     except json.JSONDecodeError as error:
         raise ValueError(f"not valid JSON: {error.msg} at column {error.colno}") from error
     except RecursionError as error:
@@ -46,6 +53,20 @@ def _no_constant(name: str) -> Any:
     raise _RefusedError(f"{name} is not a JSON number")
 
 
+def _finite_float(digits: str) -> float:
+    number = float(digits)
+    if math.isinf(number):
+        raise _RefusedError(f"{digits} is too large a number")
+    return number
+
+
+def _readable_int(digits: str) -> int:
+    try:
+        return int(digits)
+    except ValueError as error:  # Python's guard against numbers of thousands of digits
+        raise _RefusedError(f"a number has {len(digits)} characters, which is too many to read") from error
+
+
 def scan_jsonl(path: Path) -> Iterator[tuple[int, Any] | RowError]:
     """Yield `(line number, value)` for each line, or the error that makes the line unreadable.
 
@@ -65,7 +86,7 @@ def scan_jsonl(path: Path) -> Iterator[tuple[int, Any] | RowError]:
                 yield RowError(f"line is longer than {MAX_LINE_BYTES // 1024**2} MiB", place=place)
                 continue
             try:
-                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
                 if text.strip():
                     yield number, loads_strict(text)
             except UnicodeDecodeError as error:

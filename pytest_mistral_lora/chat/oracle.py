@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Mapping
+import itertools
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -108,6 +109,7 @@ class Oracle:
         kind: `spm` or `tekken`.
         bos_id: Id of `<s>`.
         eos_id: Id of `</s>`.
+        unk_id: Id of `<unk>`.
         vocab_size: Number of ids; ids are `range(vocab_size)`.
     """
 
@@ -123,6 +125,13 @@ class Oracle:
         self.path = Path(path)
         if not self.path.is_file():
             raise TokenizerError("no such tokenizer file", place=str(self.path))
+        if self.path.suffix == ".model":  # mistral-common would take it for v1, whatever it is
+            raise TokenizerError(
+                "the name does not say the tokenizer version",
+                place=str(self.path),
+                expected="a SentencePiece file named *.model.v1 … *.model.v7",
+                next_step="Copy it under a name that ends in its version.",
+            )
         try:
             self._instruct: Any = MistralTokenizer.from_file(str(self.path)).instruct_tokenizer
             self._text: Any = self._instruct.tokenizer
@@ -139,7 +148,9 @@ class Oracle:
         self.kind = "tekken" if isinstance(self._text, Tekkenizer) else "spm"
         self.bos_id: int = self._text.bos_id
         self.eos_id: int = self._text.eos_id
+        self.unk_id: int = self._text.unk_id
         self.vocab_size: int = self._text.n_words
+        self._check_vocabulary()
         self._listen()
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -211,6 +222,20 @@ class Oracle:
         """Return the Jinja chat template that mistral-common generates for this tokenizer."""
         return convert_tokenizer_to_chat_template(self.path)
 
+    def _check_vocabulary(self) -> None:
+        """Refuse a version that the vocabulary belies: SentencePiece gives `<unk>` for a marker it does not have."""
+        markers = {"[INST]": self.version != "v1"}
+        if self.version not in ("v1", "v2", "v3"):
+            markers["[SYSTEM_PROMPT]"] = True
+        literals = set(self.control_tokens.values())
+        for marker, expected in markers.items():
+            if (marker in literals) is not expected:
+                raise TokenizerError(
+                    f"it says that it is {self.version}, but its vocabulary has {'no' if expected else 'a'} {marker}",
+                    place=str(self.path),
+                    expected="a file whose name or configuration says its true version",
+                )
+
     def _listen(self) -> None:
         """Note what the encoders return. The objects are this oracle's own, so nothing else is changed."""
         self._heard_texts: list[_Text] = []
@@ -254,7 +279,7 @@ class Oracle:
             raise explain(error, row, self.version) from error
         pieces = [Piece(None, None, None, (self.bos_id,))]
         for turn, heard in enumerate(self._heard_turns):
-            pieces += _split(turn, *heard)
+            pieces += _split(turn, *heard, self.control_tokens.keys())
         if [token for piece in pieces for token in piece.ids] != list(tokens):
             raise MistralLoraError(
                 f"mistral-common {VERSION} builds a conversation in a way that this version does not know",
@@ -301,9 +326,15 @@ def _request(row: Row) -> ChatCompletionRequest[Any]:
         if data["role"] == "assistant":
             # an absent weight is 1, so that a spelled-out 1 does not split a turn
             data["weight"] = weight_of(message)
+            data["tool_calls"] = [_with_known_id(call) for call in data.get("tool_calls", ())] or None
         messages.append(_MESSAGES[data["role"]].model_validate(data))
     tools = [Tool.model_validate(_without_nulls(tool)) for tool in row.tools or ()]
     return ChatCompletionRequest(messages=messages, tools=tools or None)
+
+
+def _with_known_id(call: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave a null id out: mistral-common has its own way to say that there is none."""
+    return {key: value for key, value in call.items() if key != "id" or value is not None}
 
 
 def _without_nulls(tool: Mapping[str, Any]) -> dict[str, Any]:
@@ -311,19 +342,37 @@ def _without_nulls(tool: Mapping[str, Any]) -> dict[str, Any]:
     return {"type": "function", "function": function}
 
 
-def _split(turn: int, role: str, ids: tuple[int, ...], texts: tuple[_Text, ...]) -> list[Piece]:
-    """Lay the texts of a turn over its ids, in order; what is left between them are control tokens."""
+def _split(turn: int, role: str, ids: tuple[int, ...], texts: tuple[_Text, ...], control: Set[int]) -> list[Piece]:
+    """Lay the texts of a turn over its ids; text never holds a control token, so those part the turn into runs.
+
+    Within a run the texts need not stand in the order in which they were encoded: v11 encodes a call's id first and
+    puts it after the name.
+    """
     waiting = [(text, text_ids) for text, text_ids in texts if text_ids]
     pieces: list[Piece] = []
-    at = 0
-    while at < len(ids):
-        if waiting and ids[at : at + len(waiting[0][1])] == waiting[0][1]:
-            text, text_ids = waiting.pop(0)
-            pieces.append(Piece(turn, role, text, text_ids))
-            at += len(text_ids)
+    for is_control, group in itertools.groupby(ids, control.__contains__):
+        run = tuple(group)
+        found = None if is_control else _texts_of(run, waiting)
+        if is_control:
+            pieces += [Piece(turn, role, None, (token,)) for token in run]
+        elif found is None:
+            raise MistralLoraError(f"mistral-common {VERSION} builds a turn of role {role} in a way that is not known")
         else:
-            pieces.append(Piece(turn, role, None, (ids[at],)))
-            at += 1
+            pieces += [Piece(turn, role, text, text_ids) for text, text_ids in found]
+            for text in found:
+                waiting.remove(text)
     if waiting:
         raise MistralLoraError(f"mistral-common {VERSION} encoded a text that is not in its turn: {waiting[0][0]!r}")
     return pieces
+
+
+def _texts_of(run: tuple[int, ...], texts: list[_Text]) -> list[_Text] | None:
+    """Return the texts that a run of ids is made of, or None if it is not made of them."""
+    if not run:
+        return []
+    for index, (text, text_ids) in enumerate(texts):
+        if run[: len(text_ids)] == text_ids:
+            rest = _texts_of(run[len(text_ids) :], texts[:index] + texts[index + 1 :])
+            if rest is not None:
+                return [(text, text_ids), *rest]
+    return None

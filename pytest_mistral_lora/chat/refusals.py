@@ -30,7 +30,8 @@ def explain(error: Exception, row: Row, version: str) -> OracleRejection:
 def _call_ids(row: Row) -> Iterator[tuple[str, object]]:
     for index, message in enumerate(row.messages):
         for number, call in enumerate(message.get("tool_calls") or ()):
-            yield f"messages[{index}].tool_calls[{number}].id", call.get("id") or "null"
+            call_id = call.get("id")
+            yield f"messages[{index}].tool_calls[{number}].id", "null" if call_id is None else call_id
         if message["role"] == "tool":
             yield f"messages[{index}].tool_call_id", message.get("tool_call_id")
 
@@ -50,7 +51,7 @@ def _call_id(row: Row, match: re.Match[str]) -> str:
 
 
 def _no_call_id(row: Row, match: re.Match[str]) -> str:
-    return next((path for path, value in _call_ids(row) if value in (None, "null")), "messages")
+    return next((path for path, value in _call_ids(row) if value in (None, "null", "")), "messages")
 
 
 def _function_name(row: Row, match: re.Match[str]) -> str:
@@ -71,6 +72,14 @@ def _both_or_neither(row: Row, match: re.Match[str]) -> str:
     for index, message in enumerate(row.messages):
         if message["role"] == "assistant" and bool(message.get("content")) == bool(message.get("tool_calls")):
             return f"messages[{index}]"
+    return "messages"
+
+
+def _text_beside_calls(row: Row, match: re.Match[str]) -> str:
+    for group in row.assistant_groups():
+        says = [bool(row.messages[index].get("content")) for index in group]
+        if len(set(says)) > 1:
+            return f"messages[{group[says.index(not says[0])]}]"
     return "messages"
 
 
@@ -134,10 +143,21 @@ _REFUSALS = (
         "a system or user message first",
     ),
     _Refusal(
+        r"Conversation must have at least one message",
+        "nothing comes before the last assistant message, so no prompt asks for it",
+        "a system or user message first",
+    ),
+    _Refusal(
         r"must have either content or tool_calls, but not both|Tool calls and content cannot be used together",
         "the assistant message has both content and tool calls, or neither",
         "either text or tool calls",
         _both_or_neither,
+    ),
+    _Refusal(
+        r"Cannot have tool calls and content defined",
+        "consecutive assistant messages are one turn, and this one would have both text and tool calls",
+        "either text or tool calls, or a tokenizer from v7 on",
+        _text_beside_calls,
     ),
     _Refusal(r"Invalid assistant message", "the assistant message is empty", "text or tool calls", _both_or_neither),
     _Refusal(
@@ -165,5 +185,7 @@ _REFUSALS = (
         _first_tool_turn,
     ),
     _Refusal(r"Invalid tool schema: (.*)", r"the parameters are not a JSON Schema: \1", "JSON Schema draft 7", _tools),
-    _Refusal(r"(?:Duplicate|Unexpected) tool call id (.*) in", "", "each tool call answered once, by its id", _call_id),
+    _Refusal(
+        r"(?:Duplicate|Unexpected) tool call id (.*)(?= in )", "", "each tool call answered once, by its id", _call_id
+    ),
 )

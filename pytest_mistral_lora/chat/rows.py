@@ -233,7 +233,7 @@ def _check_chunk(chunk: Any, place: _Place) -> None:
     if not isinstance(chunk, Mapping):
         raise place.error(f"is {_kind(chunk)}", 'a chunk: {"type": "text", "text": …}')
     kind = chunk.get("type")
-    if kind in _NOT_TEXT:
+    if isinstance(kind, str) and kind in _NOT_TEXT:
         raise place.error(f"{_NOT_TEXT[kind]} chunk (type {kind!r})", "text only", "This suite checks and trains text.")
     if kind != "text":
         raise (place / "type").error("is missing" if "type" not in chunk else repr(kind), "'text'")

@@ -1,0 +1,176 @@
+from __future__ import annotations
+
+import io
+import json
+import os
+import threading
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from pytest_mistral_lora.chat import jsonl
+from pytest_mistral_lora.chat.jsonl import loads_strict, scan_jsonl
+from pytest_mistral_lora.errors import EXIT_BAD_INPUT, InputError, RowError
+
+GOOD = b'{"a": 1}\n'
+REFUSED = [
+    (b'{"a": }', "not valid JSON: Expecting value at column 7"),
+    (b"{'a': 1}", "not valid JSON: Expecting property name enclosed in double quotes at column 2"),
+    (b'{"a": 1} {"a": 2}', "not valid JSON: Extra data at column 10"),
+    (b'{"a": 1', "not valid JSON: Expecting ',' delimiter at column 8"),
+    (b'{"a": "\ttab"}', "not valid JSON: Invalid control character at at column 8"),
+    (b'{"a": 1, "a": 1}', "the key 'a' appears twice in one object"),
+    (b'{"m": [{"x": {"weight": 0, "b": 1, "weight": 1}}]}', "the key 'weight' appears twice in one object"),
+    (b'{"a": 1, "\\u0061": 2}', "the key 'a' appears twice in one object"),
+    (b'{"a": NaN}', "NaN is not a JSON number"),
+    (b"[1, [Infinity]]", "Infinity is not a JSON number"),
+    (b'{"a": -Infinity}', "-Infinity is not a JSON number"),
+    (b'{"a": [1e999]}', "1e999 is too large a number"),
+    (b'{"a": -1e999}', "-1e999 is too large a number"),
+    (b'{"a": ' + b"1" * 5000 + b"}", "a number has 5000 characters, which is too many to read"),
+    (b"[" * 100_000, "JSON is nested too deeply"),
+    (b'{"a": "\xff"}', "not valid UTF-8 at byte 8 of the line"),
+    (b'{"a": "\xed\xa0\x80"}', "not valid UTF-8 at byte 8 of the line"),
+    (b'\xef\xbb\xbf{"a": 1}', "not valid JSON: Unexpected UTF-8 BOM (decode using utf-8-sig) at column 1"),
+]
+
+
+def scan(path: Path) -> list[Any]:
+    return [str(item) if isinstance(item, RowError) else item for item in scan_jsonl(path)]
+
+
+def write(path: Path, data: bytes) -> Path:
+    path.write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize(("line", "said"), REFUSED, ids=[said[:30] for _, said in REFUSED])
+def test_a_refused_line_is_named_and_the_lines_around_it_are_read(tmp_path: Path, line: bytes, said: str) -> None:
+    path = write(tmp_path / "rows.jsonl", GOOD + line + b"\n" + GOOD)
+    assert scan(path) == [(1, {"a": 1}), f"{path}:2: {said}", (3, {"a": 1})]
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\n \t\n\n", b""])
+def test_blank_lines_and_any_line_end_carry_no_row(tmp_path: Path, end: bytes) -> None:
+    path = write(tmp_path / "rows.jsonl", GOOD + b"\n\r\n" + b'{"a": 2}' + end)
+    assert scan(path) == [(1, {"a": 1}), (4, {"a": 2})]
+
+
+def test_a_byte_order_mark_at_the_start_is_accepted(tmp_path: Path) -> None:
+    path = write(tmp_path / "rows.jsonl", b"\xef\xbb\xbf" + GOOD)
+    assert scan(path) == [(1, {"a": 1})]
+
+
+@pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\x85", "\x0b", "\x0c"])
+def test_only_a_newline_ends_a_line(tmp_path: Path, separator: str) -> None:
+    escaped = json.dumps({"a": separator}, ensure_ascii=separator < " ")
+    assert scan(write(tmp_path / "rows.jsonl", escaped.encode() + b"\n" + GOOD)) == [
+        (1, {"a": separator}),
+        (2, {"a": 1}),
+    ]
+
+
+@pytest.mark.parametrize(("excess", "refused"), [(0, False), (1, True), (100, True)])
+def test_a_line_that_is_too_long_is_refused_and_the_next_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, excess: int, refused: bool
+) -> None:
+    monkeypatch.setattr(jsonl, "MAX_LINE_BYTES", 20)
+    line = b'"' + b"x" * (18 + excess) + b'"'
+    path = write(tmp_path / "rows.jsonl", GOOD + line + b"\n" + GOOD)
+    expected = f"{path}:2: line is longer than 0 MiB" if refused else (2, "x" * 18)
+    assert scan(path) == [(1, {"a": 1}), expected, (3, {"a": 1})]
+
+
+def test_the_longest_line_is_64_mib() -> None:
+    assert jsonl.MAX_LINE_BYTES == 64 * 2**20
+
+
+def test_a_long_last_line_without_newline_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jsonl, "MAX_LINE_BYTES", 20)
+    path = write(tmp_path / "rows.jsonl", GOOD + b"1" * 65)
+    assert scan(path) == [(1, {"a": 1}), f"{path}:2: line is longer than 0 MiB"]
+
+
+@pytest.mark.parametrize(("name", "said"), [("absent.jsonl", "No such file or directory"), ("", "Is a directory")])
+def test_a_file_that_cannot_be_opened_is_an_input_error(tmp_path: Path, name: str, said: str) -> None:
+    with pytest.raises(InputError) as caught:
+        next(scan_jsonl(tmp_path / name))
+    assert str(caught.value) == f"{tmp_path / name}: cannot be read: {said}"
+    assert caught.value.exit_code == EXIT_BAD_INPUT
+
+
+def test_a_row_is_there_before_the_next_is_written(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    goes_on = threading.Event()
+
+    def write_slowly() -> None:
+        with pipe.open("wb", buffering=0) as file:
+            file.write(GOOD + b" " * longer_than_a_buffer())
+            goes_on.wait(30)
+            file.write(b"\n" + GOOD)
+
+    writer = threading.Thread(target=write_slowly)
+    writer.start()
+    rows = scan_jsonl(pipe)
+    assert next(rows) == (1, {"a": 1})
+    assert not goes_on.is_set()
+    goes_on.set()
+    assert list(rows) == [(3, {"a": 1})]
+    writer.join()
+
+
+def longer_than_a_buffer() -> int:
+    """More than what a buffered reader waits for before it hands out the first line."""
+    return io.DEFAULT_BUFFER_SIZE
+
+
+def test_a_large_file_is_never_in_memory(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    line = json.dumps({"text": "x" * 1000}).encode() + b"\n"
+    with path.open("wb") as file:
+        for _ in range(20):
+            file.write(line * 1000)
+    tracemalloc.start()
+    try:
+        count = sum(1 for _ in scan_jsonl(path))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert count == 20_000
+    assert path.stat().st_size > 20e6
+    assert peak < 1e6
+
+
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(10**30), 10**30)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+)
+
+
+@given(value=JSON, ascii_only=st.booleans())
+def test_what_is_json_is_read_as_it_was_written(value: Any, ascii_only: bool) -> None:
+    assert loads_strict(json.dumps(value, ensure_ascii=ascii_only)) == value
+
+
+@given(text=st.text(alphabet='{}[]:,"\\ \n019.eE+-trufalsn', max_size=12))
+def test_what_is_not_json_is_refused_with_the_column(text: str) -> None:
+    assume(not is_json(text))
+    with pytest.raises(ValueError, match=r"^not valid JSON: .* at column \d+$"):
+        loads_strict(text)
+
+
+def is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except ValueError:
+        return False
+    return True
