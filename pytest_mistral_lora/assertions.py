@@ -37,9 +37,7 @@ def assert_template_faithful(row: AnyRow, tokenizer: AnyTokenizer) -> None:
     _fail_on(template_findings(loaded.oracle, ChatTemplate(loaded.fast), as_row(row)))
 
 
-def assert_labels_exact(
-    row: AnyRow, input_ids: Sequence[int], labels: Sequence[int], tokenizer: AnyTokenizer
-) -> None:
+def assert_labels_exact(row: AnyRow, input_ids: Sequence[int], labels: Sequence[int], tokenizer: AnyTokenizer) -> None:
     """Assert that a trainer's ids and labels of a row are exactly mistral-common's.
 
     Args:
