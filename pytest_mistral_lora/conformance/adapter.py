@@ -40,7 +40,7 @@ def _tensors(file: Path) -> dict[str, Any]:
     if not file.is_file():
         raise InputError("no such file", place=str(file), expected="the adapter as safetensors, not pickle")
     try:
-        return load_file(file)
+        return dict(load_file(file))
     except (SafetensorError, OSError) as error:
         raise InputError(f"not a safetensors file: {error}", place=str(file)) from error
 

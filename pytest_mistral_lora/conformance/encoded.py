@@ -75,5 +75,6 @@ def file_findings(path: Path, oracle: Oracle) -> Iterator[Finding]:
 def _ids(data: Any, key: str, place: str) -> list[int]:
     ids = data.get(key)
     if not isinstance(ids, list) or not all(type(token) is int for token in ids):
-        raise RowError("is missing" if ids is None else "holds something else", f"{place}, {key}", "a list of integers")
+        found = "is missing" if ids is None else "holds something else"
+        raise RowError(found, place=f"{place}, {key}", expected="a list of integers")
     return ids
