@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.checkpoint.base import weight_files
 from pytest_mistral_lora.errors import InputError
-from pytest_mistral_lora.records.hashing import canonical_json, sha256_bytes, sha256_file, sha256_tensors
+from pytest_mistral_lora.records.hashing import canonical_json, sha256_bytes, sha256_file
+
+if TYPE_CHECKING:
+    import torch
 
 
 def sha256_files(paths: Sequence[Path]) -> str:
@@ -38,19 +42,20 @@ def base_weights_command(folder: Path) -> str:
     return f"sha256sum {folder}/model*.safetensors{several}"
 
 
-def adapter_tensors_sha256(file: Path) -> str:
-    """Return the SHA-256 of an adapter's tensors: blind to the safetensors header, not to any name, shape or value.
+def read_tensors(file: Path) -> dict[str, torch.Tensor]:
+    """Return the tensors of a safetensors file by name, on the CPU.
 
     Raises:
-        InputError: If the file is not a safetensors file.
+        InputError: If it is not a safetensors file.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
-        return sha256_tensors(load_file(file))
+        tensors: dict[str, torch.Tensor] = load_file(file)
     except (OSError, SafetensorError) as error:
         raise InputError(f"not a safetensors file: {error}", place=str(file)) from error
+    return tensors
 
 
 def is_held_out(row: Row, fraction: float) -> bool:

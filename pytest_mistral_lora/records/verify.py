@@ -12,11 +12,11 @@ from pytest_mistral_lora.chat.rows import Row, read_rows
 from pytest_mistral_lora.checkpoint.tokenizers import oracle_file
 from pytest_mistral_lora.errors import MistralLoraError
 from pytest_mistral_lora.records.files import read_json
-from pytest_mistral_lora.records.hashing import sha256_file, sha256_ids, sha256_rows
+from pytest_mistral_lora.records.hashing import sha256_file, sha256_ids, sha256_rows, sha256_tensors
 from pytest_mistral_lora.records.identity import (
-    adapter_tensors_sha256,
     base_weights_sha256,
     is_held_out,
+    read_tensors,
     sha256_files,
 )
 from pytest_mistral_lora.records.manifest import load
@@ -109,16 +109,13 @@ def _tensors(folder: Path, data: Mapping[str, Any]) -> Iterator[Fact]:
         yield _absent("lora.tensors_sha256", None, "not recorded")
         return
     file, lora = folder / _ADAPTER, data["lora"]
-    yield _fact("lora.tensors_sha256", lora["tensors_sha256"], lambda: adapter_tensors_sha256(file), file)
-    yield _fact("lora.layers", lora["layers"], lambda: len(_shapes(file)) // 2, file)
-    yield _fact("lora.parameters", lora["parameters"], lambda: sum(_shapes(file).values()), file)
+    yield _fact("lora.tensors_sha256", lora["tensors_sha256"], lambda: sha256_tensors(read_tensors(file)), file)
+    yield _fact("lora.layers", lora["layers"], lambda: len(read_tensors(file)) // 2, file)
+    yield _fact("lora.parameters", lora["parameters"], lambda: _elements(file), file)
 
 
-def _shapes(file: Path) -> dict[str, int]:
-    """Return the number of elements of each tensor of a safetensors file."""
-    from safetensors.torch import load_file
-
-    return {name: tensor.numel() for name, tensor in load_file(file).items()}
+def _elements(file: Path) -> int:
+    return sum(tensor.numel() for tensor in read_tensors(file).values())
 
 
 def _config(folder: Path, data: Mapping[str, Any]) -> Iterator[Fact]:

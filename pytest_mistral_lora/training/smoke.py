@@ -14,7 +14,6 @@ from typing import Any, Literal
 
 import torch
 from peft import PeftModel
-from safetensors.torch import load_file
 from transformers import GenerationConfig
 
 from pytest_mistral_lora.chat.encoded import IGNORE_INDEX, EncodedRow
@@ -24,6 +23,7 @@ from pytest_mistral_lora.checkpoint.tokenizers import TOKENIZER_JSON, Checkpoint
 from pytest_mistral_lora.errors import EXIT_OK, InputError, MistralLoraError
 from pytest_mistral_lora.records.files import write_json
 from pytest_mistral_lora.records.hashing import sha256_tensors
+from pytest_mistral_lora.records.identity import read_tensors
 from pytest_mistral_lora.records.manifest import MANIFEST, load
 from pytest_mistral_lora.training.adapter import adapter_tensors, peft_quiet
 from pytest_mistral_lora.training.data import Encoder
@@ -146,10 +146,11 @@ def load_adapted(adapter: Path, base: Path, precision: Precision, device: str) -
         InputError: If a tensor of the file is not in the loaded model, or the other way round. PEFT itself only warns,
             and the model then answers as its base does.
     """
+    saved = read_tensors(adapter / "adapter_model.safetensors")
     model = load_base(base, precision, device)
     with peft_quiet():
         model = PeftModel.from_pretrained(model, adapter)
-    saved, loaded = load_file(adapter / "adapter_model.safetensors"), adapter_tensors(model)
+    loaded = adapter_tensors(model)
     different = sorted(
         name
         for name in saved.keys() | loaded.keys()

@@ -36,6 +36,7 @@ def killed(tmp_path: Path, base: Path) -> Recipe:
     return recipe
 
 
+@pytest.mark.filterwarnings("ignore:mtime may not be reliable:UserWarning")  # two checkpoints within a second
 def test_a_killed_run_resumes_to_the_same_adapter(killed: Recipe, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="--resume"):
         train(killed)

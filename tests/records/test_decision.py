@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from manifests import adapter
+
+from pytest_mistral_lora.records.decision import decision_text
+
+RECIPE = {"base": {"repo": "mistralai/Mistral-7B-v0.3"}, "output": "lora-out"}
+
+
+def leaves(value: Any) -> list[Any]:
+    if isinstance(value, dict):
+        return [leaf for inner in value.values() for leaf in leaves(inner)]
+    return [leaf for inner in value for leaf in leaves(inner)] if isinstance(value, list) else [value]
+
+
+def test_it_has_the_parts_of_a_decision_record() -> None:
+    text = decision_text(adapter(), RECIPE)
+    headings = [line for line in text.splitlines() if line.startswith("#")]
+    assert headings == [
+        "# Fine-tune mistralai/Mistral-7B-v0.3 with LoRA on train.jsonl",
+        "## Context",
+        "## Decision",
+        "## What is learned",
+        "## Evaluation",
+        "## Consequences",
+        "## How to do it again",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("part", "key", "value"),
+    [
+        (None, "revision", "c" * 40),
+        (None, "base_weights_sha256", "d" * 64),
+        (None, "dataset_sha256", "e" * 64),
+        (None, "seed", 987654),
+        ("tokenizer", "sha256", "f" * 64),
+        ("template", "sha256", "1" * 64),
+        ("lora", "r", 987654),
+        ("training", "learning_rate", 0.0123),
+        ("training", "order_seed", 987654),
+        ("training", "schedule", {"name": "linear", "warmup_steps": 987, "total_steps": 654}),
+        ("masking", "supervised_tokens", 37),
+        ("environment", "packages", {"torch": "9.8.7"}),
+    ],
+)
+def test_each_fact_of_the_manifest_is_in_the_text(part: str | None, key: str, value: Any) -> None:
+    manifest = adapter()
+    before = decision_text(manifest, RECIPE)
+    (manifest[part] if part else manifest)[key] = value
+    after = decision_text(manifest, RECIPE)
+    for leaf in leaves(value):
+        assert str(leaf) not in before
+        assert str(leaf) in after
+
+
+def test_evaluation_results_are_shown_with_their_commands() -> None:
+    manifest = adapter()
+    manifest["evaluation"] = [{"command": "measure --it", "results": {"loss | nats": 0.25, "verdict": "equal"}}]
+    text = decision_text(manifest, RECIPE)
+    assert "`measure --it`" in text
+    assert "0.25" in text
+    assert '"equal"' in text
+
+
+def test_the_recipe_in_it_is_complete() -> None:
+    text = decision_text(adapter(), RECIPE)
+    assert json.loads(text.rpartition("```json")[2].partition("```")[0]) == RECIPE
+    assert text.endswith("```\n")
+
+
+def test_the_same_run_gives_the_same_text() -> None:
+    assert decision_text(adapter(), RECIPE) == decision_text(adapter(), RECIPE)
