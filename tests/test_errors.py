@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+import pickle
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from pytest_mistral_lora import errors
+from pytest_mistral_lora.errors import (
+    EXIT_BAD_INPUT,
+    EXIT_FINDING,
+    InputError,
+    MistralLoraError,
+    OracleRejection,
+    RowError,
+    RowsError,
+)
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({}, "'bot'"),
+        ({"place": "a.jsonl:3, messages[1].role"}, "a.jsonl:3, messages[1].role: 'bot'"),
+        ({"expected": "user"}, "'bot'; expected user"),
+        ({"next_step": "Rename it."}, "'bot'. Rename it."),
+        (
+            {"place": "a.jsonl:3", "expected": "user", "next_step": "Rename it."},
+            "a.jsonl:3: 'bot'; expected user. Rename it.",
+        ),
+    ],
+)
+def test_an_error_says_where_what_and_what_to_do(fields: dict[str, str], said: str) -> None:
+    error = MistralLoraError("'bot'", **fields)
+    assert str(error) == said
+    assert error.found == "'bot'"
+    assert {name: getattr(error, name) for name in fields} == fields
+
+
+def test_a_full_stop_before_the_next_step_is_not_doubled() -> None:
+    assert str(MistralLoraError("No.", next_step="Go on.")) == "No. Go on."
+
+
+def every_error() -> list[type[MistralLoraError]]:
+    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, MistralLoraError)]
+    return [kind for kind in kinds if kind is not RowsError]
+
+
+@pytest.mark.parametrize("kind", every_error())
+def test_every_error_has_one_base_and_an_exit_code(kind: type[MistralLoraError]) -> None:
+    error = kind("found")
+    assert isinstance(error, MistralLoraError)
+    assert error.exit_code == (EXIT_BAD_INPUT if isinstance(error, InputError) else EXIT_FINDING)
+    assert kind.__doc__
+
+
+def bad_rows(count: int) -> RowsError:
+    return RowsError([RowError("bad", place=f"a:{line}") for line in range(1, count + 1)], place="a")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        *(kind("found", place="p", expected="e", next_step="n") for kind in every_error()),
+        bad_rows(3),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_an_error_crosses_processes_whole(error: MistralLoraError) -> None:
+    other: Any = pickle.loads(pickle.dumps(error))
+    assert type(other) is type(error)
+    assert str(other) == str(error)
+    assert (other.found, other.place, other.expected, other.next_step) == (
+        error.found,
+        error.place,
+        error.expected,
+        error.next_step,
+    )
+    if isinstance(error, RowsError):
+        assert [str(one) for one in other.errors] == [str(one) for one in error.errors]
+
+
+@pytest.mark.parametrize(
+    ("count", "first", "last"),
+    [
+        (1, "a: 1 bad row", "  a:1: bad"),
+        (2, "a: 2 bad rows", "  a:2: bad"),
+        (20, "a: 20 bad rows", "  a:20: bad"),
+        (21, "a: 21 bad rows", "  … and 1 more"),
+        (500, "a: 500 bad rows", "  … and 480 more"),
+    ],
+)
+def test_at_most_20_rows_are_shown_and_all_are_kept(count: int, first: str, last: str) -> None:
+    error = bad_rows(count)
+    lines = str(error).splitlines()
+    assert (lines[0], lines[-1]) == (first, last)
+    assert len(lines) == 1 + min(count, 20) + (count > 20)
+    assert len(error.errors) == count
+
+
+def test_a_refusal_is_a_row_error_and_a_row_error_is_bad_input() -> None:
+    assert issubclass(OracleRejection, RowError)
+    assert issubclass(RowError, InputError)
+
+
+def test_importing_the_errors_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; before = set(sys.modules); import pytest_mistral_lora.errors; "
+        "print(*sorted({name.split('.')[0] for name in set(sys.modules) - before}))"
+    )
+    added = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert set(added) <= {"pytest_mistral_lora", *sys.stdlib_module_names}

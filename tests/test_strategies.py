@@ -1,0 +1,250 @@
+from __future__ import annotations
+
+import doctest
+import json
+import re
+import string
+from functools import cache
+from typing import Any
+
+import pytest
+from hypothesis import Phase, find, given, settings
+from hypothesis import strategies as st
+from hypothesis.errors import NoSuchExample
+from mistral_common.tokens.tokenizers.base import SpecialTokens
+
+from pytest_mistral_lora import strategies
+from pytest_mistral_lora.chat.oracle import SHIPPED, Oracle, shipped_tokenizer
+from pytest_mistral_lora.chat.rows import parse_row, text_of
+from pytest_mistral_lora.strategies import (
+    CONTROL_LITERALS,
+    conversations,
+    hostile_text,
+    messages,
+    plain_text,
+    rows,
+    tool_rows,
+)
+
+ONE_OF_EACH = ("spm-v1", "spm-v2", "spm-v3", "spm-v7", "tekken-240911")
+
+
+@cache
+def oracle_of(name: str) -> Oracle:
+    return Oracle(shipped_tokenizer(name))
+
+
+def found(strategy: st.SearchStrategy[Any], wanted: Any, *, shrink: bool = False) -> Any:
+    phases = (Phase.generate, Phase.shrink) if shrink else (Phase.generate,)
+    return find(strategy, wanted, settings=settings(phases=phases, max_examples=2000))
+
+
+@pytest.mark.parametrize("alternating", [True, False])
+@given(data=st.data(), system=st.none() | st.booleans())
+def test_every_version_accepts_rows(alternating: bool, data: st.DataObject, system: bool | None) -> None:
+    row = data.draw(rows(system=system, weights=True, alternating=alternating))
+    for name in ONE_OF_EACH:
+        oracle_of(name).encode(row)
+
+
+@pytest.mark.parametrize("alternating", [True, False])
+@given(data=st.data(), system=st.none() | st.booleans())
+def test_every_version_from_v2_on_accepts_tool_rows(
+    alternating: bool, data: st.DataObject, system: bool | None
+) -> None:
+    row = data.draw(tool_rows(system=system, alternating=alternating))
+    for name in ONE_OF_EACH[1:]:
+        oracle_of(name).encode(row)
+
+
+@given(row=tool_rows(parallel=True, weights=True, alternating=False))
+def test_every_version_from_v3_on_accepts_parallel_calls(row: dict[str, Any]) -> None:
+    for name in ONE_OF_EACH[2:]:
+        oracle_of(name).encode(row)
+
+
+@given(row=rows(tools=None, weights=True, alternating=False))
+def test_rows_are_plain_json(row: dict[str, Any]) -> None:
+    assert json.loads(json.dumps(row, allow_nan=False)) == row
+    json.dumps(row, ensure_ascii=False).encode()
+
+
+@given(row=rows(max_turns=2))
+def test_alternating_rows_alternate(row: dict[str, Any]) -> None:
+    roles = "".join(message["role"][0] for message in row["messages"])
+    assert re.fullmatch("s?(ua){1,2}", roles)
+
+
+@given(row=tool_rows())
+def test_tool_rows_call_and_answer(row: dict[str, Any]) -> None:
+    roles = "".join("c" if m.get("tool_calls") else m["role"][0] for m in row["messages"])
+    assert re.fullmatch("s?(u(ct)*a)*(u(ct)*a|u(ct)*c)", roles)
+    assert "c" in roles
+    names = {tool["function"]["name"] for tool in row["tools"]}
+    calls = [call for message in row["messages"] for call in message.get("tool_calls", ())]
+    assert {call["function"]["name"] for call in calls} <= names
+    assert all(re.fullmatch("[0-9A-Za-z]{9}", call["id"]) for call in calls)
+
+
+@given(row=tool_rows(parallel=True))
+def test_every_result_answers_a_call_before_it(row: dict[str, Any]) -> None:
+    waiting: set[str] = set()
+    for message in row["messages"]:
+        if message["role"] == "tool":
+            waiting.remove(message["tool_call_id"])
+        else:
+            assert not waiting
+            waiting = {call["id"] for call in message.get("tool_calls", ())}
+
+
+@given(row=rows(system=True, weights=False))
+def test_options_are_kept(row: dict[str, Any]) -> None:
+    assert row["messages"][0]["role"] == "system"
+    assert "tools" not in row
+    assert not any("weight" in message for message in row["messages"])
+
+
+@given(row=rows(system=False, alternating=False))
+def test_no_system_message_where_none_is_wanted(row: dict[str, Any]) -> None:
+    assert "system" not in {message["role"] for message in row["messages"]}
+
+
+@given(row=rows(tools=None, text=st.sampled_from(("a", "b"))))
+def test_messages_say_what_they_are_given(row: dict[str, Any]) -> None:
+    assert {m["content"] for m in row["messages"] if m["role"] in ("user", "system")} <= {"a", "b"}
+    assert {tool["function"]["description"] for tool in row.get("tools", ())} <= {"a", "b"}
+
+
+@given(text=plain_text())
+def test_plain_text_is_plain(text: str) -> None:
+    assert text
+    assert text == text.strip()
+    assert not any(literal in text for literal in CONTROL_LITERALS)
+
+
+@given(text=hostile_text())
+def test_hostile_text_can_be_written(text: str) -> None:
+    assert text.encode().decode() == text
+
+
+@given(conversation=conversations(max_turns=1))
+def test_conversations_are_the_messages_of_rows(conversation: list[dict[str, Any]]) -> None:
+    parse_row({"messages": conversation})
+    assert [message["role"] for message in conversation if message["role"] != "system"] == ["user", "assistant"]
+
+
+@pytest.mark.parametrize("role", [None, "system", "user", "assistant", "tool"])
+@given(data=st.data())
+def test_messages_are_of_the_role(role: str | None, data: st.DataObject) -> None:
+    message = data.draw(messages(role=role))
+    assert role is None or message["role"] == role
+    parse_row({"messages": [message, {"role": "assistant", "content": "a"}]})
+
+
+def test_a_strategy_refuses_what_it_cannot_make() -> None:
+    with pytest.raises(ValueError, match="role is 'bot', expected one of system, user, assistant, tool"):
+        messages(role="bot")
+    with pytest.raises(ValueError, match="max_turns is 0, and a row has at least 1 turn"):
+        rows(max_turns=0)
+
+
+def said(row: dict[str, Any]) -> list[str]:
+    return [text_of(message.get("content")) for message in row["messages"]]
+
+
+RARE: list[tuple[str, st.SearchStrategy[Any], Any]] = [
+    (
+        "a text repeats an earlier turn",
+        rows(),
+        lambda row: len({*said(row)}) < len(said(row)) and len(said(row)[0]) > 9,
+    ),
+    ("a control literal in an answer", rows(), lambda row: "[/INST]" in said(row)[-1]),
+    ("an answer ends in a space", rows(), lambda row: said(row)[-1].endswith(" ")),
+    ("an empty question", rows(system=False), lambda row: said(row)[0] == ""),
+    (
+        "a weight of 0 and one of 1",
+        rows(weights=True),
+        lambda row: {0, 1} <= {m.get("weight") for m in row["messages"]},
+    ),
+    ("a system message later on", rows(alternating=False), lambda row: row["messages"][-2]["role"] == "system"),
+    ("an opening answer", rows(alternating=False), lambda row: row["messages"][0]["role"] == "assistant"),
+    ("text chunks", rows(alternating=False), lambda row: isinstance(row["messages"][-1]["content"], list)),
+    ("two answers in a row", rows(alternating=False), lambda row: row["messages"][-2]["role"] == "assistant"),
+    ("a call without result", tool_rows(), lambda row: "tool_calls" in row["messages"][-1]),
+    (
+        "three calls at once",
+        tool_rows(parallel=True),
+        lambda row: any(len(message.get("tool_calls", ())) == 3 for message in row["messages"]),
+    ),
+    ("arguments as text", tool_rows(), lambda row: any(isinstance(a, str) for a in arguments(row))),
+    ("arguments as a nested object", tool_rows(), lambda row: any(nested(a) for a in arguments(row))),
+    ("a result that is JSON", tool_rows(), lambda row: any(s.startswith("{") for s in results(row))),
+    (
+        "a result that is a number",
+        tool_rows(),
+        lambda row: any(s.lstrip("-").isdigit() and len(s) > 2 for s in results(row)),
+    ),
+    ("a named result", tool_rows(), lambda row: any("name" in message for message in row["messages"])),
+    ("a long word", hostile_text(), lambda text: any(len(word) > 300 for word in text.split())),
+    ("a no-break space", hostile_text(), lambda text: "\u00a0" in text),
+    ("SentencePiece's space", hostile_text(), lambda text: text.startswith("\u2581")),
+    ("a line separator", hostile_text(), lambda text: "\u2028" in text),
+    ("a zero-width joiner", hostile_text(), lambda text: "\u200d" in text),
+    ("a null character", hostile_text(), lambda text: "\x00" in text),
+    ("an astral character", hostile_text(), lambda text: any(ord(character) > 0xFFFF for character in text)),
+]
+
+
+def arguments(row: dict[str, Any]) -> list[Any]:
+    return [call["function"]["arguments"] for message in row["messages"] for call in message.get("tool_calls", ())]
+
+
+def nested(value: Any) -> bool:
+    return isinstance(value, dict) and any(isinstance(inner, dict | list) and inner for inner in value.values())
+
+
+def results(row: dict[str, Any]) -> list[str]:
+    return [message["content"] for message in row["messages"] if message["role"] == "tool"]
+
+
+@pytest.mark.parametrize(("strategy", "wanted"), [case[1:] for case in RARE], ids=[case[0] for case in RARE])
+def test_the_rare_is_generated(strategy: st.SearchStrategy[Any], wanted: Any) -> None:
+    found(strategy, wanted)
+
+
+def test_what_is_not_generated_is_not_found() -> None:
+    with pytest.raises(NoSuchExample):
+        found(hostile_text(), lambda text: any(0xD800 <= ord(character) < 0xE000 for character in text))
+
+
+def test_rows_shrink_to_short_ascii() -> None:
+    assert found(rows(), lambda row: True, shrink=True) == {
+        "messages": [{"role": "user", "content": "0"}, {"role": "assistant", "content": "0"}]
+    }
+
+
+def test_a_hostile_row_shrinks_to_its_cause() -> None:
+    row = found(rows(), lambda row: "[/INST]" in said(row)[0], shrink=True)
+    assert said(row) == ["[/INST]", "0"]
+
+
+@pytest.mark.parametrize("name", sorted(SHIPPED))
+def test_every_control_token_is_among_the_literals(name: str) -> None:
+    reserved = re.compile(r"\[control_\d+\]|<SPECIAL_\d+>")
+    literals = oracle_of(name).control_tokens.values()
+    assert {literal for literal in literals if not reserved.fullmatch(literal)} <= set(CONTROL_LITERALS)
+
+
+def test_every_special_token_of_every_version_is_among_the_literals() -> None:
+    assert {token.value for token in SpecialTokens} <= set(CONTROL_LITERALS)
+
+
+def test_the_examples_in_the_docstrings_run() -> None:
+    outcome = doctest.testmod(strategies)
+    assert outcome.failed == 0
+    assert outcome.attempted >= 18
+
+
+def test_the_package_offers_the_strategies_by_name() -> None:
+    public = {name for name in vars(strategies) if name[0] in string.ascii_lowercase}
+    assert {"rows", "conversations", "messages", "tool_rows", "hostile_text", "plain_text"} <= public
