@@ -82,7 +82,13 @@ class LoraTrainer(Trainer):  # type: ignore[misc]
             totals += self.accelerator.gather_for_metrics(by_row).double().sum(dim=0).cpu()
         metrics = {f"{metric_key_prefix}_loss": (totals[0] / totals[1]).item()}
         self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+
+def evaluated(trainer: LoraTrainer) -> bool:
+    """Say whether the log has a held-out loss of the last step."""
+    return any("eval_loss" in line and line["step"] == trainer.state.global_step for line in trainer.state.log_history)
 
 
 class StopAtNonFinite(TrainerCallback):  # type: ignore[misc]

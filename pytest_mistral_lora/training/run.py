@@ -19,7 +19,7 @@ from pytest_mistral_lora.training.adapter import adapted_layers, adapter_tensors
 from pytest_mistral_lora.training.data import Encoder, RunData, load_data
 from pytest_mistral_lora.training.facts import evaluation_facts, run_facts, training_facts
 from pytest_mistral_lora.training.failure import leave_failure
-from pytest_mistral_lora.training.loop import LoraTrainer, device_count, make_trainer, on_gpu, precision_of
+from pytest_mistral_lora.training.loop import LoraTrainer, device_count, evaluated, make_trainer, on_gpu, precision_of
 from pytest_mistral_lora.training.recipe import Base, Recipe
 from pytest_mistral_lora.training.save import Adapter, write_run
 from pytest_mistral_lora.training.smoke import Completion, Probe, generate, probe
@@ -155,7 +155,7 @@ class _Run:
             progress=progress,
         )
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        if self.data.held_out.rows:
+        if self.data.held_out.rows and not evaluated(trainer):
             trainer.evaluate()
         return self._finish(trainer, model, initial, work, checkpoint)
 

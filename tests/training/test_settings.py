@@ -64,8 +64,8 @@ def test_held_out_loss_is_measured_before_and_after(make_recipe: MakeRecipe, tmp
     write_rows(tmp_path / "eval.jsonl")
     result = train(make_recipe(data={"eval": ["eval.jsonl"]}, training={"steps": 10, "eval_steps": 5}))
     losses = [line["eval_loss"] for line in result.log if "eval_loss" in line]
-    assert len(losses) == 4
-    assert losses[0] > losses[1] > losses[-1]
+    assert len(losses) == 3
+    assert losses[0] > losses[1] > losses[2]
     results = result.manifest["evaluation"][0]["results"]
     assert (results["held-out loss, before"], results["held-out loss, after"]) == (losses[0], losses[-1])
     assert result.manifest["dataset"]["eval_files"][0]["path"] == "eval.jsonl"
@@ -104,7 +104,7 @@ def test_a_run_that_failed_can_be_started_again(make_recipe: MakeRecipe) -> None
     [
         (MemoryError(), 3, "micro_batch_size"),
         (
-            RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+            RuntimeError("DefaultCPUAllocator: can't allocate memory"),
             3,
             "micro_batch_size",
         ),
