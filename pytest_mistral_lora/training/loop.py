@@ -45,6 +45,8 @@ class LoraTrainer(Trainer):  # type: ignore[misc]
     Micro-batches and devices only split the sum: four times one row gives the gradient of one times four rows.
     """
 
+    control: Any
+
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
@@ -190,17 +192,7 @@ def _arguments(training: Training, has_held_out: bool, work: Path, progress: boo
         data_seed=training.seed if training.order_seed is None else training.order_seed,
         bf16=precision_of(training) == "bf16",
         use_cpu=not on_gpu(training),
-        logging_steps=training.logging_steps,
-        logging_first_step=True,
-        logging_nan_inf_filter=False,
-        eval_on_start=has_held_out,
-        eval_strategy="steps" if has_held_out and training.eval_steps else "no",
-        eval_steps=training.eval_steps,
-        save_strategy="steps",
-        save_steps=training.checkpoint_steps,
-        save_total_limit=2,
-        report_to="none",
-        disable_tqdm=not progress,
+        **_bookkeeping(training, has_held_out, progress),
         remove_unused_columns=False,
         label_names=["labels"],
         dataloader_pin_memory=on_gpu(training),
@@ -210,6 +202,23 @@ def _arguments(training: Training, has_held_out: bool, work: Path, progress: boo
     # with several GPUs and no launcher, Trainer would split batches over threads (DataParallel)
     arguments._n_gpu = min(arguments.n_gpu, 1)
     return arguments
+
+
+def _bookkeeping(training: Training, has_held_out: bool, progress: bool) -> dict[str, Any]:
+    """Return what is logged, evaluated and kept, and when."""
+    return {
+        "logging_steps": training.logging_steps,
+        "logging_first_step": True,
+        "logging_nan_inf_filter": False,
+        "eval_on_start": has_held_out,
+        "eval_strategy": "steps" if has_held_out and training.eval_steps else "no",
+        "eval_steps": training.eval_steps,
+        "save_strategy": "steps",
+        "save_steps": training.checkpoint_steps,
+        "save_total_limit": 2,
+        "report_to": "none",
+        "disable_tqdm": not progress,
+    }
 
 
 def _warms_to_constant(training: Training) -> bool:
