@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -74,9 +75,14 @@ def embedded_targets() -> list[Target]:
 
 def tokenizer_targets(paths: Sequence[Path]) -> list[Target]:
     """Return a target for each tokenizer path, named after it; equal names get a number."""
-    targets: list[Target] = []
+    names: list[str] = []
     for path in paths:
-        name = path.resolve().name
-        taken = sum(target.name == name or target.name.startswith(f"{name}-") for target in targets)
-        targets.append(Target(f"{name}-{taken + 1}" if taken else name, path, trains=True))
-    return targets
+        # a file of the Hub's cache is a link to one that is named by its hash
+        name = path.resolve().name if path.is_dir() else path.name
+        names.append(free_name(re.sub(r"[^\w.+-]+", "-", name).strip("-") or "tokenizer", names))
+    return [Target(name, path, trains=True) for name, path in zip(names, paths, strict=True)]
+
+
+def free_name(name: str, taken: Collection[str]) -> str:
+    """Return a name that is not taken: the name itself, or with the first free number from 2 on."""
+    return next(free for free in (name, *(f"{name}-{n}" for n in range(2, len(taken) + 3))) if free not in taken)

@@ -41,7 +41,7 @@ def _run(target: Target, settings: Settings, check: Callable[[TinyRun], Iterator
         run = tiny_run(oracle, settings.work_folder, device=settings.device)
     except MistralLoraError as error:
         return Result((Finding("ML301", f"the tiny train failed: {error}", str(oracle.path), "a trained adapter"),))
-    return Result(tuple(check(run)))
+    return Result(tuple(check(run)), facts=(("device", run.smoke["device"]),))
 
 
 def _learned(run: TinyRun) -> Iterator[Finding]:

@@ -22,7 +22,9 @@ def mistral_tokenizer(pytestconfig: pytest.Config) -> CheckpointTokenizer:
     from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 
     given = pytestconfig.getoption("mistral_tokenizer") or pytestconfig.getini("mistral_tokenizers")
-    return CheckpointTokenizer(Path(given[0]) if given else shipped_tokenizer("spm-v3"))
+    if not given:
+        return CheckpointTokenizer(shipped_tokenizer("spm-v3"))
+    return CheckpointTokenizer(Path(pytestconfig.invocation_params.dir, given[0]))  # an ini path is absolute
 
 
 @pytest.fixture(scope="session")

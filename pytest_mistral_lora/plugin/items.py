@@ -38,6 +38,12 @@ class SuiteCollector(pytest.Collector):
             nodeid = f"{self.nodeid}::{check.name}"
             yield CheckItem.from_parent(self, name=check.name, nodeid=nodeid, check=check, settings=self._settings)
 
+    def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:
+        """Show our own errors as what they say."""
+        if isinstance(excinfo.value, MistralLoraError):
+            return str(excinfo.value)
+        return super().repr_failure(excinfo)
+
 
 class CheckItem(pytest.Item):
     """One check, run and reported by pytest."""
@@ -83,6 +89,11 @@ class CheckItem(pytest.Item):
             ("--mistral-golden-dir", self.settings.golden_folders),
         ):
             words += [word for path in paths for word in (flag, str(path))]
+        if self.check.subject == "mask":
+            words += ["--mistral-examples", str(self.settings.examples)]
+            words += [] if self.settings.seed is None else ["--mistral-seed", str(self.settings.seed)]
+        if self.settings.strict:
+            words.append("--mistral-strict")
         return shlex.join(words)
 
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:

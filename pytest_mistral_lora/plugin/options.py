@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import pytest
 
-IniType = Literal["paths", "string", "bool"]
+IniType = Literal["paths", "string", "bool", "int"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,7 @@ _DEVICE = Option(
     "--mistral-device", "Where models run: auto (default), cpu or cuda.", "mistral_device", "string", "DEVICE"
 )
 _EXAMPLES = Option(
-    "--mistral-examples", "Hypothesis examples for each law (default 20).", "mistral_examples", "string", "N"
+    "--mistral-examples", "Hypothesis examples for each law (default 20).", "mistral_examples", "int", "N"
 )
 _SEED = Option("--mistral-seed", "Explore other Hypothesis examples than the usual ones.", metavar="N")
 _STRICT = Option("--mistral-strict", "Notes and things that could not be checked fail too.", "mistral_strict", "bool")
@@ -91,6 +91,7 @@ OPTIONS = (
 """Every option; the help text is made from this table."""
 
 _DEFAULT_EXAMPLES = 20
+_GOLDEN_FILES = ("*.jsonl", "templates/*/*.json")
 _DEVICES = ("auto", "cpu", "cuda")
 
 
@@ -171,7 +172,10 @@ def _value(config: pytest.Config, option: Option) -> tuple[Any, str]:
     if value is not None or not option.ini:
         return value, option.flag
     where = f"{option.ini} in {config.inipath}" if config.inipath else option.ini
-    return config.getini(option.ini), where
+    try:
+        return config.getini(option.ini), where
+    except (TypeError, ValueError) as error:  # pytest says what is wrong, but not always with which key and file
+        raise pytest.UsageError(f"{where}: {error}") from error
 
 
 def _paths(config: pytest.Config, option: Option, *, folder: bool = False) -> tuple[Path, ...]:
@@ -183,6 +187,8 @@ def _paths(config: pytest.Config, option: Option, *, folder: bool = False) -> tu
             raise pytest.UsageError(f"{where}: no such file or folder: {path}")
         if folder and not path.is_dir():
             raise pytest.UsageError(f"{where}: not a folder: {path}")
+        if folder and not any(True for pattern in _GOLDEN_FILES for _ in path.glob(pattern)):
+            raise pytest.UsageError(f"{where}: neither rows (*.jsonl) nor recorded goldens in {path}")
     return paths
 
 
@@ -223,6 +229,8 @@ def _report(config: pytest.Config) -> Path | None:
     path = Path(config.invocation_params.dir, value)
     if path.suffix != ".json":
         raise pytest.UsageError(f"{_REPORT.flag}: {value}; expected a name that ends in .json")
+    if path.is_dir():
+        raise pytest.UsageError(f"{_REPORT.flag}: a folder: {path}")
     if not path.parent.is_dir():
         raise pytest.UsageError(f"{_REPORT.flag}: no such folder: {path.parent}")
     return path

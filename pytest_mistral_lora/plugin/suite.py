@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Generator, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from pytest_mistral_lora.conformance.checks import Check
 
 _WORK = "mistral_lora_work"
-_DESELECTED = "mistral_lora_deselected"
+_COUNTS = "mistral_lora_counts"
 
 
 class Suite:
@@ -31,10 +32,11 @@ class Suite:
     def __init__(self, config: pytest.Config, settings: PluginSettings) -> None:
         self.settings = settings
         self.outcomes: list[dict[str, Any]] = []
+        self._collected = 0
         self._deselected = 0
         worker = getattr(config, "workerinput", None)
-        self._owns_work_folder = worker is None
-        self._work_folder = Path(worker[_WORK]) if worker else Path(tempfile.mkdtemp(prefix="mistral-golden-"))
+        self._is_worker = worker is not None
+        self._work_folder = Path(worker[_WORK]) if worker else _temporary_folder(config)
         if _nothing_asked_for(config):
             config.args = []  # not public, and the only way to keep pytest from collecting the current folder
 
@@ -45,8 +47,9 @@ class Suite:
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any) -> None:
-        """Learn from a worker what was deselected: every worker collects the same."""
-        self._deselected = getattr(node, "workeroutput", {}).get(_DESELECTED, self._deselected)
+        """Learn from a worker what was collected and deselected: every worker collects the same."""
+        counts = getattr(node, "workeroutput", {}).get(_COUNTS, (self._collected, self._deselected))
+        self._collected, self._deselected = counts
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_collection_modifyitems(self, session: pytest.Session, items: list[pytest.Item]) -> None:
@@ -57,6 +60,7 @@ class Suite:
         report = session.ihook.pytest_make_collect_report(collector=suite)
         session.ihook.pytest_collectreport(report=report)
         items += report.result
+        self._collected = len(report.result)
 
     def _checks(self) -> Iterator[Check]:
         from pytest_mistral_lora.conformance.checks import Settings, collect
@@ -107,18 +111,34 @@ class Suite:
         """Print one table, and say what was not checked."""
         from pytest_mistral_lora.plugin.summary import write
 
-        write(terminalreporter, self.outcomes, self.settings, self._deselected)
+        write(terminalreporter, self.outcomes, self.settings, deselected=self._deselected, not_run=self._not_run)
 
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
-        """Write the report, and leave nothing behind."""
-        if not self._owns_work_folder:
-            session.config.workeroutput[_DESELECTED] = self._deselected  # type: ignore[attr-defined]
-            return
-        if self.settings.report is not None:
+        """Write the report."""
+        if self._is_worker:
+            session.config.workeroutput[_COUNTS] = (self._collected, self._deselected)  # type: ignore[attr-defined]
+        elif self.settings.report is not None:
             from pytest_mistral_lora.report.json_report import write
 
-            write(self.settings.report, self.outcomes, int(exitstatus), self._deselected)
-        shutil.rmtree(self._work_folder, ignore_errors=True)
+            write(
+                self.settings.report,
+                self.outcomes,
+                int(exitstatus),
+                deselected=self._deselected,
+                not_run=self._not_run,
+            )
+
+    @property
+    def _not_run(self) -> int:
+        """How many chosen checks did not run: `-x`, an interruption, or `--collect-only`."""
+        return self._collected - self._deselected - len(self.outcomes)
+
+
+def _temporary_folder(config: pytest.Config) -> Path:
+    folder = Path(tempfile.mkdtemp(prefix="mistral-golden-"))
+    # not in pytest_sessionfinish: --help and a later usage error configure pytest, but start no session
+    config.add_cleanup(partial(shutil.rmtree, folder, ignore_errors=True))
+    return folder
 
 
 def _nothing_asked_for(config: pytest.Config) -> bool:

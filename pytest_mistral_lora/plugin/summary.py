@@ -10,7 +10,9 @@ from pytest_mistral_lora.plugin.options import PluginSettings
 _OTHER_SUBJECTS = "dataset, manifest, adapter, transcript, runner, encoded"
 
 
-def write(terminal: Any, outcomes: list[dict[str, Any]], settings: PluginSettings, deselected: int) -> None:
+def write(
+    terminal: Any, outcomes: list[dict[str, Any]], settings: PluginSettings, *, deselected: int, not_run: int
+) -> None:
     """Write the summary to pytest's terminal."""
     terminal.section("Mistral conformance", sep="=")
     if outcomes:
@@ -21,7 +23,7 @@ def write(terminal: Any, outcomes: list[dict[str, Any]], settings: PluginSetting
             terminal.write_line(f"golden {outcome['facts']['written']}: {outcome['facts']['golden']}")
     for line in _notes(outcomes):
         terminal.write_line(line, yellow=True)
-    for line in _not_checked(outcomes, settings, deselected):
+    for line in _not_checked(outcomes, settings, deselected, not_run):
         terminal.write_line(line)
 
 
@@ -50,15 +52,17 @@ def _notes(outcomes: list[dict[str, Any]]) -> list[str]:
     return [f"note {finding['rule']} {nodeid}: {finding['found']}" for nodeid, finding in notes]
 
 
-def _not_checked(outcomes: list[dict[str, Any]], settings: PluginSettings, deselected: int) -> list[str]:
+def _not_checked(outcomes: list[dict[str, Any]], settings: PluginSettings, deselected: int, not_run: int) -> list[str]:
     lines = ["not checked:"]
     reasons = Counter((o["target"], o["not_checked"]) for o in outcomes if o["not_checked"])
     lines += [f"  {target}: {reason} ({count})" for (target, reason), count in reasons.items()]
     if deselected:
         lines.append(f"  {deselected} checks that were deselected")
+    if not_run:
+        lines.append(f"  {not_run} checks that did not run")
     if settings.skip_training:
         lines.append("  train: left out by --mistral-golden-skip-training")
-    elif settings.device != "cuda":
+    elif {o["facts"].get("device") for o in outcomes if o["subject"] == "train"} == {"cpu"}:
         lines.append("  train on CUDA: models ran on the CPU")
     lines.append(f"  {_OTHER_SUBJECTS}: no target of that kind")
     return lines

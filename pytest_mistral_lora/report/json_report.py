@@ -13,7 +13,7 @@ from pytest_mistral_lora.records.goldens import library_versions
 SCHEMA_VERSION = 1
 
 
-def write(path: Path, outcomes: list[dict[str, Any]], exit_status: int, deselected: int) -> None:
+def write(path: Path, outcomes: list[dict[str, Any]], exit_status: int, *, deselected: int, not_run: int) -> None:
     """Write the report, atomically.
 
     Args:
@@ -22,6 +22,7 @@ def write(path: Path, outcomes: list[dict[str, Any]], exit_status: int, deselect
             `subject`, `case`, `findings`, `not_checked`, `facts`.
         exit_status: pytest's exit code.
         deselected: How many checks were left out by `-k`, `-m` or `--lf`.
+        not_run: How many were chosen and did not run, by `-x` or an interruption.
     """
     counts = Counter(outcome["outcome"] for outcome in outcomes)
     data = {
@@ -34,6 +35,7 @@ def write(path: Path, outcomes: list[dict[str, Any]], exit_status: int, deselect
             "failed": counts["failed"],
             "not_checked": counts["skipped"],
             "deselected": deselected,
+            "not_run": not_run,
         },
         "checks": sorted(outcomes, key=lambda outcome: outcome["nodeid"]),
     }
