@@ -83,8 +83,9 @@ def eos_violation(row: Row, encoded: EncodedRow, oracle: Oracle) -> str:
         last = spans[-1].end - 1
         if encoded.input_ids[last] != oracle.eos_id:
             return f"turn {turn} ends with {oracle.piece(encoded.input_ids[last])!r} at token {last}, not with EOS"
-        if encoded.labels is not None and spans[0].supervised != (encoded.labels[last] == oracle.eos_id):
-            return f"EOS of turn {turn} at token {last} has label {encoded.labels[last]}"
+        label = (encoded.labels or ())[last : last + 1]
+        if spans[0].supervised != (label == (oracle.eos_id,)):
+            return f"EOS of turn {turn} at token {last} has label {label[0] if label else 'none'}"
     return ""
 
 

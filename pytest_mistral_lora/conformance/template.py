@@ -62,8 +62,14 @@ def judge(target: Target, golden: Golden, *, recorded: bool) -> Result:
         return Result(not_checked=f"{target.oracle.version} cannot encode this case: {error.found}")
     findings = list(_against_record(target, golden)) if recorded else []
     if not findings:
-        known = golden.deviations if recorded else None
-        findings += template_findings(target.oracle, target.template, golden.row, recorded=known, place=_place(golden))
+        findings += template_findings(
+            target.oracle,
+            target.template,
+            golden.row,
+            recorded=golden.deviations if recorded else None,
+            place=_place(golden),
+            versions=_versions(golden) if recorded else running_versions(),
+        )
     return Result(tuple(findings))
 
 
@@ -87,7 +93,13 @@ def _against_record(target: Target, golden: Golden) -> Iterator[Finding]:
 
 
 def template_findings(
-    oracle: Oracle, template: ChatTemplate, row: Row, *, recorded: Collection[str] | None = None, place: str = ""
+    oracle: Oracle,
+    template: ChatTemplate,
+    row: Row,
+    *,
+    recorded: Collection[str] | None = None,
+    place: str = "",
+    versions: str = "",
 ) -> Iterator[Finding]:
     """Yield what a chat template does to a row that no named deviation explains.
 
@@ -97,6 +109,7 @@ def template_findings(
         row: The row.
         recorded: Named deviations that are known of this row; None to accept every named one.
         place: Where the row is from.
+        versions: Lines that say which library versions recorded and run; by default those that run.
     """
     from pytest_mistral_lora.chat.compare import compare
 
@@ -113,13 +126,15 @@ def template_findings(
         return
     found = (actual.input_ids, actual.labels) if actual else None
     shown = show_difference((expected.input_ids, expected.labels), found, oracle.piece) if found else ""
-    yield Finding(rule, what, place, detail="\n".join([*shown.splitlines(), _running()]), row=row.to_jsonl())
+    detail = "\n".join(line for line in (shown, versions or running_versions()) if line)
+    yield Finding(rule, what, place, detail=detail, row=row.to_jsonl())
 
 
 def _versions(golden: Golden) -> str:
     recorded = ", ".join(f"{name} {number}" for name, number in golden.recorded_with.items())
-    return f"recorded: {recorded}\n{_running()}"
+    return f"recorded: {recorded}\n{running_versions()}"
 
 
-def _running() -> str:
+def running_versions() -> str:
+    """Return a line with the versions of the libraries that decide ids."""
     return "running:  " + ", ".join(f"{name} {number}" for name, number in library_versions().items())
