@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
-from pytest_mistral_lora.chat.encoded import EncodedRow
+from pytest_mistral_lora.chat.rendering import encoded_text
 from pytest_mistral_lora.chat.rows import Row, parse_row
 from pytest_mistral_lora.conformance.checks import Check, Settings
 from pytest_mistral_lora.conformance.findings import Finding, Result
@@ -34,7 +34,7 @@ def _law(target: Target, law: Law, settings: Settings) -> Result:
     def finding(row: Row) -> Finding | None:
         encoded = oracle.encode(row)
         violation = law.violation(row, encoded, oracle)
-        detail = _spans(encoded, oracle.decode) if violation else ""
+        detail = encoded_text(encoded, oracle.piece) if violation else ""
         return Finding(law.rule, violation, detail=detail, row=row.to_jsonl()) if violation else None
 
     return Result(tuple(search(finding, _strategy(law, oracle.version), settings)))
@@ -102,13 +102,3 @@ def search(finding: Callable[[Row], Finding | None], strategy: Any, settings: Se
     except _BrokenError as broken:
         return [broken.finding]
     return []
-
-
-def _spans(encoded: EncodedRow, decode: Callable[[tuple[int, ...]], str]) -> str:
-    lines = []
-    for span in encoded.spans:
-        owner = "-" if span.turn is None else f"turn {span.turn} {span.role}"
-        state = "train" if span.supervised else "-100"
-        text = decode(encoded.input_ids[span.start : span.end])
-        lines.append(f"{span.start:>5}-{span.end:<5} {state:<6} {owner:<18} {span.kind:<10} {text!r}")
-    return "\n".join(lines[:20])

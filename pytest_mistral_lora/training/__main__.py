@@ -12,9 +12,9 @@ from pytest_mistral_lora.training.failure import exit_code, is_out_of_memory
 from pytest_mistral_lora.training.recipe import load_recipe
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, *, prog: str = "python -m pytest_mistral_lora.training") -> int:
     """Run the command line; returns the exit code (0, 1 failed, 2 bad input, 3 out of memory, 130 interrupted)."""
-    parser = argparse.ArgumentParser(prog="python -m pytest_mistral_lora.training", description="Train a recipe.")
+    parser = argparse.ArgumentParser(prog=prog, description="Train a recipe's adapter and write its folder.")
     parser.add_argument("recipe", type=Path, help="recipe.yaml")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint of a killed run")
     given = parser.parse_args(arguments)

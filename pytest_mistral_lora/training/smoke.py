@@ -204,9 +204,10 @@ def smoke(
     }
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, *, prog: str = "python -m pytest_mistral_lora.training.smoke") -> int:
     """Run the command line; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m pytest_mistral_lora.training.smoke", description=smoke.__doc__)
+    description = "Load base and adapter afresh and generate the last answer of each row, greedily."
+    parser = argparse.ArgumentParser(prog=prog, description=description)
     parser.add_argument("adapter", type=Path, help="adapter folder")
     parser.add_argument("--base", type=Path, required=True, help="base checkpoint folder")
     parser.add_argument("--rows", type=Path, required=True, help="chat JSONL file")

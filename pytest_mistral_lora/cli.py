@@ -1,0 +1,170 @@
+"""The command line: `mistral-lora VERB …`. Every verb is a thin front of a function that Python can call."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from pytest_mistral_lora import __version__
+from pytest_mistral_lora.errors import (
+    EXIT_FINDING,
+    EXIT_INTERRUPTED,
+    EXIT_OK,
+    MistralLoraError,
+    RowError,
+    RowsError,
+)
+
+_EXITS = "Exit codes: 0 fine, 1 a finding or a failed run, 2 bad usage or bad input, 3 out of memory, 130 interrupted."
+
+_OWN_COMMANDS = {
+    "train": ("pytest_mistral_lora.training.__main__", "train a recipe's adapter (recipe.yaml)"),
+    "smoke": ("pytest_mistral_lora.training.smoke", "load base and adapter afresh and generate"),
+}
+"""Verbs whose module has a command line of its own, so that `accelerate launch -m` can start it."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if words and words[0] in _OWN_COMMANDS:
+        module, _ = _OWN_COMMANDS[words[0]]
+        return int(import_module(module).main(words[1:], prog=f"mistral-lora {words[0]}"))
+    given = _parser().parse_args(words)
+    try:
+        return int(given.run(given))
+    except MistralLoraError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return error.exit_code
+    except BrokenPipeError:
+        # the reader of our output has gone, as `head` does; Python must not complain when it flushes at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_FINDING
+    except KeyboardInterrupt:
+        sys.stderr.write("error: interrupted\n")
+        return EXIT_INTERRUPTED
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="mistral-lora",
+        description="Train LoRA adapters on Mistral models, and hold what is trained on to Mistral's own tokenization.",
+        epilog=_EXITS,
+    )
+    parser.add_argument("--version", action="version", version=f"pytest-mistral-lora {__version__}")
+    verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
+    for name, (_, text) in _OWN_COMMANDS.items():
+        verbs.add_parser(name, help=text)
+    _add_render(verbs)
+    _add_audit(verbs)
+    _add_verify(verbs)
+    return parser
+
+
+def _verb(verbs: Any, name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+    verb: argparse.ArgumentParser = verbs.add_parser(
+        name, help=text, description=text.capitalize() + ".", epilog=_EXITS
+    )
+    verb.set_defaults(run=run)
+    verb.add_argument("--json", action="store_true", help="print JSON instead of text")
+    return verb
+
+
+def _add_tokenizer(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument(
+        "--tokenizer",
+        required=True,
+        type=Path,
+        metavar="PATH",
+        help="checkpoint folder, tekken.json or tokenizer.model.vN",
+    )
+
+
+def _add_render(verbs: Any) -> None:
+    verb = _verb(verbs, "render", _render, "show how each row of a chat JSONL file is encoded, and what is trained on")
+    verb.add_argument("rows", type=Path, help="chat JSONL file")
+    _add_tokenizer(verb)
+
+
+def _render(given: argparse.Namespace) -> int:
+    from pytest_mistral_lora.chat.rendering import encoded_text
+    from pytest_mistral_lora.chat.rows import scan_rows
+    from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
+
+    oracle = CheckpointTokenizer(given.tokenizer).oracle
+    errors: list[RowError] = []
+    for item in scan_rows(given.rows):
+        try:
+            if isinstance(item, RowError):
+                raise item
+            encoded = oracle.encode(item)
+        except RowError as error:
+            errors.append(error)
+            continue
+        if given.json:
+            data = {**item.to_json(), "input_ids": list(encoded.input_ids), "labels": list(encoded.labels or ())}
+            sys.stdout.write(json.dumps(data, ensure_ascii=False) + "\n")
+        else:
+            sys.stdout.write(f"{item.place}\n{encoded_text(encoded, oracle.piece)}\n")
+    if errors:
+        raise RowsError(errors, place=str(given.rows))
+    return EXIT_OK
+
+
+def _add_audit(verbs: Any) -> None:
+    verb = _verb(verbs, "audit", _audit, "hold a trainer's encoded rows (input_ids and labels) against mistral-common")
+    verb.add_argument("rows", type=Path, help="encoded-rows JSONL: messages, tools, input_ids, labels")
+    _add_tokenizer(verb)
+
+
+def _audit(given: argparse.Namespace) -> int:
+    from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
+    from pytest_mistral_lora.conformance.encoded import file_findings
+
+    oracle = CheckpointTokenizer(given.tokenizer).oracle
+    return _print_findings(file_findings(given.rows, oracle), as_json=given.json)
+
+
+def _print_findings(findings: Iterator[Any], *, as_json: bool) -> int:
+    count = 0
+    for finding in findings:
+        count += 1
+        sys.stdout.write(
+            (json.dumps(finding.to_json(), ensure_ascii=False) if as_json else finding.text() + "\n") + "\n"
+        )
+    if not as_json:
+        sys.stdout.write(f"{count} finding{'' if count == 1 else 's'}\n")
+    return EXIT_FINDING if count else EXIT_OK
+
+
+def _add_verify(verbs: Any) -> None:
+    verb = _verb(verbs, "verify", _verify, "compute every fact of an adapter's manifest again that can be")
+    verb.add_argument("folder", type=Path, help="adapter folder with manifest.json")
+    verb.add_argument("--base", type=Path, metavar="DIR", help="where the base checkpoint is now")
+    verb.add_argument(
+        "--dataset", type=Path, action="append", metavar="PATH", help="training file, in recipe order (repeatable)"
+    )
+
+
+def _verify(given: argparse.Namespace) -> int:
+    from pytest_mistral_lora.records.verify import verify
+
+    facts = verify(given.folder, base=given.base, dataset=given.dataset)
+    if given.json:
+        sys.stdout.write(json.dumps([asdict(fact) for fact in facts], ensure_ascii=False, indent=2, default=str) + "\n")
+    else:
+        for fact in facts:
+            shown = f": {fact.found}; recorded {fact.recorded}" if fact.state == "mismatch" else ""
+            sys.stdout.write(f"{fact.state:<13}  {fact.name}{shown}\n")
+    return EXIT_FINDING if any(fact.state == "mismatch" for fact in facts) else EXIT_OK
+
+
+if __name__ == "__main__":
+    sys.exit(main())
