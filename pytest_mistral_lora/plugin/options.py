@@ -174,7 +174,8 @@ def _value(config: pytest.Config, option: Option) -> tuple[Any, str]:
     where = f"{option.ini} in {config.inipath}" if config.inipath else option.ini
     try:
         return config.getini(option.ini), where
-    except (TypeError, ValueError) as error:  # pytest says what is wrong, but not always with which key and file
+    except (pytest.UsageError, TypeError, ValueError) as error:
+        # pytest says what is wrong, but not always with which key and file
         raise pytest.UsageError(f"{where}: {error}") from error
 
 

@@ -1,0 +1,216 @@
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pytest_mistral_lora.chat.oracle import shipped_tokenizer
+from pytest_mistral_lora.plugin.options import OPTIONS, PluginSettings
+
+Read = Callable[..., PluginSettings]
+Run = Callable[..., pytest.RunResult]
+
+GOOD: dict[str, tuple[str | None, str, Any]] = {
+    "--mistral-tokenizer": ("tok.model.v3", "tokenizers", lambda here: (here / "tok.model.v3",)),
+    "--mistral-golden-dir": ("own", "golden_folders", lambda here: (here / "own",)),
+    "--mistral-golden-skip-training": (None, "skip_training", lambda here: True),
+    "--mistral-device": ("cpu", "device", lambda here: "cpu"),
+    "--mistral-examples": ("7", "examples", lambda here: 7),
+    "--mistral-seed": ("0", "seed", lambda here: 0),
+    "--mistral-strict": (None, "strict", lambda here: True),
+    "--mistral-report": ("out.json", "report", lambda here: here / "out.json"),
+}
+DEFAULTS = {
+    "tokenizers": (),
+    "golden_folders": (),
+    "update": False,
+    "skip_training": False,
+    "device": "auto",
+    "examples": 20,
+    "seed": None,
+    "strict": False,
+    "report": None,
+}
+NO_CUDA = f"cuda, but torch {torch.__version__} finds no CUDA device here"
+BAD = [
+    ("--mistral-tokenizer", "nope", "no such file or folder: {here}/nope"),
+    ("--mistral-golden-dir", "nope", "no such file or folder: {here}/nope"),
+    ("--mistral-golden-dir", "tok.model.v3", "not a folder: {here}/tok.model.v3"),
+    ("--mistral-golden-dir", "bare", "neither rows (*.jsonl) nor recorded goldens in {here}/bare"),
+    ("--mistral-device", "tpu", "'tpu'; expected one of auto, cpu, cuda"),
+    ("--mistral-examples", "0", "'0'; expected a whole number from 1 on"),
+    ("--mistral-examples", "many", "'many'; expected a whole number from 1 on"),
+    ("--mistral-examples", "1.5", "'1.5'; expected a whole number from 1 on"),
+    ("--mistral-seed", "-1", "'-1'; expected a whole number from 0 on"),
+    ("--mistral-seed", "x", "'x'; expected a whole number from 0 on"),
+    ("--mistral-report", "out.txt", "out.txt; expected a name that ends in .json"),
+    ("--mistral-report", "nope/out.json", "no such folder: {here}/nope"),
+    ("--mistral-report", "folder.json", "a folder: {here}/folder.json"),
+]
+BAD_INI = [
+    ("mistral_tokenizers = nope", "no such file or folder: {here}/nope"),
+    ("mistral_golden_dirs = nope", "no such file or folder: {here}/nope"),
+    ("mistral_golden_dirs = tok.model.v3", "not a folder: {here}/tok.model.v3"),
+    ("mistral_golden_dirs = bare", "neither rows (*.jsonl) nor recorded goldens in {here}/bare"),
+    ("mistral_device = tpu", "'tpu'; expected one of auto, cpu, cuda"),
+    ("mistral_examples = 0", "0; expected a whole number from 1 on"),
+    ("mistral_examples = many", "invalid literal for int() with base 10: 'many'"),
+    ("mistral_strict = maybe", "invalid truth value 'maybe'"),
+]
+
+
+@pytest.fixture
+def here(pytester: pytest.Pytester) -> Path:
+    shutil.copy(shipped_tokenizer("spm-v3"), pytester.path / "tok.model.v3")
+    for folder in ("own", "bare", "folder.json"):
+        pytester.mkdir(folder)
+    (pytester.path / "own" / "rows.jsonl").touch()
+    return pytester.path
+
+
+def _refusal(result: pytest.RunResult) -> str:
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    return result.stderr.str().strip()
+
+
+def test_without_options_the_settings_are_the_defaults(settings_of: Read) -> None:
+    settings = settings_of()
+    assert {name: getattr(settings, name) for name in PluginSettings.__slots__} == DEFAULTS
+
+
+@pytest.mark.parametrize("flag", GOOD)
+def test_a_good_option_changes_its_setting_alone(flag: str, here: Path, settings_of: Read) -> None:
+    value, name, expected = GOOD[flag]
+    settings = settings_of(flag, *([value] if value else []))
+    changed = {key: getattr(settings, key) for key, default in DEFAULTS.items() if getattr(settings, key) != default}
+    assert changed == {name: expected(here)}
+
+
+@pytest.mark.parametrize("option", [option for option in OPTIONS if option.ini], ids=lambda option: option.ini)
+def test_a_good_ini_value_does_what_the_option_does(
+    option: Any, here: Path, settings_of: Read, pytester: pytest.Pytester
+) -> None:
+    value, name, expected = GOOD[option.flag]
+    pytester.makeini(f"[pytest]\n{option.ini} = {value or 'true'}")
+    assert getattr(settings_of(), name) == expected(here)
+
+
+def test_every_option_is_tried_here() -> None:
+    assert {option.flag for option in OPTIONS} == {*GOOD, "--mistral-golden", "--mistral-golden-update"}
+
+
+def test_an_option_may_be_repeated(here: Path, settings_of: Read) -> None:
+    shutil.copy(here / "tok.model.v3", here / "other.model.v3")
+    settings = settings_of("--mistral-tokenizer", "tok.model.v3", "--mistral-tokenizer", "other.model.v3")
+    assert settings.tokenizers == (here / "tok.model.v3", here / "other.model.v3")
+
+
+@pytest.mark.parametrize(("flag", "value", "message"), BAD)
+def test_a_bad_option_is_a_usage_error_that_names_it(
+    flag: str, value: str, message: str, here: Path, golden: Run
+) -> None:
+    assert _refusal(golden(f"{flag}={value}")) == f"ERROR: {flag}: {message.format(here=here)}"
+
+
+@pytest.mark.parametrize(("line", "message"), BAD_INI)
+def test_a_bad_ini_value_is_a_usage_error_that_names_key_and_file(
+    line: str, message: str, here: Path, golden: Run, pytester: pytest.Pytester
+) -> None:
+    file = pytester.makeini(f"[pytest]\n{line}")
+    key = line.partition(" ")[0]
+    assert _refusal(golden()) == f"ERROR: {key} in {file}: {message.format(here=here)}"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the refusal is for machines without CUDA")
+@pytest.mark.parametrize("source", ["--mistral-device", "mistral_device"])
+def test_cuda_without_cuda_is_a_usage_error(source: str, golden: Run, pytester: pytest.Pytester) -> None:
+    if source.startswith("--"):
+        assert _refusal(golden(source, "cuda")) == f"ERROR: {source}: {NO_CUDA}"
+    else:
+        file = pytester.makeini(f"[pytest]\n{source} = cuda")
+        assert _refusal(golden()) == f"ERROR: {source} in {file}: {NO_CUDA}"
+
+
+@pytest.mark.parametrize(
+    ("option", "line"),
+    [
+        (("--mistral-examples", "7"), "mistral_examples = 5"),
+        (("--mistral-device", "cpu"), "mistral_device = tpu"),
+        (("--mistral-tokenizer", "tok.model.v3"), "mistral_tokenizers = nope"),
+        (("--mistral-golden-dir", "own"), "mistral_golden_dirs = nope"),
+        (("--mistral-strict",), "mistral_strict = false"),
+    ],
+)
+def test_the_command_line_replaces_the_ini_value(
+    option: tuple[str, ...], line: str, here: Path, settings_of: Read, pytester: pytest.Pytester
+) -> None:
+    pytester.makeini(f"[pytest]\n{line}")
+    _, name, expected = GOOD[option[0]]
+    assert getattr(settings_of(*option), name) == expected(here)
+
+
+def test_ini_paths_are_relative_to_the_ini_file_and_options_to_the_current_folder(
+    here: Path, settings_of: Read, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytester.makeini("[pytest]\nmistral_tokenizers = tok.model.v3")
+    monkeypatch.chdir(here / "own")
+    assert settings_of().tokenizers == (here / "tok.model.v3",)
+    assert settings_of("--mistral-golden-dir", ".").golden_folders == (here / "own",)
+
+
+def test_an_ini_value_may_list_several_paths(here: Path, settings_of: Read, pytester: pytest.Pytester) -> None:
+    pytester.makeini("[pytest]\nmistral_tokenizers =\n    tok.model.v3\n    own")
+    assert settings_of().tokenizers == (here / "tok.model.v3", here / "own")
+
+
+@pytest.mark.skipif(pytest.version_tuple < (9,), reason="pytest reads [tool.pytest] from version 9 on")
+def test_values_of_native_toml_have_their_own_types(here: Path, settings_of: Read, pytester: pytest.Pytester) -> None:
+    text = '[tool.pytest]\nmistral_examples = 7\nmistral_strict = true\nmistral_tokenizers = ["tok.model.v3"]'
+    pytester.makepyprojecttoml(text)
+    settings = settings_of()
+    assert (settings.examples, settings.strict, settings.tokenizers) == (7, True, (here / "tok.model.v3",))
+
+
+@pytest.mark.skipif(pytest.version_tuple < (9,), reason="pytest reads [tool.pytest] from version 9 on")
+@pytest.mark.parametrize("line", ['mistral_examples = "7"', 'mistral_strict = "yes"', 'mistral_tokenizers = "a"'])
+def test_a_value_of_another_toml_type_is_a_usage_error(line: str, golden: Run, pytester: pytest.Pytester) -> None:
+    file = pytester.makepyprojecttoml(f"[tool.pytest]\n{line}")
+    refusal = _refusal(golden())
+    assert refusal.startswith(f"ERROR: {line.partition(' ')[0]} in {file}: ")
+    assert line.partition('"')[2].rstrip('"') in refusal
+
+
+@pytest.mark.parametrize("flag", [option.flag for option in OPTIONS if option.flag != "--mistral-golden"])
+def test_an_option_without_the_suite_is_a_usage_error(flag: str, here: Path, pytester: pytest.Pytester) -> None:
+    value = GOOD.get(flag, (None,))[0]
+    result = pytester.runpytest_inprocess(flag, *([value] if value else []))
+    assert _refusal(result) == f"ERROR: {flag} has no effect without --mistral-golden; add it, or leave {flag} out"
+
+
+def test_ini_values_are_not_read_without_the_suite(pytester: pytest.Pytester) -> None:
+    pytester.makeini("[pytest]\nmistral_examples = many\nmistral_tokenizers = nope\nmistral_strict = maybe")
+    pytester.makepyfile("def test_mine(): pass")
+    result = pytester.runpytest_inprocess("-W", "error")
+    result.assert_outcomes(passed=1)
+    result.stdout.no_fnmatch_line("*Mistral conformance*")
+
+
+def test_the_help_lists_every_option_and_ini_key(pytester: pytest.Pytester) -> None:
+    text = pytester.runpytest_inprocess("--help").stdout.str()
+    for option in OPTIONS:
+        assert f"  {option.flag}" in text
+        assert f"  {option.ini}" in text
+
+
+def test_the_help_leaves_no_folder_behind(golden: Run, pytester: pytest.Pytester, monkeypatch: Any) -> None:
+    import tempfile
+
+    folder = pytester.mkdir("temporary")
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    assert golden("--help").ret == 0
+    assert golden("-k", "spm-v1::tokenizer::file").ret == 0
+    assert list(folder.iterdir()) == []
