@@ -22,7 +22,7 @@ def main() -> int:
         changed += _record_tokenizer(name, check=check)
     if not check:
         _write_provenance()
-    print(f"{len(changed)} golden{'s' if len(changed) != 1 else ''} {'would change' if check else 'changed'}")  # noqa: T201
+    print(f"{len(changed)} golden{'s' if len(changed) != 1 else ''} {'would change' if check else 'changed'}")
     return int(check and bool(changed))
 
 

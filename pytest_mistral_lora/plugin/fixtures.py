@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from pytest_mistral_lora.chat.encoded import EncodedRow
     from pytest_mistral_lora.chat.oracle import Oracle
     from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
+    from pytest_mistral_lora.conformance.tiny_run import TinyRun
     from pytest_mistral_lora.records.goldens import Golden
 
 
@@ -48,3 +49,29 @@ def mistral_golden(mistral_oracle: Oracle) -> Callable[[str], Golden]:
     from pytest_mistral_lora.records.goldens import packaged_golden
 
     return lambda case: packaged_golden(mistral_oracle.sha256, case)
+
+
+@pytest.fixture(scope="session")
+def mistral_tiny_model(mistral_oracle: Oracle, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A seeded tiny `MistralForCausalLM` with the vocabulary of the tokenizer under test, float32, CPU (session)."""
+    from pytest_mistral_lora.checkpoint.base import load_base
+    from pytest_mistral_lora.checkpoint.tiny import write_tiny_base
+
+    folder = write_tiny_base(tmp_path_factory.mktemp("mistral") / "tiny", mistral_oracle.path)
+    return load_base(folder, "fp32", "cpu")
+
+
+@pytest.fixture(scope="session")
+def mistral_lora_run(mistral_oracle: Oracle, tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
+    """The tiny end-to-end train with the tokenizer under test: its folders and what was seen (session)."""
+    from pytest_mistral_lora.conformance.tiny_run import tiny_run
+
+    return tiny_run(mistral_oracle, tmp_path_factory.mktemp("mistral"), device="cpu")
+
+
+@pytest.fixture(scope="session")
+def mistral_manifest(mistral_lora_run: TinyRun) -> dict[str, Any]:
+    """The `manifest.json` of `mistral_lora_run`, as plain data (session)."""
+    from pytest_mistral_lora.records.files import read_json
+
+    return dict(read_json(mistral_lora_run.adapter / "manifest.json"))

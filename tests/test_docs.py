@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pytest_mistral_lora.chat.compare import compare
+from pytest_mistral_lora.chat.deviations import DEVIATIONS, Deviation
+from pytest_mistral_lora.chat.oracle import VERSION, shipped_tokenizer
+from pytest_mistral_lora.chat.template import ChatTemplate
+from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize("script", ["write_docs.py"])
+def test_pages_and_goldens_are_what_their_scripts_write(script: str) -> None:
+    process = subprocess.run(
+        [sys.executable, ROOT / "scripts" / script, "--check"], capture_output=True, text=True, check=False
+    )
+    assert (process.returncode, process.stdout) == (0, "")
+
+
+@pytest.fixture(scope="session")
+def tokenizers() -> dict[str, tuple[CheckpointTokenizer, ChatTemplate]]:
+    names = {deviation.tokenizer for deviation in DEVIATIONS}
+    loaded = {name: CheckpointTokenizer(shipped_tokenizer(name)) for name in names}
+    return {name: (tokenizer, ChatTemplate(tokenizer.fast)) for name, tokenizer in loaded.items()}
+
+
+@pytest.mark.parametrize("deviation", DEVIATIONS, ids=lambda deviation: deviation.id)
+def test_the_example_of_a_deviation_shows_it_and_nothing_else(
+    deviation: Deviation, tokenizers: dict[str, tuple[CheckpointTokenizer, ChatTemplate]]
+) -> None:
+    tokenizer, template = tokenizers[deviation.tokenizer]
+    oracle = tokenizer.oracle
+    assert deviation.applies(version=oracle.version, kind=oracle.kind, mistral_common=VERSION)
+    comparison = compare(deviation.example, oracle, template)
+    assert (comparison.deviations, comparison.unexplained) == ((deviation.id,), "")
+    assert not comparison.equal
