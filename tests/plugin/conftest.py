@@ -1,18 +1,17 @@
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from plugin_rows import ROW, write_rows
 
 from pytest_mistral_lora.conformance.checks import Settings, collect
-from pytest_mistral_lora.conformance.targets import Target
+from pytest_mistral_lora.conformance.targets import Target, embedded_targets
 from pytest_mistral_lora.plugin.options import PluginSettings
 
 Run = Callable[..., pytest.RunResult]
-ROW = {"messages": [{"role": "user", "content": "Name a prime."}, {"role": "assistant", "content": "Seven is prime."}]}
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -36,6 +35,12 @@ def plain_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "120")
     for name in ("CI", "PYTEST_ADDOPTS", "FORCE_COLOR", "PY_COLORS"):
         monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(scope="session")
+def every_id() -> list[str]:
+    settings = Settings(1, None, "cpu", False, (), False, Path())
+    return [f"mistral-golden::{check.name}" for target in embedded_targets() for check in collect(target, settings)]
 
 
 @pytest.fixture
@@ -66,7 +71,3 @@ def own_rows(pytester: pytest.Pytester) -> Callable[..., Path]:
         return path
 
     return write
-
-
-def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
