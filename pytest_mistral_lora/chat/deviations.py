@@ -23,7 +23,7 @@ from pytest_mistral_lora.chat.predictions import (
 )
 from pytest_mistral_lora.chat.rows import Row
 
-_SINCE_TEMPLATES = SpecifierSet(">=1.12")  # the first version that generates them for every file it ships
+_SUPPORTED = SpecifierSet(">=1.13")
 Predict = Callable[[Row, str], list[str]]
 Change = Callable[[Row, str], Row]
 
@@ -52,7 +52,7 @@ class Deviation:
     why: str
     versions: frozenset[str]
     kinds: frozenset[str] = frozenset({"spm", "tekken"})
-    mistral_common: SpecifierSet = _SINCE_TEMPLATES
+    mistral_common: SpecifierSet = _SUPPORTED
     tokenizer: str = "spm-v3"
     example: Mapping[str, Any]
     after: tuple[str, ...] = ()
