@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import warnings
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -37,6 +38,10 @@ class SuiteCollector(pytest.Collector):
         for check in self._checks:
             nodeid = f"{self.nodeid}::{check.name}"
             yield CheckItem.from_parent(self, name=check.name, nodeid=nodeid, check=check, settings=self._settings)
+
+    def _as_typed(self, path: Path) -> str:
+        here = self.config.invocation_params.dir
+        return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:
         """Show our own errors as what they say."""
@@ -88,13 +93,17 @@ class CheckItem(pytest.Item):
             ("--mistral-tokenizer", self.settings.tokenizers),
             ("--mistral-golden-dir", self.settings.golden_folders),
         ):
-            words += [word for path in paths for word in (flag, str(path))]
+            words += [word for path in paths for word in (flag, self._as_typed(path))]
         if self.check.subject == "mask":
             words += ["--mistral-examples", str(self.settings.examples)]
             words += [] if self.settings.seed is None else ["--mistral-seed", str(self.settings.seed)]
         if self.settings.strict:
             words.append("--mistral-strict")
         return shlex.join(words)
+
+    def _as_typed(self, path: Path) -> str:
+        here = self.config.invocation_params.dir
+        return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:
         """Show findings and our own errors as what they say; anything else with its traceback."""
