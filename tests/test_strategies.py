@@ -119,7 +119,7 @@ def test_messages_say_what_they_are_given(row: dict[str, Any]) -> None:
 def test_plain_text_is_plain(text: str) -> None:
     assert text
     assert text == text.strip()
-    assert not any(literal in text for literal in CONTROL_LITERALS)
+    assert not holds_a_literal(text)
 
 
 @given(text=hostile_text())
@@ -158,7 +158,7 @@ RARE: list[tuple[str, st.SearchStrategy[Any], Any]] = [
         rows(),
         lambda row: len({*said(row)}) < len(said(row)) and len(said(row)[0]) > 9,
     ),
-    ("a control literal in an answer", rows(), lambda row: "[/INST]" in said(row)[-1]),
+    ("a control literal in an answer", rows(), lambda row: holds_a_literal(said(row)[-1])),
     ("an answer ends in a space", rows(), lambda row: said(row)[-1].endswith(" ")),
     ("an empty question", rows(system=False), lambda row: said(row)[0] == ""),
     (
@@ -224,8 +224,13 @@ def test_rows_shrink_to_short_ascii() -> None:
 
 
 def test_a_hostile_row_shrinks_to_its_cause() -> None:
-    row = found(rows(), lambda row: "[/INST]" in said(row)[0], shrink=True)
-    assert said(row) == ["[/INST]", "0"]
+    row = found(rows(max_turns=2, system=False), lambda row: holds_a_literal(said(row)[0]), shrink=True)
+    assert said(row)[0] in CONTROL_LITERALS
+    assert said(row)[1:] == ["0"]
+
+
+def holds_a_literal(text: str) -> bool:
+    return any(literal in text for literal in CONTROL_LITERALS)
 
 
 @pytest.mark.parametrize("name", sorted(SHIPPED))

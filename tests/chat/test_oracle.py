@@ -251,6 +251,7 @@ def test_laws_hold_for_rows_of_any_order(oracle: Oracle, row: dict[str, Any]) ->
     hold(oracle, row)
 
 
+@settings(max_examples=30)
 @given(data=st.data())
 def test_laws_hold_for_rows_with_tools(oracle_with_tools: Oracle, data: st.DataObject) -> None:
     row = data.draw(tool_rows(parallel=oracle_with_tools.version != "v2"))
@@ -384,6 +385,12 @@ def test_strict_in_tools_changes_nothing(oracle_with_tools: Oracle, row: dict[st
     assert oracle_with_tools.encode(other) == oracle_with_tools.encode(row)
 
 
+@pytest.mark.parametrize("function", [{"name": "f"}, {"name": "f", "description": None, "strict": None}])
+def test_what_is_null_or_absent_in_a_tool_is_its_default(oracle_with_tools: Oracle, function: dict[str, Any]) -> None:
+    tools = [{"type": "function", "function": function | {"parameters": {}}}]
+    assert oracle_with_tools.encode(WITH_TOOLS | {"tools": tools}) == oracle_with_tools.encode(WITH_TOOLS)
+
+
 @few
 @given(row=rows(), tools=st.lists(st.just(TOOL), max_size=1))
 def test_the_prompt_is_what_the_last_answer_follows(
@@ -468,7 +475,7 @@ def any_rows(draw: st.DrawFn) -> dict[str, Any]:
     return {"messages": [message(role) for role in draw(ROLE_LISTS)]}
 
 
-@settings(max_examples=150)
+@settings(max_examples=100)
 @given(row=any_rows())
 def test_a_row_is_refused_exactly_where_mistral_common_refuses_it(oracle: Oracle, row: dict[str, Any]) -> None:
     expected, refusal = reference_verdict(oracle, row)
