@@ -1,8 +1,8 @@
-"""What a check is, and which checks a target has."""
+"""What a check is, and what it needs to know of a run."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -58,15 +58,3 @@ class Check:
     def name(self) -> str:
         """The check's part of the node id: `<target>::<subject>::<case>`."""
         return f"{self.target.name}::{self.subject}::{self.case}"
-
-
-def collect(target: Target, settings: Settings) -> Iterator[Check]:
-    """Yield every check of a target; nothing heavy is imported or loaded before a check runs."""
-    from pytest_mistral_lora.conformance import mask, own_goldens, template, tokenizer, train
-
-    yield from tokenizer.checks(target, settings)
-    yield from template.checks(target, settings)
-    yield from own_goldens.checks(target, settings)
-    yield from mask.checks(target, settings)
-    if target.trains and not settings.skip_training:
-        yield from train.checks(target, settings)

@@ -63,7 +63,8 @@ class Suite:
         self._collected = len(report.result)
 
     def _checks(self) -> Iterator[Check]:
-        from pytest_mistral_lora.conformance.checks import Settings, collect
+        from pytest_mistral_lora.conformance.checks import Settings
+        from pytest_mistral_lora.conformance.collection import collect
         from pytest_mistral_lora.conformance.targets import embedded_targets, tokenizer_targets
 
         settings = Settings(

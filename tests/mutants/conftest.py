@@ -8,7 +8,8 @@ import pytest
 
 from pytest_mistral_lora.chat.oracle import shipped_tokenizer
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
-from pytest_mistral_lora.conformance.checks import Settings, Subject, collect
+from pytest_mistral_lora.conformance.checks import Settings, Subject
+from pytest_mistral_lora.conformance.collection import collect
 from pytest_mistral_lora.conformance.findings import Finding
 from pytest_mistral_lora.conformance.targets import Target, tokenizer_targets
 

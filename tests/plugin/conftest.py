@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from plugin_rows import ROW, write_rows
 
-from pytest_mistral_lora.conformance.checks import Settings, collect
+from pytest_mistral_lora.conformance.checks import Settings
+from pytest_mistral_lora.conformance.collection import collect
 from pytest_mistral_lora.conformance.targets import Target, embedded_targets
 from pytest_mistral_lora.plugin.options import PluginSettings
 
