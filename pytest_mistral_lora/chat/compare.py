@@ -9,7 +9,8 @@ from typing import Any
 
 from pytest_mistral_lora.chat.deviations import DEVIATIONS, Deviation
 from pytest_mistral_lora.chat.encoded import EncodedRow
-from pytest_mistral_lora.chat.oracle import VERSION, Oracle, Piece
+from pytest_mistral_lora.chat.oracle import VERSION, Oracle
+from pytest_mistral_lora.chat.pieces import Piece
 from pytest_mistral_lora.chat.rows import Row, as_row
 from pytest_mistral_lora.chat.template import ChatTemplate, Segment
 from pytest_mistral_lora.errors import RowError

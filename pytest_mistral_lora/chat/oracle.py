@@ -8,11 +8,8 @@ system prompt and the tools beside the *last* user turn.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
-import itertools
-from collections.abc import Callable, Mapping, Set
-from dataclasses import dataclass
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -33,7 +30,8 @@ from mistral_common.tokens.tokenizers.base import SpecialTokenPolicy
 from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 from mistral_common.tokens.tokenizers.tekken import Tekkenizer
 
-from pytest_mistral_lora.chat.encoded import EncodedRow, Span, SpanKind
+from pytest_mistral_lora.chat.encoded import EncodedRow
+from pytest_mistral_lora.chat.pieces import Listener, Piece, spans_of, split_turn
 from pytest_mistral_lora.chat.refusals import explain
 from pytest_mistral_lora.chat.rows import Row, as_row, weight_of
 from pytest_mistral_lora.errors import MistralLoraError, OracleRejection, TokenizerError
@@ -77,27 +75,6 @@ def shipped_tokenizer(name: str) -> Path:
     if not path.is_file():
         raise TokenizerError(f"mistral-common {VERSION} does not ship {SHIPPED[name]}", place=str(path))
     return path
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """A run of tokens that mistral-common encoded in one go.
-
-    Attributes:
-        turn: Index of the turn, or None for BOS.
-        role: Role of the turn, or None for BOS.
-        text: What was encoded, or None for a control token placed by id.
-        ids: The tokens; a single one for a control token; none for an empty text.
-    """
-
-    turn: int | None
-    role: str | None
-    text: str | None
-    ids: tuple[int, ...]
-
-
-_Text = tuple[str, tuple[int, ...]]
-_Turn = tuple[str, tuple[int, ...], tuple[_Text, ...]]
 
 
 class Oracle:
@@ -182,8 +159,13 @@ class Oracle:
             OracleRejection: If mistral-common's finetuning validation refuses the conversation; it says why.
         """
         row = as_row(row)
+        pieces = self.pieces(row)
         weights = [weight_of(row.messages[group[0]]) for group in row.assistant_groups()]
-        return self._with_spans(self.pieces(row), weights)
+        turns = [turn for turn, heard in enumerate(self._heard.turns) if heard.role == "assistant"]
+        if len(turns) != len(weights):
+            raise MistralLoraError(f"mistral-common {VERSION} made {len(turns)} assistant turns of {len(weights)}")
+        supervised = {turn for turn, weight in zip(turns, weights, strict=True) if weight}
+        return EncodedRow.from_spans(*spans_of(pieces, supervised, self.eos_id, self.tool_calls_id))
 
     def pieces(self, row: Row | Mapping[str, Any]) -> list[Piece]:
         """Return what mistral-common encoded, piece by piece; the ids of all pieces are the row's `input_ids`.
@@ -238,31 +220,12 @@ class Oracle:
 
     def _listen(self) -> None:
         """Note what the encoders return. The objects are this oracle's own, so nothing else is changed."""
-        self._heard_texts: list[_Text] = []
-        self._heard_turns: list[_Turn] = []
-        self._text.encode = self._noting_text(self._text.encode)
+        self._heard = Listener()
+        self._text.encode = self._heard.to_texts(self._text.encode)
         for name, role in _ENCODERS.items():
-            setattr(self._instruct, name, self._noting_turn(role, getattr(self._instruct, name)))
+            setattr(self._instruct, name, self._heard.to_turns(role, getattr(self._instruct, name)))
         # encode_instruct decodes every conversation for a debugging text that we do not use; it is a third of its time
         self._instruct.decode = lambda *args, **kwargs: ""
-
-    def _noting_text(self, encode: Callable[..., list[int]]) -> Callable[..., list[int]]:
-        def noting(s: str, *args: Any, **kwargs: Any) -> list[int]:
-            ids = encode(s, *args, **kwargs)
-            self._heard_texts.append((s, tuple(ids)))  # a copy: the callers append to what they get
-            return ids
-
-        return noting
-
-    def _noting_turn(self, role: str, encode: Callable[..., Any]) -> Callable[..., Any]:
-        def noting(*args: Any, **kwargs: Any) -> Any:
-            self._heard_texts.clear()
-            result = encode(*args, **kwargs)
-            ids = result[0] if isinstance(result, tuple) else result
-            self._heard_turns.append((role, tuple(ids), tuple(self._heard_texts)))
-            return result
-
-        return noting
 
     def _run(self, row: Row, mode: ValidationMode) -> list[Piece]:
         if self.version == "v1" and row.tools:
@@ -271,15 +234,15 @@ class Oracle:
                 place=f"{row.place}, tools" if row.place else "tools",
                 expected="a row without tools, or a tokenizer from v2 on",
             )
-        self._heard_turns.clear()
+        self._heard.turns.clear()
         try:
             request = self._validators[mode].validate_request(_request(row))
             tokens = self._instruct.encode_instruct(self._normalizer.from_chat_completion_request(request)).tokens
         except Exception as error:  # MistralCommonException, pydantic's, and bare assertions, by case
             raise explain(error, row, self.version) from error
         pieces = [Piece(None, None, None, (self.bos_id,))]
-        for turn, heard in enumerate(self._heard_turns):
-            pieces += _split(turn, *heard, self.control_tokens.keys())
+        for turn, heard in enumerate(self._heard.turns):
+            pieces += split_turn(turn, heard, self.control_tokens.keys())
         if [token for piece in pieces for token in piece.ids] != list(tokens):
             raise MistralLoraError(
                 f"mistral-common {VERSION} builds a conversation in a way that this version does not know",
@@ -287,36 +250,6 @@ class Oracle:
                 next_step="Please report it with the row; until then use another mistral-common version.",
             )
         return pieces
-
-    def _with_spans(self, pieces: list[Piece], weights: list[int]) -> EncodedRow:
-        assistants = {turn: weights[n] for n, turn in enumerate(self._assistant_turns(len(weights)))}
-        ids: list[int] = []
-        spans: list[Span] = []
-        in_tool_call = False
-        for piece in pieces:
-            in_tool_call = self.tool_calls_id in piece.ids or (in_tool_call and piece.ids != (self.eos_id,))
-            kind = self._kind(piece, in_tool_call)
-            start = len(ids)
-            ids += piece.ids
-            supervised = bool(assistants.get(piece.turn, 0)) if piece.turn is not None else False
-            span = Span(piece.turn, piece.role, kind, start, len(ids), supervised)
-            if spans and (spans[-1].turn, spans[-1].kind) == (span.turn, span.kind):
-                span = dataclasses.replace(span, start=spans.pop().start)
-            spans.append(span)
-        return EncodedRow.from_spans(ids, spans)
-
-    def _assistant_turns(self, expected: int) -> list[int]:
-        turns = [turn for turn, (role, _, _) in enumerate(self._heard_turns) if role == "assistant"]
-        if len(turns) != expected:
-            raise MistralLoraError(f"mistral-common {VERSION} made {len(turns)} assistant turns of {expected}")
-        return turns
-
-    def _kind(self, piece: Piece, in_tool_call: bool) -> SpanKind:
-        if piece.role == "assistant" and piece.ids == (self.eos_id,):
-            return "eos"
-        if in_tool_call:
-            return "tool_call"
-        return "control" if piece.text is None else "text"
 
 
 def _request(row: Row) -> ChatCompletionRequest[Any]:
@@ -340,39 +273,3 @@ def _with_known_id(call: Mapping[str, Any]) -> dict[str, Any]:
 def _without_nulls(tool: Mapping[str, Any]) -> dict[str, Any]:
     function = {key: value for key, value in tool["function"].items() if value is not None}
     return {"type": "function", "function": function}
-
-
-def _split(turn: int, role: str, ids: tuple[int, ...], texts: tuple[_Text, ...], control: Set[int]) -> list[Piece]:
-    """Lay the texts of a turn over its ids; text never holds a control token, so those part the turn into runs.
-
-    Within a run the texts need not stand in the order in which they were encoded: v11 encodes a call's id first and
-    puts it after the name.
-    """
-    waiting = [(text, text_ids) for text, text_ids in texts if text_ids]
-    pieces: list[Piece] = []
-    for is_control, group in itertools.groupby(ids, control.__contains__):
-        run = tuple(group)
-        found = None if is_control else _texts_of(run, waiting)
-        if is_control:
-            pieces += [Piece(turn, role, None, (token,)) for token in run]
-        elif found is None:
-            raise MistralLoraError(f"mistral-common {VERSION} builds a turn of role {role} in a way that is not known")
-        else:
-            pieces += [Piece(turn, role, text, text_ids) for text, text_ids in found]
-            for text in found:
-                waiting.remove(text)
-    if waiting:
-        raise MistralLoraError(f"mistral-common {VERSION} encoded a text that is not in its turn: {waiting[0][0]!r}")
-    return pieces
-
-
-def _texts_of(run: tuple[int, ...], texts: list[_Text]) -> list[_Text] | None:
-    """Return the texts that a run of ids is made of, or None if it is not made of them."""
-    if not run:
-        return []
-    for index, (text, text_ids) in enumerate(texts):
-        if run[: len(text_ids)] == text_ids:
-            rest = _texts_of(run[len(text_ids) :], texts[:index] + texts[index + 1 :])
-            if rest is not None:
-                return [(text, text_ids), *rest]
-    return None
