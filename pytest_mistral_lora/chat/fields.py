@@ -1,0 +1,212 @@
+"""Check the fields of a chat row: each error names the field and the value."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pytest_mistral_lora.errors import RowError
+
+ROLES = ("system", "user", "assistant", "tool")
+_MESSAGE_KEYS = {
+    "system": {"role", "content"},
+    "user": {"role", "content"},
+    "assistant": {"role", "content", "tool_calls", "weight"},
+    "tool": {"role", "content", "tool_call_id", "name"},
+}
+ROW_KEYS = ("messages", "tools")
+_NOT_TEXT = {
+    "image": "image",
+    "image_url": "image",
+    "input_audio": "audio",
+    "audio": "audio",
+    "audio_url": "audio",
+    "thinking": "thinking",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A field of a row in a file.
+
+    Attributes:
+        origin: The row's own place, `file:line`; empty for a row made in code.
+        path: The field within the row.
+    """
+
+    origin: str
+    path: str
+
+    def __truediv__(self, step: str | int) -> Place:
+        return Place(self.origin, f"{self.path}[{step}]" if isinstance(step, int) else f"{self.path}.{step}")
+
+    @property
+    def text(self) -> str:
+        """The whole place: `file:line, messages[2].role`."""
+        return f"{self.origin}, {self.path}" if self.origin else self.path
+
+    def error(self, found: str, expected: str = "", next_step: str = "") -> RowError:
+        """Return an error at this place."""
+        return RowError(found, place=self.text, expected=expected, next_step=next_step)
+
+
+def refuse_near_misses(data: Mapping[str, Any], place: str) -> None:
+    """Refuse a key of a row that looks like a misspelt `messages` or `tools`.
+
+    Raises:
+        RowError: If there is one.
+    """
+    for key in data:
+        if not isinstance(key, str):
+            raise RowError(f"the key {key!r} is not a string", place=place)
+        near = difflib.get_close_matches(key.lower(), ROW_KEYS, n=1, cutoff=0.8)
+        if near and key not in ROW_KEYS:
+            raise RowError(f"unknown key {key!r}", place=place, expected=f"{near[0]!r}, or a name unlike it")
+
+
+def check_message(message: Any, place: Place) -> None:
+    """Check one message of a row.
+
+    Raises:
+        RowError: At its first field that cannot be used.
+    """
+    if not isinstance(message, Mapping):
+        raise place.error(f"is {kind_of(message)}", 'an object with "role" and "content"')
+    role = message.get("role")
+    if role not in ROLES:
+        found = "is missing" if "role" not in message else repr(role)
+        raise (place / "role").error(found, "one of " + ", ".join(ROLES))
+    for key, value in message.items():
+        if key not in _MESSAGE_KEYS[role] and value is not None:
+            known = ", ".join(sorted(_MESSAGE_KEYS[role]))
+            raise (place / str(key)).error(f"unknown field of a message with role {role!r}", f"one of {known}")
+    tool_calls = message.get("tool_calls")
+    _check_content(message, place / "content", optional=bool(tool_calls))
+    if tool_calls is not None:
+        _check_tool_calls(tool_calls, place / "tool_calls")
+    _check_weight(message.get("weight"), place / "weight")
+    for key in ("tool_call_id", "name"):
+        if message.get(key) is not None:
+            _check_text(message[key], place / key)
+
+
+def _check_content(message: Mapping[str, Any], place: Place, *, optional: bool) -> None:
+    content = message.get("content")
+    if content is None:
+        if not optional:
+            raise place.error("is null" if "content" in message else "is missing", "a string or a list of text chunks")
+    elif isinstance(content, str):
+        _check_text(content, place)
+    elif isinstance(content, Sequence):
+        for index, chunk in enumerate(content):
+            _check_chunk(chunk, place / index)
+    else:
+        raise place.error(f"is {kind_of(content)}", "a string or a list of text chunks")
+
+
+def _check_chunk(chunk: Any, place: Place) -> None:
+    if not isinstance(chunk, Mapping):
+        raise place.error(f"is {kind_of(chunk)}", 'a chunk: {"type": "text", "text": …}')
+    kind = chunk.get("type")
+    if isinstance(kind, str) and kind in _NOT_TEXT:
+        raise place.error(f"{_NOT_TEXT[kind]} chunk (type {kind!r})", "text only", "This suite checks and trains text.")
+    if kind != "text":
+        raise (place / "type").error("is missing" if "type" not in chunk else repr(kind), "'text'")
+    for key in chunk:
+        if key not in ("type", "text"):
+            raise (place / str(key)).error("unknown field of a text chunk", "type and text")
+    if not isinstance(chunk.get("text"), str):
+        raise (place / "text").error(f"is {kind_of(chunk.get('text'))}", "a string")
+    _check_text(chunk["text"], place / "text")
+
+
+def _check_text(text: Any, place: Place) -> None:
+    if not isinstance(text, str):
+        raise place.error(f"is {kind_of(text)}", "a string")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        lone = text[error.start]
+        raise place.error(f"lone surrogate {lone!r} at character {error.start}", "text that UTF-8 can hold") from error
+
+
+def _check_weight(weight: Any, place: Place) -> None:
+    if weight is not None and (isinstance(weight, bool) or weight not in (0, 1)):
+        raise place.error(repr(weight), "0 (rendered, no loss) or 1 (trained on)")
+
+
+def _check_tool_calls(tool_calls: Any, place: Place) -> None:
+    if not isinstance(tool_calls, Sequence) or isinstance(tool_calls, str):
+        raise place.error(f"is {kind_of(tool_calls)}", "a list")
+    for index, call in enumerate(tool_calls):
+        here = place / index
+        if not isinstance(call, Mapping):
+            raise here.error(f"is {kind_of(call)}", 'an object with "id" and "function"')
+        _check_known(call, {"id", "type", "function"}, here)
+        if call.get("id") is not None:
+            _check_text(call["id"], here / "id")
+        _check_function(call, here, {"name", "arguments"})
+        arguments = call["function"].get("arguments")
+        if isinstance(arguments, str):
+            _check_text(arguments, here / "function" / "arguments")
+        elif not isinstance(arguments, Mapping | None):
+            raise (here / "function" / "arguments").error(
+                f"is {kind_of(arguments)}", "an object, or its JSON as a string"
+            )
+        else:
+            _check_json(arguments, here / "function" / "arguments")
+
+
+def check_tools(tools: Any, place: Place) -> None:
+    """Check the tools of a row.
+
+    Raises:
+        RowError: At their first field that cannot be used.
+    """
+    if not isinstance(tools, Sequence) or isinstance(tools, str):
+        raise place.error(f"is {kind_of(tools)}", "a list")
+    for index, tool in enumerate(tools):
+        here = place / index
+        if not isinstance(tool, Mapping):
+            raise here.error(f"is {kind_of(tool)}", 'an object with "type" and "function"')
+        _check_known(tool, {"type", "function"}, here)
+        _check_function(tool, here, {"name", "description", "parameters", "strict"})
+        parameters = tool["function"].get("parameters")
+        if not isinstance(parameters, Mapping):
+            raise (here / "function" / "parameters").error(f"is {kind_of(parameters)}", "a JSON Schema object")
+        _check_json(tool, here)
+
+
+def _check_function(owner: Mapping[str, Any], place: Place, known: set[str]) -> None:
+    if owner.get("type", "function") != "function":
+        raise (place / "type").error(repr(owner["type"]), "'function'")
+    function = owner.get("function")
+    if not isinstance(function, Mapping):
+        raise (place / "function").error(f"is {kind_of(function)}", "an object with a name")
+    _check_known(function, known, place / "function")
+    _check_text(function.get("name"), place / "function" / "name")
+
+
+def _check_known(data: Mapping[str, Any], known: set[str], place: Place) -> None:
+    for key, value in data.items():
+        if key not in known and value is not None:
+            raise (place / str(key)).error("unknown field", "one of " + ", ".join(sorted(known)))
+
+
+def _check_json(value: Any, place: Place) -> None:
+    """Refuse what is inside a JSON value and cannot be written again as UTF-8 JSON."""
+    try:
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+    except (TypeError, ValueError) as error:
+        raise place.error(f"cannot be written as JSON: {error}") from error
+
+
+def kind_of(value: Any) -> str:
+    """Return what JSON calls a value, for an error."""
+    names = {type(None): "null", bool: "a boolean", int: "a number", float: "a number", str: "a string"}
+    if isinstance(value, Mapping):
+        return "an object"
+    return names.get(type(value), "a list" if isinstance(value, Sequence) else type(value).__name__)
