@@ -18,11 +18,13 @@ from pytest_mistral_lora.chat.oracle import SHIPPED, Oracle, shipped_tokenizer
 from pytest_mistral_lora.chat.rows import parse_row, text_of
 from pytest_mistral_lora.strategies import (
     CONTROL_LITERALS,
+    chats,
     conversations,
     hostile_text,
     messages,
     plain_text,
     rows,
+    texts,
     tool_rows,
 )
 
@@ -245,9 +247,9 @@ def test_every_special_token_of_every_version_is_among_the_literals() -> None:
 
 
 def test_the_examples_in_the_docstrings_run() -> None:
-    outcome = doctest.testmod(strategies)
-    assert outcome.failed == 0
-    assert outcome.attempted >= 18
+    outcomes = [doctest.testmod(module) for module in (chats, texts)]
+    assert sum(outcome.failed for outcome in outcomes) == 0
+    assert sum(outcome.attempted for outcome in outcomes) >= 18
 
 
 def test_the_package_offers_the_strategies_by_name() -> None:

@@ -4,7 +4,7 @@
 from v3 on. Every strategy shrinks to short ASCII.
 """
 
-from pytest_mistral_lora.strategies.rows import conversations, messages, rows, tool_rows
+from pytest_mistral_lora.strategies.chats import conversations, messages, rows, tool_rows
 from pytest_mistral_lora.strategies.texts import CONTROL_LITERALS, hostile_text, plain_text
 
 __all__ = ["CONTROL_LITERALS", "conversations", "hostile_text", "messages", "plain_text", "rows", "tool_rows"]
