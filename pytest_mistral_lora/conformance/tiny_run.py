@@ -197,19 +197,22 @@ def largest_ignored_gradient(losses: Callable[..., Any], model: Any, batch: dict
     return float(gradient[ignored].max().item())
 
 
-def _seeds(folder: Path, device: str) -> dict[str, str]:
-    """Train three times for a moment: twice with one seed, once with another; return the adapters' hashes."""
+def _seeds(folder: Path, device: str) -> dict[str, Any]:
+    """Train three times for a moment: twice with one seed, once with another; return how the adapters compare."""
     import torch
 
     from pytest_mistral_lora.records.hashing import sha256_file
     from pytest_mistral_lora.training.run import train
 
-    hashes = {}
+    seen: dict[str, Any] = {}
+    tensors = {}
     for name, seed in (("first", 0), ("again", 0), ("other", 1)):
         torch.rand(17)  # whatever a process drew before must not matter
-        train(_recipe(folder, f"seed-{name}", device, seed=seed, steps=SEED_STEPS))
-        hashes[name] = sha256_file(folder / f"seed-{name}" / "adapter_model.safetensors")
-    return hashes
+        result = train(_recipe(folder, f"seed-{name}", device, seed=seed, steps=SEED_STEPS))
+        seen[name] = sha256_file(result.output / "adapter_model.safetensors")
+        tensors[name] = result.adapter.tensors
+    pairs = [(tensor, tensors["again"][key]) for key, tensor in tensors["first"].items()]
+    return {**seen, "farthest": max(float((one - two).abs().max()) for one, two in pairs)}
 
 
 def _in_a_new_process(folder: Path, device: str) -> dict[str, Any]:

@@ -14,6 +14,9 @@ from pytest_mistral_lora.errors import MistralLoraError, TokenizerError
 _LOGIT_TOLERANCE = {"cpu": 0.0, "cuda": 1e-3}
 """How far a reloaded model's logits may be from the trained one's: equal to the bit on a CPU."""
 
+_SEED_TOLERANCE = 1e-3
+"""How far apart the same run's adapters may be on CUDA, whose kernels sum in no fixed order; on a CPU, not at all."""
+
 
 def checks(target: Target, settings: Settings) -> Iterator[Check]:
     """Yield the checks of the tiny train."""
@@ -86,9 +89,11 @@ def _ignored_gradient(run: TinyRun) -> Iterator[Finding]:
 
 
 def _seeds(run: TinyRun) -> Iterator[Finding]:
-    seeds = run.evidence["seeds"]
-    if seeds["first"] != seeds["again"] and run.smoke["device"] == "cpu":
-        yield Finding("ML307", "two runs with the same seed give two adapters", str(run.folder), "the same bytes")
+    seeds, device = run.evidence["seeds"], run.smoke["device"]
+    same = seeds["first"] == seeds["again"] if device == "cpu" else seeds["farthest"] <= _SEED_TOLERANCE
+    if not same:
+        what = f"two runs with the same seed give adapters that are up to {seeds['farthest']:.3g} apart"
+        yield Finding("ML307", what, str(run.folder), "the same bytes" if device == "cpu" else f"{_SEED_TOLERANCE}")
     if seeds["first"] == seeds["other"]:
         yield Finding("ML307", "another seed gives the same adapter", str(run.folder), "another adapter")
 
