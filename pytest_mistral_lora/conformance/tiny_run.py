@@ -20,7 +20,8 @@ from filelock import FileLock
 
 from pytest_mistral_lora.chat.encoded import IGNORE_INDEX
 from pytest_mistral_lora.chat.oracle import Oracle
-from pytest_mistral_lora.errors import MistralLoraError
+from pytest_mistral_lora.conformance.targets import Target
+from pytest_mistral_lora.errors import MistralLoraError, TokenizerError
 from pytest_mistral_lora.records.files import read_json, write_json
 from pytest_mistral_lora.records.goldens import goldens_folder
 
@@ -60,6 +61,19 @@ class TinyRun:
     def rows(self) -> Path:
         """The training rows."""
         return self.folder / "rows.jsonl"
+
+
+def start(target: Target, work_folder: Path, *, device: str) -> subprocess.Popen[bytes] | None:
+    """Start the tiny run of a target in a new process, for `tiny_run` to wait for; None if it has no tokenizer.
+
+    What goes wrong there is not lost: `tiny_run` then does it again and says what.
+    """
+    try:
+        file = target.oracle.path
+    except TokenizerError:
+        return None
+    command = [sys.executable, "-m", __name__, str(file), str(work_folder), device]
+    return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
 def tiny_run(oracle: Oracle, work_folder: Path, *, device: str) -> TinyRun:
@@ -228,3 +242,7 @@ def _in_a_new_process(folder: Path, device: str) -> dict[str, Any]:
             place=str(folder / "adapter"),
         )
     return dict(read_json(out))
+
+
+if __name__ == "__main__":
+    tiny_run(Oracle(sys.argv[1]), Path(sys.argv[2]), device=sys.argv[3])

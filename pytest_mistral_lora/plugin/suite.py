@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Generator, Iterator
 from functools import partial
@@ -77,12 +78,31 @@ class Suite:
             work_folder=self._work_folder,
         )
         targets = tokenizer_targets(self.settings.tokenizers) if self.settings.tokenizers else embedded_targets()
-        for target in targets:
-            yield from collect(target, settings)
+        return collect(targets, settings)
 
     def pytest_deselected(self, items: list[pytest.Item]) -> None:
         """Count the checks that the user chose to leave out."""
         self._deselected += sum(isinstance(item, CheckItem) for item in items)
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtestloop(self, session: pytest.Session) -> Generator[None, object, object]:
+        """Let the first tiny train run in a process of its own, beside the other checks, which come before it."""
+        process = None if self._is_worker or session.config.option.collectonly else self._train_beside(session)
+        try:
+            return (yield)
+        finally:
+            if process is not None:
+                process.terminate()
+                process.wait()
+
+    def _train_beside(self, session: pytest.Session) -> subprocess.Popen[bytes] | None:
+        checks = [item.check for item in session.items if isinstance(item, CheckItem)]
+        first = next((check for check in checks if check.subject == "train"), None)
+        if first is None or first is checks[0]:
+            return None
+        from pytest_mistral_lora.conformance.tiny_run import start
+
+        return start(first.target, self._work_folder, device=self.settings.device)
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(self, item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:

@@ -47,7 +47,7 @@ def findings_of(tmp_path_factory: pytest.TempPathFactory) -> FindingsOf:
             work_folder=tmp_path_factory.getbasetemp(),
         )
         [target] = tokenizer_targets([folder])
-        chosen = [c for c in collect(target, settings) if c.subject == subject and case in c.case]
+        chosen = [c for c in collect([target], settings) if c.subject == subject and case in c.case]
         assert chosen
         return [finding for check in chosen for finding in check.run().findings]
 

@@ -26,7 +26,7 @@ def libraries(tmp_path_factory: pytest.TempPathFactory) -> None:
     write_rows(folder / "rows.jsonl", [ROW])
     for update in (True, False):
         settings = Settings(1, None, "cpu", True, (folder,), update, folder)
-        for check in collect(Target("spm-v1"), settings):
+        for check in collect([Target("spm-v1")], settings):
             if check.case in ("file", "text-ids", "save-and-load", "single", "own-rows-1", "template-agrees"):
                 assert check.run().findings == ()
 
@@ -41,7 +41,7 @@ def plain_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def every_id() -> list[str]:
     settings = Settings(1, None, "cpu", False, (), False, Path())
-    return [f"mistral-golden::{check.name}" for target in embedded_targets() for check in collect(target, settings)]
+    return [f"mistral-golden::{check.name}" for check in collect(embedded_targets(), settings)]
 
 
 @pytest.fixture
