@@ -93,7 +93,7 @@ class CheckItem(pytest.Item):
             ("--mistral-tokenizer", self.settings.tokenizers),
             ("--mistral-golden-dir", self.settings.golden_folders),
         ):
-            words += [word for path in paths for word in (flag, self._as_typed(path))]
+            words += [f"{flag}={self._as_typed(path)}" for path in paths]
         if self.check.subject == "mask":
             words += ["--mistral-examples", str(self.settings.examples)]
             words += [] if self.settings.seed is None else ["--mistral-seed", str(self.settings.seed)]
@@ -112,5 +112,6 @@ class CheckItem(pytest.Item):
         return super().repr_failure(excinfo, style)
 
     def reportinfo(self) -> tuple[Any, int | None, str]:
-        """Name the check by its node id: it has no file."""
-        return self.path, None, self.check.name
+        """Name the check: it has no file."""
+        # pytest writes dots as :: where this is the end of the node id
+        return self.path, None, f"{ROOT} {self.check.name}"

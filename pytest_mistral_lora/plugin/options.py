@@ -90,6 +90,9 @@ OPTIONS = (
 )
 """Every option; the help text is made from this table."""
 
+PATH_FLAGS = tuple(option.flag for option in OPTIONS if option.metavar == "PATH")
+"""The options that take a path."""
+
 _DEFAULT_EXAMPLES = 20
 _GOLDEN_FILES = ("*.jsonl", "templates/*/*.json")
 _DEVICES = ("auto", "cpu", "cuda")
@@ -240,7 +243,7 @@ def _report(config: pytest.Config) -> Path | None:
 def _check_update(config: pytest.Config, settings: PluginSettings) -> None:
     if not settings.golden_folders:
         raise pytest.UsageError(f"{_UPDATE.flag}: there is nothing to record; add {_GOLDEN_DIR.flag} PATH")
-    if hasattr(config, "workerinput") or config.getoption("numprocesses", None):
+    if hasattr(config, "workerinput") or config.getoption("dist", "no") != "no":
         raise pytest.UsageError(f"{_UPDATE.flag} writes files and cannot be shared between workers; leave out -n")
     if os.environ.get("CI"):
         raise pytest.UsageError(f"{_UPDATE.flag} is refused where CI is set: a golden that CI writes guards nothing")

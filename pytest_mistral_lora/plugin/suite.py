@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_mistral_lora.plugin.items import ROOT, CheckItem, SuiteCollector
-from pytest_mistral_lora.plugin.options import PluginSettings
+from pytest_mistral_lora.plugin.options import PATH_FLAGS, PluginSettings
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.conformance.checks import Check
@@ -130,9 +130,13 @@ class Suite:
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
         """Print one table, and say what was not checked."""
+        from pytest_mistral_lora.plugin.rootdir import unread_configuration
         from pytest_mistral_lora.plugin.summary import write
 
         write(terminalreporter, self.outcomes, self.settings, deselected=self._deselected, not_run=self._not_run)
+        unread = unread_configuration(terminalreporter.config, PATH_FLAGS)
+        if unread:
+            terminalreporter.write_line(unread, yellow=True)
 
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
         """Write the report."""

@@ -21,7 +21,7 @@ OTHERS = len(EMBEDDED) - 1
 @pytest.fixture
 def two_failures(own_rows: OwnRows) -> tuple[str, ...]:
     folder = own_rows({**ROW, "name": "one"}, {**ROW, "name": "two"})
-    return "--mistral-golden-dir", str(folder), "-k", "spm-v1::template::own-"
+    return f"--mistral-golden-dir={folder}", "-k", "spm-v1::template::own-"
 
 
 def _ids(result: pytest.RunResult) -> list[str]:
@@ -117,10 +117,10 @@ def test_x_stops_at_the_first_failure_and_says_what_did_not_run(
 
 
 def test_lf_runs_what_failed_alone(golden: Run, two_failures: tuple[str, ...], every_id: list[str]) -> None:
-    golden(*two_failures[:2], "-k", "spm-v1::tokenizer::file or spm-v1::template::own-one").assert_outcomes(
+    golden(*two_failures[:1], "-k", "spm-v1::tokenizer::file or spm-v1::template::own-one").assert_outcomes(
         passed=1, failed=1, deselected=len(every_id) + 2 * OTHERS
     )
-    result = golden("--lf", "-v", *two_failures[:2])
+    result = golden("--lf", "-v", *two_failures[:1])
     result.assert_outcomes(failed=1, deselected=len(every_id) + 2 * OTHERS + 1)
     result.stdout.fnmatch_lines(["mistral-golden::spm-v1::template::own-one FAILED*"])
 
@@ -130,7 +130,7 @@ def test_lf_finds_the_suites_failure_beside_the_users_tests(
 ) -> None:
     pytester.makepyfile(test_mine=MINE)
     golden(*two_failures, "test_mine.py")
-    result = golden("--lf", "-v", *two_failures[:2], "test_mine.py")
+    result = golden("--lf", "-v", *two_failures[:1], "test_mine.py")
     result.assert_outcomes(failed=2, deselected=len(every_id) + 2 * OTHERS + 1)
 
 
@@ -150,7 +150,7 @@ def test_a_disabled_plugin_has_no_options_and_no_trace(pytester: pytest.Pytester
 
 
 def test_junit_xml_names_every_check(golden: Run, two_failures: tuple[str, ...], pytester: pytest.Pytester) -> None:
-    golden(*two_failures[:2], "-k", "spm-v1::tokenizer::file or spm-v1::template::own-one", "--junitxml", "out.xml")
+    golden(*two_failures[:1], "-k", "spm-v1::tokenizer::file or spm-v1::template::own-one", "--junitxml", "out.xml")
     cases = {
         (case.get("classname"), case.get("name")): case
         for case in ElementTree.parse(pytester.path / "out.xml").iter("testcase")
@@ -186,7 +186,7 @@ def test_two_workers_share_the_suite_and_the_users_tests(
     pytest.importorskip("xdist")
     pytester.makepyfile(test_mine=MINE)
     chosen = "test_mine or spm-v1::tokenizer::file or spm-v1::template::own-"
-    result = pytester.runpytest_subprocess("--mistral-golden", "-n2", "-v", "-k", chosen, *two_failures[:2], ".")
+    result = pytester.runpytest_subprocess("--mistral-golden", "-n2", "-v", "-k", chosen, *two_failures[:1], ".")
     result.assert_outcomes(passed=2, failed=2)
     result.stdout.fnmatch_lines_random(
         [

@@ -214,3 +214,17 @@ def test_the_help_leaves_no_folder_behind(golden: Run, pytester: pytest.Pytester
     assert golden("--help").ret == 0
     assert golden("-k", "spm-v1::tokenizer::file").ret == 0
     assert list(folder.iterdir()) == []
+
+
+def test_a_configuration_that_pytest_missed_is_named_in_the_summary(
+    golden: Run, pytester: pytest.Pytester, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    file = pytester.makeini("[pytest]\nmistral_strict = true")
+    other = shutil.copy(shipped_tokenizer("spm-v3"), tmp_path_factory.mktemp("elsewhere") / "tok.model.v3")
+    missed = f"pytest has not read {file}: write --mistral-tokenizer=PATH, with an equals sign"
+    chosen = ("-k", "tokenizer::file")
+    assert missed in golden("--mistral-tokenizer", str(other), *chosen).outlines
+    for arguments in ([f"--mistral-tokenizer={other}"], ["--mistral-tokenizer", str(other), "-c", str(file)]):
+        assert missed not in golden(*arguments, *chosen).outlines
+    shutil.copy(other, pytester.path / "tok.model.v3")
+    assert missed not in golden("--mistral-tokenizer", "tok.model.v3", *chosen).outlines

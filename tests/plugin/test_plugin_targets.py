@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pytest_mistral_lora.chat.oracle import shipped_tokenizer
+
+Run = Callable[..., pytest.RunResult]
+FILE = "mistral_instruct_tokenizer_240323.model.v3"
+
+
+def _copy(name: str, target: Path) -> Path:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    return shutil.copy(shipped_tokenizer(name), target)
+
+
+def _targets(golden: Run, *paths: Path | str) -> list[str]:
+    result = golden("--collect-only", "-q", *(f"--mistral-tokenizer={path}" for path in paths))
+    ids = [line.split("::") for line in result.outlines if line.startswith("mistral-golden::")]
+    assert {len(parts) for parts in ids} == {4}
+    assert len({tuple(parts) for parts in ids}) == len(ids)
+    return list(dict.fromkeys(parts[1] for parts in ids))
+
+
+def test_a_single_file_replaces_the_default_and_is_judged_by_the_packaged_ids(golden: Run, tmp_path: Path) -> None:
+    file = _copy("spm-v3", tmp_path / FILE)
+    assert _targets(golden, file) == [FILE]
+    result = golden(f"--mistral-tokenizer={file}", "-k", "tokenizer::file or template::single", "-v")
+    result.assert_outcomes(passed=2, deselected=_checks(golden, file) - 2)
+    result.stdout.fnmatch_lines([f"mistral-golden::{FILE}::template::single PASSED*"])
+
+
+def _checks(golden: Run, path: Path) -> int:
+    result = golden("--collect-only", "-q", f"--mistral-tokenizer={path}")
+    return sum(line.startswith("mistral-golden::") for line in result.outlines)
+
+
+def test_a_given_target_also_gets_the_train(golden: Run, tmp_path: Path) -> None:
+    file = _copy("spm-v3", tmp_path / FILE)
+    result = golden("--collect-only", "-q", f"--mistral-tokenizer={file}", "-m", "mistral_training")
+    result.stdout.fnmatch_lines([f"mistral-golden::{FILE}::train::learned-by-heart"])
+
+
+def test_a_folder_with_tekken_is_a_target(golden: Run, tmp_path: Path) -> None:
+    folder = _copy("tekken-240911", tmp_path / "nemo" / "tekken.json").parent
+    result = golden(f"--mistral-tokenizer={folder}", "-k", "nemo::tokenizer::file or mask::bos-once", "-v")
+    result.assert_outcomes(passed=2, deselected=_checks(golden, folder) - 2)
+    result.stdout.fnmatch_lines(["mistral-golden::nemo::mask::bos-once PASSED*"])
+
+
+def test_equal_names_get_numbers_in_the_order_given(golden: Run, tmp_path: Path) -> None:
+    folders = [_copy("spm-v3", tmp_path / parent / "model" / FILE).parent for parent in "abc"]
+    assert _targets(golden, *folders) == ["model", "model-2", "model-3"]
+
+
+def test_a_number_that_is_a_folders_own_name_is_not_given_again(golden: Run, tmp_path: Path) -> None:
+    names = ("a/model-2", "b/model", "c/model", "d/model-x", "e/model")
+    folders = [_copy("spm-v3", tmp_path / name / FILE).parent for name in names]
+    assert _targets(golden, *folders) == ["model-2", "model", "model-3", "model-x", "model-4"]
+
+
+@pytest.mark.parametrize(
+    ("folder", "name"),
+    [
+        ("my model (v3)", "my-model-v3"),
+        ("a::b", "a-b"),
+        ("modèle", "modèle"),
+        ("not", "not"),
+        ("v0.3+lora", "v0.3+lora"),
+        ("[x]", "x"),
+        ("'", "tokenizer"),
+    ],
+)
+def test_a_name_is_a_word_that_k_can_choose(folder: str, name: str, golden: Run, tmp_path: Path) -> None:
+    path = _copy("spm-v3", tmp_path / folder / FILE).parent
+    assert _targets(golden, path) == [name]
+    result = golden(f"--mistral-tokenizer={path}", "-k", f"{name}::tokenizer::file", "-v")
+    result.assert_outcomes(passed=1, deselected=_checks(golden, path) - 1)
+    result.stdout.fnmatch_lines([f"mistral-golden::{name}::tokenizer::file PASSED*"])
+
+
+def test_the_current_folder_has_a_name(golden: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = _copy("spm-v3", tmp_path / "model" / FILE).parent
+    monkeypatch.chdir(folder)
+    assert _targets(golden, ".") == ["model"]
+
+
+def test_a_linked_file_keeps_its_own_name(golden: Run, tmp_path: Path) -> None:
+    blob = _copy("spm-v3", tmp_path / "blobs" / "9addc8bd")
+    link = tmp_path / FILE
+    link.symlink_to(blob)
+    assert _targets(golden, link) == [FILE]
+
+
+def test_a_target_that_is_no_tokenizer_fails_every_check_by_name(golden: Run, tmp_path: Path) -> None:
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "tekken.json").write_text("{}")
+    result = golden(f"--mistral-tokenizer={tmp_path / 'broken'}")
+    outcomes = result.parseoutcomes()
+    assert outcomes.keys() == {"failed"}
+    text = result.stdout.str()
+    assert text.count("\nML201 ") == outcomes["failed"]
+    assert "Traceback" not in text
+    assert "pytest_mistral_lora/" not in text
+
+
+def test_the_rerun_command_of_a_failure_finds_the_same_failure(golden: Run, tmp_path: Path) -> None:
+    import shlex
+
+    (tmp_path / "my model").mkdir()
+    first = golden(f"--mistral-tokenizer={tmp_path / 'my model'}", "-k", "mask::bos-once", "--mistral-seed", "3")
+    first.assert_outcomes(failed=1, deselected=_checks(golden, tmp_path / "my model") - 1)
+    line = next(line for line in first.outlines if line.startswith("rerun:"))
+    program, *arguments = shlex.split(line.removeprefix("rerun:"))
+    assert program == "pytest"
+    assert "--mistral-seed 3" in line
+    again = golden(*arguments[1:])
+    assert [line for line in again.outlines if line.startswith(("ML201", "rerun:"))] == [
+        line for line in first.outlines if line.startswith(("ML201", "rerun:"))
+    ]
