@@ -1,0 +1,225 @@
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+import pytest_mistral_lora
+
+PACKAGE = "pytest_mistral_lora"
+FOLDER = Path(pytest_mistral_lora.__file__).parent
+LONGEST = 350
+
+BASE = {"errors"}
+CHAT = BASE | {"chat"}
+CHECKPOINT = CHAT | {"checkpoint"}
+RECORDS = CHECKPOINT | {"records"}
+MAY_IMPORT = {
+    "errors": set[str](),
+    "chat": BASE,
+    "checkpoint": CHAT,
+    "records": CHECKPOINT,
+    "training": RECORDS,
+    "runners": RECORDS,
+    "strategies": CHAT,
+    "report": CHAT | {"records"},
+    "conformance": RECORDS,
+    "assertions": RECORDS | {"conformance"},
+    "plugin": RECORDS | {"conformance", "report"},
+    "cli": RECORDS | {"conformance", "report", "training", "runners"},
+}
+MAY_IMPORT_LATE = {"conformance": {"training", "runners", "strategies"}}
+NEVER = {
+    "errors": {"*"},
+    "chat": {"torch", "pytest", "hypothesis"},
+    "checkpoint": {"pytest", "hypothesis"},
+    "records": {"pytest", "hypothesis"},
+    "report": {"torch", "pytest", "hypothesis"},
+    "strategies": {"torch", "pytest"},
+    "training": {"pytest", "_pytest", "hypothesis"},
+    "runners": {"pytest", "_pytest", "hypothesis"},
+    "conformance": {"pytest", "_pytest"},
+    "assertions": {"pytest", "_pytest"},
+    "plugin": {"_pytest"},
+}
+HEAVY = {"torch", "transformers", "peft", "accelerate", "safetensors", "hypothesis", "mistral_common"}
+LIGHT = ("chat", "conformance", "assertions", "plugin", "report", "cli")
+ORACLE = "chat.oracle"
+
+
+@dataclass(frozen=True)
+class Import:
+    name: str
+    late: bool
+    line: int
+
+
+def _imports(source: str) -> Iterator[Import]:
+    yield from _walk(ast.parse(source), late=False)
+
+
+def _walk(node: ast.AST, *, late: bool) -> Iterator[Import]:
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.Import):
+            yield from (Import(alias.name, late, child.lineno) for alias in child.names)
+        elif isinstance(child, ast.ImportFrom):
+            module = "." * child.level + (child.module or "")
+            yield from (Import(f"{module}.{alias.name}", late, child.lineno) for alias in child.names)
+        elif isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING":
+            yield from (found for part in child.body for found in _walk(ast.Module([part], []), late=True))
+            yield from (found for part in child.orelse for found in _walk(ast.Module([part], []), late=late))
+        else:
+            function = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+            yield from _walk(child, late=late or function)
+
+
+def _violations(module: str, source: str) -> list[str]:
+    """Arrows of a module (`chat.rows`) against the picture."""
+    room = module.partition(".")[0]
+    found = []
+    for one in _imports(source):
+        place = f"{module}:{one.line} imports {one.name}"
+        top, _, rest = one.name.partition(".")
+        if top == PACKAGE:
+            found += _own_violations(room, one, rest.partition(".")[0], place)
+        else:
+            found += _foreign_violations(module, room, one, top, place)
+    return found
+
+
+def _own_violations(room: str, one: Import, other: str, place: str) -> Iterator[str]:
+    if other in (room, "__version__"):
+        return
+    allowed = MAY_IMPORT.get(room, set()) | (MAY_IMPORT_LATE.get(room, set()) if one.late else set())
+    if other not in allowed:
+        yield f"{place}: {room or 'the package itself'} may not import {other}{'' if one.late else ' at the top'}"
+
+
+def _foreign_violations(module: str, room: str, one: Import, top: str, place: str) -> Iterator[str]:
+    if one.name.startswith("."):
+        yield f"{place}: a relative import"
+    if top == "mistral_common" and module != ORACLE:
+        yield f"{place}: only {ORACLE} imports mistral_common"
+    if top in NEVER.get(room, set()) or ("*" in NEVER.get(room, set()) and top not in sys.stdlib_module_names):
+        yield f"{place}: {room} never imports {top}"
+    if not one.late and top in HEAVY and room in LIGHT and (module, top) != (ORACLE, "mistral_common"):
+        yield f"{place}: {top} at the top of a light module"
+    if not one.late and room == "plugin" and top not in sys.stdlib_module_names | {"pytest"}:
+        yield f"{place}: an inactive plugin imports the standard library and pytest only"
+
+
+def _modules() -> dict[str, str]:
+    sources = {}
+    for path in sorted(FOLDER.rglob("*.py")):
+        parts = path.relative_to(FOLDER).with_suffix("").parts
+        sources[".".join(part for part in parts if part != "__init__")] = path.read_text(encoding="utf-8")
+    return sources
+
+
+def test_every_room_is_in_the_picture() -> None:
+    rooms = {name.partition(".")[0] for name in _modules()} - {""}
+    assert {"errors", "chat", "checkpoint", "records", "conformance", "plugin", "training"} <= rooms
+    assert rooms <= MAY_IMPORT.keys()
+
+
+@pytest.mark.parametrize("module", _modules())
+def test_no_import_goes_against_the_picture(module: str) -> None:
+    assert _violations(module, _modules()[module]) == []
+
+
+def test_no_import_at_the_top_runs_in_a_circle() -> None:
+    order = _order(_modules())
+    assert order.index("errors") < order.index("chat.rows") < order.index("conformance.mask")
+
+
+def test_a_circle_is_found() -> None:
+    modules = {"chat.a": f"from {PACKAGE}.chat.b import x", "chat.b": f"import {PACKAGE}.chat.a"}
+    with pytest.raises(CycleError):
+        _order(modules)
+    late = {**modules, "chat.b": f"def f():\n    import {PACKAGE}.chat.a"}
+    assert _order(late) == ["chat.b", "chat.a"]
+
+
+def _order(modules: dict[str, str]) -> list[str]:
+    """Return the modules in an order in which they can be imported."""
+    graph = {name: _imported_modules(source, modules) - {name} for name, source in modules.items()}
+    return list(TopologicalSorter(graph).static_order())
+
+
+def _imported_modules(source: str, modules: dict[str, str]) -> set[str]:
+    names = {one.name.removeprefix(f"{PACKAGE}.") for one in _imports(source) if not one.late}
+    return {part for name in names for part in (name, name.rpartition(".")[0]) if part in modules and part}
+
+
+@pytest.mark.parametrize("module", _modules())
+def test_no_module_is_too_long(module: str) -> None:
+    assert _modules()[module].count("\n") <= LONGEST
+
+
+@pytest.mark.parametrize(
+    ("module", "source", "words"),
+    [
+        ("chat.rows", "from pytest_mistral_lora.records.files import read_json", "chat may not import records"),
+        (
+            "chat.rows",
+            "def f():\n    from pytest_mistral_lora.checkpoint import pins",
+            "chat may not import checkpoint",
+        ),
+        ("errors", "from pytest_mistral_lora.chat import rows", "errors may not import chat"),
+        ("errors", "import yaml", "errors never imports yaml"),
+        ("checkpoint.base", "import pytest_mistral_lora.records.files", "checkpoint may not import records"),
+        ("records.verify", "from pytest_mistral_lora.conformance import rules", "records may not import conformance"),
+        ("training.loop", "def f():\n    import pytest", "training never imports pytest"),
+        ("training.loop", "def f():\n    from hypothesis import given", "training never imports hypothesis"),
+        ("training.run", "from pytest_mistral_lora.plugin import options", "training may not import plugin"),
+        (
+            "training.run",
+            "def f():\n    from pytest_mistral_lora.conformance import laws",
+            "may not import conformance",
+        ),
+        ("runners.trl", "from pytest_mistral_lora.training import loop", "runners may not import training"),
+        ("strategies.chats", "from pytest_mistral_lora.records import files", "strategies may not import records"),
+        ("report.html", "from pytest_mistral_lora.conformance import rules", "report may not import conformance"),
+        ("conformance.train", "from pytest_mistral_lora.training import run", "training at the top"),
+        ("conformance.mask", "from pytest_mistral_lora.strategies import rows", "strategies at the top"),
+        ("conformance.mask", "if 1:\n    try:\n        import torch\n    except E: pass", "torch at the top"),
+        ("conformance.mask", "class A:\n    import hypothesis", "hypothesis at the top"),
+        ("conformance.mask", "def f():\n    import pytest", "conformance never imports pytest"),
+        ("conformance.mask", "def f():\n    import mistral_common", "only chat.oracle imports mistral_common"),
+        ("chat.template", "from transformers import AutoTokenizer", "transformers at the top"),
+        ("chat.oracle", "import transformers", "transformers at the top"),
+        ("chat.oracle", "def f():\n    import torch", "chat never imports torch"),
+        ("assertions", "import peft", "peft at the top"),
+        ("plugin.summary", "import rich", "standard library and pytest only"),
+        ("plugin.items", "import torch.nn as nn", "torch at the top"),
+        ("plugin.items", "from _pytest.nodes import Node", "plugin never imports _pytest"),
+        ("plugin.items", "from ..chat import rows", "a relative import"),
+        ("plugin.items", "if not TYPE_CHECKING:\n    import torch", "torch at the top"),
+        ("plugin.items", "if TYPE_CHECKING:\n    x = 1\nelse:\n    import torch", "torch at the top"),
+        ("", "from pytest_mistral_lora.chat import rows", "the package itself may not import chat"),
+    ],
+)
+def test_an_arrow_against_the_picture_is_found(module: str, source: str, words: str) -> None:
+    assert any(words in violation for violation in _violations(module, source))
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("chat.oracle", "import mistral_common"),
+        ("conformance.train", "def f():\n    from pytest_mistral_lora.training import run"),
+        ("conformance.mask", "async def f():\n    import hypothesis"),
+        ("records.goldens", "from pytest_mistral_lora.chat import rows"),
+        ("records.manifest", "from pytest_mistral_lora import __version__"),
+        ("plugin.items", "if TYPE_CHECKING:\n    import torch"),
+        ("training.loop", "import torch"),
+        ("cli", "def f():\n    from pytest_mistral_lora.training.run import train"),
+    ],
+)
+def test_an_arrow_of_the_picture_is_fine(module: str, source: str) -> None:
+    assert _violations(module, source) == []

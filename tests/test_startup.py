@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+
+CONFTEST = """
+import atexit
+import json
+import pathlib
+import sys
+
+
+def pytest_unconfigure(config):
+    atexit.register(lambda: pathlib.Path("modules.json").write_text(json.dumps(sorted(sys.modules))))
+"""
+OURS = ("pytest_mistral_lora", "pytest_mistral_lora.errors", "pytest_mistral_lora.plugin")
+QUIET = ("-p", "no:xdist", "-p", "no:hypothesispytest", "-p", "no:anyio")
+
+
+@pytest.fixture
+def session(pytester: pytest.Pytester) -> pytest.Pytester:
+    pytester.makeconftest(CONFTEST)
+    pytester.makepyfile("def test_mine(): pass")
+    return pytester
+
+
+def _modules(session: pytest.Pytester, *args: str) -> set[str]:
+    """Return what is imported when the process ends."""
+    session.runpytest_subprocess(*args).assert_outcomes(passed=1)
+    return set(json.loads((session.path / "modules.json").read_text()))
+
+
+def _added(session: pytest.Pytester, *args: str) -> set[str]:
+    """Return the modules that the plugin adds, but for its own light ones, the standard library's and pytest's."""
+    without = _modules(session, "-p", "no:mistral_lora", *args)
+    assert not any(name.startswith("pytest_mistral_lora") for name in without)
+    added = _modules(session, *args) - without
+    assert "pytest_mistral_lora.plugin" in added
+    return {name for name in added if not _is_light(name)}
+
+
+def _is_light(name: str) -> bool:
+    if name in OURS or name.startswith("pytest_mistral_lora.plugin."):
+        return True
+    return name.partition(".")[0] in sys.stdlib_module_names | {"pytest", "_pytest", "pluggy", "iniconfig", "packaging"}
+
+
+@pytest.mark.parametrize("args", [(), QUIET, ("-v", "--junitxml=x.xml")], ids=["usual", "alone", "verbose"])
+def test_an_inactive_plugin_imports_the_standard_library_and_pytest_only(
+    args: tuple[str, ...], session: pytest.Pytester
+) -> None:
+    assert _added(session, *args) == set()
+
+
+def test_an_inactive_plugin_imports_few_modules_of_its_own(session: pytest.Pytester) -> None:
+    names = {name for name in _modules(session) if name.startswith("pytest_mistral_lora")}
+    assert names <= {*OURS, "pytest_mistral_lora.plugin.options", "pytest_mistral_lora.plugin.fixtures"}
+
+
+@pytest.mark.parametrize(
+    "hook", ["pytest_configure(config)", "pytest_unconfigure(config)", "pytest_terminal_summary()"]
+)
+def test_a_heavy_import_in_any_hook_is_found(hook: str, session: pytest.Pytester) -> None:
+    code = f"import pytest_mistral_lora.plugin\n\n\ndef {hook}:\n    import numpy\n"
+    session.makepyfile(heavy=code)
+    session.makeini("[pytest]\npythonpath = .")
+    without = _modules(session, "-p", "no:mistral_lora", *QUIET)
+    heavy = _modules(session, "-p", "heavy", *QUIET) - without
+    assert "numpy" in {name for name in heavy if not _is_light(name)}
+
+
+def test_importing_the_package_imports_nothing_heavy(pytester: pytest.Pytester) -> None:
+    code = (
+        "import sys; before = set(sys.modules); import pytest_mistral_lora; print(*sorted(set(sys.modules) - before))"
+    )
+    result = pytester.run(sys.executable, "-c", code)
+    names = result.outlines[0].split()
+    assert [name for name in names if name.partition(".")[0] not in sys.stdlib_module_names] == ["pytest_mistral_lora"]
