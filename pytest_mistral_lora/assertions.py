@@ -115,7 +115,7 @@ def assert_adapter_sound(adapter_dir: str | Path, base: str | Path | None = None
         base: The base checkpoint's folder; with it, the tensors are held against the base's layers.
 
     Raises:
-        AssertionError: If tensors are missing, empty, foreign, not finite or never trained (ML303, ML305).
+        AssertionError: If tensors are missing, empty, foreign, not finite or never trained (ML401 to ML404).
         InputError: If the files cannot be read.
     """
     __tracebackhide__ = True
