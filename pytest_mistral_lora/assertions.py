@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_mistral_lora.chat.rows import Row, as_row
+from pytest_mistral_lora.errors import RowsError
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
@@ -132,6 +133,13 @@ def _tokenizer(tokenizer: AnyTokenizer) -> CheckpointTokenizer:
 
 def _fail_on(findings: Iterable[Finding]) -> None:
     __tracebackhide__ = True
-    report = "\n\n".join(finding.text() for finding in findings)
-    if report:
-        raise AssertionError(report)
+    texts: list[str] = []
+    try:
+        for finding in findings:
+            texts.append(finding.text())
+    except RowsError as error:
+        if not texts:
+            raise
+        texts.append(str(error))
+    if texts:
+        raise AssertionError("\n\n".join(texts))

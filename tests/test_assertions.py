@@ -304,3 +304,15 @@ def test_a_failed_assertion_shows_the_users_line_and_none_of_ours(pytester: pyte
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(['>*assert_manifest_valid({"seed": 1})', "E*ML308 *"])
     result.stdout.no_fnmatch_line("*assertions.py:*")
+
+
+def test_a_wrong_line_is_named_beside_one_that_cannot_be_read(
+    write_encoded: Callable[..., Path], tokenizer: CheckpointTokenizer, encoded: EncodedRow
+) -> None:
+    path = write_encoded(labels=_eos_masked(_labels(encoded), encoded.input_ids))
+    path.write_text(path.read_text() + "{\n")
+    with pytest.raises(AssertionError) as error:
+        assert_encoded_rows_sound(path, tokenizer)
+    text = str(error.value)
+    assert text.startswith("ML103 ")
+    assert "1 bad row" in text

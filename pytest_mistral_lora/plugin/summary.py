@@ -57,12 +57,16 @@ def _not_checked(outcomes: list[dict[str, Any]], settings: PluginSettings, desel
     reasons = Counter((o["target"], o["not_checked"]) for o in outcomes if o["not_checked"])
     lines += [f"  {target}: {reason} ({count})" for (target, reason), count in reasons.items()]
     if deselected:
-        lines.append(f"  {deselected} checks that were deselected")
+        lines.append(f"  {_checks(deselected)} deselected")
     if not_run:
-        lines.append(f"  {not_run} checks that did not run")
+        lines.append(f"  {_checks(not_run)} not run")
     if settings.skip_training:
         lines.append("  train: left out by --mistral-golden-skip-training")
     elif {o["facts"].get("device") for o in outcomes if o["subject"] == "train"} == {"cpu"}:
         lines.append("  train on CUDA: models ran on the CPU")
     lines.append(f"  {_OTHER_SUBJECTS}: no target of that kind")
     return lines
+
+
+def _checks(count: int) -> str:
+    return f"{count} check{'' if count == 1 else 's'}"

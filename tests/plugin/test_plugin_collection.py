@@ -113,7 +113,7 @@ def test_x_stops_at_the_first_failure_and_says_what_did_not_run(
     golden(*two_failures).assert_outcomes(failed=2, deselected=len(every_id) + 2 * OTHERS)
     result = golden("-x", *two_failures)
     result.assert_outcomes(failed=1, deselected=len(every_id) + 2 * OTHERS)
-    result.stdout.fnmatch_lines(["*1 checks that did not run"])
+    result.stdout.fnmatch_lines(["*1 check not run"])
 
 
 def test_lf_runs_what_failed_alone(golden: Run, two_failures: tuple[str, ...], every_id: list[str]) -> None:
@@ -195,6 +195,6 @@ def test_two_workers_share_the_suite_and_the_users_tests(
             "*PASSED test_mine.py::test_mine *",
             "ML007 *rows.jsonl:1: the row is not recorded",
             " spm-v1   template         -        2             -",
-            f"  {len(every_id) + 2 * OTHERS - 1} checks that were deselected",
+            f"  {len(every_id) + 2 * OTHERS - 1} checks deselected",
         ]
     )
