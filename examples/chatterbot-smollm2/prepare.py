@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -47,10 +48,10 @@ MARKED_TURN = (
 )
 
 SHAPE = (
-    "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads head_dim "
-    "hidden_act max_position_embeddings initializer_range rms_norm_eps tie_word_embeddings rope_theta rope_parameters "
-    "bos_token_id eos_token_id pad_token_id"
-).split()
+    *("vocab_size", "hidden_size", "intermediate_size", "hidden_act", "max_position_embeddings", "rms_norm_eps"),
+    *("num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim", "rope_theta", "rope_parameters"),
+    *("initializer_range", "tie_word_embeddings", "bos_token_id", "eos_token_id", "pad_token_id"),
+)
 """What a Llama and a Mistral configuration both have (rope_theta became rope_parameters in transformers 5)."""
 
 
@@ -122,12 +123,11 @@ def mark_template(tokenizer: Any, rows: Path) -> None:
         raise InputError("the chat template is not the known one", place=GGUF, expected=f"once: {TURN}")
     tokenizer.chat_template = original.replace(TURN, MARKED_TURN)
     before, after = ChatTemplate(tokenizer, original), ChatTemplate(tokenizer)
-    count = 0
-    for count, one in enumerate(read_rows(rows), start=1):
-        for prompt in (False, True):
-            if after.render(one, generation_prompt=prompt) != before.render(one, generation_prompt=prompt):
-                raise InputError("the marked chat template renders the row differently", place=one.place)
-    print(f"template: marked; {count} rows render as before, byte for byte")
+    every = list(read_rows(rows))
+    for one, prompt in itertools.product(every, (False, True)):
+        if after.render(one, generation_prompt=prompt) != before.render(one, generation_prompt=prompt):
+            raise InputError("the marked chat template renders the row differently", place=one.place)
+    print(f"template: marked; {len(every)} rows render as before, byte for byte")
 
 
 def read_model(folder: Path) -> Any:
@@ -168,7 +168,7 @@ def write_base(folder: Path, rows: Path) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=str(__doc__).split(":")[0] + ".")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "build", help="folder to write to")
-    out = parser.parse_args(arguments).out
+    out = Path(os.path.relpath(parser.parse_args(arguments).out))
     try:
         out.mkdir(parents=True, exist_ok=True)
         write_rows(out / "rows.jsonl")

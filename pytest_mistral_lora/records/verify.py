@@ -8,8 +8,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from pytest_mistral_lora.chat.encoded import EncodedRow
+from pytest_mistral_lora.chat.oracle import Oracle
 from pytest_mistral_lora.chat.rows import Row, read_rows
-from pytest_mistral_lora.checkpoint.tokenizers import oracle_file
+from pytest_mistral_lora.chat.template import ChatTemplate
+from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer, oracle_file
 from pytest_mistral_lora.errors import MistralLoraError
 from pytest_mistral_lora.records.files import read_json
 from pytest_mistral_lora.records.hashing import sha256_file, sha256_ids, sha256_rows, sha256_tensors
@@ -178,15 +181,10 @@ def _paths(data: Mapping[str, Any], dataset: Path | Sequence[Path]) -> list[Path
 def _encoding(folder: Path, data: Mapping[str, Any], rows: Sequence[Row], place: str) -> Iterator[Fact]:
     """Encode the rows again: an upgraded library that moves one token is found here."""
     masking = data["masking"]
-    if data["tokenizer"]["backend"] != "mistral-common":
-        yield _absent("masking.ids_sha256", masking["ids_sha256"], "encoded by a chat template")
-        return
-    from pytest_mistral_lora.chat.oracle import Oracle
-
     try:
-        oracle = Oracle(folder / data["tokenizer"]["file"])
-        encoded = [oracle.encode(row) for row in rows]
-    except MistralLoraError as error:
+        encode = _encoder(folder, data)
+        encoded = [encode(row) for row in rows]
+    except (MistralLoraError, OSError, ValueError) as error:  # a folder without its template, or a damaged one
         yield Fact("masking.ids_sha256", "mismatch", masking["ids_sha256"], str(error), place)
         return
     yield _fact(
@@ -201,3 +199,11 @@ def _encoding(folder: Path, data: Mapping[str, Any], rows: Sequence[Row], place:
     yield _fact("masking.tokens", masking["tokens"], lambda: sum(len(one.input_ids) for one in encoded), place)
     total = masking["supervised_tokens"]
     yield _fact("masking.supervised_tokens", total, lambda: sum(one.supervised_tokens for one in encoded), place)
+
+
+def _encoder(folder: Path, data: Mapping[str, Any]) -> Callable[[Row], EncodedRow]:
+    """Return the backend that the manifest names, made of the folder's own tokenizer and template."""
+    if data["tokenizer"]["backend"] == "mistral-common":
+        return Oracle(folder / data["tokenizer"]["file"]).encode
+    template = (folder / data["template"]["file"]).read_bytes().decode()  # bytes: line ends are part of the rendering
+    return ChatTemplate(CheckpointTokenizer(folder).fast, template).encode

@@ -58,6 +58,24 @@ def test_chat_template_backend_trains_the_same_rows_to_the_same_adapter(
     assert template.manifest["tokenizer"]["backend"] == "chat-template"
     assert template.manifest["lora"] == oracle.manifest["lora"]
     assert template.manifest["masking"] == oracle.manifest["masking"]
+    facts = {fact.name: fact.state for fact in verify(template.output, base=base, dataset=tmp_path)}
+    assert set(facts.values()) == {"match"}
+    assert "masking.labels_sha256" in facts
+
+
+def test_verify_encodes_again_through_the_folders_own_chat_template(base: Path, tmp_path: Path) -> None:
+    write_rows(tmp_path / "rows.jsonl")
+    data = {**recipe_data(base, training={"steps": 3}), "backend": "chat-template"}
+    file = train(parse_recipe(data, folder=tmp_path)).output / "chat_template.jinja"
+
+    def mismatches() -> set[str]:
+        return {fact.name for fact in verify(tmp_path / "out", dataset=tmp_path) if fact.state == "mismatch"}
+
+    hashes = {"template.sha256", "files.chat_template.jinja.sha256"}
+    file.write_text(file.read_text().replace("[INST]", "[INST] "))
+    assert mismatches() == hashes | {"masking.ids_sha256", "masking.labels_sha256", "masking.tokens"}
+    file.unlink()
+    assert mismatches() == hashes | {"masking.ids_sha256"}
 
 
 def test_held_out_loss_is_measured_before_and_after(make_recipe: MakeRecipe, tmp_path: Path) -> None:
