@@ -107,6 +107,8 @@ def test_the_recipe_trains_on_a_local_base(tmp_path: Path) -> None:
             continue
         process = run(sys.executable, "-m", "pytest_mistral_lora.cli", *words[2:], folder=tmp_path)
         assert process.returncode == 0, process.stderr
+        if words[2] == "train":
+            assert re.search(r"^step 1/\d: loss \d+\.\d+, grad_norm ", process.stderr, flags=re.MULTILINE)
     left = {path.name for path in (tmp_path / "lora-out").iterdir()}
     assert {"adapter_model.safetensors", "adapter_config.json", "manifest.json", "DECISION.md"} <= left
 

@@ -22,7 +22,7 @@ def main(arguments: Sequence[str] | None = None, *, prog: str = "python -m pytes
         recipe = load_recipe(given.recipe)
         from pytest_mistral_lora.training.run import train
 
-        result = train(recipe, resume=given.resume, progress=sys.stderr.isatty())
+        result = train(recipe, resume=given.resume, progress="bar" if sys.stderr.isatty() else "lines")
     except (MistralLoraError, KeyboardInterrupt, MemoryError) as error:
         sys.stderr.write(f"error: {error or 'interrupted'}\n")
         return exit_code(error)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
@@ -14,6 +15,11 @@ from pytest_mistral_lora.chat.encoded import IGNORE_INDEX, EncodedRow
 from pytest_mistral_lora.errors import RecipeError, TrainingError
 from pytest_mistral_lora.training.data import PadRight, RowDataset
 from pytest_mistral_lora.training.recipe import Training
+
+Progress = Literal["none", "lines", "bar"]
+"""How a run shows what has been done: not at all, a line for each line of the log, or a progress bar."""
+
+_FIGURES = ("loss", "eval_loss", "grad_norm", "learning_rate")
 
 
 def supervised_losses(model: Any, batch: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -112,6 +118,17 @@ class StopAtNonFinite(TrainerCallback):  # type: ignore[misc]
             )
 
 
+class LogLines(TrainerCallback):  # type: ignore[misc]
+    """Write a line to standard error for each line of the log: for CI and log files, where a bar is of no use."""
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        """Write the step and its figures; one process of a distributed run writes."""
+        figures = [f"{name} {value:.4g}" for name, value in (logs or {}).items() if name in _FIGURES]
+        if figures and state.is_world_process_zero:
+            sys.stderr.write(f"step {state.global_step}/{state.max_steps}: {', '.join(figures)}\n")
+            sys.stderr.flush()
+
+
 def make_trainer(
     model: Any,
     training: Training,
@@ -120,7 +137,7 @@ def make_trainer(
     *,
     pad_id: int,
     work: Path,
-    progress: bool,
+    progress: Progress,
 ) -> LoraTrainer:
     """Return a trainer that is ready to run.
 
@@ -131,7 +148,7 @@ def make_trainer(
         held_out: Encoded rows for the held-out loss; may be empty.
         pad_id: The id that pads a batch.
         work: Folder for checkpoints.
-        progress: Whether to show a progress bar.
+        progress: How to show what has been done.
 
     Raises:
         RecipeError: If the batch cannot be divided over the devices.
@@ -147,6 +164,8 @@ def make_trainer(
         callbacks=[StopAtNonFinite()],
     )
     trainer.remove_callback(PrinterCallback)
+    if progress == "lines":
+        trainer.add_callback(LogLines())
     return trainer
 
 
@@ -174,7 +193,7 @@ def device_count() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def _arguments(training: Training, has_held_out: bool, work: Path, progress: bool) -> TrainingArguments:
+def _arguments(training: Training, has_held_out: bool, work: Path, progress: Progress) -> TrainingArguments:
     arguments = TrainingArguments(
         output_dir=str(work),
         max_steps=training.steps or -1,
@@ -204,7 +223,7 @@ def _arguments(training: Training, has_held_out: bool, work: Path, progress: boo
     return arguments
 
 
-def _bookkeeping(training: Training, has_held_out: bool, progress: bool) -> dict[str, Any]:
+def _bookkeeping(training: Training, has_held_out: bool, progress: Progress) -> dict[str, Any]:
     """Return what is logged, evaluated and kept, and when."""
     return {
         "logging_steps": training.logging_steps,
@@ -217,7 +236,7 @@ def _bookkeeping(training: Training, has_held_out: bool, progress: bool) -> dict
         "save_steps": training.checkpoint_steps,
         "save_total_limit": 2,
         "report_to": "none",
-        "disable_tqdm": not progress,
+        "disable_tqdm": progress != "bar",
     }
 
 

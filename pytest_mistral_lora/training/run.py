@@ -19,7 +19,15 @@ from pytest_mistral_lora.training.adapter import adapted_layers, adapter_tensors
 from pytest_mistral_lora.training.data import Encoder, RunData, load_data
 from pytest_mistral_lora.training.facts import evaluation_facts, run_facts, training_facts
 from pytest_mistral_lora.training.failure import leave_failure
-from pytest_mistral_lora.training.loop import LoraTrainer, device_count, evaluated, make_trainer, on_gpu, precision_of
+from pytest_mistral_lora.training.loop import (
+    LoraTrainer,
+    Progress,
+    device_count,
+    evaluated,
+    make_trainer,
+    on_gpu,
+    precision_of,
+)
 from pytest_mistral_lora.training.recipe import Base, Recipe
 from pytest_mistral_lora.training.save import Adapter, write_run
 from pytest_mistral_lora.training.smoke import Completion, Probe, generate, probe
@@ -56,7 +64,7 @@ class RunResult:
     base_folder: Path
 
 
-def train(recipe: Recipe, *, resume: bool = False, progress: bool = False) -> RunResult:
+def train(recipe: Recipe, *, resume: bool = False, progress: Progress = "none") -> RunResult:
     """Train a recipe's adapter and write its folder.
 
     Checkpoints, and `failure.json` if the run fails, are in the folder `work_folder(recipe)` beside the output; a
@@ -65,7 +73,7 @@ def train(recipe: Recipe, *, resume: bool = False, progress: bool = False) -> Ru
     Args:
         recipe: What to train.
         resume: Go on from the last checkpoint of a killed run, if there is one.
-        progress: Whether to show a progress bar on the terminal.
+        progress: How to show on standard error what has been done.
 
     Raises:
         InputError: If recipe, rows, base or an existing output do not allow the run.
@@ -140,7 +148,7 @@ class _Run:
         ids = sha256_ids(row.input_ids for split in (self.data.train, self.data.held_out) for row in split.encoded)
         return sha256_bytes(canonical_json({"recipe": recipe, "ids": ids, "devices": device_count()}))
 
-    def train(self, work: Path, checkpoint: Path | None, progress: bool) -> RunResult:
+    def train(self, work: Path, checkpoint: Path | None, progress: Progress) -> RunResult:
         training = self.recipe.training
         model = load_base(self.base, precision_of(training), _device(on_gpu(training)))
         model = attach_adapter(model, self.recipe.lora, self.layers, seed=training.seed)

@@ -53,7 +53,7 @@ def trainer_of(recipe: Recipe, base: Path, tmp_path: Path) -> Any:
         data.held_out.encoded,
         pad_id=0,
         work=tmp_path / "work",
-        progress=False,
+        progress="none",
     )
 
 
