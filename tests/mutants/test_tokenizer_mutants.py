@@ -27,7 +27,7 @@ def pad_is_eos(folder: Path) -> None:
 
 
 def no_bos(folder: Path) -> None:
-    _json(folder / "tokenizer_config.json", lambda data: data.update(bos_token=None))
+    _json(folder / "tokenizer_config.json", lambda data: data.update(bos_token=None, add_bos_token=False))
 
 
 def eos_is_inst(folder: Path) -> None:
@@ -51,8 +51,9 @@ def control_token_as_text(folder: Path) -> None:
 
     def forget(data: Any) -> None:
         data.pop("added_tokens_decoder", None)
-        for key in ("extra_special_tokens", "additional_special_tokens"):
-            data[key] = [token for token in data.get(key, ()) if token != "[INST]"]
+        for key, value in data.items():
+            if isinstance(value, list):
+                data[key] = [token for token in value if token != "[INST]"]
 
     _json(folder / "tokenizer.json", demote)
     _json(folder / "tokenizer_config.json", forget)
