@@ -152,18 +152,13 @@ def _predictions(row: Row, oracle: Oracle, known: list[Deviation], controls: lis
     for deviation in known:
         if deviation.predict is None:
             continue
-        places = [n + 1 for n, control in enumerate(controls) if control in deviation.after]
-        places = _last_of_pairs(places, controls)
+        anchor = next((control for control in reversed(deviation.after) if control in controls), None)
+        places = [n + 1 for n, control in enumerate(controls) if control == anchor]
         texts = deviation.predict(row, oracle.version)
         # v2 leaves out the tool turns before the last user message, so the texts are matched from the end
         for place, text in zip(reversed(places), reversed(texts), strict=False):
             result.setdefault(place, {})[deviation.id] = space + text
     return result
-
-
-def _last_of_pairs(places: list[int], controls: list[str]) -> list[int]:
-    """Leave out the call id between [TOOL_RESULTS] and [TOOL_CONTENT]."""
-    return [place for place in places if controls[place : place + 1] != ["[TOOL_CONTENT]"]]
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,7 +41,8 @@ class Deviation:
         mistral_common: Versions of mistral-common whose generated template has it.
         tokenizer: The shipped tokenizer that the example is for.
         example: The smallest row that shows it.
-        after: Control tokens that the differing text follows; empty for deviations of other forms.
+        after: Control tokens that the differing text follows: the last of them that the version has. Empty for
+            deviations of other forms.
         predict: Gives the texts that the template writes after those control tokens, in order.
         change: Changes a row so that this difference goes away.
         refusal: What the template says when it refuses the row, as a regular expression.
@@ -142,7 +143,7 @@ DEVIATIONS: tuple[Deviation, ...] = (
         "writes as a JSON string.",
         versions=_TOOLS,
         example=_chat("a", _call('{"city":"\\u00e9"}'), tools=[_WEATHER]),
-        after=("[TOOL_CALLS]",),
+        after=("[TOOL_CALLS]", "[ARGS]"),
         predict=tool_calls_as_written,
     ),
     Deviation(

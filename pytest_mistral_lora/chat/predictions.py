@@ -20,19 +20,23 @@ def tools_as_written(row: Row, version: str) -> list[str]:
 
 
 def tool_calls_as_written(row: Row, version: str) -> list[str]:
-    """Return the JSON of the tool calls of each turn that has some, with string arguments pasted in."""
-    texts = []
-    for run in _runs(row, "assistant"):
-        calls = [call for message in run for call in message.get("tool_calls") or ()]
-        if calls:
-            texts.append(f"[{', '.join(_call(call, version) for call in calls)}]")
-    return texts
+    """Return the tool calls with string arguments pasted in: up to v7 one JSON list for each turn that has some.
+
+    From v11 on a call is not JSON: these are the arguments of each call.
+    """
+    turns = [[call for message in run for call in message.get("tool_calls") or ()] for run in _runs(row, "assistant")]
+    if version not in ("v2", "v3", "v7"):
+        return [_pasted(call) for calls in turns for call in calls]
+    return [f"[{', '.join(_call(call, version) for call in calls)}]" for calls in turns if calls]
+
+
+def _pasted(call: Mapping[str, Any]) -> str:
+    arguments = call["function"].get("arguments")
+    return arguments or "{}" if isinstance(arguments, str | None) else _dumps(arguments)
 
 
 def _call(call: Mapping[str, Any], version: str) -> str:
-    arguments = call["function"].get("arguments")
-    pasted = arguments or "{}" if isinstance(arguments, str | None) else _dumps(arguments)
-    text = f'{{"name": "{call["function"]["name"]}", "arguments": {pasted}'
+    text = f'{{"name": "{call["function"]["name"]}", "arguments": {_pasted(call)}'
     return text + ("}" if version == "v2" else f', "id": "{call.get("id")}"}}')
 
 
