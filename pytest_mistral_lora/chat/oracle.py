@@ -202,9 +202,7 @@ class Oracle:
 
     def chat_template(self) -> str:
         """Return the Jinja chat template that mistral-common generates for this tokenizer."""
-        # for v11 mistral-common guesses plain <think> tags, and then fails on a file that has [THINK] tokens
-        thinks = "[THINK]" in self.control_tokens.values()
-        return convert_tokenizer_to_chat_template(self.path, plain_thinking_support=False if thinks else None)
+        return convert_tokenizer_to_chat_template(self.path)
 
     def _check_vocabulary(self) -> None:
         """Refuse a version that the vocabulary belies: SentencePiece gives `<unk>` for a marker it does not have."""

@@ -34,7 +34,8 @@ def _newer_tekken(folder: Path, version: str) -> Path:
     """Write a Tekken file of a version that mistral-common knows but does not ship; the vocabulary is a shipped one."""
     data = json.loads(shipped_tokenizer("tekken-240718").read_text(encoding="utf-8"))
     literals = [*_load("tekken-240718").control_tokens.values()][:20] + [f"<SPECIAL_{n}>" for n in range(20, 32)]
-    literals += ["[ARGS]", "[CALL_ID]", "[THINK]", "[/THINK]", "[MODEL_SETTINGS]", "[/MODEL_SETTINGS]"]
+    literals += ["[ARGS]", "[CALL_ID]"]
+    literals += [] if version == "v11" else ["[THINK]", "[/THINK]"]  # thinking tokens came with v13
     data["config"]["version"] = version
     data["special_tokens"] = [
         {"rank": rank, "token_str": literal, "is_control": True} for rank, literal in enumerate(literals)
