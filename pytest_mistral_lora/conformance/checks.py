@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pytest_mistral_lora.conformance.findings import Result
+from pytest_mistral_lora.conformance.findings import Finding, Result
 from pytest_mistral_lora.conformance.targets import Target
+from pytest_mistral_lora.errors import TokenizerError
 
 Subject = Literal["tokenizer", "template", "mask", "train"]
 SUBJECTS: tuple[Subject, ...] = ("tokenizer", "template", "mask", "train")
@@ -46,15 +47,22 @@ class Check:
         target: What is judged.
         subject: What is looked at.
         case: Name of the check, unique within target and subject.
-        run: Does it.
+        judge: Does it; a `TokenizerError` that it raises is the finding ML201.
     """
 
     target: Target
     subject: Subject
     case: str
-    run: Callable[[], Result]
+    judge: Callable[[], Result]
 
     @property
     def name(self) -> str:
         """The check's part of the node id: `<target>::<subject>::<case>`."""
         return f"{self.target.name}::{self.subject}::{self.case}"
+
+    def run(self) -> Result:
+        """Run the check: whatever it looks at, a tokenizer that does not load is the same finding."""
+        try:
+            return self.judge()
+        except TokenizerError as error:
+            return Result((Finding("ML201", error.found, error.place, error.expected),))

@@ -8,7 +8,7 @@ share one, the later check gets a number.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -32,7 +32,7 @@ def checks(target: Target, settings: Settings) -> Iterator[Check]:
         recorded = {path.stem: path for path in golden_paths(folder / "templates" / target.name)}
         for name in sorted({*rows, *recorded}):
             path = recorded.get(name, folder / "templates" / target.name / f"{name}.json")
-            run = partial(_run, _record if settings.update else _judge, target, path, rows.get(name))
+            run = partial(_record if settings.update else _judge, target, path, rows.get(name))
             case = free_name(f"own-{name}", cases)
             cases.add(case)
             yield Check(target, "template", case, run)
@@ -67,15 +67,6 @@ def _named(data: Any, place: str, default: str) -> tuple[str, Row | RowError]:
         return default, error
     except MistralLoraError as error:
         return default, RowError(error.found, place=error.place, expected=error.expected)
-
-
-def _run(
-    check: Callable[[Target, Path, Any], Result], target: Target, path: Path, row: Row | RowError | None
-) -> Result:
-    try:
-        return check(target, path, row)
-    except TokenizerError as error:
-        return Result((Finding("ML201", error.found, error.place, error.expected),))
 
 
 def _judge(target: Target, path: Path, row: Row | RowError | None) -> Result:

@@ -7,13 +7,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pytest_mistral_lora.chat.encoded import EncodedRow
 from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.conformance.checks import Check, Settings
 from pytest_mistral_lora.conformance.difference import show_difference
 from pytest_mistral_lora.conformance.findings import Finding, Result
 from pytest_mistral_lora.conformance.laws import spoken_text_violation
 from pytest_mistral_lora.conformance.targets import Target
-from pytest_mistral_lora.errors import OracleRejection, TokenizerError
+from pytest_mistral_lora.errors import OracleRejection
 from pytest_mistral_lora.records.goldens import Golden, golden_paths, goldens_folder, library_versions, load
 
 if TYPE_CHECKING:
@@ -34,15 +35,12 @@ def _packaged_folder(target: Target) -> Path:
 
 
 def _packaged(target: Target, path: Path) -> Result:
-    try:
-        name = target.shipped_name
-        if target.path is not None and name is not None:
-            path = goldens_folder() / "templates" / name / path.name
-            if not path.is_file():
-                return Result(not_checked=f"{target.oracle.version} cannot encode this case")
-        return judge(target, load(path), recorded=name is not None)
-    except TokenizerError as error:
-        return Result((Finding("ML201", error.found, error.place, error.expected),))
+    name = target.shipped_name
+    if target.path is not None and name is not None:
+        path = goldens_folder() / "templates" / name / path.name
+        if not path.is_file():
+            return Result(not_checked=f"{target.oracle.version} cannot encode this case")
+    return judge(target, load(path), recorded=name is not None)
 
 
 def judge(target: Target, golden: Golden, *, recorded: bool) -> Result:
@@ -54,13 +52,13 @@ def judge(target: Target, golden: Golden, *, recorded: bool) -> Result:
         recorded: Whether the recorded ids are this target's own; if not, only its row is used.
     """
     try:
-        target.oracle.encode(golden.row)
+        encoded = target.oracle.encode(golden.row)
     except OracleRejection as error:
         if recorded:
             finding = Finding("ML002", error.found, str(golden.path), "the recorded ids", row=golden.row.to_jsonl())
             return Result((finding,))
         return Result(not_checked=f"{target.oracle.version} cannot encode this case: {error.found}")
-    findings = list(_against_record(target, golden)) if recorded else []
+    findings = list(_against_record(target, golden, encoded)) if recorded else []
     if not findings:
         findings += template_findings(
             target.oracle,
@@ -77,8 +75,8 @@ def _place(golden: Golden) -> str:
     return f"{golden.path.parent.name}/{golden.path.name}"
 
 
-def _against_record(target: Target, golden: Golden) -> Iterator[Finding]:
-    row, now = golden.row.to_jsonl(), target.oracle.encode(golden.row)
+def _against_record(target: Target, golden: Golden, now: EncodedRow) -> Iterator[Finding]:
+    row = golden.row.to_jsonl()
     violation = spoken_text_violation(golden.row, golden.encoded, target.oracle)
     if violation:
         yield Finding("ML001", violation, _place(golden), "the assistant's own text", row=row)

@@ -10,7 +10,6 @@ from typing import Any
 from pytest_mistral_lora.conformance.checks import Check, Settings
 from pytest_mistral_lora.conformance.findings import Finding, Result
 from pytest_mistral_lora.conformance.targets import Target
-from pytest_mistral_lora.errors import TokenizerError
 
 PROBES = (
     "Hello, world!",
@@ -44,10 +43,7 @@ def checks(target: Target, settings: Settings) -> Iterator[Check]:
 
 
 def _run(target: Target, check: Callable[[Target], Iterator[Finding]]) -> Result:
-    try:
-        return Result(tuple(check(target)))
-    except TokenizerError as error:
-        return Result((Finding("ML201", error.found, error.place, error.expected),))
+    return Result(tuple(check(target)))
 
 
 def _file(target: Target) -> Iterator[Finding]:

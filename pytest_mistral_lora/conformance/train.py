@@ -9,7 +9,7 @@ from pytest_mistral_lora.conformance.checks import Check, Settings
 from pytest_mistral_lora.conformance.findings import Finding, Result
 from pytest_mistral_lora.conformance.targets import Target
 from pytest_mistral_lora.conformance.tiny_run import TinyRun, tiny_run
-from pytest_mistral_lora.errors import MistralLoraError, TokenizerError
+from pytest_mistral_lora.errors import MistralLoraError
 
 _LOGIT_TOLERANCE = {"cpu": 0.0, "cuda": 1e-3}
 """How far a reloaded model's logits may be from the trained one's: equal to the bit on a CPU."""
@@ -36,10 +36,7 @@ def checks(target: Target, settings: Settings) -> Iterator[Check]:
 
 
 def _run(target: Target, settings: Settings, check: Callable[[TinyRun], Iterator[Finding]]) -> Result:
-    try:
-        oracle = target.oracle
-    except TokenizerError as error:
-        return Result((Finding("ML201", error.found, error.place, error.expected),))
+    oracle = target.oracle
     try:
         run = tiny_run(oracle, settings.work_folder, device=settings.device)
     except MistralLoraError as error:
