@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
-from pytest_mistral_lora.conformance.rules import RULES
-
-Severity = Literal["error", "note"]
+from pytest_mistral_lora.conformance.rules import RULES, Severity
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +19,6 @@ class Finding:
         expected: What was expected instead.
         detail: Lines that show it, such as the tokens around the first difference.
         row: The chat row as one line of JSON that can be pasted into a dataset, or empty.
-        severity: `error` fails the check; `note` only under `--mistral-strict`.
     """
 
     rule: str
@@ -30,7 +27,11 @@ class Finding:
     expected: str = ""
     detail: str = ""
     row: str = ""
-    severity: Severity = "error"
+
+    @property
+    def severity(self) -> Severity:
+        """`error` fails the check; `note` only under `--mistral-strict`."""
+        return RULES[self.rule].severity
 
     def text(self) -> str:
         """Return the finding for a terminal; the first line starts with the rule's id."""
@@ -47,7 +48,7 @@ class Finding:
 
     def to_json(self) -> dict[str, Any]:
         """Return the finding as plain JSON data."""
-        return asdict(self)
+        return {**asdict(self), "severity": self.severity}
 
 
 @dataclass(frozen=True, slots=True)

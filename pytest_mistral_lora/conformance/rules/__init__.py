@@ -1,0 +1,11 @@
+"""The closed list of rules. An id never changes its meaning; help, pages, findings and tests are made from it."""
+
+from __future__ import annotations
+
+from pytest_mistral_lora.conformance.rules import adapter, mask, template, tokenizer, train
+from pytest_mistral_lora.conformance.rules.rule import Rule, Severity
+
+__all__ = ["RULES", "Rule", "Severity"]
+
+RULES = {rule.id: rule for rule in (*template.RULES, *mask.RULES, *tokenizer.RULES, *train.RULES, *adapter.RULES)}
+"""Every rule, by id."""
