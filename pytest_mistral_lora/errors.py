@@ -86,6 +86,10 @@ class TokenizerError(InputError):
     """A tokenizer file or folder that cannot be loaded, or is not what it claims to be."""
 
 
+class NoOracleError(TokenizerError):
+    """A checkpoint without a Mistral tokenizer file: what needs Mistral's own tokenization cannot be checked."""
+
+
 class PinError(InputError):
     """A base model whose exact revision is not given, not present or not allowed."""
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pytest_mistral_lora.chat.oracle import Oracle
-from pytest_mistral_lora.errors import TokenizerError
+from pytest_mistral_lora.errors import NoOracleError, TokenizerError
 
 TEKKEN = "tekken.json"
 TOKENIZER_JSON = "tokenizer.json"
@@ -58,11 +58,12 @@ class CheckpointTokenizer:
         """Mistral's own tokenization.
 
         Raises:
-            TokenizerError: If there is no Mistral tokenizer file, or it cannot be loaded.
+            NoOracleError: If there is no Mistral tokenizer file.
+            TokenizerError: If it cannot be loaded.
         """
         file = oracle_file(self.path)
         if file is None:
-            raise TokenizerError(
+            raise NoOracleError(
                 "no Mistral tokenizer file", place=str(self.path), expected="tekken.json or tokenizer.model.vN"
             )
         return Oracle(file)

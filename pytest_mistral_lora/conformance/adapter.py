@@ -7,13 +7,20 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pytest_mistral_lora.conformance.findings import Finding
+from pytest_mistral_lora.conformance.checks import Check, Settings
+from pytest_mistral_lora.conformance.findings import Finding, Result
+from pytest_mistral_lora.conformance.targets import AdapterTarget
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.records.files import read_json
 
 CONFIG = "adapter_config.json"
 TENSORS = "adapter_model.safetensors"
 _NAME = re.compile(r"base_model\.model\.(?P<layer>.+)\.lora_(?P<side>[AB])\.weight")
+
+
+def checks(target: AdapterTarget, settings: Settings) -> Iterator[Check]:
+    """Yield the checks of an adapter folder."""
+    yield Check(target, "adapter", "tensors", lambda: Result(tuple(adapter_findings(target.folder, target.base))))
 
 
 def adapter_findings(folder: Path, base: Path | None = None) -> Iterator[Finding]:

@@ -9,10 +9,10 @@ from typing import Literal
 
 from pytest_mistral_lora.conformance.findings import Finding, Result
 from pytest_mistral_lora.conformance.targets import Target
-from pytest_mistral_lora.errors import TokenizerError
+from pytest_mistral_lora.errors import NoOracleError, PinError, TokenizerError
 
-Subject = Literal["tokenizer", "template", "mask", "train"]
-SUBJECTS: tuple[Subject, ...] = ("tokenizer", "template", "mask", "train")
+Subject = Literal["tokenizer", "template", "mask", "dataset", "encoded", "adapter", "manifest", "train"]
+SUBJECTS: tuple[Subject, ...] = ("tokenizer", "template", "mask", "dataset", "encoded", "adapter", "manifest", "train")
 """Every subject, in the order in which its checks run."""
 
 
@@ -28,6 +28,7 @@ class Settings:
         golden_folders: The user's own goldens.
         update: Whether to record them instead of judging by them.
         work_folder: Where a training run may write; shared by the workers of one session.
+        require_manifest: Whether an adapter folder without a manifest is an error, not just not checked.
     """
 
     examples: int
@@ -37,6 +38,7 @@ class Settings:
     golden_folders: tuple[Path, ...]
     update: bool
     work_folder: Path
+    require_manifest: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +49,7 @@ class Check:
         target: What is judged.
         subject: What is looked at.
         case: Name of the check, unique within target and subject.
-        judge: Does it; a `TokenizerError` that it raises is the finding ML201.
+        judge: Does it; a `TokenizerError` that it raises is the finding ML201, a `PinError` ML208.
     """
 
     target: Target
@@ -61,8 +63,12 @@ class Check:
         return f"{self.target.name}::{self.subject}::{self.case}"
 
     def run(self) -> Result:
-        """Run the check: whatever it looks at, a tokenizer that does not load is the same finding."""
+        """Run the check: whatever it looks at, a base or a tokenizer that does not load is the same finding."""
         try:
             return self.judge()
+        except NoOracleError as error:
+            return Result(not_checked=str(error))
+        except PinError as error:
+            return Result((Finding("ML208", error.found, error.place, error.expected, error.next_step),))
         except TokenizerError as error:
             return Result((Finding("ML201", error.found, error.place, error.expected),))

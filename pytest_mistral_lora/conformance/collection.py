@@ -4,9 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from pytest_mistral_lora.conformance import mask, own_goldens, template, tokenizer, train
+from pytest_mistral_lora.conformance import (
+    adapter,
+    dataset,
+    encoded,
+    manifest,
+    mask,
+    own_goldens,
+    template,
+    tokenizer,
+    train,
+)
 from pytest_mistral_lora.conformance.checks import Check, Settings
-from pytest_mistral_lora.conformance.targets import Target
+from pytest_mistral_lora.conformance.targets import AdapterTarget, EncodedTarget, RecipeTarget, Target
 
 
 def collect(targets: Sequence[Target], settings: Settings) -> Iterator[Check]:
@@ -15,10 +25,21 @@ def collect(targets: Sequence[Target], settings: Settings) -> Iterator[Check]:
     The checks of the tiny train come last, so that it can run beside the others.
     """
     for target in targets:
-        yield from tokenizer.checks(target, settings)
-        yield from template.checks(target, settings)
-        yield from own_goldens.checks(target, settings)
-        yield from mask.checks(target, settings)
+        yield from _checks(target, settings)
     for target in targets:
         if target.trains and not settings.skip_training:
             yield from train.checks(target, settings)
+
+
+def _checks(target: Target, settings: Settings) -> Iterator[Check]:
+    if isinstance(target, EncodedTarget):
+        yield from encoded.checks(target, settings)
+        return
+    if isinstance(target, AdapterTarget):
+        yield from adapter.checks(target, settings)
+        yield from manifest.checks(target, settings)
+        return
+    for subject in (tokenizer, template, own_goldens, mask):
+        yield from subject.checks(target, settings)
+    if isinstance(target, RecipeTarget):
+        yield from dataset.checks(target, settings)

@@ -10,9 +10,16 @@ from typing import Any
 from pytest_mistral_lora.chat.jsonl import scan_jsonl
 from pytest_mistral_lora.chat.oracle import Oracle
 from pytest_mistral_lora.chat.rows import Row, parse_row
+from pytest_mistral_lora.conformance.checks import Check, Settings
 from pytest_mistral_lora.conformance.difference import show_difference
-from pytest_mistral_lora.conformance.findings import Finding
+from pytest_mistral_lora.conformance.findings import Finding, Result
+from pytest_mistral_lora.conformance.targets import EncodedTarget
 from pytest_mistral_lora.errors import RowError, RowsError
+
+
+def checks(target: EncodedTarget, settings: Settings) -> Iterator[Check]:
+    """Yield the checks of an encoded-rows file."""
+    yield Check(target, "encoded", "rows", lambda: Result(tuple(file_findings(target.file, target.oracle))))
 
 
 def encoded_findings(row: Row, input_ids: Sequence[int], labels: Sequence[int], oracle: Oracle) -> Iterator[Finding]:

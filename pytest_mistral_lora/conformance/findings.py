@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pytest_mistral_lora.conformance.rules import RULES, Severity
+from pytest_mistral_lora.conformance.rules import RULES, Rule, Severity
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,8 @@ class Finding:
     @property
     def severity(self) -> Severity:
         """`error` fails the check; `note` only under `--mistral-strict`."""
-        return RULES[self.rule].severity
+        rule: Rule = RULES[self.rule]
+        return rule.severity
 
     def text(self) -> str:
         """Return the finding for a terminal; the first line starts with the rule's id."""

@@ -6,9 +6,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pytest_mistral_lora.conformance.findings import Finding
+from pytest_mistral_lora.conformance.checks import Check, Settings
+from pytest_mistral_lora.conformance.findings import Finding, Result
+from pytest_mistral_lora.conformance.targets import AdapterTarget
 from pytest_mistral_lora.records import manifest as records
 from pytest_mistral_lora.records.files import read_json
+
+
+def checks(target: AdapterTarget, settings: Settings) -> Iterator[Check]:
+    """Yield the checks of an adapter folder's manifest."""
+    yield Check(target, "manifest", "schema", lambda: Result(tuple(manifest_findings(target.folder))))
 
 
 def manifest_findings(manifest: str | Path | Mapping[str, Any]) -> Iterator[Finding]:

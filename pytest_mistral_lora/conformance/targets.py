@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from pytest_mistral_lora.chat.oracle import Oracle
     from pytest_mistral_lora.chat.template import ChatTemplate
     from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
+    from pytest_mistral_lora.training.recipe import Recipe
 
 EMBEDDED = ("spm-v1", "spm-v2", "spm-v3", "spm-v7", "spm-v7m1", "tekken-240718", "tekken-240911")
 """The embedded default: every tokenizer that mistral-common ships, by our name."""
@@ -68,6 +69,84 @@ class Target:
         return next((name for name, digest in shipped_hashes().items() if digest == self.oracle.sha256), None)
 
 
+class RecipeTarget(Target):
+    """A recipe: its pinned base, its rows, and the adapter that it made, where it has been run."""
+
+    @cached_property
+    def recipe(self) -> Recipe:
+        """The recipe, checked.
+
+        Raises:
+            RecipeError: If it cannot be read or a value is wrong.
+        """
+        from pytest_mistral_lora.training.recipe import load_recipe
+
+        return load_recipe(_given(self.path))
+
+    @cached_property
+    def base_folder(self) -> Path:
+        """The base checkpoint on disk, its pin checked.
+
+        Raises:
+            PinError: If it is not there, or not the one that is pinned.
+        """
+        from pytest_mistral_lora.training.run import resolve_base
+
+        return resolve_base(self.recipe.base)
+
+    @cached_property
+    def tokenizer(self) -> CheckpointTokenizer:
+        """The tokenizer of the base checkpoint."""
+        from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
+
+        return CheckpointTokenizer(self.base_folder)
+
+
+@dataclass(frozen=True)
+class EncodedTarget(Target):
+    """Rows as some trainer encoded them.
+
+    Attributes:
+        judge: The target whose tokenizer they are held to.
+    """
+
+    judge: Target = field(default_factory=lambda: Target(EMBEDDED_TRAINING))
+
+    @cached_property
+    def tokenizer(self) -> CheckpointTokenizer:
+        """The tokenizer of the target that judges."""
+        return self.judge.tokenizer
+
+    @property
+    def file(self) -> Path:
+        """The encoded-rows file."""
+        return _given(self.path)
+
+
+@dataclass(frozen=True)
+class AdapterTarget(Target):
+    """An adapter folder, or a merged model's.
+
+    Attributes:
+        base: The base checkpoint's folder, where it is at hand.
+        dataset: The files it was trained on, in the order of its recipe, where they are at hand.
+    """
+
+    base: Path | None = None
+    dataset: tuple[Path, ...] = ()
+
+    @property
+    def folder(self) -> Path:
+        """The folder."""
+        return _given(self.path)
+
+
+def _given(path: Path | None) -> Path:
+    if path is None:
+        raise ValueError("only the embedded targets have no path")
+    return path
+
+
 def embedded_targets() -> list[Target]:
     """Return the targets of a run that names none."""
     return [Target(name, trains=name == EMBEDDED_TRAINING) for name in EMBEDDED]
@@ -75,12 +154,44 @@ def embedded_targets() -> list[Target]:
 
 def tokenizer_targets(paths: Sequence[Path]) -> list[Target]:
     """Return a target for each tokenizer path, named after it; equal names get a number."""
+    return named_targets(tokenizers=paths)
+
+
+def named_targets(
+    *,
+    tokenizers: Sequence[Path] = (),
+    recipes: Sequence[Path] = (),
+    adapters: Sequence[Path] = (),
+    encoded: Sequence[Path] = (),
+    base: Path | None = None,
+) -> list[Target]:
+    """Return a target for each path, named after it; equal names get a number.
+
+    Args:
+        tokenizers: Tokenizer files, or checkpoint folders.
+        recipes: Recipe files.
+        adapters: Adapter folders.
+        encoded: Encoded-rows files; they are held to the first tokenizer or recipe.
+        base: The base checkpoint's folder of the adapters.
+    """
     names: list[str] = []
-    for path in paths:
-        # a file of the Hub's cache is a link to one that is named by its hash
-        name = path.resolve().name if path.is_dir() else path.name
-        names.append(free_name(re.sub(r"[^\w.+-]+", "-", name).strip("-") or "tokenizer", names))
-    return [Target(name, path, trains=True) for name, path in zip(names, paths, strict=True)]
+
+    def name(path: Path) -> str:
+        names.append(free_name(_name_of(path), names))
+        return names[-1]
+
+    targets: list[Target] = [Target(name(path), path, trains=True) for path in tokenizers]
+    targets += [RecipeTarget(name(path), path, trains=True) for path in recipes]
+    judge = targets[0] if targets else Target(EMBEDDED_TRAINING)
+    targets += [EncodedTarget(name(path), path, judge=judge) for path in encoded]
+    targets += [AdapterTarget(name(path), path, base=base) for path in adapters]
+    return targets
+
+
+def _name_of(path: Path) -> str:
+    # a file of the Hub's cache is a link to one that is named by its hash
+    name = path.resolve().name if path.is_dir() else path.name
+    return re.sub(r"[^\w.+-]+", "-", name).strip("-") or "target"
 
 
 def free_name(name: str, taken: Collection[str]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pytest_mistral_lora.plugin import options
+from pytest_mistral_lora.plugin.settings import read
 
 MARKERS = (
     "mistral_golden: a check of the Mistral conformance suite (made by --mistral-golden)",
@@ -26,7 +27,7 @@ def pytest_configure(config: pytest.Config) -> None:
     for marker in MARKERS:
         config.addinivalue_line("markers", marker)
     config.pluginmanager.register(fixtures, "mistral_lora_fixtures")
-    settings = options.read(config)
+    settings = read(config)
     if settings is not None:
         from pytest_mistral_lora.plugin.suite import Suite
 

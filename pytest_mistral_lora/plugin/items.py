@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_mistral_lora.errors import MistralLoraError
-from pytest_mistral_lora.plugin.options import PluginSettings
+from pytest_mistral_lora.plugin.settings import PluginSettings
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.conformance.checks import Check
-    from pytest_mistral_lora.conformance.findings import Result
+    from pytest_mistral_lora.conformance.findings import Finding, Result
+    from pytest_mistral_lora.plugin.xfails import Xfail
 
 ROOT = "mistral-golden"
 """First part of every node id."""
@@ -38,10 +39,6 @@ class SuiteCollector(pytest.Collector):
         for check in self._checks:
             nodeid = f"{self.nodeid}::{check.name}"
             yield CheckItem.from_parent(self, name=check.name, nodeid=nodeid, check=check, settings=self._settings)
-
-    def _as_typed(self, path: Path) -> str:
-        here = self.config.invocation_params.dir
-        return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:
         """Show our own errors as what they say."""
@@ -67,19 +64,37 @@ class CheckItem(pytest.Item):
 
         Raises:
             CheckFailedError: If a rule is broken.
+            pytest.xfail.Exception: If every broken rule is a known deviation.
             pytest.skip.Exception: If it could not be checked.
         """
         with warnings.catch_warnings():
             # the libraries' warnings are not about the user's code, and may be errors in the user's configuration
             warnings.simplefilter("ignore")
             self.result = self.check.run()
-        failing = [f for f in self.result.findings if f.severity == "error" or self.settings.strict]
+        failing = [finding.text() for finding in self.unknown if finding.severity == "error" or self.settings.strict]
+        unchecked = f"not checked: {self.result.not_checked}" if self.result.not_checked else ""
+        if unchecked and self.settings.strict and not any(one.id == self.nodeid for one in self.settings.xfails):
+            failing.append(unchecked)
         if failing:
-            raise CheckFailedError("\n\n".join([*(finding.text() for finding in failing), self._next_step()]))
-        if self.result.not_checked and self.settings.strict:
-            raise CheckFailedError(f"not checked: {self.result.not_checked}\n\n{self._next_step()}")
-        if self.result.not_checked:
-            pytest.skip(f"not checked: {self.result.not_checked}")
+            raise CheckFailedError("\n\n".join([*failing, self._next_step()]))
+        if any(finding.severity == "error" for finding in self.result.findings):
+            pytest.xfail("; ".join(xfail.reason for xfail in self.known))
+            # --runxfail: a known deviation fails as any other
+            raise CheckFailedError("\n\n".join([*(f.text() for f in self.result.findings), self._next_step()]))
+        if unchecked:
+            pytest.skip(unchecked)
+
+    @property
+    def known(self) -> list[Xfail]:
+        """The known deviations that this check has shown."""
+        findings = self.result.findings if self.result else ()
+        return [one for one in self.settings.xfails if any(one.covers(f.rule, self.nodeid) for f in findings)]
+
+    @property
+    def unknown(self) -> list[Finding]:
+        """The findings that are no known deviation."""
+        findings = self.result.findings if self.result else ()
+        return [f for f in findings if not any(one.covers(f.rule, self.nodeid) for one in self.settings.xfails)]
 
     def _next_step(self) -> str:
         rerun = f"rerun:  {self._command()} -k {shlex.quote(self.check.name)}"
@@ -89,11 +104,8 @@ class CheckItem(pytest.Item):
 
     def _command(self) -> str:
         words = ["pytest", "--mistral-golden"]
-        for flag, paths in (
-            ("--mistral-tokenizer", self.settings.tokenizers),
-            ("--mistral-golden-dir", self.settings.golden_folders),
-        ):
-            words += [f"{flag}={self._as_typed(path)}" for path in paths]
+        folders = [("--mistral-golden-dir", path) for path in self.settings.golden_folders]
+        words += [f"{flag}={self._as_typed(path)}" for flag, path in (*self.settings.target_paths, *folders)]
         if self.check.subject == "mask":
             words += ["--mistral-examples", str(self.settings.examples)]
             words += [] if self.settings.seed is None else ["--mistral-seed", str(self.settings.seed)]

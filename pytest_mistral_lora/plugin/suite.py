@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_mistral_lora.plugin.items import ROOT, CheckItem, SuiteCollector
-from pytest_mistral_lora.plugin.options import PATH_FLAGS, PluginSettings
+from pytest_mistral_lora.plugin.options import PATH_FLAGS
+from pytest_mistral_lora.plugin.settings import PluginSettings
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.conformance.checks import Check
+    from pytest_mistral_lora.plugin.xfails import Xfail
 
 _WORK = "mistral_lora_work"
 _COUNTS = "mistral_lora_counts"
@@ -66,18 +68,28 @@ class Suite:
     def _checks(self) -> Iterator[Check]:
         from pytest_mistral_lora.conformance.checks import Settings
         from pytest_mistral_lora.conformance.collection import collect
-        from pytest_mistral_lora.conformance.targets import embedded_targets, tokenizer_targets
+        from pytest_mistral_lora.conformance.targets import embedded_targets, named_targets
 
+        given = self.settings
         settings = Settings(
-            examples=self.settings.examples,
-            seed=self.settings.seed,
-            device=self.settings.device,
-            skip_training=self.settings.skip_training,
-            golden_folders=self.settings.golden_folders,
-            update=self.settings.update,
+            examples=given.examples,
+            seed=given.seed,
+            device=given.device,
+            skip_training=given.skip_training,
+            golden_folders=given.golden_folders,
+            update=given.update,
             work_folder=self._work_folder,
+            require_manifest=given.require_manifest,
         )
-        targets = tokenizer_targets(self.settings.tokenizers) if self.settings.tokenizers else embedded_targets()
+        if not given.names_targets:
+            return collect(embedded_targets(), settings)
+        targets = named_targets(
+            tokenizers=given.tokenizers,
+            recipes=given.recipes,
+            adapters=given.adapters,
+            encoded=given.encoded,
+            base=given.base,
+        )
         return collect(targets, settings)
 
     def pytest_deselected(self, items: list[pytest.Item]) -> None:
@@ -114,7 +126,8 @@ class Suite:
                 "target": item.check.target.name,
                 "subject": item.check.subject,
                 "case": item.check.case,
-                "findings": [finding.to_json() for finding in result.findings] if result else [],
+                "findings": [finding.to_json() for finding in item.unknown],
+                "known": [{"id": xfail.id, "reason": xfail.reason} for xfail in item.known],
                 "not_checked": result.not_checked if result else "",
                 "facts": dict(result.facts) if result else {},
             }
@@ -124,8 +137,9 @@ class Suite:
         """Keep what a check came to."""
         data = getattr(report, "mistral_golden", None)
         if data is not None:
+            outcome = "known" if hasattr(report, "wasxfail") else report.outcome
             self.outcomes.append(
-                {"nodeid": report.nodeid, "outcome": report.outcome, "seconds": round(report.duration, 4), **data}
+                {"nodeid": report.nodeid, "outcome": outcome, "seconds": round(report.duration, 4), **data}
             )
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
@@ -134,12 +148,22 @@ class Suite:
         from pytest_mistral_lora.plugin.summary import write
 
         write(terminalreporter, self.outcomes, self.settings, deselected=self._deselected, not_run=self._not_run)
+        for xfail in self._unmatched():
+            terminalreporter.write_line(
+                f"{xfail.place}: {xfail.id} matches nothing: it is mended, or misspelt; remove it", red=True
+            )
         unread = unread_configuration(terminalreporter.config, PATH_FLAGS)
         if unread:
             terminalreporter.write_line(unread, yellow=True)
 
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
-        """Write the report."""
+        """Write the report, and fail a run whose list of known deviations is out of date."""
+        if (
+            not self._is_worker
+            and self._unmatched()
+            and exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED)
+        ):
+            session.exitstatus = exitstatus = pytest.ExitCode.TESTS_FAILED
         if self._is_worker:
             session.config.workeroutput[_COUNTS] = (self._collected, self._deselected)  # type: ignore[attr-defined]
         elif self.settings.report is not None:
@@ -152,6 +176,14 @@ class Suite:
                 deselected=self._deselected,
                 not_run=self._not_run,
             )
+
+    def _unmatched(self) -> list[Xfail]:
+        """Return the known deviations that nothing showed, after a run in which all of them could have been seen."""
+        given = self.settings
+        if self._deselected or self._not_run or given.skip_training or not given.expects_every_xfail:
+            return []
+        seen = {known["id"] for outcome in self.outcomes for known in outcome["known"]}
+        return [xfail for xfail in given.xfails if xfail.id not in seen]
 
     @property
     def _not_run(self) -> int:

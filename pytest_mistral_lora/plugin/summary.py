@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from pytest_mistral_lora.plugin.options import PluginSettings
+from pytest_mistral_lora.plugin.settings import PluginSettings
 
-_OTHER_SUBJECTS = "dataset, manifest, adapter, transcript, runner, encoded"
+_SUBJECTS_OF_TARGETS = ("dataset", "encoded", "adapter", "manifest", "transcript", "runner")
 
 
 def write(
@@ -21,6 +21,8 @@ def write(
     for outcome in outcomes:
         if "golden" in outcome["facts"]:
             terminal.write_line(f"golden {outcome['facts']['written']}: {outcome['facts']['golden']}")
+    for line in _known(outcomes):
+        terminal.write_line(line)
     for line in _notes(outcomes):
         terminal.write_line(line, yellow=True)
     for line in _not_checked(outcomes, settings, deselected, not_run):
@@ -35,16 +37,24 @@ def _table(outcomes: list[dict[str, Any]], width: int) -> list[str]:
     from rich.table import Table
 
     table = Table("target", "subject", box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in ("passed", "failed", "not checked"):
+    columns = {"passed": "passed", "failed": "failed", "known": "known", "skipped": "not checked"}
+    if not any(outcome["outcome"] == "known" for outcome in outcomes):
+        del columns["known"]
+    for name in columns.values():
         table.add_column(name, justify="right")
     counts: dict[tuple[str, str], Counter[str]] = {}
     for outcome in outcomes:
         counts.setdefault((outcome["target"], outcome["subject"]), Counter())[outcome["outcome"]] += 1
     for (target, subject), count in counts.items():
-        table.add_row(target, subject, *(str(count[name] or "-") for name in ("passed", "failed", "skipped")))
+        table.add_row(target, subject, *(str(count[name] or "-") for name in columns))
     console = Console(file=StringIO(), width=max(width, 60), color_system=None)
     console.print(table)
     return [line.rstrip() for line in console.file.getvalue().splitlines() if line.strip()]  # type: ignore[attr-defined]
+
+
+def _known(outcomes: list[dict[str, Any]]) -> list[str]:
+    seen = Counter((one["id"], one["reason"]) for outcome in outcomes for one in outcome["known"])
+    return [f"known {name}: {reason} ({_checks(count)})" for (name, reason), count in seen.items()]
 
 
 def _notes(outcomes: list[dict[str, Any]]) -> list[str]:
@@ -64,7 +74,8 @@ def _not_checked(outcomes: list[dict[str, Any]], settings: PluginSettings, desel
         lines.append("  train: left out by --mistral-golden-skip-training")
     elif {o["facts"].get("device") for o in outcomes if o["subject"] == "train"} == {"cpu"}:
         lines.append("  train on CUDA: models ran on the CPU")
-    lines.append(f"  {_OTHER_SUBJECTS}: no target of that kind")
+    seen = {outcome["subject"] for outcome in outcomes}
+    lines.append(f"  {', '.join(name for name in _SUBJECTS_OF_TARGETS if name not in seen)}: no target of that kind")
     return lines
 
 

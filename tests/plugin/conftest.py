@@ -10,7 +10,7 @@ from plugin_rows import ROW, write_rows
 from pytest_mistral_lora.conformance.checks import Settings
 from pytest_mistral_lora.conformance.collection import collect
 from pytest_mistral_lora.conformance.targets import Target, embedded_targets
-from pytest_mistral_lora.plugin.options import PluginSettings
+from pytest_mistral_lora.plugin.settings import PluginSettings
 
 Run = Callable[..., pytest.RunResult]
 

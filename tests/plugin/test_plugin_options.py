@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from pytest_mistral_lora.chat.oracle import shipped_tokenizer
-from pytest_mistral_lora.plugin.options import OPTIONS, PluginSettings
+from pytest_mistral_lora.plugin.options import OPTIONS
+from pytest_mistral_lora.plugin.settings import PluginSettings
 
 Read = Callable[..., PluginSettings]
 Run = Callable[..., pytest.RunResult]

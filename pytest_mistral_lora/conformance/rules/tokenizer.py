@@ -61,4 +61,12 @@ RULES = (
         "Install a mistral-common that ships it, or record the goldens again.",
         "general",
     ),
+    Rule(
+        "ML208",
+        "The base checkpoint is at hand, and is the one that is pinned.",
+        "tokenizer",
+        "A tokenizer or weights of another revision are another model.",
+        "Fetch the pinned revision once; pin what is meant.",
+        "huggingface/peft#1567",
+    ),
 )
