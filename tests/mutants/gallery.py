@@ -1,0 +1,84 @@
+"""What a mutant is, and the workbench that it is made on.
+
+Every subject has a module `bench_<subject>.py` beside this one, with a `BENCH` that makes a sound artifact and judges
+it as the suite does, and `MUTANTS`: functions that break the artifact, each with the rules that must then fire. Any
+other rule of the bench must not.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Protocol
+
+from pytest_mistral_lora.conformance.findings import Finding
+
+Artifact = dict[str, Any]
+"""What a change may touch, by name."""
+
+
+class Bench(Protocol):
+    """Makes and judges the artifacts of one subject.
+
+    Attributes:
+        subject: The subject.
+        names: What each name of an artifact is, in a few words: the pages of the rules show it.
+    """
+
+    subject: str
+    names: Mapping[str, str]
+
+    def make(self, folder: Path) -> Artifact:
+        """Make a sound artifact, in files below an empty folder where it needs files."""
+        ...
+
+    def judge(self, artifact: Artifact) -> list[Finding]:
+        """Run every check of the subject on it, as the suite does."""
+        ...
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One way to break an artifact.
+
+    Attributes:
+        change: Breaks it in place; its name is the mutant's name, its docstring says what is broken.
+        fires: Exactly the rules that fire.
+        incidents: Ids of the incidents that it stands for.
+        says: Words that one of the findings must have.
+    """
+
+    change: Callable[[Artifact], None]
+    fires: frozenset[str]
+    incidents: tuple[str, ...] = ()
+    says: str = ""
+
+    @property
+    def name(self) -> str:
+        """The mutant's name, for people."""
+        return self.change.__name__.strip("_").replace("_", "-")
+
+
+def mutant(fires: str, *incidents: str, says: str = "") -> Callable[[Callable[[Artifact], None]], Mutant]:
+    """Make a mutant of a function.
+
+    Args:
+        fires: The rules that fire, with spaces between them.
+        incidents: Ids of the incidents that it stands for.
+        says: Words that one of the findings must have.
+    """
+    return lambda change: Mutant(change, frozenset(fires.split()), incidents, says)
+
+
+def benches() -> dict[str, ModuleType]:
+    """Return the bench modules by subject."""
+    modules = [importlib.import_module(path.stem) for path in sorted(Path(__file__).parent.glob("bench_*.py"))]
+    return {module.BENCH.subject: module for module in modules}
+
+
+def mutants(module: ModuleType) -> list[Mutant]:
+    """Return the mutants of a bench module, in the order in which they are written."""
+    return [value for value in vars(module).values() if isinstance(value, Mutant)]

@@ -1,0 +1,211 @@
+"""Real failures of LoRA fine-tunes on Mistral models: what went wrong, and where it was reported.
+
+Ids are stable, and not all numbers are taken. `docs/incidents.md` is made from this table and from the gallery.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Incident:
+    """One failure that people met.
+
+    Attributes:
+        id: `I` and two digits.
+        title: What went wrong.
+        threads: Public threads about it.
+        out_of_reach: Why nothing here can show it, and what would; empty where a mutant is caught.
+    """
+
+    id: str
+    title: str
+    threads: str
+    out_of_reach: str = ""
+
+
+INCIDENTS = (
+    Incident(
+        "I01",
+        "Pad is EOS, and masking the pad id masks every real EOS",
+        "huggingface/transformers#23530, huggingface/trl#976",
+    ),
+    Incident("I02", "The trainer appends no EOS to an answer", "huggingface/trl#1623, huggingface/trl#3091"),
+    Incident("I03", "Template and tokenizer each write a BOS", "vllm-project/vllm#16976, huggingface/open-r1#462"),
+    Incident(
+        "I04",
+        "A template without generation blocks gives an assistant mask of zeros",
+        "huggingface/transformers#34172, huggingface/trl#4201",
+    ),
+    Incident(
+        "I05",
+        "The response marker is searched for and not found, since its ids depend on the context",
+        "huggingface/trl#588, unslothai/unsloth#1290",
+    ),
+    Incident("I06", "Truncation leaves a row without any label", "huggingface/trl#6668, huggingface/trl#6320"),
+    Incident(
+        "I07",
+        "Gradient accumulation averages the means of micro-batches",
+        "huggingface/transformers#34191, huggingface/transformers#35438",
+    ),
+    Incident(
+        "I08",
+        "A chat template differs from the official tokenization by a space",
+        "mistralai/mistral-common#3, huggingface/transformers#26891",
+    ),
+    Incident(
+        "I09",
+        "The converted Tekken tokenizer splits text by a wrong pattern",
+        "huggingface/transformers#42299, huggingface/transformers#42591",
+    ),
+    Incident(
+        "I10",
+        "apply_chat_template returns a mapping where a list of ids was expected",
+        "huggingface/transformers#41626, huggingface/transformers#42567",
+    ),
+    Incident(
+        "I11",
+        "Text that was rendered first loses its control tokens when it is encoded afterwards",
+        "sgl-project/sglang#39773, jundot/omlx#2341",
+    ),
+    Incident(
+        "I12",
+        "The system prompt stands in another turn than Mistral puts it, or nowhere",
+        "mistralai/mistral-inference#35, axolotl-ai-cloud/axolotl#3736",
+    ),
+    Incident(
+        "I13",
+        "A mask is made from the difference of two prefixes, which are none",
+        "huggingface/trl#5213, axolotl-ai-cloud/axolotl#2179",
+    ),
+    Incident("I14", "A tool call's id is not nine letters or digits", "vllm-project/vllm#9019, ml-explore/mlx-lm#1375"),
+    Incident(
+        "I15",
+        "A merge into a quantised or rounded base is not base plus adapter",
+        "huggingface/peft#2321, huggingface/peft#1043",
+    ),
+    Incident(
+        "I16", "The saved adapter is empty, or lacks trained tensors", "huggingface/peft#2892, huggingface/trl#4416"
+    ),
+    Incident(
+        "I17",
+        "The adapter's names match nothing in the base, and only a warning says so",
+        "huggingface/transformers#38927, huggingface/peft#2699",
+    ),
+    Incident(
+        "I18",
+        "Activation checkpointing cuts the gradient of a frozen base's adapter",
+        "huggingface/peft#137, huggingface/transformers#42489",
+    ),
+    Incident(
+        "I19",
+        "The adapter does not record the revision of its base",
+        "huggingface/peft#1567, huggingface/transformers#29849",
+    ),
+    Incident("I20", "Packed conversations attend to one another", "huggingface/trl#1230, hiyouga/LlamaFactory#2289"),
+    Incident(
+        "I21",
+        "The isolation of packed conversations is silently off: a cache or a mask was given",
+        "huggingface/trl#5316, OpenRLHF/OpenRLHF#377",
+    ),
+    Incident("I22", "A user's text becomes control tokens", "huggingface/transformers#29279, vllm-project/vllm#31735"),
+    Incident(
+        "I23",
+        "`legacy` puts a space after every control token",
+        "huggingface/transformers#24569, huggingface/tokenizers#1448",
+    ),
+    Incident(
+        "I24",
+        "Another tokenizer class gives other ids",
+        "verl-project/verl#6080, huggingface/transformers#42894",
+    ),
+    Incident(
+        "I25",
+        "tokenizer_config.json names a class that other versions do not have",
+        "unslothai/unsloth#8444, huggingface/transformers#47553",
+    ),
+    Incident(
+        "I26",
+        "The template that is served is not the one that was trained with: it is kept in two places, or has moved",
+        "huggingface/text-generation-inference#3247, hiyouga/LlamaFactory#8399",
+    ),
+    Incident("I31", "The length of a mapping is taken for the length of the prompt", "huggingface/trl#6105"),
+    Incident("I33", "A fused loss ignores the assistant mask", "huggingface/trl#3781, huggingface/trl#3484"),
+    Incident(
+        "I34", "EOS is cut off or masked where a row is truncated", "meta-pytorch/torchtune#2792, huggingface/trl#4698"
+    ),
+    Incident("I35", "The seed does not reach the adapter's first values", "huggingface/trl#6688, huggingface/trl#1357"),
+    Incident("I38", "A resized vocabulary does not fit the base", "huggingface/peft#1457, huggingface/peft#2898"),
+    Incident(
+        "I41",
+        "A batch generates other tokens than each prompt alone",
+        "huggingface/transformers#25921, huggingface/transformers#28491",
+    ),
+    Incident(
+        "I42",
+        "Prompts are padded on the right at generation",
+        "unslothai/unsloth#3283, mistralai/mistral-inference#150",
+    ),
+    Incident(
+        "I43",
+        "FlashAttention 2 refuses rows that are padded on the right",
+        "huggingface/trl#1018, axolotl-ai-cloud/axolotl#675",
+    ),
+    Incident("I44", "Gradients in half precision cannot be unscaled", "huggingface/peft#341, huggingface/peft#1706"),
+    Incident(
+        "I45",
+        "The loss is not a number, and the run ends well",
+        "hiyouga/LlamaFactory#3353, axolotl-ai-cloud/axolotl#1771",
+    ),
+    Incident(
+        "I46",
+        "The base is loaded in the checkpoint's precision instead of the one asked for",
+        "huggingface/transformers#34919, huggingface/peft#2835",
+    ),
+    Incident(
+        "I47",
+        "mistral-common refuses a row that ends with an answer: it validates for serving",
+        "mistralai/mistral-common#148, huggingface/transformers#38906",
+    ),
+    Incident(
+        "I48",
+        "Neighbouring messages of one role are refused, or joined in another way",
+        "vllm-project/vllm#6862, unslothai/unsloth#334",
+    ),
+    Incident(
+        "I49", "An adapter is loaded frozen, and training changes nothing", "huggingface/peft#282, huggingface/trl#6700"
+    ),
+    Incident("I50", "A misspelt target module is ignored", "dllm-reasoning/d1#6, huggingface/peft#974"),
+    Incident(
+        "I51",
+        "Encoded rows are reused after the template or the tokenizer has changed",
+        "allenai/open-instruct#1497, OptimalScale/LMFlow#394",
+    ),
+    Incident(
+        "I52",
+        "A generated text is compared word for word on other hardware",
+        "huggingface/transformers#30797, huggingface/optimum#1598",
+    ),
+    Incident("I53", "Packing drops the end of conversations", "huggingface/trl#3887, huggingface/trl#4554"),
+    Incident(
+        "I57",
+        "The sliding window is not the checkpoint's",
+        "axolotl-ai-cloud/axolotl#1214, huggingface/transformers#28115",
+    ),
+    Incident("I58", "mistral-common moves a name, and what imports it breaks", "mistralai/mistral-finetune#110"),
+    Incident(
+        "I59",
+        "White space around an answer is kept or stripped otherwise than by Mistral",
+        "huggingface/transformers#34214, vllm-project/vllm#9547",
+    ),
+    Incident(
+        "I60",
+        "A template renders without BOS and EOS, since the tokenizer has none set",
+        "huggingface/transformers#27634, axolotl-ai-cloud/axolotl#1608",
+    ),
+    Incident(
+        "I61", "An adapter is merged twice, or with another scale", "verl-project/verl#1821, huggingface/peft#2502"
+    ),
+)
+"""Every incident, by id."""
