@@ -112,7 +112,7 @@ def read(config: pytest.Config) -> PluginSettings | None:
         adapters=_paths(config, ADAPTER, folder=True),
         base=_base(config),
         encoded=_paths(config, ENCODED),
-        require_manifest=_require_manifest(config),
+        require_manifest=bool(_ini_value(config, REQUIRE_MANIFEST)[0]),
         golden_folders=_golden_folders(config),
         update=bool(config.getoption(UPDATE.dest)),
         skip_training=bool(config.getoption(SKIP_TRAINING.dest)),
@@ -146,9 +146,13 @@ def _value(config: pytest.Config, option: Option) -> tuple[Any, str]:
     value = config.getoption(option.dest)
     if value is not None or not option.ini:
         return value, option.flag
-    where = f"{option.ini} in {config.inipath}" if config.inipath else option.ini
+    return _ini_value(config, option.ini)
+
+
+def _ini_value(config: pytest.Config, key: str) -> tuple[Any, str]:
+    where = f"{key} in {config.inipath}" if config.inipath else key
     try:
-        return config.getini(option.ini), where
+        return config.getini(key), where
     except (pytest.UsageError, TypeError, ValueError) as error:
         # pytest says what is wrong, but not always with which key and file
         raise pytest.UsageError(f"{where}: {error}") from error
@@ -208,13 +212,6 @@ def _base(config: pytest.Config) -> Path | None:
     return path
 
 
-def _require_manifest(config: pytest.Config) -> bool:
-    try:
-        return bool(config.getini(REQUIRE_MANIFEST))
-    except ValueError as error:
-        raise pytest.UsageError(f"{REQUIRE_MANIFEST} in {config.inipath}: {error}") from error
-
-
 def _xfails(config: pytest.Config) -> tuple[Xfail, ...]:
     path, where = _path(config, XFAILS)
     if path is None:
@@ -228,8 +225,9 @@ def _xfails(config: pytest.Config) -> tuple[Xfail, ...]:
 
 
 def _expects_every_xfail(config: pytest.Config) -> bool:
+    file, where = _value(config, XFAILS)
     named_here = any(config.getoption(option.dest) for option in (TOKENIZER, RECIPE, ADAPTER, ENCODED))
-    return config.getoption(XFAILS.dest) is not None or not named_here
+    return not file or where == XFAILS.flag or not named_here
 
 
 def _device(config: pytest.Config) -> str:

@@ -11,22 +11,38 @@ import torch
 from pytest_mistral_lora.chat.oracle import shipped_tokenizer
 from pytest_mistral_lora.plugin.options import OPTIONS
 from pytest_mistral_lora.plugin.settings import PluginSettings
+from pytest_mistral_lora.plugin.xfails import Xfail
 
 Read = Callable[..., PluginSettings]
 Run = Callable[..., pytest.RunResult]
 
 GOOD: dict[str, tuple[str | None, str, Any]] = {
     "--mistral-tokenizer": ("tok.model.v3", "tokenizers", lambda here: (here / "tok.model.v3",)),
+    "--mistral-recipe": ("recipe.yaml", "recipes", lambda here: (here / "recipe.yaml",)),
+    "--mistral-adapter": ("bare", "adapters", lambda here: (here / "bare",)),
+    "--mistral-base": ("own", "base", lambda here: here / "own"),
+    "--mistral-encoded": ("own/rows.jsonl", "encoded", lambda here: (here / "own" / "rows.jsonl",)),
     "--mistral-golden-dir": ("own", "golden_folders", lambda here: (here / "own",)),
     "--mistral-golden-skip-training": (None, "skip_training", lambda here: True),
     "--mistral-device": ("cpu", "device", lambda here: "cpu"),
     "--mistral-examples": ("7", "examples", lambda here: 7),
     "--mistral-seed": ("0", "seed", lambda here: 0),
     "--mistral-strict": (None, "strict", lambda here: True),
+    "--mistral-xfails": ("known.txt", "xfails", lambda here: (Xfail("ML204", "looked at", f"{here}/known.txt:1"),)),
     "--mistral-report": ("out.json", "report", lambda here: here / "out.json"),
 }
+NEEDS = {
+    "--mistral-base": (("--mistral-adapter", "bare"), "adapters"),
+    "--mistral-encoded": (("--mistral-tokenizer", "tok.model.v3"), "tokenizers"),
+}
+"""Options that make no sense alone: what goes with them, and which setting that changes."""
 DEFAULTS = {
     "tokenizers": (),
+    "recipes": (),
+    "adapters": (),
+    "base": None,
+    "encoded": (),
+    "require_manifest": False,
     "golden_folders": (),
     "update": False,
     "skip_training": False,
@@ -34,11 +50,26 @@ DEFAULTS = {
     "examples": 20,
     "seed": None,
     "strict": False,
+    "xfails": (),
+    "expects_every_xfail": True,
     "report": None,
 }
+RECIPE = f"""\
+base: {{path: own, weights_sha256: {"a" * 64}}}
+data: {{train: [own/rows.jsonl]}}
+training: {{steps: 1, learning_rate: 1e-3, batch_size: 1, micro_batch_size: 1}}
+output: out
+"""
 NO_CUDA = f"cuda, but torch {torch.__version__} finds no CUDA device here"
 BAD = [
     ("--mistral-tokenizer", "nope", "no such file or folder: {here}/nope"),
+    ("--mistral-recipe", "nope", "no such file or folder: {here}/nope"),
+    ("--mistral-recipe", "bad.yaml", "{here}/bad.yaml, output: Field required"),
+    ("--mistral-recipe", "bare", "{here}/bare: cannot be read: Is a directory"),
+    ("--mistral-adapter", "tok.model.v3", "not a folder: {here}/tok.model.v3"),
+    ("--mistral-base", "tok.model.v3", "not a folder: {here}/tok.model.v3"),
+    ("--mistral-encoded", "nope", "no such file or folder: {here}/nope"),
+    ("--mistral-xfails", "nope", "no such file or folder: {here}/nope"),
     ("--mistral-golden-dir", "nope", "no such file or folder: {here}/nope"),
     ("--mistral-golden-dir", "tok.model.v3", "not a folder: {here}/tok.model.v3"),
     ("--mistral-golden-dir", "bare", "neither rows (*.jsonl) nor recorded goldens in {here}/bare"),
@@ -54,6 +85,10 @@ BAD = [
 ]
 BAD_INI = [
     ("mistral_tokenizers = nope", "no such file or folder: {here}/nope"),
+    ("mistral_recipes = nope", "no such file or folder: {here}/nope"),
+    ("mistral_base = nope", "no such file or folder: {here}/nope"),
+    ("mistral_xfails = nope", "no such file or folder: {here}/nope"),
+    ("mistral_require_manifest = maybe", "invalid truth value 'maybe'"),
     ("mistral_golden_dirs = nope", "no such file or folder: {here}/nope"),
     ("mistral_golden_dirs = tok.model.v3", "not a folder: {here}/tok.model.v3"),
     ("mistral_golden_dirs = bare", "neither rows (*.jsonl) nor recorded goldens in {here}/bare"),
@@ -70,6 +105,9 @@ def here(pytester: pytest.Pytester) -> Path:
     for folder in ("own", "bare", "folder.json"):
         pytester.mkdir(folder)
     (pytester.path / "own" / "rows.jsonl").touch()
+    (pytester.path / "known.txt").write_text("ML204  # looked at\n")
+    (pytester.path / "recipe.yaml").write_text(RECIPE)
+    (pytester.path / "bad.yaml").write_text(RECIPE.replace("output: out", ""))
     return pytester.path
 
 
@@ -86,8 +124,10 @@ def test_without_options_the_settings_are_the_defaults(settings_of: Read) -> Non
 @pytest.mark.parametrize("flag", GOOD)
 def test_a_good_option_changes_its_setting_alone(flag: str, here: Path, settings_of: Read) -> None:
     value, name, expected = GOOD[flag]
-    settings = settings_of(flag, *([value] if value else []))
+    needs, needed = NEEDS.get(flag, ((), ""))
+    settings = settings_of(flag, *([value] if value else []), *needs)
     changed = {key: getattr(settings, key) for key, default in DEFAULTS.items() if getattr(settings, key) != default}
+    changed.pop(needed, None)
     assert changed == {name: expected(here)}
 
 
@@ -97,7 +137,7 @@ def test_a_good_ini_value_does_what_the_option_does(
 ) -> None:
     value, name, expected = GOOD[option.flag]
     pytester.makeini(f"[pytest]\n{option.ini} = {value or 'true'}")
-    assert getattr(settings_of(), name) == expected(here)
+    assert getattr(settings_of(*NEEDS.get(option.flag, ((), ""))[0]), name) == expected(here)
 
 
 def test_every_option_is_tried_here() -> None:
@@ -124,6 +164,21 @@ def test_a_bad_ini_value_is_a_usage_error_that_names_key_and_file(
     file = pytester.makeini(f"[pytest]\n{line}")
     key = line.partition(" ")[0]
     assert _refusal(golden()) == f"ERROR: {key} in {file}: {message.format(here=here)}"
+
+
+def test_a_manifest_is_required_by_the_ini_file(settings_of: Read, pytester: pytest.Pytester) -> None:
+    pytester.makeini("[pytest]\nmistral_require_manifest = true")
+    assert settings_of().require_manifest
+
+
+def test_encoded_rows_need_a_tokenizer_to_be_held_to(here: Path, golden: Run) -> None:
+    expected = "ERROR: --mistral-encoded: no tokenizer to hold the rows to; add --mistral-tokenizer PATH or"
+    assert _refusal(golden("--mistral-encoded=own/rows.jsonl")) == f"{expected} --mistral-recipe PATH"
+
+
+def test_a_base_needs_an_adapter(here: Path, golden: Run) -> None:
+    expected = "ERROR: --mistral-base is the base of adapters, and there is none; add --mistral-adapter PATH"
+    assert _refusal(golden("--mistral-base=own")) == expected
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the refusal is for machines without CUDA")

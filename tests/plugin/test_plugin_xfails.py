@@ -1,0 +1,138 @@
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pytest_mistral_lora.chat.oracle import shipped_tokenizer
+
+Run = Callable[..., pytest.RunResult]
+
+ROW = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
+NODE = "mistral-golden::encoded.jsonl::encoded"
+
+
+@pytest.fixture
+def known(pytester: pytest.Pytester) -> Callable[[str], Path]:
+    """Write a file of known deviations, beside a tokenizer and an encoded-rows file whose ids are not its own."""
+    shutil.copy(shipped_tokenizer("spm-v3"), pytester.path / "tok.model.v3")
+    broken = {**ROW, "row": 0, "input_ids": [1, 3, 1032, 4, 1055, 2, 2], "labels": [-100] * 4 + [1055, 2, 2]}
+    (pytester.path / "encoded.jsonl").write_text(json.dumps(broken) + "\n")
+
+    def write(text: str) -> Path:
+        path = pytester.path / "known.txt"
+        path.write_text(text)
+        return path
+
+    return write
+
+
+@pytest.fixture
+def judged(golden: Run) -> Run:
+    def run(*args: str) -> pytest.RunResult:
+        return golden("--mistral-tokenizer=tok.model.v3", "--mistral-encoded=encoded.jsonl", "-k", "encoded", *args)
+
+    return run
+
+
+def _broken(result: pytest.RunResult) -> set[str]:
+    """Return the rules whose findings are shown."""
+    return {line[:5] for line in result.outlines if line[:2] == "ML" and line[2:5].isdigit()}
+
+
+def test_findings_of_a_known_rule_do_not_fail(known: Callable[[str], Path], judged: Run) -> None:
+    known("")
+    rules = _broken(judged())
+    assert rules
+    known("# looked at together\n\n" + "".join(f"{rule}  # the trainer appends two ends\n" for rule in rules))
+    result = judged("--mistral-xfails=known.txt")
+    assert result.ret == 0
+    outcomes = result.parseoutcomes()
+    assert outcomes["xfailed"]
+    assert "failed" not in outcomes
+    assert any(line.startswith(f"known {min(rules)}: the trainer appends two ends (") for line in result.outlines)
+
+
+def test_findings_of_another_rule_still_fail(known: Callable[[str], Path], judged: Run) -> None:
+    known("ML204  # has nothing to do with it\n")
+    result = judged("--mistral-xfails=known.txt")
+    assert result.ret == 1
+    assert _broken(result)
+
+
+def test_a_node_id_covers_its_check_alone(known: Callable[[str], Path], judged: Run) -> None:
+    known("")
+    failed = [line.split()[1] for line in judged("-rf").outlines if line.startswith(f"FAILED {NODE}")]
+    known(f"{failed[0]} # known since March\n")
+    outcomes = judged("--mistral-xfails=known.txt").parseoutcomes()
+    assert outcomes["xfailed"] == 1
+    assert outcomes.get("failed", 0) == len(failed) - 1
+
+
+def test_runxfail_shows_what_is_known(known: Callable[[str], Path], judged: Run) -> None:
+    known("")
+    rules = _broken(judged())
+    known("".join(f"{rule}  # known\n" for rule in rules))
+    assert _broken(judged("--mistral-xfails=known.txt", "--runxfail")) == rules
+
+
+def test_known_deviations_are_in_the_report(
+    known: Callable[[str], Path], judged: Run, pytester: pytest.Pytester
+) -> None:
+    known("")
+    rules = sorted(_broken(judged()))
+    known("".join(f"{rule}  # known\n" for rule in rules))
+    judged("--mistral-xfails=known.txt", "--mistral-report=out.json")
+    checks = json.loads((pytester.path / "out.json").read_text())["checks"]
+    seen = [check for check in checks if check["known"]]
+    assert {check["outcome"] for check in seen} == {"known"}
+    assert sorted({one["id"] for check in seen for one in check["known"]}) == rules
+    assert all(check["findings"] == [] for check in seen)
+
+
+def test_one_that_matches_nothing_fails_a_full_run(
+    known: Callable[[str], Path], golden: Run, pytester: pytest.Pytester
+) -> None:
+    path = known("ML308  # mended long ago\n")
+    (pytester.path / "encoded.jsonl").unlink()
+    adapter = pytester.mkdir("adapter")
+    (adapter / "adapter_config.json").write_text("{}")
+    result = golden("--mistral-adapter=adapter", "--mistral-xfails=known.txt")
+    assert result.ret == 1
+    assert f"{path}:1: ML308 matches nothing: it is mended, or misspelt; remove it" in result.outlines
+
+
+def test_one_that_matches_nothing_is_fine_where_only_some_checks_ran(known: Callable[[str], Path], golden: Run) -> None:
+    known("ML001  # of another check\n")
+    result = golden("--mistral-tokenizer=tok.model.v3", "--mistral-xfails=known.txt", "-k", "tokenizer::file")
+    assert result.ret == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("ML204\n", "known.txt:1: 'ML204' has no reason; expected: ML204  # why it is accepted"),
+        ("\nML999 # x\n", "known.txt:2: 'ML999' is no rule; expected a rule id such as ML204, or a node id"),
+        ("ML204 # x\nML204 # y\n", "known.txt:2: ML204 again; it is already in {here}/known.txt:1"),
+    ],
+)
+def test_a_bad_line_is_a_usage_error(
+    text: str, message: str, known: Callable[[str], Path], golden: Run, pytester: pytest.Pytester
+) -> None:
+    known(text)
+    result = golden("--mistral-xfails=known.txt")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    here = pytester.path
+    assert result.stderr.str().strip() == f"ERROR: --mistral-xfails: {here}/{message.format(here=here)}"
+
+
+def test_known_deviations_work_with_workers(known: Callable[[str], Path], judged: Run) -> None:
+    known("")
+    rules = _broken(judged())
+    known("".join(f"{rule}  # known\n" for rule in rules))
+    result = judged("--mistral-xfails=known.txt", "-n", "2")
+    assert result.ret == 0
+    assert result.parseoutcomes()["xfailed"]
