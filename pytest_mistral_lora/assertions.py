@@ -99,7 +99,7 @@ def assert_manifest_valid(manifest: str | Path | Mapping[str, Any]) -> None:
         manifest: A `manifest.json`, the folder that holds one, or its content.
 
     Raises:
-        AssertionError: With every violation: JSON path, what was found, what is expected (ML308).
+        AssertionError: With every violation: JSON path, what was found, what is expected (ML701).
         InputError: If the file cannot be read or is not JSON.
     """
     __tracebackhide__ = True

@@ -215,7 +215,7 @@ def test_a_manifest_without_a_key_is_not_valid(key: str, tmp_path: Path) -> None
     for given in (less, tmp_path):
         with pytest.raises(AssertionError) as error:
             assert_manifest_valid(given)
-        assert _report(error)[0].startswith("ML308 ")
+        assert _report(error)[0].startswith("ML701 ")
         assert key in _report(error)[0]
 
 
@@ -223,7 +223,7 @@ def test_every_violation_of_a_manifest_is_told(tmp_path: Path) -> None:
     bad = {**MANIFEST, "revision": "main", "dataset_sha256": "abc"}
     with pytest.raises(AssertionError) as error:
         assert_manifest_valid(bad)
-    starts = [line for line in _report(error) if line.startswith("ML308 ")]
+    starts = [line for line in _report(error) if line.startswith("ML701 ")]
     assert len(starts) == 2
     assert "revision" in "".join(starts)
     assert "dataset_sha256" in "".join(starts)
@@ -302,7 +302,7 @@ def test_a_failed_assertion_shows_the_users_line_and_none_of_ours(pytester: pyte
     )
     result = pytester.runpytest_subprocess()
     result.assert_outcomes(failed=1)
-    result.stdout.fnmatch_lines(['>*assert_manifest_valid({"seed": 1})', "E*ML308 *"])
+    result.stdout.fnmatch_lines(['>*assert_manifest_valid({"seed": 1})', "E*ML701 *"])
     result.stdout.no_fnmatch_line("*assertions.py:*")
 
 

@@ -33,7 +33,7 @@ def manifest_findings(manifest: str | Path | Mapping[str, Any]) -> Iterator[Find
         path = path / records.MANIFEST if path.is_dir() else path
         place, data = f"{path}, ", read_json(path)
     for violation in records.violations(data):
-        yield Finding("ML308", violation.found, f"{place}{violation.path}", violation.expected)
+        yield Finding("ML701", violation.found, f"{place}{violation.path}", violation.expected)
 
 
 def verify_findings(folder: Path, *, base: Path | None, dataset: Sequence[Path] | None) -> Iterator[Finding]:
@@ -42,4 +42,4 @@ def verify_findings(folder: Path, *, base: Path | None, dataset: Sequence[Path] 
 
     for fact in verify(folder, base=base, dataset=dataset):
         if fact.state == "mismatch":
-            yield Finding("ML308", f"{fact.name} is {fact.found}", str(fact.place), str(fact.recorded))
+            yield Finding("ML702", f"{fact.name} is {fact.found}", str(fact.place), str(fact.recorded))

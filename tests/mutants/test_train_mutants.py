@@ -34,7 +34,7 @@ CHECKS: dict[str, Callable[[TinyRun], Iterator[Finding]]] = {
     "ML305": subject._reloaded,
     "ML306": subject._ignored_gradient,
     "ML307": subject._seeds,
-    "ML308": subject._manifest,
+    "ML702": subject._manifest,
 }
 
 
@@ -93,7 +93,7 @@ def test_a_zeroed_layer_is_caught(copy: TinyRun) -> None:
     change_tensors(copy.adapter / "adapter_model.safetensors", zero)
     assert [finding.rule for finding in adapter_findings(copy.adapter, copy.base)] == ["ML403"]
     assert "ML305" in {finding.rule for finding in subject._reloaded(smoked(copy))}
-    assert "ML308" in {finding.rule for finding in subject._manifest(copy)}
+    assert "ML702" in {finding.rule for finding in subject._manifest(copy)}
 
 
 def drop_one(tensors: dict[str, torch.Tensor]) -> None:
@@ -143,7 +143,7 @@ def test_an_edited_scale_is_caught(copy: TinyRun) -> None:
     file = copy.adapter / "adapter_config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "lora_alpha": 8}))
     assert "ML305" in {finding.rule for finding in subject._reloaded(smoked(copy))}
-    assert "ML308" in {finding.rule for finding in subject._manifest(copy)}
+    assert "ML702" in {finding.rule for finding in subject._manifest(copy)}
 
 
 def test_a_changed_base_is_caught(copy: TinyRun, result: RunResult) -> None:
@@ -152,7 +152,7 @@ def test_a_changed_base_is_caught(copy: TinyRun, result: RunResult) -> None:
     assert changed == ["lm_head.weight"]
     broken = dataclasses.replace(copy, evidence={**copy.evidence, "changed_base_tensors": changed})
     assert [finding.rule for finding in subject._only_lora(broken)] == ["ML302"]
-    assert "ML308" in {finding.rule for finding in subject._manifest(copy)}
+    assert "ML702" in {finding.rule for finding in subject._manifest(copy)}
 
 
 def test_a_layer_that_did_not_move_is_caught(run: TinyRun, result: RunResult) -> None:
@@ -173,7 +173,7 @@ def test_a_loss_that_stays_is_caught(run: TinyRun) -> None:
 def test_another_answer_than_the_one_learned_is_caught(copy: TinyRun) -> None:
     copy.rows.write_text(copy.rows.read_text().replace("Paris.", "Lyon."))
     assert [finding.rule for finding in subject._learned(smoked(copy))] == ["ML301"]
-    assert "ML308" in {finding.rule for finding in subject._manifest(copy)}
+    assert "ML702" in {finding.rule for finding in subject._manifest(copy)}
 
 
 def unshifted_losses(model: Any, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, None]:

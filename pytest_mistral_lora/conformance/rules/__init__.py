@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from pytest_mistral_lora.conformance.rules import adapter, dataset, mask, template, tokenizer, train
+from pytest_mistral_lora.conformance.rules import adapter, dataset, manifest, mask, template, tokenizer, train
 from pytest_mistral_lora.conformance.rules.rule import Rule, Severity
 
 __all__ = ["RULES", "Rule", "Severity"]
 
-RULES = {rule.id: rule for module in (template, mask, tokenizer, train, adapter, dataset) for rule in module.RULES}
+_MODULES = (template, mask, tokenizer, train, adapter, dataset, manifest)
+
+RULES = {rule.id: rule for module in _MODULES for rule in module.RULES}
 """Every rule, by id."""

@@ -61,12 +61,4 @@ RULES = (
         "Set the seed before the adapter is made; fix the order of the data.",
         "huggingface/trl#6688",
     ),
-    Rule(
-        "ML308",
-        "manifest.json is valid, and what it says is true of the files.",
-        "train",
-        "An adapter without its story cannot be trusted.",
-        "Do not edit the output folder; train again.",
-        "huggingface/peft#1567",
-    ),
 )
