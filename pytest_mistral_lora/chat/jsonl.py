@@ -75,24 +75,38 @@ def scan_jsonl(path: Path) -> Iterator[tuple[int, Any] | RowError]:
     Raises:
         InputError: If the file cannot be opened.
     """
+    for number, line in scan_lines(path):
+        item = read_line(path, number, line)
+        if item is not None:
+            yield item
+
+
+def scan_lines(path: Path) -> Iterator[tuple[int, bytes | None]]:
+    """Yield `(line number, bytes)` for each line, for `read_line` to parse; None for a line that is too long to read.
+
+    Raises:
+        InputError: If the file cannot be opened.
+    """
     try:
         file = path.open("rb")
     except OSError as error:
         raise InputError(f"cannot be read: {error.strerror}", place=str(path)) from error
     with file:
-        for number, line in enumerate(_lines(file), start=1):
-            place = f"{path}:{number}"
-            if line is None:
-                yield RowError(f"line is longer than {MAX_LINE_BYTES // 1024**2} MiB", place=place)
-                continue
-            try:
-                text = line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
-                if text.strip():
-                    yield number, loads_strict(text)
-            except UnicodeDecodeError as error:
-                yield RowError(f"not valid UTF-8 at byte {error.start + 1} of the line", place=place)
-            except ValueError as error:
-                yield RowError(str(error), place=place)
+        yield from enumerate(_lines(file), start=1)
+
+
+def read_line(path: Path, number: int, line: bytes | None) -> tuple[int, Any] | RowError | None:
+    """Return what a line of `scan_lines` holds: its number and value, the error, or None where it is blank."""
+    place = f"{path}:{number}"
+    if line is None:
+        return RowError(f"line is longer than {MAX_LINE_BYTES // 1024**2} MiB", place=place)
+    try:
+        text = line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
+        return (number, loads_strict(text)) if text.strip() else None
+    except UnicodeDecodeError as error:
+        return RowError(f"not valid UTF-8 at byte {error.start + 1} of the line", place=place)
+    except ValueError as error:
+        return RowError(str(error), place=place)
 
 
 def _lines(file: BinaryIO) -> Iterator[bytes | None]:

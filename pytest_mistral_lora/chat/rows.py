@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pytest_mistral_lora.chat.fields import Place, check_message, check_tools, kind_of, refuse_near_misses
-from pytest_mistral_lora.chat.jsonl import scan_jsonl
+from pytest_mistral_lora.chat.jsonl import read_line, scan_lines
 from pytest_mistral_lora.errors import RowError, RowsError
 
 
@@ -81,15 +81,21 @@ def scan_rows(path: str | Path) -> Iterator[Row | RowError]:
         InputError: If the file cannot be opened.
     """
     path = Path(path)
-    for item in scan_jsonl(path):
-        if isinstance(item, RowError):
+    for number, line in scan_lines(path):
+        item = read_row(path, number, line)
+        if item is not None:
             yield item
-            continue
-        number, data = item
-        try:
-            yield parse_row(data, place=f"{path}:{number}")
-        except RowError as error:
-            yield error
+
+
+def read_row(path: Path, number: int, line: bytes | None) -> Row | RowError | None:
+    """Return the row of a line of `scan_lines`, the error that makes it unusable, or None where the line is blank."""
+    item = read_line(path, number, line)
+    if item is None or isinstance(item, RowError):
+        return item
+    try:
+        return parse_row(item[1], place=f"{path}:{number}")
+    except RowError as error:
+        return error
 
 
 def read_rows(path: str | Path) -> Iterator[Row]:

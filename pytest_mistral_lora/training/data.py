@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -13,88 +12,13 @@ from torch.utils.data import Dataset
 
 from pytest_mistral_lora.chat.encoded import IGNORE_INDEX, EncodedRow
 from pytest_mistral_lora.chat.rows import Row, scan_rows
-from pytest_mistral_lora.chat.template import ChatTemplate
-from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
+from pytest_mistral_lora.checkpoint.backends import Encoder, faults
 from pytest_mistral_lora.errors import InputError, RowError, RowsError
 from pytest_mistral_lora.records.identity import is_held_out
 from pytest_mistral_lora.training.recipe import Data, Recipe
 
 _MANY_ROWS = 2000
 """From here on, encoding takes seconds, and a progress bar is shown on a terminal."""
-
-
-@dataclass(frozen=True)
-class Encoder:
-    """The backend of a run: how a row becomes ids.
-
-    Attributes:
-        backend: `mistral-common` or `chat-template`.
-        tokenizer: The base model's tokenizer.
-    """
-
-    backend: str
-    tokenizer: CheckpointTokenizer
-
-    def encode(self, row: Row) -> EncodedRow:
-        """Encode a row with labels.
-
-        Raises:
-            RowError: If the backend refuses the row, cannot label it, or would take its text for control tokens.
-        """
-        if self.backend == "mistral-common":
-            return self.tokenizer.oracle.encode(row)
-        literals = self.template.control_literals(row)
-        if literals:
-            raise RowError(
-                f"the text spells control tokens ({', '.join(literals)}), which this backend would encode as such",
-                place=row.place,
-                next_step="Change the text, or train with backend: mistral-common.",
-            )
-        encoded: EncodedRow = self.template.encode(row)
-        return encoded
-
-    def prompt(self, row: Row) -> tuple[int, ...]:
-        """Return the ids that the row's last assistant turn follows, as at inference.
-
-        Raises:
-            RowError: If the backend refuses the row or cannot tell where the turn begins.
-        """
-        if self.backend == "mistral-common":
-            return self.tokenizer.oracle.encode_prompt(row)
-        encoded = self.encode(row)
-        spans = [span for span in encoded.spans if span.role == "assistant"]
-        if not spans:
-            raise RowError("the chat template does not say where the assistant's turn begins", place=row.place)
-        return encoded.input_ids[: min(span.start for span in spans if span.turn == spans[-1].turn)]
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """Return ids as text, without control tokens."""
-        if self.backend == "mistral-common":
-            return self.tokenizer.oracle.decode(list(ids))
-        return str(self.tokenizer.fast.decode(list(ids), skip_special_tokens=True))
-
-    def piece(self, token: int) -> str:
-        """Return one token as it is written in the vocabulary."""
-        if self.backend == "mistral-common":
-            return self.tokenizer.oracle.piece(token)
-        return str(self.tokenizer.fast.convert_ids_to_tokens(token))
-
-    @property
-    def vocab_size(self) -> int:
-        """Number of ids."""
-        return self.tokenizer.oracle.vocab_size if self.backend == "mistral-common" else len(self.tokenizer.fast)
-
-    @property
-    def eos_id(self) -> int:
-        """Id of `</s>`."""
-        return (
-            self.tokenizer.oracle.eos_id if self.backend == "mistral-common" else int(self.tokenizer.fast.eos_token_id)
-        )
-
-    @cached_property
-    def template(self) -> ChatTemplate:
-        """The chat template of the backend `chat-template`."""
-        return ChatTemplate(self.tokenizer.fast)
 
 
 @dataclass(frozen=True)
@@ -183,28 +107,12 @@ def _encode_all(rows: Sequence[Row], encoder: Encoder, max_length: int, errors: 
     for row in _with_progress(rows):
         try:
             encoded = encoder.encode(row)
-            _check_trainable(encoded, row, max_length)
+            for _, fault in faults(encoded, row, max_length):
+                raise fault
             kept.append((row, encoded))
         except RowError as error:
             errors.append(error)
     return Split(tuple(row for row, _ in kept), tuple(encoded for _, encoded in kept))
-
-
-def _check_trainable(encoded: EncodedRow, row: Row, max_length: int) -> None:
-    if encoded.labels is None:
-        raise RowError(
-            "labels are not available: the chat template does not say which tokens are the assistant's",
-            place=row.place,
-            next_step="Train with backend: mistral-common, or mark the template with {% generation %}.",
-        )
-    if not encoded.supervised_tokens:
-        raise RowError("no token is trained on: every assistant message has weight 0", place=row.place)
-    if len(encoded.input_ids) > max_length:
-        raise RowError(
-            f"{len(encoded.input_ids)} tokens",
-            place=row.place,
-            expected=f"at most training.max_length = {max_length}: a cut row would not teach the model to stop",
-        )
 
 
 def _with_progress(rows: Sequence[Row]) -> Iterable[Row]:

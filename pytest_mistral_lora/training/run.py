@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pytest_mistral_lora.checkpoint.backends import Encoder
 from pytest_mistral_lora.checkpoint.base import load_base, require_trainable
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.errors import InputError, PinError, RecipeError
@@ -16,7 +17,7 @@ from pytest_mistral_lora.records.files import read_json, write_json
 from pytest_mistral_lora.records.hashing import canonical_json, sha256_bytes, sha256_ids
 from pytest_mistral_lora.records.identity import base_weights_command, base_weights_sha256
 from pytest_mistral_lora.training.adapter import adapted_layers, adapter_tensors, attach_adapter
-from pytest_mistral_lora.training.data import Encoder, RunData, load_data
+from pytest_mistral_lora.training.data import RunData, load_data
 from pytest_mistral_lora.training.facts import evaluation_facts, run_facts, training_facts
 from pytest_mistral_lora.training.failure import leave_failure
 from pytest_mistral_lora.training.loop import (

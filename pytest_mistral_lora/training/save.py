@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 
 from pytest_mistral_lora.chat.encoded import EncodedRow
 from pytest_mistral_lora.chat.rows import Row
+from pytest_mistral_lora.checkpoint.backends import Encoder
 from pytest_mistral_lora.checkpoint.tokenizers import TOKENIZER_JSON, oracle_file
 from pytest_mistral_lora.errors import TrainingError
 from pytest_mistral_lora.records.decision import DECISION, decision_text
@@ -22,7 +23,6 @@ from pytest_mistral_lora.records.files import finished_folder, read_json, write_
 from pytest_mistral_lora.records.hashing import sha256_file, sha256_tensors
 from pytest_mistral_lora.records.manifest import MANIFEST, build
 from pytest_mistral_lora.training.adapter import expected_names
-from pytest_mistral_lora.training.data import Encoder
 
 TEMPLATE = "chat_template.jinja"
 LOG = "training_log.jsonl"

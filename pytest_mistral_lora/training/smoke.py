@@ -18,6 +18,7 @@ from transformers import GenerationConfig
 
 from pytest_mistral_lora.chat.encoded import IGNORE_INDEX, EncodedRow
 from pytest_mistral_lora.chat.rows import Row, read_rows
+from pytest_mistral_lora.checkpoint.backends import Encoder
 from pytest_mistral_lora.checkpoint.base import Precision, load_base
 from pytest_mistral_lora.checkpoint.tokenizers import TOKENIZER_JSON, CheckpointTokenizer, oracle_file
 from pytest_mistral_lora.errors import EXIT_OK, InputError, MistralLoraError
@@ -26,7 +27,6 @@ from pytest_mistral_lora.records.hashing import sha256_tensors
 from pytest_mistral_lora.records.identity import read_tensors
 from pytest_mistral_lora.records.manifest import MANIFEST, load
 from pytest_mistral_lora.training.adapter import adapter_tensors, peft_quiet
-from pytest_mistral_lora.training.data import Encoder
 
 
 @dataclass(frozen=True)

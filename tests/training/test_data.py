@@ -10,10 +10,11 @@ from tiny_runs import MakeRecipe
 
 from pytest_mistral_lora.chat.encoded import IGNORE_INDEX
 from pytest_mistral_lora.chat.rows import Row
+from pytest_mistral_lora.checkpoint.backends import Encoder
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.errors import InputError, RowsError
 from pytest_mistral_lora.records.identity import is_held_out
-from pytest_mistral_lora.training.data import Encoder, PadRight, load_data
+from pytest_mistral_lora.training.data import PadRight, load_data
 
 
 @pytest.fixture(params=["mistral-common", "chat-template"])

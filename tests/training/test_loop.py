@@ -9,11 +9,12 @@ from safetensors.torch import load_file, save_file
 from tiny_runs import MakeRecipe
 
 from pytest_mistral_lora.chat.encoded import IGNORE_INDEX
+from pytest_mistral_lora.checkpoint.backends import Encoder
 from pytest_mistral_lora.checkpoint.base import load_base
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.errors import RecipeError, TrainingError
 from pytest_mistral_lora.training.adapter import adapted_layers, attach_adapter
-from pytest_mistral_lora.training.data import Encoder, PadRight, RowDataset, load_data
+from pytest_mistral_lora.training.data import PadRight, RowDataset, load_data
 from pytest_mistral_lora.training.loop import make_trainer, supervised_losses
 from pytest_mistral_lora.training.recipe import Recipe
 from pytest_mistral_lora.training.run import train, work_folder

@@ -1,0 +1,115 @@
+"""How a row becomes ids in training, and which rows cannot be trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+from pytest_mistral_lora.chat.encoded import EncodedRow
+from pytest_mistral_lora.chat.rows import Row
+from pytest_mistral_lora.chat.template import ChatTemplate
+from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
+from pytest_mistral_lora.errors import RowError
+
+Fault = Literal["no-labels", "nothing-supervised", "too-long"]
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """The backend of a run: how a row becomes ids.
+
+    Attributes:
+        backend: `mistral-common` or `chat-template`.
+        tokenizer: The base model's tokenizer.
+    """
+
+    backend: str
+    tokenizer: CheckpointTokenizer
+
+    def encode(self, row: Row) -> EncodedRow:
+        """Encode a row with labels.
+
+        Raises:
+            RowError: If the backend refuses the row, cannot label it, or would take its text for control tokens.
+        """
+        if self.backend == "mistral-common":
+            return self.tokenizer.oracle.encode(row)
+        literals = self.template.control_literals(row)
+        if literals:
+            raise RowError(
+                f"the text spells control tokens ({', '.join(literals)}), which this backend would encode as such",
+                place=row.place,
+                next_step="Change the text, or train with backend: mistral-common.",
+            )
+        encoded: EncodedRow = self.template.encode(row)
+        return encoded
+
+    def prompt(self, row: Row) -> tuple[int, ...]:
+        """Return the ids that the row's last assistant turn follows, as at inference.
+
+        Raises:
+            RowError: If the backend refuses the row or cannot tell where the turn begins.
+        """
+        if self.backend == "mistral-common":
+            return self.tokenizer.oracle.encode_prompt(row)
+        encoded = self.encode(row)
+        spans = [span for span in encoded.spans if span.role == "assistant"]
+        if not spans:
+            raise RowError("the chat template does not say where the assistant's turn begins", place=row.place)
+        return encoded.input_ids[: min(span.start for span in spans if span.turn == spans[-1].turn)]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return ids as text, without control tokens."""
+        if self.backend == "mistral-common":
+            return self.tokenizer.oracle.decode(list(ids))
+        return str(self.tokenizer.fast.decode(list(ids), skip_special_tokens=True))
+
+    def piece(self, token: int) -> str:
+        """Return one token as it is written in the vocabulary."""
+        if self.backend == "mistral-common":
+            return self.tokenizer.oracle.piece(token)
+        return str(self.tokenizer.fast.convert_ids_to_tokens(token))
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids."""
+        return self.tokenizer.oracle.vocab_size if self.backend == "mistral-common" else len(self.tokenizer.fast)
+
+    @property
+    def eos_id(self) -> int:
+        """Id of `</s>`."""
+        return (
+            self.tokenizer.oracle.eos_id if self.backend == "mistral-common" else int(self.tokenizer.fast.eos_token_id)
+        )
+
+    @cached_property
+    def template(self) -> ChatTemplate:
+        """The chat template of the backend `chat-template`."""
+        return ChatTemplate(self.tokenizer.fast)
+
+
+def faults(encoded: EncodedRow, row: Row, max_length: int) -> Iterator[tuple[Fault, RowError]]:
+    """Yield every reason why an encoded row cannot be trained on; a trainer refuses the row for the first."""
+    if encoded.labels is None:
+        yield (
+            "no-labels",
+            RowError(
+                "labels are not available: the chat template does not say which tokens are the assistant's",
+                place=row.place,
+                next_step="Train with backend: mistral-common, or mark the template with {% generation %}.",
+            ),
+        )
+    elif not encoded.supervised_tokens:
+        error = RowError("no token is trained on: every assistant message has weight 0", place=row.place)
+        yield "nothing-supervised", error
+    if len(encoded.input_ids) > max_length:
+        yield (
+            "too-long",
+            RowError(
+                f"{len(encoded.input_ids)} tokens",
+                place=row.place,
+                expected=f"at most training.max_length = {max_length}: a cut row would not teach the model to stop",
+            ),
+        )
