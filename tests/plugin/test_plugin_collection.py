@@ -8,8 +8,9 @@ from xml.etree import ElementTree
 import pytest
 from plugin_rows import ROW
 
-from pytest_mistral_lora.conformance.checks import SUBJECTS
-from pytest_mistral_lora.conformance.targets import EMBEDDED
+from pytest_mistral_lora.conformance.checks import SUBJECTS, Settings
+from pytest_mistral_lora.conformance.collection import collect
+from pytest_mistral_lora.conformance.targets import EMBEDDED, named_targets
 
 Run = Callable[..., pytest.RunResult]
 OwnRows = Callable[..., Path]
@@ -40,7 +41,27 @@ def test_the_default_has_every_target_and_subject_and_unique_ids(every_id: list[
     parts = [tuple(nodeid.split("::")) for nodeid in every_id]
     assert {len(part) for part in parts} == {4}
     assert {part[1] for part in parts} == set(EMBEDDED)
-    assert {part[2] for part in parts} == set(SUBJECTS)
+    assert {part[2] for part in parts} == {"tokenizer", "template", "mask", "train"}
+
+
+def test_named_targets_have_the_subjects_of_their_kind(tmp_path: Path) -> None:
+    settings = Settings(1, None, "cpu", False, (), False, tmp_path)
+    paths = {name: tmp_path / name for name in ("tokenizers", "recipes", "adapters", "encoded")}
+    targets = named_targets(
+        tokenizers=[paths["tokenizers"]],
+        recipes=[paths["recipes"]],
+        adapters=[paths["adapters"]],
+        encoded=[paths["encoded"]],
+    )
+    subjects = {target.name: {c.subject for c in collect([target], settings)} for target in targets}
+    judged = {"tokenizer", "template", "mask", "train"}
+    assert subjects == {
+        "tokenizers": judged,
+        "recipes": judged | {"dataset"},
+        "adapters": {"adapter", "manifest"},
+        "encoded": {"encoded"},
+    }
+    assert set.union(*subjects.values()) == set(SUBJECTS)
 
 
 @pytest.mark.parametrize("argument", ["test_mine.py", ".", "test_mine.py::test_mine"])

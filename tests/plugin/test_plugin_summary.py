@@ -16,7 +16,7 @@ from pytest_mistral_lora.chat.oracle import shipped_tokenizer
 
 Run = Callable[..., pytest.RunResult]
 OwnRows = Callable[..., Path]
-OTHERS = "  dataset, manifest, adapter, transcript, runner, encoded: no target of that kind"
+OTHERS = "  dataset, encoded, adapter, manifest, transcript, runner: no target of that kind"
 CHOSEN = ("-k", "spm-v1::tokenizer::file or spm-v1::template::own- or spm-v1::mask::two-masks-agree")
 
 

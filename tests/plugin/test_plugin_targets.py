@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from pytest_mistral_lora.chat.oracle import shipped_tokenizer
+from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 
 Run = Callable[..., pytest.RunResult]
 FILE = "mistral_instruct_tokenizer_240323.model.v3"
@@ -71,7 +72,7 @@ def test_a_number_that_is_a_folders_own_name_is_not_given_again(golden: Run, tmp
         ("not", "not"),
         ("v0.3+lora", "v0.3+lora"),
         ("[x]", "x"),
-        ("'", "tokenizer"),
+        ("'", "target"),
     ],
 )
 def test_a_name_is_a_word_that_k_can_choose(folder: str, name: str, golden: Run, tmp_path: Path) -> None:
@@ -107,10 +108,20 @@ def test_a_target_that_is_no_tokenizer_fails_every_check_by_name(golden: Run, tm
     assert "pytest_mistral_lora/" not in text
 
 
+def test_a_checkpoint_without_a_mistral_tokenizer_is_not_checked_against_it(golden: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "derived"
+    CheckpointTokenizer(shipped_tokenizer("spm-v3")).fast.save_pretrained(folder)
+    result = golden(f"--mistral-tokenizer={folder}", "-k", "mask", "-v")
+    assert result.parseoutcomes().keys() == {"skipped", "deselected"}
+    assert "no Mistral tokenizer file; expected tekken.json or tokenizer.model.vN" in result.stdout.str()
+    assert golden(f"--mistral-tokenizer={folder}", "-k", "mask", "--mistral-strict").ret == 1
+
+
 def test_the_rerun_command_of_a_failure_finds_the_same_failure(golden: Run, tmp_path: Path) -> None:
     import shlex
 
     (tmp_path / "my model").mkdir()
+    (tmp_path / "my model" / "tekken.json").write_text("{}")
     first = golden(f"--mistral-tokenizer={tmp_path / 'my model'}", "-k", "mask::bos-once", "--mistral-seed", "3")
     first.assert_outcomes(failed=1, deselected=_checks(golden, tmp_path / "my model") - 1)
     line = next(line for line in first.outlines if line.startswith("rerun:"))
