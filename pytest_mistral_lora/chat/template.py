@@ -17,6 +17,7 @@ from typing import Any
 from pytest_mistral_lora.chat.encoded import EncodedRow, Span
 from pytest_mistral_lora.chat.generation import has_generation, with_generation
 from pytest_mistral_lora.chat.rows import Row, as_row, weight_of
+from pytest_mistral_lora.chat.sandbox import BoundedTemplate, OverrunError
 from pytest_mistral_lora.errors import RowError, TokenizerError
 
 
@@ -59,6 +60,8 @@ class ChatTemplate:
                 expected="chat_template.jinja, or the key chat_template of tokenizer_config.json",
             )
         self.source: str = source
+        self._copies: dict[str, BoundedTemplate] = {}
+        self._overrun: OverrunError | None = None
 
     @cached_property
     def training_source(self) -> str | None:
@@ -134,21 +137,34 @@ class ChatTemplate:
     def _render(
         self, source: str, row: Row, generation_prompt: bool = False, *, mark: bool = False
     ) -> tuple[str, list[tuple[int, int]]]:
-        from jinja2.exceptions import TemplateError
         from transformers.utils.chat_template_utils import render_jinja_template
 
+        messages = [_plain(message) for message in row.messages]
+        tools = list(row.tools) if row.tools else None
+        variables = {"add_generation_prompt": generation_prompt, **self.tokenizer.special_tokens_map}
         try:
+            if not mark:  # what is marked has been rendered without marks before
+                self._bounded(source).run({"messages": messages, "tools": tools, "documents": None, **variables})
             texts, spans = render_jinja_template(
-                conversations=[[_plain(message) for message in row.messages]],
-                tools=list(row.tools) if row.tools else None,
+                conversations=[messages],
+                tools=tools,
                 chat_template=source,
                 return_assistant_tokens_mask=mark,
-                add_generation_prompt=generation_prompt,
-                **self.tokenizer.special_tokens_map,
+                **variables,
             )
-        except (TemplateError, TypeError, ValueError) as error:
-            raise RowError(f"the chat template refuses the row: {error}", place=row.place) from error
+        except Exception as error:  # a template is foreign code: it can raise anything
+            self._overrun = error if isinstance(error, OverrunError) else None
+            said = str(error) or type(error).__name__
+            raise RowError(f"the chat template refuses the row: {said}", place=row.place) from error
         return texts[0], spans[0] if mark else []
+
+    def _bounded(self, source: str) -> BoundedTemplate:
+        """Return the template's bounded copy; once it has overrun, it is not run again."""
+        if self._overrun is not None:
+            raise self._overrun
+        if source not in self._copies:
+            self._copies[source] = BoundedTemplate(source)
+        return self._copies[source]
 
     def _tokenize(self, text: str) -> tuple[tuple[int, ...], list[tuple[int, int]]]:
         encoding = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
