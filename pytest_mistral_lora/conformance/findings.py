@@ -48,8 +48,10 @@ class Finding:
         return "\n".join(lines)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the finding as plain JSON data."""
-        return {**asdict(self), "severity": self.severity}
+        """Return the finding as plain JSON data, with what its rule says."""
+        rule: Rule = RULES[self.rule]
+        said = {name: getattr(rule, name) for name in ("severity", "title", "why", "fix", "source")}
+        return {**asdict(self), **said}
 
 
 @dataclass(frozen=True, slots=True)

@@ -113,7 +113,7 @@ XFAILS = Option(
     "string",
     "PATH",
 )
-REPORT = Option("--mistral-report", "Write every check and finding to this file (.json).", metavar="PATH")
+REPORT = Option("--mistral-report", "Write every check and finding to this file: .json or .html.", metavar="PATH")
 
 OPTIONS = (
     GOLDEN,

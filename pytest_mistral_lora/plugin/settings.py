@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 _DEFAULT_EXAMPLES = 20
 _GOLDEN_FILES = ("*.jsonl", "templates/*/*.json")
 _DEVICES = ("auto", "cpu", "cuda")
+_REPORTS = (".json", ".html")
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,8 +266,8 @@ def _report(config: pytest.Config) -> Path | None:
     if value is None:
         return None
     path = Path(config.invocation_params.dir, value)
-    if path.suffix != ".json":
-        raise pytest.UsageError(f"{REPORT.flag}: {value}; expected a name that ends in .json")
+    if path.suffix not in _REPORTS:
+        raise pytest.UsageError(f"{REPORT.flag}: {value}; expected a name that ends in {' or '.join(_REPORTS)}")
     if path.is_dir():
         raise pytest.UsageError(f"{REPORT.flag}: a folder: {path}")
     if not path.parent.is_dir():

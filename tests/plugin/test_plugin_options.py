@@ -79,7 +79,7 @@ BAD = [
     ("--mistral-examples", "1.5", "'1.5'; expected a whole number from 1 on"),
     ("--mistral-seed", "-1", "'-1'; expected a whole number from 0 on"),
     ("--mistral-seed", "x", "'x'; expected a whole number from 0 on"),
-    ("--mistral-report", "out.txt", "out.txt; expected a name that ends in .json"),
+    ("--mistral-report", "out.txt", "out.txt; expected a name that ends in .json or .html"),
     ("--mistral-report", "nope/out.json", "no such folder: {here}/nope"),
     ("--mistral-report", "folder.json", "a folder: {here}/folder.json"),
 ]

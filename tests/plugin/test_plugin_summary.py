@@ -13,6 +13,9 @@ from plugin_rows import ROW, write_rows
 
 from pytest_mistral_lora import __version__
 from pytest_mistral_lora.chat.oracle import shipped_tokenizer
+from pytest_mistral_lora.conformance.findings import Finding
+from pytest_mistral_lora.report.page import page
+from pytest_mistral_lora.report.session import report_data
 
 Run = Callable[..., pytest.RunResult]
 OwnRows = Callable[..., Path]
@@ -142,6 +145,7 @@ def test_the_report_counts_what_the_terminal_counts(
     assert data["counts"] == {
         "passed": outcomes["passed"] - 1,  # the user's own test
         "failed": outcomes["failed"],
+        "known": 0,
         "not_checked": outcomes["skipped"],
         "deselected": len(every_id) + 4,
         "not_run": 0,
@@ -184,3 +188,22 @@ def test_the_report_of_a_stopped_run_says_what_did_not_run(golden: Run, own_rows
     golden(f"--mistral-golden-dir={folder}", "-k", "spm-v1::template::own-", "-x", f"--mistral-report={out}")
     counts = json.loads(out.read_text())["counts"]
     assert (counts["failed"], counts["not_run"]) == (1, 2)
+
+
+def test_the_report_can_be_a_page(golden: Run, own_rows: OwnRows, tmp_path: Path) -> None:
+    folder = own_rows({**ROW, "name": "new"})
+    out = tmp_path / "x.html"
+    chosen = ("-k", "spm-v1::template::own- or spm-v1::mask::two or spm-v1::tokenizer::file")
+    assert golden(f"--mistral-golden-dir={folder}", *chosen, f"--mistral-report={out}").ret == 1
+    text = out.read_text()
+    for words in ("1 failed", "1 passed", "1 not checked", "the row is not recorded", "ML007", "spm-v1 :: mask ::"):
+        assert words in text
+
+
+def test_the_page_escapes_what_rows_say() -> None:
+    finding = Finding("ML004", "<b>", "<i>", "<u>", "<script>", '{"content": "<script>"}').to_json()
+    check = {"nodeid": "a::b", "outcome": "failed", "target": "<p>", "subject": "mask", "case": "c", "not_checked": ""}
+    data = report_data([{**check, "findings": [finding], "known": []}], 1, deselected=0, not_run=0)
+    for tag in ("<script>", "<b>", "<i>", "<u>"):
+        assert tag not in page(data)
+    assert page(data).count("&lt;script&gt;") == 2
