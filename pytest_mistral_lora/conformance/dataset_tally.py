@@ -1,0 +1,148 @@
+"""What one pass over a dataset collects: columns of a few bytes a row, counts, and a bounded number of findings."""
+
+from __future__ import annotations
+
+from array import array
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Any
+
+from pytest_mistral_lora.conformance.findings import Finding
+
+SHOWN = 20
+"""Findings of one rule that are kept; the others are counted."""
+
+DIGEST_BYTES = 16
+_LINE_BITS = 40
+
+
+class Findings:
+    """Findings by rule: the first of each are kept, all are counted."""
+
+    def __init__(self) -> None:
+        self._kept: dict[str, list[Finding]] = {}
+        self._total: Counter[str] = Counter()
+
+    def add(self, finding: Finding) -> None:
+        """Count a finding, and keep it if there is room."""
+        self._total[finding.rule] += 1
+        if self.has_room(finding.rule):
+            self._kept.setdefault(finding.rule, []).append(finding)
+
+    def has_room(self, rule: str) -> bool:
+        """Return whether the next finding of a rule is kept."""
+        return len(self._kept.get(rule, ())) < SHOWN
+
+    def count(self, rule: str) -> None:
+        """Count a finding that is not shown."""
+        self._total[rule] += 1
+
+    def extend(self, other: Findings) -> None:
+        """Take over what another part of the pass found, after what is here."""
+        for rule, findings in other._kept.items():
+            kept = self._kept.setdefault(rule, [])
+            kept += findings[: SHOWN - len(kept)]
+        self._total += other._total
+
+    def of(self, *rules: str) -> Iterator[Finding]:
+        """Yield the findings of some rules; the last of a rule says how many more there are."""
+        for rule in rules:
+            kept = self._kept.get(rule, [])
+            yield from kept
+            more = self._total[rule] - len(kept)
+            if more:
+                yield Finding(rule, f"and {more} more; {self._total[rule]} in all")
+
+
+@dataclass
+class Tally:
+    """What is known of the rows that were read, row by row in columns.
+
+    Attributes:
+        places: File and line of each row, packed into one number.
+        held: 1 for each row that is held out, 0 for each that is trained on.
+        tokens: Tokens of each row.
+        supervised: Supervised tokens of each row.
+        rows: A digest of each row's ids and labels.
+        prompts: A digest of what comes before each assistant turn that is trained on.
+        owners: The row of each prompt; the last prompt of a row is its own.
+        counts: Figures by file and name.
+        deviations: How many rows show each named deviation, and the first place of each.
+        findings: What was found row by row.
+    """
+
+    places: array[int] = field(default_factory=lambda: array("Q"))
+    held: bytearray = field(default_factory=bytearray)
+    tokens: array[int] = field(default_factory=lambda: array("I"))
+    supervised: array[int] = field(default_factory=lambda: array("I"))
+    rows: bytearray = field(default_factory=bytearray)
+    prompts: bytearray = field(default_factory=bytearray)
+    owners: array[int] = field(default_factory=lambda: array("I"))
+    counts: Counter[tuple[int, str]] = field(default_factory=Counter)
+    deviations: dict[str, tuple[int, str]] = field(default_factory=dict)
+    findings: Findings = field(default_factory=Findings)
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        return len(self.places)
+
+    def extend(self, other: Tally) -> None:
+        """Take over what the next part of the pass collected."""
+        first = len(self)
+        self.owners.extend(first + owner for owner in other.owners)
+        for name in ("places", "held", "tokens", "supervised", "rows", "prompts"):
+            getattr(self, name).extend(getattr(other, name))
+        self.counts += other.counts
+        for name, (count, place) in other.deviations.items():
+            self.add_deviation(name, place, count)
+        self.findings.extend(other.findings)
+
+    def add_deviation(self, name: str, place: str, count: int = 1) -> None:
+        """Count rows that show a named deviation."""
+        before, first = self.deviations.get(name, (0, place))
+        self.deviations[name] = (before + count, first)
+
+    def at(self, row: int) -> tuple[int, int]:
+        """Return a row's file and line."""
+        return self.places[row] >> _LINE_BITS, self.places[row] & ((1 << _LINE_BITS) - 1)
+
+    def row_digest(self, row: int) -> bytes:
+        """Return the digest of a row's ids and labels."""
+        return digest_at(self.rows, row)
+
+    def own_prompts(self) -> list[int]:
+        """Return the index of each row's own prompt: what comes before its last turn that is trained on."""
+        last = {owner: index for index, owner in enumerate(self.owners)}
+        return list(last.values())
+
+
+def packed_place(file: int, line: int) -> int:
+    """Return file and line as one number."""
+    return file << _LINE_BITS | line
+
+
+def digest_at(digests: bytearray, index: int) -> bytes:
+    """Return one of many digests."""
+    return bytes(digests[index * DIGEST_BYTES : (index + 1) * DIGEST_BYTES])
+
+
+def equal_groups(digests: bytearray, indices: list[int] | range) -> Iterator[list[int]]:
+    """Yield the indices that have one digest in common, for each digest that several have, in order."""
+    ordered = sorted(indices, key=lambda index: digest_at(digests, index))
+    runs = (list(run) for _, run in groupby(ordered, key=lambda index: digest_at(digests, index)))
+    yield from sorted(run for run in runs if len(run) > 1)
+
+
+def percentile(ordered: list[int], percent: int) -> int:
+    """Return the smallest of some values in order that `percent` of them do not exceed; 0 of none."""
+    return ordered[max(0, -(-len(ordered) * percent // 100) - 1)] if ordered else 0
+
+
+def spread(values: array[int]) -> dict[str, Any]:
+    """Return total, mean, median, 95th percentile and maximum of many values."""
+    ordered = sorted(values)
+    mean = round(sum(ordered) / len(ordered), 2) if ordered else 0.0
+    quantiles = {name: percentile(ordered, percent) for name, percent in (("p50", 50), ("p95", 95), ("max", 100))}
+    return {"total": sum(ordered), "mean": mean, **quantiles}
