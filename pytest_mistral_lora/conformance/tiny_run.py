@@ -6,11 +6,12 @@ workers of pytest-xdist share one run.
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
-from pytest_mistral_lora.chat.encoded import IGNORE_INDEX
 from pytest_mistral_lora.chat.oracle import Oracle
 from pytest_mistral_lora.conformance.targets import Target
 from pytest_mistral_lora.errors import MistralLoraError, TokenizerError
@@ -26,11 +26,9 @@ from pytest_mistral_lora.records.files import read_json, write_json
 from pytest_mistral_lora.records.goldens import goldens_folder
 
 if TYPE_CHECKING:
-    from pytest_mistral_lora.training.run import RunResult
+    import torch
 
 STEPS = 40
-SEED_STEPS = 2
-"""Steps of the runs that are only compared with one another, by their bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,13 +37,20 @@ class TinyRun:
 
     Attributes:
         folder: Where everything of the run is.
-        evidence: What was seen while the trained model was in memory, as plain data.
-        smoke: What a new process saw of the saved adapter, or why it did not come back.
+        evidence: What was seen while the trained model was in memory, and the figures of the laws, as plain data.
+        smoke: What a new process saw of the saved adapter; empty if the run failed.
+        failed: Why there is no trained adapter, or an empty string. The laws are measured all the same.
     """
 
     folder: Path
     evidence: dict[str, Any]
     smoke: dict[str, Any]
+    failed: str = ""
+
+    @property
+    def device(self) -> str:
+        """Where models run: `cpu` or `cuda`."""
+        return str(self.evidence["device"])
 
     @property
     def adapter(self) -> Path:
@@ -64,9 +69,9 @@ class TinyRun:
 
 
 def start(target: Target, work_folder: Path, *, device: str) -> subprocess.Popen[bytes] | None:
-    """Start the tiny run of a target in a new process, for `tiny_run` to wait for; None if it has no tokenizer.
+    """Start the tiny run of a target in a new process, for `attempt` to wait for; None if it has no tokenizer.
 
-    What goes wrong there is not lost: `tiny_run` then does it again and says what.
+    If the process ends early, `attempt` does it again.
     """
     try:
         file = target.oracle.path
@@ -87,13 +92,30 @@ def tiny_run(oracle: Oracle, work_folder: Path, *, device: str) -> TinyRun:
     Raises:
         MistralLoraError: If the run fails; what it says is the cause.
     """
+    run = attempt(oracle, work_folder, device=device)
+    if run.failed:
+        raise MistralLoraError(run.failed, place=str(run.folder))
+    return run
+
+
+def attempt(oracle: Oracle, work_folder: Path, *, device: str) -> TinyRun:
+    """Return the tiny run of a tokenizer as `tiny_run` does, or one that says why it failed.
+
+    Args:
+        oracle: The tokenizer.
+        work_folder: Folder of the session.
+        device: `auto`, `cpu` or `cuda`.
+
+    Raises:
+        MistralLoraError: If there is no tiny model for this tokenizer.
+    """
     folder = work_folder / f"train-{oracle.sha256[:12]}-{device}"
     with FileLock(f"{folder}.lock"):
         if not (folder / "evidence.json").is_file():
-            with _one_thread():
-                _train(oracle, folder, device)
+            with _one_thread(), _few_objects(), _transformers_quiet():
+                _attempt(oracle, folder, device)
     evidence = read_json(folder / "evidence.json")
-    return TinyRun(folder, evidence, evidence.pop("smoke"))
+    return TinyRun(folder, evidence, evidence.pop("smoke", {}), evidence.pop("failed", ""))
 
 
 @contextmanager
@@ -109,28 +131,45 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _train(oracle: Oracle, folder: Path, device: str) -> None:
-    from pytest_mistral_lora.checkpoint.tiny import write_tiny_base
-    from pytest_mistral_lora.training.run import train
+def _attempt(oracle: Oracle, folder: Path, device: str) -> None:
+    import torch
 
-    folder.mkdir(exist_ok=True)
+    from pytest_mistral_lora.checkpoint.tiny import write_tiny_base
+
+    shutil.rmtree(folder, ignore_errors=True)  # a process that was killed leaves a part
+    folder.mkdir()
     shutil.copy(goldens_folder() / "training" / "conversations.jsonl", folder / "rows.jsonl")
     write_tiny_base(folder / "base", oracle.path)
-    result = train(_recipe(folder, "adapter", device))
-    evidence = {
-        "changed_base_tensors": _changed_base_tensors(result),
-        "unmoved_layers": _unmoved_layers(result),
-        "losses": [line["loss"] for line in result.log if "loss" in line],
-        "probe_sha256": result.probe.sha256,
-        "label_logits": [list(row) for row in result.probe.label_logits],
-        "ignored_gradient": _ignored_gradient(result),
-        "seeds": _seeds(folder, device),
-        "smoke": _in_a_new_process(folder, device),
-    }
+    where = "cuda" if device == "cuda" or (device == "auto" and torch.cuda.is_available()) else "cpu"
+    evidence = {"device": where, **trained(folder, device), "laws": _laws(folder, device)}
     write_json(folder / "evidence.json", evidence)
 
 
-def _recipe(folder: Path, output: str, device: str, *, seed: int = 0, steps: int = STEPS) -> Any:
+def trained(folder: Path, device: str) -> dict[str, Any]:
+    """Train the adapter of a folder that has base and rows; return what was seen, or `failed` alone."""
+    try:
+        return {**_seen_in_training(folder, device), "smoke": in_a_new_process(folder, device)}
+    except MistralLoraError as error:
+        return {"failed": str(error)}
+    except Exception as error:
+        return {"failed": f"{type(error).__name__}: {error}"}
+
+
+def _seen_in_training(folder: Path, device: str) -> dict[str, Any]:
+    from pytest_mistral_lora.training.adapter import base_tensors
+    from pytest_mistral_lora.training.run import train
+
+    result = train(_recipe(folder, device))
+    return {
+        "changed_base_tensors": changed_base_tensors(result.base_folder, base_tensors(result.model)),
+        "unmoved_layers": unmoved_layers(result.adapter.initial, result.adapter.tensors),
+        "losses": [line["loss"] for line in result.log if "loss" in line],
+        "probe_sha256": result.probe.sha256,
+        "label_logits": [list(row) for row in result.probe.label_logits],
+    }
+
+
+def _recipe(folder: Path, device: str) -> Any:
     from pytest_mistral_lora.records.identity import base_weights_sha256
     from pytest_mistral_lora.training.recipe import parse_recipe
 
@@ -139,97 +178,80 @@ def _recipe(folder: Path, output: str, device: str, *, seed: int = 0, steps: int
         "data": {"train": ["rows.jsonl"]},
         "lora": {"r": 8, "alpha": 16},
         "training": {
-            "steps": steps,
+            "steps": STEPS,
             "learning_rate": 0.01,
             "schedule": "constant",
             "batch_size": 5,
             "micro_batch_size": 5,
             "logging_steps": 1,
-            "seed": seed,
+            "seed": 0,
             "precision": "fp32",
             "device": device,
         },
-        "output": output,
+        "output": "adapter",
     }
     return parse_recipe(data, folder=folder, place="the tiny run's recipe")
 
 
-def _changed_base_tensors(result: RunResult) -> list[str]:
-    """Return the tensors of the base that training changed: there must be none."""
+def changed_base_tensors(base: Path, after: Mapping[str, torch.Tensor]) -> list[str]:
+    """Return the tensors of a base that are not as its checkpoint has them: there must be none."""
     import torch
     from safetensors.torch import load_file
 
-    from pytest_mistral_lora.training.adapter import base_tensors
-
-    before = load_file(result.base_folder / "model.safetensors")
-    after = base_tensors(result.model)
+    before = load_file(base / "model.safetensors")
     same = {name for name in before if name in after and torch.equal(before[name], after[name].cpu())}
     return sorted((before.keys() | after.keys()) - same)
 
 
-def _unmoved_layers(result: RunResult) -> list[str]:
+def unmoved_layers(before: Mapping[str, torch.Tensor], after: Mapping[str, torch.Tensor]) -> list[str]:
+    """Return the tensors of an adapter that training left as they were: there must be none."""
     import torch
 
-    initial = result.adapter.initial
-    return [name for name, tensor in result.adapter.tensors.items() if torch.equal(tensor, initial[name])]
+    return [name for name, tensor in after.items() if torch.equal(tensor, before[name])]
 
 
-def _ignored_gradient(result: RunResult) -> float:
-    """Return the largest gradient of the loss by a logit that predicts a token without loss: 0.0 is right."""
-    from pytest_mistral_lora.training.data import PadRight, RowDataset
-    from pytest_mistral_lora.training.loop import supervised_losses
+def _laws(folder: Path, device: str) -> dict[str, Any]:
+    """Return the figures of the laws of training, in a folder that is gone afterwards."""
+    from pytest_mistral_lora.conformance.bed import Bed
+    from pytest_mistral_lora.conformance.semantics import measured
 
-    dataset = RowDataset(result.data.train.encoded)
-    batch = PadRight(0)([dataset[index] for index in range(len(dataset))])
-    return largest_ignored_gradient(supervised_losses, result.model, batch)
+    scratch = folder / "laws"
+    scratch.mkdir(exist_ok=True)
+    try:
+        return measured(Bed(folder, scratch, device))
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
-def largest_ignored_gradient(losses: Callable[..., Any], model: Any, batch: dict[str, Any]) -> float:
-    """Return the largest gradient of a loss by a logit whose next label is -100.
+@contextmanager
+def _few_objects() -> Iterator[None]:
+    """Spare the garbage collector what is there already: every Trainer collects, and would go through all of it."""
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
-    Args:
-        losses: The trainer's loss: from a model and a batch to the losses and their rows.
-        model: A causal language model.
-        batch: `input_ids`, `attention_mask` and `labels`, each `(batch, length)` int64.
+
+@contextmanager
+def _transformers_quiet() -> Iterator[None]:
+    """Keep transformers from warning of what the laws do on purpose, such as padding on the right."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+
+
+def in_a_new_process(folder: Path, device: str) -> dict[str, Any]:
+    """Return what a new process sees of the adapter in a folder.
+
+    Raises:
+        MistralLoraError: If the process fails.
     """
-    kept: dict[str, Any] = {}
-
-    def all_logits(**inputs: Any) -> Any:
-        # the loss asks for the logits of some columns; their gradient is looked at among all of them
-        columns = inputs.pop("logits_to_keep", slice(None))
-        output = model(**inputs)
-        kept["logits"] = output.logits
-        kept["logits"].retain_grad()
-        output.logits = output.logits[:, columns]
-        return output
-
-    batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
-    losses(all_logits, batch)[0].sum().backward()
-    gradient = kept["logits"].grad.abs().amax(dim=-1)
-    ignored = batch["labels"].new_full(batch["labels"].shape, True, dtype=bool)
-    ignored[:, :-1] = batch["labels"][:, 1:] == IGNORE_INDEX
-    return float(gradient[ignored].max().item())
-
-
-def _seeds(folder: Path, device: str) -> dict[str, Any]:
-    """Train three times for a moment: twice with one seed, once with another; return how the adapters compare."""
-    import torch
-
-    from pytest_mistral_lora.records.hashing import sha256_file
-    from pytest_mistral_lora.training.run import train
-
-    seen: dict[str, Any] = {}
-    tensors = {}
-    for name, seed in (("first", 0), ("again", 0), ("other", 1)):
-        torch.rand(17)  # whatever a process drew before must not matter
-        result = train(_recipe(folder, f"seed-{name}", device, seed=seed, steps=SEED_STEPS))
-        seen[name] = sha256_file(result.output / "adapter_model.safetensors")
-        tensors[name] = result.adapter.tensors
-    pairs = [(tensor, tensors["again"][key]) for key, tensor in tensors["first"].items()]
-    return {**seen, "farthest": max(float((one - two).abs().max()) for one, two in pairs)}
-
-
-def _in_a_new_process(folder: Path, device: str) -> dict[str, Any]:
     out = folder / "smoke.json"
     command = [sys.executable, "-m", "pytest_mistral_lora.training.smoke", str(folder / "adapter")]
     command += ["--base", str(folder / "base"), "--rows", str(folder / "rows.jsonl"), "--json", str(out)]
@@ -245,4 +267,4 @@ def _in_a_new_process(folder: Path, device: str) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    tiny_run(Oracle(sys.argv[1]), Path(sys.argv[2]), device=sys.argv[3])
+    attempt(Oracle(sys.argv[1]), Path(sys.argv[2]), device=sys.argv[3])

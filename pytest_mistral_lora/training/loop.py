@@ -152,7 +152,13 @@ def make_trainer(
 
     Raises:
         RecipeError: If the batch cannot be divided over the devices.
+        TrainingError: If nothing in the model can be trained.
     """
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise TrainingError(
+            "no parameter of the model can be trained: it is loaded for inference",
+            next_step="Load the adapter with is_trainable=True.",
+        )
     if training.activation_checkpointing:
         _checkpoint_activations(model)
     trainer = LoraTrainer(
