@@ -71,19 +71,20 @@ def dataset_results(
     """
     from pytest_mistral_lora.conformance.dataset_report import report
     from pytest_mistral_lora.conformance.dataset_rows import Plan
-    from pytest_mistral_lora.conformance.dataset_scan import DataFile, scan
+    from pytest_mistral_lora.conformance.dataset_scan import DataFile, is_long, scan
 
-    recipe = target.recipe
+    data = target.recipe.data
+    sides = ((data.train, False), (data.eval, True))
+    files = [DataFile(path, held) for paths, held in sides for path in paths]
     no_comparison = _no_comparison(target)
     plan = Plan(
         target.tokenizer.path,
-        recipe.backend,
-        recipe.training.max_length,
-        recipe.data.held_out,
+        target.recipe.backend,
+        target.recipe.training.max_length,
+        data.held_out,
         compares=not no_comparison,
+        official=not no_comparison and is_long(files) and target.template.source == target.oracle.chat_template(),
     )
-    sides = ((recipe.data.train, False), (recipe.data.eval, True))
-    files = [DataFile(path, held) for paths, held in sides for path in paths]
     tally = scan(plan, files, tokenizer=target.tokenizer, processes=processes, progress=progress)
     results = report(tally, files, plan, place=f"{target.path}, data.held_out", no_comparison=no_comparison)
     return {case: results[case] for case in CASES}

@@ -43,6 +43,7 @@ class Plan:
         max_length: Tokens of the longest row that is trained on.
         held_out: Fraction of the training rows that is held out.
         compares: Whether there is a chat template to compare mistral-common with.
+        official: Whether that template is known to be mistral-common's own, so that it needs no bounds.
     """
 
     tokenizer: Path
@@ -50,6 +51,7 @@ class Plan:
     max_length: int
     held_out: float
     compares: bool
+    official: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +79,8 @@ class Judge:
         self.plan = plan
         self.encoder = Encoder(plan.backend, tokenizer or CheckpointTokenizer(plan.tokenizer))
         self._oracle = self._find_oracle()
+        if plan.official:
+            self.encoder.template.bounded = False
         literals = self._oracle.control_tokens.values() if self._oracle else ()
         self._literals = re.compile("|".join(map(re.escape, literals)) or r"(?!)")
 

@@ -61,7 +61,7 @@ def scan(
     """
     size = sum(map(_size, files))
     if processes is None:
-        processes = cpus() if size >= MANY_BYTES else 1
+        processes = cpus() if is_long(files) else 1
     tally = Tally()
     with _bar(progress, size) as advance:
         chunks = _chunks(files, tally)
@@ -69,6 +69,11 @@ def scan(
             tally.extend(chunk_tally)
             advance(read)
     return tally
+
+
+def is_long(files: Sequence[DataFile]) -> bool:
+    """Return whether a pass over some files takes longer than preparing for it."""
+    return sum(map(_size, files)) >= MANY_BYTES
 
 
 def cpus() -> int:

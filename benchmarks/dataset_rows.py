@@ -1,0 +1,180 @@
+"""Rows per second of the dataset pass, as a ratio to transformers' own encoding of the same rows.
+
+The peer encodes each row with `apply_chat_template(..., return_assistant_tokens_mask=True)`, in one process: the least
+that a trainer does with a row. The pass encodes each row with mistral-common, renders and encodes it through the chat
+template, compares the two, and judges it. Run it from a checkout: python benchmarks/dataset_rows.py --help
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import random
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from pytest_mistral_lora.chat.oracle import shipped_tokenizer
+from pytest_mistral_lora.chat.template import ChatTemplate
+from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
+from pytest_mistral_lora.conformance.dataset_rows import Plan
+from pytest_mistral_lora.conformance.dataset_scan import DataFile, cpus, scan
+
+PEER = "transformers, one process"
+SENTENCES = (
+    "Could you look over the draft that I sent you this morning?",
+    "The invoice from March has not been paid, although the customer says that it was.",
+    "A binary search halves the interval in every step, so it needs about log2(n) comparisons.",
+    "Mix the flour with the butter, add two eggs, and let the dough rest for an hour.",
+    "In 1889 the tower was the tallest building in the world; it is 330 metres high today.",
+    "I am not sure whether the error comes from the driver or from the cable.",
+    "def mean(values):\n    return sum(values) / len(values)",
+    "Ja, das geht: Öffne die Einstellungen und wähle »Sprache«.",
+    "¿Qué tiempo hace mañana en Sevilla?",
+    "First, write down what you know. Second, ask what is missing.",
+    "Thanks!",
+    "The train leaves at 7:45 from platform 3, and the trip takes 2 h 10 min.",
+)
+WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "weather",
+        "description": "The weather of a city.",
+        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+    },
+}
+
+
+def make_row(generator: random.Random) -> dict[str, Any]:
+    """Return a conversation: mostly short, some with a system prompt, several turns or a tool call."""
+
+    def text(longest: int) -> str:
+        return " ".join(generator.choices(SENTENCES, k=generator.randint(1, longest)))
+
+    messages: list[dict[str, Any]] = []
+    if generator.random() < 0.4:
+        messages.append({"role": "system", "content": text(3)})
+    for _ in range(generator.choices((1, 2, 4), weights=(6, 3, 1))[0]):
+        messages += [{"role": "user", "content": text(5)}, {"role": "assistant", "content": text(12)}]
+    if generator.random() >= 0.1:
+        return {"messages": messages}
+    name = "".join(generator.choices("abcdefghijklmnopqrstuvwxyz0123456789", k=9))
+    call = {"id": name, "type": "function", "function": {"name": "weather", "arguments": {"city": "Sevilla"}}}
+    messages += [
+        {"role": "user", "content": text(1)},
+        {"role": "assistant", "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": name, "content": "21 degrees"},
+        {"role": "assistant", "content": text(2)},
+    ]
+    return {"messages": messages, "tools": [WEATHER]}
+
+
+def encode_with_transformers(fast: Any, template: str, file: Path) -> None:
+    """Encode every row of a file as a trainer with assistant masks does."""
+    with file.open(encoding="utf-8") as lines:
+        for line in lines:
+            row = json.loads(line)
+            fast.apply_chat_template(
+                row["messages"],
+                tools=row.get("tools"),
+                chat_template=template,
+                tokenize=True,
+                return_dict=True,
+                return_assistant_tokens_mask=True,
+            )
+
+
+def contenders(tokenizer: CheckpointTokenizer, file: Path, processes: int) -> dict[str, Callable[[], object]]:
+    """Return what is measured, by name; everything is loaded, but for the processes of a pool."""
+    template = str(ChatTemplate(tokenizer.fast).training_source)
+
+    def judge(backend: str, *, compares: bool, processes: int) -> Callable[[], object]:
+        plan = Plan(tokenizer.path, backend, 1_000_000, 0.0, compares, official=True)
+        return partial(scan, plan, [DataFile(file, False)], tokenizer=tokenizer, processes=processes)
+
+    return {
+        PEER: partial(encode_with_transformers, tokenizer.fast, template, file),
+        "pass, one process": judge("mistral-common", compares=True, processes=1),
+        "pass, one process, backends not compared": judge("mistral-common", compares=False, processes=1),
+        "pass, one process, backend chat-template": judge("chat-template", compares=True, processes=1),
+        f"pass, {processes} processes, their start included": judge(
+            "mistral-common", compares=True, processes=processes
+        ),
+    }
+
+
+def measure(runs: dict[str, Callable[[], object]], repetitions: int) -> dict[str, list[float]]:
+    """Return the seconds of each run, the runs taking turns so that a busy moment hits all of them."""
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(repetitions):
+        for name, run in runs.items():
+            start = time.perf_counter()
+            run()
+            seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def summarize(seconds: dict[str, list[float]], rows: int) -> dict[str, dict[str, float]]:
+    """Return for each run the median of its rows per second, and of its speed as a multiple of the peer's."""
+    return {
+        name: {
+            "rows_per_second": round(rows / statistics.median(times), 1),
+            "ratio": round(statistics.median(p / t for p, t in zip(seconds[PEER], times, strict=True)), 2),
+        }
+        for name, times in seconds.items()
+    }
+
+
+def machine() -> dict[str, Any]:
+    """Return what the figures depend on."""
+    import mistral_common
+    import transformers
+
+    versions = {"transformers": transformers.__version__, "mistral-common": mistral_common.__version__}
+    return {"cpus": cpus(), "load": os.getloadavg()[0], "python": platform.python_version(), **versions}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure, print a table, and write JSON where it is asked for."""
+    given = _options(arguments)
+    results: dict[str, Any] = {"machine": machine(), "rows": given.rows, "repetitions": given.repetitions}
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "rows.jsonl"
+        generator = random.Random(0)
+        file.write_text("".join(json.dumps(make_row(generator)) + "\n" for _ in range(given.rows)), encoding="utf-8")
+        for name in given.tokenizer:
+            runs = contenders(CheckpointTokenizer(shipped_tokenizer(name)), file, given.processes)
+            results[name] = summarize(measure(runs, given.repetitions), given.rows)
+            _print(name, results[name])
+    if given.json:
+        given.json.write_text(json.dumps(results, indent=2) + "\n")
+
+
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--rows", type=int, default=2000, help="rows to make; default: 2000")
+    parser.add_argument("--repetitions", type=int, default=5, help="times that each is measured; default: 5")
+    parser.add_argument("--processes", type=int, default=max(2, cpus()), help="of the parallel pass; default: the CPUs")
+    parser.add_argument("--tokenizer", nargs="+", default=["spm-v3", "tekken-240911"], help="shipped tokenizers")
+    parser.add_argument("--json", type=Path, metavar="PATH", help="write the figures there too")
+    return parser.parse_args(arguments)
+
+
+def _print(tokenizer: str, figures: dict[str, dict[str, float]]) -> None:
+    table = Table("what", "rows per second", "times transformers", title=tokenizer)
+    for name, figure in figures.items():
+        table.add_row(name, f"{figure['rows_per_second']:,.0f}", f"{figure['ratio']:.2f}")
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()

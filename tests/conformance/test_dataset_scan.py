@@ -1,0 +1,128 @@
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from dataset_recipes import make_target, said, v3, write_rows
+
+from pytest_mistral_lora.conformance import dataset_scan
+from pytest_mistral_lora.conformance.dataset import dataset_results
+from pytest_mistral_lora.conformance.dataset_rows import Plan
+from pytest_mistral_lora.conformance.dataset_scan import CHUNK_LINES, DataFile, scan
+from pytest_mistral_lora.conformance.dataset_tally import Tally, percentile
+
+ROOT = Path(__file__).parents[2]
+PLAN = Plan(v3().path, "mistral-common", 4096, 0.0, compares=True)
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_progress_bar_is_drawn_on_a_terminal_if_the_pass_is_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = [DataFile(write_rows(tmp_path / "rows.jsonl", [said("a", "b")] * 50), False)]
+    short, captured, drawn = Terminal(), io.StringIO(), Terminal()
+    scan(PLAN, files, tokenizer=v3(), processes=1, progress=short)
+    monkeypatch.setattr(dataset_scan, "MANY_BYTES", 100)
+    scan(PLAN, files, tokenizer=v3(), processes=1, progress=captured)
+    scan(PLAN, files, tokenizer=v3(), processes=1, progress=drawn)
+    assert (short.getvalue(), captured.getvalue()) == ("", "")
+    assert "Judging rows" in drawn.getvalue()
+
+
+def test_a_file_that_grows_while_it_is_read_is_named(tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "rows.jsonl", [said("a", "b")] * (CHUNK_LINES + 1))
+    tally = Tally()
+    chunks = dataset_scan._chunks([DataFile(path, False)], tally)
+    next(chunks)
+    with path.open("a") as file:
+        file.write("{}\n")
+    list(chunks)
+    [finding] = tally.findings.of("ML602")
+    assert (finding.found, finding.place) == ("the file changed while it was read", str(path))
+
+
+def test_a_huge_line_is_skipped_unread(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    with path.open("wb") as file:
+        file.truncate(300 * 1024 * 1024)
+        file.seek(0, 2)
+        file.write(b"\n" + json.dumps(said("a", "b")).encode())
+    tally = scan(PLAN, [DataFile(path, False)], tokenizer=v3(), processes=1)
+    [finding] = tally.findings.of("ML601")
+    assert (finding.found, finding.place) == ("line is longer than 64 MiB", f"{path}:1")
+    assert len(tally) == 1
+
+
+def test_a_row_that_is_nested_too_deeply_is_a_finding(tmp_path: Path) -> None:
+    rows = [said("a", "b"), "[" * 100_000, '{"messages": ' + "9" * 10_000 + "}"]
+    tally = scan(PLAN, [DataFile(write_rows(tmp_path / "rows.jsonl", rows), False)], tokenizer=v3(), processes=1)
+    assert len(list(tally.findings.of("ML601"))) == 2
+
+
+def test_chunks_in_flight_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_rows(tmp_path / "rows.jsonl", [said("a", "b")] * 2000)
+    monkeypatch.setattr(dataset_scan, "CHUNK_LINES", 50)
+    read = 0
+
+    def counting() -> object:
+        nonlocal read
+        for chunk in dataset_scan._chunks([DataFile(path, False)], Tally()):
+            read += 1
+            yield chunk
+
+    plan = replace(PLAN, compares=False)
+    for done, _ in enumerate(dataset_scan._in_pool(plan, counting(), 2), start=1):  # type: ignore[arg-type]
+        assert read <= done + 5
+    assert read == 40
+
+
+def test_a_script_without_a_guard_is_told_what_to_do(tmp_path: Path) -> None:
+    target = make_target(tmp_path, [said("a", "b")])
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from pathlib import Path\n"
+        "from pytest_mistral_lora.conformance.dataset_rows import Plan\n"
+        "from pytest_mistral_lora.conformance.dataset_scan import DataFile, scan\n"
+        f"plan = Plan(Path({str(v3().path)!r}), 'mistral-common', 4096, 0.0, False)\n"
+        f"scan(plan, [DataFile(Path({str(target.recipe.data.train[0])!r}), False)], processes=2)\n"
+    )
+    process = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)
+    assert process.returncode == 1
+    assert 'below `if __name__ == "__main__":`, or give processes=1' in process.stderr
+
+
+@pytest.mark.parametrize(("percent", "value"), [(1, 1), (25, 1), (26, 2), (50, 2), (95, 4), (100, 4)])
+def test_a_percentile_is_the_smallest_value_that_so_many_do_not_exceed(percent: int, value: int) -> None:
+    assert percentile([1, 2, 3, 4], percent) == value
+    assert percentile([], percent) == 0
+
+
+def test_a_long_row_is_named_and_not_printed(tmp_path: Path) -> None:
+    target = make_target(tmp_path, [said("long " * 5000, "b", system="s")], backend="chat-template")
+    source = v3().oracle.chat_template()
+    try:
+        v3().fast.chat_template = source.replace("eos_token", "''")
+        [finding] = dataset_results(target)["backends-agree"].findings
+    finally:
+        v3().fast.chat_template = source
+    assert (finding.rule, finding.row) == ("ML603", "")
+    assert len(finding.text()) < 5000
+
+
+def test_the_benchmark_runs(tmp_path: Path) -> None:
+    command = [sys.executable, ROOT / "benchmarks" / "dataset_rows.py", "--rows", "12", "--repetitions", "1"]
+    command += ["--tokenizer", "spm-v3", "--json", tmp_path / "figures.json"]
+    process = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (process.returncode, process.stderr) == (0, "")
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert figures["spm-v3"]["transformers, one process"]["ratio"] == 1.0
+    assert all(figure["rows_per_second"] > 0 for figure in figures["spm-v3"].values())
