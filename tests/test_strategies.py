@@ -8,6 +8,7 @@ from functools import cache
 from typing import Any
 
 import pytest
+from derived_tekken import derived_oracle
 from hypothesis import Phase, find, given, settings
 from hypothesis import strategies as st
 from hypothesis.errors import NoSuchExample
@@ -65,6 +66,17 @@ def test_every_version_from_v3_on_accepts_parallel_calls(row: dict[str, Any]) ->
         oracle_of(name).encode(row)
 
 
+@pytest.mark.parametrize("name", ["derived-v13-thinking", "derived-v15"])
+@given(row=rows(tools=None, parallel=True, weights=True, alternating=False, thinking=True))
+def test_versions_that_think_accept_thinking(name: str, row: dict[str, Any]) -> None:
+    derived_oracle(name).encode(row)
+
+
+@given(row=rows(tools=None, parallel=True, thinking=True, efforts=("none", "low", "high")))
+def test_v15_accepts_reasoning_efforts(row: dict[str, Any]) -> None:
+    derived_oracle("derived-v15").encode(row)
+
+
 @given(row=rows(tools=None, weights=True, alternating=False))
 def test_rows_are_plain_json(row: dict[str, Any]) -> None:
     assert json.loads(json.dumps(row, allow_nan=False)) == row
@@ -114,7 +126,7 @@ def test_no_system_message_where_none_is_wanted(row: dict[str, Any]) -> None:
 @given(row=rows(tools=None, text=st.sampled_from(("a", "b"))))
 def test_messages_say_what_they_are_given(row: dict[str, Any]) -> None:
     assert {m["content"] for m in row["messages"] if m["role"] in ("user", "system")} <= {"a", "b"}
-    assert {tool["function"]["description"] for tool in row.get("tools", ())} <= {"a", "b"}
+    assert {tool["function"].get("description", "a") for tool in row.get("tools", ())} <= {"a", "b"}
 
 
 @given(text=plain_text())
@@ -179,6 +191,30 @@ RARE: list[tuple[str, st.SearchStrategy[Any], Any]] = [
         lambda row: any(len(message.get("tool_calls", ())) == 3 for message in row["messages"]),
     ),
     ("arguments as text", tool_rows(), lambda row: any(isinstance(a, str) for a in arguments(row))),
+    ("arguments encoded twice", tool_rows(), lambda row: any(is_json_in_json(a) for a in arguments(row))),
+    ("arguments with a key twice", tool_rows(), lambda row: '{"a": 1, "a": 2}' in arguments(row)),
+    ("arguments that are not JSON", tool_rows(), lambda row: "a=1" in arguments(row)),
+    ("arguments with floats", tool_rows(), lambda row: any("2.50" in a for a in arguments(row) if isinstance(a, str))),
+    (
+        "results out of order",
+        tool_rows(parallel=True),
+        lambda row: in_order(row) != [m["tool_call_id"] for m in row["messages"] if m["role"] == "tool"],
+    ),
+    ("a result encoded twice", tool_rows(), lambda row: any(is_json_in_json(s) for s in results(row))),
+    ("a strict tool", tool_rows(), lambda row: any(tool["function"].get("strict") for tool in row["tools"])),
+    (
+        "a tool without description",
+        tool_rows(),
+        lambda row: any("description" not in tool["function"] for tool in row["tools"]),
+    ),
+    ("thinking before an answer", rows(thinking=True), lambda row: thoughts(row) and "text" in kinds(row)),
+    (
+        "thinking that is left open",
+        rows(thinking=True),
+        lambda row: any(thought.get("closed") is False for thought in thoughts(row)),
+    ),
+    ("thinking before a call", tool_rows(thinking=True), lambda row: thoughts(row) and "text" not in kinds(row)),
+    ("a reasoning effort", rows(efforts=("low", "high")), lambda row: row.get("reasoning_effort") == "high"),
     ("arguments as a nested object", tool_rows(), lambda row: any(nested(a) for a in arguments(row))),
     ("a result that is JSON", tool_rows(), lambda row: any(s.startswith("{") for s in results(row))),
     (
@@ -199,6 +235,29 @@ RARE: list[tuple[str, st.SearchStrategy[Any], Any]] = [
 
 def arguments(row: dict[str, Any]) -> list[Any]:
     return [call["function"]["arguments"] for message in row["messages"] for call in message.get("tool_calls", ())]
+
+
+def is_json_in_json(text: Any) -> bool:
+    return isinstance(text, str) and text.startswith('"{')
+
+
+def in_order(row: dict[str, Any]) -> list[str]:
+    answered = {message["tool_call_id"] for message in row["messages"] if message["role"] == "tool"}
+    made = [call["id"] for message in row["messages"] for call in message.get("tool_calls", ())]
+    return [call_id for call_id in made if call_id in answered]
+
+
+def chunks(row: dict[str, Any]) -> list[dict[str, Any]]:
+    contents = [message.get("content") for message in row["messages"] if message["role"] == "assistant"]
+    return [chunk for content in contents if isinstance(content, list) for chunk in content]
+
+
+def thoughts(row: dict[str, Any]) -> list[dict[str, Any]]:
+    return [chunk for chunk in chunks(row) if chunk["type"] == "thinking"]
+
+
+def kinds(row: dict[str, Any]) -> set[str]:
+    return {chunk["type"] for chunk in chunks(row)}
 
 
 def nested(value: Any) -> bool:

@@ -65,11 +65,13 @@ def _explain(row: Row, oracle: Oracle, template: ChatTemplate, known: list[Devia
         if changed == row:
             continue
         # a change that alters both sides would hide what it is not meant to explain
-        one_side = oracle.encode(changed).input_ids == oracle.encode(row).input_ids
-        if not one_side and template.render(changed) != template.render(row):
+        same = oracle.encode(changed).input_ids == oracle.encode(row).input_ids
+        renders = template.render(changed) == template.render(row)
+        if not same and not renders:
             return found, f"{deviation.id} does not explain the difference"
-        found.add(deviation.id)
-        row = changed
+        if not (same and renders):
+            found.add(deviation.id)
+            row = changed
     try:
         segments = template.segments(row)
     except RowError as error:

@@ -15,7 +15,9 @@ from packaging.specifiers import SpecifierSet
 
 from pytest_mistral_lora.chat.predictions import (
     empty_messages_dropped,
+    results_in_call_order,
     system_first,
+    thinking_left_open_joined,
     tool_calls_as_written,
     tool_results_as_strings,
     tools_as_written,
@@ -39,7 +41,7 @@ class Deviation:
         versions: Tokenizer versions that have it.
         kinds: Tokenizer kinds that have it: `spm`, `tekken`.
         mistral_common: Versions of mistral-common whose generated template has it.
-        tokenizer: The shipped tokenizer that the example is for.
+        tokenizer: The tokenizer that the example is for: a shipped one, or a test file derived from one.
         example: The smallest row that shows it.
         after: Control tokens that the differing text follows: the last of them that the version has. Empty for
             deviations of other forms.
@@ -70,6 +72,7 @@ _ALL = frozenset({"v1", "v2", "v3", "v7", "v11", "v13", "v15"})
 _TOOLS = _ALL - {"v1"}
 _JSON_RESULTS = frozenset({"v2", "v3"})
 _SPM = frozenset({"spm"})
+_TEKKEN = frozenset({"tekken"})
 _WEATHER: dict[str, Any] = {
     "type": "function",
     "function": {
@@ -80,9 +83,12 @@ _WEATHER: dict[str, Any] = {
 }
 
 
+def _tool_call(arguments: Any, call_id: str = "abcdefghi") -> dict[str, Any]:
+    return {"id": call_id, "type": "function", "function": {"name": "weather", "arguments": arguments}}
+
+
 def _call(arguments: Any) -> dict[str, Any]:
-    function = {"name": "weather", "arguments": arguments}
-    return {"role": "assistant", "tool_calls": [{"id": "abcdefghi", "type": "function", "function": function}]}
+    return {"role": "assistant", "tool_calls": [_tool_call(arguments)]}
 
 
 def _chat(*messages: Any, tools: Any = None) -> dict[str, Any]:
@@ -191,6 +197,59 @@ DEVIATIONS: tuple[Deviation, ...] = (
         versions=_ALL,
         example=_chat("", {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}),
         change=empty_messages_dropped,
+    ),
+    Deviation(
+        id="tool-results-out-of-order",
+        title="Results of parallel tool calls stay in the order in which the row gives them.",
+        why="mistral-common puts them in the order of the calls from v11 on, where a result no longer shows its id to "
+        "the model in every version.",
+        versions=frozenset({"v11", "v13", "v15"}),
+        kinds=_TEKKEN,
+        tokenizer="derived-v13",
+        example=_chat(
+            "a",
+            {"role": "assistant", "tool_calls": [_tool_call("{}", "aaaaaaaaa"), _tool_call("{}", "bbbbbbbbb")]},
+            {"role": "tool", "tool_call_id": "bbbbbbbbb", "content": "2"},
+            {"role": "tool", "tool_call_id": "aaaaaaaaa", "content": "1"},
+            {"role": "assistant", "content": "b"},
+            tools=[_WEATHER],
+        ),
+        change=results_in_call_order,
+    ),
+    Deviation(
+        id="open-thinking-joined",
+        title="Thinking that is not closed and the text straight after it are encoded as one text.",
+        why="mistral-common encodes the two apart. No marker stands between them, so only the ids show the boundary.",
+        versions=frozenset({"v13", "v15"}),
+        kinds=_TEKKEN,
+        tokenizer="derived-v13-thinking",
+        example=_chat(
+            "a",
+            {
+                "role": "assistant",
+                "content": [
+                    {"type": "thinking", "thinking": "b", "closed": False},
+                    {"type": "text", "text": "b"},
+                ],
+            },
+        ),
+        change=thinking_left_open_joined,
+    ),
+    Deviation(
+        id="empty-tool-content-refused",
+        title="A tool result that is an empty list of chunks is refused.",
+        why="mistral-common encodes it as an empty text.",
+        versions=frozenset({"v15"}),
+        kinds=_TEKKEN,
+        tokenizer="derived-v15",
+        example=_chat(
+            "a",
+            _call({}),
+            {"role": "tool", "tool_call_id": "abcdefghi", "content": []},
+            {"role": "assistant", "content": "b"},
+            tools=[_WEATHER],
+        ),
+        refusal=r"tool message contents must have non-empty content",
     ),
     Deviation(
         id="no-user-refused",

@@ -17,15 +17,16 @@ _MESSAGE_KEYS = {
     "assistant": {"role", "content", "tool_calls", "weight"},
     "tool": {"role", "content", "tool_call_id", "name"},
 }
-ROW_KEYS = ("messages", "tools")
+ROW_KEYS = ("messages", "tools", "reasoning_effort")
 _NOT_TEXT = {
     "image": "image",
     "image_url": "image",
     "input_audio": "audio",
     "audio": "audio",
     "audio_url": "audio",
-    "thinking": "thinking",
 }
+_CHUNK_KEYS = {"text": ("type", "text"), "thinking": ("type", "thinking", "closed")}
+_THINKERS = ("assistant", "system")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +55,7 @@ class Place:
 
 
 def refuse_near_misses(data: Mapping[str, Any], place: str) -> None:
-    """Refuse a key of a row that looks like a misspelt `messages` or `tools`.
+    """Refuse a key of a row that looks like a misspelt one of ours.
 
     Raises:
         RowError: If there is one.
@@ -90,7 +91,7 @@ def check_message(message: Any, place: Place) -> None:
     _check_weight(message.get("weight"), place / "weight")
     for key in ("tool_call_id", "name"):
         if message.get(key) is not None:
-            _check_text(message[key], place / key)
+            check_text(message[key], place / key)
 
 
 def _check_content(message: Mapping[str, Any], place: Place, *, optional: bool) -> None:
@@ -99,31 +100,39 @@ def _check_content(message: Mapping[str, Any], place: Place, *, optional: bool) 
         if not optional:
             raise place.error("is null" if "content" in message else "is missing", "a string or a list of text chunks")
     elif isinstance(content, str):
-        _check_text(content, place)
+        check_text(content, place)
     elif isinstance(content, Sequence):
         for index, chunk in enumerate(content):
-            _check_chunk(chunk, place / index)
+            _check_chunk(chunk, message["role"], place / index)
     else:
         raise place.error(f"is {kind_of(content)}", "a string or a list of text chunks")
 
 
-def _check_chunk(chunk: Any, place: Place) -> None:
+def _check_chunk(chunk: Any, role: str, place: Place) -> None:
     if not isinstance(chunk, Mapping):
         raise place.error(f"is {kind_of(chunk)}", 'a chunk: {"type": "text", "text": …}')
     kind = chunk.get("type")
     if isinstance(kind, str) and kind in _NOT_TEXT:
         raise place.error(f"{_NOT_TEXT[kind]} chunk (type {kind!r})", "text only", "This suite checks and trains text.")
-    if kind != "text":
-        raise (place / "type").error("is missing" if "type" not in chunk else repr(kind), "'text'")
+    if not isinstance(kind, str) or kind not in _CHUNK_KEYS:
+        expected = "'text' or 'thinking'" if role in _THINKERS else "'text'"
+        raise (place / "type").error("is missing" if "type" not in chunk else repr(kind), expected)
+    if kind == "thinking" and role not in _THINKERS:
+        raise place.error(f"thinking chunk of a message with role {role!r}", "thinking of the assistant or the system")
     for key in chunk:
-        if key not in ("type", "text"):
-            raise (place / str(key)).error("unknown field of a text chunk", "type and text")
-    if not isinstance(chunk.get("text"), str):
-        raise (place / "text").error(f"is {kind_of(chunk.get('text'))}", "a string")
-    _check_text(chunk["text"], place / "text")
+        if key not in _CHUNK_KEYS[kind]:
+            raise (place / str(key)).error(f"unknown field of a {kind} chunk", " and ".join(_CHUNK_KEYS[kind]))
+    check_text(chunk.get(kind), place / kind)
+    if not isinstance(chunk.get("closed", True), bool):
+        raise (place / "closed").error(f"is {kind_of(chunk['closed'])}", "true or false")
 
 
-def _check_text(text: Any, place: Place) -> None:
+def check_text(text: Any, place: Place) -> None:
+    """Check a text.
+
+    Raises:
+        RowError: If it is not a string, or not one that UTF-8 can hold.
+    """
     if not isinstance(text, str):
         raise place.error(f"is {kind_of(text)}", "a string")
     try:
@@ -147,11 +156,11 @@ def _check_tool_calls(tool_calls: Any, place: Place) -> None:
             raise here.error(f"is {kind_of(call)}", 'an object with "id" and "function"')
         _check_known(call, {"id", "type", "function"}, here)
         if call.get("id") is not None:
-            _check_text(call["id"], here / "id")
+            check_text(call["id"], here / "id")
         _check_function(call, here, {"name", "arguments"})
         arguments = call["function"].get("arguments")
         if isinstance(arguments, str):
-            _check_text(arguments, here / "function" / "arguments")
+            check_text(arguments, here / "function" / "arguments")
         elif not isinstance(arguments, Mapping | None):
             raise (here / "function" / "arguments").error(
                 f"is {kind_of(arguments)}", "an object, or its JSON as a string"
@@ -187,7 +196,7 @@ def _check_function(owner: Mapping[str, Any], place: Place, known: set[str]) -> 
     if not isinstance(function, Mapping):
         raise (place / "function").error(f"is {kind_of(function)}", "an object with a name")
     _check_known(function, known, place / "function")
-    _check_text(function.get("name"), place / "function" / "name")
+    check_text(function.get("name"), place / "function" / "name")
 
 
 def _check_known(data: Mapping[str, Any], known: set[str], place: Place) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -183,7 +184,7 @@ class Oracle:
         """
         row = as_row(row)
         start = row.assistant_groups()[-1][0]
-        prompt = Row(row.messages[:start], row.tools, row.place)
+        prompt = replace(row, messages=row.messages[:start])
         return tuple(token for piece in self._run(prompt, ValidationMode.test) for token in piece.ids)
 
     def encode_text(self, text: str) -> tuple[int, ...]:
@@ -262,7 +263,8 @@ def _request(row: Row) -> ChatCompletionRequest[Any]:
             data["tool_calls"] = [_with_known_id(call) for call in data.get("tool_calls", ())] or None
         messages.append(_MESSAGES[data["role"]].model_validate(data))
     tools = [Tool.model_validate(_without_nulls(tool)) for tool in row.tools or ()]
-    return ChatCompletionRequest(messages=messages, tools=tools or None)
+    settings = {"reasoning_effort": row.reasoning_effort} if row.reasoning_effort is not None else {}
+    return ChatCompletionRequest.model_validate({"messages": messages, "tools": tools or None, **settings})
 
 
 def _with_known_id(call: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
-from pytest_mistral_lora.chat.rows import Row, text_of, weight_of
+from pytest_mistral_lora.chat.rows import Row, merged_chunks, text_of, thinks, weight_of
 
 
 def _dumps(value: Any) -> str:
@@ -47,6 +48,8 @@ def tool_results_as_strings(row: Row, version: str) -> list[str]:
 
 def _result(message: Mapping[str, Any], version: str) -> str:
     content = message["content"]
+    if version == "v15":
+        return content if isinstance(content, str) else "".join(chunk["text"] for chunk in content)
     text = content if isinstance(content, str) else str([dict(chunk) for chunk in content])
     if version not in ("v2", "v3"):
         return text
@@ -71,7 +74,7 @@ def weights_equal(row: Row, version: str) -> Row:
     if all(len({weight_of(message) for message in run}) == 1 for run in _runs(row, "assistant")):
         return row
     messages = tuple({key: value for key, value in message.items() if key != "weight"} for message in row.messages)
-    return Row(messages, row.tools, row.place)
+    return replace(row, messages=messages)
 
 
 def empty_messages_dropped(row: Row, version: str) -> Row:
@@ -82,12 +85,16 @@ def empty_messages_dropped(row: Row, version: str) -> Row:
         messages += _spoken(texts) if role in ("user", "assistant") else texts
     if version in ("v1", "v2", "v3"):
         messages = _one_prompt(messages)
-    return row if tuple(messages) == row.messages else Row(tuple(messages), row.tools, row.place)
+    return row if tuple(messages) == row.messages else replace(row, messages=tuple(messages))
 
 
 def _spoken(run: list[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    said = [message for message in run if text_of(message.get("content")) or message.get("tool_calls")]
-    return said or run[:1]
+    return [message for message in run if _says(message)] or run[:1]
+
+
+def _says(message: Mapping[str, Any]) -> bool:
+    content = message.get("content")
+    return bool(text_of(content) or thinks(content) or message.get("tool_calls"))
 
 
 def _one_prompt(messages: list[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
@@ -101,7 +108,7 @@ def _without_empty_chunks(message: Mapping[str, Any]) -> Mapping[str, Any]:
     content = message.get("content")
     if isinstance(content, str | None) or message["role"] == "tool":
         return message
-    kept = [chunk for chunk in content if chunk["text"]] or content[:1]
+    kept = [chunk for chunk in content if chunk["type"] == "thinking" or chunk["text"]] or content[:1]
     return message if kept == content else {**message, "content": kept}
 
 
@@ -112,7 +119,47 @@ def system_first(row: Row, version: str) -> Row:
     if not between:
         return row
     ordered = sorted(row.messages, key=lambda message: message["role"] != "system")
-    return Row(tuple(ordered), row.tools, row.place)
+    return replace(row, messages=tuple(ordered))
+
+
+def results_in_call_order(row: Row, version: str) -> Row:
+    """Put the results of each turn's tool calls in the order of the calls."""
+    messages: list[Mapping[str, Any]] = []
+    order: dict[Any, int] = {}
+    for role, run in itertools.groupby(row.messages, key=lambda message: message["role"]):
+        group = list(run)
+        if role == "tool":
+            group.sort(key=lambda message: order.get(message.get("tool_call_id"), len(order)))
+            order = {}
+        for message in group if role == "assistant" else ():
+            order |= {call.get("id"): len(order) + n for n, call in enumerate(message.get("tool_calls") or ())}
+        messages += group
+    return row if tuple(messages) == row.messages else replace(row, messages=tuple(messages))
+
+
+def thinking_left_open_joined(row: Row, version: str) -> Row:
+    """Make one thinking chunk of one that is not closed and the text straight after it."""
+    messages: list[Mapping[str, Any]] = []
+    for role, run in itertools.groupby(row.messages, key=lambda message: message["role"]):
+        group = list(run)
+        turns = [group] if role == "assistant" else [[message] for message in group]
+        for turn in turns:
+            messages += _with_open_thinking_joined(turn, version)
+    return row if tuple(messages) == row.messages else replace(row, messages=tuple(messages))
+
+
+def _with_open_thinking_joined(turn: list[Mapping[str, Any]], version: str) -> list[Mapping[str, Any]]:
+    chunks = merged_chunks((message.get("content") for message in turn), version=version)
+    joined = chunks[:1]
+    for before, chunk in itertools.pairwise(chunks):
+        if chunk["type"] == "text" and not before.get("closed", True):
+            joined[-1]["thinking"] += chunk["text"]
+        else:
+            joined.append(chunk)
+    if len(joined) == len(chunks):
+        return turn
+    calls = [call for message in turn for call in message.get("tool_calls") or ()]
+    return [{**turn[0], "content": joined} | ({"tool_calls": calls} if calls else {})]
 
 
 def _windows(items: Iterator[str]) -> Iterator[tuple[str, ...]]:

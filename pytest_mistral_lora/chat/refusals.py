@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from pytest_mistral_lora.chat.rows import Row
+from pytest_mistral_lora.chat.rows import Row, thinks
 from pytest_mistral_lora.errors import OracleRejection
 
 
@@ -86,6 +86,18 @@ def _text_beside_calls(row: Row, match: re.Match[str]) -> str:
 def _first_tool_turn(row: Row, match: re.Match[str]) -> str:
     turns = (n for n, m in enumerate(row.messages) if m["role"] == "tool" or m.get("tool_calls"))
     return f"messages[{next(turns, 0)}]"
+
+
+def _first_thought(row: Row, match: re.Match[str]) -> str:
+    role = match.groupdict().get("role")
+    for index, message in enumerate(row.messages):
+        if thinks(message.get("content")) and role in (None, message["role"]):
+            return f"messages[{index}].content"
+    return "messages"
+
+
+def _effort(row: Row, match: re.Match[str]) -> str:
+    return "reasoning_effort"
 
 
 def _nowhere(row: Row, match: re.Match[str]) -> str:
@@ -183,6 +195,36 @@ _REFUSALS = (
         "several tool results for one assistant turn",
         "one tool result, or a tokenizer from v3 on",
         _first_tool_turn,
+    ),
+    _Refusal(
+        r"Unexpected content chunk types in (?P<role>\w+) message: \['ThinkChunk'\]",
+        r"thinking in a message with role '\g<role>'",
+        "text only, or a tokenizer from v13 on",
+        _first_thought,
+    ),
+    _Refusal(
+        r"Think not implemented for tokenizer|think tokens are not available",
+        "thinking, which this tokenizer has no tokens for",
+        "text only, or a tokenizer from v13 on that has [THINK] and [/THINK]",
+        _first_thought,
+    ),
+    _Refusal(
+        r"reasoning_effort=.* is not supported for this model|reasoning_effort not supported",
+        "a model setting, which this tokenizer does not have",
+        "no reasoning_effort, or a tokenizer from v15 on",
+        _effort,
+    ),
+    _Refusal(
+        r"reasoning_effort should be one of \[(.*)\], got (\w+)",
+        r"'\2' is not a reasoning effort of this model",
+        "one of those that the tokenizer's model_settings_builder lists",
+        _effort,
+    ),
+    _Refusal(
+        r"(?s)reasoning_effort\s+Input should be ('none'.*?) \[",
+        "not a reasoning effort",
+        "one of those that mistral-common knows, or none",
+        _effort,
     ),
     _Refusal(r"Invalid tool schema: (.*)", r"the parameters are not a JSON Schema: \1", "JSON Schema draft 7", _tools),
     _Refusal(

@@ -1,18 +1,19 @@
 """Chat rows: one conversation each, checked field by field before anything is encoded.
 
-A row is `{"messages": [{"role": …, "content": …}, …], "tools": […]}`. Other keys of a row are the user's own;
-unknown keys of a *message* are refused, since a misspelt `weight` or `tool_calls` would train on something else.
+A row is `{"messages": [{"role": …, "content": …}, …], "tools": […], "reasoning_effort": …}`; all but the messages may
+be absent. Other keys of a row are the user's own; unknown keys of a *message* are refused, since a misspelt `weight`
+or `tool_calls` would train on something else.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pytest_mistral_lora.chat.fields import Place, check_message, check_tools, kind_of, refuse_near_misses
+from pytest_mistral_lora.chat.fields import Place, check_message, check_text, check_tools, kind_of, refuse_near_misses
 from pytest_mistral_lora.chat.jsonl import read_line, scan_lines
 from pytest_mistral_lora.errors import RowError, RowsError
 
@@ -25,17 +26,22 @@ class Row:
         messages: The messages as plain JSON data, in order.
         tools: Function tools in the OpenAI layout, or None.
         place: Where the row came from (`file:line`), for messages; empty for a row made in code.
+        reasoning_effort: The model setting of that name, as in mistral-common's request (tokenizers from v15 on): how
+            much the answer is thought about, such as `none` or `high`. None for the tokenizer's own default.
     """
 
     messages: tuple[Mapping[str, Any], ...]
     tools: tuple[Mapping[str, Any], ...] | None = None
     place: str = field(default="", compare=False)
+    reasoning_effort: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the row as plain JSON data, fit for one line of a dataset."""
         data: dict[str, Any] = {"messages": [dict(message) for message in self.messages]}
         if self.tools:
             data["tools"] = [dict(tool) for tool in self.tools]
+        if self.reasoning_effort is not None:
+            data["reasoning_effort"] = self.reasoning_effort
         return data
 
     def to_jsonl(self) -> str:
@@ -66,12 +72,57 @@ def weight_of(message: Mapping[str, Any]) -> int:
 
 
 def text_of(content: Any) -> str:
-    """Return the text of a checked `content`: a string, or text chunks joined as mistral-common joins them."""
+    """Return the text of a checked `content`: a string, or text chunks joined as mistral-common joins them up to v13.
+
+    Thinking chunks are left out.
+    """
     if content is None:
         return ""
     if isinstance(content, str):
         return content
-    return "\n\n".join(chunk["text"] for chunk in content if chunk["text"])
+    return "\n\n".join(chunk["text"] for chunk in content if chunk.get("text"))
+
+
+def thinks(content: Any) -> bool:
+    """Return whether a checked `content` has a thinking chunk."""
+    return not isinstance(content, str | None) and any(chunk["type"] == "thinking" for chunk in content)
+
+
+def merged_chunks(contents: Iterable[Any], *, version: str) -> list[dict[str, Any]]:
+    """Return the chunks of one turn as mistral-common makes them of the contents of its messages.
+
+    Neighbouring texts become one: with a blank line between messages, and between the chunks of a message up to v13.
+
+    Args:
+        contents: The checked `content` of each message of the turn, in order.
+        version: The tokenizer version.
+    """
+    joint = "" if version == "v15" else "\n\n"
+    chunks: list[dict[str, Any]] = []
+    for content in contents:
+        join = "\n\n"
+        for chunk in [{"type": "text", "text": content}] if isinstance(content, str) else content or ():
+            if chunk["type"] == "thinking":
+                chunks.append(dict(chunk))
+            elif chunk["text"]:
+                before = chunks.pop()["text"] + join if chunks and chunks[-1]["type"] == "text" else ""
+                chunks.append({"type": "text", "text": before + chunk["text"]})
+                join = joint
+    return chunks
+
+
+def spoken(contents: Iterable[Any], *, version: str) -> str:
+    """Return what the messages of one assistant turn say, thinking included, as mistral-common encodes it.
+
+    Spaces at the end are stripped from v2 on, but not where the turn thinks.
+
+    Args:
+        contents: The checked `content` of each message of the turn, in order.
+        version: The tokenizer version.
+    """
+    chunks = merged_chunks(contents, version=version)
+    said = "".join(chunk[chunk["type"]] for chunk in chunks)
+    return said if version == "v1" or thinks(chunks) else said.rstrip(" ")
 
 
 def scan_rows(path: str | Path) -> Iterator[Row | RowError]:
@@ -153,4 +204,7 @@ def parse_row(data: Any, *, place: str = "") -> Row:
     tools = data.get("tools")
     if tools is not None:
         check_tools(tools, Place(place, "tools"))
-    return Row(tuple(messages), tuple(tools) if tools else None, place)
+    effort = data.get("reasoning_effort")
+    if effort is not None:
+        check_text(effort, Place(place, "reasoning_effort"))
+    return Row(tuple(messages), tuple(tools) if tools else None, place, effort)

@@ -22,8 +22,10 @@ CHARACTERS = 10_000_000
 SECONDS = 10.0
 _SOURCE_CHARACTERS = 1_000_000
 _GROWS = frozenset(
-    "batch center expandtabs format format_map indent join ljust replace rjust round slice tojson truncate urlize "
-    "wordwrap xmlattr zfill".split()
+    (
+        *("batch", "center", "expandtabs", "format", "format_map", "indent", "join", "ljust", "replace", "rjust"),
+        *("round", "slice", "tojson", "truncate", "urlize", "wordwrap", "xmlattr", "zfill"),
+    )
 )
 _RANDOM = frozenset(("lipsum", "generate_lorem_ipsum", "random", "do_random"))
 _FORMATS = frozenset(("format", "format_map"))

@@ -10,7 +10,7 @@ import itertools
 import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -145,6 +145,10 @@ class ChatTemplate:
         messages = [_plain(message) for message in row.messages]
         tools = list(row.tools) if row.tools else None
         variables = {"add_generation_prompt": generation_prompt, **self.tokenizer.special_tokens_map}
+        if row.reasoning_effort is not None:
+            if "reasoning_effort" not in source:
+                raise RowError("the chat template has no reasoning_effort, and the row sets it", place=row.place)
+            variables["reasoning_effort"] = row.reasoning_effort
         try:
             if self.bounded and not mark:  # what is marked has been rendered without marks before
                 self._bounded(source).run({"messages": messages, "tools": tools, "documents": None, **variables})
@@ -203,7 +207,8 @@ class ChatTemplate:
         used = set(json.dumps(row.to_json(), ensure_ascii=False))
         marker = next(chr(code) for code in range(0xE000, 0xF900) if chr(code) not in used)
         broken = _map_strings(row.to_json(), lambda text: self._literals.sub(lambda m: _break(m[0], marker), text))
-        return Row(tuple(broken["messages"]), tuple(broken["tools"]) if row.tools else None, row.place), marker
+        tools = tuple(broken["tools"]) if row.tools else None
+        return replace(row, messages=tuple(broken["messages"]), tools=tools), marker
 
     def _split(self, marked: str, marker: str) -> list[tuple[bool, str]]:
         parts: list[tuple[bool, str]] = []

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from pytest_mistral_lora.chat.encoded import IGNORE_INDEX, EncodedRow
 from pytest_mistral_lora.chat.labels import scan_labels
 from pytest_mistral_lora.chat.oracle import Oracle
-from pytest_mistral_lora.chat.rows import Row, parse_row, text_of, weight_of
+from pytest_mistral_lora.chat.rows import Row, parse_row, spoken, weight_of
 from pytest_mistral_lora.errors import OracleRejection
 
 Rows = Literal["any", "tools", "weights"]
@@ -132,9 +132,7 @@ def spoken_text_violation(row: Row, encoded: EncodedRow, oracle: Oracle) -> str:
     if len(turns) != len(groups):
         return f"{len(turns)} assistant turns encoded of {len(groups)}"
     for group, (turn, spans) in zip(groups, turns.items(), strict=True):
-        said = "\n\n".join(text for text in (text_of(row.messages[n].get("content")) for n in group) if text)
-        if oracle.version != "v1":
-            said = said.rstrip(" ")
+        said = spoken((row.messages[n].get("content") for n in group), version=oracle.version)
         decoded = "".join(oracle.decode(encoded.input_ids[s.start : s.end]) for s in spans if s.kind == "text")
         if decoded != _as_decoded(said, oracle):
             return f"turn {turn} decodes to {decoded!r}; the assistant says {said!r}"

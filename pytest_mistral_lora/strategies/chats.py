@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import string
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -13,11 +12,10 @@ from hypothesis.strategies import SearchStrategy
 
 from pytest_mistral_lora.chat.fields import ROLES
 from pytest_mistral_lora.chat.rows import text_of
+from pytest_mistral_lora.strategies import calls
 from pytest_mistral_lora.strategies.texts import TextStrategy, hostile_text, plain_text
 
 Message = dict[str, Any]
-_WORDS = string.ascii_letters + string.digits + "_-"
-_SCALARS = st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats(allow_nan=False, allow_infinity=False)
 
 
 def rows(
@@ -29,6 +27,8 @@ def rows(
     text: TextStrategy | None = None,
     alternating: bool = True,
     parallel: bool = False,
+    thinking: bool = False,
+    efforts: Sequence[str] = (),
 ) -> SearchStrategy[dict[str, Any]]:
     """Generate chat rows that every tokenizer version accepts, or every version with tools where there are tools.
 
@@ -48,14 +48,20 @@ def rows(
             earlier one. Assistant messages keep to texts that are more than spaces.
         alternating: False for consecutive user and assistant messages, system messages wherever they are allowed,
             conversations without a leading user message, and contents given as text chunks.
-        parallel: Whether an assistant turn may make several tool calls (from v3 on).
+        parallel: Whether an assistant turn may make several tool calls (from v3 on), answered in any order.
+        thinking: Whether answers, and turns that call tools, may think (from v13 on, where the tokenizer has the
+            tokens for it), also in thinking that is not closed.
+        efforts: What a row may give as its `reasoning_effort` (from v15 on).
     """
     if max_turns < 1:
         raise ValueError(f"max_turns is {max_turns}, and a row has at least 1 turn")
     choices = (False, True) if tools is None else (tools,)
     said = _any_text() if text is None else text
     return st.one_of(
-        *(_rows(_Plan(choice, system, weights, max_turns, said, alternating, parallel)) for choice in choices)
+        *(
+            _rows(_Plan(choice, system, weights, max_turns, said, alternating, parallel, thinking, tuple(efforts)))
+            for choice in choices
+        )
     )
 
 
@@ -67,11 +73,14 @@ def tool_rows(
     max_turns: int = 4,
     text: TextStrategy | None = None,
     alternating: bool = True,
+    thinking: bool = False,
+    efforts: Sequence[str] = (),
 ) -> SearchStrategy[dict[str, Any]]:
     """Generate chat rows with tools, tool calls and tool results; the arguments are as for `rows`.
 
     At least one assistant message calls a tool, the last one of a row perhaps without a result. Arguments are an
-    object or its JSON, results are JSON, numbers or text, and ids are 9 letters or digits.
+    object, its JSON, that JSON as a string in JSON, or not JSON at all; results are JSON, numbers or text; JSON may
+    have duplicate keys and floats written in many ways. Ids are 9 letters or digits.
 
     Example:
         >>> from hypothesis import given
@@ -88,6 +97,8 @@ def tool_rows(
         text=text,
         alternating=alternating,
         parallel=parallel,
+        thinking=thinking,
+        efforts=efforts,
     )
 
 
@@ -133,7 +144,7 @@ def messages(*, role: str | None = None, text: TextStrategy | None = None) -> Se
         raise ValueError(f"role is {role!r}, expected one of {', '.join(ROLES)}")
     content = _any_text() if text is None else text
     if role == "tool":
-        return st.builds(_tool_message, _results(content, _objects(content)), _ids(), st.none() | _names())
+        return st.builds(_tool_message, calls.results(content), calls.ids(), st.none() | calls.names())
     return st.builds(_message, st.just(role), content.filter(_speaks) if role == "assistant" else content)
 
 
@@ -148,6 +159,8 @@ class _Plan:
     text: TextStrategy
     alternating: bool
     parallel: bool
+    thinking: bool
+    efforts: tuple[str, ...]
 
     # each strategy is built once: building them anew for every draw takes most of the time
 
@@ -157,19 +170,29 @@ class _Plan:
 
     @cached_property
     def call_ids(self) -> SearchStrategy[list[str]]:
-        return st.lists(_ids(), min_size=1, max_size=3 if self.parallel else 1, unique=True)
+        return st.lists(calls.ids(), min_size=1, max_size=3 if self.parallel else 1, unique=True)
 
     @cached_property
-    def arguments(self) -> SearchStrategy[dict[str, Any]]:
-        return _objects(self.text)
+    def arguments(self) -> SearchStrategy[Any]:
+        return calls.arguments(self.text)
 
     @cached_property
     def results(self) -> TextStrategy:
-        return _results(self.text, self.arguments)
+        return calls.results(self.text)
+
+    @cached_property
+    def thoughts(self) -> SearchStrategy[list[Message]]:
+        chunk = st.builds(_thought, self.text, st.sampled_from((None, True, False)))
+        return st.lists(chunk, min_size=1, max_size=2)
+
+    @cached_property
+    def settings(self) -> SearchStrategy[dict[str, str]]:
+        chosen = st.sampled_from(self.efforts) if self.efforts else st.nothing()
+        return st.fixed_dictionaries({}, optional={"reasoning_effort": chosen}) if self.efforts else st.just({})
 
     @cached_property
     def tool_lists(self) -> SearchStrategy[list[dict[str, Any]]]:
-        return st.lists(_tools(self.text), min_size=1, max_size=3, unique_by=_name_of)
+        return st.lists(calls.tools(self.text), min_size=1, max_size=3, unique_by=calls.name_of)
 
 
 @dataclass
@@ -202,31 +225,32 @@ class _Writer:
     def tool_round(self, *, last: bool) -> bool:
         """Write an assistant's tool calls and their results; return whether the row ends with the calls."""
         ids = self.draw(self.plan.call_ids)
-        calls = [self.call(call_id) for call_id in ids]
-        message: Message = {"role": "assistant", "tool_calls": calls}
+        made = [self.call(call_id) for call_id in ids]
+        message: Message = {"role": "assistant", "tool_calls": made}
         if (content := self.draw(st.sampled_from(("absent", "", None)))) != "absent":
             message["content"] = content
+        if self.plan.thinking and self.draw(st.booleans()):
+            message["content"] = self.draw(self.plan.thoughts)
         self.messages.append(self.weighed(message))
         if last and self.draw(st.booleans()):
             return True
-        names = {call["id"]: call["function"]["name"] for call in calls}
+        names = {call["id"]: call["function"]["name"] for call in made}
         for call_id in self.draw(st.permutations(ids)):
             name = names[call_id] if self.draw(st.booleans()) else None
             self.messages.append(_tool_message(self.draw(self.plan.results), call_id, name))
         return False
 
     def call(self, call_id: str) -> dict[str, Any]:
-        """Draw one tool call, its arguments as an object or as its JSON, with or without escapes."""
-        arguments: Any = self.draw(self.plan.arguments)
-        if self.draw(st.booleans()):
-            arguments = json.dumps(arguments, ensure_ascii=self.draw(st.booleans()))
-        function = {"name": self.draw(st.sampled_from(self.tool_names)), "arguments": arguments}
+        function = {"name": self.draw(st.sampled_from(self.tool_names)), "arguments": self.draw(self.plan.arguments)}
         return {"id": call_id, "type": "function", "function": function}
 
     def answer(self) -> None:
         count = 1 if self.plan.alternating else self.draw(st.integers(1, 2))
         for _ in range(count):
-            self.messages.append(self.weighed(_message("assistant", self.content(speaks=True))))
+            content = self.content(speaks=True)
+            if self.plan.thinking and self.draw(st.booleans()):
+                content = self.draw(self.plan.thoughts) + ([_chunk(content)] if isinstance(content, str) else content)
+            self.messages.append(self.weighed(_message("assistant", content)))
 
     def weighed(self, message: Message) -> Message:
         weight = self.draw(self.plan.weight)
@@ -246,7 +270,7 @@ class _Writer:
 @st.composite
 def _rows(draw: st.DrawFn, plan: _Plan) -> dict[str, Any]:
     tools = draw(plan.tool_lists) if plan.tools else []
-    writer = _Writer(draw, plan, [_name_of(tool) for tool in tools])
+    writer = _Writer(draw, plan, [calls.name_of(tool) for tool in tools])
     if plan.system or (plan.system is None and draw(st.booleans())):
         writer.system()
     turns = draw(st.integers(1, plan.max_turns))
@@ -259,7 +283,7 @@ def _rows(draw: st.DrawFn, plan: _Plan) -> dict[str, Any]:
         ended = [writer.tool_round(last=last and n == rounds - 1) for n in range(rounds)]
         if not any(ended):
             writer.answer()
-    return {"messages": writer.messages} | ({"tools": tools} if tools else {})
+    return {"messages": writer.messages} | ({"tools": tools} if tools else {}) | draw(plan.settings)
 
 
 def _any_text() -> TextStrategy:
@@ -282,44 +306,9 @@ def _chunk(text: str) -> dict[str, Any]:
     return {"type": "text", "text": text}
 
 
+def _thought(text: str, closed: bool | None) -> dict[str, Any]:
+    return {"type": "thinking", "thinking": text} | ({} if closed is None else {"closed": closed})
+
+
 def _tool_message(content: str, call_id: str, name: str | None) -> Message:
     return {"role": "tool", "content": content, "tool_call_id": call_id} | ({"name": name} if name else {})
-
-
-def _ids() -> TextStrategy:
-    return st.text("0123456789" + string.ascii_letters, min_size=9, max_size=9)
-
-
-def _names() -> TextStrategy:
-    return st.text(_WORDS, min_size=1, max_size=12)
-
-
-def _objects(text: TextStrategy) -> SearchStrategy[dict[str, Any]]:
-    leaves = text | _SCALARS
-    values = st.recursive(leaves, lambda inner: st.lists(inner, max_size=2) | _dicts(inner), max_leaves=4)
-    return _dicts(values)
-
-
-def _dicts(values: SearchStrategy[Any]) -> SearchStrategy[dict[str, Any]]:
-    return st.dictionaries(_names(), values, max_size=3)
-
-
-def _results(text: TextStrategy, objects: SearchStrategy[dict[str, Any]]) -> TextStrategy:
-    numbers = st.integers(-(10**6), 10**6).map(str) | st.sampled_from(("0.50", "1e3", "-0"))
-    as_json = st.builds(json.dumps, objects, ensure_ascii=st.booleans())
-    return st.one_of(text, numbers, as_json)
-
-
-def _tools(text: TextStrategy) -> SearchStrategy[dict[str, Any]]:
-    kinds = st.sampled_from(("string", "integer", "number", "boolean"))
-    properties = st.dictionaries(_names(), st.fixed_dictionaries({"type": kinds, "description": text}), max_size=2)
-    return st.builds(_tool, _names(), text, properties)
-
-
-def _tool(name: str, description: str, properties: dict[str, Any]) -> dict[str, Any]:
-    parameters = {"type": "object", "properties": properties}
-    return {"type": "function", "function": {"name": name, "description": description, "parameters": parameters}}
-
-
-def _name_of(tool: dict[str, Any]) -> str:
-    return str(tool["function"]["name"])

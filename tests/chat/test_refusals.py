@@ -4,8 +4,9 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from derived_tekken import DERIVED, derived_oracle
 
-from pytest_mistral_lora.chat.oracle import SHIPPED, Oracle
+from pytest_mistral_lora.chat.oracle import SHIPPED, Oracle, shipped_tokenizer
 from pytest_mistral_lora.chat.rows import parse_row
 from pytest_mistral_lora.errors import EXIT_BAD_INPUT, OracleRejection
 
@@ -262,8 +263,51 @@ def test_v13_needs_an_id_for_each_call(newer_oracle: Oracle) -> None:
     with pytest.raises(OracleRejection) as caught:
         newer_oracle.encode(row)
     assert str(caught.value) == (
-        "messages[1].tool_calls[0].id: no tool-call id (tokenizer v13); expected a non-empty tool-call id"
+        "messages[1].tool_calls[0].id: no tool-call id "
+        f"(tokenizer {newer_oracle.version}); expected a non-empty tool-call id"
     )
+
+
+THOUGHT = {"role": "assistant", "content": [{"type": "thinking", "thinking": "b"}, {"type": "text", "text": "c"}]}
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("spm-v3", "messages[1].content: thinking in a message with role 'assistant' (tokenizer v3)"),
+        ("spm-v7", "messages[1].content: thinking in a message with role 'assistant' (tokenizer v7)"),
+        ("derived-v11", "messages[1].content: thinking, which this tokenizer has no tokens for (tokenizer v11)"),
+        ("derived-v13", "messages[1].content: thinking, which this tokenizer has no tokens for (tokenizer v13)"),
+    ],
+)
+def test_versions_without_thinking_refuse_it(name: str, found: str) -> None:
+    oracle = derived_oracle(name) if name in DERIVED else Oracle(shipped_tokenizer(name))
+    with pytest.raises(OracleRejection) as caught:
+        oracle.encode({"messages": [USER, THOUGHT]})
+    assert str(caught.value).startswith(f"{found}; expected text only, or a tokenizer from v13 on")
+
+
+def test_v15_refuses_a_system_prompt_that_thinks() -> None:
+    row = {"messages": [THOUGHT | {"role": "system"}, USER, ANSWER]}
+    assert derived_oracle("derived-v13-thinking").encode(row).supervised_tokens == 2
+    with pytest.raises(OracleRejection, match=r"^messages\[0\].content: thinking in a message with role 'system'"):
+        derived_oracle("derived-v15").encode(row)
+
+
+@pytest.mark.parametrize(
+    ("name", "effort", "found"),
+    [
+        ("spm-v3", "low", "a model setting, which this tokenizer does not have (tokenizer v3)"),
+        ("derived-v13", "low", "a model setting, which this tokenizer does not have (tokenizer v13)"),
+        ("derived-v15", "max", "'max' is not a reasoning effort of this model (tokenizer v15)"),
+        ("derived-v15", "much", "not a reasoning effort (tokenizer v15)"),
+    ],
+)
+def test_a_reasoning_effort_that_cannot_be_set_is_refused(name: str, effort: str, found: str) -> None:
+    oracle = derived_oracle(name) if name in DERIVED else Oracle(shipped_tokenizer(name))
+    with pytest.raises(OracleRejection) as caught:
+        oracle.encode({"messages": [USER, ANSWER], "reasoning_effort": effort})
+    assert str(caught.value).startswith(f"reasoning_effort: {found}; expected ")
 
 
 def test_a_reason_that_is_not_known_is_passed_on(oracle_of: Callable[[str], Oracle]) -> None:

@@ -113,8 +113,33 @@ REFUSED: list[tuple[Any, str]] = [
             ("audio", "audio"),
             ("input_audio", "audio"),
             ("audio_url", "audio"),
-            ("thinking", "thinking"),
         ]
+    ),
+    (
+        with_user([{"type": "thinking", "thinking": "x"}]),
+        "messages[1].content[0]: thinking chunk of a message with role 'user'; "
+        "expected thinking of the assistant or the system",
+    ),
+    (
+        with_message(ANSWER | {"content": [{"type": "thoughts"}]}),
+        "messages[1].content[0].type: 'thoughts'; expected 'text' or 'thinking'",
+    ),
+    (
+        with_message(ANSWER | {"content": [{"type": "thinking", "text": "x"}]}),
+        "messages[1].content[0].text: unknown field of a thinking chunk; expected type and thinking and closed",
+    ),
+    (
+        with_message(ANSWER | {"content": [{"type": "thinking"}]}),
+        "messages[1].content[0].thinking: is null; expected a string",
+    ),
+    (
+        with_message(ANSWER | {"content": [{"type": "thinking", "thinking": "x", "closed": 1}]}),
+        "messages[1].content[0].closed: is a number; expected true or false",
+    ),
+    (GOOD | {"reasoning_effort": 3}, "reasoning_effort: is a number; expected a string"),
+    (
+        GOOD | {"reasoning_efort": "low"},
+        "unknown key 'reasoning_efort'; expected 'reasoning_effort', or a name unlike it",
     ),
     (
         with_user("ab\ud800c"),

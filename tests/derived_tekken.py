@@ -1,0 +1,70 @@
+"""Tekken files of the versions that mistral-common knows but does not ship, derived from a shipped vocabulary.
+
+The vocabulary is real; the ids of the markers that came later are ours, and no released file has been compared.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
+
+_CALLS = ("[ARGS]", "[CALL_ID]")
+_THINKING = ("[THINK]", "[/THINK]")
+_SETTINGS = ("[MODEL_SETTINGS]", "[/MODEL_SETTINGS]")
+_EFFORT = {"type": "enum", "values": ["none", "low", "high"], "accepts_none": True, "default": "none"}
+
+DERIVED: Mapping[str, tuple[str, tuple[str, ...], Mapping[str, Any]]] = MappingProxyType(
+    {
+        "derived-v7": ("v7", (), {}),
+        "derived-v11": ("v11", _CALLS, {}),
+        "derived-v13": ("v13", _CALLS, {}),
+        "derived-v13-thinking": ("v13", (*_CALLS, *_THINKING), {}),
+        "derived-v15": (
+            "v15",
+            (*_CALLS, *_THINKING, *_SETTINGS),
+            {"model_settings_builder": {"reasoning_effort": _EFFORT, "json_schema": None}},
+        ),
+    }
+)
+"""Our name for each derived file: its version, the markers that it has more than v7, and other keys of the file."""
+
+
+def write_derived(name: str, folder: Path) -> Path:
+    """Write the `tekken.json` of a derived tokenizer into a folder, and return its path."""
+    version, markers, keys = DERIVED[name]
+    data = json.loads(shipped_tokenizer("tekken-240718").read_text(encoding="utf-8"))
+    first = [*Oracle(shipped_tokenizer("tekken-240718")).control_tokens.values()][:20]
+    literals = [*first, *(f"<SPECIAL_{number}>" for number in range(20, 32)), *markers]
+    data["config"]["version"] = version
+    data["special_tokens"] = [
+        {"rank": rank, "token_str": literal, "is_control": True} for rank, literal in enumerate(literals)
+    ]
+    path = folder / "tekken.json"
+    path.write_text(json.dumps(data | keys), encoding="utf-8")
+    return path
+
+
+@functools.cache
+def derived_tokenizer(name: str) -> Path:
+    """Return the path of a derived `tekken.json`, written once for the whole run."""
+    folder = Path(_folder().name) / name
+    folder.mkdir()
+    return write_derived(name, folder)
+
+
+@functools.cache
+def _folder() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix="derived-tekken-")
+
+
+@functools.cache
+def derived_oracle(name: str) -> Oracle:
+    """Return the oracle of a derived tokenizer, loaded once."""
+    return Oracle(derived_tokenizer(name))
