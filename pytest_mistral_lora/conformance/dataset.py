@@ -17,6 +17,7 @@ from pytest_mistral_lora.errors import NoOracleError, TokenizerError
 CASES = (
     "rows-are-valid",
     "split-has-rows",
+    "laws-hold",
     "backends-agree",
     "something-is-supervised",
     "nothing-is-cut",

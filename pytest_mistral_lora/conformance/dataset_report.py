@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from pytest_mistral_lora.conformance.dataset_laws import ON_EVERY_ROW
 from pytest_mistral_lora.conformance.dataset_rows import BEYOND, Plan
 from pytest_mistral_lora.conformance.dataset_scan import DataFile
 from pytest_mistral_lora.conformance.dataset_tally import Findings, Tally, equal_groups, spread
@@ -34,6 +36,7 @@ def report(
     return {
         "rows-are-valid": Result(tuple(of("ML601", "ML602"))),
         "split-has-rows": Result(tuple(of("ML615"))),
+        "laws-hold": Result(tuple(of(*sorted(ON_EVERY_ROW)))),
         "backends-agree": Result(
             tuple(of("ML603", "ML604")), not_checked=no_comparison, facts=(("deviations", deviations),)
         ),
@@ -54,6 +57,7 @@ class _Report:
         self._tally = tally
         self._files = files
         self._plan = plan
+        self._leaked: set[int] = set()
 
     @property
     def _found(self) -> Findings:
@@ -80,35 +84,38 @@ class _Report:
     def repeated_rows(self) -> None:
         """Note rows that are there twice, on one side or on both."""
         for group in equal_groups(self._tally.rows, range(len(self._tally))):
-            held = [row for row in group if self._tally.held[row]]
-            trained = [row for row in group if not self._tally.held[row]]
+            trained, held = self._sides(group)
             for side in (trained, held):
                 if len(side) > 1:
                     self._add("ML608", side[1], f"the same row as {{}} ({len(side)} times in all)", side[0])
             for row in held if trained else ():
+                self._leaked.add(row)
                 self._add("ML610", row, "the row is also trained on: {}", trained[0])
 
     def repeated_prompts(self) -> None:
         """Note prompts that rows of one side answer differently, and held-out prompts that are trained on."""
-        tally = self._tally
-        own = set(tally.own_prompts())
+        owners, held_out = self._tally.owners, self._tally.held
+        own = self._tally.own_prompts()
         # of a held-out row its own prompt counts: how a conversation begins is often the same
-        asked = [index for index, row in enumerate(tally.owners) if index in own or not tally.held[row]]
-        trained_rows = {tally.row_digest(row) for row in range(len(tally)) if not tally.held[row]}
-        for group in equal_groups(tally.prompts, asked):
-            trained = [tally.owners[index] for index in group if not tally.held[tally.owners[index]]]
-            held = [tally.owners[index] for index in group if tally.held[tally.owners[index]]]
+        asked = array("Q", (index for index, row in enumerate(owners) if own[index] or not held_out[row]))
+        for group in equal_groups(self._tally.prompts, asked):
+            trained, held = self._sides([owners[index] for index in group])
             for row in held if trained else ():
-                if tally.row_digest(row) not in trained_rows:
+                if row not in self._leaked:
                     self._add("ML611", row, "the prompt is also trained on: {}", trained[0])
-            self._add_answers([tally.owners[index] for index in group if index in own])
+            for side in self._sides([owners[index] for index in group if own[index]]):
+                self._add_answers(side)
 
-    def _add_answers(self, rows: list[int]) -> None:
-        for held in (0, 1):
-            side = [row for row in rows if self._tally.held[row] == held]
-            other = next((row for row in side if self._tally.row_digest(row) != self._tally.row_digest(side[0])), None)
-            if other is not None:
-                self._add("ML609", other, f"the prompt of {{}} with another answer ({_rows(len(side))})", side[0])
+    def _sides(self, rows: list[int]) -> tuple[list[int], list[int]]:
+        """Part rows into those that are trained on and those that are held out."""
+        held = self._tally.held
+        return [row for row in rows if not held[row]], [row for row in rows if held[row]]
+
+    def _add_answers(self, side: list[int]) -> None:
+        digest = self._tally.row_digest
+        other = next((row for row in side if digest(row) != digest(side[0])), None)
+        if other is not None:
+            self._add("ML609", other, f"the prompt of {{}} with another answer ({_rows(len(side))})", side[0])
 
     def _add(self, rule: str, row: int, found: str, other: int) -> None:
         """Add a finding about two rows; a text is made only where it is kept."""

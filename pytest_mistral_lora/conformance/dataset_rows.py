@@ -15,6 +15,7 @@ from pytest_mistral_lora.chat.encoded import IGNORE_INDEX, EncodedRow
 from pytest_mistral_lora.chat.rows import Row, read_row
 from pytest_mistral_lora.checkpoint.backends import Encoder, faults
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
+from pytest_mistral_lora.conformance.dataset_laws import law_findings
 from pytest_mistral_lora.conformance.dataset_tally import DIGEST_BYTES, Tally, packed_place
 from pytest_mistral_lora.conformance.difference import show_difference
 from pytest_mistral_lora.conformance.findings import Finding
@@ -126,7 +127,8 @@ class Judge:
             cut = beyond(row, encoded, whose, self.plan.max_length, self._version) if fault == "too-long" else {}
             tally.findings.add(_fault(_FAULTS[fault], error, encoded, cut))
             tally.counts.update({(BEYOND, name): number for name, number in cut.items()})
-        for finding in _joined(row):
+        kept = law_findings(row, expected, self._oracle) if expected and self._oracle else ()
+        for finding in (*_joined(row), *kept):
             tally.findings.add(finding)
         if expected is not None and self.plan.compares and not self._agrees(row, expected, encoded, tally):
             return expected

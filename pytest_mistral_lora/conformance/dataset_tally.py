@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
+from itertools import pairwise
 from typing import Any
 
 from pytest_mistral_lora.conformance.findings import Finding
@@ -112,10 +112,12 @@ class Tally:
         """Return the digest of a row's ids and labels."""
         return digest_at(self.rows, row)
 
-    def own_prompts(self) -> list[int]:
-        """Return the index of each row's own prompt: what comes before its last turn that is trained on."""
-        last = {owner: index for index, owner in enumerate(self.owners)}
-        return list(last.values())
+    def own_prompts(self) -> bytearray:
+        """Return a 1 for each prompt that is its row's own: what comes before the last turn that is trained on."""
+        own = bytearray(len(self.owners))
+        for index, owner in enumerate(self.owners):
+            own[index] = index + 1 == len(self.owners) or self.owners[index + 1] != owner
+        return own
 
 
 def packed_place(file: int, line: int) -> int:
@@ -128,11 +130,16 @@ def digest_at(digests: bytearray, index: int) -> bytes:
     return bytes(digests[index * DIGEST_BYTES : (index + 1) * DIGEST_BYTES])
 
 
-def equal_groups(digests: bytearray, indices: list[int] | range) -> Iterator[list[int]]:
-    """Yield the indices that have one digest in common, for each digest that several have, in order."""
-    ordered = sorted(indices, key=lambda index: digest_at(digests, index))
-    runs = (list(run) for _, run in groupby(ordered, key=lambda index: digest_at(digests, index)))
-    yield from sorted(run for run in runs if len(run) > 1)
+def equal_groups(digests: bytearray, indices: Sequence[int]) -> Iterator[list[int]]:
+    """Yield the indices that have one digest in common, for each digest that several have, in order of the first."""
+    with memoryview(digests).cast("Q") as halves:
+        # millions of digests are sorted as numbers; only what may be repeated is put into groups
+        repeated = {one for one, other in pairwise(sorted(halves[2 * index] for index in indices)) if one == other}
+        groups: dict[bytes, list[int]] = {}
+        for index in indices:
+            if halves[2 * index] in repeated:
+                groups.setdefault(digest_at(digests, index), []).append(index)
+    yield from (group for group in groups.values() if len(group) > 1)
 
 
 def percentile(ordered: list[int], percent: int) -> int:

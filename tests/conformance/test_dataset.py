@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,12 @@ import pytest
 import yaml
 from dataset_recipes import Target, make_target, said, v3, write_rows
 
-from pytest_mistral_lora.chat.rows import read_rows
+from pytest_mistral_lora.chat.rows import parse_row, read_rows
 from pytest_mistral_lora.checkpoint.backends import Encoder
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.conformance.checks import Settings
 from pytest_mistral_lora.conformance.dataset import CASES, check_dataset, checks, dataset_results
+from pytest_mistral_lora.conformance.dataset_laws import law_findings
 from pytest_mistral_lora.conformance.dataset_tally import SHOWN
 from pytest_mistral_lora.conformance.findings import Finding, Result
 from pytest_mistral_lora.errors import NoOracleError, PinError, RowsError
@@ -254,3 +256,31 @@ def test_each_file_that_cannot_be_used_is_named(tmp_path: Path) -> None:
     assert places(found(results)) == [name for name in names if name != "rows.jsonl"]
     assert {finding.rule for finding in found(results)} == {"ML602"}
     assert facts(results)["rows"] == 3
+
+
+def test_the_laws_of_an_encoded_row_are_held_against_every_row() -> None:
+    oracle = v3().oracle
+    row = parse_row(SOUND[2], place="rows.jsonl:3")
+    encoded = oracle.encode(row)
+    assert list(law_findings(row, encoded, oracle)) == []
+    last = encoded.spans[-1]
+    without_eos = replace(encoded, labels=(*(encoded.labels or ())[: last.start], -100))
+    broken = list(law_findings(row, without_eos, oracle))
+    assert {finding.rule for finding in broken} == {"ML101", "ML104", "ML107"}
+    assert {finding.place for finding in broken} == {"rows.jsonl:3"}
+
+
+def test_rows_of_every_kind_keep_the_laws(tmp_path: Path) -> None:
+    call = {"id": "abcdefghi", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    tools = [{"type": "function", "function": {"name": "f", "description": "", "parameters": {"type": "object"}}}]
+    messages = [
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "tool_calls": [call], "weight": 0},
+        {"role": "tool", "tool_call_id": "abcdefghi", "content": "1"},
+        {"role": "assistant", "content": "b\u2581c "},
+    ]
+    mixed = {"messages": [*messages, {"role": "assistant", "content": "d", "weight": 0}, *messages], "tools": tools}
+    weighted = said("a", "b", "c", "d")
+    weighted["messages"][1]["weight"] = 0
+    results = dataset_results(make_target(tmp_path, [weighted, mixed, {"messages": messages, "tools": tools}]))
+    assert results["laws-hold"] == Result()
