@@ -39,7 +39,7 @@ def assert_template_faithful(row: AnyRow, tokenizer: AnyTokenizer) -> None:
 
 
 def assert_labels_exact(row: AnyRow, input_ids: Sequence[int], labels: Sequence[int], tokenizer: AnyTokenizer) -> None:
-    """Assert that a trainer's ids and labels of a row are exactly mistral-common's.
+    """Assert that a trainer's ids and labels of a row are exactly mistral-common's; each difference has a class.
 
     Args:
         row: A chat row.
@@ -48,13 +48,14 @@ def assert_labels_exact(row: AnyRow, input_ids: Sequence[int], labels: Sequence[
         tokenizer: As for `assert_template_faithful`.
 
     Raises:
-        AssertionError: With the first differing token (ML004 for ids, ML103 for labels).
+        AssertionError: With the class of each difference and the first differing token (ML520 to ML535 for ids,
+            ML540 to ML551 for labels).
         RowError: If the row cannot be used.
     """
     __tracebackhide__ = True
-    from pytest_mistral_lora.conformance.encoded import encoded_findings
+    from pytest_mistral_lora.conformance.verdicts import row_findings
 
-    _fail_on(encoded_findings(as_row(row), input_ids, labels, _tokenizer(tokenizer).oracle))
+    _fail_on(row_findings(as_row(row), input_ids, labels, _tokenizer(tokenizer).oracle))
 
 
 def assert_no_control_token_injection(row: AnyRow, input_ids: Sequence[int], tokenizer: AnyTokenizer) -> None:
@@ -79,11 +80,12 @@ def assert_encoded_rows_sound(path: str | Path, tokenizer: AnyTokenizer) -> None
     """Assert that every row of an encoded-rows file is exactly what mistral-common makes of its messages.
 
     Args:
-        path: A JSONL file; each line has `messages`, `input_ids` and `labels`, and `tools` where the row has some.
+        path: A JSONL file; each line has `row`, `messages`, `input_ids` and `labels`, and `tools` where the row has
+            some. A packed sequence has `conversations` in place of `messages`, and `position_ids`.
         tokenizer: As for `assert_template_faithful`.
 
     Raises:
-        AssertionError: With every wrong row.
+        AssertionError: With every wrong row, and what is wrong with the file as a whole (ML502 to ML551).
         RowsError: If lines cannot be read as encoded rows.
     """
     __tracebackhide__ = True

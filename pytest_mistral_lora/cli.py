@@ -6,7 +6,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
@@ -23,6 +23,12 @@ from pytest_mistral_lora.errors import (
 )
 
 _EXITS = "Exit codes: 0 fine, 1 a finding or a failed run, 2 bad usage or bad input, 3 out of memory, 130 interrupted."
+
+_AUDIT_JSON = """\
+With --json, each finding is one JSON object on a line of its own: rule, class (its name in the table of classes),
+severity, index (the row's number, null for a whole file), state, place, found, expected, detail and row (the chat row
+as one line of JSON). The last line is {"summary": {...}} with rows, sound, wrong, not_judged, packed, tokens,
+supervised_tokens, findings and classes (rule, class and count of each)."""
 
 _OWN_COMMANDS = {
     "train": ("pytest_mistral_lora.training.__main__", "train a recipe's adapter (recipe.yaml)"),
@@ -120,28 +126,29 @@ def _render(given: argparse.Namespace) -> int:
 
 def _add_audit(verbs: Any) -> None:
     verb = _verb(verbs, "audit", _audit, "hold a trainer's encoded rows (input_ids and labels) against mistral-common")
-    verb.add_argument("rows", type=Path, help="encoded-rows JSONL: messages, tools, input_ids, labels")
+    verb.add_argument("rows", type=Path, help="encoded-rows JSONL: row, messages or conversations, input_ids, labels")
     _add_tokenizer(verb)
+    verb.add_argument(
+        "--dataset",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="PATH",
+        help="chat JSONL file that the rows come from, in order (repeatable): what is missing or changed is said",
+    )
+    verb.add_argument("--show", type=int, default=5, metavar="N", help="findings of a class to print (default 5)")
+    verb.epilog = f"{_AUDIT_JSON} {_EXITS}"
 
 
 def _audit(given: argparse.Namespace) -> int:
     from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
-    from pytest_mistral_lora.conformance.encoded import file_findings
+    from pytest_mistral_lora.conformance.audit import Audit
+    from pytest_mistral_lora.conformance.audit_report import write_json, write_text
 
-    oracle = CheckpointTokenizer(given.tokenizer).oracle
-    return _print_findings(file_findings(given.rows, oracle), as_json=given.json)
-
-
-def _print_findings(findings: Iterator[Any], *, as_json: bool) -> int:
-    count = 0
-    for finding in findings:
-        count += 1
-        sys.stdout.write(
-            (json.dumps(finding.to_json(), ensure_ascii=False) if as_json else finding.text() + "\n") + "\n"
-        )
-    if not as_json:
-        sys.stdout.write(f"{count} finding{'' if count == 1 else 's'}\n")
-    return EXIT_FINDING if count else EXIT_OK
+    audit = Audit(given.rows, CheckpointTokenizer(given.tokenizer).oracle, tuple(given.dataset))
+    failed = write_json(audit, sys.stdout) if given.json else write_text(audit, sys.stdout, max(0, given.show))
+    audit.raise_unreadable()
+    return EXIT_FINDING if failed else EXIT_OK
 
 
 def _add_verify(verbs: Any) -> None:

@@ -108,9 +108,11 @@ class EncodedTarget(Target):
 
     Attributes:
         judge: The target whose tokenizer they are held to.
+        dataset: The chat JSONL files that they were made of, in order, where they are at hand.
     """
 
     judge: Target = field(default_factory=lambda: Target(EMBEDDED_TRAINING))
+    dataset: tuple[Path, ...] = ()
 
     @cached_property
     def tokenizer(self) -> CheckpointTokenizer:

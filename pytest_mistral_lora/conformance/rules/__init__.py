@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
-from pytest_mistral_lora.conformance.rules import adapter, dataset, manifest, mask, template, tokenizer, train
+from pytest_mistral_lora.conformance.rules import (
+    adapter,
+    dataset,
+    encoded,
+    encoded_ids,
+    encoded_labels,
+    manifest,
+    mask,
+    template,
+    tokenizer,
+    train,
+)
 from pytest_mistral_lora.conformance.rules.rule import Rule, Severity
 
 __all__ = ["RULES", "Rule", "Severity"]
 
-_MODULES = (template, mask, tokenizer, train, adapter, dataset, manifest)
+_MODULES = (template, mask, tokenizer, train, adapter, dataset, encoded, encoded_ids, encoded_labels, manifest)
 
 RULES = {rule.id: rule for module in _MODULES for rule in module.RULES}
 """Every rule, by id."""

@@ -1,0 +1,110 @@
+"""Ids as control tokens and the texts that follow them: what two encodings of one row are compared by."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from difflib import SequenceMatcher
+from itertools import groupby
+
+from pytest_mistral_lora.chat.oracle import Oracle
+
+_V1_MARKER = re.compile(r"(\[/?INST\])")
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A control token and the text up to the next one.
+
+    Attributes:
+        marker: The control token as it is written; empty for a text that nothing precedes.
+        text: The text, decoded.
+        ids: The text's ids; empty for v1, whose `[INST]` is itself text.
+    """
+
+    marker: str
+    text: str
+    ids: tuple[int, ...] = ()
+
+    @property
+    def spelled(self) -> str:
+        """The whole part as text."""
+        return self.marker + self.text
+
+
+@dataclass(frozen=True, slots=True)
+class Hunk:
+    """A run of parts that differ: what is expected there, and what was found.
+
+    Attributes:
+        expected: The expected parts.
+        found: The parts found.
+        pairs: Parts of equal markers that stand for one another.
+        missing: Expected parts without a counterpart, in runs.
+        surplus: Found parts without a counterpart, in runs.
+    """
+
+    expected: tuple[Part, ...]
+    found: tuple[Part, ...]
+    pairs: list[tuple[Part, Part]] = field(default_factory=list)
+    missing: list[tuple[Part, ...]] = field(default_factory=list)
+    surplus: list[tuple[Part, ...]] = field(default_factory=list)
+
+
+def markers_of(oracle: Oracle) -> dict[int, str]:
+    """Return the tokens that part texts: the control tokens and `<unk>`, which no text encodes to."""
+    return {oracle.unk_id: "<unk>", **oracle.control_tokens}
+
+
+def decoded(ids: Sequence[int], oracle: Oracle) -> str:
+    """Return the text of ids, its leading space included, which SentencePiece drops at the start of a text."""
+    before = oracle.encode_text("a")
+    return oracle.decode([*before, *ids]).removeprefix("a") if ids else ""
+
+
+def parts_of(ids: Sequence[int], oracle: Oracle) -> list[Part]:
+    """Return ids in parts; ids outside the vocabulary are not allowed."""
+    markers = markers_of(oracle)
+    parts = [Part("", "")]
+    for is_marker, group in groupby(ids, markers.__contains__):
+        run = tuple(group)
+        if is_marker:
+            parts += [Part(markers[token], "") for token in run]
+        elif oracle.version == "v1":
+            parts += _v1_parts(parts.pop(), decoded(run, oracle))
+        else:
+            parts.append(Part(parts.pop().marker, decoded(run, oracle), run))
+    return parts if parts[0] != Part("", "") else parts[1:]
+
+
+def _v1_parts(before: Part, text: str) -> list[Part]:
+    first, *rest = _V1_MARKER.split(text)
+    return [Part(before.marker, first), *(Part(*pair) for pair in zip(rest[::2], rest[1::2], strict=True))]
+
+
+def hunks(expected: Sequence[Part], found: Sequence[Part]) -> list[Hunk]:
+    """Return where two lists of parts differ, with the parts of each difference matched by their markers."""
+    result = []
+    for tag, a, b, c, d in SequenceMatcher(None, expected, found, autojunk=False).get_opcodes():
+        if tag != "equal":
+            result.append(_matched(tuple(expected[a:b]), tuple(found[c:d])))
+    return result
+
+
+def _matched(expected: tuple[Part, ...], found: tuple[Part, ...]) -> Hunk:
+    hunk = Hunk(expected, found)
+    markers = [part.marker for part in expected], [part.marker for part in found]
+    for tag, a, b, c, d in SequenceMatcher(None, *markers, autojunk=False).get_opcodes():
+        if tag == "equal":
+            pairs = zip(expected[a:b], found[c:d], strict=True)
+            hunk.pairs.extend(pair for pair in pairs if pair[0] != pair[1])
+            continue
+        hunk.missing.extend([expected[a:b]] if a < b else [])
+        hunk.surplus.extend([found[c:d]] if c < d else [])
+    return hunk
+
+
+def squeezed(text: str) -> str:
+    """Return a text without its whitespace."""
+    return "".join(text.split())

@@ -1,0 +1,201 @@
+from __future__ import annotations
+
+import json
+from random import Random
+from typing import Any
+
+import pytest
+from faults import FAULTS, Case, oracle_of
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from pytest_mistral_lora.chat.encoded import IGNORE_INDEX
+from pytest_mistral_lora.chat.oracle import Oracle
+from pytest_mistral_lora.chat.rows import parse_row
+from pytest_mistral_lora.conformance.encoded_lines import EncodedLine
+from pytest_mistral_lora.conformance.fault_classes import CLASSES
+from pytest_mistral_lora.conformance.line_faults import LineJudge
+from pytest_mistral_lora.conformance.rules import RULES
+from pytest_mistral_lora.conformance.verdicts import row_findings
+from pytest_mistral_lora.strategies import rows, tool_rows
+
+TOKENIZERS = ("spm-v1", "spm-v2", "spm-v3", "spm-v7", "tekken-240718")
+FEW = settings(max_examples=8, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
+SEEDS = st.integers(0, 2**32)
+
+
+def _rows(name: str) -> st.SearchStrategy[dict[str, Any]]:
+    plain = rows(weights=True, alternating=False) | rows()
+    return plain if name == "spm-v1" else plain | tool_rows(parallel=name != "spm-v2")
+
+
+def _case(name: str, data: dict[str, Any], seed: int) -> Case:
+    return Case(json.loads(json.dumps(data)), oracle_of(name), Random(seed))
+
+
+def _line(oracle: Oracle, cases: list[Case], **changes: Any) -> LineJudge:
+    parts = [case.encoded for case in cases]
+    line = {
+        "packed": len(cases) > 1,
+        "input_ids": tuple(token for part in parts for token in part.input_ids),
+        "labels": tuple(label for part in parts for label in part.labels or ()),
+        "position_ids": tuple(n for part in parts for n in range(len(part.input_ids))),
+    }
+    return LineJudge(EncodedLine("rows", 0, tuple(case.row for case in cases), **{**line, **changes}), parts, oracle)
+
+
+def _rules(judge: LineJudge) -> set[str]:
+    return {finding.rule for finding in judge.findings()}
+
+
+def test_every_class_is_a_rule_of_the_subject() -> None:
+    assert set(CLASSES) == {rule.id for rule in RULES.values() if rule.subject == "encoded"}
+    assert len(set(CLASSES.values())) == len(CLASSES)
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_each_fault_of_a_trainer_is_found_by_a_class_of_its_family(name: str) -> None:
+    tried: set[str] = set()
+
+    @FEW
+    @given(_rows(name), SEEDS)
+    def law(data: dict[str, Any], seed: int) -> None:
+        case = _case(name, data, seed)
+        assert list(row_findings(case.row, case.ids, case.labels, case.oracle)) == []
+        for fault, (make, family) in FAULTS.items():
+            broken = make(case)
+            if broken is None:
+                continue
+            tried.add(fault)
+            found = {finding.rule for finding in row_findings(case.row, *broken, case.oracle)}
+            assert found & family, (fault, found)
+
+    law()
+    assert len(tried) > len(FAULTS) / 2
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_padding_is_no_fault_unless_it_is_trained_on(name: str) -> None:
+    oracle = oracle_of(name)
+
+    @FEW
+    @given(_rows(name), st.integers(1, 9), st.booleans(), st.booleans())
+    def law(data: dict[str, Any], count: int, left: bool, masked: bool) -> None:
+        case = _case(name, data, 0)
+        for token in {oracle.unk_id, oracle.eos_id, _pad_id(oracle)}:
+            ids = _padded(case.ids, token, count, left=left)
+            mask = _padded([1] * len(case.ids), 0, count, left=left) if masked else None
+            quiet = _padded(case.labels, IGNORE_INDEX, count, left=left)
+            given_ids = {"input_ids": ids, "attention_mask": mask, "position_ids": None}
+            assert _rules(_line(oracle, [case], labels=quiet, **given_ids)) == set()
+            loud = _padded(case.labels, token, count, left=left)
+            expected = {"ML510"} if masked or token != oracle.eos_id or count > 1 else {"ML510", "ML522"}
+            assert _rules(_line(oracle, [case], labels=loud, **given_ids)) & expected
+
+    law()
+
+
+def _padded(values: list[int], value: int, count: int, *, left: bool) -> tuple[int, ...]:
+    return tuple([value] * count + values if left else values + [value] * count)
+
+
+def _pad_id(oracle: Oracle) -> int:
+    return next((token for token, literal in oracle.control_tokens.items() if literal == "<pad>"), oracle.unk_id)
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_a_fault_is_found_in_a_padded_row_too(name: str) -> None:
+    oracle = oracle_of(name)
+    count, left = 5, False
+
+    @FEW
+    @given(_rows(name), SEEDS)
+    def law(data: dict[str, Any], seed: int) -> None:
+        case = _case(name, data, seed)
+        fault = case.chance.choice(
+            ["eos_masked", "cut_at_the_end", "bos_doubled", "everything_trained", "another_answer"]
+        )
+        make, family = FAULTS[fault]
+        broken = make(case)
+        if broken is None:
+            return
+        ids = _padded(broken[0], _pad_id(oracle), count, left=left)
+        labels = _padded(broken[1], IGNORE_INDEX, count, left=left)
+        mask = _padded([1] * len(broken[0]), 0, count, left=left)
+        for attention_mask in (mask, None):
+            judge = _line(
+                oracle, [case], input_ids=ids, labels=labels, attention_mask=attention_mask, position_ids=None
+            )
+            assert _rules(judge) & family, fault
+
+    law()
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_packed_rows_are_split_back_and_each_fault_is_found(name: str) -> None:
+    oracle = oracle_of(name)
+
+    @FEW
+    @given(st.lists(_rows(name), min_size=2, max_size=4, unique_by=json.dumps), SEEDS)
+    def law(many: list[dict[str, Any]], seed: int) -> None:
+        cases = [_case(name, data, seed) for data in many]
+        sound = _line(oracle, cases)
+        line = sound.line
+        assert _rules(sound) == set()
+        length = len(line.input_ids)
+        assert _rules(_line(oracle, cases, position_ids=tuple(range(length)))) == {"ML512"}
+        assert _rules(_line(oracle, cases, position_ids=None)) == {"ML512"}
+        assert _rules(_line(oracle, cases, attention_mask=(1,) * length)) == {"ML513"}
+        numbers = tuple(n + 1 for n, case in enumerate(cases) for _ in case.ids)
+        assert _rules(_line(oracle, cases, attention_mask=numbers)) == set()
+        boundary = len(cases[0].ids)
+        labels = (*line.labels[:boundary], line.input_ids[boundary], *line.labels[boundary + 1 :])
+        assert _rules(_line(oracle, cases, labels=labels)) == {"ML514"}
+        _conversations_lost_or_moved(oracle, cases)
+        _a_fault_in_one(oracle, cases, Random(seed))
+
+    law()
+
+
+def _conversations_lost_or_moved(oracle: Oracle, cases: list[Case]) -> None:
+    def as_listed(*order: int) -> LineJudge:
+        other = _line(oracle, [cases[n] for n in order]).line
+        changed = {key: getattr(other, key) for key in ("input_ids", "labels", "position_ids")}
+        return _line(oracle, cases, **changed)
+
+    everything = tuple(range(len(cases)))
+    same = cases[0].encoded.input_ids == cases[-1].encoded.input_ids
+    assert "ML515" in _rules(as_listed(*everything[:-1]))
+    assert "ML515" in _rules(as_listed(*everything, 0))
+    assert same or "ML516" in _rules(as_listed(*everything[::-1]))
+    cut = {key: getattr(_line(oracle, cases).line, key)[:-2] for key in ("input_ids", "labels", "position_ids")}
+    assert _rules(_line(oracle, cases, **cut)) >= {"ML531"}
+
+
+def _a_fault_in_one(oracle: Oracle, cases: list[Case], chance: Random) -> None:
+    fault = chance.choice(["eos_masked", "everything_trained", "another_answer", "last_eos_missing"])
+    make, family = FAULTS[fault]
+    broken = make(cases[0])
+    if broken is None:
+        return
+    rest = _line(oracle, cases[1:]).line
+    positions = (*range(len(broken[0])), *(rest.position_ids or ()))
+    judge = _line(
+        oracle,
+        cases,
+        input_ids=(*broken[0], *rest.input_ids),
+        labels=(*broken[1], *rest.labels),
+        position_ids=positions,
+    )
+    assert _rules(judge) & family, fault
+
+
+def test_a_verdict_shows_the_tokens_and_a_row_that_can_be_pasted() -> None:
+    data = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}
+    oracle = oracle_of("spm-v3")
+    row = parse_row(data)
+    encoded = oracle.encode(row)
+    [finding] = row_findings(row, (1, *encoded.input_ids), [IGNORE_INDEX, *(encoded.labels or ())], oracle)
+    assert finding.rule == "ML521"
+    assert json.loads(finding.row) == data
+    assert "> 1    3 '[INST]'" in finding.detail
