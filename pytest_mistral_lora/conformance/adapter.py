@@ -1,92 +1,201 @@
-"""Is an adapter folder a trained LoRA adapter that fits its configuration, and its base?"""
+"""Subject `adapter`: is a folder a trained LoRA adapter that fits its configuration, and its base?"""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
 
+from pytest_mistral_lora.conformance import adapter_base, adapter_config, adapter_effect, adapter_names, adapter_values
+from pytest_mistral_lora.conformance.adapter_files import Opened, model_files, open_adapter
 from pytest_mistral_lora.conformance.checks import Check, Settings
 from pytest_mistral_lora.conformance.findings import Finding, Result
+from pytest_mistral_lora.conformance.merged import merged_cases
 from pytest_mistral_lora.conformance.targets import AdapterTarget
-from pytest_mistral_lora.errors import InputError
-from pytest_mistral_lora.records.files import read_json
+from pytest_mistral_lora.errors import InputError, PinError
+from pytest_mistral_lora.records.files import inside
 
-CONFIG = "adapter_config.json"
-TENSORS = "adapter_model.safetensors"
-_NAME = re.compile(r"base_model\.model\.(?P<layer>.+)\.lora_(?P<side>[AB])\.weight")
+Case = Callable[[], Result]
+_UNREADABLE = "the files cannot be read: see the check `files`"
 
 
 def checks(target: AdapterTarget, settings: Settings) -> Iterator[Check]:
-    """Yield the checks of an adapter folder."""
-    yield Check(target, "adapter", "tensors", lambda: Result(tuple(adapter_findings(target.folder, target.base))))
+    """Yield the checks of an adapter folder, or of a merged model's."""
+    for case, judge in cases(target.folder, target.base).items():
+        yield Check(target, "adapter", case, judge)
+
+
+def cases(folder: Path, base: Path | None) -> Mapping[str, Case]:
+    """Return what is checked of a folder, by name.
+
+    Args:
+        folder: The folder.
+        base: The base checkpoint, where the user named it.
+    """
+    manifest = adapter_base.valid_manifest(folder)
+    if manifest is not None and manifest["kind"] == "merged" and model_files(folder):
+        return merged_cases(folder, base)
+    judged = Judged(folder, base)
+    return {
+        "files": judged.files,
+        "tensors-complete": judged.tensors_complete,
+        "tensors-finite": judged.tensors_finite,
+        "layers-trained": judged.layers_trained,
+        "configuration": judged.configuration,
+        "base-recorded": judged.base_recorded,
+        "fits-base": judged.fits_base,
+        "changes-the-base": judged.changes_the_base,
+    }
 
 
 def adapter_findings(folder: Path, base: Path | None = None) -> Iterator[Finding]:
-    """Yield what is wrong with an adapter's tensors.
+    """Yield everything that is wrong with an adapter folder.
 
     Args:
         folder: The folder with `adapter_config.json` and `adapter_model.safetensors`.
-        base: The base checkpoint, or None: then the layers are taken from the tensors' own names.
+        base: The base checkpoint, or None: then it is looked for beside the folder and in the Hub's cache.
 
     Raises:
-        InputError: If a file is missing or cannot be read.
+        PinError: If the base cannot be read or does not load.
     """
-    config = read_json(folder / CONFIG)
-    tensors = _tensors(folder / TENSORS)
-    place = str(folder / TENSORS)
-    yield from _names(tensors, config, base, place)
-    yield from _values(tensors, config, place)
+    for judge in cases(folder, base).values():
+        yield from judge().findings
 
 
-def _tensors(file: Path) -> dict[str, Any]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+@dataclass(frozen=True)
+class Judged:
+    """An adapter folder under judgement; each method is one check.
 
-    if not file.is_file():
-        raise InputError("no such file", place=str(file), expected="the adapter as safetensors, not pickle")
-    try:
-        return dict(load_file(file))
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"not a safetensors file: {error}", place=str(file)) from error
+    Attributes:
+        folder: The folder.
+        given: The base that the user named, or None.
+    """
 
+    folder: Path
+    given: Path | None
 
-def _names(tensors: Mapping[str, Any], config: Mapping[str, Any], base: Path | None, place: str) -> Iterator[Finding]:
-    if not tensors:
-        yield Finding("ML401", "the file holds no tensors", place, "two for each adapted layer")
-        return
-    targets = set(config.get("target_modules") or ())
-    layers = _layers(base, targets) if base is not None else _layers_of(tensors, targets)
-    expected = {f"base_model.model.{layer}.lora_{side}.weight" for layer in layers for side in "AB"}
-    for name in sorted(expected - set(tensors)):
-        yield Finding("ML401", f"{name} is missing", place, f"two tensors for each of {len(layers)} layers")
-    for name in sorted(set(tensors) - expected):
-        yield Finding("ML401", f"{name} fits no adapted layer of the base", place, "LoRA tensors of the target modules")
+    @cached_property
+    def opened(self) -> Opened:
+        """The files, as far as they can be read."""
+        return open_adapter(self.folder)
 
+    @cached_property
+    def base(self) -> adapter_base.Base:
+        """The base, where it is at hand."""
+        return adapter_base.find_base(self.given, self.folder)
 
-def _layers(base: Path, targets: set[str]) -> list[str]:
-    from pytest_mistral_lora.checkpoint.base import linear_layers
+    @cached_property
+    def misconfigured(self) -> tuple[Finding, ...]:
+        """What is wrong with the configuration alone."""
+        return tuple(adapter_config.configuration_findings(self.opened))
 
-    return [layer for layer in linear_layers(base) if layer.rsplit(".", 1)[-1] in targets]
+    @cached_property
+    def plan(self) -> adapter_names.Layout:
+        """The adapter on its base without weights, or on a Mistral model as large as the tensors say."""
+        return adapter_names.layout(self.opened, self.base.folder)
 
+    @cached_property
+    def numbers(self) -> Mapping[str, adapter_values.Numbers]:
+        """The tensors, summed up."""
+        return adapter_values.summed_up(inside(self.folder, Path(self.opened.place).name))
 
-def _layers_of(tensors: Mapping[str, Any], targets: set[str]) -> list[str]:
-    """Complete the layers that the names speak of: every block has every target module."""
-    found = [match["layer"] for match in map(_NAME.fullmatch, tensors) if match]
-    blocks = {layer.rsplit(".", 1)[0] for layer in found if layer.rsplit(".", 1)[-1] in targets}
-    return [f"{block}.{target}" for block in sorted(blocks) for target in sorted(targets)]
+    @cached_property
+    def named(self) -> tuple[Finding, ...]:
+        """What is wrong with the names of the tensors."""
+        return () if self.plan.refusal else tuple(adapter_names.name_findings(self.opened, self.plan))
 
+    @property
+    def _no_tensors(self) -> str:
+        return "" if self.opened.tensors is not None else _UNREADABLE
 
-def _values(tensors: Mapping[str, Any], config: Mapping[str, Any], place: str) -> Iterator[Finding]:
-    import torch
+    @property
+    def _no_plan(self) -> str:
+        """Why the tensors cannot be held against a configuration; empty where they can."""
+        if self.opened.tensors is None or self.opened.config is None:
+            return _UNREADABLE
+        if self.misconfigured:
+            return "the configuration is not sound: see the check `configuration`"
+        try:
+            return f"PEFT refuses the configuration: {self.plan.refusal}" if self.plan.refusal else ""
+        except PinError:
+            raise
+        except InputError as error:
+            return adapter_names.not_mistral(error)
 
-    rank = config.get("r")
-    for name, tensor in sorted(tensors.items()):
-        match = _NAME.fullmatch(name)
-        if not torch.isfinite(tensor).all():
-            yield Finding("ML402", f"{name} is not finite", place, "finite numbers")
-        elif match and match["side"] == "B" and not tensor.any():
-            yield Finding("ML403", f"{name} is zero: this layer learned nothing", place, "a trained layer")
-        if match and tensor.shape[0 if match["side"] == "A" else 1] != rank:
-            yield Finding("ML404", f"{name} has shape {tuple(tensor.shape)}", place, f"rank {rank}, as {CONFIG} says")
+    def files(self) -> Result:
+        """Check that the files are there, are what they claim to be, and that nothing else claims to be them."""
+        return Result(self.opened.findings)
+
+    def tensors_complete(self) -> Result:
+        """Check the names of the tensors against those that PEFT saves of this configuration."""
+        if self._no_plan:
+            return Result(not_checked=self._no_plan)
+        return Result(self.named, facts=(("tensors", len(self.opened.tensors or {})),))
+
+    def tensors_finite(self) -> Result:
+        """Check every number, and the dtypes."""
+        if self._no_tensors:
+            return Result(not_checked=self._no_tensors)
+        try:
+            return Result(tuple(adapter_values.finite_findings(self.opened, self.numbers)))
+        except InputError as error:
+            return Result((Finding("ML405", error.found, error.place, "a file that safetensors loads"),))
+
+    def layers_trained(self) -> Result:
+        """Check that every layer has learned something, and something of its own."""
+        try:
+            if not self._no_tensors:
+                return Result(tuple(adapter_values.trained_findings(self.opened, self.numbers)))
+        except InputError:
+            return Result(not_checked="the tensors cannot be loaded: see the check `tensors-finite`")
+        return Result(not_checked=self._no_tensors)
+
+    def configuration(self) -> Result:
+        """Check the configuration, its names against the base's layers, and its rank against the tensors."""
+        if self.opened.config is None:
+            return Result(not_checked=_UNREADABLE)
+        if self.misconfigured:
+            return Result(self.misconfigured)
+        try:
+            plan = self.plan
+        except PinError:
+            raise
+        except InputError as error:
+            return Result(not_checked=adapter_names.not_mistral(error))
+        findings = list(adapter_config.target_findings(self.opened, plan.modules, plan.linear, plan.unmatched))
+        if plan.refusal and not findings:
+            findings.append(Finding("ML408", f"PEFT refuses it: {plan.refusal}", self.opened.config_place))
+        return Result((*findings, *adapter_names.rank_findings(self.opened, plan)))
+
+    def base_recorded(self) -> Result:
+        """Check that the configuration names the base, and one commit of it."""
+        if self.opened.config is None:
+            return Result(not_checked=_UNREADABLE)
+        manifest = adapter_base.valid_manifest(self.folder) or {}
+        pinned = bool(manifest.get("revision") or manifest.get("base_weights_sha256"))
+        return Result(tuple(adapter_config.base_findings(self.opened, pinned)))
+
+    def fits_base(self) -> Result:
+        """Check shapes, vocabulary, tied embeddings, and that the base is not merged with the adapter already."""
+        if self._no_plan:
+            return Result(not_checked=self._no_plan)
+        if self.base.folder is None:
+            return Result(not_checked=self.base.missing)
+        findings = [*adapter_names.shape_findings(self.opened, self.plan)]
+        return Result((*findings, *adapter_base.fit_findings(self.opened, self.base.folder)))
+
+    def changes_the_base(self) -> Result:
+        """Check that the adapter, put on its base by PEFT, changes what it says."""
+        if self._no_plan:
+            return Result(not_checked=self._no_plan)
+        if self.base.folder is None:
+            return Result(not_checked=self.base.missing)
+        before = (*self.named, *self.configuration().findings, *self.fits_base().findings)
+        if any(finding.severity == "error" for finding in before):
+            return Result(not_checked="adapter and base do not fit: see the checks before")
+        if any(not one.finite for one in self.numbers.values()):
+            return Result(not_checked="not every number is finite: see the check `tensors-finite`")
+        if reason := adapter_base.enough_memory(self.base.folder):
+            return Result(not_checked=reason)
+        return Result(tuple(adapter_effect.effect_findings(self.opened, self.base.folder)))

@@ -49,8 +49,39 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"cannot be read: {error.strerror}", place=str(path)) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"not valid JSON: {error}", place=str(path)) from error
+
+
+def inside(folder: Path, name: str) -> Path:
+    """Return a regular file of a folder.
+
+    A link may lead to the blobs of the Hub cache that the folder is in; anywhere else, it leads out of the folder.
+
+    Raises:
+        InputError: If there is none, if it is no regular file, or if it leads out of the folder.
+    """
+    file = folder / name
+    try:
+        target = file.resolve(strict=True)
+    except (OSError, RuntimeError) as error:
+        reason = "no such file" if not file.is_symlink() else "a link that leads nowhere"
+        raise InputError(reason, place=str(file)) from error
+    if not any(target.is_relative_to(home) for home in _homes(folder)):
+        raise InputError(f"leads out of the folder, to {target}", place=str(file), expected="a file of the folder")
+    if not target.is_file():
+        raise InputError(
+            "is a directory" if target.is_dir() else "is no regular file", place=str(file), expected="a file"
+        )
+    return file
+
+
+def _homes(folder: Path) -> tuple[Path, ...]:
+    own = folder.resolve()
+    if own.parent.name != "snapshots":
+        return (own,)
+    repository = own.parents[1]
+    return own, repository / "blobs", repository.parent / "blobs"
 
 
 @contextmanager

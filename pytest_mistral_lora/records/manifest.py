@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -10,7 +11,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pytest_mistral_lora.errors import InputError
+from pytest_mistral_lora.checkpoint.pins import check_revision
+from pytest_mistral_lora.errors import InputError, PinError
 from pytest_mistral_lora.records.files import read_json
 
 if TYPE_CHECKING:
@@ -68,7 +70,20 @@ def schema() -> dict[str, Any]:
 def violations(data: Any) -> list[Violation]:
     """Return every place where `data` is not a manifest, in path order; empty for a valid one."""
     found = [one for error in _validator().iter_errors(data) for one in _explain(error)]
+    found += _made_up(data)
     return sorted(set(found), key=lambda one: (one.path, one.expected))
+
+
+def _made_up(data: Any) -> list[Violation]:
+    """Return the revision as a violation if it has the form of a commit and cannot be one."""
+    revision = data.get("revision") if isinstance(data, dict) else None
+    if not isinstance(revision, str) or not re.fullmatch("[0-9a-f]{40}", revision):
+        return []
+    try:
+        check_revision(revision)
+    except PinError as error:
+        return [Violation("$.revision", error.found, "the commit of the base")]
+    return []
 
 
 def validate(data: Any, *, place: str = MANIFEST) -> Manifest:

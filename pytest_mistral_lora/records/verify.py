@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pytest_mistral_lora.chat.encoded import EncodedRow
 from pytest_mistral_lora.chat.oracle import Oracle
@@ -14,7 +14,7 @@ from pytest_mistral_lora.chat.rows import Row, read_rows
 from pytest_mistral_lora.chat.template import ChatTemplate
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer, oracle_file
 from pytest_mistral_lora.errors import MistralLoraError
-from pytest_mistral_lora.records.files import read_json
+from pytest_mistral_lora.records.files import inside, read_json
 from pytest_mistral_lora.records.hashing import sha256_file, sha256_ids, sha256_rows, sha256_tensors
 from pytest_mistral_lora.records.identity import (
     base_weights_sha256,
@@ -23,6 +23,9 @@ from pytest_mistral_lora.records.identity import (
     sha256_files,
 )
 from pytest_mistral_lora.records.manifest import load
+
+if TYPE_CHECKING:
+    import torch
 
 State = Literal["match", "mismatch", "not available"]
 _ADAPTER = "adapter_model.safetensors"
@@ -82,15 +85,18 @@ def _absent(name: str, recorded: Any, why: str) -> Fact:
 
 def _files(folder: Path, data: Mapping[str, Any]) -> Iterator[Fact]:
     for name, entry in data.get("files", {}).items():
-        file = folder / name
-        yield _fact(f"files.{name}.sha256", entry["sha256"], partial(sha256_file, file), file)
+        yield _fact(f"files.{name}.sha256", entry["sha256"], partial(_own_sha256, folder, name), folder / name)
 
 
 def _parts(folder: Path, data: Mapping[str, Any]) -> Iterator[Fact]:
     for part in ("tokenizer", "template"):
         if part in data:
-            file = folder / data[part]["file"]
-            yield _fact(f"{part}.sha256", data[part]["sha256"], partial(sha256_file, file), file)
+            name = data[part]["file"]
+            yield _fact(f"{part}.sha256", data[part]["sha256"], partial(_own_sha256, folder, name), folder / name)
+
+
+def _own_sha256(folder: Path, name: str) -> str:
+    return sha256_file(inside(folder, name))
 
 
 def _base(data: Mapping[str, Any], base: Path | None) -> Iterator[Fact]:
@@ -112,13 +118,17 @@ def _tensors(folder: Path, data: Mapping[str, Any]) -> Iterator[Fact]:
         yield _absent("lora.tensors_sha256", None, "not recorded")
         return
     file, lora = folder / _ADAPTER, data["lora"]
-    yield _fact("lora.tensors_sha256", lora["tensors_sha256"], lambda: sha256_tensors(read_tensors(file)), file)
-    yield _fact("lora.layers", lora["layers"], lambda: len(read_tensors(file)) // 2, file)
-    yield _fact("lora.parameters", lora["parameters"], lambda: _elements(file), file)
+    yield _fact("lora.tensors_sha256", lora["tensors_sha256"], lambda: sha256_tensors(_read(folder)), file)
+    yield _fact("lora.layers", lora["layers"], lambda: len(_read(folder)) // 2, file)
+    yield _fact("lora.parameters", lora["parameters"], lambda: _elements(folder), file)
 
 
-def _elements(file: Path) -> int:
-    return sum(tensor.numel() for tensor in read_tensors(file).values())
+def _read(folder: Path) -> dict[str, torch.Tensor]:
+    return read_tensors(inside(folder, _ADAPTER))
+
+
+def _elements(folder: Path) -> int:
+    return sum(tensor.numel() for tensor in _read(folder).values())
 
 
 def _config(folder: Path, data: Mapping[str, Any]) -> Iterator[Fact]:
@@ -130,11 +140,11 @@ def _config(folder: Path, data: Mapping[str, Any]) -> Iterator[Fact]:
     for name, key in _CONFIG_KEYS.items():
         yield _fact(f"lora.{name}", data["lora"][name], partial(_key, file, key), file)
     targets = data["lora"]["target_modules"]
-    yield _fact("lora.target_modules", targets, lambda: sorted(read_json(file)["target_modules"]), file)
+    yield _fact("lora.target_modules", targets, lambda: sorted(_key(file, "target_modules")), file)
 
 
 def _key(file: Path, key: str) -> Any:
-    return read_json(file)[key]
+    return read_json(inside(file.parent, file.name))[key]
 
 
 def _dataset(folder: Path, data: Mapping[str, Any], dataset: Path | Sequence[Path] | None) -> Iterator[Fact]:
@@ -204,6 +214,8 @@ def _encoding(folder: Path, data: Mapping[str, Any], rows: Sequence[Row], place:
 def _encoder(folder: Path, data: Mapping[str, Any]) -> Callable[[Row], EncodedRow]:
     """Return the backend that the manifest names, made of the folder's own tokenizer and template."""
     if data["tokenizer"]["backend"] == "mistral-common":
-        return Oracle(folder / data["tokenizer"]["file"]).encode
-    template = (folder / data["template"]["file"]).read_bytes().decode()  # bytes: line ends are part of the rendering
+        return Oracle(inside(folder, data["tokenizer"]["file"])).encode
+    template = (
+        inside(folder, data["template"]["file"]).read_bytes().decode()
+    )  # bytes: line ends are part of the rendering
     return ChatTemplate(CheckpointTokenizer(folder).fast, template).encode

@@ -1,4 +1,4 @@
-"""Rules of the subject `manifest`: is manifest.json valid, and is it true of the files?"""
+"""Rules of the subject `manifest`: is manifest.json valid, and is it true of files, base and rows?"""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ from pytest_mistral_lora.conformance.rules.rule import Rule
 RULES = (
     Rule(
         "ML701",
-        "manifest.json keeps its schema.",
+        "manifest.json keeps its schema, and a revision in it is a commit.",
         "manifest",
         "An adapter without its story cannot be trusted, and a pin that can move is none.",
         "Do not edit the output folder; train again.",
         "huggingface/peft#1567",
+        bad='manifest["revision"] = "main"',
+        good='manifest["x-note"] = "keys of your own begin with x-"',
     ),
     Rule(
         "ML702",
@@ -20,5 +22,90 @@ RULES = (
         "A file was exchanged, edited or lost after the run: the manifest describes another adapter.",
         "Take the folder as the run left it; do not edit it.",
         "verl-project/verl#1821",
+        bad='config = folder / "adapter_config.json"\n'
+        "config.write_text(config.read_text().replace('\"lora_alpha\": 16', '\"lora_alpha\": 32'))",
+        good='config = folder / "adapter_config.json"\nconfig.touch()',
+    ),
+    Rule(
+        "ML703",
+        "Manifest, adapter_config.json and the base agree on what the base is.",
+        "manifest",
+        "The adapter is put on other weights than it was trained on.",
+        "Load the base that the manifest names, at its revision.",
+        "huggingface/peft#1567",
+        bad='manifest["base_weights_sha256"] = "1" * 64',
+        good='manifest["x-base"] = "a local one"',
+    ),
+    Rule(
+        "ML704",
+        "An adapter folder has a manifest, where manifests are required.",
+        "manifest",
+        "Nothing says what it was trained on, with what, and from which base.",
+        "Train with mistral-lora, or write a manifest of four keys: base, revision, dataset_sha256, seed.",
+        "general",
+        bad='(folder / "manifest.json").unlink()\nrequire_manifest = True',
+        good="require_manifest = True",
+    ),
+    Rule(
+        "ML705",
+        "Tokenizer and chat template are those of the run, wherever they are stored.",
+        "manifest",
+        "Prompts are built in another way than in training, without an error.",
+        "Take tokenizer and template from the folder of the run; remove the other copy.",
+        "hiyouga/LlamaFactory#8399",
+        bad='(folder / "tokenizer_config.json").write_text(\'{"chat_template": "{{ messages }}"}\')\n'
+        'list_file("tokenizer_config.json")',
+        good='(folder / "tokenizer_config.json").write_text("{}")\nlist_file("tokenizer_config.json")',
+    ),
+    Rule(
+        "ML706",
+        "The rows are those of the run, and are still encoded as they were.",
+        "manifest",
+        "Ids from a cache, from changed rows or from another template are not what the manifest says was trained on.",
+        "Encode again whenever rows, tokenizer or template change, and train again.",
+        "allenai/open-instruct#1497",
+        bad='rows[0].write_text(rows[0].read_text().replace("Paris", "Lyon"))',
+        good="rows[0].write_text(rows[0].read_text())",
+    ),
+    Rule(
+        "ML707",
+        "The kind that is recorded is what the folder holds: an adapter, or a merged model.",
+        "manifest",
+        "A merged model that is taken for an adapter is applied twice, or not at all.",
+        "Merge with mistral-lora merge, which writes a manifest of its own.",
+        "unslothai/unsloth#869",
+        bad='manifest["parent"] = parent',
+        good='manifest["x-parent"] = parent',
+    ),
+    Rule(
+        "ML708",
+        "Every file of the folder is listed in its manifest.",
+        "manifest",
+        "A file that came later is not vouched for.",
+        "Move it elsewhere.",
+        "general",
+        "note",
+        bad='(folder / "notes.txt").write_text("later")',
+        good='(folder.parent / "notes.txt").write_text("later")',
+    ),
+    Rule(
+        "ML709",
+        "What the run declares is so: dtype of the adapter, tokenizer version and size, attention window of the base.",
+        "manifest",
+        "The model runs in another way than it was trained.",
+        "Name the base of the run, unchanged; do not convert the adapter.",
+        "axolotl-ai-cloud/axolotl#1214",
+        bad='manifest["training"]["sliding_window"] = 4096',
+        good='manifest["training"]["sliding_window"] = None',
+    ),
+    Rule(
+        "ML710",
+        "A merged model says what base and adapter say.",
+        "manifest",
+        "Merging into quantised or coarse weights rounds the adapter away.",
+        "Merge in float32 into full-precision weights.",
+        "huggingface/peft#2321",
+        bad='merged_manifest["parent"]["greedy_equal"] = False',
+        good='merged_manifest["parent"]["greedy_equal"] = True',
     ),
 )
