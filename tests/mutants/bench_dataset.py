@@ -253,7 +253,7 @@ def nothing_supervised(artifact: Artifact) -> None:
     _turn(artifact, 2, 1)["weight"] = _turn(artifact, 2, 3)["weight"] = 0
 
 
-@mutant("ML606", says="mark other tokens")
+@mutant("ML606", "I04")
 def template_marks_the_whole_row(artifact: Artifact) -> None:
     """The template's generation block is around the whole conversation."""
     artifact["recipe"]["backend"] = "chat-template"
