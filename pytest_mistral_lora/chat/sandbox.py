@@ -230,6 +230,8 @@ def _size(value: Any, seen: dict[int, int] | None = None) -> int:
         return value.bit_length() // 3 + 1
     if isinstance(value, range):
         return 7 * len(value)
+    if hasattr(type(value), "_fail_with_undefined_error"):
+        return 1  # an undefined variable: it prints as nothing, and raises where it is asked for an attribute
     value = getattr(value, "_Namespace__attrs", value)
     if not isinstance(value, Mapping | list | tuple):
         return 1

@@ -96,3 +96,7 @@ def test_the_official_templates_take_few_steps(name: str) -> None:
     bounded = BoundedTemplate(source)
     bounded.run({"messages": list(ROW.messages), "tools": None, "bos_token": "<s>", "eos_token": "</s>"})
     assert bounded._budget.steps > 499_000
+
+
+def test_an_undefined_variable_prints_as_nothing_as_in_transformers() -> None:
+    BoundedTemplate("{{ nothing }}{{ 'a' ~ nothing }}").run({})
