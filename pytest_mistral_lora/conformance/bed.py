@@ -141,15 +141,16 @@ class Bed:
         return attach_adapter(model, recipe.lora, layers, seed=training.seed)
 
     def model(self) -> Any:
-        """Return the base with an adapter away from its start, where half of it has no gradient."""
+        """Return the base with an adapter that no seed decides, away from its start, where half has no gradient."""
         import torch
 
         model = self.new_model(self.recipe())
         generator = torch.Generator().manual_seed(1)
         with torch.no_grad():
             for name, parameter in model.named_parameters():
-                if ".lora_B." in name:
-                    parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.02)
+                if ".lora_" in name:
+                    scale = 0.02 if ".lora_B." in name else 0.05
+                    parameter.copy_(torch.randn(parameter.shape, generator=generator) * scale)
         return model
 
     def trainer(self, model: Any, recipe: Recipe, *, pad_id: int | None = None, held_out: int = 0) -> Any:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from pytest_mistral_lora.conformance.bed import Bed, Call, watched
@@ -32,17 +30,9 @@ class _Stopped(Exception):
 def _short(bed: Bed, name: str, *, resume: bool = False, **training: Any) -> tuple[RunResult, list[Call]]:
     from pytest_mistral_lora.training.run import train
 
-    with watched() as calls, _checkpoints_at_once():
+    with watched() as calls:
         result = train(bed.recipe(name, lora=_DROPOUT, **_SHORT, **training), resume=resume)
     return result, [call for call in calls if call.training]
-
-
-@contextmanager
-def _checkpoints_at_once() -> Iterator[None]:
-    """Allow checkpoints within one second of each other: transformers warns, and orders them by number."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="mtime may not be reliable", category=UserWarning)
-        yield
 
 
 def seeds(bed: Bed) -> Figures:
@@ -87,7 +77,7 @@ def _broken_off(bed: Bed, name: str) -> list[Call]:
         if len(passes) == _STOPPED_AT:
             raise _Stopped
 
-    with watched(stop) as calls, _checkpoints_at_once():
+    with watched(stop) as calls:
         try:
             train(bed.recipe(name, lora=_DROPOUT, **_SHORT))
         except _Stopped:

@@ -11,6 +11,7 @@ import os
 import shutil
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -112,10 +113,18 @@ def attempt(oracle: Oracle, work_folder: Path, *, device: str) -> TinyRun:
     folder = work_folder / f"train-{oracle.sha256[:12]}-{device}"
     with FileLock(f"{folder}.lock"):
         if not (folder / "evidence.json").is_file():
-            with _one_thread(), _few_objects(), _transformers_quiet():
+            with undisturbed():
                 _attempt(oracle, folder, device)
     evidence = read_json(folder / "evidence.json")
     return TinyRun(folder, evidence, evidence.pop("smoke", {}), evidence.pop("failed", ""))
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Train tiny models as fast as it goes; libraries may warn, but what they warn of is no figure."""
+    with _one_thread(), _few_objects(), _transformers_quiet(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 @contextmanager

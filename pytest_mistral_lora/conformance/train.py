@@ -96,6 +96,10 @@ def _loss_fell(run: TinyRun) -> Iterator[Finding]:
 
 def _reloaded(run: TinyRun) -> Iterator[Finding]:
     before, after = run.evidence["label_logits"], run.smoke["probe"]["label_logits"]
+    counts = [list(map(len, rows)) for rows in (before, after)]
+    if counts[0] != counts[1]:
+        yield Finding("ML305", f"{counts[1]} tokens are supervised", str(run.rows), f"{counts[0]}, as in training")
+        return
     farthest = max(abs(a - b) for x, y in zip(before, after, strict=True) for a, b in zip(x, y, strict=True))
     device = run.device
     if farthest > _LOGIT_TOLERANCE[device]:

@@ -12,6 +12,8 @@ RULES = (
         "Template, labels, saving or loading is broken somewhere between training and inference.",
         "Read the other findings of this subject first: they say which part.",
         "general",
+        bad='rows = folder / "rows.jsonl"\nrows.write_text(rows.read_text().replace("Paris.", "Lyon."))',
+        good='rows = folder / "rows.jsonl"\nrows.write_text(rows.read_text().replace("Lyon.", "Paris."))',
     ),
     Rule(
         "ML302",
@@ -20,6 +22,8 @@ RULES = (
         "The base is not the base any more, and an adapter-only save loses what was trained.",
         "Freeze the base; look at modules_to_save and at tied embeddings.",
         "huggingface/peft#137",
+        bad='base_tensors["lm_head.weight"] = base_tensors["lm_head.weight"] + 0.001',
+        good='base_tensors["lm_head.weight"] = base_tensors["lm_head.weight"] + 0',
     ),
     Rule(
         "ML303",
@@ -28,6 +32,8 @@ RULES = (
         "Layers that never move are a silent loss of capacity.",
         "Check target_modules and activation checkpointing (use_reentrant=False).",
         "huggingface/transformers#42489",
+        bad="tensors[layer] = initial[layer]",
+        good="tensors[layer] = initial[layer] + 0.01",
     ),
     Rule(
         "ML304",
@@ -36,6 +42,8 @@ RULES = (
         "Nothing is learned.",
         "Check the learning rate, the labels and which parameters are trainable.",
         "huggingface/peft#282",
+        bad="losses[:] = [2.5] * len(losses)",
+        good="losses[:] = [2.5, 1.1, 0.3]",
     ),
     Rule(
         "ML305",
@@ -44,6 +52,14 @@ RULES = (
         "What is saved is not what was trained.",
         "Compare the adapter's keys with the base's; look for warnings when it is loaded.",
         "huggingface/transformers#38927",
+        bad=(
+            'config = folder / "adapter" / "adapter_config.json"\n'
+            "config.write_text(config.read_text().replace('\"lora_alpha\": 16', '\"lora_alpha\": 8'))"
+        ),
+        good=(
+            'config = folder / "adapter" / "adapter_config.json"\n'
+            "config.write_text(config.read_text().replace('\"lora_alpha\": 8', '\"lora_alpha\": 16'))"
+        ),
     ),
     Rule(
         "ML306",
@@ -52,6 +68,14 @@ RULES = (
         "Tokens of the user are trained on in spite of the mask.",
         "Check the shift of the labels and the loss function.",
         "huggingface/trl#3781",
+        bad=(
+            "def collate(pads, rows, own=collate):\n    batch = own(pads, rows)\n"
+            '    return {**batch, "labels": batch["input_ids"]}'
+        ),
+        good=(
+            "def collate(pads, rows, own=collate):\n    batch = own(pads, rows)\n"
+            '    return {**batch, "labels": batch["labels"]}'
+        ),
     ),
     Rule(
         "ML307",
@@ -60,6 +84,14 @@ RULES = (
         "A run cannot be reproduced from its manifest.",
         "Set the seed before the adapter is made; fix the order of the data.",
         "huggingface/trl#6688",
+        bad=(
+            "import time\ndef attach_adapter(model, lora, layers, *, seed, own=attach_adapter):\n"
+            "    return own(model, lora, layers, seed=time.time_ns() % 2**32)"
+        ),
+        good=(
+            "def attach_adapter(model, lora, layers, *, seed, own=attach_adapter):\n"
+            "    return own(model, lora, layers, seed=seed)"
+        ),
     ),
     Rule(
         "ML309",
@@ -68,6 +100,14 @@ RULES = (
         "A mean of the means of ragged micro-batches weighs short answers more; a double division weakens every step.",
         "Divide the sum of the losses by the supervised tokens of the whole step (num_items_in_batch), once.",
         "huggingface/transformers#34191",
+        bad=(
+            "def compute_loss(trainer, model, batch, *_, num_items_in_batch=None, **__):\n"
+            "    return supervised_losses(model, batch)[0].mean() / trainer.current_gradient_accumulation_steps"
+        ),
+        good=(
+            "def compute_loss(trainer, model, batch, *_, num_items_in_batch=None, **__):\n"
+            "    return supervised_losses(model, batch)[0].sum() / num_items_in_batch"
+        ),
     ),
     Rule(
         "ML310",
@@ -76,6 +116,14 @@ RULES = (
         "Padding that is trained on, or that hides an EOS of the same id, teaches the model not to stop.",
         "Take labels from the rows, never from ids; pass the attention mask.",
         "huggingface/transformers#23530",
+        bad=(
+            "def collate(pads, rows, own=collate):\n    batch = own(pads, rows)\n"
+            '    return {**batch, "labels": batch["labels"].where(batch["input_ids"] != pads.pad_id, -100)}'
+        ),
+        good=(
+            "def collate(pads, rows, own=collate):\n    batch = own(pads, rows)\n"
+            '    return {**batch, "labels": batch["labels"].where(batch["attention_mask"] == 1, -100)}'
+        ),
     ),
     Rule(
         "ML311",
@@ -84,6 +132,14 @@ RULES = (
         "Other tokens are trained on, or these with another weight than the log says.",
         "Compare the loss function with transformers' own on one row; a fused loss must get the masked labels.",
         "huggingface/trl#3781",
+        bad=(
+            "def compute_loss(trainer, model, batch, *_, num_items_in_batch=None, **__):\n"
+            '    return supervised_losses(model, batch)[0].sum() / batch["attention_mask"].sum()'
+        ),
+        good=(
+            "def compute_loss(trainer, model, batch, *_, num_items_in_batch=None, **__):\n"
+            "    return supervised_losses(model, batch)[0].sum() / num_items_in_batch"
+        ),
     ),
     Rule(
         "ML312",
@@ -92,6 +148,14 @@ RULES = (
         "A cache turns off the isolation of packed rows, makes FlashAttention refuse padded rows, and costs memory.",
         "Call the model with use_cache=False, and set it in the model's configuration.",
         "huggingface/trl#1018",
+        bad=(
+            "def supervised_losses(model, batch, own=supervised_losses):\n"
+            '    return own(lambda **call: model(**{**call, "use_cache": True}), batch)'
+        ),
+        good=(
+            "def supervised_losses(model, batch, own=supervised_losses):\n"
+            '    return own(lambda **call: model(**{**call, "use_cache": False}), batch)'
+        ),
     ),
     Rule(
         "ML313",
@@ -100,6 +164,8 @@ RULES = (
         "Every conversation but the first is trained on with strangers in its context.",
         "Give position_ids that restart, no attention_mask, and use_cache=False; all three are needed.",
         "huggingface/trl#1230",
+        bad='packed_call = lambda rows, own=packed_call: {**own(rows), "use_cache": True}',
+        good='packed_call = lambda rows, own=packed_call: {**own(rows), "use_cache": False}',
     ),
     Rule(
         "ML314",
@@ -108,6 +174,12 @@ RULES = (
         "A cut row does not teach the model to stop, and a row without a label makes the loss NaN.",
         "Raise max_length, or shorten or remove the rows that the error names.",
         "huggingface/trl#6668",
+        bad=(
+            "def load_data(recipe, encoder, own=load_data):\n"
+            '    training = recipe.training.model_copy(update={"max_length": 1_000_000})\n'
+            '    return own(recipe.model_copy(update={"training": training}), encoder)'
+        ),
+        good="def load_data(recipe, encoder, own=load_data):\n    return own(recipe, encoder)",
     ),
     Rule(
         "ML315",
@@ -116,6 +188,8 @@ RULES = (
         "Reentrant checkpointing cuts off a layer none of whose inputs needs a gradient, with an error or in silence.",
         "Use use_reentrant=False, or enable_input_require_grads().",
         "huggingface/peft#137",
+        bad=('checkpoint_activations = lambda model: model.gradient_checkpointing_enable({"use_reentrant": True})'),
+        good=('checkpoint_activations = lambda model: model.gradient_checkpointing_enable({"use_reentrant": False})'),
     ),
     Rule(
         "ML316",
@@ -124,6 +198,14 @@ RULES = (
         "Two runs with the same recorded seed give two adapters.",
         "Set the seed right before the adapter is made.",
         "huggingface/trl#6688",
+        bad=(
+            "def attach_adapter(model, lora, layers, *, seed, own=attach_adapter):\n"
+            "    return own(model, lora, layers, seed=0)"
+        ),
+        good=(
+            "def attach_adapter(model, lora, layers, *, seed, own=attach_adapter):\n"
+            "    return own(model, lora, layers, seed=seed)"
+        ),
     ),
     Rule(
         "ML317",
@@ -132,6 +214,14 @@ RULES = (
         "A run cannot be repeated, or a comparison of seeds compares nothing.",
         "Give the sampler data_seed; do not shuffle by the process's own random state.",
         "huggingface/transformers#11389",
+        bad=(
+            "def make_trainer(model, training, *rows, own=make_trainer, **named):\n"
+            '    return own(model, training.model_copy(update={"order_seed": 0}), *rows, **named)'
+        ),
+        good=(
+            "def make_trainer(model, training, *rows, own=make_trainer, **named):\n"
+            "    return own(model, training, *rows, **named)"
+        ),
     ),
     Rule(
         "ML318",
@@ -140,6 +230,14 @@ RULES = (
         "Rows are trained on twice or not at all, or the optimizer starts anew, and the manifest tells of another run.",
         "Restore optimizer, schedule, random state and place in the data with the weights.",
         "huggingface/transformers#40691",
+        bad=(
+            "def make_trainer(*given, own=make_trainer, **named):\n    trainer = own(*given, **named)\n"
+            "    trainer.args.ignore_data_skip = True\n    return trainer"
+        ),
+        good=(
+            "def make_trainer(*given, own=make_trainer, **named):\n    trainer = own(*given, **named)\n"
+            "    trainer.args.ignore_data_skip = False\n    return trainer"
+        ),
     ),
     Rule(
         "ML319",
@@ -148,6 +246,11 @@ RULES = (
         "PEFT takes a list of which one name matches, and without one takes q_proj and v_proj: less is trained.",
         "Name each target as the base does; the error lists what it has.",
         "huggingface/peft#974",
+        bad=(
+            "def adapted_layers(folder, targets, own=adapted_layers):\n"
+            '    return own(folder, [name for name in targets if name.endswith("_proj")])'
+        ),
+        good=("def adapted_layers(folder, targets, own=adapted_layers):\n    return own(folder, list(targets))"),
     ),
     Rule(
         "ML320",
@@ -156,6 +259,18 @@ RULES = (
         "PEFT loads an adapter for inference unless it is told otherwise, and the run then changes nothing.",
         "Load it with is_trainable=True; count the trainable parameters before the first step.",
         "huggingface/peft#282",
+        bad=(
+            "def make_trainer(model, *given, own=make_trainer, **named):\n"
+            "    if not any(one.requires_grad for one in model.parameters()):\n"
+            "        model.get_base_model().lm_head.requires_grad_()\n"
+            "    return own(model, *given, **named)"
+        ),
+        good=(
+            "def make_trainer(model, *given, own=make_trainer, **named):\n"
+            "    if not any(one.requires_grad for one in model.parameters()):\n"
+            '        [one.requires_grad_() for name, one in model.named_parameters() if ".lora_" in name]\n'
+            "    return own(model, *given, **named)"
+        ),
     ),
     Rule(
         "ML321",
@@ -164,6 +279,8 @@ RULES = (
         "transformers 5 loads the checkpoint's own precision; gradients in half precision cannot be unscaled.",
         "Pass dtype by name; keep the adapter in float32 (autocast_adapter_dtype).",
         "huggingface/transformers#34919",
+        bad=('def load_base(folder, precision, device, own=load_base):\n    return own(folder, "bf16", device)'),
+        good=("def load_base(folder, precision, device, own=load_base):\n    return own(folder, precision, device)"),
     ),
     Rule(
         "ML322",
@@ -172,6 +289,15 @@ RULES = (
         "The log says loss 0 or NaN, the run ends well, and the adapter is ruined.",
         "Check the loss and every gradient before each step; do not replace NaN by 0.",
         "hiyouga/LlamaFactory#3353",
+        bad=(
+            "def compute_loss(trainer, model, batch, *_, num_items_in_batch=None, **__):\n"
+            "    loss = supervised_losses(model, batch)[0].sum() / num_items_in_batch\n"
+            "    return loss if loss.isfinite() else 0 * next(p for p in model.parameters() if p.requires_grad).sum()"
+        ),
+        good=(
+            "def compute_loss(trainer, model, batch, *_, num_items_in_batch=None, **__):\n"
+            "    loss = supervised_losses(model, batch)[0].sum() / num_items_in_batch\n    return loss"
+        ),
     ),
     Rule(
         "ML323",
@@ -180,6 +306,15 @@ RULES = (
         "Mistral 7B v0.1 has a window of 4096 tokens and later ones have none; beyond it, another model is trained.",
         "Take sliding_window from config.json, null included; do not fill in a default.",
         "huggingface/transformers#28115",
+        bad=(
+            "def load_base(folder, precision, device, own=load_base):\n"
+            "    model = own(folder, precision, device)\n    model.config.sliding_window = 4096\n"
+            "    return model"
+        ),
+        good=(
+            "def load_base(folder, precision, device, own=load_base):\n"
+            "    model = own(folder, precision, device)\n    return model"
+        ),
     ),
     Rule(
         "ML324",
@@ -188,6 +323,14 @@ RULES = (
         "Padding on the right, or without a mask, gives other answers than the model's.",
         "Generate one prompt at a time, or pad on the left and pass the mask.",
         "huggingface/transformers#25921",
+        bad=(
+            "from dataclasses import replace\ndef generate(model, encoder, rows, own=generate, **named):\n"
+            "    return [replace(one, ids=one.ids[1:]) for one in own(model, encoder, rows, **named)]"
+        ),
+        good=(
+            "from dataclasses import replace\ndef generate(model, encoder, rows, own=generate, **named):\n"
+            "    return [replace(one, ids=one.ids) for one in own(model, encoder, rows, **named)]"
+        ),
     ),
     Rule(
         "ML325",
@@ -196,5 +339,7 @@ RULES = (
         "A merge into a rounded or quantised base, or a second one, serves another model than was trained.",
         "Merge once, in float32, into the full base of the adapter's manifest; round afterwards, and say so.",
         "huggingface/peft#2321",
+        bad="merged = lambda adapter, base, own=merged: own(adapter, base).bfloat16().float()",
+        good="merged = lambda adapter, base, own=merged: own(adapter, base).float()",
     ),
 )
