@@ -94,6 +94,7 @@ class Audit:
         return verdict
 
     def _unreadable(self, error: RowError) -> Verdict:
+        self._source.unreadable += 1
         if len(self.errors) < MOST_ERRORS:
             self.errors.append(error)
         finding = Finding("ML501", error.found, error.place, error.expected)

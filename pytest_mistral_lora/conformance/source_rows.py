@@ -58,10 +58,12 @@ class SourceRows:
     Attributes:
         paths: The source's files; none where it is not at hand, and then the numbers of the rows say what is missing.
         packed: Whether a packed sequence has been seen: then conversations count, and not their numbers.
+        unreadable: Lines that could not be read: as many rows may be missing on their account.
     """
 
     paths: tuple[Path, ...] = ()
     packed: bool = False
+    unreadable: int = 0
     _seen: set[int] = field(default_factory=set)
     _refused: set[int] = field(default_factory=set)
     _last: int = -1
@@ -135,12 +137,12 @@ class SourceRows:
         """Yield a finding if rows did not come at all."""
         if self.packed and self.paths:
             count = sum(map(len, self._free.values()))
-            if count:
+            if count > self.unreadable:
                 yield Finding("ML502", f"{count} conversations of the dataset are in no sequence", str(path))
             return
         total = len(self._digests) if self.paths else self._last + 1
         count = total - sum(index < total for index in self._seen)
-        if count:
+        if count > self.unreadable:
             # numbers may be huge: no more are looked at than there are rows
             missing = list(islice((index for index in range(total) if index not in self._seen), SHOWN))
             named = ", ".join(map(str, missing)) + (", …" if count > SHOWN else "")

@@ -512,7 +512,7 @@ def added_token(artifact: Artifact) -> None:
 # The file
 
 
-@mutant("ML501 ML502 ML506")
+@mutant("ML501 ML506")
 def unreadable_line(artifact: Artifact) -> None:
     """A line is cut off in the middle."""
     artifact["lines"][0] = json.dumps(artifact["lines"][0])[:100]

@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+import json
+import os
+import pty
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
+from pytest_mistral_lora.cli import main
+
+FILE = shipped_tokenizer("spm-v3")
+Audit = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(scope="module")
+def lines() -> list[dict[str, Any]]:
+    oracle = Oracle(FILE)
+    result = []
+    for number in range(8):
+        row = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": f"It is {number}."}]}
+        encoded = oracle.encode(row)
+        ids, labels = list(encoded.input_ids), list(encoded.labels or ())
+        result.append({"row": number, **row, "input_ids": ids, "labels": labels})
+    return result
+
+
+@pytest.fixture
+def audit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Audit:
+    def audit(lines: list[Any], *arguments: str) -> tuple[int, str, str]:
+        path = _write(tmp_path / "rows.jsonl", lines)
+        code = main(["audit", str(path), "--tokenizer", str(FILE), *arguments])
+        output = capsys.readouterr()
+        return code, output.out, output.err
+
+    return audit
+
+
+def _write(path: Path, lines: list[Any]) -> Path:
+    path.write_text("".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines))
+    return path
+
+
+def _all_trained(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{**line, "labels": line["input_ids"]} for line in lines]
+
+
+def test_a_sound_file_is_fine(lines: list[dict[str, Any]], audit: Audit) -> None:
+    tokens = sum(len(line["input_ids"]) for line in lines)
+    trained = sum(label != -100 for line in lines for label in line["labels"])
+    assert audit(lines) == (
+        0,
+        f"8 rows: 8 sound, 0 wrong, 0 not judged\n{trained} of {tokens} tokens are trained on\n0 findings\n",
+        "",
+    )
+
+
+def test_every_finding_is_counted_and_the_first_of_a_class_are_shown(
+    lines: list[dict[str, Any]], audit: Audit, tmp_path: Path
+) -> None:
+    code, out, err = audit(_all_trained(lines), "--show", "2")
+    assert (code, err) == (1, "")
+    path = tmp_path / "rows.jsonl"
+    assert [line for line in out.splitlines() if line.endswith(": wrong: everything-trained")] == [
+        f"{path}:1: row 0: wrong: everything-trained",
+        f"{path}:2: row 1: wrong: everything-trained",
+    ]
+    assert out.count("\nML543 ") == 3  # two findings and the line of the table
+    assert out.splitlines()[-5].split() == ["rule", "class", "found"]
+    assert out.splitlines()[-4].split() == ["ML543", "everything-trained", "8", "2", "shown"]
+    assert out.splitlines()[-1] == "8 findings"
+
+
+def test_json_has_an_object_for_each_finding_and_a_summary(lines: list[dict[str, Any]], audit: Audit) -> None:
+    code, out, err = audit(_all_trained(lines[:3]), "--json")
+    assert (code, err) == (1, "")
+    *findings, last = [json.loads(line) for line in out.splitlines()]
+    assert [(f["rule"], f["class"], f["severity"], f["index"], f["state"]) for f in findings] == [
+        ("ML543", "everything-trained", "error", index, "wrong") for index in range(3)
+    ]
+    assert {"place", "found", "expected", "detail", "row"} <= findings[0].keys()
+    summary = last["summary"]
+    assert (summary["rows"], summary["sound"], summary["wrong"], summary["not_judged"]) == (3, 0, 3, 0)
+    assert summary["tokens"] == summary["supervised_tokens"]
+    assert summary["classes"] == [{"rule": "ML543", "class": "everything-trained", "count": 3}]
+
+
+def test_the_dataset_says_what_is_missing(lines: list[dict[str, Any]], audit: Audit, tmp_path: Path) -> None:
+    dataset = _write(tmp_path / "dataset.jsonl", [{"messages": line["messages"]} for line in lines])
+    assert audit(lines, "--dataset", str(dataset))[0] == 0
+    code, out, _ = audit(lines[:6], "--dataset", str(dataset))
+    assert code == 1
+    assert "2 of 8 rows are not there: 6, 7" in out
+
+
+@pytest.mark.parametrize("form", [[], ["--json"]])
+def test_lines_that_cannot_be_read_are_bad_input(form: list[str], lines: list[dict[str, Any]], audit: Audit) -> None:
+    code, out, err = audit([lines[0], "{", *lines[2:]], *form)
+    assert code == 2
+    assert "ML501" in out
+    assert "rows.jsonl:2: not valid JSON" in err
+
+
+def test_what_is_no_file_is_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for path in (tmp_path, tmp_path / "none"):
+        assert main(["audit", str(path), "--tokenizer", str(FILE)]) == 2
+        assert str(path) in capsys.readouterr().err
+
+
+def test_a_bar_is_drawn_on_a_terminal_and_only_on_stderr(lines: list[dict[str, Any]], tmp_path: Path) -> None:
+    path = _write(tmp_path / "rows.jsonl", lines)
+    command = [sys.executable, "-m", "pytest_mistral_lora.cli", "audit", str(path), "--tokenizer", str(FILE)]
+    terminal, side = pty.openpty()
+    environment = {**os.environ, "TERM": "xterm"}
+    result = subprocess.run(command, stdout=subprocess.PIPE, stderr=side, text=True, env=environment, check=True)
+    os.close(side)
+    drawn = os.read(terminal, 1 << 16).decode()
+    os.close(terminal)
+    assert result.stdout.splitlines()[0] == "8 rows: 8 sound, 0 wrong, 0 not judged"
+    assert "rows" in drawn
+    quiet = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert quiet.stderr == ""
