@@ -23,6 +23,12 @@ def effect_findings(opened: Opened, base: Path) -> Iterator[Finding]:
     Raises:
         PinError: If the base does not load as it is.
     """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what they warn of is a finding here, or nothing
+        yield from _effect_findings(opened, base)
+
+
+def _effect_findings(opened: Opened, base: Path) -> Iterator[Finding]:
     model = _loaded(base)
     try:
         adapted = _adapted(model, opened)
@@ -41,9 +47,7 @@ def _loaded(base: Path) -> Any:
     from pytest_mistral_lora.checkpoint.base import load_base
 
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return load_base(base, "fp32", "cpu")
+        return load_base(base, "fp32", "cpu")
     except MistralLoraError:
         raise
     except Exception as error:  # transformers and safetensors raise many types
@@ -53,10 +57,8 @@ def _loaded(base: Path) -> Any:
 def _adapted(model: Any, opened: Opened) -> Any:
     from peft import PeftModel
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        config = lora_config(opened.config or {})
-        return PeftModel.from_pretrained(model, str(opened.folder), config=config).eval()
+    config = lora_config(opened.config or {})
+    return PeftModel.from_pretrained(model, str(opened.folder), config=config).eval()
 
 
 def _left_out(adapted: Any, opened: Opened) -> Iterator[Finding]:

@@ -21,7 +21,10 @@ _SHOWN = 5
 _BLOCK = re.compile(r"(?:^|\.)layers\.(\d+)\.")
 _OTHER_MODEL = re.compile(
     r"vision_tower|vision_model|vision_encoder|multi_modal_projector|experts?\.\d+|block_sparse_moe"
+    r"|^base_model\.model\.(model\.language_model|language_model\.model)\.layers\."
 )
+"""Names of Mistral's models with images or experts."""
+
 _SIDE = re.compile(r"\.lora_(?P<side>A|B|a|b|down|up)(?P<inner>(?:\.[\w-]+)*?)(?P<weight>\.weight)?$")
 _EMBEDDING = re.compile(
     r"(?:^|\.)(?P<name>embed_tokens|lm_head)(?:\.base_layer|\.modules_to_save)?(?:\.default)?\.weight$"

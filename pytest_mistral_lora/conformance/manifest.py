@@ -97,11 +97,16 @@ class Judged:
     settings: Settings
 
     @cached_property
-    def data(self) -> Mapping[str, Any] | None:
-        """The manifest under today's names, or None where it is not valid."""
+    def manifest(self) -> records.Manifest | None:
+        """The manifest, or None where it is not valid."""
         if self.violations or self._absent:
             return None
-        return records.validate(read_object(self.target.folder, records.MANIFEST)).data
+        return records.validate(read_object(self.target.folder, records.MANIFEST))
+
+    @property
+    def data(self) -> Mapping[str, Any] | None:
+        """Its content under today's names."""
+        return None if self.manifest is None else self.manifest.data
 
     @cached_property
     def violations(self) -> tuple[Finding, ...]:
@@ -142,8 +147,8 @@ class Judged:
             return Result((Finding("ML704", f"no {records.MANIFEST}", place, "the manifest of the run"),))
         if self._absent:
             return Result(not_checked=self._reason)
-        recorded = () if self.data is None else records.validate(self.data).not_recorded
-        return Result(self.violations, facts=(("not recorded", ", ".join(recorded)),) if recorded else ())
+        absent = [] if self.manifest is None else self.manifest.not_recorded
+        return Result(self.violations, facts=(("not recorded", ", ".join(absent)),) if absent else ())
 
     def facts(self) -> Result:
         """Check what is recorded of the files beside the manifest."""

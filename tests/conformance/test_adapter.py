@@ -1,0 +1,326 @@
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
+from transformers import MistralConfig, MistralForCausalLM
+
+from pytest_mistral_lora.assertions import assert_adapter_sound
+from pytest_mistral_lora.conformance.adapter import cases
+from pytest_mistral_lora.conformance.adapter_config import matches
+from pytest_mistral_lora.conformance.adapter_files import read_header
+from pytest_mistral_lora.conformance.findings import Result
+from pytest_mistral_lora.errors import InputError, PinError
+
+COMMIT = "e0bc86c23ce5aae1db576c8cca6f06f1f73af2db"
+TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+TENSORS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of 64 ids and two layers."""
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("hub") / "small"
+    size = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2}
+    config = MistralConfig(vocab_size=64, num_hidden_layers=2, architectures=["MistralForCausalLM"], **size)
+    torch.manual_seed(0)
+    MistralForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+Save = Callable[..., Path]
+
+
+@pytest.fixture
+def save(base: Path, tmp_path: Path) -> Save:
+    """Make an adapter as another trainer would: PEFT alone, its lora_B moved, no manifest."""
+
+    def saved(dtype: torch.dtype = torch.float32, *, embeddings: bool | str = "auto", **settings: Any) -> Path:
+        folder = tmp_path / "adapter"
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            model = MistralForCausalLM.from_pretrained(base, dtype=torch.float32)
+            config = LoraConfig(task_type="CAUSAL_LM", **{"target_modules": TARGETS, "revision": COMMIT, **settings})
+            model = get_peft_model(model, config)
+            for name, parameter in model.named_parameters():
+                if parameter.requires_grad:
+                    parameter.data.add_(torch.randn_like(parameter) * 0.02)
+                    parameter.data = parameter.data.to(dtype) if "lora_" in name else parameter.data
+            model.save_pretrained(folder, save_embedding_layers=embeddings)
+        return folder
+
+    return saved
+
+
+def judged(folder: Path, base: Path | None) -> dict[str, Result]:
+    return {name: judge() for name, judge in cases(folder, base).items()}
+
+
+def rules(results: dict[str, Result]) -> set[str]:
+    return {finding.rule for result in results.values() for finding in result.findings}
+
+
+SOUND: dict[str, dict[str, Any]] = {
+    "every-projection": {},
+    "query-and-value": {"target_modules": ["q_proj", "v_proj"]},
+    "all-linear": {"target_modules": "all-linear"},
+    "a-regular-expression": {"target_modules": r".*\.(self_attn|mlp)\.(q_proj|down_proj)"},
+    "rslora": {"use_rslora": True, "lora_alpha": 2.5},
+    "dora": {"use_dora": True},
+    "bias-of-lora": {"lora_bias": True},
+    "bias-all": {"bias": "all"},
+    "patterns": {"rank_pattern": {"q_proj": 3, r"^model\.layers\.0\.mlp\..*": 4}, "alpha_pattern": {"q_proj": 5}},
+    "one-layer": {"layers_to_transform": [1]},
+    "one-layer-by-number": {"layers_to_transform": 1, "layers_pattern": "layers"},
+    "a-full-path": {"target_modules": ["layers.1.self_attn.q_proj"]},
+    "excluded": {"exclude_modules": ["k_proj"]},
+    "saved-modules": {"modules_to_save": ["embed_tokens", "lm_head"]},
+    "the-head": {"target_modules": ["q_proj", "lm_head"]},
+    "the-embeddings": {"target_modules": ["q_proj", "embed_tokens"]},
+    "new-tokens": {"trainable_token_indices": [1, 2]},
+    "rank-one": {"r": 1},
+    "gaussian": {"init_lora_weights": "gaussian"},
+    "bfloat16": {"dtype": torch.bfloat16},
+    "float16": {"dtype": torch.float16},
+}
+
+
+@pytest.mark.parametrize("settings", SOUND.values(), ids=SOUND)
+def test_what_peft_saves_is_sound(settings: dict[str, Any], save: Save, base: Path) -> None:
+    results = judged(save(**settings), base)
+    assert [finding.text() for result in results.values() for finding in result.findings] == []
+    assert {name: result.not_checked for name, result in results.items() if result.not_checked} == {}
+
+
+@pytest.mark.parametrize("settings", SOUND.values(), ids=SOUND)
+def test_without_its_base_an_adapter_is_judged_as_far_as_it_goes(settings: dict[str, Any], save: Save) -> None:
+    folder = save(**settings)
+    config = json.loads((folder / CONFIG).read_text())
+    (folder / CONFIG).write_text(json.dumps({**config, "base_model_name_or_path": "somebody/elsewhere"}))
+    results = judged(folder, None)
+    assert [finding.text() for result in results.values() for finding in result.findings] == []
+    unchecked = {name: result.not_checked for name, result in results.items() if result.not_checked}
+    assert set(unchecked) == {"fits-base", "changes-the-base"}
+    assert all("--mistral-base" in reason for reason in unchecked.values())
+
+
+def test_a_trainers_other_files_and_newer_keys_are_no_finding(save: Save, base: Path) -> None:
+    folder = save()
+    for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth", "rng_state_0.pth", "training_args.bin", "scaler.pt"):
+        (folder / name).write_bytes(b"PK")
+    config = json.loads((folder / CONFIG).read_text())
+    (folder / CONFIG).write_text(json.dumps({**config, "a_key_of_tomorrow": {"x": 1}}))
+    assert rules(judged(folder, base)) == set()
+    assert_adapter_sound(folder, base)
+
+
+def test_a_note_does_not_fail_the_assertion_and_an_error_does(save: Save, base: Path) -> None:
+    folder = save(revision=None)
+    assert rules(judged(folder, base)) == {"ML411"}
+    assert_adapter_sound(folder, base)
+    (folder / TENSORS).write_bytes(b"")
+    with pytest.raises(AssertionError, match=r"^ML405 .*adapter_model.safetensors"):
+        assert_adapter_sound(folder, base)
+
+
+def test_a_base_beside_the_folder_is_found_by_its_name(save: Save, base: Path) -> None:
+    folder = save()
+    shutil.copytree(base, folder.parent / "small")
+    results = judged(folder, None)
+    assert not any(result.not_checked or result.findings for result in results.values())
+
+
+def test_a_base_is_found_in_the_cache_at_its_commit_and_nowhere_else(
+    save: Save, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = tmp_path / "cache"
+    snapshot = cache / "models--some--base" / "snapshots" / COMMIT
+    shutil.copytree(base, snapshot)
+    monkeypatch.setattr("huggingface_hub.file_download.constants.HF_HUB_CACHE", str(cache))
+    folder = save()
+    config = {**json.loads((folder / CONFIG).read_text()), "base_model_name_or_path": "some/base"}
+    (folder / CONFIG).write_text(json.dumps(config))
+    assert not judged(folder, None)["changes-the-base"].not_checked
+    (folder / CONFIG).write_text(json.dumps({**config, "revision": COMMIT[::-1]}))
+    assert "not at hand" in judged(folder, None)["changes-the-base"].not_checked
+    (folder / CONFIG).write_text(json.dumps({**config, "revision": None}))
+    assert "not at hand" in judged(folder, None)["changes-the-base"].not_checked
+
+
+def test_an_adapter_in_the_hubs_cache_may_link_to_its_blobs(save: Save, base: Path, tmp_path: Path) -> None:
+    made = save()
+    blobs = tmp_path / "models--some--adapter" / "blobs"
+    snapshot = blobs.parent / "snapshots" / COMMIT
+    blobs.mkdir(parents=True)
+    snapshot.mkdir(parents=True)
+    for name in (CONFIG, TENSORS):
+        shutil.copy(made / name, blobs / f"hash-of-{name}")
+        (snapshot / name).symlink_to(Path("../../blobs") / f"hash-of-{name}")
+    assert rules(judged(snapshot, base)) == set()
+
+
+def test_a_base_that_cannot_be_read_is_an_error_of_its_own(save: Save, base: Path, tmp_path: Path) -> None:
+    folder = save()
+    with pytest.raises(PinError, match=r"config\.json"):
+        judged(folder, tmp_path)
+    broken = Path(shutil.copytree(base, tmp_path / "broken"))
+    (broken / "model.safetensors").write_bytes(b"x" * 100)
+    with pytest.raises(PinError, match="does not load"):
+        judged(folder, broken)
+
+
+@pytest.mark.parametrize("architecture", ["MixtralForCausalLM", "Mistral3ForConditionalGeneration"])
+def test_names_are_not_checked_on_a_base_of_another_architecture(
+    architecture: str, save: Save, base: Path, tmp_path: Path
+) -> None:
+    folder, other = save(), Path(shutil.copytree(base, tmp_path / "other"))
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps({**config, "architectures": [architecture]}))
+    results = judged(folder, other)
+    assert rules(results) == set()
+    assert all(architecture in results[case].not_checked for case in ("tensors-complete", "configuration"))
+
+
+@pytest.mark.parametrize("change", [{"num_hidden_layers": 10**9}, {"num_hidden_layers": "two"}, {"hidden_size": "x"}])
+def test_a_base_of_impossible_size_is_refused_at_once(
+    change: dict[str, Any], save: Save, base: Path, tmp_path: Path
+) -> None:
+    folder, other = save(), Path(shutil.copytree(base, tmp_path / "other"))
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps({**config, **change}))
+    assert judged(folder, other)["tensors-complete"].not_checked
+
+
+def test_a_pipe_in_place_of_a_file_is_not_waited_for(save: Save, base: Path) -> None:
+    folder = save()
+    for name in (CONFIG, TENSORS):
+        (folder / name).unlink()
+        os.mkfifo(folder / name)
+    results = judged(folder, base)
+    assert rules(results) == {"ML405"}
+    assert all("no regular file" in finding.text() for finding in results["files"].findings)
+
+
+def test_a_configuration_of_gigabytes_is_not_read(save: Save, base: Path) -> None:
+    folder = save()
+    with (folder / CONFIG).open("wb") as file:
+        file.truncate(2 << 30)
+    assert "too large" in judged(folder, base)["files"].findings[0].found
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"null",
+        b"[]",
+        b'{"a": 1}',
+        b'{"a": {"dtype": "F32", "shape": [1]}}',
+        b'{"a": {"dtype": "F99", "shape": [1], "data_offsets": [0, 4]}}',
+        b'{"a": {"dtype": ["F32"], "shape": [1], "data_offsets": [0, 4]}}',
+        b'{"a": {"dtype": "F32", "shape": [-1], "data_offsets": [0, -4]}}',
+        b'{"a": {"dtype": "F32", "shape": [1.0], "data_offsets": [0, 4]}}',
+        b'{"a": {"dtype": "F32", "shape": [true], "data_offsets": [0, 4]}}',
+        b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4, 8]}}',
+        b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]}}',
+        b'{"\\ud800": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}',
+        b'{"\\u001b[2J": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}',
+        b"\xff\xfe",
+    ],
+)
+def test_a_header_that_is_not_one_is_refused_with_the_files_name(header: bytes, tmp_path: Path) -> None:
+    file = tmp_path / TENSORS
+    file.write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+    with pytest.raises(InputError, match=TENSORS):
+        read_header(file)
+
+
+def test_a_header_is_read_as_safetensors_reads_it(tmp_path: Path) -> None:
+    tensors = {"a": torch.ones(2, 3), "b": torch.ones(0, 4).bfloat16(), "c": torch.tensor(1).char()}
+    save_file(tensors, tmp_path / TENSORS, metadata={"format": "pt"})
+    header = read_header(tmp_path / TENSORS)
+    assert {name: info.shape for name, info in header.items()} == {"a": (2, 3), "b": (0, 4), "c": ()}
+    assert {name: info.dtype for name, info in header.items()} == {"a": "F32", "b": "BF16", "c": "I8"}
+    assert header.keys() == load_file(tmp_path / TENSORS).keys()
+
+
+def test_every_cut_of_a_file_is_found(save: Save) -> None:
+    file = save(target_modules=["q_proj"]) / TENSORS
+    data = file.read_bytes()
+    for length in (*range(64), len(data) // 2, len(data) - 1):
+        file.write_bytes(data[:length])
+        with pytest.raises(InputError, match="safetensors"):
+            read_header(file)
+    file.write_bytes(data + b"\0")
+    with pytest.raises(InputError, match="bytes too many"):
+        read_header(file)
+
+
+def test_patterns_are_counted_and_bad_ones_refused() -> None:
+    assert matches([], ["a"]) == []
+    assert matches([r"a.*", r"b", r"ab"], ["ab", "ac"]) == [2, 0, 1]
+    with pytest.raises(InputError, match="not a regular expression"):
+        matches(["("], ["a"])
+
+
+def test_a_configuration_cannot_make_peft_import_a_module(save: Save, base: Path, tmp_path: Path) -> None:
+    folder = save()
+    config = {**json.loads((folder / CONFIG).read_text()), "megatron_config": {"a": 1}, "megatron_core": "this"}
+    (folder / CONFIG).write_text(json.dumps(config))
+    code = (
+        "import sys; from pathlib import Path; from pytest_mistral_lora.conformance.adapter import adapter_findings;"
+        f"found = list(adapter_findings(Path({str(folder)!r}), Path({str(base)!r})));"
+        "print(sorted({one.rule for one in found}), 'this' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "['ML408'] False"
+
+
+@pytest.mark.parametrize(
+    ("rename", "says"),
+    [
+        (lambda name: name.removeprefix("base_model.model."), "is missing"),
+        (lambda name: f"base_model.model.{name}", "twice"),
+        (lambda name: name.replace("model.model.", "model."), "it begins with 'base_model.model.'"),
+        (lambda name: name.replace("model.layers", "language_model.layers"), "'language_model.' is in it"),
+        (lambda name: f"module.{name}", "'module.' is in it"),
+        (lambda name: name.replace("base_model.model.", "base_model.model._orig_mod."), "'_orig_mod.' is in it"),
+        (lambda name: name.replace(".weight", ".default.weight"), "the adapter's name 'default'"),
+        (lambda name: name.replace(".lora_", ".base_layer.lora_"), "'.base_layer' is in it"),
+        (lambda name: name.replace("lora_A", "lora_down").replace("lora_B", "lora_up"), "it ends otherwise"),
+        (lambda name: name.removesuffix(".weight"), "it ends otherwise"),
+    ],
+)
+def test_without_a_base_names_that_peft_does_not_find_are_told_with_the_right_one(
+    rename: Callable[[str], str], says: str, save: Save
+) -> None:
+    folder = save()
+    tensors = {name: tensor.clone() for name, tensor in load_file(folder / TENSORS).items()}
+    save_file({rename(name): tensor for name, tensor in tensors.items()}, folder / TENSORS)
+    [finding] = judged(folder, None)["tensors-complete"].findings
+    assert finding.rule == "ML407"
+    assert f"{len(tensors)} names" in finding.found
+    assert says in finding.found
+    assert finding.expected in tensors
+
+
+@pytest.mark.parametrize("head", ["base_model.model.model.language_model", "base_model.model.language_model.model"])
+def test_without_a_base_an_adapter_of_a_model_with_images_is_not_checked(head: str, save: Save) -> None:
+    folder = save()
+    tensors = {name: tensor.clone() for name, tensor in load_file(folder / TENSORS).items()}
+    renamed = {name.replace("base_model.model.model", head): tensor for name, tensor in tensors.items()}
+    save_file(renamed, folder / TENSORS)
+    results = judged(folder, None)
+    assert rules(results) == set()
+    assert "is not of a MistralForCausalLM" in results["tensors-complete"].not_checked
