@@ -25,6 +25,9 @@ CASES = (
     "no-leakage",
     "no-control-literals",
     "turns-stay-apart",
+    "answers-are-not-empty",
+    "texts-are-whole",
+    "tool-calls-fit-the-tools",
     "statistics",
 )
 """Every case, in the order in which they are shown."""

@@ -46,6 +46,9 @@ def report(
         "no-leakage": Result(tuple(of("ML610", "ML611"))),
         "no-control-literals": Result(tuple(of("ML612", "ML613"))),
         "turns-stay-apart": Result(tuple(of("ML614"))),
+        "answers-are-not-empty": Result(tuple(of("ML616"))),
+        "texts-are-whole": Result(tuple(of("ML617"))),
+        "tool-calls-fit-the-tools": Result(tuple(of("ML618", "ML619"))),
         "statistics": Result(facts=tuple(found.statistics().items())),
     }
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import re
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,6 +16,7 @@ from pytest_mistral_lora.checkpoint.backends import Encoder, faults
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.conformance.dataset_laws import law_findings
 from pytest_mistral_lora.conformance.dataset_tally import DIGEST_BYTES, Tally, packed_place
+from pytest_mistral_lora.conformance.dataset_texts import text_findings
 from pytest_mistral_lora.conformance.difference import show_difference
 from pytest_mistral_lora.conformance.findings import Finding
 from pytest_mistral_lora.errors import NoOracleError, RowError
@@ -128,7 +128,7 @@ class Judge:
             tally.findings.add(_fault(_FAULTS[fault], error, encoded, cut))
             tally.counts.update({(BEYOND, name): number for name, number in cut.items()})
         kept = law_findings(row, expected, self._oracle) if expected and self._oracle else ()
-        for finding in (*_joined(row), *kept):
+        for finding in (*text_findings(row, whose), *kept):
             tally.findings.add(finding)
         if expected is not None and self.plan.compares and not self._agrees(row, expected, encoded, tally):
             return expected
@@ -238,15 +238,6 @@ def _system_start(row: Row, layout: EncodedRow, version: str) -> int | None:
     role = "user" if version in ("v1", "v2", "v3") else "system"
     starts = [span.start for span in layout.spans if span.role == role and span.kind == "text"]
     return starts[0 if version not in ("v2", "v3") else -1] if starts else None
-
-
-def _joined(row: Row) -> Iterator[Finding]:
-    groups = [(group, "assistant") for group in row.assistant_groups() if len(group) > 1]
-    pairs = itertools.pairwise(enumerate(row.messages))
-    groups += [([n, n + 1], "user") for (n, a), (_, b) in pairs if a["role"] == b["role"] == "user"]
-    for group, role in groups:
-        found = f"messages[{group[0]}] to [{group[-1]}] are joined into one {role} turn"
-        yield Finding("ML614", found, row.place)
 
 
 def _shown(row: Row) -> str:

@@ -253,7 +253,16 @@ def nothing_supervised(artifact: Artifact) -> None:
     _turn(artifact, 2, 1)["weight"] = _turn(artifact, 2, 3)["weight"] = 0
 
 
-@mutant("ML606", "I04")
+@mutant("ML606", "I04", says="labels are not available")
+def template_without_marks(artifact: Artifact) -> None:
+    """The template has no generation block, and no branch where one could be put."""
+    artifact["recipe"]["backend"] = "chat-template"
+    source = artifact["template"]["source"]
+    artifact["template"]["source"] = source.replace("== 'assistant'", "in ['assistant']")
+    assert artifact["template"]["source"] != source
+
+
+@mutant("ML606")
 def template_marks_the_whole_row(artifact: Artifact) -> None:
     """The template's generation block is around the whole conversation."""
     artifact["recipe"]["backend"] = "chat-template"
@@ -352,3 +361,34 @@ def two_answers_in_a_row(artifact: Artifact) -> None:
 def split_without_held_out_rows(artifact: Artifact) -> None:
     """The fraction is too small for the number of rows."""
     artifact["recipe"]["data"] = {"train": ["rows.jsonl"], "held_out": 0.001}
+
+
+@mutant("ML616", says="has nothing but </s>")
+def answer_of_spaces(artifact: Artifact) -> None:
+    """An answer is nothing but spaces."""
+    _turn(artifact, 2, 3)["content"] = "  "
+
+
+@mutant("ML617", says="the row has U+0000, U+0092, U+FFFD")
+def text_of_a_broken_conversion(artifact: Artifact) -> None:
+    """Texts that were read in the wrong encoding, and written with what was lost."""
+    _turn(artifact)["content"] = "What\x92s the capital?\x00"
+    _turn(artifact, 0, 1)["content"] = "It\ufffds Paris."
+
+
+@mutant("ML618", says="calls 'weather', which the row does not offer")
+def call_without_tools(artifact: Artifact) -> None:
+    """A tool is called, and the row has no tools."""
+    del artifact["rows"][4]["tools"]
+
+
+@mutant("ML619", says="JSON that was encoded twice")
+def arguments_encoded_twice(artifact: Artifact) -> None:
+    """The arguments of a call went through json.dumps twice."""
+    _turn(artifact, 4, 1)["tool_calls"][0]["function"]["arguments"] = json.dumps(json.dumps({"city": "Rome"}))
+
+
+@mutant("ML619", says="JSON, but not an object")
+def arguments_as_a_list(artifact: Artifact) -> None:
+    """The arguments of a call are a list."""
+    _turn(artifact, 4, 1)["tool_calls"][0]["function"]["arguments"] = '["Rome"]'
