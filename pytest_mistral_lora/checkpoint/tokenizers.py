@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from pytest_mistral_lora.chat.oracle import Oracle
+from pytest_mistral_lora.checkpoint.tokenizer_files import TEKKEN as TEKKEN
+from pytest_mistral_lora.checkpoint.tokenizer_files import TOKENIZER_JSON as TOKENIZER_JSON
+from pytest_mistral_lora.checkpoint.tokenizer_files import TokenizerFiles
 from pytest_mistral_lora.errors import NoOracleError, TokenizerError
 
-TEKKEN = "tekken.json"
-TOKENIZER_JSON = "tokenizer.json"
 _SPECIALS = {"bos": "<s>", "eos": "</s>", "unk": "<unk>", "pad": "<pad>"}
 
 
@@ -54,6 +55,11 @@ class CheckpointTokenizer:
             raise TokenizerError("no such file or folder", place=str(self.path))
 
     @cached_property
+    def files(self) -> TokenizerFiles:
+        """The files that decide how text becomes ids."""
+        return TokenizerFiles(self.path)
+
+    @cached_property
     def oracle(self) -> Oracle:
         """Mistral's own tokenization.
 
@@ -61,6 +67,7 @@ class CheckpointTokenizer:
             NoOracleError: If there is no Mistral tokenizer file.
             TokenizerError: If it cannot be loaded.
         """
+        self.files.refuse_hazards()
         file = oracle_file(self.path)
         if file is None:
             raise NoOracleError(
@@ -78,6 +85,7 @@ class CheckpointTokenizer:
         Raises:
             TokenizerError: If transformers cannot load it.
         """
+        self.files.refuse_hazards()
         try:
             if self.path.is_dir() and (self.path / TOKENIZER_JSON).is_file():
                 return _load_folder(self.path)
@@ -138,10 +146,13 @@ def _from_tekken_before_5(oracle: Oracle) -> Any:
 def _from_sentencepiece(file: Path) -> Any:
     import transformers
 
-    # transformers looks for the exact name tokenizer.model; legacy=True would add a space after every control token
+    # transformers looks for the exact name tokenizer.model; legacy=True would add a space after every control token,
+    # and add_bos_token=True a second BOS before a rendered conversation
     with tempfile.TemporaryDirectory() as folder:
         shutil.copy(file, Path(folder) / "tokenizer.model")
         if hasattr(transformers, "TokenizersBackend"):
             # from version 5 on, LlamaTokenizer orders the merges by id, which splits runs of spaces wrongly
             return transformers.TokenizersBackend.from_pretrained(folder, legacy=False)
-        return transformers.LlamaTokenizerFast.from_pretrained(folder, legacy=False, from_slow=True)
+        return transformers.LlamaTokenizerFast.from_pretrained(
+            folder, legacy=False, from_slow=True, add_bos_token=False
+        )

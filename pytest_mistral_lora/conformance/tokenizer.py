@@ -1,137 +1,89 @@
-"""Subject `tokenizer`: is the tokenizer that transformers loads the one that mistral-common knows?"""
+"""Subject `tokenizer`: is the tokenizer that transformers loads the one that mistral-common knows?
+
+What needs no Mistral tokenizer file (the folder's own files, its template, saving and loading) is judged without one.
+"""
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterator
-from functools import partial
-from typing import Any
+from functools import cached_property, partial
 
+from pytest_mistral_lora.conformance import template_traits, tokenizer_folder, tokenizer_ids
 from pytest_mistral_lora.conformance.checks import Check, Settings
 from pytest_mistral_lora.conformance.findings import Finding, Result
-from pytest_mistral_lora.conformance.targets import Target
+from pytest_mistral_lora.conformance.targets import RecipeTarget, Target
+from pytest_mistral_lora.conformance.template_traits import Traits
 
-PROBES = (
-    "Hello, world!",
-    "End.  Next  sentence.",
-    "def f(x):\n    return x  # two\n\tdone\n",
-    "'The' don't I'LL HTTPServer's we'Ve",
-    "1234567890 3.14 -0.5e10",
-    "日本語 中文 한국어",
-    "é é ñ Å नमस्ते สวัสดี",
-    "👩🏽‍🚀 👨‍👩‍👧‍👦 🇫🇷",
-    "مرحبا שלום",
-    '{"a": [1, 2.5, null], "b": "\\u00e9"}',
-    "https://example.org/a?b=c&d=%20",
-    "x\u0016y ju\u0016",
-)
-"""Texts whose ids a wrong tokenizer, merge order or pre-tokenizer is known to change."""
+Judge = Callable[[Target], Iterator[Finding]]
+
+FILES: dict[str, Judge] = {
+    "one-tokenizer": tokenizer_folder.one_tokenizer,
+    "one-revision": tokenizer_folder.one_revision,
+    "files-agree": tokenizer_folder.files_agree,
+    "class": tokenizer_folder.tokenizer_class,
+    "model-config": tokenizer_folder.model_config,
+    "template-places": tokenizer_folder.one_template,
+}
+"""Checks of a folder: its files among themselves."""
+
+IDS: dict[str, Judge] = {
+    "control-tokens": tokenizer_ids.control_tokens,
+    "bos-eos-unk": tokenizer_ids.named_tokens,
+    "pad-is-not-eos": tokenizer_ids.pad,
+    "vocabulary": tokenizer_ids.vocabulary,
+    "text-ids": tokenizer_ids.text_ids,
+    "save-and-load": tokenizer_ids.save_and_load,
+}
+"""Checks of the tokenizer that transformers loads."""
+
+TRAITS: dict[str, Callable[[Traits], Iterator[Finding]]] = {
+    "template-bounds": template_traits.bounds,
+    "template-clock-and-defaults": template_traits.clock_and_defaults,
+    "template-drops-nothing": template_traits.dropped_texts,
+    "template-bos-eos": tokenizer_ids.rendered_ends,
+    "template-encoded-again": tokenizer_ids.encoded_again,
+}
+"""Checks of the chat template with the tokenizer."""
 
 
 def checks(target: Target, settings: Settings) -> Iterator[Check]:
     """Yield the checks of a target's tokenizer."""
-    table: tuple[tuple[str, Callable[[Target], Iterator[Finding]]], ...] = (
-        ("file", _file),
-        ("control-tokens", _control_tokens),
-        ("bos-eos-unk", _specials),
-        ("pad-is-not-eos", _pad),
-        ("text-ids", _text_ids),
-        ("save-and-load", _save_and_load),
-    )
-    for case, check in table:
-        yield Check(target, "tokenizer", case, partial(_run, target, check))
+    yield Check(target, "tokenizer", "file", partial(tokenizer_folder.file, target))
+    folder = isinstance(target, RecipeTarget) or (target.path is not None and target.path.is_dir())
+    for case, judge in {**(FILES if folder else {}), **IDS}.items():
+        yield Check(target, "tokenizer", case, partial(_run, target, judge))
+    template = _Template(target)
+    for case, trait in TRAITS.items():
+        yield Check(target, "tokenizer", case, partial(_trait, template, trait))
 
 
-def _run(target: Target, check: Callable[[Target], Iterator[Finding]]) -> Result:
-    return Result(tuple(check(target)))
+def _run(target: Target, judge: Judge) -> Result:
+    return Result(tuple(judge(target)))
 
 
-def _file(target: Target) -> Iterator[Finding]:
-    from pytest_mistral_lora.records.goldens import shipped_hashes
+class _Template:
+    """The traits of a target's template, looked at once for all checks."""
 
-    oracle = target.oracle
-    recorded = shipped_hashes().get(target.name)
-    if target.path is None and recorded != oracle.sha256:
-        yield Finding("ML207", f"SHA-256 {oracle.sha256}", str(oracle.path), str(recorded))
+    def __init__(self, target: Target) -> None:
+        self._target = target
 
+    @cached_property
+    def traits(self) -> Traits | Result:
+        """The traits, or why there is nothing to look at."""
+        return template_traits.of_target(self._target)
 
-def _control_tokens(target: Target) -> Iterator[Finding]:
-    oracle, fast = target.oracle, target.tokenizer.fast
-    place = str(target.tokenizer.path)
-    special = {token for token, added in fast.added_tokens_decoder.items() if added.special}
-    for token, literal in oracle.control_tokens.items():
-        found = fast.convert_ids_to_tokens(token)
-        if found != literal:
-            yield Finding("ML202", f"id {token} is {found!r}", place, f"the control token {literal!r}")
-        elif token not in special:
-            yield Finding("ML202", f"{literal!r} (id {token}) is not special", place, "a special token")
-    unknown = special - set(oracle.control_tokens) - {_unk_id(target)}
-    for token in sorted(unknown):
-        literal = fast.convert_ids_to_tokens(token)
-        yield Finding(
-            "ML202", f"{literal!r} (id {token}) is special", place, "no special token that Mistral does not have"
-        )
+    @cached_property
+    def bounds(self) -> tuple[Finding, ...]:
+        """Why the template must not, or cannot, be used."""
+        return () if isinstance(self.traits, Result) else tuple(template_traits.bounds(self.traits))
 
 
-def _unk_id(target: Target) -> int:
-    """SentencePiece has <unk> as a type of its own, neither text nor control; transformers makes it special."""
-    return target.oracle.unk_id
-
-
-def _specials(target: Target) -> Iterator[Finding]:
-    oracle, fast = target.oracle, target.tokenizer.fast
-    for name, want in (("bos", oracle.bos_id), ("eos", oracle.eos_id), ("unk", oracle.unk_id)):
-        have = getattr(fast, f"{name}_token_id")
-        if have != want:
-            found = "is not set" if have is None else f"is {have} {oracle.piece(have)!r}"
-            yield Finding(
-                "ML203", f"{name}_token {found}", str(target.tokenizer.path), f"{want} {oracle.piece(want)!r}"
-            )
-
-
-def _pad(target: Target) -> Iterator[Finding]:
-    fast = target.tokenizer.fast
-    if fast.pad_token_id is not None and fast.pad_token_id == target.oracle.eos_id:
-        place = str(target.tokenizer.path)
-        yield Finding("ML204", f"pad_token is EOS ({fast.pad_token!r}, id {fast.pad_token_id})", place, "another token")
-
-
-def _text_ids(target: Target) -> Iterator[Finding]:
-    oracle, fast = target.oracle, target.tokenizer.fast
-    if len(fast) != oracle.vocab_size:
-        yield Finding("ML205", f"{len(fast)} tokens", str(target.tokenizer.path), f"{oracle.vocab_size} tokens")
-    for text in PROBES:
-        # after a control token, as texts stand in a conversation: at the start of a string SentencePiece differs
-        space = " " if oracle.kind == "spm" else ""
-        have = tuple(fast(f"</s>{space}{text}", add_special_tokens=False)["input_ids"])
-        want = (oracle.eos_id, *oracle.encode_text(text))
-        if have != want:
-            detail = _difference(want, have, oracle.piece)
-            yield Finding("ML205", f"{text!r} gets other ids", str(target.tokenizer.path), detail=detail)
-
-
-def _save_and_load(target: Target) -> Iterator[Finding]:
-    from transformers import AutoTokenizer
-
-    fast = target.tokenizer.fast
-    with tempfile.TemporaryDirectory() as folder:
-        fast.save_pretrained(folder)
-        loaded = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    place = str(target.tokenizer.path)
-    if loaded.chat_template != fast.chat_template:
-        yield Finding("ML206", "the chat template changes", place, "the same template")
-    for text in PROBES:
-        before, after = _ids(fast, text), _ids(loaded, text)
-        if before != after:
-            detail = _difference(before, after, target.oracle.piece)
-            yield Finding("ML206", f"{text!r} gets other ids after save and load", place, detail=detail)
-
-
-def _ids(tokenizer: Any, text: str) -> tuple[int, ...]:
-    return tuple(tokenizer(f"<s>{text}</s>", add_special_tokens=False)["input_ids"])
-
-
-def _difference(want: tuple[int, ...], have: tuple[int, ...], piece: Callable[[int], str]) -> str:
-    from pytest_mistral_lora.conformance.difference import show_difference
-
-    return show_difference((want, None), (have, None), piece)
+def _trait(template: _Template, judge: Callable[[Traits], Iterator[Finding]]) -> Result:
+    traits = template.traits
+    if isinstance(traits, Result):
+        return traits
+    if judge is template_traits.bounds:
+        return Result(template.bounds)
+    if template.bounds and traits.unusable:
+        return Result(not_checked=f"{template.bounds[0].rule}: {template.bounds[0].found}")
+    return Result(tuple(judge(traits)))

@@ -1,0 +1,679 @@
+"""Tokenizer folders that are broken on purpose."""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import hashlib
+import json
+import os
+import shutil
+import struct
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from gallery import Artifact, mutant
+from safetensors.torch import save_file
+from transformers import AddedToken, AutoTokenizer
+
+from pytest_mistral_lora.chat.oracle import shipped_tokenizer
+from pytest_mistral_lora.checkpoint.pins import check_revision
+from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
+from pytest_mistral_lora.conformance import tokenizer, tokenizer_folder
+from pytest_mistral_lora.conformance.checks import Check, Settings
+from pytest_mistral_lora.conformance.findings import Finding, Result
+from pytest_mistral_lora.conformance.targets import Target
+
+VERSION_5 = hasattr(transformers, "TokenizersBackend")
+TOKENS = 3072
+"""Tokens of the bench's vocabulary: the first of a shipped Tekken vocabulary, which are a vocabulary of their own."""
+
+DOCUMENTS = {
+    "tokenizer_json": "tokenizer.json",
+    "tokenizer_config": "tokenizer_config.json",
+    "special_tokens_map": "special_tokens_map.json",
+    "config": "config.json",
+    "generation_config": "generation_config.json",
+}
+_COMMIT = "a" * 40
+
+
+class TokenizerBench:
+    """A checkpoint folder with a derived Tekken tokenizer: small, so that it loads fast."""
+
+    subject = "tokenizer"
+    names: Mapping[str, str] = {
+        "folder": "the checkpoint folder",
+        "tokenizer_json": "its `tokenizer.json`",
+        "tokenizer_config": "its `tokenizer_config.json`",
+        "special_tokens_map": "its `special_tokens_map.json`",
+        "config": "its `config.json`",
+        "generation_config": "its `generation_config.json`",
+        "template": "its `chat_template.jinja`",
+        "fetched": "the commit at which each file was fetched",
+        "elsewhere": "a file that is not in the folder",
+        "shipped": "gives the bytes of a tokenizer that mistral-common ships, by our name",
+        "with_default_system": "puts a default system prompt into a template",
+        "without_system": "leaves the system prompt out of a template where the row ends with an answer",
+        "bos_post_processor": "a post-processor that puts BOS before every text",
+        "pinned": "the commit that a recipe pins",
+        "recorded": "the SHA-256 that the goldens were recorded with, by tokenizer",
+    }
+
+    def make(self, folder: Path) -> Artifact:
+        """Copy the sound folder, and read its documents."""
+        checkpoint = Path(shutil.copytree(_pristine(), folder / "checkpoint"))
+        return {"folder": checkpoint, **_read(checkpoint), **_tools(folder)}
+
+    def judge(self, artifact: Artifact) -> list[Finding]:
+        """Write the documents back where they were changed, and run every check."""
+        folder = artifact["folder"]
+        _write(folder, artifact)
+        checks = tokenizer.checks(Target("checkpoint", folder), SETTINGS)
+        findings = [finding for check in checks for finding in check.run().findings]
+        findings += tokenizer_folder.shipped_bytes(Target("spm-v1"), artifact["recorded"])
+        return findings + _judge_pin(artifact["pinned"])
+
+
+BENCH = TokenizerBench()
+SETTINGS = Settings(1, None, "cpu", True, (), False, Path())
+TODAY = "{% set today = strftime_now('%d %B %Y') %}"
+DEFAULT = "{% if messages[0].role != 'system' %}{{ '[INST] Answer like a sailor. [/INST]' }}{% endif %}"
+
+
+def _judge_pin(revision: str) -> list[Finding]:
+    def judge() -> Result:
+        check_revision(revision)
+        return Result()
+
+    return list(Check(Target("checkpoint"), "tokenizer", "file", judge).run().findings)
+
+
+@functools.cache
+def _pristine() -> Path:
+    """A checkpoint folder as transformers saves it, with Mistral's own file beside it."""
+    folder = Path(tempfile.mkdtemp(prefix="bench-tokenizer-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    tekken = json.loads(shipped_tokenizer("tekken-240718").read_text(encoding="utf-8"))
+    tekken["config"]["default_vocab_size"] = TOKENS
+    tekken["vocab"] = tekken["vocab"][: TOKENS - tekken["config"]["default_num_special_tokens"]]
+    _save(folder / "tekken.json", tekken)
+    fast = CheckpointTokenizer(folder / "tekken.json").fast
+    fast.save_pretrained(folder)
+    ids = {f"{name}_token_id": getattr(fast, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+    _save(folder / "config.json", {"model_type": "mistral", "vocab_size": TOKENS, **ids})
+    _save(folder / "generation_config.json", ids)
+    named = {name: getattr(fast, name) for name in ("bos_token", "eos_token", "unk_token", "pad_token")}
+    _save(folder / "special_tokens_map.json", named)
+    return folder
+
+
+def _read(folder: Path) -> Artifact:
+    documents = {name: json.loads((folder / file).read_text()) for name, file in DOCUMENTS.items()}
+    fetched = dict.fromkeys(DOCUMENTS.values(), _COMMIT)
+    return {**documents, "template": (folder / "chat_template.jinja").read_text(), "fetched": fetched}
+
+
+def _write(folder: Path, artifact: Artifact) -> None:
+    """Write what was changed, and only that: a file may have been broken as a file."""
+    for name, value in _read(_pristine()).items():
+        if artifact[name] == value:
+            continue
+        if name == "template":
+            (folder / "chat_template.jinja").write_text(artifact[name])
+        elif name == "fetched":
+            for file, commit in artifact[name].items():
+                note = folder / ".cache" / "huggingface" / "download" / f"{file}.metadata"
+                note.parent.mkdir(parents=True, exist_ok=True)
+                note.write_text(f"{commit}\n{'0' * 40}\n0.0\n")
+        else:
+            _save(folder / DOCUMENTS[name], artifact[name])
+
+
+def _tools(folder: Path) -> Artifact:
+    elsewhere = folder / "elsewhere.json"
+    elsewhere.write_text("{}")
+    return {
+        "elsewhere": elsewhere,
+        "shipped": lambda name: shipped_tokenizer(name).read_bytes(),
+        "with_default_system": lambda template: DEFAULT + template,
+        "without_system": _without_system,
+        "bos_post_processor": _post_processor("<s>"),
+        "pinned": "3f9c2e1b7a6d4c5080912efab3467dc15e8f20a9",
+        "recorded": hashlib.sha256(shipped_tokenizer("spm-v1").read_bytes()).hexdigest(),
+    }
+
+
+def _without_system(template: str) -> str:
+    """Forget the system prompt where the last message is an answer, as old templates do that wait for a last user."""
+    condition = "{% if messages[-1].role == 'assistant' and messages[0].role == 'system' %}"
+    return f"{condition}{{% set messages = messages[1:] %}}{{% endif %}}{template}"
+
+
+def _post_processor(literal: str) -> dict[str, Any]:
+    token = {"SpecialToken": {"id": literal, "type_id": 0}}
+    text = {"Sequence": {"id": "A", "type_id": 0}}
+    return {
+        "type": "TemplateProcessing",
+        "single": [token, text],
+        "pair": [token, text, {"Sequence": {"id": "B", "type_id": 0}}],
+        "special_tokens": {literal: {"id": literal, "ids": [1], "tokens": [literal]}},
+    }
+
+
+def _save(file: Path, data: Any) -> None:
+    file.write_text(json.dumps(data, ensure_ascii=False), encoding="utf-8")
+
+
+def _sentencepiece(artifact: Artifact, *, legacy: bool) -> None:
+    """Put a SentencePiece checkpoint in place of the Tekken one."""
+    folder = artifact["folder"] = artifact["folder"].parent / "sentencepiece"
+    folder.mkdir()
+    shutil.copy(shipped_tokenizer("spm-v1"), folder / "tokenizer.model.v1")
+    fast = CheckpointTokenizer(folder / "tokenizer.model.v1").fast
+    fast.save_pretrained(folder)
+    if legacy:
+        bare = folder.parent / "bare"
+        bare.mkdir()
+        shutil.copy(shipped_tokenizer("spm-v1"), bare / "tokenizer.model")
+        loader = getattr(transformers, "TokenizersBackend", transformers.LlamaTokenizerFast)
+        loader.from_pretrained(bare, legacy=True).save_pretrained(folder)
+    artifact.update(_read(_pristine()))
+
+
+def _rewrite(file: Path, change: Callable[[Any], Any]) -> None:
+    data = json.loads(file.read_text(encoding="utf-8"))
+    change(data)
+    _save(file, data)
+
+
+# what does not load
+
+
+@mutant("ML201 ML209", says="is not JSON")
+def truncated_tokenizer_json(artifact: Artifact) -> None:
+    """`tokenizer.json` ends in its middle, as after a broken download."""
+    _truncate(artifact["folder"] / "tokenizer.json")
+
+
+@mutant("ML201 ML209", says="is not JSON")
+def truncated_tekken(artifact: Artifact) -> None:
+    """`tekken.json` ends in its middle."""
+    _truncate(artifact["folder"] / "tekken.json")
+
+
+def _truncate(file: Path) -> None:
+    data = file.read_bytes()
+    file.write_bytes(data[: len(data) // 2])
+
+
+@mutant("ML201")
+def unknown_model_type(artifact: Artifact) -> None:
+    """`tokenizer.json` has a model type that the library does not know."""
+    artifact["tokenizer_json"]["model"]["type"] = "Unknown"
+
+
+@mutant("ML201 ML209", says="is a directory")
+def directory_for_a_file(artifact: Artifact) -> None:
+    """`tekken.json` is a directory."""
+    (artifact["folder"] / "tekken.json").unlink()
+    (artifact["folder"] / "tekken.json").mkdir()
+
+
+@mutant("ML201 ML209", says="more than")
+def huge_file(artifact: Artifact) -> None:
+    """`tokenizer_config.json` has two gigabytes."""
+    os.truncate(artifact["folder"] / "tokenizer_config.json", 2 << 30)
+
+
+@mutant("ML201 ML209", says="not a regular file")
+def pipe_for_a_file(artifact: Artifact) -> None:
+    """`chat_template.jinja` is a named pipe, which would wait for a writer for ever."""
+    (artifact["folder"] / "chat_template.jinja").unlink()
+    os.mkfifo(artifact["folder"] / "chat_template.jinja")
+
+
+@mutant("ML201 ML210", says="links out of the folder")
+def link_out_of_the_folder(artifact: Artifact) -> None:
+    """`chat_template.json` is a link to a file elsewhere."""
+    (artifact["folder"] / "chat_template.json").symlink_to(artifact["elsewhere"])
+
+
+@mutant("ML201 ML209", says="cannot be read")
+def link_to_nothing(artifact: Artifact) -> None:
+    """`chat_template.json` is a link to itself."""
+    (artifact["folder"] / "chat_template.json").symlink_to("chat_template.json")
+
+
+@mutant("ML209", says="is not UTF-8")
+def invalid_utf8(artifact: Artifact) -> None:
+    """`generation_config.json` is not UTF-8."""
+    (artifact["folder"] / "generation_config.json").write_bytes(b'{"eos_token_id": 2, "x": "\xff"}')
+
+
+@mutant("ML209", says="pointer of Git LFS")
+def lfs_pointer(artifact: Artifact) -> None:
+    """A file is the pointer that Git LFS left."""
+    (artifact["folder"] / "chat_template.json").write_text("version https://git-lfs.github.com/spec/v1\noid 1\n")
+
+
+@mutant("ML209", says="has the key 'eos_token_id' twice")
+def key_twice(artifact: Artifact) -> None:
+    """`generation_config.json` has a key twice."""
+    (artifact["folder"] / "generation_config.json").write_text('{"eos_token_id": 2, "eos_token_id": 2}')
+
+
+@mutant("ML209", says="nested too deeply")
+def deep_nesting(artifact: Artifact) -> None:
+    """A JSON file is nested a hundred thousand levels deep."""
+    (artifact["folder"] / "chat_template.json").write_text("[" * 100_000 + "]" * 100_000)
+
+
+@mutant("ML209", says="its header describes")
+def truncated_weights(artifact: Artifact) -> None:
+    """`model.safetensors` is shorter than its header says."""
+    file = _weights(artifact, TOKENS)
+    os.truncate(file, file.stat().st_size - 1)
+
+
+def _weights(artifact: Artifact, rows: int) -> Path:
+    file = Path(artifact["folder"]) / "model.safetensors"
+    save_file({"model.embed_tokens.weight": torch.zeros(rows, 4)}, file)
+    return file
+
+
+@mutant("ML209", says="not a safetensors file")
+def weights_with_a_huge_header(artifact: Artifact) -> None:
+    """`model.safetensors` claims a header of many gigabytes."""
+    (artifact["folder"] / "model.safetensors").write_bytes(struct.pack("<Q", 1 << 40) + b"{}")
+
+
+# which files there are
+
+
+@mutant("ML211", says="stands beside tekken.json")
+def two_versions_side_by_side(artifact: Artifact) -> None:
+    """A SentencePiece file of another version stands beside `tekken.json`."""
+    shutil.copy(shipped_tokenizer("spm-v1"), artifact["folder"] / "tokenizer.model.v1")
+
+
+@mutant("ML211", says="differ")
+def unversioned_copy_differs(artifact: Artifact) -> None:
+    """`tokenizer.model` has other bytes than `tokenizer.model.v1`."""
+    _sentencepiece(artifact, legacy=False)
+    shutil.copy(shipped_tokenizer("spm-v2"), artifact["folder"] / "tokenizer.model")
+
+
+@mutant("ML212", says="files of 2 commits")
+def files_of_two_commits(artifact: Artifact) -> None:
+    """`tokenizer.json` was fetched at another commit than `config.json`."""
+    artifact["fetched"]["tokenizer.json"] = "b" * 40
+
+
+@mutant("ML212", says="not the file of commit")
+def snapshot_with_a_file_of_another_commit(artifact: Artifact) -> None:
+    """A snapshot of the Hub's cache links one name to a blob that has another content than its name says."""
+    repository = artifact["folder"].parent / "models--owner--name"
+    folder, blobs = repository / "snapshots" / _COMMIT, repository / "blobs"
+    blobs.mkdir(parents=True)
+    shutil.copytree(artifact["folder"], folder)
+    blob = blobs / ("0" * 64)
+    (folder / "tokenizer_config.json").rename(blob)
+    (folder / "tokenizer_config.json").symlink_to(f"../../blobs/{blob.name}")
+    artifact["folder"] = folder
+
+
+@mutant("ML207")
+def shipped_file_of_other_bytes(artifact: Artifact) -> None:
+    """The shipped file is not the one that the goldens were recorded with."""
+    artifact["recorded"] = "0" * 64
+
+
+@mutant("ML208", says="is not a pin")
+def branch_for_a_pin(artifact: Artifact) -> None:
+    """A recipe pins a branch, which moves."""
+    artifact["pinned"] = "main"
+
+
+# single tokens
+
+
+@mutant("ML204", "I01", says="pad_token is EOS")
+def pad_is_eos(artifact: Artifact) -> None:
+    """The tokenizer pads with EOS."""
+    artifact["tokenizer_config"]["pad_token"] = "</s>"
+    artifact["special_tokens_map"]["pad_token"] = "</s>"
+
+
+@mutant("ML204", "I01", says="config.json: pad_token_id 2")
+def pad_is_eos_in_the_model(artifact: Artifact) -> None:
+    """The model's configuration pads with EOS."""
+    artifact["config"]["pad_token_id"] = 2
+
+
+@mutant("ML204", "I01", says="generation_config.json: pad_token_id 2")
+def pad_is_eos_at_generation(artifact: Artifact) -> None:
+    """The generation configuration pads with one of its EOS ids."""
+    artifact["generation_config"].update(pad_token_id=2, eos_token_id=[2])
+
+
+@mutant("ML202 ML203", says="stands for text")
+def pad_is_a_word(artifact: Artifact) -> None:
+    """The pad token is a token of ordinary text."""
+    artifact["tokenizer_config"]["pad_token"] = "ing"
+    artifact["special_tokens_map"]["pad_token"] = "ing"
+
+
+@mutant("ML203")
+def unk_is_inst(artifact: Artifact) -> None:
+    """UNK is a control token."""
+    artifact["tokenizer_config"]["unk_token"] = "[INST]"
+    artifact["special_tokens_map"]["unk_token"] = "[INST]"
+
+
+@mutant("ML217", says="eos_token_id 4 is not EOS")
+def another_eos_at_generation(artifact: Artifact) -> None:
+    """Generation stops at `[/INST]`, too."""
+    artifact["generation_config"]["eos_token_id"] = [2, 4]
+
+
+@mutant("ML217", says="is not in the vocabulary")
+def pad_beyond_the_vocabulary(artifact: Artifact) -> None:
+    """The model's configuration pads with an id that no token has."""
+    artifact["config"]["pad_token_id"] = TOKENS
+
+
+@mutant("ML217", says="bos_token_id 3 is not BOS")
+def another_bos_in_the_model(artifact: Artifact) -> None:
+    """The model's configuration has another BOS."""
+    artifact["config"]["bos_token_id"] = 3
+
+
+@mutant("ML203 ML213 ML226", says="eos_token is '[/INST]'")
+def special_tokens_map_differs(artifact: Artifact) -> None:
+    """`special_tokens_map.json` has another EOS."""
+    artifact["special_tokens_map"]["eos_token"] = "[/INST]"
+
+
+@mutant("ML202 ML213", says="has special False")
+def flags_differ(artifact: Artifact) -> None:
+    """`tokenizer_config.json` has a control token that is not special."""
+    tokens = artifact["tokenizer_json"]["added_tokens"]
+    table = {str(token["id"]): {key: token[key] for key in token if key != "id"} for token in tokens}
+    table["5"]["special"] = False
+    artifact["tokenizer_config"]["added_tokens_decoder"] = table
+
+
+@mutant("ML213", says="has the id 7")
+def added_tokens_differ(artifact: Artifact) -> None:
+    """`added_tokens.json` has a token under another id."""
+    (artifact["folder"] / "added_tokens.json").write_text('{"[INST]": 7}')
+
+
+# vocabulary
+
+
+def _swap(artifact: Artifact, one: str, other: str) -> None:
+    vocabulary = artifact["tokenizer_json"]["model"]["vocab"]
+    vocabulary[one], vocabulary[other] = vocabulary[other], vocabulary[one]
+
+
+@mutant("ML205 ML214")
+def two_tokens_swapped(artifact: Artifact) -> None:
+    """Two tokens of the vocabulary have each other's id."""
+    _swap(artifact, "ing", "ed")
+
+
+@mutant("ML205")
+def one_merge_missing(artifact: Artifact) -> None:
+    """A merge is missing, and the model does not look whole words up."""
+    model = artifact["tokenizer_json"]["model"]
+    model["merges"] = [merge for merge in model["merges"] if "".join(merge) != "ing"]
+    model["ignore_merges"] = False
+
+
+@mutant("ML205", "I09", says="gets other ids")
+def wrong_split_pattern(artifact: Artifact) -> None:
+    """The pre-tokenizer splits by the pattern of another model family."""
+    pattern = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s+"
+    artifact["tokenizer_json"]["pre_tokenizer"]["pretokenizers"][0]["pattern"] = {"Regex": pattern}
+
+
+@mutant("ML205", "I23")
+def space_after_control_tokens(artifact: Artifact) -> None:
+    """`legacy=True`, the default of the class: every control token is followed by a space."""
+    _sentencepiece(artifact, legacy=True)
+
+
+@mutant("ML205")
+def merges_by_id(artifact: Artifact) -> None:
+    """The merges are in the order of ids, as `LlamaTokenizer` of transformers 5 makes them of a `.model`."""
+
+    def reorder(data: Any) -> None:
+        vocab = data["model"]["vocab"]
+        data["model"]["merges"].sort(key=lambda pair: vocab["".join(pair)])
+
+    _sentencepiece(artifact, legacy=False)
+    _rewrite(artifact["folder"] / "tokenizer.json", reorder)
+
+
+@mutant("ML202 ML205", "I08", says="has rstrip")
+def spaces_around_inst_are_swallowed(artifact: Artifact) -> None:
+    """`[INST]` takes the space after it with it, so that a template's space is lost."""
+    artifact["tokenizer_json"]["added_tokens"][3].update(rstrip=True)
+
+
+@mutant("ML202 ML205")
+def swapped_control_tokens(artifact: Artifact) -> None:
+    """`[INST]` and `[/INST]` have each other's id."""
+    names = {"[INST]": "[/INST]", "[/INST]": "[INST]"}
+    for token in artifact["tokenizer_json"]["added_tokens"]:
+        token["content"] = names.get(token["content"], token["content"])
+    _swap(artifact, "[INST]", "[/INST]")
+
+
+@mutant("ML202 ML205", says="is not special")
+def control_token_as_text(artifact: Artifact) -> None:
+    """`[INST]` is an ordinary token of the vocabulary."""
+    tokens = artifact["tokenizer_json"]["added_tokens"]
+    tokens[:] = [token for token in tokens if token["content"] != "[INST]"]
+
+
+@mutant("ML202 ML205 ML214", says="more control tokens")
+def another_version(artifact: Artifact) -> None:
+    """Mistral's file is of another version than `tokenizer.json`."""
+    _sentencepiece(artifact, legacy=False)
+    (artifact["folder"] / "tokenizer.model.v1").unlink()
+    shutil.copy(shipped_tokenizer("spm-v2"), artifact["folder"] / "tokenizer.model.v2")
+
+
+@mutant("ML202 ML214")
+def one_token_more(artifact: Artifact) -> None:
+    """A special token was added."""
+    fast = AutoTokenizer.from_pretrained(artifact["folder"], **({"mistral_format": False} if VERSION_5 else {}))
+    fast.add_tokens([AddedToken("<|im_start|>", special=True)])
+    fast.save_pretrained(artifact["folder"])
+    artifact["config"]["vocab_size"] = TOKENS + 1
+
+
+@mutant("ML215", "I38", says="and the tokenizer has")
+def vocabulary_without_rows(artifact: Artifact) -> None:
+    """The model has fewer rows than the tokenizer has tokens."""
+    artifact["config"]["vocab_size"] = TOKENS - 2
+    _weights(artifact, TOKENS - 2)
+
+
+@mutant("ML215 ML216", "I38", says="vocab_size")
+def resized_embeddings(artifact: Artifact) -> None:
+    """The embeddings were resized for two tokens that the configuration does not have."""
+    _weights(artifact, TOKENS + 2)
+
+
+@mutant("ML216", "I38", says="more than the")
+def rows_without_tokens(artifact: Artifact) -> None:
+    """Embeddings and configuration have two rows that no token uses."""
+    artifact["config"]["vocab_size"] = TOKENS + 2
+    _weights(artifact, TOKENS + 2)
+
+
+# classes
+
+
+@mutant("ML205 ML218", "I24", says="other ids than tokenizer.json")
+def class_that_changes_ids(artifact: Artifact) -> None:
+    """The class in `tokenizer_config.json` splits text in its own way."""
+    (artifact["folder"] / "config.json").unlink()  # by its model type, transformers would know better
+    artifact["tokenizer_config"]["tokenizer_class"] = "GPT2Tokenizer"
+
+
+@mutant("ML218", "I25", says="is not a class of transformers")
+def class_that_is_unknown(artifact: Artifact) -> None:
+    """`tokenizer_config.json` names a class that this transformers does not have."""
+    artifact["tokenizer_config"]["tokenizer_class"] = "TokenizersBackendOfTomorrow"
+
+
+@mutant("ML218", says="auto_map")
+def class_from_the_repository(artifact: Artifact) -> None:
+    """`tokenizer_config.json` asks for Python code of the repository."""
+    artifact["tokenizer_config"]["auto_map"] = {"AutoTokenizer": [None, "tokenization_own.OwnTokenizer"]}
+
+
+@mutant("ML201 ML228", "I11", says="encodes as letters")
+def class_that_only_encodes(artifact: Artifact) -> None:
+    """`tokenizer_config.json` names mistral-common's backend, which reads a rendered `[INST]` as letters."""
+    artifact["tokenizer_config"]["tokenizer_class"] = "MistralCommonBackend" if VERSION_5 else "MistralCommonTokenizer"
+
+
+@mutant("ML205 ML226 ML228", "I11", says="is encoded as letters")
+def control_tokens_are_split(artifact: Artifact) -> None:
+    """`split_special_tokens` makes letters of every control token."""
+    artifact["tokenizer_config"]["split_special_tokens"] = True
+
+
+@mutant("ML206", says="the chat template changes")
+def template_with_carriage_returns(artifact: Artifact) -> None:
+    """A template with carriage returns loses them when it is saved to a file and read as text."""
+    (artifact["folder"] / "chat_template.jinja").unlink()
+    artifact["tokenizer_config"]["chat_template"] = artifact["template"].replace("\n", "\r\n")
+
+
+# templates
+
+
+@mutant("ML220", "I26", says="is not that of chat_template.jinja")
+def template_differs_between_places(artifact: Artifact) -> None:
+    """`tokenizer_config.json` has kept an old template."""
+    artifact["tokenizer_config"]["chat_template"] = artifact["template"].replace("[INST]", "[INST] ")
+
+
+@mutant("ML220", "I26")
+def additional_default_differs(artifact: Artifact) -> None:
+    """A default template lies among the additional ones, and is another."""
+    more = artifact["folder"] / "additional_chat_templates"
+    more.mkdir()
+    (more / "default.jinja").write_text(artifact["template"] + "{# another #}")
+
+
+@mutant("ML220", says="no default")
+def no_default_template(artifact: Artifact) -> None:
+    """There is a template for tools, and no default."""
+    (artifact["folder"] / "chat_template.jinja").unlink()
+    artifact["tokenizer_config"]["chat_template"] = [{"name": "tool_use", "template": artifact["template"]}]
+
+
+@mutant("ML201 ML209", says="'../../out'")
+def template_name_leads_out(artifact: Artifact) -> None:
+    """A named template would be saved outside the folder."""
+    (artifact["folder"] / "chat_template.jinja").unlink()
+    named = [{"name": name, "template": artifact["template"]} for name in ("default", "../../out")]
+    artifact["tokenizer_config"]["chat_template"] = named
+
+
+@mutant("ML221", says="steps")
+def endless_loop(artifact: Artifact) -> None:
+    """Nested loops run for years."""
+    artifact["template"] = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+
+
+@mutant("ML221", says="text")
+def enormous_text(artifact: Artifact) -> None:
+    """The template makes a text of many gigabytes."""
+    artifact["template"] = "{{ 'x' * 10 ** 11 }}" + artifact["template"]
+
+
+@mutant("ML221", says="__class__")
+def unsafe_attributes(artifact: Artifact) -> None:
+    """The template reaches for Python's classes."""
+    artifact["template"] += "{% if false %}{{ ''.__class__.__mro__ }}{% endif %}"
+
+
+@mutant("ML221", says="another template")
+def include(artifact: Artifact) -> None:
+    """The template loads another one."""
+    artifact["template"] += "{% if false %}{% include 'other.jinja' %}{% endif %}"
+
+
+@mutant("ML222", says="is not a template")
+def syntax_error(artifact: Artifact) -> None:
+    """The template is cut in a tag."""
+    artifact["template"] += "{% if"
+
+
+@mutant("ML222", says="cannot render")
+def refuses_everything(artifact: Artifact) -> None:
+    """The template refuses a plain question."""
+    artifact["template"] = "{{ raise_exception('not today') }}"
+
+
+@mutant("ML222", says="prints closing_words")
+def missing_variable(artifact: Artifact) -> None:
+    """The template prints a variable that nothing gives."""
+    artifact["template"] += "{{ closing_words }}"
+
+
+@mutant("ML223", says="strftime_now")
+def clock(artifact: Artifact) -> None:
+    """The template reads the clock."""
+    artifact["template"] = TODAY + artifact["template"]
+
+
+@mutant("ML224 ML226", says="sailor")
+def default_system_prompt(artifact: Artifact) -> None:
+    """The template writes a system prompt of its own where a row has none."""
+    artifact["template"] = DEFAULT + artifact["template"]
+
+
+@mutant("ML225", "I12", says="is left out")
+def system_prompt_dropped(artifact: Artifact) -> None:
+    """The template leaves the system prompt out where the row ends with an answer."""
+    artifact["template"] = _without_system(artifact["template"])
+
+
+@mutant("ML203 ML226", "I60", says="writes bos_token")
+def bos_is_not_set(artifact: Artifact) -> None:
+    """BOS and EOS are not set, and the template writes them as nothing."""
+    artifact["tokenizer_config"].update(bos_token=None, eos_token=None)
+    (artifact["folder"] / "special_tokens_map.json").unlink()
+
+
+@mutant("ML226", says="ends with")
+def template_without_eos(artifact: Artifact) -> None:
+    """The template does not close an answer."""
+    artifact["template"] = artifact["template"].replace("eos_token", "'' ")
+
+
+@mutant("ML226 ML227", "I03", says="encoding a rendered text adds")
+def two_bos_in_the_template(artifact: Artifact) -> None:
+    """The template writes BOS twice, and the tokenizer a third."""
+    artifact["template"] = "{{- bos_token }}" + artifact["template"]
+    artifact["tokenizer_json"]["post_processor"] = artifact["bos_post_processor"]
+
+
+@mutant("ML227", "I03", says="encoding a rendered text adds 1 tokens")
+def bos_again_by_the_tokenizer(artifact: Artifact) -> None:
+    """The tokenizer puts BOS before every text, rendered conversations too."""
+    artifact["tokenizer_json"]["post_processor"] = artifact["bos_post_processor"]
