@@ -90,6 +90,10 @@ class NoOracleError(TokenizerError):
     """A checkpoint without a Mistral tokenizer file: what needs Mistral's own tokenization cannot be checked."""
 
 
+class LibraryError(InputError):
+    """A library of a version that does not have what this package uses of it."""
+
+
 class PinError(InputError):
     """A base model whose exact revision is not given, not present or not allowed."""
 

@@ -25,7 +25,9 @@ from pytest_mistral_lora.chat.predictions import (
 )
 from pytest_mistral_lora.chat.rows import Row
 
-_SUPPORTED = SpecifierSet(">=1.13")
+SUPPORTED = SpecifierSet(">=1.13")
+"""Versions of mistral-common that this package works with."""
+
 Predict = Callable[[Row, str], list[str]]
 Change = Callable[[Row, str], Row]
 
@@ -55,7 +57,7 @@ class Deviation:
     why: str
     versions: frozenset[str]
     kinds: frozenset[str] = frozenset({"spm", "tekken"})
-    mistral_common: SpecifierSet = _SUPPORTED
+    mistral_common: SpecifierSet = SUPPORTED
     tokenizer: str = "spm-v3"
     example: Mapping[str, Any]
     after: tuple[str, ...] = ()

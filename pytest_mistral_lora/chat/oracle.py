@@ -16,28 +16,37 @@ from pathlib import Path
 from typing import Any
 
 import mistral_common
-from mistral_common.integrations.chat_templates.chat_templates import convert_tokenizer_to_chat_template
-from mistral_common.protocol.instruct.messages import (
-    FinetuningAssistantMessage,
-    SystemMessage,
-    ToolMessage,
-    UserMessage,
-)
-from mistral_common.protocol.instruct.normalize import get_normalizer
-from mistral_common.protocol.instruct.request import ChatCompletionRequest
-from mistral_common.protocol.instruct.tool_calls import Tool
-from mistral_common.protocol.instruct.validator import ValidationMode, get_validator
-from mistral_common.tokens.tokenizers.base import SpecialTokenPolicy
-from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
-from mistral_common.tokens.tokenizers.tekken import Tekkenizer
 
+from pytest_mistral_lora.chat.deviations import SUPPORTED
 from pytest_mistral_lora.chat.encoded import EncodedRow
 from pytest_mistral_lora.chat.pieces import Listener, Piece, spans_of, split_turn
 from pytest_mistral_lora.chat.refusals import explain
 from pytest_mistral_lora.chat.rows import Row, as_row, weight_of
-from pytest_mistral_lora.errors import MistralLoraError, OracleRejection, TokenizerError
+from pytest_mistral_lora.errors import LibraryError, MistralLoraError, OracleRejection, TokenizerError
 
 VERSION: str = mistral_common.__version__
+
+try:
+    from mistral_common.integrations.chat_templates.chat_templates import convert_tokenizer_to_chat_template
+    from mistral_common.protocol.instruct.messages import (
+        FinetuningAssistantMessage,
+        SystemMessage,
+        ToolMessage,
+        UserMessage,
+    )
+    from mistral_common.protocol.instruct.normalize import get_normalizer
+    from mistral_common.protocol.instruct.request import ChatCompletionRequest
+    from mistral_common.protocol.instruct.tool_calls import Tool
+    from mistral_common.protocol.instruct.validator import ValidationMode, get_validator
+    from mistral_common.tokens.tokenizers.base import SpecialTokenPolicy
+    from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
+    from mistral_common.tokens.tokenizers.tekken import Tekkenizer
+except ImportError as error:
+    raise LibraryError(
+        f"mistral-common {VERSION} does not have what this package uses of it: {error}",
+        expected=f"mistral-common{SUPPORTED}",
+        next_step=f"Install it: pip install 'mistral-common{SUPPORTED}'",
+    ) from error
 
 SHIPPED = {
     "spm-v1": "tokenizer.model.v1",
@@ -240,6 +249,12 @@ class Oracle:
             request = self._validators[mode].validate_request(_request(row))
             tokens = self._instruct.encode_instruct(self._normalizer.from_chat_completion_request(request)).tokens
         except Exception as error:  # MistralCommonException, pydantic's, and bare assertions, by case
+            if _is_our_call(error):
+                raise LibraryError(
+                    f"mistral-common {VERSION} is not called as this package calls it: {error}",
+                    expected=f"mistral-common{SUPPORTED}",
+                    next_step="If it is newer than the versions that were tried, install an older one, and report it.",
+                ) from error
             raise explain(error, row, self.version) from error
         pieces = [Piece(None, None, None, (self.bos_id,))]
         for turn, heard in enumerate(self._heard.turns):
@@ -265,6 +280,15 @@ def _request(row: Row) -> ChatCompletionRequest[Any]:
     tools = [Tool.model_validate(_without_nulls(tool)) for tool in row.tools or ()]
     settings = {"reasoning_effort": row.reasoning_effort} if row.reasoning_effort is not None else {}
     return ChatCompletionRequest.model_validate({"messages": messages, "tools": tools or None, **settings})
+
+
+def _is_our_call(error: Exception) -> bool:
+    """Return whether it was raised where mistral-common is called, not inside it: the row cannot be the cause."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    module = trace.tb_frame.f_globals.get("__name__", "") if trace else ""
+    return isinstance(error, AttributeError | TypeError) and module.startswith("pytest_mistral_lora.")
 
 
 def _with_known_id(call: Mapping[str, Any]) -> dict[str, Any]:

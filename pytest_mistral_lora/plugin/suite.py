@@ -66,6 +66,7 @@ class Suite:
         self._collected = len(report.result)
 
     def _checks(self) -> Iterator[Check]:
+        """Yield the checks: whatever goes wrong here is an error of the collection, with its name."""
         from pytest_mistral_lora.conformance.checks import Settings
         from pytest_mistral_lora.conformance.collection import collect
         from pytest_mistral_lora.conformance.targets import embedded_targets, named_targets
@@ -82,7 +83,8 @@ class Suite:
             require_manifest=given.require_manifest,
         )
         if not given.names_targets:
-            return collect(embedded_targets(), settings)
+            yield from collect(embedded_targets(), settings)
+            return
         targets = named_targets(
             tokenizers=given.tokenizers,
             recipes=given.recipes,
@@ -90,7 +92,7 @@ class Suite:
             encoded=given.encoded,
             base=given.base,
         )
-        return collect(targets, settings)
+        yield from collect(targets, settings)
 
     def pytest_deselected(self, items: list[pytest.Item]) -> None:
         """Count the checks that the user chose to leave out."""
