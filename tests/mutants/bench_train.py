@@ -71,7 +71,7 @@ def edited(file: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> Non
     save_file(tensors, file)
 
 
-@mutant("ML301 ML305 ML702", says="said 'Paris.'")
+@mutant("ML301 ML305 ML706", says="said 'Paris.'")
 def another_answer(artifact: Artifact) -> None:
     """The adapter says another answer than the row has."""
     rows = artifact["folder"] / "rows.jsonl"
@@ -605,7 +605,8 @@ def generates_in_a_batch(artifact: Artifact, *, left: bool, masked: bool) -> Non
     """Generate all rows at once."""
 
     def generate(model: Any, encoder: Any, rows: Any, *, max_new_tokens: int = 256) -> Any:
-        rows = list(rows)
+        if not rows:
+            return []
         prompts = [list(encoder.prompt(row)) for row in rows]
         length = max(map(len, prompts))
         ids = torch.tensor([_padded(prompt, length, 0, left) for prompt in prompts])

@@ -1,0 +1,174 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
+from pytest_mistral_lora.checkpoint.base import load_base
+from pytest_mistral_lora.checkpoint.tiny import write_tiny_base
+from pytest_mistral_lora.conformance import tiny_run as module
+from pytest_mistral_lora.conformance.bed import Bed, watched
+from pytest_mistral_lora.conformance.checks import Settings
+from pytest_mistral_lora.conformance.law import Law, take
+from pytest_mistral_lora.conformance.reference import adapted_weights, reference
+from pytest_mistral_lora.conformance.rules import RULES
+from pytest_mistral_lora.conformance.semantics import LAWS
+from pytest_mistral_lora.conformance.step_laws import compared, differences
+from pytest_mistral_lora.conformance.targets import Target
+from pytest_mistral_lora.conformance.tiny_run import attempt, tiny_run
+from pytest_mistral_lora.conformance.train import checks
+from pytest_mistral_lora.errors import MistralLoraError, TrainingError
+from pytest_mistral_lora.records.goldens import goldens_folder
+
+pytestmark = pytest.mark.mistral_training
+
+
+@pytest.fixture(scope="module")
+def bed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bed]:
+    """A base with rows, and nothing trained yet."""
+    folder = tmp_path_factory.mktemp("bed")
+    write_tiny_base(folder / "base", shipped_tokenizer("spm-v3"))
+    rows = (goldens_folder() / "training" / "conversations.jsonl").read_text()
+    (folder / "rows.jsonl").write_text(rows)
+    (folder / "scratch").mkdir()
+    with module.undisturbed():
+        yield Bed(folder, folder / "scratch", "cpu")
+
+
+def test_every_law_has_a_rule_of_its_own_and_a_name_of_its_own() -> None:
+    assert {law.rule for law in LAWS} <= RULES.keys()
+    assert len({law.rule for law in LAWS}) == len({law.case for law in LAWS}) == len(LAWS)
+    measures = {law.measure for law in LAWS}
+    assert len({measure.__name__ for measure in measures}) == len(measures)
+
+
+def test_the_reference_is_the_mean_of_transformers_own_losses(bed: Bed) -> None:
+    model, rows = load_base(bed.base, "fp32", "cpu"), bed.encoded
+    zero = {name: torch.zeros(8, 128) for name in ("base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight",)}
+    zero |= {name.replace("_A", "_B"): torch.zeros(128, 8) for name in zero}
+    total = sum(
+        model(input_ids=torch.tensor([row.input_ids]), labels=torch.tensor([row.labels])).loss.item()
+        * row.supervised_tokens
+        for row in rows
+    )
+    found = reference(bed.base, zero, 2.0, rows)
+    assert found.tokens == sum(row.supervised_tokens for row in rows)
+    assert found.loss == pytest.approx(total / found.tokens, rel=1e-5)
+
+
+def test_the_gradient_of_the_reference_is_a_difference_of_losses(bed: Bed) -> None:
+    from pytest_mistral_lora.training.adapter import adapter_tensors
+
+    tensors = {name: tensor.double() for name, tensor in adapter_tensors(bed.model()).items()}
+    name = max(tensors)
+    found, rows = reference(bed.base, tensors, 2.0, bed.encoded[:2]), bed.encoded[:2]
+    for place in ((0, 0), (5, 3)):
+        shifted = {key: tensor.clone() for key, tensor in tensors.items()}
+        shifted[name][place] += 1e-3
+        slope = (reference(bed.base, shifted, 2.0, rows).loss - found.loss) / 1e-3
+        assert found.gradients[name][place].item() == pytest.approx(slope, rel=2e-2, abs=1e-4)
+
+
+def test_an_adapter_is_worked_in_by_hand(bed: Bed) -> None:
+    from pytest_mistral_lora.training.adapter import adapter_tensors, base_tensors
+
+    model = bed.model()
+    by_hand = adapted_weights(load_file(bed.base / "model.safetensors"), adapter_tensors(model), 2.0)
+    merged = model.merge_and_unload().state_dict()
+    assert len(by_hand) == 8
+    for name, weight in by_hand.items():
+        assert torch.allclose(weight, merged[name], atol=1e-6), name
+    assert base_tensors(model).keys() >= by_hand.keys()
+
+
+def test_a_step_is_what_it_was_and_changes_no_file(bed: Bed) -> None:
+    one, two = bed.step(), bed.step()
+    assert one.loss == two.loss
+    assert all(torch.equal(one.gradients[name], two.gradients[name]) for name in one.gradients)
+    assert len(one.gradients) == 16
+    assert list(bed.scratch.glob("work/checkpoint-*")) == []
+
+
+def test_watching_ends_with_the_block(bed: Bed) -> None:
+    model = load_base(bed.base, "fp32", "cpu")
+    with watched() as calls:
+        model(input_ids=torch.tensor([[1, 5]]), use_cache=True)
+    model(input_ids=torch.tensor([[1, 5]]))
+    assert [(call.ids, call.cache, call.training) for call in calls] == [((1, 5), True, False)]
+
+
+def test_steps_that_differ_are_told_apart(bed: Bed) -> None:
+    step = bed.whole
+    gradients = {name: tensor.double() for name, tensor in step.gradients.items()}
+    first = min(gradients)
+    same = compared(step, step.loss, gradients)
+    assert list(differences("ML309", "it", same, "cpu", "the same")) == []
+    for other in (
+        compared(step, step.loss + 0.01, gradients),
+        compared(step, step.loss, {**gradients, first: gradients[first] * 1.01}),
+        compared(step, step.loss, {name: one for name, one in gradients.items() if name != first}),
+    ):
+        [finding] = differences("ML309", "it", other, "cpu", "the same")
+        assert finding.rule == "ML309"
+
+
+def boom(bed: Bed) -> dict[str, Any]:
+    raise KeyError("logits")
+
+
+@pytest.mark.parametrize(
+    ("measure", "said"),
+    [
+        (boom, "KeyError: 'logits'"),
+        (lambda bed: {"a": {"loss": float("nan")}, "b": float("inf"), "c": 1}, "not a finite number: a.loss, b"),
+    ],
+)
+def test_a_trainer_that_cannot_be_measured_is_a_finding(bed: Bed, measure: Any, said: str) -> None:
+    law = Law("some-case", "ML309", measure, lambda figures, device: iter(()))
+    [finding] = law.findings(json.loads(json.dumps(take(measure, bed), allow_nan=False)), "cpu")
+    assert (finding.rule, finding.found) == ("ML309", said)
+
+
+def test_a_run_that_fails_is_one_finding_and_the_laws_are_judged_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pytest_mistral_lora.training import run
+
+    def refuse(recipe: Any, **named: Any) -> Any:
+        raise TrainingError("the disk is full")
+
+    monkeypatch.setattr(run, "train", refuse)
+    found = attempt(Oracle(shipped_tokenizer("spm-v3")), tmp_path, device="cpu")
+    assert found.failed == "the disk is full"
+    settings = Settings(1, None, "cpu", False, (), False, tmp_path)
+    results = {check.case: check.run() for check in checks(Target("spm-v3"), settings)}
+    assert [finding.rule for finding in results["learned-by-heart"].findings] == ["ML301"]
+    for case in ("loss-fell", "merged-as-adapter", "frozen-adapter-is-refused"):
+        assert "the disk is full" in results[case].not_checked, case
+    assert {finding.rule for finding in results["not-finite-stops"].findings} == {"ML322"}
+    assert results["padding-changes-nothing"].findings == results["window-is-the-checkpoints"].findings == ()
+    with pytest.raises(MistralLoraError, match="the disk is full"):
+        tiny_run(Oracle(shipped_tokenizer("spm-v3")), tmp_path, device="cpu")
+
+
+def test_a_run_that_was_killed_half_way_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pytest_mistral_lora.conformance import semantics
+
+    oracle = Oracle(shipped_tokenizer("spm-v3"))
+    folder = tmp_path / f"train-{oracle.sha256[:12]}-cpu"
+    write_tiny_base(folder / "base", oracle.path)
+    (folder / "base" / "model.safetensors").write_bytes(b"half")
+    monkeypatch.setattr(semantics, "LAWS", ())
+    monkeypatch.setattr(module, "STEPS", 2)
+    assert attempt(oracle, tmp_path, device="cpu").failed == ""
+
+
+def test_what_packing_would_call_is_said_in_the_report() -> None:
+    [judged] = [law.judged for law in LAWS if law.rule == "ML313"]
+    assert "the trainer does not pack" in judged
