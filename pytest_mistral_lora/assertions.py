@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_mistral_lora.chat.rows import Row, as_row
-from pytest_mistral_lora.errors import RowsError
+from pytest_mistral_lora.errors import InputError, RowsError
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     AnyRow = Row | Mapping[str, Any]
     AnyTokenizer = CheckpointTokenizer | str | Path
+    AnyIds = Sequence[int] | Mapping[str, Any] | Any
 
 
 def assert_template_faithful(row: AnyRow, tokenizer: AnyTokenizer) -> None:
@@ -38,12 +39,13 @@ def assert_template_faithful(row: AnyRow, tokenizer: AnyTokenizer) -> None:
     _fail_on(template_findings(loaded.oracle, ChatTemplate(loaded.fast), as_row(row)))
 
 
-def assert_labels_exact(row: AnyRow, input_ids: Sequence[int], labels: Sequence[int], tokenizer: AnyTokenizer) -> None:
+def assert_labels_exact(row: AnyRow, input_ids: AnyIds, labels: AnyIds, tokenizer: AnyTokenizer) -> None:
     """Assert that a trainer's ids and labels of a row are exactly mistral-common's; each difference has a class.
 
     Args:
         row: A chat row.
-        input_ids: What the trainer feeds, one id a token, without padding.
+        input_ids: What the trainer feeds, one id a token, without padding: a list, a 1-d array or tensor, one with a
+            batch dimension of 1, or what `apply_chat_template` returns.
         labels: As long as `input_ids`; -100 where there is no loss.
         tokenizer: As for `assert_template_faithful`.
 
@@ -55,15 +57,16 @@ def assert_labels_exact(row: AnyRow, input_ids: Sequence[int], labels: Sequence[
     __tracebackhide__ = True
     from pytest_mistral_lora.conformance.verdicts import row_findings
 
-    _fail_on(row_findings(as_row(row), input_ids, labels, _tokenizer(tokenizer).oracle))
+    findings = row_findings(as_row(row), _integers(input_ids), _integers(labels), _tokenizer(tokenizer).oracle)
+    _fail_on(findings)
 
 
-def assert_no_control_token_injection(row: AnyRow, input_ids: Sequence[int], tokenizer: AnyTokenizer) -> None:
+def assert_no_control_token_injection(row: AnyRow, input_ids: AnyIds, tokenizer: AnyTokenizer) -> None:
     """Assert that ids hold no control token but those that the row's structure needs.
 
     Args:
         row: A chat row; its texts may spell control tokens.
-        input_ids: What a trainer or server feeds for the row, without padding.
+        input_ids: What a trainer or server feeds for the row, without padding, as for `assert_labels_exact`.
         tokenizer: As for `assert_template_faithful`.
 
     Raises:
@@ -73,7 +76,7 @@ def assert_no_control_token_injection(row: AnyRow, input_ids: Sequence[int], tok
     __tracebackhide__ = True
     from pytest_mistral_lora.conformance.encoded import injection_findings
 
-    _fail_on(injection_findings(as_row(row), input_ids, _tokenizer(tokenizer).oracle))
+    _fail_on(injection_findings(as_row(row), _integers(input_ids), _tokenizer(tokenizer).oracle))
 
 
 def assert_encoded_rows_sound(path: str | Path, tokenizer: AnyTokenizer) -> None:
@@ -126,6 +129,16 @@ def assert_adapter_sound(adapter_dir: str | Path, base: str | Path | None = None
     from pytest_mistral_lora.conformance.adapter import adapter_findings
 
     _fail_on(adapter_findings(Path(adapter_dir), None if base is None else Path(base)))
+
+
+def _integers(value: AnyIds) -> list[int]:
+    """Return one sequence as a list; from transformers 5 on, `apply_chat_template` returns a mapping."""
+    ids = value["input_ids"] if isinstance(value, Mapping) and "input_ids" in value else value
+    ids = ids.tolist() if hasattr(ids, "tolist") else ids
+    ids = ids[0] if isinstance(ids, list | tuple) and len(ids) == 1 and isinstance(ids[0], list | tuple) else ids
+    if not isinstance(ids, list | tuple) or not all(type(one) is int for one in ids):
+        raise InputError(f"not the ids of one row: {type(value).__name__}", expected="a list or tensor of integers")
+    return list(ids)
 
 
 def _tokenizer(tokenizer: AnyTokenizer) -> CheckpointTokenizer:
