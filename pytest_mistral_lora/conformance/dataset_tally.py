@@ -5,7 +5,7 @@ from __future__ import annotations
 from array import array
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
@@ -14,8 +14,17 @@ from pytest_mistral_lora.conformance.findings import Finding
 SHOWN = 20
 """Findings of one rule that are kept; the others are counted."""
 
+LONGEST = 2000
+"""Characters of the longest text in a finding."""
+
 DIGEST_BYTES = 16
 _LINE_BITS = 40
+
+
+def _shortened(finding: Finding) -> Finding:
+    """Cut what a finding says of a very long row: its place says where the rest is."""
+    texts = {name: getattr(finding, name) for name in ("found", "place", "expected", "detail")}
+    return replace(finding, **{name: f"{text[:LONGEST]} …" for name, text in texts.items() if len(text) > LONGEST})
 
 
 class Findings:
@@ -29,7 +38,7 @@ class Findings:
         """Count a finding, and keep it if there is room."""
         self._total[finding.rule] += 1
         if self.has_room(finding.rule):
-            self._kept.setdefault(finding.rule, []).append(finding)
+            self._kept.setdefault(finding.rule, []).append(_shortened(finding))
 
     def has_room(self, rule: str) -> bool:
         """Return whether the next finding of a rule is kept."""

@@ -28,9 +28,9 @@ class Target(RecipeTarget):
         return v3()
 
 
-def said(*texts: str, system: str = "") -> dict[str, Any]:
+def said(*texts: str, system: str = "", **keys: Any) -> dict[str, Any]:
     roles = ("user", "assistant")
-    messages = [{"role": roles[index % 2], "content": text} for index, text in enumerate(texts)]
+    messages = [{"role": roles[index % 2], "content": text, **keys} for index, text in enumerate(texts)]
     return {"messages": [{"role": "system", "content": system}] * bool(system) + messages}
 
 

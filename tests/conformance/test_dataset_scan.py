@@ -106,16 +106,18 @@ def test_a_percentile_is_the_smallest_value_that_so_many_do_not_exceed(percent: 
     assert percentile([], percent) == 0
 
 
-def test_a_long_row_is_named_and_not_printed(tmp_path: Path) -> None:
-    target = make_target(tmp_path, [said("long " * 5000, "b", system="s")], backend="chat-template")
+@pytest.mark.parametrize("change", [("eos_token", "''"), ("[/INST]", " [/INST]")])
+def test_a_long_row_is_named_and_not_printed(change: tuple[str, str], tmp_path: Path) -> None:
+    target = make_target(tmp_path, [said("long " * 5000, "b", system="s"), said("a", "b", **{"x" * 9000: 1})])
     source = v3().oracle.chat_template()
     try:
-        v3().fast.chat_template = source.replace("eos_token", "''")
-        [finding] = dataset_results(target)["backends-agree"].findings
+        v3().fast.chat_template = source.replace(*change)
+        results = dataset_results(target)
     finally:
         v3().fast.chat_template = source
-    assert (finding.rule, finding.row) == ("ML603", "")
-    assert len(finding.text()) < 5000
+    [different], [unknown] = results["backends-agree"].findings, results["rows-are-valid"].findings
+    assert (different.rule, different.row, unknown.rule) == ("ML603", "", "ML601")
+    assert all(len(finding.text()) < 6000 for finding in (different, unknown))
 
 
 def test_the_benchmark_runs(tmp_path: Path) -> None:
