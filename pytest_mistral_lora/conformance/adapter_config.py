@@ -15,10 +15,13 @@ from pytest_mistral_lora.conformance.findings import Finding
 from pytest_mistral_lora.errors import InputError, PinError
 
 _SECONDS = 5.0
+_MOST = 10_000
+"""Most names in a list: a name for each layer of the largest models is below 1,000."""
+
 _SHAPING = (
     *("r", "lora_alpha", "target_modules", "exclude_modules", "use_rslora", "use_dora", "bias", "lora_bias"),
     *("rank_pattern", "alpha_pattern", "modules_to_save", "layers_to_transform", "layers_pattern"),
-    *("trainable_token_indices", "fan_in_fan_out", "target_parameters", "ensure_weight_tying"),
+    *("trainable_token_indices", "fan_in_fan_out", "target_parameters", "ensure_weight_tying", "layer_replication"),
 )
 """What decides which tensors there are and what they do."""
 
@@ -34,11 +37,13 @@ def _positive(value: Any) -> bool:
 
 
 def _names(value: Any) -> bool:
-    return isinstance(value, str) or (isinstance(value, list) and all(isinstance(name, str) for name in value))
+    if isinstance(value, list):
+        return len(value) <= _MOST and all(isinstance(name, str) for name in value)
+    return isinstance(value, str)
 
 
 def _map_of(check: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    return lambda value: isinstance(value, dict) and all(check(one) for one in value.values())
+    return lambda value: isinstance(value, dict) and len(value) <= _MOST and all(map(check, value.values()))
 
 
 def _switch(value: Any) -> bool:
@@ -46,7 +51,12 @@ def _switch(value: Any) -> bool:
 
 
 def _layers(value: Any) -> bool:
-    return value is None or type(value) is int or (isinstance(value, list) and all(type(one) is int for one in value))
+    return type(value) is int or (isinstance(value, list) and all(type(one) is int for one in value))
+
+
+def _copies(value: Any) -> bool:
+    pairs = isinstance(value, list) and all(_layers(pair) and len(pair) == 2 for pair in value)
+    return pairs and sum(max(0, end - start) for start, end in value) <= _MOST
 
 
 _KEYS: dict[str, tuple[Callable[[Any], bool], str]] = {
@@ -65,11 +75,13 @@ _OPTIONAL: dict[str, tuple[Callable[[Any], bool], str]] = {
     "lora_bias": (_switch, "true or false"),
     "rank_pattern": (_map_of(_whole), "a rank above 0 for each pattern"),
     "alpha_pattern": (_map_of(_positive), "a scale above 0 for each pattern"),
-    "modules_to_save": (lambda value: value is None or _names(value), "names of modules, or null"),
+    "modules_to_save": (_names, "names of modules, or null"),
     "layers_to_transform": (_layers, "indices of layers, or null"),
-    "layers_pattern": (lambda value: value is None or _names(value), "a name, or null"),
-    "exclude_modules": (lambda value: value is None or _names(value), "names of modules, or null"),
-    "megatron_config": (lambda value: value is None, "null: PEFT would import a module that the file names"),
+    "layer_replication": (_copies, "pairs of a first layer and the one after the last, or null"),
+    "trainable_token_indices": (lambda value: isinstance(value, list | dict), "ids, or null"),
+    "layers_pattern": (_names, "a name, or null"),
+    "exclude_modules": (_names, "names of modules, or null"),
+    "megatron_config": (lambda value: False, "null: PEFT would import a module that the file names"),
 }
 
 

@@ -17,6 +17,10 @@ from pytest_mistral_lora.errors import InputError, MistralLoraError
 
 PREFIX = "base_model.model."
 _MOST_LAYERS = 1000
+_SIZES = (
+    *("vocab_size", "hidden_size", "intermediate_size", "head_dim"),
+    *("num_hidden_layers", "num_attention_heads", "num_key_value_heads"),
+)
 _SHOWN = 5
 _BLOCK = re.compile(r"(?:^|\.)layers\.(\d+)\.")
 _OTHER_MODEL = re.compile(
@@ -68,13 +72,12 @@ def layout(opened: Opened, base: Path | None) -> Layout:
     """
     import torch
     from peft import get_peft_model, get_peft_model_state_dict
-    from transformers import MistralForCausalLM
 
-    size = _assumed_config(opened) if base is None else _base_config(base)
+    sizes = _assumed_sizes(opened) if base is None else _base_sizes(base)
     config = opened.config or {}
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model = MistralForCausalLM(size)
+        model = _empty(sizes, base)
         modules = tuple(name for name, _ in model.named_modules() if name)
         linear = tuple(name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear))
         embedding = tuple(model.get_input_embeddings().weight.shape) if base is not None else None
@@ -89,9 +92,7 @@ def layout(opened: Opened, base: Path | None) -> Layout:
     return replace(plain, expected={name: tuple(one.shape) for name, one in state.items()}, unmatched=unmatched)
 
 
-def _base_config(base: Path) -> Any:
-    from transformers import MistralConfig
-
+def _base_sizes(base: Path) -> dict[str, Any]:
     from pytest_mistral_lora.checkpoint.base import ARCHITECTURE, read_config
 
     data = read_config(base)
@@ -100,17 +101,23 @@ def _base_config(base: Path) -> Any:
         raise InputError(f"the base is {architectures}", place=str(base / "config.json"), expected=ARCHITECTURE)
     if type(layers) is not int or not 0 < layers <= _MOST_LAYERS:
         raise InputError(f"num_hidden_layers is {layers!r}", place=str(base / "config.json"))
+    return {key: data[key] for key in _SIZES if data.get(key) is not None}
+
+
+def _empty(sizes: Mapping[str, Any], base: Path | None) -> Any:
+    from transformers import MistralConfig, MistralForCausalLM
+
     try:
-        return MistralConfig(**data)
-    except Exception as error:  # a value of a wrong type fails anywhere
-        raise InputError(f"not a Mistral configuration: {error}", place=str(base / "config.json")) from error
+        return MistralForCausalLM(MistralConfig(**sizes))
+    except Exception as error:  # a size of a wrong type or value fails anywhere
+        raise InputError(f"not the configuration of a Mistral model: {error}", place=str(base or "")) from error
 
 
-def _assumed_config(opened: Opened) -> Any:
-    from transformers import MistralConfig
-
+def _assumed_sizes(opened: Opened) -> dict[str, Any]:
     names = opened.tensors or {}
     other = next((name for name in names if _OTHER_MODEL.search(name)), None)
+    if (opened.config or {}).get("layer_replication"):
+        raise InputError("layers are replicated, and the base is not at hand", place=opened.config_place)
     if other is not None:
         raise InputError(f"{other} is not of a MistralForCausalLM", place=opened.place)
     blocks = [int(match[1][:9]) for match in map(_BLOCK.search, names) if match]
@@ -118,7 +125,7 @@ def _assumed_config(opened: Opened) -> Any:
     if layers > _MOST_LAYERS:
         raise InputError(f"a layer {layers - 1}", place=opened.place)
     size = {"hidden_size": 8, "intermediate_size": 8, "vocab_size": 8, "num_attention_heads": 1}
-    return MistralConfig(num_hidden_layers=layers, num_key_value_heads=1, head_dim=8, **size)
+    return {"num_hidden_layers": layers, "num_key_value_heads": 1, "head_dim": 8, **size}
 
 
 def name_findings(opened: Opened, plan: Layout) -> Iterator[Finding]:

@@ -90,6 +90,7 @@ SOUND: dict[str, dict[str, Any]] = {
     "the-head": {"target_modules": ["q_proj", "lm_head"]},
     "the-embeddings": {"target_modules": ["q_proj", "embed_tokens"]},
     "new-tokens": {"trainable_token_indices": [1, 2]},
+    "replicated-layers": {"layer_replication": [[0, 2], [1, 2]]},
     "rank-one": {"r": 1},
     "gaussian": {"init_lora_weights": "gaussian"},
     "bfloat16": {"dtype": torch.bfloat16},
@@ -111,9 +112,10 @@ def test_without_its_base_an_adapter_is_judged_as_far_as_it_goes(settings: dict[
     (folder / CONFIG).write_text(json.dumps({**config, "base_model_name_or_path": "somebody/elsewhere"}))
     results = judged(folder, None)
     assert [finding.text() for result in results.values() for finding in result.findings] == []
-    unchecked = {name: result.not_checked for name, result in results.items() if result.not_checked}
-    assert set(unchecked) == {"fits-base", "changes-the-base"}
-    assert all("--mistral-base" in reason for reason in unchecked.values())
+    unchecked = {name for name, result in results.items() if result.not_checked}
+    named = {"tensors-complete", "configuration"} if "layer_replication" in settings else set()
+    assert unchecked == {"fits-base", "changes-the-base"} | named
+    assert named or "--mistral-base" in results["fits-base"].not_checked
 
 
 def test_a_trainers_other_files_and_newer_keys_are_no_finding(save: Save, base: Path) -> None:
@@ -193,7 +195,17 @@ def test_names_are_not_checked_on_a_base_of_another_architecture(
     assert all(architecture in results[case].not_checked for case in ("tensors-complete", "configuration"))
 
 
-@pytest.mark.parametrize("change", [{"num_hidden_layers": 10**9}, {"num_hidden_layers": "two"}, {"hidden_size": "x"}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"num_hidden_layers": 10**9},
+        {"num_hidden_layers": "two"},
+        {"hidden_size": "x"},
+        {"hidden_size": -1},
+        {"num_attention_heads": 0, "head_dim": None},
+        {"vocab_size": 10**30},
+    ],
+)
 def test_a_base_of_impossible_size_is_refused_at_once(
     change: dict[str, Any], save: Save, base: Path, tmp_path: Path
 ) -> None:
@@ -272,6 +284,37 @@ def test_patterns_are_counted_and_bad_ones_refused() -> None:
     assert matches([r"a.*", r"b", r"ab"], ["ab", "ac"]) == [2, 0, 1]
     with pytest.raises(InputError, match="not a regular expression"):
         matches(["("], ["a"])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"layer_replication": [[0, 10**9]]},
+        {"layer_replication": [[0]]},
+        {"layers_to_transform": "all"},
+        {"target_modules": ["q_proj"] * 20_000},
+        {"target_modules": {"q_proj": 1}},
+        {"rank_pattern": {"q_proj": 0}},
+        {"alpha_pattern": ["q_proj"]},
+        {"modules_to_save": [1]},
+        {"r": 10**30},
+        {"r": True},
+        {"lora_alpha": float("nan")},
+        {"lora_alpha": -8},
+        {"use_rslora": "yes"},
+        {"bias": "some"},
+        {"trainable_token_indices": "all"},
+        {"target_modules": "("},
+    ],
+    ids=str,
+)
+def test_a_value_that_no_lora_has_is_named(change: dict[str, Any], save: Save, base: Path) -> None:
+    folder = save()
+    config = json.loads((folder / CONFIG).read_text())
+    (folder / CONFIG).write_text(json.dumps({**config, **change}))
+    results = judged(folder, base)
+    assert rules(results) == {"ML408"}
+    assert results["tensors-complete"].not_checked
 
 
 def test_a_configuration_cannot_make_peft_import_a_module(save: Save, base: Path, tmp_path: Path) -> None:
