@@ -33,19 +33,21 @@ def id_faults(row: Row, expected: Ids, ids: Sequence[int], oracle: Oracle) -> li
         what = f"id {str(outside[0])[:24]}" + (f" and {len(outside) - 1} more" if outside[1:] else "")
         return [other or Fault("ML520", what, f"ids from 0 to {oracle.vocab_size - 1}")]
     cut = _cut(expected, ids, oracle)
-    if cut:
-        return [cut]
-    bos, one = _leading_bos(ids, oracle)
-    if one == expected:
-        return bos
-    if bos and decoded(ids[:20], oracle).lstrip().startswith("<s>"):
+    return [cut] if cut else _whole_row(row, expected, ids, oracle)
+
+
+def _whole_row(row: Row, expected: Ids, ids: Ids, oracle: Oracle) -> list[Fault]:
+    if ids and ids[0] not in oracle.control_tokens and decoded(ids[:20], oracle).lstrip().startswith("<s>"):
         return [Fault("ML524", "<s> is there as text, not as control token")]
-    rest = _rest(row, expected, one, oracle)
+    bos, one = _leading_bos(ids, oracle)
+    cut = _cut(expected, one, oracle)
+    if cut or one == expected:
+        return [*bos, cut] if cut else bos
+    # far too many ids have their class within the first of them
+    rest = _rest(row, expected, one[: 4 * len(expected) + 1000], oracle)
     rules = {fault.rule for fault in rest}
     other = _other_tokenizer(row, ids, oracle) if rules & {"ML533", "ML534", "ML535"} else None
-    if other:
-        return [other]
-    return rest if "ML524" in rules else [*bos, *rest]
+    return [other] if other else [*bos, *rest]
 
 
 def _leading_bos(ids: Ids, oracle: Oracle) -> tuple[list[Fault], Ids]:

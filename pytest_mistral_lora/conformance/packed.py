@@ -86,12 +86,14 @@ def _match_elsewhere(expected: Sequence[Ids], found: Sequence[Ids], pairs: dict[
 
 def _nearest(wanted: Ids, found: Sequence[Ids]) -> int:
     """Return which of the stretches begins, or else ends, most like a conversation."""
-    return max(range(len(found)), key=lambda n: (_shared(wanted, found[n]) + _shared(wanted[::-1], found[n][::-1]), -n))
+    return max(range(len(found)), key=lambda n: (_shared(wanted, found[n], 1) + _shared(wanted, found[n], -1), -n))
 
 
-def _shared(one: Ids, two: Ids) -> int:
+def _shared(one: Ids, two: Ids, step: int) -> int:
+    """Return how many tokens two stretches share at their beginning, or with a step of -1 at their end."""
+    first = 0 if step > 0 else -1
     most = min(len(one), len(two))
-    return next((n for n in range(most) if one[n] != two[n]), most)
+    return next((n for n in range(most) if one[first + step * n] != two[first + step * n]), most)
 
 
 def order_faults(matches: Sequence[Match], count: int) -> Iterator[Fault]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -53,12 +54,12 @@ class _Judge:
     @cached_property
     def _written(self) -> set[str]:
         """Control tokens that are missing, and whose literals are text more often than they should be."""
+        missing = Counter(part.marker for part in self.expected)
+        missing.subtract(Counter(part.marker for part in self.found))
         return {
-            part.marker
-            for part in self.expected
-            if part.marker
-            and _count(self.found, part.marker) < _count(self.expected, part.marker)
-            and self._literals(self.found, part.marker) > self._literals(self.expected, part.marker)
+            marker
+            for marker, count in missing.items()
+            if marker and count > 0 and self._literals(self.found, marker) > self._literals(self.expected, marker)
         }
 
     def _literals(self, parts: Sequence[Part], marker: str) -> int:
@@ -192,10 +193,6 @@ def _main_markers(run: Sequence[Part]) -> list[str]:
     markers = [part.marker for part in run]
     inner = [marker for marker in markers if marker != "</s>"]
     return list(dict.fromkeys(inner or markers))
-
-
-def _count(parts: Sequence[Part], marker: str) -> int:
-    return sum(part.marker == marker for part in parts)
 
 
 def _spelled(parts: Sequence[Part]) -> str:

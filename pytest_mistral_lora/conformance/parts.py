@@ -10,6 +10,9 @@ from itertools import groupby
 
 from pytest_mistral_lora.chat.oracle import Oracle
 
+WINDOW = 300
+"""Parts that are compared: enough for a class, and few enough for a row of thousands of turns."""
+
 _V1_MARKER = re.compile(r"(\[/?INST\])")
 
 
@@ -84,12 +87,16 @@ def _v1_parts(before: Part, text: str) -> list[Part]:
 
 
 def hunks(expected: Sequence[Part], found: Sequence[Part]) -> list[Hunk]:
-    """Return where two lists of parts differ, with the parts of each difference matched by their markers."""
-    result = []
-    for tag, a, b, c, d in SequenceMatcher(None, expected, found, autojunk=False).get_opcodes():
-        if tag != "equal":
-            result.append(_matched(tuple(expected[a:b]), tuple(found[c:d])))
-    return result
+    """Return where two lists of parts differ, with the parts of each difference matched by their markers.
+
+    Of long lists only the first `WINDOW` parts from the first difference on are compared.
+    """
+    start = next((n for n, (a, b) in enumerate(zip(expected, found, strict=False)) if a != b), 0)
+    one, two = expected[start : start + WINDOW], found[start : start + WINDOW]
+    codes = [code for code in SequenceMatcher(None, one, two, autojunk=False).get_opcodes() if code[0] != "equal"]
+    if len(codes) > 1 and max(len(expected), len(found)) - start > WINDOW and codes[-1][2] == len(one):
+        codes.pop()  # it is made by the end of the window
+    return [_matched(tuple(one[a:b]), tuple(two[c:d])) for _, a, b, c, d in codes]
 
 
 def _matched(expected: tuple[Part, ...], found: tuple[Part, ...]) -> Hunk:

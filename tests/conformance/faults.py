@@ -183,6 +183,12 @@ def system_dropped_with_bos_doubled(case: Case) -> Encoding | None:
     return dropped and ([case.oracle.bos_id, *dropped[0]], [IGNORE_INDEX, *dropped[1]])
 
 
+@fault("531 522")
+def bos_doubled_and_cut(case: Case) -> Encoding | None:
+    cut = cut_at_the_end(case)
+    return cut and ([case.oracle.bos_id, *cut[0]], [IGNORE_INDEX, *cut[1]])
+
+
 @fault("527")
 def default_system_prompt(case: Case) -> Encoding | None:
     if case.texts("system"):

@@ -199,3 +199,28 @@ def test_a_verdict_shows_the_tokens_and_a_row_that_can_be_pasted() -> None:
     assert finding.rule == "ML521"
     assert json.loads(finding.row) == data
     assert "> 1    3 '[INST]'" in finding.detail
+
+
+def test_a_missing_bos_is_no_text_where_the_users_text_spells_it() -> None:
+    data = {"messages": [{"role": "user", "content": "<s> Hi"}, {"role": "assistant", "content": "Hello"}]}
+    oracle = oracle_of("spm-v3")
+    encoded = oracle.encode(parse_row(data))
+    labels = (encoded.labels or ())[1:]
+    assert [f.rule for f in row_findings(parse_row(data), encoded.input_ids[1:], labels, oracle)] == ["ML521"]
+
+
+def test_every_fault_of_a_row_is_told() -> None:
+    data = {
+        "messages": [
+            {"role": "system", "content": "Be brief."},
+            {"role": "user", "content": "Hi"},
+            {"role": "assistant", "content": "Hello"},
+        ]
+    }
+    oracle = oracle_of("spm-v3")
+    encoded = oracle.encode({"messages": data["messages"][1:]})
+    ids = [1, *encoded.input_ids]
+    labels = [-100, *(encoded.labels or ())]
+    labels[-1] = -100
+    found = [finding.rule for finding in row_findings(parse_row(data), ids, labels, oracle)]
+    assert found == ["ML521", "ML525", "ML546"]
