@@ -13,7 +13,7 @@ from typing import Any
 from pytest_mistral_lora.conformance.adapter_config import lora_config, unmatched_patterns
 from pytest_mistral_lora.conformance.adapter_files import Opened, TensorInfo
 from pytest_mistral_lora.conformance.findings import Finding
-from pytest_mistral_lora.errors import InputError, MistralLoraError
+from pytest_mistral_lora.errors import InputError, MistralLoraError, PinError
 
 PREFIX = "base_model.model."
 _MOST_LAYERS = 1000
@@ -69,6 +69,7 @@ def layout(opened: Opened, base: Path | None) -> Layout:
 
     Raises:
         InputError: If base or tensors are not of a `MistralForCausalLM`.
+        PinError: If the base's configuration cannot be read, or has impossible sizes.
     """
     import torch
     from peft import get_peft_model, get_peft_model_state_dict
@@ -100,7 +101,7 @@ def _base_sizes(base: Path) -> dict[str, Any]:
     if architectures not in ([ARCHITECTURE], ["mistral"]):
         raise InputError(f"the base is {architectures}", place=str(base / "config.json"), expected=ARCHITECTURE)
     if type(layers) is not int or not 0 < layers <= _MOST_LAYERS:
-        raise InputError(f"num_hidden_layers is {layers!r}", place=str(base / "config.json"))
+        raise PinError(f"num_hidden_layers is {layers!r}", place=str(base / "config.json"))
     return {key: data[key] for key in _SIZES if data.get(key) is not None}
 
 
@@ -110,7 +111,7 @@ def _empty(sizes: Mapping[str, Any], base: Path | None) -> Any:
     try:
         return MistralForCausalLM(MistralConfig(**sizes))
     except Exception as error:  # a size of a wrong type or value fails anywhere
-        raise InputError(f"not the configuration of a Mistral model: {error}", place=str(base or "")) from error
+        raise PinError(f"not the configuration of a Mistral model: {error}", place=str(base or "")) from error
 
 
 def _assumed_sizes(opened: Opened) -> dict[str, Any]:

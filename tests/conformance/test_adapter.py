@@ -212,7 +212,8 @@ def test_a_base_of_impossible_size_is_refused_at_once(
     folder, other = save(), Path(shutil.copytree(base, tmp_path / "other"))
     config = json.loads((other / "config.json").read_text())
     (other / "config.json").write_text(json.dumps({**config, **change}))
-    assert judged(folder, other)["tensors-complete"].not_checked
+    with pytest.raises(PinError, match="other"):
+        judged(folder, other)
 
 
 def test_a_pipe_in_place_of_a_file_is_not_waited_for(save: Save, base: Path) -> None:
