@@ -60,8 +60,8 @@ def test_the_failing_output_is_what_a_broken_template_prints(checkpoint: Path, t
 def test_the_figures_are_right() -> None:
     count = sum(len(golden_paths(goldens_folder() / "templates" / name)) for name in SHIPPED)
     assert f"{count} recorded conversations" in README
-    assert len(LAWS) == 12
-    assert "twelve laws" in README
+    assert len(LAWS) == 19
+    assert "nineteen laws" in README
 
 
 def test_the_configuration_and_the_tests_of_a_repository_work(checkpoint: Path, tmp_path: Path) -> None:

@@ -196,6 +196,20 @@ class Oracle:
         prompt = replace(row, messages=row.messages[:start])
         return tuple(token for piece in self._run(prompt, ValidationMode.test) for token in piece.ids)
 
+    def reference(self, row: Row | Mapping[str, Any]) -> tuple[int, ...]:
+        """Encode by mistral-common's own front door, as its documentation does: nothing of ours stands in between.
+
+        Raises:
+            RowError: If `row` is plain data and not a row.
+            Exception: Whatever mistral-common raises for a conversation that it refuses.
+        """
+        return tuple(self._front.encode_chat_completion(_request(as_row(row))).tokens)
+
+    @cached_property
+    def _front(self) -> Any:
+        instruct = type(self._instruct)(self._text, self._instruct.image_encoder, self._instruct.audio_encoder)
+        return MistralTokenizer(instruct, self._validators[ValidationMode.finetuning], self._normalizer)
+
     def encode_text(self, text: str) -> tuple[int, ...]:
         """Encode bare text: no BOS, no EOS, no control tokens whatever it says."""
         return tuple(self._text.encode(text, bos=False, eos=False))

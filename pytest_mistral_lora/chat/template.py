@@ -54,7 +54,7 @@ class ChatTemplate:
         """
         self.tokenizer = tokenizer
         if source is None and tokenizer.chat_template:
-            source = tokenizer.get_chat_template(None)
+            source = _default_source(tokenizer.chat_template)
         if not source:
             raise TokenizerError(
                 "the tokenizer has no chat template",
@@ -107,6 +107,23 @@ class ChatTemplate:
         """
         text, _ = self._render(self.source, row)
         return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def applied(self, row: Row | Mapping[str, Any]) -> tuple[int, ...]:
+        """Return the ids that the tokenizer's own `apply_chat_template` gives, whatever it wraps them in.
+
+        Raises:
+            RowError: If the template refuses the row.
+        """
+        row = as_row(row)
+        self.render(row)
+        settings = {} if row.reasoning_effort is None else {"reasoning_effort": row.reasoning_effort}
+        result = self.tokenizer.apply_chat_template(
+            [_plain(message) for message in row.messages],
+            tools=list(row.tools) if row.tools else None,
+            chat_template=self.source,
+            **settings,
+        )
+        return tuple(result["input_ids"] if isinstance(result, Mapping) else result)
 
     def segments(self, row: Row | Mapping[str, Any]) -> list[Segment]:
         """Split the rendered row at the control tokens that the template placed, not at those that texts spell.
@@ -217,6 +234,10 @@ class ChatTemplate:
             parts += [(False, marked[end : match.start()].replace(marker, "")), (True, match[0])]
             end = match.end()
         return [*parts, (False, marked[end:].replace(marker, ""))]
+
+
+def _default_source(template: str | Mapping[str, str]) -> str | None:
+    return template if isinstance(template, str) else template.get("default")
 
 
 def _break(literal: str, marker: str) -> str:

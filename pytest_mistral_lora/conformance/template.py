@@ -14,7 +14,7 @@ from pytest_mistral_lora.conformance.difference import show_difference
 from pytest_mistral_lora.conformance.findings import Finding, Result
 from pytest_mistral_lora.conformance.laws import spoken_text_violation
 from pytest_mistral_lora.conformance.targets import Target
-from pytest_mistral_lora.errors import OracleRejection
+from pytest_mistral_lora.errors import OracleRejection, RowError
 from pytest_mistral_lora.records.goldens import Golden, golden_paths, goldens_folder, library_versions, load
 
 if TYPE_CHECKING:
@@ -26,6 +26,26 @@ def checks(target: Target, settings: Settings) -> Iterator[Check]:
     """Yield one check for each packaged case."""
     for path in golden_paths(_packaged_folder(target)):
         yield Check(target, "template", path.stem, partial(_packaged, target, path))
+    yield Check(target, "template", "apply-chat-template", partial(_applied, target))
+
+
+def _applied(target: Target) -> Result:
+    from pytest_mistral_lora.records.goldens import packaged_cases
+
+    findings = (applied_finding(target.template, case.row) for case in packaged_cases()[::4])
+    return Result(tuple(finding for finding in findings if finding)[:1])
+
+
+def applied_finding(template: ChatTemplate, row: Row) -> Finding | None:
+    """Return the finding of a row whose ids `apply_chat_template` does not give as they are rendered."""
+    try:
+        expected, found = template.ids(row), template.applied(row)
+    except RowError:
+        return None  # the template refuses the row: the other checks say so
+    if tuple(found) == expected:
+        return None
+    said = f"apply_chat_template gives {len(found)} ids, and others than the {len(expected)} of what it renders"
+    return Finding("ML008", said, row=row.to_jsonl())
 
 
 def _packaged_folder(target: Target) -> Path:
@@ -120,6 +140,8 @@ def template_findings(
         rule, what = "ML005", f"the chat template shows a deviation that was not recorded: {', '.join(new)}"
     elif comparison.equal and actual and actual.labels is not None and actual.labels != expected.labels:
         rule, what = "ML006", "the generation blocks mark other tokens than the assistant's"
+    elif comparison.equal and actual and actual.labels is None:
+        rule, what = "ML009", "the template's rendering does not say which tokens are the assistant's"
     else:
         return
     found = (actual.input_ids, actual.labels) if actual else None

@@ -26,12 +26,12 @@ _STRANGE_JSON = (
 _SCALARS = st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats(allow_nan=False, allow_infinity=False)
 
 
-def ids() -> TextStrategy:
+def any_id() -> TextStrategy:
     """Generate ids of tool calls."""
     return st.text("0123456789" + string.ascii_letters, min_size=9, max_size=9)
 
 
-def names() -> TextStrategy:
+def any_name() -> TextStrategy:
     """Generate names of tools and of their parameters."""
     return st.text(_WORDS, min_size=1, max_size=12)
 
@@ -43,16 +43,16 @@ def _objects(text: TextStrategy) -> SearchStrategy[dict[str, Any]]:
 
 
 def _dicts(values: SearchStrategy[Any]) -> SearchStrategy[dict[str, Any]]:
-    return st.dictionaries(names(), values, max_size=3)
+    return st.dictionaries(any_name(), values, max_size=3)
 
 
-def arguments(text: TextStrategy) -> SearchStrategy[Any]:
+def any_arguments(text: TextStrategy) -> SearchStrategy[Any]:
     """Generate arguments: an object, or a text that is its JSON, JSON within JSON, strange, or no JSON."""
     as_json = st.builds(json.dumps, _objects(text), ensure_ascii=st.booleans())
     return st.one_of(_objects(text), as_json, as_json.map(json.dumps), st.sampled_from(_STRANGE_JSON), _not_json())
 
 
-def results(text: TextStrategy) -> TextStrategy:
+def any_result(text: TextStrategy) -> TextStrategy:
     """Generate what a tool gives back: a text, a number, or JSON, encoded once or twice."""
     numbers = st.integers(-(10**6), 10**6).map(str) | st.sampled_from(("0.50", "1e3", "-0", "1E400", "1_0", " 7"))
     as_json = st.builds(json.dumps, _objects(text), ensure_ascii=st.booleans())
@@ -63,13 +63,13 @@ def _not_json() -> TextStrategy:
     return st.sampled_from(('{"a": ', "{'a': 1}", "a=1", "{} {}"))
 
 
-def tools(text: TextStrategy) -> SearchStrategy[dict[str, Any]]:
+def any_tool(text: TextStrategy) -> SearchStrategy[dict[str, Any]]:
     """Generate tools, with and without a description and `strict`."""
     extras: SearchStrategy[dict[str, Any]] = st.fixed_dictionaries({}, optional={"strict": st.booleans()})
     described: SearchStrategy[dict[str, str]] = st.builds(dict, description=text) | st.just({})
     kinds = st.sampled_from(("string", "integer", "number", "boolean"))
-    properties = st.dictionaries(names(), st.fixed_dictionaries({"type": kinds, "description": text}), max_size=2)
-    return st.builds(_tool, names(), described, properties, extras)
+    properties = st.dictionaries(any_name(), st.fixed_dictionaries({"type": kinds, "description": text}), max_size=2)
+    return st.builds(_tool, any_name(), described, properties, extras)
 
 
 def _tool(name: str, *parts: dict[str, Any]) -> dict[str, Any]:

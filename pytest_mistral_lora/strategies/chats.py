@@ -12,7 +12,7 @@ from hypothesis.strategies import SearchStrategy
 
 from pytest_mistral_lora.chat.fields import ROLES
 from pytest_mistral_lora.chat.rows import text_of
-from pytest_mistral_lora.strategies import calls
+from pytest_mistral_lora.strategies.calls import any_arguments, any_id, any_name, any_result, any_tool, name_of
 from pytest_mistral_lora.strategies.texts import TextStrategy, hostile_text, plain_text
 
 Message = dict[str, Any]
@@ -144,7 +144,7 @@ def messages(*, role: str | None = None, text: TextStrategy | None = None) -> Se
         raise ValueError(f"role is {role!r}, expected one of {', '.join(ROLES)}")
     content = _any_text() if text is None else text
     if role == "tool":
-        return st.builds(_tool_message, calls.results(content), calls.ids(), st.none() | calls.names())
+        return st.builds(_tool_message, any_result(content), any_id(), st.none() | any_name())
     return st.builds(_message, st.just(role), content.filter(_speaks) if role == "assistant" else content)
 
 
@@ -170,15 +170,15 @@ class _Plan:
 
     @cached_property
     def call_ids(self) -> SearchStrategy[list[str]]:
-        return st.lists(calls.ids(), min_size=1, max_size=3 if self.parallel else 1, unique=True)
+        return st.lists(any_id(), min_size=1, max_size=3 if self.parallel else 1, unique=True)
 
     @cached_property
     def arguments(self) -> SearchStrategy[Any]:
-        return calls.arguments(self.text)
+        return any_arguments(self.text)
 
     @cached_property
     def results(self) -> TextStrategy:
-        return calls.results(self.text)
+        return any_result(self.text)
 
     @cached_property
     def thoughts(self) -> SearchStrategy[list[Message]]:
@@ -192,7 +192,7 @@ class _Plan:
 
     @cached_property
     def tool_lists(self) -> SearchStrategy[list[dict[str, Any]]]:
-        return st.lists(calls.tools(self.text), min_size=1, max_size=3, unique_by=calls.name_of)
+        return st.lists(any_tool(self.text), min_size=1, max_size=3, unique_by=name_of)
 
 
 @dataclass
@@ -270,7 +270,7 @@ class _Writer:
 @st.composite
 def _rows(draw: st.DrawFn, plan: _Plan) -> dict[str, Any]:
     tools = draw(plan.tool_lists) if plan.tools else []
-    writer = _Writer(draw, plan, [calls.name_of(tool) for tool in tools])
+    writer = _Writer(draw, plan, [name_of(tool) for tool in tools])
     if plan.system or (plan.system is None and draw(st.booleans())):
         writer.system()
     turns = draw(st.integers(1, plan.max_turns))

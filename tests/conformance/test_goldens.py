@@ -1,0 +1,41 @@
+"""The packaged goldens, and how a difference from one is shown."""
+
+from __future__ import annotations
+
+import pytest
+
+from pytest_mistral_lora.chat.oracle import SHIPPED, Oracle, shipped_tokenizer
+from pytest_mistral_lora.chat.template import ChatTemplate
+from pytest_mistral_lora.conformance.laws import spoken_text_violation
+from pytest_mistral_lora.conformance.targets import EMBEDDED, Target
+from pytest_mistral_lora.conformance.template import judge
+from pytest_mistral_lora.records.goldens import golden_paths, goldens_folder, load
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_every_packaged_golden_has_the_right_form(name: str) -> None:
+    paths = golden_paths(goldens_folder() / "templates" / name)
+    assert len(paths) >= 20
+    oracle = Oracle(shipped_tokenizer(name))
+    for path in paths:
+        golden = load(path)
+        assert golden.tokenizer["sha256"] == oracle.sha256
+        assert spoken_text_violation(golden.row, golden.encoded, oracle) == "", path
+
+
+def test_the_embedded_targets_are_what_is_shipped() -> None:
+    assert tuple(SHIPPED) == EMBEDDED
+
+
+def test_a_difference_is_shown_token_by_token() -> None:
+    target = Target("spm-v3")
+    fast = target.tokenizer.fast
+    vars(target)["template"] = ChatTemplate(fast, fast.chat_template.replace("{{- '[INST] ' }}", "{{- '[INST]' }}"))
+    golden = load(goldens_folder() / "templates" / "spm-v3" / "single.json")
+    [finding] = judge(target, golden, recorded=True).findings
+    text = finding.text()
+    assert text.startswith("ML004 spm-v3/single.json: the chat template differs from mistral-common: after [INST]:")
+    assert "> 2    2592 '▁What'     -100   3963 'What'      -100" in text
+    assert "recorded: mistral-common " in text
+    assert "running:  mistral-common " in text
+    assert '{"messages": [{"role": "user", "content": "What is the capital of France?"}' in text
