@@ -102,12 +102,17 @@ class _Judge:
             elif marker in ("<s>", "</s>"):
                 yield Fault("ML521" if marker == "<s>" else "ML522", f"a {marker} is missing")
             else:
-                yield Fault("ML533", f"{marker or 'a text'} is missing: a turn is lost, or joined with another")
+                yield Fault(
+                    "ML533",
+                    f"{marker or 'a text'} is missing: a turn is lost, joined with another, or written without it",
+                )
 
     def _surplus(self, run: tuple[Part, ...]) -> Iterator[Fault]:
         for marker in _main_markers(run):
             if marker and self._literals(self.found, marker) < self._literals(self.expected, marker):
                 yield Fault("ML523", f"text became the control token {marker}")
+            elif marker == "<unk>":
+                yield Fault("ML532", "text became <unk>: it was encoded with another vocabulary")
             elif marker in _TOOLS:
                 yield Fault("ML530", f"{marker} is there once too often")
             elif marker in _SYSTEM:
@@ -170,7 +175,7 @@ class _Judge:
         extra = have.strip().removesuffix(want.strip()).strip()
         is_before = extra != have.strip() or not want.strip()
         if extra and is_before and marker in _USER and extra not in self._said:
-            yield Fault("ML527", f"a text that the row does not have stands before the user's: {extra[:60]!r}")
+            yield Fault("ML527", f"a text that the row does not have stands in front: {extra[:60]!r}")
         else:
             yield Fault("ML534", shown)
 

@@ -224,3 +224,13 @@ def test_every_fault_of_a_row_is_told() -> None:
     labels[-1] = -100
     found = [finding.rule for finding in row_findings(parse_row(data), ids, labels, oracle)]
     assert found == ["ML521", "ML525", "ML546"]
+
+
+def test_a_text_that_became_unk_was_encoded_with_another_vocabulary() -> None:
+    data = {"messages": [{"role": "user", "content": "One two three"}, {"role": "assistant", "content": "Four"}]}
+    oracle = oracle_of("spm-v3")
+    encoded = oracle.encode(parse_row(data))
+    ids = [oracle.unk_id if n == 3 else token for n, token in enumerate(encoded.input_ids)]
+    found = list(row_findings(parse_row(data), ids, encoded.labels or (), oracle))
+    assert found[0].rule == "ML532"
+    assert "became <unk>" in found[0].found
