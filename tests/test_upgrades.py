@@ -1,0 +1,120 @@
+"""What docs/upgrades.md says is true under the versions that run, and a library that does not fit is named."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from configparser import ConfigParser
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+
+from pytest_mistral_lora.chat.deviations import SUPPORTED
+from pytest_mistral_lora.chat.oracle import VERSION, Oracle, shipped_tokenizer
+from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
+from pytest_mistral_lora.errors import LibraryError
+
+ROOT = Path(__file__).parents[1]
+PAGE = (ROOT / "docs" / "upgrades.md").read_text(encoding="utf-8")
+CLEAN = {key: value for key, value in os.environ.items() if key not in ("CI", "PYTEST_ADDOPTS")}
+MERGES_BY_ID = SpecifierSet(">=5,<5.24")
+ROW = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
+
+
+def suite(*words: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "pytest", "--mistral-golden", "-p", "no:cacheprovider", *words]
+    return subprocess.run(command, cwd=folder, env=CLEAN, capture_output=True, text=True, check=False)
+
+
+def commands() -> list[list[str]]:
+    """Return the words after `pytest --mistral-golden` of every such command on the page."""
+    lines = re.findall(r"^\$ pytest --mistral-golden(.*)$", PAGE, flags=re.MULTILINE)
+    return [re.findall(r'"[^"]*"|\S+', line.partition("  #")[0]) for line in lines]
+
+
+def requirement(name: str) -> Requirement:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    return next(one for one in map(Requirement, project["dependencies"]) if one.name == name)
+
+
+def environments() -> list[str]:
+    """Return the environments of the matrix, from tox.ini."""
+    tox = ConfigParser()
+    tox.read(ROOT / "tox.ini")
+    names = []
+    for pattern in re.findall(r"upgrade-\S+", tox["tox"]["env_list"]):
+        parts = [part.split(",") for part in re.split(r"[{}]", pattern)]
+        names += ["".join(choice) for choice in itertools.product(*parts)]
+    return names
+
+
+def test_the_difference_is_there_under_the_versions_that_the_page_names(tmp_path: Path) -> None:
+    affected = version("transformers") in MERGES_BY_ID
+    process = suite("-k", "spm-v3 and double-spaces", folder=tmp_path)
+    assert process.returncode == int(affected), process.stdout
+    [shown] = re.findall(r"<!-- red: start -->\n```text\n(.*?)```\n<!-- red: end -->", PAGE, flags=re.DOTALL)
+    versions = re.compile(r"^  (recorded|running): .*$", flags=re.MULTILINE)
+    assert (versions.sub("", shown) in versions.sub("", process.stdout)) is affected
+    [running] = re.findall(r"^  running: .* transformers ([^,\s]+)", shown, flags=re.MULTILINE)
+    assert running in MERGES_BY_ID
+    assert ["-k", '"spm-v3 and double-spaces"'] in commands()
+
+
+def test_the_commands_for_own_goldens_work(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints" / "my-mistral"
+    source = shipped_tokenizer("tekken-240911")
+    CheckpointTokenizer(source).fast.save_pretrained(folder)
+    shutil.copy(source, folder / "tekken.json")
+    (tmp_path / "tests" / "goldens").mkdir(parents=True)
+    row = '{"name": "mine", "messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}\n'
+    (tmp_path / "tests" / "goldens" / "rows.jsonl").write_text(row)
+    own = [words for words in commands() if "--mistral-golden-dir" in words]
+    assert ["--mistral-golden-update" in words for words in own] == [True, False]
+    for words in own:
+        process = suite(*words, "-k", "own-", folder=tmp_path)
+        assert process.returncode == 0, process.stdout
+        assert "1 passed" in process.stdout
+
+
+def test_every_environment_of_the_matrix_has_its_line_on_the_page() -> None:
+    names = environments()
+    assert len(names) > 4
+    assert [name for name in names if f"`{name}`" not in PAGE] == []
+    assert sorted(re.findall(r"^\| `(upgrade-[^`]+)`", PAGE, flags=re.MULTILINE)) == sorted(names)
+
+
+def test_the_oldest_supported_versions_are_the_same_everywhere() -> None:
+    assert requirement("mistral-common").specifier == SUPPORTED
+    tox = (ROOT / "tox.ini").read_text(encoding="utf-8")
+    for name in ("mistral-common", "transformers"):
+        specifier = str(requirement(name).specifier)
+        assert f"`{name}{specifier}`" in PAGE
+        assert f"{name}=={specifier.removeprefix('>=')}" in tox
+    assert version("transformers") in requirement("transformers").specifier
+
+
+def test_a_name_that_mistral_common_no_longer_has_is_said_with_the_versions_that_have_it(tmp_path: Path) -> None:
+    gone = "convert_tokenizer_to_chat_template"
+    module = "mistral_common.integrations.chat_templates.chat_templates"
+    (tmp_path / "conftest.py").write_text(f"import {module} as moved\n\ndel moved.{gone}\n")
+    process = suite(folder=tmp_path)
+    assert process.returncode == pytest.ExitCode.INTERRUPTED
+    assert f"mistral-common {VERSION} does not have what this package uses of it: cannot import name" in process.stdout
+    assert f"expected mistral-common{SUPPORTED}. Install it: pip install 'mistral-common{SUPPORTED}'" in process.stdout
+    assert "Traceback" not in process.stdout + process.stderr
+
+
+def test_a_call_that_mistral_common_no_longer_takes_is_not_the_fault_of_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    oracle = Oracle(shipped_tokenizer("spm-v3"))
+    normalizer = type(oracle._normalizer)
+    monkeypatch.setattr(normalizer, "from_chat_completion_request", lambda self, request, policy: request)
+    with pytest.raises(LibraryError, match=rf"mistral-common {re.escape(VERSION)} is not called as .*'policy'"):
+        oracle.encode(ROW)
