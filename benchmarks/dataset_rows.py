@@ -112,26 +112,37 @@ def contenders(tokenizer: CheckpointTokenizer, file: Path, processes: int) -> di
     }
 
 
-def measure(runs: dict[str, Callable[[], object]], repetitions: int) -> dict[str, list[float]]:
-    """Return the seconds of each run, the runs taking turns so that a busy moment hits all of them."""
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
+def measure(runs: dict[str, Callable[[], object]], repetitions: int) -> dict[str, list[tuple[float, float]]]:
+    """Return the wall and CPU seconds of each run, the runs taking turns so that a busy moment hits all of them."""
+    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
     for _ in range(repetitions):
         for name, run in runs.items():
-            start = time.perf_counter()
+            start, cpu = time.perf_counter(), _cpu_seconds()
             run()
-            seconds[name].append(time.perf_counter() - start)
+            seconds[name].append((time.perf_counter() - start, _cpu_seconds() - cpu))
     return seconds
 
 
-def summarize(seconds: dict[str, list[float]], rows: int) -> dict[str, dict[str, float]]:
+def _cpu_seconds() -> float:
+    """Return the CPU time of this process and of those that it has waited for."""
+    return sum(os.times()[:4])
+
+
+def summarize(seconds: dict[str, list[tuple[float, float]]], rows: int) -> dict[str, dict[str, float]]:
     """Return for each run the median of its rows per second, and of its speed as a multiple of the peer's."""
     return {
         name: {
-            "rows_per_second": round(rows / statistics.median(times), 1),
-            "ratio": round(statistics.median(p / t for p, t in zip(seconds[PEER], times, strict=True)), 2),
+            "rows_per_second": round(rows / statistics.median(wall for wall, _ in times), 1),
+            "ratio": _ratio(seconds[PEER], times, 0),
+            "cpu_ratio": _ratio(seconds[PEER], times, 1),
         }
         for name, times in seconds.items()
     }
+
+
+def _ratio(peer: list[tuple[float, float]], times: list[tuple[float, float]], clock: int) -> float:
+    pairs = zip(peer, times, strict=True)
+    return round(statistics.median(one[clock] / max(other[clock], 0.001) for one, other in pairs), 2)
 
 
 def machine() -> dict[str, Any]:
@@ -170,9 +181,10 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _print(tokenizer: str, figures: dict[str, dict[str, float]]) -> None:
-    table = Table("what", "rows per second", "times transformers", title=tokenizer)
+    table = Table("what", "rows per second", "times transformers", "by CPU time", title=tokenizer)
     for name, figure in figures.items():
-        table.add_row(name, f"{figure['rows_per_second']:,.0f}", f"{figure['ratio']:.2f}")
+        speed = f"{figure['rows_per_second']:,.0f}"
+        table.add_row(name, speed, f"{figure['ratio']:.2f}", f"{figure['cpu_ratio']:.2f}")
     Console().print(table)
 
 
