@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from pytest_mistral_lora.plugin import options
-from pytest_mistral_lora.plugin.settings import read
 
 MARKERS = (
     "mistral_golden: a check of the Mistral conformance suite (made by --mistral-golden)",
@@ -27,8 +26,8 @@ def pytest_configure(config: pytest.Config) -> None:
     for marker in MARKERS:
         config.addinivalue_line("markers", marker)
     config.pluginmanager.register(fixtures, "mistral_lora_fixtures")
-    settings = read(config)
-    if settings is not None:
+    if options.asked_for(config):
+        from pytest_mistral_lora.plugin.settings import read
         from pytest_mistral_lora.plugin.suite import Suite
 
-        config.pluginmanager.register(Suite(config, settings), "mistral_lora_suite")
+        config.pluginmanager.register(Suite(config, read(config)), "mistral_lora_suite")

@@ -155,3 +155,17 @@ def add(parser: pytest.Parser) -> None:
     parser.addini(
         REQUIRE_MANIFEST, "An adapter folder without manifest.json fails, and is not just not checked.", type="bool"
     )
+
+
+def asked_for(config: pytest.Config) -> bool:
+    """Say whether this run asks for the suite.
+
+    Raises:
+        pytest.UsageError: If it does not, and yet gives one of the suite's options.
+    """
+    if config.getoption(GOLDEN.dest):
+        return True
+    given = [option.flag for option in OPTIONS if config.getoption(option.dest)]
+    if given:
+        raise pytest.UsageError(f"{given[0]} has no effect without {GOLDEN.flag}; add it, or leave {given[0]} out")
+    return False

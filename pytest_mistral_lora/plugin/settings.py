@@ -15,9 +15,7 @@ from pytest_mistral_lora.plugin.options import (
     DEVICE,
     ENCODED,
     EXAMPLES,
-    GOLDEN,
     GOLDEN_DIR,
-    OPTIONS,
     RECIPE,
     REPORT,
     REQUIRE_MANIFEST,
@@ -98,15 +96,12 @@ class PluginSettings:
         return tuple((option.flag, path) for option, paths in groups for path in paths)
 
 
-def read(config: pytest.Config) -> PluginSettings | None:
-    """Return the settings of this run, or None if the suite was not asked for.
+def read(config: pytest.Config) -> PluginSettings:
+    """Return the settings of a run of the suite.
 
     Raises:
         pytest.UsageError: If a value cannot be used; it names the key and where it was set.
     """
-    if not config.getoption(GOLDEN.dest):
-        _refuse_without_golden(config)
-        return None
     settings = PluginSettings(
         tokenizers=_paths(config, TOKENIZER),
         recipes=_recipes(config),
@@ -134,12 +129,6 @@ def read(config: pytest.Config) -> PluginSettings | None:
     if settings.base is not None and not settings.adapters:
         raise pytest.UsageError(f"{BASE.flag} is the base of adapters, and there is none; add {ADAPTER.flag} PATH")
     return settings
-
-
-def _refuse_without_golden(config: pytest.Config) -> None:
-    given = [option.flag for option in OPTIONS if config.getoption(option.dest)]
-    if given:
-        raise pytest.UsageError(f"{given[0]} has no effect without {GOLDEN.flag}; add it, or leave {given[0]} out")
 
 
 def _value(config: pytest.Config, option: Option) -> tuple[Any, str]:
