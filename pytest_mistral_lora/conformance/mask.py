@@ -12,6 +12,7 @@ from pytest_mistral_lora.chat.rows import Row, parse_row
 from pytest_mistral_lora.conformance.checks import Check, Settings
 from pytest_mistral_lora.conformance.findings import Finding, Result
 from pytest_mistral_lora.conformance.laws import LAWS, Law, construction_violation, refusal_violation
+from pytest_mistral_lora.conformance.shrinking import smallest
 from pytest_mistral_lora.conformance.targets import Target
 
 if TYPE_CHECKING:
@@ -88,9 +89,10 @@ def _strategy(law: Law | None, oracle: Oracle) -> Any:
 class _BrokenError(Exception):
     """Carries a finding out of Hypothesis, which shrinks the row until this is the smallest one."""
 
-    def __init__(self, finding: Finding) -> None:
+    def __init__(self, finding: Finding, data: dict[str, Any]) -> None:
         super().__init__(finding.rule)
         self.finding = finding
+        self.data = data
 
 
 def search(finding: Callable[[Row], Finding | None], strategy: Any, settings: Settings) -> list[Finding]:
@@ -115,11 +117,11 @@ def search(finding: Callable[[Row], Finding | None], strategy: Any, settings: Se
     def holds(data: Mapping[str, Any]) -> None:
         found = finding(parse_row(json.loads(json.dumps(data))))
         if found is not None:
-            raise _BrokenError(found)
+            raise _BrokenError(found, dict(data))
 
     run = hypothesis.seed(settings.seed)(holds) if settings.seed is not None else holds
     try:
         run()
     except _BrokenError as broken:
-        return [broken.finding]
+        return [smallest(finding, broken.finding, broken.data)]
     return []
