@@ -34,12 +34,13 @@ def collect(targets: Sequence[Target], settings: Settings) -> Iterator[Check]:
 def _checks(target: Target, settings: Settings) -> Iterator[Check]:
     if isinstance(target, EncodedTarget):
         yield from encoded.checks(target, settings)
-        return
-    if isinstance(target, AdapterTarget):
+    elif isinstance(target, AdapterTarget):
         yield from adapter.checks(target, settings)
         yield from manifest.checks(target, settings)
-        return
-    for subject in (tokenizer, template, own_goldens, mask):
-        yield from subject.checks(target, settings)
+    else:
+        for subject in (tokenizer, template, own_goldens, mask):
+            yield from subject.checks(target, settings)
     if isinstance(target, RecipeTarget):
         yield from dataset.checks(target, settings)
+        if target.made is not None:
+            yield from _checks(target.made, settings)

@@ -85,14 +85,19 @@ class RecipeTarget(Target):
 
     @cached_property
     def base_folder(self) -> Path:
-        """The base checkpoint on disk, its pin checked.
+        """The base checkpoint on disk, its pin checked; of a Hub repository without weights, if they are not there.
 
         Raises:
             PinError: If it is not there, or not the one that is pinned.
         """
+        from pytest_mistral_lora.checkpoint.pins import resolve
+
+        base = self.recipe.base
+        if base.path is None:
+            return resolve(str(base.repo), str(base.revision), weights=False)
         from pytest_mistral_lora.training.run import resolve_base
 
-        return resolve_base(self.recipe.base)
+        return resolve_base(base)
 
     @cached_property
     def tokenizer(self) -> CheckpointTokenizer:
@@ -100,6 +105,14 @@ class RecipeTarget(Target):
         from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 
         return CheckpointTokenizer(self.base_folder)
+
+    @property
+    def made(self) -> AdapterTarget | None:
+        """What the recipe made, judged with its base and its rows; None where it has not been run."""
+        recipe = self.recipe
+        if not recipe.output.is_dir():
+            return None
+        return AdapterTarget(self.name, recipe.output, base=recipe.base.path, dataset=recipe.data.train)
 
 
 @dataclass(frozen=True)

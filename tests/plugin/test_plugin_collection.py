@@ -17,6 +17,12 @@ OwnRows = Callable[..., Path]
 
 MINE = "def test_mine(): pass"
 OTHERS = len(EMBEDDED) - 1
+RECIPE = f"""\
+base: {{path: base, weights_sha256: {"a" * 64}}}
+data: {{train: [rows.jsonl]}}
+training: {{steps: 1}}
+output: out
+"""
 
 
 @pytest.fixture
@@ -47,6 +53,7 @@ def test_the_default_has_every_target_and_subject_and_unique_ids(every_id: list[
 def test_named_targets_have_the_subjects_of_their_kind(tmp_path: Path) -> None:
     settings = Settings(1, None, "cpu", False, (), False, tmp_path)
     paths = {name: tmp_path / name for name in ("tokenizers", "recipes", "adapters", "encoded")}
+    paths["recipes"].write_text(RECIPE)
     targets = named_targets(
         tokenizers=[paths["tokenizers"]],
         recipes=[paths["recipes"]],
@@ -62,6 +69,9 @@ def test_named_targets_have_the_subjects_of_their_kind(tmp_path: Path) -> None:
         "encoded": {"encoded"},
     }
     assert set.union(*subjects.values()) == set(SUBJECTS)
+    (tmp_path / "out").mkdir()
+    [recipe] = named_targets(recipes=[paths["recipes"]])
+    assert {check.subject for check in collect([recipe], settings)} == set(SUBJECTS) - {"encoded"}
 
 
 @pytest.mark.parametrize("argument", ["test_mine.py", ".", "test_mine.py::test_mine"])
