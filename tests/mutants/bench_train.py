@@ -315,7 +315,7 @@ def rows_without_labels(artifact: Artifact) -> None:
     artifact["load_data"] = load_data
 
 
-@mutant("ML301 ML305 ML314 ML702", "I34", says="that every row keeps changes a row")
+@mutant("ML301 ML305 ML314 ML706", "I34", says="that every row keeps changes a row")
 def eos_without_a_label(artifact: Artifact) -> None:
     """With a limit of length, EOS has no label, even where nothing is cut."""
     from dataclasses import replace
@@ -550,7 +550,7 @@ def no_window(artifact: Artifact) -> None:
 # numbers that are not finite
 
 
-@mutant("ML322", "I45", says="an infinite gradient does not stop the run")
+@mutant("ML322", "I45")
 def steps_that_are_skipped(artifact: Artifact) -> None:
     """A gradient that is not finite counts as zero, as a scaler for half precision has it."""
 
@@ -609,7 +609,8 @@ def generates_in_a_batch(artifact: Artifact, *, left: bool, masked: bool) -> Non
             return []
         prompts = [list(encoder.prompt(row)) for row in rows]
         length = max(map(len, prompts))
-        ids = torch.tensor([_padded(prompt, length, 0, left) for prompt in prompts])
+        pad = 0 if masked else encoder.vocab_size - 1
+        ids = torch.tensor([_padded(prompt, length, pad, left) for prompt in prompts])
         mask = torch.tensor([_padded([1] * len(prompt), length, 0 if masked else 1, left) for prompt in prompts])
         config = GenerationConfig(max_new_tokens=max_new_tokens, eos_token_id=encoder.eos_id, pad_token_id=0)
         with torch.inference_mode():

@@ -188,8 +188,14 @@ RULES = (
         "Reentrant checkpointing cuts off a layer none of whose inputs needs a gradient, with an error or in silence.",
         "Use use_reentrant=False, or enable_input_require_grads().",
         "huggingface/peft#137",
-        bad=('checkpoint_activations = lambda model: model.gradient_checkpointing_enable({"use_reentrant": True})'),
-        good=('checkpoint_activations = lambda model: model.gradient_checkpointing_enable({"use_reentrant": False})'),
+        bad=(
+            "def checkpoint_activations(model):\n    base = model.get_base_model()\n"
+            '    base.gradient_checkpointing_enable({"use_reentrant": True})\n    base.disable_input_require_grads()'
+        ),
+        good=(
+            "def checkpoint_activations(model):\n    base = model.get_base_model()\n"
+            '    base.gradient_checkpointing_enable({"use_reentrant": False})\n    base.disable_input_require_grads()'
+        ),
     ),
     Rule(
         "ML316",
