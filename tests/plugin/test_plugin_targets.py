@@ -96,12 +96,12 @@ def test_a_linked_file_keeps_its_own_name(golden: Run, tmp_path: Path) -> None:
     assert _targets(golden, link) == [FILE]
 
 
-def test_a_target_that_is_no_tokenizer_fails_every_check_by_name(golden: Run, tmp_path: Path) -> None:
+def test_a_target_that_is_no_tokenizer_fails_every_check_that_needs_one(golden: Run, tmp_path: Path) -> None:
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "tekken.json").write_text("{}")
     result = golden(f"--mistral-tokenizer={tmp_path / 'broken'}")
     outcomes = result.parseoutcomes()
-    assert outcomes.keys() == {"failed"}
+    assert outcomes.keys() == {"failed", "passed"}  # what is seen of the files alone is sound
     text = result.stdout.str()
     assert text.count("\nML201 ") == outcomes["failed"]
     assert "Traceback" not in text
