@@ -224,10 +224,7 @@ RULES = (
             "def make_trainer(model, training, *rows, own=make_trainer, **named):\n"
             '    return own(model, training.model_copy(update={"order_seed": 0}), *rows, **named)'
         ),
-        good=(
-            "def make_trainer(model, training, *rows, own=make_trainer, **named):\n"
-            "    return own(model, training, *rows, **named)"
-        ),
+        good="def make_trainer(*given, own=make_trainer, **named):\n    return own(*given, **named)",
     ),
     Rule(
         "ML318",
