@@ -186,6 +186,8 @@ INCIDENTS = (
         "I52",
         "A generated text is compared word for word on other hardware",
         "huggingface/transformers#30797, huggingface/optimum#1598",
+        "It takes two kinds of hardware. Prompts are compared by ids everywhere; completions by ids, and logits to the "
+        "bit, on one CPU only (ML305, ML324); on a GPU logits have a tolerance. `--mistral-device cuda` shows it.",
     ),
     Incident("I53", "Packing drops the end of conversations", "huggingface/trl#3887, huggingface/trl#4554"),
     Incident(
