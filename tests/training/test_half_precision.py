@@ -49,8 +49,9 @@ def test_bf16_trains_to_finite_numbers(device: str, base: Path, tmp_path: Path) 
 @pytest.mark.parametrize("device", ["cpu", CUDA])
 def test_an_overflow_of_fp16_stops_the_run_and_moves_nothing(device: str, base: Path, tmp_path: Path) -> None:
     def overflows(model: Any) -> Any:
-        # 65504 is the largest number of float16: the head's sums go beyond it
+        # 65504 is the largest number of float16: the products of the last norm go beyond it, then those of the head
         model.model.norm.weight.data.fill_(6e4)
+        model.lm_head.weight.data.mul_(1000)
         return model.half()
 
     trainer = trainer_of(recipe_on(device, base, tmp_path, precision="fp32"), base, tmp_path, overflows)
