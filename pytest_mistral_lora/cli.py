@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -68,6 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
     for name, (_, text) in _OWN_COMMANDS.items():
         verbs.add_parser(name, help=text)
+    _add_check(verbs)
     _add_render(verbs)
     _add_audit(verbs)
     _add_verify(verbs)
@@ -91,6 +93,41 @@ def _add_tokenizer(verb: argparse.ArgumentParser) -> None:
         metavar="PATH",
         help="checkpoint folder, tekken.json or tokenizer.model.vN",
     )
+
+
+def _add_check(verbs: Any) -> None:
+    verb = _verb(verbs, "check", _check, "judge recipes with all their rows, checkpoints' tokenizers and adapters")
+    verb.add_argument(
+        "paths", type=Path, nargs="+", metavar="PATH", help="recipe.yaml, adapter folder, checkpoint or tokenizer file"
+    )
+    verb.add_argument("--base", type=Path, metavar="DIR", help="the base checkpoint of the adapters")
+    verb.add_argument("--train", action="store_true", help="also train a tiny model with each tokenizer")
+    verb.add_argument("--examples", type=int, default=20, metavar="N", help="generated rows for each law (default: 20)")
+
+
+def _check(given: argparse.Namespace) -> int:
+    # before the first import that reads it: a bar for each small model that is loaded would bury the findings
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    from pytest_mistral_lora.conformance.run import check
+    from pytest_mistral_lora.report.session import report_data
+    from pytest_mistral_lora.report.table import outcome_table
+
+    records = []
+    for record, result in check(given.paths, base=given.base, examples=max(1, given.examples), train=given.train):
+        records.append(record)
+        if not given.json and (result.findings or result.not_checked):
+            words = {"failed": "FAILED", "skipped": f"not checked: {result.not_checked}", "passed": "note"}
+            name = record["nodeid"].partition("::")[2]
+            texts = [f"{name} {words[record['outcome']]}", *(finding.text() for finding in result.findings)]
+            sys.stdout.write("\n".join(texts) + "\n\n")
+    failed = any(record["outcome"] == "failed" for record in records)
+    code = EXIT_FINDING if failed else EXIT_OK
+    if given.json:
+        data = report_data(records, code, deselected=0, not_run=0)
+        sys.stdout.write(json.dumps(data, ensure_ascii=False, indent=2) + "\n")
+    else:
+        sys.stdout.write("\n".join(outcome_table(records, shutil.get_terminal_size().columns)) + "\n")
+    return code
 
 
 def _add_render(verbs: Any) -> None:

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pytest_mistral_lora.conformance.findings import Finding, Result
 from pytest_mistral_lora.conformance.targets import Target
 from pytest_mistral_lora.errors import NoOracleError, PinError, TokenizerError
+
+ROOT = "mistral-golden"
+"""First part of every node id."""
 
 Subject = Literal["tokenizer", "template", "mask", "dataset", "encoded", "adapter", "manifest", "train"]
 SUBJECTS: tuple[Subject, ...] = ("tokenizer", "template", "mask", "dataset", "encoded", "adapter", "manifest", "train")
@@ -72,3 +75,24 @@ class Check:
             return Result((Finding("ML208", error.found, error.place, error.expected, error.next_step),))
         except TokenizerError as error:
             return Result((Finding("ML201", error.found, error.place, error.expected),))
+
+    def record(self, result: Result | None, *, outcome: str, seconds: float) -> dict[str, Any]:
+        """Return what a check came to as plain data, for tables and reports.
+
+        Args:
+            result: What it found; None where it broke off.
+            outcome: `passed`, `failed`, `known` or `skipped` (not checked).
+            seconds: How long it took.
+        """
+        return {
+            "nodeid": f"{ROOT}::{self.name}",
+            "outcome": outcome,
+            "seconds": round(seconds, 4),
+            "target": self.target.name,
+            "subject": self.subject,
+            "case": self.case,
+            "findings": [finding.to_json() for finding in result.findings] if result else [],
+            "known": [],
+            "not_checked": result.not_checked if result else "",
+            "facts": dict(result.facts) if result else {},
+        }

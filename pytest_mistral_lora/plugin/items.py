@@ -5,11 +5,13 @@ from __future__ import annotations
 import shlex
 import warnings
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pytest_mistral_lora.conformance.checks import ROOT
 from pytest_mistral_lora.errors import MistralLoraError
 from pytest_mistral_lora.plugin.settings import PluginSettings
 
@@ -17,9 +19,6 @@ if TYPE_CHECKING:
     from pytest_mistral_lora.conformance.checks import Check
     from pytest_mistral_lora.conformance.findings import Finding, Result
     from pytest_mistral_lora.plugin.xfails import Xfail
-
-ROOT = "mistral-golden"
-"""First part of every node id."""
 
 
 class CheckFailedError(AssertionError):
@@ -67,7 +66,7 @@ class CheckItem(pytest.Item):
             pytest.xfail.Exception: If every broken rule is a known deviation.
             pytest.skip.Exception: If it could not be checked.
         """
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), self._progress_shown():
             # the libraries' warnings are not about the user's code, and may be errors in the user's configuration
             warnings.simplefilter("ignore")
             self.result = self.check.run()
@@ -83,6 +82,16 @@ class CheckItem(pytest.Item):
             raise CheckFailedError("\n\n".join([*(f.text() for f in self.result.findings), self._next_step()]))
         if unchecked:
             pytest.skip(unchecked)
+
+    @contextmanager
+    def _progress_shown(self) -> Iterator[None]:
+        """Let a check that draws a progress bar reach the terminal: pytest would keep it for the report."""
+        capture: Any = self.config.pluginmanager.getplugin("capturemanager")
+        if self.check.subject != "dataset" or capture is None:
+            yield
+            return
+        with capture.global_and_fixture_disabled():
+            yield
 
     @property
     def known(self) -> list[Xfail]:

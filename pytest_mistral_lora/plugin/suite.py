@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_mistral_lora.plugin.items import ROOT, CheckItem, SuiteCollector
+from pytest_mistral_lora.conformance.checks import ROOT
+from pytest_mistral_lora.plugin.items import CheckItem, SuiteCollector
 from pytest_mistral_lora.plugin.options import PATH_FLAGS
 from pytest_mistral_lora.plugin.settings import PluginSettings
 
@@ -123,15 +124,12 @@ class Suite:
         """Carry the findings on the report, as plain data that also crosses to another process."""
         report = yield
         if isinstance(item, CheckItem) and report.when == "call":
-            result = item.result
+            outcome = "known" if hasattr(report, "wasxfail") else report.outcome
+            record = item.check.record(item.result, outcome=outcome, seconds=report.duration)
             report.mistral_golden = {  # type: ignore[attr-defined]
-                "target": item.check.target.name,
-                "subject": item.check.subject,
-                "case": item.check.case,
+                **record,
                 "findings": [finding.to_json() for finding in item.unknown],
                 "known": [{"id": xfail.id, "reason": xfail.reason} for xfail in item.known],
-                "not_checked": result.not_checked if result else "",
-                "facts": dict(result.facts) if result else {},
             }
         return report
 
@@ -139,10 +137,7 @@ class Suite:
         """Keep what a check came to."""
         data = getattr(report, "mistral_golden", None)
         if data is not None:
-            outcome = "known" if hasattr(report, "wasxfail") else report.outcome
-            self.outcomes.append(
-                {"nodeid": report.nodeid, "outcome": outcome, "seconds": round(report.duration, 4), **data}
-            )
+            self.outcomes.append(data)
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
         """Print one table, and say what was not checked."""

@@ -16,7 +16,9 @@ def write(
     """Write the summary to pytest's terminal."""
     terminal.section("Mistral conformance", sep="=")
     if outcomes:
-        for line in _table(outcomes, terminal._tw.fullwidth if hasattr(terminal, "_tw") else 80):
+        from pytest_mistral_lora.report.table import outcome_table
+
+        for line in outcome_table(outcomes, terminal._tw.fullwidth if hasattr(terminal, "_tw") else 80):
             terminal.write_line(line)
     for outcome in outcomes:
         if "golden" in outcome["facts"]:
@@ -27,29 +29,6 @@ def write(
         terminal.write_line(line, yellow=True)
     for line in _not_checked(outcomes, settings, deselected, not_run):
         terminal.write_line(line)
-
-
-def _table(outcomes: list[dict[str, Any]], width: int) -> list[str]:
-    from io import StringIO
-
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("target", "subject", box=box.SIMPLE_HEAD, pad_edge=False)
-    columns = {"passed": "passed", "failed": "failed", "known": "known", "skipped": "not checked"}
-    if not any(outcome["outcome"] == "known" for outcome in outcomes):
-        del columns["known"]
-    for name in columns.values():
-        table.add_column(name, justify="right")
-    counts: dict[tuple[str, str], Counter[str]] = {}
-    for outcome in outcomes:
-        counts.setdefault((outcome["target"], outcome["subject"]), Counter())[outcome["outcome"]] += 1
-    for (target, subject), count in counts.items():
-        table.add_row(target, subject, *(str(count[name] or "-") for name in columns))
-    console = Console(file=StringIO(), width=max(width, 60), color_system=None)
-    console.print(table)
-    return [line.rstrip() for line in console.file.getvalue().splitlines() if line.strip()]  # type: ignore[attr-defined]
 
 
 def _known(outcomes: list[dict[str, Any]]) -> list[str]:

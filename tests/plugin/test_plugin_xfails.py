@@ -96,13 +96,13 @@ def test_known_deviations_are_in_the_report(
 def test_one_that_matches_nothing_fails_a_full_run(
     known: Callable[[str], Path], golden: Run, pytester: pytest.Pytester
 ) -> None:
-    path = known("ML308  # mended long ago\n")
+    path = known("ML001  # mended long ago\n")
     (pytester.path / "encoded.jsonl").unlink()
     adapter = pytester.mkdir("adapter")
     (adapter / "adapter_config.json").write_text("{}")
     result = golden("--mistral-adapter=adapter", "--mistral-xfails=known.txt")
     assert result.ret == 1
-    assert f"{path}:1: ML308 matches nothing: it is mended, or misspelt; remove it" in result.outlines
+    assert f"{path}:1: ML001 matches nothing: it is mended, or misspelt; remove it" in result.outlines
 
 
 def test_one_that_matches_nothing_is_fine_where_only_some_checks_ran(known: Callable[[str], Path], golden: Run) -> None:

@@ -1,0 +1,67 @@
+"""Run the checks of some paths without pytest."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from pytest_mistral_lora.conformance.checks import Check, Settings
+from pytest_mistral_lora.conformance.collection import collect
+from pytest_mistral_lora.conformance.findings import Result
+from pytest_mistral_lora.conformance.targets import Target, named_targets
+from pytest_mistral_lora.errors import InputError
+
+_RECIPES = (".yaml", ".yml")
+_ADAPTERS = ("adapter_config.json", "manifest.json")
+
+
+def check(
+    paths: Sequence[Path], *, base: Path | None = None, examples: int = 20, device: str = "auto", train: bool = False
+) -> Iterator[tuple[dict[str, Any], Result]]:
+    """Judge paths and yield what each check came to: its record as plain data, and its result.
+
+    Args:
+        paths: Recipes (`*.yaml`), adapter folders, and tokenizers (a checkpoint folder, or a single file).
+        base: The base checkpoint's folder of the adapters, or None.
+        examples: Hypothesis examples for each law.
+        device: Where models run: `auto`, `cpu` or `cuda`.
+        train: Whether the tiny train runs with the tokenizers too.
+
+    Raises:
+        InputError: If there is nothing at a path, or a recipe cannot be used.
+    """
+    targets = targets_of(paths, base)
+    with tempfile.TemporaryDirectory(prefix="mistral-check-") as folder:
+        settings = Settings(examples, None, device, not train, (), False, Path(folder))
+        for one in collect(targets, settings):
+            yield _run(one)
+
+
+def targets_of(paths: Sequence[Path], base: Path | None = None) -> list[Target]:
+    """Return a target for each path, by what is there.
+
+    Raises:
+        InputError: If there is nothing.
+    """
+    for path in paths:
+        if not path.exists():
+            raise InputError("no such file or folder", place=str(path))
+    recipes = [path for path in paths if path.suffix in _RECIPES]
+    adapters = [path for path in paths if any((path / name).is_file() for name in _ADAPTERS)]
+    tokenizers = [path for path in paths if path not in recipes and path not in adapters]
+    return named_targets(tokenizers=tokenizers, recipes=recipes, adapters=adapters, base=base)
+
+
+def _run(check: Check) -> tuple[dict[str, Any], Result]:
+    start = time.perf_counter()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the libraries' warnings are not about the user's code
+        result = check.run()
+    outcome = "skipped" if result.not_checked else "passed"
+    if any(finding.severity == "error" for finding in result.findings):
+        outcome = "failed"
+    return check.record(result, outcome=outcome, seconds=time.perf_counter() - start), result

@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pytest_mistral_lora.chat.oracle import shipped_tokenizer
+from pytest_mistral_lora.checkpoint.tiny import write_tiny_base
+from pytest_mistral_lora.cli import main
+from pytest_mistral_lora.conformance.run import targets_of
+from pytest_mistral_lora.conformance.targets import AdapterTarget, RecipeTarget, Target
+from pytest_mistral_lora.errors import InputError
+from pytest_mistral_lora.records.identity import base_weights_sha256
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    """A recipe beside its base and its rows, of which the third can be made to fail."""
+    base = write_tiny_base(tmp_path / "base", shipped_tokenizer("spm-v3"))
+    path = tmp_path / "recipe.yaml"
+    path.write_text(
+        f"base: {{path: base, weights_sha256: {base_weights_sha256(base)}}}\n"
+        "data: {train: [rows.jsonl]}\n"
+        "training: {steps: 1}\n"
+        "output: out\n"
+    )
+    rows(tmp_path, "assistant")
+    return path
+
+
+def rows(folder: Path, third: str) -> None:
+    lines = [[("user", f"Question {n}"), ("assistant", f"Answer {n}")] for n in range(2)]
+    lines.append([("user", "Question"), (third, "Answer")])
+    data = [{"messages": [{"role": role, "content": text} for role, text in line]} for line in lines]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in data))
+
+
+def check(capsys: Any, *words: str) -> tuple[int, str]:
+    code = main(["check", *words, "--examples", "1"])
+    return code, capsys.readouterr().out
+
+
+def test_a_sound_recipe_passes_with_a_table(recipe: Path, capsys: Any) -> None:
+    code, out = check(capsys, str(recipe))
+    assert code == 0
+    assert "FAILED" not in out
+    assert {line.split()[1] for line in out.splitlines() if line.startswith(" recipe.yaml ")} == {
+        "tokenizer",
+        "template",
+        "mask",
+        "dataset",
+    }
+
+
+def test_a_bad_row_is_named_and_fails(recipe: Path, capsys: Any) -> None:
+    rows(recipe.parent, "bot")
+    code, out = check(capsys, str(recipe))
+    assert code == 1
+    assert "recipe.yaml::dataset::rows-are-valid FAILED" in out.splitlines()
+    assert f"ML601 {recipe.parent / 'rows.jsonl'}:3, messages[1].role: 'bot'" in out
+
+
+def test_json_is_the_report(recipe: Path, capsys: Any) -> None:
+    rows(recipe.parent, "bot")
+    code, out = check(capsys, str(recipe), "--json")
+    data = json.loads(out)
+    assert code == data["exit_status"] == 1
+    assert data["counts"]["failed"] == 1
+    failed = [one for one in data["checks"] if one["outcome"] == "failed"]
+    assert [finding["rule"] for one in failed for finding in one["findings"]] == ["ML601"]
+
+
+def test_what_is_not_there_is_bad_usage(capsys: Any) -> None:
+    assert main(["check", "nope"]) == 2
+    assert capsys.readouterr().err == "error: nope: no such file or folder\n"
+
+
+def test_paths_are_told_apart_by_what_is_there(recipe: Path, tmp_path: Path) -> None:
+    file = Path(shutil.copy(shipped_tokenizer("spm-v3"), tmp_path / "tokenizer.model.v3"))
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text("{}")
+    targets = targets_of([file, recipe, adapter, tmp_path / "base"])
+    assert [(type(target), target.name) for target in targets] == [
+        (Target, "tokenizer.model.v3"),
+        (Target, "base"),
+        (RecipeTarget, "recipe.yaml"),
+        (AdapterTarget, "adapter"),
+    ]
+    with pytest.raises(InputError, match="no such file or folder"):
+        targets_of([tmp_path / "nope"])
