@@ -26,8 +26,8 @@ from rich.table import Table
 from pytest_mistral_lora.chat.oracle import shipped_tokenizer
 from pytest_mistral_lora.chat.template import ChatTemplate
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
-from pytest_mistral_lora.conformance.dataset_rows import Plan
-from pytest_mistral_lora.conformance.dataset_scan import DataFile, cpus, scan
+from pytest_mistral_lora.conformance.dataset.rows import Plan
+from pytest_mistral_lora.conformance.dataset.scan import DataFile, cpus, scan
 
 PEER = "transformers, one process"
 SENTENCES = (

@@ -33,7 +33,7 @@ def assert_template_faithful(row: AnyRow, tokenizer: AnyTokenizer) -> None:
     """
     __tracebackhide__ = True
     from pytest_mistral_lora.chat.template import ChatTemplate
-    from pytest_mistral_lora.conformance.template import template_findings
+    from pytest_mistral_lora.conformance.template.checks import template_findings
 
     loaded = _tokenizer(tokenizer)
     _fail_on(template_findings(loaded.oracle, ChatTemplate(loaded.fast), as_row(row)))
@@ -55,7 +55,7 @@ def assert_labels_exact(row: AnyRow, input_ids: AnyIds, labels: AnyIds, tokenize
         RowError: If the row cannot be used.
     """
     __tracebackhide__ = True
-    from pytest_mistral_lora.conformance.verdicts import row_findings
+    from pytest_mistral_lora.conformance.encoded.verdicts import row_findings
 
     findings = row_findings(as_row(row), _integers(input_ids), _integers(labels), _tokenizer(tokenizer).oracle)
     _fail_on(findings)
@@ -74,7 +74,7 @@ def assert_no_control_token_injection(row: AnyRow, input_ids: AnyIds, tokenizer:
         RowError: If the row cannot be used.
     """
     __tracebackhide__ = True
-    from pytest_mistral_lora.conformance.encoded import injection_findings
+    from pytest_mistral_lora.conformance.encoded.checks import injection_findings
 
     _fail_on(injection_findings(as_row(row), _integers(input_ids), _tokenizer(tokenizer).oracle))
 
@@ -92,7 +92,7 @@ def assert_encoded_rows_sound(path: str | Path, tokenizer: AnyTokenizer) -> None
         RowsError: If lines cannot be read as encoded rows.
     """
     __tracebackhide__ = True
-    from pytest_mistral_lora.conformance.encoded import file_findings
+    from pytest_mistral_lora.conformance.encoded.checks import file_findings
 
     _fail_on(file_findings(Path(path), _tokenizer(tokenizer).oracle))
 
@@ -108,7 +108,7 @@ def assert_manifest_valid(manifest: str | Path | Mapping[str, Any]) -> None:
         InputError: If the file cannot be read or is not JSON.
     """
     __tracebackhide__ = True
-    from pytest_mistral_lora.conformance.manifest import manifest_findings
+    from pytest_mistral_lora.conformance.manifest.checks import manifest_findings
 
     _fail_on(manifest_findings(manifest))
 
@@ -126,7 +126,7 @@ def assert_adapter_sound(adapter_dir: str | Path, base: str | Path | None = None
         PinError: If the base cannot be read.
     """
     __tracebackhide__ = True
-    from pytest_mistral_lora.conformance.adapter import adapter_findings
+    from pytest_mistral_lora.conformance.adapter.checks import adapter_findings
 
     _fail_on(adapter_findings(Path(adapter_dir), None if base is None else Path(base)))
 

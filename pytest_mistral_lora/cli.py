@@ -179,8 +179,8 @@ def _add_audit(verbs: Any) -> None:
 
 def _audit(given: argparse.Namespace) -> int:
     from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
-    from pytest_mistral_lora.conformance.audit import Audit
-    from pytest_mistral_lora.conformance.audit_report import write_json, write_text
+    from pytest_mistral_lora.conformance.encoded.audit import Audit
+    from pytest_mistral_lora.conformance.encoded.audit_report import write_json, write_text
 
     audit = Audit(given.rows, CheckpointTokenizer(given.tokenizer).oracle, tuple(given.dataset))
     failed = write_json(audit, sys.stdout) if given.json else write_text(audit, sys.stdout, max(0, given.show))

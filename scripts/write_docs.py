@@ -5,13 +5,23 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
-from pytest_mistral_lora.chat.deviations import DEVIATIONS
-from pytest_mistral_lora.conformance.rules import RULES
-from pytest_mistral_lora.records.files import write_text
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+sys.path.insert(0, str(ROOT / "tests" / "mutants"))
 
-DOCS = Path(__file__).parents[1] / "docs"
+from gallery import Mutant, benches, mutants  # noqa: E402
+from incidents import INCIDENTS  # noqa: E402
+
+from pytest_mistral_lora.chat.deviations import DEVIATIONS, Deviation  # noqa: E402
+from pytest_mistral_lora.conformance.rules import RULES, Rule  # noqa: E402
+from pytest_mistral_lora.records.files import write_text  # noqa: E402
+
+Gallery = list[tuple[str, Mutant]]
+_MADE = "This page is made by `scripts/write_docs.py`"
 
 
 def deviations_page() -> str:
@@ -24,45 +34,134 @@ def deviations_page() -> str:
         "Each is predicted, not just tolerated: the table in `pytest_mistral_lora/chat/deviations.py` says what the",
         "template writes, or which change of the row makes the difference go away.",
         "",
-        "This page is made from that table by `scripts/write_docs.py`; each example is run by the tests.",
+        f"{_MADE} from that table; each example is run by the tests.",
     ]
-    for deviation in DEVIATIONS:
-        versions = ", ".join(sorted(deviation.versions, key=lambda version: int(version[1:])))
-        lines += [
-            "",
-            f"## {deviation.id}",
-            "",
-            f"{deviation.title} {deviation.why}",
-            "",
-            f"- tokenizer versions: {versions}; kinds: {', '.join(sorted(deviation.kinds))}",
-            f"- mistral-common: {deviation.mistral_common}",
-            f"- smallest example (on `{deviation.tokenizer}`):",
-            "",
-            "```json",
-            json.dumps(deviation.example, ensure_ascii=False),
-            "```",
-        ]
-    return "\n".join(lines) + "\n"
+    return _page([*lines, *(line for deviation in DEVIATIONS for line in _deviation(deviation))])
+
+
+def _deviation(deviation: Deviation) -> Iterator[str]:
+    versions = ", ".join(sorted(deviation.versions, key=lambda version: int(version[1:])))
+    yield from ("", f"## {deviation.id}", "", f"{deviation.title} {deviation.why}", "")
+    yield f"- tokenizer versions: {versions}; kinds: {', '.join(sorted(deviation.kinds))}"
+    yield f"- mistral-common: {deviation.mistral_common}"
+    yield f"- smallest example (on `{deviation.tokenizer}`):"
+    yield from ("", "```json", json.dumps(deviation.example, ensure_ascii=False), "```")
 
 
 def rules_page() -> str:
-    """Return the page on rules."""
+    """Return the index of the rules."""
     lines = [
         "# Rules",
         "",
-        "Every finding starts with the id of a rule. An id never changes its meaning. This page is made from the table",
-        "in `pytest_mistral_lora/conformance/rules.py` by `scripts/write_docs.py`.",
+        "Every finding starts with the id of a rule. An id never changes its meaning. An error fails its check; a note",
+        "is shown, and fails under `--mistral-strict` only.",
         "",
-        "| rule | subject | what must hold | why | what to do | source |",
-        "|---|---|---|---|---|---|",
+        f"{_MADE} from the tables in `pytest_mistral_lora/conformance/rules/`.",
     ]
-    for rule in RULES.values():
-        cells = (rule.id, rule.subject, rule.title, rule.why, rule.fix, rule.source)
-        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    for subject in dict.fromkeys(rule.subject for rule in RULES.values()):
+        lines += ["", f"## {subject}", "", "| rule | severity | what must hold |", "|---|---|---|"]
+        lines += [
+            f"| [{rule.id}](rules/{rule.id}.md) | {rule.severity} | {_cell(rule.title)} |"
+            for rule in RULES.values()
+            if rule.subject == subject
+        ]
+    return _page(lines)
+
+
+def rule_page(rule: Rule, gallery: Gallery, names: dict[str, str]) -> str:
+    """Return the page of one rule."""
+    lines = [
+        f"# {rule.id}",
+        "",
+        f"**{rule.title}**",
+        "",
+        f"- subject: {rule.subject}",
+        f"- severity: {rule.severity}",
+        f"- why it matters: {rule.why}",
+        f"- what to do: {rule.fix}",
+        f"- source: {rule.source}",
+        "",
+        "## Broken",
+        "",
+        *("```python", rule.bad, "```"),
+        "",
+        "## Sound",
+        "",
+        *("```python", rule.good, "```"),
+        "",
+        "The tests run both examples on a sound artifact. In them,",
+        *(
+            f"{'and ' if name == [*names][-1] and len(names) > 1 else ''}`{name}` is {what};"
+            for name, what in names.items()
+        ),
+    ]
+    lines[-1] = lines[-1].rstrip(";") + "."
+    caught = [(subject, one) for subject, one in gallery if rule.id in one.fires]
+    lines += ["", "## What it is known to catch", ""]
+    lines += [f"- {_described(mutant)}{_of_incidents(mutant)}" for _, mutant in caught]
+    return _page([*lines, "", f"{_MADE}."])
+
+
+def _described(mutant: Mutant) -> str:
+    return " ".join((mutant.change.__doc__ or "").split())
+
+
+def _of_incidents(mutant: Mutant) -> str:
+    links = [f"[{name}](../incidents.md#{name.lower()})" for name in mutant.incidents]
+    return f" ({', '.join(links)})" if links else ""
+
+
+def incidents_page(gallery: Gallery) -> str:
+    """Return the page of incidents: what went wrong, which rule catches it, and the mutant that shows it."""
+    lines = [
+        "# Incidents",
+        "",
+        "What really broke LoRA fine-tunes of Mistral models, from public threads; the rules that catch it; and the",
+        "mutants, artifacts broken in the same way, that the tests hold these rules to. Ids are stable, and not all",
+        "numbers are taken.",
+        "",
+        f"{_MADE} from `tests/mutants/`.",
+    ]
+    for incident in INCIDENTS:
+        lines += ["", f"## {incident.id}", "", f"{incident.title} ({_linked(incident.threads)}).", ""]
+        shown = [(subject, one) for subject, one in gallery if incident.id in one.incidents]
+        if shown:
+            lines += ["| rules | subject | mutant |", "|---|---|---|"]
+            lines += [f"| {_rule_links(one)} | {subject} | {_cell(_described(one))} |" for subject, one in shown]
+        if incident.out_of_reach:
+            lines += [f"Out of reach here: {incident.out_of_reach}"]
+    return _page(lines)
+
+
+def _rule_links(mutant: Mutant) -> str:
+    return ", ".join(f"[{rule}](rules/{rule}.md)" for rule in sorted(mutant.fires))
+
+
+def _linked(threads: str) -> str:
+    return ", ".join(_thread(thread) for thread in threads.split(", "))
+
+
+def _thread(thread: str) -> str:
+    repository, _, number = thread.partition("#")
+    return f"[{thread}](https://github.com/{repository}/issues/{number})"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+def _page(lines: list[str]) -> str:
     return "\n".join(lines) + "\n"
 
 
-PAGES = {"deviations.md": deviations_page, "rules.md": rules_page}
+def pages() -> dict[str, str]:
+    """Return every page by its path in docs/."""
+    modules: dict[str, ModuleType] = benches()
+    gallery = [(subject, one) for subject, module in modules.items() for one in mutants(module)]
+    made = {"deviations.md": deviations_page(), "rules.md": rules_page(), "incidents.md": incidents_page(gallery)}
+    for rule in RULES.values():
+        made[f"rules/{rule.id}.md"] = rule_page(rule, gallery, dict(modules[rule.subject].BENCH.names))
+    return made
 
 
 def main() -> int:
@@ -70,13 +169,18 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="change nothing; exit 1 if a page is not up to date")
     check = parser.parse_args().check
-    stale = [name for name, page in PAGES.items() if not _is_current(DOCS / name, page())]
+    made = pages()
+    stale = [name for name, text in made.items() if not _is_current(DOCS / name, text)]
+    left = [path for path in sorted((DOCS / "rules").glob("*.md")) if f"rules/{path.name}" not in made]
     if not check:
+        (DOCS / "rules").mkdir(exist_ok=True)
         for name in stale:
-            write_text(DOCS / name, PAGES[name]())
-    for name in stale:
+            write_text(DOCS / name, made[name])
+        for path in left:
+            path.unlink()
+    for name in [*stale, *(f"rules/{path.name}" for path in left)]:
         print(f"{name} {'is not up to date' if check else 'written'}")
-    return int(check and bool(stale))
+    return int(check and bool(stale or left))
 
 
 def _is_current(path: Path, text: str) -> bool:

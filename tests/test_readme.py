@@ -15,7 +15,7 @@ import yaml
 from pytest_mistral_lora.chat.oracle import SHIPPED, shipped_tokenizer
 from pytest_mistral_lora.checkpoint.tiny import write_tiny_base
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
-from pytest_mistral_lora.conformance.laws import LAWS
+from pytest_mistral_lora.conformance.mask.laws import LAWS
 from pytest_mistral_lora.records.goldens import golden_paths, goldens_folder
 from pytest_mistral_lora.records.identity import base_weights_sha256
 from pytest_mistral_lora.training.recipe import load_recipe

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from pytest_mistral_lora.conformance import (
-    adapter,
-    dataset,
-    encoded,
-    manifest,
-    mask,
-    own_goldens,
-    template,
-    tokenizer,
-    train,
-)
+from pytest_mistral_lora.conformance.adapter import checks as adapter
 from pytest_mistral_lora.conformance.checks import Check, Settings
+from pytest_mistral_lora.conformance.dataset import checks as dataset
+from pytest_mistral_lora.conformance.encoded import checks as encoded
+from pytest_mistral_lora.conformance.manifest import checks as manifest
+from pytest_mistral_lora.conformance.mask import checks as mask
 from pytest_mistral_lora.conformance.targets import AdapterTarget, EncodedTarget, RecipeTarget, Target
+from pytest_mistral_lora.conformance.template import checks as template
+from pytest_mistral_lora.conformance.template import own_goldens
+from pytest_mistral_lora.conformance.tokenizer import checks as tokenizer
+from pytest_mistral_lora.conformance.train import checks as train
 
 
 def collect(targets: Sequence[Target], settings: Settings) -> Iterator[Check]:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from pytest_mistral_lora.chat.encoded import EncodedRow
     from pytest_mistral_lora.chat.oracle import Oracle
     from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
-    from pytest_mistral_lora.conformance.tiny_run import TinyRun
+    from pytest_mistral_lora.conformance.train.tiny_run import TinyRun
     from pytest_mistral_lora.records.goldens import Golden
 
 
@@ -64,7 +64,7 @@ def mistral_tiny_model(mistral_oracle: Oracle, tmp_path_factory: pytest.TempPath
 @pytest.fixture(scope="session")
 def mistral_lora_run(mistral_oracle: Oracle, tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
     """The tiny end-to-end train with the tokenizer under test: its folders and what was seen (session)."""
-    from pytest_mistral_lora.conformance.tiny_run import tiny_run
+    from pytest_mistral_lora.conformance.train.tiny_run import tiny_run
 
     return tiny_run(mistral_oracle, tmp_path_factory.mktemp("mistral"), device="cpu")
 

@@ -115,7 +115,7 @@ class Suite:
         first = next((check for check in checks if check.subject == "train"), None)
         if first is None or first is checks[0]:
             return None
-        from pytest_mistral_lora.conformance.tiny_run import start
+        from pytest_mistral_lora.conformance.train.tiny_run import start
 
         return start(first.target, self._work_folder, device=self.settings.device)
 

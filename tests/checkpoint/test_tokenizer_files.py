@@ -16,10 +16,10 @@ from pytest_mistral_lora.checkpoint.embeddings import embedding_rows
 from pytest_mistral_lora.checkpoint.template_places import loaded_place, template_places
 from pytest_mistral_lora.checkpoint.tokenizer_files import TokenizerFiles
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
-from pytest_mistral_lora.conformance import tokenizer
 from pytest_mistral_lora.conformance.checks import Settings
 from pytest_mistral_lora.conformance.findings import Result
 from pytest_mistral_lora.conformance.targets import Target
+from pytest_mistral_lora.conformance.tokenizer import checks as tokenizer
 from pytest_mistral_lora.errors import InputError, TokenizerError
 
 SETTINGS = Settings(1, None, "cpu", True, (), False, Path())

@@ -15,9 +15,9 @@ from pytest_mistral_lora.chat.rows import parse_row, read_rows
 from pytest_mistral_lora.checkpoint.backends import Encoder
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.conformance.checks import Settings
-from pytest_mistral_lora.conformance.dataset import CASES, check_dataset, checks, dataset_results
-from pytest_mistral_lora.conformance.dataset_laws import law_findings
-from pytest_mistral_lora.conformance.dataset_tally import SHOWN
+from pytest_mistral_lora.conformance.dataset.checks import CASES, check_dataset, checks, dataset_results
+from pytest_mistral_lora.conformance.dataset.laws import law_findings
+from pytest_mistral_lora.conformance.dataset.tally import SHOWN
 from pytest_mistral_lora.conformance.findings import Finding, Result
 from pytest_mistral_lora.errors import NoOracleError, PinError, RowsError
 

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 from dataset_recipes import make_target, said, v3, write_rows
 
-from pytest_mistral_lora.conformance import dataset_scan
-from pytest_mistral_lora.conformance.dataset import dataset_results
-from pytest_mistral_lora.conformance.dataset_rows import Plan
-from pytest_mistral_lora.conformance.dataset_scan import CHUNK_LINES, DataFile, scan
-from pytest_mistral_lora.conformance.dataset_tally import Tally, percentile
+from pytest_mistral_lora.conformance.dataset import scan as dataset_scan
+from pytest_mistral_lora.conformance.dataset.checks import dataset_results
+from pytest_mistral_lora.conformance.dataset.rows import Plan
+from pytest_mistral_lora.conformance.dataset.scan import CHUNK_LINES, DataFile, scan
+from pytest_mistral_lora.conformance.dataset.tally import Tally, percentile
 
 ROOT = Path(__file__).parents[2]
 PLAN = Plan(v3().path, "mistral-common", 4096, 0.0, compares=True)
@@ -90,8 +90,8 @@ def test_a_script_without_a_guard_is_told_what_to_do(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(
         "from pathlib import Path\n"
-        "from pytest_mistral_lora.conformance.dataset_rows import Plan\n"
-        "from pytest_mistral_lora.conformance.dataset_scan import DataFile, scan\n"
+        "from pytest_mistral_lora.conformance.dataset.rows import Plan\n"
+        "from pytest_mistral_lora.conformance.dataset.scan import DataFile, scan\n"
         f"plan = Plan(Path({str(v3().path)!r}), 'mistral-common', 4096, 0.0, False)\n"
         f"scan(plan, [DataFile(Path({str(target.recipe.data.train[0])!r}), False)], processes=2)\n"
     )

@@ -13,7 +13,7 @@ from gallery import Artifact, mutant
 
 from pytest_mistral_lora.chat.oracle import Oracle
 from pytest_mistral_lora.conformance.checks import Settings
-from pytest_mistral_lora.conformance.encoded import checks
+from pytest_mistral_lora.conformance.encoded.checks import checks
 from pytest_mistral_lora.conformance.findings import Finding
 from pytest_mistral_lora.conformance.targets import EncodedTarget, Target
 

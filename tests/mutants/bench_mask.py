@@ -17,7 +17,7 @@ from pytest_mistral_lora.chat.encoded import IGNORE_INDEX, EncodedRow, Span
 from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
 from pytest_mistral_lora.chat.rows import Row, as_row, parse_row, weight_of
 from pytest_mistral_lora.conformance.findings import Finding
-from pytest_mistral_lora.conformance.laws import LAWS, Law, construction_violation, refusal_violation
+from pytest_mistral_lora.conformance.mask.laws import LAWS, Law, construction_violation, refusal_violation
 from pytest_mistral_lora.errors import OracleRejection
 
 Made = dict[str, Any]

@@ -15,10 +15,11 @@ from pytest_mistral_lora.chat.oracle import shipped_tokenizer
 from pytest_mistral_lora.chat.rows import parse_row
 from pytest_mistral_lora.chat.template import ChatTemplate
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
-from pytest_mistral_lora.conformance import own_goldens, template
 from pytest_mistral_lora.conformance.checks import Settings
 from pytest_mistral_lora.conformance.findings import Finding
 from pytest_mistral_lora.conformance.targets import Target
+from pytest_mistral_lora.conformance.template import checks as template
+from pytest_mistral_lora.conformance.template import own_goldens
 from pytest_mistral_lora.records.goldens import Case
 from pytest_mistral_lora.records.recording import record
 

@@ -18,13 +18,13 @@ from trained import copied
 from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
 from pytest_mistral_lora.chat.rows import read_rows
 from pytest_mistral_lora.checkpoint import base as base_module
-from pytest_mistral_lora.conformance import model_laws, semantics, tiny_run
-from pytest_mistral_lora.conformance.bed import Bed
 from pytest_mistral_lora.conformance.checks import Settings
 from pytest_mistral_lora.conformance.findings import Finding
-from pytest_mistral_lora.conformance.law import Figures, take
 from pytest_mistral_lora.conformance.targets import Target
-from pytest_mistral_lora.conformance.train import checks
+from pytest_mistral_lora.conformance.train import model_laws, semantics, tiny_run
+from pytest_mistral_lora.conformance.train.bed import Bed
+from pytest_mistral_lora.conformance.train.checks import checks
+from pytest_mistral_lora.conformance.train.law import Figures, take
 from pytest_mistral_lora.records.files import write_json
 from pytest_mistral_lora.records.hashing import sha256_file
 from pytest_mistral_lora.training import adapter, data, loop, run, smoke

@@ -1,0 +1,1 @@
+"""Subject `adapter`: an adapter folder."""

@@ -1,0 +1,1 @@
+"""Subject `dataset`: every row of a recipe's files."""

@@ -1,0 +1,155 @@
+"""Subject `dataset`: every row of a recipe's files, in one pass that all its checks share."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
+from functools import cache, partial
+from pathlib import Path
+from typing import Any, TextIO
+
+from pytest_mistral_lora.conformance.checks import Check, Settings
+from pytest_mistral_lora.conformance.findings import Finding, Result
+from pytest_mistral_lora.conformance.targets import RecipeTarget
+from pytest_mistral_lora.errors import NoOracleError, TokenizerError
+
+CASES = (
+    "rows-are-valid",
+    "split-has-rows",
+    "laws-hold",
+    "backends-agree",
+    "something-is-supervised",
+    "nothing-is-cut",
+    "no-duplicates",
+    "no-leakage",
+    "no-control-literals",
+    "turns-stay-apart",
+    "answers-are-not-empty",
+    "texts-are-whole",
+    "tool-calls-fit-the-tools",
+    "statistics",
+)
+"""Every case, in the order in which they are shown."""
+
+
+def checks(target: RecipeTarget, settings: Settings) -> Iterator[Check]:
+    """Yield the checks of a recipe's rows; the first that runs makes the pass for all."""
+    results = cache(partial(_shared, target, settings))
+
+    def judge(case: str) -> Result:
+        return results()[case]
+
+    for case in CASES:
+        yield Check(target, "dataset", case, partial(judge, case))
+
+
+def check_dataset(
+    recipe: str | Path, *, processes: int | None = None, progress: TextIO | None = None
+) -> dict[str, Result]:
+    """Check every row of a recipe's files and return what each check came to, by case.
+
+    Args:
+        recipe: The recipe file.
+        processes: How many processes judge rows; None for one where there is little to do, else one for each CPU.
+        progress: Where a progress bar is drawn if it is a terminal and the pass takes long, such as `sys.stderr`.
+
+    Raises:
+        RecipeError: If the recipe cannot be used.
+        PinError: If its base is not there, or not the one that is pinned.
+        TokenizerError: If the base has no tokenizer that can be used.
+    """
+    path = Path(recipe)
+    return dataset_results(RecipeTarget(path.stem, path), processes=processes, progress=progress)
+
+
+def dataset_results(
+    target: RecipeTarget, *, processes: int | None = None, progress: TextIO | None = None
+) -> dict[str, Result]:
+    """Do what `check_dataset` does for a target whose tokenizer may be loaded already.
+
+    Raises:
+        RecipeError: As `check_dataset`.
+        PinError: As `check_dataset`.
+        TokenizerError: As `check_dataset`.
+    """
+    from pytest_mistral_lora.conformance.dataset.report import report
+    from pytest_mistral_lora.conformance.dataset.rows import Plan
+    from pytest_mistral_lora.conformance.dataset.scan import DataFile, is_long, scan
+
+    data = target.recipe.data
+    sides = ((data.train, False), (data.eval, True))
+    files = [DataFile(path, held) for paths, held in sides for path in paths]
+    no_comparison = _no_comparison(target)
+    plan = Plan(
+        target.tokenizer.path,
+        target.recipe.backend,
+        target.recipe.training.max_length,
+        data.held_out,
+        compares=not no_comparison,
+        official=not no_comparison and is_long(files) and target.template.source == target.oracle.chat_template(),
+    )
+    tally = scan(plan, files, tokenizer=target.tokenizer, processes=processes, progress=progress)
+    results = report(tally, files, plan, place=f"{target.path}, data.held_out", no_comparison=no_comparison)
+    return {case: results[case] for case in CASES}
+
+
+def _no_comparison(target: RecipeTarget) -> str:
+    """Return why the two backends cannot be compared, or nothing if they can.
+
+    Raises:
+        TokenizerError: If the backend of the recipe cannot be used.
+    """
+    backend = target.recipe.backend
+    needs: dict[str, Callable[[], Any]] = {
+        "mistral-common": lambda: target.oracle,
+        "chat-template": lambda: target.template,
+    }
+    needs[backend]()
+    try:
+        for need in needs.values():
+            need()
+    except (NoOracleError, TokenizerError) as error:
+        return f"the two backends cannot be compared: {error}"
+    return ""
+
+
+def _shared(target: RecipeTarget, settings: Settings) -> dict[str, Result]:
+    """Return the results of a pass that this process makes, or that another worker of the session has made."""
+    from filelock import FileLock
+
+    from pytest_mistral_lora.records.files import read_json, write_json
+
+    file = settings.work_folder / f"dataset-{_identity(target)}.json"
+    with FileLock(f"{file}.lock"):
+        if not file.is_file():
+            results = dataset_results(target, progress=sys.__stderr__)
+            write_json(file, {case: _to_json(result) for case, result in results.items()})
+    return {case: _from_json(data) for case, data in read_json(file).items()}
+
+
+def _identity(target: RecipeTarget) -> str:
+    """Return what names a pass: the recipe, where it is, and the state of its files."""
+    from pytest_mistral_lora.records.hashing import canonical_json, sha256_bytes
+
+    data = target.recipe.data
+    states = [(str(path), *_state(path)) for path in (*data.train, *data.eval)]
+    return sha256_bytes(canonical_json([str(target.path), target.recipe.as_written(), states]))[:16]
+
+
+def _state(path: Path) -> tuple[int, int]:
+    try:
+        status = path.stat()
+    except OSError:
+        return (-1, -1)
+    return status.st_size, status.st_mtime_ns
+
+
+def _to_json(result: Result) -> dict[str, Any]:
+    findings = [asdict(finding) for finding in result.findings]
+    return {"findings": findings, "not_checked": result.not_checked, "facts": dict(result.facts)}
+
+
+def _from_json(data: Mapping[str, Any]) -> Result:
+    findings = tuple(Finding(**finding) for finding in data["findings"])
+    return Result(findings, data["not_checked"], tuple(data["facts"].items()))

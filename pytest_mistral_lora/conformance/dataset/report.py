@@ -1,0 +1,157 @@
+"""What a pass over a dataset comes to: the result of each check."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from pytest_mistral_lora.conformance.dataset.laws import ON_EVERY_ROW
+from pytest_mistral_lora.conformance.dataset.rows import BEYOND, Plan
+from pytest_mistral_lora.conformance.dataset.scan import DataFile
+from pytest_mistral_lora.conformance.dataset.tally import Findings, Tally, equal_groups, spread
+from pytest_mistral_lora.conformance.findings import Finding, Result
+
+
+def report(
+    tally: Tally, files: Sequence[DataFile], plan: Plan, *, place: str, no_comparison: str = ""
+) -> dict[str, Result]:
+    """Return the result of each check.
+
+    Args:
+        tally: What the pass collected.
+        files: The files that it read.
+        plan: How rows were judged.
+        place: Where the recipe says how to split.
+        no_comparison: Why the two backends were not compared, if they were not.
+    """
+    found = _Report(tally, files, plan)
+    found.split(place)
+    found.deviations()
+    found.repeated_rows()
+    found.repeated_prompts()
+    of = tally.findings.of
+    deviations = {name: count for name, (count, _) in sorted(tally.deviations.items())}
+    cut = {name.replace(" ", "_"): number for (file, name), number in tally.counts.items() if file == BEYOND}
+    return {
+        "rows-are-valid": Result(tuple(of("ML601", "ML602"))),
+        "split-has-rows": Result(tuple(of("ML615"))),
+        "laws-hold": Result(tuple(of(*sorted(ON_EVERY_ROW)))),
+        "backends-agree": Result(
+            tuple(of("ML603", "ML604")), not_checked=no_comparison, facts=(("deviations", deviations),)
+        ),
+        "something-is-supervised": Result(tuple(of("ML605", "ML606"))),
+        "nothing-is-cut": Result(tuple(of("ML607")), facts=(("beyond_max_length", cut),)),
+        "no-duplicates": Result(tuple(of("ML608", "ML609"))),
+        "no-leakage": Result(tuple(of("ML610", "ML611"))),
+        "no-control-literals": Result(tuple(of("ML612", "ML613"))),
+        "turns-stay-apart": Result(tuple(of("ML614"))),
+        "answers-are-not-empty": Result(tuple(of("ML616"))),
+        "texts-are-whole": Result(tuple(of("ML617"))),
+        "tool-calls-fit-the-tools": Result(tuple(of("ML618", "ML619"))),
+        "statistics": Result(facts=tuple(found.statistics().items())),
+    }
+
+
+class _Report:
+    """What can be said only when all rows are known."""
+
+    def __init__(self, tally: Tally, files: Sequence[DataFile], plan: Plan) -> None:
+        self._tally = tally
+        self._files = files
+        self._plan = plan
+        self._leaked: set[int] = set()
+
+    @property
+    def _found(self) -> Findings:
+        return self._tally.findings
+
+    def _place(self, row: int) -> str:
+        file, line = self._tally.at(row)
+        return f"{self._files[file].path}:{line}"
+
+    def split(self, place: str) -> None:
+        """Note a side of a split by hash that has no rows."""
+        rows, held = len(self._tally), sum(self._tally.held)
+        if self._plan.held_out and rows and held in (0, rows):
+            what = "holds out none" if not held else "leaves none to train on"
+            self._found.add(Finding("ML615", f"{self._plan.held_out} of {rows} rows {what}", place))
+
+    def deviations(self) -> None:
+        """Note the named deviations that this run would train on."""
+        if self._plan.backend != "chat-template":
+            return
+        for name, (count, place) in sorted(self._tally.deviations.items()):
+            self._found.add(Finding("ML604", f"{name} in {_rows(count)}; the first is here", place))
+
+    def repeated_rows(self) -> None:
+        """Note rows that are there twice, on one side or on both."""
+        for group in equal_groups(self._tally.rows, range(len(self._tally))):
+            trained, held = self._sides(group)
+            for side in (trained, held):
+                if len(side) > 1:
+                    self._add("ML608", side[1], f"the same row as {{}} ({len(side)} times in all)", side[0])
+            for row in held if trained else ():
+                self._leaked.add(row)
+                self._add("ML610", row, "the row is also trained on: {}", trained[0])
+
+    def repeated_prompts(self) -> None:
+        """Note prompts that rows of one side answer differently, and held-out prompts that are trained on."""
+        owners, held_out = self._tally.owners, self._tally.held
+        own = self._tally.own_prompts()
+        # of a held-out row its own prompt counts: how a conversation begins is often the same
+        asked = array("Q", (index for index, row in enumerate(owners) if own[index] or not held_out[row]))
+        for group in equal_groups(self._tally.prompts, asked):
+            trained, held = self._sides([owners[index] for index in group])
+            for row in held if trained else ():
+                if row not in self._leaked:
+                    self._add("ML611", row, "the prompt is also trained on: {}", trained[0])
+            for side in self._sides([owners[index] for index in group if own[index]]):
+                self._add_answers(side)
+
+    def _sides(self, rows: list[int]) -> tuple[list[int], list[int]]:
+        """Part rows into those that are trained on and those that are held out."""
+        held = self._tally.held
+        return [row for row in rows if not held[row]], [row for row in rows if held[row]]
+
+    def _add_answers(self, side: list[int]) -> None:
+        digest = self._tally.row_digest
+        other = next((row for row in side if digest(row) != digest(side[0])), None)
+        if other is not None:
+            self._add("ML609", other, f"the prompt of {{}} with another answer ({_rows(len(side))})", side[0])
+
+    def _add(self, rule: str, row: int, found: str, other: int) -> None:
+        """Add a finding about two rows; a text is made only where it is kept."""
+        if self._found.has_room(rule):
+            self._found.add(Finding(rule, found.format(self._place(other)), self._place(row)))
+        else:
+            self._found.count(rule)
+
+    def statistics(self) -> dict[str, Any]:
+        """Return the figures of the dataset, as plain JSON data."""
+        tally = self._tally
+        tokens, supervised = spread(tally.tokens), spread(tally.supervised)
+        longest = max(range(len(tally)), key=tally.tokens.__getitem__, default=None)
+        names = ("messages", "assistant_turns", "rows_with_system_prompt", "rows_with_tools")
+        return {
+            "rows": len(tally),
+            "rows_refused": sum(number for (_, name), number in tally.counts.items() if name == "refused"),
+            "rows_trained_on": len(tally) - sum(tally.held),
+            "rows_held_out": sum(tally.held),
+            "tokens": tokens,
+            "supervised_tokens": supervised,
+            "supervised_share": round(supervised["total"] / tokens["total"], 4) if tokens["total"] else 0.0,
+            "longest_row": None if longest is None else self._place(longest),
+            **{name: sum(tally.counts[file, name] for file in range(len(self._files))) for name in names},
+            "files": list(self._per_file()),
+        }
+
+    def _per_file(self) -> Iterator[dict[str, Any]]:
+        for index, file in enumerate(self._files):
+            names = ("rows", "refused", "tokens", "supervised_tokens")
+            figures = {name: self._tally.counts[index, name] for name in names}
+            yield {"path": str(file.path), "held_out": file.held, **figures}
+
+
+def _rows(count: int) -> str:
+    return f"{count} row{'' if count == 1 else 's'}"

@@ -1,0 +1,1 @@
+"""Subject `encoded`: rows as a trainer encoded them."""

@@ -1,0 +1,1 @@
+"""Subject `manifest`: the manifest of an adapter folder."""

@@ -1,0 +1,199 @@
+"""Subject `manifest`: is manifest.json valid, and is what it says true of the files, of the base and of the rows?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pytest_mistral_lora.conformance.adapter.base import Base, find_base
+from pytest_mistral_lora.conformance.adapter.files import read_object
+from pytest_mistral_lora.conformance.checks import Check, Settings
+from pytest_mistral_lora.conformance.findings import Finding, Result
+from pytest_mistral_lora.conformance.manifest import declared
+from pytest_mistral_lora.conformance.targets import AdapterTarget
+from pytest_mistral_lora.errors import InputError
+from pytest_mistral_lora.records import manifest as records
+from pytest_mistral_lora.records.files import read_json
+
+if TYPE_CHECKING:
+    from pytest_mistral_lora.records.verify import Fact
+
+_RULES = {
+    "ML703": ("base", "revision", "base_weights_sha256"),
+    "ML705": ("tokenizer", "template"),
+    "ML706": ("dataset", "dataset_sha256", "masking"),
+}
+"""Rule of a fact by the first part of its name; ML702 for any other."""
+
+
+def checks(target: AdapterTarget, settings: Settings) -> Iterator[Check]:
+    """Yield the checks of an adapter folder's manifest."""
+    judged = Judged(target, settings)
+    cases = {
+        "schema": judged.schema,
+        "facts": judged.facts,
+        "base": judged.base_facts,
+        "dataset": judged.dataset_facts,
+        "declared": judged.declared,
+        "files-listed": judged.files_listed,
+    }
+    for case, judge in cases.items():
+        yield Check(target, "manifest", case, judge)
+
+
+def manifest_findings(manifest: str | Path | Mapping[str, Any]) -> Iterator[Finding]:
+    """Yield one finding for each violation of the schema.
+
+    Args:
+        manifest: A `manifest.json`, the folder that holds one, or its content.
+
+    Raises:
+        InputError: If the file cannot be read or is not JSON.
+    """
+    place, data = "", manifest
+    if isinstance(manifest, str | Path):
+        path = Path(manifest)
+        path = path / records.MANIFEST if path.is_dir() else path
+        place, data = f"{path}, ", read_json(path)
+    for violation in records.violations(data):
+        yield Finding("ML701", violation.found or "is missing", f"{place}{violation.path}", violation.expected)
+
+
+def verify_findings(folder: Path, *, base: Path | None, dataset: Sequence[Path] | None) -> Iterator[Finding]:
+    """Yield one finding for each recorded fact that is not true of the files."""
+    from pytest_mistral_lora.records.verify import verify
+
+    yield from map(_mismatch, _mismatches(verify(folder, base=base, dataset=dataset)))
+
+
+def _mismatches(facts: Sequence[Fact]) -> list[Fact]:
+    return [fact for fact in facts if fact.state == "mismatch"]
+
+
+def _mismatch(fact: Fact) -> Finding:
+    found = str(fact.found)
+    says = f"{fact.name} {found}" if found.startswith("cannot be computed") else f"{fact.name} is {found}"
+    return Finding(_rule(fact), says, fact.place, f"{fact.recorded}, as recorded")
+
+
+def _rule(fact: Fact) -> str:
+    head = fact.name.partition(".")[0]
+    return next((rule for rule, names in _RULES.items() if head in names), "ML702")
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A manifest under judgement; each method is one check.
+
+    Attributes:
+        target: The adapter's or merged model's folder.
+        settings: What the run asks for.
+    """
+
+    target: AdapterTarget
+    settings: Settings
+
+    @cached_property
+    def manifest(self) -> records.Manifest | None:
+        """The manifest, or None where it is not valid."""
+        if self.violations or self._absent:
+            return None
+        return records.validate(read_object(self.target.folder, records.MANIFEST))
+
+    @property
+    def data(self) -> Mapping[str, Any] | None:
+        """Its content under today's names."""
+        return None if self.manifest is None else self.manifest.data
+
+    @cached_property
+    def violations(self) -> tuple[Finding, ...]:
+        """What is wrong with the file and its form."""
+        try:
+            data = read_object(self.target.folder, records.MANIFEST)
+        except InputError as error:
+            return () if self._absent else (Finding("ML701", error.found, error.place, error.expected or "JSON"),)
+        place = self.target.folder / records.MANIFEST
+        found = records.violations(data)
+        return tuple(Finding("ML701", one.found or "is missing", f"{place}, {one.path}", one.expected) for one in found)
+
+    @cached_property
+    def base(self) -> Base:
+        """The base, where it is at hand."""
+        return find_base(self.target.base, self.target.folder)
+
+    @cached_property
+    def verified(self) -> Sequence[Fact]:
+        """Every fact, computed again as far as files are at hand."""
+        from pytest_mistral_lora.records.verify import verify
+
+        return verify(self.target.folder, base=self.base.folder, dataset=self.target.dataset or None)
+
+    @property
+    def _absent(self) -> bool:
+        file = self.target.folder / records.MANIFEST
+        return not file.exists() and not file.is_symlink()
+
+    @property
+    def _reason(self) -> str:
+        return f"no {records.MANIFEST}" if self._absent else f"{records.MANIFEST} is not valid: see the check `schema`"
+
+    def schema(self) -> Result:
+        """Check that the manifest is there where it must be, and keeps its schema."""
+        if self._absent and self.settings.require_manifest:
+            place = str(self.target.folder)
+            return Result((Finding("ML704", f"no {records.MANIFEST}", place, "the manifest of the run"),))
+        if self._absent:
+            return Result(not_checked=self._reason)
+        absent = [] if self.manifest is None else self.manifest.not_recorded
+        return Result(self.violations, facts=(("not recorded", ", ".join(absent)),) if absent else ())
+
+    def facts(self) -> Result:
+        """Check what is recorded of the files beside the manifest."""
+        if self.data is None:
+            return Result(not_checked=self._reason)
+        result = self._facts("ML702", "ML705")
+        return Result(
+            (*result.findings, *declared.template_findings(self.target.folder, self.data)), result.not_checked
+        )
+
+    def base_facts(self) -> Result:
+        """Check what is recorded of the base, against the configuration and the base itself."""
+        return self._facts("ML703")
+
+    def dataset_facts(self) -> Result:
+        """Check what is recorded of the rows, which are encoded again."""
+        return self._facts("ML706")
+
+    def _facts(self, *rules: str) -> Result:
+        if self.data is None:
+            return Result(not_checked=self._reason)
+        chosen = [fact for fact in self.verified if _rule(fact) in rules]
+        absent = [f"{fact.name}: {fact.found}" for fact in chosen if fact.state == "not available"]
+        matched = sum(fact.state == "match" for fact in chosen)
+        return Result(
+            tuple(map(_mismatch, _mismatches(chosen))), "; ".join(absent), facts=(("facts that match", matched),)
+        )
+
+    def declared(self) -> Result:
+        """Check what the run declares against what can be seen of it."""
+        if self.data is None:
+            return Result(not_checked=self._reason)
+        findings = (*declared.kind_findings(self.target.folder, self.data), *self._declared())
+        return Result(findings, "" if self.base.folder or findings else self.base.missing)
+
+    def _declared(self) -> Iterator[Finding]:
+        data = self.data or {}
+        yield from declared.tensor_findings(self.target.folder, data)
+        yield from declared.tokenizer_findings(self.target.folder, data)
+        yield from declared.merge_findings(self.target.folder, data)
+        if self.base.folder is not None:
+            yield from declared.base_findings(self.base.folder, data, self.target.folder)
+
+    def files_listed(self) -> Result:
+        """Check that every file of the folder is listed."""
+        if self.data is None or "files" not in self.data:
+            return Result(not_checked=self._reason if self.data is None else "the manifest lists no files")
+        return Result(tuple(declared.unlisted_findings(self.target.folder, self.data)))

@@ -1,0 +1,1 @@
+"""Subject `mask`: the laws of an encoded row."""

@@ -1,0 +1,178 @@
+"""Subject `mask`: the laws of an encoded row on rows that Hypothesis makes, shrunk to the smallest that fails."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache, partial
+from typing import TYPE_CHECKING, Any
+
+from pytest_mistral_lora.chat.rendering import encoded_text
+from pytest_mistral_lora.chat.rows import Row, parse_row
+from pytest_mistral_lora.conformance.checks import Check, Settings
+from pytest_mistral_lora.conformance.findings import Finding, Result
+from pytest_mistral_lora.conformance.mask.laws import LAWS, Law, construction_violation, refusal_violation
+from pytest_mistral_lora.conformance.mask.shrinking import smallest
+from pytest_mistral_lora.conformance.targets import Target
+
+if TYPE_CHECKING:
+    from pytest_mistral_lora.chat.oracle import Oracle
+
+
+def checks(target: Target, settings: Settings) -> Iterator[Check]:
+    """Yield one check for each law, one for what is refused, and one for the chat template against the oracle."""
+    for law in LAWS:
+        yield Check(target, "mask", law.name, partial(_law, target, law, settings))
+    yield Check(target, "mask", "every-token-has-an-encoder", partial(_construction, target, settings))
+    yield Check(target, "mask", "refusals-are-mistral-commons", partial(_refusals, target, settings))
+    yield Check(target, "mask", "template-agrees", partial(_template_agrees, target, settings))
+
+
+def _law(target: Target, law: Law, settings: Settings) -> Result:
+    oracle = target.oracle
+    if int(oracle.version[1:]) < int(law.since[1:]):
+        return Result(not_checked=f"tokenizer {oracle.version}: this law speaks of {law.since} and later")
+
+    def finding(row: Row) -> Finding | None:
+        encoded = oracle.encode(row)
+        violation = law.violation(row, encoded, oracle)
+        detail = encoded_text(encoded, oracle.piece) if violation else ""
+        return Finding(law.rule, violation, detail=detail, row=row.to_jsonl()) if violation else None
+
+    return Result(tuple(search(finding, Source.of(law.rows, oracle), settings)))
+
+
+def _construction(target: Target, settings: Settings) -> Result:
+    def finding(row: Row) -> Finding | None:
+        violation = construction_violation(row, target.oracle)
+        return Finding("ML121", violation, row=row.to_jsonl()) if violation else None
+
+    return Result(tuple(search(finding, Source.of("template", target.oracle), settings)))
+
+
+def _refusals(target: Target, settings: Settings) -> Result:
+    def finding(row: Row) -> Finding | None:
+        violation = refusal_violation(row, target.oracle)
+        return Finding("ML120", violation, row=row.to_jsonl()) if violation else None
+
+    return Result(tuple(search(finding, Source("messy"), settings)))
+
+
+def _template_agrees(target: Target, settings: Settings) -> Result:
+    from pytest_mistral_lora.conformance.template.checks import template_findings
+
+    template = target.template
+
+    def finding(row: Row) -> Finding | None:
+        return next(template_findings(target.oracle, template, row), None)
+
+    return Result(tuple(search(finding, Source.of("template", target.oracle), settings)))
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Which rows are generated; equal sources give equal rows, which are made once for all laws and targets.
+
+    Attributes:
+        kind: Of which rows a law speaks; `template` for those of the chat template, `messy` for any conversation.
+        tools: Whether the tokenizer has tools.
+        parallel: Whether it has several calls in a turn.
+        thinking: Whether it has thinking chunks.
+    """
+
+    kind: str
+    tools: bool = True
+    parallel: bool = True
+    thinking: bool = False
+
+    @classmethod
+    def of(cls, kind: str, oracle: Oracle) -> Source:
+        """Return the source of a kind of rows for a tokenizer."""
+        thinking = "[THINK]" in oracle.control_tokens.values()
+        return cls(kind, oracle.version != "v1", oracle.version not in ("v1", "v2"), thinking)
+
+    def strategy(self) -> Any:
+        """Return the rows as a Hypothesis strategy."""
+        from pytest_mistral_lora.strategies import rows, tool_rows
+        from pytest_mistral_lora.strategies.messy import messy_rows
+
+        if self.kind == "messy":
+            return messy_rows()
+        if self.kind == "parallel" and self.tools:
+            return tool_rows(parallel=True, thinking=self.thinking)
+        weights, alternating = self.kind == "weights", self.kind != "template"
+        plain = rows(weights=weights, alternating=alternating, thinking=self.thinking)
+        if not self.tools or self.kind in ("any", "weights"):
+            return plain
+        return plain | tool_rows(parallel=self.parallel, thinking=self.thinking)
+
+
+class _BrokenError(Exception):
+    """Carries a finding out of Hypothesis, which shrinks the row until this is the smallest one."""
+
+    def __init__(self, finding: Finding, data: dict[str, Any]) -> None:
+        super().__init__(finding.rule)
+        self.finding = finding
+        self.data = data
+
+
+def search(finding: Callable[[Row], Finding | None], source: Source, settings: Settings) -> list[Finding]:
+    """Look for a row with a finding; return that of the smallest one, or nothing.
+
+    The search is the same in every run unless a seed is given, has no deadline and keeps no database, so that a
+    user's CI cannot fail by chance.
+    """
+    first = next(filter(None, map(finding, _generated(source, settings.examples, settings.seed))), None)
+    if first is None:
+        return []
+    found = _shrunk(finding, source, settings) or _BrokenError(first, json.loads(first.row))
+    return [smallest(finding, found.finding, found.data)]
+
+
+@cache
+def _generated(source: Source, examples: int, seed: int | None) -> tuple[Row, ...]:
+    """Return generated rows: making them takes far longer than judging them."""
+    made: list[Row] = []
+    _explore(lambda data: made.append(_as_read(data)), source, examples, seed)
+    return tuple(made)
+
+
+def _shrunk(finding: Callable[[Row], Finding | None], source: Source, settings: Settings) -> _BrokenError | None:
+    """Let Hypothesis search again, and shrink what it finds."""
+
+    def holds(data: Mapping[str, Any]) -> None:
+        found = finding(_as_read(data))
+        if found is not None:
+            raise _BrokenError(found, dict(data))
+
+    try:
+        _explore(holds, source, settings.examples, settings.seed)
+    except _BrokenError as broken:
+        return broken
+    return None
+
+
+def _as_read(data: Mapping[str, Any]) -> Row:
+    """Return a row as it is read from a file, which knows JSON's types only."""
+    return parse_row(json.loads(json.dumps(data)))
+
+
+def _explore(use: Callable[[Mapping[str, Any]], None], source: Source, examples: int, seed: int | None) -> None:
+    import hypothesis
+
+    @hypothesis.settings(
+        max_examples=examples,
+        deadline=None,
+        database=None,
+        derandomize=seed is None,
+        print_blob=False,
+        report_multiple_bugs=False,
+        verbosity=hypothesis.Verbosity.quiet,
+        suppress_health_check=list(hypothesis.HealthCheck),
+    )
+    @hypothesis.given(source.strategy())
+    def run(data: Mapping[str, Any]) -> None:
+        use(data)
+
+    (run if seed is None else hypothesis.seed(seed)(run))()

@@ -1,0 +1,1 @@
+"""Subject `template`: goldens and the chat template."""

@@ -1,0 +1,1 @@
+"""Subject `tokenizer`: a checkpoint's tokenizer."""

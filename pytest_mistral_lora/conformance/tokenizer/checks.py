@@ -1,0 +1,91 @@
+"""Subject `tokenizer`: is the tokenizer that transformers loads the one that mistral-common knows?
+
+What needs no Mistral tokenizer file (the folder's own files, its template, saving and loading) is judged without one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import cached_property, partial
+
+from pytest_mistral_lora.conformance.checks import Check, Settings
+from pytest_mistral_lora.conformance.findings import Finding, Result
+from pytest_mistral_lora.conformance.targets import RecipeTarget, Target
+from pytest_mistral_lora.conformance.tokenizer import folder as tokenizer_folder
+from pytest_mistral_lora.conformance.tokenizer import ids as tokenizer_ids
+from pytest_mistral_lora.conformance.tokenizer import template_traits
+from pytest_mistral_lora.conformance.tokenizer.template_traits import Traits
+
+Judge = Callable[[Target], Iterator[Finding]]
+
+FILES: dict[str, Judge] = {
+    "one-tokenizer": tokenizer_folder.one_tokenizer,
+    "one-revision": tokenizer_folder.one_revision,
+    "files-agree": tokenizer_folder.files_agree,
+    "class": tokenizer_folder.tokenizer_class,
+    "model-config": tokenizer_folder.model_config,
+    "template-places": tokenizer_folder.one_template,
+}
+"""Checks of a folder: its files among themselves."""
+
+IDS: dict[str, Judge] = {
+    "control-tokens": tokenizer_ids.control_tokens,
+    "bos-eos-unk": tokenizer_ids.named_tokens,
+    "pad-is-not-eos": tokenizer_ids.pad,
+    "vocabulary": tokenizer_ids.vocabulary,
+    "text-ids": tokenizer_ids.text_ids,
+    "save-and-load": tokenizer_ids.save_and_load,
+}
+"""Checks of the tokenizer that transformers loads."""
+
+TRAITS: dict[str, Callable[[Traits], Iterator[Finding]]] = {
+    "template-bounds": template_traits.bounds,
+    "template-clock-and-defaults": template_traits.clock_and_defaults,
+    "template-drops-nothing": template_traits.dropped_texts,
+    "template-bos-eos": tokenizer_ids.rendered_ends,
+    "template-encoded-again": tokenizer_ids.encoded_again,
+}
+"""Checks of the chat template with the tokenizer."""
+
+
+def checks(target: Target, settings: Settings) -> Iterator[Check]:
+    """Yield the checks of a target's tokenizer."""
+    yield Check(target, "tokenizer", "file", partial(tokenizer_folder.file, target))
+    folder = isinstance(target, RecipeTarget) or (target.path is not None and target.path.is_dir())
+    for case, judge in {**(FILES if folder else {}), **IDS}.items():
+        yield Check(target, "tokenizer", case, partial(_run, target, judge))
+    template = _Template(target)
+    for case, trait in TRAITS.items():
+        yield Check(target, "tokenizer", case, partial(_trait, template, trait))
+
+
+def _run(target: Target, judge: Judge) -> Result:
+    return Result(tuple(judge(target)))
+
+
+class _Template:
+    """The traits of a target's template, looked at once for all checks."""
+
+    def __init__(self, target: Target) -> None:
+        self._target = target
+
+    @cached_property
+    def traits(self) -> Traits | Result:
+        """The traits, or why there is nothing to look at."""
+        return template_traits.of_target(self._target)
+
+    @cached_property
+    def bounds(self) -> tuple[Finding, ...]:
+        """Why the template must not, or cannot, be used."""
+        return () if isinstance(self.traits, Result) else tuple(template_traits.bounds(self.traits))
+
+
+def _trait(template: _Template, judge: Callable[[Traits], Iterator[Finding]]) -> Result:
+    traits = template.traits
+    if isinstance(traits, Result):
+        return traits
+    if judge is template_traits.bounds:
+        return Result(template.bounds)
+    if template.bounds and traits.unusable:
+        return Result(not_checked=f"{template.bounds[0].rule}: {template.bounds[0].found}")
+    return Result(tuple(judge(traits)))

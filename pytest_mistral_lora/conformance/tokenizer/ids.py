@@ -1,0 +1,283 @@
+"""The tokenizer that transformers loads, token by token, against mistral-common's."""
+
+from __future__ import annotations
+
+import random
+import re
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pytest_mistral_lora.checkpoint.tokenizer_files import TOKENIZER_JSON
+from pytest_mistral_lora.conformance.findings import Finding
+from pytest_mistral_lora.conformance.targets import Target
+from pytest_mistral_lora.conformance.tokenizer.template_traits import Traits
+from pytest_mistral_lora.errors import TokenizerError
+
+if TYPE_CHECKING:
+    from pytest_mistral_lora.chat.oracle import Oracle
+
+PROBES = (
+    "Hello, world!",
+    "End.  Next  sentence.",
+    "def f(x):\n    return x  # two\n\tdone\n",
+    "'The' don't I'LL HTTPServer's we'Ve",
+    "1234567890 3.14 -0.5e10",
+    "日本語 中文 한국어",
+    "é é ñ Å नमस्ते สวัสดี",
+    "👩🏽‍🚀 👨‍👩‍👧‍👦 🇫🇷",
+    "مرحبا שלום",
+    '{"a": [1, 2.5, null], "b": "\\u00e9"}',
+    "https://example.org/a?b=c&d=%20",
+    "x\u0016y ju\u0016",
+)
+"""Texts whose ids a wrong tokenizer, merge order or pre-tokenizer is known to change."""
+
+_CHUNK = 64
+_SHOWN = 5
+_SAMPLE = 16_000
+"""Tokens that are looked at where the tokenizer was converted here: enough to show whether that is right."""
+
+_FLAGS = ("lstrip", "rstrip", "single_word", "normalized")
+
+
+def oracle_of(target: Target) -> Oracle | None:
+    """Return the oracle, or None where the target has none that loads: `control-tokens` reports that."""
+    try:
+        return target.oracle
+    except TokenizerError:
+        return None
+
+
+def control_tokens(target: Target) -> Iterator[Finding]:
+    """Yield ML202 for the control tokens that are not mistral-common's, or not special, or take spaces with them."""
+    found = list(_control_tokens(target))
+    yield from found[:_SHOWN]
+    if len(found) > _SHOWN:
+        yield Finding("ML202", f"{len(found) - _SHOWN} more control tokens differ", str(target.tokenizer.path))
+
+
+def _control_tokens(target: Target) -> Iterator[Finding]:
+    oracle, fast = target.oracle, target.tokenizer.fast
+    place = str(target.tokenizer.path)
+    added = fast.added_tokens_decoder
+    for token, literal in oracle.control_tokens.items():
+        found = fast.convert_ids_to_tokens(token) if token < len(fast) else None
+        if found != literal:
+            yield Finding("ML202", f"id {token} is {found!r}", place, f"the control token {literal!r}")
+        elif token not in added or not added[token].special:
+            yield Finding("ML202", f"{literal!r} (id {token}) is not special", place, "a special token")
+        elif flags := [flag for flag in _FLAGS if getattr(added[token], flag)]:
+            found = f"{literal!r} (id {token}) has {' and '.join(flags)}"
+            yield Finding("ML202", found, place, "a token that leaves the text around it alone")
+    for token in sorted(added.keys() - oracle.control_tokens.keys() - {oracle.unk_id}):
+        if added[token].special or token >= oracle.vocab_size:
+            found = f"{added[token].content!r} (id {token}) is {'special' if added[token].special else 'added'}"
+            yield Finding("ML202", found, place, "no token that Mistral does not have")
+
+
+def named_tokens(target: Target) -> Iterator[Finding]:
+    """Yield ML203 where BOS, EOS or UNK is not mistral-common's."""
+    oracle, fast = target.oracle, target.tokenizer.fast
+    for name, want in (("bos", oracle.bos_id), ("eos", oracle.eos_id), ("unk", oracle.unk_id)):
+        have = getattr(fast, f"{name}_token_id")
+        if have != want:
+            found = "is not set" if have is None else f"is {have} {oracle.piece(have)!r}"
+            yield Finding(
+                "ML203", f"{name}_token {found}", str(target.tokenizer.path), f"{want} {oracle.piece(want)!r}"
+            )
+
+
+def eos_ids(target: Target) -> set[int]:
+    """Return the ids of EOS as mistral-common and as transformers see it."""
+    oracle = oracle_of(target)
+    ids = {target.tokenizer.fast.eos_token_id, oracle.eos_id if oracle else None}
+    return {token for token in ids if token is not None}
+
+
+def pad(target: Target) -> Iterator[Finding]:
+    """Yield ML204 where the tokenizer, the model or the generation pads with an EOS, ML203 for a pad that is text."""
+    fast, oracle = target.tokenizer.fast, oracle_of(target)
+    place, token = str(target.tokenizer.path), fast.pad_token_id
+    if token is not None and token in eos_ids(target):
+        yield Finding("ML204", f"pad_token is EOS ({fast.pad_token!r}, id {token})", place, "another token")
+    elif token is not None and oracle and token not in {*oracle.control_tokens, oracle.unk_id}:
+        found = f"pad_token is {fast.pad_token!r} (id {token}), which stands for text"
+        yield Finding("ML203", found, place, "a control token, or <unk>")
+
+
+def vocabulary(target: Target) -> Iterator[Finding]:
+    """Yield ML214 where an id stands for other text than in mistral-common's vocabulary."""
+    oracle, fast = target.oracle, target.tokenizer.fast
+    place = str(target.tokenizer.path)
+    if len(fast) != oracle.vocab_size:
+        yield Finding("ML214", f"{len(fast):,} tokens", place, f"{oracle.vocab_size:,} tokens")
+    known = range(min(len(fast), oracle.vocab_size))
+    text_ids = [token for token in known if token not in oracle.control_tokens and token != oracle.unk_id]
+    if TOKENIZER_JSON not in target.tokenizer.files.names:
+        text_ids = text_ids[:_SAMPLE]
+    have = _written(fast, text_ids, oracle)
+    other = [token for token, text in zip(text_ids, have, strict=True) if text != oracle.piece(token)]
+    if other:
+        first = other[0]
+        found = f"{len(other):,} ids stand for other text, the first is {first}: {have[text_ids.index(first)]!r}"
+        yield Finding("ML214", found, place, repr(oracle.piece(first)))
+
+
+def _written(fast: Any, ids: Sequence[int], oracle: Oracle) -> list[str]:
+    """Return tokens as `Oracle.piece` writes them: byte-level tokens decoded, SentencePiece's as they are."""
+    tokens: list[str] = fast.convert_ids_to_tokens(list(ids))
+    if oracle.kind == "spm":
+        return tokens
+    table = _byte_of_character()
+    return [bytes(table.get(char, 0) for char in token).decode("utf-8", errors="replace") for token in tokens]
+
+
+def _byte_of_character() -> dict[str, int]:
+    """Return the table of byte-level BPE: printable Latin-1 stands for itself, other bytes from U+0100 on."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {**{chr(byte): byte for byte in printable}, **{chr(0x100 + n): byte for n, byte in enumerate(others)}}
+
+
+def text_ids(target: Target) -> Iterator[Finding]:
+    """Yield ML205 for each probe, and for texts made of the whole vocabulary, whose ids differ from the oracle's."""
+    oracle, fast = target.oracle, target.tokenizer.fast
+    place = str(target.tokenizer.path)
+    for text in PROBES:
+        finding = _other_ids(oracle, fast, text, place)
+        if finding is not None:
+            yield finding
+    more = (*_around_control_tokens(oracle, fast, place), *_vocabulary_texts(target, place))
+    yield from more[:1]
+
+
+def _other_ids(oracle: Oracle, fast: Any, text: str, place: str) -> Finding | None:
+    # after a control token, as texts stand in a conversation: at the start of a string SentencePiece differs
+    have = tuple(fast(f"</s>{_space(oracle)}{text}", add_special_tokens=False)["input_ids"])
+    want = (oracle.eos_id, *oracle.encode_text(text))
+    if have == want:
+        return None
+    return Finding("ML205", f"{text!r} gets other ids", place, detail=_difference(want, have, oracle))
+
+
+def _space(oracle: Oracle) -> str:
+    return " " if oracle.kind == "spm" else ""
+
+
+def _around_control_tokens(oracle: Oracle, fast: Any, place: str) -> Iterator[Finding]:
+    """Put each control token between two texts: the space before it and the text after it must stay as they are."""
+    space = _space(oracle)
+    before, after = oracle.encode_text("a "), oracle.encode_text(" b")
+    texts = [f"</s>{space}a {literal}{space} b" for literal in oracle.control_tokens.values()]
+    encoded = fast(texts, add_special_tokens=False)["input_ids"]
+    for (token, literal), ids in zip(oracle.control_tokens.items(), encoded, strict=True):
+        want = (oracle.eos_id, *before, token, *after)
+        if tuple(ids) != want:
+            detail = _difference(want, tuple(ids), oracle)
+            yield Finding("ML205", f"text around {literal!r} gets other ids", place, detail=detail)
+
+
+def _vocabulary_texts(target: Target, place: str) -> Iterator[Finding]:
+    """Join the vocabulary's own texts in a shuffled order, so that every token and merge is met."""
+    oracle, fast = target.oracle, target.tokenizer.fast
+    tokens = list(range(oracle.vocab_size))
+    random.Random(0).shuffle(tokens)
+    if TOKENIZER_JSON not in target.tokenizer.files.names:
+        tokens = tokens[:_SAMPLE]
+    literals = re.compile("|".join(re.escape(token.content) for token in fast.added_tokens_decoder.values()))
+    texts = list(_texts(oracle, tokens))
+    chunks = ["".join(texts[start : start + _CHUNK]) for start in range(0, len(texts), _CHUNK)]
+    chunks = [literals.sub("", chunk) for chunk in chunks]
+    encoded = fast([f"</s>{_space(oracle)}{chunk}" for chunk in chunks], add_special_tokens=False)["input_ids"]
+    for chunk, ids in zip(chunks, encoded, strict=True):
+        want = (oracle.eos_id, *oracle.encode_text(chunk))
+        if tuple(ids) != want:
+            detail = _difference(want, tuple(ids), oracle)
+            yield Finding("ML205", "texts of the vocabulary get other ids", place, detail=detail)
+            return
+
+
+def _texts(oracle: Oracle, tokens: Sequence[int]) -> Iterator[str]:
+    for token in tokens:
+        piece = oracle.piece(token)
+        if oracle.kind == "spm":
+            piece = "" if piece.startswith("<0x") else piece.replace("▁", " ")
+        if "\ufffd" not in piece and token not in oracle.control_tokens and token != oracle.unk_id:
+            yield piece
+
+
+def save_and_load(target: Target) -> Iterator[Finding]:
+    """Yield ML206 where the tokenizer is another one after it was saved and loaded, by its saved class, too."""
+    fast = target.tokenizer.fast
+    place = str(target.tokenizer.path)
+    with tempfile.TemporaryDirectory() as folder:
+        fast.save_pretrained(folder)
+        for loaded in _loaded(Path(folder)):
+            yield from _changed(fast, loaded, place)
+
+
+def _loaded(folder: Path) -> Iterator[Any]:
+    import transformers
+
+    first = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    yield first
+    name = first.init_kwargs.get("tokenizer_class") or type(first).__name__
+    saved: Any = getattr(transformers, str(name), None)
+    if isinstance(saved, type) and saved is not type(first) and issubclass(saved, transformers.PreTrainedTokenizerFast):
+        yield saved.from_pretrained(folder)  # type: ignore[attr-defined]
+
+
+def _changed(fast: Any, loaded: Any, place: str) -> Iterator[Finding]:
+    if loaded.chat_template != fast.chat_template:
+        yield Finding("ML206", "the chat template changes", place, "the same template")
+    if (was := fast.special_tokens_map) != (now := loaded.special_tokens_map):
+        names = sorted(name for name in was.keys() | now.keys() if was.get(name) != now.get(name))
+        yield Finding("ML206", f"{', '.join(names)} changes by save and load", place, "the same tokens")
+    for text in PROBES:
+        before, after = _ids(fast, text), _ids(loaded, text)
+        if before != after:
+            detail = _difference(before, after, fast)
+            yield Finding("ML206", f"{text!r} gets other ids after save and load", place, detail=detail)
+
+
+def _ids(tokenizer: Any, text: str) -> tuple[int, ...]:
+    return tuple(tokenizer(f"<s>{text}</s>", add_special_tokens=False)["input_ids"])
+
+
+def rendered_ends(traits: Traits) -> Iterator[Finding]:
+    """Yield ML226 where a rendered conversation does not begin with the only BOS, or does not end with EOS."""
+    fast, oracle = traits.fast, traits.oracle
+    unset = [name for name in ("bos_token", "eos_token") if getattr(fast, name) is None]
+    used = [name for name in unset if name in traits.template.source]
+    if used:
+        yield traits.finding("ML226", f"the chat template writes {', '.join(used)}, which is not set", "a token")
+    elif oracle is not None:
+        ids = fast(traits.conversation, add_special_tokens=False)["input_ids"]
+        if ids[:1] != [oracle.bos_id] or ids.count(oracle.bos_id) != 1:
+            found = f"a conversation has {ids.count(oracle.bos_id)} BOS and begins with {ids[:1]}"
+            yield traits.finding("ML226", found, f"one BOS ({oracle.bos_id}), at the start")
+        if ids[-1:] != [oracle.eos_id]:
+            yield traits.finding("ML226", f"a conversation ends with {ids[-1:]}", f"EOS ({oracle.eos_id})")
+
+
+def encoded_again(traits: Traits) -> Iterator[Finding]:
+    """Yield what happens to a rendered conversation that is encoded as any text: ML227, ML228."""
+    fast, text = traits.fast, traits.conversation
+    plain = fast(text, add_special_tokens=False)["input_ids"]
+    again = fast(text)["input_ids"]
+    if again != plain:
+        found = f"encoding a rendered text adds {len(again) - len(plain)} tokens: it begins with {again[:3]}"
+        yield traits.finding("ML227", found, str(plain[:3]))
+    placed = {token.content: token_id for token_id, token in fast.added_tokens_decoder.items() if token.content in text}
+    lost = [literal for literal, token_id in placed.items() if token_id not in plain]
+    if lost:
+        yield traits.finding("ML228", f"{', '.join(lost)} of a rendered text is encoded as letters", "control tokens")
+
+
+def _difference(want: tuple[int, ...], have: tuple[int, ...], tokens: Any) -> str:
+    from pytest_mistral_lora.conformance.difference import show_difference
+
+    piece = tokens.piece if hasattr(tokens, "piece") else lambda token: str(tokens.convert_ids_to_tokens(token))
+    return show_difference((want, None), (have, None), piece)

@@ -1,0 +1,1 @@
+"""Subject `train`: what training must keep."""

@@ -1,0 +1,147 @@
+"""Laws of one optimizer step: whatever the step is made of, its loss and its gradients are those of its rows."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from pytest_mistral_lora.conformance.findings import Finding
+from pytest_mistral_lora.conformance.train.bed import ROWS, SCALE, Bed, Step
+from pytest_mistral_lora.conformance.train.law import TOLERANCE, Figures, Law
+
+if TYPE_CHECKING:
+    import torch
+
+_LOG_DIGITS = 1e-4
+"""The log may round a loss to four digits."""
+
+
+def compared(step: Step, loss: float, gradients: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+    """Compare a step with what it should be: losses, the largest relative error of a gradient, and who has none."""
+    both = step.gradients.keys() & gradients.keys()
+    errors = [float((step.gradients[n].double() - gradients[n]).abs().max() / gradients[n].abs().max()) for n in both]
+    return {
+        "loss": step.loss,
+        "expected_loss": loss,
+        "gradient": max(errors, default=0.0),
+        "missing": sorted(gradients.keys() ^ step.gradients.keys()),
+    }
+
+
+def differences(rule: str, what: str, figures: Figures, device: str, expected: str) -> Iterator[Finding]:
+    """Judge figures that `compared` took."""
+    if figures["missing"]:
+        names = ", ".join(figures["missing"][:3])
+        yield Finding(rule, f"{what}: {len(figures['missing'])} tensors lose or gain a gradient, first {names}")
+    tolerance = TOLERANCE[device]
+    apart = abs(figures["loss"] - figures["expected_loss"])
+    if not apart <= _LOG_DIGITS + tolerance * abs(figures["expected_loss"]):
+        found = f"{what}: the loss is {figures['loss']:.4f}, not {figures['expected_loss']:.4f}"
+        yield Finding(rule, found, "", expected)
+    if not figures["gradient"] <= tolerance:
+        yield Finding(rule, f"{what}: gradients are up to {figures['gradient']:.2g} apart, relatively", "", expected)
+
+
+def _against_whole(bed: Bed, step: Step) -> dict[str, Any]:
+    whole = bed.whole
+    return compared(step, whole.loss, {name: tensor.double() for name, tensor in whole.gradients.items()})
+
+
+def accumulation(bed: Bed) -> Figures:
+    """Compare four micro-batches of a row with one batch of four; the rows are ragged."""
+    return _against_whole(bed, bed.step(micro_batch_size=1))
+
+
+def padding(bed: Bed) -> Figures:
+    """Compare steps whose batches are padded with other ids, and on the left, with the step as it is."""
+    pads = {"padded with EOS": bed.encoder.eos_id, "padded with the last id": bed.encoder.vocab_size - 1}
+    steps = {name: _against_whole(bed, bed.step(pad_id=pad)) for name, pad in pads.items()}
+    return {**steps, "padded on the left": _against_whole(bed, bed.step(collated=_to_the_left))}
+
+
+def _to_the_left(batch: dict[str, Any]) -> dict[str, Any]:
+    """Move the padding of a batch to the left; one without a mask has none to move."""
+    mask = batch.get("attention_mask")
+    if mask is None or mask.dim() != 2:
+        return batch
+    order = mask.argsort(dim=1, stable=True)
+    return {name: value.gather(1, order) if value.shape == mask.shape else value for name, value in batch.items()}
+
+
+def loss(bed: Bed) -> Figures:
+    """Compare the step with the float64 reference: the mean over the supervised tokens of all its rows."""
+    from pytest_mistral_lora.conformance.train.reference import reference
+    from pytest_mistral_lora.training.adapter import adapter_tensors
+
+    truth = reference(bed.base, adapter_tensors(bed.model()), SCALE, bed.encoded[:ROWS])
+    return {**compared(bed.whole, truth.loss, truth.gradients), "supervised": truth.tokens}
+
+
+def predicting(bed: Bed) -> Figures:
+    """Compare the tokens whose successor the loss looks at with those that a supervised token follows."""
+    from pytest_mistral_lora.conformance.train.reference import supervised
+
+    rows = bed.encoded[:ROWS]
+    wanted = Counter(row.input_ids[place - 1] for row in rows for place, _ in supervised(row))
+    found = Counter(bed.whole.predicting)
+    return {"extra": sorted((found - wanted).elements()), "lacking": sorted((wanted - found).elements())}
+
+
+def checkpointing(bed: Bed) -> Figures:
+    """Compare a step that computes its activations twice with the step as it is."""
+    return _against_whole(bed, bed.step(activation_checkpointing=True))
+
+
+def cache(bed: Bed) -> Figures:
+    """Count the passes that make a key-value cache, in training and in the held-out loss."""
+    calls = bed.step(held_out=2).calls
+    figures = {}
+    for name, training in (("training", True), ("held-out loss", False)):
+        chosen = [call for call in calls if call.training is training]
+        figures[name] = {"passes": len(chosen), "with_cache": sum(call.cache for call in chosen)}
+    return figures
+
+
+def _accumulation(figures: Figures, device: str) -> Iterator[Finding]:
+    yield from differences("ML309", "4 micro-batches of a row", figures, device, "those of one batch of 4 rows")
+
+
+def _padding(figures: Figures, device: str) -> Iterator[Finding]:
+    for name, one in figures.items():
+        yield from differences("ML310", name, one, device, "the same without regard to padding")
+
+
+def _loss(figures: Figures, device: str) -> Iterator[Finding]:
+    expected = f"the mean over {figures['supervised']} supervised tokens, as in float64"
+    yield from differences("ML311", f"a step of {ROWS} rows", figures, device, expected)
+
+
+def _predicting(figures: Figures, device: str) -> Iterator[Finding]:
+    if figures["extra"]:
+        found = f"a gradient after {len(figures['extra'])} tokens more, first after id {figures['extra'][0]}"
+        yield Finding("ML306", found, "", "none where the next label is -100")
+    if figures["lacking"]:
+        found = f"no gradient after {len(figures['lacking'])} tokens, first after id {figures['lacking'][0]}"
+        yield Finding("ML306", found, "", "one where the next token is supervised")
+
+
+def _checkpointing(figures: Figures, device: str) -> Iterator[Finding]:
+    yield from differences("ML315", "with activation checkpointing", figures, device, "those without it")
+
+
+def _cache(figures: Figures, device: str) -> Iterator[Finding]:
+    for name, one in figures.items():
+        if one["with_cache"] or not one["passes"]:
+            found = f"{one['with_cache']} of {one['passes']} passes make a key-value cache"
+            yield Finding("ML312", found, name, "none, in at least one pass")
+
+
+LAWS = (
+    Law("no-gradient-without-label", "ML306", predicting, _predicting),
+    Law("micro-batches-split-the-sum", "ML309", accumulation, _accumulation),
+    Law("padding-changes-nothing", "ML310", padding, _padding),
+    Law("loss-is-the-mean-of-its-tokens", "ML311", loss, _loss),
+    Law("no-cache-in-training", "ML312", cache, _cache),
+    Law("checkpointing-keeps-gradients", "ML315", checkpointing, _checkpointing),
+)
