@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +12,7 @@ from types import ModuleType
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-sys.path.insert(0, str(ROOT / "tests" / "mutants"))
+sys.path[:0] = [str(ROOT / "tests" / "mutants"), str(ROOT / "tests")]
 
 from gallery import Mutant, benches, mutants  # noqa: E402
 from incidents import INCIDENTS  # noqa: E402
@@ -33,6 +34,9 @@ def deviations_page() -> str:
         "function. Where they differ on a row, the difference must be one of these, or it is a failure (ML004).",
         "Each is predicted, not just tolerated: the table in `pytest_mistral_lora/chat/deviations.py` says what the",
         "template writes, or which change of the row makes the difference go away.",
+        "",
+        "A `derived-…` tokenizer is a file that the tests derive from a shipped vocabulary, with that version's special",
+        "tokens: mistral-common ships none of it.",
         "",
         f"{_MADE} from that table; each example is run by the tests.",
     ]
@@ -89,13 +93,10 @@ def rule_page(rule: Rule, gallery: Gallery, names: dict[str, str]) -> str:
         "",
         *("```python", rule.good, "```"),
         "",
-        "The tests run both examples on a sound artifact. In them,",
-        *(
-            f"{'and ' if name == [*names][-1] and len(names) > 1 else ''}`{name}` is {what};"
-            for name, what in names.items()
-        ),
+        "The tests run both examples on a sound artifact of this subject.",
     ]
-    lines[-1] = lines[-1].rstrip(";") + "."
+    used = [name for name in names if re.search(rf"\b{name}\b", f"{rule.bad}\n{rule.good}")]
+    lines += ["", *(f"- `{name}`: {names[name]}" for name in used)] if used else []
     caught = [(subject, one) for subject, one in gallery if rule.id in one.fires]
     lines += ["", "## What it is known to catch", ""]
     lines += [f"- {_described(mutant)}{_of_incidents(mutant)}" for _, mutant in caught]
