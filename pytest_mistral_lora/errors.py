@@ -94,6 +94,10 @@ class LibraryError(InputError):
     """A library of a version that does not have what this package uses of it."""
 
 
+class NoTemplateError(TokenizerError):
+    """A checkpoint without a chat template: what compares with it cannot be checked."""
+
+
 class PinError(InputError):
     """A base model whose exact revision is not given, not present or not allowed."""
 

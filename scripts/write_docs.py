@@ -35,8 +35,8 @@ def deviations_page() -> str:
         "Each is predicted, not just tolerated: the table in `pytest_mistral_lora/chat/deviations.py` says what the",
         "template writes, or which change of the row makes the difference go away.",
         "",
-        "A `derived-…` tokenizer is a file that the tests derive from a shipped vocabulary, with that version's special",
-        "tokens: mistral-common ships none of it.",
+        "A `derived-…` tokenizer is a file that the tests derive from a shipped vocabulary, with the special tokens of",
+        "that version: mistral-common ships none of it.",
         "",
         f"{_MADE} from that table; each example is run by the tests.",
     ]

@@ -15,7 +15,9 @@ import yaml
 from pytest_mistral_lora.chat.oracle import SHIPPED, shipped_tokenizer
 from pytest_mistral_lora.checkpoint.tiny import write_tiny_base
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
+from pytest_mistral_lora.conformance.encoded.fault_classes import CLASSES
 from pytest_mistral_lora.conformance.mask.laws import LAWS
+from pytest_mistral_lora.plugin.xfails import read as read_xfails
 from pytest_mistral_lora.records.goldens import golden_paths, goldens_folder
 from pytest_mistral_lora.records.identity import base_weights_sha256
 from pytest_mistral_lora.training.recipe import load_recipe
@@ -62,6 +64,12 @@ def test_the_figures_are_right() -> None:
     assert f"{count} recorded conversations" in README
     assert len(LAWS) == 19
     assert "nineteen laws" in README
+    assert f"one of {len(CLASSES)} classes" in README
+    assert [CLASSES[rule] for rule in ("ML546", "ML525", "ML545")] == [
+        "eos-masked",
+        "system-prompt-dropped",
+        "first-token-masked",
+    ]
 
 
 def test_the_configuration_and_the_tests_of_a_repository_work(checkpoint: Path, tmp_path: Path) -> None:
@@ -124,3 +132,30 @@ def test_render_shows_what_is_trained_on(checkpoint: Path, tmp_path: Path) -> No
 @pytest.mark.parametrize("link", re.findall(r"\]\(((?!http)[^)]+)\)", README))
 def test_links_lead_somewhere(link: str) -> None:
     assert (ROOT / link).exists()
+
+
+def test_audit_and_check_work_as_shown(checkpoint: Path, tmp_path: Path) -> None:
+    cli = (sys.executable, "-m", "pytest_mistral_lora.cli")
+    shutil.copytree(checkpoint.parent, tmp_path / "checkpoints")
+    shutil.copy(goldens_folder() / "training" / "conversations.jsonl", tmp_path / "rows.jsonl")
+    encoded = run(*cli, "render", "rows.jsonl", "--tokenizer", checkpoint, "--json", folder=tmp_path).stdout
+    (tmp_path / "encoded.jsonl").write_text(encoded)
+    [line] = [line for line in "\n".join(fences("console")).splitlines() if "mistral-lora audit" in line]
+    assert run(*cli, *line.split()[2:], folder=tmp_path).returncode == 0
+    (tmp_path / "encoded.jsonl").write_text("".join(encoded.splitlines(keepends=True)[1:]))
+    assert "ML502" in run(*cli, *line.split()[2:], folder=tmp_path).stdout
+    assert "`mistral-lora check recipe.yaml`" in README
+    assert run(*cli, "check", "checkpoints/my-mistral", "--examples", "1", folder=tmp_path).returncode == 0
+
+
+def test_the_list_of_known_deviations_can_be_read(tmp_path: Path) -> None:
+    [shown] = [text for text in fences("text") if text.startswith("ML204 ")]
+    (tmp_path / "known.txt").write_text(shown)
+    known = read_xfails(tmp_path / "known.txt")
+    assert [one.id for one in known] == ["ML204", "mistral-golden::my-mistral::template::trailing-spaces"]
+    assert "trailing-spaces" in {path.stem for path in golden_paths(goldens_folder() / "templates" / "spm-v3")}
+
+
+def test_every_page_that_is_named_is_there() -> None:
+    for page in re.findall(r"\]\((?!https)([^)#]+)\)", README):
+        assert (ROOT / page).exists(), page

@@ -18,7 +18,7 @@ from pytest_mistral_lora.chat.encoded import EncodedRow, Span
 from pytest_mistral_lora.chat.generation import has_generation, with_generation
 from pytest_mistral_lora.chat.rows import Row, as_row, weight_of
 from pytest_mistral_lora.chat.sandbox import BoundedTemplate, OverrunError
-from pytest_mistral_lora.errors import RowError, TokenizerError
+from pytest_mistral_lora.errors import NoTemplateError, RowError
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,13 +50,14 @@ class ChatTemplate:
         """Use `source`, or the tokenizer's own template.
 
         Raises:
-            TokenizerError: If there is no template, or several without a default.
+            NoTemplateError: If there is no template.
+            TokenizerError: If there are several without a default.
         """
         self.tokenizer = tokenizer
         if source is None and tokenizer.chat_template:
             source = _default_source(tokenizer.chat_template)
         if not source:
-            raise TokenizerError(
+            raise NoTemplateError(
                 "the tokenizer has no chat template",
                 place=str(tokenizer.name_or_path),
                 expected="chat_template.jinja, or the key chat_template of tokenizer_config.json",

@@ -17,6 +17,8 @@ from pytest_mistral_lora.checkpoint.tokenizer_files import TOKENIZER_JSON as TOK
 from pytest_mistral_lora.checkpoint.tokenizer_files import TokenizerFiles
 from pytest_mistral_lora.errors import NoOracleError, TokenizerError
 
+_LOADABLE = ((TOKENIZER_JSON,), ("tokenizer.model", "tokenizer_config.json"))
+"""Files of which any group is enough for transformers."""
 _SPECIALS = {"bos": "<s>", "eos": "</s>", "unk": "<unk>", "pad": "<pad>"}
 
 
@@ -79,15 +81,16 @@ class CheckpointTokenizer:
     def fast(self) -> Any:
         """The `transformers` tokenizer (a `PreTrainedTokenizerFast`), with the checkpoint's own chat template.
 
-        For a bare Mistral tokenizer file, or a folder without `tokenizer.json`, it is converted from that file, and
-        gets the template that mistral-common generates for it.
+        It is what transformers loads of a folder with `tokenizer.json`, or with `tokenizer.model` and a
+        `tokenizer_config.json`. For a bare Mistral tokenizer file, or any other folder, it is converted from that
+        file, and gets the template that mistral-common generates for it.
 
         Raises:
             TokenizerError: If transformers cannot load it.
         """
         self.files.refuse_hazards()
         try:
-            if self.path.is_dir() and (self.path / TOKENIZER_JSON).is_file():
+            if any(all((self.path / name).is_file() for name in names) for names in _LOADABLE):
                 return _load_folder(self.path)
             return convert(self.oracle)
         except TokenizerError:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pytest_mistral_lora.conformance.findings import Finding, Result
 from pytest_mistral_lora.conformance.targets import Target
-from pytest_mistral_lora.errors import NoOracleError, PinError, TokenizerError
+from pytest_mistral_lora.errors import NoOracleError, NoTemplateError, PinError, TokenizerError
 
 ROOT = "mistral-golden"
 """First part of every node id."""
@@ -69,7 +69,7 @@ class Check:
         """Run the check: whatever it looks at, a base or a tokenizer that does not load is the same finding."""
         try:
             return self.judge()
-        except NoOracleError as error:
+        except (NoOracleError, NoTemplateError) as error:
             return Result(not_checked=str(error))
         except PinError as error:
             return Result((Finding("ML208", error.found, error.place, error.expected, error.next_step),))

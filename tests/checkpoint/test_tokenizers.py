@@ -157,6 +157,21 @@ def test_mutant_merges_in_id_order_differ_only_where_spaces_run(v3: CheckpointTo
     assert differing(v3.oracle, CheckpointTokenizer(v3_folder).fast) == [1, 2]
 
 
+@pytest.mark.parametrize("legacy", [True, False])
+def test_a_folder_that_transformers_itself_converts_is_judged_as_it_converts_it(legacy: bool, tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    for name in ("tokenizer.model", "tokenizer.model.v3"):
+        shutil.copy(shipped_tokenizer("spm-v3"), tmp_path / name)
+    config = {"tokenizer_class": "LlamaTokenizer", "legacy": legacy, "bos_token": "<s>", "eos_token": "</s>"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    loaded = AutoTokenizer.from_pretrained(tmp_path)
+    for text in ("a  b", "<s>[INST] a[/INST]"):
+        expected = loaded(text, add_special_tokens=False)["input_ids"]
+        assert CheckpointTokenizer(tmp_path).fast(text, add_special_tokens=False)["input_ids"] == expected
+    assert CheckpointTokenizer(tmp_path).fast.chat_template is None
+
+
 def test_a_missing_folder_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(TokenizerError, match="no such file or folder") as caught:
         CheckpointTokenizer(tmp_path / "absent")
