@@ -18,6 +18,7 @@ from pytest_mistral_lora.errors import (
     EXIT_FINDING,
     EXIT_INTERRUPTED,
     EXIT_OK,
+    InputError,
     MistralLoraError,
     RowError,
     RowsError,
@@ -73,6 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_render(verbs)
     _add_audit(verbs)
     _add_verify(verbs)
+    _add_rules(verbs)
     return parser
 
 
@@ -208,6 +210,30 @@ def _verify(given: argparse.Namespace) -> int:
             shown = f": {fact.found}; recorded {fact.recorded}" if fact.state == "mismatch" else ""
             sys.stdout.write(f"{fact.state:<13}  {fact.name}{shown}\n")
     return EXIT_FINDING if any(fact.state == "mismatch" for fact in facts) else EXIT_OK
+
+
+def _add_rules(verbs: Any) -> None:
+    verb = _verb(verbs, "rules", _rules, "list the rules of the suite, or explain those that are named")
+    verb.add_argument("ids", nargs="*", metavar="ID", help="rule to explain, such as ML204")
+
+
+def _rules(given: argparse.Namespace) -> int:
+    from pytest_mistral_lora.conformance.rules import RULES
+
+    unknown = [name for name in given.ids if name not in RULES]
+    if unknown:
+        raise InputError(
+            f"{unknown[0]!r} is no rule", expected="an id such as ML204", next_step="List them: mistral-lora rules."
+        )
+    chosen = [RULES[name] for name in given.ids or RULES]
+    if given.json:
+        sys.stdout.write(json.dumps([asdict(rule) for rule in chosen], ensure_ascii=False, indent=2) + "\n")
+    elif given.ids:
+        sys.stdout.write("\n\n".join(rule.text() for rule in chosen) + "\n")
+    else:
+        lines = (f"{rule.id}  {rule.subject:<9}  {rule.severity:<5}  {rule.title}\n" for rule in chosen)
+        sys.stdout.writelines(lines)
+    return EXIT_OK
 
 
 if __name__ == "__main__":

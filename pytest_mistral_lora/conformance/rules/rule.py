@@ -33,3 +33,12 @@ class Rule:
     severity: Severity = "error"
     bad: str = ""
     good: str = ""
+
+    def text(self) -> str:
+        """Return the rule with its reasons and its examples, for a terminal."""
+        said = {"subject": self.subject, "severity": self.severity, "why": self.why, "fix": self.fix}
+        lines = [f"{self.id} {self.title}", *(f"  {name + ':':<9} {text}" for name, text in said.items())]
+        lines.append(f"  {'source:':<9} {self.source}")
+        for name, example in (("broken:", self.bad), ("sound:", self.good)):
+            lines += [f"  {name}", *(f"      {line}" for line in example.splitlines())]
+        return "\n".join(lines)
