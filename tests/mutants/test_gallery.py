@@ -12,6 +12,8 @@ from incidents import INCIDENTS
 
 from pytest_mistral_lora.conformance.rules import RULES, Rule
 
+pytestmark = pytest.mark.gallery
+
 BENCHES = benches()
 GALLERY = [
     pytest.param(module, mutant, id=f"{subject}-{mutant.name}")
