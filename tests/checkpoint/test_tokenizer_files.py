@@ -85,7 +85,7 @@ def test_a_snapshot_of_the_hubs_cache_is_sound_and_says_its_revision(folder: Pat
 def test_a_single_file_is_judged_as_a_tokenizer_without_a_folder() -> None:
     found = results(shipped_tokenizer("spm-v1"))
     assert [finding.text() for result in found.values() for finding in result.findings] == []
-    assert "files-agree" not in found
+    assert "declarations-agree" not in found
     assert {"control-tokens", "text-ids", "template-bounds"} <= found.keys()
 
 

@@ -103,10 +103,10 @@ def test_collection_shows_the_suite_as_a_tree(golden: Run) -> None:
     assert result.ret == 0
 
 
-def test_k_chooses_by_any_part_of_the_node_id(golden: Run) -> None:
+def test_k_chooses_by_any_part_of_the_node_id(golden: Run, every_id: list[str]) -> None:
     chosen = _ids(golden("--collect-only", "-q", "-k", "spm-v3::tokenizer and not file"))
-    cases = ("control-tokens", "bos-eos-unk", "pad-is-not-eos", "text-ids", "save-and-load")
-    assert chosen == [f"mistral-golden::spm-v3::tokenizer::{case}" for case in cases]
+    assert chosen == [name for name in every_id if "spm-v3::tokenizer::" in name and "file" not in name]
+    assert len(chosen) > 5
 
 
 def test_a_whole_name_chooses_one_check(golden: Run, every_id: list[str]) -> None:

@@ -21,7 +21,7 @@ Judge = Callable[[Target], Iterator[Finding]]
 FILES: dict[str, Judge] = {
     "one-tokenizer": tokenizer_folder.one_tokenizer,
     "one-revision": tokenizer_folder.one_revision,
-    "files-agree": tokenizer_folder.files_agree,
+    "declarations-agree": tokenizer_folder.files_agree,
     "class": tokenizer_folder.tokenizer_class,
     "model-config": tokenizer_folder.model_config,
     "template-places": tokenizer_folder.one_template,
