@@ -90,13 +90,22 @@ class CheckpointTokenizer:
         """
         self.files.refuse_hazards()
         try:
-            if any(all((self.path / name).is_file() for name in names) for names in _LOADABLE):
+            if self._loads_as_it_is:
                 return _load_folder(self.path)
             return convert(self.oracle)
         except TokenizerError:
             raise
         except Exception as error:  # transformers raises many types, some of them far from the cause
             raise TokenizerError(f"transformers cannot load it: {error}", place=str(self.path)) from error
+
+    @property
+    def is_there(self) -> bool:
+        """Whether the path holds any tokenizer at all: Mistral's own, or one that transformers loads."""
+        return oracle_file(self.path) is not None or self._loads_as_it_is
+
+    @property
+    def _loads_as_it_is(self) -> bool:
+        return any(all((self.path / name).is_file() for name in names) for names in _LOADABLE)
 
 
 def convert(oracle: Oracle) -> Any:

@@ -218,6 +218,13 @@ def _truncate(file: Path) -> None:
     file.write_bytes(data[: len(data) // 2])
 
 
+@mutant("ML201", says="there is no tokenizer")
+def no_tokenizer_at_all(artifact: Artifact) -> None:
+    """The folder has weights and configuration, and no tokenizer."""
+    for name in ("tekken.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
+        (artifact["folder"] / name).unlink()
+
+
 @mutant("ML201")
 def unknown_model_type(artifact: Artifact) -> None:
     """`tokenizer.json` has a model type that the library does not know."""

@@ -37,6 +37,9 @@ def file(target: Target) -> Result:
         for name, fault in files.faults.items()
     ]
     findings += _weights(files.path)
+    if not target.tokenizer.is_there:
+        found = "there is no tokenizer"
+        findings.append(Finding("ML201", found, str(files.path), "tekken.json, tokenizer.model.vN or tokenizer.json"))
     if target.path is None:
         from pytest_mistral_lora.records.goldens import shipped_hashes
 
