@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 ROOT = Path(__file__).parents[1]
 
 
+@pytest.mark.skipif(version("transformers") < "5", reason="the pages say what mutants do under the newest libraries")
 @pytest.mark.parametrize("script", ["write_docs.py"])
 def test_pages_and_goldens_are_what_their_scripts_write(script: str) -> None:
     process = subprocess.run(

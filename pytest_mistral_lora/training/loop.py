@@ -200,6 +200,8 @@ def device_count() -> int:
 
 
 def _arguments(training: Training, has_held_out: bool, work: Path, progress: Progress) -> TrainingArguments:
+    # the recipe alone decides: transformers would take what a launcher, or an earlier run in this process, has set
+    os.environ["ACCELERATE_MIXED_PRECISION"] = "no"
     arguments = TrainingArguments(
         output_dir=str(work),
         max_steps=training.steps or -1,

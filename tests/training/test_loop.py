@@ -160,6 +160,20 @@ def test_held_out_loss_is_the_mean_over_tokens(make_recipe: MakeRecipe, base: Pa
     assert found["eval_loss"] == pytest.approx(expected, rel=1e-6)
 
 
+@pytest.mark.parametrize(("precision", "expected"), [("fp32", "no"), ("bf16", "bf16")])
+def test_the_recipe_decides_the_precision_and_no_launcher(
+    precision: str,
+    expected: str,
+    make_recipe: MakeRecipe,
+    base: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16" if precision == "fp32" else "no")
+    trainer = trainer_of(make_recipe(training={"precision": precision}), base, tmp_path)
+    assert trainer.accelerator.mixed_precision == expected
+
+
 def test_batch_that_devices_cannot_share_is_an_error(
     make_recipe: MakeRecipe, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
