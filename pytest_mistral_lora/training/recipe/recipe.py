@@ -1,0 +1,56 @@
+"""A recipe as a whole."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field, PrivateAttr, ValidationInfo, field_validator
+
+from pytest_mistral_lora.training.recipe.base import Base
+from pytest_mistral_lora.training.recipe.data import Data
+from pytest_mistral_lora.training.recipe.evaluation import Evaluation
+from pytest_mistral_lora.training.recipe.fields import Section, from_recipe
+from pytest_mistral_lora.training.recipe.lora import Lora
+from pytest_mistral_lora.training.recipe.training import Training
+
+
+class Recipe(Section):
+    """One run of the trainer."""
+
+    json_schema: ClassVar[dict[str, Any]]
+    """The JSON Schema of a recipe, for editors."""
+
+    _folder: Path = PrivateAttr(default_factory=Path)
+
+    base: Base = Field(description="The base model.")
+    backend: Literal["mistral-common", "chat-template"] = Field(
+        default="mistral-common", description="How a row becomes ids: Mistral's own tokenization, or the chat template."
+    )
+    data: Data = Field(description="The rows.")
+    lora: Lora = Field(default_factory=Lora, description="The adapter.")
+    training: Training = Field(description="The optimisation.")
+    evaluation: Evaluation = Field(default_factory=Evaluation, description="What is measured after training.")
+    output: Path = Field(description="Folder to make for the adapter, relative to the recipe.")
+
+    @field_validator("output")
+    @classmethod
+    def _beside_recipe(cls, value: Path, info: ValidationInfo) -> Path:
+        return from_recipe(value, info)
+
+    def path_as_written(self, path: Path) -> str:
+        """Return a path of this recipe relative to the recipe's folder, where it is below it."""
+        return (path.relative_to(self._folder) if path.is_relative_to(self._folder) else path).as_posix()
+
+    def as_written(self) -> dict[str, Any]:
+        """Return the recipe as plain JSON data that makes the same recipe beside the same files."""
+        data = self.model_dump(mode="json", exclude_none=True)
+        data["output"] = self.path_as_written(self.output)
+        for name in ("train", "eval"):
+            data["data"][name] = [self.path_as_written(path) for path in getattr(self.data, name)]
+        if self.base.path:
+            data["base"]["path"] = self.path_as_written(self.base.path)
+        return data
+
+
+Recipe.json_schema = Recipe.model_json_schema()
