@@ -14,7 +14,7 @@ from pytest_mistral_lora.chat.rows import read_rows
 from pytest_mistral_lora.records.hashing import sha256_file, sha256_ids, sha256_rows
 from pytest_mistral_lora.records.identity import base_weights_sha256, sha256_files
 from pytest_mistral_lora.training.data import RunData, Split
-from pytest_mistral_lora.training.loop import device_count, on_gpu, precision_of
+from pytest_mistral_lora.training.devices import device_count, on_gpu, precision_of
 from pytest_mistral_lora.training.recipe import Recipe, Training
 from pytest_mistral_lora.training.smoke import Completion
 

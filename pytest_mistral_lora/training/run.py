@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,21 +16,16 @@ from pytest_mistral_lora.records.files import read_json, write_json
 from pytest_mistral_lora.records.hashing import canonical_json, sha256_bytes, sha256_ids
 from pytest_mistral_lora.records.identity import base_weights_command, base_weights_sha256
 from pytest_mistral_lora.training.adapter import adapted_layers, adapter_tensors, attach_adapter
+from pytest_mistral_lora.training.arguments import Progress
 from pytest_mistral_lora.training.data import RunData, load_data
+from pytest_mistral_lora.training.devices import device_count, device_of, on_gpu, precision_of
 from pytest_mistral_lora.training.facts import evaluation_facts, run_facts, training_facts
 from pytest_mistral_lora.training.failure import leave_failure
-from pytest_mistral_lora.training.loop import (
-    LoraTrainer,
-    Progress,
-    device_count,
-    evaluated,
-    make_trainer,
-    on_gpu,
-    precision_of,
-)
+from pytest_mistral_lora.training.loop import evaluated, make_trainer
 from pytest_mistral_lora.training.recipe import Base, Recipe
 from pytest_mistral_lora.training.save import Adapter, write_run
 from pytest_mistral_lora.training.smoke import Completion, Probe, generate, probe
+from pytest_mistral_lora.training.step import LoraTrainer
 
 _PROBED_ROWS = 8
 
@@ -151,7 +145,7 @@ class _Run:
 
     def train(self, work: Path, checkpoint: Path | None, progress: Progress) -> RunResult:
         training = self.recipe.training
-        model = load_base(self.base, precision_of(training), _device(on_gpu(training)))
+        model = load_base(self.base, precision_of(training), device_of(training))
         model = attach_adapter(model, self.recipe.lora, self.layers, seed=training.seed)
         initial = adapter_tensors(model)
         trainer = make_trainer(
@@ -212,10 +206,6 @@ class _Run:
     def _generations(self, model: Any) -> list[Completion]:
         rows = (self.data.held_out.rows or self.data.train.rows)[: self.recipe.evaluation.generations]
         return generate(model, self.encoder, rows, max_new_tokens=self.recipe.evaluation.max_new_tokens)
-
-
-def _device(gpu: bool) -> str:
-    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if gpu else "cpu"
 
 
 def _step(checkpoint: Path) -> int:

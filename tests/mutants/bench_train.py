@@ -22,7 +22,7 @@ from transformers import GenerationConfig, MistralForCausalLM, TrainerCallback, 
 from pytest_mistral_lora.chat.encoded import IGNORE_INDEX
 from pytest_mistral_lora.conformance.findings import Finding
 from pytest_mistral_lora.errors import RecipeError
-from pytest_mistral_lora.training.loop import StopAtNonFinite
+from pytest_mistral_lora.training.callbacks import StopAtNonFinite
 
 
 class TrainBench:

@@ -15,9 +15,10 @@ from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.errors import TrainingError
 from pytest_mistral_lora.training.adapter import adapted_layers, adapter_tensors, attach_adapter
 from pytest_mistral_lora.training.data import PadRight, RowDataset, load_data
-from pytest_mistral_lora.training.loop import make_trainer, supervised_losses
+from pytest_mistral_lora.training.loop import make_trainer
 from pytest_mistral_lora.training.recipe import Recipe, parse_recipe
 from pytest_mistral_lora.training.run import train
+from pytest_mistral_lora.training.step import supervised_losses
 
 NO_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device here")
 CUDA = pytest.param("cuda", marks=[pytest.mark.mistral_gpu, NO_CUDA])

@@ -15,9 +15,10 @@ from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.errors import RecipeError, TrainingError
 from pytest_mistral_lora.training.adapter import adapted_layers, attach_adapter
 from pytest_mistral_lora.training.data import PadRight, RowDataset, load_data
-from pytest_mistral_lora.training.loop import make_trainer, supervised_losses
+from pytest_mistral_lora.training.loop import make_trainer
 from pytest_mistral_lora.training.recipe import Recipe
 from pytest_mistral_lora.training.run import train, work_folder
+from pytest_mistral_lora.training.step import supervised_losses
 
 
 class Recorder:
@@ -84,7 +85,7 @@ def test_micro_batches_only_split_the_sum(make_recipe: MakeRecipe, base: Path, t
 def test_a_mean_of_means_would_not_pass(
     make_recipe: MakeRecipe, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pytest_mistral_lora.training.loop import LoraTrainer
+    from pytest_mistral_lora.training.step import LoraTrainer
 
     def mean_of_means(
         self: Any, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None

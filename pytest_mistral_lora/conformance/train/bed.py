@@ -132,7 +132,7 @@ class Bed:
         """Return the base with a new adapter on it, as the trainer makes them."""
         from pytest_mistral_lora.checkpoint.base import load_base
         from pytest_mistral_lora.training.adapter import adapted_layers, attach_adapter
-        from pytest_mistral_lora.training.loop import on_gpu, precision_of
+        from pytest_mistral_lora.training.devices import on_gpu, precision_of
 
         base = base or self.base
         training = recipe.training

@@ -100,7 +100,7 @@ def frozen(bed: Bed) -> Figures:
 
     from pytest_mistral_lora.checkpoint.base import load_base
     from pytest_mistral_lora.training.adapter import adapter_tensors, peft_quiet
-    from pytest_mistral_lora.training.loop import on_gpu
+    from pytest_mistral_lora.training.devices import on_gpu
 
     recipe = bed.recipe()
     with peft_quiet():

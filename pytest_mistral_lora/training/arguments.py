@@ -1,0 +1,93 @@
+"""From the recipe's section to what transformers' Trainer calls its arguments."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+from transformers import TrainingArguments
+
+from pytest_mistral_lora.errors import RecipeError
+from pytest_mistral_lora.training.devices import device_count, on_gpu, precision_of
+from pytest_mistral_lora.training.recipe import Training
+
+Progress = Literal["none", "lines", "bar"]
+"""How a run shows what has been done: not at all, a line for each line of the log, or a progress bar."""
+
+
+def trainer_arguments(training: Training, *, has_held_out: bool, work: Path, progress: Progress) -> TrainingArguments:
+    """Return the arguments of a run.
+
+    Args:
+        training: The recipe's section.
+        has_held_out: Whether there are rows for a held-out loss.
+        work: Folder for checkpoints.
+        progress: How to show what has been done.
+
+    Raises:
+        RecipeError: If the batch cannot be divided over the devices, or the device is not there.
+    """
+    # the recipe alone decides: transformers would take what a launcher, or an earlier run in this process, has set
+    os.environ["ACCELERATE_MIXED_PRECISION"] = "no"
+    arguments = TrainingArguments(
+        output_dir=str(work),
+        max_steps=training.steps or -1,
+        num_train_epochs=training.epochs or 1.0,
+        learning_rate=training.learning_rate,
+        lr_scheduler_type=training.schedule if not _warms_to_constant(training) else "constant_with_warmup",
+        warmup_steps=training.warmup_steps,
+        per_device_train_batch_size=training.micro_batch_size,
+        per_device_eval_batch_size=training.micro_batch_size,
+        gradient_accumulation_steps=_accumulation(training),
+        weight_decay=training.weight_decay,
+        max_grad_norm=training.max_grad_norm,
+        optim="adamw_torch",
+        seed=training.seed,
+        data_seed=training.seed if training.order_seed is None else training.order_seed,
+        bf16=precision_of(training) == "bf16",
+        use_cpu=not on_gpu(training),
+        **_bookkeeping(training, has_held_out, progress),
+        remove_unused_columns=False,
+        label_names=["labels"],
+        dataloader_pin_memory=on_gpu(training),
+        average_tokens_across_devices=True,
+        ddp_find_unused_parameters=False,
+    )
+    # with several GPUs and no launcher, Trainer would split batches over threads (DataParallel)
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    return arguments
+
+
+def _bookkeeping(training: Training, has_held_out: bool, progress: Progress) -> dict[str, Any]:
+    """Return what is logged, evaluated and kept, and when."""
+    return {
+        "logging_steps": training.logging_steps,
+        "logging_first_step": True,
+        "logging_nan_inf_filter": False,
+        "eval_on_start": has_held_out,
+        "eval_strategy": "steps" if has_held_out and training.eval_steps else "no",
+        "eval_steps": training.eval_steps,
+        "save_strategy": "steps",
+        "save_steps": training.checkpoint_steps,
+        "save_total_limit": 2,
+        "report_to": "none",
+        "disable_tqdm": progress != "bar",
+    }
+
+
+def _warms_to_constant(training: Training) -> bool:
+    return training.schedule == "constant" and training.warmup_steps > 0
+
+
+def _accumulation(training: Training) -> int:
+    """Return the micro-batches of one device in one optimizer step."""
+    devices = device_count()
+    steps, rest = divmod(training.batch_size, training.micro_batch_size * devices)
+    if rest:
+        raise RecipeError(
+            f"{training.batch_size} rows over {devices} devices in micro-batches of {training.micro_batch_size}",
+            place="training.batch_size",
+            expected="a multiple of micro_batch_size times devices",
+        )
+    return steps
