@@ -24,7 +24,7 @@ from pytest_mistral_lora.training.attention import IMPLEMENTATION, attend_in_seg
 from pytest_mistral_lora.training.loss import losses_at_head, token_losses
 from pytest_mistral_lora.training.micro_batches import StepRow, lay_out, split
 from pytest_mistral_lora.training.order import StepSampler
-from pytest_mistral_lora.training.step import collate, step_rows, supervised_losses
+from pytest_mistral_lora.training.passes import collate, step_rows, supervised_losses
 
 
 def rows_of(trainer: Any) -> list[StepRow]:

@@ -40,6 +40,14 @@ class Training(Section):
         description="dtype of the base model; auto: bf16 where a GPU has it, else fp32. The adapter is fp32.",
     )
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="Where the model runs.")
+    dry_run: StrictBool = Field(
+        default=True, description="Whether to try the largest micro-batch before the first step, for its memory."
+    )
+    on_oom: Literal["stop", "shrink"] = Field(
+        default="stop",
+        description="Where memory runs out: stop and say what would fit, or go on with smaller micro-batches, then "
+        "activation checkpointing, which change no gradient.",
+    )
     activation_checkpointing: StrictBool = Field(
         default=False, description="Compute activations twice to keep fewer of them."
     )
