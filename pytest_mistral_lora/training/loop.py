@@ -63,6 +63,7 @@ def make_trainer(
         batch_size=training.batch_size,
         micro_batch_tokens=training.micro_batch_tokens,
         order_seed=training.seed if training.order_seed is None else training.order_seed,
+        share_prefix=training.share_prefix,
         on_oom=training.on_oom,
         callbacks=[StopAtNonFinite()],
     )

@@ -9,7 +9,8 @@ import torch
 
 from pytest_mistral_lora.training.attention import segment_arguments
 from pytest_mistral_lora.training.loss import losses_at_head
-from pytest_mistral_lora.training.micro_batches import StepRow, lay_out
+from pytest_mistral_lora.training.micro_batches import lay_out
+from pytest_mistral_lora.training.step_row import StepRow
 
 
 def collate(rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
@@ -36,7 +37,9 @@ def step_rows(batch: Mapping[str, torch.Tensor]) -> list[StepRow]:
     return [StepRow(*one) for one in zip(batch["rows"].tolist(), ids, labels, strict=True)]
 
 
-def supervised_losses(model: Any, rows: Sequence[StepRow], *, inner: Any = None) -> tuple[torch.Tensor, torch.Tensor]:
+def supervised_losses(
+    model: Any, rows: Sequence[StepRow], *, inner: Any = None, share_prefix: bool = False
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the cross entropy of each supervised token of some rows, in one pass.
 
     The rows are laid end to end and do not see one another; the head is computed only where a supervised token follows.
@@ -45,13 +48,14 @@ def supervised_losses(model: Any, rows: Sequence[StepRow], *, inner: Any = None)
         model: A causal language model that attends by segments, wrapped for distribution or not.
         rows: Rows that each have a supervised token.
         inner: The same model without the wrapping; default: `model`.
+        share_prefix: Whether rows that begin alike share the passes of their beginning.
 
     Returns:
         Losses, `(supervised tokens,)` float32, in nats, on the model's device; and the row of each, its place in the
         dataset, `(supervised tokens,)` int64, on the CPU.
     """
     inner = model if inner is None else inner
-    laid, device = lay_out(rows), inner.device
+    laid, device = lay_out(rows, share_prefix=share_prefix), inner.device
     with losses_at_head(inner.get_output_embeddings(), laid.targets.to(device)):
         output = model(
             input_ids=laid.input_ids.to(device),

@@ -16,7 +16,8 @@ from pytest_mistral_lora.errors import MemoryShortageError
 from pytest_mistral_lora.training.activations import checkpoint_activations, is_checkpointed
 from pytest_mistral_lora.training.failure import is_out_of_memory
 from pytest_mistral_lora.training.memory import Need, memory_limit, need_of, ways
-from pytest_mistral_lora.training.micro_batches import StepRow, split
+from pytest_mistral_lora.training.micro_batches import split
+from pytest_mistral_lora.training.step_row import StepRow
 
 OnOom = Literal["stop", "shrink"]
 _T = TypeVar("_T")

@@ -13,10 +13,11 @@ from torch.utils.data import DataLoader
 from transformers import Trainer
 
 from pytest_mistral_lora.errors import NonFiniteError
-from pytest_mistral_lora.training.micro_batches import StepRow, split
+from pytest_mistral_lora.training.micro_batches import split
 from pytest_mistral_lora.training.order import StepSampler
 from pytest_mistral_lora.training.passes import collate, step_rows, supervised_losses
 from pytest_mistral_lora.training.relief import OnOom, Relief
+from pytest_mistral_lora.training.step_row import StepRow
 
 
 def _any_row(dataset: Any) -> StepRow:
@@ -33,7 +34,14 @@ class LoraTrainer(Trainer):  # type: ignore[misc]
     control: Any
 
     def __init__(
-        self, *, batch_size: int, micro_batch_tokens: int, order_seed: int, on_oom: OnOom = "stop", **settings: Any
+        self,
+        *,
+        batch_size: int,
+        micro_batch_tokens: int,
+        order_seed: int,
+        share_prefix: bool = False,
+        on_oom: OnOom = "stop",
+        **settings: Any,
     ) -> None:
         """Make a trainer.
 
@@ -41,12 +49,14 @@ class LoraTrainer(Trainer):  # type: ignore[misc]
             batch_size: Rows of an optimizer step, over all processes.
             micro_batch_tokens: Most tokens that are fed at once.
             order_seed: Decides the order of the rows.
+            share_prefix: Whether rows of a micro-batch that begin alike share the passes of their beginning.
             on_oom: What is done where memory runs out.
             settings: Whatever Trainer takes.
         """
         super().__init__(data_collator=collate, **settings)
         self.model_accepts_loss_kwargs = False  # the tokens of a step are counted here
         self.batch_size, self.micro_batch_tokens, self.order_seed = batch_size, micro_batch_tokens, order_seed
+        self.share_prefix = share_prefix
         self.relief = Relief(self, on_oom)
         self._seen: list[tuple[torch.Tensor, torch.Tensor]] = []
 
@@ -132,10 +142,13 @@ class LoraTrainer(Trainer):  # type: ignore[misc]
             return_outputs: Not used: there are no logits to return.
             num_items_in_batch: The supervised tokens of the whole step, over all processes.
         """
-        losses, owners = supervised_losses(model, inputs, inner=self.model)
+        losses, owners = self._losses(model, inputs)
         self._seen.append((losses.detach(), owners))
         # the processes' gradients are averaged afterwards
         return losses.sum() * (self.accelerator.num_processes / num_items_in_batch)
+
+    def _losses(self, model: Any, rows: Sequence[StepRow]) -> tuple[torch.Tensor, torch.Tensor]:
+        return supervised_losses(model, rows, inner=self.model, share_prefix=self.share_prefix)
 
     def _passes(self, rows: Sequence[StepRow], dataset: Any) -> list[tuple[list[StepRow], int]]:
         """Return micro-batches, and whether each counts (1 or 0); as many in every process.
@@ -143,7 +156,7 @@ class LoraTrainer(Trainer):  # type: ignore[misc]
         Sharded models gather weights in each pass, so a process that has fewer passes than another goes along with one
         that does not count.
         """
-        parts = split(rows, self.micro_batch_tokens)
+        parts = split(rows, self.micro_batch_tokens, share_prefix=self.share_prefix)
         idle = self._over_processes(len(parts), "max") - len(parts)
         return [(part, 1) for part in parts] + [([_any_row(dataset)], 0)] * idle
 
@@ -185,7 +198,7 @@ class LoraTrainer(Trainer):  # type: ignore[misc]
         for batch in self.get_eval_dataloader(dataset):
             for rows, counts in self._passes(step_rows(batch), dataset):
                 with torch.no_grad(), self.compute_loss_context_manager():
-                    losses, _ = supervised_losses(self.model_wrapped, rows, inner=self.model)
+                    losses, _ = self._losses(self.model_wrapped, rows)
                 totals += counts * torch.stack([losses.double().sum(), losses.new_tensor(len(losses)).double()])
         totals = self.accelerator.reduce(totals, "sum")
         metrics = {f"{metric_key_prefix}_loss": (totals[0] / totals[1]).item()}

@@ -24,6 +24,11 @@ class Training(Section):
         default=4096,
         description="Tokens that are fed at once on one device; it only splits the step. A longer row is fed alone.",
     )
+    share_prefix: StrictBool = Field(
+        default=False,
+        description="Whether rows of a micro-batch that begin with the same tokens (a system prompt, tools) share the "
+        "passes of their beginning; changes no gradient. Needs lora.dropout 0.",
+    )
     max_length: Positive = Field(
         default=4096, description="Tokens in the longest row; a longer one is an error, never cut."
     )
