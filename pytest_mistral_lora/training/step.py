@@ -124,7 +124,8 @@ class LoraTrainer(Trainer):  # type: ignore[misc]
             self.current_gradient_accumulation_steps = 1
             part = max(split(rows, self.micro_batch_tokens), key=lambda part: sum(row.fed for row in part))
             with self._synchronised(self.model_wrapped, last=True), self.compute_loss_context_manager():
-                self.accelerator.backward(self.compute_loss(self.model_wrapped, part))
+                tokens = sum(len(row.targets) for row in part)
+                self.accelerator.backward(self.compute_loss(self.model_wrapped, part, num_items_in_batch=tokens))
 
         with torch.random.fork_rng():
             self.model.train()
