@@ -11,7 +11,7 @@ from transformers import PrinterCallback
 from pytest_mistral_lora.chat.encoded import EncodedRow
 from pytest_mistral_lora.errors import TrainingError
 from pytest_mistral_lora.training.arguments import Progress, trainer_arguments
-from pytest_mistral_lora.training.callbacks import LogLines, StopAtNonFinite
+from pytest_mistral_lora.training.callbacks import LogLines, OverflowWatch, StopAtNonFinite
 from pytest_mistral_lora.training.data import PadRight, RowDataset
 from pytest_mistral_lora.training.recipe import Training
 from pytest_mistral_lora.training.step import LoraTrainer
@@ -60,7 +60,7 @@ def make_trainer(
         train_dataset=RowDataset(train),
         eval_dataset=RowDataset(held_out) if held_out else None,
         data_collator=PadRight(pad_id),
-        callbacks=[StopAtNonFinite()],
+        callbacks=[StopAtNonFinite(), OverflowWatch(training.max_skipped_steps)],
     )
     trainer.remove_callback(PrinterCallback)
     if progress == "lines":
