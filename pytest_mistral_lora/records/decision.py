@@ -52,7 +52,11 @@ def _decision(manifest: Mapping[str, Any], recipe: Mapping[str, Any]) -> str:
         ("Steps", f"{training['steps']} of {training['batch_size']} rows ({training['epochs']:g} epochs)"),
         ("Learning rate", f"{training['learning_rate']:g}, {training['optimizer']}"),
         ("Schedule", f"{schedule['name']}, {schedule['warmup_steps']} warm-up steps, {schedule['total_steps']} in all"),
-        *((("Skipped steps", f"{training['skipped_steps']}: fp16 overflowed"),) if training["skipped_steps"] else ()),
+        *(
+            (("Skipped steps", f"{training['skipped_steps']}: fp16 overflowed"),)
+            if training.get("skipped_steps")
+            else ()
+        ),
         ("Seeds", f"{manifest['seed']} for the adapter and dropout, {training['order_seed']} for the order of rows"),
         ("Precision", _precision(training)),
     ]
@@ -61,13 +65,13 @@ def _decision(manifest: Mapping[str, Any], recipe: Mapping[str, Any]) -> str:
 
 def _lora(lora: Mapping[str, Any]) -> str:
     text = f"r {lora['r']}, alpha {lora['alpha']:g}, dropout {lora['dropout']:g}, rslora {lora['rslora']}"
-    text += ", DoRA" if lora["dora"] else ""
-    return f"{text}; {' and '.join(lora['modules_to_save'])} in full" if lora["modules_to_save"] else text
+    text += ", DoRA" if lora.get("dora") else ""
+    return f"{text}; {' and '.join(lora['modules_to_save'])} in full" if lora.get("modules_to_save") else text
 
 
 def _precision(training: Mapping[str, Any]) -> str:
-    quantized = f" in {training['quantization']}" if training["quantization"] else ""
-    kernels = f", {training['kernels']} kernels" if training["kernels"] else ""
+    quantized = f" in {training['quantization']}" if training.get("quantization") else ""
+    kernels = f", {training['kernels']} kernels" if training.get("kernels") else ""
     base = f"{training['precision']} base{quantized}"
     return f"{base}, {training['adapter_dtype']} adapter, on {training['device']}{kernels}"
 
