@@ -23,7 +23,7 @@ _PACKAGES = (
     *("accelerate", "bitsandbytes", "liger-kernel"),
     *("mistral-common", "peft", "safetensors", "tokenizers", "torch", "transformers"),
 )
-_AS_GIVEN = ("learning_rate", "batch_size", "micro_batch_size", "max_length", "weight_decay", "max_grad_norm")
+_AS_GIVEN = ("learning_rate", "batch_size", "micro_batch_tokens", "max_length", "weight_decay", "max_grad_norm")
 
 
 def run_facts(

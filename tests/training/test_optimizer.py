@@ -93,7 +93,7 @@ def test_a_constant_rate_rises_first_where_the_recipe_says_so(make_recipe: MakeR
 def test_an_interrupted_run_resumes_to_the_same_adapter(
     make_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sections: dict[str, Any]
 ) -> None:
-    training = {"steps": 9, "batch_size": 2, "micro_batch_size": 1, "checkpoint_steps": 2, **sections["training"]}
+    training = {"steps": 9, "batch_size": 2, "micro_batch_tokens": 1, "checkpoint_steps": 2, **sections["training"]}
     recipe = make_recipe(**{**sections, "training": training})
     whole = train(recipe)
     whole.output.rename(tmp_path / "whole")

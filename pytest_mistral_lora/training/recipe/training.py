@@ -40,7 +40,10 @@ class Training(Section):
         lt=1,
     )
     batch_size: Positive = Field(default=8, description="Rows in an optimizer step, over all devices.")
-    micro_batch_size: Positive = Field(default=1, description="Rows in one forward pass on one device.")
+    micro_batch_tokens: Positive = Field(
+        default=4096,
+        description="Tokens that are fed at once on one device; it only splits the step. A longer row is fed alone.",
+    )
     max_length: Positive = Field(
         default=4096, description="Tokens in the longest row; a longer one is an error, never cut."
     )
@@ -83,10 +86,6 @@ class Training(Section):
             raise ValueError("expected either warmup_steps or warmup_ratio")
         if self.min_learning_rate_ratio is not None and self.schedule != "cosine":
             raise ValueError(f"min_learning_rate_ratio is of a cosine, and schedule is {self.schedule}")
-        if self.batch_size % self.micro_batch_size:
-            raise ValueError(
-                f"batch_size {self.batch_size} is not a multiple of micro_batch_size {self.micro_batch_size}"
-            )
         return self
 
     def warmup(self, steps: int) -> int:
