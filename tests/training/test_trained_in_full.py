@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_runs import MakeRecipe, write_rows
+from tiny_runs import MakeRecipe, recipe_data, write_rows
 
 from pytest_mistral_lora.chat.rows import read_rows
+from pytest_mistral_lora.checkpoint.backends import Encoder
 from pytest_mistral_lora.checkpoint.base import load_base
+from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.conformance.adapter.checks import adapter_findings
 from pytest_mistral_lora.errors import RecipeError, TrainingError
 from pytest_mistral_lora.records.files import read_json, write_json
@@ -25,10 +27,13 @@ from pytest_mistral_lora.training.adapter import (
     expected_names,
     saved_modules,
 )
-from pytest_mistral_lora.training.recipe import PROJECTIONS, Lora
+from pytest_mistral_lora.training.attention import attend_in_segments
+from pytest_mistral_lora.training.data import RowDataset, load_data
+from pytest_mistral_lora.training.recipe import PROJECTIONS, Lora, parse_recipe
 from pytest_mistral_lora.training.run import RunResult, train
 from pytest_mistral_lora.training.save import Adapter, check_adapter
 from pytest_mistral_lora.training.smoke import smoke
+from pytest_mistral_lora.training.step import collate, step_rows, supervised_losses
 
 HEAD = "base_model.model.lm_head.weight"
 MAGNITUDE = "base_model.model.model.layers.1.self_attn.v_proj.lora_magnitude_vector"
@@ -41,10 +46,6 @@ WAYS: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(scope="module", params=WAYS)
 def full_run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, base: Path) -> RunResult:
-    from tiny_runs import recipe_data
-
-    from pytest_mistral_lora.training.recipe import parse_recipe
-
     folder = tmp_path_factory.mktemp(request.param)
     write_rows(folder / "rows.jsonl")
     data = recipe_data(base, lora=WAYS[request.param], training={"steps": 30, "learning_rate": 5e-3})
@@ -211,3 +212,26 @@ def test_a_head_of_another_vocabulary_is_a_finding(make_recipe: MakeRecipe, base
     assert "ML412" in {finding.rule for finding in adapter_findings(output, base)}
     save_file({name: tensor for name, tensor in tensors.items() if name != HEAD}, file)
     assert [f"{HEAD} is missing"] == [one.found for one in adapter_findings(output, base) if one.rule == "ML401"]
+
+
+def test_the_step_gives_them_the_gradient_of_each_row_by_itself(make_recipe: MakeRecipe, base: Path) -> None:
+    lora = Lora(r=4, dora=True, modules_to_save=("lm_head", "embed_tokens"))
+    encoder = Encoder("mistral-common", CheckpointTokenizer(base))
+    encoded = load_data(make_recipe(), encoder).train.encoded
+    found = []
+    for plain in (True, False):
+        model = attach_adapter(load_base(base, "fp32", "cpu"), lora, adapted_layers(base, PROJECTIONS), seed=0)
+        if plain:
+            for row in encoded:
+                logits = model(input_ids=torch.tensor([row.input_ids]), use_cache=False).logits
+                labels = torch.tensor(row.labels)
+                torch.nn.functional.cross_entropy(logits[0, :-1], labels[1:], reduction="sum").backward()
+        else:
+            attend_in_segments(model)
+            supervised_losses(model, step_rows(collate(list(RowDataset(encoded)))))[0].sum().backward()
+        found.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    alone, together = found
+    assert sum("modules_to_save" in name for name in alone) == 2
+    assert alone.keys() == together.keys()
+    for name, gradient in alone.items():
+        torch.testing.assert_close(together[name], gradient, rtol=1e-4, atol=1e-4 * gradient.abs().max().item())
