@@ -32,7 +32,7 @@ def scaled(base: Path, tmp_path: Path) -> MakeTrainer:
     write_rows(tmp_path / "rows.jsonl")
 
     def make(overflows: set[int], **training: Any) -> tuple[Trainer, Recipe, dict[int, torch.Tensor]]:
-        settings = {"steps": 6, "batch_size": 5, "logging_steps": 1, "checkpoint_steps": 2, **training}
+        settings = {"steps": 6, "batch_size": 5, "logging_steps": 1, **training}
         recipe = parse_recipe(recipe_data(base, training=settings), folder=tmp_path)
         data = load_data(recipe, Encoder("mistral-common", CheckpointTokenizer(base)))
         layers = adapted_layers(base, recipe.lora.target_modules)
@@ -113,10 +113,10 @@ def test_a_run_of_skipped_steps_stops_the_training(scaled: MakeTrainer) -> None:
 
 
 def test_a_resumed_run_has_counted_what_came_before(scaled: MakeTrainer, tmp_path: Path) -> None:
-    trainer, _, _ = scaled({1, 2, 3, 4, 5, 6}, max_skipped_steps=3)
+    trainer, _, _ = scaled({1, 2, 3, 4, 5, 6}, max_skipped_steps=3, checkpoint_steps=2)
     with pytest.raises(TrainingError, match="step 3"):
         trainer.train()
-    trainer, _, values = scaled({3, 4, 5, 6}, max_skipped_steps=5)
+    trainer, _, values = scaled({3, 4, 5, 6}, max_skipped_steps=5, checkpoint_steps=2)
     with pytest.raises(TrainingError, match=r"5 steps one after another.*step 5"):
         trainer.train(resume_from_checkpoint=str(tmp_path / "work" / "checkpoint-2"))
     assert min(values) == 3
