@@ -75,8 +75,8 @@ def _masking(train: Split) -> dict[str, Any]:
 
 
 def training_facts(
-    recipe: Recipe, config: Mapping[str, Any], state: Any, resumed_from: int | None
-) -> dict[str, Any]:  # fmt: skip
+    recipe: Recipe, config: Mapping[str, Any], state: Any, *, resumed_from: int | None, relief: Sequence[str]
+) -> dict[str, Any]:
     """Return the manifest's `training`.
 
     Args:
@@ -84,6 +84,7 @@ def training_facts(
         config: The base's `config.json`.
         state: The Trainer's state at the end.
         resumed_from: Step of the checkpoint that the run went on from, or None.
+        relief: What was changed where memory ran out.
     """
     training = recipe.training
     return {
@@ -107,6 +108,7 @@ def training_facts(
         "activation_checkpointing": training.activation_checkpointing,
         "kernels": training.kernels,
         "sliding_window": config.get("sliding_window"),
+        "memory_relief": list(relief),
         "resumed_from_step": resumed_from,
     }
 
