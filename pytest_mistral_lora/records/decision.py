@@ -46,16 +46,34 @@ def _decision(manifest: Mapping[str, Any], recipe: Mapping[str, Any]) -> str:
     lora, training = manifest["lora"], manifest["training"]
     schedule = training["schedule"]
     rows = [
-        ("LoRA", f"r {lora['r']}, alpha {lora['alpha']:g}, dropout {lora['dropout']:g}, rslora {lora['rslora']}"),
+        ("LoRA", _lora(lora)),
         ("Layers", f"{lora['layers']}: {', '.join(lora['target_modules'])}"),
         ("Trained numbers", f"{lora['parameters']}"),
         ("Steps", f"{training['steps']} of {training['batch_size']} rows ({training['epochs']:g} epochs)"),
         ("Learning rate", f"{training['learning_rate']:g}, {training['optimizer']}"),
         ("Schedule", f"{schedule['name']}, {schedule['warmup_steps']} warm-up steps, {schedule['total_steps']} in all"),
+        *(
+            (("Skipped steps", f"{training['skipped_steps']}: fp16 overflowed"),)
+            if training.get("skipped_steps")
+            else ()
+        ),
         ("Seeds", f"{manifest['seed']} for the adapter and dropout, {training['order_seed']} for the order of rows"),
-        ("Precision", f"{training['precision']} base, {training['adapter_dtype']} adapter, on {training['device']}"),
+        ("Precision", _precision(training)),
     ]
     return "## Decision\n\n" + _table(rows)
+
+
+def _lora(lora: Mapping[str, Any]) -> str:
+    text = f"r {lora['r']}, alpha {lora['alpha']:g}, dropout {lora['dropout']:g}, rslora {lora['rslora']}"
+    text += ", DoRA" if lora.get("dora") else ""
+    return f"{text}; {' and '.join(lora['modules_to_save'])} in full" if lora.get("modules_to_save") else text
+
+
+def _precision(training: Mapping[str, Any]) -> str:
+    quantized = f" in {training['quantization']}" if training.get("quantization") else ""
+    kernels = f", {training['kernels']} kernels" if training.get("kernels") else ""
+    base = f"{training['precision']} base{quantized}"
+    return f"{base}, {training['adapter_dtype']} adapter, on {training['device']}{kernels}"
 
 
 def _masking(manifest: Mapping[str, Any], recipe: Mapping[str, Any]) -> str:

@@ -30,7 +30,13 @@ if TYPE_CHECKING:
 State = Literal["match", "mismatch", "not available"]
 _ADAPTER = "adapter_model.safetensors"
 _CONFIG = "adapter_config.json"
-_CONFIG_KEYS = {"r": "r", "alpha": "lora_alpha", "dropout": "lora_dropout", "rslora": "use_rslora"}
+_CONFIG_KEYS = {
+    "r": "r",
+    "alpha": "lora_alpha",
+    "dropout": "lora_dropout",
+    "rslora": "use_rslora",
+    "dora": "use_dora",
+}
 
 
 @dataclass(frozen=True)
@@ -119,7 +125,7 @@ def _tensors(folder: Path, data: Mapping[str, Any]) -> Iterator[Fact]:
         return
     file, lora = folder / _ADAPTER, data["lora"]
     yield _fact("lora.tensors_sha256", lora["tensors_sha256"], lambda: sha256_tensors(_read(folder)), file)
-    yield _fact("lora.layers", lora["layers"], lambda: len(_read(folder)) // 2, file)
+    yield _fact("lora.layers", lora["layers"], lambda: sum(".lora_A." in name for name in _read(folder)), file)
     yield _fact("lora.parameters", lora["parameters"], lambda: _elements(folder), file)
 
 
@@ -138,9 +144,15 @@ def _config(folder: Path, data: Mapping[str, Any]) -> Iterator[Fact]:
     if "lora" not in data:
         return
     for name, key in _CONFIG_KEYS.items():
-        yield _fact(f"lora.{name}", data["lora"][name], partial(_key, file, key), file)
-    targets = data["lora"]["target_modules"]
-    yield _fact("lora.target_modules", targets, lambda: sorted(_key(file, "target_modules")), file)
+        if name in data["lora"]:
+            yield _fact(f"lora.{name}", data["lora"][name], partial(_key, file, key), file)
+    for name in ("target_modules", "modules_to_save"):
+        if name in data["lora"]:
+            yield _fact(f"lora.{name}", data["lora"][name], partial(_names, file, name), file)
+
+
+def _names(file: Path, key: str) -> list[str]:
+    return sorted(_key(file, key) or [])
 
 
 def _key(file: Path, key: str) -> Any:

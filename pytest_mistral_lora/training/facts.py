@@ -13,12 +13,16 @@ import torch
 from pytest_mistral_lora.chat.rows import read_rows
 from pytest_mistral_lora.records.hashing import sha256_file, sha256_ids, sha256_rows
 from pytest_mistral_lora.records.identity import base_weights_sha256, sha256_files
+from pytest_mistral_lora.training.callbacks import skipped_steps
 from pytest_mistral_lora.training.data import RunData, Split
 from pytest_mistral_lora.training.devices import device_count, on_gpu, precision_of
 from pytest_mistral_lora.training.recipe import Recipe, Training
 from pytest_mistral_lora.training.smoke import Completion
 
-_PACKAGES = ("accelerate", "mistral-common", "peft", "safetensors", "tokenizers", "torch", "transformers")
+_PACKAGES = (
+    *("accelerate", "bitsandbytes", "liger-kernel"),
+    *("mistral-common", "peft", "safetensors", "tokenizers", "torch", "transformers"),
+)
 _AS_GIVEN = ("learning_rate", "batch_size", "micro_batch_tokens", "max_length", "weight_decay", "max_grad_norm")
 
 
@@ -34,7 +38,11 @@ def run_facts(
         "seed": recipe.training.seed,
         "dataset": _dataset(recipe, data),
         "masking": _masking(data.train),
-        "lora": {**recipe.lora.model_dump(), "target_modules": sorted(recipe.lora.target_modules)},
+        "lora": {
+            **recipe.lora.model_dump(),
+            "target_modules": sorted(recipe.lora.target_modules),
+            "modules_to_save": sorted(recipe.lora.modules_to_save),
+        },
         "training": training,
         "environment": environment(),
         "evaluation": evaluation,
@@ -67,37 +75,48 @@ def _masking(train: Split) -> dict[str, Any]:
 
 
 def training_facts(
-    training: Training, config: Mapping[str, Any], state: Any, *, resumed_from: int | None, relief: Sequence[str]
+    recipe: Recipe, config: Mapping[str, Any], state: Any, *, resumed_from: int | None, relief: Sequence[str]
 ) -> dict[str, Any]:
     """Return the manifest's `training`.
 
     Args:
-        training: The recipe's section.
+        recipe: The recipe.
         config: The base's `config.json`.
         state: The Trainer's state at the end.
         resumed_from: Step of the checkpoint that the run went on from, or None.
         relief: What was changed where memory ran out.
     """
+    training = recipe.training
     return {
         "steps": state.global_step,
         "epochs": float(state.epoch or 0),
         **{name: getattr(training, name) for name in _AS_GIVEN},
         "schedule": {
             "name": training.schedule,
-            "warmup_steps": training.warmup_steps,
+            "warmup_steps": training.warmup(state.max_steps),
             "total_steps": state.max_steps,
+            "min_learning_rate_ratio": training.min_learning_rate_ratio,
         },
-        "optimizer": "AdamW, betas 0.9 and 0.999, epsilon 1e-08",
+        "optimizer": _optimizer(training),
         "devices": device_count(),
         "order_seed": training.seed if training.order_seed is None else training.order_seed,
         "precision": precision_of(training),
+        "quantization": recipe.base.quantization,
         "adapter_dtype": "float32",
+        "skipped_steps": len(skipped_steps(state.log_history)),
         "device": "cuda" if on_gpu(training) else "cpu",
         "activation_checkpointing": training.activation_checkpointing,
+        "kernels": training.kernels,
         "sliding_window": config.get("sliding_window"),
         "memory_relief": list(relief),
         "resumed_from_step": resumed_from,
     }
+
+
+def _optimizer(training: Training) -> str:
+    states = {"adamw": "", "adamw_8bit": ", 8-bit moments", "paged_adamw_8bit": ", paged 8-bit moments"}
+    first, second = training.betas
+    return f"AdamW{states[training.optimizer]}, betas {first} and {second}, epsilon {training.epsilon:g}"
 
 
 def evaluation_facts(log: Sequence[Mapping[str, Any]], completions: Sequence[Completion]) -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ from pytest_mistral_lora.errors import TrainingError
 from pytest_mistral_lora.training.activations import checkpoint_activations
 from pytest_mistral_lora.training.arguments import Progress, trainer_arguments
 from pytest_mistral_lora.training.attention import attend_in_segments
-from pytest_mistral_lora.training.callbacks import LogLines, StopAtNonFinite
+from pytest_mistral_lora.training.callbacks import LogLines, OverflowWatch, StopAtNonFinite
 from pytest_mistral_lora.training.data import RowDataset
 from pytest_mistral_lora.training.recipe import Training
 from pytest_mistral_lora.training.relief import DryRun
@@ -65,7 +65,7 @@ def make_trainer(
         order_seed=training.seed if training.order_seed is None else training.order_seed,
         share_prefix=training.share_prefix,
         on_oom=training.on_oom,
-        callbacks=[StopAtNonFinite()],
+        callbacks=[StopAtNonFinite(), OverflowWatch(training.max_skipped_steps)],
     )
     if training.dry_run:
         trainer.add_callback(DryRun(trainer))

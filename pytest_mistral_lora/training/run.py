@@ -9,18 +9,20 @@ from pathlib import Path
 from typing import Any
 
 from pytest_mistral_lora.checkpoint.backends import Encoder
-from pytest_mistral_lora.checkpoint.base import load_base, require_trainable
+from pytest_mistral_lora.checkpoint.base import load_base, load_nf4, require_trainable
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.errors import InputError, PinError, RecipeError
 from pytest_mistral_lora.records.files import read_json, write_json
 from pytest_mistral_lora.records.hashing import canonical_json, sha256_bytes, sha256_ids
 from pytest_mistral_lora.records.identity import base_weights_command, base_weights_sha256
-from pytest_mistral_lora.training.adapter import adapted_layers, adapter_tensors, attach_adapter
+from pytest_mistral_lora.training.adapter import adapted_layers, adapter_tensors, attach_adapter, saved_modules
 from pytest_mistral_lora.training.arguments import Progress
 from pytest_mistral_lora.training.data import RunData, load_data
-from pytest_mistral_lora.training.devices import device_count, device_of, on_gpu, precision_of
+from pytest_mistral_lora.training.devices import device_count, device_of, precision_of
 from pytest_mistral_lora.training.facts import evaluation_facts, run_facts, training_facts
 from pytest_mistral_lora.training.failure import leave_failure
+from pytest_mistral_lora.training.kernels import apply_kernels
+from pytest_mistral_lora.training.libraries import require_environment
 from pytest_mistral_lora.training.loop import evaluated, make_trainer
 from pytest_mistral_lora.training.recipe import Base, Recipe
 from pytest_mistral_lora.training.save import Adapter, write_run
@@ -28,6 +30,7 @@ from pytest_mistral_lora.training.smoke import Completion, Probe, generate, prob
 from pytest_mistral_lora.training.step import LoraTrainer
 
 _PROBED_ROWS = 8
+_LOGGED = {"loss", "eval_loss", "loss_scale"}
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,8 @@ class RunResult:
     Attributes:
         output: The adapter folder.
         manifest: Its manifest.
-        log: The training log: one mapping a line, with `step` and `loss` or `eval_loss` (nats a supervised token).
+        log: The training log: one mapping a line, with `step` and `loss` or `eval_loss` (nats a supervised token), or
+            with the `loss_scale` of a step that overflowed in fp16 and was skipped.
         adapter: The adapter's tensors before and after.
         probe: Teacher-forced logits of the first training rows, of the model in memory.
         completions: What the model in memory generated, as the recipe's `evaluation` asked for.
@@ -119,22 +123,24 @@ class _Run:
     config: Mapping[str, Any]
     encoder: Encoder
     layers: Sequence[str]
+    saved: Sequence[str]
     data: RunData
 
     @classmethod
     def prepare(cls, recipe: Recipe) -> _Run:
         if recipe.output.exists():
             raise InputError("exists already", place=str(recipe.output), next_step="Remove it or name another output.")
-        on_gpu(recipe.training)
+        require_environment(recipe)
         base = resolve_base(recipe.base)
         config = require_trainable(base)
         layers = adapted_layers(base, recipe.lora.target_modules)
+        saved = saved_modules(base, recipe.lora.modules_to_save)
         encoder = Encoder(recipe.backend, CheckpointTokenizer(base))
         if encoder.vocab_size > config["vocab_size"]:
             raise RecipeError(
                 f"the tokenizer has {encoder.vocab_size} ids, the model {config['vocab_size']}", place=str(base)
             )
-        return cls(recipe, base, config, encoder, layers, load_data(recipe, encoder))
+        return cls(recipe, base, config, encoder, layers, saved, load_data(recipe, encoder))
 
     @property
     def identity(self) -> str:
@@ -145,7 +151,9 @@ class _Run:
 
     def train(self, work: Path, checkpoint: Path | None, progress: Progress) -> RunResult:
         training = self.recipe.training
-        model = load_base(self.base, precision_of(training), device_of(training))
+        load = load_nf4 if self.recipe.base.quantization else load_base
+        model = load(self.base, precision_of(training), device_of(training))
+        apply_kernels(model, training)
         model = attach_adapter(model, self.recipe.lora, self.layers, seed=training.seed)
         initial = adapter_tensors(model)
         trainer = make_trainer(
@@ -165,11 +173,11 @@ class _Run:
         self, trainer: LoraTrainer, model: Any, initial: Any, work: Path, checkpoint: Path | None
     ) -> RunResult:  # fmt: skip
         tensors = adapter_tensors(model, trainer.accelerator.get_state_dict(trainer.model_wrapped))
-        adapter = Adapter(tensors, initial, self.layers, model.peft_config["default"])
+        adapter = Adapter(tensors, initial, self.layers, model.peft_config["default"], self.saved)
         first = self.data.train
         completions = self._generations(model)
         result = probe(model, first.encoded[:_PROBED_ROWS])
-        log = [line for line in trainer.state.log_history if "loss" in line or "eval_loss" in line]
+        log = [line for line in trainer.state.log_history if line.keys() & _LOGGED]
         manifest: Mapping[str, Any] = {}
         if trainer.accelerator.is_main_process:
             resumed_from = _step(checkpoint) if checkpoint else None
@@ -178,7 +186,7 @@ class _Run:
                 self.base,
                 self.data,
                 training_facts(
-                    self.recipe.training,
+                    self.recipe,
                     self.config,
                     trainer.state,
                     resumed_from=resumed_from,

@@ -19,7 +19,7 @@ from transformers import GenerationConfig
 from pytest_mistral_lora.chat.encoded import IGNORE_INDEX, EncodedRow
 from pytest_mistral_lora.chat.rows import Row, read_rows
 from pytest_mistral_lora.checkpoint.backends import Encoder
-from pytest_mistral_lora.checkpoint.base import Precision, load_base
+from pytest_mistral_lora.checkpoint.base import Precision, load_base, load_nf4
 from pytest_mistral_lora.checkpoint.tokenizers import TOKENIZER_JSON, CheckpointTokenizer, oracle_file
 from pytest_mistral_lora.errors import EXIT_OK, InputError, MistralLoraError
 from pytest_mistral_lora.records.files import write_json
@@ -139,22 +139,24 @@ def _last_turn(encoded: EncodedRow) -> tuple[int, ...]:
     )
 
 
-def load_adapted(adapter: Path, base: Path, precision: Precision, device: str) -> Any:
-    """Load a base model and put a saved adapter on it.
+def load_adapted(
+    adapter: Path, base: Path, precision: Precision, device: str, quantization: str | None = None
+) -> Any:  # fmt: skip
+    """Load a base model and put a saved adapter on it; modules that it saves in full get the base's dtype.
 
     Raises:
         InputError: If a tensor of the file is not in the loaded model, or the other way round. PEFT itself only warns,
             and the model then answers as its base does.
     """
     saved = read_tensors(adapter / "adapter_model.safetensors")
-    model = load_base(base, precision, device)
+    model = (load_nf4 if quantization else load_base)(base, precision, device)
     with peft_quiet():
         model = PeftModel.from_pretrained(model, adapter)
     loaded = adapter_tensors(model)
     different = sorted(
         name
         for name in saved.keys() | loaded.keys()
-        if name not in saved or name not in loaded or not torch.equal(saved[name].float(), loaded[name].float())
+        if name not in saved or name not in loaded or not torch.equal(saved[name].to(loaded[name].dtype), loaded[name])
     )
     if different:
         raise InputError(
@@ -191,7 +193,9 @@ def smoke(
     """
     where = "cuda" if device == "cuda" or (device == "auto" and torch.cuda.is_available()) else "cpu"
     recorded = load(adapter).data.get("training", {}) if (adapter / MANIFEST).is_file() else {}
-    model = load_adapted(adapter, base, recorded.get("precision", "fp32"), where)
+    model = load_adapted(
+        adapter, base, recorded.get("precision", "fp32"), where, recorded.get("quantization")
+    )  # fmt: skip
     encoder = encoder_of(adapter, base)
     encoded = [encoder.encode(row) for row in rows]
     return {

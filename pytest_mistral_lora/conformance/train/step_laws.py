@@ -71,13 +71,15 @@ def _beside(bed: Bed) -> dict[str, Any]:
     trainer = bed.trainer(bed.model(), bed.recipe())
     rows = passes.step_rows(passes.collate(list(RowDataset(bed.encoded[:ROWS]))))
     named = {name: one for name, one in trainer.model.named_parameters() if one.requires_grad}
-    sums = []
-    for parts in ([rows], [[row] for row in rows]):
+    layouts: dict[str, list[Any]] = {"together": [rows], "alone": [[row] for row in rows]}
+    found = {}
+    for name, parts in layouts.items():
         losses = [passes.supervised_losses(trainer.model, part, inner=trainer.model)[0] for part in parts]
         loss = torch.cat(losses).mean()
-        sums.append((loss.item(), dict(zip(named, torch.autograd.grad(loss, list(named.values())), strict=True))))
-    together = Step(sums[0][0], sums[0][1], (), ())
-    return compared(together, sums[1][0], {name: one.double() for name, one in sums[1][1].items()})
+        gradients = dict(zip(named, torch.autograd.grad(loss, list(named.values())), strict=True))
+        found[name] = Step(loss.item(), gradients, (), ())
+    alone = found["alone"]
+    return compared(found["together"], alone.loss, {name: one.double() for name, one in alone.gradients.items()})
 
 
 def _padded(pad: int, batch: dict[str, Any]) -> dict[str, Any]:
