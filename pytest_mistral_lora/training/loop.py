@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers import PrinterCallback
+from transformers import PrinterCallback, TrainerCallback
 
 from pytest_mistral_lora.chat.encoded import EncodedRow
 from pytest_mistral_lora.errors import TrainingError
 from pytest_mistral_lora.training.arguments import Progress, trainer_arguments
-from pytest_mistral_lora.training.callbacks import LogLines, StopAtNonFinite
+from pytest_mistral_lora.training.callbacks import EvaluateAtEnd, LogLines, StopAtNonFinite
 from pytest_mistral_lora.training.data import PadRight, RowDataset
 from pytest_mistral_lora.training.recipe import Training
 from pytest_mistral_lora.training.step import LoraTrainer
@@ -66,6 +66,14 @@ def make_trainer(
     if progress == "lines":
         trainer.add_callback(LogLines())
     return trainer
+
+
+def follow(trainer: LoraTrainer, callbacks: Sequence[TrainerCallback]) -> None:
+    """Let callbacks follow a run from its first step to its last, the last held-out loss included."""
+    if trainer.eval_dataset is not None:
+        trainer.add_callback(EvaluateAtEnd())
+    for callback in callbacks:
+        trainer.add_callback(callback)
 
 
 def _checkpoint_activations(model: Any) -> None:
