@@ -61,7 +61,7 @@ class RecordedBase:
 
     def _places(self, adapter: Path) -> Iterator[Path]:
         """Yield where a local base may be: its name is its path beside the recipe, and the output often is there."""
-        yield from (Path(self.name), adapter.parent / self.name, adapter.parent / Path(self.name).name)
+        yield from (adapter.parent / self.name, adapter.parent / Path(self.name).name, Path(self.name))
         if adapter.parent.name == Path(self.name).parent.name:
             yield adapter.parent.parent / self.name
 

@@ -95,7 +95,9 @@ class Watching(TrainerCallback):  # type: ignore[misc]
         """Answer the rows if it is time."""
         due = self.every is not None and state.global_step % self.every == 0
         if self.rows and (due or control.should_training_stop):
+            due_to_log = control.should_log
             self.completions()
+            control.should_log = due_to_log  # logging the rates took it back, and the loss of this step would be lost
 
     def completions(self) -> list[Completion]:
         """Return the answers at the step where the trainer is; asked for once, they are kept."""
