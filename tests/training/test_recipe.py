@@ -98,6 +98,19 @@ _PIN = "revision: e0bc86c23ce5aae1db576c8cca6f06f1f73af2db"
         ("learning_rate", "learning_rat", "training.learning_rat", "Extra inputs are not permitted"),
         ("epochs: 2", "epochs: 2\n  batch_size: 3\n  micro_batch_size: 2", "training", "not a multiple"),
         ("epochs: 2", "epochs: 2\n  schedule: cosin", "training.schedule", "'cosin'"),
+        ("output", "evaluation: {checks: [json]}\noutput", "evaluation", "checks without generations"),
+        ("output", "evaluation: {generation_steps: 5}\noutput", "evaluation", "generation_steps without generations"),
+        *(
+            ("output", f"evaluation: {{generations: 1, checks: [{check}]}}\noutput", "evaluation.checks.0", said)
+            for check, said in [
+                ("jsno", "'jsno': expected json, tool_call, eos"),
+                ("3", "3: expected json, tool_call, eos"),
+                ("{regex: a, max_tokens: 1}", "expected json, tool_call, eos"),
+                ("{regex: (}", "'(': not a regular expression"),
+                ("{max_tokens: 0}", "0: Input should be greater than 0"),
+            ]
+        ),
+        ("output", "evaluation: {generations: 1, checks: [eos, eos]}\noutput", "evaluation", "given twice"),
         ("held_out: 0.1", "held_out: 1.0", "data.held_out", "less than 1"),
         ("held_out: 0.1", "held_out: 0.1\n  eval: [e.jsonl]", "data", "not both"),
         ("train: [data/train.jsonl]", "train: []", "data.train", "at least 1"),
