@@ -147,11 +147,8 @@ class _Run:
     @property
     def identity(self) -> str:
         """What must be the same for a run to go on from a checkpoint."""
-        seen: Any = {
-            "output": True,
-            "evaluation": True,
-            "training": {"report_to"},
-        }  # what a run shows, not what it does
+        # what a run shows is not what it does
+        seen: Any = {"output": True, "evaluation": True, "training": {"report_to"}}
         recipe = self.recipe.model_dump(mode="json", exclude=seen)
         ids = sha256_ids(row.input_ids for split in (self.data.train, self.data.held_out) for row in split.encoded)
         return sha256_bytes(canonical_json({"recipe": recipe, "ids": ids, "devices": device_count()}))
@@ -166,7 +163,6 @@ class _Run:
             training,
             self.data.train.encoded,
             self.data.held_out.encoded,
-            pad_id=self._pad_id,
             work=work,
             progress=progress,
         )
@@ -175,12 +171,6 @@ class _Run:
         if self.data.held_out.rows and not evaluated(trainer):
             trainer.evaluate()
         return self._finish(trainer, model, initial, work, checkpoint, watching)
-
-    @property
-    def _pad_id(self) -> int:
-        """The base's padding id, or BOS: a padded position is masked and has no label, so its id changes nothing."""
-        pad = self.config.get("pad_token_id")
-        return int(pad if pad is not None else self.data.train.encoded[0].input_ids[0])
 
     def _watched(self, trainer: LoraTrainer, model: Any, work: Path) -> Watching:
         """Let the recipe's loggers and generations follow the run."""

@@ -22,7 +22,7 @@ from pytest_mistral_lora.training.loggers import loggers
 from pytest_mistral_lora.training.recipe import parse_recipe
 from pytest_mistral_lora.training.run import RunResult, train, work_folder
 
-TRAINING = {"steps": 4, "batch_size": 2, "micro_batch_size": 1}
+TRAINING = {"steps": 4, "batch_size": 2}
 LORA = {"dropout": 0.2}
 WATCHED = {"generations": 2, "generation_steps": 2, "max_new_tokens": 4, "checks": ["eos", {"max_tokens": 4}]}
 
