@@ -106,6 +106,19 @@ class Judgement:
         return {**asdict(self), "passed": self.passed}
 
 
+def difference_text(one: Judgement) -> list[str]:
+    """Return the first other token for a terminal: both candidates, and how near they were; empty for equal ids."""
+    if one.difference is None:
+        return []
+    golden, found = one.difference.golden, one.difference.found
+    return [
+        f"token {one.difference.token}: recorded {golden.id} {golden.piece!r} (probability {golden.probability:.4f}), "
+        f"found {found.id} {found.piece!r} ({found.probability:.4f})",
+        f"margin when recorded: {one.difference.margin:.4g} nats; the recorded answer's log-probability moved by "
+        f"{one.logprob_difference:.4g} nats a token",
+    ]
+
+
 def judge(model: Any, encoder: Encoder, transcript: Transcript, *, precision: Precision) -> Judgement:
     """Answer a transcript's prompt again, and say in which tier the answer is.
 

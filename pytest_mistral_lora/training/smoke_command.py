@@ -92,17 +92,12 @@ def comparison_text(comparison: Comparison) -> str:
 
 
 def _lines(one: Judgement) -> list[str]:
+    from pytest_mistral_lora.training.judging import difference_text
+
     lines = [f"{one.tier:<10}  {one.case}"]
     if one.difference is not None:
-        golden, found = one.difference.golden, one.difference.found
-        lines += [
-            f"  token {one.difference.token}: recorded {golden.id} {golden.piece!r} (probability "
-            f"{golden.probability:.4f}), found {found.id} {found.piece!r} ({found.probability:.4f})",
-            f"  margin when recorded: {one.difference.margin:.4g} nats; the recorded answer's log-probability moved by "
-            f"{one.logprob_difference:.4g} nats a token",
-            f"  recorded: {one.golden_text!r}",
-            f"  found:    {one.text!r}",
-        ]
+        lines += [f"  {line}" for line in difference_text(one)]
+        lines += [f"  recorded: {one.golden_text!r}", f"  found:    {one.text!r}"]
     return lines + [f"  {check.name} failed: {check.reason}" for check in one.broken_checks]
 
 
