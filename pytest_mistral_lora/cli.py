@@ -231,7 +231,7 @@ def _rules(given: argparse.Namespace) -> int:
     elif given.ids:
         sys.stdout.write("\n\n".join(rule.text() for rule in chosen) + "\n")
     else:
-        lines = (f"{rule.id}  {rule.subject:<9}  {rule.severity:<5}  {rule.title}\n" for rule in chosen)
+        lines = (f"{rule.id}  {rule.subject:<10}  {rule.severity:<5}  {rule.title}\n" for rule in chosen)
         sys.stdout.writelines(lines)
     return EXIT_OK
 
