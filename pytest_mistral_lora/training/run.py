@@ -233,7 +233,13 @@ class _Run:
         self, trainer: LoraTrainer, log: Sequence[Mapping[str, Any]], watching: Watching, checkpoint: Path | None
     ) -> dict[str, Any]:  # fmt: skip
         resumed_from = _step(checkpoint) if checkpoint else None
-        training = training_facts(self.recipe.training, self.config, trainer.state, resumed_from)
+        training = training_facts(
+            self.recipe.training,
+            self.config,
+            trainer.state,
+            resumed_from=resumed_from,
+            relief=trainer.relief.taken,
+        )
         evaluation = evaluation_facts(log, watching.completions(), watching.rates)
         return run_facts(self.recipe, self.base, self.data, training, evaluation)
 
