@@ -120,7 +120,7 @@ _PIN = "revision: e0bc86c23ce5aae1db576c8cca6f06f1f73af2db"
             (
                 "output",
                 f"evaluation: {{generations: 1, checks: [{check}]}}\noutput",
-                f"evaluation.checks.0{place}",
+                place,
                 said,
             )
             for check, place, said in [
