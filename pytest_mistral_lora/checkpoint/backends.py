@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Literal
 
 from pytest_mistral_lora.chat.encoded import EncodedRow
 from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.chat.template import ChatTemplate
-from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
+from pytest_mistral_lora.checkpoint.tokenizers import TOKENIZER_JSON, CheckpointTokenizer, oracle_file
 from pytest_mistral_lora.errors import RowError
 
 Fault = Literal["no-labels", "nothing-supervised", "too-long"]
@@ -71,6 +72,13 @@ class Encoder:
         if self.backend == "mistral-common":
             return self.tokenizer.oracle.piece(token)
         return str(self.tokenizer.fast.convert_ids_to_tokens(token))
+
+    @property
+    def file(self) -> Path:
+        """The tokenizer file that decides its ids."""
+        own, converted = oracle_file(self.tokenizer.path), self.tokenizer.path / TOKENIZER_JSON
+        through_own = self.backend == "mistral-common" or not converted.is_file()
+        return own if own is not None and through_own else converted
 
     @property
     def vocab_size(self) -> int:

@@ -13,6 +13,8 @@ from transformers import TrainerCallback
 from pytest_mistral_lora.errors import TrainingError
 
 _LOG = logging.getLogger(__name__)
+FORMAT = "eval_format/"
+"""How the names of format rates begin in the log."""
 _FIGURES = ("loss", "eval_loss", "grad_norm", "learning_rate")
 
 
@@ -93,7 +95,20 @@ class LogLines(TrainerCallback):  # type: ignore[misc]
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         """Write the step and its figures; one process of a distributed run writes."""
-        figures = [f"{name} {value:.4g}" for name, value in (logs or {}).items() if name in _FIGURES]
+        figures = [f"{name} {value:.4g}" for name, value in (logs or {}).items() if _is_shown(name)]
         if figures and state.is_world_process_zero:
             sys.stderr.write(f"step {state.global_step}/{state.max_steps}: {', '.join(figures)}\n")
             sys.stderr.flush()
+
+
+def _is_shown(name: str) -> bool:
+    return name in _FIGURES or name.startswith(FORMAT)
+
+
+class EvaluateAtEnd(TrainerCallback):  # type: ignore[misc]
+    """Measure the held-out loss of the last step inside the loop, where loggers still listen."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Ask for an evaluation if this is the last step."""
+        if control.should_training_stop:
+            control.should_evaluate = True

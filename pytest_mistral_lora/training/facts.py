@@ -119,8 +119,16 @@ def _optimizer(training: Training) -> str:
     return f"AdamW{states[training.optimizer]}, betas {first} and {second}, epsilon {training.epsilon:g}"
 
 
-def evaluation_facts(log: Sequence[Mapping[str, Any]], completions: Sequence[Completion]) -> list[dict[str, Any]]:
-    """Return the manifest's `evaluation`: losses in nats a supervised token, and verdicts on generations."""
+def evaluation_facts(
+    log: Sequence[Mapping[str, Any]], completions: Sequence[Completion], rates: Mapping[str, float]
+) -> list[dict[str, Any]]:
+    """Return the manifest's `evaluation`: losses in nats a supervised token, and verdicts on generations.
+
+    Args:
+        log: Lines of the training log.
+        completions: What was generated after training.
+        rates: Share of it that passes each format check, from 0 to 1.
+    """
     losses = [line["loss"] for line in log if "loss" in line]
     held_out = [line["eval_loss"] for line in log if "eval_loss" in line]
     results: dict[str, Any] = {"training loss, first step": losses[0], "training loss, last log": losses[-1]}
@@ -132,9 +140,9 @@ def evaluation_facts(log: Sequence[Mapping[str, Any]], completions: Sequence[Com
             "rows": len(completions),
             "equal to the row": sum(one.equal for one in completions),
             "stopped by EOS": sum(one.stop == "eos" for one in completions),
+            **{f"rate that passes {name}": rate for name, rate in rates.items()},
         }
-        command = "python -m pytest_mistral_lora.training.smoke . --base BASE --rows ROWS.jsonl"
-        measured.append({"command": command, "results": verdicts})
+        measured.append({"command": "mistral-lora smoke . --base BASE", "results": verdicts})
     return measured
 
 

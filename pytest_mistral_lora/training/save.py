@@ -106,6 +106,7 @@ def write_run(
     log: Iterable[Mapping[str, Any]],
     facts: Mapping[str, Any],
     recipe: Mapping[str, Any],
+    texts: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Write the folder of a finished run and return its manifest.
 
@@ -118,6 +119,7 @@ def write_run(
         log: Lines of the training log.
         facts: The parts of the manifest that do not come from the folder.
         recipe: The recipe as plain JSON data.
+        texts: Other files, by their names relative to the folder.
 
     Raises:
         TrainingError: If the adapter is not sound; then nothing is written.
@@ -131,6 +133,9 @@ def write_run(
         parts["template"] = _write_template(folder, encoder, base_folder)
         write_json(folder / RENDERED, _rendered(encoder, *first_row))
         write_text(folder / LOG, "".join(json.dumps(line, allow_nan=False) + "\n" for line in log))
+        for name, text in (texts or {}).items():
+            (folder / name).parent.mkdir(exist_ok=True)
+            write_text(folder / name, text)
         write_text(folder / DECISION, decision_text(parts, recipe))
         manifest = build(**parts, files=_listing(folder))
         write_json(folder / MANIFEST, manifest)
@@ -149,8 +154,7 @@ def _write_tokenizer(folder: Path, encoder: Encoder, base: Path) -> dict[str, An
     own = oracle_file(base)
     for file in [*([own] if own else []), *(base / name for name in _COMPANIONS if (base / name).is_file())]:
         shutil.copy(file, folder / file.name)
-    through_oracle = encoder.backend == "mistral-common" or not (folder / TOKENIZER_JSON).is_file()
-    name = own.name if own and through_oracle else TOKENIZER_JSON
+    name = encoder.file.name
     return {
         "backend": encoder.backend,
         "version": encoder.tokenizer.oracle.version if own else None,

@@ -1,12 +1,7 @@
-"""Load base and adapter afresh and use them as at inference: greedy generation, and logits to compare.
-
-`python -m pytest_mistral_lora.training.smoke ADAPTER --base BASE --rows ROWS.jsonl --json OUT.json`
-"""
+"""Load base and adapter afresh and use them as at inference: greedy generation, and logits to compare."""
 
 from __future__ import annotations
 
-import argparse
-import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,12 +12,11 @@ from peft import PeftModel
 from transformers import GenerationConfig
 
 from pytest_mistral_lora.chat.encoded import IGNORE_INDEX, EncodedRow
-from pytest_mistral_lora.chat.rows import Row, read_rows
+from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.checkpoint.backends import Encoder
 from pytest_mistral_lora.checkpoint.base import Precision, load_base, load_nf4
 from pytest_mistral_lora.checkpoint.tokenizers import TOKENIZER_JSON, CheckpointTokenizer, oracle_file
-from pytest_mistral_lora.errors import EXIT_OK, InputError, MistralLoraError
-from pytest_mistral_lora.records.files import write_json
+from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.records.hashing import sha256_tensors
 from pytest_mistral_lora.records.identity import read_tensors
 from pytest_mistral_lora.records.manifest import MANIFEST, load
@@ -206,34 +200,3 @@ def smoke(
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
     }
-
-
-def main(arguments: Sequence[str] | None = None, *, prog: str = "python -m pytest_mistral_lora.training.smoke") -> int:
-    """Run the command line; returns the exit code."""
-    description = "Load base and adapter afresh and generate the last answer of each row, greedily."
-    parser = argparse.ArgumentParser(prog=prog, description=description)
-    parser.add_argument("adapter", type=Path, help="adapter folder")
-    parser.add_argument("--base", type=Path, required=True, help="base checkpoint folder")
-    parser.add_argument("--rows", type=Path, required=True, help="chat JSONL file")
-    parser.add_argument("--json", type=Path, help="file to write the result to")
-    parser.add_argument("--max-new-tokens", type=int, default=256, help="longest completion, in tokens")
-    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="where the model runs")
-    given = parser.parse_args(arguments)
-    try:
-        rows = list(read_rows(given.rows))
-        result = smoke(
-            given.adapter, given.base, rows, max_new_tokens=given.max_new_tokens, device=given.device
-        )  # fmt: skip
-        if given.json:
-            write_json(given.json, result)
-    except MistralLoraError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return error.exit_code
-    for one in result["completions"]:
-        verdict = "as in the row" if one["equal"] else "not as in the row"
-        sys.stdout.write(f"row {one['row']}: {one['text']!r} (stopped by {one['stop']}, {verdict})\n")
-    return EXIT_OK
-
-
-if __name__ == "__main__":
-    sys.exit(main())

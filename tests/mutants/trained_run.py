@@ -27,7 +27,7 @@ from pytest_mistral_lora.conformance.train.checks import checks
 from pytest_mistral_lora.conformance.train.law import Figures, take
 from pytest_mistral_lora.records.files import write_json
 from pytest_mistral_lora.records.hashing import sha256_file
-from pytest_mistral_lora.training import adapter, data, loop, passes, run, smoke, step
+from pytest_mistral_lora.training import adapter, data, loop, passes, run, smoke, step, watching
 
 TARGET = "spm-v3"
 
@@ -57,7 +57,7 @@ _PLACES: dict[str, list[tuple[Any, str]]] = {
     "attach_adapter": [(adapter, "attach_adapter"), (run, "attach_adapter")],
     "checkpoint_activations": [(loop, "checkpoint_activations")],
     "make_trainer": [(loop, "make_trainer"), (run, "make_trainer")],
-    "generate": [(smoke, "generate"), (run, "generate")],
+    "generate": [(smoke, "generate"), (watching, "generate")],
     "merged": [(model_laws, "merged")],
     "packed_call": [(model_laws, "packed_call")],
 }

@@ -69,7 +69,8 @@ def _beside(bed: Bed) -> dict[str, Any]:
     from pytest_mistral_lora.training.data import RowDataset
 
     trainer = bed.trainer(bed.model(), bed.recipe())
-    rows = passes.step_rows(passes.collate(list(RowDataset(bed.encoded[:ROWS]))))
+    dataset = RowDataset(bed.encoded[:ROWS])
+    rows = passes.step_rows(passes.collate([dataset[place] for place in range(len(dataset))]))
     named = {name: one for name, one in trainer.model.named_parameters() if one.requires_grad}
     layouts: dict[str, list[Any]] = {"together": [rows], "alone": [[row] for row in rows]}
     found = {}

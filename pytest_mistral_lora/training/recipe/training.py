@@ -90,6 +90,11 @@ class Training(Section):
     checkpoint_steps: Positive = Field(
         default=100, description="Steps between two checkpoints that a killed run resumes from."
     )
+    report_to: tuple[str, ...] = Field(
+        default=(),
+        description="Loggers of transformers that get the log, such as tensorboard (files in OUTPUT.logs), wandb or "
+        "mlflow; default: none, and nothing is sent anywhere.",
+    )
 
     @model_validator(mode="after")
     def _is_consistent(self) -> Self:
