@@ -6,6 +6,7 @@ from typing import Literal, Self
 
 from pydantic import Field, StrictBool, model_validator
 
+from pytest_mistral_lora.chat.policy import Policy, Truncation, Unsupervised
 from pytest_mistral_lora.training.recipe.fields import NonNegative, Number, Positive, Section
 
 
@@ -21,8 +22,14 @@ class Training(Section):
     warmup_steps: NonNegative = Field(default=0, description="Steps over which the learning rate rises from 0.")
     batch_size: Positive = Field(default=8, description="Rows in an optimizer step, over all devices.")
     micro_batch_size: Positive = Field(default=1, description="Rows in one forward pass on one device.")
-    max_length: Positive = Field(
-        default=4096, description="Tokens in the longest row; a longer one is an error, never cut."
+    max_length: Positive = Field(default=4096, description="Tokens in the longest row that is trained on whole.")
+    truncation: Truncation = Field(
+        default="error",
+        description="What is done with a longer row: error; drop it; right: cut its end off, with the labels there.",
+    )
+    unsupervised: Unsupervised = Field(
+        default="error",
+        description="What is done with a row in which no token is trained on: error; drop it; warn, and keep it.",
     )
     weight_decay: Number = Field(
         default=0.0, description="AdamW's decoupled weight decay, per step and learning rate.", ge=0
@@ -47,6 +54,11 @@ class Training(Section):
     checkpoint_steps: Positive = Field(
         default=100, description="Steps between two checkpoints that a killed run resumes from."
     )
+
+    @property
+    def policy(self) -> Policy:
+        """What is done with a row that cannot be trained on as it is."""
+        return Policy(self.max_length, self.truncation, self.unsupervised)
 
     @model_validator(mode="after")
     def _is_consistent(self) -> Self:
