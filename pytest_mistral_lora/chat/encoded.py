@@ -72,4 +72,4 @@ class EncodedRow:
     @property
     def supervised_tokens(self) -> int:
         """How many tokens carry loss."""
-        return sum(label != IGNORE_INDEX for label in self.labels or ())
+        return len(self.labels) - self.labels.count(IGNORE_INDEX) if self.labels else 0

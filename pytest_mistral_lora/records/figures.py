@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from pytest_mistral_lora.chat.encoded import EncodedRow
@@ -84,7 +84,7 @@ class Figures:
 
     def to_json(self) -> dict[str, Any]:
         """Return the figures as plain JSON data."""
-        return asdict(self)
+        return {"tally": vars(self.tally), "sha256": dict(self.sha256)}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Figures:

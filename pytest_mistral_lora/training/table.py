@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import os
 from array import array
+from bisect import bisect_right
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Self
 
@@ -119,7 +121,8 @@ class RowTable:
         """Map an Arrow stream file, or take an Arrow table."""
         self._source = source
         self._batches = [batch for batch in _table(source).to_batches() if len(batch)]
-        self._starts = np.cumsum([0, *map(len, self._batches)])
+        self._starts = [0, *accumulate(map(len, self._batches))]
+        self._lists = [{name: _views(batch.column(name)) for name in _LISTS} for batch in self._batches]
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Cross process boundaries as what it was made from."""
@@ -127,35 +130,42 @@ class RowTable:
 
     def __len__(self) -> int:
         """Return the number of rows."""
-        return int(self._starts[-1])
+        return self._starts[-1]
 
     @property
     def lengths(self) -> Ints:
         """Tokens of each row, int64."""
-        parts = [np.diff(batch.column("input_ids").offsets.to_numpy()) for batch in self._batches]
-        return np.concatenate([np.zeros(0, np.int64), *parts])
+        return np.concatenate([np.zeros(0, np.int64), *(np.diff(one["input_ids"][0]) for one in self._lists)])
 
     def ids_and_labels(self, index: int) -> tuple[Ints, Ints]:
         """Return the ids and labels of a row, int32 views of the table."""
-        batch, at = self._find(index)
-        return _values(batch, "input_ids", at), _values(batch, "labels", at)
+        return self._values("input_ids", index), self._values("labels", index)
 
     def encoded(self, index: int) -> EncodedRow:
         """Return a row's encoding."""
-        batch, at = self._find(index)
-        ids, labels, spans = (_values(batch, name, at).tolist() for name in _LISTS)
+        ids, labels, spans = (self._values(name, index).tolist() for name in _LISTS)
         fields = zip(*[iter(spans)] * _SPAN_FIELDS, strict=True)
         return EncodedRow(tuple(ids), tuple(labels), tuple(_span(*one) for one in fields))
 
     def line(self, index: int) -> tuple[int, int, bytes]:
         """Return where a row came from: index of the file, number and bytes of the line."""
         batch, at = self._find(index)
-        file, number, line = (batch.column(name)[at].as_py() for name in ("file", "number", "line"))
+        file, number, line = (self._batches[batch].column(name)[at].as_py() for name in ("file", "number", "line"))
         return file, number, line
 
-    def _find(self, index: int) -> tuple[Any, int]:
-        found = int(np.searchsorted(self._starts, index, side="right")) - 1
-        return self._batches[found], index - int(self._starts[found])
+    def _values(self, name: str, index: int) -> Ints:
+        batch, at = self._find(index)
+        offsets, values = self._lists[batch][name]
+        return values[offsets[at] : offsets[at + 1]]
+
+    def _find(self, index: int) -> tuple[int, int]:
+        batch = bisect_right(self._starts, index) - 1
+        return batch, index - self._starts[batch]
+
+
+def _views(column: Any) -> tuple[Ints, Ints]:
+    """Return the offsets and the values of a list column, without a copy."""
+    return column.offsets.to_numpy(), column.values.to_numpy()
 
 
 def _table(source: Path | Any) -> Any:
@@ -165,10 +175,3 @@ def _table(source: Path | Any) -> Any:
         return source
     with pa.memory_map(str(source)) as file:
         return pa.ipc.open_stream(file).read_all()
-
-
-def _values(batch: Any, name: str, at: int) -> Ints:
-    column = batch.column(name)
-    offsets = column.offsets
-    values: Ints = column.values.slice(offsets[at].as_py(), offsets[at + 1].as_py() - offsets[at].as_py()).to_numpy()
-    return values
