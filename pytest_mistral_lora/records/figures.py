@@ -15,7 +15,7 @@ from pytest_mistral_lora.records.hashing import framed_ids, framed_row
 
 HASHED = ("rows", "ids", "labels")
 
-SHOWN = 20
+SHOWN = 10
 """Places that are kept of the rows that one thing was done to; all are counted."""
 
 

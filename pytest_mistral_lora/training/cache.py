@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import version
@@ -97,7 +97,7 @@ def cached(key: str, encode: Encode, *, trusted: bool = False) -> tuple[Sides, l
                 _remove(folder)
                 with finished_folder(folder) as unfinished:
                     _fill(unfinished, encode)
-            data = read_json(folder / _FIGURES)
+            data = read_json(folder / _FIGURES)["content"]
     except OSError as error:
         raise InputError(
             f"encoded rows cannot be kept here: {error.strerror or error}",
@@ -142,14 +142,16 @@ def _remove(folder: Path) -> None:
 
 def _is_whole(folder: Path, *, trusted: bool) -> bool:
     try:
-        files: Mapping[str, Mapping[str, Any]] = read_json(folder / _FIGURES)["files"]
-        for name, recorded in files.items():
+        data = read_json(folder / _FIGURES)
+        if data["sha256"] != sha256_bytes(canonical_json(data["content"])):
+            raise InputError("is not what was written", place=str(folder / _FIGURES))
+        for name, recorded in data["content"]["files"].items():
             file = folder / name
             if file.stat().st_size != recorded["size"] or not (trusted or sha256_file(file) == recorded["sha256"]):
                 raise InputError("is not what was written", place=str(file))
-    except (OSError, InputError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, InputError, KeyError, TypeError) as error:
         if folder.exists():
-            _log.warning("%s: encoded rows are damaged and are made anew: %s", folder, error)
+            _log.warning("encoded rows are damaged, and are made anew: %s", error)
         return False
     return True
 
@@ -157,6 +159,7 @@ def _is_whole(folder: Path, *, trusted: bool) -> bool:
 def _fill(folder: Path, encode: Encode) -> None:
     with ArrowFile(folder / "train.arrow") as train, ArrowFile(folder / "held_out.arrow") as held_out:
         figures, rows = encode((train.write, held_out.write))
-    files = {file.name: {"size": file.stat().st_size, "sha256": sha256_file(file)} for file in sorted(folder.iterdir())}
+    files = {path.name: {"size": path.stat().st_size, "sha256": sha256_file(path)} for path in folder.iterdir()}
     sides = {side: one.to_json() for side, one in zip(SIDES, figures, strict=True)}
-    write_json(folder / _FIGURES, {"files": files, "rows": rows, "sides": sides})
+    content = {"files": files, "rows": rows, "sides": sides}
+    write_json(folder / _FIGURES, {"content": content, "sha256": sha256_bytes(canonical_json(content))})
