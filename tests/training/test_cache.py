@@ -40,7 +40,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def kept(folder: Path) -> dict[str, int]:
     """Return the folders of the cache, and what changes when one is made anew."""
-    return {one.name: one.stat().st_ino for one in (folder / "cache").iterdir() if one.is_dir()}
+    return {one.name: one.stat().st_mtime_ns for one in (folder / "cache").iterdir() if one.is_dir()}
 
 
 def load(folder: Path, encoder: Encoder | None = None, **keys: Any) -> RunData:
