@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 import numpy as np
-import torch
 from torch.utils.data import Dataset
 
 from pytest_mistral_lora.chat.chunks import DataFile, is_long
-from pytest_mistral_lora.chat.encoded import IGNORE_INDEX, EncodedRow
+from pytest_mistral_lora.chat.encoded import EncodedRow
 from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.checkpoint.backends import Encoder
 from pytest_mistral_lora.errors import InputError
@@ -44,9 +43,7 @@ class Split:
     @property
     def lengths(self) -> Ints:
         """Tokens of each row, int64."""
-        if isinstance(self.encoded, EncodedRows):
-            return self.encoded.table.lengths
-        return np.array([len(row.input_ids) for row in self.encoded], np.int64)
+        return lengths_of(self.encoded)
 
     @property
     def supervised_tokens(self) -> int:
@@ -155,8 +152,15 @@ def _refuse_empty(data: RunData, recipe: Recipe) -> None:
         raise InputError(f"each of {held_out.rows} held-out rows is dropped", place="training")
 
 
-class RowDataset(Dataset[dict[str, Ints]]):
-    """Encoded rows as a map-style dataset of `input_ids` and `labels`, each `(length,)` int64, unpadded."""
+def lengths_of(encoded: Sequence[EncodedRow]) -> Ints:
+    """Return the tokens of each row, `(rows,)` int64."""
+    if isinstance(encoded, EncodedRows):
+        return encoded.table.lengths
+    return np.array([len(row.input_ids) for row in encoded], np.int64)
+
+
+class RowDataset(Dataset[dict[str, Any]]):
+    """Encoded rows as a map-style dataset of `input_ids` and `labels`, each `(length,)` int64, and `row`, unpadded."""
 
     def __init__(self, encoded: Sequence[EncodedRow]) -> None:
         self._encoded = encoded
@@ -165,35 +169,16 @@ class RowDataset(Dataset[dict[str, Ints]]):
         """Return the number of rows."""
         return len(self._encoded)
 
-    def __getitem__(self, index: int) -> dict[str, Ints]:
-        """Return one row."""
+    @property
+    def lengths(self) -> Ints:
+        """Tokens of each row, `(rows,)` int64."""
+        return lengths_of(self._encoded)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """Return one row, and its place."""
         if isinstance(self._encoded, EncodedRows):
             ids, labels = self._encoded.table.ids_and_labels(index)
         else:
             row = self._encoded[index]
             ids, labels = np.array(row.input_ids), np.array(row.labels or ())
-        return {"input_ids": ids.astype(np.int64), "labels": labels.astype(np.int64)}
-
-
-@dataclass(frozen=True)
-class PadRight:
-    """Collate rows into a batch, padded on the right.
-
-    Labels come from the rows alone: which id pads has no influence on them, even where it is EOS.
-
-    Attributes:
-        pad_id: The id that pads `input_ids`.
-    """
-
-    pad_id: int
-
-    def __call__(self, rows: Sequence[Mapping[str, Sequence[int] | Ints]]) -> dict[str, torch.Tensor]:
-        """Return `input_ids`, `attention_mask` and `labels`, each `(batch, length)` int64; padding has label -100."""
-        length = max(len(row["input_ids"]) for row in rows)
-        fill = {"input_ids": self.pad_id, "labels": IGNORE_INDEX, "attention_mask": 0}
-        batch = {name: torch.full((len(rows), length), value, dtype=torch.int64) for name, value in fill.items()}
-        for index, row in enumerate(rows):
-            for name in ("input_ids", "labels"):
-                batch[name][index, : len(row[name])] = torch.as_tensor(row[name])
-            batch["attention_mask"][index, : len(row["input_ids"])] = 1
-        return batch
+        return {"input_ids": ids.astype(np.int64), "labels": labels.astype(np.int64), "row": index}

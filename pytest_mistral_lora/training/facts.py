@@ -19,7 +19,7 @@ from pytest_mistral_lora.training.recipe import Recipe, Training
 from pytest_mistral_lora.training.smoke import Completion
 
 _PACKAGES = ("accelerate", "mistral-common", "peft", "pyarrow", "safetensors", "tokenizers", "torch", "transformers")
-_AS_GIVEN = ("learning_rate", "batch_size", "micro_batch_size", "max_length", "weight_decay", "max_grad_norm")
+_AS_GIVEN = ("learning_rate", "batch_size", "micro_batch_tokens", "max_length", "weight_decay", "max_grad_norm")
 
 
 def run_facts(
@@ -85,7 +85,7 @@ def _masking(train: Split) -> dict[str, Any]:
 
 
 def training_facts(
-    training: Training, config: Mapping[str, Any], state: Any, resumed_from: int | None
+    training: Training, config: Mapping[str, Any], state: Any, *, resumed_from: int | None, relief: Sequence[str]
 ) -> dict[str, Any]:
     """Return the manifest's `training`.
 
@@ -94,6 +94,7 @@ def training_facts(
         config: The base's `config.json`.
         state: The Trainer's state at the end.
         resumed_from: Step of the checkpoint that the run went on from, or None.
+        relief: What was changed where memory ran out.
     """
     return {
         "steps": state.global_step,
@@ -112,6 +113,7 @@ def training_facts(
         "device": "cuda" if on_gpu(training) else "cpu",
         "activation_checkpointing": training.activation_checkpointing,
         "sliding_window": config.get("sliding_window"),
+        "memory_relief": list(relief),
         "resumed_from_step": resumed_from,
     }
 

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from many_rows import encoder_of, numbered, recipe_of, said, write_lines
 from tiny_runs import MakeRecipe
 
-from pytest_mistral_lora.chat.encoded import IGNORE_INDEX
 from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.checkpoint.backends import Encoder
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
@@ -20,7 +19,7 @@ from pytest_mistral_lora.errors import InputError, RowsError
 from pytest_mistral_lora.records.figures import SHOWN
 from pytest_mistral_lora.records.hashing import sha256_file
 from pytest_mistral_lora.records.identity import is_held_out
-from pytest_mistral_lora.training.data import PadRight, RowDataset, RunData, Split, load_data
+from pytest_mistral_lora.training.data import RowDataset, RunData, Split, load_data
 
 
 @pytest.fixture(params=["mistral-common", "chat-template"])
@@ -256,20 +255,9 @@ def test_a_dataset_reads_lists_and_tables_alike_and_crosses_processes(tmp_path: 
         assert len(dataset) == 20
         for index in (0, 7, 19):
             item = dataset[index]
+            assert item.pop("row") == index
             assert {name: value.tolist() for name, value in item.items()} == {
                 "input_ids": list(encoded[index].input_ids),
                 "labels": list(encoded[index].labels or ()),
             }
             assert {value.dtype for value in item.values()} == {np.dtype("int64")}
-
-
-@given(st.lists(st.integers(1, 9), min_size=1, max_size=5), st.integers(0, 5))
-def test_padding_keeps_every_row_whole(lengths: list[int], pad: int) -> None:
-    rows = [{"input_ids": [pad] * length, "labels": [IGNORE_INDEX] * (length - 1) + [pad]} for length in lengths]
-    batch = PadRight(pad)(rows)
-    assert {tuple(tensor.shape) for tensor in batch.values()} == {(len(lengths), max(lengths))}
-    for index, one in enumerate(rows):
-        length = lengths[index]
-        assert batch["input_ids"][index].tolist() == [pad] * max(lengths)
-        assert batch["labels"][index].tolist() == one["labels"] + [IGNORE_INDEX] * (max(lengths) - length)
-        assert batch["attention_mask"][index].tolist() == [1] * length + [0] * (max(lengths) - length)

@@ -29,7 +29,7 @@ HELD_OUT = [said("Ho", "Perhaps."), said("Ho", "long " * 60)]
 def run_of(folder: Path, base: Path, **training: Any) -> RunResult:
     write_lines(folder / "rows.jsonl", ROWS)
     write_lines(folder / "eval.jsonl", HELD_OUT)
-    training = {"steps": 2, "batch_size": 1, "micro_batch_size": 1, "max_length": 30, **training}
+    training = {"steps": 2, "batch_size": 1, "max_length": 30, **training}
     return train(parse_recipe(recipe_data(base, data={"eval": ["eval.jsonl"]}, training=training), folder=folder))
 
 
@@ -144,7 +144,7 @@ def test_a_manifest_that_records_less_is_verified_as_far_as_it_goes(cut: RunResu
 
 def test_a_row_without_loss_may_be_kept_in_a_step_that_has_others(base: Path, tmp_path: Path) -> None:
     write_lines(tmp_path / "rows.jsonl", ROWS[:2])
-    training = {"steps": 2, "batch_size": 2, "micro_batch_size": 1, "unsupervised": "warn"}
+    training = {"steps": 2, "batch_size": 2, "unsupervised": "warn"}
     run = train(parse_recipe(recipe_data(base, training=training), folder=tmp_path))
     assert run.manifest["dataset"]["rows_without_loss"] == 1
     assert "1 without loss: 0 tokens removed" in (run.output / DECISION).read_text()

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from pytest_mistral_lora.chat.encoded import IGNORE_INDEX
 from pytest_mistral_lora.conformance.findings import Finding
 from pytest_mistral_lora.conformance.train.bed import ROWS, SCALE, Bed, Step
 from pytest_mistral_lora.conformance.train.law import TOLERANCE, Figures, Law
@@ -50,23 +52,46 @@ def _against_whole(bed: Bed, step: Step) -> dict[str, Any]:
 
 def accumulation(bed: Bed) -> Figures:
     """Compare four micro-batches of a row with one batch of four; the rows are ragged."""
-    return _against_whole(bed, bed.step(micro_batch_size=1))
+    return _against_whole(bed, bed.step(micro_batch_tokens=1))
 
 
-def padding(bed: Bed) -> Figures:
-    """Compare steps whose batches are padded with other ids, and on the left, with the step as it is."""
+def neighbours(bed: Bed) -> Figures:
+    """Compare a step whose rows have padding behind them with the step as it is, and rows together with each alone."""
     pads = {"padded with EOS": bed.encoder.eos_id, "padded with the last id": bed.encoder.vocab_size - 1}
-    steps = {name: _against_whole(bed, bed.step(pad_id=pad)) for name, pad in pads.items()}
-    return {**steps, "padded on the left": _against_whole(bed, bed.step(collated=_to_the_left))}
+    steps = {name: _against_whole(bed, bed.step(collated=partial(_padded, pad))) for name, pad in pads.items()}
+    return {**steps, "rows beside one another": _beside(bed)}
 
 
-def _to_the_left(batch: dict[str, Any]) -> dict[str, Any]:
-    """Move the padding of a batch to the left; one without a mask has none to move."""
-    mask = batch.get("attention_mask")
-    if mask is None or mask.dim() != 2:
-        return batch
-    order = mask.argsort(dim=1, stable=True)
-    return {name: value.gather(1, order) if value.shape == mask.shape else value for name, value in batch.items()}
+def _beside(bed: Bed) -> dict[str, Any]:
+    import torch
+
+    from pytest_mistral_lora.training import step
+    from pytest_mistral_lora.training.data import RowDataset
+    from pytest_mistral_lora.training.passes import step_rows
+
+    trainer = bed.trainer(bed.model(), bed.recipe())
+    rows = step_rows(step.collate(list(RowDataset(bed.encoded[:ROWS]))))
+    named = {name: one for name, one in trainer.model.named_parameters() if one.requires_grad}
+    sums = []
+    for parts in ([rows], [[row] for row in rows]):
+        loss = torch.cat([step.supervised_losses(trainer.model, part, inner=trainer.model)[0] for part in parts]).mean()
+        sums.append((loss.item(), dict(zip(named, torch.autograd.grad(loss, list(named.values())), strict=True))))
+    together = Step(sums[0][0], sums[0][1], (), ())
+    return compared(together, sums[1][0], {name: one.double() for name, one in sums[1][1].items()})
+
+
+def _padded(pad: int, batch: dict[str, Any]) -> dict[str, Any]:
+    """Put padding behind every row but the longest."""
+    import torch
+    from torch.nn.utils.rnn import pad_sequence
+
+    rows = [torch.split(batch[name], batch["lengths"].tolist()) for name in ("input_ids", "labels")]
+    ids, labels = (
+        pad_sequence(one, batch_first=True, padding_value=value)
+        for one, value in zip(rows, (pad, IGNORE_INDEX), strict=True)
+    )
+    lengths = batch["lengths"].new_full((len(ids),), ids.shape[1])
+    return {**batch, "input_ids": ids.flatten(), "labels": labels.flatten(), "lengths": lengths}
 
 
 def loss(bed: Bed) -> Figures:
@@ -107,9 +132,9 @@ def _accumulation(figures: Figures, device: str) -> Iterator[Finding]:
     yield from differences("ML309", "4 micro-batches of a row", figures, device, "those of one batch of 4 rows")
 
 
-def _padding(figures: Figures, device: str) -> Iterator[Finding]:
+def _neighbours(figures: Figures, device: str) -> Iterator[Finding]:
     for name, one in figures.items():
-        yield from differences("ML310", name, one, device, "the same without regard to padding")
+        yield from differences("ML310", name, one, device, "the same, whatever stands beside a row")
 
 
 def _loss(figures: Figures, device: str) -> Iterator[Finding]:
@@ -140,7 +165,7 @@ def _cache(figures: Figures, device: str) -> Iterator[Finding]:
 LAWS = (
     Law("no-gradient-without-label", "ML306", predicting, _predicting),
     Law("micro-batches-split-the-sum", "ML309", accumulation, _accumulation),
-    Law("padding-changes-nothing", "ML310", padding, _padding),
+    Law("neighbours-change-nothing", "ML310", neighbours, _neighbours),
     Law("loss-is-the-mean-of-its-tokens", "ML311", loss, _loss),
     Law("no-cache-in-training", "ML312", cache, _cache),
     Law("checkpointing-keeps-gradients", "ML315", checkpointing, _checkpointing),

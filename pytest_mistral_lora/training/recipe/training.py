@@ -21,7 +21,15 @@ class Training(Section):
     )
     warmup_steps: NonNegative = Field(default=0, description="Steps over which the learning rate rises from 0.")
     batch_size: Positive = Field(default=8, description="Rows in an optimizer step, over all devices.")
-    micro_batch_size: Positive = Field(default=1, description="Rows in one forward pass on one device.")
+    micro_batch_tokens: Positive = Field(
+        default=4096,
+        description="Tokens that are fed at once on one device; it only splits the step. A longer row is fed alone.",
+    )
+    share_prefix: StrictBool = Field(
+        default=False,
+        description="Whether rows of a micro-batch that begin with the same tokens (a system prompt, tools) share the "
+        "passes of their beginning; changes no gradient. Needs lora.dropout 0.",
+    )
     max_length: Positive = Field(default=4096, description="Tokens in the longest row that is trained on whole.")
     truncation: Truncation = Field(
         default="error",
@@ -44,6 +52,14 @@ class Training(Section):
         description="dtype of the base model; auto: bf16 where a GPU has it, else fp32. The adapter is fp32.",
     )
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="Where the model runs.")
+    dry_run: StrictBool = Field(
+        default=True, description="Whether to try the largest micro-batch before the first step, for its memory."
+    )
+    on_oom: Literal["stop", "shrink"] = Field(
+        default="stop",
+        description="Where memory runs out: stop and say what would fit, or go on with smaller micro-batches, then "
+        "activation checkpointing, which change no gradient.",
+    )
     activation_checkpointing: StrictBool = Field(
         default=False, description="Compute activations twice to keep fewer of them."
     )
@@ -64,8 +80,4 @@ class Training(Section):
     def _is_consistent(self) -> Self:
         if (self.steps is None) == (self.epochs is None):
             raise ValueError("expected either steps or epochs")
-        if self.batch_size % self.micro_batch_size:
-            raise ValueError(
-                f"batch_size {self.batch_size} is not a multiple of micro_batch_size {self.micro_batch_size}"
-            )
         return self
