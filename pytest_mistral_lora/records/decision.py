@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 DECISION = "DECISION.md"
@@ -34,12 +34,24 @@ def _context(manifest: Mapping[str, Any], recipe: Mapping[str, Any]) -> str:
         ("Dataset SHA-256", f"`{manifest['dataset_sha256']}`"),
         *((f"Data file `{entry['path']}`", f"{entry['rows']} rows, `{entry['sha256']}`") for entry in dataset["files"]),
         *((f"Held-out file `{entry['path']}`", f"`{entry['sha256']}`") for entry in dataset["eval_files"]),
-        ("Rows", f"{dataset['rows']} trained on, {dataset['held_out_rows']} held out"),
+        ("Rows", f"{dataset.get('rows_used', dataset['rows'])} trained on, {dataset['held_out_rows']} held out"),
+        *_removed("Rows to train on", dataset),
+        *_removed("Held-out rows", dataset.get("held_out_removed", {})),
         ("Tokenizer", f"{tokenizer['version'] or tokenizer['file']} through {tokenizer['backend']}"),
         ("Tokenizer SHA-256", f"`{tokenizer['sha256']}`"),
         ("Chat template SHA-256", f"`{manifest['template']['sha256']}` ({manifest['template']['source']})"),
     ]
     return "## Context\n\n" + _table(rows)
+
+
+def _removed(name: str, part: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield what truncation and filtering did to rows, if anything."""
+    said = [f"{number} dropped ({reason})" for reason, number in part.get("rows_dropped", {}).items()]
+    said += [f"{part['rows_truncated']} cut"] if part.get("rows_truncated") else []
+    said += [f"{part['rows_without_loss']} without loss"] if part.get("rows_without_loss") else []
+    if said:
+        removed = f"{part['tokens_removed']} tokens removed, {part['supervised_tokens_removed']} of them with loss"
+        yield name, f"{', '.join(said)}: {removed}"
 
 
 def _decision(manifest: Mapping[str, Any], recipe: Mapping[str, Any]) -> str:

@@ -42,6 +42,16 @@ def device_count() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def local_rank() -> int:
+    """Return the number of this process among those of the run on this machine."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def is_main() -> bool:
+    """Say whether this is the process of the run that speaks for all."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
 def device_of(training: Training) -> str:
     """Return the torch device of this process."""
-    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if on_gpu(training) else "cpu"
+    return f"cuda:{local_rank()}" if on_gpu(training) else "cpu"

@@ -10,18 +10,18 @@ from typing import Any
 
 import torch
 
-from pytest_mistral_lora.chat.rows import read_rows
-from pytest_mistral_lora.records.hashing import sha256_file, sha256_ids, sha256_rows
-from pytest_mistral_lora.records.identity import base_weights_sha256, sha256_files
+from pytest_mistral_lora.chat.policy import DROPPED
+from pytest_mistral_lora.records.figures import Tally
+from pytest_mistral_lora.records.identity import base_weights_sha256, joint_sha256
 from pytest_mistral_lora.training.callbacks import skipped_steps
-from pytest_mistral_lora.training.data import RunData, Split
+from pytest_mistral_lora.training.data import ReadFile, RunData, Split
 from pytest_mistral_lora.training.devices import device_count, on_gpu, precision_of
 from pytest_mistral_lora.training.recipe import Recipe, Training
 from pytest_mistral_lora.training.smoke import Completion
 
 _PACKAGES = (
     *("accelerate", "bitsandbytes", "liger-kernel"),
-    *("mistral-common", "peft", "safetensors", "tokenizers", "torch", "transformers"),
+    *("mistral-common", "peft", "pyarrow", "safetensors", "tokenizers", "torch", "transformers"),
 )
 _AS_GIVEN = ("learning_rate", "batch_size", "micro_batch_tokens", "max_length", "weight_decay", "max_grad_norm")
 
@@ -34,7 +34,7 @@ def run_facts(
         "base": recipe.base.label,
         "revision": recipe.base.revision,
         "base_weights_sha256": recipe.base.weights_sha256 or base_weights_sha256(base),
-        "dataset_sha256": sha256_files(recipe.data.train),
+        "dataset_sha256": joint_sha256([file.sha256 for file in data.files if not file.held]),
         "seed": recipe.training.seed,
         "dataset": _dataset(recipe, data),
         "masking": _masking(data.train),
@@ -50,27 +50,45 @@ def run_facts(
 
 
 def _dataset(recipe: Recipe, data: RunData) -> dict[str, Any]:
+    train, held_out = data.train.figures, data.held_out.figures
     return {
-        "files": [_data_file(recipe, path) for path in recipe.data.train],
-        "eval_files": [_data_file(recipe, path) for path in recipe.data.eval],
+        "files": [_data_file(recipe, file) for file in data.files if not file.held],
+        "eval_files": [_data_file(recipe, file) for file in data.files if file.held],
         "held_out": recipe.data.held_out,
-        "rows_sha256": sha256_rows(data.train.rows),
-        "rows": len(data.train.rows),
-        "held_out_rows": len(data.held_out.rows),
+        "rows_sha256": train.sha256["rows"],
+        "rows": train.tally.rows,
+        "rows_used": train.tally.used,
+        **_removed(train.tally),
+        "held_out_rows": held_out.tally.used,
+        "held_out_removed": _removed(held_out.tally),
+        "truncation": recipe.training.truncation,
+        "unsupervised": recipe.training.unsupervised,
     }
 
 
-def _data_file(recipe: Recipe, path: Path) -> dict[str, Any]:
-    return {"path": recipe.path_as_written(path), "sha256": sha256_file(path), "rows": sum(1 for _ in read_rows(path))}
+def _data_file(recipe: Recipe, file: ReadFile) -> dict[str, Any]:
+    return {"path": recipe.path_as_written(file.path), "sha256": file.sha256, "rows": file.rows}
+
+
+def _removed(tally: Tally) -> dict[str, Any]:
+    """Return what the recipe's policies did to the rows of one side."""
+    return {
+        "rows_dropped": {reason: tally.changes[reason] for reason in DROPPED if tally.changes[reason]},
+        "rows_truncated": tally.changes["cut"],
+        "rows_without_loss": tally.changes["without-loss"],
+        "tokens_removed": tally.tokens_removed,
+        "supervised_tokens_removed": tally.supervised_tokens_removed,
+    }
 
 
 def _masking(train: Split) -> dict[str, Any]:
+    figures = train.figures
     return {
         "policy": "assistant turns of weight 1, to EOS",
-        "tokens": sum(len(row.input_ids) for row in train.encoded),
-        "supervised_tokens": train.supervised_tokens,
-        "ids_sha256": sha256_ids(row.input_ids for row in train.encoded),
-        "labels_sha256": sha256_ids(row.labels or () for row in train.encoded),
+        "tokens": figures.tally.tokens,
+        "supervised_tokens": figures.tally.supervised_tokens,
+        "ids_sha256": figures.sha256["ids"],
+        "labels_sha256": figures.sha256["labels"],
     }
 
 

@@ -14,7 +14,7 @@ from pytest_mistral_lora.checkpoint.base import load_base, load_nf4, require_tra
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.errors import InputError, PinError, RecipeError
 from pytest_mistral_lora.records.files import read_json, write_json
-from pytest_mistral_lora.records.hashing import canonical_json, sha256_bytes, sha256_ids
+from pytest_mistral_lora.records.hashing import canonical_json, sha256_bytes
 from pytest_mistral_lora.records.identity import base_weights_command, base_weights_sha256
 from pytest_mistral_lora.records.transcripts import TRANSCRIPTS
 from pytest_mistral_lora.training.adapter import adapted_layers, adapter_tensors, attach_adapter, saved_modules
@@ -155,8 +155,8 @@ class _Run:
         # what a run shows is not what it does
         seen: Any = {"output": True, "evaluation": True, "training": {"report_to"}}
         recipe = self.recipe.model_dump(mode="json", exclude=seen)
-        ids = sha256_ids(row.input_ids for split in (self.data.train, self.data.held_out) for row in split.encoded)
-        return sha256_bytes(canonical_json({"recipe": recipe, "ids": ids, "devices": device_count()}))
+        rows = [dict(split.figures.sha256) for split in (self.data.train, self.data.held_out)]
+        return sha256_bytes(canonical_json({"recipe": recipe, "rows": rows, "devices": device_count()}))
 
     def train(self, work: Path, checkpoint: Path | None, progress: Progress) -> RunResult:
         training = self.recipe.training

@@ -64,7 +64,7 @@ def probe(model: Any, encoded: Sequence[EncodedRow]) -> Probe:
     logits = [supervised_logits(model, row) for row in encoded]
     values = []
     for row, one in zip(encoded, logits, strict=True):
-        targets = torch.tensor([label for label in row.labels or () if label != IGNORE_INDEX])
+        targets = torch.tensor([label for label in row.labels or () if label != IGNORE_INDEX], dtype=torch.int64)
         values.append(tuple(one.gather(1, targets[:, None]).squeeze(1).tolist()))
     return Probe(sha256_tensors({f"{index:06}": one for index, one in enumerate(logits)}), tuple(values))
 
@@ -75,7 +75,7 @@ def supervised_logits(model: Any, row: EncodedRow) -> torch.Tensor:
     columns = [index - 1 for index, label in enumerate(row.labels or ()) if label != IGNORE_INDEX]
     with torch.inference_mode():
         ids = torch.tensor([row.input_ids], device=model.device)
-        keep = torch.tensor(columns, device=model.device)
+        keep = torch.tensor(columns, device=model.device, dtype=torch.int64)
         logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), logits_to_keep=keep, use_cache=False).logits
     found: torch.Tensor = logits[0].float().cpu()
     return found
@@ -88,7 +88,7 @@ def adapter_effect(model: Any, encoded: Sequence[EncodedRow]) -> float:
         with_adapter = supervised_logits(model, row)
         with model.disable_adapter():
             difference = with_adapter - supervised_logits(model, row)
-        largest = max(largest, difference.abs().max().item())
+        largest = max(largest, difference.abs().max().item() if difference.numel() else 0.0)
     return largest
 
 

@@ -112,6 +112,9 @@ class LoraTrainer(Trainer):  # type: ignore[misc]
                     loss = counts * self.compute_loss(model, part, num_items_in_batch=tokens)
                 self.accelerator.backward(loss)
             total += loss.detach()
+        if not passes:  # rows without a label, which the recipe kept: a loss of zero has a gradient of zero
+            for parameter in self.model.parameters():
+                parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
         return total
 
     def try_largest(self) -> None:

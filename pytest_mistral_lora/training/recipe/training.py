@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, StrictBool, model_validator
 
+from pytest_mistral_lora.chat.policy import Policy, Truncation, Unsupervised
 from pytest_mistral_lora.training.recipe.fields import NonNegative, Number, Positive, Section
 
 Beta = Annotated[Number, Field(ge=0, lt=1)]
@@ -49,8 +50,14 @@ class Training(Section):
         description="Whether rows of a micro-batch that begin with the same tokens (a system prompt, tools) share the "
         "passes of their beginning; changes no gradient. Needs lora.dropout 0.",
     )
-    max_length: Positive = Field(
-        default=4096, description="Tokens in the longest row; a longer one is an error, never cut."
+    max_length: Positive = Field(default=4096, description="Tokens in the longest row that is trained on whole.")
+    truncation: Truncation = Field(
+        default="error",
+        description="What is done with a longer row: error; drop it; right: cut its end off, with the labels there.",
+    )
+    unsupervised: Unsupervised = Field(
+        default="error",
+        description="What is done with a row in which no token is trained on: error; drop it; warn, and keep it.",
     )
     weight_decay: Number = Field(
         default=0.0, description="AdamW's decoupled weight decay, per step and learning rate.", ge=0
@@ -95,6 +102,11 @@ class Training(Section):
         description="Loggers of transformers that get the log, such as tensorboard (files in OUTPUT.logs), wandb or "
         "mlflow; default: none, and nothing is sent anywhere.",
     )
+
+    @property
+    def policy(self) -> Policy:
+        """What is done with a row that cannot be trained on as it is."""
+        return Policy(self.max_length, self.truncation, self.unsupervised)
 
     @model_validator(mode="after")
     def _is_consistent(self) -> Self:
