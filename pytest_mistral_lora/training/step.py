@@ -121,7 +121,9 @@ class LoraTrainer(Trainer):  # type: ignore[misc]
         """Compute the gradient of the largest micro-batch there can be, and forget it; weights stay as they are."""
         size = -(-self.batch_size // self.accelerator.num_processes)
         longest = np.argsort(-self.train_dataset.lengths, kind="stable")[:size].tolist()
-        rows = step_rows(collate([self.train_dataset[place] for place in longest]))
+        rows = [row for row in step_rows(collate([self.train_dataset[place] for place in longest])) if row.fed]
+        if not rows:
+            return
 
         def act() -> None:
             self.current_gradient_accumulation_steps = 1
@@ -162,7 +164,7 @@ class LoraTrainer(Trainer):  # type: ignore[misc]
         """
         parts = split(rows, self.micro_batch_tokens, share_prefix=self.share_prefix)
         idle = self._over_processes(len(parts), "max") - len(parts)
-        return [(part, 1) for part in parts] + [([_any_row(dataset)], 0)] * idle
+        return [(part, 1) for part in parts] + [([_any_row(dataset)], 0) for _ in range(idle)]
 
     def _over_processes(self, number: int, how: str = "sum") -> int:
         if self.accelerator.num_processes == 1:
