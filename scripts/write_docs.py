@@ -144,8 +144,8 @@ def recipe_page() -> str:
     lines = [
         "# Recipe",
         "",
-        "Every key of `recipe.yaml`. Paths are relative to the file. An unknown key, or a value that cannot be used, is",
-        "an error before anything is loaded. The JSON Schema, for editors, is `Recipe.json_schema`.",
+        "Every key of `recipe.yaml`. Paths are relative to the file. An unknown key, or a value that cannot be used,",
+        "is an error before anything is loaded. The JSON Schema, for editors, is `Recipe.json_schema`.",
         "",
         f"{_MADE} from the models in `pytest_mistral_lora/training/recipe/`.",
     ]
