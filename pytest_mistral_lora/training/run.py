@@ -18,12 +18,13 @@ from pytest_mistral_lora.records.identity import base_weights_command, base_weig
 from pytest_mistral_lora.training.adapter import adapted_layers, adapter_tensors, attach_adapter
 from pytest_mistral_lora.training.arguments import Progress
 from pytest_mistral_lora.training.data import RunData, load_data
-from pytest_mistral_lora.training.devices import device_count, device_of, on_gpu, precision_of
+from pytest_mistral_lora.training.devices import device_count, device_of, engine, is_main_process, precision_of
 from pytest_mistral_lora.training.facts import evaluation_facts, run_facts, training_facts
-from pytest_mistral_lora.training.failure import leave_failure
+from pytest_mistral_lora.training.failure import forget_failure, leave_failure
 from pytest_mistral_lora.training.loop import evaluated, make_trainer
 from pytest_mistral_lora.training.recipe import Base, Recipe
 from pytest_mistral_lora.training.save import Adapter, write_run
+from pytest_mistral_lora.training.sharding import check_engine
 from pytest_mistral_lora.training.smoke import Completion, Probe, generate, probe
 from pytest_mistral_lora.training.step import LoraTrainer
 
@@ -75,6 +76,8 @@ def train(recipe: Recipe, *, resume: bool = False, progress: Progress = "none") 
         TrainingError: If the run must not go on; nothing is saved.
     """
     work = work_folder(recipe)
+    if is_main_process():
+        forget_failure(work)
     try:
         run = _Run.prepare(recipe)
         checkpoint = _checkpoint(work, run.identity, resume)
@@ -125,7 +128,7 @@ class _Run:
     def prepare(cls, recipe: Recipe) -> _Run:
         if recipe.output.exists():
             raise InputError("exists already", place=str(recipe.output), next_step="Remove it or name another output.")
-        on_gpu(recipe.training)
+        check_engine(recipe.training)
         base = resolve_base(recipe.base)
         config = require_trainable(base)
         layers = adapted_layers(base, recipe.lora.target_modules)
@@ -141,7 +144,8 @@ class _Run:
         """What must be the same for a run to go on from a checkpoint."""
         recipe = self.recipe.model_dump(mode="json", exclude={"output", "evaluation"})
         ids = sha256_ids(row.input_ids for split in (self.data.train, self.data.held_out) for row in split.encoded)
-        return sha256_bytes(canonical_json({"recipe": recipe, "ids": ids, "devices": device_count()}))
+        processes = {"devices": device_count(), "engine": engine()}
+        return sha256_bytes(canonical_json({"recipe": recipe, "ids": ids, **processes}))
 
     def train(self, work: Path, checkpoint: Path | None, progress: Progress) -> RunResult:
         training = self.recipe.training
@@ -156,6 +160,8 @@ class _Run:
             work=work,
             progress=progress,
         )
+        if checkpoint:
+            trainer.args.eval_on_start = False  # the log has the held-out loss of the start
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         if self.data.held_out.rows and not evaluated(trainer):
             trainer.evaluate()
@@ -164,7 +170,7 @@ class _Run:
     def _finish(
         self, trainer: LoraTrainer, model: Any, initial: Any, work: Path, checkpoint: Path | None
     ) -> RunResult:  # fmt: skip
-        tensors = adapter_tensors(model, trainer.accelerator.get_state_dict(trainer.model_wrapped))
+        tensors = adapter_tensors(model)
         adapter = Adapter(tensors, initial, self.layers, model.peft_config["default"])
         first = self.data.train
         completions = self._generations(model)

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from math import isfinite
 from typing import Any
 
 import torch
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, gather_object
 from torch.utils.data import DataLoader
-from transformers import Trainer
+from transformers import Trainer, set_seed
 
 from pytest_mistral_lora.errors import NonFiniteError
 from pytest_mistral_lora.training.attention import segment_arguments
+from pytest_mistral_lora.training.callbacks import gradient_error
 from pytest_mistral_lora.training.loss import losses_at_head
 from pytest_mistral_lora.training.micro_batches import StepRow, lay_out, split
 from pytest_mistral_lora.training.order import StepSampler
+from pytest_mistral_lora.training.sharding import shard_on_cpu
 
 
 def collate(rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
@@ -81,6 +84,7 @@ class LoraTrainer(Trainer):  # type: ignore[misc]
     """
 
     control: Any
+    is_fsdp_enabled: bool
 
     def __init__(self, *, batch_size: int, micro_batch_tokens: int, order_seed: int, **settings: Any) -> None:
         """Make a trainer.
@@ -92,9 +96,26 @@ class LoraTrainer(Trainer):  # type: ignore[misc]
             settings: Whatever Trainer takes.
         """
         super().__init__(data_collator=collate, **settings)
+        set_seed(self.args.seed + self.accelerator.process_index)  # else processes would drop out the same places
         self.model_accepts_loss_kwargs = False  # the tokens of a step are counted here
         self.batch_size, self.micro_batch_tokens, self.order_seed = batch_size, micro_batch_tokens, order_seed
         self._seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """Make the accelerator, with sharding on CPUs, too."""
+        super().create_accelerator_and_postprocess()
+        self.is_fsdp_enabled = shard_on_cpu(self.accelerator) or self.is_fsdp_enabled
+
+    def compute_loss_context_manager(self) -> AbstractContextManager[Any]:
+        """Return what a forward pass runs in: autocast, where accelerate has not wrapped the model in it."""
+        if self.model.dtype == torch.bfloat16 and not self.args.bf16:
+            return torch.autocast(self.args.device.type, torch.bfloat16)
+        context: AbstractContextManager[Any] = super().compute_loss_context_manager()
+        return context
+
+    @property
+    def _is_deepspeed(self) -> bool:
+        return bool(self.accelerator.distributed_type == DistributedType.DEEPSPEED)
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Return this process's share of the rows of each step, in the order of the seed."""
@@ -143,6 +164,8 @@ class LoraTrainer(Trainer):  # type: ignore[misc]
                 self.accelerator.backward(loss)
             total += loss.detach()
         self._refuse_non_finite(total)
+        if self._is_deepspeed and not isfinite(model.get_global_grad_norm()):
+            raise gradient_error(self.state.global_step + 1)
         return total
 
     def compute_loss(
@@ -180,7 +203,7 @@ class LoraTrainer(Trainer):  # type: ignore[misc]
     def _synchronised(self, model: Any, *, last: bool) -> AbstractContextManager[Any]:
         """Share gradients with the other processes in the last pass only, where the engine lets us choose."""
         self.accelerator.gradient_state._set_sync_gradients(last)
-        if last or self.accelerator.distributed_type == DistributedType.DEEPSPEED:
+        if last or self._is_deepspeed:
             return nullcontext()
         context: AbstractContextManager[Any] = self.accelerator.no_sync(model)
         return context
@@ -189,7 +212,8 @@ class LoraTrainer(Trainer):  # type: ignore[misc]
         everyone = self.accelerator.reduce(total.clone(), "sum")
         if torch.isfinite(everyone):
             return
-        rows = {int(row) for losses, owners in self._seen for row in owners[~torch.isfinite(losses).cpu()]}
+        own = {int(row) for losses, owners in self._seen for row in owners[~torch.isfinite(losses).cpu()]}
+        rows = set(gather_object(list(own)))
         raise NonFiniteError(
             f"the loss is {everyone.item()} at step {self.state.global_step + 1}",
             rows=sorted(rows),
