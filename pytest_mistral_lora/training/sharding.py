@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -27,10 +28,10 @@ def check_engine(training: Training) -> None:
         raise InputError("DeepSpeed on a CPU", place=_PLACE, expected="GPUs; DDP and FSDP2 also run on CPUs")
     if engine() != "fsdp":
         return
-    plugin = FullyShardedDataParallelPlugin()
-    if plugin.fsdp_version != 2:
-        raise InputError(f"fsdp_version: {plugin.fsdp_version}", place=_PLACE, expected="fsdp_version: 2")
-    if plugin.activation_checkpointing:
+    version = os.environ.get("FSDP_VERSION", "1")
+    if version != "2":
+        raise InputError(f"fsdp_version: {version}", place=_PLACE, expected="fsdp_version: 2")
+    if os.environ.get("FSDP_ACTIVATION_CHECKPOINTING", "").lower() == "true":
         # it computes a layer again with other dropout than the first time
         raise InputError(
             "fsdp_activation_checkpointing: true",

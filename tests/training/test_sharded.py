@@ -200,9 +200,10 @@ def test_a_killed_run_went_on(fsdp2: Job) -> None:
 
 
 def test_a_sharded_base_of_bf16_keeps_its_adapter_in_fp32(one: RunResult, base: Path, tmp_path: Path) -> None:
-    job = Job(tmp_path).write(base, precision="bf16").finish("fsdp2")
+    job = Job(tmp_path).write(base, precision="bf16", steps=4).finish("fsdp2")
     assert {tensor.dtype for tensor in job.tensors.values()} == {torch.float32}
-    assert_same_run(job, one, rel=5e-2)
+    losses, expected = ([line["loss"] for line in log if "loss" in line] for log in (job.log, one.log))
+    assert losses == pytest.approx(expected[:4], rel=2e-2)
 
 
 def test_a_row_that_is_not_finite_in_one_process_ends_all(one: RunResult, base: Path, tmp_path: Path) -> None:
