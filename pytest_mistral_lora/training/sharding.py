@@ -50,6 +50,11 @@ def shard_on_cpu(accelerator: Any) -> bool:
     return True
 
 
+def is_divided(model: torch.nn.Module) -> bool:
+    """Say whether each process holds a part of the weights only, so that a pass is one of all processes."""
+    return any(isinstance(one, DTensor) or hasattr(one, "ds_id") for one in model.parameters())
+
+
 def gathered(parameters: list[torch.nn.Parameter]) -> AbstractContextManager[Any]:
     """Return a context in which parameters that DeepSpeed's ZeRO-3 has divided are whole, in every process."""
     divided = [parameter for parameter in parameters if hasattr(parameter, "ds_id")]
