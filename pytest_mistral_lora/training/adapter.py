@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from transformers import set_seed
 from pytest_mistral_lora.checkpoint.base import linear_layers, read_config, weighted_modules
 from pytest_mistral_lora.errors import RecipeError, TrainingError
 from pytest_mistral_lora.training.recipe import Lora
+from pytest_mistral_lora.training.sharding import gathered, whole
 
 _LOG = logging.getLogger(__name__)
 _PREFIX = "base_model.model."
@@ -137,11 +138,15 @@ def _announce(model: Any, saved: Sequence[str]) -> None:
     )
 
 
-def adapter_tensors(model: Any, state: Mapping[str, torch.Tensor] | None = None) -> dict[str, torch.Tensor]:
-    """Return copies of the adapter's tensors on the CPU, named as in `adapter_model.safetensors`."""
-    # with "auto", PEFT asks the Hub for the base's configuration
-    tensors = get_peft_model_state_dict(model, state_dict=state, save_embedding_layers=False)
-    return {name: tensors[name].detach().to("cpu", copy=True).contiguous() for name in sorted(tensors)}
+def adapter_tensors(model: Any) -> dict[str, torch.Tensor]:
+    """Return copies of the adapter's tensors on the CPU, named as in `adapter_model.safetensors`.
+
+    Where they are sharded, they are gathered: every process must call this. The base's weights are left where they are.
+    """
+    with gathered([parameter for parameter in model.parameters() if parameter.requires_grad]):
+        # with "auto", PEFT asks the Hub for the base's configuration
+        tensors = get_peft_model_state_dict(model, save_embedding_layers=False)
+        return {name: whole(tensors[name].detach()).to("cpu", copy=True).contiguous() for name in sorted(tensors)}
 
 
 def base_tensors(model: Any) -> dict[str, torch.Tensor]:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from transformers import TrainingArguments
 
-from pytest_mistral_lora.training.devices import on_gpu, precision_of
+from pytest_mistral_lora.training.devices import engine, on_gpu, precision_of
 from pytest_mistral_lora.training.recipe import Training
 
 Progress = Literal["none", "lines", "bar"]
@@ -45,7 +45,8 @@ def trainer_arguments(training: Training, *, has_held_out: bool, work: Path, pro
         adam_epsilon=training.epsilon,
         seed=training.seed,
         data_seed=training.seed if training.order_seed is None else training.order_seed,
-        bf16=precision_of(training) == "bf16",
+        # an engine that shards would cast the adapter and its gradients, too
+        bf16=precision_of(training) == "bf16" and engine() in ("none", "ddp"),
         fp16=precision_of(training) == "fp16",
         use_cpu=not on_gpu(training),
         **_bookkeeping(training, has_held_out, progress),

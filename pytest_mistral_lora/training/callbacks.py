@@ -11,6 +11,7 @@ import torch
 from transformers import TrainerCallback
 
 from pytest_mistral_lora.errors import TrainingError
+from pytest_mistral_lora.training.devices import engine
 
 _LOG = logging.getLogger(__name__)
 FORMAT = "eval_format/"
@@ -29,17 +30,26 @@ class StopAtNonFinite(TrainerCallback):  # type: ignore[misc]
     ) -> None:
         """Check every gradient.
 
+        DeepSpeed keeps them to itself and has made its step already: there, LoraTrainer looks at their norm.
+
         Raises:
             TrainingError: If one holds NaN or infinity.
         """
+        if engine() == "deepspeed":
+            return
         gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
         if not gradients:
             raise TrainingError(f"no tensor has a gradient at step {state.global_step + 1}")
         if _scaler(optimizer) is None and not torch.isfinite(torch.stack(torch._foreach_norm(gradients)).sum()):
-            raise TrainingError(
-                f"a gradient is not finite at step {state.global_step + 1}",
-                next_step="Nothing is saved. Lower training.learning_rate, or use precision: fp32.",
-            )
+            raise gradient_error(state.global_step + 1)
+
+
+def gradient_error(step: int) -> TrainingError:
+    """Return the error for a gradient that holds NaN or infinity."""
+    return TrainingError(
+        f"a gradient is not finite at step {step}",
+        next_step="Nothing is saved. Lower training.learning_rate, or use precision: fp32.",
+    )
 
 
 class OverflowWatch(TrainerCallback):  # type: ignore[misc]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -52,6 +52,21 @@ def is_main() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
 
 
+def engine() -> Literal["none", "ddp", "fsdp", "deepspeed"]:
+    """Return what the launcher distributes this run with."""
+    if _asked_for("FSDP"):
+        return "fsdp"
+    if _asked_for("DEEPSPEED"):
+        return "deepspeed"
+    return "ddp" if device_count() > 1 else "none"
+
+
+def _asked_for(name: str) -> bool:
+    return os.environ.get(f"ACCELERATE_USE_{name}", "").lower() == "true"
+
+
 def device_of(training: Training) -> str:
-    """Return the torch device of this process."""
+    """Return the torch device on which this process loads the base: its own, or the CPU from where FSDP takes it."""
+    if engine() == "fsdp":
+        return "cpu"
     return f"cuda:{local_rank()}" if on_gpu(training) else "cpu"

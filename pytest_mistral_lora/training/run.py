@@ -20,15 +20,16 @@ from pytest_mistral_lora.records.transcripts import TRANSCRIPTS
 from pytest_mistral_lora.training.adapter import adapted_layers, adapter_tensors, attach_adapter, saved_modules
 from pytest_mistral_lora.training.arguments import Progress
 from pytest_mistral_lora.training.data import RunData, load_data
-from pytest_mistral_lora.training.devices import device_count, device_of, precision_of
+from pytest_mistral_lora.training.devices import device_count, device_of, engine, is_main, precision_of
 from pytest_mistral_lora.training.facts import evaluation_facts, run_facts, training_facts
-from pytest_mistral_lora.training.failure import leave_failure
+from pytest_mistral_lora.training.failure import forget_failure, leave_failure
 from pytest_mistral_lora.training.kernels import apply_kernels
 from pytest_mistral_lora.training.libraries import require_environment
 from pytest_mistral_lora.training.loggers import check_loggers, loggers
 from pytest_mistral_lora.training.loop import evaluated, follow, make_trainer
 from pytest_mistral_lora.training.recipe import Base, Recipe
 from pytest_mistral_lora.training.save import Adapter, write_run
+from pytest_mistral_lora.training.sharding import check_engine
 from pytest_mistral_lora.training.smoke import Completion, Probe, probe
 from pytest_mistral_lora.training.step import LoraTrainer
 from pytest_mistral_lora.training.transcripts import BASE_FACTS, adapter_identity, record
@@ -83,6 +84,8 @@ def train(recipe: Recipe, *, resume: bool = False, progress: Progress = "none") 
         TrainingError: If the run must not go on; nothing is saved.
     """
     work = work_folder(recipe)
+    if is_main():
+        forget_failure(work)
     try:
         run = _Run.prepare(recipe)
         checkpoint = _checkpoint(work, run.identity, resume)
@@ -137,6 +140,7 @@ class _Run:
             raise InputError("exists already", place=str(recipe.output), next_step="Remove it or name another output.")
         require_environment(recipe)
         check_loggers(recipe.training.report_to)
+        check_engine(recipe)
         base = resolve_base(recipe.base)
         config = require_trainable(base)
         layers = adapted_layers(base, recipe.lora.target_modules)
@@ -156,7 +160,8 @@ class _Run:
         seen: Any = {"output": True, "evaluation": True, "training": {"report_to"}}
         recipe = self.recipe.model_dump(mode="json", exclude=seen)
         rows = [dict(split.figures.sha256) for split in (self.data.train, self.data.held_out)]
-        return sha256_bytes(canonical_json({"recipe": recipe, "rows": rows, "devices": device_count()}))
+        processes = {"devices": device_count(), "engine": engine()}
+        return sha256_bytes(canonical_json({"recipe": recipe, "rows": rows, **processes}))
 
     def train(self, work: Path, checkpoint: Path | None, progress: Progress) -> RunResult:
         training = self.recipe.training
@@ -174,6 +179,8 @@ class _Run:
             progress=progress,
         )
         watching = self._watched(trainer, model, work)
+        if checkpoint:
+            trainer.args.eval_on_start = False  # the log has the held-out loss of the start
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         if self.data.held_out.rows and not evaluated(trainer):
             trainer.evaluate()
@@ -205,7 +212,7 @@ class _Run:
         checkpoint: Path | None,
         watching: Watching,
     ) -> RunResult:
-        tensors = adapter_tensors(model, trainer.accelerator.get_state_dict(trainer.model_wrapped))
+        tensors = adapter_tensors(model)
         adapter = Adapter(tensors, initial, self.layers, model.peft_config["default"], self.saved)
         first = self.data.train
         completions = watching.completions()

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from math import isfinite
 from typing import Any
 
 import numpy as np
 import torch
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, gather_object
 from torch.utils.data import DataLoader
-from transformers import Trainer
+from transformers import Trainer, set_seed
 
 from pytest_mistral_lora.errors import NonFiniteError
+from pytest_mistral_lora.training.callbacks import gradient_error
 from pytest_mistral_lora.training.micro_batches import split
 from pytest_mistral_lora.training.order import StepSampler
 from pytest_mistral_lora.training.passes import collate, step_rows, supervised_losses
 from pytest_mistral_lora.training.relief import OnOom, Relief
+from pytest_mistral_lora.training.sharding import shard_on_cpu
 from pytest_mistral_lora.training.step_row import StepRow
 
 
@@ -32,6 +35,7 @@ class LoraTrainer(Trainer):  # type: ignore[misc]
     """
 
     control: Any
+    is_fsdp_enabled: bool
 
     def __init__(
         self,
@@ -54,11 +58,28 @@ class LoraTrainer(Trainer):  # type: ignore[misc]
             settings: Whatever Trainer takes.
         """
         super().__init__(data_collator=collate, **settings)
+        set_seed(self.args.seed + self.accelerator.process_index)  # else processes would drop out the same places
         self.model_accepts_loss_kwargs = False  # the tokens of a step are counted here
         self.batch_size, self.micro_batch_tokens, self.order_seed = batch_size, micro_batch_tokens, order_seed
         self.share_prefix = share_prefix
         self.relief = Relief(self, on_oom)
         self._seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """Make the accelerator, with sharding on CPUs, too."""
+        super().create_accelerator_and_postprocess()
+        self.is_fsdp_enabled = shard_on_cpu(self.accelerator) or self.is_fsdp_enabled
+
+    def compute_loss_context_manager(self) -> AbstractContextManager[Any]:
+        """Return what a forward pass runs in: autocast, where accelerate has not wrapped the model in it."""
+        if self.model.dtype == torch.bfloat16 and not self.args.bf16:
+            return torch.autocast(self.args.device.type, torch.bfloat16)
+        context: AbstractContextManager[Any] = super().compute_loss_context_manager()
+        return context
+
+    @property
+    def _is_deepspeed(self) -> bool:
+        return bool(self.accelerator.distributed_type == DistributedType.DEEPSPEED)
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Return this process's share of the rows of each step, in the order of the seed."""
@@ -98,6 +119,8 @@ class LoraTrainer(Trainer):  # type: ignore[misc]
         what = f"step {self.state.global_step + 1}"
         total: torch.Tensor = self.relief.attempt(what, rows, lambda: self._gradient(model, rows))
         self._refuse_non_finite(total)
+        if self._is_deepspeed and not isfinite(model.get_global_grad_norm()):
+            raise gradient_error(self.state.global_step + 1)
         return total
 
     def _gradient(self, model: Any, rows: Sequence[StepRow]) -> torch.Tensor:
@@ -175,7 +198,7 @@ class LoraTrainer(Trainer):  # type: ignore[misc]
     def _synchronised(self, model: Any, *, last: bool) -> AbstractContextManager[Any]:
         """Share gradients with the other processes in the last pass only, where the engine lets us choose."""
         self.accelerator.gradient_state._set_sync_gradients(last)
-        if last or self.accelerator.distributed_type == DistributedType.DEEPSPEED:
+        if last or self._is_deepspeed:
             return nullcontext()
         context: AbstractContextManager[Any] = self.accelerator.no_sync(model)
         return context
@@ -184,7 +207,8 @@ class LoraTrainer(Trainer):  # type: ignore[misc]
         everyone = self.accelerator.reduce(total.clone(), "sum")
         if torch.isfinite(everyone):
             return
-        rows = {int(row) for losses, owners in self._seen for row in owners[~torch.isfinite(losses).cpu()]}
+        own = {int(row) for losses, owners in self._seen for row in owners[~torch.isfinite(losses).cpu()]}
+        rows = set(gather_object(list(own)))
         raise NonFiniteError(
             f"the loss is {everyone.item()} at step {self.state.global_step + 1}",
             rows=sorted(rows),

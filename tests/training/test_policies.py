@@ -109,7 +109,7 @@ def copied(run: RunResult, folder: Path, change: dict[str, Any]) -> Path:
             },
         ),
     ],
-    ids=str,
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
 def test_a_figure_that_was_edited_is_a_mismatch(
     change: dict[str, Any], facts: set[str], cut: RunResult, tmp_path: Path
