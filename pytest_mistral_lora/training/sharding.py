@@ -22,8 +22,8 @@ def check_engine(recipe: Recipe) -> None:
     """Refuse what a launcher may ask for and this trainer would not do, or would do wrongly.
 
     Raises:
-        InputError: For FSDP1, for FSDP's own activation checkpointing, for DeepSpeed on a CPU, for sharding in fp16 or of
-            a 4-bit base, and as for `on_gpu`.
+        InputError: For FSDP1, FSDP's own activation checkpointing, DeepSpeed on a CPU, sharding in fp16 or of a 4-bit
+            base, and as for `on_gpu`.
     """
     if not on_gpu(recipe.training) and engine() == "deepspeed":
         raise InputError("DeepSpeed on a CPU", place=_PLACE, expected="GPUs; DDP and FSDP2 also run on CPUs")
