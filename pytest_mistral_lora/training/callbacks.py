@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
-from pytest_mistral_lora.errors import TrainingError
+from pytest_mistral_lora.errors import NonFiniteError, TrainingError
 
 _FIGURES = ("loss", "eval_loss", "grad_norm", "learning_rate")
 
@@ -20,13 +20,14 @@ class StopAtNonFinite(TrainerCallback):  # type: ignore[misc]
         """Check every gradient.
 
         Raises:
-            TrainingError: If one holds NaN or infinity.
+            NonFiniteError: If one holds NaN or infinity.
+            TrainingError: If there is none.
         """
         gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
         if not gradients:
             raise TrainingError(f"no tensor has a gradient at step {state.global_step + 1}")
         if not torch.isfinite(torch.stack(torch._foreach_norm(gradients)).sum()):
-            raise TrainingError(
+            raise NonFiniteError(
                 f"a gradient is not finite at step {state.global_step + 1}",
                 next_step="Nothing is saved. Lower training.learning_rate, or use precision: fp32.",
             )

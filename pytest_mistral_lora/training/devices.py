@@ -35,6 +35,11 @@ def device_count() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def is_main_process() -> bool:
+    """Say whether this process is the one that writes what a run leaves."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def device_of(training: Training) -> str:
     """Return the torch device of this process."""
     return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if on_gpu(training) else "cpu"

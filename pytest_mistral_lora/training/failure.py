@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,11 @@ from pytest_mistral_lora.errors import (
     EXIT_FINDING,
     EXIT_INTERRUPTED,
     EXIT_OUT_OF_MEMORY,
+    EXIT_TERMINATED,
     MistralLoraError,
+    NonFiniteError,
     RowsError,
+    Terminated,
 )
 from pytest_mistral_lora.records.files import write_json
 
@@ -20,11 +24,11 @@ _MEMORY_ADVICE = "Lower training.micro_batch_tokens, set activation_checkpointin
 
 
 def exit_code(error: BaseException) -> int:
-    """Return the exit code for an error: 1 failed, 2 bad input, 3 out of memory, 130 interrupted."""
+    """Return the exit code for an error: 1 failed, 2 bad input, 3 out of memory, 130 or 143 stopped."""
     if isinstance(error, MistralLoraError):
         return error.exit_code
     if isinstance(error, KeyboardInterrupt):
-        return EXIT_INTERRUPTED
+        return EXIT_TERMINATED if isinstance(error, Terminated) else EXIT_INTERRUPTED
     if is_out_of_memory(error):
         return EXIT_OUT_OF_MEMORY
     return EXIT_BAD_INPUT if isinstance(error, FileNotFoundError) else EXIT_FINDING
@@ -37,9 +41,11 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def leave_failure(work: Path, error: BaseException) -> None:
-    """Write `failure.json` into a run's work folder."""
-    work.mkdir(parents=True, exist_ok=True)
-    write_json(work / FAILURE, describe(error))
+    """Write `failure.json` into a run's work folder; where that cannot be done, say so, and let the error be heard."""
+    try:
+        write_json(work / FAILURE, describe(error))
+    except OSError as refused:
+        sys.stderr.write(f"warning: {work / FAILURE} cannot be written: {refused.strerror}\n")
 
 
 def describe(error: BaseException) -> dict[str, Any]:
@@ -50,7 +56,13 @@ def describe(error: BaseException) -> dict[str, Any]:
     return {
         "error": type(error).__name__,
         "cause": str(error) or type(error).__name__,
-        "rows": [one.place for one in error.errors] if isinstance(error, RowsError) else [],
+        "rows": _rows(error),
         "advice": advice,
         "exit_code": exit_code(error),
     }
+
+
+def _rows(error: BaseException) -> list[str]:
+    if isinstance(error, RowsError):
+        return [one.place for one in error.errors]
+    return list(error.places) if isinstance(error, NonFiniteError) else []

@@ -61,6 +61,7 @@ def make_trainer(
         batch_size=training.batch_size,
         micro_batch_tokens=training.micro_batch_tokens,
         order_seed=training.seed if training.order_seed is None else training.order_seed,
+        stop_at_grad_norm=training.stop_at_grad_norm,
         callbacks=[StopAtNonFinite()],
     )
     trainer.remove_callback(PrinterCallback)
