@@ -124,7 +124,8 @@ def write_run(
         parts["tokenizer"] = _write_tokenizer(folder, encoder, base_folder)
         parts["template"] = _write_template(folder, encoder, base_folder)
         write_json(folder / RENDERED, rendered(encoder, *first_row))
-        write_text(folder / LOG, "".join(json.dumps(line, allow_nan=False) + "\n" for line in log))
+        # sorted, as a checkpoint's state keeps them: a resumed run writes the same bytes
+        write_text(folder / LOG, "".join(json.dumps(line, allow_nan=False, sort_keys=True) + "\n" for line in log))
         write_text(folder / DECISION, decision_text(parts, recipe))
         manifest = build(**parts, files=listing(folder))
         write_json(folder / MANIFEST, manifest)
