@@ -171,8 +171,7 @@ class _Run:
         self._step_to_the_end(trainer, work, checkpoint, stop)
         if self.data.held_out.rows and not evaluated(trainer):
             trainer.evaluate()
-        with work.explains_failed_output():
-            return self._finish(trainer, model, initial, work, checkpoint)
+        return self._finish(trainer, model, initial, work, checkpoint)
 
     def _step_to_the_end(
         self, trainer: LoraTrainer, work: WorkFolder, checkpoint: Path | None, stop: StopRequest
@@ -188,11 +187,12 @@ class _Run:
                 trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         except NonFiniteError as error:
             raise self._named(error, trainer, work.path) from error
-        if stop.signal:
+        number = trainer.over_processes(stop.signal, "max")  # one may have come after the last step
+        if number:
             raise StoppedError(
-                f"stopped by {signal.Signals(stop.signal).name} after step {trainer.state.global_step} of "
+                f"stopped by {signal.Signals(number).name} after step {trainer.state.global_step} of "
                 f"{trainer.state.max_steps}, with a checkpoint",
-                signal=stop.signal,
+                signal=number,
                 place=str(work.path),
                 next_step="Go on with --resume.",
             )
@@ -225,16 +225,17 @@ class _Run:
                 training_facts(self.recipe.training, self.config, trainer.state, resumed_from),
                 evaluation_facts(log, completions),
             )
-            manifest = write_run(
-                self.recipe.output,
-                adapter,
-                encoder=self.encoder,
-                base_folder=self.base,
-                first_row=(first.rows[0], first.encoded[0]),
-                log=log,
-                facts=facts,
-                recipe=self.recipe.as_written(),
-            )
+            with work.explains_failed_output():
+                manifest = write_run(
+                    self.recipe.output,
+                    adapter,
+                    encoder=self.encoder,
+                    base_folder=self.base,
+                    first_row=(first.rows[0], first.encoded[0]),
+                    log=log,
+                    facts=facts,
+                    recipe=self.recipe.as_written(),
+                )
             shutil.rmtree(work.path, ignore_errors=True)
         trainer.accelerator.wait_for_everyone()
         return RunResult(

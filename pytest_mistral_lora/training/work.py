@@ -104,9 +104,11 @@ class WorkFolder:
             part = next((one for one in checkpoints(self.path) if not is_listed(one)), None)
             if part is None or is_out_of_memory(error):
                 raise
-            file = max((one for one in part.iterdir()), key=lambda one: one.stat().st_mtime, default=part)
-            shutil.rmtree(part, ignore_errors=True)
-            raise disk_error(file, error) from error
+            file = max(part.iterdir(), key=lambda one: one.stat().st_mtime, default=part)
+            failed = disk_error(file, error)
+            if is_main_process():
+                shutil.rmtree(part, ignore_errors=True)
+            raise failed from error
 
     @contextmanager
     def explains_failed_output(self) -> Iterator[None]:

@@ -101,6 +101,20 @@ def test_without_what_keeps_it_the_resumed_run_is_another(
     assert files(recipe.output) != files(whole.output)
 
 
+def test_a_signal_after_the_last_step_leaves_its_checkpoint(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = changed(recipe, epochs=None, steps=1, eval_steps=1)
+    stop, evaluate = StopRequest(), LoraTrainer.evaluate
+
+    def asked(trainer: LoraTrainer, *given: Any, **named: Any) -> dict[str, float]:
+        stop.signal = 15 * trainer.state.global_step
+        return evaluate(trainer, *given, **named)
+
+    monkeypatch.setattr(LoraTrainer, "evaluate", asked)
+    with pytest.raises(StoppedError, match="after step 1 of 1"):
+        train(recipe, stop=stop)
+    assert train(recipe, resume=True).manifest["training"]["steps"] == 1
+
+
 def test_checkpoints_by_minutes_change_nothing(recipe: Recipe) -> None:
     often = changed(recipe, checkpoint_steps=None, checkpoint_minutes=1e-9)
     train(changed(recipe, "whole"))
