@@ -111,6 +111,12 @@ class TrainingError(MistralLoraError):
     """A training run that must not go on: nothing to train, a layer that does not move."""
 
 
+class MemoryShortageError(MistralLoraError):
+    """A step that does not fit into the memory there is (exit code 3)."""
+
+    exit_code = EXIT_OUT_OF_MEMORY
+
+
 class NonFiniteError(TrainingError):
     """A loss or a gradient that is NaN, infinite, or larger than the recipe allows.
 
@@ -120,17 +126,9 @@ class NonFiniteError(TrainingError):
         places: Where the same rows came from: `file:line`.
     """
 
-    def __init__(
-        self,
-        found: str,
-        *,
-        rows: Sequence[int] = (),
-        places: Sequence[str] = (),
-        place: str = "",
-        next_step: str = "",
-    ) -> None:
+    def __init__(self, found: str, *, rows: Sequence[int] = (), places: Sequence[str] = (), **fields: str) -> None:
         self.rows, self.places = tuple(rows), tuple(places)
-        super().__init__(found, place=place, next_step=next_step)
+        super().__init__(found, **fields)
 
 
 class DiskError(TrainingError):
@@ -148,6 +146,6 @@ class StoppedError(MistralLoraError):
         exit_code: 130 for SIGINT (Ctrl-C), 143 for SIGTERM.
     """
 
-    def __init__(self, found: str, *, signal: int, place: str = "", next_step: str = "") -> None:
+    def __init__(self, found: str, *, signal: int = EXIT_INTERRUPTED - 128, **fields: str) -> None:
         self.exit_code = 128 + signal
-        super().__init__(found, place=place, next_step=next_step)
+        super().__init__(found, **fields)
