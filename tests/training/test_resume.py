@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from tiny_runs import CONVERSATIONS, MakeRecipe, recipe_data, write_rows
-from transformers import TrainerCallback
+from transformers import Trainer, TrainerCallback
 
 from pytest_mistral_lora.errors import InputError, StoppedError
 from pytest_mistral_lora.records.files import listing, write_json
@@ -84,20 +84,20 @@ def test_a_run_stopped_at_every_step_is_the_run_that_never_stopped(
 
 
 @pytest.mark.parametrize(
-    ("owner", "method", "broken"),
+    ("owner", "method", "broken", "steps"),
     [
-        (UnloggedLoss, "on_train_begin", TrainerCallback.on_train_begin),
-        (LoraTrainer, "get_batch_samples", LoraTrainer.__mro__[1].get_batch_samples),
+        (UnloggedLoss, "on_train_begin", TrainerCallback.on_train_begin, 3),
+        (LoraTrainer, "get_batch_samples", Trainer.get_batch_samples, 2),
     ],
 )
 def test_without_what_keeps_it_the_resumed_run_is_another(
-    recipe: Recipe, monkeypatch: pytest.MonkeyPatch, owner: type, method: str, broken: Any
+    recipe: Recipe, monkeypatch: pytest.MonkeyPatch, owner: type, method: str, broken: Any, steps: int
 ) -> None:
-    training = {"epochs": None, "steps": 2, "eval_steps": None, "logging_steps": 2}
+    training = {"epochs": None, "steps": steps, "eval_steps": None, "logging_steps": steps}
     recipe, whole = changed(recipe, **training), changed(recipe, "whole", **training)
     train(whole)
     monkeypatch.setattr(owner, method, broken)
-    stopped_at_every_step(recipe, 2)
+    stopped_at_every_step(recipe, steps)
     assert files(recipe.output) != files(whole.output)
 
 
