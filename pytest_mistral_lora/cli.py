@@ -24,7 +24,10 @@ from pytest_mistral_lora.errors import (
     RowsError,
 )
 
-_EXITS = "Exit codes: 0 fine, 1 a finding or a failed run, 2 bad usage or bad input, 3 out of memory, 130 interrupted."
+_EXITS = (
+    "Exit codes: 0 fine, 1 a finding or a failed run, 2 bad usage or bad input, 3 out of memory, "
+    "130 interrupted (Ctrl-C), 143 terminated (SIGTERM)."
+)
 
 _AUDIT_JSON = """\
 With --json, each finding is one JSON object on a line of its own: rule, class (its name in the table of classes),

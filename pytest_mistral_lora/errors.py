@@ -9,6 +9,7 @@ EXIT_FINDING = 1
 EXIT_BAD_INPUT = 2
 EXIT_OUT_OF_MEMORY = 3
 EXIT_INTERRUPTED = 130
+EXIT_TERMINATED = 143
 
 
 class MistralLoraError(Exception):
@@ -117,12 +118,34 @@ class MemoryShortageError(MistralLoraError):
 
 
 class NonFiniteError(TrainingError):
-    """A loss or a gradient that is NaN or infinite.
+    """A loss or a gradient that is NaN, infinite, or larger than the recipe allows.
 
     Attributes:
-        rows: Places in the training rows of those whose own loss is not finite; may be empty.
+        rows: Places in the training rows of those whose own loss is not finite, or of all rows of the step; may be
+            empty where the error is raised.
+        places: Where the same rows came from: `file:line`.
     """
 
-    def __init__(self, found: str, *, rows: Sequence[int] = (), **sentence: str) -> None:
-        self.rows = tuple(rows)
-        super().__init__(found, **sentence)
+    def __init__(self, found: str, *, rows: Sequence[int] = (), places: Sequence[str] = (), **fields: str) -> None:
+        self.rows, self.places = tuple(rows), tuple(places)
+        super().__init__(found, **fields)
+
+
+class DiskError(TrainingError):
+    """A file of a run that cannot be written: the disk is full, or refuses it."""
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM where there is no step to finish (exit code 143). Like Ctrl-C, it passes every `except Exception`."""
+
+
+class StoppedError(MistralLoraError):
+    """A run that a signal stopped after an optimizer step, with a checkpoint (exit code 128 + the signal's number).
+
+    Attributes:
+        exit_code: 130 for SIGINT (Ctrl-C), 143 for SIGTERM.
+    """
+
+    def __init__(self, found: str, *, signal: int = EXIT_INTERRUPTED - 128, **fields: str) -> None:
+        self.exit_code = 128 + signal
+        super().__init__(found, **fields)

@@ -11,12 +11,15 @@ from pytest_mistral_lora import errors
 from pytest_mistral_lora.errors import (
     EXIT_BAD_INPUT,
     EXIT_FINDING,
+    EXIT_INTERRUPTED,
     EXIT_OUT_OF_MEMORY,
     InputError,
+    MemoryShortageError,
     MistralLoraError,
     OracleRejection,
     RowError,
     RowsError,
+    StoppedError,
 )
 
 
@@ -53,8 +56,8 @@ def every_error() -> list[type[MistralLoraError]]:
 def test_every_error_has_one_base_and_an_exit_code(kind: type[MistralLoraError]) -> None:
     error = kind("found")
     assert isinstance(error, MistralLoraError)
-    expected = EXIT_BAD_INPUT if isinstance(error, InputError) else EXIT_FINDING
-    assert error.exit_code == (EXIT_OUT_OF_MEMORY if kind is errors.MemoryShortageError else expected)
+    own = {MemoryShortageError: EXIT_OUT_OF_MEMORY, StoppedError: EXIT_INTERRUPTED}
+    assert error.exit_code == own.get(kind, EXIT_BAD_INPUT if isinstance(error, InputError) else EXIT_FINDING)
     assert kind.__doc__
 
 

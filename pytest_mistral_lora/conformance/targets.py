@@ -95,7 +95,7 @@ class RecipeTarget(Target):
         base = self.recipe.base
         if base.path is None:
             return resolve(str(base.repo), str(base.revision), weights=False)
-        from pytest_mistral_lora.training.run import resolve_base
+        from pytest_mistral_lora.training.preparation import resolve_base
 
         return resolve_base(base)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import shutil
@@ -12,6 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from pytest_mistral_lora.errors import InputError
+from pytest_mistral_lora.records.hashing import sha256_file
+
+_RANDOM = 8
+"""How many characters `tempfile` puts after the name of a temporary folder."""
 
 
 def write_text(path: Path, text: str) -> None:
@@ -101,3 +106,18 @@ def finished_folder(path: Path) -> Iterator[Path]:
         temporary.rename(path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def remove_temporaries(path: Path) -> None:
+    """Remove what a killed process left of `finished_folder(path)`."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.{'?' * _RANDOM}"):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def listing(folder: Path) -> dict[str, dict[str, Any]]:
+    """Return `size` in bytes and `sha256` of each file of a folder, by its path in there."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {
+        path.relative_to(folder).as_posix(): {"sha256": sha256_file(path), "size": path.stat().st_size}
+        for path in files
+    }

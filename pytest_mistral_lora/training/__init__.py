@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.training.recipe import Recipe, load_recipe
-    from pytest_mistral_lora.training.run import RunResult, train
+    from pytest_mistral_lora.training.result import RunResult
+    from pytest_mistral_lora.training.run import train
 
-_LAZY = {"Recipe": "recipe", "RunResult": "run", "load_recipe": "recipe", "train": "run"}
+_LAZY = {"Recipe": "recipe", "RunResult": "result", "load_recipe": "recipe", "train": "run"}
 
 __all__ = ["Recipe", "RunResult", "load_recipe", "train"]
 

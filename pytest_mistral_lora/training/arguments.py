@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import Any, Literal
 
@@ -69,8 +70,8 @@ def _bookkeeping(training: Training, has_held_out: bool, progress: Progress) -> 
         "eval_strategy": "steps" if has_held_out and training.eval_steps else "no",
         "eval_steps": training.eval_steps,
         "save_strategy": "steps",
-        "save_steps": training.checkpoint_steps,
-        "save_total_limit": 2,
+        # without a number of steps, only the last one
+        "save_steps": training.checkpoint_steps or sys.maxsize,
         "report_to": "none",
         "disable_tqdm": progress != "bar",
     }

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
-from pytest_mistral_lora.errors import TrainingError
+from pytest_mistral_lora.errors import NonFiniteError, TrainingError
 from pytest_mistral_lora.training.devices import engine
 
 _LOG = logging.getLogger(__name__)
@@ -33,7 +33,8 @@ class StopAtNonFinite(TrainerCallback):  # type: ignore[misc]
         DeepSpeed keeps them to itself and has made its step already: there, LoraTrainer looks at their norm.
 
         Raises:
-            TrainingError: If one holds NaN or infinity.
+            NonFiniteError: If one holds NaN or infinity.
+            TrainingError: If there is none.
         """
         if engine() == "deepspeed":
             return
@@ -44,9 +45,9 @@ class StopAtNonFinite(TrainerCallback):  # type: ignore[misc]
             raise gradient_error(state.global_step + 1)
 
 
-def gradient_error(step: int) -> TrainingError:
+def gradient_error(step: int) -> NonFiniteError:
     """Return the error for a gradient that holds NaN or infinity."""
-    return TrainingError(
+    return NonFiniteError(
         f"a gradient is not finite at step {step}",
         next_step="Nothing is saved. Lower training.learning_rate, or use precision: fp32.",
     )

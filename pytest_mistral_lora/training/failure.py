@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,11 @@ from pytest_mistral_lora.errors import (
     EXIT_FINDING,
     EXIT_INTERRUPTED,
     EXIT_OUT_OF_MEMORY,
+    EXIT_TERMINATED,
     MistralLoraError,
+    NonFiniteError,
     RowsError,
+    Terminated,
 )
 from pytest_mistral_lora.records.files import write_json
 
@@ -21,11 +25,11 @@ _MEMORY_ADVICE = "Lower training.micro_batch_tokens, set activation_checkpointin
 
 
 def exit_code(error: BaseException) -> int:
-    """Return the exit code for an error: 1 failed, 2 bad input, 3 out of memory, 130 interrupted."""
+    """Return the exit code for an error: 1 failed, 2 bad input, 3 out of memory, 130 or 143 stopped."""
     if isinstance(error, MistralLoraError):
         return error.exit_code
     if isinstance(error, KeyboardInterrupt):
-        return EXIT_INTERRUPTED
+        return EXIT_TERMINATED if isinstance(error, Terminated) else EXIT_INTERRUPTED
     if is_out_of_memory(error):
         return EXIT_OUT_OF_MEMORY
     return EXIT_BAD_INPUT if isinstance(error, FileNotFoundError) else EXIT_FINDING
@@ -37,19 +41,17 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or "OutOfMemoryError" in names or "can't allocate memory" in str(error)
 
 
-def forget_failure(work: Path) -> None:
-    """Remove the `failure.json` of an earlier attempt."""
-    (work / FAILURE).unlink(missing_ok=True)
-
-
 def leave_failure(work: Path, error: BaseException) -> None:
-    """Write `failure.json` into a run's work folder.
+    """Write `failure.json` into a run's work folder; where that cannot be done, say so, and let the error be heard.
 
     A process that only lost another one does not write over what that one has said.
     """
-    work.mkdir(parents=True, exist_ok=True)
-    if not (_lost_another(error) and (work / FAILURE).exists()):
+    if _lost_another(error) and (work / FAILURE).exists():
+        return
+    try:
         write_json(work / FAILURE, describe(error))
+    except OSError as refused:
+        sys.stderr.write(f"warning: {work / FAILURE} cannot be written: {refused.strerror}\n")
 
 
 def _lost_another(error: BaseException) -> bool:
@@ -68,7 +70,13 @@ def describe(error: BaseException) -> dict[str, Any]:
     return {
         "error": type(error).__name__,
         "cause": str(error) or type(error).__name__,
-        "rows": [one.place for one in error.errors] if isinstance(error, RowsError) else [],
+        "rows": _rows(error),
         "advice": advice,
         "exit_code": exit_code(error),
     }
+
+
+def _rows(error: BaseException) -> list[str]:
+    if isinstance(error, RowsError):
+        return [one.place for one in error.errors]
+    return list(error.places) if isinstance(error, NonFiniteError) else []

@@ -65,6 +65,7 @@ def make_trainer(
         order_seed=training.seed if training.order_seed is None else training.order_seed,
         share_prefix=training.share_prefix,
         on_oom=training.on_oom,
+        stop_at_grad_norm=training.stop_at_grad_norm,
         callbacks=[StopAtNonFinite(), OverflowWatch(training.max_skipped_steps)],
     )
     if training.dry_run:

@@ -19,7 +19,7 @@ from pytest_mistral_lora.checkpoint.backends import Encoder
 from pytest_mistral_lora.checkpoint.tokenizers import TOKENIZER_JSON, oracle_file
 from pytest_mistral_lora.errors import TrainingError
 from pytest_mistral_lora.records.decision import DECISION, decision_text
-from pytest_mistral_lora.records.files import finished_folder, read_json, write_json, write_text
+from pytest_mistral_lora.records.files import finished_folder, listing, read_json, write_json, write_text
 from pytest_mistral_lora.records.hashing import sha256_file, sha256_tensors
 from pytest_mistral_lora.records.manifest import MANIFEST, build
 from pytest_mistral_lora.training.adapter import expected_names
@@ -131,13 +131,14 @@ def write_run(
         parts = {**facts, "kind": "adapter", "lora": {**facts["lora"], **_measured(adapter)}}
         parts["tokenizer"] = _write_tokenizer(folder, encoder, base_folder)
         parts["template"] = _write_template(folder, encoder, base_folder)
-        write_json(folder / RENDERED, _rendered(encoder, *first_row))
-        write_text(folder / LOG, "".join(json.dumps(line, allow_nan=False) + "\n" for line in log))
+        write_json(folder / RENDERED, rendered(encoder, *first_row))
+        # sorted, as a checkpoint's state keeps them: a resumed run writes the same bytes
+        write_text(folder / LOG, "".join(json.dumps(line, allow_nan=False, sort_keys=True) + "\n" for line in log))
         for name, text in (texts or {}).items():
             (folder / name).parent.mkdir(exist_ok=True)
             write_text(folder / name, text)
         write_text(folder / DECISION, decision_text(parts, recipe))
-        manifest = build(**parts, files=_listing(folder))
+        manifest = build(**parts, files=listing(folder))
         write_json(folder / MANIFEST, manifest)
     return manifest
 
@@ -184,19 +185,12 @@ def _own_template(base: Path) -> str | None:
     return template if isinstance(template, str) else None
 
 
-def _rendered(encoder: Encoder, row: Row, encoded: EncodedRow) -> dict[str, Any]:
+def rendered(encoder: Encoder, row: Row, encoded: EncodedRow) -> dict[str, Any]:
+    """Return a row with what the model is fed: its ids, their pieces, labels and spans, as plain JSON data."""
     return {
         **row.to_json(),
         "input_ids": list(encoded.input_ids),
         "pieces": [encoder.piece(token) for token in encoded.input_ids],
         "labels": list(encoded.labels or ()),
         "spans": [span.to_json() for span in encoded.spans],
-    }
-
-
-def _listing(folder: Path) -> dict[str, dict[str, Any]]:
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {
-        path.relative_to(folder).as_posix(): {"sha256": sha256_file(path), "size": path.stat().st_size}
-        for path in files
     }

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from math import isfinite
 from typing import Any
 
 import numpy as np
@@ -15,12 +15,14 @@ from transformers import Trainer, set_seed
 
 from pytest_mistral_lora.errors import NonFiniteError
 from pytest_mistral_lora.training.callbacks import gradient_error
+from pytest_mistral_lora.training.gradients import gradient_norm
 from pytest_mistral_lora.training.micro_batches import split
 from pytest_mistral_lora.training.order import StepSampler
 from pytest_mistral_lora.training.passes import collate, step_rows, supervised_losses
 from pytest_mistral_lora.training.relief import OnOom, Relief
 from pytest_mistral_lora.training.sharding import shard_on_cpu
 from pytest_mistral_lora.training.step_row import StepRow
+from pytest_mistral_lora.training.unlogged import UnloggedLoss
 
 
 def _any_row(dataset: Any) -> StepRow:
@@ -32,10 +34,14 @@ class LoraTrainer(Trainer):  # type: ignore[misc]
     """A Trainer whose loss is the mean over the supervised tokens of the whole optimizer step.
 
     A batch of its loader is one process's rows of one step. Micro-batches and processes only split the sum.
+
+    Attributes:
+        step_rows: This process's rows of the current step: their places in the dataset.
     """
 
     control: Any
     is_fsdp_enabled: bool
+    step_rows: Sequence[int] = ()
 
     def __init__(
         self,
@@ -45,6 +51,7 @@ class LoraTrainer(Trainer):  # type: ignore[misc]
         order_seed: int,
         share_prefix: bool = False,
         on_oom: OnOom = "stop",
+        stop_at_grad_norm: float | None = None,
         **settings: Any,
     ) -> None:
         """Make a trainer.
@@ -55,6 +62,7 @@ class LoraTrainer(Trainer):  # type: ignore[misc]
             order_seed: Decides the order of the rows.
             share_prefix: Whether rows of a micro-batch that begin alike share the passes of their beginning.
             on_oom: What is done where memory runs out.
+            stop_at_grad_norm: Largest L2 norm that the gradients may have, before they are scaled down.
             settings: Whatever Trainer takes.
         """
         super().__init__(data_collator=collate, **settings)
@@ -64,6 +72,9 @@ class LoraTrainer(Trainer):  # type: ignore[misc]
         self.share_prefix = share_prefix
         self.relief = Relief(self, on_oom)
         self._seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self._stop_at_grad_norm = stop_at_grad_norm
+        self._unlogged = UnloggedLoss()
+        self.add_callback(self._unlogged)
 
     def create_accelerator_and_postprocess(self) -> None:
         """Make the accelerator, with sharding on CPUs, too."""
@@ -112,19 +123,22 @@ class LoraTrainer(Trainer):  # type: ignore[misc]
         Each process returns its share times the number of processes, so that their mean is the loss of the step.
 
         Raises:
-            NonFiniteError: If a loss is not finite, in any process; before the optimizer changes a weight.
+            NonFiniteError: If a loss is not finite, in any process, or the gradients are larger than allowed; before
+                the optimizer changes a weight.
         """
         model.train()
         rows = step_rows(inputs)
+        self.step_rows = [row.index for row in rows]
         what = f"step {self.state.global_step + 1}"
         total: torch.Tensor = self.relief.attempt(what, rows, lambda: self._gradient(model, rows))
         self._refuse_non_finite(total)
-        if self._is_deepspeed and not isfinite(model.get_global_grad_norm()):
+        if self._is_deepspeed and not math.isfinite(model.get_global_grad_norm()):
             raise gradient_error(self.state.global_step + 1)
+        self._refuse_exploding()
         return total
 
     def _gradient(self, model: Any, rows: Sequence[StepRow]) -> torch.Tensor:
-        tokens = max(1, self._over_processes(sum(len(row.targets) for row in rows)))
+        tokens = max(1, self.over_processes(sum(len(row.targets) for row in rows)))
         passes = self._passes(rows, self.train_dataset)
         self.current_gradient_accumulation_steps = len(passes)
         self._seen = []
@@ -186,10 +200,11 @@ class LoraTrainer(Trainer):  # type: ignore[misc]
         that does not count.
         """
         parts = split(rows, self.micro_batch_tokens, share_prefix=self.share_prefix)
-        idle = self._over_processes(len(parts), "max") - len(parts)
+        idle = self.over_processes(len(parts), "max") - len(parts)
         return [(part, 1) for part in parts] + [([_any_row(dataset)], 0) for _ in range(idle)]
 
-    def _over_processes(self, number: int, how: str = "sum") -> int:
+    def over_processes(self, number: int, how: str = "sum") -> int:
+        """Return the sum (or `max`) of a number over all processes, the same in each."""
         if self.accelerator.num_processes == 1:
             return number
         everyone = self.accelerator.gather(torch.tensor([number], device=self.args.device))
@@ -206,6 +221,7 @@ class LoraTrainer(Trainer):  # type: ignore[misc]
     def _refuse_non_finite(self, total: torch.Tensor) -> None:
         everyone = self.accelerator.reduce(total.clone(), "sum")
         if torch.isfinite(everyone):
+            self._unlogged.add(everyone.item() / self.accelerator.num_processes)
             return
         own = {int(row) for losses, owners in self._seen for row in owners[~torch.isfinite(losses).cpu()]}
         rows = set(gather_object(list(own)))
@@ -214,6 +230,29 @@ class LoraTrainer(Trainer):  # type: ignore[misc]
             rows=sorted(rows),
             next_step="Nothing is saved. Lower training.learning_rate, use precision: fp32, check the base.",
         )
+
+    def _refuse_exploding(self) -> None:
+        if self._stop_at_grad_norm is None:
+            return
+        scaler = getattr(self.accelerator, "scaler", None)
+        norm = gradient_norm(self.model) / (scaler.get_scale() if scaler else 1)
+        if math.isfinite(norm) and norm > self._stop_at_grad_norm:
+            raise NonFiniteError(
+                f"the gradients' norm is {norm:.4g} at step {self.state.global_step + 1}, above "
+                f"training.stop_at_grad_norm = {self._stop_at_grad_norm:g}",
+                next_step="Nothing is saved. Look at the rows, lower training.learning_rate, or allow more.",
+            )
+
+    def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: Any) -> tuple[list[Any], Any]:
+        """Return the batch of the next step; none after the last step, from whose checkpoint a run may resume."""
+        if self.state.global_step >= self.state.max_steps:
+            return [], None
+        batches: tuple[list[Any], Any] = super().get_batch_samples(epoch_iterator, num_batches, device)
+        return batches
+
+    def log(self, logs: dict[str, float], *given: Any, **named: Any) -> None:
+        """Log figures; the loss is the mean over the steps since the last line, in a resumed run too."""
+        super().log({**logs, "loss": self._unlogged.take()} if "loss" in logs else logs, *given, **named)
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"

@@ -27,7 +27,7 @@ from pytest_mistral_lora.conformance.train.checks import checks
 from pytest_mistral_lora.conformance.train.law import Figures, take
 from pytest_mistral_lora.records.files import write_json
 from pytest_mistral_lora.records.hashing import sha256_file
-from pytest_mistral_lora.training import adapter, data, loop, passes, run, smoke, step, watching
+from pytest_mistral_lora.training import adapter, data, loop, passes, preparation, run, smoke, step, watching
 
 TARGET = "spm-v3"
 
@@ -51,9 +51,9 @@ _PLACES: dict[str, list[tuple[Any, str]]] = {
     "compute_loss": [(step.LoraTrainer, "compute_loss")],
     "supervised_losses": [(passes, "supervised_losses"), (step, "supervised_losses")],
     "collate": [(passes, "collate"), (step, "collate")],
-    "load_data": [(data, "load_data"), (run, "load_data")],
+    "load_data": [(data, "load_data"), (preparation, "load_data")],
     "load_base": [(base_module, "load_base"), (run, "load_base"), (smoke, "load_base")],
-    "adapted_layers": [(adapter, "adapted_layers"), (run, "adapted_layers")],
+    "adapted_layers": [(adapter, "adapted_layers"), (preparation, "adapted_layers")],
     "attach_adapter": [(adapter, "attach_adapter"), (run, "attach_adapter")],
     "checkpoint_activations": [(loop, "checkpoint_activations")],
     "make_trainer": [(loop, "make_trainer"), (run, "make_trainer")],

@@ -1,58 +1,269 @@
+"""A run that ended early and went on is the run that never ended: the same adapter, the same log."""
+
 from __future__ import annotations
 
 import json
 import os
-import signal
+import pickle
 import subprocess
 import sys
-import time
 from pathlib import Path
+from typing import Any
 
 import pytest
-from tiny_runs import MakeRecipe, recipe_data, write_rows
+from tiny_runs import CONVERSATIONS, MakeRecipe, recipe_data, write_rows
+from transformers import Trainer, TrainerCallback
 
-from pytest_mistral_lora.errors import InputError
-from pytest_mistral_lora.training.recipe import Recipe, parse_recipe
-from pytest_mistral_lora.training.run import train, work_folder
+from pytest_mistral_lora.errors import InputError, StoppedError
+from pytest_mistral_lora.records.files import listing, write_json
+from pytest_mistral_lora.training.checkpoints import LIST, SaveByTime, checkpoints, fault_of, step_of
+from pytest_mistral_lora.training.interruption import StopRequest
+from pytest_mistral_lora.training.recipe import Recipe
+from pytest_mistral_lora.training.run import RunResult, train, work_folder
+from pytest_mistral_lora.training.step import LoraTrainer
+from pytest_mistral_lora.training.unlogged import UnloggedLoss
 
-TRAINING = {"steps": 120, "batch_size": 2, "micro_batch_tokens": 1, "checkpoint_steps": 5}
+TRAINING: dict[str, Any] = {
+    "steps": None,
+    "epochs": 2,
+    "batch_size": 2,
+    "micro_batch_tokens": 1,
+    "schedule": "cosine",
+    "logging_steps": 4,
+    "eval_steps": 2,
+}
+"""Six steps; an epoch ends in the middle, a line of the log covers more than one start."""
 
 
 @pytest.fixture
-def killed(tmp_path: Path, base: Path) -> Recipe:
-    """A run that was killed after its second checkpoint."""
-    write_rows(tmp_path / "rows.jsonl")
-    data = recipe_data(base, training=TRAINING, lora={"dropout": 0.1})
-    (tmp_path / "recipe.yaml").write_text(json.dumps(data))
-    recipe = parse_recipe(data, folder=tmp_path)
-    command = [sys.executable, "-m", "pytest_mistral_lora.training", str(tmp_path / "recipe.yaml")]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    with subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as process:
-        while not (work_folder(recipe) / "checkpoint-10" / "trainer_state.json").is_file():
-            assert process.poll() is None
-            time.sleep(0.01)
-        process.send_signal(signal.SIGKILL)
-    assert not recipe.output.exists()
-    return recipe
+def recipe(make_recipe: MakeRecipe, tmp_path: Path) -> Recipe:
+    write_rows(tmp_path / "eval.jsonl", CONVERSATIONS[:2])
+    return make_recipe(training=TRAINING, lora={"dropout": 0.1}, data={"eval": ["eval.jsonl"]})
 
 
-@pytest.mark.filterwarnings("ignore:mtime may not be reliable:UserWarning")  # two checkpoints within a second
-def test_a_killed_run_resumes_to_the_same_adapter(killed: Recipe, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="--resume"):
-        train(killed)
-    other = killed.model_copy(update={"training": killed.training.model_copy(update={"learning_rate": 0.02})})
+def changed(recipe: Recipe, output: str = "out", **training: Any) -> Recipe:
+    sections = {
+        "training": recipe.training.model_copy(update=training),
+        "output": recipe.output.with_name(output),
+    }
+    return recipe.model_copy(update=sections)
+
+
+def stop_after_one_step(recipe: Recipe, **named: Any) -> Path:
+    """Start or resume a run that is asked to stop at once; return its checkpoint."""
+    stop = StopRequest()
+    stop.signal = 15
+    with pytest.raises(StoppedError):
+        train(recipe, stop=stop, **named)
+    return checkpoints(work_folder(recipe))[-1]
+
+
+def stopped_at_every_step(recipe: Recipe, steps: int) -> RunResult:
+    for step in range(1, steps + 1):
+        assert step_of(stop_after_one_step(recipe, resume=step > 1)) == step
+    return train(recipe, resume=True)
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """Return what a run learned and logged; its manifest says that it was resumed."""
+    names = ("adapter_model.safetensors", "training_log.jsonl")
+    return {name: (folder / name).read_bytes() for name in names}
+
+
+@pytest.mark.parametrize(("training", "steps"), [({}, 6), ({"epochs": None, "steps": 5}, 5)])
+def test_a_run_stopped_at_every_step_is_the_run_that_never_stopped(
+    recipe: Recipe, training: dict[str, Any], steps: int
+) -> None:
+    recipe, whole = changed(recipe, **training), changed(recipe, "whole", **training)
+    resumed = stopped_at_every_step(recipe, steps)
+    train(whole)
+    assert resumed.manifest["training"]["resumed_from_step"] == steps
+    assert resumed.manifest["training"]["steps"] == steps
+    assert files(recipe.output) == files(whole.output)
+    assert len(resumed.log) == {6: 6, 5: 6}[steps]
+
+
+@pytest.mark.parametrize(
+    ("owner", "method", "broken", "steps"),
+    [
+        (UnloggedLoss, "on_train_begin", TrainerCallback.on_train_begin, 3),
+        (LoraTrainer, "get_batch_samples", Trainer.get_batch_samples, 2),
+    ],
+)
+def test_without_what_keeps_it_the_resumed_run_is_another(
+    recipe: Recipe, monkeypatch: pytest.MonkeyPatch, owner: type, method: str, broken: Any, steps: int
+) -> None:
+    training = {"epochs": None, "steps": steps, "eval_steps": None, "logging_steps": steps}
+    recipe, whole = changed(recipe, **training), changed(recipe, "whole", **training)
+    train(whole)
+    monkeypatch.setattr(owner, method, broken)
+    stopped_at_every_step(recipe, steps)
+    assert files(recipe.output) != files(whole.output)
+
+
+def test_a_signal_after_the_last_step_leaves_its_checkpoint(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = changed(recipe, epochs=None, steps=1, eval_steps=1)
+    stop, evaluate = StopRequest(), LoraTrainer.evaluate
+
+    def asked(trainer: LoraTrainer, *given: Any, **named: Any) -> dict[str, float]:
+        stop.signal = 15 * trainer.state.global_step
+        return evaluate(trainer, *given, **named)
+
+    monkeypatch.setattr(LoraTrainer, "evaluate", asked)
+    with pytest.raises(StoppedError, match="after step 1 of 1"):
+        train(recipe, stop=stop)
+    assert train(recipe, resume=True).manifest["training"]["steps"] == 1
+
+
+def test_checkpoints_by_minutes_change_nothing(recipe: Recipe) -> None:
+    often = changed(recipe, checkpoint_steps=None, checkpoint_minutes=1e-9)
+    train(changed(recipe, "whole"))
+    stop_after_one_step(often)
+    # how often a run saves is no part of what it is
+    resumed = train(changed(recipe, checkpoint_steps=1), resume=True)
+    assert resumed.manifest["training"]["resumed_from_step"] == 1
+    assert files(often.output) == files(recipe.output.with_name("whole"))
+
+
+def test_a_checkpoint_is_due_when_the_last_one_is_some_minutes_old() -> None:
+    class State:
+        is_world_process_zero = True
+
+    class Control:
+        should_save = False
+
+    times = iter([0.0, 119.0, 120.0, 125.0, 244.0, 245.0])
+    callback = SaveByTime(2, lambda number, how: number, clock=lambda: next(times))
+    callback.on_train_begin(None, State(), Control())
+    saved = []
+    for _ in range(2):
+        for _ in range(2):
+            control = Control()
+            callback.on_step_end(None, State(), control)
+            saved.append(control.should_save)
+        if len(saved) == 2:
+            callback.on_save(None, State(), Control())
+    assert saved == [False, True, False, True]
+
+
+def test_the_clock_of_the_main_process_decides_for_all() -> None:
+    class State:
+        is_world_process_zero = False
+
+    class Control:
+        should_save = False
+
+    control = Control()
+    callback = SaveByTime(1, lambda number, how: max(number, 1), clock=lambda: 0.0)
+    callback.on_step_end(None, State(), control)
+    assert control.should_save
+    control = Control()
+    callback = SaveByTime(1e-9, lambda number, how: number)
+    callback.on_step_end(None, State(), control)
+    assert not control.should_save
+
+
+def damaged(recipe: Recipe, harm: Any) -> tuple[Path, RunResult]:
+    """Stop a run twice, do harm to its newest checkpoint, resume."""
+    stop_after_one_step(recipe)
+    newest = stop_after_one_step(recipe, resume=True)
+    harm(newest)
+    return newest, train(recipe, resume=True)
+
+
+def cut(file: Path) -> None:
+    os.truncate(file, file.stat().st_size // 2)
+
+
+@pytest.mark.parametrize(
+    ("harm", "why"),
+    [
+        (lambda newest: cut(newest / "optimizer.pt"), "optimizer.pt is not as it was written"),
+        (lambda newest: (newest / "rng_state.pth").unlink(), "rng_state.pth is not as it was written"),
+        (lambda newest: (newest / LIST).unlink(), "it was not written to its end"),
+    ],
+)
+def test_a_broken_checkpoint_is_removed_and_the_one_before_it_taken(
+    recipe: Recipe, capsys: pytest.CaptureFixture[str], harm: Any, why: str
+) -> None:
+    recipe = changed(recipe, epochs=None, steps=3)
+    newest, resumed = damaged(recipe, harm)
+    train(changed(recipe, "whole"))
+    assert resumed.manifest["training"]["resumed_from_step"] == 1
+    assert files(recipe.output) == files(recipe.output.with_name("whole"))
+    assert f"warning: {newest} is removed: {why}" in capsys.readouterr().err
+
+
+def test_a_checkpoint_runs_no_code(recipe: Recipe, tmp_path: Path) -> None:
+    class Harm:
+        def __reduce__(self) -> Any:
+            return os.mkdir, (str(tmp_path / "harm"),)
+
+    def harm(newest: Path) -> None:
+        (newest / "optimizer.pt").write_bytes(pickle.dumps(Harm(), protocol=2))
+        (newest / LIST).unlink()
+        write_json(newest / LIST, listing(newest))
+
+    with pytest.raises(pickle.UnpicklingError):
+        damaged(recipe, harm)
+    assert not (tmp_path / "harm").exists()
+
+
+def contents(folder: Path) -> dict[Path, tuple[bytes, int]]:
+    return {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_folder_that_waits_to_be_resumed_is_not_touched(recipe: Recipe) -> None:
+    stop_after_one_step(recipe)
+    before = contents(work_folder(recipe))
+    with pytest.raises(InputError, match=r"an unfinished run is there, at step 1\. .*--resume"):
+        train(recipe)
     with pytest.raises(InputError, match="another recipe"):
-        train(other, resume=True)
-    resumed = train(killed, resume=True)
-    assert resumed.manifest["training"]["resumed_from_step"] >= 10
-    assert not work_folder(killed).exists()
-
-    whole = train(killed.model_copy(update={"output": tmp_path / "whole"}))
-    assert whole.manifest["training"]["resumed_from_step"] is None
-    assert resumed.manifest["lora"] == whole.manifest["lora"]
-    assert list(resumed.log) == list(whole.log)
+        train(changed(recipe, learning_rate=0.02), resume=True)
+    assert contents(work_folder(recipe)) == before
 
 
 def test_resuming_without_a_checkpoint_starts_anew(make_recipe: MakeRecipe) -> None:
     run = train(make_recipe(training={"steps": 2}), resume=True)
     assert run.manifest["training"]["resumed_from_step"] is None
+
+
+def test_only_the_two_newest_checkpoints_stay(recipe: Recipe) -> None:
+    for step in range(1, 4):
+        stop_after_one_step(recipe, resume=step > 1)
+    kept = checkpoints(work_folder(recipe))
+    assert [step_of(one) for one in kept] == [2, 3]
+    assert [fault_of(one) for one in kept] == ["", ""]
+
+
+def die(folder: Path, base: Path, *lives: str) -> str:
+    """Live through runs that are killed by SIGKILL while they write; return what they print."""
+    write_rows(folder / "rows.jsonl")
+    write_rows(folder / "eval.jsonl", CONVERSATIONS[:2])
+    data = recipe_data(base, training=TRAINING, lora={"dropout": 0.1}, data={"eval": ["eval.jsonl"]})
+    data["training"] |= {"checkpoint_steps": None, "checkpoint_minutes": 1e-9}
+    (folder / "recipe.yaml").write_text(json.dumps(data))
+    command = [sys.executable, str(Path(__file__).with_name("dying_runs.py")), str(folder / "recipe.yaml"), *lives]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+LIVES = ("14", "37", "62", "101", "134", "30,30,30,30,30,30")
+
+
+def test_a_run_that_is_killed_while_it_writes_goes_on(base: Path, tmp_path: Path) -> None:
+    operations = int(die(tmp_path, base, "0", *LIVES))
+    assert operations > 130  # so every life but the last is cut short, from the first file to the last folder
+    whole = files(tmp_path / "done-0")
+    for life in LIVES:
+        assert files(tmp_path / f"done-{life}") == whole, life
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_at_any_write_goes_on(base: Path, tmp_path: Path) -> None:
+    lives = [str(point) for point in range(1, int(die(tmp_path, base, "0")) + 1)]
+    die(tmp_path, base, *lives)
+    whole = files(tmp_path / "done-0")
+    assert [life for life in lives if files(tmp_path / f"done-{life}") != whole] == []

@@ -10,7 +10,7 @@ from pytest_mistral_lora.conformance.train.bed import Bed, Call, watched
 from pytest_mistral_lora.conformance.train.law import Figures, Law
 
 if TYPE_CHECKING:
-    from pytest_mistral_lora.training.run import RunResult
+    from pytest_mistral_lora.training.result import RunResult
 
 SEED_TOLERANCE = 1e-3
 """How far apart the same run's adapters may be on CUDA, whose kernels sum in no fixed order; on a CPU, not at all."""

@@ -94,8 +94,18 @@ class Training(Section):
     eval_steps: Positive | None = Field(
         default=None, description="Steps between two held-out losses; default: only the end."
     )
-    checkpoint_steps: Positive = Field(
-        default=100, description="Steps between two checkpoints that a killed run resumes from."
+    checkpoint_steps: Positive | None = Field(
+        default=100, description="Steps between two checkpoints that a killed run resumes from; null: minutes alone."
+    )
+    checkpoint_minutes: Number | None = Field(
+        default=None,
+        description="Minutes from one checkpoint to the next; default: steps alone.",
+        gt=0,
+    )
+    stop_at_grad_norm: Number | None = Field(
+        default=None,
+        description="Stop, with the rows named, where the gradients' L2 norm, before it is scaled down, is above this.",
+        gt=0,
     )
     report_to: tuple[str, ...] = Field(
         default=(),
@@ -116,6 +126,8 @@ class Training(Section):
             raise ValueError("expected either warmup_steps or warmup_ratio")
         if self.min_learning_rate_ratio is not None and self.schedule != "cosine":
             raise ValueError(f"min_learning_rate_ratio is of a cosine, and schedule is {self.schedule}")
+        if self.checkpoint_steps is None and self.checkpoint_minutes is None:
+            raise ValueError("expected checkpoint_steps or checkpoint_minutes, or both")
         return self
 
     def warmup(self, steps: int) -> int:

@@ -1,0 +1,106 @@
+"""A disk that is full: the checkpoint before stays, the error says what to do, and with room the run goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import resource
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_runs import MakeRecipe, recipe_data, write_rows
+
+from pytest_mistral_lora.errors import DiskError, StoppedError
+from pytest_mistral_lora.training.checkpoints import checkpoints, fault_of, step_of
+from pytest_mistral_lora.training.interruption import StopRequest
+from pytest_mistral_lora.training.recipe import Recipe
+from pytest_mistral_lora.training.run import train, work_folder
+
+TRAINING: dict[str, Any] = {"steps": 3, "batch_size": 2, "checkpoint_steps": 1, "logging_steps": 1}
+
+
+@contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    """Let the kernel refuse what goes beyond this many bytes of a file (EFBIG), as it refuses a full disk (ENOSPC)."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def stopped(recipe: Recipe) -> Path:
+    stop = StopRequest()
+    stop.signal = 15
+    with pytest.raises(StoppedError):
+        train(recipe, stop=stop)
+    (checkpoint,) = checkpoints(work_folder(recipe))
+    return checkpoint
+
+
+@pytest.mark.parametrize("refused", ["adapter_model.safetensors", "optimizer.pt", "rng_state.pth"])
+def test_the_checkpoint_before_stays_and_the_run_goes_on(make_recipe: MakeRecipe, refused: str) -> None:
+    recipe = make_recipe(training=TRAINING)
+    first = stopped(recipe)
+    sizes = {file.name: file.stat().st_size for file in first.iterdir()}
+    smaller = [size for size in sizes.values() if size < sizes[refused]]
+    with largest_file(max(smaller)), pytest.raises(DiskError) as caught:
+        train(recipe, resume=True)
+    assert Path(caught.value.place).parent == first.with_name("checkpoint-2")
+    assert "MB are free there. Make room, then go on from the last checkpoint with --resume." in str(caught.value)
+    assert [(step_of(one), fault_of(one)) for one in checkpoints(work_folder(recipe))] == [(1, "")]
+    assert json.loads((work_folder(recipe) / "failure.json").read_text())["exit_code"] == 1
+    resumed = train(recipe, resume=True)
+    whole = train(recipe.model_copy(update={"output": recipe.output.with_name("whole")}))
+    assert resumed.manifest["lora"] == whole.manifest["lora"]
+
+
+ON_A_SMALL_DISK = """
+import sys
+from pathlib import Path
+from pytest_mistral_lora.training.__main__ import main
+from pytest_mistral_lora.training.checkpoints import fault_of
+
+disk, recipe = Path(sys.argv[1]), sys.argv[2]
+with (disk / "filler").open("wb", buffering=0) as filler:
+    filler.truncate(0)
+    while True:
+        try:
+            filler.write(bytes(1024))
+        except OSError as error:
+            assert error.errno == 28
+            break
+    filler.truncate(filler.tell() - int(sys.argv[3]))
+codes = [main([recipe])]
+broken = [str(path) for path in disk.glob("out*/*") if fault_of(path) and path.is_dir()]
+(disk / "filler").unlink()
+codes.append(main([recipe, "--resume"]))
+print(codes, broken, (disk / "out" / "manifest.json").is_file())
+"""
+
+
+@pytest.mark.skipif(not shutil.which("unshare"), reason="no unshare: no small disk to fill")
+@pytest.mark.parametrize(("room", "refused"), [(120_000, "checkpoint-1"), (400_000, "checkpoint-2"), (850_000, "/out")])
+def test_a_disk_that_is_really_full(base: Path, tmp_path: Path, room: int, refused: str) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["unshare", "-rm", "sh", "-c", 'mount -t tmpfs -o size=8m none "$0" && exec "$@"', str(disk)]
+    if subprocess.run([*mount, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("this process may not mount a small disk")
+    write_rows(tmp_path / "rows.jsonl")
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(json.dumps({**recipe_data(base, training=TRAINING), "output": str(disk / "out")}))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
+    run = [sys.executable, "-c", ON_A_SMALL_DISK, str(disk), str(recipe), str(room)]
+    done = subprocess.run([*mount, *run], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert re.search(rf"error: .*{refused}(/[^/]*)?: cannot be written: .* MB are free there. Make room", done.stderr)
+    assert done.stdout.splitlines()[-1] == "[1, 0] [] True", done.stderr

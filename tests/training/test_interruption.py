@@ -1,0 +1,151 @@
+"""SIGINT and SIGTERM: the step is finished, a checkpoint saved, and the process says how to go on."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_runs import recipe_data, write_rows
+
+from pytest_mistral_lora.errors import Terminated
+from pytest_mistral_lora.training.checkpoints import checkpoints, fault_of, step_of
+from pytest_mistral_lora.training.failure import describe
+from pytest_mistral_lora.training.interruption import StopAtRequest, StopRequest, stop_on_signals
+
+ENDLESS = {"steps": 1_000_000, "batch_size": 2, "logging_steps": 1_000_000, "checkpoint_steps": 1_000_000}
+
+
+def start(folder: Path, **environment: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "pytest_mistral_lora.training", str(folder / "recipe.yaml")]
+    fresh = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", **environment}
+    return subprocess.Popen(command, env=fresh, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def wait_for_a_step(process: subprocess.Popen[str]) -> None:
+    assert process.stderr
+    seen = []
+    for line in process.stderr:
+        seen.append(line)
+        if line.startswith("step 1/"):
+            return
+    raise AssertionError("".join(seen))
+
+
+def write_recipe(folder: Path, base: Path) -> Path:
+    write_rows(folder / "rows.jsonl")
+    (folder / "recipe.yaml").write_text(json.dumps(recipe_data(base, training=ENDLESS)))
+    return folder / "out.work"
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_leaves_a_checkpoint_and_says_how_to_go_on(
+    base: Path, tmp_path: Path, number: signal.Signals, code: int
+) -> None:
+    work = write_recipe(tmp_path, base)
+    with start(tmp_path) as process:
+        wait_for_a_step(process)
+        process.send_signal(number)
+        output, errors = process.communicate()
+    assert process.returncode == code, errors
+    assert output == ""
+    (checkpoint,) = checkpoints(work)
+    assert fault_of(checkpoint) == ""
+    assert f"{number.name}: the run stops after this step" in errors
+    said = f"error: {work}: stopped by {number.name} after step {step_of(checkpoint)} of 1000000, with a checkpoint. "
+    assert f"{said}Go on with --resume.\n" in errors
+    assert "Traceback" not in errors
+    failure = json.loads((work / "failure.json").read_text())
+    assert (failure["exit_code"], failure["advice"]) == (code, "Go on with --resume.")
+    assert not (tmp_path / "out").exists()
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        port: int = one.getsockname()[1]
+        return port
+
+
+def test_all_processes_stop_at_the_step_where_one_was_asked_to(base: Path, tmp_path: Path) -> None:
+    work = write_recipe(tmp_path, base)
+    group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    with (
+        start(tmp_path, RANK="0", LOCAL_RANK="0", **group) as main,
+        start(tmp_path, RANK="1", LOCAL_RANK="1", **group) as other,
+    ):
+        try:
+            wait_for_a_step(main)
+            other.send_signal(signal.SIGTERM)
+            errors = [process.communicate(timeout=300)[1] for process in (main, other)]
+        finally:
+            main.kill()
+            other.kill()
+    assert [main.returncode, other.returncode] == [143, 143], errors
+    (checkpoint,) = checkpoints(work)
+    assert fault_of(checkpoint) == ""
+    assert {"rng_state_0.pth", "rng_state_1.pth"} <= {file.name for file in checkpoint.iterdir()}
+    assert all(f"after step {step_of(checkpoint)} of" in said for said in errors)
+
+
+def test_the_first_signal_waits_for_the_step_and_the_second_does_not() -> None:
+    with stop_on_signals() as stop:
+        with stop.after_the_step():
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert stop.signal == signal.SIGTERM
+            with pytest.raises(KeyboardInterrupt):
+                os.kill(os.getpid(), signal.SIGINT)
+        with pytest.raises(Terminated):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_where_no_step_is_under_way_a_signal_stops_at_once() -> None:
+    with stop_on_signals() as stop:
+        with pytest.raises(Terminated) as caught:
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert not stop.signal
+    assert describe(caught.value)["exit_code"] == 143
+
+
+def test_handlers_are_restored_and_ignored_signals_stay_ignored() -> None:
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    interrupt = signal.getsignal(signal.SIGINT)
+    try:
+        with stop_on_signals():
+            assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
+            assert signal.getsignal(signal.SIGINT) is not interrupt
+        assert signal.getsignal(signal.SIGINT) is interrupt
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_another_thread_installs_no_handler() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    found: list[Any] = []
+
+    def body() -> None:
+        with stop_on_signals():
+            found.append(signal.getsignal(signal.SIGTERM))
+
+    thread = threading.Thread(target=body)
+    thread.start()
+    thread.join()
+    assert found == [before]
+
+
+def test_the_step_is_the_last_where_any_process_was_asked() -> None:
+    class Control:
+        should_save = should_training_stop = False
+
+    control, stop = Control(), StopRequest()
+    StopAtRequest(stop, lambda number, how: max(number, 0)).on_step_end(None, None, control)
+    assert (control.should_save, control.should_training_stop, stop.signal) == (False, False, 0)
+    StopAtRequest(stop, lambda number, how: max(number, 15)).on_step_end(None, None, control)
+    assert (control.should_save, control.should_training_stop, stop.signal) == (True, True, 15)
