@@ -17,6 +17,7 @@ from pytest_mistral_lora.training.callbacks import LogLines, StopAtNonFinite
 from pytest_mistral_lora.training.data import RowDataset
 from pytest_mistral_lora.training.recipe import Training
 from pytest_mistral_lora.training.relief import DryRun
+from pytest_mistral_lora.training.sharding import GenerateTogether
 from pytest_mistral_lora.training.step import LoraTrainer
 
 
@@ -65,7 +66,7 @@ def make_trainer(
         order_seed=training.seed if training.order_seed is None else training.order_seed,
         share_prefix=training.share_prefix,
         on_oom=training.on_oom,
-        callbacks=[StopAtNonFinite()],
+        callbacks=[StopAtNonFinite(), GenerateTogether()],
     )
     if training.dry_run:
         trainer.add_callback(DryRun(trainer))
