@@ -6,6 +6,7 @@ import os
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 from accelerate.commands.config.config_args import ClusterConfig, load_config_from_file
@@ -14,7 +15,7 @@ from accelerate.utils import DistributedType
 from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
 
 from pytest_mistral_lora.errors import InputError
-from pytest_mistral_lora.training.recipe import Training
+from pytest_mistral_lora.training.recipe import Recipe, parse_recipe
 from pytest_mistral_lora.training.sharding import check_engine
 
 FOLDER = Path(__file__).parents[1] / "examples" / "accelerate"
@@ -59,17 +60,31 @@ def test_accelerate_takes_the_configuration(name: str) -> None:
     assert {*config.fsdp_config, *config.deepspeed_config} <= known
 
 
+def recipe(**sections: dict[str, Any]) -> Recipe:
+    base = {"repo": "mistralai/Mistral-7B-v0.3", "revision": "a" * 40, **sections.get("base", {})}
+    training = {"steps": 1, "device": "cpu", **sections.get("training", {})}
+    return parse_recipe({"base": base, "data": {"train": ["rows.jsonl"]}, "training": training, "output": "out"})
+
+
 @pytest.mark.parametrize("name", ["fsdp2", "two-nodes"])
 def test_fsdp_is_what_the_trainer_takes(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     environment(name, monkeypatch)
-    check_engine(Training(steps=1, device="cpu"))
+    check_engine(recipe())
     monkeypatch.setenv("FSDP_VERSION", "1")
     with pytest.raises(InputError, match="fsdp_version: 1; expected fsdp_version: 2"):
-        check_engine(Training(steps=1, device="cpu"))
+        check_engine(recipe())
     monkeypatch.setenv("FSDP_VERSION", "2")
     monkeypatch.setenv("FSDP_ACTIVATION_CHECKPOINTING", "true")
     with pytest.raises(InputError, match="activation_checkpointing: true in the recipe"):
-        check_engine(Training(steps=1, device="cpu"))
+        check_engine(recipe())
+
+
+def test_sharding_in_fp16_or_of_a_base_in_4_bits_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    environment("fsdp2", monkeypatch)
+    with pytest.raises(InputError, match="fp16 with fsdp; expected bf16"):
+        check_engine(recipe(training={"precision": "fp16"}))
+    with pytest.raises(InputError, match="nf4 with fsdp"):
+        check_engine(recipe(base={"quantization": "nf4"}))
 
 
 @pytest.mark.parametrize(("name", "stage"), [("zero2", 2), ("zero3", 3)])
@@ -80,7 +95,7 @@ def test_deepspeed_is_of_the_stage_and_refused_without_a_gpu(
     assert os.environ["ACCELERATE_DEEPSPEED_ZERO_STAGE"] == str(stage)
     assert "ACCELERATE_GRADIENT_CLIPPING" not in os.environ  # so the recipe's max_grad_norm decides
     with pytest.raises(InputError, match="DeepSpeed on a CPU; expected GPUs"):
-        check_engine(Training(steps=1, device="cpu"))
+        check_engine(recipe())
 
 
 @pytest.mark.parametrize("name", TYPES)

@@ -20,7 +20,7 @@ def main(arguments: Sequence[str] | None = None, *, prog: str = "python -m pytes
     given = parser.parse_args(arguments)
     try:
         recipe = load_recipe(given.recipe)
-        from pytest_mistral_lora.training.devices import is_main_process
+        from pytest_mistral_lora.training.devices import is_main
         from pytest_mistral_lora.training.run import train
 
         result = train(recipe, resume=given.resume, progress="bar" if sys.stderr.isatty() else "lines")
@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None, *, prog: str = "python -m pytes
             raise
         sys.stderr.write(f"error: out of memory: {error}\n")
         return exit_code(error)
-    if is_main_process():
+    if is_main():
         sys.stdout.write(f"{result.output}\n")
     return EXIT_OK
 

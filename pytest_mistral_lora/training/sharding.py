@@ -15,19 +15,26 @@ from transformers import TrainerCallback
 
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.training.devices import engine, on_gpu
-from pytest_mistral_lora.training.recipe import Training
+from pytest_mistral_lora.training.recipe import Recipe
 
 _PLACE = "accelerate's configuration"
 
 
-def check_engine(training: Training) -> None:
+def check_engine(recipe: Recipe) -> None:
     """Refuse what a launcher may ask for and this trainer would not do, or would do wrongly.
 
     Raises:
-        InputError: For FSDP1, for FSDP's own activation checkpointing, for DeepSpeed on a CPU, and as for `on_gpu`.
+        InputError: For FSDP1, FSDP's own activation checkpointing, DeepSpeed on a CPU, sharding in fp16 or of a 4-bit
+            base, and as for `on_gpu`.
     """
-    if not on_gpu(training) and engine() == "deepspeed":
+    if not on_gpu(recipe.training) and engine() == "deepspeed":
         raise InputError("DeepSpeed on a CPU", place=_PLACE, expected="GPUs; DDP and FSDP2 also run on CPUs")
+    if engine() in ("fsdp", "deepspeed"):
+        if recipe.training.precision == "fp16":
+            raise InputError(f"fp16 with {engine()}", place="training.precision", expected="bf16 or fp32, or DDP")
+        if recipe.base.quantization:
+            found = f"{recipe.base.quantization} with {engine()}"
+            raise InputError(found, place="base.quantization", expected="a base that is not quantised, or DDP")
     if engine() != "fsdp":
         return
     version = os.environ.get("FSDP_VERSION", "1")

@@ -77,6 +77,11 @@ class LoraTrainer(Trainer):  # type: ignore[misc]
         context: AbstractContextManager[Any] = super().compute_loss_context_manager()
         return context
 
+    def _save_rng_state(self, output_dir: str) -> None:
+        """Save each process's random state before the trainer's, which says that a checkpoint is whole."""
+        super()._save_rng_state(output_dir)
+        self.accelerator.wait_for_everyone()
+
     @property
     def _is_deepspeed(self) -> bool:
         return bool(self.accelerator.distributed_type == DistributedType.DEEPSPEED)
@@ -135,13 +140,18 @@ class LoraTrainer(Trainer):  # type: ignore[misc]
                     loss = counts * self.compute_loss(model, part, num_items_in_batch=tokens)
                 self.accelerator.backward(loss)
             total += loss.detach()
+        if not passes:  # rows without a label, which the recipe kept: a loss of zero has a gradient of zero
+            for parameter in self.model.parameters():
+                parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
         return total
 
     def try_largest(self) -> None:
         """Compute the gradient of the largest micro-batch there can be, and forget it; weights stay as they are."""
         size = -(-self.batch_size // self.accelerator.num_processes)
         longest = np.argsort(-self.train_dataset.lengths, kind="stable")[:size].tolist()
-        rows = step_rows(collate([self.train_dataset[place] for place in longest]))
+        rows = [row for row in step_rows(collate([self.train_dataset[place] for place in longest])) if row.fed]
+        if not rows:
+            return
 
         def act() -> None:
             self.current_gradient_accumulation_steps = 1
@@ -182,7 +192,7 @@ class LoraTrainer(Trainer):  # type: ignore[misc]
         """
         parts = split(rows, self.micro_batch_tokens, share_prefix=self.share_prefix)
         idle = self._over_processes(len(parts), "max") - len(parts)
-        return [(part, 1) for part in parts] + [([_any_row(dataset)], 0)] * idle
+        return [(part, 1) for part in parts] + [([_any_row(dataset)], 0) for _ in range(idle)]
 
     def _over_processes(self, number: int, how: str = "sum") -> int:
         if self.accelerator.num_processes == 1:
