@@ -17,6 +17,7 @@ from pytest_mistral_lora.training.callbacks import EvaluateAtEnd, LogLines, Over
 from pytest_mistral_lora.training.data import RowDataset
 from pytest_mistral_lora.training.recipe import Training
 from pytest_mistral_lora.training.relief import DryRun
+from pytest_mistral_lora.training.sharding import GenerateTogether
 from pytest_mistral_lora.training.step import LoraTrainer
 
 
@@ -66,7 +67,7 @@ def make_trainer(
         share_prefix=training.share_prefix,
         on_oom=training.on_oom,
         stop_at_grad_norm=training.stop_at_grad_norm,
-        callbacks=[StopAtNonFinite(), OverflowWatch(training.max_skipped_steps)],
+        callbacks=[StopAtNonFinite(), OverflowWatch(training.max_skipped_steps), GenerateTogether()],
     )
     if training.dry_run:
         trainer.add_callback(DryRun(trainer))

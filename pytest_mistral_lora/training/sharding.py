@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
+from transformers import TrainerCallback
 
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.training.devices import engine, on_gpu
@@ -55,6 +57,19 @@ def shard_on_cpu(accelerator: Any) -> bool:
         state.distributed_type = DistributedType.FSDP
     accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin()
     return True
+
+
+class GenerateTogether(TrainerCallback):  # type: ignore[misc]
+    """Let processes that share a model generate: FSDP2 gathers weights for a forward pass only, unless told.
+
+    transformers tells it from 5 on.
+    """
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        """Tell FSDP2 that `generate` is a forward pass, too."""
+        shared = isinstance(model, FSDPModule)
+        if shared and "generate" not in vars(model):
+            register_fsdp_forward_method(model, "generate")
 
 
 def is_divided(model: torch.nn.Module) -> bool:

@@ -88,6 +88,11 @@ class LoraTrainer(Trainer):  # type: ignore[misc]
         context: AbstractContextManager[Any] = super().compute_loss_context_manager()
         return context
 
+    def _save_rng_state(self, output_dir: str) -> None:
+        """Save each process's random state before the trainer's, which says that a checkpoint is whole."""
+        super()._save_rng_state(output_dir)
+        self.accelerator.wait_for_everyone()
+
     @property
     def _is_deepspeed(self) -> bool:
         return bool(self.accelerator.distributed_type == DistributedType.DEEPSPEED)
