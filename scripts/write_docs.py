@@ -9,17 +9,22 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Literal, get_args, get_origin
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 sys.path[:0] = [str(ROOT / "tests" / "mutants"), str(ROOT / "tests")]
 
+import yaml  # noqa: E402
 from gallery import Mutant, benches, mutants  # noqa: E402
 from incidents import INCIDENTS  # noqa: E402
+from pydantic.fields import FieldInfo  # noqa: E402
 
 from pytest_mistral_lora.chat.deviations import DEVIATIONS, Deviation  # noqa: E402
 from pytest_mistral_lora.conformance.rules import RULES, Rule  # noqa: E402
 from pytest_mistral_lora.records.files import write_text  # noqa: E402
+from pytest_mistral_lora.training.recipe import Recipe  # noqa: E402
+from pytest_mistral_lora.training.recipe.fields import Section  # noqa: E402
 
 Gallery = list[tuple[str, Mutant]]
 _MADE = "This page is made by `scripts/write_docs.py`"
@@ -134,6 +139,43 @@ def incidents_page(gallery: Gallery) -> str:
     return _page(lines)
 
 
+def recipe_page() -> str:
+    """Return the page of a recipe's keys."""
+    lines = [
+        "# Recipe",
+        "",
+        "Every key of `recipe.yaml`. Paths are relative to the file. An unknown key, or a value that cannot be used,",
+        "is an error before anything is loaded. The JSON Schema, for editors, is `Recipe.json_schema`.",
+        "",
+        f"{_MADE} from the models in `pytest_mistral_lora/training/recipe/`.",
+    ]
+    top = [(name, field) for name, field in Recipe.model_fields.items() if not _section(field)]
+    lines += ["", "| key | default | meaning |", "|---|---|---|", *(_key(name, field) for name, field in top)]
+    for name, field in Recipe.model_fields.items():
+        if section := _section(field):
+            keys = [_key(key, one) for key, one in section.model_fields.items()]
+            doc = " ".join((section.__doc__ or "").split())
+            lines += ["", f"## {name}", "", doc, "", "| key | default | meaning |", "|---|---|---|", *keys]
+    return _page(lines)
+
+
+def _section(field: FieldInfo) -> type[Section] | None:
+    found = field.annotation
+    return found if isinstance(found, type) and issubclass(found, Section) else None
+
+
+def _key(name: str, field: FieldInfo) -> str:
+    default = "required" if field.is_required() else f"`{_yaml(field.get_default(call_default_factory=True))}`"
+    given = [one for one in (field.annotation, *get_args(field.annotation)) if get_origin(one) is Literal]
+    choices = f" One of {', '.join(f'`{one}`' for one in get_args(given[0]))}." if given else ""
+    return f"| `{name}` | {default} | {_cell(field.description or '')}{choices} |"
+
+
+def _yaml(value: object) -> str:
+    plain = json.loads(json.dumps(value))
+    return yaml.safe_dump(plain, default_flow_style=True).removesuffix("\n").removesuffix("\n...")
+
+
 def _rule_links(mutant: Mutant) -> str:
     return ", ".join(f"[{rule}](rules/{rule}.md)" for rule in sorted(mutant.fires))
 
@@ -160,6 +202,7 @@ def pages() -> dict[str, str]:
     modules: dict[str, ModuleType] = benches()
     gallery = [(subject, one) for subject, module in modules.items() for one in mutants(module)]
     made = {"deviations.md": deviations_page(), "rules.md": rules_page(), "incidents.md": incidents_page(gallery)}
+    made["recipe.md"] = recipe_page()
     for rule in RULES.values():
         made[f"rules/{rule.id}.md"] = rule_page(rule, gallery, dict(modules[rule.subject].BENCH.names))
     return made

@@ -63,8 +63,8 @@ def refuse_near_misses(data: Mapping[str, Any], place: str) -> None:
     for key in data:
         if not isinstance(key, str):
             raise RowError(f"the key {key!r} is not a string", place=place)
-        near = difflib.get_close_matches(key.lower(), ROW_KEYS, n=1, cutoff=0.8)
-        if near and key not in ROW_KEYS:
+        near = () if key in ROW_KEYS else difflib.get_close_matches(key.lower(), ROW_KEYS, n=1, cutoff=0.8)
+        if near:
             raise RowError(f"unknown key {key!r}", place=place, expected=f"{near[0]!r}, or a name unlike it")
 
 

@@ -20,6 +20,7 @@ def main(arguments: Sequence[str] | None = None, *, prog: str = "python -m pytes
     given = parser.parse_args(arguments)
     try:
         recipe = load_recipe(given.recipe)
+        from pytest_mistral_lora.training.devices import is_main
         from pytest_mistral_lora.training.interruption import stop_on_signals
         from pytest_mistral_lora.training.run import train
 
@@ -33,7 +34,8 @@ def main(arguments: Sequence[str] | None = None, *, prog: str = "python -m pytes
             raise
         sys.stderr.write(f"error: out of memory: {error}\n")
         return exit_code(error)
-    sys.stdout.write(f"{result.output}\n")
+    if is_main():
+        sys.stdout.write(f"{result.output}\n")
     return EXIT_OK
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -24,10 +24,17 @@ def on_gpu(training: Training) -> bool:
 
 
 def precision_of(training: Training) -> Any:
-    """Return `bf16` or `fp32`: what the recipe says, or what `auto` comes to here."""
+    """Return `bf16`, `fp16` or `fp32`: what the recipe says, or what `auto` comes to here.
+
+    Raises:
+        RecipeError: If the recipe asks for fp16 on a CPU, where nothing scales its loss.
+    """
+    if training.precision == "fp16" and not on_gpu(training):
+        raise RecipeError("'fp16', and the run is on the CPU", place="training.precision", expected="fp32 or bf16")
     if training.precision != "auto":
         return training.precision
-    return "bf16" if on_gpu(training) and torch.cuda.is_bf16_supported() else "fp32"
+    # an older GPU emulates bf16 slowly
+    return "bf16" if on_gpu(training) and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
 
 
 def device_count() -> int:
@@ -35,11 +42,31 @@ def device_count() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def is_main_process() -> bool:
-    """Say whether this process is the one that writes what a run leaves."""
-    return os.environ.get("RANK", "0") == "0"
+def local_rank() -> int:
+    """Return the number of this process among those of the run on this machine."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def is_main() -> bool:
+    """Say whether this is the process of the run that speaks for all."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def engine() -> Literal["none", "ddp", "fsdp", "deepspeed"]:
+    """Return what the launcher distributes this run with."""
+    if _asked_for("FSDP"):
+        return "fsdp"
+    if _asked_for("DEEPSPEED"):
+        return "deepspeed"
+    return "ddp" if device_count() > 1 else "none"
+
+
+def _asked_for(name: str) -> bool:
+    return os.environ.get(f"ACCELERATE_USE_{name}", "").lower() == "true"
 
 
 def device_of(training: Training) -> str:
-    """Return the torch device of this process."""
-    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if on_gpu(training) else "cpu"
+    """Return the torch device on which this process loads the base: its own, or the CPU from where FSDP takes it."""
+    if engine() == "fsdp":
+        return "cpu"
+    return f"cuda:{local_rank()}" if on_gpu(training) else "cpu"

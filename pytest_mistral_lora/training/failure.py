@@ -20,6 +20,7 @@ from pytest_mistral_lora.errors import (
 from pytest_mistral_lora.records.files import write_json
 
 FAILURE = "failure.json"
+_GONE = ("Connection closed by peer", "Connection reset by peer", "DistBackendError", "DistNetworkError")
 _MEMORY_ADVICE = "Lower training.micro_batch_tokens, set activation_checkpointing: true, or use precision: bf16."
 
 
@@ -41,11 +42,22 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def leave_failure(work: Path, error: BaseException) -> None:
-    """Write `failure.json` into a run's work folder; where that cannot be done, say so, and let the error be heard."""
+    """Write `failure.json` into a run's work folder; where that cannot be done, say so, and let the error be heard.
+
+    A process that only lost another one does not write over what that one has said.
+    """
+    if _lost_another(error) and (work / FAILURE).exists():
+        return
     try:
         write_json(work / FAILURE, describe(error))
     except OSError as refused:
         sys.stderr.write(f"warning: {work / FAILURE} cannot be written: {refused.strerror}\n")
+
+
+def _lost_another(error: BaseException) -> bool:
+    """Say whether the error is that another process of the run has gone: torch has many sentences for it."""
+    text = f"{type(error).__name__}: {error}"
+    return isinstance(error, RuntimeError) and any(words in text for words in _GONE)
 
 
 def describe(error: BaseException) -> dict[str, Any]:
@@ -53,6 +65,8 @@ def describe(error: BaseException) -> dict[str, Any]:
     advice = error.next_step if isinstance(error, MistralLoraError) else ""
     if is_out_of_memory(error):
         advice = _MEMORY_ADVICE
+    if _lost_another(error):
+        advice = "Another process of this run ended first: look for what it, or the system, says. Then use --resume."
     return {
         "error": type(error).__name__,
         "cause": str(error) or type(error).__name__,

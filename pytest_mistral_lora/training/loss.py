@@ -28,7 +28,8 @@ def losses_at_head(head: Any, targets: torch.Tensor) -> Iterator[None]:
 
     def forward(hidden: torch.Tensor) -> torch.Tensor:
         losses = token_losses(hidden.flatten(0, -2), head, targets, logits_of)
-        return losses.view(*hidden.shape[:-1], 1)
+        # a view would lose the hooks that FSDP puts on what a module returns
+        return losses.view(*hidden.shape[:-1], 1).clone()
 
     head.forward = forward
     try:

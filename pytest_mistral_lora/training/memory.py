@@ -31,7 +31,7 @@ class Need:
     Attributes:
         base: The frozen weights.
         quantisable: Those of them that a 4-bit base would shrink: the linear layers' of the decoder.
-        values: How many values the decoder's linear layers have.
+        values: How many values those have; 0 where they are in 4 bits already.
         adapter: The adapter with its gradients and the optimizer's state.
         token: What is kept for the backward pass, for each token that is fed.
         checkpointed_token: The same with activation checkpointing.
@@ -67,7 +67,9 @@ def need_of(model: Any) -> Need:
     linear = [
         module.weight
         for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear) and ".layers." in name and not module.weight.requires_grad
+        if isinstance(module, torch.nn.Linear) and ".layers." in name
+        # not the adapter's, and none that is in 4 bits already
+        if not module.weight.requires_grad and module.weight.is_floating_point()
     ]
     small, large = (_kept(model, tokens) for tokens in _PROBED)
     token = max(1, (large - small) // (_PROBED[1] - _PROBED[0]))
@@ -150,8 +152,9 @@ def ways(need: Need, limit: int, *, tokens: int, longest: int, checkpointed: boo
         if bytes_ <= limit or shards == 8:
             yield Way(f"sharding over {shards} devices (FSDP2), checkpointed", "the step stays the same", bytes_)
             break
-    bytes_ = need.total(longest, checkpointed=True, nf4=True)
-    yield Way("base.quantization: nf4, checkpointed", "the base is rounded to 4 bits: other gradients", bytes_)
+    if need.values:
+        bytes_ = need.total(longest, checkpointed=True, nf4=True)
+        yield Way("base.quantization: nf4, checkpointed", "the base is rounded to 4 bits: other gradients", bytes_)
     shorter = need.most_tokens(limit, checkpointed=True)
     if 0 < shorter < longest:
         bytes_ = need.total(shorter, checkpointed=True)

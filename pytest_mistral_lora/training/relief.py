@@ -17,9 +17,11 @@ from pytest_mistral_lora.training.activations import checkpoint_activations, is_
 from pytest_mistral_lora.training.failure import is_out_of_memory
 from pytest_mistral_lora.training.memory import Need, memory_limit, need_of, ways
 from pytest_mistral_lora.training.micro_batches import split
+from pytest_mistral_lora.training.sharding import is_divided
 from pytest_mistral_lora.training.step_row import StepRow
 
 OnOom = Literal["stop", "shrink"]
+_ADVICE = "Lower training.micro_batch_tokens, set activation_checkpointing: true, or share the base over more devices."
 _T = TypeVar("_T")
 
 
@@ -67,8 +69,8 @@ class Relief:
 
     def _shrink(self, what: str, rows: Sequence[StepRow], said: str) -> None:
         trainer = self._trainer
-        tokens = max(sum(row.fed for row in part) for part in split(rows, trainer.micro_batch_tokens))
-        longest = max(row.fed for row in rows)
+        tokens = max((sum(row.fed for row in part) for part in split(rows, trainer.micro_batch_tokens)), default=0)
+        longest = max((row.fed for row in rows), default=0)
         if self._on_oom == "stop" or trainer.accelerator.num_processes > 1:
             raise self._error(what, tokens, longest, said)
         if tokens > longest:
@@ -85,6 +87,9 @@ class Relief:
     def _error(self, what: str, tokens: int, longest: int, said: str) -> MemoryShortageError:
         model, device = self._trainer.model, self._trainer.args.device
         limit, checkpointed = memory_limit(device), is_checkpointed(model)
+        if is_divided(model):
+            # measuring what is needed takes a pass, and the other processes do not go along with it
+            raise MemoryShortageError(f"{what} ran out of memory ({said}): {tokens} tokens at once", next_step=_ADVICE)
         need = _at_least(need_of(model), limit, tokens, checkpointed)
         found = (
             f"{what} ran out of memory ({said}): {tokens} tokens at once need about "

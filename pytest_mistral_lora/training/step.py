@@ -9,16 +9,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, gather_object
 from torch.utils.data import DataLoader
-from transformers import Trainer
+from transformers import Trainer, set_seed
 
 from pytest_mistral_lora.errors import NonFiniteError
+from pytest_mistral_lora.training.callbacks import gradient_error
 from pytest_mistral_lora.training.gradients import gradient_norm
 from pytest_mistral_lora.training.micro_batches import split
 from pytest_mistral_lora.training.order import StepSampler
 from pytest_mistral_lora.training.passes import collate, step_rows, supervised_losses
 from pytest_mistral_lora.training.relief import OnOom, Relief
+from pytest_mistral_lora.training.sharding import shard_on_cpu
 from pytest_mistral_lora.training.step_row import StepRow
 from pytest_mistral_lora.training.unlogged import UnloggedLoss
 
@@ -38,6 +40,7 @@ class LoraTrainer(Trainer):  # type: ignore[misc]
     """
 
     control: Any
+    is_fsdp_enabled: bool
     step_rows: Sequence[int] = ()
 
     def __init__(
@@ -63,6 +66,7 @@ class LoraTrainer(Trainer):  # type: ignore[misc]
             settings: Whatever Trainer takes.
         """
         super().__init__(data_collator=collate, **settings)
+        set_seed(self.args.seed + self.accelerator.process_index)  # else processes would drop out the same places
         self.model_accepts_loss_kwargs = False  # the tokens of a step are counted here
         self.batch_size, self.micro_batch_tokens, self.order_seed = batch_size, micro_batch_tokens, order_seed
         self.share_prefix = share_prefix
@@ -71,6 +75,22 @@ class LoraTrainer(Trainer):  # type: ignore[misc]
         self._stop_at_grad_norm = stop_at_grad_norm
         self._unlogged = UnloggedLoss()
         self.add_callback(self._unlogged)
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """Make the accelerator, with sharding on CPUs, too."""
+        super().create_accelerator_and_postprocess()
+        self.is_fsdp_enabled = shard_on_cpu(self.accelerator) or self.is_fsdp_enabled
+
+    def compute_loss_context_manager(self) -> AbstractContextManager[Any]:
+        """Return what a forward pass runs in: autocast, where accelerate has not wrapped the model in it."""
+        if self.model.dtype == torch.bfloat16 and not self.args.bf16:
+            return torch.autocast(self.args.device.type, torch.bfloat16)
+        context: AbstractContextManager[Any] = super().compute_loss_context_manager()
+        return context
+
+    @property
+    def _is_deepspeed(self) -> bool:
+        return bool(self.accelerator.distributed_type == DistributedType.DEEPSPEED)
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Return this process's share of the rows of each step, in the order of the seed."""
@@ -112,6 +132,8 @@ class LoraTrainer(Trainer):  # type: ignore[misc]
         what = f"step {self.state.global_step + 1}"
         total: torch.Tensor = self.relief.attempt(what, rows, lambda: self._gradient(model, rows))
         self._refuse_non_finite(total)
+        if self._is_deepspeed and not math.isfinite(model.get_global_grad_norm()):
+            raise gradient_error(self.state.global_step + 1)
         self._refuse_exploding()
         return total
 
@@ -127,13 +149,18 @@ class LoraTrainer(Trainer):  # type: ignore[misc]
                     loss = counts * self.compute_loss(model, part, num_items_in_batch=tokens)
                 self.accelerator.backward(loss)
             total += loss.detach()
+        if not passes:  # rows without a label, which the recipe kept: a loss of zero has a gradient of zero
+            for parameter in self.model.parameters():
+                parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
         return total
 
     def try_largest(self) -> None:
         """Compute the gradient of the largest micro-batch there can be, and forget it; weights stay as they are."""
         size = -(-self.batch_size // self.accelerator.num_processes)
         longest = np.argsort(-self.train_dataset.lengths, kind="stable")[:size].tolist()
-        rows = step_rows(collate([self.train_dataset[place] for place in longest]))
+        rows = [row for row in step_rows(collate([self.train_dataset[place] for place in longest])) if row.fed]
+        if not rows:
+            return
 
         def act() -> None:
             self.current_gradient_accumulation_steps = 1
@@ -174,7 +201,7 @@ class LoraTrainer(Trainer):  # type: ignore[misc]
         """
         parts = split(rows, self.micro_batch_tokens, share_prefix=self.share_prefix)
         idle = self.over_processes(len(parts), "max") - len(parts)
-        return [(part, 1) for part in parts] + [([_any_row(dataset)], 0)] * idle
+        return [(part, 1) for part in parts] + [([_any_row(dataset)], 0) for _ in range(idle)]
 
     def over_processes(self, number: int, how: str = "sum") -> int:
         """Return the sum (or `max`) of a number over all processes, the same in each."""
@@ -186,7 +213,7 @@ class LoraTrainer(Trainer):  # type: ignore[misc]
     def _synchronised(self, model: Any, *, last: bool) -> AbstractContextManager[Any]:
         """Share gradients with the other processes in the last pass only, where the engine lets us choose."""
         self.accelerator.gradient_state._set_sync_gradients(last)
-        if last or self.accelerator.distributed_type == DistributedType.DEEPSPEED:
+        if last or self._is_deepspeed:
             return nullcontext()
         context: AbstractContextManager[Any] = self.accelerator.no_sync(model)
         return context
@@ -196,7 +223,8 @@ class LoraTrainer(Trainer):  # type: ignore[misc]
         if torch.isfinite(everyone):
             self._unlogged.add(everyone.item() / self.accelerator.num_processes)
             return
-        rows = {int(row) for losses, owners in self._seen for row in owners[~torch.isfinite(losses).cpu()]}
+        own = {int(row) for losses, owners in self._seen for row in owners[~torch.isfinite(losses).cpu()]}
+        rows = set(gather_object(list(own)))
         raise NonFiniteError(
             f"the loss is {everyone.item()} at step {self.state.global_step + 1}",
             rows=sorted(rows),

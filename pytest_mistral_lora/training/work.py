@@ -15,7 +15,7 @@ from pytest_mistral_lora.errors import DiskError, InputError
 from pytest_mistral_lora.records.files import read_json, remove_temporaries, write_json
 from pytest_mistral_lora.training.bad_rows import BAD_ROWS
 from pytest_mistral_lora.training.checkpoints import checkpoints, fault_of, is_listed, step_of
-from pytest_mistral_lora.training.devices import is_main_process
+from pytest_mistral_lora.training.devices import is_main
 from pytest_mistral_lora.training.failure import FAILURE, is_out_of_memory
 
 _NOTE = "run.json"
@@ -74,7 +74,7 @@ class WorkFolder:
                 next_step="Restore them, or remove the folder.",
             )
         checkpoint = self._newest_whole()
-        if is_main_process():
+        if is_main():
             remove_temporaries(self._output)
             for file in (*self.path.glob(".*"), self.path / FAILURE, self.path / BAD_ROWS):
                 file.unlink(missing_ok=True)
@@ -86,7 +86,7 @@ class WorkFolder:
             fault = fault_of(checkpoint)
             if not fault:
                 return checkpoint
-            if is_main_process():
+            if is_main():
                 sys.stderr.write(f"warning: {checkpoint} is removed: {fault}\n")
                 shutil.rmtree(checkpoint, ignore_errors=True)
         return None
@@ -106,7 +106,7 @@ class WorkFolder:
                 raise
             file = max(part.iterdir(), key=lambda one: one.stat().st_mtime, default=part)
             failed = disk_error(file, error)
-            if is_main_process():
+            if is_main():
                 shutil.rmtree(part, ignore_errors=True)
             raise failed from error
 

@@ -65,19 +65,22 @@ def neighbours(bed: Bed) -> Figures:
 def _beside(bed: Bed) -> dict[str, Any]:
     import torch
 
-    from pytest_mistral_lora.training import step
+    from pytest_mistral_lora.training import passes
     from pytest_mistral_lora.training.data import RowDataset
-    from pytest_mistral_lora.training.passes import step_rows
 
     trainer = bed.trainer(bed.model(), bed.recipe())
-    rows = step_rows(step.collate(list(RowDataset(bed.encoded[:ROWS]))))
+    dataset = RowDataset(bed.encoded[:ROWS])
+    rows = passes.step_rows(passes.collate([dataset[place] for place in range(len(dataset))]))
     named = {name: one for name, one in trainer.model.named_parameters() if one.requires_grad}
-    sums = []
-    for parts in ([rows], [[row] for row in rows]):
-        loss = torch.cat([step.supervised_losses(trainer.model, part, inner=trainer.model)[0] for part in parts]).mean()
-        sums.append((loss.item(), dict(zip(named, torch.autograd.grad(loss, list(named.values())), strict=True))))
-    together = Step(sums[0][0], sums[0][1], (), ())
-    return compared(together, sums[1][0], {name: one.double() for name, one in sums[1][1].items()})
+    layouts: dict[str, list[Any]] = {"together": [rows], "alone": [[row] for row in rows]}
+    found = {}
+    for name, parts in layouts.items():
+        losses = [passes.supervised_losses(trainer.model, part, inner=trainer.model)[0] for part in parts]
+        loss = torch.cat(losses).mean()
+        gradients = dict(zip(named, torch.autograd.grad(loss, list(named.values())), strict=True))
+        found[name] = Step(loss.item(), gradients, (), ())
+    alone = found["alone"]
+    return compared(found["together"], alone.loss, {name: one.double() for name, one in alone.gradients.items()})
 
 
 def _padded(pad: int, batch: dict[str, Any]) -> dict[str, Any]:
@@ -87,7 +90,7 @@ def _padded(pad: int, batch: dict[str, Any]) -> dict[str, Any]:
 
     rows = [torch.split(batch[name], batch["lengths"].tolist()) for name in ("input_ids", "labels")]
     ids, labels = (
-        pad_sequence(one, batch_first=True, padding_value=value)
+        pad_sequence(list(one), batch_first=True, padding_value=value)
         for one, value in zip(rows, (pad, IGNORE_INDEX), strict=True)
     )
     lengths = batch["lengths"].new_full((len(ids),), ids.shape[1])
