@@ -130,7 +130,7 @@ def killed(tmp_path_factory: pytest.TempPathFactory, base: Path) -> Job:
     """Sharded processes, one of which was killed after the first checkpoint; the launcher has ended the other."""
     job = Job(tmp_path_factory.mktemp("killed")).write(base, activation_checkpointing=True)
     with job.started("fsdp2") as launcher:
-        while not (job.work / "checkpoint-5" / "trainer_state.json").is_file():
+        while not (job.work / "checkpoint-5" / "files.json").is_file():
             assert launcher.poll() is None
             time.sleep(0.01)
         processes = psutil.Process(launcher.pid).children(recursive=True)
