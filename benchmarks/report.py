@@ -38,7 +38,7 @@ def figures(rows: Sequence[Mapping[str, Sequence[int]]], in_batch: int) -> dict[
 
 
 def summarize(runs: Runs, precision: str) -> dict[str, dict[str, Any]]:
-    """Return the figures of each contestant; ratios are to TRL padded, or, where it did not run, to the plain Trainer."""
+    """Return each contestant's figures; ratios are to TRL padded, or to the plain Trainer where TRL did not run."""
     reference = PADDED if runs.get(PADDED) else PLAIN
     return {name: _figures(name, runs, reference, precision) for name in runs}
 
