@@ -107,4 +107,16 @@ class RecipeError(InputError):
 
 
 class TrainingError(MistralLoraError):
-    """A training run that must not go on: non-finite loss, nothing to train, a layer that does not move."""
+    """A training run that must not go on: nothing to train, a layer that does not move."""
+
+
+class NonFiniteError(TrainingError):
+    """A loss or a gradient that is NaN or infinite.
+
+    Attributes:
+        rows: Places in the training rows of those whose own loss is not finite; may be empty.
+    """
+
+    def __init__(self, found: str, *, rows: Sequence[int] = (), place: str = "", next_step: str = "") -> None:
+        self.rows = tuple(rows)
+        super().__init__(found, place=place, next_step=next_step)

@@ -173,7 +173,7 @@ def test_the_example_runs(prepare: ModuleType, tmp_path: Path) -> None:
     for name in ("prepare.py", "recipe.yaml"):
         shutil.copy(EXAMPLE / name, tmp_path)
     recipe = yaml.safe_load((tmp_path / "recipe.yaml").read_text())
-    recipe["training"] |= {"steps": 4, "batch_size": 4, "micro_batch_size": 4, "warmup_steps": 0, "eval_steps": 4}
+    recipe["training"] |= {"steps": 4, "batch_size": 4, "warmup_steps": 0, "eval_steps": 4}
     recipe["evaluation"]["generations"] = 1
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
 

@@ -8,8 +8,7 @@ from typing import Any, Literal
 
 from transformers import TrainingArguments
 
-from pytest_mistral_lora.errors import RecipeError
-from pytest_mistral_lora.training.devices import device_count, on_gpu, precision_of
+from pytest_mistral_lora.training.devices import on_gpu, precision_of
 from pytest_mistral_lora.training.recipe import Training
 
 Progress = Literal["none", "lines", "bar"]
@@ -26,7 +25,7 @@ def trainer_arguments(training: Training, *, has_held_out: bool, work: Path, pro
         progress: How to show what has been done.
 
     Raises:
-        RecipeError: If the batch cannot be divided over the devices, or the device is not there.
+        RecipeError: If the device is not there.
     """
     # the recipe alone decides: transformers would take what a launcher, or an earlier run in this process, has set
     os.environ["ACCELERATE_MIXED_PRECISION"] = "no"
@@ -37,9 +36,8 @@ def trainer_arguments(training: Training, *, has_held_out: bool, work: Path, pro
         learning_rate=training.learning_rate,
         lr_scheduler_type=training.schedule if not _warms_to_constant(training) else "constant_with_warmup",
         warmup_steps=training.warmup_steps,
-        per_device_train_batch_size=training.micro_batch_size,
-        per_device_eval_batch_size=training.micro_batch_size,
-        gradient_accumulation_steps=_accumulation(training),
+        # one batch of the loader is a step; micro-batches are made of it
+        gradient_accumulation_steps=1,
         weight_decay=training.weight_decay,
         max_grad_norm=training.max_grad_norm,
         optim="adamw_torch",
@@ -49,9 +47,7 @@ def trainer_arguments(training: Training, *, has_held_out: bool, work: Path, pro
         use_cpu=not on_gpu(training),
         **_bookkeeping(training, has_held_out, progress),
         remove_unused_columns=False,
-        label_names=["labels"],
         dataloader_pin_memory=on_gpu(training),
-        average_tokens_across_devices=True,
         ddp_find_unused_parameters=False,
     )
     # with several GPUs and no launcher, Trainer would split batches over threads (DataParallel)
@@ -78,16 +74,3 @@ def _bookkeeping(training: Training, has_held_out: bool, progress: Progress) -> 
 
 def _warms_to_constant(training: Training) -> bool:
     return training.schedule == "constant" and training.warmup_steps > 0
-
-
-def _accumulation(training: Training) -> int:
-    """Return the micro-batches of one device in one optimizer step."""
-    devices = device_count()
-    steps, rest = divmod(training.batch_size, training.micro_batch_size * devices)
-    if rest:
-        raise RecipeError(
-            f"{training.batch_size} rows over {devices} devices in micro-batches of {training.micro_batch_size}",
-            place="training.batch_size",
-            expected="a multiple of micro_batch_size times devices",
-        )
-    return steps

@@ -1,16 +1,16 @@
-"""Rows of a recipe as tensors: read, split, encoded by the recipe's backend, padded into batches."""
+"""Rows of a recipe: read, split, encoded by the recipe's backend."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import torch
 from torch.utils.data import Dataset
 
-from pytest_mistral_lora.chat.encoded import IGNORE_INDEX, EncodedRow
+from pytest_mistral_lora.chat.encoded import EncodedRow
 from pytest_mistral_lora.chat.rows import Row, scan_rows
 from pytest_mistral_lora.checkpoint.backends import Encoder, faults
 from pytest_mistral_lora.errors import InputError, RowError, RowsError
@@ -124,8 +124,8 @@ def _with_progress(rows: Sequence[Row]) -> Iterable[Row]:
     return track(rows, description="Encoding rows", console=Console(stderr=True))
 
 
-class RowDataset(Dataset[dict[str, list[int]]]):
-    """Encoded rows as a map-style dataset of `input_ids` and `labels`, unpadded."""
+class RowDataset(Dataset[dict[str, Any]]):
+    """Encoded rows as a map-style dataset of `input_ids`, `labels` and `row`, unpadded."""
 
     def __init__(self, encoded: Sequence[EncodedRow]) -> None:
         self._encoded = encoded
@@ -134,31 +134,7 @@ class RowDataset(Dataset[dict[str, list[int]]]):
         """Return the number of rows."""
         return len(self._encoded)
 
-    def __getitem__(self, index: int) -> dict[str, list[int]]:
-        """Return one row."""
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """Return one row, and its place."""
         row = self._encoded[index]
-        return {"input_ids": list(row.input_ids), "labels": list(row.labels or ())}
-
-
-@dataclass(frozen=True)
-class PadRight:
-    """Collate rows into a batch, padded on the right.
-
-    Labels come from the rows alone: which id pads has no influence on them, even where it is EOS.
-
-    Attributes:
-        pad_id: The id that pads `input_ids`.
-    """
-
-    pad_id: int
-
-    def __call__(self, rows: Sequence[Mapping[str, Sequence[int]]]) -> dict[str, torch.Tensor]:
-        """Return `input_ids`, `attention_mask` and `labels`, each `(batch, length)` int64; padding has label -100."""
-        length = max(len(row["input_ids"]) for row in rows)
-        fill = {"input_ids": self.pad_id, "labels": IGNORE_INDEX, "attention_mask": 0}
-        columns: dict[str, list[list[int]]] = {name: [] for name in fill}
-        for row in rows:
-            known = {**row, "attention_mask": [1] * len(row["input_ids"])}
-            for name, value in fill.items():
-                columns[name].append([*known[name], *[value] * (length - len(known[name]))])
-        return {name: torch.tensor(column, dtype=torch.int64) for name, column in columns.items()}
+        return {"input_ids": list(row.input_ids), "labels": list(row.labels or ()), "row": index}

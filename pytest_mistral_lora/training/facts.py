@@ -19,7 +19,7 @@ from pytest_mistral_lora.training.recipe import Recipe, Training
 from pytest_mistral_lora.training.smoke import Completion
 
 _PACKAGES = ("accelerate", "mistral-common", "peft", "safetensors", "tokenizers", "torch", "transformers")
-_AS_GIVEN = ("learning_rate", "batch_size", "micro_batch_size", "max_length", "weight_decay", "max_grad_norm")
+_AS_GIVEN = ("learning_rate", "batch_size", "micro_batch_tokens", "max_length", "weight_decay", "max_grad_norm")
 
 
 def run_facts(

@@ -16,7 +16,7 @@ from pytest_mistral_lora.errors import (
 from pytest_mistral_lora.records.files import write_json
 
 FAILURE = "failure.json"
-_MEMORY_ADVICE = "Lower training.micro_batch_size, set activation_checkpointing: true, or use precision: bf16."
+_MEMORY_ADVICE = "Lower training.micro_batch_tokens, set activation_checkpointing: true, or use precision: bf16."
 
 
 def exit_code(error: BaseException) -> int:

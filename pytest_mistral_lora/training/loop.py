@@ -11,8 +11,9 @@ from transformers import PrinterCallback
 from pytest_mistral_lora.chat.encoded import EncodedRow
 from pytest_mistral_lora.errors import TrainingError
 from pytest_mistral_lora.training.arguments import Progress, trainer_arguments
+from pytest_mistral_lora.training.attention import attend_in_segments
 from pytest_mistral_lora.training.callbacks import LogLines, StopAtNonFinite
-from pytest_mistral_lora.training.data import PadRight, RowDataset
+from pytest_mistral_lora.training.data import RowDataset
 from pytest_mistral_lora.training.recipe import Training
 from pytest_mistral_lora.training.step import LoraTrainer
 
@@ -28,7 +29,6 @@ def make_trainer(
     train: Sequence[EncodedRow],
     held_out: Sequence[EncodedRow],
     *,
-    pad_id: int,
     work: Path,
     progress: Progress,
 ) -> LoraTrainer:
@@ -39,12 +39,10 @@ def make_trainer(
         training: The recipe's section.
         train: Encoded rows to train on.
         held_out: Encoded rows for the held-out loss; may be empty.
-        pad_id: The id that pads a batch.
         work: Folder for checkpoints.
         progress: How to show what has been done.
 
     Raises:
-        RecipeError: If the batch cannot be divided over the devices.
         TrainingError: If nothing in the model can be trained.
     """
     if not any(parameter.requires_grad for parameter in model.parameters()):
@@ -52,6 +50,7 @@ def make_trainer(
             "no parameter of the model can be trained: it is loaded for inference",
             next_step="Load the adapter with is_trainable=True.",
         )
+    attend_in_segments(model)
     if training.activation_checkpointing:
         _checkpoint_activations(model)
     trainer = LoraTrainer(
@@ -59,7 +58,9 @@ def make_trainer(
         args=trainer_arguments(training, has_held_out=bool(held_out), work=work, progress=progress),
         train_dataset=RowDataset(train),
         eval_dataset=RowDataset(held_out) if held_out else None,
-        data_collator=PadRight(pad_id),
+        batch_size=training.batch_size,
+        micro_batch_tokens=training.micro_batch_tokens,
+        order_seed=training.seed if training.order_seed is None else training.order_seed,
         callbacks=[StopAtNonFinite()],
     )
     trainer.remove_callback(PrinterCallback)

@@ -153,7 +153,6 @@ class _Run:
             training,
             self.data.train.encoded,
             self.data.held_out.encoded,
-            pad_id=self._pad_id,
             work=work,
             progress=progress,
         )
@@ -161,12 +160,6 @@ class _Run:
         if self.data.held_out.rows and not evaluated(trainer):
             trainer.evaluate()
         return self._finish(trainer, model, initial, work, checkpoint)
-
-    @property
-    def _pad_id(self) -> int:
-        """The base's padding id, or BOS: a padded position is masked and has no label, so its id changes nothing."""
-        pad = self.config.get("pad_token_id")
-        return int(pad if pad is not None else self.data.train.encoded[0].input_ids[0])
 
     def _finish(
         self, trainer: LoraTrainer, model: Any, initial: Any, work: Path, checkpoint: Path | None

@@ -1,65 +1,200 @@
-"""The optimizer step: transformers' Trainer, with the loss of all its rows."""
+"""The optimizer step: transformers' Trainer, with an exact loss over all its rows and nothing computed in vain."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+from accelerate.utils import DistributedType
+from torch.utils.data import DataLoader
 from transformers import Trainer
 
-from pytest_mistral_lora.chat.encoded import IGNORE_INDEX
-from pytest_mistral_lora.errors import TrainingError
+from pytest_mistral_lora.errors import NonFiniteError
+from pytest_mistral_lora.training.attention import segment_arguments
+from pytest_mistral_lora.training.loss import losses_at_head
+from pytest_mistral_lora.training.micro_batches import StepRow, lay_out, split
+from pytest_mistral_lora.training.order import StepSampler
 
 
-def supervised_losses(model: Any, batch: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the cross entropy of each supervised token of a batch.
-
-    The head is computed only at positions whose next token is supervised in some row of the batch.
-
-    Args:
-        model: A causal language model.
-        batch: `input_ids`, `attention_mask` and `labels`, each `(batch, length)` int64.
+def collate(rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+    """Return the rows of a step one after the other, unpadded: nothing of what is fed depends on a padding id.
 
     Returns:
-        Losses, `(supervised tokens,)` float32, in nats; and the batch row of each, `(supervised tokens,)` int64.
+        `input_ids` and `labels`, `(tokens of all rows,)` int64; `lengths` and `rows` (each row's place in the dataset),
+        `(rows,)` int64.
     """
-    targets = batch["labels"][:, 1:]
-    columns = (targets != IGNORE_INDEX).any(dim=0).nonzero().squeeze(1)
-    logits = model(
-        input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], logits_to_keep=columns, use_cache=False
-    ).logits
-    targets = targets[:, columns]
-    supervised = targets != IGNORE_INDEX
-    losses = torch.nn.functional.cross_entropy(logits[supervised].float(), targets[supervised], reduction="none")
-    return losses, supervised.nonzero()[:, 0]
+    return {
+        **{
+            name: torch.cat([torch.as_tensor(row[name], dtype=torch.int64) for row in rows] or [torch.empty(0).long()])
+            for name in ("input_ids", "labels")
+        },
+        "lengths": torch.tensor([len(row["input_ids"]) for row in rows], dtype=torch.int64),
+        "rows": torch.tensor([row["row"] for row in rows], dtype=torch.int64),
+    }
+
+
+def step_rows(batch: Mapping[str, torch.Tensor]) -> list[StepRow]:
+    """Return the rows of a collated batch."""
+    lengths = batch["lengths"].tolist()
+    ids, labels = (torch.split(batch[name], lengths) for name in ("input_ids", "labels"))
+    return [StepRow(*one) for one in zip(batch["rows"].tolist(), ids, labels, strict=True)]
+
+
+def supervised_losses(model: Any, rows: Sequence[StepRow], *, inner: Any = None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the cross entropy of each supervised token of some rows, in one pass.
+
+    The rows are laid end to end and do not see one another; the head is computed only where a supervised token follows.
+
+    Args:
+        model: A causal language model that attends by segments, wrapped for distribution or not.
+        rows: Rows that each have a supervised token.
+        inner: The same model without the wrapping; default: `model`.
+
+    Returns:
+        Losses, `(supervised tokens,)` float32, in nats, on the model's device; and the row of each, its place in the
+        dataset, `(supervised tokens,)` int64, on the CPU.
+    """
+    inner = model if inner is None else inner
+    laid, device = lay_out(rows), inner.device
+    with losses_at_head(inner.get_output_embeddings(), laid.targets.to(device)):
+        output = model(
+            input_ids=laid.input_ids.to(device),
+            position_ids=laid.position_ids.to(device),
+            logits_to_keep=laid.columns.to(device),
+            use_cache=False,
+            **segment_arguments(laid.segments),
+        )
+    return output.logits.flatten(), laid.owners
+
+
+def _any_row(dataset: Any) -> StepRow:
+    """Return a row that has a loss."""
+    return next(row for place in range(len(dataset)) for row in step_rows(collate([dataset[place]])) if row.fed)
 
 
 class LoraTrainer(Trainer):  # type: ignore[misc]
     """A Trainer whose loss is the mean over the supervised tokens of the whole optimizer step.
 
-    Micro-batches and devices only split the sum: four times one row gives the gradient of one times four rows.
+    A batch of its loader is one process's rows of one step. Micro-batches and processes only split the sum.
     """
 
     control: Any
 
-    def compute_loss(
-        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
-        """Return the share of this micro-batch in the step's loss, in nats a token (a scalar tensor, float32).
+    def __init__(self, *, batch_size: int, micro_batch_tokens: int, order_seed: int, **settings: Any) -> None:
+        """Make a trainer.
+
+        Args:
+            batch_size: Rows of an optimizer step, over all processes.
+            micro_batch_tokens: Most tokens that are fed at once.
+            order_seed: Decides the order of the rows.
+            settings: Whatever Trainer takes.
+        """
+        super().__init__(data_collator=collate, **settings)
+        self.model_accepts_loss_kwargs = False  # the tokens of a step are counted here
+        self.batch_size, self.micro_batch_tokens, self.order_seed = batch_size, micro_batch_tokens, order_seed
+        self._seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """Return this process's share of the rows of each step, in the order of the seed."""
+        return self._loader(self.train_dataset, seed=self.order_seed)
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
+        """Return this process's share of the held-out rows."""
+        return self._loader(self.eval_dataset if eval_dataset is None else eval_dataset)
+
+    def _loader(self, dataset: Any, seed: int | None = None) -> DataLoader[Any]:
+        sampler = StepSampler(
+            len(dataset),
+            self.batch_size,
+            process=self.accelerator.process_index,
+            processes=self.accelerator.num_processes,
+            seed=seed,
+            epoch=lambda: self.state.global_step // len(sampler),
+        )
+        return DataLoader(
+            dataset,
+            batch_sampler=sampler,
+            collate_fn=collate,
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory,
+        )
+
+    def training_step(self, model: Any, inputs: Mapping[str, torch.Tensor], num_items_in_batch: Any = None) -> Any:
+        """Compute the gradient of a step, and return its loss: the mean over its supervised tokens, in nats (scalar).
+
+        Each process returns its share times the number of processes, so that their mean is the loss of the step.
 
         Raises:
-            TrainingError: If it is not finite.
+            NonFiniteError: If a loss is not finite, in any process; before the optimizer changes a weight.
         """
-        losses, _ = supervised_losses(model, inputs)
-        loss = losses.sum() / (len(losses) if num_items_in_batch is None else num_items_in_batch)
-        if not torch.isfinite(loss):
-            raise TrainingError(
-                f"the loss is {loss.item()} at step {self.state.global_step + 1}",
-                next_step="Nothing is saved. Lower training.learning_rate, use precision: fp32, check the base.",
-            )
-        # the devices' gradients are averaged afterwards, and num_items_in_batch counts all devices' tokens
-        return loss * self.accelerator.num_processes
+        model.train()
+        rows = step_rows(inputs)
+        tokens = max(1, self._over_processes(sum(len(row.targets) for row in rows)))
+        passes = self._passes(rows, self.train_dataset)
+        self.current_gradient_accumulation_steps = len(passes)
+        self._seen = []
+        total = torch.zeros((), device=self.args.device)
+        for number, (part, counts) in enumerate(passes, 1):
+            with self._synchronised(model, last=number == len(passes)):
+                with self.compute_loss_context_manager():
+                    loss = counts * self.compute_loss(model, part, num_items_in_batch=tokens)
+                self.accelerator.backward(loss)
+            total += loss.detach()
+        self._refuse_non_finite(total)
+        return total
+
+    def compute_loss(
+        self, model: Any, inputs: Sequence[StepRow], return_outputs: bool = False, num_items_in_batch: int = 1
+    ) -> Any:
+        """Return the share of a micro-batch in the step's loss, in nats a token (a scalar tensor, float32).
+
+        Args:
+            model: The model, as it is wrapped.
+            inputs: The rows of the micro-batch.
+            return_outputs: Not used: there are no logits to return.
+            num_items_in_batch: The supervised tokens of the whole step, over all processes.
+        """
+        losses, owners = supervised_losses(model, inputs, inner=self.model)
+        self._seen.append((losses.detach(), owners))
+        # the processes' gradients are averaged afterwards
+        return losses.sum() * (self.accelerator.num_processes / num_items_in_batch)
+
+    def _passes(self, rows: Sequence[StepRow], dataset: Any) -> list[tuple[list[StepRow], int]]:
+        """Return micro-batches, and whether each counts (1 or 0); as many in every process.
+
+        Sharded models gather weights in each pass, so a process that has fewer passes than another goes along with one
+        that does not count.
+        """
+        parts = split(rows, self.micro_batch_tokens)
+        idle = self._over_processes(len(parts), "max") - len(parts)
+        return [(part, 1) for part in parts] + [([_any_row(dataset)], 0)] * idle
+
+    def _over_processes(self, number: int, how: str = "sum") -> int:
+        if self.accelerator.num_processes == 1:
+            return number
+        everyone = self.accelerator.gather(torch.tensor([number], device=self.args.device))
+        return int(everyone.max() if how == "max" else everyone.sum())
+
+    def _synchronised(self, model: Any, *, last: bool) -> AbstractContextManager[Any]:
+        """Share gradients with the other processes in the last pass only, where the engine lets us choose."""
+        self.accelerator.gradient_state._set_sync_gradients(last)
+        if last or self.accelerator.distributed_type == DistributedType.DEEPSPEED:
+            return nullcontext()
+        context: AbstractContextManager[Any] = self.accelerator.no_sync(model)
+        return context
+
+    def _refuse_non_finite(self, total: torch.Tensor) -> None:
+        everyone = self.accelerator.reduce(total.clone(), "sum")
+        if torch.isfinite(everyone):
+            return
+        rows = {int(row) for losses, owners in self._seen for row in owners[~torch.isfinite(losses).cpu()]}
+        raise NonFiniteError(
+            f"the loss is {everyone.item()} at step {self.state.global_step + 1}",
+            rows=sorted(rows),
+            next_step="Nothing is saved. Lower training.learning_rate, use precision: fp32, check the base.",
+        )
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
@@ -68,16 +203,15 @@ class LoraTrainer(Trainer):  # type: ignore[misc]
 
         Trainer's own is a mean of batch means, which weighs short rows more.
         """
-        totals = torch.zeros(2, dtype=torch.float64)
+        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        totals = torch.zeros(2, dtype=torch.float64, device=self.args.device)
         self.model.eval()
-        for batch in self.get_eval_dataloader(eval_dataset):
-            with torch.no_grad(), self.compute_loss_context_manager():
-                losses, rows = supervised_losses(self.model_wrapped, self._prepare_inputs(batch))
-            by_row = torch.zeros(len(batch["labels"]), 2, device=losses.device)
-            by_row[:, 0].index_add_(0, rows, losses)
-            by_row[:, 1].index_add_(0, rows, torch.ones_like(losses))
-            # a distributed sampler repeats rows to fill its last batch; this drops the repeats
-            totals += self.accelerator.gather_for_metrics(by_row).double().sum(dim=0).cpu()
+        for batch in self.get_eval_dataloader(dataset):
+            for rows, counts in self._passes(step_rows(batch), dataset):
+                with torch.no_grad(), self.compute_loss_context_manager():
+                    losses, _ = supervised_losses(self.model_wrapped, rows, inner=self.model)
+                totals += counts * torch.stack([losses.double().sum(), losses.new_tensor(len(losses)).double()])
+        totals = self.accelerator.reduce(totals, "sum")
         metrics = {f"{metric_key_prefix}_loss": (totals[0] / totals[1]).item()}
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from pytest_mistral_lora.chat.encoded import IGNORE_INDEX
 from pytest_mistral_lora.conformance.findings import Finding
 from pytest_mistral_lora.errors import RecipeError
 from pytest_mistral_lora.training.callbacks import StopAtNonFinite
+from pytest_mistral_lora.training.micro_batches import StepRow
 
 
 class TrainBench:
@@ -120,8 +122,8 @@ def another_alpha(artifact: Artifact) -> None:
 def mean_of_means(artifact: Artifact) -> None:
     """Each micro-batch has its own mean, and the step has the mean of these."""
 
-    def compute_loss(trainer: Any, model: Any, batch: Any, *_: Any, **__: Any) -> Any:
-        return artifact["supervised_losses"](model, batch)[0].mean() / trainer.current_gradient_accumulation_steps
+    def compute_loss(trainer: Any, model: Any, rows: Any, *_: Any, **__: Any) -> Any:
+        return artifact["supervised_losses"](model, rows)[0].mean() / trainer.current_gradient_accumulation_steps
 
     artifact["compute_loss"] = compute_loss
 
@@ -140,8 +142,8 @@ def divided_twice(artifact: Artifact) -> None:
 def never_divided(artifact: Artifact) -> None:
     """Each micro-batch has its own mean, and the step has the sum of these."""
 
-    def compute_loss(trainer: Any, model: Any, batch: Any, *_: Any, **__: Any) -> Any:
-        return artifact["supervised_losses"](model, batch)[0].mean()
+    def compute_loss(trainer: Any, model: Any, rows: Any, *_: Any, **__: Any) -> Any:
+        return artifact["supervised_losses"](model, rows)[0].mean()
 
     artifact["compute_loss"] = compute_loss
 
@@ -150,8 +152,8 @@ def never_divided(artifact: Artifact) -> None:
 def mean_over_every_token(artifact: Artifact) -> None:
     """The sum of the supervised losses is divided by the number of all tokens."""
 
-    def compute_loss(trainer: Any, model: Any, batch: Any, *_: Any, **__: Any) -> Any:
-        return artifact["supervised_losses"](model, batch)[0].sum() / batch["attention_mask"].sum()
+    def compute_loss(trainer: Any, model: Any, rows: Any, *_: Any, **__: Any) -> Any:
+        return artifact["supervised_losses"](model, rows)[0].sum() / sum(len(row.input_ids) for row in rows)
 
     artifact["compute_loss"] = compute_loss
 
@@ -160,8 +162,8 @@ def mean_over_every_token(artifact: Artifact) -> None:
 def loss_of_zero_for_nan(artifact: Artifact) -> None:
     """A loss that is not a number counts as zero, and the run goes on."""
 
-    def compute_loss(trainer: Any, model: Any, batch: Any, *_: Any, num_items_in_batch: Any = None, **__: Any) -> Any:
-        loss = artifact["supervised_losses"](model, batch)[0].sum() / num_items_in_batch
+    def compute_loss(trainer: Any, model: Any, rows: Any, *_: Any, num_items_in_batch: Any = None, **__: Any) -> Any:
+        loss = artifact["supervised_losses"](model, rows)[0].sum() / num_items_in_batch
         if torch.isfinite(loss):
             return loss
         return 0.0 * sum(parameter.sum() for parameter in model.parameters() if parameter.requires_grad)
@@ -169,36 +171,32 @@ def loss_of_zero_for_nan(artifact: Artifact) -> None:
     artifact["compute_loss"] = compute_loss
 
 
-def logits_of(model: Any, batch: Any, **named: Any) -> Any:
-    """Call a model as the sound loss does, for all logits."""
-    return model(
-        **{"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "use_cache": False, **named}
-    ).logits
+def loss_with(artifact: Artifact, labels: Callable[[StepRow], torch.Tensor]) -> None:
+    """Give the loss other labels."""
 
+    def supervised_losses(model: Any, rows: Any, **_: Any) -> Any:
+        return SOUND["supervised_losses"](model, [replace(row, labels=labels(row)) for row in rows])
 
-def losses_of(logits: Any, labels: Any, chosen: Any) -> Any:
-    """Return the losses of chosen positions, and their rows."""
-    losses = torch.nn.functional.cross_entropy(logits[chosen].float(), labels[chosen], reduction="none")
-    return losses, chosen.nonzero()[:, 0]
+    artifact["supervised_losses"] = supervised_losses
 
 
 @mutant("ML306 ML309 ML310 ML311", "I33", says="a gradient after")
 def loss_of_every_token(artifact: Artifact) -> None:
     """A fused loss gets the ids for labels, not the masked labels."""
-
-    def supervised_losses(model: Any, batch: Any) -> Any:
-        labels = batch["input_ids"][:, 1:]
-        return losses_of(logits_of(model, batch)[:, :-1], labels, labels >= 0)
-
-    artifact["supervised_losses"] = supervised_losses
+    loss_with(artifact, lambda row: row.input_ids)
 
 
 @mutant("ML301 ML306 ML311", says="no gradient after")
 def loss_without_the_shift(artifact: Artifact) -> None:
     """Each position is to predict its own token."""
+    loss_with(artifact, lambda row: row.labels.roll(1))
 
-    def supervised_losses(model: Any, batch: Any) -> Any:
-        return losses_of(logits_of(model, batch), batch["labels"], batch["labels"] != IGNORE_INDEX)
+
+def called_with(artifact: Artifact, **changes: Any) -> None:
+    """Call the model with other arguments."""
+
+    def supervised_losses(model: Any, rows: Any, **_: Any) -> Any:
+        return SOUND["supervised_losses"](lambda **call: model(**{**call, **changes}), rows, inner=model)
 
     artifact["supervised_losses"] = supervised_losses
 
@@ -206,49 +204,46 @@ def loss_without_the_shift(artifact: Artifact) -> None:
 @mutant("ML312", "I43", says="passes make a key-value cache")
 def cache_in_training(artifact: Artifact) -> None:
     """The model makes a cache in training, for which FlashAttention refuses rows that are padded on the right."""
-
-    def supervised_losses(model: Any, batch: Any) -> Any:
-        labels = batch["labels"][:, 1:]
-        return losses_of(logits_of(model, batch, use_cache=True)[:, :-1], labels, labels != IGNORE_INDEX)
-
-    artifact["supervised_losses"] = supervised_losses
+    called_with(artifact, use_cache=True)
 
 
-@mutant("ML310", "I43", says="padded on the left")
-def no_mask_in_training(artifact: Artifact) -> None:
-    """The model does not get the attention mask: padding counts where it stands on the left."""
-
-    def supervised_losses(model: Any, batch: Any) -> Any:
-        labels = batch["labels"][:, 1:]
-        return losses_of(logits_of(model, batch, attention_mask=None)[:, :-1], labels, labels != IGNORE_INDEX)
-
-    artifact["supervised_losses"] = supervised_losses
+@mutant("ML309 ML310 ML311", "I20 I21", says="in the other order")
+def rows_that_see_one_another(artifact: Artifact) -> None:
+    """The rows of a micro-batch are one text to the model."""
+    called_with(artifact, segments=None, attention_mask=None, position_ids=None)
 
 
 # batches and rows
 
 
-@mutant("ML310", "I01", says="padded with EOS")
-def padding_id_is_masked(artifact: Artifact) -> None:
-    """No token that has the padding id is trained on: where EOS pads, the model never learns to stop."""
+def collated(artifact: Artifact, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    """Change what the collator makes of the rows of a step."""
 
-    def collate(pads: Any, rows: Any) -> Any:
-        batch = SOUND["collate"](pads, rows)
-        batch["labels"][batch["input_ids"] == pads.pad_id] = IGNORE_INDEX
-        return batch
+    def collate(rows: Any) -> Any:
+        batch = SOUND["collate"](rows)
+        return {**batch, **change(batch)}
 
     artifact["collate"] = collate
+
+
+@mutant("ML301 ML306 ML311", "I01", says="no gradient after")
+def padding_id_is_masked(artifact: Artifact) -> None:
+    """No token that has the padding id is trained on: where EOS pads, the model never learns to stop."""
+    collated(artifact, lambda batch: {"labels": batch["labels"].masked_fill(batch["input_ids"] == 2, IGNORE_INDEX)})
 
 
 @mutant("ML306 ML309 ML310 ML311")
 def padding_is_trained_on(artifact: Artifact) -> None:
     """Padding has its own id for a label."""
 
-    def collate(pads: Any, rows: Any) -> Any:
-        batch = SOUND["collate"](pads, rows)
-        padding = batch["attention_mask"] == 0
-        batch["labels"][padding] = batch["input_ids"][padding]
-        return batch
+    def collate(rows: Any) -> Any:
+        longest = max(len(row["input_ids"]) for row in rows)
+        pads = [[0] * (longest - len(row["input_ids"])) for row in rows]
+        columns = ("input_ids", "labels")
+        padded = [
+            {**row, **{name: [*row[name], *pad] for name in columns}} for row, pad in zip(rows, pads, strict=True)
+        ]
+        return SOUND["collate"](padded)
 
     artifact["collate"] = collate
 
@@ -257,16 +252,14 @@ def padding_is_trained_on(artifact: Artifact) -> None:
 def batch_that_is_cut(artifact: Artifact) -> None:
     """The collator cuts each row to a length: the last EOS of a long one is gone."""
 
-    def collate(pads: Any, rows: Any) -> Any:
-        return SOUND["collate"](pads, [{name: one[:20] for name, one in row.items()} for row in rows])
+    def collate(rows: Any) -> Any:
+        return SOUND["collate"]([{**row, **{name: row[name][:20] for name in ("input_ids", "labels")}} for row in rows])
 
     artifact["collate"] = collate
 
 
 def loaded(recipe: Any, encoder: Any, change: Callable[[list[Any]], list[Any]]) -> Any:
     """Load rows without a limit, and change what they became."""
-    from dataclasses import replace
-
     training = recipe.training.model_copy(update={"max_length": 10**6})
     whole = SOUND["load_data"](recipe.model_copy(update={"training": training}), encoder)
     pairs = change(list(zip(whole.train.rows, whole.train.encoded, strict=True)))
@@ -277,7 +270,6 @@ def loaded(recipe: Any, encoder: Any, change: Callable[[list[Any]], list[Any]]) 
 @mutant("ML314", "I34", says="a row of 24 tokens is not refused")
 def rows_that_are_cut(artifact: Artifact) -> None:
     """A row that does not fit is cut at its end."""
-    from dataclasses import replace
 
     def load_data(recipe: Any, encoder: Any) -> Any:
         end = recipe.training.max_length
@@ -318,7 +310,6 @@ def rows_without_labels(artifact: Artifact) -> None:
 @mutant("ML301 ML305 ML314 ML706", "I34", says="that every row keeps changes a row")
 def eos_without_a_label(artifact: Artifact) -> None:
     """With a limit of length, EOS has no label, even where nothing is cut."""
-    from dataclasses import replace
 
     def load_data(recipe: Any, encoder: Any) -> Any:
         whole = SOUND["load_data"](recipe, encoder)

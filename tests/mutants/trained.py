@@ -64,7 +64,6 @@ def _recipe(base: Path) -> dict[str, Any]:
             "learning_rate": 0.01,
             "schedule": "constant",
             "batch_size": 5,
-            "micro_batch_size": 5,
             "precision": "fp32",
             "device": "cpu",
         },

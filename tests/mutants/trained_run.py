@@ -32,9 +32,9 @@ from pytest_mistral_lora.training import adapter, data, loop, run, smoke, step
 TARGET = "spm-v3"
 
 PIECES: dict[str, str] = {
-    "compute_loss": "the trainer's method: the loss of a micro-batch",
+    "compute_loss": "the trainer's method: the share of a micro-batch's rows in the loss of the step",
     "supervised_losses": "the function that calls the model for it: a loss for each token, and the token's row",
-    "collate": "the collator's method: rows to a batch",
+    "collate": "the collator: rows, one after the other, as a batch",
     "load_data": "the function that reads and encodes the rows of a recipe",
     "load_base": "the function that loads the base",
     "adapted_layers": "the function that finds the layers of the target modules",
@@ -50,7 +50,7 @@ PIECES: dict[str, str] = {
 _PLACES: dict[str, list[tuple[Any, str]]] = {
     "compute_loss": [(step.LoraTrainer, "compute_loss")],
     "supervised_losses": [(step, "supervised_losses")],
-    "collate": [(data.PadRight, "__call__")],
+    "collate": [(step, "collate")],
     "load_data": [(data, "load_data"), (run, "load_data")],
     "load_base": [(base_module, "load_base"), (run, "load_base"), (smoke, "load_base")],
     "adapted_layers": [(adapter, "adapted_layers"), (run, "adapted_layers")],

@@ -57,7 +57,7 @@ DEFAULTS = {
 RECIPE = f"""\
 base: {{path: own, weights_sha256: {"a" * 64}}}
 data: {{train: [own/rows.jsonl]}}
-training: {{steps: 1, learning_rate: 1e-3, batch_size: 1, micro_batch_size: 1}}
+training: {{steps: 1, learning_rate: 1e-3, batch_size: 1, micro_batch_tokens: 1}}
 output: out
 """
 NO_CUDA = f"cuda, but torch {torch.__version__} finds no CUDA device here"

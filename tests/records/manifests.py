@@ -56,7 +56,7 @@ def adapter() -> dict[str, Any]:
             "schedule": {"name": "cosine", "warmup_steps": 0, "total_steps": 10},
             "optimizer": "AdamW",
             "batch_size": 8,
-            "micro_batch_size": 1,
+            "micro_batch_tokens": 1,
             "devices": 1,
             "max_length": 4096,
             "weight_decay": 0.0,

@@ -8,13 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_runs import MakeRecipe
 
-from pytest_mistral_lora.chat.encoded import IGNORE_INDEX
 from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.checkpoint.backends import Encoder
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.errors import InputError, RowsError
 from pytest_mistral_lora.records.identity import is_held_out
-from pytest_mistral_lora.training.data import PadRight, load_data
+from pytest_mistral_lora.training.data import load_data
 
 
 @pytest.fixture(params=["mistral-common", "chat-template"])
@@ -103,15 +102,3 @@ def test_the_split_holds_out_about_the_fraction_and_ignores_other_rows(
 def test_a_split_that_holds_out_nothing_is_an_error(make_recipe: MakeRecipe, base: Path) -> None:
     with pytest.raises(InputError, match="holds out none"):
         load_data(make_recipe(data={"held_out": 0.0001}), Encoder("mistral-common", CheckpointTokenizer(base)))
-
-
-@given(st.lists(st.integers(1, 9), min_size=1, max_size=5), st.integers(0, 5))
-def test_padding_keeps_every_row_whole(lengths: list[int], pad: int) -> None:
-    rows = [{"input_ids": [pad] * length, "labels": [IGNORE_INDEX] * (length - 1) + [pad]} for length in lengths]
-    batch = PadRight(pad)(rows)
-    assert {tuple(tensor.shape) for tensor in batch.values()} == {(len(lengths), max(lengths))}
-    for index, one in enumerate(rows):
-        length = lengths[index]
-        assert batch["input_ids"][index].tolist() == [pad] * max(lengths)
-        assert batch["labels"][index].tolist() == one["labels"] + [IGNORE_INDEX] * (max(lengths) - length)
-        assert batch["attention_mask"][index].tolist() == [1] * length + [0] * (max(lengths) - length)

@@ -16,7 +16,7 @@ from pytest_mistral_lora.training.run import train
 def test_two_devices_share_the_rows_of_one_step(base: Path, tmp_path: Path) -> None:
     write_rows(tmp_path / "rows.jsonl", CONVERSATIONS[:4])
     write_rows(tmp_path / "eval.jsonl", CONVERSATIONS[2:])
-    training = {"steps": 3, "batch_size": 4, "micro_batch_size": 1, "logging_steps": 1}
+    training = {"steps": 3, "batch_size": 4, "micro_batch_tokens": 1, "logging_steps": 1}
     data = recipe_data(base, training=training, data={"eval": ["eval.jsonl"]})
     (tmp_path / "recipe.yaml").write_text(json.dumps({**data, "output": "two"}))
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]

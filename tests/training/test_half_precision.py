@@ -8,17 +8,17 @@ from typing import Any
 import pytest
 import torch
 from tiny_runs import recipe_data, write_rows
-from transformers.utils import is_flash_attn_2_available
 
 from pytest_mistral_lora.checkpoint.base import load_base
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.errors import TrainingError
+from pytest_mistral_lora.training import attention
 from pytest_mistral_lora.training.adapter import adapted_layers, adapter_tensors, attach_adapter
-from pytest_mistral_lora.training.data import PadRight, RowDataset, load_data
+from pytest_mistral_lora.training.data import load_data
 from pytest_mistral_lora.training.loop import make_trainer
 from pytest_mistral_lora.training.recipe import Recipe, parse_recipe
 from pytest_mistral_lora.training.run import train
-from pytest_mistral_lora.training.step import supervised_losses
+from pytest_mistral_lora.training.step import collate, step_rows, supervised_losses
 
 NO_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device here")
 CUDA = pytest.param("cuda", marks=[pytest.mark.mistral_gpu, NO_CUDA])
@@ -35,9 +35,7 @@ def trainer_of(recipe: Recipe, base: Path, tmp_path: Path, change: Any) -> Any:
     data = load_data(recipe, Encoder("mistral-common", CheckpointTokenizer(base)))
     layers = adapted_layers(base, recipe.lora.target_modules)
     model = attach_adapter(change(load_base(base, "fp32", recipe.training.device)), recipe.lora, layers, seed=0)
-    return make_trainer(
-        model, recipe.training, data.train.encoded, [], pad_id=0, work=tmp_path / "work", progress="none"
-    )
+    return make_trainer(model, recipe.training, data.train.encoded, [], work=tmp_path / "work", progress="none")
 
 
 @pytest.mark.parametrize("device", ["cpu", CUDA])
@@ -66,20 +64,16 @@ def test_an_overflow_of_fp16_stops_the_run_and_moves_nothing(device: str, base: 
 
 @pytest.mark.mistral_gpu
 @NO_CUDA
-@pytest.mark.skipif(not is_flash_attn_2_available(), reason="flash-attn is not installed here")
-def test_flash_attention_takes_rows_that_are_padded_on_the_right(base: Path, tmp_path: Path) -> None:
+def test_the_fused_kernel_keeps_rows_apart_as_segments_do(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = recipe_on("cuda", base, tmp_path, precision="bf16")
+    trainer = trainer_of(recipe, base, tmp_path, lambda model: model.bfloat16())
+    rows = step_rows(collate(list(trainer.train_dataset)))
     losses = {}
-    for attention in ("sdpa", "flash_attention_2"):
-
-        def implementation(model: Any, name: str = attention) -> Any:
-            model = model.bfloat16()
-            model.set_attn_implementation(name)
-            return model
-
-        trainer = trainer_of(recipe_on("cuda", base, tmp_path, precision="bf16"), base, tmp_path, implementation)
-        dataset = RowDataset(trainer.train_dataset._encoded)
-        batch = PadRight(0)([dataset[index] for index in range(len(dataset))])
+    for fused in (True, False):
+        if not fused:
+            monkeypatch.setattr(attention, "_varlen", lambda: None)
         with torch.no_grad(), torch.autocast("cuda", torch.bfloat16):
-            found, _ = supervised_losses(trainer.model, {name: one.cuda() for name, one in batch.items()})
-        losses[attention] = found.mean().item()
-    assert losses["flash_attention_2"] == pytest.approx(losses["sdpa"], rel=2e-2)
+            losses[fused] = supervised_losses(trainer.model, rows)[0]
+    assert torch.allclose(losses[True], losses[False], rtol=2e-2, atol=2e-2)

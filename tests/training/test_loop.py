@@ -8,17 +8,17 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny_runs import MakeRecipe
 
-from pytest_mistral_lora.chat.encoded import IGNORE_INDEX
 from pytest_mistral_lora.checkpoint.backends import Encoder
 from pytest_mistral_lora.checkpoint.base import load_base
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
-from pytest_mistral_lora.errors import RecipeError, TrainingError
+from pytest_mistral_lora.errors import TrainingError
 from pytest_mistral_lora.training.adapter import adapted_layers, attach_adapter
-from pytest_mistral_lora.training.data import PadRight, RowDataset, load_data
+from pytest_mistral_lora.training.data import load_data
 from pytest_mistral_lora.training.loop import make_trainer
+from pytest_mistral_lora.training.micro_batches import StepRow
 from pytest_mistral_lora.training.recipe import Recipe
 from pytest_mistral_lora.training.run import train, work_folder
-from pytest_mistral_lora.training.step import supervised_losses
+from pytest_mistral_lora.training.step import LoraTrainer, collate, step_rows, supervised_losses
 
 
 class Recorder:
@@ -53,7 +53,6 @@ def trainer_of(recipe: Recipe, base: Path, tmp_path: Path) -> Any:
         recipe.training,
         data.train.encoded,
         data.held_out.encoded,
-        pad_id=0,
         work=tmp_path / "work",
         progress="none",
     )
@@ -74,10 +73,10 @@ def relative_error(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]
     return max((left[name] - right[name]).abs().max().item() / right[name].abs().max().item() for name in right)
 
 
-@pytest.mark.parametrize("micro", [1, 2])
-def test_micro_batches_only_split_the_sum(make_recipe: MakeRecipe, base: Path, tmp_path: Path, micro: int) -> None:
-    whole = first_gradients(make_recipe(training={**ONE_STEP, "micro_batch_size": 4}), base, tmp_path)
-    split = first_gradients(make_recipe(training={**ONE_STEP, "micro_batch_size": micro}), base, tmp_path)
+@pytest.mark.parametrize("tokens", [1, 40])
+def test_micro_batches_only_split_the_sum(make_recipe: MakeRecipe, base: Path, tmp_path: Path, tokens: int) -> None:
+    whole = first_gradients(make_recipe(training=ONE_STEP), base, tmp_path)
+    split = first_gradients(make_recipe(training={**ONE_STEP, "micro_batch_tokens": tokens}), base, tmp_path)
     assert len(whole) == 16
     assert relative_error(split, whole) < 1e-5
 
@@ -85,79 +84,32 @@ def test_micro_batches_only_split_the_sum(make_recipe: MakeRecipe, base: Path, t
 def test_a_mean_of_means_would_not_pass(
     make_recipe: MakeRecipe, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pytest_mistral_lora.training.step import LoraTrainer
+    def mean_of_means(self: Any, model: Any, rows: Any, *_: Any, **__: Any) -> Any:
+        return supervised_losses(model, rows)[0].mean() / self.current_gradient_accumulation_steps
 
-    def mean_of_means(
-        self: Any, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
-        return supervised_losses(model, inputs)[0].mean() / self.current_gradient_accumulation_steps
-
-    whole = first_gradients(make_recipe(training={**ONE_STEP, "micro_batch_size": 4}), base, tmp_path)
+    whole = first_gradients(make_recipe(training=ONE_STEP), base, tmp_path)
     monkeypatch.setattr(LoraTrainer, "compute_loss", mean_of_means)
-    split = first_gradients(make_recipe(training={**ONE_STEP, "micro_batch_size": 1}), base, tmp_path)
+    split = first_gradients(make_recipe(training={**ONE_STEP, "micro_batch_tokens": 1}), base, tmp_path)
     assert relative_error(split, whole) > 1e-2
 
 
 def test_activation_checkpointing_changes_no_gradient(make_recipe: MakeRecipe, base: Path, tmp_path: Path) -> None:
-    small = {**ONE_STEP, "micro_batch_size": 4}
-    plain = first_gradients(make_recipe(training=small), base, tmp_path)
-    again = first_gradients(make_recipe(training={**small, "activation_checkpointing": True}), base, tmp_path)
+    plain = first_gradients(make_recipe(training=ONE_STEP), base, tmp_path)
+    again = first_gradients(make_recipe(training={**ONE_STEP, "activation_checkpointing": True}), base, tmp_path)
     assert len(again) == 16
     assert relative_error(again, plain) < 1e-6
 
 
-def batch_of(trainer: Any, pad_id: int = 0) -> dict[str, torch.Tensor]:
+def rows_of(trainer: Any) -> list[StepRow]:
     dataset = trainer.train_dataset
-    return PadRight(pad_id)([dataset[index] for index in range(len(dataset))])
-
-
-def test_loss_has_no_gradient_where_the_next_label_is_ignored(
-    make_recipe: MakeRecipe, base: Path, tmp_path: Path
-) -> None:
-    trainer = trainer_of(make_recipe(), base, tmp_path)
-    batch, kept = batch_of(trainer), {}
-
-    def model(**inputs: Any) -> Any:
-        columns = inputs.pop("logits_to_keep")
-        output = trainer.model(**inputs)
-        kept["logits"] = output.logits
-        kept["logits"].retain_grad()
-        output.logits = output.logits[:, columns]
-        return output
-
-    losses, _ = supervised_losses(model, batch)
-    losses.sum().backward()
-    has_gradient = kept["logits"].grad.abs().amax(dim=-1) > 0
-    supervised = batch["labels"][:, 1:] != IGNORE_INDEX
-    assert torch.equal(has_gradient[:, :-1], supervised)
-    assert not has_gradient[:, -1].any()
-    assert len(losses) == supervised.sum()
-
-
-def test_loss_is_transformers_own(make_recipe: MakeRecipe, base: Path, tmp_path: Path) -> None:
-    trainer = trainer_of(make_recipe(), base, tmp_path)
-    batch = batch_of(trainer)
-    losses, rows = supervised_losses(trainer.model, batch)
-    assert losses.mean().item() == pytest.approx(trainer.model(**batch).loss.item(), rel=1e-6)
-    assert rows.bincount().tolist() == (batch["labels"] != IGNORE_INDEX).sum(dim=1).tolist()
-
-
-def test_padding_id_changes_no_loss_even_where_it_is_eos(make_recipe: MakeRecipe, base: Path, tmp_path: Path) -> None:
-    trainer = trainer_of(make_recipe(), base, tmp_path)
-    with torch.no_grad():
-        losses = [supervised_losses(trainer.model, batch_of(trainer, pad))[0] for pad in (0, 2, 100)]
-    assert torch.equal(losses[0], losses[1])
-    assert torch.equal(losses[0], losses[2])
-    eos = batch_of(trainer, 2)["labels"] == 2
-    assert eos.sum() == 6
+    return step_rows(collate([dataset[index] for index in range(len(dataset))]))
 
 
 def test_held_out_loss_is_the_mean_over_tokens(make_recipe: MakeRecipe, base: Path, tmp_path: Path) -> None:
-    recipe = make_recipe(training={"batch_size": 4, "micro_batch_size": 2})
-    trainer = trainer_of(recipe, base, tmp_path)
+    trainer = trainer_of(make_recipe(training={"batch_size": 2}), base, tmp_path)
     with torch.no_grad():
-        expected = supervised_losses(trainer.model.eval(), batch_of(trainer))[0].mean().item()
-    found = trainer.evaluate(RowDataset([trainer.train_dataset._encoded[index] for index in range(5)]))
+        expected = supervised_losses(trainer.model.eval(), rows_of(trainer))[0].mean().item()
+    found = trainer.evaluate(trainer.train_dataset)
     assert found["eval_loss"] == pytest.approx(expected, rel=1e-6)
 
 
@@ -173,14 +125,6 @@ def test_the_recipe_decides_the_precision_and_no_launcher(
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16" if precision == "fp32" else "no")
     trainer = trainer_of(make_recipe(training={"precision": precision}), base, tmp_path)
     assert trainer.accelerator.mixed_precision == expected
-
-
-def test_batch_that_devices_cannot_share_is_an_error(
-    make_recipe: MakeRecipe, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "3")
-    with pytest.raises(RecipeError, match="over 3 devices"):
-        trainer_of(make_recipe(), base, tmp_path)
 
 
 def poisoned(base: Path, folder: Path, name: str, value: float) -> Path:

@@ -96,7 +96,7 @@ _PIN = "revision: e0bc86c23ce5aae1db576c8cca6f06f1f73af2db"
         ("2e-4", ".nan", "training.learning_rate", "nan"),
         ("2e-4", "yes", "training.learning_rate", "True: expected a number"),
         ("learning_rate", "learning_rat", "training.learning_rat", "Extra inputs are not permitted"),
-        ("epochs: 2", "epochs: 2\n  batch_size: 3\n  micro_batch_size: 2", "training", "not a multiple"),
+        ("epochs: 2", "epochs: 2\n  micro_batch_tokens: 0", "training.micro_batch_tokens", "greater than 0"),
         ("epochs: 2", "epochs: 2\n  schedule: cosin", "training.schedule", "'cosin'"),
         ("held_out: 0.1", "held_out: 1.0", "data.held_out", "less than 1"),
         ("held_out: 0.1", "held_out: 0.1\n  eval: [e.jsonl]", "data", "not both"),

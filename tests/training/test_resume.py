@@ -15,7 +15,7 @@ from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.training.recipe import Recipe, parse_recipe
 from pytest_mistral_lora.training.run import train, work_folder
 
-TRAINING = {"steps": 120, "batch_size": 2, "micro_batch_size": 1, "checkpoint_steps": 5}
+TRAINING = {"steps": 120, "batch_size": 2, "micro_batch_tokens": 1, "checkpoint_steps": 5}
 
 
 @pytest.fixture

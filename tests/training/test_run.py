@@ -91,7 +91,7 @@ def test_another_seed_gives_another_adapter(run: RunResult, make_recipe: MakeRec
 
 
 def test_another_order_seed_gives_another_adapter_from_the_same_start(make_recipe: MakeRecipe, tmp_path: Path) -> None:
-    small = {"steps": 2, "batch_size": 1, "micro_batch_size": 1}
+    small = {"steps": 2, "batch_size": 1, "micro_batch_tokens": 1}
     first = train(make_recipe(training=small))
     first.output.rename(tmp_path / "first")
     second = train(make_recipe(training={**small, "order_seed": 5}))

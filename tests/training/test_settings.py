@@ -22,7 +22,7 @@ from pytest_mistral_lora.training.run import train, work_folder
     [
         {"precision": "bf16"},
         {"activation_checkpointing": True},
-        {"steps": None, "epochs": 2, "batch_size": 2, "micro_batch_size": 1},
+        {"steps": None, "epochs": 2, "batch_size": 2, "micro_batch_tokens": 1},
         {"schedule": "linear", "warmup_steps": 1},
         {"schedule": "cosine"},
         {"schedule": "constant", "warmup_steps": 2},
@@ -120,11 +120,11 @@ def test_a_run_that_failed_can_be_started_again(make_recipe: MakeRecipe) -> None
 @pytest.mark.parametrize(
     ("error", "code", "advice"),
     [
-        (MemoryError(), 3, "micro_batch_size"),
+        (MemoryError(), 3, "micro_batch_tokens"),
         (
             RuntimeError("DefaultCPUAllocator: can't allocate memory"),
             3,
-            "micro_batch_size",
+            "micro_batch_tokens",
         ),
         (KeyboardInterrupt(), 130, ""),
         (TrainingError("the loss is nan", next_step="Lower it."), 1, "Lower it."),

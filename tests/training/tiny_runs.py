@@ -38,7 +38,6 @@ def recipe_data(base: Path, **sections: dict[str, Any]) -> dict[str, Any]:
         "learning_rate": 0.01,
         "schedule": "constant",
         "batch_size": 5,
-        "micro_batch_size": 5,
         "device": "cpu",
         **sections.get("training", {}),
     }

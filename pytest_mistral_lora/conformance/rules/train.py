@@ -69,12 +69,10 @@ RULES = (
         "Check the shift of the labels and the loss function.",
         "huggingface/trl#3781",
         bad=(
-            "def collate(pads, rows, own=collate):\n    batch = own(pads, rows)\n"
-            '    return {**batch, "labels": batch["input_ids"]}'
+            'def collate(rows, own=collate):\n    batch = own(rows)\n    return {**batch, "labels": batch["input_ids"]}'
         ),
         good=(
-            "def collate(pads, rows, own=collate):\n    batch = own(pads, rows)\n"
-            '    return {**batch, "labels": batch["labels"]}'
+            'def collate(rows, own=collate):\n    batch = own(rows)\n    return {**batch, "labels": batch["labels"]}'
         ),
     ),
     Rule(
@@ -101,28 +99,28 @@ RULES = (
         "Divide the sum of the losses by the supervised tokens of the whole step (num_items_in_batch), once.",
         "huggingface/transformers#34191",
         bad=(
-            "def compute_loss(trainer, model, batch, *_, num_items_in_batch=None, **__):\n"
-            "    return supervised_losses(model, batch)[0].mean() / trainer.current_gradient_accumulation_steps"
+            "def compute_loss(trainer, model, rows, *_, num_items_in_batch=None, **__):\n"
+            "    return supervised_losses(model, rows)[0].mean() / trainer.current_gradient_accumulation_steps"
         ),
         good=(
-            "def compute_loss(trainer, model, batch, *_, num_items_in_batch=None, **__):\n"
-            "    return supervised_losses(model, batch)[0].sum() / num_items_in_batch"
+            "def compute_loss(trainer, model, rows, *_, num_items_in_batch=None, **__):\n"
+            "    return supervised_losses(model, rows)[0].sum() / num_items_in_batch"
         ),
     ),
     Rule(
         "ML310",
-        "Padding changes nothing: neither its id nor its side moves the loss or a gradient.",
+        "What stands beside a row changes nothing: neither padding nor another row moves its loss or a gradient.",
         "train",
-        "Padding that is trained on, or that hides an EOS of the same id, teaches the model not to stop.",
-        "Take labels from the rows, never from ids; pass the attention mask.",
+        "Padding that is trained on teaches the model not to stop, and rows that see one another are trained as one.",
+        "Take labels from the rows, never from ids; keep packed rows apart, or pass the attention mask.",
         "huggingface/transformers#23530",
         bad=(
-            "def collate(pads, rows, own=collate):\n    batch = own(pads, rows)\n"
-            '    return {**batch, "labels": batch["labels"].where(batch["input_ids"] != pads.pad_id, -100)}'
+            "def collate(rows, own=collate):\n    batch = own(rows)\n"
+            '    return {**batch, "lengths": batch["lengths"].sum()[None], "rows": batch["rows"][:1]}'
         ),
         good=(
-            "def collate(pads, rows, own=collate):\n    batch = own(pads, rows)\n"
-            '    return {**batch, "labels": batch["labels"].where(batch["attention_mask"] == 1, -100)}'
+            "def collate(rows, own=collate):\n    batch = own(rows)\n"
+            '    return {**batch, "lengths": batch["lengths"], "rows": batch["rows"]}'
         ),
     ),
     Rule(
@@ -133,12 +131,12 @@ RULES = (
         "Compare the loss function with transformers' own on one row; a fused loss must get the masked labels.",
         "huggingface/trl#3781",
         bad=(
-            "def compute_loss(trainer, model, batch, *_, num_items_in_batch=None, **__):\n"
-            '    return supervised_losses(model, batch)[0].sum() / batch["attention_mask"].sum()'
+            "def compute_loss(trainer, model, rows, *_, num_items_in_batch=None, **__):\n"
+            "    return supervised_losses(model, rows)[0].sum() / sum(len(row.input_ids) for row in rows)"
         ),
         good=(
-            "def compute_loss(trainer, model, batch, *_, num_items_in_batch=None, **__):\n"
-            "    return supervised_losses(model, batch)[0].sum() / num_items_in_batch"
+            "def compute_loss(trainer, model, rows, *_, num_items_in_batch=None, **__):\n"
+            "    return supervised_losses(model, rows)[0].sum() / num_items_in_batch"
         ),
     ),
     Rule(
@@ -149,12 +147,12 @@ RULES = (
         "Call the model with use_cache=False, and set it in the model's configuration.",
         "huggingface/trl#1018",
         bad=(
-            "def supervised_losses(model, batch, own=supervised_losses):\n"
-            '    return own(lambda **call: model(**{**call, "use_cache": True}), batch)'
+            "def supervised_losses(model, rows, own=supervised_losses, **_):\n"
+            '    return own(lambda **call: model(**{**call, "use_cache": True}), rows, inner=model)'
         ),
         good=(
-            "def supervised_losses(model, batch, own=supervised_losses):\n"
-            '    return own(lambda **call: model(**{**call, "use_cache": False}), batch)'
+            "def supervised_losses(model, rows, own=supervised_losses, **_):\n"
+            '    return own(lambda **call: model(**{**call, "use_cache": False}), rows, inner=model)'
         ),
     ),
     Rule(
@@ -293,13 +291,13 @@ RULES = (
         "Check the loss and every gradient before each step; do not replace NaN by 0.",
         "hiyouga/LlamaFactory#3353",
         bad=(
-            "def compute_loss(trainer, model, batch, *_, num_items_in_batch=None, **__):\n"
-            "    loss = supervised_losses(model, batch)[0].sum() / num_items_in_batch\n"
+            "def compute_loss(trainer, model, rows, *_, num_items_in_batch=None, **__):\n"
+            "    loss = supervised_losses(model, rows)[0].sum() / num_items_in_batch\n"
             "    return loss if loss.isfinite() else 0 * next(p for p in model.parameters() if p.requires_grad).sum()"
         ),
         good=(
-            "def compute_loss(trainer, model, batch, *_, num_items_in_batch=None, **__):\n"
-            "    loss = supervised_losses(model, batch)[0].sum() / num_items_in_batch\n    return loss"
+            "def compute_loss(trainer, model, rows, *_, num_items_in_batch=None, **__):\n"
+            "    loss = supervised_losses(model, rows)[0].sum() / num_items_in_batch\n    return loss"
         ),
     ),
     Rule(

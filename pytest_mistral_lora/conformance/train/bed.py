@@ -34,7 +34,7 @@ class Call:
 
     Attributes:
         training: Whether the model was in training mode.
-        ids: The ids that it was given, of all rows, padding included.
+        ids: The ids that it was given, of all rows.
         cache: Whether it made a key-value cache.
     """
 
@@ -112,7 +112,6 @@ class Bed:
         settings = {
             "steps": 1,
             "batch_size": ROWS,
-            "micro_batch_size": ROWS,
             "learning_rate": 0.01,
             "schedule": "constant",
             "precision": "fp32",
@@ -153,7 +152,7 @@ class Bed:
                     parameter.copy_(torch.randn(parameter.shape, generator=generator) * scale)
         return model
 
-    def trainer(self, model: Any, recipe: Recipe, *, pad_id: int | None = None, held_out: int = 0) -> Any:
+    def trainer(self, model: Any, recipe: Recipe, *, held_out: int = 0) -> Any:
         """Return the trainer's own loop on the rows of a step."""
         from pytest_mistral_lora.training.loop import make_trainer
 
@@ -162,7 +161,6 @@ class Bed:
             recipe.training,
             self.encoded[:ROWS],
             self.encoded[:held_out],
-            pad_id=model.config.pad_token_id if pad_id is None else pad_id,
             work=self.scratch / "work",
             progress="none",
         )
@@ -170,7 +168,6 @@ class Bed:
     def step(
         self,
         *,
-        pad_id: int | None = None,
         collated: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
         held_out: int = 0,
         **training: Any,
@@ -178,16 +175,15 @@ class Bed:
         """Return one step of the trainer on the first rows: the same rows, whatever the settings.
 
         Args:
-            pad_id: The id that pads, or None for the base's.
-            collated: A change to every batch.
+            collated: A change to the rows of the step, as they are collated.
             held_out: Rows whose loss is evaluated too.
             training: Settings that differ from the usual ones.
         """
-        trainer = self.trainer(self.model(), self.recipe(max_grad_norm=0, **training), pad_id=pad_id, held_out=held_out)
+        trainer = self.trainer(self.model(), self.recipe(max_grad_norm=0, **training), held_out=held_out)
         trainer.args.save_strategy = "no"
         if collated is not None:
-            own, change = trainer.data_collator, collated
-            trainer.data_collator = lambda rows: change(own(rows))
+            own, change = trainer.training_step, collated
+            trainer.training_step = lambda model, batch, *given: own(model, change(batch), *given)
         gradients: dict[str, torch.Tensor] = {}
         predicting: list[int] = []
         trainer.add_callback(_keeper(gradients))

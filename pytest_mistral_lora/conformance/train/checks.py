@@ -50,8 +50,8 @@ def _run_law(target: Target, settings: Settings, law: Law) -> Result:
         return run
     if run.failed and law.of_adapter:
         return Result(not_checked=f"there is no trained adapter: {run.failed}")
-    facts = (("device", run.device), *((("judged", law.judged),) if law.judged else ()))
-    return Result(tuple(law.findings(run.evidence["laws"][law.measure.__name__], run.device)), facts=facts)
+    found = law.findings(run.evidence["laws"][law.measure.__name__], run.device)
+    return Result(tuple(found), facts=(("device", run.device),))
 
 
 def _attempt(target: Target, settings: Settings) -> TinyRun | Result:

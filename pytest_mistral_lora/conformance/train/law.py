@@ -26,7 +26,6 @@ class Law:
         rule: Id of its rule.
         measure: Takes the figures; laws that share it share the figures.
         judge: Finds what is wrong with figures taken on a device, `cpu` or `cuda`.
-        judged: What was judged, where that is not the trainer itself; for the report.
         of_adapter: Whether it needs an adapter that the tiny run trained.
     """
 
@@ -34,7 +33,6 @@ class Law:
     rule: str
     measure: Callable[[Bed], Figures]
     judge: Callable[[Figures, str], Iterator[Finding]]
-    judged: str = ""
     of_adapter: bool = False
 
     def findings(self, figures: Figures, device: str) -> Iterator[Finding]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,13 +48,19 @@ def packed_call(rows: Sequence[EncodedRow]) -> dict[str, Any]:
 
 
 def packing(bed: Bed) -> Figures:
-    """Compare logits and losses of packed rows with those of each row alone, in both implementations of attention."""
+    """Compare logits and losses of packed rows with those of each row alone, as transformers and the trainer pack."""
     import torch
 
+    from pytest_mistral_lora.training.attention import attend_in_segments
+
     rows, model, figures = bed.encoded, bed.model().eval(), {}
-    for attention in ("sdpa", "eager"):
-        model.get_base_model().set_attn_implementation(attention)
-        call = {name: _on(model, value) for name, value in packed_call(rows).items()}
+    for attention in ("sdpa", "eager", "the trainer's"):
+        if attention == "the trainer's":
+            attend_in_segments(model.get_base_model())
+        else:
+            model.get_base_model().set_attn_implementation(attention)
+        arguments = packed_call(rows) | (_segments(rows) if attention == "the trainer's" else {})
+        call = {name: _on(model, value) for name, value in arguments.items()}
         with torch.inference_mode():
             packed = model(**call).logits[0].float()
             alone = [_logits(model, row.input_ids) for row in rows]
@@ -62,6 +69,13 @@ def packing(bed: Bed) -> Figures:
         logits = float((packed - torch.cat(alone)).abs().max() / packed.abs().max())
         figures[attention] = {"logits": logits, "loss": losses[0], "loss_alone": losses[1]}
     return figures
+
+
+def _segments(rows: Sequence[EncodedRow]) -> dict[str, Any]:
+    """Return the arguments by which the trainer keeps rows apart."""
+    from pytest_mistral_lora.training.attention import segment_arguments
+
+    return segment_arguments((0, *accumulate(len(row.input_ids) for row in rows)))
 
 
 def _on(model: Any, value: Any) -> Any:
@@ -240,7 +254,7 @@ def _merging(figures: Figures, device: str) -> Iterator[Finding]:
 
 
 LAWS = (
-    Law("packed-as-unpacked", "ML313", packing, _packing, "the call that packing makes; the trainer does not pack"),
+    Law("packed-as-unpacked", "ML313", packing, _packing),
     Law("window-is-the-checkpoints", "ML323", window, _window),
     Law("generates-as-by-hand", "ML324", generation, _generation, of_adapter=True),
     Law("merged-as-adapter", "ML325", merging, _merging, of_adapter=True),

@@ -15,7 +15,13 @@ if TYPE_CHECKING:
 SEED_TOLERANCE = 1e-3
 """How far apart the same run's adapters may be on CUDA, whose kernels sum in no fixed order; on a CPU, not at all."""
 
-_SHORT: dict[str, Any] = {"steps": 5, "batch_size": 2, "micro_batch_size": 1, "checkpoint_steps": 2, "logging_steps": 5}
+_SHORT: dict[str, Any] = {
+    "steps": 5,
+    "batch_size": 2,
+    "micro_batch_tokens": 1,
+    "checkpoint_steps": 2,
+    "logging_steps": 5,
+}
 """A run of nine rows: nearly twice through the data."""
 
 _DROPOUT = {"dropout": 0.1}

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from pytest_mistral_lora.chat.encoded import IGNORE_INDEX
 from pytest_mistral_lora.conformance.findings import Finding
 from pytest_mistral_lora.conformance.train.bed import ROWS, SCALE, Bed, Step
 from pytest_mistral_lora.conformance.train.law import TOLERANCE, Figures, Law
@@ -50,23 +52,39 @@ def _against_whole(bed: Bed, step: Step) -> dict[str, Any]:
 
 def accumulation(bed: Bed) -> Figures:
     """Compare four micro-batches of a row with one batch of four; the rows are ragged."""
-    return _against_whole(bed, bed.step(micro_batch_size=1))
+    return _against_whole(bed, bed.step(micro_batch_tokens=1))
 
 
-def padding(bed: Bed) -> Figures:
-    """Compare steps whose batches are padded with other ids, and on the left, with the step as it is."""
+def neighbours(bed: Bed) -> Figures:
+    """Compare steps whose rows come in the other order, or with padding behind them, with the step as it is."""
     pads = {"padded with EOS": bed.encoder.eos_id, "padded with the last id": bed.encoder.vocab_size - 1}
-    steps = {name: _against_whole(bed, bed.step(pad_id=pad)) for name, pad in pads.items()}
-    return {**steps, "padded on the left": _against_whole(bed, bed.step(collated=_to_the_left))}
+    steps = {name: _against_whole(bed, bed.step(collated=partial(_padded, pad))) for name, pad in pads.items()}
+    return {**steps, "in the other order": _against_whole(bed, bed.step(collated=_reversed))}
 
 
-def _to_the_left(batch: dict[str, Any]) -> dict[str, Any]:
-    """Move the padding of a batch to the left; one without a mask has none to move."""
-    mask = batch.get("attention_mask")
-    if mask is None or mask.dim() != 2:
-        return batch
-    order = mask.argsort(dim=1, stable=True)
-    return {name: value.gather(1, order) if value.shape == mask.shape else value for name, value in batch.items()}
+def _padded(pad: int, batch: dict[str, Any]) -> dict[str, Any]:
+    """Put padding behind every row but the longest."""
+    from torch.nn.utils.rnn import pad_sequence
+
+    columns = _by_row(batch)
+    ids = pad_sequence(columns["input_ids"], batch_first=True, padding_value=pad)
+    labels = pad_sequence(columns["labels"], batch_first=True, padding_value=IGNORE_INDEX)
+    lengths = batch["lengths"].new_full((len(ids),), ids.shape[1])
+    return {**batch, "input_ids": ids.flatten(), "labels": labels.flatten(), "lengths": lengths}
+
+
+def _reversed(batch: dict[str, Any]) -> dict[str, Any]:
+    """Turn the order of the rows round."""
+    import torch
+
+    columns = {name: torch.cat(rows[::-1]) for name, rows in _by_row(batch).items()}
+    return {**columns, "lengths": batch["lengths"].flip(0), "rows": batch["rows"].flip(0)}
+
+
+def _by_row(batch: dict[str, Any]) -> dict[str, Any]:
+    import torch
+
+    return {name: torch.split(batch[name], batch["lengths"].tolist()) for name in ("input_ids", "labels")}
 
 
 def loss(bed: Bed) -> Figures:
@@ -107,9 +125,9 @@ def _accumulation(figures: Figures, device: str) -> Iterator[Finding]:
     yield from differences("ML309", "4 micro-batches of a row", figures, device, "those of one batch of 4 rows")
 
 
-def _padding(figures: Figures, device: str) -> Iterator[Finding]:
+def _neighbours(figures: Figures, device: str) -> Iterator[Finding]:
     for name, one in figures.items():
-        yield from differences("ML310", name, one, device, "the same without regard to padding")
+        yield from differences("ML310", name, one, device, "the same, whatever stands beside a row")
 
 
 def _loss(figures: Figures, device: str) -> Iterator[Finding]:
@@ -140,7 +158,7 @@ def _cache(figures: Figures, device: str) -> Iterator[Finding]:
 LAWS = (
     Law("no-gradient-without-label", "ML306", predicting, _predicting),
     Law("micro-batches-split-the-sum", "ML309", accumulation, _accumulation),
-    Law("padding-changes-nothing", "ML310", padding, _padding),
+    Law("neighbours-change-nothing", "ML310", neighbours, _neighbours),
     Law("loss-is-the-mean-of-its-tokens", "ML311", loss, _loss),
     Law("no-cache-in-training", "ML312", cache, _cache),
     Law("checkpointing-keeps-gradients", "ML315", checkpointing, _checkpointing),

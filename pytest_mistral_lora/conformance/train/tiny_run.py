@@ -191,7 +191,6 @@ def _recipe(folder: Path, device: str) -> Any:
             "learning_rate": 0.01,
             "schedule": "constant",
             "batch_size": 5,
-            "micro_batch_size": 5,
             "logging_steps": 1,
             "seed": 0,
             "precision": "fp32",

@@ -20,7 +20,10 @@ class Training(Section):
     )
     warmup_steps: NonNegative = Field(default=0, description="Steps over which the learning rate rises from 0.")
     batch_size: Positive = Field(default=8, description="Rows in an optimizer step, over all devices.")
-    micro_batch_size: Positive = Field(default=1, description="Rows in one forward pass on one device.")
+    micro_batch_tokens: Positive = Field(
+        default=4096,
+        description="Tokens that are fed at once on one device; it only splits the step. A longer row is fed alone.",
+    )
     max_length: Positive = Field(
         default=4096, description="Tokens in the longest row; a longer one is an error, never cut."
     )
@@ -52,8 +55,4 @@ class Training(Section):
     def _is_consistent(self) -> Self:
         if (self.steps is None) == (self.epochs is None):
             raise ValueError("expected either steps or epochs")
-        if self.batch_size % self.micro_batch_size:
-            raise ValueError(
-                f"batch_size {self.batch_size} is not a multiple of micro_batch_size {self.micro_batch_size}"
-            )
         return self

@@ -1,0 +1,273 @@
+"""The optimizer step: what it computes is exact, and what it leaves out is nothing that counts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from test_loop import trainer_of
+from tiny_runs import MakeRecipe
+from torch.nn.functional import pad
+
+from pytest_mistral_lora.chat.encoded import IGNORE_INDEX
+from pytest_mistral_lora.checkpoint.base import load_base
+from pytest_mistral_lora.conformance.train.reference import reference
+from pytest_mistral_lora.errors import NonFiniteError
+from pytest_mistral_lora.training import loss as loss_module
+from pytest_mistral_lora.training.adapter import adapter_tensors
+from pytest_mistral_lora.training.attention import IMPLEMENTATION, attend_in_segments, segment_arguments
+from pytest_mistral_lora.training.loss import losses_at_head, token_losses
+from pytest_mistral_lora.training.micro_batches import StepRow, lay_out, split
+from pytest_mistral_lora.training.order import StepSampler
+from pytest_mistral_lora.training.step import collate, step_rows, supervised_losses
+
+
+def rows_of(trainer: Any) -> list[StepRow]:
+    return step_rows(collate(list(trainer.train_dataset)))
+
+
+def row(index: int, labels: Sequence[int]) -> StepRow:
+    return StepRow(index, torch.arange(1, len(labels) + 1), torch.tensor(labels))
+
+
+# the loss at the head
+
+
+def stock(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.cross_entropy(hidden @ weight.T, targets, reduction="none")
+
+
+def gradient(losses: torch.Tensor, hidden: torch.Tensor, upstream: torch.Tensor) -> torch.Tensor:
+    (found,) = torch.autograd.grad((losses * upstream).sum(), hidden)
+    return found
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 1000])
+def test_loss_and_gradient_are_at_least_as_near_to_fp64_as_the_stock_path(
+    chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loss_module, "_LOGITS", chunk * 5000)
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(40, 64, generator=generator).requires_grad_()
+    head = torch.nn.Linear(64, 5000, bias=False).requires_grad_(False)
+    head.weight.copy_(torch.randn(5000, 64, generator=generator))
+    targets, upstream = torch.randint(5000, (40,), generator=generator), torch.rand(40, generator=generator)
+    exact_hidden = hidden.detach().double().requires_grad_()
+    truth = stock(exact_hidden, head.weight.double(), targets)
+    slope = gradient(truth, exact_hidden, upstream.double())
+    errors = {}
+    for name, losses in (
+        ("ours", token_losses(hidden, head, targets, head.forward)),
+        ("stock", stock(hidden, head.weight, targets)),
+    ):
+        apart = (losses.double() - truth).abs().max()
+        errors[name] = (apart.item(), (gradient(losses, hidden, upstream).double() - slope).abs().max().item())
+    assert errors["ours"][0] <= errors["stock"][0] * 1.5
+    assert errors["ours"][1] <= errors["stock"][1] * 1.5
+    assert errors["ours"][1] < 1e-5 * slope.abs().max().item()
+
+
+def test_a_head_that_is_trained_gets_its_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loss_module, "_LOGITS", 30 * 11)
+    head, hidden, targets = torch.nn.Linear(8, 30), torch.randn(20, 8), torch.randint(30, (20,))
+    for losses in (token_losses(hidden, head, targets, head.forward), stock_with_bias(head, hidden, targets)):
+        losses.sum().backward()
+    assert head.weight.grad is not None
+    found, expected = head.weight.grad.clone(), torch.zeros(())
+    head.zero_grad()
+    stock_with_bias(head, hidden, targets).sum().backward()
+    assert head.weight.grad is not None
+    expected = 2 * head.weight.grad
+    assert torch.allclose(found, expected, atol=1e-5)
+
+
+def stock_with_bias(head: Any, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.cross_entropy(head(hidden), targets, reduction="none")
+
+
+def test_the_head_is_as_it_was_after_an_error() -> None:
+    head = torch.nn.Linear(4, 9, bias=False)
+    hidden = torch.ones(1, 2, 4)
+    with pytest.raises(ValueError, match="batch_size"), losses_at_head(head, torch.tensor([1, 2, 3])):
+        head(hidden)
+    assert head(hidden).shape == (1, 2, 9)
+    assert "forward" not in vars(head)
+
+
+# rows laid end to end
+
+
+LABELS = st.lists(st.sampled_from([IGNORE_INDEX, 5]), min_size=1, max_size=12)
+
+
+@given(st.lists(LABELS, min_size=1, max_size=6), st.integers(1, 30))
+def test_micro_batches_have_every_row_with_a_loss_once(labels: list[list[int]], most: int) -> None:
+    rows = [row(index, one) for index, one in enumerate(labels)]
+    parts = split(rows, most)
+    expected = [index for index, one in enumerate(labels) if any(label != IGNORE_INDEX for label in one[1:])]
+    assert sorted(one.index for part in parts for one in part) == expected
+    for part in parts:
+        assert sum(one.fed for one in part) <= most or len(part) == 1
+
+
+@given(st.lists(LABELS.filter(lambda one: 5 in one[1:]), min_size=1, max_size=5))
+def test_a_layout_has_what_a_supervised_token_needs_and_no_more(labels: list[list[int]]) -> None:
+    rows = [row(index, one) for index, one in enumerate(labels)]
+    laid = lay_out(rows)
+    starts = laid.segments
+    assert laid.input_ids.shape == laid.position_ids.shape == (1, starts[-1])
+    for one, start, end in zip(rows, starts, starts[1:], strict=False):
+        assert laid.input_ids[0, start:end].tolist() == one.input_ids[: end - start].tolist()
+        assert laid.position_ids[0, start:end].tolist() == list(range(end - start))
+        own = laid.owners == one.index
+        assert (laid.columns[own] - start + 1).tolist() == [
+            place for place, label in enumerate(one.labels.tolist()) if place and label != IGNORE_INDEX
+        ]
+        assert laid.targets[own].tolist() == [5] * int(own.sum())
+        assert int(laid.columns[own][-1]) == end - 1
+
+
+def test_nothing_behind_the_last_supervised_token_is_fed(make_recipe: MakeRecipe, base: Path, tmp_path: Path) -> None:
+    trainer = trainer_of(make_recipe(), base, tmp_path)
+    rows = rows_of(trainer)
+    longer = [
+        StepRow(one.index, pad(one.input_ids, (0, 3), value=7), pad(one.labels, (0, 3), value=-100)) for one in rows
+    ]
+    fed = []
+    trainer.model.get_base_model().model.register_forward_pre_hook(
+        lambda module, args, kwargs: fed.append(kwargs["input_ids"].shape[1]), with_kwargs=True
+    )
+    with torch.no_grad():
+        losses = [supervised_losses(trainer.model, part)[0] for part in (rows, longer)]
+    assert torch.equal(*losses)
+    assert fed == [sum(len(one.input_ids) - 1 for one in rows)] * 2
+
+
+def test_rows_beside_one_another_lose_what_each_loses_alone(
+    make_recipe: MakeRecipe, base: Path, tmp_path: Path
+) -> None:
+    trainer = trainer_of(make_recipe(), base, tmp_path)
+    rows = rows_of(trainer)
+    with torch.no_grad():
+        together, owners = supervised_losses(trainer.model, rows)
+        for one in rows:
+            alone, _ = supervised_losses(trainer.model, [one])
+            assert torch.allclose(together[owners == one.index], alone, rtol=1e-5, atol=1e-6)
+            stock_loss = trainer.model(input_ids=one.input_ids[None], labels=one.labels[None]).loss
+            assert alone.mean().item() == pytest.approx(stock_loss.item(), rel=1e-5)
+
+
+def test_rows_that_see_one_another_would_be_seen(make_recipe: MakeRecipe, base: Path, tmp_path: Path) -> None:
+    trainer = trainer_of(make_recipe(), base, tmp_path)
+    rows = rows_of(trainer)
+
+    def one_text(**call: Any) -> Any:
+        return trainer.model(**{**call, "segments": None, "attention_mask": None, "position_ids": None})
+
+    with torch.no_grad():
+        found, owners = supervised_losses(one_text, rows, inner=trainer.model)
+        sound, _ = supervised_losses(trainer.model, rows)
+    assert torch.allclose(found[owners == 0], sound[owners == 0], rtol=1e-5)
+    assert not torch.allclose(found[owners == 4], sound[owners == 4], rtol=1e-2)
+
+
+def test_gradients_are_as_near_to_fp64_as_those_of_the_stock_path(
+    make_recipe: MakeRecipe, base: Path, tmp_path: Path
+) -> None:
+    trainer = trainer_of(make_recipe(), base, tmp_path)
+    rows, model = rows_of(trainer), trainer.model
+    truth = reference(base, adapter_tensors(model), 2.0, trainer.train_dataset._encoded)
+    parameters = {name.replace(".default.", "."): one for name, one in model.named_parameters() if one.requires_grad}
+    losses = {
+        "ours": supervised_losses(model, rows)[0].sum() / truth.tokens,
+        "stock": sum(
+            model(input_ids=one.input_ids[None], labels=one.labels[None]).loss * len(one.targets) for one in rows
+        )
+        / truth.tokens,
+    }
+    errors = {}
+    for name, value in losses.items():
+        found = torch.autograd.grad(value, list(parameters.values()))
+        exact = [truth.gradients[key] for key in parameters]
+        errors[name] = max(
+            float((one.double() - two).norm() / two.norm()) for one, two in zip(found, exact, strict=True)
+        )
+    assert errors["ours"] <= 1.5 * errors["stock"]
+    assert errors["ours"] < 1e-4
+
+
+# attention
+
+
+@pytest.mark.parametrize("window", [None, 4])
+def test_a_segment_attends_as_a_row_alone_does(window: int | None, base: Path) -> None:
+    model = load_base(base, "fp32", "cpu")
+    model.config.sliding_window = window
+    rows = [torch.arange(3, 14), torch.arange(20, 23), torch.arange(40, 47)]
+    with torch.no_grad():
+        alone = [model(input_ids=ids[None]).logits[0] for ids in rows]
+        attend_in_segments(model)
+        call = segment_arguments((0, 11, 14, 21))
+        places = torch.cat([torch.arange(len(ids)) for ids in rows])[None]
+        together = model(input_ids=torch.cat(rows)[None], position_ids=places, **call).logits[0]
+    assert torch.allclose(together, torch.cat(alone), atol=1e-4, rtol=1e-4)
+
+
+def test_without_segments_a_model_is_what_it_was(base: Path) -> None:
+    model = load_base(base, "fp32", "cpu")
+    ids, mask = torch.tensor([[1, 5, 9, 4], [0, 1, 7, 3]]), torch.tensor([[1, 1, 1, 1], [0, 1, 1, 1]])
+    with torch.no_grad():
+        before = model(input_ids=ids, attention_mask=mask).logits
+        settings = {"max_new_tokens": 5, "do_sample": False, "pad_token_id": 0, "use_cache": True}
+        said = model.generate(input_ids=ids, attention_mask=mask, **settings)
+        attend_in_segments(model)
+        assert model.config._attn_implementation == IMPLEMENTATION
+        assert torch.equal(model(input_ids=ids, attention_mask=mask).logits, before)
+        assert torch.equal(model.generate(input_ids=ids, attention_mask=mask, **settings), said)
+
+
+# the order of the rows
+
+
+@given(st.integers(1, 30), st.integers(1, 9), st.integers(1, 4), st.integers(0, 5), st.integers(0, 3))
+def test_processes_share_the_rows_of_each_step(rows: int, size: int, processes: int, seed: int, epoch: int) -> None:
+    def steps(process: int, of: int) -> list[list[int]]:
+        return list(StepSampler(rows, size, process=process, processes=of, seed=seed, epoch=lambda: epoch))
+
+    whole = steps(0, 1)
+    assert sorted(one for step in whole for one in step) == list(range(rows))
+    assert len(whole) == len(StepSampler(rows, size))
+    shares = [steps(process, processes) for process in range(processes)]
+    for number, step in enumerate(whole):
+        assert sorted(one for share in shares for one in share[number]) == sorted(step)
+
+
+def test_each_epoch_and_each_seed_has_an_order_of_its_own() -> None:
+    orders = {
+        tuple(one for step in StepSampler(50, 7, seed=seed, epoch=lambda epoch=epoch: epoch) for one in step)
+        for seed in range(3)
+        for epoch in range(3)
+    }
+    assert len(orders) == 9
+    assert [one for step in StepSampler(9, 4) for one in step] == list(range(9))
+
+
+# numbers that are not finite
+
+
+def test_the_rows_whose_loss_is_not_finite_are_named(make_recipe: MakeRecipe, base: Path, tmp_path: Path) -> None:
+    trainer = trainer_of(make_recipe(training={"steps": 1}), base, tmp_path)
+    rows = rows_of(trainer)
+    only = set(rows[1].input_ids.tolist()) - {
+        token for one in rows if one.index != 1 for token in one.input_ids.tolist()
+    }
+    with torch.no_grad():
+        trainer.model.get_input_embeddings().weight[max(only)] = float("nan")
+    with pytest.raises(NonFiniteError, match="the loss is nan at step 1") as caught:
+        trainer.train()
+    assert caught.value.rows == (1,)
