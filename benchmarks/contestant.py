@@ -29,36 +29,31 @@ def ours(task: dict[str, Any], model: Any, rows: list[Row], work: Path) -> Train
     """Return this project's trainer."""
     from pytest_mistral_lora.chat.encoded import EncodedRow
     from pytest_mistral_lora.training.loop import make_trainer
+    from pytest_mistral_lora.training.order import StepSampler
     from pytest_mistral_lora.training.recipe import Training
 
-    # laid so that the trainer, which draws rows at random, draws them as they lie in the file
-    laid = dict(zip(drawn(len(rows), task["seed"]), rows, strict=True))
-    encoded = [
-        EncodedRow(tuple(laid[index]["input_ids"]), tuple(laid[index]["labels"]), ()) for index in range(len(rows))
-    ]
     training = Training.model_validate(
         {
             "epochs": 1,
             "learning_rate": task["learning_rate"],
             "schedule": "constant",
             "batch_size": task["batch_size"],
-            "micro_batch_size": task["micro_batch_size"],
+            "micro_batch_tokens": task["micro_batch_tokens"],
             "seed": task["seed"],
             "precision": task["precision"],
             "device": task["device"],
             "activation_checkpointing": task["checkpointing"],
             "logging_steps": 1,
             "checkpoint_steps": 1_000_000,
+            **task.get("more", {}),
         }
     )
-    return make_trainer(model, training, encoded, [], pad_id=task["pad_id"], work=work, progress="none")
-
-
-def drawn(count: int, seed: int) -> list[int]:
-    """Return the order in which this project's trainer draws rows in its first epoch."""
-    from torch.utils.data import RandomSampler
-
-    return list(RandomSampler(range(count), generator=torch.Generator().manual_seed(seed)))
+    # laid so that the trainer, which draws rows by its seed, draws them as they lie in the file
+    (drawn,) = StepSampler(len(rows), len(rows), seed=task["seed"])
+    laid = dict(zip(drawn, rows, strict=True))
+    in_place = [laid[place] for place in range(len(rows))]
+    encoded = [EncodedRow(tuple(row["input_ids"]), tuple(row["labels"]), ()) for row in in_place]
+    return make_trainer(model, training, encoded, [], work=work, progress="none")
 
 
 def transformers_trainer(task: dict[str, Any], model: Any, rows: list[Row], work: Path) -> Trainer:

@@ -77,7 +77,10 @@ def prepare(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
     }
 
 
-TOLD = ("batch_size", "micro_batch_size", "pack_length", "device", "precision", "checkpointing", "attention", "threads")
+TOLD = (
+    *("batch_size", "micro_batch_size", "micro_batch_tokens", "pack_length"),
+    *("device", "precision", "checkpointing", "attention", "threads"),
+)
 """Options that contestants are told as they are."""
 
 
@@ -200,6 +203,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--max-length", type=int, default=512, help="tokens of the longest row; default: 512")
     add("--batch-size", type=int, default=4, help="rows in an optimizer step; default: 4")
     add("--micro-batch-size", type=int, default=4, help="rows that a padding peer feeds at once; default: 4")
+    add("--micro-batch-tokens", type=int, default=1024, help="tokens that ours feeds at once; default: 1024")
     add("--pack-length", type=int, default=1024, help="tokens of TRL's packs, one a step; default: 1024")
     add("--device", choices=("cpu", "cuda"), default="cpu")
     add("--precision", choices=("fp32", "bf16"), default="fp32")
