@@ -110,6 +110,12 @@ class TrainingError(MistralLoraError):
     """A training run that must not go on: nothing to train, a layer that does not move."""
 
 
+class MemoryShortageError(MistralLoraError):
+    """A step that does not fit into the memory there is (exit code 3)."""
+
+    exit_code = EXIT_OUT_OF_MEMORY
+
+
 class NonFiniteError(TrainingError):
     """A loss or a gradient that is NaN or infinite.
 

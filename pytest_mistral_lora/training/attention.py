@@ -1,15 +1,15 @@
 """Attention over rows that are laid end to end: each sees itself alone, as if the others were not there.
 
 Isolation is exact by construction: each row's queries meet that row's keys only, and no mask over all tokens is made.
-Attending by segments instead of a block mask is also faster.
+Attending by segments instead of a block mask is also faster. Rows that begin alike may share the segment of their
+beginning: its keys and values are then those that each of them would have.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cache
-from itertools import pairwise
-from typing import Any
+from functools import cache, lru_cache
+from typing import Any, NamedTuple
 
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface
@@ -20,6 +20,20 @@ IMPLEMENTATION = "segments"
 """What a model's `_attn_implementation` is called while it is trained."""
 
 
+class Segment(NamedTuple):
+    """A run of tokens that see themselves, and a beginning that they share with others.
+
+    Attributes:
+        start: Its first token.
+        end: The token after its last.
+        prefix: Where the beginning is that it goes on from; equal numbers for none.
+    """
+
+    start: int
+    end: int
+    prefix: tuple[int, int] = (0, 0)
+
+
 def attend(
     module: torch.nn.Module,
     query: torch.Tensor,
@@ -27,7 +41,7 @@ def attend(
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
     *,
-    segments: Sequence[int] | None = None,
+    segments: Sequence[Segment] | None = None,
     sliding_window: int | None = None,
     **settings: Any,
 ) -> tuple[torch.Tensor, None]:
@@ -39,7 +53,7 @@ def attend(
         key: `(1, key-value heads, tokens, head size)`.
         value: As `key`.
         attention_mask: Used only without segments.
-        segments: Where each segment starts, in tokens, and where the last one ends.
+        segments: Segments in order, together all tokens.
         sliding_window: How many tokens back a token sees, itself included; None for all.
         settings: `scaling`, `dropout` and whatever else transformers hands on.
 
@@ -51,21 +65,25 @@ def attend(
             module, query, key, value, attention_mask, sliding_window=sliding_window, **settings
         )
         return whole
-    fused = _varlen() if query.is_cuda and query.dtype != torch.float32 else None
+    whole_rows = all(start == end for _, _, (start, end) in segments)
+    fused = _varlen() if whole_rows and query.is_cuda and query.dtype != torch.float32 else None
     if fused is not None:
         return fused(query, key, value, segments, sliding_window, settings["scaling"]), None
-    parts = [
-        sdpa_attention_forward(
-            module,
-            query[:, :, start:end],
-            key[:, :, start:end],
-            value[:, :, start:end],
-            _window_mask(end - start, sliding_window, query.device),
-            **settings,
-        )[0]
-        for start, end in pairwise(segments)
-    ]
+    parts = [_attend_one(module, query, key, value, one, sliding_window, **settings) for one in segments]
     return torch.cat(parts, dim=1), None
+
+
+def _attend_one(
+    module: Any, query: Any, key: Any, value: Any, segment: Segment, window: int | None, **settings: Any
+) -> torch.Tensor:
+    start, end, (first, last) = segment
+    keys, values = (one[:, :, start:end] for one in (key, value))
+    if first < last:
+        keys = torch.cat([key[:, :, first:last], keys], dim=2)
+        values = torch.cat([value[:, :, first:last], values], dim=2)
+    mask = _mask(end - start, keys.shape[2], window, query.device)
+    found: torch.Tensor = sdpa_attention_forward(module, query[:, :, start:end], keys, values, mask, **settings)[0]
+    return found
 
 
 def attend_in_segments(model: Any) -> None:
@@ -80,7 +98,7 @@ def attend_in_segments(model: Any) -> None:
         model.set_attn_implementation(IMPLEMENTATION)
 
 
-def segment_arguments(segments: Sequence[int]) -> dict[str, Any]:
+def segment_arguments(segments: Sequence[Segment]) -> dict[str, Any]:
     """Return what a model is called with, beside ids and positions, so that its rows stay apart.
 
     A mask of four dimensions is taken by transformers as it is: it makes none over all tokens.
@@ -88,16 +106,17 @@ def segment_arguments(segments: Sequence[int]) -> dict[str, Any]:
     return {"segments": tuple(segments), "attention_mask": torch.ones(1, 1, 1, 1, dtype=torch.bool)}
 
 
-def _window_mask(length: int, window: int | None, device: torch.device) -> torch.Tensor | None:
-    """Return which keys each query sees, `(1, 1, length, length)` bool; None where causality alone decides."""
-    if window is None or length <= window:
+@lru_cache(maxsize=16)  # every layer asks for the same ones
+def _mask(queries: int, keys: int, window: int | None, device: torch.device) -> torch.Tensor | None:
+    """Return which keys each query sees, `(1, 1, queries, keys)` bool; None where SDPA's own causality is right."""
+    if queries == keys and (window is None or keys <= window):
         return None
-    place = torch.arange(length, device=device)
-    back = place[:, None] - place[None, :]
-    return ((back >= 0) & (back < window))[None, None]
+    place = torch.arange(keys, device=device)
+    back = place[keys - queries :, None] - place[None, :]
+    return ((back >= 0) & (back < (window or keys)))[None, None]
 
 
-_Varlen = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, Sequence[int], int | None, float], torch.Tensor]
+_Varlen = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, Sequence[Segment], int | None, float], torch.Tensor]
 
 
 @cache
@@ -108,7 +127,7 @@ def _varlen() -> _Varlen | None:
     except ImportError:
         return _torch_varlen()
 
-    def attend(q: Any, k: Any, v: Any, segments: Sequence[int], window: int | None, scale: float) -> torch.Tensor:
+    def attend(q: Any, k: Any, v: Any, segments: Sequence[Segment], window: int | None, scale: float) -> torch.Tensor:
         q, k, v, starts, longest = _flat(q, k, v, segments)
         back = -1 if window is None else window - 1
         out: torch.Tensor = flash_attn_varlen_func(
@@ -127,7 +146,7 @@ def _torch_varlen() -> _Varlen | None:
     if "window_size" not in varlen_attn.__annotations__:  # its first releases know neither windows nor grouped heads
         return None
 
-    def attend(q: Any, k: Any, v: Any, segments: Sequence[int], window: int | None, scale: float) -> torch.Tensor:
+    def attend(q: Any, k: Any, v: Any, segments: Sequence[Segment], window: int | None, scale: float) -> torch.Tensor:
         grouped = q.shape[1] != k.shape[1]
         q, k, v, starts, longest = _flat(q, k, v, segments)
         back = -1 if window is None else window - 1
@@ -139,8 +158,8 @@ def _torch_varlen() -> _Varlen | None:
     return attend
 
 
-def _flat(q: Any, k: Any, v: Any, segments: Sequence[int]) -> tuple[Any, Any, Any, torch.Tensor, int]:
+def _flat(q: Any, k: Any, v: Any, segments: Sequence[Segment]) -> tuple[Any, Any, Any, torch.Tensor, int]:
     """Return queries, keys and values as `(tokens, heads, head size)`, the starts on their device, the longest row."""
-    starts = torch.tensor(segments, dtype=torch.int32, device=q.device)
-    longest = max(end - start for start, end in pairwise(segments))
+    starts = torch.tensor([0, *(one.end for one in segments)], dtype=torch.int32, device=q.device)
+    longest = max(one.end - one.start for one in segments)
     return *(one[0].transpose(0, 1).contiguous() for one in (q, k, v)), starts, longest

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch.utils.data import Dataset
 
 from pytest_mistral_lora.chat.encoded import EncodedRow
@@ -133,6 +134,11 @@ class RowDataset(Dataset[dict[str, Any]]):
     def __len__(self) -> int:
         """Return the number of rows."""
         return len(self._encoded)
+
+    @property
+    def lengths(self) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+        """Tokens of each row, `(rows,)` int64."""
+        return np.array([len(row.input_ids) for row in self._encoded], dtype=np.int64)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Return one row, and its place."""

@@ -67,7 +67,7 @@ def _masking(train: Split) -> dict[str, Any]:
 
 
 def training_facts(
-    training: Training, config: Mapping[str, Any], state: Any, resumed_from: int | None
+    training: Training, config: Mapping[str, Any], state: Any, *, resumed_from: int | None, relief: Sequence[str]
 ) -> dict[str, Any]:
     """Return the manifest's `training`.
 
@@ -76,6 +76,7 @@ def training_facts(
         config: The base's `config.json`.
         state: The Trainer's state at the end.
         resumed_from: Step of the checkpoint that the run went on from, or None.
+        relief: What was changed where memory ran out.
     """
     return {
         "steps": state.global_step,
@@ -94,6 +95,7 @@ def training_facts(
         "device": "cuda" if on_gpu(training) else "cpu",
         "activation_checkpointing": training.activation_checkpointing,
         "sliding_window": config.get("sliding_window"),
+        "memory_relief": list(relief),
         "resumed_from_step": resumed_from,
     }
 

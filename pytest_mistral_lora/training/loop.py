@@ -10,11 +10,13 @@ from transformers import PrinterCallback
 
 from pytest_mistral_lora.chat.encoded import EncodedRow
 from pytest_mistral_lora.errors import TrainingError
+from pytest_mistral_lora.training.activations import checkpoint_activations
 from pytest_mistral_lora.training.arguments import Progress, trainer_arguments
 from pytest_mistral_lora.training.attention import attend_in_segments
 from pytest_mistral_lora.training.callbacks import LogLines, StopAtNonFinite
 from pytest_mistral_lora.training.data import RowDataset
 from pytest_mistral_lora.training.recipe import Training
+from pytest_mistral_lora.training.relief import DryRun
 from pytest_mistral_lora.training.step import LoraTrainer
 
 
@@ -52,7 +54,7 @@ def make_trainer(
         )
     attend_in_segments(model)
     if training.activation_checkpointing:
-        _checkpoint_activations(model)
+        checkpoint_activations(model)
     trainer = LoraTrainer(
         model=model,
         args=trainer_arguments(training, has_held_out=bool(held_out), work=work, progress=progress),
@@ -61,15 +63,13 @@ def make_trainer(
         batch_size=training.batch_size,
         micro_batch_tokens=training.micro_batch_tokens,
         order_seed=training.seed if training.order_seed is None else training.order_seed,
+        share_prefix=training.share_prefix,
+        on_oom=training.on_oom,
         callbacks=[StopAtNonFinite()],
     )
+    if training.dry_run:
+        trainer.add_callback(DryRun(trainer))
     trainer.remove_callback(PrinterCallback)
     if progress == "lines":
         trainer.add_callback(LogLines())
     return trainer
-
-
-def _checkpoint_activations(model: Any) -> None:
-    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-    # reentrant checkpointing loses the gradient where no input of a layer needs one (frozen embeddings)
-    enable({"use_reentrant": False})

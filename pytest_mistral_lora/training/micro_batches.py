@@ -1,40 +1,15 @@
-"""The rows of a step in micro-batches: what of each row is fed, which rows go together, how they are laid out."""
+"""The rows of a step in micro-batches: which rows go together, and how they are laid out."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 
 import torch
 
-from pytest_mistral_lora.chat.encoded import IGNORE_INDEX
-
-
-@dataclass(frozen=True)
-class StepRow:
-    """One row of a step, as tensors on the CPU.
-
-    Attributes:
-        index: Its place in the dataset.
-        input_ids: `(tokens,)` int64.
-        labels: `(tokens,)` int64.
-    """
-
-    index: int
-    input_ids: torch.Tensor
-    labels: torch.Tensor
-
-    @property
-    def targets(self) -> torch.Tensor:
-        """The places of the supervised tokens, `(supervised tokens,)` int64. The first token follows none."""
-        return (self.labels[1:] != IGNORE_INDEX).nonzero().squeeze(1) + 1
-
-    @property
-    def fed(self) -> int:
-        """How many tokens are fed: those before the last supervised one. What comes later changes no loss."""
-        targets = self.targets
-        return int(targets[-1]) if len(targets) else 0
+from pytest_mistral_lora.training.attention import Segment
+from pytest_mistral_lora.training.prefixes import Group, grouped
+from pytest_mistral_lora.training.step_row import StepRow
 
 
 @dataclass(frozen=True)
@@ -44,7 +19,7 @@ class LaidOut:
     Attributes:
         input_ids: `(1, tokens)` int64.
         position_ids: `(1, tokens)` int64; they start again with each row.
-        segments: Where each row starts, and where the last one ends.
+        segments: Where each row is, or what is left of it behind a beginning that it shares.
         columns: The tokens that a supervised one follows, `(supervised tokens,)` int64.
         targets: The id to predict there, `(supervised tokens,)` int64.
         owners: The row's place in the dataset, for each supervised token, `(supervised tokens,)` int64.
@@ -52,41 +27,82 @@ class LaidOut:
 
     input_ids: torch.Tensor
     position_ids: torch.Tensor
-    segments: tuple[int, ...]
+    segments: tuple[Segment, ...]
     columns: torch.Tensor
     targets: torch.Tensor
     owners: torch.Tensor
 
 
-def lay_out(rows: Sequence[StepRow]) -> LaidOut:
-    """Lay rows end to end, each up to its last token that a supervised one follows."""
-    lengths = [row.fed for row in rows]
-    segments = (0, *accumulate(lengths))
-    places = [row.targets for row in rows]
+def lay_out(rows: Sequence[StepRow], *, share_prefix: bool = False) -> LaidOut:
+    """Lay rows end to end, each up to its last token that a supervised one follows.
+
+    Args:
+        rows: Rows that each have a supervised token.
+        share_prefix: Whether rows that begin alike share their beginning.
+    """
+    pieces: list[tuple[StepRow, int, int]] = []  # a row, and which of its tokens
+    segments: list[Segment] = []
+    columns: list[torch.Tensor] = []
+    order: list[StepRow] = []
+    place = 0
+    for group in _groups(rows, share_prefix):
+        prefix = (place, place + group.shared)
+        if group.shared:
+            pieces.append((group.rows[0], 0, group.shared))
+            segments.append(Segment(*prefix))
+            place += group.shared
+        for row in group.rows:
+            pieces.append((row, group.shared, row.fed))
+            segments.append(Segment(place, place + row.fed - group.shared, prefix))
+            columns.append(row.targets - 1 - group.shared + place)
+            order.append(row)
+            place += row.fed - group.shared
     return LaidOut(
-        torch.cat([row.input_ids[:length] for row, length in zip(rows, lengths, strict=True)])[None],
-        torch.cat([torch.arange(length) for length in lengths])[None],
-        segments,
-        torch.cat([place - 1 + start for place, start in zip(places, segments, strict=False)]),
-        torch.cat([row.labels[place] for row, place in zip(rows, places, strict=True)]),
-        torch.cat([torch.full_like(place, row.index) for row, place in zip(rows, places, strict=True)]),
+        torch.cat([row.input_ids[start:end] for row, start, end in pieces])[None],
+        torch.cat([torch.arange(start, end) for _, start, end in pieces])[None],
+        tuple(segments),
+        torch.cat(columns),
+        torch.cat([row.labels[row.targets] for row in order]),
+        torch.cat([torch.full_like(row.targets, row.index) for row in order]),
     )
 
 
-def split(rows: Sequence[StepRow], most_tokens: int) -> list[list[StepRow]]:
+def split(rows: Sequence[StepRow], most_tokens: int, *, share_prefix: bool = False) -> list[list[StepRow]]:
     """Divide rows into micro-batches of at most this many fed tokens; a longer row is a micro-batch of its own.
 
-    The longest come first, and each row goes into the first micro-batch that has room. Rows without a supervised token
-    are left out: they have no loss.
+    The longest come first, and each goes into the first micro-batch that has room. Rows without a supervised token are
+    left out: they have no loss.
+
+    Args:
+        rows: Rows of a step.
+        most_tokens: Most tokens to be fed at once.
+        share_prefix: Whether rows that begin alike are fed together, and their beginning once.
     """
     parts: list[list[StepRow]] = []
     room: list[int] = []
-    for row in sorted((row for row in rows if row.fed), key=lambda row: -row.fed):
-        place = next((place for place, left in enumerate(room) if left >= row.fed), None)
+    supervised = [row for row in rows if row.fed]
+    fitting = [part for group in _groups(supervised, share_prefix) for part in _cut(group, most_tokens)]
+    for group in sorted(fitting, key=lambda group: -group.fed):
+        place = next((place for place, left in enumerate(room) if left >= group.fed), None)
         if place is None:
-            parts.append([row])
-            room.append(most_tokens - row.fed)
+            parts.append([*group.rows])
+            room.append(most_tokens - group.fed)
         else:
-            parts[place].append(row)
-            room[place] -= row.fed
+            parts[place] += group.rows
+            room[place] -= group.fed
     return parts
+
+
+def _groups(rows: Sequence[StepRow], share_prefix: bool) -> list[Group]:
+    return grouped(rows) if share_prefix else [Group((row,)) for row in rows]
+
+
+def _cut(group: Group, most_tokens: int) -> Iterator[Group]:
+    """Divide a group into groups that fit."""
+    rows: list[StepRow] = []
+    for row in group.rows:
+        if rows and Group((*rows, row), group.shared).fed > most_tokens:
+            yield Group(tuple(rows), group.shared)
+            rows = []
+        rows.append(row)
+    yield Group(tuple(rows), group.shared)

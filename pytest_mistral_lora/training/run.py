@@ -177,7 +177,13 @@ class _Run:
                 self.recipe,
                 self.base,
                 self.data,
-                training_facts(self.recipe.training, self.config, trainer.state, resumed_from),
+                training_facts(
+                    self.recipe.training,
+                    self.config,
+                    trainer.state,
+                    resumed_from=resumed_from,
+                    relief=trainer.relief.taken,
+                ),
                 evaluation_facts(log, completions),
             )
             manifest = write_run(

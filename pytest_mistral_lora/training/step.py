@@ -6,67 +6,18 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate.utils import DistributedType
 from torch.utils.data import DataLoader
 from transformers import Trainer
 
 from pytest_mistral_lora.errors import NonFiniteError
-from pytest_mistral_lora.training.attention import segment_arguments
-from pytest_mistral_lora.training.loss import losses_at_head
-from pytest_mistral_lora.training.micro_batches import StepRow, lay_out, split
+from pytest_mistral_lora.training.micro_batches import split
 from pytest_mistral_lora.training.order import StepSampler
-
-
-def collate(rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
-    """Return the rows of a step one after the other, unpadded: nothing of what is fed depends on a padding id.
-
-    Returns:
-        `input_ids` and `labels`, `(tokens of all rows,)` int64; `lengths` and `rows` (each row's place in the dataset),
-        `(rows,)` int64.
-    """
-    return {
-        **{
-            name: torch.cat([torch.as_tensor(row[name], dtype=torch.int64) for row in rows] or [torch.empty(0).long()])
-            for name in ("input_ids", "labels")
-        },
-        "lengths": torch.tensor([len(row["input_ids"]) for row in rows], dtype=torch.int64),
-        "rows": torch.tensor([row["row"] for row in rows], dtype=torch.int64),
-    }
-
-
-def step_rows(batch: Mapping[str, torch.Tensor]) -> list[StepRow]:
-    """Return the rows of a collated batch."""
-    lengths = batch["lengths"].tolist()
-    ids, labels = (torch.split(batch[name], lengths) for name in ("input_ids", "labels"))
-    return [StepRow(*one) for one in zip(batch["rows"].tolist(), ids, labels, strict=True)]
-
-
-def supervised_losses(model: Any, rows: Sequence[StepRow], *, inner: Any = None) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the cross entropy of each supervised token of some rows, in one pass.
-
-    The rows are laid end to end and do not see one another; the head is computed only where a supervised token follows.
-
-    Args:
-        model: A causal language model that attends by segments, wrapped for distribution or not.
-        rows: Rows that each have a supervised token.
-        inner: The same model without the wrapping; default: `model`.
-
-    Returns:
-        Losses, `(supervised tokens,)` float32, in nats, on the model's device; and the row of each, its place in the
-        dataset, `(supervised tokens,)` int64, on the CPU.
-    """
-    inner = model if inner is None else inner
-    laid, device = lay_out(rows), inner.device
-    with losses_at_head(inner.get_output_embeddings(), laid.targets.to(device)):
-        output = model(
-            input_ids=laid.input_ids.to(device),
-            position_ids=laid.position_ids.to(device),
-            logits_to_keep=laid.columns.to(device),
-            use_cache=False,
-            **segment_arguments(laid.segments),
-        )
-    return output.logits.flatten(), laid.owners
+from pytest_mistral_lora.training.passes import collate, step_rows, supervised_losses
+from pytest_mistral_lora.training.relief import OnOom, Relief
+from pytest_mistral_lora.training.step_row import StepRow
 
 
 def _any_row(dataset: Any) -> StepRow:
@@ -82,18 +33,31 @@ class LoraTrainer(Trainer):  # type: ignore[misc]
 
     control: Any
 
-    def __init__(self, *, batch_size: int, micro_batch_tokens: int, order_seed: int, **settings: Any) -> None:
+    def __init__(
+        self,
+        *,
+        batch_size: int,
+        micro_batch_tokens: int,
+        order_seed: int,
+        share_prefix: bool = False,
+        on_oom: OnOom = "stop",
+        **settings: Any,
+    ) -> None:
         """Make a trainer.
 
         Args:
             batch_size: Rows of an optimizer step, over all processes.
             micro_batch_tokens: Most tokens that are fed at once.
             order_seed: Decides the order of the rows.
+            share_prefix: Whether rows of a micro-batch that begin alike share the passes of their beginning.
+            on_oom: What is done where memory runs out.
             settings: Whatever Trainer takes.
         """
         super().__init__(data_collator=collate, **settings)
         self.model_accepts_loss_kwargs = False  # the tokens of a step are counted here
         self.batch_size, self.micro_batch_tokens, self.order_seed = batch_size, micro_batch_tokens, order_seed
+        self.share_prefix = share_prefix
+        self.relief = Relief(self, on_oom)
         self._seen: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def get_train_dataloader(self) -> DataLoader[Any]:
@@ -131,6 +95,12 @@ class LoraTrainer(Trainer):  # type: ignore[misc]
         """
         model.train()
         rows = step_rows(inputs)
+        what = f"step {self.state.global_step + 1}"
+        total: torch.Tensor = self.relief.attempt(what, rows, lambda: self._gradient(model, rows))
+        self._refuse_non_finite(total)
+        return total
+
+    def _gradient(self, model: Any, rows: Sequence[StepRow]) -> torch.Tensor:
         tokens = max(1, self._over_processes(sum(len(row.targets) for row in rows)))
         passes = self._passes(rows, self.train_dataset)
         self.current_gradient_accumulation_steps = len(passes)
@@ -142,8 +112,24 @@ class LoraTrainer(Trainer):  # type: ignore[misc]
                     loss = counts * self.compute_loss(model, part, num_items_in_batch=tokens)
                 self.accelerator.backward(loss)
             total += loss.detach()
-        self._refuse_non_finite(total)
         return total
+
+    def try_largest(self) -> None:
+        """Compute the gradient of the largest micro-batch there can be, and forget it; weights stay as they are."""
+        size = -(-self.batch_size // self.accelerator.num_processes)
+        longest = np.argsort(-self.train_dataset.lengths, kind="stable")[:size].tolist()
+        rows = step_rows(collate([self.train_dataset[place] for place in longest]))
+
+        def act() -> None:
+            self.current_gradient_accumulation_steps = 1
+            part = max(split(rows, self.micro_batch_tokens), key=lambda part: sum(row.fed for row in part))
+            with self._synchronised(self.model_wrapped, last=True), self.compute_loss_context_manager():
+                self.accelerator.backward(self.compute_loss(self.model_wrapped, part))
+
+        with torch.random.fork_rng():
+            self.model.train()
+            self.relief.attempt("a dry run of the largest micro-batch", rows, act)
+        self.model.zero_grad(set_to_none=True)
 
     def compute_loss(
         self, model: Any, inputs: Sequence[StepRow], return_outputs: bool = False, num_items_in_batch: int = 1
@@ -156,10 +142,13 @@ class LoraTrainer(Trainer):  # type: ignore[misc]
             return_outputs: Not used: there are no logits to return.
             num_items_in_batch: The supervised tokens of the whole step, over all processes.
         """
-        losses, owners = supervised_losses(model, inputs, inner=self.model)
+        losses, owners = self._losses(model, inputs)
         self._seen.append((losses.detach(), owners))
         # the processes' gradients are averaged afterwards
         return losses.sum() * (self.accelerator.num_processes / num_items_in_batch)
+
+    def _losses(self, model: Any, rows: Sequence[StepRow]) -> tuple[torch.Tensor, torch.Tensor]:
+        return supervised_losses(model, rows, inner=self.model, share_prefix=self.share_prefix)
 
     def _passes(self, rows: Sequence[StepRow], dataset: Any) -> list[tuple[list[StepRow], int]]:
         """Return micro-batches, and whether each counts (1 or 0); as many in every process.
@@ -167,7 +156,7 @@ class LoraTrainer(Trainer):  # type: ignore[misc]
         Sharded models gather weights in each pass, so a process that has fewer passes than another goes along with one
         that does not count.
         """
-        parts = split(rows, self.micro_batch_tokens)
+        parts = split(rows, self.micro_batch_tokens, share_prefix=self.share_prefix)
         idle = self._over_processes(len(parts), "max") - len(parts)
         return [(part, 1) for part in parts] + [([_any_row(dataset)], 0)] * idle
 
@@ -209,7 +198,7 @@ class LoraTrainer(Trainer):  # type: ignore[misc]
         for batch in self.get_eval_dataloader(dataset):
             for rows, counts in self._passes(step_rows(batch), dataset):
                 with torch.no_grad(), self.compute_loss_context_manager():
-                    losses, _ = supervised_losses(self.model_wrapped, rows, inner=self.model)
+                    losses, _ = self._losses(self.model_wrapped, rows)
                 totals += counts * torch.stack([losses.double().sum(), losses.new_tensor(len(losses)).double()])
         totals = self.accelerator.reduce(totals, "sum")
         metrics = {f"{metric_key_prefix}_loss": (totals[0] / totals[1]).item()}

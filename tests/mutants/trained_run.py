@@ -55,7 +55,7 @@ _PLACES: dict[str, list[tuple[Any, str]]] = {
     "load_base": [(base_module, "load_base"), (run, "load_base"), (smoke, "load_base")],
     "adapted_layers": [(adapter, "adapted_layers"), (run, "adapted_layers")],
     "attach_adapter": [(adapter, "attach_adapter"), (run, "attach_adapter")],
-    "checkpoint_activations": [(loop, "_checkpoint_activations")],
+    "checkpoint_activations": [(loop, "checkpoint_activations")],
     "make_trainer": [(loop, "make_trainer"), (run, "make_trainer")],
     "generate": [(smoke, "generate"), (run, "generate")],
     "merged": [(model_laws, "merged")],

@@ -20,11 +20,12 @@ from pytest_mistral_lora.conformance.train.reference import reference
 from pytest_mistral_lora.errors import NonFiniteError
 from pytest_mistral_lora.training import loss as loss_module
 from pytest_mistral_lora.training.adapter import adapter_tensors
-from pytest_mistral_lora.training.attention import IMPLEMENTATION, attend_in_segments, segment_arguments
+from pytest_mistral_lora.training.attention import IMPLEMENTATION, Segment, attend_in_segments, segment_arguments
 from pytest_mistral_lora.training.loss import losses_at_head, token_losses
-from pytest_mistral_lora.training.micro_batches import StepRow, lay_out, split
+from pytest_mistral_lora.training.micro_batches import lay_out, split
 from pytest_mistral_lora.training.order import StepSampler
-from pytest_mistral_lora.training.step import collate, step_rows, supervised_losses
+from pytest_mistral_lora.training.passes import collate, step_rows, supervised_losses
+from pytest_mistral_lora.training.step_row import StepRow
 
 
 def rows_of(trainer: Any) -> list[StepRow]:
@@ -119,9 +120,8 @@ def test_micro_batches_have_every_row_with_a_loss_once(labels: list[list[int]], 
 def test_a_layout_has_what_a_supervised_token_needs_and_no_more(labels: list[list[int]]) -> None:
     rows = [row(index, one) for index, one in enumerate(labels)]
     laid = lay_out(rows)
-    starts = laid.segments
-    assert laid.input_ids.shape == laid.position_ids.shape == (1, starts[-1])
-    for one, start, end in zip(rows, starts, starts[1:], strict=False):
+    assert laid.input_ids.shape == laid.position_ids.shape == (1, laid.segments[-1].end)
+    for one, (start, end, _) in zip(rows, laid.segments, strict=True):
         assert laid.input_ids[0, start:end].tolist() == one.input_ids[: end - start].tolist()
         assert laid.position_ids[0, start:end].tolist() == list(range(end - start))
         own = laid.owners == one.index
@@ -212,7 +212,7 @@ def test_a_segment_attends_as_a_row_alone_does(window: int | None, base: Path) -
     with torch.no_grad():
         alone = [model(input_ids=ids[None]).logits[0] for ids in rows]
         attend_in_segments(model)
-        call = segment_arguments((0, 11, 14, 21))
+        call = segment_arguments([Segment(0, 11), Segment(11, 14), Segment(14, 21)])
         places = torch.cat([torch.arange(len(ids)) for ids in rows])[None]
         together = model(input_ids=torch.cat(rows)[None], position_ids=places, **call).logits[0]
     assert torch.allclose(together, torch.cat(alone), atol=1e-4, rtol=1e-4)

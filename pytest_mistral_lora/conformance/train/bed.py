@@ -114,6 +114,7 @@ class Bed:
             "batch_size": ROWS,
             "learning_rate": 0.01,
             "schedule": "constant",
+            "dry_run": False,
             "precision": "fp32",
             "logging_steps": 1,
             "device": self.device,

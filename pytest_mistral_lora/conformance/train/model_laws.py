@@ -73,9 +73,10 @@ def packing(bed: Bed) -> Figures:
 
 def _segments(rows: Sequence[EncodedRow]) -> dict[str, Any]:
     """Return the arguments by which the trainer keeps rows apart."""
-    from pytest_mistral_lora.training.attention import segment_arguments
+    from pytest_mistral_lora.training.attention import Segment, segment_arguments
 
-    return segment_arguments((0, *accumulate(len(row.input_ids) for row in rows)))
+    ends = accumulate(len(row.input_ids) for row in rows)
+    return segment_arguments([Segment(end - len(row.input_ids), end) for row, end in zip(rows, ends, strict=True)])
 
 
 def _on(model: Any, value: Any) -> Any:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
-from pydantic import Field, PrivateAttr, ValidationInfo, field_validator
+from pydantic import Field, PrivateAttr, ValidationInfo, field_validator, model_validator
 
 from pytest_mistral_lora.training.recipe.base import Base
 from pytest_mistral_lora.training.recipe.data import Data
@@ -32,6 +32,15 @@ class Recipe(Section):
     training: Training = Field(description="The optimisation.")
     evaluation: Evaluation = Field(default_factory=Evaluation, description="What is measured after training.")
     output: Path = Field(description="Folder to make for the adapter, relative to the recipe.")
+
+    @model_validator(mode="after")
+    def _no_shared_dropout(self) -> Self:
+        if self.training.share_prefix and self.lora.dropout:
+            raise ValueError(
+                f"training.share_prefix with lora.dropout {self.lora.dropout}: rows would share its mask; "
+                "expected lora.dropout 0"
+            )
+        return self
 
     @field_validator("output")
     @classmethod

@@ -24,6 +24,11 @@ class Training(Section):
         default=4096,
         description="Tokens that are fed at once on one device; it only splits the step. A longer row is fed alone.",
     )
+    share_prefix: StrictBool = Field(
+        default=False,
+        description="Whether rows of a micro-batch that begin with the same tokens (a system prompt, tools) share the "
+        "passes of their beginning; changes no gradient. Needs lora.dropout 0.",
+    )
     max_length: Positive = Field(
         default=4096, description="Tokens in the longest row; a longer one is an error, never cut."
     )
@@ -40,6 +45,14 @@ class Training(Section):
         description="dtype of the base model; auto: bf16 where a GPU has it, else fp32. The adapter is fp32.",
     )
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="Where the model runs.")
+    dry_run: StrictBool = Field(
+        default=True, description="Whether to try the largest micro-batch before the first step, for its memory."
+    )
+    on_oom: Literal["stop", "shrink"] = Field(
+        default="stop",
+        description="Where memory runs out: stop and say what would fit, or go on with smaller micro-batches, then "
+        "activation checkpointing, which change no gradient.",
+    )
     activation_checkpointing: StrictBool = Field(
         default=False, description="Compute activations twice to keep fewer of them."
     )

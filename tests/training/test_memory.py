@@ -1,0 +1,170 @@
+"""What is done where memory runs out: on a CPU, under a limit that the kernel keeps."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_loop import trainer_of
+from tiny_runs import MakeRecipe, recipe_data, write_rows
+
+from pytest_mistral_lora.checkpoint.base import load_base
+from pytest_mistral_lora.errors import MemoryShortageError
+from pytest_mistral_lora.training.adapter import adapted_layers, adapter_tensors, attach_adapter
+from pytest_mistral_lora.training.attention import attend_in_segments
+from pytest_mistral_lora.training.memory import Need, need_of, ways
+from pytest_mistral_lora.training.recipe import Lora
+from pytest_mistral_lora.training.run import train
+
+
+@pytest.fixture(scope="module")
+def need(base: Path) -> Need:
+    lora = Lora()
+    model = attach_adapter(load_base(base, "fp32", "cpu"), lora, adapted_layers(base, lora.target_modules), seed=0)
+    attend_in_segments(model)
+    return need_of(model)
+
+
+def test_the_need_is_counted_on_the_model(need: Need, base: Path) -> None:
+    model = load_base(base, "fp32", "cpu")
+    layers, width = model.config.num_hidden_layers, model.config.hidden_size
+    assert need.base == sum(one.nbytes for one in model.parameters())
+    assert need.quantisable == 4 * need.values < need.base
+    assert need.checkpointed_token < need.token
+    # at the least, what each layer's projections and its MLP were given, in float32
+    assert need.token > 4 * layers * (4 * width + 2 * model.config.intermediate_size)
+    assert need.token < 4 * layers * 40 * (width + model.config.intermediate_size)
+
+
+def test_ways_are_in_the_order_of_least_harm_and_less_is_less(need: Need) -> None:
+    limit = need.total(600)
+    found = list(ways(need, limit, tokens=2000, longest=1000, checkpointed=False))
+    assert [way.setting.partition(":")[0].partition(" ")[0] for way in found] == [
+        "training.micro_batch_tokens",
+        "training.activation_checkpointing",
+        "sharding",
+        "base.quantization",
+    ]
+    assert found[0].bytes > limit >= found[1].bytes
+    assert need.total(2000) > found[0].bytes
+    tight = list(ways(need, need.total(0) + 10 * need.checkpointed_token, tokens=500, longest=500, checkpointed=True))
+    assert [way.setting for way in tight][-1] == "rows of at most 10 tokens, checkpointed"
+
+
+def gives_way(trainer: Any, *, above: int) -> list[int]:
+    """Let the device have no room for passes of more tokens; return what was fed."""
+    fed: list[int] = []
+
+    def look(module: Any, args: Any, kwargs: Any) -> None:
+        fed.append(kwargs["input_ids"].shape[1])
+        if fed[-1] > above and not (above < 0 and checkpointed()):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    def checkpointed() -> bool:
+        return any(getattr(one, "gradient_checkpointing", False) for one in trainer.model.modules())
+
+    trainer.model.get_base_model().model.register_forward_pre_hook(look, with_kwargs=True)
+    return fed
+
+
+def test_shrinking_changes_no_gradient(make_recipe: MakeRecipe, base: Path, tmp_path: Path) -> None:
+    settings = {"steps": 3, "dry_run": False, "on_oom": "shrink"}
+    plain = trainer_of(make_recipe(training=settings), base, tmp_path)
+    plain.train()
+    short = trainer_of(make_recipe(training=settings), base, tmp_path)
+    fed = gives_way(short, above=40)
+    short.train()
+    assert max(fed[-3:]) <= 40 < fed[0]
+    assert short.relief.taken
+    assert all(one.startswith("micro_batch_tokens: ") and one.endswith("from step 1 on") for one in short.relief.taken)
+    expected = adapter_tensors(plain.model)
+    for name, tensor in adapter_tensors(short.model).items():
+        assert torch.allclose(tensor, expected[name], atol=1e-4)
+
+
+def test_where_a_single_row_does_not_fit_activations_are_checkpointed(
+    make_recipe: MakeRecipe, base: Path, tmp_path: Path
+) -> None:
+    trainer = trainer_of(
+        make_recipe(training={"steps": 1, "micro_batch_tokens": 1, "on_oom": "shrink"}), base, tmp_path
+    )
+    gives_way(trainer, above=-1)
+    trainer.train()
+    assert trainer.relief.taken == ["activation_checkpointing: true from step 1 on"]
+    assert trainer.state.global_step == 1
+
+
+@pytest.mark.parametrize("dry_run", [True, False])
+def test_stopping_says_what_would_fit(make_recipe: MakeRecipe, base: Path, tmp_path: Path, dry_run: bool) -> None:
+    trainer = trainer_of(make_recipe(training={"steps": 1, "dry_run": dry_run}), base, tmp_path)
+    before = adapter_tensors(trainer.model)
+    gives_way(trainer, above=60)
+    with pytest.raises(MemoryShortageError) as caught:
+        trainer.train()
+    said = str(caught.value)
+    assert said.startswith("a dry run of the largest micro-batch" if dry_run else "step 1")
+    assert "Tried to allocate 2.00 GiB" in said
+    assert said.index("micro_batch_tokens") < said.index("activation_checkpointing") < said.index("sharding")
+    assert caught.value.exit_code == 3
+    after = adapter_tensors(trainer.model)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_dry_run_changes_nothing(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    hashes = []
+    for dry_run in (True, False):
+        recipe = make_recipe(training={"steps": 3, "dry_run": dry_run}, lora={"dropout": 0.1})
+        result = train(recipe.model_copy(update={"output": tmp_path / str(dry_run)}))
+        hashes.append(result.manifest["lora"]["tensors_sha256"])
+    assert hashes[0] == hashes[1]
+
+
+LIMITED = """
+import resource, sys
+from pathlib import Path
+from pytest_mistral_lora.training import memory, run
+from pytest_mistral_lora.training.__main__ import main
+
+own = run.make_trainer
+def limited(*given, **named):
+    trainer = own(*given, **named)
+    status = Path("/proc/self/status").read_text()
+    used = int(status.split("VmData:")[1].split()[0]) * 1024
+    resource.setrlimit(resource.RLIMIT_DATA, (used + int(sys.argv[2]) * 2**20,) * 2)
+    return trainer
+run.make_trainer = limited
+sys.exit(main([sys.argv[1]]))
+"""
+
+
+@pytest.mark.parametrize(("on_oom", "code"), [("stop", 3), ("shrink", 0)])
+def test_a_limit_of_the_kernel(on_oom: str, code: int, base: Path, tmp_path: Path) -> None:
+    """80 rows of 400 tokens at once need more than the limit allows; a few at a time do not."""
+    write_rows(
+        tmp_path / "rows.jsonl", [[("user", f"{index} " * 180), ("assistant", "yes " * 20)] for index in range(80)]
+    )
+    data = recipe_data(base, training={"steps": 1, "batch_size": 80, "micro_batch_tokens": 100_000, "on_oom": on_oom})
+    (tmp_path / "recipe.yaml").write_text(json.dumps(data))
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED, str(tmp_path / "recipe.yaml"), "600"],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == code, done.stderr
+    if code:
+        failure = json.loads((tmp_path / "out.work" / "failure.json").read_text())
+        assert failure["exit_code"] == 3
+        assert "training.micro_batch_tokens" in failure["advice"]
+        assert "fits" in done.stderr
+        assert not (tmp_path / "out").exists()
+    else:
+        manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+        assert "micro_batch_tokens" in manifest["training"]["memory_relief"][0]
