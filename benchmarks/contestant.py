@@ -20,7 +20,7 @@ import torch
 from datasets import Dataset
 from meters import Row, StepClock, memory, needed_flops, possible_flops, tokens
 from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
-from report import OURS, PACKED, PADDED, PLAIN
+from report import OURS, PACKED, PADDED, PLAIN, SHARED
 from torch.utils.data import SequentialSampler
 from transformers import MistralForCausalLM, PreTrainedTokenizerFast, Trainer, TrainingArguments
 
@@ -45,7 +45,7 @@ def ours(task: dict[str, Any], model: Any, rows: list[Row], work: Path) -> Train
             "activation_checkpointing": task["checkpointing"],
             "logging_steps": 1,
             "checkpoint_steps": 1_000_000,
-            **task.get("more", {}),
+            "share_prefix": task["contestant"] == SHARED,
         }
     )
     # laid so that the trainer, which draws rows by its seed, draws them as they lie in the file
@@ -91,9 +91,8 @@ def _trl(task: dict[str, Any], model: Any, rows: list[Row], work: Path, **settin
     )
 
 
-CONTESTANTS = {OURS: ours, PLAIN: transformers_trainer, PADDED: trl_padded, PACKED: trl_packed}
-LIBRARIES = ("torch", "transformers", "peft")
-PACKAGES = {OURS: LIBRARIES, PLAIN: LIBRARIES, PADDED: (*LIBRARIES, "trl"), PACKED: (*LIBRARIES, "trl")}
+CONTESTANTS = {OURS: ours, SHARED: ours, PLAIN: transformers_trainer, PADDED: trl_padded, PACKED: trl_packed}
+LIBRARIES = ("torch", "transformers", "peft", "trl")
 
 
 def _stock(task: dict[str, Any], work: Path) -> dict[str, Any]:
@@ -195,7 +194,7 @@ def run(task: dict[str, Any]) -> dict[str, Any]:
         "held_out_loss": held_out_loss(task, adapter, rows["held_out"]),
         "needed_flops": needed_flops(config, task["rank"], rows["train"]),
         "possible_flops": possible_flops(config, task["gemm_tokens"], task["device"], _dtype(task)),
-        "versions": {name: version(name) for name in PACKAGES[task["contestant"]]},
+        "versions": {name: version(name) for name in LIBRARIES if name in sys.modules},
     }
 
 

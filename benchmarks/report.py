@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
@@ -12,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 OURS, PLAIN, PADDED, PACKED = "ours", "transformers Trainer, padded", "TRL, padded", "TRL, packed"
+SHARED = "ours, share_prefix"
 
 LOSS_TOLERANCE = {"fp32": 1e-3, "bf16": 2e-2}
 """Largest relative difference of a step's loss from the reference's: they train on the same rows in the same order."""
@@ -38,8 +40,8 @@ def figures(rows: Sequence[Mapping[str, Sequence[int]]], in_batch: int) -> dict[
 
 
 def summarize(runs: Runs, precision: str) -> dict[str, dict[str, Any]]:
-    """Return each contestant's figures; ratios are to TRL padded, or to the plain Trainer where TRL did not run."""
-    reference = PADDED if runs.get(PADDED) else PLAIN
+    """Return the figures of each; ratios are to TRL padded, or else the plain Trainer, or else ours."""
+    reference = next(name for name in (PADDED, PLAIN, OURS) if name in runs)
     return {name: _figures(name, runs, reference, precision) for name in runs}
 
 
@@ -69,7 +71,8 @@ def _disagreement(name: str, mine: Mapping[str, Any], theirs: Mapping[str, Any],
     if name == PACKED:
         return abs(mine["held_out_loss"] / theirs["held_out_loss"] - 1), HELD_OUT_TOLERANCE
     pairs = zip(mine["steps"], theirs["steps"], strict=True)
-    return max(abs(one["loss"] / other["loss"] - 1) for one, other in pairs), LOSS_TOLERANCE[precision]
+    away = [abs(one["loss"] / other["loss"] - 1) for one, other in pairs]
+    return (math.nan if any(map(math.isnan, away)) else max(away)), LOSS_TOLERANCE[precision]
 
 
 def _rate(run: Mapping[str, Any], what: str, clock: str) -> float:
@@ -94,11 +97,11 @@ def _median(values: Any) -> float:
 
 
 def show(found: Mapping[str, Any]) -> None:
-    """Print the tables."""
+    """Print what a contest found."""
     console = Console(width=None if sys.stdout.isatty() else 200)
     rows, results = found["rows"], found["results"]
     console.print(
-        f"{rows['rows']} rows, {rows['mean_length']} tokens on average, {rows['longest']} at most, "
+        f"{found['title']}: {rows['rows']} rows, {rows['mean_length']} tokens on average, {rows['longest']} at most, "
         f"{rows['supervised']:.0%} supervised; padded, {rows['padding_ratio']} tokens are fed for each real one"
     )
     against = f"times {results[OURS]['reference']}"

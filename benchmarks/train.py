@@ -17,7 +17,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import find_spec
-from itertools import islice
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -30,44 +30,55 @@ from pytest_mistral_lora.checkpoint.backends import Encoder
 from pytest_mistral_lora.checkpoint.base import load_base, read_config
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer, oracle_file
 from pytest_mistral_lora.errors import RowError
+from pytest_mistral_lora.training.adapter import adapted_layers, attach_adapter
+from pytest_mistral_lora.training.recipe import Lora
 
 HERE = Path(__file__).parent
 BASE = HERE / "build" / "base"
 PREPARE = HERE.parent / "examples" / "chatterbot-smollm2" / "prepare.py"
 PEERS = ("torch", "trl>=1.16", "peft")
-HELD_OUT = 16
 RANK = 16
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print, and write JSON where it is asked for."""
     given = _options(arguments)
-    peers = _peers_python(given)
-    with tempfile.TemporaryDirectory() as folder:
-        task = prepare(given, Path(folder))
-        results = take_turns(task, peers, given.repetitions, Path(folder))
-    found = {"machine": machine(given), "rows": task["figures"], "results": report.summarize(results, given.precision)}
-    report.show(found)
+    pythons = {report.OURS: sys.executable, report.PLAIN: sys.executable}
+    if peers := _peers_python(given):
+        pythons |= {report.PADDED: peers, report.PACKED: peers}
+    found: dict[str, Any] = {"machine": machine(given), "tables": []}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        base = _base(given, folder)
+        encoder = Encoder("mistral-common" if oracle_file(base) else "chat-template", CheckpointTokenizer(base))
+        task = prepare(given, base, folder)
+        plain = write_rows(given, encoder, folder / "rows.json")
+        contests = [("Training", plain, pythons)]
+        if given.share_prefix:
+            prompt = system_prompt(encoder, given.share_prefix)
+            shared = write_rows(given, encoder, folder / "shared.json", system=prompt)
+            ours = dict.fromkeys((report.OURS, report.SHARED), sys.executable)
+            contests.append((f"Rows that share a system prompt of {given.share_prefix} tokens", shared, ours))
+            contests.append(("Rows that share none", plain, ours))
+        for title, rows_of, among in contests:
+            results = take_turns({**task, "rows": rows_of["file"]}, among, given.repetitions, folder)
+            table = {"title": title, "rows": rows_of, "results": report.summarize(results, given.precision)}
+            report.show(table)
+            found["tables"].append(table)
     if given.json:
         given.json.write_text(json.dumps(found, indent=2) + "\n")
 
 
-def prepare(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Write what all contestants read: rows as ids and labels, and an adapter. Return what they are told."""
-    base = _base(given, folder)
-    encoder = _encoder(base)
-    chats = rows.generated(10 * given.rows) if given.quick else rows.chats()
-    encoded = list(islice(fitting(chats, encoder, given.max_length), given.rows + HELD_OUT))
-    plain = [{"input_ids": row.input_ids, "labels": row.labels} for row in encoded]
-    split = {"train": plain[: given.rows], "held_out": plain[given.rows :]}
-    (folder / "rows.json").write_text(json.dumps(split))
-    _write_adapter(base, given, folder / "adapter")
+def prepare(given: argparse.Namespace, base: Path, folder: Path) -> dict[str, Any]:
+    """Write the adapter that all contestants start from, and return what they are told."""
+    lora = Lora(r=RANK, alpha=2 * RANK)
+    layers = adapted_layers(base, lora.target_modules)
+    model = attach_adapter(load_base(base, given.precision, "cpu"), lora, layers, seed=0)
+    model.save_pretrained(folder / "adapter", save_embedding_layers=False)
     pad = read_config(base).get("pad_token_id")
     return {
         "base": str(base),
         "adapter": str(folder / "adapter"),
-        "rows": str(folder / "rows.json"),
-        "figures": report.figures(split["train"], given.micro_batch_size),
         "pad_id": 0 if pad is None else pad,
         "rank": RANK,
         "learning_rate": 2e-4,
@@ -75,6 +86,46 @@ def prepare(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "seed": 0,
         **{name: getattr(given, name) for name in TOLD},
     }
+
+
+def write_rows(
+    given: argparse.Namespace, encoder: Encoder, file: Path, system: str | None = None
+) -> dict[str, Any]:  # fmt: skip
+    """Write rows as ids and labels, and return what the ratios rest on.
+
+    Args:
+        given: The options.
+        encoder: Makes ids and labels.
+        file: The file to write.
+        system: A system prompt to put before each row, which may then be longer by it.
+    """
+    chats = rows.generated(10 * given.rows) if given.quick else rows.chats()
+    longest = given.max_length
+    if system:
+        chats = ({**chat, "messages": _led(chat["messages"], system)} for chat in chats)
+        longest += given.share_prefix
+    plain = [
+        {"input_ids": row.input_ids, "labels": row.labels}
+        for row in islice(fitting(chats, encoder, longest), given.rows + given.held_out)
+    ]
+    split = {"train": plain[: given.rows], "held_out": plain[given.rows :]}
+    file.write_text(json.dumps(split))
+    return {"file": str(file), **report.figures(split["train"], given.micro_batch_size)}
+
+
+def _led(messages: Sequence[Mapping[str, Any]], system: str) -> list[Mapping[str, Any]]:
+    return [{"role": "system", "content": system}, *(one for one in messages if one["role"] != "system")]
+
+
+def system_prompt(encoder: Encoder, tokens: int) -> str:
+    """Return a text with which the shortest of rows has this many tokens."""
+    text = ""
+    for sentence in cycle(rows.SENTENCES):
+        text = f"{text} {sentence}".strip()
+        talk = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+        if len(encoder.encode(parse_row({"messages": _led(talk, text)})).input_ids) >= tokens:
+            return text
+    raise AssertionError("sentences never end")
 
 
 TOLD = (
@@ -100,10 +151,6 @@ def _base(given: argparse.Namespace, folder: Path) -> Path:
     return Path(given.base)
 
 
-def _encoder(base: Path) -> Encoder:
-    return Encoder("mistral-common" if oracle_file(base) else "chat-template", CheckpointTokenizer(base))
-
-
 def fitting(chats: Iterator[Mapping[str, Any]], encoder: Encoder, max_length: int) -> Iterator[EncodedRow]:
     """Yield chats encoded, a longer one up to the last answer that fits; those of which no answer fits are left out."""
     for chat in chats:
@@ -122,24 +169,10 @@ def fitting(chats: Iterator[Mapping[str, Any]], encoder: Encoder, max_length: in
             yield best
 
 
-def _write_adapter(base: Path, given: argparse.Namespace, folder: Path) -> None:
-    from pytest_mistral_lora.training.adapter import adapted_layers, attach_adapter
-    from pytest_mistral_lora.training.recipe import Lora
-
-    lora = Lora(r=RANK, alpha=2 * RANK)
-    model = attach_adapter(
-        load_base(base, given.precision, "cpu"), lora, adapted_layers(base, lora.target_modules), seed=0
-    )
-    model.save_pretrained(folder, save_embedding_layers=False)
-
-
 def take_turns(
-    task: Mapping[str, Any], peers: str | None, repetitions: int, folder: Path
-) -> dict[str, list[dict[str, Any]]]:  # fmt: skip
+    task: Mapping[str, Any], pythons: Mapping[str, str], repetitions: int, folder: Path
+) -> dict[str, list[dict[str, Any]]]:
     """Return what each contestant measured in each repetition."""
-    pythons = {report.OURS: sys.executable, report.PLAIN: sys.executable}
-    if peers:
-        pythons |= {report.PADDED: peers, report.PACKED: peers}
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in pythons}
     for turn in range(repetitions):
         for name, python in pythons.items():
@@ -200,10 +233,12 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--base", default=str(BASE), help="checkpoint folder, or REPO@COMMIT; default: SmolLM2 of 135M, made once")
     add("--rows", type=int, default=32, help="training rows; default: 32")
+    add("--held-out", type=int, default=16, help="rows for the held-out loss; default: 16")
     add("--max-length", type=int, default=512, help="tokens of the longest row; default: 512")
     add("--batch-size", type=int, default=4, help="rows in an optimizer step; default: 4")
     add("--micro-batch-size", type=int, default=4, help="rows that a padding peer feeds at once; default: 4")
     add("--micro-batch-tokens", type=int, default=1024, help="tokens that ours feeds at once; default: 1024")
+    add("--share-prefix", type=int, default=0, metavar="TOKENS", help="measure that option too, on a prompt so long")
     add("--pack-length", type=int, default=1024, help="tokens of TRL's packs, one a step; default: 1024")
     add("--device", choices=("cpu", "cuda"), default="cpu")
     add("--precision", choices=("fp32", "bf16"), default="fp32")
