@@ -23,11 +23,14 @@ from rich.console import Console
 from rich.table import Table
 from rows import generated
 
+from pytest_mistral_lora.chat.chunks import DataFile
 from pytest_mistral_lora.chat.oracle import shipped_tokenizer
+from pytest_mistral_lora.chat.policy import Policy
+from pytest_mistral_lora.chat.pool import cpus
 from pytest_mistral_lora.chat.template import ChatTemplate
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.conformance.dataset.rows import Plan
-from pytest_mistral_lora.conformance.dataset.scan import DataFile, cpus, scan
+from pytest_mistral_lora.conformance.dataset.scan import scan
 
 PEER = "transformers, one process"
 
@@ -52,7 +55,7 @@ def contenders(tokenizer: CheckpointTokenizer, file: Path, processes: int) -> di
     template = str(ChatTemplate(tokenizer.fast).training_source)
 
     def judge(backend: str, *, compares: bool, processes: int) -> Callable[[], object]:
-        plan = Plan(tokenizer.path, backend, 1_000_000, 0.0, compares, official=True)
+        plan = Plan(tokenizer.path, backend, Policy(1_000_000), 0.0, compares, official=True)
         return partial(scan, plan, [DataFile(file, False)], tokenizer=tokenizer, processes=processes)
 
     return {

@@ -131,6 +131,30 @@ def assert_adapter_sound(adapter_dir: str | Path, base: str | Path | None = None
     _fail_on(adapter_findings(Path(adapter_dir), None if base is None else Path(base)))
 
 
+def assert_transcript_matches(adapter_dir: str | Path, golden: str | Path, base: str | Path | None = None) -> None:
+    """Assert that an adapter answers as golden transcripts say, exactly or equivalently.
+
+    Base and adapter are loaded afresh; prompts go through the code path of training, and answers are greedy.
+
+    Args:
+        adapter_dir: The folder with `adapter_config.json` and `adapter_model.safetensors`; it need not be the adapter
+            that the transcripts were recorded with.
+        golden: A transcript, or a folder of transcripts.
+        base: The base checkpoint's folder; without it, it is looked for beside the adapter's folder and in the Hub's
+            cache.
+
+    Raises:
+        AssertionError: With each transcript that is not valid (ML801), whose prompt is encoded otherwise (ML802), that
+            was recorded on another base (ML803), whose answer differs (ML804) or lost its form (ML805).
+        InputError: If there are no transcripts or no adapter, the base is not at hand, or it is another one than the
+            adapter was trained on.
+    """
+    __tracebackhide__ = True
+    from pytest_mistral_lora.conformance.transcript.checks import transcript_findings
+
+    _fail_on(transcript_findings(Path(adapter_dir), Path(golden), None if base is None else Path(base)))
+
+
 def _integers(value: AnyIds) -> list[int]:
     """Return one sequence as a list; from transformers 5 on, `apply_chat_template` returns a mapping."""
     ids = value["input_ids"] if isinstance(value, Mapping) and "input_ids" in value else value

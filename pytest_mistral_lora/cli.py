@@ -34,9 +34,9 @@ supervised_tokens, findings and classes (rule, class and count of each)."""
 
 _OWN_COMMANDS = {
     "train": ("pytest_mistral_lora.training.__main__", "train a recipe's adapter (recipe.yaml)"),
-    "smoke": ("pytest_mistral_lora.training.smoke", "load base and adapter afresh and generate"),
+    "smoke": ("pytest_mistral_lora.training.smoke_command", "load an adapter afresh, and compare with transcripts"),
 }
-"""Verbs whose module has a command line of its own, so that `accelerate launch -m` can start it."""
+"""Verbs whose module has a command line of its own, so that a launcher or a test can start it by `-m`."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -231,7 +231,7 @@ def _rules(given: argparse.Namespace) -> int:
     elif given.ids:
         sys.stdout.write("\n\n".join(rule.text() for rule in chosen) + "\n")
     else:
-        lines = (f"{rule.id}  {rule.subject:<9}  {rule.severity:<5}  {rule.title}\n" for rule in chosen)
+        lines = (f"{rule.id}  {rule.subject:<10}  {rule.severity:<5}  {rule.title}\n" for rule in chosen)
         sys.stdout.writelines(lines)
     return EXIT_OK
 

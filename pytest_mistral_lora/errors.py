@@ -123,6 +123,6 @@ class NonFiniteError(TrainingError):
         rows: Places in the training rows of those whose own loss is not finite; may be empty.
     """
 
-    def __init__(self, found: str, *, rows: Sequence[int] = (), place: str = "", next_step: str = "") -> None:
+    def __init__(self, found: str, *, rows: Sequence[int] = (), **sentence: str) -> None:
         self.rows = tuple(rows)
-        super().__init__(found, place=place, next_step=next_step)
+        super().__init__(found, **sentence)

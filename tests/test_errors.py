@@ -11,6 +11,7 @@ from pytest_mistral_lora import errors
 from pytest_mistral_lora.errors import (
     EXIT_BAD_INPUT,
     EXIT_FINDING,
+    EXIT_OUT_OF_MEMORY,
     InputError,
     MistralLoraError,
     OracleRejection,
@@ -52,7 +53,8 @@ def every_error() -> list[type[MistralLoraError]]:
 def test_every_error_has_one_base_and_an_exit_code(kind: type[MistralLoraError]) -> None:
     error = kind("found")
     assert isinstance(error, MistralLoraError)
-    assert error.exit_code == (EXIT_BAD_INPUT if isinstance(error, InputError) else EXIT_FINDING)
+    expected = EXIT_BAD_INPUT if isinstance(error, InputError) else EXIT_FINDING
+    assert error.exit_code == (EXIT_OUT_OF_MEMORY if kind is errors.MemoryShortageError else expected)
     assert kind.__doc__
 
 

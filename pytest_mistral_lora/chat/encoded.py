@@ -62,7 +62,13 @@ class EncodedRow:
                 labels[span.start : span.end] = input_ids[span.start : span.end]
         return cls(tuple(input_ids), tuple(labels), spans)
 
+    def cut(self, length: int) -> EncodedRow:
+        """Return the first `length` tokens with their labels and spans; nothing takes the place of what is cut off."""
+        kept = (span for span in self.spans if span.start < length)
+        spans = tuple(span._replace(end=min(span.end, length)) for span in kept)
+        return EncodedRow(self.input_ids[:length], None if self.labels is None else self.labels[:length], spans)
+
     @property
     def supervised_tokens(self) -> int:
         """How many tokens carry loss."""
-        return sum(label != IGNORE_INDEX for label in self.labels or ())
+        return len(self.labels) - self.labels.count(IGNORE_INDEX) if self.labels else 0

@@ -1,19 +1,17 @@
-"""How a row becomes ids in training, and which rows cannot be trained on."""
+"""How a row becomes ids in training."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from pathlib import Path
 
 from pytest_mistral_lora.chat.encoded import EncodedRow
 from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.chat.template import ChatTemplate
-from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
+from pytest_mistral_lora.checkpoint.tokenizers import TOKENIZER_JSON, CheckpointTokenizer, oracle_file
 from pytest_mistral_lora.errors import RowError
-
-Fault = Literal["no-labels", "nothing-supervised", "too-long"]
 
 
 @dataclass(frozen=True)
@@ -73,6 +71,13 @@ class Encoder:
         return str(self.tokenizer.fast.convert_ids_to_tokens(token))
 
     @property
+    def file(self) -> Path:
+        """The tokenizer file that decides its ids."""
+        own, converted = oracle_file(self.tokenizer.path), self.tokenizer.path / TOKENIZER_JSON
+        through_own = self.backend == "mistral-common" or not converted.is_file()
+        return own if own is not None and through_own else converted
+
+    @property
     def vocab_size(self) -> int:
         """Number of ids."""
         return self.tokenizer.oracle.vocab_size if self.backend == "mistral-common" else len(self.tokenizer.fast)
@@ -88,28 +93,3 @@ class Encoder:
     def template(self) -> ChatTemplate:
         """The chat template of the backend `chat-template`."""
         return ChatTemplate(self.tokenizer.fast)
-
-
-def faults(encoded: EncodedRow, row: Row, max_length: int) -> Iterator[tuple[Fault, RowError]]:
-    """Yield every reason why an encoded row cannot be trained on; a trainer refuses the row for the first."""
-    if encoded.labels is None:
-        yield (
-            "no-labels",
-            RowError(
-                "labels are not available: the chat template does not say which tokens are the assistant's",
-                place=row.place,
-                next_step="Train with backend: mistral-common, or mark the template with {% generation %}.",
-            ),
-        )
-    elif not encoded.supervised_tokens:
-        error = RowError("no token is trained on: every assistant message has weight 0", place=row.place)
-        yield "nothing-supervised", error
-    if len(encoded.input_ids) > max_length:
-        yield (
-            "too-long",
-            RowError(
-                f"{len(encoded.input_ids)} tokens",
-                place=row.place,
-                expected=f"at most training.max_length = {max_length}: a cut row would not teach the model to stop",
-            ),
-        )

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import torch
 
 ARCHITECTURE = "MistralForCausalLM"
-Precision = Literal["fp32", "bf16"]
+Precision = Literal["fp32", "bf16", "fp16"]
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -70,11 +70,21 @@ def weight_files(folder: Path) -> list[Path]:
 def linear_layers(folder: Path) -> list[str]:
     """Return the dotted name of every linear layer of the base, in model order, without loading a weight."""
     import torch
+
+    return [name for name, module in _empty(folder).named_modules() if isinstance(module, torch.nn.Linear)]
+
+
+def weighted_modules(folder: Path) -> list[str]:
+    """Return the dotted name of every module of the base with weights of its own, without loading a weight."""
+    return [name for name, module in _empty(folder).named_modules() if list(module.parameters(recurse=False))]
+
+
+def _empty(folder: Path) -> Any:
+    import torch
     from transformers import AutoConfig, MistralForCausalLM
 
     with torch.device("meta"):
-        model = MistralForCausalLM(AutoConfig.from_pretrained(folder, trust_remote_code=False))
-    return [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
+        return MistralForCausalLM(AutoConfig.from_pretrained(folder, trust_remote_code=False))
 
 
 def load_base(folder: Path, precision: Precision, device: str) -> Any:
@@ -82,32 +92,57 @@ def load_base(folder: Path, precision: Precision, device: str) -> Any:
 
     Args:
         folder: A checkpoint folder with safetensors weights.
-        precision: The dtype of the weights, whatever the checkpoint's own: `fp32` or `bf16`.
+        precision: The dtype of the weights, whatever the checkpoint's own.
         device: `cpu` or `cuda`.
 
     Raises:
         PinError: If a weight is missing in the files, or the files hold one that the model does not have.
     """
+    return _load(folder, dtype=torch_dtype(precision)).to(device)
+
+
+def load_nf4(folder: Path, precision: Precision, device: str) -> Any:
+    """Load a base as `load_base` does, its linear layers but the head in 4 bits (NF4, double quantisation).
+
+    Needs bitsandbytes. Norms, embeddings and head keep the precision asked for: PEFT's own preparation would make
+    float32 of them, and a large vocabulary would cost more than 4 bits save.
+
+    Args:
+        folder: A checkpoint folder with safetensors weights.
+        precision: The dtype of all other weights, and of the arithmetic.
+        device: `cpu` or `cuda`.
+
+    Raises:
+        PinError: As for `load_base`.
+    """
+    from transformers import BitsAndBytesConfig
+
+    quantization = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch_dtype(precision),
+    )
+    return _load(folder, dtype=torch_dtype(precision), quantization_config=quantization, device_map={"": device})
+
+
+def _load(folder: Path, **options: Any) -> Any:
     from transformers import MistralForCausalLM
 
     weight_files(folder)
     model, report = MistralForCausalLM.from_pretrained(
-        folder,
-        dtype=torch_dtype(precision),
-        use_safetensors=True,
-        output_loading_info=True,
-        local_files_only=True,
+        folder, use_safetensors=True, output_loading_info=True, local_files_only=True, **options
     )
     wrong = {kind: sorted(report[kind]) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")}
     for kind, names in wrong.items():
         if names:
             raise PinError(f"{kind.replace('_', ' ')}: {', '.join(map(str, names[:5]))}", place=str(folder))
     model.config.use_cache = False
-    return model.to(device)
+    return model
 
 
 def torch_dtype(precision: Precision) -> torch.dtype:
     """Return the torch dtype of a precision."""
     import torch
 
-    return {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pytest_mistral_lora.conformance.findings import Finding, Result
 from pytest_mistral_lora.conformance.targets import Target
@@ -14,8 +14,8 @@ from pytest_mistral_lora.errors import NoOracleError, NoTemplateError, PinError,
 ROOT = "mistral-golden"
 """First part of every node id."""
 
-Subject = Literal["tokenizer", "template", "mask", "dataset", "encoded", "adapter", "manifest", "train"]
-SUBJECTS: tuple[Subject, ...] = ("tokenizer", "template", "mask", "dataset", "encoded", "adapter", "manifest", "train")
+Subject = Literal["tokenizer", "template", "mask", "dataset", "encoded", "adapter", "manifest", "transcript", "train"]
+SUBJECTS: tuple[Subject, ...] = get_args(Subject)
 """Every subject, in the order in which its checks run."""
 
 

@@ -15,6 +15,7 @@ from pytest_mistral_lora.conformance.template import checks as template
 from pytest_mistral_lora.conformance.template import own_goldens
 from pytest_mistral_lora.conformance.tokenizer import checks as tokenizer
 from pytest_mistral_lora.conformance.train import checks as train
+from pytest_mistral_lora.conformance.transcript import checks as transcript
 
 
 def collect(targets: Sequence[Target], settings: Settings) -> Iterator[Check]:
@@ -35,6 +36,7 @@ def _checks(target: Target, settings: Settings) -> Iterator[Check]:
     elif isinstance(target, AdapterTarget):
         yield from adapter.checks(target, settings)
         yield from manifest.checks(target, settings)
+        yield from transcript.checks(target, settings)
     else:
         for subject in (tokenizer, template, own_goldens, mask):
             yield from subject.checks(target, settings)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 DECISION = "DECISION.md"
@@ -34,7 +34,9 @@ def _context(manifest: Mapping[str, Any], recipe: Mapping[str, Any]) -> str:
         ("Dataset SHA-256", f"`{manifest['dataset_sha256']}`"),
         *((f"Data file `{entry['path']}`", f"{entry['rows']} rows, `{entry['sha256']}`") for entry in dataset["files"]),
         *((f"Held-out file `{entry['path']}`", f"`{entry['sha256']}`") for entry in dataset["eval_files"]),
-        ("Rows", f"{dataset['rows']} trained on, {dataset['held_out_rows']} held out"),
+        ("Rows", f"{dataset.get('rows_used', dataset['rows'])} trained on, {dataset['held_out_rows']} held out"),
+        *_removed("Rows to train on", dataset),
+        *_removed("Held-out rows", dataset.get("held_out_removed", {})),
         ("Tokenizer", f"{tokenizer['version'] or tokenizer['file']} through {tokenizer['backend']}"),
         ("Tokenizer SHA-256", f"`{tokenizer['sha256']}`"),
         ("Chat template SHA-256", f"`{manifest['template']['sha256']}` ({manifest['template']['source']})"),
@@ -42,20 +44,48 @@ def _context(manifest: Mapping[str, Any], recipe: Mapping[str, Any]) -> str:
     return "## Context\n\n" + _table(rows)
 
 
+def _removed(name: str, part: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield what truncation and filtering did to rows, if anything."""
+    said = [f"{number} dropped ({reason})" for reason, number in part.get("rows_dropped", {}).items()]
+    said += [f"{part['rows_truncated']} cut"] if part.get("rows_truncated") else []
+    said += [f"{part['rows_without_loss']} without loss"] if part.get("rows_without_loss") else []
+    if said:
+        removed = f"{part['tokens_removed']} tokens removed, {part['supervised_tokens_removed']} of them with loss"
+        yield name, f"{', '.join(said)}: {removed}"
+
+
 def _decision(manifest: Mapping[str, Any], recipe: Mapping[str, Any]) -> str:
     lora, training = manifest["lora"], manifest["training"]
     schedule = training["schedule"]
     rows = [
-        ("LoRA", f"r {lora['r']}, alpha {lora['alpha']:g}, dropout {lora['dropout']:g}, rslora {lora['rslora']}"),
+        ("LoRA", _lora(lora)),
         ("Layers", f"{lora['layers']}: {', '.join(lora['target_modules'])}"),
         ("Trained numbers", f"{lora['parameters']}"),
         ("Steps", f"{training['steps']} of {training['batch_size']} rows ({training['epochs']:g} epochs)"),
         ("Learning rate", f"{training['learning_rate']:g}, {training['optimizer']}"),
         ("Schedule", f"{schedule['name']}, {schedule['warmup_steps']} warm-up steps, {schedule['total_steps']} in all"),
+        *(
+            (("Skipped steps", f"{training['skipped_steps']}: fp16 overflowed"),)
+            if training.get("skipped_steps")
+            else ()
+        ),
         ("Seeds", f"{manifest['seed']} for the adapter and dropout, {training['order_seed']} for the order of rows"),
-        ("Precision", f"{training['precision']} base, {training['adapter_dtype']} adapter, on {training['device']}"),
+        ("Precision", _precision(training)),
     ]
     return "## Decision\n\n" + _table(rows)
+
+
+def _lora(lora: Mapping[str, Any]) -> str:
+    text = f"r {lora['r']}, alpha {lora['alpha']:g}, dropout {lora['dropout']:g}, rslora {lora['rslora']}"
+    text += ", DoRA" if lora.get("dora") else ""
+    return f"{text}; {' and '.join(lora['modules_to_save'])} in full" if lora.get("modules_to_save") else text
+
+
+def _precision(training: Mapping[str, Any]) -> str:
+    quantized = f" in {training['quantization']}" if training.get("quantization") else ""
+    kernels = f", {training['kernels']} kernels" if training.get("kernels") else ""
+    base = f"{training['precision']} base{quantized}"
+    return f"{base}, {training['adapter_dtype']} adapter, on {training['device']}{kernels}"
 
 
 def _masking(manifest: Mapping[str, Any], recipe: Mapping[str, Any]) -> str:

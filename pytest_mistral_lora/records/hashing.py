@@ -48,18 +48,30 @@ def canonical_json(value: Any) -> bytes:
 
 def sha256_rows(rows: Iterable[Row]) -> str:
     """Return the SHA-256 of chat rows in order: blind to key order and line endings, not to any content."""
-    digest = hashlib.sha256()
-    for row in rows:
-        _frame(digest, canonical_json(row.to_json()))
-    return digest.hexdigest()
+    return sha256_parts(map(framed_row, rows))
 
 
 def sha256_ids(encoded: Iterable[Iterable[int]]) -> str:
     """Return the SHA-256 of sequences of integers (ids or labels), each as length-framed JSON."""
+    return sha256_parts(map(framed_ids, encoded))
+
+
+def sha256_parts(parts: Iterable[bytes]) -> str:
+    """Return the SHA-256 of bytes that come in parts, in hex."""
     digest = hashlib.sha256()
-    for sequence in encoded:
-        _frame(digest, canonical_json(list(sequence)))
+    for part in parts:
+        digest.update(part)
     return digest.hexdigest()
+
+
+def framed_row(row: Row) -> bytes:
+    """Return what `sha256_rows` hashes of one row."""
+    return _framed(canonical_json(row.to_json()))
+
+
+def framed_ids(sequence: Iterable[int]) -> bytes:
+    """Return what `sha256_ids` hashes of one sequence."""
+    return _framed(canonical_json(list(sequence)))
 
 
 def sha256_tensors(tensors: Mapping[str, torch.Tensor]) -> str:
@@ -88,5 +100,8 @@ def sha256_tree(folder: Path, names: Iterable[str]) -> str:
 
 
 def _frame(digest: hashlib._Hash, data: bytes) -> None:
-    digest.update(len(data).to_bytes(8, "little"))
-    digest.update(data)
+    digest.update(_framed(data))
+
+
+def _framed(data: bytes) -> bytes:
+    return len(data).to_bytes(8, "little") + data

@@ -23,7 +23,11 @@ def sha256_files(paths: Sequence[Path]) -> str:
     Raises:
         InputError: If a file cannot be read.
     """
-    digests = [sha256_file(path) for path in paths]
+    return joint_sha256([sha256_file(path) for path in paths])
+
+
+def joint_sha256(digests: Sequence[str]) -> str:
+    """Return what `sha256_files` returns for files whose own hashes are known."""
     return digests[0] if len(digests) == 1 else sha256_bytes("".join(f"{digest}\n" for digest in digests).encode())
 
 

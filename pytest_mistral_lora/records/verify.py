@@ -8,21 +8,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pytest_mistral_lora.chat.encoded import EncodedRow
-from pytest_mistral_lora.chat.oracle import Oracle
-from pytest_mistral_lora.chat.rows import Row, read_rows
-from pytest_mistral_lora.chat.template import ChatTemplate
-from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer, oracle_file
+from pytest_mistral_lora.checkpoint.tokenizers import oracle_file
 from pytest_mistral_lora.errors import MistralLoraError
 from pytest_mistral_lora.records.files import inside, read_json
-from pytest_mistral_lora.records.hashing import sha256_file, sha256_ids, sha256_rows, sha256_tensors
-from pytest_mistral_lora.records.identity import (
-    base_weights_sha256,
-    is_held_out,
-    read_tensors,
-    sha256_files,
-)
+from pytest_mistral_lora.records.hashing import sha256_file, sha256_tensors
+from pytest_mistral_lora.records.identity import base_weights_sha256, read_tensors, sha256_files
 from pytest_mistral_lora.records.manifest import load
+from pytest_mistral_lora.records.verify_rows import recounted
 
 if TYPE_CHECKING:
     import torch
@@ -30,7 +22,13 @@ if TYPE_CHECKING:
 State = Literal["match", "mismatch", "not available"]
 _ADAPTER = "adapter_model.safetensors"
 _CONFIG = "adapter_config.json"
-_CONFIG_KEYS = {"r": "r", "alpha": "lora_alpha", "dropout": "lora_dropout", "rslora": "use_rslora"}
+_CONFIG_KEYS = {
+    "r": "r",
+    "alpha": "lora_alpha",
+    "dropout": "lora_dropout",
+    "rslora": "use_rslora",
+    "dora": "use_dora",
+}
 
 
 @dataclass(frozen=True)
@@ -119,7 +117,7 @@ def _tensors(folder: Path, data: Mapping[str, Any]) -> Iterator[Fact]:
         return
     file, lora = folder / _ADAPTER, data["lora"]
     yield _fact("lora.tensors_sha256", lora["tensors_sha256"], lambda: sha256_tensors(_read(folder)), file)
-    yield _fact("lora.layers", lora["layers"], lambda: len(_read(folder)) // 2, file)
+    yield _fact("lora.layers", lora["layers"], lambda: sum(".lora_A." in name for name in _read(folder)), file)
     yield _fact("lora.parameters", lora["parameters"], lambda: _elements(folder), file)
 
 
@@ -138,9 +136,15 @@ def _config(folder: Path, data: Mapping[str, Any]) -> Iterator[Fact]:
     if "lora" not in data:
         return
     for name, key in _CONFIG_KEYS.items():
-        yield _fact(f"lora.{name}", data["lora"][name], partial(_key, file, key), file)
-    targets = data["lora"]["target_modules"]
-    yield _fact("lora.target_modules", targets, lambda: sorted(_key(file, "target_modules")), file)
+        if name in data["lora"]:
+            yield _fact(f"lora.{name}", data["lora"][name], partial(_key, file, key), file)
+    for name in ("target_modules", "modules_to_save"):
+        if name in data["lora"]:
+            yield _fact(f"lora.{name}", data["lora"][name], partial(_names, file, name), file)
+
+
+def _names(file: Path, key: str) -> list[str]:
+    return sorted(_key(file, key) or [])
 
 
 def _key(file: Path, key: str) -> Any:
@@ -159,14 +163,22 @@ def _dataset(folder: Path, data: Mapping[str, Any], dataset: Path | Sequence[Pat
     yield from _eval_files(data, dataset)
     for index, (path, entry) in enumerate(zip(paths, data["dataset"]["files"], strict=False)):
         yield _fact(f"dataset.files[{index}].sha256", entry["sha256"], partial(sha256_file, path), path)
-    try:
-        rows = [row for path in paths for row in read_rows(path) if not is_held_out(row, data["dataset"]["held_out"])]
-    except MistralLoraError as error:
-        yield Fact("dataset.rows_sha256", "mismatch", data["dataset"]["rows_sha256"], str(error), place)
+    yield from _rows(folder, data, paths, place)
+
+
+def _rows(folder: Path, data: Mapping[str, Any], paths: Sequence[Path], place: str) -> Iterator[Fact]:
+    if "masking" not in data or "training" not in data:
+        yield _absent("dataset.rows_sha256", data["dataset"]["rows_sha256"], "how rows were encoded is not recorded")
         return
-    yield _fact("dataset.rows", data["dataset"]["rows"], lambda: len(rows), place)
-    yield _fact("dataset.rows_sha256", data["dataset"]["rows_sha256"], lambda: sha256_rows(rows), place)
-    yield from _encoding(folder, data, rows, place)
+    for name, found in recounted(folder, data, paths):
+        part, _, key = name.partition(".")
+        if key not in data[part]:
+            continue  # an older manifest: it records less
+        recorded = data[part][key]
+        if isinstance(found, Exception):
+            yield Fact(name, "mismatch", recorded, str(found), place)
+        else:
+            yield Fact(name, "match" if found == recorded else "mismatch", recorded, found, place)
 
 
 def _eval_files(data: Mapping[str, Any], dataset: Path | Sequence[Path]) -> Iterator[Fact]:
@@ -186,36 +198,3 @@ def _paths(data: Mapping[str, Any], dataset: Path | Sequence[Path]) -> list[Path
     if not dataset.is_dir() or "dataset" not in data:
         return [dataset]
     return [dataset / Path(entry["path"]).name for entry in data["dataset"]["files"]]
-
-
-def _encoding(folder: Path, data: Mapping[str, Any], rows: Sequence[Row], place: str) -> Iterator[Fact]:
-    """Encode the rows again: an upgraded library that moves one token is found here."""
-    masking = data["masking"]
-    try:
-        encode = _encoder(folder, data)
-        encoded = [encode(row) for row in rows]
-    except (MistralLoraError, OSError, ValueError) as error:  # a folder without its template, or a damaged one
-        yield Fact("masking.ids_sha256", "mismatch", masking["ids_sha256"], str(error), place)
-        return
-    yield _fact(
-        "masking.ids_sha256", masking["ids_sha256"], lambda: sha256_ids(one.input_ids for one in encoded), place
-    )
-    yield _fact(
-        "masking.labels_sha256",
-        masking["labels_sha256"],
-        lambda: sha256_ids(one.labels or () for one in encoded),
-        place,
-    )
-    yield _fact("masking.tokens", masking["tokens"], lambda: sum(len(one.input_ids) for one in encoded), place)
-    total = masking["supervised_tokens"]
-    yield _fact("masking.supervised_tokens", total, lambda: sum(one.supervised_tokens for one in encoded), place)
-
-
-def _encoder(folder: Path, data: Mapping[str, Any]) -> Callable[[Row], EncodedRow]:
-    """Return the backend that the manifest names, made of the folder's own tokenizer and template."""
-    if data["tokenizer"]["backend"] == "mistral-common":
-        return Oracle(inside(folder, data["tokenizer"]["file"])).encode
-    template = (
-        inside(folder, data["template"]["file"]).read_bytes().decode()
-    )  # bytes: line ends are part of the rendering
-    return ChatTemplate(CheckpointTokenizer(folder).fast, template).encode

@@ -1,7 +1,8 @@
-"""Put LoRA on a base model: every requested layer or an error, seeded, float32, and nothing else trainable."""
+"""Put LoRA on a base model: every requested module or an error, seeded, float32, and nothing else trainable."""
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,11 +13,13 @@ import torch
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 from transformers import set_seed
 
-from pytest_mistral_lora.checkpoint.base import linear_layers, read_config
+from pytest_mistral_lora.checkpoint.base import linear_layers, read_config, weighted_modules
 from pytest_mistral_lora.errors import RecipeError, TrainingError
 from pytest_mistral_lora.training.recipe import Lora
 
+_LOG = logging.getLogger(__name__)
 _PREFIX = "base_model.model."
+_EMBEDDINGS = ("embed_tokens", "lm_head")
 
 
 def adapted_layers(folder: Path, targets: Sequence[str]) -> list[str]:
@@ -41,6 +44,35 @@ def adapted_layers(folder: Path, targets: Sequence[str]) -> list[str]:
     return [name for name in names if name in wanted]
 
 
+def saved_modules(folder: Path, names: Sequence[str]) -> list[str]:
+    """Return the dotted names of the base's modules that are trained and saved in full, without loading weights.
+
+    Raises:
+        RecipeError: If a name is of no module with weights of its own, if PEFT would take it for other modules too, or
+            if it is of embeddings that the base keeps as one with its head: trained alone, they would be two.
+    """
+    modules = weighted_modules(folder) if names else []
+    found = {name: [module for module in modules if _last(module) == name] for name in names}
+    for name, own in found.items():
+        if not own:
+            have = ", ".join(sorted({_last(module) for module in modules}))
+            raise RecipeError(f"{name!r} matches nothing", place="lora.modules_to_save", expected=f"some of {have}")
+        also = [module for module in modules if module.endswith(name) and module not in own]
+        if also:
+            raise RecipeError(f"{name!r} matches {also[0]} as well in PEFT", place="lora.modules_to_save")
+        if name in _EMBEDDINGS and read_config(folder).get("tie_word_embeddings"):
+            raise RecipeError(
+                f"{name!r} is one with {' and '.join(other for other in _EMBEDDINGS if other != name)} in this base",
+                place="lora.modules_to_save",
+                expected="neither: trained and saved in full, they would be two",
+            )
+    return [module for module in modules if _last(module) in names]
+
+
+def _last(name: str) -> str:
+    return name.rpartition(".")[2]
+
+
 def attach_adapter(model: Any, lora: Lora, layers: Sequence[str], *, seed: int) -> Any:
     """Return the base model with a new adapter; `model` is changed in place.
 
@@ -55,6 +87,7 @@ def attach_adapter(model: Any, lora: Lora, layers: Sequence[str], *, seed: int) 
     Raises:
         TrainingError: If the adapter is not exactly on `layers`, or anything else is trainable.
     """
+    saved = [name for name, _ in model.named_modules() if _last(name) in lora.modules_to_save]
     set_seed(seed)
     config = LoraConfig(
         task_type="CAUSAL_LM",
@@ -62,13 +95,46 @@ def attach_adapter(model: Any, lora: Lora, layers: Sequence[str], *, seed: int) 
         lora_alpha=int(lora.alpha) if lora.alpha.is_integer() else lora.alpha,
         lora_dropout=lora.dropout,
         use_rslora=lora.rslora,
+        use_dora=lora.dora,
         target_modules=list(lora.target_modules),
+        modules_to_save=list(lora.modules_to_save) or None,
         bias="none",
     )
     with peft_quiet():
         model = get_peft_model(model, config)
-    _check_trainable(model, layers)
+    _train_in_float32(model, saved)
+    _check_trainable(model, expected_names(layers, dora=lora.dora, saved=saved))
+    if saved:
+        _announce(model, saved)
     return model
+
+
+def _train_in_float32(model: Any, saved: Sequence[str]) -> None:
+    """Give modules that are trained in full float32 weights, in a base of any dtype.
+
+    PEFT does so for LoRA's tensors only; a learning rate is lost in the rounding of a bf16 weight.
+    """
+    dtype = model.config.dtype
+    for name in saved:
+        module = model.get_submodule(f"{_PREFIX}{name}").modules_to_save["default"].float()
+        if dtype != torch.float32:
+            module.register_forward_pre_hook(lambda module, given: tuple(map(_as_float32, given)))
+            module.register_forward_hook(lambda module, given, output: output.to(dtype))
+
+
+def _as_float32(given: torch.Tensor) -> torch.Tensor:
+    return given.float() if given.is_floating_point() else given
+
+
+def _announce(model: Any, saved: Sequence[str]) -> None:
+    wrappers = [model.get_submodule(f"{_PREFIX}{name}") for name in saved]
+    count = sum(one.numel() for wrapper in wrappers for one in wrapper.modules_to_save.parameters())
+    _LOG.warning(
+        "lora.modules_to_save: %s in full makes the adapter larger by %.0f MB (%d numbers)",
+        " and ".join(saved),
+        count * torch.float32.itemsize / 1e6,
+        count,
+    )
 
 
 def adapter_tensors(model: Any, state: Mapping[str, torch.Tensor] | None = None) -> dict[str, torch.Tensor]:
@@ -81,31 +147,48 @@ def adapter_tensors(model: Any, state: Mapping[str, torch.Tensor] | None = None)
 def base_tensors(model: Any) -> dict[str, torch.Tensor]:
     """Return the base model's own tensors under the names of its checkpoint; not copies."""
     return {
-        name.removeprefix(_PREFIX).replace(".base_layer.", "."): tensor
+        name.removeprefix(_PREFIX).replace(".base_layer.", ".").replace(".original_module.", "."): tensor
         for name, tensor in model.state_dict().items()
-        if ".lora_" not in name
+        if ".lora_" not in name and ".modules_to_save." not in name
     }
 
 
-def expected_names(layers: Sequence[str]) -> set[str]:
-    """Return the tensor names that an adapter on these layers has: two for each layer."""
-    return {f"{_PREFIX}{layer}.lora_{side}.weight" for layer in layers for side in "AB"}
+def expected_names(layers: Sequence[str], *, dora: bool = False, saved: Sequence[str] = ()) -> set[str]:
+    """Return the tensor names of an adapter, as in `adapter_model.safetensors`.
+
+    Args:
+        layers: The adapted layers; each has two tensors.
+        dora: Whether each has its magnitudes as well.
+        saved: The modules that are saved in full; a module of a Mistral model has one tensor.
+    """
+    names = {f"{_PREFIX}{layer}.lora_{side}.weight" for layer in layers for side in "AB"}
+    magnitudes = {f"{_PREFIX}{layer}.lora_magnitude_vector" for layer in layers if dora}
+    return names | magnitudes | {f"{_PREFIX}{module}.weight" for module in saved}
 
 
 @contextmanager
 def peft_quiet() -> Iterator[None]:
-    """Silence what PEFT says about transformers' renaming of checkpointing: no user can act on it."""
+    """Silence what no user can act on."""
     with warnings.catch_warnings():
+        # of transformers' renaming of checkpointing
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+        # PEFT 0.18 takes every Mistral model for one whose embeddings are tied; where they are, the recipe was refused
+        warnings.filterwarnings("ignore", message=".*tie_word_embeddings=True.*", category=UserWarning)
         yield
 
 
-def _check_trainable(model: Any, layers: Sequence[str]) -> None:
+def _check_trainable(model: Any, expected: set[str]) -> None:
     trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    found = {name.replace(".default.", ".") for name in trainable}
-    if found != expected_names(layers):
-        odd = sorted(found ^ expected_names(layers))
+    found = {_name_in_file(name) for name in trainable}
+    if found != expected:
+        odd = sorted(found ^ expected)
         raise TrainingError(f"the trainable tensors are not the adapter's: {', '.join(odd[:5])}")
     for name, parameter in trainable.items():
         if parameter.dtype != torch.float32:
             raise TrainingError(f"{name} is {parameter.dtype}", expected="a float32 adapter")
+
+
+def _name_in_file(parameter: str) -> str:
+    """Return the name that PEFT saves a trainable parameter under."""
+    name = parameter.replace(".modules_to_save.default.", ".").replace(".default.", ".")
+    return name.replace(".lora_magnitude_vector.weight", ".lora_magnitude_vector")

@@ -34,16 +34,19 @@ def trainer_arguments(training: Training, *, has_held_out: bool, work: Path, pro
         max_steps=training.steps or -1,
         num_train_epochs=training.epochs or 1.0,
         learning_rate=training.learning_rate,
-        lr_scheduler_type=training.schedule if not _warms_to_constant(training) else "constant_with_warmup",
-        warmup_steps=training.warmup_steps,
+        **_schedule(training),
         # one batch of the loader is a step; micro-batches are made of it
         gradient_accumulation_steps=1,
         weight_decay=training.weight_decay,
         max_grad_norm=training.max_grad_norm,
-        optim="adamw_torch",
+        optim=_optimizer(training),
+        adam_beta1=training.betas[0],
+        adam_beta2=training.betas[1],
+        adam_epsilon=training.epsilon,
         seed=training.seed,
         data_seed=training.seed if training.order_seed is None else training.order_seed,
         bf16=precision_of(training) == "bf16",
+        fp16=precision_of(training) == "fp16",
         use_cpu=not on_gpu(training),
         **_bookkeeping(training, has_held_out, progress),
         remove_unused_columns=False,
@@ -72,5 +75,22 @@ def _bookkeeping(training: Training, has_held_out: bool, progress: Progress) -> 
     }
 
 
-def _warms_to_constant(training: Training) -> bool:
-    return training.schedule == "constant" and training.warmup_steps > 0
+def _schedule(training: Training) -> dict[str, Any]:
+    found: dict[str, Any] = {"lr_scheduler_type": training.schedule}
+    if training.schedule == "constant" and (training.warmup_steps or training.warmup_ratio):
+        found["lr_scheduler_type"] = "constant_with_warmup"
+    if training.min_learning_rate_ratio:
+        found["lr_scheduler_type"] = "cosine_with_min_lr"
+        found["lr_scheduler_kwargs"] = {"min_lr_rate": training.min_learning_rate_ratio}
+    # transformers 5 takes a number of steps below 1 for a fraction
+    ratio = "warmup_ratio" if hasattr(TrainingArguments, "warmup_ratio") else "warmup_steps"
+    return found | (
+        {ratio: training.warmup_ratio} if training.warmup_ratio else {"warmup_steps": training.warmup_steps}
+    )
+
+
+def _optimizer(training: Training) -> str:
+    if training.optimizer != "adamw":
+        return training.optimizer
+    # a fused kernel skips an overflowing step by itself, and accelerate would let the schedule go on
+    return "adamw_torch" if precision_of(training) == "fp16" else "adamw_torch_fused"

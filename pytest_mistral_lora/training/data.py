@@ -1,43 +1,78 @@
-"""Rows of a recipe: read, split, encoded by the recipe's backend."""
+"""Rows of a recipe as a run reads them: split, encoded by the recipe's backend, kept as its policies say."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 from torch.utils.data import Dataset
 
+from pytest_mistral_lora.chat.chunks import DataFile, is_long
 from pytest_mistral_lora.chat.encoded import EncodedRow
-from pytest_mistral_lora.chat.rows import Row, scan_rows
-from pytest_mistral_lora.checkpoint.backends import Encoder, faults
-from pytest_mistral_lora.errors import InputError, RowError, RowsError
-from pytest_mistral_lora.records.identity import is_held_out
-from pytest_mistral_lora.training.recipe import Data, Recipe
-
-_MANY_ROWS = 2000
-"""From here on, encoding takes seconds, and a progress bar is shown on a terminal."""
+from pytest_mistral_lora.chat.rows import Row
+from pytest_mistral_lora.checkpoint.backends import Encoder
+from pytest_mistral_lora.errors import InputError
+from pytest_mistral_lora.records.figures import Figures, figures_of
+from pytest_mistral_lora.records.hashing import sha256_file
+from pytest_mistral_lora.training.cache import Sink, cache_key, cached, in_memory
+from pytest_mistral_lora.training.changes import warn_of_changes
+from pytest_mistral_lora.training.devices import is_main, local_rank
+from pytest_mistral_lora.training.encoding import Encoded, Plan, encode_files
+from pytest_mistral_lora.training.recipe import Recipe
+from pytest_mistral_lora.training.rows import EncodedRows, SourceRows
+from pytest_mistral_lora.training.table import Ints
 
 
 @dataclass(frozen=True)
 class Split:
-    """Rows with their encoding, in the same order.
+    """Rows with their encoding, in the same order; of many, each is made when it is asked for.
 
     Attributes:
-        rows: The rows.
+        rows: The rows that are used.
         encoded: What each became.
     """
 
-    rows: tuple[Row, ...]
-    encoded: tuple[EncodedRow, ...]
+    rows: Sequence[Row]
+    encoded: Sequence[EncodedRow]
+
+    @property
+    def lengths(self) -> Ints:
+        """Tokens of each row, int64."""
+        return lengths_of(self.encoded)
 
     @property
     def supervised_tokens(self) -> int:
         """How many tokens carry loss in one pass."""
-        return sum(row.supervised_tokens for row in self.encoded)
+        return self.figures.tally.supervised_tokens
+
+    @cached_property
+    def figures(self) -> Figures:
+        """Hashes and numbers of what is used, and of what was dropped and cut on the way to it."""
+        if isinstance(self.encoded, EncodedRows) and isinstance(self.rows, SourceRows):
+            return self.encoded.figures
+        return figures_of(self.rows, self.encoded)
+
+
+@dataclass(frozen=True)
+class ReadFile:
+    """A data file as it was read.
+
+    Attributes:
+        path: Where it is.
+        held: Whether its rows are held out as a whole.
+        sha256: Hash of its bytes.
+        rows: Number of its rows, used or not.
+    """
+
+    path: Path
+    held: bool
+    sha256: str
+    rows: int
 
 
 @dataclass(frozen=True)
@@ -47,86 +82,85 @@ class RunData:
     Attributes:
         train: Trained on.
         held_out: Never trained on; may be empty.
+        files: The data files, those to train on first.
     """
 
     train: Split
     held_out: Split
+    files: tuple[ReadFile, ...] = ()
 
 
-def load_data(recipe: Recipe, encoder: Encoder) -> RunData:
-    """Read, split and encode the rows of a recipe.
+def load_data(
+    recipe: Recipe, encoder: Encoder, *, processes: int | None = None, progress: TextIO | None = None
+) -> RunData:
+    """Read, split and encode the rows of a recipe; where there are many, once, and from the cache after that.
+
+    What `training.truncation` and `training.unsupervised` drop and cut is logged as a warning.
+
+    Args:
+        recipe: The recipe.
+        encoder: Its backend.
+        processes: How many processes encode; None for one where there is little to do, else one for each CPU.
+        progress: Where a progress bar is drawn if it is a terminal and encoding takes long; None for standard error.
 
     Raises:
-        RowsError: Naming every row that cannot be used: unreadable, refused by the backend, without a supervised token,
-            or longer than `training.max_length`. No row is dropped or cut.
-        InputError: If a split that the recipe asks for is empty.
+        RowsError: Naming every row that cannot be used: unreadable, refused by the backend, or refused by the
+            recipe's policies.
+        InputError: If a split that the recipe asks for is empty, or encoded rows cannot be kept.
     """
-    errors: list[RowError] = []
-    train_rows, held_rows = split_rows(recipe.data, errors)
-    splits = []
-    for rows in (train_rows, held_rows):
-        splits.append(_encode_all(rows, encoder, recipe.training.max_length, errors))
-    if errors:
-        raise RowsError(errors, place=", ".join(map(str, (*recipe.data.train, *recipe.data.eval))))
-    if not splits[0].rows:
+    files = [DataFile(path, held) for held in (False, True) for path in (recipe.data.train, recipe.data.eval)[held]]
+    sha256 = [sha256_file(file.path) for file in files]
+    plan = Plan(encoder.tokenizer.path, recipe.backend, recipe.training.policy, recipe.data.held_out)
+
+    def encode(sinks: tuple[Sink, Sink]) -> Encoded:
+        return encode_files(
+            plan, files, sinks, encoder=encoder, processes=processes, progress=progress or sys.stderr
+        )  # fmt: skip
+
+    if is_long(files):
+        key = cache_key(plan, encoder, sha256, [file.held for file in files])
+        sides, rows = cached(key, encode, trusted=local_rank() > 0)
+    else:
+        sides, rows = in_memory(encode)
+    paths = [file.path for file in files]
+    train, held_out = (
+        Split(SourceRows(table, paths), EncodedRows(table, figures)) for table, figures in sides
+    )  # fmt: skip
+    read = tuple(
+        ReadFile(file.path, file.held, digest, number) for file, digest, number in zip(files, sha256, rows, strict=True)
+    )
+    data = RunData(train, held_out, read)
+    if is_main():
+        warn_of_changes("rows to train on", train.figures.tally, paths)
+        warn_of_changes("held-out rows", held_out.figures.tally, paths)
+    _refuse_empty(data, recipe)
+    return data
+
+
+def _refuse_empty(data: RunData, recipe: Recipe) -> None:
+    if not data.train.rows:
         raise InputError("no row is left to train on", place="data.train")
-    if recipe.data.held_out and not splits[1].rows:
+    held_out = data.held_out.figures.tally
+    if recipe.data.held_out and not held_out.rows:
+        rows = data.train.figures.tally.rows
         raise InputError(
-            f"{recipe.data.held_out} of {len(train_rows)} rows holds out none",
+            f"{recipe.data.held_out} of {rows} rows holds out none",
             place="data.held_out",
             expected="a larger fraction, more rows, or eval files",
         )
-    return RunData(*splits)
+    if held_out.rows and not held_out.used:
+        raise InputError(f"each of {held_out.rows} held-out rows is dropped", place="training")
 
 
-def split_rows(data: Data, errors: list[RowError]) -> tuple[list[Row], list[Row]]:
-    """Return the training and the held-out rows, in file order; unreadable rows go to `errors`."""
-    rows = list(_readable(data.train, errors))
-    if not data.held_out:
-        return rows, list(_readable(data.eval, errors))
-    sides: tuple[list[Row], list[Row]] = ([], [])
-    for row in rows:
-        sides[is_held_out(row, data.held_out)].append(row)
-    return sides
-
-
-def _readable(paths: Iterable[Path], errors: list[RowError]) -> Iterator[Row]:
-    for path in paths:
-        found = False
-        for item in scan_rows(path):
-            found = True
-            if isinstance(item, RowError):
-                errors.append(item)
-            else:
-                yield item
-        if not found:
-            errors.append(RowError("the file has no rows", place=str(path)))
-
-
-def _encode_all(rows: Sequence[Row], encoder: Encoder, max_length: int, errors: list[RowError]) -> Split:
-    kept: list[tuple[Row, EncodedRow]] = []
-    for row in _with_progress(rows):
-        try:
-            encoded = encoder.encode(row)
-            for _, fault in faults(encoded, row, max_length):
-                raise fault
-            kept.append((row, encoded))
-        except RowError as error:
-            errors.append(error)
-    return Split(tuple(row for row, _ in kept), tuple(encoded for _, encoded in kept))
-
-
-def _with_progress(rows: Sequence[Row]) -> Iterable[Row]:
-    if len(rows) < _MANY_ROWS or not sys.stderr.isatty():
-        return rows
-    from rich.console import Console
-    from rich.progress import track
-
-    return track(rows, description="Encoding rows", console=Console(stderr=True))
+def lengths_of(encoded: Sequence[EncodedRow]) -> Ints:
+    """Return the tokens of each row, `(rows,)` int64."""
+    if isinstance(encoded, EncodedRows):
+        return encoded.table.lengths
+    return np.array([len(row.input_ids) for row in encoded], np.int64)
 
 
 class RowDataset(Dataset[dict[str, Any]]):
-    """Encoded rows as a map-style dataset of `input_ids`, `labels` and `row`, unpadded."""
+    """Encoded rows as a map-style dataset of `input_ids` and `labels`, each `(length,)` int64, and `row`, unpadded."""
 
     def __init__(self, encoded: Sequence[EncodedRow]) -> None:
         self._encoded = encoded
@@ -136,11 +170,15 @@ class RowDataset(Dataset[dict[str, Any]]):
         return len(self._encoded)
 
     @property
-    def lengths(self) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    def lengths(self) -> Ints:
         """Tokens of each row, `(rows,)` int64."""
-        return np.array([len(row.input_ids) for row in self._encoded], dtype=np.int64)
+        return lengths_of(self._encoded)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Return one row, and its place."""
-        row = self._encoded[index]
-        return {"input_ids": list(row.input_ids), "labels": list(row.labels or ()), "row": index}
+        if isinstance(self._encoded, EncodedRows):
+            ids, labels = self._encoded.table.ids_and_labels(index)
+        else:
+            row = self._encoded[index]
+            ids, labels = np.array(row.input_ids), np.array(row.labels or ())
+        return {"input_ids": ids.astype(np.int64), "labels": labels.astype(np.int64), "row": index}

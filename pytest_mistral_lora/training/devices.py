@@ -24,10 +24,17 @@ def on_gpu(training: Training) -> bool:
 
 
 def precision_of(training: Training) -> Any:
-    """Return `bf16` or `fp32`: what the recipe says, or what `auto` comes to here."""
+    """Return `bf16`, `fp16` or `fp32`: what the recipe says, or what `auto` comes to here.
+
+    Raises:
+        RecipeError: If the recipe asks for fp16 on a CPU, where nothing scales its loss.
+    """
+    if training.precision == "fp16" and not on_gpu(training):
+        raise RecipeError("'fp16', and the run is on the CPU", place="training.precision", expected="fp32 or bf16")
     if training.precision != "auto":
         return training.precision
-    return "bf16" if on_gpu(training) and torch.cuda.is_bf16_supported() else "fp32"
+    # an older GPU emulates bf16 slowly
+    return "bf16" if on_gpu(training) and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
 
 
 def device_count() -> int:
@@ -35,6 +42,16 @@ def device_count() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def local_rank() -> int:
+    """Return the number of this process among those of the run on this machine."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def is_main() -> bool:
+    """Say whether this is the process of the run that speaks for all."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
 def device_of(training: Training) -> str:
     """Return the torch device of this process."""
-    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if on_gpu(training) else "cpu"
+    return f"cuda:{local_rank()}" if on_gpu(training) else "cpu"

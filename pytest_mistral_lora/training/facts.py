@@ -10,15 +10,19 @@ from typing import Any
 
 import torch
 
-from pytest_mistral_lora.chat.rows import read_rows
-from pytest_mistral_lora.records.hashing import sha256_file, sha256_ids, sha256_rows
-from pytest_mistral_lora.records.identity import base_weights_sha256, sha256_files
-from pytest_mistral_lora.training.data import RunData, Split
+from pytest_mistral_lora.chat.policy import DROPPED
+from pytest_mistral_lora.records.figures import Tally
+from pytest_mistral_lora.records.identity import base_weights_sha256, joint_sha256
+from pytest_mistral_lora.training.callbacks import skipped_steps
+from pytest_mistral_lora.training.data import ReadFile, RunData, Split
 from pytest_mistral_lora.training.devices import device_count, on_gpu, precision_of
 from pytest_mistral_lora.training.recipe import Recipe, Training
 from pytest_mistral_lora.training.smoke import Completion
 
-_PACKAGES = ("accelerate", "mistral-common", "peft", "safetensors", "tokenizers", "torch", "transformers")
+_PACKAGES = (
+    *("accelerate", "bitsandbytes", "liger-kernel"),
+    *("mistral-common", "peft", "pyarrow", "safetensors", "tokenizers", "torch", "transformers"),
+)
 _AS_GIVEN = ("learning_rate", "batch_size", "micro_batch_tokens", "max_length", "weight_decay", "max_grad_norm")
 
 
@@ -30,11 +34,15 @@ def run_facts(
         "base": recipe.base.label,
         "revision": recipe.base.revision,
         "base_weights_sha256": recipe.base.weights_sha256 or base_weights_sha256(base),
-        "dataset_sha256": sha256_files(recipe.data.train),
+        "dataset_sha256": joint_sha256([file.sha256 for file in data.files if not file.held]),
         "seed": recipe.training.seed,
         "dataset": _dataset(recipe, data),
         "masking": _masking(data.train),
-        "lora": {**recipe.lora.model_dump(), "target_modules": sorted(recipe.lora.target_modules)},
+        "lora": {
+            **recipe.lora.model_dump(),
+            "target_modules": sorted(recipe.lora.target_modules),
+            "modules_to_save": sorted(recipe.lora.modules_to_save),
+        },
         "training": training,
         "environment": environment(),
         "evaluation": evaluation,
@@ -42,66 +50,103 @@ def run_facts(
 
 
 def _dataset(recipe: Recipe, data: RunData) -> dict[str, Any]:
+    train, held_out = data.train.figures, data.held_out.figures
     return {
-        "files": [_data_file(recipe, path) for path in recipe.data.train],
-        "eval_files": [_data_file(recipe, path) for path in recipe.data.eval],
+        "files": [_data_file(recipe, file) for file in data.files if not file.held],
+        "eval_files": [_data_file(recipe, file) for file in data.files if file.held],
         "held_out": recipe.data.held_out,
-        "rows_sha256": sha256_rows(data.train.rows),
-        "rows": len(data.train.rows),
-        "held_out_rows": len(data.held_out.rows),
+        "rows_sha256": train.sha256["rows"],
+        "rows": train.tally.rows,
+        "rows_used": train.tally.used,
+        **_removed(train.tally),
+        "held_out_rows": held_out.tally.used,
+        "held_out_removed": _removed(held_out.tally),
+        "truncation": recipe.training.truncation,
+        "unsupervised": recipe.training.unsupervised,
     }
 
 
-def _data_file(recipe: Recipe, path: Path) -> dict[str, Any]:
-    return {"path": recipe.path_as_written(path), "sha256": sha256_file(path), "rows": sum(1 for _ in read_rows(path))}
+def _data_file(recipe: Recipe, file: ReadFile) -> dict[str, Any]:
+    return {"path": recipe.path_as_written(file.path), "sha256": file.sha256, "rows": file.rows}
+
+
+def _removed(tally: Tally) -> dict[str, Any]:
+    """Return what the recipe's policies did to the rows of one side."""
+    return {
+        "rows_dropped": {reason: tally.changes[reason] for reason in DROPPED if tally.changes[reason]},
+        "rows_truncated": tally.changes["cut"],
+        "rows_without_loss": tally.changes["without-loss"],
+        "tokens_removed": tally.tokens_removed,
+        "supervised_tokens_removed": tally.supervised_tokens_removed,
+    }
 
 
 def _masking(train: Split) -> dict[str, Any]:
+    figures = train.figures
     return {
         "policy": "assistant turns of weight 1, to EOS",
-        "tokens": sum(len(row.input_ids) for row in train.encoded),
-        "supervised_tokens": train.supervised_tokens,
-        "ids_sha256": sha256_ids(row.input_ids for row in train.encoded),
-        "labels_sha256": sha256_ids(row.labels or () for row in train.encoded),
+        "tokens": figures.tally.tokens,
+        "supervised_tokens": figures.tally.supervised_tokens,
+        "ids_sha256": figures.sha256["ids"],
+        "labels_sha256": figures.sha256["labels"],
     }
 
 
 def training_facts(
-    training: Training, config: Mapping[str, Any], state: Any, *, resumed_from: int | None, relief: Sequence[str]
+    recipe: Recipe, config: Mapping[str, Any], state: Any, *, resumed_from: int | None, relief: Sequence[str]
 ) -> dict[str, Any]:
     """Return the manifest's `training`.
 
     Args:
-        training: The recipe's section.
+        recipe: The recipe.
         config: The base's `config.json`.
         state: The Trainer's state at the end.
         resumed_from: Step of the checkpoint that the run went on from, or None.
         relief: What was changed where memory ran out.
     """
+    training = recipe.training
     return {
         "steps": state.global_step,
         "epochs": float(state.epoch or 0),
         **{name: getattr(training, name) for name in _AS_GIVEN},
         "schedule": {
             "name": training.schedule,
-            "warmup_steps": training.warmup_steps,
+            "warmup_steps": training.warmup(state.max_steps),
             "total_steps": state.max_steps,
+            "min_learning_rate_ratio": training.min_learning_rate_ratio,
         },
-        "optimizer": "AdamW, betas 0.9 and 0.999, epsilon 1e-08",
+        "optimizer": _optimizer(training),
         "devices": device_count(),
         "order_seed": training.seed if training.order_seed is None else training.order_seed,
         "precision": precision_of(training),
+        "quantization": recipe.base.quantization,
         "adapter_dtype": "float32",
+        "skipped_steps": len(skipped_steps(state.log_history)),
         "device": "cuda" if on_gpu(training) else "cpu",
         "activation_checkpointing": training.activation_checkpointing,
+        "kernels": training.kernels,
         "sliding_window": config.get("sliding_window"),
         "memory_relief": list(relief),
         "resumed_from_step": resumed_from,
     }
 
 
-def evaluation_facts(log: Sequence[Mapping[str, Any]], completions: Sequence[Completion]) -> list[dict[str, Any]]:
-    """Return the manifest's `evaluation`: losses in nats a supervised token, and verdicts on generations."""
+def _optimizer(training: Training) -> str:
+    states = {"adamw": "", "adamw_8bit": ", 8-bit moments", "paged_adamw_8bit": ", paged 8-bit moments"}
+    first, second = training.betas
+    return f"AdamW{states[training.optimizer]}, betas {first} and {second}, epsilon {training.epsilon:g}"
+
+
+def evaluation_facts(
+    log: Sequence[Mapping[str, Any]], completions: Sequence[Completion], rates: Mapping[str, float]
+) -> list[dict[str, Any]]:
+    """Return the manifest's `evaluation`: losses in nats a supervised token, and verdicts on generations.
+
+    Args:
+        log: Lines of the training log.
+        completions: What was generated after training.
+        rates: Share of it that passes each format check, from 0 to 1.
+    """
     losses = [line["loss"] for line in log if "loss" in line]
     held_out = [line["eval_loss"] for line in log if "eval_loss" in line]
     results: dict[str, Any] = {"training loss, first step": losses[0], "training loss, last log": losses[-1]}
@@ -113,9 +158,9 @@ def evaluation_facts(log: Sequence[Mapping[str, Any]], completions: Sequence[Com
             "rows": len(completions),
             "equal to the row": sum(one.equal for one in completions),
             "stopped by EOS": sum(one.stop == "eos" for one in completions),
+            **{f"rate that passes {name}": rate for name, rate in rates.items()},
         }
-        command = "python -m pytest_mistral_lora.training.smoke . --base BASE --rows ROWS.jsonl"
-        measured.append({"command": command, "results": verdicts})
+        measured.append({"command": "mistral-lora smoke . --base BASE", "results": verdicts})
     return measured
 
 

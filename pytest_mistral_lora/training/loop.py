@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers import PrinterCallback
+from transformers import PrinterCallback, TrainerCallback
 
 from pytest_mistral_lora.chat.encoded import EncodedRow
 from pytest_mistral_lora.errors import TrainingError
 from pytest_mistral_lora.training.activations import checkpoint_activations
 from pytest_mistral_lora.training.arguments import Progress, trainer_arguments
 from pytest_mistral_lora.training.attention import attend_in_segments
-from pytest_mistral_lora.training.callbacks import LogLines, StopAtNonFinite
+from pytest_mistral_lora.training.callbacks import EvaluateAtEnd, LogLines, OverflowWatch, StopAtNonFinite
 from pytest_mistral_lora.training.data import RowDataset
 from pytest_mistral_lora.training.recipe import Training
 from pytest_mistral_lora.training.relief import DryRun
@@ -65,7 +65,7 @@ def make_trainer(
         order_seed=training.seed if training.order_seed is None else training.order_seed,
         share_prefix=training.share_prefix,
         on_oom=training.on_oom,
-        callbacks=[StopAtNonFinite()],
+        callbacks=[StopAtNonFinite(), OverflowWatch(training.max_skipped_steps)],
     )
     if training.dry_run:
         trainer.add_callback(DryRun(trainer))
@@ -73,3 +73,11 @@ def make_trainer(
     if progress == "lines":
         trainer.add_callback(LogLines())
     return trainer
+
+
+def follow(trainer: LoraTrainer, callbacks: Sequence[TrainerCallback]) -> None:
+    """Let callbacks follow a run from its first step to its last, the last held-out loss included."""
+    if trainer.eval_dataset is not None:
+        trainer.add_callback(EvaluateAtEnd())
+    for callback in callbacks:
+        trainer.add_callback(callback)

@@ -8,24 +8,31 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pytest_mistral_lora.chat.format_checks import FormatCheck
 from pytest_mistral_lora.checkpoint.backends import Encoder
-from pytest_mistral_lora.checkpoint.base import load_base, require_trainable
+from pytest_mistral_lora.checkpoint.base import load_base, load_nf4, require_trainable
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.errors import InputError, PinError, RecipeError
 from pytest_mistral_lora.records.files import read_json, write_json
-from pytest_mistral_lora.records.hashing import canonical_json, sha256_bytes, sha256_ids
+from pytest_mistral_lora.records.hashing import canonical_json, sha256_bytes
 from pytest_mistral_lora.records.identity import base_weights_command, base_weights_sha256
-from pytest_mistral_lora.training.adapter import adapted_layers, adapter_tensors, attach_adapter
+from pytest_mistral_lora.records.transcripts import TRANSCRIPTS
+from pytest_mistral_lora.training.adapter import adapted_layers, adapter_tensors, attach_adapter, saved_modules
 from pytest_mistral_lora.training.arguments import Progress
 from pytest_mistral_lora.training.data import RunData, load_data
-from pytest_mistral_lora.training.devices import device_count, device_of, on_gpu, precision_of
+from pytest_mistral_lora.training.devices import device_count, device_of, precision_of
 from pytest_mistral_lora.training.facts import evaluation_facts, run_facts, training_facts
 from pytest_mistral_lora.training.failure import leave_failure
-from pytest_mistral_lora.training.loop import evaluated, make_trainer
+from pytest_mistral_lora.training.kernels import apply_kernels
+from pytest_mistral_lora.training.libraries import require_environment
+from pytest_mistral_lora.training.loggers import check_loggers, loggers
+from pytest_mistral_lora.training.loop import evaluated, follow, make_trainer
 from pytest_mistral_lora.training.recipe import Base, Recipe
 from pytest_mistral_lora.training.save import Adapter, write_run
-from pytest_mistral_lora.training.smoke import Completion, Probe, generate, probe
+from pytest_mistral_lora.training.smoke import Completion, Probe, probe
 from pytest_mistral_lora.training.step import LoraTrainer
+from pytest_mistral_lora.training.transcripts import BASE_FACTS, adapter_identity, record
+from pytest_mistral_lora.training.watching import GENERATIONS, Watching, format_checks
 
 _PROBED_ROWS = 8
 
@@ -37,7 +44,8 @@ class RunResult:
     Attributes:
         output: The adapter folder.
         manifest: Its manifest.
-        log: The training log: one mapping a line, with `step` and `loss` or `eval_loss` (nats a supervised token).
+        log: The training log: one mapping a line, with `step` and `loss` or `eval_loss` (nats a supervised token), or
+            with the `loss_scale` of a step that overflowed in fp16 and was skipped.
         adapter: The adapter's tensors before and after.
         probe: Teacher-forced logits of the first training rows, of the model in memory.
         completions: What the model in memory generated, as the recipe's `evaluation` asked for.
@@ -119,33 +127,42 @@ class _Run:
     config: Mapping[str, Any]
     encoder: Encoder
     layers: Sequence[str]
+    saved: Sequence[str]
+    checks: Sequence[FormatCheck]
     data: RunData
 
     @classmethod
     def prepare(cls, recipe: Recipe) -> _Run:
         if recipe.output.exists():
             raise InputError("exists already", place=str(recipe.output), next_step="Remove it or name another output.")
-        on_gpu(recipe.training)
+        require_environment(recipe)
+        check_loggers(recipe.training.report_to)
         base = resolve_base(recipe.base)
         config = require_trainable(base)
         layers = adapted_layers(base, recipe.lora.target_modules)
+        saved = saved_modules(base, recipe.lora.modules_to_save)
         encoder = Encoder(recipe.backend, CheckpointTokenizer(base))
         if encoder.vocab_size > config["vocab_size"]:
             raise RecipeError(
                 f"the tokenizer has {encoder.vocab_size} ids, the model {config['vocab_size']}", place=str(base)
             )
-        return cls(recipe, base, config, encoder, layers, load_data(recipe, encoder))
+        checks = format_checks(recipe.evaluation, encoder)
+        return cls(recipe, base, config, encoder, layers, saved, checks, load_data(recipe, encoder))
 
     @property
     def identity(self) -> str:
         """What must be the same for a run to go on from a checkpoint."""
-        recipe = self.recipe.model_dump(mode="json", exclude={"output", "evaluation"})
-        ids = sha256_ids(row.input_ids for split in (self.data.train, self.data.held_out) for row in split.encoded)
-        return sha256_bytes(canonical_json({"recipe": recipe, "ids": ids, "devices": device_count()}))
+        # what a run shows is not what it does
+        seen: Any = {"output": True, "evaluation": True, "training": {"report_to"}}
+        recipe = self.recipe.model_dump(mode="json", exclude=seen)
+        rows = [dict(split.figures.sha256) for split in (self.data.train, self.data.held_out)]
+        return sha256_bytes(canonical_json({"recipe": recipe, "rows": rows, "devices": device_count()}))
 
     def train(self, work: Path, checkpoint: Path | None, progress: Progress) -> RunResult:
         training = self.recipe.training
-        model = load_base(self.base, precision_of(training), device_of(training))
+        load = load_nf4 if self.recipe.base.quantization else load_base
+        model = load(self.base, precision_of(training), device_of(training))
+        apply_kernels(model, training)
         model = attach_adapter(model, self.recipe.lora, self.layers, seed=training.seed)
         initial = adapter_tensors(model)
         trainer = make_trainer(
@@ -156,36 +173,52 @@ class _Run:
             work=work,
             progress=progress,
         )
+        watching = self._watched(trainer, model, work)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         if self.data.held_out.rows and not evaluated(trainer):
             trainer.evaluate()
-        return self._finish(trainer, model, initial, work, checkpoint)
+        return self._finish(trainer, model, initial, work, checkpoint, watching)
+
+    def _watched(self, trainer: LoraTrainer, model: Any, work: Path) -> Watching:
+        """Let the recipe's loggers and generations follow the run."""
+        evaluation, names = self.recipe.evaluation, self.recipe.training.report_to
+        watching = Watching(
+            trainer,
+            model,
+            self.encoder,
+            (self.data.held_out.rows or self.data.train.rows)[: evaluation.generations],
+            self.checks,
+            evaluation.max_new_tokens,
+            evaluation.generation_steps,
+            work / GENERATIONS,
+        )
+        logs = self.recipe.output.with_name(f"{self.recipe.output.name}.logs")
+        follow(trainer, [*loggers(names, logs, writes=trainer.accelerator.is_main_process), watching])
+        return watching
 
     def _finish(
-        self, trainer: LoraTrainer, model: Any, initial: Any, work: Path, checkpoint: Path | None
-    ) -> RunResult:  # fmt: skip
+        self,
+        trainer: LoraTrainer,
+        model: Any,
+        initial: Any,
+        work: Path,
+        checkpoint: Path | None,
+        watching: Watching,
+    ) -> RunResult:
         tensors = adapter_tensors(model, trainer.accelerator.get_state_dict(trainer.model_wrapped))
-        adapter = Adapter(tensors, initial, self.layers, model.peft_config["default"])
+        adapter = Adapter(tensors, initial, self.layers, model.peft_config["default"], self.saved)
         first = self.data.train
-        completions = self._generations(model)
+        completions = watching.completions()
+        # accelerate's wrapper stays around forward, and computes otherwise than the adapter that is loaded afresh
+        trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False)
         result = probe(model, first.encoded[:_PROBED_ROWS])
-        log = [line for line in trainer.state.log_history if "loss" in line or "eval_loss" in line]
+        # the last line of transformers has the time of day's figures, which no two runs share
+        log = [line for line in trainer.state.log_history if "train_runtime" not in line]
+        main = trainer.accelerator.is_main_process
+        facts = self._facts(trainer, log, watching, checkpoint) if main else {}
+        texts = self._texts(model, watching, tensors, facts)  # by all processes: a sharded model is called by all
         manifest: Mapping[str, Any] = {}
-        if trainer.accelerator.is_main_process:
-            resumed_from = _step(checkpoint) if checkpoint else None
-            facts = run_facts(
-                self.recipe,
-                self.base,
-                self.data,
-                training_facts(
-                    self.recipe.training,
-                    self.config,
-                    trainer.state,
-                    resumed_from=resumed_from,
-                    relief=trainer.relief.taken,
-                ),
-                evaluation_facts(log, completions),
-            )
+        if main:
             manifest = write_run(
                 self.recipe.output,
                 adapter,
@@ -195,6 +228,7 @@ class _Run:
                 log=log,
                 facts=facts,
                 recipe=self.recipe.as_written(),
+                texts=texts,
             )
             shutil.rmtree(work, ignore_errors=True)
         trainer.accelerator.wait_for_everyone()
@@ -202,9 +236,32 @@ class _Run:
             self.recipe.output, manifest, log, adapter, result, completions, model, self.encoder, self.data, self.base
         )
 
-    def _generations(self, model: Any) -> list[Completion]:
-        rows = (self.data.held_out.rows or self.data.train.rows)[: self.recipe.evaluation.generations]
-        return generate(model, self.encoder, rows, max_new_tokens=self.recipe.evaluation.max_new_tokens)
+    def _facts(
+        self, trainer: LoraTrainer, log: Sequence[Mapping[str, Any]], watching: Watching, checkpoint: Path | None
+    ) -> dict[str, Any]:  # fmt: skip
+        resumed_from = _step(checkpoint) if checkpoint else None
+        training = training_facts(
+            self.recipe, self.config, trainer.state, resumed_from=resumed_from, relief=trainer.relief.taken
+        )
+        evaluation = evaluation_facts(log, watching.completions(), watching.rates)
+        return run_facts(self.recipe, self.base, self.data, training, evaluation)
+
+    def _texts(
+        self, model: Any, watching: Watching, tensors: Mapping[str, Any], facts: Mapping[str, Any]
+    ) -> dict[str, str]:  # fmt: skip
+        """Return the files of what was generated, by name; none where nothing was asked for."""
+        transcripts = record(
+            model,
+            self.encoder,
+            watching.rows,
+            watching.completions(),
+            identity=adapter_identity(tensors, **{name: facts.get(name) for name in BASE_FACTS}),
+            precision=precision_of(self.recipe.training),
+            max_new_tokens=watching.max_new_tokens,
+            checks=self.checks,
+        )
+        texts = {f"{TRANSCRIPTS}/{one.case}.json": one.to_text() for one in transcripts}
+        return texts | ({GENERATIONS: watching.history} if transcripts else {})
 
 
 def _step(checkpoint: Path) -> int:

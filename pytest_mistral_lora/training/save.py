@@ -39,21 +39,24 @@ class Adapter:
         initial: The same before the first step.
         layers: The adapted layers, by dotted name.
         config: PEFT's configuration of it.
+        saved: The modules that are trained and saved in full, by dotted name.
     """
 
     tensors: Mapping[str, torch.Tensor]
     initial: Mapping[str, torch.Tensor]
     layers: Sequence[str]
     config: Any
+    saved: Sequence[str] = ()
 
 
 def check_adapter(adapter: Adapter) -> None:
     """Refuse an adapter that would do nothing, or harm.
 
     Raises:
-        TrainingError: If a tensor is missing, is not LoRA's, is not float32 or not finite, or if a layer did not move.
+        TrainingError: If a tensor is missing, is not the adapter's, is not float32 or not finite, or if a layer did not
+            move.
     """
-    expected = expected_names(adapter.layers)
+    expected = expected_names(adapter.layers, dora=adapter.config.use_dora, saved=adapter.saved)
     odd = sorted(adapter.tensors.keys() ^ expected)
     if odd:
         raise TrainingError(f"{odd[0]} is {'missing' if odd[0] in expected else 'not a tensor of the adapter'}")
@@ -62,7 +65,8 @@ def check_adapter(adapter: Adapter) -> None:
             raise TrainingError(f"{name} is {tensor.dtype}", expected="float32")
         if not torch.isfinite(tensor).all():
             raise TrainingError(f"{name} is not finite", next_step="Nothing is saved. Lower the learning rate.")
-        if ".lora_B." in name and (not tensor.any() or torch.equal(tensor, adapter.initial[name])):
+        # lora_A gets no gradient before lora_B has moved
+        if ".lora_A." not in name and (not tensor.any() or torch.equal(tensor, adapter.initial[name])):
             raise TrainingError(
                 f"{name} did not move: this layer learned nothing",
                 next_step="Nothing is saved. Check training.learning_rate and steps.",
@@ -86,8 +90,10 @@ def write_adapter(folder: Path, adapter: Adapter, *, base: str, revision: str | 
     config.save_pretrained(folder)
     file = folder / "adapter_config.json"
     data = read_json(file)
-    # PEFT writes the list of a set, in an order that changes from process to process
-    write_json(file, {key: sorted(data[key]) if key == "target_modules" else data[key] for key in sorted(data)})
+    for key in ("target_modules", "modules_to_save"):
+        # PEFT writes the list of a set, in an order that changes from process to process
+        data[key] = data[key] and sorted(data[key])
+    write_json(file, {key: data[key] for key in sorted(data)})
 
 
 def write_run(
@@ -100,6 +106,7 @@ def write_run(
     log: Iterable[Mapping[str, Any]],
     facts: Mapping[str, Any],
     recipe: Mapping[str, Any],
+    texts: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Write the folder of a finished run and return its manifest.
 
@@ -112,6 +119,7 @@ def write_run(
         log: Lines of the training log.
         facts: The parts of the manifest that do not come from the folder.
         recipe: The recipe as plain JSON data.
+        texts: Other files, by their names relative to the folder.
 
     Raises:
         TrainingError: If the adapter is not sound; then nothing is written.
@@ -125,6 +133,9 @@ def write_run(
         parts["template"] = _write_template(folder, encoder, base_folder)
         write_json(folder / RENDERED, _rendered(encoder, *first_row))
         write_text(folder / LOG, "".join(json.dumps(line, allow_nan=False) + "\n" for line in log))
+        for name, text in (texts or {}).items():
+            (folder / name).parent.mkdir(exist_ok=True)
+            write_text(folder / name, text)
         write_text(folder / DECISION, decision_text(parts, recipe))
         manifest = build(**parts, files=_listing(folder))
         write_json(folder / MANIFEST, manifest)
@@ -143,8 +154,7 @@ def _write_tokenizer(folder: Path, encoder: Encoder, base: Path) -> dict[str, An
     own = oracle_file(base)
     for file in [*([own] if own else []), *(base / name for name in _COMPANIONS if (base / name).is_file())]:
         shutil.copy(file, folder / file.name)
-    through_oracle = encoder.backend == "mistral-common" or not (folder / TOKENIZER_JSON).is_file()
-    name = own.name if own and through_oracle else TOKENIZER_JSON
+    name = encoder.file.name
     return {
         "backend": encoder.backend,
         "version": encoder.tokenizer.oracle.version if own else None,

@@ -1,12 +1,7 @@
-"""Load base and adapter afresh and use them as at inference: greedy generation, and logits to compare.
-
-`python -m pytest_mistral_lora.training.smoke ADAPTER --base BASE --rows ROWS.jsonl --json OUT.json`
-"""
+"""Load base and adapter afresh and use them as at inference: greedy generation, and logits to compare."""
 
 from __future__ import annotations
 
-import argparse
-import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,12 +12,11 @@ from peft import PeftModel
 from transformers import GenerationConfig
 
 from pytest_mistral_lora.chat.encoded import IGNORE_INDEX, EncodedRow
-from pytest_mistral_lora.chat.rows import Row, read_rows
+from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.checkpoint.backends import Encoder
-from pytest_mistral_lora.checkpoint.base import Precision, load_base
+from pytest_mistral_lora.checkpoint.base import Precision, load_base, load_nf4
 from pytest_mistral_lora.checkpoint.tokenizers import TOKENIZER_JSON, CheckpointTokenizer, oracle_file
-from pytest_mistral_lora.errors import EXIT_OK, InputError, MistralLoraError
-from pytest_mistral_lora.records.files import write_json
+from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.records.hashing import sha256_tensors
 from pytest_mistral_lora.records.identity import read_tensors
 from pytest_mistral_lora.records.manifest import MANIFEST, load
@@ -70,7 +64,7 @@ def probe(model: Any, encoded: Sequence[EncodedRow]) -> Probe:
     logits = [supervised_logits(model, row) for row in encoded]
     values = []
     for row, one in zip(encoded, logits, strict=True):
-        targets = torch.tensor([label for label in row.labels or () if label != IGNORE_INDEX])
+        targets = torch.tensor([label for label in row.labels or () if label != IGNORE_INDEX], dtype=torch.int64)
         values.append(tuple(one.gather(1, targets[:, None]).squeeze(1).tolist()))
     return Probe(sha256_tensors({f"{index:06}": one for index, one in enumerate(logits)}), tuple(values))
 
@@ -81,7 +75,7 @@ def supervised_logits(model: Any, row: EncodedRow) -> torch.Tensor:
     columns = [index - 1 for index, label in enumerate(row.labels or ()) if label != IGNORE_INDEX]
     with torch.inference_mode():
         ids = torch.tensor([row.input_ids], device=model.device)
-        keep = torch.tensor(columns, device=model.device)
+        keep = torch.tensor(columns, device=model.device, dtype=torch.int64)
         logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), logits_to_keep=keep, use_cache=False).logits
     found: torch.Tensor = logits[0].float().cpu()
     return found
@@ -94,7 +88,7 @@ def adapter_effect(model: Any, encoded: Sequence[EncodedRow]) -> float:
         with_adapter = supervised_logits(model, row)
         with model.disable_adapter():
             difference = with_adapter - supervised_logits(model, row)
-        largest = max(largest, difference.abs().max().item())
+        largest = max(largest, difference.abs().max().item() if difference.numel() else 0.0)
     return largest
 
 
@@ -139,22 +133,24 @@ def _last_turn(encoded: EncodedRow) -> tuple[int, ...]:
     )
 
 
-def load_adapted(adapter: Path, base: Path, precision: Precision, device: str) -> Any:
-    """Load a base model and put a saved adapter on it.
+def load_adapted(
+    adapter: Path, base: Path, precision: Precision, device: str, quantization: str | None = None
+) -> Any:  # fmt: skip
+    """Load a base model and put a saved adapter on it; modules that it saves in full get the base's dtype.
 
     Raises:
         InputError: If a tensor of the file is not in the loaded model, or the other way round. PEFT itself only warns,
             and the model then answers as its base does.
     """
     saved = read_tensors(adapter / "adapter_model.safetensors")
-    model = load_base(base, precision, device)
+    model = (load_nf4 if quantization else load_base)(base, precision, device)
     with peft_quiet():
         model = PeftModel.from_pretrained(model, adapter)
     loaded = adapter_tensors(model)
     different = sorted(
         name
         for name in saved.keys() | loaded.keys()
-        if name not in saved or name not in loaded or not torch.equal(saved[name].float(), loaded[name].float())
+        if name not in saved or name not in loaded or not torch.equal(saved[name].to(loaded[name].dtype), loaded[name])
     )
     if different:
         raise InputError(
@@ -191,7 +187,9 @@ def smoke(
     """
     where = "cuda" if device == "cuda" or (device == "auto" and torch.cuda.is_available()) else "cpu"
     recorded = load(adapter).data.get("training", {}) if (adapter / MANIFEST).is_file() else {}
-    model = load_adapted(adapter, base, recorded.get("precision", "fp32"), where)
+    model = load_adapted(
+        adapter, base, recorded.get("precision", "fp32"), where, recorded.get("quantization")
+    )  # fmt: skip
     encoder = encoder_of(adapter, base)
     encoded = [encoder.encode(row) for row in rows]
     return {
@@ -202,34 +200,3 @@ def smoke(
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
     }
-
-
-def main(arguments: Sequence[str] | None = None, *, prog: str = "python -m pytest_mistral_lora.training.smoke") -> int:
-    """Run the command line; returns the exit code."""
-    description = "Load base and adapter afresh and generate the last answer of each row, greedily."
-    parser = argparse.ArgumentParser(prog=prog, description=description)
-    parser.add_argument("adapter", type=Path, help="adapter folder")
-    parser.add_argument("--base", type=Path, required=True, help="base checkpoint folder")
-    parser.add_argument("--rows", type=Path, required=True, help="chat JSONL file")
-    parser.add_argument("--json", type=Path, help="file to write the result to")
-    parser.add_argument("--max-new-tokens", type=int, default=256, help="longest completion, in tokens")
-    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="where the model runs")
-    given = parser.parse_args(arguments)
-    try:
-        rows = list(read_rows(given.rows))
-        result = smoke(
-            given.adapter, given.base, rows, max_new_tokens=given.max_new_tokens, device=given.device
-        )  # fmt: skip
-        if given.json:
-            write_json(given.json, result)
-    except MistralLoraError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return error.exit_code
-    for one in result["completions"]:
-        verdict = "as in the row" if one["equal"] else "not as in the row"
-        sys.stdout.write(f"row {one['row']}: {one['text']!r} (stopped by {one['stop']}, {verdict})\n")
-    return EXIT_OK
-
-
-if __name__ == "__main__":
-    sys.exit(main())

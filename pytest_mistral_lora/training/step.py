@@ -112,6 +112,9 @@ class LoraTrainer(Trainer):  # type: ignore[misc]
                     loss = counts * self.compute_loss(model, part, num_items_in_batch=tokens)
                 self.accelerator.backward(loss)
             total += loss.detach()
+        if not passes:  # rows without a label, which the recipe kept: a loss of zero has a gradient of zero
+            for parameter in self.model.parameters():
+                parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
         return total
 
     def try_largest(self) -> None:
@@ -124,7 +127,8 @@ class LoraTrainer(Trainer):  # type: ignore[misc]
             self.current_gradient_accumulation_steps = 1
             part = max(split(rows, self.micro_batch_tokens), key=lambda part: sum(row.fed for row in part))
             with self._synchronised(self.model_wrapped, last=True), self.compute_loss_context_manager():
-                self.accelerator.backward(self.compute_loss(self.model_wrapped, part))
+                tokens = sum(len(row.targets) for row in part)
+                self.accelerator.backward(self.compute_loss(self.model_wrapped, part, num_items_in_batch=tokens))
 
         with torch.random.fork_rng():
             self.model.train()

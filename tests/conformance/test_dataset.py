@@ -149,6 +149,52 @@ def test_what_a_cut_would_remove_is_added_up(tmp_path: Path) -> None:
     assert cut == {"tokens": length - 20, "supervised_tokens": length - 20, "closing_</s>": 1}
 
 
+SILENT = {"messages": [{"role": "user", "content": "h"}, {"role": "assistant", "content": "b", "weight": 0}]}
+LONG_ANSWER, LONG_PROMPT = said("a", "word " * 50), said("word " * 50, "b")
+
+
+@pytest.mark.parametrize("backend", ["mistral-common", "chat-template"])
+@pytest.mark.parametrize("truncation", ["error", "drop", "right"])
+@pytest.mark.parametrize("unsupervised", ["error", "drop", "warn"])
+def test_rows_are_judged_by_what_the_recipe_does_with_them(
+    truncation: str, unsupervised: str, backend: str, tmp_path: Path
+) -> None:
+    from pytest_mistral_lora.training.data import load_data
+
+    training = {"steps": 1, "max_length": 30, "truncation": truncation, "unsupervised": unsupervised}
+    rows = [said("f", "g"), SILENT, LONG_ANSWER, LONG_PROMPT]
+    target = make_target(tmp_path, rows, [said("c", "d"), said("e", "other " * 50)], backend=backend, training=training)
+    results = dataset_results(target)
+    errors = {finding.place for finding in found(results, "ML605", "ML607")}
+    notes = {finding.place for finding in found(results, "ML620")}
+    if "error" in (truncation, unsupervised):
+        with pytest.raises(RowsError) as caught:
+            load_data(target.recipe, Encoder(backend, v3()))
+        assert errors == {error.place for error in caught.value.errors}
+        return
+    data = load_data(target.recipe, Encoder(backend, v3()))
+    assert [finding for finding in found(results) if finding.severity == "error"] == []
+    seen, tallies = facts(results), [split.figures.tally for split in (data.train, data.held_out)]
+    assert (seen["rows_trained_on"], seen["rows_held_out"]) == (tallies[0].used, tallies[1].used)
+    assert seen["rows_dropped"] == sum(tally.rows - tally.used for tally in tallies)
+    assert seen["tokens"]["total"] == sum(tally.tokens for tally in tallies)
+    assert seen["supervised_tokens"]["total"] == sum(tally.supervised_tokens for tally in tallies)
+    changed = facts(results, "nothing-is-cut")["rows_changed"]
+    assert changed == dict(tallies[0].changes + tallies[1].changes)
+    files = [target.recipe.data.train[0], target.recipe.data.eval[0]]
+    named = [place for tally in tallies for places in tally.places.values() for place in places]
+    assert notes == {f"{files[file]}:{line}" for file, line in named}
+
+
+def test_what_is_cut_is_said(tmp_path: Path) -> None:
+    training = {"steps": 1, "max_length": 30, "truncation": "right"}
+    [finding] = found(dataset_results(make_target(tmp_path, [said("c", "d"), LONG_ANSWER], training=training)))
+    length = len(v3().oracle.encode(LONG_ANSWER).input_ids) - 30
+    without = f"{length} tokens, {length} supervised tokens, 1 closing </s>"
+    assert finding.found == f"cut to training.max_length = 30, without {without}"
+    assert (finding.rule, finding.severity) == ("ML620", "note")
+
+
 def test_a_row_of_exactly_max_length_is_fine(tmp_path: Path) -> None:
     length = max(len(v3().oracle.encode(row).input_ids) for row in SOUND)
     assert found(dataset_results(make_target(tmp_path, SOUND, max_length=length))) == []

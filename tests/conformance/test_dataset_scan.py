@@ -4,20 +4,23 @@ import io
 import json
 import subprocess
 import sys
-from dataclasses import replace
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from dataset_recipes import make_target, said, v3, write_rows
 
-from pytest_mistral_lora.conformance.dataset import scan as dataset_scan
+from pytest_mistral_lora.chat import chunks, pool
+from pytest_mistral_lora.chat.chunks import CHUNK_LINES, Chunk, DataFile
+from pytest_mistral_lora.chat.policy import Policy
 from pytest_mistral_lora.conformance.dataset.checks import dataset_results
 from pytest_mistral_lora.conformance.dataset.rows import Plan
-from pytest_mistral_lora.conformance.dataset.scan import CHUNK_LINES, DataFile, scan
-from pytest_mistral_lora.conformance.dataset.tally import Tally, percentile
+from pytest_mistral_lora.conformance.dataset.scan import scan
+from pytest_mistral_lora.conformance.dataset.tally import percentile
+from pytest_mistral_lora.errors import InputError
 
 ROOT = Path(__file__).parents[2]
-PLAN = Plan(v3().path, "mistral-common", 4096, 0.0, compares=True)
+PLAN = Plan(v3().path, "mistral-common", Policy(4096), 0.0, compares=True)
 
 
 class Terminal(io.StringIO):
@@ -31,7 +34,7 @@ def test_a_progress_bar_is_drawn_on_a_terminal_if_the_pass_is_long(
     files = [DataFile(write_rows(tmp_path / "rows.jsonl", [said("a", "b")] * 50), False)]
     short, captured, drawn = Terminal(), io.StringIO(), Terminal()
     scan(PLAN, files, tokenizer=v3(), processes=1, progress=short)
-    monkeypatch.setattr(dataset_scan, "MANY_BYTES", 100)
+    monkeypatch.setattr(pool, "MANY_BYTES", 100)
     scan(PLAN, files, tokenizer=v3(), processes=1, progress=captured)
     scan(PLAN, files, tokenizer=v3(), processes=1, progress=drawn)
     assert (short.getvalue(), captured.getvalue()) == ("", "")
@@ -40,14 +43,13 @@ def test_a_progress_bar_is_drawn_on_a_terminal_if_the_pass_is_long(
 
 def test_a_file_that_grows_while_it_is_read_is_named(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "rows.jsonl", [said("a", "b")] * (CHUNK_LINES + 1))
-    tally = Tally()
-    chunks = dataset_scan._chunks([DataFile(path, False)], tally)
-    next(chunks)
+    errors: list[InputError] = []
+    read = chunks.chunks([DataFile(path, False)], errors.append)
+    next(read)
     with path.open("a") as file:
         file.write("{}\n")
-    list(chunks)
-    [finding] = tally.findings.of("ML602")
-    assert (finding.found, finding.place) == ("the file changed while it was read", str(path))
+    list(read)
+    assert [(error.found, error.place) for error in errors] == [("the file changed while it was read", str(path))]
 
 
 def test_a_huge_line_is_skipped_unread(tmp_path: Path) -> None:
@@ -68,21 +70,30 @@ def test_a_row_that_is_nested_too_deeply_is_a_finding(tmp_path: Path) -> None:
     assert len(list(tally.findings.of("ML601"))) == 2
 
 
+def line_counter(plan: None) -> Callable[[Chunk], int]:
+    return count_lines
+
+
+def count_lines(chunk: Chunk) -> int:
+    return len(chunk.lines)
+
+
 def test_chunks_in_flight_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_rows(tmp_path / "rows.jsonl", [said("a", "b")] * 2000)
-    monkeypatch.setattr(dataset_scan, "CHUNK_LINES", 50)
+    monkeypatch.setattr(chunks, "CHUNK_LINES", 50)
     read = 0
 
-    def counting() -> object:
+    refused: list[InputError] = []
+
+    def counting() -> Iterator[Chunk]:
         nonlocal read
-        for chunk in dataset_scan._chunks([DataFile(path, False)], Tally()):
+        for chunk in chunks.chunks([DataFile(path, False)], refused.append):
             read += 1
             yield chunk
 
-    plan = replace(PLAN, compares=False)
-    for done, _ in enumerate(dataset_scan._in_pool(plan, counting(), 2), start=1):  # type: ignore[arg-type]
+    for done, _ in enumerate(pool.in_order(line_counter, None, counting(), 2), start=1):
         assert read <= done + 5
-    assert read == 40
+    assert (read, refused) == (40, [])
 
 
 def test_a_script_without_a_guard_is_told_what_to_do(tmp_path: Path) -> None:
@@ -91,8 +102,10 @@ def test_a_script_without_a_guard_is_told_what_to_do(tmp_path: Path) -> None:
     script.write_text(
         "from pathlib import Path\n"
         "from pytest_mistral_lora.conformance.dataset.rows import Plan\n"
-        "from pytest_mistral_lora.conformance.dataset.scan import DataFile, scan\n"
-        f"plan = Plan(Path({str(v3().path)!r}), 'mistral-common', 4096, 0.0, False)\n"
+        "from pytest_mistral_lora.chat.chunks import DataFile\n"
+        "from pytest_mistral_lora.chat.policy import Policy\n"
+        "from pytest_mistral_lora.conformance.dataset.scan import scan\n"
+        f"plan = Plan(Path({str(v3().path)!r}), 'mistral-common', Policy(4096), 0.0, False)\n"
         f"scan(plan, [DataFile(Path({str(target.recipe.data.train[0])!r}), False)], processes=2)\n"
     )
     process = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)

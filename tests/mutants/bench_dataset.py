@@ -289,6 +289,26 @@ def system_prompt_beyond_max_length(artifact: Artifact) -> None:
     artifact["rows"][:] = [_said("word " * 300, "Yes.", "And?", "No.", system="You are terse.")]
 
 
+@mutant("ML620", "I06", says="1 closing </s>")
+def answer_is_cut_by_choice(artifact: Artifact) -> None:
+    """The recipe cuts rows, and the end of an answer goes."""
+    answer_ends_beyond_max_length.change(artifact)
+    artifact["recipe"]["training"]["truncation"] = "right"
+
+
+@mutant("ML620", "I06", says="dropped: ")
+def rows_are_dropped_by_choice(artifact: Artifact) -> None:
+    """The recipe drops rows that are too long."""
+    artifact["recipe"]["training"] |= {"max_length": 20, "truncation": "drop"}
+
+
+@mutant("ML620", says="kept, though no token is trained on")
+def row_without_a_label_is_kept_by_choice(artifact: Artifact) -> None:
+    """The recipe keeps a row in which no token is trained on."""
+    artifact["recipe"]["training"]["unsupervised"] = "warn"
+    _turn(artifact, message=1)["weight"] = 0
+
+
 @mutant("ML608", says="the same row as")
 def row_twice(artifact: Artifact) -> None:
     """A row is there twice; a weight that is spelled out does not make it another."""

@@ -148,7 +148,7 @@ def never_divided(artifact: Artifact) -> None:
     artifact["compute_loss"] = compute_loss
 
 
-@mutant("ML309 ML311", "I33", says="supervised tokens")
+@mutant("ML309 ML310 ML311", "I33", says="supervised tokens")
 def mean_over_every_token(artifact: Artifact) -> None:
     """The sum of the supervised losses is divided by the number of all tokens."""
 
@@ -180,13 +180,13 @@ def loss_with(artifact: Artifact, labels: Callable[[StepRow], torch.Tensor]) -> 
     artifact["supervised_losses"] = supervised_losses
 
 
-@mutant("ML306 ML309 ML310 ML311", "I33", says="a gradient after")
+@mutant("ML306 ML310 ML311", "I33", says="a gradient after")
 def loss_of_every_token(artifact: Artifact) -> None:
     """A fused loss gets the ids for labels, not the masked labels."""
     loss_with(artifact, lambda row: row.input_ids)
 
 
-@mutant("ML301 ML306 ML311", says="no gradient after")
+@mutant("ML301 ML306 ML310 ML311", says="no gradient after")
 def loss_without_the_shift(artifact: Artifact) -> None:
     """Each position is to predict its own token."""
     loss_with(artifact, lambda row: row.labels.roll(1))
@@ -207,7 +207,7 @@ def cache_in_training(artifact: Artifact) -> None:
     called_with(artifact, use_cache=True)
 
 
-@mutant("ML309 ML310 ML311", "I20 I21", says="in the other order")
+@mutant("ML301 ML309 ML310 ML311", "I20 I21", says="rows beside one another")
 def rows_that_see_one_another(artifact: Artifact) -> None:
     """The rows of a micro-batch are one text to the model."""
     called_with(artifact, segments=None, attention_mask=None, position_ids=None)
@@ -232,7 +232,7 @@ def padding_id_is_masked(artifact: Artifact) -> None:
     collated(artifact, lambda batch: {"labels": batch["labels"].masked_fill(batch["input_ids"] == 2, IGNORE_INDEX)})
 
 
-@mutant("ML306 ML309 ML310 ML311")
+@mutant("ML306 ML311", says="a gradient after")
 def padding_is_trained_on(artifact: Artifact) -> None:
     """Padding has its own id for a label."""
 

@@ -27,7 +27,7 @@ from pytest_mistral_lora.conformance.train.checks import checks
 from pytest_mistral_lora.conformance.train.law import Figures, take
 from pytest_mistral_lora.records.files import write_json
 from pytest_mistral_lora.records.hashing import sha256_file
-from pytest_mistral_lora.training import adapter, data, loop, run, smoke, step
+from pytest_mistral_lora.training import adapter, data, loop, passes, run, smoke, step, watching
 
 TARGET = "spm-v3"
 
@@ -49,15 +49,15 @@ PIECES: dict[str, str] = {
 
 _PLACES: dict[str, list[tuple[Any, str]]] = {
     "compute_loss": [(step.LoraTrainer, "compute_loss")],
-    "supervised_losses": [(step, "supervised_losses")],
-    "collate": [(step, "collate")],
+    "supervised_losses": [(passes, "supervised_losses"), (step, "supervised_losses")],
+    "collate": [(passes, "collate"), (step, "collate")],
     "load_data": [(data, "load_data"), (run, "load_data")],
     "load_base": [(base_module, "load_base"), (run, "load_base"), (smoke, "load_base")],
     "adapted_layers": [(adapter, "adapted_layers"), (run, "adapted_layers")],
     "attach_adapter": [(adapter, "attach_adapter"), (run, "attach_adapter")],
     "checkpoint_activations": [(loop, "checkpoint_activations")],
     "make_trainer": [(loop, "make_trainer"), (run, "make_trainer")],
-    "generate": [(smoke, "generate"), (run, "generate")],
+    "generate": [(smoke, "generate"), (watching, "generate")],
     "merged": [(model_laws, "merged")],
     "packed_call": [(model_laws, "packed_call")],
 }

@@ -65,7 +65,7 @@ def test_named_targets_have_the_subjects_of_their_kind(tmp_path: Path) -> None:
     assert subjects == {
         "tokenizers": judged,
         "recipes": judged | {"dataset"},
-        "adapters": {"adapter", "manifest"},
+        "adapters": {"adapter", "manifest", "transcript"},
         "encoded": {"encoded"},
     }
     assert set.union(*subjects.values()) == set(SUBJECTS)

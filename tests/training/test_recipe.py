@@ -50,6 +50,22 @@ def test_as_written_makes_the_same_recipe_again(recipe_file: Path, tmp_path: Pat
     assert parse_recipe(again, folder=tmp_path) == recipe
 
 
+def test_a_schema_of_a_check_is_beside_the_recipe(recipe_file: Path, tmp_path: Path) -> None:
+    checks = "[{json_schema: answer.json}, eos, {max_tokens: 9}, {regex: a+}]"
+    recipe_file.write_text(f"{GOOD}evaluation: {{generations: 1, checks: {checks}}}\n")
+    recipe = load_recipe(recipe_file)
+    assert recipe.as_written()["evaluation"]["checks"] == yaml.safe_load(checks)
+    assert parse_recipe(json.loads(json.dumps(recipe.as_written())), folder=tmp_path) == recipe
+    for text, said in [(None, "No such file"), ("{", "not valid JSON"), ('{"type": "objekt"}', "not a JSON Schema")]:
+        if text is not None:
+            (tmp_path / "answer.json").write_text(text)
+        with pytest.raises(RecipeError, match=said):
+            recipe.evaluation.format_checks()
+    (tmp_path / "answer.json").write_text('{"type": "object"}')
+    names = [check.name for check in recipe.evaluation.format_checks()]
+    assert names == ["json_schema:answer.json", "eos", "max_tokens:9", "regex:a+"]
+
+
 def test_recipes_are_frozen(recipe_file: Path) -> None:
     recipe_file.write_text(GOOD)
     with pytest.raises(ValueError, match="frozen"):
@@ -98,6 +114,24 @@ _PIN = "revision: e0bc86c23ce5aae1db576c8cca6f06f1f73af2db"
         ("learning_rate", "learning_rat", "training.learning_rat", "Extra inputs are not permitted"),
         ("epochs: 2", "epochs: 2\n  micro_batch_tokens: 0", "training.micro_batch_tokens", "greater than 0"),
         ("epochs: 2", "epochs: 2\n  schedule: cosin", "training.schedule", "'cosin'"),
+        ("output", "evaluation: {checks: [json]}\noutput", "evaluation", "checks without generations"),
+        ("output", "evaluation: {generation_steps: 5}\noutput", "evaluation", "generation_steps without generations"),
+        *(
+            (
+                "output",
+                f"evaluation: {{generations: 1, checks: [{check}]}}\noutput",
+                place,
+                said,
+            )
+            for check, place, said in [
+                ("jsno", "evaluation.checks.0", "'jsno': expected json, tool_call, eos"),
+                ("3", "evaluation.checks.0", "3: expected json, tool_call, eos"),
+                ("{regex: a, max_tokens: 1}", "evaluation.checks.0", "expected json, tool_call, eos"),
+                ("{regex: (}", "evaluation.checks.0.regex.regex", "'(': not a regular expression"),
+                ("{max_tokens: 0}", "evaluation.checks.0.max_tokens.max_tokens", "0: Input should be greater than 0"),
+            ]
+        ),
+        ("output", "evaluation: {generations: 1, checks: [eos, eos]}\noutput", "evaluation", "given twice"),
         ("held_out: 0.1", "held_out: 1.0", "data.held_out", "less than 1"),
         ("held_out: 0.1", "held_out: 0.1\n  eval: [e.jsonl]", "data", "not both"),
         ("train: [data/train.jsonl]", "train: []", "data.train", "at least 1"),
@@ -107,6 +141,37 @@ _PIN = "revision: e0bc86c23ce5aae1db576c8cca6f06f1f73af2db"
             "lora.target_modules",
             "twice",
         ),
+        ("output: lora-out", "output: lora-out\nlora: {dora: 1}", "lora.dora", "1: Input should be a valid boolean"),
+        ("output: lora-out", "output: lora-out\nlora: {modules_to_save: lm_head}", "lora.modules_to_save", "'lm_head'"),
+        ("output: lora-out", "output: lora-out\nlora: {modules_to_save: [a, a]}", "lora.modules_to_save", "twice"),
+        (
+            "output: lora-out",
+            "output: lora-out\nlora: {modules_to_save: [q_proj]}",
+            "lora",
+            "q_proj is in target_modules",
+        ),
+        (_PIN, f"{_PIN}\n  quantization: int4", "base.quantization", "'int4': Input should be 'nf4'"),
+        ("epochs: 2", "epochs: 2\n  optimizer: sgd", "training.optimizer", "'sgd': Input should be 'adamw'"),
+        ("epochs: 2", "epochs: 2\n  betas: [0.9]", "training.betas.1", "Field required"),
+        ("epochs: 2", "epochs: 2\n  betas: [0.9, 1]", "training.betas.1", "1: Input should be less than 1"),
+        ("epochs: 2", "epochs: 2\n  epsilon: 0", "training.epsilon", "0: Input should be greater than 0"),
+        ("epochs: 2", "epochs: 2\n  warmup_ratio: 1", "training.warmup_ratio", "1: Input should be less than 1"),
+        ("epochs: 2", "epochs: 2\n  warmup_ratio: 0", "training.warmup_ratio", "0: Input should be greater than 0"),
+        (
+            "epochs: 2",
+            "epochs: 2\n  warmup_ratio: 0.1\n  warmup_steps: 1",
+            "training",
+            "either warmup_steps or warmup_ratio",
+        ),
+        (
+            "epochs: 2",
+            "epochs: 2\n  min_learning_rate_ratio: 0.1\n  schedule: linear",
+            "training",
+            "of a cosine, and schedule is linear",
+        ),
+        ("epochs: 2", "epochs: 2\n  precision: fp8", "training.precision", "'fp8': Input should be 'fp32'"),
+        ("epochs: 2", "epochs: 2\n  max_skipped_steps: 0", "training.max_skipped_steps", "0: Input should be greater"),
+        ("epochs: 2", "epochs: 2\n  kernels: triton", "training.kernels", "'triton': Input should be 'liger'"),
     ],
 )
 def test_a_bad_value_is_named_with_file_field_and_value(

@@ -57,12 +57,10 @@ def test_model_in_memory_knows_the_rows_by_heart(run: RunResult) -> None:
 
 
 def test_fresh_process_says_the_rows_by_heart_and_has_the_same_logits(run: RunResult, tmp_path: Path) -> None:
-    rows, found = write_rows(tmp_path / "rows.jsonl"), tmp_path / "smoke.json"
-    done = python(
-        "pytest_mistral_lora.training.smoke", run.output, "--base", run.base_folder, "--rows", rows, "--json", found
-    )
+    rows = write_rows(tmp_path / "rows.jsonl")
+    done = python("pytest_mistral_lora.cli", "smoke", run.output, "--base", run.base_folder, "--rows", rows, "--json")
     assert done.returncode == 0, done.stderr
-    result = json.loads(found.read_text())
+    result = json.loads(done.stdout)
     assert [one["text"] for one in result["completions"]] == [one[-1][1] for one in CONVERSATIONS]
     assert [one["ids"][-1] for one in result["completions"]] == [run.encoder.eos_id] * 5
     assert all(one["equal"] for one in result["completions"])
@@ -77,7 +75,8 @@ def test_same_seed_in_a_fresh_process_writes_the_same_folder(run: RunResult, tmp
     done = python("pytest_mistral_lora.training", tmp_path / "recipe.yaml", PYTHONHASHSEED="12345")
     assert done.returncode == 0, done.stderr
     first, second = (
-        {file.name: file.read_bytes() for file in folder.iterdir()} for folder in (run.output, tmp_path / "out")
+        {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+        for folder in (run.output, tmp_path / "out")
     )
     assert first.keys() == second.keys()
     assert [name for name in first if first[name] != second[name]] == []

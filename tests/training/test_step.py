@@ -271,3 +271,14 @@ def test_the_rows_whose_loss_is_not_finite_are_named(make_recipe: MakeRecipe, ba
     with pytest.raises(NonFiniteError, match="the loss is nan at step 1") as caught:
         trainer.train()
     assert caught.value.rows == (1,)
+
+
+def test_a_step_of_rows_without_a_label_changes_no_weight(make_recipe: MakeRecipe, base: Path, tmp_path: Path) -> None:
+    recipe = make_recipe(training={"steps": 1, "unsupervised": "warn", "dry_run": False})
+    question = '{"role": "user", "content": "Is it?"}, {"role": "assistant", "content": "No.", "weight": 0}'
+    (tmp_path / "rows.jsonl").write_text(f'{{"messages": [{question}]}}\n' * 5)
+    trainer = trainer_of(recipe, base, tmp_path)
+    before = adapter_tensors(trainer.model)
+    trainer.train()
+    assert trainer.state.global_step == 1
+    assert all(torch.equal(before[name], tensor) for name, tensor in adapter_tensors(trainer.model).items())

@@ -68,15 +68,18 @@ def recorded_files() -> list[str]:
         "adapter_config.json",
         "adapter_model.safetensors",
         "chat_template.jinja",
+        "generations.jsonl",
         "rendered_row.json",
         "tokenizer.model.v3",
         "training_log.jsonl",
+        *(f"transcripts/row-000{number}.json" for number in range(1, 6)),
     ]
 
 
 def test_every_file_of_the_folder_is_recorded(run: RunResult) -> None:
     assert sorted(run.manifest["files"]) == recorded_files()
-    assert sorted(file.name for file in run.output.iterdir()) == sorted([*recorded_files(), "manifest.json"])
+    there = [file.relative_to(run.output).as_posix() for file in run.output.rglob("*") if file.is_file()]
+    assert sorted(there) == sorted([*recorded_files(), "manifest.json"])
 
 
 @pytest.mark.parametrize("where", [0.0, 0.5, 1.0])

@@ -20,7 +20,7 @@ LARGEST = 1e3
 """Numbers of an adapter are small: far below 1, and a few at most where the learning rate is high."""
 
 _TRAINED = ("F32", "BF16", "F16", "F64")
-_SIDES = (".lora_A.", ".lora_B.", ".lora_embedding_A", ".lora_embedding_B")
+_TRAINED_PARTS = (".lora_A.", ".lora_B.", ".lora_embedding_A", ".lora_embedding_B", ".lora_magnitude_vector")
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +90,7 @@ def trained_findings(opened: Opened, numbers: Mapping[str, Numbers]) -> Iterator
     same: dict[str, list[str]] = defaultdict(list)
     for name, one in sorted(numbers.items()):
         shape = (opened.tensors or {})[name].shape
-        if 0 in shape or not any(side in name for side in _SIDES):
+        if 0 in shape or not any(side in name for side in _TRAINED_PARTS):
             continue
         if one.largest == 0:
             yield Finding("ML403", f"{name} is zero: this layer learned nothing", opened.place, "a trained layer")

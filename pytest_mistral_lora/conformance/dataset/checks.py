@@ -73,9 +73,10 @@ def dataset_results(
         PinError: As `check_dataset`.
         TokenizerError: As `check_dataset`.
     """
+    from pytest_mistral_lora.chat.chunks import DataFile, is_long
     from pytest_mistral_lora.conformance.dataset.report import report
     from pytest_mistral_lora.conformance.dataset.rows import Plan
-    from pytest_mistral_lora.conformance.dataset.scan import DataFile, is_long, scan
+    from pytest_mistral_lora.conformance.dataset.scan import scan
 
     data = target.recipe.data
     sides = ((data.train, False), (data.eval, True))
@@ -84,7 +85,7 @@ def dataset_results(
     plan = Plan(
         target.tokenizer.path,
         target.recipe.backend,
-        target.recipe.training.max_length,
+        target.recipe.training.policy,
         data.held_out,
         compares=not no_comparison,
         official=not no_comparison and is_long(files) and target.template.source == target.oracle.chat_template(),

@@ -6,9 +6,9 @@ from array import array
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from pytest_mistral_lora.chat.chunks import DataFile
 from pytest_mistral_lora.conformance.dataset.laws import ON_EVERY_ROW
-from pytest_mistral_lora.conformance.dataset.rows import BEYOND, Plan
-from pytest_mistral_lora.conformance.dataset.scan import DataFile
+from pytest_mistral_lora.conformance.dataset.rows import BEYOND, CHANGED, Plan
 from pytest_mistral_lora.conformance.dataset.tally import Findings, Tally, equal_groups, spread
 from pytest_mistral_lora.conformance.findings import Finding, Result
 
@@ -32,7 +32,10 @@ def report(
     found.repeated_prompts()
     of = tally.findings.of
     deviations = {name: count for name, (count, _) in sorted(tally.deviations.items())}
-    cut = {name.replace(" ", "_"): number for (file, name), number in tally.counts.items() if file == BEYOND}
+    cut, changed = (
+        {name.replace(" ", "_"): number for (file, name), number in tally.counts.items() if file == kind}
+        for kind in (BEYOND, CHANGED)
+    )
     return {
         "rows-are-valid": Result(tuple(of("ML601", "ML602"))),
         "split-has-rows": Result(tuple(of("ML615"))),
@@ -41,7 +44,9 @@ def report(
             tuple(of("ML603", "ML604")), not_checked=no_comparison, facts=(("deviations", deviations),)
         ),
         "something-is-supervised": Result(tuple(of("ML605", "ML606"))),
-        "nothing-is-cut": Result(tuple(of("ML607")), facts=(("beyond_max_length", cut),)),
+        "nothing-is-cut": Result(
+            tuple(of("ML607", "ML620")), facts=(("beyond_max_length", cut), ("rows_changed", changed))
+        ),
         "no-duplicates": Result(tuple(of("ML608", "ML609"))),
         "no-leakage": Result(tuple(of("ML610", "ML611"))),
         "no-control-literals": Result(tuple(of("ML612", "ML613"))),
@@ -135,7 +140,8 @@ class _Report:
         names = ("messages", "assistant_turns", "rows_with_system_prompt", "rows_with_tools")
         return {
             "rows": len(tally),
-            "rows_refused": sum(number for (_, name), number in tally.counts.items() if name == "refused"),
+            "rows_refused": sum(tally.counts[file, "refused"] for file in range(len(self._files))),
+            "rows_dropped": sum(tally.counts[file, "dropped"] for file in range(len(self._files))),
             "rows_trained_on": len(tally) - sum(tally.held),
             "rows_held_out": sum(tally.held),
             "tokens": tokens,
@@ -148,7 +154,7 @@ class _Report:
 
     def _per_file(self) -> Iterator[dict[str, Any]]:
         for index, file in enumerate(self._files):
-            names = ("rows", "refused", "tokens", "supervised_tokens")
+            names = ("rows", "refused", "dropped", "tokens", "supervised_tokens")
             figures = {name: self._tally.counts[index, name] for name in names}
             yield {"path": str(file.path), "held_out": file.held, **figures}
 

@@ -5,15 +5,18 @@ from __future__ import annotations
 import hashlib
 import re
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pytest_mistral_lora.chat.encoded import IGNORE_INDEX, EncodedRow
+from pytest_mistral_lora.chat.chunks import Chunk
+from pytest_mistral_lora.chat.encoded import EncodedRow
+from pytest_mistral_lora.chat.policy import Policy
 from pytest_mistral_lora.chat.rows import Row, read_row
-from pytest_mistral_lora.checkpoint.backends import Encoder, faults
+from pytest_mistral_lora.checkpoint.backends import Encoder
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
+from pytest_mistral_lora.conformance.dataset.cuts import beyond, changes, fault_finding
 from pytest_mistral_lora.conformance.dataset.laws import law_findings
 from pytest_mistral_lora.conformance.dataset.tally import DIGEST_BYTES, Tally, packed_place
 from pytest_mistral_lora.conformance.dataset.texts import text_findings
@@ -31,7 +34,8 @@ _ROW_CHARACTERS = 2000
 BEYOND = -1
 """In place of a file's index: the figures of what is beyond `max_length`."""
 
-_FAULTS = {"no-labels": "ML606", "nothing-supervised": "ML605", "too-long": "ML607"}
+CHANGED = -2
+"""In place of a file's index: how many rows the recipe's policies drop, cut, or keep without a label."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +45,7 @@ class Plan:
     Attributes:
         tokenizer: The tokenizer file or checkpoint folder.
         backend: `mistral-common` or `chat-template`.
-        max_length: Tokens of the longest row that is trained on.
+        policy: What the recipe does with a row that cannot be trained on as it is.
         held_out: Fraction of the training rows that is held out.
         compares: Whether there is a chat template to compare mistral-common with.
         official: Whether that template is known to be mistral-common's own, so that it needs no bounds.
@@ -49,27 +53,10 @@ class Plan:
 
     tokenizer: Path
     backend: str
-    max_length: int
+    policy: Policy
     held_out: float
     compares: bool
     official: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Chunk:
-    """Some lines of one file.
-
-    Attributes:
-        path: The file.
-        file: Its index among the files of the recipe.
-        held: Whether all its rows are held out.
-        lines: Line numbers and bytes; None for a line that is too long to read.
-    """
-
-    path: Path
-    file: int
-    held: bool
-    lines: Sequence[tuple[int, bytes | None]]
 
 
 class Judge:
@@ -103,11 +90,14 @@ class Judge:
             try:
                 if isinstance(item, RowError):
                     raise item
-                encoded = self._judge(item, tally)
+                encoded = self.plan.policy.apply(self._judge(item, tally)).encoded
             except RowError as error:
                 tally.counts[chunk.file, "refused"] += 1
                 rule = "ML613" if isinstance(error, _LiteralError) else "ML601"
                 tally.findings.add(Finding(rule, error.found, error.place, error.expected, error.next_step))
+                continue
+            if encoded is None:
+                tally.counts[chunk.file, "dropped"] += 1
                 continue
             held = chunk.held or (self.plan.held_out > 0 and is_held_out(item, self.plan.held_out))
             _add(tally, item, encoded, packed_place(chunk.file, number), held)
@@ -123,16 +113,28 @@ class Judge:
         expected = self._oracle.encode(row) if self._oracle else None
         encoded = self._as_trained(row, expected, tally)
         whose = expected or encoded
-        for fault, error in faults(encoded, row, self.plan.max_length):
-            cut = beyond(row, encoded, whose, self.plan.max_length, self._version) if fault == "too-long" else {}
-            tally.findings.add(_fault(_FAULTS[fault], error, encoded, cut))
-            tally.counts.update({(BEYOND, name): number for name, number in cut.items()})
+        cut = self._beyond(row, encoded, whose, tally)
+        faults = list(self.plan.policy.faults(encoded, row))
+        for fault, error in faults:
+            tally.findings.add(fault_finding(fault, error, encoded, cut))
+        for change, finding in () if faults else changes(row, encoded, self.plan.policy, cut):
+            tally.counts[CHANGED, change] += 1
+            tally.findings.add(finding)
         kept = law_findings(row, expected, self._oracle) if expected and self._oracle else ()
         for finding in (*text_findings(row, whose), *kept):
             tally.findings.add(finding)
         if expected is not None and self.plan.compares and not self._agrees(row, expected, encoded, tally):
             return expected
         return encoded
+
+    def _beyond(self, row: Row, encoded: EncodedRow, layout: EncodedRow, tally: Tally) -> dict[str, int]:
+        """Return what a cut of the row removes, and add it up; nothing where the row is not too long."""
+        length = self.plan.policy.max_length
+        if len(encoded.input_ids) <= length:
+            return {}
+        cut = beyond(row, encoded, layout, length, self._version)
+        tally.counts.update({(BEYOND, name): number for name, number in cut.items()})
+        return cut
 
     @property
     def _version(self) -> str:
@@ -199,45 +201,6 @@ class Judge:
 
 class _LiteralError(RowError):
     """A row whose text the chat template would encode as control tokens."""
-
-
-def _fault(rule: str, error: RowError, encoded: EncodedRow, cut: Mapping[str, int]) -> Finding:
-    detail = error.next_step
-    if cut:
-        detail = "a cut would remove " + ", ".join(f"{number} {name}" for name, number in cut.items() if number)
-        if cut["supervised tokens"] == encoded.supervised_tokens:
-            detail += "; nothing that is trained on would be left"
-    return Finding(rule, error.found, error.place, error.expected, detail)
-
-
-def beyond(row: Row, encoded: EncodedRow, layout: EncodedRow, max_length: int, version: str) -> dict[str, int]:
-    """Return how many of what is beyond `max_length` tokens: what a cut would remove.
-
-    Args:
-        row: The row.
-        encoded: What is trained on.
-        layout: mistral-common's encoding, whose spans say who owns a token; `encoded` where there is none.
-        max_length: Tokens that a cut would leave.
-        version: Tokenizer version.
-    """
-    labels = (encoded.labels or ())[:max_length]
-    closing = [span for span in layout.spans if span.kind == "eos" and span.end > max_length]
-    start = _system_start(row, layout, version)
-    return {
-        "tokens": len(encoded.input_ids) - max_length,
-        "supervised tokens": encoded.supervised_tokens - sum(label != IGNORE_INDEX for label in labels),
-        "closing </s>": len(closing),
-        "system prompt": int(start is not None and start >= max_length),
-    }
-
-
-def _system_start(row: Row, layout: EncodedRow, version: str) -> int | None:
-    """Return where the system prompt begins, if there is one: up to v3 it is in the text of a user's turn."""
-    if all(message["role"] != "system" for message in row.messages):
-        return None
-    role = "user" if version in ("v1", "v2", "v3") else "system"
-    starts = [span.start for span in layout.spans if span.role == role and span.kind == "text"]
-    return starts[0 if version not in ("v2", "v3") else -1] if starts else None
 
 
 def _shown(row: Row) -> str:

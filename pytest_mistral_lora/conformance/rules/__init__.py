@@ -13,12 +13,16 @@ from pytest_mistral_lora.conformance.rules import (
     template,
     tokenizer,
     train,
+    transcript,
 )
 from pytest_mistral_lora.conformance.rules.rule import Rule, Severity
 
 __all__ = ["RULES", "Rule", "Severity"]
 
-_MODULES = (template, mask, tokenizer, train, adapter, dataset, encoded, encoded_ids, encoded_labels, manifest)
+_MODULES = (
+    *(template, mask, tokenizer, train, adapter, dataset),
+    *(encoded, encoded_ids, encoded_labels, manifest, transcript),
+)
 
 RULES = {rule.id: rule for module in _MODULES for rule in module.RULES}
 """Every rule, by id."""

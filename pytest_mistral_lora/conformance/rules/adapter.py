@@ -9,7 +9,7 @@ _KEEP = "tensors = {name: tensor.clone() for name, tensor in tensors.items()}"
 RULES = (
     Rule(
         "ML401",
-        "An adapter holds two tensors for each adapted layer of its base, and nothing else.",
+        "An adapter holds the tensors that its configuration asks for, of each layer, and nothing else.",
         "adapter",
         "PEFT only warns about tensors that are missing or match nothing, and serves the base as it was.",
         "Save the adapter again from the trained model; compare its names with the base's layers.",

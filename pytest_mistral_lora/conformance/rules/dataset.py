@@ -56,7 +56,7 @@ RULES = (
         "dataset",
         "A row without a label adds nothing to the loss; where a batch has no other, the loss is 0 or NaN "
         "(huggingface/trl#6668).",
-        "Give an assistant message weight 1, or take the row out.",
+        "Give an assistant message weight 1, or take the row out; with unsupervised: drop it is dropped and counted.",
         "huggingface/trl#6668",
         bad='rows[0]["messages"][1]["weight"] = 0',
         good='rows[0]["messages"][1]["weight"] = 1',
@@ -74,11 +74,12 @@ RULES = (
     ),
     Rule(
         "ML607",
-        "No row is longer than training.max_length: a row is never cut.",
+        "No row is longer than training.max_length, unless the recipe says what is done with it.",
         "dataset",
         "A cut removes the end of an answer and its </s>, or every supervised token, and the run goes on. Our trainer "
-        "refuses such a row.",
-        "Raise training.max_length, shorten the row, or split it; what a cut would remove is listed.",
+        "refuses such a row by default.",
+        "Raise training.max_length, shorten the row, or split it; what a cut would remove is listed. With truncation: "
+        "drop or right the row is dropped or cut, and counted.",
         "meta-pytorch/torchtune#2792",
         bad='recipe["training"]["max_length"] = 12',
         good='recipe["training"]["max_length"] = 1024',
@@ -218,5 +219,17 @@ RULES = (
         "note",
         bad='rows[4]["messages"][1]["tool_calls"][0]["function"]["arguments"] = "{\'city\': \'Rome\'}"',
         good='rows[4]["messages"][1]["tool_calls"][0]["function"]["arguments"] = \'{"city": "Rome"}\'',
+    ),
+    Rule(
+        "ML620",
+        "The policies of the recipe drop, cut or keep without a label no row.",
+        "dataset",
+        "The recipe asks for it, and the manifest counts it; yet each such row is data that the model is not trained "
+        "on, and an answer that is cut does not teach the model to stop.",
+        "Raise training.max_length, shorten or split the rows, or take them out.",
+        "meta-pytorch/torchtune#2792",
+        "note",
+        bad='recipe["training"] |= {"max_length": 24, "truncation": "right"}',
+        good='recipe["training"] |= {"max_length": 1024, "truncation": "right"}',
     ),
 )

@@ -115,12 +115,13 @@ RULES = (
         "Take labels from the rows, never from ids; keep packed rows apart, or pass the attention mask.",
         "huggingface/transformers#23530",
         bad=(
-            "def collate(rows, own=collate):\n    batch = own(rows)\n"
-            '    return {**batch, "lengths": batch["lengths"].sum()[None], "rows": batch["rows"][:1]}'
+            'together = {"segments": None, "attention_mask": None, "position_ids": None}\n'
+            "def supervised_losses(model, rows, own=supervised_losses, **_):\n"
+            "    return own(lambda **call: model(**{**call, **together}), rows, inner=model)"
         ),
         good=(
-            "def collate(rows, own=collate):\n    batch = own(rows)\n"
-            '    return {**batch, "lengths": batch["lengths"], "rows": batch["rows"]}'
+            "def supervised_losses(model, rows, own=supervised_losses, **_):\n"
+            "    return own(lambda **call: model(**call), rows, inner=model)"
         ),
     ),
     Rule(

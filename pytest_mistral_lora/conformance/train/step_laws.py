@@ -56,35 +56,45 @@ def accumulation(bed: Bed) -> Figures:
 
 
 def neighbours(bed: Bed) -> Figures:
-    """Compare steps whose rows come in the other order, or with padding behind them, with the step as it is."""
+    """Compare a step whose rows have padding behind them with the step as it is, and rows together with each alone."""
     pads = {"padded with EOS": bed.encoder.eos_id, "padded with the last id": bed.encoder.vocab_size - 1}
     steps = {name: _against_whole(bed, bed.step(collated=partial(_padded, pad))) for name, pad in pads.items()}
-    return {**steps, "in the other order": _against_whole(bed, bed.step(collated=_reversed))}
+    return {**steps, "rows beside one another": _beside(bed)}
+
+
+def _beside(bed: Bed) -> dict[str, Any]:
+    import torch
+
+    from pytest_mistral_lora.training import passes
+    from pytest_mistral_lora.training.data import RowDataset
+
+    trainer = bed.trainer(bed.model(), bed.recipe())
+    dataset = RowDataset(bed.encoded[:ROWS])
+    rows = passes.step_rows(passes.collate([dataset[place] for place in range(len(dataset))]))
+    named = {name: one for name, one in trainer.model.named_parameters() if one.requires_grad}
+    layouts: dict[str, list[Any]] = {"together": [rows], "alone": [[row] for row in rows]}
+    found = {}
+    for name, parts in layouts.items():
+        losses = [passes.supervised_losses(trainer.model, part, inner=trainer.model)[0] for part in parts]
+        loss = torch.cat(losses).mean()
+        gradients = dict(zip(named, torch.autograd.grad(loss, list(named.values())), strict=True))
+        found[name] = Step(loss.item(), gradients, (), ())
+    alone = found["alone"]
+    return compared(found["together"], alone.loss, {name: one.double() for name, one in alone.gradients.items()})
 
 
 def _padded(pad: int, batch: dict[str, Any]) -> dict[str, Any]:
     """Put padding behind every row but the longest."""
+    import torch
     from torch.nn.utils.rnn import pad_sequence
 
-    columns = _by_row(batch)
-    ids = pad_sequence(columns["input_ids"], batch_first=True, padding_value=pad)
-    labels = pad_sequence(columns["labels"], batch_first=True, padding_value=IGNORE_INDEX)
+    rows = [torch.split(batch[name], batch["lengths"].tolist()) for name in ("input_ids", "labels")]
+    ids, labels = (
+        pad_sequence(list(one), batch_first=True, padding_value=value)
+        for one, value in zip(rows, (pad, IGNORE_INDEX), strict=True)
+    )
     lengths = batch["lengths"].new_full((len(ids),), ids.shape[1])
     return {**batch, "input_ids": ids.flatten(), "labels": labels.flatten(), "lengths": lengths}
-
-
-def _reversed(batch: dict[str, Any]) -> dict[str, Any]:
-    """Turn the order of the rows round."""
-    import torch
-
-    columns = {name: torch.cat(rows[::-1]) for name, rows in _by_row(batch).items()}
-    return {**columns, "lengths": batch["lengths"].flip(0), "rows": batch["rows"].flip(0)}
-
-
-def _by_row(batch: dict[str, Any]) -> dict[str, Any]:
-    import torch
-
-    return {name: torch.split(batch[name], batch["lengths"].tolist()) for name in ("input_ids", "labels")}
 
 
 def loss(bed: Bed) -> Figures:

@@ -7,6 +7,7 @@ workers of pytest-xdist share one run.
 from __future__ import annotations
 
 import gc
+import json
 import os
 import shutil
 import subprocess
@@ -260,9 +261,8 @@ def in_a_new_process(folder: Path, device: str) -> dict[str, Any]:
     Raises:
         MistralLoraError: If the process fails.
     """
-    out = folder / "smoke.json"
-    command = [sys.executable, "-m", "pytest_mistral_lora.training.smoke", str(folder / "adapter")]
-    command += ["--base", str(folder / "base"), "--rows", str(folder / "rows.jsonl"), "--json", str(out)]
+    command = [sys.executable, "-m", "pytest_mistral_lora.training.smoke_command", str(folder / "adapter")]
+    command += ["--base", str(folder / "base"), "--rows", str(folder / "rows.jsonl"), "--json"]
     command += ["--max-new-tokens", "64", "--device", device]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
@@ -271,7 +271,7 @@ def in_a_new_process(folder: Path, device: str) -> dict[str, Any]:
             f"the saved adapter cannot be used in a new process (exit code {process.returncode}): {process.stderr}",
             place=str(folder / "adapter"),
         )
-    return dict(read_json(out))
+    return dict(json.loads(process.stdout))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
@@ -29,6 +29,10 @@ class Base(Section):
     )
     name: str | None = Field(
         default=None, description="What manifest and adapter call a local base; default: its path here."
+    )
+    quantization: Literal["nf4"] | None = Field(
+        default=None,
+        description="nf4: the linear layers are loaded in 4 bits (QLoRA, double quantisation); needs bitsandbytes.",
     )
 
     @model_validator(mode="before")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import Field, StrictBool, field_validator
+from typing import Self
+
+from pydantic import Field, StrictBool, field_validator, model_validator
 
 from pytest_mistral_lora.training.recipe.fields import Number, Positive, Section
 
@@ -25,10 +27,24 @@ class Lora(Section):
         min_length=1,
     )
     rslora: StrictBool = Field(default=False, description="Whether to scale by 1 / sqrt(r) (rank-stabilised LoRA).")
+    dora: StrictBool = Field(
+        default=False, description="Whether to train a magnitude for each output of a layer as well (DoRA)."
+    )
+    modules_to_save: tuple[str, ...] = Field(
+        default=(),
+        description="Modules to train and save in full, such as lm_head, by last name; a large adapter.",
+    )
 
-    @field_validator("target_modules")
+    @field_validator("target_modules", "modules_to_save")
     @classmethod
     def _each_once(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if len(set(value)) < len(value):
             raise ValueError("a name appears twice")
         return value
+
+    @model_validator(mode="after")
+    def _one_way_to_train_a_module(self) -> Self:
+        both = sorted(set(self.target_modules) & set(self.modules_to_save))
+        if both:
+            raise ValueError(f"{both[0]} is in target_modules and in modules_to_save; expected one of them")
+        return self

@@ -9,7 +9,7 @@ from pydantic import Field, PrivateAttr, ValidationInfo, field_validator, model_
 
 from pytest_mistral_lora.training.recipe.base import Base
 from pytest_mistral_lora.training.recipe.data import Data
-from pytest_mistral_lora.training.recipe.evaluation import Evaluation
+from pytest_mistral_lora.training.recipe.evaluation import Evaluation, JsonSchemaCheck
 from pytest_mistral_lora.training.recipe.fields import Section, from_recipe
 from pytest_mistral_lora.training.recipe.lora import Lora
 from pytest_mistral_lora.training.recipe.training import Training
@@ -57,6 +57,9 @@ class Recipe(Section):
         data["output"] = self.path_as_written(self.output)
         for name in ("train", "eval"):
             data["data"][name] = [self.path_as_written(path) for path in getattr(self.data, name)]
+        for written, check in zip(data["evaluation"]["checks"], self.evaluation.checks, strict=True):
+            if isinstance(check, JsonSchemaCheck):
+                written["json_schema"] = self.path_as_written(check.json_schema)
         if self.base.path:
             data["base"]["path"] = self.path_as_written(self.base.path)
         return data

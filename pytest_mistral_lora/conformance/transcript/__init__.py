@@ -1,0 +1,1 @@
+"""Subject `transcript`: does an adapter answer as its golden transcripts say?"""

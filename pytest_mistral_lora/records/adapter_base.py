@@ -1,0 +1,69 @@
+"""The base that an adapter's folder names: what it is called, and where it is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from pytest_mistral_lora.checkpoint.pins import resolve
+from pytest_mistral_lora.errors import InputError
+from pytest_mistral_lora.records.files import read_json
+from pytest_mistral_lora.records.identity import base_weights_sha256
+from pytest_mistral_lora.records.manifest import MANIFEST, load
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedBase:
+    """What an adapter's folder says of its base.
+
+    Attributes:
+        name: Hub repository, or a local base's name.
+        revision: Its commit; None for a local base.
+        weights_sha256: Hash of its weights, where one is recorded.
+    """
+
+    name: str
+    revision: str | None
+    weights_sha256: str | None
+
+    @classmethod
+    def of(cls, adapter: Path) -> RecordedBase:
+        """Read it from the folder's manifest, or else from `adapter_config.json`.
+
+        Raises:
+            InputError: If neither can be read, or none names a base.
+        """
+        if (adapter / MANIFEST).is_file():
+            data = load(adapter).data
+            return cls(data["base"], data["revision"], data.get("base_weights_sha256"))
+        file = adapter / "adapter_config.json"
+        config = read_json(file)
+        name = config.get("base_model_name_or_path") if isinstance(config, dict) else None
+        if not isinstance(name, str) or not name:
+            raise InputError("names no base", place=str(file), next_step="Give the base with --base.")
+        return cls(name, config.get("revision"), None)
+
+    def find(self, adapter: Path) -> Path:
+        """Return the base's folder: the pinned Hub commit, or a local base where its recipe would have it.
+
+        Raises:
+            InputError: If it is not at hand.
+        """
+        if self.revision is not None:
+            return resolve(self.name, self.revision, weights=True)
+        for folder in self._places(adapter.resolve()):
+            if (folder / "config.json").is_file() and self._has_its_weights(folder):
+                return folder
+        raise InputError(
+            f"the base {self.name!r} is not at hand", place=str(adapter), next_step="Give its folder with --base."
+        )
+
+    def _places(self, adapter: Path) -> Iterator[Path]:
+        """Yield where a local base may be: its name is its path beside the recipe, and the output often is there."""
+        yield from (adapter.parent / self.name, adapter.parent / Path(self.name).name, Path(self.name))
+        if adapter.parent.name == Path(self.name).parent.name:
+            yield adapter.parent.parent / self.name
+
+    def _has_its_weights(self, folder: Path) -> bool:
+        return self.weights_sha256 is None or base_weights_sha256(folder) == self.weights_sha256

@@ -1,0 +1,194 @@
+"""Golden transcripts: a prompt and what a model answered to it greedily, token by token, one case a file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal
+
+from pytest_mistral_lora.chat.format_checks import FormatCheck, schema_violation
+from pytest_mistral_lora.chat.rows import Row, parse_row
+from pytest_mistral_lora.errors import InputError, RowError
+from pytest_mistral_lora.records.files import read_json, write_text
+from pytest_mistral_lora.records.hashing import canonical_json
+
+TRANSCRIPTS = "transcripts"
+"""Folder of a finished run that holds its transcripts."""
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Transcript:
+    """One prompt with its greedy completion.
+
+    Attributes:
+        case: Name of the case, and of its file.
+        row: The conversation, with the answer that the row itself has.
+        prompt_ids: Ids that the answer follows, as training would encode them.
+        completion_ids: Generated ids, a closing EOS included.
+        text: The same as text, without control tokens.
+        stop: `eos`, or `length` where `max_new_tokens` ended it.
+        max_new_tokens: Longest completion, in tokens.
+        logprobs: Log-probability of each completion token given all before it, in nats, from one forward pass.
+        margins: By how many nats each is above the best other token; negative where generation, which adds up in
+            another order, chose a token that the forward pass finds second.
+        runner_up_ids: The best other token at each place.
+        checks: Format checks as plain data, each with `passed` and `reason`.
+        model: Identity of what answered: `kind`, `tensors_sha256`, `base`, `revision`, `base_weights_sha256`.
+        tokenizer: `backend`, `version`, `file` and `sha256`.
+        recorded_with: Versions of the libraries that decide ids and logits.
+        device: `cpu` or `cuda`.
+        precision: dtype of the base's weights, `fp32` or `bf16`.
+    """
+
+    case: str
+    row: Row
+    prompt_ids: tuple[int, ...]
+    completion_ids: tuple[int, ...]
+    text: str
+    stop: Literal["eos", "length"]
+    max_new_tokens: int
+    logprobs: tuple[float, ...]
+    margins: tuple[float, ...]
+    runner_up_ids: tuple[int, ...]
+    checks: tuple[Mapping[str, Any], ...]
+    model: Mapping[str, Any]
+    tokenizer: Mapping[str, Any]
+    recorded_with: Mapping[str, str]
+    device: Literal["cpu", "cuda"]
+    precision: Literal["fp32", "bf16"]
+
+    @property
+    def format_checks(self) -> tuple[FormatCheck, ...]:
+        """The checks that the completion was held to."""
+        return tuple(FormatCheck.from_json(check) for check in self.checks)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the transcript as plain JSON data, in the order of its file."""
+        start = self.row.assistant_groups()[-1][0]
+        asked = replace(self.row, messages=self.row.messages[:start])
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "case": self.case,
+            "row": asked.to_json(),
+            "answer": [dict(message) for message in self.row.messages[start:]],
+            "prompt_ids": list(self.prompt_ids),
+            "completion_ids": list(self.completion_ids),
+            "text": self.text,
+            "stop": self.stop,
+            "max_new_tokens": self.max_new_tokens,
+            "logprobs": list(self.logprobs),
+            "margins": list(self.margins),
+            "runner_up_ids": list(self.runner_up_ids),
+            "checks": [dict(check) for check in self.checks],
+            "model": dict(self.model),
+            "tokenizer": dict(self.tokenizer),
+            "recorded_with": dict(self.recorded_with),
+            "device": self.device,
+            "precision": self.precision,
+        }
+
+    def to_text(self) -> str:
+        """Return the file's text: canonical JSON, but for a line for each field, so that a diff shows what moved."""
+        lines = (f"{json.dumps(key)}: {canonical_json(value).decode()}" for key, value in self.to_json().items())
+        return "{\n  " + ",\n  ".join(lines) + "\n}\n"
+
+    def write(self, folder: Path) -> Path:
+        """Write the transcript into a folder, atomically, and return its file."""
+        file = folder / f"{self.case}.json"
+        write_text(file, self.to_text())
+        return file
+
+
+@cache
+def schema() -> dict[str, Any]:
+    """Return the JSON Schema (2020-12) of a transcript."""
+    text = (files(__package__) / "transcript.schema.json").read_text(encoding="utf-8")
+    data: dict[str, Any] = json.loads(text)
+    return data
+
+
+def load(file: Path) -> Transcript:
+    """Read a transcript.
+
+    Raises:
+        InputError: If it cannot be read, or is not a transcript; every violation is named with its JSON path.
+    """
+    data = read_json(file)
+    wrong = violations(data, file.stem)
+    if wrong:
+        lines = "\n".join(f"  {one}" for one in wrong)
+        raise InputError(f"not a golden transcript:\n{lines}", place=str(file))
+    values = {name: data[name] for name in Transcript.__slots__ if name not in ("row", "checks")}
+    sequences = ("prompt_ids", "completion_ids", "logprobs", "margins", "runner_up_ids")
+    values |= {name: tuple(data[name]) for name in sequences}
+    return Transcript(row=_row(data), checks=tuple(data["checks"]), **values)
+
+
+def load_folder(folder: Path) -> list[Transcript]:
+    """Read every transcript of a folder, by name; or the one that a file is.
+
+    Raises:
+        InputError: If there is none, or one is not a transcript.
+    """
+    found = [folder] if folder.is_file() else transcript_files(folder)
+    if not found:
+        missing = "no transcripts" if folder.is_dir() else "no such folder"
+        raise InputError(
+            missing,
+            place=str(folder),
+            next_step="Record some: mistral-lora smoke DIR --record FOLDER --rows ROWS.jsonl, or train with "
+            "evaluation.generations.",
+        )
+    return [load(file) for file in found]
+
+
+def transcript_files(folder: Path) -> list[Path]:
+    """Return the transcript files of a folder, by name."""
+    return sorted(folder.glob("*.json"))
+
+
+def violations(data: Any, case: str) -> list[str]:
+    """Return where `data` is not the transcript of a case, each with its JSON path; empty where it is."""
+    wrong = sorted(f"{error.json_path}: {error.message}" for error in _validator().iter_errors(data))
+    return wrong or list(_contradictions(data, case))
+
+
+def _contradictions(data: Mapping[str, Any], case: str) -> Iterator[str]:
+    if data["case"] != case:
+        yield f"$.case: {data['case']!r}, but the file is {case}.json"
+    tokens = len(data["completion_ids"])
+    for name in ("logprobs", "margins", "runner_up_ids"):
+        if len(data[name]) != tokens:
+            yield f"$.{name}: {len(data[name])} values for {tokens} tokens"
+    if tokens > data["max_new_tokens"] or (data["stop"] == "length" and tokens < data["max_new_tokens"]):
+        yield f"$.completion_ids: {tokens} tokens, stopped by {data['stop']}, of at most {data['max_new_tokens']}"
+    for index, check in enumerate(data["checks"]):
+        if check["passed"] == bool(check["reason"]):
+            yield f"$.checks[{index}]: passed is {check['passed']}, and the reason {check['reason']!r}"
+        wrong = schema_violation(check["value"]) if check["kind"] == "json_schema" else ""
+        if wrong:
+            yield f"$.checks[{index}].value: not a JSON Schema: {wrong}"
+    try:
+        row = _row(data)
+    except RowError as error:
+        yield f"$.row: {error}"
+        return
+    if row.assistant_groups()[-1][0] != len(data["row"]["messages"]):
+        yield "$.answer: it is not the last assistant turn of the conversation"
+
+
+def _row(data: Mapping[str, Any]) -> Row:
+    return parse_row({**data["row"], "messages": [*data["row"]["messages"], *data["answer"]]})
+
+
+@cache
+def _validator() -> Any:
+    from jsonschema import Draft202012Validator
+
+    return Draft202012Validator(schema())

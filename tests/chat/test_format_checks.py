@@ -1,0 +1,84 @@
+"""Each check of a completion's form passes what is of that form, and says why something else is not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from pytest_mistral_lora.chat.format_checks import (
+    KINDS,
+    Answer,
+    FormatCheck,
+    Kind,
+    Verdict,
+    rates,
+    schema_violation,
+    verdicts,
+)
+from pytest_mistral_lora.chat.oracle import Oracle
+from pytest_mistral_lora.errors import InputError
+
+SCHEMA = {"type": "object", "required": ["city"], "properties": {"city": {"type": "string"}}}
+WEATHER = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
+CALL = '[{"name": "weather", "arguments": {}, "id": "abcdefghi"}]'
+
+
+def said(text: str, *, stop: str = "eos", tokens: int = 3) -> Answer:
+    return Answer(range(tokens), text, stop, (), None)
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "good", "bad", "reason"),
+    [
+        ("json", None, said('{"a": 1}'), said('{"a": 1'), "not valid JSON"),
+        ("json", None, said(" [1] "), said("[NaN]"), "NaN is no JSON"),
+        ("json", None, said("null"), said(""), "not valid JSON"),
+        ("json", None, said("1"), said("[" * 100_000), "not valid JSON"),
+        ("json_schema", SCHEMA, said('{"city": "Rome"}'), said('{"city": 1}'), "$.city: 1 is not of type 'string'"),
+        ("json_schema", SCHEMA, said('{"city": ""}'), said("{}"), "'city' is a required property"),
+        ("json_schema", SCHEMA, said('{"city": ""}'), said("Rome"), "not valid JSON"),
+        ("regex", r"\d+", said("12"), said("12 "), "does not match"),
+        ("regex", "a.*b", said("a\nb"), said("xab"), "does not match"),
+        ("eos", None, said("a"), said("a", stop="length"), "stopped by length after 3 tokens"),
+        ("max_tokens", 3, said("a"), said("a", tokens=4), "4 tokens, more than 3"),
+    ],
+)
+def test_a_check_passes_its_form_and_no_other(kind: Kind, value: Any, good: Answer, bad: Answer, reason: str) -> None:
+    check = FormatCheck(kind, value)
+    assert check.verdict(good) == Verdict(check.name, "")
+    assert reason in check.verdict(bad).reason
+    assert not check.verdict(bad).passed
+    assert FormatCheck.from_json(check.to_json()) == check
+
+
+def test_a_tool_call_is_read_from_ids(oracle_of: Callable[[str], Oracle]) -> None:
+    oracle, check = oracle_of("spm-v3"), FormatCheck("tool_call")
+
+    def judged(*ids: int, tools: tuple[Any, ...] = (WEATHER,)) -> str:
+        return check.verdict(Answer(ids, oracle.decode(ids), "eos", tools, oracle)).reason
+
+    spelled = oracle.encode_text(CALL)
+    assert judged(oracle.tool_calls_id or 0, *spelled, oracle.eos_id) == ""
+    assert judged(*spelled, oracle.eos_id) == "no [TOOL_CALLS]"
+    assert "no tool is named 'weather'" in judged(oracle.tool_calls_id or 0, *spelled, tools=())
+    with pytest.raises(InputError, match="no Mistral tokenizer"):
+        check.verdict(said("x"))
+
+
+def test_names_and_rates() -> None:
+    checks = [FormatCheck("eos"), FormatCheck("max_tokens", 4), FormatCheck("regex", "x" * 60)]
+    assert [check.name for check in checks] == ["eos", "max_tokens:4", f"regex:{'x' * 39}…"]
+    judged = [verdicts(one, checks[:2]) for one in (said("a"), said("b", stop="length", tokens=9), said("c", tokens=5))]
+    assert rates(judged) == {"eos": pytest.approx(2 / 3), "max_tokens:4": pytest.approx(1 / 3)}
+    assert rates([]) == {}
+
+
+@pytest.mark.parametrize(("schema", "wrong"), [(SCHEMA, False), (True, False), ([], True), ({"type": "objekt"}, True)])
+def test_schemas_are_checked(schema: Any, wrong: bool) -> None:
+    assert bool(schema_violation(schema)) is wrong
+
+
+def test_every_kind_has_a_test() -> None:
+    assert set(KINDS) == {"json", "json_schema", "tool_call", "regex", "eos", "max_tokens"}

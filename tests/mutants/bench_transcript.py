@@ -1,0 +1,153 @@
+"""Adapters and golden transcripts that do not belong together, broken on purpose."""
+
+from __future__ import annotations
+
+import atexit
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from bench_adapter import TENSORS, settings
+from gallery import Artifact, mutant
+from safetensors.torch import load_file, save_file
+from trained import WEIGHTS, copied, replace_weights, trained
+
+from pytest_mistral_lora.chat.format_checks import FormatCheck
+from pytest_mistral_lora.chat.rows import read_rows
+from pytest_mistral_lora.conformance.collection import collect
+from pytest_mistral_lora.conformance.findings import Finding
+from pytest_mistral_lora.conformance.targets import AdapterTarget
+from pytest_mistral_lora.training.golden import record_rows
+
+GOLDEN = "transcripts"
+Data = dict[str, Any]
+
+
+@cache
+def recorded() -> dict[str, str]:
+    """Record two answers of the gallery's adapter, and return the text of each transcript by case."""
+    source, folder = trained(), Path(tempfile.mkdtemp(prefix="transcripts-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    rows, checks = list(read_rows(source.rows))[:2], (FormatCheck("max_tokens", 8),)
+    files = record_rows(source.adapter, rows, folder, source.base, max_new_tokens=8, checks=checks, device="cpu")
+    return {file.stem: file.read_text(encoding="utf-8") for file in files}
+
+
+class TranscriptBench:
+    """Makes a trained adapter with its base and two transcripts, and judges it by them."""
+
+    subject = "transcript"
+    names: Mapping[str, str] = {
+        "folder": "the adapter's folder",
+        "transcripts": "the content of the transcripts in it, by case",
+        "base": "the base checkpoint's folder",
+    }
+
+    def make(self, folder: Path) -> Artifact:
+        """Make a trained adapter with transcripts and its base below a folder."""
+        source = trained()
+        adapter, base = copied(source.adapter, folder / "lora"), copied(source.base, folder / "base")
+        (adapter / GOLDEN).mkdir()
+        for case, text in recorded().items():
+            (adapter / GOLDEN / f"{case}.json").write_text(text, encoding="utf-8")
+        transcripts = {case: json.loads(text) for case, text in recorded().items()}
+        return {"folder": adapter, "transcripts": transcripts, "base": base}
+
+    def judge(self, artifact: Artifact) -> list[Finding]:
+        """Run every check of the subject."""
+        torch.set_num_threads(1)
+        folder = artifact["folder"]
+        for case, data in artifact["transcripts"].items():
+            if data != json.loads(recorded()[case]):
+                (folder / GOLDEN / f"{case}.json").write_text(json.dumps(data), encoding="utf-8")
+        target = AdapterTarget("lora", folder, base=artifact["base"])
+        checks = [check for check in collect([target], settings(folder)) if check.subject == self.subject]
+        return [finding for check in checks for finding in check.run().findings]
+
+
+BENCH = TranscriptBench()
+
+
+@mutant("ML801", says="not valid JSON")
+def transcript_cut_off(artifact: Artifact) -> None:
+    """A transcript ends early."""
+    file = artifact["folder"] / GOLDEN / "row-0001.json"
+    file.write_bytes(file.read_bytes()[:300])
+
+
+@mutant("ML801", says="$.margins: 9 values for 8 tokens")
+def margins_of_another_answer(artifact: Artifact) -> None:
+    """A transcript has a margin too many."""
+    artifact["transcripts"]["row-0001"]["margins"].append(1.0)
+
+
+@mutant("ML801", says="but the file is row-0002.json")
+def transcript_under_another_name(artifact: Artifact) -> None:
+    """A transcript was copied over another."""
+    golden = artifact["folder"] / GOLDEN
+    shutil.copy(golden / "row-0001.json", golden / "row-0002.json")
+
+
+@mutant("ML802", says="prompt token 1 is")
+def prompt_without_its_opening(artifact: Artifact) -> None:
+    """The prompt was recorded without [INST]."""
+    artifact["transcripts"]["row-0001"]["prompt_ids"].pop(1)
+
+
+@mutant("ML802", says="the end")
+def prompt_with_a_space_more(artifact: Artifact) -> None:
+    """The prompt was recorded with one more token at its end, the space before an answer."""
+    artifact["transcripts"]["row-0002"]["prompt_ids"].append(29473)
+
+
+@mutant("ML803")
+def base_of_other_weights(artifact: Artifact) -> None:
+    """The base is not the one that was trained on."""
+    file = artifact["base"] / WEIGHTS
+    name, tensor = next(iter(load_file(file).items()))
+    replace_weights(file, **{name: tensor + 1.0})
+
+
+@mutant("ML803", says="as recorded")
+def recorded_on_another_base(artifact: Artifact) -> None:
+    """A transcript was recorded on another base."""
+    artifact["transcripts"]["row-0002"]["model"]["base_weights_sha256"] = "1" * 64
+
+
+@mutant("ML803", says="the adapter's tensors")
+def recorded_with_an_earlier_adapter(artifact: Artifact) -> None:
+    """A transcript was recorded with an earlier adapter, which answers alike."""
+    artifact["transcripts"]["row-0001"]["model"]["tensors_sha256"] = "1" * 64
+
+
+@mutant("ML803 ML804", says="margin when recorded")
+def adapter_scaled(artifact: Artifact) -> None:
+    """The adapter's weights were changed after the transcripts were recorded."""
+    file = artifact["folder"] / TENSORS
+    tensors = {name: tensor.clone() * (-4.0 if ".lora_B." in name else 1.0) for name, tensor in load_file(file).items()}
+    save_file(tensors, file)
+
+
+@mutant("ML804", says="token 2")
+def another_answer(artifact: Artifact) -> None:
+    """A transcript has another token where the choice was clear."""
+    data: Data = artifact["transcripts"]["row-0001"]
+    data["completion_ids"][2], data["margins"][2] = data["runner_up_ids"][2], 2.0
+
+
+@mutant("ML804", says="log-probability moved by")
+def a_near_tie_in_an_answer_that_is_no_longer_likely(artifact: Artifact) -> None:
+    """A transcript has another token at a near tie, but its log-probabilities are not those of this model."""
+    data: Data = artifact["transcripts"]["row-0002"]
+    data["completion_ids"][2], data["margins"][2] = data["runner_up_ids"][2], 0.0001
+
+
+@mutant("ML805", says="more than 4")
+def answer_too_long(artifact: Artifact) -> None:
+    """An answer is longer than the transcript allows."""
+    artifact["transcripts"]["row-0001"]["checks"][0] |= {"name": "max_tokens:4", "value": 4}

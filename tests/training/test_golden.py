@@ -1,0 +1,318 @@
+"""A saved adapter answers as its transcripts say; where it does not, the tier and the first other token are said."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny_runs import CONVERSATIONS, recipe_data, write_rows
+
+from pytest_mistral_lora.assertions import assert_transcript_matches
+from pytest_mistral_lora.chat.oracle import shipped_tokenizer
+from pytest_mistral_lora.checkpoint.tiny import write_tiny_base
+from pytest_mistral_lora.conformance.run import check
+from pytest_mistral_lora.errors import InputError
+from pytest_mistral_lora.records.transcripts import TRANSCRIPTS, Transcript, load, load_folder
+from pytest_mistral_lora.training.golden import compare
+from pytest_mistral_lora.training.judging import TOLERANCES, judge
+from pytest_mistral_lora.training.recipe import parse_recipe
+from pytest_mistral_lora.training.run import RunResult, train
+from pytest_mistral_lora.training.smoke_command import main
+from pytest_mistral_lora.training.transcripts import next_token_logprobs
+
+ADAPTER = "adapter_model.safetensors"
+
+
+@pytest.fixture
+def adapter(run: RunResult, tmp_path: Path) -> Path:
+    """A copy of the trained folder to break."""
+    return Path(shutil.copytree(run.output, tmp_path / "out"))
+
+
+def zero_a_layer(adapter: Path) -> None:
+    tensors = load_file(adapter / ADAPTER)
+    for name in tensors:
+        if ".layers.1." in name and ".lora_B." in name:
+            tensors[name].zero_()
+    save_file(tensors, adapter / ADAPTER)
+
+
+def smoke(*arguments: str | Path) -> int:
+    return main([str(one) for one in arguments])
+
+
+def test_a_new_process_answers_as_the_run_did(run: RunResult) -> None:
+    command = [sys.executable, "-m", "pytest_mistral_lora.cli", "smoke", str(run.output), "--base"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [*command, str(run.base_folder)], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "5 exact, 0 equivalent, 0 different; fp32 on cpu"
+
+
+def test_a_run_leaves_a_transcript_of_each_generation(run: RunResult) -> None:
+    transcripts = load_folder(run.output / TRANSCRIPTS)
+    assert [one.text for one in transcripts] == [one[-1][1] for one in CONVERSATIONS]
+    for transcript, completion in zip(transcripts, run.completions, strict=True):
+        assert transcript.completion_ids == completion.ids
+        assert transcript.prompt_ids == run.encoder.prompt(transcript.row)
+        assert transcript.model["tensors_sha256"] == run.manifest["lora"]["tensors_sha256"]
+        assert transcript.model["base_weights_sha256"] == run.manifest["base_weights_sha256"]
+        assert f"{TRANSCRIPTS}/{transcript.case}.json" in run.manifest["files"]
+        assert all(margin > 1 for margin in transcript.margins)
+        assert not set(zip(transcript.completion_ids, transcript.runner_up_ids, strict=True)) & {
+            (n, n) for n in range(9)
+        }
+
+
+def test_log_probabilities_are_those_of_the_model(run: RunResult) -> None:
+    transcript = load_folder(run.output / TRANSCRIPTS)[2]
+    ids = torch.tensor([[*transcript.prompt_ids, *transcript.completion_ids]])
+    with torch.inference_mode():
+        logits = run.model(input_ids=ids, use_cache=False).logits[0, len(transcript.prompt_ids) - 1 : -1].double()
+    own = logits.log_softmax(-1)
+    best = own.topk(2, dim=-1)
+    expected = best.values[:, 0].tolist(), (best.values[:, 0] - best.values[:, 1]).tolist(), best.indices[:, 1].tolist()
+    assert transcript.logprobs == pytest.approx(expected[0], abs=2e-5)
+    assert transcript.margins == pytest.approx(expected[1], abs=2e-5)
+    assert list(transcript.runner_up_ids) == expected[2]
+
+
+def test_a_broken_adapter_is_different(adapter: Path, base: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    zero_a_layer(adapter)
+    assert smoke(adapter, "--base", base) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "different   row-0001"
+    assert lines[1].startswith("  token 0: recorded 6233 '▁Paris' (probability 0.")
+    assert lines[3] == "  recorded: 'Paris is the capital of France.'"
+    assert lines[-1] == "The transcripts were recorded with another adapter."
+    assert smoke(adapter, "--base", base, "--json") == 1
+    data = json.loads(capsys.readouterr().out)
+    assert (data["passed"], data["recorded_adapter"], data["tiers"]["different"]) == (False, False, 5)
+    assert data["transcripts"][0]["difference"]["golden"]["piece"] == "▁Paris"
+
+
+def with_another_choice(run: RunResult, *, margin: float, moved: float = 0.0) -> Transcript:
+    """A transcript as other hardware would have recorded it: at token 2, it chose the runner-up."""
+    sound = load_folder(run.output / TRANSCRIPTS)[0]
+    ids = list(sound.completion_ids)
+    ids[2] = sound.runner_up_ids[2]
+    logprobs = next_token_logprobs(run.model, sound.prompt_ids, ids).gather(1, torch.tensor(ids)[:, None])
+    margins = (*sound.margins[:2], margin, *sound.margins[3:])
+    values = tuple(value - moved for value in logprobs.squeeze(1).tolist())
+    return replace(sound, completion_ids=tuple(ids), margins=margins, logprobs=values)
+
+
+@pytest.mark.parametrize(
+    ("margin", "moved", "tier"),
+    [
+        (TOLERANCES["fp32"].margin / 2, 0.0, "equivalent"),
+        (-0.001, 0.0, "equivalent"),
+        (TOLERANCES["fp32"].margin * 2, 0.0, "different"),
+        (TOLERANCES["fp32"].margin / 2, TOLERANCES["fp32"].logprob * 2, "different"),
+    ],
+)
+def test_another_token_is_equivalent_only_at_a_near_tie(run: RunResult, margin: float, moved: float, tier: str) -> None:
+    judgement = judge(run.model, run.encoder, with_another_choice(run, margin=margin, moved=moved), precision="fp32")
+    assert judgement.tier == tier
+    assert judgement.passed is (tier == "equivalent")
+    assert judgement.difference is not None
+    assert judgement.difference.token == 2
+    assert judgement.difference.found.id == load_folder(run.output / TRANSCRIPTS)[0].completion_ids[2]
+    assert judgement.difference.found.probability > 0.9 > judgement.difference.golden.probability
+    assert judgement.logprob_difference == pytest.approx(moved, abs=1e-4)
+
+
+def test_where_precisions_differ_the_wider_tolerance_counts(run: RunResult) -> None:
+    golden = with_another_choice(run, margin=TOLERANCES["fp32"].margin * 2)
+    assert judge(run.model, run.encoder, golden, precision="bf16").tier == "equivalent"
+    recorded = replace(golden, precision="bf16")
+    assert judge(run.model, run.encoder, recorded, precision="fp32").tier == "equivalent"
+
+
+def test_a_prompt_that_is_encoded_otherwise_is_an_error_of_its_own(
+    adapter: Path, base: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = adapter / TRANSCRIPTS / "row-0002.json"
+    transcript = load(file)
+    ids = list(transcript.prompt_ids)
+    for changed, place, said in [
+        ([*ids[:2], 1027, *ids[3:]], "prompt token 2 is", "expected 1027 '▁▁'"),
+        (ids[:-1], f"prompt token {len(ids) - 1} is 4 '[/INST]'", "expected the end"),
+        ([*ids, 5], f"prompt token {len(ids)} is the end", "expected 5 "),
+    ]:
+        replace(transcript, prompt_ids=tuple(changed)).write(file.parent)
+        assert smoke(adapter, "--base", base) == 2
+        error = capsys.readouterr().err
+        assert f"error: transcript row-0002: the prompt is encoded into other ids: {place}" in error
+        assert said in error
+        assert "as recorded with mistral-common" in error
+
+
+def test_another_base_is_refused(adapter: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = write_tiny_base(tmp_path / "other", shipped_tokenizer("spm-v3"), seed=1)
+    assert smoke(adapter, "--base", other) == 2
+    assert "which the adapter was trained on. Give that base with --base." in capsys.readouterr().err
+    golden = adapter / TRANSCRIPTS
+    golden.rename(tmp_path / "golden")
+    (adapter / "manifest.json").unlink()
+    assert smoke(adapter, "--base", other, "--golden", tmp_path / "golden") == 2
+    assert "on which row-0001 was recorded" in capsys.readouterr().err
+
+
+def test_a_base_is_found_where_its_recipe_has_it(
+    adapter: Path, base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert smoke(adapter) == 2
+    assert "the base 'tiny' is not at hand. Give its folder with --base." in capsys.readouterr().err
+    write_tiny_base(tmp_path / "tiny", shipped_tokenizer("spm-v3"), seed=1)
+    assert smoke(adapter) == 2  # a folder of that name with other weights is not the base
+    monkeypatch.chdir(base.parent)
+    assert smoke(adapter) == 0
+    monkeypatch.chdir(tmp_path)
+    shutil.rmtree(tmp_path / "tiny")
+    shutil.copytree(base, tmp_path / "tiny")
+    assert compare(adapter).base.samefile(tmp_path / "tiny")
+
+
+def test_no_transcripts_is_an_error_that_says_what_to_do(
+    adapter: Path, base: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.rmtree(adapter / TRANSCRIPTS)
+    assert smoke(adapter, "--base", base) == 2
+    assert "no such folder. Record some: mistral-lora smoke DIR --record FOLDER" in capsys.readouterr().err
+
+
+def test_what_is_recorded_is_what_is_compared(
+    adapter: Path, base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows, golden = write_rows(tmp_path / "ask.jsonl", CONVERSATIONS[:2]), tmp_path / "golden"
+    (tmp_path / "answer.json").write_text('{"type": "string"}')
+    ask = (adapter, "--base", base, "--rows", rows, "--record", golden)
+    checks = ("--check", "eos", "--check", f"json_schema={tmp_path / 'answer.json'}", "--check", "max_tokens=40")
+    assert smoke(*ask, *checks, "--max-new-tokens", "20") == 0
+    assert [line.rpartition("/")[2] for line in capsys.readouterr().out.splitlines()] == [
+        "row-0001.json",
+        "row-0002.json",
+    ]
+    found = load_folder(golden)
+    assert [(one["name"], one["passed"]) for one in found[0].checks] == [
+        ("eos", True),
+        ("json_schema:answer.json", False),
+        ("max_tokens:40", True),
+    ]
+    assert found[0].max_new_tokens == 20
+    assert smoke(adapter, "--base", base, "--golden", golden) == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith("2 exact")
+    assert smoke(adapter, "--base", base, "--golden", golden / "row-0002.json") == 0
+    assert smoke(*ask) == 2
+    assert "has transcripts already" in capsys.readouterr().err
+    assert smoke(*ask, "--check", "jsno") == 2
+    assert "expected json, tool_call, eos" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [(["--record", "x"], "--record needs --rows"), (["--golden", "x", "--rows", "y"], "brings its own rows")],
+)
+def test_options_that_do_not_go_together(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["out", *words])
+    assert said in capsys.readouterr().err
+
+
+def test_a_format_that_falls_apart_fails_whatever_the_tier(adapter: Path, base: Path) -> None:
+    file = adapter / TRANSCRIPTS / "row-0001.json"
+    check = {"name": "regex:x", "kind": "regex", "value": "x", "passed": True, "reason": ""}
+    replace(load(file), checks=(check,)).write(file.parent)
+    comparison = compare(adapter, base=base)
+    assert comparison.tiers["exact"] == 5
+    assert [one.name for one in comparison.judgements[0].broken_checks] == ["regex:x"]
+    assert not comparison.passed
+
+
+@pytest.mark.parametrize("settings", [{"training": {"precision": "bf16"}}, {"backend": "chat-template"}])
+def test_each_precision_and_backend_is_exact_in_the_same_environment(
+    base: Path, tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    write_rows(tmp_path / "rows.jsonl")
+    training = {"steps": 3, **settings.get("training", {})}
+    data = recipe_data(base, training=training, evaluation={"generations": 2, "max_new_tokens": 6})
+    result = train(parse_recipe({**data, **{k: v for k, v in settings.items() if k == "backend"}}, folder=tmp_path))
+    comparison = compare(result.output, base=base)
+    assert comparison.tiers == {"exact": 2, "equivalent": 0, "different": 0}
+    assert comparison.recorded_adapter
+    assert max(one.logprob_difference for one in comparison.judgements) < 1e-5
+
+
+def test_another_trainers_adapter_can_be_recorded(adapter: Path, base: Path, tmp_path: Path) -> None:
+    for name in ("manifest.json", "DECISION.md", "training_log.jsonl"):
+        (adapter / name).unlink()
+    rows = write_rows(tmp_path / "ask.jsonl", CONVERSATIONS[:1])
+    assert smoke(adapter, "--base", base, "--rows", rows, "--record", tmp_path / "golden") == 0
+    assert load(tmp_path / "golden" / "row-0001.json").model["base"] == "tiny"
+
+
+def test_no_adapter_is_an_error(tmp_path: Path, run: RunResult, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(InputError, match="not a safetensors file"):
+        compare(tmp_path, run.output / TRANSCRIPTS)
+    assert smoke(tmp_path, "--golden", run.output / TRANSCRIPTS) == 2
+
+
+def test_the_assertion_passes_on_the_runs_own_folder_and_on_one_transcript(run: RunResult) -> None:
+    assert_transcript_matches(run.output, run.output / TRANSCRIPTS, run.base_folder)
+    assert_transcript_matches(str(run.output), run.output / TRANSCRIPTS / "row-0003.json", str(run.base_folder))
+
+
+def test_the_assertion_fails_with_each_rule(adapter: Path, base: Path, run: RunResult, tmp_path: Path) -> None:
+    golden = adapter / TRANSCRIPTS
+    sound = load(golden / "row-0001.json")
+    short = {"name": "short", "kind": "max_tokens", "value": 2, "passed": True, "reason": ""}
+    ids = (*sound.completion_ids[:2], 9, *sound.completion_ids[3:])
+    for rule, changes in {
+        "ML802": {"prompt_ids": (1, *sound.prompt_ids)},
+        "ML803": {"model": {**sound.model, "base_weights_sha256": "0" * 64}},
+        "ML804": {"completion_ids": ids},
+        "ML805": {"checks": (short,)},
+    }.items():
+        file = replace(sound, **changes).write(tmp_path)  # type: ignore[arg-type]
+        with pytest.raises(AssertionError) as caught:
+            assert_transcript_matches(adapter, file, base)
+        assert str(caught.value).startswith(rule)
+        assert str(caught.value).count("\n  rule: ") == 1
+    file.write_text("{}")
+    with pytest.raises(AssertionError, match="ML801"):
+        assert_transcript_matches(adapter, file, base)
+    zero_a_layer(adapter)
+    with pytest.raises(AssertionError, match=r"ML804 .*row-0001\.json, token 0: answered") as caught:
+        assert_transcript_matches(adapter, golden, base)
+    assert str(caught.value).count("ML804 ") == 5
+
+
+def test_the_assertion_needs_transcripts_and_a_base(adapter: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no transcripts"):
+        assert_transcript_matches(adapter, tmp_path)
+    with pytest.raises(InputError, match="the base 'tiny' is not at hand"):
+        assert_transcript_matches(adapter, adapter / TRANSCRIPTS)
+
+
+def test_the_suite_says_what_it_did_not_check(adapter: Path, base: Path) -> None:
+    def states(base: Path | None) -> dict[str, str]:
+        records = [record for record, _ in check([adapter], base=base) if record["subject"] == "transcript"]
+        return {record["case"]: record["outcome"] for record in records}
+
+    every = ("files", "recorded-on", "prompts", "answers", "formats")
+    assert states(base) == dict.fromkeys(every, "passed")
+    assert states(None) == {**dict.fromkeys(every, "skipped"), "files": "passed"}
+    shutil.rmtree(adapter / TRANSCRIPTS)
+    assert states(base) == {"files": "skipped"}
