@@ -11,7 +11,6 @@ import argparse
 import json
 import os
 import platform
-import random
 import statistics
 import tempfile
 import time
@@ -22,6 +21,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rows import generated
 
 from pytest_mistral_lora.chat.chunks import DataFile
 from pytest_mistral_lora.chat.oracle import shipped_tokenizer
@@ -33,52 +33,6 @@ from pytest_mistral_lora.conformance.dataset.rows import Plan
 from pytest_mistral_lora.conformance.dataset.scan import scan
 
 PEER = "transformers, one process"
-SENTENCES = (
-    "Could you look over the draft that I sent you this morning?",
-    "The invoice from March has not been paid, although the customer says that it was.",
-    "A binary search halves the interval in every step, so it needs about log2(n) comparisons.",
-    "Mix the flour with the butter, add two eggs, and let the dough rest for an hour.",
-    "In 1889 the tower was the tallest building in the world; it is 330 metres high today.",
-    "I am not sure whether the error comes from the driver or from the cable.",
-    "def mean(values):\n    return sum(values) / len(values)",
-    "Ja, das geht: Öffne die Einstellungen und wähle »Sprache«.",
-    "¿Qué tiempo hace mañana en Sevilla?",
-    "First, write down what you know. Second, ask what is missing.",
-    "Thanks!",
-    "The train leaves at 7:45 from platform 3, and the trip takes 2 h 10 min.",
-)
-WEATHER = {
-    "type": "function",
-    "function": {
-        "name": "weather",
-        "description": "The weather of a city.",
-        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
-    },
-}
-
-
-def make_row(generator: random.Random) -> dict[str, Any]:
-    """Return a conversation: mostly short, some with a system prompt, several turns or a tool call."""
-
-    def text(longest: int) -> str:
-        return " ".join(generator.choices(SENTENCES, k=generator.randint(1, longest)))
-
-    messages: list[dict[str, Any]] = []
-    if generator.random() < 0.4:
-        messages.append({"role": "system", "content": text(3)})
-    for _ in range(generator.choices((1, 2, 4), weights=(6, 3, 1))[0]):
-        messages += [{"role": "user", "content": text(5)}, {"role": "assistant", "content": text(12)}]
-    if generator.random() >= 0.1:
-        return {"messages": messages}
-    name = "".join(generator.choices("abcdefghijklmnopqrstuvwxyz0123456789", k=9))
-    call = {"id": name, "type": "function", "function": {"name": "weather", "arguments": {"city": "Sevilla"}}}
-    messages += [
-        {"role": "user", "content": text(1)},
-        {"role": "assistant", "tool_calls": [call]},
-        {"role": "tool", "tool_call_id": name, "content": "21 degrees"},
-        {"role": "assistant", "content": text(2)},
-    ]
-    return {"messages": messages, "tools": [WEATHER]}
 
 
 def encode_with_transformers(fast: Any, template: str, file: Path) -> None:
@@ -163,8 +117,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     results: dict[str, Any] = {"machine": machine(), "rows": given.rows, "repetitions": given.repetitions}
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "rows.jsonl"
-        generator = random.Random(0)
-        file.write_text("".join(json.dumps(make_row(generator)) + "\n" for _ in range(given.rows)), encoding="utf-8")
+        file.write_text("".join(json.dumps(row) + "\n" for row in generated(given.rows)), encoding="utf-8")
         for name in given.tokenizer:
             runs = contenders(CheckpointTokenizer(shipped_tokenizer(name)), file, given.processes)
             results[name] = summarize(measure(runs, given.repetitions), given.rows)

@@ -19,13 +19,18 @@ import pytest
 import yaml
 
 from pytest_mistral_lora.chat.oracle import shipped_tokenizer
+from pytest_mistral_lora.chat.rows import Row, parse_row, read_rows
 from pytest_mistral_lora.chat.template import ChatTemplate
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.errors import InputError
+from pytest_mistral_lora.records.hashing import sha256_file
+from pytest_mistral_lora.records.identity import is_held_out
 from pytest_mistral_lora.training.recipe import load_recipe
 
 ROOT = Path(__file__).parents[1]
 EXAMPLE = ROOT / "examples" / "chatterbot-smollm2"
+CLI = ("-m", "pytest_mistral_lora.cli")
+OUTPUTS = ("lora-out", "again")
 README = (EXAMPLE / "README.md").read_text(encoding="utf-8")
 
 CHATML = (
@@ -147,9 +152,7 @@ def test_the_marked_template_renders_as_the_original_and_marks_answers_to_their_
     assert original.encode({"messages": TALK}).labels is None
 
 
-def prepare_row(messages: list[dict[str, str]]) -> Any:
-    from pytest_mistral_lora.chat.rows import parse_row
-
+def prepare_row(messages: list[dict[str, str]]) -> Row:
     return parse_row({"messages": messages})
 
 
@@ -165,36 +168,115 @@ def missing_wheels(prepare: ModuleType) -> list[str]:
     return missing + (["gguf"] if importlib.util.find_spec("gguf") is None else [])
 
 
-@pytest.mark.slow
-def test_the_example_runs(prepare: ModuleType, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def rows_file(prepare: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    missing = [name for name in missing_wheels(prepare) if name.startswith(prepare.CORPUS[0])]
+    if missing:
+        pytest.skip(f"not installed: {missing[0]}")
+    file = tmp_path_factory.mktemp("rows") / "rows.jsonl"
+    prepare.write_rows(file)
+    return file
+
+
+def five_grams(row: Row) -> set[tuple[str, ...]]:
+    words = " ".join(message["content"] for message in row.messages).lower().split()
+    return {tuple(words[at : at + 5]) for at in range(max(1, len(words) - 4))}
+
+
+def leaks(train: list[Row], held_out: list[Row]) -> list[tuple[str, str]]:
+    """Return the rows of two sides that ask the same, or share half of the five-word runs of the shorter one."""
+    return [
+        (one.place, other.place)
+        for one in train
+        for other in held_out
+        if one.messages[0]["content"].lower() == other.messages[0]["content"].lower()
+        or len(five_grams(one) & five_grams(other)) >= min(len(five_grams(one)), len(five_grams(other))) / 2
+    ]
+
+
+def sides(file: Path) -> tuple[list[Row], list[Row]]:
+    held_out = load_recipe(EXAMPLE / "recipe.yaml").data.held_out
+    parts: tuple[list[Row], list[Row]] = ([], [])
+    for row in read_rows(file):
+        parts[is_held_out(row, held_out)].append(row)
+    return parts
+
+
+def test_no_held_out_row_is_nearly_one_that_is_trained_on(rows_file: Path) -> None:
+    train, held_out = sides(rows_file)
+    assert len(held_out) >= 30
+    assert leaks(train, held_out) == []
+
+
+def test_a_near_duplicate_across_the_split_is_found(rows_file: Path) -> None:
+    train, held_out = sides(rows_file)
+    longest = max(train, key=lambda row: len(five_grams(row)))
+    *before, last = longest.messages
+    answered_otherwise = parse_row({"messages": [*train[0].messages[:1], {"role": "assistant", "content": "No idea."}]})
+    with_another_end = parse_row({"messages": [*before, {**last, "content": f"{last['content']} Or so they say."}]})
+    assert leaks(train, [*held_out, answered_otherwise, with_another_end])[:1] == [(train[0].place, "")]
+    assert leaks([longest], [with_another_end]) == [(longest.place, "")]
+
+
+def test_dialogues_that_nearly_repeat_another_one_are_left_out(prepare: ModuleType) -> None:
+    talk = ("what is a good first computer", "one that you can open")
+    same_question = ("What is a good, first computer?", "an old one")
+    other_end = ("a question", "the same long answer as in the other one")
+    greeting = ("hello", "hi")
+    longer = ("another question", "the same long answer as in the other one, nearly")
+    assert list(prepare.distinct([talk, greeting, same_question, other_end, longer, greeting])) == [
+        talk,
+        greeting,
+        other_end,
+    ]
+
+
+@pytest.fixture(scope="module")
+def real_run(prepare: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which the example was made, and trained twice."""
     missing = missing_wheels(prepare)
     if missing:
         pytest.skip(f"not installed: {', '.join(missing)}")
+    folder = tmp_path_factory.mktemp("real")
     for name in ("prepare.py", "recipe.yaml"):
-        shutil.copy(EXAMPLE / name, tmp_path)
-    recipe = yaml.safe_load((tmp_path / "recipe.yaml").read_text())
-    recipe["training"] |= {"steps": 4, "batch_size": 4, "warmup_steps": 0, "eval_steps": 4}
-    recipe["evaluation"]["generations"] = 1
-    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-
+        shutil.copy(EXAMPLE / name, folder)
+    recipe = yaml.safe_load((folder / "recipe.yaml").read_text())
+    (folder / "again.yaml").write_text(yaml.safe_dump({**recipe, "output": "build/again"}))
     for _ in range(2):  # the second time finds everything made
-        made = python("prepare.py", folder=tmp_path)
+        made = python("prepare.py", folder=folder)
         assert made.returncode == 0, made.stderr
         assert f"weights: SHA-256 {recipe['base']['weights_sha256']}" in made.stdout
+    for name in ("recipe.yaml", "again.yaml"):
+        trained = python(*CLI, "train", name, folder=folder)
+        assert trained.returncode == 0, trained.stderr
+    return folder
 
-    cli = ("-m", "pytest_mistral_lora.cli")
-    trained = python(*cli, "train", "recipe.yaml", folder=tmp_path)
-    assert trained.returncode == 0, trained.stderr
-    results = json.loads((tmp_path / "build/lora-out/manifest.json").read_text())["evaluation"][0]["results"]
-    assert results["held-out loss, after"] < results["held-out loss, before"]
 
+@pytest.mark.real
+def test_the_held_out_loss_falls_by_one_in_thirty_steps_of_batch_four(real_run: Path) -> None:
+    manifest = json.loads((real_run / "build/lora-out/manifest.json").read_text())
+    results = manifest["evaluation"][0]["results"]
+    assert (manifest["training"]["steps"], manifest["training"]["batch_size"]) == (30, 4)
+    assert results["held-out loss, after"] <= results["held-out loss, before"] - 1.0
+
+
+@pytest.mark.real
+def test_two_runs_give_the_same_adapter(real_run: Path) -> None:
+    first, second = (sha256_file(real_run / "build" / name / "adapter_model.safetensors") for name in OUTPUTS)
+    assert first == second
+
+
+@pytest.mark.real
+def test_the_adapter_verifies(real_run: Path) -> None:
     where = ("--base", "build/base", "--dataset", "build/rows.jsonl")
-    verified = python(*cli, "verify", "build/lora-out", *where, folder=tmp_path)
+    verified = python(*CLI, "verify", "build/lora-out", *where, folder=real_run)
     assert verified.returncode == 0, verified.stdout
-    question = (tmp_path / "build/rows.jsonl").read_text().splitlines()[0]
-    (tmp_path / "build/ask.jsonl").write_text(question + "\n")
-    asked = python(
-        *cli, "smoke", "build/lora-out", "--base", "build/base", "--rows", "build/ask.jsonl", folder=tmp_path
-    )  # fmt: skip
-    assert asked.returncode == 0, asked.stderr
-    assert asked.stdout.startswith("row 0: '")
+
+
+@pytest.mark.real
+def test_a_new_process_says_what_the_trained_model_said(real_run: Path) -> None:
+    asked = python(*CLI, "smoke", "build/lora-out", "--base", "build/base", "--json", folder=real_run)
+    assert asked.returncode == 0, asked.stdout + asked.stderr
+    found = json.loads(asked.stdout)
+    assert found["tiers"] == {"exact": 3, "equivalent": 0, "different": 0}
+    assert found["recorded_adapter"]

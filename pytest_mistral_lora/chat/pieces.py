@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 from collections.abc import Callable, Collection, Container, Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from pytest_mistral_lora.chat.encoded import Span, SpanKind
 from pytest_mistral_lora.errors import MistralLoraError
 
 _Text = tuple[str, tuple[int, ...]]
+_Part = tuple[str | None, tuple[int, ...]]
+"""A text with its tokens, or None with one control token: plain tuples, since a data set has millions of them."""
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
+class Piece(NamedTuple):
     """A run of tokens that was encoded in one go.
 
     Attributes:
@@ -31,8 +31,7 @@ class Piece:
     ids: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class HeardTurn:
+class HeardTurn(NamedTuple):
     """What the encoder of one message returned, and the texts that it had encoded on the way.
 
     Attributes:
@@ -44,6 +43,20 @@ class HeardTurn:
     role: str
     ids: tuple[int, ...]
     texts: tuple[_Text, ...]
+
+
+class Turn(NamedTuple):
+    """A turn, and what it is made of.
+
+    Attributes:
+        role: Role of the message.
+        ids: Its tokens.
+        parts: Runs of them, in order, that were encoded in one go: text and tokens, or None and one control token.
+    """
+
+    role: str
+    ids: tuple[int, ...]
+    parts: list[_Part]
 
 
 @dataclass
@@ -80,31 +93,52 @@ class Listener:
         return noting
 
 
-def split_turn(turn: int, heard: HeardTurn, control: Container[int]) -> list[Piece]:
+def split_turn(heard: HeardTurn, control: Container[int]) -> Turn:
     """Lay the texts of a turn over its ids; text never holds a control token, so those part the turn into runs.
-
-    Within a run the texts need not stand in the order in which they were encoded: v11 encodes a call's id first and
-    puts it after the name.
 
     Raises:
         MistralLoraError: If the turn is not made of its texts and control tokens.
     """
-    waiting = [(text, ids) for text, ids in heard.texts if ids]
-    pieces: list[Piece] = []
+    texts = [text for text in heard.texts if text[1]]
+    parts = _split_in_order(heard, texts, control)
+    return Turn(heard.role, heard.ids, _split_in_any_order(heard, texts, control) if parts is None else parts)
+
+
+def _split_in_order(heard: HeardTurn, texts: list[_Text], control: Container[int]) -> list[_Part] | None:
+    """Return the parts of a turn, or None if its texts do not stand in the order in which they were encoded."""
+    ids, start = heard.ids, 0
+    parts: list[_Part] = []
+    for text in texts:
+        while start < len(ids) and ids[start] in control:
+            parts.append((None, ids[start : start + 1]))
+            start += 1
+        end = start + len(text[1])
+        if ids[start:end] != text[1]:
+            return None
+        parts.append(text)
+        start = end
+    parts += [(None, (token,)) for token in itertools.takewhile(control.__contains__, ids[start:])]
+    return parts if sum(len(tokens) for _, tokens in parts) == len(ids) else None
+
+
+def _split_in_any_order(heard: HeardTurn, texts: list[_Text], control: Container[int]) -> list[_Part]:
+    """Return the parts of a turn: v11 encodes the id of a tool call first, and puts it after the name."""
+    waiting = list(texts)
+    parts: list[_Part] = []
     for is_control, group in itertools.groupby(heard.ids, control.__contains__):
         run = tuple(group)
         if is_control:
-            pieces += [Piece(turn, heard.role, None, (token,)) for token in run]
+            parts += [(None, (token,)) for token in run]
             continue
         found = _texts_of(run, waiting)
         if found is None:
             raise MistralLoraError(f"a turn of role {heard.role} is built in a way that is not known")
-        pieces += [Piece(turn, heard.role, text, ids) for text, ids in found]
+        parts += found
         for one in found:
             waiting.remove(one)
     if waiting:
         raise MistralLoraError(f"a text was encoded that is not in its turn: {waiting[0][0]!r}")
-    return pieces
+    return parts
 
 
 def _texts_of(run: tuple[int, ...], texts: list[_Text]) -> list[_Text] | None:
@@ -120,33 +154,38 @@ def _texts_of(run: tuple[int, ...], texts: list[_Text]) -> list[_Text] | None:
 
 
 def spans_of(
-    pieces: Iterable[Piece], supervised: Collection[int], eos_id: int, tool_calls_id: int | None
+    bos_id: int, turns: Iterable[Turn], supervised: Collection[int], eos_id: int, tool_calls_id: int | None
 ) -> tuple[list[int], list[Span]]:
-    """Return the ids of pieces, and the spans that they make: neighbours of one turn and kind are one span.
+    """Return the ids of a conversation, and the spans that they make: neighbours of one turn and kind are one span.
 
     Args:
-        pieces: The pieces of a row.
-        supervised: The turns that are trained on.
+        bos_id: Id of BOS.
+        turns: The turns after it.
+        supervised: The indices of those that are trained on.
         eos_id: Id of EOS.
         tool_calls_id: Id of `[TOOL_CALLS]`, if there is one.
     """
-    ids: list[int] = []
-    spans: list[Span] = []
+    ids: list[int] = [bos_id]
+    spans = [Span(None, None, "control", 0, 1, False)]
     in_tool_call = False
-    for piece in pieces:
-        in_tool_call = tool_calls_id in piece.ids or (in_tool_call and piece.ids != (eos_id,))
-        kind = _kind(piece, in_tool_call, eos_id)
-        span = Span(piece.turn, piece.role, kind, len(ids), len(ids) + len(piece.ids), piece.turn in supervised)
-        ids += piece.ids
-        if spans and (spans[-1].turn, spans[-1].kind) == (span.turn, span.kind):
-            span = dataclasses.replace(span, start=spans.pop().start)
-        spans.append(span)
+    for index, turn in enumerate(turns):
+        start, last = len(ids), None
+        for text, tokens in turn.parts:
+            in_tool_call = tool_calls_id in tokens or (in_tool_call and tokens != (eos_id,))
+            kind = _kind(turn.role, text, tokens == (eos_id,), in_tool_call)
+            if last is not None and kind != last:
+                spans.append(Span(index, turn.role, last, start, len(ids), index in supervised))
+                start = len(ids)
+            last = kind
+            ids += tokens
+        if last is not None:
+            spans.append(Span(index, turn.role, last, start, len(ids), index in supervised))
     return ids, spans
 
 
-def _kind(piece: Piece, in_tool_call: bool, eos_id: int) -> SpanKind:
-    if piece.role == "assistant" and piece.ids == (eos_id,):
+def _kind(role: str, text: str | None, is_eos: bool, in_tool_call: bool) -> SpanKind:
+    if is_eos and role == "assistant":
         return "eos"
     if in_tool_call:
         return "tool_call"
-    return "control" if piece.text is None else "text"
+    return "control" if text is None else "text"

@@ -49,6 +49,7 @@ def leave_failure(work: Path, error: BaseException) -> None:
     if _lost_another(error) and (work / FAILURE).exists():
         return
     try:
+        work.mkdir(parents=True, exist_ok=True)
         write_json(work / FAILURE, describe(error))
     except OSError as refused:
         sys.stderr.write(f"warning: {work / FAILURE} cannot be written: {refused.strerror}\n")

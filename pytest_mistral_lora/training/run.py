@@ -50,15 +50,15 @@ def train(
         DiskError: If a checkpoint or the adapter cannot be written; the checkpoints before it stay.
         StoppedError: If it was asked to stop; it has a checkpoint.
     """
-    work = WorkFolder(recipe.output, resume=resume)
     try:
+        work = WorkFolder(recipe.output, resume=resume)
         prepared = prepare(recipe)
         checkpoint = work.claim(prepared.identity)
         return _train(prepared, work, checkpoint, progress, stop or StopRequest())
     except OtherRunError:
         raise
     except BaseException as error:
-        leave_failure(work.path, error)
+        leave_failure(work_folder(recipe), error)
         raise
 
 

@@ -29,7 +29,7 @@ def work_folder_of(output: Path) -> Path:
 
 
 class OtherRunError(InputError):
-    """A work folder that is another run's: it is left as it is."""
+    """A work folder that is another run's, or of one that was not asked to go on: it is left as it is."""
 
 
 class WorkFolder:
@@ -53,7 +53,7 @@ class WorkFolder:
             raise InputError("exists already", place=str(output), next_step="Remove it or name another output.")
         unfinished = [one for one in checkpoints(self.path) if is_listed(one)]
         if unfinished and not resume:
-            raise InputError(
+            raise OtherRunError(
                 f"an unfinished run is there, at step {step_of(unfinished[-1])}",
                 place=str(self.path),
                 next_step="Go on from it with --resume, or remove the folder.",

@@ -330,7 +330,7 @@ def test_weights_of_an_alternating_row_mask_turns_and_change_no_id(
     assert masked.input_ids == plain.input_ids
     turns = {span.turn for span in plain.spans if span.role == "assistant"}
     kept = dict(zip(sorted(turns), weights, strict=True))
-    assert masked.spans == tuple(replace(s, supervised=s.supervised and kept[s.turn] == 1) for s in plain.spans)
+    assert masked.spans == tuple(s._replace(supervised=s.supervised and kept[s.turn] == 1) for s in plain.spans)
     assert masked.supervised_tokens == sum(s.end - s.start for s in masked.spans if s.supervised)
 
 
@@ -742,7 +742,7 @@ def relabelled(encoded: EncodedRow, at: int, label: int) -> EncodedRow:
 
 def respanned(encoded: EncodedRow, at: int, **fields: Any) -> EncodedRow:
     spans = list(encoded.spans)
-    spans[at] = replace(spans[at], **fields)
+    spans[at] = spans[at]._replace(**fields)
     return EncodedRow.from_spans(encoded.input_ids, spans)
 
 

@@ -80,12 +80,13 @@ def test_a_file_in_the_place_of_a_folder(make_recipe: MakeRecipe, tmp_path: Path
         train(into(make_recipe(), tmp_path / output))
 
 
-def test_an_output_that_exists_leaves_nothing(make_recipe: MakeRecipe) -> None:
+def test_an_output_that_exists_leaves_why_and_nothing_else(make_recipe: MakeRecipe) -> None:
     recipe = make_recipe()
     recipe.output.mkdir()
     with pytest.raises(InputError, match="exists already"):
         train(recipe)
-    assert not work_folder(recipe).exists()
+    assert [path.name for path in work_folder(recipe).iterdir()] == ["failure.json"]
+    assert not list(recipe.output.iterdir())
 
 
 def test_what_a_killed_process_left_is_cleared(tmp_path: Path) -> None:

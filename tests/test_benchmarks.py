@@ -1,0 +1,135 @@
+"""The benchmarks run, say when a ratio does not count, and are what their README says; how fast is no test."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+from pytest_mistral_lora.training.adapter import peft_quiet
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+README = (BENCHMARKS / "README.md").read_text(encoding="utf-8")
+SCRIPTS = ("train.py", "encode.py", "dataset_rows.py")
+
+
+@pytest.fixture
+def modules(monkeypatch: pytest.MonkeyPatch) -> dict[str, ModuleType]:
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    return {name: importlib.import_module(name) for name in ("report", "meters", "rows")}
+
+
+def run(script: str, *options: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(BENCHMARKS / script), *map(str, options)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_training_is_measured_beside_transformers_with_the_same_losses(tmp_path: Path) -> None:
+    file = tmp_path / "found.json"
+    done = run("train.py", "--quick", "--rows", 8, "--held-out", 2, "--repetitions", 1, "--json", file)
+    assert done.returncode == 0, done.stderr
+    (table,) = json.loads(file.read_text())["tables"]
+    ours, plain = (table["results"][name] for name in ("ours", "transformers Trainer, padded"))
+    assert ours["counts"]
+    assert ours["losses"] == pytest.approx(plain["losses"], rel=1e-3)
+    assert ours["losses"] != ours["losses"][:1] * 2
+    assert ours["held_out_loss"] == pytest.approx(plain["held_out_loss"], rel=1e-3)
+    assert all(ours[name] > 0 for name in ("tokens_per_second", "supervised_per_second", "memory_mib", "of_limit"))
+    assert "does not count" not in done.stdout
+
+
+def test_encoding_is_measured_beside_mistral_common(tmp_path: Path) -> None:
+    file = tmp_path / "found.json"
+    options = ("--rows", 5, "--generated", "--repetitions", 1, "--processes", 1, "--tokenizer", "spm-v3")
+    done = run("encode.py", *options, "--json", file)
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(file.read_text())["spm-v3"]
+    assert {"mistral-common alone: ids", "ours, one process: ids and labels"} <= figures.keys()
+
+
+def a_run(losses: tuple[float, ...], held_out: float = 3.0, wall: float = 1.0) -> dict[str, Any]:
+    step = {"wall": wall, "cpu": wall, "tokens": 100, "supervised": 30}
+    return {
+        "steps": [{**step, "loss": loss} for loss in losses],
+        "memory": 2**20,
+        "held_out_loss": held_out,
+        "needed_flops": 1e9,
+        "possible_flops": 1e10,
+        "versions": {},
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "found", "counts"),
+    [
+        ("ours", a_run((4.0, 3.0)), True),
+        ("ours", a_run((4.0, 3.001)), True),
+        ("ours", a_run((4.0, 3.01)), False),
+        ("ours", a_run((4.0, float("nan"))), False),
+        ("TRL, packed", a_run((9.0, 9.0, 9.0), held_out=3.05), True),
+        ("TRL, packed", a_run((4.0, 3.0), held_out=3.1), False),
+    ],
+)
+def test_a_ratio_counts_only_where_the_same_is_learned(
+    modules: dict[str, ModuleType], name: str, found: dict[str, Any], counts: bool
+) -> None:
+    report = modules["report"]
+    summary = report.summarize({"TRL, padded": [a_run((4.0, 3.0))], name: [found]}, "fp32")[name]
+    assert summary["counts"] is counts
+    assert ("does not count" in report._cells(summary)) is not counts
+
+
+def test_a_ratio_is_of_times_without_the_first_step(modules: dict[str, ModuleType]) -> None:
+    fast = a_run((4.0, 3.0, 2.0), wall=0.5)
+    fast["steps"][0]["wall"] = 1000.0
+    runs = {"TRL, padded": [a_run((4.0, 3.0, 2.0))], "ours": [fast]}
+    assert modules["report"].summarize(runs, "fp32")["ours"]["ratio"] == 2.0
+
+
+def test_the_padding_ratio_is_fed_tokens_over_real_ones(modules: dict[str, ModuleType]) -> None:
+    rows = [{"input_ids": [1] * length, "labels": [-100] * length} for length in (10, 30, 20, 20)]
+    assert modules["report"].figures(rows, 2)["padding_ratio"] == 1.25
+
+
+def test_needed_operations_are_those_that_torch_counts(modules: dict[str, ModuleType]) -> None:
+    from peft import LoraConfig, get_peft_model
+    from torch.utils.flop_counter import FlopCounterMode
+    from transformers import MistralConfig, MistralForCausalLM
+
+    shape = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, "num_key_value_heads": 2}
+    config = MistralConfig(vocab_size=500, num_hidden_layers=8, attn_implementation="eager", **shape)
+    targets = [f"{name}_proj" for name in "qkvo"]
+    lora = LoraConfig(r=4, target_modules=targets, task_type="CAUSAL_LM")
+    with peft_quiet():
+        model = get_peft_model(MistralForCausalLM(config), lora)
+    ids = torch.arange(100)[None]
+    with FlopCounterMode(display=False) as counter:
+        model(input_ids=ids, labels=ids).loss.backward()
+    rows = [{"input_ids": list(range(100)), "labels": [-100, *range(1, 100)]}]
+    masked_half = 8 * 6 * 64 * 100**2  # which this attention computes all the same
+    needed = modules["meters"].needed_flops(config, 4, rows)
+    assert counter.get_total_flops() - masked_half == pytest.approx(needed, rel=0.02)
+    # the head counts where there is loss, and nowhere else
+    unsupervised = [{"input_ids": list(range(100)), "labels": [-100] * 100}]
+    assert needed - modules["meters"].needed_flops(config, 4, unsupervised) == 4 * 64 * 500 * 99
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_the_options_in_the_readme_exist(script: str) -> None:
+    lines = re.findall(rf"^ {{4,}}\S+ benchmarks/{script}(.*)$", README.replace("\\\n", " "), flags=re.MULTILINE)
+    assert lines
+    known = run(script, "--help").stdout
+    for option in re.findall(r"(?<= )--[a-z-]+", " ".join(lines)):
+        assert re.search(rf"{option}\b", known), option
+
+
+def test_the_environment_installs_the_chats_that_the_benchmark_names(modules: dict[str, ModuleType]) -> None:
+    assert modules["rows"].CHATS in (BENCHMARKS.parent / "tox.ini").read_text()
