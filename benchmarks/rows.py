@@ -34,6 +34,13 @@ WEATHER = {
 CHATS = "chitchat-dataset==0.9.0"
 
 
+def lengths(longest: int) -> Iterator[int]:
+    """Yield a length for each row, in tokens: any up to the longest, all as likely, the same ones in every call."""
+    generator = random.Random(0)
+    while True:
+        yield generator.randint(min(32, longest), longest)
+
+
 def generated(count: int) -> Iterator[dict[str, Any]]:
     """Yield conversations of about 250 tokens: some with a system prompt, several turns or a tool call."""
     generator = random.Random(0)

@@ -100,13 +100,12 @@ def write_rows(
         system: A system prompt to put before each row, which may then be longer by it.
     """
     chats = rows.generated(10 * given.rows) if given.quick else rows.chats()
-    longest = given.max_length
     if system:
         chats = ({**chat, "messages": _led(chat["messages"], system)} for chat in chats)
-        longest += given.share_prefix
+    lengths = (length + (given.share_prefix if system else 0) for length in rows.lengths(given.max_length))
     plain = [
         {"input_ids": row.input_ids, "labels": row.labels}
-        for row in islice(fitting(chats, encoder, longest), given.rows + given.held_out)
+        for row in islice(fitting(chats, encoder, lengths), given.rows + given.held_out)
     ]
     split = {"train": plain[: given.rows], "held_out": plain[given.rows :]}
     file.write_text(json.dumps(split))
@@ -151,9 +150,9 @@ def _base(given: argparse.Namespace, folder: Path) -> Path:
     return Path(given.base)
 
 
-def fitting(chats: Iterator[Mapping[str, Any]], encoder: Encoder, max_length: int) -> Iterator[EncodedRow]:
-    """Yield chats encoded, a longer one up to the last answer that fits; those of which no answer fits are left out."""
-    for chat in chats:
+def fitting(chats: Iterator[Mapping[str, Any]], encoder: Encoder, lengths: Iterator[int]) -> Iterator[EncodedRow]:
+    """Yield chats encoded, each up to the last answer that fits its length; those of which none fits are left out."""
+    for chat, length in zip(chats, lengths, strict=False):
         best = None
         for end, message in enumerate(chat["messages"], start=1):
             if message["role"] != "assistant" or message.get("tool_calls"):
@@ -162,7 +161,7 @@ def fitting(chats: Iterator[Mapping[str, Any]], encoder: Encoder, max_length: in
                 encoded = encoder.encode(parse_row({**chat, "messages": chat["messages"][:end]}))
             except RowError:
                 break
-            if len(encoded.input_ids) > max_length:
+            if len(encoded.input_ids) > length:
                 break
             best = encoded
         if best:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from importlib.metadata import version
@@ -13,6 +14,7 @@ from pytest_mistral_lora.chat.deviations import DEVIATIONS, Deviation
 from pytest_mistral_lora.chat.oracle import VERSION, shipped_tokenizer
 from pytest_mistral_lora.chat.template import ChatTemplate
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
+from pytest_mistral_lora.training.recipe import Recipe
 
 ROOT = Path(__file__).parents[1]
 
@@ -47,3 +49,12 @@ def test_the_example_of_a_deviation_shows_it_and_nothing_else(
     comparison = compare(deviation.example, oracle, template)
     assert (comparison.deviations, comparison.unexplained) == ((deviation.id,), "")
     assert not comparison.equal
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/training.md", "examples/accelerate/README.md"])
+def test_every_key_that_a_page_names_is_one_of_a_recipe(page: str) -> None:
+    named = set(re.findall(r"`(base|data|lora|training|evaluation)\.(\w+)", (ROOT / page).read_text(encoding="utf-8")))
+    sections = {name: field.annotation for name, field in Recipe.model_fields.items()}
+    wrong = [f"{section}.{key}" for section, key in named if key not in sections[section].model_fields]
+    # the manifest's section of the same name
+    assert set(wrong) <= {"training.memory_relief"}
