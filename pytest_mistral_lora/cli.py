@@ -35,9 +35,10 @@ severity, index (the row's number, null for a whole file), state, place, found, 
 as one line of JSON). The last line is {"summary": {...}} with rows, sound, wrong, not_judged, packed, tokens,
 supervised_tokens, findings and classes (rule, class and count of each)."""
 
+_TRAINING = "pytest_mistral_lora.training"
 _OWN_COMMANDS = {
-    "train": ("pytest_mistral_lora.training.__main__", "train a recipe's adapter (recipe.yaml)"),
-    "smoke": ("pytest_mistral_lora.training.smoke_command", "load an adapter afresh, and compare with transcripts"),
+    "train": (f"{_TRAINING}.__main__", "train a recipe's adapter (recipe.yaml)"),
+    "smoke": (f"{_TRAINING}.answers.smoke_command", "load an adapter afresh, and compare with transcripts"),
 }
 """Verbs whose module has a command line of its own, so that a launcher or a test can start it by `-m`."""
 

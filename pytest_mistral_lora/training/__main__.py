@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pytest_mistral_lora.errors import EXIT_OK, MistralLoraError
-from pytest_mistral_lora.training.failure import exit_code, is_out_of_memory
 from pytest_mistral_lora.training.recipe import load_recipe
+from pytest_mistral_lora.training.recovery.failure import exit_code, is_out_of_memory
 
 
 def main(arguments: Sequence[str] | None = None, *, prog: str = "python -m pytest_mistral_lora.training") -> int:
@@ -21,7 +21,7 @@ def main(arguments: Sequence[str] | None = None, *, prog: str = "python -m pytes
     try:
         recipe = load_recipe(given.recipe)
         from pytest_mistral_lora.training.devices import is_main
-        from pytest_mistral_lora.training.interruption import stop_on_signals
+        from pytest_mistral_lora.training.recovery.signals import stop_on_signals
         from pytest_mistral_lora.training.run import train
 
         with stop_on_signals() as stop:

@@ -13,11 +13,11 @@ import torch
 from pytest_mistral_lora.chat.policy import DROPPED
 from pytest_mistral_lora.records.figures import Tally
 from pytest_mistral_lora.records.identity import base_weights_sha256, joint_sha256
+from pytest_mistral_lora.training.answers.smoke import Completion
 from pytest_mistral_lora.training.callbacks import skipped_steps
-from pytest_mistral_lora.training.data import ReadFile, RunData, Split
 from pytest_mistral_lora.training.devices import device_count, on_gpu, precision_of
 from pytest_mistral_lora.training.recipe import Recipe, Training
-from pytest_mistral_lora.training.smoke import Completion
+from pytest_mistral_lora.training.rows.loading import ReadFile, RunData, Split
 
 _PACKAGES = (
     *("accelerate", "bitsandbytes", "liger-kernel"),

@@ -9,17 +9,17 @@ from typing import Any
 
 from pytest_mistral_lora.records.transcripts import TRANSCRIPTS
 from pytest_mistral_lora.training.adapter import adapter_tensors
-from pytest_mistral_lora.training.checkpoints import step_of
+from pytest_mistral_lora.training.answers.smoke import probe
+from pytest_mistral_lora.training.answers.transcripts import BASE_FACTS, adapter_identity, record
+from pytest_mistral_lora.training.answers.watching import GENERATIONS, Watching
 from pytest_mistral_lora.training.devices import precision_of
 from pytest_mistral_lora.training.facts import evaluation_facts, run_facts, training_facts
 from pytest_mistral_lora.training.preparation import Preparation
+from pytest_mistral_lora.training.recovery.checkpoints import step_of
+from pytest_mistral_lora.training.recovery.work import WorkFolder
 from pytest_mistral_lora.training.result import RunResult
 from pytest_mistral_lora.training.save import Adapter, write_run
-from pytest_mistral_lora.training.smoke import probe
-from pytest_mistral_lora.training.step import LoraTrainer
-from pytest_mistral_lora.training.transcripts import BASE_FACTS, adapter_identity, record
-from pytest_mistral_lora.training.watching import GENERATIONS, Watching
-from pytest_mistral_lora.training.work import WorkFolder
+from pytest_mistral_lora.training.step.trainer import LoraTrainer
 
 _PROBED_ROWS = 8
 

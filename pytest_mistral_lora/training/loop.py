@@ -10,15 +10,15 @@ from transformers import PrinterCallback, TrainerCallback
 
 from pytest_mistral_lora.chat.encoded import EncodedRow
 from pytest_mistral_lora.errors import TrainingError
-from pytest_mistral_lora.training.activations import checkpoint_activations
 from pytest_mistral_lora.training.arguments import Progress, trainer_arguments
-from pytest_mistral_lora.training.attention import attend_in_segments
 from pytest_mistral_lora.training.callbacks import EvaluateAtEnd, LogLines, OverflowWatch, StopAtNonFinite
-from pytest_mistral_lora.training.data import RowDataset
 from pytest_mistral_lora.training.recipe import Training
-from pytest_mistral_lora.training.relief import DryRun
+from pytest_mistral_lora.training.rows.loading import RowDataset
 from pytest_mistral_lora.training.sharding import GenerateTogether
-from pytest_mistral_lora.training.step import LoraTrainer
+from pytest_mistral_lora.training.step.activations import checkpoint_activations
+from pytest_mistral_lora.training.step.attention import attend_in_segments
+from pytest_mistral_lora.training.step.relief import DryRun
+from pytest_mistral_lora.training.step.trainer import LoraTrainer
 
 
 def evaluated(trainer: LoraTrainer) -> bool:

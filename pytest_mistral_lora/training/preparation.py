@@ -15,13 +15,13 @@ from pytest_mistral_lora.errors import PinError, RecipeError
 from pytest_mistral_lora.records.hashing import canonical_json, sha256_bytes
 from pytest_mistral_lora.records.identity import base_weights_command, base_weights_sha256
 from pytest_mistral_lora.training.adapter import adapted_layers, saved_modules
-from pytest_mistral_lora.training.data import RunData, load_data
+from pytest_mistral_lora.training.answers.watching import format_checks
 from pytest_mistral_lora.training.devices import device_count, engine
 from pytest_mistral_lora.training.libraries import require_environment
 from pytest_mistral_lora.training.loggers import check_loggers
 from pytest_mistral_lora.training.recipe import Base, Recipe
+from pytest_mistral_lora.training.rows.loading import RunData, load_data
 from pytest_mistral_lora.training.sharding import check_engine
-from pytest_mistral_lora.training.watching import format_checks
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from pytest_mistral_lora.checkpoint.backends import Encoder
-from pytest_mistral_lora.training.data import RunData
+from pytest_mistral_lora.training.answers.smoke import Completion, Probe
+from pytest_mistral_lora.training.rows.loading import RunData
 from pytest_mistral_lora.training.save import Adapter
-from pytest_mistral_lora.training.smoke import Completion, Probe
 
 
 @dataclass(frozen=True)

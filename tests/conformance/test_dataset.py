@@ -84,7 +84,7 @@ def test_the_figures_are_those_of_the_rows(tmp_path: Path) -> None:
 
 
 def test_the_sides_of_a_split_are_the_trainers(tmp_path: Path) -> None:
-    from pytest_mistral_lora.training.data import load_data
+    from pytest_mistral_lora.training.rows.loading import load_data
 
     rows = [said(f"Question {number}?", f"Answer {number}.") for number in range(60)]
     target = make_target(tmp_path, rows, data={"held_out": 0.3})
@@ -96,7 +96,7 @@ def test_the_sides_of_a_split_are_the_trainers(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("backend", ["mistral-common", "chat-template"])
 def test_what_the_trainer_refuses_is_an_error_and_what_mistral_common_refuses(backend: str, tmp_path: Path) -> None:
-    from pytest_mistral_lora.training.data import load_data
+    from pytest_mistral_lora.training.rows.loading import load_data
 
     silent = said("a", "b")
     silent["messages"][1]["weight"] = 0
@@ -159,7 +159,7 @@ LONG_ANSWER, LONG_PROMPT = said("a", "word " * 50), said("word " * 50, "b")
 def test_rows_are_judged_by_what_the_recipe_does_with_them(
     truncation: str, unsupervised: str, backend: str, tmp_path: Path
 ) -> None:
-    from pytest_mistral_lora.training.data import load_data
+    from pytest_mistral_lora.training.rows.loading import load_data
 
     training = {"steps": 1, "max_length": 30, "truncation": truncation, "unsupervised": unsupervised}
     rows = [said("f", "g"), SILENT, LONG_ANSWER, LONG_PROMPT]

@@ -22,7 +22,7 @@ from pytest_mistral_lora.chat.rows import read_rows
 from pytest_mistral_lora.conformance.collection import collect
 from pytest_mistral_lora.conformance.findings import Finding
 from pytest_mistral_lora.conformance.targets import AdapterTarget
-from pytest_mistral_lora.training.golden import record_rows
+from pytest_mistral_lora.training.answers.golden import record_rows
 
 GOLDEN = "transcripts"
 Data = dict[str, Any]

@@ -27,7 +27,10 @@ from pytest_mistral_lora.conformance.train.checks import checks
 from pytest_mistral_lora.conformance.train.law import Figures, take
 from pytest_mistral_lora.records.files import write_json
 from pytest_mistral_lora.records.hashing import sha256_file
-from pytest_mistral_lora.training import adapter, data, loop, passes, preparation, run, smoke, step, watching
+from pytest_mistral_lora.training import adapter, loop, preparation, run
+from pytest_mistral_lora.training.answers import smoke, watching
+from pytest_mistral_lora.training.rows import loading
+from pytest_mistral_lora.training.step import passes, trainer
 
 TARGET = "spm-v3"
 
@@ -48,10 +51,10 @@ PIECES: dict[str, str] = {
 """The functions that a change may replace, and what each is."""
 
 _PLACES: dict[str, list[tuple[Any, str]]] = {
-    "compute_loss": [(step.LoraTrainer, "compute_loss")],
-    "supervised_losses": [(passes, "supervised_losses"), (step, "supervised_losses")],
-    "collate": [(passes, "collate"), (step, "collate")],
-    "load_data": [(data, "load_data"), (preparation, "load_data")],
+    "compute_loss": [(trainer.LoraTrainer, "compute_loss")],
+    "supervised_losses": [(passes, "supervised_losses"), (trainer, "supervised_losses")],
+    "collate": [(passes, "collate"), (trainer, "collate")],
+    "load_data": [(loading, "load_data"), (preparation, "load_data")],
     "load_base": [(base_module, "load_base"), (run, "load_base"), (smoke, "load_base")],
     "adapted_layers": [(adapter, "adapted_layers"), (preparation, "adapted_layers")],
     "attach_adapter": [(adapter, "attach_adapter"), (run, "attach_adapter")],

@@ -15,9 +15,9 @@ from pytest_mistral_lora.checkpoint.backends import Encoder
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.errors import NonFiniteError
 from pytest_mistral_lora.records.identity import base_weights_sha256
-from pytest_mistral_lora.training.bad_rows import BAD_ROWS
-from pytest_mistral_lora.training.data import load_data
 from pytest_mistral_lora.training.recipe import Recipe
+from pytest_mistral_lora.training.recovery.bad_rows import BAD_ROWS
+from pytest_mistral_lora.training.rows.loading import load_data
 from pytest_mistral_lora.training.run import train, work_folder
 
 BAD = 3

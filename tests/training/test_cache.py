@@ -22,9 +22,9 @@ from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.checkpoint.backends import Encoder
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.errors import InputError, RowsError
-from pytest_mistral_lora.training import cache
-from pytest_mistral_lora.training.data import RunData, load_data
-from pytest_mistral_lora.training.encoding import Plan, encode_files
+from pytest_mistral_lora.training.rows import cache
+from pytest_mistral_lora.training.rows.encoding import Plan, encode_files
+from pytest_mistral_lora.training.rows.loading import RunData, load_data
 
 ROWS = 600
 
@@ -198,8 +198,8 @@ sys.path[:0] = [{tests!r}]
 def main():
     from many_rows import encoder_of, recipe_of
     from pytest_mistral_lora.chat import chunks
-    from pytest_mistral_lora.training import cache
-    from pytest_mistral_lora.training.data import load_data
+    from pytest_mistral_lora.training.rows import cache
+    from pytest_mistral_lora.training.rows.loading import load_data
 
     chunks.MANY_BYTES = 1
     {prepare}
@@ -220,7 +220,7 @@ def child(folder: Path, prepare: str, processes: int = 1) -> subprocess.Popen[st
 
 
 DIE = """
-    from pytest_mistral_lora.training.table import ArrowFile
+    from pytest_mistral_lora.training.rows.table import ArrowFile
     own, seen = ArrowFile.write, []
     def write(self, batch):
         own(self, batch)

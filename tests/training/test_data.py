@@ -19,7 +19,7 @@ from pytest_mistral_lora.errors import InputError, RowsError
 from pytest_mistral_lora.records.figures import SHOWN
 from pytest_mistral_lora.records.hashing import sha256_file
 from pytest_mistral_lora.records.identity import is_held_out
-from pytest_mistral_lora.training.data import RowDataset, RunData, Split, load_data
+from pytest_mistral_lora.training.rows.loading import RowDataset, RunData, Split, load_data
 
 
 @pytest.fixture(params=["mistral-common", "chat-template"])

@@ -22,12 +22,12 @@ from pytest_mistral_lora.checkpoint.tiny import write_tiny_base
 from pytest_mistral_lora.conformance.run import check
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.records.transcripts import TRANSCRIPTS, Transcript, load, load_folder
-from pytest_mistral_lora.training.golden import compare
-from pytest_mistral_lora.training.judging import TOLERANCES, judge
+from pytest_mistral_lora.training.answers.golden import compare
+from pytest_mistral_lora.training.answers.judging import TOLERANCES, judge
+from pytest_mistral_lora.training.answers.smoke_command import main
+from pytest_mistral_lora.training.answers.transcripts import next_token_logprobs
 from pytest_mistral_lora.training.recipe import parse_recipe
 from pytest_mistral_lora.training.run import RunResult, train
-from pytest_mistral_lora.training.smoke_command import main
-from pytest_mistral_lora.training.transcripts import next_token_logprobs
 
 ADAPTER = "adapter_model.safetensors"
 

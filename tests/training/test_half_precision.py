@@ -12,13 +12,13 @@ from tiny_runs import recipe_data, write_rows
 from pytest_mistral_lora.checkpoint.base import load_base
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.errors import TrainingError
-from pytest_mistral_lora.training import attention
 from pytest_mistral_lora.training.adapter import adapted_layers, adapter_tensors, attach_adapter
-from pytest_mistral_lora.training.data import load_data
 from pytest_mistral_lora.training.loop import make_trainer
-from pytest_mistral_lora.training.passes import collate, step_rows, supervised_losses
 from pytest_mistral_lora.training.recipe import Recipe, parse_recipe
+from pytest_mistral_lora.training.rows.loading import load_data
 from pytest_mistral_lora.training.run import train
+from pytest_mistral_lora.training.step import attention
+from pytest_mistral_lora.training.step.passes import collate, step_rows, supervised_losses
 
 NO_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device here")
 CUDA = pytest.param("cuda", marks=[pytest.mark.mistral_gpu, NO_CUDA])

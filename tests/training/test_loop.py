@@ -13,13 +13,13 @@ from pytest_mistral_lora.checkpoint.base import load_base
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.errors import TrainingError
 from pytest_mistral_lora.training.adapter import adapted_layers, attach_adapter
-from pytest_mistral_lora.training.data import load_data
 from pytest_mistral_lora.training.loop import make_trainer
-from pytest_mistral_lora.training.passes import collate, step_rows, supervised_losses
 from pytest_mistral_lora.training.recipe import Recipe
+from pytest_mistral_lora.training.rows.loading import load_data
 from pytest_mistral_lora.training.run import train, work_folder
-from pytest_mistral_lora.training.step import LoraTrainer
-from pytest_mistral_lora.training.step_row import StepRow
+from pytest_mistral_lora.training.step.passes import collate, step_rows, supervised_losses
+from pytest_mistral_lora.training.step.step_row import StepRow
+from pytest_mistral_lora.training.step.trainer import LoraTrainer
 
 
 class Recorder:

@@ -17,10 +17,10 @@ from tiny_runs import MakeRecipe, recipe_data, write_rows
 from pytest_mistral_lora.checkpoint.base import load_base
 from pytest_mistral_lora.errors import MemoryShortageError
 from pytest_mistral_lora.training.adapter import adapted_layers, adapter_tensors, attach_adapter
-from pytest_mistral_lora.training.attention import attend_in_segments
-from pytest_mistral_lora.training.memory import Need, need_of, ways
 from pytest_mistral_lora.training.recipe import Lora
 from pytest_mistral_lora.training.run import train
+from pytest_mistral_lora.training.step.attention import attend_in_segments
+from pytest_mistral_lora.training.step.memory import Need, need_of, ways
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +128,8 @@ def test_a_dry_run_changes_nothing(make_recipe: MakeRecipe, tmp_path: Path) -> N
 LIMITED = """
 import resource, sys
 from pathlib import Path
-from pytest_mistral_lora.training import memory, run
+from pytest_mistral_lora.training.step import memory
+from pytest_mistral_lora.training import run
 from pytest_mistral_lora.training.__main__ import main
 
 own = run.make_trainer

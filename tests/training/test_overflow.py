@@ -17,10 +17,10 @@ from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.errors import TrainingError
 from pytest_mistral_lora.training.adapter import adapted_layers, attach_adapter
 from pytest_mistral_lora.training.callbacks import skipped_steps
-from pytest_mistral_lora.training.data import load_data
 from pytest_mistral_lora.training.facts import training_facts
 from pytest_mistral_lora.training.loop import make_trainer
 from pytest_mistral_lora.training.recipe import Recipe, parse_recipe
+from pytest_mistral_lora.training.rows.loading import load_data
 
 Trainer = Any
 MakeTrainer = Callable[..., Trainer]

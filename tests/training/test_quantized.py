@@ -16,9 +16,9 @@ from pytest_mistral_lora.checkpoint.base import load_base, load_nf4
 from pytest_mistral_lora.conformance.adapter.checks import adapter_findings
 from pytest_mistral_lora.records.verify import verify
 from pytest_mistral_lora.training.adapter import adapted_layers, attach_adapter
+from pytest_mistral_lora.training.answers.smoke import smoke
 from pytest_mistral_lora.training.recipe import PROJECTIONS, Lora, parse_recipe
 from pytest_mistral_lora.training.run import RunResult, train
-from pytest_mistral_lora.training.smoke import smoke
 
 NO_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device here")
 CUDA = pytest.param("cuda", marks=[pytest.mark.mistral_gpu, NO_CUDA])

@@ -21,9 +21,9 @@ from safetensors.torch import load_file, save_file
 from tiny_runs import CONVERSATIONS, recipe_data, write_rows
 
 from pytest_mistral_lora.training.adapter import adapter_tensors, expected_names
+from pytest_mistral_lora.training.answers.smoke import load_adapted
 from pytest_mistral_lora.training.recipe import parse_recipe
 from pytest_mistral_lora.training.run import RunResult, train
-from pytest_mistral_lora.training.smoke import load_adapted
 
 CONFIGURATIONS = Path(__file__).parents[2] / "examples" / "accelerate"
 LONGEST = 180

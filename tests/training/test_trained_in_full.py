@@ -27,13 +27,13 @@ from pytest_mistral_lora.training.adapter import (
     expected_names,
     saved_modules,
 )
-from pytest_mistral_lora.training.attention import attend_in_segments
-from pytest_mistral_lora.training.data import RowDataset, load_data
+from pytest_mistral_lora.training.answers.smoke import smoke
 from pytest_mistral_lora.training.recipe import PROJECTIONS, Lora, parse_recipe
+from pytest_mistral_lora.training.rows.loading import RowDataset, load_data
 from pytest_mistral_lora.training.run import RunResult, train
 from pytest_mistral_lora.training.save import Adapter, check_adapter
-from pytest_mistral_lora.training.smoke import smoke
-from pytest_mistral_lora.training.step import collate, step_rows, supervised_losses
+from pytest_mistral_lora.training.step.attention import attend_in_segments
+from pytest_mistral_lora.training.step.trainer import collate, step_rows, supervised_losses
 
 HEAD = "base_model.model.lm_head.weight"
 MAGNITUDE = "base_model.model.model.layers.1.self_attn.v_proj.lora_magnitude_vector"

@@ -16,7 +16,7 @@ from tiny_runs import CONVERSATIONS, MakeRecipe, recipe_data, write_rows
 
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.errors import RecipeError
-from pytest_mistral_lora.training import watching
+from pytest_mistral_lora.training.answers import watching
 from pytest_mistral_lora.training.callbacks import StopAtNonFinite
 from pytest_mistral_lora.training.loggers import loggers
 from pytest_mistral_lora.training.recipe import parse_recipe

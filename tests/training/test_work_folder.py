@@ -14,8 +14,8 @@ from tiny_runs import MakeRecipe
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.training import preparation, run
 from pytest_mistral_lora.training.recipe import Recipe
+from pytest_mistral_lora.training.recovery.work import WorkFolder
 from pytest_mistral_lora.training.run import train, work_folder
-from pytest_mistral_lora.training.work import WorkFolder
 
 _NOBODY = 65534
 

@@ -51,7 +51,7 @@ def packing(bed: Bed) -> Figures:
     """Compare logits and losses of packed rows with those of each row alone, as transformers and the trainer pack."""
     import torch
 
-    from pytest_mistral_lora.training.attention import attend_in_segments
+    from pytest_mistral_lora.training.step.attention import attend_in_segments
 
     rows, model, figures = bed.encoded, bed.model().eval(), {}
     for attention in ("sdpa", "eager", "the trainer's"):
@@ -73,7 +73,7 @@ def packing(bed: Bed) -> Figures:
 
 def _segments(rows: Sequence[EncodedRow]) -> dict[str, Any]:
     """Return the arguments by which the trainer keeps rows apart."""
-    from pytest_mistral_lora.training.attention import Segment, segment_arguments
+    from pytest_mistral_lora.training.step.attention import Segment, segment_arguments
 
     ends = accumulate(len(row.input_ids) for row in rows)
     return segment_arguments([Segment(end - len(row.input_ids), end) for row, end in zip(rows, ends, strict=True)])
@@ -152,7 +152,7 @@ def _window(figures: Figures, device: str) -> Iterator[Finding]:
 def generation(bed: Bed) -> Figures:
     """Compare what is generated with a greedy search by hand, and with batches that are padded on either side."""
     from pytest_mistral_lora.chat.rows import read_rows
-    from pytest_mistral_lora.training.smoke import generate, load_adapted
+    from pytest_mistral_lora.training.answers.smoke import generate, load_adapted
 
     model = load_adapted(bed.adapter, bed.base, "fp32", "cpu")
     rows = list(read_rows(bed.folder / "rows.jsonl"))
@@ -205,7 +205,7 @@ def _generation(figures: Figures, device: str) -> Iterator[Finding]:
 
 def merged(adapter: Path, base: Path) -> Any:
     """Return base and adapter merged into one plain model, in float32 on the CPU."""
-    from pytest_mistral_lora.training.smoke import load_adapted
+    from pytest_mistral_lora.training.answers.smoke import load_adapted
 
     return load_adapted(adapter, base, "fp32", "cpu").merge_and_unload(safe_merge=True)
 
@@ -214,7 +214,7 @@ def merging(bed: Bed) -> Figures:
     """Compare the merged model with base and adapter: logits, choices, and how often the update is in the weights."""
     import torch
 
-    from pytest_mistral_lora.training.smoke import load_adapted
+    from pytest_mistral_lora.training.answers.smoke import load_adapted
 
     whole = load_adapted(bed.adapter, bed.base, "fp32", "cpu")
     one = merged(bed.adapter, bed.base).eval()

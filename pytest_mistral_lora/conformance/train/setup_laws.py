@@ -29,7 +29,7 @@ def _refusal(act: Callable[[], Any]) -> str:
 
 def lengths(bed: Bed) -> Figures:
     """Load the rows with limits on either side of the longest one, and a row in which nothing is trained on."""
-    from pytest_mistral_lora.training.data import load_data
+    from pytest_mistral_lora.training.rows.loading import load_data
 
     longest = max(len(row.input_ids) for row in bed.encoded)
     wanted = [[row.input_ids, row.labels] for row in bed.encoded]
@@ -48,7 +48,7 @@ def lengths(bed: Bed) -> Figures:
 
 
 def _load_unlabelled(bed: Bed) -> Any:
-    from pytest_mistral_lora.training.data import load_data
+    from pytest_mistral_lora.training.rows.loading import load_data
 
     file = bed.scratch / "unlabelled.jsonl"
     answer = {"role": "assistant", "content": "No.", "weight": 0}

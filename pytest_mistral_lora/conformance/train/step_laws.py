@@ -65,8 +65,8 @@ def neighbours(bed: Bed) -> Figures:
 def _beside(bed: Bed) -> dict[str, Any]:
     import torch
 
-    from pytest_mistral_lora.training import passes
-    from pytest_mistral_lora.training.data import RowDataset
+    from pytest_mistral_lora.training.rows.loading import RowDataset
+    from pytest_mistral_lora.training.step import passes
 
     trainer = bed.trainer(bed.model(), bed.recipe())
     dataset = RowDataset(bed.encoded[:ROWS])

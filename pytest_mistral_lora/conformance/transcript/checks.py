@@ -16,8 +16,8 @@ from pytest_mistral_lora.errors import InputError, PinError, TokenizerError
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.records.transcripts import Transcript
-    from pytest_mistral_lora.training.golden import Adapted
-    from pytest_mistral_lora.training.judging import Judgement
+    from pytest_mistral_lora.training.answers.golden import Adapted
+    from pytest_mistral_lora.training.answers.judging import Judgement
 
 
 def checks(target: AdapterTarget, settings: Settings) -> Iterator[Check]:
@@ -113,14 +113,14 @@ class Judged:
         Raises:
             InputError: If they do not go together.
         """
-        from pytest_mistral_lora.training.golden import Adapted
+        from pytest_mistral_lora.training.answers.golden import Adapted
 
         return Adapted.find(self.folder, self.base.folder, device=self.device)
 
     @cached_property
     def judgements(self) -> Sequence[Judgement]:
         """What each transcript came to whose prompt is as it was."""
-        from pytest_mistral_lora.training.judging import judge
+        from pytest_mistral_lora.training.answers.judging import judge
 
         adapted, moved = self.adapted, self._moved
         chosen = [one for one in self.transcripts if one.case not in moved]
@@ -130,7 +130,7 @@ class Judged:
     @cached_property
     def _moved(self) -> dict[str, Finding]:
         """A finding for each transcript whose prompt is encoded otherwise, by case."""
-        from pytest_mistral_lora.training.judging import check_prompt
+        from pytest_mistral_lora.training.answers.judging import check_prompt
 
         found = {}
         for transcript in self.transcripts:
@@ -220,7 +220,7 @@ class Judged:
         )
 
     def _different(self, one: Judgement) -> Finding:
-        from pytest_mistral_lora.training.judging import difference_text
+        from pytest_mistral_lora.training.answers.judging import difference_text
 
         place = f"{self._place(one.case)}, token {one.difference.token if one.difference else 0}"
         detail = "\n".join(difference_text(one))

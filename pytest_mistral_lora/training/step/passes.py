@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
-from pytest_mistral_lora.training.attention import segment_arguments
-from pytest_mistral_lora.training.loss import losses_at_head
-from pytest_mistral_lora.training.micro_batches import lay_out
-from pytest_mistral_lora.training.step_row import StepRow
+from pytest_mistral_lora.training.step.attention import segment_arguments
+from pytest_mistral_lora.training.step.loss import losses_at_head
+from pytest_mistral_lora.training.step.micro_batches import lay_out
+from pytest_mistral_lora.training.step.step_row import StepRow
 
 
 def collate(rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:

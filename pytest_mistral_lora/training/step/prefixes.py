@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from pytest_mistral_lora.training.step_row import StepRow
+from pytest_mistral_lora.training.step.step_row import StepRow
 
 _LEAST = 16
 """Tokens that are worth sharing: each row that goes on from a beginning attends to it with a mask of its own."""

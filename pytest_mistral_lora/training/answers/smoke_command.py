@@ -13,8 +13,8 @@ from pytest_mistral_lora.errors import EXIT_FINDING, EXIT_OK, InputError, Mistra
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.chat.format_checks import FormatCheck
-    from pytest_mistral_lora.training.golden import Comparison
-    from pytest_mistral_lora.training.judging import Judgement
+    from pytest_mistral_lora.training.answers.golden import Comparison
+    from pytest_mistral_lora.training.answers.judging import Judgement
 
 _DESCRIPTION = """\
 Load base and adapter afresh, and answer prompts greedily, encoded as in training. With golden transcripts (those of
@@ -24,9 +24,7 @@ token only where the recorded choice was a near tie, and the recorded answer as 
 _EXITS = "Exit codes: 0 as recorded, 1 an answer is different, 2 bad usage or bad input, 3 out of memory."
 
 
-def main(
-    arguments: Sequence[str] | None = None, *, prog: str = "python -m pytest_mistral_lora.training.smoke_command"
-) -> int:
+def main(arguments: Sequence[str] | None = None, *, prog: str = f"python -m {__spec__.name}") -> int:
     """Run the command line; returns the exit code."""
     parser = _parser(prog)
     given = parser.parse_args(arguments)
@@ -37,7 +35,7 @@ def main(
     try:
         return _run(given)
     except (MistralLoraError, KeyboardInterrupt, MemoryError) as error:
-        from pytest_mistral_lora.training.failure import exit_code
+        from pytest_mistral_lora.training.recovery.failure import exit_code
 
         sys.stderr.write(f"error: {error or 'interrupted'}\n")
         return exit_code(error)
@@ -74,7 +72,7 @@ def _run(given: argparse.Namespace) -> int:
 
 
 def _compare(given: argparse.Namespace) -> int:
-    from pytest_mistral_lora.training.golden import compare
+    from pytest_mistral_lora.training.answers.golden import compare
 
     comparison = compare(given.adapter, given.golden, given.base, device=given.device)
     _write(given, comparison.to_json(), comparison_text(comparison))
@@ -92,7 +90,7 @@ def comparison_text(comparison: Comparison) -> str:
 
 
 def _lines(one: Judgement) -> list[str]:
-    from pytest_mistral_lora.training.judging import difference_text
+    from pytest_mistral_lora.training.answers.judging import difference_text
 
     lines = [f"{one.tier:<10}  {one.case}"]
     if one.difference is not None:
@@ -103,7 +101,7 @@ def _lines(one: Judgement) -> list[str]:
 
 def _record(given: argparse.Namespace) -> int:
     from pytest_mistral_lora.chat.rows import read_rows
-    from pytest_mistral_lora.training.golden import record_rows
+    from pytest_mistral_lora.training.answers.golden import record_rows
 
     files = record_rows(
         given.adapter,
@@ -135,8 +133,8 @@ def _checks(words: Sequence[str]) -> tuple[FormatCheck, ...]:
 
 def _answer(given: argparse.Namespace) -> int:
     from pytest_mistral_lora.chat.rows import read_rows
-    from pytest_mistral_lora.training.golden import Adapted
-    from pytest_mistral_lora.training.smoke import smoke
+    from pytest_mistral_lora.training.answers.golden import Adapted
+    from pytest_mistral_lora.training.answers.smoke import smoke
 
     adapted = Adapted.find(given.adapter, given.base, device=given.device)
     rows = list(read_rows(given.rows))

@@ -19,13 +19,13 @@ from pytest_mistral_lora.checkpoint.backends import Encoder
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.records.figures import Figures, figures_of
 from pytest_mistral_lora.records.hashing import sha256_file
-from pytest_mistral_lora.training.cache import Sink, cache_key, cached, in_memory
-from pytest_mistral_lora.training.changes import warn_of_changes
 from pytest_mistral_lora.training.devices import is_main, local_rank
-from pytest_mistral_lora.training.encoding import Encoded, Plan, encode_files
 from pytest_mistral_lora.training.recipe import Recipe
-from pytest_mistral_lora.training.rows import EncodedRows, SourceRows
-from pytest_mistral_lora.training.table import Ints
+from pytest_mistral_lora.training.rows.cache import Sink, cache_key, cached, in_memory
+from pytest_mistral_lora.training.rows.changes import warn_of_changes
+from pytest_mistral_lora.training.rows.encoding import Encoded, Plan, encode_files
+from pytest_mistral_lora.training.rows.lazy import EncodedRows, SourceRows
+from pytest_mistral_lora.training.rows.table import Ints
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,10 @@ from safetensors import SafetensorError
 
 from pytest_mistral_lora.errors import DiskError, InputError
 from pytest_mistral_lora.records.files import read_json, remove_temporaries, write_json
-from pytest_mistral_lora.training.bad_rows import BAD_ROWS
-from pytest_mistral_lora.training.checkpoints import checkpoints, fault_of, is_listed, step_of
 from pytest_mistral_lora.training.devices import is_main
-from pytest_mistral_lora.training.failure import FAILURE, is_out_of_memory
+from pytest_mistral_lora.training.recovery.bad_rows import BAD_ROWS
+from pytest_mistral_lora.training.recovery.checkpoints import checkpoints, fault_of, is_listed, step_of
+from pytest_mistral_lora.training.recovery.failure import FAILURE, is_out_of_memory
 
 _NOTE = "run.json"
 _PAGE = 4096

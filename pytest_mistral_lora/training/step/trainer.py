@@ -15,14 +15,14 @@ from transformers import Trainer, set_seed
 
 from pytest_mistral_lora.errors import NonFiniteError
 from pytest_mistral_lora.training.callbacks import gradient_error
-from pytest_mistral_lora.training.gradients import gradient_norm
-from pytest_mistral_lora.training.micro_batches import split
-from pytest_mistral_lora.training.order import StepSampler
-from pytest_mistral_lora.training.passes import collate, step_rows, supervised_losses
-from pytest_mistral_lora.training.relief import OnOom, Relief
 from pytest_mistral_lora.training.sharding import shard_on_cpu
-from pytest_mistral_lora.training.step_row import StepRow
-from pytest_mistral_lora.training.unlogged import UnloggedLoss
+from pytest_mistral_lora.training.step.gradients import gradient_norm
+from pytest_mistral_lora.training.step.micro_batches import split
+from pytest_mistral_lora.training.step.order import StepSampler
+from pytest_mistral_lora.training.step.passes import collate, step_rows, supervised_losses
+from pytest_mistral_lora.training.step.relief import OnOom, Relief
+from pytest_mistral_lora.training.step.step_row import StepRow
+from pytest_mistral_lora.training.step.unlogged import UnloggedLoss
 
 
 def _any_row(dataset: Any) -> StepRow:

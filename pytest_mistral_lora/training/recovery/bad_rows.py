@@ -9,7 +9,7 @@ from pathlib import Path
 from pytest_mistral_lora.checkpoint.backends import Encoder
 from pytest_mistral_lora.errors import NonFiniteError
 from pytest_mistral_lora.records.files import write_text
-from pytest_mistral_lora.training.data import Split
+from pytest_mistral_lora.training.rows.loading import Split
 from pytest_mistral_lora.training.save import rendered
 
 BAD_ROWS = "bad_rows.jsonl"

@@ -19,9 +19,9 @@ from pytest_mistral_lora.records.adapter_base import RecordedBase
 from pytest_mistral_lora.records.identity import base_weights_sha256, read_tensors
 from pytest_mistral_lora.records.manifest import MANIFEST, load
 from pytest_mistral_lora.records.transcripts import TRANSCRIPTS, Transcript, load_folder, transcript_files
-from pytest_mistral_lora.training.judging import Judgement, check_base, check_prompt, judge
-from pytest_mistral_lora.training.smoke import encoder_of, generate, load_adapted
-from pytest_mistral_lora.training.transcripts import adapter_identity, record
+from pytest_mistral_lora.training.answers.judging import Judgement, check_base, check_prompt, judge
+from pytest_mistral_lora.training.answers.smoke import encoder_of, generate, load_adapted
+from pytest_mistral_lora.training.answers.transcripts import adapter_identity, record
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from pytest_mistral_lora.checkpoint.backends import Encoder
 from pytest_mistral_lora.checkpoint.base import Precision
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.records.transcripts import Transcript
-from pytest_mistral_lora.training.smoke import Completion, generate
-from pytest_mistral_lora.training.transcripts import answer_of, next_token_logprobs
+from pytest_mistral_lora.training.answers.smoke import Completion, generate
+from pytest_mistral_lora.training.answers.transcripts import answer_of, next_token_logprobs
 
 Tier = Literal["exact", "equivalent", "different"]
 

@@ -13,12 +13,12 @@ from accelerate.utils import DistributedType
 from transformers import TrainerCallback
 
 from pytest_mistral_lora.errors import MemoryShortageError
-from pytest_mistral_lora.training.activations import checkpoint_activations, is_checkpointed
-from pytest_mistral_lora.training.failure import is_out_of_memory
-from pytest_mistral_lora.training.memory import Need, memory_limit, need_of, ways
-from pytest_mistral_lora.training.micro_batches import split
+from pytest_mistral_lora.training.recovery.failure import is_out_of_memory
 from pytest_mistral_lora.training.sharding import is_divided
-from pytest_mistral_lora.training.step_row import StepRow
+from pytest_mistral_lora.training.step.activations import checkpoint_activations, is_checkpointed
+from pytest_mistral_lora.training.step.memory import Need, memory_limit, need_of, ways
+from pytest_mistral_lora.training.step.micro_batches import split
+from pytest_mistral_lora.training.step.step_row import StepRow
 
 OnOom = Literal["stop", "shrink"]
 _ADVICE = "Lower training.micro_batch_tokens, set activation_checkpointing: true, or share the base over more devices."

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import torch
 
-from pytest_mistral_lora.training.attention import Segment
-from pytest_mistral_lora.training.prefixes import Group, grouped
-from pytest_mistral_lora.training.step_row import StepRow
+from pytest_mistral_lora.training.step.attention import Segment
+from pytest_mistral_lora.training.step.prefixes import Group, grouped
+from pytest_mistral_lora.training.step.step_row import StepRow
 
 
 @dataclass(frozen=True)

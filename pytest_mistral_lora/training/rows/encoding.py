@@ -17,7 +17,7 @@ from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.errors import InputError, RowError, RowsError
 from pytest_mistral_lora.records.figures import HASHED, Figures, Sums, Tally, hashed
 from pytest_mistral_lora.records.identity import is_held_out
-from pytest_mistral_lora.training.table import Columns
+from pytest_mistral_lora.training.rows.table import Columns
 
 
 @dataclass(frozen=True, slots=True)

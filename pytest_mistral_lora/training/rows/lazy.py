@@ -9,7 +9,7 @@ from typing import TypeVar, overload
 from pytest_mistral_lora.chat.encoded import EncodedRow
 from pytest_mistral_lora.chat.rows import Row, read_row
 from pytest_mistral_lora.records.figures import Figures
-from pytest_mistral_lora.training.table import RowTable
+from pytest_mistral_lora.training.rows.table import RowTable
 
 T = TypeVar("T")
 

@@ -18,10 +18,10 @@ from pytest_mistral_lora.checkpoint.backends import Encoder
 from pytest_mistral_lora.checkpoint.tokenizers import oracle_file
 from pytest_mistral_lora.errors import RecipeError
 from pytest_mistral_lora.records.files import write_text
+from pytest_mistral_lora.training.answers.smoke import Completion, generate
+from pytest_mistral_lora.training.answers.transcripts import answer_of
 from pytest_mistral_lora.training.callbacks import FORMAT
 from pytest_mistral_lora.training.recipe import Evaluation
-from pytest_mistral_lora.training.smoke import Completion, generate
-from pytest_mistral_lora.training.transcripts import answer_of
 
 GENERATIONS = "generations.jsonl"
 """File of a run that holds every watched answer: a line for each step and row."""

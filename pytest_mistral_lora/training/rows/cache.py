@@ -25,8 +25,8 @@ from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.records.figures import Figures
 from pytest_mistral_lora.records.files import finished_folder, read_json, write_json
 from pytest_mistral_lora.records.hashing import canonical_json, sha256_bytes, sha256_file
-from pytest_mistral_lora.training.encoding import Encoded, Plan
-from pytest_mistral_lora.training.table import ArrowFile, RowTable
+from pytest_mistral_lora.training.rows.encoding import Encoded, Plan
+from pytest_mistral_lora.training.rows.table import ArrowFile, RowTable
 
 FORMAT = 1
 """Changes with the columns of the files, and with what a key does not say."""

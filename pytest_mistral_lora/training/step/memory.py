@@ -10,9 +10,9 @@ from typing import Any
 import psutil
 import torch
 
-from pytest_mistral_lora.training.activations import without_checkpointing
-from pytest_mistral_lora.training.passes import supervised_losses
-from pytest_mistral_lora.training.step_row import StepRow
+from pytest_mistral_lora.training.step.activations import without_checkpointing
+from pytest_mistral_lora.training.step.passes import supervised_losses
+from pytest_mistral_lora.training.step.step_row import StepRow
 
 _PROBED = (16, 48)
 """Tokens of the two passes from whose difference the need of a token follows."""

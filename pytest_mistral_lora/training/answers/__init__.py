@@ -1,0 +1,1 @@
+"""What a model says: watched in training, recorded, and judged afterwards."""

@@ -1,0 +1,1 @@
+"""One optimizer step: exact, and nothing computed in vain; what it needs of memory."""
