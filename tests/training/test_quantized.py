@@ -16,7 +16,8 @@ from pytest_mistral_lora.checkpoint.base import load_base, load_nf4
 from pytest_mistral_lora.conformance.adapter.checks import adapter_findings
 from pytest_mistral_lora.records.verify import verify
 from pytest_mistral_lora.training.adapter import adapted_layers, attach_adapter
-from pytest_mistral_lora.training.answers.smoke import smoke
+from pytest_mistral_lora.training.answers.golden import Adapted
+from pytest_mistral_lora.training.answers.smoke import probe, smoke
 from pytest_mistral_lora.training.recipe import PROJECTIONS, Lora, parse_recipe
 from pytest_mistral_lora.training.run import RunResult, train
 
@@ -63,6 +64,8 @@ def test_loaded_afresh_the_base_is_in_four_bits_again(run_on: Run, base: Path, t
     result = run_on("cpu", "nf4", precision="fp32", steps=10)
     rows = list(read_rows(tmp_path / "rows.jsonl"))
     assert smoke(result.output, base, rows, max_new_tokens=1, device="cpu")["probe"]["sha256"] == result.probe.sha256
+    judged = Adapted.find(result.output, base, device="cpu").load()
+    assert probe(judged, result.data.train.encoded[:8]) == result.probe
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

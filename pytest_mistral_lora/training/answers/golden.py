@@ -17,10 +17,9 @@ from pytest_mistral_lora.checkpoint.base import Precision
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.records.adapter_base import RecordedBase
 from pytest_mistral_lora.records.identity import base_weights_sha256, read_tensors
-from pytest_mistral_lora.records.manifest import MANIFEST, load
 from pytest_mistral_lora.records.transcripts import TRANSCRIPTS, Transcript, load_folder, transcript_files
 from pytest_mistral_lora.training.answers.judging import Judgement, check_base, check_prompt, judge
-from pytest_mistral_lora.training.answers.smoke import encoder_of, generate, load_adapted
+from pytest_mistral_lora.training.answers.smoke import encoder_of, generate, load_adapted, recorded_training
 from pytest_mistral_lora.training.answers.transcripts import adapter_identity, record
 
 
@@ -76,6 +75,7 @@ class Adapted:
         base: The base's folder, its weights checked.
         identity: A transcript's `model`.
         precision: dtype of the base's weights in training; fp32 where it is not recorded.
+        quantization: `nf4` where the base was in 4 bits in training, or None.
         encoder: The backend that it was trained with.
         device: `cpu` or `cuda`.
     """
@@ -84,6 +84,7 @@ class Adapted:
     base: Path
     identity: dict[str, Any]
     precision: Precision
+    quantization: str | None
     encoder: Encoder
     device: str
 
@@ -110,16 +111,24 @@ class Adapted:
                 expected=f"{recorded.name} with {recorded.weights_sha256}, which the adapter was trained on",
                 next_step="Give that base with --base.",
             )
-        training = load(adapter).data.get("training", {}) if (adapter / MANIFEST).is_file() else {}
+        training = recorded_training(adapter)
         identity = adapter_identity(
             tensors, base=recorded.name, revision=recorded.revision, base_weights_sha256=weights
         )  # fmt: skip
         precision: Precision = training.get("precision", "fp32")
-        return cls(adapter, folder, identity, precision, encoder_of(adapter, folder), device_named(device))
+        return cls(
+            adapter,
+            folder,
+            identity,
+            precision,
+            training.get("quantization"),
+            encoder_of(adapter, folder),
+            device_named(device),
+        )
 
     def load(self) -> Any:
-        """Load base and adapter, in eval mode."""
-        return load_adapted(self.adapter, self.base, self.precision, self.device)
+        """Load base and adapter as they were trained, in eval mode."""
+        return load_adapted(self.adapter, self.base, self.precision, self.device, self.quantization)
 
 
 def device_named(name: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -133,6 +133,12 @@ def _last_turn(encoded: EncodedRow) -> tuple[int, ...]:
     )
 
 
+def recorded_training(adapter: Path) -> Mapping[str, Any]:
+    """Return the manifest's `training` of an adapter's folder; empty where there is no manifest."""
+    found: Mapping[str, Any] = load(adapter).data.get("training", {}) if (adapter / MANIFEST).is_file() else {}
+    return found
+
+
 def load_adapted(
     adapter: Path, base: Path, precision: Precision, device: str, quantization: str | None = None
 ) -> Any:  # fmt: skip
@@ -186,7 +192,7 @@ def smoke(
         InputError: If adapter, base and rows do not go together.
     """
     where = "cuda" if device == "cuda" or (device == "auto" and torch.cuda.is_available()) else "cpu"
-    recorded = load(adapter).data.get("training", {}) if (adapter / MANIFEST).is_file() else {}
+    recorded = recorded_training(adapter)
     model = load_adapted(
         adapter, base, recorded.get("precision", "fp32"), where, recorded.get("quantization")
     )  # fmt: skip
