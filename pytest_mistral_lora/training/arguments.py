@@ -45,7 +45,6 @@ def trainer_arguments(training: Training, *, has_held_out: bool, work: Path, pro
         adam_beta2=training.betas[1],
         adam_epsilon=training.epsilon,
         seed=training.seed,
-        data_seed=training.seed if training.order_seed is None else training.order_seed,
         # an engine that shards would cast the adapter and its gradients, too
         bf16=precision_of(training) == "bf16" and engine() in ("none", "ddp"),
         fp16=precision_of(training) == "fp16",

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import logging
+import math
 import sys
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from transformers import TrainerCallback
 
 from pytest_mistral_lora.errors import NonFiniteError, TrainingError
 from pytest_mistral_lora.training.devices import engine
+from pytest_mistral_lora.training.step.gradients import gradient_norm
 
 _LOG = logging.getLogger(__name__)
 FORMAT = "eval_format/"
@@ -38,10 +39,9 @@ class StopAtNonFinite(TrainerCallback):  # type: ignore[misc]
         """
         if engine() == "deepspeed":
             return
-        gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-        if not gradients:
+        if all(parameter.grad is None for parameter in model.parameters()):
             raise TrainingError(f"no tensor has a gradient at step {state.global_step + 1}")
-        if _scaler(optimizer) is None and not torch.isfinite(torch.stack(torch._foreach_norm(gradients)).sum()):
+        if _scaler(optimizer) is None and not math.isfinite(gradient_norm(model)):
             raise gradient_error(state.global_step + 1)
 
 

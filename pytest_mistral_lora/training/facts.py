@@ -117,7 +117,7 @@ def training_facts(
         },
         "optimizer": _optimizer(training),
         "devices": device_count(),
-        "order_seed": training.seed if training.order_seed is None else training.order_seed,
+        "order_seed": training.seed_of_order,
         "precision": precision_of(training),
         "quantization": recipe.base.quantization,
         "adapter_dtype": "float32",

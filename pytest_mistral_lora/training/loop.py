@@ -63,7 +63,7 @@ def make_trainer(
         eval_dataset=RowDataset(held_out) if held_out else None,
         batch_size=training.batch_size,
         micro_batch_tokens=training.micro_batch_tokens,
-        order_seed=training.seed if training.order_seed is None else training.order_seed,
+        order_seed=training.seed_of_order,
         share_prefix=training.share_prefix,
         on_oom=training.on_oom,
         stop_at_grad_norm=training.stop_at_grad_norm,

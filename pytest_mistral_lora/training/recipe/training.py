@@ -114,6 +114,11 @@ class Training(Section):
     )
 
     @property
+    def seed_of_order(self) -> int:
+        """Seed of the order of the rows."""
+        return self.seed if self.order_seed is None else self.order_seed
+
+    @property
     def policy(self) -> Policy:
         """What is done with a row that cannot be trained on as it is."""
         return Policy(self.max_length, self.truncation, self.unsupervised)

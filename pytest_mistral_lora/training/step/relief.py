@@ -9,10 +9,10 @@ from dataclasses import replace
 from typing import Any, Literal, TypeVar
 
 import torch
-from accelerate.utils import DistributedType
 from transformers import TrainerCallback
 
 from pytest_mistral_lora.errors import MemoryShortageError
+from pytest_mistral_lora.training.devices import engine
 from pytest_mistral_lora.training.recovery.failure import is_out_of_memory
 from pytest_mistral_lora.training.sharding import is_divided
 from pytest_mistral_lora.training.step.activations import checkpoint_activations, is_checkpointed
@@ -53,7 +53,7 @@ class Relief:
         Raises:
             MemoryShortageError: If there is not enough memory, and nothing may or can be changed.
         """
-        random = _random_state()
+        random = _random_state() if self._on_oom == "shrink" else None
         while True:
             try:
                 return act()
@@ -63,7 +63,8 @@ class Relief:
                 said = str(error).partition("\n")[0]
             # outside the handler: its traceback would hold the tensors of the failed pass
             self._trainer.model.zero_grad(set_to_none=True)
-            _set_random_state(random)
+            if random is not None:
+                _set_random_state(random)
             _free()
             self._shrink(what, rows, said)
 
@@ -126,7 +127,7 @@ class DryRun(TrainerCallback):  # type: ignore[misc]
             MemoryShortageError: If there is not enough memory for it.
         """
         # DeepSpeed's engine would take the gradient for that of a step
-        if self._trainer.accelerator.distributed_type != DistributedType.DEEPSPEED:
+        if engine() != "deepspeed":
             self._trainer.try_largest()
 
 

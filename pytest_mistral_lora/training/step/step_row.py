@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
@@ -23,12 +24,12 @@ class StepRow:
     input_ids: torch.Tensor
     labels: torch.Tensor
 
-    @property
+    @cached_property
     def targets(self) -> torch.Tensor:
         """The places of the supervised tokens, `(supervised tokens,)` int64. The first token follows none."""
         return (self.labels[1:] != IGNORE_INDEX).nonzero().squeeze(1) + 1
 
-    @property
+    @cached_property
     def fed(self) -> int:
         """How many tokens are fed: those before the last supervised one. What comes later changes no loss."""
         targets = self.targets

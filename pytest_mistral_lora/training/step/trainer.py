@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate.utils import DistributedType, gather_object
+from accelerate.utils import gather_object
 from torch.utils.data import DataLoader
 from transformers import Trainer, set_seed
 
 from pytest_mistral_lora.errors import NonFiniteError
 from pytest_mistral_lora.training.callbacks import gradient_error
+from pytest_mistral_lora.training.devices import engine
 from pytest_mistral_lora.training.sharding import shard_on_cpu
 from pytest_mistral_lora.training.step.gradients import gradient_norm
 from pytest_mistral_lora.training.step.micro_batches import split
@@ -88,15 +89,6 @@ class LoraTrainer(Trainer):  # type: ignore[misc]
         context: AbstractContextManager[Any] = super().compute_loss_context_manager()
         return context
 
-    def _save_rng_state(self, output_dir: str) -> None:
-        """Save each process's random state before the trainer's, which says that a checkpoint is whole."""
-        super()._save_rng_state(output_dir)
-        self.accelerator.wait_for_everyone()
-
-    @property
-    def _is_deepspeed(self) -> bool:
-        return bool(self.accelerator.distributed_type == DistributedType.DEEPSPEED)
-
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Return this process's share of the rows of each step, in the order of the seed."""
         return self._loader(self.train_dataset, seed=self.order_seed)
@@ -137,7 +129,7 @@ class LoraTrainer(Trainer):  # type: ignore[misc]
         what = f"step {self.state.global_step + 1}"
         total: torch.Tensor = self.relief.attempt(what, rows, lambda: self._gradient(model, rows))
         self._refuse_non_finite(total)
-        if self._is_deepspeed and not math.isfinite(model.get_global_grad_norm()):
+        if engine() == "deepspeed" and not math.isfinite(model.get_global_grad_norm()):
             raise gradient_error(self.state.global_step + 1)
         self._refuse_exploding()
         return total
@@ -218,7 +210,7 @@ class LoraTrainer(Trainer):  # type: ignore[misc]
     def _synchronised(self, model: Any, *, last: bool) -> AbstractContextManager[Any]:
         """Share gradients with the other processes in the last pass only, where the engine lets us choose."""
         self.accelerator.gradient_state._set_sync_gradients(last)
-        if last or self._is_deepspeed:
+        if last or engine() == "deepspeed":
             return nullcontext()
         context: AbstractContextManager[Any] = self.accelerator.no_sync(model)
         return context
