@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pytest_mistral_lora.chat.encoded import EncodedRow
-from pytest_mistral_lora.chat.policy import Kept
+from pytest_mistral_lora.chat.policy import DROPPED, Kept
 from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.records.hashing import framed_ids, framed_row
 
@@ -93,6 +93,27 @@ class Figures:
         tally.changes = Counter(tally.changes)
         tally.places = {change: [(file, line) for file, line in found] for change, found in tally.places.items()}
         return cls(tally, data["sha256"])
+
+
+def removed(tally: Tally) -> dict[str, Any]:
+    """Return what policies did to the rows of one side, by the names of a manifest's `dataset`."""
+    return {
+        "rows_dropped": {reason: tally.changes[reason] for reason in DROPPED if tally.changes[reason]},
+        "rows_truncated": tally.changes["cut"],
+        "rows_without_loss": tally.changes["without-loss"],
+        "tokens_removed": tally.tokens_removed,
+        "supervised_tokens_removed": tally.supervised_tokens_removed,
+    }
+
+
+def tokens(figures: Figures) -> dict[str, Any]:
+    """Return hashes and numbers of the tokens that are used, by the names of a manifest's `masking`."""
+    return {
+        "ids_sha256": figures.sha256["ids"],
+        "labels_sha256": figures.sha256["labels"],
+        "tokens": figures.tally.tokens,
+        "supervised_tokens": figures.tally.supervised_tokens,
+    }
 
 
 class Sums:

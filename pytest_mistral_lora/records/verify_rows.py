@@ -8,12 +8,12 @@ from typing import Any
 
 from pytest_mistral_lora.chat.encoded import EncodedRow
 from pytest_mistral_lora.chat.oracle import Oracle
-from pytest_mistral_lora.chat.policy import DROPPED, Policy
+from pytest_mistral_lora.chat.policy import Policy
 from pytest_mistral_lora.chat.rows import Row, read_rows
 from pytest_mistral_lora.chat.template import ChatTemplate
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.errors import MistralLoraError
-from pytest_mistral_lora.records.figures import Figures, Sums, hashed
+from pytest_mistral_lora.records.figures import Figures, Sums, hashed, removed, tokens
 from pytest_mistral_lora.records.files import inside
 from pytest_mistral_lora.records.hashing import framed_row
 from pytest_mistral_lora.records.identity import is_held_out
@@ -91,16 +91,8 @@ def _of_rows(figures: Figures) -> Iterator[tuple[str, Any]]:
 
 
 def _of_tokens(figures: Figures) -> Iterator[tuple[str, Any]]:
-    tally = figures.tally
-    yield "dataset.rows_dropped", {reason: tally.changes[reason] for reason in DROPPED if tally.changes[reason]}
-    yield "dataset.rows_truncated", tally.changes["cut"]
-    yield "dataset.rows_without_loss", tally.changes["without-loss"]
-    yield "dataset.tokens_removed", tally.tokens_removed
-    yield "dataset.supervised_tokens_removed", tally.supervised_tokens_removed
-    yield "masking.ids_sha256", figures.sha256["ids"]
-    yield "masking.labels_sha256", figures.sha256["labels"]
-    yield "masking.tokens", tally.tokens
-    yield "masking.supervised_tokens", tally.supervised_tokens
+    yield from ((f"dataset.{name}", found) for name, found in removed(figures.tally).items())
+    yield from ((f"masking.{name}", found) for name, found in tokens(figures).items())
 
 
 def _encoder(folder: Path, data: Mapping[str, Any]) -> Encode:

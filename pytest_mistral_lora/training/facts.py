@@ -10,14 +10,13 @@ from typing import Any
 
 import torch
 
-from pytest_mistral_lora.chat.policy import DROPPED
-from pytest_mistral_lora.records.figures import Tally
+from pytest_mistral_lora.records.figures import removed, tokens
 from pytest_mistral_lora.records.identity import base_weights_sha256, joint_sha256
 from pytest_mistral_lora.training.answers.smoke import Completion
 from pytest_mistral_lora.training.callbacks import skipped_steps
 from pytest_mistral_lora.training.devices import device_count, on_gpu, precision_of
 from pytest_mistral_lora.training.recipe import Recipe, Training
-from pytest_mistral_lora.training.rows.loading import ReadFile, RunData, Split
+from pytest_mistral_lora.training.rows.loading import ReadFile, RunData
 
 _PACKAGES = (
     *("accelerate", "bitsandbytes", "liger-kernel"),
@@ -37,7 +36,7 @@ def run_facts(
         "dataset_sha256": joint_sha256([file.sha256 for file in data.files if not file.held]),
         "seed": recipe.training.seed,
         "dataset": _dataset(recipe, data),
-        "masking": _masking(data.train),
+        "masking": {"policy": "assistant turns of weight 1, to EOS", **tokens(data.train.figures)},
         "lora": {
             **recipe.lora.model_dump(),
             "target_modules": sorted(recipe.lora.target_modules),
@@ -58,9 +57,9 @@ def _dataset(recipe: Recipe, data: RunData) -> dict[str, Any]:
         "rows_sha256": train.sha256["rows"],
         "rows": train.tally.rows,
         "rows_used": train.tally.used,
-        **_removed(train.tally),
+        **removed(train.tally),
         "held_out_rows": held_out.tally.used,
-        "held_out_removed": _removed(held_out.tally),
+        "held_out_removed": removed(held_out.tally),
         "truncation": recipe.training.truncation,
         "unsupervised": recipe.training.unsupervised,
     }
@@ -68,28 +67,6 @@ def _dataset(recipe: Recipe, data: RunData) -> dict[str, Any]:
 
 def _data_file(recipe: Recipe, file: ReadFile) -> dict[str, Any]:
     return {"path": recipe.path_as_written(file.path), "sha256": file.sha256, "rows": file.rows}
-
-
-def _removed(tally: Tally) -> dict[str, Any]:
-    """Return what the recipe's policies did to the rows of one side."""
-    return {
-        "rows_dropped": {reason: tally.changes[reason] for reason in DROPPED if tally.changes[reason]},
-        "rows_truncated": tally.changes["cut"],
-        "rows_without_loss": tally.changes["without-loss"],
-        "tokens_removed": tally.tokens_removed,
-        "supervised_tokens_removed": tally.supervised_tokens_removed,
-    }
-
-
-def _masking(train: Split) -> dict[str, Any]:
-    figures = train.figures
-    return {
-        "policy": "assistant turns of weight 1, to EOS",
-        "tokens": figures.tally.tokens,
-        "supervised_tokens": figures.tally.supervised_tokens,
-        "ids_sha256": figures.sha256["ids"],
-        "labels_sha256": figures.sha256["labels"],
-    }
 
 
 def training_facts(

@@ -23,7 +23,7 @@ from pytest_mistral_lora import __version__
 from pytest_mistral_lora.checkpoint.backends import Encoder
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.records.figures import Figures
-from pytest_mistral_lora.records.files import finished_folder, read_json, write_json
+from pytest_mistral_lora.records.files import finished_folder, listing, read_json, write_json
 from pytest_mistral_lora.records.hashing import canonical_json, sha256_bytes, sha256_file
 from pytest_mistral_lora.training.rows.encoding import Encoded, Plan
 from pytest_mistral_lora.training.rows.table import ArrowFile, RowTable
@@ -159,7 +159,7 @@ def _is_whole(folder: Path, *, trusted: bool) -> bool:
 def _fill(folder: Path, encode: Encode) -> None:
     with ArrowFile(folder / "train.arrow") as train, ArrowFile(folder / "held_out.arrow") as held_out:
         figures, rows = encode((train.write, held_out.write))
-    files = {path.name: {"size": path.stat().st_size, "sha256": sha256_file(path)} for path in folder.iterdir()}
+    files = listing(folder)
     sides = {side: one.to_json() for side, one in zip(SIDES, figures, strict=True)}
     content = {"files": files, "rows": rows, "sides": sides}
     write_json(folder / _FIGURES, {"content": content, "sha256": sha256_bytes(canonical_json(content))})
