@@ -207,7 +207,7 @@ def cache_in_training(artifact: Artifact) -> None:
     called_with(artifact, use_cache=True)
 
 
-@mutant("ML301 ML309 ML310 ML311", "I20 I21", says="rows beside one another")
+@mutant("ML301 ML309 ML310 ML311", "I20", "I21", says="rows beside one another")
 def rows_that_see_one_another(artifact: Artifact) -> None:
     """The rows of a micro-batch are one text to the model."""
     called_with(artifact, segments=None, attention_mask=None, position_ids=None)
