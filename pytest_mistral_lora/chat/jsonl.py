@@ -33,7 +33,8 @@ def loads_strict(text: str) -> Any:
             parse_int=_readable_int,
         )
     except json.JSONDecodeError as error:
-        raise ValueError(f"not valid JSON: {error.msg} at column {error.colno}") from error
+        line = f"line {error.lineno}, " if error.lineno > 1 else ""
+        raise ValueError(f"not valid JSON: {error.msg} at {line}column {error.colno}") from error
     except RecursionError as error:
         raise ValueError("JSON is nested too deeply") from error
 

@@ -6,31 +6,37 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from pytest_mistral_lora.records.own_part import empty_part
+
 DECISION = "DECISION.md"
 
 
-def decision_text(manifest: Mapping[str, Any], recipe: Mapping[str, Any]) -> str:
+def decision_text(manifest: Mapping[str, Any]) -> str:
     """Return the decision record of a run, in Markdown.
 
     Args:
-        manifest: The run's manifest; `files` is not used.
-        recipe: The recipe as plain JSON data.
+        manifest: The manifest of an adapter or a merged model; `files` and `seal` are not used.
     """
     parts = (_context, _decision, _masking, _evaluation, _consequences, _reproduce)
     title = f"# Fine-tune {manifest['base']} with LoRA on {_data_names(manifest)}"
-    return "\n\n".join([title, "Status: trained", *(part(manifest, recipe) for part in parts)]) + "\n"
+    status = f"Status: {'trained and merged' if manifest['kind'] == 'merged' else 'trained'}"
+    return "\n\n".join([title, status, _reasons(), *filter(None, (part(manifest) for part in parts))]) + "\n"
+
+
+def _reasons() -> str:
+    return f"## Why\n\nWhat the run is for and what was weighed; only its author can say.\n\n{empty_part()}"
 
 
 def _data_names(manifest: Mapping[str, Any]) -> str:
     return ", ".join(entry["path"] for entry in manifest["dataset"]["files"])
 
 
-def _context(manifest: Mapping[str, Any], recipe: Mapping[str, Any]) -> str:
+def _context(manifest: Mapping[str, Any]) -> str:
     dataset, tokenizer = manifest["dataset"], manifest["tokenizer"]
     rows = [
         ("Base", f"`{manifest['base']}`"),
         ("Revision", f"`{manifest['revision']}`" if manifest["revision"] else "none: a local base"),
-        ("Base weights SHA-256", f"`{manifest['base_weights_sha256']}`"),
+        ("Base weights SHA-256", f"`{manifest.get('base_weights_sha256', 'not recorded')}`"),
         ("Dataset SHA-256", f"`{manifest['dataset_sha256']}`"),
         *((f"Data file `{entry['path']}`", f"{entry['rows']} rows, `{entry['sha256']}`") for entry in dataset["files"]),
         *((f"Held-out file `{entry['path']}`", f"`{entry['sha256']}`") for entry in dataset["eval_files"]),
@@ -54,7 +60,7 @@ def _removed(name: str, part: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield name, f"{', '.join(said)}: {removed}"
 
 
-def _decision(manifest: Mapping[str, Any], recipe: Mapping[str, Any]) -> str:
+def _decision(manifest: Mapping[str, Any]) -> str:
     lora, training = manifest["lora"], manifest["training"]
     schedule = training["schedule"]
     rows = [
@@ -62,17 +68,40 @@ def _decision(manifest: Mapping[str, Any], recipe: Mapping[str, Any]) -> str:
         ("Layers", f"{lora['layers']}: {', '.join(lora['target_modules'])}"),
         ("Trained numbers", f"{lora['parameters']}"),
         ("Steps", f"{training['steps']} of {training['batch_size']} rows ({training['epochs']:g} epochs)"),
+        ("Tokens", f"{training['max_length']} in a row at most, {training['micro_batch_tokens']} fed at once"),
         ("Learning rate", f"{training['learning_rate']:g}, {training['optimizer']}"),
+        ("Weight decay, clipping", f"{training['weight_decay']:g}, gradient norm {training['max_grad_norm']:g}"),
         ("Schedule", f"{schedule['name']}, {schedule['warmup_steps']} warm-up steps, {schedule['total_steps']} in all"),
         *(
             (("Skipped steps", f"{training['skipped_steps']}: fp16 overflowed"),)
             if training.get("skipped_steps")
             else ()
         ),
-        ("Seeds", f"{manifest['seed']} for the adapter and dropout, {training['order_seed']} for the order of rows"),
+        ("Seeds", _seeds(manifest)),
         ("Precision", _precision(training)),
+        ("Where", _where(manifest)),
+        *_ends(training),
     ]
     return "## Decision\n\n" + _table(rows)
+
+
+def _seeds(manifest: Mapping[str, Any]) -> str:
+    adapter, order = manifest["lora"].get("seed", manifest["seed"]), manifest["training"]["order_seed"]
+    return f"{adapter} for the adapter, {manifest['seed']} for dropout, {order} for the order of rows"
+
+
+def _where(manifest: Mapping[str, Any]) -> str:
+    environment, devices = manifest["environment"], manifest["training"]["devices"]
+    processor = environment["gpu"] or f"{environment['processor']}, {environment['threads']} threads"
+    return f"{devices} x {processor}; Python {environment['python']} on {environment['platform']}"
+
+
+def _ends(training: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield what did not go as a run in one go with enough memory."""
+    if training["resumed_from_step"] is not None:
+        yield "Resumed", f"from step {training['resumed_from_step']}"
+    if training.get("memory_relief"):
+        yield "Where memory ran out", ", ".join(training["memory_relief"])
 
 
 def _lora(lora: Mapping[str, Any]) -> str:
@@ -85,10 +114,12 @@ def _precision(training: Mapping[str, Any]) -> str:
     quantized = f" in {training['quantization']}" if training.get("quantization") else ""
     kernels = f", {training['kernels']} kernels" if training.get("kernels") else ""
     base = f"{training['precision']} base{quantized}"
-    return f"{base}, {training['adapter_dtype']} adapter, on {training['device']}{kernels}"
+    checkpointed = ", activations computed twice" if training["activation_checkpointing"] else ""
+    window = f", attention over {training['sliding_window']} tokens" if training["sliding_window"] else ""
+    return f"{base}, {training['adapter_dtype']} adapter, on {training['device']}{kernels}{checkpointed}{window}"
 
 
-def _masking(manifest: Mapping[str, Any], recipe: Mapping[str, Any]) -> str:
+def _masking(manifest: Mapping[str, Any]) -> str:
     masking = manifest["masking"]
     share = masking["supervised_tokens"] / masking["tokens"]
     return (
@@ -98,7 +129,7 @@ def _masking(manifest: Mapping[str, Any], recipe: Mapping[str, Any]) -> str:
     )
 
 
-def _evaluation(manifest: Mapping[str, Any], recipe: Mapping[str, Any]) -> str:
+def _evaluation(manifest: Mapping[str, Any]) -> str:
     lines = ["## Evaluation", ""]
     for one in manifest["evaluation"]:
         lines += [
@@ -115,23 +146,38 @@ def _shown(value: Any) -> str:
     return text.replace("|", "\\|")
 
 
-def _consequences(manifest: Mapping[str, Any], recipe: Mapping[str, Any]) -> str:
+def _consequences(manifest: Mapping[str, Any]) -> str:
+    """Say what is deployed, and what can be checked of it."""
+    parent = manifest.get("parent")
+    if parent is None:
+        deployed = (
+            "Deployed as an adapter: this folder holds no model, and is valid on the base weights above and on no "
+            "others. `mistral-lora merge` makes a model of both."
+        )
+    else:
+        deployed = (
+            f"Deployed merged, in {parent['merge_dtype']}: this folder holds a whole model. The adapter's manifest has "
+            f"SHA-256 `{parent['manifest_sha256']}`. No adapter of the base is valid on it."
+        )
     return (
-        "## Consequences\n\n"
-        "This folder holds an adapter, not a model: it is valid on the base weights above and on no others. "
-        "Facts that `mistral-lora verify` computes again are hashes, the adapter's shape and its configuration; "
-        "schedule, environment and evaluation are as the trainer declared them."
+        f"## Consequences\n\n{deployed}\n\n"
+        "`mistral-lora verify` computes again the hashes of files, tensors, rows, ids and labels, the adapter's shape "
+        "and its configuration. Schedule, environment and evaluation are as the trainer declared them; "
+        "`mistral-lora verify --rerun` trains again and compares."
     )
 
 
-def _reproduce(manifest: Mapping[str, Any], recipe: Mapping[str, Any]) -> str:
+def _reproduce(manifest: Mapping[str, Any]) -> str:
     packages = " ".join(f"{name}=={version}" for name, version in manifest["environment"]["packages"].items())
+    code = manifest["environment"].get("code")
+    checkout = f"git checkout {code['commit']}{'  # and changes on top' if code['dirty'] else ''}\n" if code else ""
+    recipe = manifest.get("recipe")
+    shown = f"\n\n```json\n{json.dumps(recipe, indent=2, ensure_ascii=False)}\n```" if recipe else ""
     return (
         "## How to do it again\n\n"
-        f"```\npip install {packages}\npython -m pytest_mistral_lora.training recipe.yaml\n```\n\n"
+        f"```\n{checkout}pip install {packages}\npython -m pytest_mistral_lora.training recipe.yaml\n```\n\n"
         "with this `recipe.yaml` (JSON is YAML). On the same machine, libraries and thread count, the adapter is equal "
-        "bit for bit on a CPU; elsewhere losses agree within rounding.\n\n"
-        f"```json\n{json.dumps(recipe, indent=2, ensure_ascii=False)}\n```"
+        f"bit for bit on a CPU; elsewhere losses agree within rounding.{shown}"
     )
 
 

@@ -12,8 +12,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from pytest_mistral_lora.chat.jsonl import loads_strict
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.records.hashing import sha256_file
+
+JSON_LIMIT = 16 << 20
+"""Largest JSON file that is read, in bytes: real configurations and manifests have a few thousand."""
 
 _RANDOM = 8
 """How many characters `tempfile` puts after the name of a temporary folder."""
@@ -41,21 +45,44 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 def write_json(path: Path, data: Any) -> None:
     """Write JSON for people to read and diff: indented, keys in the order given, one newline at the end."""
-    write_text(path, json.dumps(data, ensure_ascii=False, indent=2, allow_nan=False) + "\n")
+    write_text(path, json_text(data))
+
+
+def json_text(data: Any) -> str:
+    """Return what `write_json` writes."""
+    return json.dumps(data, ensure_ascii=False, indent=2, allow_nan=False) + "\n"
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file.
+    """Read a JSON file of no trusted origin.
 
     Raises:
-        InputError: If the file is missing, is not UTF-8 or is not JSON.
+        InputError: If the file is missing or too large, is not JSON in UTF-8, or two parsers could read it differently:
+            a key twice in one object, numbers that are not finite.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        with path.open("rb") as file:
+            data = file.read(JSON_LIMIT + 1)
     except OSError as error:
         raise InputError(f"cannot be read: {error.strerror}", place=str(path)) from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"not valid JSON: {error}", place=str(path)) from error
+    if len(data) > JSON_LIMIT:
+        raise InputError("too large to be one", place=str(path), expected=f"at most {JSON_LIMIT >> 20} MiB of JSON")
+    return json_value(data, path)
+
+
+def json_value(data: bytes, path: Path) -> Any:
+    """Return the value of JSON bytes that were read from a file.
+
+    Raises:
+        InputError: As `read_json` does.
+    """
+    try:
+        value = loads_strict(data.decode())
+        json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair could not be printed
+    except ValueError as error:
+        reason = str(error) if "JSON" in str(error) else f"not valid JSON: {error}"
+        raise InputError(reason, place=str(path), expected="JSON in UTF-8") from error
+    return value
 
 
 def inside(folder: Path, name: str) -> Path:

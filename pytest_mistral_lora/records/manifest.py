@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -13,13 +13,16 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_mistral_lora.checkpoint.pins import check_revision
 from pytest_mistral_lora.errors import InputError, PinError
-from pytest_mistral_lora.records.files import read_json
+from pytest_mistral_lora.records.files import json_text, read_json
+from pytest_mistral_lora.records.hashing import sha256_bytes
 
 if TYPE_CHECKING:
     from jsonschema import Draft202012Validator
 
 MANIFEST = "manifest.json"
-VERSION = 1
+VERSION = 2
+
+_UNSEALED = "0" * 64
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,7 @@ class Manifest:
     @property
     def not_recorded(self) -> list[str]:
         """Names of the parts that this manifest does not have, in schema order: they cannot be checked."""
-        return [name for name in schema()["$defs"]["version_1"]["properties"] if name not in self.data]
+        return [name for name in parts() if name not in self.data]
 
 
 @cache
@@ -65,6 +68,12 @@ def schema() -> dict[str, Any]:
     text = (files(__package__) / "manifest.schema.json").read_text(encoding="utf-8")
     data: dict[str, Any] = json.loads(text)
     return data
+
+
+def parts() -> Mapping[str, Any]:
+    """Return the schema of each part of a manifest, by its key at the top."""
+    found: Mapping[str, Any] = schema()["$defs"]["body"]["properties"]
+    return found
 
 
 def violations(data: Any) -> list[Violation]:
@@ -97,7 +106,7 @@ def validate(data: Any, *, place: str = MANIFEST) -> Manifest:
         lines = [f"{len(wrong)} violation{'s' if len(wrong) != 1 else ''} of the manifest schema"]
         raise InputError("\n".join([*lines, *(f"  {one}" for one in wrong)]), place=place)
     version = data.get("schema_version", 0)
-    return Manifest(_migrated(data) if version == 0 else data, version)
+    return Manifest(_migrated(data), version)
 
 
 def load(path: Path) -> Manifest:
@@ -110,22 +119,39 @@ def load(path: Path) -> Manifest:
     return validate(read_json(file), place=str(file))
 
 
-def build(**parts: Any) -> dict[str, Any]:
-    """Return the manifest made of these parts, keys in schema order.
+def build(**known: Any) -> dict[str, Any]:
+    """Return the manifest made of these parts, keys in schema order, sealed.
 
     Raises:
         InputError: If the parts do not make a manifest.
     """
-    names = schema()["$defs"]["version_1"]["properties"]
-    known = {"schema_version": VERSION, **parts}
-    data = {name: known[name] for name in [*names, *(key for key in known if key not in names)] if name in known}
+    known = {"schema_version": VERSION, **known}
+    data = {name: known[name] for name in [*parts(), *(key for key in known if key not in parts())] if name in known}
+    data = sealed(data)
     validate(data)
     return data
 
 
+def sealed(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a manifest's data with its seal, as the last key: what `files.write_json` makes of it keeps the seal."""
+    blank = {**{name: value for name, value in data.items() if name != "seal"}, "seal": _UNSEALED}
+    return {**blank, "seal": sha256_bytes(json_text(blank).encode())}
+
+
+def seal_of(file: Path, seal: str) -> str:
+    """Return the seal that a manifest ought to have.
+
+    Args:
+        file: The manifest.
+        seal: The seal that it has.
+    """
+    before, _, after = file.read_bytes().rpartition(seal.encode())
+    return sha256_bytes(before + _UNSEALED.encode() + after)
+
+
 def _migrated(data: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a version 0 manifest under today's names; what it did not record stays absent."""
-    return {"schema_version": VERSION, "kind": "adapter", **{k: v for k, v in data.items() if k != "schema_version"}}
+    """Return a manifest of an older version under today's names; what it did not record stays absent."""
+    return {"kind": "adapter", **data, "schema_version": VERSION}
 
 
 @cache
@@ -141,7 +167,7 @@ def _explain(error: Any) -> Iterator[Violation]:
     if error.validator == "required":
         for name in asked:
             if name not in error.instance:
-                yield Violation(f"{path}.{name}", "", _description(error, name))
+                yield Violation(f"{path}.{name}", "", _description([*error.absolute_path, name]))
     elif error.validator == "additionalProperties" and isinstance(error.instance, dict):
         known = error.schema.get("properties", {})
         for name in error.instance:
@@ -151,9 +177,22 @@ def _explain(error: Any) -> Iterator[Violation]:
         yield Violation(path, _short(error.instance), _asked(error.validator, asked, error.schema))
 
 
-def _description(error: Any, name: str) -> str:
-    part = error.schema.get("properties", {}).get(name) or schema()["$defs"]["version_1"]["properties"].get(name, {})
-    return str(part.get("description", "a value"))
+def _description(path: Sequence[str | int]) -> str:
+    """Return what the schema says of the value at a path."""
+    place: Mapping[str, Any] = schema()["$defs"]["body"]
+    for step in path:
+        inner = place.get("items") if isinstance(step, int) else place.get("properties", {}).get(step)
+        place = _referred(inner or {})
+    return str(place.get("description", "a value"))
+
+
+def _referred(place: Mapping[str, Any]) -> Mapping[str, Any]:
+    target: Mapping[str, Any] = schema()
+    if "$ref" not in place:
+        return place
+    for name in place["$ref"].removeprefix("#/").split("/"):
+        target = target[name]
+    return {**target, **place}
 
 
 def _asked(validator: str, asked: Any, place: Mapping[str, Any]) -> str:
@@ -161,6 +200,7 @@ def _asked(validator: str, asked: Any, place: Mapping[str, Any]) -> str:
         "const": f"{asked!r}",
         "enum": f"one of {asked}",
         "pattern": str(place.get("description", f"text that matches {asked}")),
+        "not": str(place.get("description", f"not {asked}")),
         "type": " or ".join([asked] if isinstance(asked, str) else asked) if validator == "type" else "",
         "minimum": f"at least {asked}",
         "exclusiveMinimum": f"above {asked}",

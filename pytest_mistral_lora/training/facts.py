@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from pytest_mistral_lora.records.code import code_of
 from pytest_mistral_lora.records.figures import removed, tokens
 from pytest_mistral_lora.records.identity import base_weights_sha256, joint_sha256
 from pytest_mistral_lora.training.answers.smoke import Completion
@@ -20,7 +21,7 @@ from pytest_mistral_lora.training.rows.loading import ReadFile, RunData
 
 _PACKAGES = (
     *("accelerate", "bitsandbytes", "liger-kernel"),
-    *("mistral-common", "peft", "pyarrow", "safetensors", "tokenizers", "torch", "transformers"),
+    *("mistral-common", "peft", "pyarrow", "pytest-mistral-lora", "safetensors", "tokenizers", "torch", "transformers"),
 )
 _AS_GIVEN = ("learning_rate", "batch_size", "micro_batch_tokens", "max_length", "weight_decay", "max_grad_norm")
 
@@ -41,9 +42,11 @@ def run_facts(
             **recipe.lora.model_dump(),
             "target_modules": sorted(recipe.lora.target_modules),
             "modules_to_save": sorted(recipe.lora.modules_to_save),
+            "seed": recipe.training.seed,
         },
         "training": training,
-        "environment": environment(),
+        "recipe": recipe.as_written(),
+        "environment": {**environment(), "code": code_of(recipe.folder)},
         "evaluation": evaluation,
     }
 
@@ -59,6 +62,7 @@ def _dataset(recipe: Recipe, data: RunData) -> dict[str, Any]:
         "rows_used": train.tally.used,
         **removed(train.tally),
         "held_out_rows": held_out.tally.used,
+        "held_out_rows_sha256": held_out.sha256["rows"],
         "held_out_removed": removed(held_out.tally),
         "truncation": recipe.training.truncation,
         "unsupervised": recipe.training.unsupervised,
@@ -66,7 +70,7 @@ def _dataset(recipe: Recipe, data: RunData) -> dict[str, Any]:
 
 
 def _data_file(recipe: Recipe, file: ReadFile) -> dict[str, Any]:
-    return {"path": recipe.path_as_written(file.path), "sha256": file.sha256, "rows": file.rows}
+    return {"path": recipe.name_of(file.path), "sha256": file.sha256, "rows": file.rows}
 
 
 def training_facts(

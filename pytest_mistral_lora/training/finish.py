@@ -69,7 +69,6 @@ def finish(
                 first_row=(prepared.data.train.rows[0], prepared.data.train.encoded[0]),
                 log=log,
                 facts=facts,
-                recipe=prepared.recipe.as_written(),
                 texts=texts,
             )
         shutil.rmtree(work.path, ignore_errors=True)

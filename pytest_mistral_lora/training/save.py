@@ -18,10 +18,11 @@ from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.checkpoint.backends import Encoder
 from pytest_mistral_lora.checkpoint.tokenizers import TOKENIZER_JSON, oracle_file
 from pytest_mistral_lora.errors import TrainingError
-from pytest_mistral_lora.records.decision import DECISION, decision_text
 from pytest_mistral_lora.records.files import finished_folder, listing, read_json, write_json, write_text
 from pytest_mistral_lora.records.hashing import sha256_file, sha256_tensors
 from pytest_mistral_lora.records.manifest import MANIFEST, build
+from pytest_mistral_lora.records.notes import note_texts
+from pytest_mistral_lora.records.probe import PROBE, probe_sha256
 from pytest_mistral_lora.training.adapter import expected_names
 
 TEMPLATE = "chat_template.jinja"
@@ -105,7 +106,6 @@ def write_run(
     first_row: tuple[Row, EncodedRow],
     log: Iterable[Mapping[str, Any]],
     facts: Mapping[str, Any],
-    recipe: Mapping[str, Any],
     texts: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Write the folder of a finished run and return its manifest.
@@ -118,7 +118,6 @@ def write_run(
         first_row: A training row, to be rendered token by token.
         log: Lines of the training log.
         facts: The parts of the manifest that do not come from the folder.
-        recipe: The recipe as plain JSON data.
         texts: Other files, by their names relative to the folder.
 
     Raises:
@@ -137,7 +136,8 @@ def write_run(
         for name, text in (texts or {}).items():
             (folder / name).parent.mkdir(exist_ok=True)
             write_text(folder / name, text)
-        write_text(folder / DECISION, decision_text(parts, recipe))
+        for name, text in note_texts(parts).items():
+            write_text(folder / name, text)
         manifest = build(**parts, files=listing(folder))
         write_json(folder / MANIFEST, manifest)
     return manifest
@@ -153,7 +153,8 @@ def _measured(adapter: Adapter) -> dict[str, Any]:
 
 def _write_tokenizer(folder: Path, encoder: Encoder, base: Path) -> dict[str, Any]:
     own = oracle_file(base)
-    for file in [*([own] if own else []), *(base / name for name in _COMPANIONS if (base / name).is_file())]:
+    copied = [*([own] if own else []), *(base / name for name in _COMPANIONS if (base / name).is_file())]
+    for file in copied:
         shutil.copy(file, folder / file.name)
     name = encoder.file.name
     return {
@@ -161,6 +162,7 @@ def _write_tokenizer(folder: Path, encoder: Encoder, base: Path) -> dict[str, An
         "version": encoder.tokenizer.oracle.version if own else None,
         "file": name,
         "sha256": sha256_file(folder / name),
+        "files": {file.name: sha256_file(folder / file.name) for file in copied},
         "vocab_size": encoder.vocab_size,
     }
 
@@ -173,7 +175,8 @@ def _write_template(folder: Path, encoder: Encoder, base: Path) -> dict[str, Any
     elif text is None:
         source, text = "mistral-common", encoder.tokenizer.oracle.chat_template()
     write_text(folder / TEMPLATE, str(text))
-    return {"source": source, "file": TEMPLATE, "sha256": sha256_file(folder / TEMPLATE)}
+    probed = {"probe": PROBE, "probe_sha256": probe_sha256(encoder.encode)}
+    return {"source": source, "file": TEMPLATE, "sha256": sha256_file(folder / TEMPLATE), **probed}
 
 
 def _own_template(base: Path) -> str | None:

@@ -10,9 +10,17 @@ FOUR_KEYS = {"base": "mistralai/Mistral-7B-v0.3", "revision": COMMIT, "dataset_s
 
 
 def adapter() -> dict[str, Any]:
+    """Return what every run records."""
+    removed = {
+        "rows_dropped": {},
+        "rows_truncated": 0,
+        "rows_without_loss": 0,
+        "tokens_removed": 0,
+        "supervised_tokens_removed": 0,
+    }
     data_file = {"path": "train.jsonl", "sha256": SHA, "rows": 5}
     return {
-        "schema_version": 1,
+        "schema_version": 2,
         "kind": "adapter",
         **FOUR_KEYS,
         "base_weights_sha256": SHA,
@@ -21,16 +29,29 @@ def adapter() -> dict[str, Any]:
             "version": "v3",
             "file": "tokenizer.model.v3",
             "sha256": SHA,
+            "files": {"tokenizer.model.v3": SHA},
             "vocab_size": 32768,
         },
-        "template": {"source": "checkpoint", "file": "chat_template.jinja", "sha256": SHA},
+        "template": {
+            "source": "checkpoint",
+            "file": "chat_template.jinja",
+            "sha256": SHA,
+            "probe": "probe-1",
+            "probe_sha256": SHA,
+        },
         "dataset": {
             "files": [data_file],
             "eval_files": [data_file],
             "held_out": 0.0,
             "rows_sha256": SHA,
             "rows": 5,
+            "rows_used": 5,
+            **removed,
             "held_out_rows": 5,
+            "held_out_rows_sha256": SHA,
+            "held_out_removed": removed,
+            "truncation": "error",
+            "unsupervised": "error",
         },
         "masking": {
             "policy": "assistant turns of weight 1, to EOS",
@@ -44,6 +65,9 @@ def adapter() -> dict[str, Any]:
             "alpha": 16.0,
             "dropout": 0.0,
             "rslora": False,
+            "dora": False,
+            "modules_to_save": [],
+            "seed": 42,
             "target_modules": ["q_proj", "v_proj"],
             "layers": 64,
             "parameters": 1000,
@@ -63,12 +87,17 @@ def adapter() -> dict[str, Any]:
             "max_grad_norm": 1.0,
             "order_seed": 42,
             "precision": "bf16",
+            "quantization": None,
+            "skipped_steps": 0,
+            "kernels": None,
+            "memory_relief": [],
             "adapter_dtype": "float32",
             "device": "cuda",
             "activation_checkpointing": True,
             "sliding_window": None,
             "resumed_from_step": None,
         },
+        "recipe": {"base": {"repo": "mistralai/Mistral-7B-v0.3", "revision": COMMIT}, "output": "lora-out"},
         "environment": {
             "python": "3.11.7",
             "platform": "Linux",
@@ -76,10 +105,27 @@ def adapter() -> dict[str, Any]:
             "threads": 1,
             "gpu": "H100",
             "packages": {"torch": "2.13.0"},
+            "code": {"commit": COMMIT, "dirty": False},
         },
         "files": {"adapter_model.safetensors": {"sha256": SHA, "size": 10}},
         "evaluation": [{"command": "train", "results": {"loss": 0.5}}],
+        "seal": SHA,
     }
+
+
+def version_1() -> dict[str, Any]:
+    """Return what a run recorded under version 1 of the schema."""
+    data = {key: value for key, value in adapter().items() if key not in ("recipe", "seal")}
+    newer = {
+        "tokenizer": ["files"],
+        "template": ["probe", "probe_sha256"],
+        "dataset": ["held_out_rows_sha256"],
+        "lora": ["seed"],
+        "environment": ["code"],
+    }
+    for part, keys in newer.items():
+        data[part] = {key: value for key, value in data[part].items() if key not in keys}
+    return {**data, "schema_version": 1}
 
 
 def merged() -> dict[str, Any]:

@@ -4,11 +4,9 @@ import json
 from typing import Any
 
 import pytest
-from manifests import adapter
+from manifests import COMMIT, SHA, adapter, merged
 
 from pytest_mistral_lora.records.decision import decision_text
-
-RECIPE = {"base": {"repo": "mistralai/Mistral-7B-v0.3"}, "output": "lora-out"}
 
 
 def leaves(value: Any) -> list[Any]:
@@ -18,10 +16,11 @@ def leaves(value: Any) -> list[Any]:
 
 
 def test_it_has_the_parts_of_a_decision_record() -> None:
-    text = decision_text(adapter(), RECIPE)
+    text = decision_text(adapter())
     headings = [line for line in text.splitlines() if line.startswith("#")]
     assert headings == [
         "# Fine-tune mistralai/Mistral-7B-v0.3 with LoRA on train.jsonl",
+        "## Why",
         "## Context",
         "## Decision",
         "## What is learned",
@@ -54,9 +53,9 @@ def test_it_has_the_parts_of_a_decision_record() -> None:
 )
 def test_each_fact_of_the_manifest_is_in_the_text(part: str | None, key: str, value: Any) -> None:
     manifest = adapter()
-    before = decision_text(manifest, RECIPE)
+    before = decision_text(manifest)
     (manifest[part] if part else manifest)[key] = value
-    after = decision_text(manifest, RECIPE)
+    after = decision_text(manifest)
     for leaf in leaves(value):
         assert str(leaf) not in before
         assert str(leaf) in after
@@ -65,17 +64,36 @@ def test_each_fact_of_the_manifest_is_in_the_text(part: str | None, key: str, va
 def test_evaluation_results_are_shown_with_their_commands() -> None:
     manifest = adapter()
     manifest["evaluation"] = [{"command": "measure --it", "results": {"loss | nats": 0.25, "verdict": "equal"}}]
-    text = decision_text(manifest, RECIPE)
+    text = decision_text(manifest)
     assert "`measure --it`" in text
     assert "0.25" in text
     assert '"equal"' in text
 
 
 def test_the_recipe_in_it_is_complete() -> None:
-    text = decision_text(adapter(), RECIPE)
-    assert json.loads(text.rpartition("```json")[2].partition("```")[0]) == RECIPE
+    text = decision_text(adapter())
+    assert json.loads(text.rpartition("```json")[2].partition("```")[0]) == adapter()["recipe"]
     assert text.endswith("```\n")
 
 
+def test_a_merged_model_is_said_to_be_one() -> None:
+    text = decision_text({**adapter(), **merged()})
+    assert "Status: trained and merged" in text
+    assert (
+        f"Deployed merged, in float32: this folder holds a whole model. The adapter's manifest has SHA-256 `{SHA}`"
+        in text
+    )
+    assert "Deployed as an adapter" in decision_text(adapter())
+
+
+def test_the_code_of_the_run_is_named() -> None:
+    manifest = adapter()
+    assert f"git checkout {COMMIT}\n" in decision_text(manifest)
+    manifest["environment"]["code"]["dirty"] = True
+    assert f"git checkout {COMMIT}  # and changes on top\n" in decision_text(manifest)
+    manifest["environment"]["code"] = None
+    assert "git checkout" not in decision_text(manifest)
+
+
 def test_the_same_run_gives_the_same_text() -> None:
-    assert decision_text(adapter(), RECIPE) == decision_text(adapter(), RECIPE)
+    assert decision_text(adapter()) == decision_text(adapter())

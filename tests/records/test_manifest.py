@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
-from manifests import COMMIT, FOUR_KEYS, SHA, adapter, merged
+from manifests import COMMIT, FOUR_KEYS, SHA, adapter, merged, version_1
 
 from pytest_mistral_lora.errors import InputError
-from pytest_mistral_lora.records.manifest import build, load, schema, validate, violations
+from pytest_mistral_lora.records.files import write_json
+from pytest_mistral_lora.records.manifest import build, load, parts, schema, seal_of, sealed, validate, violations
 
 
 def test_the_schema_is_itself_valid() -> None:
@@ -21,14 +22,13 @@ def test_the_schema_is_itself_valid() -> None:
 
 
 def test_every_part_says_whether_it_can_be_computed_again() -> None:
-    parts = schema()["$defs"]["version_1"]["properties"]
-    assert {part["x-fact"] for part in parts.values()} == {"recomputed", "declared"}
+    assert {part["x-fact"] for part in parts().values()} == {"recomputed", "declared"}
 
 
 @pytest.mark.parametrize("make", [adapter, merged])
 def test_a_full_manifest_is_valid(make: Callable[[], dict[str, Any]]) -> None:
     assert violations(make()) == []
-    assert validate(make()).version == 1
+    assert validate(make()).version == 2
 
 
 def test_a_local_base_has_its_weights_hash_in_place_of_a_revision() -> None:
@@ -62,7 +62,7 @@ def set_at(data: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
         ("dataset_sha256", SHA.upper(), "$.dataset_sha256", "64 lower-case hex"),
         ("seed", "42", "$.seed", "integer"),
         ("seed", -1, "$.seed", "at least 0"),
-        ("schema_version", 2, "$.schema_version", "1"),
+        ("schema_version", 3, "$.schema_version", "[1, 2]"),
         ("kind", "lora", "$.kind", "adapter"),
         ("seeds", 1, "$.seeds", "no such key"),
         ("lora/r", 0, "$.lora.r", "at least 1"),
@@ -73,8 +73,10 @@ def set_at(data: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
         ("training/learning_rate", None, "$.training.learning_rate", "number"),
         ("dataset/files/0/sha256", "x", "$.dataset.files[0].sha256", "64 lower-case hex"),
         ("evaluation", [{"results": {}}], "$.evaluation[0].command", "What repeats it"),
-        ("files", {"../../etc/passwd": {"sha256": SHA, "size": 1}}, "$.files", "not"),
-        ("files", {"/etc/passwd": {"sha256": SHA, "size": 1}}, "$.files", "text that matches"),
+        ("files", {"../../etc/passwd": {"sha256": SHA, "size": 1}}, "$.files", "without `..`"),
+        ("files", {"/etc/passwd": {"sha256": SHA, "size": 1}}, "$.files", "not absolute"),
+        ("dataset/files/0/path", "../rows.jsonl", "$.dataset.files[0].path", "without `..`"),
+        ("tokenizer/file", "/etc/passwd", "$.tokenizer.file", "not absolute"),
     ],
 )
 def test_a_violation_names_its_json_path(path: str, value: Any, json_path: str, expected: str) -> None:
@@ -114,10 +116,12 @@ def test_four_keys_are_version_0_and_are_migrated() -> None:
         "masking",
         "lora",
         "training",
+        "recipe",
         "environment",
         "files",
         "evaluation",
         "parent",
+        "seal",
     ]
     assert validate({**FOUR_KEYS, "schema_version": 0}).version == 0
 
@@ -146,12 +150,78 @@ def test_a_folder_without_a_manifest_is_an_error(tmp_path: Path) -> None:
 
 
 def test_build_orders_the_keys_as_the_schema_does() -> None:
-    parts = adapter()
-    built = build(**dict(reversed(parts.items())), **{"x-mine": 1})
-    names = list(schema()["$defs"]["version_1"]["properties"])
-    assert list(built) == [*(name for name in names if name in parts), "x-mine"]
+    made = adapter()
+    built = build(**dict(reversed(made.items())), **{"x-mine": 1})
+    assert list(built) == [*(name for name in parts() if name in made and name != "seal"), "x-mine", "seal"]
     with pytest.raises(InputError, match=r"\$\.seed"):
-        build(**{**parts, "seed": None})
+        build(**{**made, "seed": None})
+
+
+def test_version_1_is_migrated_and_lacks_what_came_later() -> None:
+    manifest = validate(version_1())
+    assert manifest.version == 1
+    assert manifest.data == {**version_1(), "schema_version": 2}
+    assert {"recipe", "seal"} <= set(manifest.not_recorded)
+
+
+def nested_keys(data: Mapping[str, Any], older: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the keys of parts that the older version has not."""
+    for part, value in data.items():
+        if isinstance(value, dict) and part in older:
+            yield from (f"{part}/{key}" for key in value if key not in older[part])
+
+
+@pytest.mark.parametrize("path", ["recipe", "seal", *nested_keys(adapter(), version_1())])
+def test_version_2_needs_what_version_1_may_lack(path: str) -> None:
+    data = adapter()
+    part, _, key = path.partition("/")
+    del (data[part] if key else data)[key or part]
+    [violation] = violations(data)
+    assert violation.path == f"$.{path.replace('/', '.')}"
+    assert violation.expected != "a value"
+    assert violations({**data, "schema_version": 1}) == []
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (b'"seed": 42', b'"seed": 43'),
+        (b"{\n", b"{ \n"),
+        (b"x-mine", b"x-mind"),
+        (b"0.5", b"5E-1"),
+        (b'"0000', b'"0001'),
+    ],
+)
+def test_the_seal_moves_with_every_byte(before: bytes, after: bytes, tmp_path: Path) -> None:
+    file = tmp_path / "manifest.json"
+    data = build(**adapter(), **{"x-mine": "0" * 64})
+    write_json(file, data)
+    assert seal_of(file, data["seal"]) == data["seal"]
+    assert sealed(data) == data
+    text = file.read_bytes()
+    assert before in text
+    file.write_bytes(text.replace(before, after, 1))
+    assert seal_of(file, data["seal"]) != data["seal"]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ('{"seed": 1, "seed": 2}', "the key 'seed' appears twice"),
+        ('{"seed": NaN}', "NaN is not a JSON number"),
+        ('{"seed": 1e999}', "too large a number"),
+        ('{"a":' * 100_000 + "1" + "}" * 100_000, "nested too deeply"),
+        ('{"base": "\\ud800"}', "surrogates"),
+        ('{\n"seed": 1,\n}', "line 3, column 1"),
+        ("", "not valid JSON"),
+        ('{"x-big": "' + "a" * (50 << 20) + '"}', "too large to be one"),
+    ],
+    ids=["twice", "nan", "infinite", "deep", "surrogate", "trailing-comma", "empty", "50-MB"],
+)
+def test_json_that_cannot_be_trusted_is_refused(text: str, says: str, tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text(text)
+    with pytest.raises(InputError, match=says):
+        load(tmp_path)
 
 
 _SCALARS = st.none() | st.booleans() | st.integers() | st.text()

@@ -65,6 +65,7 @@ def test_what_is_not_at_hand_is_not_available(folder: Path) -> None:
 def recorded_files() -> list[str]:
     return [
         "DECISION.md",
+        "README.md",
         "adapter_config.json",
         "adapter_model.safetensors",
         "chat_template.jinja",
@@ -88,6 +89,19 @@ def test_one_flipped_bit_in_a_recorded_file_is_a_mismatch(folder: Path, name: st
     file = folder / name
     flip_bit(file, min(int(file.stat().st_size * where), file.stat().st_size - 1))
     assert f"files.{name}.sha256" in mismatches(verify(folder))
+
+
+@pytest.mark.parametrize("name", ["more.txt", "transcripts/row-0009.json", "model.safetensors", ".hidden"])
+def test_a_file_that_is_not_listed_is_a_mismatch(folder: Path, name: str) -> None:
+    (folder / name).write_text("later")
+    assert mismatches(verify(folder)) == {f"files.{name}"}
+
+
+def test_what_git_and_the_hub_add_is_not_of_the_run(folder: Path) -> None:
+    for name in (".gitattributes", ".git/config", ".cache/huggingface/download/README.md.metadata"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("later")
+    assert mismatches(verify(folder)) == set()
 
 
 @pytest.mark.parametrize("name", recorded_files())
@@ -132,13 +146,13 @@ def test_another_order_of_rows_is_another_dataset(folder: Path, tmp_path: Path) 
 )
 def test_an_edited_adapter_config_contradicts_the_manifest(folder: Path, change: dict[str, Any], fact: str) -> None:
     edit_json(folder / "adapter_config.json", **change)
-    assert mismatches(verify(folder)) == {fact, "files.adapter_config.json.sha256"}
+    assert mismatches(verify(folder)) == {fact, "files.adapter_config.json.sha256", "files.adapter_config.json.size"}
 
 
 def test_an_edited_manifest_contradicts_the_tensors(folder: Path) -> None:
     lora = {**load(folder).data["lora"], "parameters": 1, "layers": 9, "tensors_sha256": "0" * 64}
     edit_json(folder / "manifest.json", lora=lora)
-    assert mismatches(verify(folder)) == {"lora.parameters", "lora.layers", "lora.tensors_sha256"}
+    assert mismatches(verify(folder)) == {"lora.parameters", "lora.layers", "lora.tensors_sha256", "seal"}
 
 
 def test_a_manifest_of_four_keys_is_verified_as_far_as_it_goes(folder: Path, dataset: Path, run: RunResult) -> None:
@@ -162,7 +176,7 @@ def test_decision_record_states_what_the_manifest_states(run: RunResult) -> None
         manifest["tokenizer"]["sha256"],
         manifest["template"]["sha256"],
         "constant, 0 warm-up steps, 40 in all",
-        "0 for the adapter and dropout, 0 for the order of rows",
+        "0 for the adapter, 0 for dropout, 0 for the order of rows",
         "equal to the row | 5",
         f"{manifest['evaluation'][0]['results']['training loss, last log']:.6g}",
         f"torch=={manifest['environment']['packages']['torch']}",

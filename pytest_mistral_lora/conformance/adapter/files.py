@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterator, Mapping
@@ -12,12 +11,10 @@ from typing import Any
 
 from pytest_mistral_lora.conformance.findings import Finding
 from pytest_mistral_lora.errors import InputError
-from pytest_mistral_lora.records.files import inside
+from pytest_mistral_lora.records.files import JSON_LIMIT, inside, json_value, read_json
 
 CONFIG = "adapter_config.json"
 TENSORS = "adapter_model.safetensors"
-JSON_LIMIT = 16 << 20
-"""Largest JSON file that is read, in bytes: real configurations and manifests have a few thousand."""
 
 _BITS = {"BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8, "F8_E5M2FNUZ": 8, "F8_E4M3FNUZ": 8}
 _BITS |= {"I16": 16, "U16": 16, "F16": 16, "BF16": 16, "I32": 32, "U32": 32, "F32": 32}
@@ -127,30 +124,10 @@ def read_object(folder: Path, name: str) -> dict[str, Any]:
         InputError: If the file is not there, is too large, or is not a JSON object in UTF-8.
     """
     file = inside(folder, name)
-    data = _json(_read(file, JSON_LIMIT), file)
+    data = read_json(file)
     if not isinstance(data, dict):
         raise InputError(f"a JSON {type(data).__name__}", place=str(file), expected="a JSON object")
     return data
-
-
-def _read(file: Path, limit: int) -> bytes:
-    try:
-        with file.open("rb") as content:
-            data = content.read(limit + 1)
-    except OSError as error:
-        raise InputError(f"cannot be read: {error.strerror}", place=str(file)) from error
-    if len(data) > limit:
-        raise InputError("too large to be one", place=str(file), expected=f"at most {limit >> 20} MiB of JSON")
-    return data
-
-
-def _json(data: bytes, file: Path) -> Any:
-    try:
-        value = json.loads(data.decode())
-        json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair could not be printed
-        return value
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"not valid JSON: {error}", place=str(file), expected="JSON in UTF-8") from error
 
 
 def read_header(file: Path) -> dict[str, TensorInfo]:
@@ -167,7 +144,7 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
         found = f"{size} bytes, with a header of {length}" if len(start) == 8 else f"{size} bytes"
         raise InputError(f"not a safetensors file, or cut off: {found}", place=str(file), expected="safetensors")
     with file.open("rb") as content:
-        header = _json(content.read(8 + length)[8:], file)
+        header = json_value(content.read(8 + length)[8:], file)
     return _tensors(header, size - 8 - length, file)
 
 

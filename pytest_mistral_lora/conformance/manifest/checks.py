@@ -28,6 +28,13 @@ _RULES = {
 }
 """Rule of a fact by the first part of its name; ML702 for any other."""
 
+_DECLARED = ("tokenizer.version", "tokenizer.vocab_size")
+"""Facts that are no hash of a file, and whose rule is ML709."""
+
+_LISTED = "the files of the run"
+_SHOWN = 5
+"""Files that are named of those that are not listed."""
+
 
 def checks(target: AdapterTarget, settings: Settings) -> Iterator[Check]:
     """Yield the checks of an adapter folder's manifest."""
@@ -80,6 +87,10 @@ def _mismatch(fact: Fact) -> Finding:
 
 
 def _rule(fact: Fact) -> str:
+    if fact.is_unlisted:
+        return "ML708"
+    if fact.name in _DECLARED:
+        return "ML709"
     head = fact.name.partition(".")[0]
     return next((rule for rule, names in _RULES.items() if head in names), "ML702")
 
@@ -186,8 +197,8 @@ class Judged:
 
     def _declared(self) -> Iterator[Finding]:
         data = self.data or {}
+        yield from map(_mismatch, (fact for fact in _mismatches(self.verified) if fact.name in _DECLARED))
         yield from declared.tensor_findings(self.target.folder, data)
-        yield from declared.tokenizer_findings(self.target.folder, data)
         yield from declared.merge_findings(self.target.folder, data)
         if self.base.folder is not None:
             yield from declared.base_findings(self.base.folder, data, self.target.folder)
@@ -196,4 +207,11 @@ class Judged:
         """Check that every file of the folder is listed."""
         if self.data is None or "files" not in self.data:
             return Result(not_checked=self._reason if self.data is None else "the manifest lists no files")
-        return Result(tuple(declared.unlisted_findings(self.target.folder, self.data)))
+        unlisted = [fact for fact in self.verified if fact.is_unlisted]
+        findings = [
+            Finding("ML708", f"{fact.name.removeprefix('files.')} is not listed", fact.place, _LISTED)
+            for fact in unlisted[:_SHOWN]
+        ]
+        if rest := len(unlisted[_SHOWN:]):
+            findings.append(Finding("ML708", f"{rest} more files are not listed", str(self.target.folder), _LISTED))
+        return Result(tuple(findings))

@@ -1,4 +1,4 @@
-"""What a manifest declares, held against what can be seen of it: kind, dtypes, tokenizer, template, base, merge."""
+"""What a manifest declares, held against what can be seen of it: kind, dtypes, template, base, merge."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from pytest_mistral_lora.conformance.adapter.files import CONFIG, TENSORS, model_files, read_header, read_object
 from pytest_mistral_lora.conformance.findings import Finding
-from pytest_mistral_lora.errors import InputError, MistralLoraError
+from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.records.files import inside
 from pytest_mistral_lora.records.manifest import MANIFEST
 
@@ -19,7 +19,6 @@ _FARTHEST = {"float32": 1e-2, "bfloat16": 1.0, "float16": 1.0}
 """Largest difference of a logit that rounding explains; a merge of real weights in float32 was seen to give 1e-4."""
 
 _GENERATION = re.compile(r"\{%-?\s*(end)?generation\s*-?%\}")
-_UNLISTED_SHOWN = 5
 
 Data = Mapping[str, Any]
 
@@ -54,23 +53,6 @@ def tensor_findings(folder: Path, data: Data) -> Iterator[Finding]:
         if dtypes - {expected}:
             found = f"{name} is in {' and '.join(sorted(dtypes))}"
             yield Finding("ML709", found, str(folder / name), f"{declared}, as the manifest says")
-
-
-def tokenizer_findings(folder: Path, data: Data) -> Iterator[Finding]:
-    """Yield a tokenizer of another version or size than is recorded."""
-    from pytest_mistral_lora.chat.oracle import Oracle
-
-    recorded = data.get("tokenizer", {})
-    if recorded.get("version") is None or recorded["backend"] != "mistral-common":
-        return
-    try:
-        oracle = Oracle(inside(folder, recorded["file"]))
-    except MistralLoraError:
-        return  # the facts say so
-    for key, found in (("version", oracle.version), ("vocab_size", oracle.vocab_size)):
-        if found != recorded[key]:
-            place = str(folder / recorded["file"])
-            yield Finding("ML709", f"tokenizer.{key} is {found}", place, f"{recorded[key]}, as the manifest says")
 
 
 def base_findings(base: Path, data: Data, folder: Path) -> Iterator[Finding]:
@@ -137,14 +119,3 @@ def _stored_template(folder: Path, name: str) -> str | None:
     except (InputError, OSError, ValueError):
         return None
     return template if isinstance(template, str) else None
-
-
-def unlisted_findings(folder: Path, data: Data) -> Iterator[Finding]:
-    """Yield the files of a folder that its manifest does not list."""
-    listed = {MANIFEST, *data["files"]}
-    files = (path for path in sorted(folder.rglob("*")) if not path.is_dir() or path.is_symlink())
-    unlisted = [name for path in files if (name := path.relative_to(folder).as_posix()) not in listed]
-    for name in unlisted[:_UNLISTED_SHOWN]:
-        yield Finding("ML708", f"{name} is not listed", str(folder / name), "the files of the run")
-    if rest := len(unlisted[_UNLISTED_SHOWN:]):
-        yield Finding("ML708", f"{rest} more files are not listed", str(folder), "the files of the run")

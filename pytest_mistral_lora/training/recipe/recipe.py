@@ -31,6 +31,10 @@ class Recipe(Section):
     lora: Lora = Field(default_factory=Lora, description="The adapter.")
     training: Training = Field(description="The optimisation.")
     evaluation: Evaluation = Field(default_factory=Evaluation, description="What is measured after training.")
+    card: dict[str, Any] = Field(
+        default_factory=dict,
+        description="Metadata for the Hub in the model card `README.md`, such as license, language and datasets.",
+    )
     output: Path = Field(description="Folder to make for the adapter, relative to the recipe.")
 
     @model_validator(mode="after")
@@ -46,6 +50,16 @@ class Recipe(Section):
     @classmethod
     def _beside_recipe(cls, value: Path, info: ValidationInfo) -> Path:
         return from_recipe(value, info)
+
+    @property
+    def folder(self) -> Path:
+        """The folder that its relative paths are relative to."""
+        return self._folder
+
+    def name_of(self, path: Path) -> str:
+        """Return what a manifest calls a file: its path below the recipe's folder, or else its name alone."""
+        below = path.is_relative_to(self._folder) and ".." not in path.relative_to(self._folder).parts
+        return (path.relative_to(self._folder) if below else Path(path.name)).as_posix()
 
     def path_as_written(self, path: Path) -> str:
         """Return a path of this recipe relative to the recipe's folder, where it is below it."""

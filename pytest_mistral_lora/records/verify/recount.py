@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,42 +25,50 @@ class _EncodingError(Exception):
     """The rows cannot be encoded again."""
 
 
-def recounted(folder: Path, data: Mapping[str, Any], paths: Sequence[Path]) -> Iterator[tuple[str, Any]]:
+def recounted(
+    folder: Path, data: Mapping[str, Any], train: Sequence[Path], held: Sequence[Path] | None
+) -> Iterator[tuple[str, Any]]:
     """Yield what a manifest records of its rows, by JSON path, with what it comes to now: a value, or an error.
 
     Args:
         folder: The folder of the manifest, with tokenizer and template.
         data: The manifest.
-        paths: The training files in recipe order.
+        train: The training files in recipe order.
+        held: The files that were held out, in recipe order; None where they are not at hand.
     """
     try:
-        figures = _figures(data, paths, _encoder(folder, data))
+        encode = _encoder(folder, data)
+        figures = _figures(data, _training_rows(data, train), encode)
+        held_out = None if held is None else _figures(data, _held_rows(data, train, held), encode)
     except _EncodingError as error:
         yield "masking.ids_sha256", error
-        if {"drop"} & {data["dataset"].get("truncation"), data["dataset"].get("unsupervised")}:
-            return  # which rows were used is not known without their tokens
-        try:
-            figures = _figures(data, paths, None)
-        except MistralLoraError as unreadable:
-            yield "dataset.rows_sha256", unreadable
-            return
-        yield from _of_rows(figures)
+        yield from _without_tokens(data, train)
     except MistralLoraError as error:
         yield "dataset.rows_sha256", error
     else:
         yield from _of_rows(figures)
         yield from _of_tokens(figures)
+        yield from _of_held_out(held_out)
 
 
-def _figures(data: Mapping[str, Any], paths: Sequence[Path], encode: Encode | None) -> Figures:
-    """Return the figures of the rows that were trained on; without `encode`, of all rows and without their tokens.
+def _without_tokens(data: Mapping[str, Any], train: Sequence[Path]) -> Iterator[tuple[str, Any]]:
+    if {"drop"} & {data["dataset"].get("truncation"), data["dataset"].get("unsupervised")}:
+        return  # which rows were used is not known without their tokens
+    try:
+        yield from _of_rows(_figures(data, _training_rows(data, train), None))
+    except MistralLoraError as unreadable:
+        yield "dataset.rows_sha256", unreadable
+
+
+def _figures(data: Mapping[str, Any], rows: Iterable[Row], encode: Encode | None) -> Figures:
+    """Return the figures of rows after the run's policy; without `encode`, of all rows and without their tokens.
 
     Raises:
         MistralLoraError: If a file cannot be read.
         _EncodingError: If a row cannot be encoded.
     """
     sums, policy = Sums(), _policy(data)
-    for row in _training_rows(data, paths):
+    for row in rows:
         if encode is None:
             sums.tally.rows += 1
             sums.tally.used += 1
@@ -79,6 +87,13 @@ def _training_rows(data: Mapping[str, Any], paths: Sequence[Path]) -> Iterator[R
         yield from (row for row in read_rows(path) if not is_held_out(row, data["dataset"]["held_out"]))
 
 
+def _held_rows(data: Mapping[str, Any], train: Sequence[Path], held: Sequence[Path]) -> Iterator[Row]:
+    for path in train:
+        yield from (row for row in read_rows(path) if is_held_out(row, data["dataset"]["held_out"]))
+    for path in held:
+        yield from read_rows(path)
+
+
 def _policy(data: Mapping[str, Any]) -> Policy:
     chosen = {name: data["dataset"].get(name, "error") for name in ("truncation", "unsupervised")}
     return Policy(data["training"]["max_length"], **chosen)
@@ -95,8 +110,14 @@ def _of_tokens(figures: Figures) -> Iterator[tuple[str, Any]]:
     yield from ((f"masking.{name}", found) for name, found in tokens(figures).items())
 
 
+def _of_held_out(figures: Figures | None) -> Iterator[tuple[str, Any]]:
+    if figures is not None:
+        yield "dataset.held_out_rows", figures.tally.used
+        yield "dataset.held_out_rows_sha256", figures.sha256["rows"]
+        yield from ((f"dataset.held_out_removed.{name}", found) for name, found in removed(figures.tally).items())
+
+
 def _encoder(folder: Path, data: Mapping[str, Any]) -> Encode:
-    """Return the backend that the manifest names, made of the folder's own tokenizer and template."""
 
     def encode(row: Row) -> EncodedRow:
         try:
@@ -105,13 +126,20 @@ def _encoder(folder: Path, data: Mapping[str, Any]) -> Encode:
             raise _EncodingError(str(error)) from error
 
     try:
-        own = _own_encoder(folder, data)
+        own = backend_of(folder, data)
     except (MistralLoraError, OSError, ValueError) as error:  # a folder without its template, or a damaged one
         raise _EncodingError(str(error)) from error
     return encode
 
 
-def _own_encoder(folder: Path, data: Mapping[str, Any]) -> Encode:
+def backend_of(folder: Path, data: Mapping[str, Any]) -> Encode:
+    """Return the backend that the manifest names, made of the folder's own tokenizer and template.
+
+    Raises:
+        MistralLoraError: If it cannot be made.
+        OSError: If a file cannot be read.
+        ValueError: If it is not UTF-8.
+    """
     if data["tokenizer"]["backend"] == "mistral-common":
         return Oracle(inside(folder, data["tokenizer"]["file"])).encode
     # bytes: line ends are part of the rendering
