@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from bench_adapter import CONFIG, TENSORS, settings
+from declared import declare
 from gallery import Artifact, mutant
 from safetensors.torch import load_file, save_file
 from trained import WEIGHTS, copied, replace_weights, trained
@@ -17,7 +18,9 @@ from trained import WEIGHTS, copied, replace_weights, trained
 from pytest_mistral_lora.conformance.collection import collect
 from pytest_mistral_lora.conformance.findings import Finding
 from pytest_mistral_lora.conformance.targets import AdapterTarget
+from pytest_mistral_lora.records.files import write_json
 from pytest_mistral_lora.records.hashing import sha256_file, sha256_tensors
+from pytest_mistral_lora.records.manifest import sealed
 
 MANIFEST = "manifest.json"
 TEMPLATE = "chat_template.jinja"
@@ -67,8 +70,8 @@ class ManifestBench:
         """Run every check of the subject on both folders."""
         torch.set_num_threads(1)
         folder, merged, base = artifact["folder"], artifact["merged"], artifact["base"]
-        _write_changed(artifact["manifest"], folder / MANIFEST, trained().adapter)
-        _write_changed(artifact["merged_manifest"], merged / MANIFEST, trained().merged)
+        _write_changed(artifact["manifest"], folder, trained().adapter)
+        _write_changed(artifact["merged_manifest"], merged, trained().merged)
         rows = tuple(artifact["rows"])
         targets = [AdapterTarget("lora", folder, base=base, dataset=rows)]
         targets.append(AdapterTarget("merged", merged, base=base, dataset=rows))
@@ -80,9 +83,9 @@ class ManifestBench:
 BENCH = ManifestBench()
 
 
-def _write_changed(data: object, file: Path, source: Path) -> None:
-    if file.is_file() and json.loads((source / MANIFEST).read_text()) != data:
-        file.write_text(json.dumps(data))
+def _write_changed(data: object, folder: Path, source: Path) -> None:
+    if (folder / MANIFEST).is_file() and json.loads((source / MANIFEST).read_text()) != data:
+        declare(folder, data)
 
 
 def _list_file(folder: Path, manifest: dict[str, Any], name: str) -> None:
@@ -168,13 +171,49 @@ def listed_file_that_leads_out(artifact: Artifact) -> None:
     artifact["manifest"]["files"]["../rows.jsonl"] = {"sha256": sha256_file(artifact["rows"][0]), "size": 1}
 
 
-@mutant("ML705", says="leads out of the folder")
+@mutant("ML701", says="$.template.file")
 def template_that_leads_out(artifact: Artifact) -> None:
     """The recorded template is a file outside the folder."""
     file = artifact["folder"] / TEMPLATE
     outside = file.parent.parent / TEMPLATE
     outside.write_bytes(file.read_bytes())
     artifact["manifest"]["template"]["file"] = f"../{TEMPLATE}"
+
+
+@mutant("ML702 ML705", says="leads out of the folder")
+def template_that_is_a_link_out(artifact: Artifact) -> None:
+    """The template is a link to the same text outside the folder."""
+    file = artifact["folder"] / TEMPLATE
+    file.rename(file.parent.parent / TEMPLATE)
+    file.symlink_to(file.parent.parent / TEMPLATE)
+
+
+@mutant("ML702", says="seal is")
+def value_changed_afterwards(artifact: Artifact) -> None:
+    """A value of the manifest was changed after the run."""
+    file = artifact["folder"] / MANIFEST
+    file.write_text(file.read_text().replace('"learning_rate": 0.01', '"learning_rate": 0.02'))
+
+
+@mutant("ML702", says="files.DECISION.md.text")
+def value_changed_and_sealed_again(artifact: Artifact) -> None:
+    """A value of the manifest was changed after the run, and the manifest sealed again: the note says otherwise."""
+    data = json.loads((artifact["folder"] / MANIFEST).read_text())
+    data["training"]["learning_rate"] = 0.02
+    write_json(artifact["folder"] / MANIFEST, sealed(data))
+
+
+@mutant("ML702", says="files.DECISION.md.sha256")
+def decision_changed_afterwards(artifact: Artifact) -> None:
+    """A figure of the decision record was changed after the run."""
+    file = artifact["folder"] / "DECISION.md"
+    file.write_text(file.read_text().replace("2 of 5 rows", "9 of 5 rows"))
+
+
+@mutant("ML705", says="template.probe_sha256")
+def library_that_renders_otherwise(artifact: Artifact) -> None:
+    """The probe's ids are others than in the run: tokenizer and template are the same, and a library has moved."""
+    artifact["manifest"]["template"]["probe_sha256"] = "1" * 64
 
 
 @mutant("ML702", says="DECISION.md")

@@ -19,9 +19,11 @@ from safetensors.torch import save_file
 from pytest_mistral_lora.chat.oracle import shipped_tokenizer
 from pytest_mistral_lora.checkpoint.base import load_base
 from pytest_mistral_lora.checkpoint.tiny import write_tiny_base
+from pytest_mistral_lora.records.files import listing, write_json
 from pytest_mistral_lora.records.goldens import goldens_folder
 from pytest_mistral_lora.records.hashing import sha256_file
 from pytest_mistral_lora.records.identity import base_weights_sha256
+from pytest_mistral_lora.records.manifest import build
 from pytest_mistral_lora.training.adapter import base_tensors, peft_quiet
 from pytest_mistral_lora.training.recipe import parse_recipe
 from pytest_mistral_lora.training.run import train
@@ -86,9 +88,9 @@ def _merge(adapter: Path, base: Path, folder: Path) -> Path:
     }
     kept = {key: value for key, value in manifest.items() if key not in ("lora", "template", "dataset", "masking")}
     kept = {key: value for key, value in kept.items() if key not in ("training", "evaluation")}
-    files = {file.name: {"sha256": sha256_file(file), "size": file.stat().st_size} for file in sorted(folder.iterdir())}
-    data = {**kept, "kind": "merged", "files": files, "parent": parent}
-    (folder / "manifest.json").write_text(json.dumps(data))
+    write_json(
+        folder / "manifest.json", build(**{**kept, "kind": "merged", "files": listing(folder), "parent": parent})
+    )
     return folder
 
 

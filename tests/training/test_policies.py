@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+from declared import declare
 from many_rows import said, write_lines
 from tiny_runs import recipe_data
 
@@ -82,7 +82,7 @@ def copied(run: RunResult, folder: Path, change: dict[str, Any]) -> Path:
     """Copy a run with other figures in its manifest."""
     copy = Path(shutil.copytree(run.output, folder / "copy", dirs_exist_ok=True))
     manifest = {**run.manifest, "dataset": {**run.manifest["dataset"], **change}}
-    (copy / "manifest.json").write_text(json.dumps(manifest))
+    declare(copy, manifest)
     return copy
 
 
@@ -102,6 +102,12 @@ def copied(run: RunResult, folder: Path, change: dict[str, Any]) -> Path:
                 "dataset.rows_sha256",
                 "dataset.tokens_removed",
                 "dataset.supervised_tokens_removed",
+                "dataset.held_out_rows",
+                "dataset.held_out_rows_sha256",
+                "dataset.held_out_removed.rows_dropped",
+                "dataset.held_out_removed.rows_truncated",
+                "dataset.held_out_removed.tokens_removed",
+                "dataset.held_out_removed.supervised_tokens_removed",
                 "masking.ids_sha256",
                 "masking.labels_sha256",
                 "masking.tokens",
@@ -138,7 +144,7 @@ def test_a_manifest_that_records_less_is_verified_as_far_as_it_goes(cut: RunResu
     run = train(parse_recipe(recipe_data(base, training={"steps": 1}), folder=tmp_path))
     known = {"files", "eval_files", "held_out", "rows_sha256", "rows", "held_out_rows"}
     older = {key: value for key, value in run.manifest["dataset"].items() if key in known}
-    (run.output / "manifest.json").write_text(json.dumps({**run.manifest, "dataset": older}))
+    declare(run.output, {**run.manifest, "dataset": older, "schema_version": 1})
     assert {fact.state for fact in verify(run.output, base=base, dataset=tmp_path)} == {"match"}
 
 

@@ -152,7 +152,13 @@ def test_an_edited_adapter_config_contradicts_the_manifest(folder: Path, change:
 def test_an_edited_manifest_contradicts_the_tensors(folder: Path) -> None:
     lora = {**load(folder).data["lora"], "parameters": 1, "layers": 9, "tensors_sha256": "0" * 64}
     edit_json(folder / "manifest.json", lora=lora)
-    assert mismatches(verify(folder)) == {"lora.parameters", "lora.layers", "lora.tensors_sha256", "seal"}
+    assert mismatches(verify(folder)) == {
+        "lora.parameters",
+        "lora.layers",
+        "lora.tensors_sha256",
+        "seal",
+        "files.DECISION.md.text",
+    }
 
 
 def test_a_manifest_of_four_keys_is_verified_as_far_as_it_goes(folder: Path, dataset: Path, run: RunResult) -> None:
