@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pytest_mistral_lora import __version__
 from pytest_mistral_lora.errors import (
@@ -23,6 +23,9 @@ from pytest_mistral_lora.errors import (
     RowError,
     RowsError,
 )
+
+if TYPE_CHECKING:
+    from pytest_mistral_lora.records.verify import Fact
 
 _EXITS = (
     "Exit codes: 0 fine, 1 a finding or a failed run, 2 bad usage or bad input, 3 out of memory, "
@@ -78,6 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_render(verbs)
     _add_audit(verbs)
     _add_verify(verbs)
+    _add_note(verbs)
     _add_rules(verbs)
     return parser
 
@@ -199,21 +203,59 @@ def _add_verify(verbs: Any) -> None:
     verb.add_argument("folder", type=Path, help="adapter folder with manifest.json")
     verb.add_argument("--base", type=Path, metavar="DIR", help="where the base checkpoint is now")
     verb.add_argument(
-        "--dataset", type=Path, action="append", metavar="PATH", help="training file, in recipe order (repeatable)"
+        "--dataset",
+        type=Path,
+        action="append",
+        metavar="PATH",
+        help="training file, in recipe order (repeatable), or a folder with all data files",
+    )
+    verb.add_argument(
+        "--rerun",
+        action="store_true",
+        help="also train again from the manifest alone, and compare the adapter's tensors: equal bit for bit on the "
+        "same machine and libraries on a CPU, within a tolerance elsewhere",
     )
 
 
 def _verify(given: argparse.Namespace) -> int:
     from pytest_mistral_lora.records.verify import verify
 
-    facts = verify(given.folder, base=given.base, dataset=given.dataset)
+    dataset = given.dataset[0] if given.dataset and len(given.dataset) == 1 else given.dataset
+    facts = verify(given.folder, base=given.base, dataset=dataset)
+    if given.rerun:
+        from pytest_mistral_lora.training.rerun import rerun
+
+        again = rerun(
+            given.folder, base=given.base, dataset=dataset, progress="bar" if sys.stderr.isatty() else "lines"
+        )
+        facts.append(again.fact)
     if given.json:
         sys.stdout.write(json.dumps([asdict(fact) for fact in facts], ensure_ascii=False, indent=2, default=str) + "\n")
     else:
         for fact in facts:
-            shown = f": {fact.found}; recorded {fact.recorded}" if fact.state == "mismatch" else ""
-            sys.stdout.write(f"{fact.state:<13}  {fact.name}{shown}\n")
+            sys.stdout.write(f"{fact.state:<13}  {fact.name}{_shown(fact)}\n")
     return EXIT_FINDING if any(fact.state == "mismatch" for fact in facts) else EXIT_OK
+
+
+def _shown(fact: Fact) -> str:
+    """Return what a line says of a fact beside its state: why it is in this state, where that is not plain."""
+    if fact.state == "mismatch":
+        return f": {fact.found}; recorded {fact.recorded}"
+    return f": {fact.found}" if fact.state == "not available" or fact.name == "rerun" else ""
+
+
+def _add_note(verbs: Any) -> None:
+    text = "make DECISION.md and README.md of a folder again from its manifest, and keep what its author wrote"
+    verb = _verb(verbs, "note", _note, text)
+    verb.add_argument("folder", type=Path, help="adapter or merged folder with manifest.json")
+
+
+def _note(given: argparse.Namespace) -> int:
+    from pytest_mistral_lora.records.notes import write_notes
+
+    files = [str(file) for file in write_notes(given.folder)]
+    sys.stdout.write(json.dumps(files) + "\n" if given.json else "".join(f"{file}\n" for file in files))
+    return EXIT_OK
 
 
 def _add_rules(verbs: Any) -> None:

@@ -25,12 +25,12 @@ def dataset_facts(folder: Path, data: Mapping[str, Any], dataset: Path | Sequenc
     if dataset is None:
         yield absent("dataset_sha256", data["dataset_sha256"], "no dataset given")
         return
-    train = _training_files(data, dataset)
+    train = training_files(data, dataset)
     place = ", ".join(map(str, train))
     yield computed("dataset_sha256", data["dataset_sha256"], lambda: sha256_files(train), place)
     if "dataset" not in data:
         return
-    held = _held_files(data, dataset)
+    held = held_files(data, dataset)
     yield from _files("dataset.files", data["dataset"]["files"], train)
     yield from _files("dataset.eval_files", data["dataset"]["eval_files"], held)
     yield from _rows(folder, data, train, held, place)
@@ -69,7 +69,8 @@ def _rows(
             yield Fact(name, "match" if found == recorded else "mismatch", recorded, found, place)
 
 
-def _training_files(data: Mapping[str, Any], dataset: Path | Sequence[Path]) -> list[Path]:
+def training_files(data: Mapping[str, Any], dataset: Path | Sequence[Path]) -> list[Path]:
+    """Return the training files in recipe order, of those that were given or of the folder that was given."""
     if not isinstance(dataset, Path):
         return list(dataset)
     if not dataset.is_dir() or "dataset" not in data:
@@ -77,7 +78,8 @@ def _training_files(data: Mapping[str, Any], dataset: Path | Sequence[Path]) -> 
     return _listed(dataset, data["dataset"]["files"])
 
 
-def _held_files(data: Mapping[str, Any], dataset: Path | Sequence[Path]) -> list[Path] | None:
+def held_files(data: Mapping[str, Any], dataset: Path | Sequence[Path]) -> list[Path] | None:
+    """Return the files that were held out, of the folder that was given; None where none was given."""
     entries = data["dataset"]["eval_files"]
     if not entries:
         return []

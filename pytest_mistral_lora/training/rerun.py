@@ -1,0 +1,187 @@
+"""Train again from a manifest alone, and say whether the same adapter comes out."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pytest_mistral_lora.errors import InputError
+from pytest_mistral_lora.records.adapter_base import RecordedBase
+from pytest_mistral_lora.records.hashing import sha256_tensors
+from pytest_mistral_lora.records.identity import base_weights_sha256, read_tensors, sha256_files
+from pytest_mistral_lora.records.manifest import MANIFEST, load
+from pytest_mistral_lora.records.verify.dataset import held_files, training_files
+from pytest_mistral_lora.records.verify.facts import Fact, State
+from pytest_mistral_lora.training.arguments import Progress
+from pytest_mistral_lora.training.facts import environment
+from pytest_mistral_lora.training.recipe import Recipe, parse_recipe
+from pytest_mistral_lora.training.run import train
+
+TOLERANCES = {"fp32": 0.1, "bf16": 0.5, "fp16": 0.5}
+"""How far another machine or other libraries may lead, by precision, as a share of the way that the adapter went.
+
+PyTorch and MKL with other vector instructions led to 0 to 0.06 in fp32 and 0.01 to 0.33 in bf16, most where a run went on
+after its loss was at 0, so that Adam followed rounding; another seed leads to 1 and more.
+"""
+
+
+@dataclass(frozen=True)
+class Rerun:
+    """What training again came to.
+
+    Attributes:
+        recorded_sha256: Hash of the adapter's tensors, as recorded.
+        sha256: Hash of those that came out now.
+        distance: Norm of the difference of both, over all tensors, as a share of the way that the recorded adapter went
+            from its initial values.
+        tolerance: Largest distance that is a match; 0 where the run must be equal bit for bit.
+        elsewhere: What is not as in the recorded run, so that it need not be.
+    """
+
+    recorded_sha256: str
+    sha256: str
+    distance: float
+    tolerance: float
+    elsewhere: tuple[str, ...]
+
+    @property
+    def fact(self) -> Fact:
+        """The verdict as a fact beside those of `verify`."""
+        if self.sha256 == self.recorded_sha256:
+            return Fact("rerun", "match", self.recorded_sha256, "equal bit for bit")
+        found = f"{self.sha256}, {self.distance:.2%} of the way apart"
+        if not self.elsewhere:
+            return Fact("rerun", "mismatch", self.recorded_sha256, f"{found}; equal was expected on this machine")
+        allowed = f"{self.tolerance:.0%} are allowed, with another {', another '.join(self.elsewhere)}"
+        state: State = "match" if self.distance <= self.tolerance else "mismatch"
+        return Fact("rerun", state, self.recorded_sha256, f"{found}; {allowed}")
+
+
+def rerun(
+    folder: Path,
+    *,
+    base: Path | None = None,
+    dataset: Path | Sequence[Path] | None = None,
+    progress: Progress = "none",
+) -> Rerun:
+    """Train an adapter again from its manifest, in a temporary folder.
+
+    Nothing is generated or logged on the way. On a CPU, with as many threads, the same libraries and the same machine,
+    the tensors must be equal bit for bit; elsewhere they may be `TOLERANCES` apart.
+
+    Args:
+        folder: The adapter's folder.
+        base: The base's folder; by default, the one that the folder names.
+        dataset: The training files in recipe order, or a folder with all data files; by default, where the recipe had
+            them, if the adapter's folder is still beside it.
+        progress: How to show on standard error what has been done.
+
+    Raises:
+        InputError: If the manifest records no recipe, or base or data are not at hand or are others.
+    """
+    data = load(folder).data
+    if "recipe" not in data or data["kind"] != "adapter":
+        found = "records no recipe" if data["kind"] == "adapter" else "a merged model: it was not trained"
+        raise InputError(found, place=str(folder / MANIFEST), expected="the manifest of a run, from version 2 on")
+    recorded = read_tensors(folder / "adapter_model.safetensors")
+    with tempfile.TemporaryDirectory(prefix="rerun-") as temporary, _threads(data):
+        elsewhere = tuple(_elsewhere(data))
+        result = train(_recipe(folder, data, base, dataset, Path(temporary) / "adapter"), progress=progress)
+    return Rerun(
+        recorded_sha256=sha256_tensors(recorded),
+        sha256=sha256_tensors(result.adapter.tensors),
+        distance=_distance(recorded, result.adapter.tensors, result.adapter.initial),
+        tolerance=TOLERANCES[data["training"]["precision"]] if elsewhere else 0.0,
+        elsewhere=elsewhere,
+    )
+
+
+def _recipe(
+    folder: Path, data: Mapping[str, Any], base: Path | None, dataset: Path | Sequence[Path] | None, output: Path
+) -> Recipe:
+    """Return the recorded recipe with base and data where they are now, and nothing that is only watched."""
+    written = dict(data["recipe"])
+    home = folder.resolve().parents[len(Path(written["output"]).parts) - 1]  # of the recipe, where none has moved
+    files = home if dataset is None else dataset
+    train_files, held = training_files(data, files), held_files(data, files)
+    digest = sha256_files(train_files)
+    if digest != data["dataset_sha256"]:
+        raise InputError(
+            f"the data has SHA-256 {digest}",
+            place=", ".join(map(str, train_files)),
+            expected=f"{data['dataset_sha256']}, as recorded",
+            next_step="Give the files with --dataset.",
+        )
+    written["base"] = _base(folder, data, base, home)
+    written["data"] = {**written["data"], "train": [str(path.resolve()) for path in train_files]}
+    written["data"]["eval"] = [str(path.resolve()) for path in held or ()]
+    written["training"] = {**written["training"], "report_to": []}
+    written["output"] = str(output)
+    written.pop("evaluation", None)
+    return parse_recipe(written, folder=output.parent, place=f"{folder / MANIFEST}, recipe")
+
+
+def _base(folder: Path, data: Mapping[str, Any], base: Path | None, home: Path) -> dict[str, Any]:
+    written: dict[str, Any] = data["recipe"]["base"]
+    if base is None and "repo" in written:
+        return written
+    if base is None and (home / written["path"]).is_dir():
+        base = home / written["path"]
+    found = RecordedBase.of(folder).find(folder) if base is None else base
+    weights = base_weights_sha256(found)
+    if weights != data.get("base_weights_sha256", weights):
+        raise InputError(
+            f"the weights have SHA-256 {weights}",
+            place=str(found),
+            expected=f"{data['base_weights_sha256']}, as recorded",
+            next_step="Give that base with --base.",
+        )
+    local = {"path": str(found.resolve()), "weights_sha256": weights, "name": data["base"]}
+    return local | ({"quantization": written["quantization"]} if "quantization" in written else {})
+
+
+@contextmanager
+def _threads(data: Mapping[str, Any]) -> Iterator[None]:
+    """Compute with as many threads as the recorded run."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(data["environment"]["threads"])
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _elsewhere(data: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what may lead to other roundings than those of the recorded run."""
+    recorded, here = data["environment"], environment()
+    for name in ("platform", "processor", "threads", "gpu"):
+        if recorded[name] != here[name]:
+            yield f"{name} ({here[name]})"
+    for name in sorted(recorded["packages"].keys() | here["packages"].keys()):
+        if recorded["packages"].get(name) != here["packages"].get(name):
+            yield f"{name} ({here['packages'].get(name)})"
+    if data["training"]["devices"] != 1:
+        yield "number of devices (1)"
+    if data["training"]["device"] != "cpu":
+        yield "order of sums, as on any GPU"
+
+
+def _distance(
+    recorded: Mapping[str, torch.Tensor], again: Mapping[str, torch.Tensor], initial: Mapping[str, torch.Tensor]
+) -> float:
+    """Return how far apart two adapters are, as a share of the way from the initial values; inf for other tensors."""
+    if recorded.keys() != again.keys() or any(recorded[name].shape != again[name].shape for name in recorded):
+        return float("inf")
+
+    def norm(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> float:
+        squares = (float((one[name].double() - other[name].double()).square().sum()) for name in recorded)
+        return math.sqrt(sum(squares))
+
+    return norm(recorded, again) / (norm(recorded, initial) or 1.0)
