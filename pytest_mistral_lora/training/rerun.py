@@ -27,8 +27,8 @@ from pytest_mistral_lora.training.run import train
 TOLERANCES = {"fp32": 0.1, "bf16": 0.5, "fp16": 0.5}
 """How far another machine or other libraries may lead, by precision, as a share of the way that the adapter went.
 
-PyTorch and MKL with other vector instructions led to 0 to 0.06 in fp32 and 0.01 to 0.33 in bf16, most where a run went on
-after its loss was at 0, so that Adam followed rounding; another seed leads to 1 and more.
+PyTorch and MKL with other vector instructions led to 0 to 0.06 in fp32 and 0.01 to 0.33 in bf16, most where a run went
+on after its loss was at 0, so that Adam followed rounding; another seed leads to 1 and more.
 """
 
 

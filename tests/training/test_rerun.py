@@ -20,7 +20,7 @@ from pytest_mistral_lora.training.recipe import parse_recipe
 from pytest_mistral_lora.training.rerun import rerun
 from pytest_mistral_lora.training.run import RunResult, train
 
-DROPOUT = {
+DRAWN = {
     "lora": {"dropout": 0.1},
     "training": {"steps": 8, "batch_size": 2, "eval_steps": 4},
     "data": {"held_out": 0.2},
