@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from tiny_runs import write_rows
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.records.files import write_json
 from pytest_mistral_lora.records.manifest import MANIFEST, load, sealed
+from pytest_mistral_lora.records.own_part import with_own_part
 from pytest_mistral_lora.records.verify import verify
 from pytest_mistral_lora.records.verify.adapter import adapter_facts
 from pytest_mistral_lora.records.verify.folder import folder_facts
@@ -124,3 +126,72 @@ def test_every_bit_of_the_manifest_counts(run: RunResult, folder: Path) -> None:
     for at in range(0, len(text), 7):
         (folder / MANIFEST).write_bytes(text[:at] + bytes([text[at] ^ 1 << at % 8]) + text[at + 1 :])
         assert is_found(folder), text[at - 20 : at + 20]
+
+
+def flip(file: Path) -> None:
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(bytes(data))
+
+
+def edit(file: Path, before: str, after: str) -> None:
+    text = file.read_text()
+    assert before in text
+    file.write_text(text.replace(before, after, 1))
+
+
+def reseal(file: Path, **changes: Any) -> None:
+    write_json(file, sealed({**json.loads(file.read_text()), **changes}))
+
+
+def of_another_run(folder: Path, name: str) -> None:
+    """Put in the file that a run with another seed would have left."""
+    edit(folder / name, '"seed": 0', '"seed": 1')
+    if name == MANIFEST:
+        reseal(folder / name)
+
+
+CHANGES: Mapping[str, Callable[[Path, Path, Path], object]] = {
+    "a bit of a file": lambda folder, base, rows: flip(folder / "tokenizer.model.v3"),
+    "a file is missing": lambda folder, base, rows: (folder / "rendered_row.json").unlink(),
+    "a file more": lambda folder, base, rows: (folder / "model.safetensors").write_bytes(b""),
+    "a file of another run": lambda folder, base, rows: edit(folder / "training_log.jsonl", '"step": 2', '"step": 3'),
+    "a value of the manifest": lambda folder, base, rows: edit(folder / MANIFEST, '"seed": 0', '"seed": 1'),
+    "a value of the manifest, and the seal made again": lambda folder, base, rows: reseal(folder / MANIFEST, seed=1),
+    "the manifest of another run": lambda folder, base, rows: of_another_run(folder, MANIFEST),
+    "a file that the manifest lists outside of the folder": lambda folder, base, rows: edit(
+        folder / MANIFEST, '"file": "chat_template.jinja"', '"file": "../chat_template.jinja"'
+    ),
+    "a word of DECISION.md": lambda folder, base, rows: edit(folder / "DECISION.md", "40 of 5 rows", "41 of 5 rows"),
+    "the author's part of DECISION.md": lambda folder, base, rows: (folder / "DECISION.md").write_text(
+        with_own_part((folder / "DECISION.md").read_text(), "We had to.")
+    ),
+    "a letter of the data": lambda folder, base, rows: edit(rows, "Guten Tag!", "Guten Tag?"),
+    "a weight of the base": lambda folder, base, rows: flip(base / "model.safetensors"),
+    "the form of the adapter's configuration": lambda folder, base, rows: edit(
+        folder / "adapter_config.json", "\n}", "\n\n}"
+    ),
+    "what Git and the Hub add": lambda folder, base, rows: (folder / ".gitattributes").write_text("* -text"),
+}
+
+
+def table() -> dict[str, str]:
+    """Return the table of docs/records.md: what verify says, by what was changed."""
+    text = (Path(__file__).parents[2] / "docs" / "records.md").read_text(encoding="utf-8")
+    lines = text.partition("| what was changed after the run")[2].partition("\n\n")[0].splitlines()[2:]
+    return {what: says for _, what, says, _ in (re.split(r"\s*\|\s*", line) for line in lines)}
+
+
+def test_the_table_of_the_docs_has_every_change() -> None:
+    assert list(table()) == list(CHANGES)
+
+
+@pytest.mark.parametrize("what", CHANGES)
+def test_the_docs_say_what_becomes_of_a_change(
+    what: str, run: RunResult, folder: Path, dataset: Path, tmp_path: Path
+) -> None:
+    base = Path(shutil.copytree(run.base_folder, tmp_path / "base"))
+    CHANGES[what](folder, base, dataset)
+    found = verdicts(folder, base, dataset)
+    assert table()[what] in found
+    assert table()[what] != "match" or found == {"match"}
