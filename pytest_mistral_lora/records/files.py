@@ -80,7 +80,7 @@ def json_value(data: bytes, path: Path) -> Any:
         value = loads_strict(data.decode())
         json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair could not be printed
     except ValueError as error:
-        reason = str(error) if "JSON" in str(error) else f"not valid JSON: {error}"
+        reason = f"not valid JSON: {error}" if isinstance(error, UnicodeError) else str(error)
         raise InputError(reason, place=str(path), expected="JSON in UTF-8") from error
     return value
 

@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from tiny_runs import write_rows
+
+from pytest_mistral_lora.cli import main
+from pytest_mistral_lora.records.own_part import with_own_part
+from pytest_mistral_lora.training.run import RunResult
+
+
+@pytest.fixture
+def folder(run: RunResult, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(run.output, tmp_path / "copy"))
+
+
+def test_a_line_a_fact_and_why_one_is_not_available(
+    folder: Path, run: RunResult, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = write_rows(tmp_path / "rows.jsonl")
+    assert main(["verify", str(folder)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "not available  dataset_sha256: no dataset given" in lines
+    assert "match          seal" in lines
+    assert main(["verify", str(folder), "--base", str(run.base_folder), "--dataset", str(rows)]) == 0
+    assert {line.split("  ")[0] for line in capsys.readouterr().out.splitlines()} == {"match"}
+
+
+def test_a_mismatch_ends_with_1_and_shows_both(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "later.txt").write_text("later")
+    assert main(["verify", str(folder), "--json"]) == 1
+    [fact] = [fact for fact in json.loads(capsys.readouterr().out) if fact["state"] == "mismatch"]
+    assert (fact["name"], fact["recorded"], fact["found"]) == ("files.later.txt", None, "is not listed")
+    assert main(["verify", str(folder)]) == 1
+    assert "mismatch       files.later.txt: is not listed; recorded None" in capsys.readouterr().out
+
+
+def test_what_is_no_manifest_ends_with_2(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "manifest.json").write_text('{"seed": 1, "seed": 2}')
+    assert main(["verify", str(folder)]) == 2
+    assert "manifest.json: the key 'seed' appears twice" in capsys.readouterr().err
+
+
+def test_note_makes_the_notes_again_and_keeps_the_authors_part(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    note = folder / "DECISION.md"
+    written = with_own_part(note.read_text(), "We had to.")
+    note.write_text(written.replace("Fine-tune tiny", "Fine-tune nothing"))
+    (folder / "README.md").unlink()
+    assert main(["verify", str(folder)]) == 1
+    assert main(["note", str(folder)]) == 0
+    assert note.read_text() == written
+    assert str(folder / "README.md") in capsys.readouterr().out
+    assert main(["verify", str(folder)]) == 0
