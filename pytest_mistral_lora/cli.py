@@ -82,6 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_audit(verbs)
     _add_verify(verbs)
     _add_note(verbs)
+    _add_diff(verbs)
     _add_rules(verbs)
     return parser
 
@@ -256,6 +257,25 @@ def _note(given: argparse.Namespace) -> int:
     files = [str(file) for file in write_notes(given.folder)]
     sys.stdout.write(json.dumps(files) + "\n" if given.json else "".join(f"{file}\n" for file in files))
     return EXIT_OK
+
+
+def _add_diff(verbs: Any) -> None:
+    verb = _verb(verbs, "diff", _diff, "say in what two runs differ: recorded facts, tensors and answers")
+    for name in ("a", "b"):
+        verb.add_argument(name, type=Path, metavar=name.upper(), help="adapter or merged folder, or manifest.json")
+    verb.epilog = "Exit codes: 0 nothing differs, 1 something does, 2 bad usage or bad input."
+
+
+def _diff(given: argparse.Namespace) -> int:
+    from pytest_mistral_lora.records.diff import diff
+    from pytest_mistral_lora.report.difference import diff_data, diff_lines
+
+    found = diff(given.a, given.b)
+    if given.json:
+        sys.stdout.write(json.dumps(diff_data(found), ensure_ascii=False, indent=2, allow_nan=False) + "\n")
+    else:
+        sys.stdout.write("\n".join(diff_lines(found, shutil.get_terminal_size().columns)) + "\n")
+    return EXIT_OK if found.equal else EXIT_FINDING
 
 
 def _add_rules(verbs: Any) -> None:

@@ -85,7 +85,8 @@ ENCODED = Option(
 )
 GOLDEN_DIR = Option(
     "--mistral-golden-dir",
-    "Your own goldens: rows in *.jsonl, and what was recorded of them under templates/<target>/. Repeatable.",
+    "Your own goldens: rows in *.jsonl, how tokenizers render them under templates/<target>/, and what adapters answer "
+    "under transcripts/<target>/. Repeatable.",
     "mistral_golden_dirs",
     "paths",
     "PATH",
@@ -93,8 +94,8 @@ GOLDEN_DIR = Option(
 )
 UPDATE = Option(
     "--mistral-golden-update",
-    "Record or rewrite the goldens of --mistral-golden-dir from its rows, and list each file. "
-    "Refused where CI is set and with pytest-xdist.",
+    "Record or rewrite the goldens of --mistral-golden-dir from its rows: renderings, and with --mistral-adapter or "
+    "--mistral-recipe transcripts. Lists each file. Refused where CI is set and with pytest-xdist.",
 )
 SKIP_TRAINING = Option("--mistral-golden-skip-training", "Leave out the end-to-end train.")
 DEVICE = Option(

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from pytest_mistral_lora.plugin.xfails import Xfail
 
 _DEFAULT_EXAMPLES = 20
-_GOLDEN_FILES = ("*.jsonl", "templates/*/*.json")
+_GOLDEN_FILES = ("*.jsonl", "templates/*/*.json", "transcripts/*/*.json")
 _DEVICES = ("auto", "cpu", "cuda")
 _REPORTS = (".json", ".html")
 
@@ -266,8 +266,21 @@ def _report(config: pytest.Config) -> Path | None:
 
 def _check_update(config: pytest.Config, settings: PluginSettings) -> None:
     if not settings.golden_folders:
-        raise pytest.UsageError(f"{UPDATE.flag}: there is nothing to record; add {GOLDEN_DIR.flag} PATH")
+        raise pytest.UsageError(
+            f"{UPDATE.flag}: there is nothing to record; add {GOLDEN_DIR.flag} PATH, a folder with rows in rows.jsonl"
+        )
+    for folder in settings.golden_folders:
+        _refuse_packaged(folder)
     if hasattr(config, "workerinput") or config.getoption("dist", "no") != "no":
         raise pytest.UsageError(f"{UPDATE.flag} writes files and cannot be shared between workers; leave out -n")
     if os.environ.get("CI"):
         raise pytest.UsageError(f"{UPDATE.flag} is refused where CI is set: a golden that CI writes guards nothing")
+
+
+def _refuse_packaged(folder: Path) -> None:
+    from pytest_mistral_lora.records.goldens import goldens_folder
+
+    if folder.resolve().is_relative_to(goldens_folder().resolve()):
+        raise pytest.UsageError(
+            f"{UPDATE.flag}: {folder} has the packaged goldens, which are never rewritten; give a folder of your own"
+        )

@@ -19,6 +19,7 @@ from pytest_mistral_lora.plugin.settings import PluginSettings
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.conformance.checks import Check
+    from pytest_mistral_lora.conformance.targets import Target
     from pytest_mistral_lora.plugin.xfails import Xfail
 
 _WORK = "mistral_lora_work"
@@ -70,7 +71,6 @@ class Suite:
         """Yield the checks: whatever goes wrong here is an error of the collection, with its name."""
         from pytest_mistral_lora.conformance.checks import Settings
         from pytest_mistral_lora.conformance.collection import collect
-        from pytest_mistral_lora.conformance.targets import embedded_targets, named_targets
 
         given = self.settings
         settings = Settings(
@@ -83,17 +83,21 @@ class Suite:
             work_folder=self._work_folder,
             require_manifest=given.require_manifest,
         )
+        yield from collect(self._targets(), settings)
+
+    def _targets(self) -> list[Target]:
+        from pytest_mistral_lora.conformance.targets import embedded_targets, named_targets
+
+        given = self.settings
         if not given.names_targets:
-            yield from collect(embedded_targets(), settings)
-            return
-        targets = named_targets(
+            return embedded_targets()
+        return named_targets(
             tokenizers=given.tokenizers,
             recipes=given.recipes,
             adapters=given.adapters,
             encoded=given.encoded,
             base=given.base,
         )
-        yield from collect(targets, settings)
 
     def pytest_deselected(self, items: list[pytest.Item]) -> None:
         """Count the checks that the user chose to leave out."""
@@ -144,7 +148,8 @@ class Suite:
         from pytest_mistral_lora.plugin.rootdir import unread_configuration
         from pytest_mistral_lora.plugin.summary import write
 
-        write(terminalreporter, self.outcomes, self.settings, deselected=self._deselected, not_run=self._not_run)
+        counts = {"deselected": self._deselected, "not_run": self._not_run}
+        write(terminalreporter, self.outcomes, self.settings, unused=self._unused(), **counts)
         for xfail in self._unmatched():
             terminalreporter.write_line(
                 f"{xfail.place}: {xfail.id} matches nothing: it is mended, or misspelt; remove it", red=True
@@ -152,6 +157,13 @@ class Suite:
         unread = unread_configuration(terminalreporter.config, PATH_FLAGS)
         if unread:
             terminalreporter.write_line(unread, yellow=True)
+
+    def _unused(self) -> list[Path]:
+        if not self.settings.golden_folders:
+            return []
+        from pytest_mistral_lora.conformance.golden_rows import unused
+
+        return list(unused(self.settings.golden_folders, self._targets()))
 
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
         """Write the report, and fail a run whose list of known deviations is out of date."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from pytest_mistral_lora.plugin.settings import PluginSettings
@@ -10,8 +12,17 @@ from pytest_mistral_lora.plugin.settings import PluginSettings
 _SUBJECTS_OF_TARGETS = ("dataset", "encoded", "adapter", "manifest", "transcript", "runner")
 
 
+_TIERS = ("exact", "equivalent", "different")
+
+
 def write(
-    terminal: Any, outcomes: list[dict[str, Any]], settings: PluginSettings, *, deselected: int, not_run: int
+    terminal: Any,
+    outcomes: list[dict[str, Any]],
+    settings: PluginSettings,
+    *,
+    unused: Sequence[Path],
+    deselected: int,
+    not_run: int,
 ) -> None:
     """Write the summary to pytest's terminal."""
     terminal.section("Mistral conformance", sep="=")
@@ -20,15 +31,40 @@ def write(
 
         for line in outcome_table(outcomes, terminal._tw.fullwidth if hasattr(terminal, "_tw") else 80):
             terminal.write_line(line)
-    for outcome in outcomes:
-        if "golden" in outcome["facts"]:
-            terminal.write_line(f"golden {outcome['facts']['written']}: {outcome['facts']['golden']}")
+    for line in (*_answers(outcomes), *(_written(outcomes) if settings.update else ())):
+        terminal.write_line(line)
     for line in _known(outcomes):
         terminal.write_line(line)
     for line in _notes(outcomes):
         terminal.write_line(line, yellow=True)
-    for line in _not_checked(outcomes, settings, deselected, not_run):
+    for line in _not_checked(outcomes, settings, unused, deselected, not_run):
         terminal.write_line(line)
+
+
+def _answers(outcomes: list[dict[str, Any]]) -> list[str]:
+    """Return a line for each adapter that was asked: how many answers are in which tier."""
+    tiers: dict[str, Counter[str]] = {}
+    for outcome in outcomes:
+        found = {tier: outcome["facts"][tier] for tier in _TIERS if tier in outcome["facts"]}
+        if found and outcome["subject"] == "transcript":
+            tiers.setdefault(outcome["target"], Counter()).update(found)
+    return [
+        f"answers of {target}: " + ", ".join(f"{count[tier]} {tier}" for tier in _TIERS)
+        for target, count in tiers.items()
+    ]
+
+
+def _written(outcomes: list[dict[str, Any]]) -> list[str]:
+    """Return a line for each golden that was recorded, and one that counts them."""
+    facts = [outcome["facts"] for outcome in outcomes if "golden" in outcome["facts"]]
+    lines = [
+        f"golden {fact['written']}: {fact['golden']}"
+        + (" (no row has this name any more; remove the file if it is not wanted)" if fact["orphan"] else "")
+        for fact in facts
+    ]
+    counts = Counter(fact["written"] for fact in facts)
+    summary = ", ".join(f"{counts[state]} {state}" for state in ("created", "rewritten", "unchanged"))
+    return [*lines, f"goldens: {summary}"]
 
 
 def _known(outcomes: list[dict[str, Any]]) -> list[str]:
@@ -41,10 +77,13 @@ def _notes(outcomes: list[dict[str, Any]]) -> list[str]:
     return [f"note {finding['rule']} {nodeid}: {finding['found']}" for nodeid, finding in notes]
 
 
-def _not_checked(outcomes: list[dict[str, Any]], settings: PluginSettings, deselected: int, not_run: int) -> list[str]:
+def _not_checked(
+    outcomes: list[dict[str, Any]], settings: PluginSettings, unused: Sequence[Path], deselected: int, not_run: int
+) -> list[str]:
     lines = ["not checked:"]
     reasons = Counter((o["target"], o["not_checked"]) for o in outcomes if o["not_checked"])
     lines += [f"  {target}: {reason} ({count})" for (target, reason), count in reasons.items()]
+    lines += [f"  {folder}: goldens of no target in this run" for folder in unused]
     if deselected:
         lines.append(f"  {_checks(deselected)} deselected")
     if not_run:

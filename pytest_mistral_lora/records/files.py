@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pytest_mistral_lora.chat.jsonl import loads_strict
 from pytest_mistral_lora.errors import InputError
@@ -18,6 +18,9 @@ from pytest_mistral_lora.records.hashing import sha256_file
 
 JSON_LIMIT = 16 << 20
 """Largest JSON file that is read, in bytes: real configurations and manifests have a few thousand."""
+
+Written = Literal["created", "rewritten", "unchanged"]
+"""What writing a file came to."""
 
 _RANDOM = 8
 """How many characters `tempfile` puts after the name of a temporary folder."""
@@ -41,6 +44,28 @@ def write_bytes(path: Path, data: bytes) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def put_text(path: Path, text: str, *, keep: bool = False) -> Written:
+    """Write a text file atomically, its folders with it, and say what that came to.
+
+    Args:
+        path: The file.
+        text: What it is to have.
+        keep: Leave the file as it is, if there is one.
+
+    Raises:
+        InputError: If it cannot be written.
+    """
+    try:
+        there = path.exists()
+        if there and (keep or path.read_bytes() == text.encode()):
+            return "unchanged"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, text)
+    except OSError as error:
+        raise InputError(f"cannot be written: {error.strerror}", place=str(path)) from error
+    return "rewritten" if there else "created"
 
 
 def write_json(path: Path, data: Any) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Any
 from pytest_mistral_lora.chat.encoded import IGNORE_INDEX, EncodedRow, Span
 from pytest_mistral_lora.chat.rows import Row, parse_row
 from pytest_mistral_lora.errors import InputError, RowError
-from pytest_mistral_lora.records.files import read_json, write_text
+from pytest_mistral_lora.records.files import Written, put_text, read_json, write_text
 
 SCHEMA_VERSION = 1
 
@@ -71,6 +71,18 @@ class Golden:
     def write(self) -> None:
         """Write the golden to its path, atomically."""
         write_text(self.path, self.text())
+
+    def put(self, before: Golden | None) -> Written:
+        """Write the golden to its path, unless it differs only in library versions from what is there.
+
+        Args:
+            before: What the file has, or None where there is none.
+
+        Raises:
+            InputError: If it cannot be written.
+        """
+        same = before is not None and replace(before, recorded_with=self.recorded_with) == self
+        return put_text(self.path, self.text(), keep=same)
 
     def text(self) -> str:
         """Return the file's text; each field stays on one line, so that a diff shows what moved."""

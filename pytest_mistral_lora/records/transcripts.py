@@ -13,7 +13,7 @@ from typing import Any, Literal
 from pytest_mistral_lora.chat.format_checks import FormatCheck, schema_violation
 from pytest_mistral_lora.chat.rows import Row, parse_row
 from pytest_mistral_lora.errors import InputError, RowError
-from pytest_mistral_lora.records.files import read_json, write_text
+from pytest_mistral_lora.records.files import Written, put_text, read_json, write_text
 from pytest_mistral_lora.records.hashing import canonical_json
 
 TRANSCRIPTS = "transcripts"
@@ -104,6 +104,19 @@ class Transcript:
         write_text(file, self.to_text())
         return file
 
+    def put(self, file: Path, before: Transcript | None) -> Written:
+        """Write the transcript to a file, unless it differs only in library versions from what is there.
+
+        Args:
+            file: Where it goes: `<case>.json`.
+            before: What the file has, or None where there is none.
+
+        Raises:
+            InputError: If it cannot be written.
+        """
+        same = before is not None and replace(before, recorded_with=self.recorded_with) == self
+        return put_text(file, self.to_text(), keep=same)
+
 
 @cache
 def schema() -> dict[str, Any]:
@@ -155,8 +168,18 @@ def transcript_files(folder: Path) -> list[Path]:
 
 def violations(data: Any, case: str) -> list[str]:
     """Return where `data` is not the transcript of a case, each with its JSON path; empty where it is."""
-    wrong = sorted(f"{error.json_path}: {error.message}" for error in _validator().iter_errors(data))
-    return wrong or list(_contradictions(data, case))
+    wrong = {line for error in _validator().iter_errors(data) for line in _explained(error)}
+    return sorted(wrong) or list(_contradictions(data, case))
+
+
+def _explained(error: Any) -> Iterator[str]:
+    """Put a `jsonschema.ValidationError` into lines; a missing key is named in the path."""
+    if error.validator == "required":
+        yield from (
+            f"{error.json_path}.{name}: is missing" for name in error.validator_value if name not in error.instance
+        )
+    else:
+        yield f"{error.json_path}: {error.message}"
 
 
 def _contradictions(data: Mapping[str, Any], case: str) -> Iterator[str]:

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from io import StringIO
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 _COLUMNS = {"passed": "passed", "failed": "failed", "known": "known", "skipped": "not checked"}
 _NARROWEST = 60
@@ -19,7 +22,6 @@ def outcome_table(outcomes: Sequence[dict[str, Any]], width: int) -> list[str]:
         width: Columns of the terminal.
     """
     from rich import box
-    from rich.console import Console
     from rich.table import Table
 
     shown = [name for name in _COLUMNS if name != "known" or any(one["outcome"] == "known" for one in outcomes)]
@@ -31,6 +33,13 @@ def outcome_table(outcomes: Sequence[dict[str, Any]], width: int) -> list[str]:
         counts.setdefault((outcome["target"], outcome["subject"]), Counter())[outcome["outcome"]] += 1
     for (target, subject), count in counts.items():
         table.add_row(target, subject, *(str(count[name] or "-") for name in shown))
+    return table_lines(table, width)
+
+
+def table_lines(table: Table, width: int) -> list[str]:
+    """Return the lines of a table for a terminal of this width, without colours."""
+    from rich.console import Console
+
     file = StringIO()
     Console(file=file, width=max(width, _NARROWEST), color_system=None).print(table)
     return [line.rstrip() for line in file.getvalue().splitlines() if line.strip()]

@@ -74,9 +74,10 @@ def test_recording_lists_each_file_and_leaves_the_same_one_as_it_is(golden: Run,
     folder = own_rows(NAMED, ROW)
     first = _record(golden, folder)
     assert [line for line in first.outlines if line.startswith("golden ")] == [
-        f"golden recorded: {_golden(folder)}",
-        f"golden recorded: {_golden(folder, 'rows-2')}",
+        f"golden created: {_golden(folder)}",
+        f"golden created: {_golden(folder, 'rows-2')}",
     ]
+    assert "goldens: 2 created, 0 rewritten, 0 unchanged" in first.outlines
     assert _outcomes(first) == _outcomes(_judge(golden, folder)) == {"passed": 2}
     before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in (folder / "templates").rglob("*.json")}
     assert len(before) == 2
@@ -111,7 +112,8 @@ def test_a_check_chosen_by_k_is_the_only_one_recorded(golden: Run, own_rows: Own
 def test_recording_without_a_folder_is_refused(golden: Run) -> None:
     result = golden("--mistral-golden-update")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
-    message = "--mistral-golden-update: there is nothing to record; add --mistral-golden-dir PATH"
+    message = "--mistral-golden-update: there is nothing to record; add --mistral-golden-dir PATH, "
+    message += "a folder with rows in rows.jsonl"
     assert result.stderr.str().strip() == f"ERROR: {message}"
 
 
@@ -290,7 +292,7 @@ def test_two_folders_may_use_the_same_name(golden: Run, own_rows: OwnRows) -> No
     first, second = own_rows(NAMED, folder="a"), own_rows(OTHER, folder="b")
     both = (f"--mistral-golden-dir={second}", "-v")
     _judge(golden, first, *both, "--mistral-golden-update").stdout.fnmatch_lines(
-        [f"golden recorded: {_golden(first)}", f"golden recorded: {_golden(second)}"]
+        [f"golden created: {_golden(first)}", f"golden created: {_golden(second)}"]
     )
     result = _judge(golden, first, *both)
     assert _outcomes(result) == {"passed": 2}

@@ -9,47 +9,11 @@ from typing import Any
 
 import pytest
 from jsonschema import Draft202012Validator
+from sample_transcripts import ROW, transcript
 
 from pytest_mistral_lora.chat.format_checks import KINDS
-from pytest_mistral_lora.chat.rows import parse_row
 from pytest_mistral_lora.errors import InputError
-from pytest_mistral_lora.records.transcripts import Transcript, load, load_folder, schema, violations
-
-ROW = {
-    "messages": [
-        {"role": "user", "content": "Capital of France?"},
-        {"role": "assistant", "content": "Paris, é."},
-    ],
-    "tools": [{"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}],
-}
-
-
-def transcript(**changes: Any) -> Transcript:
-    values: dict[str, Any] = {
-        "case": "row-0001",
-        "row": parse_row(ROW),
-        "prompt_ids": (1, 3, 5, 4),
-        "completion_ids": (7, 2),
-        "text": "Pâris",
-        "stop": "eos",
-        "max_new_tokens": 8,
-        "logprobs": (-0.25, -1e-06),
-        "margins": (1.5, 9.0),
-        "runner_up_ids": (9, 7),
-        "checks": ({"name": "eos", "kind": "eos", "passed": True, "reason": ""},),
-        "model": {
-            "kind": "adapter",
-            "tensors_sha256": "a" * 64,
-            "base": "tiny",
-            "revision": None,
-            "base_weights_sha256": "b" * 64,
-        },
-        "tokenizer": {"backend": "mistral-common", "version": "v3", "file": "tokenizer.model.v3", "sha256": "c" * 64},
-        "recorded_with": dict.fromkeys(("mistral-common", "peft", "tokenizers", "torch", "transformers"), "1.0"),
-        "device": "cpu",
-        "precision": "fp32",
-    }
-    return Transcript(**values | changes)
+from pytest_mistral_lora.records.transcripts import load, load_folder, schema, violations
 
 
 def test_the_schema_is_one() -> None:
@@ -77,7 +41,7 @@ def test_the_row_ends_where_the_answer_begins() -> None:
 CHANGES: list[tuple[Callable[[dict[str, Any]], object], str]] = [
     (lambda data: data.update(schema_version=2), "$.schema_version"),
     (lambda data: data.update(case="other"), "$.case: 'other', but the file is row-0001.json"),
-    (lambda data: data.pop("margins"), "'margins' is a required property"),
+    (lambda data: data.pop("margins"), "$.margins: is missing"),
     (lambda data: data.update(extra=1), "'extra' does not match"),
     (lambda data: data["logprobs"].append(-1.0), "$.logprobs: 3 values for 2 tokens"),
     (lambda data: data["logprobs"].__setitem__(0, 0.5), "$.logprobs[0]: 0.5 is greater than the maximum"),
@@ -87,14 +51,14 @@ CHANGES: list[tuple[Callable[[dict[str, Any]], object], str]] = [
     (lambda data: data["answer"].insert(0, {"role": "user", "content": "x"}), "$.answer: it is not the last"),
     (lambda data: data["answer"].__setitem__(0, {"role": "bot"}), "$.row: messages[1]"),
     (lambda data: data["checks"][0].update(passed=False), "$.checks[0]: passed is False, and the reason ''"),
-    (lambda data: data["checks"][0].update(kind="regex"), "'value' is a required property"),
+    (lambda data: data["checks"][0].update(kind="regex"), "$.checks[0].value: is missing"),
     (
         lambda data: data["checks"][0].update(kind="json_schema", value={"type": "objekt"}),
         "$.checks[0].value: not a JSON Schema",
     ),
     (lambda data: data["model"].update(tensors_sha256="a"), "$.model.tensors_sha256"),
     (lambda data: data["model"].update(revision="main"), "$.model.revision"),
-    (lambda data: data["recorded_with"].pop("torch"), "'torch' is a required property"),
+    (lambda data: data["recorded_with"].pop("torch"), "$.recorded_with.torch: is missing"),
     (lambda data: data.update(precision="int4"), "$.precision"),
 ]
 

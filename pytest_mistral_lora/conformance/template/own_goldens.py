@@ -1,115 +1,90 @@
-"""The user's own goldens: rows in `*.jsonl` of a folder, and what was recorded of them for each target.
-
-A row's name is its key `name`, or the file's name and the line number. What was recorded of it is
-`templates/<target>/<name>.json` beside the row files. A name that a folder uses twice is an error; where two folders
-share one, the later check gets a number.
-"""
+"""A user's own rendering goldens: rows in `*.jsonl` of a golden folder, recorded under `templates/<target>/`."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
-from typing import Any
 
-from pytest_mistral_lora.chat.jsonl import scan_jsonl
-from pytest_mistral_lora.chat.rows import Row, parse_row
 from pytest_mistral_lora.conformance.checks import Check, Settings
 from pytest_mistral_lora.conformance.findings import Finding, Result
-from pytest_mistral_lora.conformance.targets import Target, free_name
+from pytest_mistral_lora.conformance.golden_rows import OwnCase, own_cases, recorded, unusable
+from pytest_mistral_lora.conformance.targets import Target
 from pytest_mistral_lora.conformance.template.checks import judge
-from pytest_mistral_lora.errors import MistralLoraError, OracleRejection, RowError, TokenizerError
-from pytest_mistral_lora.records.goldens import Case, Golden, check_case_name, golden_paths, load
+from pytest_mistral_lora.errors import InputError, MistralLoraError, OracleRejection, RowError, TokenizerError
+from pytest_mistral_lora.records.goldens import Case, Golden, load
+
+_DESCRIPTION = "A row of this golden folder."
 
 
 def checks(target: Target, settings: Settings) -> Iterator[Check]:
     """Yield one check for each row and each recorded golden of the user's folders."""
-    cases: set[str] = set()
-    for folder in settings.golden_folders:
-        rows = _unique(_rows(folder))
-        recorded = {path.stem: path for path in golden_paths(folder / "templates" / target.name)}
-        for name in sorted({*rows, *recorded}):
-            path = recorded.get(name, folder / "templates" / target.name / f"{name}.json")
-            run = partial(_record if settings.update else _judge, target, path, rows.get(name))
-            case = free_name(f"own-{name}", cases)
-            cases.add(case)
-            yield Check(target, "template", case, run)
+    for case in own_cases(settings.golden_folders, "templates", target):
+        yield Check(target, "template", case.check, partial(_record if settings.update else _judge, target, case))
 
 
-def _unique(rows: Iterable[tuple[str, Row | RowError]]) -> dict[str, Row | RowError]:
-    unique: dict[str, Row | RowError] = {}
-    for name, row in rows:
-        if name in unique:
-            row = RowError(f"the name {name!r} is taken by {unique[name].place}", place=row.place, expected="another")
-        unique[name] = row
-    return unique
-
-
-def _rows(folder: Path) -> Iterator[tuple[str, Row | RowError]]:
-    for path in sorted(folder.glob("*.jsonl")):
-        stem = re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem).lstrip("._-") or "rows"
-        for item in scan_jsonl(path):
-            if isinstance(item, RowError):
-                yield f"{stem}-{item.place.rpartition(':')[2]}", item
-            else:
-                line, data = item
-                yield _named(data, f"{path}:{line}", f"{stem}-{line}")
-
-
-def _named(data: Any, place: str, default: str) -> tuple[str, Row | RowError]:
-    try:
-        row = parse_row(data, place=place)
-        name = data.get("name", default)
-        return check_case_name(name if isinstance(name, str) else repr(name), place=f"{place}, name"), row
-    except RowError as error:
-        return default, error
-    except MistralLoraError as error:
-        return default, RowError(error.found, place=error.place, expected=error.expected)
-
-
-def _judge(target: Target, path: Path, row: Row | RowError | None) -> Result:
+def _judge(target: Target, case: OwnCase) -> Result:
+    row, path = case.row, case.path
     if isinstance(row, RowError):
-        return Result((Finding("ML007", row.found, row.place, row.expected),))
+        return unusable(row)
     if not path.is_file():
-        return Result((Finding("ML007", "the row is not recorded", row.place if row else "", f"a golden {path}"),))
+        place = row.row.place if row else ""
+        return Result((Finding("ML007", "the row is not recorded", place, f"a golden {path}"),))
     try:
         golden = load(path)
     except MistralLoraError as error:
         return Result((Finding("ML001", error.found, error.place),))
-    if row is not None and row != golden.row:
-        found = Finding("ML007", "the row is not the one that was recorded", row.place, f"the row of {path}")
-        return Result((replace(found, row=row.to_jsonl()),))
+    if row is not None and row.row != golden.row:
+        found = Finding("ML007", "the row is not the one that was recorded", row.row.place, f"the row of {path}")
+        return Result((replace(found, row=row.row.to_jsonl()),))
     return judge(target, golden, recorded=True)
 
 
-def _record(target: Target, path: Path, row: Row | RowError | None) -> Result:
+def _record(target: Target, case: OwnCase) -> Result:
     from pytest_mistral_lora.records.recording import record
 
-    if isinstance(row, RowError):
-        return Result((Finding("ML007", row.found, row.place, row.expected),))
-    if row is None:
-        try:
-            row = load(path).row
-        except MistralLoraError as error:
-            return Result((Finding("ML001", error.found, error.place),))
-    case = Case(path.stem, "A row of this golden folder.", row, frozenset())
+    if isinstance(case.row, RowError):
+        return unusable(case.row)
     try:
-        golden = record(case, target.tokenizer, path.parent)
+        before = _before(target, case)
+    except TokenizerError:
+        raise
+    except InputError as error:
+        return Result((Finding("ML001", error.found, error.place, error.expected),))
+    source = case.row or before
+    if source is None:
+        return Result(not_checked=f"{case.path} has gone since it was collected")
+    row = source.row
+    asked = Case(case.path.stem, before.description if before else _DESCRIPTION, row, frozenset())
+    try:
+        golden = record(asked, target.tokenizer, case.path.parent)
     except TokenizerError:
         raise
     except OracleRejection as error:
         return Result((Finding("ML007", error.found, row.place or error.place, error.expected, row=row.to_jsonl()),))
     except MistralLoraError as error:
         return Result((Finding("ML004", error.found, row.place, error.next_step, row=row.to_jsonl()),))
-    return Result(facts=(("golden", str(path)), ("written", _write(golden))))
+    return recorded(case, golden.put(before))
 
 
-def _write(golden: Golden) -> str:
-    before = golden.path.read_text(encoding="utf-8") if golden.path.is_file() else None
-    if before == golden.text():
-        return "unchanged"
-    golden.path.parent.mkdir(parents=True, exist_ok=True)
-    golden.write()
-    return "recorded" if before is None else "rewritten"
+def _before(target: Target, case: OwnCase) -> Golden | None:
+    """Return what a case's file has, or None where there is no file.
+
+    Raises:
+        InputError: If it is no golden, or one of another tokenizer: neither is written over.
+    """
+    if not case.path.exists():
+        return None
+    anew = "a golden, or no file: remove it to record anew"
+    try:
+        golden = load(case.path)
+    except InputError as error:
+        raise InputError(error.found, place=error.place, expected=anew) from error
+    then, now = golden.tokenizer, target.oracle
+    if then["sha256"] != now.sha256:
+        raise InputError(
+            f"recorded with another tokenizer, {then['file']} {then['sha256'][:12]}",
+            place=str(case.path),
+            expected=f"{now.path.name} {now.sha256[:12]}, or no file: remove it to record anew",
+        )
+    return golden

@@ -8,27 +8,30 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pytest_mistral_lora.conformance.adapter.base import Base, enough_memory, find_base
 from pytest_mistral_lora.conformance.checks import Check, Settings
 from pytest_mistral_lora.conformance.findings import Finding, Result
 from pytest_mistral_lora.conformance.targets import AdapterTarget
+from pytest_mistral_lora.conformance.transcript.answering import Answering
 from pytest_mistral_lora.errors import InputError, PinError, TokenizerError
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.records.transcripts import Transcript
-    from pytest_mistral_lora.training.answers.golden import Adapted
     from pytest_mistral_lora.training.answers.judging import Judgement
 
 
 def checks(target: AdapterTarget, settings: Settings) -> Iterator[Check]:
-    """Yield the checks of an adapter folder's transcripts."""
-    judged = Judged(target.folder, target.folder / "transcripts", target.base, settings.device)
+    """Yield the checks of an adapter folder's transcripts, and of those that the user has recorded of it."""
+    from pytest_mistral_lora.conformance.transcript import own_goldens
+
+    answering = Answering(target.folder, target.base, settings.device)
+    judged = Judged(answering, target.folder / "transcripts")
     cases = {"files": judged.files}
     if judged.golden.is_dir():
         cases |= {"recorded-on": judged.recorded_on, "prompts": judged.prompts}
         cases |= {"answers": judged.answers, "formats": judged.formats}
     for case, judge in cases.items():
         yield Check(target, "transcript", case, judge)
+    yield from own_goldens.checks(target, settings, answering)
 
 
 def transcript_findings(adapter: Path, golden: Path, base: Path | None = None) -> Iterator[Finding]:
@@ -42,11 +45,12 @@ def transcript_findings(adapter: Path, golden: Path, base: Path | None = None) -
     Raises:
         InputError: If there are no transcripts, no adapter, or the base is not at hand.
     """
-    judged = Judged(adapter, golden, base, "auto")
+    answering = Answering(adapter, base, "auto")
+    judged = Judged(answering, golden)
     if judged.absent:
         raise InputError(judged.absent, place=str(golden))
-    if judged.base.folder is None:
-        raise InputError(judged.base.missing, place=str(adapter))
+    if answering.base.folder is None:
+        raise InputError(answering.base.missing, place=str(adapter))
     yield from judged.files().findings
     foreign = tuple(judged.foreign_base())
     yield from foreign
@@ -60,21 +64,12 @@ class Judged:
     """An adapter and its transcripts under judgement; each method is one check.
 
     Attributes:
-        folder: The adapter's folder.
+        answering: The adapter.
         golden: The transcripts' folder, or one transcript.
-        given: The base that the user named, or None.
-        device: Where the model runs: `auto`, `cpu` or `cuda`.
     """
 
-    folder: Path
+    answering: Answering
     golden: Path
-    given: Path | None
-    device: str
-
-    @cached_property
-    def base(self) -> Base:
-        """The base, where it is at hand."""
-        return find_base(self.given, self.folder)
 
     @property
     def absent(self) -> str:
@@ -107,24 +102,13 @@ class Judged:
         return self._read[0]
 
     @cached_property
-    def adapted(self) -> Adapted:
-        """The adapter and its base, before a weight is loaded.
-
-        Raises:
-            InputError: If they do not go together.
-        """
-        from pytest_mistral_lora.training.answers.golden import Adapted
-
-        return Adapted.find(self.folder, self.base.folder, device=self.device)
-
-    @cached_property
     def judgements(self) -> Sequence[Judgement]:
         """What each transcript came to whose prompt is as it was."""
         from pytest_mistral_lora.training.answers.judging import judge
 
-        adapted, moved = self.adapted, self._moved
+        adapted, moved = self.answering.adapted, self._moved
         chosen = [one for one in self.transcripts if one.case not in moved]
-        model = adapted.load() if chosen else None
+        model = self.answering.model if chosen else None
         return [judge(model, adapted.encoder, one, precision=adapted.precision) for one in chosen]
 
     @cached_property
@@ -135,7 +119,7 @@ class Judged:
         found = {}
         for transcript in self.transcripts:
             try:
-                check_prompt(self.adapted.encoder, transcript)
+                check_prompt(self.answering.adapted.encoder, transcript)
             except InputError as error:
                 found[transcript.case] = Finding("ML802", error.found, self._place(transcript.case), error.expected)
         return found
@@ -145,8 +129,8 @@ class Judged:
         """Why prompts and answers cannot be judged; empty where they can."""
         if self.absent or not self.transcripts:
             return self.absent or "no transcript can be read: see the check `files`"
-        if self.base.folder is None:
-            return self.base.missing
+        if self.answering.base.folder is None:
+            return self.answering.missing
         try:
             foreign = list(self.foreign_base())
         except (PinError, TokenizerError):
@@ -155,7 +139,7 @@ class Judged:
             return f"adapter and base cannot be read: {error}"
         if foreign:
             return "the base is another one: see the check `recorded-on`"
-        return enough_memory(self.base.folder)
+        return self.answering.missing
 
     def _place(self, case: str) -> str:
         return str(self.golden if self.golden.is_file() else self.golden / f"{case}.json")
@@ -166,7 +150,7 @@ class Judged:
         Raises:
             InputError: If adapter and base do not go together.
         """
-        found = self.adapted.identity["base_weights_sha256"]
+        found = self.answering.adapted.identity["base_weights_sha256"]
         for one in self.transcripts:
             recorded = one.model["base_weights_sha256"]
             if recorded != found:
@@ -179,16 +163,23 @@ class Judged:
 
     def recorded_on(self) -> Result:
         """Check that the folder's transcripts are of its own adapter, and of the base."""
-        if self.absent or self.base.folder is None:
-            return Result(not_checked=self.absent or self.base.missing)
+        return self._recorded_on(own=True)
+
+    def on_base(self) -> Result:
+        """Check that the transcripts are of the base, whichever adapter they were recorded with."""
+        return self._recorded_on(own=False)
+
+    def _recorded_on(self, *, own: bool) -> Result:
+        if self.absent or self.answering.base.folder is None:
+            return Result(not_checked=self.absent or self.answering.missing)
         try:
-            found = self.adapted.identity["tensors_sha256"]
+            found = self.answering.adapted.identity["tensors_sha256"]
             foreign = [*self.foreign_base()]
         except (PinError, TokenizerError):
             raise
         except InputError as error:
             return Result((Finding("ML803", error.found, error.place, error.expected),))
-        for one in self.transcripts:
+        for one in self.transcripts if own else ():
             recorded = one.model["tensors_sha256"]
             if recorded != found:
                 says = f"the adapter's tensors have SHA-256 {found}"
@@ -223,5 +214,5 @@ class Judged:
         from pytest_mistral_lora.training.answers.judging import difference_text
 
         place = f"{self._place(one.case)}, token {one.difference.token if one.difference else 0}"
-        detail = "\n".join(difference_text(one))
+        detail = "\n".join([f"tier: {one.tier}", *difference_text(one)])
         return Finding("ML804", f"answered {one.text!r}", place, repr(one.golden_text), detail)

@@ -20,7 +20,7 @@ from pytest_mistral_lora.records.identity import base_weights_sha256, read_tenso
 from pytest_mistral_lora.records.transcripts import TRANSCRIPTS, Transcript, load_folder, transcript_files
 from pytest_mistral_lora.training.answers.judging import Judgement, check_base, check_prompt, judge
 from pytest_mistral_lora.training.answers.smoke import encoder_of, generate, load_adapted, recorded_training
-from pytest_mistral_lora.training.answers.transcripts import adapter_identity, record
+from pytest_mistral_lora.training.answers.transcripts import adapter_identity, record, tokenizer_identity
 
 
 @dataclass(frozen=True)
@@ -125,6 +125,11 @@ class Adapted:
             encoder_of(adapter, folder),
             device_named(device),
         )
+
+    @property
+    def tokenizer(self) -> dict[str, Any]:
+        """A transcript's `tokenizer`."""
+        return tokenizer_identity(self.encoder)
 
     def load(self) -> Any:
         """Load base and adapter as they were trained, in eval mode."""

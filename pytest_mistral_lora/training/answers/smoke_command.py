@@ -30,8 +30,10 @@ def main(arguments: Sequence[str] | None = None, *, prog: str = f"python -m {__s
     given = parser.parse_args(arguments)
     if given.golden and given.rows:
         parser.error("--golden brings its own rows: give --golden or --rows")
-    if given.record and not given.rows:
-        parser.error("--record needs --rows ROWS.jsonl, the conversations to answer")
+    if given.record and not given.rows and not given.update:
+        parser.error("--record needs --rows ROWS.jsonl, the conversations to answer, or --update")
+    if given.update and (given.rows or given.check or not given.record):
+        parser.error("--update asks the questions of --record FOLDER again: give it, and neither --rows nor --check")
     try:
         return _run(given)
     except (MistralLoraError, KeyboardInterrupt, MemoryError) as error:
@@ -59,6 +61,9 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         help="with --record, a form to hold each answer to (repeatable): json, tool_call, eos, json_schema=FILE, "
         "regex=PATTERN, max_tokens=N",
     )
+    parser.add_argument(
+        "--update", action="store_true", help="with --record, ask what its transcripts ask, and write over them"
+    )
     parser.add_argument("--max-new-tokens", type=int, default=256, metavar="N", help="longest answer, in tokens")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="where the model runs")
     parser.add_argument("--json", action="store_true", help="print JSON instead of text")
@@ -66,6 +71,8 @@ def _parser(prog: str) -> argparse.ArgumentParser:
 
 
 def _run(given: argparse.Namespace) -> int:
+    if given.update:
+        return _update(given)
     if given.record:
         return _record(given)
     return _answer(given) if given.rows else _compare(given)
@@ -113,6 +120,15 @@ def _record(given: argparse.Namespace) -> int:
         device=given.device,
     )
     _write(given, {"recorded": [str(file) for file in files]}, "\n".join(f"recorded {file}" for file in files))
+    return EXIT_OK
+
+
+def _update(given: argparse.Namespace) -> int:
+    from pytest_mistral_lora.training.answers.recording import record_again
+
+    written = record_again(given.adapter, given.record, given.base, device=given.device)
+    data = {str(file): state for file, state in written.items()}
+    _write(given, {"written": data}, "\n".join(f"{state} {file}" for file, state in data.items()))
     return EXIT_OK
 
 

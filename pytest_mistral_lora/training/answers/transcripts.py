@@ -73,7 +73,7 @@ def record(
     constant: dict[str, Any] = {
         "max_new_tokens": max_new_tokens,
         "model": dict(identity),
-        "tokenizer": _tokenizer(encoder),
+        "tokenizer": tokenizer_identity(encoder),
         "recorded_with": {name: version(name) for name in _PACKAGES},
         "device": torch.device(model.device).type,
         "precision": precision,
@@ -101,7 +101,8 @@ def record(
     return found
 
 
-def _tokenizer(encoder: Encoder) -> dict[str, Any]:
+def tokenizer_identity(encoder: Encoder) -> dict[str, Any]:
+    """Return a transcript's `tokenizer`."""
     file = encoder.file
     return {
         "backend": encoder.backend,

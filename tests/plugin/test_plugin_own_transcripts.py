@@ -1,0 +1,261 @@
+"""Rows of a golden folder, and what an adapter answers to them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from plugin_rows import ROW, write_rows
+from safetensors.torch import load_file, save_file
+
+from pytest_mistral_lora.chat.oracle import shipped_tokenizer
+from pytest_mistral_lora.checkpoint.tiny import write_tiny_base
+from pytest_mistral_lora.records.identity import base_weights_sha256
+from pytest_mistral_lora.records.transcripts import load
+from pytest_mistral_lora.training.recipe import parse_recipe
+from pytest_mistral_lora.training.run import train
+
+Run = Callable[..., pytest.RunResult]
+OwnRows = Callable[..., Path]
+TENSORS = "adapter_model.safetensors"
+NAMED = {**ROW, "name": "prime", "max_new_tokens": 6, "checks": ["eos", {"max_tokens": 8}]}
+
+
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with a base, and the adapter `lora` that learned one answer on it."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("tuned")
+    base = write_tiny_base(folder / "base", shipped_tokenizer("spm-v3"))
+    write_rows(folder / "rows.jsonl", [ROW])
+    training = {"steps": 30, "learning_rate": 0.01, "schedule": "constant", "batch_size": 1, "device": "cpu"}
+    data = {
+        "base": {"path": "base", "weights_sha256": base_weights_sha256(base)},
+        "data": {"train": ["rows.jsonl"]},
+        "training": training,
+        "output": "lora",
+    }
+    (folder / "recipe.yaml").write_text(json.dumps(data))  # JSON is YAML
+    train(parse_recipe(data, folder=folder))
+    yield folder
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def here(tuned: Path, pytester: pytest.Pytester) -> Path:
+    """A copy of it to break, in the folder that pytest runs in."""
+    return Path(shutil.copytree(tuned, pytester.path, dirs_exist_ok=True))
+
+
+@pytest.fixture
+def own(here: Path, golden: Run, own_rows: OwnRows) -> Callable[..., pytest.RunResult]:
+    """Run the checks of the user's own transcripts; the golden folder has one row."""
+    own_rows(NAMED)
+
+    def run(*args: str, adapter: str = "lora") -> pytest.RunResult:
+        words = (f"--mistral-adapter={adapter}", "--mistral-base=base", "--mistral-golden-dir=goldens")
+        return golden(*words, "-k", "transcript::own-", *args)
+
+    return run
+
+
+def _file(here: Path, name: str = "prime", target: str = "lora") -> Path:
+    return here / "goldens" / "transcripts" / target / f"{name}.json"
+
+
+def _lines(result: pytest.RunResult, start: str) -> list[str]:
+    return [line for line in result.outlines if line.startswith(start)]
+
+
+def _failed(result: pytest.RunResult, start: str) -> None:
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    assert next(line for line in result.outlines if line.startswith("ML")).startswith(start)
+
+
+def _edit(path: Path, **changes: Any) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | changes), encoding="utf-8")
+
+
+def _forget(here: Path) -> None:
+    """Make another adapter of it, which has not learned its answer."""
+    tensors = load_file(here / "lora" / TENSORS)
+    save_file({name: tensor * 0.1 for name, tensor in tensors.items()}, here / "lora" / TENSORS)
+
+
+def test_an_answer_is_recorded_once_and_held_to(own: Run, here: Path) -> None:
+    unrecorded = own()
+    assert unrecorded.ret == 0
+    assert any("no answer to the row is recorded" in line for line in _lines(unrecorded, "  lora: "))
+    assert not (here / "goldens" / "transcripts").exists()
+    assert own("--mistral-strict").ret == pytest.ExitCode.TESTS_FAILED
+    first = own("--mistral-golden-update")
+    assert first.ret == 0
+    assert _lines(first, "golden") == [
+        f"golden created: {_file(here)}",
+        "goldens: 1 created, 0 rewritten, 0 unchanged",
+    ]
+    transcript = load(_file(here))
+    assert transcript.text == "Seven is prime."
+    assert transcript.max_new_tokens == 6
+    assert [(check["name"], check["passed"]) for check in transcript.checks] == [("eos", True), ("max_tokens:8", True)]
+    before = _file(here).read_bytes()
+    assert _lines(own("--mistral-golden-update"), "golden ") == [f"golden unchanged: {_file(here)}"]
+    assert _file(here).read_bytes() == before
+    judged = own("-v", "--mistral-strict")
+    assert judged.ret == 0
+    judged.stdout.fnmatch_lines(["*lora::transcript::own-prime PASSED*"])
+    assert _lines(judged, "answers of") == ["answers of lora: 1 exact, 0 equivalent, 0 different"]
+
+
+def test_another_answer_fails_until_it_is_recorded(own: Run, here: Path) -> None:
+    own("--mistral-golden-update")
+    _forget(here)
+    result = own()
+    _failed(result, f"ML804 {_file(here)}, token 0: answered")
+    result.stdout.fnmatch_lines(
+        [
+            "  tier: different",
+            "  token 0: recorded * 'Se* (probability 0.*), found * (0.*)",
+            "*update: pytest --mistral-golden --mistral-adapter=lora --mistral-base=base *--mistral-golden-update",
+        ]
+    )
+    assert _lines(result, "answers of") == ["answers of lora: 0 exact, 0 equivalent, 1 different"]
+    assert _lines(own("--mistral-golden-update"), "golden ") == [f"golden rewritten: {_file(here)}"]
+    assert own().ret == 0
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"messages": [{"role": "user", "content": "Another?"}, ROW["messages"][1]]},
+        {"max_new_tokens": 7},
+        {"checks": ["eos"]},
+    ],
+)
+def test_a_row_that_asks_something_else_is_not_what_was_recorded(change: dict[str, Any], own: Run, here: Path) -> None:
+    own("--mistral-golden-update")
+    write_rows(here / "goldens" / "rows.jsonl", [{**NAMED, **change}])
+    _failed(own(), f"ML007 {here}/goldens/rows.jsonl:1: the row is not the one that was recorded")
+    assert _lines(own("--mistral-golden-update"), "golden ") == [f"golden rewritten: {_file(here)}"]
+    assert own().ret == 0
+
+
+def test_what_a_row_does_not_say_stays_as_it_was_recorded(own: Run, here: Path) -> None:
+    own("--mistral-golden-update")
+    write_rows(here / "goldens" / "rows.jsonl", [{**ROW, "name": "prime"}])
+    assert own().ret == 0
+    (here / "goldens" / "rows.jsonl").unlink()
+    assert own().ret == 0
+    _forget(here)
+    own("--mistral-golden-update")
+    assert (load(_file(here)).max_new_tokens, len(load(_file(here)).checks)) == (6, 2)
+
+
+@pytest.mark.parametrize("update", [(), ("--mistral-golden-update",)])
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"checks": ["jsno"]}, "checks.0: expected json, tool_call"),
+        ({"max_new_tokens": 0}, "max_new_tokens: Input should be greater than 0"),
+        ({"checks": [{"json_schema": "none.json"}]}, "cannot be read: No such file"),
+        ({"messages": [ROW["messages"][1]]}, ""),
+    ],
+)
+def test_a_row_that_cannot_be_asked_fails_by_name(
+    update: tuple[str, ...], change: dict[str, Any], said: str, own: Run, here: Path
+) -> None:
+    own("--mistral-golden-update")
+    before = _file(here).read_bytes()
+    write_rows(here / "goldens" / "rows.jsonl", [{**NAMED, **change}])
+    result = own(*update)
+    _failed(result, "ML007 ")
+    assert said in result.stdout.str()
+    assert _file(here).read_bytes() == before
+
+
+def test_the_form_of_an_answer_is_kept_or_it_fails(own: Run, here: Path) -> None:
+    (here / "goldens" / "answer.json").write_text('{"type": "string"}')
+    row = {**ROW, "name": "prime", "checks": [{"json_schema": "answer.json"}, {"regex": "Seven.*"}]}
+    write_rows(here / "goldens" / "rows.jsonl", [row])
+    own("--mistral-golden-update")
+    passed = {check["name"]: check["passed"] for check in load(_file(here)).checks}
+    assert passed == {"json_schema:answer.json": False, "regex:Seven.*": True}
+    check = {"name": "regex:Eight.*", "kind": "regex", "value": "Eight.*", "passed": True, "reason": ""}
+    (here / "goldens" / "rows.jsonl").unlink()
+    _edit(_file(here), checks=[check])
+    _failed(own(), f"ML805 {_file(here)}: regex:Eight.*: the text does not match")
+
+
+def _other_prompt(here: Path) -> None:
+    _edit(_file(here), prompt_ids=[1, *load(_file(here)).prompt_ids])
+
+
+def _other_base(here: Path) -> None:
+    _edit(_file(here), model={**load(_file(here)).model, "base_weights_sha256": "0" * 64})
+
+
+def _other_tokenizer(here: Path) -> None:
+    _edit(_file(here), tokenizer={**load(_file(here)).tokenizer, "file": "tekken.json", "sha256": "0" * 64})
+
+
+def _not_one(here: Path) -> None:
+    _edit(_file(here), margins=[])
+
+
+@pytest.mark.parametrize(
+    ("change", "judged", "updated"),
+    [
+        (_other_prompt, "ML802", ""),
+        (_other_base, "ML803", "ML803 {file}: recorded on another base, base 000000000000"),
+        (_other_tokenizer, "", "ML803 {file}: recorded with another tokenizer, tekken.json 000000000000"),
+        (_not_one, "ML801", "ML801 {file}: not a golden transcript:"),
+    ],
+)
+def test_what_is_no_transcript_of_this_model_is_not_written_over(
+    change: Callable[[Path], None], judged: str, updated: str, own: Run, here: Path
+) -> None:
+    own("--mistral-golden-update")
+    change(here)
+    before = _file(here).read_bytes()
+    result = own()
+    assert [line[:5] for line in _lines(result, "ML")][:1] == ([judged] if judged else [])
+    again = own("--mistral-golden-update")
+    if updated:
+        _failed(again, updated.format(file=_file(here)))
+        assert _file(here).read_bytes() == before
+        assert "to record anew" in again.stdout.str()
+    else:
+        assert _lines(again, "golden ") == [f"golden rewritten: {_file(here)}"]
+
+
+def test_without_the_base_nothing_is_judged_and_recording_fails(own: Run, here: Path, golden: Run) -> None:
+    own("--mistral-golden-update")
+    (here / "base").rename(here / "elsewhere")
+    words = ("--mistral-adapter=lora", "--mistral-golden-dir=goldens", "-k", "transcript::own-")
+    for update, code in (((), 0), (("--mistral-golden-update",), pytest.ExitCode.TESTS_FAILED)):
+        result = golden(*words, *update)
+        assert "the base 'base' is not at hand" in result.stdout.str()
+        assert result.ret == code
+
+
+def test_a_recipe_records_renderings_and_answers_under_its_name(golden: Run, own_rows: OwnRows, here: Path) -> None:
+    own_rows(NAMED)
+    words = ("--mistral-recipe=recipe.yaml", "--mistral-golden-dir=goldens", "-k", "own-")
+    result = golden(*words, "--mistral-golden-update")
+    assert _lines(result, "golden ") == [
+        f"golden created: {here}/goldens/templates/recipe.yaml/prime.json",
+        f"golden created: {_file(here, target='recipe.yaml')}",
+    ]
+    assert golden(*words).parseoutcomes()["passed"] == 2
+
+
+def test_transcripts_of_no_target_are_said(own: Run, here: Path) -> None:
+    own("--mistral-golden-update")
+    shutil.copytree(here / "goldens" / "transcripts" / "lora", here / "goldens" / "transcripts" / "lora-1")
+    assert _lines(own(), f"  {here}") == [f"  {here}/goldens/transcripts/lora-1: goldens of no target in this run"]
