@@ -23,7 +23,7 @@ Written = Literal["created", "rewritten", "unchanged"]
 """What writing a file came to."""
 
 _RANDOM = 8
-"""How many characters `tempfile` puts after the name of a temporary folder."""
+"""How many characters `tempfile` puts after the name of a temporary file or folder."""
 
 
 def write_text(path: Path, text: str) -> None:
@@ -62,6 +62,7 @@ def put_text(path: Path, text: str, *, keep: bool = False) -> Written:
         if there and (keep or path.read_bytes() == text.encode()):
             return "unchanged"
         path.parent.mkdir(parents=True, exist_ok=True)
+        remove_temporaries(path)
         write_text(path, text)
     except OSError as error:
         raise InputError(f"cannot be written: {error.strerror}", place=str(path)) from error
@@ -177,9 +178,12 @@ def _sync_one(path: Path) -> None:
 
 
 def remove_temporaries(path: Path) -> None:
-    """Remove what a killed process left of `finished_folder(path)`."""
+    """Remove what a killed process left of `finished_folder(path)`, or of writing the file `path`."""
     for left in path.parent.glob(f".{glob.escape(path.name)}.{'?' * _RANDOM}"):
-        shutil.rmtree(left, ignore_errors=True)
+        if left.is_dir():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            left.unlink(missing_ok=True)
 
 
 def listing(folder: Path) -> dict[str, dict[str, Any]]:

@@ -110,7 +110,7 @@ def test_a_folder_that_cannot_be_written_is_an_error_by_name(golden: Run, own_ro
     folder = own_rows(NAMED)
     folder.chmod(0o555)
     result = _update(golden, folder)
-    result.stdout.fnmatch_lines([f"{_file(folder)}: cannot be written: Permission denied"])
+    result.stdout.fnmatch_lines([f"ML007 {_file(folder)}: cannot be written: Permission denied"])
     result.stdout.no_fnmatch_line("*Traceback*")
 
 
@@ -119,7 +119,7 @@ def test_a_file_where_a_folder_must_be_is_an_error_by_name(golden: Run, own_rows
     (folder / "templates").write_text("")
     result = _update(golden, folder)
     assert result.ret == pytest.ExitCode.TESTS_FAILED
-    result.stdout.fnmatch_lines([f"*{_file(folder)}: cannot be written: Not a directory*"])
+    result.stdout.fnmatch_lines([f"ML007 {_file(folder)}: cannot be written: Not a directory"])
     result.stdout.no_fnmatch_line("*Traceback*")
 
 
@@ -162,6 +162,7 @@ def test_a_run_that_is_killed_leaves_each_file_whole(after: int, pytester: pytes
     assert [load(file).case for file in files] == ["hello", "prime"]
     (pytester.path / "conftest.py").unlink()
     assert run() == 0
+    assert sorted(files[0].parent.iterdir()) == files
     assert all(file.read_bytes() != old for file, old in zip(files, before, strict=True))
 
 

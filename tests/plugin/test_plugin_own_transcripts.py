@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,8 +17,10 @@ from safetensors.torch import load_file, save_file
 
 from pytest_mistral_lora.chat.oracle import shipped_tokenizer
 from pytest_mistral_lora.checkpoint.tiny import write_tiny_base
+from pytest_mistral_lora.cli import main
 from pytest_mistral_lora.records.identity import base_weights_sha256
 from pytest_mistral_lora.records.transcripts import load
+from pytest_mistral_lora.training.answers.judging import TOLERANCES
 from pytest_mistral_lora.training.recipe import parse_recipe
 from pytest_mistral_lora.training.run import train
 
@@ -259,3 +263,50 @@ def test_transcripts_of_no_target_are_said(own: Run, here: Path) -> None:
     own("--mistral-golden-update")
     shutil.copytree(here / "goldens" / "transcripts" / "lora", here / "goldens" / "transcripts" / "lora-1")
     assert _lines(own(), f"  {here}") == [f"  {here}/goldens/transcripts/lora-1: goldens of no target in this run"]
+
+
+PAGE = (Path(__file__).parents[2] / "docs" / "goldens.md").read_text(encoding="utf-8")
+
+
+def _commands() -> list[list[str]]:
+    fences = re.findall(r"^```console\n(.*?)^```", PAGE, flags=re.MULTILINE | re.DOTALL)
+    lines = [line for fence in fences for line in fence.splitlines() if line.startswith("$ ")]
+    return [shlex.split(line.removeprefix("$ "), comments=True) for line in lines]
+
+
+def test_the_commands_of_the_page_work(
+    here: Path, golden: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(here)
+    (here / "tests" / "goldens").mkdir(parents=True)
+    (here / "lora").rename(here / "lora-out")
+    shutil.copytree(here / "lora-out", here / "lora-new")
+    recipe = (here / "recipe.yaml").read_text()
+    (here / "recipe.yaml").write_text(recipe.replace('"lora"', '"lora-out"'))
+    shown = []
+    for program, *words in _commands():
+        if program == "head":
+            shutil.copy(here / "rows.jsonl", here / "tests" / "goldens" / "rows.jsonl")
+        elif program == "pytest":
+            result = golden(*words[1:])
+            shown += result.outlines
+            assert result.parseoutcomes()["passed"] == 2
+        else:
+            assert main(words) == 0, capsys.readouterr().err
+            shown += capsys.readouterr().out.splitlines()
+    assert f"golden created: {here}/tests/goldens/templates/recipe.yaml/rows-1.json" in shown
+    assert "answers of recipe.yaml: 1 exact, 0 equivalent, 0 different" in shown
+    assert "unchanged answers/row-0001.json" in shown
+    assert "1 exact, 0 equivalent, 0 different; fp32 on cpu" in shown
+    assert "facts: 0 differ" in shown
+
+
+def test_the_tolerances_of_the_page_are_those_of_the_judge() -> None:
+    said = re.search(
+        r"a margin of ([\d.]+) nats and a mean move of ([\d.]+) nats a token in\s+float32, "
+        r"([\d.]+) and ([\d.]+) in float16, ([\d.]+) and ([\d.]+) in bfloat16",
+        PAGE,
+    )
+    assert said is not None
+    order = [TOLERANCES[name] for name in ("fp32", "fp16", "bf16")]
+    assert [float(one) for one in said.groups()] == [value for one in order for value in (one.margin, one.logprob)]

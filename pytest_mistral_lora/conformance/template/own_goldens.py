@@ -64,7 +64,10 @@ def _record(target: Target, case: OwnCase) -> Result:
         return Result((Finding("ML007", error.found, row.place or error.place, error.expected, row=row.to_jsonl()),))
     except MistralLoraError as error:
         return Result((Finding("ML004", error.found, row.place, error.next_step, row=row.to_jsonl()),))
-    return recorded(case, golden.put(before))
+    try:
+        return recorded(case, golden.put(before))
+    except InputError as error:
+        return Result((Finding("ML007", error.found, error.place, error.expected),))
 
 
 def _before(target: Target, case: OwnCase) -> Golden | None:
