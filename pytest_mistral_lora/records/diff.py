@@ -12,6 +12,7 @@ from pytest_mistral_lora.records.manifest import Manifest, load
 from pytest_mistral_lora.records.transcripts import TRANSCRIPTS, Transcript, load_folder, transcript_files
 
 _GROUP_OF = {
+    "recipe": "recipe",
     "dataset": "data",
     "dataset_sha256": "data",
     "masking": "data",
@@ -29,6 +30,9 @@ _GROUP_OF = {
     "lora.tensors_sha256": "files",  # what the run made, not how it was set
 }
 _OTHER = "record"
+_SEAL = "seal"
+"""The hash of all other facts: it says nothing of its own."""
+
 GROUPS = (_OTHER, *dict.fromkeys(_GROUP_OF.values()))
 """The groups of facts, in order: the record itself, what went in, and what came out."""
 
@@ -144,7 +148,8 @@ def diff(a: Path, b: Path) -> Diff:
 
 
 def _facts(a: Manifest, b: Manifest) -> Iterator[Fact]:
-    facts = [Fact(_group(path), _written(path), *sides) for path, *sides in _differences((), a.data, b.data)]
+    first, second = ({name: part for name, part in one.data.items() if name != _SEAL} for one in (a, b))
+    facts = [Fact(_group(path), _written(path), *sides) for path, *sides in _differences((), first, second)]
     return iter(sorted(facts, key=lambda fact: GROUPS.index(fact.group)))
 
 
