@@ -42,13 +42,15 @@ class OwnCase:
     Attributes:
         check: Name of the check, `own-<name>`.
         path: What was recorded, or is to be.
-        row: The row, why it cannot be used, or None where only the file is left.
+        row: The row; None where only the file is left, or it cannot be used.
+        unusable: Why it cannot be used, or None.
         orphan: Whether the folder has rows, and this is a file without one.
     """
 
     check: str
     path: Path
-    row: GoldenRow | RowError | None
+    row: GoldenRow | None
+    unusable: RowError | None
     orphan: bool
 
 
@@ -60,7 +62,9 @@ def own_cases(folders: Iterable[Path], kind: Kind, target: Target) -> Iterator[O
         for name in sorted({*rows, *(path.stem for path in golden_paths(home))}):
             check = free_name(f"own-{name}", taken)
             taken.add(check)
-            yield OwnCase(check, home / f"{name}.json", rows.get(name), orphan=bool(rows) and name not in rows)
+            row = rows.get(name)
+            usable, wrong = (None, row) if isinstance(row, RowError) else (row, None)
+            yield OwnCase(check, home / f"{name}.json", usable, wrong, orphan=bool(rows) and row is None)
 
 
 def unused(folders: Iterable[Path], targets: Sequence[Target]) -> Iterator[Path]:
@@ -73,9 +77,9 @@ def unused(folders: Iterable[Path], targets: Sequence[Target]) -> Iterator[Path]
             yield from (home for home in homes if home.name not in names and golden_paths(home))
 
 
-def unusable(error: RowError) -> Result:
-    """Return what a row that cannot be used comes to."""
-    return Result((Finding("ML007", error.found, error.place, error.expected),))
+def refused(error: MistralLoraError, rule: str = "ML007") -> Result:
+    """Return what an error comes to: the finding of a rule."""
+    return Result((Finding(rule, error.found, error.place, error.expected),))
 
 
 def recorded(case: OwnCase, written: Written) -> Result:

@@ -216,8 +216,8 @@ def _not_one(here: Path) -> None:
     ("change", "judged", "updated"),
     [
         (_other_prompt, "ML802", ""),
-        (_other_base, "ML803", "ML803 {file}: recorded on another base, base 000000000000"),
-        (_other_tokenizer, "", "ML803 {file}: recorded with another tokenizer, tekken.json 000000000000"),
+        (_other_base, "ML803", "ML007 {file}: recorded on another base, base 000000000000"),
+        (_other_tokenizer, "", "ML007 {file}: recorded with another tokenizer, tekken.json 000000000000"),
         (_not_one, "ML801", "ML801 {file}: not a golden transcript:"),
     ],
 )

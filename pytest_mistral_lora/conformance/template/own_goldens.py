@@ -8,10 +8,10 @@ from functools import partial
 
 from pytest_mistral_lora.conformance.checks import Check, Settings
 from pytest_mistral_lora.conformance.findings import Finding, Result
-from pytest_mistral_lora.conformance.golden_rows import OwnCase, own_cases, recorded, unusable
+from pytest_mistral_lora.conformance.golden_rows import OwnCase, own_cases, recorded, refused
 from pytest_mistral_lora.conformance.targets import Target
 from pytest_mistral_lora.conformance.template.checks import judge
-from pytest_mistral_lora.errors import InputError, MistralLoraError, OracleRejection, RowError, TokenizerError
+from pytest_mistral_lora.errors import InputError, MistralLoraError, OracleRejection, TokenizerError
 from pytest_mistral_lora.records.goldens import Case, Golden, load
 
 _DESCRIPTION = "A row of this golden folder."
@@ -25,15 +25,15 @@ def checks(target: Target, settings: Settings) -> Iterator[Check]:
 
 def _judge(target: Target, case: OwnCase) -> Result:
     row, path = case.row, case.path
-    if isinstance(row, RowError):
-        return unusable(row)
+    if case.unusable:
+        return refused(case.unusable)
     if not path.is_file():
         place = row.row.place if row else ""
         return Result((Finding("ML007", "the row is not recorded", place, f"a golden {path}"),))
     try:
         golden = load(path)
     except MistralLoraError as error:
-        return Result((Finding("ML001", error.found, error.place),))
+        return refused(error, "ML001")
     if row is not None and row.row != golden.row:
         found = Finding("ML007", "the row is not the one that was recorded", row.row.place, f"the row of {path}")
         return Result((replace(found, row=row.row.to_jsonl()),))
@@ -43,14 +43,14 @@ def _judge(target: Target, case: OwnCase) -> Result:
 def _record(target: Target, case: OwnCase) -> Result:
     from pytest_mistral_lora.records.recording import record
 
-    if isinstance(case.row, RowError):
-        return unusable(case.row)
+    if case.unusable:
+        return refused(case.unusable)
     try:
         before = _before(target, case)
     except TokenizerError:
         raise
     except InputError as error:
-        return Result((Finding("ML001", error.found, error.place, error.expected),))
+        return refused(error, "ML001")
     source = case.row or before
     if source is None:
         return Result(not_checked=f"{case.path} has gone since it was collected")
@@ -67,7 +67,7 @@ def _record(target: Target, case: OwnCase) -> Result:
     try:
         return recorded(case, golden.put(before))
     except InputError as error:
-        return Result((Finding("ML007", error.found, error.place, error.expected),))
+        return refused(error)
 
 
 def _before(target: Target, case: OwnCase) -> Golden | None:

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 from pytest_mistral_lora.conformance.checks import Check, Settings
 from pytest_mistral_lora.conformance.findings import Finding, Result
-from pytest_mistral_lora.conformance.golden_rows import OwnCase, own_cases, recorded, unusable
+from pytest_mistral_lora.conformance.golden_rows import OwnCase, own_cases, recorded, refused
 from pytest_mistral_lora.conformance.targets import AdapterTarget
 from pytest_mistral_lora.conformance.transcript.answering import Answering
 from pytest_mistral_lora.conformance.transcript.checks import Judged
-from pytest_mistral_lora.errors import InputError, PinError, RowError, TokenizerError
+from pytest_mistral_lora.errors import InputError, PinError, TokenizerError
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.records.transcripts import Transcript
@@ -26,8 +26,8 @@ def checks(target: AdapterTarget, settings: Settings, answering: Answering) -> I
 
 
 def _judge(answering: Answering, case: OwnCase) -> Result:
-    if isinstance(case.row, RowError):
-        return unusable(case.row)
+    if case.unusable:
+        return refused(case.unusable)
     if not case.path.is_file():
         return Result(not_checked="no answer to the row is recorded: record it with --mistral-golden-update")
     judged = Judged(answering, case.path)
@@ -47,13 +47,11 @@ def _moved(case: OwnCase, transcript: Transcript) -> Result:
     """Return the finding of a row that asks something else than its transcript answers."""
     from pytest_mistral_lora.training.answers.recording import Question
 
-    if case.row is None or isinstance(case.row, RowError):
-        return Result()
     try:
         asked = _question(case, transcript)
     except InputError as error:
-        return Result((Finding("ML007", error.found, error.place, error.expected),))
-    if asked == Question.again(transcript):
+        return refused(error)
+    if case.row is None or asked == Question.again(transcript):
         return Result()
     row = case.row.row
     said = "the row is not the one that was recorded"
@@ -61,19 +59,19 @@ def _moved(case: OwnCase, transcript: Transcript) -> Result:
 
 
 def _question(case: OwnCase, before: Transcript | None) -> Question | None:
+    """Return what a case asks; None where there is neither a row nor a transcript."""
     from pytest_mistral_lora.training.answers.recording import Question
 
-    if case.row is None or isinstance(case.row, RowError):
-        return None if before is None else Question.again(before)
-    return Question.of_line(case.path.stem, case.row.row, case.row.line, before)
+    if case.row is not None:
+        return Question.of_line(case.path.stem, case.row.row, case.row.line, before)
+    return None if before is None else Question.again(before)
 
 
 def _record(answering: Answering, case: OwnCase) -> Result:
     from pytest_mistral_lora.records.transcripts import load
-    from pytest_mistral_lora.training.answers.recording import ask, check_same_kind
 
-    if isinstance(case.row, RowError):
-        return unusable(case.row)
+    if case.unusable:
+        return refused(case.unusable)
     try:
         before = load(case.path) if case.path.exists() else None
     except InputError as error:
@@ -82,20 +80,20 @@ def _record(answering: Answering, case: OwnCase) -> Result:
     if answering.missing:
         return Result((Finding("ML007", f"cannot be recorded: {answering.missing}", str(answering.folder)),))
     try:
-        if before is not None:
-            check_same_kind(before, answering.adapted, case.path)
+        return _written(answering, case, before)
     except (PinError, TokenizerError):
         raise
     except InputError as error:
-        return Result((Finding("ML803", error.found, error.place, error.expected),))
-    try:
-        question = _question(case, before)
-        if question is None:
-            return Result(not_checked=f"{case.path} has gone since it was collected")
-        answering.adapted.encoder.prompt(question.row)
-        written = ask(answering.model, answering.adapted, question).put(case.path, before)
-    except (PinError, TokenizerError):
-        raise
-    except InputError as error:
-        return Result((Finding("ML007", error.found, error.place, error.expected),))
-    return recorded(case, written)
+        return refused(error)
+
+
+def _written(answering: Answering, case: OwnCase, before: Transcript | None) -> Result:
+    from pytest_mistral_lora.training.answers.recording import ask, check_same_kind
+
+    adapted, question = answering.adapted, _question(case, before)
+    if question is None:
+        return Result(not_checked=f"{case.path} has gone since it was collected")
+    if before is not None:
+        check_same_kind(before, adapted, case.path)
+    adapted.encoder.prompt(question.row)  # a row that cannot be asked is said before a model is loaded
+    return recorded(case, ask(answering.model, adapted, question).put(case.path, before))
