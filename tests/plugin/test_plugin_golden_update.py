@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +14,6 @@ from typing import Any
 import pytest
 from plugin_rows import ROW, write_rows
 
-from pytest_mistral_lora.chat.oracle import shipped_tokenizer
 from pytest_mistral_lora.records.goldens import goldens_folder, load
 
 Run = Callable[..., pytest.RunResult]
@@ -124,46 +122,42 @@ def test_a_file_where_a_folder_must_be_is_an_error_by_name(golden: Run, own_rows
 
 
 KILLER = """
-import os, signal
+import os
+import signal
 from pathlib import Path
-from pytest_mistral_lora.records import files
 
 replace, done = Path.replace, []
 
+
 def dying(self, target):
-    if len(done) == {after}:
+    if done:
         os.kill(os.getpid(), signal.SIGKILL)
     done.append(target)
     return replace(self, target)
+
 
 Path.replace = dying
 """
 
 
-@pytest.mark.parametrize("after", [0, 1])
-def test_a_run_that_is_killed_leaves_each_file_whole(after: int, pytester: pytest.Pytester, own_rows: OwnRows) -> None:
-    folder = own_rows(NAMED, HELLO)
-    shutil.copy(shipped_tokenizer("spm-v3"), pytester.path / "mine.model.v3")
-    command = [sys.executable, "-m", "pytest", "--mistral-golden", "--mistral-tokenizer=mine.model.v3", "-k", "own-"]
-    command += ["-p", "no:cacheprovider", f"--mistral-golden-dir={folder}", "--mistral-golden-update"]
-
-    def run() -> int:
-        return subprocess.run(command, cwd=pytester.path, capture_output=True, check=False).returncode
-
-    assert run() == 0
-    files = sorted((folder / "templates").rglob("*.json"))
+def test_a_run_that_is_killed_leaves_each_file_whole(golden: Run, recorded: Path, pytester: pytest.Pytester) -> None:
+    write_rows(recorded / "rows.jsonl", [NAMED, HELLO])
+    assert _update(golden, recorded).ret == 0
+    files = [_file(recorded, "hello"), _file(recorded)]
     before = [file.read_bytes() for file in files]
-    assert [file.stem for file in files] == ["hello", "prime"]
     messages = [{"role": "user", "content": "Another question?"}, ROW["messages"][1]]
-    write_rows(folder / "rows.jsonl", [{**row, "messages": messages} for row in (NAMED, HELLO)])
-    pytester.makeconftest(KILLER.format(after=after))
-    assert run() == -signal.SIGKILL
-    assert [file.read_bytes() == old for file, old in zip(files, before, strict=True)] == [after == 0, True]
+    write_rows(recorded / "rows.jsonl", [{**row, "messages": messages} for row in (NAMED, HELLO)])
+    pytester.makeconftest(KILLER)  # the second file is written, and not yet where it belongs
+    command = [sys.executable, "-m", "pytest", "--mistral-golden", f"--mistral-golden-dir={recorded}"]
+    command += ["--mistral-golden-update", "-k", "spm-v3::template::own-"]
+    killed = subprocess.run(command, cwd=pytester.path, capture_output=True, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert [file.read_bytes() == old for file, old in zip(files, before, strict=True)] == [False, True]
     assert [load(file).case for file in files] == ["hello", "prime"]
+    assert len(list(files[0].parent.iterdir())) == 3
     (pytester.path / "conftest.py").unlink()
-    assert run() == 0
+    assert f"golden rewritten: {files[1]}" in _lines(_update(golden, recorded), "golden ")
     assert sorted(files[0].parent.iterdir()) == files
-    assert all(file.read_bytes() != old for file, old in zip(files, before, strict=True))
 
 
 def test_a_golden_without_its_row_is_said_and_kept(golden: Run, recorded: Path) -> None:

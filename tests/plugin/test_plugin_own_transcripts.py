@@ -16,23 +16,25 @@ from plugin_rows import ROW, write_rows
 from safetensors.torch import load_file, save_file
 
 from pytest_mistral_lora.chat.oracle import shipped_tokenizer
+from pytest_mistral_lora.chat.rows import read_rows
 from pytest_mistral_lora.checkpoint.tiny import write_tiny_base
 from pytest_mistral_lora.cli import main
 from pytest_mistral_lora.records.identity import base_weights_sha256
 from pytest_mistral_lora.records.transcripts import load
+from pytest_mistral_lora.training.answers.golden import Adapted
 from pytest_mistral_lora.training.answers.judging import TOLERANCES
+from pytest_mistral_lora.training.answers.recording import Question, ask
 from pytest_mistral_lora.training.recipe import parse_recipe
 from pytest_mistral_lora.training.run import train
 
 Run = Callable[..., pytest.RunResult]
-OwnRows = Callable[..., Path]
 TENSORS = "adapter_model.safetensors"
 NAMED = {**ROW, "name": "prime", "max_new_tokens": 6, "checks": ["eos", {"max_tokens": 8}]}
 
 
 @pytest.fixture(scope="module")
 def tuned(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder with a base, and the adapter `lora` that learned one answer on it."""
+    """A folder with a base, the adapter `lora` that learned one answer on it, and that answer as a golden."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("tuned")
@@ -46,7 +48,13 @@ def tuned(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         "output": "lora",
     }
     (folder / "recipe.yaml").write_text(json.dumps(data))  # JSON is YAML
-    train(parse_recipe(data, folder=folder))
+    result = train(parse_recipe(data, folder=folder))
+    (folder / "goldens").mkdir()
+    write_rows(folder / "goldens" / "rows.jsonl", [NAMED])
+    adapted = Adapted.find(result.output, base)
+    [row] = read_rows(folder / "goldens" / "rows.jsonl")
+    answer = ask(adapted.load(), adapted, Question.of_line("prime", row, NAMED, None))
+    answer.put(folder / "goldens" / "transcripts" / "lora" / "prime.json", None)
     yield folder
     torch.set_num_threads(threads)
 
@@ -58,12 +66,11 @@ def here(tuned: Path, pytester: pytest.Pytester) -> Path:
 
 
 @pytest.fixture
-def own(here: Path, golden: Run, own_rows: OwnRows) -> Callable[..., pytest.RunResult]:
-    """Run the checks of the user's own transcripts; the golden folder has one row."""
-    own_rows(NAMED)
+def own(here: Path, golden: Run) -> Run:
+    """Run the checks of the user's own transcripts; the golden folder has one row, recorded."""
 
-    def run(*args: str, adapter: str = "lora") -> pytest.RunResult:
-        words = (f"--mistral-adapter={adapter}", "--mistral-base=base", "--mistral-golden-dir=goldens")
+    def run(*args: str) -> pytest.RunResult:
+        words = ("--mistral-adapter=lora", "--mistral-base=base", "--mistral-golden-dir=goldens")
         return golden(*words, "-k", "transcript::own-", *args)
 
     return run
@@ -93,6 +100,7 @@ def _forget(here: Path) -> None:
 
 
 def test_an_answer_is_recorded_once_and_held_to(own: Run, here: Path) -> None:
+    shutil.rmtree(here / "goldens" / "transcripts")
     unrecorded = own()
     assert unrecorded.ret == 0
     assert any("no answer to the row is recorded" in line for line in _lines(unrecorded, "  lora: "))
@@ -118,14 +126,13 @@ def test_an_answer_is_recorded_once_and_held_to(own: Run, here: Path) -> None:
 
 
 def test_another_answer_fails_until_it_is_recorded(own: Run, here: Path) -> None:
-    own("--mistral-golden-update")
     _forget(here)
     result = own()
     _failed(result, f"ML804 {_file(here)}, token 0: answered")
     result.stdout.fnmatch_lines(
         [
             "  tier: different",
-            "  token 0: recorded * 'Se* (probability 0.*), found * (0.*)",
+            "  token 0: recorded *Seven' (probability 0.*), found * (0.*)",
             "*update: pytest --mistral-golden --mistral-adapter=lora --mistral-base=base *--mistral-golden-update",
         ]
     )
@@ -143,7 +150,6 @@ def test_another_answer_fails_until_it_is_recorded(own: Run, here: Path) -> None
     ],
 )
 def test_a_row_that_asks_something_else_is_not_what_was_recorded(change: dict[str, Any], own: Run, here: Path) -> None:
-    own("--mistral-golden-update")
     write_rows(here / "goldens" / "rows.jsonl", [{**NAMED, **change}])
     _failed(own(), f"ML007 {here}/goldens/rows.jsonl:1: the row is not the one that was recorded")
     assert _lines(own("--mistral-golden-update"), "golden ") == [f"golden rewritten: {_file(here)}"]
@@ -151,7 +157,6 @@ def test_a_row_that_asks_something_else_is_not_what_was_recorded(change: dict[st
 
 
 def test_what_a_row_does_not_say_stays_as_it_was_recorded(own: Run, here: Path) -> None:
-    own("--mistral-golden-update")
     write_rows(here / "goldens" / "rows.jsonl", [{**ROW, "name": "prime"}])
     assert own().ret == 0
     (here / "goldens" / "rows.jsonl").unlink()
@@ -174,7 +179,6 @@ def test_what_a_row_does_not_say_stays_as_it_was_recorded(own: Run, here: Path) 
 def test_a_row_that_cannot_be_asked_fails_by_name(
     update: tuple[str, ...], change: dict[str, Any], said: str, own: Run, here: Path
 ) -> None:
-    own("--mistral-golden-update")
     before = _file(here).read_bytes()
     write_rows(here / "goldens" / "rows.jsonl", [{**NAMED, **change}])
     result = own(*update)
@@ -224,7 +228,6 @@ def _not_one(here: Path) -> None:
 def test_what_is_no_transcript_of_this_model_is_not_written_over(
     change: Callable[[Path], None], judged: str, updated: str, own: Run, here: Path
 ) -> None:
-    own("--mistral-golden-update")
     change(here)
     before = _file(here).read_bytes()
     result = own()
@@ -239,7 +242,6 @@ def test_what_is_no_transcript_of_this_model_is_not_written_over(
 
 
 def test_without_the_base_nothing_is_judged_and_recording_fails(own: Run, here: Path, golden: Run) -> None:
-    own("--mistral-golden-update")
     (here / "base").rename(here / "elsewhere")
     words = ("--mistral-adapter=lora", "--mistral-golden-dir=goldens", "-k", "transcript::own-")
     for update, code in (((), 0), (("--mistral-golden-update",), pytest.ExitCode.TESTS_FAILED)):
@@ -248,8 +250,7 @@ def test_without_the_base_nothing_is_judged_and_recording_fails(own: Run, here: 
         assert result.ret == code
 
 
-def test_a_recipe_records_renderings_and_answers_under_its_name(golden: Run, own_rows: OwnRows, here: Path) -> None:
-    own_rows(NAMED)
+def test_a_recipe_records_renderings_and_answers_under_its_name(golden: Run, here: Path) -> None:
     words = ("--mistral-recipe=recipe.yaml", "--mistral-golden-dir=goldens", "-k", "own-")
     result = golden(*words, "--mistral-golden-update")
     assert _lines(result, "golden ") == [
@@ -260,7 +261,6 @@ def test_a_recipe_records_renderings_and_answers_under_its_name(golden: Run, own
 
 
 def test_transcripts_of_no_target_are_said(own: Run, here: Path) -> None:
-    own("--mistral-golden-update")
     shutil.copytree(here / "goldens" / "transcripts" / "lora", here / "goldens" / "transcripts" / "lora-1")
     assert _lines(own(), f"  {here}") == [f"  {here}/goldens/transcripts/lora-1: goldens of no target in this run"]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 from collections.abc import Callable
@@ -41,10 +40,10 @@ def write(tmp_path: Path) -> Callable[..., Path]:
     return make
 
 
-def facts(write: Callable[..., Path], change: Change, data: dict[str, Any] | None = None) -> list[tuple[Any, ...]]:
-    other = copy.deepcopy(adapter() if data is None else data)
+def facts(write: Callable[..., Path], change: Change) -> list[tuple[Any, ...]]:
+    other = json.loads(json.dumps(adapter()))
     change(other)
-    found = diff(write("a", data), write("b", other))
+    found = diff(write("a"), write("b", other))
     return [(fact.group, fact.path, fact.a, fact.b) for fact in found.facts]
 
 

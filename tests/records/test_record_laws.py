@@ -15,12 +15,13 @@ from hypothesis import strategies as st
 from sample_transcripts import transcript
 
 from pytest_mistral_lora.chat.format_checks import FormatCheck
-from pytest_mistral_lora.chat.rows import read_rows
+from pytest_mistral_lora.chat.rows import Row, parse_row, read_rows
 from pytest_mistral_lora.checkpoint.base import Precision
 from pytest_mistral_lora.records.hashing import sha256_ids, sha256_rows
 from pytest_mistral_lora.records.transcripts import Transcript, load, violations
 from pytest_mistral_lora.strategies import rows
 
+CHATS = rows().map(parse_row)
 TEXTS = st.text(st.characters(exclude_categories=("Cs",)), min_size=1, max_size=20)
 
 
@@ -31,7 +32,7 @@ def hashed(data: bytes) -> str:
         return sha256_rows(list(read_rows(file)))
 
 
-def lines(chats: list[Any]) -> list[str]:
+def lines(chats: list[Row]) -> list[str]:
     return [json.dumps(row.to_json(), ensure_ascii=False) for row in chats]
 
 
@@ -41,8 +42,8 @@ def reordered(value: Any, reverse: bool) -> Any:
     return [reordered(one, reverse) for one in value] if isinstance(value, list) else value
 
 
-@given(chats=st.lists(rows(), min_size=1, max_size=3), data=st.data())
-def test_a_hash_of_rows_is_blind_to_how_the_file_is_written(chats: list[Any], data: st.DataObject) -> None:
+@given(chats=st.lists(CHATS, min_size=1, max_size=3), data=st.data())
+def test_a_hash_of_rows_is_blind_to_how_the_file_is_written(chats: list[Row], data: st.DataObject) -> None:
     end = data.draw(st.sampled_from(["\n", "\r\n"]))
     written = []
     for row in chats:
@@ -55,8 +56,8 @@ def test_a_hash_of_rows_is_blind_to_how_the_file_is_written(chats: list[Any], da
     assert hashed(text.encode()) == sha256_rows(chats) == hashed("\n".join(lines(chats)).encode())
 
 
-@given(chats=st.lists(rows(), min_size=2, max_size=4, unique_by=lambda row: row.to_jsonl()), data=st.data())
-def test_a_hash_of_rows_sees_their_order_and_their_number(chats: list[Any], data: st.DataObject) -> None:
+@given(chats=st.lists(CHATS, min_size=2, max_size=4, unique_by=lambda row: row.to_jsonl()), data=st.data())
+def test_a_hash_of_rows_sees_their_order_and_their_number(chats: list[Row], data: st.DataObject) -> None:
     other = data.draw(st.permutations(chats))
     assert (sha256_rows(other) == sha256_rows(chats)) is (other == chats)
     assert len({sha256_rows(chats), sha256_rows(chats[:-1]), sha256_rows([*chats, chats[0]])}) == 3
@@ -104,7 +105,7 @@ def transcripts(draw: st.DrawFn) -> Transcript:
     numbers = st.lists(st.integers(0, 2**17), min_size=length, max_size=length).map(tuple)
     reasons = [(check, draw(TEXTS | st.just(""))) for check in draw(st.lists(CHECKS, max_size=3))]
     return transcript(
-        row=draw(rows()),
+        row=draw(CHATS),
         prompt_ids=draw(st.lists(st.integers(0, 2**17), min_size=1, max_size=5).map(tuple)),
         completion_ids=draw(numbers),
         runner_up_ids=draw(numbers),

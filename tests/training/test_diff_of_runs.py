@@ -15,8 +15,8 @@ from pytest_mistral_lora.records.diff import diff
 from pytest_mistral_lora.training.recipe import parse_recipe
 from pytest_mistral_lora.training.run import train
 
-OUTCOMES = {"files", "evaluation", "record"}
-"""What came of a run, and the record's own parts."""
+OUTCOMES = {"files", "evaluation"}
+"""What came of a run."""
 DATA = {"$.dataset_sha256", "$.dataset.files[0].sha256", "$.dataset.rows_sha256", "$.masking.ids_sha256"}
 
 
@@ -57,33 +57,35 @@ def test_the_same_recipe_gives_the_same_run(
     ("sections", "expected"),
     [
         ({"training": {"learning_rate": 0.02}}, {"$.training.learning_rate"}),
-        ({"training": {"order_seed": 3, "batch_size": 5}}, {"$.training.order_seed"}),
+        ({"training": {"order_seed": 3}}, {"$.training.order_seed"}),
         ({"training": {"micro_batch_tokens": 64}}, {"$.training.micro_batch_tokens"}),
         ({"lora": {"alpha": 32}}, {"$.lora.alpha"}),
         ({"lora": {"r": 4}}, {"$.lora.r", "$.lora.parameters"}),
-        (
-            {"lora": {"target_modules": ["q_proj"]}},
-            {"$.lora.target_modules", "$.lora.layers", "$.lora.parameters"},
-        ),
-        (
-            {"conversations": [*CONVERSATIONS[:-1], [("user", "Which colour is the sky?"), ("assistant", "Grey.")]]},
-            {*DATA, "$.masking.labels_sha256", "$.masking.tokens", "$.masking.supervised_tokens"},
-        ),
+        ({"lora": {"target_modules": ["q_proj"]}}, {"$.lora.target_modules", "$.lora.layers", "$.lora.parameters"}),
     ],
-    ids=["learning_rate", "order_seed", "micro_batch_tokens", "alpha", "r", "target_modules", "rows"],
+    ids=lambda value: next(iter(next(iter(value.values())))) if isinstance(value, dict) else "",
 )
 def test_one_other_key_is_the_only_cause_named(
     sections: dict[str, Any], expected: set[str], first: Path, made: Callable[..., Path]
 ) -> None:
     second = made(**sections)
     found = diff(first, second)
-    assert {fact.path for fact in found.facts if fact.group not in OUTCOMES} == expected
+    [(section, keys)] = sections.items()
+    in_recipe = {f"$.recipe.{section}.{key}" for key in keys}
+    assert {fact.path for fact in found.facts if fact.group == "recipe"} == in_recipe
+    assert {fact.path for fact in found.facts if fact.group not in OUTCOMES} - in_recipe == expected
     assert not found.equal
     assert not isinstance(found.tensors, str)
     if "r" in sections.get("lora", {}):
         assert len(found.tensors.reshaped) == 16
     elif "target_modules" in sections.get("lora", {}):
         assert len(found.tensors.only_a) == 12
+
+
+def test_another_row_changes_the_data_alone(first: Path, made: Callable[..., Path]) -> None:
+    second = made([*CONVERSATIONS[:-1], [("user", "Which colour is the sky?"), ("assistant", "Grey.")]])
+    found = {fact.path for fact in diff(first, second).facts if fact.group not in OUTCOMES}
+    assert found == {*DATA, "$.masking.labels_sha256", "$.masking.tokens", "$.masking.supervised_tokens"}
 
 
 def test_what_came_of_another_learning_rate_is_told(
