@@ -260,6 +260,18 @@ def test_a_recipe_records_renderings_and_answers_under_its_name(golden: Run, her
     assert golden(*words).parseoutcomes()["passed"] == 2
 
 
+def test_two_adapters_are_asked_one_after_the_other(own: Run, here: Path) -> None:
+    shutil.copytree(here / "lora", here / "other")
+    _forget(here)
+    both = ("--mistral-adapter=other", "--mistral-golden-update")
+    assert _lines(own(*both), "golden ") == [
+        f"golden rewritten: {_file(here)}",
+        f"golden created: {_file(here, target='other')}",
+    ]
+    assert load(_file(here)).text != load(_file(here, target="other")).text == "Seven is prime."
+    assert own(both[0]).parseoutcomes()["passed"] == 2
+
+
 def test_transcripts_of_no_target_are_said(own: Run, here: Path) -> None:
     shutil.copytree(here / "goldens" / "transcripts" / "lora", here / "goldens" / "transcripts" / "lora-1")
     assert _lines(own(), f"  {here}") == [f"  {here}/goldens/transcripts/lora-1: goldens of no target in this run"]

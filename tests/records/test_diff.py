@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from manifests import FOUR_KEYS, adapter, merged
+from manifests import COMMIT, FOUR_KEYS, adapter, merged
 from safetensors.torch import save_file
 from sample_transcripts import transcript
 
@@ -90,6 +90,11 @@ CASES: list[tuple[Change, list[tuple[Any, ...]]]] = [
         lambda data: data["template"].update(sha256="cd" * 32),
         [("tokenizer", "$.template.sha256", "ab" * 32, "cd" * 32)],
     ),
+    (lambda data: data.update(seal="cd" * 32), []),
+    (
+        lambda data: data["recipe"]["base"].update(revision="f" * 40),
+        [("recipe", "$.recipe.base.revision", COMMIT, "f" * 40)],
+    ),
     (lambda data: data.update({"x-note": "mine"}), [("record", "$.x-note", ABSENT, "mine")]),
 ]
 
@@ -163,6 +168,18 @@ def test_what_is_no_number_differs_and_is_null_in_json(
     assert json.loads(json.dumps(diff_data(found), allow_nan=False))["tensors"]["kinds"][0]["max_abs"] is None
     same = diff(write("c", None, {"x": value}), write("d", None, {"x": value.clone()}))
     assert same.equal
+
+
+def test_shards_of_merged_models_are_read_as_one(write: Callable[..., Path]) -> None:
+    one, other = write("a", merged()), write("b", merged())
+    tensors = {"model.layers.0.mlp.up_proj.weight": torch.ones(2), "lm_head.weight": torch.ones(3)}
+    save_file(tensors, one / "model.safetensors")
+    for index, (name, tensor) in enumerate(tensors.items()):
+        save_file({name: tensor + index}, other / f"model-0000{index + 1}-of-00002.safetensors")
+    found = diff(one, other).tensors
+    assert not isinstance(found, str)
+    assert [(kind.name, kind.different) for kind in found.kinds] == [("lm_head", 1), ("mlp.up_proj", 0)]
+    assert diff(other, other).equal
 
 
 def test_another_dtype_is_another_tensor(write: Callable[..., Path]) -> None:

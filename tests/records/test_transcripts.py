@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,14 @@ def test_each_violation_is_named(change: Callable[[dict[str, Any]], object], sai
     with pytest.raises(InputError, match="not a golden transcript") as error:
         load(file)
     assert said in str(error.value)
+
+
+@pytest.mark.parametrize("value", ["NaN", "-Infinity", "-1e999"])
+def test_a_log_probability_that_is_no_number_is_refused(value: str, tmp_path: Path) -> None:
+    file = tmp_path / "row-0001.json"
+    file.write_text(transcript().to_text().replace("[-0.25,", f"[{value},"))
+    with pytest.raises(InputError, match=re.escape(value)):
+        load(file)
 
 
 def test_a_key_of_ones_own_begins_with_x(tmp_path: Path) -> None:
