@@ -1,4 +1,4 @@
-"""Subject `transcript`: does an adapter answer as its golden transcripts say?"""
+"""Subject `transcript`: does an adapter, or a merged model, answer as its golden transcripts say?"""
 
 from __future__ import annotations
 
@@ -73,8 +73,14 @@ class Judged:
 
     @cached_property
     def base(self) -> Base:
-        """The base, where it is at hand."""
-        return find_base(self.given, self.folder)
+        """The base, where it is at hand; a merged model is its own."""
+        return Base(self.folder) if self._merged else find_base(self.given, self.folder)
+
+    @cached_property
+    def _merged(self) -> bool:
+        from pytest_mistral_lora.records.merged import is_merged
+
+        return is_merged(self.folder)
 
     @property
     def absent(self) -> str:
@@ -115,7 +121,7 @@ class Judged:
         """
         from pytest_mistral_lora.training.answers.golden import Adapted
 
-        return Adapted.find(self.folder, self.base.folder, device=self.device)
+        return Adapted.find(self.folder, None if self._merged else self.base.folder, device=self.device)
 
     @cached_property
     def judgements(self) -> Sequence[Judgement]:
@@ -191,7 +197,7 @@ class Judged:
         for one in self.transcripts:
             recorded = one.model["tensors_sha256"]
             if recorded != found:
-                says = f"the adapter's tensors have SHA-256 {found}"
+                says = f"the {'model' if self._merged else 'adapter'}'s tensors have SHA-256 {found}"
                 foreign.append(Finding("ML803", says, self._place(one.case), f"{recorded}, as recorded"))
         return Result(tuple(foreign))
 
