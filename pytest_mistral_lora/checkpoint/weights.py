@@ -111,6 +111,6 @@ def write_safetensors(
     with file.open("xb") as output:
         output.write(len(text).to_bytes(8, "little") + text)
         for name in shapes:
-            output.write(memoryview(tensor(name).contiguous().reshape(-1).view(torch.uint8).numpy()))
+            output.write(tensor(name).contiguous().reshape(-1).view(torch.uint8).numpy().data)
         output.flush()
         os.fsync(output.fileno())

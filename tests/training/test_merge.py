@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from declared import declare
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from tiny_runs import CONVERSATIONS, recipe_data, write_rows
@@ -84,14 +85,14 @@ def test_the_manifest_says_what_was_merged_and_how_it_compares(run: RunResult, m
     assert 0 < parent["max_abs_logit_difference"] < 1e-3
     assert (parent["quantization"], parent["dequantized"], parent["device"]) == (None, False, "cpu")
     assert parent["environment"]["packages"]["torch"] == torch.__version__
-    own = {"kind", "files", "parent"}
+    own = {"kind", "files", "parent", "seal"}
     assert {key: value for key, value in data.items() if key not in own} == {
         key: value for key, value in run.manifest.items() if key not in own
     }
     files = {name: entry for name, entry in listing(merged.output).items() if name != "manifest.json"}
     assert data["files"] == files
     assert set(files) == {
-        *("config.json", "model.safetensors", "tokenizer.model.v3", "chat_template.jinja"),
+        *("config.json", "model.safetensors", "tokenizer.model.v3", "chat_template.jinja", "DECISION.md", "README.md"),
         *(f"{TRANSCRIPTS}/row-000{number}.json" for number in range(1, 6)),
     }
 
@@ -218,12 +219,12 @@ def test_a_sharded_base_and_its_generation_settings(run: RunResult, one: Path, t
     model = load_base(run.base_folder, "fp32", "cpu")
     model.save_pretrained(base, max_shard_size="9MB")
     sharded = Path(shutil.copytree(run.output, tmp_path / "lora"))
-    edit(sharded / "manifest.json", base_weights_sha256=base_weights_sha256(base))
+    declare(sharded, {**run.manifest, "base_weights_sha256": base_weights_sha256(base)})
     done = merge(sharded, tmp_path / "out", golden=one)
     assert done.base.samefile(base)  # beside the adapter, by its name
     names = {file.name for file in (tmp_path / "out").glob("model*")}
     assert names == {file.name for file in base.glob("model*")}
-    assert len(names) > 3
+    assert len(names) > 2
     assert (tmp_path / "out" / "generation_config.json").read_bytes() == (base / "generation_config.json").read_bytes()
     assert done.manifest["parent"]["max_abs_logit_difference"] < 1e-3
     assert {fact.state for fact in verify(tmp_path / "out", base=base, parent=sharded)} == {"match", "not available"}
@@ -337,9 +338,8 @@ def test_an_adapter_that_is_not_as_it_was_saved_is_refused(
 def test_without_prompts_there_is_no_proof(adapter: Path, run: RunResult, tmp_path: Path) -> None:
     shutil.rmtree(adapter / TRANSCRIPTS)
     (adapter / "rendered_row.json").unlink()
-    data = json.loads((adapter / "manifest.json").read_text())
-    kept = {name: entry for name, entry in data["files"].items() if (adapter / name).is_file()}
-    edit(adapter / "manifest.json", files=kept)
+    kept = {name: entry for name, entry in run.manifest["files"].items() if (adapter / name).is_file()}
+    declare(adapter, {**run.manifest, "files": kept})
     said = refused(adapter, tmp_path / "out", run.base_folder)
     assert "there is no prompt to prove the merged model with. Give transcripts with --golden." in said
 

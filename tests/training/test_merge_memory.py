@@ -38,11 +38,16 @@ def peak():
     return int(line.split()[1]) * 1024
 
 
-Path("/proc/self/clear_refs").write_text("5")  # the peak begins again
-before = peak()
-kept = {name: tensor.clone() for name, tensor in weights.items()} if sys.argv[4] == "whole" else None
-write_weights(output, weights, tensors, changes, "float32")
-print(peak() - before)
+def growth(how):
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins again
+    before = peak()
+    how()
+    return peak() - before
+
+
+streamed = growth(lambda: write_weights(output, weights, tensors, changes, "float32"))
+whole = growth(lambda: {name: tensor.clone() for name, tensor in weights.items()})
+print(streamed, whole)
 """
 
 
@@ -50,7 +55,7 @@ print(peak() - before)
 def large(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A base of one file, and an adapter on all its layers."""
     folder = tmp_path_factory.mktemp("large")
-    sizes = {"vocab_size": 512, "hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 16}
+    sizes = {"vocab_size": 512, "hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 10}
     config = MistralConfig(**sizes, num_attention_heads=8, num_key_value_heads=8, head_dim=64, pad_token_id=None)
     with peft_quiet(), torch.no_grad():
         model = MistralForCausalLM(config)
@@ -61,14 +66,11 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 @pytest.mark.skipif(not STATUS.is_file(), reason="no /proc: a process does not know its peak")
-@pytest.mark.parametrize(("how", "within"), [("streamed", True), ("whole", False)])
-def test_the_peak_is_far_below_the_size_of_the_model(
-    large: tuple[Path, Path], tmp_path: Path, how: str, within: bool
-) -> None:
+def test_the_peak_is_far_below_the_size_of_the_model(large: tuple[Path, Path], tmp_path: Path) -> None:
     size = (large[0] / "model.safetensors").stat().st_size
-    assert size > 200e6
-    command = [sys.executable, "-c", MEASURED, *map(str, large), str(tmp_path / "out"), how]
+    command = [sys.executable, "-c", MEASURED, *map(str, large), str(tmp_path / "out")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert (int(done.stdout) < size / 4) is within, f"{int(done.stdout) / 1e6:.0f} of {size / 1e6:.0f} MB"
+    streamed, whole = map(int, done.stdout.split())
+    assert streamed < size / 4 < size / 2 < whole, f"{streamed / 1e6:.0f} and {whole / 1e6:.0f} of {size / 1e6:.0f} MB"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,20 @@ from pytest_mistral_lora.records.verify.facts import Fact, absent, computed
 
 def parent_facts(data: Mapping[str, Any], parent: Path | None) -> Iterator[Fact]:
     """Yield what a merged model's manifest says of its adapter."""
-    computations = {
-        "manifest_sha256": lambda folder: sha256_file(inside(folder, MANIFEST)),
-        "tensors_sha256": lambda folder: sha256_tensors(read_tensors(inside(folder, TENSORS))),
-    }
-    for key, compute in computations.items() if "parent" in data else ():
+    for key, compute in _COMPUTED.items() if "parent" in data else ():
         name, recorded = f"parent.{key}", data["parent"][key]
         if parent is None:
             yield absent(name, recorded, "no parent given")
         else:
-            yield computed(name, recorded, lambda compute=compute: compute(parent), parent)
+            yield computed(name, recorded, partial(compute, parent), parent)
+
+
+def _manifest_sha256(adapter: Path) -> str:
+    return sha256_file(inside(adapter, MANIFEST))
+
+
+def _tensors_sha256(adapter: Path) -> str:
+    return sha256_tensors(read_tensors(inside(adapter, TENSORS)))
+
+
+_COMPUTED = {"manifest_sha256": _manifest_sha256, "tensors_sha256": _tensors_sha256}

@@ -54,9 +54,9 @@ class LowRank:
         """Return the merged weight, float32, in PEFT's order of operations."""
         change = adapter[self.b].float() @ adapter[self.a].float() * self.scaling
         merged = weight.float() + change
-        if self.magnitude is None:
-            return merged
-        return (adapter[self.magnitude].float() / torch.linalg.norm(merged, dim=1))[:, None] * merged
+        if self.magnitude is not None:
+            merged *= (adapter[self.magnitude].float() / torch.linalg.norm(merged, dim=1))[:, None]
+        return merged
 
 
 @dataclass(frozen=True)
