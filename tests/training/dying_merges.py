@@ -2,15 +2,17 @@
 
     python dying_merges.py ADAPTER BASE GOLDEN FOLDER K ...
 
-Of each K, a merge into FOLDER is killed at its K-th operation on the files there. What it leaves is either no output or
-one that keeps its manifest; then it is merged again, to the end. K = 0 is never killed: its operations are counted, and
-their number is printed.
+Of each K, a merge into FOLDER/out is killed at its K-th operation on the files there, and leaves no output, or one that
+keeps its manifest. The next one begins where that left the folder; the last one is not killed. With `every` for K, each
+operation is the last of a merge, and their number is printed.
 """
 
 from __future__ import annotations
 
 import shutil
 import sys
+from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 
 import torch
@@ -23,12 +25,10 @@ ADAPTER, BASE, GOLDEN, FOLDER = map(Path, sys.argv[1:5])
 OUTPUT = FOLDER / "out"
 
 
-def die(point: int) -> None:
-    death = Death(FOLDER, point)
+def start(point: int) -> None:
+    if point:
+        Death(FOLDER, point)
     merge(ADAPTER, OUTPUT, BASE, golden=GOLDEN)
-    if not point:
-        sys.stdout.write(f"{death.passed}\n")
-        sys.stdout.flush()
 
 
 def require_whole() -> None:
@@ -36,16 +36,30 @@ def require_whole() -> None:
     assert not wrong, wrong
 
 
-def live(point: int) -> None:
-    forked(lambda: die(point))
+def points(words: list[str]) -> Iterator[int]:
+    if words != ["every"]:
+        yield from map(int, words)
+        return
+    for point in count(1):
+        yield point
+        if OUTPUT.exists():
+            sys.stdout.write(f"{point - 1}\n")
+            return
+
+
+def live(words: list[str]) -> None:
+    for point in points(words):
+        if OUTPUT.exists():
+            shutil.rmtree(OUTPUT)
+        forked(lambda point=point: start(point))  # type: ignore[misc]
+        if OUTPUT.exists():
+            require_whole()
     if not OUTPUT.exists():
-        forked(lambda: merge(ADAPTER, OUTPUT, BASE, golden=GOLDEN) and None)
+        forked(lambda: start(0))
     require_whole()
     assert [path.name for path in FOLDER.iterdir()] == ["out"], "something is left"
-    shutil.rmtree(OUTPUT)
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    for number in sys.argv[5:]:
-        live(int(number))
+    live(sys.argv[5:])
