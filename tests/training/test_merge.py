@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -309,6 +310,15 @@ def test_there_is_nothing_to_dequantise_in_a_full_base(run: RunResult, tmp_path:
     said = refused(run.output, tmp_path / "out", run.base_folder, dequantize=True)
     assert "neither the base nor its training was quantised" in said
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(find_spec("bitsandbytes") is not None, reason="bitsandbytes is installed here")
+def test_a_library_that_is_not_there_is_said(adapter: Path, run: RunResult, tmp_path: Path) -> None:
+    declare(adapter, {**run.manifest, "training": {**run.manifest["training"], "quantization": "nf4"}})
+    said = refused(adapter, tmp_path / "out", run.base_folder, dequantize=True)
+    assert "cannot be dequantised: " in said
+    assert "bitsandbytes" in said
+    assert [path.name for path in tmp_path.iterdir()] == ["lora"]
 
 
 def test_an_adapter_without_a_whole_record_is_refused(adapter: Path, run: RunResult, tmp_path: Path) -> None:

@@ -45,9 +45,10 @@ def _write_full(source: Source, folder: Path) -> None:
             place=str(base),
             next_step="Leave --dequantise out.",
         )
-    model = load_base(base, precision, device) if packed else load_nf4(base, precision, device)
     try:
+        model = load_base(base, precision, device) if packed else load_nf4(base, precision, device)
         model = model.dequantize()
-    except (NotImplementedError, ValueError) as error:
-        raise InputError(f"cannot be dequantised: {error}", place=str(base), next_step="Give the full base.") from error
+    except (ImportError, NotImplementedError, ValueError) as error:  # transformers' own, by method and library
+        cause = " ".join(str(error).split())
+        raise InputError(f"cannot be dequantised: {cause}", place=str(base), next_step="Give the full base.") from error
     model.save_pretrained(folder)
