@@ -42,6 +42,7 @@ _TRAINING = "pytest_mistral_lora.training"
 _OWN_COMMANDS = {
     "train": (f"{_TRAINING}.__main__", "train a recipe's adapter (recipe.yaml)"),
     "smoke": (f"{_TRAINING}.answers.smoke_command", "load an adapter afresh, and compare with transcripts"),
+    "merge": (f"{_TRAINING}.merge.command", "add an adapter to its base's weights, and prove the merged model"),
 }
 """Verbs whose module has a command line of its own, so that a launcher or a test can start it by `-m`."""
 
@@ -201,7 +202,7 @@ def _audit(given: argparse.Namespace) -> int:
 
 def _add_verify(verbs: Any) -> None:
     verb = _verb(verbs, "verify", _verify, "compute every fact of an adapter's manifest again that can be")
-    verb.add_argument("folder", type=Path, help="adapter folder with manifest.json")
+    verb.add_argument("folder", type=Path, help="adapter's or merged model's folder, with manifest.json")
     verb.add_argument("--base", type=Path, metavar="DIR", help="where the base checkpoint is now")
     verb.add_argument(
         "--dataset",
@@ -216,13 +217,14 @@ def _add_verify(verbs: Any) -> None:
         help="also train again from the manifest alone, and compare the adapter's tensors: equal bit for bit on the "
         "same machine and libraries on a CPU, within a tolerance elsewhere",
     )
+    verb.add_argument("--parent", type=Path, metavar="DIR", help="the adapter that a merged model was made of")
 
 
 def _verify(given: argparse.Namespace) -> int:
     from pytest_mistral_lora.records.verify import verify
 
     dataset = given.dataset[0] if given.dataset and len(given.dataset) == 1 else given.dataset
-    facts = verify(given.folder, base=given.base, dataset=dataset)
+    facts = verify(given.folder, base=given.base, dataset=dataset, parent=given.parent)
     if given.rerun:
         from pytest_mistral_lora.training.rerun import rerun
 

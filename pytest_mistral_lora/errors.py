@@ -131,8 +131,12 @@ class NonFiniteError(TrainingError):
         super().__init__(found, **fields)
 
 
+class MergeError(MistralLoraError):
+    """A merged model that is not what base and adapter are together: it is not left on the disk."""
+
+
 class DiskError(TrainingError):
-    """A file of a run that cannot be written: the disk is full, or refuses it."""
+    """A file of a run or a merge that cannot be written: the disk is full, or refuses it."""
 
 
 class Terminated(KeyboardInterrupt):

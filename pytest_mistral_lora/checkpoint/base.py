@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
 
 ARCHITECTURE = "MistralForCausalLM"
 Precision = Literal["fp32", "bf16", "fp16"]
+PRECISIONS: Mapping[str, Precision] = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+"""The precision that each dtype of weights is."""
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -71,15 +74,16 @@ def linear_layers(folder: Path) -> list[str]:
     """Return the dotted name of every linear layer of the base, in model order, without loading a weight."""
     import torch
 
-    return [name for name, module in _empty(folder).named_modules() if isinstance(module, torch.nn.Linear)]
+    return [name for name, module in empty_model(folder).named_modules() if isinstance(module, torch.nn.Linear)]
 
 
 def weighted_modules(folder: Path) -> list[str]:
     """Return the dotted name of every module of the base with weights of its own, without loading a weight."""
-    return [name for name, module in _empty(folder).named_modules() if list(module.parameters(recurse=False))]
+    return [name for name, module in empty_model(folder).named_modules() if list(module.parameters(recurse=False))]
 
 
-def _empty(folder: Path) -> Any:
+def empty_model(folder: Path) -> Any:
+    """Return the base without a weight: its parameters are on torch's device `meta`."""
     import torch
     from transformers import AutoConfig, MistralForCausalLM
 

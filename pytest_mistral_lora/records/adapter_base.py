@@ -11,6 +11,7 @@ from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.records.files import read_json
 from pytest_mistral_lora.records.identity import base_weights_sha256
 from pytest_mistral_lora.records.manifest import MANIFEST, load
+from pytest_mistral_lora.records.merged import is_merged
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +58,29 @@ class RecordedBase:
                 return folder
         raise InputError(
             f"the base {self.name!r} is not at hand", place=str(adapter), next_step="Give its folder with --base."
+        )
+
+    def check(self, folder: Path) -> str:
+        """Return the hash of a base's weights, if it is the recorded base.
+
+        A merged model is a base too for what was trained on it, which its recorded hash says; for nothing else.
+
+        Raises:
+            InputError: If the weights are others, or no hash is recorded and it is a merged model.
+        """
+        weights = base_weights_sha256(folder)
+        merged = is_merged(folder)
+        if weights == self.weights_sha256 or (self.weights_sha256 is None and not merged):
+            return weights
+        found = f"the weights have SHA-256 {weights}"
+        if merged:
+            found = f"a merged model (kind merged in its manifest.json), which has an adapter in its weights; {found}"
+        recorded = f" with {self.weights_sha256}" if self.weights_sha256 else ""
+        raise InputError(
+            found,
+            place=str(folder),
+            expected=f"{self.name}{recorded}, which the adapter was trained on",
+            next_step="Give that base with --base.",
         )
 
     def _places(self, adapter: Path) -> Iterator[Path]:

@@ -29,6 +29,13 @@ def note_texts(manifest: Mapping[str, Any]) -> dict[str, str]:
     return {DECISION: decision_text(manifest), CARD: card_text(manifest)}
 
 
+def noted_by(manifest: Mapping[str, Any]) -> str | None:
+    """Return the version of this package that made the notes: in the run, or in the merge of a merged model."""
+    environment = (manifest.get("parent") or manifest).get("environment", {})
+    version: str | None = environment.get("packages", {}).get("pytest-mistral-lora")
+    return version
+
+
 def note_bytes(folder: Path, name: str) -> bytes:
     """Return a note as it is with nothing in the author's part: what the manifest lists of it.
 
@@ -49,7 +56,7 @@ def write_notes(folder: Path) -> list[Path]:
     texts = note_texts(manifest)
     for name, text in texts.items():
         if listed[name] is None or sha256_bytes(text.encode()) != listed[name]["sha256"]:
-            made = manifest.get("environment", {}).get("packages", {}).get("pytest-mistral-lora", "another version")
+            made = noted_by(manifest) or "another version"
             raise InputError(
                 "this version writes another text than the manifest lists" if listed[name] else "is not listed",
                 place=str(folder / name),

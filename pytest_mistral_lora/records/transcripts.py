@@ -43,7 +43,7 @@ class Transcript:
         tokenizer: `backend`, `version`, `file` and `sha256`.
         recorded_with: Versions of the libraries that decide ids and logits.
         device: `cpu` or `cuda`.
-        precision: dtype of the base's weights, `fp32` or `bf16`.
+        precision: dtype of the weights, `fp32`, `bf16` or `fp16`.
     """
 
     case: str
@@ -61,7 +61,7 @@ class Transcript:
     tokenizer: Mapping[str, Any]
     recorded_with: Mapping[str, str]
     device: Literal["cpu", "cuda"]
-    precision: Literal["fp32", "bf16"]
+    precision: Literal["fp32", "bf16", "fp16"]
 
     @property
     def format_checks(self) -> tuple[FormatCheck, ...]:

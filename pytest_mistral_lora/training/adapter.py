@@ -19,8 +19,10 @@ from pytest_mistral_lora.training.recipe import Lora
 from pytest_mistral_lora.training.sharding import gathered, whole
 
 _LOG = logging.getLogger(__name__)
-_PREFIX = "base_model.model."
-_EMBEDDINGS = ("embed_tokens", "lm_head")
+PREFIX = "base_model.model."
+"""What PEFT puts before the name of a base's module."""
+
+EMBEDDINGS = ("embed_tokens", "lm_head")
 
 
 def adapted_layers(folder: Path, targets: Sequence[str]) -> list[str]:
@@ -61,9 +63,9 @@ def saved_modules(folder: Path, names: Sequence[str]) -> list[str]:
         also = [module for module in modules if module.endswith(name) and module not in own]
         if also:
             raise RecipeError(f"{name!r} matches {also[0]} as well in PEFT", place="lora.modules_to_save")
-        if name in _EMBEDDINGS and read_config(folder).get("tie_word_embeddings"):
+        if name in EMBEDDINGS and read_config(folder).get("tie_word_embeddings"):
             raise RecipeError(
-                f"{name!r} is one with {' and '.join(other for other in _EMBEDDINGS if other != name)} in this base",
+                f"{name!r} is one with {' and '.join(other for other in EMBEDDINGS if other != name)} in this base",
                 place="lora.modules_to_save",
                 expected="neither: trained and saved in full, they would be two",
             )
@@ -117,7 +119,7 @@ def _train_in_float32(model: Any, saved: Sequence[str]) -> None:
     """
     dtype = model.config.dtype
     for name in saved:
-        module = model.get_submodule(f"{_PREFIX}{name}").modules_to_save["default"].float()
+        module = model.get_submodule(f"{PREFIX}{name}").modules_to_save["default"].float()
         if dtype != torch.float32:
             module.register_forward_pre_hook(lambda module, given: tuple(map(_as_float32, given)))
             module.register_forward_hook(lambda module, given, output: output.to(dtype))
@@ -128,7 +130,7 @@ def _as_float32(given: torch.Tensor) -> torch.Tensor:
 
 
 def _announce(model: Any, saved: Sequence[str]) -> None:
-    wrappers = [model.get_submodule(f"{_PREFIX}{name}") for name in saved]
+    wrappers = [model.get_submodule(f"{PREFIX}{name}") for name in saved]
     count = sum(one.numel() for wrapper in wrappers for one in wrapper.modules_to_save.parameters())
     _LOG.warning(
         "lora.modules_to_save: %s in full makes the adapter larger by %.0f MB (%d numbers)",
@@ -152,7 +154,7 @@ def adapter_tensors(model: Any) -> dict[str, torch.Tensor]:
 def base_tensors(model: Any) -> dict[str, torch.Tensor]:
     """Return the base model's own tensors under the names of its checkpoint; not copies."""
     return {
-        name.removeprefix(_PREFIX).replace(".base_layer.", ".").replace(".original_module.", "."): tensor
+        name.removeprefix(PREFIX).replace(".base_layer.", ".").replace(".original_module.", "."): tensor
         for name, tensor in model.state_dict().items()
         if ".lora_" not in name and ".modules_to_save." not in name
     }
@@ -166,9 +168,9 @@ def expected_names(layers: Sequence[str], *, dora: bool = False, saved: Sequence
         dora: Whether each has its magnitudes as well.
         saved: The modules that are saved in full; a module of a Mistral model has one tensor.
     """
-    names = {f"{_PREFIX}{layer}.lora_{side}.weight" for layer in layers for side in "AB"}
-    magnitudes = {f"{_PREFIX}{layer}.lora_magnitude_vector" for layer in layers if dora}
-    return names | magnitudes | {f"{_PREFIX}{module}.weight" for module in saved}
+    names = {f"{PREFIX}{layer}.lora_{side}.weight" for layer in layers for side in "AB"}
+    magnitudes = {f"{PREFIX}{layer}.lora_magnitude_vector" for layer in layers if dora}
+    return names | magnitudes | {f"{PREFIX}{module}.weight" for module in saved}
 
 
 @contextmanager

@@ -348,7 +348,7 @@ def adapter_called_merged(artifact: Artifact) -> None:
     artifact["manifest"] |= {"kind": "merged", "parent": artifact["parent"]}
 
 
-@mutant("ML702 ML703 ML705 ML707", says="adapter, and the folder holds a full model")
+@mutant("ML702 ML703 ML707", says="adapter, and the folder holds a full model")
 def merged_model_called_an_adapter(artifact: Artifact) -> None:
     """The manifest of a merged model says that it is an adapter."""
     artifact["merged_manifest"] = {**artifact["manifest"], "files": artifact["merged_manifest"]["files"]}

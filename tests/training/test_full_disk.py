@@ -5,16 +5,14 @@ from __future__ import annotations
 import json
 import os
 import re
-import resource
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from refusing_disks import largest_file
 from tiny_runs import MakeRecipe, recipe_data, write_rows
 
 from pytest_mistral_lora.errors import DiskError, StoppedError
@@ -24,17 +22,6 @@ from pytest_mistral_lora.training.recovery.signals import StopRequest
 from pytest_mistral_lora.training.run import train, work_folder
 
 TRAINING: dict[str, Any] = {"steps": 3, "batch_size": 2, "checkpoint_steps": 1, "logging_steps": 1}
-
-
-@contextmanager
-def largest_file(size: int) -> Iterator[None]:
-    """Let the kernel refuse what goes beyond this many bytes of a file (EFBIG), as it refuses a full disk (ENOSPC)."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def stopped(recipe: Recipe) -> Path:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from refusing_disks import read_only_folder, without_privileges
 from tiny_runs import MakeRecipe
 
 from pytest_mistral_lora.errors import InputError
@@ -16,8 +14,6 @@ from pytest_mistral_lora.training import preparation, run
 from pytest_mistral_lora.training.recipe import Recipe
 from pytest_mistral_lora.training.recovery.work import WorkFolder
 from pytest_mistral_lora.training.run import train, work_folder
-
-_NOBODY = 65534
 
 
 @pytest.fixture(autouse=True)
@@ -29,26 +25,14 @@ def nothing_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, name, refuse)
 
 
-@contextmanager
-def without_privileges() -> Iterator[None]:
-    """Root may write anywhere: act as somebody who may not."""
-    own = os.geteuid()
-    if own == 0:
-        os.seteuid(_NOBODY)
-    try:
-        yield
-    finally:
-        os.seteuid(own)
-
-
 @pytest.fixture
 def read_only() -> Iterator[Path]:
     """A folder that anybody may read, and nobody write."""
-    with tempfile.TemporaryDirectory() as folder:
-        Path(folder, "out.work").mkdir(mode=0o755)
-        Path(folder).chmod(0o555)
-        yield Path(folder)
-        Path(folder).chmod(0o755)
+    with read_only_folder() as folder:
+        folder.chmod(0o755)
+        (folder / "out.work").mkdir(mode=0o755)
+        folder.chmod(0o555)
+        yield folder
 
 
 def into(recipe: Recipe, output: Path) -> Recipe:

@@ -25,6 +25,7 @@ _RULES = {
     "ML703": ("base", "revision", "base_weights_sha256"),
     "ML705": ("tokenizer", "template"),
     "ML706": ("dataset", "dataset_sha256", "masking"),
+    "ML710": ("parent",),
 }
 """Rule of a fact by the first part of its name; ML702 for any other."""
 

@@ -29,8 +29,15 @@ class Answering:
 
     @cached_property
     def base(self) -> Base:
-        """The base, where it is at hand."""
-        return find_base(self.given, self.folder)
+        """The base, where it is at hand; a merged model is its own."""
+        return Base(self.folder) if self.is_merged else find_base(self.given, self.folder)
+
+    @cached_property
+    def is_merged(self) -> bool:
+        """Whether the folder holds a merged model."""
+        from pytest_mistral_lora.records.merged import is_merged
+
+        return is_merged(self.folder)
 
     @cached_property
     def missing(self) -> str:
@@ -49,7 +56,7 @@ class Answering:
         """
         from pytest_mistral_lora.training.answers.golden import Adapted
 
-        return Adapted.find(self.folder, self.base.folder, device=self.device)
+        return Adapted.find(self.folder, None if self.is_merged else self.base.folder, device=self.device)
 
     @property
     def model(self) -> Any:

@@ -11,7 +11,7 @@ from pytest_mistral_lora import __version__
 from pytest_mistral_lora.records.files import inside
 from pytest_mistral_lora.records.hashing import sha256_bytes, sha256_file
 from pytest_mistral_lora.records.manifest import MANIFEST, seal_of
-from pytest_mistral_lora.records.notes import NOTES, note_bytes, note_texts
+from pytest_mistral_lora.records.notes import NOTES, note_bytes, note_texts, noted_by
 from pytest_mistral_lora.records.probe import PROBES, probe_sha256
 from pytest_mistral_lora.records.verify.facts import Fact, absent, computed
 from pytest_mistral_lora.records.verify.recount import backend_of
@@ -55,7 +55,7 @@ def _unlisted(folder: Path, data: Mapping[str, Any]) -> Iterator[Fact]:
 
 def _notes(folder: Path, data: Mapping[str, Any]) -> Iterator[Fact]:
     """Yield whether the notes that are listed say what the manifest says, so that no value is changed in one alone."""
-    made_by = data.get("environment", {}).get("packages", {}).get("pytest-mistral-lora")
+    made_by = noted_by(data)
     for name, text in note_texts(data).items():
         if name not in data.get("files", {}):
             continue

@@ -13,26 +13,31 @@ import torch
 from pytest_mistral_lora.chat.format_checks import FormatCheck
 from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.checkpoint.backends import Encoder
-from pytest_mistral_lora.checkpoint.base import Precision
+from pytest_mistral_lora.checkpoint.base import Precision, weight_files
+from pytest_mistral_lora.checkpoint.weights import Weights
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.records.adapter_base import RecordedBase
-from pytest_mistral_lora.records.identity import base_weights_sha256, read_tensors
+from pytest_mistral_lora.records.hashing import sha256_tensors
+from pytest_mistral_lora.records.identity import read_tensors
+from pytest_mistral_lora.records.manifest import load
+from pytest_mistral_lora.records.merged import is_merged
 from pytest_mistral_lora.records.transcripts import TRANSCRIPTS, Transcript, load_folder, transcript_files
 from pytest_mistral_lora.training.answers.judging import Judgement, check_base, check_prompt, judge
-from pytest_mistral_lora.training.answers.smoke import encoder_of, generate, load_adapted, recorded_training
-from pytest_mistral_lora.training.answers.transcripts import adapter_identity, record, tokenizer_identity
+from pytest_mistral_lora.training.answers.smoke import encoder_of, generate, load_recorded, recorded_training
+from pytest_mistral_lora.training.answers.transcripts import BASE_FACTS, adapter_identity, record, tokenizer_identity
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """An adapter, held to golden transcripts.
+    """An adapter or a merged model, held to golden transcripts.
 
     Attributes:
         golden: Folder of the transcripts.
         base: Folder of the base.
         device: Where the model ran.
         precision: dtype of the base's weights.
-        recorded_adapter: Whether the transcripts were recorded with this very adapter.
+        kind: `adapter` or `merged`.
+        recorded_adapter: Whether the transcripts were recorded with this very adapter or merged model.
         judgements: What each transcript came to, in order.
     """
 
@@ -40,6 +45,7 @@ class Comparison:
     base: Path
     device: str
     precision: Precision
+    kind: str
     recorded_adapter: bool
     judgements: Sequence[Judgement]
 
@@ -56,7 +62,7 @@ class Comparison:
 
     def to_json(self) -> dict[str, Any]:
         """Return the comparison as plain JSON data."""
-        data = {name: str(getattr(self, name)) for name in ("golden", "base", "device", "precision")}
+        data = {name: str(getattr(self, name)) for name in ("golden", "base", "device", "precision", "kind")}
         return {
             **data,
             "recorded_adapter": self.recorded_adapter,
@@ -68,13 +74,13 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Adapted:
-    """An adapter's folder and its base, before a weight is loaded.
+    """An adapter's folder and its base, or a merged model's folder, before a weight is loaded.
 
     Attributes:
-        adapter: The adapter's folder.
-        base: The base's folder, its weights checked.
+        adapter: The adapter's or the merged model's folder.
+        base: The base's folder, its weights checked; the same folder for a merged model.
         identity: A transcript's `model`.
-        precision: dtype of the base's weights in training; fp32 where it is not recorded.
+        precision: dtype of the base's weights in training, fp32 where it is not recorded; of a merged model's own.
         quantization: `nf4` where the base was in 4 bits in training, or None.
         encoder: The backend that it was trained with.
         device: `cpu` or `cuda`.
@@ -90,27 +96,23 @@ class Adapted:
 
     @classmethod
     def find(cls, adapter: Path, base: Path | None = None, *, device: str = "auto") -> Adapted:
-        """Find what an adapter's folder needs.
+        """Find what an adapter's folder needs; a merged model's needs nothing else.
 
         Args:
-            adapter: The adapter's folder.
-            base: The base's folder; by default, the one that the folder names.
+            adapter: The adapter's or the merged model's folder.
+            base: The base's folder; by default, the one that an adapter's folder names.
             device: `auto`, `cpu` or `cuda`.
 
         Raises:
-            InputError: If there is no adapter, the base is not at hand, or it is another one than was trained on.
+            InputError: If there is no adapter, the base is not at hand, it is another one than was trained on, or a
+                base is given for a merged model.
         """
+        if is_merged(adapter):
+            return cls._merged(adapter, base, device)
         tensors = read_tensors(adapter / "adapter_model.safetensors")
         recorded = RecordedBase.of(adapter)
         folder = base if base is not None else recorded.find(adapter)
-        weights = base_weights_sha256(folder)
-        if recorded.weights_sha256 not in (None, weights):
-            raise InputError(
-                f"the weights have SHA-256 {weights}",
-                place=str(folder),
-                expected=f"{recorded.name} with {recorded.weights_sha256}, which the adapter was trained on",
-                next_step="Give that base with --base.",
-            )
+        weights = recorded.check(folder)
         training = recorded_training(adapter)
         identity = adapter_identity(
             tensors, base=recorded.name, revision=recorded.revision, base_weights_sha256=weights
@@ -131,9 +133,26 @@ class Adapted:
         """A transcript's `tokenizer`."""
         return tokenizer_identity(self.encoder)
 
+    @classmethod
+    def _merged(cls, folder: Path, base: Path | None, device: str) -> Adapted:
+        if base is not None:
+            raise InputError(
+                "a merged model (kind merged in its manifest.json), which is put on no base",
+                place=str(folder),
+                next_step="Leave --base out, or name the adapter's folder.",
+            )
+        data = load(folder).data
+        identity = {
+            "kind": "merged",
+            "tensors_sha256": sha256_tensors(Weights(weight_files(folder))),
+            **{name: data.get(name) for name in BASE_FACTS},
+        }
+        precision: Precision = recorded_training(folder)["precision"]
+        return cls(folder, folder, identity, precision, None, encoder_of(folder, folder), device_named(device))
+
     def load(self) -> Any:
-        """Load base and adapter as they were trained, in eval mode."""
-        return load_adapted(self.adapter, self.base, self.precision, self.device, self.quantization)
+        """Load base and adapter as they were trained, or the merged model, in eval mode."""
+        return load_recorded(self.adapter, self.base, self.precision, self.device, self.quantization)
 
 
 def device_named(name: str) -> str:
@@ -149,10 +168,10 @@ def device_named(name: str) -> str:
 
 
 def compare(adapter: Path, golden: Path | None = None, base: Path | None = None, *, device: str = "auto") -> Comparison:
-    """Hold an adapter to golden transcripts.
+    """Hold an adapter or a merged model to golden transcripts.
 
     Args:
-        adapter: The adapter's folder.
+        adapter: The adapter's or the merged model's folder.
         golden: Folder of transcripts, or one transcript; by default `transcripts` in the adapter's folder.
         base: The base's folder; by default, the one that the adapter's folder names.
         device: `auto`, `cpu` or `cuda`.
@@ -173,6 +192,7 @@ def compare(adapter: Path, golden: Path | None = None, base: Path | None = None,
         base=adapted.base,
         device=adapted.device,
         precision=adapted.precision,
+        kind=adapted.identity["kind"],
         recorded_adapter=all(one.model["tensors_sha256"] == adapted.identity["tensors_sha256"] for one in transcripts),
         judgements=[judge(model, adapted.encoder, one, precision=adapted.precision) for one in transcripts],
     )

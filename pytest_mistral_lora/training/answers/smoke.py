@@ -14,12 +14,13 @@ from transformers import GenerationConfig
 from pytest_mistral_lora.chat.encoded import IGNORE_INDEX, EncodedRow
 from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.checkpoint.backends import Encoder
-from pytest_mistral_lora.checkpoint.base import Precision, load_base, load_nf4
+from pytest_mistral_lora.checkpoint.base import PRECISIONS, Precision, load_base, load_nf4
 from pytest_mistral_lora.checkpoint.tokenizers import TOKENIZER_JSON, CheckpointTokenizer, oracle_file
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.records.hashing import sha256_tensors
 from pytest_mistral_lora.records.identity import read_tensors
 from pytest_mistral_lora.records.manifest import MANIFEST, load
+from pytest_mistral_lora.records.merged import is_merged
 from pytest_mistral_lora.training.adapter import adapter_tensors, peft_quiet
 
 
@@ -134,9 +135,38 @@ def _last_turn(encoded: EncodedRow) -> tuple[int, ...]:
 
 
 def recorded_training(adapter: Path) -> Mapping[str, Any]:
-    """Return the manifest's `training` of an adapter's folder; empty where there is no manifest."""
-    found: Mapping[str, Any] = load(adapter).data.get("training", {}) if (adapter / MANIFEST).is_file() else {}
-    return found
+    """Return the manifest's `training` of an adapter's folder; empty where there is no manifest.
+
+    Of a merged model, `precision` is that of its weights, and nothing is quantised.
+
+    Raises:
+        InputError: If the manifest is not valid, or a merged model's has a dtype that is none of full weights.
+    """
+    data = load(adapter).data if (adapter / MANIFEST).is_file() else {}
+    found: Mapping[str, Any] = data.get("training", {})
+    if data.get("kind") != "merged":
+        return found
+    dtype = data["parent"]["merge_dtype"]
+    if dtype not in PRECISIONS:
+        raise InputError(
+            f"parent.merge_dtype is {dtype!r}",
+            place=str(adapter / MANIFEST),
+            expected=f"one of {', '.join(PRECISIONS)}",
+        )
+    return {**found, "precision": PRECISIONS[dtype], "quantization": None}
+
+
+def load_recorded(
+    folder: Path, base: Path, precision: Precision, device: str, quantization: str | None = None
+) -> Any:  # fmt: skip
+    """Load a merged model, or a base with a saved adapter on it, in eval mode.
+
+    Raises:
+        InputError: As for `load_adapted`.
+    """
+    if is_merged(folder):
+        return load_base(folder, precision, device).eval()
+    return load_adapted(folder, base, precision, device, quantization)
 
 
 def load_adapted(
@@ -181,9 +211,11 @@ def smoke(
 ) -> dict[str, Any]:
     """Load an adapter on its base and use it: plain data with `completions`, `probe`, `adapter_effect`.
 
+    A merged model is loaded alone; its adapter cannot be taken away again, so it has no `adapter_effect`.
+
     Args:
-        adapter: The adapter folder.
-        base: The base checkpoint folder.
+        adapter: The adapter's or the merged model's folder.
+        base: The base checkpoint folder; for a merged model the same folder.
         rows: Conversations that end with the turn to generate.
         max_new_tokens: Longest completion, in tokens.
         device: `auto`, `cpu` or `cuda`.
@@ -193,7 +225,7 @@ def smoke(
     """
     where = "cuda" if device == "cuda" or (device == "auto" and torch.cuda.is_available()) else "cpu"
     recorded = recorded_training(adapter)
-    model = load_adapted(
+    model = load_recorded(
         adapter, base, recorded.get("precision", "fp32"), where, recorded.get("quantization")
     )  # fmt: skip
     encoder = encoder_of(adapter, base)
@@ -201,7 +233,7 @@ def smoke(
     return {
         "completions": [asdict(one) for one in generate(model, encoder, rows, max_new_tokens=max_new_tokens)],
         "probe": asdict(probe(model, encoded)),
-        "adapter_effect": adapter_effect(model, encoded),
+        **({} if is_merged(adapter) else {"adapter_effect": adapter_effect(model, encoded)}),
         "device": where,
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),

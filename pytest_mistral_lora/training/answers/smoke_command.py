@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from pytest_mistral_lora.training.answers.judging import Judgement
 
 _DESCRIPTION = """\
-Load base and adapter afresh, and answer prompts greedily, encoded as in training. With golden transcripts (those of
-the run, or --golden), say of each whether the answer is the recorded one: exact (the same tokens), equivalent (another
-token only where the recorded choice was a near tie, and the recorded answer as likely as it was), or different. With
---rows alone, print the last answer of each row."""
+Load base and adapter, or a merged model, afresh, and answer prompts greedily, encoded as in training. With golden
+transcripts (those of the run, or --golden), say of each whether the answer is the recorded one: exact (the same
+tokens), equivalent (another token only where the recorded choice was a near tie, and the recorded answer as likely as
+it was), or different. With --rows alone, print the last answer of each row."""
 _EXITS = "Exit codes: 0 as recorded, 1 an answer is different, 2 bad usage or bad input, 3 out of memory."
 
 
@@ -45,8 +45,10 @@ def main(arguments: Sequence[str] | None = None, *, prog: str = f"python -m {__s
 
 def _parser(prog: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=prog, description=_DESCRIPTION, epilog=_EXITS)
-    parser.add_argument("adapter", type=Path, metavar="DIR", help="adapter folder")
-    parser.add_argument("--base", type=Path, metavar="DIR", help="base folder (default: the one that DIR names)")
+    parser.add_argument("adapter", type=Path, metavar="DIR", help="adapter folder, or a merged model's")
+    parser.add_argument(
+        "--base", type=Path, metavar="DIR", help="base folder of an adapter (default: the one that DIR names)"
+    )
     target = parser.add_mutually_exclusive_group()
     target.add_argument(
         "--golden", type=Path, metavar="FOLDER", help="transcripts to compare with (default: DIR/transcripts)"
@@ -92,7 +94,8 @@ def comparison_text(comparison: Comparison) -> str:
     tiers = ", ".join(f"{count} {tier}" for tier, count in comparison.tiers.items())
     lines.append(f"{tiers}; {comparison.precision} on {comparison.device}")
     if not comparison.recorded_adapter:
-        lines.append("The transcripts were recorded with another adapter.")
+        what = {"adapter": "adapter", "merged": "model than this merged one"}[comparison.kind]
+        lines.append(f"The transcripts were recorded with another {what}.")
     return "\n".join(lines)
 
 

@@ -126,7 +126,12 @@ def _likelihood(logprobs: torch.Tensor, ids: Sequence[int]) -> dict[str, Any]:
 
 
 def next_token_logprobs(model: Any, prompt: Sequence[int], completion: Sequence[int]) -> torch.Tensor:
-    """Return log-probabilities where each token of a completion comes next, from one forward pass.
+    """Return log-probabilities where each token of a completion comes next: of `next_token_logits`, in nats."""
+    return torch.log_softmax(next_token_logits(model, prompt, completion), dim=-1)
+
+
+def next_token_logits(model: Any, prompt: Sequence[int], completion: Sequence[int]) -> torch.Tensor:
+    """Return logits where each token of a completion comes next, from one forward pass.
 
     Args:
         model: A causal language model.
@@ -134,12 +139,12 @@ def next_token_logprobs(model: Any, prompt: Sequence[int], completion: Sequence[
         completion: Ids that are fed, whatever the model itself would say.
 
     Returns:
-        `(completion tokens, vocabulary)`, float32 on the CPU, in nats.
+        `(completion tokens, vocabulary)`, float32 on the CPU.
     """
     model.eval()
     with torch.inference_mode():
         ids = torch.tensor([[*prompt, *completion]], device=model.device)
         keep = len(completion) + 1
         logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), logits_to_keep=keep, use_cache=False).logits
-        found: torch.Tensor = torch.log_softmax(logits[0, :-1].float().cpu(), dim=-1)
+        found: torch.Tensor = logits[0, :-1].float().cpu()
     return found

@@ -48,7 +48,7 @@ class WorkFolder:
         """
         self.path = work_folder_of(output)
         self._output = output
-        _require_writable(output.parent)
+        require_writable(output.parent)
         if output.exists():
             raise InputError("exists already", place=str(output), next_step="Remove it or name another output.")
         unfinished = [one for one in checkpoints(self.path) if is_listed(one)]
@@ -58,7 +58,7 @@ class WorkFolder:
                 place=str(self.path),
                 next_step="Go on from it with --resume, or remove the folder.",
             )
-        _require_writable(self.path)
+        require_writable(self.path)
 
     def claim(self, identity: str) -> Path | None:
         """Make the folder this run's, clear what a killed process left, and return the newest whole checkpoint, if any.
@@ -123,18 +123,25 @@ class WorkFolder:
             raise disk_error(self._output, error) from error
 
 
-def disk_error(file: Path, error: BaseException) -> DiskError:
+def disk_error(
+    file: Path, error: BaseException, next_step: str = "Make room, then go on from the last checkpoint with --resume."
+) -> DiskError:
     """Return an error that says what could not be written, how much is free there, and what to do."""
     reason = (getattr(error, "strerror", None) or str(error)).splitlines()[0]
     free = shutil.disk_usage(next(folder for folder in file.parents if folder.exists())).free
     return DiskError(
         f"cannot be written: {reason}; {free / 1e6:,.1f} MB are free there",
         place=str(file),
-        next_step="Make room, then go on from the last checkpoint with --resume.",
+        next_step=next_step,
     )
 
 
-def _require_writable(folder: Path) -> None:
+def require_writable(folder: Path) -> None:
+    """Make a folder where it is not there, and refuse one where nothing can be written.
+
+    Raises:
+        InputError: If the file system refuses either.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as file:

@@ -1,0 +1,191 @@
+"""Is the merged model what base and adapter are? Both are asked the same prompts, one model in memory at a time."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from pytest_mistral_lora.chat.format_checks import FormatCheck
+from pytest_mistral_lora.chat.rows import Row, parse_row
+from pytest_mistral_lora.checkpoint.base import load_base
+from pytest_mistral_lora.errors import InputError, MergeError
+from pytest_mistral_lora.records.files import read_json
+from pytest_mistral_lora.records.merged import FARTHEST
+from pytest_mistral_lora.records.transcripts import TRANSCRIPTS, Transcript, load_folder, transcript_files
+from pytest_mistral_lora.training.answers.golden import Adapted
+from pytest_mistral_lora.training.answers.judging import Judgement, check_prompt, difference_text, judge_completion
+from pytest_mistral_lora.training.answers.smoke import Completion, generate
+from pytest_mistral_lora.training.answers.transcripts import next_token_logits, record
+from pytest_mistral_lora.training.save import RENDERED
+
+_LONGEST_ANSWER = 64
+"""Tokens of the answer to a training row, where there are no transcripts."""
+
+_NOTHING = "Nothing is written."
+
+
+@dataclass(frozen=True)
+class Question:
+    """A prompt that base and adapter, and the merged model, are asked.
+
+    Attributes:
+        case: Name of its transcript.
+        row: The conversation.
+        max_new_tokens: Longest answer, in tokens.
+        checks: Format checks of the answer.
+    """
+
+    case: str
+    row: Row
+    max_new_tokens: int
+    checks: tuple[FormatCheck, ...] = ()
+
+
+@dataclass(frozen=True)
+class Proof:
+    """How the merged model compares with base and adapter.
+
+    Attributes:
+        max_abs_logit_difference: Largest difference of a logit, where a token of the adapter's answer comes next.
+        near_ties: Prompts answered otherwise, from a token on that base and adapter hardly preferred.
+        transcripts: The merged model's own answers.
+    """
+
+    max_abs_logit_difference: float
+    near_ties: int
+    transcripts: Sequence[Transcript]
+
+    @property
+    def greedy_equal(self) -> bool:
+        """Whether all greedy answers are equal, token by token."""
+        return not self.near_ties
+
+
+def questions(adapted: Adapted, golden: Path | None) -> list[Question]:
+    """Return the prompts: of the golden transcripts given, of the adapter's own, or else of its rendered row.
+
+    Args:
+        adapted: The adapter.
+        golden: A transcript or a folder of transcripts, or None.
+
+    Raises:
+        InputError: If there is no prompt, or one is encoded into other ids than it was.
+    """
+    own = adapted.adapter / TRANSCRIPTS
+    if golden is None and not transcript_files(own):
+        return [Question(Path(RENDERED).stem, _rendered_row(adapted.adapter), _LONGEST_ANSWER)]
+    transcripts = load_folder(own if golden is None else golden)
+    for one in transcripts:
+        check_prompt(adapted.encoder, one)
+    return [Question(one.case, one.row, one.max_new_tokens, one.format_checks) for one in transcripts]
+
+
+def _rendered_row(adapter: Path) -> Row:
+    file = adapter / RENDERED
+    if not file.is_file():
+        raise InputError(
+            f"neither {TRANSCRIPTS} nor {RENDERED}: there is no prompt to prove the merged model with",
+            place=str(adapter),
+            next_step="Give transcripts with --golden.",
+        )
+    data = read_json(file)
+    named = {key: data[key] for key in ("messages", "tools", "reasoning_effort") if key in data}
+    return parse_row(named, place=str(file))
+
+
+def prove(
+    adapted: Adapted, merged: Path, asked: Sequence[Question], *, dtype: str, identity: dict[str, Any], scratch: Path
+) -> Proof:
+    """Ask base and adapter, then the merged model, both in the merged dtype, and compare.
+
+    Args:
+        adapted: Base and adapter, in the precision of `dtype`.
+        merged: Folder of the merged weights, with its configuration.
+        asked: What `questions` returned.
+        dtype: dtype of the merged weights.
+        identity: What the merged model's transcripts say of it.
+        scratch: Folder for logits, which may be large; it is not there yet.
+
+    Raises:
+        MergeError: If the merged model answers otherwise, or its logits are farther away than rounding explains.
+    """
+    scratch.mkdir()
+    model = adapted.load()
+    expected = [_recorded(model, adapted, one, _answer(model, adapted, one), adapted.identity) for one in asked]
+    for one in expected:
+        save_file({"logits": _logits(model, one)}, scratch / one.case)
+    del model
+    _free()
+    model = load_base(merged, adapted.precision, adapted.device).eval()
+    farthest = max(_farthest(model, one, scratch / one.case) for one in expected)
+    _check_logits(farthest, dtype)
+    answers = [_answer(model, adapted, one) for one in asked]
+    judgements = [
+        judge_completion(model, adapted.encoder, one, answer, precision=adapted.precision)
+        for one, answer in zip(expected, answers, strict=True)
+    ]
+    wrong = [one for one in judgements if not one.passed]
+    if wrong:
+        raise MergeError(
+            "\n".join([f"{len(wrong)} of {len(asked)} prompts are answered otherwise", *_lines(wrong[0])]),
+            expected="the answers of base and adapter",
+            next_step=f"{_NOTHING} --dtype float32 rounds least.",
+        )
+    transcripts = [_recorded(model, adapted, one, answer, identity) for one, answer in zip(asked, answers, strict=True)]
+    return Proof(farthest, sum(one.tier == "equivalent" for one in judgements), transcripts)
+
+
+def _lines(one: Judgement) -> list[str]:
+    broken = [f"{check.name} failed: {check.reason}" for check in one.broken_checks]
+    return [f"  {line}" for line in (f"{one.case}: {one.text!r}", *difference_text(one), *broken)]
+
+
+def _answer(model: Any, adapted: Adapted, asked: Question) -> Completion:
+    [completion] = generate(model, adapted.encoder, [asked.row], max_new_tokens=asked.max_new_tokens)
+    return completion
+
+
+def _recorded(
+    model: Any, adapted: Adapted, asked: Question, answer: Completion, identity: dict[str, Any]
+) -> Transcript:  # fmt: skip
+    [transcript] = record(
+        model,
+        adapted.encoder,
+        [asked.row],
+        [answer],
+        identity=identity,
+        precision=adapted.precision,
+        max_new_tokens=asked.max_new_tokens,
+        checks=asked.checks,
+    )
+    return replace(transcript, case=asked.case)
+
+
+def _logits(model: Any, one: Transcript) -> torch.Tensor:
+    return next_token_logits(model, one.prompt_ids, one.completion_ids)
+
+
+def _farthest(model: Any, one: Transcript, file: Path) -> float:
+    return float((_logits(model, one) - load_file(file)["logits"]).abs().max().item())
+
+
+def _check_logits(farthest: float, dtype: str) -> None:
+    if not farthest <= FARTHEST[dtype]:  # nan is not
+        raise MergeError(
+            f"logits are up to {farthest:.3g} from those of base and adapter",
+            expected=f"at most {FARTHEST[dtype]:g}, which rounding to {dtype} explains",
+            next_step=f"{_NOTHING} --dtype float32 rounds least.",
+        )
+
+
+def _free() -> None:
+    """Give a model's memory back before the next one is loaded."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -1,0 +1,364 @@
+"""A merged folder: it answers as base and adapter do, says what it is made of, and is taken for nothing else."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from declared import declare
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from tiny_runs import CONVERSATIONS, recipe_data, write_rows
+from transformers import AutoModelForCausalLM
+
+from pytest_mistral_lora import cli
+from pytest_mistral_lora.checkpoint.base import load_base
+from pytest_mistral_lora.conformance.run import check
+from pytest_mistral_lora.errors import InputError
+from pytest_mistral_lora.records.files import listing
+from pytest_mistral_lora.records.hashing import sha256_file
+from pytest_mistral_lora.records.identity import base_weights_sha256
+from pytest_mistral_lora.records.manifest import load
+from pytest_mistral_lora.records.transcripts import TRANSCRIPTS, load_folder
+from pytest_mistral_lora.records.verify import verify
+from pytest_mistral_lora.training.adapter import base_tensors, peft_quiet
+from pytest_mistral_lora.training.answers.golden import compare
+from pytest_mistral_lora.training.merge import proof
+from pytest_mistral_lora.training.merge.merging import Merged, merge
+from pytest_mistral_lora.training.recipe import parse_recipe
+from pytest_mistral_lora.training.run import RunResult, train
+
+WEIGHTS = "model.safetensors"
+
+
+@pytest.fixture(scope="session")
+def merged(run: RunResult, tmp_path_factory: pytest.TempPathFactory) -> Merged:
+    return merge(run.output, tmp_path_factory.mktemp("merged") / "out", run.base_folder)
+
+
+@pytest.fixture
+def adapter(run: RunResult, tmp_path: Path) -> Path:
+    """A copy of the trained folder to break."""
+    return Path(shutil.copytree(run.output, tmp_path / "lora"))
+
+
+@pytest.fixture
+def one(run: RunResult) -> Path:
+    """One transcript: a proof with one prompt."""
+    return run.output / TRANSCRIPTS / "row-0004.json"
+
+
+def test_the_weights_are_those_of_pefts_merge(run: RunResult, merged: Merged) -> None:
+    with peft_quiet():
+        expected = PeftModel.from_pretrained(load_base(run.base_folder, "fp32", "cpu"), run.output).merge_and_unload()
+    found = load_file(merged.output / WEIGHTS)
+    assert found.keys() == base_tensors(expected).keys()
+    for name, tensor in base_tensors(expected).items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-6, atol=1e-7)
+
+
+def test_transformers_loads_it_without_more(run: RunResult, merged: Merged) -> None:
+    model = AutoModelForCausalLM.from_pretrained(merged.output)
+    assert model.dtype == torch.float32
+    prompt = torch.tensor([run.encoder.prompt(run.data.train.rows[0])])
+    answer = model.generate(prompt, attention_mask=torch.ones_like(prompt), do_sample=False, max_new_tokens=40)
+    assert run.encoder.decode(answer[0, prompt.shape[1] :].tolist()) == CONVERSATIONS[0][-1][1]
+
+
+def test_the_manifest_says_what_was_merged_and_how_it_compares(run: RunResult, merged: Merged) -> None:
+    data = load(merged.output).data
+    parent = data["parent"]
+    assert data == merged.manifest
+    assert data["kind"] == "merged"
+    assert parent["manifest_sha256"] == sha256_file(run.output / "manifest.json")
+    assert parent["tensors_sha256"] == run.manifest["lora"]["tensors_sha256"]
+    assert (parent["merge_dtype"], parent["greedy_equal"], parent["near_ties"], parent["prompts"]) == (
+        "float32",
+        True,
+        0,
+        5,
+    )
+    assert 0 < parent["max_abs_logit_difference"] < 1e-3
+    assert (parent["quantization"], parent["dequantized"], parent["device"]) == (None, False, "cpu")
+    assert parent["environment"]["packages"]["torch"] == torch.__version__
+    own = {"kind", "files", "parent", "seal"}
+    assert {key: value for key, value in data.items() if key not in own} == {
+        key: value for key, value in run.manifest.items() if key not in own
+    }
+    files = {name: entry for name, entry in listing(merged.output).items() if name != "manifest.json"}
+    assert data["files"] == files
+    assert set(files) == {
+        *("config.json", "model.safetensors", "tokenizer.model.v3", "chat_template.jinja", "DECISION.md", "README.md"),
+        *(f"{TRANSCRIPTS}/row-000{number}.json" for number in range(1, 6)),
+    }
+
+
+def test_its_transcripts_are_its_own(run: RunResult, merged: Merged) -> None:
+    own, before = load_folder(merged.output / TRANSCRIPTS), load_folder(run.output / TRANSCRIPTS)
+    for transcript, recorded in zip(own, before, strict=True):
+        assert transcript.model["kind"] == "merged"
+        assert transcript.model["tensors_sha256"] != recorded.model["tensors_sha256"]
+        assert transcript.model["base_weights_sha256"] == recorded.model["base_weights_sha256"]
+        assert (transcript.case, transcript.completion_ids) == (recorded.case, recorded.completion_ids)
+        assert transcript.logprobs == pytest.approx(recorded.logprobs, abs=1e-3)
+
+
+def test_every_check_of_the_suite_passes(run: RunResult, merged: Merged, tmp_path: Path) -> None:
+    results = {
+        record["nodeid"]: (record["outcome"], result) for record, result in check([merged.output], base=run.base_folder)
+    }
+    assert {outcome for outcome, _ in results.values()} <= {"passed", "skipped"}, results
+    assert not any(result.findings for _, result in results.values())
+    passed = {
+        name.partition("::")[2].partition("::")[2] for name, (outcome, _) in results.items() if outcome == "passed"
+    }
+    assert {"adapter::changes-the-base", "manifest::facts", "manifest::declared", "manifest::base"} <= passed
+    assert {"transcript::answers", "transcript::recorded-on", "transcript::prompts"} <= passed
+
+
+def test_verify_knows_the_parent(run: RunResult, merged: Merged, tmp_path: Path) -> None:
+    rows = write_rows(tmp_path / "rows.jsonl")
+    facts = verify(merged.output, base=run.base_folder, dataset=rows, parent=run.output)
+    assert {fact.state for fact in facts} == {"match"}
+    assert {"parent.manifest_sha256", "parent.tensors_sha256", "masking.ids_sha256"} <= {fact.name for fact in facts}
+    alone = {fact.name: fact.state for fact in verify(merged.output)}
+    assert alone["parent.manifest_sha256"] == alone["parent.tensors_sha256"] == "not available"
+    assert cli.main(["verify", str(merged.output), "--parent", str(run.output)]) == 0
+
+
+def test_another_parent_or_a_changed_bit_is_a_mismatch(adapter: Path, merged: Merged) -> None:
+    file = adapter / "manifest.json"
+    file.write_text(file.read_text() + "\n")
+    states = {fact.name: fact.state for fact in verify(merged.output, parent=adapter)}
+    assert (states["parent.manifest_sha256"], states["parent.tensors_sha256"]) == ("mismatch", "match")
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    next(iter(tensors.values()))[0, 0] += 1
+    save_file(tensors, adapter / "adapter_model.safetensors")
+    assert {fact.name: fact.state for fact in verify(merged.output, parent=adapter)}[
+        "parent.tensors_sha256"
+    ] == "mismatch"
+
+
+def test_smoke_needs_no_base(
+    merged: Merged, run: RunResult, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["smoke", str(merged.output)]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "5 exact, 0 equivalent, 0 different; fp32 on cpu"
+    assert cli.main(["smoke", str(merged.output), "--golden", str(run.output / TRANSCRIPTS)]) == 0
+    assert (
+        capsys.readouterr().out.splitlines()[-1]
+        == "The transcripts were recorded with another model than this merged one."
+    )
+    rows = write_rows(tmp_path / "rows.jsonl", CONVERSATIONS[:1])
+    assert cli.main(["smoke", str(merged.output), "--rows", str(rows), "--json"]) == 0
+    answered = json.loads(capsys.readouterr().out)
+    assert (answered["completions"][0]["equal"], "adapter_effect" in answered) == (True, False)
+    assert cli.main(["smoke", str(merged.output), "--base", str(run.base_folder)]) == 2
+    assert "a merged model (kind merged in its manifest.json), which is put on no base" in capsys.readouterr().err
+
+
+def test_a_merged_model_that_is_changed_is_different(merged: Merged, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(merged.output, tmp_path / "copy"))
+    tensors = load_file(copy / WEIGHTS)
+    tensors["model.layers.1.self_attn.o_proj.weight"].zero_()
+    save_file(tensors, copy / WEIGHTS)
+    comparison = compare(copy)
+    assert (comparison.passed, comparison.recorded_adapter, comparison.kind) == (False, False, "merged")
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_rounded_weights_are_proven_in_their_own_dtype(
+    run: RunResult, one: Path, tmp_path: Path, dtype: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [
+        "merge",
+        run.output,
+        tmp_path / "out",
+        "--base",
+        run.base_folder,
+        "--golden",
+        one,
+        "--dtype",
+        dtype,
+        "--json",
+    ]
+    assert cli.main([str(word) for word in words]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["output"] == str(tmp_path / "out")
+    assert said["parent"]["merge_dtype"] == dtype
+    assert 0 < said["parent"]["max_abs_logit_difference"] < 1
+    assert {tensor.dtype for tensor in load_file(tmp_path / "out" / WEIGHTS).values()} == {getattr(torch, dtype)}
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == dtype
+    [transcript] = load_folder(tmp_path / "out" / TRANSCRIPTS)
+    assert transcript.precision == {"bfloat16": "bf16", "float16": "fp16"}[dtype]
+    assert compare(tmp_path / "out").tiers["exact"] == 1
+
+
+@pytest.mark.parametrize(
+    "lora",
+    [{"rslora": True, "dora": True}, {"modules_to_save": ["lm_head"], "target_modules": ["q_proj", "down_proj"]}],
+)
+def test_a_run_without_transcripts_is_proven_with_its_rendered_row(
+    base: Path, tmp_path: Path, lora: dict[str, Any]
+) -> None:
+    write_rows(tmp_path / "rows.jsonl")
+    train(parse_recipe(recipe_data(base, lora=lora, training={"steps": 3}), folder=tmp_path))
+    done = merge(tmp_path / "out", tmp_path / "merged", base)
+    assert done.manifest["parent"]["prompts"] == 1
+    assert done.manifest["parent"]["max_abs_logit_difference"] < 1e-3
+    assert [one.case for one in load_folder(tmp_path / "merged" / TRANSCRIPTS)] == ["rendered_row"]
+    assert done.manifest["lora"] == load(tmp_path / "out").data["lora"]
+
+
+def test_a_sharded_base_and_its_generation_settings(run: RunResult, one: Path, tmp_path: Path) -> None:
+    base = tmp_path / "tiny"
+    model = load_base(run.base_folder, "fp32", "cpu")
+    model.save_pretrained(base, max_shard_size="9MB")
+    sharded = Path(shutil.copytree(run.output, tmp_path / "lora"))
+    declare(sharded, {**run.manifest, "base_weights_sha256": base_weights_sha256(base)})
+    done = merge(sharded, tmp_path / "out", golden=one)
+    assert done.base.samefile(base)  # beside the adapter, by its name
+    names = {file.name for file in (tmp_path / "out").glob("model*")}
+    assert names == {file.name for file in base.glob("model*")}
+    assert len(names) > 2
+    assert (tmp_path / "out" / "generation_config.json").read_bytes() == (base / "generation_config.json").read_bytes()
+    assert done.manifest["parent"]["max_abs_logit_difference"] < 1e-3
+    assert {fact.state for fact in verify(tmp_path / "out", base=base, parent=sharded)} == {"match", "not available"}
+
+
+def edit(file: Path, **changes: Any) -> None:
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+
+
+def test_the_base_in_the_wrong_dtype_or_scale_fails_the_proof(
+    run: RunResult, one: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["merge", str(run.output), str(tmp_path / "out"), "--base", str(run.base_folder), "--golden", str(one)]
+    monkeypatch.setattr("pytest_mistral_lora.training.merge.merging.plan", lambda *given: {})
+    assert cli.main(words) == 1
+    said = capsys.readouterr().err
+    assert "from those of base and adapter; expected at most 0.01, which rounding to float32 explains" in said
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setattr(proof, "FARTHEST", {"float32": 1e9})
+    assert cli.main(words) == 1
+    said = capsys.readouterr().err
+    assert "1 of 1 prompts are answered otherwise\n  row-0004: " in said
+    assert "token 0: recorded" in said
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_near_tie_is_recorded_and_said(
+    run: RunResult, one: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A tie that falls otherwise cannot be made at will: every difference is taken for one."""
+    monkeypatch.setattr("pytest_mistral_lora.training.merge.merging.plan", lambda *given: {})
+    monkeypatch.setattr(proof, "FARTHEST", {"float32": 1e9})
+    monkeypatch.setattr("pytest_mistral_lora.training.answers.judging._tier", lambda *given: "equivalent")
+    done = merge(run.output, tmp_path / "out", run.base_folder, golden=one)
+    assert (done.manifest["parent"]["greedy_equal"], done.manifest["parent"]["near_ties"]) == (False, 1)
+    assert done.notes == ("1 of 1 answers differ, from a token on that base and adapter hardly prefer.",)
+
+
+def refused(adapter: Path, output: Path, base: Path | None = None, **options: Any) -> str:
+    with pytest.raises(InputError) as caught:
+        merge(adapter, output, base, **options)
+    assert caught.value.exit_code == 2
+    assert not output.exists() or output.is_dir()
+    return str(caught.value)
+
+
+def test_a_merged_model_is_taken_for_no_adapter_and_for_no_base(
+    run: RunResult, merged: Merged, adapter: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = refused(merged.output, tmp_path / "again", run.base_folder)
+    assert "a merged model (kind merged in its manifest.json): its adapter is in the weights already" in said
+    assert "Name the folder that it was merged from." in said
+    said = refused(run.output, tmp_path / "twice", merged.output)
+    assert "a merged model (kind merged in its manifest.json), which has an adapter in its weights" in said
+    assert f"expected tiny with {run.manifest['base_weights_sha256']}, which the adapter was trained on" in said
+    assert cli.main(["smoke", str(run.output), "--base", str(merged.output)]) == 2
+    assert "which has an adapter in its weights" in capsys.readouterr().err
+    assert cli.main(["verify", str(run.output), "--base", str(merged.output)]) == 1
+    assert ", of a merged model; recorded" in capsys.readouterr().out
+    (adapter / "manifest.json").unlink()
+    assert cli.main(["smoke", str(adapter), "--base", str(merged.output)]) == 2
+    assert "which has an adapter in its weights" in capsys.readouterr().err
+
+
+def test_another_base_is_refused(run: RunResult, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(run.base_folder, tmp_path / "other"))
+    tensors = load_file(other / WEIGHTS)
+    tensors["model.norm.weight"][0] += 1e-3
+    save_file(tensors, other / WEIGHTS)
+    assert "which the adapter was trained on. Give that base with --base." in refused(run.output, tmp_path / "x", other)
+
+
+def test_a_quantised_base_is_refused_before_its_weights_are_read(run: RunResult, tmp_path: Path) -> None:
+    base = Path(shutil.copytree(run.base_folder, tmp_path / "quantised"))
+    edit(base / "config.json", quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True})
+    (base / WEIGHTS).unlink()
+    said = refused(run.output, tmp_path / "out", base)
+    assert "the base is quantised (bitsandbytes): an adapter cannot be added to packed weights" in said
+
+
+def test_there_is_nothing_to_dequantise_in_a_full_base(run: RunResult, tmp_path: Path) -> None:
+    said = refused(run.output, tmp_path / "out", run.base_folder, dequantize=True)
+    assert "neither the base nor its training was quantised" in said
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(find_spec("bitsandbytes") is not None, reason="bitsandbytes is installed here")
+def test_a_library_that_is_not_there_is_said(adapter: Path, run: RunResult, tmp_path: Path) -> None:
+    declare(adapter, {**run.manifest, "training": {**run.manifest["training"], "quantization": "nf4"}})
+    said = refused(adapter, tmp_path / "out", run.base_folder, dequantize=True)
+    assert "cannot be dequantised: " in said
+    assert "bitsandbytes" in said
+    assert [path.name for path in tmp_path.iterdir()] == ["lora"]
+
+
+def test_an_adapter_without_a_whole_record_is_refused(adapter: Path, run: RunResult, tmp_path: Path) -> None:
+    manifest = adapter / "manifest.json"
+    data = json.loads(manifest.read_text())
+    manifest.write_text(
+        json.dumps({key: data[key] for key in ("base", "revision", "base_weights_sha256", "dataset_sha256", "seed")})
+    )
+    assert "a manifest of version 0, which does not record" in refused(adapter, tmp_path / "out", run.base_folder)
+    manifest.unlink()
+    said = refused(adapter, tmp_path / "out", run.base_folder)
+    assert "no manifest.json: what the adapter was made of is not recorded" in said
+
+
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "adapter_config.json", "tokenizer.model.v3"])
+def test_an_adapter_that_is_not_as_it_was_saved_is_refused(
+    adapter: Path, run: RunResult, tmp_path: Path, name: str
+) -> None:
+    data = bytearray((adapter / name).read_bytes())
+    data[-9] ^= 1
+    (adapter / name).write_bytes(bytes(data))
+    said = refused(adapter, tmp_path / "out", run.base_folder)
+    assert f"files.{name}.sha256 is" in said
+    assert "mistral-lora verify" in said
+
+
+def test_without_prompts_there_is_no_proof(adapter: Path, run: RunResult, tmp_path: Path) -> None:
+    shutil.rmtree(adapter / TRANSCRIPTS)
+    (adapter / "rendered_row.json").unlink()
+    kept = {name: entry for name, entry in run.manifest["files"].items() if (adapter / name).is_file()}
+    declare(adapter, {**run.manifest, "files": kept})
+    said = refused(adapter, tmp_path / "out", run.base_folder)
+    assert "there is no prompt to prove the merged model with. Give transcripts with --golden." in said
+
+
+def test_help_lists_the_verb_and_its_options(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(["--help"])
+    assert "merge" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(["merge", "--help"])
+    said = capsys.readouterr().out
+    assert all(option in said for option in ("--dtype", "--golden", "--dequantise", "--json", "mistral-lora merge"))

@@ -1,0 +1,92 @@
+"""Merges that end early, or that have nowhere to go: the output is whole or absent, and what was there stays."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from refusing_disks import largest_file, read_only_folder, without_privileges
+
+from pytest_mistral_lora.errors import DiskError, InputError
+from pytest_mistral_lora.records.files import listing
+from pytest_mistral_lora.records.transcripts import TRANSCRIPTS
+from pytest_mistral_lora.training.merge import merging
+from pytest_mistral_lora.training.merge.merging import merge
+from pytest_mistral_lora.training.run import RunResult
+
+
+@pytest.fixture
+def one(run: RunResult) -> Path:
+    return run.output / TRANSCRIPTS / "row-0004.json"
+
+
+def test_an_output_that_exists_is_not_touched(run: RunResult, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine").write_text("mine")
+    with pytest.raises(InputError, match="out: exists already"):
+        merge(tmp_path / "no-adapter", tmp_path / "out", tmp_path / "no-base")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine"]
+
+
+@pytest.mark.parametrize("where", ["adapter", "base"])
+def test_an_output_inside_what_is_merged_is_refused(run: RunResult, where: str) -> None:
+    folder = {"adapter": run.output, "base": run.base_folder}[where]
+    before = listing(folder)
+    with pytest.raises(InputError, match=r"is inside .*, which a merge does not change"):
+        merge(run.output, folder / "sub" / "merged", run.base_folder)
+    assert listing(folder) == before
+
+
+def test_a_folder_that_may_not_be_written(run: RunResult) -> None:
+    denied = pytest.raises(InputError, match="cannot be written: Permission denied")
+    with read_only_folder() as folder, without_privileges(), denied:
+        merge(run.output, folder / "merged", run.base_folder)
+
+
+def test_a_disk_that_is_too_small_is_found_before_any_work(
+    run: RunResult, one: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full = shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: full)
+    monkeypatch.delattr(merging, "write_weights")
+    with pytest.raises(DiskError, match=r"the merged weights have 3\d.\d MB; 0.0 MB are free there. Nothing is left"):
+        merge(run.output, tmp_path / "out", run.base_folder, golden=one)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("size", [200_000, 20_000_000])
+def test_a_disk_that_is_full_leaves_nothing(run: RunResult, one: Path, tmp_path: Path, size: int) -> None:
+    before = listing(run.output)
+    with largest_file(size), pytest.raises(DiskError) as caught:
+        merge(run.output, tmp_path / "out", run.base_folder, golden=one)
+    assert "out: cannot be written: File too large" in str(caught.value)
+    assert "Nothing is left there. Make room, or name another output folder." in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+    assert listing(run.output) == before
+
+
+def killed(run: RunResult, one: Path, folder: Path, *points: int | str) -> str:
+    """Merge in processes that are killed at their k-th operation on a folder's files; return what is printed."""
+    script = Path(__file__).with_name("dying_merges.py")
+    words = [run.output, run.base_folder, one, folder, *points]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(
+        [sys.executable, str(script), *map(str, words)], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_killed_at_any_moment_the_output_is_whole_or_absent(run: RunResult, one: Path, tmp_path: Path) -> None:
+    before = listing(run.output)
+    assert killed(run, one, tmp_path, 3, 30) == ""
+    assert listing(run.output) == before
+
+
+@pytest.mark.slow
+def test_killed_at_every_operation_the_output_is_whole_or_absent(run: RunResult, one: Path, tmp_path: Path) -> None:
+    assert int(killed(run, one, tmp_path, "every")) > 30

@@ -1,0 +1,76 @@
+"""The weights of a merge pass through memory one tensor at a time, however large the base and its files are."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import MistralConfig, MistralForCausalLM
+
+from pytest_mistral_lora.training.adapter import peft_quiet
+
+STATUS = Path("/proc/self/status")
+MEASURED = """
+import sys
+from pathlib import Path
+
+import torch
+
+from pytest_mistral_lora.checkpoint.base import weight_files
+from pytest_mistral_lora.checkpoint.weights import Weights
+from pytest_mistral_lora.training.merge.plan import TENSORS, plan
+from pytest_mistral_lora.training.merge.stream import write_weights
+
+torch.set_num_threads(1)
+base, adapter, output = map(Path, sys.argv[1:4])
+weights, tensors = Weights(weight_files(base)), Weights([adapter / TENSORS])
+changes = plan(adapter, tensors, base, weights)
+output.mkdir()
+
+
+def peak():
+    [line] = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
+    return int(line.split()[1]) * 1024
+
+
+def growth(how):
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins again
+    before = peak()
+    how()
+    return peak() - before
+
+
+streamed = growth(lambda: write_weights(output, weights, tensors, changes, "float32"))
+whole = growth(lambda: {name: tensor.clone() for name, tensor in weights.items()})
+print(streamed, whole)
+"""
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A base of one file, and an adapter on all its layers."""
+    folder = tmp_path_factory.mktemp("large")
+    sizes = {"vocab_size": 512, "hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 10}
+    config = MistralConfig(**sizes, num_attention_heads=8, num_key_value_heads=8, head_dim=64, pad_token_id=None)
+    with peft_quiet(), torch.no_grad():
+        model = MistralForCausalLM(config)
+        model.save_pretrained(folder / "base")
+        adapted = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"))
+        adapted.save_pretrained(folder / "adapter", save_embedding_layers=False)
+    return folder / "base", folder / "adapter"
+
+
+@pytest.mark.skipif(not STATUS.is_file(), reason="no /proc: a process does not know its peak")
+def test_the_peak_is_far_below_the_size_of_the_model(large: tuple[Path, Path], tmp_path: Path) -> None:
+    size = (large[0] / "model.safetensors").stat().st_size
+    command = [sys.executable, "-c", MEASURED, *map(str, large), str(tmp_path / "out")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    streamed, whole = map(int, done.stdout.split())
+    assert streamed < size / 4 < size / 2 < whole, f"{streamed / 1e6:.0f} and {whole / 1e6:.0f} of {size / 1e6:.0f} MB"
