@@ -23,14 +23,13 @@ from pytest_mistral_lora.chat.rows import Row, parse_row, read_rows
 from pytest_mistral_lora.chat.template import ChatTemplate
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.errors import InputError
-from pytest_mistral_lora.records.hashing import sha256_file
 from pytest_mistral_lora.records.identity import is_held_out
 from pytest_mistral_lora.training.recipe import load_recipe
 
 ROOT = Path(__file__).parents[1]
 EXAMPLE = ROOT / "examples" / "chatterbot-smollm2"
 CLI = ("-m", "pytest_mistral_lora.cli")
-OUTPUTS = ("lora-out", "again")
+WHERE = ("--base", "build/base", "--dataset", "build/rows.jsonl")
 README = (EXAMPLE / "README.md").read_text(encoding="utf-8")
 
 CHATML = (
@@ -102,7 +101,7 @@ def test_the_readme_installs_what_the_script_asks_for(prepare: ModuleType) -> No
 
 def test_the_commands_of_the_readme_exist() -> None:
     ours = [words for words in commands(README) if as_module(words)]
-    assert {words[1] for words in ours} >= {"prepare.py", "train", "verify", "smoke"}
+    assert {words[1] for words in ours} >= {"prepare.py", "train", "verify", "smoke", "merge"}
     for words in ours:
         text = help_of(*(as_module(words) or ()))
         for option in (word for word in words if word.startswith("--")):
@@ -233,7 +232,7 @@ def test_dialogues_that_nearly_repeat_another_one_are_left_out(prepare: ModuleTy
 
 @pytest.fixture(scope="module")
 def real_run(prepare: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which the example was made, and trained twice."""
+    """A folder in which the example was made, trained and merged."""
     missing = missing_wheels(prepare)
     if missing:
         pytest.skip(f"not installed: {', '.join(missing)}")
@@ -241,14 +240,14 @@ def real_run(prepare: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> P
     for name in ("prepare.py", "recipe.yaml"):
         shutil.copy(EXAMPLE / name, folder)
     recipe = yaml.safe_load((folder / "recipe.yaml").read_text())
-    (folder / "again.yaml").write_text(yaml.safe_dump({**recipe, "output": "build/again"}))
     for _ in range(2):  # the second time finds everything made
         made = python("prepare.py", folder=folder)
         assert made.returncode == 0, made.stderr
         assert f"weights: SHA-256 {recipe['base']['weights_sha256']}" in made.stdout
-    for name in ("recipe.yaml", "again.yaml"):
-        trained = python(*CLI, "train", name, folder=folder)
-        assert trained.returncode == 0, trained.stderr
+    trained = python(*CLI, "train", "recipe.yaml", folder=folder)
+    assert trained.returncode == 0, trained.stderr
+    merged = python(*CLI, "merge", "build/lora-out", "build/merged", "--base", "build/base", folder=folder)
+    assert merged.returncode == 0, merged.stderr
     return folder
 
 
@@ -261,16 +260,36 @@ def test_the_held_out_loss_falls_by_one_in_thirty_steps_of_batch_four(real_run: 
 
 
 @pytest.mark.real
-def test_two_runs_give_the_same_adapter(real_run: Path) -> None:
-    first, second = (sha256_file(real_run / "build" / name / "adapter_model.safetensors") for name in OUTPUTS)
-    assert first == second
+def test_the_adapter_verifies_and_a_second_run_gives_the_same(real_run: Path) -> None:
+    verified = python(*CLI, "verify", "build/lora-out", *WHERE, "--rerun", "--json", folder=real_run)
+    assert verified.returncode == 0, verified.stdout + verified.stderr
+    facts = json.loads(verified.stdout)
+    assert {fact["state"] for fact in facts} == {"match"}
+    assert (facts[-1]["name"], facts[-1]["found"]) == ("rerun", "equal bit for bit")
 
 
 @pytest.mark.real
-def test_the_adapter_verifies(real_run: Path) -> None:
-    where = ("--base", "build/base", "--dataset", "build/rows.jsonl")
-    verified = python(*CLI, "verify", "build/lora-out", *where, folder=real_run)
+def test_the_merged_model_verifies_and_says_what_base_and_adapter_said(real_run: Path) -> None:
+    verified = python(*CLI, "verify", "build/merged", *WHERE, "--parent", "build/lora-out", "--json", folder=real_run)
     assert verified.returncode == 0, verified.stdout
+    assert {fact["state"] for fact in json.loads(verified.stdout)} == {"match"}
+    parent = json.loads((real_run / "build/merged/manifest.json").read_text())["parent"]
+    assert (parent["prompts"], parent["greedy_equal"]) == (3, True)
+    assert parent["max_abs_logit_difference"] < 1e-2
+    asked = python(*CLI, "smoke", "build/merged", "--golden", "build/lora-out/transcripts", "--json", folder=real_run)
+    assert asked.returncode == 0, asked.stdout + asked.stderr
+    assert json.loads(asked.stdout)["tiers"] == {"exact": 3, "equivalent": 0, "different": 0}
+
+
+@pytest.mark.real
+def test_the_notes_say_what_the_run_came_to(real_run: Path) -> None:
+    loss = json.loads((real_run / "build/lora-out/manifest.json").read_text())["evaluation"][0]["results"]
+    for folder, deployed in (("lora-out", "Deployed as an adapter"), ("merged", "Deployed merged, in float32")):
+        note = (real_run / "build" / folder / "DECISION.md").read_text()
+        assert deployed in note
+        assert f"{loss['held-out loss, after']:.6g}" in note
+        card = (real_run / "build" / folder / "README.md").read_text()
+        assert "base_model: SmolLM2-135M-Instruct-Q4_1\n" in card
 
 
 @pytest.mark.real
