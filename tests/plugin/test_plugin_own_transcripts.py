@@ -19,11 +19,13 @@ from pytest_mistral_lora.chat.oracle import shipped_tokenizer
 from pytest_mistral_lora.chat.rows import read_rows
 from pytest_mistral_lora.checkpoint.tiny import write_tiny_base
 from pytest_mistral_lora.cli import main
+from pytest_mistral_lora.records.diff import diff
 from pytest_mistral_lora.records.identity import base_weights_sha256
 from pytest_mistral_lora.records.transcripts import load
 from pytest_mistral_lora.training.answers.golden import Adapted
 from pytest_mistral_lora.training.answers.judging import TOLERANCES
 from pytest_mistral_lora.training.answers.recording import Question, ask
+from pytest_mistral_lora.training.merge.merging import merge
 from pytest_mistral_lora.training.recipe import parse_recipe
 from pytest_mistral_lora.training.run import train
 
@@ -270,6 +272,23 @@ def test_two_adapters_are_asked_one_after_the_other(own: Run, here: Path) -> Non
     ]
     assert load(_file(here)).text != load(_file(here, target="other")).text == "Seven is prime."
     assert own(both[0]).parseoutcomes()["passed"] == 2
+
+
+def test_a_merged_model_records_its_own_answers(golden: Run, here: Path) -> None:
+    merge(here / "lora", here / "whole", here / "base")
+    words = ("--mistral-adapter=whole", "--mistral-golden-dir=goldens", "-k", "transcript::own-")
+    assert _lines(golden(*words, "--mistral-golden-update"), "golden ") == [
+        f"golden created: {_file(here, target='whole')}"
+    ]
+    recorded = load(_file(here, target="whole"))
+    assert (recorded.text, recorded.model["kind"]) == ("Seven is prime.", "merged")
+    judged = golden(*words, "--mistral-strict")
+    assert _lines(judged, "answers of") == ["answers of whole: 1 exact, 0 equivalent, 0 different"]
+    merge(here / "lora", here / "half", here / "base", dtype="bfloat16")
+    found = diff(here / "whole", here / "half")
+    assert ("record", "$.parent.merge_dtype") in {(fact.group, fact.path) for fact in found.facts}
+    assert not isinstance(found.tensors, str)
+    assert found.tensors.compared == found.tensors.different > 20
 
 
 def test_transcripts_of_no_target_are_said(own: Run, here: Path) -> None:

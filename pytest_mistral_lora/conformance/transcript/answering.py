@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Answering:
-    """An adapter under judgement.
+    """An adapter, or a merged model, under judgement.
 
     Attributes:
-        folder: The adapter's folder.
+        folder: Its folder.
         given: The base that the user named, or None.
         device: Where the model runs: `auto`, `cpu` or `cuda`.
     """
@@ -30,11 +30,11 @@ class Answering:
     @cached_property
     def base(self) -> Base:
         """The base, where it is at hand; a merged model is its own."""
-        return Base(self.folder) if self.is_merged else find_base(self.given, self.folder)
+        return Base(self.folder) if self.merged else find_base(self.given, self.folder)
 
     @cached_property
-    def is_merged(self) -> bool:
-        """Whether the folder holds a merged model."""
+    def merged(self) -> bool:
+        """Whether it is a merged model."""
         from pytest_mistral_lora.records.merged import is_merged
 
         return is_merged(self.folder)
@@ -56,7 +56,7 @@ class Answering:
         """
         from pytest_mistral_lora.training.answers.golden import Adapted
 
-        return Adapted.find(self.folder, None if self.is_merged else self.base.folder, device=self.device)
+        return Adapted.find(self.folder, None if self.merged else self.base.folder, device=self.device)
 
     @property
     def model(self) -> Any:

@@ -182,7 +182,7 @@ class Judged:
         for one in self.transcripts if own else ():
             recorded = one.model["tensors_sha256"]
             if recorded != found:
-                says = f"the {'model' if self.answering.is_merged else 'adapter'}'s tensors have SHA-256 {found}"
+                says = f"the {'model' if self.answering.merged else 'adapter'}'s tensors have SHA-256 {found}"
                 foreign.append(Finding("ML803", says, self._place(one.case), f"{recorded}, as recorded"))
         return Result(tuple(foreign))
 
