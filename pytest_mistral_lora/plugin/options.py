@@ -7,7 +7,7 @@ from typing import Literal
 
 import pytest
 
-IniType = Literal["paths", "string", "bool", "int"]
+IniType = Literal["paths", "linelist", "string", "bool", "int"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +83,16 @@ ENCODED = Option(
     "PATH",
     repeatable=True,
 )
+RUNNER = Option(
+    "--mistral-runner",
+    "Judge what another trainer would train on: trl, axolotl, llamafactory, or the path of a script (*.py); "
+    "NAME=FILE names its own configuration, else the stock one is used. It gets the rows of each --mistral-recipe, or "
+    "the packaged rows with each --mistral-tokenizer. Repeatable. Replaces the embedded default.",
+    "mistral_runners",
+    "linelist",
+    "NAME[=FILE]",
+    repeatable=True,
+)
 GOLDEN_DIR = Option(
     "--mistral-golden-dir",
     "Your own goldens: rows in *.jsonl, and what was recorded of them under templates/<target>/. Repeatable.",
@@ -122,6 +132,7 @@ OPTIONS = (
     ADAPTER,
     BASE,
     ENCODED,
+    RUNNER,
     GOLDEN_DIR,
     UPDATE,
     SKIP_TRAINING,

@@ -91,6 +91,7 @@ class Suite:
             recipes=given.recipes,
             adapters=given.adapters,
             encoded=given.encoded,
+            runners=given.runners,
             base=given.base,
         )
         yield from collect(targets, settings)
