@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,10 +18,12 @@ from pytest_mistral_lora.records.files import write_text
 from pytest_mistral_lora.records.goldens import packaged_cases
 from pytest_mistral_lora.runners.environments import interpreter
 from pytest_mistral_lora.runners.output import read_output
-from pytest_mistral_lora.runners.process import run_limited, shown
+from pytest_mistral_lora.runners.process import Ended, run_limited, shown
 from pytest_mistral_lora.runners.runner import TIME_LIMIT, Runner
 from pytest_mistral_lora.runners.staging import stage_checkpoint
 
+_ROWS, _ENCODED = "rows.jsonl", "encoded.jsonl"
+_CHECKPOINT, _HOME, _TEMPORARY = "checkpoint", "home", "tmp"
 _QUIET = {
     "HF_HUB_OFFLINE": "1",
     "CUDA_VISIBLE_DEVICES": "",
@@ -93,27 +96,36 @@ def extract(
     chosen = config or runner.config
     if not chosen.exists():
         raise RunnerError("no such file", place=str(chosen), expected=f"a configuration of {runner.title}")
+    found_python = python or interpreter(runner)
     with tempfile.TemporaryDirectory(prefix=f"mistral-{runner.name}-") as temporary:
         work = Path(temporary)
-        for name in ("checkpoint", "home", "tmp"):
-            (work / name).mkdir()
-        stage_checkpoint(CheckpointTokenizer(tokenizer), work / "checkpoint")
-        # in ASCII: a script that splits the text into lines must not split at a line separator within a row
-        write_text(work / "rows.jsonl", "".join(f"{json.dumps(row.to_json())}\n" for row in rows))
-        command: list[str | Path] = [python or interpreter(runner), runner.script.absolute()]
-        command += ["--rows", work / "rows.jsonl", "--checkpoint", work / "checkpoint"]
-        command += ["--config", chosen.absolute(), "--output", work / "encoded.jsonl"]
-        ended = run_limited(command, seconds=time_limit, folder=Path.cwd(), environment=_environment(work))
-        if ended.code:
-            raise RunnerError(
-                f"{runner.title} ends with exit code {ended.code}: {ended.last_line}{shown(ended.tail)}",
-                place=str(chosen),
-            )
-        result = read_output(work / "encoded.jsonl", len(rows))
-    lines = list(result.lines(rows))
-    write_text(output, "".join(f"{line}\n" for line in lines))
-    refused = sum("input_ids" not in result.records.get(number, {}) for number in range(len(rows)))
-    return Extraction(output, chosen, result.environment, refused, ended.tail)
+        _stage(work, rows, tokenizer)
+        ended = _run(runner, work, chosen, found_python, time_limit)
+        made = read_output(work / _ENCODED, len(rows))
+    write_text(output, "".join(f"{line}\n" for line in made.lines(rows)))
+    refused = sum("input_ids" not in made.records.get(number, {}) for number in range(len(rows)))
+    return Extraction(output, chosen, made.environment, refused, ended.tail)
+
+
+def _stage(work: Path, rows: Sequence[Row], tokenizer: Path) -> None:
+    """Put into an empty folder what a script is given, and folders for what the runner writes beside."""
+    for name in (_CHECKPOINT, _HOME, _TEMPORARY):
+        (work / name).mkdir()
+    stage_checkpoint(CheckpointTokenizer(tokenizer), work / _CHECKPOINT)
+    # in ASCII: a script that splits the text into lines must not split at a line separator within a row
+    write_text(work / _ROWS, "".join(f"{json.dumps(row.to_json())}\n" for row in rows))
+
+
+def _run(runner: Runner, work: Path, config: Path, python: Path, time_limit: float) -> Ended:
+    command: list[str | Path] = [python, runner.script.absolute(), "--config", config.absolute()]
+    for option, name in (("--rows", _ROWS), ("--checkpoint", _CHECKPOINT), ("--output", _ENCODED)):
+        command += [option, work / name]
+    environment = _environment(work, python)
+    ended = run_limited(command, seconds=time_limit, folder=Path.cwd(), environment=environment)
+    if ended.code:
+        found = f"{runner.title} ends with exit code {ended.code}: {ended.last_line}{shown(ended.tail)}"
+        raise RunnerError(found, place=str(config))
+    return ended
 
 
 def packaged_rows(oracle: Oracle) -> list[Row]:
@@ -121,8 +133,12 @@ def packaged_rows(oracle: Oracle) -> list[Row]:
     return [case.row for case in packaged_cases() if oracle.version in case.versions]
 
 
-def _environment(work: Path) -> dict[str, str]:
-    """Return the runner's environment variables: caches and temporary files go where they are removed with the rest."""
-    home = str(work / "home")
-    own = {"HF_HOME": home, "HF_DATASETS_CACHE": f"{home}/datasets", "TMPDIR": str(work / "tmp")}
-    return {**os.environ, **_QUIET, **own}
+def _environment(work: Path, python: Path) -> dict[str, str]:
+    """Return the runner's environment variables: caches and temporary files go where they are removed with the rest.
+
+    What this Python is told to import from elsewhere is not for another one.
+    """
+    home = str(work / _HOME)
+    own = {"HF_HOME": home, "HF_DATASETS_CACHE": f"{home}/datasets", "TMPDIR": str(work / _TEMPORARY)}
+    dropped = () if python == Path(sys.executable) else ("PYTHONPATH", "PYTHONHOME")
+    return {**{name: value for name, value in os.environ.items() if name not in dropped}, **_QUIET, **own}
