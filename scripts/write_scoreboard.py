@@ -102,7 +102,7 @@ class Recorded:
     @classmethod
     def read(cls, file: Path, tokenizer: str) -> Recorded:
         """Read a record."""
-        head, *lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        head, *lines = read_lines(file)
         return cls(tokenizer, head["environment"], head["refused"], {line.pop("case"): line for line in lines})
 
     @cached_property
@@ -116,6 +116,12 @@ class Recorded:
             yield Finding("ML502", f"the row was dropped: {line['error']}", case.name, row=case.row.to_jsonl())
         else:
             yield from row_findings(case.row, line["input_ids"], line["labels"], oracle(self.tokenizer))
+
+
+def read_lines(file: Path) -> list[dict[str, Any]]:
+    """Return the values of a JSON Lines file."""
+    with file.open(encoding="utf-8") as lines:
+        return [json.loads(line) for line in lines]
 
 
 @cache
@@ -150,7 +156,7 @@ def record(column: Column, tokenizer: str) -> None:
             head["refused"] = error.found.splitlines()[0].removesuffix("; it printed last:")
         else:
             head["environment"] = dict(made.environment)
-            lines = [json.loads(line) for line in made.file.read_text(encoding="utf-8").splitlines()]
+            lines = read_lines(made.file)
     kept = [
         {"case": case.name, **{key: line[key] for key in ("error", "input_ids", "labels") if key in line}}
         for case, line in zip(named, lines, strict=False)
