@@ -23,6 +23,8 @@ def write(
     for outcome in outcomes:
         if "golden" in outcome["facts"]:
             terminal.write_line(f"golden {outcome['facts']['written']}: {outcome['facts']['golden']}")
+        if "ran under" in outcome["facts"]:
+            terminal.write_line(f"{outcome['target']} ran under {outcome['facts']['ran under']}")
     for line in _known(outcomes):
         terminal.write_line(line)
     for line in _notes(outcomes):
