@@ -41,6 +41,7 @@ supervised_tokens, findings and classes (rule, class and count of each)."""
 _TRAINING = "pytest_mistral_lora.training"
 _OWN_COMMANDS = {
     "train": (f"{_TRAINING}.__main__", "train a recipe's adapter (recipe.yaml)"),
+    "runner": ("pytest_mistral_lora.runners.runner_command", "make the environments of other trainers"),
     "smoke": (f"{_TRAINING}.answers.smoke_command", "load an adapter afresh, and compare with transcripts"),
     "merge": (f"{_TRAINING}.merge.command", "add an adapter to its base's weights, and prove the merged model"),
 }
@@ -101,10 +102,19 @@ def _add_tokenizer(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
         "--tokenizer",
         required=True,
-        type=Path,
+        type=_tokenizer,
         metavar="PATH",
-        help="checkpoint folder, tekken.json or tokenizer.model.vN",
+        help="checkpoint folder, tekken.json, tokenizer.model.vN, or the name of a shipped one (spm-v3)",
     )
+
+
+def _tokenizer(text: str) -> Path:
+    path = Path(text)
+    if path.exists():
+        return path
+    from pytest_mistral_lora.chat.oracle import SHIPPED, shipped_tokenizer
+
+    return shipped_tokenizer(text) if text in SHIPPED else path
 
 
 def _add_check(verbs: Any) -> None:
@@ -174,8 +184,12 @@ def _render(given: argparse.Namespace) -> int:
 
 
 def _add_audit(verbs: Any) -> None:
+    from pytest_mistral_lora.runners.audit_options import add_options
+
     verb = _verb(verbs, "audit", _audit, "hold a trainer's encoded rows (input_ids and labels) against mistral-common")
-    verb.add_argument("rows", type=Path, help="encoded-rows JSONL: row, messages or conversations, input_ids, labels")
+    verb.add_argument(
+        "rows", type=Path, nargs="?", help="encoded-rows JSONL: row, messages or conversations, input_ids, labels"
+    )
     _add_tokenizer(verb)
     verb.add_argument(
         "--dataset",
@@ -186,6 +200,7 @@ def _add_audit(verbs: Any) -> None:
         help="chat JSONL file that the rows come from, in order (repeatable): what is missing or changed is said",
     )
     verb.add_argument("--show", type=int, default=5, metavar="N", help="findings of a class to print (default 5)")
+    add_options(verb)
     verb.epilog = f"{_AUDIT_JSON} {_EXITS}"
 
 
@@ -193,9 +208,11 @@ def _audit(given: argparse.Namespace) -> int:
     from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
     from pytest_mistral_lora.conformance.encoded.audit import Audit
     from pytest_mistral_lora.conformance.encoded.audit_report import write_json, write_text
+    from pytest_mistral_lora.runners.audit_options import encoded_rows
 
-    audit = Audit(given.rows, CheckpointTokenizer(given.tokenizer).oracle, tuple(given.dataset))
-    failed = write_json(audit, sys.stdout) if given.json else write_text(audit, sys.stdout, max(0, given.show))
+    with encoded_rows(given) as rows:
+        audit = Audit(rows, CheckpointTokenizer(given.tokenizer).oracle, tuple(given.dataset))
+        failed = write_json(audit, sys.stdout) if given.json else write_text(audit, sys.stdout, max(0, given.show))
     audit.raise_unreadable()
     return EXIT_FINDING if failed else EXIT_OK
 

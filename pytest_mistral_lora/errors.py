@@ -103,6 +103,10 @@ class PinError(InputError):
     """A base model whose exact revision is not given, not present or not allowed."""
 
 
+class RunnerError(InputError):
+    """Another trainer whose rows cannot be had: it is not there, it hangs, or it refuses its configuration."""
+
+
 class RecipeError(InputError):
     """A recipe that cannot be run as written."""
 

@@ -141,7 +141,7 @@ def test_audit_and_check_work_as_shown(checkpoint: Path, tmp_path: Path) -> None
     shutil.copy(goldens_folder() / "training" / "conversations.jsonl", tmp_path / "rows.jsonl")
     encoded = run(*cli, "render", "rows.jsonl", "--tokenizer", checkpoint, "--json", folder=tmp_path).stdout
     (tmp_path / "encoded.jsonl").write_text(encoded)
-    [line] = [line for line in "\n".join(fences("console")).splitlines() if "mistral-lora audit" in line]
+    [line] = [line for line in "\n".join(fences("console")).splitlines() if "mistral-lora audit encoded" in line]
     assert run(*cli, *line.split()[2:], folder=tmp_path).returncode == 0
     (tmp_path / "encoded.jsonl").write_text("".join(encoded.splitlines(keepends=True)[1:]))
     assert "ML502" in run(*cli, *line.split()[2:], folder=tmp_path).stdout

@@ -14,7 +14,9 @@ from pytest_mistral_lora.errors import NoOracleError, NoTemplateError, PinError,
 ROOT = "mistral-golden"
 """First part of every node id."""
 
-Subject = Literal["tokenizer", "template", "mask", "dataset", "encoded", "adapter", "manifest", "transcript", "train"]
+Subject = Literal[
+    "tokenizer", "template", "mask", "dataset", "encoded", "runner", "adapter", "manifest", "transcript", "train"
+]  # fmt: skip
 SUBJECTS: tuple[Subject, ...] = get_args(Subject)
 """Every subject, in the order in which its checks run."""
 

@@ -10,7 +10,8 @@ from pytest_mistral_lora.conformance.dataset import checks as dataset
 from pytest_mistral_lora.conformance.encoded import checks as encoded
 from pytest_mistral_lora.conformance.manifest import checks as manifest
 from pytest_mistral_lora.conformance.mask import checks as mask
-from pytest_mistral_lora.conformance.targets import AdapterTarget, EncodedTarget, RecipeTarget, Target
+from pytest_mistral_lora.conformance.runner import checks as runner
+from pytest_mistral_lora.conformance.targets import AdapterTarget, EncodedTarget, RecipeTarget, RunnerTarget, Target
 from pytest_mistral_lora.conformance.template import checks as template
 from pytest_mistral_lora.conformance.template import own_goldens
 from pytest_mistral_lora.conformance.tokenizer import checks as tokenizer
@@ -33,6 +34,8 @@ def collect(targets: Sequence[Target], settings: Settings) -> Iterator[Check]:
 def _checks(target: Target, settings: Settings) -> Iterator[Check]:
     if isinstance(target, EncodedTarget):
         yield from encoded.checks(target, settings)
+    elif isinstance(target, RunnerTarget):
+        yield from runner.checks(target, settings)
     elif isinstance(target, AdapterTarget):
         yield from adapter.checks(target, settings)
         yield from manifest.checks(target, settings)

@@ -9,6 +9,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pytest_mistral_lora.errors import RunnerError
+
 if TYPE_CHECKING:
     from pytest_mistral_lora.chat.oracle import Oracle
     from pytest_mistral_lora.chat.template import ChatTemplate
@@ -139,6 +141,68 @@ class EncodedTarget(Target):
 
 
 @dataclass(frozen=True)
+class RunnerTarget(Target):
+    """What another trainer would train on, for a recipe's rows or for the packaged ones; its path is the configuration.
+
+    Attributes:
+        runner: The runner's name, or the path of a script.
+        judge: The target whose tokenizer and rows it is given.
+    """
+
+    runner: str = ""
+    judge: Target = field(default_factory=lambda: Target(EMBEDDED_TRAINING))
+
+    @cached_property
+    def tokenizer(self) -> CheckpointTokenizer:
+        """The tokenizer that the runner is given."""
+        return self.judge.tokenizer
+
+    @property
+    def reads_packaged_rows(self) -> bool:
+        """Whether the runner is given the packaged rows."""
+        return not isinstance(self.judge, RecipeTarget)
+
+    @property
+    def dataset(self) -> tuple[Path, ...]:
+        """The recipe's training files; empty where there is no recipe."""
+        return tuple(self.judge.recipe.data.train) if isinstance(self.judge, RecipeTarget) else ()
+
+
+@dataclass(frozen=True, slots=True)
+class RunnerChoice:
+    """A runner as it is named: `NAME`, or `NAME=CONFIG` with the runner's own configuration file.
+
+    Attributes:
+        runner: Its name, or the path of a script.
+        config: The configuration, or None for the stock one.
+    """
+
+    runner: str
+    config: Path | None = None
+
+    @classmethod
+    def parse(cls, text: str, folder: Path) -> RunnerChoice:
+        """Return the choice that a text names; its paths are relative to a folder.
+
+        Raises:
+            RunnerError: If there is no such runner, or no such file.
+        """
+        from pytest_mistral_lora.runners.runner import RUNNERS, find_runner
+
+        name, _, config = text.partition("=")
+        runner = find_runner(name if name in RUNNERS else str(folder / name))
+        path = folder / config if config else None
+        if path is not None and not path.is_file():
+            raise RunnerError("no such file", place=str(path), expected=f"a configuration of {runner.title}")
+        return cls(name if name in RUNNERS else str(folder / name), path)
+
+    @property
+    def title(self) -> str:
+        """Its part of the target's name."""
+        return _name_of(Path(self.runner)).removesuffix(".py")
+
+
+@dataclass(frozen=True)
 class AdapterTarget(Target):
     """An adapter folder, or a merged model's.
 
@@ -178,6 +242,7 @@ def named_targets(
     recipes: Sequence[Path] = (),
     adapters: Sequence[Path] = (),
     encoded: Sequence[Path] = (),
+    runners: Sequence[RunnerChoice] = (),
     base: Path | None = None,
 ) -> list[Target]:
     """Return a target for each path, named after it; equal names get a number.
@@ -187,6 +252,7 @@ def named_targets(
         recipes: Recipe files.
         adapters: Adapter folders.
         encoded: Encoded-rows files; they are held to the first tokenizer or recipe.
+        runners: Runners; each is judged with every tokenizer and recipe, or else with an embedded tokenizer.
         base: The base checkpoint's folder of the adapters.
     """
     names: list[str] = []
@@ -197,8 +263,13 @@ def named_targets(
 
     targets: list[Target] = [Target(name(path), path, trains=True) for path in tokenizers]
     targets += [RecipeTarget(name(path), path, trains=True) for path in recipes]
-    judge = targets[0] if targets else Target(EMBEDDED_TRAINING)
-    targets += [EncodedTarget(name(path), path, judge=judge) for path in encoded]
+    judges = targets or [Target(EMBEDDED_TRAINING)]
+    targets = [*targets, *(EncodedTarget(name(path), path, judge=judges[0]) for path in encoded)]
+    targets += [
+        RunnerTarget(name(Path(f"{one.title}-{judge.name}")), one.config, runner=one.runner, judge=judge)
+        for one in runners
+        for judge in judges
+    ]
     targets += [AdapterTarget(name(path), path, base=base) for path in adapters]
     return targets
 

@@ -18,6 +18,7 @@ from pytest_mistral_lora.plugin.settings import PluginSettings
 if TYPE_CHECKING:
     from pytest_mistral_lora.conformance.checks import Check
     from pytest_mistral_lora.conformance.findings import Finding, Result
+    from pytest_mistral_lora.conformance.targets import RunnerChoice
     from pytest_mistral_lora.plugin.xfails import Xfail
 
 
@@ -115,12 +116,17 @@ class CheckItem(pytest.Item):
         words = ["pytest", "--mistral-golden"]
         folders = [("--mistral-golden-dir", path) for path in self.settings.golden_folders]
         words += [f"{flag}={self._as_typed(path)}" for flag, path in (*self.settings.target_paths, *folders)]
+        words += [f"--mistral-runner={self._runner_as_typed(choice)}" for choice in self.settings.runners]
         if self.check.subject == "mask":
             words += ["--mistral-examples", str(self.settings.examples)]
             words += [] if self.settings.seed is None else ["--mistral-seed", str(self.settings.seed)]
         if self.settings.strict:
             words.append("--mistral-strict")
         return shlex.join(words)
+
+    def _runner_as_typed(self, choice: RunnerChoice) -> str:
+        name = self._as_typed(Path(choice.runner)) if choice.runner.endswith(".py") else choice.runner
+        return name if choice.config is None else f"{name}={self._as_typed(choice.config)}"
 
     def _as_typed(self, path: Path) -> str:
         here = self.config.invocation_params.dir

@@ -7,7 +7,7 @@ from typing import Literal
 
 import pytest
 
-IniType = Literal["paths", "string", "bool", "int"]
+IniType = Literal["paths", "linelist", "string", "bool", "int"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +83,16 @@ ENCODED = Option(
     "PATH",
     repeatable=True,
 )
+RUNNER = Option(
+    "--mistral-runner",
+    "Judge what another trainer would train on: trl, axolotl, llamafactory, or the path of a script (*.py); "
+    "NAME=FILE names its own configuration, else the stock one is used. It gets the rows of each --mistral-recipe, or "
+    "the packaged rows with each --mistral-tokenizer. Repeatable. Replaces the embedded default.",
+    "mistral_runners",
+    "linelist",
+    "NAME[=FILE]",
+    repeatable=True,
+)
 GOLDEN_DIR = Option(
     "--mistral-golden-dir",
     "Your own goldens: rows in *.jsonl, how tokenizers render them under templates/<target>/, and what adapters answer "
@@ -123,6 +133,7 @@ OPTIONS = (
     ADAPTER,
     BASE,
     ENCODED,
+    RUNNER,
     GOLDEN_DIR,
     UPDATE,
     SKIP_TRAINING,

@@ -19,6 +19,7 @@ from pytest_mistral_lora.plugin.options import (
     RECIPE,
     REPORT,
     REQUIRE_MANIFEST,
+    RUNNER,
     SEED,
     SKIP_TRAINING,
     STRICT,
@@ -29,6 +30,7 @@ from pytest_mistral_lora.plugin.options import (
 )
 
 if TYPE_CHECKING:
+    from pytest_mistral_lora.conformance.targets import RunnerChoice
     from pytest_mistral_lora.plugin.xfails import Xfail
 
 _DEFAULT_EXAMPLES = 20
@@ -47,6 +49,7 @@ class PluginSettings:
         adapters: Adapter folders to judge.
         base: The base checkpoint's folder of the adapters, or None.
         encoded: Encoded-rows files to judge.
+        runners: Other trainers to judge.
         require_manifest: Whether an adapter folder without a manifest fails.
         golden_folders: The user's own goldens.
         update: Whether to record them instead of judging by them.
@@ -66,6 +69,7 @@ class PluginSettings:
     adapters: tuple[Path, ...]
     base: Path | None
     encoded: tuple[Path, ...]
+    runners: tuple[RunnerChoice, ...]
     require_manifest: bool
     golden_folders: tuple[Path, ...]
     update: bool
@@ -81,7 +85,7 @@ class PluginSettings:
     @property
     def names_targets(self) -> bool:
         """Whether any target is named: then the embedded default is not judged."""
-        return bool(self.tokenizers or self.recipes or self.adapters or self.encoded)
+        return bool(self.tokenizers or self.recipes or self.adapters or self.encoded or self.runners)
 
     @property
     def target_paths(self) -> tuple[tuple[str, Path], ...]:
@@ -108,6 +112,7 @@ def read(config: pytest.Config) -> PluginSettings:
         adapters=_paths(config, ADAPTER, folder=True),
         base=_base(config),
         encoded=_paths(config, ENCODED),
+        runners=_runners(config),
         require_manifest=bool(_ini_value(config, REQUIRE_MANIFEST)[0]),
         golden_folders=_golden_folders(config),
         update=bool(config.getoption(UPDATE.dest)),
@@ -183,13 +188,31 @@ def _recipes(config: pytest.Config) -> tuple[Path, ...]:
     return paths
 
 
+def _runners(config: pytest.Config) -> tuple[RunnerChoice, ...]:
+    values, where = _value(config, RUNNER)
+    if not values:
+        return ()
+    from pytest_mistral_lora.conformance.targets import RunnerChoice
+    from pytest_mistral_lora.errors import RunnerError
+
+    try:
+        return tuple(RunnerChoice.parse(value, _folder_of(config, RUNNER)) for value in values)
+    except RunnerError as error:
+        raise pytest.UsageError(f"{where}: {error}") from error
+
+
+def _folder_of(config: pytest.Config, option: Option) -> Path:
+    """Return the folder that the paths of a setting are relative to."""
+    given = config.getoption(option.dest) is not None
+    return config.invocation_params.dir if given or not config.inipath else config.inipath.parent
+
+
 def _path(config: pytest.Config, option: Option) -> tuple[Path | None, str]:
     """Return the one path of a setting, and where it was set; a path of the ini file is relative to that file."""
     value, where = _value(config, option)
     if not value:
         return None, where
-    given = config.getoption(option.dest) is not None
-    path = (config.invocation_params.dir if given or not config.inipath else config.inipath.parent) / value
+    path = _folder_of(config, option) / value
     if not path.exists():
         raise pytest.UsageError(f"{where}: no such file or folder: {path}")
     return path, where
@@ -216,7 +239,7 @@ def _xfails(config: pytest.Config) -> tuple[Xfail, ...]:
 
 def _expects_every_xfail(config: pytest.Config) -> bool:
     file, where = _value(config, XFAILS)
-    named_here = any(config.getoption(option.dest) for option in (TOKENIZER, RECIPE, ADAPTER, ENCODED))
+    named_here = any(config.getoption(option.dest) for option in (TOKENIZER, RECIPE, ADAPTER, ENCODED, RUNNER))
     return not file or where == XFAILS.flag or not named_here
 
 

@@ -96,6 +96,7 @@ class Suite:
             recipes=given.recipes,
             adapters=given.adapters,
             encoded=given.encoded,
+            runners=given.runners,
             base=given.base,
         )
 

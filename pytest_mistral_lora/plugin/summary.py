@@ -29,7 +29,7 @@ def write(
 
         for line in outcome_table(outcomes, terminal._tw.fullwidth if hasattr(terminal, "_tw") else 80):
             terminal.write_line(line)
-    for line in (*_answers(outcomes), *(_written(outcomes) if settings.update else ())):
+    for line in (*_answers(outcomes), *_ran_under(outcomes), *(_written(outcomes) if settings.update else ())):
         terminal.write_line(line)
     for line in _known(outcomes):
         terminal.write_line(line)
@@ -50,6 +50,12 @@ def _answers(outcomes: list[dict[str, Any]]) -> list[str]:
         f"answers of {target}: " + ", ".join(f"{count[tier]} {tier}" for tier in _TIERS)
         for target, count in tiers.items()
     ]
+
+
+def _ran_under(outcomes: list[dict[str, Any]]) -> list[str]:
+    """Return a line for each runner: the versions that it ran under."""
+    ran = ((outcome["target"], outcome["facts"].get("ran under")) for outcome in outcomes)
+    return [f"{target} ran under {versions}" for target, versions in dict.fromkeys(ran) if versions]
 
 
 def _written(outcomes: list[dict[str, Any]]) -> list[str]:

@@ -10,7 +10,7 @@ from plugin_rows import ROW
 
 from pytest_mistral_lora.conformance.checks import SUBJECTS, Settings
 from pytest_mistral_lora.conformance.collection import collect
-from pytest_mistral_lora.conformance.targets import EMBEDDED, named_targets
+from pytest_mistral_lora.conformance.targets import EMBEDDED, RunnerChoice, named_targets
 
 Run = Callable[..., pytest.RunResult]
 OwnRows = Callable[..., Path]
@@ -59,6 +59,7 @@ def test_named_targets_have_the_subjects_of_their_kind(tmp_path: Path) -> None:
         recipes=[paths["recipes"]],
         adapters=[paths["adapters"]],
         encoded=[paths["encoded"]],
+        runners=[RunnerChoice("trl")],
     )
     subjects = {target.name: {c.subject for c in collect([target], settings)} for target in targets}
     judged = {"tokenizer", "template", "mask", "train"}
@@ -67,11 +68,13 @@ def test_named_targets_have_the_subjects_of_their_kind(tmp_path: Path) -> None:
         "recipes": judged | {"dataset"},
         "adapters": {"adapter", "manifest", "transcript"},
         "encoded": {"encoded"},
+        "trl-tokenizers": {"runner"},
+        "trl-recipes": {"runner"},
     }
     assert set.union(*subjects.values()) == set(SUBJECTS)
     (tmp_path / "out").mkdir()
     [recipe] = named_targets(recipes=[paths["recipes"]])
-    assert {check.subject for check in collect([recipe], settings)} == set(SUBJECTS) - {"encoded"}
+    assert {check.subject for check in collect([recipe], settings)} == set(SUBJECTS) - {"encoded", "runner"}
 
 
 @pytest.mark.parametrize("argument", ["test_mine.py", ".", "test_mine.py::test_mine"])

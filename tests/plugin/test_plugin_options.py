@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from pytest_mistral_lora.chat.oracle import shipped_tokenizer
+from pytest_mistral_lora.conformance.targets import RunnerChoice
 from pytest_mistral_lora.plugin.options import OPTIONS
 from pytest_mistral_lora.plugin.settings import PluginSettings
 from pytest_mistral_lora.plugin.xfails import Xfail
@@ -22,6 +23,11 @@ GOOD: dict[str, tuple[str | None, str, Any]] = {
     "--mistral-adapter": ("bare", "adapters", lambda here: (here / "bare",)),
     "--mistral-base": ("own", "base", lambda here: here / "own"),
     "--mistral-encoded": ("own/rows.jsonl", "encoded", lambda here: (here / "own" / "rows.jsonl",)),
+    "--mistral-runner": (
+        "trl=own/rows.jsonl",
+        "runners",
+        lambda here: (RunnerChoice("trl", here / "own" / "rows.jsonl"),),
+    ),
     "--mistral-golden-dir": ("own", "golden_folders", lambda here: (here / "own",)),
     "--mistral-golden-skip-training": (None, "skip_training", lambda here: True),
     "--mistral-device": ("cpu", "device", lambda here: "cpu"),
@@ -42,6 +48,7 @@ DEFAULTS = {
     "adapters": (),
     "base": None,
     "encoded": (),
+    "runners": (),
     "require_manifest": False,
     "golden_folders": (),
     "update": False,
@@ -61,6 +68,10 @@ training: {{steps: 1, learning_rate: 1e-3, batch_size: 1, micro_batch_tokens: 1}
 output: out
 """
 NO_CUDA = f"cuda, but torch {torch.__version__} finds no CUDA device here"
+NO_RUNNER = (
+    "is no runner; expected one of trl, axolotl, llamafactory, "
+    "or the path of a script (*.py) that maps rows to encoded rows"
+)
 BAD = [
     ("--mistral-tokenizer", "nope", "no such file or folder: {here}/nope"),
     ("--mistral-recipe", "nope", "no such file or folder: {here}/nope"),
@@ -69,6 +80,8 @@ BAD = [
     ("--mistral-adapter", "tok.model.v3", "not a folder: {here}/tok.model.v3"),
     ("--mistral-base", "tok.model.v3", "not a folder: {here}/tok.model.v3"),
     ("--mistral-encoded", "nope", "no such file or folder: {here}/nope"),
+    ("--mistral-runner", "nope", f"'{{here}}/nope' {NO_RUNNER}"),
+    ("--mistral-runner", "trl=nope", "{here}/nope: no such file; expected a configuration of TRL"),
     ("--mistral-xfails", "nope", "no such file or folder: {here}/nope"),
     ("--mistral-golden-dir", "nope", "no such file or folder: {here}/nope"),
     ("--mistral-golden-dir", "tok.model.v3", "not a folder: {here}/tok.model.v3"),
@@ -86,6 +99,7 @@ BAD = [
 BAD_INI = [
     ("mistral_tokenizers = nope", "no such file or folder: {here}/nope"),
     ("mistral_recipes = nope", "no such file or folder: {here}/nope"),
+    ("mistral_runners = nope", f"'{{here}}/nope' {NO_RUNNER}"),
     ("mistral_base = nope", "no such file or folder: {here}/nope"),
     ("mistral_xfails = nope", "no such file or folder: {here}/nope"),
     ("mistral_require_manifest = maybe", "invalid truth value 'maybe'"),

@@ -102,10 +102,8 @@ class _Judge:
             elif marker in ("<s>", "</s>"):
                 yield Fault("ML521" if marker == "<s>" else "ML522", f"a {marker} is missing")
             else:
-                yield Fault(
-                    "ML533",
-                    f"{marker or 'a text'} is missing: a turn is lost, joined with another, or written without it",
-                )
+                lost = "is missing: a turn is lost, joined with another, or written without it"
+                yield self._other_turns(marker, lost)
 
     def _surplus(self, run: tuple[Part, ...]) -> Iterator[Fault]:
         for marker in _main_markers(run):
@@ -120,9 +118,14 @@ class _Judge:
             elif marker in ("<s>", "</s>"):
                 yield Fault("ML521" if marker == "<s>" else "ML522", f"a {marker} is there that does not belong there")
             else:
-                yield Fault(
-                    "ML533", f"{marker or 'a text'} is there once too often: a turn more, or one that is cut in two"
-                )
+                yield self._other_turns(marker, "is there once too often: a turn more, or one that is cut in two")
+
+    def _other_turns(self, marker: str, found: str) -> Fault:
+        """Return what is wrong with the turns; where there are as many, tools that stand elsewhere look like it."""
+        expected_count, found_count = (sum(p.marker == marker for p in side) for side in (self.expected, self.found))
+        if expected_count == found_count and any(part.marker == "[AVAILABLE_TOOLS]" for part in self.found):
+            return Fault("ML530", f"the tools stand on the other side of {marker or 'a text'}")
+        return Fault("ML533", f"{marker or 'a text'} {found}")
 
     def _lost_prompt(self, found: str) -> Fault:
         said = squeezed(_texts_of(self.found))
@@ -165,11 +168,13 @@ class _Judge:
             yield Fault(("ML528" if any(prompt in want for prompt in self._prompts) else "ML529"), shown)
 
     def _words(self, marker: str, want: str, have: str, shown: str) -> Iterator[Fault]:
-        prompts = [p for p in self._prompts if (p in want) != (p in have)] or self._moved_within(want, have)
+        prompts = [p for p in self._prompts if want.count(p) != have.count(p)] or self._moved_within(want, have)
         if prompts:
             yield from self._moved(prompts, want, have)
             for prompt in prompts:
-                want, have = want.replace(prompt, "", 1), have.replace(prompt, "", 1)
+                more = want.count(prompt) - have.count(prompt)
+                want = want if more < 0 else want.replace(prompt, "", 1)
+                have = have if more > 0 else have.replace(prompt, "", 1)
             if squeezed(want) == squeezed(have):
                 return
         extra = have.strip().removesuffix(want.strip()).strip()

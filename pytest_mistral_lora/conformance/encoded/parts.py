@@ -91,6 +91,9 @@ def hunks(expected: Sequence[Part], found: Sequence[Part]) -> list[Hunk]:
 
     Of long lists only the first `WINDOW` parts from the first difference on are compared.
     """
+    if [part.marker for part in expected] == [part.marker for part in found]:
+        differing = [(one, two) for one, two in zip(expected, found, strict=True) if one != two]
+        return [Hunk((one,), (two,), [(one, two)]) for one, two in differing[:WINDOW]]
     start = next((n for n, (a, b) in enumerate(zip(expected, found, strict=False)) if a != b), 0)
     one, two = expected[start : start + WINDOW], found[start : start + WINDOW]
     codes = [code for code in SequenceMatcher(None, one, two, autojunk=False).get_opcodes() if code[0] != "equal"]
@@ -113,5 +116,5 @@ def _matched(expected: tuple[Part, ...], found: tuple[Part, ...]) -> Hunk:
 
 
 def squeezed(text: str) -> str:
-    """Return a text without its whitespace."""
-    return "".join(text.split())
+    """Return a text without its whitespace, nor SentencePiece's sign for a space, which it decodes to one."""
+    return "".join(text.replace("▁", " ").split())

@@ -1,14 +1,12 @@
 """Encoded rows on disk: one folder for what was encoded once, of the same rows, by the same tokenizer, in the same way.
 
-Folders are below `$MISTRAL_LORA_CACHE`, or else below `mistral-lora` in the folder of the Hugging Face libraries
-(`$HF_HOME`, by default `~/.cache/huggingface`). Each can be removed at any time, and is made anew when it is needed.
+Folders are in the cache folder (`records/cache.py`). Each can be removed, and is made anew when needed.
 The `.arrow` files are Arrow streams: `datasets.Dataset.from_file` opens them.
 """
 
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,6 +20,7 @@ from filelock import FileLock, Timeout
 from pytest_mistral_lora import __version__
 from pytest_mistral_lora.checkpoint.backends import Encoder
 from pytest_mistral_lora.errors import InputError
+from pytest_mistral_lora.records.cache import cache_folder
 from pytest_mistral_lora.records.figures import Figures
 from pytest_mistral_lora.records.files import finished_folder, listing, read_json, write_json
 from pytest_mistral_lora.records.hashing import canonical_json, sha256_bytes, sha256_file
@@ -39,14 +38,6 @@ _log = logging.getLogger(__name__)
 Sides = tuple[tuple[RowTable, Figures], tuple[RowTable, Figures]]
 Sink = Callable[[Any], None]
 Encode = Callable[[tuple[Sink, Sink]], Encoded]
-
-
-def cache_folder() -> Path:
-    """Return the folder that holds the encoded rows of all runs."""
-    named = os.environ.get("MISTRAL_LORA_CACHE")
-    if named:
-        return Path(named).expanduser()
-    return Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser() / "mistral-lora"
 
 
 def cache_key(plan: Plan, encoder: Encoder, sha256: Sequence[str], held: Sequence[bool]) -> str:

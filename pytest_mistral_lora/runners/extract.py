@@ -1,0 +1,144 @@
+"""Extraction without training: rows, a tokenizer and a runner's own configuration in, encoded rows out."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pytest_mistral_lora.chat.oracle import Oracle
+from pytest_mistral_lora.chat.rows import Row
+from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
+from pytest_mistral_lora.errors import RunnerError
+from pytest_mistral_lora.records.files import write_text
+from pytest_mistral_lora.records.goldens import packaged_cases
+from pytest_mistral_lora.runners.environments import interpreter
+from pytest_mistral_lora.runners.output import read_output
+from pytest_mistral_lora.runners.process import Ended, run_limited, shown
+from pytest_mistral_lora.runners.runner import TIME_LIMIT, Runner
+from pytest_mistral_lora.runners.staging import stage_checkpoint
+
+_ROWS, _ENCODED = "rows.jsonl", "encoded.jsonl"
+_CHECKPOINT, _HOME, _TEMPORARY = "checkpoint", "home", "tmp"
+_QUIET = {
+    "HF_HUB_OFFLINE": "1",
+    "CUDA_VISIBLE_DEVICES": "",
+    "TOKENIZERS_PARALLELISM": "false",
+    "WANDB_MODE": "disabled",
+    "DO_NOT_TRACK": "1",
+    "AXOLOTL_DO_NOT_TRACK": "1",
+    "DISABLE_VERSION_CHECK": "0",
+    "PYTHONUNBUFFERED": "1",
+}
+"""Nothing is fetched, reported or put on a GPU."""
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """What a runner made of rows.
+
+    Attributes:
+        file: The encoded-rows file: a line for each row, in order.
+        config: The configuration that the runner read.
+        environment: Version by distribution, as the runner's own Python says them.
+        refused: How many rows have an error in place of ids.
+        log: The last lines that the runner printed.
+    """
+
+    file: Path
+    config: Path
+    environment: Mapping[str, str] = field(default_factory=dict)
+    refused: int = 0
+    log: str = ""
+
+    @property
+    def ran_under(self) -> str:
+        """A line that says which versions and which configuration the runner ran under."""
+        versions = ", ".join(f"{name} {version}" for name, version in self.environment.items())
+        return f"{versions or 'versions not said'}; configuration {self.config}"
+
+
+def extract(
+    runner: Runner,
+    rows: Sequence[Row],
+    tokenizer: Path,
+    output: Path,
+    *,
+    config: Path | None = None,
+    python: Path | None = None,
+    time_limit: float = TIME_LIMIT,
+) -> Extraction:
+    """Let a runner encode rows by its own code, and write what it made as encoded rows.
+
+    Of the runner's configuration only model, data, output, device and precision are replaced. It runs in the current
+    folder, which its relative paths are relative to.
+
+    Args:
+        runner: The runner.
+        rows: The rows.
+        tokenizer: A checkpoint folder or a single tokenizer file.
+        output: The encoded-rows file to write: each row once, in order; one that the runner dropped, refused or made
+            several sequences of has an `error`.
+        config: The runner's own configuration file; None for its defaults.
+        python: The Python of the environment that the runner is installed in; None for the one that `runner setup`
+            made, or, for a runner that is installed beside this package, this Python.
+        time_limit: Seconds that it may take.
+
+    Raises:
+        RunnerError: If the runner is not there, hangs, refuses its configuration or even a plain row, or writes
+            something that is not its contract.
+        TokenizerError: If the tokenizer cannot be loaded.
+    """
+    chosen = config or runner.config
+    if not chosen.exists():
+        raise RunnerError("no such file", place=str(chosen), expected=f"a configuration of {runner.title}")
+    found_python = python or interpreter(runner)
+    with tempfile.TemporaryDirectory(prefix=f"mistral-{runner.name}-") as temporary:
+        work = Path(temporary)
+        _stage(work, rows, tokenizer)
+        ended = _run(runner, work, chosen, found_python, time_limit)
+        made = read_output(work / _ENCODED, len(rows))
+    write_text(output, "".join(f"{line}\n" for line in made.lines(rows)))
+    refused = sum("input_ids" not in made.records.get(number, {}) for number in range(len(rows)))
+    return Extraction(output, chosen, made.environment, refused, ended.tail)
+
+
+def _stage(work: Path, rows: Sequence[Row], tokenizer: Path) -> None:
+    """Put into an empty folder what a script is given, and folders for what the runner writes beside."""
+    for name in (_CHECKPOINT, _HOME, _TEMPORARY):
+        (work / name).mkdir()
+    stage_checkpoint(CheckpointTokenizer(tokenizer), work / _CHECKPOINT)
+    # in ASCII: a script that splits the text into lines must not split at a line separator within a row
+    write_text(work / _ROWS, "".join(f"{json.dumps(row.to_json())}\n" for row in rows))
+
+
+def _run(runner: Runner, work: Path, config: Path, python: Path, time_limit: float) -> Ended:
+    command: list[str | Path] = [python, runner.script.absolute(), "--config", config.absolute()]
+    for option, name in (("--rows", _ROWS), ("--checkpoint", _CHECKPOINT), ("--output", _ENCODED)):
+        command += [option, work / name]
+    environment = _environment(work, python)
+    ended = run_limited(command, seconds=time_limit, folder=Path.cwd(), environment=environment)
+    if ended.code:
+        found = f"{runner.title} ends with exit code {ended.code}: {ended.last_line}{shown(ended.tail)}"
+        raise RunnerError(found, place=str(config))
+    return ended
+
+
+def packaged_rows(oracle: Oracle) -> list[Row]:
+    """Return the packaged rows that a tokenizer's version can encode."""
+    return [case.row for case in packaged_cases() if oracle.version in case.versions]
+
+
+def _environment(work: Path, python: Path) -> dict[str, str]:
+    """Return the runner's environment variables: caches and temporary files go where they are removed with the rest.
+
+    What this Python is told to import from elsewhere is not for another one.
+    """
+    home = str(work / _HOME)
+    own = {"HF_HOME": home, "HF_DATASETS_CACHE": f"{home}/datasets", "TMPDIR": str(work / _TEMPORARY)}
+    dropped = () if python == Path(sys.executable) else ("PYTHONPATH", "PYTHONHOME")
+    return {**{name: value for name, value in os.environ.items() if name not in dropped}, **_QUIET, **own}

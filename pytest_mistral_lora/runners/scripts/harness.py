@@ -1,0 +1,250 @@
+"""What the extraction scripts share. It imports nothing of this project: a script runs in the runner's environment.
+
+A script is a command that maps rows to encoded rows:
+
+    SCRIPT --rows ROWS.jsonl --checkpoint FOLDER --config FILE --output OUT.jsonl
+
+`OUT.jsonl` gets a line for what it runs under, `{"environment": {"trl": "1.16.0", ...}}`, and then one line for each
+row, in any order: `{"row": 0, "input_ids": [...], "labels": [...]}`, or `{"row": 0, "error": "..."}`. A configuration
+that the runner cannot use ends in an exit code other than 0, with the reason as the last line of stderr.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+MARK = "mistral_lora_row"
+"""The column that carries a row's number through the runner's own steps."""
+
+PLAIN = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}
+"""A row that no configuration has a reason to refuse."""
+
+
+class PackedError(Exception):
+    """The runner puts rows together into sequences: whatever it does with one row alone says nothing of that."""
+
+    def __init__(self) -> None:
+        super().__init__("rows are packed, and cannot be told apart; turn packing off in the configuration")
+
+
+class CapturedError(Exception):
+    """Ends the runner's command where its rows are ready; it is no failure."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """One call of the runner.
+
+    Attributes:
+        rows: Chat rows, each with its number under `MARK`.
+        checkpoint: Folder with the tokenizer and a tiny model.
+        config: The runner's own configuration.
+        folder: An empty folder for the files of this call.
+    """
+
+    rows: list[dict[str, Any]]
+    checkpoint: Path
+    config: Path
+    folder: Path
+
+    def rows_file(self, rows: list[dict[str, Any]] | None = None) -> Path:
+        """Write rows as a JSONL file of their own, and return it."""
+        file = self.folder / "data" / "train.jsonl"
+        file.parent.mkdir()
+        lines = [json.dumps(row) + "\n" for row in (self.rows if rows is None else rows)]
+        file.write_text("".join(lines), encoding="ascii")
+        return file
+
+
+Encoded = tuple[int, list[int], list[int]]
+Encode = Callable[[Task], list[Encoded]]
+
+
+def main(encode: Encode, packages: tuple[str, ...], notes: dict[str, str] | None = None) -> None:
+    """Run a script.
+
+    Args:
+        encode: Runs the runner's own code on a task, and returns number, ids and labels of each row that it made.
+        packages: Distributions whose versions are recorded.
+        notes: What else is recorded of the environment.
+    """
+    parser = argparse.ArgumentParser()
+    for name in ("rows", "checkpoint", "config", "output"):
+        parser.add_argument(f"--{name}", type=Path, required=True)
+    given = parser.parse_args()
+    sys.argv = sys.argv[:1]  # the runners read it
+    lines = given.rows.read_text(encoding="utf-8").split("\n")
+    rows = [{**json.loads(line), MARK: number} for number, line in enumerate(filter(None, lines))]
+    _keep_marks()
+    with given.output.open("w", encoding="utf-8") as output:
+        output.write(json.dumps({"environment": {**_versions(packages), **(notes or {})}}) + "\n")
+        for record in _Bisection(encode, given.checkpoint, given.config).records(rows):
+            output.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+
+def marked(dataset: Any) -> Any:
+    """Return a dataset of the runner whose rows still have their numbers.
+
+    Raises:
+        PackedError: If they have not.
+    """
+    if MARK not in dataset.column_names:
+        raise PackedError
+    return dataset
+
+
+def _versions(packages: tuple[str, ...]) -> dict[str, str]:
+    found = {"python": sys.version.split()[0]}
+    for name in packages:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+@dataclass(frozen=True)
+class _Bisection:
+    """Gives the rows to the runner at once; where it refuses them, in ever smaller files, until it is known which."""
+
+    encode: Encode
+    checkpoint: Path
+    config: Path
+
+    def records(self, rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        try:
+            made = self._run(rows)
+        except PackedError as error:
+            sys.exit(str(error))
+        except Exception as error:
+            reason = _reason(error)
+            traceback.print_exc()
+        else:
+            yield from self._made(rows, made)
+            return
+        plain = self._refusal_of_a_plain_row()
+        if plain:
+            sys.exit(f"a plain row is refused, too: {plain}")
+        sys.stderr.write(f"{len(rows)} rows are refused as one file, and are given again in smaller ones: {reason}\n")
+        yield from self._parts(rows, reason)
+
+    def _parts(self, rows: list[dict[str, Any]], reason: str) -> Iterator[dict[str, Any]]:
+        """Yield what comes of rows that are refused together."""
+        if len(rows) == 1:
+            yield {"row": rows[0][MARK], "error": reason}
+            return
+        for part in (rows[: len(rows) // 2], rows[len(rows) // 2 :]):
+            try:
+                made = self._run(part)
+            except Exception as error:
+                yield from self._parts(part, _reason(error))
+            else:
+                yield from self._made(part, made)
+
+    def _refusal_of_a_plain_row(self) -> str:
+        try:
+            self._run([{**PLAIN, MARK: 0}])
+        except Exception as error:
+            return _reason(error)
+        return ""
+
+    def _run(self, rows: list[dict[str, Any]]) -> list[Encoded]:
+        with tempfile.TemporaryDirectory() as folder:
+            return self.encode(Task(rows, self.checkpoint, self.config, Path(folder)))
+
+    def _made(self, rows: list[dict[str, Any]], made: list[Encoded]) -> Iterator[dict[str, Any]]:
+        by_number: dict[int, list[Encoded]] = {row[MARK]: [] for row in rows}
+        for one in made:
+            by_number[one[0]].append(one)
+        for number, found in by_number.items():
+            if len(found) == 1:
+                yield {"row": number, "input_ids": list(found[0][1]), "labels": list(found[0][2])}
+            elif found:
+                yield {"row": number, "error": f"{len(found)} sequences were made of it"}
+            else:
+                yield {"row": number, "error": "it was left out, without an error"}
+
+
+def _reason(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}"[:500]
+
+
+def _keep_marks() -> None:
+    """Let `Dataset.map` carry the numbers of the rows, whatever columns the runner removes."""
+    from datasets import Dataset
+
+    original, original_filter = Dataset.map, Dataset.filter
+
+    @functools.wraps(original)
+    def keeping(self: Any, function: Any = None, *args: Any, **options: Any) -> Any:
+        if MARK not in self.column_names or function is None:
+            return original(self, function, *args, **options)
+        removed = options.get("remove_columns")
+        if removed is not None:
+            options["remove_columns"] = [name for name in _as_list(removed) if name != MARK]
+        wrapped = _marking(function, batched=bool(options.get("batched")))
+        return original(self, wrapped, *args, **options)
+
+    @functools.wraps(original_filter)
+    def filtering(self: Any, *args: Any, **options: Any) -> Any:
+        Dataset.map = original  # what it asks of `map` is which rows to keep, and no columns
+        try:
+            return original_filter(self, *args, **options)
+        finally:
+            Dataset.map = keeping
+
+    Dataset.map, Dataset.filter = keeping, filtering
+
+
+def _as_list(names: Any) -> list[str]:
+    return [names] if isinstance(names, str) else list(names)
+
+
+def _marking(function: Any, *, batched: bool) -> Any:
+    """Return a function for `map` that gives what `function` gives, and the number of the row that it comes from."""
+
+    def one(row: Any, *args: Any, **options: Any) -> Any:
+        result = function(row, *args, **options)
+        if result is not None:
+            result[MARK] = row[MARK]
+        return result
+
+    def many(rows: Any, *args: Any, **options: Any) -> Any:
+        numbers = list(rows[MARK])
+        given = {name: list(rows[name]) for name in rows}
+        result = function(rows, *args, **options)
+        if result is not None:
+            made = _length(result)
+            same = made == len(numbers)
+            result[MARK] = numbers if same else _attributed(function, given, numbers, made, args, options)
+        return result
+
+    return many if batched else one
+
+
+def _attributed(
+    function: Any, rows: dict[str, list[Any]], numbers: list[int], made: int, args: Any, options: Any
+) -> list[int]:
+    """Return from which row each of the results comes, where they are fewer or more: each row is given again, alone."""
+    found: list[int] = []
+    for index, number in enumerate(numbers):
+        alone = function({name: values[index : index + 1] for name, values in rows.items()}, *args, **options)
+        found += [number] * _length(alone)
+    if len(found) != made:
+        raise PackedError
+    return found
+
+
+def _length(columns: Any) -> int:
+    return next((len(values) for name, values in columns.items() if name != MARK), 0)

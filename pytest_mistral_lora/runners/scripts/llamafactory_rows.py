@@ -1,0 +1,133 @@
+"""What `llamafactory-cli train FILE` would train on."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+from harness import MARK, CapturedError, Encoded, Task, main, marked
+
+_PACKAGES = ("llamafactory", "trl", "transformers", "tokenizers", "datasets", "mistral-common", "torch", "torchaudio")
+
+_SET = {
+    "stage": "sft",
+    "do_train": True,
+    "bf16": False,
+    "fp16": False,
+    "pure_bf16": False,
+    "report_to": "none",
+    "plot_loss": False,
+    "overwrite_cache": True,
+    "overwrite_output_dir": True,
+}
+"""What is another in each run, with another value: ids and labels do not depend on it."""
+_DROPPED = (
+    *("eval_dataset", "val_size", "adapter_name_or_path", "deepspeed", "fsdp", "fsdp_config", "flash_attn"),
+    *("resume_from_checkpoint", "quantization_bit", "model_revision", "tokenized_path", "do_eval", "do_predict"),
+    *("eval_strategy", "eval_steps", "per_device_eval_batch_size", "max_samples"),
+)
+"""What names other data, another model, or a GPU's kernel."""
+_FILE_KEYS = ("file_name", "hf_hub_url", "ms_hub_url", "om_hub_url", "script_url", "cloud_file_name", "subset", "split")
+
+
+def encode(task: Task) -> list[Encoded]:
+    """Return the rows of the dataset that LLaMA-Factory's own command builds."""
+    from llamafactory.train import tuner
+    from llamafactory.train.sft import workflow
+
+    dataset: Any = None
+
+    def stop(*args: Any, **options: Any) -> None:
+        nonlocal dataset
+        dataset = original(*args, **options)["train_dataset"]
+        raise CapturedError
+
+    original, workflow.get_dataset = workflow.get_dataset, stop
+    try:
+        tuner.run_exp(_config(task))
+    except CapturedError:
+        return [(row[MARK], row["input_ids"], row["labels"]) for row in marked(dataset)]
+    finally:
+        workflow.get_dataset = original
+    raise RuntimeError("LLaMA-Factory ended before it had its rows")
+
+
+def _config(task: Task) -> dict[str, Any]:
+    config = yaml.safe_load(task.config.read_text(encoding="utf-8")) or {}
+    names = config.get("dataset") or ""
+    names = [name.strip() for name in (names.split(",") if isinstance(names, str) else names)]
+    if len(names) != 1 or not names[0]:
+        raise ValueError(
+            f"dataset: {config.get('dataset')!r}; one dataset of dataset_info.json can be given other rows"
+        )
+    folder = Path(config.get("dataset_dir", "data"))
+    if not (folder / "dataset_info.json").is_file():
+        folder = task.config.parent / folder  # beside the configuration, where it is not in the current folder
+    info = json.loads((folder / "dataset_info.json").read_text(encoding="utf-8"))
+    if names[0] not in info:
+        raise ValueError(f"{names[0]!r} is not in {folder / 'dataset_info.json'}")
+    entry = {name: value for name, value in info[names[0]].items() if name not in _FILE_KEYS}
+    file = task.rows_file([_in_form(row, entry) for row in task.rows])
+    described = {names[0]: {**entry, "file_name": file.name}}
+    (file.parent / "dataset_info.json").write_text(json.dumps(described), encoding="utf-8")
+    own = {
+        "model_name_or_path": str(task.checkpoint),
+        "dataset_dir": str(file.parent),
+        "output_dir": str(task.folder / "out"),
+    }
+    return {name: value for name, value in {**config, **_SET, **own}.items() if name not in _DROPPED}
+
+
+def _in_form(row: dict[str, Any], entry: dict[str, Any]) -> dict[str, Any]:
+    """Return a row in the columns that `dataset_info.json` says, as LLaMA-Factory's own data folder describes them."""
+    formatting = entry.get("formatting", "alpaca")
+    if formatting not in ("sharegpt", "openai"):
+        raise ValueError(f"formatting: {formatting}; chat rows need sharegpt or openai")
+    columns = {"messages": "conversations", **entry.get("columns", {})}
+    messages = [_message(message, formatting, entry.get("tags", {})) for message in row["messages"]]
+    tools = json.dumps([tool["function"] for tool in row["tools"]]) if row.get("tools") else ""
+    described = {columns["tools"]: tools} if "tools" in columns else {}
+    return {columns["messages"]: messages, **described, MARK: row[MARK]}
+
+
+def _message(message: dict[str, Any], formatting: str, tags: dict[str, str]) -> dict[str, Any]:
+    role, content, calls = message["role"], message.get("content"), message.get("tool_calls")
+    names = {
+        "system": tags.get("system_tag", "system"),
+        "user": tags.get("user_tag", "human"),
+        "assistant": tags.get("assistant_tag", "gpt"),
+        "tool": tags.get("observation_tag", "observation"),
+    }
+    form = {tags.get("role_tag", "from"): names[role], tags.get("content_tag", "value"): content}
+    if calls and formatting == "openai":
+        return {**form, "tool_calls": calls}
+    if calls:
+        form[tags.get("role_tag", "from")] = tags.get("function_tag", "function_call")
+        form[tags.get("content_tag", "value")] = json.dumps([_call(one["function"]) for one in calls])
+    return form
+
+
+def _call(function: dict[str, Any]) -> dict[str, Any]:
+    arguments = function["arguments"]
+    parsed = json.loads(arguments) if isinstance(arguments, str) else arguments
+    return {"name": function["name"], "arguments": parsed}
+
+
+def _stand_in_for_torchaudio() -> dict[str, str]:
+    """Let LLaMA-Factory be imported where torchaudio cannot: it asks for it at import, and uses it for sound alone."""
+    try:
+        importlib.import_module("torchaudio")
+    except (ImportError, OSError):
+        for name in [name for name in sys.modules if name.partition(".")[0] == "torchaudio"]:
+            del sys.modules[name]
+        sys.path.insert(0, str(Path(__file__).parent / "shims"))
+        return {"torchaudio": "an empty stand-in: the real one cannot be imported here"}
+    return {}
+
+
+if __name__ == "__main__":
+    main(encode, _PACKAGES, _stand_in_for_torchaudio())

@@ -1,0 +1,158 @@
+"""`--mistral-runner`, with a runner of the user's own: a script of the documented interface."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pytest_mistral_lora.chat.oracle import shipped_tokenizer
+from pytest_mistral_lora.checkpoint.tiny import write_tiny_base
+from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
+from pytest_mistral_lora.records.goldens import packaged_cases
+from pytest_mistral_lora.records.identity import base_weights_sha256
+
+Run = Callable[..., pytest.RunResult]
+
+RUNNER = """\
+import argparse, json, sys
+from pathlib import Path
+from pytest_mistral_lora.chat.oracle import Oracle
+
+parser = argparse.ArgumentParser()
+for name in ("rows", "checkpoint", "config", "output"):
+    parser.add_argument(f"--{name}", type=Path)
+given = parser.parse_args()
+with open("calls", "a") as calls:
+    calls.write("x")
+fault = given.config.read_text().split()
+if fault == ["crash"]:
+    sys.exit("no such template")
+oracle = Oracle(next(given.checkpoint.glob("*.model.v*")))
+with given.output.open("w") as output:
+    print(json.dumps({"environment": {"mine": "1.0"}}), file=output)
+    for number, line in enumerate(given.rows.read_text().splitlines()):
+        row = json.loads(line)
+        encoded = oracle.encode(row)
+        ids, labels = list(encoded.input_ids), list(encoded.labels)
+        if fault == ["eos"]:
+            labels = [-100 if label == 2 else label for label in labels]
+        record = {"row": number, "input_ids": ids, "labels": labels}
+        if fault != ["drop"] or number != 3:
+            print(json.dumps(record), file=output)
+"""
+CASES = [case.name for case in packaged_cases() if "v3" in case.versions]
+CHECKS = len(packaged_cases()) + 2
+
+
+@pytest.fixture(scope="session", autouse=True)
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    # made before the first run: what a run in this process imports is forgotten, and torch cannot be imported twice
+    return write_tiny_base(tmp_path_factory.mktemp("runner-base") / "base", shipped_tokenizer("spm-v3"))
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runner") / "my-mistral"
+    CheckpointTokenizer(shipped_tokenizer("spm-v3")).fast.save_pretrained(folder)
+    shutil.copy(shipped_tokenizer("spm-v3"), folder / "tokenizer.model.v3")
+    return folder
+
+
+@pytest.fixture
+def judged(golden: Run, checkpoint: Path, pytester: pytest.Pytester) -> Run:
+    (pytester.path / "mine.py").write_text(RUNNER)
+
+    def judge(fault: str, *args: str) -> pytest.RunResult:
+        (pytester.path / "mine.yaml").write_text(fault)
+        return golden(
+            f"--mistral-tokenizer={checkpoint}", "--mistral-runner=mine.py=mine.yaml", "-k", "runner", "-v", *args
+        )
+
+    return judge
+
+
+def _outcomes(result: pytest.RunResult) -> dict[str, int]:
+    outcomes = result.parseoutcomes()
+    outcomes.pop("deselected")
+    return outcomes
+
+
+def _ids(result: pytest.RunResult, word: str) -> set[str]:
+    parts = (line.split() for line in result.outlines if line.startswith("mistral-golden::mine-my-mistral::runner::"))
+    return {words[0].rpartition("::")[2] for words in parts if words[1:2] == [word]}
+
+
+def test_a_sound_runner_passes_every_packaged_row_that_the_version_encodes(
+    judged: Run, pytester: pytest.Pytester
+) -> None:
+    result = judged("sound")
+    assert _outcomes(result) == {"passed": len(CASES) + 2, "skipped": CHECKS - len(CASES) - 2}
+    assert _ids(result, "PASSED") == {"extraction", "all-rows", *CASES}
+    result.stdout.fnmatch_lines(["mine-my-mistral ran under mine 1.0; configuration */mine.yaml"])
+    assert (pytester.path / "calls").read_text() == "x"
+
+
+def test_a_fault_is_named_for_each_row_that_has_it(judged: Run) -> None:
+    result = judged("eos")
+    assert _ids(result, "FAILED") == {*CASES}
+    result.stdout.fnmatch_lines(["ML546 */cases.json, single: *", "  > *'</s>'*"])
+    result.stdout.fnmatch_lines(["rerun:  pytest --mistral-golden * --mistral-runner=mine.py=mine.yaml -k *"])
+
+
+def test_a_row_that_is_dropped_fails_alone(judged: Run) -> None:
+    result = judged("drop")
+    assert _ids(result, "FAILED") == {CASES[3], "all-rows"}
+    result.stdout.fnmatch_lines([f"ML502 */cases.json, {CASES[3]}: row 3 was dropped: the runner made nothing of it"])
+
+
+def test_known_deviations_of_a_runner_do_not_fail(judged: Run, pytester: pytest.Pytester) -> None:
+    (pytester.path / "known.txt").write_text(
+        "ML502  # we know of it\nmistral-golden::mine-my-mistral::runner::all-rows  # follows from it\n"
+    )
+    result = judged("drop", "--mistral-xfails=known.txt")
+    assert result.ret == 0
+    assert _outcomes(result)["xfailed"] == 2
+    assert judged("eos", "--mistral-xfails=known.txt").ret == 1
+
+
+def test_a_runner_without_rows_fails_once_and_the_rest_is_not_checked(judged: Run, pytester: pytest.Pytester) -> None:
+    result = judged("crash")
+    assert _outcomes(result) == {"failed": 1, "skipped": CHECKS - 1}
+    assert _ids(result, "FAILED") == {"extraction"}
+    text = result.stdout.str()
+    assert "mine.py ends with exit code 1: no such template" in text
+    assert "the runner gave no rows" in text
+    assert "Traceback" not in text
+    assert (pytester.path / "calls").read_text() == "x"
+
+
+def test_workers_share_one_run_of_the_runner(judged: Run, pytester: pytest.Pytester) -> None:
+    pytest.importorskip("xdist")
+    result = judged("crash", "-n", "2")
+    assert result.parseoutcomes()["failed"] == 1
+    assert (pytester.path / "calls").read_text() == "x"
+
+
+def test_with_a_recipe_the_runner_gets_the_recipe_s_rows(golden: Run, pytester: pytest.Pytester, base: Path) -> None:
+    here = pytester.path
+    rows = [[{"role": "user", "content": "Hi"}, {"role": "assistant", "content": f"It is {n}."}] for n in range(30)]
+    (here / "rows.jsonl").write_text("".join(json.dumps({"messages": row}) + "\n" for row in rows))
+    recipe = {
+        "base": {"path": str(base), "weights_sha256": base_weights_sha256(base)},
+        "data": {"train": ["rows.jsonl"]},
+        "training": {"steps": 1, "learning_rate": 1e-3, "batch_size": 1, "micro_batch_tokens": 64},
+        "output": "out",
+    }
+    (here / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    (here / "mine.py").write_text(RUNNER)
+    (here / "mine.yaml").write_text("eos")
+    options = ("--mistral-recipe=recipe.yaml", "--mistral-runner=mine.py=mine.yaml", "-k", "runner", "-v")
+    result = golden(*options)
+    failed = {line.split()[0] for line in result.outlines if " FAILED" in line}
+    assert failed == {"mistral-golden::mine-recipe.yaml::runner::labels"}
+    result.stdout.fnmatch_lines(["ML546 *rows.jsonl:1: *", "ML546 mine-recipe.yaml: … and 10 more"])

@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from pytest_mistral_lora.errors import RunnerError
+from pytest_mistral_lora.runners.environments import Environment, interpreter
+from pytest_mistral_lora.runners.runner import RUNNERS, Runner
+from pytest_mistral_lora.runners.runner_command import main
+
+HERE = Path(sys.executable)
+
+
+@pytest.fixture(scope="module")
+def runner(tmp_path_factory: pytest.TempPathFactory) -> Runner:
+    """A runner whose environment is quickly made: one module, from a wheel on disk."""
+    return _locked(tmp_path_factory.mktemp("wheel"), "1.0")
+
+
+def _locked(folder: Path, version: str) -> Runner:
+    wheel = folder / f"tiny_runner-{version}-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as file:
+        file.writestr("tiny_runner.py", f"__version__ = {version!r}\n")
+        info = f"tiny_runner-{version}.dist-info"
+        file.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: tiny-runner\nVersion: {version}\n")
+        file.writestr(
+            f"{info}/WHEEL", "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
+        file.writestr(f"{info}/RECORD", "")
+    lock = folder / f"lock-{version}.txt"
+    lock.write_text(f"# made by hand\ntiny-runner @ {wheel.as_uri()}\n")
+    return dataclasses.replace(RUNNERS["axolotl"], name="tiny", title="Tiny", module="tiny_runner", lock=lock)
+
+
+@pytest.fixture(scope="module")
+def made(runner: Runner, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The cache folder with the environment in it."""
+    with pytest.MonkeyPatch.context() as patch:
+        cache = tmp_path_factory.mktemp("cache")
+        patch.setenv("MISTRAL_LORA_CACHE", str(cache))
+        assert Environment(runner).state == "not there"
+        assert Environment(runner).setup(HERE)
+        assert Environment(runner).state == "ready"
+    return cache
+
+
+@pytest.fixture
+def environment(made: Path, runner: Runner, monkeypatch: pytest.MonkeyPatch) -> Environment:
+    monkeypatch.setenv("MISTRAL_LORA_CACHE", str(made))
+    return Environment(runner)
+
+
+def test_a_runner_is_run_by_the_python_of_its_environment(environment: Environment) -> None:
+    assert interpreter(environment.runner) == environment.python
+
+
+def test_an_environment_that_is_ready_is_used_again(environment: Environment) -> None:
+    before = environment.python.lstat().st_mtime_ns
+    assert not environment.setup(HERE)
+    assert environment.python.lstat().st_mtime_ns == before
+
+
+def test_one_that_was_broken_off_is_not_used_and_is_finished(
+    environment: Environment, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (environment.folder / "mistral-lora.json").unlink()
+    assert environment.state == "not finished"
+    with pytest.raises(RunnerError, match="its environment is not finished") as caught:
+        interpreter(environment.runner)
+    assert "mistral-lora runner setup tiny" in str(caught.value)
+    made_at = environment.python.lstat().st_mtime_ns
+    assert environment.setup(HERE)
+    assert environment.state == "ready"
+    assert environment.python.lstat().st_mtime_ns == made_at
+    assert "$ " in capfd.readouterr().err
+
+
+def test_another_lock_file_asks_for_the_versions_in_it(environment: Environment, tmp_path: Path) -> None:
+    newer = Environment(_locked(tmp_path, "2.0"))
+    assert newer.state == "made from another lock file"
+    assert newer.setup(HERE)
+    assert newer.state == "ready"
+    assert environment.setup(HERE)
+
+
+def test_one_whose_python_is_gone_is_made_again(environment: Environment) -> None:
+    environment.python.unlink()
+    with pytest.raises(RunnerError, match="is not installed here"):
+        interpreter(environment.runner)
+    assert environment.setup(HERE)
+    assert interpreter(environment.runner) == environment.python
+
+
+def test_a_package_that_cannot_be_installed_leaves_nothing_that_looks_finished(
+    runner: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, made: Path
+) -> None:
+    lock = tmp_path / "lock.txt"
+    lock.write_text(f"tiny-runner @ {(tmp_path / 'nope-1.0-py3-none-any.whl').as_uri()}\n")
+    monkeypatch.setenv("MISTRAL_LORA_CACHE", str(made))
+    broken = Environment(dataclasses.replace(runner, lock=lock))
+    with pytest.raises(RunnerError, match=r"pip install .*: exit code 1"):
+        broken.setup(HERE)
+    assert broken.state == "not finished"
+
+
+def test_a_python_that_is_not_there_is_named(runner: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MISTRAL_LORA_CACHE", str(tmp_path))
+    with pytest.raises(RunnerError, match="nope: cannot be started"):
+        Environment(runner).setup(tmp_path / "nope")
+
+
+def test_the_list_says_what_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MISTRAL_LORA_CACHE", str(tmp_path))
+    assert main(["list", "--json"]) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert [(one["name"], one["state"]) for one in data] == [(name, "not there") for name in RUNNERS]
+    (tmp_path / "runners" / "trl").mkdir(parents=True)
+    assert main(["list"]) == 0
+    assert "trl           not finished" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("runner", RUNNERS.values(), ids=[*RUNNERS])
+def test_every_packaged_runner_has_its_files(runner: Runner) -> None:
+    assert runner.config.is_file()
+    assert runner.script.is_file()
+    lines = [line for line in runner.lock.read_text().splitlines() if not line.startswith("#")]
+    assert all(line.count("==") == 1 for line in lines)
+    assert any(line.startswith("torch==") for line in lines)
+    assert any(line.startswith(f"{runner.module}==") for line in lines)

@@ -1,0 +1,152 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import hostile_runners as hostile
+import pytest
+
+from pytest_mistral_lora.chat.oracle import shipped_tokenizer
+from pytest_mistral_lora.chat.rows import Row
+from pytest_mistral_lora.errors import RunnerError
+from pytest_mistral_lora.runners.extract import Extraction, extract
+from pytest_mistral_lora.runners.runner import find_runner
+
+Extract = Callable[..., Extraction]
+
+
+@pytest.fixture
+def run(tmp_path: Path, checkpoint: Path, rows: list[Row]) -> Extract:
+    (tmp_path / "config.yaml").touch()
+
+    def run(body: str, **options: Any) -> Extraction:
+        runner = find_runner(str(hostile.script(tmp_path, body)))
+        return extract(runner, rows, checkpoint, tmp_path / "out.jsonl", config=tmp_path / "config.yaml", **options)
+
+    return run
+
+
+def _lines(extraction: Extraction) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in extraction.file.read_text().splitlines()]
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"
+
+
+def test_each_row_has_a_line_with_its_messages_ids_and_labels(run: Extract, rows: list[Row], tmp_path: Path) -> None:
+    made = run(hostile.SOUND)
+    assert _lines(made) == [
+        {"row": n, **row.to_json(), "input_ids": [1, n], "labels": [-100, n]} for n, row in enumerate(rows)
+    ]
+    assert made.environment == {"mine": "1.0"}
+    assert made.refused == 0
+    assert made.ran_under == f"mine 1.0; configuration {tmp_path / 'config.yaml'}"
+
+
+def test_rows_in_another_order_are_put_back(run: Extract) -> None:
+    assert [(line["row"], line["input_ids"]) for line in _lines(run(hostile.REORDERS))] == [
+        (n, [1, n]) for n in range(4)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        (hostile.DROPS, "the runner made nothing of it"),
+        (hostile.REFUSES, "too long"),
+        (hostile.DOUBLES, "the runner wrote it twice"),
+    ],
+)
+def test_a_row_that_does_not_come_once_is_an_error_for_that_row(
+    body: str, reason: str, run: Extract, rows: list[Row]
+) -> None:
+    made = run(body)
+    lines = _lines(made)
+    assert [line["row"] for line in lines] == [0, 1, 2, 3]
+    assert lines[1] == {"row": 1, **rows[1].to_json(), "error": reason}
+    assert all("input_ids" in line for line in (lines[0], *lines[2:]))
+    assert made.refused == 1
+
+
+@pytest.mark.parametrize("name", hostile.GARBAGE)
+def test_what_is_not_the_contract_is_refused_and_nothing_is_written(name: str, run: Extract, tmp_path: Path) -> None:
+    with pytest.raises(RunnerError, match=r"expected (encoded rows|an object|a list of integers)"):
+        run(hostile.GARBAGE[name])
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_a_runner_that_hangs_is_ended_with_its_children(run: Extract, tmp_path: Path) -> None:
+    with pytest.raises(RunnerError, match="not done after 2 seconds") as caught:
+        run(hostile.HANGS, time_limit=2)
+    assert "waiting for a lock" in str(caught.value)
+    assert not _is_alive(int((tmp_path / "config.yaml.child").read_text()))
+
+
+def test_a_child_that_a_runner_leaves_behind_is_ended(run: Extract, tmp_path: Path) -> None:
+    assert run(hostile.LEAVES_A_CHILD).refused == 0
+    assert not _is_alive(int((tmp_path / "config.yaml.child").read_text()))
+
+
+def test_what_a_runner_that_fails_said_last_is_shown(run: Extract) -> None:
+    with pytest.raises(RunnerError, match=r"ends with exit code 7: .*ValueError: no such template") as caught:
+        run(hostile.CRASHES)
+    assert "  | first" in str(caught.value)
+    assert "\x1b" not in str(caught.value)
+
+
+def test_a_runner_that_is_killed_is_an_error(run: Extract) -> None:
+    with pytest.raises(RunnerError, match="ends with exit code -9"):
+        run(hostile.IS_KILLED)
+
+
+def test_a_python_that_is_not_there_is_named(run: Extract, tmp_path: Path) -> None:
+    with pytest.raises(RunnerError, match="nope/python: cannot be started: No such file or directory"):
+        run(hostile.SOUND, python=tmp_path / "nope" / "python")
+
+
+def test_a_configuration_that_is_not_there_is_named(tmp_path: Path, checkpoint: Path, rows: list[Row]) -> None:
+    runner = find_runner(str(hostile.script(tmp_path, hostile.SOUND)))
+    with pytest.raises(RunnerError, match=r"nope\.yaml: no such file; expected a configuration of mine.py"):
+        extract(runner, rows, checkpoint, tmp_path / "out.jsonl", config=tmp_path / "nope.yaml")
+
+
+@pytest.mark.parametrize("name", ["nope", "nope.py", "TRL"])
+def test_a_runner_that_is_not_there_is_named(name: str) -> None:
+    with pytest.raises(RunnerError, match=f"'{name}' is no runner; expected one of trl, axolotl, llamafactory"):
+        find_runner(name)
+
+
+SHOWS_THE_CHECKPOINT = """\
+files = sorted(os.listdir(given.checkpoint))
+write([{'environment': {'files': ' '.join(files)}}, *lines])
+"""
+
+
+def test_a_runner_gets_the_folder_s_own_files_and_a_model(run: Extract, checkpoint: Path) -> None:
+    files = run(SHOWS_THE_CHECKPOINT).environment["files"].split()
+    assert {path.name for path in checkpoint.iterdir()} <= set(files)
+    assert {"config.json", "model.safetensors"} <= set(files)
+
+
+def test_a_bare_tokenizer_file_is_converted_for_a_runner(tmp_path: Path, rows: list[Row]) -> None:
+    runner = find_runner(str(hostile.script(tmp_path, SHOWS_THE_CHECKPOINT)))
+    made = extract(runner, rows, shipped_tokenizer("spm-v3"), tmp_path / "out.jsonl")
+    assert {"tokenizer.json", "chat_template.jinja", "config.json"} <= set(made.environment["files"].split())
+
+
+def test_nothing_is_left_in_the_folder_for_temporary_files(
+    run: Extract, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+    run(hostile.SOUND)
+    with pytest.raises(RunnerError):
+        run(hostile.CRASHES)
+    assert [*(tmp_path / "temporary").iterdir()] == []

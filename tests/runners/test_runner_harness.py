@@ -1,0 +1,132 @@
+"""The part that the packaged scripts share, on real datasets: numbers that follow their rows through any step."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from pytest_mistral_lora.runners.runner import RUNNERS
+
+datasets = pytest.importorskip("datasets", reason="the runners' own library")
+
+SCRIPTS = RUNNERS["trl"].script.parent
+Step = Callable[[Any], Any]
+Run = Callable[[Step], list[dict[str, Any]]]
+
+
+@pytest.fixture
+def harness(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    for method in ("map", "filter"):  # put back at the end
+        monkeypatch.setattr(datasets.Dataset, method, getattr(datasets.Dataset, method))
+    import harness
+
+    yield harness
+    del sys.modules["harness"]
+
+
+@pytest.fixture
+def run(harness: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Run a script whose runner has one step of its own between the rows and their ids."""
+
+    def run(step: Step, texts: tuple[str, ...] = ("a", "bb", "ccc", "dddd")) -> list[dict[str, Any]]:
+        def encode(task: Any) -> list[Any]:
+            data = datasets.Dataset.from_json(str(task.rows_file()), cache_dir=str(tmp_path / "cache"))
+            made = step(data.map(lambda row: {"text": row["messages"][-1]["content"]}, remove_columns=["messages"]))
+            made = made.map(lambda row: {"input_ids": [len(row["text"])], "labels": [len(row["text"])]})
+            return [(row[harness.MARK], row["input_ids"], row["labels"]) for row in harness.marked(made)]
+
+        rows = [{"messages": [{"role": "assistant", "content": text}]} for text in texts]
+        (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        names = ("rows", "checkpoint", "config", "output")
+        monkeypatch.setattr(
+            "sys.argv", ["script", *(w for n in names for w in (f"--{n}", str(tmp_path / f"{n}.jsonl")))]
+        )
+        harness.main(encode, ("datasets", "not-there"))
+        first, *lines = [json.loads(line) for line in (tmp_path / "output.jsonl").read_text().splitlines()]
+        assert first["environment"]["datasets"] == datasets.__version__
+        assert first["environment"]["not-there"] == "not installed"
+        return sorted(lines, key=lambda line: line["row"])
+
+    return run
+
+
+def _made(lines: list[dict[str, Any]]) -> dict[int, int | str]:
+    return {line["row"]: line["error"] if "error" in line else line["input_ids"][0] for line in lines}
+
+
+EVERY = {0: 1, 1: 2, 2: 3, 3: 4}
+OUT = "it was left out, without an error"
+
+
+def _double(batch: Any) -> Any:
+    return {"text": [text for text in batch["text"] for _ in range(len(text))]}
+
+
+def _short(batch: Any) -> Any:
+    return {"text": [text for text in batch["text"] if len(text) < 3]}
+
+
+def _joined(batch: Any) -> Any:
+    return {"text": ["".join(batch["text"])]}
+
+
+def _strict(row: Any) -> Any:
+    if row["text"] == "bb":
+        raise ValueError("bb is not allowed")
+    return {"text": row["text"]}
+
+
+def test_rows_that_are_kept_keep_their_numbers(run: Run) -> None:
+    assert _made(run(lambda data: data)) == EVERY
+    assert (
+        _made(run(lambda data: data.map(lambda b: {"text": b["text"]}, batched=True, remove_columns="text"))) == EVERY
+    )
+
+
+def test_rows_in_another_order_keep_their_numbers(run: Run) -> None:
+    assert _made(run(lambda data: data.shuffle(seed=1))) == EVERY
+
+
+@pytest.mark.parametrize("processes", [None, 2])
+def test_a_row_that_a_batch_loses_is_the_right_one(processes: int | None, run: Run) -> None:
+    lines = run(lambda data: data.map(_short, batched=True, remove_columns=data.column_names, num_proc=processes))
+    assert _made(lines) == {0: 1, 1: 2, 2: OUT, 3: OUT}
+
+
+def test_a_row_that_is_filtered_out_is_the_right_one(run: Run) -> None:
+    assert _made(run(lambda data: data.filter(lambda row: row["text"] != "a"))) == {**EVERY, 0: OUT}
+
+
+def test_a_row_that_becomes_several_is_an_error(run: Run) -> None:
+    lines = run(lambda data: data.map(_double, batched=True, remove_columns=data.column_names))
+    assert _made(lines) == {0: 1, **{n: f"{n + 1} sequences were made of it" for n in (1, 2, 3)}}
+
+
+def test_rows_that_are_packed_cannot_be_told_apart(run: Run) -> None:
+    for step in (
+        lambda data: data.map(_joined, batched=True, remove_columns=data.column_names),
+        lambda data: data.select_columns(["text"]),
+    ):
+        with pytest.raises(SystemExit, match="turn packing off"):
+            run(step)
+
+
+def _refuse(data: Any) -> Any:
+    raise ValueError("refused")
+
+
+def test_a_row_that_fails_is_an_error_and_the_others_are_not(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    assert _made(run(lambda data: data.map(_strict))) == {**EVERY, 1: "ValueError: bb is not allowed"}
+    assert "4 rows are refused as one file" in capsys.readouterr().err
+
+
+def test_a_configuration_that_no_row_can_use_ends_the_script(run: Run) -> None:
+    with pytest.raises(SystemExit, match="a plain row is refused, too: ValueError: refused"):
+        run(_refuse)

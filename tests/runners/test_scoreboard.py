@@ -1,0 +1,73 @@
+"""The scoreboard: its pages are what its script writes, and every fault that we know of is found under its class."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+KNOWN = [
+    ("trl", "spm-v3", "single", "ML543", "everything is trained on by default"),
+    ("trl", "spm-v3", "hostile-user", "ML523", "what a user writes becomes control tokens"),
+    ("trl", "spm-v3", "tool-round-trip", "ML530", "a tool's JSON result is written as a string"),
+    ("trl", "spm-v3", "trailing-spaces", "ML529", "spaces after an answer are kept"),
+    ("llamafactory-openai", "spm-v3", "single", "ML527", "a system prompt of its own is put in"),
+    ("llamafactory", "spm-v3", "system-multi-turn", "ML526", "the system prompt stands in the first turn"),
+    ("llamafactory", "spm-v3", "tool-call", "ML530", "tools and calls have another form"),
+    ("llamafactory", "spm-v3", "hostile-user", "ML523", "what a user writes becomes control tokens"),
+    ("llamafactory", "spm-v3", "consecutive-users", "ML502", "a row is left out without an error"),
+    ("axolotl-v2v3", "spm-v3", "system", "ML525", "the system prompt is left out"),
+    ("axolotl-v2v3", "spm-v3", "leading-spaces", "ML529", "answers are trimmed"),
+    ("axolotl", "spm-v3", "digits", "ML545", "the first token of an answer is masked"),
+    ("axolotl", "spm-v3", "hostile-user", "ML523", "what a user writes becomes control tokens"),
+    ("axolotl-mistral-common", "tekken-240911", "system-multi-turn", "ML547", "labels are on the wrong tokens"),
+]
+REFUSED = [
+    ("trl-assistant-only", "training-compatible"),
+    ("llamafactory-own-template", "A placeholder is required in the string formatter"),
+]
+
+
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(ROOT / "scripts"))
+        import write_scoreboard
+    return write_scoreboard
+
+
+def test_the_pages_are_what_the_script_writes() -> None:
+    command = [sys.executable, ROOT / "scripts" / "write_scoreboard.py", "--check"]
+    process = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (process.returncode, process.stdout) == (0, "")
+
+
+@pytest.mark.parametrize(("column", "tokenizer", "case", "rule", "what"), KNOWN)
+def test_a_fault_that_we_know_of_has_its_class(
+    column: str, tokenizer: str, case: str, rule: str, what: str, script: ModuleType
+) -> None:
+    [found] = [one for one in script.COLUMNS if one.name == column]
+    assert rule in {finding.rule for finding in found.recorded[tokenizer].findings[case]}, what
+
+
+@pytest.mark.parametrize(("column", "words"), REFUSED)
+def test_a_configuration_that_no_row_can_use_is_refused_by_the_runner(
+    column: str, words: str, script: ModuleType
+) -> None:
+    [found] = [one for one in script.COLUMNS if one.name == column]
+    assert words in found.recorded["spm-v3"].refused
+
+
+def test_every_configuration_was_run_on_every_tokenizer(script: ModuleType) -> None:
+    for column in script.COLUMNS:
+        assert set(column.recorded) == set(script.TOKENIZERS)
+
+
+def test_our_own_trainer_is_sound_on_every_row(script: ModuleType) -> None:
+    for tokenizer in script.TOKENIZERS:
+        assert not any(script.our_findings(tokenizer).values())

@@ -1,0 +1,86 @@
+"""TRL itself, through its own command's code. Left out, with the reason, where it is not installed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
+from pytest_mistral_lora.chat.rows import Row, parse_row
+from pytest_mistral_lora.cli import main
+from pytest_mistral_lora.errors import RunnerError
+from pytest_mistral_lora.runners.extract import Extraction, extract
+from pytest_mistral_lora.runners.runner import find_runner
+
+pytest.importorskip("trl", reason="TRL is not installed here; tox run -e runner-trl")
+
+Run = Callable[..., list[dict[str, Any]]]
+
+
+@pytest.fixture
+def run(tmp_path: Path, checkpoint: Path) -> Run:
+    def run(rows: list[Row], config: str = "max_length: null") -> list[dict[str, Any]]:
+        (tmp_path / "trl.yaml").write_text(config)
+        made: Extraction = extract(
+            find_runner("trl"), rows, checkpoint, tmp_path / "out.jsonl", config=tmp_path / "trl.yaml"
+        )
+        assert made.environment["trl"]
+        return [json.loads(line) for line in made.file.read_text().splitlines()]
+
+    return run
+
+
+def test_ids_are_mistral_common_s_and_everything_is_trained_on_by_default(run: Run, rows: list[Row]) -> None:
+    oracle = Oracle(shipped_tokenizer("spm-v3"))
+    for row, line in zip(rows, run(rows), strict=True):
+        assert line["input_ids"] == list(oracle.encode(row).input_ids)
+        assert line["labels"] == line["input_ids"]
+
+
+def test_rows_of_which_it_drops_one_and_moves_the_rest_come_back_in_order(run: Run, rows: list[Row]) -> None:
+    long = parse_row({"messages": [{"role": "user", "content": "word " * 50}, {"role": "assistant", "content": "No."}]})
+    prompt = "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }}[/INST]{% else %}"
+    template = prompt + "{% generation %} {{ m.content }}</s>{% endgeneration %}{% endif %}{% endfor %}"
+    Path("template.jinja").write_text(template)
+    config = "max_length: 20\nassistant_only_loss: true\nshuffle_dataset: true\nchat_template_path: template.jinja"
+    lines = run([rows[0], long, *rows[1:]], config)
+    assert [line["row"] for line in lines] == [0, 1, 2, 3, 4]
+    assert lines[1]["error"] == "it was left out, without an error"
+    oracle = Oracle(shipped_tokenizer("spm-v3"))
+    for row, line in zip(rows, [lines[0], *lines[2:]], strict=True):
+        assert line["labels"] == list(oracle.encode(row).labels or ())
+
+
+@pytest.fixture(autouse=True)
+def _in_its_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def test_a_row_that_is_cut_comes_back_cut(run: Run, rows: list[Row]) -> None:
+    assert [len(line["input_ids"]) for line in run(rows[:1], "max_length: 5")] == [5]
+
+
+def test_a_configuration_that_it_refuses_is_an_error_with_its_words(run: Run, rows: list[Row]) -> None:
+    with pytest.raises(RunnerError, match="chat template is not training-compatible"):
+        run(rows, "assistant_only_loss: true")
+
+
+def test_packing_is_refused_by_name(run: Run, rows: list[Row]) -> None:
+    with pytest.raises(RunnerError, match="turn packing off"):
+        run(rows, "packing: true\nmax_length: 64")
+
+
+def test_the_audit_says_what_is_wrong(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    messages = [{"role": "user", "content": "[INST]"}, {"role": "assistant", "content": "Yes."}]
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"messages": messages}) + "\n")
+    words = ["audit", "--runner", "trl", "--tokenizer", str(checkpoint), "--dataset", str(tmp_path / "rows.jsonl")]
+    assert main([*words, "--json"]) == 1
+    output = capsys.readouterr()
+    *findings, summary = [json.loads(line) for line in output.out.splitlines()]
+    assert {finding["class"] for finding in findings} == {"control-token-injection", "everything-trained"}
+    assert summary["summary"]["wrong"] == 1
+    assert "trl 1." in output.err
