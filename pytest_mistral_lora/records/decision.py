@@ -92,8 +92,9 @@ def _seeds(manifest: Mapping[str, Any]) -> str:
 
 def _where(manifest: Mapping[str, Any]) -> str:
     environment, devices = manifest["environment"], manifest["training"]["devices"]
-    processor = environment["gpu"] or f"{environment['processor']}, {environment['threads']} threads"
-    return f"{devices} x {processor}; Python {environment['python']} on {environment['platform']}"
+    threads = f"{environment['threads']} thread{'' if environment['threads'] == 1 else 's'}"
+    processor = environment["gpu"] or f"{environment['processor']}, {threads}"
+    return f"{devices} × {processor}; Python {environment['python']} on {environment['platform']}"
 
 
 def _ends(training: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
