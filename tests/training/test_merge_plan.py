@@ -17,6 +17,8 @@ from pytest_mistral_lora.checkpoint.base import load_base, weight_files
 from pytest_mistral_lora.checkpoint.weights import DTYPES, Weights, write_safetensors
 from pytest_mistral_lora.errors import InputError, MergeError
 from pytest_mistral_lora.training.adapter import base_tensors, peft_quiet
+from pytest_mistral_lora.training.answers.smoke import load_adapted
+from pytest_mistral_lora.training.merge.arithmetic import float32_sums
 from pytest_mistral_lora.training.merge.plan import TENSORS, plan
 from pytest_mistral_lora.training.merge.source import merge_dtype, require_full_weights
 from pytest_mistral_lora.training.merge.stream import INDEX, write_weights
@@ -212,6 +214,25 @@ def test_weights_that_are_not_the_configurations_are_found(tmp_path: Path) -> No
     save_file({key: tensor for key, tensor in tensors.items() if key != name}, base / "model.safetensors")
     with pytest.raises(InputError, match=f"changes {name}; expected a tensor of"):
         planned(adapter, base)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("options", [{}, {"use_dora": True}, {"modules_to_save": ["norm"]}], ids=str)
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_sums_are_in_float32_on_coarse_weights(
+    tmp_path: Path, precision: Any, options: dict[str, Any], tied: bool
+) -> None:
+    base = write_base(tmp_path / "base", tied=tied)
+    adapter = write_adapter(tmp_path / "adapter", base, **options)
+    ids = torch.arange(40)[None]
+    with torch.inference_mode():
+        model = load_adapted(adapter, base, precision, "cpu")
+        before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        with float32_sums(model):
+            found = model(input_ids=ids).logits
+        assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+        assert model(input_ids=ids).logits.dtype == before["base_model.model.model.embed_tokens.weight"].dtype
+        assert torch.equal(found, model.float()(input_ids=ids).logits)
 
 
 @pytest.mark.parametrize("number", [torch.nan, 1e6])

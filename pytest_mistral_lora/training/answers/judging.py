@@ -133,13 +133,6 @@ def judge(model: Any, encoder: Encoder, transcript: Transcript, *, precision: Pr
     """
     check_prompt(encoder, transcript)
     [completion] = generate(model, encoder, [transcript.row], max_new_tokens=transcript.max_new_tokens)
-    return judge_completion(model, encoder, transcript, completion, precision=precision)
-
-
-def judge_completion(
-    model: Any, encoder: Encoder, transcript: Transcript, completion: Completion, *, precision: Precision
-) -> Judgement:
-    """Say in which tier an answer is that a model has given to a transcript's prompt; as `judge`, which asks for it."""
     logprobs = next_token_logprobs(model, transcript.prompt_ids, transcript.completion_ids)
     golden = torch.tensor(transcript.completion_ids)[:, None]
     apart = logprobs.gather(1, golden).squeeze(1) - torch.tensor(transcript.logprobs)

@@ -83,7 +83,7 @@ def merge(
     """Add an adapter to its base's weights, prove it, and write the folder of a model that needs neither.
 
     Sums are in float32, one tensor at a time. Before the folder is there, base and adapter and then the merged model
-    answer the same prompts; both are loaded whole, one after the other, in the merged dtype.
+    answer the same prompts; both are loaded whole, one after the other, in the merged dtype, and compute in float32.
 
     Args:
         adapter: The adapter's folder, with its manifest; it is not changed.

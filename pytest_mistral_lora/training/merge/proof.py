@@ -19,9 +19,10 @@ from pytest_mistral_lora.records.files import read_json
 from pytest_mistral_lora.records.merged import FARTHEST
 from pytest_mistral_lora.records.transcripts import TRANSCRIPTS, Transcript, load_folder, transcript_files
 from pytest_mistral_lora.training.answers.golden import Adapted
-from pytest_mistral_lora.training.answers.judging import Judgement, check_prompt, difference_text, judge_completion
+from pytest_mistral_lora.training.answers.judging import Judgement, check_prompt, difference_text, judge
 from pytest_mistral_lora.training.answers.smoke import Completion, generate
 from pytest_mistral_lora.training.answers.transcripts import next_token_logits, record
+from pytest_mistral_lora.training.merge.arithmetic import float32_sums
 from pytest_mistral_lora.training.save import RENDERED
 
 _LONGEST_ANSWER = 64
@@ -54,7 +55,7 @@ class Proof:
     Attributes:
         max_abs_logit_difference: Largest difference of a logit, where a token of the adapter's answer comes next.
         near_ties: Prompts answered otherwise, from a token on that base and adapter hardly preferred.
-        transcripts: The merged model's own answers.
+        transcripts: The merged model's own answers, with sums in its own dtype.
     """
 
     max_abs_logit_difference: float
@@ -102,7 +103,7 @@ def _rendered_row(adapter: Path) -> Row:
 def prove(
     adapted: Adapted, merged: Path, asked: Sequence[Question], *, dtype: str, identity: dict[str, Any], scratch: Path
 ) -> Proof:
-    """Ask base and adapter, then the merged model, both in the merged dtype, and compare.
+    """Ask base and adapter, then the merged model, with sums in float32 on weights of the merged dtype, and compare.
 
     Args:
         adapted: Base and adapter, in the precision of `dtype`.
@@ -117,28 +118,29 @@ def prove(
     """
     scratch.mkdir()
     model = adapted.load()
-    expected = [_recorded(model, adapted, one, _answer(model, adapted, one), adapted.identity) for one in asked]
-    for one in expected:
-        save_file({"logits": _logits(model, one)}, scratch / one.case)
+    with float32_sums(model):
+        expected = [_recorded(model, adapted, one, _answer(model, adapted, one), adapted.identity) for one in asked]
+        for one in expected:
+            save_file({"logits": _logits(model, one)}, scratch / one.case)
     del model
     _free()
     model = load_base(merged, adapted.precision, adapted.device).eval()
-    farthest = max(_farthest(model, one, scratch / one.case) for one in expected)
-    _check_logits(farthest, dtype)
-    answers = [_answer(model, adapted, one) for one in asked]
-    judgements = [
-        judge_completion(model, adapted.encoder, one, answer, precision=adapted.precision)
-        for one, answer in zip(expected, answers, strict=True)
-    ]
+    with float32_sums(model):
+        _check_logits(farthest := max(_farthest(model, one, scratch / one.case) for one in expected), dtype)
+        judgements = [judge(model, adapted.encoder, one, precision=adapted.precision) for one in expected]
+    _check_answers(judgements)
+    transcripts = [_recorded(model, adapted, one, _answer(model, adapted, one), identity) for one in asked]
+    return Proof(farthest, sum(one.tier == "equivalent" for one in judgements), transcripts)
+
+
+def _check_answers(judgements: Sequence[Judgement]) -> None:
     wrong = [one for one in judgements if not one.passed]
     if wrong:
         raise MergeError(
-            "\n".join([f"{len(wrong)} of {len(asked)} prompts are answered otherwise", *_lines(wrong[0])]),
+            "\n".join([f"{len(wrong)} of {len(judgements)} prompts are answered otherwise", *_lines(wrong[0])]),
             expected="the answers of base and adapter",
             next_step=f"{_NOTHING} --dtype float32 rounds least.",
         )
-    transcripts = [_recorded(model, adapted, one, answer, identity) for one, answer in zip(asked, answers, strict=True)]
-    return Proof(farthest, sum(one.tier == "equivalent" for one in judgements), transcripts)
 
 
 def _lines(one: Judgement) -> list[str]:
