@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,5 +111,3 @@ def write_safetensors(
         output.write(len(text).to_bytes(8, "little") + text)
         for name in shapes:
             output.write(tensor(name).contiguous().reshape(-1).view(torch.uint8).numpy().data)
-        output.flush()
-        os.fsync(output.fileno())

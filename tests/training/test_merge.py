@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM
 from pytest_mistral_lora import cli
 from pytest_mistral_lora.checkpoint.base import load_base
 from pytest_mistral_lora.conformance.run import check
-from pytest_mistral_lora.errors import InputError
+from pytest_mistral_lora.errors import InputError, MergeError
 from pytest_mistral_lora.records.files import listing
 from pytest_mistral_lora.records.hashing import sha256_file
 from pytest_mistral_lora.records.identity import base_weights_sha256
@@ -250,6 +250,15 @@ def test_the_base_in_the_wrong_dtype_or_scale_fails_the_proof(
     assert "1 of 1 prompts are answered otherwise\n  row-0004: " in said
     assert "token 0: recorded" in said
     assert list(tmp_path.iterdir()) == []
+
+
+def test_logits_that_are_not_numbers_fail_the_proof(
+    run: RunResult, one: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = iter([torch.zeros(9, 9), torch.full((9, 9), torch.nan)])
+    monkeypatch.setattr(proof, "_logits", lambda *given: next(found))
+    with pytest.raises(MergeError, match="logits are up to inf from those"):
+        merge(run.output, tmp_path / "out", run.base_folder, golden=one)
 
 
 def test_a_near_tie_is_recorded_and_said(

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from refusing_disks import largest_file, read_only_folder, without_privileges
 
+from pytest_mistral_lora.cli import main
 from pytest_mistral_lora.errors import DiskError, InputError
 from pytest_mistral_lora.records.files import listing
 from pytest_mistral_lora.records.transcripts import TRANSCRIPTS
@@ -67,6 +72,49 @@ def test_a_disk_that_is_full_leaves_nothing(run: RunResult, one: Path, tmp_path:
     assert "Nothing is left there. Make room, or name another output folder." in str(caught.value)
     assert list(tmp_path.iterdir()) == []
     assert listing(run.output) == before
+
+
+def stopped(run: RunResult, one: Path, output: Path, monkeypatch: pytest.MonkeyPatch, how: Callable[..., Any]) -> int:
+    """Merge by the command line until the weights are written, where this happens; return the exit code."""
+    monkeypatch.setattr(merging, "prove", how)
+    words = [run.output, output, "--base", run.base_folder, "--golden", one]
+    return main(["merge", *map(str, words)])
+
+
+def test_a_signal_leaves_nothing(run: RunResult, one: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    terminated = stopped(run, one, tmp_path / "out", monkeypatch, lambda *given, **named: signal.raise_signal(15))
+    assert terminated == 143
+    assert list(tmp_path.iterdir()) == []
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory")])
+def test_memory_that_runs_out_is_said(
+    run: RunResult,
+    one: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    error: Exception,
+) -> None:
+    def raising(*given: Any, **named: Any) -> None:
+        raise error
+
+    assert stopped(run, one, tmp_path / "out", monkeypatch, raising) == 3
+    assert "error: out of memory: base and adapter, then the merged model, are loaded" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_fault_of_our_own_is_not_hidden(
+    run: RunResult, one: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def raising(*given: Any, **named: Any) -> None:
+        raise RuntimeError("shapes")
+
+    with pytest.raises(RuntimeError, match="shapes"):
+        stopped(run, one, tmp_path / "out", monkeypatch, raising)
+    assert list(tmp_path.iterdir()) == []
 
 
 def killed(run: RunResult, one: Path, folder: Path, *points: int | str) -> str:

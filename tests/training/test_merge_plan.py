@@ -154,6 +154,18 @@ def test_the_shards_of_the_base_are_those_of_the_merged_model(tmp_path: Path) ->
     assert all(torch.equal(loaded[name], tensor.float()) for name, tensor in found.items())
 
 
+def test_a_bar_counts_the_tensors(small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    adapter = write_adapter(tmp_path / "adapter", small)
+    weights, tensors = Weights(weight_files(small)), Weights([adapter / TENSORS])
+    for progress in (True, False):
+        folder = tmp_path / f"out-{progress}"
+        folder.mkdir()
+        write_weights(folder, weights, tensors, planned(adapter, small), "float32", progress=progress)
+        shown = capsys.readouterr().err
+        assert (f"{len(weights)}/{len(weights)}" in shown) is progress
+        assert ("model.safetensors" in shown) is progress
+
+
 def rewrite(adapter: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -> None:
     tensors = load_file(adapter / TENSORS)
     change(tensors)

@@ -22,6 +22,10 @@ _EXITS = """\
 Exit codes: 0 merged, 1 the merged model is not what base and adapter are, or the disk is full (then nothing is left),
 2 bad usage or bad input, 3 out of memory, 130 interrupted (Ctrl-C), 143 terminated (SIGTERM)."""
 
+_OUT_OF_MEMORY = """\
+out of memory: base and adapter, then the merged model, are loaded to be asked. Nothing is left. A smaller --dtype needs
+less, and --device cpu uses the host's memory."""
+
 
 def main(arguments: Sequence[str] | None = None, *, prog: str = f"python -m {__spec__.name}") -> int:
     """Run the command line; returns the exit code."""
@@ -31,9 +35,12 @@ def main(arguments: Sequence[str] | None = None, *, prog: str = f"python -m {__s
     except (MistralLoraError, KeyboardInterrupt, MemoryError, RuntimeError) as error:
         from pytest_mistral_lora.training.recovery.failure import exit_code, is_out_of_memory
 
-        if isinstance(error, RuntimeError) and not is_out_of_memory(error):
+        if is_out_of_memory(error):
+            sys.stderr.write(f"error: {_OUT_OF_MEMORY} {error}\n")
+        elif isinstance(error, RuntimeError):
             raise
-        sys.stderr.write(f"error: {error or 'interrupted'}\n")
+        else:
+            sys.stderr.write(f"error: {error or 'interrupted'}\n")
         return exit_code(error)
     shown = json.dumps(merged.to_json(), ensure_ascii=False, indent=2) if given.json else merged_text(merged)
     sys.stdout.write(f"{shown}\n")

@@ -5,13 +5,13 @@ from __future__ import annotations
 import gc
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import inf, isnan
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 
-from pytest_mistral_lora.chat.format_checks import FormatCheck
 from pytest_mistral_lora.chat.rows import Row, parse_row
 from pytest_mistral_lora.checkpoint.base import load_base
 from pytest_mistral_lora.errors import InputError, MergeError
@@ -20,8 +20,8 @@ from pytest_mistral_lora.records.merged import FARTHEST
 from pytest_mistral_lora.records.transcripts import TRANSCRIPTS, Transcript, load_folder, transcript_files
 from pytest_mistral_lora.training.answers.golden import Adapted
 from pytest_mistral_lora.training.answers.judging import Judgement, check_prompt, difference_text, judge
-from pytest_mistral_lora.training.answers.smoke import Completion, generate
-from pytest_mistral_lora.training.answers.transcripts import next_token_logits, record
+from pytest_mistral_lora.training.answers.recording import Question, ask
+from pytest_mistral_lora.training.answers.transcripts import next_token_logits
 from pytest_mistral_lora.training.merge.arithmetic import float32_sums
 from pytest_mistral_lora.training.save import RENDERED
 
@@ -29,23 +29,6 @@ _LONGEST_ANSWER = 64
 """Tokens of the answer to a training row, where there are no transcripts."""
 
 _NOTHING = "Nothing is written."
-
-
-@dataclass(frozen=True)
-class Question:
-    """A prompt that base and adapter, and the merged model, are asked.
-
-    Attributes:
-        case: Name of its transcript.
-        row: The conversation.
-        max_new_tokens: Longest answer, in tokens.
-        checks: Format checks of the answer.
-    """
-
-    case: str
-    row: Row
-    max_new_tokens: int
-    checks: tuple[FormatCheck, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -80,11 +63,12 @@ def questions(adapted: Adapted, golden: Path | None) -> list[Question]:
     """
     own = adapted.adapter / TRANSCRIPTS
     if golden is None and not transcript_files(own):
-        return [Question(Path(RENDERED).stem, _rendered_row(adapted.adapter), _LONGEST_ANSWER)]
+        row = _rendered_row(adapted.adapter)
+        return [Question(Path(RENDERED).stem, row, max_new_tokens=_LONGEST_ANSWER)]
     transcripts = load_folder(own if golden is None else golden)
     for one in transcripts:
         check_prompt(adapted.encoder, one)
-    return [Question(one.case, one.row, one.max_new_tokens, one.format_checks) for one in transcripts]
+    return [Question.again(one) for one in transcripts]
 
 
 def _rendered_row(adapter: Path) -> Row:
@@ -119,17 +103,19 @@ def prove(
     scratch.mkdir()
     model = adapted.load()
     with float32_sums(model):
-        expected = [_recorded(model, adapted, one, _answer(model, adapted, one), adapted.identity) for one in asked]
+        expected = [ask(model, adapted, one) for one in asked]
         for one in expected:
             save_file({"logits": _logits(model, one)}, scratch / one.case)
     del model
     _free()
     model = load_base(merged, adapted.precision, adapted.device).eval()
     with float32_sums(model):
-        _check_logits(farthest := max(_farthest(model, one, scratch / one.case) for one in expected), dtype)
+        farthest = max(_farthest(model, one, scratch / one.case) for one in expected)
         judgements = [judge(model, adapted.encoder, one, precision=adapted.precision) for one in expected]
+    _check_logits(farthest, dtype)
     _check_answers(judgements)
-    transcripts = [_recorded(model, adapted, one, _answer(model, adapted, one), identity) for one in asked]
+    own = replace(adapted, identity=identity)
+    transcripts = [ask(model, own, one) for one in asked]
     return Proof(farthest, sum(one.tier == "equivalent" for one in judgements), transcripts)
 
 
@@ -148,37 +134,17 @@ def _lines(one: Judgement) -> list[str]:
     return [f"  {line}" for line in (f"{one.case}: {one.text!r}", *difference_text(one), *broken)]
 
 
-def _answer(model: Any, adapted: Adapted, asked: Question) -> Completion:
-    [completion] = generate(model, adapted.encoder, [asked.row], max_new_tokens=asked.max_new_tokens)
-    return completion
-
-
-def _recorded(
-    model: Any, adapted: Adapted, asked: Question, answer: Completion, identity: dict[str, Any]
-) -> Transcript:  # fmt: skip
-    [transcript] = record(
-        model,
-        adapted.encoder,
-        [asked.row],
-        [answer],
-        identity=identity,
-        precision=adapted.precision,
-        max_new_tokens=asked.max_new_tokens,
-        checks=asked.checks,
-    )
-    return replace(transcript, case=asked.case)
-
-
 def _logits(model: Any, one: Transcript) -> torch.Tensor:
     return next_token_logits(model, one.prompt_ids, one.completion_ids)
 
 
 def _farthest(model: Any, one: Transcript, file: Path) -> float:
-    return float((_logits(model, one) - load_file(file)["logits"]).abs().max().item())
+    difference = (_logits(model, one) - load_file(file)["logits"]).abs().max().item()
+    return inf if isnan(difference) else float(difference)
 
 
 def _check_logits(farthest: float, dtype: str) -> None:
-    if not farthest <= FARTHEST[dtype]:  # nan is not
+    if farthest > FARTHEST[dtype]:
         raise MergeError(
             f"logits are up to {farthest:.3g} from those of base and adapter",
             expected=f"at most {FARTHEST[dtype]:g}, which rounding to {dtype} explains",
