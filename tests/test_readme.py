@@ -111,7 +111,7 @@ def test_the_recipe_trains_on_a_local_base(tmp_path: Path) -> None:
     shutil.copy(goldens_folder() / "training" / "conversations.jsonl", tmp_path / "rows.jsonl")
     for line in "\n".join(fences("console")).splitlines():
         words = line.split("#")[0].split()
-        if words[1:2] != ["mistral-lora"] or words[2] not in ("train", "verify", "smoke"):
+        if words[1:2] != ["mistral-lora"] or words[2] not in ("train", "verify", "smoke", "merge"):
             continue
         process = run(sys.executable, "-m", "pytest_mistral_lora.cli", *words[2:], folder=tmp_path)
         assert process.returncode == 0, process.stderr

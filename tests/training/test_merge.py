@@ -144,6 +144,28 @@ def test_another_parent_or_a_changed_bit_is_a_mismatch(adapter: Path, merged: Me
     ] == "mismatch"
 
 
+def test_whatever_is_changed_in_the_folder_is_found(merged: Merged, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(merged.output, tmp_path / "copy"))
+    for name in (*merged.manifest["files"], "manifest.json"):
+        before = (copy / name).read_bytes()
+        at = len(before) // 2
+        (copy / name).write_bytes(before[:at] + bytes([before[at] ^ 1]) + before[at + 1 :])
+        try:
+            assert "mismatch" in {fact.state for fact in verify(copy)}, name
+        except InputError:
+            assert name == "manifest.json"
+        (copy / name).write_bytes(before)
+    assert "mismatch" not in {fact.state for fact in verify(copy)}
+
+
+def test_answers_of_the_adapter_are_not_the_merged_models_own(run: RunResult, merged: Merged, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(merged.output, tmp_path / "copy"))
+    shutil.copytree(run.output / TRANSCRIPTS, copy / TRANSCRIPTS, dirs_exist_ok=True)
+    findings = [finding for _, result in check([copy]) for finding in result.findings]
+    assert {finding.rule for finding in findings} == {"ML702", "ML803"}
+    assert any("the model's tensors have SHA-256" in finding.text() for finding in findings)
+
+
 def test_smoke_needs_no_base(
     merged: Merged, run: RunResult, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

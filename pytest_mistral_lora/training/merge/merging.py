@@ -106,7 +106,7 @@ def merge(
         refuse_quantized(base)  # before its weights are hashed, which takes time
     source = Source.find(adapter, base, device=device)
     found = source.adapted.base
-    _check_output(output, adapter, found)
+    _check_output(output, adapter, found)  # now the base is known where it was not given
     remove_temporaries(output)
     with _explained(output), dequantized(source, output, asked=dequantize) as full:
         weights = weights_of(full)
