@@ -18,6 +18,7 @@ from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
 from pytest_mistral_lora.chat.rows import read_rows
 from pytest_mistral_lora.checkpoint.tiny import write_tiny_base
 from pytest_mistral_lora.errors import InputError, RecipeError, TokenizerError
+from pytest_mistral_lora.records.identity import base_weights_sha256
 from pytest_mistral_lora.training.export.exactness import why_not_messages
 from pytest_mistral_lora.training.export.folder import RUNNERS, export
 from pytest_mistral_lora.training.export.run import Run, plan
@@ -27,13 +28,18 @@ from pytest_mistral_lora.training.recipe import Recipe, parse_recipe
 HELD_OUT = [CONVERSATIONS[0]]
 
 
+@pytest.fixture(scope="module")
+def weights_sha256(full_base: Path) -> str:
+    return base_weights_sha256(full_base)
+
+
 @pytest.fixture
-def make(tmp_path: Path, full_base: Path) -> MakeRecipe:
+def make(tmp_path: Path, full_base: Path, weights_sha256: str) -> MakeRecipe:
     write_rows(tmp_path / "rows.jsonl")
     write_rows(tmp_path / "held_out.jsonl", HELD_OUT)
 
     def make(**sections: dict[str, Any]) -> Recipe:
-        return parse_recipe(recipe_data(full_base, **sections), folder=tmp_path)
+        return parse_recipe(recipe_data(full_base, weights_sha256=weights_sha256, **sections), folder=tmp_path)
 
     return make
 
@@ -118,11 +124,11 @@ def test_every_key_of_a_recipe_is_tried_or_in_the_rows_already() -> None:
 def varied(make: MakeRecipe, key: str, value: Any) -> Recipe:
     section, _, name = key.partition(".")
     given = {"training": {"eval_steps": 1}, "data": {"eval": ["held_out.jsonl"]}}
-    given[section] = {**given.get(section, {}), **TOGETHER.get(key, {}), name: value}
+    if section != "base":
+        given[section] = {**given.get(section, {}), **TOGETHER.get(key, {}), name: value}
+        return make(**given)
     recipe = make(**given)
-    if key == "base.quantization":
-        return recipe.model_copy(update={"base": recipe.base.model_copy(update={"quantization": value})})
-    return recipe
+    return recipe.model_copy(update={"base": recipe.base.model_copy(update={name: value})})
 
 
 @pytest.fixture(scope="module")
