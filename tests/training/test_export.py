@@ -54,6 +54,7 @@ def settings_of(folder: Path) -> Any:
     return yaml.safe_load(file.read_text())
 
 
+PLAIN: dict[str, dict[str, Any]] = {"training": {"eval_steps": 1}, "data": {"eval": ["held_out.jsonl"]}}
 OTHER: dict[str, Any] = {
     "lora.r": 4,
     "lora.alpha": 8,
@@ -123,7 +124,7 @@ def test_every_key_of_a_recipe_is_tried_or_in_the_rows_already() -> None:
 
 def varied(make: MakeRecipe, key: str, value: Any) -> Recipe:
     section, _, name = key.partition(".")
-    given = {"training": {"eval_steps": 1}, "data": {"eval": ["held_out.jsonl"]}}
+    given = {one: dict(values) for one, values in PLAIN.items()}
     if section != "base":
         given[section] = {**given.get(section, {}), **TOGETHER.get(key, {}), name: value}
         return make(**given)
@@ -132,20 +133,20 @@ def varied(make: MakeRecipe, key: str, value: Any) -> Recipe:
 
 
 @pytest.fixture(scope="module")
-def planned() -> dict[str, Run]:
-    return {}
+def planned(tmp_path_factory: pytest.TempPathFactory, full_base: Path) -> Run:
+    folder = tmp_path_factory.mktemp("planned")
+    write_rows(folder / "rows.jsonl")
+    write_rows(folder / "held_out.jsonl", HELD_OUT)
+    return plan(parse_recipe(recipe_data(full_base, **PLAIN), folder=folder))
 
 
 @pytest.mark.parametrize("key", OTHER)
-def test_a_key_changes_the_configuration_or_is_said_not_to(
-    key: str, to: str, make: MakeRecipe, planned: dict[str, Run]
-) -> None:
+def test_a_key_changes_the_configuration_or_is_said_not_to(key: str, to: str, make: MakeRecipe, planned: Run) -> None:
     runner = RUNNERS[to]
-    plain = planned.setdefault("plain", plan(make(training={"eval_steps": 1}, data={"eval": ["held_out.jsonl"]})))
-    run = replace(plain, recipe=varied(make, key, OTHER[key]))
+    run = replace(planned, recipe=varied(make, key, OTHER[key]))
     if key == "training.precision":
         run = replace(run, precision="bf16")
-    changed = runner.settings(run) != runner.settings(plain)
+    changed = runner.settings(run) != runner.settings(planned)
     said = key in runner.not_told(run.recipe)
     assert changed != said, "told and said not to be" if changed else "dropped in silence"
 

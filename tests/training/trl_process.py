@@ -46,7 +46,7 @@ def assistant_only(model: str, template: str, rows: str) -> dict[str, Any]:
     )
     loaded = AutoModelForCausalLM.from_pretrained(model)
     found = []
-    for line in Path(rows).read_text(encoding="utf-8").splitlines():
+    for line in filter(None, Path(rows).read_text(encoding="utf-8").split("\n")):
         try:
             dataset = Dataset.from_list([json.loads(line)])
             trainer = SFTTrainer(loaded, arguments, train_dataset=dataset, processing_class=tokenizer)
