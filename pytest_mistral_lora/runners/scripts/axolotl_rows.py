@@ -66,9 +66,10 @@ def _config(task: Task) -> str:
     if len(datasets) != 1:
         raise ValueError(f"{len(datasets)} datasets; one alone can be given other rows")
     kept = {name: value for name, value in datasets[0].items() if name not in _OTHER_DATA}
+    given = datasets if task.own_data else [{**kept, "path": str(task.rows_file()), "ds_type": "json"}]
     own = {
         "base_model": str(task.checkpoint),
-        "datasets": [{**kept, "path": str(task.rows_file()), "ds_type": "json"}],
+        "datasets": given,
         "dataset_prepared_path": str(task.folder / "prepared"),
         "output_dir": str(task.folder / "out"),
     }

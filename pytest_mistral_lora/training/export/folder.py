@@ -15,8 +15,9 @@ from pytest_mistral_lora.records.files import finished_folder, write_text
 from pytest_mistral_lora.training.export.axolotl import AXOLOTL
 from pytest_mistral_lora.training.export.exactness import why_not_messages
 from pytest_mistral_lora.training.export.llamafactory import LLAMAFACTORY
+from pytest_mistral_lora.training.export.rows import write_chat_rows
 from pytest_mistral_lora.training.export.run import Run, plan
-from pytest_mistral_lora.training.export.runner import APPLIED, ROWS, TEMPLATE, Runner
+from pytest_mistral_lora.training.export.runner import APPLIED, CHAT_ROWS, ROWS, TEMPLATE, Runner
 from pytest_mistral_lora.training.export.trl import TRL
 from pytest_mistral_lora.training.recipe import Recipe
 
@@ -78,6 +79,7 @@ def export(recipe: Recipe, to: str, output: Path, *, form: Form = "auto") -> Exp
     with finished_folder(output) as folder:
         (folder / ROWS).mkdir()
         runner.write_rows(run, folder / ROWS)
+        write_chat_rows(run, folder / CHAT_ROWS)
         write_text(folder / runner.config, settings)
         write_text(folder / "README.md", "\n".join(_page(run, runner, done)) + "\n")
     return done
@@ -101,7 +103,9 @@ def _formed(run: Run, runner: Runner, form: Form) -> tuple[Run, str]:
 
 def _always(run: Run) -> Iterator[str]:
     training = run.recipe.training
-    yield "The order of the rows, and the adapter's first values, come from the runner's own use of the seed."
+    yield "The order of the rows comes from the runner's own use of the seed; the adapter's first values may."
+    if run.eval_steps:
+        yield "The held-out loss is a mean over micro-batches; here it is one over all supervised tokens."
     yield (
         f"A step has {run.rows_at_once} rows at once, {run.accumulation} times, on one device: on N devices, divide "
         "gradient_accumulation_steps by N."
@@ -117,8 +121,11 @@ def _page(run: Run, runner: Runner, done: Exported) -> Iterator[str]:
     yield ""
     yield f"Written for {runner.title} {runner.versions}. Start the run in this folder:"
     yield from ("", "```console", f"$ {runner.command}", "```", "")
+    yield "What it will train on can be audited first, by the runner's own code:"
+    yield from ("", "```console", f"$ {_audit(run, runner)}", "```", "")
     yield f"- `{runner.config}`: the configuration: base {run.model}" + (f" at {run.revision}" if run.revision else "")
     yield from _rows_lines(run)
+    yield f"- `{CHAT_ROWS}`: the chat rows that are trained on, for the audit"
     yield from ("", "Done already, in the rows:", "")
     yield from (f"- `{key}`: {what}" for key, what in APPLIED.items())
     if done.not_told:
@@ -126,6 +133,13 @@ def _page(run: Run, runner: Runner, done: Exported) -> Iterator[str]:
         yield from (f"- `{key}`: {what}" for key, what in done.not_told.items())
     yield from ("", "What is different:", "")
     yield from (f"- {remark}" for remark in done.remarks)
+
+
+def _audit(run: Run, runner: Runner) -> str:
+    return (
+        f"mistral-lora audit --runner {runner.name} --config {runner.config} --own-data --dataset {CHAT_ROWS} "
+        f"--tokenizer {run.base.resolve()}"
+    )
 
 
 def _rows_lines(run: Run) -> Iterator[str]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pytest_mistral_lora.records.files import write_json
+from pytest_mistral_lora.records.files import write_json, write_text
 from pytest_mistral_lora.records.hashing import sha256_file
 from pytest_mistral_lora.training.export.run import Run
 from pytest_mistral_lora.training.rows.loading import Split
@@ -27,6 +27,11 @@ def messages(split: Split) -> Iterator[dict[str, Any]]:
     """Yield the role and text of each row's messages."""
     for row in split.rows:
         yield {"messages": [{"role": one["role"], "content": one["content"]} for one in row.messages]}
+
+
+def write_chat_rows(run: Run, file: Path) -> None:
+    """Write the chat rows that are trained on, in order: what an audit compares with what the runner makes."""
+    write_text(file, "".join(f"{row.to_jsonl()}\n" for row in run.data.train.rows))
 
 
 def write_json_lines(run: Run, folder: Path, lines: Callable[[Split], Iterator[Mapping[str, Any]]] = encoded) -> None:

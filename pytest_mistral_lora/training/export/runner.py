@@ -18,6 +18,9 @@ ROWS = "rows"
 
 TEMPLATE = "training.jinja"
 
+CHAT_ROWS = "chat.jsonl"
+"""The chat rows that the rows to train on come from."""
+
 APPLIED: Mapping[str, str] = {
     "backend": "rows are encoded",
     "data.train": "rows are encoded",
