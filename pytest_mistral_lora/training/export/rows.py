@@ -66,7 +66,7 @@ def _write_split(folder: Path, name: str, split: Split) -> None:
         for batch in _batches(encoded(split)):
             file.write(batch)
     write_json(folder / "dataset_info.json", {})
-    state = {
+    state: dict[str, Any] = {
         "_data_files": [{"filename": arrow.name}],
         "_fingerprint": sha256_file(arrow)[:16],
         "_format_columns": None,
