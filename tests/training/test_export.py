@@ -271,6 +271,22 @@ def test_what_the_runner_is_not_told_is_on_the_page(make: MakeRecipe, to: str, t
     assert RUNNERS[to].command in page
 
 
+def test_axolotls_mean_over_micro_batches_is_said_where_there_are_several(make: MakeRecipe, tmp_path: Path) -> None:
+    several = export(make(training={"micro_batch_tokens": 1}), "axolotl", tmp_path / "several")
+    one = export(make(), "axolotl", tmp_path / "one")
+    assert any("mean of each of the 5 micro-batches" in remark for remark in several.remarks)
+    assert not any("micro-batches of a step" in remark for remark in one.remarks)
+    assert settings_of(one.folder)["gradient_accumulation_steps"] == 1
+
+
+def test_the_chat_rows_for_the_audit_are_those_that_are_trained_on(make: MakeRecipe, to: str, tmp_path: Path) -> None:
+    with (tmp_path / "more.jsonl").open("w") as file:
+        file.write(json.dumps(answer(weight=0)) + "\n" + json.dumps(answer()) + "\n")
+    done = export(make(data={"train": ["more.jsonl"]}, training={"unsupervised": "drop"}), to, tmp_path / "to")
+    assert [row.messages[-1].get("weight") for row in read_rows(done.folder / "chat.jsonl")] == [None]
+    assert "--own-data --dataset chat.jsonl" in (done.folder / "README.md").read_text()
+
+
 def test_an_alpha_that_no_runner_takes_is_refused(make: MakeRecipe, to: str, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"lora\.alpha: 2\.5: the runner takes whole numbers only"):
         export(make(lora={"alpha": 2.5}), to, tmp_path / "to")

@@ -33,6 +33,7 @@ _DROPPED = (
         "fsdp",
         "fsdp_config",
     ),
+    *("eval_steps", "eval_strategy", "evals_per_epoch", "do_bench_eval", "do_causal_lm_eval"),
     *("attn_implementation", "flash_attention", "sdp_attention", "xformers_attention", "wandb_project"),
 )
 """What names other data, another model, a service, or a GPU's kernel."""

@@ -114,7 +114,14 @@ def _bookkeeping(run: Run) -> dict[str, Any]:
 
 
 def _remarks(run: Run) -> Iterator[str]:
-    yield "On several devices Axolotl takes the mean loss of each; here it is the mean over all tokens of the step."
+    if run.accumulation > 1:
+        yield (
+            f"Axolotl takes the mean of each of the {run.accumulation} micro-batches of a step, and then the mean of "
+            "these; here it is one mean over all supervised tokens of the step. Where memory allows, set "
+            f"micro_batch_size to {run.recipe.training.batch_size} and gradient_accumulation_steps to 1: then the two "
+            "are the same. training.micro_batch_tokens decides it."
+        )
+    yield "On several devices Axolotl takes the mean loss of each."
     if run.warmup_steps == _LEAST_WARMUP - 1:
         yield f"Axolotl makes {_LEAST_WARMUP} steps of a warm-up of one."
     missing = [name for name in run.recipe.training.report_to if name not in _LOGGERS]
