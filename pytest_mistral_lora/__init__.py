@@ -16,9 +16,10 @@ _LAZY = {
     "Row": "pytest_mistral_lora.chat.rows",
     "Span": "pytest_mistral_lora.chat.encoded",
     "read_rows": "pytest_mistral_lora.chat.rows",
+    "training_template": "pytest_mistral_lora.checkpoint.training_template",
 }
 
-__all__ = ["EncodedRow", "Oracle", "Row", "Span", "__version__", "read_rows"]
+__all__ = ["EncodedRow", "Oracle", "Row", "Span", "__version__", "read_rows", "training_template"]
 
 
 def __getattr__(name: str) -> Any:

@@ -44,6 +44,7 @@ _OWN_COMMANDS = {
     "runner": ("pytest_mistral_lora.runners.runner_command", "make the environments of other trainers"),
     "smoke": (f"{_TRAINING}.answers.smoke_command", "load an adapter afresh, and compare with transcripts"),
     "merge": (f"{_TRAINING}.merge.command", "add an adapter to its base's weights, and prove the merged model"),
+    "export": (f"{_TRAINING}.export.command", "write a recipe's run for another runner: trl, axolotl, llamafactory"),
 }
 """Verbs whose module has a command line of its own, so that a launcher or a test can start it by `-m`."""
 
@@ -81,6 +82,7 @@ def _parser() -> argparse.ArgumentParser:
         verbs.add_parser(name, help=text)
     _add_check(verbs)
     _add_render(verbs)
+    _add_template(verbs)
     _add_audit(verbs)
     _add_verify(verbs)
     _add_note(verbs)
@@ -180,6 +182,26 @@ def _render(given: argparse.Namespace) -> int:
             sys.stdout.write(f"{item.place}\n{encoded_text(encoded, oracle.piece)}\n")
     if errors:
         raise RowsError(errors, place=str(given.rows))
+    return EXIT_OK
+
+
+def _add_template(verbs: Any) -> None:
+    verb = _verb(verbs, "template", _template, "write the official chat template with {%% generation %%} blocks")
+    _add_tokenizer(verb)
+    verb.add_argument("--output", type=Path, metavar="FILE", help="file to write (default: standard output)")
+
+
+def _template(given: argparse.Namespace) -> int:
+    from pytest_mistral_lora.checkpoint.training_template import training_template
+    from pytest_mistral_lora.records.files import write_text
+
+    text = training_template(given.tokenizer)
+    if given.json:
+        text = json.dumps({"tokenizer": str(given.tokenizer), "template": text}, ensure_ascii=False)
+    if given.output:
+        write_text(given.output, text)
+    else:
+        sys.stdout.write(f"{text}\n")
     return EXIT_OK
 
 

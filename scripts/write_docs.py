@@ -1,4 +1,4 @@
-"""Write the pages of docs/ that are made from tables in the code: `python scripts/write_docs.py [--check]`."""
+"""Write the pages and templates of docs/ that are made from the code: `python scripts/write_docs.py [--check]`."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ from incidents import INCIDENTS  # noqa: E402
 from pydantic.fields import FieldInfo  # noqa: E402
 
 from pytest_mistral_lora.chat.deviations import DEVIATIONS, Deviation  # noqa: E402
+from pytest_mistral_lora.chat.oracle import SHIPPED, shipped_tokenizer  # noqa: E402
+from pytest_mistral_lora.checkpoint.training_template import training_template  # noqa: E402
 from pytest_mistral_lora.conformance.rules import RULES, Rule  # noqa: E402
 from pytest_mistral_lora.records.files import write_text  # noqa: E402
 from pytest_mistral_lora.training.recipe import Recipe  # noqa: E402
@@ -203,6 +205,7 @@ def pages() -> dict[str, str]:
     gallery = [(subject, one) for subject, module in modules.items() for one in mutants(module)]
     made = {"deviations.md": deviations_page(), "rules.md": rules_page(), "incidents.md": incidents_page(gallery)}
     made["recipe.md"] = recipe_page()
+    made |= {f"templates/{name}.jinja": training_template(shipped_tokenizer(name)) for name in SHIPPED}
     for rule in RULES.values():
         made[f"rules/{rule.id}.md"] = rule_page(rule, gallery, dict(modules[rule.subject].BENCH.names))
     return made
@@ -217,8 +220,8 @@ def main() -> int:
     stale = [name for name, text in made.items() if not _is_current(DOCS / name, text)]
     left = [path for path in sorted((DOCS / "rules").glob("*.md")) if f"rules/{path.name}" not in made]
     if not check:
-        (DOCS / "rules").mkdir(exist_ok=True)
         for name in stale:
+            (DOCS / name).parent.mkdir(exist_ok=True)
             write_text(DOCS / name, made[name])
         for path in left:
             path.unlink()

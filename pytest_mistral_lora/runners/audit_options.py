@@ -24,6 +24,12 @@ def add_options(verb: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--config", type=Path, metavar="FILE", help="the runner's own configuration (default: stock)")
     group.add_argument("--python", type=Path, metavar="PATH", help="the Python that the runner is installed in")
+    group.add_argument(
+        "--own-data",
+        action="store_true",
+        help="leave the configuration its own data, such as those of an exported run: --dataset are then the chat rows "
+        "that they come from, in order",
+    )
     group.add_argument("--output", type=Path, metavar="FILE", help="keep the encoded rows in this file")
     group.add_argument(
         "--time-limit",
@@ -57,6 +63,8 @@ def _extracted(given: argparse.Namespace, folder: Path) -> Path:
     from pytest_mistral_lora.runners.extract import extract, packaged_rows
 
     rows = [row for path in given.dataset for row in read_rows(path)]
+    if given.own_data and not rows:
+        raise InputError("--own-data without --dataset", expected="the chat rows that the runner's own data come from")
     extraction = extract(
         find_runner(given.runner),
         rows or packaged_rows(CheckpointTokenizer(given.tokenizer).oracle),
@@ -65,6 +73,7 @@ def _extracted(given: argparse.Namespace, folder: Path) -> Path:
         config=given.config,
         python=given.python,
         time_limit=given.time_limit,
+        own_data=given.own_data,
     )
     sys.stderr.write(f"{extraction.ran_under}\n")
     return extraction.file

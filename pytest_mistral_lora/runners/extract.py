@@ -71,6 +71,7 @@ def extract(
     config: Path | None = None,
     python: Path | None = None,
     time_limit: float = TIME_LIMIT,
+    own_data: bool = False,
 ) -> Extraction:
     """Let a runner encode rows by its own code, and write what it made as encoded rows.
 
@@ -87,6 +88,8 @@ def extract(
         python: The Python of the environment that the runner is installed in; None for the one that `runner setup`
             made, or, for a runner that is installed beside this package, this Python.
         time_limit: Seconds that it may take.
+        own_data: Whether the data that the configuration names are left as they are: those of an exported run, say.
+            `rows` are then the chat rows that they come from, in order.
 
     Raises:
         RunnerError: If the runner is not there, hangs, refuses its configuration or even a plain row, or writes
@@ -100,7 +103,7 @@ def extract(
     with tempfile.TemporaryDirectory(prefix=f"mistral-{runner.name}-") as temporary:
         work = Path(temporary)
         _stage(work, rows, tokenizer)
-        ended = _run(runner, work, chosen, found_python, time_limit)
+        ended = _run(runner, work, chosen, found_python, time_limit, own_data)
         made = read_output(work / _ENCODED, len(rows))
     write_text(output, "".join(f"{line}\n" for line in made.lines(rows)))
     refused = sum("input_ids" not in made.records.get(number, {}) for number in range(len(rows)))
@@ -116,10 +119,11 @@ def _stage(work: Path, rows: Sequence[Row], tokenizer: Path) -> None:
     write_text(work / _ROWS, "".join(f"{json.dumps(row.to_json())}\n" for row in rows))
 
 
-def _run(runner: Runner, work: Path, config: Path, python: Path, time_limit: float) -> Ended:
+def _run(runner: Runner, work: Path, config: Path, python: Path, time_limit: float, own_data: bool) -> Ended:
     command: list[str | Path] = [python, runner.script.absolute(), "--config", config.absolute()]
     for option, name in (("--rows", _ROWS), ("--checkpoint", _CHECKPOINT), ("--output", _ENCODED)):
         command += [option, work / name]
+    command += ["--own-data"] if own_data else []
     environment = _environment(work, python)
     ended = run_limited(command, seconds=time_limit, folder=Path.cwd(), environment=environment)
     if ended.code:

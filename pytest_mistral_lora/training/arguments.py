@@ -35,12 +35,13 @@ def trainer_arguments(training: Training, *, has_held_out: bool, work: Path, pro
         max_steps=training.steps or -1,
         num_train_epochs=training.epochs or 1.0,
         learning_rate=training.learning_rate,
-        **_schedule(training),
+        **schedule_settings(training),
+        **_warmup(training),
         # one batch of the loader is a step; micro-batches are made of it
         gradient_accumulation_steps=1,
         weight_decay=training.weight_decay,
         max_grad_norm=training.max_grad_norm,
-        optim=_optimizer(training),
+        optim=optimizer_name(training, precision_of(training)),
         adam_beta1=training.betas[0],
         adam_beta2=training.betas[1],
         adam_epsilon=training.epsilon,
@@ -76,22 +77,25 @@ def _bookkeeping(training: Training, has_held_out: bool, progress: Progress) -> 
     }
 
 
-def _schedule(training: Training) -> dict[str, Any]:
-    found: dict[str, Any] = {"lr_scheduler_type": training.schedule}
+def schedule_settings(training: Training) -> dict[str, Any]:
+    """Return what transformers calls the schedule of a recipe."""
     if training.schedule == "constant" and (training.warmup_steps or training.warmup_ratio):
-        found["lr_scheduler_type"] = "constant_with_warmup"
+        return {"lr_scheduler_type": "constant_with_warmup"}
     if training.min_learning_rate_ratio:
-        found["lr_scheduler_type"] = "cosine_with_min_lr"
-        found["lr_scheduler_kwargs"] = {"min_lr_rate": training.min_learning_rate_ratio}
+        kwargs = {"min_lr_rate": training.min_learning_rate_ratio}
+        return {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": kwargs}
+    return {"lr_scheduler_type": training.schedule}
+
+
+def _warmup(training: Training) -> dict[str, Any]:
     # transformers 5 takes a number of steps below 1 for a fraction
     ratio = "warmup_ratio" if hasattr(TrainingArguments, "warmup_ratio") else "warmup_steps"
-    return found | (
-        {ratio: training.warmup_ratio} if training.warmup_ratio else {"warmup_steps": training.warmup_steps}
-    )
+    return {ratio: training.warmup_ratio} if training.warmup_ratio else {"warmup_steps": training.warmup_steps}
 
 
-def _optimizer(training: Training) -> str:
+def optimizer_name(training: Training, precision: str) -> str:
+    """Return what transformers calls the optimizer of a recipe, at a precision of `bf16`, `fp16` or `fp32`."""
     if training.optimizer != "adamw":
         return training.optimizer
     # a fused kernel skips an overflowing step by itself, and accelerate would let the schedule go on
-    return "adamw_torch" if precision_of(training) == "fp16" else "adamw_torch_fused"
+    return "adamw_torch" if precision == "fp16" else "adamw_torch_fused"

@@ -71,17 +71,37 @@ def prepare(recipe: Recipe) -> Preparation:
     config = require_trainable(base)
     layers = adapted_layers(base, recipe.lora.target_modules)
     saved = saved_modules(base, recipe.lora.modules_to_save)
+    encoder = encoder_of(recipe, base, config)
+    checks = format_checks(recipe.evaluation, encoder)
+    return Preparation(recipe, base, config, encoder, layers, saved, checks, load_data(recipe, encoder))
+
+
+def encoder_of(recipe: Recipe, base: Path, config: Mapping[str, Any]) -> Encoder:
+    """Return the backend of a run.
+
+    Args:
+        recipe: The recipe.
+        base: The base checkpoint on disk.
+        config: Its `config.json`.
+
+    Raises:
+        TokenizerError: If the tokenizer cannot be loaded.
+        RecipeError: If it has ids that the model does not have.
+    """
     encoder = Encoder(recipe.backend, CheckpointTokenizer(base))
     if encoder.vocab_size > config["vocab_size"]:
         raise RecipeError(
             f"the tokenizer has {encoder.vocab_size} ids, the model {config['vocab_size']}", place=str(base)
         )
-    checks = format_checks(recipe.evaluation, encoder)
-    return Preparation(recipe, base, config, encoder, layers, saved, checks, load_data(recipe, encoder))
+    return encoder
 
 
-def resolve_base(base: Base) -> Path:
+def resolve_base(base: Base, *, weights: bool = True) -> Path:
     """Return the base checkpoint's folder, its pin checked.
+
+    Args:
+        base: The recipe's section.
+        weights: Whether the weights of a Hub base have to be there; those of a local base always have to be.
 
     Raises:
         PinError: If it is not there, or its weights are not the pinned ones.
@@ -89,7 +109,7 @@ def resolve_base(base: Base) -> Path:
     if base.path is None:
         from pytest_mistral_lora.checkpoint.pins import resolve
 
-        return resolve(str(base.repo), str(base.revision), weights=True)
+        return resolve(str(base.repo), str(base.revision), weights=weights)
     found = base_weights_sha256(base.path)
     if found != base.weights_sha256:
         raise PinError(

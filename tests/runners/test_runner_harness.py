@@ -130,3 +130,50 @@ def test_a_row_that_fails_is_an_error_and_the_others_are_not(run: Run, capsys: p
 def test_a_configuration_that_no_row_can_use_ends_the_script(run: Run) -> None:
     with pytest.raises(SystemExit, match="a plain row is refused, too: ValueError: refused"):
         run(_refuse)
+
+
+@pytest.fixture
+def own(harness: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[dict[str, Any]]]:
+    """Run a script whose runner loads data of its own, which the configuration names."""
+    for name in ("load_dataset", "load_from_disk"):
+        monkeypatch.setattr(datasets, name, getattr(datasets, name))
+
+    def run(loaded: str, chat_rows: int = 3) -> list[dict[str, Any]]:
+        rows = [{"input_ids": [number], "labels": [-number]} for number in range(3)]
+        (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        datasets.DatasetDict({"train": datasets.Dataset.from_list(rows)}).save_to_disk(tmp_path / "disk")
+        (tmp_path / "rows.jsonl").write_text('{"messages": []}\n' * chat_rows)
+
+        def encode(task: Any) -> list[Any]:
+            assert task.own_data
+            assert task.rows == []
+            if loaded == "disk":
+                data = datasets.load_from_disk(str(tmp_path / "disk"))["train"]
+            else:
+                file = str(tmp_path / "train.jsonl")
+                data = datasets.load_dataset("json", data_files=file, split="train", cache_dir=str(tmp_path / "cache"))
+            data = harness.marked(data).select([2, 0])
+            return [(row[harness.MARK], row["input_ids"], row["labels"]) for row in data]
+
+        words = [
+            w for n in ("rows", "checkpoint", "config", "output") for w in (f"--{n}", str(tmp_path / f"{n}.jsonl"))
+        ]
+        monkeypatch.setattr("sys.argv", ["script", *words, "--own-data"])
+        harness.main(encode, ())
+        return [json.loads(line) for line in (tmp_path / "output.jsonl").read_text().splitlines()][1:]
+
+    return run
+
+
+@pytest.mark.parametrize("loaded", ["disk", "json"])
+def test_a_runners_own_data_keep_their_numbers(own: Callable[..., list[dict[str, Any]]], loaded: str) -> None:
+    assert own(loaded) == [
+        {"row": 0, "input_ids": [0], "labels": [0]},
+        {"row": 1, "error": OUT},
+        {"row": 2, "input_ids": [2], "labels": [-2]},
+    ]
+
+
+def test_own_data_of_another_number_than_the_chat_rows_are_refused(own: Callable[..., list[dict[str, Any]]]) -> None:
+    with pytest.raises(ValueError, match="own data have 3 rows, and the chat rows are 4"):
+        own("disk", chat_rows=4)

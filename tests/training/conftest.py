@@ -9,6 +9,7 @@ from tiny_runs import MakeRecipe, recipe_data, write_rows
 
 from pytest_mistral_lora.chat.oracle import shipped_tokenizer
 from pytest_mistral_lora.checkpoint.tiny import write_tiny_base
+from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.training.recipe import Recipe, parse_recipe
 from pytest_mistral_lora.training.run import RunResult, train
 
@@ -18,6 +19,14 @@ torch.set_num_threads(1)
 @pytest.fixture(scope="session")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_base(tmp_path_factory.mktemp("checkpoint") / "tiny", shipped_tokenizer("spm-v3"))
+
+
+@pytest.fixture(scope="session")
+def full_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base with a tokenizer that transformers loads, as those on the Hub have."""
+    folder = write_tiny_base(tmp_path_factory.mktemp("full") / "tiny", shipped_tokenizer("spm-v3"))
+    CheckpointTokenizer(folder).fast.save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture

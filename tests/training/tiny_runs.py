@@ -32,7 +32,7 @@ def write_rows(file: Path, conversations: list[list[tuple[str, str]]] = CONVERSA
     return file
 
 
-def recipe_data(base: Path, **sections: dict[str, Any]) -> dict[str, Any]:
+def recipe_data(base: Path, *, weights_sha256: str | None = None, **sections: dict[str, Any]) -> dict[str, Any]:
     training = {
         "steps": 40,
         "learning_rate": 0.01,
@@ -42,7 +42,7 @@ def recipe_data(base: Path, **sections: dict[str, Any]) -> dict[str, Any]:
         **sections.get("training", {}),
     }
     return {
-        "base": {"path": str(base), "weights_sha256": base_weights_sha256(base), "name": "tiny"},
+        "base": {"path": str(base), "weights_sha256": weights_sha256 or base_weights_sha256(base), "name": "tiny"},
         "data": {"train": ["rows.jsonl"], **sections.get("data", {})},
         "lora": {"r": 8, "alpha": 16, **sections.get("lora", {})},
         "training": {key: value for key, value in training.items() if value is not None},

@@ -33,6 +33,7 @@ _DROPPED = (
         "fsdp",
         "fsdp_config",
     ),
+    *("eval_steps", "eval_strategy", "evals_per_epoch", "do_bench_eval", "do_causal_lm_eval"),
     *("attn_implementation", "flash_attention", "sdp_attention", "xformers_attention", "wandb_project"),
 )
 """What names other data, another model, a service, or a GPU's kernel."""
@@ -66,9 +67,10 @@ def _config(task: Task) -> str:
     if len(datasets) != 1:
         raise ValueError(f"{len(datasets)} datasets; one alone can be given other rows")
     kept = {name: value for name, value in datasets[0].items() if name not in _OTHER_DATA}
+    given = datasets if task.own_data else [{**kept, "path": str(task.rows_file()), "ds_type": "json"}]
     own = {
         "base_model": str(task.checkpoint),
-        "datasets": [{**kept, "path": str(task.rows_file()), "ds_type": "json"}],
+        "datasets": given,
         "dataset_prepared_path": str(task.folder / "prepared"),
         "output_dir": str(task.folder / "out"),
     }

@@ -2,7 +2,10 @@
 
 A script is a command that maps rows to encoded rows:
 
-    SCRIPT --rows ROWS.jsonl --checkpoint FOLDER --config FILE --output OUT.jsonl
+    SCRIPT --rows ROWS.jsonl --checkpoint FOLDER --config FILE --output OUT.jsonl [--own-data]
+
+With `--own-data` the runner gets the rows that its configuration names, as they are, and `ROWS.jsonl` are the chat rows
+that they come from, in order.
 
 `OUT.jsonl` gets a line for what it runs under, `{"environment": {"trl": "1.16.0", ...}}`, and then one line for each
 row, in any order: `{"row": 0, "input_ids": [...], "labels": [...]}`, or `{"row": 0, "error": "..."}`. A configuration
@@ -50,12 +53,14 @@ class Task:
         checkpoint: Folder with the tokenizer and a tiny model.
         config: The runner's own configuration.
         folder: An empty folder for the files of this call.
+        own_data: Whether the data that the configuration names are left as they are.
     """
 
     rows: list[dict[str, Any]]
     checkpoint: Path
     config: Path
     folder: Path
+    own_data: bool = False
 
     def rows_file(self, rows: list[dict[str, Any]] | None = None) -> Path:
         """Write rows as a JSONL file of their own, and return it."""
@@ -81,6 +86,7 @@ def main(encode: Encode, packages: tuple[str, ...], notes: dict[str, str] | None
     parser = argparse.ArgumentParser()
     for name in ("rows", "checkpoint", "config", "output"):
         parser.add_argument(f"--{name}", type=Path, required=True)
+    parser.add_argument("--own-data", action="store_true")
     given = parser.parse_args()
     sys.argv = sys.argv[:1]  # the runners read it
     lines = given.rows.read_text(encoding="utf-8").split("\n")
@@ -88,7 +94,8 @@ def main(encode: Encode, packages: tuple[str, ...], notes: dict[str, str] | None
     _keep_marks()
     with given.output.open("w", encoding="utf-8") as output:
         output.write(json.dumps({"environment": {**_versions(packages), **(notes or {})}}) + "\n")
-        for record in _Bisection(encode, given.checkpoint, given.config).records(rows):
+        asked = _Bisection(encode, given.checkpoint, given.config)
+        for record in asked.own_records(rows) if given.own_data else asked.records(rows):
             output.write(json.dumps(record, ensure_ascii=False) + "\n")
 
 
@@ -138,6 +145,13 @@ class _Bisection:
         sys.stderr.write(f"{len(rows)} rows are refused as one file, and are given again in smaller ones: {reason}\n")
         yield from self._parts(rows, reason)
 
+    def own_records(self, rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        """Yield what the runner makes of the data of its configuration; nothing can be taken out of them."""
+        _number_own_data(len(rows))
+        with tempfile.TemporaryDirectory() as folder:
+            made = self.encode(Task([], self.checkpoint, self.config, Path(folder), own_data=True))
+        yield from self._made(rows, made)
+
     def _parts(self, rows: list[dict[str, Any]], reason: str) -> Iterator[dict[str, Any]]:
         """Yield what comes of rows that are refused together."""
         if len(rows) == 1:
@@ -178,6 +192,31 @@ class _Bisection:
 def _reason(error: Exception) -> str:
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text}"[:500]
+
+
+def _number_own_data(expected: int) -> None:
+    """Let what is loaded of the runner's own data have the numbers of its rows."""
+    import datasets
+
+    for name in ("load_dataset", "load_from_disk"):
+        setattr(datasets, name, _numbering(getattr(datasets, name), expected))
+
+
+def _numbering(load: Any, expected: int) -> Any:
+    def numbered(dataset: Any) -> Any:
+        if len(dataset) != expected:
+            raise ValueError(f"the configuration's own data have {len(dataset)} rows, and the chat rows are {expected}")
+        return dataset.add_column(MARK, list(range(expected)))
+
+    @functools.wraps(load)
+    def loading(*args: Any, **options: Any) -> Any:
+        loaded = load(*args, **options)
+        if isinstance(loaded, dict):
+            loaded["train"] = numbered(loaded["train"])
+            return loaded
+        return numbered(loaded)
+
+    return loading
 
 
 def _keep_marks() -> None:

@@ -58,6 +58,15 @@ def encode(task: Task) -> list[Encoded]:
 
 def _config(task: Task) -> dict[str, Any]:
     config = yaml.safe_load(task.config.read_text(encoding="utf-8")) or {}
+    kept = {name: value for name, value in {**config, **_SET}.items() if name not in _DROPPED}
+    own = {"model_name_or_path": str(task.checkpoint), "output_dir": str(task.folder / "out")}
+    if not task.own_data:
+        return {**kept, "dataset_dir": _dataset_folder(task, config), **own}
+    return {**kept, **{name: config[name] for name in ("tokenized_path",) if name in config}, **own}
+
+
+def _dataset_folder(task: Task, config: dict[str, Any]) -> str:
+    """Write the rows and a `dataset_info.json` as the configuration's own describes them; return their folder."""
     names = config.get("dataset") or ""
     names = [name.strip() for name in (names.split(",") if isinstance(names, str) else names)]
     if len(names) != 1 or not names[0]:
@@ -74,12 +83,7 @@ def _config(task: Task) -> dict[str, Any]:
     file = task.rows_file([_in_form(row, entry) for row in task.rows])
     described = {names[0]: {**entry, "file_name": file.name}}
     (file.parent / "dataset_info.json").write_text(json.dumps(described), encoding="utf-8")
-    own = {
-        "model_name_or_path": str(task.checkpoint),
-        "dataset_dir": str(file.parent),
-        "output_dir": str(task.folder / "out"),
-    }
-    return {name: value for name, value in {**config, **_SET, **own}.items() if name not in _DROPPED}
+    return str(file.parent)
 
 
 def _in_form(row: dict[str, Any], entry: dict[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,98 @@
+"""The rows of a run in files that runners read: ids and labels, or the messages."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pytest_mistral_lora.records.files import write_json, write_text
+from pytest_mistral_lora.records.hashing import sha256_file
+from pytest_mistral_lora.training.export.run import Run
+from pytest_mistral_lora.training.rows.loading import Split
+from pytest_mistral_lora.training.rows.table import ArrowFile
+
+_ROWS_OF_A_BATCH = 1000
+
+
+def encoded(split: Split) -> Iterator[dict[str, list[int]]]:
+    """Yield the ids of each row, a mask of ones, and its labels: the three columns that runners take as they are."""
+    for row in split.encoded:
+        ids = list(row.input_ids)
+        yield {"input_ids": ids, "attention_mask": [1] * len(ids), "labels": list(row.labels or ())}
+
+
+def messages(split: Split) -> Iterator[dict[str, Any]]:
+    """Yield the role and text of each row's messages."""
+    for row in split.rows:
+        yield {"messages": [{"role": one["role"], "content": one["content"]} for one in row.messages]}
+
+
+def write_chat_rows(run: Run, file: Path) -> None:
+    """Write the chat rows that are trained on, in order: what an audit compares with what the runner makes."""
+    write_text(file, "".join(f"{row.to_jsonl()}\n" for row in run.data.train.rows))
+
+
+def write_json_lines(run: Run, folder: Path, lines: Callable[[Split], Iterator[Mapping[str, Any]]] = encoded) -> None:
+    """Write `train.jsonl`, and `test.jsonl` where rows are held out."""
+    for name, split in _sides(run, held_out="test"):
+        with (folder / f"{name}.jsonl").open("x", encoding="utf-8") as file:
+            file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines(split))
+
+
+def write_dataset(run: Run, folder: Path) -> None:
+    """Write what `datasets.load_from_disk` reads as splits `train` and, where rows are held out, `validation`.
+
+    Of the files that `save_to_disk` writes, these are what its readers need, in any version: a description of the
+    columns would be in the words of one version, and they are read from the Arrow file where there is none.
+    """
+    sides = dict(_sides(run, held_out="validation"))
+    write_json(folder / "dataset_dict.json", {"splits": list(sides)})
+    for name, split in sides.items():
+        _write_split(folder / name, name, split)
+
+
+def _sides(run: Run, *, held_out: str) -> Iterator[tuple[str, Split]]:
+    yield "train", run.data.train
+    if run.data.held_out.rows:
+        yield held_out, run.data.held_out
+
+
+def _write_split(folder: Path, name: str, split: Split) -> None:
+    folder.mkdir()
+    arrow = folder / "data-00000-of-00001.arrow"
+    with ArrowFile(arrow) as file:
+        for batch in _batches(encoded(split)):
+            file.write(batch)
+    write_json(folder / "dataset_info.json", {})
+    state: dict[str, Any] = {
+        "_data_files": [{"filename": arrow.name}],
+        "_fingerprint": sha256_file(arrow)[:16],
+        "_format_columns": None,
+        "_format_kwargs": {},
+        "_format_type": None,
+        "_output_all_columns": False,
+        "_split": name,
+    }
+    write_json(folder / "state.json", state)
+
+
+def _batches(lines: Iterator[dict[str, list[int]]]) -> Iterator[Any]:
+    import pyarrow as pa
+
+    schema = pa.schema(
+        {
+            "input_ids": pa.list_(pa.int32()),
+            "attention_mask": pa.list_(pa.int8()),
+            "labels": pa.list_(pa.int64()),
+        }
+    )
+    pending = []
+    for line in lines:
+        pending.append(line)
+        if len(pending) == _ROWS_OF_A_BATCH:
+            yield pa.RecordBatch.from_pylist(pending, schema)
+            pending.clear()
+    if pending:
+        yield pa.RecordBatch.from_pylist(pending, schema)

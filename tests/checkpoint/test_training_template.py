@@ -1,0 +1,202 @@
+"""The training template, judged by transformers' own masks: what TRL and others train on with it."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from derived_tekken import DERIVED, derived_tokenizer
+from hypothesis import given, settings
+
+from pytest_mistral_lora import cli
+from pytest_mistral_lora.chat.compare import Comparison, compare
+from pytest_mistral_lora.chat.encoded import IGNORE_INDEX
+from pytest_mistral_lora.chat.oracle import SHIPPED, shipped_tokenizer
+from pytest_mistral_lora.chat.rows import Row, as_row
+from pytest_mistral_lora.chat.template import ChatTemplate
+from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
+from pytest_mistral_lora.checkpoint.training_template import official_template, training_template
+from pytest_mistral_lora.errors import NoTemplateError
+from pytest_mistral_lora.records.goldens import packaged_cases, packaged_golden
+from pytest_mistral_lora.strategies import rows, tool_rows
+
+NAMES = [*SHIPPED, *DERIVED]
+ANSWER = {"role": "assistant", "content": "b"}
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A tokenizer with its training template, as a trainer uses the two."""
+
+    tokenizer: CheckpointTokenizer
+    official: ChatTemplate
+    template: str
+
+    def labels(self, row: Row | Mapping[str, Any], template: str | None = None) -> tuple[int, ...]:
+        row = as_row(row)
+        settings = {} if row.reasoning_effort is None else {"reasoning_effort": row.reasoning_effort}
+        result = self.tokenizer.fast.apply_chat_template(
+            [{key: value for key, value in message.items() if key != "weight"} for message in row.messages],
+            tools=list(row.tools) if row.tools else None,
+            chat_template=template or self.template,
+            tokenize=True,
+            return_dict=True,
+            return_assistant_tokens_mask=True,
+            **settings,
+        )
+        pairs = zip(result["input_ids"], result["assistant_masks"], strict=True)
+        return tuple(token if marked else IGNORE_INDEX for token, marked in pairs)
+
+    def compare(self, row: Row | Mapping[str, Any]) -> Comparison:
+        return compare(row, self.tokenizer.oracle, self.official)
+
+    @functools.cached_property
+    def marked(self) -> ChatTemplate:
+        marked = ChatTemplate(self.tokenizer.fast, self.template)
+        marked.bounded = False
+        return marked
+
+    def check(self, row: Row | Mapping[str, Any]) -> None:
+        """The text is the official template's, and the labels are the oracle's but for a named deviation."""
+        comparison = self.compare(row)
+        assert comparison.unexplained == ""
+        if comparison.template is None:
+            assert comparison.deviations
+            return
+        assert self.official.render(row) == self.marked.render(row), "other text"
+        if comparison.equal and not has_weight_0(row):
+            assert self.labels(row) == comparison.oracle.labels, "other labels"
+
+
+def has_weight_0(row: Row | Mapping[str, Any]) -> bool:
+    return any(message.get("weight") == 0 for message in as_row(row).messages)
+
+
+@functools.cache
+def trained(name: str) -> Trained:
+    tokenizer = CheckpointTokenizer(derived_tokenizer(name) if name in DERIVED else shipped_tokenizer(name))
+    official = ChatTemplate(tokenizer.fast)
+    official.bounded = False
+    return Trained(tokenizer, official, training_template(tokenizer))
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_packaged_rows_get_the_recorded_labels(name: str) -> None:
+    one = trained(name)
+    oracle = one.tokenizer.oracle
+    goldens = [
+        packaged_golden(oracle.sha256, case.name) for case in packaged_cases() if oracle.version in case.versions
+    ]
+    sound = [golden for golden in goldens if not golden.deviations and not has_weight_0(golden.row)]
+    assert len(sound) > 20
+    for golden in sound:
+        assert one.marked.render(golden.row) == one.official.render(golden.row), golden.case
+        assert one.labels(golden.row) == golden.encoded.labels, golden.case
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", DERIVED)
+def test_packaged_rows_get_the_oracles_labels(name: str) -> None:
+    one = trained(name)
+    cases = [case for case in packaged_cases() if one.tokenizer.oracle.version in case.versions]
+    assert sum(one.compare(case.row).equal for case in cases) > 20
+    for case in cases:
+        one.check(case.row)
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+@settings(max_examples=10)
+@given(row=rows())
+def test_generated_rows_get_the_oracles_labels(name: str, row: dict[str, Any]) -> None:
+    trained(name).check(row)
+
+
+@pytest.mark.parametrize("name", sorted(set(SHIPPED) - {"spm-v1"}))
+@settings(max_examples=10)
+@given(row=tool_rows())
+def test_generated_tool_rows_get_the_oracles_labels(name: str, row: dict[str, Any]) -> None:
+    trained(name).check(row)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+@settings(max_examples=50)
+@given(row=rows() | tool_rows())
+def test_many_rows_get_the_oracles_labels(name: str, row: dict[str, Any]) -> None:
+    one = trained(name)
+    if name != "spm-v1" or not row.get("tools"):
+        one.check(row)
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_each_answer_is_marked_to_its_eos(name: str) -> None:
+    one = trained(name)
+    row = {"messages": [{"role": "user", "content": "a"}, ANSWER, {"role": "user", "content": "c"}, ANSWER]}
+    assert one.labels(row).count(one.tokenizer.oracle.eos_id) == 2
+
+
+@pytest.mark.parametrize("name", sorted(set(SHIPPED) - {"spm-v1"}))
+def test_a_tool_call_is_marked_from_its_marker_on(name: str) -> None:
+    one = trained(name)
+    case = next(case for case in packaged_cases() if case.name == "tool-call")
+    marker = next(token for token, text in one.tokenizer.oracle.control_tokens.items() if text == "[TOOL_CALLS]")
+    assert marker in one.labels(case.row)
+
+
+def test_a_template_cannot_leave_out_an_answer_of_weight_0() -> None:
+    one = trained("spm-v3")
+    row = {"messages": [{"role": "user", "content": "a"}, {**ANSWER, "weight": 0}]}
+    assert one.compare(row).oracle.supervised_tokens == 0
+    assert one.labels(row).count(IGNORE_INDEX) < len(one.labels(row))
+
+
+def _without_blocks(template: str) -> str:
+    return template.replace("{% generation %}", "").replace("{%- endgeneration %}", "")
+
+
+def _closed_before_eos(template: str) -> str:
+    open_end = template.replace("{%- endgeneration %}", "")
+    return open_end.replace("        {{- eos_token }}", "{%- endgeneration %}{{- eos_token }}")
+
+
+@pytest.mark.parametrize("broken", [_without_blocks, _closed_before_eos])
+def test_labels_of_a_wrong_training_template_are_found(broken: Callable[[str], str]) -> None:
+    good = trained("spm-v3")
+    wrong = replace(good, template=broken(good.template))
+    row = {"messages": [{"role": "user", "content": "a"}, ANSWER]}
+    good.check(row)
+    with pytest.raises(AssertionError, match="other labels"):
+        wrong.check(row)
+
+
+def test_text_of_a_wrong_training_template_is_found() -> None:
+    good = trained("spm-v3")
+    wrong = replace(good, template=good.template.replace("{% generation %}", "{% generation %}."))
+    with pytest.raises(AssertionError, match="other text"):
+        wrong.check({"messages": [{"role": "user", "content": "a"}, ANSWER]})
+
+
+def test_a_template_without_answers_is_refused(tmp_path: Path) -> None:
+    tokenizer = trained("spm-v3").tokenizer.fast
+    tokenizer.save_pretrained(tmp_path)
+    (tmp_path / "chat_template.jinja").write_text("{% for message in messages %}{{ message['content'] }}{% endfor %}")
+    with pytest.raises(NoTemplateError, match="no branch for messages of the role assistant"):
+        training_template(tmp_path)
+
+
+def test_a_template_that_has_blocks_is_taken_as_it_is(tmp_path: Path) -> None:
+    trained("spm-v3").tokenizer.fast.save_pretrained(tmp_path)
+    (tmp_path / "chat_template.jinja").write_text(trained("spm-v3").template)
+    assert training_template(tmp_path) == official_template(CheckpointTokenizer(tmp_path)) == trained("spm-v3").template
+
+
+def test_the_command_writes_the_template(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = str(shipped_tokenizer("spm-v7"))
+    assert cli.main(["template", "--tokenizer", path, "--output", str(tmp_path / "training.jinja")]) == 0
+    assert (tmp_path / "training.jinja").read_text() == training_template(path)
+    assert cli.main(["template", "--tokenizer", path]) == 0
+    assert capsys.readouterr().out == training_template(path) + "\n"

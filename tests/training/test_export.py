@@ -1,0 +1,322 @@
+"""Exported runs: nothing of a recipe is lost in silence, and the rows are the trainer's own."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from datasets import load_dataset, load_from_disk
+from tiny_runs import CONVERSATIONS, MakeRecipe, recipe_data, write_rows
+
+from pytest_mistral_lora import cli
+from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
+from pytest_mistral_lora.chat.rows import read_rows
+from pytest_mistral_lora.checkpoint.tiny import write_tiny_base
+from pytest_mistral_lora.errors import InputError, RecipeError, TokenizerError
+from pytest_mistral_lora.records.identity import base_weights_sha256
+from pytest_mistral_lora.training.export.exactness import why_not_messages
+from pytest_mistral_lora.training.export.folder import RUNNERS, export
+from pytest_mistral_lora.training.export.run import Run, plan
+from pytest_mistral_lora.training.export.runner import APPLIED
+from pytest_mistral_lora.training.recipe import Recipe, parse_recipe
+
+HELD_OUT = [CONVERSATIONS[0]]
+
+
+@pytest.fixture(scope="module")
+def weights_sha256(full_base: Path) -> str:
+    return base_weights_sha256(full_base)
+
+
+@pytest.fixture
+def make(tmp_path: Path, full_base: Path, weights_sha256: str) -> MakeRecipe:
+    write_rows(tmp_path / "rows.jsonl")
+    write_rows(tmp_path / "held_out.jsonl", HELD_OUT)
+
+    def make(**sections: dict[str, Any]) -> Recipe:
+        return parse_recipe(recipe_data(full_base, weights_sha256=weights_sha256, **sections), folder=tmp_path)
+
+    return make
+
+
+@pytest.fixture(params=sorted(RUNNERS))
+def to(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def settings_of(folder: Path) -> Any:
+    (file,) = folder.glob("*.yaml")
+    return yaml.safe_load(file.read_text())
+
+
+PLAIN: dict[str, dict[str, Any]] = {"training": {"eval_steps": 1}, "data": {"eval": ["held_out.jsonl"]}}
+OTHER: dict[str, Any] = {
+    "lora.r": 4,
+    "lora.alpha": 8,
+    "lora.dropout": 0.5,
+    "lora.target_modules": ["q_proj"],
+    "lora.rslora": True,
+    "lora.dora": True,
+    "lora.modules_to_save": ["lm_head"],
+    "base.quantization": "nf4",
+    "training.steps": 3,
+    "training.epochs": 3,
+    "training.optimizer": "adamw_8bit",
+    "training.betas": [0.8, 0.9],
+    "training.epsilon": 1e-6,
+    "training.learning_rate": 0.5,
+    "training.schedule": "linear",
+    "training.min_learning_rate_ratio": 0.5,
+    "training.warmup_steps": 3,
+    "training.warmup_ratio": 0.5,
+    "training.batch_size": 2,
+    "training.micro_batch_tokens": 50,
+    "training.share_prefix": True,
+    "training.max_length": 99,
+    "training.weight_decay": 0.5,
+    "training.max_grad_norm": 0.5,
+    "training.seed": 3,
+    "training.order_seed": 3,
+    "training.precision": "bf16",
+    "training.max_skipped_steps": 3,
+    "training.device": "cuda",
+    "training.dry_run": False,
+    "training.on_oom": "shrink",
+    "training.activation_checkpointing": True,
+    "training.kernels": "liger",
+    "training.logging_steps": 3,
+    "training.eval_steps": 3,
+    "training.checkpoint_steps": 3,
+    "training.checkpoint_minutes": 3,
+    "training.stop_at_grad_norm": 3.5,
+    "training.report_to": ["tensorboard"],
+    "evaluation.generations": 3,
+    "evaluation.generation_steps": 3,
+    "evaluation.max_new_tokens": 3,
+    "evaluation.checks": ["eos"],
+}
+"""For each key of a recipe a value that is neither the default nor that of the tiny recipe."""
+TOGETHER: dict[str, dict[str, Any]] = {
+    "training.epochs": {"steps": None},
+    "training.min_learning_rate_ratio": {"schedule": "cosine"},
+    "evaluation.generation_steps": {"generations": 3},
+    "evaluation.checks": {"generations": 3},
+}
+"""What a key needs beside it."""
+OF_THE_BASE = {"base.repo", "base.revision", "base.path", "base.weights_sha256", "base.name"}
+
+
+def keys() -> Iterator[str]:
+    for name, field in Recipe.model_fields.items():
+        section = field.annotation
+        fields = getattr(section, "model_fields", None)
+        yield from (name,) if fields is None else (f"{name}.{key}" for key in fields)
+
+
+def test_every_key_of_a_recipe_is_tried_or_in_the_rows_already() -> None:
+    assert set(keys()) == {*OTHER, *APPLIED, *OF_THE_BASE, "output"}
+
+
+def varied(make: MakeRecipe, key: str, value: Any) -> Recipe:
+    section, _, name = key.partition(".")
+    given = {one: dict(values) for one, values in PLAIN.items()}
+    if section != "base":
+        given[section] = {**given.get(section, {}), **TOGETHER.get(key, {}), name: value}
+        return make(**given)
+    recipe = make(**given)
+    return recipe.model_copy(update={"base": recipe.base.model_copy(update={name: value})})
+
+
+@pytest.fixture(scope="module")
+def planned(tmp_path_factory: pytest.TempPathFactory, full_base: Path) -> Run:
+    folder = tmp_path_factory.mktemp("planned")
+    write_rows(folder / "rows.jsonl")
+    write_rows(folder / "held_out.jsonl", HELD_OUT)
+    return plan(parse_recipe(recipe_data(full_base, **PLAIN), folder=folder))
+
+
+@pytest.mark.parametrize("key", OTHER)
+def test_a_key_changes_the_configuration_or_is_said_not_to(key: str, to: str, make: MakeRecipe, planned: Run) -> None:
+    runner = RUNNERS[to]
+    run = replace(planned, recipe=varied(make, key, OTHER[key]))
+    if key == "training.precision":
+        run = replace(run, precision="bf16")
+    changed = runner.settings(run) != runner.settings(planned)
+    said = key in runner.not_told(run.recipe)
+    assert changed != said, "told and said not to be" if changed else "dropped in silence"
+
+
+def test_a_key_that_no_table_names_would_be_found(make: MakeRecipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pytest_mistral_lora.training.export.runner.LEFT_OUT", {})
+    assert RUNNERS["trl"].not_told(make(training={"dry_run": False})) == {}
+
+
+def test_the_configuration_is_the_recipes(make: MakeRecipe, to: str, tmp_path: Path, full_base: Path) -> None:
+    done = export(make(training={"batch_size": 4, "schedule": "cosine", "precision": "fp32"}), to, tmp_path / "to")
+    settings = settings_of(done.folder)
+    same = {"max_steps": 40, "gradient_accumulation_steps": 1, "learning_rate": 0.01, "seed": 0, "lora_alpha": 16}
+    assert {key: settings[key] for key in same} == same
+    assert str(full_base) in settings.values()
+    assert settings.get("micro_batch_size", settings.get("per_device_train_batch_size")) == 4
+    modules = settings.get("lora_target_modules", settings.get("lora_target"))
+    assert (modules.split(",") if isinstance(modules, str) else modules) == ["q_proj", "k_proj", "v_proj", "o_proj"]
+    assert not settings["bf16"]
+    assert not settings["fp16"]
+
+
+def test_a_hub_base_keeps_its_revision(make: MakeRecipe, to: str) -> None:
+    run = plan(make())
+    base = run.recipe.base.model_copy(update={"repo": "owner/name", "revision": "ab" * 20, "path": None})
+    settings = RUNNERS[to].settings(replace(run, recipe=run.recipe.model_copy(update={"base": base})))
+    assert {"owner/name", "ab" * 20} <= {value for value in settings.values() if isinstance(value, str)}
+
+
+def test_micro_batches_divide_a_step_and_stay_within_their_tokens(make: MakeRecipe) -> None:
+    run = plan(make(training={"batch_size": 12, "micro_batch_tokens": 150}))
+    longest = int(run.data.train.lengths.max())
+    assert 12 % run.rows_at_once == 0
+    assert run.rows_at_once * longest <= 150
+    assert run.rows_at_once * run.accumulation == 12
+    assert plan(make(training={"micro_batch_tokens": 1})).rows_at_once == 1
+
+
+def test_epochs_become_steps_as_in_training(make: MakeRecipe) -> None:
+    run = plan(make(training={"steps": None, "epochs": 2.5, "batch_size": 2, "warmup_ratio": 0.25}))
+    assert (run.steps, run.warmup_steps) == (8, 2)  # three steps an epoch
+
+
+def encoded_of(done: Any, name: str) -> list[dict[str, Any]]:
+    if (done.folder / "rows" / "dataset_dict.json").is_file():
+        return list(load_from_disk(str(done.folder / "rows"))[{"test": "validation"}.get(name, name)])
+    rows = load_dataset(str(done.folder / "rows"), cache_dir=str(done.folder / "cache"))
+    return list(rows[name])
+
+
+def test_rows_are_the_ids_and_labels_of_the_trainer(make: MakeRecipe, to: str, tmp_path: Path, full_base: Path) -> None:
+    done = export(make(data={"eval": ["held_out.jsonl"]}), to, tmp_path / "to", form="tokens")
+    oracle = Oracle(shipped_tokenizer("spm-v3"))
+    for name, file in (("train", "rows.jsonl"), ("test", "held_out.jsonl")):
+        expected = [oracle.encode(row) for row in read_rows(tmp_path / file)]
+        found = encoded_of(done, name)
+        assert [tuple(row["input_ids"]) for row in found] == [row.input_ids for row in expected]
+        assert [tuple(row["labels"]) for row in found] == [row.labels for row in expected]
+        assert all(set(row) == {"input_ids", "attention_mask", "labels"} for row in found)
+
+
+def test_trl_gets_messages_where_the_template_is_exact(make: MakeRecipe, tmp_path: Path) -> None:
+    done = export(make(), "trl", tmp_path / "to")
+    settings = settings_of(done.folder)
+    assert done.form == "messages"
+    assert (settings["assistant_only_loss"], settings["chat_template_path"]) == (True, "training.jinja")
+    assert "{% generation %}" in (done.folder / "training.jinja").read_text()
+    assert json.loads((done.folder / "rows" / "train.jsonl").read_text().splitlines()[0])["messages"]
+
+
+def answer(**keys: Any) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", **keys}]}
+
+
+CALL = {"id": "abcdefghi", "type": "function", "function": {"name": "weather", "arguments": "{}"}}
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({"messages": [*answer()["messages"], *answer(weight=0)["messages"]]}, "other labels, as it does for a weight"),
+        (answer(content="b "), "other ids"),
+        ({"messages": [{"role": "user", "content": "</s>"}, *answer()["messages"][1:]]}, "other ids"),
+        ({"messages": [answer()["messages"][0], {"role": "assistant", "tool_calls": [CALL]}]}, "more than roles"),
+        ({"messages": [{"role": "system", "content": "s"}, *answer()["messages"][1:]]}, "refuses it"),
+    ],
+    ids=["weight", "trailing space", "control token", "tool call", "no user"],
+)
+def test_trl_gets_ids_where_the_template_is_not_exact(
+    row: dict[str, Any], reason: str, make: MakeRecipe, tmp_path: Path
+) -> None:
+    recipe = make()
+    with (tmp_path / "rows.jsonl").open("a") as file:
+        file.write(json.dumps(row) + "\n")
+    done = export(recipe, "trl", tmp_path / "to")
+    assert done.form == "tokens"
+    assert any(reason in remark and "rows.jsonl:6" in remark for remark in done.remarks)
+    with pytest.raises(InputError, match=reason):
+        export(recipe, "trl", tmp_path / "again", form="messages")
+
+
+def test_a_base_with_mistrals_own_tokenizer_alone_gets_ids(tmp_path: Path) -> None:
+    base = write_tiny_base(tmp_path / "tiny", shipped_tokenizer("tekken-240911"))
+    write_rows(tmp_path / "rows.jsonl")
+    run = plan(parse_recipe(recipe_data(base), folder=tmp_path))
+    assert "takes no chat template" in why_not_messages(run)
+
+
+def test_only_trl_takes_messages(make: MakeRecipe, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="templates of Axolotl do not give Mistral's ids"):
+        export(make(), "axolotl", tmp_path / "to", form="messages")
+    assert not (tmp_path / "to").exists()
+
+
+def test_what_the_runner_is_not_told_is_on_the_page(make: MakeRecipe, to: str, tmp_path: Path) -> None:
+    recipe = make(training={"on_oom": "shrink"}, evaluation={"generations": 2})
+    done = export(recipe, to, tmp_path / "to")
+    page = (done.folder / "README.md").read_text()
+    assert {"training.on_oom", "evaluation.generations", "output"} <= done.not_told.keys()
+    assert all(f"`{key}`" in page for key in done.not_told)
+    assert all(remark in page for remark in done.remarks)
+    assert RUNNERS[to].command in page
+
+
+def test_axolotls_mean_over_micro_batches_is_said_where_there_are_several(make: MakeRecipe, tmp_path: Path) -> None:
+    several = export(make(training={"micro_batch_tokens": 1}), "axolotl", tmp_path / "several")
+    one = export(make(), "axolotl", tmp_path / "one")
+    assert any("mean of each of the 5 micro-batches" in remark for remark in several.remarks)
+    assert not any("micro-batches of a step" in remark for remark in one.remarks)
+    assert settings_of(one.folder)["gradient_accumulation_steps"] == 1
+
+
+def test_the_chat_rows_for_the_audit_are_those_that_are_trained_on(make: MakeRecipe, to: str, tmp_path: Path) -> None:
+    with (tmp_path / "more.jsonl").open("w") as file:
+        file.write(json.dumps(answer(weight=0)) + "\n" + json.dumps(answer()) + "\n")
+    done = export(make(data={"train": ["more.jsonl"]}, training={"unsupervised": "drop"}), to, tmp_path / "to")
+    assert [row.messages[-1].get("weight") for row in read_rows(done.folder / "chat.jsonl")] == [None]
+    assert "--own-data --dataset chat.jsonl" in (done.folder / "README.md").read_text()
+
+
+def test_an_alpha_that_no_runner_takes_is_refused(make: MakeRecipe, to: str, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"lora\.alpha: 2\.5: the runner takes whole numbers only"):
+        export(make(lora={"alpha": 2.5}), to, tmp_path / "to")
+    assert list(tmp_path.glob("*to*")) == []
+
+
+def test_a_base_whose_tokenizer_no_runner_loads_is_refused(tmp_path: Path, base: Path) -> None:
+    write_rows(tmp_path / "rows.jsonl")
+    with pytest.raises(TokenizerError, match=r"finds no tokenizer that it can load.*save_pretrained"):
+        plan(parse_recipe(recipe_data(base), folder=tmp_path))
+
+
+def test_a_folder_is_never_written_over(make: MakeRecipe, tmp_path: Path) -> None:
+    (tmp_path / "to").mkdir()
+    with pytest.raises(InputError, match="exists already"):
+        export(make(), "trl", tmp_path / "to")
+
+
+def test_the_command_says_what_is_different(
+    make: MakeRecipe, tmp_path: Path, full_base: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make()
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe_data(full_base, training={"dry_run": False})))
+    call = ["export", str(tmp_path / "recipe.yaml"), "--to", "axolotl", "--output", str(tmp_path / "to")]
+    assert cli.main(call) == 0
+    out = capsys.readouterr().out
+    assert "not told: training.dry_run: a safeguard of this project's trainer\n" in out
+    assert "different: The order of the rows" in out
+    assert out.endswith("&& axolotl train axolotl.yaml\n")
+    assert cli.main(call) == 2
+    assert "exists already" in capsys.readouterr().err
+    assert cli.main([*call[:-1], str(tmp_path / "json"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["form"] == "tokens"
