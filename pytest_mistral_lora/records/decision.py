@@ -94,7 +94,7 @@ def _where(manifest: Mapping[str, Any]) -> str:
     environment, devices = manifest["environment"], manifest["training"]["devices"]
     threads = f"{environment['threads']} thread{'' if environment['threads'] == 1 else 's'}"
     processor = environment["gpu"] or f"{environment['processor']}, {threads}"
-    return f"{devices} × {processor}; Python {environment['python']} on {environment['platform']}"
+    return f"{devices} x {processor}; Python {environment['python']} on {environment['platform']}"
 
 
 def _ends(training: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
