@@ -99,6 +99,7 @@ OTHER: dict[str, Any] = {
     "evaluation.generation_steps": 3,
     "evaluation.max_new_tokens": 3,
     "evaluation.checks": ["eos"],
+    "card": {"license": "mit"},
 }
 """For each key of a recipe a value that is neither the default nor that of the tiny recipe."""
 TOGETHER: dict[str, dict[str, Any]] = {
@@ -125,6 +126,8 @@ def test_every_key_of_a_recipe_is_tried_or_in_the_rows_already() -> None:
 def varied(make: MakeRecipe, key: str, value: Any) -> Recipe:
     section, _, name = key.partition(".")
     given = {one: dict(values) for one, values in PLAIN.items()}
+    if not name:
+        return make(**given).model_copy(update={section: value})
     if section != "base":
         given[section] = {**given.get(section, {}), **TOGETHER.get(key, {}), name: value}
         return make(**given)
@@ -266,6 +269,7 @@ def test_what_the_runner_is_not_told_is_on_the_page(make: MakeRecipe, to: str, t
     done = export(recipe, to, tmp_path / "to")
     page = (done.folder / "README.md").read_text()
     assert {"training.on_oom", "evaluation.generations", "output"} <= done.not_told.keys()
+    assert not {"card", "training.dry_run", "evaluation.checks"} & done.not_told.keys()
     assert all(f"`{key}`" in page for key in done.not_told)
     assert all(remark in page for remark in done.remarks)
     assert RUNNERS[to].command in page

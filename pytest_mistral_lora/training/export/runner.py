@@ -9,6 +9,7 @@ from typing import Any
 
 from pytest_mistral_lora.training.export.run import Run
 from pytest_mistral_lora.training.recipe import Recipe
+from pytest_mistral_lora.training.recipe.fields import Section
 
 ADAPTER = "adapter"
 """The folder, inside an exported one, where the runner saves its adapter."""
@@ -47,6 +48,7 @@ LEFT_OUT: Mapping[str, str] = {
     "evaluation.generation_steps": _ANSWERS,
     "evaluation.max_new_tokens": _ANSWERS,
     "evaluation.checks": _ANSWERS,
+    "card": "the runner writes a card of its own",
     "output": f"the adapter is saved in {ADAPTER}/ of this folder",
 }
 """Keys of a recipe that none of the runners has, and what that means."""
@@ -91,9 +93,14 @@ def _keys_set(recipe: Recipe) -> list[str]:
     keys = []
     for name in type(recipe).model_fields:
         section = getattr(recipe, name)
-        if not hasattr(section, "model_fields_set"):
+        if isinstance(section, Section):
+            keys += [f"{name}.{key}" for key in _changed(section)]
+        elif name in _changed(recipe):
             keys.append(name)
-            continue
-        fields = type(section).model_fields
-        keys += [f"{name}.{key}" for key in fields if getattr(section, key) != fields[key].default]
     return keys
+
+
+def _changed(section: Section) -> list[str]:
+    fields = type(section).model_fields
+    defaults = {key: field.get_default(call_default_factory=True) for key, field in fields.items()}
+    return [key for key, default in defaults.items() if getattr(section, key) != default]
