@@ -59,7 +59,7 @@ class Column:
         """Its name in the tables, and of its records."""
         return self.config.stem
 
-    @property
+    @cached_property
     def recorded(self) -> dict[str, Recorded]:
         """What is recorded, by tokenizer."""
         files = {tokenizer: RECORDED / self.name / f"{tokenizer}.jsonl" for tokenizer in TOKENIZERS}
@@ -199,6 +199,7 @@ def real_rows() -> list[Row]:
     return rows
 
 
+@cache
 def our_findings(tokenizer: str) -> dict[str, list[Finding]]:
     """Return what is wrong with our own trainer's encoding of each case."""
     encoder = Encoder("mistral-common", CheckpointTokenizer(shipped_tokenizer(tokenizer)))
@@ -358,9 +359,14 @@ def main() -> int:
     return _write(check=given.check)
 
 
+def pages() -> dict[str, str]:
+    """Return every page by its name."""
+    return {"README.md": board_page(), "reproductions.md": reproductions_page()}
+
+
 def _write(*, check: bool) -> int:
     stale = 0
-    for name, text in {"README.md": board_page(), "reproductions.md": reproductions_page()}.items():
+    for name, text in pages().items():
         path = PAGES / name
         if not path.is_file() or path.read_text(encoding="utf-8") != text:
             stale += 1
