@@ -29,6 +29,9 @@ from typing import Any
 MARK = "mistral_lora_row"
 """The column that carries a row's number through the runner's own steps."""
 
+_AGAIN = -1
+"""The number of a row that is given a second time."""
+
 PLAIN = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}
 """A row that no configuration has a reason to refuse."""
 
@@ -173,8 +176,11 @@ class _Bisection:
         return ""
 
     def _run(self, rows: list[dict[str, Any]]) -> list[Encoded]:
+        # Axolotl cannot sample from a file of one row: a row alone is given twice
+        given = rows if len(rows) > 1 else [*rows, {**rows[0], MARK: _AGAIN}]
         with tempfile.TemporaryDirectory() as folder:
-            return self.encode(Task(rows, self.checkpoint, self.config, Path(folder)))
+            made = self.encode(Task(given, self.checkpoint, self.config, Path(folder)))
+        return [one for one in made if one[0] != _AGAIN]
 
     def _made(self, rows: list[dict[str, Any]], made: list[Encoded]) -> Iterator[dict[str, Any]]:
         by_number: dict[int, list[Encoded]] = {row[MARK]: [] for row in rows}
