@@ -77,8 +77,10 @@ that shows each difference.
 What is right is what mistral-common encodes, with loss on the assistants' tokens alone. A cell says `sound` where ids
 and labels are exactly that, or which rules are broken: each is one class of [../rules.md](../rules.md). The rows are
 the packaged ones (`goldens/cases.json`) that the tokenizer's version can encode. The trainers get a checkpoint folder
-that is made of the tokenizer file as for the Hub: `tokenizer.json`, and the chat template that mistral-common
-generates. A checkpoint whose own files differ may come out otherwise; the commands take any as `--tokenizer`.
+with `tokenizer.json`, made of the tokenizer file, and the chat template that mistral-common generates; a name that ends
+in `-hub` is such a folder with Mistral's own file beside it, as Mistral's repositories on the Hub have it, and
+`python scripts/write_scoreboard.py --checkpoint NAME FOLDER` makes it. A checkpoint whose own files differ may come out
+otherwise; the commands take any as `--tokenizer`.
 
 The configurations are each trainer's defaults for chat rows, and the variants that are listed; not tried are other
 templates, packing, several datasets, GPUs, and training itself. Ids and labels do not depend on the last two. That an
