@@ -95,13 +95,13 @@ def _configurations() -> Iterator[str]:
     yield "|---|---|---|---|"
     for column in COLUMNS:
         link = f"[{column.name}](../../{column.config.relative_to(ROOT).as_posix()})"
-        for one in list(column.recorded.values())[:1]:
-            yield f"| {link} | {column.about} | {_versions(one.environment)} | `{column.command('TOKENIZER')}` |"
+        said = next((one.environment for one in column.recorded.values() if one.environment), {})
+        yield f"| {link} | {column.about} | {_versions(said)} | `{column.command('TOKENIZER')}` |"
     yield f"| {OURS} | this package's own trainer, `backend: mistral-common` | | `mistral-lora train recipe.yaml` |"
 
 
 def _versions(environment: dict[str, str]) -> str:
-    return ", ".join(f"{name} {version}" for name, version in environment.items())
+    return ", ".join(f"{name} {version}" for name, version in environment.items() if version != "not installed")
 
 
 def _summary() -> Iterator[str]:
@@ -118,7 +118,8 @@ def _summary() -> Iterator[str]:
 
 
 def _short(one: Recorded) -> str:
-    return f"refused: {_cell(one.refused)}" if one.refused else _counted(one.findings)
+    reason = one.refused.rpartition("a plain row is refused, too: ")[2]
+    return f"refused: {_cell(reason)}" if reason else _counted(one.findings)
 
 
 def _counted(findings: dict[str, list[Finding]]) -> str:
@@ -168,13 +169,20 @@ def reproductions_page() -> str:
     """Return docs/scoreboard/reproductions.md: the smallest row that shows each difference of each configuration."""
     lines = ["# The smallest row that shows each difference", "", *_REPRODUCTIONS.splitlines()]
     for column in COLUMNS:
-        for rule, (tokenizer, finding) in sorted(_smallest(column).items()):
+        found = sorted(_smallest(column).items())
+        config = column.config.read_text(encoding="utf-8")
+        lines += ["", f"## {column.name}", "", f"```yaml\n{config}```"] if found else []
+        for rule, (tokenizer, finding) in found:
             versions = _versions(column.recorded[tokenizer].environment)
-            lines += ["", f"## {column.name}: {CLASSES[rule]} ({rule}), on {tokenizer}", "", versions, ""]
+            lines += ["", f"### {column.name}: {CLASSES[rule]} ({rule}), on {tokenizer}", "", versions, ""]
             lines += [f"```console\n$ {column.command(tokenizer)} --dataset row.jsonl\n```", ""]
-            lines += [f"```json\n{finding.row}\n```", "", f"{finding.found}", ""]
+            lines += [f"```json\n{finding.row}\n```", "", f"{_sentence(finding)}", ""]
             lines += ["```text", *finding.detail.splitlines(), "```"] if finding.detail else []
     return "\n".join(lines).rstrip("\n") + "\n"
+
+
+def _sentence(finding: Finding) -> str:
+    return finding.found + (f"; expected: {finding.expected}" if finding.expected else "")
 
 
 _REPRODUCTIONS = """\

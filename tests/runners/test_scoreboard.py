@@ -23,7 +23,7 @@ KNOWN = [
     ("axolotl-v2v3", "spm-v3", "leading-spaces", "ML529", "answers are trimmed"),
     ("axolotl", "spm-v3", "digits", "ML545", "the first token of an answer is masked"),
     ("axolotl", "spm-v3", "hostile-user", "ML523", "what a user writes becomes control tokens"),
-    ("axolotl-mistral-common", "tekken-240911", "system-multi-turn", "ML547", "labels are on the wrong tokens"),
+    ("axolotl-mistral-common", "tekken-240911-hub", "system-multi-turn", "ML547", "labels are on the wrong tokens"),
 ]
 REFUSED = [
     ("trl-assistant-only", "training-compatible"),
@@ -49,6 +49,7 @@ EXACT = [
     ("llamafactory", "tools-unused", {"ML530"}),
     ("llamafactory", "repeated-text", {"ML526"}),
     ("llamafactory-openai", "system", {"ML527"}),
+    ("axolotl-v2v3", "code-answer", {"ML529"}),
 ]
 
 
@@ -74,9 +75,10 @@ def test_a_configuration_that_no_row_can_use_is_refused_by_the_runner(
     assert words in found.recorded["spm-v3"].refused
 
 
-def test_every_configuration_was_run_on_every_tokenizer(script: ModuleType) -> None:
+def test_every_configuration_was_run_on_every_tokenizer_without_a_file_of_mistral_s(script: ModuleType) -> None:
     for column in script.COLUMNS:
-        assert set(column.recorded) == set(script.TOKENIZERS)
+        plain = {name for name in script.TOKENIZERS if not name.endswith(script.HUB)}
+        assert plain <= set(column.recorded) <= set(script.TOKENIZERS)
 
 
 def test_our_own_trainer_is_sound_on_every_row(script: ModuleType) -> None:
