@@ -23,6 +23,7 @@ KNOWN = [
     ("axolotl-v2v3", "spm-v3", "leading-spaces", "ML529", "answers are trimmed"),
     ("axolotl", "spm-v3", "digits", "ML545", "the first token of an answer is masked"),
     ("axolotl", "spm-v3", "hostile-user", "ML523", "what a user writes becomes control tokens"),
+    ("llamafactory-own-template", "spm-v7", "multi-turn", "ML521", "a BOS stands in front of every turn"),
     ("trl", "spm-v7", "empty-system", "ML528", "an empty system prompt is a space"),
     ("axolotl-mistral-common", "tekken-240911-hub", "system-multi-turn", "ML550", "labels are on the wrong tokens"),
 ]
