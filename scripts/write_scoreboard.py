@@ -85,7 +85,9 @@ otherwise; the commands take any as `--tokenizer`.
 The configurations are each trainer's defaults for chat rows, and the variants that are listed; not tried are other
 templates, packing, several datasets, GPUs, and training itself. Ids and labels do not depend on the last two. That an
 answer of weight 0 is not trained on is said by none of the configurations, so that `ML549` is no fault of a trainer's
-code, but one of its defaults."""
+code, but one of its defaults. What the generated chat template does in another way than mistral-common is the list of
+[../deviations.md](../deviations.md): a trainer that renders with it inherits that. Axolotl 0.19.0 is the newest that
+Python 3.11 gets; 0.21 asks for 3.12, and was not run."""
 
 
 def _configurations() -> Iterator[str]:
