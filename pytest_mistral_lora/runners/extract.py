@@ -19,7 +19,7 @@ from pytest_mistral_lora.records.goldens import packaged_cases
 from pytest_mistral_lora.runners.environments import interpreter
 from pytest_mistral_lora.runners.output import read_output
 from pytest_mistral_lora.runners.process import Ended, run_limited, shown
-from pytest_mistral_lora.runners.runner import TIME_LIMIT, Runner
+from pytest_mistral_lora.runners.runner import NOTHING, TIME_LIMIT, Runner
 from pytest_mistral_lora.runners.staging import stage_checkpoint
 
 _ROWS, _ENCODED = "rows.jsonl", "encoded.jsonl"
@@ -59,7 +59,8 @@ class Extraction:
     def ran_under(self) -> str:
         """A line that says which versions and which configuration the runner ran under."""
         versions = ", ".join(f"{name} {version}" for name, version in self.environment.items())
-        return f"{versions or 'versions not said'}; configuration {self.config}"
+        config = "no configuration" if self.config == NOTHING else f"configuration {self.config}"
+        return f"{versions or 'versions not said'}; {config}"
 
 
 def extract(
@@ -128,7 +129,7 @@ def _run(runner: Runner, work: Path, config: Path, python: Path, time_limit: flo
     ended = run_limited(command, seconds=time_limit, folder=Path.cwd(), environment=environment)
     if ended.code:
         found = f"{runner.title} ends with exit code {ended.code}: {ended.last_line}{shown(ended.tail)}"
-        raise RunnerError(found, place=str(config))
+        raise RunnerError(found, place="" if config == NOTHING else str(config))
     return ended
 
 

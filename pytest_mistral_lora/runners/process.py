@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import tempfile
@@ -15,6 +16,7 @@ from pytest_mistral_lora.errors import RunnerError
 
 _TAIL_BYTES = 4000
 _TAIL_LINES = 15
+_COLOUR = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,5 +94,6 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 def _tail(handle: int) -> str:
     size = os.fstat(handle).st_size
     text = os.pread(handle, _TAIL_BYTES, max(0, size - _TAIL_BYTES)).decode("utf-8", "replace")
-    lines = ["".join(c for c in line if c.isprintable()).rstrip() for line in text.replace("\r", "\n").split("\n")]
+    text = _COLOUR.sub("", text.replace("\r", "\n"))
+    lines = ["".join(c for c in line if c.isprintable()).rstrip() for line in text.split("\n")]
     return "\n".join([line[:500] for line in lines if line][-_TAIL_LINES:])

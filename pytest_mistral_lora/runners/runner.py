@@ -12,6 +12,9 @@ from pytest_mistral_lora.errors import RunnerError
 TIME_LIMIT = 900.0
 """Seconds that a runner may take for all rows, where nothing else is said."""
 
+NOTHING = Path(os.devnull)
+"""The configuration of a script that is given none."""
+
 _FOLDER = Path(__file__).parent
 
 
@@ -65,8 +68,7 @@ def find_runner(name: str) -> Runner:
         return RUNNERS[name]
     script = Path(name)
     if script.suffix == ".py" and script.is_file():
-        nothing = Path(os.devnull)
-        return Runner(script.stem, script.name, "", script, nothing, str(script), nothing)
+        return Runner(script.stem, script.name, "", script, NOTHING, str(script), NOTHING)
     raise RunnerError(
         f"{name!r} is no runner",
         expected=f"one of {', '.join(RUNNERS)}, or the path of a script (*.py) that maps rows to encoded rows",

@@ -127,6 +127,13 @@ def test_a_row_that_fails_is_an_error_and_the_others_are_not(run: Run, capsys: p
     assert "4 rows are refused as one file" in capsys.readouterr().err
 
 
+def test_a_runner_that_cannot_read_a_file_of_one_row_is_given_two(run: Run) -> None:
+    assert _made(run(lambda data: data.map(_strict) if len(data) > 1 else _refuse(data))) == {
+        **EVERY,
+        1: "ValueError: bb is not allowed",
+    }
+
+
 def test_a_configuration_that_no_row_can_use_ends_the_script(run: Run) -> None:
     with pytest.raises(SystemExit, match="a plain row is refused, too: ValueError: refused"):
         run(_refuse)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -25,11 +23,21 @@ KNOWN = [
     ("axolotl-v2v3", "spm-v3", "leading-spaces", "ML529", "answers are trimmed"),
     ("axolotl", "spm-v3", "digits", "ML545", "the first token of an answer is masked"),
     ("axolotl", "spm-v3", "hostile-user", "ML523", "what a user writes becomes control tokens"),
-    ("axolotl-mistral-common", "tekken-240911", "system-multi-turn", "ML547", "labels are on the wrong tokens"),
+    ("llamafactory-own-template", "spm-v7", "multi-turn", "ML521", "a BOS stands in front of every turn"),
+    ("trl", "spm-v7", "empty-system", "ML528", "an empty system prompt is a space"),
+    ("axolotl-mistral-common", "tekken-240911-hub", "system-multi-turn", "ML550", "labels are on the wrong tokens"),
+]
+EXACT = [
+    ("llamafactory", "tools-unused", {"ML530"}),
+    ("llamafactory", "repeated-text", {"ML526"}),
+    ("llamafactory-openai", "system", {"ML527"}),
+    ("axolotl-v2v3", "code-answer", {"ML529"}),
 ]
 REFUSED = [
-    ("trl-assistant-only", "training-compatible"),
-    ("llamafactory-own-template", "A placeholder is required in the string formatter"),
+    ("trl-assistant-only", "spm-v3", "training-compatible"),
+    ("trl", "tekken-240911-hub", "Expected last role User or Tool"),
+    ("trl-assistant-only", "tekken-240911-hub", "expected string or bytes-like object, got 'NoneType'"),
+    ("llamafactory-own-template", "spm-v3", "A placeholder is required in the string formatter"),
 ]
 
 
@@ -41,10 +49,16 @@ def script() -> ModuleType:
     return write_scoreboard
 
 
-def test_the_pages_are_what_the_script_writes() -> None:
-    command = [sys.executable, ROOT / "scripts" / "write_scoreboard.py", "--check"]
-    process = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert (process.returncode, process.stdout) == (0, "")
+def test_the_pages_are_what_the_script_writes(script: ModuleType) -> None:
+    assert {
+        page for page, text in script.pages().items() if (script.PAGES / page).read_text(encoding="utf-8") != text
+    } == set()
+
+
+@pytest.mark.parametrize(("column", "case", "rules"), EXACT)
+def test_a_fault_has_no_other_class(column: str, case: str, rules: set[str], script: ModuleType) -> None:
+    [found] = [one for one in script.COLUMNS if one.name == column]
+    assert {finding.rule for finding in found.recorded["spm-v3"].findings[case]} == rules
 
 
 @pytest.mark.parametrize(("column", "tokenizer", "case", "rule", "what"), KNOWN)
@@ -55,17 +69,18 @@ def test_a_fault_that_we_know_of_has_its_class(
     assert rule in {finding.rule for finding in found.recorded[tokenizer].findings[case]}, what
 
 
-@pytest.mark.parametrize(("column", "words"), REFUSED)
+@pytest.mark.parametrize(("column", "tokenizer", "words"), REFUSED)
 def test_a_configuration_that_no_row_can_use_is_refused_by_the_runner(
-    column: str, words: str, script: ModuleType
+    column: str, tokenizer: str, words: str, script: ModuleType
 ) -> None:
     [found] = [one for one in script.COLUMNS if one.name == column]
-    assert words in found.recorded["spm-v3"].refused
+    assert words in found.recorded[tokenizer].refused
 
 
-def test_every_configuration_was_run_on_every_tokenizer(script: ModuleType) -> None:
+def test_every_configuration_was_run_on_every_tokenizer_without_a_file_of_mistral_s(script: ModuleType) -> None:
     for column in script.COLUMNS:
-        assert set(column.recorded) == set(script.TOKENIZERS)
+        plain = {name for name in script.TOKENIZERS if not name.endswith(script.HUB)}
+        assert plain <= set(column.recorded) <= set(script.TOKENIZERS)
 
 
 def test_our_own_trainer_is_sound_on_every_row(script: ModuleType) -> None:

@@ -84,3 +84,20 @@ def test_the_audit_says_what_is_wrong(checkpoint: Path, tmp_path: Path, capsys: 
     assert {finding["class"] for finding in findings} == {"control-token-injection", "everything-trained"}
     assert summary["summary"]["wrong"] == 1
     assert "trl 1." in output.err
+
+
+def test_what_is_recorded_on_the_scoreboard_comes_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "scripts"))
+    from scoreboard_records import COLUMNS, cases
+
+    [recorded] = [column.recorded["spm-v3"] for column in COLUMNS if column.name == "trl"]
+    trl = find_runner("trl")
+    rows = [case.row for case in cases("spm-v3")]
+    made = extract(trl, rows, shipped_tokenizer("spm-v3"), tmp_path / "out.jsonl")
+    versions = {name: made.environment[name] for name in ("trl", "transformers", "tokenizers")}
+    if versions != {name: recorded.environment[name] for name in versions}:
+        pytest.skip(f"recorded with other versions than {versions}")
+    with made.file.open(encoding="utf-8") as file:
+        lines = [json.loads(line) for line in file]
+    for case, line in zip(cases("spm-v3"), lines, strict=True):
+        assert {key: line[key] for key in ("input_ids", "labels")} == recorded.lines[case.name]

@@ -73,7 +73,8 @@ def _cut(expected: Ids, ids: Ids, oracle: Oracle) -> Fault | None:
     in_text = len(ids) > 1 and ids[1] not in oracle.control_tokens
     if in_text and ids[0] == oracle.bos_id and ids[1:] == expected[lost + 1 :]:
         return Fault("ML531", f"cut after BOS: {lost} of {len(expected)} tokens are missing")
-    if len(ids) > 1 and ids[-1] == oracle.eos_id and ids[:-1] == expected[: len(ids) - 1]:
+    ends = len(ids) > 1 and ids[-1] == oracle.eos_id and ids[:-1] == expected[: len(ids) - 1]
+    if ends and decoded(expected[len(ids) - 1 : -1], oracle).strip():
         return Fault("ML531", f"cut at the end, and EOS put there: {lost + 1} of {len(expected)} tokens are missing")
     return None
 

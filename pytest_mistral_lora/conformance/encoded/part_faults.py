@@ -177,12 +177,20 @@ class _Judge:
                 have = have if more > 0 else have.replace(prompt, "", 1)
             if squeezed(want) == squeezed(have):
                 return
-        extra = have.strip().removesuffix(want.strip()).strip()
-        is_before = extra != have.strip() or not want.strip()
-        if extra and is_before and marker in _USER and extra not in self._said:
+        extra = self._put_in_front(want, have)
+        if extra and marker in _USER and extra not in self._said:
             yield Fault("ML527", f"a text that the row does not have stands in front: {extra[:60]!r}")
         else:
             yield Fault("ML534", shown)
+
+    def _put_in_front(self, want: str, have: str) -> str:
+        """Return what stands in front of a text, or between the system prompt and it; empty where that is not all."""
+        want, have = want.strip(), have.strip()
+        for start in ("", *self._prompts):
+            rest = want.removeprefix(start).strip()
+            if want.startswith(start) and have.startswith(start) and have.endswith(rest):
+                return have.removeprefix(start).removesuffix(rest).strip()
+        return ""
 
     def _moved_within(self, want: str, have: str) -> list[str]:
         """Return the system prompts that explain a difference by standing elsewhere in the same text."""

@@ -29,6 +29,9 @@ from typing import Any
 MARK = "mistral_lora_row"
 """The column that carries a row's number through the runner's own steps."""
 
+_AGAIN = -1
+"""The number of a row that is given a second time."""
+
 PLAIN = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}
 """A row that no configuration has a reason to refuse."""
 
@@ -173,8 +176,11 @@ class _Bisection:
         return ""
 
     def _run(self, rows: list[dict[str, Any]]) -> list[Encoded]:
+        # Axolotl cannot sample from a file of one row: a row alone is given twice
+        given = rows if len(rows) > 1 else [*rows, {**rows[0], MARK: _AGAIN}]
         with tempfile.TemporaryDirectory() as folder:
-            return self.encode(Task(rows, self.checkpoint, self.config, Path(folder)))
+            made = self.encode(Task(given, self.checkpoint, self.config, Path(folder)))
+        return [one for one in made if one[0] != _AGAIN]
 
     def _made(self, rows: list[dict[str, Any]], made: list[Encoded]) -> Iterator[dict[str, Any]]:
         by_number: dict[int, list[Encoded]] = {row[MARK]: [] for row in rows}
@@ -220,7 +226,7 @@ def _numbering(load: Any, expected: int) -> Any:
 
 
 def _keep_marks() -> None:
-    """Let `Dataset.map` carry the numbers of the rows, whatever columns the runner removes."""
+    """Let `Dataset.map` carry the numbers of the rows, whatever columns and rows the runner removes."""
     from datasets import Dataset
 
     original, original_filter = Dataset.map, Dataset.filter
@@ -232,8 +238,9 @@ def _keep_marks() -> None:
         removed = options.get("remove_columns")
         if removed is not None:
             options["remove_columns"] = [name for name in _as_list(removed) if name != MARK]
-        wrapped = _marking(function, batched=bool(options.get("batched")))
-        return original(self, wrapped, *args, **options)
+        if options.get("batched") and not options.get("input_columns"):
+            function = _marking(function)
+        return original(self, function, *args, **options)
 
     @functools.wraps(original_filter)
     def filtering(self: Any, *args: Any, **options: Any) -> Any:
@@ -250,26 +257,19 @@ def _as_list(names: Any) -> list[str]:
     return [names] if isinstance(names, str) else list(names)
 
 
-def _marking(function: Any, *, batched: bool) -> Any:
-    """Return a function for `map` that gives what `function` gives, and the number of the row that it comes from."""
+def _marking(function: Any) -> Any:
+    """Return a batched function that also gives the numbers of its results, where it gives fewer or more than rows."""
 
-    def one(row: Any, *args: Any, **options: Any) -> Any:
-        result = function(row, *args, **options)
-        if result is not None:
-            result[MARK] = row[MARK]
-        return result
-
-    def many(rows: Any, *args: Any, **options: Any) -> Any:
+    def marking(rows: Any, *args: Any, **options: Any) -> Any:
         numbers = list(rows[MARK])
         given = {name: list(rows[name]) for name in rows}
         result = function(rows, *args, **options)
-        if result is not None:
-            made = _length(result)
-            same = made == len(numbers)
-            result[MARK] = numbers if same else _attributed(function, given, numbers, made, args, options)
+        made = len(numbers) if result is None else _length(result)
+        if made != len(numbers):
+            result[MARK] = _attributed(function, given, numbers, made, args, options)
         return result
 
-    return many if batched else one
+    return marking
 
 
 def _attributed(

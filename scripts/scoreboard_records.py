@@ -1,0 +1,206 @@
+"""What other trainers made of rows: recorded with the trainers themselves, and read again."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache, cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
+from pytest_mistral_lora.chat.rows import Row, parse_row
+from pytest_mistral_lora.checkpoint.tokenizers import TEKKEN, CheckpointTokenizer
+from pytest_mistral_lora.conformance.encoded.audit import Audit
+from pytest_mistral_lora.conformance.encoded.verdicts import row_findings
+from pytest_mistral_lora.conformance.findings import Finding
+from pytest_mistral_lora.errors import RunnerError
+from pytest_mistral_lora.records.files import write_text
+from pytest_mistral_lora.records.goldens import Case, packaged_cases
+from pytest_mistral_lora.runners.extract import extract
+from pytest_mistral_lora.runners.runner import RUNNERS, Runner
+
+ROOT = Path(__file__).parents[1]
+PAGES = ROOT / "docs" / "scoreboard"
+RECORDED = PAGES / "recorded"
+HUB = "-hub"
+"""Ends the names of checkpoints that also hold Mistral's own tokenizer file, as its repositories on the Hub do."""
+TOKENIZERS = ("spm-v1", "spm-v3", "spm-v7", "tekken-240911", "spm-v3-hub", "tekken-240911-hub")
+REAL_TOKENIZERS = ("spm-v3", "tekken-240911")
+
+
+@dataclass(frozen=True)
+class Column:
+    """A runner with one of its configurations.
+
+    Attributes:
+        runner: The runner.
+        config: The configuration.
+    """
+
+    runner: Runner
+    config: Path
+
+    @property
+    def name(self) -> str:
+        """Its name in the tables, and of its records."""
+        return self.config.stem
+
+    @cached_property
+    def recorded(self) -> dict[str, Recorded]:
+        """What is recorded, by tokenizer."""
+        files = {tokenizer: RECORDED / self.name / f"{tokenizer}.jsonl" for tokenizer in TOKENIZERS}
+        return {name: Recorded.read(file, name) for name, file in files.items() if file.is_file()}
+
+    @property
+    def about(self) -> str:
+        """What the configuration says of itself."""
+        return self.config.read_text(encoding="utf-8").splitlines()[0].removeprefix("# ")
+
+    def command(self, tokenizer: str) -> str:
+        """Return the command that makes a column of a table again."""
+        config = self.config.relative_to(ROOT)
+        return f"mistral-lora audit --runner {self.runner.name} --config {config} --tokenizer {tokenizer}"
+
+
+COLUMNS = tuple(
+    Column(runner, config)
+    for runner in RUNNERS.values()
+    for config in (runner.config, *sorted(runner.config.parent.glob(f"{runner.name}-*.yaml")))
+)
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """What a runner made of the packaged rows.
+
+    Attributes:
+        tokenizer: Our name of the tokenizer.
+        environment: Version by distribution.
+        refused: Why the runner made nothing of any row; empty where it made something.
+        lines: What it made of each case, by name: ids and labels, or an error.
+    """
+
+    tokenizer: str
+    environment: dict[str, str]
+    refused: str
+    lines: dict[str, dict[str, Any]]
+
+    @classmethod
+    def read(cls, file: Path, tokenizer: str) -> Recorded:
+        """Read a record."""
+        head, *lines = read_lines(file)
+        return cls(tokenizer, head["environment"], head["refused"], {line.pop("case"): line for line in lines})
+
+    @cached_property
+    def findings(self) -> dict[str, list[Finding]]:
+        """What is wrong with each case, by name."""
+        return {case.name: list(self._findings(case)) for case in cases(self.tokenizer) if case.name in self.lines}
+
+    def _findings(self, case: Case) -> Iterator[Finding]:
+        line = self.lines[case.name]
+        if "error" in line:
+            yield Finding("ML502", f"the row was dropped: {line['error']}", case.name, row=case.row.to_jsonl())
+        else:
+            yield from row_findings(case.row, line["input_ids"], line["labels"], oracle(self.tokenizer))
+
+
+def read_lines(file: Path) -> list[dict[str, Any]]:
+    """Return the values of a JSON Lines file."""
+    with file.open(encoding="utf-8") as lines:
+        return [json.loads(line) for line in lines]
+
+
+@cache
+def oracle(tokenizer: str) -> Oracle:
+    """Return Mistral's own tokenization."""
+    return Oracle(shipped_tokenizer(tokenizer.removesuffix(HUB)))
+
+
+@cache
+def cases(tokenizer: str) -> list[Case]:
+    """Return the packaged rows that a tokenizer's version encodes."""
+    return [case for case in packaged_cases() if oracle(tokenizer).version in case.versions]
+
+
+def checkpoint(name: str, folder: Path) -> Path:
+    """Return the tokenizer file of a name; for a name that ends in `-hub`, a folder that is made here."""
+    file = shipped_tokenizer(name.removesuffix(HUB))
+    if not name.endswith(HUB):
+        return file
+    CheckpointTokenizer(file).fast.save_pretrained(folder)
+    shutil.copy(file, folder / (TEKKEN if file.suffix == ".json" else f"tokenizer.model{file.suffix}"))
+    return folder
+
+
+def record(column: Column, tokenizer: str) -> None:
+    """Run a runner on the packaged rows, and write what it makes."""
+    file = RECORDED / column.name / f"{tokenizer}.jsonl"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    named = cases(tokenizer)
+    head: dict[str, Any] = {"environment": {}, "refused": ""}
+    lines: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            made = extract(
+                column.runner,
+                [case.row for case in named],
+                checkpoint(tokenizer, Path(folder) / tokenizer),
+                Path(folder) / "encoded.jsonl",
+                config=column.config,
+            )
+        except RunnerError as error:
+            head["refused"] = error.found.splitlines()[0].removesuffix("; it printed last:").partition(": ")[2]
+        else:
+            head["environment"] = dict(made.environment)
+            lines = read_lines(made.file)
+    kept = [
+        {"case": case.name, **{key: line[key] for key in ("error", "input_ids", "labels") if key in line}}
+        for case, line in zip(named, lines, strict=False)
+    ]
+    write_text(file, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in (head, *kept)))
+
+
+def record_real(column: Column, tokenizer: str) -> None:
+    """Run a runner on real dialogues, and write what the audit counts."""
+    file = RECORDED / column.name / f"{tokenizer}-real.json"
+    rows = real_rows()
+    with tempfile.TemporaryDirectory() as folder:
+        encoded = Path(folder) / "encoded.jsonl"
+        try:
+            made = extract(column.runner, rows, shipped_tokenizer(tokenizer), encoded, config=column.config)
+        except RunnerError:
+            file.unlink(missing_ok=True)
+            return
+        audit = Audit(made.file, oracle(tokenizer))
+        for _ in audit.verdicts():
+            pass
+    corpus = f"chatterbot-corpus {version('chatterbot-corpus')}"
+    data = {
+        "rows": len(rows),
+        "of": corpus,
+        "sound": audit.states["sound"],
+        "classes": dict(sorted(audit.counts.items())),
+    }
+    write_text(file, json.dumps(data) + "\n")
+
+
+def real_rows() -> list[Row]:
+    """Return the English dialogues of the package chatterbot-corpus, with two turns or more."""
+    from importlib.resources import files
+
+    import yaml
+
+    rows = []
+    for file in sorted((files("chatterbot_corpus") / "data" / "english").iterdir(), key=lambda file: file.name):
+        for talk in yaml.safe_load(file.read_text(encoding="utf-8"))["conversations"]:
+            turns = [str(turn) for turn in talk[: len(talk) // 2 * 2]]
+            if turns:
+                roles = ("user", "assistant") * (len(turns) // 2)
+                messages = [{"role": role, "content": turn} for role, turn in zip(roles, turns, strict=True)]
+                rows.append(parse_row({"messages": messages}))
+    return rows

@@ -1,0 +1,100 @@
+"""`mistral-lora audit --runner`: exit codes, what is printed, what is kept."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import hostile_runners as hostile
+import pytest
+
+from pytest_mistral_lora.chat.oracle import shipped_tokenizer
+from pytest_mistral_lora.chat.rows import Row
+from pytest_mistral_lora.cli import main
+
+Audit = Callable[..., tuple[int, str, str]]
+
+EXACT = """\
+from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
+oracle = Oracle(shipped_tokenizer("spm-v3"))
+for line, row in zip(lines, rows):
+    encoded = oracle.encode(row)
+    line.update(input_ids=list(encoded.input_ids), labels=list(encoded.labels))
+"""
+
+
+@pytest.fixture
+def audit(tmp_path: Path, checkpoint: Path, rows: list[Row], capsys: pytest.CaptureFixture[str]) -> Audit:
+    (tmp_path / "rows.jsonl").write_text("".join(row.to_jsonl() + "\n" for row in rows))
+
+    def audit(body: str, *options: str) -> tuple[int, str, str]:
+        words = ["--runner", str(hostile.script(tmp_path, body)), "--tokenizer", str(checkpoint)]
+        code = main(["audit", *words, "--dataset", str(tmp_path / "rows.jsonl"), *options])
+        output = capsys.readouterr()
+        return code, output.out, output.err
+
+    return audit
+
+
+def test_a_sound_runner_is_fine_and_its_versions_are_said(audit: Audit) -> None:
+    code, out, err = audit(EXACT + hostile.SOUND)
+    assert (code, out.splitlines()[0]) == (0, "4 rows: 4 sound, 0 wrong, 0 not judged")
+    assert err == "mine 1.0; no configuration\n"
+
+
+def test_a_row_that_is_dropped_is_a_finding(audit: Audit, tmp_path: Path) -> None:
+    code, out, _ = audit(EXACT + hostile.DROPS, "--output", str(tmp_path / "kept.jsonl"))
+    assert code == 1
+    assert f"ML502 {tmp_path}/kept.jsonl:2: row 1 was dropped: the runner made nothing of it" in out
+    assert len((tmp_path / "kept.jsonl").read_text().splitlines()) == 4
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (hostile.HANGS.replace("given.config", "given.output"), "not done after 2 seconds; it printed last:"),
+        (hostile.CRASHES, "ends with exit code 7: ValueError: no such template"),
+        (hostile.GARBAGE["no JSON"], "not valid JSON"),
+        (hostile.GARBAGE["no file"], "no file was written"),
+    ],
+    ids=["hangs", "crashes", "garbage", "silent"],
+)
+def test_a_runner_without_rows_is_bad_input(body: str, words: str, audit: Audit) -> None:
+    code, out, err = audit(body, "--time-limit", "2")
+    assert (code, out) == (2, "")
+    assert words in err
+    assert "Traceback" not in err
+
+
+def test_a_configuration_that_is_not_there_is_bad_input(audit: Audit, tmp_path: Path) -> None:
+    code, _, err = audit(hostile.SOUND, "--config", str(tmp_path / "nope.yaml"))
+    assert code == 2
+    assert "nope.yaml: no such file" in err
+
+
+def test_without_a_dataset_the_packaged_rows_are_encoded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    body = EXACT + hostile.SOUND
+    assert main(["audit", "--runner", str(hostile.script(tmp_path, body)), "--tokenizer", "spm-v3", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["summary"]["sound"] == 41
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "nothing to judge; expected ROWS or --runner"),
+        (["rows.jsonl", "--runner", "trl"], "rows and a runner; expected ROWS or --runner"),
+        (["--runner", "nope"], "'nope' is no runner; expected one of trl, axolotl, llamafactory"),
+    ],
+)
+def test_one_thing_is_judged(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["audit", *words, "--tokenizer", str(shipped_tokenizer("spm-v3"))]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_runner_that_is_not_set_up_is_named_with_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MISTRAL_LORA_CACHE", str(tmp_path))
+    assert main(["audit", "--runner", "axolotl", "--tokenizer", "spm-v3"]) == 2
+    assert "Make it: mistral-lora runner setup axolotl" in capsys.readouterr().err

@@ -1,0 +1,115 @@
+"""How chat rows are written for LLaMA-Factory: the columns and tags that its `dataset_info.json` names."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import yaml
+
+from pytest_mistral_lora.runners.runner import RUNNERS
+
+pytest.importorskip("datasets", reason="the runners' own library")
+
+STOCK = RUNNERS["llamafactory"].config
+CALL = {"id": "abcdefghi", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Zoë"}'}}
+TOOL = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
+ROW = {
+    "messages": [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Warm?"},
+        {"role": "assistant", "tool_calls": [CALL]},
+        {"role": "tool", "tool_call_id": "abcdefghi", "content": "yes"},
+        {"role": "assistant", "content": "Yes."},
+    ],
+    "tools": [TOOL],
+}
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    monkeypatch.syspath_prepend(str(STOCK.parents[1] / "scripts"))
+    import llamafactory_rows
+
+    yield llamafactory_rows
+    for name in ("llamafactory_rows", "harness", "torchaudio"):
+        sys.modules.pop(name, None)
+
+
+@pytest.fixture
+def written(script: ModuleType, tmp_path: Path) -> Any:
+    """Return the rows as they are written, and the configuration that goes with them."""
+
+    def write(config: dict[str, Any], rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+        file = tmp_path / "config.yaml"
+        file.write_text(yaml.safe_dump({"dataset_dir": str(STOCK.parent / "llamafactory"), **config}))
+        (tmp_path / "work").mkdir()
+        task = script.Task([{**row, script.MARK: n} for n, row in enumerate(rows)], tmp_path, file, tmp_path / "work")
+        made = script._config(task)
+        lines = (Path(made["dataset_dir"]) / "train.jsonl").read_text().splitlines()
+        return [json.loads(line) for line in lines], made
+
+    return write
+
+
+def test_sharegpt_has_calls_as_a_message_of_their_own_role(written: Any, script: ModuleType) -> None:
+    [row], config = written({"dataset": "rows"}, [ROW])
+    assert row["messages"] == [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Warm?"},
+        {"role": "function_call", "content": '[{"name": "weather", "arguments": {"city": "Zo\\u00eb"}}]'},
+        {"role": "tool", "content": "yes"},
+        {"role": "assistant", "content": "Yes."},
+    ]
+    assert json.loads(row["tools"]) == [TOOL["function"]]
+    assert row[script.MARK] == 0
+    described = json.loads((Path(config["dataset_dir"]) / "dataset_info.json").read_text())
+    assert described["rows"]["file_name"] == "train.jsonl"
+    assert described["rows"]["formatting"] == "sharegpt"
+
+
+def test_openai_keeps_calls_where_they_are(written: Any) -> None:
+    [row], _ = written({"dataset": "openai_rows"}, [ROW])
+    assert row["messages"][2] == {"role": "assistant", "content": None, "tool_calls": [CALL]}
+
+
+def test_what_ids_do_not_depend_on_is_replaced_and_the_rest_is_kept(written: Any, tmp_path: Path) -> None:
+    given = {"dataset": "rows", "template": "mistral", "cutoff_len": 9, "bf16": True, "deepspeed": "x.json"}
+    _, config = written(given, [ROW])
+    assert (config["template"], config["cutoff_len"], config["bf16"]) == ("mistral", 9, False)
+    assert config["model_name_or_path"] == str(tmp_path)
+    assert "deepspeed" not in config
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({}, "one dataset of dataset_info.json"),
+        ({"dataset": "rows,openai_rows"}, "one dataset of dataset_info.json"),
+        ({"dataset": "other"}, "'other' is not in"),
+    ],
+)
+def test_a_configuration_without_the_one_dataset_is_refused(config: dict[str, Any], words: str, written: Any) -> None:
+    with pytest.raises(ValueError, match=words):
+        written(config, [ROW])
+
+
+def test_another_form_than_chat_rows_is_refused(written: Any, tmp_path: Path) -> None:
+    (tmp_path / "dataset_info.json").write_text(json.dumps({"mine": {"file_name": "a.json"}}))
+    with pytest.raises(ValueError, match="formatting: alpaca; chat rows need sharegpt or openai"):
+        written({"dataset": "mine", "dataset_dir": str(tmp_path)}, [ROW])
+
+
+def test_torchaudio_that_cannot_be_imported_has_a_stand_in_that_is_said(
+    script: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "torchaudio", None)  # as a package that is broken or not there
+    assert "stand-in" in script._stand_in_for_torchaudio()["torchaudio"]
+    import torchaudio
+
+    assert "shims" in str(torchaudio.__file__)
