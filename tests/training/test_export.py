@@ -19,10 +19,10 @@ from pytest_mistral_lora.chat.rows import read_rows
 from pytest_mistral_lora.checkpoint.tiny import write_tiny_base
 from pytest_mistral_lora.errors import InputError, RecipeError, TokenizerError
 from pytest_mistral_lora.records.identity import base_weights_sha256
+from pytest_mistral_lora.training.export.bridge import APPLIED
 from pytest_mistral_lora.training.export.exactness import why_not_messages
-from pytest_mistral_lora.training.export.folder import RUNNERS, export
+from pytest_mistral_lora.training.export.folder import BRIDGES, export
 from pytest_mistral_lora.training.export.run import Run, plan
-from pytest_mistral_lora.training.export.runner import APPLIED
 from pytest_mistral_lora.training.recipe import Recipe, parse_recipe
 
 HELD_OUT = [CONVERSATIONS[0]]
@@ -44,7 +44,7 @@ def make(tmp_path: Path, full_base: Path, weights_sha256: str) -> MakeRecipe:
     return make
 
 
-@pytest.fixture(params=sorted(RUNNERS))
+@pytest.fixture(params=sorted(BRIDGES))
 def to(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
@@ -145,18 +145,18 @@ def planned(tmp_path_factory: pytest.TempPathFactory, full_base: Path) -> Run:
 
 @pytest.mark.parametrize("key", OTHER)
 def test_a_key_changes_the_configuration_or_is_said_not_to(key: str, to: str, make: MakeRecipe, planned: Run) -> None:
-    runner = RUNNERS[to]
+    bridge = BRIDGES[to]
     run = replace(planned, recipe=varied(make, key, OTHER[key]))
     if key == "training.precision":
         run = replace(run, precision="bf16")
-    changed = runner.settings(run) != runner.settings(planned)
-    said = key in runner.not_told(run.recipe)
+    changed = bridge.settings(run) != bridge.settings(planned)
+    said = key in bridge.not_told(run.recipe)
     assert changed != said, "told and said not to be" if changed else "dropped in silence"
 
 
 def test_a_key_that_no_table_names_would_be_found(make: MakeRecipe, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pytest_mistral_lora.training.export.runner.LEFT_OUT", {})
-    assert RUNNERS["trl"].not_told(make(training={"dry_run": False})) == {}
+    monkeypatch.setattr("pytest_mistral_lora.training.export.bridge.LEFT_OUT", {})
+    assert BRIDGES["trl"].not_told(make(training={"dry_run": False})) == {}
 
 
 def test_the_configuration_is_the_recipes(make: MakeRecipe, to: str, tmp_path: Path, full_base: Path) -> None:
@@ -175,7 +175,7 @@ def test_the_configuration_is_the_recipes(make: MakeRecipe, to: str, tmp_path: P
 def test_a_hub_base_keeps_its_revision(make: MakeRecipe, to: str) -> None:
     run = plan(make())
     base = run.recipe.base.model_copy(update={"repo": "owner/name", "revision": "ab" * 20, "path": None})
-    settings = RUNNERS[to].settings(replace(run, recipe=run.recipe.model_copy(update={"base": base})))
+    settings = BRIDGES[to].settings(replace(run, recipe=run.recipe.model_copy(update={"base": base})))
     assert {"owner/name", "ab" * 20} <= {value for value in settings.values() if isinstance(value, str)}
 
 
@@ -272,7 +272,7 @@ def test_what_the_runner_is_not_told_is_on_the_page(make: MakeRecipe, to: str, t
     assert not {"card", "training.dry_run", "evaluation.checks"} & done.not_told.keys()
     assert all(f"`{key}`" in page for key in done.not_told)
     assert all(remark in page for remark in done.remarks)
-    assert RUNNERS[to].command in page
+    assert BRIDGES[to].command in page
 
 
 def test_axolotls_mean_over_micro_batches_is_said_where_there_are_several(make: MakeRecipe, tmp_path: Path) -> None:

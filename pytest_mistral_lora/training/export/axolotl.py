@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from pytest_mistral_lora.training.arguments import optimizer_name, schedule_settings
+from pytest_mistral_lora.training.export.bridge import ADAPTER, ROWS, Bridge
 from pytest_mistral_lora.training.export.rows import write_json_lines
 from pytest_mistral_lora.training.export.run import Run
-from pytest_mistral_lora.training.export.runner import ADAPTER, ROWS, Runner
 
 _LOGGERS = {
     "wandb": "use_wandb",
@@ -129,7 +129,7 @@ def _remarks(run: Run) -> Iterator[str]:
         yield f"Axolotl has no logger {', '.join(missing)} (training.report_to)."
 
 
-AXOLOTL = Runner(
+AXOLOTL = Bridge(
     name="axolotl",
     title="Axolotl",
     versions="0.19",

@@ -13,15 +13,15 @@ import yaml
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.records.files import finished_folder, write_text
 from pytest_mistral_lora.training.export.axolotl import AXOLOTL
+from pytest_mistral_lora.training.export.bridge import APPLIED, CHAT_ROWS, ROWS, TEMPLATE, Bridge
 from pytest_mistral_lora.training.export.exactness import why_not_messages
 from pytest_mistral_lora.training.export.llamafactory import LLAMAFACTORY
 from pytest_mistral_lora.training.export.rows import write_chat_rows
 from pytest_mistral_lora.training.export.run import Run, plan
-from pytest_mistral_lora.training.export.runner import APPLIED, CHAT_ROWS, ROWS, TEMPLATE, Runner
 from pytest_mistral_lora.training.export.trl import TRL
 from pytest_mistral_lora.training.recipe import Recipe
 
-RUNNERS: Mapping[str, Runner] = MappingProxyType({runner.name: runner for runner in (TRL, AXOLOTL, LLAMAFACTORY)})
+BRIDGES: Mapping[str, Bridge] = MappingProxyType({bridge.name: bridge for bridge in (TRL, AXOLOTL, LLAMAFACTORY)})
 """The runners that a recipe can be exported to, by name."""
 
 Form = Literal["auto", "messages", "tokens"]
@@ -54,7 +54,7 @@ def export(recipe: Recipe, to: str, output: Path, *, form: Form = "auto") -> Exp
 
     Args:
         recipe: The recipe.
-        to: A key of `RUNNERS`.
+        to: A key of `BRIDGES`.
         output: The folder to make.
         form: How the rows are given.
 
@@ -62,37 +62,37 @@ def export(recipe: Recipe, to: str, output: Path, *, form: Form = "auto") -> Exp
         InputError: If `output` exists, if base, layers or rows do not allow the run, if the runner cannot be told a
             value that decides the mathematics, or if messages are asked for and would not be trained on as here.
     """
-    runner = RUNNERS[to]
+    bridge = BRIDGES[to]
     if output.exists():
         raise InputError("exists already", place=str(output), next_step="Remove it or name another output folder.")
-    run, remark = _formed(plan(recipe), runner, form)
-    remarks = tuple(filter(None, (remark, *_always(run), *runner.remarks(run))))
-    settings = yaml.safe_dump(runner.settings(run), sort_keys=False, allow_unicode=True)
+    run, remark = _formed(plan(recipe), bridge, form)
+    remarks = tuple(filter(None, (remark, *_always(run), *bridge.remarks(run))))
+    settings = yaml.safe_dump(bridge.settings(run), sort_keys=False, allow_unicode=True)
     done = Exported(
         output,
-        output / runner.config,
-        f"cd {output} && {runner.command}",
+        output / bridge.config,
+        f"cd {output} && {bridge.command}",
         "messages" if run.as_messages else "tokens",
-        runner.not_told(recipe),
+        bridge.not_told(recipe),
         remarks,
     )
     with finished_folder(output) as folder:
         (folder / ROWS).mkdir()
-        runner.write_rows(run, folder / ROWS)
+        bridge.write_rows(run, folder / ROWS)
         write_chat_rows(run, folder / CHAT_ROWS)
-        write_text(folder / runner.config, settings)
-        write_text(folder / "README.md", "\n".join(_page(run, runner, done)) + "\n")
+        write_text(folder / bridge.config, settings)
+        write_text(folder / "README.md", "\n".join(_page(run, bridge, done)) + "\n")
     return done
 
 
-def _formed(run: Run, runner: Runner, form: Form) -> tuple[Run, str]:
+def _formed(run: Run, bridge: Bridge, form: Form) -> tuple[Run, str]:
     """Return the run with its rows in the form asked for, and a remark where that form was not the first choice."""
-    if form == "tokens" or (form == "auto" and not runner.takes_messages):
+    if form == "tokens" or (form == "auto" and not bridge.takes_messages):
         return run, ""
     reason = (
         why_not_messages(run)
-        if runner.takes_messages
-        else f"the templates of {runner.title} do not give Mistral's ids and labels"
+        if bridge.takes_messages
+        else f"the templates of {bridge.title} do not give Mistral's ids and labels"
     )
     if not reason:
         return replace(run, as_messages=True), ""
@@ -116,28 +116,28 @@ def _always(run: Run) -> Iterator[str]:
         yield f"training.precision is auto, which came to {run.precision} on the machine where this was written."
 
 
-def _page(run: Run, runner: Runner, done: Exported) -> Iterator[str]:
-    yield f"# {run.recipe.output.name}, in {runner.title}"
+def _page(run: Run, bridge: Bridge, done: Exported) -> Iterator[str]:
+    yield f"# {run.recipe.output.name}, in {bridge.title}"
     yield ""
-    yield f"Written for {runner.title} {runner.versions}. Start the run in this folder:"
-    yield from ("", "```console", f"$ {runner.command}", "```", "")
+    yield f"Written for {bridge.title} {bridge.versions}. Start the run in this folder:"
+    yield from ("", "```console", f"$ {bridge.command}", "```", "")
     yield "What it will train on can be audited first, by the runner's own code:"
-    yield from ("", "```console", f"$ {_audit(run, runner)}", "```", "")
-    yield f"- `{runner.config}`: the configuration: base {run.model}" + (f" at {run.revision}" if run.revision else "")
+    yield from ("", "```console", f"$ {_audit(run, bridge)}", "```", "")
+    yield f"- `{bridge.config}`: the configuration: base {run.model}" + (f" at {run.revision}" if run.revision else "")
     yield from _rows_lines(run)
     yield f"- `{CHAT_ROWS}`: the chat rows that are trained on, for the audit"
     yield from ("", "Done already, in the rows:", "")
     yield from (f"- `{key}`: {what}" for key, what in APPLIED.items())
     if done.not_told:
-        yield from ("", f"The recipe sets these, and {runner.title} is not told:", "")
+        yield from ("", f"The recipe sets these, and {bridge.title} is not told:", "")
         yield from (f"- `{key}`: {what}" for key, what in done.not_told.items())
     yield from ("", "What is different:", "")
     yield from (f"- {remark}" for remark in done.remarks)
 
 
-def _audit(run: Run, runner: Runner) -> str:
+def _audit(run: Run, bridge: Bridge) -> str:
     return (
-        f"mistral-lora audit --runner {runner.name} --config {runner.config} --own-data --dataset {CHAT_ROWS} "
+        f"mistral-lora audit --runner {bridge.name} --config {bridge.config} --own-data --dataset {CHAT_ROWS} "
         f"--tokenizer {run.base.resolve()}"
     )
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from pytest_mistral_lora.training.export.bridge import ROWS, Bridge
 from pytest_mistral_lora.training.export.rows import write_dataset
 from pytest_mistral_lora.training.export.run import Run
-from pytest_mistral_lora.training.export.runner import ROWS, Runner
 from pytest_mistral_lora.training.export.trainer_settings import trainer_settings
 
 
@@ -70,7 +70,7 @@ def _remarks(run: Run) -> Iterator[str]:
     )
 
 
-LLAMAFACTORY = Runner(
+LLAMAFACTORY = Bridge(
     name="llamafactory",
     title="LLaMA-Factory",
     versions="0.9.5",

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from pytest_mistral_lora.training.arguments import optimizer_name, schedule_settings
+from pytest_mistral_lora.training.export.bridge import ADAPTER
 from pytest_mistral_lora.training.export.run import Run
-from pytest_mistral_lora.training.export.runner import ADAPTER
 
 
 def trainer_settings(run: Run) -> dict[str, Any]:

@@ -8,9 +8,9 @@ from typing import Any
 
 from pytest_mistral_lora.checkpoint.training_template import training_template
 from pytest_mistral_lora.records.files import write_text
+from pytest_mistral_lora.training.export.bridge import ROWS, TEMPLATE, Bridge
 from pytest_mistral_lora.training.export.rows import messages, write_json_lines
 from pytest_mistral_lora.training.export.run import Run
-from pytest_mistral_lora.training.export.runner import ROWS, TEMPLATE, Runner
 from pytest_mistral_lora.training.export.trainer_settings import trainer_settings
 
 _DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
@@ -78,7 +78,7 @@ def _remarks(run: Run) -> Iterator[str]:
         yield "TRL trains the adapter of a 4-bit base in bf16; here it is float32."
 
 
-TRL = Runner(
+TRL = Bridge(
     name="trl",
     title="TRL",
     versions="1.16",

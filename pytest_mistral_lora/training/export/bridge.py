@@ -55,12 +55,12 @@ LEFT_OUT: Mapping[str, str] = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Runner:
-    """A program that trains adapters.
+class Bridge:
+    """A runner, and how a run is told to it.
 
     Attributes:
-        name: Its name here.
-        title: Its own name.
+        name: The runner's name here.
+        title: The runner's own name.
         versions: The version whose source decided what is written.
         config: Name of its configuration file.
         command: What starts the run, in the exported folder.
