@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal
 
@@ -111,7 +111,7 @@ def interpreter(runner: Runner) -> Path:
     Raises:
         RunnerError: If it is in neither.
     """
-    if not runner.module or importlib.util.find_spec(runner.module) is not None:
+    if not runner.module or _is_installed(runner.module):
         return Path(sys.executable)
     environment = Environment(runner)
     if environment.state != "ready" or not _runs(environment.python):
@@ -121,6 +121,14 @@ def interpreter(runner: Runner) -> Path:
             next_step=f"Make it: mistral-lora runner setup {runner.name}; or name a Python that has it: --python.",
         )
     return environment.python
+
+
+def _is_installed(distribution: str) -> bool:
+    # not by what can be imported: a folder of the same name in the current one can be
+    try:
+        return bool(version(distribution))
+    except PackageNotFoundError:
+        return False
 
 
 def _runs(python: Path) -> bool:

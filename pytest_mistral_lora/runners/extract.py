@@ -45,6 +45,7 @@ class Extraction:
         file: The encoded-rows file: a line for each row, in order.
         config: The configuration that the runner read.
         environment: Version by distribution, as the runner's own Python says them.
+        notes: What the runner's script says of the rows as a whole.
         refused: How many rows have an error in place of ids.
         log: The last lines that the runner printed.
     """
@@ -52,15 +53,16 @@ class Extraction:
     file: Path
     config: Path
     environment: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
     refused: int = 0
     log: str = ""
 
     @property
     def ran_under(self) -> str:
-        """A line that says which versions and which configuration the runner ran under."""
+        """Which versions and which configuration the runner ran under, and what it says of the rows as a whole."""
         versions = ", ".join(f"{name} {version}" for name, version in self.environment.items())
         config = "no configuration" if self.config == NOTHING else f"configuration {self.config}"
-        return f"{versions or 'versions not said'}; {config}"
+        return "; ".join((versions or "versions not said", config, *self.notes))
 
 
 def extract(
@@ -108,7 +110,7 @@ def extract(
         made = read_output(work / _ENCODED, len(rows))
     write_text(output, "".join(f"{line}\n" for line in made.lines(rows)))
     refused = sum("input_ids" not in made.records.get(number, {}) for number in range(len(rows)))
-    return Extraction(output, chosen, made.environment, refused, ended.tail)
+    return Extraction(output, chosen, made.environment, made.notes, refused, ended.tail)
 
 
 def _stage(work: Path, rows: Sequence[Row], tokenizer: Path) -> None:

@@ -19,10 +19,12 @@ class RunnerOutput:
 
     Attributes:
         environment: What the script ran under: version by distribution.
+        notes: What it says of the rows as a whole.
         records: The line of each row, by the row's number.
     """
 
     environment: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
     records: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
 
     def lines(self, rows: Iterable[Row]) -> Iterator[str]:
@@ -41,6 +43,7 @@ def read_output(path: Path, rows: int) -> RunnerOutput:
     if not path.is_file():
         raise RunnerError("no file was written", place=str(path), expected="encoded rows, one JSON object a line")
     environment: dict[str, str] = {}
+    notes: list[str] = []
     records: dict[int, Mapping[str, Any]] = {}
     for item in scan_jsonl(path):
         if isinstance(item, RowError):
@@ -50,11 +53,14 @@ def read_output(path: Path, rows: int) -> RunnerOutput:
         if isinstance(data, Mapping) and isinstance(data.get("environment"), Mapping):
             environment |= {str(name): str(value) for name, value in data["environment"].items()}
             continue
+        if isinstance(data, Mapping) and isinstance(data.get("note"), str):
+            notes.append(data["note"])
+            continue
         number, record = _record(data, place, rows)
         if number in records:
             record = {"error": "the runner wrote it twice"}
         records[number] = record
-    return RunnerOutput(environment, records)
+    return RunnerOutput(environment, tuple(notes), records)
 
 
 def _record(data: Any, place: str, rows: int) -> tuple[int, Mapping[str, Any]]:

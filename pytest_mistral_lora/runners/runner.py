@@ -25,7 +25,7 @@ class Runner:
     Attributes:
         name: Its name on the command line; for a script of the user's own, the file's.
         title: Its name in texts.
-        module: The module that it is imported by; empty for a script of the user's own.
+        module: Module and distribution that it is; empty for a script of the user's own.
         script: The extraction script.
         config: The configuration that is used where none is given: the runner's own defaults.
         command: The command line whose code the script runs.

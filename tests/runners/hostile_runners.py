@@ -18,6 +18,7 @@ def write(lines):
 """
 
 SOUND = "write([{'environment': {'mine': '1.0'}}, *lines])"
+TELLS = "write([{'environment': {'mine': '1.0'}}, {'note': 'two files were read'}, *lines])"
 REORDERS = "write(lines[::-1])"
 DROPS = "write(lines[:1] + lines[2:])"
 REFUSES = "lines[1] = {'row': 1, 'error': 'too long'}; write(lines)"

@@ -59,6 +59,14 @@ def test_a_runner_is_run_by_the_python_of_its_environment(environment: Environme
     assert interpreter(environment.runner) == environment.python
 
 
+def test_a_folder_of_a_runner_s_name_is_no_runner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "axolotl").mkdir()
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("MISTRAL_LORA_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(RunnerError, match="Axolotl is not installed here, and its environment is not there"):
+        interpreter(RUNNERS["axolotl"])
+
+
 def test_an_environment_that_is_ready_is_used_again(environment: Environment) -> None:
     before = environment.python.lstat().st_mtime_ns
     assert not environment.setup(HERE)

@@ -50,6 +50,11 @@ def test_each_row_has_a_line_with_its_messages_ids_and_labels(run: Extract, rows
     assert made.ran_under == f"mine 1.0; configuration {tmp_path / 'config.yaml'}"
 
 
+def test_what_a_script_notes_is_said_with_the_versions(run: Extract, tmp_path: Path) -> None:
+    made = run(hostile.TELLS)
+    assert made.ran_under == f"mine 1.0; configuration {tmp_path / 'config.yaml'}; two files were read"
+
+
 def test_rows_in_another_order_are_put_back(run: Extract) -> None:
     assert [(line["row"], line["input_ids"]) for line in _lines(run(hostile.REORDERS))] == [
         (n, [1, n]) for n in range(4)

@@ -8,8 +8,9 @@ With `--own-data` the runner gets the rows that its configuration names, as they
 that they come from, in order.
 
 `OUT.jsonl` gets a line for what it runs under, `{"environment": {"trl": "1.16.0", ...}}`, and then one line for each
-row, in any order: `{"row": 0, "input_ids": [...], "labels": [...]}`, or `{"row": 0, "error": "..."}`. A configuration
-that the runner cannot use ends in an exit code other than 0, with the reason as the last line of stderr.
+row, in any order: `{"row": 0, "input_ids": [...], "labels": [...]}`, or `{"row": 0, "error": "..."}`. A line
+`{"note": "..."}` is for the reader. A configuration that the runner cannot use ends in an exit code other than 0, with
+the reason as the last line of stderr.
 """
 
 from __future__ import annotations
@@ -145,7 +146,7 @@ class _Bisection:
         plain = self._refusal_of_a_plain_row()
         if plain:
             sys.exit(f"a plain row is refused, too: {plain}")
-        sys.stderr.write(f"{len(rows)} rows are refused as one file, and are given again in smaller ones: {reason}\n")
+        yield {"note": f"the file of all {len(rows)} rows is refused ({reason}); they were given in smaller ones"}
         yield from self._parts(rows, reason)
 
     def own_records(self, rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
