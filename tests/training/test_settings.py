@@ -71,7 +71,8 @@ def test_verify_encodes_again_through_the_folders_own_chat_template(base: Path, 
     def mismatches() -> set[str]:
         return {fact.name for fact in verify(tmp_path / "out", dataset=tmp_path) if fact.state == "mismatch"}
 
-    hashes = {"template.sha256", "files.chat_template.jinja.sha256"}
+    hashes = {"template.sha256", "template.probe_sha256"}
+    hashes |= {"files.chat_template.jinja.sha256", "files.chat_template.jinja.size"}
     file.write_text(file.read_text().replace("[INST]", "[INST] "))
     assert mismatches() == hashes | {"masking.ids_sha256", "masking.labels_sha256", "masking.tokens"}
     file.unlink()
