@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -297,6 +298,7 @@ def test_an_alpha_that_no_runner_takes_is_refused(make: MakeRecipe, to: str, tmp
     assert list(tmp_path.glob("*to*")) == []
 
 
+@pytest.mark.skipif(version("transformers") < "5", reason="transformers 4 loads a bare tokenizer.model.v3, too")
 def test_a_base_whose_tokenizer_no_runner_loads_is_refused(tmp_path: Path, base: Path) -> None:
     write_rows(tmp_path / "rows.jsonl")
     with pytest.raises(TokenizerError, match=r"finds no tokenizer that it can load.*save_pretrained"):
