@@ -171,7 +171,7 @@ def tensors_that_overlap(artifact: Artifact) -> None:
     _safetensors(artifact["folder"] / TENSORS, {LAYER: entry, f"{LAYER}2": entry}, bytes(16))
 
 
-@mutant("ML405", says="not valid JSON")
+@mutant("ML405", says="nested too deeply")
 def header_nested_without_end(artifact: Artifact) -> None:
     """The header is a million opening brackets."""
     text = b"[" * 1_000_000
