@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_mistral_lora.errors import InputError
+from pytest_mistral_lora.records.identity import ADAPTER_TENSORS
 
 if TYPE_CHECKING:
     import torch
-
-_ADAPTER = "adapter_model.safetensors"
 
 
 @dataclass(slots=True)
@@ -101,7 +100,7 @@ class TensorsDiff:
 
 def tensor_files(folder: Path) -> list[Path]:
     """Return the safetensors files of an adapter's or a merged model's folder; empty where there are none."""
-    adapter = folder / _ADAPTER
+    adapter = folder / ADAPTER_TENSORS
     return [adapter] if adapter.is_file() else sorted(folder.glob("model*.safetensors"))
 
 

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     import torch
 
 
+ADAPTER_TENSORS = "adapter_model.safetensors"
+"""The file of an adapter's tensors, as PEFT names it."""
+
+
 def sha256_files(paths: Sequence[Path]) -> str:
     """Return the SHA-256 of one file's bytes, or of several files: over their hex digests in order, one a line.
 

@@ -34,18 +34,12 @@ def trainer_arguments(training: Training, *, has_held_out: bool, work: Path, pro
         output_dir=str(work),
         max_steps=training.steps or -1,
         num_train_epochs=training.epochs or 1.0,
-        learning_rate=training.learning_rate,
+        **optimizer_settings(training),
         **schedule_settings(training),
         **_warmup(training),
         # one batch of the loader is a step; micro-batches are made of it
         gradient_accumulation_steps=1,
-        weight_decay=training.weight_decay,
-        max_grad_norm=training.max_grad_norm,
         optim=optimizer_name(training, precision_of(training)),
-        adam_beta1=training.betas[0],
-        adam_beta2=training.betas[1],
-        adam_epsilon=training.epsilon,
-        seed=training.seed,
         # an engine that shards would cast the adapter and its gradients, too
         bf16=precision_of(training) == "bf16" and engine() in ("none", "ddp"),
         fp16=precision_of(training) == "fp16",
@@ -74,6 +68,19 @@ def _bookkeeping(training: Training, has_held_out: bool, progress: Progress) -> 
         "save_steps": training.checkpoint_steps or sys.maxsize,
         "report_to": "none",
         "disable_tqdm": progress != "bar",
+    }
+
+
+def optimizer_settings(training: Training) -> dict[str, Any]:
+    """Return what the optimizer is told, and the seed, under the names of transformers' arguments."""
+    return {
+        "learning_rate": training.learning_rate,
+        "adam_beta1": training.betas[0],
+        "adam_beta2": training.betas[1],
+        "adam_epsilon": training.epsilon,
+        "weight_decay": training.weight_decay,
+        "max_grad_norm": training.max_grad_norm,
+        "seed": training.seed,
     }
 
 

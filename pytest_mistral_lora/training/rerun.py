@@ -15,7 +15,7 @@ import torch
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.records.adapter_base import RecordedBase
 from pytest_mistral_lora.records.hashing import sha256_tensors
-from pytest_mistral_lora.records.identity import base_weights_sha256, read_tensors, sha256_files
+from pytest_mistral_lora.records.identity import ADAPTER_TENSORS, base_weights_sha256, read_tensors, sha256_files
 from pytest_mistral_lora.records.manifest import MANIFEST, load
 from pytest_mistral_lora.records.verify.dataset import held_files, training_files
 from pytest_mistral_lora.records.verify.facts import Fact, State
@@ -90,7 +90,7 @@ def rerun(
     if "recipe" not in data or data["kind"] != "adapter":
         found = "records no recipe" if data["kind"] == "adapter" else "a merged model: it was not trained"
         raise InputError(found, place=str(folder / MANIFEST), expected="the manifest of a run, from version 2 on")
-    recorded = read_tensors(folder / "adapter_model.safetensors")
+    recorded = read_tensors(folder / ADAPTER_TENSORS)
     with tempfile.TemporaryDirectory(prefix="rerun-") as temporary, _threads(data):
         elsewhere = tuple(_elsewhere(data))
         result = train(_recipe(folder, data, base, dataset, Path(temporary) / "adapter"), progress=progress)

@@ -20,6 +20,7 @@ from pytest_mistral_lora.checkpoint.tokenizers import TOKENIZER_JSON, oracle_fil
 from pytest_mistral_lora.errors import TrainingError
 from pytest_mistral_lora.records.files import finished_folder, listing, read_json, write_json, write_text
 from pytest_mistral_lora.records.hashing import sha256_file, sha256_tensors
+from pytest_mistral_lora.records.identity import ADAPTER_TENSORS
 from pytest_mistral_lora.records.manifest import MANIFEST, build
 from pytest_mistral_lora.records.notes import note_texts
 from pytest_mistral_lora.records.probe import PROBE, probe_sha256
@@ -83,7 +84,7 @@ def write_adapter(folder: Path, adapter: Adapter, *, base: str, revision: str | 
         base: What the configuration calls the base.
         revision: The base's commit, or None for a local base.
     """
-    weights = folder / "adapter_model.safetensors"
+    weights = folder / ADAPTER_TENSORS
     save_file(dict(adapter.tensors), weights, metadata={"format": "pt"})
     weights.chmod(0o644)  # safetensors makes it private
     config = copy.copy(adapter.config)

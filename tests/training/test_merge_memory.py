@@ -23,12 +23,13 @@ import torch
 
 from pytest_mistral_lora.checkpoint.base import weight_files
 from pytest_mistral_lora.checkpoint.weights import Weights
-from pytest_mistral_lora.training.merge.plan import TENSORS, plan
+from pytest_mistral_lora.records.identity import ADAPTER_TENSORS
+from pytest_mistral_lora.training.merge.plan import plan
 from pytest_mistral_lora.training.merge.stream import write_weights
 
 torch.set_num_threads(1)
 base, adapter, output = map(Path, sys.argv[1:4])
-weights, tensors = Weights(weight_files(base)), Weights([adapter / TENSORS])
+weights, tensors = Weights(weight_files(base)), Weights([adapter / ADAPTER_TENSORS])
 changes = plan(adapter, tensors, base, weights)
 output.mkdir()
 

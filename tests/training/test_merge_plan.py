@@ -16,10 +16,11 @@ from transformers import MistralConfig, MistralForCausalLM
 from pytest_mistral_lora.checkpoint.base import load_base, weight_files
 from pytest_mistral_lora.checkpoint.weights import DTYPES, Weights, write_safetensors
 from pytest_mistral_lora.errors import InputError, MergeError
+from pytest_mistral_lora.records.identity import ADAPTER_TENSORS
 from pytest_mistral_lora.training.adapter import base_tensors, peft_quiet
 from pytest_mistral_lora.training.answers.smoke import load_adapted
 from pytest_mistral_lora.training.merge.arithmetic import float32_sums
-from pytest_mistral_lora.training.merge.plan import TENSORS, plan
+from pytest_mistral_lora.training.merge.plan import plan
 from pytest_mistral_lora.training.merge.source import merge_dtype, require_full_weights
 from pytest_mistral_lora.training.merge.stream import INDEX, write_weights
 
@@ -63,13 +64,13 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def planned(adapter: Path, base: Path) -> dict[str, Any]:
-    return dict(plan(adapter, Weights([adapter / TENSORS]), base, Weights(weight_files(base))))
+    return dict(plan(adapter, Weights([adapter / ADAPTER_TENSORS]), base, Weights(weight_files(base))))
 
 
 def merged(adapter: Path, base: Path, folder: Path, dtype: str = "float32") -> dict[str, torch.Tensor]:
     folder.mkdir()
     weights = Weights(weight_files(base))
-    write_weights(folder, weights, Weights([adapter / TENSORS]), planned(adapter, base), dtype)
+    write_weights(folder, weights, Weights([adapter / ADAPTER_TENSORS]), planned(adapter, base), dtype)
     return {name: tensor for file in weight_files(folder) for name, tensor in load_file(file).items()}
 
 
@@ -156,7 +157,7 @@ def test_the_shards_of_the_base_are_those_of_the_merged_model(tmp_path: Path) ->
 
 def test_a_bar_counts_the_tensors(small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     adapter = write_adapter(tmp_path / "adapter", small)
-    weights, tensors = Weights(weight_files(small)), Weights([adapter / TENSORS])
+    weights, tensors = Weights(weight_files(small)), Weights([adapter / ADAPTER_TENSORS])
     for progress in (True, False):
         folder = tmp_path / f"out-{progress}"
         folder.mkdir()
@@ -167,9 +168,9 @@ def test_a_bar_counts_the_tensors(small: Path, tmp_path: Path, capsys: pytest.Ca
 
 
 def rewrite(adapter: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -> None:
-    tensors = load_file(adapter / TENSORS)
+    tensors = load_file(adapter / ADAPTER_TENSORS)
     change(tensors)
-    save_file(tensors, adapter / TENSORS)
+    save_file(tensors, adapter / ADAPTER_TENSORS)
 
 
 FIRST = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"

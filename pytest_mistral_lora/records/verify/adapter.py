@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_mistral_lora.records.files import inside, read_json
 from pytest_mistral_lora.records.hashing import sha256_tensors
-from pytest_mistral_lora.records.identity import read_tensors
+from pytest_mistral_lora.records.identity import ADAPTER_TENSORS, read_tensors
 from pytest_mistral_lora.records.verify.facts import Fact, absent, computed
 
 if TYPE_CHECKING:
     import torch
 
-TENSORS = "adapter_model.safetensors"
 _CONFIG = "adapter_config.json"
 _CONFIG_KEYS = {
     "r": "r",
@@ -35,14 +34,14 @@ def _tensors(folder: Path, data: Mapping[str, Any]) -> Iterator[Fact]:
     if "lora" not in data:
         yield absent("lora.tensors_sha256", None, "not recorded")
         return
-    file, lora = folder / TENSORS, data["lora"]
+    file, lora = folder / ADAPTER_TENSORS, data["lora"]
     yield computed("lora.tensors_sha256", lora["tensors_sha256"], lambda: sha256_tensors(_read(folder)), file)
     yield computed("lora.layers", lora["layers"], lambda: sum(".lora_A." in name for name in _read(folder)), file)
     yield computed("lora.parameters", lora["parameters"], lambda: _elements(folder), file)
 
 
 def _read(folder: Path) -> dict[str, torch.Tensor]:
-    return read_tensors(inside(folder, TENSORS))
+    return read_tensors(inside(folder, ADAPTER_TENSORS))
 
 
 def _elements(folder: Path) -> int:

@@ -9,9 +9,8 @@ from typing import Any
 
 from pytest_mistral_lora.records.files import inside
 from pytest_mistral_lora.records.hashing import sha256_file, sha256_tensors
-from pytest_mistral_lora.records.identity import read_tensors
+from pytest_mistral_lora.records.identity import ADAPTER_TENSORS, read_tensors
 from pytest_mistral_lora.records.manifest import MANIFEST
-from pytest_mistral_lora.records.verify.adapter import TENSORS
 from pytest_mistral_lora.records.verify.facts import Fact, absent, computed
 
 
@@ -30,7 +29,7 @@ def _manifest_sha256(adapter: Path) -> str:
 
 
 def _tensors_sha256(adapter: Path) -> str:
-    return sha256_tensors(read_tensors(inside(adapter, TENSORS)))
+    return sha256_tensors(read_tensors(inside(adapter, ADAPTER_TENSORS)))
 
 
 _COMPUTED = {"manifest_sha256": _manifest_sha256, "tensors_sha256": _tensors_sha256}

@@ -18,7 +18,7 @@ from pytest_mistral_lora.checkpoint.weights import Weights
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.records.adapter_base import RecordedBase
 from pytest_mistral_lora.records.hashing import sha256_tensors
-from pytest_mistral_lora.records.identity import read_tensors
+from pytest_mistral_lora.records.identity import ADAPTER_TENSORS, read_tensors
 from pytest_mistral_lora.records.manifest import load
 from pytest_mistral_lora.records.merged import is_merged
 from pytest_mistral_lora.records.transcripts import TRANSCRIPTS, Transcript, load_folder, transcript_files
@@ -109,7 +109,7 @@ class Adapted:
         """
         if is_merged(adapter):
             return cls._merged(adapter, base, device)
-        tensors = read_tensors(adapter / "adapter_model.safetensors")
+        tensors = read_tensors(adapter / ADAPTER_TENSORS)
         recorded = RecordedBase.of(adapter)
         folder = base if base is not None else recorded.find(adapter)
         weights = recorded.check(folder)
@@ -149,6 +149,21 @@ class Adapted:
         }
         precision: Precision = recorded_training(folder)["precision"]
         return cls(folder, folder, identity, precision, None, encoder_of(folder, folder), device_named(device))
+
+    def answer(
+        self, model: Any, rows: Sequence[Row], *, max_new_tokens: int, checks: Sequence[FormatCheck] = ()
+    ) -> list[Transcript]:
+        """Return the transcript of each row's last turn, answered greedily by what `load` gave; nothing is written."""
+        return record(
+            model,
+            self.encoder,
+            rows,
+            generate(model, self.encoder, rows, max_new_tokens=max_new_tokens),
+            identity=self.identity,
+            precision=self.precision,
+            max_new_tokens=max_new_tokens,
+            checks=checks,
+        )
 
     def load(self) -> Any:
         """Load base and adapter as they were trained, or the merged model, in eval mode."""
@@ -227,16 +242,6 @@ def record_rows(
     adapted = Adapted.find(adapter, base, device=device)
     for row in rows:
         adapted.encoder.prompt(row)
-    model = adapted.load()
-    transcripts: list[Transcript] = record(
-        model,
-        adapted.encoder,
-        rows,
-        generate(model, adapted.encoder, rows, max_new_tokens=max_new_tokens),
-        identity=adapted.identity,
-        precision=adapted.precision,
-        max_new_tokens=max_new_tokens,
-        checks=checks,
-    )
+    transcripts = adapted.answer(adapted.load(), rows, max_new_tokens=max_new_tokens, checks=checks)
     folder.mkdir(parents=True, exist_ok=True)
     return [one.write(folder) for one in transcripts]

@@ -14,8 +14,6 @@ from pytest_mistral_lora.records.files import Written
 from pytest_mistral_lora.records.manifest import MANIFEST
 from pytest_mistral_lora.records.transcripts import Transcript, load_folder
 from pytest_mistral_lora.training.answers.golden import Adapted
-from pytest_mistral_lora.training.answers.smoke import generate
-from pytest_mistral_lora.training.answers.transcripts import record
 
 MAX_NEW_TOKENS = 256
 """Longest answer where nothing says otherwise, in tokens."""
@@ -92,17 +90,7 @@ def ask(model: Any, adapted: Adapted, question: Question) -> Transcript:
     Raises:
         RowError: If the row cannot be encoded.
     """
-    longest, rows = question.max_new_tokens, [question.row]
-    [transcript] = record(
-        model,
-        adapted.encoder,
-        rows,
-        generate(model, adapted.encoder, rows, max_new_tokens=longest),
-        identity=adapted.identity,
-        precision=adapted.precision,
-        max_new_tokens=longest,
-        checks=question.checks,
-    )
+    [transcript] = adapted.answer(model, [question.row], max_new_tokens=question.max_new_tokens, checks=question.checks)
     return replace(transcript, case=question.case)
 
 

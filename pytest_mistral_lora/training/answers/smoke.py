@@ -18,7 +18,7 @@ from pytest_mistral_lora.checkpoint.base import PRECISIONS, Precision, load_base
 from pytest_mistral_lora.checkpoint.tokenizers import TOKENIZER_JSON, CheckpointTokenizer, oracle_file
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.records.hashing import sha256_tensors
-from pytest_mistral_lora.records.identity import read_tensors
+from pytest_mistral_lora.records.identity import ADAPTER_TENSORS, read_tensors
 from pytest_mistral_lora.records.manifest import MANIFEST, load
 from pytest_mistral_lora.records.merged import is_merged
 from pytest_mistral_lora.training.adapter import adapter_tensors, peft_quiet
@@ -178,7 +178,7 @@ def load_adapted(
         InputError: If a tensor of the file is not in the loaded model, or the other way round. PEFT itself only warns,
             and the model then answers as its base does.
     """
-    saved = read_tensors(adapter / "adapter_model.safetensors")
+    saved = read_tensors(adapter / ADAPTER_TENSORS)
     model = (load_nf4 if quantization else load_base)(base, precision, device)
     with peft_quiet():
         model = PeftModel.from_pretrained(model, adapter)
@@ -191,7 +191,7 @@ def load_adapted(
     if different:
         raise InputError(
             f"{len(different)} tensors do not fit the base, first {different[0]}",
-            place=str(adapter / "adapter_model.safetensors"),
+            place=str(adapter / ADAPTER_TENSORS),
             expected="an adapter of this base",
         )
     return model.eval()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from pytest_mistral_lora.training.arguments import optimizer_name, schedule_settings
+from pytest_mistral_lora.training.arguments import optimizer_name, optimizer_settings, schedule_settings
 from pytest_mistral_lora.training.export.bridge import ADAPTER, ROWS, Bridge
 from pytest_mistral_lora.training.export.rows import write_json_lines
 from pytest_mistral_lora.training.export.run import Run
@@ -81,16 +81,10 @@ def _optimisation(run: Run) -> dict[str, Any]:
         "num_epochs": _epochs(run),
         "micro_batch_size": run.rows_at_once,
         "gradient_accumulation_steps": run.accumulation,
-        "learning_rate": training.learning_rate,
+        **optimizer_settings(training),
         "lr_scheduler": schedule["lr_scheduler_type"],
         "warmup_steps": run.warmup_steps,
         "optimizer": optimizer_name(training, run.precision),
-        "adam_beta1": training.betas[0],
-        "adam_beta2": training.betas[1],
-        "adam_epsilon": training.epsilon,
-        "weight_decay": training.weight_decay,
-        "max_grad_norm": training.max_grad_norm,
-        "seed": training.seed,
         "gradient_checkpointing": training.activation_checkpointing,
     }
     if "lr_scheduler_kwargs" in schedule:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -66,8 +66,8 @@ class Bridge:
         command: What starts the run, in the exported folder.
         settings: Gives its configuration of a run.
         write_rows: Writes the rows of a run into a folder.
-        left_out: Keys of a recipe that it does not have, beside those that none has, and what that means.
         remarks: Gives what is different in a run with it, in sentences.
+        left_out: Keys of a recipe that it does not have, beside those that none has, and what that means.
         takes_messages: Whether its own templating can be made right.
     """
 
@@ -78,8 +78,8 @@ class Bridge:
     command: str
     settings: Callable[[Run], dict[str, Any]]
     write_rows: Callable[[Run, Path], None]
-    left_out: Mapping[str, str]
     remarks: Callable[[Run], Iterator[str]]
+    left_out: Mapping[str, str] = field(default_factory=dict)
     takes_messages: bool = False
 
     def not_told(self, recipe: Recipe) -> dict[str, str]:

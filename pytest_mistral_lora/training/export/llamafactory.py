@@ -78,6 +78,5 @@ LLAMAFACTORY = Bridge(
     command="llamafactory-cli train llamafactory.yaml",
     settings=_settings,
     write_rows=write_dataset,
-    left_out={},
     remarks=_remarks,
 )

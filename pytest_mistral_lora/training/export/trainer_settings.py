@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pytest_mistral_lora.training.arguments import optimizer_name, schedule_settings
+from pytest_mistral_lora.training.arguments import optimizer_name, optimizer_settings, schedule_settings
 from pytest_mistral_lora.training.export.bridge import ADAPTER
 from pytest_mistral_lora.training.export.run import Run
 
@@ -17,16 +17,10 @@ def trainer_settings(run: Run) -> dict[str, Any]:
         "max_steps": run.steps,
         "per_device_train_batch_size": run.rows_at_once,
         "gradient_accumulation_steps": run.accumulation,
-        "learning_rate": training.learning_rate,
+        **optimizer_settings(training),
         **schedule_settings(training),
         "warmup_steps": run.warmup_steps,
         "optim": optimizer_name(training, run.precision),
-        "adam_beta1": training.betas[0],
-        "adam_beta2": training.betas[1],
-        "adam_epsilon": training.epsilon,
-        "weight_decay": training.weight_decay,
-        "max_grad_norm": training.max_grad_norm,
-        "seed": training.seed,
         "data_seed": training.seed_of_order,
         "bf16": run.precision == "bf16",
         "fp16": run.precision == "fp16",

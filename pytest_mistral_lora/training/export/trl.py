@@ -86,7 +86,6 @@ TRL = Bridge(
     command="trl sft --config trl.yaml",
     settings=_settings,
     write_rows=_write_rows,
-    left_out={},
     remarks=_remarks,
     takes_messages=True,
 )

@@ -16,10 +16,10 @@ from peft.utils import ModulesToSaveWrapper
 from pytest_mistral_lora.checkpoint.base import empty_model, read_config
 from pytest_mistral_lora.checkpoint.weights import Weights
 from pytest_mistral_lora.errors import InputError
+from pytest_mistral_lora.records.identity import ADAPTER_TENSORS
 from pytest_mistral_lora.training.adapter import EMBEDDINGS, PREFIX, peft_quiet
 
 CONFIG = "adapter_config.json"
-TENSORS = "adapter_model.safetensors"
 _NAME = "default"
 _PLAIN_STARTS = (True, False, None, "gaussian")
 """Initial values that leave the base's weights alone; PiSSA, OLoRA and others take their part out of them."""
@@ -110,14 +110,14 @@ def plan(folder: Path, adapter: Weights, base_folder: Path, base: Weights) -> di
         raise InputError(
             f"{odd[0]} {'is missing' if missing else 'has no place in a merged model'}"
             + (f", and {len(odd) - 1} more" if len(odd) > 1 else ""),
-            place=str(folder / TENSORS),
+            place=str(folder / ADAPTER_TENSORS),
             expected=f"the {len(taken)} tensors that {CONFIG} speaks of",
         )
     for name, tensor in expected.items():
         if tuple(tensor.shape) != adapter.infos[name].shape:
             raise InputError(
                 f"{name} has shape {adapter.infos[name].shape}",
-                place=str(folder / TENSORS),
+                place=str(folder / ADAPTER_TENSORS),
                 expected=f"{tuple(tensor.shape)}, of this base and the rank in {CONFIG}",
             )
     for name, change in changes.items():
@@ -181,7 +181,7 @@ def _low_rank(path: str, module: Any, folder: Path) -> LowRank:
 def _check_fit(
     name: str, change: Change, folder: Path, adapter: Weights, base_folder: Path, base: Weights
 ) -> None:  # fmt: skip
-    place = str(folder / TENSORS)
+    place = str(folder / ADAPTER_TENSORS)
     shared = [one for one in EMBEDDINGS if f".{name}".endswith(f".{one}.weight")]
     if shared and read_config(base_folder).get("tie_word_embeddings"):
         raise InputError(

@@ -12,11 +12,12 @@ from pytest_mistral_lora.checkpoint.weights import DTYPES, Weights
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.records.files import read_json
 from pytest_mistral_lora.records.hashing import sha256_file
+from pytest_mistral_lora.records.identity import ADAPTER_TENSORS
 from pytest_mistral_lora.records.manifest import MANIFEST, load
 from pytest_mistral_lora.records.merged import require_adapter
 from pytest_mistral_lora.records.verify import verify
 from pytest_mistral_lora.training.answers.golden import Adapted
-from pytest_mistral_lora.training.merge.plan import CONFIG, TENSORS
+from pytest_mistral_lora.training.merge.plan import CONFIG
 from pytest_mistral_lora.training.merge.stream import INDEX
 
 BASE_DTYPE = "base"
@@ -57,7 +58,7 @@ class Source:
         require_adapter(adapter)
         manifest = _manifest(adapter)
         adapted = Adapted.find(adapter, base, device=device)
-        return cls(adapted, manifest, sha256_file(adapter / MANIFEST), Weights([adapter / TENSORS]))
+        return cls(adapted, manifest, sha256_file(adapter / MANIFEST), Weights([adapter / ADAPTER_TENSORS]))
 
     @property
     def quantization(self) -> str | None:
