@@ -12,11 +12,13 @@ from pytest_mistral_lora.chat.encoded import EncodedRow
 from pytest_mistral_lora.errors import TrainingError
 from pytest_mistral_lora.training.arguments import Progress, trainer_arguments
 from pytest_mistral_lora.training.callbacks import EvaluateAtEnd, LogLines, OverflowWatch, StopAtNonFinite
+from pytest_mistral_lora.training.devices import on_gpu
 from pytest_mistral_lora.training.recipe import Training
 from pytest_mistral_lora.training.rows.loading import RowDataset
 from pytest_mistral_lora.training.sharding import GenerateTogether
 from pytest_mistral_lora.training.step.activations import checkpoint_activations
 from pytest_mistral_lora.training.step.attention import attend_in_segments
+from pytest_mistral_lora.training.step.frozen import use_frozen_layers
 from pytest_mistral_lora.training.step.relief import DryRun
 from pytest_mistral_lora.training.step.trainer import LoraTrainer
 
@@ -54,6 +56,8 @@ def make_trainer(
             next_step="Load the adapter with is_trainable=True.",
         )
     attend_in_segments(model)
+    if not on_gpu(training):
+        use_frozen_layers(model)
     if training.activation_checkpointing:
         checkpoint_activations(model)
     trainer = LoraTrainer(

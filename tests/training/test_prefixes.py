@@ -13,7 +13,7 @@ from test_loop import first_gradients, relative_error, trainer_of
 from tiny_runs import MakeRecipe, write_rows
 
 from pytest_mistral_lora.errors import RecipeError
-from pytest_mistral_lora.training.step import attention, prefixes
+from pytest_mistral_lora.training.step import passes, prefixes
 from pytest_mistral_lora.training.step.micro_batches import lay_out, split
 from pytest_mistral_lora.training.step.passes import collate, step_rows, supervised_losses
 from pytest_mistral_lora.training.step.step_row import StepRow
@@ -114,12 +114,10 @@ def test_rows_that_did_not_see_their_beginning_would_be_seen(
     trainer, rows = trainer_and_rows(make_recipe, base, tmp_path)
     with torch.no_grad():
         sound, _ = supervised_losses(trainer.model, rows, share_prefix=True)
-        own = attention._attend_one
-
-        def alone(module: Any, query: Any, key: Any, value: Any, segment: Any, *given: Any, **named: Any) -> Any:
-            return own(module, query, key, value, segment._replace(prefix=(0, 0)), *given, **named)
-
-        monkeypatch.setattr(attention, "_attend_one", alone)
+        own = passes.segment_arguments
+        monkeypatch.setattr(
+            passes, "segment_arguments", lambda given: own([one._replace(prefix=(0, 0)) for one in given])
+        )
         found, _ = supervised_losses(trainer.model, rows, share_prefix=True)
     assert not torch.allclose(found, sound, rtol=1e-2)
 

@@ -20,11 +20,12 @@ from pytest_mistral_lora.conformance.train.reference import reference
 from pytest_mistral_lora.errors import NonFiniteError
 from pytest_mistral_lora.training.adapter import adapter_tensors
 from pytest_mistral_lora.training.step import loss as loss_module
-from pytest_mistral_lora.training.step.attention import IMPLEMENTATION, Segment, attend_in_segments, segment_arguments
+from pytest_mistral_lora.training.step.attention import IMPLEMENTATION, attend_in_segments, segment_arguments
 from pytest_mistral_lora.training.step.loss import losses_at_head, token_losses
 from pytest_mistral_lora.training.step.micro_batches import lay_out, split
 from pytest_mistral_lora.training.step.order import StepSampler
 from pytest_mistral_lora.training.step.passes import collate, step_rows, supervised_losses
+from pytest_mistral_lora.training.step.segments import Segment
 from pytest_mistral_lora.training.step.step_row import StepRow
 
 

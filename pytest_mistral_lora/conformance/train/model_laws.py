@@ -73,7 +73,8 @@ def packing(bed: Bed) -> Figures:
 
 def _segments(rows: Sequence[EncodedRow]) -> dict[str, Any]:
     """Return the arguments by which the trainer keeps rows apart."""
-    from pytest_mistral_lora.training.step.attention import Segment, segment_arguments
+    from pytest_mistral_lora.training.step.attention import segment_arguments
+    from pytest_mistral_lora.training.step.segments import Segment
 
     ends = accumulate(len(row.input_ids) for row in rows)
     return segment_arguments([Segment(end - len(row.input_ids), end) for row, end in zip(rows, ends, strict=True)])

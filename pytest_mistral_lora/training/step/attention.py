@@ -9,29 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cache, lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from pytest_mistral_lora.training.step.blocks import attend_in_blocks
+from pytest_mistral_lora.training.step.segments import Segment
+
 IMPLEMENTATION = "segments"
 """What a model's `_attn_implementation` is called while it is trained."""
-
-
-class Segment(NamedTuple):
-    """A run of tokens that see themselves, and a beginning that they share with others.
-
-    Attributes:
-        start: Its first token.
-        end: The token after its last.
-        prefix: Where the beginning is that it goes on from; equal numbers for none.
-    """
-
-    start: int
-    end: int
-    prefix: tuple[int, int] = (0, 0)
 
 
 def attend(
@@ -69,8 +58,14 @@ def attend(
     fused = _varlen() if whole_rows and query.is_cuda and query.dtype != torch.float32 else None
     if fused is not None:
         return fused(query, key, value, segments, sliding_window, settings["scaling"]), None
+    if query.device.type == "cpu" and not settings.get("dropout") and _sees_all(segments, sliding_window):
+        return attend_in_blocks(query, key, value, segments, settings["scaling"]), None
     parts = [_attend_one(module, query, key, value, one, sliding_window, **settings) for one in segments]
     return torch.cat(parts, dim=1), None
+
+
+def _sees_all(segments: Sequence[Segment], window: int | None) -> bool:
+    return window is None or max(one.seen for one in segments) <= window
 
 
 def _attend_one(

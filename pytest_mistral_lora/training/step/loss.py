@@ -75,11 +75,13 @@ class _FrozenHeadLoss(torch.autograd.Function):
         for start in range(0, len(targets), size):
             part, wanted = slice(start, start + size), targets[start : start + size, None]
             logits = (hidden[part].to(weight.dtype) @ weight.T).float()
-            normaliser = logits.logsumexp(dim=1, keepdim=True)
-            losses[part] = (normaliser - logits.gather(1, wanted)).squeeze(1)
+            largest, wanted_logits = logits.amax(dim=1, keepdim=True), logits.gather(1, wanted)
+            # worked into the logits' own memory; torch.softmax would do, but on a CPU its exponentials have 20 bits
+            chances = logits.sub_(largest).exp_()
+            total = chances.sum(dim=1, keepdim=True)
+            losses[part] = (total.log() + largest - wanted_logits).squeeze(1)
             if slopes is not None:
-                # softmax less one at the target, worked into the logits' own memory
-                slope = logits.sub_(normaliser).exp_().scatter_add_(1, wanted, torch.full_like(normaliser, -1.0))
+                slope = chances.div_(total).scatter_add_(1, wanted, torch.full_like(total, -1.0))
                 slopes[part] = slope.to(weight.dtype) @ weight
         if slopes is not None:
             ctx.save_for_backward(slopes)

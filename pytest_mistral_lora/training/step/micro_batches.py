@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
-from pytest_mistral_lora.training.step.attention import Segment
 from pytest_mistral_lora.training.step.prefixes import Group, grouped
+from pytest_mistral_lora.training.step.segments import Segment
 from pytest_mistral_lora.training.step.step_row import StepRow
 
 
