@@ -1,0 +1,158 @@
+"""Layers around frozen weights: what PEFT and transformers compute, with less kept; and everything else as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft.tuners import lora
+from transformers.models.mistral.modeling_mistral import MistralMLP
+
+from pytest_mistral_lora.checkpoint.base import load_base
+from pytest_mistral_lora.training.adapter import adapted_layers, adapter_tensors, attach_adapter
+from pytest_mistral_lora.training.recipe import Lora
+from pytest_mistral_lora.training.step import frozen
+from pytest_mistral_lora.training.step.frozen import use_frozen_layers
+
+IDS = torch.arange(5, 45)[None]
+
+
+def model_of(base: Path, precision: Any = "fp32", **settings: Any) -> Any:
+    """Return a model whose adapter has moved away from its start, where B is zero."""
+    given = Lora(**{"r": 4, **settings})
+    model = attach_adapter(load_base(base, precision, "cpu"), given, adapted_layers(base, given.target_modules), seed=0)
+    move_away(model)
+    return model
+
+
+def move_away(model: Any) -> None:
+    generator = torch.Generator().manual_seed(3)
+    for name, parameter in model.named_parameters():
+        if ".lora_B." in name:
+            parameter.data = 0.05 * torch.randn(parameter.shape, generator=generator)
+
+
+def gradients(model: Any) -> dict[str, torch.Tensor]:
+    autocast = torch.autocast("cpu", torch.bfloat16, enabled=model.dtype == torch.bfloat16)
+    with autocast:
+        loss = model(input_ids=IDS, labels=IDS).loss
+    loss.backward()
+    return {name: one.grad for name, one in model.named_parameters() if one.grad is not None}
+
+
+def apart(found: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> float:
+    assert found.keys() == right.keys()
+    return max(float((found[name].double() - one.double()).norm() / one.double().norm()) for name, one in right.items())
+
+
+MLP = ("gate_proj", "up_proj", "down_proj")
+
+
+@pytest.mark.parametrize("targets", [("q_proj", "k_proj", "v_proj", "o_proj"), MLP, ("v_proj", "up_proj")])
+def test_gradients_are_as_near_to_fp64_as_those_of_peft(targets: tuple[str, ...], base: Path) -> None:
+    exact, plain, ours = (model_of(base, target_modules=targets) for _ in range(3))
+    use_frozen_layers(ours)
+    truth = gradients(exact.double())
+    errors = {"ours": apart(gradients(ours), truth), "peft": apart(gradients(plain), truth)}
+    assert errors["ours"] <= 1.5 * errors["peft"]
+    assert errors["ours"] < 1e-4
+
+
+def test_in_bf16_gradients_are_as_near_to_fp64_as_those_of_peft(base: Path) -> None:
+    exact, plain, ours = (model_of(base, "bf16") for _ in range(3))
+    use_frozen_layers(ours)
+    truth = gradients(exact.double())
+    assert apart(gradients(ours), truth) <= 1.2 * apart(gradients(plain), truth)
+
+
+@pytest.mark.parametrize(
+    ("settings", "replaced"),
+    [
+        ({}, {"_LoraLinear": 8, "_Mlp": 2}),
+        ({"target_modules": ("up_proj",)}, {"_LoraLinear": 2}),
+        ({"modules_to_save": ("lm_head",)}, {"_LoraLinear": 8, "_Mlp": 2}),
+    ],
+)
+def test_layers_of_frozen_matrices_are_replaced_and_no_others(
+    settings: dict[str, Any], replaced: dict[str, int], base: Path
+) -> None:
+    model = model_of(base, **settings)
+    names = set(model.state_dict())
+    use_frozen_layers(model)
+    kinds = [type(one).__name__ for one in model.modules() if type(one).__module__ == frozen.__name__]
+    assert {kind: kinds.count(kind) for kind in kinds} == replaced
+    assert set(model.state_dict()) == names
+    assert all(isinstance(one, lora.Linear | MistralMLP) for one in model.modules() if type(one).__name__ in replaced)
+
+
+def merged(model: Any) -> None:
+    model.merge_adapter()
+
+
+def disabled(model: Any) -> None:
+    model.base_model.disable_adapter_layers()
+
+
+def two_adapters(model: Any) -> None:
+    model.add_adapter("other", model.peft_config["default"])
+    model.base_model.set_adapter(["default", "other"])
+    move_away(model)
+
+
+@pytest.mark.parametrize("change", [merged, disabled, two_adapters])
+def test_an_adapter_in_another_state_is_left_to_peft(change: Callable[[Any], None], base: Path) -> None:
+    plain, ours = model_of(base), model_of(base)
+    use_frozen_layers(ours)
+    for model in (plain, ours):
+        torch.manual_seed(0)
+        change(model)
+    # with autograd: without it, PEFT's own forward pass would be taken anyway
+    logits = [model(input_ids=IDS).logits for model in (plain, ours)]
+    assert torch.allclose(*logits, atol=1e-4)
+
+
+@pytest.mark.parametrize("settings", [{"dropout": 0.5}, {"dora": True}])
+def test_a_variant_of_lora_is_left_to_peft(settings: dict[str, Any], base: Path) -> None:
+    plain, ours = model_of(base, **settings), model_of(base, **settings)
+    use_frozen_layers(ours)
+    found = []
+    for model in (plain, ours):
+        torch.manual_seed(7)
+        found.append(gradients(model.train()))
+    assert apart(*found) < 1e-4
+
+
+def test_what_has_no_backward_pass_is_left_as_it_is(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, ours = model_of(base), model_of(base)
+    use_frozen_layers(ours)
+    for name in ("_LoraProduct", "_MlpProduct"):
+        monkeypatch.setattr(frozen, name, None)
+    with torch.no_grad():
+        assert torch.equal(ours(input_ids=IDS).logits, plain(input_ids=IDS).logits)
+
+
+def test_less_is_kept_for_the_backward_pass(base: Path) -> None:
+    kept = []
+    for use in (False, True):
+        model = model_of(base)
+        if use:
+            use_frozen_layers(model)
+        weights = {one.untyped_storage().data_ptr() for one in model.parameters()}
+        found: dict[int, int] = {}
+
+        def note(one: torch.Tensor, found: dict[int, int] = found, weights: set[int] = weights) -> torch.Tensor:
+            place = one.untyped_storage().data_ptr()
+            if place not in weights:
+                found[place] = one.untyped_storage().nbytes()
+            return one
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda one: one):
+            model(input_ids=IDS, labels=IDS)
+        kept.append(sum(found.values()))
+    model = model_of(base)
+    layers, width = model.config.num_hidden_layers, model.config.intermediate_size
+    assert kept[1] <= kept[0] - 4 * layers * IDS.numel() * width
+    assert adapter_tensors(model)
