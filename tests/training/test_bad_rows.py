@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 from safetensors.torch import load_file, save_file
+from test_loop import trainer_of
 from tiny_runs import CONVERSATIONS, MakeRecipe
 
 from pytest_mistral_lora.checkpoint.backends import Encoder
@@ -19,6 +21,8 @@ from pytest_mistral_lora.training.recipe import Recipe
 from pytest_mistral_lora.training.recovery.bad_rows import BAD_ROWS
 from pytest_mistral_lora.training.rows.loading import load_data
 from pytest_mistral_lora.training.run import train, work_folder
+from pytest_mistral_lora.training.step import trainer as trainer_module
+from pytest_mistral_lora.training.step.passes import collate
 
 BAD = 3
 """The row that has a token whose embedding is broken."""
@@ -75,6 +79,19 @@ def test_gradients_above_the_bound_stop_the_run_with_the_rows_of_the_step(make_r
     rows, failure = written(recipe)
     assert len(rows) == 2
     assert failure["rows"] == [row["place"] for row in rows]
+
+
+@pytest.mark.parametrize(("norm", "stops"), [(7.5, True), (0.5, False)])
+def test_where_deepspeed_keeps_the_gradients_the_bound_is_on_the_norm_that_it_tells(
+    norm: float, stops: bool, make_recipe: MakeRecipe, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DeepSpeed needs a GPU: what it tells stands in for it here."""
+    trainer = trainer_of(make_recipe(training={"stop_at_grad_norm": 1.0}), base, tmp_path)
+    monkeypatch.setattr(trainer_module, "engine", lambda: "deepspeed")
+    trainer.model.get_global_grad_norm = lambda: norm
+    batch = collate(list(trainer.train_dataset))
+    with pytest.raises(NonFiniteError, match=r"norm is 7\.5 at step 1") if stops else nullcontext():
+        trainer.training_step(trainer.model, batch)
 
 
 def test_the_bound_is_on_the_norm_before_it_is_scaled_down(make_recipe: MakeRecipe) -> None:

@@ -131,7 +131,7 @@ class LoraTrainer(Trainer):  # type: ignore[misc]
         self._refuse_non_finite(total)
         if engine() == "deepspeed" and not math.isfinite(model.get_global_grad_norm()):
             raise gradient_error(self.state.global_step + 1)
-        self._refuse_exploding()
+        self._refuse_exploding(model)
         return total
 
     def _gradient(self, model: Any, rows: Sequence[StepRow]) -> torch.Tensor:
@@ -228,11 +228,14 @@ class LoraTrainer(Trainer):  # type: ignore[misc]
             next_step="Nothing is saved. Lower training.learning_rate, use precision: fp32, check the base.",
         )
 
-    def _refuse_exploding(self) -> None:
+    def _refuse_exploding(self, model: Any) -> None:
         if self._stop_at_grad_norm is None:
             return
         scaler = getattr(self.accelerator, "scaler", None)
-        norm = gradient_norm(self.model) / (scaler.get_scale() if scaler else 1)
+        if engine() == "deepspeed":  # which keeps the gradients to itself, and has made its step already
+            norm = float(model.get_global_grad_norm())
+        else:
+            norm = gradient_norm(self.model) / (scaler.get_scale() if scaler else 1)
         if math.isfinite(norm) and norm > self._stop_at_grad_norm:
             raise NonFiniteError(
                 f"the gradients' norm is {norm:.4g} at step {self.state.global_step + 1}, above "
