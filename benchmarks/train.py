@@ -15,9 +15,9 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.util import find_spec
-from itertools import cycle, islice
+from itertools import count, cycle, islice, repeat
 from pathlib import Path
 from typing import Any
 
@@ -55,11 +55,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         plain = write_rows(given, encoder, folder / "rows.json")
         contests = [("Training", plain, pythons)]
         if given.share_prefix:
-            prompt = system_prompt(encoder, given.share_prefix)
-            shared = write_rows(given, encoder, folder / "shared.json", system=prompt)
+            prompt = repeat(system_prompt(encoder, given.share_prefix))
+            shared = write_rows(given, encoder, folder / "shared.json", prompt, longer=given.share_prefix)
+            # a template may have a system prompt for rows that have none: it would be shared
+            single = write_rows(given, encoder, folder / "single.json", (f"{number}." for number in count()))
             ours = dict.fromkeys((report.OURS, report.SHARED), sys.executable)
             contests.append((f"Rows that share a system prompt of {given.share_prefix} tokens", shared, ours))
-            contests.append(("Rows that share none", plain, ours))
+            contests.append(("Rows that share none", single, ours))
         for title, rows_of, among in contests:
             results = take_turns({**task, "rows": rows_of["file"]}, among, given.repetitions, folder)
             table = {"title": title, "rows": rows_of, "results": report.summarize(results, given.precision)}
@@ -89,20 +91,22 @@ def prepare(given: argparse.Namespace, base: Path, folder: Path) -> dict[str, An
 
 
 def write_rows(
-    given: argparse.Namespace, encoder: Encoder, file: Path, system: str | None = None
-) -> dict[str, Any]:  # fmt: skip
+    given: argparse.Namespace, encoder: Encoder, file: Path, prompts: Iterable[str] | None = None, *, longer: int = 0
+) -> dict[str, Any]:
     """Write rows as ids and labels, and return what the ratios rest on.
 
     Args:
         given: The options.
         encoder: Makes ids and labels.
         file: The file to write.
-        system: A system prompt to put before each row, which may then be longer by it.
+        prompts: A system prompt to put before each row.
+        longer: How many tokens longer a row may be for it.
     """
     chats = rows.generated(10 * given.rows) if given.quick else rows.chats()
-    if system:
-        chats = ({**chat, "messages": _led(chat["messages"], system)} for chat in chats)
-    lengths = (length + (given.share_prefix if system else 0) for length in rows.lengths(given.max_length))
+    if prompts is not None:
+        led = zip(chats, prompts, strict=False)
+        chats = ({**chat, "messages": _led(chat["messages"], prompt)} for chat, prompt in led)
+    lengths = (length + longer for length in rows.lengths(given.max_length))
     plain = [
         {"input_ids": row.input_ids, "labels": row.labels}
         for row in islice(fitting(chats, encoder, lengths), given.rows + given.held_out)

@@ -117,8 +117,8 @@ def _split_in_order(heard: HeardTurn, texts: list[_Text], control: Container[int
             return None
         parts.append(text)
         start = end
-    parts += [(None, (token,)) for token in itertools.takewhile(control.__contains__, ids[start:])]
-    return parts if sum(len(tokens) for _, tokens in parts) == len(ids) else None
+    rest = [(None, (token,)) for token in itertools.takewhile(control.__contains__, ids[start:])]
+    return [*parts, *rest] if start + len(rest) == len(ids) else None
 
 
 def _split_in_any_order(heard: HeardTurn, texts: list[_Text], control: Container[int]) -> list[_Part]:
@@ -171,8 +171,10 @@ def spans_of(
     for index, turn in enumerate(turns):
         start, last = len(ids), None
         for text, tokens in turn.parts:
-            in_tool_call = tool_calls_id in tokens or (in_tool_call and tokens != (eos_id,))
-            kind = _kind(turn.role, text, tokens == (eos_id,), in_tool_call)
+            is_eos = tokens == (eos_id,)
+            # a control token is a part of its own
+            in_tool_call = tokens[0] == tool_calls_id or (in_tool_call and not is_eos)
+            kind = _kind(turn.role, text, is_eos, in_tool_call)
             if last is not None and kind != last:
                 spans.append(Span(index, turn.role, last, start, len(ids), index in supervised))
                 start = len(ids)
