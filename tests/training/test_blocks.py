@@ -102,8 +102,10 @@ def test_what_is_kept_for_the_backward_pass_grows_with_the_tokens() -> None:
     assert kept[400] == 2 * kept[200]
 
 
-def test_autocast_makes_no_bf16_of_scores() -> None:
-    given = tensors(100, 2, 3, torch.float32)
-    plain = attend_in_blocks(*given, [Segment(0, 100)], SCALING)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_autocast_makes_no_bf16_of_scores(dtype: torch.dtype) -> None:
+    given = tensors(100, 2, 3, dtype)
+    plain = output_and_gradients(attend_in_blocks(*given, [Segment(0, 100)], SCALING), given)
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(attend_in_blocks(*given, [Segment(0, 100)], SCALING), plain)
+        found = output_and_gradients(attend_in_blocks(*given, [Segment(0, 100)], SCALING), given)
+    assert all(map(torch.equal, found, plain))

@@ -60,23 +60,24 @@ class _Blocks(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *upstream: torch.Tensor) -> Any:
         queries, keys, values = ctx.saved_tensors
-        slopes = _by_key_head(upstream[0].transpose(1, 2), len(keys))
-        by_query = queries.new_empty(queries.shape[1], len(queries), *queries.shape[2:])
-        by_key, by_value = (queries.new_zeros(one.shape) for one in (keys, values))
-        for segment in ctx.segments:
-            seen, known = _seen(keys, segment), _seen(values, segment)
-            of_seen, of_known = torch.zeros_like(seen), torch.zeros_like(known)
-            for start, end, last in _blocks(segment):
-                slope, rows = slopes[:, start:end].flatten(1, 2), queries[:, start:end].flatten(1, 2)
-                chances = _probabilities(queries[:, start:end], seen[:, :last])
-                of_known[:, :last].baddbmm_(chances.transpose(1, 2), slope)
-                of_chances = torch.bmm(slope, known[:, :last].transpose(1, 2))
-                of_scores = torch._softmax_backward_data(of_chances, chances, -1, chances.dtype)
-                of_seen[:, :last].baddbmm_(of_scores.transpose(1, 2), rows)
-                of_rows = torch.bmm(of_scores, seen[:, :last])
-                by_query[start:end] = _by_query(of_rows, end - start)
-            _add_seen(by_key, segment, of_seen)
-            _add_seen(by_value, segment, of_known)
+        with torch.autocast("cpu", enabled=False):
+            slopes = _by_key_head(upstream[0].transpose(1, 2), len(keys))
+            by_query = queries.new_empty(queries.shape[1], len(queries), *queries.shape[2:])
+            by_key, by_value = (queries.new_zeros(one.shape) for one in (keys, values))
+            for segment in ctx.segments:
+                seen, known = _seen(keys, segment), _seen(values, segment)
+                of_seen, of_known = torch.zeros_like(seen), torch.zeros_like(known)
+                for start, end, last in _blocks(segment):
+                    slope, rows = slopes[:, start:end].flatten(1, 2), queries[:, start:end].flatten(1, 2)
+                    chances = _probabilities(queries[:, start:end], seen[:, :last])
+                    of_known[:, :last].baddbmm_(chances.transpose(1, 2), slope)
+                    of_chances = torch.bmm(slope, known[:, :last].transpose(1, 2))
+                    of_scores = torch._softmax_backward_data(of_chances, chances, -1, chances.dtype)
+                    of_seen[:, :last].baddbmm_(of_scores.transpose(1, 2), rows)
+                    of_rows = torch.bmm(of_scores, seen[:, :last])
+                    by_query[start:end] = _by_query(of_rows, end - start)
+                _add_seen(by_key, segment, of_seen)
+                _add_seen(by_value, segment, of_known)
         by_query = by_query.mul_(ctx.scaling).flatten(1, 2).transpose(0, 1)
         return *(one[None].to(ctx.dtype) for one in (by_query, by_key, by_value)), None, None
 

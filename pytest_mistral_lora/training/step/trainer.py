@@ -162,9 +162,11 @@ class LoraTrainer(Trainer):  # type: ignore[misc]
         def act() -> None:
             self.current_gradient_accumulation_steps = 1
             part = max(split(rows, self.micro_batch_tokens), key=lambda part: sum(row.fed for row in part))
-            with self._synchronised(self.model_wrapped, last=True), self.compute_loss_context_manager():
-                tokens = sum(len(row.targets) for row in part)
-                self.accelerator.backward(self.compute_loss(self.model_wrapped, part, num_items_in_batch=tokens))
+            tokens = sum(len(row.targets) for row in part)
+            with self._synchronised(self.model_wrapped, last=True):
+                with self.compute_loss_context_manager():
+                    loss = self.compute_loss(self.model_wrapped, part, num_items_in_batch=tokens)
+                self.accelerator.backward(loss)
 
         with torch.random.fork_rng():
             self.model.train()
