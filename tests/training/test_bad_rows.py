@@ -21,6 +21,7 @@ from pytest_mistral_lora.training.recipe import Recipe
 from pytest_mistral_lora.training.recovery.bad_rows import BAD_ROWS
 from pytest_mistral_lora.training.rows.loading import load_data
 from pytest_mistral_lora.training.run import train, work_folder
+from pytest_mistral_lora.training.step import gradients
 from pytest_mistral_lora.training.step import trainer as trainer_module
 from pytest_mistral_lora.training.step.passes import collate
 
@@ -87,7 +88,8 @@ def test_where_deepspeed_keeps_the_gradients_the_bound_is_on_the_norm_that_it_te
 ) -> None:
     """DeepSpeed needs a GPU: what it tells stands in for it here."""
     trainer = trainer_of(make_recipe(training={"stop_at_grad_norm": 1.0}), base, tmp_path)
-    monkeypatch.setattr(trainer_module, "engine", lambda: "deepspeed")
+    for module in (trainer_module, gradients):
+        monkeypatch.setattr(module, "engine", lambda: "deepspeed")
     trainer.model.get_global_grad_norm = lambda: norm
     batch = collate(list(trainer.train_dataset))
     with pytest.raises(NonFiniteError, match=r"norm is 7\.5 at step 1") if stops else nullcontext():

@@ -129,7 +129,7 @@ class LoraTrainer(Trainer):  # type: ignore[misc]
         what = f"step {self.state.global_step + 1}"
         total: torch.Tensor = self.relief.attempt(what, rows, lambda: self._gradient(model, rows))
         self._refuse_non_finite(total)
-        if engine() == "deepspeed" and not math.isfinite(model.get_global_grad_norm()):
+        if engine() == "deepspeed" and not math.isfinite(gradient_norm(model)):
             raise gradient_error(self.state.global_step + 1)
         self._refuse_exploding(model)
         return total
@@ -141,15 +141,22 @@ class LoraTrainer(Trainer):  # type: ignore[misc]
         self._seen = []
         total = torch.zeros((), device=self.args.device)
         for number, (part, counts) in enumerate(passes, 1):
-            with self._synchronised(model, last=number == len(passes)):
-                with self.compute_loss_context_manager():
-                    loss = counts * self.compute_loss(model, part, num_items_in_batch=tokens)
-                self.accelerator.backward(loss)
-            total += loss.detach()
+            total += self._pass(model, part, tokens=tokens, counts=counts, last=number == len(passes))
         if not passes:  # rows without a label, which the recipe kept: a loss of zero has a gradient of zero
             for parameter in self.model.parameters():
                 parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
         return total
+
+    def _pass(
+        self, model: Any, part: Sequence[StepRow], *, tokens: int, counts: int = 1, last: bool = True
+    ) -> torch.Tensor:
+        """Add a micro-batch to the gradient, and return its share of the loss; the backward pass is not autocast."""
+        with self._synchronised(model, last=last):
+            with self.compute_loss_context_manager():
+                loss = counts * self.compute_loss(model, part, num_items_in_batch=tokens)
+            self.accelerator.backward(loss)
+        found: torch.Tensor = loss.detach()
+        return found
 
     def try_largest(self) -> None:
         """Compute the gradient of the largest micro-batch there can be, and forget it; weights stay as they are."""
@@ -163,10 +170,7 @@ class LoraTrainer(Trainer):  # type: ignore[misc]
             self.current_gradient_accumulation_steps = 1
             part = max(split(rows, self.micro_batch_tokens), key=lambda part: sum(row.fed for row in part))
             tokens = sum(len(row.targets) for row in part)
-            with self._synchronised(self.model_wrapped, last=True):
-                with self.compute_loss_context_manager():
-                    loss = self.compute_loss(self.model_wrapped, part, num_items_in_batch=tokens)
-                self.accelerator.backward(loss)
+            self._pass(self.model_wrapped, part, tokens=tokens)
 
         with torch.random.fork_rng():
             self.model.train()
@@ -234,10 +238,7 @@ class LoraTrainer(Trainer):  # type: ignore[misc]
         if self._stop_at_grad_norm is None:
             return
         scaler = getattr(self.accelerator, "scaler", None)
-        if engine() == "deepspeed":  # which keeps the gradients to itself, and has made its step already
-            norm = float(model.get_global_grad_norm())
-        else:
-            norm = gradient_norm(self.model) / (scaler.get_scale() if scaler else 1)
+        norm = gradient_norm(model) / (scaler.get_scale() if scaler else 1)
         if math.isfinite(norm) and norm > self._stop_at_grad_norm:
             raise NonFiniteError(
                 f"the gradients' norm is {norm:.4g} at step {self.state.global_step + 1}, above "
