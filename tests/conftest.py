@@ -2,7 +2,5 @@ from __future__ import annotations
 
 from hypothesis import settings
 
-pytest_plugins = ["pytester"]
-
 settings.register_profile("repeatable", derandomize=True, deadline=None, database=None, max_examples=50)
 settings.load_profile("repeatable")

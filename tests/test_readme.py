@@ -72,6 +72,32 @@ def test_the_figures_are_right() -> None:
     ]
 
 
+def test_a_fresh_clone_has_one_line_for_the_suite_and_one_for_the_tests() -> None:
+    # .ci/run takes the two lines of a clone from here, and runs them as they stand
+    lines = re.findall(r"^\$ (pip install .*&& pytest.*)$", README, flags=re.MULTILINE)
+    assert lines == [
+        "pip install -e . && pytest --mistral-golden",
+        "pip install pytest-mistral-lora && pytest --mistral-golden  # once released",
+        'pip install -e ".[dev]" && pytest -n 2 tests',
+    ]
+
+
+def test_the_line_for_the_suite_runs_no_test_of_the_clone() -> None:
+    process = run(sys.executable, "-m", "pytest", "--mistral-golden", "--collect-only", "-q", folder=ROOT)
+    assert process.returncode == 0, process.stdout + process.stderr
+    ids = [line for line in process.stdout.splitlines() if "::" in line]
+    assert ids
+    assert [name for name in ids if not name.startswith("mistral-golden::")] == []
+
+
+def test_an_example_that_needs_xdist_installs_it_first() -> None:
+    for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+        for block in re.findall(r"```console\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL):
+            before, parallel, _ = block.partition(" -n 2")
+            if parallel and "pytest" in before.splitlines()[-1]:
+                assert re.search(r"pip install .*(pytest-xdist|\[dev\])", before), (page.name, block)
+
+
 def test_the_configuration_and_the_tests_of_a_repository_work(checkpoint: Path, tmp_path: Path) -> None:
     shutil.copytree(checkpoint.parent, tmp_path / "checkpoints")
     (tmp_path / "tests" / "goldens").mkdir(parents=True)
