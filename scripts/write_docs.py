@@ -37,15 +37,18 @@ def deviations_page() -> str:
     lines = [
         "# Named deviations",
         "",
-        "mistral-common generates a Jinja chat template for every tokenizer it has, and the two are not the same",
-        "function. Where they differ on a row, the difference must be one of these, or it is a failure (ML004).",
-        "Each is predicted, not just tolerated: the table in `pytest_mistral_lora/chat/deviations.py` says what the",
-        "template writes, or which change of the row makes the difference go away.",
+        "If you train or serve through the chat template, check your rows against this list: here the template gives",
+        "other ids than mistral-common.",
+        "",
+        "mistral-common generates a Jinja chat template for every tokenizer that it has, and the two are not the same",
+        "function. A difference on one of your rows must be one of these, or the suite fails (ML004). Each deviation",
+        "is predicted, not just tolerated: the table in the code has the text that the template writes, or the change",
+        "of the row that removes the difference.",
         "",
         "A `derived-…` tokenizer is a file that the tests derive from a shipped vocabulary, with the special tokens of",
         "that version: mistral-common ships none of it.",
         "",
-        f"{_MADE} from that table; each example is run by the tests.",
+        f"{_MADE} from that table, and the tests run each example.",
     ]
     return _page([*lines, *(line for deviation in DEVIATIONS for line in _deviation(deviation))])
 
@@ -64,13 +67,16 @@ def rules_page() -> str:
     lines = [
         "# Rules",
         "",
-        "Every finding starts with the id of a rule. An id never changes its meaning. An error fails its check; a note",
-        "is shown, and fails under `--mistral-strict` only.",
+        "To look up a finding, search this page for its rule id, or run `mistral-lora rules ML004`. Each id links to",
+        "its page, with the reason, the fix and the source.",
         "",
-        f"{_MADE} from the tables in `pytest_mistral_lora/conformance/rules/`.",
+        "Every finding starts with the id of a rule. An id never changes its meaning. An error fails its check. A note",
+        "is shown, and fails only if you add `--mistral-strict`.",
+        "",
+        f"{_MADE} from the rule tables in `pytest_mistral_lora/conformance/`.",
     ]
     for subject in dict.fromkeys(rule.subject for rule in RULES.values()):
-        lines += ["", f"## {subject}", "", "| rule | severity | what must hold |", "|---|---|---|"]
+        lines += ["", f"## {subject}", "", "| rule | severity | requirement |", "|---|---|---|"]
         lines += [
             f"| [{rule.id}](rules/{rule.id}.md) | {rule.severity} | {_cell(rule.title)} |"
             for rule in RULES.values()
@@ -124,9 +130,11 @@ def incidents_page(gallery: Gallery) -> str:
     lines = [
         "# Incidents",
         "",
-        "What really broke LoRA fine-tunes of Mistral models, from public threads; the rules that catch it; and the",
-        "mutants, artifacts broken in the same way, that the tests hold these rules to. Ids are stable, and not all",
-        "numbers are taken.",
+        "To find the rule for a failure that you have seen or read about, search this page. Each incident comes from",
+        "public threads about LoRA fine-tunes of Mistral models. Its table has the rules that catch it in your files,",
+        "and the mutants: artifacts that the tests break in the same way, to prove that the rules fire.",
+        "",
+        "Ids are stable, and not all numbers are taken.",
         "",
         f"{_MADE} from `tests/mutants/`.",
     ]
@@ -141,13 +149,26 @@ def incidents_page(gallery: Gallery) -> str:
     return _page(lines)
 
 
+_SMALLEST_RECIPE = """\
+base: {repo: mistralai/Mistral-7B-Instruct-v0.3, revision: c170c708c41dac9275d15a8fff4eca08d52bab71}
+data: {train: [rows.jsonl]}
+training: {epochs: 2}
+output: lora-out
+"""
+
+
 def recipe_page() -> str:
     """Return the page of a recipe's keys."""
     lines = [
         "# Recipe",
         "",
-        "Every key of `recipe.yaml`. Paths are relative to the file. An unknown key, or a value that cannot be used,",
-        "is an error before anything is loaded. The JSON Schema, for editors, is `Recipe.json_schema`.",
+        "To write a recipe, start from the example and look up the keys that you need:",
+        "",
+        *("```yaml", _SMALLEST_RECIPE.rstrip(), "```"),
+        "",
+        "Paths are relative to your `recipe.yaml`. An unknown key, or a value that cannot be used, is an error before",
+        "anything is loaded. For your editor, the JSON Schema is `Recipe.json_schema`.",
+        "[training.md](training.md) explains the settings in context.",
         "",
         f"{_MADE} from the models in `pytest_mistral_lora/training/recipe/`.",
     ]

@@ -3,6 +3,8 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from collections import Counter
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
@@ -58,3 +60,60 @@ def test_every_key_that_a_page_names_is_one_of_a_recipe(page: str) -> None:
     wrong = [f"{section}.{key}" for section, key in named if key not in sections[section].model_fields]
     # the manifest's section of the same name
     assert set(wrong) <= {"training.memory_relief"}
+
+
+WORDS: tuple[tuple[str, float, tuple[str, ...]], ...] = (
+    ("at most", 2, ("what",)),
+    ("at most", 2.5, ("where",)),
+    ("at most", 0.5, ("say", "says", "said", "tell", "tells")),
+    ("at least", 6, ("you", "your")),
+)
+"""Uses in 1,000 words. Plain English has few relative clauses, uses `if` for conditions, and addresses the reader."""
+
+
+@pytest.mark.parametrize(("bound", "limit", "words"), WORDS, ids=[words[0] for _, _, words in WORDS])
+def test_the_pages_are_in_plain_english(bound: str, limit: float, words: tuple[str, ...]) -> None:
+    pages = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    pages = [page for page in pages if page.name not in ("rules.md", "incidents.md", "recipe.md", "deviations.md")]
+    counts = {page.name: Counter(re.findall(r"[a-z']+", page.read_text(encoding="utf-8").lower())) for page in pages}
+    total = sum(count.total() for count in counts.values())
+    used = {name: sum(count[word] for word in words) for name, count in counts.items()}
+    share = 1000 * sum(used.values()) / total
+    assert share <= limit if bound == "at most" else share >= limit, (f"{share:.1f} in 1,000 words", used)
+
+
+PAGES = [
+    ROOT / "README.md",
+    *sorted((ROOT / "docs").rglob("*.md")),
+    *sorted((ROOT / "examples").rglob("*.md")),
+    ROOT / "benchmarks" / "README.md",
+]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_every_link_leads_to_a_file_and_a_heading(page: Path) -> None:
+    for target, anchor in re.findall(r"\]\((?!https?:)([^)#]*)#?([^)]*)\)", prose(page)):
+        file = (page.parent / target).resolve() if target else page
+        assert file.exists(), target
+        assert not anchor or anchor in anchors(file), f"{target}#{anchor}"
+
+
+def prose(page: Path) -> str:
+    """Return the text of a page without its code blocks and code spans."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    return re.sub(r"`[^`\n]*`", "", text)
+
+
+@cache
+def anchors(page: Path) -> set[str]:
+    """Return the anchors that GitHub gives the headings of a page."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    headings = re.findall(r"^#+ (.*)$", text, flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_the_glossary_has_at_most_ten_words_and_every_page_is_linked() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    glossary = (ROOT / "docs" / "glossary.md").read_text(encoding="utf-8")
+    assert 0 < len(re.findall(r"^\| (?!word |---)", glossary, flags=re.MULTILINE)) <= 10
+    assert [page.name for page in (ROOT / "docs").glob("*.md") if f"docs/{page.name}" not in readme] == []

@@ -1,9 +1,11 @@
-"""What the README says is true: its output is made again, its files are read, its commands are run."""
+"""The README and the pages behind it are true: their output is made again, their files are read, their commands run."""
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -12,11 +14,13 @@ from pathlib import Path
 import pytest
 import yaml
 
+from pytest_mistral_lora import assertions, strategies
 from pytest_mistral_lora.chat.oracle import SHIPPED, shipped_tokenizer
 from pytest_mistral_lora.checkpoint.tiny import write_tiny_base
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.conformance.encoded.fault_classes import CLASSES
 from pytest_mistral_lora.conformance.mask.laws import LAWS
+from pytest_mistral_lora.plugin import fixtures
 from pytest_mistral_lora.plugin.xfails import read as read_xfails
 from pytest_mistral_lora.records.goldens import golden_paths, goldens_folder
 from pytest_mistral_lora.records.identity import base_weights_sha256
@@ -24,11 +28,25 @@ from pytest_mistral_lora.training.recipe import load_recipe
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+SUITE, ROWS, TRAINING, RECIPE = (
+    (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8") for name in ("suite", "rows", "training", "recipe")
+)
+QUESTION = "What is the capital of France?"
 CLEAN = {key: value for key, value in os.environ.items() if key != "CI"}
 
 
-def fences(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+def fences(page: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", page, flags=re.DOTALL)
+
+
+def command_lines(page: str, program: str) -> list[list[str]]:
+    """Return the words after `program` of each of its command lines on a page."""
+    lines = re.findall(rf"^\$ {program} (.*)$", "\n".join(fences(page, "console")), flags=re.MULTILINE)
+    return [shlex.split(line, comments=True) for line in lines]
+
+
+def mistral_lora(*words: object, folder: Path) -> subprocess.CompletedProcess[str]:
+    return run(sys.executable, "-m", "pytest_mistral_lora.cli", *words, folder=folder)
 
 
 def run(*words: object, folder: Path) -> subprocess.CompletedProcess[str]:
@@ -65,6 +83,7 @@ def test_the_figures_are_right() -> None:
     assert len(LAWS) == 19
     assert "nineteen laws" in README
     assert f"one of {len(CLASSES)} classes" in README
+    assert f"one of {len(CLASSES)} classes" in ROWS
     assert [CLASSES[rule] for rule in ("ML546", "ML525", "ML545")] == [
         "eos-masked",
         "system-prompt-dropped",
@@ -101,9 +120,10 @@ def test_an_example_that_needs_xdist_installs_it_first() -> None:
 def test_the_configuration_and_the_tests_of_a_repository_work(checkpoint: Path, tmp_path: Path) -> None:
     shutil.copytree(checkpoint.parent, tmp_path / "checkpoints")
     (tmp_path / "tests" / "goldens").mkdir(parents=True)
-    [toml] = fences("toml")
+    [toml] = fences(SUITE, "toml")
+    assert fences(README, "toml") == [toml]
     (tmp_path / "pyproject.toml").write_text(toml)
-    [python] = fences("python")
+    [python] = fences(SUITE, "python")
     (tmp_path / "tests" / "test_mine.py").write_text(python)
     process = run(sys.executable, "-m", "pytest", "tests", "-q", folder=tmp_path)
     assert process.returncode == 0, process.stdout
@@ -114,20 +134,40 @@ def test_the_configuration_and_the_tests_of_a_repository_work(checkpoint: Path, 
     )
     command = (sys.executable, "-m", "pytest", "--mistral-golden", "-k", "own-mine")
     assert run(*command, folder=tmp_path).returncode == 1
+    assert ["--mistral-golden", "--mistral-golden-update"] in command_lines(SUITE, "pytest")
     assert run(*command, "--mistral-golden-update", folder=tmp_path).returncode == 0
     assert run(*command, folder=tmp_path).returncode == 0
 
 
-def test_the_recipe_is_read_as_it_stands(tmp_path: Path) -> None:
-    [recipe] = fences("yaml")
+def test_the_fixtures_assertions_and_strategies_of_the_page_are_all_that_there_are() -> None:
+    tables = {name: set(re.findall(rf"^\| `({name}_\w+)", SUITE, flags=re.MULTILINE)) for name in ("mistral", "assert")}
+    assert tables["mistral"] == {name for name in vars(fixtures) if name.startswith("mistral_")}
+    assert tables["assert"] == {name for name in vars(assertions) if name.startswith("assert_")}
+    [named] = re.findall(r"the Hypothesis strategies (.*?)\.", SUITE, flags=re.DOTALL)
+    assert set(re.findall(r"`(\w+)`", named)) == {name for name in strategies.__all__ if name.islower()}
+
+
+@pytest.mark.parametrize("page", [README, TRAINING, RECIPE], ids=["README", "training", "recipe"])
+def test_a_recipe_is_read_as_it_stands(page: str, tmp_path: Path) -> None:
+    [recipe] = fences(page, "yaml")
     (tmp_path / "recipe.yaml").write_text(recipe)
     loaded = load_recipe(tmp_path / "recipe.yaml")
-    assert loaded.base.revision
-    assert loaded.training.batch_size == 32
+    assert loaded.base.revision == "c170c708c41dac9275d15a8fff4eca08d52bab71"
+    assert loaded.training.epochs == 2
+
+
+def test_the_readme_has_a_part_of_the_recipe_and_the_commands_of_the_training_page() -> None:
+    [short], [whole] = (map(yaml.safe_load, fences(page, "yaml")) for page in (README, TRAINING))
+    for section, values in short.items():
+        keys = values if isinstance(values, dict) else [None]
+        assert all(values[key] == whole[section][key] if key else values == whole[section] for key in keys), section
+    verbs = ("train", "verify", "smoke", "merge")
+    first = [words for words in command_lines(README, "mistral-lora") if words[0] in verbs]
+    assert first == [words for words in command_lines(TRAINING, "mistral-lora") if words[0] in verbs][:4]
 
 
 def test_the_recipe_trains_on_a_local_base(tmp_path: Path) -> None:
-    [recipe] = fences("yaml")
+    [recipe] = fences(TRAINING, "yaml")
     write_tiny_base(tmp_path / "base", shipped_tokenizer("spm-v3"))
     data = yaml.safe_load(recipe)
     data["base"] = {"path": "base", "weights_sha256": base_weights_sha256(tmp_path / "base")}
@@ -135,54 +175,88 @@ def test_the_recipe_trains_on_a_local_base(tmp_path: Path) -> None:
     data["training"] |= {"epochs": 1, "batch_size": 4, "device": "cpu"}
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(data))
     shutil.copy(goldens_folder() / "training" / "conversations.jsonl", tmp_path / "rows.jsonl")
-    for line in "\n".join(fences("console")).splitlines():
-        words = line.split("#")[0].split()
-        if words[1:2] != ["mistral-lora"] or words[2] not in ("train", "verify", "smoke", "merge"):
+    for words in command_lines(README, "mistral-lora"):
+        if words[0] not in ("train", "verify", "smoke", "merge"):
             continue
-        process = run(sys.executable, "-m", "pytest_mistral_lora.cli", *words[2:], folder=tmp_path)
+        process = mistral_lora(*words, folder=tmp_path)
         assert process.returncode == 0, process.stderr
-        if words[2] == "train":
+        if words[0] == "train":
             assert re.search(r"^step \d/\d: eval_format/eos ", process.stderr, flags=re.MULTILINE)
             assert re.search(r"^step 1/\d: loss \d+\.\d+, grad_norm ", process.stderr, flags=re.MULTILINE)
     left = {path.name for path in (tmp_path / "lora-out").iterdir()}
     assert {"adapter_model.safetensors", "adapter_config.json", "manifest.json", "DECISION.md"} <= left
 
 
+def table(text: str, marker: str) -> list[str]:
+    """Return the lines of a printed text that hold a marker, without the spaces at their ends."""
+    return [line.strip() for line in text.splitlines() if re.search(marker, line)]
+
+
 def test_render_shows_what_is_trained_on(checkpoint: Path, tmp_path: Path) -> None:
-    shutil.copy(goldens_folder() / "training" / "conversations.jsonl", tmp_path / "rows.jsonl")
-    command = ("render", "rows.jsonl", "--tokenizer", checkpoint)
-    process = run(sys.executable, "-m", "pytest_mistral_lora.cli", *command, folder=tmp_path)
+    shutil.copytree(checkpoint.parent, tmp_path / "checkpoints")
+    row = {"messages": [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": "Paris."}]}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    [words] = [words for words in command_lines(ROWS, "mistral-lora") if words[0] == "render"]
+    process = mistral_lora(*words, folder=tmp_path)
     assert process.returncode == 0
-    assert "   10-12    train  turn 1 assistant   text       ▁Paris ." in process.stdout
+    shown = next(text for text in fences(ROWS, "text") if text.startswith("rows.jsonl:1"))
+    spans = table(shown, r"\d+-\d+ ")
+    assert len(spans) == 6
+    assert spans == table(process.stdout, r"\d+-\d+ ")
 
 
-@pytest.mark.parametrize("link", re.findall(r"\]\(((?!http)[^)]+)\)", README))
-def test_links_lead_somewhere(link: str) -> None:
-    assert (ROOT / link).exists()
+def test_bad_rows_are_reported_with_line_and_field(checkpoint: Path, tmp_path: Path) -> None:
+    answers = [{"role": "bot", "content": "b"}, {"role": "assistant", "contents": "b"}]
+    rows = [{"messages": [{"role": "user", "content": "a"}, answer]} for answer in answers]
+    (tmp_path / "bad.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    process = mistral_lora("render", "bad.jsonl", "--tokenizer", checkpoint, folder=tmp_path)
+    assert process.returncode == 2
+    shown = next(text for text in fences(ROWS, "text") if text.startswith("error: bad.jsonl"))
+    places = re.findall(r"^ +(\S+:\d+, \S+):", shown, flags=re.MULTILINE)
+    assert len(places) == 2
+    assert places == re.findall(r"^ +(\S+:\d+, \S+):", process.stderr, flags=re.MULTILINE)
 
 
-def test_audit_and_check_work_as_shown(checkpoint: Path, tmp_path: Path) -> None:
-    cli = (sys.executable, "-m", "pytest_mistral_lora.cli")
+def test_the_encoded_row_of_the_page_is_sound_and_a_masked_eos_is_shown(checkpoint: Path, tmp_path: Path) -> None:
+    shutil.copytree(checkpoint.parent, tmp_path / "checkpoints")
+    [words] = [words for words in command_lines(ROWS, "mistral-lora") if words[0] == "audit"]
+    words = words[: words.index("--dataset")]
+    [encoded] = [text for text in fences(ROWS, "json") if "input_ids" in text]
+    (tmp_path / "encoded.jsonl").write_text(encoded)
+    process = mistral_lora(*words, folder=tmp_path)
+    assert process.returncode == 0, process.stdout
+    row = {"messages": [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": "Paris."}]}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    rendered = mistral_lora("render", "rows.jsonl", "--tokenizer", checkpoint, "--json", folder=tmp_path)
+    line = json.loads(rendered.stdout)
+    line["labels"][-1] = -100
+    (tmp_path / "encoded.jsonl").write_text(json.dumps(line) + "\n")
+    process = mistral_lora(*words, folder=tmp_path)
+    assert process.returncode == 1
+    shown = next(text for text in fences(ROWS, "text") if text.startswith("ML546"))
+    assert table(shown, r"^  [> ] \d") == table(process.stdout, r"^  [> ] \d")
+
+
+@pytest.mark.parametrize("page", [README, ROWS], ids=["README", "rows"])
+def test_audit_and_check_work_as_shown(page: str, checkpoint: Path, tmp_path: Path) -> None:
     shutil.copytree(checkpoint.parent, tmp_path / "checkpoints")
     shutil.copy(goldens_folder() / "training" / "conversations.jsonl", tmp_path / "rows.jsonl")
-    encoded = run(*cli, "render", "rows.jsonl", "--tokenizer", checkpoint, "--json", folder=tmp_path).stdout
+    encoded = mistral_lora("render", "rows.jsonl", "--tokenizer", checkpoint, "--json", folder=tmp_path).stdout
     (tmp_path / "encoded.jsonl").write_text(encoded)
-    [line] = [line for line in "\n".join(fences("console")).splitlines() if "mistral-lora audit encoded" in line]
-    assert run(*cli, *line.split()[2:], folder=tmp_path).returncode == 0
+    [words] = [words for words in command_lines(page, "mistral-lora") if words[:2] == ["audit", "encoded.jsonl"]]
+    assert mistral_lora(*words, folder=tmp_path).returncode == 0
     (tmp_path / "encoded.jsonl").write_text("".join(encoded.splitlines(keepends=True)[1:]))
-    assert "ML502" in run(*cli, *line.split()[2:], folder=tmp_path).stdout
-    assert "`mistral-lora check recipe.yaml`" in README
-    assert run(*cli, "check", "checkpoints/my-mistral", "--examples", "1", folder=tmp_path).returncode == 0
+    assert "ML502" in mistral_lora(*words, folder=tmp_path).stdout
+
+
+def test_check_works_without_pytest(checkpoint: Path, tmp_path: Path) -> None:
+    assert "`mistral-lora check recipe.yaml`" in SUITE
+    assert mistral_lora("check", checkpoint, "--examples", "1", folder=tmp_path).returncode == 0
 
 
 def test_the_list_of_known_deviations_can_be_read(tmp_path: Path) -> None:
-    [shown] = [text for text in fences("text") if text.startswith("ML204 ")]
+    [shown] = [text for text in fences(SUITE, "text") if text.startswith("ML204 ")]
     (tmp_path / "known.txt").write_text(shown)
     known = read_xfails(tmp_path / "known.txt")
     assert [one.id for one in known] == ["ML204", "mistral-golden::my-mistral::template::trailing-spaces"]
     assert "trailing-spaces" in {path.stem for path in golden_paths(goldens_folder() / "templates" / "spm-v3")}
-
-
-def test_every_page_that_is_named_is_there() -> None:
-    for page in re.findall(r"\]\((?!https)([^)#]+)\)", README):
-        assert (ROOT / page).exists(), page

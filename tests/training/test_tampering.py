@@ -154,7 +154,7 @@ def of_another_run(folder: Path, name: str) -> None:
 CHANGES: Mapping[str, Callable[[Path, Path, Path], object]] = {
     "a bit of a file": lambda folder, base, rows: flip(folder / "tokenizer.model.v3"),
     "a file is missing": lambda folder, base, rows: (folder / "rendered_row.json").unlink(),
-    "a file more": lambda folder, base, rows: (folder / "model.safetensors").write_bytes(b""),
+    "an additional file": lambda folder, base, rows: (folder / "model.safetensors").write_bytes(b""),
     "a file of another run": lambda folder, base, rows: edit(folder / "training_log.jsonl", '"step": 2', '"step": 3'),
     "a value of the manifest": lambda folder, base, rows: edit(folder / MANIFEST, '"seed": 0', '"seed": 1'),
     "a value of the manifest, and the seal made again": lambda folder, base, rows: reseal(folder / MANIFEST, seed=1),
@@ -171,15 +171,15 @@ CHANGES: Mapping[str, Callable[[Path, Path, Path], object]] = {
     "the form of the adapter's configuration": lambda folder, base, rows: edit(
         folder / "adapter_config.json", "\n}", "\n\n}"
     ),
-    "what Git and the Hub add": lambda folder, base, rows: (folder / ".gitattributes").write_text("* -text"),
+    "files that Git and the Hub add": lambda folder, base, rows: (folder / ".gitattributes").write_text("* -text"),
 }
 
 
 def table() -> dict[str, str]:
-    """Return the table of docs/records.md: what verify says, by what was changed."""
+    """Return the table of docs/records.md: the verdict of `verify` for each change."""
     text = (Path(__file__).parents[2] / "docs" / "records.md").read_text(encoding="utf-8")
-    lines = text.partition("| what was changed after the run")[2].partition("\n\n")[0].splitlines()[2:]
-    return {what: says for _, what, says, _ in (re.split(r"\s*\|\s*", line) for line in lines)}
+    lines = text.partition("| change after the run")[2].partition("\n\n")[0].splitlines()[2:]
+    return {change: verdict for _, change, verdict, _ in (re.split(r"\s*\|\s*", line) for line in lines)}
 
 
 def test_the_table_of_the_docs_has_every_change() -> None:
