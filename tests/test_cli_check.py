@@ -10,6 +10,8 @@ import pytest
 from pytest_mistral_lora.chat.oracle import shipped_tokenizer
 from pytest_mistral_lora.checkpoint.tiny import write_tiny_base
 from pytest_mistral_lora.cli import main
+from pytest_mistral_lora.conformance.checks import Check
+from pytest_mistral_lora.conformance.findings import Result
 from pytest_mistral_lora.conformance.run import targets_of
 from pytest_mistral_lora.conformance.targets import AdapterTarget, RecipeTarget, Target
 from pytest_mistral_lora.errors import InputError
@@ -71,6 +73,26 @@ def test_json_is_the_report(recipe: Path, capsys: Any) -> None:
     assert data["counts"]["failed"] == 1
     failed = [one for one in data["checks"] if one["outcome"] == "failed"]
     assert [finding["rule"] for one in failed for finding in one["findings"]] == ["ML601"]
+
+
+def test_no_path_is_the_embedded_default_of_the_plugin(
+    capsys: Any, monkeypatch: pytest.MonkeyPatch, pytester: pytest.Pytester
+) -> None:
+    collected = pytester.runpytest_inprocess("--mistral-golden", "--collect-only", "-q").outlines
+    capsys.readouterr()
+    monkeypatch.setattr(Check, "run", lambda check: Result())  # which checks are run, not what they find
+    for options, expected in (
+        ([], [line for line in collected if "::" in line]),
+        (["--no-train"], [line for line in collected if "::" in line and "::train::" not in line]),
+    ):
+        code, out = check(capsys, *options, "--json")
+        assert code == 0
+        assert sorted(one["nodeid"] for one in json.loads(out)["checks"]) == sorted(expected) != []
+
+
+def test_a_base_without_an_adapter_is_bad_usage(capsys: Any) -> None:
+    assert main(["check", "--base", "models/base"]) == 2
+    assert "--base" in capsys.readouterr().err
 
 
 def test_what_is_not_there_is_bad_usage(capsys: Any) -> None:

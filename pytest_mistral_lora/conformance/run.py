@@ -12,7 +12,7 @@ from typing import Any
 from pytest_mistral_lora.conformance.checks import Check, Settings
 from pytest_mistral_lora.conformance.collection import collect
 from pytest_mistral_lora.conformance.findings import Result
-from pytest_mistral_lora.conformance.targets import Target, named_targets
+from pytest_mistral_lora.conformance.targets import Target, embedded_targets, named_targets
 from pytest_mistral_lora.errors import InputError
 
 _RECIPES = (".yaml", ".yml")
@@ -25,7 +25,8 @@ def check(
     """Judge paths and yield what each check came to: its record as plain data, and its result.
 
     Args:
-        paths: Recipes (`*.yaml`), adapter folders, and tokenizers (a checkpoint folder, or a single file).
+        paths: Recipes (`*.yaml`), adapter folders, and tokenizers (a checkpoint folder, or a single file); if empty,
+            every tokenizer that mistral-common ships.
         base: The base checkpoint's folder of the adapters, or None.
         examples: Hypothesis examples for each law.
         device: Where models run: `auto`, `cpu` or `cuda`.
@@ -42,11 +43,13 @@ def check(
 
 
 def targets_of(paths: Sequence[Path], base: Path | None = None) -> list[Target]:
-    """Return a target for each path, by what is there.
+    """Return a target for each path, by the kind of file or folder at it; with no path, the embedded default.
 
     Raises:
-        InputError: If there is nothing.
+        InputError: If a path does not exist.
     """
+    if not paths:
+        return embedded_targets()
     for path in paths:
         if not path.exists():
             raise InputError("no such file or folder", place=str(path))

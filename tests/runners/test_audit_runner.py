@@ -82,8 +82,8 @@ def test_without_a_dataset_the_packaged_rows_are_encoded(tmp_path: Path, capsys:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "nothing to judge; expected ROWS or --runner"),
-        (["rows.jsonl", "--runner", "trl"], "rows and a runner; expected ROWS or --runner"),
+        ([], "expected ROWS or --runner"),
+        (["rows.jsonl", "--runner", "trl"], "both ROWS and --runner are given"),
         (["--runner", "nope"], "'nope' is no runner; expected one of trl, axolotl, llamafactory"),
     ],
 )

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from pytest_mistral_lora.cli import main
 from pytest_mistral_lora.errors import RunnerError
 from pytest_mistral_lora.runners.environments import Environment, interpreter
 from pytest_mistral_lora.runners.runner import RUNNERS, Runner
-from pytest_mistral_lora.runners.runner_command import main
 
 HERE = Path(sys.executable)
 
@@ -126,11 +126,11 @@ def test_the_list_says_what_is_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("MISTRAL_LORA_CACHE", str(tmp_path))
-    assert main(["list", "--json"]) == 0
+    assert main(["runner", "list", "--json"]) == 0
     data = json.loads(capsys.readouterr().out)
     assert [(one["name"], one["state"]) for one in data] == [(name, "not there") for name in RUNNERS]
     (tmp_path / "runners" / "trl").mkdir(parents=True)
-    assert main(["list"]) == 0
+    assert main(["runner", "list"]) == 0
     assert "trl           not finished" in capsys.readouterr().out
 
 

@@ -53,7 +53,7 @@ def test_the_checkpoint_before_stays_and_the_run_goes_on(make_recipe: MakeRecipe
 ON_A_SMALL_DISK = """
 import sys
 from pathlib import Path
-from pytest_mistral_lora.training.__main__ import main
+from pytest_mistral_lora.cli import main
 from pytest_mistral_lora.training.recovery.checkpoints import fault_of
 
 disk, recipe = Path(sys.argv[1]), sys.argv[2]
@@ -66,10 +66,10 @@ with (disk / "filler").open("wb", buffering=0) as filler:
             assert error.errno == 28
             break
     filler.truncate(filler.tell() - int(sys.argv[3]))
-codes = [main([recipe])]
+codes = [main(["train", recipe])]
 broken = [str(path) for path in disk.glob("out*/*") if fault_of(path) and path.is_dir()]
 (disk / "filler").unlink()
-codes.append(main([recipe, "--resume"]))
+codes.append(main(["train", recipe, "--resume"]))
 print(codes, broken, (disk / "out" / "manifest.json").is_file())
 """
 

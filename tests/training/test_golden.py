@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,16 +16,17 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tiny_runs import CONVERSATIONS, recipe_data, write_rows
+from transformers import MistralForCausalLM
 
 from pytest_mistral_lora.assertions import assert_transcript_matches
 from pytest_mistral_lora.chat.oracle import shipped_tokenizer
 from pytest_mistral_lora.checkpoint.tiny import write_tiny_base
+from pytest_mistral_lora.cli import main
 from pytest_mistral_lora.conformance.run import check
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.records.transcripts import TRANSCRIPTS, Transcript, load, load_folder
 from pytest_mistral_lora.training.answers.golden import compare
 from pytest_mistral_lora.training.answers.judging import TOLERANCES, judge
-from pytest_mistral_lora.training.answers.smoke_command import main
 from pytest_mistral_lora.training.answers.transcripts import next_token_logprobs
 from pytest_mistral_lora.training.recipe import parse_recipe
 from pytest_mistral_lora.training.run import RunResult, train
@@ -47,7 +49,7 @@ def zero_a_layer(adapter: Path) -> None:
 
 
 def smoke(*arguments: str | Path) -> int:
-    return main([str(one) for one in arguments])
+    return main(["smoke", *map(str, arguments)])
 
 
 def test_a_new_process_answers_as_the_run_did(run: RunResult) -> None:
@@ -223,12 +225,37 @@ def test_what_is_recorded_is_what_is_compared(
 
 @pytest.mark.parametrize(
     ("words", "said"),
-    [(["--record", "x"], "--record needs --rows"), (["--golden", "x", "--rows", "y"], "brings its own rows")],
+    [(["--record", "x"], "expected --rows ROWS.jsonl"), (["--golden", "x", "--rows", "y"], "brings its own rows")],
 )
 def test_options_that_do_not_go_together(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit, match="2"):
-        main(["out", *words])
+    assert smoke("out", *words) == 2
     assert said in capsys.readouterr().err
+
+
+def out_of_device_memory() -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory.")
+
+
+@pytest.mark.parametrize(
+    "run_out",
+    [
+        lambda: torch.empty(1 << 60, dtype=torch.uint8),  # a RuntimeError of torch's own allocator
+        out_of_device_memory,
+    ],
+    ids=["host", "device"],
+)
+def test_a_model_that_does_not_fit_is_exit_code_3_with_advice(
+    run_out: Callable[[], Any],
+    run: RunResult,
+    base: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(MistralForCausalLM, "forward", lambda *given, **named: run_out())
+    assert smoke(run.output, "--base", base) == 3
+    error = capsys.readouterr().err
+    assert error.startswith("error: out of memory: ")
+    assert "--device cpu" in error
 
 
 def test_a_format_that_falls_apart_fails_whatever_the_tier(adapter: Path, base: Path) -> None:

@@ -130,7 +130,7 @@ import resource, sys
 from pathlib import Path
 from pytest_mistral_lora.training.step import memory
 from pytest_mistral_lora.training import run
-from pytest_mistral_lora.training.__main__ import main
+from pytest_mistral_lora.cli import main
 
 own = run.make_trainer
 def limited(*given, **named):
@@ -140,7 +140,7 @@ def limited(*given, **named):
     resource.setrlimit(resource.RLIMIT_DATA, (used + int(sys.argv[2]) * 2**20,) * 2)
     return trainer
 run.make_trainer = limited
-sys.exit(main([sys.argv[1]]))
+sys.exit(main(["train", sys.argv[1]]))
 """
 
 

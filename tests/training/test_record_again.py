@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
+from pytest_mistral_lora.cli import main
 from pytest_mistral_lora.records.transcripts import TRANSCRIPTS, load, load_folder
-from pytest_mistral_lora.training.answers.smoke_command import main
 from pytest_mistral_lora.training.run import RunResult
 
 ADAPTER = "adapter_model.safetensors"
@@ -35,7 +35,7 @@ def golden(adapter: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def again(adapter: Path, base: Path, golden: Path) -> Callable[..., int]:
     def update(folder: Path = golden) -> int:
-        return main([str(adapter), "--base", str(base), "--record", str(folder), "--update"])
+        return main(["smoke", str(adapter), "--base", str(base), "--record", str(folder), "--update"])
 
     return update
 
@@ -103,6 +103,5 @@ def test_it_asks_what_the_transcripts_ask_and_nothing_else(
     words: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     record = ["--record", "x"] if words else []
-    with pytest.raises(SystemExit, match="2"):
-        main(["out", *record, "--update", *words])
-    assert "--update asks the questions of --record FOLDER again" in capsys.readouterr().err
+    assert main(["smoke", "out", *record, "--update", *words]) == 2
+    assert "expected --record, and neither --rows nor --check" in capsys.readouterr().err

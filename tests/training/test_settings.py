@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from tiny_runs import MakeRecipe, recipe_data, write_rows
 
+from pytest_mistral_lora.cli import main
 from pytest_mistral_lora.errors import RowError, RowsError, TrainingError
 from pytest_mistral_lora.records.verify import verify
-from pytest_mistral_lora.training.__main__ import main
 from pytest_mistral_lora.training.recipe import parse_recipe
 from pytest_mistral_lora.training.recovery.failure import describe
 from pytest_mistral_lora.training.run import train, work_folder
@@ -98,13 +98,13 @@ def written(folder: Path, base: Path, **sections: dict[str, Any]) -> str:
 
 
 def test_exit_codes(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([written(tmp_path, base, training={"steps": 2, "learning_rate": 0.0})]) == 1
+    assert main(["train", written(tmp_path, base, training={"steps": 2, "learning_rate": 0.0})]) == 1
     assert "did not move" in capsys.readouterr().err
     failure = json.loads((tmp_path / "out.work" / "failure.json").read_text())
     assert failure["exit_code"] == 1
-    assert main([written(tmp_path, base, training={"steps": 0})]) == 2
+    assert main(["train", written(tmp_path, base, training={"steps": 0})]) == 2
     assert "training.steps: 0" in capsys.readouterr().err
-    assert main([written(tmp_path, base, training={"steps": 2}), "--resume"]) == 2
+    assert main(["train", written(tmp_path, base, training={"steps": 2}), "--resume"]) == 2
     assert "another recipe" in capsys.readouterr().err
 
 

@@ -261,7 +261,7 @@ def in_a_new_process(folder: Path, device: str) -> dict[str, Any]:
     Raises:
         MistralLoraError: If the process fails.
     """
-    command = [sys.executable, "-m", "pytest_mistral_lora.training.answers.smoke_command", str(folder / "adapter")]
+    command = [sys.executable, "-m", "pytest_mistral_lora.cli", "smoke", str(folder / "adapter")]
     command += ["--base", str(folder / "base"), "--rows", str(folder / "rows.jsonl"), "--json"]
     command += ["--max-new-tokens", "64", "--device", device]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

@@ -1,0 +1,166 @@
+"""The command line `mistral-lora VERB ...`: one parser, one table of exit codes, one module for each verb."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from difflib import get_close_matches
+from types import ModuleType
+
+from pytest_mistral_lora import __version__
+from pytest_mistral_lora.cli import (
+    audit,
+    check,
+    diff,
+    export,
+    merge,
+    note,
+    render,
+    rules,
+    runner,
+    smoke,
+    template,
+    train,
+    verify,
+)
+from pytest_mistral_lora.cli.verb import PROGRAM, wrapped_text
+from pytest_mistral_lora.errors import (
+    EXIT_BAD_INPUT,
+    EXIT_FINDING,
+    EXIT_INTERRUPTED,
+    EXIT_OK,
+    EXIT_OUT_OF_MEMORY,
+    EXIT_TERMINATED,
+    MistralLoraError,
+    Terminated,
+)
+
+__all__ = ["EXIT_CODES", "VERBS", "main"]
+
+VERBS: dict[str, dict[str, ModuleType]] = {
+    "check": {"check": check, "audit": audit, "render": render, "rules": rules},
+    "train": {"train": train, "smoke": smoke, "merge": merge, "verify": verify, "diff": diff, "note": note},
+    "other trainers": {"export": export, "template": template, "runner": runner},
+}
+"""Every verb's module, by the verb's name, in the groups and the order of `mistral-lora --help`."""
+
+EXIT_CODES = {
+    EXIT_OK: "no finding, no difference, no failure",
+    EXIT_FINDING: "a finding, a difference or a failed run",
+    EXIT_BAD_INPUT: "bad usage or bad input",
+    EXIT_OUT_OF_MEMORY: "out of memory, on a GPU or on the host",
+    EXIT_INTERRUPTED: "interrupted (Ctrl-C)",
+    EXIT_TERMINATED: "terminated (SIGTERM)",
+}
+"""The exit codes of every verb."""
+
+_DESCRIPTION = """\
+Check Mistral fine-tunes against Mistral's own tokenization, train LoRA adapters, and check what a training run left.
+For the options and examples of a verb: mistral-lora VERB --help."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb.
+
+    Args:
+        arguments: The words after the program's name; None for those of this process.
+
+    Returns:
+        The exit code, a key of `EXIT_CODES`.
+
+    Raises:
+        SystemExit: If the words cannot be parsed (code 2), or ask for help or the version (code 0).
+    """
+    try:
+        try:
+            return _run_verb(list(sys.argv[1:] if arguments is None else arguments))
+        finally:
+            sys.stdout.flush()  # at exit it would be too late: Python itself would complain about a closed pipe
+    except BrokenPipeError:
+        # The reader of the output has gone, as `head` does. The verdict is lost, so that this is not a success. The
+        # rest of the output goes to /dev/null, or Python would fail once more when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_FINDING
+
+
+def _run_verb(words: list[str]) -> int:
+    parser = _parser()
+    names = [name for modules in VERBS.values() for name in modules]
+    first = next((word for word in words if not word.startswith("-")), None)
+    if first is not None and first not in names:
+        close = get_close_matches(first, names, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"choose one of {', '.join(names)}"
+        parser.error(f"unknown verb {first!r}: {hint}")
+    args = parser.parse_args(words)
+    try:
+        with _sigterm_as_exception():
+            return int(args.run(args))
+    except (Exception, KeyboardInterrupt) as error:
+        message = _error_message(error, getattr(args, "memory_advice", ""))
+        if not message:
+            raise
+        from pytest_mistral_lora.training.recovery.failure import exit_code
+
+        sys.stderr.write(f"error: {message}\n")
+        return exit_code(error)
+
+
+def _parser() -> argparse.ArgumentParser:
+    sections = [wrapped_text(_DESCRIPTION)]
+    for group, modules in VERBS.items():
+        sections.append("\n".join([f"{group}:", *(f"  {name:<10}{one.SUMMARY}" for name, one in modules.items())]))
+    codes = "\n".join(["exit codes:", *(f"  {code:<5}{meaning}" for code, meaning in EXIT_CODES.items())])
+    parser = argparse.ArgumentParser(
+        prog=PROGRAM,
+        usage=f"{PROGRAM} [-h] [--version] VERB ...",
+        description="\n\n".join(sections),
+        epilog=codes,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"pytest-mistral-lora {__version__}")
+    # argparse can only list all verbs at once, without groups: the description lists them, and argparse does not
+    verbs = parser.add_subparsers(prog=PROGRAM, metavar="VERB", required=True, help=argparse.SUPPRESS)
+    for modules in VERBS.values():
+        for module in modules.values():
+            module.add_parser(verbs)
+    return parser
+
+
+def _error_message(error: BaseException, memory_advice: str) -> str:
+    """Return what to print for an error; empty for a fault of this program, which keeps its traceback."""
+    from pytest_mistral_lora.training.recovery.failure import is_out_of_memory
+
+    if isinstance(error, KeyboardInterrupt):
+        return "terminated" if isinstance(error, Terminated) else "interrupted"
+    if isinstance(error, MistralLoraError | FileNotFoundError):
+        return str(error)
+    if is_out_of_memory(error):
+        reason = f": {error}" if str(error) else ""
+        return f"out of memory{reason}" + (f"\n{memory_advice}" if memory_advice else "")
+    return ""
+
+
+@contextmanager
+def _sigterm_as_exception() -> Iterator[None]:
+    """Raise `Terminated` at SIGTERM, so that temporary folders and child processes are cleaned up.
+
+    Handlers that somebody else has set stay, and Python runs handlers in the main thread only.
+    """
+
+    def raise_terminated(number: int, frame: object) -> None:
+        raise Terminated
+
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, raise_terminated)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -1,0 +1,134 @@
+"""`mistral-lora audit`: the rows of another trainer."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pytest_mistral_lora.cli.verb import Verbs, add_json_option, add_tokenizer_option, add_verb
+from pytest_mistral_lora.errors import EXIT_FINDING, EXIT_OK, InputError
+from pytest_mistral_lora.runners.runner import RUNNERS, TIME_LIMIT, find_runner
+
+SUMMARY = "check a trainer's input_ids and labels against mistral-common"
+
+_DESCRIPTION = """\
+Check each encoded row of a trainer, token by token, against mistral-common's encoding of the same messages. Every
+finding has a rule and a class. The rows are a file (ROWS), or the output of another trainer (--runner).
+
+With --json, each finding is one JSON object on a line of its own: rule, class, severity, index (the row's number, null
+for the whole file), state, place, found, expected, detail and row (the chat row as one line of JSON). The last line is
+{"summary": {...}} with rows, sound, wrong, not_judged, packed, tokens, supervised_tokens, findings and classes (rule,
+class and count of each)."""
+
+
+def add_parser(verbs: Verbs) -> None:
+    """Add the verb to the command line."""
+    parser = add_verb(
+        verbs,
+        "audit",
+        run,
+        description=_DESCRIPTION,
+        examples=(
+            "mistral-lora audit encoded.jsonl --tokenizer checkpoints/my-mistral --dataset rows.jsonl",
+            "mistral-lora audit --runner trl --tokenizer checkpoints/my-mistral --dataset rows.jsonl",
+        ),
+        failure="a row or the file has an error",
+    )
+    parser.add_argument(
+        "rows", type=Path, nargs="?", help="encoded-rows JSONL: row, messages or conversations, input_ids, labels"
+    )
+    add_tokenizer_option(parser)
+    parser.add_argument(
+        "--dataset",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="PATH",
+        help="chat JSONL file that the rows come from, in order (repeatable); missing and changed rows are reported",
+    )
+    parser.add_argument("--show", type=int, default=5, metavar="N", help="findings of each class to print (default: 5)")
+    add_json_option(parser)
+    group = parser.add_argument_group(
+        "other trainers", "Encode the rows of --dataset, or else the packaged rows, with the code of another trainer."
+    )
+    group.add_argument(
+        "--runner", metavar="NAME", help=f"{', '.join(RUNNERS)}, or the path of a script (*.py) that encodes rows"
+    )
+    group.add_argument(
+        "--config", type=Path, metavar="FILE", help="configuration of the trainer (default: its own defaults)"
+    )
+    group.add_argument(
+        "--python", type=Path, metavar="PATH", help="Python in which the trainer is installed (default: found for you)"
+    )
+    group.add_argument(
+        "--own-data",
+        action="store_true",
+        help="keep the data that --config names, for example those of an exported run; --dataset then names the chat "
+        "rows that these data come from, in order",
+    )
+    group.add_argument("--output", type=Path, metavar="FILE", help="keep the encoded rows in this file")
+    group.add_argument(
+        "--time-limit",
+        type=float,
+        default=TIME_LIMIT,
+        metavar="SECONDS",
+        help=f"longest time that the trainer may take (default: {TIME_LIMIT:g})",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print every finding; return 1 if one is an error.
+
+    Raises:
+        InputError: If lines cannot be read as encoded rows, after the findings in the others are printed.
+    """
+    from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
+    from pytest_mistral_lora.conformance.encoded.audit import Audit
+    from pytest_mistral_lora.conformance.encoded.audit_report import write_json, write_text
+
+    with _encoded_rows(args) as rows:
+        audit = Audit(rows, CheckpointTokenizer(args.tokenizer).oracle, tuple(args.dataset))
+        failed = write_json(audit, sys.stdout) if args.json else write_text(audit, sys.stdout, max(0, args.show))
+    audit.raise_unreadable()
+    return EXIT_FINDING if failed else EXIT_OK
+
+
+@contextmanager
+def _encoded_rows(args: argparse.Namespace) -> Iterator[Path]:
+    """Yield the file of encoded rows to check: the given one, or one that the runner writes, kept for the block.
+
+    Raises:
+        InputError: If neither or both are given, or a row of the dataset cannot be read.
+        RunnerError: If the runner cannot encode the rows.
+    """
+    if args.rows is None and args.runner is None:
+        raise InputError("there are no rows to check", expected="ROWS or --runner")
+    if args.rows is not None and args.runner is not None:
+        raise InputError("both ROWS and --runner are given", expected="one of them")
+    if args.rows is not None:
+        yield args.rows
+        return
+    from pytest_mistral_lora.chat.rows import read_rows
+    from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
+    from pytest_mistral_lora.runners.extract import extract, packaged_rows
+
+    rows = [row for path in args.dataset for row in read_rows(path)]
+    if args.own_data and not rows:
+        raise InputError("--own-data without --dataset", expected="the chat rows that the trainer's own data come from")
+    with tempfile.TemporaryDirectory(prefix="mistral-audit-") as folder:
+        extraction = extract(
+            find_runner(args.runner),
+            rows or packaged_rows(CheckpointTokenizer(args.tokenizer).oracle),
+            args.tokenizer,
+            args.output or Path(folder, f"{Path(args.runner).stem}.jsonl"),
+            config=args.config,
+            python=args.python,
+            time_limit=args.time_limit,
+            own_data=args.own_data,
+        )
+        sys.stderr.write(f"{extraction.ran_under}\n")
+        yield extraction.file

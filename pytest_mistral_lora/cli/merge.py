@@ -1,0 +1,97 @@
+"""`mistral-lora merge`: a model that needs no adapter, with a proof that it answers as base and adapter do."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from pytest_mistral_lora.cli.verb import Verbs, add_json_option, add_verb, print_json
+from pytest_mistral_lora.errors import EXIT_OK
+
+SUMMARY = "add an adapter to the weights of its base, and prove the result"
+
+_DESCRIPTION = """\
+Add an adapter to the weights of its base, and write the folder of the merged model. The sums are computed in float32,
+one tensor at a time.
+
+Before the folder appears, base with adapter and then the merged model answer the same prompts. The largest difference
+of a logit, and whether the answers are equal, are recorded in manifest.json. If the merged model does not answer as
+base and adapter do, no folder is left."""
+
+_MEMORY_ADVICE = """\
+A merge loads the base with the adapter, and then the merged model, to compare their answers. Nothing is left of it. Use
+a smaller --dtype, or the memory of the host with --device cpu."""
+
+
+def add_parser(verbs: Verbs) -> None:
+    """Add the verb to the command line."""
+    parser = add_verb(
+        verbs,
+        "merge",
+        run,
+        description=_DESCRIPTION,
+        examples=("mistral-lora merge lora-out merged",),
+        failure="the merged model answers otherwise than base and adapter, or the disk is full",
+        memory_advice=_MEMORY_ADVICE,
+    )
+    parser.add_argument("adapter", type=Path, metavar="DIR", help="adapter folder; it is not changed")
+    parser.add_argument("output", type=Path, metavar="OUT", help="folder to make")
+    parser.add_argument(
+        "--base", type=Path, metavar="DIR", help="folder of the base (default: the base that the adapter names)"
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=["base", "float32", "bfloat16", "float16"],
+        default="base",
+        help="dtype of the merged weights (default: the dtype of the base)",
+    )
+    parser.add_argument(
+        "--golden",
+        type=Path,
+        metavar="FOLDER",
+        help="transcripts with the prompts to compare (default: DIR/transcripts, or else one training row)",
+    )
+    parser.add_argument(
+        "--dequantise",
+        "--dequantize",
+        dest="dequantize",
+        action="store_true",
+        help="add the adapter to the dequantized weights: of a quantized base, or of a full base if the adapter was "
+        "trained on it in 4 bits",
+    )
+    parser.add_argument(
+        "--device", choices=["auto", "cpu", "cuda"], default="auto", help="device of the models (default: auto)"
+    )
+    add_json_option(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Merge, and print the folder and how the merged model compares with base and adapter."""
+    from pytest_mistral_lora.training.merge.merging import merge
+    from pytest_mistral_lora.training.recovery.signals import stop_on_signals
+
+    with stop_on_signals():
+        merged = merge(
+            args.adapter,
+            args.output,
+            args.base,
+            dtype=args.dtype,
+            golden=args.golden,
+            dequantize=args.dequantize,
+            device=args.device,
+            progress=sys.stderr.isatty(),
+        )
+    if args.json:
+        print_json(merged.to_json())
+        return EXIT_OK
+    proof = merged.manifest["parent"]
+    equal = proof["prompts"] - proof["near_ties"]
+    lines = [
+        str(merged.output),
+        f"{proof['merge_dtype']}; {equal} of {proof['prompts']} answers equal those of base and adapter, "
+        f"logits at most {proof['max_abs_logit_difference']:.3g} apart; on {proof['device']}",
+        *(f"note: {note}" for note in merged.notes),
+    ]
+    sys.stdout.write("\n".join(lines) + "\n")
+    return EXIT_OK

@@ -1,0 +1,55 @@
+"""`mistral-lora rules`: the rules of the suite."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import asdict
+
+from pytest_mistral_lora.cli.verb import Verbs, add_json_option, add_verb, print_json
+from pytest_mistral_lora.errors import EXIT_OK, InputError
+
+SUMMARY = "list the rules of the suite, or explain one"
+
+_DESCRIPTION = """\
+List every rule: its id, its subject, its severity and its title. With ids, explain these rules: the reason for the
+rule, its source, examples, and how to fix a finding."""
+
+
+def add_parser(verbs: Verbs) -> None:
+    """Add the verb to the command line."""
+    parser = add_verb(
+        verbs,
+        "rules",
+        run,
+        description=_DESCRIPTION,
+        examples=("mistral-lora rules", "mistral-lora rules ML204"),
+    )
+    parser.add_argument("ids", nargs="*", metavar="ID", help="rule to explain, such as ML204")
+    add_json_option(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the rules.
+
+    Raises:
+        InputError: If there is no rule of a given id.
+    """
+    from pytest_mistral_lora.conformance.rules import RULES
+
+    unknown = [name for name in args.ids if name not in RULES]
+    if unknown:
+        raise InputError(
+            f"there is no rule {unknown[0]!r}",
+            expected="an id such as ML204",
+            next_step="List them: mistral-lora rules.",
+        )
+    chosen = [RULES[name] for name in args.ids or RULES]
+    if args.json:
+        print_json([asdict(rule) for rule in chosen])
+    elif args.ids:
+        sys.stdout.write("\n\n".join(rule.text() for rule in chosen) + "\n")
+    else:
+        lines = (f"{rule.id}  {rule.subject:<10}  {rule.severity:<5}  {rule.title}\n" for rule in chosen)
+        sys.stdout.writelines(lines)
+    return EXIT_OK

@@ -1,0 +1,189 @@
+"""`mistral-lora smoke`: the answers of a saved adapter or merged model, in a new process."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pytest_mistral_lora.cli.verb import Verbs, add_json_option, add_verb, print_json
+from pytest_mistral_lora.errors import EXIT_FINDING, EXIT_OK, InputError
+
+if TYPE_CHECKING:
+    from pytest_mistral_lora.chat.format_checks import FormatCheck
+    from pytest_mistral_lora.training.answers.golden import Comparison
+
+SUMMARY = "load an adapter or merged model, and compare or record its answers"
+
+_DESCRIPTION = """\
+Load base and adapter, or a merged model, and answer prompts greedily, encoded as in training.
+
+With transcripts (those of the run, or --golden), compare each answer with the recorded one. It is exact (the same
+tokens), equivalent (another token only at a near tie, and the recorded answer is as likely as it was), or different.
+With --rows alone, print the last answer of each row."""
+
+_MEMORY_ADVICE = "Use the memory of the host with --device cpu, or shorter answers with --max-new-tokens."
+
+
+def add_parser(verbs: Verbs) -> None:
+    """Add the verb to the command line."""
+    parser = add_verb(
+        verbs,
+        "smoke",
+        run,
+        description=_DESCRIPTION,
+        examples=(
+            "mistral-lora smoke lora-out",
+            "mistral-lora smoke lora-out --rows rows.jsonl --record answers --check json",
+            "mistral-lora smoke merged --golden lora-out/transcripts",
+        ),
+        failure="an answer is different",
+        memory_advice=_MEMORY_ADVICE,
+    )
+    parser.add_argument("adapter", type=Path, metavar="DIR", help="folder of an adapter or of a merged model")
+    parser.add_argument(
+        "--base", type=Path, metavar="DIR", help="base folder of an adapter (default: the base that the adapter names)"
+    )
+    target = parser.add_mutually_exclusive_group()
+    target.add_argument(
+        "--golden", type=Path, metavar="FOLDER", help="transcripts to compare with (default: DIR/transcripts)"
+    )
+    target.add_argument("--record", type=Path, metavar="FOLDER", help="record the answers to --rows as transcripts")
+    parser.add_argument(
+        "--rows", type=Path, metavar="FILE", help="chat JSONL file; the model answers the last turn of each row"
+    )
+    parser.add_argument(
+        "--check",
+        action="append",
+        default=[],
+        metavar="CHECK",
+        help="with --record, a format that each answer must have (repeatable): json, tool_call, eos, json_schema=FILE, "
+        "regex=PATTERN, max_tokens=N",
+    )
+    parser.add_argument(
+        "--update",
+        action="store_true",
+        help="with --record, answer the prompts of its transcripts again, and rewrite them",
+    )
+    parser.add_argument(
+        "--max-new-tokens", type=int, default=256, metavar="N", help="longest answer, in tokens (default: 256)"
+    )
+    parser.add_argument(
+        "--device", choices=["auto", "cpu", "cuda"], default="auto", help="device of the model (default: auto)"
+    )
+    add_json_option(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Compare, record or print answers; return 1 if a compared answer is different.
+
+    Raises:
+        InputError: If options contradict each other, or a file cannot be used.
+    """
+    if args.golden and args.rows:
+        raise InputError("--golden brings its own rows", expected="--golden or --rows")
+    if args.record and not args.rows and not args.update:
+        raise InputError("--record needs conversations to answer", expected="--rows ROWS.jsonl, or --update")
+    if args.update and (args.rows or args.check or not args.record):
+        raise InputError(
+            "--update repeats the prompts of --record FOLDER", expected="--record, and neither --rows nor --check"
+        )
+    if args.update:
+        return _update(args)
+    if args.record:
+        return _record(args)
+    return _answer(args) if args.rows else _compare(args)
+
+
+def _compare(args: argparse.Namespace) -> int:
+    from pytest_mistral_lora.training.answers.golden import compare
+
+    comparison = compare(args.adapter, args.golden, args.base, device=args.device)
+    _print(args, comparison.to_json(), _comparison_text(comparison))
+    return EXIT_OK if comparison.passed else EXIT_FINDING
+
+
+def _comparison_text(comparison: Comparison) -> str:
+    """Return a line for each transcript, with the first difference below it, and the count of each tier."""
+    from pytest_mistral_lora.training.answers.judging import difference_text
+
+    lines = []
+    for one in comparison.judgements:
+        lines.append(f"{one.tier:<10}  {one.case}")
+        if one.difference is not None:
+            lines += [f"  {line}" for line in difference_text(one)]
+            lines += [f"  recorded: {one.golden_text!r}", f"  found:    {one.text!r}"]
+        lines += [f"  {check.name} failed: {check.reason}" for check in one.broken_checks]
+    tiers = ", ".join(f"{count} {tier}" for tier, count in comparison.tiers.items())
+    lines.append(f"{tiers}; {comparison.precision} on {comparison.device}")
+    if not comparison.recorded_adapter:
+        model = {"adapter": "adapter", "merged": "model than this merged one"}[comparison.kind]
+        lines.append(f"The transcripts were recorded with another {model}.")
+    return "\n".join(lines)
+
+
+def _record(args: argparse.Namespace) -> int:
+    from pytest_mistral_lora.chat.rows import read_rows
+    from pytest_mistral_lora.training.answers.golden import record_rows
+
+    files = record_rows(
+        args.adapter,
+        list(read_rows(args.rows)),
+        args.record,
+        args.base,
+        max_new_tokens=args.max_new_tokens,
+        checks=_format_checks(args.check),
+        device=args.device,
+    )
+    _print(args, {"recorded": [str(file) for file in files]}, "\n".join(f"recorded {file}" for file in files))
+    return EXIT_OK
+
+
+def _format_checks(words: Sequence[str]) -> tuple[FormatCheck, ...]:
+    """Parse the values of `--check`, written as `NAME` or `NAME=VALUE`, by the recipe's own model of them."""
+    from pydantic import ValidationError
+
+    from pytest_mistral_lora.training.recipe import Evaluation
+
+    checks = [
+        {name: int(value) if value.isdecimal() and name == "max_tokens" else value} if value else name
+        for name, _, value in (word.partition("=") for word in words)
+    ]
+    try:
+        return Evaluation.model_validate({"generations": 1, "checks": checks}).format_checks()
+    except ValidationError as error:
+        raise InputError(str(error.errors()[0]["msg"]), place="--check " + " ".join(words)) from error
+
+
+def _update(args: argparse.Namespace) -> int:
+    from pytest_mistral_lora.training.answers.recording import record_again
+
+    written = record_again(args.adapter, args.record, args.base, device=args.device)
+    data = {str(file): state for file, state in written.items()}
+    _print(args, {"written": data}, "\n".join(f"{state} {file}" for file, state in data.items()))
+    return EXIT_OK
+
+
+def _answer(args: argparse.Namespace) -> int:
+    from pytest_mistral_lora.chat.rows import read_rows
+    from pytest_mistral_lora.training.answers.golden import Adapted
+    from pytest_mistral_lora.training.answers.smoke import smoke
+
+    adapted = Adapted.find(args.adapter, args.base, device=args.device)
+    rows = list(read_rows(args.rows))
+    result = smoke(args.adapter, adapted.base, rows, max_new_tokens=args.max_new_tokens, device=adapted.device)
+    lines = []
+    for one in result["completions"]:
+        verdict = "as in the row" if one["equal"] else "not as in the row"
+        lines.append(f"row {one['row']}: {one['text']!r} (stopped by {one['stop']}, {verdict})")
+    _print(args, result, "\n".join(lines))
+    return EXIT_OK
+
+
+def _print(args: argparse.Namespace, data: Any, text: str) -> None:
+    if args.json:
+        print_json(data, allow_nan=False)
+    else:
+        sys.stdout.write(f"{text}\n")

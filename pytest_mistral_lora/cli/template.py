@@ -1,0 +1,46 @@
+"""`mistral-lora template`: a chat template that marks the assistant's text for a trainer."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from pytest_mistral_lora.cli.verb import Verbs, add_json_option, add_tokenizer_option, add_verb
+from pytest_mistral_lora.errors import EXIT_OK
+
+SUMMARY = "write the official chat template with {% generation %} blocks"
+
+_DESCRIPTION = """\
+Write the official chat template of a tokenizer with {% generation %} blocks around the assistant's text. TRL needs them
+for `assistant_only_loss`. The template renders every conversation byte for byte as before."""
+
+
+def add_parser(verbs: Verbs) -> None:
+    """Add the verb to the command line."""
+    parser = add_verb(
+        verbs,
+        "template",
+        run,
+        description=_DESCRIPTION,
+        examples=("mistral-lora template --tokenizer checkpoints/my-mistral --output training.jinja",),
+    )
+    add_tokenizer_option(parser)
+    parser.add_argument("--output", type=Path, metavar="FILE", help="file to write (default: standard output)")
+    add_json_option(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write the template to a file or to standard output."""
+    from pytest_mistral_lora.checkpoint.training_template import training_template
+    from pytest_mistral_lora.records.files import write_text
+
+    text = training_template(args.tokenizer)
+    if args.json:
+        text = json.dumps({"tokenizer": str(args.tokenizer), "template": text}, ensure_ascii=False)
+    if args.output:
+        write_text(args.output, text)
+    else:
+        sys.stdout.write(f"{text}\n")
+    return EXIT_OK

@@ -1,0 +1,54 @@
+"""`mistral-lora train`: a recipe's adapter."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from pytest_mistral_lora.cli.verb import Verbs, add_verb
+from pytest_mistral_lora.errors import EXIT_OK
+
+SUMMARY = "train the adapter of a recipe (recipe.yaml)"
+
+_DESCRIPTION = """\
+Train the adapter of a recipe, and write its folder: tensors, tokenizer files, manifest.json and DECISION.md. Print the
+folder's path.
+
+After Ctrl-C or SIGTERM, the run ends with a checkpoint after the current step; a second signal ends it at once. A
+run that fails leaves failure.json in its work folder, beside the output folder. To train on several GPUs, start the
+same command with a launcher, as in the last example."""
+
+
+def add_parser(verbs: Verbs) -> None:
+    """Add the verb to the command line."""
+    parser = add_verb(
+        verbs,
+        "train",
+        run,
+        description=_DESCRIPTION,
+        examples=(
+            "mistral-lora train recipe.yaml",
+            "mistral-lora train recipe.yaml --resume",
+            "accelerate launch -m pytest_mistral_lora.training recipe.yaml",
+        ),
+        failure="the run fails",
+    )
+    parser.add_argument("recipe", type=Path, help="recipe.yaml")
+    parser.add_argument("--resume", action="store_true", help="continue an unfinished run from its last checkpoint")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train, and print the path of the adapter's folder, once for all processes of the run."""
+    from pytest_mistral_lora.training.recipe import load_recipe
+
+    recipe = load_recipe(args.recipe)  # before the imports below, which take seconds: a wrong key is reported at once
+    from pytest_mistral_lora.training.devices import is_main
+    from pytest_mistral_lora.training.recovery.signals import stop_on_signals
+    from pytest_mistral_lora.training.run import train
+
+    with stop_on_signals() as stop:
+        result = train(recipe, resume=args.resume, progress="bar" if sys.stderr.isatty() else "lines", stop=stop)
+    if is_main():
+        sys.stdout.write(f"{result.output}\n")
+    return EXIT_OK

@@ -1,0 +1,102 @@
+"""The parts that verbs share: their parser, the option `--tokenizer`, and JSON output."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+import textwrap
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+# argparse has no public name for the type of what `add_subparsers` returns
+Verbs: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+
+PROGRAM = "mistral-lora"
+
+
+def wrapped_text(text: str) -> str:
+    """Return paragraphs, which blank lines separate, wrapped to the terminal's width as argparse wraps them."""
+    width = shutil.get_terminal_size().columns - 2
+    parts = text.split("\n\n")
+    return "\n\n".join(
+        part if part.startswith("  ") else textwrap.fill(part, width, break_on_hyphens=False) for part in parts
+    )
+
+
+def add_verb(
+    verbs: Verbs,
+    name: str,
+    run: Callable[[argparse.Namespace], int],
+    *,
+    description: str,
+    examples: Sequence[str],
+    failure: str = "",
+    memory_advice: str = "",
+) -> argparse.ArgumentParser:
+    """Add the parser of a verb.
+
+    Args:
+        verbs: The subparsers of the program.
+        name: The verb.
+        run: Runs it with the parsed options and returns the exit code.
+        description: What it does, in paragraphs.
+        examples: Whole command lines.
+        failure: When the exit code is 1, as the end of a sentence that begins with "The exit code is 1 if"; empty if
+            it never is.
+        memory_advice: What to do when memory runs out.
+    """
+    epilog = "\n".join(["examples:" if len(examples) > 1 else "example:", *(f"  {line}" for line in examples)])
+    epilog += "\n\n" + (wrapped_text(f"The exit code is 1 if {failure}.") + "\n" if failure else "")
+    epilog += f"For all exit codes: {PROGRAM} --help"
+    parser = verbs.add_parser(
+        name,
+        description=wrapped_text(description),
+        epilog=epilog,
+        # argparse's own formatter would join the lines of the examples
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run=run, memory_advice=memory_advice)
+    return parser
+
+
+def add_json_option(parser: argparse.ArgumentParser) -> None:
+    """Add `--json`."""
+    parser.add_argument("--json", action="store_true", help="print JSON instead of text")
+
+
+def add_tokenizer_option(parser: argparse.ArgumentParser) -> None:
+    """Add `--tokenizer`, which accepts a path or the name of a tokenizer that mistral-common ships."""
+
+    def tokenizer_path(text: str) -> Path:
+        path = Path(text)
+        if path.exists():
+            return path
+        from pytest_mistral_lora.chat.oracle import SHIPPED, shipped_tokenizer
+
+        return shipped_tokenizer(text) if text in SHIPPED else path
+
+    parser.add_argument(
+        "--tokenizer",
+        required=True,
+        type=tokenizer_path,
+        metavar="PATH",
+        help="checkpoint folder, tekken.json, tokenizer.model.vN, or the name of a tokenizer that mistral-common "
+        "ships, such as spm-v3",
+    )
+
+
+def print_json(data: Any, *, allow_nan: bool = True) -> None:
+    """Print data as indented JSON, in which text stays readable.
+
+    Args:
+        data: What to print; a value that JSON has no type for, such as a path, is printed as its text.
+        allow_nan: Whether NaN and infinity are printed, which strict parsers of JSON refuse.
+
+    Raises:
+        ValueError: If a number is NaN or infinite, and that is not allowed.
+    """
+    text = json.dumps(data, ensure_ascii=False, indent=2, default=str, allow_nan=allow_nan)
+    sys.stdout.write(f"{text}\n")

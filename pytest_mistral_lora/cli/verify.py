@@ -1,0 +1,76 @@
+"""`mistral-lora verify`: compare a folder with its manifest."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+from pytest_mistral_lora.cli.verb import Verbs, add_json_option, add_verb, print_json
+from pytest_mistral_lora.errors import EXIT_FINDING, EXIT_OK
+
+SUMMARY = "recompute the values in manifest.json and report any difference"
+
+_DESCRIPTION = """\
+Recompute the values that a folder's manifest.json records, and report each as match, mismatch or not available. A value
+is not available if its source is missing: give --base, --dataset and --parent to verify more values.
+
+Only --rerun detects a record whose values, hashes and notes were all changed consistently."""
+
+
+def add_parser(verbs: Verbs) -> None:
+    """Add the verb to the command line."""
+    parser = add_verb(
+        verbs,
+        "verify",
+        run,
+        description=_DESCRIPTION,
+        examples=(
+            "mistral-lora verify lora-out --dataset rows.jsonl",
+            "mistral-lora verify merged --parent lora-out",
+        ),
+        failure="a value differs",
+        memory_advice="--rerun trains again, and needs the memory of the recorded run.",
+    )
+    parser.add_argument("folder", type=Path, help="adapter or merged folder with manifest.json")
+    parser.add_argument("--base", type=Path, metavar="DIR", help="folder of the base checkpoint")
+    parser.add_argument(
+        "--dataset",
+        type=Path,
+        action="append",
+        metavar="PATH",
+        help="training file, in the order of the recipe (repeatable), or a folder with all data files",
+    )
+    parser.add_argument(
+        "--rerun",
+        action="store_true",
+        help="train again from the manifest alone, and compare the tensors of the adapter: bit for bit on a CPU of the "
+        "same machine and with the same libraries, otherwise within a tolerance",
+    )
+    parser.add_argument("--parent", type=Path, metavar="DIR", help="adapter that a merged model was made from")
+    add_json_option(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print every recorded value with its state; return 1 if one differs."""
+    from pytest_mistral_lora.records.verify import verify
+
+    dataset = args.dataset[0] if args.dataset and len(args.dataset) == 1 else args.dataset
+    facts = verify(args.folder, base=args.base, dataset=dataset, parent=args.parent)
+    if args.rerun:
+        from pytest_mistral_lora.training.rerun import rerun
+
+        again = rerun(args.folder, base=args.base, dataset=dataset, progress="bar" if sys.stderr.isatty() else "lines")
+        facts.append(again.fact)
+    if args.json:
+        print_json([asdict(fact) for fact in facts])
+    else:
+        for fact in facts:
+            reason = ""
+            if fact.state == "mismatch":
+                reason = f": {fact.found}; recorded {fact.recorded}"
+            elif fact.state == "not available" or fact.name == "rerun":
+                reason = f": {fact.found}"
+            sys.stdout.write(f"{fact.state:<13}  {fact.name}{reason}\n")
+    return EXIT_FINDING if any(fact.state == "mismatch" for fact in facts) else EXIT_OK

@@ -1,0 +1,220 @@
+"""The command line as a whole: its help, and how each verb ends."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+from pytest_mistral_lora.cli import EXIT_CODES, VERBS, main
+from pytest_mistral_lora.errors import InputError, MergeError, Terminated
+
+MODULES: dict[str, ModuleType] = {name: module for group in VERBS.values() for name, module in group.items()}
+WORDS = {
+    "check": [],
+    "audit": ["rows.jsonl", "--tokenizer", "."],
+    "render": ["rows.jsonl", "--tokenizer", "."],
+    "rules": [],
+    "train": ["recipe.yaml"],
+    "smoke": ["out"],
+    "merge": ["out", "merged"],
+    "verify": ["out"],
+    "diff": ["a", "b"],
+    "note": ["out"],
+    "export": ["recipe.yaml", "--to", "trl", "--output", "to"],
+    "template": ["--tokenizer", "."],
+    "runner": ["list"],
+}
+"""The least that each verb has to be given."""
+
+
+def help_of(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    with pytest.raises(SystemExit, match="0"):
+        main([*words, "--help"])
+    return capsys.readouterr().out
+
+
+def cli(*words: str) -> list[str]:
+    return [sys.executable, "-m", "pytest_mistral_lora.cli", *words]
+
+
+def test_help_lists_every_verb_once_in_its_group(capsys: pytest.CaptureFixture[str]) -> None:
+    text = help_of(capsys)
+    listed = re.findall(r"^  ([a-z]+) +\S", text.partition("options:")[0], flags=re.MULTILINE)
+    assert listed == list(MODULES) == list(WORDS)
+    for group in VERBS:
+        assert f"\n{group}:\n" in text
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def test_the_exit_codes_are_one_table_in_the_help_of_the_program(capsys: pytest.CaptureFixture[str]) -> None:
+    text = help_of(capsys)
+    for code, meaning in EXIT_CODES.items():
+        assert text.count(meaning) == 1
+        assert re.search(rf"^  {code} +{re.escape(meaning)}$", text, flags=re.MULTILINE)
+    assert list(EXIT_CODES) == [0, 1, 2, 3, 130, 143]
+
+
+@pytest.mark.parametrize("verb", MODULES)
+def test_the_help_of_a_verb_has_an_example_that_can_be_parsed(
+    verb: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = help_of(capsys, verb)
+    assert f"usage: mistral-lora {verb}" in text
+    assert "143" not in text
+    assert "%%" not in text
+    examples = re.findall(rf"^  mistral-lora ({verb}\b.*)$", text, flags=re.MULTILINE)
+    assert examples
+    monkeypatch.setattr(MODULES[verb], "run", lambda args: 0)
+    for line in examples:
+        assert main(line.partition(" >")[0].split()) == 0
+
+
+@pytest.mark.parametrize(
+    ("verb", "words"), [("note", "DECISION.md and README.md"), ("template", "{% generation %}"), ("render", "JSONL")]
+)
+def test_names_in_help_keep_their_letters(verb: str, words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert words in help_of(capsys, verb)
+
+
+@pytest.mark.parametrize(("word", "hint"), [("chek", "did you mean 'check'?"), ("xyzzy", "choose one of check, audit")])
+def test_an_unknown_verb_is_bad_usage_with_a_suggestion(
+    word: str, hint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main([word, "recipe.yaml"])
+    assert f"unknown verb {word!r}: {hint}" in capsys.readouterr().err
+
+
+def test_no_verb_is_bad_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main([])
+    assert "VERB" in capsys.readouterr().err
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys\nfrom pytest_mistral_lora.cli import main\ntry:\n    main(['--help'])\n"
+        "except SystemExit:\n    print('modules:', *sys.modules)\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    names = {name.partition(".")[0] for name in result.stdout.partition("modules:")[2].split()}
+    assert "pytest_mistral_lora" in names
+    heavy = {"torch", "transformers", "numpy", "pydantic", "jinja2", "mistral_common", "rich", "yaml", "pytest"}
+    assert not names & heavy
+
+
+def raised(error: BaseException) -> Callable[[object], int]:
+    def run(args: object) -> int:
+        raise error
+
+    return run
+
+
+def torch_out_of_memory(args: object) -> int:
+    """Run out of the host's memory as torch itself does: 2 ** 60 bytes."""
+    return len(torch.empty(1 << 60, dtype=torch.uint8))
+
+
+def signalled(number: int) -> Callable[[object], int]:
+    def run(args: object) -> int:
+        signal.raise_signal(number)
+        time.sleep(10)
+        return 0
+
+    return run
+
+
+ENDS: dict[str, tuple[Callable[[object], int], int, str]] = {
+    "bad input": (raised(InputError("a bad key", place="recipe.yaml")), 2, "error: recipe.yaml: a bad key\n"),
+    "no such file": (raised(FileNotFoundError(2, "No such file or directory", "x.jsonl")), 2, "'x.jsonl'"),
+    "failed": (raised(MergeError("another answer")), 1, "error: another answer\n"),
+    "host memory": (raised(MemoryError()), 3, "error: out of memory\n"),
+    "torch's host memory": (torch_out_of_memory, 3, "error: out of memory: "),
+    "device memory": (raised(torch.OutOfMemoryError("CUDA out of memory.")), 3, "error: out of memory: CUDA out of"),
+    "interrupted": (raised(KeyboardInterrupt()), 130, "error: interrupted\n"),
+    "terminated": (raised(Terminated()), 143, "error: terminated\n"),
+    "SIGINT": (signalled(signal.SIGINT), 130, "error: interrupted\n"),
+    "SIGTERM": (signalled(signal.SIGTERM), 143, "error: terminated\n"),
+    "finding": (lambda args: 1, 1, ""),
+}
+
+
+@pytest.mark.parametrize("end", ENDS)
+@pytest.mark.parametrize("verb", MODULES)
+def test_every_verb_ends_with_the_code_of_the_table(
+    verb: str, end: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, code, message = ENDS[end]
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(MODULES[verb], "run", run)
+    assert main([verb, *WORDS[verb]]) == code
+    assert message in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_memory_that_runs_out_comes_with_the_advice_of_the_verb(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for verb, option in (("smoke", "--device cpu"), ("merge", "--dtype"), ("verify", "--rerun")):
+        monkeypatch.setattr(MODULES[verb], "run", torch_out_of_memory)
+        assert main([verb, *WORDS[verb]]) == 3
+        assert option in capsys.readouterr().err
+
+
+def test_a_fault_of_the_program_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(MODULES["rules"], "run", raised(RuntimeError("shapes")))
+    with pytest.raises(RuntimeError, match="shapes"):
+        main(["rules"])
+
+
+CLOSED = """
+import sys
+from pytest_mistral_lora import cli
+
+for group in cli.VERBS.values():
+    for module in group.values():
+        module.run = lambda args: int(bool(print("x" * int(sys.argv[1]))))
+sys.exit(cli.main(sys.argv[2:]))
+"""
+
+
+@pytest.mark.parametrize("size", [1, 100_000], ids=["at the end", "while printing"])
+@pytest.mark.parametrize("verb", MODULES)
+def test_a_closed_pipe_is_no_traceback(verb: str, size: int) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-c", CLOSED, str(size), verb, *WORDS[verb]]
+    result = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writing)
+    assert (result.returncode, result.stderr) == (1, "")
+
+
+@pytest.mark.parametrize("words", [("--help",), ("rules",), ("rules", "--json"), ("runner", "list")])
+def test_a_real_pipe_that_is_closed(words: tuple[str, ...], tmp_path: Path) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    environment = {**os.environ, "MISTRAL_LORA_CACHE": str(tmp_path)}
+    environment.pop("PYTHONUNBUFFERED", None)  # with it, argparse itself passes over the error
+    result = subprocess.run(cli(*words), stdout=writing, stderr=subprocess.PIPE, env=environment, check=False)
+    os.close(writing)
+    assert (result.returncode, result.stderr) == (1, b"")
+
+
+@pytest.mark.parametrize("words", [["nope.yaml"], []])
+def test_the_module_that_launchers_start_is_the_verb_train(words: list[str], tmp_path: Path) -> None:
+    results = [
+        subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+        for command in (cli("train", *words), [sys.executable, "-m", "pytest_mistral_lora.training", *words])
+    ]
+    assert [one.returncode for one in results] == [2, 2]
+    assert results[0].stderr == results[1].stderr != ""
