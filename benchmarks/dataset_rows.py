@@ -23,14 +23,13 @@ from rich.console import Console
 from rich.table import Table
 from rows import generated
 
-from pytest_mistral_lora.chat.chunks import DataFile
-from pytest_mistral_lora.chat.oracle import shipped_tokenizer
-from pytest_mistral_lora.chat.policy import Policy
-from pytest_mistral_lora.chat.pool import cpus
-from pytest_mistral_lora.chat.template import ChatTemplate
+from pytest_mistral_lora.chat.encoded import Policy
+from pytest_mistral_lora.chat.oracle.mistral_common import shipped_tokenizer
+from pytest_mistral_lora.chat.reading.chunks import DataFile, cpus
+from pytest_mistral_lora.chat.templates.render import ChatTemplate
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
+from pytest_mistral_lora.conformance.dataset.report import scan
 from pytest_mistral_lora.conformance.dataset.rows import Plan
-from pytest_mistral_lora.conformance.dataset.scan import scan
 
 PEER = "transformers, one process"
 

@@ -27,10 +27,10 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from pytest_mistral_lora.chat.oracle import shipped_tokenizer
+from pytest_mistral_lora.chat.oracle.mistral_common import shipped_tokenizer
 from pytest_mistral_lora.chat.rows import parse_row
-from pytest_mistral_lora.chat.template import ChatTemplate
-from pytest_mistral_lora.checkpoint.backends import Encoder
+from pytest_mistral_lora.chat.templates.render import ChatTemplate
+from pytest_mistral_lora.checkpoint.encoder import Encoder
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 
 HERE = Path(__file__).parent

@@ -26,8 +26,8 @@ import rows
 
 from pytest_mistral_lora.chat.encoded import EncodedRow
 from pytest_mistral_lora.chat.rows import parse_row
-from pytest_mistral_lora.checkpoint.backends import Encoder
-from pytest_mistral_lora.checkpoint.base import load_base, read_config
+from pytest_mistral_lora.checkpoint.base_model import load_base, read_config
+from pytest_mistral_lora.checkpoint.encoder import Encoder
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer, oracle_file
 from pytest_mistral_lora.errors import RowError
 from pytest_mistral_lora.training.adapter import adapted_layers, attach_adapter
@@ -141,8 +141,8 @@ TOLD = (
 def _base(given: argparse.Namespace, folder: Path) -> Path:
     """Return the base checkpoint's folder; make it, or bring it, where it is not there."""
     if given.quick:
-        from pytest_mistral_lora.chat.oracle import shipped_tokenizer
-        from pytest_mistral_lora.checkpoint.tiny import write_tiny_base
+        from pytest_mistral_lora.chat.oracle.mistral_common import shipped_tokenizer
+        from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
 
         return write_tiny_base(folder / "base", shipped_tokenizer("spm-v3"))
     if pinned := re.fullmatch(r"([^/\s]+/[^/\s]+)@([0-9a-f]{40})", given.base):

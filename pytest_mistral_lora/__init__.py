@@ -12,11 +12,11 @@ __version__ = "0.1.0"
 
 _LAZY = {
     "EncodedRow": "pytest_mistral_lora.chat.encoded",
-    "Oracle": "pytest_mistral_lora.chat.oracle",
+    "Oracle": "pytest_mistral_lora.chat.oracle.mistral_common",
     "Row": "pytest_mistral_lora.chat.rows",
     "Span": "pytest_mistral_lora.chat.encoded",
     "read_rows": "pytest_mistral_lora.chat.rows",
-    "training_template": "pytest_mistral_lora.checkpoint.training_template",
+    "training_template": "pytest_mistral_lora.checkpoint.tokenizers",
 }
 
 __all__ = ["EncodedRow", "Oracle", "Row", "Span", "__version__", "read_rows", "training_template"]

@@ -11,7 +11,7 @@ from pytest_mistral_lora.errors import InputError, RowsError
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
-    from pytest_mistral_lora.conformance.findings import Finding
+    from pytest_mistral_lora.conformance.finding import Finding
 
     AnyRow = Row | Mapping[str, Any]
     AnyTokenizer = CheckpointTokenizer | str | Path
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def assert_template_faithful(row: AnyRow, tokenizer: AnyTokenizer) -> None:
     """Assert that the checkpoint's chat template gives a row the ids of mistral-common.
 
-    Named deviations of the official template do not fail; see `pytest_mistral_lora.chat.deviations`.
+    Named deviations of the official template do not fail; see `pytest_mistral_lora.chat.templates.deviations`.
 
     Args:
         row: A chat row.
@@ -32,8 +32,8 @@ def assert_template_faithful(row: AnyRow, tokenizer: AnyTokenizer) -> None:
         RowError: If the row cannot be used.
     """
     __tracebackhide__ = True
-    from pytest_mistral_lora.chat.template import ChatTemplate
-    from pytest_mistral_lora.conformance.template.checks import template_findings
+    from pytest_mistral_lora.chat.templates.render import ChatTemplate
+    from pytest_mistral_lora.conformance.template import template_findings
 
     loaded = _tokenizer(tokenizer)
     _fail_on(template_findings(loaded.oracle, ChatTemplate(loaded.fast), as_row(row)))
@@ -108,7 +108,7 @@ def assert_manifest_valid(manifest: str | Path | Mapping[str, Any]) -> None:
         InputError: If the file cannot be read or is not JSON.
     """
     __tracebackhide__ = True
-    from pytest_mistral_lora.conformance.manifest.checks import manifest_findings
+    from pytest_mistral_lora.conformance.manifest import manifest_findings
 
     _fail_on(manifest_findings(manifest))
 
@@ -150,7 +150,7 @@ def assert_transcript_matches(adapter_dir: str | Path, golden: str | Path, base:
             adapter was trained on.
     """
     __tracebackhide__ = True
-    from pytest_mistral_lora.conformance.transcript.checks import transcript_findings
+    from pytest_mistral_lora.conformance.transcript import transcript_findings
 
     _fail_on(transcript_findings(Path(adapter_dir), Path(golden), None if base is None else Path(base)))
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 import sys
 
-from pytest_mistral_lora.chat.oracle import SHIPPED, shipped_tokenizer
+from pytest_mistral_lora.chat.oracle.mistral_common import SHIPPED, shipped_tokenizer
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
+from pytest_mistral_lora.conformance.user_goldens import record
 from pytest_mistral_lora.records.files import write_json
 from pytest_mistral_lora.records.goldens import golden_paths, goldens_folder, library_versions, packaged_cases
-from pytest_mistral_lora.records.recording import record
 
 
 def main() -> int:

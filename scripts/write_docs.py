@@ -20,13 +20,13 @@ from gallery import Mutant, benches, mutants  # noqa: E402
 from incidents import INCIDENTS  # noqa: E402
 from pydantic.fields import FieldInfo  # noqa: E402
 
-from pytest_mistral_lora.chat.deviations import DEVIATIONS, Deviation  # noqa: E402
-from pytest_mistral_lora.chat.oracle import SHIPPED, shipped_tokenizer  # noqa: E402
-from pytest_mistral_lora.checkpoint.training_template import training_template  # noqa: E402
-from pytest_mistral_lora.conformance.rules import RULES, Rule  # noqa: E402
+from pytest_mistral_lora.chat.oracle.mistral_common import SHIPPED, shipped_tokenizer  # noqa: E402
+from pytest_mistral_lora.chat.templates.deviations import DEVIATIONS, Deviation  # noqa: E402
+from pytest_mistral_lora.checkpoint.tokenizers import training_template  # noqa: E402
+from pytest_mistral_lora.conformance.finding import RULES, Rule  # noqa: E402
 from pytest_mistral_lora.records.files import write_text  # noqa: E402
 from pytest_mistral_lora.training.recipe import Recipe  # noqa: E402
-from pytest_mistral_lora.training.recipe.fields import Section  # noqa: E402
+from pytest_mistral_lora.training.recipe.sections import Section  # noqa: E402
 
 Gallery = list[tuple[str, Mutant]]
 _MADE = "This page is made by `scripts/write_docs.py`"

@@ -35,12 +35,12 @@ from scoreboard_records import (
     record_real,
 )
 
-from pytest_mistral_lora.chat.oracle import shipped_tokenizer
-from pytest_mistral_lora.checkpoint.backends import Encoder
+from pytest_mistral_lora.chat.oracle.mistral_common import shipped_tokenizer
+from pytest_mistral_lora.checkpoint.encoder import Encoder
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
-from pytest_mistral_lora.conformance.encoded.fault_classes import CLASSES
+from pytest_mistral_lora.conformance.encoded.parts import CLASSES
 from pytest_mistral_lora.conformance.encoded.verdicts import row_findings
-from pytest_mistral_lora.conformance.findings import Finding
+from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.records.files import write_text
 from pytest_mistral_lora.runners.runner import RUNNERS
 

@@ -15,8 +15,8 @@ from accelerate.utils import DistributedType
 from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
 
 from pytest_mistral_lora.errors import InputError
+from pytest_mistral_lora.training.devices import check_engine
 from pytest_mistral_lora.training.recipe import Recipe, parse_recipe
-from pytest_mistral_lora.training.sharding import check_engine
 
 FOLDER = Path(__file__).parents[1] / "examples" / "accelerate"
 FILES = sorted(FOLDER.glob("*.yaml"))

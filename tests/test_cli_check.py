@@ -7,15 +7,15 @@ from typing import Any
 
 import pytest
 
-from pytest_mistral_lora.chat.oracle import shipped_tokenizer
-from pytest_mistral_lora.checkpoint.tiny import write_tiny_base
+from pytest_mistral_lora.chat.oracle.mistral_common import shipped_tokenizer
+from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
 from pytest_mistral_lora.cli import main
 from pytest_mistral_lora.conformance.checks import Check
-from pytest_mistral_lora.conformance.findings import Result
-from pytest_mistral_lora.conformance.run import targets_of
+from pytest_mistral_lora.conformance.collect import targets_of
+from pytest_mistral_lora.conformance.finding import Result
 from pytest_mistral_lora.conformance.targets import AdapterTarget, RecipeTarget, Target
 from pytest_mistral_lora.errors import InputError
-from pytest_mistral_lora.records.identity import base_weights_sha256
+from pytest_mistral_lora.records.hashing import base_weights_sha256
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 from pytest_mistral_lora.cli import main
-from pytest_mistral_lora.conformance.rules import RULES
+from pytest_mistral_lora.conformance.finding import RULES
 
 
 def test_rules_are_listed_a_line_each(capsys: Any) -> None:

@@ -18,12 +18,12 @@ from typing import Any
 import pytest
 import yaml
 
-from pytest_mistral_lora.chat.oracle import shipped_tokenizer
+from pytest_mistral_lora.chat.oracle.mistral_common import shipped_tokenizer
 from pytest_mistral_lora.chat.rows import Row, parse_row, read_rows
-from pytest_mistral_lora.chat.template import ChatTemplate
+from pytest_mistral_lora.chat.templates.render import ChatTemplate
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.errors import InputError
-from pytest_mistral_lora.records.identity import is_held_out
+from pytest_mistral_lora.records.hashing import is_held_out
 from pytest_mistral_lora.training.recipe import load_recipe
 
 ROOT = Path(__file__).parents[1]

@@ -15,15 +15,15 @@ import pytest
 import yaml
 
 from pytest_mistral_lora import assertions, strategies
-from pytest_mistral_lora.chat.oracle import SHIPPED, shipped_tokenizer
-from pytest_mistral_lora.checkpoint.tiny import write_tiny_base
+from pytest_mistral_lora.chat.oracle.mistral_common import SHIPPED, shipped_tokenizer
+from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
-from pytest_mistral_lora.conformance.encoded.fault_classes import CLASSES
+from pytest_mistral_lora.conformance.encoded.parts import CLASSES
 from pytest_mistral_lora.conformance.mask.laws import LAWS
 from pytest_mistral_lora.plugin import fixtures
 from pytest_mistral_lora.plugin.xfails import read as read_xfails
 from pytest_mistral_lora.records.goldens import golden_paths, goldens_folder
-from pytest_mistral_lora.records.identity import base_weights_sha256
+from pytest_mistral_lora.records.hashing import base_weights_sha256
 from pytest_mistral_lora.training.recipe import load_recipe
 
 ROOT = Path(__file__).parents[1]

@@ -17,8 +17,8 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
-from pytest_mistral_lora.chat.deviations import SUPPORTED
-from pytest_mistral_lora.chat.oracle import VERSION, Oracle, shipped_tokenizer
+from pytest_mistral_lora.chat.oracle.mistral_common import VERSION, Oracle, shipped_tokenizer
+from pytest_mistral_lora.chat.templates.deviations import SUPPORTED
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.errors import LibraryError
 

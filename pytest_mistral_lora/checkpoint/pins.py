@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 
-from pytest_mistral_lora.checkpoint.snapshots import Listing, check_file, kept_listing, weight_names
+from pytest_mistral_lora.checkpoint.hub_cache import Listing, check_file, kept_listing, weight_names
 from pytest_mistral_lora.errors import PinError
 
 TEXT_FILES = (

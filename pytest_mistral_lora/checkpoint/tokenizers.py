@@ -11,11 +11,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pytest_mistral_lora.chat.oracle import Oracle
-from pytest_mistral_lora.checkpoint.tokenizer_files import TEKKEN as TEKKEN
-from pytest_mistral_lora.checkpoint.tokenizer_files import TOKENIZER_JSON as TOKENIZER_JSON
-from pytest_mistral_lora.checkpoint.tokenizer_files import TokenizerFiles
-from pytest_mistral_lora.errors import NoOracleError, TokenizerError
+from pytest_mistral_lora.chat.oracle.mistral_common import Oracle
+from pytest_mistral_lora.chat.templates.generation_blocks import has_generation, with_generation
+from pytest_mistral_lora.chat.templates.render import ChatTemplate
+from pytest_mistral_lora.checkpoint.tokenizer_folder import TEKKEN as TEKKEN
+from pytest_mistral_lora.checkpoint.tokenizer_folder import TOKENIZER_JSON as TOKENIZER_JSON
+from pytest_mistral_lora.checkpoint.tokenizer_folder import TokenizerFiles
+from pytest_mistral_lora.errors import NoOracleError, NoTemplateError, TokenizerError
 
 _LOADABLE = ((TOKENIZER_JSON,), ("tokenizer.model", "tokenizer_config.json"))
 """Files of which any group is enough for transformers."""
@@ -168,3 +170,38 @@ def _from_sentencepiece(file: Path) -> Any:
         return transformers.LlamaTokenizerFast.from_pretrained(
             folder, legacy=False, from_slow=True, add_bos_token=False
         )
+
+
+def training_template(tokenizer: str | Path | CheckpointTokenizer) -> str:
+    """Return the training template of a tokenizer, as Jinja text.
+
+    Args:
+        tokenizer: A checkpoint folder, or a single tokenizer file (`*.model.vN`, `tekken.json`). Where there is a
+            Mistral tokenizer file, the template is the one that mistral-common generates for it; else the folder's own.
+
+    Raises:
+        TokenizerError: If the tokenizer cannot be loaded.
+        NoTemplateError: If there is no template, or none with a branch for the assistant's messages.
+    """
+    loaded = tokenizer if isinstance(tokenizer, CheckpointTokenizer) else CheckpointTokenizer(Path(tokenizer))
+    source = official_template(loaded)
+    marked = source if has_generation(source) else with_generation(source)
+    if marked is None:
+        raise NoTemplateError(
+            "the chat template has no branch for messages of the role assistant",
+            place=str(loaded.path),
+            next_step="Put {% generation %} and {% endgeneration %} around what it writes for them.",
+        )
+    return marked
+
+
+def official_template(tokenizer: CheckpointTokenizer) -> str:
+    """Return the template that mistral-common generates, or a checkpoint's own where it has no Mistral tokenizer file.
+
+    Raises:
+        TokenizerError: If the tokenizer cannot be loaded.
+        NoTemplateError: If there is none.
+    """
+    if oracle_file(tokenizer.path) is not None:
+        return tokenizer.oracle.chat_template()
+    return ChatTemplate(tokenizer.fast).source

@@ -104,7 +104,7 @@ def _run_verb(words: list[str]) -> int:
         message = _error_message(error, getattr(args, "memory_advice", ""))
         if not message:
             raise
-        from pytest_mistral_lora.training.recovery.failure import exit_code
+        from pytest_mistral_lora.training.failure import exit_code
 
         sys.stderr.write(f"error: {message}\n")
         return exit_code(error)
@@ -133,7 +133,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _error_message(error: BaseException, memory_advice: str) -> str:
     """Return what to print for an error; empty for a fault of this program, which keeps its traceback."""
-    from pytest_mistral_lora.training.recovery.failure import is_out_of_memory
+    from pytest_mistral_lora.training.failure import is_out_of_memory
 
     if isinstance(error, KeyboardInterrupt):
         return "terminated" if isinstance(error, Terminated) else "interrupted"

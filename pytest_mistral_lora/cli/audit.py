@@ -87,8 +87,7 @@ def run(args: argparse.Namespace) -> int:
         InputError: If lines cannot be read as encoded rows, after the findings in the others are printed.
     """
     from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
-    from pytest_mistral_lora.conformance.encoded.audit import Audit
-    from pytest_mistral_lora.conformance.encoded.audit_report import write_json, write_text
+    from pytest_mistral_lora.conformance.encoded.audit import Audit, write_json, write_text
 
     with _encoded_rows(args) as rows:
         audit = Audit(rows, CheckpointTokenizer(args.tokenizer).oracle, tuple(args.dataset))

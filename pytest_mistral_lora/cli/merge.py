@@ -68,8 +68,8 @@ def add_parser(verbs: Verbs) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Merge, and print the folder and how the merged model compares with base and adapter."""
-    from pytest_mistral_lora.training.merge.merging import merge
-    from pytest_mistral_lora.training.recovery.signals import stop_on_signals
+    from pytest_mistral_lora.training.failure import stop_on_signals
+    from pytest_mistral_lora.training.merge.merge import merge
 
     with stop_on_signals():
         merged = merge(

@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         RowsError: If rows cannot be encoded, after the others are printed.
     """
-    from pytest_mistral_lora.chat.rendering import encoded_text
+    from pytest_mistral_lora.chat.encoded import encoded_text
     from pytest_mistral_lora.chat.rows import scan_rows
     from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 

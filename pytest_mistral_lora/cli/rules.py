@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         InputError: If there is no rule of a given id.
     """
-    from pytest_mistral_lora.conformance.rules import RULES
+    from pytest_mistral_lora.conformance.finding import RULES
 
     unknown = [name for name in args.ids if name not in RULES]
     if unknown:

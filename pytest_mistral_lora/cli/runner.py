@@ -48,7 +48,7 @@ def add_parser(verbs: Verbs) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Make an environment, or list all of them."""
-    from pytest_mistral_lora.runners.environments import Environment
+    from pytest_mistral_lora.runners.runner import Environment
 
     if args.action == "setup":
         environment = Environment(RUNNERS[args.name])

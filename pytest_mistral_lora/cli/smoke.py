@@ -12,8 +12,8 @@ from pytest_mistral_lora.cli.verb import Verbs, add_json_option, add_verb, print
 from pytest_mistral_lora.errors import EXIT_FINDING, EXIT_OK, InputError
 
 if TYPE_CHECKING:
-    from pytest_mistral_lora.chat.format_checks import FormatCheck
-    from pytest_mistral_lora.training.answers.golden import Comparison
+    from pytest_mistral_lora.chat.completions import FormatCheck
+    from pytest_mistral_lora.training.generate.compare import Comparison
 
 SUMMARY = "load an adapter or merged model, and compare or record its answers"
 
@@ -98,7 +98,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _compare(args: argparse.Namespace) -> int:
-    from pytest_mistral_lora.training.answers.golden import compare
+    from pytest_mistral_lora.training.generate.compare import compare
 
     comparison = compare(args.adapter, args.golden, args.base, device=args.device)
     _print(args, comparison.to_json(), _comparison_text(comparison))
@@ -107,7 +107,7 @@ def _compare(args: argparse.Namespace) -> int:
 
 def _comparison_text(comparison: Comparison) -> str:
     """Return a line for each transcript, with the first difference below it, and the count of each tier."""
-    from pytest_mistral_lora.training.answers.judging import difference_text
+    from pytest_mistral_lora.training.generate.judge import difference_text
 
     lines = []
     for one in comparison.judgements:
@@ -126,7 +126,7 @@ def _comparison_text(comparison: Comparison) -> str:
 
 def _record(args: argparse.Namespace) -> int:
     from pytest_mistral_lora.chat.rows import read_rows
-    from pytest_mistral_lora.training.answers.golden import record_rows
+    from pytest_mistral_lora.training.generate.compare import record_rows
 
     files = record_rows(
         args.adapter,
@@ -158,7 +158,7 @@ def _format_checks(words: Sequence[str]) -> tuple[FormatCheck, ...]:
 
 
 def _update(args: argparse.Namespace) -> int:
-    from pytest_mistral_lora.training.answers.recording import record_again
+    from pytest_mistral_lora.training.generate.questions import record_again
 
     written = record_again(args.adapter, args.record, args.base, device=args.device)
     data = {str(file): state for file, state in written.items()}
@@ -168,8 +168,8 @@ def _update(args: argparse.Namespace) -> int:
 
 def _answer(args: argparse.Namespace) -> int:
     from pytest_mistral_lora.chat.rows import read_rows
-    from pytest_mistral_lora.training.answers.golden import Adapted
-    from pytest_mistral_lora.training.answers.smoke import smoke
+    from pytest_mistral_lora.training.generate.compare import Adapted
+    from pytest_mistral_lora.training.generate.generate import smoke
 
     adapted = Adapted.find(args.adapter, args.base, device=args.device)
     rows = list(read_rows(args.rows))

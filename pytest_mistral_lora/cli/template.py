@@ -33,7 +33,7 @@ def add_parser(verbs: Verbs) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write the template to a file or to standard output."""
-    from pytest_mistral_lora.checkpoint.training_template import training_template
+    from pytest_mistral_lora.checkpoint.tokenizers import training_template
     from pytest_mistral_lora.records.files import write_text
 
     text = training_template(args.tokenizer)

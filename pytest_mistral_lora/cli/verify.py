@@ -54,7 +54,7 @@ def add_parser(verbs: Verbs) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print every recorded value with its state; return 1 if one differs."""
-    from pytest_mistral_lora.records.verify import verify
+    from pytest_mistral_lora.records.verify.verify import verify
 
     dataset = args.dataset[0] if args.dataset and len(args.dataset) == 1 else args.dataset
     facts = verify(args.folder, base=args.base, dataset=dataset, parent=args.parent)

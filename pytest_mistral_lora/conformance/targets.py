@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from pytest_mistral_lora.errors import RunnerError
 
 if TYPE_CHECKING:
-    from pytest_mistral_lora.chat.oracle import Oracle
-    from pytest_mistral_lora.chat.template import ChatTemplate
+    from pytest_mistral_lora.chat.oracle.mistral_common import Oracle
+    from pytest_mistral_lora.chat.templates.render import ChatTemplate
     from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
     from pytest_mistral_lora.training.recipe import Recipe
 
@@ -46,7 +46,7 @@ class Target:
         Raises:
             TokenizerError: If there is none.
         """
-        from pytest_mistral_lora.chat.oracle import shipped_tokenizer
+        from pytest_mistral_lora.chat.oracle.mistral_common import shipped_tokenizer
         from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 
         return CheckpointTokenizer(shipped_tokenizer(self.name) if self.path is None else self.path)
@@ -59,7 +59,7 @@ class Target:
     @cached_property
     def template(self) -> ChatTemplate:
         """The chat template of this target."""
-        from pytest_mistral_lora.chat.template import ChatTemplate
+        from pytest_mistral_lora.chat.templates.render import ChatTemplate
 
         return ChatTemplate(self.tokenizer.fast)
 
@@ -97,7 +97,7 @@ class RecipeTarget(Target):
         base = self.recipe.base
         if base.path is None:
             return resolve(str(base.repo), str(base.revision), weights=False)
-        from pytest_mistral_lora.training.preparation import resolve_base
+        from pytest_mistral_lora.training.prepare import resolve_base
 
         return resolve_base(base)
 

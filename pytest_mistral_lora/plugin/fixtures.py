@@ -10,7 +10,7 @@ import pytest
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.chat.encoded import EncodedRow
-    from pytest_mistral_lora.chat.oracle import Oracle
+    from pytest_mistral_lora.chat.oracle.mistral_common import Oracle
     from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
     from pytest_mistral_lora.conformance.train.tiny_run import TinyRun
     from pytest_mistral_lora.records.goldens import Golden
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 @pytest.fixture(scope="session")
 def mistral_tokenizer(pytestconfig: pytest.Config) -> CheckpointTokenizer:
     """The tokenizer under test (session): the first of `mistral_tokenizers`, else mistral-common's SentencePiece v3."""
-    from pytest_mistral_lora.chat.oracle import shipped_tokenizer
+    from pytest_mistral_lora.chat.oracle.mistral_common import shipped_tokenizer
     from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 
     given = pytestconfig.getoption("mistral_tokenizer") or pytestconfig.getini("mistral_tokenizers")
@@ -54,8 +54,8 @@ def mistral_golden(mistral_oracle: Oracle) -> Callable[[str], Golden]:
 @pytest.fixture(scope="session")
 def mistral_tiny_model(mistral_oracle: Oracle, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A seeded tiny `MistralForCausalLM` with the vocabulary of the tokenizer under test, float32, CPU (session)."""
-    from pytest_mistral_lora.checkpoint.base import load_base
-    from pytest_mistral_lora.checkpoint.tiny import write_tiny_base
+    from pytest_mistral_lora.checkpoint.base_model import load_base
+    from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
 
     folder = write_tiny_base(tmp_path_factory.mktemp("mistral") / "tiny", mistral_oracle.path)
     return load_base(folder, "fp32", "cpu")

@@ -17,7 +17,7 @@ from pytest_mistral_lora.plugin.settings import PluginSettings
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.conformance.checks import Check
-    from pytest_mistral_lora.conformance.findings import Finding, Result
+    from pytest_mistral_lora.conformance.finding import Finding, Result
     from pytest_mistral_lora.conformance.targets import RunnerChoice
     from pytest_mistral_lora.plugin.xfails import Xfail
 

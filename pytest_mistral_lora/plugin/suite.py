@@ -1,4 +1,8 @@
-"""The suite within one pytest session: collects the checks, gathers their results, sums up."""
+"""Tell whether pytest has missed the user's configuration because of a path that follows one of our options.
+
+pytest looks for its configuration before it knows a plugin's options, and takes each word that is a path for a place
+of tests: `--mistral-tokenizer /models/x` makes it look in `/models/x` and above, `--mistral-tokenizer=/models/x` not.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +25,28 @@ if TYPE_CHECKING:
     from pytest_mistral_lora.conformance.checks import Check
     from pytest_mistral_lora.conformance.targets import Target
     from pytest_mistral_lora.plugin.xfails import Xfail
+
+
+_FILES = ("pytest.toml", ".pytest.toml", "pytest.ini", ".pytest.ini", "pyproject.toml", "tox.ini", "setup.cfg")
+
+
+def unread_configuration(config: pytest.Config, flags: tuple[str, ...]) -> str:
+    """Return a sentence that names the configuration that pytest did not read, or nothing.
+
+    Args:
+        config: A configured session's.
+        flags: The options that take a path.
+    """
+    params = config.invocation_params
+    flag = next((word for word in params.args if word in flags), None)
+    if flag is None or config.getoption("rootdir") or config.getoption("inifilename"):
+        return ""
+    folders = (params.dir, *params.dir.parents)
+    if config.inipath is not None and config.inipath.parent in folders:
+        return ""
+    missed = next((path for folder in folders for name in _FILES if (path := Path(folder, name)).is_file()), None)
+    return f"pytest has not read {missed}: write {flag}=PATH, with an equals sign" if missed else ""
+
 
 _WORK = "mistral_lora_work"
 _COUNTS = "mistral_lora_counts"
@@ -70,7 +96,7 @@ class Suite:
     def _checks(self) -> Iterator[Check]:
         """Yield the checks: whatever goes wrong here is an error of the collection, with its name."""
         from pytest_mistral_lora.conformance.checks import Settings
-        from pytest_mistral_lora.conformance.collection import collect
+        from pytest_mistral_lora.conformance.collect import collect
 
         given = self.settings
         settings = Settings(
@@ -146,7 +172,6 @@ class Suite:
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
         """Print one table, and say what was not checked."""
-        from pytest_mistral_lora.plugin.rootdir import unread_configuration
         from pytest_mistral_lora.plugin.summary import write
 
         counts = {"deselected": self._deselected, "not_run": self._not_run}
@@ -162,7 +187,7 @@ class Suite:
     def _unused(self) -> list[Path]:
         if not self.settings.golden_folders:
             return []
-        from pytest_mistral_lora.conformance.golden_rows import unused
+        from pytest_mistral_lora.conformance.user_goldens import unused
 
         return list(unused(self.settings.golden_folders, self._targets()))
 

@@ -43,7 +43,7 @@ def read(path: Path) -> tuple[Xfail, ...]:
 
 
 def _lines(path: Path) -> Iterator[Xfail]:
-    from pytest_mistral_lora.conformance.rules import RULES
+    from pytest_mistral_lora.conformance.finding import RULES
 
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         place = f"{path}:{number}"

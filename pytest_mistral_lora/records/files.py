@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-from pytest_mistral_lora.chat.jsonl import loads_strict
+from pytest_mistral_lora.chat.reading.jsonl import loads_strict
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.records.hashing import sha256_file
 
@@ -193,3 +193,14 @@ def listing(folder: Path) -> dict[str, dict[str, Any]]:
         path.relative_to(folder).as_posix(): {"sha256": sha256_file(path), "size": path.stat().st_size}
         for path in files
     }
+
+
+def cache_folder() -> Path:
+    """Return `$MISTRAL_LORA_CACHE`, or else `mistral-lora` in the folder of the Hugging Face libraries.
+
+    That folder is `$HF_HOME`, by default `~/.cache/huggingface`.
+    """
+    named = os.environ.get("MISTRAL_LORA_CACHE")
+    if named:
+        return Path(named).expanduser()
+    return Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser() / "mistral-lora"

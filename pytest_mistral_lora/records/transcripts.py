@@ -10,7 +10,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
-from pytest_mistral_lora.chat.format_checks import FormatCheck, schema_violation
+from pytest_mistral_lora.chat.completions import FormatCheck, schema_violation
 from pytest_mistral_lora.chat.rows import Row, parse_row
 from pytest_mistral_lora.errors import InputError, RowError
 from pytest_mistral_lora.records.files import Written, put_text, read_json, write_text

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Literal
 
-from pytest_mistral_lora.errors import RunnerError
+from filelock import FileLock
+
+from pytest_mistral_lora.errors import InputError, RunnerError
+from pytest_mistral_lora.records.files import cache_folder, read_json, write_json
+from pytest_mistral_lora.records.hashing import sha256_file
 
 TIME_LIMIT = 900.0
 """Seconds that a runner may take for all rows, where nothing else is said."""
@@ -73,3 +82,121 @@ def find_runner(name: str) -> Runner:
         f"{name!r} is no runner",
         expected=f"one of {', '.join(RUNNERS)}, or the path of a script (*.py) that maps rows to encoded rows",
     )
+
+
+State = Literal["ready", "not finished", "made from another lock file", "not there"]
+
+_FINISHED = "mistral-lora.json"
+
+
+@dataclass(frozen=True)
+class Environment:
+    """A runner's virtual environment in the cache folder; some 2 GB.
+
+    Attributes:
+        runner: The runner.
+    """
+
+    runner: Runner
+
+    @property
+    def folder(self) -> Path:
+        """Where it is, or will be."""
+        return cache_folder() / "runners" / self.runner.name
+
+    @property
+    def python(self) -> Path:
+        """Its interpreter."""
+        return self.folder / ("Scripts" if os.name == "nt" else "bin") / "python"
+
+    @property
+    def state(self) -> State:
+        """Whether it can be used."""
+        if not self.folder.is_dir():
+            return "not there"
+        try:
+            recorded = read_json(self.folder / _FINISHED)["lock_sha256"]
+        except (InputError, KeyError, TypeError):
+            return "not finished"
+        return "ready" if recorded == sha256_file(self.runner.lock) else "made from another lock file"
+
+    def setup(self, base_python: Path) -> bool:
+        """Make it, or finish it where an earlier call was broken off; nothing is done where it is ready.
+
+        What pip says is printed as it comes.
+
+        Args:
+            base_python: The Python that it is made with.
+
+        Returns:
+            Whether anything was done.
+
+        Raises:
+            RunnerError: If it cannot be made.
+        """
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(self.folder.with_suffix(".lock")):
+            if self.state == "ready" and _runs(self.python):
+                return False
+            (self.folder / _FINISHED).unlink(missing_ok=True)
+            if not _runs(self.python):
+                shutil.rmtree(self.folder, ignore_errors=True)
+                self._call(base_python, "-m", "venv", self.folder)
+            for arguments in self._installs():
+                self._call(self.python, "-m", "pip", "install", *arguments)
+            self._call(self.python, "-c", f"import {self.runner.module}")
+            write_json(self.folder / _FINISHED, {"lock_sha256": sha256_file(self.runner.lock)})
+        return True
+
+    def _installs(self) -> Iterator[tuple[str, ...]]:
+        """Yield the arguments of each `pip install`: torch brings what its build needs, the lock all else."""
+        lines = self.runner.lock.read_text(encoding="utf-8").splitlines()
+        yield from ((line,) for line in lines if line.startswith("torch=="))
+        yield "--no-deps", "--requirement", str(self.runner.lock)
+
+    def _call(self, *command: str | Path) -> None:
+        words = [str(word) for word in command]
+        sys.stderr.write(f"$ {' '.join(words)}\n")
+        try:
+            code = subprocess.run(words, check=False).returncode
+        except OSError as error:
+            raise RunnerError(f"cannot be started: {error.strerror}", place=words[0]) from error
+        if code:
+            raise RunnerError(
+                f"exit code {code}",
+                place=" ".join(words),
+                next_step=f"Read what it printed; then `mistral-lora runner setup {self.runner.name}` goes on.",
+            )
+
+
+def interpreter(runner: Runner) -> Path:
+    """Return the Python that a runner is run with: this one where it has the runner, else its environment's.
+
+    Raises:
+        RunnerError: If it is in neither.
+    """
+    if not runner.module or _is_installed(runner.module):
+        return Path(sys.executable)
+    environment = Environment(runner)
+    if environment.state != "ready" or not _runs(environment.python):
+        raise RunnerError(
+            f"{runner.title} is not installed here, and its environment is {environment.state}",
+            place=str(environment.folder),
+            next_step=f"Make it: mistral-lora runner setup {runner.name}; or name a Python that has it: --python.",
+        )
+    return environment.python
+
+
+def _is_installed(distribution: str) -> bool:
+    # not by what can be imported: a folder of the same name in the current one can be
+    try:
+        return bool(version(distribution))
+    except PackageNotFoundError:
+        return False
+
+
+def _runs(python: Path) -> bool:
+    try:
+        return subprocess.run([python, "-c", ""], capture_output=True, check=False).returncode == 0
+    except OSError:
+        return False

@@ -12,8 +12,17 @@ from hypothesis.strategies import SearchStrategy
 
 from pytest_mistral_lora.chat.fields import ROLES
 from pytest_mistral_lora.chat.rows import text_of
-from pytest_mistral_lora.strategies.calls import any_arguments, any_id, any_name, any_result, any_tool, name_of
-from pytest_mistral_lora.strategies.texts import TextStrategy, hostile_text, plain_text
+from pytest_mistral_lora.strategies.texts import (
+    TextStrategy,
+    any_arguments,
+    any_id,
+    any_name,
+    any_result,
+    any_tool,
+    hostile_text,
+    name_of,
+    plain_text,
+)
 
 Message = dict[str, Any]
 

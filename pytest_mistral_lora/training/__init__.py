@@ -6,8 +6,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pytest_mistral_lora.training.finish import RunResult
     from pytest_mistral_lora.training.recipe import Recipe, load_recipe
-    from pytest_mistral_lora.training.result import RunResult
     from pytest_mistral_lora.training.run import train
 
 _LAZY = {"Recipe": "recipe", "RunResult": "result", "load_recipe": "recipe", "train": "run"}

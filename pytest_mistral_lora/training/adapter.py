@@ -13,10 +13,10 @@ import torch
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 from transformers import set_seed
 
-from pytest_mistral_lora.checkpoint.base import linear_layers, read_config, weighted_modules
+from pytest_mistral_lora.checkpoint.base_model import linear_layers, read_config, weighted_modules
 from pytest_mistral_lora.errors import RecipeError, TrainingError
+from pytest_mistral_lora.training.devices import gathered, whole
 from pytest_mistral_lora.training.recipe import Lora
-from pytest_mistral_lora.training.sharding import gathered, whole
 
 _LOG = logging.getLogger(__name__)
 PREFIX = "base_model.model."

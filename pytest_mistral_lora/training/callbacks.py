@@ -1,4 +1,4 @@
-"""What the loop calls at each step: the stops at numbers that are not finite, and the lines of the log."""
+"""How large the gradients are, over all of a model's shards."""
 
 from __future__ import annotations
 
@@ -8,11 +8,26 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from transformers import TrainerCallback
 
 from pytest_mistral_lora.errors import NonFiniteError, TrainingError
 from pytest_mistral_lora.training.devices import engine
-from pytest_mistral_lora.training.step.gradients import gradient_norm
+
+
+def gradient_norm(model: Any) -> float:
+    """Return the L2 norm of all gradients of a model together; 0 where there is none.
+
+    Args:
+        model: The model, as it is wrapped. DeepSpeed keeps its gradients to itself, and tells the norm of its step.
+    """
+    if engine() == "deepspeed":
+        return float(model.get_global_grad_norm())
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    norm = torch.nn.utils.get_total_norm(gradients)
+    # of sharded gradients, each process has a part of the sum
+    return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+
 
 _LOG = logging.getLogger(__name__)
 FORMAT = "eval_format/"

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import os
+from contextlib import AbstractContextManager, nullcontext
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal
 
 import torch
+from accelerate import PartialState
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from packaging.version import Version
+from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor
+from transformers import TrainerCallback
 
-from pytest_mistral_lora.errors import RecipeError
-from pytest_mistral_lora.training.recipe import Training
+from pytest_mistral_lora.errors import InputError, RecipeError
+from pytest_mistral_lora.training.recipe import Recipe, Training
 
 
 def on_gpu(training: Training) -> bool:
@@ -70,3 +78,121 @@ def device_of(training: Training) -> str:
     if engine() == "fsdp":
         return "cpu"
     return f"cuda:{local_rank()}" if on_gpu(training) else "cpu"
+
+
+_PLACE = "accelerate's configuration"
+
+
+def check_engine(recipe: Recipe) -> None:
+    """Refuse what a launcher may ask for and this trainer would not do, or would do wrongly.
+
+    Raises:
+        InputError: For FSDP1, FSDP's own activation checkpointing, DeepSpeed on a CPU, sharding in fp16 or of a 4-bit
+            base, and as for `on_gpu`.
+    """
+    if not on_gpu(recipe.training) and engine() == "deepspeed":
+        raise InputError("DeepSpeed on a CPU", place=_PLACE, expected="GPUs; DDP and FSDP2 also run on CPUs")
+    if engine() in ("fsdp", "deepspeed"):
+        if recipe.training.precision == "fp16":
+            raise InputError(f"fp16 with {engine()}", place="training.precision", expected="bf16 or fp32, or DDP")
+        if recipe.base.quantization:
+            found = f"{recipe.base.quantization} with {engine()}"
+            raise InputError(found, place="base.quantization", expected="a base that is not quantised, or DDP")
+    if engine() != "fsdp":
+        return
+    version = os.environ.get("FSDP_VERSION", "1")
+    if version != "2":
+        raise InputError(f"fsdp_version: {version}", place=_PLACE, expected="fsdp_version: 2")
+    if os.environ.get("FSDP_ACTIVATION_CHECKPOINTING", "").lower() == "true":
+        # it computes a layer again with other dropout than the first time
+        raise InputError(
+            "fsdp_activation_checkpointing: true",
+            place=_PLACE,
+            next_step="Leave it out, and set activation_checkpointing: true in the recipe's training.",
+        )
+
+
+def shard_on_cpu(accelerator: Any) -> bool:
+    """Let accelerate shard with FSDP2 on CPUs, too, where it would run DDP without a word; say whether it was so."""
+    if engine() != "fsdp" or accelerator.distributed_type != DistributedType.MULTI_CPU:
+        return False
+    for state in (PartialState(), accelerator.state):
+        state.distributed_type = DistributedType.FSDP
+    accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin()
+    return True
+
+
+class GenerateTogether(TrainerCallback):  # type: ignore[misc]
+    """Let processes that share a model generate: FSDP2 gathers weights for a forward pass only, unless told.
+
+    transformers tells it from 5 on.
+    """
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        """Tell FSDP2 that `generate` is a forward pass, too."""
+        shared = isinstance(model, FSDPModule)
+        if shared and "generate" not in vars(model):
+            register_fsdp_forward_method(model, "generate")
+
+
+def is_divided(model: torch.nn.Module) -> bool:
+    """Say whether each process holds a part of the weights only, so that a pass is one of all processes."""
+    return any(isinstance(one, DTensor) or hasattr(one, "ds_id") for one in model.parameters())
+
+
+def gathered(parameters: list[torch.nn.Parameter]) -> AbstractContextManager[Any]:
+    """Return a context in which parameters that DeepSpeed's ZeRO-3 has divided are whole, in every process."""
+    divided = [parameter for parameter in parameters if hasattr(parameter, "ds_id")]
+    if not divided:
+        return nullcontext()
+    import deepspeed
+
+    context: AbstractContextManager[Any] = deepspeed.zero.GatheredParameters(divided)
+    return context
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a tensor that FSDP2 has divided as a whole one; every process must ask for it."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+_BITSANDBYTES = "0.46.1"
+_BITSANDBYTES_OPTIMIZERS_ON_CPU = "0.50"
+_LIGER = "0.5"
+
+
+def require_environment(recipe: Recipe) -> None:
+    """Check that this machine has what the recipe asks for.
+
+    Raises:
+        RecipeError: If a device or a library is not there, or is too old.
+    """
+    training, gpu = recipe.training, on_gpu(recipe.training)
+    precision_of(training)
+    if recipe.base.quantization:
+        _require("bitsandbytes", _BITSANDBYTES, "base.quantization", recipe.base.quantization)
+    if training.optimizer != "adamw":
+        least = _BITSANDBYTES if gpu else _BITSANDBYTES_OPTIMIZERS_ON_CPU
+        _require("bitsandbytes", least, "training.optimizer", training.optimizer)
+        if training.optimizer.startswith("paged") and not gpu:
+            found = f"{training.optimizer!r} pages out of a GPU, and the run is on the CPU"
+            raise RecipeError(found, place="training.optimizer", expected="adamw or adamw_8bit")
+    if training.kernels:
+        if not gpu:
+            found = f"{training.kernels!r} are kernels for a GPU, and the run is on the CPU"
+            raise RecipeError(found, place="training.kernels", expected="no kernels")
+        _require("liger-kernel", _LIGER, "training.kernels", training.kernels)
+
+
+def _require(package: str, least: str, place: str, value: str) -> None:
+    try:
+        found = version(package)
+    except PackageNotFoundError:
+        found = ""
+    if not found or Version(found) < Version(least):
+        raise RecipeError(
+            f"{value!r} needs {package}, and {f'{found} is' if found else 'it is not'} installed",
+            place=place,
+            expected=f"{package} {least} or newer",
+            next_step=f'Install it: pip install "{package}>={least}"',
+        )

@@ -1,25 +1,57 @@
-"""The end of a run: what is known of the trained model is gathered, and the finished folder is written."""
+"""What a finished run leaves."""
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pytest_mistral_lora.checkpoint.encoder import Encoder
 from pytest_mistral_lora.records.transcripts import TRANSCRIPTS
 from pytest_mistral_lora.training.adapter import adapter_tensors
-from pytest_mistral_lora.training.answers.smoke import probe
-from pytest_mistral_lora.training.answers.transcripts import BASE_FACTS, adapter_identity, record
-from pytest_mistral_lora.training.answers.watching import GENERATIONS, Watching
 from pytest_mistral_lora.training.devices import precision_of
-from pytest_mistral_lora.training.facts import evaluation_facts, run_facts, training_facts
-from pytest_mistral_lora.training.preparation import Preparation
-from pytest_mistral_lora.training.recovery.checkpoints import step_of
-from pytest_mistral_lora.training.recovery.work import WorkFolder
-from pytest_mistral_lora.training.result import RunResult
+from pytest_mistral_lora.training.generate.callback import GENERATIONS, Watching
+from pytest_mistral_lora.training.generate.generate import Completion, Probe, probe
+from pytest_mistral_lora.training.generate.record import BASE_FACTS, adapter_identity, record
+from pytest_mistral_lora.training.prepare import Preparation
+from pytest_mistral_lora.training.rows.loading import RunData
+from pytest_mistral_lora.training.run_metadata import evaluation_facts, run_facts, training_facts
 from pytest_mistral_lora.training.save import Adapter, write_run
 from pytest_mistral_lora.training.step.trainer import LoraTrainer
+from pytest_mistral_lora.training.work_folder import WorkFolder, step_of
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a finished run left, on disk and in memory.
+
+    Attributes:
+        output: The adapter folder.
+        manifest: Its manifest.
+        log: The training log: one mapping a line, with `step` and `loss` or `eval_loss` (nats a supervised token), with
+            rates of `eval_format/…`, or with the `loss_scale` of a step that overflowed in fp16 and was skipped.
+        adapter: The adapter's tensors before and after.
+        probe: Teacher-forced logits of the first training rows, of the model in memory.
+        completions: What the model in memory generated, as the recipe's `evaluation` asked for.
+        model: The trained model in memory (PEFT).
+        encoder: The backend.
+        data: The encoded rows.
+        base_folder: The base checkpoint on disk.
+    """
+
+    output: Path
+    manifest: Mapping[str, Any]
+    log: Sequence[Mapping[str, Any]]
+    adapter: Adapter
+    probe: Probe
+    completions: Sequence[Completion]
+    model: Any
+    encoder: Encoder
+    data: RunData
+    base_folder: Path
+
 
 _PROBED_ROWS = 8
 

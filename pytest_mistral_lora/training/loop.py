@@ -1,4 +1,4 @@
-"""The training loop: a trainer that is ready to run, made from the recipe, the model and the rows."""
+"""Faster kernels in place of the model's own: the same mathematics, on a GPU."""
 
 from __future__ import annotations
 
@@ -12,15 +12,28 @@ from pytest_mistral_lora.chat.encoded import EncodedRow
 from pytest_mistral_lora.errors import TrainingError
 from pytest_mistral_lora.training.arguments import Progress, trainer_arguments
 from pytest_mistral_lora.training.callbacks import EvaluateAtEnd, LogLines, OverflowWatch, StopAtNonFinite
-from pytest_mistral_lora.training.devices import on_gpu
+from pytest_mistral_lora.training.devices import GenerateTogether, on_gpu
 from pytest_mistral_lora.training.recipe import Training
 from pytest_mistral_lora.training.rows.loading import RowDataset
-from pytest_mistral_lora.training.sharding import GenerateTogether
-from pytest_mistral_lora.training.step.activations import checkpoint_activations
 from pytest_mistral_lora.training.step.attention import attend_in_segments
-from pytest_mistral_lora.training.step.frozen import use_frozen_layers
-from pytest_mistral_lora.training.step.relief import DryRun
+from pytest_mistral_lora.training.step.kernels_cpu import use_frozen_layers
+from pytest_mistral_lora.training.step.memory import checkpoint_activations
+from pytest_mistral_lora.training.step.oom import DryRun
 from pytest_mistral_lora.training.step.trainer import LoraTrainer
+
+
+def apply_kernels(model: Any, training: Training) -> None:
+    """Put the recipe's kernels into a loaded base model, before its adapter.
+
+    The rotary embedding is a function of transformers' module: it stays replaced for the rest of the process.
+    """
+    if training.kernels == "liger":
+        from liger_kernel.transformers import apply_liger_kernel_to_mistral
+
+        # the loss is the trainer's own: Liger's would replace the model's forward pass
+        apply_liger_kernel_to_mistral(
+            rope=True, rms_norm=True, swiglu=True, cross_entropy=False, fused_linear_cross_entropy=False, model=model
+        )
 
 
 def evaluated(trainer: LoraTrainer) -> bool:

@@ -13,16 +13,21 @@ from typing import Any
 import torch
 
 from pytest_mistral_lora.errors import InputError
-from pytest_mistral_lora.records.adapter_base import RecordedBase
-from pytest_mistral_lora.records.hashing import sha256_tensors
-from pytest_mistral_lora.records.identity import ADAPTER_TENSORS, base_weights_sha256, read_tensors, sha256_files
+from pytest_mistral_lora.records.adapter_folder import RecordedBase
+from pytest_mistral_lora.records.hashing import (
+    ADAPTER_TENSORS,
+    base_weights_sha256,
+    read_tensors,
+    sha256_files,
+    sha256_tensors,
+)
 from pytest_mistral_lora.records.manifest import MANIFEST, load
-from pytest_mistral_lora.records.verify.dataset import held_files, training_files
-from pytest_mistral_lora.records.verify.facts import Fact, State
+from pytest_mistral_lora.records.verify.field_checks import held_files, training_files
+from pytest_mistral_lora.records.verify.recompute import Fact, State
 from pytest_mistral_lora.training.arguments import Progress
-from pytest_mistral_lora.training.facts import environment
 from pytest_mistral_lora.training.recipe import Recipe, parse_recipe
 from pytest_mistral_lora.training.run import train
+from pytest_mistral_lora.training.run_metadata import environment
 
 TOLERANCES = {"fp32": 0.1, "bf16": 0.5, "fp16": 0.5}
 """How far another machine or other libraries may lead, by precision, as a share of the way that the adapter went.

@@ -8,25 +8,28 @@ from typing import Any
 
 from accelerate.utils import gather_object
 
-from pytest_mistral_lora.checkpoint.base import load_base, load_nf4
+from pytest_mistral_lora.checkpoint.base_model import load_base, load_nf4
 from pytest_mistral_lora.errors import NonFiniteError, StoppedError
 from pytest_mistral_lora.training.adapter import adapter_tensors, attach_adapter
-from pytest_mistral_lora.training.answers.watching import GENERATIONS, Watching
-from pytest_mistral_lora.training.arguments import Progress
+from pytest_mistral_lora.training.arguments import Progress, loggers
 from pytest_mistral_lora.training.devices import device_of, precision_of
-from pytest_mistral_lora.training.finish import finish
-from pytest_mistral_lora.training.kernels import apply_kernels
-from pytest_mistral_lora.training.loggers import loggers
-from pytest_mistral_lora.training.loop import evaluated, follow, make_trainer
-from pytest_mistral_lora.training.preparation import Preparation, prepare
+from pytest_mistral_lora.training.failure import StopAtRequest, StopRequest, leave_failure
+from pytest_mistral_lora.training.finish import RunResult, finish
+from pytest_mistral_lora.training.generate.callback import GENERATIONS, Watching
+from pytest_mistral_lora.training.loop import apply_kernels, evaluated, follow, make_trainer
+from pytest_mistral_lora.training.prepare import Preparation, prepare
 from pytest_mistral_lora.training.recipe import Recipe
-from pytest_mistral_lora.training.recovery.bad_rows import BAD_ROWS, with_rows, write_rows
-from pytest_mistral_lora.training.recovery.checkpoints import KeepWhole, SaveByTime
-from pytest_mistral_lora.training.recovery.failure import leave_failure
-from pytest_mistral_lora.training.recovery.signals import StopAtRequest, StopRequest
-from pytest_mistral_lora.training.recovery.work import OtherRunError, WorkFolder, work_folder_of
-from pytest_mistral_lora.training.result import RunResult
 from pytest_mistral_lora.training.step.trainer import LoraTrainer
+from pytest_mistral_lora.training.work_folder import (
+    BAD_ROWS,
+    KeepWhole,
+    OtherRunError,
+    SaveByTime,
+    WorkFolder,
+    with_rows,
+    work_folder_of,
+    write_rows,
+)
 
 
 def train(

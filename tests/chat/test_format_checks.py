@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from pytest_mistral_lora.chat.format_checks import (
+from pytest_mistral_lora.chat.completions import (
     KINDS,
     Answer,
     FormatCheck,
@@ -17,7 +17,7 @@ from pytest_mistral_lora.chat.format_checks import (
     schema_violation,
     verdicts,
 )
-from pytest_mistral_lora.chat.oracle import Oracle
+from pytest_mistral_lora.chat.oracle.mistral_common import Oracle
 from pytest_mistral_lora.errors import InputError
 
 SCHEMA = {"type": "object", "required": ["city"], "properties": {"city": {"type": "string"}}}

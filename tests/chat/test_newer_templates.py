@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings
 
-from pytest_mistral_lora.chat.compare import compare
-from pytest_mistral_lora.chat.oracle import Oracle
-from pytest_mistral_lora.chat.template import ChatTemplate
+from pytest_mistral_lora.chat.oracle.mistral_common import Oracle
+from pytest_mistral_lora.chat.templates.compare import compare
+from pytest_mistral_lora.chat.templates.render import ChatTemplate
 from pytest_mistral_lora.checkpoint.tokenizers import convert
 from pytest_mistral_lora.records.goldens import packaged_cases
 from pytest_mistral_lora.strategies import tool_rows

@@ -6,9 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_mistral_lora.chat.encoded import IGNORE_INDEX, EncodedRow
-from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
-from pytest_mistral_lora.chat.policy import DROPPED, Kept, Policy, Truncation, Unsupervised
+from pytest_mistral_lora.chat.encoded import DROPPED, IGNORE_INDEX, EncodedRow, Kept, Policy, Truncation, Unsupervised
+from pytest_mistral_lora.chat.oracle.mistral_common import Oracle, shipped_tokenizer
 from pytest_mistral_lora.chat.rows import Row, parse_row
 from pytest_mistral_lora.strategies import rows
 

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_mistral_lora.chat.oracle import Oracle
-from pytest_mistral_lora.chat.tool_calls import Call, MalformedCallError, call_violation, read_calls
+from pytest_mistral_lora.chat.completions import Call, MalformedCallError, call_violation, read_calls
+from pytest_mistral_lora.chat.oracle.mistral_common import Oracle
 
 TOOLS = [
     {"type": "function", "function": {"name": name, "description": "", "parameters": {"type": "object"}}}

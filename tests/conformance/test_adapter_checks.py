@@ -20,7 +20,7 @@ from pytest_mistral_lora.assertions import assert_adapter_sound
 from pytest_mistral_lora.conformance.adapter.checks import cases
 from pytest_mistral_lora.conformance.adapter.config import matches
 from pytest_mistral_lora.conformance.adapter.files import read_header
-from pytest_mistral_lora.conformance.findings import Result
+from pytest_mistral_lora.conformance.finding import Result
 from pytest_mistral_lora.errors import InputError, PinError
 
 COMMIT = "e0bc86c23ce5aae1db576c8cca6f06f1f73af2db"

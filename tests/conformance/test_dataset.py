@@ -12,13 +12,13 @@ import yaml
 from dataset_recipes import Target, make_target, said, v3, write_rows
 
 from pytest_mistral_lora.chat.rows import parse_row, read_rows
-from pytest_mistral_lora.checkpoint.backends import Encoder
+from pytest_mistral_lora.checkpoint.encoder import Encoder
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.conformance.checks import Settings
 from pytest_mistral_lora.conformance.dataset.checks import CASES, check_dataset, checks, dataset_results
-from pytest_mistral_lora.conformance.dataset.laws import law_findings
+from pytest_mistral_lora.conformance.dataset.row_findings import law_findings
 from pytest_mistral_lora.conformance.dataset.tally import SHOWN
-from pytest_mistral_lora.conformance.findings import Finding, Result
+from pytest_mistral_lora.conformance.finding import Finding, Result
 from pytest_mistral_lora.errors import NoOracleError, PinError, RowsError
 
 SOUND = [
@@ -278,8 +278,8 @@ def test_a_base_that_is_not_there_is_one_finding_of_every_check(tmp_path: Path) 
 
 
 def test_a_real_base_serves(tmp_path: Path) -> None:
-    from pytest_mistral_lora.checkpoint.tiny import write_tiny_base
-    from pytest_mistral_lora.records.identity import base_weights_sha256
+    from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
+    from pytest_mistral_lora.records.hashing import base_weights_sha256
 
     base = write_tiny_base(tmp_path / "base", v3().oracle.path)
     pinned = {"path": "base", "weights_sha256": base_weights_sha256(base)}

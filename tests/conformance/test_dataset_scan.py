@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 from dataset_recipes import make_target, said, v3, write_rows
 
-from pytest_mistral_lora.chat import chunks, pool
-from pytest_mistral_lora.chat.chunks import CHUNK_LINES, Chunk, DataFile
-from pytest_mistral_lora.chat.policy import Policy
+from pytest_mistral_lora.chat.encoded import Policy
+from pytest_mistral_lora.chat.reading import chunks
+from pytest_mistral_lora.chat.reading import chunks as pool
+from pytest_mistral_lora.chat.reading.chunks import CHUNK_LINES, Chunk, DataFile
 from pytest_mistral_lora.conformance.dataset.checks import dataset_results
+from pytest_mistral_lora.conformance.dataset.report import scan
 from pytest_mistral_lora.conformance.dataset.rows import Plan
-from pytest_mistral_lora.conformance.dataset.scan import scan
 from pytest_mistral_lora.conformance.dataset.tally import percentile
 from pytest_mistral_lora.errors import InputError
 
@@ -102,9 +103,9 @@ def test_a_script_without_a_guard_is_told_what_to_do(tmp_path: Path) -> None:
     script.write_text(
         "from pathlib import Path\n"
         "from pytest_mistral_lora.conformance.dataset.rows import Plan\n"
-        "from pytest_mistral_lora.chat.chunks import DataFile\n"
-        "from pytest_mistral_lora.chat.policy import Policy\n"
-        "from pytest_mistral_lora.conformance.dataset.scan import scan\n"
+        "from pytest_mistral_lora.chat.reading.chunks import DataFile\n"
+        "from pytest_mistral_lora.chat.encoded import Policy\n"
+        "from pytest_mistral_lora.conformance.dataset.report import scan\n"
         f"plan = Plan(Path({str(v3().path)!r}), 'mistral-common', Policy(4096), 0.0, False)\n"
         f"scan(plan, [DataFile(Path({str(target.recipe.data.train[0])!r}), False)], processes=2)\n"
     )

@@ -10,13 +10,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pytest_mistral_lora.chat.encoded import IGNORE_INDEX
-from pytest_mistral_lora.chat.oracle import Oracle
+from pytest_mistral_lora.chat.oracle.mistral_common import Oracle
 from pytest_mistral_lora.chat.rows import parse_row
-from pytest_mistral_lora.conformance.encoded.fault_classes import CLASSES
 from pytest_mistral_lora.conformance.encoded.line_faults import LineJudge
 from pytest_mistral_lora.conformance.encoded.lines import EncodedLine
+from pytest_mistral_lora.conformance.encoded.parts import CLASSES
 from pytest_mistral_lora.conformance.encoded.verdicts import row_findings
-from pytest_mistral_lora.conformance.rules import RULES
+from pytest_mistral_lora.conformance.finding import RULES
 from pytest_mistral_lora.strategies import rows, tool_rows
 
 TOKENIZERS = ("spm-v1", "spm-v2", "spm-v3", "spm-v7", "tekken-240718")

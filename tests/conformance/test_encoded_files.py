@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from pytest_mistral_lora.chat.jsonl import MAX_LINE_BYTES
-from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
+from pytest_mistral_lora.chat.oracle.mistral_common import Oracle, shipped_tokenizer
+from pytest_mistral_lora.chat.reading.jsonl import MAX_LINE_BYTES
 from pytest_mistral_lora.conformance.checks import Settings
 from pytest_mistral_lora.conformance.encoded.audit import MOST_ERRORS, Audit
 from pytest_mistral_lora.conformance.encoded.checks import CASES, KEPT, Report, checks
-from pytest_mistral_lora.conformance.findings import Finding
+from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.conformance.targets import EncodedTarget, Target
 from pytest_mistral_lora.errors import InputError, RowsError
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from pytest_mistral_lora.chat.oracle import SHIPPED, Oracle, shipped_tokenizer
-from pytest_mistral_lora.chat.template import ChatTemplate
+from pytest_mistral_lora.chat.oracle.mistral_common import SHIPPED, Oracle, shipped_tokenizer
+from pytest_mistral_lora.chat.templates.render import ChatTemplate
 from pytest_mistral_lora.conformance.mask.laws import spoken_text_violation
 from pytest_mistral_lora.conformance.targets import EMBEDDED, Target
-from pytest_mistral_lora.conformance.template.checks import judge
+from pytest_mistral_lora.conformance.template import judge
 from pytest_mistral_lora.records.goldens import golden_paths, goldens_folder, load
 
 

@@ -11,11 +11,10 @@ from peft import LoraConfig, get_peft_model
 from transformers import MistralConfig, MistralForCausalLM
 
 from pytest_mistral_lora.conformance.checks import Settings
-from pytest_mistral_lora.conformance.findings import Result
-from pytest_mistral_lora.conformance.manifest.checks import checks
+from pytest_mistral_lora.conformance.finding import Result
+from pytest_mistral_lora.conformance.manifest import checks
 from pytest_mistral_lora.conformance.targets import AdapterTarget
-from pytest_mistral_lora.records.hashing import sha256_file
-from pytest_mistral_lora.records.identity import base_weights_sha256
+from pytest_mistral_lora.records.hashing import base_weights_sha256, sha256_file
 from pytest_mistral_lora.training.adapter import peft_quiet
 
 CASES = ["schema", "facts", "base", "dataset", "declared", "files-listed"]

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from pytest_mistral_lora.chat.encoded import EncodedRow
-from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
+from pytest_mistral_lora.chat.oracle.mistral_common import Oracle, shipped_tokenizer
 from pytest_mistral_lora.chat.rows import Row, parse_row, read_rows
-from pytest_mistral_lora.chat.template import ChatTemplate
+from pytest_mistral_lora.chat.templates.render import ChatTemplate
 from pytest_mistral_lora.conformance.checks import Settings
 from pytest_mistral_lora.conformance.mask.checks import checks
 from pytest_mistral_lora.conformance.targets import Target

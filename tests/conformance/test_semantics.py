@@ -9,19 +9,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
-from pytest_mistral_lora.checkpoint.base import load_base
-from pytest_mistral_lora.checkpoint.tiny import write_tiny_base
+from pytest_mistral_lora.chat.oracle.mistral_common import Oracle, shipped_tokenizer
+from pytest_mistral_lora.checkpoint.base_model import load_base
+from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
 from pytest_mistral_lora.conformance.checks import Settings
-from pytest_mistral_lora.conformance.rules import RULES
+from pytest_mistral_lora.conformance.finding import RULES
 from pytest_mistral_lora.conformance.targets import Target
 from pytest_mistral_lora.conformance.train import tiny_run as module
-from pytest_mistral_lora.conformance.train.bed import Bed, watched
 from pytest_mistral_lora.conformance.train.checks import checks
-from pytest_mistral_lora.conformance.train.law import Law, take
-from pytest_mistral_lora.conformance.train.reference import adapted_weights, reference
-from pytest_mistral_lora.conformance.train.semantics import LAWS
-from pytest_mistral_lora.conformance.train.step_laws import compared, differences
+from pytest_mistral_lora.conformance.train.harness import Bed, Law, take, watched
+from pytest_mistral_lora.conformance.train.laws import LAWS
+from pytest_mistral_lora.conformance.train.step_laws import adapted_weights, compared, differences, reference
 from pytest_mistral_lora.conformance.train.tiny_run import attempt, tiny_run
 from pytest_mistral_lora.errors import MistralLoraError, TrainingError
 from pytest_mistral_lora.records.goldens import goldens_folder
@@ -158,7 +156,7 @@ def test_a_run_that_fails_is_one_finding_and_the_laws_are_judged_all_the_same(
 
 
 def test_a_run_that_was_killed_half_way_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pytest_mistral_lora.conformance.train import semantics
+    from pytest_mistral_lora.conformance.train import laws as semantics
 
     oracle = Oracle(shipped_tokenizer("spm-v3"))
     folder = tmp_path / f"train-{oracle.sha256[:12]}-cpu"

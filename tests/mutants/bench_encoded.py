@@ -11,10 +11,10 @@ from typing import Any
 
 from gallery import Artifact, mutant
 
-from pytest_mistral_lora.chat.oracle import Oracle
+from pytest_mistral_lora.chat.oracle.mistral_common import Oracle
 from pytest_mistral_lora.conformance.checks import Settings
 from pytest_mistral_lora.conformance.encoded.checks import checks
-from pytest_mistral_lora.conformance.findings import Finding
+from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.conformance.targets import EncodedTarget, Target
 
 Data = dict[str, Any]

@@ -15,8 +15,8 @@ from gallery import Artifact, mutant
 from safetensors.torch import load_file, save_file
 from trained import WEIGHTS, copied, replace_weights, trained
 
-from pytest_mistral_lora.conformance.collection import collect
-from pytest_mistral_lora.conformance.findings import Finding
+from pytest_mistral_lora.conformance.collect import collect
+from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.conformance.targets import AdapterTarget
 from pytest_mistral_lora.records.files import write_json
 from pytest_mistral_lora.records.hashing import sha256_file, sha256_tensors
@@ -324,7 +324,7 @@ def tokenizer_of_the_base_exchanged(artifact: Artifact) -> None:
 
 
 def _other_tokenizer() -> Path:
-    from pytest_mistral_lora.chat.oracle import shipped_tokenizer
+    from pytest_mistral_lora.chat.oracle.mistral_common import shipped_tokenizer
 
     return shipped_tokenizer("spm-v1")
 

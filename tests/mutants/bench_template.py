@@ -11,17 +11,17 @@ from typing import Any, ClassVar
 
 from gallery import Artifact, mutant
 
-from pytest_mistral_lora.chat.oracle import shipped_tokenizer
+from pytest_mistral_lora.chat.oracle.mistral_common import shipped_tokenizer
 from pytest_mistral_lora.chat.rows import parse_row
-from pytest_mistral_lora.chat.template import ChatTemplate
+from pytest_mistral_lora.chat.templates.render import ChatTemplate
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
+from pytest_mistral_lora.conformance import template
 from pytest_mistral_lora.conformance.checks import Settings
-from pytest_mistral_lora.conformance.findings import Finding
+from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.conformance.targets import Target
-from pytest_mistral_lora.conformance.template import checks as template
-from pytest_mistral_lora.conformance.template import own_goldens
+from pytest_mistral_lora.conformance.user_goldens import record
+from pytest_mistral_lora.conformance.user_goldens import rendering_checks as rendering_checks
 from pytest_mistral_lora.records.goldens import Case
-from pytest_mistral_lora.records.recording import record
 
 CASES = frozenset(
     (
@@ -76,7 +76,7 @@ class TemplateBench:
         (goldens / "rows-1.json").write_text(golden if isinstance(golden, str) else json.dumps(golden))
         settings = Settings(1, None, "cpu", True, (folder,), False, folder)
         checks = [check for check in template.checks(target, settings) if check.case in CASES]
-        checks += own_goldens.checks(target, settings)
+        checks += rendering_checks(target, settings)
         return [finding for check in checks for finding in check.run().findings]
 
 

@@ -21,10 +21,10 @@ from trained_run import PIECES, SOUND, judged, pristine, run_folder
 from transformers import GenerationConfig, MistralForCausalLM, TrainerCallback, set_seed
 
 from pytest_mistral_lora.chat.encoded import IGNORE_INDEX
-from pytest_mistral_lora.conformance.findings import Finding
+from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.errors import RecipeError
 from pytest_mistral_lora.training.callbacks import StopAtNonFinite
-from pytest_mistral_lora.training.step.step_row import StepRow
+from pytest_mistral_lora.training.step.packing import StepRow
 
 
 class TrainBench:
@@ -617,7 +617,7 @@ def _padded(ids: list[int], length: int, pad: int, left: bool) -> list[int]:
 
 
 def _completion(found: Any, encoder: Any, row: Any, index: int) -> Any:
-    from pytest_mistral_lora.training.answers.smoke import Completion, _last_turn
+    from pytest_mistral_lora.training.generate.generate import Completion, _last_turn
 
     ids = found.tolist()
     ids = tuple(ids[: ids.index(encoder.eos_id) + 1] if encoder.eos_id in ids else ids)

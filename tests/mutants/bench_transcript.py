@@ -17,12 +17,12 @@ from gallery import Artifact, mutant
 from safetensors.torch import load_file, save_file
 from trained import WEIGHTS, copied, replace_weights, trained
 
-from pytest_mistral_lora.chat.format_checks import FormatCheck
+from pytest_mistral_lora.chat.completions import FormatCheck
 from pytest_mistral_lora.chat.rows import read_rows
-from pytest_mistral_lora.conformance.collection import collect
-from pytest_mistral_lora.conformance.findings import Finding
+from pytest_mistral_lora.conformance.collect import collect
+from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.conformance.targets import AdapterTarget
-from pytest_mistral_lora.training.answers.golden import record_rows
+from pytest_mistral_lora.training.generate.compare import record_rows
 
 GOLDEN = "transcripts"
 Data = dict[str, Any]

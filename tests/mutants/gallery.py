@@ -14,7 +14,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol
 
-from pytest_mistral_lora.conformance.findings import Finding
+from pytest_mistral_lora.conformance.finding import Finding
 
 Artifact = dict[str, Any]
 """What a change may touch, by name."""

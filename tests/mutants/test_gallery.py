@@ -10,7 +10,7 @@ import pytest
 from gallery import Mutant, benches, mutants
 from incidents import INCIDENTS
 
-from pytest_mistral_lora.conformance.rules import RULES, Rule
+from pytest_mistral_lora.conformance.finding import RULES, Rule
 
 pytestmark = pytest.mark.gallery
 

@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from pytest_mistral_lora.chat.oracle import shipped_tokenizer
-from pytest_mistral_lora.checkpoint.tiny import write_tiny_base
+from pytest_mistral_lora.chat.oracle.mistral_common import shipped_tokenizer
+from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
 from pytest_mistral_lora.records.goldens import goldens_folder
-from pytest_mistral_lora.records.identity import base_weights_sha256
-from pytest_mistral_lora.training.merge.merging import merge
+from pytest_mistral_lora.records.hashing import base_weights_sha256
+from pytest_mistral_lora.training.merge.merge import merge
 from pytest_mistral_lora.training.recipe import parse_recipe
 from pytest_mistral_lora.training.run import train
 

@@ -15,22 +15,25 @@ from typing import Any
 import pytest
 from trained import copied
 
-from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
+from pytest_mistral_lora.chat.oracle.mistral_common import Oracle, shipped_tokenizer
 from pytest_mistral_lora.chat.rows import read_rows
-from pytest_mistral_lora.checkpoint import base as base_module
+from pytest_mistral_lora.checkpoint import base_model as base_module
 from pytest_mistral_lora.conformance.checks import Settings
-from pytest_mistral_lora.conformance.findings import Finding
+from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.conformance.targets import Target
-from pytest_mistral_lora.conformance.train import model_laws, semantics, tiny_run
-from pytest_mistral_lora.conformance.train.bed import Bed
+from pytest_mistral_lora.conformance.train import laws as semantics
+from pytest_mistral_lora.conformance.train import model_laws, tiny_run
 from pytest_mistral_lora.conformance.train.checks import checks
-from pytest_mistral_lora.conformance.train.law import Figures, take
+from pytest_mistral_lora.conformance.train.harness import Bed, Figures, take
 from pytest_mistral_lora.records.files import write_json
 from pytest_mistral_lora.records.hashing import sha256_file
-from pytest_mistral_lora.training import adapter, loop, preparation, run
-from pytest_mistral_lora.training.answers import smoke, watching
+from pytest_mistral_lora.training import adapter, loop, run
+from pytest_mistral_lora.training import prepare as preparation
+from pytest_mistral_lora.training.generate import callback as watching
+from pytest_mistral_lora.training.generate import generate as smoke
 from pytest_mistral_lora.training.rows import loading
-from pytest_mistral_lora.training.step import passes, trainer
+from pytest_mistral_lora.training.step import forward as passes
+from pytest_mistral_lora.training.step import trainer
 
 TARGET = "spm-v3"
 

@@ -8,7 +8,7 @@ import pytest
 from plugin_rows import ROW, write_rows
 
 from pytest_mistral_lora.conformance.checks import Settings
-from pytest_mistral_lora.conformance.collection import collect
+from pytest_mistral_lora.conformance.collect import collect
 from pytest_mistral_lora.conformance.targets import Target, embedded_targets
 from pytest_mistral_lora.plugin.settings import PluginSettings
 
@@ -20,7 +20,7 @@ def libraries(tmp_path_factory: pytest.TempPathFactory) -> None:
     # pytester forgets what a run in this process has imported, and torch cannot be imported twice
     import torch  # noqa: F401
 
-    from pytest_mistral_lora.report import page, session  # noqa: F401
+    from pytest_mistral_lora.report import session as page  # noqa: F401
 
     folder = tmp_path_factory.mktemp("rows")
     write_rows(folder / "rows.jsonl", [ROW])

@@ -10,18 +10,18 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pytest_mistral_lora.chat.oracle import shipped_tokenizer
-from pytest_mistral_lora.checkpoint.tiny import write_tiny_base
+from pytest_mistral_lora.chat.oracle.mistral_common import shipped_tokenizer
+from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.records.goldens import packaged_cases
-from pytest_mistral_lora.records.identity import base_weights_sha256
+from pytest_mistral_lora.records.hashing import base_weights_sha256
 
 Run = Callable[..., pytest.RunResult]
 
 RUNNER = """\
 import argparse, json, sys
 from pathlib import Path
-from pytest_mistral_lora.chat.oracle import Oracle
+from pytest_mistral_lora.chat.oracle.mistral_common import Oracle
 
 parser = argparse.ArgumentParser()
 for name in ("rows", "checkpoint", "config", "output"):

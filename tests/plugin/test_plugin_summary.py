@@ -12,10 +12,9 @@ import pytest
 from plugin_rows import ROW, write_rows
 
 from pytest_mistral_lora import __version__
-from pytest_mistral_lora.chat.oracle import shipped_tokenizer
-from pytest_mistral_lora.conformance.findings import Finding
-from pytest_mistral_lora.report.page import page
-from pytest_mistral_lora.report.session import report_data
+from pytest_mistral_lora.chat.oracle.mistral_common import shipped_tokenizer
+from pytest_mistral_lora.conformance.finding import Finding
+from pytest_mistral_lora.report.session import page, report_data
 
 Run = Callable[..., pytest.RunResult]
 OwnRows = Callable[..., Path]

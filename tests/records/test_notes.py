@@ -10,11 +10,10 @@ from hypothesis import strategies as st
 from manifests import FOUR_KEYS, adapter, merged
 
 from pytest_mistral_lora.errors import InputError
-from pytest_mistral_lora.records.card import card_text
+from pytest_mistral_lora.records.decision_note import own_part, with_own_part
 from pytest_mistral_lora.records.files import listing, write_json
 from pytest_mistral_lora.records.manifest import build
-from pytest_mistral_lora.records.notes import NOTES, note_bytes, note_texts, write_notes
-from pytest_mistral_lora.records.own_part import own_part, with_own_part
+from pytest_mistral_lora.records.notes import NOTES, card_text, note_bytes, note_texts, write_notes
 
 
 def front_matter(text: str) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import pytest
 from jsonschema import Draft202012Validator
 from sample_transcripts import ROW, transcript
 
-from pytest_mistral_lora.chat.format_checks import KINDS
+from pytest_mistral_lora.chat.completions import KINDS
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.records.transcripts import load, load_folder, schema, violations
 

@@ -10,8 +10,7 @@ import pytest
 
 from pytest_mistral_lora.cli import main
 from pytest_mistral_lora.errors import RunnerError
-from pytest_mistral_lora.runners.environments import Environment, interpreter
-from pytest_mistral_lora.runners.runner import RUNNERS, Runner
+from pytest_mistral_lora.runners.runner import RUNNERS, Environment, Runner, interpreter
 
 HERE = Path(sys.executable)
 

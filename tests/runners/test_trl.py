@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
+from pytest_mistral_lora.chat.oracle.mistral_common import Oracle, shipped_tokenizer
 from pytest_mistral_lora.chat.rows import Row, parse_row
 from pytest_mistral_lora.cli import main
 from pytest_mistral_lora.errors import RunnerError

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from pytest_mistral_lora.checkpoint.base import load_base
+from pytest_mistral_lora.checkpoint.base_model import load_base
 from pytest_mistral_lora.errors import PinError, RecipeError, TrainingError
 from pytest_mistral_lora.training.adapter import adapted_layers, adapter_tensors, attach_adapter, expected_names
 from pytest_mistral_lora.training.recipe import PROJECTIONS, Lora

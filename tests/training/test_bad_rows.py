@@ -13,17 +13,17 @@ from safetensors.torch import load_file, save_file
 from test_loop import trainer_of
 from tiny_runs import CONVERSATIONS, MakeRecipe
 
-from pytest_mistral_lora.checkpoint.backends import Encoder
+from pytest_mistral_lora.checkpoint.encoder import Encoder
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.errors import NonFiniteError
-from pytest_mistral_lora.records.identity import base_weights_sha256
+from pytest_mistral_lora.records.hashing import base_weights_sha256
+from pytest_mistral_lora.training import callbacks as gradients
 from pytest_mistral_lora.training.recipe import Recipe
-from pytest_mistral_lora.training.recovery.bad_rows import BAD_ROWS
 from pytest_mistral_lora.training.rows.loading import load_data
 from pytest_mistral_lora.training.run import train, work_folder
-from pytest_mistral_lora.training.step import gradients
 from pytest_mistral_lora.training.step import trainer as trainer_module
-from pytest_mistral_lora.training.step.passes import collate
+from pytest_mistral_lora.training.step.forward import collate
+from pytest_mistral_lora.training.work_folder import BAD_ROWS
 
 BAD = 3
 """The row that has a token whose embedding is broken."""

@@ -14,12 +14,11 @@ import pyarrow as pa
 import pytest
 from many_rows import encoder_of, numbered, recipe_of, said, write_lines
 
-from pytest_mistral_lora.chat import chunks
-from pytest_mistral_lora.chat.chunks import CHUNK_LINES, DataFile
-from pytest_mistral_lora.chat.encoded import EncodedRow
-from pytest_mistral_lora.chat.policy import Policy
+from pytest_mistral_lora.chat.encoded import EncodedRow, Policy
+from pytest_mistral_lora.chat.reading import chunks
+from pytest_mistral_lora.chat.reading.chunks import CHUNK_LINES, DataFile
 from pytest_mistral_lora.chat.rows import Row
-from pytest_mistral_lora.checkpoint.backends import Encoder
+from pytest_mistral_lora.checkpoint.encoder import Encoder
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.errors import InputError, RowsError
 from pytest_mistral_lora.training.rows import cache

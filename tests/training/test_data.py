@@ -13,12 +13,11 @@ from many_rows import encoder_of, numbered, recipe_of, said, write_lines
 from tiny_runs import MakeRecipe
 
 from pytest_mistral_lora.chat.rows import Row
-from pytest_mistral_lora.checkpoint.backends import Encoder
+from pytest_mistral_lora.checkpoint.encoder import Encoder
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.errors import InputError, RowsError
-from pytest_mistral_lora.records.figures import SHOWN
-from pytest_mistral_lora.records.hashing import sha256_file
-from pytest_mistral_lora.records.identity import is_held_out
+from pytest_mistral_lora.records.data_stats import SHOWN
+from pytest_mistral_lora.records.hashing import is_held_out, sha256_file
 from pytest_mistral_lora.training.rows.loading import RowDataset, RunData, Split, load_data
 
 

@@ -11,7 +11,7 @@ import pytest
 from tiny_runs import CONVERSATIONS, recipe_data, write_rows
 
 from pytest_mistral_lora.cli import main
-from pytest_mistral_lora.records.diff import diff
+from pytest_mistral_lora.records.compare_runs import diff
 from pytest_mistral_lora.training.recipe import parse_recipe
 from pytest_mistral_lora.training.run import train
 

@@ -11,11 +11,11 @@ import torch
 from peft.tuners import lora
 from transformers.models.mistral.modeling_mistral import MistralMLP
 
-from pytest_mistral_lora.checkpoint.base import load_base
+from pytest_mistral_lora.checkpoint.base_model import load_base
 from pytest_mistral_lora.training.adapter import adapted_layers, adapter_tensors, attach_adapter
 from pytest_mistral_lora.training.recipe import Lora
-from pytest_mistral_lora.training.step import frozen
-from pytest_mistral_lora.training.step.frozen import use_frozen_layers
+from pytest_mistral_lora.training.step import kernels_cpu as frozen
+from pytest_mistral_lora.training.step.kernels_cpu import use_frozen_layers
 
 IDS = torch.arange(5, 45)[None]
 

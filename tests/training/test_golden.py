@@ -19,15 +19,15 @@ from tiny_runs import CONVERSATIONS, recipe_data, write_rows
 from transformers import MistralForCausalLM
 
 from pytest_mistral_lora.assertions import assert_transcript_matches
-from pytest_mistral_lora.chat.oracle import shipped_tokenizer
-from pytest_mistral_lora.checkpoint.tiny import write_tiny_base
+from pytest_mistral_lora.chat.oracle.mistral_common import shipped_tokenizer
+from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
 from pytest_mistral_lora.cli import main
-from pytest_mistral_lora.conformance.run import check
+from pytest_mistral_lora.conformance.collect import check
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.records.transcripts import TRANSCRIPTS, Transcript, load, load_folder
-from pytest_mistral_lora.training.answers.golden import compare
-from pytest_mistral_lora.training.answers.judging import TOLERANCES, judge
-from pytest_mistral_lora.training.answers.transcripts import next_token_logprobs
+from pytest_mistral_lora.training.generate.compare import compare
+from pytest_mistral_lora.training.generate.judge import TOLERANCES, judge
+from pytest_mistral_lora.training.generate.record import next_token_logprobs
 from pytest_mistral_lora.training.recipe import parse_recipe
 from pytest_mistral_lora.training.run import RunResult, train
 

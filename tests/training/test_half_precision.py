@@ -9,7 +9,7 @@ import pytest
 import torch
 from tiny_runs import recipe_data, write_rows
 
-from pytest_mistral_lora.checkpoint.base import load_base
+from pytest_mistral_lora.checkpoint.base_model import load_base
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.errors import TrainingError
 from pytest_mistral_lora.training.adapter import adapted_layers, adapter_tensors, attach_adapter
@@ -18,7 +18,7 @@ from pytest_mistral_lora.training.recipe import Recipe, parse_recipe
 from pytest_mistral_lora.training.rows.loading import load_data
 from pytest_mistral_lora.training.run import train
 from pytest_mistral_lora.training.step import attention
-from pytest_mistral_lora.training.step.passes import collate, step_rows, supervised_losses
+from pytest_mistral_lora.training.step.forward import collate, step_rows, supervised_losses
 
 NO_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device here")
 CUDA = pytest.param("cuda", marks=[pytest.mark.mistral_gpu, NO_CUDA])
@@ -30,7 +30,7 @@ def recipe_on(device: str, base: Path, tmp_path: Path, **training: Any) -> Recip
 
 
 def trainer_of(recipe: Recipe, base: Path, tmp_path: Path, change: Any) -> Any:
-    from pytest_mistral_lora.checkpoint.backends import Encoder
+    from pytest_mistral_lora.checkpoint.encoder import Encoder
 
     data = load_data(recipe, Encoder("mistral-common", CheckpointTokenizer(base)))
     layers = adapted_layers(base, recipe.lora.target_modules)

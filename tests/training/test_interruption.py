@@ -17,9 +17,8 @@ import pytest
 from tiny_runs import recipe_data, write_rows
 
 from pytest_mistral_lora.errors import Terminated
-from pytest_mistral_lora.training.recovery.checkpoints import checkpoints, fault_of, step_of
-from pytest_mistral_lora.training.recovery.failure import describe
-from pytest_mistral_lora.training.recovery.signals import StopAtRequest, StopRequest, stop_on_signals
+from pytest_mistral_lora.training.failure import StopAtRequest, StopRequest, describe, stop_on_signals
+from pytest_mistral_lora.training.work_folder import checkpoints, fault_of, step_of
 
 ENDLESS = {"steps": 1_000_000, "batch_size": 2, "logging_steps": 1_000_000, "checkpoint_steps": 1_000_000}
 

@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny_runs import MakeRecipe
 
-from pytest_mistral_lora.checkpoint.backends import Encoder
-from pytest_mistral_lora.checkpoint.base import load_base
+from pytest_mistral_lora.checkpoint.base_model import load_base
+from pytest_mistral_lora.checkpoint.encoder import Encoder
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.errors import TrainingError
 from pytest_mistral_lora.training.adapter import adapted_layers, attach_adapter
@@ -17,8 +17,8 @@ from pytest_mistral_lora.training.loop import make_trainer
 from pytest_mistral_lora.training.recipe import Recipe
 from pytest_mistral_lora.training.rows.loading import load_data
 from pytest_mistral_lora.training.run import train, work_folder
-from pytest_mistral_lora.training.step.passes import collate, step_rows, supervised_losses
-from pytest_mistral_lora.training.step.step_row import StepRow
+from pytest_mistral_lora.training.step.forward import collate, step_rows, supervised_losses
+from pytest_mistral_lora.training.step.packing import StepRow
 from pytest_mistral_lora.training.step.trainer import LoraTrainer
 
 

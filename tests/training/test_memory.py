@@ -14,7 +14,7 @@ import torch
 from test_loop import trainer_of
 from tiny_runs import MakeRecipe, recipe_data, write_rows
 
-from pytest_mistral_lora.checkpoint.base import load_base
+from pytest_mistral_lora.checkpoint.base_model import load_base
 from pytest_mistral_lora.errors import MemoryShortageError
 from pytest_mistral_lora.training.adapter import adapted_layers, adapter_tensors, attach_adapter
 from pytest_mistral_lora.training.recipe import Lora

@@ -17,19 +17,18 @@ from tiny_runs import CONVERSATIONS, recipe_data, write_rows
 from transformers import AutoModelForCausalLM
 
 from pytest_mistral_lora import cli
-from pytest_mistral_lora.checkpoint.base import load_base
-from pytest_mistral_lora.conformance.run import check
+from pytest_mistral_lora.checkpoint.base_model import load_base
+from pytest_mistral_lora.conformance.collect import check
 from pytest_mistral_lora.errors import InputError, MergeError
 from pytest_mistral_lora.records.files import listing
-from pytest_mistral_lora.records.hashing import sha256_file
-from pytest_mistral_lora.records.identity import base_weights_sha256
+from pytest_mistral_lora.records.hashing import base_weights_sha256, sha256_file
 from pytest_mistral_lora.records.manifest import load
 from pytest_mistral_lora.records.transcripts import TRANSCRIPTS, load_folder
-from pytest_mistral_lora.records.verify import verify
+from pytest_mistral_lora.records.verify.verify import verify
 from pytest_mistral_lora.training.adapter import base_tensors, peft_quiet
-from pytest_mistral_lora.training.answers.golden import compare
-from pytest_mistral_lora.training.merge import proof
-from pytest_mistral_lora.training.merge.merging import Merged, merge
+from pytest_mistral_lora.training.generate.compare import compare
+from pytest_mistral_lora.training.merge import prove as proof
+from pytest_mistral_lora.training.merge.merge import Merged, merge
 from pytest_mistral_lora.training.recipe import parse_recipe
 from pytest_mistral_lora.training.run import RunResult, train
 
@@ -261,7 +260,7 @@ def test_the_base_in_the_wrong_dtype_or_scale_fails_the_proof(
     run: RunResult, one: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["merge", str(run.output), str(tmp_path / "out"), "--base", str(run.base_folder), "--golden", str(one)]
-    monkeypatch.setattr("pytest_mistral_lora.training.merge.merging.plan", lambda *given: {})
+    monkeypatch.setattr("pytest_mistral_lora.training.merge.merge.plan", lambda *given: {})
     assert cli.main(words) == 1
     said = capsys.readouterr().err
     assert "from those of base and adapter; expected at most 0.01, which rounding to float32 explains" in said
@@ -287,9 +286,9 @@ def test_a_near_tie_is_recorded_and_said(
     run: RunResult, one: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A tie that falls otherwise cannot be made at will: every difference is taken for one."""
-    monkeypatch.setattr("pytest_mistral_lora.training.merge.merging.plan", lambda *given: {})
+    monkeypatch.setattr("pytest_mistral_lora.training.merge.merge.plan", lambda *given: {})
     monkeypatch.setattr(proof, "FARTHEST", {"float32": 1e9})
-    monkeypatch.setattr("pytest_mistral_lora.training.answers.judging._tier", lambda *given: "equivalent")
+    monkeypatch.setattr("pytest_mistral_lora.training.generate.judge._tier", lambda *given: "equivalent")
     done = merge(run.output, tmp_path / "out", run.base_folder, golden=one)
     assert (done.manifest["parent"]["greedy_equal"], done.manifest["parent"]["near_ties"]) == (False, 1)
     assert done.notes == ("1 of 1 answers differ, from a token on that base and adapter hardly prefer.",)

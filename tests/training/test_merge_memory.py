@@ -21,11 +21,11 @@ from pathlib import Path
 
 import torch
 
-from pytest_mistral_lora.checkpoint.base import weight_files
+from pytest_mistral_lora.checkpoint.base_model import weight_files
 from pytest_mistral_lora.checkpoint.weights import Weights
-from pytest_mistral_lora.records.identity import ADAPTER_TENSORS
+from pytest_mistral_lora.records.hashing import ADAPTER_TENSORS
 from pytest_mistral_lora.training.merge.plan import plan
-from pytest_mistral_lora.training.merge.stream import write_weights
+from pytest_mistral_lora.training.merge.plan import write_weights
 
 torch.set_num_threads(1)
 base, adapter, output = map(Path, sys.argv[1:4])

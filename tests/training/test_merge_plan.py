@@ -13,16 +13,15 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import MistralConfig, MistralForCausalLM
 
-from pytest_mistral_lora.checkpoint.base import load_base, weight_files
+from pytest_mistral_lora.checkpoint.base_model import load_base, weight_files
 from pytest_mistral_lora.checkpoint.weights import DTYPES, Weights, write_safetensors
 from pytest_mistral_lora.errors import InputError, MergeError
-from pytest_mistral_lora.records.identity import ADAPTER_TENSORS
+from pytest_mistral_lora.records.hashing import ADAPTER_TENSORS
 from pytest_mistral_lora.training.adapter import base_tensors, peft_quiet
-from pytest_mistral_lora.training.answers.smoke import load_adapted
-from pytest_mistral_lora.training.merge.arithmetic import float32_sums
-from pytest_mistral_lora.training.merge.plan import plan
+from pytest_mistral_lora.training.generate.generate import load_adapted
+from pytest_mistral_lora.training.merge.plan import INDEX, plan, write_weights
+from pytest_mistral_lora.training.merge.prove import float32_sums
 from pytest_mistral_lora.training.merge.source import merge_dtype, require_full_weights
-from pytest_mistral_lora.training.merge.stream import INDEX, write_weights
 
 ATTENTION = ["q_proj", "v_proj"]
 

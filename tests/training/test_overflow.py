@@ -11,16 +11,16 @@ import pytest
 import torch
 from tiny_runs import recipe_data, write_rows
 
-from pytest_mistral_lora.checkpoint.backends import Encoder
-from pytest_mistral_lora.checkpoint.base import load_base
+from pytest_mistral_lora.checkpoint.base_model import load_base
+from pytest_mistral_lora.checkpoint.encoder import Encoder
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.errors import TrainingError
 from pytest_mistral_lora.training.adapter import adapted_layers, attach_adapter
 from pytest_mistral_lora.training.callbacks import skipped_steps
-from pytest_mistral_lora.training.facts import training_facts
 from pytest_mistral_lora.training.loop import make_trainer
 from pytest_mistral_lora.training.recipe import Recipe, parse_recipe
 from pytest_mistral_lora.training.rows.loading import load_data
+from pytest_mistral_lora.training.run_metadata import training_facts
 
 Trainer = Any
 MakeTrainer = Callable[..., Trainer]

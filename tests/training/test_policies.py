@@ -11,8 +11,8 @@ from declared import declare
 from many_rows import said, write_lines
 from tiny_runs import recipe_data
 
-from pytest_mistral_lora.records.decision import DECISION
-from pytest_mistral_lora.records.verify import verify
+from pytest_mistral_lora.records.decision_note import DECISION
+from pytest_mistral_lora.records.verify.verify import verify
 from pytest_mistral_lora.training.recipe import parse_recipe
 from pytest_mistral_lora.training.run import RunResult, train
 

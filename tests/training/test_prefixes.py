@@ -13,10 +13,10 @@ from test_loop import first_gradients, relative_error, trainer_of
 from tiny_runs import MakeRecipe, write_rows
 
 from pytest_mistral_lora.errors import RecipeError
-from pytest_mistral_lora.training.step import passes, prefixes
-from pytest_mistral_lora.training.step.micro_batches import lay_out, split
-from pytest_mistral_lora.training.step.passes import collate, step_rows, supervised_losses
-from pytest_mistral_lora.training.step.step_row import StepRow
+from pytest_mistral_lora.training.step import forward as passes
+from pytest_mistral_lora.training.step import packing as prefixes
+from pytest_mistral_lora.training.step.forward import collate, step_rows, supervised_losses
+from pytest_mistral_lora.training.step.packing import StepRow, lay_out, split
 
 SYSTEM = "You are a careful assistant who answers in one short sentence and never guesses. " * 3
 ALIKE = [

@@ -12,12 +12,12 @@ import torch
 from tiny_runs import recipe_data, write_rows
 
 from pytest_mistral_lora.chat.rows import read_rows
-from pytest_mistral_lora.checkpoint.base import load_base, load_nf4
+from pytest_mistral_lora.checkpoint.base_model import load_base, load_nf4
 from pytest_mistral_lora.conformance.adapter.checks import adapter_findings
-from pytest_mistral_lora.records.verify import verify
+from pytest_mistral_lora.records.verify.verify import verify
 from pytest_mistral_lora.training.adapter import adapted_layers, attach_adapter
-from pytest_mistral_lora.training.answers.golden import Adapted
-from pytest_mistral_lora.training.answers.smoke import probe, smoke
+from pytest_mistral_lora.training.generate.compare import Adapted
+from pytest_mistral_lora.training.generate.generate import probe, smoke
 from pytest_mistral_lora.training.recipe import PROJECTIONS, Lora, parse_recipe
 from pytest_mistral_lora.training.run import RunResult, train
 

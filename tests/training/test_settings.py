@@ -11,9 +11,9 @@ from tiny_runs import MakeRecipe, recipe_data, write_rows
 
 from pytest_mistral_lora.cli import main
 from pytest_mistral_lora.errors import RowError, RowsError, TrainingError
-from pytest_mistral_lora.records.verify import verify
+from pytest_mistral_lora.records.verify.verify import verify
+from pytest_mistral_lora.training.failure import describe
 from pytest_mistral_lora.training.recipe import parse_recipe
-from pytest_mistral_lora.training.recovery.failure import describe
 from pytest_mistral_lora.training.run import train, work_folder
 
 

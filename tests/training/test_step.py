@@ -15,18 +15,21 @@ from tiny_runs import MakeRecipe
 from torch.nn.functional import pad
 
 from pytest_mistral_lora.chat.encoded import IGNORE_INDEX
-from pytest_mistral_lora.checkpoint.base import load_base
-from pytest_mistral_lora.conformance.train.reference import reference
+from pytest_mistral_lora.checkpoint.base_model import load_base
+from pytest_mistral_lora.conformance.train.step_laws import reference
 from pytest_mistral_lora.errors import NonFiniteError
 from pytest_mistral_lora.training.adapter import adapter_tensors
-from pytest_mistral_lora.training.step import loss as loss_module
+from pytest_mistral_lora.training.step import forward as loss_module
 from pytest_mistral_lora.training.step.attention import IMPLEMENTATION, attend_in_segments, segment_arguments
-from pytest_mistral_lora.training.step.loss import losses_at_head, token_losses
-from pytest_mistral_lora.training.step.micro_batches import lay_out, split
-from pytest_mistral_lora.training.step.order import StepSampler
-from pytest_mistral_lora.training.step.passes import collate, step_rows, supervised_losses
-from pytest_mistral_lora.training.step.segments import Segment
-from pytest_mistral_lora.training.step.step_row import StepRow
+from pytest_mistral_lora.training.step.forward import (
+    collate,
+    losses_at_head,
+    step_rows,
+    supervised_losses,
+    token_losses,
+)
+from pytest_mistral_lora.training.step.packing import Segment, StepRow, lay_out, split
+from pytest_mistral_lora.training.step.sampler import StepSampler
 
 
 def rows_of(trainer: Any) -> list[StepRow]:

@@ -14,12 +14,11 @@ import pytest
 from tiny_runs import write_rows
 
 from pytest_mistral_lora.errors import InputError
+from pytest_mistral_lora.records.decision_note import with_own_part
 from pytest_mistral_lora.records.files import write_json
 from pytest_mistral_lora.records.manifest import MANIFEST, load, sealed
-from pytest_mistral_lora.records.own_part import with_own_part
-from pytest_mistral_lora.records.verify import verify
-from pytest_mistral_lora.records.verify.adapter import adapter_facts
-from pytest_mistral_lora.records.verify.folder import folder_facts
+from pytest_mistral_lora.records.verify.field_checks import adapter_facts
+from pytest_mistral_lora.records.verify.verify import folder_facts, verify
 from pytest_mistral_lora.training.run import RunResult
 
 Path_ = tuple[str | int, ...]

@@ -12,13 +12,13 @@ from safetensors.torch import load_file, save_file
 from tiny_runs import MakeRecipe, recipe_data, write_rows
 
 from pytest_mistral_lora.chat.rows import read_rows
-from pytest_mistral_lora.checkpoint.backends import Encoder
-from pytest_mistral_lora.checkpoint.base import load_base
+from pytest_mistral_lora.checkpoint.base_model import load_base
+from pytest_mistral_lora.checkpoint.encoder import Encoder
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.conformance.adapter.checks import adapter_findings
 from pytest_mistral_lora.errors import RecipeError, TrainingError
 from pytest_mistral_lora.records.files import read_json, write_json
-from pytest_mistral_lora.records.verify import verify
+from pytest_mistral_lora.records.verify.verify import verify
 from pytest_mistral_lora.training.adapter import (
     adapted_layers,
     adapter_tensors,
@@ -27,7 +27,7 @@ from pytest_mistral_lora.training.adapter import (
     expected_names,
     saved_modules,
 )
-from pytest_mistral_lora.training.answers.smoke import smoke
+from pytest_mistral_lora.training.generate.generate import smoke
 from pytest_mistral_lora.training.recipe import PROJECTIONS, Lora, parse_recipe
 from pytest_mistral_lora.training.rows.loading import RowDataset, load_data
 from pytest_mistral_lora.training.run import RunResult, train

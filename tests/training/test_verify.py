@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from tiny_runs import CONVERSATIONS, write_rows
 
-from pytest_mistral_lora.records.decision import DECISION
+from pytest_mistral_lora.records.decision_note import DECISION
 from pytest_mistral_lora.records.manifest import load
-from pytest_mistral_lora.records.verify import Fact, verify
+from pytest_mistral_lora.records.verify.verify import Fact, verify
 from pytest_mistral_lora.training.run import RunResult
 
 

@@ -16,9 +16,9 @@ from tiny_runs import CONVERSATIONS, MakeRecipe, recipe_data, write_rows
 
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.errors import RecipeError
-from pytest_mistral_lora.training.answers import watching
+from pytest_mistral_lora.training.arguments import loggers
 from pytest_mistral_lora.training.callbacks import StopAtNonFinite
-from pytest_mistral_lora.training.loggers import loggers
+from pytest_mistral_lora.training.generate import callback as watching
 from pytest_mistral_lora.training.recipe import parse_recipe
 from pytest_mistral_lora.training.run import RunResult, train, work_folder
 
@@ -160,7 +160,7 @@ def test_tool_call_needs_a_mistral_tokenizer(make_recipe: MakeRecipe, base: Path
 def test_a_logger_that_is_not_there_is_an_error_before_a_weight_is_loaded(
     make_recipe: MakeRecipe, names: list[str], said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pytest_mistral_lora.training.preparation.resolve_base", pytest.fail)
+    monkeypatch.setattr("pytest_mistral_lora.training.prepare.resolve_base", pytest.fail)
     with pytest.raises(RecipeError, match=said):
         train(make_recipe(training={"report_to": names}))
 

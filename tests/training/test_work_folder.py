@@ -10,10 +10,11 @@ from refusing_disks import read_only_folder, without_privileges
 from tiny_runs import MakeRecipe
 
 from pytest_mistral_lora.errors import InputError
-from pytest_mistral_lora.training import preparation, run
+from pytest_mistral_lora.training import prepare as preparation
+from pytest_mistral_lora.training import run
 from pytest_mistral_lora.training.recipe import Recipe
-from pytest_mistral_lora.training.recovery.work import WorkFolder
 from pytest_mistral_lora.training.run import train, work_folder
+from pytest_mistral_lora.training.work_folder import WorkFolder
 
 
 @pytest.fixture(autouse=True)

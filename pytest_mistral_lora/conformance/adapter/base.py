@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pytest_mistral_lora.conformance.adapter.config import lora_config
 from pytest_mistral_lora.conformance.adapter.files import CONFIG, Opened, model_files, read_object
-from pytest_mistral_lora.conformance.findings import Finding
+from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.errors import InputError, MistralLoraError, PinError
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -78,7 +80,7 @@ def _recorded(folder: Path) -> tuple[str, str | None, str | None]:
 
 def _is_base(folder: Path, weights: str | None) -> bool:
     """Say whether a folder is a checkpoint, and the one that is recorded, where a hash is."""
-    from pytest_mistral_lora.records.identity import base_weights_sha256
+    from pytest_mistral_lora.records.hashing import base_weights_sha256
 
     if folder.is_symlink() or not (folder / "config.json").is_file():
         return False
@@ -96,7 +98,7 @@ def _cached(repo: str, revision: str | None) -> Path | None:
     """
     from huggingface_hub import try_to_load_from_cache
 
-    from pytest_mistral_lora.checkpoint.snapshots import check_file, kept_listing
+    from pytest_mistral_lora.checkpoint.hub_cache import check_file, kept_listing
 
     if revision is None or not _COMMIT.fullmatch(revision) or not _REPO.fullmatch(repo):
         return None
@@ -128,14 +130,13 @@ def _merged_findings(opened: Opened, base: Path) -> Iterator[Finding]:
 
 
 def _tensors_sha256(opened: Opened) -> str:
-    from pytest_mistral_lora.records.hashing import sha256_tensors
-    from pytest_mistral_lora.records.identity import read_tensors
+    from pytest_mistral_lora.records.hashing import read_tensors, sha256_tensors
 
     return sha256_tensors(read_tensors(Path(opened.place)))
 
 
 def _tied_findings(opened: Opened, base: Path) -> Iterator[Finding]:
-    from pytest_mistral_lora.checkpoint.base import read_config
+    from pytest_mistral_lora.checkpoint.base_model import read_config
 
     config = opened.config or {}
     if not read_config(base).get("tie_word_embeddings") or config.get("ensure_weight_tying"):
@@ -152,7 +153,7 @@ def enough_memory(base: Path) -> str:
     """Return why a base is not loaded; empty where it fits into a part of the free memory as float32."""
     import os
 
-    from pytest_mistral_lora.checkpoint.base import weight_files
+    from pytest_mistral_lora.checkpoint.base_model import weight_files
 
     try:
         size = 2 * sum(file.stat().st_size for file in weight_files(base))
@@ -160,3 +161,77 @@ def enough_memory(base: Path) -> str:
         return str(error)
     free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 0
     return "" if size < free // 2 else f"the base needs {size >> 30} GiB of memory, {free >> 30} GiB are free"
+
+
+PROBE_TOKENS = 32
+SMALLEST = 1e-6
+"""Smallest effect that counts, as a share of the largest logit: float32 has seven digits."""
+
+
+def effect_findings(opened: Opened, base: Path) -> Iterator[Finding]:
+    """Yield whether an adapter changes no logit of its base, or PEFT leaves some of its tensors out.
+
+    Raises:
+        PinError: If the base does not load as it is.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what they warn of is a finding here, or nothing
+        yield from _effect_findings(opened, base)
+
+
+def _effect_findings(opened: Opened, base: Path) -> Iterator[Finding]:
+    model = _loaded(base)
+    try:
+        adapted = _adapted(model, opened)
+    except Exception as error:  # PEFT raises many types, some of them far from the cause
+        cause = " ".join(str(error).split())[:300]
+        yield Finding("ML413", f"PEFT cannot put it on the base: {cause}", opened.place, "an adapter of this base")
+        return
+    yield from _left_out(adapted, opened)
+    effect, largest = effect_of(adapted)
+    if not effect > SMALLEST * largest:
+        found = f"the adapter changes no logit by more than {effect:.3g}, of {largest:.3g}"
+        yield Finding("ML413", found, opened.place, "other logits than the base's")
+
+
+def _loaded(base: Path) -> Any:
+    from pytest_mistral_lora.checkpoint.base_model import load_base
+
+    try:
+        return load_base(base, "fp32", "cpu")
+    except MistralLoraError:
+        raise
+    except Exception as error:  # transformers and safetensors raise many types
+        raise PinError(f"the base does not load: {error}", place=str(base)) from error
+
+
+def _adapted(model: Any, opened: Opened) -> Any:
+    from peft import PeftModel
+
+    config = lora_config(opened.config or {})
+    return PeftModel.from_pretrained(model, str(opened.folder), config=config).eval()
+
+
+def _left_out(adapted: Any, opened: Opened) -> Iterator[Finding]:
+    from peft import get_peft_model_state_dict
+
+    from pytest_mistral_lora.records.hashing import read_tensors
+
+    loaded = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+    saved = read_tensors(Path(opened.place))
+    for name in sorted(saved.keys() & loaded.keys()):
+        if not (saved[name].float() == loaded[name].float()).all():
+            yield Finding("ML413", f"{name} is not what PEFT has after loading", opened.place, "the tensor of the file")
+
+
+def effect_of(adapted: Any) -> tuple[float, float]:
+    """Return the largest change that an adapter makes to a logit, and the largest logit, on a fixed run of ids."""
+    import torch
+
+    rows = adapted.get_input_embeddings().weight.shape[0]
+    ids = torch.arange(PROBE_TOKENS).remainder(rows)[None]
+    with torch.inference_mode():
+        changed = adapted(input_ids=ids, use_cache=False).logits
+        with adapted.disable_adapter():
+            plain = adapted(input_ids=ids, use_cache=False).logits
+    return (changed - plain).abs().max().item(), plain.abs().max().item()

@@ -8,14 +8,14 @@ from functools import cached_property
 from pathlib import Path
 
 from pytest_mistral_lora.conformance.adapter import base as adapter_base
+from pytest_mistral_lora.conformance.adapter import base as adapter_effect
 from pytest_mistral_lora.conformance.adapter import config as adapter_config
-from pytest_mistral_lora.conformance.adapter import effect as adapter_effect
+from pytest_mistral_lora.conformance.adapter import merged as adapter_values
 from pytest_mistral_lora.conformance.adapter import names as adapter_names
-from pytest_mistral_lora.conformance.adapter import values as adapter_values
 from pytest_mistral_lora.conformance.adapter.files import Opened, model_files, open_adapter
 from pytest_mistral_lora.conformance.adapter.merged import merged_cases
 from pytest_mistral_lora.conformance.checks import Check, Settings
-from pytest_mistral_lora.conformance.findings import Finding, Result
+from pytest_mistral_lora.conformance.finding import Finding, Result
 from pytest_mistral_lora.conformance.targets import AdapterTarget
 from pytest_mistral_lora.errors import InputError, PinError
 from pytest_mistral_lora.records.files import inside

@@ -11,7 +11,7 @@ from dataclasses import fields
 from typing import Any
 
 from pytest_mistral_lora.conformance.adapter.files import Opened
-from pytest_mistral_lora.conformance.findings import Finding
+from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.errors import InputError, PinError
 
 _SECONDS = 5.0

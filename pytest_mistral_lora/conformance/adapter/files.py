@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pytest_mistral_lora.conformance.findings import Finding
+from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.records.files import JSON_LIMIT, inside, json_value, read_json
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from pytest_mistral_lora.conformance.adapter.config import lora_config, unmatched_patterns
 from pytest_mistral_lora.conformance.adapter.files import Opened, TensorInfo
-from pytest_mistral_lora.conformance.findings import Finding
+from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.errors import InputError, MistralLoraError, PinError
 
 PREFIX = "base_model.model."
@@ -94,7 +94,7 @@ def layout(opened: Opened, base: Path | None) -> Layout:
 
 
 def _base_sizes(base: Path) -> dict[str, Any]:
-    from pytest_mistral_lora.checkpoint.base import ARCHITECTURE, read_config
+    from pytest_mistral_lora.checkpoint.base_model import ARCHITECTURE, read_config
 
     data = read_config(base)
     architectures, layers = data.get("architectures") or [data.get("model_type")], data.get("num_hidden_layers", 32)

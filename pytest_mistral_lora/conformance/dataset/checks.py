@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from pytest_mistral_lora.conformance.checks import Check, Settings
-from pytest_mistral_lora.conformance.findings import Finding, Result
+from pytest_mistral_lora.conformance.finding import Finding, Result
 from pytest_mistral_lora.conformance.targets import RecipeTarget
 from pytest_mistral_lora.errors import TokenizerError
 
@@ -73,10 +73,9 @@ def dataset_results(
         PinError: As `check_dataset`.
         TokenizerError: As `check_dataset`.
     """
-    from pytest_mistral_lora.chat.chunks import DataFile, is_long
-    from pytest_mistral_lora.conformance.dataset.report import report
+    from pytest_mistral_lora.chat.reading.chunks import DataFile, is_long
+    from pytest_mistral_lora.conformance.dataset.report import report, scan
     from pytest_mistral_lora.conformance.dataset.rows import Plan
-    from pytest_mistral_lora.conformance.dataset.scan import scan
 
     data = target.recipe.data
     sides = ((data.train, False), (data.eval, True))

@@ -10,23 +10,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pytest_mistral_lora.chat.chunks import Chunk
-from pytest_mistral_lora.chat.encoded import EncodedRow
-from pytest_mistral_lora.chat.policy import Policy
+from pytest_mistral_lora.chat.encoded import EncodedRow, Policy
+from pytest_mistral_lora.chat.reading.chunks import Chunk
 from pytest_mistral_lora.chat.rows import Row, read_row
-from pytest_mistral_lora.checkpoint.backends import Encoder
+from pytest_mistral_lora.checkpoint.encoder import Encoder
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
-from pytest_mistral_lora.conformance.dataset.cuts import beyond, changes, fault_finding
-from pytest_mistral_lora.conformance.dataset.laws import law_findings
+from pytest_mistral_lora.conformance.dataset.row_findings import (
+    beyond,
+    changes,
+    fault_finding,
+    law_findings,
+    text_findings,
+)
 from pytest_mistral_lora.conformance.dataset.tally import DIGEST_BYTES, Tally, packed_place
-from pytest_mistral_lora.conformance.dataset.texts import text_findings
-from pytest_mistral_lora.conformance.difference import show_difference
-from pytest_mistral_lora.conformance.findings import Finding
+from pytest_mistral_lora.conformance.finding import Finding, show_difference
 from pytest_mistral_lora.errors import NoOracleError, RowError
-from pytest_mistral_lora.records.identity import is_held_out
+from pytest_mistral_lora.records.hashing import is_held_out
 
 if TYPE_CHECKING:
-    from pytest_mistral_lora.chat.oracle import Oracle
+    from pytest_mistral_lora.chat.oracle.mistral_common import Oracle
 
 _ROW_CHARACTERS = 2000
 """A longer row is not printed with its finding: its place says where it is."""
@@ -174,7 +176,7 @@ class Judge:
             return None
 
     def _explain(self, row: Row, tally: Tally) -> None:
-        from pytest_mistral_lora.chat.compare import compare
+        from pytest_mistral_lora.chat.templates.compare import compare
 
         oracle: Any = self._oracle
         try:

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from pytest_mistral_lora.chat.oracle import Oracle
+from pytest_mistral_lora.chat.oracle.mistral_common import Oracle
 from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.conformance.checks import Check, Settings
 from pytest_mistral_lora.conformance.encoded.audit import Audit
-from pytest_mistral_lora.conformance.encoded.fault_classes import (
+from pytest_mistral_lora.conformance.encoded.parts import (
     FILE_CLASSES,
     ID_CLASSES,
     LABEL_CLASSES,
@@ -20,7 +20,7 @@ from pytest_mistral_lora.conformance.encoded.fault_classes import (
     PACKING_CLASSES,
     TEXT_CLASSES,
 )
-from pytest_mistral_lora.conformance.findings import Finding, Result
+from pytest_mistral_lora.conformance.finding import Finding, Result
 from pytest_mistral_lora.conformance.targets import EncodedTarget
 
 KEPT = 20

@@ -8,8 +8,8 @@ from functools import cached_property
 from itertools import groupby
 
 from pytest_mistral_lora.chat.encoded import IGNORE_INDEX, EncodedRow, Span
-from pytest_mistral_lora.chat.oracle import Oracle
-from pytest_mistral_lora.conformance.encoded.fault_classes import Fault
+from pytest_mistral_lora.chat.oracle.mistral_common import Oracle
+from pytest_mistral_lora.conformance.encoded.parts import Fault
 
 MAX_SHIFT = 3
 """The furthest that a mask is looked for beside its place, in tokens."""

@@ -9,8 +9,7 @@ from functools import cached_property
 from itertools import pairwise
 
 from pytest_mistral_lora.chat.rows import Row, text_of
-from pytest_mistral_lora.conformance.encoded.fault_classes import Fault
-from pytest_mistral_lora.conformance.encoded.parts import Hunk, Part, hunks, squeezed
+from pytest_mistral_lora.conformance.encoded.parts import Fault, Hunk, Part, hunks, squeezed
 
 _TOOLS = (
     "[AVAILABLE_TOOLS]",

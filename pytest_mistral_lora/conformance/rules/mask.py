@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from pytest_mistral_lora.conformance.rule import Rule
 from pytest_mistral_lora.conformance.rules.mask_pairs import RULES as _PAIRS
-from pytest_mistral_lora.conformance.rules.rule import Rule
 
 _FINETUNE = "mistral-finetune, finetune/data/tokenize.py"
 _ORACLE = "mistral-common, tokens/tokenizers/instruct.py"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pytest_mistral_lora.conformance.rules.rule import Rule
+from pytest_mistral_lora.conformance.rule import Rule
 
 _FINETUNE = "mistral-finetune, finetune/data/tokenize.py"
 _ORACLE = "mistral-common, tokens/tokenizers/instruct.py"
@@ -69,7 +69,10 @@ RULES = (
             "answer = \"{{- render_content(content=message['content'], context_name='assistant message contents') \"\n"
             'template = template.replace(answer + "-}}", "{% generation %}" + answer + "-}}{% endgeneration %}")'
         ),
-        good=("from pytest_mistral_lora.chat.generation import with_generation\ntemplate = with_generation(template)"),
+        good=(
+            "from pytest_mistral_lora.chat.templates.generation_blocks import with_generation\n"
+            "template = with_generation(template)"
+        ),
     ),
     Rule(
         "ML007",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pytest_mistral_lora.conformance.rules.rule import Rule
+from pytest_mistral_lora.conformance.rule import Rule
 
 RULES = (
     Rule(

@@ -1,1 +1,159 @@
-"""Subject `template`: goldens and the chat template."""
+"""Subject `template`: goldens, and the chat template against mistral-common on the packaged rows."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pytest_mistral_lora.chat.encoded import EncodedRow
+from pytest_mistral_lora.chat.rows import Row
+from pytest_mistral_lora.conformance.checks import Check, Settings
+from pytest_mistral_lora.conformance.finding import Finding, Result, show_difference
+from pytest_mistral_lora.conformance.mask.laws import spoken_text_violation
+from pytest_mistral_lora.conformance.targets import Target
+from pytest_mistral_lora.errors import OracleRejection, RowError
+from pytest_mistral_lora.records.goldens import Golden, golden_paths, goldens_folder, library_versions, load
+
+if TYPE_CHECKING:
+    from pytest_mistral_lora.chat.oracle.mistral_common import Oracle
+    from pytest_mistral_lora.chat.templates.render import ChatTemplate
+
+
+def checks(target: Target, settings: Settings) -> Iterator[Check]:
+    """Yield one check for each packaged case."""
+    for path in golden_paths(_packaged_folder(target)):
+        yield Check(target, "template", path.stem, partial(_packaged, target, path))
+    yield Check(target, "template", "apply-chat-template", partial(_applied, target))
+
+
+def _applied(target: Target) -> Result:
+    from pytest_mistral_lora.records.goldens import packaged_cases
+
+    findings = (applied_finding(target.template, case.row) for case in packaged_cases()[::4])
+    return Result(tuple(finding for finding in findings if finding)[:1])
+
+
+def applied_finding(template: ChatTemplate, row: Row) -> Finding | None:
+    """Return the finding of a row whose ids `apply_chat_template` does not give as they are rendered."""
+    try:
+        expected, found = template.ids(row), template.applied(row)
+    except RowError:
+        return None  # the template refuses the row: the other checks say so
+    if tuple(found) == expected:
+        return None
+    said = f"apply_chat_template gives {len(found)} ids, and others than the {len(expected)} of what it renders"
+    return Finding("ML008", said, row=row.to_jsonl())
+
+
+def _packaged_folder(target: Target) -> Path:
+    """Return the goldens of a shipped tokenizer, or those with the most cases as rows for any other."""
+    folder = goldens_folder() / "templates"
+    return folder / (target.name if target.path is None else "spm-v7")
+
+
+def _packaged(target: Target, path: Path) -> Result:
+    name = target.shipped_name
+    if target.path is not None and name is not None:
+        path = goldens_folder() / "templates" / name / path.name
+        if not path.is_file():
+            return Result(not_checked=f"{target.oracle.version} cannot encode this case")
+    return judge(target, load(path), recorded=name is not None)
+
+
+def judge(target: Target, golden: Golden, *, recorded: bool) -> Result:
+    """Judge a target by a golden.
+
+    Args:
+        target: What is judged.
+        golden: The case.
+        recorded: Whether the recorded ids are this target's own; if not, only its row is used.
+    """
+    try:
+        encoded = target.oracle.encode(golden.row)
+    except OracleRejection as error:
+        if recorded:
+            finding = Finding("ML002", error.found, str(golden.path), "the recorded ids", row=golden.row.to_jsonl())
+            return Result((finding,))
+        return Result(not_checked=f"{target.oracle.version} cannot encode this case: {error.found}")
+    findings = list(_against_record(target, golden, encoded)) if recorded else []
+    if not findings:
+        findings += template_findings(
+            target.oracle,
+            target.template,
+            golden.row,
+            recorded=golden.deviations if recorded else None,
+            place=_place(golden),
+            versions=_versions(golden) if recorded else running_versions(),
+        )
+    return Result(tuple(findings))
+
+
+def _place(golden: Golden) -> str:
+    return f"{golden.path.parent.name}/{golden.path.name}"
+
+
+def _against_record(target: Target, golden: Golden, now: EncodedRow) -> Iterator[Finding]:
+    row = golden.row.to_jsonl()
+    violation = spoken_text_violation(golden.row, golden.encoded, target.oracle)
+    if violation:
+        yield Finding("ML001", violation, _place(golden), "the assistant's own text", row=row)
+        return
+    recorded = (golden.encoded.input_ids, golden.encoded.labels)
+    shown = show_difference(recorded, (now.input_ids, now.labels), target.oracle.piece)
+    detail = "\n".join([shown, _versions(golden)])
+    if now.input_ids != golden.encoded.input_ids:
+        yield Finding("ML002", "mistral-common gives other ids than recorded", _place(golden), detail=detail, row=row)
+    elif now != golden.encoded:
+        yield Finding("ML003", "labels or spans are not those recorded", _place(golden), detail=detail, row=row)
+
+
+def template_findings(
+    oracle: Oracle,
+    template: ChatTemplate,
+    row: Row,
+    *,
+    recorded: Collection[str] | None = None,
+    place: str = "",
+    versions: str = "",
+) -> Iterator[Finding]:
+    """Yield what a chat template does to a row that no named deviation explains.
+
+    Args:
+        oracle: Mistral's own tokenization.
+        template: The template with its tokenizer.
+        row: The row.
+        recorded: Named deviations that are known of this row; None to accept every named one.
+        place: Where the row is from.
+        versions: Lines that say which library versions recorded and run; by default those that run.
+    """
+    from pytest_mistral_lora.chat.templates.compare import compare
+
+    comparison = compare(row, oracle, template)
+    expected, actual = comparison.oracle, comparison.template
+    new = [name for name in comparison.deviations if recorded is not None and name not in recorded]
+    if comparison.unexplained:
+        rule, what = "ML004", f"the chat template differs from mistral-common: {comparison.unexplained}"
+    elif new:
+        rule, what = "ML005", f"the chat template shows a deviation that was not recorded: {', '.join(new)}"
+    elif comparison.equal and actual and actual.labels is not None and actual.labels != expected.labels:
+        rule, what = "ML006", "the generation blocks mark other tokens than the assistant's"
+    elif comparison.equal and actual and actual.labels is None:
+        rule, what = "ML009", "the template's rendering does not say which tokens are the assistant's"
+    else:
+        return
+    found = (actual.input_ids, actual.labels) if actual else None
+    shown = show_difference((expected.input_ids, expected.labels), found, oracle.piece) if found else ""
+    detail = "\n".join(line for line in (shown, versions or running_versions()) if line)
+    yield Finding(rule, what, place, detail=detail, row=row.to_jsonl())
+
+
+def _versions(golden: Golden) -> str:
+    recorded = ", ".join(f"{name} {number}" for name, number in golden.recorded_with.items())
+    return f"recorded: {recorded}\n{running_versions()}"
+
+
+def running_versions() -> str:
+    """Return a line with the versions of the libraries that decide ids."""
+    return "running:  " + ", ".join(f"{name} {number}" for name, number in library_versions().items())

@@ -9,14 +9,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pytest_mistral_lora.checkpoint.tokenizer_files import TOKENIZER_JSON
-from pytest_mistral_lora.conformance.findings import Finding
+from pytest_mistral_lora.checkpoint.tokenizer_folder import TOKENIZER_JSON
+from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.conformance.targets import Target
 from pytest_mistral_lora.conformance.tokenizer.template_traits import Traits
 from pytest_mistral_lora.errors import TokenizerError
 
 if TYPE_CHECKING:
-    from pytest_mistral_lora.chat.oracle import Oracle
+    from pytest_mistral_lora.chat.oracle.mistral_common import Oracle
 
 PROBES = (
     "Hello, world!",
@@ -277,7 +277,7 @@ def encoded_again(traits: Traits) -> Iterator[Finding]:
 
 
 def _difference(want: tuple[int, ...], have: tuple[int, ...], tokens: Any) -> str:
-    from pytest_mistral_lora.conformance.difference import show_difference
+    from pytest_mistral_lora.conformance.finding import show_difference
 
     piece = tokens.piece if hasattr(tokens, "piece") else lambda token: str(tokens.convert_ids_to_tokens(token))
     return show_difference((want, None), (have, None), piece)

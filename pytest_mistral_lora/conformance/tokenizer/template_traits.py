@@ -1,20 +1,104 @@
-"""What the stored chat template does to a plain conversation, whatever the tokenizer version."""
+"""What a chat template would do, read from its syntax tree and from one rendering that notes what it misses."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from pytest_mistral_lora.chat.rows import Row
-from pytest_mistral_lora.conformance.findings import Finding, Result
+from pytest_mistral_lora.conformance.finding import Finding, Result
 from pytest_mistral_lora.conformance.targets import Target
 from pytest_mistral_lora.errors import RowError, TokenizerError
 
 if TYPE_CHECKING:
-    from pytest_mistral_lora.chat.oracle import Oracle
-    from pytest_mistral_lora.chat.template import ChatTemplate
+    from pytest_mistral_lora.chat.oracle.mistral_common import Oracle
+    from pytest_mistral_lora.chat.templates.render import ChatTemplate
+
+
+_CLOCK = ("strftime_now", "now", "datetime", "date_today")
+_GIVEN = ("messages", "tools", "documents", "add_generation_prompt")
+
+
+def clock_reads(source: str) -> list[str]:
+    """Return the names by which a template asks for the time, in order.
+
+    Raises:
+        jinja2.TemplateError: If it is not a template.
+    """
+    from jinja2 import nodes
+
+    calls = (call.node for call in _tree(source).find_all(nodes.Call))
+    return sorted({call.name for call in calls if isinstance(call, nodes.Name) and call.name in _CLOCK})
+
+
+def forbidden_access(source: str) -> list[str]:
+    """Return what a template asks for that no chat template needs: private attributes, other templates.
+
+    Raises:
+        jinja2.TemplateError: If it is not a template.
+    """
+    from jinja2 import nodes
+
+    tree = _tree(source)
+    loads = (nodes.Include, nodes.Import, nodes.FromImport, nodes.Extends)
+    found = [f"the attribute {name!r}" for name in _attributes(tree) if name.startswith("__")]
+    return [*dict.fromkeys(found), *("another template" for _ in tree.find_all(loads))]
+
+
+def _attributes(tree: Any) -> Iterator[str]:
+    from jinja2 import nodes
+
+    for get in tree.find_all(nodes.Getattr):
+        yield get.attr
+    for item in tree.find_all(nodes.Getitem):
+        if isinstance(item.arg, nodes.Const) and isinstance(item.arg.value, str):
+            yield item.arg.value
+    for one in tree.find_all(nodes.Filter):
+        if one.name in ("attr", "map"):
+            yield from (arg.value for arg in one.args if isinstance(arg, nodes.Const) and isinstance(arg.value, str))
+
+
+def printed_unknowns(source: str, renderings: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Return the names that a template prints though nothing gives them, which leaves a hole in the text.
+
+    Only for a template that has been rendered within bounds with the same variables.
+    """
+    from jinja2 import Undefined
+
+    missing: list[str] = []
+
+    class Noting(Undefined):
+        """Notes that it was printed."""
+
+        def __str__(self) -> str:
+            if self._undefined_obj is _missing_object():
+                missing.append(str(self._undefined_name))
+            return ""
+
+    environment = _environment().overlay(undefined=Noting)
+    template = environment.from_string(source)
+    for variables in renderings:
+        template.render({**dict.fromkeys(_GIVEN), **variables})
+    return sorted(set(missing))
+
+
+def _missing_object() -> Any:
+    from jinja2.utils import missing
+
+    return missing
+
+
+def _environment() -> Any:
+    from transformers.utils.chat_template_utils import _compile_jinja_template
+
+    return _compile_jinja_template("").environment
+
+
+def _tree(source: str) -> Any:
+    return _environment().parse(source)
+
 
 _SYSTEM = "Answer in one short verse."
 _USER = "What makes the thunder roll?"
@@ -56,7 +140,7 @@ class Rendered:
         """What the template did that it must not, or nothing."""
         from jinja2.exceptions import SecurityError
 
-        from pytest_mistral_lora.chat.sandbox import OverrunError
+        from pytest_mistral_lora.chat.templates.sandbox import OverrunError
 
         stops = (SecurityError, OverrunError, MemoryError, RecursionError)
         return next((str(error) or "recursion" for error in self.errors.values() if isinstance(error, stops)), "")
@@ -123,8 +207,6 @@ def bounds(traits: Traits) -> Iterator[Finding]:
     """Yield ML221 where the template runs away or reaches for what is not its own, ML222 where it cannot render."""
     from jinja2.exceptions import TemplateError
 
-    from pytest_mistral_lora.conformance.tokenizer.template_source import forbidden_access
-
     try:
         reached = forbidden_access(traits.template.source)
     except (TemplateError, RecursionError) as error:
@@ -144,7 +226,6 @@ def bounds(traits: Traits) -> Iterator[Finding]:
 
 
 def _unknowns(traits: Traits) -> set[str]:
-    from pytest_mistral_lora.conformance.tokenizer.template_source import printed_unknowns
 
     given: dict[str, Any] = traits.fast.special_tokens_map
     rows = [row for name, row in {**PLAIN, **SYSTEM}.items() if name in traits.rendered.texts]
@@ -154,8 +235,6 @@ def _unknowns(traits: Traits) -> set[str]:
 
 def clock_and_defaults(traits: Traits) -> Iterator[Finding]:
     """Yield ML223 for a template that reads the clock, and ML224 for one with a system prompt of its own."""
-    from pytest_mistral_lora.conformance.tokenizer.template_source import clock_reads
-
     reads = clock_reads(traits.template.source)
     if reads:
         yield traits.finding("ML223", f"the chat template calls {', '.join(reads)}", "a text that no date changes")

@@ -7,10 +7,10 @@ from functools import partial
 from pathlib import Path
 
 from pytest_mistral_lora.conformance.checks import Check, Settings
-from pytest_mistral_lora.conformance.findings import Finding, Result
+from pytest_mistral_lora.conformance.finding import Finding, Result
 from pytest_mistral_lora.conformance.targets import Target
-from pytest_mistral_lora.conformance.train.law import Law
-from pytest_mistral_lora.conformance.train.semantics import LAWS
+from pytest_mistral_lora.conformance.train.harness import Law
+from pytest_mistral_lora.conformance.train.laws import LAWS
 from pytest_mistral_lora.conformance.train.tiny_run import TinyRun, attempt
 from pytest_mistral_lora.errors import MistralLoraError
 
@@ -109,7 +109,7 @@ def _reloaded(run: TinyRun) -> Iterator[Finding]:
 
 
 def _manifest(run: TinyRun) -> Iterator[Finding]:
-    from pytest_mistral_lora.conformance.manifest.checks import manifest_findings, verify_findings
+    from pytest_mistral_lora.conformance.manifest import manifest_findings, verify_findings
 
     findings = list(manifest_findings(run.adapter))
     yield from findings

@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_mistral_lora.chat.encoded import EncodedRow
-from pytest_mistral_lora.conformance.findings import Finding
-from pytest_mistral_lora.conformance.train.bed import SCALE, Bed
-from pytest_mistral_lora.conformance.train.law import TOLERANCE, Figures, Law
-from pytest_mistral_lora.conformance.train.reference import adapted_weights, supervised
+from pytest_mistral_lora.conformance.finding import Finding
+from pytest_mistral_lora.conformance.train.harness import SCALE, TOLERANCE, Bed, Figures, Law
+from pytest_mistral_lora.conformance.train.step_laws import adapted_weights, supervised
 
 if TYPE_CHECKING:
     import torch
@@ -74,7 +73,7 @@ def packing(bed: Bed) -> Figures:
 def _segments(rows: Sequence[EncodedRow]) -> dict[str, Any]:
     """Return the arguments by which the trainer keeps rows apart."""
     from pytest_mistral_lora.training.step.attention import segment_arguments
-    from pytest_mistral_lora.training.step.segments import Segment
+    from pytest_mistral_lora.training.step.packing import Segment
 
     ends = accumulate(len(row.input_ids) for row in rows)
     return segment_arguments([Segment(end - len(row.input_ids), end) for row, end in zip(rows, ends, strict=True)])
@@ -113,7 +112,7 @@ def window(bed: Bed) -> Figures:
     """Load the base as it is, and with a window of four tokens; compare the logits of a row within it and beyond."""
     import torch
 
-    from pytest_mistral_lora.checkpoint.base import load_base, read_config
+    from pytest_mistral_lora.checkpoint.base_model import load_base, read_config
 
     folders = {"as it is": bed.base, "4": _with_window(bed, _WINDOW), "none": _with_window(bed, None)}
     models = {name: load_base(folder, "fp32", "cpu") for name, folder in folders.items()}
@@ -153,7 +152,7 @@ def _window(figures: Figures, device: str) -> Iterator[Finding]:
 def generation(bed: Bed) -> Figures:
     """Compare what is generated with a greedy search by hand, and with batches that are padded on either side."""
     from pytest_mistral_lora.chat.rows import read_rows
-    from pytest_mistral_lora.training.answers.smoke import generate, load_adapted
+    from pytest_mistral_lora.training.generate.generate import generate, load_adapted
 
     model = load_adapted(bed.adapter, bed.base, "fp32", "cpu")
     rows = list(read_rows(bed.folder / "rows.jsonl"))
@@ -206,7 +205,7 @@ def _generation(figures: Figures, device: str) -> Iterator[Finding]:
 
 def merged(adapter: Path, base: Path) -> Any:
     """Return base and adapter merged into one plain model, in float32 on the CPU."""
-    from pytest_mistral_lora.training.answers.smoke import load_adapted
+    from pytest_mistral_lora.training.generate.generate import load_adapted
 
     return load_adapted(adapter, base, "fp32", "cpu").merge_and_unload(safe_merge=True)
 
@@ -215,7 +214,7 @@ def merging(bed: Bed) -> Figures:
     """Compare the merged model with base and adapter: logits, choices, and how often the update is in the weights."""
     import torch
 
-    from pytest_mistral_lora.training.answers.smoke import load_adapted
+    from pytest_mistral_lora.training.generate.generate import load_adapted
 
     whole = load_adapted(bed.adapter, bed.base, "fp32", "cpu")
     one = merged(bed.adapter, bed.base).eval()

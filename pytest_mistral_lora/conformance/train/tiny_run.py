@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
-from pytest_mistral_lora.chat.oracle import Oracle
+from pytest_mistral_lora.chat.oracle.mistral_common import Oracle
 from pytest_mistral_lora.conformance.targets import Target
 from pytest_mistral_lora.errors import MistralLoraError, TokenizerError
 from pytest_mistral_lora.records.files import read_json, write_json
@@ -144,7 +144,7 @@ def _one_thread() -> Iterator[None]:
 def _attempt(oracle: Oracle, folder: Path, device: str) -> None:
     import torch
 
-    from pytest_mistral_lora.checkpoint.tiny import write_tiny_base
+    from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
 
     shutil.rmtree(folder, ignore_errors=True)  # a process that was killed leaves a part
     folder.mkdir()
@@ -180,7 +180,7 @@ def _seen_in_training(folder: Path, device: str) -> dict[str, Any]:
 
 
 def _recipe(folder: Path, device: str) -> Any:
-    from pytest_mistral_lora.records.identity import base_weights_sha256
+    from pytest_mistral_lora.records.hashing import base_weights_sha256
     from pytest_mistral_lora.training.recipe import parse_recipe
 
     data = {
@@ -221,8 +221,8 @@ def unmoved_layers(before: Mapping[str, torch.Tensor], after: Mapping[str, torch
 
 def _laws(folder: Path, device: str) -> dict[str, Any]:
     """Return the figures of the laws of training, in a folder that is gone afterwards."""
-    from pytest_mistral_lora.conformance.train.bed import Bed
-    from pytest_mistral_lora.conformance.train.semantics import measured
+    from pytest_mistral_lora.conformance.train.harness import Bed
+    from pytest_mistral_lora.conformance.train.laws import measured
 
     scratch = folder / "laws"
     scratch.mkdir(exist_ok=True)

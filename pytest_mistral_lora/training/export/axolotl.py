@@ -6,9 +6,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from pytest_mistral_lora.training.arguments import optimizer_name, optimizer_settings, schedule_settings
-from pytest_mistral_lora.training.export.bridge import ADAPTER, ROWS, Bridge
+from pytest_mistral_lora.training.export.bridge import ADAPTER, ROWS, Bridge, Run
 from pytest_mistral_lora.training.export.rows import write_json_lines
-from pytest_mistral_lora.training.export.run import Run
 
 _LOGGERS = {
     "wandb": "use_wandb",

@@ -13,11 +13,9 @@ import yaml
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.records.files import finished_folder, write_text
 from pytest_mistral_lora.training.export.axolotl import AXOLOTL
-from pytest_mistral_lora.training.export.bridge import APPLIED, CHAT_ROWS, ROWS, TEMPLATE, Bridge
-from pytest_mistral_lora.training.export.exactness import why_not_messages
+from pytest_mistral_lora.training.export.bridge import APPLIED, CHAT_ROWS, ROWS, TEMPLATE, Bridge, Run, plan
 from pytest_mistral_lora.training.export.llamafactory import LLAMAFACTORY
-from pytest_mistral_lora.training.export.rows import write_chat_rows
-from pytest_mistral_lora.training.export.run import Run, plan
+from pytest_mistral_lora.training.export.rows import why_not_messages, write_chat_rows
 from pytest_mistral_lora.training.export.trl import TRL
 from pytest_mistral_lora.training.recipe import Recipe
 

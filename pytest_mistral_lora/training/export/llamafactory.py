@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from pytest_mistral_lora.training.export.bridge import ROWS, Bridge
+from pytest_mistral_lora.training.export.bridge import ROWS, Bridge, Run
 from pytest_mistral_lora.training.export.rows import write_dataset
-from pytest_mistral_lora.training.export.run import Run
-from pytest_mistral_lora.training.export.trainer_settings import trainer_settings
+from pytest_mistral_lora.training.export.trl import trainer_settings
 
 
 def _settings(run: Run) -> dict[str, Any]:

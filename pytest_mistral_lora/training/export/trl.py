@@ -1,4 +1,4 @@
-"""TRL: `trl sft --config trl.yaml`. Messages with the training template where that is exact, else ids and labels."""
+"""What TRL and LLaMA-Factory share: both take the arguments of transformers' Trainer by name."""
 
 from __future__ import annotations
 
@@ -6,12 +6,47 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pytest_mistral_lora.checkpoint.training_template import training_template
+from pytest_mistral_lora.checkpoint.tokenizers import training_template
 from pytest_mistral_lora.records.files import write_text
-from pytest_mistral_lora.training.export.bridge import ROWS, TEMPLATE, Bridge
+from pytest_mistral_lora.training.arguments import optimizer_name, optimizer_settings, schedule_settings
+from pytest_mistral_lora.training.export.bridge import ADAPTER, ROWS, TEMPLATE, Bridge, Run
 from pytest_mistral_lora.training.export.rows import messages, write_json_lines
-from pytest_mistral_lora.training.export.run import Run
-from pytest_mistral_lora.training.export.trainer_settings import trainer_settings
+
+
+def trainer_settings(run: Run) -> dict[str, Any]:
+    """Return the arguments of transformers' Trainer for a run."""
+    training = run.recipe.training
+    return {
+        "output_dir": ADAPTER,
+        "max_steps": run.steps,
+        "per_device_train_batch_size": run.rows_at_once,
+        "gradient_accumulation_steps": run.accumulation,
+        **optimizer_settings(training),
+        **schedule_settings(training),
+        "warmup_steps": run.warmup_steps,
+        "optim": optimizer_name(training, run.precision),
+        "data_seed": training.seed_of_order,
+        "bf16": run.precision == "bf16",
+        "fp16": run.precision == "fp16",
+        "use_cpu": training.device == "cpu",
+        **_bookkeeping(run),
+    }
+
+
+def _bookkeeping(run: Run) -> dict[str, Any]:
+    training = run.recipe.training
+    found: dict[str, Any] = {
+        "logging_steps": training.logging_steps,
+        "report_to": list(training.report_to) or "none",
+        "save_strategy": "steps" if training.checkpoint_steps else "no",
+    }
+    if training.checkpoint_steps:
+        found["save_steps"] = training.checkpoint_steps
+    if run.eval_steps:
+        found |= {"eval_strategy": "steps", "eval_steps": run.eval_steps}
+        found["per_device_eval_batch_size"] = run.rows_at_once
+    return found
+
 
 _DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 

@@ -7,18 +7,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pytest_mistral_lora.checkpoint.base import PRECISIONS, read_config, weight_files
+from pytest_mistral_lora.checkpoint.base_model import PRECISIONS, read_config, weight_files
 from pytest_mistral_lora.checkpoint.weights import DTYPES, Weights
 from pytest_mistral_lora.errors import InputError
+from pytest_mistral_lora.records.adapter_folder import require_adapter
 from pytest_mistral_lora.records.files import read_json
-from pytest_mistral_lora.records.hashing import sha256_file
-from pytest_mistral_lora.records.identity import ADAPTER_TENSORS
+from pytest_mistral_lora.records.hashing import ADAPTER_TENSORS, sha256_file
 from pytest_mistral_lora.records.manifest import MANIFEST, load
-from pytest_mistral_lora.records.merged import require_adapter
-from pytest_mistral_lora.records.verify import verify
-from pytest_mistral_lora.training.answers.golden import Adapted
-from pytest_mistral_lora.training.merge.plan import CONFIG
-from pytest_mistral_lora.training.merge.stream import INDEX
+from pytest_mistral_lora.records.verify.verify import verify
+from pytest_mistral_lora.training.generate.compare import Adapted
+from pytest_mistral_lora.training.merge.plan import CONFIG, INDEX
 
 BASE_DTYPE = "base"
 """The choice of the dtype that the base's own weights have."""

@@ -18,11 +18,10 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from pytest_mistral_lora import __version__
-from pytest_mistral_lora.checkpoint.backends import Encoder
+from pytest_mistral_lora.checkpoint.encoder import Encoder
 from pytest_mistral_lora.errors import InputError
-from pytest_mistral_lora.records.cache import cache_folder
-from pytest_mistral_lora.records.figures import Figures
-from pytest_mistral_lora.records.files import finished_folder, listing, read_json, write_json
+from pytest_mistral_lora.records.data_stats import Figures
+from pytest_mistral_lora.records.files import cache_folder, finished_folder, listing, read_json, write_json
 from pytest_mistral_lora.records.hashing import canonical_json, sha256_bytes, sha256_file
 from pytest_mistral_lora.training.rows.encoding import Encoded, Plan
 from pytest_mistral_lora.training.rows.table import ArrowFile, RowTable

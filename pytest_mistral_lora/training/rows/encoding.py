@@ -7,16 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from pytest_mistral_lora.chat.chunks import Chunk, DataFile, chunks, is_long, total_bytes
-from pytest_mistral_lora.chat.encoded import EncodedRow
-from pytest_mistral_lora.chat.policy import Kept, Policy
-from pytest_mistral_lora.chat.pool import bar, cpus, in_order
+from pytest_mistral_lora.chat.encoded import EncodedRow, Kept, Policy
+from pytest_mistral_lora.chat.reading.chunks import Chunk, DataFile, bar, chunks, cpus, in_order, is_long, total_bytes
 from pytest_mistral_lora.chat.rows import Row, read_row
-from pytest_mistral_lora.checkpoint.backends import Encoder
+from pytest_mistral_lora.checkpoint.encoder import Encoder
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.errors import InputError, RowError, RowsError
-from pytest_mistral_lora.records.figures import HASHED, Figures, Sums, Tally, hashed
-from pytest_mistral_lora.records.identity import is_held_out
+from pytest_mistral_lora.records.data_stats import HASHED, Figures, Sums, Tally, hashed
+from pytest_mistral_lora.records.hashing import is_held_out
 from pytest_mistral_lora.training.rows.table import Columns
 
 

@@ -1,7 +1,8 @@
-"""Rows of a recipe as a run reads them: split, encoded by the recipe's backend, kept as its policies say."""
+"""What a recipe's policies did to its rows, said in the log: nothing is dropped or cut in silence."""
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,20 +13,46 @@ from typing import Any, TextIO
 import numpy as np
 from torch.utils.data import Dataset
 
-from pytest_mistral_lora.chat.chunks import DataFile, is_long
 from pytest_mistral_lora.chat.encoded import EncodedRow
+from pytest_mistral_lora.chat.reading.chunks import DataFile, is_long
 from pytest_mistral_lora.chat.rows import Row
-from pytest_mistral_lora.checkpoint.backends import Encoder
+from pytest_mistral_lora.checkpoint.encoder import Encoder
 from pytest_mistral_lora.errors import InputError
-from pytest_mistral_lora.records.figures import Figures, figures_of
+from pytest_mistral_lora.records.data_stats import Figures, Tally, figures_of
 from pytest_mistral_lora.records.hashing import sha256_file
 from pytest_mistral_lora.training.devices import is_main, local_rank
 from pytest_mistral_lora.training.recipe import Recipe
 from pytest_mistral_lora.training.rows.cache import Sink, cache_key, cached, in_memory
-from pytest_mistral_lora.training.rows.changes import warn_of_changes
 from pytest_mistral_lora.training.rows.encoding import Encoded, Plan, encode_files
-from pytest_mistral_lora.training.rows.lazy import EncodedRows, SourceRows
-from pytest_mistral_lora.training.rows.table import Ints
+from pytest_mistral_lora.training.rows.table import EncodedRows, Ints, SourceRows
+
+_log = logging.getLogger(__name__)
+_SAID = {
+    "too-long": "dropped, longer than training.max_length",
+    "nothing-supervised": "dropped, no token is trained on",
+    "cut": "cut on the right to training.max_length",
+    "without-loss": "kept, though no token is trained on",
+}
+
+
+def warn_of_changes(side: str, tally: Tally, paths: Sequence[Path]) -> None:
+    """Log what was dropped and cut, with the places of the first rows; nothing where nothing was.
+
+    Args:
+        side: What the rows are called.
+        tally: Their figures.
+        paths: The data files.
+    """
+    if not tally.changes:
+        return
+    lines = [f"{side}: {tally.used} of {tally.rows} rows are used"]
+    for change, said in _SAID.items():
+        if number := tally.changes[change]:
+            places = [f"{paths[file]}:{line}" for file, line in tally.places[change]]
+            more = f", and {number - len(places)} more" if number > len(places) else ""
+            lines.append(f"  {number} {said}: {', '.join(places)}{more}")
+    removed = f"{tally.tokens_removed} tokens, {tally.supervised_tokens_removed} of them with loss"
+    _log.warning("\n".join([*lines, f"  removed: {removed}"]))
 
 
 @dataclass(frozen=True)

@@ -10,14 +10,17 @@ from __future__ import annotations
 import os
 from array import array
 from bisect import bisect_right
+from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar, overload
 
 import numpy as np
 import numpy.typing as npt
 
 from pytest_mistral_lora.chat.encoded import EncodedRow, Span
+from pytest_mistral_lora.chat.rows import Row, read_row
+from pytest_mistral_lora.records.data_stats import Figures
 
 Ints = npt.NDArray[np.integer[Any]]
 
@@ -175,3 +178,59 @@ def _table(source: Path | Any) -> Any:
         return source
     with pa.memory_map(str(source)) as file:
         return pa.ipc.open_stream(file).read_all()
+
+
+T = TypeVar("T")
+
+
+class _Lazy(Sequence[T]):
+    """A sequence whose items are made when they are asked for; a slice of it is a tuple."""
+
+    def __init__(self, table: RowTable) -> None:
+        self.table = table
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    @overload
+    def __getitem__(self, index: int) -> T: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[T, ...]: ...
+    def __getitem__(self, index: int | slice) -> T | tuple[T, ...]:
+        positions = range(len(self))[index]
+        return self._at(positions) if isinstance(positions, int) else tuple(map(self._at, positions))
+
+    def _at(self, index: int) -> T:
+        raise NotImplementedError
+
+
+class EncodedRows(_Lazy[EncodedRow]):
+    """The encodings of a table.
+
+    Attributes:
+        figures: What is known of them all.
+    """
+
+    def __init__(self, table: RowTable, figures: Figures) -> None:
+        """Take a table, and what is known of its rows."""
+        super().__init__(table)
+        self.figures = figures
+
+    def _at(self, index: int) -> EncodedRow:
+        return self.table.encoded(index)
+
+
+class SourceRows(_Lazy[Row]):
+    """The rows of a table, read from its lines again."""
+
+    def __init__(self, table: RowTable, paths: Sequence[Path]) -> None:
+        """Take a table, and the data files that its rows came from."""
+        super().__init__(table)
+        self._paths = tuple(paths)
+
+    def _at(self, index: int) -> Row:
+        file, number, line = self.table.line(index)
+        row = read_row(self._paths[file], number, line)
+        if not isinstance(row, Row):
+            raise row or ValueError(f"line {number} of {self._paths[file]} has no row")
+        return row

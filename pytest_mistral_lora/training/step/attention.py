@@ -16,8 +16,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from pytest_mistral_lora.training.step.blocks import attend_in_blocks
-from pytest_mistral_lora.training.step.segments import Segment
+from pytest_mistral_lora.training.step.kernels_cpu import attend_in_blocks
+from pytest_mistral_lora.training.step.packing import Segment
 
 IMPLEMENTATION = "segments"
 """What a model's `_attn_implementation` is called while it is trained."""

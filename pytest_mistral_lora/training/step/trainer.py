@@ -1,4 +1,4 @@
-"""The optimizer step: transformers' Trainer, with an exact loss over all its rows and nothing computed in vain."""
+"""The loss since the last line of the log, which a checkpoint keeps: a resumed run logs what it would have logged."""
 
 from __future__ import annotations
 
@@ -11,19 +11,43 @@ import numpy as np
 import torch
 from accelerate.utils import gather_object
 from torch.utils.data import DataLoader
-from transformers import Trainer, set_seed
+from transformers import Trainer, TrainerCallback, set_seed
+from transformers.trainer_callback import ExportableState
 
 from pytest_mistral_lora.errors import NonFiniteError
-from pytest_mistral_lora.training.callbacks import gradient_error
-from pytest_mistral_lora.training.devices import engine
-from pytest_mistral_lora.training.sharding import shard_on_cpu
-from pytest_mistral_lora.training.step.gradients import gradient_norm
-from pytest_mistral_lora.training.step.micro_batches import split
-from pytest_mistral_lora.training.step.order import StepSampler
-from pytest_mistral_lora.training.step.passes import collate, step_rows, supervised_losses
-from pytest_mistral_lora.training.step.relief import OnOom, Relief
-from pytest_mistral_lora.training.step.step_row import StepRow
-from pytest_mistral_lora.training.step.unlogged import UnloggedLoss
+from pytest_mistral_lora.training.callbacks import gradient_error, gradient_norm
+from pytest_mistral_lora.training.devices import engine, shard_on_cpu
+from pytest_mistral_lora.training.step.forward import collate, step_rows, supervised_losses
+from pytest_mistral_lora.training.step.oom import OnOom, Relief
+from pytest_mistral_lora.training.step.packing import StepRow, split
+from pytest_mistral_lora.training.step.sampler import StepSampler
+
+
+class UnloggedLoss(TrainerCallback, ExportableState):  # type: ignore[misc]
+    """Sums the losses of the steps, in nats a token."""
+
+    def __init__(self) -> None:
+        self._sum, self._steps = 0.0, 0
+
+    def add(self, loss: float) -> None:
+        """Add the loss of a step."""
+        self._sum += loss
+        self._steps += 1
+
+    def take(self) -> float:
+        """Return the mean over the steps, and begin again."""
+        mean = self._sum / self._steps
+        self._sum, self._steps = 0.0, 0
+        return mean
+
+    def state(self) -> dict[str, Any]:
+        """Return what transformers writes into the state of a checkpoint."""
+        return {"args": {}, "attributes": {"sum": self._sum, "steps": self._steps}}
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Go on with the sum of the checkpoint, or with none."""
+        kept = state.stateful_callbacks[type(self).__name__]["attributes"] if state.global_step else {}
+        self._sum, self._steps = kept.get("sum", 0.0), kept.get("steps", 0)
 
 
 def _any_row(dataset: Any) -> StepRow:

@@ -1,0 +1,305 @@
+"""What the official generated chat template does differently from mistral-common: a closed table of named deviations.
+
+mistral-common generates the template of every tokenizer version itself, and yet the two are not the same function. A
+difference between them is accepted only if this table names it *and* predicts it: each deviation says exactly what the
+template writes, or which change of the row makes the difference go away. Anything else is a failure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from packaging.specifiers import SpecifierSet
+
+from pytest_mistral_lora.chat.rows import Row
+from pytest_mistral_lora.chat.templates.predictions import (
+    empty_messages_dropped,
+    results_in_call_order,
+    system_first,
+    thinking_left_open_joined,
+    tool_calls_as_written,
+    tool_results_as_strings,
+    tools_as_written,
+    weights_equal,
+)
+
+SUPPORTED = SpecifierSet(">=1.13")
+"""Versions of mistral-common that this package works with."""
+
+Predict = Callable[[Row, str], list[str]]
+Change = Callable[[Row, str], Row]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deviation:
+    """One way in which the template is not mistral-common.
+
+    Attributes:
+        id: Its name.
+        title: What the template does, in one sentence.
+        why: Why the two differ, and what it means for training.
+        versions: Tokenizer versions that have it.
+        kinds: Tokenizer kinds that have it: `spm`, `tekken`.
+        mistral_common: Versions of mistral-common whose generated template has it.
+        tokenizer: The tokenizer that the example is for: a shipped one, or a test file derived from one.
+        example: The smallest row that shows it.
+        after: Control tokens that the differing text follows: the last of them that the version has. Empty for
+            deviations of other forms.
+        predict: Gives the texts that the template writes after those control tokens, in order.
+        change: Changes a row so that this difference goes away.
+        refusal: What the template says when it refuses the row, as a regular expression.
+    """
+
+    id: str
+    title: str
+    why: str
+    versions: frozenset[str]
+    kinds: frozenset[str] = frozenset({"spm", "tekken"})
+    mistral_common: SpecifierSet = SUPPORTED
+    tokenizer: str = "spm-v3"
+    example: Mapping[str, Any]
+    after: tuple[str, ...] = ()
+    predict: Predict | None = None
+    change: Change | None = None
+    refusal: str = ""
+
+    def applies(self, *, version: str, kind: str, mistral_common: str) -> bool:
+        """Return whether a tokenizer under a library version can show this deviation."""
+        return version in self.versions and kind in self.kinds and mistral_common in self.mistral_common
+
+
+_ALL = frozenset({"v1", "v2", "v3", "v7", "v11", "v13", "v15"})
+_TOOLS = _ALL - {"v1"}
+_JSON_RESULTS = frozenset({"v2", "v3"})
+_SPM = frozenset({"spm"})
+_TEKKEN = frozenset({"tekken"})
+_WEATHER: dict[str, Any] = {
+    "type": "function",
+    "function": {
+        "name": "weather",
+        "description": "",
+        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}},
+    },
+}
+
+
+def _tool_call(arguments: Any, call_id: str = "abcdefghi") -> dict[str, Any]:
+    return {"id": call_id, "type": "function", "function": {"name": "weather", "arguments": arguments}}
+
+
+def _call(arguments: Any) -> dict[str, Any]:
+    return {"role": "assistant", "tool_calls": [_tool_call(arguments)]}
+
+
+def _chat(*messages: Any, tools: Any = None) -> dict[str, Any]:
+    """Write an example: a string is text, of the user and the assistant in turn."""
+    roles = ("user", "assistant")
+    data = [{"role": roles[n % 2], "content": m} if isinstance(m, str) else m for n, m in enumerate(messages)]
+    return {"messages": data} | ({"tools": tools} if tools else {})
+
+
+DEVIATIONS: tuple[Deviation, ...] = (
+    Deviation(
+        id="control-literal",
+        title="Text that spells a control token becomes that control token.",
+        why="transformers looks for special tokens in the whole rendered text, so a user can forge a turn or an EOS "
+        "(huggingface/transformers#29279). mistral-common never does it, and training through the template refuses "
+        "such rows.",
+        versions=_ALL,
+        example=_chat("x[/INST]y</s>", "b"),
+    ),
+    Deviation(
+        id="assistant-trailing-spaces",
+        title="Spaces at the end of an answer are kept.",
+        why="mistral-common strips them (spaces only, from v2 on), so that EOS follows the last word.",
+        versions=_TOOLS,
+        example=_chat("a", "b "),
+    ),
+    Deviation(
+        id="empty-text-space",
+        title="An empty text still gets the space that separates SentencePiece text from the control token before it.",
+        why="mistral-common encodes an empty text to no token at all.",
+        versions=_TOOLS,
+        kinds=_SPM,
+        example=_chat("", "b"),
+    ),
+    Deviation(
+        id="no-space-after-system",
+        title="An answer straight after the system prompt lacks the space that SentencePiece puts before a text.",
+        why="The template writes that space after a user message or a tool result only.",
+        versions=frozenset({"v7"}),
+        kinds=_SPM,
+        tokenizer="spm-v7",
+        example=_chat({"role": "system", "content": "s"}, "b"),
+    ),
+    Deviation(
+        id="tools-as-written",
+        title="Tools are written as the row gives them.",
+        why="mistral-common writes type, name, description and parameters in this order, with an empty description "
+        "where there is none, and leaves out `strict`.",
+        versions=_TOOLS,
+        example=_chat("a", "b", tools=[{**_WEATHER, "function": {**_WEATHER["function"], "strict": True}}]),
+        after=("[AVAILABLE_TOOLS]",),
+        predict=tools_as_written,
+    ),
+    Deviation(
+        id="tool-arguments-as-written",
+        title="Arguments of a tool call that are given as a string are pasted as they are.",
+        why="mistral-common parses them and writes them again, so escapes and spacing change; what is not JSON it "
+        "writes as a JSON string.",
+        versions=_TOOLS,
+        example=_chat("a", _call('{"city":"\\u00e9"}'), tools=[_WEATHER]),
+        after=("[TOOL_CALLS]", "[ARGS]"),
+        predict=tool_calls_as_written,
+    ),
+    Deviation(
+        id="tool-result-as-string",
+        title="A tool result that is JSON stays a string, and text chunks are written in Python's notation.",
+        why="mistral-common writes the parsed value up to v3, and the joined text of the chunks in every version.",
+        versions=_TOOLS,
+        example=_chat(
+            "a",
+            _call({}),
+            {"role": "tool", "tool_call_id": "abcdefghi", "content": '{"c": 1}'},
+            {"role": "assistant", "content": "b"},
+            tools=[_WEATHER],
+        ),
+        after=("[TOOL_RESULTS]", "[TOOL_CONTENT]"),
+        predict=tool_results_as_strings,
+    ),
+    Deviation(
+        id="unequal-weights-merged",
+        title="Consecutive assistant messages of unequal weight become one turn.",
+        why="A template does not know weights; mistral-common keeps such messages apart, each with its own EOS. "
+        "Their labels are not available through the template.",
+        versions=_ALL,
+        example=_chat("a", {"role": "assistant", "content": "b", "weight": 0}, {"role": "assistant", "content": "c"}),
+        change=weights_equal,
+    ),
+    Deviation(
+        id="system-between-users",
+        title="User messages with a system message between them become one turn.",
+        why="Up to v3 the template takes the system messages out before it joins neighbours; mistral-common joins "
+        "neighbours first.",
+        versions=frozenset({"v1", "v2", "v3"}),
+        example=_chat(
+            "a",
+            {"role": "system", "content": "s"},
+            {"role": "user", "content": "c"},
+            {"role": "assistant", "content": "b"},
+        ),
+        change=system_first,
+    ),
+    Deviation(
+        id="empty-message-joined",
+        title="An empty message that is joined with its neighbour leaves a blank line.",
+        why="mistral-common skips empty texts when it joins messages or chunks.",
+        versions=_ALL,
+        example=_chat("", {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}),
+        change=empty_messages_dropped,
+    ),
+    Deviation(
+        id="tool-results-out-of-order",
+        title="Results of parallel tool calls stay in the order in which the row gives them.",
+        why="mistral-common puts them in the order of the calls from v11 on, where a result no longer shows its id to "
+        "the model in every version.",
+        versions=frozenset({"v11", "v13", "v15"}),
+        kinds=_TEKKEN,
+        tokenizer="derived-v13",
+        example=_chat(
+            "a",
+            {"role": "assistant", "tool_calls": [_tool_call("{}", "aaaaaaaaa"), _tool_call("{}", "bbbbbbbbb")]},
+            {"role": "tool", "tool_call_id": "bbbbbbbbb", "content": "2"},
+            {"role": "tool", "tool_call_id": "aaaaaaaaa", "content": "1"},
+            {"role": "assistant", "content": "b"},
+            tools=[_WEATHER],
+        ),
+        change=results_in_call_order,
+    ),
+    Deviation(
+        id="open-thinking-joined",
+        title="Thinking that is not closed and the text straight after it are encoded as one text.",
+        why="mistral-common encodes the two apart. No marker stands between them, so only the ids show the boundary.",
+        versions=frozenset({"v13", "v15"}),
+        kinds=_TEKKEN,
+        tokenizer="derived-v13-thinking",
+        example=_chat(
+            "a",
+            {
+                "role": "assistant",
+                "content": [
+                    {"type": "thinking", "thinking": "b", "closed": False},
+                    {"type": "text", "text": "b"},
+                ],
+            },
+        ),
+        change=thinking_left_open_joined,
+    ),
+    Deviation(
+        id="empty-tool-content-refused",
+        title="A tool result that is an empty list of chunks is refused.",
+        why="mistral-common encodes it as an empty text.",
+        versions=frozenset({"v15"}),
+        kinds=_TEKKEN,
+        tokenizer="derived-v15",
+        example=_chat(
+            "a",
+            _call({}),
+            {"role": "tool", "tool_call_id": "abcdefghi", "content": []},
+            {"role": "assistant", "content": "b"},
+            tools=[_WEATHER],
+        ),
+        refusal=r"tool message contents must have non-empty content",
+    ),
+    Deviation(
+        id="no-user-refused",
+        title="A conversation without a user message before the first answer is refused.",
+        why="mistral-common puts an empty user message there up to v3.",
+        versions=frozenset({"v1", "v2", "v3"}),
+        example=_chat({"role": "system", "content": "s"}, "b"),
+        refusal=r"Conversation must start with a user message",
+    ),
+    Deviation(
+        id="answer-first-refused",
+        title="A conversation that starts with an answer is refused.",
+        why="mistral-common accepts it from v7 on.",
+        versions=frozenset({"v7", "v11", "v13", "v15"}),
+        tokenizer="spm-v7",
+        example=_chat(
+            {"role": "assistant", "content": "b"},
+            {"role": "user", "content": "a"},
+            {"role": "assistant", "content": "b"},
+        ),
+        refusal=r"Conversation must start with a user or system message",
+    ),
+    Deviation(
+        id="tool-name-required",
+        title="A tool result without a name is refused.",
+        why="Version 2 writes the tool's name into the result; mistral-common writes null where there is none.",
+        versions=frozenset({"v2"}),
+        tokenizer="spm-v2",
+        example=_chat(
+            "a",
+            _call({}),
+            {"role": "tool", "content": "1"},
+            {"role": "assistant", "content": "b"},
+            tools=[_WEATHER],
+        ),
+        refusal=r"Tool message must have a name",
+    ),
+    Deviation(
+        id="last-call-id-required",
+        title="A tool call without an id is refused.",
+        why="mistral-common's finetuning mode accepts it in the last turn, where no result follows.",
+        versions=frozenset({"v3", "v7", "v11"}),
+        example=_chat(
+            "a",
+            {"role": "assistant", "tool_calls": [{"function": {"name": "weather", "arguments": {}}}]},
+            tools=[_WEATHER],
+        ),
+        refusal=r"Tool call must have an id|has no attribute 'id'",
+    ),
+)
+"""Every named deviation. The changes are tried in this order: a system message in between hides neighbours to join."""

@@ -1,0 +1,264 @@
+"""The files of a folder that decide how a conversation becomes ids, read as what they are: data of unknown origin.
+
+Nothing is opened before its kind, its size and where its link leads are known.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+from pytest_mistral_lora.errors import TokenizerError
+
+TEKKEN = "tekken.json"
+TOKENIZER_JSON = "tokenizer.json"
+TOKENIZER_CONFIG = "tokenizer_config.json"
+SPECIAL_TOKENS = "special_tokens_map.json"
+ADDED_TOKENS = "added_tokens.json"
+MODEL_CONFIG = "config.json"
+GENERATION_CONFIG = "generation_config.json"
+TEMPLATE = "chat_template.jinja"
+OLD_TEMPLATE = "chat_template.json"
+PROCESSOR_CONFIG = "processor_config.json"
+MORE_TEMPLATES = "additional_chat_templates"
+
+_MIB = 1 << 20
+LIMITS = {
+    TEKKEN: 256 * _MIB,
+    TOKENIZER_JSON: 256 * _MIB,
+    "tokenizer.model": 64 * _MIB,
+    "*.model.v[0-9]*": 64 * _MIB,
+    TOKENIZER_CONFIG: 16 * _MIB,
+    SPECIAL_TOKENS: 16 * _MIB,
+    ADDED_TOKENS: 16 * _MIB,
+    MODEL_CONFIG: 16 * _MIB,
+    GENERATION_CONFIG: 16 * _MIB,
+    OLD_TEMPLATE: 16 * _MIB,
+    PROCESSOR_CONFIG: 16 * _MIB,
+    TEMPLATE: _MIB,
+    f"{MORE_TEMPLATES}/*.jinja": _MIB,
+}
+"""What is read, by name or pattern, and the most bytes of it: far more than any release has."""
+
+_POINTER = b"version https://git-lfs.github.com/spec/"
+_SNAPSHOT = re.compile(r"models--(?P<repo>.+)/snapshots/(?P<revision>[0-9a-f]{40})$")
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """What is wrong with a file as a file.
+
+    Attributes:
+        kind: `outside` for a link out of the folder, `hazard` for what must not be opened, `form` for bad content.
+        found: What was found.
+    """
+
+    kind: Literal["outside", "hazard", "form"]
+    found: str
+
+
+@dataclass(frozen=True)
+class TokenizerFiles:
+    """The tokenizer and template files of a checkpoint folder, or one tokenizer file.
+
+    Attributes:
+        path: The folder or file.
+    """
+
+    path: Path
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """The names of the files that are there, relative to the folder, in order."""
+        if not self.path.is_dir():
+            return (self.path.name,)
+        entries = [*self.path.iterdir()]
+        more = self.path / MORE_TEMPLATES
+        entries += more.iterdir() if more.is_dir() else ()
+        names = (entry.relative_to(self.path).as_posix() for entry in entries)
+        return tuple(sorted(name for name in names if _limit(name) is not None))
+
+    def file(self, name: str) -> Path:
+        """Return the path of one of the files."""
+        return self.path / name if self.path.is_dir() else self.path
+
+    @cached_property
+    def faults(self) -> dict[str, Fault]:
+        """What is wrong with the files, by name."""
+        faults = {name: self._hazard(name) or self._form(name) for name in self.names}
+        return {name: fault for name, fault in faults.items() if fault is not None}
+
+    def refuse_hazards(self) -> None:
+        """Refuse a folder before any library opens a file of it that must not be opened.
+
+        Raises:
+            TokenizerError: For a file that is none, is huge, or links out of the folder.
+        """
+        for name in self.names:
+            fault = self._hazard(name) or (self._form(name) if name == TOKENIZER_CONFIG else None)
+            if fault is not None and fault.kind != "form":
+                raise TokenizerError(fault.found, place=str(self.file(name)), expected="a file of the folder")
+
+    def json(self, name: str) -> dict[str, Any]:
+        """Return the object of a JSON file; an empty one where there is none or it cannot be read."""
+        return self._objects.get(name, {})
+
+    def text(self, name: str) -> str | None:
+        """Return the text of a file; None where there is none or it cannot be read."""
+        if name not in self.names or name in self.faults:
+            return None
+        return self.file(name).read_text(encoding="utf-8")
+
+    @cached_property
+    def digests(self) -> dict[str, str]:
+        """SHA-256 of each file that can be read, in hex, by name."""
+        digests = {}
+        for name in self.names:
+            if self._hazard(name) is None:
+                with self.file(name).open("rb") as content:
+                    digests[name] = hashlib.file_digest(content, "sha256").hexdigest()
+        return digests
+
+    @cached_property
+    def mistral_files(self) -> tuple[str, ...]:
+        """The names of Mistral's own tokenizer files: `tekken.json` and `tokenizer.model.vN`."""
+        return tuple(name for name in self.names if name == TEKKEN or fnmatch(name, "*.model.v[0-9]*"))
+
+    @cached_property
+    def snapshot(self) -> tuple[str, str] | None:
+        """The repository and the commit, where the folder is a snapshot of the Hub's cache."""
+        found = _SNAPSHOT.search(self.path.resolve().as_posix())
+        return (found["repo"].replace("--", "/"), found["revision"]) if found else None
+
+    @cached_property
+    def _objects(self) -> dict[str, dict[str, Any]]:
+        names = (name for name in self.names if name.endswith(".json") and name not in self.faults)
+        return {name: json.loads(self.file(name).read_text(encoding="utf-8")) for name in names}
+
+    def _hazard(self, name: str) -> Fault | None:
+        file = self.file(name)
+        target = Path(os.path.realpath(file))  # Path.resolve raises on a loop of links
+        if self.path.is_dir() and not any(target.is_relative_to(root) for root in self._roots):
+            return Fault("outside", f"links out of the folder, to {target}")
+        try:
+            status = file.stat()
+        except OSError as error:
+            return Fault("hazard", f"cannot be read: {error.strerror}")
+        if not stat.S_ISREG(status.st_mode):
+            return Fault("hazard", "is a directory" if stat.S_ISDIR(status.st_mode) else "is not a regular file")
+        most = _limit(name)
+        if most is not None and status.st_size > most:
+            return Fault("hazard", f"has {status.st_size:,} bytes, more than {most:,}")
+        return None
+
+    @cached_property
+    def _roots(self) -> tuple[Path, ...]:
+        folder = self.path.resolve()
+        if self.snapshot is None:
+            return (folder,)
+        repository = folder.parents[1]
+        return (folder, (repository / "blobs").resolve(), (repository.parent / "blobs").resolve())
+
+    def _form(self, name: str) -> Fault | None:
+        with self.file(name).open("rb") as content:
+            if content.read(len(_POINTER)) == _POINTER:
+                return Fault("form", "is a pointer of Git LFS, not the file")
+        if not name.endswith((".json", ".jinja")):
+            return None
+        data = self.file(name).read_bytes()
+        found = next(_text_faults(data, is_json=name.endswith(".json")), None)
+        return _escaping_name(json.loads(data)) if found is None and name == TOKENIZER_CONFIG else found
+
+
+def _limit(name: str) -> int | None:
+    return next((most for pattern, most in LIMITS.items() if fnmatch(name, pattern)), None)
+
+
+def _text_faults(data: bytes, *, is_json: bool) -> Iterator[Fault]:
+    try:
+        text = data.decode("utf-8")
+        value = json.loads(text, object_pairs_hook=_without_repeats) if is_json else {}
+    except UnicodeDecodeError as error:
+        yield Fault("form", f"is not UTF-8: byte {data[error.start]:#04x} at {error.start:,}")
+    except _RepeatedKeyError as error:
+        yield Fault("form", f"has the key {error.args[0]!r} twice")
+    except RecursionError:
+        yield Fault("form", "is nested too deeply")
+    except ValueError as error:
+        yield Fault("form", f"is not JSON: {error}" if data.strip() else "is empty")
+    else:
+        if not isinstance(value, dict):
+            yield Fault("form", "is not a JSON object")
+
+
+def _escaping_name(config: dict[str, Any]) -> Fault | None:
+    """Refuse a named template that transformers would save under a path of its own choice."""
+    templates = config.get("chat_template")
+    names = [one.get("name") for one in templates if isinstance(one, dict)] if isinstance(templates, list) else []
+    names += templates if isinstance(templates, dict) else []
+    bad = [name for name in names if not (isinstance(name, str) and re.fullmatch(r"[\w-][\w.-]*", name))]
+    return Fault("hazard", f"names a chat template {bad[0]!r}") if bad else None
+
+
+class _RepeatedKeyError(Exception):
+    """A key stands twice in one object: readers differ in which they take."""
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        names = [name for name, _ in pairs]
+        raise _RepeatedKeyError(next(name for name in names if names.count(name) > 1))
+    return value
+
+
+KEY = "chat_template"
+
+
+def template_places(files: TokenizerFiles) -> dict[str, dict[str, str]]:
+    """Return each template's text by its name (`default`, `tool_use`, …) and by the place where it stands.
+
+    A newline at the very end is left out: Jinja does so, too.
+    """
+    places: dict[str, dict[str, str]] = {}
+    for name, place, text in _templates(files):
+        places.setdefault(name, {})[place] = text.removesuffix("\n")
+    return places
+
+
+def _templates(files: TokenizerFiles) -> Iterator[tuple[str, str, str]]:
+    for file in files.names:
+        path = PurePosixPath(file)
+        text = files.text(file) if path.suffix == ".jinja" else None
+        if text is not None:
+            yield (path.stem if path.parent.name == MORE_TEMPLATES else "default"), file, text
+    for file in (TOKENIZER_CONFIG, OLD_TEMPLATE, PROCESSOR_CONFIG):
+        for name, text in _of_key(files.json(file).get(KEY)):
+            yield name, f"{file}, {KEY}", text
+
+
+def _of_key(value: Any) -> Iterator[tuple[str, str]]:
+    if isinstance(value, str):
+        yield "default", value
+    elif isinstance(value, dict):
+        yield from ((str(name), text) for name, text in value.items() if isinstance(text, str))
+    elif isinstance(value, list):
+        for entry in value:
+            if isinstance(entry, dict) and isinstance(entry.get("template"), str):
+                yield str(entry.get("name", "default")), entry["template"]
+
+
+def loaded_place(files: TokenizerFiles) -> str:
+    """Return where the template that transformers loads stands; empty where there is none."""
+    places = template_places(files).get("default", {})
+    order = (TEMPLATE, f"{MORE_TEMPLATES}/default.jinja", f"{TOKENIZER_CONFIG}, {KEY}")
+    return next((place for place in order if place in places), "")

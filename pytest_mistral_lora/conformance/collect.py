@@ -1,0 +1,130 @@
+"""Which checks a target has."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from pytest_mistral_lora.conformance.checks import Check, Settings
+from pytest_mistral_lora.conformance.finding import Result
+from pytest_mistral_lora.conformance.targets import (
+    AdapterTarget,
+    EncodedTarget,
+    RecipeTarget,
+    RunnerTarget,
+    Target,
+    embedded_targets,
+    named_targets,
+)
+from pytest_mistral_lora.errors import InputError
+
+_ROOM = "pytest_mistral_lora.conformance"
+# Each subject by the function that yields its checks: a subject is imported when one of its targets is collected.
+_SUBJECTS = {
+    "tokenizer": ("tokenizer.checks", "checks"),
+    "template": ("template", "checks"),
+    "user goldens": ("user_goldens", "rendering_checks"),
+    "mask": ("mask.checks", "checks"),
+    "dataset": ("dataset.checks", "checks"),
+    "encoded": ("encoded.checks", "checks"),
+    "adapter": ("adapter.checks", "checks"),
+    "manifest": ("manifest", "checks"),
+    "transcript": ("transcript", "checks"),
+    "train": ("train.checks", "checks"),
+    "runner": ("runner", "checks"),
+}
+
+
+def collect(targets: Sequence[Target], settings: Settings) -> Iterator[Check]:
+    """Yield every check of the targets; no tokenizer or model is loaded before a check runs.
+
+    The checks of the tiny train come last, so that it can run beside the others.
+    """
+    for target in targets:
+        yield from _checks(target, settings)
+    for target in targets:
+        if target.trains and not settings.skip_training:
+            yield from _subject_checks("train", target, settings)
+
+
+def _checks(target: Target, settings: Settings) -> Iterator[Check]:
+    if isinstance(target, EncodedTarget):
+        subjects = ["encoded"]
+    elif isinstance(target, RunnerTarget):
+        subjects = ["runner"]
+    elif isinstance(target, AdapterTarget):
+        subjects = ["adapter", "manifest", "transcript"]
+    else:
+        subjects = ["tokenizer", "template", "user goldens", "mask"]
+    if isinstance(target, RecipeTarget):
+        subjects.append("dataset")
+    for subject in subjects:
+        yield from _subject_checks(subject, target, settings)
+    if isinstance(target, RecipeTarget) and target.made is not None:
+        yield from _checks(target.made, settings)
+
+
+def _subject_checks(subject: str, target: Target, settings: Settings) -> Iterator[Check]:
+    module, function = _SUBJECTS[subject]
+    found: Iterator[Check] = getattr(import_module(f"{_ROOM}.{module}"), function)(target, settings)
+    return found
+
+
+_RECIPES = (".yaml", ".yml")
+_ADAPTERS = ("adapter_config.json", "manifest.json")
+
+
+def check(
+    paths: Sequence[Path], *, base: Path | None = None, examples: int = 20, device: str = "auto", train: bool = False
+) -> Iterator[tuple[dict[str, Any], Result]]:
+    """Judge paths and yield what each check came to: its record as plain data, and its result.
+
+    Args:
+        paths: Recipes (`*.yaml`), adapter folders, and tokenizers (a checkpoint folder, or a single file); if empty,
+            every tokenizer that mistral-common ships.
+        base: The base checkpoint's folder of the adapters, or None.
+        examples: Hypothesis examples for each law.
+        device: Where models run: `auto`, `cpu` or `cuda`.
+        train: Whether the tiny train runs with the tokenizers too.
+
+    Raises:
+        InputError: If there is nothing at a path, or a recipe cannot be used.
+    """
+    targets = targets_of(paths, base)
+    with tempfile.TemporaryDirectory(prefix="mistral-check-") as folder:
+        settings = Settings(examples, None, device, not train, (), False, Path(folder))
+        for one in collect(targets, settings):
+            yield _run(one)
+
+
+def targets_of(paths: Sequence[Path], base: Path | None = None) -> list[Target]:
+    """Return a target for each path, by the kind of file or folder at it; with no path, the embedded default.
+
+    Raises:
+        InputError: If a path does not exist.
+    """
+    if not paths:
+        return embedded_targets()
+    for path in paths:
+        if not path.exists():
+            raise InputError("no such file or folder", place=str(path))
+    recipes = [path for path in paths if path.suffix in _RECIPES]
+    adapters = [path for path in paths if any((path / name).is_file() for name in _ADAPTERS)]
+    tokenizers = [path for path in paths if path not in recipes and path not in adapters]
+    return named_targets(tokenizers=tokenizers, recipes=recipes, adapters=adapters, base=base)
+
+
+def _run(check: Check) -> tuple[dict[str, Any], Result]:
+    start = time.perf_counter()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the libraries' warnings are not about the user's code
+        result = check.run()
+    outcome = "skipped" if result.not_checked else "passed"
+    if any(finding.severity == "error" for finding in result.findings):
+        outcome = "failed"
+    return check.record(result, outcome=outcome, seconds=time.perf_counter() - start), result

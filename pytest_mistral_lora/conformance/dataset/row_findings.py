@@ -1,0 +1,186 @@
+"""What a recipe does with rows that are too long or teach nothing, and what that removes."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from pytest_mistral_lora.chat.encoded import IGNORE_INDEX, EncodedRow, Fault, Policy
+from pytest_mistral_lora.chat.rows import Row, weight_of
+from pytest_mistral_lora.conformance.finding import Finding
+from pytest_mistral_lora.conformance.mask.laws import LAWS, Law
+from pytest_mistral_lora.errors import RowError
+
+if TYPE_CHECKING:
+    from pytest_mistral_lora.chat.oracle.mistral_common import Oracle
+
+
+_FAULTS = {"no-labels": "ML606", "nothing-supervised": "ML605", "too-long": "ML607"}
+
+
+def fault_finding(fault: Fault, error: RowError, encoded: EncodedRow, cut: Mapping[str, int]) -> Finding:
+    """Return why a row is refused as a finding, with what a cut would remove of a row that is too long."""
+    detail = error.next_step
+    if fault == "too-long":
+        detail = f"a cut would remove {_listed(cut)}"
+        if cut["supervised tokens"] == encoded.supervised_tokens:
+            detail += "; nothing that is trained on would be left"
+    return Finding(_FAULTS[fault], error.found, error.place, error.expected, detail)
+
+
+def _listed(cut: Mapping[str, int]) -> str:
+    return ", ".join(f"{number} {name}" for name, number in cut.items() if number)
+
+
+_CHANGES = {
+    "too-long": "dropped: {tokens} tokens, more than training.max_length = {max_length}",
+    "nothing-supervised": "dropped: no token is trained on",
+    "cut": "cut to training.max_length = {max_length}, without {cut}",
+    "without-loss": "kept, though no token is trained on",
+}
+
+
+def changes(row: Row, encoded: EncodedRow, policy: Policy, cut: Mapping[str, int]) -> Iterator[tuple[str, Finding]]:
+    """Yield what the policies of a recipe do to a row that they do not refuse: its name, and a note of it."""
+    for change in policy.apply(encoded).changes:
+        known = {"tokens": len(encoded.input_ids), "max_length": policy.max_length, "cut": _listed(cut)}
+        yield change, Finding("ML620", _CHANGES[change].format(**known), row.place)
+
+
+def beyond(row: Row, encoded: EncodedRow, layout: EncodedRow, max_length: int, version: str) -> dict[str, int]:
+    """Return how many of what is beyond `max_length` tokens: what a cut would remove.
+
+    Args:
+        row: The row.
+        encoded: What is trained on.
+        layout: mistral-common's encoding, whose spans say who owns a token; `encoded` where there is none.
+        max_length: Tokens that a cut would leave.
+        version: Tokenizer version.
+    """
+    labels = (encoded.labels or ())[:max_length]
+    closing = [span for span in layout.spans if span.kind == "eos" and span.end > max_length]
+    start = _system_start(row, layout, version)
+    return {
+        "tokens": len(encoded.input_ids) - max_length,
+        "supervised tokens": encoded.supervised_tokens - sum(label != IGNORE_INDEX for label in labels),
+        "closing </s>": len(closing),
+        "system prompt": int(start is not None and start >= max_length),
+    }
+
+
+def _system_start(row: Row, layout: EncodedRow, version: str) -> int | None:
+    """Return where the system prompt begins, if there is one: up to v3 it is in the text of a user's turn."""
+    if all(message["role"] != "system" for message in row.messages):
+        return None
+    role = "user" if version in ("v1", "v2", "v3") else "system"
+    starts = [span.start for span in layout.spans if span.role == role and span.kind == "text"]
+    return starts[0 if version not in ("v2", "v3") else -1] if starts else None
+
+
+ON_EVERY_ROW = frozenset({"ML101", "ML102", "ML103", "ML104", "ML105", "ML107", "ML109", "ML110"})
+"""Rules of the laws that look at one encoding; the others encode the row again, and are left to Hypothesis."""
+
+
+def law_findings(row: Row, encoded: EncodedRow, oracle: Oracle) -> Iterator[Finding]:
+    """Yield the laws that a row's encoding breaks.
+
+    Args:
+        row: The row.
+        encoded: mistral-common's encoding of it.
+        oracle: Mistral's own tokenization.
+    """
+    version = int(oracle.version[1:])
+    for law in LAWS:
+        if law.rule in ON_EVERY_ROW and version >= int(law.since[1:]) and _speaks_of(law, row):
+            violation = law.violation(row, encoded, oracle)
+            if violation:
+                yield Finding(law.rule, violation, row.place)
+
+
+def _speaks_of(law: Law, row: Row) -> bool:
+    tools = bool(row.tools) or any(message["role"] == "tool" or message.get("tool_calls") for message in row.messages)
+    weights = any(message["role"] == "assistant" and not weight_of(message) for message in row.messages)
+    return (law.rows == "tools" or not tools) and (law.rows == "weights" or not weights)
+
+
+_DAMAGED = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\ufffd]")
+"""U+FFFD, and control characters other than tab, newline, carriage return and U+0085."""
+
+
+def text_findings(row: Row, layout: EncodedRow) -> Iterator[Finding]:
+    """Yield what a row says and hardly means.
+
+    Args:
+        row: The row.
+        layout: Its encoding, whose spans say who owns a token.
+    """
+    yield from _joined(row)
+    yield from _empty(row, layout)
+    yield from _damaged(row)
+    yield from _calls(row)
+
+
+def _joined(row: Row) -> Iterator[Finding]:
+    groups = [(group, "assistant") for group in row.assistant_groups() if len(group) > 1]
+    pairs = itertools.pairwise(enumerate(row.messages))
+    groups += [([n, n + 1], "user") for (n, a), (_, b) in pairs if a["role"] == b["role"] == "user"]
+    for group, role in groups:
+        found = f"messages[{group[0]}] to [{group[-1]}] are joined into one {role} turn"
+        yield Finding("ML614", found, row.place)
+
+
+def _empty(row: Row, layout: EncodedRow) -> Iterator[Finding]:
+    turns: dict[int | None, set[str]] = {}
+    for span in layout.spans:
+        if span.supervised:
+            turns.setdefault(span.turn, set()).add(span.kind)
+    for turn, kinds in turns.items():
+        if kinds == {"eos"}:
+            yield Finding("ML616", f"turn {turn}, the assistant's, has nothing but </s>", row.place)
+
+
+def _damaged(row: Row) -> Iterator[Finding]:
+    characters = {one for text in _strings(row.to_json()) for one in _DAMAGED.findall(text)}
+    if characters:
+        yield Finding("ML617", f"the row has {', '.join(f'U+{ord(one):04X}' for one in sorted(characters))}", row.place)
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from _strings(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _strings(item)
+
+
+def _calls(row: Row) -> Iterator[Finding]:
+    known = {tool["function"]["name"] for tool in row.tools or ()}
+    for index, message in enumerate(row.messages):
+        for number, call in enumerate(message.get("tool_calls") or ()):
+            place = f"{row.place}, messages[{index}].tool_calls[{number}].function"
+            name = call["function"]["name"]
+            if name not in known:
+                expected = f"one of {', '.join(sorted(known))}" if known else "a tool of the row"
+                yield Finding("ML618", f"calls {name!r}, which the row does not offer", f"{place}.name", expected)
+            kind = _not_an_object(call["function"].get("arguments"))
+            if kind:
+                yield Finding("ML619", f"are {kind}", f"{place}.arguments", "an object, or its JSON as a string")
+
+
+def _not_an_object(arguments: Any) -> str:
+    """Return what the arguments of a call are, if they are no object."""
+    if arguments is None or arguments == "" or isinstance(arguments, Mapping):
+        return ""
+    try:
+        value = json.loads(arguments)
+    except (ValueError, RecursionError):
+        return "a text that is not JSON"
+    if isinstance(value, str):
+        return "JSON that was encoded twice"
+    return "" if isinstance(value, Mapping) else "JSON, but not an object"

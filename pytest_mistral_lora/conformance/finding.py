@@ -1,0 +1,144 @@
+"""The closed list of rules. An id never changes its meaning; help, pages, findings and tests are made from it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from pytest_mistral_lora.chat.encoded import IGNORE_INDEX
+from pytest_mistral_lora.conformance.rule import Rule, Severity
+from pytest_mistral_lora.conformance.rules import (
+    adapter,
+    dataset,
+    encoded,
+    encoded_ids,
+    encoded_labels,
+    manifest,
+    mask,
+    template,
+    tokenizer,
+    train,
+    transcript,
+)
+
+__all__ = ["RULES", "Rule", "Severity"]
+
+_MODULES = (
+    *(template, mask, tokenizer, train, adapter, dataset),
+    *(encoded, encoded_ids, encoded_labels, manifest, transcript),
+)
+
+RULES = {rule.id: rule for module in _MODULES for rule in module.RULES}
+"""Every rule, by id."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """A rule that is broken at a place.
+
+    Attributes:
+        rule: Id of the rule.
+        found: What was found there.
+        place: File, line, row, turn or token.
+        expected: What was expected instead.
+        detail: Lines that show it, such as the tokens around the first difference.
+        row: The chat row as one line of JSON that can be pasted into a dataset, or empty.
+    """
+
+    rule: str
+    found: str
+    place: str = ""
+    expected: str = ""
+    detail: str = ""
+    row: str = ""
+
+    @property
+    def severity(self) -> Severity:
+        """`error` fails the check; `note` only under `--mistral-strict`."""
+        rule: Rule = RULES[self.rule]
+        return rule.severity
+
+    def text(self) -> str:
+        """Return the finding for a terminal; the first line starts with the rule's id."""
+        rule = RULES[self.rule]
+        where = f"{self.place}: " if self.place else ""
+        lines = [f"{self.rule} {where}{self.found}"]
+        if self.expected:
+            lines.append(f"  expected: {self.expected}")
+        lines += [f"  {line}" for line in self.detail.splitlines()]
+        if self.row:
+            lines.append(f"  row:      {self.row}")
+        lines += [f"  rule:     {rule.title}", f"  why:      {rule.why}", f"  fix:      {rule.fix}"]
+        return "\n".join(lines)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the finding as plain JSON data, with what its rule says."""
+        rule: Rule = RULES[self.rule]
+        said = {name: getattr(rule, name) for name in ("severity", "title", "why", "fix", "source")}
+        return {**asdict(self), **said}
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What one check came to.
+
+    Attributes:
+        findings: Broken rules; empty where all is well.
+        not_checked: Why something could not be checked: a state of its own, never a pass.
+        facts: Figures worth keeping in a report, such as which named deviations were seen.
+    """
+
+    findings: tuple[Finding, ...] = ()
+    not_checked: str = ""
+    facts: tuple[tuple[str, Any], ...] = ()
+
+
+AROUND = 5
+"""Tokens shown on each side of the first difference."""
+
+Ids = Sequence[int]
+Labels = Sequence[int] | None
+
+
+def show_difference(expected: tuple[Ids, Labels], found: tuple[Ids, Labels], piece: Callable[[int], str]) -> str:
+    """Return a table of the tokens around the first difference in ids or labels; empty if there is none.
+
+    Args:
+        expected: `input_ids` and `labels` as they should be; labels of None are not compared.
+        found: `input_ids` and `labels` as they are.
+        piece: Gives the vocabulary's spelling of an id.
+    """
+    at = first_difference(expected, found)
+    if at is None:
+        return ""
+    rows = [("token", "expected", "label", "found", "label")]
+    for index in range(max(0, at - AROUND), min(max(len(expected[0]), len(found[0])), at + AROUND + 1)):
+        mark = "> " if index == at else "  "
+        rows.append((f"{mark}{index}", *_cell(expected, index, piece), *_cell(found, index, piece)))
+    widths = [max(len(row[column]) for row in rows) for column in range(5)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    lengths = f"{len(expected[0])} tokens expected, {len(found[0])} found; the first difference is at token {at}"
+    return "\n".join([lengths, *lines])
+
+
+def first_difference(expected: tuple[Ids, Labels], found: tuple[Ids, Labels]) -> int | None:
+    """Return the first index where ids, or labels if both have them, differ; None if nowhere."""
+    for index in range(max(len(expected[0]), len(found[0]))):
+        if index >= min(len(expected[0]), len(found[0])) or expected[0][index] != found[0][index]:
+            return index
+        if expected[1] is not None and found[1] is not None and expected[1][index] != found[1][index]:
+            return index
+    return None
+
+
+def _cell(encoded: tuple[Ids, Labels], index: int, piece: Callable[[int], str]) -> tuple[str, str]:
+    ids, labels = encoded
+    if index >= len(ids):
+        return "(end)", ""
+    token = f"{ids[index]} {piece(ids[index])!r}"
+    if labels is None or index >= len(labels):
+        return token, "?"
+    if labels[index] == IGNORE_INDEX:
+        return token, "-100"
+    return token, "train" if labels[index] == ids[index] else f"train {labels[index]}"

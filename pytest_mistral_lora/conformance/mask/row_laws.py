@@ -1,0 +1,222 @@
+"""What a law is."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from pytest_mistral_lora.chat.encoded import IGNORE_INDEX, EncodedRow, Span
+from pytest_mistral_lora.chat.rows import Row, merged_chunks, parse_row, spoken, weight_of
+
+if TYPE_CHECKING:
+    from pytest_mistral_lora.chat.oracle.mistral_common import Oracle
+
+
+Rows = Literal["any", "tools", "weights", "parallel"]
+
+
+@dataclass(frozen=True, slots=True)
+class Law:
+    """A law of an encoded row.
+
+    Attributes:
+        rule: Id of its rule.
+        name: Its name, the case of its check.
+        rows: Which rows it speaks of: any, those with tools or with parallel tool calls, or those with weights.
+        violation: Says how a row and its encoding break it; empty if they keep it.
+        since: Tokenizer version from which on it can be checked.
+    """
+
+    rule: str
+    name: str
+    violation: Callable[[Row, EncodedRow, Oracle], str]
+    rows: Rows = "any"
+    since: str = "v1"
+
+
+def spoken_groups(row: Row, oracle: Oracle) -> list[list[int]]:
+    """Return the groups of assistant messages that are encoded: v2 leaves out calls before the last user message."""
+    groups = row.assistant_groups()
+    if oracle.version != "v2":
+        return groups
+    last_user = max((n for n, message in enumerate(row.messages) if message["role"] == "user"), default=-1)
+    return [group for group in groups if group[0] > last_user or not row.messages[group[0]].get("tool_calls")]
+
+
+def assistant_turns(encoded: EncodedRow) -> dict[int, list[Span]]:
+    """Return the spans of each assistant turn, by turn."""
+    turns: dict[int, list[Span]] = {}
+    for span in encoded.spans:
+        if span.role == "assistant" and span.turn is not None:
+            turns.setdefault(span.turn, []).append(span)
+    return turns
+
+
+def partition_violation(row: Row, encoded: EncodedRow, oracle: Oracle) -> str:
+    """Spans partition the ids; labels are the token's own id in supervised spans, -100 elsewhere."""
+    ids, labels = encoded.input_ids, encoded.labels
+    if labels is None or len(labels) != len(ids):
+        return f"{len(labels or ())} labels for {len(ids)} tokens"
+    position = 0
+    for span in encoded.spans:
+        if span.start != position or span.end <= span.start:
+            return f"span {span.start}-{span.end} does not follow token {position}"
+        position = span.end
+        for index in range(span.start, min(span.end, len(ids))):
+            want = ids[index] if span.supervised else IGNORE_INDEX
+            if labels[index] != want:
+                return f"label {labels[index]} at token {index}; its span says {want}"
+    return "" if position == len(ids) else f"spans end at {position} of {len(ids)} tokens"
+
+
+def owner_violation(row: Row, encoded: EncodedRow, oracle: Oracle) -> str:
+    """No token outside an assistant turn is supervised."""
+    for span in encoded.spans:
+        if span.supervised and span.role != "assistant":
+            return f"tokens {span.start}-{span.end} of the {span.role or 'beginning'} are supervised"
+    return ""
+
+
+def whole_turn_violation(row: Row, encoded: EncodedRow, oracle: Oracle) -> str:
+    """Every turn of weight 1 is supervised as a whole, and none of weight 0."""
+    weights = [weight_of(row.messages[group[0]]) for group in spoken_groups(row, oracle)]
+    turns = assistant_turns(encoded)
+    if len(turns) != len(weights):
+        return f"{len(turns)} assistant turns encoded of {len(weights)}"
+    for weight, (turn, spans) in zip(weights, turns.items(), strict=True):
+        if any(span.supervised != bool(weight) for span in spans):
+            return f"turn {turn} has weight {weight}, but is {'not all' if weight else 'in part'} supervised"
+    return ""
+
+
+def eos_violation(row: Row, encoded: EncodedRow, oracle: Oracle) -> str:
+    """Every assistant turn ends with EOS, supervised as the turn is."""
+    for turn, spans in assistant_turns(encoded).items():
+        last = spans[-1].end - 1
+        if encoded.input_ids[last] != oracle.eos_id:
+            return f"turn {turn} ends with {oracle.piece(encoded.input_ids[last])!r} at token {last}, not with EOS"
+        label = (encoded.labels or ())[last : last + 1]
+        if spans[0].supervised != (label == (oracle.eos_id,)):
+            return f"EOS of turn {turn} at token {last} has label {label[0] if label else 'none'}"
+    return ""
+
+
+def bos_violation(row: Row, encoded: EncodedRow, oracle: Oracle) -> str:
+    """BOS stands once, first, and is not supervised."""
+    places = [index for index, token in enumerate(encoded.input_ids) if token == oracle.bos_id]
+    if places != [0]:
+        return f"BOS at tokens {places}; it belongs at token 0 only"
+    return "BOS is supervised" if encoded.labels is not None and encoded.labels[0] != IGNORE_INDEX else ""
+
+
+def scan_violation(row: Row, encoded: EncodedRow, oracle: Oracle) -> str:
+    """The labels read off the control tokens are the row's labels."""
+    from pytest_mistral_lora.chat.oracle.control_mask import scan_labels
+
+    scanned = scan_labels(encoded.input_ids, oracle)
+    if scanned == encoded.labels or scanned is None or encoded.labels is None:
+        return ""
+    if len(scanned) != len(encoded.labels):
+        return f"{len(encoded.labels)} labels for {len(scanned)} tokens"
+    at = next(n for n, pair in enumerate(zip(scanned, encoded.labels, strict=True)) if pair[0] != pair[1])
+    return f"label {encoded.labels[at]} at token {at}; the control tokens say {scanned[at]}"
+
+
+def injection_violation(row: Row, encoded: EncodedRow, oracle: Oracle) -> str:
+    """No control id inside a text, and breaking the literals in the texts changes no count of control ids."""
+    for span in encoded.spans:
+        if span.kind == "text":
+            for index in range(span.start, span.end):
+                if encoded.input_ids[index] in oracle.control_tokens:
+                    return f"control token {oracle.piece(encoded.input_ids[index])} inside a text, at token {index}"
+    harmless = oracle.encode(_without_literals(row, oracle))
+    if _controls(encoded, oracle) != _controls(harmless, oracle):
+        return "control tokens change when the row's texts do not spell them any more"
+    return ""
+
+
+def spoken_text_violation(row: Row, encoded: EncodedRow, oracle: Oracle) -> str:
+    """Each assistant turn decodes to what the assistant says."""
+    groups = spoken_groups(row, oracle)
+    turns = assistant_turns(encoded)
+    if len(turns) != len(groups):
+        return f"{len(turns)} assistant turns encoded of {len(groups)}"
+    for group, (turn, spans) in zip(groups, turns.items(), strict=True):
+        said = spoken((row.messages[n].get("content") for n in group), version=oracle.version)
+        decoded = "".join(oracle.decode(encoded.input_ids[s.start : s.end]) for s in spans if s.kind == "text")
+        if decoded != _as_decoded(said, oracle):
+            return f"turn {turn} decodes to {decoded!r}; the assistant says {said!r}"
+    return ""
+
+
+def tool_call_violation(row: Row, encoded: EncodedRow, oracle: Oracle) -> str:
+    """Each turn with calls has one run of tokens from [TOOL_CALLS] to EOS, and it holds the calls."""
+    groups = spoken_groups(row, oracle)
+    for group, (turn, spans) in zip(groups, assistant_turns(encoded).items(), strict=False):
+        calls = [call for n in group for call in row.messages[n].get("tool_calls") or ()]
+        runs = [span for span in spans if span.kind == "tool_call"]
+        if len(runs) != bool(calls):
+            return f"turn {turn} has {len(calls)} calls in {len(runs)} runs of tokens"
+        for run in runs:
+            if encoded.input_ids[run.start] != oracle.tool_calls_id:
+                return f"the call of turn {turn} starts with {oracle.piece(encoded.input_ids[run.start])!r}"
+            if oracle.version in ("v2", "v3", "v7") and not _holds(
+                encoded.input_ids[run.start : run.end], calls, oracle
+            ):
+                return f"the call of turn {turn} is not the row's"
+    return ""
+
+
+def system_violation(row: Row, encoded: EncodedRow, oracle: Oracle) -> str:
+    """What the system messages say is in the row, outside the assistant's turns."""
+    others = [span for span in encoded.spans if span.role != "assistant" and span.kind == "text"]
+    there = [oracle.decode(encoded.input_ids[span.start : span.end]) for span in others]
+    for message in row.messages:
+        if message["role"] == "system":
+            for chunk in merged_chunks([message["content"]], version=oracle.version):
+                said = _as_decoded(chunk[chunk["type"]], oracle)
+                if not any(said in text for text in there):
+                    return f"the system says {said!r}, and that is in no text of the row"
+    return ""
+
+
+def _controls(encoded: EncodedRow, oracle: Oracle) -> list[int]:
+    return [token for token in encoded.input_ids if token in oracle.control_tokens]
+
+
+def _without_literals(row: Row, oracle: Oracle) -> Row:
+    """Put a hyphen into every control token that the row's texts spell."""
+    literals = re.compile("|".join(re.escape(literal) for literal in oracle.control_tokens.values()))
+
+    def broken(value: Any) -> Any:
+        if isinstance(value, str):
+            return literals.sub(lambda match: match[0][0] + "-" + match[0][1:], value)
+        if isinstance(value, Mapping):
+            return {key: broken(item) for key, item in value.items()}
+        return [broken(item) for item in value] if isinstance(value, list | tuple) else value
+
+    return parse_row(broken(row.to_json()))
+
+
+def _as_decoded(text: str, oracle: Oracle) -> str:
+    """SentencePiece writes a space as U+2581, so that character cannot be told from a space afterwards."""
+    return text.replace("\u2581", " ") if oracle.kind == "spm" else text
+
+
+def _holds(ids: tuple[int, ...], calls: list[Mapping[str, Any]], oracle: Oracle) -> bool:
+    written = json.loads(oracle.decode(ids))
+    expected = [(call["function"]["name"], _arguments(call, oracle)) for call in calls]
+    return [(call["name"], call["arguments"]) for call in written] == expected
+
+
+def _arguments(call: Mapping[str, Any], oracle: Oracle) -> Any:
+    arguments = call["function"].get("arguments")
+    text = json.dumps(arguments, ensure_ascii=False) if not isinstance(arguments, str | None) else arguments or "{}"
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return _as_decoded(text, oracle)
+    return json.loads(_as_decoded(json.dumps(value, ensure_ascii=False), oracle))

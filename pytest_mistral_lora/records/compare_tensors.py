@@ -1,0 +1,152 @@
+"""How far the tensors of two adapters, or of two merged models, are apart; one tensor at a time is in memory."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pytest_mistral_lora.errors import InputError
+from pytest_mistral_lora.records.hashing import ADAPTER_TENSORS
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(slots=True)
+class Kind:
+    """Tensors of one kind, over all layers: `self_attn.q_proj.lora_A`.
+
+    Attributes:
+        name: The tensors' name without layer, prefix and `.weight`.
+        tensors: How many both have, in one shape.
+        different: How many of them are not the same, bit for bit and dtype for dtype.
+        max_abs: Largest absolute difference of two values.
+    """
+
+    name: str
+    tensors: int = 0
+    different: int = 0
+    max_abs: float = 0.0
+    _sums: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("aa", "bb", "ab", "dd"), 0.0))
+
+    @property
+    def relative(self) -> float:
+        """Norm of the difference in relation to the norm of the first; infinite where that is zero."""
+        apart = math.sqrt(self._sums["dd"])
+        return apart / math.sqrt(self._sums["aa"]) if self._sums["aa"] else math.inf if apart else 0.0
+
+    @property
+    def cosine(self) -> float:
+        """Cosine of the angle between the two, from -1 to 1; not a number where one of them is zero."""
+        norms = math.sqrt(self._sums["aa"]) * math.sqrt(self._sums["bb"])
+        return max(-1.0, min(1.0, self._sums["ab"] / norms)) if norms else math.nan
+
+    def add(self, a: torch.Tensor, b: torch.Tensor) -> None:
+        """Add two tensors of one shape."""
+        self.tensors += 1
+        self.different += not _same(a, b)
+        first, second = a.double().flatten(), b.double().flatten()
+        apart = second - first
+        # not max(): it passes over nan
+        largest = apart.abs().max().item() if apart.numel() else 0.0
+        self.max_abs = largest if math.isnan(largest) or largest > self.max_abs else self.max_abs
+        for name, value in (("aa", first @ first), ("bb", second @ second), ("ab", first @ second)):
+            self._sums[name] += value.item()
+        self._sums["dd"] += (apart @ apart).item()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the figures as plain JSON data; what is no finite number is null."""
+        values = {name: getattr(self, name) for name in ("max_abs", "relative", "cosine")}
+        finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        return {"kind": self.name, "tensors": self.tensors, "different": self.different, **finite}
+
+
+@dataclass(frozen=True, slots=True)
+class TensorsDiff:
+    """How far two sets of tensors are apart.
+
+    Attributes:
+        kinds: The tensors that both have in one shape, by kind.
+        reshaped: Name, and both shapes, of tensors that both have in different shapes.
+        only_a: Names of tensors that only the first has.
+        only_b: Names of tensors that only the second has.
+    """
+
+    kinds: tuple[Kind, ...]
+    reshaped: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...]
+    only_a: tuple[str, ...]
+    only_b: tuple[str, ...]
+
+    @property
+    def compared(self) -> int:
+        """How many tensors both have in one shape."""
+        return sum(kind.tensors for kind in self.kinds)
+
+    @property
+    def different(self) -> int:
+        """How many of them differ."""
+        return sum(kind.different for kind in self.kinds)
+
+    @property
+    def equal(self) -> bool:
+        """Whether both have the same tensors, bit for bit."""
+        return not (self.different or self.reshaped or self.only_a or self.only_b)
+
+
+def tensor_files(folder: Path) -> list[Path]:
+    """Return the safetensors files of an adapter's or a merged model's folder; empty where there are none."""
+    adapter = folder / ADAPTER_TENSORS
+    return [adapter] if adapter.is_file() else sorted(folder.glob("model*.safetensors"))
+
+
+def diff_tensors(a: Path, b: Path) -> TensorsDiff:
+    """Compare the tensors of two folders by name.
+
+    Raises:
+        InputError: If a file is not a safetensors file.
+    """
+    kinds: dict[str, Kind] = {}
+    reshaped = []
+    with _opened(tensor_files(a)) as first, _opened(tensor_files(b)) as second:
+        for name in sorted(first.keys() & second.keys()):
+            one, other = first[name].get_tensor(name), second[name].get_tensor(name)
+            if one.shape != other.shape:
+                reshaped.append((name, tuple(one.shape), tuple(other.shape)))
+                continue
+            kind = _kind(name)
+            kinds.setdefault(kind, Kind(kind)).add(one, other)
+        only_a, only_b = sorted(first.keys() - second.keys()), sorted(second.keys() - first.keys())
+    return TensorsDiff(tuple(kinds.values()), tuple(reshaped), tuple(only_a), tuple(only_b))
+
+
+@contextmanager
+def _opened(files: Sequence[Path]) -> Iterator[dict[str, Any]]:
+    """Give the open file of each tensor, by the tensor's name."""
+    from safetensors import SafetensorError, safe_open
+
+    with ExitStack() as stack:
+        found: dict[str, Any] = {}
+        for file in files:
+            try:
+                opened = stack.enter_context(safe_open(file, framework="pt"))
+            except (OSError, SafetensorError) as error:
+                raise InputError(f"not a safetensors file: {error}", place=str(file)) from error
+            found |= dict.fromkeys(opened.keys(), opened)
+        yield found
+
+
+def _kind(name: str) -> str:
+    return re.sub(r"^(?:base_model\.model\.)?(?:.*\.layers\.\d+\.)?|\.weight$", "", name)
+
+
+def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
+    import torch
+
+    if a.dtype != b.dtype:
+        return False
+    return torch.equal(a.contiguous().view(torch.uint8), b.contiguous().view(torch.uint8))

@@ -1,0 +1,209 @@
+"""The part of a generated text that is its author's: between two marks, kept when the text is made again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+_BEGIN = "<!-- yours, from here: kept when this file is made again -->"
+_END = "<!-- yours, to here -->"
+
+
+def empty_part() -> str:
+    """Return the marks with nothing between them, for a text in the making."""
+    return f"{_BEGIN}\n\n{_END}"
+
+
+def own_part(text: str) -> str:
+    """Return what an author wrote between the marks; empty where there is nothing, or no marks."""
+    _, begin, rest = text.partition(_BEGIN)
+    own, end, _ = rest.rpartition(_END)
+    return own.strip() if begin and end else ""
+
+
+def with_own_part(text: str, own: str) -> str:
+    """Return a text with this part as the author's; a text without the marks as it is."""
+    before, begin, rest = text.partition(_BEGIN)
+    _, end, after = rest.rpartition(_END)
+    if not begin or not end:
+        return text
+    return f"{before}{_BEGIN}\n\n{own}\n\n{_END}{after}" if own else f"{before}{empty_part()}{after}"
+
+
+DECISION = "DECISION.md"
+
+
+def decision_text(manifest: Mapping[str, Any]) -> str:
+    """Return the decision record of a run, in Markdown.
+
+    Args:
+        manifest: The manifest of an adapter or a merged model; `files` and `seal` are not used.
+    """
+    parts = (_context, _decision, _masking, _evaluation, _consequences, _reproduce)
+    title = f"# Fine-tune {manifest['base']} with LoRA on {_data_names(manifest)}"
+    status = f"Status: {'trained and merged' if manifest['kind'] == 'merged' else 'trained'}"
+    return "\n\n".join([title, status, _reasons(), *filter(None, (part(manifest) for part in parts))]) + "\n"
+
+
+def _reasons() -> str:
+    return f"## Why\n\nWhat the run is for and what was weighed; only its author can say.\n\n{empty_part()}"
+
+
+def _data_names(manifest: Mapping[str, Any]) -> str:
+    return ", ".join(entry["path"] for entry in manifest["dataset"]["files"])
+
+
+def _context(manifest: Mapping[str, Any]) -> str:
+    dataset, tokenizer = manifest["dataset"], manifest["tokenizer"]
+    rows = [
+        ("Base", f"`{manifest['base']}`"),
+        ("Revision", f"`{manifest['revision']}`" if manifest["revision"] else "none: a local base"),
+        ("Base weights SHA-256", f"`{manifest.get('base_weights_sha256', 'not recorded')}`"),
+        ("Dataset SHA-256", f"`{manifest['dataset_sha256']}`"),
+        *((f"Data file `{entry['path']}`", f"{entry['rows']} rows, `{entry['sha256']}`") for entry in dataset["files"]),
+        *((f"Held-out file `{entry['path']}`", f"`{entry['sha256']}`") for entry in dataset["eval_files"]),
+        ("Rows", f"{dataset.get('rows_used', dataset['rows'])} trained on, {dataset['held_out_rows']} held out"),
+        *_removed("Rows to train on", dataset),
+        *_removed("Held-out rows", dataset.get("held_out_removed", {})),
+        ("Tokenizer", f"{tokenizer['version'] or tokenizer['file']} through {tokenizer['backend']}"),
+        ("Tokenizer SHA-256", f"`{tokenizer['sha256']}`"),
+        ("Chat template SHA-256", f"`{manifest['template']['sha256']}` ({manifest['template']['source']})"),
+    ]
+    return "## Context\n\n" + _table(rows)
+
+
+def _removed(name: str, part: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield what truncation and filtering did to rows, if anything."""
+    said = [f"{number} dropped ({reason})" for reason, number in part.get("rows_dropped", {}).items()]
+    said += [f"{part['rows_truncated']} cut"] if part.get("rows_truncated") else []
+    said += [f"{part['rows_without_loss']} without loss"] if part.get("rows_without_loss") else []
+    if said:
+        removed = f"{part['tokens_removed']} tokens removed, {part['supervised_tokens_removed']} of them with loss"
+        yield name, f"{', '.join(said)}: {removed}"
+
+
+def _decision(manifest: Mapping[str, Any]) -> str:
+    lora, training = manifest["lora"], manifest["training"]
+    schedule = training["schedule"]
+    rows = [
+        ("LoRA", _lora(lora)),
+        ("Layers", f"{lora['layers']}: {', '.join(lora['target_modules'])}"),
+        ("Trained numbers", f"{lora['parameters']}"),
+        ("Steps", f"{training['steps']} of {training['batch_size']} rows ({training['epochs']:g} epochs)"),
+        ("Tokens", f"{training['max_length']} in a row at most, {training['micro_batch_tokens']} fed at once"),
+        ("Learning rate", f"{training['learning_rate']:g}, {training['optimizer']}"),
+        ("Weight decay, clipping", f"{training['weight_decay']:g}, gradient norm {training['max_grad_norm']:g}"),
+        ("Schedule", f"{schedule['name']}, {schedule['warmup_steps']} warm-up steps, {schedule['total_steps']} in all"),
+        *(
+            (("Skipped steps", f"{training['skipped_steps']}: fp16 overflowed"),)
+            if training.get("skipped_steps")
+            else ()
+        ),
+        ("Seeds", _seeds(manifest)),
+        ("Precision", _precision(training)),
+        ("Where", _where(manifest)),
+        *_ends(training),
+    ]
+    return "## Decision\n\n" + _table(rows)
+
+
+def _seeds(manifest: Mapping[str, Any]) -> str:
+    adapter, order = manifest["lora"].get("seed", manifest["seed"]), manifest["training"]["order_seed"]
+    return f"{adapter} for the adapter, {manifest['seed']} for dropout, {order} for the order of rows"
+
+
+def _where(manifest: Mapping[str, Any]) -> str:
+    environment, devices = manifest["environment"], manifest["training"]["devices"]
+    threads = f"{environment['threads']} thread{'' if environment['threads'] == 1 else 's'}"
+    processor = environment["gpu"] or f"{environment['processor']}, {threads}"
+    return f"{devices} x {processor}; Python {environment['python']} on {environment['platform']}"
+
+
+def _ends(training: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield what did not go as a run in one go with enough memory."""
+    if training["resumed_from_step"] is not None:
+        yield "Resumed", f"from step {training['resumed_from_step']}"
+    if training.get("memory_relief"):
+        yield "Where memory ran out", ", ".join(training["memory_relief"])
+
+
+def _lora(lora: Mapping[str, Any]) -> str:
+    text = f"r {lora['r']}, alpha {lora['alpha']:g}, dropout {lora['dropout']:g}, rslora {lora['rslora']}"
+    text += ", DoRA" if lora.get("dora") else ""
+    return f"{text}; {' and '.join(lora['modules_to_save'])} in full" if lora.get("modules_to_save") else text
+
+
+def _precision(training: Mapping[str, Any]) -> str:
+    quantized = f" in {training['quantization']}" if training.get("quantization") else ""
+    kernels = f", {training['kernels']} kernels" if training.get("kernels") else ""
+    base = f"{training['precision']} base{quantized}"
+    checkpointed = ", activations computed twice" if training["activation_checkpointing"] else ""
+    window = f", attention over {training['sliding_window']} tokens" if training["sliding_window"] else ""
+    return f"{base}, {training['adapter_dtype']} adapter, on {training['device']}{kernels}{checkpointed}{window}"
+
+
+def _masking(manifest: Mapping[str, Any]) -> str:
+    masking = manifest["masking"]
+    share = masking["supervised_tokens"] / masking["tokens"]
+    return (
+        "## What is learned\n\n"
+        f"Supervised: {masking['policy']}. {masking['supervised_tokens']} of {masking['tokens']} tokens ({share:.0%}) "
+        "carry loss. `rendered_row.json` shows one row token by token."
+    )
+
+
+def _evaluation(manifest: Mapping[str, Any]) -> str:
+    lines = ["## Evaluation", ""]
+    for one in manifest["evaluation"]:
+        lines += [
+            f"`{one['command']}`",
+            "",
+            _table((name, _shown(value)) for name, value in one["results"].items()),
+            "",
+        ]
+    return "\n".join(lines).rstrip()
+
+
+def _shown(value: Any) -> str:
+    text = f"{value:.6g}" if isinstance(value, float) else json.dumps(value, ensure_ascii=False)
+    return text.replace("|", "\\|")
+
+
+def _consequences(manifest: Mapping[str, Any]) -> str:
+    """Say what is deployed, and what can be checked of it."""
+    parent = manifest.get("parent")
+    if parent is None:
+        deployed = (
+            "Deployed as an adapter: this folder holds no model, and is valid on the base weights above and on no "
+            "others. `mistral-lora merge` makes a model of both."
+        )
+    else:
+        deployed = (
+            f"Deployed merged, in {parent['merge_dtype']}: this folder holds a whole model. The adapter's manifest has "
+            f"SHA-256 `{parent['manifest_sha256']}`. No adapter of the base is valid on it."
+        )
+    return (
+        f"## Consequences\n\n{deployed}\n\n"
+        "`mistral-lora verify` computes again the hashes of files, tensors, rows, ids and labels, the adapter's shape "
+        "and its configuration. Schedule, environment and evaluation are as the trainer declared them; "
+        "`mistral-lora verify --rerun` trains again and compares."
+    )
+
+
+def _reproduce(manifest: Mapping[str, Any]) -> str:
+    packages = " ".join(f"{name}=={version}" for name, version in manifest["environment"]["packages"].items())
+    code = manifest["environment"].get("code")
+    checkout = f"git checkout {code['commit']}{'  # and changes on top' if code['dirty'] else ''}\n" if code else ""
+    recipe = manifest.get("recipe")
+    shown = f"\n\n```json\n{json.dumps(recipe, indent=2, ensure_ascii=False)}\n```" if recipe else ""
+    return (
+        "## How to do it again\n\n"
+        f"```\n{checkout}pip install {packages}\npython -m pytest_mistral_lora.training recipe.yaml\n```\n\n"
+        "with this `recipe.yaml` (JSON is YAML). On the same machine, libraries and thread count, the adapter is equal "
+        f"bit for bit on a CPU; elsewhere losses agree within rounding.{shown}"
+    )
+
+
+def _table(rows: Iterable[tuple[str, str]]) -> str:
+    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)])

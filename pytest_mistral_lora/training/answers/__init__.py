@@ -1,1 +1,0 @@
-"""What a model says: watched in training, recorded, and judged afterwards."""

@@ -1,0 +1,1 @@
+"""Generate answers, record them as golden transcripts, and judge a model by recorded ones."""

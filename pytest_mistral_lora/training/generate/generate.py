@@ -1,0 +1,239 @@
+"""Load base and adapter afresh and use them as at inference: greedy generation, and logits to compare."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from peft import PeftModel
+from transformers import GenerationConfig
+
+from pytest_mistral_lora.chat.encoded import IGNORE_INDEX, EncodedRow
+from pytest_mistral_lora.chat.rows import Row
+from pytest_mistral_lora.checkpoint.base_model import PRECISIONS, Precision, load_base, load_nf4
+from pytest_mistral_lora.checkpoint.encoder import Encoder
+from pytest_mistral_lora.checkpoint.tokenizers import TOKENIZER_JSON, CheckpointTokenizer, oracle_file
+from pytest_mistral_lora.errors import InputError
+from pytest_mistral_lora.records.adapter_folder import is_merged
+from pytest_mistral_lora.records.hashing import ADAPTER_TENSORS, read_tensors, sha256_tensors
+from pytest_mistral_lora.records.manifest import MANIFEST, load
+from pytest_mistral_lora.training.adapter import adapter_tensors, peft_quiet
+
+
+@dataclass(frozen=True)
+class Completion:
+    """A row's last assistant turn, generated.
+
+    Attributes:
+        row: Index of the row.
+        prompt_tokens: Length of the prompt.
+        ids: Generated ids, a closing EOS included.
+        text: The same as text, without control tokens.
+        stop: `eos`, or `length` where `max_new_tokens` ended it.
+        expected_ids: The turn as the row has it, EOS included.
+        equal: Whether `ids` are `expected_ids`.
+    """
+
+    row: int
+    prompt_tokens: int
+    ids: tuple[int, ...]
+    text: str
+    stop: Literal["eos", "length"]
+    expected_ids: tuple[int, ...]
+    equal: bool
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Teacher-forced logits of some rows, small enough to keep.
+
+    Attributes:
+        sha256: Hash of the float32 logits at every supervised position.
+        label_logits: For each row, the logit of each supervised token where it is predicted.
+    """
+
+    sha256: str
+    label_logits: tuple[tuple[float, ...], ...]
+
+
+def probe(model: Any, encoded: Sequence[EncodedRow]) -> Probe:
+    """Return a model's teacher-forced logits, one row at a time, with dropout off."""
+    logits = [supervised_logits(model, row) for row in encoded]
+    values = []
+    for row, one in zip(encoded, logits, strict=True):
+        targets = torch.tensor([label for label in row.labels or () if label != IGNORE_INDEX], dtype=torch.int64)
+        values.append(tuple(one.gather(1, targets[:, None]).squeeze(1).tolist()))
+    return Probe(sha256_tensors({f"{index:06}": one for index, one in enumerate(logits)}), tuple(values))
+
+
+def supervised_logits(model: Any, row: EncodedRow) -> torch.Tensor:
+    """Return the logits that predict a row's supervised tokens, `(supervised tokens, vocabulary)`, CPU float32."""
+    model.eval()
+    columns = [index - 1 for index, label in enumerate(row.labels or ()) if label != IGNORE_INDEX]
+    with torch.inference_mode():
+        ids = torch.tensor([row.input_ids], device=model.device)
+        keep = torch.tensor(columns, device=model.device, dtype=torch.int64)
+        logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), logits_to_keep=keep, use_cache=False).logits
+    found: torch.Tensor = logits[0].float().cpu()
+    return found
+
+
+def adapter_effect(model: Any, encoded: Sequence[EncodedRow]) -> float:
+    """Return the largest difference that the adapter makes to a supervised logit; 0.0 for one without effect."""
+    largest = 0.0
+    for row in encoded:
+        with_adapter = supervised_logits(model, row)
+        with model.disable_adapter():
+            difference = with_adapter - supervised_logits(model, row)
+        largest = max(largest, difference.abs().max().item() if difference.numel() else 0.0)
+    return largest
+
+
+def generate(model: Any, encoder: Encoder, rows: Iterable[Row], *, max_new_tokens: int = 256) -> list[Completion]:
+    """Generate the last assistant turn of each row greedily, one row at a time.
+
+    Args:
+        model: Base with adapter, or a merged model.
+        encoder: The backend that makes prompts.
+        rows: Conversations that end with the turn to generate.
+        max_new_tokens: Longest completion, in tokens.
+
+    Raises:
+        RowError: If a row cannot be encoded.
+    """
+    model.eval()
+    return [_complete(model, encoder, index, row, max_new_tokens) for index, row in enumerate(rows)]
+
+
+def _complete(model: Any, encoder: Encoder, index: int, row: Row, max_new_tokens: int) -> Completion:
+    prompt = encoder.prompt(row)
+    config = GenerationConfig(
+        do_sample=False,
+        use_cache=True,
+        max_new_tokens=max_new_tokens,
+        eos_token_id=encoder.eos_id,
+        pad_token_id=model.config.pad_token_id if model.config.pad_token_id is not None else encoder.eos_id,
+    )
+    with torch.inference_mode():
+        inputs = torch.tensor([prompt], device=model.device)
+        output = model.generate(input_ids=inputs, attention_mask=torch.ones_like(inputs), generation_config=config)
+    ids = tuple(output[0, len(prompt) :].tolist())
+    expected = _last_turn(encoder.encode(row))
+    stop: Literal["eos", "length"] = "eos" if ids and ids[-1] == encoder.eos_id else "length"
+    return Completion(index, len(prompt), ids, encoder.decode(ids), stop, expected, ids == expected)
+
+
+def _last_turn(encoded: EncodedRow) -> tuple[int, ...]:
+    spans = [span for span in encoded.spans if span.role == "assistant"]
+    return tuple(
+        token for span in spans if span.turn == spans[-1].turn for token in encoded.input_ids[span.start : span.end]
+    )
+
+
+def recorded_training(adapter: Path) -> Mapping[str, Any]:
+    """Return the manifest's `training` of an adapter's folder; empty where there is no manifest.
+
+    Of a merged model, `precision` is that of its weights, and nothing is quantised.
+
+    Raises:
+        InputError: If the manifest is not valid, or a merged model's has a dtype that is none of full weights.
+    """
+    data = load(adapter).data if (adapter / MANIFEST).is_file() else {}
+    found: Mapping[str, Any] = data.get("training", {})
+    if data.get("kind") != "merged":
+        return found
+    dtype = data["parent"]["merge_dtype"]
+    if dtype not in PRECISIONS:
+        raise InputError(
+            f"parent.merge_dtype is {dtype!r}",
+            place=str(adapter / MANIFEST),
+            expected=f"one of {', '.join(PRECISIONS)}",
+        )
+    return {**found, "precision": PRECISIONS[dtype], "quantization": None}
+
+
+def load_recorded(
+    folder: Path, base: Path, precision: Precision, device: str, quantization: str | None = None
+) -> Any:  # fmt: skip
+    """Load a merged model, or a base with a saved adapter on it, in eval mode.
+
+    Raises:
+        InputError: As for `load_adapted`.
+    """
+    if is_merged(folder):
+        return load_base(folder, precision, device).eval()
+    return load_adapted(folder, base, precision, device, quantization)
+
+
+def load_adapted(
+    adapter: Path, base: Path, precision: Precision, device: str, quantization: str | None = None
+) -> Any:  # fmt: skip
+    """Load a base model and put a saved adapter on it; modules that it saves in full get the base's dtype.
+
+    Raises:
+        InputError: If a tensor of the file is not in the loaded model, or the other way round. PEFT itself only warns,
+            and the model then answers as its base does.
+    """
+    saved = read_tensors(adapter / ADAPTER_TENSORS)
+    model = (load_nf4 if quantization else load_base)(base, precision, device)
+    with peft_quiet():
+        model = PeftModel.from_pretrained(model, adapter)
+    loaded = adapter_tensors(model)
+    different = sorted(
+        name
+        for name in saved.keys() | loaded.keys()
+        if name not in saved or name not in loaded or not torch.equal(saved[name].to(loaded[name].dtype), loaded[name])
+    )
+    if different:
+        raise InputError(
+            f"{len(different)} tensors do not fit the base, first {different[0]}",
+            place=str(adapter / ADAPTER_TENSORS),
+            expected="an adapter of this base",
+        )
+    return model.eval()
+
+
+def encoder_of(adapter: Path, base: Path) -> Encoder:
+    """Return the backend that an adapter was trained with: the tokenizer in its folder, or else the base's."""
+    backend = "mistral-common"
+    if (adapter / MANIFEST).is_file():
+        backend = load(adapter).data.get("tokenizer", {}).get("backend", backend)
+    own = oracle_file(adapter) if backend == "mistral-common" else (adapter / TOKENIZER_JSON).is_file()
+    return Encoder(backend, CheckpointTokenizer(adapter if own else base))
+
+
+def smoke(
+    adapter: Path, base: Path, rows: Sequence[Row], *, max_new_tokens: int = 256, device: str = "auto"
+) -> dict[str, Any]:
+    """Load an adapter on its base and use it: plain data with `completions`, `probe`, `adapter_effect`.
+
+    A merged model is loaded alone; its adapter cannot be taken away again, so it has no `adapter_effect`.
+
+    Args:
+        adapter: The adapter's or the merged model's folder.
+        base: The base checkpoint folder; for a merged model the same folder.
+        rows: Conversations that end with the turn to generate.
+        max_new_tokens: Longest completion, in tokens.
+        device: `auto`, `cpu` or `cuda`.
+
+    Raises:
+        InputError: If adapter, base and rows do not go together.
+    """
+    where = "cuda" if device == "cuda" or (device == "auto" and torch.cuda.is_available()) else "cpu"
+    recorded = recorded_training(adapter)
+    model = load_recorded(
+        adapter, base, recorded.get("precision", "fp32"), where, recorded.get("quantization")
+    )  # fmt: skip
+    encoder = encoder_of(adapter, base)
+    encoded = [encoder.encode(row) for row in rows]
+    return {
+        "completions": [asdict(one) for one in generate(model, encoder, rows, max_new_tokens=max_new_tokens)],
+        "probe": asdict(probe(model, encoded)),
+        **({} if is_merged(adapter) else {"adapter_effect": adapter_effect(model, encoded)}),
+        "device": where,
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+    }

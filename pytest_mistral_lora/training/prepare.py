@@ -1,0 +1,118 @@
+"""Everything about a run that is checked before a weight is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pytest_mistral_lora.chat.completions import FormatCheck
+from pytest_mistral_lora.checkpoint.base_model import require_trainable
+from pytest_mistral_lora.checkpoint.encoder import Encoder
+from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
+from pytest_mistral_lora.errors import PinError, RecipeError
+from pytest_mistral_lora.records.hashing import base_weights_command, base_weights_sha256, canonical_json, sha256_bytes
+from pytest_mistral_lora.training.adapter import adapted_layers, saved_modules
+from pytest_mistral_lora.training.arguments import check_loggers
+from pytest_mistral_lora.training.devices import check_engine, device_count, engine, require_environment
+from pytest_mistral_lora.training.generate.callback import format_checks
+from pytest_mistral_lora.training.recipe import Base, Recipe
+from pytest_mistral_lora.training.rows.loading import RunData, load_data
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """A recipe whose environment, base, layers and rows are checked; no weight is loaded yet.
+
+    Attributes:
+        recipe: The recipe.
+        base: The base checkpoint on disk.
+        config: Its `config.json`.
+        encoder: The backend.
+        layers: Dotted names of the layers that get an adapter, in model order.
+        saved: Dotted names of the modules that are trained in full.
+        checks: The forms that generations are held to.
+        data: The encoded rows.
+    """
+
+    recipe: Recipe
+    base: Path
+    config: Mapping[str, Any]
+    encoder: Encoder
+    layers: Sequence[str]
+    saved: Sequence[str]
+    checks: Sequence[FormatCheck]
+    data: RunData
+
+    @property
+    def identity(self) -> str:
+        """What must be the same for a run to go on from a checkpoint: all that decides its steps."""
+        shown = {"report_to", "checkpoint_steps", "checkpoint_minutes"}
+        recipe = self.recipe.model_dump(mode="json", exclude={"output": True, "evaluation": True, "training": shown})
+        rows = [dict(split.figures.sha256) for split in (self.data.train, self.data.held_out)]
+        processes = {"devices": device_count(), "engine": engine()}
+        return sha256_bytes(canonical_json({"recipe": recipe, "rows": rows, **processes}))
+
+
+def prepare(recipe: Recipe) -> Preparation:
+    """Check everything that can be checked without a weight, the cheapest first.
+
+    Raises:
+        InputError: If recipe, environment, base or rows do not allow the run.
+    """
+    require_environment(recipe)
+    check_loggers(recipe.training.report_to)
+    check_engine(recipe)
+    base = resolve_base(recipe.base)
+    config = require_trainable(base)
+    layers = adapted_layers(base, recipe.lora.target_modules)
+    saved = saved_modules(base, recipe.lora.modules_to_save)
+    encoder = encoder_of(recipe, base, config)
+    checks = format_checks(recipe.evaluation, encoder)
+    return Preparation(recipe, base, config, encoder, layers, saved, checks, load_data(recipe, encoder))
+
+
+def encoder_of(recipe: Recipe, base: Path, config: Mapping[str, Any]) -> Encoder:
+    """Return the backend of a run.
+
+    Args:
+        recipe: The recipe.
+        base: The base checkpoint on disk.
+        config: Its `config.json`.
+
+    Raises:
+        TokenizerError: If the tokenizer cannot be loaded.
+        RecipeError: If it has ids that the model does not have.
+    """
+    encoder = Encoder(recipe.backend, CheckpointTokenizer(base))
+    if encoder.vocab_size > config["vocab_size"]:
+        raise RecipeError(
+            f"the tokenizer has {encoder.vocab_size} ids, the model {config['vocab_size']}", place=str(base)
+        )
+    return encoder
+
+
+def resolve_base(base: Base, *, weights: bool = True) -> Path:
+    """Return the base checkpoint's folder, its pin checked.
+
+    Args:
+        base: The recipe's section.
+        weights: Whether the weights of a Hub base have to be there; those of a local base always have to be.
+
+    Raises:
+        PinError: If it is not there, or its weights are not the pinned ones.
+    """
+    if base.path is None:
+        from pytest_mistral_lora.checkpoint.pins import resolve
+
+        return resolve(str(base.repo), str(base.revision), weights=weights)
+    found = base_weights_sha256(base.path)
+    if found != base.weights_sha256:
+        raise PinError(
+            f"the weights of {base.path} have SHA-256 {found}",
+            place="base.weights_sha256",
+            expected=str(base.weights_sha256),
+            next_step=f"Pin these weights or restore those; the hash is printed by: {base_weights_command(base.path)}",
+        )
+    return base.path

@@ -1,0 +1,186 @@
+"""The types of a recipe's values."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StrictInt,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+
+
+def _yaml_number(value: Any) -> Any:
+    """YAML 1.1 reads `2e-4` as a string, and `yes` as a boolean that would count as 1."""
+    if isinstance(value, str) and re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", value):
+        return float(value)
+    if isinstance(value, bool):
+        raise ValueError("expected a number")
+    return value
+
+
+Number = Annotated[float, BeforeValidator(_yaml_number)]
+Positive = Annotated[StrictInt, Field(gt=0)]
+NonNegative = Annotated[StrictInt, Field(ge=0)]
+
+
+class Section(BaseModel):
+    """A part of a recipe: frozen, without unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+def from_recipe(path: Path, info: ValidationInfo) -> Path:
+    """Return a path, relative to the recipe's folder unless it is absolute."""
+    folder: Path = (info.context or {}).get("folder", Path())
+    return folder / path.expanduser()
+
+
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_HEX64 = r"^[0-9a-f]{64}$"
+
+
+class Base(Section):
+    """The base model: a Hub repository at a commit, or a local folder with the hash of its weights."""
+
+    repo: str | None = Field(default=None, description="Hub repository, `owner/name`.", pattern=r"^[^/\s]+/[^/\s]+$")
+    revision: str | None = Field(
+        default=None, description="Commit of the repository: 40 hex digits; no branch, no tag."
+    )
+    path: Path | None = Field(default=None, description="Local checkpoint folder, relative to the recipe.")
+    weights_sha256: str | None = Field(
+        default=None,
+        description="SHA-256 of the local weights: of model.safetensors, or of its shards' digests, one a line.",
+        pattern=_HEX64,
+    )
+    name: str | None = Field(
+        default=None, description="What manifest and adapter call a local base; default: its path here."
+    )
+    quantization: Literal["nf4"] | None = Field(
+        default=None,
+        description="nf4: the linear layers are loaded in 4 bits (QLoRA, double quantisation); needs bitsandbytes.",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_is_the_path_as_written(cls, data: Any) -> Any:
+        if isinstance(data, dict) and data.get("path") and not data.get("name"):
+            return {**data, "name": str(data["path"])}
+        return data
+
+    @field_validator("revision")
+    @classmethod
+    def _is_a_commit(cls, value: str | None) -> str | None:
+        if value is not None and not _COMMIT.fullmatch(value):
+            raise ValueError(f"{_revision_kind(value)}; expected a commit: 40 lower-case hex digits")
+        return value
+
+    @field_validator("path")
+    @classmethod
+    def _beside_recipe(cls, value: Path | None, info: ValidationInfo) -> Path | None:
+        return value if value is None else from_recipe(value, info)
+
+    @model_validator(mode="after")
+    def _is_one_pinned_base(self) -> Self:
+        if (self.repo is None) == (self.path is None):
+            raise ValueError("expected either repo and revision, or path and weights_sha256")
+        if self.repo is not None and (self.revision is None or self.weights_sha256 or self.name):
+            raise ValueError("a Hub base needs its revision (a commit: 40 hex digits), and nothing else")
+        if self.path is not None and self.revision is not None:
+            raise ValueError("a local base has no revision; expected weights_sha256 alone")
+        if self.path is not None and self.weights_sha256 is None:
+            raise ValueError(f"a local base needs weights_sha256. Compute it: {_hash_command(self.path)}")
+        return self
+
+    @property
+    def label(self) -> str:
+        """What the manifest and the adapter's configuration call this base."""
+        return str(self.repo or self.name)
+
+
+def _revision_kind(value: str) -> str:
+    if re.fullmatch(r"[0-9a-fA-F]{4,39}", value):
+        return "a short hash, which can become ambiguous"
+    return "a branch or tag, which can move to other weights"
+
+
+def _hash_command(path: Path) -> str:
+    from pytest_mistral_lora.records.hashing import base_weights_command
+
+    return base_weights_command(path)
+
+
+class Data(Section):
+    """The rows: chat JSONL files, and which of them are held out."""
+
+    train: tuple[Path, ...] = Field(description="Chat JSONL files, in order.", min_length=1)
+    eval: tuple[Path, ...] = Field(default=(), description="Chat JSONL files that are never trained on.")
+    held_out: Number = Field(
+        default=0.0,
+        description="Fraction of the training rows to hold out, from 0 to below 1; each row's own hash decides, so a "
+        "row never changes sides when others come or go.",
+        ge=0,
+        lt=1,
+    )
+
+    @field_validator("train", "eval")
+    @classmethod
+    def _beside_recipe(cls, value: tuple[Path, ...], info: ValidationInfo) -> tuple[Path, ...]:
+        return tuple(from_recipe(path, info) for path in value)
+
+    @model_validator(mode="after")
+    def _one_way_to_hold_out(self) -> Self:
+        if self.eval and self.held_out:
+            raise ValueError("expected either eval files or a held_out fraction, not both")
+        return self
+
+
+PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
+
+
+class Lora(Section):
+    """The adapter."""
+
+    r: Positive = Field(default=16, description="Rank of each pair of matrices.")
+    alpha: Number = Field(
+        default=32.0, description="Scale: the update counts alpha / r, or alpha / sqrt(r) with rslora.", gt=0
+    )
+    dropout: Number = Field(
+        default=0.0, description="Probability that an input of an adapter is zeroed in training.", ge=0, lt=1
+    )
+    target_modules: tuple[str, ...] = Field(
+        default=PROJECTIONS,
+        description="Linear layers to adapt, by last name; each must be in every layer.",
+        min_length=1,
+    )
+    rslora: StrictBool = Field(default=False, description="Whether to scale by 1 / sqrt(r) (rank-stabilised LoRA).")
+    dora: StrictBool = Field(
+        default=False, description="Whether to train a magnitude for each output of a layer as well (DoRA)."
+    )
+    modules_to_save: tuple[str, ...] = Field(
+        default=(),
+        description="Modules to train and save in full, such as lm_head, by last name; a large adapter.",
+    )
+
+    @field_validator("target_modules", "modules_to_save")
+    @classmethod
+    def _each_once(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(value)) < len(value):
+            raise ValueError("a name appears twice")
+        return value
+
+    @model_validator(mode="after")
+    def _one_way_to_train_a_module(self) -> Self:
+        both = sorted(set(self.target_modules) & set(self.modules_to_save))
+        if both:
+            raise ValueError(f"{both[0]} is in target_modules and in modules_to_save; expected one of them")
+        return self

@@ -1,0 +1,261 @@
+"""What a recipe measures, beside the held-out loss."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, cast
+
+from pydantic import Discriminator, Field, StrictBool, Tag, ValidationInfo, field_validator, model_validator
+
+from pytest_mistral_lora.chat.completions import FormatCheck, Kind, schema_violation
+from pytest_mistral_lora.chat.encoded import Policy, Truncation, Unsupervised
+from pytest_mistral_lora.errors import InputError, RecipeError
+from pytest_mistral_lora.records.files import read_json
+from pytest_mistral_lora.training.recipe.sections import NonNegative, Number, Positive, Section, from_recipe
+
+
+class MaxTokensCheck(Section):
+    """The completion has no more tokens than this, EOS included."""
+
+    max_tokens: Positive = Field(description="Tokens of the longest completion.")
+
+
+class RegexCheck(Section):
+    """The whole text matches this pattern."""
+
+    regex: str = Field(description="Python's `re`; the dot matches line ends too.")
+
+    @field_validator("regex")
+    @classmethod
+    def _compiles(cls, value: str) -> str:
+        try:
+            re.compile(value)
+        except re.error as error:
+            raise ValueError(f"not a regular expression: {error}") from error
+        return value
+
+
+class JsonSchemaCheck(Section):
+    """The text is JSON that keeps the schema in this file."""
+
+    json_schema: Path = Field(description="JSON Schema file, relative to the recipe.")
+
+    @field_validator("json_schema")
+    @classmethod
+    def _beside_recipe(cls, value: Path, info: ValidationInfo) -> Path:
+        return from_recipe(value, info)
+
+
+def _kind(value: Any) -> str | None:
+    if isinstance(value, str):
+        return "plain" if value in ("json", "tool_call", "eos") else None
+    keys = list(value) if isinstance(value, Mapping) else list(getattr(type(value), "model_fields", ()))
+    return keys[0] if len(keys) == 1 and isinstance(keys[0], str) else None
+
+
+Check = Annotated[
+    Annotated[Literal["json", "tool_call", "eos"], Tag("plain")]
+    | Annotated[MaxTokensCheck, Tag("max_tokens")]
+    | Annotated[RegexCheck, Tag("regex")]
+    | Annotated[JsonSchemaCheck, Tag("json_schema")],
+    Discriminator(
+        _kind,
+        custom_error_type="format_check",
+        custom_error_message="expected json, tool_call, eos, json_schema: PATH, regex: PATTERN or max_tokens: N",
+    ),
+]
+"""One check of a completion's form, as a recipe writes it."""
+
+
+class Evaluation(Section):
+    """What is measured on a few generations, beside the held-out loss."""
+
+    generations: NonNegative = Field(
+        default=0,
+        description="Held-out rows (training rows, if none) whose last turn is generated greedily and compared.",
+    )
+    generation_steps: Positive | None = Field(
+        default=None, description="Optimizer steps between two rounds of generations; default: only the end."
+    )
+    max_new_tokens: Positive = Field(default=256, description="Longest generation, in tokens.")
+    checks: tuple[Check, ...] = Field(
+        default=(),
+        description="Forms that each generation is held to: json, tool_call, eos, json_schema: PATH, regex: PATTERN, "
+        "max_tokens: N. The rate that passes is logged as eval_format/NAME.",
+    )
+
+    def format_checks(self) -> tuple[FormatCheck, ...]:
+        """Return the checks, the files of their schemas read.
+
+        Raises:
+            RecipeError: If a file cannot be read, or holds no JSON Schema, or two of one name.
+        """
+        found = tuple(map(_format_check, self.checks))
+        names = [check.name for check in found]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise RecipeError(f"two are called {twice}", place="evaluation.checks", expected="files of different names")
+        return found
+
+    @model_validator(mode="after")
+    def _has_something_to_look_at(self) -> Self:
+        given = [name for name in ("generation_steps", "checks") if getattr(self, name)]
+        if given and not self.generations:
+            raise ValueError(f"{given[0]} without generations; expected generations, the number of rows")
+        if len(set(map(repr, self.checks))) < len(self.checks):
+            raise ValueError("checks: one of them is given twice")
+        return self
+
+
+def _format_check(check: Any) -> FormatCheck:
+    if isinstance(check, str):
+        return FormatCheck(cast(Kind, check))
+    if isinstance(check, MaxTokensCheck):
+        return FormatCheck("max_tokens", check.max_tokens)
+    if isinstance(check, RegexCheck):
+        return FormatCheck("regex", check.regex)
+    return _schema_check(check.json_schema)
+
+
+def _schema_check(file: Path) -> FormatCheck:
+    try:
+        schema = read_json(file)
+    except InputError as error:
+        raise RecipeError(error.found, place=f"evaluation.checks, json_schema {file}") from error
+    wrong = schema_violation(schema)
+    if wrong:
+        raise RecipeError(f"not a JSON Schema: {wrong}", place=f"evaluation.checks, json_schema {file}")
+    return FormatCheck("json_schema", schema, f"json_schema:{file.name}")
+
+
+Beta = Annotated[Number, Field(ge=0, lt=1)]
+
+
+class Training(Section):
+    """The optimisation."""
+
+    steps: Positive | None = Field(default=None, description="Optimizer steps; give this or epochs.")
+    epochs: Number | None = Field(default=None, description="Passes over the training rows; give this or steps.", gt=0)
+    optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"] = Field(
+        default="adamw",
+        description="AdamW with its two moments in fp32, or in 8 bits by bitsandbytes; paged: they may leave the GPU.",
+    )
+    betas: tuple[Beta, Beta] = Field(
+        default=(0.9, 0.999), description="AdamW's decay of the mean gradient and of the mean square, per step."
+    )
+    epsilon: Number = Field(default=1e-8, description="AdamW's term that keeps a quotient finite.", gt=0)
+    learning_rate: Number = Field(default=2e-4, description="Peak learning rate of AdamW.", ge=0)
+    schedule: Literal["constant", "linear", "cosine"] = Field(
+        default="cosine", description="Learning rate after the warm-up."
+    )
+    min_learning_rate_ratio: Number | None = Field(
+        default=None, description="Where a cosine ends, as a fraction of learning_rate; default: at 0.", gt=0, lt=1
+    )
+    warmup_steps: NonNegative = Field(default=0, description="Steps over which the learning rate rises from 0.")
+    warmup_ratio: Number | None = Field(
+        default=None,
+        description="The same as a fraction of all steps, rounded up; give this or warmup_steps.",
+        gt=0,
+        lt=1,
+    )
+    batch_size: Positive = Field(default=8, description="Rows in an optimizer step, over all devices.")
+    micro_batch_tokens: Positive = Field(
+        default=4096,
+        description="Tokens that are fed at once on one device; it only splits the step. A longer row is fed alone.",
+    )
+    share_prefix: StrictBool = Field(
+        default=False,
+        description="Whether rows of a micro-batch that begin with the same tokens (a system prompt, tools) share the "
+        "passes of their beginning; changes no gradient. Needs lora.dropout 0.",
+    )
+    max_length: Positive = Field(default=4096, description="Tokens in the longest row that is trained on whole.")
+    truncation: Truncation = Field(
+        default="error",
+        description="What is done with a longer row: error; drop it; right: cut its end off, with the labels there.",
+    )
+    unsupervised: Unsupervised = Field(
+        default="error",
+        description="What is done with a row in which no token is trained on: error; drop it; warn, and keep it.",
+    )
+    weight_decay: Number = Field(
+        default=0.0, description="AdamW's decoupled weight decay, per step and learning rate.", ge=0
+    )
+    max_grad_norm: Number = Field(
+        default=1.0, description="Gradients are scaled down to this L2 norm; 0 leaves them.", ge=0
+    )
+    seed: NonNegative = Field(default=0, description="Seed of the adapter's initial values and of dropout.")
+    order_seed: NonNegative | None = Field(default=None, description="Seed of the order of the rows; default: seed.")
+    precision: Literal["fp32", "bf16", "fp16", "auto"] = Field(
+        default="auto",
+        description="dtype of the base model; auto: bf16 where a GPU has it, else fp32. The adapter is fp32. "
+        "fp16, for GPUs without bf16, scales the loss and skips the steps that overflow.",
+    )
+    max_skipped_steps: Positive = Field(
+        default=20, description="fp16: the run stops when so many steps one after another overflow.", le=100
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="Where the model runs.")
+    dry_run: StrictBool = Field(
+        default=True, description="Whether to try the largest micro-batch before the first step, for its memory."
+    )
+    on_oom: Literal["stop", "shrink"] = Field(
+        default="stop",
+        description="Where memory runs out: stop and say what would fit, or go on with smaller micro-batches, then "
+        "activation checkpointing, which change no gradient.",
+    )
+    activation_checkpointing: StrictBool = Field(
+        default=False, description="Compute activations twice to keep fewer of them."
+    )
+    kernels: Literal["liger"] | None = Field(
+        default=None, description="liger: its fused norms, rotary embedding and SwiGLU, on a GPU; needs liger-kernel."
+    )
+    logging_steps: Positive = Field(default=10, description="Optimizer steps between two lines of the log.")
+    eval_steps: Positive | None = Field(
+        default=None, description="Steps between two held-out losses; default: only the end."
+    )
+    checkpoint_steps: Positive | None = Field(
+        default=100, description="Steps between two checkpoints that a killed run resumes from; null: minutes alone."
+    )
+    checkpoint_minutes: Number | None = Field(
+        default=None,
+        description="Minutes from one checkpoint to the next; default: steps alone.",
+        gt=0,
+    )
+    stop_at_grad_norm: Number | None = Field(
+        default=None,
+        description="Stop, with the rows named, where the gradients' L2 norm, before it is scaled down, is above this.",
+        gt=0,
+    )
+    report_to: tuple[str, ...] = Field(
+        default=(),
+        description="Loggers of transformers that get the log, such as tensorboard (files in OUTPUT.logs), wandb or "
+        "mlflow; default: none, and nothing is sent anywhere.",
+    )
+
+    @property
+    def seed_of_order(self) -> int:
+        """Seed of the order of the rows."""
+        return self.seed if self.order_seed is None else self.order_seed
+
+    @property
+    def policy(self) -> Policy:
+        """What is done with a row that cannot be trained on as it is."""
+        return Policy(self.max_length, self.truncation, self.unsupervised)
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> Self:
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("expected either steps or epochs")
+        if self.warmup_steps and self.warmup_ratio is not None:
+            raise ValueError("expected either warmup_steps or warmup_ratio")
+        if self.min_learning_rate_ratio is not None and self.schedule != "cosine":
+            raise ValueError(f"min_learning_rate_ratio is of a cosine, and schedule is {self.schedule}")
+        if self.checkpoint_steps is None and self.checkpoint_minutes is None:
+            raise ValueError("expected checkpoint_steps or checkpoint_minutes, or both")
+        return self
+
+    def warmup(self, steps: int) -> int:
+        """Return the warm-up steps of a run of `steps` optimizer steps."""
+        return self.warmup_steps if self.warmup_ratio is None else math.ceil(steps * self.warmup_ratio)

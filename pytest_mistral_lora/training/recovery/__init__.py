@@ -1,1 +1,0 @@
-"""Runs that end early: checkpoints, signals, failures, and the folder that they leave."""

@@ -1,0 +1,187 @@
+"""The version of the code around a recipe: the commit of its Git repository."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pytest_mistral_lora.records.data_stats import removed, tokens
+from pytest_mistral_lora.records.hashing import base_weights_sha256, joint_sha256
+from pytest_mistral_lora.training.callbacks import skipped_steps
+from pytest_mistral_lora.training.devices import device_count, on_gpu, precision_of
+from pytest_mistral_lora.training.generate.generate import Completion
+from pytest_mistral_lora.training.recipe import Recipe, Training
+from pytest_mistral_lora.training.rows.loading import ReadFile, RunData
+
+_LONGEST_S = 30
+
+
+def code_of(folder: Path) -> dict[str, Any] | None:
+    """Return `commit` and `dirty` of the repository that a folder is in: the manifest's `environment.code`.
+
+    Files that Git does not track do not count as changes. None is returned outside of a repository, for one without a
+    commit, and where there is no Git.
+    """
+    commit = _git(folder, "rev-parse", "--verify", "HEAD")
+    changes = _git(folder, "status", "--porcelain", "--untracked-files=no")
+    return None if commit is None or changes is None else {"commit": commit, "dirty": bool(changes)}
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    command = ["git", "-C", str(folder), "-c", "core.fsmonitor=false", *arguments]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_LONGEST_S, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+_PACKAGES = (
+    *("accelerate", "bitsandbytes", "liger-kernel"),
+    *("mistral-common", "peft", "pyarrow", "pytest-mistral-lora", "safetensors", "tokenizers", "torch", "transformers"),
+)
+_AS_GIVEN = ("learning_rate", "batch_size", "micro_batch_tokens", "max_length", "weight_decay", "max_grad_norm")
+
+
+def run_facts(
+    recipe: Recipe, base: Path, data: RunData, training: Mapping[str, Any], evaluation: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Return the parts of the manifest that do not come from the adapter folder."""
+    return {
+        "base": recipe.base.label,
+        "revision": recipe.base.revision,
+        "base_weights_sha256": recipe.base.weights_sha256 or base_weights_sha256(base),
+        "dataset_sha256": joint_sha256([file.sha256 for file in data.files if not file.held]),
+        "seed": recipe.training.seed,
+        "dataset": _dataset(recipe, data),
+        "masking": {"policy": "assistant turns of weight 1, to EOS", **tokens(data.train.figures)},
+        "lora": {
+            **recipe.lora.model_dump(),
+            "target_modules": sorted(recipe.lora.target_modules),
+            "modules_to_save": sorted(recipe.lora.modules_to_save),
+            "seed": recipe.training.seed,
+        },
+        "training": training,
+        "recipe": recipe.as_written(),
+        "environment": {**environment(), "code": code_of(recipe.folder)},
+        "evaluation": evaluation,
+    }
+
+
+def _dataset(recipe: Recipe, data: RunData) -> dict[str, Any]:
+    train, held_out = data.train.figures, data.held_out.figures
+    return {
+        "files": [_data_file(recipe, file) for file in data.files if not file.held],
+        "eval_files": [_data_file(recipe, file) for file in data.files if file.held],
+        "held_out": recipe.data.held_out,
+        "rows_sha256": train.sha256["rows"],
+        "rows": train.tally.rows,
+        "rows_used": train.tally.used,
+        **removed(train.tally),
+        "held_out_rows": held_out.tally.used,
+        "held_out_rows_sha256": held_out.sha256["rows"],
+        "held_out_removed": removed(held_out.tally),
+        "truncation": recipe.training.truncation,
+        "unsupervised": recipe.training.unsupervised,
+    }
+
+
+def _data_file(recipe: Recipe, file: ReadFile) -> dict[str, Any]:
+    return {"path": recipe.name_of(file.path), "sha256": file.sha256, "rows": file.rows}
+
+
+def training_facts(
+    recipe: Recipe, config: Mapping[str, Any], state: Any, *, resumed_from: int | None, relief: Sequence[str]
+) -> dict[str, Any]:
+    """Return the manifest's `training`.
+
+    Args:
+        recipe: The recipe.
+        config: The base's `config.json`.
+        state: The Trainer's state at the end.
+        resumed_from: Step of the checkpoint that the run went on from, or None.
+        relief: What was changed where memory ran out.
+    """
+    training = recipe.training
+    return {
+        "steps": state.global_step,
+        "epochs": float(state.epoch or 0),
+        **{name: getattr(training, name) for name in _AS_GIVEN},
+        "schedule": {
+            "name": training.schedule,
+            "warmup_steps": training.warmup(state.max_steps),
+            "total_steps": state.max_steps,
+            "min_learning_rate_ratio": training.min_learning_rate_ratio,
+        },
+        "optimizer": _optimizer(training),
+        "devices": device_count(),
+        "order_seed": training.seed_of_order,
+        "precision": precision_of(training),
+        "quantization": recipe.base.quantization,
+        "adapter_dtype": "float32",
+        "skipped_steps": len(skipped_steps(state.log_history)),
+        "device": "cuda" if on_gpu(training) else "cpu",
+        "activation_checkpointing": training.activation_checkpointing,
+        "kernels": training.kernels,
+        "sliding_window": config.get("sliding_window"),
+        "memory_relief": list(relief),
+        "resumed_from_step": resumed_from,
+    }
+
+
+def _optimizer(training: Training) -> str:
+    states = {"adamw": "", "adamw_8bit": ", 8-bit moments", "paged_adamw_8bit": ", paged 8-bit moments"}
+    first, second = training.betas
+    return f"AdamW{states[training.optimizer]}, betas {first} and {second}, epsilon {training.epsilon:g}"
+
+
+def evaluation_facts(
+    log: Sequence[Mapping[str, Any]], completions: Sequence[Completion], rates: Mapping[str, float]
+) -> list[dict[str, Any]]:
+    """Return the manifest's `evaluation`: losses in nats a supervised token, and verdicts on generations.
+
+    Args:
+        log: Lines of the training log.
+        completions: What was generated after training.
+        rates: Share of it that passes each format check, from 0 to 1.
+    """
+    losses = [line["loss"] for line in log if "loss" in line]
+    held_out = [line["eval_loss"] for line in log if "eval_loss" in line]
+    results: dict[str, Any] = {"training loss, first step": losses[0], "training loss, last log": losses[-1]}
+    if held_out:
+        results |= {"held-out loss, before": held_out[0], "held-out loss, after": held_out[-1]}
+    measured = [{"command": "python -m pytest_mistral_lora.training recipe.yaml", "results": results}]
+    if completions:
+        verdicts = {
+            "rows": len(completions),
+            "equal to the row": sum(one.equal for one in completions),
+            "stopped by EOS": sum(one.stop == "eos" for one in completions),
+            **{f"rate that passes {name}": rate for name, rate in rates.items()},
+        }
+        measured.append({"command": "mistral-lora smoke . --base BASE", "results": verdicts})
+    return measured
+
+
+def environment() -> dict[str, Any]:
+    """Return where this process runs: the manifest's `environment`."""
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processor": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "packages": {name: found for name in _PACKAGES if (found := _version(name))},
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""
