@@ -136,7 +136,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _print(tokenizer: str, figures: dict[str, dict[str, float]]) -> None:
-    table = Table("what", "rows per second", "times transformers", "by CPU time", title=tokenizer)
+    table = Table("run", "rows per second", "times transformers", "by CPU time", title=tokenizer)
     for name, figure in figures.items():
         speed = f"{figure['rows_per_second']:,.0f}"
         table.add_row(name, speed, f"{figure['ratio']:.2f}", f"{figure['cpu_ratio']:.2f}")

@@ -190,7 +190,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _show(tokenizer: str, figures: Mapping[str, Mapping[str, float | None]]) -> None:
-    table = Table("what", title=tokenizer, box=box.MARKDOWN)
+    table = Table("run", title=tokenizer, box=box.MARKDOWN)
     for name in ("rows per second", "times mistral-common", "times TRL"):
         table.add_column(name, justify="right")
     for name, one in figures.items():

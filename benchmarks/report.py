@@ -105,11 +105,11 @@ def show(found: Mapping[str, Any]) -> None:
         f"{rows['supervised']:.0%} supervised; padded, {rows['padding_ratio']} tokens are fed for each real one"
     )
     against = f"times {results[OURS]['reference']}"
-    table = _table("what", "tokens/s", "supervised/s", "peak MiB", against, "by CPU time", "memory", "of the limit")
+    table = _table("run", "tokens/s", "supervised/s", "peak MiB", against, "by CPU time", "memory", "of the limit")
     for name, one in results.items():
         table.add_row(name, *_cells(one))
     console.print(table)
-    curves = _table("what", "difference", "tolerance", "held-out loss", "loss of each step")
+    curves = _table("run", "difference", "tolerance", "held-out loss", "loss of each step")
     for name, one in results.items():
         losses = " ".join(f"{loss:.3f}" for loss in one["losses"])
         away = (f"{one['difference']:.1e}", f"{one['tolerance']:.0e}")

@@ -67,33 +67,41 @@ def board_page() -> str:
 
 
 _INTRODUCTION = """\
-# What other trainers make of rows
+# Scoreboard: ids and labels of other trainers
 
-Made by `python scripts/write_scoreboard.py` from what the trainers themselves wrote (`recorded/`), by
+To find the faults of the trainer that you use, look at its line in the tables below; to repeat a column, run its
+command:
+
+```console
+$ mistral-lora runner setup trl
+$ mistral-lora audit --runner trl --tokenizer spm-v3
+```
+
+Made by `python scripts/write_scoreboard.py` from the output of the trainers themselves (`recorded/`), recorded by
 `python scripts/write_scoreboard.py --record NAME` in the environments of `mistral-lora runner setup NAME`.
-[../runners.md](../runners.md) says how their rows are taken; [reproductions.md](reproductions.md) has the smallest row
-that shows each difference.
+[../runners.md](../runners.md) explains how their rows are taken; [reproductions.md](reproductions.md) has the smallest
+row that shows each difference.
 
-What is right is what mistral-common encodes, with loss on the assistants' tokens alone. A cell says `sound` where ids
-and labels are exactly that, or which rules are broken: each is one class of [../rules.md](../rules.md). The rows are
-the packaged ones (`goldens/cases.json`) that the tokenizer's version can encode. The trainers get a checkpoint folder
-with `tokenizer.json`, made of the tokenizer file, and the chat template that mistral-common generates; a name that ends
-in `-hub` is such a folder with Mistral's own file beside it, as Mistral's repositories on the Hub have it, and
-`python scripts/write_scoreboard.py --checkpoint NAME FOLDER` makes it. A checkpoint whose own files differ may come out
-otherwise; the commands take any as `--tokenizer`.
+mistral-common's encoding is right, with loss on the assistants' tokens alone. A cell has `sound` if ids and labels are
+exactly that, else the rules that are broken: each is one class of [../rules.md](../rules.md). The rows are the packaged
+ones (`goldens/cases.json`) that the tokenizer's version can encode. The trainers get a checkpoint folder with
+`tokenizer.json`, made of the tokenizer file, and the chat template that mistral-common generates. A name that ends in
+`-hub` is such a folder with Mistral's own file beside it, as in Mistral's repositories on the Hub; to make it, run
+`python scripts/write_scoreboard.py --checkpoint NAME FOLDER`. If your checkpoint has other files, its results may
+differ: the commands take any checkpoint as `--tokenizer`.
 
-The configurations are each trainer's defaults for chat rows, and the variants that are listed; not tried are other
-templates, packing, several datasets, GPUs, and training itself. Ids and labels do not depend on the last two. That an
-answer of weight 0 is not trained on is said by none of the configurations, so that `ML549` is no fault of a trainer's
-code, but one of its defaults. What the generated chat template does in another way than mistral-common is the list of
-[../deviations.md](../deviations.md): a trainer that renders with it inherits that. Axolotl 0.19.0 is the newest that
-Python 3.11 gets; 0.21 asks for 3.12, and was not run."""
+The configurations are each trainer's defaults for chat rows, and the variants that are listed. Not tried: other
+templates, packing, several datasets, GPUs, and training itself. Ids and labels do not depend on the last two. None of
+the configurations asks for answers of weight 0 to be masked, so `ML549` is not a fault of a trainer's code, but one of
+its defaults. [../deviations.md](../deviations.md) lists the differences between the generated chat template and
+mistral-common: a trainer that renders with it inherits them. Axolotl 0.19.0 is the newest that Python 3.11 gets; 0.21
+asks for 3.12, and was not run."""
 
 
 def _configurations() -> Iterator[str]:
-    yield "## What was run"
+    yield "## Configurations"
     yield ""
-    yield "| configuration | what it is | versions | command for one column |"
+    yield "| configuration | description | versions | command for one column |"
     yield "|---|---|---|---|"
     for column in COLUMNS:
         link = f"[{column.name}](../../{column.config.relative_to(ROOT).as_posix()})"
@@ -135,7 +143,7 @@ def _real() -> Iterator[str]:
     yield "## On real dialogues"
     yield ""
     yield "All English dialogues of the package chatterbot-corpus, as user and assistant by turns, recorded by"
-    yield "`python scripts/write_scoreboard.py --record NAME --real`. Nothing in them is written to be difficult."
+    yield "`python scripts/write_scoreboard.py --record NAME --real`. No row of them was written to be difficult."
     yield ""
     yield "| configuration | tokenizer | rows | sound | rules that are broken, in how many places |"
     yield "|---|---|---|---|---|"
@@ -188,8 +196,9 @@ def _sentence(finding: Finding) -> str:
 
 
 _REPRODUCTIONS = """\
-Each has the configuration, the row (`row.jsonl`), and the tokens: what mistral-common encodes, and what the trainer
-made. They are made by `python scripts/write_scoreboard.py`, from what the trainers wrote."""
+To reproduce a difference, save the row as `row.jsonl` and run the command. Each section has the configuration, the row,
+and the tokens: those of mistral-common, and those of the trainer. `python scripts/write_scoreboard.py` makes this page
+from the output of the trainers."""
 
 
 def _smallest(column: Column) -> dict[str, tuple[str, Finding]]:

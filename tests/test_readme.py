@@ -79,11 +79,12 @@ def test_the_failing_output_is_what_a_broken_template_prints(checkpoint: Path, t
 
 def test_the_figures_are_right() -> None:
     count = sum(len(golden_paths(goldens_folder() / "templates" / name)) for name in SHIPPED)
-    assert f"{count} recorded conversations" in README
+    text = " ".join(README.split())
+    assert f"{count} recorded conversations" in text
     assert len(LAWS) == 19
-    assert "nineteen laws" in README
-    assert f"one of {len(CLASSES)} classes" in README
-    assert f"one of {len(CLASSES)} classes" in ROWS
+    assert "nineteen laws" in text
+    assert f"one of {len(CLASSES)} classes" in text
+    assert f"one of {len(CLASSES)} classes" in " ".join(ROWS.split())
     assert [CLASSES[rule] for rule in ("ML546", "ML525", "ML545")] == [
         "eos-masked",
         "system-prompt-dropped",
