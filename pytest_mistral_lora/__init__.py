@@ -6,24 +6,30 @@ Importing this package imports nothing heavy: every public name is loaded when i
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
 
-_LAZY = {
-    "EncodedRow": "pytest_mistral_lora.chat.encoded",
-    "Oracle": "pytest_mistral_lora.chat.oracle.mistral_common",
-    "Row": "pytest_mistral_lora.chat.rows",
-    "Span": "pytest_mistral_lora.chat.encoded",
-    "read_rows": "pytest_mistral_lora.chat.rows",
-    "training_template": "pytest_mistral_lora.checkpoint.tokenizers",
-}
-
 __all__ = ["EncodedRow", "Oracle", "Row", "Span", "__version__", "read_rows", "training_template"]
 
+if TYPE_CHECKING:
+    from pytest_mistral_lora.chat.encoded import EncodedRow, Span
+    from pytest_mistral_lora.chat.oracle.mistral_common import Oracle
+    from pytest_mistral_lora.chat.rows import Row, read_rows
+    from pytest_mistral_lora.checkpoint.tokenizers import training_template
+else:
+    # hidden from type checkers, which would take any misspelt name for one that it returns
+    _MODULES = {
+        "EncodedRow": "chat.encoded",
+        "Oracle": "chat.oracle.mistral_common",
+        "Row": "chat.rows",
+        "Span": "chat.encoded",
+        "read_rows": "chat.rows",
+        "training_template": "checkpoint.tokenizers",
+    }
 
-def __getattr__(name: str) -> Any:
-    """Import a public name on first use (PEP 562)."""
-    if name in _LAZY:
-        return getattr(import_module(_LAZY[name]), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    def __getattr__(name: str) -> object:
+        """Import a public name on first use (PEP 562)."""
+        if name in _MODULES:
+            return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,4 +1,7 @@
-"""The errors of this project: each says where, what was found, what was expected and what to do."""
+"""The errors of this project, and the exit code of each.
+
+An error has a place, the offending value, the expected value, and the next step for its reader.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ EXIT_OK = 0
 EXIT_FINDING = 1
 EXIT_BAD_INPUT = 2
 EXIT_OUT_OF_MEMORY = 3
+# a shell reports 128 + the number of the signal that ended a process: SIGINT is 2, SIGTERM is 15
 EXIT_INTERRUPTED = 130
 EXIT_TERMINATED = 143
 
@@ -16,31 +20,34 @@ class MistralLoraError(Exception):
     """Base of every error that this project raises on purpose.
 
     Args:
-        found: What is wrong, with the offending value.
-        place: Where it is: ``data/train.jsonl:17, messages[2].role``. Empty where there is no place.
-        expected: What would have been right. Empty where ``found`` says it.
-        next_step: What the reader can do now.
+        found: The fault, with the offending value.
+        place: File, line and field: ``data/train.jsonl:17, messages[2].role``. Empty if there is no place.
+        expected: A right value. Empty if ``found`` makes it clear.
+        next_step: A command or a change that helps the reader, as a sentence.
+
+    Attributes:
+        exit_code: The exit code of a command that this error ends.
     """
 
-    exit_code = EXIT_FINDING
+    exit_code: int = EXIT_FINDING
 
     def __init__(self, found: str, *, place: str = "", expected: str = "", next_step: str = "") -> None:
         self.found = found
         self.place = place
         self.expected = expected
         self.next_step = next_step
-        super().__init__(self._sentence())
-
-    def _sentence(self) -> str:
-        text = f"{self.place}: {self.found}" if self.place else self.found
-        if self.expected:
-            text += f"; expected {self.expected}"
-        if self.next_step:
-            text = f"{text.rstrip('.')}. {self.next_step}"
-        return text
+        text = f"{place}: {found}" if place else found
+        if expected:
+            text += f"; expected {expected}"
+        if next_step:
+            text = f"{text.rstrip('.')}. {next_step}"
+        super().__init__(text)
 
     def __reduce__(self) -> tuple[object, ...]:
-        """Keep the keyword fields when the error crosses a process boundary."""
+        """Keep the fields if the error crosses a process boundary.
+
+        Python's own way calls the class with `args`, and so loses every keyword.
+        """
         return _rebuild, (type(self), self.__dict__.copy(), str(self))
 
 
@@ -62,7 +69,7 @@ class RowError(InputError):
 
 
 class OracleRejection(RowError):
-    """A row of the right shape that Mistral's own validation refuses."""
+    """A row of the right shape that mistral-common's validation refuses."""
 
 
 class RowsError(InputError):
@@ -72,10 +79,11 @@ class RowsError(InputError):
         errors: One `RowError` for each bad row, in file order.
     """
 
+    # The message of a file with a million bad rows must stay readable; `errors` has all of them
     shown = 20
 
     def __init__(self, errors: Sequence[RowError], *, place: str) -> None:
-        self.errors = tuple(errors)
+        self.errors: tuple[RowError, ...] = tuple(errors)
         lines = [f"{len(errors)} bad row{'s' if len(errors) != 1 else ''}"]
         lines += [f"  {error}" for error in errors[: self.shown]]
         if len(errors) > self.shown:
@@ -84,19 +92,19 @@ class RowsError(InputError):
 
 
 class TokenizerError(InputError):
-    """A tokenizer file or folder that cannot be loaded, or is not what it claims to be."""
+    """A tokenizer file or folder that cannot be loaded, or whose content contradicts its name or configuration."""
 
 
 class NoOracleError(TokenizerError):
-    """A checkpoint without a Mistral tokenizer file: what needs Mistral's own tokenization cannot be checked."""
+    """A checkpoint without a Mistral tokenizer file: checks against mistral-common cannot run."""
 
 
 class LibraryError(InputError):
-    """A library of a version that does not have what this package uses of it."""
+    """A library version that lacks an interface that this package uses."""
 
 
 class NoTemplateError(TokenizerError):
-    """A checkpoint without a chat template: what compares with it cannot be checked."""
+    """A checkpoint without a chat template: checks of the template cannot run."""
 
 
 class PinError(InputError):
@@ -104,7 +112,7 @@ class PinError(InputError):
 
 
 class RunnerError(InputError):
-    """Another trainer whose rows cannot be had: it is not there, it hangs, or it refuses its configuration."""
+    """Another trainer that is missing, does not finish in time, or refuses its configuration."""
 
 
 class RecipeError(InputError):
@@ -112,11 +120,11 @@ class RecipeError(InputError):
 
 
 class TrainingError(MistralLoraError):
-    """A training run that must not go on: nothing to train, a layer that does not move."""
+    """A training run that must stop, for example because no row has a loss or a layer does not change."""
 
 
 class MemoryShortageError(MistralLoraError):
-    """A step that does not fit into the memory there is (exit code 3)."""
+    """A training step that does not fit into the memory of the device (exit code 3)."""
 
     exit_code = EXIT_OUT_OF_MEMORY
 
@@ -125,18 +133,19 @@ class NonFiniteError(TrainingError):
     """A loss or a gradient that is NaN, infinite, or larger than the recipe allows.
 
     Attributes:
-        rows: Places in the training rows of those whose own loss is not finite, or of all rows of the step; may be
-            empty where the error is raised.
-        places: Where the same rows came from: `file:line`.
+        rows: Indices, among the training rows, of the rows whose own loss is not finite; if no single row is the
+            cause, of all rows of the step. May be empty if the error is raised below the level of rows.
+        places: Source of the same rows: `file:line`.
     """
 
     def __init__(self, found: str, *, rows: Sequence[int] = (), places: Sequence[str] = (), **fields: str) -> None:
-        self.rows, self.places = tuple(rows), tuple(places)
+        self.rows: tuple[int, ...] = tuple(rows)
+        self.places: tuple[str, ...] = tuple(places)
         super().__init__(found, **fields)
 
 
 class MergeError(MistralLoraError):
-    """A merged model that is not what base and adapter are together: it is not left on the disk."""
+    """A merged model that answers otherwise than base and adapter; its folder is removed."""
 
 
 class DiskError(TrainingError):
@@ -144,16 +153,43 @@ class DiskError(TrainingError):
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM where there is no step to finish (exit code 143). Like Ctrl-C, it passes every `except Exception`."""
+    """SIGTERM while no training step is running (exit code 143).
+
+    Like Ctrl-C, it passes every `except Exception`.
+    """
 
 
 class StoppedError(MistralLoraError):
-    """A run that a signal stopped after an optimizer step, with a checkpoint (exit code 128 + the signal's number).
+    """A run that a signal stopped after an optimizer step, with a checkpoint.
+
+    Args:
+        found: The reason, with the step.
+        signal: The signal's number.
+        fields: The other fields of a `MistralLoraError`.
 
     Attributes:
-        exit_code: 130 for SIGINT (Ctrl-C), 143 for SIGTERM.
+        exit_code: 128 + the signal's number: 130 for SIGINT (Ctrl-C), 143 for SIGTERM.
     """
 
     def __init__(self, found: str, *, signal: int = EXIT_INTERRUPTED - 128, **fields: str) -> None:
         self.exit_code = 128 + signal
         super().__init__(found, **fields)
+
+
+def exit_code_of(error: BaseException) -> int:
+    """Return the exit code for an error that ends a command, whatever its type; 1 for a fault of this program."""
+    if isinstance(error, MistralLoraError):
+        return error.exit_code
+    if isinstance(error, KeyboardInterrupt):
+        return EXIT_TERMINATED if isinstance(error, Terminated) else EXIT_INTERRUPTED
+    if is_out_of_memory(error):
+        return EXIT_OUT_OF_MEMORY
+    return EXIT_BAD_INPUT if isinstance(error, FileNotFoundError) else EXIT_FINDING
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether a device or the host ran out of memory."""
+    # Types by name: torch is not imported for this. For a device it raises torch.OutOfMemoryError; for the host its
+    # allocator raises a bare RuntimeError with this text (c10/core/impl/alloc_cpu.cpp).
+    names = {cls.__name__ for cls in type(error).__mro__}
+    return isinstance(error, MemoryError) or "OutOfMemoryError" in names or "can't allocate memory" in str(error)

@@ -38,6 +38,8 @@ from pytest_mistral_lora.errors import (
     EXIT_TERMINATED,
     MistralLoraError,
     Terminated,
+    exit_code_of,
+    is_out_of_memory,
 )
 
 __all__ = ["EXIT_CODES", "VERBS", "main"]
@@ -104,10 +106,8 @@ def _run_verb(words: list[str]) -> int:
         message = _error_message(error, getattr(args, "memory_advice", ""))
         if not message:
             raise
-        from pytest_mistral_lora.training.failure import exit_code
-
         sys.stderr.write(f"error: {message}\n")
-        return exit_code(error)
+        return exit_code_of(error)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -133,8 +133,6 @@ def _parser() -> argparse.ArgumentParser:
 
 def _error_message(error: BaseException, memory_advice: str) -> str:
     """Return what to print for an error; empty for a fault of this program, which keeps its traceback."""
-    from pytest_mistral_lora.training.failure import is_out_of_memory
-
     if isinstance(error, KeyboardInterrupt):
         return "terminated" if isinstance(error, Terminated) else "interrupted"
     if isinstance(error, MistralLoraError | FileNotFoundError):

@@ -14,38 +14,18 @@ from typing import Any
 from transformers import TrainerCallback
 
 from pytest_mistral_lora.errors import (
-    EXIT_BAD_INPUT,
-    EXIT_FINDING,
-    EXIT_INTERRUPTED,
-    EXIT_OUT_OF_MEMORY,
-    EXIT_TERMINATED,
     MistralLoraError,
     NonFiniteError,
     RowsError,
     Terminated,
+    exit_code_of,
+    is_out_of_memory,
 )
 from pytest_mistral_lora.records.files import write_json
 
 FAILURE = "failure.json"
 _GONE = ("Connection closed by peer", "Connection reset by peer", "DistBackendError", "DistNetworkError")
 _MEMORY_ADVICE = "Lower training.micro_batch_tokens, set activation_checkpointing: true, or use precision: bf16."
-
-
-def exit_code(error: BaseException) -> int:
-    """Return the exit code for an error: 1 failed, 2 bad input, 3 out of memory, 130 or 143 stopped."""
-    if isinstance(error, MistralLoraError):
-        return error.exit_code
-    if isinstance(error, KeyboardInterrupt):
-        return EXIT_TERMINATED if isinstance(error, Terminated) else EXIT_INTERRUPTED
-    if is_out_of_memory(error):
-        return EXIT_OUT_OF_MEMORY
-    return EXIT_BAD_INPUT if isinstance(error, FileNotFoundError) else EXIT_FINDING
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Say whether a device or the host ran out of memory: torch has a type for the one and a sentence for the other."""
-    names = {cls.__name__ for cls in type(error).__mro__}
-    return isinstance(error, MemoryError) or "OutOfMemoryError" in names or "can't allocate memory" in str(error)
 
 
 def leave_failure(work: Path, error: BaseException) -> None:
@@ -80,7 +60,7 @@ def describe(error: BaseException) -> dict[str, Any]:
         "cause": str(error) or type(error).__name__,
         "rows": _rows(error),
         "advice": advice,
-        "exit_code": exit_code(error),
+        "exit_code": exit_code_of(error),
     }
 
 

@@ -17,10 +17,10 @@ from safetensors import SafetensorError
 from transformers import TrainerCallback
 
 from pytest_mistral_lora.checkpoint.encoder import Encoder
-from pytest_mistral_lora.errors import DiskError, InputError, NonFiniteError
+from pytest_mistral_lora.errors import DiskError, InputError, NonFiniteError, is_out_of_memory
 from pytest_mistral_lora.records.files import listing, read_json, remove_temporaries, write_json, write_text
 from pytest_mistral_lora.training.devices import is_main
-from pytest_mistral_lora.training.failure import FAILURE, is_out_of_memory
+from pytest_mistral_lora.training.failure import FAILURE
 from pytest_mistral_lora.training.rows.loading import Split
 from pytest_mistral_lora.training.save import rendered
 

@@ -14,7 +14,7 @@ from dataclasses import replace
 from functools import cached_property
 from itertools import chain, starmap
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import mistral_common
 
@@ -99,7 +99,7 @@ class Oracle:
         Raises:
             TokenizerError: If the file is missing, is not a Mistral tokenizer, or does not say its version.
         """
-        self.path = Path(path)
+        self.path: Path = Path(path)
         if not self.path.is_file():
             raise TokenizerError("no such tokenizer file", place=str(self.path))
         if self.path.suffix == ".model":  # mistral-common would take it for v1, whatever it is
@@ -122,7 +122,7 @@ class Oracle:
                 expected="a tekken.json, or a SentencePiece file named *.model.v1 … *.model.v7",
             ) from error
         self.version: str = version.value
-        self.kind = "tekken" if isinstance(self._text, Tekkenizer) else "spm"
+        self.kind: Literal["spm", "tekken"] = "tekken" if isinstance(self._text, Tekkenizer) else "spm"
         self.bos_id: int = self._text.bos_id
         self.eos_id: int = self._text.eos_id
         self.unk_id: int = self._text.unk_id

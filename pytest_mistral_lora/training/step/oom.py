@@ -11,9 +11,8 @@ from typing import Any, Literal, TypeVar
 import torch
 from transformers import TrainerCallback
 
-from pytest_mistral_lora.errors import MemoryShortageError
+from pytest_mistral_lora.errors import MemoryShortageError, is_out_of_memory
 from pytest_mistral_lora.training.devices import engine, is_divided
-from pytest_mistral_lora.training.failure import is_out_of_memory
 from pytest_mistral_lora.training.step.memory import (
     Need,
     checkpoint_activations,

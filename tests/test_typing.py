@@ -1,0 +1,87 @@
+"""The public names have types, for type checkers and so for editors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import pytest_mistral_lora
+
+CONFIGURATION = """\
+[mypy]
+strict = true
+follow_imports = skip
+
+[mypy-pytest_mistral_lora.*]
+follow_imports = silent
+"""
+"""Other packages are left out: following torch takes a minute, and no public name has a type of another package."""
+
+IMPORTS = """\
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal, assert_type
+
+from pytest_mistral_lora import EncodedRow, Oracle, Row, Span, read_rows, training_template
+
+"""
+USER = """\
+oracle = Oracle(Path("tekken.json"))
+assert_type(oracle.path, Path)
+assert_type(oracle.kind, Literal["spm", "tekken"])
+assert_type(oracle.vocab_size, int)
+assert_type(oracle.control_tokens, Mapping[int, str])
+assert_type(read_rows("rows.jsonl"), Iterator[Row])
+assert_type(training_template("checkpoint"), str)
+for row in read_rows("rows.jsonl"):
+    assert_type(row.messages, tuple[Mapping[str, Any], ...])
+    encoded = oracle.encode(row)
+    assert_type(encoded, EncodedRow)
+    assert_type(encoded.input_ids, tuple[int, ...])
+    assert_type(encoded.labels, tuple[int, ...] | None)
+    assert_type(encoded.spans, tuple[Span, ...])
+    assert_type(encoded.spans[0].turn, int | None)
+    assert_type(encoded.spans[0].kind, Literal["control", "text", "tool_call", "eos"])
+"""
+
+
+def errors_of(folder: Path, code: str) -> list[str]:
+    api = pytest.importorskip("mypy.api", reason="mypy is not installed")
+    (folder / "mypy.ini").write_text(CONFIGURATION)
+    (folder / "user.py").write_text(IMPORTS + code)
+    words = ["--config-file", str(folder / "mypy.ini"), "--cache-dir", str(folder / "cache"), "--no-error-summary"]
+    report, problem, _ = api.run([*words, str(folder / "user.py")])
+    assert not problem
+    return str(report).splitlines()
+
+
+def test_every_public_name_has_its_type(tmp_path: Path) -> None:
+    assert errors_of(tmp_path, USER) == []
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [
+        ("assert_type(read_rows('x'), Iterator[EncodedRow])\n", "[assert-type]"),
+        ("import pytest_mistral_lora\npytest_mistral_lora.Rows\n", "[attr-defined]"),
+        ("Oracle('tekken.json').encode(3)\n", "[arg-type]"),
+    ],
+)
+def test_a_wrong_use_is_an_error(code: str, kind: str, tmp_path: Path) -> None:
+    (line,) = [one for one in errors_of(tmp_path, code) if ": error: " in one]
+    assert line.endswith(kind)
+
+
+def test_type_checkers_read_the_types_of_the_installed_package() -> None:
+    assert (Path(pytest_mistral_lora.__file__).parent / "py.typed").is_file()
+
+
+@pytest.mark.parametrize("name", pytest_mistral_lora.__all__)
+def test_every_public_name_is_loaded_on_first_use(name: str) -> None:
+    assert getattr(pytest_mistral_lora, name) is not None
+
+
+def test_another_name_is_no_attribute() -> None:
+    with pytest.raises(AttributeError, match="has no attribute 'Rows'"):
+        _ = pytest_mistral_lora.Rows
