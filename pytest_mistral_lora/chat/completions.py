@@ -1,4 +1,7 @@
-"""Read tool calls from the ids that a model generated: the way back from what `Oracle.encode` does with them."""
+"""A completion: the tool calls that it makes, and whether it has the form that was asked for.
+
+Loss can fall while the format falls apart, so a run and a transcript can name checks of the form.
+"""
 
 from __future__ import annotations
 
@@ -22,17 +25,17 @@ _WITH_ID = ("v3", "v7", "v11")
 
 
 class MalformedCallError(ValueError):
-    """Ids that do not spell tool calls; says what is wrong with them."""
+    """Ids that do not spell tool calls, or a text that is not JSON; the message gives the fault."""
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
+class GeneratedCall:
     """A tool call as it was generated.
 
     Attributes:
         name: The tool's name.
-        arguments: What its arguments parse to.
-        id: Its id; None where the tokenizer version writes none.
+        arguments: The parsed JSON of its arguments; an object if the call is well-formed.
+        id: Its id; None if the tokenizer version writes none.
     """
 
     name: str
@@ -40,8 +43,8 @@ class Call:
     id: str | None
 
 
-def read_calls(ids: Sequence[int], oracle: Oracle) -> list[Call]:
-    """Return the tool calls that a completion makes.
+def read_calls(ids: Sequence[int], oracle: Oracle) -> list[GeneratedCall]:
+    """Return the tool calls that a completion makes: the inverse of `Oracle.encode` on a turn with calls.
 
     Args:
         ids: The completion, with or without its closing EOS; text before the first call is allowed.
@@ -53,12 +56,22 @@ def read_calls(ids: Sequence[int], oracle: Oracle) -> list[Call]:
     ids = [token for token in ids if token != oracle.eos_id]
     if oracle.tool_calls_id not in ids:
         raise MalformedCallError("no [TOOL_CALLS]")
-    calls = ids[ids.index(oracle.tool_calls_id) :]
-    return _of_list(calls, oracle) if oracle.version in _AS_ONE_LIST else list(_one_by_one(calls, oracle))
+    ids = ids[ids.index(oracle.tool_calls_id) :]
+    if oracle.version not in _AS_ONE_LIST:
+        return list(_one_by_one(ids, oracle))
+    if ids.count(ids[0]) > 1:
+        raise MalformedCallError("[TOOL_CALLS] twice in one turn")
+    calls = _load_json(oracle.decode(ids[1:]))
+    if not isinstance(calls, list) or not calls:
+        raise MalformedCallError("what follows [TOOL_CALLS] is not a list of calls")
+    for call in calls:
+        if not isinstance(call, dict) or not isinstance(call.get("name"), str) or "arguments" not in call:
+            raise MalformedCallError(f"not a call: {json.dumps(call, ensure_ascii=False)}")
+    return [GeneratedCall(call["name"], call["arguments"], call.get("id")) for call in calls]
 
 
-def call_violation(call: Call, tools: Collection[str], version: str) -> str:
-    """Return why a call is not well-formed; empty where it is.
+def call_violation(call: GeneratedCall, tools: Collection[str], version: str) -> str:
+    """Return why a call is not well-formed; empty if it is.
 
     Args:
         call: The call.
@@ -74,45 +87,32 @@ def call_violation(call: Call, tools: Collection[str], version: str) -> str:
     return ""
 
 
-def _of_list(ids: list[int], oracle: Oracle) -> list[Call]:
-    if ids.count(ids[0]) > 1:
-        raise MalformedCallError("[TOOL_CALLS] twice in one turn")
-    calls = _json_at(oracle.decode(ids[1:]))
-    if not isinstance(calls, list) or not calls:
-        raise MalformedCallError("what follows [TOOL_CALLS] is not a list of calls")
-    for call in calls:
-        if not isinstance(call, dict) or not isinstance(call.get("name"), str) or "arguments" not in call:
-            raise MalformedCallError(f"not a call: {json.dumps(call, ensure_ascii=False)}")
-    return [Call(call["name"], call["arguments"], call.get("id")) for call in calls]
-
-
-def _one_by_one(ids: list[int], oracle: Oracle) -> Iterator[Call]:
+def _one_by_one(ids: list[int], oracle: Oracle) -> Iterator[GeneratedCall]:
+    """Yield the calls of a version that writes each call as markers, each followed by a text."""
     markers = ["[TOOL_CALLS]", *(["[CALL_ID]"] if oracle.version in _WITH_ID else []), "[ARGS]"]
-    runs = list(_marked_runs(ids, oracle))
+    starts = [index for index, token in enumerate(ids) if token in oracle.control_tokens]
+    runs = [
+        (oracle.control_tokens[ids[start]], oracle.decode(ids[start + 1 : end]))
+        for start, end in itertools.pairwise([*starts, len(ids)])
+    ]
     for first in range(0, len(runs), len(markers)):
         parts = runs[first : first + len(markers)]
         if [marker for marker, _ in parts] != markers:
             found = "".join(marker for marker, _ in parts)
             raise MalformedCallError(f"a call with the markers {found}, not {''.join(markers)}")
         texts = dict(parts)
-        yield Call(texts["[TOOL_CALLS]"], _json_at(texts["[ARGS]"]), texts.get("[CALL_ID]"))
+        yield GeneratedCall(texts["[TOOL_CALLS]"], _load_json(texts["[ARGS]"]), texts.get("[CALL_ID]"))
 
 
-def _marked_runs(ids: list[int], oracle: Oracle) -> Iterator[tuple[str, str]]:
-    """Yield each control token with the text that follows it."""
-    starts = [index for index, token in enumerate(ids) if token in oracle.control_tokens]
-    for start, end in itertools.pairwise([*starts, len(ids)]):
-        yield oracle.control_tokens[ids[start]], oracle.decode(ids[start + 1 : end])
-
-
-def _json_at(text: str) -> Any:
+def _load_json(text: str) -> Any:
+    # A model's answer may repeat a key: JSON allows it, and the caller of the tool would read it. NaN is no JSON.
     try:
-        return json.loads(text, parse_constant=_refuse)
+        return json.loads(text, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
         raise MalformedCallError(f"not valid JSON: {error}") from error
 
 
-def _refuse(name: str) -> Any:
+def _refuse_constant(name: str) -> Any:
     raise ValueError(f"{name} is no JSON")
 
 
@@ -122,15 +122,15 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class AnswerToCheck:
     """A completion, as the checks look at it.
 
     Attributes:
         ids: Its tokens, a closing EOS included.
-        text: The same as text, without control tokens.
+        text: The decoded text, without control tokens.
         stop: `eos`, or `length`.
         tools: The tools that the conversation has, in the OpenAI layout.
-        oracle: Mistral's own tokenization of the model; None where there is none, which `tool_call` needs.
+        oracle: Mistral's own tokenization of the model, which `tool_call` needs; None if the model has none.
     """
 
     ids: Sequence[int]
@@ -141,12 +141,12 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
-    """What a check came to.
+class FormatVerdict:
+    """The result of one check of a completion's form.
 
     Attributes:
         name: The check's name.
-        reason: Why it failed; empty where it passed.
+        reason: Why it failed; empty if it passed.
     """
 
     name: str
@@ -154,7 +154,7 @@ class Verdict:
 
     @property
     def passed(self) -> bool:
-        """Whether the completion is of that form."""
+        """Whether the completion has that form."""
         return not self.reason
 
 
@@ -163,10 +163,10 @@ class FormatCheck:
     """One check of a completion's form.
 
     Attributes:
-        kind: What is checked.
+        kind: The form that is checked.
         value: The JSON Schema of `json_schema`, the pattern of `regex` (the whole text must match), the tokens of
             `max_tokens` (EOS included); None for the others.
-        name: What rates and verdicts call it.
+        name: Its name in rates and verdicts; by default the kind and the value.
     """
 
     kind: Kind
@@ -175,7 +175,9 @@ class FormatCheck:
 
     def __post_init__(self) -> None:
         if not self.name:
-            object.__setattr__(self, "name", self.kind if self.value is None else f"{self.kind}:{_short(self.value)}")
+            text = self.value if isinstance(self.value, str) else json.dumps(self.value, ensure_ascii=False)
+            short = text if len(text) <= 40 else f"{text[:39]}…"
+            object.__setattr__(self, "name", self.kind if self.value is None else f"{self.kind}:{short}")
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> FormatCheck:
@@ -183,25 +185,25 @@ class FormatCheck:
         return cls(data["kind"], data.get("value"), data["name"])
 
     def to_json(self) -> dict[str, Any]:
-        """Return the check as plain JSON data; `value` is left out where there is none."""
+        """Return the check as plain JSON data; `value` is left out if it is None."""
         value = {} if self.value is None else {"value": self.value}
         return {"name": self.name, "kind": self.kind, **value}
 
-    def verdict(self, answer: Answer) -> Verdict:
+    def verdict(self, answer: AnswerToCheck) -> FormatVerdict:
         """Judge a completion.
 
         Raises:
-            InputError: If `tool_call` is asked for where there is no Mistral tokenizer to read calls with.
+            InputError: If the kind is `tool_call` and there is no Mistral tokenizer to read calls with.
         """
-        return Verdict(self.name, _CHECKS[self.kind](answer, self.value))
+        return FormatVerdict(self.name, _CHECKS[self.kind](answer, self.value))
 
 
-def verdicts(answer: Answer, checks: Iterable[FormatCheck]) -> tuple[Verdict, ...]:
+def verdicts(answer: AnswerToCheck, checks: Iterable[FormatCheck]) -> tuple[FormatVerdict, ...]:
     """Judge a completion by several checks, in their order."""
     return tuple(check.verdict(answer) for check in checks)
 
 
-def rates(judged: Iterable[Iterable[Verdict]]) -> dict[str, float]:
+def pass_rates(judged: Iterable[Iterable[FormatVerdict]]) -> dict[str, float]:
     """Return for each check the share of completions that passed it, from 0 to 1."""
     passed: dict[str, list[bool]] = {}
     for one in judged:
@@ -211,7 +213,7 @@ def rates(judged: Iterable[Iterable[Verdict]]) -> dict[str, float]:
 
 
 def schema_violation(schema: Any) -> str:
-    """Return why `schema` is not a JSON Schema; empty where it is one."""
+    """Return why `schema` is not a JSON Schema; empty if it is one."""
     from jsonschema import SchemaError
     from jsonschema.validators import validator_for
 
@@ -232,33 +234,22 @@ def _newest() -> Any:
     return Draft202012Validator
 
 
-def _json(answer: Answer, value: Any) -> str:
-    return _parsed(answer.text)[1]
-
-
-def _json_schema(answer: Answer, schema: Any) -> str:
+def _json_violation(answer: AnswerToCheck, schema: Any) -> str:
+    """Check that the text is JSON, and of a schema if there is one."""
     from jsonschema.exceptions import best_match
     from jsonschema.validators import validator_for
 
-    data, reason = _parsed(answer.text)
-    if reason:
-        return reason
-    error = best_match(validator_for(schema, default=_newest())(schema).iter_errors(data))
-    return "" if error is None else f"{error.json_path}: {error.message}"
-
-
-def _parsed(text: str) -> tuple[Any, str]:
     try:
-        return json.loads(text, parse_constant=_refuse_check), ""
-    except (ValueError, RecursionError) as error:
-        return None, f"not valid JSON: {error}"
+        data = _load_json(answer.text)
+    except MalformedCallError as error:
+        return str(error)
+    if schema is None:
+        return ""
+    worst = best_match(validator_for(schema, default=_newest())(schema).iter_errors(data))
+    return "" if worst is None else f"{worst.json_path}: {worst.message}"
 
 
-def _refuse_check(name: str) -> Any:
-    raise ValueError(f"{name} is no JSON")
-
-
-def _tool_call(answer: Answer, value: Any) -> str:
+def _tool_call_violation(answer: AnswerToCheck, value: Any) -> str:
     if answer.oracle is None:
         raise InputError(
             "there is no Mistral tokenizer to read tool calls with",
@@ -274,28 +265,13 @@ def _tool_call(answer: Answer, value: Any) -> str:
     return next((wrong for call in calls if (wrong := call_violation(call, names, version))), "")
 
 
-def _regex(answer: Answer, pattern: Any) -> str:
-    return "" if re.fullmatch(pattern, answer.text, re.DOTALL) else f"the text does not match {pattern}"
-
-
-def _eos(answer: Answer, value: Any) -> str:
-    return "" if answer.stop == "eos" else f"stopped by {answer.stop} after {len(answer.ids)} tokens"
-
-
-def _max_tokens(answer: Answer, most: Any) -> str:
-    return "" if len(answer.ids) <= most else f"{len(answer.ids)} tokens, more than {most}"
-
-
-_CHECKS: dict[Kind, Callable[[Answer, Any], str]] = {
-    "json": _json,
-    "json_schema": _json_schema,
-    "tool_call": _tool_call,
-    "regex": _regex,
-    "eos": _eos,
-    "max_tokens": _max_tokens,
+_CHECKS: dict[Kind, Callable[[AnswerToCheck, Any], str]] = {
+    "json": _json_violation,
+    "json_schema": _json_violation,
+    "tool_call": _tool_call_violation,
+    "regex": lambda answer, pattern: (
+        "" if re.fullmatch(pattern, answer.text, re.DOTALL) else f"the text does not match {pattern}"
+    ),
+    "eos": lambda answer, _: "" if answer.stop == "eos" else f"stopped by {answer.stop} after {len(answer.ids)} tokens",
+    "max_tokens": lambda answer, most: "" if len(answer.ids) <= most else f"{len(answer.ids)} tokens, more than {most}",
 }
-
-
-def _short(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 40 else f"{text[:39]}…"

@@ -1,4 +1,4 @@
-"""What a chat row becomes: ids, labels, and the spans that say who owns each token."""
+"""An encoded row: ids, labels, the spans that own the tokens, and the policy for rows that cannot be trained on."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ class EncodedRow:
     Attributes:
         input_ids: Token ids, one `int` a token; BOS first.
         labels: As long as `input_ids`; `IGNORE_INDEX` where there is no loss, otherwise the token's own id
-            (the shift by one happens in the model). None where a backend cannot say which tokens are the
-            assistant's: then nothing may be trained on this row.
+            (the shift by one happens in the model). None if a backend cannot tell the assistant's tokens from the
+            others: then nothing may be trained on this row.
         spans: Half-open, in order, partitioning `input_ids`.
     """
 
@@ -57,7 +57,7 @@ class EncodedRow:
 
     @classmethod
     def from_spans(cls, input_ids: Sequence[int], spans: Iterable[Span]) -> EncodedRow:
-        """Build a row whose labels are what its spans say."""
+        """Build a row whose labels follow from its spans: a token is supervised if its span is."""
         spans = tuple(spans)
         labels = [IGNORE_INDEX] * len(input_ids)
         for span in spans:
@@ -66,19 +66,19 @@ class EncodedRow:
         return cls(tuple(input_ids), tuple(labels), spans)
 
     def cut(self, length: int) -> EncodedRow:
-        """Return the first `length` tokens with their labels and spans; nothing takes the place of what is cut off."""
+        """Return the first `length` tokens with their labels and spans; no EOS is put at the cut."""
         kept = (span for span in self.spans if span.start < length)
         spans = tuple(span._replace(end=min(span.end, length)) for span in kept)
         return EncodedRow(self.input_ids[:length], None if self.labels is None else self.labels[:length], spans)
 
     @property
     def supervised_tokens(self) -> int:
-        """How many tokens carry loss."""
+        """Number of tokens with a label other than `IGNORE_INDEX`; 0 if there are no labels."""
         return len(self.labels) - self.labels.count(IGNORE_INDEX) if self.labels else 0
 
 
 def encoded_text(encoded: EncodedRow, piece: Callable[[int], str]) -> str:
-    """Return one line for each span: its tokens' range, whether they are trained on, turn, role, kind, pieces.
+    """Return one line for each span: token range, `train` or -100, turn, role, kind and pieces.
 
     Args:
         encoded: The row.
@@ -96,20 +96,20 @@ def encoded_text(encoded: EncodedRow, piece: Callable[[int], str]) -> str:
 
 Truncation = Literal["error", "drop", "right"]
 Unsupervised = Literal["error", "drop", "warn"]
-Fault = Literal["no-labels", "nothing-supervised", "too-long"]
+PolicyFault = Literal["no-labels", "nothing-supervised", "too-long"]
 
 DROPPED = ("too-long", "nothing-supervised")
-"""Why a row is dropped, among the changes of `Kept`."""
+"""The values of `PolicyResult.changes` that mean that the row is dropped."""
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
-    """What a policy leaves of a row.
+class PolicyResult:
+    """The result of a policy for one row.
 
     Attributes:
-        encoded: What is trained on; None where the row is dropped.
-        changes: What was done and why: `too-long` or `nothing-supervised` for a row that is dropped, `cut` for one that
-            is shorter than before, `without-loss` for one that is kept without a supervised token.
+        encoded: The row that is trained on; None if the row is dropped.
+        changes: `too-long` or `nothing-supervised` if the row is dropped, `cut` if it is shorter than before,
+            `without-loss` if it is kept without a supervised token; empty if it is kept whole.
     """
 
     encoded: EncodedRow | None
@@ -118,71 +118,52 @@ class Kept:
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """What is done with a row that cannot be trained on as it is.
+    """A recipe's choice for rows that cannot be trained on as they are.
 
     Attributes:
         max_length: Tokens of the longest row that is trained on whole.
-        truncation: What is done with a longer one: `error`, `drop`, or `right` to cut its end off.
-        unsupervised: What is done with a row without a supervised token, after a cut: `error`, `drop`, or `warn` to
-            keep it.
+        truncation: For a longer row: `error`, `drop`, or `right` to cut its end off.
+        unsupervised: For a row without a supervised token, after a cut: `error`, `drop`, or `warn` to keep it.
     """
 
     max_length: int
     truncation: Truncation = "error"
     unsupervised: Unsupervised = "error"
 
-    def faults(self, encoded: EncodedRow, row: Row) -> Iterator[tuple[Fault, RowError]]:
-        """Yield every reason why this policy refuses a row; a trainer gives the first."""
+    def faults(self, encoded: EncodedRow, row: Row) -> Iterator[tuple[PolicyFault, RowError]]:
+        """Yield every reason for which this policy refuses a row; a trainer reports the first."""
+        length = len(encoded.input_ids)
+        dropped_as_long = self.truncation == "drop" and length > self.max_length
         if encoded.labels is None:
-            yield "no-labels", _no_labels(row)
-        elif self.unsupervised == "error" and self._teaches_nothing(encoded):
-            yield "nothing-supervised", self._nothing_supervised(encoded, row)
-        if self.truncation == "error" and self._is_long(encoded):
-            yield "too-long", self._too_long(encoded, row)
+            yield (
+                "no-labels",
+                RowError(
+                    "labels are not available: the chat template does not mark the assistant's tokens",
+                    place=row.place,
+                    next_step="Train with backend: mistral-common, or mark the template with {% generation %}.",
+                ),
+            )
+        elif self.unsupervised == "error" and not dropped_as_long and not self._shortened(encoded).supervised_tokens:
+            found = "no token is trained on: every assistant message has weight 0"
+            if encoded.supervised_tokens:
+                found = f"no token is trained on in the first {self.max_length} of {length}"
+            yield "nothing-supervised", RowError(found, place=row.place)
+        if self.truncation == "error" and length > self.max_length:
+            limit = f"at most training.max_length = {self.max_length}: a cut row would not teach the model to stop"
+            yield "too-long", RowError(f"{length} tokens", place=row.place, expected=limit)
 
-    def apply(self, encoded: EncodedRow) -> Kept:
-        """Return what is left of a row that this policy does not refuse."""
-        if self._dropped_whole(encoded):
-            return Kept(None, ("too-long",))
+    def apply(self, encoded: EncodedRow) -> PolicyResult:
+        """Drop, cut or keep a row that this policy does not refuse."""
+        if self.truncation == "drop" and len(encoded.input_ids) > self.max_length:
+            return PolicyResult(None, ("too-long",))
         kept = self._shortened(encoded)
         changes = ("cut",) if kept is not encoded else ()
         if kept.supervised_tokens:
-            return Kept(kept, changes)
-        return (
-            Kept(None, ("nothing-supervised",))
-            if self.unsupervised == "drop"
-            else Kept(kept, (*changes, "without-loss"))
-        )
-
-    def _is_long(self, encoded: EncodedRow) -> bool:
-        return len(encoded.input_ids) > self.max_length
-
-    def _dropped_whole(self, encoded: EncodedRow) -> bool:
-        return self.truncation == "drop" and self._is_long(encoded)
+            return PolicyResult(kept, changes)
+        if self.unsupervised == "drop":
+            return PolicyResult(None, ("nothing-supervised",))
+        return PolicyResult(kept, (*changes, "without-loss"))
 
     def _shortened(self, encoded: EncodedRow) -> EncodedRow:
-        return encoded.cut(self.max_length) if self.truncation == "right" and self._is_long(encoded) else encoded
-
-    def _teaches_nothing(self, encoded: EncodedRow) -> bool:
-        return not self._dropped_whole(encoded) and not self._shortened(encoded).supervised_tokens
-
-    def _nothing_supervised(self, encoded: EncodedRow, row: Row) -> RowError:
-        found = "no token is trained on: every assistant message has weight 0"
-        if encoded.supervised_tokens:
-            found = f"no token is trained on in the first {self.max_length} of {len(encoded.input_ids)}"
-        return RowError(found, place=row.place)
-
-    def _too_long(self, encoded: EncodedRow, row: Row) -> RowError:
-        return RowError(
-            f"{len(encoded.input_ids)} tokens",
-            place=row.place,
-            expected=f"at most training.max_length = {self.max_length}: a cut row would not teach the model to stop",
-        )
-
-
-def _no_labels(row: Row) -> RowError:
-    return RowError(
-        "labels are not available: the chat template does not say which tokens are the assistant's",
-        place=row.place,
-        next_step="Train with backend: mistral-common, or mark the template with {% generation %}.",
-    )
+        too_long = self.truncation == "right" and len(encoded.input_ids) > self.max_length
+        return encoded.cut(self.max_length) if too_long else encoded

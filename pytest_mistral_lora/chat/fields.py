@@ -86,7 +86,8 @@ def check_message(message: Any, place: Place) -> None:
             raise (place / str(key)).error(f"unknown field of a message with role {role!r}", f"one of {known}")
     tool_calls = message.get("tool_calls")
     content = message.get("content")
-    if not (isinstance(content, str) and content.isascii()):  # what most are; a data set has millions
+    # An ASCII string needs no further check. Most contents are one, and a dataset has millions.
+    if not (isinstance(content, str) and content.isascii()):
         _check_content(message, place / "content", optional=bool(tool_calls))
     if tool_calls is not None:
         _check_tool_calls(tool_calls, place / "tool_calls")
@@ -205,7 +206,7 @@ def _check_known(data: Mapping[str, Any], known: set[str], place: Place) -> None
 
 
 def _check_json(value: Any, place: Place) -> None:
-    """Refuse what is inside a JSON value and cannot be written again as UTF-8 JSON."""
+    """Refuse a value that cannot be written as UTF-8 JSON: NaN, a lone surrogate, an object of another type."""
     try:
         json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
     except (TypeError, ValueError) as error:
@@ -213,7 +214,7 @@ def _check_json(value: Any, place: Place) -> None:
 
 
 def kind_of(value: Any) -> str:
-    """Return what JSON calls a value, for an error."""
+    """Return the JSON name of a value's type, with its article, for an error."""
     names = {type(None): "null", bool: "a boolean", int: "a number", float: "a number", str: "a string"}
     if isinstance(value, Mapping):
         return "an object"

@@ -25,7 +25,7 @@ class Row:
     Attributes:
         messages: The messages as plain JSON data, in order.
         tools: Function tools in the OpenAI layout, or None.
-        place: Where the row came from (`file:line`), for messages; empty for a row made in code.
+        place: The row's `file:line`, for messages; empty for a row made in code.
         reasoning_effort: The model setting of that name, as in mistral-common's request (tokenizers from v15 on): how
             much the answer is thought about, such as `none` or `high`. None for the tokenizer's own default.
     """
@@ -49,7 +49,7 @@ class Row:
         return json.dumps(self.to_json(), ensure_ascii=False)
 
     def assistant_groups(self) -> list[list[int]]:
-        """Group the indices of the assistant messages that one encoded turn is made of.
+        """Group the indices of the assistant messages that become one encoded turn.
 
         Consecutive assistant messages of equal weight are one turn, as in mistral-common's normaliser.
         """
@@ -74,7 +74,7 @@ def weight_of(message: Mapping[str, Any]) -> int:
 def text_of(content: Any) -> str:
     """Return the text of a checked `content`: a string, or text chunks joined as mistral-common joins them up to v13.
 
-    Thinking chunks are left out.
+    Thinking chunks are left out; null is the empty text.
     """
     if content is None:
         return ""
@@ -83,13 +83,13 @@ def text_of(content: Any) -> str:
     return "\n\n".join(chunk["text"] for chunk in content if chunk.get("text"))
 
 
-def thinks(content: Any) -> bool:
-    """Return whether a checked `content` has a thinking chunk."""
+def has_thinking(content: Any) -> bool:
+    """Return whether a checked `content` has a chunk of type `thinking`."""
     return not isinstance(content, str | None) and any(chunk["type"] == "thinking" for chunk in content)
 
 
 def merged_chunks(contents: Iterable[Any], *, version: str) -> list[dict[str, Any]]:
-    """Return the chunks of one turn as mistral-common makes them of the contents of its messages.
+    """Merge the contents of the messages of one turn into chunks, as mistral-common does.
 
     Neighbouring texts become one: with a blank line between messages, and between the chunks of a message up to v13.
 
@@ -111,18 +111,18 @@ def merged_chunks(contents: Iterable[Any], *, version: str) -> list[dict[str, An
     return chunks
 
 
-def spoken(contents: Iterable[Any], *, version: str) -> str:
-    """Return what the messages of one assistant turn say, thinking included, as mistral-common encodes it.
+def assistant_text(contents: Iterable[Any], *, version: str) -> str:
+    """Return the text of one assistant turn, thinking included, as mistral-common encodes it.
 
-    Spaces at the end are stripped from v2 on, but not where the turn thinks.
+    From v2 on, spaces at the end are stripped, unless the turn has thinking.
 
     Args:
         contents: The checked `content` of each message of the turn, in order.
         version: The tokenizer version.
     """
     chunks = merged_chunks(contents, version=version)
-    said = "".join(chunk[chunk["type"]] for chunk in chunks)
-    return said if version == "v1" or thinks(chunks) else said.rstrip(" ")
+    text = "".join(chunk[chunk["type"]] for chunk in chunks)
+    return text if version == "v1" or has_thinking(chunks) else text.rstrip(" ")
 
 
 def scan_rows(path: str | Path) -> Iterator[Row | RowError]:
@@ -139,7 +139,7 @@ def scan_rows(path: str | Path) -> Iterator[Row | RowError]:
 
 
 def read_row(path: Path, number: int, line: bytes | None) -> Row | RowError | None:
-    """Return the row of a line of `scan_lines`, the error that makes it unusable, or None where the line is blank."""
+    """Return the row of a line of `scan_lines`, the error that makes it unusable, or None if the line is blank."""
     item = read_line(path, number, line)
     if item is None or isinstance(item, RowError):
         return item

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pytest_mistral_lora.chat.encoded import DROPPED, EncodedRow, Kept
+from pytest_mistral_lora.chat.encoded import DROPPED, EncodedRow, PolicyResult
 from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.records.hashing import framed_ids, framed_row
 
@@ -42,7 +42,7 @@ class Tally:
     changes: Counter[str] = field(default_factory=Counter)
     places: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
 
-    def add(self, before: EncodedRow, kept: Kept, file: int = 0, line: int = 0) -> None:
+    def add(self, before: EncodedRow, kept: PolicyResult, file: int = 0, line: int = 0) -> None:
         """Add a row: its encoding, and what the policy left of it."""
         tokens, supervised = (len(kept.encoded.input_ids), kept.encoded.supervised_tokens) if kept.encoded else (0, 0)
         self.rows += 1
@@ -142,6 +142,6 @@ def figures_of(rows: Sequence[Row], encoded: Sequence[EncodedRow]) -> Figures:
     """Return the figures of rows that were encoded one by one, and all kept."""
     sums = Sums()
     for row, one in zip(rows, encoded, strict=True):
-        sums.tally.add(one, Kept(one))
+        sums.tally.add(one, PolicyResult(one))
         sums.update(hashed(row, one))
     return sums.figures()

@@ -9,11 +9,11 @@ import pytest
 
 from pytest_mistral_lora.chat.completions import (
     KINDS,
-    Answer,
+    AnswerToCheck,
     FormatCheck,
+    FormatVerdict,
     Kind,
-    Verdict,
-    rates,
+    pass_rates,
     schema_violation,
     verdicts,
 )
@@ -25,8 +25,8 @@ WEATHER = {"type": "function", "function": {"name": "weather", "parameters": {"t
 CALL = '[{"name": "weather", "arguments": {}, "id": "abcdefghi"}]'
 
 
-def said(text: str, *, stop: str = "eos", tokens: int = 3) -> Answer:
-    return Answer(range(tokens), text, stop, (), None)
+def said(text: str, *, stop: str = "eos", tokens: int = 3) -> AnswerToCheck:
+    return AnswerToCheck(range(tokens), text, stop, (), None)
 
 
 @pytest.mark.parametrize(
@@ -45,9 +45,11 @@ def said(text: str, *, stop: str = "eos", tokens: int = 3) -> Answer:
         ("max_tokens", 3, said("a"), said("a", tokens=4), "4 tokens, more than 3"),
     ],
 )
-def test_a_check_passes_its_form_and_no_other(kind: Kind, value: Any, good: Answer, bad: Answer, reason: str) -> None:
+def test_a_check_passes_its_form_and_no_other(
+    kind: Kind, value: Any, good: AnswerToCheck, bad: AnswerToCheck, reason: str
+) -> None:
     check = FormatCheck(kind, value)
-    assert check.verdict(good) == Verdict(check.name, "")
+    assert check.verdict(good) == FormatVerdict(check.name, "")
     assert reason in check.verdict(bad).reason
     assert not check.verdict(bad).passed
     assert FormatCheck.from_json(check.to_json()) == check
@@ -57,7 +59,7 @@ def test_a_tool_call_is_read_from_ids(oracle_of: Callable[[str], Oracle]) -> Non
     oracle, check = oracle_of("spm-v3"), FormatCheck("tool_call")
 
     def judged(*ids: int, tools: tuple[Any, ...] = (WEATHER,)) -> str:
-        return check.verdict(Answer(ids, oracle.decode(ids), "eos", tools, oracle)).reason
+        return check.verdict(AnswerToCheck(ids, oracle.decode(ids), "eos", tools, oracle)).reason
 
     spelled = oracle.encode_text(CALL)
     assert judged(oracle.tool_calls_id or 0, *spelled, oracle.eos_id) == ""
@@ -71,8 +73,8 @@ def test_names_and_rates() -> None:
     checks = [FormatCheck("eos"), FormatCheck("max_tokens", 4), FormatCheck("regex", "x" * 60)]
     assert [check.name for check in checks] == ["eos", "max_tokens:4", f"regex:{'x' * 39}…"]
     judged = [verdicts(one, checks[:2]) for one in (said("a"), said("b", stop="length", tokens=9), said("c", tokens=5))]
-    assert rates(judged) == {"eos": pytest.approx(2 / 3), "max_tokens:4": pytest.approx(1 / 3)}
-    assert rates([]) == {}
+    assert pass_rates(judged) == {"eos": pytest.approx(2 / 3), "max_tokens:4": pytest.approx(1 / 3)}
+    assert pass_rates([]) == {}
 
 
 @pytest.mark.parametrize(("schema", "wrong"), [(SCHEMA, False), (True, False), ([], True), ({"type": "objekt"}, True)])

@@ -444,14 +444,14 @@ def answers(encoded: EncodedRow) -> list[tuple[int, ...]]:
 
 @pytest.mark.parametrize("name", ["spm-v2", "spm-v3", "tekken-240718", "tekken-240911"])
 def test_the_system_prompt_stands_beside_the_last_user_turn(oracle_of: Callable[[str], Oracle], name: str) -> None:
-    texts = [(piece.turn, piece.text) for piece in oracle_of(name).pieces(TWO_TURNS) if piece.text]
+    texts = [(piece.turn, piece.text) for piece in oracle_of(name).traced_texts(TWO_TURNS) if piece.text]
     assert texts == [(0, "u"), (1, "a"), (2, "s\n\nv"), (3, "b")]
 
 
 @few
 @given(row=rows(tools=None, alternating=False))
 def test_pieces_hold_the_ids_and_encode_alone_to_the_same(oracle_with_tools: Oracle, row: dict[str, Any]) -> None:
-    pieces = oracle_with_tools.pieces(row)
+    pieces = oracle_with_tools.traced_texts(row)
     assert tuple(t for piece in pieces for t in piece.ids) == oracle_with_tools.encode(row).input_ids
     for piece in pieces:
         if piece.text is None:
@@ -589,7 +589,7 @@ def test_the_spans_of_a_known_row_with_tools(oracle_of: Callable[[str], Oracle])
 
 def test_v7_marks_the_id_and_the_content_of_a_tool_result(oracle_of: Callable[[str], Oracle]) -> None:
     oracle = oracle_of("spm-v7")
-    pieces = [piece for piece in oracle.pieces(WITH_TOOLS) if piece.role == "tool"]
+    pieces = [piece for piece in oracle.traced_texts(WITH_TOOLS) if piece.role == "tool"]
     said = [piece.text or oracle.piece(piece.ids[0]) for piece in pieces]
     assert said == ["[TOOL_RESULTS]", "abcdefgh1", "[TOOL_CONTENT]", "2", "[/TOOL_RESULTS]"]
 
@@ -643,7 +643,7 @@ def test_a_missing_file_and_a_file_without_version_are_refused(tmp_path: Path) -
         Oracle(tmp_path / "absent.json")
     unversioned = tmp_path / "tokenizer.model"
     unversioned.write_bytes(shipped_tokenizer("spm-v3").read_bytes())
-    with pytest.raises(TokenizerError, match=r"the name does not say the tokenizer version; expected a SentencePiece"):
+    with pytest.raises(TokenizerError, match=r"the name does not give the tokenizer version; expected a SentencePiece"):
         Oracle(unversioned)
     with pytest.raises(TokenizerError, match=r"cannot load it.*expected a tekken\.json, or a SentencePiece file"):
         Oracle(Path(__file__))
@@ -658,9 +658,9 @@ def test_a_missing_file_and_a_file_without_version_are_refused(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("name", "claim", "said"),
     [
-        ("spm-v1", "v3", r"it says that it is v3, but its vocabulary has no \[INST\]"),
-        ("spm-v3", "v1", r"it says that it is v1, but its vocabulary has a \[INST\]"),
-        ("spm-v3", "v7", r"it says that it is v7, but its vocabulary has no \[SYSTEM_PROMPT\]"),
+        ("spm-v1", "v3", r"its version is v3, but its vocabulary has no \[INST\]"),
+        ("spm-v3", "v1", r"its version is v1, but its vocabulary has a \[INST\]"),
+        ("spm-v3", "v7", r"its version is v7, but its vocabulary has no \[SYSTEM_PROMPT\]"),
     ],
 )
 def test_a_version_that_the_vocabulary_belies_is_refused(tmp_path: Path, name: str, claim: str, said: str) -> None:
@@ -703,7 +703,7 @@ def labels_by_markers_in_text(oracle: Oracle, row: dict[str, Any]) -> tuple[int,
     """Label as `scanned_labels`, on ids of a tokenizer that turns marker strings of the text into control tokens."""
     literals = {literal: token for token, literal in oracle.control_tokens.items()}
     ids: list[int] = []
-    for piece in oracle.pieces(row):
+    for piece in oracle.traced_texts(row):
         ids += (literals[piece.text],) if piece.text in literals else piece.ids
     return scanned_labels(oracle, tuple(ids))
 

@@ -6,7 +6,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_mistral_lora.chat.encoded import DROPPED, IGNORE_INDEX, EncodedRow, Kept, Policy, Truncation, Unsupervised
+from pytest_mistral_lora.chat.encoded import (
+    DROPPED,
+    IGNORE_INDEX,
+    EncodedRow,
+    Policy,
+    PolicyResult,
+    Truncation,
+    Unsupervised,
+)
 from pytest_mistral_lora.chat.oracle.mistral_common import Oracle, shipped_tokenizer
 from pytest_mistral_lora.chat.rows import Row, parse_row
 from pytest_mistral_lora.strategies import rows
@@ -63,16 +71,16 @@ def test_a_row_that_fits_and_teaches_is_left_as_it_is(truncation: Any, unsupervi
     whole = ORACLE.encode(row(1))
     policy = Policy(len(whole.input_ids), truncation, unsupervised)
     assert faults(policy, row(1)) == []
-    assert policy.apply(whole) == Kept(whole)
+    assert policy.apply(whole) == PolicyResult(whole)
 
 
 def test_a_long_row_is_refused_dropped_or_cut() -> None:
     whole = ORACLE.encode(row(1))
     length = len(whole.input_ids) - 1
     assert faults(Policy(length), row(1)) == ["too-long"]
-    assert Policy(length, "drop").apply(whole) == Kept(None, ("too-long",))
+    assert Policy(length, "drop").apply(whole) == PolicyResult(None, ("too-long",))
     kept = Policy(length, "right").apply(whole)
-    assert kept == Kept(whole.cut(length), ("cut",))
+    assert kept == PolicyResult(whole.cut(length), ("cut",))
     assert kept.encoded is not None
     assert whole.input_ids[-1] == ORACLE.eos_id
     assert ORACLE.eos_id not in kept.encoded.input_ids
@@ -84,8 +92,8 @@ def test_a_row_that_teaches_nothing_is_refused_dropped_or_kept() -> None:
     whole = ORACLE.encode(row(0))
     assert faults(Policy(99), row(0)) == ["nothing-supervised"]
     assert faults(Policy(99, "error", "warn"), row(0)) == []
-    assert Policy(99, "error", "drop").apply(whole) == Kept(None, ("nothing-supervised",))
-    assert Policy(99, "error", "warn").apply(whole) == Kept(whole, ("without-loss",))
+    assert Policy(99, "error", "drop").apply(whole) == PolicyResult(None, ("nothing-supervised",))
+    assert Policy(99, "error", "warn").apply(whole) == PolicyResult(whole, ("without-loss",))
 
 
 def test_a_cut_that_leaves_no_label_counts_as_a_row_that_teaches_nothing() -> None:
@@ -94,8 +102,8 @@ def test_a_cut_that_leaves_no_label_counts_as_a_row_that_teaches_nothing() -> No
     [(name, error)] = Policy(prompt, "right").faults(whole, row(1))
     assert name == "nothing-supervised"
     assert str(error) == f"rows.jsonl:7: no token is trained on in the first {prompt} of {len(whole.input_ids)}"
-    assert Policy(prompt, "right", "drop").apply(whole) == Kept(None, ("nothing-supervised",))
-    assert Policy(prompt, "right", "warn").apply(whole) == Kept(whole.cut(prompt), ("cut", "without-loss"))
+    assert Policy(prompt, "right", "drop").apply(whole) == PolicyResult(None, ("nothing-supervised",))
+    assert Policy(prompt, "right", "warn").apply(whole) == PolicyResult(whole.cut(prompt), ("cut", "without-loss"))
     # a row that is dropped for its length is dropped for that
     assert faults(Policy(prompt, "drop"), row(1)) == []
 

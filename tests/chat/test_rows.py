@@ -13,7 +13,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_mistral_lora.chat.rows import Row, as_row, parse_row, read_rows, scan_rows, text_of, weight_of
+from pytest_mistral_lora.chat.rows import (
+    Row,
+    as_row,
+    parse_row,
+    read_rows,
+    scan_rows,
+    text_of,
+    weight_of,
+)
 from pytest_mistral_lora.errors import EXIT_BAD_INPUT, InputError, RowError, RowsError
 from pytest_mistral_lora.strategies import rows
 

@@ -10,7 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_mistral_lora.chat.completions import Call, MalformedCallError, call_violation, read_calls
+from pytest_mistral_lora.chat.completions import (
+    GeneratedCall,
+    MalformedCallError,
+    call_violation,
+    read_calls,
+)
 from pytest_mistral_lora.chat.oracle.mistral_common import Oracle
 
 TOOLS = [
@@ -49,7 +54,7 @@ CALLS = st.lists(
 def read_back(oracle: Oracle, calls: list[tuple[str, Any, str]]) -> None:
     found = read_calls(completion(oracle, *calls), oracle)
     has_id = oracle.version in WITH_ID
-    assert found == [Call(name, arguments, i if has_id else None) for name, arguments, i in calls]
+    assert found == [GeneratedCall(name, arguments, i if has_id else None) for name, arguments, i in calls]
     assert {call_violation(call, ("weather", "get_time"), oracle.version) for call in found} == {""}
 
 
@@ -100,15 +105,15 @@ def test_a_call_that_lacks_a_marker(newer_oracle: Oracle) -> None:
 @pytest.mark.parametrize(
     ("call", "version", "said"),
     [
-        (Call("wether", {}, "abcdefghi"), "v3", "no tool is named 'wether'"),
-        (Call("weather", "{}", "abcdefghi"), "v3", "not an object"),
-        (Call("weather", {}, "abcdefgh"), "v3", "not 9 letters and digits"),
-        (Call("weather", {}, None), "v11", "not 9 letters and digits"),
-        (Call("weather", {}, None), "v2", ""),
-        (Call("weather", {}, None), "v13", ""),
+        (GeneratedCall("wether", {}, "abcdefghi"), "v3", "no tool is named 'wether'"),
+        (GeneratedCall("weather", "{}", "abcdefghi"), "v3", "not an object"),
+        (GeneratedCall("weather", {}, "abcdefgh"), "v3", "not 9 letters and digits"),
+        (GeneratedCall("weather", {}, None), "v11", "not 9 letters and digits"),
+        (GeneratedCall("weather", {}, None), "v2", ""),
+        (GeneratedCall("weather", {}, None), "v13", ""),
     ],
 )
-def test_a_call_that_is_not_well_formed(call: Call, version: str, said: str) -> None:
+def test_a_call_that_is_not_well_formed(call: GeneratedCall, version: str, said: str) -> None:
     found = call_violation(call, ("weather",), version)
     assert said in found
     assert bool(found) is bool(said)

@@ -16,7 +16,7 @@ from pytest_mistral_lora import cli
 from pytest_mistral_lora.chat.encoded import IGNORE_INDEX
 from pytest_mistral_lora.chat.oracle.mistral_common import SHIPPED, shipped_tokenizer
 from pytest_mistral_lora.chat.rows import Row, as_row
-from pytest_mistral_lora.chat.templates.compare import Comparison, compare
+from pytest_mistral_lora.chat.templates.compare import BackendComparison, compare
 from pytest_mistral_lora.chat.templates.render import ChatTemplate
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer, official_template, training_template
 from pytest_mistral_lora.errors import NoTemplateError
@@ -50,7 +50,7 @@ class Trained:
         pairs = zip(result["input_ids"], result["assistant_masks"], strict=True)
         return tuple(token if marked else IGNORE_INDEX for token, marked in pairs)
 
-    def compare(self, row: Row | Mapping[str, Any]) -> Comparison:
+    def compare(self, row: Row | Mapping[str, Any]) -> BackendComparison:
         return compare(row, self.tokenizer.oracle, self.official)
 
     @functools.cached_property

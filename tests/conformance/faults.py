@@ -11,7 +11,7 @@ from random import Random
 from typing import Any
 
 from pytest_mistral_lora.chat.encoded import IGNORE_INDEX, EncodedRow
-from pytest_mistral_lora.chat.oracle.encoder_trace import Piece
+from pytest_mistral_lora.chat.oracle.encoder_trace import TracedText
 from pytest_mistral_lora.chat.oracle.mistral_common import Oracle, shipped_tokenizer
 from pytest_mistral_lora.chat.rows import Row, parse_row, text_of
 from pytest_mistral_lora.errors import OracleRejection
@@ -45,8 +45,8 @@ class Case:
         return list(self.encoded.labels or ())
 
     @cached_property
-    def pieces(self) -> list[Piece]:
-        return self.oracle.pieces(self.row)
+    def pieces(self) -> list[TracedText]:
+        return self.oracle.traced_texts(self.row)
 
     def texts(self, role: str) -> list[str]:
         return [text_of(m.get("content")) for m in self.data["messages"] if m["role"] == role]
@@ -134,7 +134,7 @@ def injection(case: Case) -> Encoding | None:
     return case.from_ids(_joined(pieces))
 
 
-def _spelled(case: Case, piece: Piece) -> tuple[int, ...]:
+def _spelled(case: Case, piece: TracedText) -> tuple[int, ...]:
     return case.oracle.encode_text(case.oracle.control_tokens[piece.ids[0]])
 
 

@@ -1,4 +1,8 @@
-"""Who encoded which tokens: what mistral-common's encoders return, noted while they work, laid over the ids."""
+"""A trace of mistral-common's encoders: which turn and which text each token comes from.
+
+The encoders are wrapped, and note their results while they work. The notes are then aligned with the ids of the
+conversation, so that no marker is searched for in text or ids.
+"""
 
 from __future__ import annotations
 
@@ -12,16 +16,16 @@ from pytest_mistral_lora.errors import MistralLoraError
 
 _Text = tuple[str, tuple[int, ...]]
 _Part = tuple[str | None, tuple[int, ...]]
-"""A text with its tokens, or None with one control token: plain tuples, since a data set has millions of them."""
+"""A text with its tokens, or None with one control token. Plain tuples: a dataset has millions of them."""
 
 
-class Piece(NamedTuple):
+class TracedText(NamedTuple):
     """A run of tokens that was encoded in one go.
 
     Attributes:
         turn: Index of the turn, or None for BOS.
         role: Role of the turn, or None for BOS.
-        text: What was encoded, or None for a control token placed by id.
+        text: The text that was encoded, or None for a control token placed by id.
         ids: The tokens; a single one for a control token.
     """
 
@@ -31,8 +35,8 @@ class Piece(NamedTuple):
     ids: tuple[int, ...]
 
 
-class HeardTurn(NamedTuple):
-    """What the encoder of one message returned, and the texts that it had encoded on the way.
+class TracedTurn(NamedTuple):
+    """The result of the encoder of one message, and the texts that it encoded on the way.
 
     Attributes:
         role: Role of the message.
@@ -46,7 +50,7 @@ class HeardTurn(NamedTuple):
 
 
 class Turn(NamedTuple):
-    """A turn, and what it is made of.
+    """A turn, split into its texts and control tokens.
 
     Attributes:
         role: Role of the message.
@@ -60,53 +64,53 @@ class Turn(NamedTuple):
 
 
 @dataclass
-class Listener:
-    """Stands between encoders and their callers, and notes what passes; not safe to share between threads.
+class EncoderTrace:
+    """Wraps encoders and notes their results; not safe to share between threads.
 
     Attributes:
-        turns: What has been heard since the list was last cleared.
+        turns: The turns that were encoded since the list was last cleared.
     """
 
-    turns: list[HeardTurn] = field(default_factory=list)
+    turns: list[TracedTurn] = field(default_factory=list)
     _texts: list[_Text] = field(default_factory=list)
 
-    def to_texts(self, encode: Callable[..., list[int]]) -> Callable[..., list[int]]:
-        """Return an encoder of texts that notes what it returns."""
+    def wrap_text_encoder(self, encode: Callable[..., list[int]]) -> Callable[..., list[int]]:
+        """Return an encoder of texts that notes each text with its ids."""
 
         def noting(s: str, *args: Any, **kwargs: Any) -> list[int]:
             ids = encode(s, *args, **kwargs)
-            self._texts.append((s, tuple(ids)))  # a copy: the callers append to what they get
+            self._texts.append((s, tuple(ids)))  # A copy: mistral-common's callers append to the list that they get.
             return ids
 
         return noting
 
-    def to_turns(self, role: str, encode: Callable[..., Any]) -> Callable[..., Any]:
-        """Return an encoder of messages that notes what it returns: ids, or a tuple that starts with them."""
+    def wrap_message_encoder(self, role: str, encode: Callable[..., Any]) -> Callable[..., Any]:
+        """Return an encoder of messages that notes its result: ids, or a tuple that starts with ids."""
 
         def noting(*args: Any, **kwargs: Any) -> Any:
             self._texts.clear()
             result = encode(*args, **kwargs)
             ids = result[0] if isinstance(result, tuple) else result
-            self.turns.append(HeardTurn(role, tuple(ids), tuple(self._texts)))
+            self.turns.append(TracedTurn(role, tuple(ids), tuple(self._texts)))
             return result
 
         return noting
 
 
-def split_turn(heard: HeardTurn, control: Container[int]) -> Turn:
-    """Lay the texts of a turn over its ids; text never holds a control token, so those part the turn into runs.
+def split_turn(traced: TracedTurn, control: Container[int]) -> Turn:
+    """Align the texts of a turn with its ids; text never holds a control token, so those split the turn into runs.
 
     Raises:
         MistralLoraError: If the turn is not made of its texts and control tokens.
     """
-    texts = [text for text in heard.texts if text[1]]
-    parts = _split_in_order(heard, texts, control)
-    return Turn(heard.role, heard.ids, _split_in_any_order(heard, texts, control) if parts is None else parts)
+    texts = [text for text in traced.texts if text[1]]
+    parts = _split_in_order(traced, texts, control)
+    return Turn(traced.role, traced.ids, _split_in_any_order(traced, texts, control) if parts is None else parts)
 
 
-def _split_in_order(heard: HeardTurn, texts: list[_Text], control: Container[int]) -> list[_Part] | None:
+def _split_in_order(traced: TracedTurn, texts: list[_Text], control: Container[int]) -> list[_Part] | None:
     """Return the parts of a turn, or None if its texts do not stand in the order in which they were encoded."""
-    ids, start = heard.ids, 0
+    ids, start = traced.ids, 0
     parts: list[_Part] = []
     for text in texts:
         while start < len(ids) and ids[start] in control:
@@ -121,18 +125,19 @@ def _split_in_order(heard: HeardTurn, texts: list[_Text], control: Container[int
     return [*parts, *rest] if start + len(rest) == len(ids) else None
 
 
-def _split_in_any_order(heard: HeardTurn, texts: list[_Text], control: Container[int]) -> list[_Part]:
-    """Return the parts of a turn: v11 encodes the id of a tool call first, and puts it after the name."""
+def _split_in_any_order(traced: TracedTurn, texts: list[_Text], control: Container[int]) -> list[_Part]:
+    """Return the parts of a turn whose texts stand in another order than they were encoded in."""
+    # v11 encodes the id of a tool call first, and puts it after the name.
     waiting = list(texts)
     parts: list[_Part] = []
-    for is_control, group in itertools.groupby(heard.ids, control.__contains__):
+    for is_control, group in itertools.groupby(traced.ids, control.__contains__):
         run = tuple(group)
         if is_control:
             parts += [(None, (token,)) for token in run]
             continue
         found = _texts_of(run, waiting)
         if found is None:
-            raise MistralLoraError(f"a turn of role {heard.role} is built in a way that is not known")
+            raise MistralLoraError(f"a turn of role {traced.role} is built in a way that is not known")
         parts += found
         for one in found:
             waiting.remove(one)
@@ -169,12 +174,17 @@ def spans_of(
     spans = [Span(None, None, "control", 0, 1, False)]
     in_tool_call = False
     for index, turn in enumerate(turns):
-        start, last = len(ids), None
+        start = len(ids)
+        last: SpanKind | None = None
         for text, tokens in turn.parts:
             is_eos = tokens == (eos_id,)
-            # a control token is a part of its own
+            # A control token is a part of its own, so the first token of a part decides.
             in_tool_call = tokens[0] == tool_calls_id or (in_tool_call and not is_eos)
-            kind = _kind(turn.role, text, is_eos, in_tool_call)
+            kind: SpanKind = "control" if text is None else "text"
+            if is_eos and turn.role == "assistant":
+                kind = "eos"
+            elif in_tool_call:
+                kind = "tool_call"
             if last is not None and kind != last:
                 spans.append(Span(index, turn.role, last, start, len(ids), index in supervised))
                 start = len(ids)
@@ -183,11 +193,3 @@ def spans_of(
         if last is not None:
             spans.append(Span(index, turn.role, last, start, len(ids), index in supervised))
     return ids, spans
-
-
-def _kind(role: str, text: str | None, is_eos: bool, in_tool_call: bool) -> SpanKind:
-    if is_eos and role == "assistant":
-        return "eos"
-    if in_tool_call:
-        return "tool_call"
-    return "control" if text is None else "text"

@@ -1,9 +1,9 @@
 """Mistral's own tokenization, the truth for ids: the only module that imports mistral-common.
 
 A row is encoded by mistral-common itself. While it works, the calls of its public per-message encoders and of its
-text tokenizer are recorded; the recordings say which turn every token belongs to and which text it came from. Nothing
-is searched for in text or ids, and no prefixes are compared: text may contain marker strings, and v2 and v3 put the
-system prompt and the tools beside the *last* user turn.
+text tokenizer are traced; the trace gives the turn and the text of every token. Nothing is searched for in text or
+ids, and no prefixes are compared: text may contain marker strings, and v2 and v3 put the system prompt and the tools
+beside the *last* user turn.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any, Literal
 import mistral_common
 
 from pytest_mistral_lora.chat.encoded import EncodedRow
-from pytest_mistral_lora.chat.oracle.encoder_trace import Listener, Piece, Turn, spans_of, split_turn
+from pytest_mistral_lora.chat.oracle.encoder_trace import EncoderTrace, TracedText, Turn, spans_of, split_turn
 from pytest_mistral_lora.chat.oracle.rejections import explain
 from pytest_mistral_lora.chat.rows import Row, as_row, weight_of
 from pytest_mistral_lora.chat.templates.deviations import SUPPORTED
@@ -38,7 +38,7 @@ try:
     from mistral_common.tokens.tokenizers.tekken import Tekkenizer
 except ImportError as error:
     raise LibraryError(
-        f"mistral-common {VERSION} does not have what this package uses of it: {error}",
+        f"mistral-common {VERSION} lacks an API that this package uses: {error}",
         expected=f"mistral-common{SUPPORTED}",
         next_step=f"Install it: pip install 'mistral-common{SUPPORTED}'",
     ) from error
@@ -97,14 +97,15 @@ class Oracle:
             path: A `tekken.json`, or a SentencePiece file whose name ends in `.model.vN`.
 
         Raises:
-            TokenizerError: If the file is missing, is not a Mistral tokenizer, or does not say its version.
+            TokenizerError: If the file is missing, is not a Mistral tokenizer, or does not give its version.
         """
         self.path: Path = Path(path)
         if not self.path.is_file():
             raise TokenizerError("no such tokenizer file", place=str(self.path))
-        if self.path.suffix == ".model":  # mistral-common would take it for v1, whatever it is
+        # mistral-common takes any `*.model` for v1: a v3 file of that name would be encoded wrongly without an error.
+        if self.path.suffix == ".model":
             raise TokenizerError(
-                "the name does not say the tokenizer version",
+                "the name does not give the tokenizer version",
                 place=str(self.path),
                 expected="a SentencePiece file named *.model.v1 … *.model.v7",
                 next_step="Copy it under a name that ends in its version.",
@@ -115,7 +116,8 @@ class Oracle:
             version = self._text.version
             self._normalizer = get_normalizer(version, self._text.model_settings_builder)
             self._validators = {mode: get_validator(version, mode) for mode in ValidationMode}
-        except Exception as error:  # mistral-common raises many types for a file that is not a tokenizer
+        except Exception as error:
+            # mistral-common raises many types for a file that is not a tokenizer: KeyError, AssertionError, …
             raise TokenizerError(
                 f"mistral-common {VERSION} cannot load it: {error}",
                 place=str(self.path),
@@ -152,33 +154,33 @@ class Oracle:
     def encode(self, row: Row | Mapping[str, Any]) -> EncodedRow:
         """Encode a row as it is trained on.
 
-        Supervised is every token of an assistant turn of weight 1, from its first token to the closing EOS.
+        Every token of an assistant turn of weight 1 is supervised, from its first token to the closing EOS.
 
         Raises:
             RowError: If `row` is plain data and not a row.
-            OracleRejection: If mistral-common's finetuning validation refuses the conversation; it says why.
+            OracleRejection: If mistral-common's finetuning validation refuses the conversation, with its reason.
         """
         row = as_row(row)
         turns = self._run(row, ValidationMode.finetuning)
         weights = [weight_of(row.messages[group[0]]) for group in row.assistant_groups()]
-        spoken = [index for index, turn in enumerate(turns) if turn.role == "assistant"]
-        if len(spoken) != len(weights):
-            raise MistralLoraError(f"mistral-common {VERSION} made {len(spoken)} assistant turns of {len(weights)}")
-        supervised = {index for index, weight in zip(spoken, weights, strict=True) if weight}
+        assistant = [index for index, turn in enumerate(turns) if turn.role == "assistant"]
+        if len(assistant) != len(weights):
+            raise MistralLoraError(f"mistral-common {VERSION} made {len(assistant)} assistant turns of {len(weights)}")
+        supervised = {index for index, weight in zip(assistant, weights, strict=True) if weight}
         return EncodedRow.from_spans(*spans_of(self.bos_id, turns, supervised, self.eos_id, self.tool_calls_id))
 
-    def pieces(self, row: Row | Mapping[str, Any]) -> list[Piece]:
-        """Return what mistral-common encoded, piece by piece; the ids of all pieces are the row's `input_ids`.
+    def traced_texts(self, row: Row | Mapping[str, Any]) -> list[TracedText]:
+        """Return the texts and control tokens that mistral-common encoded: their ids, joined, are `input_ids`.
 
         Raises:
             OracleRejection: As for `encode`.
         """
         turns = self._run(as_row(row), ValidationMode.finetuning)
         parts = ((index, turn.role, *part) for index, turn in enumerate(turns) for part in turn.parts)
-        return [Piece(None, None, None, (self.bos_id,)), *starmap(Piece, parts)]
+        return [TracedText(None, None, None, (self.bos_id,)), *starmap(TracedText, parts)]
 
     def encode_prompt(self, row: Row | Mapping[str, Any]) -> tuple[int, ...]:
-        """Encode what comes before the last assistant turn, as at inference: the ids that the turn follows.
+        """Encode the messages before the last assistant turn, as at inference.
 
         Raises:
             OracleRejection: If nothing comes before the last assistant turn, or mistral-common refuses it.
@@ -189,11 +191,11 @@ class Oracle:
         return (self.bos_id, *(token for turn in self._run(prompt, ValidationMode.test) for token in turn.ids))
 
     def reference(self, row: Row | Mapping[str, Any]) -> tuple[int, ...]:
-        """Encode by mistral-common's own front door, as its documentation does: nothing of ours stands in between.
+        """Encode by `MistralTokenizer.encode_chat_completion` alone, as mistral-common's documentation does.
 
         Raises:
             RowError: If `row` is plain data and not a row.
-            Exception: Whatever mistral-common raises for a conversation that it refuses.
+            Exception: Any error of mistral-common for a conversation that it refuses.
         """
         return tuple(self._front.encode_chat_completion(_request(as_row(row))).tokens)
 
@@ -203,7 +205,7 @@ class Oracle:
         return MistralTokenizer(instruct, self._validators[ValidationMode.finetuning], self._normalizer)
 
     def encode_text(self, text: str) -> tuple[int, ...]:
-        """Encode bare text: no BOS, no EOS, no control tokens whatever it says."""
+        """Encode bare text: no BOS, no EOS, and no control token even if the text spells one."""
         return tuple(self._text.encode(text, bos=False, eos=False))
 
     def decode(self, ids: tuple[int, ...] | list[int]) -> str:
@@ -221,7 +223,7 @@ class Oracle:
         return convert_tokenizer_to_chat_template(self.path)
 
     def _check_vocabulary(self) -> None:
-        """Refuse a version that the vocabulary belies: SentencePiece gives `<unk>` for a marker it does not have."""
+        # SentencePiece encodes a marker that it does not have as <unk>, so a wrong version would go unnoticed.
         markers = {"[INST]": self.version != "v1"}
         if self.version not in ("v1", "v2", "v3"):
             markers["[SYSTEM_PROMPT]"] = True
@@ -229,18 +231,18 @@ class Oracle:
         for marker, expected in markers.items():
             if (marker in literals) is not expected:
                 raise TokenizerError(
-                    f"it says that it is {self.version}, but its vocabulary has {'no' if expected else 'a'} {marker}",
+                    f"its version is {self.version}, but its vocabulary has {'no' if expected else 'a'} {marker}",
                     place=str(self.path),
-                    expected="a file whose name or configuration says its true version",
+                    expected="a file whose name or configuration gives its true version",
                 )
 
     def _listen(self) -> None:
-        """Note what the encoders return. The objects are this oracle's own, so nothing else is changed."""
-        self._heard = Listener()
-        self._text.encode = self._heard.to_texts(self._text.encode)
+        # The objects are this oracle's own, so wrapping their methods changes nothing elsewhere.
+        self._trace = EncoderTrace()
+        self._text.encode = self._trace.wrap_text_encoder(self._text.encode)
         for name, role in _ENCODERS.items():
-            setattr(self._instruct, name, self._heard.to_turns(role, getattr(self._instruct, name)))
-        # encode_instruct decodes every conversation for a debugging text that we do not use; it is a third of its time
+            setattr(self._instruct, name, self._trace.wrap_message_encoder(role, getattr(self._instruct, name)))
+        # encode_instruct decodes every conversation for a debugging text that we do not use: a third of its time.
         self._instruct.decode = lambda *args, **kwargs: ""
 
     def _run(self, row: Row, mode: ValidationMode) -> list[Turn]:
@@ -250,11 +252,12 @@ class Oracle:
                 place=f"{row.place}, tools" if row.place else "tools",
                 expected="a row without tools, or a tokenizer from v2 on",
             )
-        self._heard.turns.clear()
+        self._trace.turns.clear()
         try:
             request = self._validators[mode].validate_request(_request(row))
             tokens = self._instruct.encode_instruct(self._normalizer.from_chat_completion_request(request)).tokens
-        except Exception as error:  # MistralCommonException, pydantic's, and bare assertions, by case
+        except Exception as error:
+            # MistralCommonException, pydantic's ValidationError or a bare AssertionError, by the reason of the refusal
             if _is_our_call(error):
                 raise LibraryError(
                     f"mistral-common {VERSION} is not called as this package calls it: {error}",
@@ -262,10 +265,10 @@ class Oracle:
                     next_step="If it is newer than the versions that were tried, install an older one, and report it.",
                 ) from error
             raise explain(error, row, self.version) from error
-        turns = [split_turn(heard, self.control_tokens.keys()) for heard in self._heard.turns]
+        turns = [split_turn(traced, self.control_tokens.keys()) for traced in self._trace.turns]
         if [self.bos_id, *chain.from_iterable(turn.ids for turn in turns)] != tokens:
             raise MistralLoraError(
-                f"mistral-common {VERSION} builds a conversation in a way that this version does not know",
+                f"mistral-common {VERSION} builds a conversation in a way that this package does not know",
                 place=row.place,
                 next_step="Please report it with the row; until then use another mistral-common version.",
             )
@@ -277,12 +280,15 @@ def _request(row: Row) -> ChatCompletionRequest[Any]:
     for message in row.messages:
         data = {key: value for key, value in message.items() if value is not None}
         if data["role"] == "assistant":
-            # an absent weight is 1, so that a spelled-out 1 does not split a turn
+            # An absent weight is 1, so that a spelled-out 1 does not split a turn.
             data["weight"] = weight_of(message)
-            data["tool_calls"] = [_with_known_id(call) for call in data.get("tool_calls", ())] or None
+            calls = data.get("tool_calls", ())
+            # A null id is left out: mistral-common has its own value for a call without one.
+            known = [{k: v for k, v in call.items() if k != "id" or v is not None} for call in calls]
+            data["tool_calls"] = known or None
         messages.append(data)
     settings = {"reasoning_effort": row.reasoning_effort} if row.reasoning_effort is not None else {}
-    # all in one pass of pydantic: message by message takes twice as long
+    # One pass of pydantic for the whole request: message by message takes twice as long.
     tools = [_without_nulls(tool) for tool in row.tools or ()] or None
     return _Request.model_validate({"messages": messages, "tools": tools, **settings})
 
@@ -294,11 +300,6 @@ def _is_our_call(error: Exception) -> bool:
         trace = trace.tb_next
     module = trace.tb_frame.f_globals.get("__name__", "") if trace else ""
     return isinstance(error, AttributeError | TypeError) and module.startswith("pytest_mistral_lora.")
-
-
-def _with_known_id(call: Mapping[str, Any]) -> dict[str, Any]:
-    """Leave a null id out: mistral-common has its own way to say that there is none."""
-    return {key: value for key, value in call.items() if key != "id" or value is not None}
 
 
 def _without_nulls(tool: Mapping[str, Any]) -> dict[str, Any]:

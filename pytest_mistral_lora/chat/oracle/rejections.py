@@ -1,7 +1,7 @@
-"""Say in a dataset author's words why mistral-common refuses a conversation, and in which field.
+"""Explain in a dataset author's words why mistral-common rejects a conversation, and in which field.
 
 mistral-common names neither the field nor the message index, so the table below finds them in the row. A reason that
-is not in the table is passed on as mistral-common gave it.
+is not in the table is passed on in mistral-common's own words.
 """
 
 from __future__ import annotations
@@ -10,21 +10,21 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from pytest_mistral_lora.chat.rows import Row, thinks
+from pytest_mistral_lora.chat.rows import Row, has_thinking
 from pytest_mistral_lora.errors import OracleRejection
 
 
 def explain(error: Exception, row: Row, version: str) -> OracleRejection:
-    """Return the refusal of `row` by the tokenizer `version`, naming the field where it can be found."""
-    said = str(error) or type(error).__name__
-    for refusal in _REFUSALS:
-        match = re.search(refusal.pattern, said)
+    """Return the rejection of `row` by the tokenizer `version`, with the field if it can be found."""
+    reason = str(error) or type(error).__name__
+    for rejection in _REJECTIONS:
+        match = re.search(rejection.pattern, reason)
         if match:
-            path = refusal.find(row, match)
+            path = rejection.field if isinstance(rejection.field, str) else rejection.field(row, match)
             place = ", ".join(part for part in (row.place, path) if part)
-            found = match.expand(refusal.found) if refusal.found else match.group(0)
-            return OracleRejection(f"{found} (tokenizer {version})", place=place, expected=refusal.expected)
-    return OracleRejection(f"mistral-common refuses the conversation (tokenizer {version}): {said}", place=row.place)
+            found = match.expand(rejection.found) if rejection.found else match.group(0)
+            return OracleRejection(f"{found} (tokenizer {version})", place=place, expected=rejection.expected)
+    return OracleRejection(f"mistral-common refuses the conversation (tokenizer {version}): {reason}", place=row.place)
 
 
 def _call_ids(row: Row) -> Iterator[tuple[str, object]]:
@@ -36,16 +36,6 @@ def _call_ids(row: Row) -> Iterator[tuple[str, object]]:
             yield f"messages[{index}].tool_call_id", message.get("tool_call_id")
 
 
-def _function_names(row: Row) -> Iterator[tuple[str, object]]:
-    for number, tool in enumerate(row.tools or ()):
-        yield f"tools[{number}].function.name", tool["function"]["name"]
-    for index, message in enumerate(row.messages):
-        for number, call in enumerate(message.get("tool_calls") or ()):
-            yield f"messages[{index}].tool_calls[{number}].function.name", call["function"]["name"]
-        if message.get("name") is not None:
-            yield f"messages[{index}].name", message["name"]
-
-
 def _call_id(row: Row, match: re.Match[str]) -> str:
     return next((path for path, value in _call_ids(row) if value == match.group(1)), "messages")
 
@@ -55,7 +45,12 @@ def _no_call_id(row: Row, match: re.Match[str]) -> str:
 
 
 def _function_name(row: Row, match: re.Match[str]) -> str:
-    return next((path for path, value in _function_names(row) if value == match.group(1)), "")
+    names = [(f"tools[{n}].function.name", tool["function"]["name"]) for n, tool in enumerate(row.tools or ())]
+    for index, message in enumerate(row.messages):
+        for number, call in enumerate(message.get("tool_calls") or ()):
+            names.append((f"messages[{index}].tool_calls[{number}].function.name", call["function"]["name"]))
+        names.append((f"messages[{index}].name", message.get("name")))
+    return next((path for path, name in names if name == match.group(1)), "")
 
 
 def _role_pair(row: Row, match: re.Match[str]) -> str:
@@ -77,9 +72,9 @@ def _both_or_neither(row: Row, match: re.Match[str]) -> str:
 
 def _text_beside_calls(row: Row, match: re.Match[str]) -> str:
     for group in row.assistant_groups():
-        says = [bool(row.messages[index].get("content")) for index in group]
-        if len(set(says)) > 1:
-            return f"messages[{group[says.index(not says[0])]}]"
+        has_text = [bool(row.messages[index].get("content")) for index in group]
+        if len(set(has_text)) > 1:
+            return f"messages[{group[has_text.index(not has_text[0])]}]"
     return "messages"
 
 
@@ -91,143 +86,133 @@ def _first_tool_turn(row: Row, match: re.Match[str]) -> str:
 def _first_thought(row: Row, match: re.Match[str]) -> str:
     role = match.groupdict().get("role")
     for index, message in enumerate(row.messages):
-        if thinks(message.get("content")) and role in (None, message["role"]):
+        if has_thinking(message.get("content")) and role in (None, message["role"]):
             return f"messages[{index}].content"
     return "messages"
 
 
-def _effort(row: Row, match: re.Match[str]) -> str:
-    return "reasoning_effort"
-
-
-def _nowhere(row: Row, match: re.Match[str]) -> str:
-    return "messages"
-
-
-def _tools(row: Row, match: re.Match[str]) -> str:
-    return "tools"
-
-
 @dataclass(frozen=True)
-class _Refusal:
+class _Rejection:
     """A reason of mistral-common's.
 
     Attributes:
-        pattern: What it says, as a regular expression.
-        found: What we say, a template over the match; empty to say what it says.
-        expected: What would have been right.
-        find: Where in the row it is.
+        pattern: A regular expression for its message.
+        found: Our message, a template over the match; empty for mistral-common's own.
+        expected: The form that would have been right.
+        field: The field at fault, as a path in the row, or a function that finds it.
     """
 
     pattern: str
     found: str
     expected: str
-    find: Callable[[Row, re.Match[str]], str] = _nowhere
+    field: str | Callable[[Row, re.Match[str]], str] = "messages"
 
 
 _NINE = "9 letters or digits (a-z, A-Z, 0-9)"
-_REFUSALS = (
-    _Refusal(r"(?s)Tool call id was (.*) but must be", r"tool-call id '\1'", _NINE, _call_id),
-    _Refusal(r"Tool call id (of assistant|has to be)", "no tool-call id", _NINE, _no_call_id),
-    _Refusal(r"Tool call id must be a non-empty", "no tool-call id", "a non-empty tool-call id", _no_call_id),
-    _Refusal(r"Tool call id 'null'", "no tool-call id", _NINE, _no_call_id),
-    _Refusal(
+_REJECTIONS = (
+    _Rejection(r"(?s)Tool call id was (.*) but must be", r"tool-call id '\1'", _NINE, _call_id),
+    _Rejection(r"Tool call id (of assistant|has to be)", "no tool-call id", _NINE, _no_call_id),
+    _Rejection(r"Tool call id must be a non-empty", "no tool-call id", "a non-empty tool-call id", _no_call_id),
+    _Rejection(r"Tool call id 'null'", "no tool-call id", _NINE, _no_call_id),
+    _Rejection(
         r"Unexpected role '(\w+)' after role '(\w+)'",
         r"role '\1' straight after role '\2'",
         "a system or user message first, then user and assistant in turn, tool results after tool calls",
         _role_pair,
     ),
-    _Refusal(
+    _Rejection(
         r"Expected last role Assistant for finetuning but got (?:Roles\.)?(\w+)",
         r"the conversation ends with role '\1'",
         "an assistant message last: a row is trained on the assistant's answer",
         _last_role,
     ),
-    _Refusal(
+    _Rejection(
         r"Expected last role User or Tool",
         "the last assistant message follows another assistant message, so no prompt asks for it",
         "a user or tool message before the last assistant message",
         _last_role,
     ),
-    _Refusal(
+    _Rejection(
         r"Conversation must start with a user message or system message",
         "the conversation has only an assistant message",
         "a system or user message first",
     ),
-    _Refusal(
+    _Rejection(
         r"Conversation must have at least one message",
         "nothing comes before the last assistant message, so no prompt asks for it",
         "a system or user message first",
     ),
-    _Refusal(
+    _Rejection(
         r"must have either content or tool_calls, but not both|Tool calls and content cannot be used together",
         "the assistant message has both content and tool calls, or neither",
         "either text or tool calls",
         _both_or_neither,
     ),
-    _Refusal(
+    _Rejection(
         r"Cannot have tool calls and content defined",
         "consecutive assistant messages are one turn, and this one would have both text and tool calls",
         "either text or tool calls, or a tokenizer from v7 on",
         _text_beside_calls,
     ),
-    _Refusal(r"Invalid assistant message", "the assistant message is empty", "text or tool calls", _both_or_neither),
-    _Refusal(
+    _Rejection(r"Invalid assistant message", "the assistant message is empty", "text or tool calls", _both_or_neither),
+    _Rejection(
         r"(?s)Function name was (.*) but must be",
         r"function name '\1'",
         "1 to 64 letters, digits, underscores or dashes",
         _function_name,
     ),
-    _Refusal(
+    _Rejection(
         r"Not the same number of function calls and responses|More tool responses than tool calls",
         "tool calls and tool results do not pair up",
         "one tool message for each tool call, before the next assistant message",
         _first_tool_turn,
     ),
-    _Refusal(
+    _Rejection(
         r"Tools not implemented for tokenizer V1",
         "tool messages, which tokenizer v1 does not have",
         "a conversation without tools, or a tokenizer from v2 on",
         _first_tool_turn,
     ),
-    _Refusal(
+    _Rejection(
         r"Tokenizer v2 does not support multiple tool results",
         "several tool results for one assistant turn",
         "one tool result, or a tokenizer from v3 on",
         _first_tool_turn,
     ),
-    _Refusal(
+    _Rejection(
         r"Unexpected content chunk types in (?P<role>\w+) message: \['ThinkChunk'\]",
         r"thinking in a message with role '\g<role>'",
         "text only, or a tokenizer from v13 on",
         _first_thought,
     ),
-    _Refusal(
+    _Rejection(
         r"Think not implemented for tokenizer|think tokens are not available",
         "thinking, which this tokenizer has no tokens for",
         "text only, or a tokenizer from v13 on that has [THINK] and [/THINK]",
         _first_thought,
     ),
-    _Refusal(
+    _Rejection(
         r"reasoning_effort=.* is not supported for this model|reasoning_effort not supported",
         "a model setting, which this tokenizer does not have",
         "no reasoning_effort, or a tokenizer from v15 on",
-        _effort,
+        "reasoning_effort",
     ),
-    _Refusal(
+    _Rejection(
         r"reasoning_effort should be one of \[(.*)\], got (\w+)",
         r"'\2' is not a reasoning effort of this model",
         "one of those that the tokenizer's model_settings_builder lists",
-        _effort,
+        "reasoning_effort",
     ),
-    _Refusal(
+    _Rejection(
         r"(?s)reasoning_effort\s+Input should be ('none'.*?) \[",
         "not a reasoning effort",
         "one of those that mistral-common knows, or none",
-        _effort,
+        "reasoning_effort",
     ),
-    _Refusal(r"Invalid tool schema: (.*)", r"the parameters are not a JSON Schema: \1", "JSON Schema draft 7", _tools),
-    _Refusal(
+    _Rejection(
+        r"Invalid tool schema: (.*)", r"the parameters are not a JSON Schema: \1", "JSON Schema draft 7", "tools"
+    ),
+    _Rejection(
         r"(?:Duplicate|Unexpected) tool call id (.*)(?= in )", "", "each tool call answered once, by its id", _call_id
     ),
 )

@@ -1,4 +1,4 @@
-"""The lines of data files in chunks: what one process reads at a time, in memory that does not grow with the files."""
+"""Read data files in chunks of lines, in one process or in several, in memory that does not grow with the files."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO, TypeVar
@@ -19,7 +19,7 @@ from pytest_mistral_lora.errors import InputError, MistralLoraError
 CHUNK_LINES = 256
 CHUNK_BYTES = 1024 * 1024
 MANY_BYTES = 4 * 1024 * 1024
-"""From here on a pass takes seconds: more than it takes to start processes, and enough for a progress bar."""
+"""Bytes from which a pass takes seconds: longer than starting processes takes, and long enough for a progress bar."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,12 +27,12 @@ class DataFile:
     """A file of a recipe.
 
     Attributes:
-        path: Where it is.
-        held: Whether all its rows are held out.
+        path: The file.
+        is_held_out: Whether all its rows are held out.
     """
 
     path: Path
-    held: bool
+    is_held_out: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,13 +42,13 @@ class Chunk:
     Attributes:
         path: The file.
         file: Its index among the files that are read.
-        held: Whether all its rows are held out.
-        lines: Line numbers and bytes; None for a line that is too long to read.
+        is_held_out: Whether all its rows are held out.
+        lines: Line numbers and bytes; None in place of the bytes of a line that is too long to read.
     """
 
     path: Path
     file: int
-    held: bool
+    is_held_out: bool
     lines: Sequence[tuple[int, bytes | None]]
 
     @property
@@ -58,8 +58,12 @@ class Chunk:
 
 
 def total_bytes(files: Sequence[DataFile]) -> int:
-    """Return the size of some files; one that is not there counts 0."""
-    return sum(_size(file.path) for file in files)
+    """Return the size of some files in bytes; a file that cannot be read counts 0, and is reported later."""
+    total = 0
+    for file in files:
+        with suppress(OSError):
+            total += file.path.stat().st_size
+    return total
 
 
 def is_long(files: Sequence[DataFile]) -> bool:
@@ -72,7 +76,7 @@ def chunks(files: Sequence[DataFile], refuse: Callable[[InputError], None]) -> I
 
     Args:
         files: The files.
-        refuse: Gets what is wrong with a file: it cannot be read, has no rows, or changed while it was read.
+        refuse: Called with the error of a file that cannot be read, has no rows, or changed while it was read.
     """
     for index, file in enumerate(files):
         try:
@@ -89,18 +93,11 @@ def chunks(files: Sequence[DataFile], refuse: Callable[[InputError], None]) -> I
             refuse(error)
 
 
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return 0
-
-
 def _state(path: Path) -> tuple[int, int, int]:
-    """Return what changes when a file does.
+    """Return inode, size and modification time: they change if the file does.
 
     Raises:
-        InputError: If it is not a regular file: what cannot be read twice cannot be checked and then trained on.
+        InputError: If it is not a regular file: a pipe cannot be read twice, to be checked and then trained on.
     """
     try:
         status = path.stat()
@@ -119,14 +116,14 @@ def _chunks_of(file: DataFile, index: int) -> Iterator[Chunk]:
         lines.append((number, line))
         size += len(line or b"")
         if len(lines) >= CHUNK_LINES or size >= CHUNK_BYTES:
-            yield Chunk(file.path, index, file.held, lines)
+            yield Chunk(file.path, index, file.is_held_out, lines)
             lines, size = [], 0
     if lines:
-        yield Chunk(file.path, index, file.held, lines)
+        yield Chunk(file.path, index, file.is_held_out, lines)
 
 
-Plan = TypeVar("Plan")
-Result = TypeVar("Result")
+PlanT = TypeVar("PlanT")
+ResultT = TypeVar("ResultT")
 
 
 def cpus() -> int:
@@ -135,16 +132,16 @@ def cpus() -> int:
 
 
 def in_order(
-    prepare: Callable[[Plan], Callable[[Chunk], Result]], plan: Plan, chunks: Iterable[Chunk], processes: int
-) -> Iterator[tuple[Result, int]]:
-    """Yield what comes of each chunk, in order, with the number of bytes that were read for it.
+    prepare: Callable[[PlanT], Callable[[Chunk], ResultT]], plan: PlanT, chunks: Iterable[Chunk], processes: int
+) -> Iterator[tuple[ResultT, int]]:
+    """Yield the result of each chunk, in order, with the number of bytes that were read for it.
 
     Args:
         prepare: Makes the work of a plan, once in each process; with several processes, plan and `prepare` must be
             picklable.
-        plan: What the work has to know.
+        plan: The data that `prepare` needs.
         chunks: The chunks; only a few are in flight, so memory does not grow with their number.
-        processes: How many processes work; one is this one.
+        processes: Number of processes; with 1, this process does the work.
 
     Raises:
         MistralLoraError: If a process dies.
@@ -164,12 +161,13 @@ def in_order(
 
 
 def _in_pool(
-    prepare: Callable[[Plan], Callable[[Chunk], Result]], plan: Plan, chunks: Iterable[Chunk], processes: int
-) -> Iterator[tuple[Result, int]]:
+    prepare: Callable[[PlanT], Callable[[Chunk], ResultT]], plan: PlanT, chunks: Iterable[Chunk], processes: int
+) -> Iterator[tuple[ResultT, int]]:
     from multiprocessing import get_context
 
     pool = ProcessPoolExecutor(processes, get_context("spawn"), _start, (prepare, plan))
-    waiting: deque[tuple[Future[Result], int]] = deque()
+    waiting: deque[tuple[Future[ResultT], int]] = deque()
+    # Two chunks in flight for each process keep all of them busy; more would only take memory.
     try:
         for chunk in chunks:
             waiting.append((pool.submit(_do, chunk), chunk.size))
@@ -193,15 +191,17 @@ def _start(prepare: Callable[[Any], Callable[[Chunk], Any]], plan: Any) -> None:
     import warnings
 
     global _work
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is interrupted, and ends its pool
+    # Ctrl-C reaches the whole process group: the parent handles it, and ends its pool.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     warnings.simplefilter("ignore")
     _work = prepare(plan)
 
 
 def _end_with_parent() -> None:
-    """End this process when the parent is killed: the pool itself would wait for work for ever."""
     import multiprocessing
+
+    # A pool's process waits for work on a pipe, and never learns that a parent was killed by SIGKILL.
 
     parent = multiprocessing.parent_process()
     if parent is not None:

@@ -1,4 +1,4 @@
-"""Read JSON Lines one line at a time, strictly: what two parsers could read differently is refused."""
+"""Read JSON Lines one line at a time, strictly: a text that two parsers could read differently is refused."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from pytest_mistral_lora.errors import InputError, RowError
 
@@ -64,7 +64,8 @@ def _finite_float(digits: str) -> float:
 def _readable_int(digits: str) -> int:
     try:
         return int(digits)
-    except ValueError as error:  # Python's guard against numbers of thousands of digits
+    except ValueError as error:
+        # int() refuses more than 4,300 digits by default (CVE-2020-10735): the time grows with their square
         raise _RefusedError(f"a number has {len(digits)} characters, which is too many to read") from error
 
 
@@ -93,11 +94,20 @@ def scan_lines(path: Path) -> Iterator[tuple[int, bytes | None]]:
     except OSError as error:
         raise InputError(f"cannot be read: {error.strerror}", place=str(path)) from error
     with file:
-        yield from enumerate(_lines(file), start=1)
+        number = 0
+        while line := file.readline(MAX_LINE_BYTES + 1):
+            number += 1
+            if len(line) <= MAX_LINE_BYTES or line.endswith(b"\n"):
+                yield number, line
+                continue
+            # The rest of a line that is too long is read and thrown away, so that the next line keeps its number.
+            while line and not line.endswith(b"\n"):
+                line = file.readline(MAX_LINE_BYTES)
+            yield number, None
 
 
 def read_line(path: Path, number: int, line: bytes | None) -> tuple[int, Any] | RowError | None:
-    """Return what a line of `scan_lines` holds: its number and value, the error, or None where it is blank."""
+    """Return what a line of `scan_lines` holds: its number and value, the error, or None if it is blank."""
     place = f"{path}:{number}"
     if line is None:
         return RowError(f"line is longer than {MAX_LINE_BYTES // 1024**2} MiB", place=place)
@@ -108,14 +118,3 @@ def read_line(path: Path, number: int, line: bytes | None) -> tuple[int, Any] | 
         return RowError(f"not valid UTF-8 at byte {error.start + 1} of the line", place=place)
     except ValueError as error:
         return RowError(str(error), place=place)
-
-
-def _lines(file: BinaryIO) -> Iterator[bytes | None]:
-    """Yield each line, or None for one that is too long."""
-    while line := file.readline(MAX_LINE_BYTES + 1):
-        if len(line) <= MAX_LINE_BYTES or line.endswith(b"\n"):
-            yield line
-            continue
-        while line and not line.endswith(b"\n"):
-            line = file.readline(MAX_LINE_BYTES)
-        yield None

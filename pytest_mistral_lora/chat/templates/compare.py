@@ -8,23 +8,22 @@ from dataclasses import dataclass
 from typing import Any
 
 from pytest_mistral_lora.chat.encoded import EncodedRow
-from pytest_mistral_lora.chat.oracle.encoder_trace import Piece
 from pytest_mistral_lora.chat.oracle.mistral_common import VERSION, Oracle
 from pytest_mistral_lora.chat.rows import Row, as_row
 from pytest_mistral_lora.chat.templates.deviations import DEVIATIONS, Deviation
-from pytest_mistral_lora.chat.templates.render import ChatTemplate, Segment
+from pytest_mistral_lora.chat.templates.render import ChatTemplate, TemplateSegment
 from pytest_mistral_lora.errors import RowError
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
-    """What the two backends make of one row.
+class BackendComparison:
+    """The encodings of one row by the two backends, and the deviations that explain a difference.
 
     Attributes:
         oracle: mistral-common's encoding.
-        template: The chat template's, or None where it refuses the row.
-        deviations: Ids of the named deviations that explain the difference, sorted; empty where ids are equal.
-        unexplained: What no named deviation explains; empty if nothing is left.
+        template: The chat template's encoding, or None if the template refuses the row.
+        deviations: Ids of the named deviations that explain the difference, sorted; empty if the ids are equal.
+        unexplained: The difference that no named deviation explains; empty if none is left.
     """
 
     oracle: EncodedRow
@@ -38,7 +37,7 @@ class Comparison:
         return self.template is not None and self.template.input_ids == self.oracle.input_ids
 
 
-def compare(row: Row | Mapping[str, Any], oracle: Oracle, template: ChatTemplate) -> Comparison:
+def compare(row: Row | Mapping[str, Any], oracle: Oracle, template: ChatTemplate) -> BackendComparison:
     """Compare mistral-common and the chat template on a row.
 
     Raises:
@@ -51,11 +50,11 @@ def compare(row: Row | Mapping[str, Any], oracle: Oracle, template: ChatTemplate
         actual = template.encode(row)
     except RowError as error:
         named = [d.id for d in known if d.refusal and re.search(d.refusal, error.found)]
-        return Comparison(expected, None, tuple(named), "" if named else error.found)
+        return BackendComparison(expected, None, tuple(named), "" if named else error.found)
     if actual.input_ids == expected.input_ids:
-        return Comparison(expected, actual)
+        return BackendComparison(expected, actual)
     deviations, unexplained = _explain(row, oracle, template, known)
-    return Comparison(expected, actual, tuple(sorted(deviations)), unexplained)
+    return BackendComparison(expected, actual, tuple(sorted(deviations)), unexplained)
 
 
 def _explain(row: Row, oracle: Oracle, template: ChatTemplate, known: list[Deviation]) -> tuple[set[str], str]:
@@ -64,7 +63,7 @@ def _explain(row: Row, oracle: Oracle, template: ChatTemplate, known: list[Devia
         changed = deviation.change(row, oracle.version) if deviation.change else row
         if changed == row:
             continue
-        # a change that alters both sides would hide what it is not meant to explain
+        # A change must alter one side only: one that alters both would hide a difference that it does not explain.
         same = oracle.encode(changed).input_ids == oracle.encode(row).input_ids
         renders = template.render(changed) == template.render(row)
         if not same and not renders:
@@ -103,10 +102,18 @@ def _explain_text(
 ) -> set[str] | None:
     """Return the deviations that explain one text, or None."""
     want, have = expected.texts[index], actual.texts[index]
+    before, after = expected.controls[index - 1] if index else "", expected.controls[index : index + 1]
     names: set[str] = set()
     if have.text != want.text:
-        name = _explain_words(index, expected, have.text, predicted)
-        if name not in known:
+        name = next((name for name, prediction in predicted.items() if have.text == prediction), None)
+        if name is None and want.text == "" and have.text == " ":
+            name = "empty-text-space"
+        elif name is None and before == "[/SYSTEM_PROMPT]" and " " + have.text == want.text:
+            name = "no-space-after-system"
+        elif name is None and after in (["</s>"], ["[TOOL_CALLS]"]) and before != "[TOOL_CALLS]":
+            same_words = have.text.rstrip(" ") == want.text.rstrip(" ")
+            name = "assistant-trailing-spaces" if same_words else None
+        if name is None or name not in known:
             return None
         names.add(name)
     if have.literal and "control-literal" in known:
@@ -114,41 +121,21 @@ def _explain_text(
     return names if _ids_are_right(oracle, have, want) else None
 
 
-def _explain_words(index: int, expected: _Parts, text: str, predicted: dict[str, str]) -> str | None:
-    want = expected.texts[index].text
-    for name, prediction in predicted.items():
-        if text == prediction:
-            return name
-    if want == "" and text == " ":
-        return "empty-text-space"
-    if expected.controls[index - 1 : index] == ["[/SYSTEM_PROMPT]"] and " " + text == want:
-        return "no-space-after-system"
-    ends_turn = expected.controls[index : index + 1] in (["</s>"], ["[TOOL_CALLS]"])
-    after_calls = index > 0 and expected.controls[index - 1] == "[TOOL_CALLS]"
-    if ends_turn and not after_calls and text.rstrip(" ") == want.rstrip(" "):
-        return "assistant-trailing-spaces"
-    return None
-
-
-def _ids_are_right(oracle: Oracle, have: _Text, want: _Text) -> bool:
-    """Return whether a text has the ids that mistral-common gives the same text, where it can encode it."""
+def _ids_are_right(oracle: Oracle, have: _TextPart, want: _TextPart) -> bool:
+    """Return whether a text has the ids that mistral-common gives the same text."""
     if have.text == want.text:
         return have.ids == want.ids
     if oracle.kind == "tekken":
         return have.ids == oracle.encode_text(have.text)
     if not have.text.startswith(" "):
-        # mistral-common puts a space before every SentencePiece text: this one it can only spell back
+        # mistral-common puts a space before every SentencePiece text, so it cannot encode this one, only decode it.
         return oracle.decode(oracle.encode_text("a") + have.ids) == "a" + have.text
-    return have.ids == (oracle.encode_text(have.text[1:]) or _space(oracle))
-
-
-def _space(oracle: Oracle) -> tuple[int, ...]:
-    """Return the id of the space alone, which mistral-common makes only before what does not fuse with it."""
-    return oracle.encode_text("5")[:1]
+    # A digit does not fuse with the space before it, so the first id of "5" is the space alone.
+    return have.ids == (oracle.encode_text(have.text[1:]) or oracle.encode_text("5")[:1])
 
 
 def _predictions(row: Row, oracle: Oracle, known: list[Deviation], controls: list[str]) -> dict[int, dict[str, str]]:
-    """Return, for the text after each control token, what each deviation says the template writes there."""
+    """Return, for the text after each control token, the text that each deviation predicts there."""
     result: dict[int, dict[str, str]] = {}
     space = " " if oracle.kind == "spm" else ""
     for deviation in known:
@@ -157,14 +144,14 @@ def _predictions(row: Row, oracle: Oracle, known: list[Deviation], controls: lis
         anchor = next((control for control in reversed(deviation.after) if control in controls), None)
         places = [n + 1 for n, control in enumerate(controls) if control == anchor]
         texts = deviation.predict(row, oracle.version)
-        # v2 leaves out the tool turns before the last user message, so the texts are matched from the end
+        # v2 leaves out the tool turns before the last user message, so the texts are matched from the end.
         for place, text in zip(reversed(places), reversed(texts), strict=False):
             result.setdefault(place, {})[deviation.id] = space + text
     return result
 
 
 @dataclass(frozen=True, slots=True)
-class _Text:
+class _TextPart:
     """A text with its ids.
 
     Attributes:
@@ -183,33 +170,31 @@ class _Parts:
     """A row as control tokens and the texts around them: one text more than there are control tokens."""
 
     controls: list[str]
-    texts: list[_Text]
+    texts: list[_TextPart]
 
     @classmethod
     def of_oracle(cls, oracle: Oracle, row: Row) -> _Parts:
         space = " " if oracle.kind == "spm" else ""
+        traced = oracle.traced_texts(row)
         return cls._join(
-            (_control(oracle, piece), space + (piece.text or ""), piece.ids) for piece in oracle.pieces(row)
+            (oracle.control_tokens[part.ids[0]] if part.text is None else None, space + (part.text or ""), part.ids)
+            for part in traced
         )
 
     @classmethod
-    def of_template(cls, template: ChatTemplate, segments: Iterable[Segment]) -> _Parts:
+    def of_template(cls, template: ChatTemplate, segments: Iterable[TemplateSegment]) -> _Parts:
         parts = cls._join((s.text if s.control else None, s.text, s.ids) for s in segments)
-        texts = [_Text(part.text, part.ids, template.spells_control(part.text)) for part in parts.texts]
+        texts = [_TextPart(part.text, part.ids, template.spells_control(part.text)) for part in parts.texts]
         return cls(parts.controls, texts)
 
     @classmethod
     def _join(cls, parts: Iterable[tuple[str | None, str, tuple[int, ...]]]) -> _Parts:
         controls: list[str] = []
-        texts = [_Text("", ())]
+        texts = [_TextPart("", ())]
         for control, text, ids in parts:
             if control is None:
-                texts[-1] = _Text(texts[-1].text + text, texts[-1].ids + ids)
+                texts[-1] = _TextPart(texts[-1].text + text, texts[-1].ids + ids)
             else:
                 controls.append(control)
-                texts.append(_Text("", ()))
+                texts.append(_TextPart("", ()))
         return cls(controls, texts)
-
-
-def _control(oracle: Oracle, piece: Piece) -> str | None:
-    return oracle.control_tokens[piece.ids[0]] if piece.text is None else None

@@ -1,8 +1,8 @@
-"""What the official generated chat template does differently from mistral-common: a closed table of named deviations.
+"""The named deviations: a closed table of the differences between the generated chat template and mistral-common.
 
 mistral-common generates the template of every tokenizer version itself, and yet the two are not the same function. A
-difference between them is accepted only if this table names it *and* predicts it: each deviation says exactly what the
-template writes, or which change of the row makes the difference go away. Anything else is a failure.
+difference between them is accepted only if this table names it *and* predicts it: each deviation gives the exact text
+that the template writes, or the change of the row that removes the difference. Any other difference is a failure.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ class Deviation:
 
     Attributes:
         id: Its name.
-        title: What the template does, in one sentence.
-        why: Why the two differ, and what it means for training.
+        title: The template's behaviour, in one sentence.
+        why: Why the two differ, and the effect on training.
         versions: Tokenizer versions that have it.
         kinds: Tokenizer kinds that have it: `spm`, `tekken`.
         mistral_common: Versions of mistral-common whose generated template has it.
@@ -49,7 +49,7 @@ class Deviation:
             deviations of other forms.
         predict: Gives the texts that the template writes after those control tokens, in order.
         change: Changes a row so that this difference goes away.
-        refusal: What the template says when it refuses the row, as a regular expression.
+        refusal: A regular expression for the template's message when it refuses the row.
     """
 
     id: str

@@ -1,8 +1,8 @@
-"""Put `{% generation %}` blocks into a chat template, so that transformers can tell the assistant's characters.
+"""Put `{% generation %}` blocks into a chat template, so that transformers can mark the assistant's characters.
 
 The official templates have none, and transformers then returns a mask of zeros with one line in the log
-(huggingface/transformers#34172). The blocks are put around the branch that renders an assistant message. Nothing here
-has to be trusted: whoever uses the result compares it with the original rendering, byte by byte, row by row.
+(huggingface/transformers#34172). The blocks are put around the branch that renders an assistant message. The result
+need not be trusted: its callers compare its rendering with the original's, byte by byte, row by row.
 """
 
 from __future__ import annotations
@@ -59,30 +59,21 @@ def _assistant_branches(source: str) -> list[_Branch]:
             continue
         if word in ("elif", "else") or word.startswith("end"):
             start = open_tags.pop() if open_tags else None
-            if start is not None:
-                branches.append(_branch(source, start, tag))
+            # A branch without content only checks the order of roles.
+            if start is not None and "content" in source[start.end() : tag.start()]:
+                trims_after = "-" if source[: start.end()].endswith("-%}") else ""
+                trims_before = "-" if source.startswith("{%-", tag.start()) else ""
+                branches.append(_Branch(start.end(), tag.start(), trims_after, trims_before))
         if word in _OPENS or word in ("elif", "else") or (word == "set" and "=" not in rest):
             is_branch = word in ("if", "elif") and _ASSISTANT.search(rest)
             open_tags.append(tag if is_branch else None)
-    return [branch for branch in branches if _renders(source[branch.start : branch.end])]
-
-
-def _branch(source: str, start: re.Match[str], end: re.Match[str]) -> _Branch:
-    trims_after = "-" if source[: start.end()].endswith("-%}") else ""
-    trims_before = "-" if source.startswith("{%-", end.start()) else ""
-    return _Branch(start.end(), end.start(), trims_after, trims_before)
-
-
-def _renders(body: str) -> bool:
-    """Leave out branches that only check the order of roles."""
-    return "content" in body
+    return branches
 
 
 def _space_into_assistant_branch(source: str) -> str:
-    """Move the space before an answer from the user branch into the assistant branch, where v1 templates differ.
-
-    SentencePiece makes that space a part of the answer's first token, or a token of its own before a digit.
-    """
+    """Move the space before an answer of a v1 template from the user branch into the assistant branch."""
+    # SentencePiece makes that space a part of the answer's first token, or a token of its own before a digit: in the
+    # user branch, it would be a token without loss.
     moved = _V1_SPACE.sub("", source)
     branches = _assistant_branches(moved)
     if moved == source or len(branches) != 1:

@@ -1,14 +1,14 @@
-"""What the official generated template writes, predicted from the row: the rules behind the named deviations."""
+"""Predict from a row the text that the official generated template writes: the rules behind the named deviations."""
 
 from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from pytest_mistral_lora.chat.rows import Row, merged_chunks, text_of, thinks, weight_of
+from pytest_mistral_lora.chat.rows import Row, has_thinking, merged_chunks, text_of, weight_of
 
 
 def _dumps(value: Any) -> str:
@@ -28,17 +28,17 @@ def tool_calls_as_written(row: Row, version: str) -> list[str]:
     turns = [[call for message in run for call in message.get("tool_calls") or ()] for run in _runs(row, "assistant")]
     if version not in ("v2", "v3", "v7"):
         return [_pasted(call) for calls in turns for call in calls]
-    return [f"[{', '.join(_call(call, version) for call in calls)}]" for calls in turns if calls]
+    written = []
+    for calls in filter(None, turns):
+        texts = [f'{{"name": "{call["function"]["name"]}", "arguments": {_pasted(call)}' for call in calls]
+        ends = ["}" if version == "v2" else f', "id": "{call.get("id")}"}}' for call in calls]
+        written.append(f"[{', '.join(text + end for text, end in zip(texts, ends, strict=True))}]")
+    return written
 
 
 def _pasted(call: Mapping[str, Any]) -> str:
     arguments = call["function"].get("arguments")
     return arguments or "{}" if isinstance(arguments, str | None) else _dumps(arguments)
-
-
-def _call(call: Mapping[str, Any], version: str) -> str:
-    text = f'{{"name": "{call["function"]["name"]}", "arguments": {_pasted(call)}'
-    return text + ("}" if version == "v2" else f', "id": "{call.get("id")}"}}')
 
 
 def tool_results_as_strings(row: Row, version: str) -> list[str]:
@@ -79,29 +79,22 @@ def weights_equal(row: Row, version: str) -> Row:
 
 def empty_messages_dropped(row: Row, version: str) -> Row:
     """Drop the empty texts among messages and chunks that are joined to one text."""
+    joined = ("user", "assistant")
     messages: list[Mapping[str, Any]] = []
     for role, run in itertools.groupby(row.messages, key=lambda message: message["role"]):
         texts = [_without_empty_chunks(message) for message in run]
-        messages += _spoken(texts) if role in ("user", "assistant") else texts
+        messages += [message for message in texts if _has_content(message)] or texts[:1] if role in joined else texts
     if version in ("v1", "v2", "v3"):
-        messages = _one_prompt(messages)
+        # Up to v3 all system messages are one text; a list of empty chunks still counts as a part of it.
+        prompts = [message for message in messages if message["role"] == "system"]
+        kept = [message for message in prompts if message["content"]] or prompts[:1]
+        messages = [one for one in messages if one["role"] != "system" or any(one is prompt for prompt in kept)]
     return row if tuple(messages) == row.messages else replace(row, messages=tuple(messages))
 
 
-def _spoken(run: list[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    return [message for message in run if _says(message)] or run[:1]
-
-
-def _says(message: Mapping[str, Any]) -> bool:
+def _has_content(message: Mapping[str, Any]) -> bool:
     content = message.get("content")
-    return bool(text_of(content) or thinks(content) or message.get("tool_calls"))
-
-
-def _one_prompt(messages: list[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Up to v3 all system messages are one text; a list of empty chunks still counts as a part of it."""
-    prompts = [message for message in messages if message["role"] == "system"]
-    kept = [message for message in prompts if message["content"]] or prompts[:1]
-    return [message for message in messages if message["role"] != "system" or any(message is one for one in kept)]
+    return bool(text_of(content) or has_thinking(content) or message.get("tool_calls"))
 
 
 def _without_empty_chunks(message: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -114,9 +107,8 @@ def _without_empty_chunks(message: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def system_first(row: Row, version: str) -> Row:
     """Move system messages to the front where one stands between two user messages."""
-    roles = [message["role"] for message in row.messages]
-    between = any(trio == ("user", "system", "user") for trio in _windows(role for role, _ in itertools.groupby(roles)))
-    if not between:
+    runs = [role for role, _ in itertools.groupby(message["role"] for message in row.messages)]
+    if ("user", "system", "user") not in zip(runs, runs[1:], runs[2:], strict=False):
         return row
     ordered = sorted(row.messages, key=lambda message: message["role"] != "system")
     return replace(row, messages=tuple(ordered))
@@ -160,11 +152,6 @@ def _with_open_thinking_joined(turn: list[Mapping[str, Any]], version: str) -> l
         return turn
     calls = [call for message in turn for call in message.get("tool_calls") or ()]
     return [{**turn[0], "content": joined} | ({"tool_calls": calls} if calls else {})]
-
-
-def _windows(items: Iterator[str]) -> Iterator[tuple[str, ...]]:
-    values = list(items)
-    return zip(values, values[1:], values[2:], strict=False)
 
 
 def _runs(row: Row, role: str) -> list[list[Mapping[str, Any]]]:

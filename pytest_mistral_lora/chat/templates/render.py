@@ -1,7 +1,7 @@
 """The chat-template backend: a row through the checkpoint's Jinja template and its `transformers` tokenizer.
 
-Ids are what `apply_chat_template` gives. Labels come from `{% generation %}` blocks, the template's own or put in by
-`chat.generation`; they are given only where the marked template renders the row byte for byte as the original does.
+The ids are those of `apply_chat_template`. Labels come from `{% generation %}` blocks, the template's own or put in by
+`generation_blocks`; a row gets labels only if the marked template renders it byte for byte as the original does.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pytest_mistral_lora.errors import NoTemplateError, RowError
 
 
 @dataclass(frozen=True, slots=True)
-class Segment:
+class TemplateSegment:
     """A part of a rendered row: a control token that the template placed, or the text between two of them.
 
     Attributes:
@@ -42,8 +42,8 @@ class ChatTemplate:
     Attributes:
         tokenizer: A `transformers` fast tokenizer.
         source: The template's text.
-        bounded: Whether each rendering is first run within bounds, which doubles its time: needless only for a
-            template that is known to be mistral-common's own.
+        bounded: Whether each rendering is first run within bounds, which doubles its time. False only for a template
+            that is known to be mistral-common's own.
     """
 
     def __init__(self, tokenizer: Any, source: str | None = None) -> None:
@@ -55,7 +55,8 @@ class ChatTemplate:
         """
         self.tokenizer = tokenizer
         if source is None and tokenizer.chat_template:
-            source = _default_source(tokenizer.chat_template)
+            stored = tokenizer.chat_template
+            source = stored if isinstance(stored, str) else stored.get("default")
         if not source:
             raise NoTemplateError(
                 "the tokenizer has no chat template",
@@ -69,7 +70,7 @@ class ChatTemplate:
 
     @cached_property
     def training_source(self) -> str | None:
-        """The template with `{% generation %}` blocks, or None if it has no branch for the assistant."""
+        """The template with `{% generation %}` blocks; None if it has no branch for the assistant."""
         return self.source if has_generation(self.source) else with_generation(self.source)
 
     def render(self, row: Row | Mapping[str, Any], *, generation_prompt: bool = False) -> str:
@@ -84,8 +85,8 @@ class ChatTemplate:
     def encode(self, row: Row | Mapping[str, Any]) -> EncodedRow:
         """Encode a row as `apply_chat_template` does.
 
-        Spans outside the assistant's turns have no turn and no role: a template does not tell. Labels are None
-        where the generation blocks cannot be put in without changing the text, or do not match the row's turns.
+        Spans outside the assistant's turns have no turn and no role: a template does not mark them. Labels are None
+        if the generation blocks cannot be put in without changing the text, or do not match the row's turns.
 
         Raises:
             RowError: If the template refuses the row.
@@ -93,15 +94,17 @@ class ChatTemplate:
         row = as_row(row)
         text, _ = self._render(self.source, row)
         ids, offsets = self._tokenize(text)
-        generated = self._generation_spans(row, text)
-        weights = None if generated is None else _weights(row, len(generated))
-        if generated is None or weights is None:
+        marked, generated = "", list[tuple[int, int]]()
+        if self.training_source is not None:
+            marked, generated = self._render(self.training_source, row, mark=True)
+        weights = _weights(row, len(generated)) if marked == text else None
+        if weights is None:
             return EncodedRow(ids, None, (Span(None, None, "text", 0, len(ids), False),))
         owners = _owners(offsets, generated)
         return EncodedRow.from_spans(ids, self._spans(ids, owners, weights))
 
     def ids(self, row: Row) -> tuple[int, ...]:
-        """Return the ids of a row alone, without labels and spans, in a third of the time that `encode` takes.
+        """Return only the ids of a row, in a third of the time that `encode` takes.
 
         Raises:
             RowError: If the template refuses the row.
@@ -110,7 +113,7 @@ class ChatTemplate:
         return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def applied(self, row: Row | Mapping[str, Any]) -> tuple[int, ...]:
-        """Return the ids that the tokenizer's own `apply_chat_template` gives, whatever it wraps them in.
+        """Return the ids of the tokenizer's own `apply_chat_template`, whether it returns a list or a mapping.
 
         Raises:
             RowError: If the template refuses the row.
@@ -126,7 +129,7 @@ class ChatTemplate:
         )
         return tuple(result["input_ids"] if isinstance(result, Mapping) else result)
 
-    def segments(self, row: Row | Mapping[str, Any]) -> list[Segment]:
+    def segments(self, row: Row | Mapping[str, Any]) -> list[TemplateSegment]:
         """Split the rendered row at the control tokens that the template placed, not at those that texts spell.
 
         Raises:
@@ -135,11 +138,25 @@ class ChatTemplate:
         row = as_row(row)
         text, _ = self._render(self.source, row)
         marked, marker = self._marked(row)
-        parts = self._split(self._render(self.source, marked)[0], marker)
+        broken = self._render(self.source, marked)[0]
+        parts: list[tuple[bool, str]] = []
+        end = 0
+        for match in self._literals.finditer(broken):
+            parts += [(False, broken[end : match.start()].replace(marker, "")), (True, match[0])]
+            end = match.end()
+        parts.append((False, broken[end:].replace(marker, "")))
         if "".join(part for _, part in parts) != text:
             raise RowError("the template changes texts that spell control tokens", place=row.place)
         ids, offsets = self._tokenize(text)
-        return list(_cut(parts, ids, offsets))
+        segments: list[TemplateSegment] = []
+        position = token = 0
+        for control, part in parts:
+            position += len(part)
+            first = token
+            while token < len(ids) and offsets[token][0] < position:
+                token += 1
+            segments.append(TemplateSegment(control, part, ids[first:token]))
+        return segments
 
     def control_literals(self, row: Row | Mapping[str, Any]) -> list[str]:
         """Return the control tokens that the row's own texts spell: this backend would encode them as control ids."""
@@ -168,8 +185,13 @@ class ChatTemplate:
                 raise RowError("the chat template has no reasoning_effort, and the row sets it", place=row.place)
             variables["reasoning_effort"] = row.reasoning_effort
         try:
-            if self.bounded and not mark:  # what is marked has been rendered without marks before
-                self._bounded(source).run({"messages": messages, "tools": tools, "documents": None, **variables})
+            # A marked rendering follows one without marks, so its bounds have been checked.
+            if self.bounded and not mark:
+                if self._overrun is not None:
+                    raise self._overrun
+                if source not in self._copies:
+                    self._copies[source] = BoundedTemplate(source)
+                self._copies[source].run({"messages": messages, "tools": tools, "documents": None, **variables})
             texts, spans = render_jinja_template(
                 conversations=[messages],
                 tools=tools,
@@ -177,32 +199,19 @@ class ChatTemplate:
                 return_assistant_tokens_mask=mark,
                 **variables,
             )
-        except Exception as error:  # a template is foreign code: it can raise anything
+        except Exception as error:
+            # A template is foreign code and can raise anything. One that has overrun its bounds is not run again.
             self._overrun = error if isinstance(error, OverrunError) else None
-            said = str(error) or type(error).__name__
-            raise RowError(f"the chat template refuses the row: {said}", place=row.place) from error
+            reason = str(error) or type(error).__name__
+            raise RowError(f"the chat template refuses the row: {reason}", place=row.place) from error
         return texts[0], spans[0] if mark else []
-
-    def _bounded(self, source: str) -> BoundedTemplate:
-        """Return the template's bounded copy; once it has overrun, it is not run again."""
-        if self._overrun is not None:
-            raise self._overrun
-        if source not in self._copies:
-            self._copies[source] = BoundedTemplate(source)
-        return self._copies[source]
 
     def _tokenize(self, text: str) -> tuple[tuple[int, ...], list[tuple[int, int]]]:
         encoding = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         return tuple(encoding["input_ids"]), encoding["offset_mapping"]
 
-    def _generation_spans(self, row: Row, text: str) -> list[tuple[int, int]] | None:
-        if self.training_source is None:
-            return None
-        marked, spans = self._render(self.training_source, row, mark=True)
-        return spans if marked == text else None
-
     def _spans(self, ids: tuple[int, ...], owners: list[int | None], weights: list[int]) -> Iterator[Span]:
-        special = self._special_ids
+        special = frozenset(self.tokenizer.added_tokens_decoder)
 
         def kind(index: int) -> Any:
             if owners[index] is not None and ids[index] == self.tokenizer.eos_token_id:
@@ -210,43 +219,25 @@ class ChatTemplate:
             return "control" if ids[index] in special else "text"
 
         start = 0
-        for (owner, what), run in itertools.groupby(range(len(ids)), key=lambda n: (owners[n], kind(n))):
+        for (owner, token_kind), run in itertools.groupby(range(len(ids)), key=lambda n: (owners[n], kind(n))):
             end = start + len(list(run))
             role = None if owner is None else "assistant"
-            yield Span(owner, role, what, start, end, owner is not None and bool(weights[owner]))
+            yield Span(owner, role, token_kind, start, end, owner is not None and bool(weights[owner]))
             start = end
 
-    @cached_property
-    def _special_ids(self) -> frozenset[int]:
-        return frozenset(self.tokenizer.added_tokens_decoder)
-
     def _marked(self, row: Row) -> tuple[Row, str]:
-        """Break every control token that the row spells, by a character that the row does not have."""
+        """Break every control token that the row spells, with a private-use character that the row does not have."""
         used = set(json.dumps(row.to_json(), ensure_ascii=False))
         marker = next(chr(code) for code in range(0xE000, 0xF900) if chr(code) not in used)
-        broken = _map_strings(row.to_json(), lambda text: self._literals.sub(lambda m: _break(m[0], marker), text))
+        broken = _map_strings(
+            row.to_json(), lambda text: self._literals.sub(lambda m: m[0][0] + marker + m[0][1:], text)
+        )
         tools = tuple(broken["tools"]) if row.tools else None
         return replace(row, messages=tuple(broken["messages"]), tools=tools), marker
 
-    def _split(self, marked: str, marker: str) -> list[tuple[bool, str]]:
-        parts: list[tuple[bool, str]] = []
-        end = 0
-        for match in self._literals.finditer(marked):
-            parts += [(False, marked[end : match.start()].replace(marker, "")), (True, match[0])]
-            end = match.end()
-        return [*parts, (False, marked[end:].replace(marker, ""))]
-
-
-def _default_source(template: str | Mapping[str, str]) -> str | None:
-    return template if isinstance(template, str) else template.get("default")
-
-
-def _break(literal: str, marker: str) -> str:
-    return literal[0] + marker + literal[1:]
-
 
 def _plain(message: Mapping[str, Any]) -> dict[str, Any]:
-    """Leave out what mistral-common does not show a model either, and nulls, which templates trip over."""
+    """Leave out nulls, which templates print as `None`, and weights, which mistral-common does not render either."""
     return {key: value for key, value in message.items() if value is not None and key != "weight"}
 
 
@@ -274,17 +265,6 @@ def _owners(offsets: list[tuple[int, int]], spans: list[tuple[int, int]]) -> lis
             block += 1
         owners.append(block if block < len(spans) and end > spans[block][0] else None)
     return owners
-
-
-def _cut(parts: list[tuple[bool, str]], ids: tuple[int, ...], offsets: list[tuple[int, int]]) -> Iterator[Segment]:
-    position = 0
-    token = 0
-    for control, text in parts:
-        position += len(text)
-        first = token
-        while token < len(ids) and offsets[token][0] < position:
-            token += 1
-        yield Segment(control, text, ids[first:token])
 
 
 def _strings(value: Any) -> Iterator[str]:

@@ -37,13 +37,13 @@ class OverrunError(MistralLoraError):
 
 
 @dataclass
-class Budget:
-    """What is left to one rendering.
+class RenderBudget:
+    """The steps, characters and seconds that are left to one rendering.
 
     Attributes:
         characters: Characters that may still be made, in all intermediate results together.
         steps: Loop steps and calls that may still be made.
-        deadline: When it must have ended, on the monotonic clock, in seconds.
+        deadline: Its end on the monotonic clock, in seconds.
     """
 
     characters: int
@@ -69,7 +69,7 @@ class Budget:
         """Refuse a step that would make so many characters, before it is done.
 
         Raises:
-            OverrunError: If they are more than what is left.
+            OverrunError: If they are more than the characters that are left.
         """
         if characters > self.characters:
             raise OverrunError("the chat template makes far more text than a row can need")
@@ -87,7 +87,7 @@ class BoundedTemplate:
         """
         if len(source) > _SOURCE_CHARACTERS:
             raise OverrunError(f"the chat template has more than {_SOURCE_CHARACTERS:,} characters")
-        self._budget = Budget(CHARACTERS)
+        self._budget = RenderBudget(CHARACTERS)
         self._environment = self._bounded_environment()
         tree = _instrumented(self._environment.parse(source), self._constant)
         self._template = self._compiled(tree)
@@ -97,9 +97,9 @@ class BoundedTemplate:
 
         Raises:
             OverrunError: If a bound is passed.
-            Exception: Whatever the template raises.
+            Exception: Any error that the template raises.
         """
-        self._budget = Budget(CHARACTERS + 200 * _size(variables))
+        self._budget = RenderBudget(CHARACTERS + 200 * _size(variables))
         for text in self._template.generate(**variables):
             self._budget.spend(len(text))
 
@@ -121,7 +121,7 @@ class BoundedTemplate:
         return environment
 
     def _constant(self, expression: Any) -> None:
-        """Work a constant expression out within the bounds, since Jinja does it without when it compiles."""
+        # Jinja works constant expressions out while it compiles, without any bound.
         from jinja2 import nodes
 
         template = self._compiled(nodes.Template([nodes.Output([expression], lineno=1)], lineno=1))
@@ -130,7 +130,8 @@ class BoundedTemplate:
                 self._budget.spend(len(text))
         except OverrunError:
             raise
-        except Exception:  # a constant that fails, fails when it is reached
+        except Exception:
+            # A constant that cannot be worked out fails again when the rendering reaches it, and is reported there.
             return
 
     def _literal(self, characters: int) -> str:
@@ -143,11 +144,14 @@ class BoundedTemplate:
 
     def _binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         if operator == "**":
-            self._budget.check(_bits(left) * max(1, abs(right)) if isinstance(right, int) else 0)
+            # left ** right has at most bits(left) * right bits: an upper bound of its digits.
+            bits = left.bit_length() if isinstance(left, int) else 1
+            self._budget.check(bits * max(1, abs(right)) if isinstance(right, int) else 0)
         elif operator == "%" and isinstance(left, str):
             self._budget.check(_grown(left, (right,), formats=True))
-        elif operator == "*" and not (_is_number(left) and _is_number(right)):
-            self._budget.check(max(_size(left) * _times(right), _size(right) * _times(left)))
+        elif operator == "*" and not (isinstance(left, int | float) and isinstance(right, int | float)):
+            by_left, by_right = (abs(n) if isinstance(n, int) else 1 for n in (left, right))
+            self._budget.check(max(_size(left) * by_right, _size(right) * by_left))
         result = _BINOPS[operator](left, right)
         self._budget.spend(_cost(result))
         return result
@@ -189,18 +193,6 @@ def _grown(value: Any, args: Iterable[Any], *, formats: bool = False) -> int:
     return (1 + _size(value)) * (1 + most)
 
 
-def _times(value: Any) -> int:
-    return abs(value) if isinstance(value, int) else 1
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float)
-
-
-def _bits(value: Any) -> int:
-    return value.bit_length() if isinstance(value, int) else 1
-
-
 def _largest(value: Any) -> int:
     if isinstance(value, int):
         return abs(value)
@@ -218,12 +210,12 @@ _BINOPS: dict[str, Callable[[Any, Any], Any]] = {
 
 
 def _cost(value: Any) -> int:
-    """Return about how many characters of memory a new value takes: what a list holds is not new."""
+    """Return about how many characters of memory a new value takes: the items of a list are not new."""
     return len(value) if isinstance(value, str | Mapping | list | tuple) else 1
 
 
 def _size(value: Any, seen: dict[int, int] | None = None) -> int:
-    """Return about how many characters a value has when it is written out; what it holds twice counts twice."""
+    """Return about how many characters a value has when it is written out; an item that it holds twice counts twice."""
     if isinstance(value, str):
         return len(value)
     if isinstance(value, int):
@@ -231,7 +223,8 @@ def _size(value: Any, seen: dict[int, int] | None = None) -> int:
     if isinstance(value, range):
         return 7 * len(value)
     if hasattr(type(value), "_fail_with_undefined_error"):
-        return 1  # an undefined variable: it prints as nothing, and raises where it is asked for an attribute
+        # An undefined variable prints as nothing, and raises if it is asked for an attribute.
+        return 1
     value = getattr(value, "_Namespace__attrs", value)
     if not isinstance(value, Mapping | list | tuple):
         return 1

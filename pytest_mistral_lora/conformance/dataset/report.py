@@ -197,7 +197,7 @@ class _Report:
         for index, file in enumerate(self._files):
             names = ("rows", "refused", "dropped", "tokens", "supervised_tokens")
             figures = {name: self._tally.counts[index, name] for name in names}
-            yield {"path": str(file.path), "held_out": file.held, **figures}
+            yield {"path": str(file.path), "held_out": file.is_held_out, **figures}
 
 
 def _rows(count: int) -> str:

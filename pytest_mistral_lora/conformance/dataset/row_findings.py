@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from pytest_mistral_lora.chat.encoded import IGNORE_INDEX, EncodedRow, Fault, Policy
+from pytest_mistral_lora.chat.encoded import IGNORE_INDEX, EncodedRow, Policy, PolicyFault
 from pytest_mistral_lora.chat.rows import Row, weight_of
 from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.conformance.mask.laws import LAWS, Law
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _FAULTS = {"no-labels": "ML606", "nothing-supervised": "ML605", "too-long": "ML607"}
 
 
-def fault_finding(fault: Fault, error: RowError, encoded: EncodedRow, cut: Mapping[str, int]) -> Finding:
+def fault_finding(fault: PolicyFault, error: RowError, encoded: EncodedRow, cut: Mapping[str, int]) -> Finding:
     """Return why a row is refused as a finding, with what a cut would remove of a row that is too long."""
     detail = error.next_step
     if fault == "too-long":

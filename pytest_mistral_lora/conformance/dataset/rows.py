@@ -101,7 +101,7 @@ class Judge:
             if encoded is None:
                 tally.counts[chunk.file, "dropped"] += 1
                 continue
-            held = chunk.held or (self.plan.held_out > 0 and is_held_out(item, self.plan.held_out))
+            held = chunk.is_held_out or (self.plan.held_out > 0 and is_held_out(item, self.plan.held_out))
             _add(tally, item, encoded, packed_place(chunk.file, number), held)
             _count(tally, chunk.file, item, encoded)
         return tally

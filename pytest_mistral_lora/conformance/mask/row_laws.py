@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from pytest_mistral_lora.chat.encoded import IGNORE_INDEX, EncodedRow, Span
-from pytest_mistral_lora.chat.rows import Row, merged_chunks, parse_row, spoken, weight_of
+from pytest_mistral_lora.chat.rows import Row, assistant_text, merged_chunks, parse_row, weight_of
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.chat.oracle.mistral_common import Oracle
@@ -145,7 +145,7 @@ def spoken_text_violation(row: Row, encoded: EncodedRow, oracle: Oracle) -> str:
     if len(turns) != len(groups):
         return f"{len(turns)} assistant turns encoded of {len(groups)}"
     for group, (turn, spans) in zip(groups, turns.items(), strict=True):
-        said = spoken((row.messages[n].get("content") for n in group), version=oracle.version)
+        said = assistant_text((row.messages[n].get("content") for n in group), version=oracle.version)
         decoded = "".join(oracle.decode(encoded.input_ids[s.start : s.end]) for s in spans if s.kind == "text")
         if decoded != _as_decoded(said, oracle):
             return f"turn {turn} decodes to {decoded!r}; the assistant says {said!r}"

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
-from pytest_mistral_lora.chat.completions import FormatCheck, Verdict, rates, verdicts
+from pytest_mistral_lora.chat.completions import FormatCheck, FormatVerdict, pass_rates, verdicts
 from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.checkpoint.encoder import Encoder
 from pytest_mistral_lora.checkpoint.tokenizers import oracle_file
@@ -97,7 +97,8 @@ class Watching(TrainerCallback):  # type: ignore[misc]
         if self.rows and (due or control.should_training_stop):
             due_to_log = control.should_log
             self.completions()
-            control.should_log = due_to_log  # logging the rates took it back, and the loss of this step would be lost
+            # Logging the rates resets the flag: without this, the loss of this step would be lost.
+            control.should_log = due_to_log
 
     def completions(self) -> list[Completion]:
         """Return the answers at the step where the trainer is; asked for once, they are kept."""
@@ -116,9 +117,9 @@ class Watching(TrainerCallback):  # type: ignore[misc]
     @property
     def rates(self) -> dict[str, float]:
         """Share of the latest answers that pass each check, from 0 to 1."""
-        return rates(self._judged(self.completions()))
+        return pass_rates(self._judged(self.completions()))
 
-    def _judged(self, completions: Sequence[Completion]) -> list[tuple[Verdict, ...]]:
+    def _judged(self, completions: Sequence[Completion]) -> list[tuple[FormatVerdict, ...]]:
         pairs = zip(completions, self.rows, strict=True)
         return [verdicts(answer_of(one, row, self.encoder), self.checks) for one, row in pairs]
 
@@ -129,12 +130,12 @@ class Watching(TrainerCallback):  # type: ignore[misc]
         new = [_line(step, one, found) for one, found in zip(completions, judged, strict=True)]
         self._lines = [*known, *new]
         if self.checks and completions:
-            self.trainer.log({f"{FORMAT}{name}": rate for name, rate in rates(judged).items()})
+            self.trainer.log({f"{FORMAT}{name}": rate for name, rate in pass_rates(judged).items()})
         if self.trainer.accelerator.is_main_process and completions:
             write_text(self.file, self.history)
 
 
-def _line(step: int, completion: Completion, judged: Sequence[Verdict]) -> dict[str, Any]:
+def _line(step: int, completion: Completion, judged: Sequence[FormatVerdict]) -> dict[str, Any]:
     checks = {verdict.name: verdict.reason or "passed" for verdict in judged}
     said = {"text": completion.text, "stop": completion.stop, "equal": completion.equal}
     return {"step": step, "row": completion.row, **said, "checks": checks}

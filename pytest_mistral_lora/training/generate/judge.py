@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import torch
 
-from pytest_mistral_lora.chat.completions import Answer, Verdict, verdicts
+from pytest_mistral_lora.chat.completions import AnswerToCheck, FormatVerdict, verdicts
 from pytest_mistral_lora.checkpoint.base_model import Precision
 from pytest_mistral_lora.checkpoint.encoder import Encoder
 from pytest_mistral_lora.errors import InputError
@@ -94,7 +94,7 @@ class Judgement:
     golden_text: str
     logprob_difference: float
     difference: Difference | None
-    broken_checks: tuple[Verdict, ...]
+    broken_checks: tuple[FormatVerdict, ...]
 
     @property
     def passed(self) -> bool:
@@ -168,7 +168,7 @@ def _difference(
     return Difference(index, golden, found, transcript.margins[index])
 
 
-def _broken_checks(transcript: Transcript, answer: Answer) -> tuple[Verdict, ...]:
+def _broken_checks(transcript: Transcript, answer: AnswerToCheck) -> tuple[FormatVerdict, ...]:
     held = [check for check, one in zip(transcript.format_checks, transcript.checks, strict=True) if one["passed"]]
     return tuple(verdict for verdict in verdicts(answer, held) if not verdict.passed)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from pytest_mistral_lora.chat.completions import Answer, FormatCheck, verdicts
+from pytest_mistral_lora.chat.completions import AnswerToCheck, FormatCheck, verdicts
 from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.checkpoint.base_model import Precision
 from pytest_mistral_lora.checkpoint.encoder import Encoder
@@ -35,13 +35,13 @@ def adapter_identity(tensors: Mapping[str, torch.Tensor], **base: str | None) ->
     return {"kind": "adapter", "tensors_sha256": sha256_tensors(tensors), **base}
 
 
-def answer_of(completion: Completion, row: Row, encoder: Encoder) -> Answer:
+def answer_of(completion: Completion, row: Row, encoder: Encoder) -> AnswerToCheck:
     """Return a completion as format checks look at it."""
     try:
         oracle = encoder.tokenizer.oracle
     except NoOracleError:
         oracle = None
-    return Answer(completion.ids, completion.text, completion.stop, row.tools or (), oracle)
+    return AnswerToCheck(completion.ids, completion.text, completion.stop, row.tools or (), oracle)
 
 
 def record(

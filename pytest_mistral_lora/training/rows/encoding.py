@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from pytest_mistral_lora.chat.encoded import EncodedRow, Kept, Policy
+from pytest_mistral_lora.chat.encoded import EncodedRow, Policy, PolicyResult
 from pytest_mistral_lora.chat.reading.chunks import Chunk, DataFile, bar, chunks, cpus, in_order, is_long, total_bytes
 from pytest_mistral_lora.chat.rows import Row, read_row
 from pytest_mistral_lora.checkpoint.encoder import Encoder
@@ -79,7 +79,7 @@ class ChunkEncoder:
             except RowError as error:
                 errors.append(error)
                 continue
-            held = chunk.held or (self._plan.held_out > 0 and is_held_out(item, self._plan.held_out))
+            held = chunk.is_held_out or (self._plan.held_out > 0 and is_held_out(item, self._plan.held_out))
             kept = self._plan.policy.apply(encoded)
             sides[held].add(item, encoded, kept, (chunk.file, number, line or b""))
         return EncodedChunk(chunk.file, rows, (sides[0].part(chunk.file), sides[1].part(chunk.file)), errors)
@@ -99,7 +99,7 @@ class _Side:
         self._tally = Tally()
         self._hashed = {name: bytearray() for name in HASHED}
 
-    def add(self, row: Row, encoded: EncodedRow, kept: Kept, source: tuple[int, int, bytes]) -> None:
+    def add(self, row: Row, encoded: EncodedRow, kept: PolicyResult, source: tuple[int, int, bytes]) -> None:
         file, number, line = source
         self._tally.add(encoded, kept, file, number)
         if kept.encoded is None:

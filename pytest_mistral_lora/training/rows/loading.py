@@ -145,7 +145,7 @@ def load_data(
         )  # fmt: skip
 
     if is_long(files):
-        key = cache_key(plan, encoder, sha256, [file.held for file in files])
+        key = cache_key(plan, encoder, sha256, [file.is_held_out for file in files])
         sides, rows = cached(key, encode, trusted=local_rank() > 0)
     else:
         sides, rows = in_memory(encode)
@@ -154,7 +154,8 @@ def load_data(
         Split(SourceRows(table, paths), EncodedRows(table, figures)) for table, figures in sides
     )  # fmt: skip
     read = tuple(
-        ReadFile(file.path, file.held, digest, number) for file, digest, number in zip(files, sha256, rows, strict=True)
+        ReadFile(file.path, file.is_held_out, digest, number)
+        for file, digest, number in zip(files, sha256, rows, strict=True)
     )
     data = RunData(train, held_out, read)
     if is_main():

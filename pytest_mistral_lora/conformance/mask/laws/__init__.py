@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from pytest_mistral_lora.chat.encoded import EncodedRow
-from pytest_mistral_lora.chat.rows import Row, merged_chunks, thinks
+from pytest_mistral_lora.chat.rows import Row, has_thinking, merged_chunks
 from pytest_mistral_lora.conformance.mask.row_laws import (
     Law,
     assistant_turns,
@@ -92,7 +92,7 @@ def neighbours_violation(row: Row, encoded: EncodedRow, oracle: Oracle) -> str:
     for index, message in enumerate(row.messages):
         if message["role"] in ("user", "assistant") and not message.get("tool_calls"):
             chunks = merged_chunks(["One.", message["content"]], version=oracle.version)
-            joined = {**message, "content": chunks if thinks(chunks) else chunks[0]["text"]}
+            joined = {**message, "content": chunks if has_thinking(chunks) else chunks[0]["text"]}
             before, after = row.messages[:index], row.messages[index + 1 :]
             apart = oracle.encode(replace(row, messages=(*before, {**message, "content": "One."}, message, *after)))
             if apart != oracle.encode(replace(row, messages=(*before, joined, *after))):
