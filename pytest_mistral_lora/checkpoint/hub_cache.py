@@ -18,6 +18,8 @@ from pytest_mistral_lora.errors import PinError
 Listing: TypeAlias = Mapping[str, str | None]
 """The files of a commit: name to content hash, in hex; None where the source does not give it."""
 
+COMMIT = re.compile(r"[0-9a-f]{40}")
+_REPO = re.compile(r"[\w.-]+/[\w.-]+")
 _HASH = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _KEPT_FORMAT = 1
 
@@ -34,6 +36,35 @@ def kept_listing(folder: Path) -> Listing | None:
         return {name: entry.get("lfs_sha256") or entry["blob_id"] for name, entry in note["files"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
+
+
+def cached_snapshot(repo: str, revision: str) -> Path | None:
+    """Return the snapshot of a commit in the Hub's cache, its files checked against the commit; nothing is fetched.
+
+    Weights are not hashed: a snapshot may be large, or have none at all.
+
+    Args:
+        repo: The repository's id, `owner/name`; it may come from a file.
+        revision: The commit.
+
+    Returns:
+        The folder; None if it is not in the cache, or `repo` and `revision` cannot be a repository and a commit.
+
+    Raises:
+        PinError: If a file there is not the commit's.
+    """
+    from huggingface_hub import try_to_load_from_cache
+
+    if not COMMIT.fullmatch(revision) or not _REPO.fullmatch(repo):
+        return None
+    file = try_to_load_from_cache(repo, "config.json", revision=revision)
+    if not isinstance(file, str):
+        return None
+    snapshot = Path(file).parent
+    listing = kept_listing(snapshot)
+    for one in (Path(file), *sorted(snapshot.glob("model*.safetensors"))):
+        check_file(one, snapshot, listing, content=one.suffix == ".json")
+    return snapshot
 
 
 def check_file(file: Path, folder: Path, listing: Listing | None, *, content: bool) -> None:

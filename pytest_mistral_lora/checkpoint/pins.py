@@ -7,14 +7,13 @@ compared with the commit's own list of files, from the endpoint or from what hug
 from __future__ import annotations
 
 import json
-import re
 import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 
-from pytest_mistral_lora.checkpoint.hub_cache import Listing, check_file, kept_listing, weight_names
+from pytest_mistral_lora.checkpoint.hub_cache import COMMIT, Listing, check_file, kept_listing, weight_names
 from pytest_mistral_lora.errors import PinError
 
 TEXT_FILES = (
@@ -46,7 +45,6 @@ NEVER = (
 )
 """What is never fetched, whatever else it matches."""
 
-_COMMIT = re.compile(r"[0-9a-f]{40}")
 _SECONDS = 10.0
 
 
@@ -61,7 +59,7 @@ def check_revision(revision: str, *, place: str = "", repo: str = "") -> str:
     Raises:
         PinError: If it is a branch, a tag, a short or upper-case hash, or a made-up commit such as all zeros.
     """
-    if _COMMIT.fullmatch(revision) is None:
+    if COMMIT.fullmatch(revision) is None:
         raise PinError(
             f"revision {revision!r} is not a pin",
             place=place,
@@ -224,7 +222,7 @@ def _asked(repo: str, name: str) -> str | None:
         commit = HfApi().model_info(repo, revision=name, timeout=_SECONDS).sha
     except Exception:  # only advice is lost, and the types depend on the version
         return None
-    return commit if commit and _COMMIT.fullmatch(commit) else None
+    return commit if commit and COMMIT.fullmatch(commit) else None
 
 
 def _remembered(repo: str, name: str) -> str | None:
@@ -237,4 +235,4 @@ def _remembered(repo: str, name: str) -> str | None:
         commit = file.read_text(encoding="utf-8").strip() if file.is_relative_to(refs) else ""
     except (OSError, ValueError):
         return None
-    return commit if _COMMIT.fullmatch(commit) else None
+    return commit if COMMIT.fullmatch(commit) else None

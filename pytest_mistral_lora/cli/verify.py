@@ -34,7 +34,12 @@ def add_parser(verbs: Verbs) -> None:
         memory_advice="--rerun trains again, and needs the memory of the recorded run.",
     )
     parser.add_argument("folder", type=Path, help="adapter or merged folder with manifest.json")
-    parser.add_argument("--base", type=Path, metavar="DIR", help="folder of the base checkpoint")
+    parser.add_argument(
+        "--base",
+        type=Path,
+        metavar="DIR",
+        help="folder of the base checkpoint (default: the base that the folder names)",
+    )
     parser.add_argument(
         "--dataset",
         type=Path,
@@ -54,10 +59,12 @@ def add_parser(verbs: Verbs) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print every recorded value with its state; return 1 if one differs."""
+    from pytest_mistral_lora.records.adapter_folder import AdapterFolder
     from pytest_mistral_lora.records.verify.verify import verify
 
     dataset = args.dataset[0] if args.dataset and len(args.dataset) == 1 else args.dataset
-    facts = verify(args.folder, base=args.base, dataset=dataset, parent=args.parent)
+    base = AdapterFolder(args.folder).locate_base(args.base)
+    facts = verify(args.folder, base=base.folder, base_missing=base.missing, dataset=dataset, parent=args.parent)
     if args.rerun:
         from pytest_mistral_lora.training.rerun import rerun
 

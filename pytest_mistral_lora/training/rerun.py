@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from pytest_mistral_lora.errors import InputError
-from pytest_mistral_lora.records.adapter_folder import RecordedBase
+from pytest_mistral_lora.records.adapter_folder import AdapterFolder
 from pytest_mistral_lora.records.hashing import (
     ADAPTER_TENSORS,
     base_weights_sha256,
@@ -139,7 +139,7 @@ def _base(folder: Path, data: Mapping[str, Any], base: Path | None, home: Path) 
         return written
     if base is None and (home / written["path"]).is_dir():
         base = home / written["path"]
-    found = RecordedBase.of(folder).find(folder) if base is None else base
+    found = AdapterFolder(folder).locate_base(base, fetch=True).require(folder)
     weights = base_weights_sha256(found)
     if weights != data.get("base_weights_sha256", weights):
         raise InputError(

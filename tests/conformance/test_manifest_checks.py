@@ -90,7 +90,8 @@ def test_what_is_not_at_hand_is_said(folder: Path, base: Path, rows: Path) -> No
     (folder / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": "nowhere"}))
     results = judged(folder)
     assert rules(results) == set()
-    assert results["base"].not_checked == "base_weights_sha256: no base given"
+    assert results["base"].not_checked == f"base_weights_sha256: {results['declared'].not_checked}"
+    assert "'nowhere' is missing" in results["base"].not_checked
     assert results["dataset"].not_checked == "dataset_sha256: no dataset given"
     assert "--mistral-base" in results["declared"].not_checked
 

@@ -248,7 +248,7 @@ def test_without_the_base_nothing_is_judged_and_recording_fails(own: Run, here: 
     words = ("--mistral-adapter=lora", "--mistral-golden-dir=goldens", "-k", "transcript::own-")
     for update, code in (((), 0), (("--mistral-golden-update",), pytest.ExitCode.TESTS_FAILED)):
         result = golden(*words, *update)
-        assert "the base 'base' is not at hand" in result.stdout.str()
+        assert "the base 'base' is missing" in result.stdout.str()
         assert result.ret == code
 
 

@@ -176,7 +176,7 @@ def test_a_base_is_found_where_its_recipe_has_it(
     adapter: Path, base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert smoke(adapter) == 2
-    assert "the base 'tiny' is not at hand. Give its folder with --base." in capsys.readouterr().err
+    assert "the base 'tiny' is missing; give its folder with --base" in capsys.readouterr().err
     write_tiny_base(tmp_path / "tiny", shipped_tokenizer("spm-v3"), seed=1)
     assert smoke(adapter) == 2  # a folder of that name with other weights is not the base
     monkeypatch.chdir(base.parent)
@@ -329,7 +329,7 @@ def test_the_assertion_fails_with_each_rule(adapter: Path, base: Path, run: RunR
 def test_the_assertion_needs_transcripts_and_a_base(adapter: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no transcripts"):
         assert_transcript_matches(adapter, tmp_path)
-    with pytest.raises(InputError, match="the base 'tiny' is not at hand"):
+    with pytest.raises(InputError, match="the base 'tiny' is missing"):
         assert_transcript_matches(adapter, adapter / TRANSCRIPTS)
 
 

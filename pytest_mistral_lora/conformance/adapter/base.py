@@ -2,114 +2,25 @@
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pytest_mistral_lora.conformance.adapter.config import lora_config
-from pytest_mistral_lora.conformance.adapter.files import CONFIG, Opened, model_files, read_object
+from pytest_mistral_lora.conformance.adapter.files import CONFIG, Opened, model_files
 from pytest_mistral_lora.conformance.finding import Finding
-from pytest_mistral_lora.errors import InputError, MistralLoraError, PinError
+from pytest_mistral_lora.errors import MistralLoraError, PinError
 
-_COMMIT = re.compile(r"[0-9a-f]{40}")
-_REPO = re.compile(r"[\w.-]+/[\w.-]+")
 _EMBEDDINGS = ("embed_tokens", "lm_head")
-
-
-@dataclass(frozen=True, slots=True)
-class Base:
-    """Where the base of an adapter is.
-
-    Attributes:
-        folder: Its folder, or None.
-        missing: What would make it checkable, where it is not at hand.
-    """
-
-    folder: Path | None
-    missing: str = ""
 
 
 def valid_manifest(folder: Path) -> Mapping[str, Any] | None:
     """Return the manifest of a folder under today's names; None if there is none, or none that is valid."""
-    from pytest_mistral_lora.records import manifest as records
+    from pytest_mistral_lora.records.adapter_folder import AdapterFolder
 
-    try:
-        return records.validate(read_object(folder, records.MANIFEST)).data
-    except InputError:
-        return None
-
-
-def find_base(given: Path | None, folder: Path) -> Base:
-    """Return the base of an adapter: the one given, one beside the folder, or the pinned commit in the Hub's cache.
-
-    Nothing is fetched.
-
-    Args:
-        given: What the user named, or None.
-        folder: The adapter's folder.
-    """
-    if given is not None:
-        return Base(given)
-    name, revision, weights = _recorded(folder)
-    if not name:
-        return Base(None, "nothing names the base; give it with --mistral-base PATH")
-    beside = folder.resolve().parent / Path(name).name
-    if _is_base(beside, weights):
-        return Base(beside)
-    cached = _cached(name, revision)
-    if cached is not None:
-        return Base(cached)
-    return Base(None, f"the base {name!r} is not at hand; give its folder with --mistral-base PATH")
-
-
-def _recorded(folder: Path) -> tuple[str, str | None, str | None]:
-    """Return name, revision and weights hash of the base, as the manifest or else the configuration has them."""
-    data = valid_manifest(folder)
-    if data is not None:
-        return data["base"], data["revision"], data.get("base_weights_sha256")
-    try:
-        config = read_object(folder, CONFIG)
-    except InputError:
-        return "", None, None
-    name, revision = config.get("base_model_name_or_path"), config.get("revision")
-    return name if isinstance(name, str) else "", revision if isinstance(revision, str) else None, None
-
-
-def _is_base(folder: Path, weights: str | None) -> bool:
-    """Say whether a folder is a checkpoint, and the one that is recorded, where a hash is."""
-    from pytest_mistral_lora.records.hashing import base_weights_sha256
-
-    if folder.is_symlink() or not (folder / "config.json").is_file():
-        return False
-    try:
-        return weights is None or base_weights_sha256(folder) == weights
-    except (MistralLoraError, OSError):
-        return False
-
-
-def _cached(repo: str, revision: str | None) -> Path | None:
-    """Return the snapshot of a pinned commit in the Hub's cache, its configuration checked against the commit.
-
-    Raises:
-        PinError: If a file there is not the commit's.
-    """
-    from huggingface_hub import try_to_load_from_cache
-
-    from pytest_mistral_lora.checkpoint.hub_cache import check_file, kept_listing
-
-    if revision is None or not _COMMIT.fullmatch(revision) or not _REPO.fullmatch(repo):
-        return None
-    file = try_to_load_from_cache(repo, "config.json", revision=revision)
-    if not isinstance(file, str):
-        return None
-    snapshot = Path(file).parent
-    listing = kept_listing(snapshot)
-    for one in (Path(file), *sorted(snapshot.glob("model*.safetensors"))):
-        check_file(one, snapshot, listing, content=one.suffix == ".json")
-    return snapshot
+    found = AdapterFolder(folder).valid_manifest
+    return None if found is None else found.data
 
 
 def fit_findings(opened: Opened, base: Path) -> Iterator[Finding]:

@@ -18,6 +18,7 @@ from pytest_mistral_lora.conformance.checks import Check, Settings
 from pytest_mistral_lora.conformance.finding import Finding, Result
 from pytest_mistral_lora.conformance.targets import AdapterTarget
 from pytest_mistral_lora.errors import InputError, PinError
+from pytest_mistral_lora.records.adapter_folder import AdapterFolder, LocatedBase
 from pytest_mistral_lora.records.files import inside
 
 Case = Callable[[], Result]
@@ -85,9 +86,9 @@ class Judged:
         return open_adapter(self.folder)
 
     @cached_property
-    def base(self) -> adapter_base.Base:
-        """The base, where it is at hand."""
-        return adapter_base.find_base(self.given, self.folder)
+    def base(self) -> LocatedBase:
+        """The base, if it is found."""
+        return AdapterFolder(self.folder).locate_base(self.given)
 
     @cached_property
     def misconfigured(self) -> tuple[Finding, ...]:

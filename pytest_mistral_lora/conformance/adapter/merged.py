@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pytest_mistral_lora.conformance.adapter.base import find_base
 from pytest_mistral_lora.conformance.adapter.files import (
     CONFIG,
     TENSORS,
@@ -22,6 +21,7 @@ from pytest_mistral_lora.conformance.adapter.files import (
 )
 from pytest_mistral_lora.conformance.finding import Finding, Result
 from pytest_mistral_lora.errors import InputError, MistralLoraError
+from pytest_mistral_lora.records.adapter_folder import AdapterFolder
 from pytest_mistral_lora.records.files import inside
 
 if TYPE_CHECKING:
@@ -168,7 +168,7 @@ def _finite(folder: Path) -> Result:
 
 
 def _changes(folder: Path, given: Path | None) -> Result:
-    base = find_base(given, folder)
+    base = AdapterFolder(folder).locate_base(given)
     if base.folder is None:
         return Result(not_checked=base.missing)
     try:

@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_mistral_lora.checkpoint.weights import DTYPES
-from pytest_mistral_lora.conformance.adapter.base import Base, find_base
 from pytest_mistral_lora.conformance.adapter.files import CONFIG, TENSORS, model_files, read_header, read_object
 from pytest_mistral_lora.conformance.checks import Check, Settings
 from pytest_mistral_lora.conformance.finding import Finding, Result
 from pytest_mistral_lora.conformance.targets import AdapterTarget
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.records import manifest as records
-from pytest_mistral_lora.records.adapter_folder import FARTHEST
+from pytest_mistral_lora.records.adapter_folder import FARTHEST, AdapterFolder, LocatedBase
 from pytest_mistral_lora.records.files import inside, read_json
 from pytest_mistral_lora.records.manifest import MANIFEST
 
@@ -248,16 +247,21 @@ class Judged:
         return tuple(Finding("ML701", one.found or "is missing", f"{place}, {one.path}", one.expected) for one in found)
 
     @cached_property
-    def base(self) -> Base:
-        """The base, where it is at hand."""
-        return find_base(self.target.base, self.target.folder)
+    def base(self) -> LocatedBase:
+        """The base, if it is found."""
+        return AdapterFolder(self.target.folder).locate_base(self.target.base)
 
     @cached_property
     def verified(self) -> Sequence[Fact]:
         """Every fact, computed again as far as files are at hand."""
         from pytest_mistral_lora.records.verify.verify import verify
 
-        return verify(self.target.folder, base=self.base.folder, dataset=self.target.dataset or None)
+        return verify(
+            self.target.folder,
+            base=self.base.folder,
+            base_missing=self.base.missing,
+            dataset=self.target.dataset or None,
+        )
 
     @property
     def _absent(self) -> bool:

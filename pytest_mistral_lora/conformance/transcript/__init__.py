@@ -8,11 +8,12 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pytest_mistral_lora.conformance.adapter.base import Base, enough_memory, find_base
+from pytest_mistral_lora.conformance.adapter.base import enough_memory
 from pytest_mistral_lora.conformance.checks import Check, Settings
 from pytest_mistral_lora.conformance.finding import Finding, Result
 from pytest_mistral_lora.conformance.targets import AdapterTarget
 from pytest_mistral_lora.errors import InputError, PinError, TokenizerError
+from pytest_mistral_lora.records.adapter_folder import AdapterFolder, LocatedBase, is_merged
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.records.transcripts import Transcript
@@ -35,15 +36,13 @@ class Answering:
     device: str
 
     @cached_property
-    def base(self) -> Base:
-        """The base, where it is at hand; a merged model is its own."""
-        return Base(self.folder) if self.merged else find_base(self.given, self.folder)
+    def base(self) -> LocatedBase:
+        """The base, if it is found; a merged model is its own."""
+        return AdapterFolder(self.folder).locate_base(self.folder if self.merged else self.given)
 
     @cached_property
     def merged(self) -> bool:
         """Whether it is a merged model."""
-        from pytest_mistral_lora.records.adapter_folder import is_merged
-
         return is_merged(self.folder)
 
     @cached_property

@@ -81,11 +81,17 @@ def _key(file: Path, key: str) -> Any:
     return read_json(inside(file.parent, file.name))[key]
 
 
-def base_facts(data: Mapping[str, Any], base: Path | None) -> Iterator[Fact]:
-    """Yield what the manifest says of the base checkpoint."""
+def base_facts(data: Mapping[str, Any], base: Path | None, missing: str) -> Iterator[Fact]:
+    """Yield what the manifest says of the base checkpoint.
+
+    Args:
+        data: The manifest.
+        base: The base's folder; None if there is none.
+        missing: Why there is none.
+    """
     recorded = data.get("base_weights_sha256")
     if base is None:
-        yield absent("base_weights_sha256", recorded, "no base given")
+        yield absent("base_weights_sha256", recorded, missing)
         return
     if recorded is None:
         yield absent("base_weights_sha256", recorded, "not recorded")

@@ -123,6 +123,7 @@ def verify(
     folder: Path,
     *,
     base: Path | None = None,
+    base_missing: str = "no base given",
     dataset: Path | Sequence[Path] | None = None,
     parent: Path | None = None,
 ) -> list[Fact]:
@@ -131,6 +132,7 @@ def verify(
     Args:
         folder: An adapter or merged folder with `manifest.json`.
         base: The base checkpoint folder; without it, facts about the base are not available.
+        base_missing: Why there is no base.
         dataset: The training files in recipe order, or a folder that holds them; without it, facts about the rows are
             not available.
         parent: The adapter that a merged folder was made of; without it, facts about it are not available.
@@ -139,7 +141,7 @@ def verify(
         InputError: If there is no valid manifest.
     """
     data = load(folder).data
-    facts = [*folder_facts(folder, data), *base_facts(data, base), *parent_facts(data, parent)]
+    facts = [*folder_facts(folder, data), *base_facts(data, base, base_missing), *parent_facts(data, parent)]
     if data["kind"] == "adapter":
         facts += adapter_facts(folder, data)
     return [*facts, *dataset_facts(folder, data, dataset)]

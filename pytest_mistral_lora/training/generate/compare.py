@@ -16,7 +16,7 @@ from pytest_mistral_lora.checkpoint.base_model import Precision, weight_files
 from pytest_mistral_lora.checkpoint.encoder import Encoder
 from pytest_mistral_lora.checkpoint.weights import Weights
 from pytest_mistral_lora.errors import InputError
-from pytest_mistral_lora.records.adapter_folder import RecordedBase, is_merged
+from pytest_mistral_lora.records.adapter_folder import AdapterFolder, is_merged
 from pytest_mistral_lora.records.hashing import ADAPTER_TENSORS, read_tensors, sha256_tensors
 from pytest_mistral_lora.records.manifest import load
 from pytest_mistral_lora.records.transcripts import TRANSCRIPTS, Transcript, load_folder, transcript_files
@@ -108,8 +108,9 @@ class Adapted:
         if is_merged(adapter):
             return cls._merged(adapter, base, device)
         tensors = read_tensors(adapter / ADAPTER_TENSORS)
-        recorded = RecordedBase.of(adapter)
-        folder = base if base is not None else recorded.find(adapter)
+        files = AdapterFolder(adapter)
+        recorded = files.recorded_base
+        folder = files.locate_base(base, fetch=True).require(adapter)
         weights = recorded.check(folder)
         training = recorded_training(adapter)
         identity = adapter_identity(

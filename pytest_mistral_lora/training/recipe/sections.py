@@ -18,6 +18,8 @@ from pydantic import (
     model_validator,
 )
 
+from pytest_mistral_lora.checkpoint.hub_cache import COMMIT
+
 
 def _yaml_number(value: Any) -> Any:
     """YAML 1.1 reads `2e-4` as a string, and `yes` as a boolean that would count as 1."""
@@ -45,7 +47,6 @@ def from_recipe(path: Path, info: ValidationInfo) -> Path:
     return folder / path.expanduser()
 
 
-_COMMIT = re.compile(r"[0-9a-f]{40}")
 _HEX64 = r"^[0-9a-f]{64}$"
 
 
@@ -80,7 +81,7 @@ class Base(Section):
     @field_validator("revision")
     @classmethod
     def _is_a_commit(cls, value: str | None) -> str | None:
-        if value is not None and not _COMMIT.fullmatch(value):
+        if value is not None and not COMMIT.fullmatch(value):
             raise ValueError(f"{_revision_kind(value)}; expected a commit: 40 lower-case hex digits")
         return value
 

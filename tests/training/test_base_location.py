@@ -1,0 +1,177 @@
+"""Every command finds the same base of an adapter, from every working directory, and takes no other folder for it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+from tiny_runs import recipe_data, write_rows
+
+from pytest_mistral_lora import cli
+from pytest_mistral_lora.assertions import assert_adapter_sound
+from pytest_mistral_lora.chat.oracle.mistral_common import shipped_tokenizer
+from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
+from pytest_mistral_lora.conformance.collect import check
+from pytest_mistral_lora.errors import InputError
+from pytest_mistral_lora.records.adapter_folder import AdapterFolder
+from pytest_mistral_lora.training.generate.compare import compare
+from pytest_mistral_lora.training.merge.merge import merge
+from pytest_mistral_lora.training.recipe import load_recipe
+from pytest_mistral_lora.training.run import train
+
+CONFIG, TENSORS, MANIFEST = "adapter_config.json", "adapter_model.safetensors", "manifest.json"
+NEEDS_BASE = {"adapter::fits-base", "adapter::changes-the-base", "manifest::base", "manifest::declared"}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, base: Path) -> Path:
+    """A project with `recipe.yaml`, `models/base` and `lora-out`; the recipe gives the base no name."""
+    project = tmp_path_factory.mktemp("project")
+    shutil.copytree(base, project / "models" / "base")
+    write_rows(project / "rows.jsonl")
+    recipe = recipe_data(base, training={"steps": 1}, evaluation={"generations": 1, "max_new_tokens": 2})
+    recipe["base"] = {"path": "models/base", "weights_sha256": recipe["base"]["weights_sha256"]}
+    (project / "recipe.yaml").write_text(yaml.safe_dump({**recipe, "output": "lora-out"}))
+    train(load_recipe(project / "recipe.yaml"))
+    return project
+
+
+@pytest.fixture
+def project(trained: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(trained, tmp_path / "here" / "project"))
+
+
+@pytest.fixture(params=["project", "project/lora-out", "/"])
+def adapter(request: pytest.FixtureRequest, project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The path of the adapter, relative to a working directory."""
+    monkeypatch.chdir(project.parent / request.param)
+    return Path(os.path.relpath(project / "lora-out"))
+
+
+def not_checked(adapter: Path, base: Path | None = None) -> dict[str, str]:
+    """Return the reason of each check of the suite that did not run; no check may fail."""
+    results = {f"{record['subject']}::{record['case']}": (record, one) for record, one in check([adapter], base=base)}
+    assert [name for name, (record, _) in results.items() if record["outcome"] == "failed"] == []
+    return {name: result.not_checked for name, (_, result) in results.items() if result.not_checked}
+
+
+def verified(adapter: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, tuple[str, str]]:
+    capsys.readouterr()
+    assert cli.main(["verify", str(adapter), "--json"]) == 0
+    return {one["name"]: (one["state"], one["found"]) for one in json.loads(capsys.readouterr().out)}
+
+
+def test_every_command_finds_the_base_from_every_working_directory(
+    adapter: Path, project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = project / "models" / "base"
+    assert not NEEDS_BASE & not_checked(adapter).keys()
+    assert compare(adapter).base.samefile(base)
+    assert verified(adapter, capsys)["base_weights_sha256"][0] == "match"
+    assert merge(adapter, tmp_path / "merged", device="cpu").manifest["base"] == "models/base"
+
+
+def test_the_plugin_finds_the_base_from_another_working_directory(project: Path, tmp_path: Path) -> None:
+    words = ("--mistral-golden", "--mistral-adapter", os.path.relpath(project / "lora-out", tmp_path), "-v")
+    chosen = ("-p", "no:cacheprovider", "-k", "adapter::fits-base or manifest::base or manifest::declared")
+    command = [sys.executable, "-m", "pytest", *words, *chosen]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count(" PASSED") == 3
+    assert "SKIPPED" not in done.stdout
+
+
+def test_without_a_manifest_the_configuration_is_enough(adapter: Path, project: Path) -> None:
+    (adapter / MANIFEST).unlink()
+    shutil.rmtree(adapter / "transcripts")
+    assert not {"adapter::fits-base", "adapter::changes-the-base"} & not_checked(adapter).keys()
+    found = AdapterFolder(adapter).locate_base().folder
+    assert found is not None
+    assert found.samefile(project / "models" / "base")
+    file = adapter / TENSORS
+    tensors = load_file(file)
+    name = next(name for name in tensors if ".lora_A." in name)
+    save_file({**tensors, name: torch.cat([tensors[name], tensors[name][:, :1]], dim=1)}, file)
+    with pytest.raises(AssertionError, match=r"^ML412 "):
+        assert_adapter_sound(adapter)
+
+
+def test_a_base_with_other_weights_is_not_taken_by_any_command(
+    adapter: Path, project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = project / "models" / "base"
+    shutil.rmtree(other)
+    write_tiny_base(other, shipped_tokenizer("spm-v3"), seed=1)
+    reason = AdapterFolder(adapter).locate_base().missing
+    assert f"'models/base' is missing; {other.resolve()} has other weights" in reason
+    skipped = not_checked(adapter)
+    assert {reason in skipped[name] for name in NEEDS_BASE} == {True}
+    assert verified(adapter, capsys)["base_weights_sha256"] == ("not available", reason)
+    for command in (lambda: compare(adapter), lambda: merge(adapter, tmp_path / "merged", device="cpu")):
+        with pytest.raises(InputError) as caught:
+            command()
+        assert caught.value.found == reason
+
+
+def recorded(folder: Path, name: str, *, weights: bool = False) -> AdapterFolder:
+    """Change the recorded name of the base, in the manifest or, without a hash, in the configuration alone."""
+    file = folder / (MANIFEST if weights else CONFIG)
+    key = "base" if weights else "base_model_name_or_path"
+    file.write_text(json.dumps({**json.loads(file.read_text()), key: name}))
+    if not weights:
+        (folder / MANIFEST).unlink()
+    return AdapterFolder(folder)
+
+
+def _as_configuration_alone(folder: Path) -> str:
+    (folder / "model.safetensors").unlink()
+    return str(folder)
+
+
+def _as_link(folder: Path) -> str:
+    (folder.parent / "link").symlink_to(folder)
+    return str(folder.parent / "link")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", "\0", "x" * 5000, "/", ".", "..", "../../../../etc", "/dev", "models", _as_configuration_alone, _as_link],
+    ids=repr,
+)
+def test_a_name_that_leads_to_no_base_is_data(name: str | Callable[[Path], str], project: Path) -> None:
+    adapter, base = project / "lora-out", project / "models" / "base"
+    found = recorded(adapter, name if isinstance(name, str) else name(base)).locate_base()
+    assert found.folder is None
+    assert found.missing
+
+
+@pytest.mark.parametrize("name", ["../elsewhere/base", "{here}/elsewhere/base", "{here}/link"])
+def test_a_name_that_leaves_the_project_needs_the_recorded_weights(name: str, project: Path, base: Path) -> None:
+    here, elsewhere = project.parent, project.parent / "elsewhere" / "base"
+    shutil.move(project / "models" / "base", elsewhere)
+    (here / "link").symlink_to(elsewhere)
+    folder = recorded(project / "lora-out", name.format(here=here), weights=True)
+    found = folder.locate_base().folder
+    assert found is not None
+    assert found.samefile(elsewhere)
+    shutil.rmtree(elsewhere)
+    write_tiny_base(elsewhere, shipped_tokenizer("spm-v3"), seed=1)
+    assert folder.locate_base().folder is None
+
+
+def test_a_base_is_found_from_an_output_below_the_project(project: Path) -> None:
+    manifest = json.loads((project / "lora-out" / MANIFEST).read_text())
+    manifest["recipe"]["output"] = "runs/first/lora-out"
+    (project / "lora-out" / MANIFEST).write_text(json.dumps(manifest))
+    (project / "runs" / "first").mkdir(parents=True)
+    moved = Path(shutil.move(project / "lora-out", project / "runs" / "first" / "lora-out"))
+    assert AdapterFolder(moved).locate_base().folder == (project / "models" / "base").resolve()
