@@ -138,3 +138,21 @@ class EvaluateAtEnd(TrainerCallback):  # type: ignore[misc]
         """Ask for an evaluation if this is the last step."""
         if control.should_training_stop:
             control.should_evaluate = True
+
+
+class DryRun(TrainerCallback):  # type: ignore[misc]
+    """Tries the largest possible micro-batch before the first step, so that a run fails at once and not after hours."""
+
+    def __init__(self, trainer: Any) -> None:
+        """Make it for a trainer."""
+        self._trainer = trainer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Run the pass; weights, gradients and random state are as before.
+
+        Raises:
+            MemoryShortageError: If there is not enough memory for it.
+        """
+        # DeepSpeed's engine would take the gradient for that of a step
+        if engine() != "deepspeed":
+            self._trainer.try_largest()

@@ -134,14 +134,14 @@ def stop_on_signals() -> Iterator[StopRequest]:
 class StopAtRequest(TrainerCallback):  # type: ignore[misc]
     """Save a checkpoint and stop after the step in which a process was asked to; all processes at the same one."""
 
-    def __init__(self, request: StopRequest, over_processes: Callable[[int, str], int]) -> None:
+    def __init__(self, request: StopRequest, reduce_over_processes: Callable[[int, str], int]) -> None:
         """Make the callback.
 
         Args:
             request: What the signals of this process have asked for.
-            over_processes: Returns the `max` of a number over all processes, the same in each.
+            reduce_over_processes: Returns the `max` of a number over all processes, the same in each.
         """
-        self._request, self._over_processes = request, over_processes
+        self._request, self._over_processes = request, reduce_over_processes
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Agree with the other processes whether this was the last step."""

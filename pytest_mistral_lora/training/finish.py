@@ -131,7 +131,7 @@ def _facts(
         prepared.config,
         trainer.state,
         resumed_from=step_of(checkpoint) if checkpoint else None,
-        relief=trainer.relief.taken,
+        relief=trainer.oom_handler.changes,
     )
     evaluation = evaluation_facts(log, watching.completions(), watching.rates)
     return run_facts(prepared.recipe, prepared.base, prepared.data, training, evaluation)

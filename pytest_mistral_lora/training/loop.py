@@ -11,14 +11,13 @@ from transformers import PrinterCallback, TrainerCallback
 from pytest_mistral_lora.chat.encoded import EncodedRow
 from pytest_mistral_lora.errors import TrainingError
 from pytest_mistral_lora.training.arguments import Progress, trainer_arguments
-from pytest_mistral_lora.training.callbacks import EvaluateAtEnd, LogLines, OverflowWatch, StopAtNonFinite
+from pytest_mistral_lora.training.callbacks import DryRun, EvaluateAtEnd, LogLines, OverflowWatch, StopAtNonFinite
 from pytest_mistral_lora.training.devices import GenerateTogether, on_gpu
 from pytest_mistral_lora.training.recipe import Training
 from pytest_mistral_lora.training.rows.loading import RowDataset
 from pytest_mistral_lora.training.step.attention import attend_in_segments
 from pytest_mistral_lora.training.step.kernels_cpu import use_frozen_layers
-from pytest_mistral_lora.training.step.memory import checkpoint_activations
-from pytest_mistral_lora.training.step.oom import DryRun
+from pytest_mistral_lora.training.step.oom import checkpoint_activations
 from pytest_mistral_lora.training.step.trainer import LoraTrainer
 
 

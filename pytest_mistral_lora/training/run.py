@@ -111,9 +111,9 @@ def _watched(prepared: Preparation, trainer: LoraTrainer, work: Path) -> Watchin
 def _step_to_the_end(
     prepared: Preparation, trainer: LoraTrainer, work: WorkFolder, checkpoint: Path | None, stop: StopRequest
 ) -> None:
-    trainer.add_callback(StopAtRequest(stop, trainer.over_processes))
+    trainer.add_callback(StopAtRequest(stop, trainer.reduce_over_processes))
     if minutes := prepared.recipe.training.checkpoint_minutes:
-        trainer.add_callback(SaveByTime(minutes, trainer.over_processes))
+        trainer.add_callback(SaveByTime(minutes, trainer.reduce_over_processes))
     trainer.add_callback(KeepWhole())
     # what was measured before the first step is in the checkpoint's log
     trainer.args.eval_on_start &= checkpoint is None
@@ -122,7 +122,7 @@ def _step_to_the_end(
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except NonFiniteError as error:
         raise _named(error, prepared, trainer, work.path / BAD_ROWS) from error
-    number = trainer.over_processes(stop.signal, "max")  # one may have come after the last step
+    number = trainer.reduce_over_processes(stop.signal, "max")  # one may have come after the last step
     if number:
         raise StoppedError(
             f"stopped by {signal.Signals(number).name} after step {trainer.state.global_step} of "

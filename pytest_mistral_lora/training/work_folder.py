@@ -78,7 +78,7 @@ class SaveByTime(TrainerCallback):  # type: ignore[misc]
     def __init__(
         self,
         minutes: float,
-        over_processes: Callable[[int, str], int],
+        reduce_over_processes: Callable[[int, str], int],
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -86,10 +86,10 @@ class SaveByTime(TrainerCallback):  # type: ignore[misc]
 
         Args:
             minutes: Minutes from one checkpoint to the next.
-            over_processes: Returns the `max` of a number over all processes, the same in each.
+            reduce_over_processes: Returns the `max` of a number over all processes, the same in each.
             clock: Returns seconds.
         """
-        self._seconds, self._over_processes, self._clock = 60 * minutes, over_processes, clock
+        self._seconds, self._over_processes, self._clock = 60 * minutes, reduce_over_processes, clock
         self._last = 0.0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

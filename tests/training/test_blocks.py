@@ -83,12 +83,25 @@ def test_blocks_are_at_least_as_near_to_fp64_as_the_stock_kernel(dtype: torch.dt
 
 
 def test_a_block_that_saw_behind_itself_would_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(blocks, "_behind", lambda count, group, dtype: torch.zeros(count * group, count, dtype=dtype))
+    def no_bias(tokens: int, group: int, dtype: torch.dtype) -> torch.Tensor:
+        return torch.zeros(tokens * group, tokens, dtype=dtype)
+
+    monkeypatch.setattr(blocks, "_causal_bias", no_bias)
     given = tensors(20, 1, 1, torch.float64)
     found = attend_in_blocks(*given, [Segment(0, 20)], SCALING)
     expected = definition(*given, [Segment(0, 20)])
     assert torch.allclose(found[:, -1], expected[:, -1])
     assert not torch.allclose(found[:, 5], expected[:, 5], atol=1e-3)
+
+
+def test_the_formula_gives_the_gradient_of_torchs_own_softmax_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    segments = segments_of([(70, False), (90, True)])
+    given = tensors(segments[-1].end, 2, 3, torch.float64)
+    expected = output_and_gradients(attend_in_blocks(*given, segments, SCALING), given)
+    monkeypatch.delattr(torch, "_softmax_backward_data")
+    found = output_and_gradients(attend_in_blocks(*given, segments, SCALING), given)
+    for one, other in zip(found, expected, strict=True):
+        assert torch.allclose(one, other, atol=1e-12)
 
 
 def test_what_is_kept_for_the_backward_pass_grows_with_the_tokens() -> None:

@@ -71,9 +71,9 @@ def test_in_bf16_gradients_are_as_near_to_fp64_as_those_of_peft(base: Path) -> N
 @pytest.mark.parametrize(
     ("settings", "replaced"),
     [
-        ({}, {"_LoraLinear": 8, "_Mlp": 2}),
-        ({"target_modules": ("up_proj",)}, {"_LoraLinear": 2}),
-        ({"modules_to_save": ("lm_head",)}, {"_LoraLinear": 8, "_Mlp": 2}),
+        ({}, {"_FrozenLoraLinear": 8, "_FrozenMlp": 2}),
+        ({"target_modules": ("up_proj",)}, {"_FrozenLoraLinear": 2}),
+        ({"modules_to_save": ("lm_head",)}, {"_FrozenLoraLinear": 8, "_FrozenMlp": 2}),
     ],
 )
 def test_layers_of_frozen_matrices_are_replaced_and_no_others(

@@ -73,7 +73,7 @@ def test_the_fused_kernel_keeps_rows_apart_as_segments_do(
     losses = {}
     for fused in (True, False):
         if not fused:
-            monkeypatch.setattr(attention, "_varlen", lambda: None)
+            monkeypatch.setattr(attention, "_fused_varlen", lambda: None)
         with torch.no_grad(), torch.autocast("cuda", torch.bfloat16):
             losses[fused] = supervised_losses(trainer.model, rows)[0]
     assert torch.allclose(losses[True], losses[False], rtol=2e-2, atol=2e-2)

@@ -20,18 +20,18 @@ from pytest_mistral_lora.training.adapter import adapted_layers, adapter_tensors
 from pytest_mistral_lora.training.recipe import Lora
 from pytest_mistral_lora.training.run import train
 from pytest_mistral_lora.training.step.attention import attend_in_segments
-from pytest_mistral_lora.training.step.memory import Need, need_of, ways
+from pytest_mistral_lora.training.step.oom import MemoryNeed, measure_need, memory_savings
 
 
 @pytest.fixture(scope="module")
-def need(base: Path) -> Need:
+def need(base: Path) -> MemoryNeed:
     lora = Lora()
     model = attach_adapter(load_base(base, "fp32", "cpu"), lora, adapted_layers(base, lora.target_modules), seed=0)
     attend_in_segments(model)
-    return need_of(model)
+    return measure_need(model)
 
 
-def test_the_need_is_counted_on_the_model(need: Need, base: Path) -> None:
+def test_the_need_is_counted_on_the_model(need: MemoryNeed, base: Path) -> None:
     model = load_base(base, "fp32", "cpu")
     layers, width = model.config.num_hidden_layers, model.config.hidden_size
     assert need.base == sum(one.nbytes for one in model.parameters())
@@ -42,9 +42,9 @@ def test_the_need_is_counted_on_the_model(need: Need, base: Path) -> None:
     assert need.token < 4 * layers * 40 * (width + model.config.intermediate_size)
 
 
-def test_ways_are_in_the_order_of_least_harm_and_less_is_less(need: Need) -> None:
+def test_ways_are_in_the_order_of_least_harm_and_less_is_less(need: MemoryNeed) -> None:
     limit = need.total(600)
-    found = list(ways(need, limit, tokens=2000, longest=1000, checkpointed=False))
+    found = list(memory_savings(need, limit, tokens=2000, longest=1000, checkpointed=False))
     assert [way.setting.partition(":")[0].partition(" ")[0] for way in found] == [
         "training.micro_batch_tokens",
         "training.activation_checkpointing",
@@ -53,7 +53,9 @@ def test_ways_are_in_the_order_of_least_harm_and_less_is_less(need: Need) -> Non
     ]
     assert found[0].bytes > limit >= found[1].bytes
     assert need.total(2000) > found[0].bytes
-    tight = list(ways(need, need.total(0) + 10 * need.checkpointed_token, tokens=500, longest=500, checkpointed=True))
+    tight = list(
+        memory_savings(need, need.total(0) + 10 * need.checkpointed_token, tokens=500, longest=500, checkpointed=True)
+    )
     assert [way.setting for way in tight][-1] == "rows of at most 10 tokens, checkpointed"
 
 
@@ -81,8 +83,10 @@ def test_shrinking_changes_no_gradient(make_recipe: MakeRecipe, base: Path, tmp_
     fed = gives_way(short, above=40)
     short.train()
     assert max(fed[-3:]) <= 40 < fed[0]
-    assert short.relief.taken
-    assert all(one.startswith("micro_batch_tokens: ") and one.endswith("from step 1 on") for one in short.relief.taken)
+    assert short.oom_handler.changes
+    assert all(
+        one.startswith("micro_batch_tokens: ") and one.endswith("from step 1 on") for one in short.oom_handler.changes
+    )
     expected = adapter_tensors(plain.model)
     for name, tensor in adapter_tensors(short.model).items():
         assert torch.allclose(tensor, expected[name], atol=1e-4)
@@ -96,7 +100,7 @@ def test_where_a_single_row_does_not_fit_activations_are_checkpointed(
     )
     gives_way(trainer, above=-1)
     trainer.train()
-    assert trainer.relief.taken == ["activation_checkpointing: true from step 1 on"]
+    assert trainer.oom_handler.changes == ["activation_checkpointing: true from step 1 on"]
     assert trainer.state.global_step == 1
 
 
@@ -128,7 +132,6 @@ def test_a_dry_run_changes_nothing(make_recipe: MakeRecipe, tmp_path: Path) -> N
 LIMITED = """
 import resource, sys
 from pathlib import Path
-from pytest_mistral_lora.training.step import memory
 from pytest_mistral_lora.training import run
 from pytest_mistral_lora.cli import main
 

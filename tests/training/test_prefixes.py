@@ -16,7 +16,7 @@ from pytest_mistral_lora.errors import RecipeError
 from pytest_mistral_lora.training.step import forward as passes
 from pytest_mistral_lora.training.step import packing as prefixes
 from pytest_mistral_lora.training.step.forward import collate, step_rows, supervised_losses
-from pytest_mistral_lora.training.step.packing import StepRow, lay_out, split
+from pytest_mistral_lora.training.step.packing import StepRow, micro_batches, pack_rows
 
 SYSTEM = "You are a careful assistant who answers in one short sentence and never guesses. " * 3
 ALIKE = [
@@ -43,37 +43,40 @@ ROWS = st.lists(st.tuples(st.integers(0, 40), st.integers(0, 5)), min_size=1, ma
 
 @given(ROWS, st.integers(1, 120))
 def test_every_row_is_there_once_and_less_is_fed(rows: list[StepRow], most: int) -> None:
-    parts = split(rows, most, share_prefix=True)
+    parts = micro_batches(rows, most, share_prefix=True)
     assert sorted(one.index for part in parts for one in part) == list(range(len(rows)))
     for part in parts:
-        laid = lay_out(part, share_prefix=True)
-        assert laid.input_ids.shape[1] <= sum(one.fed for one in part)
-        assert laid.input_ids.shape[1] <= most or len(part) == 1
+        packed = pack_rows(part, share_prefix=True)
+        assert packed.input_ids.shape[1] <= sum(one.num_input_tokens for one in part)
+        assert packed.input_ids.shape[1] <= most or len(part) == 1
 
 
 @given(ROWS)
 def test_each_row_can_be_read_back_from_the_segments(rows: list[StepRow]) -> None:
-    laid = lay_out(rows, share_prefix=True)
+    packed = pack_rows(rows, share_prefix=True)
     read = {}
-    for start, end, (first, last) in laid.segments:
-        tokens = laid.input_ids[0, [*range(first, last), *range(start, end)]]
-        places = laid.position_ids[0, [*range(first, last), *range(start, end)]]
+    for start, end, (first, last) in packed.segments:
+        tokens = packed.input_ids[0, [*range(first, last), *range(start, end)]]
+        places = packed.position_ids[0, [*range(first, last), *range(start, end)]]
         assert places.tolist() == list(range(len(tokens)))
-        for column, owner, target in zip(laid.columns, laid.owners, laid.targets, strict=True):
+        for column, owner, target in zip(packed.loss_positions, packed.row_indices, packed.targets, strict=True):
             if start <= column < end:
                 read[int(owner)] = tokens
                 own = rows[int(owner)]
                 assert own.labels[places[(last - first) + int(column) - start] + 1] == target
     assert {index: tokens.tolist() for index, tokens in read.items()} == {
-        one.index: one.input_ids[: one.fed].tolist() for one in rows
+        one.index: one.input_ids[: one.num_input_tokens].tolist() for one in rows
     }
 
 
 def test_a_short_beginning_is_not_shared() -> None:
     rows = [row(index, 10, 3) for index in range(3)]
-    assert [group.shared for group in prefixes.grouped(rows)] == [0, 0, 0]
+    assert [group.shared for group in prefixes.prefix_groups(rows, share_prefix=True)] == [0, 0, 0]
     rows = [row(index, 30, 3) for index in range(3)]
-    assert [(group.shared, len(group.rows), group.fed) for group in prefixes.grouped(rows)] == [(30, 3, 30 + 3 * 4)]
+    assert [
+        (group.shared, len(group.rows), group.num_input_tokens)
+        for group in prefixes.prefix_groups(rows, share_prefix=True)
+    ] == [(30, 3, 30 + 3 * 4)]
 
 
 @pytest.mark.parametrize("tokens", [4096, 300, 1])
@@ -97,8 +100,8 @@ def test_each_row_loses_what_it_loses_alone(
         for one in rows:
             alone, _ = supervised_losses(trainer.model, [one])
             assert torch.allclose(together[owners == one.index], alone, rtol=1e-5, atol=1e-5)
-    fed = lay_out(rows, share_prefix=True).input_ids.shape[1]
-    assert fed < 0.6 * sum(one.fed for one in rows)
+    fed = pack_rows(rows, share_prefix=True).input_ids.shape[1]
+    assert fed < 0.6 * sum(one.num_input_tokens for one in rows)
 
 
 def trainer_and_rows(make_recipe: MakeRecipe, base: Path, tmp_path: Path) -> tuple[Any, list[StepRow]]:

@@ -19,7 +19,7 @@ from pytest_mistral_lora.records.files import listing, write_json
 from pytest_mistral_lora.training.failure import StopRequest
 from pytest_mistral_lora.training.recipe import Recipe
 from pytest_mistral_lora.training.run import RunResult, train, work_folder
-from pytest_mistral_lora.training.step.trainer import LoraTrainer, UnloggedLoss
+from pytest_mistral_lora.training.step.trainer import LoraTrainer, RunningLoss
 from pytest_mistral_lora.training.work_folder import LIST, SaveByTime, checkpoints, fault_of, step_of
 
 TRAINING: dict[str, Any] = {
@@ -85,7 +85,7 @@ def test_a_run_stopped_at_every_step_is_the_run_that_never_stopped(
 @pytest.mark.parametrize(
     ("owner", "method", "broken", "steps"),
     [
-        (UnloggedLoss, "on_train_begin", TrainerCallback.on_train_begin, 3),
+        (RunningLoss, "on_train_begin", TrainerCallback.on_train_begin, 3),
         (LoraTrainer, "get_batch_samples", Trainer.get_batch_samples, 2),
     ],
 )

@@ -28,8 +28,7 @@ from pytest_mistral_lora.training.step.forward import (
     supervised_losses,
     token_losses,
 )
-from pytest_mistral_lora.training.step.packing import Segment, StepRow, lay_out, split
-from pytest_mistral_lora.training.step.sampler import StepSampler
+from pytest_mistral_lora.training.step.packing import Segment, StepRow, StepSampler, micro_batches, pack_rows
 
 
 def rows_of(trainer: Any) -> list[StepRow]:
@@ -104,7 +103,7 @@ def test_the_head_is_as_it_was_after_an_error() -> None:
     assert "forward" not in vars(head)
 
 
-# rows laid end to end
+# rows packed end to end
 
 
 LABELS = st.lists(st.sampled_from([IGNORE_INDEX, 5]), min_size=1, max_size=12)
@@ -113,27 +112,27 @@ LABELS = st.lists(st.sampled_from([IGNORE_INDEX, 5]), min_size=1, max_size=12)
 @given(st.lists(LABELS, min_size=1, max_size=6), st.integers(1, 30))
 def test_micro_batches_have_every_row_with_a_loss_once(labels: list[list[int]], most: int) -> None:
     rows = [row(index, one) for index, one in enumerate(labels)]
-    parts = split(rows, most)
+    parts = micro_batches(rows, most)
     expected = [index for index, one in enumerate(labels) if any(label != IGNORE_INDEX for label in one[1:])]
     assert sorted(one.index for part in parts for one in part) == expected
     for part in parts:
-        assert sum(one.fed for one in part) <= most or len(part) == 1
+        assert sum(one.num_input_tokens for one in part) <= most or len(part) == 1
 
 
 @given(st.lists(LABELS.filter(lambda one: 5 in one[1:]), min_size=1, max_size=5))
 def test_a_layout_has_what_a_supervised_token_needs_and_no_more(labels: list[list[int]]) -> None:
     rows = [row(index, one) for index, one in enumerate(labels)]
-    laid = lay_out(rows)
-    assert laid.input_ids.shape == laid.position_ids.shape == (1, laid.segments[-1].end)
-    for one, (start, end, _) in zip(rows, laid.segments, strict=True):
-        assert laid.input_ids[0, start:end].tolist() == one.input_ids[: end - start].tolist()
-        assert laid.position_ids[0, start:end].tolist() == list(range(end - start))
-        own = laid.owners == one.index
-        assert (laid.columns[own] - start + 1).tolist() == [
+    packed = pack_rows(rows)
+    assert packed.input_ids.shape == packed.position_ids.shape == (1, packed.segments[-1].end)
+    for one, (start, end, _) in zip(rows, packed.segments, strict=True):
+        assert packed.input_ids[0, start:end].tolist() == one.input_ids[: end - start].tolist()
+        assert packed.position_ids[0, start:end].tolist() == list(range(end - start))
+        own = packed.row_indices == one.index
+        assert (packed.loss_positions[own] - start + 1).tolist() == [
             place for place, label in enumerate(one.labels.tolist()) if place and label != IGNORE_INDEX
         ]
-        assert laid.targets[own].tolist() == [5] * int(own.sum())
-        assert int(laid.columns[own][-1]) == end - 1
+        assert packed.targets[own].tolist() == [5] * int(own.sum())
+        assert int(packed.loss_positions[own][-1]) == end - 1
 
 
 def test_nothing_behind_the_last_supervised_token_is_fed(make_recipe: MakeRecipe, base: Path, tmp_path: Path) -> None:

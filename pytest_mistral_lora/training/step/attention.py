@@ -1,8 +1,8 @@
-"""Attention over rows that are laid end to end: each sees itself alone, as if the others were not there.
+"""Attention over packed rows: each row attends to itself alone, as if it were the only row.
 
-Isolation is exact by construction: each row's queries meet that row's keys only, and no mask over all tokens is made.
-Attending by segments instead of a block mask is also faster. Rows that begin alike may share the segment of their
-beginning: its keys and values are then those that each of them would have.
+Isolation is exact by construction: the queries of a row meet the keys of that row only, and no mask over all tokens is
+made, which is also faster than a block mask. Rows with the same prefix may share the segment of that prefix: its keys
+and values are those that each of them would have computed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pytest_mistral_lora.training.step.kernels_cpu import attend_in_blocks
 from pytest_mistral_lora.training.step.packing import Segment
 
 IMPLEMENTATION = "segments"
-"""What a model's `_attn_implementation` is called while it is trained."""
+"""Value of a model's `_attn_implementation` while it is trained."""
 
 
 def attend(
@@ -34,127 +34,115 @@ def attend(
     sliding_window: int | None = None,
     **settings: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attend causally within each segment; without segments, as transformers' own SDPA does.
+    """Attend causally within each segment; without segments, run transformers' own SDPA.
 
     Args:
         module: The attention layer.
-        query: `(1, heads, tokens, head size)`, positions already worked in.
-        key: `(1, key-value heads, tokens, head size)`.
-        value: As `key`.
+        query: `(1, heads, tokens, head size)`, with rotary positions applied.
+        key: `(1, key-value heads, tokens, head size)`, likewise.
+        value: `(1, key-value heads, tokens, head size)`.
         attention_mask: Used only without segments.
         segments: Segments in order, together all tokens.
-        sliding_window: How many tokens back a token sees, itself included; None for all.
-        settings: `scaling`, `dropout` and whatever else transformers hands on.
+        sliding_window: Number of tokens that a token sees, itself included; None for all.
+        settings: `scaling`, `dropout` and other arguments of transformers.
 
     Returns:
-        `(1, tokens, heads, head size)`, and None in place of weights.
+        `(1, tokens, heads, head size)`, and None in place of the attention weights.
     """
     if segments is None:
-        whole: tuple[torch.Tensor, None] = sdpa_attention_forward(
+        plain: tuple[torch.Tensor, None] = sdpa_attention_forward(
             module, query, key, value, attention_mask, sliding_window=sliding_window, **settings
         )
-        return whole
-    whole_rows = all(start == end for _, _, (start, end) in segments)
-    fused = _varlen() if whole_rows and query.is_cuda and query.dtype != torch.float32 else None
-    if fused is not None:
-        return fused(query, key, value, segments, sliding_window, settings["scaling"]), None
-    if query.device.type == "cpu" and not settings.get("dropout") and _sees_all(segments, sliding_window):
+        return plain
+    # varlen kernels know no shared prefix, and take half precision only
+    if query.is_cuda and query.dtype != torch.float32 and all(first == last for _, _, (first, last) in segments):
+        fused = _fused_varlen()
+        if fused is not None:
+            return fused(query, key, value, segments, sliding_window, settings["scaling"]), None
+    in_window = sliding_window is None or max(segment.seen for segment in segments) <= sliding_window
+    if query.device.type == "cpu" and not settings.get("dropout") and in_window:
         return attend_in_blocks(query, key, value, segments, settings["scaling"]), None
-    parts = [_attend_one(module, query, key, value, one, sliding_window, **settings) for one in segments]
+    parts = [_attend_segment(module, query, key, value, segment, sliding_window, **settings) for segment in segments]
     return torch.cat(parts, dim=1), None
 
 
-def _sees_all(segments: Sequence[Segment], window: int | None) -> bool:
-    return window is None or max(one.seen for one in segments) <= window
-
-
-def _attend_one(
+def _attend_segment(
     module: Any, query: Any, key: Any, value: Any, segment: Segment, window: int | None, **settings: Any
 ) -> torch.Tensor:
     start, end, (first, last) = segment
-    keys, values = (one[:, :, start:end] for one in (key, value))
+    keys, values = key[:, :, start:end], value[:, :, start:end]
     if first < last:
         keys = torch.cat([key[:, :, first:last], keys], dim=2)
         values = torch.cat([value[:, :, first:last], values], dim=2)
-    mask = _mask(end - start, keys.shape[2], window, query.device)
-    found: torch.Tensor = sdpa_attention_forward(module, query[:, :, start:end], keys, values, mask, **settings)[0]
-    return found
+    mask = _causal_mask(end - start, keys.shape[2], window, query.device)
+    attended: torch.Tensor = sdpa_attention_forward(module, query[:, :, start:end], keys, values, mask, **settings)[0]
+    return attended
 
 
 def attend_in_segments(model: Any) -> None:
-    """Make a model attend by segments where it is called with them; every other call is as before.
+    """Make a model attend by segments if it is called with them; every other call is as before.
 
     Args:
         model: A transformers model, with or without PEFT around it.
     """
     if model.config._attn_implementation != IMPLEMENTATION:
         AttentionInterface.register(IMPLEMENTATION, attend)
+        # calls without segments, such as generation, need the masks of SDPA
         AttentionMaskInterface.register(IMPLEMENTATION, sdpa_mask)
         model.set_attn_implementation(IMPLEMENTATION)
 
 
 def segment_arguments(segments: Sequence[Segment]) -> dict[str, Any]:
-    """Return what a model is called with, beside ids and positions, so that its rows stay apart.
-
-    A mask of four dimensions is taken by transformers as it is: it makes none over all tokens.
-    """
+    """Return the arguments of a model's call, beside ids and positions, that keep packed rows apart."""
+    # transformers takes a mask of four dimensions as it is, and makes none over all tokens
     return {"segments": tuple(segments), "attention_mask": torch.ones(1, 1, 1, 1, dtype=torch.bool)}
 
 
 @lru_cache(maxsize=16)  # every layer asks for the same ones
-def _mask(queries: int, keys: int, window: int | None, device: torch.device) -> torch.Tensor | None:
-    """Return which keys each query sees, `(1, 1, queries, keys)` bool; None where SDPA's own causality is right."""
+def _causal_mask(queries: int, keys: int, window: int | None, device: torch.device) -> torch.Tensor | None:
+    """Return which keys each query sees, `(1, 1, queries, keys)` bool; None if SDPA's own causal mask is right."""
     if queries == keys and (window is None or keys <= window):
         return None
-    place = torch.arange(keys, device=device)
-    back = place[keys - queries :, None] - place[None, :]
-    return ((back >= 0) & (back < (window or keys)))[None, None]
-
-
-_Varlen = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, Sequence[Segment], int | None, float], torch.Tensor]
+    position = torch.arange(keys, device=device)
+    # the queries are the last tokens: the keys before them are the prefix
+    distance = position[keys - queries :, None] - position[None, :]
+    return ((distance >= 0) & (distance < (window or keys)))[None, None]
 
 
 @cache
-def _varlen() -> _Varlen | None:
-    """Return a fused kernel for segments: FlashAttention's, or PyTorch's own; None where neither is there."""
+def _fused_varlen() -> Callable[..., torch.Tensor] | None:
+    """Return a fused kernel for packed rows: FlashAttention's, else PyTorch's own; None without either."""
+    flash: Any = None
+    native: Any = None
     try:
-        from flash_attn import flash_attn_varlen_func
+        import flash_attn
+
+        flash = flash_attn.flash_attn_varlen_func
     except ImportError:
-        return _torch_varlen()
+        try:
+            from torch.nn.attention import varlen
+        except ImportError:
+            return None
+        native = varlen.varlen_attn
+        # its first releases know neither windows nor grouped heads
+        if "window_size" not in native.__annotations__:
+            return None
 
-    def attend(q: Any, k: Any, v: Any, segments: Sequence[Segment], window: int | None, scale: float) -> torch.Tensor:
-        q, k, v, starts, longest = _flat(q, k, v, segments)
-        back = -1 if window is None else window - 1
-        out: torch.Tensor = flash_attn_varlen_func(
-            q, k, v, starts, starts, longest, longest, softmax_scale=scale, causal=True, window_size=(back, 0)
-        )
-        return out[None]
+    def attend_varlen(
+        query: Any, key: Any, value: Any, segments: Sequence[Segment], window: int | None, scaling: float
+    ) -> torch.Tensor:
+        # both kernels take (tokens, heads, head size), where each row starts, and the longest row
+        q, k, v = (tensor[0].transpose(0, 1).contiguous() for tensor in (query, key, value))
+        starts = torch.tensor([0, *(segment.end for segment in segments)], dtype=torch.int32, device=query.device)
+        longest = max(segment.end - segment.start for segment in segments)
+        # both count the tokens before the query: a window counts the query, too
+        window_size = (-1 if window is None else window - 1, 0)
+        if flash is not None:
+            bounds = {"softmax_scale": scaling, "causal": True, "window_size": window_size}
+            attended = flash(q, k, v, starts, starts, longest, longest, **bounds)
+        else:
+            bounds = {"scale": scaling, "window_size": window_size, "enable_gqa": query.shape[1] != key.shape[1]}
+            attended = native(q, k, v, starts, starts, longest, longest, **bounds)
+        return torch.as_tensor(attended)[None]
 
-    return attend
-
-
-def _torch_varlen() -> _Varlen | None:
-    try:
-        from torch.nn.attention.varlen import varlen_attn
-    except ImportError:
-        return None
-    if "window_size" not in varlen_attn.__annotations__:  # its first releases know neither windows nor grouped heads
-        return None
-
-    def attend(q: Any, k: Any, v: Any, segments: Sequence[Segment], window: int | None, scale: float) -> torch.Tensor:
-        grouped = q.shape[1] != k.shape[1]
-        q, k, v, starts, longest = _flat(q, k, v, segments)
-        back = -1 if window is None else window - 1
-        out: Any = varlen_attn(
-            q, k, v, starts, starts, longest, longest, scale=scale, window_size=(back, 0), enable_gqa=grouped
-        )
-        return torch.as_tensor(out)[None]
-
-    return attend
-
-
-def _flat(q: Any, k: Any, v: Any, segments: Sequence[Segment]) -> tuple[Any, Any, Any, torch.Tensor, int]:
-    """Return queries, keys and values as `(tokens, heads, head size)`, the starts on their device, the longest row."""
-    starts = torch.tensor([0, *(one.end for one in segments)], dtype=torch.int32, device=q.device)
-    longest = max(one.end - one.start for one in segments)
-    return *(one[0].transpose(0, 1).contiguous() for one in (q, k, v)), starts, longest
+    return attend_varlen

@@ -1,7 +1,8 @@
-"""Causal attention on a CPU, in blocks of queries that meet the keys before them and none behind.
+"""Hand-written forward and backward passes for a CPU: causal attention in blocks, and layers around frozen weights.
 
-PyTorch's own kernel computes short rows in full, the masked half too, and bf16 slower than float32. Here scores are
-float32 at least, and are made again in the backward pass: what is kept grows with the tokens, not with their square.
+Attention: PyTorch's own kernel computes short rows in full, the masked half too, and bf16 slower than float32. Here
+scores are float32 at least, and are computed again in the backward pass: the memory that is kept grows with the tokens,
+not with their square. Layers: autograd keeps inputs for the gradient of a weight, which a frozen weight never gets.
 """
 
 from __future__ import annotations
@@ -24,82 +25,90 @@ _BLOCK = 64
 def attend_in_blocks(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, segments: Sequence[Segment], scaling: float
 ) -> torch.Tensor:
-    """Attend causally within each segment and to its beginning.
+    """Attend causally within each segment and to its prefix.
 
     Args:
-        query: `(1, heads, tokens, head size)`, positions already worked in.
-        key: `(1, key-value heads, tokens, head size)`.
-        value: As `key`.
+        query: `(1, heads, tokens, head size)`, with rotary positions applied.
+        key: `(1, key-value heads, tokens, head size)`, likewise.
+        value: `(1, key-value heads, tokens, head size)`.
         segments: Segments in order, together all tokens.
-        scaling: What scores are multiplied with.
+        scaling: Factor of the scores.
 
     Returns:
         `(1, tokens, heads, head size)`, in the dtype of `query`.
     """
-    blocks: Any = _Blocks
-    attended: torch.Tensor = blocks.apply(query, key, value, tuple(segments), scaling)
+    function: Any = _BlockAttention
+    attended: torch.Tensor = function.apply(query, key, value, tuple(segments), scaling)
     return attended
 
 
-class _Blocks(torch.autograd.Function):
-    """Attention whose probabilities are not kept."""
+class _BlockAttention(torch.autograd.Function):
+    """`O = softmax(scaling * Q K' + causal bias) V` for each segment; the probabilities are not kept."""
 
     @staticmethod
     def forward(ctx: Any, query: Any, key: Any, value: Any, segments: Sequence[Segment], scaling: float) -> Any:
+        # autocast would round the scores to bf16
         with torch.autocast("cpu", enabled=False):
+            # scaled once here: cheaper than scaling each block of scores
             queries = _by_key_head(query, len(key[0])).mul_(scaling)
-            keys, values = _wide(key[0]), _wide(value[0])
-            out = query.new_empty(query.shape[2], *queries.shape[::2], query.shape[3])  # tokens, key heads, ...
+            keys, values = _at_least_float32(key[0]), _at_least_float32(value[0])
+            output = query.new_empty(query.shape[2], *queries.shape[::2], query.shape[3])  # tokens, key heads, ...
             for segment in segments:
-                seen, known = _seen(keys, segment), _seen(values, segment)
-                for start, end, last in _blocks(segment):
-                    chances = _probabilities(queries[:, start:end], seen[:, :last])
-                    mixed = torch.bmm(chances, known[:, :last])
-                    out[start:end] = _by_query(mixed, end - start)
+                visible_keys, visible_values = _visible(keys, segment), _visible(values, segment)
+                for start, end, visible in _blocks(segment):
+                    probs = _attention_probs(queries[:, start:end], visible_keys[:, :visible])
+                    attended = torch.bmm(probs, visible_values[:, :visible])
+                    output[start:end] = _by_token(attended, end - start)
         ctx.save_for_backward(queries, keys, values)
         ctx.segments, ctx.scaling, ctx.dtype = segments, scaling, query.dtype
-        return out.flatten(1, 2)[None]
+        return output.flatten(1, 2)[None]
 
+    # With S = scaling * Q K' + bias, P = softmax(S), O = P V, and dX for the gradient of the loss by X:
+    #   dV = P' dO     dP = dO V'     dS = P * (dP - rowsum(P * dP))     dQ = scaling * dS K     dK = scaling * dS' Q
+    # (FlashAttention, arXiv 2205.14135, appendix B.2.) `queries` holds scaling * Q, so dK needs no factor. A key is
+    # seen by all query heads of its group and by every segment that continues its prefix: their gradients are summed.
     @staticmethod
-    def backward(ctx: Any, *upstream: torch.Tensor) -> Any:
+    def backward(ctx: Any, *grad_outputs: torch.Tensor) -> Any:
         queries, keys, values = ctx.saved_tensors
+        # autograd runs this in the autocast state of whoever calls backward()
         with torch.autocast("cpu", enabled=False):
-            slopes = _by_key_head(upstream[0].transpose(1, 2), len(keys))
-            by_query = queries.new_empty(queries.shape[1], len(queries), *queries.shape[2:])
-            by_key, by_value = (queries.new_zeros(one.shape) for one in (keys, values))
+            grad_output = _by_key_head(grad_outputs[0].transpose(1, 2), len(keys))
+            grad_queries = queries.new_empty(queries.shape[1], len(queries), *queries.shape[2:])
+            grad_keys, grad_values = torch.zeros_like(keys), torch.zeros_like(values)
             for segment in ctx.segments:
-                seen, known = _seen(keys, segment), _seen(values, segment)
-                of_seen, of_known = torch.zeros_like(seen), torch.zeros_like(known)
-                for start, end, last in _blocks(segment):
-                    slope, rows = slopes[:, start:end].flatten(1, 2), queries[:, start:end].flatten(1, 2)
-                    chances = _probabilities(queries[:, start:end], seen[:, :last])
-                    of_known[:, :last].baddbmm_(chances.transpose(1, 2), slope)
-                    of_chances = torch.bmm(slope, known[:, :last].transpose(1, 2))
-                    of_scores = torch._softmax_backward_data(of_chances, chances, -1, chances.dtype)
-                    of_seen[:, :last].baddbmm_(of_scores.transpose(1, 2), rows)
-                    of_rows = torch.bmm(of_scores, seen[:, :last])
-                    by_query[start:end] = _by_query(of_rows, end - start)
-                _add_seen(by_key, segment, of_seen)
-                _add_seen(by_value, segment, of_known)
-        by_query = by_query.mul_(ctx.scaling).flatten(1, 2).transpose(0, 1)
-        return *(one[None].to(ctx.dtype) for one in (by_query, by_key, by_value)), None, None
+                visible_keys, visible_values = _visible(keys, segment), _visible(values, segment)
+                grad_visible_keys, grad_visible_values = map(torch.zeros_like, (visible_keys, visible_values))
+                for start, end, visible in _blocks(segment):
+                    grad_block, block = grad_output[:, start:end].flatten(1, 2), queries[:, start:end].flatten(1, 2)
+                    probs = _attention_probs(queries[:, start:end], visible_keys[:, :visible])
+                    grad_visible_values[:, :visible].baddbmm_(probs.transpose(1, 2), grad_block)
+                    grad_probs = torch.bmm(grad_block, visible_values[:, :visible].transpose(1, 2))
+                    grad_scores = _softmax_backward(grad_probs, probs)
+                    grad_visible_keys[:, :visible].baddbmm_(grad_scores.transpose(1, 2), block)
+                    grad_queries[start:end] = _by_token(torch.bmm(grad_scores, visible_keys[:, :visible]), end - start)
+                shared = segment.prefix[1] - segment.prefix[0]
+                for total, part in ((grad_keys, grad_visible_keys), (grad_values, grad_visible_values)):
+                    total[:, segment.prefix[0] : segment.prefix[1]] += part[:, :shared]
+                    total[:, segment.start : segment.end] += part[:, shared:]
+        grad_queries = grad_queries.mul_(ctx.scaling).flatten(1, 2).transpose(0, 1)
+        return *(one[None].to(ctx.dtype) for one in (grad_queries, grad_keys, grad_values)), None, None
 
 
-def _wide(tensor: torch.Tensor) -> torch.Tensor:
+def _at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def _by_key_head(queries: torch.Tensor, key_heads: int) -> torch.Tensor:
     """Return `(key heads, tokens, queries of a key head, head size)`, a copy: a block of it is one matrix a head."""
     _, heads, tokens, size = queries.shape
-    wide = _wide(queries[0]).view(key_heads, heads // key_heads, tokens, size)
-    return wide.transpose(1, 2).clone(memory_format=torch.contiguous_format)
+    grouped = _at_least_float32(queries[0]).view(key_heads, heads // key_heads, tokens, size)
+    return grouped.transpose(1, 2).clone(memory_format=torch.contiguous_format)
 
 
-def _by_query(block: torch.Tensor, queries: int) -> torch.Tensor:
-    """Return a block, `(key heads, queries of all heads, head size)`, as `(queries, key heads, ..., head size)`."""
+def _by_token(block: torch.Tensor, tokens: int) -> torch.Tensor:
+    """Return a block, `(key heads, tokens * group, head size)`, as `(tokens, key heads, group, head size)`."""
     key_heads, rows, size = block.shape
-    return block.view(key_heads, queries, rows // queries, size).transpose(0, 1)
+    return block.view(key_heads, tokens, rows // tokens, size).transpose(0, 1)
 
 
 def _blocks(segment: Segment) -> Iterator[tuple[int, int, int]]:
@@ -109,74 +118,79 @@ def _blocks(segment: Segment) -> Iterator[tuple[int, int, int]]:
         yield start, end, segment.seen - segment.end + end
 
 
-def _seen(tensor: torch.Tensor, segment: Segment) -> torch.Tensor:
-    """Return what the last token of a segment sees, of `(heads, tokens, head size)`."""
+def _visible(tensor: torch.Tensor, segment: Segment) -> torch.Tensor:
+    """Return the part that a segment's last token sees, prefix first, of `(key heads, tokens, head size)`."""
     own, (first, last) = tensor[:, segment.start : segment.end], segment.prefix
+    # without a prefix it is a view: most segments have none
     return torch.cat([tensor[:, first:last], own], dim=1) if first < last else own
 
 
-def _add_seen(total: torch.Tensor, segment: Segment, found: torch.Tensor) -> None:
-    shared = segment.prefix[1] - segment.prefix[0]
-    total[:, segment.prefix[0] : segment.prefix[1]] += found[:, :shared]
-    total[:, segment.start : segment.end] += found[:, shared:]
-
-
-def _probabilities(queries: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
-    """Return how much each query takes of each key, `(key heads, queries, keys)`; the last query sees every key."""
-    _, count, group, _ = queries.shape
+def _attention_probs(queries: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+    """Return `softmax(Q K' + causal bias)`, `(key heads, tokens * group, keys)`; the last token sees every key."""
+    _, tokens, group, _ = queries.shape
     scores = torch.bmm(queries.flatten(1, 2), keys.transpose(1, 2))
-    scores[:, :, -count:] += _behind(count, group, scores.dtype)
+    # keys before the block are seen by all of its queries: only the square at the end needs a bias
+    scores[:, :, -tokens:] += _causal_bias(tokens, group, scores.dtype)
     return torch.softmax(scores, dim=-1)
 
 
-@lru_cache(maxsize=_BLOCK)
-def _behind(count: int, group: int, dtype: torch.dtype) -> torch.Tensor:
-    """Return minus infinity where a key is behind a query, else 0, `(count * group, count)`."""
-    square = torch.full((count, count), -torch.inf, dtype=dtype).triu_(diagonal=1)
+@lru_cache(maxsize=_BLOCK)  # one entry for each possible size of a last block; every layer asks again
+def _causal_bias(tokens: int, group: int, dtype: torch.dtype) -> torch.Tensor:
+    """Return -inf if the key is later than the query, else 0, `(tokens * group, tokens)`."""
+    square = torch.full((tokens, tokens), -torch.inf, dtype=dtype).triu_(diagonal=1)
     return square.repeat_interleave(group, dim=0)
 
 
+def _softmax_backward(grad_probs: torch.Tensor, probs: torch.Tensor) -> torch.Tensor:
+    # torch's fused kernel reads a block once; the formula takes three passes and 1.5 to 2 times its CPU time. It has no
+    # public name, so that a release of torch may drop it: then the formula gives the same gradient.
+    if hasattr(torch, "_softmax_backward_data"):
+        return torch._softmax_backward_data(grad_probs, probs, -1, probs.dtype)
+    return probs * (grad_probs - (probs * grad_probs).sum(dim=-1, keepdim=True))
+
+
 def use_frozen_layers(model: Any) -> None:
-    """Let a model's LoRA layers and MLPs compute as this module does, where they can; nothing else of them changes.
+    """Let a model's LoRA layers and MLPs run the passes of this module if their base weights are frozen and plain.
+
+    The layers keep their parameters, names and state; every other layer, and every call that does more than these
+    passes know (merged or several adapters, dropout, DoRA), runs the code of PEFT and transformers.
 
     Args:
-        model: The base model with its adapter. DeepSpeed must not have divided it: it gathers the weights of a module
-            when that module is called, and here they are read.
+        model: The base model with its adapter. DeepSpeed must not have sharded it: it gathers the weights of a module
+            when that module is called, and here the parent reads them.
     """
     for module in model.modules():
+        # The class is swapped in place. A new module would have to take over hooks, parameters' identities (the
+        # optimizer's keys), PEFT's registries and names in checkpoints; these subclasses only add a `forward`.
         if type(module) is lora.Linear and _is_frozen(module.base_layer):
-            module.__class__ = _LoraLinear
+            module.__class__ = _FrozenLoraLinear
         elif (
             type(module) is MistralMLP
             and module.config.hidden_act == "silu"
-            and all(map(_is_frozen, _matrices(module)))
+            and all(map(_is_frozen, (module.gate_proj, module.up_proj, module.down_proj)))
         ):
-            module.__class__ = _Mlp
+            module.__class__ = _FrozenMlp
 
 
 def _is_frozen(module: Any) -> bool:
+    # the exact type: adapters, 4-bit layers and hooks by subclass compute something else
     return type(module) is torch.nn.Linear and module.bias is None and not module.weight.requires_grad
 
 
-def _matrices(mlp: Any) -> tuple[Any, Any, Any]:
-    return mlp.gate_proj, mlp.up_proj, mlp.down_proj
+def _is_cast_free(dtype: torch.dtype, weight: torch.Tensor) -> bool:
+    """Report whether a product with this weight stays in its dtype: autocast may ask for another one."""
+    autocast = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") != weight.dtype
+    return dtype == weight.dtype and not autocast
 
 
-def _multiplied_in(weight: torch.Tensor) -> torch.dtype | None:
-    """Return the dtype in which a weight is multiplied without a cast; None where autocast would make another of it."""
-    if torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") != weight.dtype:
-        return None
-    return weight.dtype
+class _FrozenLoraLinear(lora.Linear):  # type: ignore[misc]
+    """PEFT's layer, as one autograd function if a single plain adapter is active."""
 
-
-class _LoraLinear(lora.Linear):  # type: ignore[misc]
-    """PEFT's layer, as one autograd function where a single plain adapter is at work."""
-
-    def forward(self, x: torch.Tensor, *given: Any, **named: Any) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Return the base layer's output plus the adapter's, `(..., out_features)`, in the dtype of `x`."""
         active = [name for name in self.active_adapters if name in self.lora_A]
-        if given or named or len(active) != 1 or not self._is_plain(active[0], x.dtype):
-            output: torch.Tensor = super().forward(x, *given, **named)
+        if args or kwargs or len(active) != 1 or not self._is_plain(active[0], x.dtype):
+            output: torch.Tensor = super().forward(x, *args, **kwargs)
             return output
         a, b = self.lora_A[active[0]].weight, self.lora_B[active[0]].weight
         product: Any = _LoraProduct
@@ -184,62 +198,71 @@ class _LoraLinear(lora.Linear):  # type: ignore[misc]
         return output.view(*x.shape[:-1], -1)
 
     def _is_plain(self, name: str, dtype: torch.dtype) -> bool:
-        """Say whether PEFT would compute `x W' + scaling * x A' B'` in this dtype, and no more."""
-        at_work = torch.is_grad_enabled() and not self.disable_adapters and not self.merged
-        plain = isinstance(self.lora_dropout[name], torch.nn.Identity) and name not in self.lora_variant
-        alike = dtype == self.lora_A[name].weight.dtype or torch.is_autocast_enabled("cpu")
+        """Report whether PEFT would compute `x W' + scaling * x A' B'` in this dtype, and no more."""
         return (
-            at_work and plain and alike and not self.lora_bias[name] and dtype == _multiplied_in(self.base_layer.weight)
+            torch.is_grad_enabled()
+            and not self.disable_adapters
+            and not self.merged
+            and isinstance(self.lora_dropout[name], torch.nn.Identity)
+            and name not in self.lora_variant  # such as DoRA
+            and not self.lora_bias[name]
+            # without autocast, PEFT casts x to the dtype of A
+            and (dtype == self.lora_A[name].weight.dtype or torch.is_autocast_enabled("cpu"))
+            and _is_cast_free(dtype, self.base_layer.weight)
         )
 
 
 class _LoraProduct(torch.autograd.Function):
-    """`x W' + scaling * x A' B'`: `x` (tokens, in), W (out, in), A (r, in), B (out, r)."""
+    """`y = x W' + s * h B'` with `h = x A'`: x (tokens, in), W (out, in), A (rank, in), B (out, rank)."""
 
     @staticmethod
     def forward(ctx: Any, x: Any, weight: Any, a: Any, b: Any, scaling: float) -> Any:
         ctx.scaling, ctx.dtype = scaling, a.dtype
         a, b = a.to(x.dtype), b.to(x.dtype)
-        narrow = x @ a.T
-        ctx.save_for_backward(x, weight, a, b, narrow)
-        return (x @ weight.T).addmm_(narrow, b.T, alpha=scaling)
+        lora_hidden = x @ a.T
+        ctx.save_for_backward(x, weight, a, b, lora_hidden)
+        return (x @ weight.T).addmm_(lora_hidden, b.T, alpha=scaling)
 
+    # dh = s * dy B     dx = dy W + dh A     dA = dh' x     dB = s * dy' h     (W is frozen: no dW)
     @staticmethod
-    def backward(ctx: Any, *upstream: torch.Tensor) -> tuple[Any, ...]:
-        x, weight, a, b, narrow = ctx.saved_tensors
-        slope = upstream[0]
-        of_narrow = (slope @ b).mul_(ctx.scaling)
-        of_x = (slope @ weight).addmm_(of_narrow, a) if ctx.needs_input_grad[0] else None
-        of_a, of_b = (of_narrow.T @ x).to(ctx.dtype), (slope.T @ narrow).to(ctx.dtype)
-        return of_x, None, of_a, of_b.mul_(ctx.scaling), None
+    def backward(ctx: Any, *grad_outputs: torch.Tensor) -> tuple[Any, ...]:
+        x, weight, a, b, lora_hidden = ctx.saved_tensors
+        grad_output = grad_outputs[0]
+        grad_hidden = (grad_output @ b).mul_(ctx.scaling)
+        # the first layer's input needs none: embeddings are frozen
+        grad_x = (grad_output @ weight).addmm_(grad_hidden, a) if ctx.needs_input_grad[0] else None
+        grad_a, grad_b = (grad_hidden.T @ x).to(ctx.dtype), (grad_output.T @ lora_hidden).to(ctx.dtype)
+        return grad_x, None, grad_a, grad_b.mul_(ctx.scaling), None
 
 
-class _Mlp(MistralMLP):  # type: ignore[misc]
+class _FrozenMlp(MistralMLP):  # type: ignore[misc]
     """transformers' MLP, as one autograd function."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return `down(silu(gate(x)) * up(x))`, `(..., hidden size)`."""
-        if not torch.is_grad_enabled() or x.dtype != _multiplied_in(self.gate_proj.weight):
+        if not torch.is_grad_enabled() or not _is_cast_free(x.dtype, self.gate_proj.weight):
             output: torch.Tensor = super().forward(x)
             return output
         product: Any = _MlpProduct
-        output = product.apply(x.flatten(0, -2), *(one.weight for one in _matrices(self)))
+        weights = self.gate_proj.weight, self.up_proj.weight, self.down_proj.weight
+        output = product.apply(x.flatten(0, -2), *weights)
         return output.view(*x.shape[:-1], -1)
 
 
 class _MlpProduct(torch.autograd.Function):
-    """`(silu(x G') * x U') D'`; of what is computed, `x G'` and `x U'` are kept."""
+    """`y = (silu(g) * u) D'` with `g = x G'` and `u = x U'`: of all that is computed, g and u are kept."""
 
     @staticmethod
-    def forward(ctx: Any, x: Any, gate: Any, up: Any, down: Any) -> Any:
-        gated, upward = x @ gate.T, x @ up.T
-        ctx.save_for_backward(gated, upward, gate, up, down)
-        return silu(gated).mul_(upward) @ down.T
+    def forward(ctx: Any, x: Any, gate_weight: Any, up_weight: Any, down_weight: Any) -> Any:
+        gate, up = x @ gate_weight.T, x @ up_weight.T
+        ctx.save_for_backward(gate, up, gate_weight, up_weight, down_weight)
+        return silu(gate).mul_(up) @ down_weight.T
 
+    # With m = silu(g) * u:  dm = dy D     du = dm * silu(g)     dg = dm * u * silu'(g)     dx = du U + dg G
     @staticmethod
-    def backward(ctx: Any, *upstream: torch.Tensor) -> tuple[Any, ...]:
-        gated, upward, gate, up, down = ctx.saved_tensors
-        slope = upstream[0] @ down
-        of_x = silu(gated).mul_(slope) @ up
-        of_gated = torch.ops.aten.silu_backward(slope.mul_(upward), gated)
-        return of_x.addmm_(of_gated, gate), None, None, None
+    def backward(ctx: Any, *grad_outputs: torch.Tensor) -> tuple[Any, ...]:
+        gate, up, gate_weight, up_weight, down_weight = ctx.saved_tensors
+        grad_product = grad_outputs[0] @ down_weight
+        grad_x = silu(gate).mul_(grad_product) @ up_weight
+        grad_gate = torch.ops.aten.silu_backward(grad_product.mul_(up), gate)
+        return grad_x.addmm_(grad_gate, gate_weight), None, None, None

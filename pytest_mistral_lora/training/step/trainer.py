@@ -1,4 +1,7 @@
-"""The loss since the last line of the log, which a checkpoint keeps: a resumed run logs what it would have logged."""
+"""A transformers Trainer with an exact step: its loss is the mean over the supervised tokens of the whole step.
+
+Trainer is kept for accelerate, FSDP2, DeepSpeed, checkpoints and loggers; batches, loss and evaluation are replaced.
+"""
 
 from __future__ import annotations
 
@@ -18,13 +21,15 @@ from pytest_mistral_lora.errors import NonFiniteError
 from pytest_mistral_lora.training.callbacks import gradient_error, gradient_norm
 from pytest_mistral_lora.training.devices import engine, shard_on_cpu
 from pytest_mistral_lora.training.step.forward import collate, step_rows, supervised_losses
-from pytest_mistral_lora.training.step.oom import OnOom, Relief
-from pytest_mistral_lora.training.step.packing import StepRow, split
-from pytest_mistral_lora.training.step.sampler import StepSampler
+from pytest_mistral_lora.training.step.oom import OnOom, OutOfMemoryHandler
+from pytest_mistral_lora.training.step.packing import StepRow, StepSampler, micro_batches
 
 
-class UnloggedLoss(TrainerCallback, ExportableState):  # type: ignore[misc]
-    """Sums the losses of the steps, in nats a token."""
+class RunningLoss(TrainerCallback, ExportableState):  # type: ignore[misc]
+    """The mean loss since the last line of the log, in nats a token.
+
+    Checkpoints keep it, so that a resumed run logs the same numbers as an uninterrupted one.
+    """
 
     def __init__(self) -> None:
         self._sum, self._steps = 0.0, 0
@@ -41,18 +46,14 @@ class UnloggedLoss(TrainerCallback, ExportableState):  # type: ignore[misc]
         return mean
 
     def state(self) -> dict[str, Any]:
-        """Return what transformers writes into the state of a checkpoint."""
+        """Return the data that transformers writes into a checkpoint's `trainer_state.json`."""
         return {"args": {}, "attributes": {"sum": self._sum, "steps": self._steps}}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Go on with the sum of the checkpoint, or with none."""
+        """Continue the sum of the checkpoint, or start at zero."""
+        # Trainer restores callbacks only if told to, and then replaces them by new objects
         kept = state.stateful_callbacks[type(self).__name__]["attributes"] if state.global_step else {}
         self._sum, self._steps = kept.get("sum", 0.0), kept.get("steps", 0)
-
-
-def _any_row(dataset: Any) -> StepRow:
-    """Return a row that has a loss."""
-    return next(row for place in range(len(dataset)) for row in step_rows(collate([dataset[place]])) if row.fed)
 
 
 class LoraTrainer(Trainer):  # type: ignore[misc]
@@ -62,6 +63,7 @@ class LoraTrainer(Trainer):  # type: ignore[misc]
 
     Attributes:
         step_rows: This process's rows of the current step: their places in the dataset.
+        oom_handler: Repeats a step that ran out of memory, or stops the run.
     """
 
     control: Any
@@ -83,23 +85,24 @@ class LoraTrainer(Trainer):  # type: ignore[misc]
 
         Args:
             batch_size: Rows of an optimizer step, over all processes.
-            micro_batch_tokens: Most tokens that are fed at once.
+            micro_batch_tokens: Most input tokens of a micro-batch.
             order_seed: Decides the order of the rows.
-            share_prefix: Whether rows of a micro-batch that begin alike share the passes of their beginning.
-            on_oom: What is done where memory runs out.
+            share_prefix: Whether rows of a micro-batch with the same prefix share its passes.
+            on_oom: `stop`, or `shrink` to go on with smaller passes, if memory runs out.
             stop_at_grad_norm: Largest L2 norm that the gradients may have, before they are scaled down.
-            settings: Whatever Trainer takes.
+            settings: Other arguments of `transformers.Trainer`.
         """
         super().__init__(data_collator=collate, **settings)
-        set_seed(self.args.seed + self.accelerator.process_index)  # else processes would drop out the same places
-        self.model_accepts_loss_kwargs = False  # the tokens of a step are counted here
+        set_seed(self.args.seed + self.accelerator.process_index)  # else all would draw the same dropout masks
+        # else Trainer would count the supervised tokens of each batch as well
+        self.model_accepts_loss_kwargs = False
         self.batch_size, self.micro_batch_tokens, self.order_seed = batch_size, micro_batch_tokens, order_seed
         self.share_prefix = share_prefix
-        self.relief = Relief(self, on_oom)
-        self._seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self.oom_handler = OutOfMemoryHandler(self, on_oom)
+        self._step_losses: list[tuple[torch.Tensor, torch.Tensor]] = []
         self._stop_at_grad_norm = stop_at_grad_norm
-        self._unlogged = UnloggedLoss()
-        self.add_callback(self._unlogged)
+        self._running_loss = RunningLoss()
+        self.add_callback(self._running_loss)
 
     def create_accelerator_and_postprocess(self) -> None:
         """Make the accelerator, with sharding on CPUs, too."""
@@ -107,7 +110,8 @@ class LoraTrainer(Trainer):  # type: ignore[misc]
         self.is_fsdp_enabled = shard_on_cpu(self.accelerator) or self.is_fsdp_enabled
 
     def compute_loss_context_manager(self) -> AbstractContextManager[Any]:
-        """Return what a forward pass runs in: autocast, where accelerate has not wrapped the model in it."""
+        """Return the context of a forward pass: autocast for a bf16 base, unless accelerate autocasts already."""
+        # engines that shard get no bf16 argument (they would cast the adapter), so accelerate wraps nothing there
         if self.model.dtype == torch.bfloat16 and not self.args.bf16:
             return torch.autocast(self.args.device.type, torch.bfloat16)
         context: AbstractContextManager[Any] = super().compute_loss_context_manager()
@@ -115,7 +119,7 @@ class LoraTrainer(Trainer):  # type: ignore[misc]
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Return this process's share of the rows of each step, in the order of the seed."""
-        return self._loader(self.train_dataset, seed=self.order_seed)
+        return self._loader(self.train_dataset, self.order_seed)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
         """Return this process's share of the held-out rows."""
@@ -130,13 +134,8 @@ class LoraTrainer(Trainer):  # type: ignore[misc]
             seed=seed,
             epoch=lambda: self.state.global_step // len(sampler),
         )
-        return DataLoader(
-            dataset,
-            batch_sampler=sampler,
-            collate_fn=collate,
-            num_workers=self.args.dataloader_num_workers,
-            pin_memory=self.args.dataloader_pin_memory,
-        )
+        pin_memory = self.args.dataloader_pin_memory
+        return DataLoader(dataset, batch_sampler=sampler, collate_fn=collate, pin_memory=pin_memory)
 
     def training_step(self, model: Any, inputs: Mapping[str, torch.Tensor], num_items_in_batch: Any = None) -> Any:
         """Compute the gradient of a step, and return its loss: the mean over its supervised tokens, in nats (scalar).
@@ -150,55 +149,60 @@ class LoraTrainer(Trainer):  # type: ignore[misc]
         model.train()
         rows = step_rows(inputs)
         self.step_rows = [row.index for row in rows]
-        what = f"step {self.state.global_step + 1}"
-        total: torch.Tensor = self.relief.attempt(what, rows, lambda: self._gradient(model, rows))
-        self._refuse_non_finite(total)
-        if engine() == "deepspeed" and not math.isfinite(gradient_norm(model)):
-            raise gradient_error(self.state.global_step + 1)
-        self._refuse_exploding(model)
+        action = f"step {self.state.global_step + 1}"
+        total: torch.Tensor = self.oom_handler.attempt(action, rows, lambda: self._accumulate_gradient(model, rows))
+        self._refuse_bad_step(model, total)
         return total
 
-    def _gradient(self, model: Any, rows: Sequence[StepRow]) -> torch.Tensor:
-        tokens = max(1, self.over_processes(sum(len(row.targets) for row in rows)))
+    def _accumulate_gradient(self, model: Any, rows: Sequence[StepRow]) -> torch.Tensor:
+        # the mean of the step, not of a micro-batch or a process: all divide by the same count
+        tokens = max(1, self.reduce_over_processes(sum(len(row.targets) for row in rows)))
         passes = self._passes(rows, self.train_dataset)
+        # by Trainer's definition, the micro-batches of the step; nothing divides by it here
         self.current_gradient_accumulation_steps = len(passes)
-        self._seen = []
+        self._step_losses = []
         total = torch.zeros((), device=self.args.device)
-        for number, (part, counts) in enumerate(passes, 1):
-            total += self._pass(model, part, tokens=tokens, counts=counts, last=number == len(passes))
+        for number, (batch, counts) in enumerate(passes, 1):
+            total += self._add_gradient(model, batch, tokens=tokens, counts=counts, last=number == len(passes))
         if not passes:  # rows without a label, which the recipe kept: a loss of zero has a gradient of zero
             for parameter in self.model.parameters():
                 parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
         return total
 
-    def _pass(
-        self, model: Any, part: Sequence[StepRow], *, tokens: int, counts: int = 1, last: bool = True
+    def _add_gradient(
+        self, model: Any, batch: Sequence[StepRow], *, tokens: int, counts: int = 1, last: bool = True
     ) -> torch.Tensor:
-        """Add a micro-batch to the gradient, and return its share of the loss; the backward pass is not autocast."""
-        with self._synchronised(model, last=last):
+        """Add a micro-batch to the gradient, and return its share of the loss."""
+        # Trainer would set this for each batch of its own; here a batch of the loader is the whole step
+        self.accelerator.gradient_state._set_sync_gradients(last)
+        # DDP and FSDP2 exchange gradients in the last pass only; DeepSpeed decides by itself and refuses no_sync
+        waits = not last and engine() != "deepspeed"
+        with self.accelerator.no_sync(model) if waits else nullcontext():
             with self.compute_loss_context_manager():
-                loss = counts * self.compute_loss(model, part, num_items_in_batch=tokens)
+                loss: torch.Tensor = counts * self.compute_loss(model, batch, num_items_in_batch=tokens)
+            # outside autocast, as https://pytorch.org/docs/stable/amp.html asks: it uses the dtypes of the forward pass
             self.accelerator.backward(loss)
-        found: torch.Tensor = loss.detach()
-        return found
+        return loss.detach()
 
     def try_largest(self) -> None:
-        """Compute the gradient of the largest micro-batch there can be, and forget it; weights stay as they are."""
+        """Compute the gradient of the largest possible micro-batch, and discard it; the weights stay as they are."""
         size = -(-self.batch_size // self.accelerator.num_processes)
         longest = np.argsort(-self.train_dataset.lengths, kind="stable")[:size].tolist()
-        rows = [row for row in step_rows(collate([self.train_dataset[place] for place in longest])) if row.fed]
+        batch = collate([self.train_dataset[place] for place in longest])
+        rows = [row for row in step_rows(batch) if row.num_input_tokens]
         if not rows:
             return
 
-        def act() -> None:
+        def run_largest() -> None:
             self.current_gradient_accumulation_steps = 1
-            part = max(split(rows, self.micro_batch_tokens), key=lambda part: sum(row.fed for row in part))
-            tokens = sum(len(row.targets) for row in part)
-            self._pass(self.model_wrapped, part, tokens=tokens)
+            batches = micro_batches(rows, self.micro_batch_tokens)
+            batch = max(batches, key=lambda batch: sum(row.num_input_tokens for row in batch))
+            self._add_gradient(self.model_wrapped, batch, tokens=sum(len(row.targets) for row in batch))
 
+        # the first step must draw the dropout that it would draw without a dry run
         with torch.random.fork_rng():
             self.model.train()
-            self.relief.attempt("a dry run of the largest micro-batch", rows, act)
+            self.oom_handler.attempt("a dry run of the largest micro-batch", rows, run_largest)
         self.model.zero_grad(set_to_none=True)
 
     def compute_loss(
@@ -207,71 +211,62 @@ class LoraTrainer(Trainer):  # type: ignore[misc]
         """Return the share of a micro-batch in the step's loss, in nats a token (a scalar tensor, float32).
 
         Args:
-            model: The model, as it is wrapped.
+            model: The model with the engine's wrapper.
             inputs: The rows of the micro-batch.
             return_outputs: Not used: there are no logits to return.
             num_items_in_batch: The supervised tokens of the whole step, over all processes.
         """
-        losses, owners = self._losses(model, inputs)
-        self._seen.append((losses.detach(), owners))
-        # the processes' gradients are averaged afterwards
+        losses, row_indices = supervised_losses(model, inputs, inner=self.model, share_prefix=self.share_prefix)
+        self._step_losses.append((losses.detach(), row_indices))
+        # engines average the gradients of the processes: the factor makes a sum of the mean
         return losses.sum() * (self.accelerator.num_processes / num_items_in_batch)
 
-    def _losses(self, model: Any, rows: Sequence[StepRow]) -> tuple[torch.Tensor, torch.Tensor]:
-        return supervised_losses(model, rows, inner=self.model, share_prefix=self.share_prefix)
-
     def _passes(self, rows: Sequence[StepRow], dataset: Any) -> list[tuple[list[StepRow], int]]:
-        """Return micro-batches, and whether each counts (1 or 0); as many in every process.
+        """Return micro-batches, and whether each counts (1 or 0); the same number in every process."""
+        batches = micro_batches(rows, self.micro_batch_tokens, share_prefix=self.share_prefix)
+        # sharded models gather weights in each pass: a process with fewer passes joins in with one that does not count
+        idle = self.reduce_over_processes(len(batches), "max") - len(batches)
+        filler: list[StepRow] = []
+        if idle:
+            candidates = (row for place in range(len(dataset)) for row in step_rows(collate([dataset[place]])))
+            filler = [next(row for row in candidates if row.num_input_tokens)]
+        return [(batch, 1) for batch in batches] + [(filler, 0)] * idle
 
-        Sharded models gather weights in each pass, so a process that has fewer passes than another goes along with one
-        that does not count.
-        """
-        parts = split(rows, self.micro_batch_tokens, share_prefix=self.share_prefix)
-        idle = self.over_processes(len(parts), "max") - len(parts)
-        return [(part, 1) for part in parts] + [([_any_row(dataset)], 0) for _ in range(idle)]
-
-    def over_processes(self, number: int, how: str = "sum") -> int:
-        """Return the sum (or `max`) of a number over all processes, the same in each."""
+    def reduce_over_processes(self, number: int, how: str = "sum") -> int:
+        """Return the sum (or `max`) of a number over all processes, the same in each; every process must call it."""
         if self.accelerator.num_processes == 1:
             return number
-        everyone = self.accelerator.gather(torch.tensor([number], device=self.args.device))
-        return int(everyone.max() if how == "max" else everyone.sum())
+        numbers = self.accelerator.gather(torch.tensor([number], device=self.args.device))
+        return int(numbers.max() if how == "max" else numbers.sum())
 
-    def _synchronised(self, model: Any, *, last: bool) -> AbstractContextManager[Any]:
-        """Share gradients with the other processes in the last pass only, where the engine lets us choose."""
-        self.accelerator.gradient_state._set_sync_gradients(last)
-        if last or engine() == "deepspeed":
-            return nullcontext()
-        context: AbstractContextManager[Any] = self.accelerator.no_sync(model)
-        return context
-
-    def _refuse_non_finite(self, total: torch.Tensor) -> None:
-        everyone = self.accelerator.reduce(total.clone(), "sum")
-        if torch.isfinite(everyone):
-            self._unlogged.add(everyone.item() / self.accelerator.num_processes)
-            return
-        own = {int(row) for losses, owners in self._seen for row in owners[~torch.isfinite(losses).cpu()]}
-        rows = set(gather_object(list(own)))
-        raise NonFiniteError(
-            f"the loss is {everyone.item()} at step {self.state.global_step + 1}",
-            rows=sorted(rows),
-            next_step="Nothing is saved. Lower training.learning_rate, use precision: fp32, check the base.",
-        )
-
-    def _refuse_exploding(self, model: Any) -> None:
+    def _refuse_bad_step(self, model: Any, total: torch.Tensor) -> None:
+        step = self.state.global_step + 1
+        # reduced first: one process that raised alone would leave the others waiting for it
+        loss = self.accelerator.reduce(total.clone(), "sum")
+        if not torch.isfinite(loss):
+            own = {int(row) for losses, rows in self._step_losses for row in rows[~torch.isfinite(losses).cpu()]}
+            raise NonFiniteError(
+                f"the loss is {loss.item()} at step {step}",
+                rows=sorted(set(gather_object(list(own)))),
+                next_step="Nothing is saved. Lower training.learning_rate, use precision: fp32, check the base.",
+            )
+        self._running_loss.add(loss.item() / self.accelerator.num_processes)
+        # DeepSpeed's engine steps inside backward(), before the callback that looks at gradients elsewhere
+        if engine() == "deepspeed" and not math.isfinite(gradient_norm(model)):
+            raise gradient_error(step)
         if self._stop_at_grad_norm is None:
             return
-        scaler = getattr(self.accelerator, "scaler", None)
+        limit, scaler = self._stop_at_grad_norm, getattr(self.accelerator, "scaler", None)
         norm = gradient_norm(model) / (scaler.get_scale() if scaler else 1)
-        if math.isfinite(norm) and norm > self._stop_at_grad_norm:
+        if math.isfinite(norm) and norm > limit:
             raise NonFiniteError(
-                f"the gradients' norm is {norm:.4g} at step {self.state.global_step + 1}, above "
-                f"training.stop_at_grad_norm = {self._stop_at_grad_norm:g}",
+                f"the gradients' norm is {norm:.4g} at step {step}, above training.stop_at_grad_norm = {limit:g}",
                 next_step="Nothing is saved. Look at the rows, lower training.learning_rate, or allow more.",
             )
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: Any) -> tuple[list[Any], Any]:
         """Return the batch of the next step; none after the last step, from whose checkpoint a run may resume."""
+        # Trainer would take one step more in a run that resumes from the checkpoint of its last step
         if self.state.global_step >= self.state.max_steps:
             return [], None
         batches: tuple[list[Any], Any] = super().get_batch_samples(epoch_iterator, num_batches, device)
@@ -279,7 +274,7 @@ class LoraTrainer(Trainer):  # type: ignore[misc]
 
     def log(self, logs: dict[str, float], *given: Any, **named: Any) -> None:
         """Log figures; the loss is the mean over the steps since the last line, in a resumed run too."""
-        super().log({**logs, "loss": self._unlogged.take()} if "loss" in logs else logs, *given, **named)
+        super().log({**logs, "loss": self._running_loss.take()} if "loss" in logs else logs, *given, **named)
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
@@ -294,7 +289,9 @@ class LoraTrainer(Trainer):  # type: ignore[misc]
         for batch in self.get_eval_dataloader(dataset):
             for rows, counts in self._passes(step_rows(batch), dataset):
                 with torch.no_grad(), self.compute_loss_context_manager():
-                    losses, _ = self._losses(self.model_wrapped, rows)
+                    losses, _ = supervised_losses(
+                        self.model_wrapped, rows, inner=self.model, share_prefix=self.share_prefix
+                    )
                 totals += counts * torch.stack([losses.double().sum(), losses.new_tensor(len(losses)).double()])
         totals = self.accelerator.reduce(totals, "sum")
         metrics = {f"{metric_key_prefix}_loss": (totals[0] / totals[1]).item()}
