@@ -5,6 +5,8 @@ import sys
 
 import pytest
 
+from pytest_mistral_lora.plugin import options
+
 CONFTEST = """
 import atexit
 import json
@@ -15,7 +17,7 @@ import sys
 def pytest_unconfigure(config):
     atexit.register(lambda: pathlib.Path("modules.json").write_text(json.dumps(sorted(sys.modules))))
 """
-OURS = ("pytest_mistral_lora", "pytest_mistral_lora.errors", "pytest_mistral_lora.plugin")
+OURS = ("pytest_mistral_lora", "pytest_mistral_lora.plugin")
 QUIET = ("-p", "no:xdist", "-p", "no:hypothesispytest", "-p", "no:anyio")
 
 
@@ -56,7 +58,29 @@ def test_an_inactive_plugin_imports_the_standard_library_and_pytest_only(
 
 def test_an_inactive_plugin_imports_few_modules_of_its_own(session: pytest.Pytester) -> None:
     names = {name for name in _modules(session) if name.startswith("pytest_mistral_lora")}
-    assert names <= {*OURS, "pytest_mistral_lora.plugin.options", "pytest_mistral_lora.plugin.fixtures"}
+    assert names == {"pytest_mistral_lora", "pytest_mistral_lora.plugin", "pytest_mistral_lora.plugin.options"}
+
+
+def test_the_option_table_is_added_in_few_calls() -> None:
+    """Guard the cost of a run that does not use the suite without a clock: calls of Python functions."""
+    from _pytest.config import get_config
+
+    parser = get_config()._parser
+    pytest_options = len(parser._opt2dest)
+    calls = 0
+
+    def count(frame: object, event: str, argument: object) -> None:
+        nonlocal calls
+        calls += event == "call"
+
+    sys.setprofile(count)
+    try:
+        options.add(parser)
+    finally:
+        sys.setprofile(None)
+    assert len(parser._opt2dest) == pytest_options + len(options.OPTIONS)
+    # without `dest`, pytest compares each option with all others: more than 150 calls each
+    assert calls < 50 * len(options.OPTIONS)
 
 
 @pytest.mark.parametrize(

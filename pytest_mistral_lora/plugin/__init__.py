@@ -1,10 +1,27 @@
-"""The pytest plugin. Until `--mistral-golden` is given it imports nothing but pytest and the standard library."""
+"""The pytest plugin: its hooks, and fixtures for your own tests.
+
+Every pytest run in the environment pays for each module, import and decorator here, also a run that does not use the
+suite. So heavy imports stay in the bodies, and the fixtures stay in this module: to import one more module takes longer
+than to define them. PYTEST_DONT_REWRITE: there is no assertion here, and pytest would walk the whole syntax tree.
+"""
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 import pytest
 
 from pytest_mistral_lora.plugin import options
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from pytest_mistral_lora.chat.encoded import EncodedRow
+    from pytest_mistral_lora.chat.oracle.mistral_common import Oracle
+    from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
+    from pytest_mistral_lora.conformance.train.tiny_run import TinyRun
+    from pytest_mistral_lora.records.goldens import Golden
 
 MARKERS = (
     "mistral_golden: a check of the Mistral conformance suite (made by --mistral-golden)",
@@ -20,14 +37,72 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(trylast=True)  # after pytest-xdist has read its own options
 def pytest_configure(config: pytest.Config) -> None:
-    """Register markers and fixtures, and the suite itself if it is asked for."""
-    from pytest_mistral_lora.plugin import fixtures
-
+    """Register markers, and the suite itself if it is asked for."""
     for marker in MARKERS:
         config.addinivalue_line("markers", marker)
-    config.pluginmanager.register(fixtures, "mistral_lora_fixtures")
     if options.asked_for(config):
         from pytest_mistral_lora.plugin.settings import read
         from pytest_mistral_lora.plugin.suite import Suite
 
         config.pluginmanager.register(Suite(config, read(config)), "mistral_lora_suite")
+
+
+@pytest.fixture(scope="session")
+def mistral_tokenizer(pytestconfig: pytest.Config) -> CheckpointTokenizer:
+    """The tokenizer under test (session): the first of `mistral_tokenizers`, else mistral-common's SentencePiece v3."""
+    from pytest_mistral_lora.chat.oracle.mistral_common import shipped_tokenizer
+    from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
+
+    given = pytestconfig.getoption("mistral_tokenizer") or pytestconfig.getini("mistral_tokenizers")
+    if not given:
+        return CheckpointTokenizer(shipped_tokenizer("spm-v3"))
+    return CheckpointTokenizer(pytestconfig.invocation_params.dir / given[0])  # an ini path is absolute
+
+
+@pytest.fixture(scope="session")
+def mistral_oracle(mistral_tokenizer: CheckpointTokenizer) -> Oracle:
+    """Mistral's own tokenization of the tokenizer under test (session)."""
+    return mistral_tokenizer.oracle
+
+
+@pytest.fixture(scope="session")
+def mistral_encode(mistral_oracle: Oracle) -> Callable[[Any], EncodedRow]:
+    """A function from a chat row (a mapping with `messages`) to its ids, labels and spans (session)."""
+    return mistral_oracle.encode
+
+
+@pytest.fixture(scope="session")
+def mistral_golden(mistral_oracle: Oracle) -> Callable[[str], Golden]:
+    """A function from the name of a packaged case to its golden for the tokenizer under test (session).
+
+    It raises `InputError` for a tokenizer that has no packaged goldens, or a case that it does not have.
+    """
+    from pytest_mistral_lora.records.goldens import packaged_golden
+
+    return lambda case: packaged_golden(mistral_oracle.sha256, case)
+
+
+@pytest.fixture(scope="session")
+def mistral_tiny_model(mistral_oracle: Oracle, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A seeded tiny `MistralForCausalLM` with the vocabulary of the tokenizer under test, float32, CPU (session)."""
+    from pytest_mistral_lora.checkpoint.base_model import load_base
+    from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
+
+    folder = write_tiny_base(tmp_path_factory.mktemp("mistral") / "tiny", mistral_oracle.path)
+    return load_base(folder, "fp32", "cpu")
+
+
+@pytest.fixture(scope="session")
+def mistral_lora_run(mistral_oracle: Oracle, tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
+    """The tiny end-to-end train with the tokenizer under test: its folders and what was seen (session)."""
+    from pytest_mistral_lora.conformance.train.tiny_run import tiny_run
+
+    return tiny_run(mistral_oracle, tmp_path_factory.mktemp("mistral"), device="cpu")
+
+
+@pytest.fixture(scope="session")
+def mistral_manifest(mistral_lora_run: TinyRun) -> dict[str, Any]:
+    """The `manifest.json` of `mistral_lora_run`, as plain data (session)."""
+    from pytest_mistral_lora.records.files import read_json
+
+    return dict(read_json(mistral_lora_run.adapter / "manifest.json"))

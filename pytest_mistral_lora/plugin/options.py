@@ -1,16 +1,21 @@
-"""Options and their ini twins."""
+"""Options and their ini twins.
+
+PYTEST_DONT_REWRITE: pytest need not look for assertions in this table, which every run reads.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING
 
 import pytest
 
-IniType = Literal["paths", "linelist", "string", "bool", "int"]
+if TYPE_CHECKING:
+    from typing import Literal
+
+    IniType = Literal["paths", "linelist", "string", "bool", "int"]
 
 
-@dataclass(frozen=True, slots=True)
+# A plain class: every pytest run of every project builds this table, and a dataclass takes ten times as long.
 class Option:
     """An option of the command line and its twin in the ini file.
 
@@ -21,19 +26,28 @@ class Option:
         ini_type: The twin's type.
         metavar: Name of the value; empty for a switch.
         repeatable: Whether it may be given several times.
+        dest: Name of the parsed value.
     """
 
-    flag: str
-    help: str
-    ini: str = ""
-    ini_type: IniType = "string"
-    metavar: str = ""
-    repeatable: bool = False
+    __slots__ = ("dest", "flag", "help", "ini", "ini_type", "metavar", "repeatable")
 
-    @property
-    def dest(self) -> str:
-        """Name of the parsed value."""
-        return self.flag.removeprefix("--").replace("-", "_")
+    def __init__(
+        self,
+        flag: str,
+        help_text: str,
+        ini: str = "",
+        ini_type: IniType = "string",
+        metavar: str = "",
+        *,
+        repeatable: bool = False,
+    ) -> None:
+        self.flag = flag
+        self.help = help_text
+        self.ini = ini
+        self.ini_type: IniType = ini_type
+        self.metavar = metavar
+        self.repeatable = repeatable
+        self.dest = flag[2:].replace("-", "_")
 
 
 GOLDEN = Option(
@@ -157,11 +171,12 @@ def add(parser: pytest.Parser) -> None:
     """Add every option and ini twin to pytest's parser."""
     group = parser.getgroup("mistral", "Mistral LoRA conformance")
     for option in OPTIONS:
+        # without dest, pytest compares each new option with every option that it has
         if option.metavar:
             action = "append" if option.repeatable else "store"
-            group.addoption(option.flag, action=action, metavar=option.metavar, help=option.help)
+            group.addoption(option.flag, dest=option.dest, action=action, metavar=option.metavar, help=option.help)
         else:
-            group.addoption(option.flag, action="store_true", default=None, help=option.help)
+            group.addoption(option.flag, dest=option.dest, action="store_true", default=None, help=option.help)
         if option.ini:
             parser.addini(option.ini, f"{option.help} (as {option.flag})", type=option.ini_type, default=None)
     parser.addini(
@@ -175,9 +190,9 @@ def asked_for(config: pytest.Config) -> bool:
     Raises:
         pytest.UsageError: If it does not, and yet gives one of the suite's options.
     """
-    if config.getoption(GOLDEN.dest):
+    if getattr(config.option, GOLDEN.dest):
         return True
-    given = [option.flag for option in OPTIONS if config.getoption(option.dest)]
+    given = [option.flag for option in OPTIONS if getattr(config.option, option.dest)]
     if given:
         raise pytest.UsageError(f"{given[0]} has no effect without {GOLDEN.flag}; add it, or leave {given[0]} out")
     return False
