@@ -30,6 +30,7 @@ from pytest_mistral_lora.training.recipe.sections import Section  # noqa: E402
 
 Gallery = list[tuple[str, Mutant]]
 _MADE = "This page is made by `scripts/write_docs.py`"
+THREAD = re.compile(r"[\w.-]+/[\w.-]+#\d+(, [\w.-]+/[\w.-]+#\d+)*")
 
 
 def deviations_page() -> str:
@@ -68,12 +69,13 @@ def rules_page() -> str:
         "# Rules",
         "",
         "To look up a finding, search this page for its rule id, or run `mistral-lora rules ML004`. Each id links to",
-        "its page, with the reason, the fix and the source.",
+        "its page, with the reason, the fix and an example: a broken row or file, its finding, and the command that",
+        "fixes it or shows you the tokens.",
         "",
         "Every finding starts with the id of a rule. An id never changes its meaning. An error fails its check. A note",
         "is shown, and fails only if you add `--mistral-strict`.",
         "",
-        f"{_MADE} from the rule tables in `pytest_mistral_lora/conformance/`.",
+        f"{_MADE} from the tables in `pytest_mistral_lora/conformance/rules/`.",
     ]
     for subject in dict.fromkeys(rule.subject for rule in RULES.values()):
         lines += ["", f"## {subject}", "", "| rule | severity | requirement |", "|---|---|---|"]
@@ -85,8 +87,9 @@ def rules_page() -> str:
     return _page(lines)
 
 
-def rule_page(rule: Rule, gallery: Gallery, names: dict[str, str]) -> str:
+def rule_page(rule: Rule, gallery: Gallery) -> str:
     """Return the page of one rule."""
+    example = rule.example
     lines = [
         f"# {rule.id}",
         "",
@@ -94,26 +97,20 @@ def rule_page(rule: Rule, gallery: Gallery, names: dict[str, str]) -> str:
         "",
         f"- subject: {rule.subject}",
         f"- severity: {rule.severity}",
-        f"- why it matters: {rule.why}",
-        f"- what to do: {rule.fix}",
-        f"- source: {rule.source}",
+        f"- why: {rule.why}",
+        f"- fix: {rule.fix}",
+        f"- source: {_linked(rule.source) if THREAD.fullmatch(rule.source) else rule.source}",
         "",
-        "## Broken",
+        "## Example",
         "",
-        *("```python", rule.bad, "```"),
-        "",
-        "## Sound",
-        "",
-        *("```python", rule.good, "```"),
-        "",
-        "The tests run both examples on a sound artifact of this subject.",
+        example.fault,
     ]
-    used = [name for name in names if re.search(rf"\b{name}\b", f"{rule.bad}\n{rule.good}")]
-    lines += ["", *(f"- `{name}`: {names[name]}" for name in used)] if used else []
-    caught = [(subject, one) for subject, one in gallery if rule.id in one.fires]
-    lines += ["", "## What it is known to catch", ""]
-    lines += [f"- {_described(mutant)}{_of_incidents(mutant)}" for _, mutant in caught]
-    return _page([*lines, "", f"{_MADE}."])
+    blocks = (("text", example.excerpt), ("json", example.row), ("text", example.report))
+    for language, block in (*blocks, ("console", f"$ {example.command}")):
+        lines += ["", f"```{language}", block, "```"] if block else []
+    lines += ["", example.sound, "", "## Known to catch", ""]
+    lines += [f"- {_described(mutant)}{_of_incidents(mutant)}" for _, mutant in gallery if rule.id in mutant.fires]
+    return _page([*lines, "", f"{_MADE}; the tests make the example again."])
 
 
 def _described(mutant: Mutant) -> str:
@@ -228,7 +225,7 @@ def pages() -> dict[str, str]:
     made["recipe.md"] = recipe_page()
     made |= {f"templates/{name}.jinja": training_template(shipped_tokenizer(name)) for name in SHIPPED}
     for rule in RULES.values():
-        made[f"rules/{rule.id}.md"] = rule_page(rule, gallery, dict(modules[rule.subject].BENCH.names))
+        made[f"rules/{rule.id}.md"] = rule_page(rule, gallery)
     return made
 
 

@@ -16,13 +16,28 @@ def test_a_rule_is_explained(capsys: Any) -> None:
     assert main(["rules", "ML204"]) == 0
     out = capsys.readouterr().out
     rule = RULES["ML204"]
-    for text in (rule.title, rule.why, rule.fix, rule.source, *rule.bad.splitlines(), *rule.good.splitlines()):
+    example = rule.example
+    for text in (rule.title, rule.why, rule.fix, rule.source, example.fault, example.command, example.sound):
         assert text in out
+    for line in (*example.excerpt.splitlines(), *example.report.splitlines()):
+        assert line in out
+
+
+def test_the_example_of_a_row_shows_its_tokens(capsys: Any) -> None:
+    assert main(["rules", "ML546"]) == 0
+    out = capsys.readouterr().out
+    assert '"content": "Blue."' in out
+    assert [line.split() for line in out.splitlines() if line.strip().startswith(">")] == [
+        [">", "11", "2", "'</s>'", "train", "2", "'</s>'", "-100"]
+    ]
+    assert "$ mistral-lora audit encoded.jsonl" in out
 
 
 def test_rules_as_json(capsys: Any) -> None:
     assert main(["rules", "ML204", "--json"]) == 0
-    assert [one["id"] for one in json.loads(capsys.readouterr().out)] == ["ML204"]
+    [rule] = json.loads(capsys.readouterr().out)
+    assert (rule["id"], rule["subject"], rule["severity"]) == ("ML204", "tokenizer", "error")
+    assert rule["example"]["finding"].startswith("ML204 ")
 
 
 def test_what_is_no_rule_is_bad_usage(capsys: Any) -> None:

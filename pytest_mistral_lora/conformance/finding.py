@@ -1,4 +1,4 @@
-"""The closed list of rules. An id never changes its meaning; help, pages, findings and tests are made from it."""
+"""Findings: a rule that is broken at a place, and the table of the tokens around it."""
 
 from __future__ import annotations
 
@@ -7,30 +7,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from pytest_mistral_lora.chat.encoded import IGNORE_INDEX
-from pytest_mistral_lora.conformance.rule import Rule, Severity
-from pytest_mistral_lora.conformance.rules import (
-    adapter,
-    dataset,
-    encoded,
-    encoded_ids,
-    encoded_labels,
-    manifest,
-    mask,
-    template,
-    tokenizer,
-    train,
-    transcript,
-)
+from pytest_mistral_lora.conformance.rule import RULES, Rule, Severity
 
 __all__ = ["RULES", "Rule", "Severity"]
-
-_MODULES = (
-    *(template, mask, tokenizer, train, adapter, dataset),
-    *(encoded, encoded_ids, encoded_labels, manifest, transcript),
-)
-
-RULES = {rule.id: rule for module in _MODULES for rule in module.RULES}
-"""Every rule, by id."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +35,7 @@ class Finding:
     @property
     def severity(self) -> Severity:
         """`error` fails the check; `note` only under `--mistral-strict`."""
-        rule: Rule = RULES[self.rule]
-        return rule.severity
+        return RULES[self.rule].severity
 
     def text(self) -> str:
         """Return the finding for a terminal; the first line starts with the rule's id."""
@@ -74,7 +52,7 @@ class Finding:
 
     def to_json(self) -> dict[str, Any]:
         """Return the finding as plain JSON data, with what its rule says."""
-        rule: Rule = RULES[self.rule]
+        rule = RULES[self.rule]
         said = {name: getattr(rule, name) for name in ("severity", "title", "why", "fix", "source")}
         return {**asdict(self), **said}
 

@@ -27,17 +27,6 @@ class AdapterBench:
     """Makes a trained adapter with its base and the merged model, and judges both folders."""
 
     subject = "adapter"
-    names: Mapping[str, str] = {
-        "folder": "the adapter's folder",
-        "config": "the content of its `adapter_config.json`",
-        "tensors": "the tensors of its `adapter_model.safetensors`, by name",
-        "layer": "the name of one of them, a lora_A",
-        "head": "LoRA tensors of the head, by name",
-        "base": "the base checkpoint's folder",
-        "base_config": "the content of its `config.json`",
-        "merged": "the folder of the merged model",
-        "merged_config": "the content of its `config.json`",
-    }
 
     def make(self, folder: Path) -> Artifact:
         """Make a trained adapter, its base and the merged model below a folder."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
 from functools import cache, cached_property
 from pathlib import Path
 from tempfile import mkdtemp
@@ -80,13 +79,6 @@ class _Recipe(RecipeTarget):
 
 class Bench:
     subject = "dataset"
-    names: Mapping[str, str] = {
-        "rows": "the training rows; a string or bytes stand for a line as it is",
-        "held_out": "the rows of the eval file",
-        "recipe": "the recipe, as YAML data",
-        "template": "the chat template, under `source`",
-        "folder": "the folder of the recipe; a data file that is there already is not written",
-    }
 
     def make(self, folder: Path) -> Artifact:
         recipe = {

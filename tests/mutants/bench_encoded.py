@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from gallery import Artifact, mutant
 from pytest_mistral_lora.chat.oracle.mistral_common import Oracle
 from pytest_mistral_lora.conformance.checks import Settings
 from pytest_mistral_lora.conformance.encoded.checks import checks
-from pytest_mistral_lora.conformance.finding import Finding
+from pytest_mistral_lora.conformance.finding import Finding, show_difference
 from pytest_mistral_lora.conformance.targets import EncodedTarget, Target
 
 Data = dict[str, Any]
@@ -103,17 +103,6 @@ def pack(rows: list[Any]) -> Data:
 
 class _Bench:
     subject = "encoded"
-    names: Mapping[str, str] = {
-        "lines": "the lines of an encoded-rows file, one for each row of the dataset",
-        "packed": "the lines of another one, whose sequences are packed",
-        "dataset": "the chat rows that the lines were made of",
-        "encode": "mistral-common's input_ids and labels of a row",
-        "encode_with": "those of another tokenizer, by its name",
-        "encode_text": "the ids of a bare text",
-        "render": "a row as one text",
-        "pack": "the packed sequence of several rows",
-        "folder": "where the files are written",
-    }
 
     def make(self, folder: Path) -> Artifact:
         dataset = copy.deepcopy(ROWS)
@@ -121,11 +110,6 @@ class _Bench:
             "lines": [{"row": index, **copy.deepcopy(row), **encode(row)} for index, row in enumerate(dataset)],
             "packed": [{"row": 0, **pack(copy.deepcopy(ROWS[:3]))}, {"row": 1, **pack(copy.deepcopy(ROWS[1:]))}],
             "dataset": dataset,
-            "encode": encode,
-            "encode_with": encode_with,
-            "encode_text": encode_text,
-            "render": render,
-            "pack": pack,
             "folder": folder,
         }
 
@@ -136,6 +120,18 @@ class _Bench:
         plain = EncodedTarget("lines", path, judge=_target(), dataset=dataset)
         packed = EncodedTarget("packed", _write(folder / "packed.jsonl", artifact["packed"])[0], judge=_target())
         return [finding for target in (plain, packed) for finding in _findings(target)]
+
+    def table(self, artifact: Artifact) -> str:
+        """Return the tokens around the first difference to the sound lines; empty if there is none."""
+        sound = self.make(artifact["folder"])
+        for key in ("lines", "packed"):
+            by_row = {line["row"]: line for line in sound[key]}
+            for line in artifact[key]:
+                before = by_row.get(line["row"], line)
+                sides = [(one["input_ids"], one["labels"]) for one in (before, line)]
+                if all(len(ids) == len(labels) for ids, labels in sides) and sides[0] != sides[1]:
+                    return show_difference(*sides, _oracle().piece)
+        return ""
 
 
 def _write(path: Path, lines: list[Any]) -> tuple[Path, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,17 +32,6 @@ class ManifestBench:
     """Makes a trained adapter with its base and rows, and the merged model, and judges their manifests."""
 
     subject = "manifest"
-    names: Mapping[str, str] = {
-        "folder": "the adapter's folder",
-        "manifest": "the content of its `manifest.json`",
-        "list_file": "a function that lists a file of the folder in the manifest, as it now is",
-        "base": "the base checkpoint's folder",
-        "rows": "the files that it was trained on",
-        "merged": "the folder of the merged model",
-        "merged_manifest": "the content of its `manifest.json`",
-        "parent": "what a merged model's manifest says of its adapter",
-        "require_manifest": "whether the suite is told to require a manifest",
-    }
 
     def make(self, folder: Path) -> Artifact:
         """Make a trained adapter, its base, its rows and the merged model below a folder."""

@@ -7,7 +7,7 @@ import itertools
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from derived_tekken import derived_oracle
 from gallery import Artifact, mutant
@@ -16,9 +16,9 @@ from mistral_common.protocol.instruct.validator import ValidationMode
 from pytest_mistral_lora.chat.encoded import IGNORE_INDEX, EncodedRow, Span
 from pytest_mistral_lora.chat.oracle.mistral_common import Oracle, shipped_tokenizer
 from pytest_mistral_lora.chat.rows import Row, as_row, parse_row, weight_of
-from pytest_mistral_lora.conformance.finding import Finding
+from pytest_mistral_lora.conformance.finding import Finding, show_difference
 from pytest_mistral_lora.conformance.mask.laws import LAWS, Law, construction_violation, refusal_violation
-from pytest_mistral_lora.errors import OracleRejection
+from pytest_mistral_lora.errors import MistralLoraError, OracleRejection
 
 Made = dict[str, Any]
 _QUESTION = {"role": "user", "content": "Is it warm?"}
@@ -51,24 +51,6 @@ class MaskBench:
     """A row and its encoding, which can be changed before and after it is made."""
 
     subject = "mask"
-    names: ClassVar[dict[str, str]] = {
-        "row": "a chat row",
-        "question": "a message of the user",
-        "answer": "a message of the assistant",
-        "tokenizer": "Mistral's own tokenizer, of version v3",
-        "newer_tokenizer": "one of version v13, derived from a shipped vocabulary",
-        "changed_tokenizer": "one whose library calls its encoders in another way",
-        "before": "changes each row before it is encoded",
-        "after": "changes each encoding: its `input_ids`, `labels` and `spans`",
-        "prompt": "encodes what comes before the last answer",
-        "supervised": "labels an encoding by a choice of its spans",
-        "with_ids": "puts other ids in the place of one",
-        "marker_apart": "takes the marker of a tool call out of the loss",
-        "said": "changes each text of a row",
-        "told": "describes a tool",
-        "pasted": "encodes arguments as the text that they are",
-        "renamed": "gives the calls the ids of their results, in order",
-    }
 
     def make(self, folder: Path) -> Artifact:
         """Make a row, its tokenizer and the changes, none of which changes anything."""
@@ -82,18 +64,23 @@ class MaskBench:
             "before": lambda row: row,
             "after": lambda made: made,
             "prompt": lambda row, tokenizer: tokenizer.encode_prompt(row),
-            "supervised": supervised,
-            "with_ids": with_ids,
-            "marker_apart": marker_apart,
-            "said": said,
-            "told": told,
-            "pasted": pasted,
-            "renamed": renamed,
         }
 
     def judge(self, artifact: Artifact) -> list[Finding]:
         """Hold the row's encoding to every law."""
         return list(_findings(parse_row(artifact["row"]), _Judged(artifact)))
+
+    def table(self, artifact: Artifact) -> str:
+        """Return the tokens around the first difference that the changes make; empty if there is none."""
+        row, changed = parse_row(artifact["row"]), _Judged(artifact)
+        try:
+            expected = artifact["tokenizer"].encode(row)
+        except MistralLoraError:
+            return ""
+        changed.encode(row)  # ML111 changes the second encoding of a row
+        found = changed.encode(row)
+        sides = [(one.input_ids, one.labels) for one in (expected, found)]
+        return show_difference(*sides, artifact["tokenizer"].piece)
 
 
 BENCH = MaskBench()

@@ -7,7 +7,7 @@ import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from gallery import Artifact, mutant
 
@@ -40,15 +40,6 @@ class TemplateBench:
     """A tokenizer with its chat template, and a folder of goldens with one row."""
 
     subject = "template"
-    names: ClassVar[dict[str, str]] = {
-        "template": "the chat template of a v3 tokenizer",
-        "special_tokens": "what the tokenizer gives the template for BOS and EOS",
-        "rows": "the rows of a folder of goldens",
-        "golden": "what is recorded of the first of them",
-        "record": "records a row anew",
-        "folder": "a folder to write to",
-        "applied": "gives the ids of a row by apply_chat_template",
-    }
 
     def make(self, folder: Path) -> Artifact:
         """Make a folder of goldens with one recorded row."""
@@ -60,7 +51,6 @@ class TemplateBench:
             "special_tokens": {"bos_token": "<s>", "eos_token": "</s>"},
             "rows": [copy.deepcopy(row)],
             "golden": recorded(row),
-            "record": recorded,
             "applied": lambda row: _current.applied(row),
             "folder": folder,
         }

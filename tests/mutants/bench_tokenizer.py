@@ -10,7 +10,7 @@ import os
 import shutil
 import struct
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -51,23 +51,6 @@ class TokenizerBench:
     """A checkpoint folder with a derived Tekken tokenizer: small, so that it loads fast."""
 
     subject = "tokenizer"
-    names: Mapping[str, str] = {
-        "folder": "the checkpoint folder",
-        "tokenizer_json": "its `tokenizer.json`",
-        "tokenizer_config": "its `tokenizer_config.json`",
-        "special_tokens_map": "its `special_tokens_map.json`",
-        "config": "its `config.json`",
-        "generation_config": "its `generation_config.json`",
-        "template": "its `chat_template.jinja`",
-        "fetched": "the commit at which each file was fetched",
-        "elsewhere": "a file that is not in the folder",
-        "shipped": "gives the bytes of a tokenizer that mistral-common ships, by our name",
-        "with_default_system": "puts a default system prompt into a template",
-        "without_system": "leaves the system prompt out of a template where the row ends with an answer",
-        "bos_post_processor": "a post-processor that puts BOS before every text",
-        "pinned": "the commit that a recipe pins",
-        "recorded": "the SHA-256 that the goldens were recorded with, by tokenizer",
-    }
 
     def make(self, folder: Path) -> Artifact:
         """Copy the sound folder, and read its documents."""

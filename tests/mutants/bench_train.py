@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import torch
 from gallery import Artifact, mutant
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
-from trained_run import PIECES, SOUND, judged, pristine, run_folder
+from trained_run import SOUND, judged, pristine, run_folder
 from transformers import GenerationConfig, MistralForCausalLM, TrainerCallback, set_seed
 
 from pytest_mistral_lora.chat.encoded import IGNORE_INDEX
@@ -31,15 +31,6 @@ class TrainBench:
     """Makes a finished tiny run and the functions of the trainer, and judges both as the suite does."""
 
     subject = "train"
-    names: Mapping[str, str] = {
-        "folder": "the folder of the finished run: `base`, `adapter`, `rows.jsonl`",
-        "tensors": "the adapter's tensors after training, by name",
-        "initial": "the same before the first step",
-        "layer": "the name of one of them",
-        "base_tensors": "the base's tensors after training, by name",
-        "losses": "the losses that were logged",
-        **PIECES,
-    }
 
     def make(self, folder: Path) -> Artifact:
         """Make a finished run below a folder."""

@@ -6,7 +6,6 @@ import atexit
 import json
 import shutil
 import tempfile
-from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -42,11 +41,6 @@ class TranscriptBench:
     """Makes a trained adapter with its base and two transcripts, and judges it by them."""
 
     subject = "transcript"
-    names: Mapping[str, str] = {
-        "folder": "the adapter's folder",
-        "transcripts": "the content of the transcripts in it, by case",
-        "base": "the base checkpoint's folder",
-    }
 
     def make(self, folder: Path) -> Artifact:
         """Make a trained adapter with transcripts and its base below a folder."""

@@ -1,14 +1,15 @@
 """What a mutant is, and the workbench that it is made on.
 
 Every subject has a module `bench_<subject>.py` beside this one, with a `BENCH` that makes a sound artifact and judges
-it as the suite does, and `MUTANTS`: functions that break the artifact, each with the rules that must then fire. Any
-other rule of the bench must not.
+it as the suite does, and mutants: functions that break the artifact, each with the rules that must then fire. Any
+other rule of the bench must not. `examples_<subject>.py` has an `Example` of each rule: the one that its page shows.
 """
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -23,13 +24,10 @@ Artifact = dict[str, Any]
 class Bench(Protocol):
     """Makes and judges the artifacts of one subject.
 
-    Attributes:
-        subject: The subject.
-        names: What each name of an artifact is, in a few words: the pages of the rules show it.
+    A bench of rows has a method `table` as well: the tokens around the first difference that a change makes.
     """
 
     subject: str
-    names: Mapping[str, str]
 
     def make(self, folder: Path) -> Artifact:
         """Make a sound artifact, in files below an empty folder where it needs files."""
@@ -82,3 +80,28 @@ def benches() -> dict[str, ModuleType]:
 def mutants(module: ModuleType) -> list[Mutant]:
     """Return the mutants of a bench module, in the order in which they are written."""
     return [value for value in vars(module).values() if isinstance(value, Mutant)]
+
+
+class Example(ABC):
+    """The example of the rule whose id is the class's name: the pages of the rules show the findings of `broken`.
+
+    Attributes:
+        also: The other rules that fire, with spaces between them.
+    """
+
+    also = ""
+
+    @abstractmethod
+    def broken(self, artifact: Artifact) -> None:
+        """Break the rule, in place."""
+
+    @abstractmethod
+    def sound(self, artifact: Artifact) -> None:
+        """Make the same change without the fault: no rule fires."""
+
+
+def examples(subject: str) -> dict[str, Example]:
+    """Return the examples of a subject by the ids of their rules."""
+    classes = vars(importlib.import_module(f"examples_{subject}")).values()
+    found = (value for value in classes if isinstance(value, type) and issubclass(value, Example))
+    return {value.__name__: value() for value in found if value.__name__.startswith("ML")}

@@ -37,22 +37,6 @@ from pytest_mistral_lora.training.step import trainer
 
 TARGET = "spm-v3"
 
-PIECES: dict[str, str] = {
-    "compute_loss": "the trainer's method: the share of a micro-batch's rows in the loss of the step",
-    "supervised_losses": "the function that calls the model for it: a loss for each token, and the token's row",
-    "collate": "the collator: rows, one after the other, as a batch",
-    "load_data": "the function that reads and encodes the rows of a recipe",
-    "load_base": "the function that loads the base",
-    "adapted_layers": "the function that finds the layers of the target modules",
-    "attach_adapter": "the function that puts a new adapter on the base",
-    "checkpoint_activations": "the function that turns activation checkpointing on",
-    "make_trainer": "the function that makes the trainer",
-    "generate": "the function that generates the last turn of each row",
-    "merged": "the function that merges an adapter into its base",
-    "packed_call": "the function from packed rows to what the model is called with",
-}
-"""The functions that a change may replace, and what each is."""
-
 _PLACES: dict[str, list[tuple[Any, str]]] = {
     "compute_loss": [(trainer.LoraTrainer, "compute_loss")],
     "supervised_losses": [(passes, "supervised_losses"), (trainer, "supervised_losses")],

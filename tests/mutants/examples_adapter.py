@@ -1,0 +1,187 @@
+"""The example of each rule of `adapter`: a change that breaks the rule, and its sound twin."""
+
+from __future__ import annotations
+
+from gallery import Artifact, Example
+
+
+class ML401(Example):
+    def broken(self, artifact: Artifact) -> None:
+        artifact["tensors"] = {name: tensor for name, tensor in artifact["tensors"].items() if "k_proj" not in name}
+
+    def sound(self, artifact: Artifact) -> None:
+        artifact["tensors"] = {name: tensor.clone() for name, tensor in artifact["tensors"].items()}
+
+
+class ML402(Example):
+    def broken(self, artifact: Artifact) -> None:
+        artifact["tensors"][artifact["layer"]] = artifact["tensors"][artifact["layer"]] / 0
+
+    def sound(self, artifact: Artifact) -> None:
+        artifact["tensors"][artifact["layer"]] = artifact["tensors"][artifact["layer"]] / 2
+
+
+class ML403(Example):
+    also = "ML413"
+
+    def broken(self, artifact: Artifact) -> None:
+        artifact["tensors"] = {name: tensor * ("lora_B" not in name) for name, tensor in artifact["tensors"].items()}
+
+    def sound(self, artifact: Artifact) -> None:
+        artifact["tensors"] = {name: tensor.clone() for name, tensor in artifact["tensors"].items()}
+
+
+class ML404(Example):
+    def broken(self, artifact: Artifact) -> None:
+        artifact["config"]["r"] = 4
+
+    def sound(self, artifact: Artifact) -> None:
+        artifact["config"]["r"] = 8
+
+
+class ML405(Example):
+    def broken(self, artifact: Artifact) -> None:
+        (artifact["folder"] / "adapter_model.safetensors").unlink()
+
+    def sound(self, artifact: Artifact) -> None:
+        (artifact["folder"] / "README.md").write_text("An adapter for answers about France.")
+
+
+class ML406(Example):
+    def broken(self, artifact: Artifact) -> None:
+        (artifact["folder"] / "adapter_model.bin").write_bytes(b"PK")
+
+    def sound(self, artifact: Artifact) -> None:
+        # the trainer's own, no weights
+        (artifact["folder"] / "training_args.bin").write_bytes(b"PK")
+
+
+class ML407(Example):
+    def broken(self, artifact: Artifact) -> None:
+        artifact["tensors"] = {
+            name.removeprefix("base_model.model."): tensor for name, tensor in artifact["tensors"].items()
+        }
+
+    def sound(self, artifact: Artifact) -> None:
+        artifact["tensors"] = {name: tensor.clone() for name, tensor in artifact["tensors"].items()}
+
+
+class ML408(Example):
+    def broken(self, artifact: Artifact) -> None:
+        artifact["config"]["lora_alpha"] = 0
+
+    def sound(self, artifact: Artifact) -> None:
+        artifact["config"]["lora_alpha"] = 16
+
+
+class ML409(Example):
+    also = "ML401"
+
+    def broken(self, artifact: Artifact) -> None:
+        artifact["config"]["target_modules"] = ["q_proj", "kproj", "v_proj", "o_proj"]
+
+    def sound(self, artifact: Artifact) -> None:
+        artifact["config"]["target_modules"] = ["q_proj", "k_proj", "v_proj", "o_proj"]
+
+
+class ML410(Example):
+    def broken(self, artifact: Artifact) -> None:
+        artifact["config"]["revision"] = "main"
+
+    def sound(self, artifact: Artifact) -> None:
+        artifact["config"]["revision"] = "e0bc86c23ce5aae1db576c8cca6f06f1f73af2db"
+
+
+class ML411(Example):
+    def broken(self, artifact: Artifact) -> None:
+        (artifact["folder"] / "manifest.json").unlink()
+        artifact["config"]["revision"] = None
+
+    def sound(self, artifact: Artifact) -> None:
+        (artifact["folder"] / "manifest.json").unlink()
+        artifact["config"]["revision"] = "e0bc86c23ce5aae1db576c8cca6f06f1f73af2db"
+
+
+class ML412(Example):
+    def broken(self, artifact: Artifact) -> None:
+        artifact["tensors"][artifact["layer"]] = artifact["tensors"][artifact["layer"]][:, :64]
+
+    def sound(self, artifact: Artifact) -> None:
+        artifact["tensors"][artifact["layer"]] = artifact["tensors"][artifact["layer"]][:, :128]
+
+
+class ML413(Example):
+    def broken(self, artifact: Artifact) -> None:
+        artifact["tensors"] = {name: tensor * 1e-12 for name, tensor in artifact["tensors"].items()}
+
+    def sound(self, artifact: Artifact) -> None:
+        artifact["tensors"] = {name: tensor * 0.9 for name, tensor in artifact["tensors"].items()}
+
+
+class ML414(Example):
+    def broken(self, artifact: Artifact) -> None:
+        artifact["tensors"][artifact["layer"]] = artifact["tensors"][artifact["layer"]].char()
+
+    def sound(self, artifact: Artifact) -> None:
+        artifact["tensors"] = {name: tensor.bfloat16() for name, tensor in artifact["tensors"].items()}
+
+
+class ML415(Example):
+    def broken(self, artifact: Artifact) -> None:
+        artifact["tensors"][artifact["layer"]] = artifact["tensors"][artifact["layer"]].bfloat16()
+
+    def sound(self, artifact: Artifact) -> None:
+        artifact["tensors"] = {name: tensor.bfloat16() for name, tensor in artifact["tensors"].items()}
+
+
+class ML416(Example):
+    def broken(self, artifact: Artifact) -> None:
+        artifact["tensors"][artifact["layer"]] = artifact["tensors"][artifact["layer"]] * 100000.0
+
+    def sound(self, artifact: Artifact) -> None:
+        artifact["tensors"][artifact["layer"]] = artifact["tensors"][artifact["layer"]] * 2
+
+
+class ML417(Example):
+    def broken(self, artifact: Artifact) -> None:
+        artifact["tensors"][artifact["layer"]] = artifact["tensors"][
+            artifact["layer"].replace("q_proj", "o_proj")
+        ].clone()
+
+    def sound(self, artifact: Artifact) -> None:
+        artifact["tensors"] = {name: tensor.clone() for name, tensor in artifact["tensors"].items()}
+
+
+class ML418(Example):
+    def broken(self, artifact: Artifact) -> None:
+        (artifact["folder"] / "model.safetensors").touch()
+
+    def sound(self, artifact: Artifact) -> None:
+        (artifact["folder"] / "README.md").touch()
+
+
+class ML419(Example):
+    def broken(self, artifact: Artifact) -> None:
+        (artifact["base"] / "adapter_config.json").write_text("{}")
+
+    def sound(self, artifact: Artifact) -> None:
+        (artifact["base"] / "README.md").write_text("The base.")
+
+
+class ML420(Example):
+    def broken(self, artifact: Artifact) -> None:
+        artifact["base_config"]["tie_word_embeddings"] = True
+        artifact["config"]["target_modules"] += ["lm_head"]
+        artifact["tensors"] |= artifact["head"]
+
+    def sound(self, artifact: Artifact) -> None:
+        artifact["config"]["target_modules"] += ["lm_head"]
+        artifact["tensors"] |= artifact["head"]
+
+
+class ML421(Example):
+    def broken(self, artifact: Artifact) -> None:
+        artifact["merged_config"]["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+
+    def sound(self, artifact: Artifact) -> None:
+        artifact["merged_config"]["quantization_config"] = None

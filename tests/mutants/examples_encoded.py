@@ -1,0 +1,321 @@
+"""The example of each rule of `encoded`: a change that breaks the rule, and its sound twin."""
+
+from __future__ import annotations
+
+from bench_encoded import encode, encode_text, encode_with, pack, render
+from gallery import Artifact, Example
+
+
+class EncodedExample(Example):
+    def sound(self, artifact: Artifact) -> None:
+        for line in artifact["lines"]:
+            line.update(encode(line))
+
+
+class ML501(EncodedExample):
+    also = "ML506"
+
+    def broken(self, artifact: Artifact) -> None:
+        artifact["lines"][0]["labels"] = [float(label) for label in artifact["lines"][0]["labels"]]
+
+    def sound(self, artifact: Artifact) -> None:
+        artifact["lines"][0]["labels"] = [int(label) for label in artifact["lines"][0]["labels"]]
+
+
+class ML502(EncodedExample):
+    also = "ML506"
+
+    def broken(self, artifact: Artifact) -> None:
+        del artifact["lines"][1]
+
+    def sound(self, artifact: Artifact) -> None:
+        artifact["lines"][1] = dict(artifact["lines"][1])
+
+
+class ML503(EncodedExample):
+    also = "ML506"
+
+    def broken(self, artifact: Artifact) -> None:
+        artifact["lines"].append(artifact["lines"][0])
+
+    def sound(self, artifact: Artifact) -> None:
+        artifact["lines"][0] = dict(artifact["lines"][0])
+
+
+class ML504(EncodedExample):
+    def broken(self, artifact: Artifact) -> None:
+        artifact["lines"].reverse()
+
+    def sound(self, artifact: Artifact) -> None:
+        artifact["lines"].sort(key=lambda line: line["row"])
+
+
+class ML505(EncodedExample):
+    def broken(self, artifact: Artifact) -> None:
+        artifact["lines"][0]["messages"] = artifact["lines"][0]["messages"][1:]
+        artifact["lines"][0].update(encode(artifact["lines"][0]))
+
+    def sound(self, artifact: Artifact) -> None:
+        artifact["lines"][0]["messages"] = artifact["dataset"][0]["messages"]
+        artifact["lines"][0].update(encode(artifact["lines"][0]))
+
+
+class ML506(EncodedExample):
+    also = "ML544"
+
+    def broken(self, artifact: Artifact) -> None:
+        artifact["lines"][0]["labels"] = [-100] * len(artifact["lines"][0]["labels"])
+
+
+class ML507(EncodedExample):
+    def broken(self, artifact: Artifact) -> None:
+        artifact["lines"][1]["messages"][1]["tool_calls"][0]["id"] = "call_1"
+        artifact["dataset"][1] = artifact["lines"][1]
+
+    def sound(self, artifact: Artifact) -> None:
+        artifact["lines"][1]["messages"][1]["tool_calls"][0]["id"] = "abcdefghi"
+        artifact["dataset"][1] = artifact["lines"][1]
+
+
+class ML510(EncodedExample):
+    def broken(self, artifact: Artifact) -> None:
+        artifact["lines"][0]["attention_mask"] = [1] * len(artifact["lines"][0]["input_ids"]) + [0]
+        artifact["lines"][0]["input_ids"] += [0]
+        artifact["lines"][0]["labels"] += [0]
+
+    def sound(self, artifact: Artifact) -> None:
+        artifact["lines"][0]["attention_mask"] = [1] * len(artifact["lines"][0]["input_ids"]) + [0]
+        artifact["lines"][0]["input_ids"] += [0]
+        artifact["lines"][0]["labels"] += [-100]
+
+
+class ML511(EncodedExample):
+    def broken(self, artifact: Artifact) -> None:
+        artifact["lines"][0]["input_ids"].insert(5, 0)
+        artifact["lines"][0]["labels"].insert(5, -100)
+
+    def sound(self, artifact: Artifact) -> None:
+        artifact["lines"][0]["input_ids"].append(0)
+        artifact["lines"][0]["labels"].append(-100)
+
+
+class ML512(EncodedExample):
+    def broken(self, artifact: Artifact) -> None:
+        artifact["packed"][0]["position_ids"] = list(range(len(artifact["packed"][0]["input_ids"])))
+
+    def sound(self, artifact: Artifact) -> None:
+        artifact["packed"][0] = pack(artifact["dataset"][:2])
+
+
+class ML513(EncodedExample):
+    def broken(self, artifact: Artifact) -> None:
+        artifact["packed"][0]["attention_mask"] = [1] * len(artifact["packed"][0]["input_ids"])
+
+    def sound(self, artifact: Artifact) -> None:
+        artifact["packed"][0].pop("attention_mask", None)
+
+
+class ML514(EncodedExample):
+    def broken(self, artifact: Artifact) -> None:
+        start = artifact["packed"][0]["position_ids"].index(0, 1)
+        artifact["packed"][0]["labels"][start] = artifact["packed"][0]["input_ids"][start]
+
+    def sound(self, artifact: Artifact) -> None:
+        start = artifact["packed"][0]["position_ids"].index(0, 1)
+        artifact["packed"][0]["labels"][start] = -100
+
+
+class ML515(EncodedExample):
+    also = "ML506"
+
+    def broken(self, artifact: Artifact) -> None:
+        artifact["packed"][0] = {
+            **artifact["packed"][0],
+            **pack(artifact["dataset"][:1]),
+            "conversations": artifact["packed"][0]["conversations"],
+        }
+
+    def sound(self, artifact: Artifact) -> None:
+        artifact["packed"][0] = {**artifact["packed"][0], **pack(artifact["dataset"][:2])}
+
+
+class ML516(EncodedExample):
+    def broken(self, artifact: Artifact) -> None:
+        artifact["packed"][0]["conversations"].reverse()
+
+    def sound(self, artifact: Artifact) -> None:
+        artifact["packed"][0].update(pack(artifact["packed"][0]["conversations"]))
+
+
+class ML520(EncodedExample):
+    def broken(self, artifact: Artifact) -> None:
+        artifact["lines"][0]["input_ids"][5] = 32768
+
+
+class ML521(EncodedExample):
+    def broken(self, artifact: Artifact) -> None:
+        artifact["lines"][0]["input_ids"].insert(0, 1)
+        artifact["lines"][0]["labels"].insert(0, -100)
+
+
+class ML522(EncodedExample):
+    def broken(self, artifact: Artifact) -> None:
+        artifact["lines"][0]["input_ids"].pop()
+        artifact["lines"][0]["labels"].pop()
+
+
+class ML523(EncodedExample):
+    also = "ML506 ML544"
+
+    def broken(self, artifact: Artifact) -> None:
+        text = encode_text("[INST]")
+        ids = artifact["lines"][3]["input_ids"]
+        start = next(n for n in range(len(ids)) if ids[n : n + len(text)] == text)
+        ids[start : start + len(text)] = [3]
+        artifact["lines"][3]["labels"] = [-100] * len(ids)
+
+
+class ML524(EncodedExample):
+    also = "ML506 ML544"
+
+    def broken(self, artifact: Artifact) -> None:
+        text = render(artifact["lines"][0])
+        artifact["lines"][0]["input_ids"] = encode_text(text)
+        artifact["lines"][0]["labels"] = [-100] * len(artifact["lines"][0]["input_ids"])
+
+
+class ML525(EncodedExample):
+    def broken(self, artifact: Artifact) -> None:
+        artifact["lines"][0].update(encode({"messages": artifact["lines"][0]["messages"][1:]}))
+
+
+class ML526(EncodedExample):
+    def broken(self, artifact: Artifact) -> None:
+        system, first, *rest = artifact["lines"][0]["messages"]
+        first = {**first, "content": system["content"] + "\n\n" + first["content"]}
+        artifact["lines"][0].update(encode({"messages": [first, *rest]}))
+
+
+class ML527(EncodedExample):
+    def broken(self, artifact: Artifact) -> None:
+        prompt = {"role": "system", "content": "detailed thinking off"}
+        artifact["lines"][2].update(encode({"messages": [prompt, *artifact["lines"][2]["messages"]]}))
+
+
+class ML528(EncodedExample):
+    def broken(self, artifact: Artifact) -> None:
+        artifact["lines"][0]["input_ids"].insert(2, encode_text("5")[0])
+        artifact["lines"][0]["labels"].insert(2, -100)
+
+
+class ML529(EncodedExample):
+    def broken(self, artifact: Artifact) -> None:
+        stripped = [{**m, "content": m["content"].strip()} for m in artifact["lines"][3]["messages"]]
+        artifact["lines"][3].update(encode({"messages": stripped}))
+
+
+class ML530(EncodedExample):
+    def broken(self, artifact: Artifact) -> None:
+        artifact["lines"][1].update(encode({"messages": artifact["lines"][1]["messages"]}))
+
+
+class ML531(EncodedExample):
+    also = "ML506"
+
+    def broken(self, artifact: Artifact) -> None:
+        for key in ("input_ids", "labels"):
+            artifact["lines"][0][key] = artifact["lines"][0][key][:-3]
+
+
+class ML532(EncodedExample):
+    def broken(self, artifact: Artifact) -> None:
+        artifact["lines"][0].update(encode_with("spm-v1", artifact["lines"][0]))
+
+
+class ML533(EncodedExample):
+    also = "ML506"
+
+    def broken(self, artifact: Artifact) -> None:
+        artifact["lines"][0].update(
+            encode({"messages": [artifact["lines"][0]["messages"][0], *artifact["lines"][0]["messages"][3:]]})
+        )
+
+
+class ML534(EncodedExample):
+    def broken(self, artifact: Artifact) -> None:
+        answer = {"role": "assistant", "content": "Red."}
+        artifact["lines"][0].update(encode({"messages": [*artifact["lines"][0]["messages"][:-1], answer]}))
+
+
+class ML535(EncodedExample):
+    def broken(self, artifact: Artifact) -> None:
+        artifact["lines"][0].update(encode(artifact["dataset"][2]))
+
+
+class ML540(EncodedExample):
+    def broken(self, artifact: Artifact) -> None:
+        artifact["lines"][0]["labels"].pop()
+
+
+class ML541(EncodedExample):
+    def broken(self, artifact: Artifact) -> None:
+        artifact["lines"][0]["labels"] = [*artifact["lines"][0]["labels"][1:], -100]
+
+
+class ML542(EncodedExample):
+    def broken(self, artifact: Artifact) -> None:
+        artifact["lines"][0]["labels"][-1] += 1
+
+
+class ML543(EncodedExample):
+    def broken(self, artifact: Artifact) -> None:
+        artifact["lines"][0]["labels"] = list(artifact["lines"][0]["input_ids"])
+
+
+class ML544(EncodedExample):
+    also = "ML506"
+
+    def broken(self, artifact: Artifact) -> None:
+        artifact["lines"][0]["labels"] = [-100] * len(artifact["lines"][0]["labels"])
+
+
+class ML545(EncodedExample):
+    def broken(self, artifact: Artifact) -> None:
+        first = next(n for n, label in enumerate(artifact["lines"][0]["labels"]) if label != -100)
+        artifact["lines"][0]["labels"][first] = -100
+
+
+class ML546(EncodedExample):
+    def broken(self, artifact: Artifact) -> None:
+        artifact["lines"][0]["labels"] = [-100 if label == 2 else label for label in artifact["lines"][0]["labels"]]
+
+
+class ML547(EncodedExample):
+    def broken(self, artifact: Artifact) -> None:
+        artifact["lines"][0]["labels"][2:4] = artifact["lines"][0]["input_ids"][2:4]
+
+
+class ML548(EncodedExample):
+    def broken(self, artifact: Artifact) -> None:
+        artifact["lines"][1]["labels"] = [-100 if label == 5 else label for label in artifact["lines"][1]["labels"]]
+
+
+class ML549(EncodedExample):
+    def broken(self, artifact: Artifact) -> None:
+        every = [{k: v for k, v in message.items() if k != "weight"} for message in artifact["lines"][2]["messages"]]
+        artifact["lines"][2]["labels"] = encode({"messages": every})["labels"]
+
+
+class ML550(EncodedExample):
+    def broken(self, artifact: Artifact) -> None:
+        prefix = len(encode({"messages": artifact["lines"][0]["messages"][:3]})["input_ids"])
+        ids = artifact["lines"][0]["input_ids"]
+        artifact["lines"][0]["labels"] = [-100] * prefix + ids[prefix : prefix + 3] + [-100] * (len(ids) - prefix - 3)
+
+
+class ML551(EncodedExample):
+    also = "ML506"
+
+    def broken(self, artifact: Artifact) -> None:
+        last = max(n for n, label in enumerate(artifact["lines"][0]["labels"]) if label == -100)
+        artifact["lines"][0]["labels"][:last] = [-100] * last

@@ -1,0 +1,90 @@
+"""The example of each rule of `manifest`: a change that breaks the rule, and its sound twin."""
+
+from __future__ import annotations
+
+from gallery import Artifact, Example
+
+
+class ML701(Example):
+    def broken(self, artifact: Artifact) -> None:
+        artifact["manifest"]["revision"] = "main"
+
+    def sound(self, artifact: Artifact) -> None:
+        artifact["manifest"]["x-note"] = "keys of your own begin with x-"
+
+
+class ML702(Example):
+    def broken(self, artifact: Artifact) -> None:
+        config = artifact["folder"] / "adapter_config.json"
+        config.write_text(config.read_text().replace('"lora_alpha": 16', '"lora_alpha": 32'))
+
+    def sound(self, artifact: Artifact) -> None:
+        config = artifact["folder"] / "adapter_config.json"
+        config.touch()
+
+
+class ML703(Example):
+    def broken(self, artifact: Artifact) -> None:
+        artifact["manifest"]["base_weights_sha256"] = "1" * 64
+
+    def sound(self, artifact: Artifact) -> None:
+        artifact["manifest"]["x-base"] = "a local one"
+
+
+class ML704(Example):
+    def broken(self, artifact: Artifact) -> None:
+        (artifact["folder"] / "manifest.json").unlink()
+        artifact["require_manifest"] = True
+
+    def sound(self, artifact: Artifact) -> None:
+        artifact["require_manifest"] = True
+
+
+class ML705(Example):
+    def broken(self, artifact: Artifact) -> None:
+        (artifact["folder"] / "tokenizer_config.json").write_text('{"chat_template": "{{ messages }}"}')
+        artifact["list_file"]("tokenizer_config.json")
+
+    def sound(self, artifact: Artifact) -> None:
+        (artifact["folder"] / "tokenizer_config.json").write_text("{}")
+        artifact["list_file"]("tokenizer_config.json")
+
+
+class ML706(Example):
+    def broken(self, artifact: Artifact) -> None:
+        artifact["rows"][0].write_text(artifact["rows"][0].read_text().replace("Paris", "Lyon"))
+
+    def sound(self, artifact: Artifact) -> None:
+        artifact["rows"][0].write_text(artifact["rows"][0].read_text())
+
+
+class ML707(Example):
+    def broken(self, artifact: Artifact) -> None:
+        artifact["manifest"]["parent"] = artifact["parent"]
+
+    def sound(self, artifact: Artifact) -> None:
+        artifact["manifest"]["x-parent"] = artifact["parent"]
+
+
+class ML708(Example):
+    def broken(self, artifact: Artifact) -> None:
+        (artifact["folder"] / "notes.txt").write_text("later")
+
+    def sound(self, artifact: Artifact) -> None:
+        (artifact["folder"].parent / "notes.txt").write_text("later")
+
+
+class ML709(Example):
+    def broken(self, artifact: Artifact) -> None:
+        artifact["manifest"]["training"]["sliding_window"] = 4096
+
+    def sound(self, artifact: Artifact) -> None:
+        artifact["manifest"]["training"]["sliding_window"] = None
+
+
+class ML710(Example):
+    def broken(self, artifact: Artifact) -> None:
+        artifact["merged_manifest"]["parent"]["greedy_equal"] = False
+
+    def sound(self, artifact: Artifact) -> None:
+        artifact["merged_manifest"]["parent"]["greedy_equal"] = True

@@ -1,0 +1,267 @@
+"""The example of each rule of `mask`: a change that breaks the rule, and its sound twin."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from bench_mask import marker_apart, pasted, renamed, said, supervised, told, with_ids
+from gallery import Artifact, Example
+
+
+def plain_row() -> dict[str, Any]:
+    """A question and its answer: enough for the rules that are not about tools or several turns."""
+    question, answer = "Which colour is the sky?", "Blue."
+    return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
+
+
+class ML101(Example):
+    also = "ML104 ML107"
+
+    def broken(self, artifact: Artifact) -> None:
+        artifact["row"] = plain_row()
+        artifact["after"] = lambda made: made | {"labels": [-100, *made["labels"][:-1]]}
+
+    def sound(self, artifact: Artifact) -> None:
+        artifact["row"] = plain_row()
+        artifact["after"] = lambda made: made | {"labels": [*made["labels"]]}
+
+
+class ML102(Example):
+    also = "ML107"
+
+    def broken(self, artifact: Artifact) -> None:
+        artifact["row"] = plain_row()
+        artifact["after"] = lambda made: supervised(made, lambda span: span["role"] in ("user", "assistant"))
+
+    def sound(self, artifact: Artifact) -> None:
+        artifact["row"] = plain_row()
+        artifact["after"] = lambda made: supervised(made, lambda span: span["role"] == "assistant")
+
+
+class ML103(Example):
+    def broken(self, artifact: Artifact) -> None:
+        artifact["row"]["messages"][-1]["weight"] = 0
+        artifact["after"] = lambda made: supervised(made, lambda span: span["role"] == "assistant")
+
+    def sound(self, artifact: Artifact) -> None:
+        artifact["row"]["messages"][-1]["weight"] = 0
+
+
+class ML104(Example):
+    also = "ML103 ML107"
+
+    def broken(self, artifact: Artifact) -> None:
+        artifact["row"] = plain_row()
+        artifact["after"] = lambda made: supervised(made, lambda span: span["supervised"] and span["kind"] != "eos")
+
+    def sound(self, artifact: Artifact) -> None:
+        artifact["row"] = plain_row()
+        artifact["after"] = lambda made: supervised(made, lambda span: span["supervised"])
+
+
+class ML105(Example):
+    also = "ML112 ML119"
+
+    def broken(self, artifact: Artifact) -> None:
+        artifact["row"] = plain_row()
+        bos = artifact["tokenizer"].bos_id
+        artifact["after"] = lambda made: with_ids(made, 0, [bos, bos])
+
+    def sound(self, artifact: Artifact) -> None:
+        artifact["row"] = plain_row()
+        bos = artifact["tokenizer"].bos_id
+        artifact["after"] = lambda made: with_ids(made, 0, [bos])
+
+
+class ML106(Example):
+    also = "ML109 ML117 ML119"
+
+    def broken(self, artifact: Artifact) -> None:
+        artifact["row"] = plain_row()
+        # as if the answer had spelled it
+        eos = artifact["tokenizer"].eos_id
+        artifact["after"] = lambda made: with_ids(made, made["spans"][-2]["start"], [eos])
+
+    def sound(self, artifact: Artifact) -> None:
+        artifact["row"] = plain_row()
+        artifact["row"]["messages"][-1]["content"] = "</s>"
+
+
+class ML107(Example):
+    also = "ML103 ML104"
+
+    def broken(self, artifact: Artifact) -> None:
+        artifact["row"] = plain_row()
+        artifact["after"] = lambda made: supervised(made, lambda span: span["kind"] == "eos")
+
+    def sound(self, artifact: Artifact) -> None:
+        artifact["row"] = plain_row()
+        artifact["after"] = lambda made: supervised(made, lambda span: span["role"] == "assistant")
+
+
+class ML108(Example):
+    also = "ML109 ML112 ML116 ML119"
+
+    def broken(self, artifact: Artifact) -> None:
+        artifact["row"] = {
+            "messages": [
+                artifact["question"],
+                artifact["answer"] | {"weight": 0},
+                artifact["question"],
+                artifact["answer"],
+            ]
+        }
+        artifact["before"] = lambda row: row | {"messages": [m | {"content": str(m)} for m in row["messages"]]}
+
+    def sound(self, artifact: Artifact) -> None:
+        artifact["row"] = {
+            "messages": [
+                artifact["question"],
+                artifact["answer"] | {"weight": 0},
+                artifact["question"],
+                artifact["answer"],
+            ]
+        }
+
+
+class ML109(Example):
+    also = "ML117 ML119"
+
+    def broken(self, artifact: Artifact) -> None:
+        artifact["row"] = plain_row()
+        never = artifact["tokenizer"].encode_text("Never")[:1]
+        artifact["after"] = lambda made: with_ids(made, made["spans"][-2]["start"], never)
+
+    def sound(self, artifact: Artifact) -> None:
+        artifact["row"] = plain_row()
+        it = artifact["tokenizer"].encode_text("Blue.")[:1]
+        artifact["after"] = lambda made: with_ids(made, made["spans"][-2]["start"], it)
+
+
+class ML110(Example):
+    also = "ML103 ML104 ML107"
+
+    def broken(self, artifact: Artifact) -> None:
+        artifact["after"] = marker_apart
+
+    def sound(self, artifact: Artifact) -> None:
+        artifact["after"] = lambda made: made
+
+
+class ML111(Example):
+    also = "ML103 ML107 ML116 ML117"
+
+    def broken(self, artifact: Artifact) -> None:
+        artifact["row"] = plain_row()
+        turn = iter([True, False] * 50)
+        artifact["after"] = lambda made: made if next(turn) else supervised(made, lambda span: False)
+
+    def sound(self, artifact: Artifact) -> None:
+        artifact["row"] = plain_row()
+        artifact["after"] = lambda made: made
+
+
+class ML112(Example):
+    def broken(self, artifact: Artifact) -> None:
+        artifact["row"] = plain_row()
+        artifact["prompt"] = lambda row, tokenizer: tokenizer.encode_prompt(row)[1:]
+
+    def sound(self, artifact: Artifact) -> None:
+        artifact["row"] = plain_row()
+        artifact["prompt"] = lambda row, tokenizer: tokenizer.encode_prompt(row)
+
+
+class ML113(Example):
+    also = "ML110 ML112 ML119"
+
+    def broken(self, artifact: Artifact) -> None:
+        # arguments that are a string, as they are
+        artifact["before"] = lambda row: pasted(row)
+
+    def sound(self, artifact: Artifact) -> None:
+        artifact["before"] = lambda row: row
+
+
+class ML114(Example):
+    also = "ML112 ML119"
+
+    def broken(self, artifact: Artifact) -> None:
+        artifact["row"]["tools"][0]["function"]["strict"] = True
+        artifact["before"] = lambda row: row | {"tools": [told(tool, str(tool)) for tool in row["tools"]]}
+
+    def sound(self, artifact: Artifact) -> None:
+        artifact["row"]["tools"][0]["function"]["strict"] = True
+
+
+class ML115(Example):
+    also = "ML112 ML119"
+
+    def broken(self, artifact: Artifact) -> None:
+        # ids of calls in the order of their results
+        artifact["tokenizer"] = artifact["newer_tokenizer"]
+        artifact["before"] = lambda row: renamed(row)
+
+    def sound(self, artifact: Artifact) -> None:
+        artifact["tokenizer"] = artifact["newer_tokenizer"]
+        artifact["before"] = lambda row: row
+
+
+class ML116(Example):
+    also = "ML109 ML112 ML119"
+
+    def broken(self, artifact: Artifact) -> None:
+        artifact["before"] = lambda row: said(row, lambda text: text.replace("\n\n", " "))
+
+    def sound(self, artifact: Artifact) -> None:
+        artifact["before"] = lambda row: said(row, lambda text: text)
+
+
+class ML117(Example):
+    also = "ML103 ML107"
+
+    def broken(self, artifact: Artifact) -> None:
+        artifact["after"] = lambda made: supervised(made, lambda span: span["turn"] == made["spans"][-1]["turn"])
+
+    def sound(self, artifact: Artifact) -> None:
+        artifact["after"] = lambda made: supervised(made, lambda span: span["role"] == "assistant")
+
+
+class ML118(Example):
+    also = "ML112 ML119"
+
+    def broken(self, artifact: Artifact) -> None:
+        artifact["before"] = lambda row: row | {"messages": [m for m in row["messages"] if m["role"] != "system"]}
+
+    def sound(self, artifact: Artifact) -> None:
+        artifact["before"] = lambda row: row | {"messages": [*row["messages"]]}
+
+
+class ML119(Example):
+    also = "ML109 ML112"
+
+    def broken(self, artifact: Artifact) -> None:
+        artifact["row"] = plain_row()
+        artifact["before"] = lambda row: said(row, str.lower)
+
+    def sound(self, artifact: Artifact) -> None:
+        artifact["row"] = plain_row()
+        artifact["before"] = lambda row: said(row, str)
+
+
+class ML120(Example):
+    def broken(self, artifact: Artifact) -> None:
+        # it ends with a tool result
+        artifact["row"]["messages"] = artifact["row"]["messages"][:-1]
+        artifact["before"] = lambda row: row | {"messages": [*row["messages"], artifact["answer"]]}
+
+    def sound(self, artifact: Artifact) -> None:
+        # it is refused
+        artifact["row"]["messages"] = artifact["row"]["messages"][:-1]
+
+
+class ML121(Example):
+    def broken(self, artifact: Artifact) -> None:
+        artifact["tokenizer"] = artifact["changed_tokenizer"]
+
+    def sound(self, artifact: Artifact) -> None:
+        artifact["tokenizer"] = artifact["newer_tokenizer"]

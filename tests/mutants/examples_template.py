@@ -1,0 +1,100 @@
+"""The example of each rule of `template`: a change that breaks the rule, and its sound twin."""
+
+from __future__ import annotations
+
+from bench_template import recorded
+from gallery import Artifact, Example
+
+from pytest_mistral_lora.chat.templates.generation_blocks import with_generation
+
+
+class ML001(Example):
+    def broken(self, artifact: Artifact) -> None:
+        artifact["golden"]["labels"] = artifact["golden"]["labels"][:-1]
+
+    def sound(self, artifact: Artifact) -> None:
+        artifact["golden"]["labels"] = list(artifact["golden"]["labels"])
+
+
+class ML002(Example):
+    def broken(self, artifact: Artifact) -> None:
+        artifact["golden"]["input_ids"][3] += 1
+
+    def sound(self, artifact: Artifact) -> None:
+        artifact["golden"]["input_ids"][3] += 0
+
+
+class ML003(Example):
+    def broken(self, artifact: Artifact) -> None:
+        artifact["golden"]["spans"][-1]["supervised"] = False
+        artifact["golden"]["labels"][-1] = -100
+
+    def sound(self, artifact: Artifact) -> None:
+        artifact["golden"]["spans"][-1]["supervised"] = True
+        artifact["golden"]["labels"][-1] = artifact["golden"]["input_ids"][-1]
+
+
+class ML004(Example):
+    def broken(self, artifact: Artifact) -> None:
+        artifact["template"] = artifact["template"].replace("[INST] ", "[INST]")
+
+    def sound(self, artifact: Artifact) -> None:
+        artifact["template"] = artifact["template"].replace("[INST] ", "[INST] ")
+
+
+class ML005(Example):
+    def broken(self, artifact: Artifact) -> None:
+        artifact["rows"][0]["messages"][-1]["content"] = "A space follows. "
+        artifact["golden"] = recorded(artifact["rows"][0]) | {"deviations": []}
+
+    def sound(self, artifact: Artifact) -> None:
+        artifact["rows"][0]["messages"][-1]["content"] = "A space follows. "
+        artifact["golden"] = recorded(artifact["rows"][0])
+
+
+class ML006(Example):
+    also = "ML009"
+
+    def broken(self, artifact: Artifact) -> None:
+        answer = "{{- render_content(content=message['content'], context_name='assistant message contents') "
+        artifact["template"] = artifact["template"].replace(
+            answer + "-}}", "{% generation %}" + answer + "-}}{% endgeneration %}"
+        )
+
+    def sound(self, artifact: Artifact) -> None:
+        artifact["template"] = with_generation(artifact["template"])
+
+
+class ML007(Example):
+    def broken(self, artifact: Artifact) -> None:
+        artifact["rows"][0]["messages"][0]["content"] = "Another question?"
+
+    def sound(self, artifact: Artifact) -> None:
+        artifact["rows"][0]["messages"][0]["content"] = "Another question?"
+        artifact["golden"] = recorded(artifact["rows"][0])
+
+
+class ML008(Example):
+    def broken(self, artifact: Artifact) -> None:
+        def applied(row, sound=artifact["applied"]):
+            return [len(sound(row)), 2]
+
+        artifact["applied"] = applied
+
+    def sound(self, artifact: Artifact) -> None:
+        def applied(row, sound=artifact["applied"]):
+            return sound(row)
+
+        artifact["applied"] = applied
+
+
+class ML009(Example):
+    def broken(self, artifact: Artifact) -> None:
+        artifact["template"] = artifact["template"].replace(
+            "message['role'] == 'assistant'", "'assistant' == message['role']"
+        )
+
+    def sound(self, artifact: Artifact) -> None:
+        artifact["template"] = artifact["template"].replace(
+            "message['role'] == 'assistant'", "message.role == 'assistant'"
+        )

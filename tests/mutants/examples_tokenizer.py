@@ -1,0 +1,243 @@
+"""The example of each rule of `tokenizer`: a change that breaks the rule, and its sound twin."""
+
+from __future__ import annotations
+
+from gallery import Artifact, Example
+
+
+class ML201(Example):
+    def broken(self, artifact: Artifact) -> None:
+        artifact["tokenizer_json"]["model"]["type"] = "Unknown"
+
+    def sound(self, artifact: Artifact) -> None:
+        artifact["tokenizer_json"]["model"]["type"] = "BPE"
+
+
+class ML202(Example):
+    def broken(self, artifact: Artifact) -> None:
+        artifact["tokenizer_json"]["added_tokens"][3]["special"] = False
+
+    def sound(self, artifact: Artifact) -> None:
+        artifact["tokenizer_json"]["added_tokens"][3]["special"] = True
+
+
+class ML203(Example):
+    def broken(self, artifact: Artifact) -> None:
+        artifact["special_tokens_map"]["unk_token"] = artifact["tokenizer_config"]["unk_token"] = "[INST]"
+
+    def sound(self, artifact: Artifact) -> None:
+        artifact["special_tokens_map"]["unk_token"] = artifact["tokenizer_config"]["unk_token"] = "<unk>"
+
+
+class ML204(Example):
+    def broken(self, artifact: Artifact) -> None:
+        artifact["special_tokens_map"]["pad_token"] = artifact["tokenizer_config"]["pad_token"] = "</s>"
+
+    def sound(self, artifact: Artifact) -> None:
+        artifact["special_tokens_map"]["pad_token"] = artifact["tokenizer_config"]["pad_token"] = "<pad>"
+
+
+class ML205(Example):
+    def broken(self, artifact: Artifact) -> None:
+        split = artifact["tokenizer_json"]["pre_tokenizer"]["pretokenizers"][0]
+        split["pattern"] = {"Regex": "\\p{L}+|\\p{N}{1,3}|\\s+|[^\\s]"}
+
+    def sound(self, artifact: Artifact) -> None:
+        split = artifact["tokenizer_json"]["pre_tokenizer"]["pretokenizers"][0]
+        split["behavior"] = "Isolated"
+
+
+class ML206(Example):
+    def broken(self, artifact: Artifact) -> None:
+        (artifact["folder"] / "chat_template.jinja").unlink()
+        artifact["tokenizer_config"]["chat_template"] = artifact["template"].replace("\n", "\r\n")
+
+    def sound(self, artifact: Artifact) -> None:
+        (artifact["folder"] / "chat_template.jinja").unlink()
+        artifact["tokenizer_config"]["chat_template"] = artifact["template"]
+
+
+class ML207(Example):
+    def broken(self, artifact: Artifact) -> None:
+        artifact["recorded"] = "0" * 64
+
+    def sound(self, artifact: Artifact) -> None:
+        artifact["recorded"] = artifact["recorded"].lower()
+
+
+class ML208(Example):
+    def broken(self, artifact: Artifact) -> None:
+        artifact["pinned"] = "main"
+
+    def sound(self, artifact: Artifact) -> None:
+        artifact["pinned"] = "3f9c2e1b7a6d4c5080912efab3467dc15e8f20a9"
+
+
+class ML209(Example):
+    also = "ML201"
+
+    def broken(self, artifact: Artifact) -> None:
+        (artifact["folder"] / "special_tokens_map.json").write_text("version https://git-lfs.github.com/spec/v1\n")
+
+    def sound(self, artifact: Artifact) -> None:
+        (artifact["folder"] / "special_tokens_map.json").write_text("{}")
+
+
+class ML210(Example):
+    also = "ML201"
+
+    def broken(self, artifact: Artifact) -> None:
+        (artifact["folder"] / "chat_template.json").symlink_to(artifact["elsewhere"])
+
+    def sound(self, artifact: Artifact) -> None:
+        (artifact["folder"] / "chat_template.json").write_text("{}")
+
+
+class ML211(Example):
+    def broken(self, artifact: Artifact) -> None:
+        (artifact["folder"] / "tokenizer.model.v1").write_bytes(artifact["shipped"]("spm-v1"))
+
+    def sound(self, artifact: Artifact) -> None:
+        (artifact["folder"] / "notes.txt").write_bytes(artifact["shipped"]("spm-v1"))
+
+
+class ML212(Example):
+    def broken(self, artifact: Artifact) -> None:
+        artifact["fetched"]["tokenizer.json"] = "b" * 40
+
+    def sound(self, artifact: Artifact) -> None:
+        artifact["fetched"]["tokenizer.json"] = artifact["fetched"]["config.json"]
+
+
+class ML213(Example):
+    also = "ML203 ML226"
+
+    def broken(self, artifact: Artifact) -> None:
+        artifact["special_tokens_map"]["eos_token"] = "[/INST]"
+
+    def sound(self, artifact: Artifact) -> None:
+        artifact["special_tokens_map"]["eos_token"] = "</s>"
+
+
+class ML214(Example):
+    also = "ML205"
+
+    def broken(self, artifact: Artifact) -> None:
+        vocab = artifact["tokenizer_json"]["model"]["vocab"]
+        vocab["ing"], vocab["ed"] = (vocab["ed"], vocab["ing"])
+
+    def sound(self, artifact: Artifact) -> None:
+        vocab = artifact["tokenizer_json"]["model"]["vocab"]
+        vocab["ing"], vocab["ed"] = (vocab["ing"], vocab["ed"])
+
+
+class ML215(Example):
+    def broken(self, artifact: Artifact) -> None:
+        artifact["config"]["vocab_size"] = artifact["config"]["vocab_size"] - 1
+
+    def sound(self, artifact: Artifact) -> None:
+        artifact["config"]["vocab_size"] = artifact["config"]["vocab_size"]
+
+
+class ML216(Example):
+    def broken(self, artifact: Artifact) -> None:
+        artifact["config"]["vocab_size"] = artifact["config"]["vocab_size"] + 2
+
+    def sound(self, artifact: Artifact) -> None:
+        artifact["config"]["vocab_size"] = artifact["config"]["vocab_size"] + 64
+
+
+class ML217(Example):
+    def broken(self, artifact: Artifact) -> None:
+        artifact["generation_config"]["eos_token_id"] = [2, 4]
+
+    def sound(self, artifact: Artifact) -> None:
+        artifact["generation_config"]["eos_token_id"] = [2]
+
+
+class ML218(Example):
+    def broken(self, artifact: Artifact) -> None:
+        artifact["tokenizer_config"]["tokenizer_class"] = "NewTokenizer"
+
+    def sound(self, artifact: Artifact) -> None:
+        artifact["tokenizer_config"]["tokenizer_class"] = "PreTrainedTokenizerFast"
+
+
+class ML220(Example):
+    def broken(self, artifact: Artifact) -> None:
+        artifact["tokenizer_config"]["chat_template"] = "{{ messages[0].content }}"
+
+    def sound(self, artifact: Artifact) -> None:
+        artifact["tokenizer_config"]["chat_template"] = (artifact["folder"] / "chat_template.jinja").read_text()
+
+
+class ML221(Example):
+    def broken(self, artifact: Artifact) -> None:
+        artifact["template"] = (
+            "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}" + artifact["template"]
+        )
+
+    def sound(self, artifact: Artifact) -> None:
+        artifact["template"] = (
+            "{% for a in range(9) %}{% for b in range(9) %}{% endfor %}{% endfor %}" + artifact["template"]
+        )
+
+
+class ML222(Example):
+    def broken(self, artifact: Artifact) -> None:
+        artifact["template"] = artifact["template"] + "{{ closing_words }}"
+
+    def sound(self, artifact: Artifact) -> None:
+        artifact["template"] = artifact["template"] + "{{ closing_words | default('') }}"
+
+
+class ML223(Example):
+    def broken(self, artifact: Artifact) -> None:
+        artifact["template"] = "{% set today = strftime_now('%Y-%m-%d') %}" + artifact["template"]
+
+    def sound(self, artifact: Artifact) -> None:
+        artifact["template"] = "{% set today = '2024-01-01' %}" + artifact["template"]
+
+
+class ML224(Example):
+    also = "ML226"
+
+    def broken(self, artifact: Artifact) -> None:
+        artifact["template"] = artifact["with_default_system"](artifact["template"])
+
+    def sound(self, artifact: Artifact) -> None:
+        artifact["template"] = artifact["template"]
+
+
+class ML225(Example):
+    def broken(self, artifact: Artifact) -> None:
+        artifact["template"] = artifact["without_system"](artifact["template"])
+
+    def sound(self, artifact: Artifact) -> None:
+        artifact["template"] = artifact["template"]
+
+
+class ML226(Example):
+    def broken(self, artifact: Artifact) -> None:
+        artifact["template"] = artifact["template"].replace("{{- bos_token }}", "")
+
+    def sound(self, artifact: Artifact) -> None:
+        artifact["template"] = artifact["template"].replace("{{- bos_token }}", "{{- '<s>' }}")
+
+
+class ML227(Example):
+    def broken(self, artifact: Artifact) -> None:
+        artifact["tokenizer_json"]["post_processor"] = artifact["bos_post_processor"]
+
+    def sound(self, artifact: Artifact) -> None:
+        artifact["tokenizer_json"]["post_processor"] = artifact["tokenizer_json"]["post_processor"]
+
+
+class ML228(Example):
+    also = "ML205 ML226"
+
+    def broken(self, artifact: Artifact) -> None:
+        artifact["tokenizer_config"]["split_special_tokens"] = True
+
+    def sound(self, artifact: Artifact) -> None:
+        artifact["tokenizer_config"]["split_special_tokens"] = False

@@ -1,0 +1,342 @@
+"""The example of each rule of `train`: a change that breaks the rule, and its sound twin."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+
+from gallery import Artifact, Example
+
+
+class ML301(Example):
+    also = "ML305 ML706"
+
+    def broken(self, artifact: Artifact) -> None:
+        rows = artifact["folder"] / "rows.jsonl"
+        rows.write_text(rows.read_text().replace("Paris.", "Lyon."))
+
+    def sound(self, artifact: Artifact) -> None:
+        rows = artifact["folder"] / "rows.jsonl"
+        rows.write_text(rows.read_text().replace("Lyon.", "Paris."))
+
+
+class ML302(Example):
+    def broken(self, artifact: Artifact) -> None:
+        artifact["base_tensors"]["lm_head.weight"] = artifact["base_tensors"]["lm_head.weight"] + 0.001
+
+    def sound(self, artifact: Artifact) -> None:
+        artifact["base_tensors"]["lm_head.weight"] = artifact["base_tensors"]["lm_head.weight"] + 0
+
+
+class ML303(Example):
+    def broken(self, artifact: Artifact) -> None:
+        artifact["tensors"][artifact["layer"]] = artifact["initial"][artifact["layer"]]
+
+    def sound(self, artifact: Artifact) -> None:
+        artifact["tensors"][artifact["layer"]] = artifact["initial"][artifact["layer"]] + 0.01
+
+
+class ML304(Example):
+    def broken(self, artifact: Artifact) -> None:
+        artifact["losses"][:] = [2.5] * len(artifact["losses"])
+
+    def sound(self, artifact: Artifact) -> None:
+        artifact["losses"][:] = [2.5, 1.1, 0.3]
+
+
+class ML305(Example):
+    also = "ML325 ML702"
+
+    def broken(self, artifact: Artifact) -> None:
+        config = artifact["folder"] / "adapter" / "adapter_config.json"
+        config.write_text(config.read_text().replace('"lora_alpha": 16', '"lora_alpha": 8'))
+
+    def sound(self, artifact: Artifact) -> None:
+        config = artifact["folder"] / "adapter" / "adapter_config.json"
+        config.write_text(config.read_text().replace('"lora_alpha": 8', '"lora_alpha": 16'))
+
+
+class ML306(Example):
+    also = "ML311"
+
+    def broken(self, artifact: Artifact) -> None:
+        def collate(rows, own=artifact["collate"]):
+            batch = own(rows)
+            return {**batch, "labels": batch["input_ids"]}
+
+        artifact["collate"] = collate
+
+    def sound(self, artifact: Artifact) -> None:
+        def collate(rows, own=artifact["collate"]):
+            batch = own(rows)
+            return {**batch, "labels": batch["labels"]}
+
+        artifact["collate"] = collate
+
+
+class ML307(Example):
+    also = "ML316 ML318"
+
+    def broken(self, artifact: Artifact) -> None:
+        def attach_adapter(model, lora, layers, *, seed, own=artifact["attach_adapter"]):
+            return own(model, lora, layers, seed=time.time_ns() % 2**32)
+
+        artifact["attach_adapter"] = attach_adapter
+
+    def sound(self, artifact: Artifact) -> None:
+        def attach_adapter(model, lora, layers, *, seed, own=artifact["attach_adapter"]):
+            return own(model, lora, layers, seed=seed)
+
+        artifact["attach_adapter"] = attach_adapter
+
+
+class ML309(Example):
+    def broken(self, artifact: Artifact) -> None:
+        def compute_loss(trainer, model, rows, *_, num_items_in_batch=None, **__):
+            return artifact["supervised_losses"](model, rows)[0].mean() / trainer.current_gradient_accumulation_steps
+
+        artifact["compute_loss"] = compute_loss
+
+    def sound(self, artifact: Artifact) -> None:
+        def compute_loss(trainer, model, rows, *_, num_items_in_batch=None, **__):
+            return artifact["supervised_losses"](model, rows)[0].sum() / num_items_in_batch
+
+        artifact["compute_loss"] = compute_loss
+
+
+class ML310(Example):
+    also = "ML301 ML309 ML311"
+
+    def broken(self, artifact: Artifact) -> None:
+        together = {"segments": None, "attention_mask": None, "position_ids": None}
+
+        def supervised_losses(model, rows, own=artifact["supervised_losses"], **_):
+            return own(lambda **call: model(**{**call, **together}), rows, inner=model)
+
+        artifact["supervised_losses"] = supervised_losses
+
+    def sound(self, artifact: Artifact) -> None:
+        def supervised_losses(model, rows, own=artifact["supervised_losses"], **_):
+            return own(lambda **call: model(**call), rows, inner=model)
+
+        artifact["supervised_losses"] = supervised_losses
+
+
+class ML311(Example):
+    also = "ML309 ML310"
+
+    def broken(self, artifact: Artifact) -> None:
+        def compute_loss(trainer, model, rows, *_, num_items_in_batch=None, **__):
+            return artifact["supervised_losses"](model, rows)[0].sum() / sum(len(row.input_ids) for row in rows)
+
+        artifact["compute_loss"] = compute_loss
+
+    def sound(self, artifact: Artifact) -> None:
+        def compute_loss(trainer, model, rows, *_, num_items_in_batch=None, **__):
+            return artifact["supervised_losses"](model, rows)[0].sum() / num_items_in_batch
+
+        artifact["compute_loss"] = compute_loss
+
+
+class ML312(Example):
+    def broken(self, artifact: Artifact) -> None:
+        def supervised_losses(model, rows, own=artifact["supervised_losses"], **_):
+            return own(lambda **call: model(**{**call, "use_cache": True}), rows, inner=model)
+
+        artifact["supervised_losses"] = supervised_losses
+
+    def sound(self, artifact: Artifact) -> None:
+        def supervised_losses(model, rows, own=artifact["supervised_losses"], **_):
+            return own(lambda **call: model(**{**call, "use_cache": False}), rows, inner=model)
+
+        artifact["supervised_losses"] = supervised_losses
+
+
+class ML313(Example):
+    def broken(self, artifact: Artifact) -> None:
+        artifact["packed_call"] = lambda rows, own=artifact["packed_call"]: {**own(rows), "use_cache": True}
+
+    def sound(self, artifact: Artifact) -> None:
+        artifact["packed_call"] = lambda rows, own=artifact["packed_call"]: {**own(rows), "use_cache": False}
+
+
+class ML314(Example):
+    def broken(self, artifact: Artifact) -> None:
+        def load_data(recipe, encoder, own=artifact["load_data"]):
+            training = recipe.training.model_copy(update={"max_length": 1000000})
+            return own(recipe.model_copy(update={"training": training}), encoder)
+
+        artifact["load_data"] = load_data
+
+    def sound(self, artifact: Artifact) -> None:
+        def load_data(recipe, encoder, own=artifact["load_data"]):
+            return own(recipe, encoder)
+
+        artifact["load_data"] = load_data
+
+
+class ML315(Example):
+    def broken(self, artifact: Artifact) -> None:
+        def checkpoint_activations(model):
+            base = model.get_base_model()
+            base.gradient_checkpointing_enable({"use_reentrant": True})
+            base.disable_input_require_grads()
+
+        artifact["checkpoint_activations"] = checkpoint_activations
+
+    def sound(self, artifact: Artifact) -> None:
+        def checkpoint_activations(model):
+            base = model.get_base_model()
+            base.gradient_checkpointing_enable({"use_reentrant": False})
+            base.disable_input_require_grads()
+
+        artifact["checkpoint_activations"] = checkpoint_activations
+
+
+class ML316(Example):
+    def broken(self, artifact: Artifact) -> None:
+        def attach_adapter(model, lora, layers, *, seed, own=artifact["attach_adapter"]):
+            return own(model, lora, layers, seed=0)
+
+        artifact["attach_adapter"] = attach_adapter
+
+    def sound(self, artifact: Artifact) -> None:
+        def attach_adapter(model, lora, layers, *, seed, own=artifact["attach_adapter"]):
+            return own(model, lora, layers, seed=seed)
+
+        artifact["attach_adapter"] = attach_adapter
+
+
+class ML317(Example):
+    def broken(self, artifact: Artifact) -> None:
+        def make_trainer(model, training, *rows, own=artifact["make_trainer"], **named):
+            return own(model, training.model_copy(update={"order_seed": 0}), *rows, **named)
+
+        artifact["make_trainer"] = make_trainer
+
+    def sound(self, artifact: Artifact) -> None:
+        def make_trainer(*given, own=artifact["make_trainer"], **named):
+            return own(*given, **named)
+
+        artifact["make_trainer"] = make_trainer
+
+
+class ML318(Example):
+    def broken(self, artifact: Artifact) -> None:
+        def make_trainer(*given, own=artifact["make_trainer"], **named):
+            trainer = own(*given, **named)
+            trainer.args.ignore_data_skip = True
+            return trainer
+
+        artifact["make_trainer"] = make_trainer
+
+    def sound(self, artifact: Artifact) -> None:
+        def make_trainer(*given, own=artifact["make_trainer"], **named):
+            trainer = own(*given, **named)
+            trainer.args.ignore_data_skip = False
+            return trainer
+
+        artifact["make_trainer"] = make_trainer
+
+
+class ML319(Example):
+    def broken(self, artifact: Artifact) -> None:
+        def adapted_layers(folder, targets, own=artifact["adapted_layers"]):
+            return own(folder, [name for name in targets if name.endswith("_proj")])
+
+        artifact["adapted_layers"] = adapted_layers
+
+    def sound(self, artifact: Artifact) -> None:
+        def adapted_layers(folder, targets, own=artifact["adapted_layers"]):
+            return own(folder, list(targets))
+
+        artifact["adapted_layers"] = adapted_layers
+
+
+class ML320(Example):
+    def broken(self, artifact: Artifact) -> None:
+        def make_trainer(model, *given, own=artifact["make_trainer"], **named):
+            if not any(one.requires_grad for one in model.parameters()):
+                model.get_base_model().lm_head.requires_grad_()
+            return own(model, *given, **named)
+
+        artifact["make_trainer"] = make_trainer
+
+    def sound(self, artifact: Artifact) -> None:
+        def make_trainer(model, *given, own=artifact["make_trainer"], **named):
+            if not any(one.requires_grad for one in model.parameters()):
+                [one.requires_grad_() for name, one in model.named_parameters() if ".lora_" in name]
+            return own(model, *given, **named)
+
+        artifact["make_trainer"] = make_trainer
+
+
+class ML321(Example):
+    also = "ML302 ML309 ML311 ML313 ML325"
+
+    def broken(self, artifact: Artifact) -> None:
+        def load_base(folder, precision, device, own=artifact["load_base"]):
+            return own(folder, "bf16", device)
+
+        artifact["load_base"] = load_base
+
+    def sound(self, artifact: Artifact) -> None:
+        def load_base(folder, precision, device, own=artifact["load_base"]):
+            return own(folder, precision, device)
+
+        artifact["load_base"] = load_base
+
+
+class ML322(Example):
+    def broken(self, artifact: Artifact) -> None:
+        def compute_loss(trainer, model, rows, *_, num_items_in_batch=None, **__):
+            loss = artifact["supervised_losses"](model, rows)[0].sum() / num_items_in_batch
+            return loss if loss.isfinite() else 0 * next(p for p in model.parameters() if p.requires_grad).sum()
+
+        artifact["compute_loss"] = compute_loss
+
+    def sound(self, artifact: Artifact) -> None:
+        def compute_loss(trainer, model, rows, *_, num_items_in_batch=None, **__):
+            loss = artifact["supervised_losses"](model, rows)[0].sum() / num_items_in_batch
+            return loss
+
+        artifact["compute_loss"] = compute_loss
+
+
+class ML323(Example):
+    def broken(self, artifact: Artifact) -> None:
+        def load_base(folder, precision, device, own=artifact["load_base"]):
+            model = own(folder, precision, device)
+            model.config.sliding_window = 4096
+            return model
+
+        artifact["load_base"] = load_base
+
+    def sound(self, artifact: Artifact) -> None:
+        def load_base(folder, precision, device, own=artifact["load_base"]):
+            model = own(folder, precision, device)
+            return model
+
+        artifact["load_base"] = load_base
+
+
+class ML324(Example):
+    def broken(self, artifact: Artifact) -> None:
+        def generate(model, encoder, rows, own=artifact["generate"], **named):
+            return [replace(one, ids=one.ids[1:]) for one in own(model, encoder, rows, **named)]
+
+        artifact["generate"] = generate
+
+    def sound(self, artifact: Artifact) -> None:
+        def generate(model, encoder, rows, own=artifact["generate"], **named):
+            return [replace(one, ids=one.ids) for one in own(model, encoder, rows, **named)]
+
+        artifact["generate"] = generate
+
+
+class ML325(Example):
+    def broken(self, artifact: Artifact) -> None:
+        artifact["merged"] = lambda adapter, base, own=artifact["merged"]: own(adapter, base).bfloat16().float()
+
+    def sound(self, artifact: Artifact) -> None:
+        artifact["merged"] = lambda adapter, base, own=artifact["merged"]: own(adapter, base).float()

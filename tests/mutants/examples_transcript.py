@@ -1,0 +1,49 @@
+"""The example of each rule of `transcript`: a change that breaks the rule, and its sound twin."""
+
+from __future__ import annotations
+
+from gallery import Artifact, Example
+
+
+class ML801(Example):
+    def broken(self, artifact: Artifact) -> None:
+        artifact["transcripts"]["row-0001"]["stop"] = "full stop"
+
+    def sound(self, artifact: Artifact) -> None:
+        artifact["transcripts"]["row-0001"]["x-note"] = "keys of your own begin with x-"
+
+
+class ML802(Example):
+    def broken(self, artifact: Artifact) -> None:
+        artifact["transcripts"]["row-0001"]["prompt_ids"].insert(1, 1)
+
+    def sound(self, artifact: Artifact) -> None:
+        artifact["transcripts"]["row-0001"]["prompt_ids"][0] = 1
+
+
+class ML803(Example):
+    def broken(self, artifact: Artifact) -> None:
+        artifact["transcripts"]["row-0001"]["model"]["base_weights_sha256"] = "0" * 64
+
+    def sound(self, artifact: Artifact) -> None:
+        artifact["transcripts"]["row-0001"]["model"]["x-base"] = "a local one"
+
+
+class ML804(Example):
+    def broken(self, artifact: Artifact) -> None:
+        answer = artifact["transcripts"]["row-0001"]
+        answer["completion_ids"][0], answer["margins"][0] = (answer["runner_up_ids"][0], 3.5)
+
+    def sound(self, artifact: Artifact) -> None:
+        answer = artifact["transcripts"]["row-0001"]
+        answer["margins"][0] = 3.5
+
+
+class ML805(Example):
+    def broken(self, artifact: Artifact) -> None:
+        check = {"name": "number", "kind": "regex", "value": "[0-9]+", "passed": True, "reason": ""}
+        artifact["transcripts"]["row-0001"]["checks"].append(check)
+
+    def sound(self, artifact: Artifact) -> None:
+        check = {"name": "any", "kind": "regex", "value": ".*", "passed": True, "reason": ""}
+        artifact["transcripts"]["row-0001"]["checks"].append(check)
