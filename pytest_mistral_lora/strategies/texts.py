@@ -91,7 +91,9 @@ def hostile_text() -> TextStrategy:
         st.sampled_from(_SNIPPETS),
         st.sampled_from(_SCRIPTS),
         st.sampled_from(_INVISIBLE),
-        st.text(st.characters(codec="utf-8"), max_size=6),
+        # The characters of UTF-8. codec="utf-8" names the same set, and takes seconds to find it in a fresh folder,
+        # which on a busy machine fails Hypothesis's health check for slow data.
+        st.text(st.characters(exclude_categories=["Cs"]), max_size=6),
         st.builds(str.__mul__, st.sampled_from("a1_é漢"), st.integers(30, 600)),
     )
     return st.lists(fragment, max_size=6).map("".join)

@@ -546,7 +546,7 @@ def revision_is_made_up(artifact: Artifact) -> None:
 
 @mutant("ML410", "I19", says="base_model_name_or_path is null")
 def base_not_named(artifact: Artifact) -> None:
-    """Nothing says which base it is for."""
+    """Nothing names the base that it is for."""
     artifact["config"]["base_model_name_or_path"] = None
 
 

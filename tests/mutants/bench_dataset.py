@@ -247,7 +247,7 @@ def nothing_supervised(artifact: Artifact) -> None:
 
 @mutant("ML606", "I04", says="labels are not available")
 def template_without_marks(artifact: Artifact) -> None:
-    """The template has no generation block, and no branch where one could be put."""
+    """The template has no generation block, and no branch that could hold one."""
     artifact["recipe"]["backend"] = "chat-template"
     source = artifact["template"]["source"]
     artifact["template"]["source"] = source.replace("== 'assistant'", "in ['assistant']")
@@ -277,7 +277,7 @@ def answer_ends_beyond_max_length(artifact: Artifact) -> None:
 
 @mutant("ML607", "I34", says="1 system prompt")
 def system_prompt_beyond_max_length(artifact: Artifact) -> None:
-    """Version 3 puts the system prompt beside the last user turn, where a cut takes it."""
+    """Version 3 puts the system prompt beside the last user turn, and a cut removes it."""
     artifact["rows"][:] = [_said("word " * 300, "Yes.", "And?", "No.", system="You are terse.")]
 
 

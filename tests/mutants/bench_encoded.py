@@ -242,7 +242,7 @@ def cut_at_the_left(artifact: Artifact) -> None:
 
 @mutant("ML547", "I13", says="of: user")
 def prefix_difference(artifact: Artifact) -> None:
-    """What follows the encoding of system and first user message is trained on: v3 moves the system prompt."""
+    """Every token after the encoding of system and first user message is trained on: v3 moves the system prompt."""
     line = artifact["lines"][0]
     prefix = len(encode({"messages": [*line["messages"][:3]]})["input_ids"]) - 3
     user = range(prefix, line["input_ids"].index(4, prefix) + 1)
@@ -360,7 +360,7 @@ def neither_bos_nor_eos(artifact: Artifact) -> None:
 
 @mutant("ML523", "I22", says="text became the control token </s>, [INST]")
 def injection_in_the_user_text(artifact: Artifact) -> None:
-    """A fast tokenizer finds control tokens in what a user wrote."""
+    """A fast tokenizer finds control tokens in the text of a user."""
     line = artifact["lines"][3]
     marker, end = encode_text("[INST]"), encode_text("</s>")
     for literal, token in ((marker, 3), (end, 2)):
@@ -379,7 +379,7 @@ def rendered_and_encoded_again(artifact: Artifact) -> None:
 
 @mutant("ML525", "I12", says="the system prompt is not there")
 def system_dropped(artifact: Artifact) -> None:
-    """The template writes the system prompt only where the last message is the user's."""
+    """The template writes the system prompt only if the last message is the user's."""
     artifact["lines"][0].update(encode({"messages": artifact["lines"][0]["messages"][1:]}))
 
 
@@ -410,7 +410,7 @@ def space_after_the_marker(artifact: Artifact) -> None:
 
 @mutant("ML529", "I59", says="after [INST]")
 def texts_trimmed(artifact: Artifact) -> None:
-    """The template trims what the messages say."""
+    """The template trims the texts of the messages."""
     line = artifact["lines"][3]
     line.update(encode({"messages": [{**m, "content": m["content"].strip()} for m in line["messages"]]}))
 
@@ -604,7 +604,7 @@ def first_label_of_a_conversation(artifact: Artifact) -> None:
 
 @mutant("ML531 ML506", "I53", "I34", says="conversations[2]: cut at the end")
 def packed_tail_is_cut(artifact: Artifact) -> None:
-    """What does not fit into a sequence is thrown away."""
+    """The part of a conversation that does not fit into a sequence is thrown away."""
     for key in ("input_ids", "labels", "position_ids"):
         artifact["packed"][0][key] = artifact["packed"][0][key][:-2]
 

@@ -248,7 +248,7 @@ def revision_missing_in_the_configuration(artifact: Artifact) -> None:
 
 @mutant("ML703", "I19", says="revision is main")
 def configuration_of_another_revision(artifact: Artifact) -> None:
-    """The configuration says main."""
+    """The configuration has the revision main."""
     _edit(artifact, lambda config: config.update(revision="main"))
 
 
@@ -381,7 +381,7 @@ def adapter_saved_in_another_dtype(artifact: Artifact) -> None:
 
 @mutant("ML709", "I46", says="model.safetensors is in")
 def merged_in_another_dtype(artifact: Artifact) -> None:
-    """The manifest says bfloat16, and the merged weights are float32."""
+    """The manifest has bfloat16, and the merged weights are float32."""
     artifact["merged_manifest"]["parent"]["merge_dtype"] = "bfloat16"
 
 

@@ -276,7 +276,7 @@ def _the_marker_is_searched_for(artifact: Artifact) -> None:
 
 @mutant("ML101 ML104 ML107", "I13")
 def _a_mask_from_prefixes(artifact: Artifact) -> None:
-    """Each answer is what the prefix that ends with it has more than the prefix before it."""
+    """Each answer is the difference of the prefix that ends with it and the prefix before it."""
     tokenizer, rows = artifact["tokenizer"], []
     artifact["before"] = lambda row: rows.append(row) or row
 
@@ -337,7 +337,7 @@ def _no_bos(artifact: Artifact) -> None:
 
 @mutant("ML106 ML112 ML119", "I22")
 def _a_user_forges_eos(artifact: Artifact) -> None:
-    """What the user spells as </s> becomes EOS."""
+    """The text </s> of a user becomes EOS."""
     eos = artifact["tokenizer"].eos_id
 
     def after(made: Made) -> Made:
@@ -377,7 +377,7 @@ def _another_answer(artifact: Artifact) -> None:
 
 @mutant("ML109 ML116 ML119", "I59")
 def _answers_are_stripped(artifact: Artifact) -> None:
-    """White space around an answer is stripped, where Mistral strips spaces at its end only."""
+    """White space around an answer is stripped; Mistral strips spaces at its end only."""
     artifact["row"]["messages"][-1]["content"] = "\n  It is mild.\n"
     artifact["before"] = lambda row: said(row, str.strip)
 
@@ -487,7 +487,7 @@ def _any_call_id_is_accepted(artifact: Artifact) -> None:
 
 @mutant("ML120", "I47", says="InvalidMessageStructureException is raised; mistral-common raises nothing")
 def _validated_for_serving(artifact: Artifact) -> None:
-    """Rows are validated for serving, where none ends with an answer."""
+    """Rows are validated for serving, and there no row ends with an answer."""
     tokenizer = artifact["tokenizer"]
     artifact["before"] = lambda row: tokenizer._run(as_row(row), ValidationMode.test) and row
 

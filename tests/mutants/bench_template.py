@@ -147,7 +147,7 @@ def _no_system_prompt(artifact: Artifact) -> None:
 
 @mutant("ML004", "I12")
 def _a_system_prompt_only_where_the_user_is_last(artifact: Artifact) -> None:
-    """The system prompt is dropped where the row ends with an answer, as every row of a dataset does."""
+    """The system prompt is dropped if the row ends with an answer, as every row of a dataset does."""
     edited(artifact, SYSTEM, "{%- if loop.last and system_message != '' %}")
 
 
@@ -195,7 +195,7 @@ def _bos_and_eos_are_not_set(artifact: Artifact) -> None:
 
 @mutant("ML004", "I59")
 def _a_trimmed_answer(artifact: Artifact) -> None:
-    """White space around an answer is stripped, where Mistral strips spaces at its end only."""
+    """White space around an answer is stripped; Mistral strips spaces at its end only."""
     edited(artifact, ANSWER, "{{- message['content'] | trim -}}")
 
 
@@ -222,7 +222,7 @@ def _neighbours_are_refused(artifact: Artifact) -> None:
 
 @mutant("ML004", "I22")
 def _text_is_not_escaped(artifact: Artifact) -> None:
-    """The template doubles what a user writes between control tokens, so that a forged turn is encoded twice."""
+    """The template doubles a user's text between control tokens, so that a forged turn is encoded twice."""
     edited(artifact, "{{- '[/INST]' }}", "{{- message['content'] ~ '[/INST]' }}")
 
 
@@ -278,14 +278,14 @@ def _it_reads_attributes(artifact: Artifact) -> None:
 
 @mutant("ML008", "I10")
 def _a_mapping_is_taken_for_a_list(artifact: Artifact) -> None:
-    """The keys of what apply_chat_template returns are taken for its ids."""
+    """The keys of the mapping that apply_chat_template returns are taken for its ids."""
     tokenizer = _tokenizer().fast
     artifact["applied"] = lambda row: tuple({"input_ids": [], **dict.fromkeys(tokenizer.model_input_names)})
 
 
 @mutant("ML008", "I11")
 def _rendered_text_is_encoded_as_text(artifact: Artifact) -> None:
-    """What was rendered is encoded by a tokenizer that makes no control tokens of text."""
+    """The rendered text is encoded by a tokenizer that makes no control tokens of text."""
     oracle = _tokenizer().oracle
     artifact["applied"] = lambda row: oracle.encode_text(ChatTemplate(_tokenizer().fast).render(row))
 

@@ -646,7 +646,7 @@ def default_system_prompt(artifact: Artifact) -> None:
 
 @mutant("ML225", "I12", says="is left out")
 def system_prompt_dropped(artifact: Artifact) -> None:
-    """The template leaves the system prompt out where the row ends with an answer."""
+    """The template leaves the system prompt out if the row ends with an answer."""
     artifact["template"] = _without_system(artifact["template"])
 
 

@@ -219,7 +219,7 @@ def collated(artifact: Artifact, change: Callable[[dict[str, Any]], dict[str, An
 
 @mutant("ML301 ML306 ML311", "I01", says="no gradient after")
 def padding_id_is_masked(artifact: Artifact) -> None:
-    """No token that has the padding id is trained on: where EOS pads, the model never learns to stop."""
+    """No token that has the padding id is trained on: if EOS is the padding, the model never learns to stop."""
     collated(artifact, lambda batch: {"labels": batch["labels"].masked_fill(batch["input_ids"] == 2, IGNORE_INDEX)})
 
 
@@ -277,7 +277,7 @@ def rows_that_are_cut(artifact: Artifact) -> None:
 
 @mutant("ML314", "I06", says="it is taken")
 def rows_that_are_dropped(artifact: Artifact) -> None:
-    """A row that does not fit is left out, and nothing is said."""
+    """A row that does not fit is left out without a report."""
 
     def load_data(recipe: Any, encoder: Any) -> Any:
         end = recipe.training.max_length
@@ -300,7 +300,7 @@ def rows_without_labels(artifact: Artifact) -> None:
 
 @mutant("ML301 ML305 ML314 ML706", "I34", says="that every row keeps changes a row")
 def eos_without_a_label(artifact: Artifact) -> None:
-    """With a limit of length, EOS has no label, even where nothing is cut."""
+    """With a limit of length, EOS has no label, even if nothing is cut."""
 
     def load_data(recipe: Any, encoder: Any) -> Any:
         whole = SOUND["load_data"](recipe, encoder)
@@ -625,7 +625,7 @@ def padded_on_the_right(artifact: Artifact) -> None:
 
 @mutant("ML301 ML324", "I41")
 def batch_without_a_mask(artifact: Artifact) -> None:
-    """Prompts of a batch are padded on the left, and the padding is not masked: not what each says alone."""
+    """A batch is padded on the left, and the padding is not masked, so answers differ from those of single prompts."""
     generates_in_a_batch(artifact, left=True, masked=False)
 
 

@@ -61,7 +61,7 @@ INCIDENTS = (
     ),
     Incident(
         "I10",
-        "apply_chat_template returns a mapping where a list of ids was expected",
+        "apply_chat_template returns a mapping in place of the expected list of ids",
         "huggingface/transformers#41626, huggingface/transformers#42567",
     ),
     Incident(
@@ -90,7 +90,7 @@ INCIDENTS = (
     ),
     Incident(
         "I17",
-        "The adapter's names match nothing in the base, and only a warning says so",
+        "The adapter's names match nothing in the base, and you only get a warning",
         "huggingface/transformers#38927, huggingface/peft#2699",
     ),
     Incident(
@@ -133,7 +133,7 @@ INCIDENTS = (
     Incident("I31", "The length of a mapping is taken for the length of the prompt", "huggingface/trl#6105"),
     Incident("I33", "A fused loss ignores the assistant mask", "huggingface/trl#3781, huggingface/trl#3484"),
     Incident(
-        "I34", "EOS is cut off or masked where a row is truncated", "meta-pytorch/torchtune#2792, huggingface/trl#4698"
+        "I34", "EOS is cut off or masked if a row is truncated", "meta-pytorch/torchtune#2792, huggingface/trl#4698"
     ),
     Incident("I35", "The seed does not reach the adapter's first values", "huggingface/trl#6688, huggingface/trl#1357"),
     Incident("I38", "A resized vocabulary does not fit the base", "huggingface/peft#1457, huggingface/peft#2898"),
@@ -195,7 +195,7 @@ INCIDENTS = (
         "The sliding window is not the checkpoint's",
         "axolotl-ai-cloud/axolotl#1214, huggingface/transformers#28115",
     ),
-    Incident("I58", "mistral-common moves a name, and what imports it breaks", "mistralai/mistral-finetune#110"),
+    Incident("I58", "mistral-common moves a name, and code that imports it breaks", "mistralai/mistral-finetune#110"),
     Incident(
         "I59",
         "White space around an answer is kept or stripped otherwise than by Mistral",

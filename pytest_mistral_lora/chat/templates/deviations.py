@@ -105,14 +105,14 @@ DEVIATIONS: tuple[Deviation, ...] = (
         id="control-literal",
         title="Text that spells a control token becomes that control token.",
         why="transformers looks for special tokens in the whole rendered text, so a user can forge a turn or an EOS "
-        "(huggingface/transformers#29279). mistral-common never does it, and training through the template refuses "
+        "(huggingface/transformers#29279). mistral-common never does this, and training through the template refuses "
         "such rows.",
         versions=_ALL,
         example=_chat("x[/INST]y</s>", "b"),
     ),
     Deviation(
         id="assistant-trailing-spaces",
-        title="Spaces at the end of an answer are kept.",
+        title="The template keeps spaces at the end of an answer.",
         why="mistral-common strips them (spaces only, from v2 on), so that EOS follows the last word.",
         versions=_TOOLS,
         example=_chat("a", "b "),
@@ -136,9 +136,9 @@ DEVIATIONS: tuple[Deviation, ...] = (
     ),
     Deviation(
         id="tools-as-written",
-        title="Tools are written as the row gives them.",
+        title="The template writes tools as your row gives them.",
         why="mistral-common writes type, name, description and parameters in this order, with an empty description "
-        "where there is none, and leaves out `strict`.",
+        "if there is none, and leaves out `strict`.",
         versions=_TOOLS,
         example=_chat("a", "b", tools=[{**_WEATHER, "function": {**_WEATHER["function"], "strict": True}}]),
         after=("[AVAILABLE_TOOLS]",),
@@ -146,9 +146,9 @@ DEVIATIONS: tuple[Deviation, ...] = (
     ),
     Deviation(
         id="tool-arguments-as-written",
-        title="Arguments of a tool call that are given as a string are pasted as they are.",
-        why="mistral-common parses them and writes them again, so escapes and spacing change; what is not JSON it "
-        "writes as a JSON string.",
+        title="The template copies the arguments of a tool call as they are if your row gives them as a string.",
+        why="mistral-common parses them and writes them again, so escapes and spacing change; it writes text that is "
+        "not JSON as a JSON string.",
         versions=_TOOLS,
         example=_chat("a", _call('{"city":"\\u00e9"}'), tools=[_WEATHER]),
         after=("[TOOL_CALLS]", "[ARGS]"),
@@ -202,9 +202,9 @@ DEVIATIONS: tuple[Deviation, ...] = (
     ),
     Deviation(
         id="tool-results-out-of-order",
-        title="Results of parallel tool calls stay in the order in which the row gives them.",
-        why="mistral-common puts them in the order of the calls from v11 on, where a result no longer shows its id to "
-        "the model in every version.",
+        title="Results of parallel tool calls stay in the order of your row.",
+        why="mistral-common puts them in the order of the calls from v11 on, because a result no longer shows its id "
+        "to the model in every version.",
         versions=frozenset({"v11", "v13", "v15"}),
         kinds=_TEKKEN,
         tokenizer="derived-v13",
@@ -239,7 +239,7 @@ DEVIATIONS: tuple[Deviation, ...] = (
     ),
     Deviation(
         id="empty-tool-content-refused",
-        title="A tool result that is an empty list of chunks is refused.",
+        title="The template refuses a tool result that is an empty list of chunks.",
         why="mistral-common encodes it as an empty text.",
         versions=frozenset({"v15"}),
         kinds=_TEKKEN,
@@ -255,15 +255,15 @@ DEVIATIONS: tuple[Deviation, ...] = (
     ),
     Deviation(
         id="no-user-refused",
-        title="A conversation without a user message before the first answer is refused.",
-        why="mistral-common puts an empty user message there up to v3.",
+        title="The template refuses a conversation without a user message before the first answer.",
+        why="mistral-common adds an empty user message up to v3.",
         versions=frozenset({"v1", "v2", "v3"}),
         example=_chat({"role": "system", "content": "s"}, "b"),
         refusal=r"Conversation must start with a user message",
     ),
     Deviation(
         id="answer-first-refused",
-        title="A conversation that starts with an answer is refused.",
+        title="The template refuses a conversation that starts with an answer.",
         why="mistral-common accepts it from v7 on.",
         versions=frozenset({"v7", "v11", "v13", "v15"}),
         tokenizer="spm-v7",
@@ -276,8 +276,8 @@ DEVIATIONS: tuple[Deviation, ...] = (
     ),
     Deviation(
         id="tool-name-required",
-        title="A tool result without a name is refused.",
-        why="Version 2 writes the tool's name into the result; mistral-common writes null where there is none.",
+        title="The template refuses a tool result without a name.",
+        why="Version 2 writes the tool's name into the result; mistral-common writes null if it has none.",
         versions=frozenset({"v2"}),
         tokenizer="spm-v2",
         example=_chat(
@@ -291,8 +291,8 @@ DEVIATIONS: tuple[Deviation, ...] = (
     ),
     Deviation(
         id="last-call-id-required",
-        title="A tool call without an id is refused.",
-        why="mistral-common's finetuning mode accepts it in the last turn, where no result follows.",
+        title="The template refuses a tool call without an id.",
+        why="mistral-common's finetuning mode accepts it in the last turn, because no result follows.",
         versions=frozenset({"v3", "v7", "v11"}),
         example=_chat(
             "a",

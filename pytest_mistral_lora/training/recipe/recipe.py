@@ -24,17 +24,18 @@ class Recipe(Section):
 
     base: Base = Field(description="The base model.")
     backend: Literal["mistral-common", "chat-template"] = Field(
-        default="mistral-common", description="How a row becomes ids: Mistral's own tokenization, or the chat template."
+        default="mistral-common",
+        description="Code that turns your rows into ids: Mistral's own tokenizer, or the chat template.",
     )
     data: Data = Field(description="The rows.")
     lora: Lora = Field(default_factory=Lora, description="The adapter.")
     training: Training = Field(description="The optimisation.")
-    evaluation: Evaluation = Field(default_factory=Evaluation, description="What is measured after training.")
+    evaluation: Evaluation = Field(default_factory=Evaluation, description="Measurements on generated answers.")
     card: dict[str, Any] = Field(
         default_factory=dict,
-        description="Metadata for the Hub in the model card `README.md`, such as license, language and datasets.",
+        description="Metadata for the Hub in your model card `README.md`, such as license, language and datasets.",
     )
-    output: Path = Field(description="Folder to make for the adapter, relative to the recipe.")
+    output: Path = Field(description="Folder for your adapter, relative to the recipe; it is created.")
 
     @model_validator(mode="after")
     def _no_shared_dropout(self) -> Self:

@@ -55,7 +55,7 @@ class Base(Section):
 
     repo: str | None = Field(default=None, description="Hub repository, `owner/name`.", pattern=r"^[^/\s]+/[^/\s]+$")
     revision: str | None = Field(
-        default=None, description="Commit of the repository: 40 hex digits; no branch, no tag."
+        default=None, description="Commit of the repository: 40 hex digits, not a branch or tag."
     )
     path: Path | None = Field(default=None, description="Local checkpoint folder, relative to the recipe.")
     weights_sha256: str | None = Field(
@@ -64,11 +64,12 @@ class Base(Section):
         pattern=_HEX64,
     )
     name: str | None = Field(
-        default=None, description="What manifest and adapter call a local base; default: its path here."
+        default=None,
+        description="Name of a local base in manifest and adapter; default: its path as you write it here.",
     )
     quantization: Literal["nf4"] | None = Field(
         default=None,
-        description="nf4: the linear layers are loaded in 4 bits (QLoRA, double quantisation); needs bitsandbytes.",
+        description="nf4: load the linear layers in 4 bits (QLoRA, double quantisation); needs bitsandbytes.",
     )
 
     @model_validator(mode="before")
@@ -121,9 +122,9 @@ def _hash_command(path: Path) -> str:
 
 
 class Data(Section):
-    """The rows: chat JSONL files, and which of them are held out."""
+    """Your rows: chat JSONL files, and the part of them that is held out."""
 
-    train: tuple[Path, ...] = Field(description="Chat JSONL files, in order.", min_length=1)
+    train: tuple[Path, ...] = Field(description="Your chat JSONL files, in order.", min_length=1)
     eval: tuple[Path, ...] = Field(default=(), description="Chat JSONL files that are never trained on.")
     held_out: Number = Field(
         default=0.0,

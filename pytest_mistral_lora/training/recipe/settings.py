@@ -71,11 +71,12 @@ Check = Annotated[
 
 
 class Evaluation(Section):
-    """What is measured on a few generations, beside the held-out loss."""
+    """Measurements on a few generated answers, beside the held-out loss."""
 
     generations: NonNegative = Field(
         default=0,
-        description="Held-out rows (training rows, if none) whose last turn is generated greedily and compared.",
+        description="Held-out rows (training rows, if you hold out none) whose last turn is generated greedily and "
+        "compared.",
     )
     generation_steps: Positive | None = Field(
         default=None, description="Optimizer steps between two rounds of generations; default: only the end."
@@ -83,8 +84,8 @@ class Evaluation(Section):
     max_new_tokens: Positive = Field(default=256, description="Longest generation, in tokens.")
     checks: tuple[Check, ...] = Field(
         default=(),
-        description="Forms that each generation is held to: json, tool_call, eos, json_schema: PATH, regex: PATTERN, "
-        "max_tokens: N. The rate that passes is logged as eval_format/NAME.",
+        description="Forms that each answer must have: json, tool_call, eos, json_schema: PATH, regex: PATTERN, "
+        "max_tokens: N. The log has the rate of answers that pass as eval_format/NAME.",
     )
 
     def format_checks(self) -> tuple[FormatCheck, ...]:
@@ -137,48 +138,56 @@ Beta = Annotated[Number, Field(ge=0, lt=1)]
 class Training(Section):
     """The optimisation."""
 
-    steps: Positive | None = Field(default=None, description="Optimizer steps; give this or epochs.")
-    epochs: Number | None = Field(default=None, description="Passes over the training rows; give this or steps.", gt=0)
+    steps: Positive | None = Field(default=None, description="Optimizer steps; give this or `epochs`.")
+    epochs: Number | None = Field(
+        default=None, description="Passes over the training rows; give this or `steps`.", gt=0
+    )
     optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"] = Field(
         default="adamw",
-        description="AdamW with its two moments in fp32, or in 8 bits by bitsandbytes; paged: they may leave the GPU.",
+        description="AdamW with its two moments in fp32, or in 8 bits by bitsandbytes; paged: they may move to host "
+        "memory.",
     )
     betas: tuple[Beta, Beta] = Field(
         default=(0.9, 0.999), description="AdamW's decay of the mean gradient and of the mean square, per step."
     )
-    epsilon: Number = Field(default=1e-8, description="AdamW's term that keeps a quotient finite.", gt=0)
+    epsilon: Number = Field(default=1e-8, description="AdamW's epsilon, added to the denominator.", gt=0)
     learning_rate: Number = Field(default=2e-4, description="Peak learning rate of AdamW.", ge=0)
     schedule: Literal["constant", "linear", "cosine"] = Field(
         default="cosine", description="Learning rate after the warm-up."
     )
     min_learning_rate_ratio: Number | None = Field(
-        default=None, description="Where a cosine ends, as a fraction of learning_rate; default: at 0.", gt=0, lt=1
+        default=None,
+        description="Last learning rate of a cosine, as a fraction of `learning_rate`; default: 0.",
+        gt=0,
+        lt=1,
     )
     warmup_steps: NonNegative = Field(default=0, description="Steps over which the learning rate rises from 0.")
     warmup_ratio: Number | None = Field(
         default=None,
-        description="The same as a fraction of all steps, rounded up; give this or warmup_steps.",
+        description="The same as a fraction of all steps, rounded up; give this or `warmup_steps`.",
         gt=0,
         lt=1,
     )
     batch_size: Positive = Field(default=8, description="Rows in an optimizer step, over all devices.")
     micro_batch_tokens: Positive = Field(
         default=4096,
-        description="Tokens that are fed at once on one device; it only splits the step. A longer row is fed alone.",
+        description="Tokens that one device computes at once; this only splits the step. A longer row is computed "
+        "alone.",
     )
     share_prefix: StrictBool = Field(
         default=False,
         description="Whether rows of a micro-batch that begin with the same tokens (a system prompt, tools) share the "
-        "passes of their beginning; changes no gradient. Needs lora.dropout 0.",
+        "passes of their beginning; changes no gradient. Needs `lora.dropout: 0`.",
     )
-    max_length: Positive = Field(default=4096, description="Tokens in the longest row that is trained on whole.")
+    max_length: Positive = Field(default=4096, description="Longest row in tokens; see `truncation` for longer ones.")
     truncation: Truncation = Field(
         default="error",
-        description="What is done with a longer row: error; drop it; right: cut its end off, with the labels there.",
+        description="A row longer than `max_length`: error stops, drop leaves it out, right cuts its end off, with "
+        "the labels.",
     )
     unsupervised: Unsupervised = Field(
         default="error",
-        description="What is done with a row in which no token is trained on: error; drop it; warn, and keep it.",
+        description="A row without a token to train on: error stops, drop leaves it out, warn keeps it and warns you.",
     )
     weight_decay: Number = Field(
         default=0.0, description="AdamW's decoupled weight decay, per step and learning rate.", ge=0
@@ -187,23 +196,27 @@ class Training(Section):
         default=1.0, description="Gradients are scaled down to this L2 norm; 0 leaves them.", ge=0
     )
     seed: NonNegative = Field(default=0, description="Seed of the adapter's initial values and of dropout.")
-    order_seed: NonNegative | None = Field(default=None, description="Seed of the order of the rows; default: seed.")
+    order_seed: NonNegative | None = Field(default=None, description="Seed of the order of the rows; default: `seed`.")
     precision: Literal["fp32", "bf16", "fp16", "auto"] = Field(
         default="auto",
-        description="dtype of the base model; auto: bf16 where a GPU has it, else fp32. The adapter is fp32. "
+        description="dtype of the base model; auto: bf16 if your GPU has it, else fp32. The adapter is fp32. "
         "fp16, for GPUs without bf16, scales the loss and skips the steps that overflow.",
     )
     max_skipped_steps: Positive = Field(
         default=20, description="fp16: the run stops when so many steps one after another overflow.", le=100
     )
-    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="Where the model runs.")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        default="auto", description="Device of the model; auto: a GPU if you have one."
+    )
     dry_run: StrictBool = Field(
-        default=True, description="Whether to try the largest micro-batch before the first step, for its memory."
+        default=True,
+        description="Whether to try the largest micro-batch before the first step, so that you learn early if memory "
+        "is short.",
     )
     on_oom: Literal["stop", "shrink"] = Field(
         default="stop",
-        description="Where memory runs out: stop and say what would fit, or go on with smaller micro-batches, then "
-        "activation checkpointing, which change no gradient.",
+        description="If memory runs out: stop and report the settings that would fit, or shrink: go on with smaller "
+        "micro-batches, then activation checkpointing, which change no gradient.",
     )
     activation_checkpointing: StrictBool = Field(
         default=False, description="Compute activations twice to keep fewer of them."
@@ -225,13 +238,13 @@ class Training(Section):
     )
     stop_at_grad_norm: Number | None = Field(
         default=None,
-        description="Stop, with the rows named, where the gradients' L2 norm, before it is scaled down, is above this.",
+        description="Stop, and name the rows, if the gradients' L2 norm, before it is scaled down, is above this.",
         gt=0,
     )
     report_to: tuple[str, ...] = Field(
         default=(),
         description="Loggers of transformers that get the log, such as tensorboard (files in OUTPUT.logs), wandb or "
-        "mlflow; default: none, and nothing is sent anywhere.",
+        "mlflow; default: none, and nothing is sent anywhere unless you name one.",
     )
 
     @property
