@@ -14,13 +14,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pytest_mistral_lora import assertions, strategies
+from pytest_mistral_lora import assertions, plugin, strategies
 from pytest_mistral_lora.chat.oracle.mistral_common import SHIPPED, shipped_tokenizer
 from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.conformance.encoded.parts import CLASSES
 from pytest_mistral_lora.conformance.mask.laws import LAWS
-from pytest_mistral_lora.plugin import fixtures
 from pytest_mistral_lora.plugin.xfails import read as read_xfails
 from pytest_mistral_lora.records.goldens import golden_paths, goldens_folder
 from pytest_mistral_lora.records.hashing import base_weights_sha256
@@ -142,7 +141,7 @@ def test_the_configuration_and_the_tests_of_a_repository_work(checkpoint: Path, 
 
 def test_the_fixtures_assertions_and_strategies_of_the_page_are_all_that_there_are() -> None:
     tables = {name: set(re.findall(rf"^\| `({name}_\w+)", SUITE, flags=re.MULTILINE)) for name in ("mistral", "assert")}
-    assert tables["mistral"] == {name for name in vars(fixtures) if name.startswith("mistral_")}
+    assert tables["mistral"] == {name for name in vars(plugin) if name.startswith("mistral_")}
     assert tables["assert"] == {name for name in vars(assertions) if name.startswith("assert_")}
     [named] = re.findall(r"the Hypothesis strategies (.*?)\.", SUITE, flags=re.DOTALL)
     assert set(re.findall(r"`(\w+)`", named)) == {name for name in strategies.__all__ if name.islower()}
