@@ -29,7 +29,7 @@ from pytest_mistral_lora.chat.reading.chunks import DataFile, cpus
 from pytest_mistral_lora.chat.templates.render import ChatTemplate
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.conformance.dataset.report import scan
-from pytest_mistral_lora.conformance.dataset.rows import Plan
+from pytest_mistral_lora.conformance.dataset.rows import ScanPlan
 
 PEER = "transformers, one process"
 
@@ -54,7 +54,7 @@ def contenders(tokenizer: CheckpointTokenizer, file: Path, processes: int) -> di
     template = str(ChatTemplate(tokenizer.fast).training_source)
 
     def judge(backend: str, *, compares: bool, processes: int) -> Callable[[], object]:
-        plan = Plan(tokenizer.path, backend, Policy(1_000_000), 0.0, compares, official=True)
+        plan = ScanPlan(tokenizer.path, backend, Policy(1_000_000), 0.0, compares, official=True)
         return partial(scan, plan, [DataFile(file, False)], tokenizer=tokenizer, processes=processes)
 
     return {

@@ -11,7 +11,7 @@ from pytest_mistral_lora.chat.encoded import EncodedRow
 from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.conformance.checks import Check, Settings
 from pytest_mistral_lora.conformance.finding import Finding, Result, show_difference
-from pytest_mistral_lora.conformance.mask.laws import spoken_text_violation
+from pytest_mistral_lora.conformance.mask.laws import assistant_text_violation
 from pytest_mistral_lora.conformance.targets import Target
 from pytest_mistral_lora.errors import OracleRejection, RowError
 from pytest_mistral_lora.records.goldens import Golden, golden_paths, goldens_folder, library_versions, load
@@ -96,7 +96,7 @@ def _place(golden: Golden) -> str:
 
 def _against_record(target: Target, golden: Golden, now: EncodedRow) -> Iterator[Finding]:
     row = golden.row.to_jsonl()
-    violation = spoken_text_violation(golden.row, golden.encoded, target.oracle)
+    violation = assistant_text_violation(golden.row, golden.encoded, target.oracle)
     if violation:
         yield Finding("ML001", violation, _place(golden), "the assistant's own text", row=row)
         return

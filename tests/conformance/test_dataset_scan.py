@@ -16,12 +16,12 @@ from pytest_mistral_lora.chat.reading import chunks as pool
 from pytest_mistral_lora.chat.reading.chunks import CHUNK_LINES, Chunk, DataFile
 from pytest_mistral_lora.conformance.dataset.checks import dataset_results
 from pytest_mistral_lora.conformance.dataset.report import scan
-from pytest_mistral_lora.conformance.dataset.rows import Plan
+from pytest_mistral_lora.conformance.dataset.rows import ScanPlan
 from pytest_mistral_lora.conformance.dataset.tally import percentile
 from pytest_mistral_lora.errors import InputError
 
 ROOT = Path(__file__).parents[2]
-PLAN = Plan(v3().path, "mistral-common", Policy(4096), 0.0, compares=True)
+PLAN = ScanPlan(v3().path, "mistral-common", Policy(4096), 0.0, compares=True)
 
 
 class Terminal(io.StringIO):
@@ -102,11 +102,11 @@ def test_a_script_without_a_guard_is_told_what_to_do(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(
         "from pathlib import Path\n"
-        "from pytest_mistral_lora.conformance.dataset.rows import Plan\n"
+        "from pytest_mistral_lora.conformance.dataset.rows import ScanPlan\n"
         "from pytest_mistral_lora.chat.reading.chunks import DataFile\n"
         "from pytest_mistral_lora.chat.encoded import Policy\n"
         "from pytest_mistral_lora.conformance.dataset.report import scan\n"
-        f"plan = Plan(Path({str(v3().path)!r}), 'mistral-common', Policy(4096), 0.0, False)\n"
+        f"plan = ScanPlan(Path({str(v3().path)!r}), 'mistral-common', Policy(4096), 0.0, False)\n"
         f"scan(plan, [DataFile(Path({str(target.recipe.data.train[0])!r}), False)], processes=2)\n"
     )
     process = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)

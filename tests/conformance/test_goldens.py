@@ -6,7 +6,7 @@ import pytest
 
 from pytest_mistral_lora.chat.oracle.mistral_common import SHIPPED, Oracle, shipped_tokenizer
 from pytest_mistral_lora.chat.templates.render import ChatTemplate
-from pytest_mistral_lora.conformance.mask.laws import spoken_text_violation
+from pytest_mistral_lora.conformance.mask.laws import assistant_text_violation
 from pytest_mistral_lora.conformance.targets import EMBEDDED, Target
 from pytest_mistral_lora.conformance.template import judge
 from pytest_mistral_lora.records.goldens import golden_paths, goldens_folder, load
@@ -20,7 +20,7 @@ def test_every_packaged_golden_has_the_right_form(name: str) -> None:
     for path in paths:
         golden = load(path)
         assert golden.tokenizer["sha256"] == oracle.sha256
-        assert spoken_text_violation(golden.row, golden.encoded, oracle) == "", path
+        assert assistant_text_violation(golden.row, golden.encoded, oracle) == "", path
 
 
 def test_the_embedded_targets_are_what_is_shipped() -> None:

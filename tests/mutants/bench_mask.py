@@ -17,7 +17,7 @@ from pytest_mistral_lora.chat.encoded import IGNORE_INDEX, EncodedRow, Span
 from pytest_mistral_lora.chat.oracle.mistral_common import Oracle, shipped_tokenizer
 from pytest_mistral_lora.chat.rows import Row, as_row, parse_row, weight_of
 from pytest_mistral_lora.conformance.finding import Finding, show_difference
-from pytest_mistral_lora.conformance.mask.laws import LAWS, Law, construction_violation, refusal_violation
+from pytest_mistral_lora.conformance.mask.laws import LAWS, RowLaw, construction_violation, refusal_violation
 from pytest_mistral_lora.errors import MistralLoraError, OracleRejection
 
 Made = dict[str, Any]
@@ -128,7 +128,7 @@ def _findings(row: Row, oracle: Any) -> Iterator[Finding]:
             yield Finding(law.rule, violation, row=row.to_jsonl())
 
 
-def _speaks_of(law: Law, row: Row, oracle: Any) -> bool:
+def _speaks_of(law: RowLaw, row: Row, oracle: Any) -> bool:
     roles = [message["role"] for message in row.messages]
     alternate = all(pair != ("assistant", "assistant") for pair in itertools.pairwise(roles))
     weights = {weight_of(message) for message in row.messages if message["role"] == "assistant"}

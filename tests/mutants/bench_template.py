@@ -339,7 +339,7 @@ def _a_golden_with_a_hole(artifact: Artifact) -> None:
     del artifact["golden"]["spans"][2]
 
 
-@mutant("ML001", says="the assistant says")
+@mutant("ML001", says="the assistant's text is")
 def _a_golden_with_another_answer(artifact: Artifact) -> None:
     """The ids of a golden hold another answer than its row."""
     artifact["golden"]["input_ids"] = recorded(_saying("Something else."))["input_ids"]

@@ -46,7 +46,7 @@ def test_the_table_counts_each_target_and_subject_and_says_what_was_not_checked(
         " spm-v1   template         -        1             -",
         " spm-v1   mask             -        -             1",
         "not checked:",
-        "  spm-v1: tokenizer v1: this law speaks of v2 and later (1)",
+        "  spm-v1: tokenizer v1: this law holds for v2 and later (1)",
         f"  {len(every_id) + 4} checks deselected",
         OTHERS,
     ]
@@ -76,7 +76,7 @@ def test_strict_fails_what_could_not_be_checked(golden: Run) -> None:
     assert result.ret == pytest.ExitCode.TESTS_FAILED
     result.stdout.fnmatch_lines(
         [
-            "not checked: tokenizer v1: this law speaks of v2 and later",
+            "not checked: tokenizer v1: this law holds for v2 and later",
             "rerun:  pytest --mistral-golden --mistral-examples 20 --mistral-strict -k spm-v1::mask::two-masks-agree",
         ]
     )
@@ -167,7 +167,7 @@ def test_the_report_has_every_check_with_its_findings(report: tuple[pytest.RunRe
     assert (finding["rule"], finding["severity"]) == ("ML007", "error")
     assert finding["place"].endswith("rows.jsonl:1")
     assert f"{finding['rule']} {finding['place']}: {finding['found']}" in result.outlines
-    assert checks[mask]["not_checked"] == "tokenizer v1: this law speaks of v2 and later"
+    assert checks[mask]["not_checked"] == "tokenizer v1: this law holds for v2 and later"
     assert checks[file] == {**checks[file], "outcome": "passed", "findings": [], "not_checked": ""}
 
 

@@ -30,7 +30,7 @@ CASES = (
     "tool-calls-fit-the-tools",
     "statistics",
 )
-"""Every case, in the order in which they are shown."""
+"""Every case, in the order of the report."""
 
 
 def checks(target: RecipeTarget, settings: Settings) -> Iterator[Check]:
@@ -47,16 +47,16 @@ def checks(target: RecipeTarget, settings: Settings) -> Iterator[Check]:
 def check_dataset(
     recipe: str | Path, *, processes: int | None = None, progress: TextIO | None = None
 ) -> dict[str, Result]:
-    """Check every row of a recipe's files and return what each check came to, by case.
+    """Check every row of a recipe's files, and return the result of each check by case.
 
     Args:
         recipe: The recipe file.
-        processes: How many processes judge rows; None for one where there is little to do, else one for each CPU.
-        progress: Where a progress bar is drawn if it is a terminal and the pass takes long, such as `sys.stderr`.
+        processes: Number of processes that judge rows; None for one if the files are short, else one for each CPU.
+        progress: Stream for a progress bar, such as `sys.stderr`; drawn if it is a terminal and the pass takes long.
 
     Raises:
         RecipeError: If the recipe cannot be used.
-        PinError: If its base is not there, or not the one that is pinned.
+        PinError: If its base is missing, or is not the one that is pinned.
         TokenizerError: If the base has no tokenizer that can be used.
     """
     path = Path(recipe)
@@ -75,13 +75,12 @@ def dataset_results(
     """
     from pytest_mistral_lora.chat.reading.chunks import DataFile, is_long
     from pytest_mistral_lora.conformance.dataset.report import report, scan
-    from pytest_mistral_lora.conformance.dataset.rows import Plan
+    from pytest_mistral_lora.conformance.dataset.rows import ScanPlan
 
     data = target.recipe.data
-    sides = ((data.train, False), (data.eval, True))
-    files = [DataFile(path, held) for paths, held in sides for path in paths]
+    files = [*(DataFile(path, False) for path in data.train), *(DataFile(path, True) for path in data.eval)]
     no_comparison = _no_comparison(target)
-    plan = Plan(
+    plan = ScanPlan(
         target.tokenizer.path,
         target.recipe.backend,
         target.recipe.training.policy,
@@ -116,6 +115,7 @@ def _no_comparison(target: RecipeTarget) -> str:
 
 def _shared(target: RecipeTarget, settings: Settings) -> dict[str, Result]:
     """Return the results of a pass that this process makes, or that another worker of the session has made."""
+    # Workers of pytest-xdist judge cases of the same dataset: the first makes the pass, the others wait for its file.
     from filelock import FileLock
 
     from pytest_mistral_lora.records.files import read_json, write_json
@@ -129,7 +129,7 @@ def _shared(target: RecipeTarget, settings: Settings) -> dict[str, Result]:
 
 
 def _identity(target: RecipeTarget) -> str:
-    """Return what names a pass: the recipe, where it is, and the state of its files."""
+    """Return a hash of the recipe, its path, and the size and time of its data files."""
     from pytest_mistral_lora.records.hashing import canonical_json, sha256_bytes
 
     data = target.recipe.data

@@ -1,48 +1,57 @@
-"""The one pass over a dataset: streamed, in several processes where it pays, in bounded memory."""
+"""The one pass over a dataset, and the result of each check.
+
+The pass is streamed, in several processes if the data are long, in bounded memory.
+"""
 
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TextIO
 
 from pytest_mistral_lora.chat.reading.chunks import Chunk, DataFile, bar, chunks, cpus, in_order, is_long, total_bytes
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.conformance.dataset.row_findings import ON_EVERY_ROW
-from pytest_mistral_lora.conformance.dataset.rows import BEYOND, CHANGED, Judge, Plan
-from pytest_mistral_lora.conformance.dataset.tally import Findings, Tally, equal_groups, spread
+from pytest_mistral_lora.conformance.dataset.rows import RowJudge, ScanPlan
+from pytest_mistral_lora.conformance.dataset.tally import (
+    BoundedFindings,
+    DatasetTally,
+    digest_at,
+    equal_groups,
+    spread,
+)
 from pytest_mistral_lora.conformance.finding import Finding, Result
 from pytest_mistral_lora.errors import InputError
 
 
 def scan(
-    plan: Plan,
+    plan: ScanPlan,
     files: Sequence[DataFile],
     *,
     tokenizer: CheckpointTokenizer | None = None,
     processes: int | None = None,
     progress: TextIO | None = None,
-) -> Tally:
-    """Read every row of some files once and return what there is to know of them.
+) -> DatasetTally:
+    """Read every row of some files once, and return their columns, counts and findings.
 
     Args:
-        plan: How the rows are judged.
+        plan: The settings by which rows are judged.
         files: The files, in order.
-        tokenizer: The plan's tokenizer, where it is loaded already.
-        processes: How many processes judge rows; None for one where there is little to do, else one for each CPU.
-        progress: Where a progress bar is drawn if it is a terminal and the pass takes long; None for nowhere.
+        tokenizer: The plan's tokenizer, if it is loaded already.
+        processes: Number of processes that judge rows; None for one if the files are short, else one for each CPU.
+        progress: Stream for a progress bar, drawn if it is a terminal and the pass takes long; None for no bar.
 
     Raises:
         MistralLoraError: If a process that judges rows dies.
     """
     if processes is None:
         processes = cpus() if is_long(files) else 1
-    tally = Tally()
+    tally = DatasetTally()
 
     def note(error: InputError) -> None:
         tally.findings.add(Finding("ML602", error.found, error.place, error.expected))
 
-    prepare = _judge if processes > 1 else lambda plan: Judge(plan, tokenizer).chunk
+    prepare = _judge if processes > 1 else lambda plan: RowJudge(plan, tokenizer).judge_chunk
     with bar(progress, total_bytes(files), "Judging rows") as advance:
         for part, read in in_order(prepare, plan, chunks(files, note), processes):
             tally.extend(part)
@@ -50,32 +59,31 @@ def scan(
     return tally
 
 
-def _judge(plan: Plan) -> Callable[[Chunk], Tally]:
-    return Judge(plan).chunk
+def _judge(plan: ScanPlan) -> Callable[[Chunk], DatasetTally]:
+    return RowJudge(plan).judge_chunk
 
 
 def report(
-    tally: Tally, files: Sequence[DataFile], plan: Plan, *, place: str, no_comparison: str = ""
+    tally: DatasetTally, files: Sequence[DataFile], plan: ScanPlan, *, place: str, no_comparison: str = ""
 ) -> dict[str, Result]:
-    """Return the result of each check.
+    """Return the result of each check, by case.
 
     Args:
-        tally: What the pass collected.
+        tally: The result of the pass.
         files: The files that it read.
-        plan: How rows were judged.
-        place: Where the recipe says how to split.
+        plan: The settings by which rows were judged.
+        place: The recipe's key for the split.
         no_comparison: Why the two backends were not compared, if they were not.
     """
     found = _Report(tally, files, plan)
-    found.split(place)
-    found.deviations()
-    found.repeated_rows()
-    found.repeated_prompts()
+    found.note_split(place)
+    found.note_deviations()
+    found.note_repeated_rows()
+    found.note_repeated_prompts()
     of = tally.findings.of
     deviations = {name: count for name, (count, _) in sorted(tally.deviations.items())}
     cut, changed = (
-        {name.replace(" ", "_"): number for (file, name), number in tally.counts.items() if file == kind}
-        for kind in (BEYOND, CHANGED)
+        {name.replace(" ", "_"): number for name, number in counts.items()} for counts in (tally.beyond, tally.changed)
     )
     return {
         "rows-are-valid": Result(tuple(of("ML601", "ML602"))),
@@ -100,37 +108,37 @@ def report(
 
 
 class _Report:
-    """What can be said only when all rows are known."""
+    """The findings and figures that need all rows."""
 
-    def __init__(self, tally: Tally, files: Sequence[DataFile], plan: Plan) -> None:
+    def __init__(self, tally: DatasetTally, files: Sequence[DataFile], plan: ScanPlan) -> None:
         self._tally = tally
         self._files = files
         self._plan = plan
         self._leaked: set[int] = set()
 
     @property
-    def _found(self) -> Findings:
+    def _found(self) -> BoundedFindings:
         return self._tally.findings
 
     def _place(self, row: int) -> str:
         file, line = self._tally.at(row)
         return f"{self._files[file].path}:{line}"
 
-    def split(self, place: str) -> None:
+    def note_split(self, place: str) -> None:
         """Note a side of a split by hash that has no rows."""
-        rows, held = len(self._tally), sum(self._tally.held)
+        rows, held = len(self._tally), sum(self._tally.held_out)
         if self._plan.held_out and rows and held in (0, rows):
-            what = "holds out none" if not held else "leaves none to train on"
-            self._found.add(Finding("ML615", f"{self._plan.held_out} of {rows} rows {what}", place))
+            effect = "holds out none" if not held else "leaves none to train on"
+            self._found.add(Finding("ML615", f"{self._plan.held_out} of {rows} rows {effect}", place))
 
-    def deviations(self) -> None:
+    def note_deviations(self) -> None:
         """Note the named deviations that this run would train on."""
         if self._plan.backend != "chat-template":
             return
         for name, (count, place) in sorted(self._tally.deviations.items()):
             self._found.add(Finding("ML604", f"{name} in {_rows(count)}; the first is here", place))
 
-    def repeated_rows(self) -> None:
+    def note_repeated_rows(self) -> None:
         """Note rows that are there twice, on one side or on both."""
         for group in equal_groups(self._tally.rows, range(len(self._tally))):
             trained, held = self._sides(group)
@@ -141,11 +149,11 @@ class _Report:
                 self._leaked.add(row)
                 self._add("ML610", row, "the row is also trained on: {}", trained[0])
 
-    def repeated_prompts(self) -> None:
+    def note_repeated_prompts(self) -> None:
         """Note prompts that rows of one side answer differently, and held-out prompts that are trained on."""
-        owners, held_out = self._tally.owners, self._tally.held
+        owners, held_out = self._tally.owners, self._tally.held_out
         own = self._tally.own_prompts()
-        # of a held-out row its own prompt counts: how a conversation begins is often the same
+        # Of a held-out row only its own prompt counts: conversations often begin alike.
         asked = array("Q", (index for index, row in enumerate(owners) if own[index] or not held_out[row]))
         for group in equal_groups(self._tally.prompts, asked):
             trained, held = self._sides([owners[index] for index in group])
@@ -153,21 +161,18 @@ class _Report:
                 if row not in self._leaked:
                     self._add("ML611", row, "the prompt is also trained on: {}", trained[0])
             for side in self._sides([owners[index] for index in group if own[index]]):
-                self._add_answers(side)
+                digests = [digest_at(self._tally.rows, row) for row in side]
+                other = next((row for row, digest in zip(side, digests, strict=True) if digest != digests[0]), None)
+                if other is not None:
+                    self._add("ML609", other, f"the prompt of {{}} with another answer ({_rows(len(side))})", side[0])
 
     def _sides(self, rows: list[int]) -> tuple[list[int], list[int]]:
-        """Part rows into those that are trained on and those that are held out."""
-        held = self._tally.held
+        """Split rows into those that are trained on and those that are held out."""
+        held = self._tally.held_out
         return [row for row in rows if not held[row]], [row for row in rows if held[row]]
 
-    def _add_answers(self, side: list[int]) -> None:
-        digest = self._tally.row_digest
-        other = next((row for row in side if digest(row) != digest(side[0])), None)
-        if other is not None:
-            self._add("ML609", other, f"the prompt of {{}} with another answer ({_rows(len(side))})", side[0])
-
     def _add(self, rule: str, row: int, found: str, other: int) -> None:
-        """Add a finding about two rows; a text is made only where it is kept."""
+        """Add a finding about two rows; its text is made only if it is kept."""
         if self._found.has_room(rule):
             self._found.add(Finding(rule, found.format(self._place(other)), self._place(row)))
         else:
@@ -183,21 +188,22 @@ class _Report:
             "rows": len(tally),
             "rows_refused": sum(tally.counts[file, "refused"] for file in range(len(self._files))),
             "rows_dropped": sum(tally.counts[file, "dropped"] for file in range(len(self._files))),
-            "rows_trained_on": len(tally) - sum(tally.held),
-            "rows_held_out": sum(tally.held),
+            "rows_trained_on": len(tally) - sum(tally.held_out),
+            "rows_held_out": sum(tally.held_out),
             "tokens": tokens,
             "supervised_tokens": supervised,
             "supervised_share": round(supervised["total"] / tokens["total"], 4) if tokens["total"] else 0.0,
             "longest_row": None if longest is None else self._place(longest),
             **{name: sum(tally.counts[file, name] for file in range(len(self._files))) for name in names},
-            "files": list(self._per_file()),
+            "files": [
+                {"path": str(file.path), "held_out": file.is_held_out, **self._file_figures(index)}
+                for index, file in enumerate(self._files)
+            ],
         }
 
-    def _per_file(self) -> Iterator[dict[str, Any]]:
-        for index, file in enumerate(self._files):
-            names = ("rows", "refused", "dropped", "tokens", "supervised_tokens")
-            figures = {name: self._tally.counts[index, name] for name in names}
-            yield {"path": str(file.path), "held_out": file.is_held_out, **figures}
+    def _file_figures(self, file: int) -> dict[str, int]:
+        names = ("rows", "refused", "dropped", "tokens", "supervised_tokens")
+        return {name: self._tally.counts[file, name] for name in names}
 
 
 def _rows(count: int) -> str:

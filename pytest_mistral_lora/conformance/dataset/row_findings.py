@@ -1,4 +1,4 @@
-"""What a recipe does with rows that are too long or teach nothing, and what that removes."""
+"""The findings of one row: refused or changed by the recipe's policies, against a law, or with a suspicious text."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from pytest_mistral_lora.chat.encoded import IGNORE_INDEX, EncodedRow, Policy, PolicyFault
 from pytest_mistral_lora.chat.rows import Row, weight_of
 from pytest_mistral_lora.conformance.finding import Finding
-from pytest_mistral_lora.conformance.mask.laws import LAWS, Law
+from pytest_mistral_lora.conformance.mask.laws import LAWS, RowLaw
 from pytest_mistral_lora.errors import RowError
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ _FAULTS = {"no-labels": "ML606", "nothing-supervised": "ML605", "too-long": "ML6
 
 
 def fault_finding(fault: PolicyFault, error: RowError, encoded: EncodedRow, cut: Mapping[str, int]) -> Finding:
-    """Return why a row is refused as a finding, with what a cut would remove of a row that is too long."""
+    """Return the finding for a refused row; for a row that is too long, with the parts that a cut would remove."""
     detail = error.next_step
     if fault == "too-long":
         detail = f"a cut would remove {_listed(cut)}"
@@ -44,40 +44,36 @@ _CHANGES = {
 
 
 def changes(row: Row, encoded: EncodedRow, policy: Policy, cut: Mapping[str, int]) -> Iterator[tuple[str, Finding]]:
-    """Yield what the policies of a recipe do to a row that they do not refuse: its name, and a note of it."""
+    """Yield each change that a recipe's policy makes to a row that it does not refuse: its name, and a finding."""
     for change in policy.apply(encoded).changes:
         known = {"tokens": len(encoded.input_ids), "max_length": policy.max_length, "cut": _listed(cut)}
         yield change, Finding("ML620", _CHANGES[change].format(**known), row.place)
 
 
 def beyond(row: Row, encoded: EncodedRow, layout: EncodedRow, max_length: int, version: str) -> dict[str, int]:
-    """Return how many of what is beyond `max_length` tokens: what a cut would remove.
+    """Count the tokens, supervised tokens, closing EOS and system prompts that a cut at `max_length` would remove.
 
     Args:
         row: The row.
-        encoded: What is trained on.
-        layout: mistral-common's encoding, whose spans say who owns a token; `encoded` where there is none.
+        encoded: The encoding that is trained on.
+        layout: mistral-common's encoding, whose spans give the owner of each token; `encoded` if there is none.
         max_length: Tokens that a cut would leave.
         version: Tokenizer version.
     """
     labels = (encoded.labels or ())[:max_length]
     closing = [span for span in layout.spans if span.kind == "eos" and span.end > max_length]
-    start = _system_start(row, layout, version)
+    start: int | None = None
+    if any(message["role"] == "system" for message in row.messages):
+        # Up to v3 the system prompt is in the text of a user's turn: of the first in v1, of the last in v2 and v3.
+        role = "user" if version in ("v1", "v2", "v3") else "system"
+        starts = [span.start for span in layout.spans if span.role == role and span.kind == "text"]
+        start = starts[-1 if version in ("v2", "v3") else 0] if starts else None
     return {
         "tokens": len(encoded.input_ids) - max_length,
         "supervised tokens": encoded.supervised_tokens - sum(label != IGNORE_INDEX for label in labels),
         "closing </s>": len(closing),
         "system prompt": int(start is not None and start >= max_length),
     }
-
-
-def _system_start(row: Row, layout: EncodedRow, version: str) -> int | None:
-    """Return where the system prompt begins, if there is one: up to v3 it is in the text of a user's turn."""
-    if all(message["role"] != "system" for message in row.messages):
-        return None
-    role = "user" if version in ("v1", "v2", "v3") else "system"
-    starts = [span.start for span in layout.spans if span.role == role and span.kind == "text"]
-    return starts[0 if version not in ("v2", "v3") else -1] if starts else None
 
 
 ON_EVERY_ROW = frozenset({"ML101", "ML102", "ML103", "ML104", "ML105", "ML107", "ML109", "ML110"})
@@ -94,13 +90,13 @@ def law_findings(row: Row, encoded: EncodedRow, oracle: Oracle) -> Iterator[Find
     """
     version = int(oracle.version[1:])
     for law in LAWS:
-        if law.rule in ON_EVERY_ROW and version >= int(law.since[1:]) and _speaks_of(law, row):
+        if law.rule in ON_EVERY_ROW and version >= int(law.since[1:]) and _holds_for(law, row):
             violation = law.violation(row, encoded, oracle)
             if violation:
                 yield Finding(law.rule, violation, row.place)
 
 
-def _speaks_of(law: Law, row: Row) -> bool:
+def _holds_for(law: RowLaw, row: Row) -> bool:
     tools = bool(row.tools) or any(message["role"] == "tool" or message.get("tool_calls") for message in row.messages)
     weights = any(message["role"] == "assistant" and not weight_of(message) for message in row.messages)
     return (law.rows == "tools" or not tools) and (law.rows == "weights" or not weights)
@@ -111,28 +107,18 @@ _DAMAGED = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\ufffd]")
 
 
 def text_findings(row: Row, layout: EncodedRow) -> Iterator[Finding]:
-    """Yield what a row says and hardly means.
+    """Yield texts that are hardly meant: joined turns, empty answers, damaged characters, odd tool calls.
 
     Args:
         row: The row.
-        layout: Its encoding, whose spans say who owns a token.
+        layout: Its encoding, whose spans give the owner of each token.
     """
-    yield from _joined(row)
-    yield from _empty(row, layout)
-    yield from _damaged(row)
-    yield from _calls(row)
-
-
-def _joined(row: Row) -> Iterator[Finding]:
     groups = [(group, "assistant") for group in row.assistant_groups() if len(group) > 1]
     pairs = itertools.pairwise(enumerate(row.messages))
     groups += [([n, n + 1], "user") for (n, a), (_, b) in pairs if a["role"] == b["role"] == "user"]
     for group, role in groups:
         found = f"messages[{group[0]}] to [{group[-1]}] are joined into one {role} turn"
         yield Finding("ML614", found, row.place)
-
-
-def _empty(row: Row, layout: EncodedRow) -> Iterator[Finding]:
     turns: dict[int | None, set[str]] = {}
     for span in layout.spans:
         if span.supervised:
@@ -140,12 +126,10 @@ def _empty(row: Row, layout: EncodedRow) -> Iterator[Finding]:
     for turn, kinds in turns.items():
         if kinds == {"eos"}:
             yield Finding("ML616", f"turn {turn}, the assistant's, has nothing but </s>", row.place)
-
-
-def _damaged(row: Row) -> Iterator[Finding]:
     characters = {one for text in _strings(row.to_json()) for one in _DAMAGED.findall(text)}
     if characters:
         yield Finding("ML617", f"the row has {', '.join(f'U+{ord(one):04X}' for one in sorted(characters))}", row.place)
+    yield from _call_findings(row)
 
 
 def _strings(value: Any) -> Iterator[str]:
@@ -159,7 +143,7 @@ def _strings(value: Any) -> Iterator[str]:
             yield from _strings(item)
 
 
-def _calls(row: Row) -> Iterator[Finding]:
+def _call_findings(row: Row) -> Iterator[Finding]:
     known = {tool["function"]["name"] for tool in row.tools or ()}
     for index, message in enumerate(row.messages):
         for number, call in enumerate(message.get("tool_calls") or ()):
@@ -174,7 +158,7 @@ def _calls(row: Row) -> Iterator[Finding]:
 
 
 def _not_an_object(arguments: Any) -> str:
-    """Return what the arguments of a call are, if they are no object."""
+    """Return the kind of a call's arguments if they are not an object, else an empty text."""
     if arguments is None or arguments == "" or isinstance(arguments, Mapping):
         return ""
     try:

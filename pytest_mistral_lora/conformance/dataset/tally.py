@@ -1,4 +1,4 @@
-"""What one pass over a dataset collects: columns of a few bytes a row, counts, and a bounded number of findings."""
+"""The result of one pass over a dataset: columns of a few bytes a row, counts, and a bounded number of findings."""
 
 from __future__ import annotations
 
@@ -21,13 +21,7 @@ DIGEST_BYTES = 16
 _LINE_BITS = 40
 
 
-def _shortened(finding: Finding) -> Finding:
-    """Cut what a finding says of a very long row: its place says where the rest is."""
-    texts = {name: getattr(finding, name) for name in ("found", "place", "expected", "detail")}
-    return replace(finding, **{name: f"{text[:LONGEST]} …" for name, text in texts.items() if len(text) > LONGEST})
-
-
-class Findings:
+class BoundedFindings:
     """Findings by rule: the first of each are kept, all are counted."""
 
     def __init__(self) -> None:
@@ -35,10 +29,12 @@ class Findings:
         self._total: Counter[str] = Counter()
 
     def add(self, finding: Finding) -> None:
-        """Count a finding, and keep it if there is room."""
+        """Count a finding, and keep it if there is room; a text of a very long row is cut."""
         self._total[finding.rule] += 1
         if self.has_room(finding.rule):
-            self._kept.setdefault(finding.rule, []).append(_shortened(finding))
+            texts = {name: getattr(finding, name) for name in ("found", "place", "expected", "detail")}
+            cut = {name: f"{text[:LONGEST]} …" for name, text in texts.items() if len(text) > LONGEST}
+            self._kept.setdefault(finding.rule, []).append(replace(finding, **cut))
 
     def has_room(self, rule: str) -> bool:
         """Return whether the next finding of a rule is kept."""
@@ -48,15 +44,15 @@ class Findings:
         """Count a finding that is not shown."""
         self._total[rule] += 1
 
-    def extend(self, other: Findings) -> None:
-        """Take over what another part of the pass found, after what is here."""
+    def extend(self, other: BoundedFindings) -> None:
+        """Append the findings of a later part of the pass."""
         for rule, findings in other._kept.items():
             kept = self._kept.setdefault(rule, [])
             kept += findings[: SHOWN - len(kept)]
         self._total += other._total
 
     def of(self, *rules: str) -> Iterator[Finding]:
-        """Yield the findings of some rules; the last of a rule says how many more there are."""
+        """Yield the findings of some rules; the last finding of a rule gives the number of those that are not kept."""
         for rule in rules:
             kept = self._kept.get(rule, [])
             yield from kept
@@ -66,44 +62,50 @@ class Findings:
 
 
 @dataclass
-class Tally:
-    """What is known of the rows that were read, row by row in columns.
+class DatasetTally:
+    """The rows that were read, in columns of one value a row.
 
     Attributes:
         places: File and line of each row, packed into one number.
-        held: 1 for each row that is held out, 0 for each that is trained on.
+        held_out: 1 for each row that is held out, 0 for each that is trained on.
         tokens: Tokens of each row.
         supervised: Supervised tokens of each row.
         rows: A digest of each row's ids and labels.
-        prompts: A digest of what comes before each assistant turn that is trained on.
+        prompts: A digest of the ids before each assistant turn that is trained on.
         owners: The row of each prompt; the last prompt of a row is its own.
-        counts: Figures by file and name.
+        counts: Numbers by file and name.
+        beyond: Numbers of tokens, turns and prompts beyond `max_length`, by name.
+        changed: Number of rows that the recipe's policies drop, cut, or keep without a label, by change.
         deviations: How many rows show each named deviation, and the first place of each.
-        findings: What was found row by row.
+        findings: The findings, rule by rule.
     """
 
     places: array[int] = field(default_factory=lambda: array("Q"))
-    held: bytearray = field(default_factory=bytearray)
+    held_out: bytearray = field(default_factory=bytearray)
     tokens: array[int] = field(default_factory=lambda: array("I"))
     supervised: array[int] = field(default_factory=lambda: array("I"))
     rows: bytearray = field(default_factory=bytearray)
     prompts: bytearray = field(default_factory=bytearray)
     owners: array[int] = field(default_factory=lambda: array("I"))
     counts: Counter[tuple[int, str]] = field(default_factory=Counter)
+    beyond: Counter[str] = field(default_factory=Counter)
+    changed: Counter[str] = field(default_factory=Counter)
     deviations: dict[str, tuple[int, str]] = field(default_factory=dict)
-    findings: Findings = field(default_factory=Findings)
+    findings: BoundedFindings = field(default_factory=BoundedFindings)
 
     def __len__(self) -> int:
         """Return the number of rows."""
         return len(self.places)
 
-    def extend(self, other: Tally) -> None:
-        """Take over what the next part of the pass collected."""
+    def extend(self, other: DatasetTally) -> None:
+        """Append the rows, counts and findings of the next part of the pass."""
         first = len(self)
         self.owners.extend(first + owner for owner in other.owners)
-        for name in ("places", "held", "tokens", "supervised", "rows", "prompts"):
+        for name in ("places", "held_out", "tokens", "supervised", "rows", "prompts"):
             getattr(self, name).extend(getattr(other, name))
         self.counts += other.counts
+        self.beyond += other.beyond
+        self.changed += other.changed
         for name, (count, place) in other.deviations.items():
             self.add_deviation(name, place, count)
         self.findings.extend(other.findings)
@@ -117,12 +119,8 @@ class Tally:
         """Return a row's file and line."""
         return self.places[row] >> _LINE_BITS, self.places[row] & ((1 << _LINE_BITS) - 1)
 
-    def row_digest(self, row: int) -> bytes:
-        """Return the digest of a row's ids and labels."""
-        return digest_at(self.rows, row)
-
     def own_prompts(self) -> bytearray:
-        """Return a 1 for each prompt that is its row's own: what comes before the last turn that is trained on."""
+        """Return a 1 for each prompt that is its row's own: the one before the last turn that is trained on."""
         own = bytearray(len(self.owners))
         for index, owner in enumerate(self.owners):
             own[index] = index + 1 == len(self.owners) or self.owners[index + 1] != owner
@@ -142,7 +140,8 @@ def digest_at(digests: bytearray, index: int) -> bytes:
 def equal_groups(digests: bytearray, indices: Sequence[int]) -> Iterator[list[int]]:
     """Yield the indices that have one digest in common, for each digest that several have, in order of the first."""
     with memoryview(digests).cast("Q") as halves:
-        # millions of digests are sorted as numbers; only what may be repeated is put into groups
+        # Millions of digests are sorted as numbers, which takes little memory; only those that may be repeated are
+        # put into groups.
         repeated = {one for one, other in pairwise(sorted(halves[2 * index] for index in indices)) if one == other}
         groups: dict[bytes, list[int]] = {}
         for index in indices:

@@ -1,4 +1,4 @@
-"""Make a row that breaks a rule as small as it can be, where Hypothesis has stopped too early."""
+"""Subject `mask`: the laws of an encoded row on rows that Hypothesis makes, shrunk to the smallest that fails."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pytest_mistral_lora.chat.encoded import encoded_text
 from pytest_mistral_lora.chat.rows import Row, parse_row
 from pytest_mistral_lora.conformance.checks import Check, Settings
 from pytest_mistral_lora.conformance.finding import Finding, Result
-from pytest_mistral_lora.conformance.mask.laws import LAWS, Law, construction_violation, refusal_violation
+from pytest_mistral_lora.conformance.mask.laws import LAWS, RowLaw, construction_violation, refusal_violation
 from pytest_mistral_lora.conformance.targets import Target
 from pytest_mistral_lora.errors import MistralLoraError
 
@@ -21,14 +21,15 @@ if TYPE_CHECKING:
 
 
 _TRIES = 300
+"""Rows that are tried after Hypothesis has shrunk: it stops early, since it shrinks the choices behind a row."""
 
 
-def smallest(finding: Callable[[Row], Finding | None], found: Finding, data: dict[str, Any]) -> Finding:
-    """Return the finding of the smallest row that breaks the same rule: messages, keys and texts are left out in turn.
+def shrink_finding(finding: Callable[[Row], Finding | None], found: Finding, data: dict[str, Any]) -> Finding:
+    """Leave out messages, keys and parts of texts as long as the row breaks the same rule; return the last finding.
 
     Args:
         finding: Judges a row.
-        found: What it finds in the row.
+        found: Its finding for the row.
         data: The row, as plain data.
     """
     tries = _TRIES
@@ -69,7 +70,7 @@ def _smaller_messages(message: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def checks(target: Target, settings: Settings) -> Iterator[Check]:
-    """Yield one check for each law, one for what is refused, and one for the chat template against the oracle."""
+    """Yield one check for each law, one for refusals, and one for the chat template against the oracle."""
     for law in LAWS:
         yield Check(target, "mask", law.name, partial(_law, target, law, settings))
     yield Check(target, "mask", "every-token-has-an-encoder", partial(_construction, target, settings))
@@ -77,10 +78,10 @@ def checks(target: Target, settings: Settings) -> Iterator[Check]:
     yield Check(target, "mask", "template-agrees", partial(_template_agrees, target, settings))
 
 
-def _law(target: Target, law: Law, settings: Settings) -> Result:
+def _law(target: Target, law: RowLaw, settings: Settings) -> Result:
     oracle = target.oracle
     if int(oracle.version[1:]) < int(law.since[1:]):
-        return Result(not_checked=f"tokenizer {oracle.version}: this law speaks of {law.since} and later")
+        return Result(not_checked=f"tokenizer {oracle.version}: this law holds for {law.since} and later")
 
     def finding(row: Row) -> Finding | None:
         encoded = oracle.encode(row)
@@ -88,7 +89,7 @@ def _law(target: Target, law: Law, settings: Settings) -> Result:
         detail = encoded_text(encoded, oracle.piece) if violation else ""
         return Finding(law.rule, violation, detail=detail, row=row.to_jsonl()) if violation else None
 
-    return Result(tuple(search(finding, Source.of(law.rows, oracle), settings)))
+    return Result(tuple(search(finding, RowSource.of(law.rows, oracle), settings)))
 
 
 def _construction(target: Target, settings: Settings) -> Result:
@@ -96,7 +97,7 @@ def _construction(target: Target, settings: Settings) -> Result:
         violation = construction_violation(row, target.oracle)
         return Finding("ML121", violation, row=row.to_jsonl()) if violation else None
 
-    return Result(tuple(search(finding, Source.of("template", target.oracle), settings)))
+    return Result(tuple(search(finding, RowSource.of("template", target.oracle), settings)))
 
 
 def _refusals(target: Target, settings: Settings) -> Result:
@@ -104,7 +105,7 @@ def _refusals(target: Target, settings: Settings) -> Result:
         violation = refusal_violation(row, target.oracle)
         return Finding("ML120", violation, row=row.to_jsonl()) if violation else None
 
-    return Result(tuple(search(finding, Source("messy"), settings)))
+    return Result(tuple(search(finding, RowSource("messy"), settings)))
 
 
 def _template_agrees(target: Target, settings: Settings) -> Result:
@@ -115,15 +116,15 @@ def _template_agrees(target: Target, settings: Settings) -> Result:
     def finding(row: Row) -> Finding | None:
         return next(template_findings(target.oracle, template, row), None)
 
-    return Result(tuple(search(finding, Source.of("template", target.oracle), settings)))
+    return Result(tuple(search(finding, RowSource.of("template", target.oracle), settings)))
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
-    """Which rows are generated; equal sources give equal rows, which are made once for all laws and targets.
+class RowSource:
+    """A kind of generated rows; equal sources give equal rows, which are made once for all laws and targets.
 
     Attributes:
-        kind: Of which rows a law speaks; `template` for those of the chat template, `messy` for any conversation.
+        kind: A law's `rows`; `template` for the rows of the chat template, `messy` for any conversation.
         tools: Whether the tokenizer has tools.
         parallel: Whether it has several calls in a turn.
         thinking: Whether it has thinking chunks.
@@ -135,7 +136,7 @@ class Source:
     thinking: bool = False
 
     @classmethod
-    def of(cls, kind: str, oracle: Oracle) -> Source:
+    def of(cls, kind: str, oracle: Oracle) -> RowSource:
         """Return the source of a kind of rows for a tokenizer."""
         thinking = "[THINK]" in oracle.control_tokens.values()
         return cls(kind, oracle.version != "v1", oracle.version not in ("v1", "v2"), thinking)
@@ -156,7 +157,7 @@ class Source:
         return plain | tool_rows(parallel=self.parallel, thinking=self.thinking)
 
 
-class _BrokenError(Exception):
+class _BrokenLawError(Exception):
     """Carries a finding out of Hypothesis, which shrinks the row until this is the smallest one."""
 
     def __init__(self, finding: Finding, data: dict[str, Any]) -> None:
@@ -165,8 +166,8 @@ class _BrokenError(Exception):
         self.data = data
 
 
-def search(finding: Callable[[Row], Finding | None], source: Source, settings: Settings) -> list[Finding]:
-    """Look for a row with a finding; return that of the smallest one, or nothing.
+def search(finding: Callable[[Row], Finding | None], source: RowSource, settings: Settings) -> list[Finding]:
+    """Look for a row with a finding; return the finding of the smallest such row, or nothing.
 
     The search is the same in every run unless a seed is given, has no deadline and keeps no database, so that a
     user's CI cannot fail by chance.
@@ -174,39 +175,39 @@ def search(finding: Callable[[Row], Finding | None], source: Source, settings: S
     first = next(filter(None, map(finding, _generated(source, settings.examples, settings.seed))), None)
     if first is None:
         return []
-    found = _shrunk(finding, source, settings) or _BrokenError(first, json.loads(first.row))
-    return [smallest(finding, found.finding, found.data)]
+    found = _shrunk(finding, source, settings) or _BrokenLawError(first, json.loads(first.row))
+    return [shrink_finding(finding, found.finding, found.data)]
 
 
 @cache
-def _generated(source: Source, examples: int, seed: int | None) -> tuple[Row, ...]:
-    """Return generated rows: making them takes far longer than judging them."""
+def _generated(source: RowSource, examples: int, seed: int | None) -> tuple[Row, ...]:
+    # Making rows takes far longer than judging them.
     made: list[Row] = []
     _explore(lambda data: made.append(_as_read(data)), source, examples, seed)
     return tuple(made)
 
 
-def _shrunk(finding: Callable[[Row], Finding | None], source: Source, settings: Settings) -> _BrokenError | None:
-    """Let Hypothesis search again, and shrink what it finds."""
+def _shrunk(finding: Callable[[Row], Finding | None], source: RowSource, settings: Settings) -> _BrokenLawError | None:
+    """Let Hypothesis search again, and shrink the row that it finds."""
 
     def holds(data: Mapping[str, Any]) -> None:
         found = finding(_as_read(data))
         if found is not None:
-            raise _BrokenError(found, dict(data))
+            raise _BrokenLawError(found, dict(data))
 
     try:
         _explore(holds, source, settings.examples, settings.seed)
-    except _BrokenError as broken:
+    except _BrokenLawError as broken:
         return broken
     return None
 
 
 def _as_read(data: Mapping[str, Any]) -> Row:
-    """Return a row as it is read from a file, which knows JSON's types only."""
+    # A file holds JSON's types only: a tuple or an int subclass of a strategy becomes a list or an int.
     return parse_row(json.loads(json.dumps(data)))
 
 
-def _explore(use: Callable[[Mapping[str, Any]], None], source: Source, examples: int, seed: int | None) -> None:
+def _explore(use: Callable[[Mapping[str, Any]], None], source: RowSource, examples: int, seed: int | None) -> None:
     import hypothesis
 
     @hypothesis.settings(

@@ -1,27 +1,27 @@
-"""Laws of two rows: what must not change the encoding, and what may change only a part of it."""
+"""Laws of two encodings: changes of a row that must not change its encoding, and mistral-common's own; all laws."""
 
 from __future__ import annotations
 
 import copy
 import itertools
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from pytest_mistral_lora.chat.encoded import EncodedRow
 from pytest_mistral_lora.chat.rows import Row, has_thinking, merged_chunks
 from pytest_mistral_lora.conformance.mask.row_laws import (
-    Law,
+    RowLaw,
+    assistant_text_violation,
     assistant_turns,
     bos_violation,
+    encoded_groups,
     eos_violation,
     injection_violation,
     owner_violation,
     partition_violation,
     scan_violation,
-    spoken_groups,
-    spoken_text_violation,
     system_violation,
     tool_call_violation,
     whole_turn_violation,
@@ -56,14 +56,17 @@ def prompt_violation(row: Row, encoded: EncodedRow, oracle: Oracle) -> str:
     try:
         prompt = oracle.encode_prompt(row)
     except OracleRejection:
-        return ""  # nothing asks for the last answer: there is no prompt
+        return ""  # The row begins with the answer, so it has no prompt.
     return "" if encoded.input_ids[: len(prompt)] == prompt else "the prompt at inference is not the row's beginning"
 
 
 def arguments_violation(row: Row, encoded: EncodedRow, oracle: Oracle) -> str:
     """Arguments of a tool call as an object, as its JSON and as that JSON written otherwise give equal ids."""
     for name, form in _FORMS.items():
-        if oracle.encode(replace(row, messages=_with_arguments(row, form))).input_ids != encoded.input_ids:
+        messages = copy.deepcopy([dict(message) for message in row.messages])
+        for call in (call for message in messages for call in message.get("tool_calls") or ()):
+            call["function"]["arguments"] = form(call["function"].get("arguments"))
+        if oracle.encode(replace(row, messages=tuple(messages))).input_ids != encoded.input_ids:
             return f"the ids change when arguments are given as {name}"
     return ""
 
@@ -73,7 +76,7 @@ def strict_violation(row: Row, encoded: EncodedRow, oracle: Oracle) -> str:
     for strict in (True, False):
         tools = tuple({**tool, "function": {**tool["function"], "strict": strict}} for tool in row.tools or ())
         if oracle.encode(replace(row, tools=tools or None)).input_ids != encoded.input_ids:
-            return f"the ids change when tools say that strict is {strict}"
+            return f"the ids change when tools have strict={strict}"
     return ""
 
 
@@ -104,19 +107,19 @@ def longer_violation(row: Row, encoded: EncodedRow, oracle: Oracle) -> str:
     """One more question and answer change no turn of the assistant before them, nor the row before them."""
     calls = any(message.get("tool_calls") for message in row.messages)
     if row.messages[-1].get("tool_calls") or (calls and oracle.version == "v2"):
-        return ""  # no question may follow; v2 leaves out the calls before the last question
+        return ""  # No question may follow a call, and v2 leaves out the calls before the last question.
     longer = oracle.encode(replace(row, messages=(*row.messages, _QUESTION, _ANSWER)))
     if _turns(longer)[: len(_turns(encoded))] != _turns(encoded):
         return "the assistant's turns are not the same once another question and answer follow"
-    if not _moves(row, oracle.version):
+    if not _has_moving_prompt(row, oracle.version):
         size = len(encoded.input_ids)
         if longer.input_ids[:size] != encoded.input_ids or (longer.labels or ())[:size] != encoded.labels:
             return "the row is not the beginning of the same row with another question and answer"
     return ""
 
 
-def _moves(row: Row, version: str) -> bool:
-    """Return whether something stands beside the last question, wherever that is: the system prompt, or tools."""
+def _has_moving_prompt(row: Row, version: str) -> bool:
+    """Return whether the version puts the system prompt or the tools beside the last question."""
     if version in ("v2", "v3") and any(message["role"] == "system" for message in row.messages):
         return True
     return bool(row.tools) and version in ("v2", "v3", "v7", "v11")
@@ -154,18 +157,6 @@ _FORMS: dict[str, Callable[[Any], Any]] = {
 }
 
 
-def _with_arguments(row: Row, form: Callable[[Any], Any]) -> tuple[Mapping[str, Any], ...]:
-    def calls(message: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-        for call in message["tool_calls"]:
-            function = call["function"]
-            yield {**call, "function": {**function, "arguments": form(function.get("arguments"))}}
-
-    return tuple(
-        {**message, "tool_calls": list(calls(message))} if message.get("tool_calls") else message
-        for message in row.messages
-    )
-
-
 def reference_violation(row: Row, encoded: EncodedRow, oracle: Oracle) -> str:
     """The ids are those of mistral-common, called as its documentation does."""
     expected = oracle.reference(row)
@@ -179,17 +170,25 @@ def reference_violation(row: Row, encoded: EncodedRow, oracle: Oracle) -> str:
 
 
 def refusal_violation(row: Row, oracle: Oracle) -> str:
-    """A row is refused exactly where mistral-common refuses it, and for the same reason."""
+    """A row is refused exactly if mistral-common refuses it, and for the same reason."""
     if oracle.version == "v1" and row.tools:
-        return ""  # mistral-common leaves the tools out without a word; here the row is refused
-    theirs, ours = _refusal_of_reference(row, oracle), _refusal(row, oracle)
+        return ""  # mistral-common leaves the tools out without an error; here the row is refused.
+    ours = theirs = ""
+    try:
+        oracle.reference(row)
+    except Exception as error:  # mistral-common's errors, pydantic's, or a bare AssertionError
+        theirs = type(error).__name__
+    try:
+        oracle.encode(row)
+    except OracleRejection as error:
+        ours = type(error.__cause__).__name__
     if ours == theirs:
         return ""
     return f"{ours or 'nothing'} is raised; mistral-common raises {theirs or 'nothing'}"
 
 
 def construction_violation(row: Row, oracle: Oracle) -> str:
-    """Each token that mistral-common gives is known to come from one of its per-message encoders."""
+    """Each token of mistral-common's encoding comes from one of its per-message encoders."""
     try:
         oracle.encode(row)
     except InputError:
@@ -199,43 +198,34 @@ def construction_violation(row: Row, oracle: Oracle) -> str:
     return ""
 
 
-def _refusal_of_reference(row: Row, oracle: Oracle) -> str:
-    try:
-        oracle.reference(row)
-    except Exception as error:  # mistral-common's, pydantic's, and bare assertions
-        return type(error).__name__
-    return ""
-
-
-def _refusal(row: Row, oracle: Oracle) -> str:
-    try:
-        oracle.encode(row)
-    except OracleRejection as error:
-        return type(error.__cause__).__name__
-    return ""
-
-
-__all__ = ["LAWS", "Law", "construction_violation", "refusal_violation", "spoken_groups", "spoken_text_violation"]
+__all__ = [
+    "LAWS",
+    "RowLaw",
+    "assistant_text_violation",
+    "construction_violation",
+    "encoded_groups",
+    "refusal_violation",
+]
 
 LAWS = (
-    Law("ML101", "labels-are-what-spans-say", partition_violation, "weights"),
-    Law("ML102", "only-the-assistant-is-supervised", owner_violation, "tools"),
-    Law("ML103", "whole-turns-are-supervised", whole_turn_violation, "weights"),
-    Law("ML104", "every-turn-ends-with-eos", eos_violation, "weights"),
-    Law("ML105", "bos-once", bos_violation),
-    Law("ML106", "text-never-becomes-control", injection_violation),
-    Law("ML107", "two-masks-agree", scan_violation, "tools", since="v2"),
-    Law("ML108", "weights-change-no-id", weight_violation, "weights"),
-    Law("ML109", "supervised-text-is-what-is-said", spoken_text_violation),
-    Law("ML110", "tool-calls-are-supervised", tool_call_violation, "tools", since="v2"),
-    Law("ML111", "encoding-is-stable", stability_violation, "tools"),
-    Law("ML112", "prompt-is-the-beginning", prompt_violation, "tools"),
-    Law("ML113", "arguments-in-any-form", arguments_violation, "tools", since="v2"),
-    Law("ML114", "strict-changes-no-id", strict_violation, "tools", since="v2"),
-    Law("ML115", "results-in-any-order", order_violation, "parallel", since="v11"),
-    Law("ML116", "neighbours-are-one-turn", neighbours_violation, "weights"),
-    Law("ML117", "another-turn-keeps-the-labels", longer_violation, "tools"),
-    Law("ML118", "system-prompt-is-there", system_violation, "tools"),
-    Law("ML119", "ids-are-mistral-commons", reference_violation, "tools"),
+    RowLaw("ML101", "labels-are-what-spans-say", partition_violation, "weights"),
+    RowLaw("ML102", "only-the-assistant-is-supervised", owner_violation, "tools"),
+    RowLaw("ML103", "whole-turns-are-supervised", whole_turn_violation, "weights"),
+    RowLaw("ML104", "every-turn-ends-with-eos", eos_violation, "weights"),
+    RowLaw("ML105", "bos-once", bos_violation),
+    RowLaw("ML106", "text-never-becomes-control", injection_violation),
+    RowLaw("ML107", "two-masks-agree", scan_violation, "tools", since="v2"),
+    RowLaw("ML108", "weights-change-no-id", weight_violation, "weights"),
+    RowLaw("ML109", "supervised-text-is-what-is-said", assistant_text_violation),
+    RowLaw("ML110", "tool-calls-are-supervised", tool_call_violation, "tools", since="v2"),
+    RowLaw("ML111", "encoding-is-stable", stability_violation, "tools"),
+    RowLaw("ML112", "prompt-is-the-beginning", prompt_violation, "tools"),
+    RowLaw("ML113", "arguments-in-any-form", arguments_violation, "tools", since="v2"),
+    RowLaw("ML114", "strict-changes-no-id", strict_violation, "tools", since="v2"),
+    RowLaw("ML115", "results-in-any-order", order_violation, "parallel", since="v11"),
+    RowLaw("ML116", "neighbours-are-one-turn", neighbours_violation, "weights"),
+    RowLaw("ML117", "another-turn-keeps-the-labels", longer_violation, "tools"),
+    RowLaw("ML118", "system-prompt-is-there", system_violation, "tools"),
+    RowLaw("ML119", "ids-are-mistral-commons", reference_violation, "tools"),
 )
 """Every law, in the order of its rule."""

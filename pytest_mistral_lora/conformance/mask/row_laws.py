@@ -1,4 +1,4 @@
-"""What a law is."""
+"""Laws of one encoded row: who owns and supervises each token, and which text the tokens decode to."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ Rows = Literal["any", "tools", "weights", "parallel"]
 
 
 @dataclass(frozen=True, slots=True)
-class Law:
+class RowLaw:
     """A law of an encoded row.
 
     Attributes:
         rule: Id of its rule.
         name: Its name, the case of its check.
-        rows: Which rows it speaks of: any, those with tools or with parallel tool calls, or those with weights.
-        violation: Says how a row and its encoding break it; empty if they keep it.
-        since: Tokenizer version from which on it can be checked.
+        violation: Returns how a row and its encoding break the law; empty if they keep it.
+        rows: The rows that it holds for: `any`, or those with tools, with parallel tool calls, or with weights.
+        since: First tokenizer version that it holds for.
     """
 
     rule: str
@@ -37,8 +37,8 @@ class Law:
     since: str = "v1"
 
 
-def spoken_groups(row: Row, oracle: Oracle) -> list[list[int]]:
-    """Return the groups of assistant messages that are encoded: v2 leaves out calls before the last user message."""
+def encoded_groups(row: Row, oracle: Oracle) -> list[list[int]]:
+    """Return the groups of assistant messages that become turns: v2 leaves out calls before the last user message."""
     groups = row.assistant_groups()
     if oracle.version != "v2":
         return groups
@@ -68,7 +68,7 @@ def partition_violation(row: Row, encoded: EncodedRow, oracle: Oracle) -> str:
         for index in range(span.start, min(span.end, len(ids))):
             want = ids[index] if span.supervised else IGNORE_INDEX
             if labels[index] != want:
-                return f"label {labels[index]} at token {index}; its span says {want}"
+                return f"label {labels[index]} at token {index}; its span has {want}"
     return "" if position == len(ids) else f"spans end at {position} of {len(ids)} tokens"
 
 
@@ -82,7 +82,7 @@ def owner_violation(row: Row, encoded: EncodedRow, oracle: Oracle) -> str:
 
 def whole_turn_violation(row: Row, encoded: EncodedRow, oracle: Oracle) -> str:
     """Every turn of weight 1 is supervised as a whole, and none of weight 0."""
-    weights = [weight_of(row.messages[group[0]]) for group in spoken_groups(row, oracle)]
+    weights = [weight_of(row.messages[group[0]]) for group in encoded_groups(row, oracle)]
     turns = assistant_turns(encoded)
     if len(turns) != len(weights):
         return f"{len(turns)} assistant turns encoded of {len(weights)}"
@@ -122,7 +122,7 @@ def scan_violation(row: Row, encoded: EncodedRow, oracle: Oracle) -> str:
     if len(scanned) != len(encoded.labels):
         return f"{len(encoded.labels)} labels for {len(scanned)} tokens"
     at = next(n for n, pair in enumerate(zip(scanned, encoded.labels, strict=True)) if pair[0] != pair[1])
-    return f"label {encoded.labels[at]} at token {at}; the control tokens say {scanned[at]}"
+    return f"label {encoded.labels[at]} at token {at}; the control tokens give {scanned[at]}"
 
 
 def injection_violation(row: Row, encoded: EncodedRow, oracle: Oracle) -> str:
@@ -133,28 +133,31 @@ def injection_violation(row: Row, encoded: EncodedRow, oracle: Oracle) -> str:
                 if encoded.input_ids[index] in oracle.control_tokens:
                     return f"control token {oracle.piece(encoded.input_ids[index])} inside a text, at token {index}"
     harmless = oracle.encode(_without_literals(row, oracle))
-    if _controls(encoded, oracle) != _controls(harmless, oracle):
+    controls, expected = (
+        [token for token in one.input_ids if token in oracle.control_tokens] for one in (encoded, harmless)
+    )
+    if controls != expected:
         return "control tokens change when the row's texts do not spell them any more"
     return ""
 
 
-def spoken_text_violation(row: Row, encoded: EncodedRow, oracle: Oracle) -> str:
-    """Each assistant turn decodes to what the assistant says."""
-    groups = spoken_groups(row, oracle)
+def assistant_text_violation(row: Row, encoded: EncodedRow, oracle: Oracle) -> str:
+    """Each assistant turn decodes to the text of its messages."""
+    groups = encoded_groups(row, oracle)
     turns = assistant_turns(encoded)
     if len(turns) != len(groups):
         return f"{len(turns)} assistant turns encoded of {len(groups)}"
     for group, (turn, spans) in zip(groups, turns.items(), strict=True):
-        said = assistant_text((row.messages[n].get("content") for n in group), version=oracle.version)
+        text = assistant_text((row.messages[n].get("content") for n in group), version=oracle.version)
         decoded = "".join(oracle.decode(encoded.input_ids[s.start : s.end]) for s in spans if s.kind == "text")
-        if decoded != _as_decoded(said, oracle):
-            return f"turn {turn} decodes to {decoded!r}; the assistant says {said!r}"
+        if decoded != _as_decoded(text, oracle):
+            return f"turn {turn} decodes to {decoded!r}; the assistant's text is {text!r}"
     return ""
 
 
 def tool_call_violation(row: Row, encoded: EncodedRow, oracle: Oracle) -> str:
     """Each turn with calls has one run of tokens from [TOOL_CALLS] to EOS, and it holds the calls."""
-    groups = spoken_groups(row, oracle)
+    groups = encoded_groups(row, oracle)
     for group, (turn, spans) in zip(groups, assistant_turns(encoded).items(), strict=False):
         calls = [call for n in group for call in row.messages[n].get("tool_calls") or ()]
         runs = [span for span in spans if span.kind == "tool_call"]
@@ -163,28 +166,26 @@ def tool_call_violation(row: Row, encoded: EncodedRow, oracle: Oracle) -> str:
         for run in runs:
             if encoded.input_ids[run.start] != oracle.tool_calls_id:
                 return f"the call of turn {turn} starts with {oracle.piece(encoded.input_ids[run.start])!r}"
-            if oracle.version in ("v2", "v3", "v7") and not _holds(
-                encoded.input_ids[run.start : run.end], calls, oracle
-            ):
+            if oracle.version not in ("v2", "v3", "v7"):
+                continue  # Only these versions write the calls of a turn as one JSON list.
+            written = json.loads(oracle.decode(encoded.input_ids[run.start : run.end]))
+            expected = [(call["function"]["name"], _arguments(call, oracle)) for call in calls]
+            if [(call["name"], call["arguments"]) for call in written] != expected:
                 return f"the call of turn {turn} is not the row's"
     return ""
 
 
 def system_violation(row: Row, encoded: EncodedRow, oracle: Oracle) -> str:
-    """What the system messages say is in the row, outside the assistant's turns."""
+    """The text of the system messages is in the row, outside the assistant's turns."""
     others = [span for span in encoded.spans if span.role != "assistant" and span.kind == "text"]
     there = [oracle.decode(encoded.input_ids[span.start : span.end]) for span in others]
     for message in row.messages:
         if message["role"] == "system":
             for chunk in merged_chunks([message["content"]], version=oracle.version):
-                said = _as_decoded(chunk[chunk["type"]], oracle)
-                if not any(said in text for text in there):
-                    return f"the system says {said!r}, and that is in no text of the row"
+                prompt = _as_decoded(chunk[chunk["type"]], oracle)
+                if not any(prompt in text for text in there):
+                    return f"the system prompt {prompt!r} is in no text of the row"
     return ""
-
-
-def _controls(encoded: EncodedRow, oracle: Oracle) -> list[int]:
-    return [token for token in encoded.input_ids if token in oracle.control_tokens]
 
 
 def _without_literals(row: Row, oracle: Oracle) -> Row:
@@ -202,14 +203,8 @@ def _without_literals(row: Row, oracle: Oracle) -> Row:
 
 
 def _as_decoded(text: str, oracle: Oracle) -> str:
-    """SentencePiece writes a space as U+2581, so that character cannot be told from a space afterwards."""
+    # SentencePiece writes a space as U+2581, and decodes that character of a text to a space, too.
     return text.replace("\u2581", " ") if oracle.kind == "spm" else text
-
-
-def _holds(ids: tuple[int, ...], calls: list[Mapping[str, Any]], oracle: Oracle) -> bool:
-    written = json.loads(oracle.decode(ids))
-    expected = [(call["function"]["name"], _arguments(call, oracle)) for call in calls]
-    return [(call["name"], call["arguments"]) for call in written] == expected
 
 
 def _arguments(call: Mapping[str, Any], oracle: Oracle) -> Any:
