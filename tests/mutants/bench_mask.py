@@ -370,7 +370,7 @@ def _weights_in_the_text(artifact: Artifact) -> None:
 
 @mutant("ML109 ML117 ML119")
 def _another_answer(artifact: Artifact) -> None:
-    """Another word is supervised than the assistant says."""
+    """Another word is supervised than the assistant's text has."""
     never = artifact["tokenizer"].encode_text("Never")[:1]
     artifact["after"] = lambda made: with_ids(made, made["spans"][-2]["start"], never)
 
