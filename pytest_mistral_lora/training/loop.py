@@ -14,7 +14,7 @@ from pytest_mistral_lora.training.arguments import Progress, trainer_arguments
 from pytest_mistral_lora.training.callbacks import DryRun, EvaluateAtEnd, LogLines, OverflowWatch, StopAtNonFinite
 from pytest_mistral_lora.training.devices import GenerateTogether, on_gpu
 from pytest_mistral_lora.training.recipe import Training
-from pytest_mistral_lora.training.rows.loading import RowDataset
+from pytest_mistral_lora.training.rows.table import RowDataset
 from pytest_mistral_lora.training.step.attention import attend_in_segments
 from pytest_mistral_lora.training.step.kernels_cpu import use_frozen_layers
 from pytest_mistral_lora.training.step.oom import checkpoint_activations

@@ -57,7 +57,7 @@ def run_facts(
         "base": recipe.base.label,
         "revision": recipe.base.revision,
         "base_weights_sha256": recipe.base.weights_sha256 or base_weights_sha256(base),
-        "dataset_sha256": joint_sha256([file.sha256 for file in data.files if not file.held]),
+        "dataset_sha256": joint_sha256([file.sha256 for file in data.files if not file.is_held_out]),
         "seed": recipe.training.seed,
         "dataset": _dataset(recipe, data),
         "masking": {"policy": "assistant turns of weight 1, to EOS", **tokens(data.train.figures)},
@@ -77,8 +77,8 @@ def run_facts(
 def _dataset(recipe: Recipe, data: RunData) -> dict[str, Any]:
     train, held_out = data.train.figures, data.held_out.figures
     return {
-        "files": [_data_file(recipe, file) for file in data.files if not file.held],
-        "eval_files": [_data_file(recipe, file) for file in data.files if file.held],
+        "files": [_data_file(recipe, file) for file in data.files if not file.is_held_out],
+        "eval_files": [_data_file(recipe, file) for file in data.files if file.is_held_out],
         "held_out": recipe.data.held_out,
         "rows_sha256": train.sha256["rows"],
         "rows": train.tally.rows,

@@ -21,8 +21,8 @@ from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.checkpoint.encoder import Encoder
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.errors import InputError, RowsError
-from pytest_mistral_lora.training.rows import cache
-from pytest_mistral_lora.training.rows.encoding import Plan, encode_files
+from pytest_mistral_lora.training.rows import loading
+from pytest_mistral_lora.training.rows.encoding import EncodingPlan, Sinks, encode_files
 from pytest_mistral_lora.training.rows.loading import RunData, load_data
 
 ROWS = 600
@@ -78,15 +78,15 @@ def change_a_letter(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def change_the_version(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cache, "__version__", "999")
+    monkeypatch.setattr(loading, "__version__", "999")
 
 
 def change_the_format(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cache, "FORMAT", 999)
+    monkeypatch.setattr(loading, "FORMAT", 999)
 
 
 def change_a_library(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cache, "version", lambda name: "999")
+    monkeypatch.setattr(loading, "version", lambda name: "999")
 
 
 @pytest.mark.parametrize("change", [change_a_letter, change_the_version, change_the_format, change_a_library])
@@ -196,8 +196,8 @@ sys.path[:0] = [{tests!r}]
 
 def main():
     from many_rows import encoder_of, recipe_of
-    from pytest_mistral_lora.chat import chunks
-    from pytest_mistral_lora.training.rows import cache
+    from pytest_mistral_lora.chat.reading import chunks
+    from pytest_mistral_lora.training.rows import loading
     from pytest_mistral_lora.training.rows.loading import load_data
 
     chunks.MANY_BYTES = 1
@@ -246,11 +246,11 @@ def test_a_process_that_is_killed_half_way_leaves_nothing_that_counts(processes:
 
 
 COUNT = """
-    own = cache._fill
-    def fill(folder, encode):
+    own = loading.encode_files
+    def encode(*given, **named):
         print("encodes")
-        own(folder, encode)
-    cache._fill = fill
+        return own(*given, **named)
+    loading.encode_files = encode
     print("ready", flush=True)
     sys.stdin.readline()
 """
@@ -317,9 +317,9 @@ def test_neither_rows_nor_encodings_stay_in_memory(folder: Path) -> None:
     """What is held while rows are encoded does not grow with their number, and afterwards nothing is."""
     others = alive()
     seen: list[int] = []
-    plan = Plan(encoder_of().tokenizer.path, "mistral-common", Policy(4096), 0.0)
+    plan = EncodingPlan(encoder_of().tokenizer.path, "mistral-common", Policy(4096), 0.0)
     files = [DataFile(write_lines(folder / "more.jsonl", numbered(6 * CHUNK_LINES)), False)]
-    encode_files(plan, files, (lambda batch: seen.append(alive()), lambda batch: None), processes=1)
+    encode_files(plan, files, Sinks(lambda batch: seen.append(alive()), lambda batch: None), processes=1)
     assert len(seen) == 6
     assert max(seen) - others < CHUNK_LINES
     load(folder)  # what is imported for this is no part of it
@@ -344,9 +344,9 @@ def test_a_cache_that_cannot_be_written_says_what_to_do(folder: Path, monkeypatc
 def test_the_cache_is_where_the_other_caches_are(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("MISTRAL_LORA_CACHE", raising=False)
     monkeypatch.setenv("HF_HOME", str(tmp_path))
-    assert cache.cache_folder() == tmp_path / "mistral-lora"
+    assert loading.cache_folder() == tmp_path / "mistral-lora"
     monkeypatch.delenv("HF_HOME")
-    assert cache.cache_folder() == Path.home() / ".cache" / "huggingface" / "mistral-lora"
+    assert loading.cache_folder() == Path.home() / ".cache" / "huggingface" / "mistral-lora"
 
 
 def test_few_rows_are_not_kept_and_start_no_process(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

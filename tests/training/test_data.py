@@ -18,7 +18,8 @@ from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.errors import InputError, RowsError
 from pytest_mistral_lora.records.data_stats import SHOWN
 from pytest_mistral_lora.records.hashing import is_held_out, sha256_file
-from pytest_mistral_lora.training.rows.loading import RowDataset, RunData, Split, load_data
+from pytest_mistral_lora.training.rows.loading import RunData, Split, load_data
+from pytest_mistral_lora.training.rows.table import RowDataset
 
 
 @pytest.fixture(params=["mistral-common", "chat-template"])
@@ -226,7 +227,7 @@ def test_places_of_many_rows_are_counted_and_the_first_are_named(
 
 def test_what_was_read_is_known_of_each_file(tmp_path: Path) -> None:
     data = policies(tmp_path, held_out=3, truncation="drop", unsupervised="drop")
-    assert [(one.path.name, one.held, one.rows) for one in data.files] == [
+    assert [(one.path.name, one.is_held_out, one.rows) for one in data.files] == [
         ("rows.jsonl", False, 2),
         ("more.jsonl", True, 3),
     ]

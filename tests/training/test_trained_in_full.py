@@ -29,7 +29,8 @@ from pytest_mistral_lora.training.adapter import (
 )
 from pytest_mistral_lora.training.generate.generate import smoke
 from pytest_mistral_lora.training.recipe import PROJECTIONS, Lora, parse_recipe
-from pytest_mistral_lora.training.rows.loading import RowDataset, load_data
+from pytest_mistral_lora.training.rows.loading import load_data
+from pytest_mistral_lora.training.rows.table import RowDataset
 from pytest_mistral_lora.training.run import RunResult, train
 from pytest_mistral_lora.training.save import Adapter, check_adapter
 from pytest_mistral_lora.training.step.attention import attend_in_segments

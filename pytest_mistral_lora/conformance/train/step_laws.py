@@ -150,7 +150,7 @@ def neighbours(bed: Bed) -> Figures:
 def _beside(bed: Bed) -> dict[str, Any]:
     import torch
 
-    from pytest_mistral_lora.training.rows.loading import RowDataset
+    from pytest_mistral_lora.training.rows.table import RowDataset
     from pytest_mistral_lora.training.step import forward as passes
 
     trainer = bed.trainer(bed.model(), bed.recipe())

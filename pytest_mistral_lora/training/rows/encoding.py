@@ -1,11 +1,12 @@
-"""The one pass over a run's data files: each row encoded, kept as the policy says, and added up."""
+"""Encode the rows of a run in one pass over its data files; the policy applies to each, and all are counted."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, NamedTuple, TextIO
 
 from pytest_mistral_lora.chat.encoded import EncodedRow, Policy, PolicyResult
 from pytest_mistral_lora.chat.reading.chunks import Chunk, DataFile, bar, chunks, cpus, in_order, is_long, total_bytes
@@ -15,17 +16,19 @@ from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.errors import InputError, RowError, RowsError
 from pytest_mistral_lora.records.data_stats import HASHED, Figures, Sums, Tally, hashed
 from pytest_mistral_lora.records.hashing import is_held_out
-from pytest_mistral_lora.training.rows.table import Columns
+from pytest_mistral_lora.training.rows.table import ColumnBuilder
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """What has to be known to encode a row, in a form that crosses process boundaries.
+class EncodingPlan:
+    """The settings that decide how a row is encoded, in a form that crosses process boundaries.
 
     Attributes:
         tokenizer: The tokenizer file or checkpoint folder.
         backend: `mistral-common` or `chat-template`.
-        policy: What is done with a row that cannot be trained on as it is.
+        policy: The choice for rows that cannot be trained on as they are.
         held_out: Fraction of the training rows that is held out.
     """
 
@@ -35,133 +38,171 @@ class Plan:
     held_out: float
 
 
-@dataclass
-class Part:
-    """What a chunk adds to one side of a split: an Arrow batch, figures, and what is hashed of its rows."""
+class ChunkSide:
+    """The rows of a chunk on one side of the split.
 
-    batch: Any
-    tally: Tally
-    hashed: dict[str, bytes]
+    Attributes:
+        batch: The rows as an Arrow record batch, once the chunk has ended.
+        tally: Their numbers.
+        hashed: The bytes of each row that are hashed, by the names of `Figures.sha256`.
+    """
+
+    def __init__(self) -> None:
+        """Start without a row."""
+        self.batch: Any = None
+        self.tally = Tally()
+        self.hashed = {name: bytearray() for name in HASHED}
+        self._columns = ColumnBuilder()
+
+    def add(self, row: Row, encoded: EncodedRow, kept: PolicyResult, source: tuple[int, int, bytes]) -> None:
+        """Add a row, with the index of its file, and the number and the bytes of its line."""
+        file, number, line = source
+        self.tally.add(encoded, kept, file, number)
+        if kept.encoded is None:
+            return
+        self._columns.add(kept.encoded, number, line)
+        for name, part in hashed(row, kept.encoded).items():
+            self.hashed[name] += part
+
+    def end(self, file: int) -> None:
+        """Make the batch of the rows, all of one file, which is cheaper to send to another process than lists."""
+        self.batch = self._columns.batch(file)
+        self._columns = ColumnBuilder()
 
 
 @dataclass
 class EncodedChunk:
-    """What becomes of a chunk: its file and number of rows, both sides of the split, and the rows that are refused."""
+    """The result of a chunk: its file and number of rows, both sides of the split, and the rows that are refused."""
 
     file: int
     rows: int
-    sides: tuple[Part, Part]
+    train: ChunkSide
+    held_out: ChunkSide
     errors: list[RowError]
 
 
 class ChunkEncoder:
     """Encodes chunks, as a plan says."""
 
-    def __init__(self, plan: Plan, encoder: Encoder | None = None) -> None:
+    def __init__(self, plan: EncodingPlan, encoder: Encoder | None = None) -> None:
         """Load the tokenizer of the plan, or use the one given."""
         self._plan = plan
         self._encoder = encoder or Encoder(plan.backend, CheckpointTokenizer(plan.tokenizer))
 
     def __call__(self, chunk: Chunk) -> EncodedChunk:
         """Encode the rows of a chunk."""
-        sides = (_Side(), _Side())
-        errors: list[RowError] = []
-        rows = 0
+        result = EncodedChunk(chunk.file, 0, ChunkSide(), ChunkSide(), [])
+        plan = self._plan
         for number, line in chunk.lines:
-            item = read_row(chunk.path, number, line)
-            if item is None:
+            row = read_row(chunk.path, number, line)
+            if row is None:
                 continue
-            rows += 1
+            result.rows += 1
             try:
-                if isinstance(item, RowError):
-                    raise item
-                encoded = self._encode(item)
+                if isinstance(row, RowError):
+                    raise row
+                encoded = self._encoder.encode(row)
+                for _, fault in plan.policy.faults(encoded, row):
+                    raise fault
             except RowError as error:
-                errors.append(error)
+                # one bad row does not end the pass: all are reported at once
+                result.errors.append(error)
                 continue
-            held = chunk.is_held_out or (self._plan.held_out > 0 and is_held_out(item, self._plan.held_out))
-            kept = self._plan.policy.apply(encoded)
-            sides[held].add(item, encoded, kept, (chunk.file, number, line or b""))
-        return EncodedChunk(chunk.file, rows, (sides[0].part(chunk.file), sides[1].part(chunk.file)), errors)
-
-    def _encode(self, row: Row) -> EncodedRow:
-        encoded = self._encoder.encode(row)
-        for _, fault in self._plan.policy.faults(encoded, row):
-            raise fault
-        return encoded
+            held_out = chunk.is_held_out or (plan.held_out > 0 and is_held_out(row, plan.held_out))
+            side = result.held_out if held_out else result.train
+            side.add(row, encoded, plan.policy.apply(encoded), (chunk.file, number, line or b""))
+        result.train.end(chunk.file)
+        result.held_out.end(chunk.file)
+        return result
 
 
-class _Side:
-    """The rows of a chunk on one side of the split."""
+class Sinks(NamedTuple):
+    """The functions that get the Arrow batches of the rows to train on, and of those that are held out."""
 
-    def __init__(self) -> None:
-        self._columns = Columns()
-        self._tally = Tally()
-        self._hashed = {name: bytearray() for name in HASHED}
-
-    def add(self, row: Row, encoded: EncodedRow, kept: PolicyResult, source: tuple[int, int, bytes]) -> None:
-        file, number, line = source
-        self._tally.add(encoded, kept, file, number)
-        if kept.encoded is None:
-            return
-        self._columns.add(kept.encoded, number, line)
-        for name, part in hashed(row, kept.encoded).items():
-            self._hashed[name] += part
-
-    def part(self, file: int) -> Part:
-        return Part(self._columns.batch(file), self._tally, {name: bytes(one) for name, one in self._hashed.items()})
+    train: Callable[[Any], None]
+    held_out: Callable[[Any], None]
 
 
-Encoded = tuple[tuple[Figures, Figures], list[int]]
-"""The figures of both sides, and the number of rows of each file."""
+class SplitFigures(NamedTuple):
+    """The figures of both sides of the split, and the number of rows of each data file."""
+
+    train: Figures
+    held_out: Figures
+    rows: list[int]
 
 
 def encode_files(
-    plan: Plan,
+    plan: EncodingPlan,
     files: Sequence[DataFile],
-    sinks: tuple[Callable[[Any], None], Callable[[Any], None]],
+    sinks: Sinks,
     *,
     encoder: Encoder | None = None,
     processes: int | None = None,
     progress: TextIO | None = None,
-) -> Encoded:
+) -> SplitFigures:
     """Encode every row of some files, in file order whatever the number of processes.
 
     Args:
-        plan: How.
+        plan: The settings.
         files: The files, in order.
-        sinks: Get the Arrow batches of the rows to train on, and of those that are held out.
-        encoder: The plan's backend, where it is loaded already.
-        processes: How many processes encode; None for one where there is little to do, else one for each CPU.
-        progress: Where a progress bar is drawn if it is a terminal and the pass takes long; None for nowhere.
-
-    Returns:
-        The figures of both sides, and the number of rows of each file.
+        sinks: Get the Arrow batches.
+        encoder: The plan's backend, if it is loaded already.
+        processes: Number of processes that encode; by default one if there is little to do, else one for each CPU.
+        progress: A terminal for a progress bar, drawn if the pass takes long; None for no bar.
 
     Raises:
-        RowsError: Naming every row and every file that cannot be used.
+        RowsError: If any row or file cannot be used; all are named.
         MistralLoraError: If a process that encodes rows dies.
     """
     if processes is None:
         processes = cpus() if is_long(files) else 1
     errors: list[RowError] = []
-    refused: list[RowError] = []
+    refused_files: list[RowError] = []
     rows = [0] * len(files)
-    sums = (Sums(), Sums())
+    train, held_out = Sums(), Sums()
 
     def refuse(error: InputError) -> None:
-        refused.append(RowError(error.found, place=error.place, expected=error.expected))
+        refused_files.append(RowError(error.found, place=error.place, expected=error.expected))
 
+    # a class crosses process boundaries; the loaded encoder does not need to
     prepare = ChunkEncoder if processes > 1 else lambda plan: ChunkEncoder(plan, encoder)
     with bar(progress, total_bytes(files), "Encoding rows") as advance:
-        for done, read in in_order(prepare, plan, chunks(files, refuse), processes):
-            errors += done.errors
-            rows[done.file] += done.rows
-            for part, side, sink in zip(done.sides, sums, sinks, strict=True):
-                sink(part.batch)
-                side.tally.extend(part.tally)
-                side.update(part.hashed)
-            advance(read)
-    if errors or refused:
-        raise RowsError([*errors, *refused], place=", ".join(str(file.path) for file in files))
-    return (sums[0].figures(), sums[1].figures()), rows
+        for chunk, bytes_read in in_order(prepare, plan, chunks(files, refuse), processes):
+            errors += chunk.errors
+            rows[chunk.file] += chunk.rows
+            for side, sums, sink in ((chunk.train, train, sinks.train), (chunk.held_out, held_out, sinks.held_out)):
+                sink(side.batch)
+                sums.tally.extend(side.tally)
+                sums.update({name: bytes(part) for name, part in side.hashed.items()})
+            advance(bytes_read)
+    if errors or refused_files:
+        raise RowsError([*errors, *refused_files], place=", ".join(str(file.path) for file in files))
+    return SplitFigures(train.figures(), held_out.figures(), rows)
+
+
+_CHANGE_TEXTS = {
+    "too-long": "dropped, longer than training.max_length",
+    "nothing-supervised": "dropped, no token is trained on",
+    "cut": "cut on the right to training.max_length",
+    "without-loss": "kept, though no token is trained on",
+}
+
+
+def warn_of_changes(side: str, tally: Tally, paths: Sequence[Path]) -> None:
+    """Log how many rows were dropped and cut, with the places of the first of them; log nothing if there are none.
+
+    Args:
+        side: Name of the rows.
+        tally: Their numbers.
+        paths: The data files.
+    """
+    if not tally.changes:
+        return
+    lines = [f"{side}: {tally.used} of {tally.rows} rows are used"]
+    for change, text in _CHANGE_TEXTS.items():
+        if number := tally.changes[change]:
+            places = [f"{paths[file]}:{line}" for file, line in tally.places[change]]
+            more = f", and {number - len(places)} more" if number > len(places) else ""
+            lines.append(f"  {number} {text}: {', '.join(places)}{more}")
+    removed = f"{tally.tokens_removed} tokens, {tally.supervised_tokens_removed} of them with loss"
+    _log.warning("\n".join([*lines, f"  removed: {removed}"]))

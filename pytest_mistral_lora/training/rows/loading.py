@@ -1,67 +1,60 @@
-"""What a recipe's policies did to its rows, said in the log: nothing is dropped or cut in silence."""
+"""Load the rows of a run: encoded, or from the cache of earlier runs.
+
+A folder of the cache (`records.files.cache_folder`) holds the rows of some data files as one tokenizer and one policy
+encode them. You can remove any of these folders: it is made again when it is needed. The `.arrow` files are Arrow
+streams, which `datasets.Dataset.from_file` opens.
+"""
 
 from __future__ import annotations
 
 import logging
+import shutil
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, NamedTuple, TextIO
 
-import numpy as np
-from torch.utils.data import Dataset
+from filelock import FileLock, Timeout
 
+from pytest_mistral_lora import __version__
 from pytest_mistral_lora.chat.encoded import EncodedRow
 from pytest_mistral_lora.chat.reading.chunks import DataFile, is_long
 from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.checkpoint.encoder import Encoder
 from pytest_mistral_lora.errors import InputError
-from pytest_mistral_lora.records.data_stats import Figures, Tally, figures_of
-from pytest_mistral_lora.records.hashing import sha256_file
+from pytest_mistral_lora.records.data_stats import Figures, figures_of
+from pytest_mistral_lora.records.files import cache_folder, finished_folder, listing, read_json, write_json
+from pytest_mistral_lora.records.hashing import canonical_json, sha256_bytes, sha256_file
 from pytest_mistral_lora.training.devices import is_main, local_rank
 from pytest_mistral_lora.training.recipe import Recipe
-from pytest_mistral_lora.training.rows.cache import Sink, cache_key, cached, in_memory
-from pytest_mistral_lora.training.rows.encoding import Encoded, Plan, encode_files
-from pytest_mistral_lora.training.rows.table import EncodedRows, Ints, SourceRows
+from pytest_mistral_lora.training.rows.encoding import EncodingPlan, Sinks, SplitFigures, encode_files, warn_of_changes
+from pytest_mistral_lora.training.rows.table import (
+    ArrowFile,
+    EncodedRows,
+    Ints,
+    ReparsedRows,
+    RowTable,
+    lengths_of,
+)
 
+FORMAT = 1
+"""Number of the cache's format: raise it if the columns change, or anything else that a cache key does not cover."""
+
+_FIGURES = "figures.json"
+_LIBRARIES = {"mistral-common": ("mistral-common",), "chat-template": ("transformers", "tokenizers", "jinja2")}
 _log = logging.getLogger(__name__)
-_SAID = {
-    "too-long": "dropped, longer than training.max_length",
-    "nothing-supervised": "dropped, no token is trained on",
-    "cut": "cut on the right to training.max_length",
-    "without-loss": "kept, though no token is trained on",
-}
-
-
-def warn_of_changes(side: str, tally: Tally, paths: Sequence[Path]) -> None:
-    """Log what was dropped and cut, with the places of the first rows; nothing where nothing was.
-
-    Args:
-        side: What the rows are called.
-        tally: Their figures.
-        paths: The data files.
-    """
-    if not tally.changes:
-        return
-    lines = [f"{side}: {tally.used} of {tally.rows} rows are used"]
-    for change, said in _SAID.items():
-        if number := tally.changes[change]:
-            places = [f"{paths[file]}:{line}" for file, line in tally.places[change]]
-            more = f", and {number - len(places)} more" if number > len(places) else ""
-            lines.append(f"  {number} {said}: {', '.join(places)}{more}")
-    removed = f"{tally.tokens_removed} tokens, {tally.supervised_tokens_removed} of them with loss"
-    _log.warning("\n".join([*lines, f"  removed: {removed}"]))
 
 
 @dataclass(frozen=True)
 class Split:
-    """Rows with their encoding, in the same order; of many, each is made when it is asked for.
+    """Rows with their encodings, in the same order; both may be lazy sequences.
 
     Attributes:
         rows: The rows that are used.
-        encoded: What each became.
+        encoded: The encoding of each.
     """
 
     rows: Sequence[Row]
@@ -74,13 +67,13 @@ class Split:
 
     @property
     def supervised_tokens(self) -> int:
-        """How many tokens carry loss in one pass."""
+        """Number of tokens with loss in one epoch."""
         return self.figures.tally.supervised_tokens
 
     @cached_property
     def figures(self) -> Figures:
-        """Hashes and numbers of what is used, and of what was dropped and cut on the way to it."""
-        if isinstance(self.encoded, EncodedRows) and isinstance(self.rows, SourceRows):
+        """Hashes and numbers of the rows that are used, and numbers of those that were dropped and cut."""
+        if isinstance(self.encoded, EncodedRows) and isinstance(self.rows, ReparsedRows):
             return self.encoded.figures
         return figures_of(self.rows, self.encoded)
 
@@ -90,14 +83,14 @@ class ReadFile:
     """A data file as it was read.
 
     Attributes:
-        path: Where it is.
-        held: Whether its rows are held out as a whole.
+        path: Its path.
+        is_held_out: Whether its rows are held out as a whole.
         sha256: Hash of its bytes.
         rows: Number of its rows, used or not.
     """
 
     path: Path
-    held: bool
+    is_held_out: bool
     sha256: str
     rows: int
 
@@ -117,50 +110,60 @@ class RunData:
     files: tuple[ReadFile, ...] = ()
 
 
+class EncodedSplit(NamedTuple):
+    """The encoded rows of both sides of the split, and the number of rows of each data file."""
+
+    train: EncodedRows
+    held_out: EncodedRows
+    rows: list[int]
+
+
+EncodeInto = Callable[[Sinks], SplitFigures]
+"""`encode_files` with all but its sinks given."""
+
+
 def load_data(
     recipe: Recipe, encoder: Encoder, *, processes: int | None = None, progress: TextIO | None = None
 ) -> RunData:
-    """Read, split and encode the rows of a recipe; where there are many, once, and from the cache after that.
+    """Read, split and encode the rows of a recipe; many rows are encoded once and come from the cache after that.
 
-    What `training.truncation` and `training.unsupervised` drop and cut is logged as a warning.
+    Rows that `training.truncation` and `training.unsupervised` drop or cut are logged as a warning.
 
     Args:
         recipe: The recipe.
         encoder: Its backend.
-        processes: How many processes encode; None for one where there is little to do, else one for each CPU.
-        progress: Where a progress bar is drawn if it is a terminal and encoding takes long; None for standard error.
+        processes: Number of processes that encode; by default one if there is little to do, else one for each CPU.
+        progress: A terminal for a progress bar, drawn if encoding takes long; None for standard error.
 
     Raises:
-        RowsError: Naming every row that cannot be used: unreadable, refused by the backend, or refused by the
-            recipe's policies.
+        RowsError: If any row cannot be used (it is unreadable, or the backend or the recipe's policies refuse it); all
+            are named.
         InputError: If a split that the recipe asks for is empty, or encoded rows cannot be kept.
     """
-    files = [DataFile(path, held) for held in (False, True) for path in (recipe.data.train, recipe.data.eval)[held]]
+    files = [DataFile(path, False) for path in recipe.data.train] + [DataFile(path, True) for path in recipe.data.eval]
     sha256 = [sha256_file(file.path) for file in files]
-    plan = Plan(encoder.tokenizer.path, recipe.backend, recipe.training.policy, recipe.data.held_out)
+    plan = EncodingPlan(encoder.tokenizer.path, recipe.backend, recipe.training.policy, recipe.data.held_out)
 
-    def encode(sinks: tuple[Sink, Sink]) -> Encoded:
-        return encode_files(
-            plan, files, sinks, encoder=encoder, processes=processes, progress=progress or sys.stderr
-        )  # fmt: skip
+    def encode(sinks: Sinks) -> SplitFigures:
+        bar = progress or sys.stderr
+        return encode_files(plan, files, sinks, encoder=encoder, processes=processes, progress=bar)
 
     if is_long(files):
         key = cache_key(plan, encoder, sha256, [file.is_held_out for file in files])
-        sides, rows = cached(key, encode, trusted=local_rank() > 0)
+        # of the processes on a machine, one looks for damage: hashing gigabytes in each would take minutes
+        split = load_or_encode(key, encode, trusted=local_rank() > 0)
     else:
-        sides, rows = in_memory(encode)
+        split = encode_in_memory(encode)
     paths = [file.path for file in files]
-    train, held_out = (
-        Split(SourceRows(table, paths), EncodedRows(table, figures)) for table, figures in sides
-    )  # fmt: skip
-    read = tuple(
-        ReadFile(file.path, file.is_held_out, digest, number)
-        for file, digest, number in zip(files, sha256, rows, strict=True)
+    read = zip(files, sha256, split.rows, strict=True)
+    data = RunData(
+        Split(ReparsedRows(split.train.table, paths), split.train),
+        Split(ReparsedRows(split.held_out.table, paths), split.held_out),
+        tuple(ReadFile(file.path, file.is_held_out, digest, rows) for file, digest, rows in read),
     )
-    data = RunData(train, held_out, read)
     if is_main():
-        warn_of_changes("rows to train on", train.figures.tally, paths)
-        warn_of_changes("held-out rows", held_out.figures.tally, paths)
+        warn_of_changes("rows to train on", data.train.figures.tally, paths)
+        warn_of_changes("held-out rows", data.held_out.figures.tally, paths)
     _refuse_empty(data, recipe)
     return data
 
@@ -180,33 +183,106 @@ def _refuse_empty(data: RunData, recipe: Recipe) -> None:
         raise InputError(f"each of {held_out.rows} held-out rows is dropped", place="training")
 
 
-def lengths_of(encoded: Sequence[EncodedRow]) -> Ints:
-    """Return the tokens of each row, `(rows,)` int64."""
-    if isinstance(encoded, EncodedRows):
-        return encoded.table.lengths
-    return np.array([len(row.input_ids) for row in encoded], np.int64)
+def encode_in_memory(encode: EncodeInto) -> EncodedSplit:
+    """Return encoded rows that are few: nothing is kept on disk."""
+    import pyarrow as pa
+
+    train: list[Any] = []
+    held_out: list[Any] = []
+    figures = encode(Sinks(train.append, held_out.append))
+    tables = [RowTable(pa.Table.from_batches(batches)) for batches in (train, held_out)]
+    return EncodedSplit(
+        EncodedRows(tables[0], figures.train), EncodedRows(tables[1], figures.held_out), figures.rows
+    )  # fmt: skip
 
 
-class RowDataset(Dataset[dict[str, Any]]):
-    """Encoded rows as a map-style dataset of `input_ids` and `labels`, each `(length,)` int64, and `row`, unpadded."""
+def cache_key(plan: EncodingPlan, encoder: Encoder, sha256: Sequence[str], is_held_out: Sequence[bool]) -> str:
+    """Return the name of encoded rows in the cache: a hash of everything that they depend on.
 
-    def __init__(self, encoded: Sequence[EncodedRow]) -> None:
-        self._encoded = encoded
+    Args:
+        plan: The settings.
+        encoder: The plan's backend.
+        sha256: Hash of each data file's bytes, in order.
+        is_held_out: Whether each file is held out as a whole.
+    """
+    own_template = plan.backend == "chat-template"
+    parts = {
+        "format": FORMAT,
+        "version": __version__,
+        "libraries": {name: version(name) for name in _LIBRARIES[plan.backend]},
+        "files": list(zip(sha256, is_held_out, strict=True)),
+        "backend": plan.backend,
+        "tokenizer": encoder.tokenizer.files.digests if own_template else encoder.tokenizer.oracle.sha256,
+        "template": sha256_bytes(encoder.template.source.encode()) if own_template else None,
+        "policy": asdict(plan.policy),
+        "held_out": plan.held_out,
+    }
+    return sha256_bytes(canonical_json(parts))[:32]
 
-    def __len__(self) -> int:
-        """Return the number of rows."""
-        return len(self._encoded)
 
-    @property
-    def lengths(self) -> Ints:
-        """Tokens of each row, `(rows,)` int64."""
-        return lengths_of(self._encoded)
+def load_or_encode(key: str, encode: EncodeInto, *, trusted: bool = False) -> EncodedSplit:
+    """Return encoded rows from the cache; encode them first if they are missing or damaged.
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        """Return one row, and its place."""
-        if isinstance(self._encoded, EncodedRows):
-            ids, labels = self._encoded.table.ids_and_labels(index)
-        else:
-            row = self._encoded[index]
-            ids, labels = np.array(row.input_ids), np.array(row.labels or ())
-        return {"input_ids": ids.astype(np.int64), "labels": labels.astype(np.int64), "row": index}
+    If several processes ask for the same key, one encodes and the others wait for it.
+
+    Args:
+        key: The result of `cache_key`.
+        encode: Encodes the rows into two sinks.
+        trusted: Whether another process of this run has looked for damage already; then only sizes are compared.
+
+    Raises:
+        InputError: If the cache cannot be written.
+    """
+    folder = cache_folder() / key
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder.with_name(f"{key}.lock"))
+        try:
+            held_lock = lock.acquire(blocking=False)
+        except Timeout:
+            _log.info("another process encodes these rows: waiting for it (%s)", lock.lock_file)
+            held_lock = lock.acquire()
+        with held_lock:
+            if not _is_intact(folder, trusted=trusted):
+                # damaged folders, and those of killed processes: we hold the lock, so that nobody writes there
+                for remains in (folder, *folder.parent.glob(f".{folder.name}.*")):
+                    shutil.rmtree(remains, ignore_errors=True)
+                with finished_folder(folder) as unfinished:
+                    _write_cache(unfinished, encode)
+            content = read_json(folder / _FIGURES)["content"]
+    except OSError as error:
+        raise InputError(
+            f"encoded rows cannot be kept here: {error.strerror or error}",
+            place=str(folder.parent),
+            next_step="Make room, or set MISTRAL_LORA_CACHE to another folder.",
+        ) from error
+    train, held_out = (
+        EncodedRows(RowTable(folder / f"{side}.arrow"), Figures.from_json(content["sides"][side]))
+        for side in ("train", "held_out")
+    )
+    return EncodedSplit(train, held_out, content["rows"])
+
+
+def _is_intact(folder: Path, *, trusted: bool) -> bool:
+    try:
+        data = read_json(folder / _FIGURES)
+        if data["sha256"] != sha256_bytes(canonical_json(data["content"])):
+            raise InputError("its content is not as it was written", place=str(folder / _FIGURES))
+        for name, recorded in data["content"]["files"].items():
+            file = folder / name
+            if file.stat().st_size != recorded["size"] or not (trusted or sha256_file(file) == recorded["sha256"]):
+                raise InputError("its content is not as it was written", place=str(file))
+    # a damaged JSON file can hold any value: a list has no keys, and a string no items
+    except (OSError, InputError, KeyError, TypeError) as error:
+        if folder.exists():
+            _log.warning("encoded rows are damaged, and are made again: %s", error)
+        return False
+    return True
+
+
+def _write_cache(folder: Path, encode: EncodeInto) -> None:
+    with ArrowFile(folder / "train.arrow") as train, ArrowFile(folder / "held_out.arrow") as held_out:
+        figures = encode(Sinks(train.write, held_out.write))
+    sides = {"train": figures.train.to_json(), "held_out": figures.held_out.to_json()}
+    content = {"files": listing(folder), "rows": figures.rows, "sides": sides}
+    write_json(folder / _FIGURES, {"content": content, "sha256": sha256_bytes(canonical_json(content))})

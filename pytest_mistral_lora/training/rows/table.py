@@ -1,7 +1,7 @@
 """Encoded rows in Arrow, in memory or mapped from a file: read one at a time, whatever their number.
 
 The columns of a row: `input_ids` and `labels` (int32, one a token), `spans` (int32, six a span: turn or -1, role, kind,
-start, end, supervised), and where it came from: `line` (the bytes of its line), `number` (of the line) and `file`
+start, end, supervised), and its origin: `line` (the bytes of its line), `number` (of the line) and `file`
 (index among the data files).
 """
 
@@ -31,10 +31,11 @@ _SPAN_FIELDS = 6
 _BATCH_BYTES = 32 * 1024 * 1024
 
 
-class Columns:
-    """Rows on their way into Arrow."""
+class ColumnBuilder:
+    """Collects rows, and makes an Arrow record batch of them."""
 
     def __init__(self) -> None:
+        # flat arrays of machine integers: a list of Python integers takes eight times the memory
         self._values = {name: array("i") for name in _LISTS}
         self._ends = {name: [0] for name in _LISTS}
         self._lines: list[bytes] = []
@@ -42,7 +43,18 @@ class Columns:
 
     def add(self, encoded: EncodedRow, number: int, line: bytes) -> None:
         """Add a row, with the number and the bytes of its line."""
-        spans = (value for span in encoded.spans for value in _span_values(span))
+        spans = (
+            value
+            for span in encoded.spans
+            for value in (
+                -1 if span.turn is None else span.turn,
+                _ROLES.index(span.role),
+                _KINDS.index(span.kind),
+                span.start,
+                span.end,
+                int(span.supervised),
+            )
+        )
         for name, values in zip(_LISTS, (encoded.input_ids, encoded.labels or (), spans), strict=True):
             self._values[name].extend(values)
             self._ends[name].append(len(self._values[name]))
@@ -53,30 +65,18 @@ class Columns:
         """Return the rows, all of one data file, as an Arrow record batch."""
         import pyarrow as pa
 
-        columns = {name: self._list(name) for name in _LISTS}
+        columns = {}
+        for name in _LISTS:
+            values = pa.array(np.array(self._values[name], np.int32))
+            columns[name] = pa.ListArray.from_arrays(pa.array(self._ends[name], pa.int32()), values)
         columns["line"] = pa.array(self._lines, pa.binary())
         columns["number"] = pa.array(self._numbers, pa.int64())
         columns["file"] = pa.array([file] * len(self._lines), pa.int32())
         return pa.record_batch(columns)
 
-    def _list(self, name: str) -> Any:
-        import pyarrow as pa
-
-        values = pa.array(np.array(self._values[name], np.int32))
-        return pa.ListArray.from_arrays(pa.array(self._ends[name], pa.int32()), values)
-
-
-def _span_values(span: Span) -> tuple[int, ...]:
-    turn = -1 if span.turn is None else span.turn
-    return turn, _ROLES.index(span.role), _KINDS.index(span.kind), span.start, span.end, int(span.supervised)
-
-
-def _span(turn: int, role: int, kind: int, start: int, end: int, supervised: int) -> Span:
-    return Span(None if turn < 0 else turn, _ROLES[role], _KINDS[kind], start, end, bool(supervised))
-
 
 class ArrowFile:
-    """An Arrow stream file that is being written; on disk for good when the block ends well."""
+    """An Arrow stream file that is being written; synced to the disk when the block ends without an error."""
 
     def __init__(self, path: Path) -> None:
         """Open a new file."""
@@ -123,12 +123,22 @@ class RowTable:
     def __init__(self, source: Path | Any) -> None:
         """Map an Arrow stream file, or take an Arrow table."""
         self._source = source
-        self._batches = [batch for batch in _table(source).to_batches() if len(batch)]
+        table: Any = source
+        if isinstance(source, Path):
+            import pyarrow as pa
+
+            with pa.memory_map(str(source)) as file:
+                table = pa.ipc.open_stream(file).read_all()
+        self._batches = [batch for batch in table.to_batches() if len(batch)]
         self._starts = [0, *accumulate(map(len, self._batches))]
-        self._lists = [{name: _views(batch.column(name)) for name in _LISTS} for batch in self._batches]
+        self._lists: list[dict[str, tuple[Ints, Ints]]] = []
+        for batch in self._batches:
+            columns = {name: batch.column(name) for name in _LISTS}
+            # offsets and values of each list column, as views of the table
+            self._lists.append({name: (one.offsets.to_numpy(), one.values.to_numpy()) for name, one in columns.items()})
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Cross process boundaries as what it was made from."""
+        """Cross process boundaries as the path, or the table, that it was made from."""
         return RowTable, (self._source,)
 
     def __len__(self) -> int:
@@ -147,11 +157,14 @@ class RowTable:
     def encoded(self, index: int) -> EncodedRow:
         """Return a row's encoding."""
         ids, labels, spans = (self._values(name, index).tolist() for name in _LISTS)
-        fields = zip(*[iter(spans)] * _SPAN_FIELDS, strict=True)
-        return EncodedRow(tuple(ids), tuple(labels), tuple(_span(*one) for one in fields))
+        found = []
+        for turn, role, kind, start, end, supervised in zip(*[iter(spans)] * _SPAN_FIELDS, strict=True):
+            span_turn = None if turn < 0 else turn
+            found.append(Span(span_turn, _ROLES[role], _KINDS[kind], start, end, bool(supervised)))
+        return EncodedRow(tuple(ids), tuple(labels), tuple(found))
 
     def line(self, index: int) -> tuple[int, int, bytes]:
-        """Return where a row came from: index of the file, number and bytes of the line."""
+        """Return the origin of a row: index of the file, number and bytes of the line."""
         batch, at = self._find(index)
         file, number, line = (self._batches[batch].column(name)[at].as_py() for name in ("file", "number", "line"))
         return file, number, line
@@ -164,20 +177,6 @@ class RowTable:
     def _find(self, index: int) -> tuple[int, int]:
         batch = bisect_right(self._starts, index) - 1
         return batch, index - self._starts[batch]
-
-
-def _views(column: Any) -> tuple[Ints, Ints]:
-    """Return the offsets and the values of a list column, without a copy."""
-    return column.offsets.to_numpy(), column.values.to_numpy()
-
-
-def _table(source: Path | Any) -> Any:
-    import pyarrow as pa
-
-    if not isinstance(source, Path):
-        return source
-    with pa.memory_map(str(source)) as file:
-        return pa.ipc.open_stream(file).read_all()
 
 
 T = TypeVar("T")
@@ -205,14 +204,14 @@ class _Lazy(Sequence[T]):
 
 
 class EncodedRows(_Lazy[EncodedRow]):
-    """The encodings of a table.
+    """The encodings of a table, each made when it is asked for.
 
     Attributes:
-        figures: What is known of them all.
+        figures: Their hashes and numbers.
     """
 
     def __init__(self, table: RowTable, figures: Figures) -> None:
-        """Take a table, and what is known of its rows."""
+        """Take a table, and the hashes and numbers of its rows."""
         super().__init__(table)
         self.figures = figures
 
@@ -220,8 +219,8 @@ class EncodedRows(_Lazy[EncodedRow]):
         return self.table.encoded(index)
 
 
-class SourceRows(_Lazy[Row]):
-    """The rows of a table, read from its lines again."""
+class ReparsedRows(_Lazy[Row]):
+    """The rows of a table, each parsed again from its line when it is asked for: text is not kept in memory."""
 
     def __init__(self, table: RowTable, paths: Sequence[Path]) -> None:
         """Take a table, and the data files that its rows came from."""
@@ -234,3 +233,37 @@ class SourceRows(_Lazy[Row]):
         if not isinstance(row, Row):
             raise row or ValueError(f"line {number} of {self._paths[file]} has no row")
         return row
+
+
+def lengths_of(encoded: Sequence[EncodedRow]) -> Ints:
+    """Return the tokens of each row, `(rows,)` int64."""
+    if isinstance(encoded, EncodedRows):
+        return encoded.table.lengths
+    return np.array([len(row.input_ids) for row in encoded], np.int64)
+
+
+class RowDataset:
+    """Encoded rows as a map-style dataset of `input_ids` and `labels`, each `(length,)` int64, and `row`, unpadded."""
+
+    # PyTorch's Dataset is no base, because processes that only encode import this module, and would import torch for it
+    def __init__(self, encoded: Sequence[EncodedRow]) -> None:
+        self._encoded = encoded
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        return len(self._encoded)
+
+    @property
+    def lengths(self) -> Ints:
+        """Tokens of each row, `(rows,)` int64."""
+        return lengths_of(self._encoded)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """Return one row, and its place."""
+        # straight from the columns: an EncodedRow would be made of Python integers first
+        if isinstance(self._encoded, EncodedRows):
+            ids, labels = self._encoded.table.ids_and_labels(index)
+        else:
+            row = self._encoded[index]
+            ids, labels = np.array(row.input_ids), np.array(row.labels or ())
+        return {"input_ids": ids.astype(np.int64), "labels": labels.astype(np.int64), "row": index}
