@@ -1,8 +1,17 @@
-"""The recipe of a run: what is trained, on what, how. One module a section."""
+"""The recipe of a run, read from YAML: base, rows, adapter, optimisation, measurements and output folder."""
 
-from pytest_mistral_lora.training.recipe.recipe import Recipe, load_recipe, parse_recipe
-from pytest_mistral_lora.training.recipe.sections import PROJECTIONS, Base, Data, Lora
-from pytest_mistral_lora.training.recipe.settings import Evaluation, Training
+from __future__ import annotations
+
+from collections.abc import Hashable
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
+
+import yaml
+from pydantic import Field, PrivateAttr, ValidationError, ValidationInfo, field_validator, model_validator
+
+from pytest_mistral_lora.errors import RecipeError
+from pytest_mistral_lora.training.recipe.sections import PROJECTIONS, Base, Data, Lora, Section, from_recipe
+from pytest_mistral_lora.training.recipe.settings import Evaluation, JsonSchemaCheck, Training
 
 __all__ = [
     "PROJECTIONS",
@@ -15,3 +24,139 @@ __all__ = [
     "load_recipe",
     "parse_recipe",
 ]
+
+
+class Recipe(Section):
+    """One run of the trainer."""
+
+    json_schema: ClassVar[dict[str, Any]]
+    """The JSON Schema of a recipe, for editors."""
+
+    _folder: Path = PrivateAttr(default_factory=Path)
+
+    base: Base = Field(description="The base model.")
+    backend: Literal["mistral-common", "chat-template"] = Field(
+        default="mistral-common",
+        description="Code that turns your rows into ids: Mistral's own tokenizer, or the chat template.",
+    )
+    data: Data = Field(description="The rows.")
+    lora: Lora = Field(default_factory=Lora, description="The adapter.")
+    training: Training = Field(description="The optimisation.")
+    evaluation: Evaluation = Field(default_factory=Evaluation, description="Measurements on generated answers.")
+    card: dict[str, Any] = Field(
+        default_factory=dict,
+        description="Metadata for the Hub in your model card `README.md`, such as license, language and datasets.",
+    )
+    output: Path = Field(description="Folder for your adapter, relative to the recipe; it is created.")
+
+    @model_validator(mode="after")
+    def _no_shared_dropout(self) -> Self:
+        # each token has a dropout mask of its own: a shared token would have one for all of its rows
+        if self.training.share_prefix and self.lora.dropout:
+            raise ValueError(
+                f"training.share_prefix with lora.dropout {self.lora.dropout}: rows would share its mask; "
+                "expected lora.dropout 0"
+            )
+        return self
+
+    @field_validator("output")
+    @classmethod
+    def _beside_recipe(cls, value: Path, info: ValidationInfo) -> Path:
+        return from_recipe(value, info)
+
+    @property
+    def folder(self) -> Path:
+        """Folder of the recipe's file; its relative paths start there."""
+        return self._folder
+
+    def name_of(self, path: Path) -> str:
+        """Return a file's name in the manifest: its path below the recipe's folder, or else its last part alone."""
+        # a manifest is published: the path of a file elsewhere would tell the names of folders of this machine
+        below = path.is_relative_to(self._folder) and ".." not in path.relative_to(self._folder).parts
+        return (path.relative_to(self._folder) if below else Path(path.name)).as_posix()
+
+    def path_as_written(self, path: Path) -> str:
+        """Return a path of this recipe relative to the recipe's folder if it is below it, else as it is."""
+        return (path.relative_to(self._folder) if path.is_relative_to(self._folder) else path).as_posix()
+
+    def as_written(self) -> dict[str, Any]:
+        """Return the recipe as plain JSON data, from which `parse_recipe` makes it again beside the same files."""
+        data = self.model_dump(mode="json", exclude_none=True)
+        data["output"] = self.path_as_written(self.output)
+        for name in ("train", "eval"):
+            data["data"][name] = [self.path_as_written(path) for path in getattr(self.data, name)]
+        for written, check in zip(data["evaluation"]["checks"], self.evaluation.checks, strict=True):
+            if isinstance(check, JsonSchemaCheck):
+                written["json_schema"] = self.path_as_written(check.json_schema)
+        if self.base.path:
+            data["base"]["path"] = self.path_as_written(self.base.path)
+        return data
+
+
+Recipe.json_schema = Recipe.model_json_schema()
+
+
+def load_recipe(path: str | Path) -> Recipe:
+    """Read a recipe from a YAML file; its relative paths are relative to the file.
+
+    Raises:
+        RecipeError: If the file cannot be read, is not YAML, names a key twice, or a value is wrong; all are named.
+    """
+    path = Path(path)
+    try:
+        data = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
+    except OSError as error:
+        raise RecipeError(f"cannot be read: {error.strerror}", place=str(path)) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(f"not valid YAML: {error}", place=str(path)) from error
+    return parse_recipe(data, folder=path.parent, place=str(path))
+
+
+def parse_recipe(data: Any, *, folder: Path | None = None, place: str = "recipe") -> Recipe:
+    """Check plain data and return it as a recipe.
+
+    Args:
+        data: The content of a YAML file.
+        folder: Folder of relative paths; None for the working directory.
+        place: Source of the data, for messages.
+
+    Raises:
+        RecipeError: If a value is wrong; all are named.
+    """
+    if not isinstance(data, dict):
+        raise RecipeError(
+            f"is a {type(data).__name__}", place=place, expected="a mapping with base, data, training, output"
+        )
+    try:
+        recipe = Recipe.model_validate(data, context={"folder": folder or Path()})
+    except ValidationError as error:
+        lines = []
+        for one in error.errors(include_url=False):
+            field = ".".join(str(step) for step in one["loc"])
+            message = one["msg"].removeprefix("Value error, ")
+            # the value of these is the whole section around the field: too much to show
+            whole_section = one["type"] in ("missing", "value_error") and isinstance(one["input"], dict)
+            lines.append(f"{field}: {message}" if whole_section else f"{field}: {one['input']!r}: {message}")
+        if len(lines) == 1:
+            field, _, found = lines[0].partition(": ")
+            raise RecipeError(found, place=f"{place}, {field}") from error
+        raise RecipeError(
+            "\n".join([f"{len(lines)} bad values", *(f"  {line}" for line in lines)]), place=place
+        ) from error
+    recipe._folder = folder or Path()
+    return recipe
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    # YAML forbids equal keys, and PyYAML keeps the last of them (https://github.com/yaml/pyyaml/issues/165)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key!r} appears twice", key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)

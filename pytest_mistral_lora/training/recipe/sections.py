@@ -1,4 +1,4 @@
-"""The types of a recipe's values."""
+"""The sections of a recipe that name things: base, rows and adapter; and the types of their values."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ from pydantic import (
 )
 
 from pytest_mistral_lora.checkpoint.hub_cache import COMMIT
+from pytest_mistral_lora.records.hashing import base_weights_command
 
 
 def _yaml_number(value: Any) -> Any:
-    """YAML 1.1 reads `2e-4` as a string, and `yes` as a boolean that would count as 1."""
+    # YAML 1.1, which PyYAML reads, takes `2e-4` for a string, and `yes` for a boolean, which pydantic would make 1.0
     if isinstance(value, str) and re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", value):
         return float(value)
     if isinstance(value, bool):
@@ -83,7 +84,10 @@ class Base(Section):
     @classmethod
     def _is_a_commit(cls, value: str | None) -> str | None:
         if value is not None and not COMMIT.fullmatch(value):
-            raise ValueError(f"{_revision_kind(value)}; expected a commit: 40 lower-case hex digits")
+            kind = "a branch or tag, which can move to other weights"
+            if re.fullmatch(r"[0-9a-fA-F]{4,39}", value):
+                kind = "a short hash, which can become ambiguous"
+            raise ValueError(f"{kind}; expected a commit: 40 lower-case hex digits")
         return value
 
     @field_validator("path")
@@ -100,25 +104,13 @@ class Base(Section):
         if self.path is not None and self.revision is not None:
             raise ValueError("a local base has no revision; expected weights_sha256 alone")
         if self.path is not None and self.weights_sha256 is None:
-            raise ValueError(f"a local base needs weights_sha256. Compute it: {_hash_command(self.path)}")
+            raise ValueError(f"a local base needs weights_sha256. Compute it: {base_weights_command(self.path)}")
         return self
 
     @property
     def label(self) -> str:
-        """What the manifest and the adapter's configuration call this base."""
+        """Name of this base in the manifest and in the adapter's configuration."""
         return str(self.repo or self.name)
-
-
-def _revision_kind(value: str) -> str:
-    if re.fullmatch(r"[0-9a-fA-F]{4,39}", value):
-        return "a short hash, which can become ambiguous"
-    return "a branch or tag, which can move to other weights"
-
-
-def _hash_command(path: Path) -> str:
-    from pytest_mistral_lora.records.hashing import base_weights_command
-
-    return base_weights_command(path)
 
 
 class Data(Section):

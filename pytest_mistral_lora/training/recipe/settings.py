@@ -1,4 +1,4 @@
-"""What a recipe measures, beside the held-out loss."""
+"""The sections of a recipe that set how a run trains, and the checks of its generated answers."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def _kind(value: Any) -> str | None:
     return keys[0] if len(keys) == 1 and isinstance(keys[0], str) else None
 
 
-Check = Annotated[
+CompletionCheck = Annotated[
     Annotated[Literal["json", "tool_call", "eos"], Tag("plain")]
     | Annotated[MaxTokensCheck, Tag("max_tokens")]
     | Annotated[RegexCheck, Tag("regex")]
@@ -82,17 +82,17 @@ class Evaluation(Section):
         default=None, description="Optimizer steps between two rounds of generations; default: only the end."
     )
     max_new_tokens: Positive = Field(default=256, description="Longest generation, in tokens.")
-    checks: tuple[Check, ...] = Field(
+    checks: tuple[CompletionCheck, ...] = Field(
         default=(),
         description="Forms that each answer must have: json, tool_call, eos, json_schema: PATH, regex: PATTERN, "
         "max_tokens: N. The log has the rate of answers that pass as eval_format/NAME.",
     )
 
     def format_checks(self) -> tuple[FormatCheck, ...]:
-        """Return the checks, the files of their schemas read.
+        """Return the checks, with the content of their schema files.
 
         Raises:
-            RecipeError: If a file cannot be read, or holds no JSON Schema, or two of one name.
+            RecipeError: If a file cannot be read, or holds no JSON Schema, or if two have one name.
         """
         found = tuple(map(_format_check, self.checks))
         names = [check.name for check in found]
@@ -118,10 +118,7 @@ def _format_check(check: Any) -> FormatCheck:
         return FormatCheck("max_tokens", check.max_tokens)
     if isinstance(check, RegexCheck):
         return FormatCheck("regex", check.regex)
-    return _schema_check(check.json_schema)
-
-
-def _schema_check(file: Path) -> FormatCheck:
+    file = check.json_schema
     try:
         schema = read_json(file)
     except InputError as error:
@@ -254,7 +251,7 @@ class Training(Section):
 
     @property
     def policy(self) -> Policy:
-        """What is done with a row that cannot be trained on as it is."""
+        """The choice for rows that cannot be trained on as they are."""
         return Policy(self.max_length, self.truncation, self.unsupervised)
 
     @model_validator(mode="after")
