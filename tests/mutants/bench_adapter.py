@@ -602,7 +602,7 @@ def base_with_an_adapter(artifact: Artifact) -> None:
 
 @mutant("ML420", "I38", says="lm_head, which the base keeps as one")
 def head_of_a_tied_base(artifact: Artifact) -> None:
-    """The head is adapted, and the base keeps it as one with the embeddings."""
+    """The head is adapted, and the base ties it to the embeddings."""
     artifact["base_config"]["tie_word_embeddings"] = True
     artifact["config"]["target_modules"].append("lm_head")
     artifact["tensors"] |= artifact["head"]

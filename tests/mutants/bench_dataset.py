@@ -133,7 +133,7 @@ def ends_with_the_user(artifact: Artifact) -> None:
 
 @mutant("ML601", "I14", says="tool_calls[0].id: tool-call id 'call_1'")
 def openai_call_id(artifact: Artifact) -> None:
-    """A tool-call id as OpenAI writes it, which tokenizers from v3 on refuse."""
+    """A tool call has an id in OpenAI's form, which tokenizers from v3 on refuse."""
     _turn(artifact, 4, 1)["tool_calls"][0]["id"] = _turn(artifact, 4, 2)["tool_call_id"] = "call_1"
 
 
@@ -283,7 +283,7 @@ def system_prompt_beyond_max_length(artifact: Artifact) -> None:
 
 @mutant("ML620", "I06", says="1 closing </s>")
 def answer_is_cut_by_choice(artifact: Artifact) -> None:
-    """The recipe cuts rows, and the end of an answer goes."""
+    """The recipe cuts rows, and the end of an answer is lost."""
     answer_ends_beyond_max_length.change(artifact)
     artifact["recipe"]["training"]["truncation"] = "right"
 

@@ -166,7 +166,7 @@ def _pad(line: Data, token: int, *, count: int = 3, left: bool = False, label: i
 
 @mutant("ML546", "I01", says="the EOS of turn 1 is masked")
 def pad_is_eos(artifact: Artifact) -> None:
-    """The collator masks the pad id, which is EOS: each answer's own EOS with it."""
+    """The collator masks the pad id, which is also EOS, so it masks the EOS of each answer."""
     _pad(artifact["lines"][0], 2)
     _label(artifact, 0, lambda n, token, label: -100 if token == 2 else label)
 
@@ -188,7 +188,7 @@ def no_eos(artifact: Artifact) -> None:
 
 @mutant("ML522", "I02", "I34", says="the EOS at the end is missing")
 def last_eos_dropped(artifact: Artifact) -> None:
-    """The last EOS falls off at the maximal length."""
+    """The maximal length cuts the last EOS off."""
     for key in ("input_ids", "labels"):
         artifact["lines"][0][key].pop()
 
@@ -202,7 +202,7 @@ def mask_of_zeros(artifact: Artifact) -> None:
 
 @mutant("ML544 ML506", "I05")
 def response_marker_not_found(artifact: Artifact) -> None:
-    """The ids of `[/INST]` and a space are looked for, and stand nowhere: the row is masked."""
+    """The collator searches for the ids of `[/INST]` and a space, finds none, and masks the row."""
     marker = [*encode_text("5")[:1], 4]
     ids = artifact["lines"][0]["input_ids"]
     assert not any(ids[n : n + 2] == marker for n in range(len(ids)))
@@ -522,7 +522,7 @@ def dropped_row(artifact: Artifact) -> None:
 
 @mutant("ML502 ML506", "I58", says="was dropped: TypeError")
 def refused_row(artifact: Artifact) -> None:
-    """The trainer made an error of a row."""
+    """The trainer reported an error for a row."""
     artifact["lines"][1] = {"row": 1, "error": "TypeError: encode_assistant_message() missing 2 arguments"}
 
 
@@ -591,7 +591,7 @@ def positions_that_run_on(artifact: Artifact) -> None:
 
 @mutant("ML513", "I21")
 def packed_with_a_mask_of_ones(artifact: Artifact) -> None:
-    """The collator adds an attention mask: the positions that start again are not looked at."""
+    """The collator adds an attention mask, so the restarting positions are ignored."""
     artifact["packed"][0]["attention_mask"] = [1] * len(artifact["packed"][0]["input_ids"])
 
 
@@ -611,7 +611,7 @@ def packed_tail_is_cut(artifact: Artifact) -> None:
 
 @mutant("ML515 ML506", "I53", says="conversations [2] of 3 are not there")
 def packed_conversation_is_lost(artifact: Artifact) -> None:
-    """A conversation did not fit and is nowhere."""
+    """A conversation did not fit and is missing."""
     artifact["packed"][0].update({**pack(ROWS[:2]), "conversations": artifact["packed"][0]["conversations"]})
 
 

@@ -213,7 +213,7 @@ def listed_file_missing(artifact: Artifact) -> None:
 
 @mutant("ML702", "I16", says="lora.layers is 7")
 def adapter_saved_again_in_part(artifact: Artifact) -> None:
-    """The adapter was saved again without one layer, and listed as it then was."""
+    """The adapter was saved again without one layer, and the manifest lists the new file."""
     file = artifact["folder"] / TENSORS
     tensors = load_file(file)
     kept = {name: one.clone() for name, one in tensors.items() if "layers.1.self_attn.q_proj" not in name}
@@ -260,14 +260,14 @@ def configuration_of_another_base(artifact: Artifact) -> None:
 
 @mutant("ML703", "I19", "I61", says="base_weights_sha256 is")
 def base_merged_before(artifact: Artifact) -> None:
-    """The base at hand is the model that the adapter was merged into."""
+    """The available base is the model that the adapter was merged into."""
     (artifact["base"] / WEIGHTS).unlink()
     (artifact["base"] / WEIGHTS).hardlink_to(artifact["merged"] / WEIGHTS)
 
 
 @mutant("ML703", "I19", says="base_weights_sha256 is")
 def base_of_another_commit(artifact: Artifact) -> None:
-    """One number of the base is another."""
+    """One number of the base has changed."""
     replace_weights(artifact["base"] / WEIGHTS, **{"model.norm.weight": torch.full((128,), 2.0)})
 
 
@@ -280,7 +280,7 @@ def manifest_missing(artifact: Artifact) -> None:
 
 @mutant("ML705", "I26", says="template.sha256")
 def template_exchanged(artifact: Artifact) -> None:
-    """The template is another than the one that was trained with."""
+    """The template differs from the one that was trained with."""
     (artifact["folder"] / TEMPLATE).write_text("{{ messages }}")
     artifact["list_file"](TEMPLATE)
 
@@ -301,14 +301,14 @@ def template_lost(artifact: Artifact) -> None:
 
 @mutant("ML705 ML706", "I51", says="tokenizer.sha256")
 def tokenizer_exchanged(artifact: Artifact) -> None:
-    """The tokenizer is another than the one that the rows were encoded with."""
+    """The tokenizer differs from the one that encoded the rows."""
     (artifact["folder"] / TOKENIZER).write_bytes(_other_tokenizer().read_bytes())
     artifact["list_file"](TOKENIZER)
 
 
 @mutant("ML705", "I51", says="base")
 def tokenizer_of_the_base_exchanged(artifact: Artifact) -> None:
-    """The base at hand has another tokenizer."""
+    """The available base has another tokenizer."""
     (artifact["base"] / TOKENIZER).write_bytes(_other_tokenizer().read_bytes())
 
 
@@ -399,5 +399,5 @@ def merged_with_other_logits(artifact: Artifact) -> None:
 
 @mutant("ML710", "I15", says="answers otherwise")
 def merged_with_other_answers(artifact: Artifact) -> None:
-    """The merged model answered otherwise than base and adapter."""
+    """The merged model gave other answers than base and adapter."""
     artifact["merged_manifest"]["parent"]["greedy_equal"] = False

@@ -263,7 +263,7 @@ def _a_mask_of_zeros(artifact: Artifact) -> None:
 
 @mutant("ML103 ML107", "I05")
 def _the_marker_is_searched_for(artifact: Artifact) -> None:
-    """The ids of the marker alone are searched for in the row: there they are others, and nothing is found."""
+    """The collator searches for the ids of the marker alone; inside a row they differ, so it finds nothing."""
     marker = list(artifact["tokenizer"].encode_text("[/INST]"))
 
     def after(made: Made) -> Made:
@@ -475,7 +475,7 @@ def _the_system_prompt_in_the_first_question(artifact: Artifact) -> None:
 
 @mutant("ML120", "I14", says="InvalidFunctionCallException")
 def _any_call_id_is_accepted(artifact: Artifact) -> None:
-    """Ids of another form are given a form that is accepted, so that a row is trained on that no server takes."""
+    """Ids of another form are rewritten into the accepted form, so you train on a row that no server takes."""
     messages = artifact["row"]["messages"]
     messages[4]["tool_calls"][0]["id"] = messages[6]["tool_call_id"] = "call_1"
 
@@ -494,5 +494,5 @@ def _validated_for_serving(artifact: Artifact) -> None:
 
 @mutant("ML121", "I58", says="builds a conversation in a way that this version does not know")
 def _the_encoders_have_moved(artifact: Artifact) -> None:
-    """mistral-common encodes messages by a method of another name than the one that is known."""
+    """mistral-common encodes messages with a method of an unknown name."""
     artifact["tokenizer"] = artifact["changed_tokenizer"]

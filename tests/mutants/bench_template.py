@@ -246,7 +246,7 @@ def _a_generation_block_around_the_end_of_a_question(artifact: Artifact) -> None
 
 @mutant("ML009", "I04", says="does not mark the assistant's tokens")
 def _no_place_for_a_generation_block(artifact: Artifact) -> None:
-    """No branch of the template can be told to be the assistant's."""
+    """No branch of the template is recognisable as the assistant's."""
     artifact["template"] = artifact["template"].replace(
         "message['role'] == 'assistant'", "'assistant' == message['role']"
     )

@@ -569,7 +569,7 @@ def template_differs_between_places(artifact: Artifact) -> None:
 
 @mutant("ML220", "I26")
 def additional_default_differs(artifact: Artifact) -> None:
-    """A default template lies among the additional ones, and is another."""
+    """The additional templates include a default that differs."""
     more = artifact["folder"] / "additional_chat_templates"
     more.mkdir()
     (more / "default.jinja").write_text(artifact["template"] + "{# another #}")

@@ -288,7 +288,7 @@ def rows_that_are_dropped(artifact: Artifact) -> None:
 
 @mutant("ML314", "I06", says="a row without a label")
 def rows_without_labels(artifact: Artifact) -> None:
-    """A row in which nothing is trained on is taken."""
+    """A row without a token to train on is accepted."""
 
     def load_data(recipe: Any, encoder: Any) -> Any:
         if recipe.data.train[0].name == "unlabelled.jsonl":
@@ -419,7 +419,7 @@ def reentrant_checkpointing(artifact: Artifact) -> None:
 
 @mutant("ML315", "I18", says="tensors lose or gain a gradient")
 def reentrant_first_layer(artifact: Artifact) -> None:
-    """Only the first layer is checkpointed in the reentrant way: it is cut off in silence, the others train."""
+    """Only the first layer is checkpointed in the reentrant way: it gets no gradient, and the others train."""
 
     def checkpoint_activations(model: Any) -> None:
         first = model.get_base_model().model.layers[0]
@@ -534,7 +534,7 @@ def no_window(artifact: Artifact) -> None:
 
 @mutant("ML322", "I45")
 def steps_that_are_skipped(artifact: Artifact) -> None:
-    """A gradient that is not finite counts as zero, as a scaler for half precision has it."""
+    """A gradient that is not finite counts as zero, as with a gradient scaler for half precision."""
 
     class Zero(TrainerCallback):  # type: ignore[misc]
         def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:

@@ -40,7 +40,7 @@ INCIDENTS = (
     ),
     Incident(
         "I05",
-        "The response marker is searched for and not found, since its ids depend on the context",
+        "The search for the response marker finds nothing, because its ids depend on the context",
         "huggingface/trl#588, unslothai/unsloth#1290",
     ),
     Incident("I06", "Truncation leaves a row without any label", "huggingface/trl#6668, huggingface/trl#6320"),
@@ -71,18 +71,18 @@ INCIDENTS = (
     ),
     Incident(
         "I12",
-        "The system prompt stands in another turn than Mistral puts it, or nowhere",
+        "The system prompt is in another turn than Mistral's, or missing",
         "mistralai/mistral-inference#35, axolotl-ai-cloud/axolotl#3736",
     ),
     Incident(
         "I13",
-        "A mask is made from the difference of two prefixes, which are none",
+        "A mask is computed from prefix differences, but a shorter chat does not encode to a prefix of a longer one",
         "huggingface/trl#5213, axolotl-ai-cloud/axolotl#2179",
     ),
     Incident("I14", "A tool call's id is not nine letters or digits", "vllm-project/vllm#9019, ml-explore/mlx-lm#1375"),
     Incident(
         "I15",
-        "A merge into a quantised or rounded base is not base plus adapter",
+        "A merge into a quantised or rounded base does not equal base plus adapter",
         "huggingface/peft#2321, huggingface/peft#1043",
     ),
     Incident(
@@ -106,7 +106,7 @@ INCIDENTS = (
     Incident("I20", "Packed conversations attend to one another", "huggingface/trl#1230, hiyouga/LlamaFactory#2289"),
     Incident(
         "I21",
-        "The isolation of packed conversations is silently off: a cache or a mask was given",
+        "A cache or a mask turns the isolation of packed conversations off without a warning",
         "huggingface/trl#5316, OpenRLHF/OpenRLHF#377",
     ),
     Incident("I22", "A user's text becomes control tokens", "huggingface/transformers#29279, vllm-project/vllm#31735"),
@@ -127,7 +127,7 @@ INCIDENTS = (
     ),
     Incident(
         "I26",
-        "The template that is served is not the one that was trained with: it is kept in two places, or has moved",
+        "The served template differs from the trained one: it is stored in two files, or was moved",
         "huggingface/text-generation-inference#3247, hiyouga/LlamaFactory#8399",
     ),
     Incident("I31", "The length of a mapping is taken for the length of the prompt", "huggingface/trl#6105"),
@@ -155,7 +155,7 @@ INCIDENTS = (
     Incident("I44", "Gradients in half precision cannot be unscaled", "huggingface/peft#341, huggingface/peft#1706"),
     Incident(
         "I45",
-        "The loss is not a number, and the run ends well",
+        "The loss is NaN, and the run still succeeds",
         "hiyouga/LlamaFactory#3353, axolotl-ai-cloud/axolotl#1771",
     ),
     Incident(
@@ -198,7 +198,7 @@ INCIDENTS = (
     Incident("I58", "mistral-common moves a name, and code that imports it breaks", "mistralai/mistral-finetune#110"),
     Incident(
         "I59",
-        "White space around an answer is kept or stripped otherwise than by Mistral",
+        "White space around an answer is kept or stripped in another way than Mistral's",
         "huggingface/transformers#34214, vllm-project/vllm#9547",
     ),
     Incident(
