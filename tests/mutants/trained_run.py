@@ -166,8 +166,7 @@ def judged(artifact: dict[str, Any]) -> list[Finding]:
     """Judge a run and a trainer as the suite does."""
     folder = artifact["folder"]
     changed = {name: artifact[name] for name in SOUND if artifact[name] is not SOUND[name]}
-    with _put(changed), pytest.MonkeyPatch.context() as patch, tiny_run.undisturbed():
-        patch.setattr(tiny_run, "in_a_new_process", _in_this_process)
+    with _put(changed), tiny_run.undisturbed():
         write_json(folder / "evidence.json", _evidence(artifact, set(changed)))
         settings = Settings(20, None, "cpu", False, (), False, folder.parent)
         return [finding for check in checks(Target(TARGET), settings) for finding in check.run().findings]
@@ -180,7 +179,7 @@ def _evidence(artifact: dict[str, Any], changed: set[str]) -> dict[str, Any]:
     evidence = {**clean.evidence, **_seen_in_memory(artifact)}
     if changed & clean.used["trained"]:
         shutil.rmtree(folder / "adapter")
-        evidence = {"device": "cpu", "laws": evidence["laws"], **tiny_run.trained(folder, "cpu")}
+        evidence = {"device": "cpu", "laws": evidence["laws"], **tiny_run.trained(folder, "cpu", _in_this_process)}
     elif touched:
         evidence |= _smoked(folder)
     again = {name for name, used in clean.used.items() if used & changed} | (_OF_FILES if touched else set())

@@ -7,13 +7,11 @@ workers of pytest-xdist share one run.
 from __future__ import annotations
 
 import gc
-import json
-import os
 import shutil
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +21,7 @@ from filelock import FileLock
 
 from pytest_mistral_lora.chat.oracle.mistral_common import Oracle
 from pytest_mistral_lora.conformance.targets import Target
+from pytest_mistral_lora.conformance.train.new_process import ForkedProcess, in_a_new_process
 from pytest_mistral_lora.errors import MistralLoraError, TokenizerError
 from pytest_mistral_lora.records.files import read_json, write_json
 from pytest_mistral_lora.records.goldens import goldens_folder
@@ -31,6 +30,9 @@ if TYPE_CHECKING:
     import torch
 
 STEPS = 40
+
+Asker = Callable[[Path, str], dict[str, Any]]
+"""Loads the saved adapter of a folder on a device, in another process, and returns its answers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,13 +102,14 @@ def tiny_run(oracle: Oracle, work_folder: Path, *, device: str) -> TinyRun:
     return run
 
 
-def attempt(oracle: Oracle, work_folder: Path, *, device: str) -> TinyRun:
+def attempt(oracle: Oracle, work_folder: Path, *, device: str, is_new: bool = False) -> TinyRun:
     """Return the tiny run of a tokenizer as `tiny_run` does, or one that says why it failed.
 
     Args:
         oracle: The tokenizer.
         work_folder: Folder of the session.
         device: `auto`, `cpu` or `cuda`.
+        is_new: Whether this process was started for the run alone: then a copy of it can ask the saved adapter.
 
     Raises:
         MistralLoraError: If there is no tiny model for this tokenizer.
@@ -115,7 +118,8 @@ def attempt(oracle: Oracle, work_folder: Path, *, device: str) -> TinyRun:
     with FileLock(f"{folder}.lock"):
         if not (folder / "evidence.json").is_file():
             with undisturbed():
-                _attempt(oracle, folder, device)
+                ask = ForkedProcess().ask if is_new and ForkedProcess.is_possible() else in_a_new_process
+                _attempt(oracle, folder, device, ask)
     evidence = read_json(folder / "evidence.json")
     return TinyRun(folder, evidence, evidence.pop("smoke", {}), evidence.pop("failed", ""))
 
@@ -141,7 +145,7 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _attempt(oracle: Oracle, folder: Path, device: str) -> None:
+def _attempt(oracle: Oracle, folder: Path, device: str, ask: Asker) -> None:
     import torch
 
     from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
@@ -151,14 +155,14 @@ def _attempt(oracle: Oracle, folder: Path, device: str) -> None:
     shutil.copy(goldens_folder() / "training" / "conversations.jsonl", folder / "rows.jsonl")
     write_tiny_base(folder / "base", oracle.path)
     where = "cuda" if device == "cuda" or (device == "auto" and torch.cuda.is_available()) else "cpu"
-    evidence = {"device": where, **trained(folder, device), "laws": _laws(folder, device)}
+    evidence = {"device": where, **trained(folder, device, ask), "laws": _laws(folder, device)}
     write_json(folder / "evidence.json", evidence)
 
 
-def trained(folder: Path, device: str) -> dict[str, Any]:
-    """Train the adapter of a folder that has base and rows; return what was seen, or `failed` alone."""
+def trained(folder: Path, device: str, ask: Asker) -> dict[str, Any]:
+    """Train the adapter of a folder that has base and rows, and ask it; return the evidence, or `failed` alone."""
     try:
-        return {**_seen_in_training(folder, device), "smoke": in_a_new_process(folder, device)}
+        return {**_seen_in_training(folder, device), "smoke": ask(folder, device)}
     except MistralLoraError as error:
         return {"failed": str(error)}
     except Exception as error:
@@ -234,7 +238,18 @@ def _laws(folder: Path, device: str) -> dict[str, Any]:
 
 @contextmanager
 def _few_objects() -> Iterator[None]:
-    """Spare the garbage collector what is there already: every Trainer collects, and would go through all of it."""
+    """Import the libraries, and hide all objects so far from the garbage collector.
+
+    Each Trainer collects when it is made and when it ends. With the libraries' objects, which never become garbage,
+    this takes a tenth of the whole run.
+    """
+    import peft  # noqa: F401
+    from transformers import MistralForCausalLM, Trainer  # noqa: F401
+
+    from pytest_mistral_lora.conformance.train import laws  # noqa: F401
+    from pytest_mistral_lora.training.generate import compare, generate  # noqa: F401
+    from pytest_mistral_lora.training.run import train  # noqa: F401
+
     gc.freeze()
     try:
         yield
@@ -255,24 +270,5 @@ def _transformers_quiet() -> Iterator[None]:
         logging.set_verbosity(before)
 
 
-def in_a_new_process(folder: Path, device: str) -> dict[str, Any]:
-    """Return what a new process sees of the adapter in a folder.
-
-    Raises:
-        MistralLoraError: If the process fails.
-    """
-    command = [sys.executable, "-m", "pytest_mistral_lora.cli", "smoke", str(folder / "adapter")]
-    command += ["--base", str(folder / "base"), "--rows", str(folder / "rows.jsonl"), "--json"]
-    command += ["--max-new-tokens", "64", "--device", device]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-    if process.returncode:
-        raise MistralLoraError(
-            f"the saved adapter cannot be used in a new process (exit code {process.returncode}): {process.stderr}",
-            place=str(folder / "adapter"),
-        )
-    return dict(json.loads(process.stdout))
-
-
 if __name__ == "__main__":
-    attempt(Oracle(sys.argv[1]), Path(sys.argv[2]), device=sys.argv[3])
+    attempt(Oracle(sys.argv[1]), Path(sys.argv[2]), device=sys.argv[3], is_new=True)
