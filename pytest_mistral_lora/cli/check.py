@@ -56,8 +56,7 @@ def run(args: argparse.Namespace) -> int:
     # Set before the first import that reads it: otherwise each small model that is loaded draws a bar
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     from pytest_mistral_lora.conformance.collect import check
-    from pytest_mistral_lora.report.session import report_data
-    from pytest_mistral_lora.report.table import outcome_table
+    from pytest_mistral_lora.report.session import outcome_table, report_data
 
     train = not args.paths if args.train is None else args.train
     records = []

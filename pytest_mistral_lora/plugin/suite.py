@@ -202,10 +202,10 @@ class Suite:
         if self._is_worker:
             session.config.workeroutput[_COUNTS] = (self._collected, self._deselected)  # type: ignore[attr-defined]
         elif self.settings.report is not None:
-            from pytest_mistral_lora.report.session import report_data, write
+            from pytest_mistral_lora.report.session import report_data, write_report
 
             counts = {"deselected": self._deselected, "not_run": self._not_run}
-            write(self.settings.report, report_data(self.outcomes, int(exitstatus), **counts))
+            write_report(self.settings.report, report_data(self.outcomes, int(exitstatus), **counts))
 
     def _unmatched(self) -> list[Xfail]:
         """Return the known deviations that nothing showed, after a run in which all of them could have been seen."""

@@ -25,7 +25,7 @@ def write(
     """Write the summary to pytest's terminal."""
     terminal.section("Mistral conformance", sep="=")
     if outcomes:
-        from pytest_mistral_lora.report.table import outcome_table
+        from pytest_mistral_lora.report.session import outcome_table
 
         for line in outcome_table(outcomes, terminal._tw.fullwidth if hasattr(terminal, "_tw") else 80):
             terminal.write_line(line)

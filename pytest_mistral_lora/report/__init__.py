@@ -1,1 +1,1 @@
-"""Reports: findings for files that other programs read."""
+"""Reports: the checks of a session, and the comparison of two runs, for terminals, pages and other programs."""

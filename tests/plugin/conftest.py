@@ -20,7 +20,7 @@ def libraries(tmp_path_factory: pytest.TempPathFactory) -> None:
     # pytester forgets what a run in this process has imported, and torch cannot be imported twice
     import torch  # noqa: F401
 
-    from pytest_mistral_lora.report import session as page  # noqa: F401
+    from pytest_mistral_lora.report import session  # noqa: F401
 
     folder = tmp_path_factory.mktemp("rows")
     write_rows(folder / "rows.jsonl", [ROW])

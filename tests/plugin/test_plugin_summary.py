@@ -14,7 +14,7 @@ from plugin_rows import ROW, write_rows
 from pytest_mistral_lora import __version__
 from pytest_mistral_lora.chat.oracle.mistral_common import shipped_tokenizer
 from pytest_mistral_lora.conformance.finding import Finding
-from pytest_mistral_lora.report.session import page, report_data
+from pytest_mistral_lora.report.session import html_page, report_data
 
 Run = Callable[..., pytest.RunResult]
 OwnRows = Callable[..., Path]
@@ -204,5 +204,5 @@ def test_the_page_escapes_what_rows_say() -> None:
     check = {"nodeid": "a::b", "outcome": "failed", "target": "<p>", "subject": "mask", "case": "c", "not_checked": ""}
     data = report_data([{**check, "findings": [finding], "known": []}], 1, deselected=0, not_run=0)
     for tag in ("<script>", "<b>", "<i>", "<u>"):
-        assert tag not in page(data)
-    assert page(data).count("&lt;script&gt;") == 2
+        assert tag not in html_page(data)
+    assert html_page(data).count("&lt;script&gt;") == 2
