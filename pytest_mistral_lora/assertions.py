@@ -1,4 +1,4 @@
-"""Assertions for a user's own tests; each raises `AssertionError` with the report that the suite would print."""
+"""Assertions for your own tests: each raises `AssertionError` with the report that the suite prints."""
 
 from __future__ import annotations
 
@@ -17,15 +17,25 @@ if TYPE_CHECKING:
     AnyTokenizer = CheckpointTokenizer | str | Path
     AnyIds = Sequence[int] | Mapping[str, Any] | Any
 
+__all__ = [
+    "assert_adapter_sound",
+    "assert_encoded_rows_sound",
+    "assert_labels_exact",
+    "assert_manifest_valid",
+    "assert_no_control_token_injection",
+    "assert_template_faithful",
+    "assert_transcript_matches",
+]
+
 
 def assert_template_faithful(row: AnyRow, tokenizer: AnyTokenizer) -> None:
-    """Assert that the checkpoint's chat template gives a row the ids of mistral-common.
+    """Assert that the chat template of a checkpoint renders a row to the ids of mistral-common.
 
-    Named deviations of the official template do not fail; see `pytest_mistral_lora.chat.templates.deviations`.
+    Named deviations of the official template (`pytest_mistral_lora.chat.templates.deviations`) do not fail.
 
     Args:
         row: A chat row.
-        tokenizer: A tokenizer file, a checkpoint folder, or what the fixture `mistral_tokenizer` returns.
+        tokenizer: A tokenizer file, a checkpoint folder, or the value of the fixture `mistral_tokenizer`.
 
     Raises:
         AssertionError: If the ids differ (ML004), or the template's generation blocks mark other tokens (ML006).
@@ -35,18 +45,18 @@ def assert_template_faithful(row: AnyRow, tokenizer: AnyTokenizer) -> None:
     from pytest_mistral_lora.chat.templates.render import ChatTemplate
     from pytest_mistral_lora.conformance.template import template_findings
 
-    loaded = _tokenizer(tokenizer)
-    _fail_on(template_findings(loaded.oracle, ChatTemplate(loaded.fast), as_row(row)))
+    loaded = _loaded_tokenizer(tokenizer)
+    _raise_if_errors(template_findings(loaded.oracle, ChatTemplate(loaded.fast), as_row(row)))
 
 
 def assert_labels_exact(row: AnyRow, input_ids: AnyIds, labels: AnyIds, tokenizer: AnyTokenizer) -> None:
-    """Assert that a trainer's ids and labels of a row are exactly mistral-common's; each difference has a class.
+    """Assert that a trainer's ids and labels of a row are exactly those of mistral-common.
 
     Args:
         row: A chat row.
-        input_ids: What the trainer feeds, one id a token, without padding: a list, a 1-d array or tensor, one with a
-            batch dimension of 1, or what `apply_chat_template` returns.
-        labels: As long as `input_ids`; -100 where there is no loss.
+        input_ids: The trainer's ids, without padding: a list of integers, an array or tensor of shape `(length,)` or
+            `(1, length)`, or the result of `apply_chat_template`.
+        labels: As long as `input_ids`: the id of each token that has a loss, and -100 for each other token.
         tokenizer: As for `assert_template_faithful`.
 
     Raises:
@@ -57,69 +67,71 @@ def assert_labels_exact(row: AnyRow, input_ids: AnyIds, labels: AnyIds, tokenize
     __tracebackhide__ = True
     from pytest_mistral_lora.conformance.encoded.verdicts import row_findings
 
-    findings = row_findings(as_row(row), _integers(input_ids), _integers(labels), _tokenizer(tokenizer).oracle)
-    _fail_on(findings)
+    findings = row_findings(as_row(row), _token_ids(input_ids), _token_ids(labels), _loaded_tokenizer(tokenizer).oracle)
+    _raise_if_errors(findings)
 
 
 def assert_no_control_token_injection(row: AnyRow, input_ids: AnyIds, tokenizer: AnyTokenizer) -> None:
-    """Assert that ids hold no control token but those that the row's structure needs.
+    """Assert that ids contain the control tokens of the row's structure, and no other.
+
+    Text that spells a control token, such as `[INST]`, must be encoded as text.
 
     Args:
         row: A chat row; its texts may spell control tokens.
-        input_ids: What a trainer or server feeds for the row, without padding, as for `assert_labels_exact`.
+        input_ids: The ids that a trainer or server makes of the row, as for `assert_labels_exact`.
         tokenizer: As for `assert_template_faithful`.
 
     Raises:
-        AssertionError: If a control token is there too often or too rarely (ML106).
+        AssertionError: If a control token occurs too often or too rarely (ML106).
         RowError: If the row cannot be used.
     """
     __tracebackhide__ = True
     from pytest_mistral_lora.conformance.encoded.checks import injection_findings
 
-    _fail_on(injection_findings(as_row(row), _integers(input_ids), _tokenizer(tokenizer).oracle))
+    _raise_if_errors(injection_findings(as_row(row), _token_ids(input_ids), _loaded_tokenizer(tokenizer).oracle))
 
 
 def assert_encoded_rows_sound(path: str | Path, tokenizer: AnyTokenizer) -> None:
-    """Assert that every row of an encoded-rows file is exactly what mistral-common makes of its messages.
+    """Assert that every row of an encoded-rows file has the ids and labels that mistral-common gives its messages.
 
     Args:
-        path: A JSONL file; each line has `row`, `messages`, `input_ids` and `labels`, and `tools` where the row has
-            some. A packed sequence has `conversations` in place of `messages`, and `position_ids`.
+        path: A JSONL file. Each line has `row`, `messages`, `input_ids` and `labels`, and `tools` if the row has
+            tools. A packed sequence has `conversations` in place of `messages`, and `position_ids`.
         tokenizer: As for `assert_template_faithful`.
 
     Raises:
-        AssertionError: With every wrong row, and what is wrong with the file as a whole (ML502 to ML551).
+        AssertionError: With every fault of a row, and every fault of the file as a whole (ML502 to ML551).
         RowsError: If lines cannot be read as encoded rows.
     """
     __tracebackhide__ = True
     from pytest_mistral_lora.conformance.encoded.checks import file_findings
 
-    _fail_on(file_findings(Path(path), _tokenizer(tokenizer).oracle))
+    _raise_if_errors(file_findings(Path(path), _loaded_tokenizer(tokenizer).oracle))
 
 
 def assert_manifest_valid(manifest: str | Path | Mapping[str, Any]) -> None:
-    """Assert that a manifest keeps its JSON Schema and its own rules.
+    """Assert that a manifest follows its JSON Schema and the rules that the schema cannot express.
 
     Args:
         manifest: A `manifest.json`, the folder that holds one, or its content.
 
     Raises:
-        AssertionError: With every violation: JSON path, what was found, what is expected (ML701).
+        AssertionError: With the JSON path, the found and the expected value of every violation (ML701).
         InputError: If the file cannot be read or is not JSON.
     """
     __tracebackhide__ = True
     from pytest_mistral_lora.conformance.manifest import manifest_findings
 
-    _fail_on(manifest_findings(manifest))
+    _raise_if_errors(manifest_findings(manifest))
 
 
 def assert_adapter_sound(adapter_dir: str | Path, base: str | Path | None = None) -> None:
-    """Assert that an adapter folder holds a trained LoRA adapter that fits its configuration and its base.
+    """Assert that a folder holds a trained LoRA adapter that fits its configuration and its base.
 
     Args:
         adapter_dir: The folder with `adapter_config.json` and `adapter_model.safetensors`.
-        base: The base checkpoint's folder; without it, it is looked for beside the adapter's folder and in the Hub's
-            cache, and what needs it is left out where it is not there.
+        base: The base checkpoint's folder. If it is None, the base that the adapter names is used; if that is
+            missing, the checks that need a base are left out.
 
     Raises:
         AssertionError: With every broken rule of the subject `adapter` (ML401 to ML421).
@@ -128,35 +140,39 @@ def assert_adapter_sound(adapter_dir: str | Path, base: str | Path | None = None
     __tracebackhide__ = True
     from pytest_mistral_lora.conformance.adapter.checks import adapter_findings
 
-    _fail_on(adapter_findings(Path(adapter_dir), None if base is None else Path(base)))
+    _raise_if_errors(adapter_findings(Path(adapter_dir), None if base is None else Path(base)))
 
 
 def assert_transcript_matches(adapter_dir: str | Path, golden: str | Path, base: str | Path | None = None) -> None:
-    """Assert that an adapter answers as golden transcripts say, exactly or equivalently.
+    """Assert that an adapter gives the answers of golden transcripts, exactly or equivalently.
 
-    Base and adapter are loaded afresh; prompts go through the code path of training, and answers are greedy.
+    Base and adapter are loaded anew, prompts are encoded as in training, and answers are generated greedily.
 
     Args:
         adapter_dir: The folder with `adapter_config.json` and `adapter_model.safetensors`; it need not be the adapter
             that the transcripts were recorded with.
         golden: A transcript, or a folder of transcripts.
-        base: The base checkpoint's folder; without it, it is looked for beside the adapter's folder and in the Hub's
-            cache.
+        base: The base checkpoint's folder; if it is None, the base that the adapter names.
 
     Raises:
-        AssertionError: With each transcript that is not valid (ML801), whose prompt is encoded otherwise (ML802), that
-            was recorded on another base (ML803), whose answer differs (ML804) or lost its form (ML805).
-        InputError: If there are no transcripts or no adapter, the base is not at hand, or it is another one than the
+        AssertionError: With each transcript that is not valid (ML801), whose prompt has other ids (ML802), that was
+            recorded on another base (ML803), whose answer differs (ML804) or has lost its format (ML805).
+        InputError: If there are no transcripts or no adapter, or if the base is missing or is not the one that the
             adapter was trained on.
     """
     __tracebackhide__ = True
     from pytest_mistral_lora.conformance.transcript import transcript_findings
 
-    _fail_on(transcript_findings(Path(adapter_dir), Path(golden), None if base is None else Path(base)))
+    _raise_if_errors(transcript_findings(Path(adapter_dir), Path(golden), None if base is None else Path(base)))
 
 
-def _integers(value: AnyIds) -> list[int]:
-    """Return one sequence as a list; from transformers 5 on, `apply_chat_template` returns a mapping."""
+def _token_ids(value: AnyIds) -> list[int]:
+    """Return the ids of one row, in any form that `assert_labels_exact` accepts, as a list.
+
+    Raises:
+        InputError: If there is more than one row, or something else than integers.
+    """
+    # from transformers 5 on, `apply_chat_template` returns a mapping
     ids = value["input_ids"] if isinstance(value, Mapping) and "input_ids" in value else value
     ids = ids.tolist() if hasattr(ids, "tolist") else ids
     ids = ids[0] if isinstance(ids, list | tuple) and len(ids) == 1 and isinstance(ids[0], list | tuple) else ids
@@ -165,13 +181,14 @@ def _integers(value: AnyIds) -> list[int]:
     return list(ids)
 
 
-def _tokenizer(tokenizer: AnyTokenizer) -> CheckpointTokenizer:
+def _loaded_tokenizer(tokenizer: AnyTokenizer) -> CheckpointTokenizer:
     from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 
     return CheckpointTokenizer(Path(tokenizer)) if isinstance(tokenizer, str | Path) else tokenizer
 
 
-def _fail_on(findings: Iterable[Finding]) -> None:
+def _raise_if_errors(findings: Iterable[Finding]) -> None:
+    """Raise the texts of all findings that are errors, if there is one; notes do not fail a test."""
     __tracebackhide__ = True
     texts: list[str] = []
     try:
@@ -179,6 +196,7 @@ def _fail_on(findings: Iterable[Finding]) -> None:
             if finding.severity == "error":
                 texts.append(finding.text())
     except RowsError as error:
+        # lines that cannot be read are reported after the findings in the others, which must not be lost
         if not texts:
             raise
         texts.append(str(error))
