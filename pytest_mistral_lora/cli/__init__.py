@@ -44,6 +44,8 @@ from pytest_mistral_lora.errors import (
 
 __all__ = ["EXIT_CODES", "VERBS", "main"]
 
+# The modules of the verbs import torch and the like in `run`, not at the top: `mistral-lora --help`, a misspelt option
+# and a wrong key in a recipe are then answered at once.
 VERBS: dict[str, dict[str, ModuleType]] = {
     "check": {"check": check, "audit": audit, "render": render, "rules": rules},
     "train": {"train": train, "smoke": smoke, "merge": merge, "verify": verify, "diff": diff, "note": note},
@@ -93,6 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run_verb(words: list[str]) -> int:
     parser = _parser()
     names = [name for modules in VERBS.values() for name in modules]
+    # argparse has suggestions from Python 3.14 on only; before, it prints all choices
     first = next((word for word in words if not word.startswith("-")), None)
     if first is not None and first not in names:
         close = get_close_matches(first, names, n=1)
@@ -102,7 +105,7 @@ def _run_verb(words: list[str]) -> int:
     try:
         with _sigterm_as_exception():
             return int(args.run(args))
-    except (Exception, KeyboardInterrupt) as error:
+    except (Exception, KeyboardInterrupt) as error:  # SystemExit keeps its own code
         message = _error_message(error, getattr(args, "memory_advice", ""))
         if not message:
             raise
@@ -135,6 +138,7 @@ def _error_message(error: BaseException, memory_advice: str) -> str:
     """Return what to print for an error; empty for a fault of this program, which keeps its traceback."""
     if isinstance(error, KeyboardInterrupt):
         return "terminated" if isinstance(error, Terminated) else "interrupted"
+    # before memory: the message of one of our own errors may quote torch's
     if isinstance(error, MistralLoraError | FileNotFoundError):
         return str(error)
     if is_out_of_memory(error):

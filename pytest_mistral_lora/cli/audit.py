@@ -92,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
     with _encoded_rows(args) as rows:
         audit = Audit(rows, CheckpointTokenizer(args.tokenizer).oracle, tuple(args.dataset))
         failed = write_json(audit, sys.stdout) if args.json else write_text(audit, sys.stdout, max(0, args.show))
-    audit.raise_unreadable()
+    audit.raise_unreadable()  # after the findings: bad lines must not hide the faults in the good ones
     return EXIT_FINDING if failed else EXIT_OK
 
 
@@ -118,6 +118,7 @@ def _encoded_rows(args: argparse.Namespace) -> Iterator[Path]:
     rows = [row for path in args.dataset for row in read_rows(path)]
     if args.own_data and not rows:
         raise InputError("--own-data without --dataset", expected="the chat rows that the trainer's own data come from")
+    # the audit reads the file line by line, so that the folder must outlive it
     with tempfile.TemporaryDirectory(prefix="mistral-audit-") as folder:
         extraction = extract(
             find_runner(args.runner),
@@ -129,5 +130,6 @@ def _encoded_rows(args: argparse.Namespace) -> Iterator[Path]:
             time_limit=args.time_limit,
             own_data=args.own_data,
         )
+        # the versions belong to the verdict, but standard output may be JSON
         sys.stderr.write(f"{extraction.ran_under}\n")
         yield extraction.file

@@ -58,6 +58,7 @@ def run(args: argparse.Namespace) -> int:
     from pytest_mistral_lora.conformance.collect import check
     from pytest_mistral_lora.report.session import outcome_table, report_data
 
+    # the embedded default has the tiny train, as the plugin's; for a user's own tokenizers it takes minutes
     train = not args.paths if args.train is None else args.train
     records = []
     for record, result in check(args.paths, base=args.base, examples=max(1, args.examples), train=train):

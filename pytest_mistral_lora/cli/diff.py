@@ -39,6 +39,7 @@ def run(args: argparse.Namespace) -> int:
 
     found = diff(args.a, args.b)
     if args.json:
+        # NaN in a tensor is null in the data, so that strict parsers of JSON can read them
         print_json(diff_data(found), allow_nan=False)
     else:
         sys.stdout.write("\n".join(diff_lines(found, shutil.get_terminal_size().columns)) + "\n")

@@ -52,6 +52,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print_json(asdict(exported))
         return EXIT_OK
+    # the differences come before the command: they are to be read before it is started
     lines = [f"{exported.config}: rows as {exported.form}"]
     lines += [f"left out: {key}: {reason}" for key, reason in exported.not_told.items()]
     lines += [f"different: {remark}" for remark in exported.remarks]

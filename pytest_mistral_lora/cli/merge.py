@@ -71,6 +71,7 @@ def run(args: argparse.Namespace) -> int:
     from pytest_mistral_lora.training.failure import stop_on_signals
     from pytest_mistral_lora.training.merge.merge import merge
 
+    # a signal removes the unfinished folder and ends the merge: unlike a training run, it has no step to finish
     with stop_on_signals():
         merged = merge(
             args.adapter,

@@ -47,6 +47,7 @@ def run(args: argparse.Namespace) -> int:
     oracle = CheckpointTokenizer(args.tokenizer).oracle
     errors: list[RowError] = []
     for item in scan_rows(args.rows):
+        # one bad row must not hide the others: all are printed or reported
         try:
             if isinstance(item, RowError):
                 raise item

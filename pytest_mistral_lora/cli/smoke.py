@@ -82,6 +82,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         InputError: If options contradict each other, or a file cannot be used.
     """
+    # argparse can exclude options from each other, but not require one of two for a third
     if args.golden and args.rows:
         raise InputError("--golden brings its own rows", expected="--golden or --rows")
     if args.record and not args.rows and not args.update:
@@ -147,6 +148,7 @@ def _format_checks(words: Sequence[str]) -> tuple[FormatCheck, ...]:
 
     from pytest_mistral_lora.training.recipe import Evaluation
 
+    # a regex or a file name may look like a number: only max_tokens takes one
     checks = [
         {name: int(value) if value.isdecimal() and name == "max_tokens" else value} if value else name
         for name, _, value in (word.partition("=") for word in words)

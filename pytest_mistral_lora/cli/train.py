@@ -49,6 +49,7 @@ def run(args: argparse.Namespace) -> int:
 
     with stop_on_signals() as stop:
         result = train(recipe, resume=args.resume, progress="bar" if sys.stderr.isatty() else "lines", stop=stop)
+    # a launcher joins the output of its processes: a script that reads the path wants one line
     if is_main():
         sys.stdout.write(f"{result.output}\n")
     return EXIT_OK

@@ -19,11 +19,9 @@ PROGRAM = "mistral-lora"
 
 def wrapped_text(text: str) -> str:
     """Return paragraphs, which blank lines separate, wrapped to the terminal's width as argparse wraps them."""
-    width = shutil.get_terminal_size().columns - 2
-    parts = text.split("\n\n")
-    return "\n\n".join(
-        part if part.startswith("  ") else textwrap.fill(part, width, break_on_hyphens=False) for part in parts
-    )
+    # argparse leaves two columns free, and so do we; a name such as --own-data must not be broken
+    wrapper = textwrap.TextWrapper(shutil.get_terminal_size().columns - 2, break_on_hyphens=False)
+    return "\n\n".join(wrapper.fill(part) for part in text.split("\n\n"))
 
 
 def add_verb(
@@ -42,11 +40,11 @@ def add_verb(
         verbs: The subparsers of the program.
         name: The verb.
         run: Runs it with the parsed options and returns the exit code.
-        description: What it does, in paragraphs.
+        description: Its effect, in paragraphs.
         examples: Whole command lines.
-        failure: When the exit code is 1, as the end of a sentence that begins with "The exit code is 1 if"; empty if
+        failure: The reason of exit code 1, as the end of a sentence that begins with "The exit code is 1 if"; empty if
             it never is.
-        memory_advice: What to do when memory runs out.
+        memory_advice: Sentences for a reader whose memory has run out.
     """
     epilog = "\n".join(["examples:" if len(examples) > 1 else "example:", *(f"  {line}" for line in examples)])
     epilog += "\n\n" + (wrapped_text(f"The exit code is 1 if {failure}.") + "\n" if failure else "")
@@ -72,6 +70,7 @@ def add_tokenizer_option(parser: argparse.ArgumentParser) -> None:
 
     def tokenizer_path(text: str) -> Path:
         path = Path(text)
+        # a path first: a folder named spm-v3 is the user's own tokenizer, and a path costs no import
         if path.exists():
             return path
         from pytest_mistral_lora.chat.oracle.mistral_common import SHIPPED, shipped_tokenizer
@@ -92,7 +91,7 @@ def print_json(data: Any, *, allow_nan: bool = True) -> None:
     """Print data as indented JSON, in which text stays readable.
 
     Args:
-        data: What to print; a value that JSON has no type for, such as a path, is printed as its text.
+        data: The data; a value that JSON has no type for, such as a path, is printed as its text.
         allow_nan: Whether NaN and infinity are printed, which strict parsers of JSON refuse.
 
     Raises:

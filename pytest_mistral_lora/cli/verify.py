@@ -62,6 +62,7 @@ def run(args: argparse.Namespace) -> int:
     from pytest_mistral_lora.records.adapter_folder import AdapterFolder
     from pytest_mistral_lora.records.verify.verify import verify
 
+    # one path may be a folder, in which the files are found by name; several are files in the recipe's order
     dataset = args.dataset[0] if args.dataset and len(args.dataset) == 1 else args.dataset
     base = AdapterFolder(args.folder).locate_base(args.base)
     facts = verify(args.folder, base=base.folder, base_missing=base.missing, dataset=dataset, parent=args.parent)

@@ -41,10 +41,10 @@ def pytest_configure(config: pytest.Config) -> None:
     for marker in MARKERS:
         config.addinivalue_line("markers", marker)
     if options.asked_for(config):
-        from pytest_mistral_lora.plugin.settings import read
+        from pytest_mistral_lora.plugin.settings import read_settings
         from pytest_mistral_lora.plugin.suite import Suite
 
-        config.pluginmanager.register(Suite(config, read(config)), "mistral_lora_suite")
+        config.pluginmanager.register(Suite(config, read_settings(config)), "mistral_lora_suite")
 
 
 @pytest.fixture(scope="session")

@@ -18,7 +18,6 @@ from pytest_mistral_lora.plugin.settings import PluginSettings
 if TYPE_CHECKING:
     from pytest_mistral_lora.conformance.checks import Check
     from pytest_mistral_lora.conformance.finding import Finding, Result
-    from pytest_mistral_lora.conformance.targets import RunnerChoice
     from pytest_mistral_lora.plugin.xfails import Xfail
 
 
@@ -41,7 +40,7 @@ class SuiteCollector(pytest.Collector):
             yield CheckItem.from_parent(self, name=check.name, nodeid=nodeid, check=check, settings=self._settings)
 
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:
-        """Show our own errors as what they say."""
+        """Return the message of an error of this project; any other error keeps its traceback."""
         if isinstance(excinfo.value, MistralLoraError):
             return str(excinfo.value)
         return super().repr_failure(excinfo)
@@ -67,8 +66,8 @@ class CheckItem(pytest.Item):
             pytest.xfail.Exception: If every broken rule is a known deviation.
             pytest.skip.Exception: If it could not be checked.
         """
-        with warnings.catch_warnings(), self._progress_shown():
-            # the libraries' warnings are not about the user's code, and may be errors in the user's configuration
+        with warnings.catch_warnings(), self._progress_bar_allowed():
+            # The libraries' warnings are not about the user's code, and the user's pytest may turn them into errors
             warnings.simplefilter("ignore")
             self.result = self.check.run()
         failing = [finding.text() for finding in self.unknown if finding.severity == "error" or self.settings.strict]
@@ -79,14 +78,14 @@ class CheckItem(pytest.Item):
             raise CheckFailedError("\n\n".join([*failing, self._next_step()]))
         if any(finding.severity == "error" for finding in self.result.findings):
             pytest.xfail("; ".join(xfail.reason for xfail in self.known))
-            # --runxfail: a known deviation fails as any other
+            # reached only with --runxfail, which makes pytest.xfail do nothing: the deviation fails like any finding
             raise CheckFailedError("\n\n".join([*(f.text() for f in self.result.findings), self._next_step()]))
         if unchecked:
             pytest.skip(unchecked)
 
     @contextmanager
-    def _progress_shown(self) -> Iterator[None]:
-        """Let a check that draws a progress bar reach the terminal: pytest would keep it for the report."""
+    def _progress_bar_allowed(self) -> Iterator[None]:
+        """Let the check of a dataset, which may take minutes, draw its progress bar in spite of pytest's capture."""
         capture: Any = self.config.pluginmanager.getplugin("capturemanager")
         if self.check.subject != "dataset" or capture is None:
             yield
@@ -96,49 +95,45 @@ class CheckItem(pytest.Item):
 
     @property
     def known(self) -> list[Xfail]:
-        """The known deviations that this check has shown."""
+        """The known deviations that a finding of this check matches."""
         findings = self.result.findings if self.result else ()
         return [one for one in self.settings.xfails if any(one.covers(f.rule, self.nodeid) for f in findings)]
 
     @property
     def unknown(self) -> list[Finding]:
-        """The findings that are no known deviation."""
+        """The findings that no known deviation covers."""
         findings = self.result.findings if self.result else ()
         return [f for f in findings if not any(one.covers(f.rule, self.nodeid) for one in self.settings.xfails)]
 
     def _next_step(self) -> str:
-        rerun = f"rerun:  {self._command()} -k {shlex.quote(self.check.name)}"
-        if not self.check.case.startswith("own-"):
-            return rerun
-        return f"{rerun}\nupdate: {self._command()} --mistral-golden-update"
+        """Return the command that runs this check again, and for a golden of the user the one that updates it."""
 
-    def _command(self) -> str:
+        def as_typed(path: Path) -> str:
+            here = self.config.invocation_params.dir
+            return str(path.relative_to(here) if path.is_relative_to(here) else path)
+
         words = ["pytest", "--mistral-golden"]
         folders = [("--mistral-golden-dir", path) for path in self.settings.golden_folders]
-        words += [f"{flag}={self._as_typed(path)}" for flag, path in (*self.settings.target_paths, *folders)]
-        words += [f"--mistral-runner={self._runner_as_typed(choice)}" for choice in self.settings.runners]
-        if self.check.subject == "mask":
+        words += [f"{flag}={as_typed(path)}" for flag, path in (*self.settings.target_paths, *folders)]
+        for choice in self.settings.runners:
+            name = as_typed(Path(choice.runner)) if choice.runner.endswith(".py") else choice.runner
+            words.append(f"--mistral-runner={name}" + (f"={as_typed(choice.config)}" if choice.config else ""))
+        if self.check.subject == "mask":  # the one subject whose checks generate rows
             words += ["--mistral-examples", str(self.settings.examples)]
             words += [] if self.settings.seed is None else ["--mistral-seed", str(self.settings.seed)]
         if self.settings.strict:
             words.append("--mistral-strict")
-        return shlex.join(words)
-
-    def _runner_as_typed(self, choice: RunnerChoice) -> str:
-        name = self._as_typed(Path(choice.runner)) if choice.runner.endswith(".py") else choice.runner
-        return name if choice.config is None else f"{name}={self._as_typed(choice.config)}"
-
-    def _as_typed(self, path: Path) -> str:
-        here = self.config.invocation_params.dir
-        return str(path.relative_to(here) if path.is_relative_to(here) else path)
+        command = shlex.join(words)
+        rerun = f"rerun:  {command} -k {shlex.quote(self.check.name)}"
+        return f"{rerun}\nupdate: {command} --mistral-golden-update" if self.check.case.startswith("own-") else rerun
 
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:
-        """Show findings and our own errors as what they say; anything else with its traceback."""
+        """Return the text of findings and of errors of this project; any other error keeps its traceback."""
         if isinstance(excinfo.value, CheckFailedError | MistralLoraError):
             return str(excinfo.value)
         return super().repr_failure(excinfo, style)
 
     def reportinfo(self) -> tuple[Any, int | None, str]:
-        """Name the check: it has no file."""
-        # pytest writes dots as :: where this is the end of the node id
+        """Return the name of the check in pytest's output; a check has no file and no line."""
+        # not the node id: pytest replaces dots by :: in a name with which the node id ends
         return self.path, None, f"{ROOT} {self.check.name}"

@@ -1,4 +1,4 @@
-"""What a run of the suite was asked for: every option and ini value read once, at configure time, and checked."""
+"""The settings of a run: every option and ini value, read and checked once, when pytest is configured."""
 
 from __future__ import annotations
 
@@ -41,27 +41,26 @@ _REPORTS = (".json", ".html")
 
 @dataclass(frozen=True, slots=True)
 class PluginSettings:
-    """What a run of the suite was asked for, already checked.
+    """The settings of a run of the suite, already checked.
 
     Attributes:
-        tokenizers: Tokenizers to judge; with no target of any kind, the embedded default is.
-        recipes: Recipes to judge.
-        adapters: Adapter folders to judge.
-        base: The base checkpoint's folder of the adapters, or None.
-        encoded: Encoded-rows files to judge.
-        runners: Other trainers to judge.
+        tokenizers: Tokenizer files and checkpoint folders to check.
+        recipes: Recipes to check.
+        adapters: Adapter folders to check.
+        base: Base checkpoint's folder of the adapters, or None.
+        encoded: Encoded-rows files to check.
+        runners: Other trainers to check.
         require_manifest: Whether an adapter folder without a manifest fails.
-        golden_folders: The user's own goldens.
-        update: Whether to record them instead of judging by them.
+        golden_folders: Folders with the user's own goldens.
+        update: Whether to record these goldens instead of comparing with them.
         skip_training: Whether to leave out the end-to-end train.
         device: `auto`, `cpu` or `cuda`.
         examples: Hypothesis examples for each law.
-        seed: Seed of the examples, or None for the usual ones.
-        strict: Whether notes and things not checked fail.
+        seed: Seed of the examples, or None for the same examples in every run.
+        strict: Whether notes and checks that could not run fail, too.
         xfails: Known deviations that do not fail.
-        expects_every_xfail: Whether each of them must be seen: not where other targets are judged than the
-            configuration file names, whose list it is.
-        report: Where to write the report, or None.
+        expects_every_xfail: Whether an xfail that matches nothing is an error.
+        report: The file for the report, or None.
     """
 
     tokenizers: tuple[Path, ...]
@@ -84,12 +83,12 @@ class PluginSettings:
 
     @property
     def names_targets(self) -> bool:
-        """Whether any target is named: then the embedded default is not judged."""
+        """Whether any target is named, which replaces the embedded default."""
         return bool(self.tokenizers or self.recipes or self.adapters or self.encoded or self.runners)
 
     @property
     def target_paths(self) -> tuple[tuple[str, Path], ...]:
-        """Each target as it is named on the command line: option and path."""
+        """The option and the path of each target, as a command line names them."""
         groups = (
             (TOKENIZER, self.tokenizers),
             (RECIPE, self.recipes),
@@ -100,44 +99,48 @@ class PluginSettings:
         return tuple((option.flag, path) for option, paths in groups for path in paths)
 
 
-def read(config: pytest.Config) -> PluginSettings:
-    """Return the settings of a run of the suite.
+def read_settings(config: pytest.Config) -> PluginSettings:
+    """Read and check the settings of a run of the suite.
 
     Raises:
-        pytest.UsageError: If a value cannot be used; it names the key and where it was set.
+        pytest.UsageError: If a value cannot be used; with the option, or the key and its file.
     """
+    # A list of known deviations in the ini file is about the targets of the ini file. With other targets on the
+    # command line, an xfail that matches nothing is no sign that it is out of date.
+    xfails_file, xfails_source = _option_value(config, XFAILS)
+    other_targets = any(config.getoption(option.dest) for option in (TOKENIZER, RECIPE, ADAPTER, ENCODED, RUNNER))
     settings = PluginSettings(
-        tokenizers=_paths(config, TOKENIZER),
-        recipes=_recipes(config),
-        adapters=_paths(config, ADAPTER, folder=True),
-        base=_base(config),
-        encoded=_paths(config, ENCODED),
-        runners=_runners(config),
+        tokenizers=_existing_paths(config, TOKENIZER),
+        recipes=_valid_recipes(config),
+        adapters=_existing_paths(config, ADAPTER, folder=True),
+        base=_base_folder(config),
+        encoded=_existing_paths(config, ENCODED),
+        runners=_runner_choices(config),
         require_manifest=bool(_ini_value(config, REQUIRE_MANIFEST)[0]),
         golden_folders=_golden_folders(config),
         update=bool(config.getoption(UPDATE.dest)),
         skip_training=bool(config.getoption(SKIP_TRAINING.dest)),
-        device=_device(config),
-        examples=_number(config, EXAMPLES, _DEFAULT_EXAMPLES, least=1),
-        seed=_seed(config),
-        strict=bool(_value(config, STRICT)[0]),
-        xfails=_xfails(config),
-        expects_every_xfail=_expects_every_xfail(config),
-        report=_report(config),
+        device=_device_name(config),
+        examples=_whole_number(config, EXAMPLES, _DEFAULT_EXAMPLES, least=1),
+        seed=None if config.getoption(SEED.dest) is None else _whole_number(config, SEED, 0, least=0),
+        strict=bool(_option_value(config, STRICT)[0]),
+        xfails=_known_deviations(config),
+        expects_every_xfail=not xfails_file or xfails_source == XFAILS.flag or not other_targets,
+        report=_report_file(config),
     )
     if settings.update:
         _check_update(config, settings)
     if settings.encoded and not settings.tokenizers and not settings.recipes:
         raise pytest.UsageError(
-            f"{ENCODED.flag}: no tokenizer to hold the rows to; add {TOKENIZER.flag} PATH or {RECIPE.flag} PATH"
+            f"{ENCODED.flag}: no tokenizer to check the rows against; add {TOKENIZER.flag} PATH or {RECIPE.flag} PATH"
         )
     if settings.base is not None and not settings.adapters:
         raise pytest.UsageError(f"{BASE.flag} is the base of adapters, and there is none; add {ADAPTER.flag} PATH")
     return settings
 
 
-def _value(config: pytest.Config, option: Option) -> tuple[Any, str]:
-    """Return a setting and where it was set; the command line replaces the ini file."""
+def _option_value(config: pytest.Config, option: Option) -> tuple[Any, str]:
+    """Return the value and its source, for error messages: the option, or the key of the ini file."""
     value = config.getoption(option.dest)
     if value is not None or not option.ini:
         return value, option.flag
@@ -145,37 +148,37 @@ def _value(config: pytest.Config, option: Option) -> tuple[Any, str]:
 
 
 def _ini_value(config: pytest.Config, key: str) -> tuple[Any, str]:
-    where = f"{key} in {config.inipath}" if config.inipath else key
+    source = f"{key} in {config.inipath}" if config.inipath else key
     try:
-        return config.getini(key), where
+        return config.getini(key), source
     except (pytest.UsageError, TypeError, ValueError) as error:
-        # pytest says what is wrong, but not always with which key and file
-        raise pytest.UsageError(f"{where}: {error}") from error
+        # pytest's own message does not always name the key and the file
+        raise pytest.UsageError(f"{source}: {error}") from error
 
 
-def _paths(config: pytest.Config, option: Option, *, folder: bool = False) -> tuple[Path, ...]:
-    values, where = _value(config, option)
+def _existing_paths(config: pytest.Config, option: Option, *, folder: bool = False) -> tuple[Path, ...]:
+    values, source = _option_value(config, option)
     base = config.invocation_params.dir
     paths = tuple(base / value if isinstance(value, str) else value for value in values or ())
     for path in paths:
         if not path.exists():
-            raise pytest.UsageError(f"{where}: no such file or folder: {path}")
+            raise pytest.UsageError(f"{source}: no such file or folder: {path}")
         if folder and not path.is_dir():
-            raise pytest.UsageError(f"{where}: not a folder: {path}")
+            raise pytest.UsageError(f"{source}: not a folder: {path}")
     return paths
 
 
 def _golden_folders(config: pytest.Config) -> tuple[Path, ...]:
-    folders = _paths(config, GOLDEN_DIR, folder=True)
+    folders = _existing_paths(config, GOLDEN_DIR, folder=True)
     for folder in folders:
         if not any(True for pattern in _GOLDEN_FILES for _ in folder.glob(pattern)):
-            where = _value(config, GOLDEN_DIR)[1]
-            raise pytest.UsageError(f"{where}: neither rows (*.jsonl) nor recorded goldens in {folder}")
+            source = _option_value(config, GOLDEN_DIR)[1]
+            raise pytest.UsageError(f"{source}: neither rows (*.jsonl) nor recorded goldens in {folder}")
     return folders
 
 
-def _recipes(config: pytest.Config) -> tuple[Path, ...]:
-    paths = _paths(config, RECIPE)
+def _valid_recipes(config: pytest.Config) -> tuple[Path, ...]:
+    paths = _existing_paths(config, RECIPE)
     if paths:
         from pytest_mistral_lora.conformance.targets import RecipeTarget
         from pytest_mistral_lora.errors import MistralLoraError
@@ -184,12 +187,12 @@ def _recipes(config: pytest.Config) -> tuple[Path, ...]:
             try:
                 _ = RecipeTarget(path.name, path).recipe
             except MistralLoraError as error:
-                raise pytest.UsageError(f"{_value(config, RECIPE)[1]}: {error}") from error
+                raise pytest.UsageError(f"{_option_value(config, RECIPE)[1]}: {error}") from error
     return paths
 
 
-def _runners(config: pytest.Config) -> tuple[RunnerChoice, ...]:
-    values, where = _value(config, RUNNER)
+def _runner_choices(config: pytest.Config) -> tuple[RunnerChoice, ...]:
+    values, source = _option_value(config, RUNNER)
     if not values:
         return ()
     from pytest_mistral_lora.conformance.targets import RunnerChoice
@@ -198,66 +201,60 @@ def _runners(config: pytest.Config) -> tuple[RunnerChoice, ...]:
     try:
         return tuple(RunnerChoice.parse(value, _folder_of(config, RUNNER)) for value in values)
     except RunnerError as error:
-        raise pytest.UsageError(f"{where}: {error}") from error
+        raise pytest.UsageError(f"{source}: {error}") from error
 
 
 def _folder_of(config: pytest.Config, option: Option) -> Path:
-    """Return the folder that the paths of a setting are relative to."""
+    """Return the folder to which the paths of a setting are relative."""
     given = config.getoption(option.dest) is not None
     return config.invocation_params.dir if given or not config.inipath else config.inipath.parent
 
 
-def _path(config: pytest.Config, option: Option) -> tuple[Path | None, str]:
-    """Return the one path of a setting, and where it was set; a path of the ini file is relative to that file."""
-    value, where = _value(config, option)
+def _existing_path(config: pytest.Config, option: Option) -> tuple[Path | None, str]:
+    """Return the path of a setting that has one, and its source; a path in the ini file is relative to that file."""
+    value, source = _option_value(config, option)
     if not value:
-        return None, where
+        return None, source
     path = _folder_of(config, option) / value
     if not path.exists():
-        raise pytest.UsageError(f"{where}: no such file or folder: {path}")
-    return path, where
+        raise pytest.UsageError(f"{source}: no such file or folder: {path}")
+    return path, source
 
 
-def _base(config: pytest.Config) -> Path | None:
-    path, where = _path(config, BASE)
+def _base_folder(config: pytest.Config) -> Path | None:
+    path, source = _existing_path(config, BASE)
     if path is not None and not path.is_dir():
-        raise pytest.UsageError(f"{where}: not a folder: {path}")
+        raise pytest.UsageError(f"{source}: not a folder: {path}")
     return path
 
 
-def _xfails(config: pytest.Config) -> tuple[Xfail, ...]:
-    path, where = _path(config, XFAILS)
+def _known_deviations(config: pytest.Config) -> tuple[Xfail, ...]:
+    path, source = _existing_path(config, XFAILS)
     if path is None:
         return ()
-    from pytest_mistral_lora.plugin.xfails import read as read_xfails
+    from pytest_mistral_lora.plugin.xfails import read_xfails
 
     try:
         return read_xfails(path)
     except (OSError, ValueError) as error:
-        raise pytest.UsageError(f"{where}: {error}") from error
+        raise pytest.UsageError(f"{source}: {error}") from error
 
 
-def _expects_every_xfail(config: pytest.Config) -> bool:
-    file, where = _value(config, XFAILS)
-    named_here = any(config.getoption(option.dest) for option in (TOKENIZER, RECIPE, ADAPTER, ENCODED, RUNNER))
-    return not file or where == XFAILS.flag or not named_here
-
-
-def _device(config: pytest.Config) -> str:
-    value, where = _value(config, DEVICE)
+def _device_name(config: pytest.Config) -> str:
+    value, source = _option_value(config, DEVICE)
     device = value or "auto"
     if device not in _DEVICES:
-        raise pytest.UsageError(f"{where}: {device!r}; expected one of {', '.join(_DEVICES)}")
+        raise pytest.UsageError(f"{source}: {device!r}; expected one of {', '.join(_DEVICES)}")
     if device == "cuda":
-        import torch
+        import torch  # only here: it takes seconds
 
         if not torch.cuda.is_available():
-            raise pytest.UsageError(f"{where}: cuda, but torch {torch.__version__} finds no CUDA device here")
+            raise pytest.UsageError(f"{source}: cuda, but torch {torch.__version__} finds no CUDA device here")
     return str(device)
 
 
-def _number(config: pytest.Config, option: Option, default: int, *, least: int) -> int:
-    value, where = _value(config, option)
+def _whole_number(config: pytest.Config, option: Option, default: int, *, least: int) -> int:
+    value, source = _option_value(config, option)
     if value in (None, ""):
         return default
     try:
@@ -265,15 +262,11 @@ def _number(config: pytest.Config, option: Option, default: int, *, least: int) 
     except ValueError:
         number = least - 1
     if number < least:
-        raise pytest.UsageError(f"{where}: {value!r}; expected a whole number from {least} on")
+        raise pytest.UsageError(f"{source}: {value!r}; expected a whole number, {least} or more")
     return number
 
 
-def _seed(config: pytest.Config) -> int | None:
-    return None if config.getoption(SEED.dest) is None else _number(config, SEED, 0, least=0)
-
-
-def _report(config: pytest.Config) -> Path | None:
+def _report_file(config: pytest.Config) -> Path | None:
     value = config.getoption(REPORT.dest)
     if value is None:
         return None
@@ -288,22 +281,24 @@ def _report(config: pytest.Config) -> Path | None:
 
 
 def _check_update(config: pytest.Config, settings: PluginSettings) -> None:
+    """Refuse to record goldens if nobody would look at them, or if others rely on them.
+
+    Raises:
+        pytest.UsageError: If there is no folder for them, it is the packaged one, several workers would write the same
+            files, or this is CI.
+    """
+    from pytest_mistral_lora.records.goldens import goldens_folder
+
     if not settings.golden_folders:
         raise pytest.UsageError(
             f"{UPDATE.flag}: there is nothing to record; add {GOLDEN_DIR.flag} PATH, a folder with rows in rows.jsonl"
         )
     for folder in settings.golden_folders:
-        _refuse_packaged(folder)
+        if folder.resolve().is_relative_to(goldens_folder().resolve()):
+            raise pytest.UsageError(
+                f"{UPDATE.flag}: {folder} has the packaged goldens, which are never rewritten; give your own folder"
+            )
     if hasattr(config, "workerinput") or config.getoption("dist", "no") != "no":
         raise pytest.UsageError(f"{UPDATE.flag} writes files and cannot be shared between workers; leave out -n")
     if os.environ.get("CI"):
-        raise pytest.UsageError(f"{UPDATE.flag} is refused where CI is set: a golden that CI writes guards nothing")
-
-
-def _refuse_packaged(folder: Path) -> None:
-    from pytest_mistral_lora.records.goldens import goldens_folder
-
-    if folder.resolve().is_relative_to(goldens_folder().resolve()):
-        raise pytest.UsageError(
-            f"{UPDATE.flag}: {folder} has the packaged goldens, which are never rewritten; give a folder of your own"
-        )
+        raise pytest.UsageError(f"{UPDATE.flag} is refused if CI is set: a golden that CI writes guards nothing")

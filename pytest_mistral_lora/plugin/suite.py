@@ -1,8 +1,4 @@
-"""Tell whether pytest has missed the user's configuration because of a path that follows one of our options.
-
-pytest looks for its configuration before it knows a plugin's options, and takes each word that is a path for a place
-of tests: `--mistral-tokenizer /models/x` makes it look in `/models/x` and above, `--mistral-tokenizer=/models/x` not.
-"""
+"""The suite in one pytest session: its hooks collect the checks, gather their results and print the summary."""
 
 from __future__ import annotations
 
@@ -26,38 +22,26 @@ if TYPE_CHECKING:
     from pytest_mistral_lora.conformance.targets import Target
     from pytest_mistral_lora.plugin.xfails import Xfail
 
-
-_FILES = ("pytest.toml", ".pytest.toml", "pytest.ini", ".pytest.ini", "pyproject.toml", "tox.ini", "setup.cfg")
-
-
-def unread_configuration(config: pytest.Config, flags: tuple[str, ...]) -> str:
-    """Return a sentence that names the configuration that pytest did not read, or nothing.
-
-    Args:
-        config: A configured session's.
-        flags: The options that take a path.
-    """
-    params = config.invocation_params
-    flag = next((word for word in params.args if word in flags), None)
-    if flag is None or config.getoption("rootdir") or config.getoption("inifilename"):
-        return ""
-    folders = (params.dir, *params.dir.parents)
-    if config.inipath is not None and config.inipath.parent in folders:
-        return ""
-    missed = next((path for folder in folders for name in _FILES if (path := Path(folder, name)).is_file()), None)
-    return f"pytest has not read {missed}: write {flag}=PATH, with an equals sign" if missed else ""
-
-
 _WORK = "mistral_lora_work"
 _COUNTS = "mistral_lora_counts"
+# the files in which pytest itself looks for its configuration, in its order
+_CONFIGURATION_FILES = (
+    "pytest.toml",
+    ".pytest.toml",
+    "pytest.ini",
+    ".pytest.ini",
+    "pyproject.toml",
+    "tox.ini",
+    "setup.cfg",
+)
 
 
 class Suite:
     """Hooks of a session that runs the suite.
 
     Attributes:
-        settings: What was asked for.
-        outcomes: One record for each check that has run, in the order in which they ended.
+        settings: The settings of the run.
+        outcomes: One record for each check that has run, in the order in which the checks ended.
     """
 
     def __init__(self, config: pytest.Config, settings: PluginSettings) -> None:
@@ -67,18 +51,25 @@ class Suite:
         self._deselected = 0
         worker = getattr(config, "workerinput", None)
         self._is_worker = worker is not None
-        self._work_folder = Path(worker[_WORK]) if worker else _temporary_folder(config)
-        if _nothing_asked_for(config):
-            config.args = []  # not public, and the only way to keep pytest from collecting the current folder
+        if worker:
+            self._work_folder = Path(worker[_WORK])
+        else:
+            self._work_folder = Path(tempfile.mkdtemp(prefix="mistral-golden-"))
+            # not in pytest_sessionfinish: --help and a later usage error configure pytest, but start no session
+            config.add_cleanup(partial(shutil.rmtree, self._work_folder, ignore_errors=True))
+        # With neither paths nor `testpaths`, pytest would collect the current folder beside the suite. `args` is not
+        # public, but nothing else keeps it from that.
+        if config.args_source == pytest.Config.ArgsSource.INVOCATION_DIR:
+            config.args = []
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_configure_node(self, node: Any) -> None:
-        """Tell a worker of pytest-xdist where all of them may write."""
+        """Give a worker of pytest-xdist the folder that all workers share."""
         node.workerinput[_WORK] = str(self._work_folder)
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any) -> None:
-        """Learn from a worker what was collected and deselected: every worker collects the same."""
+        """Take the counts of a worker, the same for each: every worker collects and deselects all checks."""
         counts = getattr(node, "workeroutput", {}).get(_COUNTS, (self._collected, self._deselected))
         self._collected, self._deselected = counts
 
@@ -86,15 +77,15 @@ class Suite:
     def pytest_collection_modifyitems(self, session: pytest.Session, items: list[pytest.Item]) -> None:
         """Add the checks, before `-k`, `-m` and `--lf` choose among the items."""
         suite = SuiteCollector.from_parent(
-            session, name=ROOT, nodeid=ROOT, checks=self._checks(), settings=self.settings
+            session, name=ROOT, nodeid=ROOT, checks=self._collected_checks(), settings=self.settings
         )
         report = session.ihook.pytest_make_collect_report(collector=suite)
         session.ihook.pytest_collectreport(report=report)
         items += report.result
         self._collected = len(report.result)
 
-    def _checks(self) -> Iterator[Check]:
-        """Yield the checks: whatever goes wrong here is an error of the collection, with its name."""
+    def _collected_checks(self) -> Iterator[Check]:
+        """Yield the checks. It is a generator, so that its errors are raised, and reported, in the collector."""
         from pytest_mistral_lora.conformance.checks import Settings
         from pytest_mistral_lora.conformance.collect import collect
 
@@ -132,8 +123,8 @@ class Suite:
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtestloop(self, session: pytest.Session) -> Generator[None, object, object]:
-        """Let the first tiny train run in a process of its own, beside the other checks, which come before it."""
-        process = None if self._is_worker or session.config.option.collectonly else self._train_beside(session)
+        """Run the first tiny train in a process of its own, at the same time as the checks before it."""
+        process = None if self._is_worker or session.config.option.collectonly else self._start_training(session)
         try:
             return (yield)
         finally:
@@ -141,7 +132,8 @@ class Suite:
                 process.terminate()
                 process.wait()
 
-    def _train_beside(self, session: pytest.Session) -> subprocess.Popen[bytes] | None:
+    def _start_training(self, session: pytest.Session) -> subprocess.Popen[bytes] | None:
+        """Start the first tiny train; None if no check needs it, or if its own check comes first and would wait."""
         checks = [item.check for item in session.items if isinstance(item, CheckItem)]
         first = next((check for check in checks if check.subject == "train"), None)
         if first is None or first is checks[0]:
@@ -152,7 +144,7 @@ class Suite:
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(self, item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-        """Carry the findings on the report, as plain data that also crosses to another process."""
+        """Put the findings on the report, as plain data: pytest-xdist sends reports to another process."""
         report = yield
         if isinstance(item, CheckItem) and report.when == "call":
             outcome = "known" if hasattr(report, "wasxfail") else report.outcome
@@ -165,26 +157,26 @@ class Suite:
         return report
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Keep what a check came to."""
+        """Keep the record of a check."""
         data = getattr(report, "mistral_golden", None)
         if data is not None:
             self.outcomes.append(data)
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
-        """Print one table, and say what was not checked."""
-        from pytest_mistral_lora.plugin.summary import write
+        """Print the table, the notes, and the checks that could not run."""
+        from pytest_mistral_lora.plugin.summary import write_summary
 
         counts = {"deselected": self._deselected, "not_run": self._not_run}
-        write(terminalreporter, self.outcomes, self.settings, unused=self._unused(), **counts)
-        for xfail in self._unmatched():
+        write_summary(terminalreporter, self.outcomes, self.settings, unused=self._unused_goldens(), **counts)
+        for xfail in self._unmatched_xfails():
             terminalreporter.write_line(
-                f"{xfail.place}: {xfail.id} matches nothing: it is mended, or misspelt; remove it", red=True
+                f"{xfail.place}: {xfail.id} matches no finding: it is fixed or misspelled; remove it", red=True
             )
         unread = unread_configuration(terminalreporter.config, PATH_FLAGS)
         if unread:
             terminalreporter.write_line(unread, yellow=True)
 
-    def _unused(self) -> list[Path]:
+    def _unused_goldens(self) -> list[Path]:
         if not self.settings.golden_folders:
             return []
         from pytest_mistral_lora.conformance.user_goldens import unused
@@ -195,7 +187,7 @@ class Suite:
         """Write the report, and fail a run whose list of known deviations is out of date."""
         if (
             not self._is_worker
-            and self._unmatched()
+            and self._unmatched_xfails()
             and exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED)
         ):
             session.exitstatus = exitstatus = pytest.ExitCode.TESTS_FAILED
@@ -207,8 +199,8 @@ class Suite:
             counts = {"deselected": self._deselected, "not_run": self._not_run}
             write_report(self.settings.report, report_data(self.outcomes, int(exitstatus), **counts))
 
-    def _unmatched(self) -> list[Xfail]:
-        """Return the known deviations that nothing showed, after a run in which all of them could have been seen."""
+    def _unmatched_xfails(self) -> list[Xfail]:
+        """Return the known deviations without a finding; none after a run that left out some of the checks."""
         given = self.settings
         if self._deselected or self._not_run or given.skip_training or not given.expects_every_xfail:
             return []
@@ -217,17 +209,28 @@ class Suite:
 
     @property
     def _not_run(self) -> int:
-        """How many chosen checks did not run: `-x`, an interruption, or `--collect-only`."""
+        """Number of chosen checks that did not run, because of `-x`, an interruption, or `--collect-only`."""
         return self._collected - self._deselected - len(self.outcomes)
 
 
-def _temporary_folder(config: pytest.Config) -> Path:
-    folder = Path(tempfile.mkdtemp(prefix="mistral-golden-"))
-    # not in pytest_sessionfinish: --help and a later usage error configure pytest, but start no session
-    config.add_cleanup(partial(shutil.rmtree, folder, ignore_errors=True))
-    return folder
+def unread_configuration(config: pytest.Config, flags: tuple[str, ...]) -> str:
+    """Return a sentence that names the configuration file that pytest did not read; empty if there is none.
 
+    pytest looks for its configuration before it knows the options of a plugin, and takes each word that is a path for
+    a folder of tests: with `--mistral-tokenizer /models/x` it searches `/models/x` and above instead of the current
+    folder. With `--mistral-tokenizer=/models/x` it does not.
 
-def _nothing_asked_for(config: pytest.Config) -> bool:
-    """Return whether neither the command line nor `testpaths` says what to collect."""
-    return config.args_source == pytest.Config.ArgsSource.INVOCATION_DIR
+    Args:
+        config: The configuration of a session.
+        flags: The options that take a path.
+    """
+    params = config.invocation_params
+    flag = next((word for word in params.args if word in flags), None)
+    if flag is None or config.getoption("rootdir") or config.getoption("inifilename"):
+        return ""
+    folders = (params.dir, *params.dir.parents)
+    if config.inipath is not None and config.inipath.parent in folders:
+        return ""
+    files = (Path(folder, name) for folder in folders for name in _CONFIGURATION_FILES)
+    missed = next((file for file in files if file.is_file()), None)
+    return f"pytest has not read {missed}: write {flag}=PATH, with an equals sign" if missed else ""

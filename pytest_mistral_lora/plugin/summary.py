@@ -1,4 +1,4 @@
-"""The terminal summary: one table of targets and subjects, and what was not checked."""
+"""The summary in the terminal: one table of targets and subjects, and every check that could not run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _SUBJECTS_OF_TARGETS = ("dataset", "encoded", "adapter", "manifest", "transcript
 _TIERS = ("exact", "equivalent", "different")
 
 
-def write(
+def write_summary(
     terminal: Any,
     outcomes: list[dict[str, Any]],
     settings: PluginSettings,
@@ -22,25 +22,41 @@ def write(
     deselected: int,
     not_run: int,
 ) -> None:
-    """Write the summary to pytest's terminal."""
+    """Write the summary to pytest's terminal.
+
+    Args:
+        terminal: pytest's terminal reporter.
+        outcomes: One record for each check that ran.
+        settings: The settings of the run.
+        unused: Folders of user goldens that no target of this run reads.
+        deselected: Number of checks that were left out by `-k`, `-m` or `--lf`.
+        not_run: Number of checks that were chosen and did not run.
+    """
     terminal.section("Mistral conformance", sep="=")
     if outcomes:
         from pytest_mistral_lora.report.session import outcome_table
 
+        # `_tw` is private; without it, the table is as wide as a common terminal
         for line in outcome_table(outcomes, terminal._tw.fullwidth if hasattr(terminal, "_tw") else 80):
             terminal.write_line(line)
-    for line in (*_answers(outcomes), *_ran_under(outcomes), *(_written(outcomes) if settings.update else ())):
+    ran = dict.fromkeys((one["target"], one["facts"].get("ran under")) for one in outcomes)
+    lines = [*_answer_lines(outcomes), *(f"{target} ran under {versions}" for target, versions in ran if versions)]
+    if settings.update:
+        lines += _golden_lines(outcomes)
+    known = Counter((known["id"], known["reason"]) for one in outcomes for known in one["known"])
+    lines += [f"known {name}: {reason} ({_counted_checks(count)})" for (name, reason), count in known.items()]
+    for line in lines:
         terminal.write_line(line)
-    for line in _known(outcomes):
-        terminal.write_line(line)
-    for line in _notes(outcomes):
-        terminal.write_line(line, yellow=True)
-    for line in _not_checked(outcomes, settings, unused, deselected, not_run):
+    for one in outcomes:
+        for finding in one["findings"]:
+            if finding["severity"] == "note":
+                terminal.write_line(f"note {finding['rule']} {one['nodeid']}: {finding['found']}", yellow=True)
+    for line in _unchecked_lines(outcomes, settings, unused, deselected, not_run):
         terminal.write_line(line)
 
 
-def _answers(outcomes: list[dict[str, Any]]) -> list[str]:
-    """Return a line for each adapter that was asked: how many answers are in which tier."""
+def _answer_lines(outcomes: list[dict[str, Any]]) -> list[str]:
+    """Return a line for each adapter whose transcripts were compared: the number of answers in each tier."""
     tiers: dict[str, Counter[str]] = {}
     for outcome in outcomes:
         found = {tier: outcome["facts"][tier] for tier in _TIERS if tier in outcome["facts"]}
@@ -52,18 +68,12 @@ def _answers(outcomes: list[dict[str, Any]]) -> list[str]:
     ]
 
 
-def _ran_under(outcomes: list[dict[str, Any]]) -> list[str]:
-    """Return a line for each runner: the versions that it ran under."""
-    ran = ((outcome["target"], outcome["facts"].get("ran under")) for outcome in outcomes)
-    return [f"{target} ran under {versions}" for target, versions in dict.fromkeys(ran) if versions]
-
-
-def _written(outcomes: list[dict[str, Any]]) -> list[str]:
-    """Return a line for each golden that was recorded, and one that counts them."""
+def _golden_lines(outcomes: list[dict[str, Any]]) -> list[str]:
+    """Return a line for each golden that was recorded, and their counts."""
     facts = [outcome["facts"] for outcome in outcomes if "golden" in outcome["facts"]]
     lines = [
         f"golden {fact['written']}: {fact['golden']}"
-        + (" (no row has this name any more; remove the file if it is not wanted)" if fact["orphan"] else "")
+        + (" (no row has this name any more; remove the file if you do not need it)" if fact["orphan"] else "")
         for fact in facts
     ]
     counts = Counter(fact["written"] for fact in facts)
@@ -71,35 +81,26 @@ def _written(outcomes: list[dict[str, Any]]) -> list[str]:
     return [*lines, f"goldens: {summary}"]
 
 
-def _known(outcomes: list[dict[str, Any]]) -> list[str]:
-    seen = Counter((one["id"], one["reason"]) for outcome in outcomes for one in outcome["known"])
-    return [f"known {name}: {reason} ({_checks(count)})" for (name, reason), count in seen.items()]
-
-
-def _notes(outcomes: list[dict[str, Any]]) -> list[str]:
-    notes = [(o["nodeid"], f) for o in outcomes for f in o["findings"] if f["severity"] == "note"]
-    return [f"note {finding['rule']} {nodeid}: {finding['found']}" for nodeid, finding in notes]
-
-
-def _not_checked(
+def _unchecked_lines(
     outcomes: list[dict[str, Any]], settings: PluginSettings, unused: Sequence[Path], deselected: int, not_run: int
 ) -> list[str]:
+    """Return the list of everything that this run did not check, so that a green run claims no more than it saw."""
     lines = ["not checked:"]
-    reasons = Counter((o["target"], o["not_checked"]) for o in outcomes if o["not_checked"])
+    reasons = Counter((one["target"], one["not_checked"]) for one in outcomes if one["not_checked"])
     lines += [f"  {target}: {reason} ({count})" for (target, reason), count in reasons.items()]
     lines += [f"  {folder}: goldens of no target in this run" for folder in unused]
     if deselected:
-        lines.append(f"  {_checks(deselected)} deselected")
+        lines.append(f"  {_counted_checks(deselected)} deselected")
     if not_run:
-        lines.append(f"  {_checks(not_run)} not run")
+        lines.append(f"  {_counted_checks(not_run)} not run")
     if settings.skip_training:
         lines.append("  train: left out by --mistral-golden-skip-training")
-    elif {o["facts"].get("device") for o in outcomes if o["subject"] == "train"} == {"cpu"}:
+    elif {one["facts"].get("device") for one in outcomes if one["subject"] == "train"} == {"cpu"}:
         lines.append("  train on CUDA: models ran on the CPU")
     seen = {outcome["subject"] for outcome in outcomes}
     lines.append(f"  {', '.join(name for name in _SUBJECTS_OF_TARGETS if name not in seen)}: no target of that kind")
     return lines
 
 
-def _checks(count: int) -> str:
+def _counted_checks(count: int) -> str:
     return f"{count} check{'' if count == 1 else 's'}"

@@ -87,11 +87,11 @@ BAD = [
     ("--mistral-golden-dir", "tok.model.v3", "not a folder: {here}/tok.model.v3"),
     ("--mistral-golden-dir", "bare", "neither rows (*.jsonl) nor recorded goldens in {here}/bare"),
     ("--mistral-device", "tpu", "'tpu'; expected one of auto, cpu, cuda"),
-    ("--mistral-examples", "0", "'0'; expected a whole number from 1 on"),
-    ("--mistral-examples", "many", "'many'; expected a whole number from 1 on"),
-    ("--mistral-examples", "1.5", "'1.5'; expected a whole number from 1 on"),
-    ("--mistral-seed", "-1", "'-1'; expected a whole number from 0 on"),
-    ("--mistral-seed", "x", "'x'; expected a whole number from 0 on"),
+    ("--mistral-examples", "0", "'0'; expected a whole number, 1 or more"),
+    ("--mistral-examples", "many", "'many'; expected a whole number, 1 or more"),
+    ("--mistral-examples", "1.5", "'1.5'; expected a whole number, 1 or more"),
+    ("--mistral-seed", "-1", "'-1'; expected a whole number, 0 or more"),
+    ("--mistral-seed", "x", "'x'; expected a whole number, 0 or more"),
     ("--mistral-report", "out.txt", "out.txt; expected a name that ends in .json or .html"),
     ("--mistral-report", "nope/out.json", "no such folder: {here}/nope"),
     ("--mistral-report", "folder.json", "a folder: {here}/folder.json"),
@@ -107,7 +107,7 @@ BAD_INI = [
     ("mistral_golden_dirs = tok.model.v3", "not a folder: {here}/tok.model.v3"),
     ("mistral_golden_dirs = bare", "neither rows (*.jsonl) nor recorded goldens in {here}/bare"),
     ("mistral_device = tpu", "'tpu'; expected one of auto, cpu, cuda"),
-    ("mistral_examples = 0", "0; expected a whole number from 1 on"),
+    ("mistral_examples = 0", "0; expected a whole number, 1 or more"),
     ("mistral_examples = many", "invalid literal for int() with base 10: 'many'"),
     ("mistral_strict = maybe", "invalid truth value 'maybe'"),
 ]
@@ -186,7 +186,7 @@ def test_a_manifest_is_required_by_the_ini_file(settings_of: Read, pytester: pyt
 
 
 def test_encoded_rows_need_a_tokenizer_to_be_held_to(here: Path, golden: Run) -> None:
-    expected = "ERROR: --mistral-encoded: no tokenizer to hold the rows to; add --mistral-tokenizer PATH or"
+    expected = "ERROR: --mistral-encoded: no tokenizer to check the rows against; add --mistral-tokenizer PATH or"
     assert _refusal(golden("--mistral-encoded=own/rows.jsonl")) == f"{expected} --mistral-recipe PATH"
 
 

@@ -121,7 +121,7 @@ def test_recording_is_refused_where_ci_is_set(golden: Run, own_rows: OwnRows, mo
     monkeypatch.setenv("CI", "true")
     result = _record(golden, own_rows(NAMED))
     assert result.ret == pytest.ExitCode.USAGE_ERROR
-    message = "--mistral-golden-update is refused where CI is set: a golden that CI writes guards nothing"
+    message = "--mistral-golden-update is refused if CI is set: a golden that CI writes guards nothing"
     assert result.stderr.str().strip() == f"ERROR: {message}"
 
 

@@ -102,7 +102,7 @@ def test_one_that_matches_nothing_fails_a_full_run(
     (adapter / "adapter_config.json").write_text("{}")
     result = golden("--mistral-adapter=adapter", "--mistral-xfails=known.txt")
     assert result.ret == 1
-    assert f"{path}:1: ML001 matches nothing: it is mended, or misspelt; remove it" in result.outlines
+    assert f"{path}:1: ML001 matches no finding: it is fixed or misspelled; remove it" in result.outlines
 
 
 def test_one_that_matches_nothing_is_fine_where_only_some_checks_ran(known: Callable[[str], Path], golden: Run) -> None:
@@ -115,8 +115,8 @@ def test_one_that_matches_nothing_is_fine_where_only_some_checks_ran(known: Call
     ("text", "message"),
     [
         ("ML204\n", "known.txt:1: 'ML204' has no reason; expected: ML204  # why it is accepted"),
-        ("\nML999 # x\n", "known.txt:2: 'ML999' is no rule; expected a rule id such as ML204, or a node id"),
-        ("ML204 # x\nML204 # y\n", "known.txt:2: ML204 again; it is already in {here}/known.txt:1"),
+        ("\nML999 # x\n", "known.txt:2: there is no rule 'ML999'; expected a rule id such as ML204, or a node id"),
+        ("ML204 # x\nML204 # y\n", "known.txt:2: ML204 is listed twice; it is already in {here}/known.txt:1"),
     ],
 )
 def test_a_bad_line_is_a_usage_error(
