@@ -1,6 +1,6 @@
 """Subject `tokenizer`: is the tokenizer that transformers loads the one that mistral-common knows?
 
-What needs no Mistral tokenizer file (the folder's own files, its template, saving and loading) is judged without one.
+The folder's own files, its template, and saving and loading are judged even if there is no Mistral tokenizer file.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pytest_mistral_lora.conformance.targets import RecipeTarget, Target
 from pytest_mistral_lora.conformance.tokenizer import folder as tokenizer_folder
 from pytest_mistral_lora.conformance.tokenizer import ids as tokenizer_ids
 from pytest_mistral_lora.conformance.tokenizer import template_traits
-from pytest_mistral_lora.conformance.tokenizer.template_traits import Traits
+from pytest_mistral_lora.conformance.tokenizer.template_traits import TemplateTraits
 
 Judge = Callable[[Target], Iterator[Finding]]
 
@@ -23,7 +23,7 @@ FILES: dict[str, Judge] = {
     "one-revision": tokenizer_folder.one_revision,
     "declarations-agree": tokenizer_folder.files_agree,
     "class": tokenizer_folder.tokenizer_class,
-    "model-config": tokenizer_folder.model_config,
+    "model-config": tokenizer_ids.model_config,
     "template-places": tokenizer_folder.one_template,
 }
 """Checks of a folder: its files among themselves."""
@@ -38,12 +38,12 @@ IDS: dict[str, Judge] = {
 }
 """Checks of the tokenizer that transformers loads."""
 
-TRAITS: dict[str, Callable[[Traits], Iterator[Finding]]] = {
+TRAITS: dict[str, Callable[[TemplateTraits], Iterator[Finding]]] = {
     "template-bounds": template_traits.bounds,
     "template-clock-and-defaults": template_traits.clock_and_defaults,
     "template-drops-nothing": template_traits.dropped_texts,
-    "template-bos-eos": tokenizer_ids.rendered_ends,
-    "template-encoded-again": tokenizer_ids.encoded_again,
+    "template-bos-eos": template_traits.rendered_ends,
+    "template-encoded-again": template_traits.encoded_again,
 }
 """Checks of the chat template with the tokenizer."""
 
@@ -53,34 +53,34 @@ def checks(target: Target, settings: Settings) -> Iterator[Check]:
     yield Check(target, "tokenizer", "file", partial(tokenizer_folder.file, target))
     folder = isinstance(target, RecipeTarget) or (target.path is not None and target.path.is_dir())
     for case, judge in {**(FILES if folder else {}), **IDS}.items():
-        yield Check(target, "tokenizer", case, partial(_run, target, judge))
-    template = _Template(target)
+        yield Check(target, "tokenizer", case, partial(_judge_target, target, judge))
+    template = _TemplateOnce(target)
     for case, trait in TRAITS.items():
-        yield Check(target, "tokenizer", case, partial(_trait, template, trait))
+        yield Check(target, "tokenizer", case, partial(_judge_trait, template, trait))
 
 
-def _run(target: Target, judge: Judge) -> Result:
+def _judge_target(target: Target, judge: Judge) -> Result:
     return Result(tuple(judge(target)))
 
 
-class _Template:
-    """The traits of a target's template, looked at once for all checks."""
+class _TemplateOnce:
+    """The traits of a target's template, computed once for all checks."""
 
     def __init__(self, target: Target) -> None:
         self._target = target
 
     @cached_property
-    def traits(self) -> Traits | Result:
-        """The traits, or why there is nothing to look at."""
+    def traits(self) -> TemplateTraits | Result:
+        """The traits; a result with the reason if there is no template."""
         return template_traits.of_target(self._target)
 
     @cached_property
     def bounds(self) -> tuple[Finding, ...]:
-        """Why the template must not, or cannot, be used."""
+        """The findings for which the template must not, or cannot, be used."""
         return () if isinstance(self.traits, Result) else tuple(template_traits.bounds(self.traits))
 
 
-def _trait(template: _Template, judge: Callable[[Traits], Iterator[Finding]]) -> Result:
+def _judge_trait(template: _TemplateOnce, judge: Callable[[TemplateTraits], Iterator[Finding]]) -> Result:
     traits = template.traits
     if isinstance(traits, Result):
         return traits

@@ -1,16 +1,13 @@
-"""What the files of a folder declare of single tokens, and where two of them say different things."""
+"""The files of a checkpoint folder: which of them load, and whether any two of them declare different things."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from pytest_mistral_lora.checkpoint.hub_cache import check_file, kept_listing
 from pytest_mistral_lora.checkpoint.tokenizer_folder import (
     ADDED_TOKENS,
-    GENERATION_CONFIG,
-    MODEL_CONFIG,
     SPECIAL_TOKENS,
     TOKENIZER_CONFIG,
     TOKENIZER_JSON,
@@ -22,7 +19,7 @@ from pytest_mistral_lora.checkpoint.tokenizers import oracle_file
 from pytest_mistral_lora.checkpoint.weights import embedding_rows
 from pytest_mistral_lora.conformance.finding import Finding, Result
 from pytest_mistral_lora.conformance.targets import Target
-from pytest_mistral_lora.conformance.tokenizer.ids import PROBES, eos_ids, oracle_of
+from pytest_mistral_lora.conformance.tokenizer.ids import PROBES
 from pytest_mistral_lora.errors import InputError, PinError
 
 _NAMES = ("bos_token", "eos_token", "unk_token", "pad_token")
@@ -33,7 +30,7 @@ Disagreement = tuple[str, str, str]
 
 
 def disagreements(files: TokenizerFiles) -> Iterator[Disagreement]:
-    """Yield what a file declares otherwise than `tokenizer.json` or `tokenizer_config.json`."""
+    """Yield each declaration that differs from that of `tokenizer.json` or `tokenizer_config.json`."""
     yield from _within_tokenizer_json(files)
     yield from _named_tokens(files)
     yield from _added_tokens(files)
@@ -55,7 +52,7 @@ def _within_tokenizer_json(files: TokenizerFiles) -> Iterator[Disagreement]:
 
 def _named_tokens(files: TokenizerFiles) -> Iterator[Disagreement]:
     config, special = files.json(TOKENIZER_CONFIG), files.json(SPECIAL_TOKENS)
-    known = _known_literals(files)
+    known = {*_vocabulary(files), *(token["content"] for token in _added(files))}
     for name in _NAMES:
         main, other = _content(config.get(name)), _content(special.get(name))
         if main is not None and other is not None and main != other:
@@ -73,22 +70,20 @@ def _added_tokens(files: TokenizerFiles) -> Iterator[Disagreement]:
         return
     added = {token["content"]: token for token in _added(files)}
     vocabulary = _vocabulary(files)
-    for file, literal, number, flags in _tables(files):
+    decoder = files.json(TOKENIZER_CONFIG).get("added_tokens_decoder")
+    tables: list[tuple[str, str, int, dict[str, Any]]] = [
+        (TOKENIZER_CONFIG, str(token.get("content")), int(number), token)
+        for number, token in (decoder.items() if isinstance(decoder, dict) else ())
+        if isinstance(token, dict) and str(number).isdigit()
+    ]
+    tables += [(ADDED_TOKENS, literal, number, {}) for literal, number in files.json(ADDED_TOKENS).items()]
+    for file, literal, number, flags in tables:
         have = added.get(literal, {"id": vocabulary.get(literal)})
         if have["id"] != number:
             yield file, f"{literal!r} has the id {number}", f"{have['id']}, as in {TOKENIZER_JSON}"
         for flag in _FLAGS:
             if flag in flags and flag in have and flags[flag] != have[flag]:
                 yield file, f"{literal!r} has {flag} {flags[flag]}", f"{have[flag]}, as in {TOKENIZER_JSON}"
-
-
-def _tables(files: TokenizerFiles) -> Iterator[tuple[str, str, int, dict[str, Any]]]:
-    decoder = files.json(TOKENIZER_CONFIG).get("added_tokens_decoder")
-    for number, token in decoder.items() if isinstance(decoder, dict) else ():
-        if isinstance(token, dict) and str(number).isdigit():
-            yield TOKENIZER_CONFIG, str(token.get("content")), int(number), token
-    for literal, number in files.json(ADDED_TOKENS).items():
-        yield ADDED_TOKENS, literal, number, {}
 
 
 def _vocabulary(files: TokenizerFiles) -> dict[str, int]:
@@ -101,15 +96,11 @@ def _vocabulary(files: TokenizerFiles) -> dict[str, int]:
 
 def _added(files: TokenizerFiles) -> list[dict[str, Any]]:
     tokens = files.json(TOKENIZER_JSON).get("added_tokens")
-    return [token for token in tokens if _is_added(token)] if isinstance(tokens, list) else []
-
-
-def _is_added(token: Any) -> bool:
-    return isinstance(token, dict) and isinstance(token.get("content"), str) and isinstance(token.get("id"), int)
-
-
-def _known_literals(files: TokenizerFiles) -> set[str]:
-    return {*_vocabulary(files), *(token["content"] for token in _added(files))}
+    return [
+        token
+        for token in (tokens if isinstance(tokens, list) else ())
+        if isinstance(token, dict) and isinstance(token.get("content"), str) and isinstance(token.get("id"), int)
+    ]
 
 
 def _content(value: Any) -> str | None:
@@ -120,18 +111,20 @@ def _content(value: Any) -> str | None:
 
 _FAULT_RULES = {"outside": "ML210", "hazard": "ML209", "form": "ML209"}
 _MISTRAL_COMMON = ("MistralCommonBackend", "MistralCommonTokenizer")
-_ROUND = 64
-"""Embeddings are padded to a multiple of this, or of a multiple of it."""
 
 
 def file(target: Target) -> Result:
-    """Judge the files one by one, and say which of them load."""
+    """Judge the files one by one; the facts name those that load."""
     files = target.tokenizer.files
     findings = [
         Finding(_FAULT_RULES[fault.kind], fault.found, str(files.file(name)), "a file of the folder")
         for name, fault in files.faults.items()
     ]
-    findings += _weights(files.path)
+    for weights in sorted(files.path.glob("*.safetensors")) if files.path.is_dir() else ():
+        try:
+            embedding_rows(weights)
+        except InputError as error:
+            findings.append(Finding("ML209", error.found, error.place, "a whole safetensors file"))
     if not target.tokenizer.is_there:
         found = "there is no tokenizer"
         findings.append(Finding("ML201", found, str(files.path), "tekken.json, tokenizer.model.vN or tokenizer.json"))
@@ -143,22 +136,14 @@ def file(target: Target) -> Result:
 
 
 def shipped_bytes(target: Target, recorded: str | None) -> Iterator[Finding]:
-    """Yield ML207 where a shipped file does not have the recorded SHA-256, in hex."""
+    """Yield ML207 if a shipped file does not have the recorded SHA-256, in hex."""
     oracle = target.oracle
     if recorded != oracle.sha256:
         yield Finding("ML207", f"SHA-256 {oracle.sha256}", str(oracle.path), str(recorded))
 
 
-def _weights(folder: Path) -> Iterator[Finding]:
-    for weights in sorted(folder.glob("*.safetensors")) if folder.is_dir() else ():
-        try:
-            embedding_rows(weights)
-        except InputError as error:
-            yield Finding("ML209", error.found, error.place, "a whole safetensors file")
-
-
 def _facts(files: TokenizerFiles) -> Iterator[tuple[str, Any]]:
-    """Yield which files load, their hashes, the class, and where the folder comes from."""
+    """Yield the files that load, their hashes, the class, and the repository of a snapshot."""
     hashes = files.digests
     yield "files", hashes
     oracle = oracle_file(files.path)
@@ -173,7 +158,7 @@ def _facts(files: TokenizerFiles) -> Iterator[tuple[str, Any]]:
 
 
 def one_tokenizer(target: Target) -> Iterator[Finding]:
-    """Yield ML211 where a folder holds Mistral tokenizer files of several versions, or two of other bytes."""
+    """Yield ML211 if a folder holds Mistral tokenizer files of several versions, or two of other bytes."""
     files = target.tokenizer.files
     chosen = oracle_file(files.path)
     for name in files.mistral_files:
@@ -196,28 +181,22 @@ def one_revision(target: Target) -> Iterator[Finding]:
                 check_file(files.file(name), files.path, listing, content=True)
             except PinError as error:
                 yield Finding("ML212", error.found, error.place, error.expected)
-    commits = _fetched_at(files)
-    if len(set(commits.values())) > 1:
-        detail = "\n".join(f"{name}: {commit}" for name, commit in commits.items())
-        found = f"files of {len(set(commits.values()))} commits"
-        yield Finding("ML212", found, str(files.path), "one commit", detail)
-
-
-def _fetched_at(files: TokenizerFiles) -> dict[str, str]:
-    """Return the commit that huggingface_hub noted when it fetched a file into a local folder."""
+    # huggingface_hub notes the commit of each file that it fetches into a local folder (`hf download --local-dir`).
     commits: dict[str, str] = {}
     for name in files.names:
         note = files.path / ".cache" / "huggingface" / "download" / f"{name}.metadata"
         if note.is_file() and note.stat().st_size < 1024:
             lines = note.read_text(encoding="utf-8", errors="replace").splitlines()
             commits |= {name: lines[0]} if lines else {}
-    return commits
+    if len(set(commits.values())) > 1:
+        detail = "\n".join(f"{name}: {commit}" for name, commit in commits.items())
+        found = f"files of {len(set(commits.values()))} commits"
+        yield Finding("ML212", found, str(files.path), "one commit", detail)
 
 
 def files_agree(target: Target) -> Iterator[Finding]:
-    """Yield ML213 where two files declare the same token differently."""
-    tokenizer = target.tokenizer
-    files = tokenizer.files
+    """Yield ML213 if two files declare the same token differently."""
+    files = target.tokenizer.files
     for name, found, expected in disagreements(files):
         yield Finding("ML213", found, str(files.file(name)), expected)
 
@@ -243,7 +222,7 @@ def tokenizer_class(target: Target) -> Iterator[Finding]:
 
 
 def _class_changes(target: Target, name: str, place: str) -> Iterator[Finding]:
-    """Compare what the class makes of tokenizer.json with tokenizer.json as it stands."""
+    """Yield ML218 if the class gives a text other ids than tokenizer.json itself does."""
     from tokenizers import Tokenizer
 
     fast = target.tokenizer.fast
@@ -257,72 +236,8 @@ def _class_changes(target: Target, name: str, place: str) -> Iterator[Finding]:
             return
 
 
-def model_config(target: Target) -> Iterator[Finding]:
-    """Yield ML204, ML215, ML216 and ML217 where the model's configuration does not fit the tokenizer."""
-    files = target.tokenizer.files
-    for name in (MODEL_CONFIG, GENERATION_CONFIG):
-        config = files.json(name)
-        for part in (config, config.get("text_config")):
-            if isinstance(part, dict):
-                yield from _named_ids(target, part, str(files.file(name)))
-    yield from _rows(target)
-
-
-def _named_ids(target: Target, config: dict[str, Any], place: str) -> Iterator[Finding]:
-    fast, oracle = target.tokenizer.fast, oracle_of(target)
-    eos = eos_ids(target)
-    size = oracle.vocab_size if oracle else len(fast)
-    given = {key: _ids_of(config.get(f"{key}_token_id")) for key in ("bos", "eos", "pad")}
-    bos = oracle.bos_id if oracle else fast.bos_token_id
-    for key, ids in given.items():
-        for token in ids:
-            if not (isinstance(token, int) and 0 <= token < size):
-                yield Finding("ML217", f"{key}_token_id {token} is not in the vocabulary", place, f"below {size}")
-    if eos & set(given["pad"]) or set(given["pad"]) & set(given["eos"]):
-        yield Finding("ML204", f"pad_token_id {given['pad'][0]} is an EOS", place, "another token")
-    other = [token for token in given["eos"] if token not in eos]
-    if eos and other:
-        yield Finding("ML217", f"eos_token_id {other[0]} is not EOS", place, ", ".join(map(str, sorted(eos))))
-    if bos is not None and given["bos"] and given["bos"] != [bos]:
-        yield Finding("ML217", f"bos_token_id {given['bos'][0]} is not BOS", place, str(bos))
-
-
-def _ids_of(value: Any) -> list[Any]:
-    values = [] if value is None else value if isinstance(value, list) else [value]
-    return [one if isinstance(one, int) else repr(one) for one in values]
-
-
-def _rows(target: Target) -> Iterator[Finding]:
-    """Compare the vocabulary with `vocab_size`, and `vocab_size` with the rows of the embeddings."""
-    files = target.tokenizer.files
-    config = files.json(MODEL_CONFIG)
-    part = config.get("text_config")
-    declared = (part if isinstance(part, dict) else config).get("vocab_size", config.get("vocab_size"))
-    rows: dict[str, int] = {}
-    for weights in sorted(files.path.glob("model*.safetensors")):
-        try:
-            rows |= embedding_rows(weights)
-        except InputError:  # the check of the files says so
-            continue
-    if declared is not None:
-        for name, count in rows.items():
-            if count != declared:
-                yield Finding("ML215", f"{name} has {count:,} rows", str(files.path), f"vocab_size {declared}")
-        rows = {"vocab_size": declared, **rows}
-    tokens = len(target.tokenizer.fast)
-    for name, count in rows.items():
-        if not isinstance(count, int) or count < tokens:
-            found = f"{name} is {count!r}, and the tokenizer has {tokens:,} tokens"
-            yield Finding("ML215", found, str(files.path), "a row for each token")
-            return
-        if count > tokens and count % _ROUND:
-            found = f"{name} is {count:,}, more than the {tokens:,} tokens"
-            yield Finding("ML216", found, str(files.path), f"{tokens:,}, or a multiple of {_ROUND}")
-            return
-
-
 def one_template(target: Target) -> Iterator[Finding]:
-    """Yield ML220 where the places that can hold the chat template hold different ones, or none is the default."""
+    """Yield ML220 if the places that can hold the chat template hold different ones, or none is the default."""
     files = target.tokenizer.files
     places = template_places(files)
     if places and "default" not in places:

@@ -9,11 +9,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pytest_mistral_lora.checkpoint.tokenizer_folder import TOKENIZER_JSON
+from pytest_mistral_lora.checkpoint.tokenizer_folder import GENERATION_CONFIG, MODEL_CONFIG, TOKENIZER_JSON
+from pytest_mistral_lora.checkpoint.weights import embedding_rows
 from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.conformance.targets import Target
-from pytest_mistral_lora.conformance.tokenizer.template_traits import Traits
-from pytest_mistral_lora.errors import TokenizerError
+from pytest_mistral_lora.conformance.tokenizer.template_traits import oracle_of
+from pytest_mistral_lora.errors import InputError
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.chat.oracle.mistral_common import Oracle
@@ -37,48 +38,40 @@ PROBES = (
 _CHUNK = 64
 _SHOWN = 5
 _SAMPLE = 16_000
-"""Tokens that are looked at where the tokenizer was converted here: enough to show whether that is right."""
+"""Tokens that are checked if the tokenizer was converted here: enough to show whether the conversion is right."""
+
+_ROUND = 64
+"""Rows of embeddings are padded to a multiple of 64, or of a multiple of 64, for the GPU's matrix units."""
 
 _FLAGS = ("lstrip", "rstrip", "single_word", "normalized")
 
 
-def oracle_of(target: Target) -> Oracle | None:
-    """Return the oracle, or None where the target has none that loads: `control-tokens` reports that."""
-    try:
-        return target.oracle
-    except TokenizerError:
-        return None
-
-
 def control_tokens(target: Target) -> Iterator[Finding]:
     """Yield ML202 for the control tokens that are not mistral-common's, or not special, or take spaces with them."""
-    found = list(_control_tokens(target))
-    yield from found[:_SHOWN]
-    if len(found) > _SHOWN:
-        yield Finding("ML202", f"{len(found) - _SHOWN} more control tokens differ", str(target.tokenizer.path))
-
-
-def _control_tokens(target: Target) -> Iterator[Finding]:
     oracle, fast = target.oracle, target.tokenizer.fast
     place = str(target.tokenizer.path)
     added = fast.added_tokens_decoder
+    findings: list[Finding] = []
     for token, literal in oracle.control_tokens.items():
         found = fast.convert_ids_to_tokens(token) if token < len(fast) else None
         if found != literal:
-            yield Finding("ML202", f"id {token} is {found!r}", place, f"the control token {literal!r}")
+            findings.append(Finding("ML202", f"id {token} is {found!r}", place, f"the control token {literal!r}"))
         elif token not in added or not added[token].special:
-            yield Finding("ML202", f"{literal!r} (id {token}) is not special", place, "a special token")
+            findings.append(Finding("ML202", f"{literal!r} (id {token}) is not special", place, "a special token"))
         elif flags := [flag for flag in _FLAGS if getattr(added[token], flag)]:
             found = f"{literal!r} (id {token}) has {' and '.join(flags)}"
-            yield Finding("ML202", found, place, "a token that leaves the text around it alone")
+            findings.append(Finding("ML202", found, place, "a token that leaves the text around it alone"))
     for token in sorted(added.keys() - oracle.control_tokens.keys() - {oracle.unk_id}):
         if added[token].special or token >= oracle.vocab_size:
             found = f"{added[token].content!r} (id {token}) is {'special' if added[token].special else 'added'}"
-            yield Finding("ML202", found, place, "no token that Mistral does not have")
+            findings.append(Finding("ML202", found, place, "no token that Mistral does not have"))
+    yield from findings[:_SHOWN]
+    if len(findings) > _SHOWN:
+        yield Finding("ML202", f"{len(findings) - _SHOWN} more control tokens differ", place)
 
 
 def named_tokens(target: Target) -> Iterator[Finding]:
-    """Yield ML203 where BOS, EOS or UNK is not mistral-common's."""
+    """Yield ML203 if BOS, EOS or UNK is not mistral-common's."""
     oracle, fast = target.oracle, target.tokenizer.fast
     for name, want in (("bos", oracle.bos_id), ("eos", oracle.eos_id), ("unk", oracle.unk_id)):
         have = getattr(fast, f"{name}_token_id")
@@ -97,7 +90,7 @@ def eos_ids(target: Target) -> set[int]:
 
 
 def pad(target: Target) -> Iterator[Finding]:
-    """Yield ML204 where the tokenizer, the model or the generation pads with an EOS, ML203 for a pad that is text."""
+    """Yield ML204 if the tokenizer pads with an EOS, ML203 for a pad that is text."""
     fast, oracle = target.tokenizer.fast, oracle_of(target)
     place, token = str(target.tokenizer.path), fast.pad_token_id
     if token is not None and token in eos_ids(target):
@@ -108,7 +101,7 @@ def pad(target: Target) -> Iterator[Finding]:
 
 
 def vocabulary(target: Target) -> Iterator[Finding]:
-    """Yield ML214 where an id stands for other text than in mistral-common's vocabulary."""
+    """Yield ML214 if an id stands for another text than in mistral-common's vocabulary."""
     oracle, fast = target.oracle, target.tokenizer.fast
     place = str(target.tokenizer.path)
     if len(fast) != oracle.vocab_size:
@@ -130,15 +123,11 @@ def _written(fast: Any, ids: Sequence[int], oracle: Oracle) -> list[str]:
     tokens: list[str] = fast.convert_ids_to_tokens(list(ids))
     if oracle.kind == "spm":
         return tokens
-    table = _byte_of_character()
-    return [bytes(table.get(char, 0) for char in token).decode("utf-8", errors="replace") for token in tokens]
-
-
-def _byte_of_character() -> dict[str, int]:
-    """Return the table of byte-level BPE: printable Latin-1 stands for itself, other bytes from U+0100 on."""
+    # Byte-level BPE writes printable Latin-1 bytes as themselves, and the others as characters from U+0100 on.
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
-    return {**{chr(byte): byte for byte in printable}, **{chr(0x100 + n): byte for n, byte in enumerate(others)}}
+    table = {chr(byte): byte for byte in printable} | {chr(0x100 + n): byte for n, byte in enumerate(others)}
+    return [bytes(table.get(char, 0) for char in token).decode("utf-8", errors="replace") for token in tokens]
 
 
 def text_ids(target: Target) -> Iterator[Finding]:
@@ -146,20 +135,13 @@ def text_ids(target: Target) -> Iterator[Finding]:
     oracle, fast = target.oracle, target.tokenizer.fast
     place = str(target.tokenizer.path)
     for text in PROBES:
-        finding = _other_ids(oracle, fast, text, place)
-        if finding is not None:
-            yield finding
+        # The text follows a control token, as in a conversation: at the start of a string, SentencePiece differs.
+        have = tuple(fast(f"</s>{_space(oracle)}{text}", add_special_tokens=False)["input_ids"])
+        want = (oracle.eos_id, *oracle.encode_text(text))
+        if have != want:
+            yield Finding("ML205", f"{text!r} gets other ids", place, detail=_difference(want, have, oracle))
     more = (*_around_control_tokens(oracle, fast, place), *_vocabulary_texts(target, place))
     yield from more[:1]
-
-
-def _other_ids(oracle: Oracle, fast: Any, text: str, place: str) -> Finding | None:
-    # after a control token, as texts stand in a conversation: at the start of a string SentencePiece differs
-    have = tuple(fast(f"</s>{_space(oracle)}{text}", add_special_tokens=False)["input_ids"])
-    want = (oracle.eos_id, *oracle.encode_text(text))
-    if have == want:
-        return None
-    return Finding("ML205", f"{text!r} gets other ids", place, detail=_difference(want, have, oracle))
 
 
 def _space(oracle: Oracle) -> str:
@@ -187,7 +169,14 @@ def _vocabulary_texts(target: Target, place: str) -> Iterator[Finding]:
     if TOKENIZER_JSON not in target.tokenizer.files.names:
         tokens = tokens[:_SAMPLE]
     literals = re.compile("|".join(re.escape(token.content) for token in fast.added_tokens_decoder.values()))
-    texts = list(_texts(oracle, tokens))
+    texts = []
+    for token in tokens:
+        piece = oracle.piece(token)
+        if oracle.kind == "spm":
+            piece = "" if piece.startswith("<0x") else piece.replace("▁", " ")
+        # A token with a part of a character has no text of its own, and decodes to U+FFFD.
+        if "\ufffd" not in piece and token not in oracle.control_tokens and token != oracle.unk_id:
+            texts.append(piece)
     chunks = ["".join(texts[start : start + _CHUNK]) for start in range(0, len(texts), _CHUNK)]
     chunks = [literals.sub("", chunk) for chunk in chunks]
     encoded = fast([f"</s>{_space(oracle)}{chunk}" for chunk in chunks], add_special_tokens=False)["input_ids"]
@@ -199,26 +188,17 @@ def _vocabulary_texts(target: Target, place: str) -> Iterator[Finding]:
             return
 
 
-def _texts(oracle: Oracle, tokens: Sequence[int]) -> Iterator[str]:
-    for token in tokens:
-        piece = oracle.piece(token)
-        if oracle.kind == "spm":
-            piece = "" if piece.startswith("<0x") else piece.replace("▁", " ")
-        if "\ufffd" not in piece and token not in oracle.control_tokens and token != oracle.unk_id:
-            yield piece
-
-
 def save_and_load(target: Target) -> Iterator[Finding]:
-    """Yield ML206 where the tokenizer is another one after it was saved and loaded, by its saved class, too."""
+    """Yield ML206 if saving and loading changes the tokenizer, by `AutoTokenizer` or by its saved class."""
     fast = target.tokenizer.fast
     place = str(target.tokenizer.path)
     with tempfile.TemporaryDirectory() as folder:
         fast.save_pretrained(folder)
-        for loaded in _loaded(Path(folder)):
-            yield from _changed(fast, loaded, place)
+        for loaded in _reload(Path(folder)):
+            yield from _changes(fast, loaded, place)
 
 
-def _loaded(folder: Path) -> Iterator[Any]:
+def _reload(folder: Path) -> Iterator[Any]:
     import transformers
 
     first = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
@@ -229,7 +209,7 @@ def _loaded(folder: Path) -> Iterator[Any]:
         yield saved.from_pretrained(folder)  # type: ignore[attr-defined]
 
 
-def _changed(fast: Any, loaded: Any, place: str) -> Iterator[Finding]:
+def _changes(fast: Any, loaded: Any, place: str) -> Iterator[Finding]:
     if loaded.chat_template != fast.chat_template:
         yield Finding("ML206", "the chat template changes", place, "the same template")
     if (was := fast.special_tokens_map) != (now := loaded.special_tokens_map):
@@ -246,34 +226,67 @@ def _ids(tokenizer: Any, text: str) -> tuple[int, ...]:
     return tuple(tokenizer(f"<s>{text}</s>", add_special_tokens=False)["input_ids"])
 
 
-def rendered_ends(traits: Traits) -> Iterator[Finding]:
-    """Yield ML226 where a rendered conversation does not begin with the only BOS, or does not end with EOS."""
-    fast, oracle = traits.fast, traits.oracle
-    unset = [name for name in ("bos_token", "eos_token") if getattr(fast, name) is None]
-    used = [name for name in unset if name in traits.template.source]
-    if used:
-        yield traits.finding("ML226", f"the chat template writes {', '.join(used)}, which is not set", "a token")
-    elif oracle is not None:
-        ids = fast(traits.conversation, add_special_tokens=False)["input_ids"]
-        if ids[:1] != [oracle.bos_id] or ids.count(oracle.bos_id) != 1:
-            found = f"a conversation has {ids.count(oracle.bos_id)} BOS and begins with {ids[:1]}"
-            yield traits.finding("ML226", found, f"one BOS ({oracle.bos_id}), at the start")
-        if ids[-1:] != [oracle.eos_id]:
-            yield traits.finding("ML226", f"a conversation ends with {ids[-1:]}", f"EOS ({oracle.eos_id})")
+def model_config(target: Target) -> Iterator[Finding]:
+    """Yield ML204, ML215, ML216 and ML217 if the model's configuration does not fit the tokenizer."""
+    files = target.tokenizer.files
+    for name in (MODEL_CONFIG, GENERATION_CONFIG):
+        config = files.json(name)
+        for part in (config, config.get("text_config")):
+            if isinstance(part, dict):
+                yield from _named_ids(target, part, str(files.file(name)))
+    yield from _embedding_findings(target)
 
 
-def encoded_again(traits: Traits) -> Iterator[Finding]:
-    """Yield what happens to a rendered conversation that is encoded as any text: ML227, ML228."""
-    fast, text = traits.fast, traits.conversation
-    plain = fast(text, add_special_tokens=False)["input_ids"]
-    again = fast(text)["input_ids"]
-    if again != plain:
-        found = f"encoding a rendered text adds {len(again) - len(plain)} tokens: it begins with {again[:3]}"
-        yield traits.finding("ML227", found, str(plain[:3]))
-    placed = {token.content: token_id for token_id, token in fast.added_tokens_decoder.items() if token.content in text}
-    lost = [literal for literal, token_id in placed.items() if token_id not in plain]
-    if lost:
-        yield traits.finding("ML228", f"{', '.join(lost)} of a rendered text is encoded as letters", "control tokens")
+def _named_ids(target: Target, config: dict[str, Any], place: str) -> Iterator[Finding]:
+    fast, oracle = target.tokenizer.fast, oracle_of(target)
+    eos = eos_ids(target)
+    size = oracle.vocab_size if oracle else len(fast)
+    given: dict[str, list[Any]] = {}
+    for key in ("bos", "eos", "pad"):
+        value = config.get(f"{key}_token_id")
+        values = value if isinstance(value, list) else [] if value is None else [value]
+        given[key] = [one if isinstance(one, int) else repr(one) for one in values]
+    bos = oracle.bos_id if oracle else fast.bos_token_id
+    for key, ids in given.items():
+        for token in ids:
+            if not (isinstance(token, int) and 0 <= token < size):
+                yield Finding("ML217", f"{key}_token_id {token} is not in the vocabulary", place, f"below {size}")
+    if eos & set(given["pad"]) or set(given["pad"]) & set(given["eos"]):
+        yield Finding("ML204", f"pad_token_id {given['pad'][0]} is an EOS", place, "another token")
+    other = [token for token in given["eos"] if token not in eos]
+    if eos and other:
+        yield Finding("ML217", f"eos_token_id {other[0]} is not EOS", place, ", ".join(map(str, sorted(eos))))
+    if bos is not None and given["bos"] and given["bos"] != [bos]:
+        yield Finding("ML217", f"bos_token_id {given['bos'][0]} is not BOS", place, str(bos))
+
+
+def _embedding_findings(target: Target) -> Iterator[Finding]:
+    """Compare the vocabulary with `vocab_size`, and `vocab_size` with the rows of the embeddings."""
+    files = target.tokenizer.files
+    config = files.json(MODEL_CONFIG)
+    part = config.get("text_config")
+    declared = (part if isinstance(part, dict) else config).get("vocab_size", config.get("vocab_size"))
+    rows: dict[str, int] = {}
+    for weights in sorted(files.path.glob("model*.safetensors")):
+        try:
+            rows |= embedding_rows(weights)
+        except InputError:
+            continue  # The check `file` reports it.
+    if declared is not None:
+        for name, count in rows.items():
+            if count != declared:
+                yield Finding("ML215", f"{name} has {count:,} rows", str(files.path), f"vocab_size {declared}")
+        rows = {"vocab_size": declared, **rows}
+    tokens = len(target.tokenizer.fast)
+    for name, count in rows.items():
+        if not isinstance(count, int) or count < tokens:
+            found = f"{name} is {count!r}, and the tokenizer has {tokens:,} tokens"
+            yield Finding("ML215", found, str(files.path), "a row for each token")
+            return
+        if count > tokens and count % _ROUND:
+            found = f"{name} is {count:,}, more than the {tokens:,} tokens"
+            yield Finding("ML216", found, str(files.path), f"{tokens:,}, or a multiple of {_ROUND}")
+            return
 
 
 def _difference(want: tuple[int, ...], have: tuple[int, ...], tokens: Any) -> str:

@@ -1,4 +1,4 @@
-"""What a chat template would do, read from its syntax tree and from one rendering that notes what it misses."""
+"""The traits of a stored chat template, whatever the tokenizer version: read from its syntax tree and renderings."""
 
 from __future__ import annotations
 
@@ -22,50 +22,43 @@ _GIVEN = ("messages", "tools", "documents", "add_generation_prompt")
 
 
 def clock_reads(source: str) -> list[str]:
-    """Return the names by which a template asks for the time, in order.
+    """Return the names of the clock functions that a template calls, in order.
 
     Raises:
         jinja2.TemplateError: If it is not a template.
     """
     from jinja2 import nodes
 
-    calls = (call.node for call in _tree(source).find_all(nodes.Call))
+    calls = (call.node for call in _environment().parse(source).find_all(nodes.Call))
     return sorted({call.name for call in calls if isinstance(call, nodes.Name) and call.name in _CLOCK})
 
 
 def forbidden_access(source: str) -> list[str]:
-    """Return what a template asks for that no chat template needs: private attributes, other templates.
+    """Return the private attributes and other templates that a template asks for; no chat template needs them.
 
     Raises:
         jinja2.TemplateError: If it is not a template.
     """
     from jinja2 import nodes
 
-    tree = _tree(source)
+    tree = _environment().parse(source)
+    # Attributes are read as `a.b`, as `a["b"]`, and by the filters `attr` and `map`.
+    names = [get.attr for get in tree.find_all(nodes.Getattr)]
+    constants = [item.arg for item in tree.find_all(nodes.Getitem)]
+    constants += [arg for one in tree.find_all(nodes.Filter) if one.name in ("attr", "map") for arg in one.args]
+    names += [one.value for one in constants if isinstance(one, nodes.Const) and isinstance(one.value, str)]
+    found = [f"the attribute {name!r}" for name in names if name.startswith("__")]
     loads = (nodes.Include, nodes.Import, nodes.FromImport, nodes.Extends)
-    found = [f"the attribute {name!r}" for name in _attributes(tree) if name.startswith("__")]
     return [*dict.fromkeys(found), *("another template" for _ in tree.find_all(loads))]
 
 
-def _attributes(tree: Any) -> Iterator[str]:
-    from jinja2 import nodes
-
-    for get in tree.find_all(nodes.Getattr):
-        yield get.attr
-    for item in tree.find_all(nodes.Getitem):
-        if isinstance(item.arg, nodes.Const) and isinstance(item.arg.value, str):
-            yield item.arg.value
-    for one in tree.find_all(nodes.Filter):
-        if one.name in ("attr", "map"):
-            yield from (arg.value for arg in one.args if isinstance(arg, nodes.Const) and isinstance(arg.value, str))
-
-
 def printed_unknowns(source: str, renderings: Iterable[Mapping[str, Any]]) -> list[str]:
-    """Return the names that a template prints though nothing gives them, which leaves a hole in the text.
+    """Return the names of undefined variables that a template prints, which leaves a hole in the text.
 
     Only for a template that has been rendered within bounds with the same variables.
     """
     from jinja2 import Undefined
+    from jinja2.utils import missing as missing_object
 
     missing: list[str] = []
 
@@ -73,7 +66,7 @@ def printed_unknowns(source: str, renderings: Iterable[Mapping[str, Any]]) -> li
         """Notes that it was printed."""
 
         def __str__(self) -> str:
-            if self._undefined_obj is _missing_object():
+            if self._undefined_obj is missing_object:
                 missing.append(str(self._undefined_name))
             return ""
 
@@ -84,20 +77,10 @@ def printed_unknowns(source: str, renderings: Iterable[Mapping[str, Any]]) -> li
     return sorted(set(missing))
 
 
-def _missing_object() -> Any:
-    from jinja2.utils import missing
-
-    return missing
-
-
 def _environment() -> Any:
     from transformers.utils.chat_template_utils import _compile_jinja_template
 
     return _compile_jinja_template("").environment
-
-
-def _tree(source: str) -> Any:
-    return _environment().parse(source)
 
 
 _SYSTEM = "Answer in one short verse."
@@ -124,12 +107,12 @@ SYSTEM = {
 
 
 @dataclass(frozen=True)
-class Rendered:
+class RenderedConversations:
     """The conversations as the template renders them.
 
     Attributes:
         texts: The text by conversation.
-        errors: Why the template refused, by conversation.
+        errors: The error of a refusal, by conversation.
     """
 
     texts: Mapping[str, str]
@@ -137,7 +120,7 @@ class Rendered:
 
     @property
     def overrun(self) -> str:
-        """What the template did that it must not, or nothing."""
+        """The bound that a rendering passed, or the access that the sandbox refused; empty if there is none."""
         from jinja2.exceptions import SecurityError
 
         from pytest_mistral_lora.chat.templates.sandbox import OverrunError
@@ -146,8 +129,8 @@ class Rendered:
         return next((str(error) or "recursion" for error in self.errors.values() if isinstance(error, stops)), "")
 
 
-class Traits:
-    """The template of a target, and what it makes of the conversations."""
+class TemplateTraits:
+    """The template of a target, and its renderings of the conversations."""
 
     def __init__(self, target: Target) -> None:
         """Take the template that transformers loads.
@@ -157,7 +140,7 @@ class Traits:
         """
         self.fast = target.tokenizer.fast
         self.template: ChatTemplate = target.template
-        self.oracle = _oracle(target)
+        self.oracle = oracle_of(target)
         self.place = str(target.tokenizer.path)
 
     @property
@@ -171,7 +154,7 @@ class Traits:
         return any(name not in self.rendered.texts for name in PLAIN)
 
     @cached_property
-    def rendered(self) -> Rendered:
+    def rendered(self) -> RenderedConversations:
         """The conversations, each rendered once."""
         texts: dict[str, str] = {}
         errors: dict[str, BaseException] = {}
@@ -180,31 +163,32 @@ class Traits:
                 texts[name] = self.template.render(row, generation_prompt=row.messages[-1]["role"] == "user")
             except RowError as error:
                 errors[name] = error.__cause__ or error
-        return Rendered(texts, errors)
+        return RenderedConversations(texts, errors)
 
     def finding(self, rule: str, found: str, expected: str = "", detail: str = "") -> Finding:
         """Return a finding at the template's place."""
         return Finding(rule, found, self.place, expected, detail)
 
 
-def _oracle(target: Target) -> Oracle | None:
+def oracle_of(target: Target) -> Oracle | None:
+    """Return the oracle, or None if the target has none that loads, which the check `control-tokens` reports."""
     try:
         return target.oracle
     except TokenizerError:
         return None
 
 
-def of_target(target: Target) -> Traits | Result:
-    """Return the traits of a target's template, or why there is nothing to look at."""
-    _ = target.tokenizer.fast
+def of_target(target: Target) -> TemplateTraits | Result:
+    """Return the traits of a target's template; a result with the reason if there is no template."""
+    _ = target.tokenizer.fast  # A tokenizer that does not load is an error of the check, not a missing template.
     try:
-        return Traits(target)
+        return TemplateTraits(target)
     except TokenizerError as error:
         return Result(not_checked=str(error))
 
 
-def bounds(traits: Traits) -> Iterator[Finding]:
-    """Yield ML221 where the template runs away or reaches for what is not its own, ML222 where it cannot render."""
+def bounds(traits: TemplateTraits) -> Iterator[Finding]:
+    """Yield ML221 if the template passes a bound or asks for forbidden attributes, ML222 if it cannot render."""
     from jinja2.exceptions import TemplateError
 
     try:
@@ -213,59 +197,50 @@ def bounds(traits: Traits) -> Iterator[Finding]:
         yield traits.finding("ML222", f"is not a template: {error}", "a Jinja template")
         return
     if reached or traits.rendered.overrun:
-        said = f"asks for {', '.join(reached)}" if reached else traits.rendered.overrun
-        yield traits.finding("ML221", f"the chat template {said}".replace("template the chat template", "template"))
+        deed = f"asks for {', '.join(reached)}" if reached else traits.rendered.overrun
+        yield traits.finding("ML221", f"the chat template {deed}".replace("template the chat template", "template"))
         return
     for name in PLAIN:
         if name in traits.rendered.errors:
             why = traits.rendered.errors[name]
             yield traits.finding("ML222", f"the chat template cannot render {name}: {why or type(why).__name__}")
             return
-    for name in sorted(_unknowns(traits)):
+    rows = [row for name, row in {**PLAIN, **SYSTEM}.items() if name in traits.rendered.texts]
+    given: dict[str, Any] = traits.fast.special_tokens_map
+    printed = printed_unknowns(traits.template.source, ({**given, "messages": list(row.messages)} for row in rows))
+    # An unset BOS or EOS is the rule ML226.
+    for name in sorted({*printed} - {"bos_token", "eos_token"}):
         yield traits.finding("ML222", f"the chat template prints {name}, which nothing gives", "a variable that exists")
 
 
-def _unknowns(traits: Traits) -> set[str]:
-
-    given: dict[str, Any] = traits.fast.special_tokens_map
-    rows = [row for name, row in {**PLAIN, **SYSTEM}.items() if name in traits.rendered.texts]
-    printed = printed_unknowns(traits.template.source, ({**given, "messages": list(row.messages)} for row in rows))
-    return {*printed} - {"bos_token", "eos_token"}  # these are a rule of their own
-
-
-def clock_and_defaults(traits: Traits) -> Iterator[Finding]:
+def clock_and_defaults(traits: TemplateTraits) -> Iterator[Finding]:
     """Yield ML223 for a template that reads the clock, and ML224 for one with a system prompt of its own."""
     reads = clock_reads(traits.template.source)
     if reads:
         yield traits.finding("ML223", f"the chat template calls {', '.join(reads)}", "a text that no date changes")
-    own = _default_system(traits)
-    if own:
+    texts = traits.rendered.texts
+    with_system, without = texts.get("a system prompt and a question"), texts.get("a question")
+    if with_system is None or without is None:
+        return
+    # A default system prompt stands in a conversation without one, and gives way to one.
+    own, other = _added_text(traits, without), _added_text(traits, with_system)
+    if own not in other and len(own) > len(other):
         yield traits.finding(
             "ML224", f"a conversation without a system prompt gets one: {own[:120]!r}", "nothing that no one wrote"
         )
 
 
-def _default_system(traits: Traits) -> str:
-    """Return the text that stands in a conversation without a system prompt and gives way to one."""
-    texts = traits.rendered.texts
-    with_system, without = texts.get("a system prompt and a question"), texts.get("a question")
-    if with_system is None or without is None:
-        return ""
-    rest, other = _leftover(traits, without), _leftover(traits, with_system)
-    return rest if rest not in other and len(rest) > len(other) else ""
-
-
-def _leftover(traits: Traits, text: str) -> str:
-    """Return what a template adds to the messages beside control tokens."""
+def _added_text(traits: TemplateTraits, text: str) -> str:
+    """Return the text that a template adds to the messages, without control tokens."""
     for token in sorted(traits.fast.get_added_vocab(), key=len, reverse=True):
         text = text.replace(token, "")
-    for said in (_SYSTEM, _USER):
-        text = text.replace(said, "")
+    for message in (_SYSTEM, _USER):
+        text = text.replace(message, "")
     return text.strip()
 
 
-def dropped_texts(traits: Traits) -> Iterator[Finding]:
-    """Yield ML225 for each conversation of which the template silently leaves a message out."""
+def dropped_texts(traits: TemplateTraits) -> Iterator[Finding]:
+    """Yield ML225 for each conversation from which the template silently leaves out a message."""
     for name, row in {**PLAIN, **SYSTEM}.items():
         text = traits.rendered.texts.get(name)
         if text is None:
@@ -275,3 +250,33 @@ def dropped_texts(traits: Traits) -> Iterator[Finding]:
                 found = f"the {message['role']} message {message['content']!r} is left out of {name}"
                 yield traits.finding("ML225", found, "every message, or a refusal", detail=f"rendered: {text!r}")
                 break
+
+
+def rendered_ends(traits: TemplateTraits) -> Iterator[Finding]:
+    """Yield ML226 if a rendered conversation does not begin with the only BOS, or does not end with EOS."""
+    fast, oracle = traits.fast, traits.oracle
+    unset = [name for name in ("bos_token", "eos_token") if getattr(fast, name) is None]
+    used = [name for name in unset if name in traits.template.source]
+    if used:
+        yield traits.finding("ML226", f"the chat template writes {', '.join(used)}, which is not set", "a token")
+    elif oracle is not None:
+        ids = fast(traits.conversation, add_special_tokens=False)["input_ids"]
+        if ids[:1] != [oracle.bos_id] or ids.count(oracle.bos_id) != 1:
+            found = f"a conversation has {ids.count(oracle.bos_id)} BOS and begins with {ids[:1]}"
+            yield traits.finding("ML226", found, f"one BOS ({oracle.bos_id}), at the start")
+        if ids[-1:] != [oracle.eos_id]:
+            yield traits.finding("ML226", f"a conversation ends with {ids[-1:]}", f"EOS ({oracle.eos_id})")
+
+
+def encoded_again(traits: TemplateTraits) -> Iterator[Finding]:
+    """Yield ML227 if encoding a rendered conversation as plain text adds tokens, ML228 if it loses control tokens."""
+    fast, text = traits.fast, traits.conversation
+    plain = fast(text, add_special_tokens=False)["input_ids"]
+    again = fast(text)["input_ids"]
+    if again != plain:
+        found = f"encoding a rendered text adds {len(again) - len(plain)} tokens: it begins with {again[:3]}"
+        yield traits.finding("ML227", found, str(plain[:3]))
+    placed = {token.content: token_id for token_id, token in fast.added_tokens_decoder.items() if token.content in text}
+    lost = [literal for literal, token_id in placed.items() if token_id not in plain]
+    if lost:
+        yield traits.finding("ML228", f"{', '.join(lost)} of a rendered text is encoded as letters", "control tokens")
