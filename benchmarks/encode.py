@@ -30,7 +30,7 @@ from rich.table import Table
 from pytest_mistral_lora.chat.oracle.mistral_common import shipped_tokenizer
 from pytest_mistral_lora.chat.rows import parse_row
 from pytest_mistral_lora.chat.templates.render import ChatTemplate
-from pytest_mistral_lora.checkpoint.encoder import Encoder
+from pytest_mistral_lora.checkpoint.encoder import Encoder, make_encoder
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 
 HERE = Path(__file__).parent
@@ -80,7 +80,7 @@ _encoder: Encoder
 
 def _load(path: Path) -> None:
     global _encoder
-    _encoder = Encoder("mistral-common", CheckpointTokenizer(path))
+    _encoder = make_encoder("mistral-common", CheckpointTokenizer(path))
     ours(_encoder, [{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}])
 
 
@@ -112,7 +112,7 @@ def measure(path: Path, plain: Sequence[Row], given: argparse.Namespace) -> dict
     encode = mistral_common_alone(path)
     runs: dict[str, Callable[[], Seconds]] = {
         ALONE: partial(timed, partial(encode, plain)),
-        ONE: partial(timed, partial(ours, Encoder("mistral-common", tokenizer), plain)),
+        ONE: partial(timed, partial(ours, make_encoder("mistral-common", tokenizer), plain)),
         **{f"ours, {n} processes": partial(timed, partial(in_processes, pool, plain)) for n, pool in pools.items()},
     }
     with tempfile.TemporaryDirectory() as folder:

@@ -27,7 +27,7 @@ import rows
 from pytest_mistral_lora.chat.encoded import EncodedRow
 from pytest_mistral_lora.chat.rows import parse_row
 from pytest_mistral_lora.checkpoint.base_model import load_base, read_config
-from pytest_mistral_lora.checkpoint.encoder import Encoder
+from pytest_mistral_lora.checkpoint.encoder import Encoder, make_encoder
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer, oracle_file
 from pytest_mistral_lora.errors import RowError
 from pytest_mistral_lora.training.adapter import adapted_layers, attach_adapter
@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         base = _base(given, folder)
-        encoder = Encoder("mistral-common" if oracle_file(base) else "chat-template", CheckpointTokenizer(base))
+        encoder = make_encoder("mistral-common" if oracle_file(base) else "chat-template", CheckpointTokenizer(base))
         task = prepare(given, base, folder)
         plain = write_rows(given, encoder, folder / "rows.json")
         contests = [("Training", plain, pythons)]

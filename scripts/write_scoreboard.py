@@ -36,7 +36,7 @@ from scoreboard_records import (
 )
 
 from pytest_mistral_lora.chat.oracle.mistral_common import shipped_tokenizer
-from pytest_mistral_lora.checkpoint.encoder import Encoder
+from pytest_mistral_lora.checkpoint.encoder import make_encoder
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.conformance.encoded.parts import CLASSES
 from pytest_mistral_lora.conformance.encoded.verdicts import row_findings
@@ -50,7 +50,7 @@ OURS = "pytest-mistral-lora"
 @cache
 def our_findings(tokenizer: str) -> dict[str, list[Finding]]:
     """Return what is wrong with our own trainer's encoding of each case."""
-    encoder = Encoder("mistral-common", CheckpointTokenizer(shipped_tokenizer(tokenizer.removesuffix(HUB))))
+    encoder = make_encoder("mistral-common", CheckpointTokenizer(shipped_tokenizer(tokenizer.removesuffix(HUB))))
     found = {}
     for case in cases(tokenizer):
         encoded = encoder.encode(case.row)

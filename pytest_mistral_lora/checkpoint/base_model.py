@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pytest_mistral_lora.errors import PinError, RecipeError
+from pytest_mistral_lora.chat.reading.jsonl import read_json
+from pytest_mistral_lora.errors import InputError, PinError, RecipeError
 
 if TYPE_CHECKING:
     import torch
@@ -16,6 +16,28 @@ ARCHITECTURE = "MistralForCausalLM"
 Precision = Literal["fp32", "bf16", "fp16"]
 PRECISIONS: Mapping[str, Precision] = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 """The precision that each dtype of weights is."""
+
+Device = Literal["cpu", "cuda"]
+
+
+def choose_device(asked: str, *, place: str = "--device", error: type[InputError] = InputError) -> Device:
+    """Return the device on which a model runs.
+
+    Args:
+        asked: `cpu`, `cuda`, or `auto` for CUDA if there is a device.
+        place: The option or key that asks, for the error.
+        error: The type of the error.
+
+    Raises:
+        InputError: If CUDA is asked for and there is no device; of the type `error`.
+    """
+    import torch
+
+    available = torch.cuda.is_available()
+    if asked == "cuda" and not available:
+        found = f"cuda, but torch {torch.__version__} finds no CUDA device here"
+        raise error(found, place=place, expected="auto or cpu")
+    return "cuda" if available and asked != "cpu" else "cpu"
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -26,9 +48,9 @@ def read_config(folder: Path) -> dict[str, Any]:
     """
     path = folder / "config.json"
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise PinError(f"cannot be read: {error}", place=str(path), expected="a checkpoint folder") from error
+        data = read_json(path)
+    except InputError as error:
+        raise PinError(error.found, place=str(path), expected="a checkpoint folder") from error
     if not isinstance(data, dict):
         raise PinError("is not a JSON object", place=str(path))
     return data

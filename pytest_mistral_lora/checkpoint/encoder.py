@@ -1,11 +1,13 @@
-"""How a row becomes ids in training."""
+"""The two backends that turn a row into ids in training: mistral-common, and the checkpoint's own chat template."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import ClassVar, Literal
 
 from pytest_mistral_lora.chat.encoded import EncodedRow
 from pytest_mistral_lora.chat.rows import Row
@@ -13,27 +15,117 @@ from pytest_mistral_lora.chat.templates.render import ChatTemplate
 from pytest_mistral_lora.checkpoint.tokenizers import TOKENIZER_JSON, CheckpointTokenizer, oracle_file
 from pytest_mistral_lora.errors import RowError
 
+Backend = Literal["mistral-common", "chat-template"]
+
 
 @dataclass(frozen=True)
-class Encoder:
-    """The backend of a run: how a row becomes ids.
+class Encoder(ABC):
+    """The backend of a run.
 
     Attributes:
-        backend: `mistral-common` or `chat-template`.
-        tokenizer: The base model's tokenizer.
+        backend: Its name in recipes, manifests and transcripts.
+        tokenizer: The tokenizer of the base model, or a copy of it in an adapter's folder.
     """
 
-    backend: str
+    backend: ClassVar[Backend]
     tokenizer: CheckpointTokenizer
 
+    @abstractmethod
     def encode(self, row: Row) -> EncodedRow:
         """Encode a row with labels.
 
         Raises:
             RowError: If the backend refuses the row, cannot label it, or would take its text for control tokens.
         """
-        if self.backend == "mistral-common":
-            return self.tokenizer.oracle.encode(row)
+
+    @abstractmethod
+    def prompt(self, row: Row) -> tuple[int, ...]:
+        """Return the ids that the row's last assistant turn follows, as at inference.
+
+        Raises:
+            RowError: If the backend refuses the row, or the beginning of the turn is not known.
+        """
+
+    @abstractmethod
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return ids as text, without control tokens."""
+
+    @abstractmethod
+    def piece(self, token: int) -> str:
+        """Return one token as it is written in the vocabulary."""
+
+    @property
+    @abstractmethod
+    def file(self) -> Path:
+        """The tokenizer file that decides the ids."""
+
+    @property
+    @abstractmethod
+    def vocab_size(self) -> int:
+        """Number of ids."""
+
+    @property
+    @abstractmethod
+    def eos_id(self) -> int:
+        """Id of `</s>`."""
+
+
+@dataclass(frozen=True)
+class OracleEncoder(Encoder):
+    """The backend `mistral-common`: Mistral's own tokenization."""
+
+    backend: ClassVar[Backend] = "mistral-common"
+
+    def encode(self, row: Row) -> EncodedRow:
+        """Encode a row with mistral-common, labels by the assistant's turns."""
+        return self.tokenizer.oracle.encode(row)
+
+    def prompt(self, row: Row) -> tuple[int, ...]:
+        """Return the prompt as mistral-common encodes it for inference."""
+        return self.tokenizer.oracle.encode_prompt(row)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of mistral-common's decoder."""
+        return self.tokenizer.oracle.decode(list(ids))
+
+    def piece(self, token: int) -> str:
+        """Return the token in the vocabulary of the Mistral tokenizer file."""
+        return self.tokenizer.oracle.piece(token)
+
+    @property
+    def file(self) -> Path:
+        """The Mistral tokenizer file; it is not loaded."""
+        return oracle_file(self.tokenizer.path) or self.tokenizer.path / TOKENIZER_JSON
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids of the Mistral tokenizer file, control tokens included."""
+        return self.tokenizer.oracle.vocab_size
+
+    @property
+    def eos_id(self) -> int:
+        """Id of `</s>` in the Mistral tokenizer file."""
+        return self.tokenizer.oracle.eos_id
+
+
+@dataclass(frozen=True)
+class TemplateEncoder(Encoder):
+    """The backend `chat-template`: the transformers tokenizer, and a chat template with generation blocks.
+
+    Attributes:
+        source: Text of the template; None for the tokenizer's own.
+    """
+
+    backend: ClassVar[Backend] = "chat-template"
+    source: str | None = None
+
+    @cached_property
+    def template(self) -> ChatTemplate:
+        """The template with its tokenizer."""
+        return self.tokenizer.template if self.source is None else ChatTemplate(self.tokenizer.fast, self.source)
+
+    def encode(self, row: Row) -> EncodedRow:
+        """Render a row and tokenize the text, labels by the generation blocks."""
         literals = self.template.control_literals(row)
         if literals:
             raise RowError(
@@ -41,55 +133,50 @@ class Encoder:
                 place=row.place,
                 next_step="Change the text, or train with backend: mistral-common.",
             )
-        encoded: EncodedRow = self.template.encode(row)
-        return encoded
+        return self.template.encode(row)
 
     def prompt(self, row: Row) -> tuple[int, ...]:
-        """Return the ids that the row's last assistant turn follows, as at inference.
-
-        Raises:
-            RowError: If the backend refuses the row or cannot tell where the turn begins.
-        """
-        if self.backend == "mistral-common":
-            return self.tokenizer.oracle.encode_prompt(row)
+        """Return the ids before the first token that the template marks as the last turn's."""
         encoded = self.encode(row)
         spans = [span for span in encoded.spans if span.role == "assistant"]
         if not spans:
-            raise RowError("the chat template does not say where the assistant's turn begins", place=row.place)
+            found = "the chat template does not mark where the assistant's turn begins"
+            raise RowError(found, place=row.place)
         return encoded.input_ids[: min(span.start for span in spans if span.turn == spans[-1].turn)]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Return ids as text, without control tokens."""
-        if self.backend == "mistral-common":
-            return self.tokenizer.oracle.decode(list(ids))
+        """Return the text of the transformers tokenizer."""
         return str(self.tokenizer.fast.decode(list(ids), skip_special_tokens=True))
 
     def piece(self, token: int) -> str:
-        """Return one token as it is written in the vocabulary."""
-        if self.backend == "mistral-common":
-            return self.tokenizer.oracle.piece(token)
+        """Return the token in the vocabulary of the transformers tokenizer."""
         return str(self.tokenizer.fast.convert_ids_to_tokens(token))
 
     @property
     def file(self) -> Path:
-        """The tokenizer file that decides its ids."""
-        own, converted = oracle_file(self.tokenizer.path), self.tokenizer.path / TOKENIZER_JSON
-        through_own = self.backend == "mistral-common" or not converted.is_file()
-        return own if own is not None and through_own else converted
+        """`tokenizer.json`; without one, the Mistral tokenizer file that the transformers tokenizer is made from."""
+        converted, own = self.tokenizer.path / TOKENIZER_JSON, oracle_file(self.tokenizer.path)
+        return own if own is not None and not converted.is_file() else converted
 
     @property
     def vocab_size(self) -> int:
-        """Number of ids."""
-        return self.tokenizer.oracle.vocab_size if self.backend == "mistral-common" else len(self.tokenizer.fast)
+        """Number of ids of the transformers tokenizer, added tokens included."""
+        return len(self.tokenizer.fast)
 
     @property
     def eos_id(self) -> int:
-        """Id of `</s>`."""
-        return (
-            self.tokenizer.oracle.eos_id if self.backend == "mistral-common" else int(self.tokenizer.fast.eos_token_id)
-        )
+        """Id of `</s>` in the transformers tokenizer."""
+        return int(self.tokenizer.fast.eos_token_id)
 
-    @cached_property
-    def template(self) -> ChatTemplate:
-        """The chat template of the backend `chat-template`."""
-        return ChatTemplate(self.tokenizer.fast)
+
+def make_encoder(backend: str, tokenizer: CheckpointTokenizer, *, template: str | None = None) -> Encoder:
+    """Return the backend of a name.
+
+    Args:
+        backend: `mistral-common` or `chat-template`.
+        tokenizer: The tokenizer; it is loaded at the first use.
+        template: Text of the chat template; None for the tokenizer's own. mistral-common has no use for it.
+    """
+    if backend == OracleEncoder.backend:
+        return OracleEncoder(tokenizer)
+    return TemplateEncoder(tokenizer, template)

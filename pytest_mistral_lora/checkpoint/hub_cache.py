@@ -7,13 +7,13 @@ the blob, or the SHA-256 of a file kept by LFS. huggingface_hub follows the link
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeAlias
 
-from pytest_mistral_lora.errors import PinError
+from pytest_mistral_lora.chat.reading.jsonl import read_json
+from pytest_mistral_lora.errors import InputError, PinError
 
 Listing: TypeAlias = Mapping[str, str | None]
 """The files of a commit: name to content hash, in hex; None where the source does not give it."""
@@ -22,6 +22,29 @@ COMMIT = re.compile(r"[0-9a-f]{40}")
 _REPO = re.compile(r"[\w.-]+/[\w.-]+")
 _HASH = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _KEPT_FORMAT = 1
+_SNAPSHOT = re.compile(r"/models--(?P<repo>[^/]+)/snapshots/(?P<commit>[0-9a-f]{40})$")
+
+
+def snapshot_of(folder: Path) -> tuple[str, str] | None:
+    """Return the repository and the commit of a snapshot in the Hub's cache; None for any other folder."""
+    found = _SNAPSHOT.search(folder.resolve().as_posix())
+    return (found["repo"].replace("--", "/"), found["commit"]) if found else None
+
+
+def blob_folders(snapshot: Path) -> tuple[Path, Path]:
+    """Return the folders to which the links of a snapshot lead."""
+    repository = snapshot.resolve().parents[1]
+    # from version 2 of huggingface_hub on, a blob can itself be a link, into a store that all repositories share
+    return (repository / "blobs").resolve(), (repository.parent / "blobs").resolve()
+
+
+def link_homes(folder: Path) -> tuple[Path, ...]:
+    """Return the folders inside which a file of `folder` has to be, once its links are followed.
+
+    A folder of unknown origin may hold links, and reading through one would read any file of this machine. So a link
+    has to stay in its folder. The exception is a snapshot in the Hub's cache, whose files are links to blobs.
+    """
+    return folder.resolve(), *(blob_folders(folder) if snapshot_of(folder) else ())
 
 
 def kept_listing(folder: Path) -> Listing | None:
@@ -30,11 +53,11 @@ def kept_listing(folder: Path) -> Listing | None:
     Earlier versions keep no such note, and then offline nothing but the blobs' own names can be checked.
     """
     try:
-        note = json.loads((folder.parents[1] / "trees" / f"{folder.name}.json").read_text(encoding="utf-8"))
+        note = read_json(folder.parents[1] / "trees" / f"{folder.name}.json")
         if note["format_version"] != _KEPT_FORMAT:
             return None
         return {name: entry.get("lfs_sha256") or entry["blob_id"] for name, entry in note["files"].items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (InputError, KeyError, TypeError, AttributeError):
         return None
 
 
@@ -105,8 +128,8 @@ def weight_names(folder: Path) -> list[str]:
     names: set[str] = set()
     for index in folder.glob("*.safetensors.index.json"):
         try:
-            names |= set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            names |= set(read_json(index)["weight_map"].values())
+        except (InputError, KeyError, TypeError, AttributeError) as error:
             raise PinError("not an index of safetensors files", place=str(index)) from error
     return sorted(names) or ["model.safetensors"]
 
@@ -115,11 +138,8 @@ def _blob_name(file: Path, folder: Path) -> str | None:
     """Return the name of the blob that a file links to; None for a file that is not a link (caches on Windows)."""
     if not file.is_symlink():
         return None
-    repository = folder.parents[1]
-    # from version 2 on a blob can itself be a link, into a store that all repositories of the cache share
-    stores = ((repository / "blobs").resolve(), (repository.parent / "blobs").resolve())
     target = file.resolve()
-    if not target.is_file() or not any(target.is_relative_to(store) for store in stores):
+    if not target.is_file() or not any(target.is_relative_to(blobs) for blobs in blob_folders(folder)):
         raise PinError(
             f"leads out of the cache of its repository, or nowhere: {target}",
             place=str(file),

@@ -6,17 +6,19 @@ Nothing is opened before its kind, its size and where its link leads are known.
 from __future__ import annotations
 
 import hashlib
-import json
+import io
 import os
 import re
 import stat
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
+from pytest_mistral_lora.chat.reading.jsonl import loads_strict
+from pytest_mistral_lora.checkpoint.hub_cache import link_homes, snapshot_of
 from pytest_mistral_lora.errors import TokenizerError
 
 TEKKEN = "tekken.json"
@@ -50,7 +52,6 @@ LIMITS = {
 """What is read, by name or pattern, and the most bytes of it: far more than any release has."""
 
 _POINTER = b"version https://git-lfs.github.com/spec/"
-_SNAPSHOT = re.compile(r"models--(?P<repo>.+)/snapshots/(?P<revision>[0-9a-f]{40})$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +67,15 @@ class Fault:
     found: str
 
 
+@dataclass(frozen=True, slots=True)
+class _FileContent:
+    """A file, read: its hash, and the value of a JSON file or the text of a template, or the fault that it has."""
+
+    sha256: str
+    value: Any
+    fault: Fault | None
+
+
 @dataclass(frozen=True)
 class TokenizerFiles:
     """The tokenizer and template files of a checkpoint folder, or one tokenizer file.
@@ -75,6 +85,7 @@ class TokenizerFiles:
     """
 
     path: Path
+    _contents: dict[str, _FileContent] = field(default_factory=dict, compare=False, repr=False)
 
     @cached_property
     def names(self) -> tuple[str, ...]:
@@ -93,8 +104,8 @@ class TokenizerFiles:
 
     @cached_property
     def faults(self) -> dict[str, Fault]:
-        """What is wrong with the files, by name."""
-        faults = {name: self._hazard(name) or self._form(name) for name in self.names}
+        """The fault of each file that must not be used, by name."""
+        faults = {name: self._hazard(name) or self._content(name).fault for name in self.names}
         return {name: fault for name, fault in faults.items() if fault is not None}
 
     def refuse_hazards(self) -> None:
@@ -104,29 +115,26 @@ class TokenizerFiles:
             TokenizerError: For a file that is none, is huge, or links out of the folder.
         """
         for name in self.names:
-            fault = self._hazard(name) or (self._form(name) if name == TOKENIZER_CONFIG else None)
+            fault = self._hazard(name) or (self._content(name).fault if name == TOKENIZER_CONFIG else None)
             if fault is not None and fault.kind != "form":
                 raise TokenizerError(fault.found, place=str(self.file(name)), expected="a file of the folder")
 
     def json(self, name: str) -> dict[str, Any]:
-        """Return the object of a JSON file; an empty one where there is none or it cannot be read."""
-        return self._objects.get(name, {})
+        """Return the object of a JSON file; an empty one if there is no such file, or it has a fault."""
+        usable = name in self.names and name not in self.faults
+        value: dict[str, Any] = self._content(name).value if usable else {}
+        return value
 
     def text(self, name: str) -> str | None:
-        """Return the text of a file; None where there is none or it cannot be read."""
-        if name not in self.names or name in self.faults:
-            return None
-        return self.file(name).read_text(encoding="utf-8")
+        """Return the text of a template file; None if there is no such file, or it has a fault."""
+        usable = name in self.names and name not in self.faults
+        text: str | None = self._content(name).value if usable else None
+        return text
 
     @cached_property
     def digests(self) -> dict[str, str]:
         """SHA-256 of each file that can be read, in hex, by name."""
-        digests = {}
-        for name in self.names:
-            if self._hazard(name) is None:
-                with self.file(name).open("rb") as content:
-                    digests[name] = hashlib.file_digest(content, "sha256").hexdigest()
-        return digests
+        return {name: self._content(name).sha256 for name in self.names if self._hazard(name) is None}
 
     @cached_property
     def mistral_files(self) -> tuple[str, ...]:
@@ -136,18 +144,12 @@ class TokenizerFiles:
     @cached_property
     def snapshot(self) -> tuple[str, str] | None:
         """The repository and the commit, where the folder is a snapshot of the Hub's cache."""
-        found = _SNAPSHOT.search(self.path.resolve().as_posix())
-        return (found["repo"].replace("--", "/"), found["revision"]) if found else None
-
-    @cached_property
-    def _objects(self) -> dict[str, dict[str, Any]]:
-        names = (name for name in self.names if name.endswith(".json") and name not in self.faults)
-        return {name: json.loads(self.file(name).read_text(encoding="utf-8")) for name in names}
+        return snapshot_of(self.path)
 
     def _hazard(self, name: str) -> Fault | None:
         file = self.file(name)
         target = Path(os.path.realpath(file))  # Path.resolve raises on a loop of links
-        if self.path.is_dir() and not any(target.is_relative_to(root) for root in self._roots):
+        if self.path.is_dir() and not any(target.is_relative_to(root) for root in link_homes(self.path)):
             return Fault("outside", f"links out of the folder, to {target}")
         try:
             status = file.stat()
@@ -160,44 +162,34 @@ class TokenizerFiles:
             return Fault("hazard", f"has {status.st_size:,} bytes, more than {most:,}")
         return None
 
-    @cached_property
-    def _roots(self) -> tuple[Path, ...]:
-        folder = self.path.resolve()
-        if self.snapshot is None:
-            return (folder,)
-        repository = folder.parents[1]
-        return (folder, (repository / "blobs").resolve(), (repository.parent / "blobs").resolve())
-
-    def _form(self, name: str) -> Fault | None:
-        with self.file(name).open("rb") as content:
-            if content.read(len(_POINTER)) == _POINTER:
-                return Fault("form", "is a pointer of Git LFS, not the file")
-        if not name.endswith((".json", ".jinja")):
-            return None
+    def _content(self, name: str) -> _FileContent:
+        """Return what a file without a hazard holds; it is read once."""
+        if name in self._contents:
+            return self._contents[name]
         data = self.file(name).read_bytes()
-        found = next(_text_faults(data, is_json=name.endswith(".json")), None)
-        return _escaping_name(json.loads(data)) if found is None and name == TOKENIZER_CONFIG else found
+        value: Any = None
+        fault = None
+        if data.startswith(_POINTER):
+            fault = Fault("form", "is a pointer of Git LFS, not the file")
+        elif name.endswith((".json", ".jinja")):
+            try:
+                # newlines as Python's text files have them: so transformers reads a template
+                text = io.TextIOWrapper(io.BytesIO(data), encoding="utf-8").read()
+                value = loads_strict(text) if name.endswith(".json") else text
+                if name.endswith(".json") and not isinstance(value, dict):
+                    fault = Fault("form", "is not a JSON object")
+                elif name == TOKENIZER_CONFIG:
+                    fault = _escaping_name(value)
+            except UnicodeDecodeError as error:
+                fault = Fault("form", f"is not UTF-8: byte {data[error.start]:#04x} at {error.start:,}")
+            except ValueError as error:
+                fault = Fault("form", str(error) if data.strip() else "is empty")
+        self._contents[name] = _FileContent(hashlib.sha256(data).hexdigest(), value, fault)
+        return self._contents[name]
 
 
 def _limit(name: str) -> int | None:
     return next((most for pattern, most in LIMITS.items() if fnmatch(name, pattern)), None)
-
-
-def _text_faults(data: bytes, *, is_json: bool) -> Iterator[Fault]:
-    try:
-        text = data.decode("utf-8")
-        value = json.loads(text, object_pairs_hook=_without_repeats) if is_json else {}
-    except UnicodeDecodeError as error:
-        yield Fault("form", f"is not UTF-8: byte {data[error.start]:#04x} at {error.start:,}")
-    except _RepeatedKeyError as error:
-        yield Fault("form", f"has the key {error.args[0]!r} twice")
-    except RecursionError:
-        yield Fault("form", "is nested too deeply")
-    except ValueError as error:
-        yield Fault("form", f"is not JSON: {error}" if data.strip() else "is empty")
-    else:
-        if not isinstance(value, dict):
-            yield Fault("form", "is not a JSON object")
 
 
 def _escaping_name(config: dict[str, Any]) -> Fault | None:
@@ -207,18 +199,6 @@ def _escaping_name(config: dict[str, Any]) -> Fault | None:
     names += templates if isinstance(templates, dict) else []
     bad = [name for name in names if not (isinstance(name, str) and re.fullmatch(r"[\w-][\w.-]*", name))]
     return Fault("hazard", f"names a chat template {bad[0]!r}") if bad else None
-
-
-class _RepeatedKeyError(Exception):
-    """A key stands twice in one object: readers differ in which they take."""
-
-
-def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    value = dict(pairs)
-    if len(value) != len(pairs):
-        names = [name for name, _ in pairs]
-        raise _RepeatedKeyError(next(name for name in names if names.count(name) > 1))
-    return value
 
 
 KEY = "chat_template"

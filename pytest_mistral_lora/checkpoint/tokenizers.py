@@ -100,6 +100,16 @@ class CheckpointTokenizer:
         except Exception as error:  # transformers raises many types, some of them far from the cause
             raise TokenizerError(f"transformers cannot load it: {error}", place=str(self.path)) from error
 
+    @cached_property
+    def template(self) -> ChatTemplate:
+        """The chat template of the `transformers` tokenizer.
+
+        Raises:
+            NoTemplateError: If there is none.
+            TokenizerError: If transformers cannot load the tokenizer.
+        """
+        return ChatTemplate(self.fast)
+
     @property
     def is_there(self) -> bool:
         """Whether the path holds any tokenizer at all: Mistral's own, or one that transformers loads."""
@@ -204,4 +214,4 @@ def official_template(tokenizer: CheckpointTokenizer) -> str:
     """
     if oracle_file(tokenizer.path) is not None:
         return tokenizer.oracle.chat_template()
-    return ChatTemplate(tokenizer.fast).source
+    return tokenizer.template.source

@@ -1,73 +1,100 @@
-"""The number of rows of a checkpoint's embeddings, from the headers of its safetensors files: no weight is read."""
+"""Safetensors files: their headers, read strictly, their tensors one at a time, and files written tensor by tensor."""
 
 from __future__ import annotations
 
 import json
 import math
-import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pytest_mistral_lora.chat.reading.jsonl import JSON_LIMIT, parse_json
 from pytest_mistral_lora.errors import InputError
 
 if TYPE_CHECKING:
     import torch
 
 
-_LONGEST_HEADER = 100_000_000  # bytes; the format's own bound
-_NAMES = ("embed_tokens.weight", "lm_head.weight", "tok_embeddings.weight", "output.weight")
+_EMBEDDINGS = ("embed_tokens.weight", "lm_head.weight", "tok_embeddings.weight", "output.weight")
+_BITS = {"BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8, "F8_E5M2FNUZ": 8, "F8_E4M3FNUZ": 8}
+_BITS |= {"I16": 16, "U16": 16, "F16": 16, "BF16": 16, "I32": 32, "U32": 32, "F32": 32}
+_BITS |= {"F64": 64, "I64": 64, "U64": 64, "C64": 64, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6}
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """The entry of one tensor in a safetensors header.
+
+    Attributes:
+        file: The file that holds it.
+        dtype: Its dtype as safetensors writes it: `F32`, `BF16`, …
+        shape: Its shape.
+        start: Offset of its first byte in the data of the file.
+    """
+
+    file: Path
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+
+
+def read_header(file: Path) -> dict[str, TensorInfo]:
+    """Read the header of a safetensors file, and compare every size that it gives with the file's own.
+
+    No weight is read, and nothing is allocated by a size that the file claims.
+
+    Raises:
+        InputError: If it is not a safetensors file, is cut off, or its sizes contradict each other.
+    """
+    try:
+        with file.open("rb") as content:
+            size, start = file.stat().st_size, content.read(8)
+            if start[:2] in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
+                found = "a pickle under the name of safetensors: not loaded"
+                raise InputError(found, place=str(file), expected="safetensors")
+            length = int.from_bytes(start, "little")
+            if len(start) < 8 or not 2 <= length <= min(size - 8, JSON_LIMIT):
+                found = f"{size} bytes, with a header of {length}" if len(start) == 8 else f"{size} bytes"
+                raise InputError(
+                    f"not a safetensors file, or cut off: {found}", place=str(file), expected="safetensors"
+                )
+            header = parse_json(content.read(length), file)
+    except OSError as error:
+        raise InputError(f"cannot be read: {error.strerror}", place=str(file)) from error
+    tensors: dict[str, TensorInfo] = {}
+    end = 0
+    try:
+        entries = [(name, entry) for name, entry in header.items() if name != "__metadata__"]
+        for name, entry in sorted(entries, key=lambda pair: tuple(pair[1]["data_offsets"])):
+            begin, stop = entry["data_offsets"]
+            info = TensorInfo(file, entry["dtype"], tuple(entry["shape"]), begin)
+            numbers = (begin, stop, *info.shape)
+            if not name.isprintable():
+                raise ValueError(f"a tensor named {name!r}")
+            if any(type(number) is not int or number < 0 for number in numbers):
+                raise ValueError(f"sizes {numbers}")
+            if (stop - begin) * 8 != math.prod(info.shape) * _BITS[info.dtype]:
+                raise ValueError(f"{stop - begin} bytes for {info.dtype} {list(info.shape)}")
+            if begin != end:
+                raise InputError(f"tensors overlap or leave a hole at byte {end} of the data", place=str(file))
+            tensors[name], end = info, stop
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise InputError(f"a header that is not safetensors': {error!r}", place=str(file)) from error
+    if end != size - 8 - length:
+        found = f"cut off, or with bytes too many: its header describes {end} bytes of data, not {size - 8 - length}"
+        raise InputError(found, place=str(file))
+    return tensors
 
 
 def embedding_rows(file: Path) -> dict[str, int]:
     """Return the rows of each embedding and output matrix in a safetensors file, by tensor name.
 
     Raises:
-        InputError: If it is not a whole safetensors file.
+        InputError: As for `read_header`.
     """
-    return {name: rows for name, rows in _rows(read_header(file)) if name.endswith(_NAMES)}
-
-
-def read_header(file: Path) -> dict[str, Any]:
-    """Return the header of a safetensors file: tensor name to dtype, shape and offsets.
-
-    Raises:
-        InputError: If it is not a whole safetensors file.
-    """
-    try:
-        with file.open("rb") as content:
-            (length,) = struct.unpack("<Q", content.read(8))
-            if length > _LONGEST_HEADER:
-                raise ValueError(f"a header of {length:,} bytes")
-            header = json.loads(content.read(length))
-        end = 8 + length + max((entry["data_offsets"][1] for _, entry in _tensors(header)), default=0)
-        size = file.stat().st_size
-    except (
-        OSError,
-        ValueError,
-        TypeError,
-        KeyError,
-        IndexError,
-        AttributeError,
-        RecursionError,
-        struct.error,
-    ) as error:
-        raise InputError(f"is not a safetensors file: {error}", place=str(file)) from error
-    if end != size:
-        raise InputError(f"has {size:,} bytes, and its header describes {end:,}", place=str(file))
-    return dict(header)
-
-
-def _tensors(header: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    return ((name, entry) for name, entry in header.items() if name != "__metadata__")
-
-
-def _rows(header: dict[str, Any]) -> Iterator[tuple[str, int]]:
-    for name, entry in _tensors(header):
-        shape = entry.get("shape")
-        if isinstance(shape, list) and len(shape) == 2 and isinstance(shape[0], int):
-            yield name, shape[0]
+    found = ((name, info) for name, info in read_header(file).items() if name.endswith(_EMBEDDINGS))
+    return {name: info.shape[0] for name, info in found if len(info.shape) == 2}
 
 
 DTYPES: Mapping[str, str] = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
@@ -75,21 +102,6 @@ DTYPES: Mapping[str, str] = {"float32": "F32", "bfloat16": "BF16", "float16": "F
 
 _ALIGNMENT = 8
 """The data of a safetensors file begins at a multiple of this many bytes."""
-
-
-@dataclass(frozen=True, slots=True)
-class TensorInfo:
-    """What a safetensors header says of one tensor.
-
-    Attributes:
-        file: The file that holds it.
-        dtype: Its dtype as safetensors writes it: `F32`, `BF16`, …
-        shape: Its shape.
-    """
-
-    file: Path
-    dtype: str
-    shape: tuple[int, ...]
 
 
 class Weights(Mapping[str, "torch.Tensor"]):
@@ -109,10 +121,10 @@ class Weights(Mapping[str, "torch.Tensor"]):
         self.files = tuple(files)
         self.infos: dict[str, TensorInfo] = {}
         for file in self.files:
-            for name, entry in _in_data_order(read_header(file)):
+            for name, info in read_header(file).items():
                 if name in self.infos:
                     raise InputError(f"{name} is in {self.infos[name].file.name} too", place=str(file))
-                self.infos[name] = TensorInfo(file, entry["dtype"], tuple(entry["shape"]))
+                self.infos[name] = info
 
     def __getitem__(self, name: str) -> torch.Tensor:
         """Return a tensor on the CPU, in its own dtype."""
@@ -134,11 +146,6 @@ class Weights(Mapping[str, "torch.Tensor"]):
     def names_in(self, file: Path) -> list[str]:
         """Return the names of one file's tensors, in the order of the data."""
         return [name for name, info in self.infos.items() if info.file == file]
-
-
-def _in_data_order(header: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    entries = [(name, entry) for name, entry in header.items() if name != "__metadata__"]
-    return sorted(entries, key=lambda one: tuple(one[1]["data_offsets"]))
 
 
 def write_safetensors(

@@ -10,15 +10,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pytest_mistral_lora.checkpoint.weights import DTYPES
-from pytest_mistral_lora.conformance.adapter.files import CONFIG, TENSORS, model_files, read_header, read_object
+from pytest_mistral_lora.chat.reading.jsonl import read_json
+from pytest_mistral_lora.checkpoint.weights import DTYPES, read_header
+from pytest_mistral_lora.conformance.adapter.files import CONFIG, TENSORS, model_files, read_object
 from pytest_mistral_lora.conformance.checks import Check, Settings
 from pytest_mistral_lora.conformance.finding import Finding, Result
 from pytest_mistral_lora.conformance.targets import AdapterTarget
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.records import manifest as records
 from pytest_mistral_lora.records.adapter_folder import FARTHEST, AdapterFolder, LocatedBase
-from pytest_mistral_lora.records.files import inside, read_json
+from pytest_mistral_lora.records.files import inside
 from pytest_mistral_lora.records.manifest import MANIFEST
 
 if TYPE_CHECKING:

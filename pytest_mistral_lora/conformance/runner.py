@@ -9,6 +9,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from pytest_mistral_lora.chat.reading.jsonl import read_json
 from pytest_mistral_lora.chat.rows import Row, read_rows
 from pytest_mistral_lora.conformance.checks import Check, Settings
 from pytest_mistral_lora.conformance.encoded.audit import Audit, Verdict
@@ -16,7 +17,7 @@ from pytest_mistral_lora.conformance.encoded.checks import CASES, KEPT
 from pytest_mistral_lora.conformance.finding import Finding, Result
 from pytest_mistral_lora.conformance.targets import RunnerTarget
 from pytest_mistral_lora.errors import RunnerError
-from pytest_mistral_lora.records.files import read_json, write_json
+from pytest_mistral_lora.records.files import write_json
 from pytest_mistral_lora.records.goldens import packaged_cases
 
 

@@ -103,6 +103,6 @@ def mistral_lora_run(mistral_oracle: Oracle, tmp_path_factory: pytest.TempPathFa
 @pytest.fixture(scope="session")
 def mistral_manifest(mistral_lora_run: TinyRun) -> dict[str, Any]:
     """The `manifest.json` of `mistral_lora_run`, as plain data (session)."""
-    from pytest_mistral_lora.records.files import read_json
+    from pytest_mistral_lora.chat.reading.jsonl import read_json
 
     return dict(read_json(mistral_lora_run.adapter / "manifest.json"))

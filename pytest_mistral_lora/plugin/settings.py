@@ -246,10 +246,13 @@ def _device_name(config: pytest.Config) -> str:
     if device not in _DEVICES:
         raise pytest.UsageError(f"{source}: {device!r}; expected one of {', '.join(_DEVICES)}")
     if device == "cuda":
-        import torch  # only here: it takes seconds
+        from pytest_mistral_lora.checkpoint.base_model import choose_device
+        from pytest_mistral_lora.errors import InputError
 
-        if not torch.cuda.is_available():
-            raise pytest.UsageError(f"{source}: cuda, but torch {torch.__version__} finds no CUDA device here")
+        try:
+            choose_device(device, place=source)
+        except InputError as error:
+            raise pytest.UsageError(str(error)) from error
     return str(device)
 
 

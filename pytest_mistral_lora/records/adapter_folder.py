@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from pytest_mistral_lora.chat.reading.jsonl import read_json
 from pytest_mistral_lora.checkpoint.hub_cache import cached_snapshot
 from pytest_mistral_lora.checkpoint.pins import resolve
 from pytest_mistral_lora.errors import InputError, MistralLoraError
-from pytest_mistral_lora.records.files import inside, read_json
+from pytest_mistral_lora.records.files import inside
 from pytest_mistral_lora.records.hashing import base_weights_sha256
 from pytest_mistral_lora.records.manifest import MANIFEST, Manifest, validate
 

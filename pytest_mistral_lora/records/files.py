@@ -12,12 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-from pytest_mistral_lora.chat.reading.jsonl import loads_strict
+from pytest_mistral_lora.checkpoint.hub_cache import link_homes
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.records.hashing import sha256_file
-
-JSON_LIMIT = 16 << 20
-"""Largest JSON file that is read, in bytes: real configurations and manifests have a few thousand."""
 
 Written = Literal["created", "rewritten", "unchanged"]
 """What writing a file came to."""
@@ -79,42 +76,10 @@ def json_text(data: Any) -> str:
     return json.dumps(data, ensure_ascii=False, indent=2, allow_nan=False) + "\n"
 
 
-def read_json(path: Path) -> Any:
-    """Read a JSON file of no trusted origin.
-
-    Raises:
-        InputError: If the file is missing or too large, is not JSON in UTF-8, or two parsers could read it differently:
-            a key twice in one object, numbers that are not finite.
-    """
-    try:
-        with path.open("rb") as file:
-            data = file.read(JSON_LIMIT + 1)
-    except OSError as error:
-        raise InputError(f"cannot be read: {error.strerror}", place=str(path)) from error
-    if len(data) > JSON_LIMIT:
-        raise InputError("too large to be one", place=str(path), expected=f"at most {JSON_LIMIT >> 20} MiB of JSON")
-    return json_value(data, path)
-
-
-def json_value(data: bytes, path: Path) -> Any:
-    """Return the value of JSON bytes that were read from a file.
-
-    Raises:
-        InputError: As `read_json` does.
-    """
-    try:
-        value = loads_strict(data.decode())
-        json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair could not be printed
-    except ValueError as error:
-        reason = f"not valid JSON: {error}" if isinstance(error, UnicodeError) else str(error)
-        raise InputError(reason, place=str(path), expected="JSON in UTF-8") from error
-    return value
-
-
 def inside(folder: Path, name: str) -> Path:
     """Return a regular file of a folder.
 
-    A link may lead to the blobs of the Hub cache that the folder is in; anywhere else, it leads out of the folder.
+    A link of a snapshot in the Hub's cache may lead to the blobs of that cache; any other has to stay in the folder.
 
     Raises:
         InputError: If there is none, if it is no regular file, or if it leads out of the folder.
@@ -125,21 +90,13 @@ def inside(folder: Path, name: str) -> Path:
     except (OSError, RuntimeError) as error:
         reason = "no such file" if not file.is_symlink() else "a link that leads nowhere"
         raise InputError(reason, place=str(file)) from error
-    if not any(target.is_relative_to(home) for home in _homes(folder)):
+    if not any(target.is_relative_to(home) for home in link_homes(folder)):
         raise InputError(f"leads out of the folder, to {target}", place=str(file), expected="a file of the folder")
     if not target.is_file():
         raise InputError(
             "is a directory" if target.is_dir() else "is no regular file", place=str(file), expected="a file"
         )
     return file
-
-
-def _homes(folder: Path) -> tuple[Path, ...]:
-    own = folder.resolve()
-    if own.parent.name != "snapshots":
-        return (own,)
-    repository = own.parents[1]
-    return own, repository / "blobs", repository.parent / "blobs"
 
 
 @contextmanager

@@ -11,9 +11,10 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pytest_mistral_lora.chat.reading.jsonl import read_json
 from pytest_mistral_lora.checkpoint.pins import check_revision
 from pytest_mistral_lora.errors import InputError, PinError
-from pytest_mistral_lora.records.files import json_text, read_json
+from pytest_mistral_lora.records.files import json_text
 from pytest_mistral_lora.records.hashing import sha256_bytes
 
 if TYPE_CHECKING:

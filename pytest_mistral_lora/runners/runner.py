@@ -14,8 +14,9 @@ from typing import Literal
 
 from filelock import FileLock
 
+from pytest_mistral_lora.chat.reading.jsonl import read_json
 from pytest_mistral_lora.errors import InputError, RunnerError
-from pytest_mistral_lora.records.files import cache_folder, read_json, write_json
+from pytest_mistral_lora.records.files import cache_folder, write_json
 from pytest_mistral_lora.records.hashing import sha256_file
 
 TIME_LIMIT = 900.0

@@ -15,6 +15,7 @@ from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
+from pytest_mistral_lora.checkpoint.base_model import choose_device
 from pytest_mistral_lora.errors import InputError, RecipeError
 from pytest_mistral_lora.training.recipe import Recipe, Training
 
@@ -25,10 +26,7 @@ def on_gpu(training: Training) -> bool:
     Raises:
         RecipeError: If the recipe asks for CUDA and there is none.
     """
-    available = torch.cuda.is_available()
-    if training.device == "cuda" and not available:
-        raise RecipeError("'cuda', but no CUDA device is available", place="training.device", expected="auto or cpu")
-    return available and training.device != "cpu"
+    return choose_device(training.device, place="training.device", error=RecipeError) == "cuda"
 
 
 def precision_of(training: Training) -> Any:

@@ -9,7 +9,7 @@ from typing import Any
 
 from pytest_mistral_lora.chat.completions import FormatCheck
 from pytest_mistral_lora.checkpoint.base_model import require_trainable
-from pytest_mistral_lora.checkpoint.encoder import Encoder
+from pytest_mistral_lora.checkpoint.encoder import Encoder, make_encoder
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.errors import PinError, RecipeError
 from pytest_mistral_lora.records.hashing import base_weights_command, base_weights_sha256, canonical_json, sha256_bytes
@@ -85,7 +85,7 @@ def encoder_of(recipe: Recipe, base: Path, config: Mapping[str, Any]) -> Encoder
         TokenizerError: If the tokenizer cannot be loaded.
         RecipeError: If it has ids that the model does not have.
     """
-    encoder = Encoder(recipe.backend, CheckpointTokenizer(base))
+    encoder = make_encoder(recipe.backend, CheckpointTokenizer(base))
     if encoder.vocab_size > config["vocab_size"]:
         raise RecipeError(
             f"the tokenizer has {encoder.vocab_size} ids, the model {config['vocab_size']}", place=str(base)

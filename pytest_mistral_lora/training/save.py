@@ -14,11 +14,12 @@ import torch
 from safetensors.torch import save_file
 
 from pytest_mistral_lora.chat.encoded import EncodedRow
+from pytest_mistral_lora.chat.reading.jsonl import read_json
 from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.checkpoint.encoder import Encoder
 from pytest_mistral_lora.checkpoint.tokenizers import TOKENIZER_JSON, oracle_file
 from pytest_mistral_lora.errors import TrainingError
-from pytest_mistral_lora.records.files import finished_folder, listing, read_json, write_json, write_text
+from pytest_mistral_lora.records.files import finished_folder, listing, write_json, write_text
 from pytest_mistral_lora.records.hashing import ADAPTER_TENSORS, sha256_file, sha256_tensors
 from pytest_mistral_lora.records.manifest import MANIFEST, build
 from pytest_mistral_lora.records.notes import note_texts
@@ -170,7 +171,7 @@ def _write_tokenizer(folder: Path, encoder: Encoder, base: Path) -> dict[str, An
 def _write_template(folder: Path, encoder: Encoder, base: Path) -> dict[str, Any]:
     source, text = "checkpoint", _own_template(base)
     if encoder.backend == "chat-template":
-        text = encoder.template.source
+        text = encoder.tokenizer.template.source
         source = "checkpoint" if (base / TOKENIZER_JSON).is_file() else "mistral-common"
     elif text is None:
         source, text = "mistral-common", encoder.tokenizer.oracle.chat_template()

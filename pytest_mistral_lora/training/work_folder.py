@@ -16,9 +16,10 @@ from accelerate import PartialState
 from safetensors import SafetensorError
 from transformers import TrainerCallback
 
+from pytest_mistral_lora.chat.reading.jsonl import read_json
 from pytest_mistral_lora.checkpoint.encoder import Encoder
 from pytest_mistral_lora.errors import DiskError, InputError, NonFiniteError, is_out_of_memory
-from pytest_mistral_lora.records.files import listing, read_json, remove_temporaries, write_json, write_text
+from pytest_mistral_lora.records.files import listing, remove_temporaries, write_json, write_text
 from pytest_mistral_lora.training.devices import is_main
 from pytest_mistral_lora.training.failure import FAILURE
 from pytest_mistral_lora.training.rows.loading import Split

@@ -17,9 +17,9 @@ from safetensors.torch import load_file, save_file
 from transformers import MistralConfig, MistralForCausalLM
 
 from pytest_mistral_lora.assertions import assert_adapter_sound
+from pytest_mistral_lora.checkpoint.weights import read_header
 from pytest_mistral_lora.conformance.adapter.checks import cases
 from pytest_mistral_lora.conformance.adapter.config import matches
-from pytest_mistral_lora.conformance.adapter.files import read_header
 from pytest_mistral_lora.conformance.finding import Result
 from pytest_mistral_lora.errors import InputError, PinError
 

@@ -12,7 +12,7 @@ import yaml
 from dataset_recipes import Target, make_target, said, v3, write_rows
 
 from pytest_mistral_lora.chat.rows import parse_row, read_rows
-from pytest_mistral_lora.checkpoint.encoder import Encoder
+from pytest_mistral_lora.checkpoint.encoder import make_encoder
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.conformance.checks import Settings
 from pytest_mistral_lora.conformance.dataset.checks import CASES, check_dataset, checks, dataset_results
@@ -88,7 +88,7 @@ def test_the_sides_of_a_split_are_the_trainers(tmp_path: Path) -> None:
 
     rows = [said(f"Question {number}?", f"Answer {number}.") for number in range(60)]
     target = make_target(tmp_path, rows, data={"held_out": 0.3})
-    data = load_data(target.recipe, Encoder("mistral-common", v3()))
+    data = load_data(target.recipe, make_encoder("mistral-common", v3()))
     seen = facts(dataset_results(target))
     assert (seen["rows_trained_on"], seen["rows_held_out"]) == (len(data.train.rows), len(data.held_out.rows))
     assert seen["supervised_tokens"]["total"] == data.train.supervised_tokens + data.held_out.supervised_tokens
@@ -103,7 +103,7 @@ def test_what_the_trainer_refuses_is_an_error_and_what_mistral_common_refuses(ba
     bad = ["{", "[]", silent, said("a", "word " * 200), said("a", "b", "c"), said("a [INST] b", "c"), said("a", "b ")]
     target = make_target(tmp_path, [*SOUND, *bad], max_length=100, backend=backend)
     with pytest.raises(RowsError) as caught:
-        load_data(target.recipe, Encoder(backend, v3()))
+        load_data(target.recipe, make_encoder(backend, v3()))
     refused = {error.place.split(",")[0] for error in caught.value.errors}
     findings = [finding for finding in found(dataset_results(target)) if finding.severity == "error"]
     # the template alone would train on a row that ends with the user
@@ -169,10 +169,10 @@ def test_rows_are_judged_by_what_the_recipe_does_with_them(
     notes = {finding.place for finding in found(results, "ML620")}
     if "error" in (truncation, unsupervised):
         with pytest.raises(RowsError) as caught:
-            load_data(target.recipe, Encoder(backend, v3()))
+            load_data(target.recipe, make_encoder(backend, v3()))
         assert errors == {error.place for error in caught.value.errors}
         return
-    data = load_data(target.recipe, Encoder(backend, v3()))
+    data = load_data(target.recipe, make_encoder(backend, v3()))
     assert [finding for finding in found(results) if finding.severity == "error"] == []
     seen, tallies = facts(results), [split.figures.tally for split in (data.train, data.held_out)]
     assert (seen["rows_trained_on"], seen["rows_held_out"]) == (tallies[0].used, tallies[1].used)

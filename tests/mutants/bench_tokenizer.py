@@ -184,13 +184,13 @@ def _rewrite(file: Path, change: Callable[[Any], Any]) -> None:
 # what does not load
 
 
-@mutant("ML201 ML209", says="is not JSON")
+@mutant("ML201 ML209", says="not valid JSON")
 def truncated_tokenizer_json(artifact: Artifact) -> None:
     """`tokenizer.json` ends in its middle, as after a broken download."""
     _truncate(artifact["folder"] / "tokenizer.json")
 
 
-@mutant("ML201 ML209", says="is not JSON")
+@mutant("ML201 ML209", says="not valid JSON")
 def truncated_tekken(artifact: Artifact) -> None:
     """`tekken.json` ends in its middle."""
     _truncate(artifact["folder"] / "tekken.json")
@@ -258,7 +258,7 @@ def lfs_pointer(artifact: Artifact) -> None:
     (artifact["folder"] / "chat_template.json").write_text("version https://git-lfs.github.com/spec/v1\noid 1\n")
 
 
-@mutant("ML209", says="has the key 'eos_token_id' twice")
+@mutant("ML209", says="the key 'eos_token_id' appears twice")
 def key_twice(artifact: Artifact) -> None:
     """`generation_config.json` has a key twice."""
     (artifact["folder"] / "generation_config.json").write_text('{"eos_token_id": 2, "eos_token_id": 2}')

@@ -67,7 +67,7 @@ data: {{train: [own/rows.jsonl]}}
 training: {{steps: 1, learning_rate: 1e-3, batch_size: 1, micro_batch_tokens: 1}}
 output: out
 """
-NO_CUDA = f"cuda, but torch {torch.__version__} finds no CUDA device here"
+NO_CUDA = f"cuda, but torch {torch.__version__} finds no CUDA device here; expected auto or cpu"
 NO_RUNNER = (
     "is no runner; expected one of trl, axolotl, llamafactory, "
     "or the path of a script (*.py) that maps rows to encoded rows"

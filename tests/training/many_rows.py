@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pytest_mistral_lora.chat.oracle.mistral_common import shipped_tokenizer
-from pytest_mistral_lora.checkpoint.encoder import Encoder
+from pytest_mistral_lora.checkpoint.encoder import Encoder, make_encoder
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.training.recipe import Recipe, parse_recipe
 
@@ -38,4 +38,4 @@ def recipe_of(folder: Path, *, backend: str = "mistral-common", data: Any = None
 
 
 def encoder_of(backend: str = "mistral-common", tokenizer: str = "spm-v3") -> Encoder:
-    return Encoder(backend, CheckpointTokenizer(shipped_tokenizer(tokenizer)))
+    return make_encoder(backend, CheckpointTokenizer(shipped_tokenizer(tokenizer)))

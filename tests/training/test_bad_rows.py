@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from test_loop import trainer_of
 from tiny_runs import CONVERSATIONS, MakeRecipe
 
-from pytest_mistral_lora.checkpoint.encoder import Encoder
+from pytest_mistral_lora.checkpoint.encoder import make_encoder
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.errors import NonFiniteError
 from pytest_mistral_lora.records.hashing import base_weights_sha256
@@ -32,7 +32,7 @@ BAD = 3
 @pytest.fixture
 def broken(base: Path, tmp_path: Path, make_recipe: MakeRecipe) -> Path:
     """A base that gives NaN where a token is fed that only one row has."""
-    rows = load_data(make_recipe(), Encoder("mistral-common", CheckpointTokenizer(base))).train.encoded
+    rows = load_data(make_recipe(), make_encoder("mistral-common", CheckpointTokenizer(base))).train.encoded
     seen = Counter(token for row in rows for token in set(row.input_ids))
     token = next(token for token in rows[BAD].input_ids if seen[token] == 1)
     folder = tmp_path / "broken"

@@ -18,7 +18,7 @@ from pytest_mistral_lora.chat.encoded import EncodedRow, Policy
 from pytest_mistral_lora.chat.reading import chunks
 from pytest_mistral_lora.chat.reading.chunks import CHUNK_LINES, DataFile
 from pytest_mistral_lora.chat.rows import Row
-from pytest_mistral_lora.checkpoint.encoder import Encoder
+from pytest_mistral_lora.checkpoint.encoder import Encoder, make_encoder
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.errors import InputError, RowsError
 from pytest_mistral_lora.training.rows import loading
@@ -131,10 +131,10 @@ def test_the_template_is_part_of_the_key_where_it_encodes(folder: Path) -> None:
     write_lines(folder / "rows.jsonl", numbered(5))
     base = folder / "base"
     encoder_of().tokenizer.fast.save_pretrained(base)
-    load(folder, Encoder("chat-template", CheckpointTokenizer(base)), backend="chat-template")
+    load(folder, make_encoder("chat-template", CheckpointTokenizer(base)), backend="chat-template")
     template = base / "chat_template.jinja"
     template.write_text("{# ours #}" + template.read_text())
-    load(folder, Encoder("chat-template", CheckpointTokenizer(base)), backend="chat-template")
+    load(folder, make_encoder("chat-template", CheckpointTokenizer(base)), backend="chat-template")
     assert len(kept(folder)) == 2
 
 

@@ -13,7 +13,7 @@ from many_rows import encoder_of, numbered, recipe_of, said, write_lines
 from tiny_runs import MakeRecipe
 
 from pytest_mistral_lora.chat.rows import Row
-from pytest_mistral_lora.checkpoint.encoder import Encoder
+from pytest_mistral_lora.checkpoint.encoder import Encoder, make_encoder
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.errors import InputError, RowsError
 from pytest_mistral_lora.records.data_stats import SHOWN
@@ -24,7 +24,7 @@ from pytest_mistral_lora.training.rows.table import RowDataset
 
 @pytest.fixture(params=["mistral-common", "chat-template"])
 def encoder(base: Path, request: pytest.FixtureRequest) -> Encoder:
-    return Encoder(request.param, CheckpointTokenizer(base))
+    return make_encoder(request.param, CheckpointTokenizer(base))
 
 
 def row(text: str, **assistant: int) -> Row:
@@ -76,9 +76,9 @@ def test_text_that_spells_control_tokens_trains_through_the_oracle_alone(
 ) -> None:
     recipe = make_recipe()
     (tmp_path / "rows.jsonl").write_text(json.dumps(row("x[/INST]y</s>").to_json()))
-    load_data(recipe, Encoder("mistral-common", CheckpointTokenizer(base)))
+    load_data(recipe, make_encoder("mistral-common", CheckpointTokenizer(base)))
     with pytest.raises(RowsError, match=r"spells control tokens.*mistral-common"):
-        load_data(recipe, Encoder("chat-template", CheckpointTokenizer(base)))
+        load_data(recipe, make_encoder("chat-template", CheckpointTokenizer(base)))
 
 
 @given(st.text(max_size=30), st.floats(0, 1), st.floats(0, 1))
@@ -92,7 +92,7 @@ def test_a_row_never_changes_sides_as_the_fraction_grows(text: str, one: float, 
 def test_the_split_holds_out_about_the_fraction_and_ignores_other_rows(
     make_recipe: MakeRecipe, tmp_path: Path, base: Path
 ) -> None:
-    encoder = Encoder("mistral-common", CheckpointTokenizer(base))
+    encoder = make_encoder("mistral-common", CheckpointTokenizer(base))
     lines = [json.dumps(row(f"Number {number}").to_json()) for number in range(400)]
     recipe = make_recipe(data={"held_out": 0.25})
     (tmp_path / "rows.jsonl").write_text("\n".join(lines))
@@ -107,7 +107,7 @@ def test_the_split_holds_out_about_the_fraction_and_ignores_other_rows(
 
 def test_a_split_that_holds_out_nothing_is_an_error(make_recipe: MakeRecipe, base: Path) -> None:
     with pytest.raises(InputError, match="holds out none"):
-        load_data(make_recipe(data={"held_out": 0.0001}), Encoder("mistral-common", CheckpointTokenizer(base)))
+        load_data(make_recipe(data={"held_out": 0.0001}), make_encoder("mistral-common", CheckpointTokenizer(base)))
 
 
 LINES = [

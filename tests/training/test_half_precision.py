@@ -30,9 +30,9 @@ def recipe_on(device: str, base: Path, tmp_path: Path, **training: Any) -> Recip
 
 
 def trainer_of(recipe: Recipe, base: Path, tmp_path: Path, change: Any) -> Any:
-    from pytest_mistral_lora.checkpoint.encoder import Encoder
+    from pytest_mistral_lora.checkpoint.encoder import make_encoder
 
-    data = load_data(recipe, Encoder("mistral-common", CheckpointTokenizer(base)))
+    data = load_data(recipe, make_encoder("mistral-common", CheckpointTokenizer(base)))
     layers = adapted_layers(base, recipe.lora.target_modules)
     model = attach_adapter(change(load_base(base, "fp32", recipe.training.device)), recipe.lora, layers, seed=0)
     return make_trainer(model, recipe.training, data.train.encoded, [], work=tmp_path / "work", progress="none")

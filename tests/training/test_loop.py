@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from tiny_runs import MakeRecipe
 
 from pytest_mistral_lora.checkpoint.base_model import load_base
-from pytest_mistral_lora.checkpoint.encoder import Encoder
+from pytest_mistral_lora.checkpoint.encoder import make_encoder
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.errors import TrainingError
 from pytest_mistral_lora.training.adapter import adapted_layers, attach_adapter
@@ -41,7 +41,7 @@ class Recorder:
 
 
 def trainer_of(recipe: Recipe, base: Path, tmp_path: Path) -> Any:
-    encoder = Encoder("mistral-common", CheckpointTokenizer(base))
+    encoder = make_encoder("mistral-common", CheckpointTokenizer(base))
     data = load_data(recipe, encoder)
     layers = adapted_layers(base, recipe.lora.target_modules)
     model = attach_adapter(load_base(base, "fp32", "cpu"), recipe.lora, layers, seed=0)

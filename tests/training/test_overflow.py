@@ -12,7 +12,7 @@ import torch
 from tiny_runs import recipe_data, write_rows
 
 from pytest_mistral_lora.checkpoint.base_model import load_base
-from pytest_mistral_lora.checkpoint.encoder import Encoder
+from pytest_mistral_lora.checkpoint.encoder import make_encoder
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.errors import TrainingError
 from pytest_mistral_lora.training.adapter import adapted_layers, attach_adapter
@@ -34,7 +34,7 @@ def scaled(base: Path, tmp_path: Path) -> MakeTrainer:
     def make(overflows: set[int], **training: Any) -> tuple[Trainer, Recipe, dict[int, torch.Tensor]]:
         settings = {"steps": 6, "batch_size": 5, "logging_steps": 1, **training}
         recipe = parse_recipe(recipe_data(base, training=settings), folder=tmp_path)
-        data = load_data(recipe, Encoder("mistral-common", CheckpointTokenizer(base)))
+        data = load_data(recipe, make_encoder("mistral-common", CheckpointTokenizer(base)))
         layers = adapted_layers(base, recipe.lora.target_modules)
         model = attach_adapter(load_base(base, "fp32", "cpu"), recipe.lora, layers, seed=0)
         trainer = make_trainer(model, recipe.training, data.train.encoded, [], work=tmp_path / "work", progress="none")

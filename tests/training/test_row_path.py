@@ -13,7 +13,7 @@ from test_loop import trainer_of
 from tiny_runs import MakeRecipe
 
 import pytest_mistral_lora
-from pytest_mistral_lora.checkpoint.encoder import Encoder
+from pytest_mistral_lora.checkpoint.encoder import make_encoder
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.training.rows import loading
 from pytest_mistral_lora.training.rows.table import RowDataset
@@ -28,7 +28,7 @@ ONE_STEP = {"steps": 1, "dry_run": False}
 def test_a_row_reaches_its_loss_through_few_files(
     make_recipe: MakeRecipe, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipe, encoder = make_recipe(training=ONE_STEP), Encoder("mistral-common", CheckpointTokenizer(base))
+    recipe, encoder = make_recipe(training=ONE_STEP), make_encoder("mistral-common", CheckpointTokenizer(base))
     trainer = trainer_of(recipe, base, tmp_path)
     loading.load_data(recipe, encoder)  # loads the tokenizer, too
     files: set[str] = set()

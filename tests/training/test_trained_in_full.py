@@ -11,13 +11,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny_runs import MakeRecipe, recipe_data, write_rows
 
+from pytest_mistral_lora.chat.reading.jsonl import read_json
 from pytest_mistral_lora.chat.rows import read_rows
 from pytest_mistral_lora.checkpoint.base_model import load_base
-from pytest_mistral_lora.checkpoint.encoder import Encoder
+from pytest_mistral_lora.checkpoint.encoder import make_encoder
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.conformance.adapter.checks import adapter_findings
 from pytest_mistral_lora.errors import RecipeError, TrainingError
-from pytest_mistral_lora.records.files import read_json, write_json
+from pytest_mistral_lora.records.files import write_json
 from pytest_mistral_lora.records.verify.verify import verify
 from pytest_mistral_lora.training.adapter import (
     adapted_layers,
@@ -217,7 +218,7 @@ def test_a_head_of_another_vocabulary_is_a_finding(make_recipe: MakeRecipe, base
 
 def test_the_step_gives_them_the_gradient_of_each_row_by_itself(make_recipe: MakeRecipe, base: Path) -> None:
     lora = Lora(r=4, dora=True, modules_to_save=("lm_head", "embed_tokens"))
-    encoder = Encoder("mistral-common", CheckpointTokenizer(base))
+    encoder = make_encoder("mistral-common", CheckpointTokenizer(base))
     encoded = load_data(make_recipe(), encoder).train.encoded
     found = []
     for plain in (True, False):

@@ -1,4 +1,4 @@
-"""Read JSON Lines one line at a time, strictly: a text that two parsers could read differently is refused."""
+"""Read JSON and JSON Lines of unknown origin: a text that two parsers could read differently is refused."""
 
 from __future__ import annotations
 
@@ -12,6 +12,10 @@ from pytest_mistral_lora.errors import InputError, RowError
 
 MAX_LINE_BYTES = 64 * 1024 * 1024
 """A longer line is refused unread, so that one bad file cannot fill the memory."""
+
+
+JSON_LIMIT = 16 << 20
+"""Largest JSON file that is read, in bytes: real configurations and manifests have a few thousand."""
 
 
 class _RefusedError(ValueError):
@@ -67,6 +71,37 @@ def _readable_int(digits: str) -> int:
     except ValueError as error:
         # int() refuses more than 4,300 digits by default (CVE-2020-10735): the time grows with their square
         raise _RefusedError(f"a number has {len(digits)} characters, which is too many to read") from error
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        InputError: If the file is missing or has more than `JSON_LIMIT` bytes, or as for `parse_json`.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(JSON_LIMIT + 1)
+    except OSError as error:
+        raise InputError(f"cannot be read: {error.strerror}", place=str(path)) from error
+    if len(data) > JSON_LIMIT:
+        raise InputError("too large to be one", place=str(path), expected=f"at most {JSON_LIMIT >> 20} MiB of JSON")
+    return parse_json(data, path)
+
+
+def parse_json(data: bytes, path: Path) -> Any:
+    """Parse JSON bytes that were read from a file.
+
+    Raises:
+        InputError: If they are not JSON in UTF-8, or as for `loads_strict`; `path` is the place.
+    """
+    try:
+        value = loads_strict(data.decode())
+        json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair could not be printed
+    except ValueError as error:
+        reason = f"not valid JSON: {error}" if isinstance(error, UnicodeError) else str(error)
+        raise InputError(reason, place=str(path), expected="JSON in UTF-8") from error
+    return value
 
 
 def scan_jsonl(path: Path) -> Iterator[tuple[int, Any] | RowError]:

@@ -10,15 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pytest_mistral_lora.conformance.adapter.files import (
-    CONFIG,
-    TENSORS,
-    Opened,
-    TensorInfo,
-    model_files,
-    read_header,
-    read_object,
-)
+from pytest_mistral_lora.checkpoint.weights import TensorInfo, read_header
+from pytest_mistral_lora.conformance.adapter.files import CONFIG, TENSORS, Opened, model_files, read_object
 from pytest_mistral_lora.conformance.finding import Finding, Result
 from pytest_mistral_lora.errors import InputError, MistralLoraError
 from pytest_mistral_lora.records.adapter_folder import AdapterFolder

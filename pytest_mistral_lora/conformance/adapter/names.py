@@ -10,8 +10,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from pytest_mistral_lora.checkpoint.weights import TensorInfo
 from pytest_mistral_lora.conformance.adapter.config import lora_config, unmatched_patterns
-from pytest_mistral_lora.conformance.adapter.files import Opened, TensorInfo
+from pytest_mistral_lora.conformance.adapter.files import Opened
 from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.errors import InputError, MistralLoraError, PinError
 

@@ -118,7 +118,8 @@ def _shared(target: RecipeTarget, settings: Settings) -> dict[str, Result]:
     # Workers of pytest-xdist judge cases of the same dataset: the first makes the pass, the others wait for its file.
     from filelock import FileLock
 
-    from pytest_mistral_lora.records.files import read_json, write_json
+    from pytest_mistral_lora.chat.reading.jsonl import read_json
+    from pytest_mistral_lora.records.files import write_json
 
     file = settings.work_folder / f"dataset-{_identity(target)}.json"
     with FileLock(f"{file}.lock"):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from pytest_mistral_lora.chat.encoded import EncodedRow, Policy
 from pytest_mistral_lora.chat.reading.chunks import Chunk
 from pytest_mistral_lora.chat.rows import Row, read_row
-from pytest_mistral_lora.checkpoint.encoder import Encoder
+from pytest_mistral_lora.checkpoint.encoder import make_encoder
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.conformance.dataset.row_findings import (
     beyond,
@@ -62,7 +62,7 @@ class RowJudge:
     def __init__(self, plan: ScanPlan, tokenizer: CheckpointTokenizer | None = None) -> None:
         """Load the tokenizer of the plan, or use the one given."""
         self.plan = plan
-        self.encoder = Encoder(plan.backend, tokenizer or CheckpointTokenizer(plan.tokenizer))
+        self.encoder = make_encoder(plan.backend, tokenizer or CheckpointTokenizer(plan.tokenizer))
         self._oracle: Oracle | None = None
         try:
             self._oracle = self.encoder.tokenizer.oracle
@@ -70,7 +70,7 @@ class RowJudge:
             if plan.backend == "mistral-common":
                 raise
         if plan.official:
-            self.encoder.template.bounded = False
+            self.encoder.tokenizer.template.bounded = False
         literals = self._oracle.control_tokens.values() if self._oracle else ()
         self._literals = re.compile("|".join(map(re.escape, literals)) or r"(?!)")
 
@@ -136,7 +136,7 @@ class RowJudge:
                 spelled = ", ".join(sorted(set(literals)))
                 tally.findings.add(Finding("ML612", f"the text spells {spelled}", row.place))
             return expected
-        literals = self.encoder.template.control_literals(row)
+        literals = self.encoder.tokenizer.template.control_literals(row)
         if literals:
             raise _LiteralError(f"the text spells {', '.join(sorted(set(literals)))}", place=row.place)
         return self.encoder.encode(row)
@@ -145,7 +145,7 @@ class RowJudge:
         """Return whether the encoding that is trained on has mistral-common's labels; report a difference."""
         template_ids: tuple[int, ...] | None = None
         with suppress(RowError):
-            template_ids = self.encoder.template.ids(row) if encoded is expected else encoded.input_ids
+            template_ids = self.encoder.tokenizer.template.ids(row) if encoded is expected else encoded.input_ids
         if template_ids != expected.input_ids:
             self._explain(row, tally)
             return True
@@ -164,7 +164,7 @@ class RowJudge:
 
         oracle: Any = self._oracle
         try:
-            comparison = compare(row, oracle, self.encoder.template)
+            comparison = compare(row, oracle, self.encoder.tokenizer.template)
         except RowError as error:
             text = f"the chat template differs from mistral-common, and the two cannot be compared: {error.found}"
             tally.findings.add(Finding("ML603", text, row.place, row=_printed_row(row)))

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import torch
 
     from pytest_mistral_lora.chat.encoded import EncodedRow
-    from pytest_mistral_lora.checkpoint.encoder import Encoder
+    from pytest_mistral_lora.checkpoint.encoder import Encoder, make_encoder
     from pytest_mistral_lora.training.recipe import Recipe
 
 
@@ -91,10 +91,9 @@ class Bed:
     @cached_property
     def encoder(self) -> Encoder:
         """The backend of the run."""
-        from pytest_mistral_lora.checkpoint.encoder import Encoder
         from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 
-        return Encoder("mistral-common", CheckpointTokenizer(self.base))
+        return make_encoder("mistral-common", CheckpointTokenizer(self.base))
 
     @cached_property
     def encoded(self) -> list[EncodedRow]:

@@ -20,10 +20,11 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock
 
 from pytest_mistral_lora.chat.oracle.mistral_common import Oracle
+from pytest_mistral_lora.chat.reading.jsonl import read_json
 from pytest_mistral_lora.conformance.targets import Target
 from pytest_mistral_lora.conformance.train.new_process import ForkedProcess, in_a_new_process
 from pytest_mistral_lora.errors import MistralLoraError, TokenizerError
-from pytest_mistral_lora.records.files import read_json, write_json
+from pytest_mistral_lora.records.files import write_json
 from pytest_mistral_lora.records.goldens import goldens_folder
 
 if TYPE_CHECKING:

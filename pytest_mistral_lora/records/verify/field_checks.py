@@ -7,10 +7,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pytest_mistral_lora.chat.reading.jsonl import read_json
 from pytest_mistral_lora.chat.rows import read_rows
 from pytest_mistral_lora.checkpoint.tokenizers import oracle_file
 from pytest_mistral_lora.records.adapter_folder import is_merged
-from pytest_mistral_lora.records.files import inside, read_json
+from pytest_mistral_lora.records.files import inside
 from pytest_mistral_lora.records.hashing import (
     ADAPTER_TENSORS,
     base_weights_sha256,

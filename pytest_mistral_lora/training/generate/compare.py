@@ -8,11 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from pytest_mistral_lora.chat.completions import FormatCheck
 from pytest_mistral_lora.chat.rows import Row
-from pytest_mistral_lora.checkpoint.base_model import Precision, weight_files
+from pytest_mistral_lora.checkpoint.base_model import Precision, choose_device, weight_files
 from pytest_mistral_lora.checkpoint.encoder import Encoder
 from pytest_mistral_lora.checkpoint.weights import Weights
 from pytest_mistral_lora.errors import InputError
@@ -124,7 +122,7 @@ class Adapted:
             precision,
             training.get("quantization"),
             encoder_of(adapter, folder),
-            device_named(device),
+            choose_device(device),
         )
 
     @property
@@ -147,7 +145,7 @@ class Adapted:
             **{name: data.get(name) for name in BASE_FACTS},
         }
         precision: Precision = recorded_training(folder)["precision"]
-        return cls(folder, folder, identity, precision, None, encoder_of(folder, folder), device_named(device))
+        return cls(folder, folder, identity, precision, None, encoder_of(folder, folder), choose_device(device))
 
     def answer(
         self, model: Any, rows: Sequence[Row], *, max_new_tokens: int, checks: Sequence[FormatCheck] = ()
@@ -167,18 +165,6 @@ class Adapted:
     def load(self) -> Any:
         """Load base and adapter as they were trained, or the merged model, in eval mode."""
         return load_recorded(self.adapter, self.base, self.precision, self.device, self.quantization)
-
-
-def device_named(name: str) -> str:
-    """Return `cpu` or `cuda` for `auto`, `cpu` or `cuda`.
-
-    Raises:
-        InputError: If CUDA is asked for and there is none.
-    """
-    available = torch.cuda.is_available()
-    if name == "cuda" and not available:
-        raise InputError("'cuda', but no CUDA device is available", place="--device", expected="auto or cpu")
-    return "cuda" if available and name != "cpu" else "cpu"
 
 
 def compare(adapter: Path, golden: Path | None = None, base: Path | None = None, *, device: str = "auto") -> Comparison:

@@ -13,8 +13,8 @@ from transformers import GenerationConfig
 
 from pytest_mistral_lora.chat.encoded import IGNORE_INDEX, EncodedRow
 from pytest_mistral_lora.chat.rows import Row
-from pytest_mistral_lora.checkpoint.base_model import PRECISIONS, Precision, load_base, load_nf4
-from pytest_mistral_lora.checkpoint.encoder import Encoder
+from pytest_mistral_lora.checkpoint.base_model import PRECISIONS, Precision, choose_device, load_base, load_nf4
+from pytest_mistral_lora.checkpoint.encoder import Encoder, make_encoder
 from pytest_mistral_lora.checkpoint.tokenizers import TOKENIZER_JSON, CheckpointTokenizer, oracle_file
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.records.adapter_folder import is_merged
@@ -202,7 +202,7 @@ def encoder_of(adapter: Path, base: Path) -> Encoder:
     if (adapter / MANIFEST).is_file():
         backend = load(adapter).data.get("tokenizer", {}).get("backend", backend)
     own = oracle_file(adapter) if backend == "mistral-common" else (adapter / TOKENIZER_JSON).is_file()
-    return Encoder(backend, CheckpointTokenizer(adapter if own else base))
+    return make_encoder(backend, CheckpointTokenizer(adapter if own else base))
 
 
 def smoke(
@@ -222,7 +222,7 @@ def smoke(
     Raises:
         InputError: If adapter, base and rows do not go together.
     """
-    where = "cuda" if device == "cuda" or (device == "auto" and torch.cuda.is_available()) else "cpu"
+    where = choose_device(device)
     recorded = recorded_training(adapter)
     model = load_recorded(
         adapter, base, recorded.get("precision", "fp32"), where, recorded.get("quantization")

@@ -15,10 +15,11 @@ from peft.tuners import lora
 from peft.utils import ModulesToSaveWrapper
 from tqdm import tqdm
 
+from pytest_mistral_lora.chat.reading.jsonl import read_json
 from pytest_mistral_lora.checkpoint.base_model import empty_model, read_config
 from pytest_mistral_lora.checkpoint.weights import Weights, write_safetensors
 from pytest_mistral_lora.errors import InputError, MergeError
-from pytest_mistral_lora.records.files import read_json, write_json
+from pytest_mistral_lora.records.files import write_json
 from pytest_mistral_lora.records.hashing import ADAPTER_TENSORS
 from pytest_mistral_lora.training.adapter import EMBEDDINGS, PREFIX, peft_quiet
 

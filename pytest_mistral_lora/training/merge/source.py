@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from pytest_mistral_lora.chat.reading.jsonl import read_json
 from pytest_mistral_lora.checkpoint.base_model import PRECISIONS, read_config, weight_files
 from pytest_mistral_lora.checkpoint.weights import DTYPES, Weights
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.records.adapter_folder import require_adapter
-from pytest_mistral_lora.records.files import read_json
 from pytest_mistral_lora.records.hashing import ADAPTER_TENSORS, sha256_file
 from pytest_mistral_lora.records.manifest import MANIFEST, load
 from pytest_mistral_lora.records.verify.verify import verify

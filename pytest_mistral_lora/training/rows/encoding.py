@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TextIO
 from pytest_mistral_lora.chat.encoded import EncodedRow, Policy, PolicyResult
 from pytest_mistral_lora.chat.reading.chunks import Chunk, DataFile, bar, chunks, cpus, in_order, is_long, total_bytes
 from pytest_mistral_lora.chat.rows import Row, read_row
-from pytest_mistral_lora.checkpoint.encoder import Encoder
+from pytest_mistral_lora.checkpoint.encoder import Encoder, make_encoder
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.errors import InputError, RowError, RowsError
 from pytest_mistral_lora.records.data_stats import HASHED, Figures, Sums, Tally, hashed
@@ -87,7 +87,7 @@ class ChunkEncoder:
     def __init__(self, plan: EncodingPlan, encoder: Encoder | None = None) -> None:
         """Load the tokenizer of the plan, or use the one given."""
         self._plan = plan
-        self._encoder = encoder or Encoder(plan.backend, CheckpointTokenizer(plan.tokenizer))
+        self._encoder = encoder or make_encoder(plan.backend, CheckpointTokenizer(plan.tokenizer))
 
     def __call__(self, chunk: Chunk) -> EncodedChunk:
         """Encode the rows of a chunk."""

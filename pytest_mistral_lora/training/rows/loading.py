@@ -22,11 +22,12 @@ from filelock import FileLock, Timeout
 from pytest_mistral_lora import __version__
 from pytest_mistral_lora.chat.encoded import EncodedRow
 from pytest_mistral_lora.chat.reading.chunks import DataFile, is_long
+from pytest_mistral_lora.chat.reading.jsonl import read_json
 from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.checkpoint.encoder import Encoder
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.records.data_stats import Figures, figures_of
-from pytest_mistral_lora.records.files import cache_folder, finished_folder, listing, read_json, write_json
+from pytest_mistral_lora.records.files import cache_folder, finished_folder, listing, write_json
 from pytest_mistral_lora.records.hashing import canonical_json, sha256_bytes, sha256_file
 from pytest_mistral_lora.training.devices import is_main, local_rank
 from pytest_mistral_lora.training.recipe import Recipe
@@ -213,7 +214,7 @@ def cache_key(plan: EncodingPlan, encoder: Encoder, sha256: Sequence[str], is_he
         "files": list(zip(sha256, is_held_out, strict=True)),
         "backend": plan.backend,
         "tokenizer": encoder.tokenizer.files.digests if own_template else encoder.tokenizer.oracle.sha256,
-        "template": sha256_bytes(encoder.template.source.encode()) if own_template else None,
+        "template": sha256_bytes(encoder.tokenizer.template.source.encode()) if own_template else None,
         "policy": asdict(plan.policy),
         "held_out": plan.held_out,
     }
