@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 MARKERS = (
     "mistral_golden: a check of the Mistral conformance suite (made by --mistral-golden)",
     "mistral_training: trains a model; left out by --mistral-golden-skip-training",
-    "mistral_gpu: needs a CUDA device; skipped where there is none",
+    "mistral_gpu: needs a CUDA device; skipped if there is none",
 )
 
 

@@ -21,7 +21,7 @@ class Option:
 
     Attributes:
         flag: The option.
-        help: What it does.
+        help: Its help text.
         ini: Name of the twin, or empty if there is none.
         ini_type: The twin's type.
         metavar: Name of the value; empty for a switch.
@@ -52,13 +52,13 @@ class Option:
 
 GOLDEN = Option(
     "--mistral-golden",
-    "Collect and run the Mistral conformance suite, beside whatever else was asked for. With no path given and no "
-    "testpaths, only the suite. Names no target: every tokenizer that mistral-common ships, and a tiny LoRA train.",
+    "Run the Mistral conformance suite, beside the tests that you ask for; alone if there is no path and no testpaths. "
+    "With no target named, tests every tokenizer that mistral-common ships and trains a tiny LoRA.",
 )
 TOKENIZER = Option(
     "--mistral-tokenizer",
-    "Judge this tokenizer or checkpoint folder, or single tokenizer file (*.model.vN, tekken.json). Repeatable. "
-    "Replaces the embedded default.",
+    "Check this tokenizer folder, checkpoint folder or tokenizer file (*.model.vN, tekken.json). Repeatable. "
+    "Replaces the default targets.",
     "mistral_tokenizers",
     "paths",
     "PATH",
@@ -66,8 +66,8 @@ TOKENIZER = Option(
 )
 RECIPE = Option(
     "--mistral-recipe",
-    "Judge this recipe (recipe.yaml): its pinned base's tokenizer, every row of its data, and the tiny train with "
-    "that tokenizer. Repeatable. Replaces the embedded default.",
+    "Check this recipe (recipe.yaml): the tokenizer of its base, every row of its data, the adapter that it made, and "
+    "a tiny train with that tokenizer. Repeatable. Replaces the default targets.",
     "mistral_recipes",
     "paths",
     "PATH",
@@ -75,7 +75,8 @@ RECIPE = Option(
 )
 ADAPTER = Option(
     "--mistral-adapter",
-    "Judge this adapter folder: tensors, configuration, manifest. Repeatable. Replaces the embedded default.",
+    "Check this folder of an adapter or merged model: tensors, configuration, manifest, transcripts. Repeatable. "
+    "Replaces the default targets.",
     "mistral_adapters",
     "paths",
     "PATH",
@@ -83,15 +84,15 @@ ADAPTER = Option(
 )
 BASE = Option(
     "--mistral-base",
-    "The base checkpoint's folder of --mistral-adapter; without it, the Hub's cache is asked for the recorded one.",
+    "Folder of the base checkpoint for --mistral-adapter. Default: the base that the adapter records.",
     "mistral_base",
     "string",
     "PATH",
 )
 ENCODED = Option(
     "--mistral-encoded",
-    "Judge these rows as a trainer encoded them (JSONL with messages, input_ids, labels), by the tokenizer of "
-    "--mistral-tokenizer or --mistral-recipe. Repeatable. Replaces the embedded default.",
+    "Check rows that a trainer encoded (JSONL with messages, input_ids, labels) against the tokenizer of "
+    "--mistral-tokenizer or --mistral-recipe. Repeatable. Replaces the default targets.",
     "mistral_encoded",
     "paths",
     "PATH",
@@ -99,9 +100,9 @@ ENCODED = Option(
 )
 RUNNER = Option(
     "--mistral-runner",
-    "Judge what another trainer would train on: trl, axolotl, llamafactory, or the path of a script (*.py); "
-    "NAME=FILE names its own configuration, else the stock one is used. It gets the rows of each --mistral-recipe, or "
-    "the packaged rows with each --mistral-tokenizer. Repeatable. Replaces the embedded default.",
+    "Check the ids and labels of another trainer: trl, axolotl, llamafactory, or a script (*.py). It encodes the rows "
+    "of each --mistral-recipe, or the packaged rows with each --mistral-tokenizer. NAME=FILE gives it a configuration; "
+    "without one, it uses its own defaults. Repeatable. Replaces the default targets.",
     "mistral_runners",
     "linelist",
     "NAME[=FILE]",
@@ -109,8 +110,8 @@ RUNNER = Option(
 )
 GOLDEN_DIR = Option(
     "--mistral-golden-dir",
-    "Your own goldens: rows in *.jsonl, how tokenizers render them under templates/<target>/, and what adapters answer "
-    "under transcripts/<target>/. Repeatable.",
+    "Folder of your own goldens: rows in *.jsonl, their ids and labels in templates/<target>/, and answers of adapters "
+    "in transcripts/<target>/. Repeatable.",
     "mistral_golden_dirs",
     "paths",
     "PATH",
@@ -118,27 +119,31 @@ GOLDEN_DIR = Option(
 )
 UPDATE = Option(
     "--mistral-golden-update",
-    "Record or rewrite the goldens of --mistral-golden-dir from its rows: renderings, and with --mistral-adapter or "
-    "--mistral-recipe transcripts. Lists each file. Refused where CI is set and with pytest-xdist.",
+    "Record the goldens of --mistral-golden-dir from its rows again: ids and labels, and with --mistral-adapter or "
+    "--mistral-recipe transcripts. Lists each file. Refused in CI (if CI is set) and with pytest-xdist.",
 )
-SKIP_TRAINING = Option("--mistral-golden-skip-training", "Leave out the end-to-end train.")
+SKIP_TRAINING = Option("--mistral-golden-skip-training", "Leave out the tiny LoRA train.")
 DEVICE = Option(
-    "--mistral-device", "Where models run: auto (default), cpu or cuda.", "mistral_device", "string", "DEVICE"
+    "--mistral-device", "Device of the models: auto (default), cpu or cuda.", "mistral_device", "string", "DEVICE"
 )
 EXAMPLES = Option(
-    "--mistral-examples", "Hypothesis examples for each law (default 20).", "mistral_examples", "int", "N"
+    "--mistral-examples",
+    "Number of rows that Hypothesis generates for each law (default: 20).",
+    "mistral_examples",
+    "int",
+    "N",
 )
-SEED = Option("--mistral-seed", "Explore other Hypothesis examples than the usual ones.", metavar="N")
-STRICT = Option("--mistral-strict", "Notes and things that could not be checked fail too.", "mistral_strict", "bool")
+SEED = Option("--mistral-seed", "Generate other rows than the usual ones, by this seed.", metavar="N")
+STRICT = Option("--mistral-strict", "Fail on notes, and on checks that could not run, too.", "mistral_strict", "bool")
 XFAILS = Option(
     "--mistral-xfails",
-    "Known deviations that do not fail: a file with a rule id or a node id a line, each with '# reason'. One that "
-    "matches nothing in a full run is an error.",
+    "File of known deviations, which do not fail: a rule id or a node id a line, each with '# reason'. A line that "
+    "matches no finding of a full run is an error.",
     "mistral_xfails",
     "string",
     "PATH",
 )
-REPORT = Option("--mistral-report", "Write every check and finding to this file: .json or .html.", metavar="PATH")
+REPORT = Option("--mistral-report", "Write every check and finding to this file (*.json or *.html).", metavar="PATH")
 
 OPTIONS = (
     GOLDEN,
@@ -180,15 +185,17 @@ def add(parser: pytest.Parser) -> None:
         if option.ini:
             parser.addini(option.ini, f"{option.help} (as {option.flag})", type=option.ini_type, default=None)
     parser.addini(
-        REQUIRE_MANIFEST, "An adapter folder without manifest.json fails, and is not just not checked.", type="bool"
+        REQUIRE_MANIFEST,
+        "Fail an adapter folder without manifest.json, instead of reporting it as not checked.",
+        type="bool",
     )
 
 
 def asked_for(config: pytest.Config) -> bool:
-    """Say whether this run asks for the suite.
+    """Return whether this run asks for the suite.
 
     Raises:
-        pytest.UsageError: If it does not, and yet gives one of the suite's options.
+        pytest.UsageError: If it does not ask for the suite, but gives one of its options.
     """
     if getattr(config.option, GOLDEN.dest):
         return True
