@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shlex
@@ -12,12 +11,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import write_outputs
 import yaml
 
 from pytest_mistral_lora import assertions, plugin, strategies
 from pytest_mistral_lora.chat.oracle.mistral_common import SHIPPED, shipped_tokenizer
 from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
-from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.conformance.encoded.parts import CLASSES
 from pytest_mistral_lora.conformance.mask.laws import LAWS
 from pytest_mistral_lora.plugin.xfails import read_xfails
@@ -30,7 +29,6 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 SUITE, ROWS, TRAINING, RECIPE = (
     (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8") for name in ("suite", "rows", "training", "recipe")
 )
-QUESTION = "What is the capital of France?"
 CLEAN = {key: value for key, value in os.environ.items() if key != "CI"}
 
 
@@ -56,24 +54,17 @@ def run(*words: object, folder: Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("readme") / "checkpoints" / "my-mistral"
-    source = shipped_tokenizer("spm-v3")
-    CheckpointTokenizer(source).fast.save_pretrained(folder)
-    shutil.copy(source, folder / "tokenizer.model.v3")
-    return folder
+    return write_outputs.write_checkpoint(tmp_path_factory.mktemp("readme") / "checkpoints" / "my-mistral")
 
 
-def test_the_failing_output_is_what_a_broken_template_prints(checkpoint: Path, tmp_path: Path) -> None:
-    folder = Path(shutil.copytree(checkpoint, tmp_path / "my-mistral"))
-    template = folder / "chat_template.jinja"
-    template.write_text(template.read_text().replace("{{- '[INST] ' }}", "{{- '[INST]' }}"))
-    command = [sys.executable, "-m", "pytest", "--mistral-golden", "--mistral-tokenizer", "my-mistral"]
-    process = run(*command, "-k", "template::single", folder=tmp_path)
-    assert process.returncode == 1
-    [shown] = re.findall(r"<!-- failure: start -->\n```text\n(.*?)```\n<!-- failure: end -->", README, flags=re.DOTALL)
+@pytest.mark.parametrize("name", ["failure", "render", "bad rows", "audit"])
+def test_an_output_is_shown_as_it_is_printed(name: str, checkpoint: Path, tmp_path: Path) -> None:
+    shutil.copytree(checkpoint.parent, tmp_path / "checkpoints")
+    [output] = [one for one in write_outputs.OUTPUTS if one.name == name]
     versions = re.compile(r"^  (recorded|running): .*$", flags=re.MULTILINE)
-    printed = process.stdout.replace(str(tmp_path) + "/", "")
-    assert versions.sub("", shown) in versions.sub("", printed)
+    made = output.make(tmp_path)
+    assert made.count("\n") > 2
+    assert versions.sub("", output.shown()) == versions.sub("", made), "Run: python scripts/write_outputs.py"
 
 
 def test_the_figures_are_right() -> None:
@@ -187,54 +178,15 @@ def test_the_recipe_trains_on_a_local_base(tmp_path: Path) -> None:
     assert {"adapter_model.safetensors", "adapter_config.json", "manifest.json", "DECISION.md"} <= left
 
 
-def table(text: str, marker: str) -> list[str]:
-    """Return the lines of a printed text that hold a marker, without the spaces at their ends."""
-    return [line.strip() for line in text.splitlines() if re.search(marker, line)]
-
-
-def test_render_shows_what_is_trained_on(checkpoint: Path, tmp_path: Path) -> None:
-    shutil.copytree(checkpoint.parent, tmp_path / "checkpoints")
-    row = {"messages": [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": "Paris."}]}
-    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
-    [words] = [words for words in command_lines(ROWS, "mistral-lora") if words[0] == "render"]
-    process = mistral_lora(*words, folder=tmp_path)
-    assert process.returncode == 0
-    shown = next(text for text in fences(ROWS, "text") if text.startswith("rows.jsonl:1"))
-    spans = table(shown, r"\d+-\d+ ")
-    assert len(spans) == 6
-    assert spans == table(process.stdout, r"\d+-\d+ ")
-
-
-def test_bad_rows_are_reported_with_line_and_field(checkpoint: Path, tmp_path: Path) -> None:
-    answers = [{"role": "bot", "content": "b"}, {"role": "assistant", "contents": "b"}]
-    rows = [{"messages": [{"role": "user", "content": "a"}, answer]} for answer in answers]
-    (tmp_path / "bad.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    process = mistral_lora("render", "bad.jsonl", "--tokenizer", checkpoint, folder=tmp_path)
-    assert process.returncode == 2
-    shown = next(text for text in fences(ROWS, "text") if text.startswith("error: bad.jsonl"))
-    places = re.findall(r"^ +(\S+:\d+, \S+):", shown, flags=re.MULTILINE)
-    assert len(places) == 2
-    assert places == re.findall(r"^ +(\S+:\d+, \S+):", process.stderr, flags=re.MULTILINE)
-
-
-def test_the_encoded_row_of_the_page_is_sound_and_a_masked_eos_is_shown(checkpoint: Path, tmp_path: Path) -> None:
-    shutil.copytree(checkpoint.parent, tmp_path / "checkpoints")
-    [words] = [words for words in command_lines(ROWS, "mistral-lora") if words[0] == "audit"]
-    words = words[: words.index("--dataset")]
+def test_the_encoded_row_of_the_page_is_sound(checkpoint: Path, tmp_path: Path) -> None:
     [encoded] = [text for text in fences(ROWS, "json") if "input_ids" in text]
     (tmp_path / "encoded.jsonl").write_text(encoded)
-    process = mistral_lora(*words, folder=tmp_path)
+    process = mistral_lora("audit", "encoded.jsonl", "--tokenizer", checkpoint, folder=tmp_path)
     assert process.returncode == 0, process.stdout
-    row = {"messages": [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": "Paris."}]}
-    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
-    rendered = mistral_lora("render", "rows.jsonl", "--tokenizer", checkpoint, "--json", folder=tmp_path)
-    line = json.loads(rendered.stdout)
-    line["labels"][-1] = -100
-    (tmp_path / "encoded.jsonl").write_text(json.dumps(line) + "\n")
-    process = mistral_lora(*words, folder=tmp_path)
-    assert process.returncode == 1
-    shown = next(text for text in fences(ROWS, "text") if text.startswith("ML546"))
-    assert table(shown, r"^  [> ] \d") == table(process.stdout, r"^  [> ] \d")
+
+
+def test_the_outputs_are_those_of_the_commands_of_the_page() -> None:
+    assert ["render", "rows.jsonl", *write_outputs.TOKENIZER] in command_lines(ROWS, "mistral-lora")
 
 
 @pytest.mark.parametrize("page", [README, ROWS], ids=["README", "rows"])

@@ -1,0 +1,133 @@
+"""Write the outputs that README.md and docs/rows.md show, as commands print them: `python scripts/write_outputs.py`."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from pytest_mistral_lora.chat.oracle.mistral_common import shipped_tokenizer
+from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
+from pytest_mistral_lora.records.files import write_text
+
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+ROWS = ROOT / "docs" / "rows.md"
+PYTEST = (sys.executable, "-m", "pytest", "-p", "no:cacheprovider")
+CLI = (sys.executable, "-m", "pytest_mistral_lora.cli")
+TOKENIZER = ("--tokenizer", "checkpoints/my-mistral")
+QUESTION = {"role": "user", "content": "What is the capital of France?"}
+ANSWER = {"role": "assistant", "content": "Paris."}
+
+
+def write_checkpoint(folder: Path) -> Path:
+    """Write a checkpoint's tokenizer files, as a repository of Mistral on the Hub has them."""
+    source = shipped_tokenizer("spm-v3")
+    CheckpointTokenizer(source).fast.save_pretrained(folder)
+    shutil.copy(source, folder / "tokenizer.model.v3")
+    return folder
+
+
+def failing_template(folder: Path) -> str:
+    """Return the failure of a checkpoint whose template lacks the space after `[INST]`."""
+    template = folder / "checkpoints" / "my-mistral" / "chat_template.jinja"
+    template.write_text(template.read_text().replace("{{- '[INST] ' }}", "{{- '[INST]' }}"))
+    (folder / "my-mistral").symlink_to(template.parent)
+    command = (*PYTEST, "--mistral-golden", "--mistral-tokenizer", "my-mistral", "-k", "template::single")
+    return _part(_printed(*command, folder=folder, exit_code=1), "ML004 ", "rerun: ")
+
+
+def rendered_row(folder: Path) -> str:
+    """Return the spans of a row."""
+    write_rows(folder / "rows.jsonl", {"messages": [QUESTION, ANSWER]})
+    return _printed(*CLI, "render", "rows.jsonl", *TOKENIZER, folder=folder)
+
+
+def bad_rows(folder: Path) -> str:
+    """Return the report of a role and of a field that no row may have."""
+    wrong = [{"role": "bot", "content": "Paris."}, {"role": "assistant", "contents": "Paris."}]
+    write_rows(folder / "bad.jsonl", *({"messages": [QUESTION, message]} for message in wrong))
+    return _printed(*CLI, "render", "bad.jsonl", *TOKENIZER, folder=folder, exit_code=2)
+
+
+def masked_eos(folder: Path) -> str:
+    """Return the finding in an encoded row whose last label is masked."""
+    write_rows(folder / "rows.jsonl", {"messages": [QUESTION, ANSWER]})
+    row = json.loads(_printed(*CLI, "render", "rows.jsonl", *TOKENIZER, "--json", folder=folder))
+    write_rows(folder / "encoded.jsonl", {**row, "labels": [*row["labels"][:-1], -100]})
+    audit = _printed(*CLI, "audit", "encoded.jsonl", *TOKENIZER, folder=folder, exit_code=1)
+    return _part(audit, "ML546 ", "  > ")
+
+
+def write_rows(file: Path, *rows: object) -> None:
+    """Write rows as JSON lines."""
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def _printed(*words: str, folder: Path, exit_code: int = 0) -> str:
+    environment = {key: value for key, value in os.environ.items() if key not in ("CI", "PYTEST_ADDOPTS")}
+    process = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    if process.returncode != exit_code:
+        raise RuntimeError(f"exit code {process.returncode}; expected {exit_code}:\n{process.stdout}{process.stderr}")
+    return (process.stdout + process.stderr).replace(f"{folder}/", "")
+
+
+def _part(text: str, start: str, last_line: str) -> str:
+    found = re.search(rf"^{start}.*?^{last_line}[^\n]*\n", text, flags=re.MULTILINE | re.DOTALL)
+    if found is None:
+        raise RuntimeError(f"no text from {start!r} to {last_line!r} in:\n{text}")
+    return found[0]
+
+
+@dataclass(frozen=True)
+class Output:
+    """A block of a page between two comments, `<!-- NAME: start -->` and `<!-- NAME: end -->`."""
+
+    name: str
+    page: Path
+    make: Callable[[Path], str]
+
+    @property
+    def pattern(self) -> re.Pattern[str]:
+        """Matches the block; its second group is the output."""
+        start, end = (f"<!-- {self.name}: {side} -->" for side in ("start", "end"))
+        return re.compile(rf"({start}\n```text\n)(.*?)(```\n{end})", flags=re.DOTALL)
+
+    def shown(self) -> str:
+        """Return the output as the page shows it."""
+        found = self.pattern.search(self.page.read_text(encoding="utf-8"))
+        if found is None:
+            raise RuntimeError(f"{self.page} has no block {self.name!r}")
+        return found[2]
+
+
+OUTPUTS = (
+    Output("failure", README, failing_template),
+    Output("render", ROWS, rendered_row),
+    Output("bad rows", ROWS, bad_rows),
+    Output("audit", ROWS, masked_eos),
+)
+
+
+def main() -> None:
+    """Write each output into its page."""
+    for output in OUTPUTS:
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary)
+            write_checkpoint(folder / "checkpoints" / "my-mistral")
+            made = output.make(folder)
+        if made != output.shown():
+            text = output.page.read_text(encoding="utf-8")
+            write_text(output.page, output.pattern.sub(lambda block, made=made: block[1] + made + block[3], text))
+            print(f"{output.page.relative_to(ROOT)}: {output.name} written")
+
+
+if __name__ == "__main__":
+    main()
