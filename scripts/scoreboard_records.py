@@ -16,7 +16,7 @@ from pytest_mistral_lora.chat.oracle.mistral_common import Oracle, shipped_token
 from pytest_mistral_lora.chat.rows import Row, parse_row
 from pytest_mistral_lora.checkpoint.tokenizers import TEKKEN, CheckpointTokenizer
 from pytest_mistral_lora.conformance.encoded.audit import Audit
-from pytest_mistral_lora.conformance.encoded.verdicts import row_findings
+from pytest_mistral_lora.conformance.encoded.row_faults import row_findings
 from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.errors import RunnerError
 from pytest_mistral_lora.records.files import write_text

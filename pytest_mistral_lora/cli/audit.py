@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pytest_mistral_lora.cli.verb import Verbs, add_json_option, add_tokenizer_option, add_verb
 from pytest_mistral_lora.errors import EXIT_FINDING, EXIT_OK, InputError
 from pytest_mistral_lora.runners.runner import RUNNERS, TIME_LIMIT, find_runner
+
+if TYPE_CHECKING:
+    from pytest_mistral_lora.conformance.encoded.audit import Audit, LineVerdict
 
 SUMMARY = "check a trainer's input_ids and labels against mistral-common"
 
@@ -87,13 +93,78 @@ def run(args: argparse.Namespace) -> int:
         InputError: If lines cannot be read as encoded rows, after the findings in the others are printed.
     """
     from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
-    from pytest_mistral_lora.conformance.encoded.audit import Audit, write_json, write_text
+    from pytest_mistral_lora.conformance.encoded.audit import Audit
+    from pytest_mistral_lora.conformance.finding import RULES
 
     with _encoded_rows(args) as rows:
         audit = Audit(rows, CheckpointTokenizer(args.tokenizer).oracle, tuple(args.dataset))
-        failed = write_json(audit, sys.stdout) if args.json else write_text(audit, sys.stdout, max(0, args.show))
+        if args.json:
+            _run_as_json(audit)
+        else:
+            _run_as_text(audit, max(0, args.show))
     audit.raise_unreadable()  # after the findings: bad lines must not hide the faults in the good ones
-    return EXIT_FINDING if failed else EXIT_OK
+    return EXIT_FINDING if any(RULES[rule].severity == "error" for rule in audit.counts) else EXIT_OK
+
+
+def _run_as_text(audit: Audit, show: int) -> None:
+    """Run an audit and print it; at most `show` findings of a class are printed, all are counted."""
+    from pytest_mistral_lora.conformance.encoded import CLASSES
+
+    shown: Counter[str] = Counter()
+    for verdict in _verdicts_with_progress(audit):
+        texts = []
+        for finding in verdict.findings:
+            shown[finding.rule] += 1
+            texts += [finding.text()] if shown[finding.rule] <= show else []
+        if texts:
+            subject = "file" if verdict.index is None else f"row {verdict.index}"
+            classes = ", ".join(dict.fromkeys(CLASSES[finding.rule] for finding in verdict.findings))
+            lines = [f"{verdict.place}: {subject}: {verdict.state}: {classes}", *texts]
+            sys.stdout.write("\n".join(lines) + "\n\n")
+    lines = [f"{'rule':<6}  {'class':<26}  {'found':>9}"] if audit.counts else []
+    for rule, count in sorted(audit.counts.items()):
+        rest = f"  {show} shown" if shown[rule] > show else ""
+        lines.append(f"{rule:<6}  {CLASSES[rule]:<26}  {count:>9}{rest}")
+    data = audit.summary()
+    lines += [
+        f"{data['rows']} rows: {data['sound']} sound, {data['wrong']} wrong, {data['not_judged']} not judged",
+        f"{data['supervised_tokens']} of {data['tokens']} tokens are trained on",
+        f"{data['findings']} finding{'' if data['findings'] == 1 else 's'}",
+    ]
+    sys.stdout.write("\n".join(lines) + "\n")
+
+
+def _run_as_json(audit: Audit) -> None:
+    """Run an audit and print it as JSON Lines: a finding a line, then the summary."""
+    from pytest_mistral_lora.conformance.encoded import CLASSES
+
+    for verdict in _verdicts_with_progress(audit):
+        for finding in verdict.findings:
+            extra = {"class": CLASSES[finding.rule], "index": verdict.index, "state": verdict.state}
+            sys.stdout.write(json.dumps({**finding.to_json(), **extra}, ensure_ascii=False) + "\n")
+    sys.stdout.write(json.dumps({"summary": audit.summary()}, ensure_ascii=False) + "\n")
+
+
+def _verdicts_with_progress(audit: Audit) -> Iterator[LineVerdict]:
+    """Yield an audit's verdicts, with a progress bar on stderr if that is a terminal."""
+    if not sys.stderr.isatty():
+        yield from audit.verdicts()
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    try:
+        with audit.path.open("rb") as file:
+            # one for each line, and one for the verdict on the file
+            total = sum(chunk.count(b"\n") for chunk in iter(lambda: file.read(1 << 20), b"")) + 1
+    except OSError:
+        total = None
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("rows", total=total)
+        for verdict in audit.verdicts():
+            progress.advance(task)
+            yield verdict
 
 
 @contextmanager

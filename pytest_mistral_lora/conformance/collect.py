@@ -31,7 +31,7 @@ _SUBJECTS = {
     "user goldens": ("user_goldens", "rendering_checks"),
     "mask": ("mask.checks", "checks"),
     "dataset": ("dataset.checks", "checks"),
-    "encoded": ("encoded.checks", "checks"),
+    "encoded": ("encoded.audit", "checks"),
     "adapter": ("adapter.checks", "checks"),
     "manifest": ("manifest", "checks"),
     "transcript": ("transcript", "checks"),

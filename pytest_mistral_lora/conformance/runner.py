@@ -12,8 +12,7 @@ from filelock import FileLock
 from pytest_mistral_lora.chat.reading.jsonl import read_json
 from pytest_mistral_lora.chat.rows import Row, read_rows
 from pytest_mistral_lora.conformance.checks import Check, Settings
-from pytest_mistral_lora.conformance.encoded.audit import Audit, Verdict
-from pytest_mistral_lora.conformance.encoded.checks import CASES, KEPT
+from pytest_mistral_lora.conformance.encoded.audit import CASES, KEPT, Audit, LineVerdict
 from pytest_mistral_lora.conformance.finding import Finding, Result
 from pytest_mistral_lora.conformance.targets import RunnerTarget
 from pytest_mistral_lora.errors import RunnerError
@@ -37,7 +36,7 @@ class Extracted:
 
     rows: Sequence[Row]
     cases: Sequence[str]
-    verdicts: Sequence[Verdict]
+    verdicts: Sequence[LineVerdict]
     of_the_file: tuple[Finding, ...]
     ran_under: object
     refused: object

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from pytest_mistral_lora.chat.oracle.mistral_common import Oracle
     from pytest_mistral_lora.chat.templates.render import ChatTemplate
     from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
+    from pytest_mistral_lora.conformance.encoded.audit import AuditReport
     from pytest_mistral_lora.training.recipe import Recipe
 
 EMBEDDED = ("spm-v1", "spm-v2", "spm-v3", "spm-v7", "spm-v7m1", "tekken-240718", "tekken-240911")
@@ -138,6 +139,17 @@ class EncodedTarget(Target):
     def file(self) -> Path:
         """The encoded-rows file."""
         return _given(self.path)
+
+    @cached_property
+    def audited(self) -> AuditReport:
+        """The audit of the file: read once, for all checks.
+
+        Raises:
+            InputError: If the file cannot be opened.
+        """
+        from pytest_mistral_lora.conformance.encoded.audit import AuditReport
+
+        return AuditReport.read(self.file, self.oracle, self.dataset)
 
 
 @dataclass(frozen=True)

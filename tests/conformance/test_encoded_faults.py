@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from pytest_mistral_lora.chat.encoded import IGNORE_INDEX
 from pytest_mistral_lora.chat.oracle.mistral_common import Oracle
 from pytest_mistral_lora.chat.rows import parse_row
-from pytest_mistral_lora.conformance.encoded.line_faults import LineJudge
+from pytest_mistral_lora.conformance.encoded import CLASSES
 from pytest_mistral_lora.conformance.encoded.lines import EncodedLine
-from pytest_mistral_lora.conformance.encoded.parts import CLASSES
-from pytest_mistral_lora.conformance.encoded.verdicts import row_findings
+from pytest_mistral_lora.conformance.encoded.packing import EncodedLineComparison
+from pytest_mistral_lora.conformance.encoded.row_faults import row_findings
 from pytest_mistral_lora.conformance.finding import RULES
 from pytest_mistral_lora.strategies import rows, tool_rows
 
@@ -33,7 +33,7 @@ def _case(name: str, data: dict[str, Any], seed: int) -> Case:
     return Case(json.loads(json.dumps(data)), oracle_of(name), Random(seed))
 
 
-def _line(oracle: Oracle, cases: list[Case], **changes: Any) -> LineJudge:
+def _line(oracle: Oracle, cases: list[Case], **changes: Any) -> EncodedLineComparison:
     parts = [case.encoded for case in cases]
     line = {
         "packed": len(cases) > 1,
@@ -41,10 +41,12 @@ def _line(oracle: Oracle, cases: list[Case], **changes: Any) -> LineJudge:
         "labels": tuple(label for part in parts for label in part.labels or ()),
         "position_ids": tuple(n for part in parts for n in range(len(part.input_ids))),
     }
-    return LineJudge(EncodedLine("rows", 0, tuple(case.row for case in cases), **{**line, **changes}), parts, oracle)
+    return EncodedLineComparison(
+        EncodedLine("rows", 0, tuple(case.row for case in cases), **{**line, **changes}), parts, oracle
+    )
 
 
-def _rules(judge: LineJudge) -> set[str]:
+def _rules(judge: EncodedLineComparison) -> set[str]:
     return {finding.rule for finding in judge.findings()}
 
 
@@ -158,7 +160,7 @@ def test_packed_rows_are_split_back_and_each_fault_is_found(name: str) -> None:
 
 
 def _conversations_lost_or_moved(oracle: Oracle, cases: list[Case]) -> None:
-    def as_listed(*order: int) -> LineJudge:
+    def as_listed(*order: int) -> EncodedLineComparison:
         other = _line(oracle, [cases[n] for n in order]).line
         changed = {key: getattr(other, key) for key in ("input_ids", "labels", "position_ids")}
         return _line(oracle, cases, **changed)

@@ -11,8 +11,7 @@ import pytest
 from pytest_mistral_lora.chat.oracle.mistral_common import Oracle, shipped_tokenizer
 from pytest_mistral_lora.chat.reading.jsonl import MAX_LINE_BYTES
 from pytest_mistral_lora.conformance.checks import Settings
-from pytest_mistral_lora.conformance.encoded.audit import MOST_ERRORS, Audit
-from pytest_mistral_lora.conformance.encoded.checks import CASES, KEPT, Report, checks
+from pytest_mistral_lora.conformance.encoded.audit import CASES, KEPT, MOST_ERRORS, Audit, AuditReport, checks
 from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.conformance.targets import EncodedTarget, Target
 from pytest_mistral_lora.errors import InputError, RowsError
@@ -289,11 +288,11 @@ def test_a_file_that_is_wrong_all_over_is_judged_in_bounded_memory(write: Write,
     line["labels"] = list(line["input_ids"])
     more = MOST_ERRORS + 10
     path = write([*({**line, "row": row} for row in range(50)), *["{"] * more])
-    report = Report.read(path, oracle)
+    report = AuditReport.read(path, oracle)
     assert report.audit.counts == {"ML543": 50, "ML501": more}
     assert len(report.audit.errors) == MOST_ERRORS
     assert [len(kept) for kept in report.kept.values()] == [KEPT, KEPT]
-    assert [finding.found for finding in report.of("ML543")][KEPT:] == ["… and 30 more"]
+    assert [finding.found for finding in report.findings_of("ML543")][KEPT:] == ["… and 30 more"]
     with pytest.raises(RowsError, match=r"10 more lines cannot be read|and 981 more"):
         report.audit.raise_unreadable()
 

@@ -13,7 +13,7 @@ from gallery import Artifact, mutant
 
 from pytest_mistral_lora.chat.oracle.mistral_common import Oracle
 from pytest_mistral_lora.conformance.checks import Settings
-from pytest_mistral_lora.conformance.encoded.checks import checks
+from pytest_mistral_lora.conformance.encoded.audit import checks
 from pytest_mistral_lora.conformance.finding import Finding, show_difference
 from pytest_mistral_lora.conformance.targets import EncodedTarget, Target
 

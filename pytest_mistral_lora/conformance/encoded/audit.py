@@ -1,42 +1,64 @@
-"""One pass over an encoded-rows file: a verdict on each line, and then on the file as a whole."""
+"""One pass over an encoded-rows file: a verdict on each line and one on the file; and the subject's checks."""
 
 from __future__ import annotations
 
-import json
-import sys
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TextIO
+from typing import Any, Literal
 
-from pytest_mistral_lora.chat.encoded import IGNORE_INDEX, EncodedRow
+from pytest_mistral_lora.chat.encoded import IGNORE_INDEX
 from pytest_mistral_lora.chat.oracle.mistral_common import Oracle
 from pytest_mistral_lora.chat.rows import Row
-from pytest_mistral_lora.conformance.encoded.file_faults import Balance, SourceRows
-from pytest_mistral_lora.conformance.encoded.line_faults import LineJudge
+from pytest_mistral_lora.conformance.checks import Check, Settings
+from pytest_mistral_lora.conformance.encoded import (
+    CLASSES,
+    FILE_CLASSES,
+    ID_CLASSES,
+    LABEL_CLASSES,
+    ORDER_CLASSES,
+    PACKING_CLASSES,
+    TEXT_CLASSES,
+)
+from pytest_mistral_lora.conformance.encoded.file_faults import AnswerBalance, SourceTracker
 from pytest_mistral_lora.conformance.encoded.lines import EncodedLine, scan_lines
-from pytest_mistral_lora.conformance.encoded.parts import CLASSES
-from pytest_mistral_lora.conformance.finding import RULES, Finding
+from pytest_mistral_lora.conformance.encoded.packing import EncodedLineComparison
+from pytest_mistral_lora.conformance.finding import Finding, Result
+from pytest_mistral_lora.conformance.targets import EncodedTarget
 from pytest_mistral_lora.errors import OracleRejection, RowError, RowsError
 
 State = Literal["sound", "wrong", "not judged"]
 
 LOSES = frozenset({"ML515", "ML531", "ML533", "ML544", "ML551"})
-"""Rules whose rows may lose whole answers: only those rows are counted again, the others have said what is wrong."""
+"""Rules whose rows may lose whole answers. Only the texts of those rows are counted over the file."""
 MOST_ERRORS = 1000
 """Unreadable lines that are named; more are only counted."""
+KEPT = 20
+"""Findings of a rule that are kept whole; more are counted."""
+
+CASES = {
+    "file": FILE_CLASSES,
+    "rows-complete": ORDER_CLASSES,
+    "ids": ID_CLASSES,
+    "labels": LABEL_CLASSES,
+    "packing": PACKING_CLASSES,
+    "supervised-text": TEXT_CLASSES,
+}
+"""Every check of the subject, and the rules that it reports."""
+_OF_ROWS = ("ids", "labels", "packing", "supervised-text")
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
-    """What was found of one line, or of the file as a whole.
+class LineVerdict:
+    """The findings of one line, or of the file as a whole.
 
     Attributes:
         index: The row's number in its source; None for a line that cannot be read, and for the file.
         place: File and line, or the file.
-        state: `sound`, `wrong`, or `not judged` where mistral-common refuses the row or the line cannot be read.
-        findings: What is wrong.
+        state: `sound`, `wrong`, or `not judged` if mistral-common refuses the row or the line cannot be read.
+        findings: The broken rules.
     """
 
     index: int | None
@@ -64,7 +86,7 @@ class Audit:
         Args:
             path: The encoded-rows file.
             oracle: Mistral's own tokenization.
-            dataset: The chat JSONL files that the rows come from, in order, where they are at hand.
+            dataset: The chat JSONL files that the rows come from, in order; empty if you do not have them.
         """
         self.path = path
         self.states: Counter[State] = Counter()
@@ -74,10 +96,10 @@ class Audit:
         self.packed = 0
         self.errors: list[RowError] = []
         self._oracle = oracle
-        self._source = SourceRows(dataset)
-        self._balance = Balance()
+        self._source = SourceTracker(dataset)
+        self._balance = AnswerBalance()
 
-    def verdicts(self) -> Iterator[Verdict]:
+    def verdicts(self) -> Iterator[LineVerdict]:
         """Yield a verdict for each line, and a last one for the file.
 
         Raises:
@@ -85,72 +107,61 @@ class Audit:
             RowsError: If a row of the dataset cannot be read.
         """
         for item in scan_lines(self.path):
-            verdict = self._unreadable(item) if isinstance(item, RowError) else self._line(self._source.numbered(item))
+            if isinstance(item, RowError):
+                self._source.unreadable += 1
+                # a file of another format has an error in each of its lines: memory stays bounded
+                if len(self.errors) < MOST_ERRORS:
+                    self.errors.append(item)
+                finding = Finding("ML501", item.found, item.place, item.expected)
+                verdict = LineVerdict(None, item.place, "not judged", (finding,))
+            else:
+                verdict = self._take_line(self._source.numbered(item))
             self.states[verdict.state] += 1
-            yield self._counted(verdict)
-        findings = tuple(self._whole_file())
-        yield self._counted(Verdict(None, str(self.path), "wrong" if findings else "sound", findings))
+            self.counts.update(finding.rule for finding in verdict.findings)
+            yield verdict
+        findings = list(self._source.missing_findings(self.path))
+        # The answers of rows that did not come are known only now.
+        for row in self._source.missing_rows():
+            self._add_expected(row, row.place)
+        findings += self._balance.findings(self.path, self._oracle)
+        self.counts.update(finding.rule for finding in findings)
+        yield LineVerdict(None, str(self.path), "wrong" if findings else "sound", tuple(findings))
 
-    def _counted(self, verdict: Verdict) -> Verdict:
-        self.counts.update(finding.rule for finding in verdict.findings)
-        return verdict
-
-    def _unreadable(self, error: RowError) -> Verdict:
-        self._source.unreadable += 1
-        if len(self.errors) < MOST_ERRORS:
-            self.errors.append(error)
-        finding = Finding("ML501", error.found, error.place, error.expected)
-        return Verdict(None, error.place, "not judged", (finding,))
-
-    def _line(self, line: EncodedLine) -> Verdict:
+    def _take_line(self, line: EncodedLine) -> LineVerdict:
         new = self._source.is_new(line)
-        findings = list(self._source.findings(line))
+        findings = self._source.take(line)
         self.packed += line.packed
         if line.error:
-            self._expect(line)
-            return Verdict(line.index, line.place, "not judged", tuple(findings))
+            # A source knows its answers better than a row that the trainer wrote beside its error.
+            for row in () if self._source.paths else line.rows:
+                self._add_expected(row, line.place)
+            return LineVerdict(line.index, line.place, "not judged", tuple(findings))
         try:
-            judge = LineJudge(line, [self._oracle.encode(row) for row in line.rows], self._oracle)
+            expected = [self._oracle.encode(row) for row in line.rows]
         except OracleRejection as error:
             findings.append(Finding("ML507", error.found, error.place, error.expected, row=line.rows[0].to_jsonl()))
-            return Verdict(line.index, line.place, "not judged", tuple(findings))
-        judged = list(judge.findings())
-        self.tokens += len(judge.padding.real)
+            return LineVerdict(line.index, line.place, "not judged", tuple(findings))
+        comparison = EncodedLineComparison(line, expected, self._oracle)
+        of_tokens = list(comparison.findings())
+        self.tokens += len(comparison.padding.real)
         self.supervised += sum(label != IGNORE_INDEX for label in line.labels)
-        self._count_texts(judge, new=new, rules={finding.rule for finding in judged})
-        findings += judged
-        return Verdict(line.index, line.place, "wrong" if findings else "sound", tuple(findings))
+        # The answers of a sound row are on both sides, and a row with another fault is reported for that.
+        if comparison.comparable and (not new or LOSES.intersection(finding.rule for finding in of_tokens)):
+            for encoded in expected if new else ():
+                self._balance.add_expected(encoded, line.place)
+            self._balance.add_trained(comparison.ids, comparison.labels, line.place, self._oracle)
+        findings += of_tokens
+        return LineVerdict(line.index, line.place, "wrong" if findings else "sound", tuple(findings))
 
-    def _expect(self, line: EncodedLine) -> None:
-        """Note the answers of a dropped row; those of a dataset's row are noted when the file has ended."""
-        for row in () if self._source.paths else line.rows:
-            encoded = self._encoded(row)
-            if encoded is not None:
-                self._balance.expect(encoded, line.place)
-
-    def _count_texts(self, judge: LineJudge, *, new: bool, rules: set[str]) -> None:
-        if not judge.comparable or (new and not rules & LOSES):
-            return
-        for encoded in judge.expected if new else ():
-            self._balance.expect(encoded, judge.line.place)
-        self._balance.find(judge.ids, judge.labels, judge.line.place, self._oracle)
-
-    def _whole_file(self) -> Iterator[Finding]:
-        yield from self._source.gaps(self.path)
-        for row in self._source.missing():
-            encoded = self._encoded(row)
-            if encoded is not None:
-                self._balance.expect(encoded, row.place)
-        yield from self._balance.findings(self.path, self._oracle)
-
-    def _encoded(self, row: Row) -> EncodedRow | None:
+    def _add_expected(self, row: Row, place: str) -> None:
         try:
-            return self._oracle.encode(row)
+            encoded = self._oracle.encode(row)
         except OracleRejection:
-            return None
+            return  # a row that mistral-common refuses has no answers to train on
+        self._balance.add_expected(encoded, place)
 
     def raise_unreadable(self) -> None:
-        """Raise what cannot be read of the file.
+        """Raise an error for the lines that could not be read, if there are any.
 
         Raises:
             RowsError: If lines could not be read.
@@ -161,97 +172,84 @@ class Audit:
         rest = [RowError(f"{more} more lines cannot be read", place=str(self.path))] if more else []
         raise RowsError([*self.errors, *rest], place=str(self.path))
 
+    def summary(self) -> dict[str, Any]:
+        """Return the figures of an audit that has run, as plain JSON data."""
+        classes = [{"rule": rule, "class": CLASSES[rule], "count": n} for rule, n in sorted(self.counts.items())]
+        return {
+            "rows": self.states.total(),
+            "sound": self.states["sound"],
+            "wrong": self.states["wrong"],
+            "not_judged": self.states["not judged"],
+            "packed": self.packed,
+            "tokens": self.tokens,
+            "supervised_tokens": self.supervised,
+            "findings": self.counts.total(),
+            "classes": classes,
+        }
 
-def write_text(audit: Audit, out: TextIO, show: int) -> bool:
-    """Run an audit and print it for people; at most `show` findings of a class are printed, all are counted.
 
-    Returns:
-        Whether something that is an error was found.
+def file_findings(path: Path, oracle: Oracle) -> Iterator[Finding]:
+    """Yield the findings of an encoded-rows file: of every row, and of the file.
+
+    Raises:
+        RowsError: After the last finding, if lines are not encoded rows.
+        InputError: If the file cannot be opened.
     """
-    shown: Counter[str] = Counter()
-    for verdict in with_progress(audit):
-        texts = []
-        for finding in verdict.findings:
-            shown[finding.rule] += 1
-            texts += [finding.text()] if shown[finding.rule] <= show else []
-        if texts:
-            out.write(_verdict_line(verdict) + "\n" + "\n".join(texts) + "\n\n")
-    out.write(_table(audit, shown, show))
-    return _failed(audit)
+    audit = Audit(path, oracle)
+    for verdict in audit.verdicts():
+        yield from (finding for finding in verdict.findings if finding.rule != "ML501")
+    audit.raise_unreadable()
 
 
-def write_json(audit: Audit, out: TextIO) -> bool:
-    """Run an audit and print it as JSON Lines, a finding a line, then the summary.
+@dataclass
+class AuditReport:
+    """An audit that has run, with its findings in bounded memory.
 
-    Returns:
-        Whether something that is an error was found.
+    Attributes:
+        audit: The audit.
+        kept: The first findings of each rule.
     """
-    for verdict in with_progress(audit):
-        for finding in verdict.findings:
-            extra = {"class": CLASSES[finding.rule], "index": verdict.index, "state": verdict.state}
-            out.write(json.dumps({**finding.to_json(), **extra}, ensure_ascii=False) + "\n")
-    out.write(json.dumps({"summary": summary(audit)}, ensure_ascii=False) + "\n")
-    return _failed(audit)
+
+    audit: Audit
+    kept: dict[str, list[Finding]] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, path: Path, oracle: Oracle, dataset: tuple[Path, ...] = ()) -> AuditReport:
+        """Audit a file.
+
+        Raises:
+            InputError: If it cannot be opened.
+        """
+        report = cls(Audit(path, oracle, dataset))
+        for verdict in report.audit.verdicts():
+            for finding in verdict.findings:
+                kept = report.kept.setdefault(finding.rule, [])
+                if len(kept) < KEPT:
+                    kept.append(finding)
+        return report
+
+    def findings_of(self, rule: str) -> Iterator[Finding]:
+        """Yield the kept findings of a rule, and one that counts the others."""
+        kept = self.kept.get(rule, [])
+        yield from kept
+        more = self.audit.counts[rule] - len(kept)
+        if more:
+            yield Finding(rule, f"… and {more} more", str(self.audit.path))
 
 
-def summary(audit: Audit) -> dict[str, Any]:
-    """Return what an audit that has run came to, as plain JSON data."""
-    classes = [{"rule": rule, "class": CLASSES[rule], "count": n} for rule, n in sorted(audit.counts.items())]
-    return {
-        "rows": audit.states.total(),
-        "sound": audit.states["sound"],
-        "wrong": audit.states["wrong"],
-        "not_judged": audit.states["not judged"],
-        "packed": audit.packed,
-        "tokens": audit.tokens,
-        "supervised_tokens": audit.supervised,
-        "findings": audit.counts.total(),
-        "classes": classes,
-    }
+def checks(target: EncodedTarget, settings: Settings) -> Iterator[Check]:
+    """Yield the checks of an encoded-rows file; the first that runs reads the file for all of them."""
+    for case, rules in CASES.items():
+        yield Check(target, "encoded", case, partial(_run_check, target, case, rules))
 
 
-def _failed(audit: Audit) -> bool:
-    return any(RULES[rule].severity == "error" for rule in audit.counts)
-
-
-def _verdict_line(verdict: Verdict) -> str:
-    classes = ", ".join(dict.fromkeys(CLASSES[finding.rule] for finding in verdict.findings))
-    what = "file" if verdict.index is None else f"row {verdict.index}"
-    return f"{verdict.place}: {what}: {verdict.state}: {classes}"
-
-
-def _table(audit: Audit, shown: Counter[str], show: int) -> str:
-    lines = [f"{'rule':<6}  {'class':<26}  {'found':>9}"] if audit.counts else []
-    for rule, count in sorted(audit.counts.items()):
-        rest = f"  {show} shown" if shown[rule] > show else ""
-        lines.append(f"{rule:<6}  {CLASSES[rule]:<26}  {count:>9}{rest}")
-    data = summary(audit)
-    rows = f"{data['rows']} rows: {data['sound']} sound, {data['wrong']} wrong, {data['not_judged']} not judged"
-    tokens = f"{data['supervised_tokens']} of {data['tokens']} tokens are trained on"
-    found = f"{data['findings']} finding{'' if data['findings'] == 1 else 's'}"
-    return "\n".join([*lines, rows, tokens, found]) + "\n"
-
-
-def with_progress(audit: Audit) -> Iterator[Verdict]:
-    """Yield an audit's verdicts, with a progress bar on stderr where that is a terminal."""
-    if not sys.stderr.isatty():
-        yield from audit.verdicts()
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("rows", total=_count_lines(audit.path))
-        for verdict in audit.verdicts():
-            progress.advance(task)
-            yield verdict
-
-
-def _count_lines(path: Path) -> int | None:
-    """Return the lines of a file, and one for the verdict on it; None where it cannot be read."""
-    try:
-        with path.open("rb") as file:
-            return sum(chunk.count(b"\n") for chunk in iter(lambda: file.read(1 << 20), b"")) + 1
-    except OSError:
-        return None
+def _run_check(target: EncodedTarget, case: str, rules: Collection[str]) -> Result:
+    report = target.audited
+    findings = tuple(finding for rule in rules for finding in report.findings_of(rule))
+    states = report.audit.states
+    judged = states["sound"] + states["wrong"]
+    # without a judged row these checks would pass on nothing
+    if not findings and not judged and case in _OF_ROWS:
+        return Result(not_checked="no row of the file can be judged")
+    facts = {"rows": states.total(), "judged": judged, "wrong": states["wrong"], "packed": report.audit.packed}
+    return Result(findings, facts=tuple(facts.items()))

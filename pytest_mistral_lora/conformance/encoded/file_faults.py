@@ -1,4 +1,4 @@
-"""What a whole file trains on against what its assistants say: texts that were lost, and texts that came twice."""
+"""Faults of a whole file: supervised texts that were lost or came twice, and rows that differ from their source."""
 
 from __future__ import annotations
 
@@ -21,103 +21,102 @@ from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.errors import RowError, RowsError
 
 MOST = 100_000
-"""Texts that are kept at a time; what a file loses beyond them is counted, not named."""
+"""Texts that are kept at a time; a text that a file loses beyond them is counted, not named."""
 SHOWN_TEXTS = 20
 """Texts that a finding shows."""
+SHOWN = 20
+"""Numbers of missing rows that a finding shows."""
 
 
 @dataclass
-class _Text:
+class _OpenText:
+    """A text whose two sides differ so far.
+
+    Attributes:
+        balance: Times that an assistant has it, less the times that it is trained on.
+        place: The first line that has it.
+        ids: Its first hundred ids.
+    """
+
     balance: int
     place: str
     ids: Sequence[int]
 
 
 @dataclass
-class Balance:
+class AnswerBalance:
     """Supervised texts as a multiset: those of the assistants on one side, those trained on on the other.
 
     A text that is on both sides as often is forgotten, so that a sound file needs no memory.
     """
 
-    _texts: dict[bytes, _Text] = field(default_factory=dict)
+    _texts: dict[bytes, _OpenText] = field(default_factory=dict)
     _beyond: int = 0
 
-    def expect(self, encoded: EncodedRow, place: str) -> None:
+    def add_expected(self, encoded: EncodedRow, place: str) -> None:
         """Note every answer that should be trained on."""
-        for text in _answers(encoded.input_ids, encoded.labels or (), encoded.input_ids[-1]):
-            self._add(text, place, 1)
+        self._add(encoded.input_ids, encoded.labels or (), encoded.input_ids[-1], place, 1)
 
-    def find(self, ids: Sequence[int], labels: Sequence[int], place: str, oracle: Oracle) -> None:
+    def add_trained(self, ids: Sequence[int], labels: Sequence[int], place: str, oracle: Oracle) -> None:
         """Note every answer that is trained on; one without its EOS is none."""
-        for text in _answers(ids, labels, oracle.eos_id):
-            self._add(text, place, -1)
+        self._add(ids, labels, oracle.eos_id, place, -1)
 
-    def _add(self, text: Sequence[int], place: str, by: int) -> None:
-        key = hashlib.blake2b(array("q", text).tobytes(), digest_size=16).digest()
-        entry = self._texts.get(key)
-        if entry is None and len(self._texts) >= MOST:
-            self._beyond += 1
-            return
-        entry = self._texts.setdefault(key, _Text(0, place, tuple(text[:100])))
-        entry.balance += by
-        if not entry.balance:
-            del self._texts[key]
+    def _add(self, ids: Sequence[int], labels: Sequence[int], eos_id: int, place: str, by: int) -> None:
+        """Note each run of supervised tokens that ends with EOS, the EOS left out."""
+        start: int | None = None
+        for index, (token, label) in enumerate(zip(ids, labels, strict=True)):
+            if label == IGNORE_INDEX:
+                start = None
+                continue
+            start = index if start is None else start
+            if token != eos_id:
+                continue
+            text, start = ids[start:index], None
+            # a digest in place of the ids: 16 bytes a text, however long the answers are
+            key = hashlib.blake2b(array("q", text).tobytes(), digest_size=16).digest()
+            if key not in self._texts and len(self._texts) >= MOST:
+                self._beyond += 1
+                continue
+            entry = self._texts.setdefault(key, _OpenText(0, place, tuple(text[:100])))
+            entry.balance += by
+            if not entry.balance:
+                del self._texts[key]
 
     def findings(self, path: Path, oracle: Oracle) -> Iterator[Finding]:
         """Yield one finding for the texts that are lost, and one for those that are trained on too often."""
         lost = [text for text in self._texts.values() if text.balance > 0]
         more = [text for text in self._texts.values() if text.balance < 0]
+        rest = f" ({self._beyond} more texts were not compared)" if self._beyond else ""
         if lost:
-            found = f"{sum(t.balance for t in lost)} assistant texts are not trained on{self._rest()}"
-            yield Finding("ML506", found, str(path), detail=_shown(lost, oracle))
+            found = f"{sum(text.balance for text in lost)} assistant texts are not trained on{rest}"
+            yield Finding("ML506", found, str(path), detail=_text_lines(lost, oracle))
         if more:
-            found = f"{-sum(t.balance for t in more)} texts are trained on that no assistant says, or not so often"
-            yield Finding("ML506", found + self._rest(), str(path), detail=_shown(more, oracle))
-
-    def _rest(self) -> str:
-        return f" ({self._beyond} more texts were not compared)" if self._beyond else ""
+            times = -sum(text.balance for text in more)
+            found = f"{times} texts are trained on that no assistant says, or not so often{rest}"
+            yield Finding("ML506", found, str(path), detail=_text_lines(more, oracle))
 
 
-def _answers(ids: Sequence[int], labels: Sequence[int], eos_id: int) -> Iterator[Sequence[int]]:
-    """Yield the ids of each run of supervised tokens that ends with EOS, the EOS left out."""
-    start: int | None = None
-    for index, (token, label) in enumerate(zip(ids, labels, strict=True)):
-        if label == IGNORE_INDEX:
-            start = None
-            continue
-        start = index if start is None else start
-        if token == eos_id:
-            yield ids[start:index]
-            start = None
-
-
-def _shown(texts: list[_Text], oracle: Oracle) -> str:
+def _text_lines(texts: list[_OpenText], oracle: Oracle) -> str:
     lines = []
     for text in texts[:SHOWN_TEXTS]:
         times = f" ({abs(text.balance)} times)" if abs(text.balance) > 1 else ""
         lines.append(f"{text.place}: {oracle.decode(list(text.ids))[:80]!r}{times}")
-    return "\n".join(lines + ([f"… and {len(texts) - SHOWN} more"] if len(texts) > SHOWN_TEXTS else []))
+    return "\n".join(lines + ([f"… and {len(texts) - SHOWN_TEXTS} more"] if len(texts) > SHOWN_TEXTS else []))
 
 
-SHOWN = 20
-"""Numbers of missing rows that a finding shows."""
+def row_digest(row: Row) -> bytes:
+    """Return 12 bytes that are equal for rows that differ only in null fields and a spelled-out weight of 1."""
 
+    def without_defaults(value: Any) -> Any:
+        if isinstance(value, dict):
+            kept = {key: without_defaults(item) for key, item in value.items() if item is not None}
+            if kept.get("role") == "assistant":
+                kept["weight"] = weight_of(kept)
+            return kept
+        return [without_defaults(item) for item in value] if isinstance(value, list | tuple) else value
 
-def digest_of(row: Row) -> bytes:
-    """Return a digest of what a row says: equal for rows that differ in null fields and a spelled-out weight of 1."""
-    messages = [_plain(message) for message in row.messages]
-    text = json.dumps([messages, _plain(list(row.tools or ()))], sort_keys=True)
+    text = json.dumps(without_defaults([row.messages, row.tools or ()]), sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=12).digest()
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        kept = {key: _plain(item) for key, item in value.items() if item is not None}
-        if kept.get("role") == "assistant":
-            kept["weight"] = weight_of(kept)
-        return kept
-    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def source_rows(paths: Sequence[Path]) -> Iterator[Row]:
@@ -135,12 +134,12 @@ def source_rows(paths: Sequence[Path]) -> Iterator[Row]:
 
 
 @dataclass
-class SourceRows:
-    """What has been seen of the rows of a source; some 200 bytes a row are kept.
+class SourceTracker:
+    """The rows of a source that have come so far; some 200 bytes a row are kept.
 
     Attributes:
-        paths: The source's files; none where it is not at hand, and then the numbers of the rows say what is missing.
-        packed: Whether a packed sequence has been seen: then conversations count, and not their numbers.
+        paths: The source's files; if there are none, only the numbers of the rows show that one is missing.
+        packed: Whether a packed sequence has come: then conversations count, and not their numbers.
         unreadable: Lines that could not be read: as many rows may be missing on their account.
     """
 
@@ -153,49 +152,53 @@ class SourceRows:
 
     @cached_property
     def _digests(self) -> list[bytes]:
-        return [digest_of(row) for row in source_rows(self.paths)]
+        return [row_digest(row) for row in source_rows(self.paths)]
 
     @cached_property
     def _free(self) -> dict[bytes, list[int]]:
-        """Numbers of the rows that say the same and are not accounted for, the first one last."""
+        """Numbers of equal rows that no line has accounted for, the first one last."""
         free: dict[bytes, list[int]] = {}
         for index in reversed(range(len(self._digests))):
             free.setdefault(self._digests[index], []).append(index)
         return free
 
     def numbered(self, line: EncodedLine) -> EncodedLine:
-        """Return a line with its number in the source, where it names none and the source is at hand."""
+        """Return the line with its number in the source, if it names none and the source has such a row."""
         if line.numbered or line.packed or not self.paths or len(line.rows) != 1:
             return line
-        free = self._free.get(digest_of(line.rows[0]))
+        free = self._free.get(row_digest(line.rows[0]))
         return dataclasses.replace(line, index=free[-1]) if free else line
 
     def is_new(self, line: EncodedLine) -> bool:
-        """Return whether this row's number has not been seen."""
+        """Whether no line with this row's number has come."""
         return line.index not in self._seen
 
-    def findings(self, line: EncodedLine) -> Iterator[Finding]:
-        """Yield what is wrong with a line's place in the source, and note that it has been seen."""
+    def take(self, line: EncodedLine) -> list[Finding]:
+        """Note that a line has come, and return the findings about its place in the source."""
+        findings = []
         shown = line.rows[0].to_jsonl() if line.rows else ""
         if not self.is_new(line):
-            yield Finding("ML503", f"row {line.index} comes again", line.place, "each row once", row=shown)
+            findings.append(Finding("ML503", f"row {line.index} comes again", line.place, "each row once", row=shown))
         elif line.index < self._last:
-            expected = "rows in the order of their numbers"
-            yield Finding("ML504", f"row {line.index} comes after row {self._last}", line.place, expected, row=shown)
+            found, expected = f"row {line.index} comes after row {self._last}", "rows in the order of their numbers"
+            findings.append(Finding("ML504", found, line.place, expected, row=shown))
         if line.error:
             self._refused.add(line.index)
-            yield Finding("ML502", f"row {line.index} was dropped: {line.error}", line.place, row=shown)
+            findings.append(Finding("ML502", f"row {line.index} was dropped: {line.error}", line.place, row=shown))
         elif self.paths:
-            yield from self._unlike(line)
+            findings += self._take_from_source(line)
         self._seen.add(line.index)
         self._last = max(self._last, line.index)
         self.packed = self.packed or line.packed
+        return findings
 
-    def _unlike(self, line: EncodedLine) -> Iterator[Finding]:
+    def _take_from_source(self, line: EncodedLine) -> Iterator[Finding]:
+        """Take the conversations of a line out of the source; yield a finding for each that is not its row."""
         for number, row in enumerate(line.rows):
-            digest = digest_of(row)
+            digest = row_digest(row)
             free = self._free.get(digest, [])
             found = ""
+            # a packed sequence has a number of its own: its conversations may come from anywhere in the source
             if line.packed:
                 found = "" if free else f"conversation {number} is not in the dataset, or not so often"
             elif line.index >= len(self._digests):
@@ -208,7 +211,7 @@ class SourceRows:
             if found:
                 yield Finding("ML505", found, line.place, row=row.to_jsonl())
 
-    def missing(self) -> Iterator[Row]:
+    def missing_rows(self) -> Iterator[Row]:
         """Yield the rows of the source that did not come."""
         came = self._seen - self._refused
         left = {index for free in self._free.values() for index in free}
@@ -216,17 +219,18 @@ class SourceRows:
             if index in left if self.packed else index not in came:
                 yield row
 
-    def gaps(self, path: Path) -> Iterator[Finding]:
+    def missing_findings(self, path: Path) -> Iterator[Finding]:
         """Yield a finding if rows did not come at all."""
         if self.packed and self.paths:
             count = sum(map(len, self._free.values()))
             if count > self.unreadable:
                 yield Finding("ML502", f"{count} conversations of the dataset are in no sequence", str(path))
             return
+        # without the source, rows that are missing at the end cannot be known
         total = len(self._digests) if self.paths else self._last + 1
         count = total - sum(index < total for index in self._seen)
         if count > self.unreadable:
-            # numbers may be huge: no more are looked at than there are rows
+            # a number may be as large as 10**18: the search ends with the last number that is shown
             missing = list(islice((index for index in range(total) if index not in self._seen), SHOWN))
             named = ", ".join(map(str, missing)) + (", …" if count > SHOWN else "")
             found = f"{count} of {total} rows are not there: {named}"

@@ -1,4 +1,4 @@
-"""The class of a difference in labels: which tokens are trained on instead of the assistant's."""
+"""The class of a difference in labels: the tokens that are trained on in place of the assistant's."""
 
 from __future__ import annotations
 
@@ -9,16 +9,18 @@ from itertools import groupby
 
 from pytest_mistral_lora.chat.encoded import IGNORE_INDEX, EncodedRow, Span
 from pytest_mistral_lora.chat.oracle.mistral_common import Oracle
-from pytest_mistral_lora.conformance.encoded.parts import Fault
+from pytest_mistral_lora.conformance.encoded import EncodingFault
 
 MAX_SHIFT = 3
-"""The furthest that a mask is looked for beside its place, in tokens."""
+"""Tokens by which a mask may be off and still be called shifted: `len(BatchEncoding)` in place of a length gives 2."""
 
 
-def label_faults(expected: EncodedRow, ids: Sequence[int], labels: Sequence[int], oracle: Oracle) -> list[Fault]:
-    """Return the classes of what is wrong with labels; nothing where they are right.
+def label_faults(
+    expected: EncodedRow, ids: Sequence[int], labels: Sequence[int], oracle: Oracle
+) -> list[EncodingFault]:
+    """Return the classes of the difference between labels and mistral-common's; nothing if they are equal.
 
-    Where the ids differ from the expected ones, only the tokens that both begin or end with are judged one by one.
+    If the ids differ from the expected ones, only the tokens that both begin or end with are judged one by one.
 
     Args:
         expected: mistral-common's encoding of the row.
@@ -28,21 +30,28 @@ def label_faults(expected: EncodedRow, ids: Sequence[int], labels: Sequence[int]
     """
     if tuple(ids) == expected.input_ids and tuple(labels) == expected.labels:
         return []
-    return list(_Labels(_owners(expected, ids), tuple(ids), tuple(labels), oracle, expected.supervised_tokens).faults())
-
-
-def _owners(expected: EncodedRow, ids: Sequence[int]) -> tuple[Span | None, ...]:
-    """Return the span that each token found belongs to; None where the ids are not the expected ones."""
+    # With other ids in the middle, the owners of the first and last tokens are still known.
     spans = [span for span in expected.spans for _ in range(span.start, span.end)]
     most = min(len(ids), len(spans))
     head = next((n for n in range(most) if ids[n] != expected.input_ids[n]), most)
     tail = next((n for n in range(most - head) if ids[-1 - n] != expected.input_ids[-1 - n]), most - head)
     unknown: list[Span | None] = [None] * (len(ids) - head - tail)
-    return (*spans[:head], *unknown, *spans[len(spans) - tail :])
+    owners = (*spans[:head], *unknown, *spans[len(spans) - tail :])
+    return list(LabelComparison(owners, tuple(ids), tuple(labels), oracle, expected.supervised_tokens).faults())
 
 
 @dataclass(frozen=True)
-class _Labels:
+class LabelComparison:
+    """The labels of a row beside the spans that its tokens belong to.
+
+    Attributes:
+        owners: The expected span of each token; None for a token that is not an expected one.
+        ids: The trainer's ids.
+        labels: The trainer's labels.
+        oracle: Mistral's own tokenization.
+        supervised: The number of tokens that should be trained on.
+    """
+
     owners: tuple[Span | None, ...]
     ids: tuple[int, ...]
     labels: tuple[int, ...]
@@ -51,128 +60,112 @@ class _Labels:
 
     @cached_property
     def trained(self) -> frozenset[int]:
+        """Indices of the tokens that are trained on."""
         return frozenset(n for n, label in enumerate(self.labels) if label != IGNORE_INDEX)
 
     @cached_property
     def wanted(self) -> frozenset[int]:
+        """Indices of the tokens that should be trained on."""
         return frozenset(n for n, owner in enumerate(self.owners) if owner is not None and owner.supervised)
 
-    @property
-    def known(self) -> bool:
-        return None not in self.owners
-
-    def faults(self) -> Iterator[Fault]:
+    def faults(self) -> Iterator[EncodingFault]:
+        """Yield each class of the difference; a difference of the whole mask hides those of its turns."""
         foreign = [n for n in sorted(self.trained) if self.labels[n] != self.ids[n]]
-        if foreign and self._values_are_shifted():
-            yield Fault("ML541", "each label is the id of a neighbour", "the token's own id: the model shifts")
-            return
         if foreign:
-            yield Fault("ML542", self._foreign(foreign), "the token's own id, or -100")
+            # all labels are the ids at one distance: the trainer has shifted them, and the model shifts them again
+            inner = sorted(self.trained)
+            for shift in (1, -1, 2, -2):
+                pairs = [(self.labels[n], self.ids[n + shift]) for n in inner if 0 <= n + shift < len(self.ids)]
+                if len(pairs) > 1 and len(pairs) >= len(inner) - abs(shift) and all(a == b for a, b in pairs):
+                    expected = "the token's own id: the model shifts"
+                    yield EncodingFault("ML541", "each label is the id of a neighbour", expected)
+                    return
+            first = self.labels[foreign[0]]
+            found = f"{len(foreign)} labels are another token's, the first {first} at {self._token(foreign[0])}"
+            yield EncodingFault("ML542", found, "the token's own id, or -100")
         if not self.trained and self.supervised:
-            yield Fault("ML544", "no token is trained on", f"{self.supervised} tokens of the assistant")
-        elif not self.known or self.trained != self.wanted:
-            yield from self._whole() or self._by_turns()
-
-    def _foreign(self, foreign: list[int]) -> str:
-        first = foreign[0]
-        return f"{len(foreign)} labels are another token's, the first {self.labels[first]} at {self._token(first)}"
+            yield EncodingFault("ML544", "no token is trained on", f"{self.supervised} tokens of the assistant")
+        elif None in self.owners or self.trained != self.wanted:
+            # BOS may be masked although everything else is trained on
+            if len(self.trained - {0}) == len(self.ids) - 1 and self.wanted != self.trained:
+                expected = f"{self.supervised} tokens of the assistant"
+                yield EncodingFault("ML543", "every token is trained on", expected)
+            elif shift := self._mask_shift():
+                yield EncodingFault("ML541", f"the mask is shifted by {shift:+d} tokens")
+            else:
+                yield from self._turn_faults()
 
     def _token(self, index: int) -> str:
         return f"token {index} ({self.oracle.piece(self.ids[index])!r})"
 
-    def _values_are_shifted(self) -> bool:
-        """Return whether every label is the id of the token at one distance."""
-        inner = sorted(self.trained)
-        for shift in (1, -1, 2, -2):
-            pairs = [(self.labels[n], self.ids[n + shift]) for n in inner if 0 <= n + shift < len(self.ids)]
-            if len(pairs) > 1 and len(pairs) >= len(inner) - abs(shift) and all(a == b for a, b in pairs):
-                return True
-        return False
-
-    def _whole(self) -> list[Fault]:
-        """Return what is wrong with the mask as a whole, if something is."""
-        if len(self.trained - {0}) == len(self.ids) - 1 and self.wanted != self.trained:
-            return [Fault("ML543", "every token is trained on", f"{self.supervised} tokens of the assistant")]
-        shift = self._mask_shift() if self.known else 0
-        if shift:
-            return [Fault("ML541", f"the mask is shifted by {shift:+d} tokens")]
-        return []
-
     def _mask_shift(self) -> int:
-        """Return by how many tokens the mask is moved; a mask that only lost its ends is not moved."""
-        if self.trained <= self.wanted:
+        """Return the tokens by which the mask is moved; 0 if it is not, only lost its ends, or cannot be known."""
+        if None in self.owners or self.trained <= self.wanted:
             return 0
         places = range(len(self.ids))
+        # the smallest shift first: a mask of equal answers at equal distances has several
         for shift in (n * sign for n in range(1, MAX_SHIFT + 1) for sign in (1, -1)):
             if self.trained == {n + shift for n in self.wanted if n + shift in places}:
                 return shift
         return 0
 
-    def _by_turns(self) -> Iterator[Fault]:
-        masked, partial, simple = self._answers()
-        prompt, ignored = self._prompt(), self._weightless()
-        if partial or (prompt and masked):
-            yield Fault("ML550", "; ".join([*partial, *masked, *prompt]), "each answer whole, and nothing else")
-        else:
-            yield from (Fault("ML551", found, "every token of it is trained on") for found in masked[:1])
-            yield from (Fault("ML547", found, "-100") for found in prompt)
-        yield from (Fault("ML549", found, "-100") for found in ignored)
-        yield from simple
-        if not self.known and not any(fault.rule == "ML546" for fault in simple):
-            yield from self._every_eos()
+    def _turn_faults(self) -> Iterator[EncodingFault]:
+        """Yield the faults of each answer and of the prompt around them.
 
-    def _answers(self) -> tuple[list[str], list[str], list[Fault]]:
-        """Return what is masked of the answers: whole ones, parts, and the parts that have a class of their own."""
+        A masked EOS, tool-call marker or first token has a class of its own. Any other part of an answer that is
+        masked, or a masked answer beside a prompt that is trained on, is a span that is off (ML550).
+        """
+        masked, partial, own = self._masked_answers()
+        trained = [(n, owner) for n in sorted(self.trained) if (owner := self.owners[n]) is not None]
+        prompt = []
+        outside = [(n, owner.role or "BOS") for n, owner in trained if owner.role != "assistant"]
+        if outside:
+            are = "token is" if len(outside) == 1 else "tokens are"
+            roles = ", ".join(sorted({role for _, role in outside}))
+            first = self._token(outside[0][0])
+            prompt = [f"{len(outside)} {are} trained on of: {roles}; the first is {first}"]
+        if partial or (prompt and masked):
+            yield EncodingFault("ML550", "; ".join([*partial, *masked, *prompt]), "each answer whole, and nothing else")
+        else:
+            yield from (EncodingFault("ML551", found, "every token of it is trained on") for found in masked[:1])
+            yield from (EncodingFault("ML547", found, "-100") for found in prompt)
+        weightless = sum(owner.role == "assistant" and not owner.supervised for _, owner in trained)
+        if weightless:
+            yield EncodingFault("ML549", f"{weightless} tokens of an answer of weight 0 are trained on", "-100")
+        yield from own.values()
+        if None in self.owners and "ML546" not in own:
+            # these turns are not the row's, so their EOS tokens are known by the id alone
+            eos = [n for n, token in enumerate(self.ids) if token == self.oracle.eos_id]
+            if eos and self.supervised and not self.trained.intersection(eos):
+                yield EncodingFault("ML546", f"every EOS is masked ({len(eos)})", "it is trained on")
+
+    def _masked_answers(self) -> tuple[list[str], list[str], dict[str, EncodingFault]]:
+        """Return the answers that are masked: whole ones, parts, and the tokens that have a class of their own."""
         masked: list[str] = []
         partial: list[str] = []
-        simple: dict[str, Fault] = {}
-        for turn, tokens in self._turns():
-            hidden = [n for n in tokens if n not in self.trained]
+        own: dict[str, EncodingFault] = {}
+        owned = [(n, owner) for n, owner in enumerate(self.owners) if owner is not None and owner.supervised]
+        for turn, group in groupby(owned, lambda pair: pair[1].turn):
+            tokens = list(group)
+            hidden = [(n, owner) for n, owner in tokens if n not in self.trained]
             if len(hidden) == len(tokens):
                 masked.append(f"the answer of turn {turn} is masked")
                 continue
-            faults = [self._edge(n, tokens) for n in hidden]
-            if None in faults:
-                first = next(n for n, fault in zip(hidden, faults, strict=True) if fault is None)
-                partial.append(f"{len(hidden)} tokens of turn {turn} are masked, such as {self._token(first)}")
+            faults: dict[str, EncodingFault] = {}
+            others = []
+            for n, owner in hidden:
+                if owner.kind == "eos":
+                    rule, found = "ML546", f"the EOS of turn {owner.turn} is masked"
+                elif self.ids[n] == self.oracle.tool_calls_id:
+                    rule, found = "ML548", f"{self._token(n)} is masked"
+                elif n == tokens[0][0]:
+                    rule, found = "ML545", f"{self._token(n)}, the first of an answer, is masked"
+                else:
+                    others.append(n)
+                    continue
+                faults[rule] = EncodingFault(rule, found, "it is trained on")
+            if others:
+                partial.append(f"{len(hidden)} tokens of turn {turn} are masked, such as {self._token(others[0])}")
             else:
-                simple.update({fault.rule: fault for fault in faults if fault and fault.rule not in simple})
-        return masked, partial, list(simple.values())
-
-    def _turns(self) -> Iterator[tuple[int | None, list[int]]]:
-        owned = [(n, owner) for n, owner in enumerate(self.owners) if owner is not None and owner.supervised]
-        for turn, group in groupby(owned, lambda pair: pair[1].turn):
-            yield turn, [n for n, _ in group]
-
-    def _edge(self, index: int, tokens: list[int]) -> Fault | None:
-        """Return the class of one masked token of an answer, if it has one of its own."""
-        owner = self.owners[index]
-        if owner is not None and owner.kind == "eos":
-            return Fault("ML546", f"the EOS of turn {owner.turn} is masked", "it is trained on")
-        if self.ids[index] == self.oracle.tool_calls_id:
-            return Fault("ML548", f"{self._token(index)} is masked", "it is trained on")
-        if index == tokens[0]:
-            return Fault("ML545", f"{self._token(index)}, the first of an answer, is masked", "it is trained on")
-        return None
-
-    def _prompt(self) -> list[str]:
-        """Return which tokens are trained on that are not an assistant's."""
-        wrong = [n for n in sorted(self.trained) if (owner := self.owners[n]) and owner.role != "assistant"]
-        if not wrong:
-            return []
-        roles = sorted({owner.role or "BOS" for n in wrong if (owner := self.owners[n])})
-        are = "token is" if len(wrong) == 1 else "tokens are"
-        return [f"{len(wrong)} {are} trained on of: {', '.join(roles)}; the first is {self._token(wrong[0])}"]
-
-    def _weightless(self) -> list[str]:
-        wrong = [
-            n
-            for n in sorted(self.trained)
-            if (owner := self.owners[n]) and owner.role == "assistant" and not owner.supervised
-        ]
-        return [f"{len(wrong)} tokens of an answer of weight 0 are trained on"] if wrong else []
-
-    def _every_eos(self) -> Iterator[Fault]:
-        eos = [n for n, token in enumerate(self.ids) if token == self.oracle.eos_id]
-        if eos and self.supervised and not any(n in self.trained for n in eos):
-            yield Fault("ML546", f"every EOS is masked ({len(eos)})", "it is trained on")
+                own.update({rule: fault for rule, fault in faults.items() if rule not in own})
+        return masked, partial, own

@@ -1,4 +1,4 @@
-"""One line of an encoded-rows file: conversations, ids and labels, checked for form before anything is judged."""
+"""One line of an encoded-rows file: its conversations, ids and labels, parsed strictly; and its padding."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from pytest_mistral_lora.chat.fields import kind_of
 from pytest_mistral_lora.chat.oracle.mistral_common import Oracle
 from pytest_mistral_lora.chat.reading.jsonl import scan_jsonl
 from pytest_mistral_lora.chat.rows import Row, parse_row
-from pytest_mistral_lora.conformance.encoded.parts import Fault
+from pytest_mistral_lora.conformance.encoded import EncodingFault
 from pytest_mistral_lora.errors import RowError
 
-Ints = tuple[int, ...]
+Ids = tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,14 +24,14 @@ class EncodedLine:
 
     Attributes:
         place: File and line.
-        index: The row's number in the source, from 0; the line's own number where it names none.
-        rows: Its conversation; several where the sequence is packed.
+        index: The row's number in the source, from 0; the line's own number if it names none.
+        rows: Its conversation; several if the sequence is packed.
         packed: Whether it has `conversations` in place of `messages`.
         input_ids: Token ids, padding included.
-        labels: Labels; their number is not checked.
+        labels: Labels; not necessarily as many as ids.
         position_ids: As many as ids, or None.
         attention_mask: As many as ids, 0 at padding, or None.
-        error: Why the trainer made nothing of the row; empty where it made something.
+        error: The trainer's reason for encoding nothing; empty if it encoded the row.
         numbered: Whether it names its number.
     """
 
@@ -39,10 +39,10 @@ class EncodedLine:
     index: int
     rows: tuple[Row, ...]
     packed: bool = False
-    input_ids: Ints = ()
-    labels: Ints = ()
-    position_ids: Ints | None = None
-    attention_mask: Ints | None = None
+    input_ids: Ids = ()
+    labels: Ids = ()
+    position_ids: Ids | None = None
+    attention_mask: Ids | None = None
     error: str = ""
     numbered: bool = False
 
@@ -60,45 +60,49 @@ def scan_lines(path: Path) -> Iterator[EncodedLine | RowError]:
             continue
         line, data = item
         try:
-            yield _parse(data, f"{path}:{line}", count)
+            yield _parse_line(data, f"{path}:{line}", count)
         except RowError as error:
             yield error
     if count < 0:
         yield RowError("the file has no rows", place=str(path))
 
 
-def _parse(data: Any, place: str, position: int) -> EncodedLine:
+def _parse_line(data: Any, place: str, position: int) -> EncodedLine:
     if not isinstance(data, Mapping):
         raise RowError(f"a row is {kind_of(data)}", place=place, expected="an object with input_ids and labels")
     index = data.get("row", position)
     if type(index) is not int or index < 0:
         raise RowError(repr(index)[:80], place=f"{place}, row", expected="the row's number in the source, from 0")
     if "error" in data and "input_ids" not in data:
+        try:
+            rows = _parse_rows(data, place)
+        except RowError:
+            rows = ()  # a trainer may have refused the row because of this very field
         reason = str(data["error"])[:300] or "no reason is given"
-        return EncodedLine(place, index, _rows_of_error(data, place), error=reason, numbered="row" in data)
+        return EncodedLine(place, index, rows, error=reason, numbered="row" in data)
     ids = _integers(data, "input_ids", place)
+    beside: dict[str, Ids] = {}
+    for key in ("position_ids", "attention_mask"):
+        if data.get(key) is not None:
+            values = beside[key] = _integers(data, key, place)
+            if len(values) != len(ids):
+                found = f"{len(values)} values for {len(ids)} ids"
+                raise RowError(found, place=f"{place}, {key}", expected="one for each id")
     return EncodedLine(
         place,
         index,
-        _rows(data, place),
-        "conversations" in data,
-        ids,
-        _integers(data, "labels", place),
-        _beside(data, "position_ids", place, len(ids)),
-        _beside(data, "attention_mask", place, len(ids)),
+        _parse_rows(data, place),
+        packed="conversations" in data,
+        input_ids=ids,
+        # labels of another number than the ids are a finding (ML540), not a line that cannot be read
+        labels=_integers(data, "labels", place),
+        position_ids=beside.get("position_ids"),
+        attention_mask=beside.get("attention_mask"),
         numbered="row" in data,
     )
 
 
-def _rows_of_error(data: Mapping[str, Any], place: str) -> tuple[Row, ...]:
-    """Return the conversations of a row that the trainer refused, where it says them in a form that can be read."""
-    try:
-        return _rows(data, place)
-    except RowError:
-        return ()
-
-
-def _rows(data: Mapping[str, Any], place: str) -> tuple[Row, ...]:
+def _parse_rows(data: Mapping[str, Any], place: str) -> tuple[Row, ...]:
     if "conversations" not in data:
         return (parse_row(data, place=place),)
     if "messages" in data:
@@ -107,65 +111,53 @@ def _rows(data: Mapping[str, Any], place: str) -> tuple[Row, ...]:
     if not isinstance(given, list) or not given:
         found = "is empty" if given == [] else f"is {kind_of(given)}"
         raise RowError(found, place=f"{place}, conversations", expected="a list of lists of messages")
-    return tuple(_conversation(one, data, f"{place}, conversations[{n}]") for n, one in enumerate(given))
+    # a conversation with tools of its own is an object, one that shares the line's tools a list of messages
+    rows = [one if isinstance(one, Mapping) else {"messages": one, "tools": data.get("tools")} for one in given]
+    return tuple(parse_row(row, place=f"{place}, conversations[{n}]") for n, row in enumerate(rows))
 
 
-def _conversation(given: Any, data: Mapping[str, Any], place: str) -> Row:
-    """Return one conversation of a packed sequence: its messages, or an object with messages and tools."""
-    if isinstance(given, Mapping):
-        return parse_row(given, place=place)
-    return parse_row({"messages": given, "tools": data.get("tools")}, place=place)
-
-
-def _beside(data: Mapping[str, Any], key: str, place: str, length: int) -> Ints | None:
-    if data.get(key) is None:
-        return None
-    values = _integers(data, key, place)
-    if len(values) != length:
-        raise RowError(f"{len(values)} values for {length} ids", place=f"{place}, {key}", expected="one for each id")
-    return values
-
-
-def _integers(data: Mapping[str, Any], key: str, place: str) -> Ints:
+def _integers(data: Mapping[str, Any], key: str, place: str) -> Ids:
     values = data.get(key)
     if not isinstance(values, list):
         found = "is missing" if values is None else f"is {kind_of(values)}"
         raise RowError(found, place=f"{place}, {key}", expected="a list of integers")
     for index, value in enumerate(values):
+        # not isinstance: True is an int in Python, and no id
         if type(value) is not int:
             raise RowError(f"{value!r:.80}", place=f"{place}, {key}[{index}]", expected="an integer")
     return tuple(values)
 
 
+# Tekken vocabularies have <pad>, and SentencePiece ones do not: collators pad with <unk> or a token they call [PAD].
 _PADS = ("<pad>", "[PAD]", "<unk>")
 
 
 @dataclass(frozen=True, slots=True)
-class Padding:
-    """Which tokens of a line are padding.
+class LinePadding:
+    """The indices of a line's tokens, apart by padding or not.
 
     Attributes:
-        real: Indices of the tokens that are not, in order.
-        padded: Indices of those that are.
+        real: Indices of the row's own tokens, in order.
+        padded: Indices of the padding.
     """
 
-    real: tuple[int, ...]
-    padded: tuple[int, ...] = ()
+    real: Ids
+    padded: Ids = ()
 
-    def faults(self, line: EncodedLine) -> Iterator[Fault]:
-        """Yield what is wrong with the padding of the line."""
+    def faults(self, line: EncodedLine) -> Iterator[EncodingFault]:
+        """Yield the rules that the padding of the line breaks."""
         inside = [n for n in self.padded if self.real and self.real[0] < n < self.real[-1]]
         if inside:
             found = f"{len(inside)} padding tokens stand between others, the first at token {inside[0]}"
-            yield Fault("ML511", found, "padding at one end")
+            yield EncodingFault("ML511", found, "padding at one end")
         trained = [n for n in self.padded if n < len(line.labels) and line.labels[n] != IGNORE_INDEX]
         if trained:
             found = f"{len(trained)} of {len(self.padded)} padding tokens are trained on, the first at {trained[0]}"
-            yield Fault("ML510", found, "-100")
+            yield EncodingFault("ML510", found, "-100")
 
 
-def padding_of(line: EncodedLine, expected: tuple[int, ...], oracle: Oracle) -> Padding:
-    """Return what is padding: by the attention mask where it has zeros, else by what stands around the row.
+def find_padding(line: EncodedLine, expected: Ids, oracle: Oracle) -> LinePadding:
+    """Find the padding of a line: by zeros in its attention mask, or else by the tokens around the row.
 
     Args:
         line: The line.
@@ -173,22 +165,21 @@ def padding_of(line: EncodedLine, expected: tuple[int, ...], oracle: Oracle) -> 
         oracle: Mistral's own tokenization.
     """
     ids, mask = line.input_ids, line.attention_mask
-    everything = range(len(ids))
+    # Many collators write a mask of ones, or none at all: a mask without a zero does not prove that nothing is padded.
     if mask is not None and 0 in mask:
-        return _apart(ids, [n for n in everything if mask[n] == 0])
-    if ids == expected:
-        return Padding(tuple(everything))
-    exact = _around(line, expected, oracle)
-    return _apart(ids, exact if exact is not None else _runs(line, oracle))
+        padded = [n for n in range(len(ids)) if mask[n] == 0]
+    elif ids == expected:
+        padded = []
+    else:
+        pads = {token for token, literal in oracle.control_tokens.items() if literal in _PADS} | {oracle.unk_id}
+        exact = _padding_of_sound_row(line, expected, pads, oracle)
+        padded = exact if exact is not None else _padding_of_other_row(ids, pads, oracle)
+    real = set(range(len(ids))).difference(padded)
+    return LinePadding(tuple(sorted(real)), tuple(padded))
 
 
-def _apart(ids: tuple[int, ...], padded: list[int]) -> Padding:
-    pads = set(padded)
-    return Padding(tuple(n for n in range(len(ids)) if n not in pads), tuple(padded))
-
-
-def _around(line: EncodedLine, expected: tuple[int, ...], oracle: Oracle) -> list[int] | None:
-    """Return the padding where without it the ids are the expected ones; None where they are not."""
+def _padding_of_sound_row(line: EncodedLine, expected: Ids, pads: set[int], oracle: Oracle) -> list[int] | None:
+    """Return the padding if the ids without it are the expected ones, else None."""
     ids = line.input_ids
     extra = len(ids) - len(expected)
     if extra <= 0 or not expected:
@@ -196,25 +187,22 @@ def _around(line: EncodedLine, expected: tuple[int, ...], oracle: Oracle) -> lis
     for padded in (range(len(expected), len(ids)), range(extra)):
         tokens = {ids[n] for n in padded}
         rest = ids[: len(expected)] if padded.start else ids[extra:]
-        if rest == expected and len(tokens) == 1 and _can_pad(tokens.pop(), padded, line, oracle):
+        if rest != expected or len(tokens) != 1:
+            continue
+        [token] = tokens
+        # One more BOS, or one more EOS that is trained on, is a fault of the template and not padding.
+        can_pad = token != oracle.bos_id and (token in oracle.control_tokens or token == oracle.unk_id)
+        quiet = all(line.labels[n] == IGNORE_INDEX for n in padded if n < len(line.labels))
+        if can_pad and (quiet or token in pads or len(padded) > 1):
             return list(padded)
-    pads = _pad_ids(oracle)
+    # padding between the turns, which ML511 reports
     inside = [n for n, token in enumerate(ids) if token in pads]
     return inside if tuple(token for token in ids if token not in pads) == expected else None
 
 
-def _can_pad(token: int, padded: range, line: EncodedLine, oracle: Oracle) -> bool:
-    """Return whether a run of a token beside a whole row is padding, not a second BOS or a second EOS."""
-    if token == oracle.bos_id or (token not in oracle.control_tokens and token != oracle.unk_id):
-        return False
-    quiet = all(line.labels[n] == IGNORE_INDEX for n in padded if n < len(line.labels))
-    return quiet or token in _pad_ids(oracle) or len(padded) > 1
-
-
-def _runs(line: EncodedLine, oracle: Oracle) -> list[int]:
-    """Return the padding of a row that is not what it should be: runs of a pad token, or of EOS, at its ends."""
-    ids = line.input_ids
-    pads = _pad_ids(oracle) | {oracle.eos_id}
+def _padding_of_other_row(ids: Ids, pads: set[int], oracle: Oracle) -> list[int]:
+    """Return the runs of a pad token, or of EOS, at the ends of a row whose own tokens have faults."""
+    pads = pads | {oracle.eos_id}
     left = next((n for n, token in enumerate(ids) if token not in pads or token != ids[0]), len(ids))
     right = next((n for n, token in enumerate(reversed(ids)) if token not in pads or token != ids[-1]), len(ids))
     if right and ids[-1] == oracle.eos_id:
@@ -222,7 +210,3 @@ def _runs(line: EncodedLine, oracle: Oracle) -> list[int]:
     if left and ids[0] == oracle.eos_id and (left == len(ids) or ids[left] != oracle.bos_id):
         left = 0  # a row that was cut at the start may begin with EOS
     return [*range(min(left, len(ids) - right)), *range(len(ids) - right, len(ids))]
-
-
-def _pad_ids(oracle: Oracle) -> set[int]:
-    return {token for token, literal in oracle.control_tokens.items() if literal in _PADS} | {oracle.unk_id}
