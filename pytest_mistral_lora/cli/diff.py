@@ -34,10 +34,10 @@ def add_parser(verbs: Verbs) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the differences; return 1 if there is one."""
-    from pytest_mistral_lora.records.compare_runs import diff
+    from pytest_mistral_lora.records.compare_runs import compare_runs
     from pytest_mistral_lora.report.run_comparison import diff_data, diff_lines
 
-    found = diff(args.a, args.b)
+    found = compare_runs(args.a, args.b)
     if args.json:
         # NaN in a tensor is null in the data, so that strict parsers of JSON can read them
         print_json(diff_data(found), allow_nan=False)

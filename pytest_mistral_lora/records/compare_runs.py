@@ -1,4 +1,4 @@
-"""In what two runs differ: the facts of their manifests, their tensors, their answers."""
+"""Compare two runs: the fields of their manifests, their tensors and their answers."""
 
 from __future__ import annotations
 
@@ -27,26 +27,27 @@ _GROUP_OF = {
     "environment": "environment",
     "evaluation": "evaluation",
     "files": "files",
-    "lora.tensors_sha256": "files",  # what the run made, not how it was set
+    "lora.tensors_sha256": "files",  # A result of the run, not a setting.
 }
 _OTHER = "record"
 _SEAL = "seal"
-"""The hash of all other facts: it says nothing of its own."""
+"""The hash of all other fields: it differs if and only if one of them does."""
 
 GROUPS = (_OTHER, *dict.fromkeys(_GROUP_OF.values()))
-"""The groups of facts, in order: the record itself, what went in, and what came out."""
+"""The groups of fields, in order: the record itself, its inputs, and its results."""
 
 
 class _Absent:
-    """The value of a fact that is not recorded."""
+    """The type of `ABSENT`."""
 
 
 ABSENT = _Absent()
+"""The value of a field that is not recorded: None is a value that can be."""
 
 
 @dataclass(frozen=True, slots=True)
-class Fact:
-    """A recorded fact that two manifests do not have alike.
+class ChangedField:
+    """A field that differs between two manifests.
 
     Attributes:
         group: One of `GROUPS`.
@@ -61,22 +62,22 @@ class Fact:
     b: Any
 
     def to_json(self) -> dict[str, Any]:
-        """Return the fact as plain JSON data; a side that does not have it is left out."""
+        """Return the field as plain JSON data; a side that does not have it is left out."""
         sides = {"a": self.a, "b": self.b}
         found = {side: value for side, value in sides.items() if value is not ABSENT}
         return {"group": self.group, "path": self.path, **found}
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """A transcript that two runs do not have alike.
+class ChangedAnswer:
+    """A transcript that differs between two runs.
 
     Attributes:
         case: Name of the transcript.
         differs: `question`: another conversation was asked; `prompt`: the same one, in other ids; `answer`.
-        token: The first completion token that differs; None where the answers are the same.
-        a: What the first answered.
-        b: What the second answered.
+        token: Index of the first completion token that differs; None if the answers are the same.
+        a: The first run's answer.
+        b: The second run's answer.
     """
 
     case: str
@@ -87,18 +88,18 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
-class Answers:
-    """What two runs answered.
+class AnswersDiff:
+    """The comparison of the transcripts of two runs.
 
     Attributes:
-        compared: How many transcripts both have.
-        different: Those that are not alike.
+        compared: Number of transcripts that both have.
+        different: Those that differ.
         only_a: Names of those that only the first has.
         only_b: Names of those that only the second has.
     """
 
     compared: int
-    different: tuple[Answer, ...]
+    different: tuple[ChangedAnswer, ...]
     only_a: tuple[str, ...]
     only_b: tuple[str, ...]
 
@@ -109,22 +110,22 @@ class Answers:
 
 
 @dataclass(frozen=True, slots=True)
-class Diff:
-    """In what two runs differ.
+class RunsDiff:
+    """The differences between two runs.
 
     Attributes:
         a: The first folder, or manifest file.
         b: The second.
-        facts: Facts that differ, in the order of `GROUPS`.
-        tensors: Their tensors, or why they were not compared.
-        answers: Their transcripts, or why they were not compared.
+        facts: Fields of the manifests that differ, in the order of `GROUPS`.
+        tensors: The comparison of their tensors, or the reason why there is none.
+        answers: The comparison of their transcripts, or the reason why there is none.
     """
 
     a: Path
     b: Path
-    facts: tuple[Fact, ...]
+    facts: tuple[ChangedField, ...]
     tensors: TensorsDiff | str
-    answers: Answers | str
+    answers: AnswersDiff | str
 
     @property
     def equal(self) -> bool:
@@ -133,7 +134,7 @@ class Diff:
         return not self.facts and all(part.equal for part in compared)
 
 
-def diff(a: Path, b: Path) -> Diff:
+def compare_runs(a: Path, b: Path) -> RunsDiff:
     """Compare two runs.
 
     Args:
@@ -144,17 +145,21 @@ def diff(a: Path, b: Path) -> Diff:
         InputError: If a manifest, a tensor file or a transcript cannot be read.
     """
     records = load(a), load(b)
-    return Diff(a, b, tuple(_facts(*records)), _tensors(a, b, *records), _answers(a, b))
+    return RunsDiff(a, b, _changed_fields(*records), _compare_tensors(a, b, *records), _compare_answers(a, b))
 
 
-def _facts(a: Manifest, b: Manifest) -> Iterator[Fact]:
+def _changed_fields(a: Manifest, b: Manifest) -> tuple[ChangedField, ...]:
     first, second = ({name: part for name, part in one.data.items() if name != _SEAL} for one in (a, b))
-    facts = [Fact(_group(path), _written(path), *sides) for path, *sides in _differences((), first, second)]
-    return iter(sorted(facts, key=lambda fact: GROUPS.index(fact.group)))
+    changed = []
+    for path, *sides in _differences((), first, second):
+        names = (".".join(map(str, path[:2])), str(path[0]))
+        group = next((_GROUP_OF[name] for name in names if name in _GROUP_OF), _OTHER)
+        changed.append(ChangedField(group, _json_path(path), *sides))
+    return tuple(sorted(changed, key=lambda field: GROUPS.index(field.group)))
 
 
 def _differences(path: tuple[str | int, ...], a: Any, b: Any) -> Iterator[tuple[tuple[str | int, ...], Any, Any]]:
-    """Yield path and both values of everything that differs, as deep as both have it."""
+    """Yield the path and both values of each difference, as deep as both sides have it."""
     if isinstance(a, Mapping) and isinstance(b, Mapping):
         for name in dict.fromkeys((*a, *b)):
             yield from _differences((*path, name), a.get(name, ABSENT), b.get(name, ABSENT))
@@ -166,12 +171,7 @@ def _differences(path: tuple[str | int, ...], a: Any, b: Any) -> Iterator[tuple[
         yield path, a, b
 
 
-def _group(path: tuple[str | int, ...]) -> str:
-    names = (".".join(map(str, path[:2])), str(path[0]))
-    return next((_GROUP_OF[name] for name in names if name in _GROUP_OF), _OTHER)
-
-
-def _written(path: tuple[str | int, ...]) -> str:
+def _json_path(path: tuple[str | int, ...]) -> str:
     def step(name: str | int) -> str:
         if isinstance(name, int):
             return f"[{name}]"
@@ -180,7 +180,7 @@ def _written(path: tuple[str | int, ...]) -> str:
     return "$" + "".join(map(step, path))
 
 
-def _tensors(a: Path, b: Path, *records: Manifest) -> TensorsDiff | str:
+def _compare_tensors(a: Path, b: Path, *records: Manifest) -> TensorsDiff | str:
     kinds = [record.data["kind"] for record in records]
     if kinds[0] != kinds[1]:
         return f"one is of kind {kinds[0]}, the other {kinds[1]}"
@@ -190,14 +190,14 @@ def _tensors(a: Path, b: Path, *records: Manifest) -> TensorsDiff | str:
     return diff_tensors(a, b)
 
 
-def _answers(a: Path, b: Path) -> Answers | str:
+def _compare_answers(a: Path, b: Path) -> AnswersDiff | str:
     for folder in (a, b):
         if not transcript_files(folder / TRANSCRIPTS):
             return f"no transcripts in {folder}"
     first, second = ({one.case: one for one in load_folder(folder / TRANSCRIPTS)} for folder in (a, b))
     shared = [case for case in first if case in second]
-    different = (_answer(first[case], second[case]) for case in shared)
-    return Answers(
+    different = (_changed_answer(first[case], second[case]) for case in shared)
+    return AnswersDiff(
         compared=len(shared),
         different=tuple(one for one in different if one is not None),
         only_a=tuple(case for case in first if case not in second),
@@ -205,14 +205,14 @@ def _answers(a: Path, b: Path) -> Answers | str:
     )
 
 
-def _answer(a: Transcript, b: Transcript) -> Answer | None:
+def _changed_answer(a: Transcript, b: Transcript) -> ChangedAnswer | None:
     token = None
     if a.completion_ids != b.completion_ids:
         pairs = enumerate(zip(a.completion_ids, b.completion_ids, strict=False))
         shorter = min(len(a.completion_ids), len(b.completion_ids))
         token = next((index for index, pair in pairs if pair[0] != pair[1]), shorter)
     if a.row != b.row:
-        return Answer(a.case, "question", token, a.text, b.text)
+        return ChangedAnswer(a.case, "question", token, a.text, b.text)
     if a.prompt_ids != b.prompt_ids:
-        return Answer(a.case, "prompt", token, a.text, b.text)
-    return None if token is None else Answer(a.case, "answer", token, a.text, b.text)
+        return ChangedAnswer(a.case, "prompt", token, a.text, b.text)
+    return None if token is None else ChangedAnswer(a.case, "answer", token, a.text, b.text)

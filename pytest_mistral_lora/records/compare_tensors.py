@@ -1,4 +1,4 @@
-"""How far the tensors of two adapters, or of two merged models, are apart; one tensor at a time is in memory."""
+"""Compare the tensors of two adapters, or of two merged models; one pair at a time is in memory."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
 
 @dataclass(slots=True)
-class Kind:
-    """Tensors of one kind, over all layers: `self_attn.q_proj.lora_A`.
+class TensorKindDiff:
+    """The difference of tensors of one kind, over all layers: `self_attn.q_proj.lora_A`.
 
     Attributes:
         name: The tensors' name without layer, prefix and `.weight`.
-        tensors: How many both have, in one shape.
-        different: How many of them are not the same, bit for bit and dtype for dtype.
+        tensors: Number that both have, in one shape.
+        different: Number of those that differ in dtype or in any bit.
         max_abs: Largest absolute difference of two values.
     """
 
@@ -36,23 +36,29 @@ class Kind:
 
     @property
     def relative(self) -> float:
-        """Norm of the difference in relation to the norm of the first; infinite where that is zero."""
+        """Norm of the difference, divided by the norm of the first; infinite if only the latter is zero."""
+        # ||b - a|| / ||a||, from sums of squares over all tensors of the kind, in float64
         apart = math.sqrt(self._sums["dd"])
         return apart / math.sqrt(self._sums["aa"]) if self._sums["aa"] else math.inf if apart else 0.0
 
     @property
     def cosine(self) -> float:
-        """Cosine of the angle between the two, from -1 to 1; not a number where one of them is zero."""
+        """Cosine of the angle between the two, from -1 to 1; not a number if one of them is zero."""
+        # <a, b> / (||a|| ||b||), clipped: rounding can leave it outside of [-1, 1]
         norms = math.sqrt(self._sums["aa"]) * math.sqrt(self._sums["bb"])
         return max(-1.0, min(1.0, self._sums["ab"] / norms)) if norms else math.nan
 
     def add(self, a: torch.Tensor, b: torch.Tensor) -> None:
-        """Add two tensors of one shape."""
+        """Add a pair of tensors of one shape, on the CPU."""
+        import torch
+
         self.tensors += 1
-        self.different += not _same(a, b)
+        # torch.equal on values would call nan unequal to itself, and -0 equal to 0.
+        same = a.dtype == b.dtype and torch.equal(*(one.contiguous().view(torch.uint8) for one in (a, b)))
+        self.different += not same
         first, second = a.double().flatten(), b.double().flatten()
         apart = second - first
-        # not max(): it passes over nan
+        # max() would pass over nan.
         largest = apart.abs().max().item() if apart.numel() else 0.0
         self.max_abs = largest if math.isnan(largest) or largest > self.max_abs else self.max_abs
         for name, value in (("aa", first @ first), ("bb", second @ second), ("ab", first @ second)):
@@ -60,7 +66,7 @@ class Kind:
         self._sums["dd"] += (apart @ apart).item()
 
     def to_json(self) -> dict[str, Any]:
-        """Return the figures as plain JSON data; what is no finite number is null."""
+        """Return the figures as plain JSON data; null in place of a number that is not finite."""
         values = {name: getattr(self, name) for name in ("max_abs", "relative", "cosine")}
         finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
         return {"kind": self.name, "tensors": self.tensors, "different": self.different, **finite}
@@ -68,7 +74,7 @@ class Kind:
 
 @dataclass(frozen=True, slots=True)
 class TensorsDiff:
-    """How far two sets of tensors are apart.
+    """The difference of two sets of tensors.
 
     Attributes:
         kinds: The tensors that both have in one shape, by kind.
@@ -77,19 +83,19 @@ class TensorsDiff:
         only_b: Names of tensors that only the second has.
     """
 
-    kinds: tuple[Kind, ...]
+    kinds: tuple[TensorKindDiff, ...]
     reshaped: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...]
     only_a: tuple[str, ...]
     only_b: tuple[str, ...]
 
     @property
     def compared(self) -> int:
-        """How many tensors both have in one shape."""
+        """Number of tensors that both have in one shape."""
         return sum(kind.tensors for kind in self.kinds)
 
     @property
     def different(self) -> int:
-        """How many of them differ."""
+        """Number of those that differ."""
         return sum(kind.different for kind in self.kinds)
 
     @property
@@ -99,7 +105,7 @@ class TensorsDiff:
 
 
 def tensor_files(folder: Path) -> list[Path]:
-    """Return the safetensors files of an adapter's or a merged model's folder; empty where there are none."""
+    """Return the safetensors files of an adapter's or a merged model's folder; empty if there are none."""
     adapter = folder / ADAPTER_TENSORS
     return [adapter] if adapter.is_file() else sorted(folder.glob("model*.safetensors"))
 
@@ -110,23 +116,24 @@ def diff_tensors(a: Path, b: Path) -> TensorsDiff:
     Raises:
         InputError: If a file is not a safetensors file.
     """
-    kinds: dict[str, Kind] = {}
+    kinds: dict[str, TensorKindDiff] = {}
     reshaped = []
-    with _opened(tensor_files(a)) as first, _opened(tensor_files(b)) as second:
+    with _open_files(tensor_files(a)) as first, _open_files(tensor_files(b)) as second:
         for name in sorted(first.keys() & second.keys()):
             one, other = first[name].get_tensor(name), second[name].get_tensor(name)
             if one.shape != other.shape:
                 reshaped.append((name, tuple(one.shape), tuple(other.shape)))
                 continue
-            kind = _kind(name)
-            kinds.setdefault(kind, Kind(kind)).add(one, other)
+            # "base_model.model.model.layers.3.self_attn.q_proj.lora_A.weight" is of the kind "self_attn.q_proj.lora_A".
+            kind = re.sub(r"^(?:base_model\.model\.)?(?:.*\.layers\.\d+\.)?|\.weight$", "", name)
+            kinds.setdefault(kind, TensorKindDiff(kind)).add(one, other)
         only_a, only_b = sorted(first.keys() - second.keys()), sorted(second.keys() - first.keys())
     return TensorsDiff(tuple(kinds.values()), tuple(reshaped), tuple(only_a), tuple(only_b))
 
 
 @contextmanager
-def _opened(files: Sequence[Path]) -> Iterator[dict[str, Any]]:
-    """Give the open file of each tensor, by the tensor's name."""
+def _open_files(files: Sequence[Path]) -> Iterator[dict[str, Any]]:
+    """Open files, and yield the open file of each tensor by the tensor's name."""
     from safetensors import SafetensorError, safe_open
 
     with ExitStack() as stack:
@@ -138,15 +145,3 @@ def _opened(files: Sequence[Path]) -> Iterator[dict[str, Any]]:
                 raise InputError(f"not a safetensors file: {error}", place=str(file)) from error
             found |= dict.fromkeys(opened.keys(), opened)
         yield found
-
-
-def _kind(name: str) -> str:
-    return re.sub(r"^(?:base_model\.model\.)?(?:.*\.layers\.\d+\.)?|\.weight$", "", name)
-
-
-def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
-    import torch
-
-    if a.dtype != b.dtype:
-        return False
-    return torch.equal(a.contiguous().view(torch.uint8), b.contiguous().view(torch.uint8))

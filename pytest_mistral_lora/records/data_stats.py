@@ -1,4 +1,4 @@
-"""Numbers and hashes of the rows of a run: what was used, and what was dropped and cut on the way to it."""
+"""Statistics of a run's rows, for each side of the split: counts of used, dropped and cut rows, and hashes."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from pytest_mistral_lora.records.hashing import framed_ids, framed_row
 HASHED = ("rows", "ids", "labels")
 
 SHOWN = 10
-"""Places that are kept of the rows that one thing was done to; all are counted."""
+"""Places that are kept of the rows with one change; all are counted."""
 
 
 @dataclass
-class Tally:
-    """Numbers of one side of a split.
+class RowCounts:
+    """Counts of rows and tokens of one side of a split.
 
     Attributes:
         rows: Rows that were read for it.
@@ -29,8 +29,8 @@ class Tally:
         supervised_tokens: Those of them with loss.
         tokens_removed: Tokens of rows that were dropped, and tokens that were cut off.
         supervised_tokens_removed: Those of them that had loss.
-        changes: How many rows each change of `Kept.changes` was made to.
-        places: File (its index) and line of the first of them.
+        changes: Number of rows with each change of `PolicyResult.changes`.
+        places: File (its index) and line of the first rows with each change.
     """
 
     rows: int = 0
@@ -43,7 +43,7 @@ class Tally:
     places: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
 
     def add(self, before: EncodedRow, kept: PolicyResult, file: int = 0, line: int = 0) -> None:
-        """Add a row: its encoding, and what the policy left of it."""
+        """Add a row: its encoding, and the policy's result for it."""
         tokens, supervised = (len(kept.encoded.input_ids), kept.encoded.supervised_tokens) if kept.encoded else (0, 0)
         self.rows += 1
         self.used += kept.encoded is not None
@@ -55,8 +55,8 @@ class Tally:
         for change in kept.changes:
             self._place(change, [(file, line)])
 
-    def extend(self, other: Tally) -> None:
-        """Add the rows that come next."""
+    def extend(self, other: RowCounts) -> None:
+        """Add the counts of the rows that come next."""
         for name, value in vars(other).items():
             if isinstance(value, int):
                 setattr(self, name, getattr(self, name) + value)
@@ -70,78 +70,79 @@ class Tally:
 
 
 @dataclass(frozen=True)
-class Figures:
-    """What is known of one side of a split.
+class SplitStats:
+    """The statistics of one side of a split.
 
     Attributes:
-        tally: Its numbers.
-        sha256: Hashes of what is used, by name: `rows`, `ids` and `labels`, as `records.hashing` has them.
+        tally: Counts of its rows and tokens.
+        sha256: Hashes of the rows that are used, by name: `rows`, `ids` and `labels`, as in `records.hashing`.
     """
 
-    tally: Tally
+    tally: RowCounts
     sha256: Mapping[str, str]
 
     def to_json(self) -> dict[str, Any]:
-        """Return the figures as plain JSON data."""
+        """Return the statistics as plain JSON data."""
         return {"tally": vars(self.tally), "sha256": dict(self.sha256)}
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Figures:
-        """Return figures from what `to_json` gave."""
-        tally = Tally(**data["tally"])
-        tally.changes = Counter(tally.changes)
-        tally.places = {change: [(file, line) for file, line in found] for change, found in tally.places.items()}
-        return cls(tally, data["sha256"])
+    def from_json(cls, data: Mapping[str, Any]) -> SplitStats:
+        """Return the statistics that `to_json` wrote."""
+        counts = RowCounts(**data["tally"])
+        counts.changes = Counter(counts.changes)
+        # JSON has no tuples: a place comes back as a list.
+        counts.places = {change: [(file, line) for file, line in found] for change, found in counts.places.items()}
+        return cls(counts, data["sha256"])
 
 
-def removed(tally: Tally) -> dict[str, Any]:
-    """Return what policies did to the rows of one side, by the names of a manifest's `dataset`."""
+def removed_counts(counts: RowCounts) -> dict[str, Any]:
+    """Return the counts of dropped and cut rows and tokens, by the names of a manifest's `dataset`."""
     return {
-        "rows_dropped": {reason: tally.changes[reason] for reason in DROPPED if tally.changes[reason]},
-        "rows_truncated": tally.changes["cut"],
-        "rows_without_loss": tally.changes["without-loss"],
-        "tokens_removed": tally.tokens_removed,
-        "supervised_tokens_removed": tally.supervised_tokens_removed,
+        "rows_dropped": {reason: counts.changes[reason] for reason in DROPPED if counts.changes[reason]},
+        "rows_truncated": counts.changes["cut"],
+        "rows_without_loss": counts.changes["without-loss"],
+        "tokens_removed": counts.tokens_removed,
+        "supervised_tokens_removed": counts.supervised_tokens_removed,
     }
 
 
-def tokens(figures: Figures) -> dict[str, Any]:
+def token_stats(stats: SplitStats) -> dict[str, Any]:
     """Return hashes and numbers of the tokens that are used, by the names of a manifest's `masking`."""
     return {
-        "ids_sha256": figures.sha256["ids"],
-        "labels_sha256": figures.sha256["labels"],
-        "tokens": figures.tally.tokens,
-        "supervised_tokens": figures.tally.supervised_tokens,
+        "ids_sha256": stats.sha256["ids"],
+        "labels_sha256": stats.sha256["labels"],
+        "tokens": stats.tally.tokens,
+        "supervised_tokens": stats.tally.supervised_tokens,
     }
 
 
-class Sums:
-    """Figures in the making: rows come in order, one by one or in parts."""
+class StatsBuilder:
+    """Builds the statistics of rows that come in order, one by one or in parts."""
 
     def __init__(self) -> None:
-        self.tally = Tally()
+        self.tally = RowCounts()
         self._digests = {name: hashlib.sha256() for name in HASHED}
 
     def update(self, parts: Mapping[str, bytes]) -> None:
-        """Hash what `hashed` gave for the next rows."""
+        """Add the bytes of the next rows, as `hashed_parts` returns them."""
         for name, part in parts.items():
             self._digests[name].update(part)
 
-    def figures(self) -> Figures:
-        """Return what it came to."""
-        return Figures(self.tally, {name: digest.hexdigest() for name, digest in self._digests.items()})
+    def build(self) -> SplitStats:
+        """Return the statistics of the rows so far."""
+        return SplitStats(self.tally, {name: digest.hexdigest() for name, digest in self._digests.items()})
 
 
-def hashed(row: Row, encoded: EncodedRow) -> dict[str, bytes]:
-    """Return what is hashed of a row, by the names of `Figures.sha256`."""
+def hashed_parts(row: Row, encoded: EncodedRow) -> dict[str, bytes]:
+    """Return the bytes of a row that are hashed, by the names of `SplitStats.sha256`."""
     ids, labels = framed_ids(encoded.input_ids), framed_ids(encoded.labels or ())
     return {"rows": framed_row(row), "ids": ids, "labels": labels}
 
 
-def figures_of(rows: Sequence[Row], encoded: Sequence[EncodedRow]) -> Figures:
-    """Return the figures of rows that were encoded one by one, and all kept."""
-    sums = Sums()
+def stats_of(rows: Sequence[Row], encoded: Sequence[EncodedRow]) -> SplitStats:
+    """Return the statistics of rows that were encoded one by one, and all kept."""
+    builder = StatsBuilder()
     for row, one in zip(rows, encoded, strict=True):
-        sums.tally.add(one, PolicyResult(one))
-        sums.update(hashed(row, one))
-    return sums.figures()
+        builder.tally.add(one, PolicyResult(one))
+        builder.update(hashed_parts(row, one))
+    return builder.build()

@@ -1,4 +1,7 @@
-"""The part of a generated text that is its author's: between two marks, kept when the text is made again."""
+"""`DECISION.md`: the run as a decision record (context, decision, evidence, how to reproduce it).
+
+The section between two marks belongs to its author: it is kept when the text is generated again.
+"""
 
 from __future__ import annotations
 
@@ -10,25 +13,25 @@ _BEGIN = "<!-- yours, from here: kept when this file is made again -->"
 _END = "<!-- yours, to here -->"
 
 
-def empty_part() -> str:
-    """Return the marks with nothing between them, for a text in the making."""
+def empty_author_section() -> str:
+    """Return the two marks with nothing between them."""
     return f"{_BEGIN}\n\n{_END}"
 
 
-def own_part(text: str) -> str:
-    """Return what an author wrote between the marks; empty where there is nothing, or no marks."""
+def author_section(text: str) -> str:
+    """Return the text between the marks; empty if there is none, or if there are no marks."""
     _, begin, rest = text.partition(_BEGIN)
     own, end, _ = rest.rpartition(_END)
     return own.strip() if begin and end else ""
 
 
-def with_own_part(text: str, own: str) -> str:
-    """Return a text with this part as the author's; a text without the marks as it is."""
+def with_author_section(text: str, own: str) -> str:
+    """Return a text with `own` between its marks; a text without marks is returned unchanged."""
     before, begin, rest = text.partition(_BEGIN)
     _, end, after = rest.rpartition(_END)
     if not begin or not end:
         return text
-    return f"{before}{_BEGIN}\n\n{own}\n\n{_END}{after}" if own else f"{before}{empty_part()}{after}"
+    return f"{before}{_BEGIN}\n\n{own}\n\n{_END}{after}" if own else f"{before}{empty_author_section()}{after}"
 
 
 DECISION = "DECISION.md"
@@ -41,17 +44,11 @@ def decision_text(manifest: Mapping[str, Any]) -> str:
         manifest: The manifest of an adapter or a merged model; `files` and `seal` are not used.
     """
     parts = (_context, _decision, _masking, _evaluation, _consequences, _reproduce)
-    title = f"# Fine-tune {manifest['base']} with LoRA on {_data_names(manifest)}"
+    data_names = ", ".join(entry["path"] for entry in manifest["dataset"]["files"])
+    title = f"# Fine-tune {manifest['base']} with LoRA on {data_names}"
     status = f"Status: {'trained and merged' if manifest['kind'] == 'merged' else 'trained'}"
-    return "\n\n".join([title, status, _reasons(), *filter(None, (part(manifest) for part in parts))]) + "\n"
-
-
-def _reasons() -> str:
-    return f"## Why\n\nWhat the run is for and what was weighed; only its author can say.\n\n{empty_part()}"
-
-
-def _data_names(manifest: Mapping[str, Any]) -> str:
-    return ", ".join(entry["path"] for entry in manifest["dataset"]["files"])
+    reasons = f"## Why\n\nThe purpose of the run and the alternatives: write them here.\n\n{empty_author_section()}"
+    return "\n\n".join([title, status, reasons, *filter(None, (part(manifest) for part in parts))]) + "\n"
 
 
 def _context(manifest: Mapping[str, Any]) -> str:
@@ -74,20 +71,25 @@ def _context(manifest: Mapping[str, Any]) -> str:
 
 
 def _removed(name: str, part: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield what truncation and filtering did to rows, if anything."""
-    said = [f"{number} dropped ({reason})" for reason, number in part.get("rows_dropped", {}).items()]
-    said += [f"{part['rows_truncated']} cut"] if part.get("rows_truncated") else []
-    said += [f"{part['rows_without_loss']} without loss"] if part.get("rows_without_loss") else []
-    if said:
+    """Yield a line for the rows that truncation and filtering dropped or cut, if there are any."""
+    changes = [f"{number} dropped ({reason})" for reason, number in part.get("rows_dropped", {}).items()]
+    changes += [f"{part['rows_truncated']} cut"] if part.get("rows_truncated") else []
+    changes += [f"{part['rows_without_loss']} without loss"] if part.get("rows_without_loss") else []
+    if changes:
         removed = f"{part['tokens_removed']} tokens removed, {part['supervised_tokens_removed']} of them with loss"
-        yield name, f"{', '.join(said)}: {removed}"
+        yield name, f"{', '.join(changes)}: {removed}"
 
 
 def _decision(manifest: Mapping[str, Any]) -> str:
     lora, training = manifest["lora"], manifest["training"]
     schedule = training["schedule"]
+    shape = f"r {lora['r']}, alpha {lora['alpha']:g}, dropout {lora['dropout']:g}, rslora {lora['rslora']}"
+    shape += ", DoRA" if lora.get("dora") else ""
+    shape += f"; {' and '.join(lora['modules_to_save'])} in full" if lora.get("modules_to_save") else ""
+    seeds = f"{lora.get('seed', manifest['seed'])} for the adapter, {manifest['seed']} for dropout, "
+    seeds += f"{training['order_seed']} for the order of rows"
     rows = [
-        ("LoRA", _lora(lora)),
+        ("LoRA", shape),
         ("Layers", f"{lora['layers']}: {', '.join(lora['target_modules'])}"),
         ("Trained numbers", f"{lora['parameters']}"),
         ("Steps", f"{training['steps']} of {training['batch_size']} rows ({training['epochs']:g} epochs)"),
@@ -95,43 +97,24 @@ def _decision(manifest: Mapping[str, Any]) -> str:
         ("Learning rate", f"{training['learning_rate']:g}, {training['optimizer']}"),
         ("Weight decay, clipping", f"{training['weight_decay']:g}, gradient norm {training['max_grad_norm']:g}"),
         ("Schedule", f"{schedule['name']}, {schedule['warmup_steps']} warm-up steps, {schedule['total_steps']} in all"),
-        *(
-            (("Skipped steps", f"{training['skipped_steps']}: fp16 overflowed"),)
-            if training.get("skipped_steps")
-            else ()
-        ),
-        ("Seeds", _seeds(manifest)),
+        ("Seeds", seeds),
         ("Precision", _precision(training)),
-        ("Where", _where(manifest)),
-        *_ends(training),
+        ("Machine", _machine(manifest)),
     ]
+    if training.get("skipped_steps"):
+        rows.append(("Skipped steps", f"{training['skipped_steps']}: fp16 overflowed"))
+    if training["resumed_from_step"] is not None:
+        rows.append(("Resumed", f"from step {training['resumed_from_step']}"))
+    if training.get("memory_relief"):
+        rows.append(("Changes because memory ran out", ", ".join(training["memory_relief"])))
     return "## Decision\n\n" + _table(rows)
 
 
-def _seeds(manifest: Mapping[str, Any]) -> str:
-    adapter, order = manifest["lora"].get("seed", manifest["seed"]), manifest["training"]["order_seed"]
-    return f"{adapter} for the adapter, {manifest['seed']} for dropout, {order} for the order of rows"
-
-
-def _where(manifest: Mapping[str, Any]) -> str:
+def _machine(manifest: Mapping[str, Any]) -> str:
     environment, devices = manifest["environment"], manifest["training"]["devices"]
     threads = f"{environment['threads']} thread{'' if environment['threads'] == 1 else 's'}"
     processor = environment["gpu"] or f"{environment['processor']}, {threads}"
     return f"{devices} x {processor}; Python {environment['python']} on {environment['platform']}"
-
-
-def _ends(training: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield what did not go as a run in one go with enough memory."""
-    if training["resumed_from_step"] is not None:
-        yield "Resumed", f"from step {training['resumed_from_step']}"
-    if training.get("memory_relief"):
-        yield "Where memory ran out", ", ".join(training["memory_relief"])
-
-
-def _lora(lora: Mapping[str, Any]) -> str:
-    text = f"r {lora['r']}, alpha {lora['alpha']:g}, dropout {lora['dropout']:g}, rslora {lora['rslora']}"
-    text += ", DoRA" if lora.get("dora") else ""
-    return f"{text}; {' and '.join(lora['modules_to_save'])} in full" if lora.get("modules_to_save") else text
 
 
 def _precision(training: Mapping[str, Any]) -> str:
@@ -147,7 +130,7 @@ def _masking(manifest: Mapping[str, Any]) -> str:
     masking = manifest["masking"]
     share = masking["supervised_tokens"] / masking["tokens"]
     return (
-        "## What is learned\n\n"
+        "## Supervised tokens\n\n"
         f"Supervised: {masking['policy']}. {masking['supervised_tokens']} of {masking['tokens']} tokens ({share:.0%}) "
         "carry loss. `rendered_row.json` shows one row token by token."
     )
@@ -159,19 +142,18 @@ def _evaluation(manifest: Mapping[str, Any]) -> str:
         lines += [
             f"`{one['command']}`",
             "",
-            _table((name, _shown(value)) for name, value in one["results"].items()),
+            _table((name, _table_cell(value)) for name, value in one["results"].items()),
             "",
         ]
     return "\n".join(lines).rstrip()
 
 
-def _shown(value: Any) -> str:
+def _table_cell(value: Any) -> str:
     text = f"{value:.6g}" if isinstance(value, float) else json.dumps(value, ensure_ascii=False)
     return text.replace("|", "\\|")
 
 
 def _consequences(manifest: Mapping[str, Any]) -> str:
-    """Say what is deployed, and what can be checked of it."""
     parent = manifest.get("parent")
     if parent is None:
         deployed = (
@@ -185,8 +167,8 @@ def _consequences(manifest: Mapping[str, Any]) -> str:
         )
     return (
         f"## Consequences\n\n{deployed}\n\n"
-        "`mistral-lora verify` computes again the hashes of files, tensors, rows, ids and labels, the adapter's shape "
-        "and its configuration. Schedule, environment and evaluation are as the trainer declared them; "
+        "`mistral-lora verify` recomputes the hashes of files, tensors, rows, ids and labels, the adapter's shape and "
+        "its configuration. It cannot recompute schedule, environment and evaluation, which the trainer declared; "
         "`mistral-lora verify --rerun` trains again and compares."
     )
 
@@ -194,14 +176,15 @@ def _consequences(manifest: Mapping[str, Any]) -> str:
 def _reproduce(manifest: Mapping[str, Any]) -> str:
     packages = " ".join(f"{name}=={version}" for name, version in manifest["environment"]["packages"].items())
     code = manifest["environment"].get("code")
-    checkout = f"git checkout {code['commit']}{'  # and changes on top' if code['dirty'] else ''}\n" if code else ""
+    changes = "  # plus uncommitted changes" if code and code["dirty"] else ""
+    checkout = f"git checkout {code['commit']}{changes}\n" if code else ""
     recipe = manifest.get("recipe")
     shown = f"\n\n```json\n{json.dumps(recipe, indent=2, ensure_ascii=False)}\n```" if recipe else ""
     return (
-        "## How to do it again\n\n"
+        "## Reproduce\n\n"
         f"```\n{checkout}pip install {packages}\npython -m pytest_mistral_lora.training recipe.yaml\n```\n\n"
-        "with this `recipe.yaml` (JSON is YAML). On the same machine, libraries and thread count, the adapter is equal "
-        f"bit for bit on a CPU; elsewhere losses agree within rounding.{shown}"
+        "Use this `recipe.yaml` (JSON is YAML). On a CPU of the same kind, with the same libraries and thread count, "
+        f"the adapter is equal bit for bit; on other machines, losses agree within rounding.{shown}"
     )
 
 

@@ -11,7 +11,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.checkpoint.base_model import weight_files
 from pytest_mistral_lora.errors import InputError
 
@@ -67,12 +66,12 @@ def sha256_parts(parts: Iterable[bytes]) -> str:
 
 
 def framed_row(row: Row) -> bytes:
-    """Return what `sha256_rows` hashes of one row."""
+    """Return the bytes that `sha256_rows` hashes for one row."""
     return _framed(canonical_json(row.to_json()))
 
 
 def framed_ids(sequence: Iterable[int]) -> bytes:
-    """Return what `sha256_ids` hashes of one sequence."""
+    """Return the bytes that `sha256_ids` hashes for one sequence."""
     return _framed(canonical_json(list(sequence)))
 
 
@@ -87,8 +86,8 @@ def sha256_tensors(tensors: Mapping[str, torch.Tensor]) -> str:
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
         header = {"name": name, "dtype": str(tensor.dtype).removeprefix("torch."), "shape": list(tensor.shape)}
-        _frame(digest, canonical_json(header))
-        _frame(digest, tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+        digest.update(_framed(canonical_json(header)))
+        digest.update(_framed(tensor.reshape(-1).view(torch.uint8).numpy().tobytes()))
     return digest.hexdigest()
 
 
@@ -96,13 +95,9 @@ def sha256_tree(folder: Path, names: Iterable[str]) -> str:
     """Return the SHA-256 of named files of a folder: relative POSIX path and content, in path order."""
     digest = hashlib.sha256()
     for name in sorted(names):
-        _frame(digest, name.encode())
-        _frame(digest, bytes.fromhex(sha256_file(folder / name)))
+        digest.update(_framed(name.encode()))
+        digest.update(_framed(bytes.fromhex(sha256_file(folder / name))))
     return digest.hexdigest()
-
-
-def _frame(digest: hashlib._Hash, data: bytes) -> None:
-    digest.update(_framed(data))
 
 
 def _framed(data: bytes) -> bytes:
@@ -125,7 +120,7 @@ def sha256_files(paths: Sequence[Path]) -> str:
 
 
 def joint_sha256(digests: Sequence[str]) -> str:
-    """Return what `sha256_files` returns for files whose own hashes are known."""
+    """Return the result of `sha256_files` for files with these hashes."""
     return digests[0] if len(digests) == 1 else sha256_bytes("".join(f"{digest}\n" for digest in digests).encode())
 
 
@@ -139,7 +134,7 @@ def base_weights_sha256(folder: Path) -> str:
 
 
 def base_weights_command(folder: Path) -> str:
-    """Return a shell command that prints what `base_weights_sha256` returns."""
+    """Return a shell command that prints the result of `base_weights_sha256`."""
     several = "" if (folder / "model.safetensors").is_file() else ' | cut -d" " -f1 | sha256sum'
     return f"sha256sum {folder}/model*.safetensors{several}"
 
@@ -161,6 +156,7 @@ def read_tensors(file: Path) -> dict[str, torch.Tensor]:
 
 
 def is_held_out(row: Row, fraction: float) -> bool:
-    """Say on which side of a split a row is: its own content decides, so equal rows are never on both sides."""
+    """Return whether a row is held out: its own content decides, so equal rows are never on both sides of a split."""
+    # 13 hex digits are 52 bits: every such integer has an exact float.
     digest = sha256_bytes(canonical_json(row.to_json()))
     return int(digest[:13], 16) / 16**13 < fraction

@@ -1,4 +1,4 @@
-"""`README.md`: the model card, with the metadata that the Hub reads."""
+"""The notes of a run folder, `DECISION.md` and the model card `README.md`: generated from the manifest."""
 
 from __future__ import annotations
 
@@ -10,7 +10,13 @@ from typing import Any
 import yaml
 
 from pytest_mistral_lora.errors import InputError
-from pytest_mistral_lora.records.decision_note import DECISION, decision_text, empty_part, own_part, with_own_part
+from pytest_mistral_lora.records.decision_note import (
+    DECISION,
+    author_section,
+    decision_text,
+    empty_author_section,
+    with_author_section,
+)
 from pytest_mistral_lora.records.files import inside, write_text
 from pytest_mistral_lora.records.hashing import sha256_bytes
 from pytest_mistral_lora.records.manifest import load
@@ -21,11 +27,17 @@ CARD = "README.md"
 def card_text(manifest: Mapping[str, Any]) -> str:
     """Return the model card of an adapter or a merged model.
 
-    The front matter has the Hub's keys (https://huggingface.co/docs/hub/model-cards#model-card-metadata); what the
-    recipe's `card` gives comes after them.
+    The front matter has the Hub's keys (https://huggingface.co/docs/hub/model-cards#model-card-metadata); the keys of
+    the recipe's `card` come after them.
     """
+    tokenizer = manifest["tokenizer"]
+    facts = (
+        f"Prompts are those of `{tokenizer['file']}` ({tokenizer['version'] or tokenizer['backend']}), in this "
+        "folder. [DECISION.md](DECISION.md) records the data, the settings and how to reproduce the run; "
+        "`manifest.json` has every hash, and `mistral-lora verify .` recomputes them."
+    )
     front = f"---\n{_metadata(manifest)}---"
-    return "\n\n".join([front, _title(manifest), empty_part(), _use(manifest), _facts(manifest)]) + "\n"
+    return "\n\n".join([front, _title(manifest), empty_author_section(), _use(manifest), facts]) + "\n"
 
 
 def _metadata(manifest: Mapping[str, Any]) -> str:
@@ -43,7 +55,7 @@ def _metadata(manifest: Mapping[str, Any]) -> str:
 
 
 def _hub_id(name: str) -> str:
-    """Return a name that the Hub takes in metadata: it refuses a card with paths in it."""
+    """Return a name that the Hub accepts in metadata: it refuses a card with a path in it."""
     return name if re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name) else PurePosixPath(name).name or "local"
 
 
@@ -67,24 +79,15 @@ def _use(manifest: Mapping[str, Any]) -> str:
     )
 
 
-def _facts(manifest: Mapping[str, Any]) -> str:
-    tokenizer = manifest["tokenizer"]
-    return (
-        f"Prompts are those of `{tokenizer['file']}` ({tokenizer['version'] or tokenizer['backend']}), in this "
-        "folder. [DECISION.md](DECISION.md) says what was trained on what, and how to do it again; `manifest.json` has "
-        "every hash, and `mistral-lora verify .` computes them again."
-    )
-
-
 NOTES = (DECISION, CARD)
 _NEEDED = ("tokenizer", "template", "dataset", "masking", "lora", "training", "environment", "evaluation")
 
 
 def note_texts(manifest: Mapping[str, Any]) -> dict[str, str]:
-    """Return the notes of a folder by file name, with nothing in the author's part.
+    """Return the notes of a folder by file name, with an empty author's section.
 
     Args:
-        manifest: The folder's manifest; `files` and `seal` are not used. One that does not record enough gives none.
+        manifest: The folder's manifest; `files` and `seal` are not used. One of version 0 records too little: no notes.
     """
     if any(part not in manifest for part in _NEEDED):
         return {}
@@ -99,19 +102,19 @@ def noted_by(manifest: Mapping[str, Any]) -> str | None:
 
 
 def note_bytes(folder: Path, name: str) -> bytes:
-    """Return a note as it is with nothing in the author's part: what the manifest lists of it.
+    """Return a note with an empty author's section: the bytes that the manifest lists.
 
     Raises:
         InputError: If it cannot be read.
     """
-    return with_own_part(_read(folder, name), "").encode()
+    return with_author_section(_read(folder, name), "").encode()
 
 
 def write_notes(folder: Path) -> list[Path]:
-    """Make the notes of a finished folder again, keep what its author wrote, and return their files.
+    """Generate the notes of a finished folder again, keep the author's section, and return their files.
 
     Raises:
-        InputError: If there is no valid manifest, it lists no notes, or this version would write other texts.
+        InputError: If there is no valid manifest, it lists no notes, or this version would generate another text.
     """
     manifest = load(folder).data
     listed = {name: manifest.get("files", {}).get(name) for name in NOTES}
@@ -125,8 +128,8 @@ def write_notes(folder: Path) -> list[Path]:
                 next_step=f"Use the version that made the folder: {made}.",
             )
     for name, text in texts.items():
-        kept = own_part(_read(folder, name)) if (folder / name).exists() else ""
-        write_text(folder / name, with_own_part(text, kept))
+        kept = author_section(_read(folder, name)) if (folder / name).exists() else ""
+        write_text(folder / name, with_author_section(text, kept))
     return [folder / name for name in texts]
 
 

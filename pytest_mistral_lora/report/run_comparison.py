@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
-from pytest_mistral_lora.records.compare_runs import ABSENT, GROUPS, Answers, Diff, Fact
+from pytest_mistral_lora.records.compare_runs import ABSENT, GROUPS, AnswersDiff, ChangedField, RunsDiff
 from pytest_mistral_lora.records.compare_tensors import TensorsDiff
 from pytest_mistral_lora.report.session import table_lines
 
@@ -16,7 +16,7 @@ _LONGEST = 60
 """Longest value that is printed, in characters; a longer one is cut."""
 
 
-def diff_data(found: Diff) -> dict[str, Any]:
+def diff_data(found: RunsDiff) -> dict[str, Any]:
     """Return a comparison as plain JSON data; a part that was not compared is null, with the reason beside it."""
     tensors, answers = found.tensors, found.answers
     reasons = {name: part for name, part in (("tensors", tensors), ("answers", answers)) if isinstance(part, str)}
@@ -41,7 +41,7 @@ def diff_data(found: Diff) -> dict[str, Any]:
     }
 
 
-def diff_lines(found: Diff, width: int) -> Iterator[str]:
+def diff_lines(found: RunsDiff, width: int) -> Iterator[str]:
     """Yield the lines of a comparison for a terminal of this width."""
     yield f"a: {found.a}"
     yield f"b: {found.b}"
@@ -51,7 +51,7 @@ def diff_lines(found: Diff, width: int) -> Iterator[str]:
     yield from _answer_lines(found.answers)
 
 
-def _fact_lines(facts: tuple[Fact, ...]) -> Iterator[str]:
+def _fact_lines(facts: tuple[ChangedField, ...]) -> Iterator[str]:
     for group in GROUPS:
         chosen = [fact for fact in facts if fact.group == group]
         # a file whose hash differs mostly has another size, too: one line for it is enough
@@ -91,7 +91,7 @@ def _tensor_lines(tensors: TensorsDiff | str, width: int) -> list[str]:
     return lines + [f"  {name}: only in b" for name in tensors.only_b]
 
 
-def _answer_lines(answers: Answers | str) -> list[str]:
+def _answer_lines(answers: AnswersDiff | str) -> list[str]:
     if isinstance(answers, str):
         return [f"answers: not compared: {answers}"]
     lines = [f"answers: {len(answers.different)} of {answers.compared} differ"]

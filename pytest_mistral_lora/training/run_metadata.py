@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from pytest_mistral_lora.records.data_stats import removed, tokens
+from pytest_mistral_lora.records.data_stats import removed_counts, token_stats
 from pytest_mistral_lora.records.hashing import base_weights_sha256, joint_sha256
 from pytest_mistral_lora.training.callbacks import skipped_steps
 from pytest_mistral_lora.training.devices import device_count, on_gpu, precision_of
@@ -60,7 +60,7 @@ def run_facts(
         "dataset_sha256": joint_sha256([file.sha256 for file in data.files if not file.is_held_out]),
         "seed": recipe.training.seed,
         "dataset": _dataset(recipe, data),
-        "masking": {"policy": "assistant turns of weight 1, to EOS", **tokens(data.train.figures)},
+        "masking": {"policy": "assistant turns of weight 1, to EOS", **token_stats(data.train.figures)},
         "lora": {
             **recipe.lora.model_dump(),
             "target_modules": sorted(recipe.lora.target_modules),
@@ -83,10 +83,10 @@ def _dataset(recipe: Recipe, data: RunData) -> dict[str, Any]:
         "rows_sha256": train.sha256["rows"],
         "rows": train.tally.rows,
         "rows_used": train.tally.used,
-        **removed(train.tally),
+        **removed_counts(train.tally),
         "held_out_rows": held_out.tally.used,
         "held_out_rows_sha256": held_out.sha256["rows"],
-        "held_out_removed": removed(held_out.tally),
+        "held_out_removed": removed_counts(held_out.tally),
         "truncation": recipe.training.truncation,
         "unsupervised": recipe.training.unsupervised,
     }

@@ -19,7 +19,7 @@ from pytest_mistral_lora.chat.oracle.mistral_common import shipped_tokenizer
 from pytest_mistral_lora.chat.rows import read_rows
 from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
 from pytest_mistral_lora.cli import main
-from pytest_mistral_lora.records.compare_runs import diff
+from pytest_mistral_lora.records.compare_runs import compare_runs
 from pytest_mistral_lora.records.hashing import base_weights_sha256
 from pytest_mistral_lora.records.transcripts import load
 from pytest_mistral_lora.training.generate.compare import Adapted
@@ -285,7 +285,7 @@ def test_a_merged_model_records_its_own_answers(golden: Run, here: Path) -> None
     judged = golden(*words, "--mistral-strict")
     assert _lines(judged, "answers of") == ["answers of whole: 1 exact, 0 equivalent, 0 different"]
     merge(here / "lora", here / "half", here / "base", dtype="bfloat16")
-    found = diff(here / "whole", here / "half")
+    found = compare_runs(here / "whole", here / "half")
     assert ("record", "$.parent.merge_dtype") in {(fact.group, fact.path) for fact in found.facts}
     assert not isinstance(found.tensors, str)
     assert found.tensors.compared == found.tensors.different > 20

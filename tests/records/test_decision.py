@@ -23,10 +23,10 @@ def test_it_has_the_parts_of_a_decision_record() -> None:
         "## Why",
         "## Context",
         "## Decision",
-        "## What is learned",
+        "## Supervised tokens",
         "## Evaluation",
         "## Consequences",
-        "## How to do it again",
+        "## Reproduce",
     ]
 
 
@@ -90,7 +90,7 @@ def test_the_code_of_the_run_is_named() -> None:
     manifest = adapter()
     assert f"git checkout {COMMIT}\n" in decision_text(manifest)
     manifest["environment"]["code"]["dirty"] = True
-    assert f"git checkout {COMMIT}  # and changes on top\n" in decision_text(manifest)
+    assert f"git checkout {COMMIT}  # plus uncommitted changes\n" in decision_text(manifest)
     manifest["environment"]["code"] = None
     assert "git checkout" not in decision_text(manifest)
 

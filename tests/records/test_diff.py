@@ -17,7 +17,7 @@ from sample_transcripts import transcript
 from pytest_mistral_lora.chat.rows import parse_row
 from pytest_mistral_lora.cli import main
 from pytest_mistral_lora.errors import InputError
-from pytest_mistral_lora.records.compare_runs import ABSENT, GROUPS, diff
+from pytest_mistral_lora.records.compare_runs import ABSENT, GROUPS, compare_runs
 from pytest_mistral_lora.report.run_comparison import diff_data, diff_lines
 
 Change = Callable[[dict[str, Any]], object]
@@ -43,7 +43,7 @@ def write(tmp_path: Path) -> Callable[..., Path]:
 def facts(write: Callable[..., Path], change: Change) -> list[tuple[Any, ...]]:
     other = json.loads(json.dumps(adapter()))
     change(other)
-    found = diff(write("a"), write("b", other))
+    found = compare_runs(write("a"), write("b", other))
     return [(fact.group, fact.path, fact.a, fact.b) for fact in found.facts]
 
 
@@ -119,7 +119,7 @@ def test_facts_come_by_group(write: Callable[..., Path]) -> None:
 
 
 def test_what_an_old_manifest_does_not_record_is_one_fact_a_part(write: Callable[..., Path]) -> None:
-    found = diff(write("a", FOUR_KEYS), write("b"))
+    found = compare_runs(write("a", FOUR_KEYS), write("b"))
     assert all(fact.a is ABSENT for fact in found.facts)
     groups = {fact.path.removeprefix("$."): fact.group for fact in found.facts}
     alike = {name: name for name in ("tokenizer", "lora", "training", "environment", "files", "evaluation")}
@@ -132,7 +132,7 @@ def test_tensors_are_compared_by_kind(write: Callable[..., Path]) -> None:
     other = {name: tensor.clone() for name, tensor in TENSORS.items()}
     other[LAYER.format(0, "A")][0, 0] += 3
     other[LAYER.format(1, "B")].neg_()
-    found = diff(write("a", None, TENSORS), write("b", None, other)).tensors
+    found = compare_runs(write("a", None, TENSORS), write("b", None, other)).tensors
     assert not isinstance(found, str)
     assert (found.compared, found.different, found.equal) == (4, 2, False)
     a, b = found.kinds
@@ -146,7 +146,7 @@ def test_tensors_are_compared_by_kind(write: Callable[..., Path]) -> None:
 def test_tensors_of_other_names_and_shapes_are_named(write: Callable[..., Path]) -> None:
     name, *rest = TENSORS
     other = {one: TENSORS[one].clone() for one in rest[:-1]} | {"more": torch.ones(1), name: torch.ones(4, 3)}
-    found = diff(write("a", None, TENSORS), write("b", None, other))
+    found = compare_runs(write("a", None, TENSORS), write("b", None, other))
     assert not isinstance(found.tensors, str)
     assert found.tensors.reshaped == ((name, (2, 3), (4, 3)),)
     assert (found.tensors.only_a, found.tensors.only_b) == ((rest[-1],), ("more",))
@@ -162,11 +162,11 @@ def test_tensors_of_other_names_and_shapes_are_named(write: Callable[..., Path])
 def test_what_is_no_number_differs_and_is_null_in_json(
     value: torch.Tensor, max_abs: float, write: Callable[..., Path]
 ) -> None:
-    found = diff(write("a", None, {"x": torch.ones(2)}), write("b", None, {"x": value}))
+    found = compare_runs(write("a", None, {"x": torch.ones(2)}), write("b", None, {"x": value}))
     assert not isinstance(found.tensors, str)
     assert found.tensors.kinds[0].max_abs == pytest.approx(max_abs, nan_ok=True)
     assert json.loads(json.dumps(diff_data(found), allow_nan=False))["tensors"]["kinds"][0]["max_abs"] is None
-    same = diff(write("c", None, {"x": value}), write("d", None, {"x": value.clone()}))
+    same = compare_runs(write("c", None, {"x": value}), write("d", None, {"x": value.clone()}))
     assert same.equal
 
 
@@ -176,14 +176,16 @@ def test_shards_of_merged_models_are_read_as_one(write: Callable[..., Path]) -> 
     save_file(tensors, one / "model.safetensors")
     for index, (name, tensor) in enumerate(tensors.items()):
         save_file({name: tensor + index}, other / f"model-0000{index + 1}-of-00002.safetensors")
-    found = diff(one, other).tensors
+    found = compare_runs(one, other).tensors
     assert not isinstance(found, str)
     assert [(kind.name, kind.different) for kind in found.kinds] == [("lm_head", 1), ("mlp.up_proj", 0)]
-    assert diff(other, other).equal
+    assert compare_runs(other, other).equal
 
 
 def test_another_dtype_is_another_tensor(write: Callable[..., Path]) -> None:
-    found = diff(write("a", None, {"x": torch.ones(2)}), write("b", None, {"x": torch.ones(2, dtype=torch.bfloat16)}))
+    found = compare_runs(
+        write("a", None, {"x": torch.ones(2)}), write("b", None, {"x": torch.ones(2, dtype=torch.bfloat16)})
+    )
     assert not isinstance(found.tensors, str)
     assert (found.tensors.different, found.tensors.kinds[0].max_abs, found.equal) == (1, 0.0, False)
 
@@ -198,7 +200,7 @@ def test_answers_are_compared_by_case(write: Callable[..., Path]) -> None:
         transcript(case="row-4", logprobs=(-0.5, -0.5), recorded_with=dict(first[0].recorded_with, torch="2.0")),
         transcript(case="row-9"),
     ]
-    found = diff(write("a", None, None, first), write("b", None, None, second))
+    found = compare_runs(write("a", None, None, first), write("b", None, None, second))
     assert not isinstance(found.answers, str)
     assert [(one.case, one.differs, one.token) for one in found.answers.different] == [
         ("row-1", "answer", 1),
@@ -218,22 +220,22 @@ def test_an_answer_that_is_the_beginning_of_another_differs_where_it_ends(write:
     longer = transcript(
         completion_ids=(7, 2, 2), logprobs=(-0.1,) * 3, margins=(1.0,) * 3, runner_up_ids=(1,) * 3, stop="eos"
     )
-    found = diff(write("a", None, None, [transcript()]), write("b", None, None, [longer])).answers
+    found = compare_runs(write("a", None, None, [transcript()]), write("b", None, None, [longer])).answers
     assert not isinstance(found, str)
     assert found.different[0].token == 2
 
 
 def test_what_cannot_be_compared_is_said(write: Callable[..., Path], tmp_path: Path) -> None:
     one = write("a", None, TENSORS, [transcript()])
-    found = diff(one, one / "manifest.json")
+    found = compare_runs(one, one / "manifest.json")
     assert (found.facts, found.equal) == ((), True)
     assert found.tensors == f"no tensors in {one / 'manifest.json'}"
     assert found.answers == f"no transcripts in {one / 'manifest.json'}"
     assert f"tensors: not compared: {found.tensors}" in list(diff_lines(found, 80))
     assert diff_data(found)["not_compared"] == {"tensors": found.tensors, "answers": found.answers}
     other = write("b", merged(), TENSORS)
-    assert diff(one, other).tensors == "one is of kind adapter, the other merged"
-    assert ("record", "$.kind") in {(fact.group, fact.path) for fact in diff(one, other).facts}
+    assert compare_runs(one, other).tensors == "one is of kind adapter, the other merged"
+    assert ("record", "$.kind") in {(fact.group, fact.path) for fact in compare_runs(one, other).facts}
 
 
 def _torn_manifest(folder: Path) -> None:
@@ -267,7 +269,7 @@ def test_a_file_that_cannot_be_read_is_an_error_by_name(
     one, other = (write(name, None, TENSORS, [transcript()]) for name in ("a", "b"))
     tear(other)
     with pytest.raises(InputError, match=said) as error:
-        diff(one, other)
+        compare_runs(one, other)
     assert str(other) in error.value.place
     assert main(["diff", str(one), str(other)]) == 2
     assert said in capsys.readouterr().err

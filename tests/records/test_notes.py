@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from manifests import FOUR_KEYS, adapter, merged
 
 from pytest_mistral_lora.errors import InputError
-from pytest_mistral_lora.records.decision_note import own_part, with_own_part
+from pytest_mistral_lora.records.decision_note import author_section, with_author_section
 from pytest_mistral_lora.records.files import listing, write_json
 from pytest_mistral_lora.records.manifest import build
 from pytest_mistral_lora.records.notes import NOTES, card_text, note_bytes, note_texts, write_notes
@@ -68,7 +68,7 @@ def test_a_manifest_that_records_too_little_has_no_notes() -> None:
 @pytest.mark.parametrize("name", NOTES)
 def test_what_the_author_writes_is_kept_and_changes_no_hash(folder: Path, name: str) -> None:
     before, counted = (folder / name).read_text(), note_bytes(folder, name)
-    written = with_own_part(before, "We tried r 64 first.\n\n- It was no better.")
+    written = with_author_section(before, "We tried r 64 first.\n\n- It was no better.")
     (folder / name).write_text(written)
     assert note_bytes(folder, name) == counted
     damaged = written.replace("Mistral-7B", "Mistral-8B")
@@ -101,11 +101,11 @@ def test_another_text_than_is_listed_is_not_written(folder: Path) -> None:
 @given(st.text())
 def test_any_text_is_kept_as_the_authors(own: str) -> None:
     text = card_text(adapter())
-    written = with_own_part(text, own.strip())
-    assert own_part(written) == own.strip()
-    assert with_own_part(written, "") == text
+    written = with_author_section(text, own.strip())
+    assert author_section(written) == own.strip()
+    assert with_author_section(written, "") == text
 
 
 def test_a_text_without_marks_has_no_part_of_its_author() -> None:
-    assert own_part("no marks") == ""
-    assert with_own_part("no marks", "mine") == "no marks"
+    assert author_section("no marks") == ""
+    assert with_author_section("no marks", "mine") == "no marks"

@@ -11,7 +11,7 @@ import pytest
 from tiny_runs import CONVERSATIONS, recipe_data, write_rows
 
 from pytest_mistral_lora.cli import main
-from pytest_mistral_lora.records.compare_runs import diff
+from pytest_mistral_lora.records.compare_runs import compare_runs
 from pytest_mistral_lora.training.recipe import parse_recipe
 from pytest_mistral_lora.training.run import train
 
@@ -69,7 +69,7 @@ def test_one_other_key_is_the_only_cause_named(
     sections: dict[str, Any], expected: set[str], first: Path, made: Callable[..., Path]
 ) -> None:
     second = made(**sections)
-    found = diff(first, second)
+    found = compare_runs(first, second)
     [(section, keys)] = sections.items()
     in_recipe = {f"$.recipe.{section}.{key}" for key in keys}
     assert {fact.path for fact in found.facts if fact.group == "recipe"} == in_recipe
@@ -84,7 +84,7 @@ def test_one_other_key_is_the_only_cause_named(
 
 def test_another_row_changes_the_data_alone(first: Path, made: Callable[..., Path]) -> None:
     second = made([*CONVERSATIONS[:-1], [("user", "Which colour is the sky?"), ("assistant", "Grey.")]])
-    found = {fact.path for fact in diff(first, second).facts if fact.group not in OUTCOMES}
+    found = {fact.path for fact in compare_runs(first, second).facts if fact.group not in OUTCOMES}
     assert found == {*DATA, "$.masking.labels_sha256", "$.masking.tokens", "$.masking.supervised_tokens"}
 
 

@@ -14,7 +14,7 @@ import pytest
 from tiny_runs import write_rows
 
 from pytest_mistral_lora.errors import InputError
-from pytest_mistral_lora.records.decision_note import with_own_part
+from pytest_mistral_lora.records.decision_note import with_author_section
 from pytest_mistral_lora.records.files import write_json
 from pytest_mistral_lora.records.manifest import MANIFEST, load, sealed
 from pytest_mistral_lora.records.verify.field_checks import adapter_facts
@@ -163,7 +163,7 @@ CHANGES: Mapping[str, Callable[[Path, Path, Path], object]] = {
     ),
     "a word of DECISION.md": lambda folder, base, rows: edit(folder / "DECISION.md", "40 of 5 rows", "41 of 5 rows"),
     "the author's part of DECISION.md": lambda folder, base, rows: (folder / "DECISION.md").write_text(
-        with_own_part((folder / "DECISION.md").read_text(), "We had to.")
+        with_author_section((folder / "DECISION.md").read_text(), "We had to.")
     ),
     "a letter of the data": lambda folder, base, rows: edit(rows, "Guten Tag!", "Guten Tag?"),
     "a weight of the base": lambda folder, base, rows: flip(base / "model.safetensors"),

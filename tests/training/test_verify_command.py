@@ -8,7 +8,7 @@ import pytest
 from tiny_runs import write_rows
 
 from pytest_mistral_lora.cli import main
-from pytest_mistral_lora.records.decision_note import with_own_part
+from pytest_mistral_lora.records.decision_note import with_author_section
 from pytest_mistral_lora.training.run import RunResult
 
 
@@ -48,7 +48,7 @@ def test_note_makes_the_notes_again_and_keeps_the_authors_part(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     note = folder / "DECISION.md"
-    written = with_own_part(note.read_text(), "We had to.")
+    written = with_author_section(note.read_text(), "We had to.")
     note.write_text(written.replace("Fine-tune tiny", "Fine-tune nothing"))
     (folder / "README.md").unlink()
     assert main(["verify", str(folder)]) == 1

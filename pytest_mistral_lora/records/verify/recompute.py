@@ -14,7 +14,13 @@ from pytest_mistral_lora.chat.rows import Row, parse_row, read_rows
 from pytest_mistral_lora.chat.templates.render import ChatTemplate
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.errors import MistralLoraError
-from pytest_mistral_lora.records.data_stats import Figures, Sums, hashed, removed, tokens
+from pytest_mistral_lora.records.data_stats import (
+    SplitStats,
+    StatsBuilder,
+    hashed_parts,
+    removed_counts,
+    token_stats,
+)
 from pytest_mistral_lora.records.files import inside
 from pytest_mistral_lora.records.hashing import framed_ids, framed_row, is_held_out, sha256_parts
 
@@ -158,14 +164,14 @@ def _without_tokens(data: Mapping[str, Any], train: Sequence[Path]) -> Iterator[
         yield "dataset.rows_sha256", unreadable
 
 
-def _figures(data: Mapping[str, Any], rows: Iterable[Row], encode: Encode | None) -> Figures:
+def _figures(data: Mapping[str, Any], rows: Iterable[Row], encode: Encode | None) -> SplitStats:
     """Return the figures of rows after the run's policy; without `encode`, of all rows and without their tokens.
 
     Raises:
         MistralLoraError: If a file cannot be read.
         _EncodingError: If a row cannot be encoded.
     """
-    sums, policy = Sums(), _policy(data)
+    sums, policy = StatsBuilder(), _policy(data)
     for row in rows:
         if encode is None:
             sums.tally.rows += 1
@@ -176,8 +182,8 @@ def _figures(data: Mapping[str, Any], rows: Iterable[Row], encode: Encode | None
         kept = policy.apply(encoded)
         sums.tally.add(encoded, kept)
         if kept.encoded is not None:
-            sums.update(hashed(row, kept.encoded))
-    return sums.figures()
+            sums.update(hashed_parts(row, kept.encoded))
+    return sums.build()
 
 
 def _training_rows(data: Mapping[str, Any], paths: Sequence[Path]) -> Iterator[Row]:
@@ -197,22 +203,24 @@ def _policy(data: Mapping[str, Any]) -> Policy:
     return Policy(data["training"]["max_length"], **chosen)
 
 
-def _of_rows(figures: Figures) -> Iterator[tuple[str, Any]]:
+def _of_rows(figures: SplitStats) -> Iterator[tuple[str, Any]]:
     yield "dataset.rows", figures.tally.rows
     yield "dataset.rows_used", figures.tally.used
     yield "dataset.rows_sha256", figures.sha256["rows"]
 
 
-def _of_tokens(figures: Figures) -> Iterator[tuple[str, Any]]:
-    yield from ((f"dataset.{name}", found) for name, found in removed(figures.tally).items())
-    yield from ((f"masking.{name}", found) for name, found in tokens(figures).items())
+def _of_tokens(figures: SplitStats) -> Iterator[tuple[str, Any]]:
+    yield from ((f"dataset.{name}", found) for name, found in removed_counts(figures.tally).items())
+    yield from ((f"masking.{name}", found) for name, found in token_stats(figures).items())
 
 
-def _of_held_out(figures: Figures | None) -> Iterator[tuple[str, Any]]:
+def _of_held_out(figures: SplitStats | None) -> Iterator[tuple[str, Any]]:
     if figures is not None:
         yield "dataset.held_out_rows", figures.tally.used
         yield "dataset.held_out_rows_sha256", figures.sha256["rows"]
-        yield from ((f"dataset.held_out_removed.{name}", found) for name, found in removed(figures.tally).items())
+        yield from (
+            (f"dataset.held_out_removed.{name}", found) for name, found in removed_counts(figures.tally).items()
+        )
 
 
 def _encoder(folder: Path, data: Mapping[str, Any]) -> Encode:

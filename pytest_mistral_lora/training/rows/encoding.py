@@ -14,7 +14,7 @@ from pytest_mistral_lora.chat.rows import Row, read_row
 from pytest_mistral_lora.checkpoint.encoder import Encoder, make_encoder
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.errors import InputError, RowError, RowsError
-from pytest_mistral_lora.records.data_stats import HASHED, Figures, Sums, Tally, hashed
+from pytest_mistral_lora.records.data_stats import HASHED, RowCounts, SplitStats, StatsBuilder, hashed_parts
 from pytest_mistral_lora.records.hashing import is_held_out
 from pytest_mistral_lora.training.rows.table import ColumnBuilder
 
@@ -50,7 +50,7 @@ class ChunkSide:
     def __init__(self) -> None:
         """Start without a row."""
         self.batch: Any = None
-        self.tally = Tally()
+        self.tally = RowCounts()
         self.hashed = {name: bytearray() for name in HASHED}
         self._columns = ColumnBuilder()
 
@@ -61,7 +61,7 @@ class ChunkSide:
         if kept.encoded is None:
             return
         self._columns.add(kept.encoded, number, line)
-        for name, part in hashed(row, kept.encoded).items():
+        for name, part in hashed_parts(row, kept.encoded).items():
             self.hashed[name] += part
 
     def end(self, file: int) -> None:
@@ -126,8 +126,8 @@ class Sinks(NamedTuple):
 class SplitFigures(NamedTuple):
     """The figures of both sides of the split, and the number of rows of each data file."""
 
-    train: Figures
-    held_out: Figures
+    train: SplitStats
+    held_out: SplitStats
     rows: list[int]
 
 
@@ -159,7 +159,7 @@ def encode_files(
     errors: list[RowError] = []
     refused_files: list[RowError] = []
     rows = [0] * len(files)
-    train, held_out = Sums(), Sums()
+    train, held_out = StatsBuilder(), StatsBuilder()
 
     def refuse(error: InputError) -> None:
         refused_files.append(RowError(error.found, place=error.place, expected=error.expected))
@@ -177,7 +177,7 @@ def encode_files(
             advance(bytes_read)
     if errors or refused_files:
         raise RowsError([*errors, *refused_files], place=", ".join(str(file.path) for file in files))
-    return SplitFigures(train.figures(), held_out.figures(), rows)
+    return SplitFigures(train.build(), held_out.build(), rows)
 
 
 _CHANGE_TEXTS = {
@@ -188,7 +188,7 @@ _CHANGE_TEXTS = {
 }
 
 
-def warn_of_changes(side: str, tally: Tally, paths: Sequence[Path]) -> None:
+def warn_of_changes(side: str, tally: RowCounts, paths: Sequence[Path]) -> None:
     """Log how many rows were dropped and cut, with the places of the first of them; log nothing if there are none.
 
     Args:

@@ -26,7 +26,7 @@ from pytest_mistral_lora.chat.reading.jsonl import read_json
 from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.checkpoint.encoder import Encoder
 from pytest_mistral_lora.errors import InputError
-from pytest_mistral_lora.records.data_stats import Figures, figures_of
+from pytest_mistral_lora.records.data_stats import SplitStats, stats_of
 from pytest_mistral_lora.records.files import cache_folder, finished_folder, listing, write_json
 from pytest_mistral_lora.records.hashing import canonical_json, sha256_bytes, sha256_file
 from pytest_mistral_lora.training.devices import is_main, local_rank
@@ -72,11 +72,11 @@ class Split:
         return self.figures.tally.supervised_tokens
 
     @cached_property
-    def figures(self) -> Figures:
+    def figures(self) -> SplitStats:
         """Hashes and numbers of the rows that are used, and numbers of those that were dropped and cut."""
         if isinstance(self.encoded, EncodedRows) and isinstance(self.rows, ReparsedRows):
             return self.encoded.figures
-        return figures_of(self.rows, self.encoded)
+        return stats_of(self.rows, self.encoded)
 
 
 @dataclass(frozen=True)
@@ -258,7 +258,7 @@ def load_or_encode(key: str, encode: EncodeInto, *, trusted: bool = False) -> En
             next_step="Make room, or set MISTRAL_LORA_CACHE to another folder.",
         ) from error
     train, held_out = (
-        EncodedRows(RowTable(folder / f"{side}.arrow"), Figures.from_json(content["sides"][side]))
+        EncodedRows(RowTable(folder / f"{side}.arrow"), SplitStats.from_json(content["sides"][side]))
         for side in ("train", "held_out")
     )
     return EncodedSplit(train, held_out, content["rows"])

@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from pytest_mistral_lora.chat.encoded import EncodedRow, Span
 from pytest_mistral_lora.chat.rows import Row, read_row
-from pytest_mistral_lora.records.data_stats import Figures
+from pytest_mistral_lora.records.data_stats import SplitStats
 
 Ints = npt.NDArray[np.integer[Any]]
 
@@ -210,7 +210,7 @@ class EncodedRows(_Lazy[EncodedRow]):
         figures: Their hashes and numbers.
     """
 
-    def __init__(self, table: RowTable, figures: Figures) -> None:
+    def __init__(self, table: RowTable, figures: SplitStats) -> None:
         """Take a table, and the hashes and numbers of its rows."""
         super().__init__(table)
         self.figures = figures
