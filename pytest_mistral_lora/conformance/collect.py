@@ -35,7 +35,7 @@ _SUBJECTS = {
     "adapter": ("adapter.checks", "checks"),
     "manifest": ("manifest", "checks"),
     "transcript": ("transcript", "checks"),
-    "train": ("train.checks", "checks"),
+    "train": ("train", "checks"),
     "runner": ("runner", "checks"),
 }
 

@@ -18,7 +18,7 @@ from pytest_mistral_lora.records.adapter_folder import AdapterFolder, LocatedBas
 if TYPE_CHECKING:
     from pytest_mistral_lora.records.transcripts import Transcript
     from pytest_mistral_lora.training.generate.compare import Adapted
-    from pytest_mistral_lora.training.generate.judge import Judgement
+    from pytest_mistral_lora.training.generate.judge import AnswerJudgement
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,7 +158,7 @@ class Judged:
         return self._read[0]
 
     @cached_property
-    def judgements(self) -> Sequence[Judgement]:
+    def judgements(self) -> Sequence[AnswerJudgement]:
         """What each transcript came to whose prompt is as it was."""
         from pytest_mistral_lora.training.generate.judge import judge
 
@@ -266,7 +266,7 @@ class Judged:
             )
         )
 
-    def _different(self, one: Judgement) -> Finding:
+    def _different(self, one: AnswerJudgement) -> Finding:
         from pytest_mistral_lora.training.generate.judge import difference_text
 
         place = f"{self._place(one.case)}, token {one.difference.token if one.difference else 0}"

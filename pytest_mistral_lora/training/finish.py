@@ -12,7 +12,7 @@ from pytest_mistral_lora.checkpoint.encoder import Encoder
 from pytest_mistral_lora.records.transcripts import TRANSCRIPTS
 from pytest_mistral_lora.training.adapter import adapter_tensors
 from pytest_mistral_lora.training.devices import precision_of
-from pytest_mistral_lora.training.generate.callback import GENERATIONS, Watching
+from pytest_mistral_lora.training.generate.callback import GENERATIONS, GenerationCallback
 from pytest_mistral_lora.training.generate.generate import Completion, Probe, probe
 from pytest_mistral_lora.training.generate.record import BASE_FACTS, adapter_identity, record
 from pytest_mistral_lora.training.prepare import Preparation
@@ -60,7 +60,7 @@ def finish(
     prepared: Preparation,
     trainer: LoraTrainer,
     initial: Mapping[str, Any],
-    watching: Watching,
+    watching: GenerationCallback,
     work: WorkFolder,
     checkpoint: Path | None,
 ) -> RunResult:
@@ -81,7 +81,7 @@ def finish(
     model: Any = trainer.model
     tensors = adapter_tensors(model)
     adapter = Adapter(tensors, initial, prepared.layers, model.peft_config["default"], prepared.saved)
-    completions = watching.completions()
+    completions = watching.answer_rows()
     # accelerate's wrapper stays around forward, and computes otherwise than the adapter that is loaded afresh
     trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False)
     probed = probe(model, prepared.data.train.encoded[:_PROBED_ROWS])
@@ -123,7 +123,7 @@ def _facts(
     prepared: Preparation,
     trainer: LoraTrainer,
     log: Sequence[Mapping[str, Any]],
-    watching: Watching,
+    watching: GenerationCallback,
     checkpoint: Path | None,
 ) -> dict[str, Any]:
     training = training_facts(
@@ -133,19 +133,23 @@ def _facts(
         resumed_from=step_of(checkpoint) if checkpoint else None,
         relief=trainer.oom_handler.changes,
     )
-    evaluation = evaluation_facts(log, watching.completions(), watching.rates)
+    evaluation = evaluation_facts(log, watching.answer_rows(), watching.latest_rates())
     return run_facts(prepared.recipe, prepared.base, prepared.data, training, evaluation)
 
 
 def _texts(
-    prepared: Preparation, model: Any, watching: Watching, tensors: Mapping[str, Any], facts: Mapping[str, Any]
+    prepared: Preparation,
+    model: Any,
+    watching: GenerationCallback,
+    tensors: Mapping[str, Any],
+    facts: Mapping[str, Any],
 ) -> dict[str, str]:
     """Return the files of what was generated, by name; none where nothing was asked for."""
     transcripts = record(
         model,
         prepared.encoder,
         watching.rows,
-        watching.completions(),
+        watching.answer_rows(),
         identity=adapter_identity(tensors, **{name: facts.get(name) for name in BASE_FACTS}),
         precision=precision_of(prepared.recipe.training),
         max_new_tokens=watching.max_new_tokens,

@@ -15,7 +15,7 @@ from pytest_mistral_lora.training.arguments import Progress, loggers
 from pytest_mistral_lora.training.devices import device_of, precision_of
 from pytest_mistral_lora.training.failure import StopAtRequest, StopRequest, leave_failure
 from pytest_mistral_lora.training.finish import RunResult, finish
-from pytest_mistral_lora.training.generate.callback import GENERATIONS, Watching
+from pytest_mistral_lora.training.generate.callback import GENERATIONS, GenerationCallback
 from pytest_mistral_lora.training.loop import apply_kernels, evaluated, follow, make_trainer
 from pytest_mistral_lora.training.prepare import Preparation, prepare
 from pytest_mistral_lora.training.recipe import Recipe
@@ -89,10 +89,10 @@ def _train(
     return finish(prepared, trainer, initial, watching, work, checkpoint)
 
 
-def _watched(prepared: Preparation, trainer: LoraTrainer, work: Path) -> Watching:
+def _watched(prepared: Preparation, trainer: LoraTrainer, work: Path) -> GenerationCallback:
     """Let the recipe's loggers and generations follow the run."""
     evaluation, data, output = prepared.recipe.evaluation, prepared.data, prepared.recipe.output
-    watching = Watching(
+    watching = GenerationCallback(
         trainer,
         trainer.model,
         prepared.encoder,

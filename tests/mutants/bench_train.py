@@ -608,11 +608,11 @@ def _padded(ids: list[int], length: int, pad: int, left: bool) -> list[int]:
 
 
 def _completion(found: Any, encoder: Any, row: Any, index: int) -> Any:
-    from pytest_mistral_lora.training.generate.generate import Completion, _last_turn
+    from pytest_mistral_lora.training.generate.generate import Completion, last_turn_ids
 
     ids = found.tolist()
     ids = tuple(ids[: ids.index(encoder.eos_id) + 1] if encoder.eos_id in ids else ids)
-    expected = _last_turn(encoder.encode(row))
+    expected = last_turn_ids(encoder.encode(row))
     stop = "eos" if ids and ids[-1] == encoder.eos_id else "length"
     return Completion(index, 0, ids, encoder.decode(ids), stop, expected, ids == expected)
 

@@ -9,17 +9,15 @@ import tempfile
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import save_file
 
 from pytest_mistral_lora.chat.oracle.mistral_common import shipped_tokenizer
 from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
+from pytest_mistral_lora.conformance.train.harness import TrainerHarness
 from pytest_mistral_lora.records.goldens import goldens_folder
-from pytest_mistral_lora.records.hashing import base_weights_sha256
 from pytest_mistral_lora.training.merge.merge import merge
-from pytest_mistral_lora.training.recipe import parse_recipe
 from pytest_mistral_lora.training.run import train
 
 WEIGHTS = "model.safetensors"
@@ -42,29 +40,13 @@ def trained() -> Trained:
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    rows = Path(shutil.copy(goldens_folder() / "training" / "conversations.jsonl", folder / "rows.jsonl"))
-    base = write_tiny_base(folder / "base", shipped_tokenizer("spm-v3"))
-    result = train(parse_recipe(_recipe(base), folder=folder, place="the recipe of the gallery"))
-    merged = merge(result.output, folder / "merged", base).output
+    harness = TrainerHarness(folder, folder, "cpu")
+    shutil.copy(goldens_folder() / "training" / "conversations.jsonl", harness.rows)
+    write_tiny_base(harness.base, shipped_tokenizer("spm-v3"))
+    result = train(harness.recipe(harness.adapter, steps=2, batch_size=5))
+    merged = merge(result.output, folder / "merged", harness.base).output
     torch.set_num_threads(threads)
-    return Trained(base, rows, result.output, merged)
-
-
-def _recipe(base: Path) -> dict[str, Any]:
-    return {
-        "base": {"path": "base", "weights_sha256": base_weights_sha256(base)},
-        "data": {"train": ["rows.jsonl"]},
-        "lora": {"r": 8, "alpha": 16},
-        "training": {
-            "steps": 2,
-            "learning_rate": 0.01,
-            "schedule": "constant",
-            "batch_size": 5,
-            "precision": "fp32",
-            "device": "cpu",
-        },
-        "output": "adapter",
-    }
+    return Trained(harness.base, harness.rows, result.output, merged)
 
 
 def copied(source: Path, target: Path) -> Path:

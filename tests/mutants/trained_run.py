@@ -4,59 +4,92 @@ from __future__ import annotations
 
 import atexit
 import functools
+import pkgutil
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 from trained import copied
 
+from pytest_mistral_lora import training
 from pytest_mistral_lora.chat.oracle.mistral_common import Oracle, shipped_tokenizer
 from pytest_mistral_lora.chat.rows import read_rows
-from pytest_mistral_lora.checkpoint import base_model as base_module
+from pytest_mistral_lora.checkpoint.base_model import load_base
 from pytest_mistral_lora.conformance.checks import Settings
 from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.conformance.targets import Target
-from pytest_mistral_lora.conformance.train import laws as semantics
-from pytest_mistral_lora.conformance.train import model_laws, tiny_run
-from pytest_mistral_lora.conformance.train.checks import checks
-from pytest_mistral_lora.conformance.train.harness import Bed, Figures, take
+from pytest_mistral_lora.conformance.train import LAWS, checks, take_figures, tiny_run
+from pytest_mistral_lora.conformance.train.harness import Figures, TrainerHarness
+from pytest_mistral_lora.conformance.train.model_laws import merged_model, packed_call
 from pytest_mistral_lora.records.files import write_json
 from pytest_mistral_lora.records.hashing import sha256_file
-from pytest_mistral_lora.training import adapter, loop, run
-from pytest_mistral_lora.training import prepare as preparation
-from pytest_mistral_lora.training.generate import callback as watching
-from pytest_mistral_lora.training.generate import generate as smoke
-from pytest_mistral_lora.training.rows import loading
-from pytest_mistral_lora.training.step import forward as passes
-from pytest_mistral_lora.training.step import trainer
+from pytest_mistral_lora.training.adapter import adapted_layers, attach_adapter, base_tensors
+from pytest_mistral_lora.training.generate.generate import generate, smoke
+from pytest_mistral_lora.training.loop import make_trainer
+from pytest_mistral_lora.training.rows.loading import load_data
+from pytest_mistral_lora.training.step.forward import collate, supervised_losses
+from pytest_mistral_lora.training.step.oom import checkpoint_activations
+from pytest_mistral_lora.training.step.trainer import LoraTrainer
 
 TARGET = "spm-v3"
 
-_PLACES: dict[str, list[tuple[Any, str]]] = {
-    "compute_loss": [(trainer.LoraTrainer, "compute_loss")],
-    "supervised_losses": [(passes, "supervised_losses"), (trainer, "supervised_losses")],
-    "collate": [(passes, "collate"), (trainer, "collate")],
-    "load_data": [(loading, "load_data"), (preparation, "load_data")],
-    "load_base": [(base_module, "load_base"), (run, "load_base"), (smoke, "load_base")],
-    "adapted_layers": [(adapter, "adapted_layers"), (preparation, "adapted_layers")],
-    "attach_adapter": [(adapter, "attach_adapter"), (run, "attach_adapter")],
-    "checkpoint_activations": [(loop, "checkpoint_activations")],
-    "make_trainer": [(loop, "make_trainer"), (run, "make_trainer")],
-    "generate": [(smoke, "generate"), (watching, "generate")],
-    "merged": [(model_laws, "merged")],
-    "packed_call": [(model_laws, "packed_call")],
+SOUND: dict[str, Callable[..., Any]] = {
+    "compute_loss": LoraTrainer.compute_loss,
+    "supervised_losses": supervised_losses,
+    "collate": collate,
+    "load_data": load_data,
+    "load_base": load_base,
+    "adapted_layers": adapted_layers,
+    "attach_adapter": attach_adapter,
+    "checkpoint_activations": checkpoint_activations,
+    "make_trainer": make_trainer,
+    "generate": generate,
+    "merged": merged_model,
+    "packed_call": packed_call,
 }
+"""The functions that a change may replace, as they are. Where the package holds them is found out: see `_holders`."""
 
-SOUND: dict[str, Callable[..., Any]] = {name: getattr(*places[0]) for name, places in _PLACES.items()}
-"""Each of them as it is."""
-
-_OF_FILES = {law.measure.__name__ for law in semantics.LAWS if law.of_adapter}
+_OF_FILES = {law.measure.__name__ for law in LAWS if law.needs_adapter}
 """Laws that look at the trained adapter's files."""
+
+
+@functools.cache
+def _holders() -> dict[str, list[tuple[Any, str]]]:
+    """Return every module and class of the package that holds one of the functions, and under which name.
+
+    All modules of the trainer are imported first: one that was imported within `_put` would keep what it found there.
+    """
+    for module in pkgutil.walk_packages(training.__path__, f"{training.__name__}."):
+        if not module.name.endswith("__main__"):
+            import_module(module.name)
+    modules = [module for name, module in sys.modules.items() if name.partition(".")[0] == "pytest_mistral_lora"]
+    owners: list[ModuleType | type] = [*modules]
+    owners += {value for module in modules for value in vars(module).values() if isinstance(value, type)}
+    found: dict[str, list[tuple[Any, str]]] = {name: [] for name in SOUND}
+    for owner in owners:
+        for attribute, value in list(vars(owner).items()):
+            for name, function in SOUND.items():
+                if value is function:
+                    found[name].append((owner, attribute))
+    return found
+
+
+@contextmanager
+def _put(functions: Mapping[str, Callable[..., Any]]) -> Iterator[None]:
+    """Put functions everywhere where the package holds the sound ones."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, function in functions.items():
+            for owner, attribute in _holders()[name]:
+                patch.setattr(owner, attribute, function)
+        yield
 
 
 @dataclass(frozen=True)
@@ -87,44 +120,28 @@ def pristine() -> Pristine:
     """Make the tiny run as the suite does, and note which functions its parts call."""
     work = Path(tempfile.mkdtemp(prefix="tiny-run-"))
     atexit.register(shutil.rmtree, work, ignore_errors=True)
+    oracle = Oracle(shipped_tokenizer(TARGET))
     used: dict[str, set[str]] = {}
-    kept: dict[str, Any] = {}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(semantics, "take", lambda measure, bed: _noted(used, measure.__name__, take, measure, _new(bed)))
-        own = tiny_run.trained
-        patch.setattr(tiny_run, "trained", lambda *given: _noted(used, "trained", own, *given))
-        for name, arguments in (
-            ("changed_base_tensors", ("", "base_tensors")),
-            ("unmoved_layers", ("initial", "tensors")),
-        ):
-            patch.setattr(tiny_run, name, _keeping(getattr(tiny_run, name), kept, arguments))
-        run = tiny_run.tiny_run(Oracle(shipped_tokenizer(TARGET)), work, device="cpu")
-    evidence = {**run.evidence, "smoke": run.smoke}
-    return Pristine(
-        run.folder, evidence, used, kept["tensors"], kept["initial"], kept["base_tensors"], _files(run.folder)
-    )
-
-
-def _new(bed: Bed) -> Bed:
-    """Return a bed on which nothing is remembered."""
-    return replace(bed)
-
-
-def _keeping(function: Callable[..., Any], kept: dict[str, Any], names: tuple[str, ...]) -> Callable[..., Any]:
-    def keep(*given: Any) -> Any:
-        kept.update(zip(names, given, strict=True))
-        return function(*given)
-
-    return keep
-
-
-def _noted(used: dict[str, set[str]], key: str, function: Callable[..., Any], *given: Any) -> Any:
-    """Call a function, and note which of the trainer's functions it calls."""
-    with _put(_noting(used.setdefault(key, set()))):
-        return function(*given)
+    with tiny_run.quiet_single_thread():
+        # the folder's name is the suite's, which looks for the evidence there
+        harness = tiny_run.make_inputs(oracle, tiny_run.folder_of(oracle, work, "cpu"), "cpu")
+        with _put(_noting(used.setdefault("trained", set()))):
+            result = tiny_run.train_adapter(harness)
+            evidence = {**tiny_run.observe_run(result), "smoke": _ask_here(harness.folder, "cpu")}
+        figures = {}
+        for measure in dict.fromkeys(law.measure for law in LAWS):
+            with _put(_noting(used.setdefault(measure.__name__, set()))):
+                # a copy of the harness has nothing in its caches, so that each law calls what it needs
+                figures[measure.__name__] = take_figures(measure, replace(harness))
+        shutil.rmtree(harness.scratch)
+    adapter, base = result.adapter, base_tensors(result.model)
+    evidence = {"device": "cpu", **evidence, "laws": figures}
+    return Pristine(harness.folder, evidence, used, adapter.tensors, adapter.initial, base, _files(harness.folder))
 
 
 def _noting(seen: set[str]) -> dict[str, Callable[..., Any]]:
+    """Return the sound functions, each of which adds its name to a set when it is called."""
+
     def noting(name: str) -> Callable[..., Any]:
         @functools.wraps(SOUND[name])
         def note(*given: Any, **named: Any) -> Any:
@@ -134,16 +151,6 @@ def _noting(seen: set[str]) -> dict[str, Callable[..., Any]]:
         return note
 
     return {name: noting(name) for name in SOUND}
-
-
-@contextmanager
-def _put(functions: Mapping[str, Callable[..., Any]]) -> Iterator[None]:
-    """Put functions where the trainer looks for them."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name, function in functions.items():
-            for owner, attribute in _PLACES[name]:
-                patch.setattr(owner, attribute, function)
-        yield
 
 
 def _files(folder: Path) -> dict[str, Any]:
@@ -166,8 +173,8 @@ def judged(artifact: dict[str, Any]) -> list[Finding]:
     """Judge a run and a trainer as the suite does."""
     folder = artifact["folder"]
     changed = {name: artifact[name] for name in SOUND if artifact[name] is not SOUND[name]}
-    with _put(changed), tiny_run.undisturbed():
-        write_json(folder / "evidence.json", _evidence(artifact, set(changed)))
+    with _put(changed), tiny_run.quiet_single_thread():
+        write_json(folder / tiny_run.EVIDENCE, _evidence(artifact, set(changed)))
         settings = Settings(20, None, "cpu", False, (), False, folder.parent)
         return [finding for check in checks(Target(TARGET), settings) for finding in check.run().findings]
 
@@ -175,43 +182,36 @@ def judged(artifact: dict[str, Any]) -> list[Finding]:
 def _evidence(artifact: dict[str, Any], changed: set[str]) -> dict[str, Any]:
     """Take the evidence again, as far as it depends on what has changed."""
     clean, folder = pristine(), artifact["folder"]
+    harness = TrainerHarness(folder, folder / "laws", "cpu")
     touched = _files(folder) != clean.files
-    evidence = {**clean.evidence, **_seen_in_memory(artifact)}
-    if changed & clean.used["trained"]:
-        shutil.rmtree(folder / "adapter")
-        evidence = {"device": "cpu", "laws": evidence["laws"], **tiny_run.trained(folder, "cpu", _in_this_process)}
-    elif touched:
-        evidence |= _smoked(folder)
-    again = {name for name, used in clean.used.items() if used & changed} | (_OF_FILES if touched else set())
-    return {**evidence, "laws": {**evidence["laws"], **_measured(folder, again)}}
-
-
-def _seen_in_memory(artifact: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "changed_base_tensors": tiny_run.changed_base_tensors(artifact["folder"] / "base", artifact["base_tensors"]),
-        "unmoved_layers": tiny_run.unmoved_layers(artifact["initial"], artifact["tensors"]),
+    evidence = {
+        **clean.evidence,
+        "changed_base_tensors": tiny_run.changed_base_tensors(harness.base, artifact["base_tensors"]),
+        "unmoved_tensors": tiny_run.unmoved_tensors(artifact["initial"], artifact["tensors"]),
         "losses": artifact["losses"],
     }
+    if changed & clean.used["trained"]:
+        shutil.rmtree(harness.adapter)
+        again = tiny_run.train_and_observe(harness, _ask_here)
+        evidence = {"device": "cpu", "laws": evidence["laws"], **again}
+    elif touched:
+        try:
+            evidence["smoke"] = _ask_here(folder, "cpu")
+        except Exception as error:
+            evidence["failed"] = str(error)
+    names = {name for name, used in clean.used.items() if used & changed} | (_OF_FILES if touched else set())
+    return {**evidence, "laws": {**evidence["laws"], **_measured(harness, names)}}
 
 
-def _smoked(folder: Path) -> dict[str, Any]:
-    try:
-        return {"smoke": _in_this_process(folder, "cpu")}
-    except Exception as error:
-        return {"failed": str(error)}
-
-
-def _in_this_process(folder: Path, device: str) -> dict[str, Any]:
+def _ask_here(folder: Path, device: str) -> dict[str, Any]:
     """Return what a new process would see of the adapter, whose trainer is broken alike."""
     rows = list(read_rows(folder / "rows.jsonl"))
-    return smoke.smoke(folder / "adapter", folder / "base", rows, max_new_tokens=64, device=device)
+    return smoke(folder / "adapter", folder / "base", rows, max_new_tokens=64, device=device)
 
 
-def _measured(folder: Path, names: set[str]) -> dict[str, Figures]:
-    scratch = folder / "laws"
-    scratch.mkdir(exist_ok=True)
-    bed = Bed(folder, scratch, "cpu")
-    chosen = dict.fromkeys(law.measure for law in semantics.LAWS if law.measure.__name__ in names)
-    figures = {measure.__name__: take(measure, bed) for measure in chosen}
-    shutil.rmtree(scratch, ignore_errors=True)
+def _measured(harness: TrainerHarness, names: set[str]) -> dict[str, Figures]:
+    harness.scratch.mkdir(exist_ok=True)
+    chosen = dict.fromkeys(law.measure for law in LAWS if law.measure.__name__ in names)
+    figures = {measure.__name__: take_figures(measure, harness) for measure in chosen}
+    shutil.rmtree(harness.scratch, ignore_errors=True)
     return figures

@@ -10,8 +10,7 @@ from typing import Any
 
 import pytest
 from safetensors.torch import load_file, save_file
-from test_loop import trainer_of
-from tiny_runs import CONVERSATIONS, MakeRecipe
+from tiny_runs import CONVERSATIONS, MakeRecipe, trainer_of
 
 from pytest_mistral_lora.checkpoint.encoder import make_encoder
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer

@@ -64,13 +64,6 @@ def test_every_bad_row_is_named_in_one_error(make_recipe: MakeRecipe, tmp_path: 
     assert "no token is trained on" in str(caught.value)
 
 
-def test_a_row_of_exactly_the_maximum_is_whole(make_recipe: MakeRecipe, encoder: Encoder) -> None:
-    longest = max(len(one.input_ids) for one in load_data(make_recipe(), encoder).train.encoded)
-    load_data(make_recipe(training={"max_length": longest}), encoder)
-    with pytest.raises(RowsError, match=f"{longest} tokens"):
-        load_data(make_recipe(training={"max_length": longest - 1}), encoder)
-
-
 def test_text_that_spells_control_tokens_trains_through_the_oracle_alone(
     make_recipe: MakeRecipe, tmp_path: Path, base: Path
 ) -> None:

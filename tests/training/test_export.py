@@ -20,8 +20,9 @@ from pytest_mistral_lora.chat.rows import read_rows
 from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
 from pytest_mistral_lora.errors import InputError, RecipeError, TokenizerError
 from pytest_mistral_lora.records.hashing import base_weights_sha256
-from pytest_mistral_lora.training.export.bridge import APPLIED, Run, plan
-from pytest_mistral_lora.training.export.folder import BRIDGES, export
+from pytest_mistral_lora.training.export.bridge import APPLIED, ExportedRun, plan_export
+from pytest_mistral_lora.training.export.configurations import BRIDGES
+from pytest_mistral_lora.training.export.folder import export
 from pytest_mistral_lora.training.export.rows import why_not_messages
 from pytest_mistral_lora.training.recipe import Recipe, parse_recipe
 
@@ -136,27 +137,29 @@ def varied(make: MakeRecipe, key: str, value: Any) -> Recipe:
 
 
 @pytest.fixture(scope="module")
-def planned(tmp_path_factory: pytest.TempPathFactory, full_base: Path) -> Run:
+def planned(tmp_path_factory: pytest.TempPathFactory, full_base: Path) -> ExportedRun:
     folder = tmp_path_factory.mktemp("planned")
     write_rows(folder / "rows.jsonl")
     write_rows(folder / "held_out.jsonl", HELD_OUT)
-    return plan(parse_recipe(recipe_data(full_base, **PLAIN), folder=folder))
+    return plan_export(parse_recipe(recipe_data(full_base, **PLAIN), folder=folder))
 
 
 @pytest.mark.parametrize("key", OTHER)
-def test_a_key_changes_the_configuration_or_is_said_not_to(key: str, to: str, make: MakeRecipe, planned: Run) -> None:
+def test_a_key_changes_the_configuration_or_is_said_not_to(
+    key: str, to: str, make: MakeRecipe, planned: ExportedRun
+) -> None:
     bridge = BRIDGES[to]
     run = replace(planned, recipe=varied(make, key, OTHER[key]))
     if key == "training.precision":
         run = replace(run, precision="bf16")
     changed = bridge.settings(run) != bridge.settings(planned)
-    said = key in bridge.not_told(run.recipe)
+    said = key in bridge.unsupported_keys(run.recipe)
     assert changed != said, "told and said not to be" if changed else "dropped in silence"
 
 
 def test_a_key_that_no_table_names_would_be_found(make: MakeRecipe, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pytest_mistral_lora.training.export.bridge.LEFT_OUT", {})
-    assert BRIDGES["trl"].not_told(make(training={"dry_run": False})) == {}
+    assert BRIDGES["trl"].unsupported_keys(make(training={"dry_run": False})) == {}
 
 
 def test_the_configuration_is_the_recipes(make: MakeRecipe, to: str, tmp_path: Path, full_base: Path) -> None:
@@ -173,23 +176,23 @@ def test_the_configuration_is_the_recipes(make: MakeRecipe, to: str, tmp_path: P
 
 
 def test_a_hub_base_keeps_its_revision(make: MakeRecipe, to: str) -> None:
-    run = plan(make())
+    run = plan_export(make())
     base = run.recipe.base.model_copy(update={"repo": "owner/name", "revision": "ab" * 20, "path": None})
     settings = BRIDGES[to].settings(replace(run, recipe=run.recipe.model_copy(update={"base": base})))
     assert {"owner/name", "ab" * 20} <= {value for value in settings.values() if isinstance(value, str)}
 
 
 def test_micro_batches_divide_a_step_and_stay_within_their_tokens(make: MakeRecipe) -> None:
-    run = plan(make(training={"batch_size": 12, "micro_batch_tokens": 150}))
+    run = plan_export(make(training={"batch_size": 12, "micro_batch_tokens": 150}))
     longest = int(run.data.train.lengths.max())
     assert 12 % run.rows_at_once == 0
     assert run.rows_at_once * longest <= 150
     assert run.rows_at_once * run.accumulation == 12
-    assert plan(make(training={"micro_batch_tokens": 1})).rows_at_once == 1
+    assert plan_export(make(training={"micro_batch_tokens": 1})).rows_at_once == 1
 
 
 def test_epochs_become_steps_as_in_training(make: MakeRecipe) -> None:
-    run = plan(make(training={"steps": None, "epochs": 2.5, "batch_size": 2, "warmup_ratio": 0.25}))
+    run = plan_export(make(training={"steps": None, "epochs": 2.5, "batch_size": 2, "warmup_ratio": 0.25}))
     assert (run.steps, run.warmup_steps) == (8, 2)  # three steps an epoch
 
 
@@ -254,7 +257,7 @@ def test_trl_gets_ids_where_the_template_is_not_exact(
 def test_a_base_with_mistrals_own_tokenizer_alone_gets_ids(tmp_path: Path) -> None:
     base = write_tiny_base(tmp_path / "tiny", shipped_tokenizer("tekken-240911"))
     write_rows(tmp_path / "rows.jsonl")
-    run = plan(parse_recipe(recipe_data(base), folder=tmp_path))
+    run = plan_export(parse_recipe(recipe_data(base), folder=tmp_path))
     assert "takes no chat template" in why_not_messages(run)
 
 
@@ -301,7 +304,7 @@ def test_an_alpha_that_no_runner_takes_is_refused(make: MakeRecipe, to: str, tmp
 def test_a_base_whose_tokenizer_no_runner_loads_is_refused(tmp_path: Path, base: Path) -> None:
     write_rows(tmp_path / "rows.jsonl")
     with pytest.raises(TokenizerError, match=r"finds no tokenizer that it can load.*save_pretrained"):
-        plan(parse_recipe(recipe_data(base), folder=tmp_path))
+        plan_export(parse_recipe(recipe_data(base), folder=tmp_path))
 
 
 def test_a_folder_is_never_written_over(make: MakeRecipe, tmp_path: Path) -> None:

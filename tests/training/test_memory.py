@@ -11,8 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_loop import trainer_of
-from tiny_runs import MakeRecipe, recipe_data, write_rows
+from tiny_runs import MakeRecipe, recipe_data, trainer_of, write_rows
 
 from pytest_mistral_lora.checkpoint.base_model import load_base
 from pytest_mistral_lora.errors import MemoryShortageError

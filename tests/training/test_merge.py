@@ -28,7 +28,7 @@ from pytest_mistral_lora.records.verify.verify import verify
 from pytest_mistral_lora.training.adapter import base_tensors, peft_quiet
 from pytest_mistral_lora.training.generate.compare import compare
 from pytest_mistral_lora.training.merge import prove as proof
-from pytest_mistral_lora.training.merge.merge import Merged, merge
+from pytest_mistral_lora.training.merge.merge import MergedModel, merge
 from pytest_mistral_lora.training.recipe import parse_recipe
 from pytest_mistral_lora.training.run import RunResult, train
 
@@ -36,7 +36,7 @@ WEIGHTS = "model.safetensors"
 
 
 @pytest.fixture(scope="session")
-def merged(run: RunResult, tmp_path_factory: pytest.TempPathFactory) -> Merged:
+def merged(run: RunResult, tmp_path_factory: pytest.TempPathFactory) -> MergedModel:
     return merge(run.output, tmp_path_factory.mktemp("merged") / "out", run.base_folder)
 
 
@@ -52,7 +52,7 @@ def one(run: RunResult) -> Path:
     return run.output / TRANSCRIPTS / "row-0004.json"
 
 
-def test_the_weights_are_those_of_pefts_merge(run: RunResult, merged: Merged) -> None:
+def test_the_weights_are_those_of_pefts_merge(run: RunResult, merged: MergedModel) -> None:
     with peft_quiet():
         expected = PeftModel.from_pretrained(load_base(run.base_folder, "fp32", "cpu"), run.output).merge_and_unload()
     found = load_file(merged.output / WEIGHTS)
@@ -61,7 +61,7 @@ def test_the_weights_are_those_of_pefts_merge(run: RunResult, merged: Merged) ->
         torch.testing.assert_close(found[name], tensor, rtol=1e-6, atol=1e-7)
 
 
-def test_transformers_loads_it_without_more(run: RunResult, merged: Merged) -> None:
+def test_transformers_loads_it_without_more(run: RunResult, merged: MergedModel) -> None:
     model = AutoModelForCausalLM.from_pretrained(merged.output)
     assert model.dtype == torch.float32
     prompt = torch.tensor([run.encoder.prompt(run.data.train.rows[0])])
@@ -69,7 +69,7 @@ def test_transformers_loads_it_without_more(run: RunResult, merged: Merged) -> N
     assert run.encoder.decode(answer[0, prompt.shape[1] :].tolist()) == CONVERSATIONS[0][-1][1]
 
 
-def test_the_manifest_says_what_was_merged_and_how_it_compares(run: RunResult, merged: Merged) -> None:
+def test_the_manifest_says_what_was_merged_and_how_it_compares(run: RunResult, merged: MergedModel) -> None:
     data = load(merged.output).data
     parent = data["parent"]
     assert data == merged.manifest
@@ -97,7 +97,7 @@ def test_the_manifest_says_what_was_merged_and_how_it_compares(run: RunResult, m
     }
 
 
-def test_its_transcripts_are_its_own(run: RunResult, merged: Merged) -> None:
+def test_its_transcripts_are_its_own(run: RunResult, merged: MergedModel) -> None:
     own, before = load_folder(merged.output / TRANSCRIPTS), load_folder(run.output / TRANSCRIPTS)
     for transcript, recorded in zip(own, before, strict=True):
         assert transcript.model["kind"] == "merged"
@@ -107,7 +107,7 @@ def test_its_transcripts_are_its_own(run: RunResult, merged: Merged) -> None:
         assert transcript.logprobs == pytest.approx(recorded.logprobs, abs=1e-3)
 
 
-def test_every_check_of_the_suite_passes(run: RunResult, merged: Merged, tmp_path: Path) -> None:
+def test_every_check_of_the_suite_passes(run: RunResult, merged: MergedModel, tmp_path: Path) -> None:
     results = {
         record["nodeid"]: (record["outcome"], result) for record, result in check([merged.output], base=run.base_folder)
     }
@@ -120,7 +120,7 @@ def test_every_check_of_the_suite_passes(run: RunResult, merged: Merged, tmp_pat
     assert {"transcript::answers", "transcript::recorded-on", "transcript::prompts"} <= passed
 
 
-def test_verify_knows_the_parent(run: RunResult, merged: Merged, tmp_path: Path) -> None:
+def test_verify_knows_the_parent(run: RunResult, merged: MergedModel, tmp_path: Path) -> None:
     rows = write_rows(tmp_path / "rows.jsonl")
     facts = verify(merged.output, base=run.base_folder, dataset=rows, parent=run.output)
     assert {fact.state for fact in facts} == {"match"}
@@ -130,7 +130,7 @@ def test_verify_knows_the_parent(run: RunResult, merged: Merged, tmp_path: Path)
     assert cli.main(["verify", str(merged.output), "--parent", str(run.output)]) == 0
 
 
-def test_another_parent_or_a_changed_bit_is_a_mismatch(adapter: Path, merged: Merged) -> None:
+def test_another_parent_or_a_changed_bit_is_a_mismatch(adapter: Path, merged: MergedModel) -> None:
     file = adapter / "manifest.json"
     file.write_text(file.read_text() + "\n")
     states = {fact.name: fact.state for fact in verify(merged.output, parent=adapter)}
@@ -143,7 +143,7 @@ def test_another_parent_or_a_changed_bit_is_a_mismatch(adapter: Path, merged: Me
     ] == "mismatch"
 
 
-def test_whatever_is_changed_in_the_folder_is_found(merged: Merged, tmp_path: Path) -> None:
+def test_whatever_is_changed_in_the_folder_is_found(merged: MergedModel, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(merged.output, tmp_path / "copy"))
     for name in (*merged.manifest["files"], "manifest.json"):
         before = (copy / name).read_bytes()
@@ -157,7 +157,9 @@ def test_whatever_is_changed_in_the_folder_is_found(merged: Merged, tmp_path: Pa
     assert "mismatch" not in {fact.state for fact in verify(copy)}
 
 
-def test_answers_of_the_adapter_are_not_the_merged_models_own(run: RunResult, merged: Merged, tmp_path: Path) -> None:
+def test_answers_of_the_adapter_are_not_the_merged_models_own(
+    run: RunResult, merged: MergedModel, tmp_path: Path
+) -> None:
     copy = Path(shutil.copytree(merged.output, tmp_path / "copy"))
     shutil.copytree(run.output / TRANSCRIPTS, copy / TRANSCRIPTS, dirs_exist_ok=True)
     findings = [finding for _, result in check([copy]) for finding in result.findings]
@@ -166,7 +168,7 @@ def test_answers_of_the_adapter_are_not_the_merged_models_own(run: RunResult, me
 
 
 def test_smoke_needs_no_base(
-    merged: Merged, run: RunResult, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    merged: MergedModel, run: RunResult, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.main(["smoke", str(merged.output)]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == "5 exact, 0 equivalent, 0 different; fp32 on cpu"
@@ -183,7 +185,7 @@ def test_smoke_needs_no_base(
     assert "a merged model (kind merged in its manifest.json), which is put on no base" in capsys.readouterr().err
 
 
-def test_a_merged_model_that_is_changed_is_different(merged: Merged, tmp_path: Path) -> None:
+def test_a_merged_model_that_is_changed_is_different(merged: MergedModel, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(merged.output, tmp_path / "copy"))
     tensors = load_file(copy / WEIGHTS)
     tensors["model.layers.1.self_attn.o_proj.weight"].zero_()
@@ -260,7 +262,7 @@ def test_the_base_in_the_wrong_dtype_or_scale_fails_the_proof(
     run: RunResult, one: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["merge", str(run.output), str(tmp_path / "out"), "--base", str(run.base_folder), "--golden", str(one)]
-    monkeypatch.setattr("pytest_mistral_lora.training.merge.merge.plan", lambda *given: {})
+    monkeypatch.setattr("pytest_mistral_lora.training.merge.merge.plan_merge", lambda *given: {})
     assert cli.main(words) == 1
     said = capsys.readouterr().err
     assert "from those of base and adapter; expected at most 0.01, which rounding to float32 explains" in said
@@ -277,7 +279,7 @@ def test_logits_that_are_not_numbers_fail_the_proof(
     run: RunResult, one: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = iter([torch.zeros(9, 9), torch.full((9, 9), torch.nan)])
-    monkeypatch.setattr(proof, "_logits", lambda *given: next(found))
+    monkeypatch.setattr(proof, "_answer_logits", lambda *given: next(found))
     with pytest.raises(MergeError, match="logits are up to inf from those"):
         merge(run.output, tmp_path / "out", run.base_folder, golden=one)
 
@@ -286,9 +288,9 @@ def test_a_near_tie_is_recorded_and_said(
     run: RunResult, one: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A tie that falls otherwise cannot be made at will: every difference is taken for one."""
-    monkeypatch.setattr("pytest_mistral_lora.training.merge.merge.plan", lambda *given: {})
+    monkeypatch.setattr("pytest_mistral_lora.training.merge.merge.plan_merge", lambda *given: {})
     monkeypatch.setattr(proof, "FARTHEST", {"float32": 1e9})
-    monkeypatch.setattr("pytest_mistral_lora.training.generate.judge._tier", lambda *given: "equivalent")
+    monkeypatch.setattr("pytest_mistral_lora.training.generate.judge.answer_tier", lambda *given: "equivalent")
     done = merge(run.output, tmp_path / "out", run.base_folder, golden=one)
     assert (done.manifest["parent"]["greedy_equal"], done.manifest["parent"]["near_ties"]) == (False, 1)
     assert done.notes == ("1 of 1 answers differ, from a token on that base and adapter hardly prefer.",)
@@ -303,7 +305,7 @@ def refused(adapter: Path, output: Path, base: Path | None = None, **options: An
 
 
 def test_a_merged_model_is_taken_for_no_adapter_and_for_no_base(
-    run: RunResult, merged: Merged, adapter: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run: RunResult, merged: MergedModel, adapter: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     said = refused(merged.output, tmp_path / "again", run.base_folder)
     assert "a merged model (kind merged in its manifest.json): its adapter is in the weights already" in said

@@ -24,13 +24,13 @@ import torch
 from pytest_mistral_lora.checkpoint.base_model import weight_files
 from pytest_mistral_lora.checkpoint.weights import Weights
 from pytest_mistral_lora.records.hashing import ADAPTER_TENSORS
-from pytest_mistral_lora.training.merge.plan import plan
+from pytest_mistral_lora.training.merge.plan import plan_merge
 from pytest_mistral_lora.training.merge.plan import write_weights
 
 torch.set_num_threads(1)
 base, adapter, output = map(Path, sys.argv[1:4])
 weights, tensors = Weights(weight_files(base)), Weights([adapter / ADAPTER_TENSORS])
-changes = plan(adapter, tensors, base, weights)
+changes = plan_merge(adapter, tensors, base, weights)
 output.mkdir()
 
 

@@ -19,7 +19,7 @@ from pytest_mistral_lora.errors import InputError, MergeError
 from pytest_mistral_lora.records.hashing import ADAPTER_TENSORS
 from pytest_mistral_lora.training.adapter import base_tensors, peft_quiet
 from pytest_mistral_lora.training.generate.generate import load_adapted
-from pytest_mistral_lora.training.merge.plan import INDEX, plan, write_weights
+from pytest_mistral_lora.training.merge.plan import INDEX, plan_merge, write_weights
 from pytest_mistral_lora.training.merge.prove import float32_sums
 from pytest_mistral_lora.training.merge.source import merge_dtype, require_full_weights
 
@@ -63,7 +63,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def planned(adapter: Path, base: Path) -> dict[str, Any]:
-    return dict(plan(adapter, Weights([adapter / ADAPTER_TENSORS]), base, Weights(weight_files(base))))
+    return dict(plan_merge(adapter, Weights([adapter / ADAPTER_TENSORS]), base, Weights(weight_files(base))))
 
 
 def merged(adapter: Path, base: Path, folder: Path, dtype: str = "float32") -> dict[str, torch.Tensor]:

@@ -7,6 +7,7 @@ import os
 import pickle
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from transformers import Trainer, TrainerCallback
 from pytest_mistral_lora.errors import InputError, StoppedError
 from pytest_mistral_lora.records.files import listing, write_json
 from pytest_mistral_lora.training.failure import StopRequest
-from pytest_mistral_lora.training.recipe import Recipe
+from pytest_mistral_lora.training.recipe import Recipe, parse_recipe
 from pytest_mistral_lora.training.run import RunResult, train, work_folder
 from pytest_mistral_lora.training.step.trainer import LoraTrainer, RunningLoss
 from pytest_mistral_lora.training.work_folder import LIST, SaveByTime, checkpoints, fault_of, step_of
@@ -32,6 +33,9 @@ TRAINING: dict[str, Any] = {
     "eval_steps": 2,
 }
 """Six steps; an epoch ends in the middle, a line of the log covers more than one start."""
+THREE_STEPS = {"epochs": None, "steps": 3}
+
+Uninterrupted = Callable[..., dict[str, bytes]]
 
 
 @pytest.fixture
@@ -40,12 +44,28 @@ def recipe(make_recipe: MakeRecipe, tmp_path: Path) -> Recipe:
     return make_recipe(training=TRAINING, lora={"dropout": 0.1}, data={"eval": ["eval.jsonl"]})
 
 
-def changed(recipe: Recipe, output: str = "out", **training: Any) -> Recipe:
-    sections = {
-        "training": recipe.training.model_copy(update=training),
-        "output": recipe.output.with_name(output),
-    }
-    return recipe.model_copy(update=sections)
+def changed(recipe: Recipe, **training: Any) -> Recipe:
+    return recipe.model_copy(update={"training": recipe.training.model_copy(update=training)})
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Uninterrupted:
+    """Return the files of a run that never stopped; each run is made once."""
+    made: dict[str, dict[str, bytes]] = {}
+
+    def make(**training: Any) -> dict[str, bytes]:
+        key = json.dumps(training)
+        if key not in made:
+            folder = tmp_path_factory.mktemp("whole")
+            write_rows(folder / "rows.jsonl")
+            write_rows(folder / "eval.jsonl", CONVERSATIONS[:2])
+            data = recipe_data(base, training=TRAINING, lora={"dropout": 0.1}, data={"eval": ["eval.jsonl"]})
+            recipe = changed(parse_recipe(data, folder=folder), **training)
+            train(recipe)
+            made[key] = files(recipe.output)
+        return made[key]
+
+    return make
 
 
 def stop_after_one_step(recipe: Recipe, **named: Any) -> Path:
@@ -69,17 +89,16 @@ def files(folder: Path) -> dict[str, bytes]:
     return {name: (folder / name).read_bytes() for name in names}
 
 
-@pytest.mark.parametrize(("training", "steps"), [({}, 6), ({"epochs": None, "steps": 5}, 5)])
+@pytest.mark.parametrize(("training", "steps"), [({}, 6), (THREE_STEPS, 3)])
 def test_a_run_stopped_at_every_step_is_the_run_that_never_stopped(
-    recipe: Recipe, training: dict[str, Any], steps: int
+    recipe: Recipe, uninterrupted: Uninterrupted, training: dict[str, Any], steps: int
 ) -> None:
-    recipe, whole = changed(recipe, **training), changed(recipe, "whole", **training)
+    recipe = changed(recipe, **training)
     resumed = stopped_at_every_step(recipe, steps)
-    train(whole)
     assert resumed.manifest["training"]["resumed_from_step"] == steps
     assert resumed.manifest["training"]["steps"] == steps
-    assert files(recipe.output) == files(whole.output)
-    assert len(resumed.log) == {6: 6, 5: 6}[steps]
+    assert files(recipe.output) == uninterrupted(**training)
+    assert [line["step"] for line in resumed.log if "eval_loss" in line] == {6: [0, 2, 4, 6], 3: [0, 2, 3]}[steps]
 
 
 @pytest.mark.parametrize(
@@ -90,14 +109,20 @@ def test_a_run_stopped_at_every_step_is_the_run_that_never_stopped(
     ],
 )
 def test_without_what_keeps_it_the_resumed_run_is_another(
-    recipe: Recipe, monkeypatch: pytest.MonkeyPatch, owner: type, method: str, broken: Any, steps: int
+    recipe: Recipe,
+    uninterrupted: Uninterrupted,
+    monkeypatch: pytest.MonkeyPatch,
+    owner: type,
+    method: str,
+    broken: Any,
+    steps: int,
 ) -> None:
     training = {"epochs": None, "steps": steps, "eval_steps": None, "logging_steps": steps}
-    recipe, whole = changed(recipe, **training), changed(recipe, "whole", **training)
-    train(whole)
+    whole = uninterrupted(**training)
     monkeypatch.setattr(owner, method, broken)
+    recipe = changed(recipe, **training)
     stopped_at_every_step(recipe, steps)
-    assert files(recipe.output) != files(whole.output)
+    assert files(recipe.output) != whole
 
 
 def test_a_signal_after_the_last_step_leaves_its_checkpoint(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,14 +139,13 @@ def test_a_signal_after_the_last_step_leaves_its_checkpoint(recipe: Recipe, monk
     assert train(recipe, resume=True).manifest["training"]["steps"] == 1
 
 
-def test_checkpoints_by_minutes_change_nothing(recipe: Recipe) -> None:
+def test_checkpoints_by_minutes_change_nothing(recipe: Recipe, uninterrupted: Uninterrupted) -> None:
     often = changed(recipe, checkpoint_steps=None, checkpoint_minutes=1e-9)
-    train(changed(recipe, "whole"))
     stop_after_one_step(often)
     # how often a run saves is no part of what it is
     resumed = train(changed(recipe, checkpoint_steps=1), resume=True)
     assert resumed.manifest["training"]["resumed_from_step"] == 1
-    assert files(often.output) == files(recipe.output.with_name("whole"))
+    assert files(often.output) == uninterrupted()
 
 
 def test_a_checkpoint_is_due_when_the_last_one_is_some_minutes_old() -> None:
@@ -183,13 +207,12 @@ def cut(file: Path) -> None:
     ],
 )
 def test_a_broken_checkpoint_is_removed_and_the_one_before_it_taken(
-    recipe: Recipe, capsys: pytest.CaptureFixture[str], harm: Any, why: str
+    recipe: Recipe, uninterrupted: Uninterrupted, capsys: pytest.CaptureFixture[str], harm: Any, why: str
 ) -> None:
-    recipe = changed(recipe, epochs=None, steps=3)
+    recipe = changed(recipe, **THREE_STEPS)
     newest, resumed = damaged(recipe, harm)
-    train(changed(recipe, "whole"))
     assert resumed.manifest["training"]["resumed_from_step"] == 1
-    assert files(recipe.output) == files(recipe.output.with_name("whole"))
+    assert files(recipe.output) == uninterrupted(**THREE_STEPS)
     assert f"warning: {newest} is removed: {why}" in capsys.readouterr().err
 
 

@@ -57,7 +57,7 @@ def test_generation_that_draws_random_numbers_changes_a_run_only_without_our_car
     alone = trained(make_recipe, {}, tmp_path / "alone")
     careful = trained(make_recipe, WATCHED, tmp_path / "careful")
     assert tensors_of(careful) == tensors_of(alone)
-    monkeypatch.setattr(watching, "undisturbed", lambda model: contextlib.nullcontext())
+    monkeypatch.setattr(watching, "preserve_rng_and_modes", lambda model: contextlib.nullcontext())
     careless = trained(make_recipe, WATCHED, tmp_path / "careless")
     assert tensors_of(careless) != tensors_of(alone)
 
@@ -68,7 +68,7 @@ def test_modes_and_random_numbers_are_put_back(run: RunResult) -> None:
     frozen = next(module for module in model.modules() if not list(module.children()))
     frozen.eval()
     before = torch.get_rng_state()
-    with contextlib.suppress(RuntimeError), watching.undisturbed(model):
+    with contextlib.suppress(RuntimeError), watching.preserve_rng_and_modes(model):
         model.eval()
         torch.rand(1)
         raise RuntimeError
@@ -145,7 +145,7 @@ def test_tool_call_needs_a_mistral_tokenizer(make_recipe: MakeRecipe, base: Path
         (folder / name).hardlink_to(base / name)
     CheckpointTokenizer(base).fast.save_pretrained(folder)
     data = recipe_data(folder, training=TRAINING, evaluation={"generations": 1, "checks": ["tool_call"]})
-    with pytest.raises(RecipeError, match="no Mistral tokenizer that says how a call is written"):
+    with pytest.raises(RecipeError, match="no Mistral tokenizer, which defines the format of a call"):
         train(parse_recipe({**data, "backend": "chat-template"}, folder=tmp_path))
 
 

@@ -1,4 +1,4 @@
-"""Tiny runs for the tests: five conversations, a recipe for them."""
+"""Tiny runs for the tests: five conversations, a recipe for them, and a trainer that is ready to run."""
 
 from __future__ import annotations
 
@@ -7,8 +7,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from pytest_mistral_lora.checkpoint.base_model import load_base
+from pytest_mistral_lora.checkpoint.encoder import make_encoder
+from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.records.hashing import base_weights_sha256
+from pytest_mistral_lora.training.adapter import adapted_layers, attach_adapter
+from pytest_mistral_lora.training.loop import make_trainer
 from pytest_mistral_lora.training.recipe import Recipe
+from pytest_mistral_lora.training.rows.loading import load_data
+from pytest_mistral_lora.training.step.forward import collate, step_rows
+from pytest_mistral_lora.training.step.packing import StepRow
 
 CONVERSATIONS = [
     [("user", "What is the capital of France?"), ("assistant", "Paris is the capital of France.")],
@@ -49,3 +59,27 @@ def recipe_data(base: Path, *, weights_sha256: str | None = None, **sections: di
         "evaluation": sections.get("evaluation", {}),
         "output": "out",
     }
+
+
+def trainer_of(recipe: Recipe, base: Path, tmp_path: Path) -> Any:
+    """Return a trainer whose adapter is away from its start, where lora_A has no gradient."""
+    encoder = make_encoder("mistral-common", CheckpointTokenizer(base))
+    data = load_data(recipe, encoder)
+    layers = adapted_layers(base, recipe.lora.target_modules)
+    model = attach_adapter(load_base(base, "fp32", "cpu"), recipe.lora, layers, seed=0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if ".lora_B." in name:
+                parameter.normal_(std=0.02, generator=torch.Generator().manual_seed(1))
+    return make_trainer(
+        model,
+        recipe.training,
+        data.train.encoded,
+        data.held_out.encoded,
+        work=tmp_path / "work",
+        progress="none",
+    )
+
+
+def rows_of(trainer: Any) -> list[StepRow]:
+    return step_rows(collate(list(trainer.train_dataset)))

@@ -1,14 +1,13 @@
-"""A bed to try the trainer on: the tiny base with the target's rows, and single steps of the trainer's own loop."""
+"""The trainer on a tiny model: single steps of its own loop and whole short runs, for the laws to measure."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from pytest_mistral_lora.conformance.finding import Finding
 
@@ -16,91 +15,102 @@ if TYPE_CHECKING:
     import torch
 
     from pytest_mistral_lora.chat.encoded import EncodedRow
-    from pytest_mistral_lora.checkpoint.encoder import Encoder, make_encoder
+    from pytest_mistral_lora.checkpoint.encoder import Encoder
     from pytest_mistral_lora.training.recipe import Recipe
-
 
 _RANK = 8
 _ALPHA = 16
 SCALE = _ALPHA / _RANK
-"""How much the adapter's update counts: alpha / r."""
+"""Factor of the adapter's update: `W + SCALE * B @ A`."""
 
-_CACHES = {"past_key_values", "cache"}
-"""What a decoder's output calls its cache: transformers 4, and 5.24."""
+ROWS_OF_STEP = 4
+"""Rows of a measured step. They differ in length, so that padding and ragged micro-batches show."""
 
-ROWS = 4
-"""Rows of a step; they are of different lengths."""
+# transformers 4 and 5.24 name the cache in a decoder's output differently.
+_CACHE_KEYS = {"past_key_values", "cache"}
 
 
 @dataclass(frozen=True)
-class Call:
-    """One pass through the model's decoder.
+class DecoderCall:
+    """One forward pass of the model's decoder.
 
     Attributes:
         training: Whether the model was in training mode.
-        ids: The ids that it was given, of all rows.
-        cache: Whether it made a key-value cache.
+        ids: The input ids of all rows, flattened.
+        has_cache: Whether the pass returned a key-value cache.
     """
 
     training: bool
     ids: tuple[int, ...]
-    cache: bool
+    has_cache: bool
 
 
 @dataclass(frozen=True)
-class Step:
-    """What the trainer's loop did in one optimizer step, before it changed a weight.
+class StepRecord:
+    """One optimizer step of the trainer's loop, recorded before the optimizer changes a weight.
 
     Attributes:
-        loss: The loss that it logged, in nats a supervised token.
+        loss: The logged loss, in nats per supervised token.
         gradients: Gradient of each trainable tensor that has one, by the adapter's names; CPU float32.
-        calls: The passes through the model, in order.
-        predicting: The tokens whose last hidden state has a gradient: the loss looks at what follows them.
+        calls: The forward passes, in order.
+        predicting: Ids of the tokens whose last hidden state has a gradient: the loss uses their predictions.
     """
 
     loss: float
     gradients: Mapping[str, torch.Tensor]
-    calls: Sequence[Call]
-    predicting: Sequence[int]
+    calls: Sequence[DecoderCall] = ()
+    predicting: Sequence[int] = ()
 
 
 @dataclass(frozen=True)
-class Bed:
-    """A folder of a tiny run, to judge the trainer in.
-
-    Attributes:
-        folder: It has `base`, `rows.jsonl` and the trained `adapter`.
-        scratch: An existing folder for what is made in judging.
-        device: `auto`, `cpu` or `cuda`.
-    """
+class TinyFolder:
+    """The folder of a tiny run: `base`, `rows.jsonl` and, after the run, `adapter`."""
 
     folder: Path
-    scratch: Path
-    device: str
 
     @property
     def base(self) -> Path:
-        """The base checkpoint."""
+        """The tiny base checkpoint."""
         return self.folder / "base"
 
     @property
+    def rows(self) -> Path:
+        """The training rows, a JSONL file."""
+        return self.folder / "rows.jsonl"
+
+    @property
     def adapter(self) -> Path:
-        """The adapter that the tiny run saved."""
+        """The folder of the trained adapter."""
         return self.folder / "adapter"
+
+
+@dataclass(frozen=True)
+class TrainerHarness(TinyFolder):
+    """Runs the trainer on the base and the rows of a tiny run.
+
+    Attributes:
+        folder: The folder of the tiny run.
+        scratch: An existing folder for the outputs of measured runs.
+        device: `auto`, `cpu` or `cuda`.
+    """
+
+    scratch: Path
+    device: str
 
     @cached_property
     def encoder(self) -> Encoder:
-        """The backend of the run."""
+        """The tokenizer of the base, by mistral-common."""
+        from pytest_mistral_lora.checkpoint.encoder import make_encoder
         from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 
         return make_encoder("mistral-common", CheckpointTokenizer(self.base))
 
     @cached_property
     def encoded(self) -> list[EncodedRow]:
-        """Every row of the run, by Mistral's own tokenization."""
+        """Every training row as ids and labels."""
         from pytest_mistral_lora.chat.rows import read_rows
 
-        return [self.encoder.encode(row) for row in read_rows(self.folder / "rows.jsonl")]
+        return [self.encoder.encode(row) for row in read_rows(self.rows)]
 
     @cached_property
     def _weights_sha256(self) -> str:
@@ -108,43 +118,50 @@ class Bed:
 
         return base_weights_sha256(self.base)
 
-    def recipe(self, output: str = "out", *, lora: Mapping[str, Any] | None = None, **training: Any) -> Recipe:
-        """Return a recipe for the rows of the run, with these settings of training."""
+    def recipe(self, output: Path | str = "out", *, lora: Mapping[str, Any] | None = None, **training: Any) -> Recipe:
+        """Return the one recipe of the tiny runs and the laws, with changes.
+
+        Args:
+            output: Folder of the adapter; a relative one is below `scratch`.
+            lora: Changes to the section `lora`.
+            training: Changes to the section `training`, which by default makes one step of `ROWS_OF_STEP` rows.
+        """
         from pytest_mistral_lora.training.recipe import parse_recipe
 
         settings = {
             "steps": 1,
-            "batch_size": ROWS,
+            "batch_size": ROWS_OF_STEP,
             "learning_rate": 0.01,
             "schedule": "constant",
+            # the dry run's passes would be recorded among those of the step
             "dry_run": False,
+            # `auto` would be bfloat16 on a GPU, whose rounding hides what the laws look for
             "precision": "fp32",
             "logging_steps": 1,
             "device": self.device,
         }
         data = {
-            "base": {"path": str(self.base), "weights_sha256": self._weights_sha256, "name": "base"},
-            "data": {"train": [str(self.folder / "rows.jsonl")]},
+            "base": {"path": "base", "weights_sha256": self._weights_sha256},
+            "data": {"train": [self.rows.name]},
             "lora": {"r": _RANK, "alpha": _ALPHA, **(lora or {})},
             "training": settings | training,
-            "output": output,
+            "output": str((self.scratch / output).absolute()),
         }
-        return parse_recipe(data, folder=self.scratch, place="the tiny run's recipe")
+        return parse_recipe(data, folder=self.folder, place="the tiny run's recipe")
 
     def new_model(self, recipe: Recipe, base: Path | None = None) -> Any:
-        """Return the base with a new adapter on it, as the trainer makes them."""
+        """Return a base (by default the tiny one) with a new adapter on it, by the functions of the trainer."""
         from pytest_mistral_lora.checkpoint.base_model import load_base
         from pytest_mistral_lora.training.adapter import adapted_layers, attach_adapter
         from pytest_mistral_lora.training.devices import on_gpu, precision_of
 
-        base = base or self.base
-        training = recipe.training
+        base, training = base or self.base, recipe.training
         layers = adapted_layers(base, recipe.lora.target_modules)
         model = load_base(base, precision_of(training), "cuda" if on_gpu(training) else "cpu")
         return attach_adapter(model, recipe.lora, layers, seed=training.seed)
 
-    def model(self) -> Any:
-        """Return the base with an adapter that no seed decides, away from its start, where half has no gradient."""
+    def perturbed_model(self) -> Any:
+        """Return the base with an adapter of fixed random values, the same whatever the trainer's seed."""
         import torch
 
         model = self.new_model(self.recipe())
@@ -152,74 +169,96 @@ class Bed:
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 if ".lora_" in name:
+                    # a new adapter has B = 0, and dL/dA = scale * B^T dL/dW x^T would be zero whatever the trainer does
                     scale = 0.02 if ".lora_B." in name else 0.05
                     parameter.copy_(torch.randn(parameter.shape, generator=generator) * scale)
         return model
 
     def trainer(self, model: Any, recipe: Recipe, *, held_out: int = 0) -> Any:
-        """Return the trainer's own loop on the rows of a step."""
+        """Return the trainer's own loop on the first rows, with the first `held_out` rows for the held-out loss."""
         from pytest_mistral_lora.training.loop import make_trainer
 
-        return make_trainer(
-            model,
-            recipe.training,
-            self.encoded[:ROWS],
-            self.encoded[:held_out],
-            work=self.scratch / "work",
-            progress="none",
-        )
+        rows, work = self.encoded, self.scratch / "work"
+        return make_trainer(model, recipe.training, rows[:ROWS_OF_STEP], rows[:held_out], work=work, progress="none")
 
     def step(
         self,
         *,
-        collated: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
+        change_batch: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
         held_out: int = 0,
         **training: Any,
-    ) -> Step:
-        """Return one step of the trainer on the first rows: the same rows, whatever the settings.
+    ) -> StepRecord:
+        """Train one step on the first rows and record it; every call uses the same model and rows.
 
         Args:
-            collated: A change to the rows of the step, as they are collated.
-            held_out: Rows whose loss is evaluated too.
-            training: Settings that differ from the usual ones.
+            change_batch: Changes the collated batch before the trainer sees it.
+            held_out: Number of rows for the held-out loss.
+            training: Changes to the recipe's section `training`.
         """
-        trainer = self.trainer(self.model(), self.recipe(max_grad_norm=0, **training), held_out=held_out)
+        from transformers import TrainerCallback
+
+        # clipping by the norm would scale all gradients alike, and hide a wrong factor
+        recipe = self.recipe(max_grad_norm=0, **training)
+        trainer = self.trainer(self.perturbed_model(), recipe, held_out=held_out)
         trainer.args.save_strategy = "no"
-        if collated is not None:
-            own, change = trainer.training_step, collated
-            trainer.training_step = lambda model, batch, *given: own(model, change(batch), *given)
+        if change_batch is not None:
+            own = trainer.training_step
+            trainer.training_step = lambda model, batch, *given: own(model, change_batch(batch), *given)
         gradients: dict[str, torch.Tensor] = {}
         predicting: list[int] = []
-        trainer.add_callback(_keeper(gradients))
-        with watched(partial(_note_predicting, predicting)) as calls:
+
+        class KeepGradients(TrainerCallback):  # type: ignore[misc]
+            # after the last micro-batch, and before the optimizer: the gradients of the whole step
+            def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+                for name, parameter in model.named_parameters():
+                    if parameter.grad is not None:
+                        gradients.setdefault(name.replace(".default.", "."), parameter.grad.float().cpu().clone())
+
+        def note_predicting(calls: Sequence[DecoderCall], output: Any) -> None:
+            ids = calls[-1].ids
+
+            def look(gradient: torch.Tensor) -> None:
+                places = gradient.abs().amax(dim=-1).flatten().nonzero().flatten().tolist()
+                predicting.extend(ids[place] for place in places)
+
+            # dL/dh is zero at each position whose prediction the loss does not use: no logit is needed to see the mask
+            if output.last_hidden_state.requires_grad:
+                output.last_hidden_state.register_hook(look)
+
+        trainer.add_callback(KeepGradients())
+        with record_decoder_calls(note_predicting) as calls:
             trainer.train()
-        losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
-        return Step(losses[0], gradients, calls, predicting)
+        loss = next(line["loss"] for line in trainer.state.log_history if "loss" in line)
+        return StepRecord(loss, gradients, calls, predicting)
 
     @cached_property
-    def whole(self) -> Step:
-        """The step with all its rows in one batch."""
+    def whole_step(self) -> StepRecord:
+        """The step with all its rows in one micro-batch, which other ways to split it are compared with."""
         return self.step()
 
 
 @contextmanager
-def watched(seen: Callable[[list[Call], Any], Any] | None = None) -> Iterator[list[Call]]:
-    """Write down every pass through a Mistral decoder, whoever makes it.
+def record_decoder_calls(
+    on_call: Callable[[list[DecoderCall], Any], Any] | None = None,
+) -> Iterator[list[DecoderCall]]:
+    """Record every forward pass of a Mistral decoder in this process.
 
     Args:
-        seen: Called with the passes so far and the output of the last one; may change it, or raise.
+        on_call: Called with the passes so far and the output of the last one, which it may change; it may raise.
     """
+    # a hook for all modules: the laws must see passes whoever makes the model and whatever wraps it
     from torch.nn.modules.module import register_module_forward_hook
 
-    calls: list[Call] = []
+    calls: list[DecoderCall] = []
 
     def look(module: Any, args: Any, kwargs: dict[str, Any], output: Any) -> None:
         if type(module).__name__ != "MistralModel":
             return
         ids = kwargs["input_ids"] if "input_ids" in kwargs else args[0]
-        calls.append(Call(module.training, tuple(ids.flatten().tolist()), not _CACHES.isdisjoint(output)))
-        if seen is not None:
-            seen(calls, output)
+        has_cache = not _CACHE_KEYS.isdisjoint(output)
+        calls.append(DecoderCall(module.training, tuple(ids.flatten().tolist()), has_cache))
+        if on_call is not None:
+            on_call(calls, output)
 
     handle = register_module_forward_hook(look, with_kwargs=True)
     try:
@@ -228,78 +267,34 @@ def watched(seen: Callable[[list[Call], Any], Any] | None = None) -> Iterator[li
         handle.remove()
 
 
-def _note_predicting(tokens: list[int], calls: Sequence[Call], output: Any) -> None:
-    """Write down, in the backward pass, the tokens whose last hidden state has a gradient."""
-    ids = calls[-1].ids
-
-    def look(gradient: torch.Tensor) -> None:
-        places = gradient.abs().amax(dim=-1).flatten().nonzero().flatten().tolist()
-        tokens.extend(ids[place] for place in places)
-
-    if output.last_hidden_state.requires_grad:
-        output.last_hidden_state.register_hook(look)
-
-
-def _keeper(gradients: dict[str, torch.Tensor]) -> Any:
-    """Return a callback that copies the gradients of the first step."""
-    from transformers import TrainerCallback
-
-    class Keeper(TrainerCallback):  # type: ignore[misc]
-        def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
-            for name, parameter in model.named_parameters():
-                if parameter.grad is not None:
-                    gradients.setdefault(name.replace(".default.", "."), parameter.grad.float().cpu().clone())
-
-    return Keeper()
-
-
-Figures = Mapping[str, Any]
-"""Plain JSON data."""
+Figures: TypeAlias = Mapping[str, Any]
+"""Measured values of a law, as plain JSON data."""
 
 TOLERANCE = {"cpu": 2e-4, "cuda": 5e-3}
-"""How far float32 may be from the same sum in another order, against the largest value: a fused loss needs 1e-4."""
+"""Largest relative difference that another order of float32 sums explains; a fused loss needs 1e-4 on a CPU."""
 
 
 @dataclass(frozen=True, slots=True)
-class Law:
-    """One law, and how it is seen to hold.
+class TrainingLaw:
+    """A property that training must have, with its measurement and its verdict.
 
     Attributes:
-        case: Name of its check.
+        case: Name of the check.
         rule: Id of its rule.
-        measure: Takes the figures; laws that share it share the figures.
-        judge: Finds what is wrong with figures taken on a device, `cpu` or `cuda`.
-        of_adapter: Whether it needs an adapter that the tiny run trained.
+        measure: Takes the figures; laws with the same function share one measurement.
+        judge: Yields findings about the figures, given the device that they were taken on (`cpu` or `cuda`).
+        needs_adapter: Whether the measurement reads the adapter of the tiny run.
     """
 
     case: str
     rule: str
-    measure: Callable[[Bed], Figures]
+    measure: Callable[[TrainerHarness], Figures]
     judge: Callable[[Figures, str], Iterator[Finding]]
-    of_adapter: bool = False
+    needs_adapter: bool = False
 
     def findings(self, figures: Figures, device: str) -> Iterator[Finding]:
-        """Judge figures, or say what kept them from being taken."""
+        """Yield what the law finds in figures; a failed measurement is a finding of its own."""
         if "failed" in figures:
             yield Finding(self.rule, figures["failed"], "the trainer on the tiny model", "figures to judge")
         else:
             yield from self.judge(figures, device)
-
-
-def take(measure: Callable[[Bed], Figures], bed: Bed) -> Figures:
-    """Take figures; a trainer that raises where it should not, or gives no number, is a figure too: `failed`."""
-    try:
-        figures = measure(bed)
-    except Exception as error:
-        return {"failed": f"{type(error).__name__}: {error}"}
-    odd = [name for name, value in _numbers(figures) if not math.isfinite(value)]
-    return {"failed": f"not a finite number: {', '.join(odd)}"} if odd else figures
-
-
-def _numbers(value: Any, name: str = "") -> Iterator[tuple[str, float]]:
-    """Yield every number of plain data with the keys that lead to it."""
-    if isinstance(value, Mapping):
-        for key, one in value.items():
-            yield from _numbers(one, f"{name}.{key}".lstrip("."))
-    elif isinstance(value, int | float):
-        yield name, value

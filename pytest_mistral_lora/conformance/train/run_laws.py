@@ -1,26 +1,46 @@
-"""Laws of what goes into a run: whole rows, and the layers and the precision that were asked for."""
+"""Laws of a whole run: its rows, its seeds, a resumed run, numbers that are not finite, an adapter loaded frozen."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pytest_mistral_lora.conformance.finding import Finding
-from pytest_mistral_lora.conformance.train.harness import Bed, Call, Figures, Law, watched
+from pytest_mistral_lora.conformance.train.harness import (
+    DecoderCall,
+    Figures,
+    TrainerHarness,
+    TrainingLaw,
+    record_decoder_calls,
+)
 
 if TYPE_CHECKING:
+    import torch
+
     from pytest_mistral_lora.training.finish import RunResult
 
 
-_TYPO = ("q_proj", "kproj", "v_proj")
-_ASKED = (("k_proj", "o_proj"), ("q_proj", "up_proj", "down_proj"))
-"""Target modules that no default of PEFT has."""
+SEED_TOLERANCE = 1e-3
+"""Largest difference between the adapters of equal runs on CUDA, whose kernels sum in no fixed order; on a CPU, 0."""
+
+# Five steps, nine rows: it ends within the second epoch of five rows, where a resumed run can lose its place.
+_SHORT: dict[str, Any] = {
+    "steps": 5,
+    "batch_size": 2,
+    "micro_batch_tokens": 1,
+    "checkpoint_steps": 2,
+    "logging_steps": 5,
+}
+# Without dropout, a resumed run would not need the random state of its checkpoint.
+_DROPOUT = {"dropout": 0.1}
+# A forward pass of the fifth step: the step after a checkpoint, within the second epoch.
+_STOPPED_AT = 8
 
 
-def _refusal(act: Callable[[], Any]) -> str:
-    """Return what an act is refused with, or an empty string if it is not."""
+def refusal_text(act: Callable[[], Any]) -> str:
+    """Return the message of the package's error that an act raises, or an empty string if it raises none."""
     from pytest_mistral_lora.errors import MistralLoraError
 
     try:
@@ -30,37 +50,32 @@ def _refusal(act: Callable[[], Any]) -> str:
     return ""
 
 
-def lengths(bed: Bed) -> Figures:
-    """Load the rows with limits on either side of the longest one, and a row in which nothing is trained on."""
+def measure_lengths(harness: TrainerHarness) -> Figures:
+    """Load the rows with limits on either side of the longest one, and a row without a supervised token."""
     from pytest_mistral_lora.training.rows.loading import load_data
 
-    longest = max(len(row.input_ids) for row in bed.encoded)
-    wanted = [[row.input_ids, row.labels] for row in bed.encoded]
+    longest = max(len(row.input_ids) for row in harness.encoded)
+    wanted = [[row.input_ids, row.labels] for row in harness.encoded]
     changed = []
+    # the limit itself is allowed: an error by one shows here
     for limit in (longest, 10 * longest):
-        loaded = load_data(bed.recipe(max_length=limit), bed.encoder).train.encoded
+        loaded = load_data(harness.recipe(max_length=limit), harness.encoder).train.encoded
         changed += [limit] if [[row.input_ids, row.labels] for row in loaded] != wanted else []
-    too_long = _refusal(lambda: load_data(bed.recipe(max_length=longest - 1), bed.encoder))
+    recipe, file = harness.recipe(), harness.scratch / "unlabelled.jsonl"
+    answer = {"role": "assistant", "content": "No.", "weight": 0}
+    file.write_text(json.dumps({"messages": [{"role": "user", "content": "Is it?"}, answer]}) + "\n")
+    data = recipe.data.model_copy(update={"train": (file,)})
+    unlabelled = recipe.model_copy(update={"data": data})
     return {
         "longest": longest,
         "changed_at": changed,
-        "row": 1 + next(index for index, row in enumerate(bed.encoded) if len(row.input_ids) == longest),
-        "too_long": too_long,
-        "unlabelled": _refusal(lambda: _load_unlabelled(bed)),
+        "row": 1 + next(index for index, row in enumerate(harness.encoded) if len(row.input_ids) == longest),
+        "too_long": refusal_text(lambda: load_data(harness.recipe(max_length=longest - 1), harness.encoder)),
+        "unlabelled": refusal_text(lambda: load_data(unlabelled, harness.encoder)),
     }
 
 
-def _load_unlabelled(bed: Bed) -> Any:
-    from pytest_mistral_lora.training.rows.loading import load_data
-
-    file = bed.scratch / "unlabelled.jsonl"
-    answer = {"role": "assistant", "content": "No.", "weight": 0}
-    file.write_text(json.dumps({"messages": [{"role": "user", "content": "Is it?"}, answer]}) + "\n")
-    recipe = bed.recipe()
-    return load_data(recipe.model_copy(update={"data": recipe.data.model_copy(update={"train": (file,)})}), bed.encoder)
-
-
-def _lengths(figures: Figures, device: str) -> Iterator[Finding]:
+def _judge_lengths(figures: Figures, device: str) -> Iterator[Finding]:
     longest = figures["longest"]
     for limit in figures["changed_at"]:
         found = "a limit that every row keeps changes a row"
@@ -73,198 +88,114 @@ def _lengths(figures: Figures, device: str) -> Iterator[Finding]:
         yield Finding("ML314", found, "unlabelled.jsonl:1", "an error for row 1")
 
 
-def targets(bed: Bed) -> Figures:
-    """Ask for adapters on layers, and on one that is misspelt."""
-    adapted = []
-    for asked in _ASKED:
-        model = bed.new_model(bed.recipe(lora={"target_modules": list(asked)}))
-        found = [name.rpartition(".")[2] for name, module in model.named_modules() if hasattr(module, "lora_A")]
-        adapted.append({"asked": asked, "found": {name: found.count(name) for name in sorted(set(found))}})
-    return {
-        "layers": model.config.num_hidden_layers,
-        "adapted": adapted,
-        "typo": _refusal(lambda: bed.new_model(bed.recipe(lora={"target_modules": list(_TYPO)}))),
-    }
-
-
-def _targets(figures: Figures, device: str) -> Iterator[Finding]:
-    for one in figures["adapted"]:
-        expected = dict.fromkeys(sorted(one["asked"]), figures["layers"])
-        if one["found"] != expected:
-            yield Finding("ML319", f"adapters are on {one['found']}", "lora.target_modules", f"on {expected}")
-    if "kproj" not in figures["typo"]:
-        found = f"{list(_TYPO)} is not refused for 'kproj'" + (f": {figures['typo']}" if figures["typo"] else "")
-        yield Finding("ML319", found, "lora.target_modules", "an error that names it")
-
-
-def frozen(bed: Bed) -> Figures:
-    """Give the trainer an adapter as PEFT loads one unless it is told otherwise: frozen."""
+def measure_frozen(harness: TrainerHarness) -> Figures:
+    """Give the trainer an adapter as PEFT loads one by default: for inference, with no trainable parameter."""
     from peft import PeftModel
 
     from pytest_mistral_lora.checkpoint.base_model import load_base
     from pytest_mistral_lora.training.adapter import adapter_tensors, peft_quiet
     from pytest_mistral_lora.training.devices import on_gpu
 
-    recipe = bed.recipe()
+    recipe = harness.recipe()
     with peft_quiet():
-        base = load_base(bed.base, "fp32", "cuda" if on_gpu(recipe.training) else "cpu")
-        model = PeftModel.from_pretrained(base, bed.adapter)
+        base = load_base(harness.base, "fp32", "cuda" if on_gpu(recipe.training) else "cpu")
+        model = PeftModel.from_pretrained(base, harness.adapter)
     before = adapter_tensors(model)
-    refused = _refusal(lambda: bed.trainer(model, recipe).train())
+    refused = refusal_text(lambda: harness.trainer(model, recipe).train())
     after = adapter_tensors(model)
     moved = sum(not after[name].equal(before[name]) for name in before)
     return {"refused": refused, "tensors": len(before), "moved": moved}
 
 
-def _frozen(figures: Figures, device: str) -> Iterator[Finding]:
+def _judge_frozen(figures: Figures, device: str) -> Iterator[Finding]:
     if not figures["refused"] and figures["moved"] < figures["tensors"]:
         found = f"a run in which {figures['moved']} of {figures['tensors']} tensors move ends well"
         yield Finding("ML320", found, "an adapter that is loaded frozen", "an error, or that all of them move")
 
 
-def precision(bed: Bed) -> Figures:
-    """Load checkpoints of either precision in either precision."""
-    found = {}
-    for stored, base in (("fp32", bed.base), ("bf16", _in_bf16(bed))):
-        for asked in ("fp32", "bf16"):
-            parameters = list(bed.new_model(bed.recipe(precision=asked), base).parameters())
-            found[f"{asked} from {stored}"] = {
-                "base": sorted({str(one.dtype) for one in parameters if not one.requires_grad}),
-                "trainable": sorted({str(one.dtype) for one in parameters if one.requires_grad}),
-            }
-    return found
-
-
-def _in_bf16(bed: Bed) -> Path:
-    """Make the same base in bfloat16: most checkpoints of the world are stored so."""
-    import torch
-    from safetensors.torch import load_file, save_file
-
-    folder = bed.scratch / "bf16-base"
-    folder.mkdir(exist_ok=True)
-    config = json.loads((bed.base / "config.json").read_text(encoding="utf-8"))
-    (folder / "config.json").write_text(json.dumps({**config, "dtype": "bfloat16"}), encoding="utf-8")
-    tensors = {name: one.to(torch.bfloat16) for name, one in load_file(bed.base / "model.safetensors").items()}
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    return folder
-
-
-_DTYPES = {"fp32": ["torch.float32"], "bf16": ["torch.bfloat16"]}
-
-
-def _precision(figures: Figures, device: str) -> Iterator[Finding]:
-    for name, one in figures.items():
-        asked = _DTYPES[name.partition(" ")[0]]
-        if one["base"] != asked:
-            yield Finding("ML321", f"the base is in {', '.join(one['base'])}", f"precision {name}", asked[0])
-        if one["trainable"] != _DTYPES["fp32"]:
-            found = f"trainable parameters are in {', '.join(one['trainable']) or 'no dtype: there are none'}"
-            yield Finding("ML321", found, f"precision {name}", "torch.float32")
-
-
-SETUP_LAWS = (
-    Law("rows-are-whole-or-refused", "ML314", lengths, _lengths),
-    Law("targets-are-those-asked-for", "ML319", targets, _targets),
-    Law("frozen-adapter-is-refused", "ML320", frozen, _frozen, of_adapter=True),
-    Law("precision-is-the-recipes", "ML321", precision, _precision),
-)
-
-
-SEED_TOLERANCE = 1e-3
-"""How far apart the same run's adapters may be on CUDA, whose kernels sum in no fixed order; on a CPU, not at all."""
-
-_SHORT: dict[str, Any] = {
-    "steps": 5,
-    "batch_size": 2,
-    "micro_batch_tokens": 1,
-    "checkpoint_steps": 2,
-    "logging_steps": 5,
-}
-"""A run of nine rows: nearly twice through the data."""
-
-_DROPOUT = {"dropout": 0.1}
-_STOPPED_AT = 8
-"""The pass at which a run is broken off: in its fifth step, one after a checkpoint, within the second epoch."""
-
-
-class _Stopped(Exception):
-    """Breaks off a run, as a kill would."""
-
-
-def _short(bed: Bed, name: str, *, resume: bool = False, **training: Any) -> tuple[RunResult, list[Call]]:
+def _train_short(
+    harness: TrainerHarness, name: str, *, resume: bool = False, **training: Any
+) -> tuple[RunResult, list[DecoderCall]]:
+    """Train for five steps; return the run and its forward passes in training mode."""
     from pytest_mistral_lora.training.run import train
 
-    with watched() as calls:
-        result = train(bed.recipe(name, lora=_DROPOUT, **_SHORT, **training), resume=resume)
+    # calls in evaluation mode, such as those of the probe, are not part of the order of the rows
+    with record_decoder_calls() as calls:
+        result = train(harness.recipe(name, lora=_DROPOUT, **_SHORT, **training), resume=resume)
     return result, [call for call in calls if call.training]
 
 
-def seeds(bed: Bed) -> Figures:
-    """Train for a moment: with the same seed twice, with another, with another for the order only, and resumed.
-
-    Returns:
-        By run: hashes of the adapter's first values (`initial`), of the rows in the order in which the model saw them
-        (`order`), of the adapter file (`adapter`); and how far the adapter is from the first run's (`farthest`).
-    """
-    import torch
-
-    runs: dict[str, Any] = {}
-    first: dict[str, torch.Tensor] = {}
-    settings: dict[str, Any] = {"first": {}, "again": {}, "other": {"seed": 1}, "reordered": {"order_seed": 1}}
-    for name, training in settings.items():
-        torch.rand(17)  # whatever a process drew before must not matter
-        result, calls = _short(bed, f"seed-{name}", **training)
-        first = first or dict(result.adapter.tensors)
-        runs[name] = _described(result, calls, first)
-    calls = _broken_off(bed, "seed-resumed")
-    result, more = _short(bed, "seed-resumed", resume=True)
-    return {**runs, "resumed": {**_described(result, more, first), "passes": [len(calls), len(more)]}}
+class _Interruption(Exception):
+    """Ends a run from within, as a kill would."""
 
 
-def _described(result: RunResult, calls: list[Call], first: dict[str, Any]) -> dict[str, Any]:
-    from pytest_mistral_lora.records.hashing import sha256_file, sha256_ids, sha256_tensors
-
-    apart = [float((tensor - first[name]).abs().max()) for name, tensor in result.adapter.tensors.items()]
-    return {
-        "initial": sha256_tensors(result.adapter.initial),
-        "order": sha256_ids(call.ids for call in calls),
-        "adapter": sha256_file(result.output / "adapter_model.safetensors"),
-        "farthest": max(apart),
-    }
-
-
-def _broken_off(bed: Bed, name: str) -> list[Call]:
-    """Start a run and break it off; return its passes."""
+def _train_and_interrupt(harness: TrainerHarness, name: str) -> list[DecoderCall]:
+    """Start a short run and end it at a forward pass; return its passes."""
     from pytest_mistral_lora.training.run import train
 
-    def stop(passes: list[Call], output: Any) -> None:
+    def interrupt(passes: list[DecoderCall], output: Any) -> None:
         if len(passes) == _STOPPED_AT:
-            raise _Stopped
+            raise _Interruption
 
-    with watched(stop) as calls:
+    with record_decoder_calls(interrupt) as calls:
         try:
-            train(bed.recipe(name, lora=_DROPOUT, **_SHORT))
-        except _Stopped:
+            train(harness.recipe(name, lora=_DROPOUT, **_SHORT))
+        except _Interruption:
             return calls
     raise RuntimeError(f"the run ended after {len(calls)} passes, before it could be broken off")
 
 
-def _same(one: dict[str, Any], other: dict[str, Any], device: str) -> bool:
+def measure_seeds(harness: TrainerHarness) -> Figures:
+    """Make a short run twice with the same seed, with another, with another for the order only, and resumed.
+
+    Returns:
+        By run: SHA-256 of the adapter's first values (`initial`), of the input ids in the order in which the model saw
+        them (`order`), of the adapter file (`adapter`); and the largest absolute difference from the first run's
+        adapter (`farthest`). For `resumed`, also the numbers of its forward passes before and after.
+    """
+    import torch
+
+    from pytest_mistral_lora.records.hashing import sha256_file, sha256_ids, sha256_tensors
+
+    first: dict[str, torch.Tensor] = {}
+
+    def described(result: RunResult, calls: list[DecoderCall]) -> dict[str, Any]:
+        if not first:
+            first.update(result.adapter.tensors)
+        apart = [float((tensor - first[name]).abs().max()) for name, tensor in result.adapter.tensors.items()]
+        return {
+            "initial": sha256_tensors(result.adapter.initial),
+            "order": sha256_ids(call.ids for call in calls),
+            "adapter": sha256_file(result.output / "adapter_model.safetensors"),
+            "farthest": max(apart),
+        }
+
+    runs: dict[str, Any] = {}
+    settings: dict[str, Any] = {"first": {}, "again": {}, "other": {"seed": 1}, "reordered": {"order_seed": 1}}
+    for name, training in settings.items():
+        torch.rand(17)  # the random state that a process comes with must not matter
+        runs[name] = described(*_train_short(harness, f"seed-{name}", **training))
+    before = _train_and_interrupt(harness, "seed-resumed")
+    result, after = _train_short(harness, "seed-resumed", resume=True)
+    return {**runs, "resumed": {**described(result, after), "passes": [len(before), len(after)]}}
+
+
+def _is_same_adapter(one: dict[str, Any], other: dict[str, Any], device: str) -> bool:
     if device == "cpu":
         return bool(one["adapter"] == other["adapter"])
     return bool(one["farthest"] <= SEED_TOLERANCE)
 
 
-def _seed(figures: Figures, device: str) -> Iterator[Finding]:
+def _judge_seed(figures: Figures, device: str) -> Iterator[Finding]:
     first, again = figures["first"], figures["again"]
-    if not _same(again, first, device):
-        what = f"two runs with the same seed give adapters that are up to {again['farthest']:.3g} apart"
-        yield Finding("ML307", what, "", "the same bytes" if device == "cpu" else f"{SEED_TOLERANCE}")
+    if not _is_same_adapter(again, first, device):
+        found = f"two runs with the same seed give adapters that are up to {again['farthest']:.3g} apart"
+        yield Finding("ML307", found, "", "the same bytes" if device == "cpu" else f"{SEED_TOLERANCE}")
     if first["adapter"] == figures["other"]["adapter"]:
         yield Finding("ML307", "another seed gives the same adapter", "training.seed", "another adapter")
 
 
-def _initial(figures: Figures, device: str) -> Iterator[Finding]:
+def _judge_first_values(figures: Figures, device: str) -> Iterator[Finding]:
     first = figures["first"]["initial"]
     if figures["again"]["initial"] != first:
         yield Finding("ML316", "the same seed gives other first values", "training.seed", "the same")
@@ -274,7 +205,7 @@ def _initial(figures: Figures, device: str) -> Iterator[Finding]:
         yield Finding("ML316", "the seed of the order changes the first values", "training.order_seed", "the same")
 
 
-def _order(figures: Figures, device: str) -> Iterator[Finding]:
+def _judge_order(figures: Figures, device: str) -> Iterator[Finding]:
     first = figures["first"]["order"]
     if figures["again"]["order"] != first:
         yield Finding("ML317", "the same seed gives another order of the rows", "training.seed", "the same")
@@ -283,67 +214,66 @@ def _order(figures: Figures, device: str) -> Iterator[Finding]:
             yield Finding("ML317", "another seed gives the same order of the rows", place, "another")
 
 
-def _resumed(figures: Figures, device: str) -> Iterator[Finding]:
+def _judge_resumed(figures: Figures, device: str) -> Iterator[Finding]:
     resumed, first = figures["resumed"], figures["first"]
-    if not _same(resumed, first, device):
+    if not _is_same_adapter(resumed, first, device):
         passes = " and ".join(map(str, resumed["passes"]))
         found = f"broken off and resumed ({passes} passes), the adapter is up to {resumed['farthest']:.3g} apart"
         yield Finding("ML318", found, "", "that of a run that was never broken off")
 
 
-def finite(bed: Bed) -> Figures:
-    """Train with an infinity put into the activations, and into their gradient; then in bfloat16, with none."""
+def measure_finite(harness: TrainerHarness) -> Figures:
+    """Train with an infinity in the first pass, forward or backward; then in bfloat16 without one.
+
+    Returns:
+        `stops`: by the kind of infinity, the error that stopped the run, and whether it saved anything;
+        `bf16_is_finite`: whether every logged loss and adapter tensor of the bfloat16 run is finite.
+    """
     import torch
 
-    stops = {name: _injected(bed, name, inject) for name, inject in _INJECTIONS.items()}
-    result, _ = _short(bed, "bf16", precision="bf16")
-    tensors = result.adapter.tensors.values()
-    losses = [line["loss"] for line in result.log if "loss" in line]
-    sound = all(bool(torch.isfinite(tensor).all()) for tensor in (*tensors, torch.tensor(losses)))
-    return {"stops": stops, "bf16_is_finite": sound}
-
-
-def _into_activations(output: Any) -> None:
-    output.last_hidden_state = output.last_hidden_state * float("inf")
-
-
-def _into_gradient(output: Any) -> None:
-    output.last_hidden_state.register_hook(lambda gradient: gradient * float("inf"))
-
-
-_INJECTIONS: dict[str, Callable[[Any], None]] = {"activation": _into_activations, "gradient": _into_gradient}
-
-
-def _injected(bed: Bed, name: str, inject: Callable[[Any], None]) -> dict[str, Any]:
-    """Train with one infinity at the first pass; return why the run stopped, and whether anything was saved."""
-    from pytest_mistral_lora.errors import MistralLoraError
     from pytest_mistral_lora.training.run import train, work_folder
 
-    recipe = bed.recipe(f"infinite-{name}", **_SHORT)
-    stopped = ""
-    with watched(lambda passes, output: inject(output) if len(passes) == 1 else None):
-        try:
-            train(recipe)
-        except MistralLoraError as error:
-            stopped = str(error)
-    saved = recipe.output.exists() or any(work_folder(recipe).glob("checkpoint-*"))
-    return {"stopped": stopped, "saved": saved}
+    def inject_forward(output: Any) -> None:
+        output.last_hidden_state = output.last_hidden_state * float("inf")
+
+    def inject_backward(output: Any) -> None:
+        # the loss stays finite: only a check of the gradients can see this one
+        output.last_hidden_state.register_hook(lambda gradient: gradient * float("inf"))
+
+    stops = {}
+    for name, inject in (("activation", inject_forward), ("gradient", inject_backward)):
+        recipe = harness.recipe(f"infinite-{name}", **_SHORT)
+
+        def inject_once(passes: list[DecoderCall], output: Any, inject: Callable[[Any], None] = inject) -> None:
+            if len(passes) == 1:
+                inject(output)
+
+        with record_decoder_calls(inject_once):
+            stopped = refusal_text(partial(train, recipe))
+        saved = recipe.output.exists() or any(work_folder(recipe).glob("checkpoint-*"))
+        stops[name] = {"stopped": stopped, "saved": saved}
+    result, _ = _train_short(harness, "bf16", precision="bf16")
+    losses = [line["loss"] for line in result.log if "loss" in line]
+    tensors = [*result.adapter.tensors.values(), torch.tensor(losses)]
+    return {"stops": stops, "bf16_is_finite": all(bool(torch.isfinite(tensor).all()) for tensor in tensors)}
 
 
-def _finite(figures: Figures, device: str) -> Iterator[Finding]:
-    for name, one in figures["stops"].items():
-        if not one["stopped"]:
+def _judge_finite(figures: Figures, device: str) -> Iterator[Finding]:
+    for name, run in figures["stops"].items():
+        if not run["stopped"]:
             yield Finding("ML322", f"an infinite {name} does not stop the run", "", "an error")
-        if one["saved"]:
+        if run["saved"]:
             yield Finding("ML322", f"after an infinite {name}, something is saved", "", "nothing")
     if not figures["bf16_is_finite"]:
         yield Finding("ML322", "a loss or a tensor is not finite in bfloat16", "", "finite numbers")
 
 
-LAWS = (
-    Law("seed-decides", "ML307", seeds, _seed),
-    Law("seed-decides-first-values", "ML316", seeds, _initial),
-    Law("seed-decides-order", "ML317", seeds, _order),
-    Law("resumed-as-uninterrupted", "ML318", seeds, _resumed),
-    Law("not-finite-stops", "ML322", finite, _finite),
+RUN_LAWS = (
+    TrainingLaw("seed-decides", "ML307", measure_seeds, _judge_seed),
+    TrainingLaw("seed-decides-first-values", "ML316", measure_seeds, _judge_first_values),
+    TrainingLaw("seed-decides-order", "ML317", measure_seeds, _judge_order),
+    TrainingLaw("resumed-as-uninterrupted", "ML318", measure_seeds, _judge_resumed),
+    TrainingLaw("not-finite-stops", "ML322", measure_finite, _judge_finite),
+    TrainingLaw("rows-are-whole-or-refused", "ML314", measure_lengths, _judge_lengths),
+    TrainingLaw("frozen-adapter-is-refused", "ML320", measure_frozen, _judge_frozen, needs_adapter=True),
 )

@@ -1,9 +1,9 @@
-"""What a step must come to, without the trainer: row by row, unpadded, in float64, with plain transformers."""
+"""Laws of one optimizer step: its loss and gradients against plain transformers in float64, row by row."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,22 +11,32 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_mistral_lora.chat.encoded import IGNORE_INDEX, EncodedRow
 from pytest_mistral_lora.conformance.finding import Finding
-from pytest_mistral_lora.conformance.train.harness import ROWS, SCALE, TOLERANCE, Bed, Figures, Law, Step
+from pytest_mistral_lora.conformance.train.harness import (
+    ROWS_OF_STEP,
+    SCALE,
+    TOLERANCE,
+    Figures,
+    StepRecord,
+    TrainerHarness,
+    TrainingLaw,
+)
 
 if TYPE_CHECKING:
     import torch
 
 
 _PREFIX = "base_model.model."
+# transformers' Trainer may round a logged loss to four digits.
+_LOG_DIGITS = 1e-4
 
 
 @dataclass(frozen=True)
-class Reference:
-    """The loss of some rows and its gradient by an adapter.
+class ReferenceStep:
+    """The loss of some rows and its gradient with regard to an adapter, computed without the trainer.
 
     Attributes:
         loss: Mean over the supervised tokens of all rows, in nats.
-        tokens: How many these are.
+        tokens: Number of supervised tokens.
         gradients: By the adapter's names; CPU float64.
     """
 
@@ -35,38 +45,38 @@ class Reference:
     gradients: Mapping[str, torch.Tensor]
 
 
-def plain_base(folder: Path) -> Any:
-    """Return the checkpoint as transformers loads it, in float64 on the CPU, without PEFT."""
-    import torch
-    from transformers import MistralForCausalLM
-
-    model = MistralForCausalLM.from_pretrained(
-        folder, dtype=torch.float64, attn_implementation="eager", use_safetensors=True, local_files_only=True
-    )
-    return model.eval().requires_grad_(False)
-
-
-def adapted_weights(
+def merge_by_hand(
     weights: Mapping[str, torch.Tensor], adapter: Mapping[str, torch.Tensor], scale: float
 ) -> dict[str, torch.Tensor]:
-    """Return the base's adapted weights with the adapter worked in by hand: `W + scale * B @ A`.
+    """Return `W + scale * B @ A` for each adapted weight, in the weight's dtype.
 
     Args:
         weights: The base's tensors, by the checkpoint's names.
         adapter: The adapter's, by the names of `adapter_model.safetensors`.
         scale: alpha / r.
     """
-    found = {}
+    merged = {}
     for name, down in adapter.items():
         if ".lora_A." in name:
             weight = name.removeprefix(_PREFIX).replace(".lora_A.", ".")
             up = adapter[name.replace(".lora_A.", ".lora_B.")]
-            found[weight] = weights[weight] + scale * up.to(weights[weight].dtype) @ down.to(weights[weight].dtype)
-    return found
+            dtype = weights[weight].dtype
+            merged[weight] = weights[weight] + scale * up.to(dtype) @ down.to(dtype)
+    return merged
 
 
-def reference(base: Path, adapter: Mapping[str, torch.Tensor], scale: float, rows: Sequence[EncodedRow]) -> Reference:
-    """Return the loss of rows under base and adapter, and its gradient.
+def supervised_positions(row: EncodedRow) -> list[tuple[int, int]]:
+    """Return position and id of each supervised token of a row."""
+    return [(place, label) for place, label in enumerate(row.labels or ()) if label != IGNORE_INDEX]
+
+
+def reference_step(
+    base: Path, adapter: Mapping[str, torch.Tensor], scale: float, rows: Sequence[EncodedRow]
+) -> ReferenceStep:
+    """Return the loss of rows under base and adapter, and its gradient, by plain transformers and autograd.
+
+    With N supervised tokens t over all rows, `loss = -1/N * sum(log p(t | tokens before t))`. Each row is a forward
+    pass of its own, unpadded, in float64, with eager attention and without PEFT: nothing is shared with the trainer.
 
     Args:
         base: A checkpoint folder.
@@ -75,37 +85,33 @@ def reference(base: Path, adapter: Mapping[str, torch.Tensor], scale: float, row
         rows: Encoded rows with labels.
     """
     import torch
+    from transformers import MistralForCausalLM
 
-    model = plain_base(base)
+    model = MistralForCausalLM.from_pretrained(
+        base, dtype=torch.float64, attn_implementation="eager", use_safetensors=True, local_files_only=True
+    )
+    model.eval().requires_grad_(False)
     leaves = {name: tensor.double().requires_grad_() for name, tensor in adapter.items()}
-    changed = adapted_weights(model.state_dict(), leaves, scale)
-    losses = torch.cat([_losses(model, changed, row) for row in rows])
-    loss = losses.sum() / len(losses)
+    weights = merge_by_hand(model.state_dict(), leaves, scale)
+    losses = []
+    for row in rows:
+        call = {"input_ids": torch.tensor([row.input_ids]), "use_cache": False}
+        log_probs = torch.func.functional_call(model, weights, kwargs=call).logits[0].log_softmax(dim=-1)
+        # the logits after the token before it predict a token
+        losses += [-log_probs[place - 1, token] for place, token in supervised_positions(row)]
+    loss = torch.stack(losses).sum() / len(losses)
     gradients = torch.autograd.grad(loss, list(leaves.values()))
-    return Reference(loss.item(), len(losses), dict(zip(leaves, gradients, strict=True)))
+    return ReferenceStep(loss.item(), len(losses), dict(zip(leaves, gradients, strict=True)))
 
 
-def _losses(model: Any, changed: dict[str, torch.Tensor], row: EncodedRow) -> torch.Tensor:
-    """Return the loss of each supervised token, each predicted from the tokens before it."""
-    import torch
+def step_difference(step: StepRecord, loss: float, gradients: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+    """Compare a step with an expected loss and gradients.
 
-    ids = torch.tensor([row.input_ids])
-    output = torch.func.functional_call(model, changed, kwargs={"input_ids": ids, "use_cache": False})
-    scores = output.logits[0].log_softmax(dim=-1)
-    return torch.stack([-scores[place - 1, token] for place, token in supervised(row)])
-
-
-def supervised(row: EncodedRow) -> Iterable[tuple[int, int]]:
-    """Return place and id of each supervised token."""
-    return [(place, label) for place, label in enumerate(row.labels or ()) if label != IGNORE_INDEX]
-
-
-_LOG_DIGITS = 1e-4
-"""The log may round a loss to four digits."""
-
-
-def compared(step: Step, loss: float, gradients: Mapping[str, torch.Tensor]) -> dict[str, Any]:
-    """Compare a step with what it should be: losses, the largest relative error of a gradient, and who has none."""
+    Returns:
+        `loss`, `expected_loss`; `gradient`: the largest absolute error of a tensor, divided by its largest expected
+        entry; `missing`: names that only one of the two has.
+    """
+    # relative to the largest entry: a single tiny one has no meaningful relative error of its own
     both = step.gradients.keys() & gradients.keys()
     errors = [float((step.gradients[n].double() - gradients[n]).abs().max() / gradients[n].abs().max()) for n in both]
     return {
@@ -116,118 +122,117 @@ def compared(step: Step, loss: float, gradients: Mapping[str, torch.Tensor]) -> 
     }
 
 
-def differences(rule: str, what: str, figures: Figures, device: str, expected: str) -> Iterator[Finding]:
-    """Judge figures that `compared` took."""
+def judge_difference(figures: Figures, device: str, *, rule: str, subject: str, expected: str) -> Iterator[Finding]:
+    """Yield findings about figures of `step_difference`."""
     if figures["missing"]:
         names = ", ".join(figures["missing"][:3])
-        yield Finding(rule, f"{what}: {len(figures['missing'])} tensors lose or gain a gradient, first {names}")
+        yield Finding(rule, f"{subject}: {len(figures['missing'])} tensors lose or gain a gradient, first {names}")
     tolerance = TOLERANCE[device]
     apart = abs(figures["loss"] - figures["expected_loss"])
+    # "not <=" in place of ">": NaN must be a finding
     if not apart <= _LOG_DIGITS + tolerance * abs(figures["expected_loss"]):
-        found = f"{what}: the loss is {figures['loss']:.4f}, not {figures['expected_loss']:.4f}"
+        found = f"{subject}: the loss is {figures['loss']:.4f}, not {figures['expected_loss']:.4f}"
         yield Finding(rule, found, "", expected)
     if not figures["gradient"] <= tolerance:
-        yield Finding(rule, f"{what}: gradients are up to {figures['gradient']:.2g} apart, relatively", "", expected)
+        yield Finding(rule, f"{subject}: gradients are up to {figures['gradient']:.2g} apart, relatively", "", expected)
 
 
-def _against_whole(bed: Bed, step: Step) -> dict[str, Any]:
-    whole = bed.whole
-    return compared(step, whole.loss, {name: tensor.double() for name, tensor in whole.gradients.items()})
+def _difference_from_whole(harness: TrainerHarness, step: StepRecord) -> dict[str, Any]:
+    whole = harness.whole_step
+    return step_difference(step, whole.loss, {name: tensor.double() for name, tensor in whole.gradients.items()})
 
 
-def accumulation(bed: Bed) -> Figures:
-    """Compare four micro-batches of a row with one batch of four; the rows are ragged."""
-    return _against_whole(bed, bed.step(micro_batch_tokens=1))
+def measure_accumulation(harness: TrainerHarness) -> Figures:
+    """Compare four micro-batches of one row each with one micro-batch of four; the rows differ in length."""
+    return _difference_from_whole(harness, harness.step(micro_batch_tokens=1))
 
 
-def neighbours(bed: Bed) -> Figures:
+def measure_neighbours(harness: TrainerHarness) -> Figures:
     """Compare a step whose rows have padding behind them with the step as it is, and rows together with each alone."""
-    pads = {"padded with EOS": bed.encoder.eos_id, "padded with the last id": bed.encoder.vocab_size - 1}
-    steps = {name: _against_whole(bed, bed.step(collated=partial(_padded, pad))) for name, pad in pads.items()}
-    return {**steps, "rows beside one another": _beside(bed)}
-
-
-def _beside(bed: Bed) -> dict[str, Any]:
     import torch
 
     from pytest_mistral_lora.training.rows.table import RowDataset
-    from pytest_mistral_lora.training.step import forward as passes
+    from pytest_mistral_lora.training.step import forward
 
-    trainer = bed.trainer(bed.model(), bed.recipe())
-    dataset = RowDataset(bed.encoded[:ROWS])
-    rows = passes.step_rows(passes.collate([dataset[place] for place in range(len(dataset))]))
-    named = {name: one for name, one in trainer.model.named_parameters() if one.requires_grad}
-    layouts: dict[str, list[Any]] = {"together": [rows], "alone": [[row] for row in rows]}
-    found = {}
-    for name, parts in layouts.items():
-        losses = [passes.supervised_losses(trainer.model, part, inner=trainer.model)[0] for part in parts]
+    # EOS as padding is the common mistake: a mask by id, not by place, then drops the last EOS from the loss as well
+    pads = {"padded with EOS": harness.encoder.eos_id, "padded with the last id": harness.encoder.vocab_size - 1}
+    figures = {
+        name: _difference_from_whole(harness, harness.step(change_batch=partial(_pad_batch, pad)))
+        for name, pad in pads.items()
+    }
+    trainer = harness.trainer(harness.perturbed_model(), harness.recipe())
+    dataset = RowDataset(harness.encoded[:ROWS_OF_STEP])
+    rows = forward.step_rows(forward.collate([dataset[place] for place in range(len(dataset))]))
+    trained = {name: tensor for name, tensor in trainer.model.named_parameters() if tensor.requires_grad}
+    steps = []
+    for parts in ([rows], [[row] for row in rows]):
+        losses = [forward.supervised_losses(trainer.model, part, inner=trainer.model)[0] for part in parts]
         loss = torch.cat(losses).mean()
-        gradients = dict(zip(named, torch.autograd.grad(loss, list(named.values())), strict=True))
-        found[name] = Step(loss.item(), gradients, (), ())
-    alone = found["alone"]
-    return compared(found["together"], alone.loss, {name: one.double() for name, one in alone.gradients.items()})
+        gradients = torch.autograd.grad(loss, list(trained.values()))
+        steps.append(StepRecord(loss.item(), dict(zip(trained, gradients, strict=True))))
+    together, alone = steps
+    expected = {name: tensor.double() for name, tensor in alone.gradients.items()}
+    return {**figures, "rows beside one another": step_difference(together, alone.loss, expected)}
 
 
-def _padded(pad: int, batch: dict[str, Any]) -> dict[str, Any]:
-    """Put padding behind every row but the longest."""
+def _pad_batch(pad: int, batch: dict[str, Any]) -> dict[str, Any]:
+    """Return a collated batch with padding, without a label, behind every row but the longest."""
     import torch
     from torch.nn.utils.rnn import pad_sequence
 
-    rows = [torch.split(batch[name], batch["lengths"].tolist()) for name in ("input_ids", "labels")]
-    ids, labels = (
-        pad_sequence(list(one), batch_first=True, padding_value=value)
-        for one, value in zip(rows, (pad, IGNORE_INDEX), strict=True)
-    )
-    lengths = batch["lengths"].new_full((len(ids),), ids.shape[1])
-    return {**batch, "input_ids": ids.flatten(), "labels": labels.flatten(), "lengths": lengths}
+    padded = {}
+    for name, value in (("input_ids", pad), ("labels", IGNORE_INDEX)):
+        rows = list(torch.split(batch[name], batch["lengths"].tolist()))
+        padded[name] = pad_sequence(rows, batch_first=True, padding_value=value)
+    lengths = batch["lengths"].new_full((len(padded["labels"]),), padded["labels"].shape[1])
+    return {**batch, **{name: rows.flatten() for name, rows in padded.items()}, "lengths": lengths}
 
 
-def loss(bed: Bed) -> Figures:
+def measure_loss(harness: TrainerHarness) -> Figures:
     """Compare the step with the float64 reference: the mean over the supervised tokens of all its rows."""
     from pytest_mistral_lora.training.adapter import adapter_tensors
 
-    truth = reference(bed.base, adapter_tensors(bed.model()), SCALE, bed.encoded[:ROWS])
-    return {**compared(bed.whole, truth.loss, truth.gradients), "supervised": truth.tokens}
+    adapter = adapter_tensors(harness.perturbed_model())
+    truth = reference_step(harness.base, adapter, SCALE, harness.encoded[:ROWS_OF_STEP])
+    return {**step_difference(harness.whole_step, truth.loss, truth.gradients), "supervised": truth.tokens}
 
 
-def predicting(bed: Bed) -> Figures:
-    """Compare the tokens whose successor the loss looks at with those that a supervised token follows."""
-    rows = bed.encoded[:ROWS]
-    wanted = Counter(row.input_ids[place - 1] for row in rows for place, _ in supervised(row))
-    found = Counter(bed.whole.predicting)
+def measure_predicting(harness: TrainerHarness) -> Figures:
+    """Compare the tokens whose predictions the loss uses with the tokens right before a supervised one."""
+    rows = harness.encoded[:ROWS_OF_STEP]
+    wanted = Counter(row.input_ids[place - 1] for row in rows for place, _ in supervised_positions(row))
+    found = Counter(harness.whole_step.predicting)
     return {"extra": sorted((found - wanted).elements()), "lacking": sorted((wanted - found).elements())}
 
 
-def checkpointing(bed: Bed) -> Figures:
-    """Compare a step that computes its activations twice with the step as it is."""
-    return _against_whole(bed, bed.step(activation_checkpointing=True))
+def measure_checkpointing(harness: TrainerHarness) -> Figures:
+    """Compare a step with activation checkpointing with the step without it."""
+    return _difference_from_whole(harness, harness.step(activation_checkpointing=True))
 
 
-def cache(bed: Bed) -> Figures:
+def measure_cache(harness: TrainerHarness) -> Figures:
     """Count the passes that make a key-value cache, in training and in the held-out loss."""
-    calls = bed.step(held_out=2).calls
+    calls = harness.step(held_out=2).calls
     figures = {}
     for name, training in (("training", True), ("held-out loss", False)):
         chosen = [call for call in calls if call.training is training]
-        figures[name] = {"passes": len(chosen), "with_cache": sum(call.cache for call in chosen)}
+        figures[name] = {"passes": len(chosen), "with_cache": sum(call.has_cache for call in chosen)}
     return figures
 
 
-def _accumulation(figures: Figures, device: str) -> Iterator[Finding]:
-    yield from differences("ML309", "4 micro-batches of a row", figures, device, "those of one batch of 4 rows")
+def _judge_neighbours(figures: Figures, device: str) -> Iterator[Finding]:
+    for name, difference in figures.items():
+        expected = "the same, whatever stands beside a row"
+        yield from judge_difference(difference, device, rule="ML310", subject=name, expected=expected)
 
 
-def _neighbours(figures: Figures, device: str) -> Iterator[Finding]:
-    for name, one in figures.items():
-        yield from differences("ML310", name, one, device, "the same, whatever stands beside a row")
-
-
-def _loss(figures: Figures, device: str) -> Iterator[Finding]:
+def _judge_loss(figures: Figures, device: str) -> Iterator[Finding]:
     expected = f"the mean over {figures['supervised']} supervised tokens, as in float64"
-    yield from differences("ML311", f"a step of {ROWS} rows", figures, device, expected)
+    subject = f"a step of {ROWS_OF_STEP} rows"
+    yield from judge_difference(figures, device, rule="ML311", subject=subject, expected=expected)
 
 
-def _predicting(figures: Figures, device: str) -> Iterator[Finding]:
+def _judge_predicting(figures: Figures, device: str) -> Iterator[Finding]:
     if figures["extra"]:
         found = f"a gradient after {len(figures['extra'])} tokens more, first after id {figures['extra'][0]}"
         yield Finding("ML306", found, "", "none where the next label is -100")
@@ -236,22 +241,26 @@ def _predicting(figures: Figures, device: str) -> Iterator[Finding]:
         yield Finding("ML306", found, "", "one where the next token is supervised")
 
 
-def _checkpointing(figures: Figures, device: str) -> Iterator[Finding]:
-    yield from differences("ML315", "with activation checkpointing", figures, device, "those without it")
-
-
-def _cache(figures: Figures, device: str) -> Iterator[Finding]:
-    for name, one in figures.items():
-        if one["with_cache"] or not one["passes"]:
-            found = f"{one['with_cache']} of {one['passes']} passes make a key-value cache"
+def _judge_cache(figures: Figures, device: str) -> Iterator[Finding]:
+    for name, counts in figures.items():
+        # no pass at all means that the recording missed them, and nothing would be checked
+        if counts["with_cache"] or not counts["passes"]:
+            found = f"{counts['with_cache']} of {counts['passes']} passes make a key-value cache"
             yield Finding("ML312", found, name, "none, in at least one pass")
 
 
-LAWS = (
-    Law("no-gradient-without-label", "ML306", predicting, _predicting),
-    Law("micro-batches-split-the-sum", "ML309", accumulation, _accumulation),
-    Law("neighbours-change-nothing", "ML310", neighbours, _neighbours),
-    Law("loss-is-the-mean-of-its-tokens", "ML311", loss, _loss),
-    Law("no-cache-in-training", "ML312", cache, _cache),
-    Law("checkpointing-keeps-gradients", "ML315", checkpointing, _checkpointing),
+_judge_accumulation = partial(
+    judge_difference, rule="ML309", subject="4 micro-batches of a row", expected="those of one batch of 4 rows"
+)
+_judge_checkpointing = partial(
+    judge_difference, rule="ML315", subject="with activation checkpointing", expected="those without it"
+)
+
+STEP_LAWS = (
+    TrainingLaw("no-gradient-without-label", "ML306", measure_predicting, _judge_predicting),
+    TrainingLaw("micro-batches-split-the-sum", "ML309", measure_accumulation, _judge_accumulation),
+    TrainingLaw("neighbours-change-nothing", "ML310", measure_neighbours, _judge_neighbours),
+    TrainingLaw("loss-is-the-mean-of-its-tokens", "ML311", measure_loss, _judge_loss),
+    TrainingLaw("no-cache-in-training", "ML312", measure_cache, _judge_cache),
+    TrainingLaw("checkpointing-keeps-gradients", "ML315", measure_checkpointing, _judge_checkpointing),
 )

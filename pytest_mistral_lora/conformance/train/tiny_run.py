@@ -1,7 +1,7 @@
 """The tiny end-to-end train: the trainer's own code on a seeded tiny Mistral with the target's real tokenizer.
 
-It runs once for a target and a session. What the checks need of it is written down as plain data, so that the
-workers of pytest-xdist share one run.
+It runs once per target and session. Its evidence is written as plain JSON data, which the workers of pytest-xdist
+share.
 """
 
 from __future__ import annotations
@@ -13,15 +13,17 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from filelock import FileLock
 
 from pytest_mistral_lora.chat.oracle.mistral_common import Oracle
 from pytest_mistral_lora.chat.reading.jsonl import read_json
 from pytest_mistral_lora.conformance.targets import Target
+from pytest_mistral_lora.conformance.train import measure_laws
+from pytest_mistral_lora.conformance.train.harness import TinyFolder, TrainerHarness
 from pytest_mistral_lora.conformance.train.new_process import ForkedProcess, in_a_new_process
 from pytest_mistral_lora.errors import MistralLoraError, TokenizerError
 from pytest_mistral_lora.records.files import write_json
@@ -30,53 +32,40 @@ from pytest_mistral_lora.records.goldens import goldens_folder
 if TYPE_CHECKING:
     import torch
 
-STEPS = 40
+    from pytest_mistral_lora.training.finish import RunResult
 
-Asker = Callable[[Path, str], dict[str, Any]]
+STEPS = 40
+EVIDENCE = "evidence.json"
+
+Asker: TypeAlias = Callable[[Path, str], dict[str, Any]]
 """Loads the saved adapter of a folder on a device, in another process, and returns its answers."""
 
 
-@dataclass(frozen=True, slots=True)
-class TinyRun:
-    """What a tiny run left.
+@dataclass(frozen=True)
+class TinyRun(TinyFolder):
+    """A tiny run, finished or failed.
 
     Attributes:
-        folder: Where everything of the run is.
-        evidence: What was seen while the trained model was in memory, and the figures of the laws, as plain data.
-        smoke: What a new process saw of the saved adapter; empty if the run failed.
-        failed: Why there is no trained adapter, or an empty string. The laws are measured all the same.
+        folder: The folder of the run.
+        evidence: Observations of the trained model while it was in memory, and the figures of the laws; plain data.
+        smoke: Answers and logits of the saved adapter in a new process; empty if the run failed.
+        failed: The reason if there is no trained adapter, else empty. The laws are measured in either case.
     """
 
-    folder: Path
-    evidence: dict[str, Any]
-    smoke: dict[str, Any]
+    evidence: dict[str, Any] = field(default_factory=dict)
+    smoke: dict[str, Any] = field(default_factory=dict)
     failed: str = ""
 
     @property
     def device(self) -> str:
-        """Where models run: `cpu` or `cuda`."""
+        """The device of the models: `cpu` or `cuda`."""
         return str(self.evidence["device"])
-
-    @property
-    def adapter(self) -> Path:
-        """The adapter folder."""
-        return self.folder / "adapter"
-
-    @property
-    def base(self) -> Path:
-        """The tiny base checkpoint."""
-        return self.folder / "base"
-
-    @property
-    def rows(self) -> Path:
-        """The training rows."""
-        return self.folder / "rows.jsonl"
 
 
 def start(target: Target, work_folder: Path, *, device: str) -> subprocess.Popen[bytes] | None:
     """Start the tiny run of a target in a new process, for `attempt` to wait for; None if it has no tokenizer.
 
-    If the process ends early, `attempt` does it again.
+    If the process ends early, `attempt` makes the run itself.
     """
     try:
         file = target.oracle.path
@@ -87,7 +76,7 @@ def start(target: Target, work_folder: Path, *, device: str) -> subprocess.Popen
 
 
 def tiny_run(oracle: Oracle, work_folder: Path, *, device: str) -> TinyRun:
-    """Return the tiny run of a tokenizer, trained now or by another worker of this session.
+    """Return the tiny run of a tokenizer, made now or by another worker of this session.
 
     Args:
         oracle: The tokenizer.
@@ -95,7 +84,7 @@ def tiny_run(oracle: Oracle, work_folder: Path, *, device: str) -> TinyRun:
         device: `auto`, `cpu` or `cuda`.
 
     Raises:
-        MistralLoraError: If the run fails; what it says is the cause.
+        MistralLoraError: If the run fails, with its cause.
     """
     run = attempt(oracle, work_folder, device=device)
     if run.failed:
@@ -104,7 +93,7 @@ def tiny_run(oracle: Oracle, work_folder: Path, *, device: str) -> TinyRun:
 
 
 def attempt(oracle: Oracle, work_folder: Path, *, device: str, is_new: bool = False) -> TinyRun:
-    """Return the tiny run of a tokenizer as `tiny_run` does, or one that says why it failed.
+    """Return the tiny run of a tokenizer like `tiny_run`, but a failed run as well, with its cause.
 
     Args:
         oracle: The tokenizer.
@@ -113,102 +102,106 @@ def attempt(oracle: Oracle, work_folder: Path, *, device: str, is_new: bool = Fa
         is_new: Whether this process was started for the run alone: then a copy of it can ask the saved adapter.
 
     Raises:
-        MistralLoraError: If there is no tiny model for this tokenizer.
+        MistralLoraError: If no tiny model can be made for this tokenizer.
     """
-    folder = work_folder / f"train-{oracle.sha256[:12]}-{device}"
+    folder = folder_of(oracle, work_folder, device)
+    # the first process to take the lock makes the run; the others wait, and read its evidence
     with FileLock(f"{folder}.lock"):
-        if not (folder / "evidence.json").is_file():
-            with undisturbed():
+        if not (folder / EVIDENCE).is_file():
+            with quiet_single_thread():
+                import torch
+
+                # forked before anything is trained
                 ask = ForkedProcess().ask if is_new and ForkedProcess.is_possible() else in_a_new_process
-                _attempt(oracle, folder, device, ask)
-    evidence = read_json(folder / "evidence.json")
+                harness = make_inputs(oracle, folder, device)
+                on_gpu = device == "cuda" or (device == "auto" and torch.cuda.is_available())
+                evidence = {"device": "cuda" if on_gpu else "cpu", **train_and_observe(harness, ask)}
+                evidence["laws"] = measure_laws(harness)
+                shutil.rmtree(harness.scratch)
+            # last: a run that was killed has no evidence, and is made again
+            write_json(folder / EVIDENCE, evidence)
+    evidence = read_json(folder / EVIDENCE)
     return TinyRun(folder, evidence, evidence.pop("smoke", {}), evidence.pop("failed", ""))
 
 
-@contextmanager
-def undisturbed() -> Iterator[None]:
-    """Train tiny models as fast as it goes; libraries may warn, but what they warn of is no figure."""
-    with _one_thread(), _few_objects(), _transformers_quiet(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+def folder_of(oracle: Oracle, work_folder: Path, device: str) -> Path:
+    """Return the folder of a tokenizer's tiny run below the folder of the session."""
+    return work_folder / f"train-{oracle.sha256[:12]}-{device}"
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
-    """Use one CPU thread: the tiny model's operations are too small to share, and waiting for a busy core is slow."""
+def quiet_single_thread() -> Iterator[None]:
+    """Run tiny models as fast as possible: one thread, a small heap for the garbage collector, and no warnings."""
+    import peft  # noqa: F401
     import torch
+    from transformers import MistralForCausalLM, Trainer  # noqa: F401
+    from transformers.utils import logging
 
-    before = torch.get_num_threads()
+    from pytest_mistral_lora.training.generate import compare, generate  # noqa: F401
+    from pytest_mistral_lora.training.run import train  # noqa: F401
+
+    threads, verbosity = torch.get_num_threads(), logging.get_verbosity()
+    # the operations are too small to share between threads: waiting for a busy core costs more than it gains
     torch.set_num_threads(1)
+    # Each Trainer collects garbage when it is made and when it ends. With the objects of the libraries, which are all
+    # imported above and never become garbage, this takes a tenth of the whole run.
+    gc.freeze()
+    # the laws do on purpose what transformers warns of, such as padding on the right
+    logging.set_verbosity_error()
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     finally:
-        torch.set_num_threads(before)
+        logging.set_verbosity(verbosity)
+        gc.unfreeze()
+        torch.set_num_threads(threads)
 
 
-def _attempt(oracle: Oracle, folder: Path, device: str, ask: Asker) -> None:
-    import torch
-
+def make_inputs(oracle: Oracle, folder: Path, device: str) -> TrainerHarness:
+    """Make a folder with rows, a tiny base and an empty `laws`, in place of a folder that is there."""
     from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
 
-    shutil.rmtree(folder, ignore_errors=True)  # a process that was killed leaves a part
-    folder.mkdir()
-    shutil.copy(goldens_folder() / "training" / "conversations.jsonl", folder / "rows.jsonl")
-    write_tiny_base(folder / "base", oracle.path)
-    where = "cuda" if device == "cuda" or (device == "auto" and torch.cuda.is_available()) else "cpu"
-    evidence = {"device": where, **trained(folder, device, ask), "laws": _laws(folder, device)}
-    write_json(folder / "evidence.json", evidence)
+    shutil.rmtree(folder, ignore_errors=True)  # a process that was killed leaves a part of a run
+    harness = TrainerHarness(folder, folder / "laws", device)
+    harness.scratch.mkdir(parents=True)
+    shutil.copy(goldens_folder() / "training" / "conversations.jsonl", harness.rows)
+    write_tiny_base(harness.base, oracle.path)
+    return harness
 
 
-def trained(folder: Path, device: str, ask: Asker) -> dict[str, Any]:
+def train_and_observe(harness: TrainerHarness, ask: Asker) -> dict[str, Any]:
     """Train the adapter of a folder that has base and rows, and ask it; return the evidence, or `failed` alone."""
     try:
-        return {**_seen_in_training(folder, device), "smoke": ask(folder, device)}
+        return {**observe_run(train_adapter(harness)), "smoke": ask(harness.folder, harness.device)}
     except MistralLoraError as error:
         return {"failed": str(error)}
-    except Exception as error:
+    except Exception as error:  # a broken trainer can raise anything; the laws are measured nevertheless
         return {"failed": f"{type(error).__name__}: {error}"}
 
 
-def _seen_in_training(folder: Path, device: str) -> dict[str, Any]:
-    from pytest_mistral_lora.training.adapter import base_tensors
+def train_adapter(harness: TrainerHarness) -> RunResult:
+    """Make the tiny run: enough steps for the model to learn its rows by heart."""
     from pytest_mistral_lora.training.run import train
 
-    result = train(_recipe(folder, device))
+    return train(harness.recipe(harness.adapter.absolute(), steps=STEPS, batch_size=5, dry_run=True))
+
+
+def observe_run(result: RunResult) -> dict[str, Any]:
+    """Return the observations of a finished run that need its model in memory, as plain data."""
+    from pytest_mistral_lora.training.adapter import base_tensors
+
     return {
         "changed_base_tensors": changed_base_tensors(result.base_folder, base_tensors(result.model)),
-        "unmoved_layers": unmoved_layers(result.adapter.initial, result.adapter.tensors),
+        "unmoved_tensors": unmoved_tensors(result.adapter.initial, result.adapter.tensors),
         "losses": [line["loss"] for line in result.log if "loss" in line],
         "probe_sha256": result.probe.sha256,
         "label_logits": [list(row) for row in result.probe.label_logits],
     }
 
 
-def _recipe(folder: Path, device: str) -> Any:
-    from pytest_mistral_lora.records.hashing import base_weights_sha256
-    from pytest_mistral_lora.training.recipe import parse_recipe
-
-    data = {
-        "base": {"path": "base", "weights_sha256": base_weights_sha256(folder / "base")},
-        "data": {"train": ["rows.jsonl"]},
-        "lora": {"r": 8, "alpha": 16},
-        "training": {
-            "steps": STEPS,
-            "learning_rate": 0.01,
-            "schedule": "constant",
-            "batch_size": 5,
-            "logging_steps": 1,
-            "seed": 0,
-            "precision": "fp32",
-            "device": device,
-        },
-        "output": "adapter",
-    }
-    return parse_recipe(data, folder=folder, place="the tiny run's recipe")
-
-
 def changed_base_tensors(base: Path, after: Mapping[str, torch.Tensor]) -> list[str]:
-    """Return the tensors of a base that are not as its checkpoint has them: there must be none."""
+    """Return the names of a base's tensors that differ from its checkpoint, or are in only one of the two."""
     import torch
     from safetensors.torch import load_file
 
@@ -217,58 +210,11 @@ def changed_base_tensors(base: Path, after: Mapping[str, torch.Tensor]) -> list[
     return sorted((before.keys() | after.keys()) - same)
 
 
-def unmoved_layers(before: Mapping[str, torch.Tensor], after: Mapping[str, torch.Tensor]) -> list[str]:
-    """Return the tensors of an adapter that training left as they were: there must be none."""
+def unmoved_tensors(before: Mapping[str, torch.Tensor], after: Mapping[str, torch.Tensor]) -> list[str]:
+    """Return the names of an adapter's tensors that training did not change."""
     import torch
 
     return [name for name, tensor in after.items() if torch.equal(tensor, before[name])]
-
-
-def _laws(folder: Path, device: str) -> dict[str, Any]:
-    """Return the figures of the laws of training, in a folder that is gone afterwards."""
-    from pytest_mistral_lora.conformance.train.harness import Bed
-    from pytest_mistral_lora.conformance.train.laws import measured
-
-    scratch = folder / "laws"
-    scratch.mkdir(exist_ok=True)
-    try:
-        return measured(Bed(folder, scratch, device))
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-
-
-@contextmanager
-def _few_objects() -> Iterator[None]:
-    """Import the libraries, and hide all objects so far from the garbage collector.
-
-    Each Trainer collects when it is made and when it ends. With the libraries' objects, which never become garbage,
-    this takes a tenth of the whole run.
-    """
-    import peft  # noqa: F401
-    from transformers import MistralForCausalLM, Trainer  # noqa: F401
-
-    from pytest_mistral_lora.conformance.train import laws  # noqa: F401
-    from pytest_mistral_lora.training.generate import compare, generate  # noqa: F401
-    from pytest_mistral_lora.training.run import train  # noqa: F401
-
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
-
-
-@contextmanager
-def _transformers_quiet() -> Iterator[None]:
-    """Keep transformers from warning of what the laws do on purpose, such as padding on the right."""
-    from transformers.utils import logging
-
-    before = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(before)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
-"""A recipe's run in the words of another runner: its configuration, and rows that it trains on as we would.
+"""Write a recipe's run for another runner: its configuration, and rows that it trains on like the trainer here.
 
-It stands in `training`, since what is exported is a prepared run: the recipe's own models, its pinned base, its rows
-split, encoded and cut as they would be here. It knows how runners are configured, not how they encode.
+An export is a prepared run, so it stands in `training`: it uses the recipe's models, the pinned base, and rows that are
+split, encoded and cut already. It knows how runners are configured, not how they encode.
 """

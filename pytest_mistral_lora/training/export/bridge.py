@@ -1,4 +1,4 @@
-"""What every runner has to be told of a recipe's run, each value worked out once."""
+"""A recipe's run as other runners need it, each value computed once, and the description of such a runner."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from pytest_mistral_lora.errors import RecipeError, TokenizerError
 from pytest_mistral_lora.training.adapter import adapted_layers, saved_modules
 from pytest_mistral_lora.training.devices import precision_of
 from pytest_mistral_lora.training.prepare import encoder_of, resolve_base
-from pytest_mistral_lora.training.recipe import Recipe, Training
+from pytest_mistral_lora.training.recipe import Recipe
 from pytest_mistral_lora.training.recipe.sections import Section
 from pytest_mistral_lora.training.rows.loading import RunData, load_data
 
 
 @dataclass(frozen=True)
-class Run:
-    """A recipe's run, ready to be told to a runner.
+class ExportedRun:
+    """A recipe's run, with its rows encoded, ready to be configured for a runner.
 
     Attributes:
         recipe: The recipe.
-        base: The base checkpoint on disk; of a Hub base perhaps without weights.
-        encoder: The backend.
-        tokenizer: What `AutoTokenizer` loads of the base, as a runner does.
+        base: Folder of the base checkpoint; that of a Hub base may lack weights.
+        encoder: The backend that encoded the rows.
+        tokenizer: The base's tokenizer by `AutoTokenizer`, as a runner loads it.
         data: The encoded rows.
         precision: `bf16`, `fp16` or `fp32`.
-        as_messages: Whether the rows are given as messages, for the runner to encode; else as ids and labels.
+        as_messages: Whether the runner gets messages and encodes them; else it gets ids and labels.
     """
 
     recipe: Recipe
@@ -43,17 +43,17 @@ class Run:
 
     @property
     def model(self) -> str:
-        """The base as a runner names it: a Hub repository, or the absolute path of a folder."""
+        """The base for a runner: the name of a Hub repository, or the absolute path of a folder."""
         return self.recipe.base.repo or str(self.base.resolve())
 
     @property
     def revision(self) -> str | None:
-        """The commit of a Hub base."""
+        """The commit of a Hub base, 40 hex digits; None for a folder."""
         return self.recipe.base.revision
 
     @property
     def steps(self) -> int:
-        """Optimizer steps."""
+        """Optimizer steps; the last step of an epoch may have fewer rows."""
         training = self.recipe.training
         if training.steps is not None:
             return training.steps
@@ -66,7 +66,7 @@ class Run:
 
     @property
     def eval_steps(self) -> int | None:
-        """Optimizer steps between two held-out losses; None where nothing is held out."""
+        """Optimizer steps between two held-out losses; None if nothing is held out."""
         if not self.data.held_out.rows:
             return None
         return self.recipe.training.eval_steps or self.steps
@@ -74,6 +74,7 @@ class Run:
     @property
     def rows_at_once(self) -> int:
         """Rows of a padded micro-batch: the most that divide a step and stay within `micro_batch_tokens`."""
+        # runners count rows and pad each to the longest, so a micro-batch is estimated at its worst
         training = self.recipe.training
         longest = max(self.data.train.lengths.max(), 1)
         sizes = (size for size in range(training.batch_size, 1, -1) if training.batch_size % size == 0)
@@ -86,10 +87,10 @@ class Run:
 
     @property
     def alpha(self) -> int:
-        """LoRA's alpha, which the three runners take as a whole number.
+        """LoRA's alpha, an integer in the configurations of all three runners.
 
         Raises:
-            RecipeError: If it is none.
+            RecipeError: If it has a fraction.
         """
         alpha = self.recipe.lora.alpha
         if not alpha.is_integer():
@@ -101,33 +102,21 @@ class Run:
         return int(alpha)
 
 
-def plan(recipe: Recipe) -> Run:
+def plan_export(recipe: Recipe) -> ExportedRun:
     """Check base, layers and rows of a recipe as for a run here, without loading a weight.
 
     Raises:
         InputError: If base, layers or rows do not allow the run, or transformers cannot load the base's tokenizer.
     """
+    from transformers import AutoTokenizer
+
     base = resolve_base(recipe.base, weights=False)
     config = require_trainable(base)
     adapted_layers(base, recipe.lora.target_modules)
     saved_modules(base, recipe.lora.modules_to_save)
     encoder = encoder_of(recipe, base, config)
-    tokenizer = _runner_tokenizer(base)
-    return Run(recipe, base, encoder, tokenizer, load_data(recipe, encoder), _precision(recipe.training))
-
-
-def _precision(training: Training) -> str:
-    """Return the recipe's precision, or what `auto` comes to here; the recipe's GPU need not be here."""
-    if training.precision != "auto":
-        return training.precision
-    return str(precision_of(training.model_copy(update={"device": "cpu" if training.device == "cpu" else "auto"})))
-
-
-def _runner_tokenizer(base: Path) -> Any:
-    from transformers import AutoTokenizer
-
     try:
-        return AutoTokenizer.from_pretrained(base, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=False)
     except Exception as error:  # transformers raises many types, some of them far from the cause
         saving = "from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer"
         raise TokenizerError(
@@ -137,13 +126,20 @@ def _runner_tokenizer(base: Path) -> Any:
             next_step=f"Write them, as a base of its own: {saving}; "
             f"CheckpointTokenizer(Path({str(base)!r})).fast.save_pretrained({str(base)!r})",
         ) from error
+    training = recipe.training
+    precision = training.precision
+    if precision == "auto":
+        # the recipe's GPU need not be in the machine that exports
+        here = training.model_copy(update={"device": "cpu" if training.device == "cpu" else "auto"})
+        precision = precision_of(here)
+    return ExportedRun(recipe, base, encoder, tokenizer, load_data(recipe, encoder), precision)
 
 
 ADAPTER = "adapter"
-"""The folder, inside an exported one, where the runner saves its adapter."""
+"""Name of the folder in an exported folder into which the runner saves its adapter."""
 
 ROWS = "rows"
-"""The folder, inside an exported one, with the rows."""
+"""Name of the folder in an exported folder that holds the rows."""
 
 TEMPLATE = "training.jinja"
 
@@ -158,7 +154,7 @@ APPLIED: Mapping[str, str] = {
     "training.truncation": "longer rows are cut or left out",
     "training.unsupervised": "rows without loss are left out or kept",
 }
-"""Keys of a recipe that are in the rows already, and what has been done."""
+"""Keys of a recipe that the written rows already follow, each with its effect on them."""
 
 _ANSWERS = "held-out rows are not answered"
 _OWN_SAFEGUARD = "a safeguard of this project's trainer"
@@ -179,24 +175,24 @@ LEFT_OUT: Mapping[str, str] = {
     "card": "the runner writes a card of its own",
     "output": f"the adapter is saved in {ADAPTER}/ of this folder",
 }
-"""Keys of a recipe that none of the runners has, and what that means."""
+"""Keys of a recipe that no runner has, each with the consequence."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bridge:
-    """A runner, and how a run is told to it.
+    """A runner and the functions that write a run for it.
 
     Attributes:
-        name: The runner's name here.
+        name: The runner's name in options.
         title: The runner's own name.
-        versions: The version whose source decided what is written.
+        versions: The version whose source the configuration follows.
         config: Name of its configuration file.
-        command: What starts the run, in the exported folder.
-        settings: Gives its configuration of a run.
+        command: The command that starts the run in the exported folder.
+        settings: Returns its configuration for a run.
         write_rows: Writes the rows of a run into a folder.
-        remarks: Gives what is different in a run with it, in sentences.
-        left_out: Keys of a recipe that it does not have, beside those that none has, and what that means.
-        takes_messages: Whether its own templating can be made right.
+        remarks: Yields the differences from a run here, as sentences.
+        left_out: Keys of a recipe that this runner lacks, beside `LEFT_OUT`, each with the consequence.
+        takes_messages: Whether a chat template can make its own encoding exact.
     """
 
     name: str
@@ -204,31 +200,27 @@ class Bridge:
     versions: str
     config: str
     command: str
-    settings: Callable[[Run], dict[str, Any]]
-    write_rows: Callable[[Run, Path], None]
-    remarks: Callable[[Run], Iterator[str]]
+    settings: Callable[[ExportedRun], dict[str, Any]]
+    write_rows: Callable[[ExportedRun, Path], None]
+    remarks: Callable[[ExportedRun], Iterator[str]]
     left_out: Mapping[str, str] = field(default_factory=dict)
     takes_messages: bool = False
 
-    def not_told(self, recipe: Recipe) -> dict[str, str]:
-        """Return the keys that a recipe sets and this runner is not told, and what that means."""
+    def unsupported_keys(self, recipe: Recipe) -> dict[str, str]:
+        """Return the keys that a recipe sets and this runner has no setting for, each with the consequence."""
+        keys = []
+        for name in type(recipe).model_fields:
+            section = getattr(recipe, name)
+            if isinstance(section, Section):
+                keys += [f"{name}.{key}" for key in _changed_keys(section)]
+            elif name in _changed_keys(recipe):
+                keys.append(name)
         meanings = {**LEFT_OUT, **self.left_out}
-        return {key: meanings[key] for key in _keys_set(recipe) if key in meanings}
+        return {key: meanings[key] for key in keys if key in meanings}
 
 
-def _keys_set(recipe: Recipe) -> list[str]:
-    """Return the keys of a recipe whose value is not the default, as `section.key`."""
-    keys = []
-    for name in type(recipe).model_fields:
-        section = getattr(recipe, name)
-        if isinstance(section, Section):
-            keys += [f"{name}.{key}" for key in _changed(section)]
-        elif name in _changed(recipe):
-            keys.append(name)
-    return keys
-
-
-def _changed(section: Section) -> list[str]:
+def _changed_keys(section: Section) -> list[str]:
+    """Return the keys of a section whose value is not the default."""
     fields = type(section).model_fields
     defaults = {key: field.get_default(call_default_factory=True) for key, field in fields.items()}
     return [key for key, default in defaults.items() if getattr(section, key) != default]

@@ -1,42 +1,44 @@
-"""Write an exported run: a folder with the runner's configuration, the rows, and a page that says what is different."""
+"""Write an exported run: a folder with the runner's configuration, the rows, and a README of the differences."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import Literal
 
 import yaml
 
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.records.files import finished_folder, write_text
-from pytest_mistral_lora.training.export.axolotl import AXOLOTL
-from pytest_mistral_lora.training.export.bridge import APPLIED, CHAT_ROWS, ROWS, TEMPLATE, Bridge, Run, plan
-from pytest_mistral_lora.training.export.llamafactory import LLAMAFACTORY
+from pytest_mistral_lora.training.export.bridge import (
+    APPLIED,
+    CHAT_ROWS,
+    ROWS,
+    TEMPLATE,
+    Bridge,
+    ExportedRun,
+    plan_export,
+)
+from pytest_mistral_lora.training.export.configurations import BRIDGES
 from pytest_mistral_lora.training.export.rows import why_not_messages, write_chat_rows
-from pytest_mistral_lora.training.export.trl import TRL
 from pytest_mistral_lora.training.recipe import Recipe
 
-BRIDGES: Mapping[str, Bridge] = MappingProxyType({bridge.name: bridge for bridge in (TRL, AXOLOTL, LLAMAFACTORY)})
-"""The runners that a recipe can be exported to, by name."""
-
 Form = Literal["auto", "messages", "tokens"]
-"""How rows are given: messages for the runner to encode, ids and labels, or messages where that is exact."""
+"""The form of the rows: messages for the runner to encode, ids and labels, or messages if that is exact."""
 
 
 @dataclass(frozen=True)
-class Exported:
+class ExportedFolder:
     """A written folder.
 
     Attributes:
-        folder: Where it is.
-        config: The runner's configuration.
-        command: What starts the run, in the folder.
+        folder: The folder.
+        config: The runner's configuration file.
+        command: The command that starts the run.
         form: `messages` or `tokens`.
-        not_told: The keys of the recipe that the runner is not told, and what that means.
-        remarks: What else is different, in sentences.
+        not_told: Keys that the recipe sets and the runner has no setting for, each with the consequence.
+        remarks: The other differences, as sentences.
     """
 
     folder: Path
@@ -47,14 +49,14 @@ class Exported:
     remarks: tuple[str, ...]
 
 
-def export(recipe: Recipe, to: str, output: Path, *, form: Form = "auto") -> Exported:
+def export(recipe: Recipe, to: str, output: Path, *, form: Form = "auto") -> ExportedFolder:
     """Write the folder that starts a recipe's run in another runner.
 
     Args:
         recipe: The recipe.
         to: A key of `BRIDGES`.
         output: The folder to make.
-        form: How the rows are given.
+        form: The form of the rows.
 
     Raises:
         InputError: If `output` exists, if base, layers or rows do not allow the run, if the runner cannot be told a
@@ -63,15 +65,15 @@ def export(recipe: Recipe, to: str, output: Path, *, form: Form = "auto") -> Exp
     bridge = BRIDGES[to]
     if output.exists():
         raise InputError("exists already", place=str(output), next_step="Remove it or name another output folder.")
-    run, remark = _formed(plan(recipe), bridge, form)
-    remarks = tuple(filter(None, (remark, *_always(run), *bridge.remarks(run))))
+    run, remark = _with_form(plan_export(recipe), bridge, form)
+    remarks = tuple(filter(None, (remark, *_common_remarks(run), *bridge.remarks(run))))
     settings = yaml.safe_dump(bridge.settings(run), sort_keys=False, allow_unicode=True)
-    done = Exported(
+    done = ExportedFolder(
         output,
         output / bridge.config,
         f"cd {output} && {bridge.command}",
         "messages" if run.as_messages else "tokens",
-        bridge.not_told(recipe),
+        bridge.unsupported_keys(recipe),
         remarks,
     )
     with finished_folder(output) as folder:
@@ -79,12 +81,12 @@ def export(recipe: Recipe, to: str, output: Path, *, form: Form = "auto") -> Exp
         bridge.write_rows(run, folder / ROWS)
         write_chat_rows(run, folder / CHAT_ROWS)
         write_text(folder / bridge.config, settings)
-        write_text(folder / "README.md", "\n".join(_page(run, bridge, done)) + "\n")
+        write_text(folder / "README.md", "\n".join(_readme_lines(run, bridge, done)) + "\n")
     return done
 
 
-def _formed(run: Run, bridge: Bridge, form: Form) -> tuple[Run, str]:
-    """Return the run with its rows in the form asked for, and a remark where that form was not the first choice."""
+def _with_form(run: ExportedRun, bridge: Bridge, form: Form) -> tuple[ExportedRun, str]:
+    """Return the run with the form of its rows chosen, and a remark if messages were tried and are not exact."""
     if form == "tokens" or (form == "auto" and not bridge.takes_messages):
         return run, ""
     reason = (
@@ -99,7 +101,7 @@ def _formed(run: Run, bridge: Bridge, form: Form) -> tuple[Run, str]:
     return run, f"The rows are given as ids and labels, since not all of them could be given as messages: {reason}."
 
 
-def _always(run: Run) -> Iterator[str]:
+def _common_remarks(run: ExportedRun) -> Iterator[str]:
     training = run.recipe.training
     yield "The order of the rows comes from the runner's own use of the seed; the adapter's first values may."
     if run.eval_steps:
@@ -111,40 +113,29 @@ def _always(run: Run) -> Iterator[str]:
     if training.epochs is not None:
         yield f"{training.epochs:g} epochs of {len(run.data.train.rows)} rows are {run.steps} steps."
     if training.precision == "auto":
-        yield f"training.precision is auto, which came to {run.precision} on the machine where this was written."
+        yield f"training.precision is auto, which came to {run.precision} on the machine that wrote this folder."
 
 
-def _page(run: Run, bridge: Bridge, done: Exported) -> Iterator[str]:
-    yield f"# {run.recipe.output.name}, in {bridge.title}"
-    yield ""
+def _readme_lines(run: ExportedRun, bridge: Bridge, done: ExportedFolder) -> Iterator[str]:
+    yield from (f"# {run.recipe.output.name}, in {bridge.title}", "")
     yield f"Written for {bridge.title} {bridge.versions}. Start the run in this folder:"
     yield from ("", "```console", f"$ {bridge.command}", "```", "")
-    yield "What it will train on can be audited first, by the runner's own code:"
-    yield from ("", "```console", f"$ {_audit(run, bridge)}", "```", "")
+    yield "Before that, you can audit its training rows by the runner's own code:"
+    audit = f"mistral-lora audit --runner {bridge.name} --config {bridge.config} --own-data --dataset {CHAT_ROWS}"
+    yield from ("", "```console", f"$ {audit} --tokenizer {run.base.resolve()}", "```", "")
     yield f"- `{bridge.config}`: the configuration: base {run.model}" + (f" at {run.revision}" if run.revision else "")
-    yield from _rows_lines(run)
-    yield f"- `{CHAT_ROWS}`: the chat rows that are trained on, for the audit"
-    yield from ("", "Done already, in the rows:", "")
-    yield from (f"- `{key}`: {what}" for key, what in APPLIED.items())
-    if done.not_told:
-        yield from ("", f"The recipe sets these, and {bridge.title} is not told:", "")
-        yield from (f"- `{key}`: {what}" for key, what in done.not_told.items())
-    yield from ("", "What is different:", "")
-    yield from (f"- {remark}" for remark in done.remarks)
-
-
-def _audit(run: Run, bridge: Bridge) -> str:
-    return (
-        f"mistral-lora audit --runner {bridge.name} --config {bridge.config} --own-data --dataset {CHAT_ROWS} "
-        f"--tokenizer {run.base.resolve()}"
-    )
-
-
-def _rows_lines(run: Run) -> Iterator[str]:
     train, held_out = len(run.data.train.rows), len(run.data.held_out.rows)
     numbers = f"{train} to train on" + (f", {held_out} held out" if held_out else "")
     if run.as_messages:
         yield f"- `{ROWS}/`: the rows as messages, {numbers}"
         yield f"- `{TEMPLATE}`: the training template; with it, each of these rows gets the ids and labels it has here"
     else:
-        yield f"- `{ROWS}/`: the rows as ids and labels, {numbers}; no text is encoded any more"
+        yield f"- `{ROWS}/`: the rows as ids and labels, {numbers}; the runner encodes no text"
+    yield f"- `{CHAT_ROWS}`: the chat rows of the training split, for the audit"
+    yield from ("", "Already applied to the rows:", "")
+    yield from (f"- `{key}`: {effect}" for key, effect in APPLIED.items())
+    if done.not_told:
+        yield from ("", f"Keys of the recipe that {bridge.title} has no setting for:", "")
+        yield from (f"- `{key}`: {consequence}" for key, consequence in done.not_told.items())
+    yield from ("", "Differences from a run here:", "")
+    yield from (f"- {remark}" for remark in done.remarks)

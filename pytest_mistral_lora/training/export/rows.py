@@ -1,9 +1,10 @@
-"""The rows of a run in files that runners read: ids and labels, or the messages."""
+"""The rows of a run as files that runners read: ids and labels, or messages."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -12,100 +13,86 @@ from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.checkpoint.tokenizers import training_template
 from pytest_mistral_lora.records.files import write_json, write_text
 from pytest_mistral_lora.records.hashing import sha256_file
-from pytest_mistral_lora.training.export.bridge import Run
+from pytest_mistral_lora.training.export.bridge import ExportedRun
 from pytest_mistral_lora.training.rows.loading import Split
 from pytest_mistral_lora.training.rows.table import ArrowFile
 
-_ROWS_OF_A_BATCH = 1000
+_ROWS_PER_BATCH = 1000
 
 
-def encoded(split: Split) -> Iterator[dict[str, list[int]]]:
-    """Yield the ids of each row, a mask of ones, and its labels: the three columns that runners take as they are."""
+def encoded_lines(split: Split) -> Iterator[dict[str, list[int]]]:
+    """Yield `input_ids`, `attention_mask` (ones) and `labels` of each row, which runners train on unchanged."""
     for row in split.encoded:
         ids = list(row.input_ids)
         yield {"input_ids": ids, "attention_mask": [1] * len(ids), "labels": list(row.labels or ())}
 
 
-def messages(split: Split) -> Iterator[dict[str, Any]]:
+def message_lines(split: Split) -> Iterator[dict[str, Any]]:
     """Yield the role and text of each row's messages."""
     for row in split.rows:
         yield {"messages": [{"role": one["role"], "content": one["content"]} for one in row.messages]}
 
 
-def write_chat_rows(run: Run, file: Path) -> None:
-    """Write the chat rows that are trained on, in order: what an audit compares with what the runner makes."""
+def write_chat_rows(run: ExportedRun, file: Path) -> None:
+    """Write the chat rows of the training split in order, for `mistral-lora audit` to compare with the runner's."""
     write_text(file, "".join(f"{row.to_jsonl()}\n" for row in run.data.train.rows))
 
 
-def write_json_lines(run: Run, folder: Path, lines: Callable[[Split], Iterator[Mapping[str, Any]]] = encoded) -> None:
-    """Write `train.jsonl`, and `test.jsonl` where rows are held out."""
-    for name, split in _sides(run, held_out="test"):
+def write_json_lines(
+    run: ExportedRun, folder: Path, lines: Callable[[Split], Iterator[Mapping[str, Any]]] = encoded_lines
+) -> None:
+    """Write `train.jsonl`, and `test.jsonl` if rows are held out."""
+    for name, split in _named_splits(run, held_out="test"):
         with (folder / f"{name}.jsonl").open("x", encoding="utf-8") as file:
             file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines(split))
 
 
-def write_dataset(run: Run, folder: Path) -> None:
-    """Write what `datasets.load_from_disk` reads as splits `train` and, where rows are held out, `validation`.
-
-    Of the files that `save_to_disk` writes, these are what its readers need, in any version: a description of the
-    columns would be in the words of one version, and they are read from the Arrow file where there is none.
-    """
-    sides = dict(_sides(run, held_out="validation"))
+def write_dataset(run: ExportedRun, folder: Path) -> None:
+    """Write splits `train` and, if rows are held out, `validation`, for `datasets.load_from_disk`."""
+    # Only the files that every version of datasets reads. A description of the columns is left out: it would be in the
+    # format of one version, and without it the columns are read from the Arrow file.
+    sides = dict(_named_splits(run, held_out="validation"))
     write_json(folder / "dataset_dict.json", {"splits": list(sides)})
     for name, split in sides.items():
-        _write_split(folder / name, name, split)
+        (folder / name).mkdir()
+        arrow = folder / name / "data-00000-of-00001.arrow"
+        with ArrowFile(arrow) as file:
+            for batch in _record_batches(encoded_lines(split)):
+                file.write(batch)
+        write_json(folder / name / "dataset_info.json", {})
+        state: dict[str, Any] = {
+            "_data_files": [{"filename": arrow.name}],
+            "_fingerprint": sha256_file(arrow)[:16],
+            "_format_columns": None,
+            "_format_kwargs": {},
+            "_format_type": None,
+            "_output_all_columns": False,
+            "_split": name,
+        }
+        write_json(folder / name / "state.json", state)
 
 
-def _sides(run: Run, *, held_out: str) -> Iterator[tuple[str, Split]]:
+def _named_splits(run: ExportedRun, *, held_out: str) -> Iterator[tuple[str, Split]]:
     yield "train", run.data.train
     if run.data.held_out.rows:
         yield held_out, run.data.held_out
 
 
-def _write_split(folder: Path, name: str, split: Split) -> None:
-    folder.mkdir()
-    arrow = folder / "data-00000-of-00001.arrow"
-    with ArrowFile(arrow) as file:
-        for batch in _batches(encoded(split)):
-            file.write(batch)
-    write_json(folder / "dataset_info.json", {})
-    state: dict[str, Any] = {
-        "_data_files": [{"filename": arrow.name}],
-        "_fingerprint": sha256_file(arrow)[:16],
-        "_format_columns": None,
-        "_format_kwargs": {},
-        "_format_type": None,
-        "_output_all_columns": False,
-        "_split": name,
-    }
-    write_json(folder / "state.json", state)
-
-
-def _batches(lines: Iterator[dict[str, list[int]]]) -> Iterator[Any]:
+def _record_batches(lines: Iterator[dict[str, list[int]]]) -> Iterator[Any]:
     import pyarrow as pa
 
     schema = pa.schema(
-        {
-            "input_ids": pa.list_(pa.int32()),
-            "attention_mask": pa.list_(pa.int8()),
-            "labels": pa.list_(pa.int64()),
-        }
+        {"input_ids": pa.list_(pa.int32()), "attention_mask": pa.list_(pa.int8()), "labels": pa.list_(pa.int64())}
     )
-    pending = []
-    for line in lines:
-        pending.append(line)
-        if len(pending) == _ROWS_OF_A_BATCH:
-            yield pa.RecordBatch.from_pylist(pending, schema)
-            pending.clear()
-    if pending:
-        yield pa.RecordBatch.from_pylist(pending, schema)
+    while batch := list(islice(lines, _ROWS_PER_BATCH)):
+        yield pa.RecordBatch.from_pylist(batch, schema)
 
 
-def why_not_messages(run: Run) -> str:
-    """Return why a run's rows cannot be given as messages: the first row that would not be the same; else nothing.
+def why_not_messages(run: ExportedRun) -> str:
+    """Return the reason why a run's rows cannot be given as messages, with the first such row; empty if they can.
 
-    Each row is encoded as a runner does it, by transformers' `apply_chat_template` with the tokenizer that
-    `AutoTokenizer` loads, and compared with what is trained on here.
+    Each row is encoded like in a runner, by transformers' `apply_chat_template` with the tokenizer that
+    `AutoTokenizer` loads, and compared with the ids and labels that are trained on here.
     """
     from transformers import PreTrainedTokenizerFast
 
@@ -114,15 +101,17 @@ def why_not_messages(run: Run) -> str:
     template = training_template(run.encoder.tokenizer)
     for split in (run.data.train, run.data.held_out):
         for row, encoded in zip(split.rows, split.encoded, strict=True):
-            found = _why_not(row, encoded, run.tokenizer, template)
+            found = _why_not_message(row, encoded, run.tokenizer, template)
             if found:
                 return f"{row.place}: {found}"
     return ""
 
 
-def _why_not(row: Row, encoded: EncodedRow, tokenizer: Any, template: str) -> str:
-    if row.tools or any(not _is_plain(message) for message in row.messages):
-        return "it has more than roles and texts, and a table of all rows would give each the keys of the others"
+def _why_not_message(row: Row, encoded: EncodedRow, tokenizer: Any, template: str) -> str:
+    for message in row.messages:
+        keys = {key for key, value in message.items() if value is not None}
+        if row.tools or keys - {"role", "content", "weight"} or not isinstance(message.get("content"), str):
+            return "it has more than roles and texts, and a table of all rows would give each the keys of the others"
     try:
         result = tokenizer.apply_chat_template(
             [{"role": one["role"], "content": one["content"]} for one in row.messages],
@@ -134,14 +123,10 @@ def _why_not(row: Row, encoded: EncodedRow, tokenizer: Any, template: str) -> st
     except Exception as error:  # a template can raise anything
         return f"the training template refuses it: {error}"
     ids, mask = result["input_ids"], result["assistant_masks"]
+    # a row that was cut here is compared as far as it goes: the runner cuts it too
     if len(ids) > len(encoded.input_ids) and tuple(ids[: len(encoded.input_ids)]) == encoded.input_ids:
         ids, mask = ids[: len(encoded.input_ids)], mask[: len(encoded.input_ids)]
     if tuple(ids) != encoded.input_ids:
         return "the training template gives other ids (docs/deviations.md names the ways)"
     labels = tuple(token if marked else IGNORE_INDEX for token, marked in zip(ids, mask, strict=True))
     return "" if labels == encoded.labels else "the training template gives other labels, as it does for a weight of 0"
-
-
-def _is_plain(message: Mapping[str, Any]) -> bool:
-    keys = {key for key, value in message.items() if value is not None}
-    return keys <= {"role", "content", "weight"} and isinstance(message.get("content"), str)

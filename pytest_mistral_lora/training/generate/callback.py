@@ -1,4 +1,4 @@
-"""Watch a run by what it says: a few rows are answered now and then, and the answers held to their format."""
+"""Generate answers to a few rows during a run, apply format checks to them, and log the pass rates."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ from pytest_mistral_lora.training.generate.record import answer_of
 from pytest_mistral_lora.training.recipe import Evaluation
 
 GENERATIONS = "generations.jsonl"
-"""File of a run that holds every watched answer: a line for each step and row."""
+"""File of a run with the answers during training: one line per step and row."""
 
 
 def format_checks(evaluation: Evaluation, encoder: Encoder) -> tuple[FormatCheck, ...]:
     """Return the format checks of a recipe.
 
     Raises:
-        RecipeError: If one cannot be made, or the backend has nothing to read tool calls with.
+        RecipeError: If one cannot be made, or the base has no Mistral tokenizer file to read tool calls by.
     """
     checks = evaluation.format_checks()
     if any(check.kind == "tool_call" for check in checks) and oracle_file(encoder.tokenizer.path) is None:
         raise RecipeError(
-            "tool_call, but the base has no Mistral tokenizer that says how a call is written",
+            "tool_call, but the base has no Mistral tokenizer, which defines the format of a call",
             place="evaluation.checks",
             expected="a base with tekken.json or tokenizer.model.vN, or other checks",
         )
@@ -44,8 +44,9 @@ def format_checks(evaluation: Evaluation, encoder: Encoder) -> tuple[FormatCheck
 
 
 @contextmanager
-def undisturbed(model: Any) -> Iterator[None]:
-    """Put modes of modules and random generators back as they were: looking at a run must not change it."""
+def preserve_rng_and_modes(model: Any) -> Iterator[None]:
+    """Restore each module's training mode and the random generators, so that generation cannot change a run."""
+    # each module's own mode: model.train() afterwards would also turn on dropout that a user turned off
     modes = {module: module.training for module in model.modules()}
     devices = [model.device] if model.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
@@ -57,21 +58,21 @@ def undisturbed(model: Any) -> Iterator[None]:
 
 
 @dataclass(eq=False)
-class Watching(TrainerCallback):  # type: ignore[misc]
-    """Answers the same rows every so many optimizer steps, and after the last one.
+class GenerationCallback(TrainerCallback):  # type: ignore[misc]
+    """Answers the same rows every few optimizer steps, and after the last one.
 
-    Every process of a distributed run answers all rows, with the model itself and not its distributed wrapper, so none
-    waits for another; they come to the same answers, and the main process writes.
+    In a distributed run, every process answers all rows with the unwrapped model, so that none waits for another. The
+    answers are the same in each, and the main process writes them.
 
     Attributes:
-        trainer: The trainer, whose log gets the rates.
+        trainer: The trainer; its log gets the pass rates.
         model: The model in training (PEFT).
         encoder: The backend.
         rows: The rows to answer.
-        checks: Format checks that each answer is held to.
+        checks: Format checks for each answer.
         max_new_tokens: Longest answer, in tokens.
         every: Optimizer steps between two rounds; None for the last step only.
-        file: Where the answers are written as they come.
+        file: File that the answers are written to after each round.
     """
 
     trainer: Any
@@ -82,60 +83,54 @@ class Watching(TrainerCallback):  # type: ignore[misc]
     max_new_tokens: int
     every: int | None
     file: Path
-    _said: dict[int, list[Completion]] = field(default_factory=dict)
+    _answers: dict[int, list[Completion]] = field(default_factory=dict)
     _lines: list[dict[str, Any]] = field(default_factory=list)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Take up what a killed run had been answered by the step that it goes on from."""
+        """Keep the answers of a killed run up to the step of the checkpoint that the run resumes from."""
         if state.global_step and self.file.is_file():
             lines = map(json.loads, self.file.read_text(encoding="utf-8").splitlines())
             self._lines = [line for line in lines if line["step"] <= state.global_step]
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Answer the rows if it is time."""
+        """Answer the rows if a round is due, or the run stops after this step."""
         due = self.every is not None and state.global_step % self.every == 0
         if self.rows and (due or control.should_training_stop):
             due_to_log = control.should_log
-            self.completions()
+            self.answer_rows()
             # Logging the rates resets the flag: without this, the loss of this step would be lost.
             control.should_log = due_to_log
 
-    def completions(self) -> list[Completion]:
-        """Return the answers at the step where the trainer is; asked for once, they are kept."""
+    def answer_rows(self) -> list[Completion]:
+        """Return the answers at the trainer's current step; the first call of a step generates, logs and writes."""
         step = self.trainer.state.global_step
-        if step not in self._said:
-            with undisturbed(self.model):
-                self._said = {step: generate(self.model, self.encoder, self.rows, max_new_tokens=self.max_new_tokens)}
-            self._note(step)
-        return self._said[step]
+        if step in self._answers:
+            return self._answers[step]
+        with preserve_rng_and_modes(self.model):
+            completions = generate(self.model, self.encoder, self.rows, max_new_tokens=self.max_new_tokens)
+        self._answers = {step: completions}
+        checked = self._checked(completions)
+        # a resumed run answers the rows of its first step again: its lines replace those of the killed run
+        self._lines = [line for line in self._lines if line["step"] != step]
+        for completion, found in zip(completions, checked, strict=True):
+            checks = {verdict.name: verdict.reason or "passed" for verdict in found}
+            answer = {"text": completion.text, "stop": completion.stop, "equal": completion.equal}
+            self._lines.append({"step": step, "row": completion.row, **answer, "checks": checks})
+        if self.checks and completions:
+            self.trainer.log({f"{FORMAT}{name}": rate for name, rate in pass_rates(checked).items()})
+        if self.trainer.accelerator.is_main_process and completions:
+            write_text(self.file, self.history)
+        return completions
 
     @property
     def history(self) -> str:
-        """Every answer so far as JSON lines: step, row, text, what stopped it, verdict of each check."""
+        """All answers so far as JSON lines: step, row, text, stop, equality with the row, result of each check."""
         return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in self._lines)
 
-    @property
-    def rates(self) -> dict[str, float]:
-        """Share of the latest answers that pass each check, from 0 to 1."""
-        return pass_rates(self._judged(self.completions()))
+    def latest_rates(self) -> dict[str, float]:
+        """Return the share of the answers at the current step that pass each check, from 0 to 1."""
+        return pass_rates(self._checked(self.answer_rows()))
 
-    def _judged(self, completions: Sequence[Completion]) -> list[tuple[FormatVerdict, ...]]:
+    def _checked(self, completions: Sequence[Completion]) -> list[tuple[FormatVerdict, ...]]:
         pairs = zip(completions, self.rows, strict=True)
         return [verdicts(answer_of(one, row, self.encoder), self.checks) for one, row in pairs]
-
-    def _note(self, step: int) -> None:
-        completions = self._said[step]
-        judged = self._judged(completions)
-        known = [line for line in self._lines if line["step"] != step]
-        new = [_line(step, one, found) for one, found in zip(completions, judged, strict=True)]
-        self._lines = [*known, *new]
-        if self.checks and completions:
-            self.trainer.log({f"{FORMAT}{name}": rate for name, rate in pass_rates(judged).items()})
-        if self.trainer.accelerator.is_main_process and completions:
-            write_text(self.file, self.history)
-
-
-def _line(step: int, completion: Completion, judged: Sequence[FormatVerdict]) -> dict[str, Any]:
-    checks = {verdict.name: verdict.reason or "passed" for verdict in judged}
-    said = {"text": completion.text, "stop": completion.stop, "equal": completion.equal}
-    return {"step": step, "row": completion.row, **said, "checks": checks}

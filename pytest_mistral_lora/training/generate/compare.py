@@ -19,7 +19,7 @@ from pytest_mistral_lora.records.hashing import ADAPTER_TENSORS, read_tensors, s
 from pytest_mistral_lora.records.manifest import load
 from pytest_mistral_lora.records.transcripts import TRANSCRIPTS, Transcript, load_folder, transcript_files
 from pytest_mistral_lora.training.generate.generate import encoder_of, generate, load_recorded, recorded_training
-from pytest_mistral_lora.training.generate.judge import Judgement, check_base, check_prompt, judge
+from pytest_mistral_lora.training.generate.judge import AnswerJudgement, check_base, check_prompt, judge
 from pytest_mistral_lora.training.generate.record import BASE_FACTS, adapter_identity, record, tokenizer_identity
 
 
@@ -43,7 +43,7 @@ class Comparison:
     precision: Precision
     kind: str
     recorded_adapter: bool
-    judgements: Sequence[Judgement]
+    judgements: Sequence[AnswerJudgement]
 
     @property
     def passed(self) -> bool:

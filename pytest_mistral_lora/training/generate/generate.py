@@ -1,4 +1,4 @@
-"""Load base and adapter afresh and use them as at inference: greedy generation, and logits to compare."""
+"""Load base and adapter afresh and use them for inference: greedy generation, and logits to compare."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ class Completion:
 
     Attributes:
         row: Index of the row.
-        prompt_tokens: Length of the prompt.
-        ids: Generated ids, a closing EOS included.
-        text: The same as text, without control tokens.
-        stop: `eos`, or `length` where `max_new_tokens` ended it.
-        expected_ids: The turn as the row has it, EOS included.
+        prompt_tokens: Length of the prompt, in tokens.
+        ids: Generated ids, with the closing EOS.
+        text: The decoded ids, without control tokens.
+        stop: `eos`, or `length` if `max_new_tokens` was reached.
+        expected_ids: Ids of the turn in the row, with EOS.
         equal: Whether `ids` are `expected_ids`.
     """
 
@@ -52,7 +52,7 @@ class Probe:
 
     Attributes:
         sha256: Hash of the float32 logits at every supervised position.
-        label_logits: For each row, the logit of each supervised token where it is predicted.
+        label_logits: For each row, the logit of each supervised token at the position before it, which predicts it.
     """
 
     sha256: str
@@ -72,6 +72,7 @@ def probe(model: Any, encoded: Sequence[EncodedRow]) -> Probe:
 def supervised_logits(model: Any, row: EncodedRow) -> torch.Tensor:
     """Return the logits that predict a row's supervised tokens, `(supervised tokens, vocabulary)`, CPU float32."""
     model.eval()
+    # logits at position i predict the token at i + 1; the head is computed at these positions only
     columns = [index - 1 for index, label in enumerate(row.labels or ()) if label != IGNORE_INDEX]
     with torch.inference_mode():
         ids = torch.tensor([row.input_ids], device=model.device)
@@ -105,28 +106,31 @@ def generate(model: Any, encoder: Encoder, rows: Iterable[Row], *, max_new_token
         RowError: If a row cannot be encoded.
     """
     model.eval()
-    return [_complete(model, encoder, index, row, max_new_tokens) for index, row in enumerate(rows)]
-
-
-def _complete(model: Any, encoder: Encoder, index: int, row: Row, max_new_tokens: int) -> Completion:
-    prompt = encoder.prompt(row)
+    pad = model.config.pad_token_id
     config = GenerationConfig(
         do_sample=False,
         use_cache=True,
         max_new_tokens=max_new_tokens,
         eos_token_id=encoder.eos_id,
-        pad_token_id=model.config.pad_token_id if model.config.pad_token_id is not None else encoder.eos_id,
+        pad_token_id=encoder.eos_id if pad is None else pad,
     )
-    with torch.inference_mode():
-        inputs = torch.tensor([prompt], device=model.device)
-        output = model.generate(input_ids=inputs, attention_mask=torch.ones_like(inputs), generation_config=config)
-    ids = tuple(output[0, len(prompt) :].tolist())
-    expected = _last_turn(encoder.encode(row))
-    stop: Literal["eos", "length"] = "eos" if ids and ids[-1] == encoder.eos_id else "length"
-    return Completion(index, len(prompt), ids, encoder.decode(ids), stop, expected, ids == expected)
+    completions = []
+    for index, row in enumerate(rows):
+        # one prompt at a time: without padding, an answer cannot depend on its neighbours in a batch
+        prompt = encoder.prompt(row)
+        with torch.inference_mode():
+            inputs = torch.tensor([prompt], device=model.device)
+            output = model.generate(input_ids=inputs, attention_mask=torch.ones_like(inputs), generation_config=config)
+        ids = tuple(output[0, len(prompt) :].tolist())
+        expected = last_turn_ids(encoder.encode(row))
+        stop: Literal["eos", "length"] = "eos" if ids and ids[-1] == encoder.eos_id else "length"
+        found = Completion(index, len(prompt), ids, encoder.decode(ids), stop, expected, ids == expected)
+        completions.append(found)
+    return completions
 
 
-def _last_turn(encoded: EncodedRow) -> tuple[int, ...]:
+def last_turn_ids(encoded: EncodedRow) -> tuple[int, ...]:
+    """Return the ids of a row's last assistant turn, with EOS; a turn of several messages is one turn."""
     spans = [span for span in encoded.spans if span.role == "assistant"]
     return tuple(
         token for span in spans if span.turn == spans[-1].turn for token in encoded.input_ids[span.start : span.end]
@@ -134,7 +138,7 @@ def _last_turn(encoded: EncodedRow) -> tuple[int, ...]:
 
 
 def recorded_training(adapter: Path) -> Mapping[str, Any]:
-    """Return the manifest's `training` of an adapter's folder; empty where there is no manifest.
+    """Return the manifest's `training` of an adapter's folder; empty if there is no manifest.
 
     Of a merged model, `precision` is that of its weights, and nothing is quantised.
 
@@ -177,6 +181,7 @@ def load_adapted(
         InputError: If a tensor of the file is not in the loaded model, or the other way round. PEFT itself only warns,
             and the model then answers as its base does.
     """
+    # PEFT's from_pretrained reports missing and unexpected keys as a warning only: compare every tensor with the file
     saved = read_tensors(adapter / ADAPTER_TENSORS)
     model = (load_nf4 if quantization else load_base)(base, precision, device)
     with peft_quiet():
@@ -208,9 +213,9 @@ def encoder_of(adapter: Path, base: Path) -> Encoder:
 def smoke(
     adapter: Path, base: Path, rows: Sequence[Row], *, max_new_tokens: int = 256, device: str = "auto"
 ) -> dict[str, Any]:
-    """Load an adapter on its base and use it: plain data with `completions`, `probe`, `adapter_effect`.
+    """Load an adapter on its base and use it; return `completions`, `probe`, `adapter_effect` as plain data.
 
-    A merged model is loaded alone; its adapter cannot be taken away again, so it has no `adapter_effect`.
+    A merged model is loaded alone. It has no `adapter_effect`, since its adapter cannot be disabled.
 
     Args:
         adapter: The adapter's or the merged model's folder.

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import torch
 
-from pytest_mistral_lora.chat.completions import AnswerToCheck, FormatVerdict, verdicts
+from pytest_mistral_lora.chat.completions import FormatVerdict, verdicts
 from pytest_mistral_lora.checkpoint.base_model import Precision
 from pytest_mistral_lora.checkpoint.encoder import Encoder
 from pytest_mistral_lora.errors import InputError
@@ -21,11 +21,11 @@ Tier = Literal["exact", "equivalent", "different"]
 
 
 @dataclass(frozen=True, slots=True)
-class Tolerance:
-    """How far a sound model may be from a transcript that other hardware or libraries recorded.
+class TierTolerance:
+    """Largest differences from a transcript that other hardware or library versions explain.
 
     Attributes:
-        margin: Where the recorded margin is below this, another token may be chosen, in nats.
+        margin: Another token may be chosen if the recorded margin is below this, in nats.
         logprob: Largest mean difference of the golden completion's log-probabilities, in nats a token.
     """
 
@@ -33,22 +33,22 @@ class Tolerance:
     logprob: float
 
 
-TOLERANCES: Mapping[str, Tolerance] = {
-    "fp32": Tolerance(0.01, 0.005),
-    "fp16": Tolerance(0.05, 0.01),
-    "bf16": Tolerance(0.25, 0.05),
+TOLERANCES: Mapping[str, TierTolerance] = {
+    "fp32": TierTolerance(0.01, 0.005),
+    "fp16": TierTolerance(0.05, 0.01),
+    "bf16": TierTolerance(0.25, 0.05),
 }
-"""By the dtype of the base's weights; where recording and model differ in it, the wider one counts."""
+"""By the dtype of the base's weights. If recording and model differ in it, the wider one applies."""
 
 
 @dataclass(frozen=True, slots=True)
-class Candidate:
+class TokenCandidate:
     """A token that could have come next.
 
     Attributes:
-        id: The token.
-        piece: As it is written in the vocabulary.
-        probability: Its probability here, from 0 to 1.
+        id: The token's id.
+        piece: Its text in the vocabulary.
+        probability: Its probability under the judged model, from 0 to 1.
     """
 
     id: int
@@ -57,34 +57,34 @@ class Candidate:
 
 
 @dataclass(frozen=True, slots=True)
-class Difference:
-    """Where a completion leaves its transcript.
+class FirstDifference:
+    """The first token at which a completion differs from its transcript.
 
     Attributes:
         token: Index into the completion.
         golden: The token of the transcript.
-        found: The token that was generated.
-        margin: The margin of the golden token when it was recorded, in nats.
+        found: The generated token.
+        margin: Recorded log-probability of the golden token minus that of the runner-up, in nats.
     """
 
     token: int
-    golden: Candidate
-    found: Candidate
+    golden: TokenCandidate
+    found: TokenCandidate
     margin: float
 
 
 @dataclass(frozen=True, slots=True)
-class Judgement:
-    """What one transcript came to.
+class AnswerJudgement:
+    """The comparison of a model's answer with one transcript.
 
     Attributes:
         case: Name of the transcript.
         tier: `exact`: the same ids; `equivalent`: other ids, only where the recorded margin is below the tolerance, and
             the golden completion is as likely as it was; `different`: anything else.
-        text: What was generated now.
-        golden_text: What the transcript has.
+        text: The text that was generated now.
+        golden_text: The text of the transcript.
         logprob_difference: Mean difference of the golden completion's log-probabilities, in nats a token.
-        difference: The first other token; None where ids are equal.
+        difference: The first other token; None if the ids are equal.
         broken_checks: Format checks that the transcript passed and the completion now fails.
     """
 
@@ -93,7 +93,7 @@ class Judgement:
     text: str
     golden_text: str
     logprob_difference: float
-    difference: Difference | None
+    difference: FirstDifference | None
     broken_checks: tuple[FormatVerdict, ...]
 
     @property
@@ -102,11 +102,11 @@ class Judgement:
         return self.tier != "different" and not self.broken_checks
 
     def to_json(self) -> dict[str, Any]:
-        """Return the judgement as plain JSON data."""
+        """Return the judgement as plain JSON data, with `passed`."""
         return {**asdict(self), "passed": self.passed}
 
 
-def difference_text(one: Judgement) -> list[str]:
+def difference_text(one: AnswerJudgement) -> list[str]:
     """Return the first other token for a terminal: both candidates, and how near they were; empty for equal ids."""
     if one.difference is None:
         return []
@@ -119,13 +119,13 @@ def difference_text(one: Judgement) -> list[str]:
     ]
 
 
-def judge(model: Any, encoder: Encoder, transcript: Transcript, *, precision: Precision) -> Judgement:
-    """Answer a transcript's prompt again, and say in which tier the answer is.
+def judge(model: Any, encoder: Encoder, transcript: Transcript, *, precision: Precision) -> AnswerJudgement:
+    """Answer a transcript's prompt again, and return the tier of the answer.
 
     Args:
-        model: Base with adapter.
+        model: Base with adapter, or a merged model.
         encoder: The backend that makes prompts.
-        transcript: What was recorded.
+        transcript: The recorded answer.
         precision: dtype of the base's weights now.
 
     Raises:
@@ -133,44 +133,43 @@ def judge(model: Any, encoder: Encoder, transcript: Transcript, *, precision: Pr
     """
     check_prompt(encoder, transcript)
     [completion] = generate(model, encoder, [transcript.row], max_new_tokens=transcript.max_new_tokens)
+    # The golden completion is fed to the model: its mean |log p_now - log p_recorded| is defined for any answer.
     logprobs = next_token_logprobs(model, transcript.prompt_ids, transcript.completion_ids)
     golden = torch.tensor(transcript.completion_ids)[:, None]
-    apart = logprobs.gather(1, golden).squeeze(1) - torch.tensor(transcript.logprobs)
-    mean = apart.abs().mean().item()
-    difference = _difference(transcript, completion, logprobs, encoder)
+    apart = (logprobs.gather(1, golden).squeeze(1) - torch.tensor(transcript.logprobs)).abs().mean().item()
+    difference = _first_difference(transcript, completion, logprobs, encoder)
     tolerance = max((TOLERANCES[precision], TOLERANCES[transcript.precision]), key=lambda one: one.margin)
-    return Judgement(
+    # only the checks that the transcript passed: the adapter may never have kept the others
+    held = [check for check, one in zip(transcript.format_checks, transcript.checks, strict=True) if one["passed"]]
+    checked = verdicts(answer_of(completion, transcript.row, encoder), held)
+    return AnswerJudgement(
         case=transcript.case,
-        tier=_tier(difference, mean, tolerance),
+        tier=answer_tier(difference, apart, tolerance),
         text=completion.text,
         golden_text=transcript.text,
-        logprob_difference=mean,
+        logprob_difference=apart,
         difference=difference,
-        broken_checks=_broken_checks(transcript, answer_of(completion, transcript.row, encoder)),
+        broken_checks=tuple(verdict for verdict in checked if not verdict.passed),
     )
 
 
-def _tier(difference: Difference | None, apart: float, tolerance: Tolerance) -> Tier:
+def answer_tier(difference: FirstDifference | None, apart: float, tolerance: TierTolerance) -> Tier:
+    """Return the tier of an answer whose golden log-probabilities moved by `apart` nats a token on average."""
     if difference is None:
         return "exact"
     return "equivalent" if difference.margin < tolerance.margin and apart <= tolerance.logprob else "different"
 
 
-def _difference(
+def _first_difference(
     transcript: Transcript, completion: Completion, logprobs: torch.Tensor, encoder: Encoder
-) -> Difference | None:
+) -> FirstDifference | None:
     pairs = enumerate(zip(transcript.completion_ids, completion.ids, strict=False))
     first = next(((index, pair) for index, pair in pairs if pair[0] != pair[1]), None)
     if first is None:
         return None  # greedy answers of one longest length: neither is the beginning of the other
     index, pair = first
-    golden, found = (Candidate(one, encoder.piece(one), logprobs[index, one].exp().item()) for one in pair)
-    return Difference(index, golden, found, transcript.margins[index])
-
-
-def _broken_checks(transcript: Transcript, answer: AnswerToCheck) -> tuple[FormatVerdict, ...]:
-    held = [check for check, one in zip(transcript.format_checks, transcript.checks, strict=True) if one["passed"]]
-    return tuple(verdict for verdict in verdicts(answer, held) if not verdict.passed)
+    golden, found = (TokenCandidate(one, encoder.piece(one), logprobs[index, one].exp().item()) for one in pair)
+    return FirstDifference(index, golden, found, transcript.margins[index])
 
 
 def check_prompt(encoder: Encoder, transcript: Transcript) -> None:

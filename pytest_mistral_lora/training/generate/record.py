@@ -1,4 +1,4 @@
-"""Record what a model answers as golden transcripts."""
+"""Record a model's answers as golden transcripts."""
 
 from __future__ import annotations
 
@@ -18,15 +18,14 @@ from pytest_mistral_lora.records.hashing import sha256_file, sha256_tensors
 from pytest_mistral_lora.records.transcripts import Transcript
 from pytest_mistral_lora.training.generate.generate import Completion
 
-_DECIMALS = 6
-"""Digits of recorded log-probabilities: far finer than any tolerance, and the same text for the same run."""
+_DECIMALS = 6  # of recorded log-probabilities: far finer than any tolerance, and the same text for the same run
 _PACKAGES = ("mistral-common", "peft", "tokenizers", "torch", "transformers")
 BASE_FACTS = ("base", "revision", "base_weights_sha256")
-"""What a manifest and a transcript say of the base."""
+"""Keys of a manifest and of a transcript's `model` that identify the base."""
 
 
 def adapter_identity(tensors: Mapping[str, torch.Tensor], **base: str | None) -> dict[str, Any]:
-    """Return a transcript's `model`.
+    """Return a transcript's `model`: the kind, the hash of the tensors, and the base.
 
     Args:
         tensors: The adapter's tensors, by the names of its file.
@@ -36,7 +35,7 @@ def adapter_identity(tensors: Mapping[str, torch.Tensor], **base: str | None) ->
 
 
 def answer_of(completion: Completion, row: Row, encoder: Encoder) -> AnswerToCheck:
-    """Return a completion as format checks look at it."""
+    """Return a completion as format checks take it; the oracle is None if the tokenizer has none."""
     try:
         oracle = encoder.tokenizer.oracle
     except NoOracleError:
@@ -58,14 +57,14 @@ def record(
     """Return a transcript of each completion; nothing is written.
 
     Args:
-        model: Base with adapter, in eval mode.
+        model: The model that answered, in eval mode.
         encoder: The backend that makes prompts.
         rows: The rows that were answered.
-        completions: What `generate` returned for them.
-        identity: What `adapter_identity` returned.
+        completions: The result of `generate` for them.
+        identity: The `model` of each transcript.
         precision: dtype of the base's weights.
-        max_new_tokens: What `generate` was given.
-        checks: Format checks to hold each completion to.
+        max_new_tokens: The limit that `generate` had, in tokens.
+        checks: Format checks to apply to each completion.
 
     Raises:
         RowError: If a row cannot be encoded.
@@ -81,7 +80,8 @@ def record(
     found = []
     for row, completion in zip(rows, completions, strict=True):
         prompt = encoder.prompt(row)
-        judged = verdicts(answer_of(completion, row, encoder), checks)
+        checked = verdicts(answer_of(completion, row, encoder), checks)
+        logprobs = next_token_logprobs(model, prompt, completion.ids)
         found.append(
             Transcript(
                 case=f"row-{completion.row + 1:04}",
@@ -92,9 +92,9 @@ def record(
                 stop=completion.stop,
                 checks=tuple(
                     {**check.to_json(), "passed": one.passed, "reason": one.reason}
-                    for check, one in zip(checks, judged, strict=True)
+                    for check, one in zip(checks, checked, strict=True)
                 ),
-                **_likelihood(next_token_logprobs(model, prompt, completion.ids), completion.ids),
+                **_likelihood(logprobs, completion.ids),
                 **constant,
             )
         )
@@ -102,7 +102,7 @@ def record(
 
 
 def tokenizer_identity(encoder: Encoder) -> dict[str, Any]:
-    """Return a transcript's `tokenizer`."""
+    """Return a transcript's `tokenizer`: the backend, and version, name and hash of its file."""
     file = encoder.file
     return {
         "backend": encoder.backend,
@@ -113,7 +113,11 @@ def tokenizer_identity(encoder: Encoder) -> dict[str, Any]:
 
 
 def _likelihood(logprobs: torch.Tensor, ids: Sequence[int]) -> dict[str, Any]:
-    """Return `logprobs`, `margins` and `runner_up_ids` of a completion."""
+    """Return `logprobs`, `margins` and `runner_up_ids` of a completion, one value a token.
+
+    With log-probabilities l and a chosen token c, the runner-up r is the argmax of l over all other tokens, and the
+    margin is l[c] - l[r]: negative if the completion is not greedy.
+    """
     chosen = torch.tensor(ids)[:, None]
     own = logprobs.gather(1, chosen)
     others, runner_up = logprobs.scatter(1, chosen, -torch.inf).max(dim=1, keepdim=True)
@@ -126,17 +130,17 @@ def _likelihood(logprobs: torch.Tensor, ids: Sequence[int]) -> dict[str, Any]:
 
 
 def next_token_logprobs(model: Any, prompt: Sequence[int], completion: Sequence[int]) -> torch.Tensor:
-    """Return log-probabilities where each token of a completion comes next: of `next_token_logits`, in nats."""
+    """Return the log-probabilities of `next_token_logits`, in nats, with the same shape."""
     return torch.log_softmax(next_token_logits(model, prompt, completion), dim=-1)
 
 
 def next_token_logits(model: Any, prompt: Sequence[int], completion: Sequence[int]) -> torch.Tensor:
-    """Return logits where each token of a completion comes next, from one forward pass.
+    """Return the logits that predict each token of a completion, from one forward pass.
 
     Args:
         model: A causal language model.
         prompt: Ids before the completion.
-        completion: Ids that are fed, whatever the model itself would say.
+        completion: Ids to feed, whether or not the model would generate them.
 
     Returns:
         `(completion tokens, vocabulary)`, float32 on the CPU.
@@ -144,7 +148,7 @@ def next_token_logits(model: Any, prompt: Sequence[int], completion: Sequence[in
     model.eval()
     with torch.inference_mode():
         ids = torch.tensor([[*prompt, *completion]], device=model.device)
-        keep = len(completion) + 1
+        keep = len(completion) + 1  # from the last prompt token on; the last position predicts nothing of these
         logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), logits_to_keep=keep, use_cache=False).logits
         found: torch.Tensor = logits[0, :-1].float().cpu()
     return found

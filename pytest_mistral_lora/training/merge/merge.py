@@ -1,4 +1,4 @@
-"""Full weights from quantised ones: what the packed numbers of a base, or of a base in training, stand for."""
+"""Add an adapter to its base's weights, prove the result, and write the folder of the merged model."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from pytest_mistral_lora.records.hashing import sha256_tensors
 from pytest_mistral_lora.records.manifest import MANIFEST, build
 from pytest_mistral_lora.records.notes import note_texts
 from pytest_mistral_lora.records.transcripts import TRANSCRIPTS
-from pytest_mistral_lora.training.merge.plan import plan, write_weights, written_size
-from pytest_mistral_lora.training.merge.prove import Proof, prove, questions
+from pytest_mistral_lora.training.merge.plan import plan_merge, write_weights, written_size
+from pytest_mistral_lora.training.merge.prove import Proof, proof_questions, prove
 from pytest_mistral_lora.training.merge.source import (
     BASE_DTYPE,
-    Source,
+    MergeSource,
     merge_dtype,
     refuse_quantized,
     require_full_weights,
@@ -43,62 +43,63 @@ from pytest_mistral_lora.training.work_folder import disk_error, require_writabl
 
 
 @contextmanager
-def dequantized(source: Source, output: Path, *, asked: bool) -> Iterator[Path]:
-    """Give the folder of the full weights that the adapter is added to: the base's own, or a temporary one.
+def dequantized(source: MergeSource, output: Path, *, asked: bool) -> Iterator[Path]:
+    """Yield the folder of the full weights that the adapter is added to: the base's own, or a temporary one.
 
     Args:
         source: Adapter and base.
-        output: The merged folder to be; the temporary one is beside it.
-        asked: Whether what quantised weights stand for is wanted.
+        output: The merged folder to be made; the temporary folder is beside it.
+        asked: Whether to add the adapter to the dequantised weights.
 
     Raises:
-        InputError: If it is, and neither the base nor its training was quantised, or the base cannot be dequantised.
+        InputError: If it is asked for, but neither the base nor its training was quantised, or the base cannot be
+            dequantised.
     """
+    base, precision, device = source.adapted.base, source.adapted.precision, source.adapted.device
     if not asked:
-        yield source.adapted.base
+        yield base
         return
     temporary = Path(tempfile.mkdtemp(dir=output.parent, prefix=f".{output.name}."))
     try:
-        _write_full(source, temporary)
+        packed = bool(read_config(base).get("quantization_config"))
+        if not packed and source.quantization is None:
+            raise InputError(
+                "neither the base nor its training was quantised: its weights are full ones",
+                place=str(base),
+                next_step="Leave --dequantise out.",
+            )
+        try:
+            # a full base that was trained on in 4 bits is quantised first: the adapter learned to correct those weights
+            model = load_base(base, precision, device) if packed else load_nf4(base, precision, device)
+            model = model.dequantize()
+        except (ImportError, NotImplementedError, ValueError) as error:  # transformers' own, by method and library
+            cause = " ".join(str(error).split())
+            raise InputError(
+                f"cannot be dequantised: {cause}", place=str(base), next_step="Give the full base."
+            ) from error
+        model.save_pretrained(temporary)
+        del model
         yield temporary
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _write_full(source: Source, folder: Path) -> None:
-    base, precision, device = source.adapted.base, source.adapted.precision, source.adapted.device
-    packed = bool(read_config(base).get("quantization_config"))
-    if not packed and source.quantization is None:
-        raise InputError(
-            "neither the base nor its training was quantised: its weights are full ones",
-            place=str(base),
-            next_step="Leave --dequantise out.",
-        )
-    try:
-        model = load_base(base, precision, device) if packed else load_nf4(base, precision, device)
-        model = model.dequantize()
-    except (ImportError, NotImplementedError, ValueError) as error:  # transformers' own, by method and library
-        cause = " ".join(str(error).split())
-        raise InputError(f"cannot be dequantised: {cause}", place=str(base), next_step="Give the full base.") from error
-    model.save_pretrained(folder)
-
-
 _SCRATCH = ".proof"
+# Parts of a manifest that describe its own folder; a merged model takes all others from its adapter.
 _OWN_PARTS = ("schema_version", "kind", "files", "parent", "seal")
-"""Parts of a manifest that are the folder's own; all others are the adapter's."""
 
 _MAKE_ROOM = "Nothing is left there. Make room, or name another output folder."
 
 
 @dataclass(frozen=True)
-class Merged:
-    """A merged model that is what base and adapter are.
+class MergedModel:
+    """A merged model, proven equal to base and adapter within the rounding of its dtype.
 
     Attributes:
         output: Its folder.
         base: The base's folder.
         manifest: Its manifest.
-        notes: What a reader should know of it.
+        notes: Remarks for the user, as sentences.
     """
 
     output: Path
@@ -126,7 +127,7 @@ def merge(
     dequantize: bool = False,
     device: str = "auto",
     progress: bool = False,
-) -> Merged:
+) -> MergedModel:
     """Add an adapter to its base's weights, prove it, and write the folder of a model that needs neither.
 
     Sums are in float32, one tensor at a time. Before the folder is there, base and adapter and then the merged model
@@ -135,12 +136,12 @@ def merge(
     Args:
         adapter: The adapter's folder, with its manifest; it is not changed.
         output: The folder to make.
-        base: The base's folder; by default, the one that the adapter's folder names.
+        base: The base's folder; by default, the one that the adapter's folder records.
         dtype: dtype of the merged weights: `float32`, `bfloat16`, `float16`, or `base` for the base's own.
-        golden: Transcripts whose prompts are asked; by default the adapter's own, or else its rendered row.
-        dequantize: Whether to add the adapter to what quantised weights stand for: those of the base, or, of a full
-            base, those that the adapter was trained on in 4 bits.
-        device: Where the models answer: `auto`, `cpu` or `cuda`.
+        golden: Transcripts with the prompts of the proof; by default the adapter's own, or else its rendered row.
+        dequantize: Whether to add the adapter to dequantised weights: of a quantised base, or of a full base that was
+            quantised in training.
+        device: Device of the models: `auto`, `cpu` or `cuda`.
         progress: Whether to show a bar on stderr.
 
     Raises:
@@ -151,29 +152,34 @@ def merge(
     _check_output(output, adapter, base)
     if base is not None and not dequantize:
         refuse_quantized(base)  # before its weights are hashed, which takes time
-    source = Source.find(adapter, base, device=device)
+    source = MergeSource.find(adapter, base, device=device)
     found = source.adapted.base
-    _check_output(output, adapter, found)  # now the base is known where it was not given
+    _check_output(output, adapter, found)  # again: now the base is known in any case
     remove_temporaries(output)
-    with _explained(output), dequantized(source, output, asked=dequantize) as full:
+    with _disk_errors(output), dequantized(source, output, asked=dequantize) as full:
         weights = weights_of(full)
         require_full_weights(full, weights)
         written = merge_dtype(full, weights, dtype)
-        changes = plan(adapter, source.tensors, full, weights)
+        changes = plan_merge(adapter, source.tensors, full, weights)
         adapted = source.on(full, written)
-        asked = questions(adapted, golden)
-        _check_room(output, written_size(weights, written))
+        asked = proof_questions(adapted, golden)
+        needed = written_size(weights, written)
+        if shutil.disk_usage(output.parent).free < needed:
+            # before the work, which takes minutes for a large model
+            shortage = OSError(errno.ENOSPC, f"the merged weights have {needed / 1e6:,.1f} MB")
+            raise disk_error(output, shortage, _MAKE_ROOM)
         with finished_folder(output) as folder:
             write_weights(folder, weights, source.tensors, changes, written, progress=progress)
             _write_companions(folder, source, written)
-            identity = _identity(source, folder)
+            tensors_sha256 = sha256_tensors(weights_of(folder))
+            identity = {**source.adapted.identity, "kind": "merged", "tensors_sha256": tensors_sha256}
             proof = prove(adapted, folder, asked, dtype=written, identity=identity, scratch=folder / _SCRATCH)
             shutil.rmtree(folder / _SCRATCH)
             (folder / TRANSCRIPTS).mkdir()
             for transcript in proof.transcripts:
                 transcript.write(folder / TRANSCRIPTS)
-            manifest = _write_manifest(folder, source, _parent(source, written, proof, dequantize))
-    return Merged(output, found, manifest, tuple(_notes(source, proof, dequantize)))
+            manifest = _write_manifest(folder, source, proof, written, dequantize)
+    return MergedModel(output, found, manifest, tuple(_notes(source, proof, dequantize)))
 
 
 def _check_output(output: Path, adapter: Path, base: Path | None) -> None:
@@ -185,16 +191,9 @@ def _check_output(output: Path, adapter: Path, base: Path | None) -> None:
     require_writable(output.parent)
 
 
-def _check_room(output: Path, needed: int) -> None:
-    free = shutil.disk_usage(output.parent).free
-    if free < needed:
-        shortage = OSError(errno.ENOSPC, f"the merged weights have {needed / 1e6:,.1f} MB")
-        raise disk_error(output, shortage, _MAKE_ROOM)
-
-
 @contextmanager
-def _explained(output: Path) -> Iterator[None]:
-    """Say what to do when the output cannot be written.
+def _disk_errors(output: Path) -> Iterator[None]:
+    """Turn errors of the file system into one that names the output and the next step.
 
     Raises:
         DiskError: If the block ends in an error of the file system.
@@ -203,14 +202,15 @@ def _explained(output: Path) -> Iterator[None]:
         yield
     except (OSError, SafetensorError) as error:
         if isinstance(error, OSError) and error.errno is None:
-            raise  # transformers', of a model that it does not load
+            raise  # transformers raises OSError for a model that it does not load
         raise disk_error(output, error, _MAKE_ROOM) from error
 
 
-def _write_companions(folder: Path, source: Source, dtype: str) -> None:
-    """Write what makes weights a model: the base's configuration, and the tokenizer that was trained with."""
+def _write_companions(folder: Path, source: MergeSource, dtype: str) -> None:
+    """Write the files that a model needs beside its weights: the base's configuration, and the adapter's tokenizer."""
     adapter, base = source.adapted.adapter, source.adapted.base
     config = {key: value for key, value in read_config(base).items() if key != "quantization_config"}
+    # transformers 4 named it torch_dtype, and its older versions read nothing else
     key = "torch_dtype" if "torch_dtype" in config else "dtype"
     write_json(folder / "config.json", {**config, key: dtype})
     generation = base / "generation_config.json"
@@ -219,20 +219,12 @@ def _write_companions(folder: Path, source: Source, dtype: str) -> None:
         shutil.copyfile(file, folder / file.name)
 
 
-def _identity(source: Source, folder: Path) -> dict[str, Any]:
-    """Return the `model` of the merged model's transcripts."""
-    return {
-        **source.adapted.identity,
-        "kind": "merged",
-        "tensors_sha256": sha256_tensors(weights_of(folder)),
-    }
-
-
-def _parent(source: Source, dtype: str, proof: Proof, dequantize: bool) -> dict[str, Any]:
-    """Return the manifest's `parent`: the adapter that was merged, and how the two compare."""
-    return {
+def _write_manifest(folder: Path, source: MergeSource, proof: Proof, dtype: str, dequantize: bool) -> dict[str, Any]:
+    """Write the notes and the manifest: the adapter's own, with the merged files and their `parent`."""
+    identity = source.adapted.identity
+    parent = {
         "manifest_sha256": source.manifest_sha256,
-        "tensors_sha256": source.adapted.identity["tensors_sha256"],
+        "tensors_sha256": identity["tensors_sha256"],
         "merge_dtype": dtype,
         "max_abs_logit_difference": proof.max_abs_logit_difference,
         "greedy_equal": proof.greedy_equal,
@@ -243,20 +235,17 @@ def _parent(source: Source, dtype: str, proof: Proof, dequantize: bool) -> dict[
         "device": source.adapted.device,
         "environment": environment(),
     }
-
-
-def _write_manifest(folder: Path, source: Source, parent: Mapping[str, Any]) -> dict[str, Any]:
-    """Write the notes and the manifest: all that the adapter's says, of a merged model, with these files."""
     parts = {key: value for key, value in source.manifest.items() if key not in _OWN_PARTS}
-    parts |= {"base_weights_sha256": source.adapted.identity["base_weights_sha256"], "kind": "merged", "parent": parent}
+    parts |= {"base_weights_sha256": identity["base_weights_sha256"], "kind": "merged", "parent": parent}
     for name, text in note_texts(parts).items():
         write_text(folder / name, text)
+    # last: it lists every other file with its hash
     manifest = build(**parts, files=listing(folder))
     write_json(folder / MANIFEST, manifest)
     return manifest
 
 
-def _notes(source: Source, proof: Proof, dequantize: bool) -> Iterator[str]:
+def _notes(source: MergeSource, proof: Proof, dequantize: bool) -> Iterator[str]:
     if source.quantization and not dequantize:
         yield (
             f"The adapter was trained on the base in {source.quantization}, and is merged into its full weights: the "

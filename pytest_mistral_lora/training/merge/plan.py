@@ -1,4 +1,4 @@
-"""What becomes of each tensor of the base: PEFT, on a model without weights, says which layers the adapter is on."""
+"""The change of each tensor of the base, by PEFT on a model without weights; and the merged weights, streamed."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ from pytest_mistral_lora.training.adapter import EMBEDDINGS, PREFIX, peft_quiet
 
 CONFIG = "adapter_config.json"
 _NAME = "default"
+# Values of init_lora_weights that leave the base's weights alone; PiSSA, OLoRA and others subtract B A from W first.
 _PLAIN_STARTS = (True, False, None, "gaussian")
-"""Initial values that leave the base's weights alone; PiSSA, OLoRA and others take their part out of them."""
 
 
 @dataclass(frozen=True)
-class LowRank:
-    """A layer's weight W becomes W + scaling · B A, and of DoRA its rows get the learned lengths.
+class LowRankChange:
+    """A layer's weight W becomes W + scaling · B A; with DoRA, its rows then get the learned norms.
 
     Attributes:
         a: Name of A, `(rank, inputs)`.
         b: Name of B, `(outputs, rank)`.
-        scaling: What B A is multiplied by: alpha / rank, or alpha / √rank (rsLoRA).
-        magnitude: Name of the lengths, `(outputs,)`; None without DoRA.
+        scaling: Factor of B A: alpha / rank, or alpha / √rank (rsLoRA).
+        magnitude: Name of DoRA's learned row norms m, `(outputs,)`; None without DoRA.
     """
 
     a: str
@@ -47,7 +47,7 @@ class LowRank:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The adapter's tensors that it takes."""
+        """The adapter's tensors that it uses."""
         return (self.a, self.b, *([self.magnitude] if self.magnitude else []))
 
     def shape(self, adapter: Weights) -> tuple[int, ...]:
@@ -55,7 +55,9 @@ class LowRank:
         return adapter.infos[self.b].shape[0], adapter.infos[self.a].shape[1]
 
     def apply(self, weight: torch.Tensor, adapter: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Return the merged weight, float32, in PEFT's order of operations."""
+        """Return the merged weight, float32."""
+        # LoRA: W' = W + s B A. DoRA (arXiv:2402.09353): with V = W + s B A, row i of W' is m_i V_i / ||V_i||.
+        # The order of operations is PEFT's, so that sums round alike.
         change = adapter[self.b].float() @ adapter[self.a].float() * self.scaling
         merged = weight.float() + change
         if self.magnitude is not None:
@@ -64,8 +66,8 @@ class LowRank:
 
 
 @dataclass(frozen=True)
-class Replacement:
-    """A tensor that was trained in full takes the base's place.
+class FullChange:
+    """A tensor that was trained in full replaces the base's.
 
     Attributes:
         name: Its name in the adapter.
@@ -75,7 +77,7 @@ class Replacement:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The adapter's tensors that it takes."""
+        """The adapter's tensors that it uses."""
         return (self.name,)
 
     def shape(self, adapter: Weights) -> tuple[int, ...]:
@@ -87,10 +89,10 @@ class Replacement:
         return adapter[self.name].float()
 
 
-Change: TypeAlias = LowRank | Replacement
+TensorChange: TypeAlias = LowRankChange | FullChange
 
 
-def plan(folder: Path, adapter: Weights, base_folder: Path, base: Weights) -> dict[str, Change]:
+def plan_merge(folder: Path, adapter: Weights, base_folder: Path, base: Weights) -> dict[str, TensorChange]:
     """Return the change of each tensor of the base that changes, by its name.
 
     Args:
@@ -103,19 +105,19 @@ def plan(folder: Path, adapter: Weights, base_folder: Path, base: Weights) -> di
         InputError: If a tensor of the adapter has no place, one is missing, or one does not fit; if the adapter is of
             a kind that has no sum with the base; if it changes one of two tensors that the base keeps as one.
     """
-    config = _config(folder)
-    model = _without_weights(base_folder, config, folder)
+    model = _model_without_weights(folder, base_folder)
     changes = dict(_changes(model, folder))
     expected = get_peft_model_state_dict(model, save_embedding_layers=False)
-    taken = {name for change in changes.values() for name in change.names}
-    odd = sorted((expected.keys() ^ adapter.keys()) | (expected.keys() - taken))
+    used = {name for change in changes.values() for name in change.names}
+    # a tensor that PEFT expects and no change uses is as bad as one that the file lacks: a part would be lost
+    odd = sorted((expected.keys() ^ adapter.keys()) | (expected.keys() - used))
     if odd:
         missing = odd[0] not in adapter
         raise InputError(
             f"{odd[0]} {'is missing' if missing else 'has no place in a merged model'}"
             + (f", and {len(odd) - 1} more" if len(odd) > 1 else ""),
             place=str(folder / ADAPTER_TENSORS),
-            expected=f"the {len(taken)} tensors that {CONFIG} speaks of",
+            expected=f"the {len(used)} tensors that {CONFIG} describes",
         )
     for name, tensor in expected.items():
         if tuple(tensor.shape) != adapter.infos[name].shape:
@@ -129,7 +131,12 @@ def plan(folder: Path, adapter: Weights, base_folder: Path, base: Weights) -> di
     return changes
 
 
-def _config(folder: Path) -> Any:
+def _model_without_weights(folder: Path, base: Path) -> Any:
+    """Return base and adapter as PEFT builds them, on the meta device: layers, names and scaling are PEFT's own.
+
+    Raises:
+        InputError: If the configuration is not of a plain LoRA adapter, or PEFT refuses it on this base.
+    """
     place = str(folder / CONFIG)
     try:
         config = LoraConfig.from_pretrained(str(folder))
@@ -145,45 +152,39 @@ def _config(folder: Path) -> Any:
             next_step="Convert it with PEFT's save_pretrained(path_initial_model_for_weight_conversion=…).",
         )
     config.inference_mode = True
-    return config
-
-
-def _without_weights(base: Path, config: Any, folder: Path) -> Any:
     try:
         with torch.device("meta"), peft_quiet(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what they warn of is an error here, or nothing
+            warnings.simplefilter("ignore")  # each warning is an error of this module, or irrelevant without weights
             return get_peft_model(empty_model(base), config)
     except Exception as error:  # PEFT raises many types
         cause = " ".join(str(error).split())[:300]
-        raise InputError(f"PEFT refuses it on this base: {cause}", place=str(folder / CONFIG)) from error
+        raise InputError(f"PEFT refuses it on this base: {cause}", place=place) from error
 
 
-def _changes(model: Any, folder: Path) -> Iterator[tuple[str, Change]]:
+def _changes(model: Any, folder: Path) -> Iterator[tuple[str, TensorChange]]:
     for path, module in model.named_modules():
         layer = path.removeprefix(PREFIX)
         if isinstance(module, ModulesToSaveWrapper):
             for name, _ in module.modules_to_save[_NAME].named_parameters():
-                yield f"{layer}.{name}", Replacement(f"{path}.{name}")
+                yield f"{layer}.{name}", FullChange(f"{path}.{name}")
         elif isinstance(module, lora.LoraLayer):
-            yield f"{layer}.weight", _low_rank(path, module, folder)
-
-
-def _low_rank(path: str, module: Any, folder: Path) -> LowRank:
-    variant = module.lora_variant.get(_NAME)
-    dora = type(variant).__name__.startswith("Dora")
-    if type(module) is not lora.Linear or module.fan_in_fan_out or not (variant is None or dora):
-        kind = type(module if variant is None else variant).__name__
-        raise InputError(
-            f"the adapter on {path.removeprefix(PREFIX)} is PEFT's {kind}",
-            place=str(folder / CONFIG),
-            expected="LoRA, rsLoRA or DoRA on linear layers: of others, no sum with the base is known here",
-        )
-    magnitude = f"{path}.lora_magnitude_vector" if dora else None
-    return LowRank(f"{path}.lora_A.weight", f"{path}.lora_B.weight", float(module.scaling[_NAME]), magnitude)
+            variant = module.lora_variant.get(_NAME)
+            dora = type(variant).__name__.startswith("Dora")
+            # an exact type: subclasses of PEFT's Linear and other variants compute something else in forward
+            if type(module) is not lora.Linear or module.fan_in_fan_out or not (variant is None or dora):
+                kind = type(module if variant is None else variant).__name__
+                raise InputError(
+                    f"the adapter on {layer} is PEFT's {kind}",
+                    place=str(folder / CONFIG),
+                    expected="LoRA, rsLoRA or DoRA on linear layers: of others, no sum with the base is known here",
+                )
+            names = (f"{path}.lora_A.weight", f"{path}.lora_B.weight")
+            magnitude = f"{path}.lora_magnitude_vector" if dora else None
+            yield f"{layer}.weight", LowRankChange(*names, float(module.scaling[_NAME]), magnitude)
 
 
 def _check_fit(
-    name: str, change: Change, folder: Path, adapter: Weights, base_folder: Path, base: Weights
+    name: str, change: TensorChange, folder: Path, adapter: Weights, base_folder: Path, base: Weights
 ) -> None:  # fmt: skip
     place = str(folder / ADAPTER_TENSORS)
     shared = [one for one in EMBEDDINGS if f".{name}".endswith(f".{one}.weight")]
@@ -209,22 +210,28 @@ INDEX = "model.safetensors.index.json"
 
 
 def written_size(base: Weights, dtype: str) -> int:
-    """Return how many bytes the merged tensors have."""
+    """Return the size of the merged tensors, in bytes."""
     return sum(math.prod(info.shape) for info in base.infos.values()) * int(getattr(torch, dtype).itemsize)
 
 
 def write_weights(
-    folder: Path, base: Weights, adapter: Weights, changes: Mapping[str, Change], dtype: str, *, progress: bool = False
+    folder: Path,
+    base: Weights,
+    adapter: Weights,
+    changes: Mapping[str, TensorChange],
+    dtype: str,
+    *,
+    progress: bool = False,
 ) -> None:
     """Write the base's files again with the changes, and its index.
 
-    In memory are, at any time, one tensor of the base and of the adapter what changes it, in float32.
+    At any time, memory holds one tensor of the base and the adapter's tensors for it, in float32.
 
     Args:
-        folder: Where the files go, under the base's names.
+        folder: Folder of the new files, which have the base's names.
         base: The base's tensors.
         adapter: The adapter's tensors.
-        changes: What `plan` returned.
+        changes: The result of `plan_merge`.
         dtype: dtype of all tensors in the files.
         progress: Whether to show a bar on stderr.
 
@@ -236,31 +243,23 @@ def write_weights(
         def merged(name: str) -> torch.Tensor:
             bar.update()
             change = changes.get(name)
-            tensor = base[name] if change is None else change.apply(base[name], adapter)
-            return _finite(name, tensor.to(getattr(torch, dtype)), tensor)
+            exact = base[name] if change is None else change.apply(base[name], adapter)
+            written = exact.to(getattr(torch, dtype))
+            # float16 ends at 65504: a larger weight becomes infinite without an error
+            if not torch.isfinite(written).all():
+                raise MergeError(
+                    f"{name} is not finite in {written.dtype}: its largest number is {exact.abs().max().item():g}",
+                    expected="finite numbers",
+                    next_step="Nothing is written. Check the adapter, or merge with --dtype bfloat16 or float32.",
+                )
+            return written
 
         for file in base.files:
             shapes = {name: base.infos[name].shape for name in base.names_in(file)}
             bar.set_postfix_str(file.name)
             write_safetensors(folder / file.name, shapes, dtype, merged)
-    _write_index(folder, base, dtype)
-
-
-def _finite(name: str, written: torch.Tensor, exact: torch.Tensor) -> torch.Tensor:
-    if torch.isfinite(written).all():
-        return written
-    largest = exact.abs().max().item()
-    raise MergeError(
-        f"{name} is not finite in {written.dtype}: its largest number is {largest:g}",
-        expected="finite numbers",
-        next_step="Nothing is written. Check the adapter, or merge with --dtype bfloat16 or float32.",
-    )
-
-
-def _write_index(folder: Path, base: Weights, dtype: str) -> None:
     index = base.files[0].with_name(INDEX)
-    if not index.is_file():
-        return
-    data = read_json(index)
-    metadata = {**data.get("metadata", {}), "total_size": written_size(base, dtype)}
-    write_json(folder / INDEX, {**data, "metadata": metadata})
+    if index.is_file():
+        data = read_json(index)
+        metadata = {**data.get("metadata", {}), "total_size": written_size(base, dtype)}
+        write_json(folder / INDEX, {**data, "metadata": metadata})

@@ -1,8 +1,4 @@
-"""Arithmetic in float32 on weights of less: what two models differ in is then their weights, and not how sums round.
-
-Of a real model of 135M parameters, merged in bfloat16, logits were 0.4 to 1.0 from those of base and adapter with sums
-in bfloat16, and 0.1 to 0.2 with sums in float32.
-"""
+"""Compare the merged model with base and adapter: logits and greedy answers, with all sums in float32."""
 
 from __future__ import annotations
 
@@ -18,13 +14,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pytest_mistral_lora.chat.reading.jsonl import read_json
-from pytest_mistral_lora.chat.rows import Row, parse_row
+from pytest_mistral_lora.chat.rows import parse_row
 from pytest_mistral_lora.checkpoint.base_model import load_base
 from pytest_mistral_lora.errors import InputError, MergeError
 from pytest_mistral_lora.records.adapter_folder import FARTHEST
 from pytest_mistral_lora.records.transcripts import TRANSCRIPTS, Transcript, load_folder, transcript_files
 from pytest_mistral_lora.training.generate.compare import Adapted
-from pytest_mistral_lora.training.generate.judge import Judgement, check_prompt, difference_text, judge
+from pytest_mistral_lora.training.generate.judge import AnswerJudgement, check_prompt, difference_text, judge
 from pytest_mistral_lora.training.generate.questions import Question, ask
 from pytest_mistral_lora.training.generate.record import next_token_logits
 from pytest_mistral_lora.training.save import RENDERED
@@ -33,6 +29,8 @@ from pytest_mistral_lora.training.save import RENDERED
 @contextmanager
 def float32_sums(model: Any) -> Iterator[None]:
     """Let a model compute in float32 within the block; of its weights, one is in float32 at a time."""
+    # Two models must differ by their weights, not by how their sums round. On a real model of 135M parameters, merged
+    # in bfloat16, logits differed by 0.4 to 1.0 from base and adapter with sums in bfloat16, by 0.1 to 0.2 in float32.
     handles: list[Any] = []
     for module in model.modules():
         weight = dict(module.named_parameters(recurse=False)).get("weight")
@@ -51,19 +49,18 @@ def _set(module: Any, weight: torch.Tensor) -> None:
     module.weight.data = weight
 
 
-_LONGEST_ANSWER = 64
-"""Tokens of the answer to a training row, where there are no transcripts."""
-
-_NOTHING = "Nothing is written."
+_LONGEST_ANSWER = 64  # tokens of the answer to a training row, if there are no transcripts
+_NEXT_STEP = "Nothing is written. --dtype float32 rounds least."
 
 
 @dataclass(frozen=True)
 class Proof:
-    """How the merged model compares with base and adapter.
+    """The differences between the merged model and base with adapter.
 
     Attributes:
-        max_abs_logit_difference: Largest difference of a logit, where a token of the adapter's answer comes next.
-        near_ties: Prompts answered otherwise, from a token on that base and adapter hardly preferred.
+        max_abs_logit_difference: Largest difference of a logit at the positions of the adapter's answers.
+        near_ties: Number of prompts with another answer, which differs first at a token that base and adapter hardly
+            preferred.
         transcripts: The merged model's own answers, with sums in its own dtype.
     """
 
@@ -77,7 +74,7 @@ class Proof:
         return not self.near_ties
 
 
-def questions(adapted: Adapted, golden: Path | None) -> list[Question]:
+def proof_questions(adapted: Adapted, golden: Path | None) -> list[Question]:
     """Return the prompts: of the golden transcripts given, of the adapter's own, or else of its rendered row.
 
     Args:
@@ -87,27 +84,21 @@ def questions(adapted: Adapted, golden: Path | None) -> list[Question]:
     Raises:
         InputError: If there is no prompt, or one is encoded into other ids than it was.
     """
-    own = adapted.adapter / TRANSCRIPTS
-    if golden is None and not transcript_files(own):
-        row = _rendered_row(adapted.adapter)
-        return [Question(Path(RENDERED).stem, row, max_new_tokens=_LONGEST_ANSWER)]
-    transcripts = load_folder(own if golden is None else golden)
-    for one in transcripts:
-        check_prompt(adapted.encoder, one)
-    return [Question.again(one) for one in transcripts]
-
-
-def _rendered_row(adapter: Path) -> Row:
-    file = adapter / RENDERED
-    if not file.is_file():
+    own, rendered = adapted.adapter / TRANSCRIPTS, adapted.adapter / RENDERED
+    if golden is not None or transcript_files(own):
+        transcripts = load_folder(own if golden is None else golden)
+        for one in transcripts:
+            check_prompt(adapted.encoder, one)
+        return [Question.again(one) for one in transcripts]
+    if not rendered.is_file():
         raise InputError(
             f"neither {TRANSCRIPTS} nor {RENDERED}: there is no prompt to prove the merged model with",
-            place=str(adapter),
+            place=str(adapted.adapter),
             next_step="Give transcripts with --golden.",
         )
-    data = read_json(file)
+    data = read_json(rendered)
     named = {key: data[key] for key in ("messages", "tools", "reasoning_effort") if key in data}
-    return parse_row(named, place=str(file))
+    return [Question(rendered.stem, parse_row(named, place=str(rendered)), max_new_tokens=_LONGEST_ANSWER)]
 
 
 def prove(
@@ -118,10 +109,10 @@ def prove(
     Args:
         adapted: Base and adapter, in the precision of `dtype`.
         merged: Folder of the merged weights, with its configuration.
-        asked: What `questions` returned.
+        asked: The result of `proof_questions`.
         dtype: dtype of the merged weights.
-        identity: What the merged model's transcripts say of it.
-        scratch: Folder for logits, which may be large; it is not there yet.
+        identity: The `model` of the merged model's transcripts.
+        scratch: Folder to make for logits, which may be large.
 
     Raises:
         MergeError: If the merged model answers otherwise, or its logits are farther away than rounding explains.
@@ -131,55 +122,43 @@ def prove(
     with float32_sums(model):
         expected = [ask(model, adapted, one) for one in asked]
         for one in expected:
-            save_file({"logits": _logits(model, one)}, scratch / one.case)
+            save_file({"logits": _answer_logits(model, one)}, scratch / one.case)
+    # both models together may not fit: the first is freed, and its logits wait on disk
     del model
-    _free()
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
     model = load_base(merged, adapted.precision, adapted.device).eval()
+    farthest = 0.0
     with float32_sums(model):
-        farthest = max(_farthest(model, one, scratch / one.case) for one in expected)
+        for one in expected:
+            apart = (_answer_logits(model, one) - load_file(scratch / one.case)["logits"]).abs().max().item()
+            farthest = max(farthest, inf if isnan(apart) else apart)  # max() would lose a NaN
         judgements = [judge(model, adapted.encoder, one, precision=adapted.precision) for one in expected]
-    _check_logits(farthest, dtype)
-    _check_answers(judgements)
+    _check_equal(farthest, judgements, dtype)
     own = replace(adapted, identity=identity)
     transcripts = [ask(model, own, one) for one in asked]
     return Proof(farthest, sum(one.tier == "equivalent" for one in judgements), transcripts)
 
 
-def _check_answers(judgements: Sequence[Judgement]) -> None:
-    wrong = [one for one in judgements if not one.passed]
-    if wrong:
-        raise MergeError(
-            "\n".join([f"{len(wrong)} of {len(judgements)} prompts are answered otherwise", *_lines(wrong[0])]),
-            expected="the answers of base and adapter",
-            next_step=f"{_NOTHING} --dtype float32 rounds least.",
-        )
+def _answer_logits(model: Any, answer: Transcript) -> torch.Tensor:
+    return next_token_logits(model, answer.prompt_ids, answer.completion_ids)
 
 
-def _lines(one: Judgement) -> list[str]:
-    broken = [f"{check.name} failed: {check.reason}" for check in one.broken_checks]
-    return [f"  {line}" for line in (f"{one.case}: {one.text!r}", *difference_text(one), *broken)]
-
-
-def _logits(model: Any, one: Transcript) -> torch.Tensor:
-    return next_token_logits(model, one.prompt_ids, one.completion_ids)
-
-
-def _farthest(model: Any, one: Transcript, file: Path) -> float:
-    difference = (_logits(model, one) - load_file(file)["logits"]).abs().max().item()
-    return inf if isnan(difference) else float(difference)
-
-
-def _check_logits(farthest: float, dtype: str) -> None:
+def _check_equal(farthest: float, judgements: Sequence[AnswerJudgement], dtype: str) -> None:
     if farthest > FARTHEST[dtype]:
         raise MergeError(
             f"logits are up to {farthest:.3g} from those of base and adapter",
             expected=f"at most {FARTHEST[dtype]:g}, which rounding to {dtype} explains",
-            next_step=f"{_NOTHING} --dtype float32 rounds least.",
+            next_step=_NEXT_STEP,
         )
-
-
-def _free() -> None:
-    """Give a model's memory back before the next one is loaded."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    wrong = [one for one in judgements if not one.passed]
+    if wrong:
+        first = wrong[0]
+        broken = [f"{check.name} failed: {check.reason}" for check in first.broken_checks]
+        lines = [f"{first.case}: {first.text!r}", *difference_text(first), *broken]
+        raise MergeError(
+            "\n  ".join([f"{len(wrong)} of {len(judgements)} prompts are answered otherwise", *lines]),
+            expected="the answers of base and adapter",
+            next_step=_NEXT_STEP,
+        )

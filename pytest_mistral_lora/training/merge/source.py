@@ -1,4 +1,4 @@
-"""What is merged: an adapter whose record is whole, on the base that it was trained on, in full weights."""
+"""The input of a merge: an adapter that matches its manifest, and the base that it was trained on, in full weights."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from pytest_mistral_lora.training.generate.compare import Adapted
 from pytest_mistral_lora.training.merge.plan import CONFIG, INDEX
 
 BASE_DTYPE = "base"
-"""The choice of the dtype that the base's own weights have."""
+"""Value of `--dtype` for the dtype of the base's own weights."""
 
 _NAMES = {code: name for name, code in DTYPES.items()}
 
 
 @dataclass(frozen=True)
-class Source:
+class MergeSource:
     """An adapter and its base, ready to be merged.
 
     Attributes:
-        adapted: Both, as they are asked for answers.
+        adapted: Both, ready to generate answers.
         manifest: The adapter's manifest.
         manifest_sha256: SHA-256 of its file.
         tensors: The adapter's tensors.
@@ -41,26 +41,26 @@ class Source:
     tensors: Weights
 
     @classmethod
-    def find(cls, adapter: Path, base: Path | None, *, device: str) -> Source:
-        """Find what an adapter's folder needs, and hold all of it to the adapter's manifest.
+    def find(cls, adapter: Path, base: Path | None, *, device: str) -> MergeSource:
+        """Find the base of an adapter's folder, and compare both with the adapter's manifest.
 
         Args:
             adapter: The adapter's folder.
-            base: The base's folder; by default, the one that the adapter's folder names.
+            base: The base's folder; by default, the one that the adapter's folder records.
             device: `auto`, `cpu` or `cuda`.
 
         Raises:
-            InputError: If the folder is no adapter, its manifest is missing, too old, or not true of it, or the base is
-                not the one that the adapter was trained on.
+            InputError: If the folder is no adapter, its manifest is missing, too old, or differs from it, or the base
+                is not the one that the adapter was trained on.
         """
         require_adapter(adapter)
-        manifest = _manifest(adapter)
+        manifest = _checked_manifest(adapter)
         adapted = Adapted.find(adapter, base, device=device)
         return cls(adapted, manifest, sha256_file(adapter / MANIFEST), Weights([adapter / ADAPTER_TENSORS]))
 
     @property
     def quantization(self) -> str | None:
-        """`nf4` where the base was in 4 bits in training, or None."""
+        """`nf4` if the base was in 4 bits in training, else None."""
         return self.adapted.quantization
 
     def on(self, base: Path, dtype: str) -> Adapted:
@@ -68,11 +68,11 @@ class Source:
         return replace(self.adapted, base=base, precision=PRECISIONS[dtype], quantization=None)
 
 
-def _manifest(adapter: Path) -> Mapping[str, Any]:
+def _checked_manifest(adapter: Path) -> Mapping[str, Any]:
     file = adapter / MANIFEST
     if not file.is_file():
         raise InputError(
-            f"no {MANIFEST}: what the adapter was made of is not recorded, and a merged model could not say it",
+            f"no {MANIFEST}: nothing records the origin of the adapter, and a merged model could not record it either",
             place=str(adapter),
             expected="an adapter folder as mistral-lora train leaves it",
             next_step="PEFT's merge_and_unload merges it without a record.",
@@ -90,7 +90,7 @@ def _manifest(adapter: Path) -> Mapping[str, Any]:
             f"{wrong[0].name} is {wrong[0].found}",
             place=str(wrong[0].place),
             expected=f"{wrong[0].recorded}, as recorded",
-            next_step=f"The folder is not as it was saved: mistral-lora verify {adapter} says in what.",
+            next_step=f"The folder is not as it was saved: mistral-lora verify {adapter} lists the differences.",
         )
     return found.data
 
@@ -99,8 +99,8 @@ def require_full_weights(base: Path, weights: Weights) -> None:
     """Refuse a base that is quantised, or that transformers would not load as its files are.
 
     Raises:
-        InputError: If a weight is not of full precision, if an adapter is in the base's folder, or if the index does
-            not name what the files hold.
+        InputError: If a weight is not of full precision, if an adapter is in the base's folder, or if the index
+            differs from the files.
     """
     refuse_quantized(base)
     packed = next((name for name, info in weights.infos.items() if info.dtype not in _NAMES), None)
@@ -114,14 +114,22 @@ def require_full_weights(base: Path, weights: Weights) -> None:
         raise InputError(
             "the base has an adapter in its folder, which transformers puts on it", place=str(base / CONFIG)
         )
-    _check_index(base, weights)
+    index = base / INDEX
+    if len(weights.files) == 1 and not index.is_file():
+        return
+    # transformers loads by the index, and this module by the files: they must agree
+    listed = read_json(index).get("weight_map")
+    found = {name: info.file.name for name, info in weights.infos.items()}
+    if listed != found:
+        odd = sorted(dict(found.items() ^ (listed or {}).items()))[:1] or ["weight_map"]
+        raise InputError(f"{odd[0]} is not where the index says", place=str(index), expected="an index of these files")
 
 
 def refuse_quantized(base: Path) -> None:
-    """Refuse a base whose configuration says that it is quantised.
+    """Refuse a base with quantised weights, by its configuration.
 
     Raises:
-        InputError: Naming the method, and what to do.
+        InputError: With the method of quantisation.
     """
     quantization = read_config(base).get("quantization_config")
     if quantization:
@@ -130,19 +138,8 @@ def refuse_quantized(base: Path) -> None:
             f"the base is quantised ({method}): an adapter cannot be added to packed weights",
             place=str(base / "config.json"),
             expected="full weights",
-            next_step="Give the full base with --base, or merge into what the packed weights stand for: --dequantise.",
+            next_step="Give the full base with --base, or merge into the dequantised weights: --dequantise.",
         )
-
-
-def _check_index(base: Path, weights: Weights) -> None:
-    index = base / INDEX
-    if len(weights.files) == 1 and not index.is_file():
-        return
-    listed = read_json(index).get("weight_map")
-    found = {name: info.file.name for name, info in weights.infos.items()}
-    if listed != found:
-        odd = sorted(dict(found.items() ^ (listed or {}).items()))[:1] or ["weight_map"]
-        raise InputError(f"{odd[0]} is not where the index says", place=str(index), expected="an index of these files")
 
 
 def merge_dtype(base: Path, weights: Weights, asked: str) -> str:

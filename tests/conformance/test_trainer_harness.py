@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,19 @@ from safetensors.torch import load_file
 from pytest_mistral_lora.chat.oracle.mistral_common import Oracle, shipped_tokenizer
 from pytest_mistral_lora.checkpoint.base_model import load_base
 from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
+from pytest_mistral_lora.conformance import train as subject
 from pytest_mistral_lora.conformance.checks import Settings
 from pytest_mistral_lora.conformance.finding import RULES
 from pytest_mistral_lora.conformance.targets import Target
+from pytest_mistral_lora.conformance.train import LAWS, checks, take_figures
 from pytest_mistral_lora.conformance.train import tiny_run as module
-from pytest_mistral_lora.conformance.train.checks import checks
-from pytest_mistral_lora.conformance.train.harness import Bed, Law, take, watched
-from pytest_mistral_lora.conformance.train.laws import LAWS
-from pytest_mistral_lora.conformance.train.step_laws import adapted_weights, compared, differences, reference
+from pytest_mistral_lora.conformance.train.harness import TrainerHarness, TrainingLaw, record_decoder_calls
+from pytest_mistral_lora.conformance.train.step_laws import (
+    judge_difference,
+    merge_by_hand,
+    reference_step,
+    step_difference,
+)
 from pytest_mistral_lora.conformance.train.tiny_run import attempt, tiny_run
 from pytest_mistral_lora.errors import MistralLoraError, TrainingError
 from pytest_mistral_lora.records.goldens import goldens_folder
@@ -28,15 +34,15 @@ pytestmark = pytest.mark.mistral_training
 
 
 @pytest.fixture(scope="module")
-def bed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bed]:
+def harness(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TrainerHarness]:
     """A base with rows, and nothing trained yet."""
-    folder = tmp_path_factory.mktemp("bed")
+    folder = tmp_path_factory.mktemp("harness")
     write_tiny_base(folder / "base", shipped_tokenizer("spm-v3"))
     rows = (goldens_folder() / "training" / "conversations.jsonl").read_text()
     (folder / "rows.jsonl").write_text(rows)
     (folder / "scratch").mkdir()
-    with module.undisturbed():
-        yield Bed(folder, folder / "scratch", "cpu")
+    with module.quiet_single_thread():
+        yield TrainerHarness(folder, folder / "scratch", "cpu")
 
 
 def test_every_law_has_a_rule_of_its_own_and_a_name_of_its_own() -> None:
@@ -46,8 +52,8 @@ def test_every_law_has_a_rule_of_its_own_and_a_name_of_its_own() -> None:
     assert len({measure.__name__ for measure in measures}) == len(measures)
 
 
-def test_the_reference_is_the_mean_of_transformers_own_losses(bed: Bed) -> None:
-    model, rows = load_base(bed.base, "fp32", "cpu"), bed.encoded
+def test_the_reference_is_the_mean_of_transformers_own_losses(harness: TrainerHarness) -> None:
+    model, rows = load_base(harness.base, "fp32", "cpu"), harness.encoded
     zero = {name: torch.zeros(8, 128) for name in ("base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight",)}
     zero |= {name.replace("_A", "_B"): torch.zeros(128, 8) for name in zero}
     total = sum(
@@ -55,29 +61,29 @@ def test_the_reference_is_the_mean_of_transformers_own_losses(bed: Bed) -> None:
         * row.supervised_tokens
         for row in rows
     )
-    found = reference(bed.base, zero, 2.0, rows)
+    found = reference_step(harness.base, zero, 2.0, rows)
     assert found.tokens == sum(row.supervised_tokens for row in rows)
     assert found.loss == pytest.approx(total / found.tokens, rel=1e-5)
 
 
-def test_the_gradient_of_the_reference_is_a_difference_of_losses(bed: Bed) -> None:
+def test_the_gradient_of_the_reference_is_a_difference_of_losses(harness: TrainerHarness) -> None:
     from pytest_mistral_lora.training.adapter import adapter_tensors
 
-    tensors = {name: tensor.double() for name, tensor in adapter_tensors(bed.model()).items()}
+    tensors = {name: tensor.double() for name, tensor in adapter_tensors(harness.perturbed_model()).items()}
     name = max(tensors)
-    found, rows = reference(bed.base, tensors, 2.0, bed.encoded[:2]), bed.encoded[:2]
+    found, rows = reference_step(harness.base, tensors, 2.0, harness.encoded[:2]), harness.encoded[:2]
     for place in ((0, 0), (5, 3)):
         shifted = {key: tensor.clone() for key, tensor in tensors.items()}
         shifted[name][place] += 1e-3
-        slope = (reference(bed.base, shifted, 2.0, rows).loss - found.loss) / 1e-3
+        slope = (reference_step(harness.base, shifted, 2.0, rows).loss - found.loss) / 1e-3
         assert found.gradients[name][place].item() == pytest.approx(slope, rel=2e-2, abs=1e-4)
 
 
-def test_an_adapter_is_worked_in_by_hand(bed: Bed) -> None:
+def test_an_adapter_is_worked_in_by_hand(harness: TrainerHarness) -> None:
     from pytest_mistral_lora.training.adapter import adapter_tensors, base_tensors
 
-    model = bed.model()
-    by_hand = adapted_weights(load_file(bed.base / "model.safetensors"), adapter_tensors(model), 2.0)
+    model = harness.perturbed_model()
+    by_hand = merge_by_hand(load_file(harness.base / "model.safetensors"), adapter_tensors(model), 2.0)
     merged = model.merge_and_unload().state_dict()
     assert len(by_hand) == 8
     for name, weight in by_hand.items():
@@ -85,38 +91,39 @@ def test_an_adapter_is_worked_in_by_hand(bed: Bed) -> None:
     assert base_tensors(model).keys() >= by_hand.keys()
 
 
-def test_a_step_is_what_it_was_and_changes_no_file(bed: Bed) -> None:
-    one, two = bed.step(), bed.step()
+def test_a_step_is_what_it_was_and_changes_no_file(harness: TrainerHarness) -> None:
+    one, two = harness.step(), harness.step()
     assert one.loss == two.loss
     assert all(torch.equal(one.gradients[name], two.gradients[name]) for name in one.gradients)
     assert len(one.gradients) == 16
-    assert list(bed.scratch.glob("work/checkpoint-*")) == []
+    assert list(harness.scratch.glob("work/checkpoint-*")) == []
 
 
-def test_watching_ends_with_the_block(bed: Bed) -> None:
-    model = load_base(bed.base, "fp32", "cpu")
-    with watched() as calls:
+def test_watching_ends_with_the_block(harness: TrainerHarness) -> None:
+    model = load_base(harness.base, "fp32", "cpu")
+    with record_decoder_calls() as calls:
         model(input_ids=torch.tensor([[1, 5]]), use_cache=True)
     model(input_ids=torch.tensor([[1, 5]]))
-    assert [(call.ids, call.cache, call.training) for call in calls] == [((1, 5), True, False)]
+    assert [(call.ids, call.has_cache, call.training) for call in calls] == [((1, 5), True, False)]
 
 
-def test_steps_that_differ_are_told_apart(bed: Bed) -> None:
-    step = bed.whole
+def test_steps_that_differ_are_told_apart(harness: TrainerHarness) -> None:
+    step = harness.whole_step
     gradients = {name: tensor.double() for name, tensor in step.gradients.items()}
     first = min(gradients)
-    same = compared(step, step.loss, gradients)
-    assert list(differences("ML309", "it", same, "cpu", "the same")) == []
+    same = step_difference(step, step.loss, gradients)
+    judge = partial(judge_difference, device="cpu", rule="ML309", subject="it", expected="the same")
+    assert list(judge(same)) == []
     for other in (
-        compared(step, step.loss + 0.01, gradients),
-        compared(step, step.loss, {**gradients, first: gradients[first] * 1.01}),
-        compared(step, step.loss, {name: one for name, one in gradients.items() if name != first}),
+        step_difference(step, step.loss + 0.01, gradients),
+        step_difference(step, step.loss, {**gradients, first: gradients[first] * 1.01}),
+        step_difference(step, step.loss, {name: one for name, one in gradients.items() if name != first}),
     ):
-        [finding] = differences("ML309", "it", other, "cpu", "the same")
+        [finding] = judge(other)
         assert finding.rule == "ML309"
 
 
-def boom(bed: Bed) -> dict[str, Any]:
+def boom(harness: TrainerHarness) -> dict[str, Any]:
     raise KeyError("logits")
 
 
@@ -124,12 +131,12 @@ def boom(bed: Bed) -> dict[str, Any]:
     ("measure", "said"),
     [
         (boom, "KeyError: 'logits'"),
-        (lambda bed: {"a": {"loss": float("nan")}, "b": float("inf"), "c": 1}, "not a finite number: a.loss, b"),
+        (lambda harness: {"a": {"loss": float("nan")}, "b": float("inf"), "c": 1}, "not a finite number: a.loss, b"),
     ],
 )
-def test_a_trainer_that_cannot_be_measured_is_a_finding(bed: Bed, measure: Any, said: str) -> None:
-    law = Law("some-case", "ML309", measure, lambda figures, device: iter(()))
-    [finding] = law.findings(json.loads(json.dumps(take(measure, bed), allow_nan=False)), "cpu")
+def test_a_trainer_that_cannot_be_measured_is_a_finding(harness: TrainerHarness, measure: Any, said: str) -> None:
+    law = TrainingLaw("some-case", "ML309", measure, lambda figures, device: iter(()))
+    [finding] = law.findings(json.loads(json.dumps(take_figures(measure, harness), allow_nan=False)), "cpu")
     assert (finding.rule, finding.found) == ("ML309", said)
 
 
@@ -156,12 +163,11 @@ def test_a_run_that_fails_is_one_finding_and_the_laws_are_judged_all_the_same(
 
 
 def test_a_run_that_was_killed_half_way_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pytest_mistral_lora.conformance.train import laws as semantics
 
     oracle = Oracle(shipped_tokenizer("spm-v3"))
     folder = tmp_path / f"train-{oracle.sha256[:12]}-cpu"
     write_tiny_base(folder / "base", oracle.path)
     (folder / "base" / "model.safetensors").write_bytes(b"half")
-    monkeypatch.setattr(semantics, "LAWS", ())
+    monkeypatch.setattr(subject, "LAWS", ())
     monkeypatch.setattr(module, "STEPS", 2)
     assert attempt(oracle, tmp_path, device="cpu").failed == ""

@@ -1,0 +1,56 @@
+"""The trainer as it is keeps every law of training: the laws are stated in `conformance/train`, and nowhere else."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pytest_mistral_lora.chat.oracle.mistral_common import Oracle, shipped_tokenizer
+from pytest_mistral_lora.conformance.checks import Check, Settings
+from pytest_mistral_lora.conformance.targets import Target
+from pytest_mistral_lora.conformance.train import checks
+from pytest_mistral_lora.conformance.train.tiny_run import TinyRun, tiny_run
+
+pytestmark = pytest.mark.mistral_training
+
+
+def checks_in(folder: Path) -> dict[str, Check]:
+    settings = Settings(20, None, "cpu", False, (), False, folder)
+    return {check.case: check for check in checks(Target("spm-v3"), settings)}
+
+
+@pytest.fixture(scope="session")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the session, which its workers share: the tiny run in it is made once."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+
+@pytest.fixture(scope="session")
+def tiny(work: Path) -> TinyRun:
+    return tiny_run(Oracle(shipped_tokenizer("spm-v3")), work, device="cpu")
+
+
+@pytest.mark.parametrize("case", checks_in(Path()))
+def test_the_trainer_keeps_the_law(case: str, work: Path) -> None:
+    result = checks_in(work)[case].run()
+    assert [finding.text() for finding in result.findings] == []
+    assert result.not_checked == ""
+
+
+@pytest.mark.parametrize(
+    ("measure", "most"),
+    [("measure_accumulation", 1e-5), ("measure_checkpointing", 1e-6), ("measure_loss", 1e-4)],
+)
+def test_on_a_cpu_gradients_are_nearer_than_the_law_asks(measure: str, most: float, tiny: TinyRun) -> None:
+    """A law leaves room for the fused losses of other trainers; this one needs none."""
+    assert tiny.evidence["laws"][measure]["gradient"] < most
+
+
+def test_what_stops_a_run_is_named(tiny: TinyRun) -> None:
+    stops: dict[str, Any] = tiny.evidence["laws"]["measure_finite"]["stops"]
+    assert "the loss is nan at step 1" in stops["activation"]["stopped"]
+    assert "a gradient is not finite at step 1" in stops["gradient"]["stopped"]
