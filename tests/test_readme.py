@@ -140,15 +140,19 @@ def test_the_fixtures_assertions_and_strategies_of_the_page_are_all_that_there_a
 
 @pytest.mark.parametrize("page", [README, TRAINING, RECIPE], ids=["README", "training", "recipe"])
 def test_a_recipe_is_read_as_it_stands(page: str, tmp_path: Path) -> None:
-    [recipe] = fences(page, "yaml")
-    (tmp_path / "recipe.yaml").write_text(recipe)
-    loaded = load_recipe(tmp_path / "recipe.yaml")
-    assert loaded.base.revision == "c170c708c41dac9275d15a8fff4eca08d52bab71"
-    assert loaded.training.epochs == 2
+    recipe, *changes = fences(page, "yaml")
+    sections = yaml.safe_load(recipe)
+    parts = [yaml.safe_load(change) for change in changes]
+    changed = [sections | {name: sections[name] | values for name, values in part.items()} for part in parts]
+    for text in (recipe, *map(yaml.safe_dump, changed)):
+        (tmp_path / "recipe.yaml").write_text(text)
+        loaded = load_recipe(tmp_path / "recipe.yaml")
+        assert loaded.base.revision == "c170c708c41dac9275d15a8fff4eca08d52bab71"
+        assert loaded.training.epochs == 2
 
 
 def test_the_readme_has_a_part_of_the_recipe_and_the_commands_of_the_training_page() -> None:
-    [short], [whole] = (map(yaml.safe_load, fences(page, "yaml")) for page in (README, TRAINING))
+    short, whole = (yaml.safe_load(fences(page, "yaml")[0]) for page in (README, TRAINING))
     for section, values in short.items():
         keys = values if isinstance(values, dict) else [None]
         assert all(values[key] == whole[section][key] if key else values == whole[section] for key in keys), section
@@ -158,7 +162,7 @@ def test_the_readme_has_a_part_of_the_recipe_and_the_commands_of_the_training_pa
 
 
 def test_the_recipe_trains_on_a_local_base(tmp_path: Path) -> None:
-    [recipe] = fences(TRAINING, "yaml")
+    recipe = fences(TRAINING, "yaml")[0]
     write_tiny_base(tmp_path / "base", shipped_tokenizer("spm-v3"))
     data = yaml.safe_load(recipe)
     data["base"] = {"path": "base", "weights_sha256": base_weights_sha256(tmp_path / "base")}
