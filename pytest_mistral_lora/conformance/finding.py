@@ -18,11 +18,11 @@ class Finding:
 
     Attributes:
         rule: Id of the rule.
-        found: What was found there.
+        found: The value, tokens or text that break it.
         place: File, line, row, turn or token.
-        expected: What was expected instead.
-        detail: Lines that show it, such as the tokens around the first difference.
-        row: The chat row as one line of JSON that can be pasted into a dataset, or empty.
+        expected: The value that keeps it; empty if the rule's title is enough.
+        detail: Lines with more, such as the tokens around the first difference.
+        row: The chat row as one line of JSON that you can paste into a dataset, or empty.
     """
 
     rule: str
@@ -40,8 +40,8 @@ class Finding:
     def text(self) -> str:
         """Return the finding for a terminal; the first line starts with the rule's id."""
         rule = RULES[self.rule]
-        where = f"{self.place}: " if self.place else ""
-        lines = [f"{self.rule} {where}{self.found}"]
+        place = f"{self.place}: " if self.place else ""
+        lines = [f"{self.rule} {place}{self.found}"]
         if self.expected:
             lines.append(f"  expected: {self.expected}")
         lines += [f"  {line}" for line in self.detail.splitlines()]
@@ -51,19 +51,19 @@ class Finding:
         return "\n".join(lines)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the finding as plain JSON data, with what its rule says."""
+        """Return the finding as plain JSON data, with the text of its rule but without the rule's example."""
         rule = RULES[self.rule]
-        said = {name: getattr(rule, name) for name in ("severity", "title", "why", "fix", "source")}
-        return {**asdict(self), **said}
+        of_rule = {name: getattr(rule, name) for name in ("severity", "title", "why", "fix", "source")}
+        return {**asdict(self), **of_rule}
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What one check came to.
+    """The outcome of one check.
 
     Attributes:
-        findings: Broken rules; empty where all is well.
-        not_checked: Why something could not be checked: a state of its own, never a pass.
+        findings: The broken rules; empty if all is well.
+        not_checked: The reason why something could not be checked: a state of its own, never a pass.
         facts: Figures worth keeping in a report, such as which named deviations were seen.
     """
 
@@ -83,8 +83,8 @@ def show_difference(expected: tuple[Ids, Labels], found: tuple[Ids, Labels], pie
     """Return a table of the tokens around the first difference in ids or labels; empty if there is none.
 
     Args:
-        expected: `input_ids` and `labels` as they should be; labels of None are not compared.
-        found: `input_ids` and `labels` as they are.
+        expected: mistral-common's `input_ids` and `labels`; labels of None are not compared.
+        found: The `input_ids` and `labels` to compare with them.
         piece: Gives the vocabulary's spelling of an id.
     """
     at = first_difference(expected, found)
@@ -101,7 +101,7 @@ def show_difference(expected: tuple[Ids, Labels], found: tuple[Ids, Labels], pie
 
 
 def first_difference(expected: tuple[Ids, Labels], found: tuple[Ids, Labels]) -> int | None:
-    """Return the first index where ids, or labels if both have them, differ; None if nowhere."""
+    """Return the first index at which ids, or labels if both have them, differ; None if they are equal."""
     for index in range(max(len(expected[0]), len(found[0]))):
         if index >= min(len(expected[0]), len(found[0])) or expected[0][index] != found[0][index]:
             return index

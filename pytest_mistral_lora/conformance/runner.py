@@ -1,10 +1,10 @@
-"""A runner's rows, made once for all checks and all workers of a session, and judged."""
+"""Subject `runner`: the rows of another trainer, encoded once for all checks and all workers of a session."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 from filelock import FileLock
@@ -19,116 +19,88 @@ from pytest_mistral_lora.errors import RunnerError
 from pytest_mistral_lora.records.files import write_json
 from pytest_mistral_lora.records.goldens import packaged_cases
 
+_NO_ROWS = "the runner gave no rows"
+
 
 @dataclass(frozen=True)
-class Extracted:
-    """What a runner made, and what is wrong with it.
+class RunnerRows:
+    """The rows that a runner encoded, with the verdicts on them.
 
     Attributes:
         rows: The rows that it was given.
-        cases: Their names, where they are the packaged rows.
+        cases: Their names, if they are the packaged rows.
         verdicts: The verdict on each row.
-        of_the_file: What is wrong with all of them together.
-        ran_under: Versions and configuration.
-        refused: How many rows the runner made nothing of.
+        file_findings: The findings about all of them together.
+        ran_under: Versions and configuration of the run.
+        refused: The number of rows that the runner did not encode.
         version: The tokenizer's version.
     """
 
     rows: Sequence[Row]
     cases: Sequence[str]
     verdicts: Sequence[LineVerdict]
-    of_the_file: tuple[Finding, ...]
+    file_findings: tuple[Finding, ...]
     ran_under: object
     refused: object
     version: str
 
 
-def extracted(target: RunnerTarget, settings: Settings) -> Extracted:
-    """Return what a runner makes of a target's rows.
+@cache
+def encode_once(target: RunnerTarget, work_folder: Path) -> RunnerRows | RunnerError:
+    """Let the runner encode a target's rows, or read them if a worker of the session did; judge them once.
 
-    Raises:
-        RunnerError: If its rows cannot be had.
+    A failure is returned, and kept like a success: a runner that cannot start takes minutes to fail each time.
     """
-    if "extracted" not in target._loaded:
-        try:
-            target._loaded["extracted"] = _extracted(target, settings)
-        except RunnerError as error:
-            target._loaded["extracted"] = error
-    found: Extracted | RunnerError = target._loaded["extracted"]
-    if isinstance(found, RunnerError):
-        raise found
-    return found
-
-
-def _extracted(target: RunnerTarget, settings: Settings) -> Extracted:
     version = target.oracle.version
     named = [(case.name, case.row) for case in packaged_cases() if version in case.versions]
     own = [row for path in target.dataset for row in read_rows(path)]
     rows = own or [row for _, row in named]
-    file = settings.work_folder / f"{target.name}.jsonl"
-    with FileLock(file.with_suffix(".lock")):
-        told = _run_once(target, rows, file)
-    *verdicts, whole = Audit(file, target.oracle).verdicts()
-    names = [] if own else [name for name, _ in named]
-    return Extracted(rows, names, verdicts, whole.findings, told["ran_under"], told["refused"], version)
-
-
-def _run_once(target: RunnerTarget, rows: Sequence[Row], file: Path) -> dict[str, object]:
-    """Run the runner where no worker of the session has; what one could not get, the others do not try again."""
+    file = work_folder / f"{target.name}.jsonl"
     note = file.with_suffix(".json")
-    if not note.exists():
-        write_json(note, _run(target, rows, file))
-    told: dict[str, object] = read_json(note)
-    if "error" in told:
-        raise RunnerError(str(told["error"]))
-    return told
+    with FileLock(file.with_suffix(".lock")):
+        if not note.exists():
+            from pytest_mistral_lora.runners.extract import extract
+            from pytest_mistral_lora.runners.runner import find_runner
 
-
-def _run(target: RunnerTarget, rows: Sequence[Row], file: Path) -> dict[str, object]:
-    from pytest_mistral_lora.runners.extract import extract
-    from pytest_mistral_lora.runners.runner import find_runner
-
-    try:
-        made = extract(find_runner(target.runner), rows, target.tokenizer.path, file, config=target.path)
-    except RunnerError as error:
-        return {"error": str(error)}
-    return {"ran_under": made.ran_under, "refused": made.refused}
-
-
-_NO_ROWS = "the runner gave no rows"
+            try:
+                made = extract(find_runner(target.runner), rows, target.tokenizer.path, file, config=target.path)
+            except RunnerError as error:
+                write_json(note, {"error": str(error)})
+            else:
+                write_json(note, {"ran_under": made.ran_under, "refused": made.refused})
+        outcome = read_json(note)
+    if "error" in outcome:
+        return RunnerError(str(outcome["error"]))
+    *verdicts, whole = Audit(file, target.oracle).verdicts()
+    cases = [] if own else [name for name, _ in named]
+    return RunnerRows(rows, cases, verdicts, whole.findings, outcome["ran_under"], outcome["refused"], version)
 
 
 def checks(target: RunnerTarget, settings: Settings) -> Iterator[Check]:
-    """Yield the checks of a runner: that its rows can be had, and then a check a packaged row, or a group of classes.
+    """Yield the checks of a runner: one of the run itself, then one for each packaged row, or each group of classes.
 
-    The first that runs lets the runner encode the rows for all of them.
+    The first check that runs lets the runner encode the rows for all of them.
     """
-    yield Check(target, "runner", "extraction", partial(_extraction, target, settings))
+    yield Check(target, "runner", "extraction", partial(_check_run, target, settings))
     if target.reads_packaged_rows:
         for case in packaged_cases():
-            yield Check(target, "runner", case.name, partial(_packaged_row, target, settings, case.name))
-        yield Check(target, "runner", "all-rows", partial(_all_rows, target, settings))
+            yield Check(target, "runner", case.name, partial(_check_packaged_row, target, settings, case.name))
+        yield Check(target, "runner", "all-rows", partial(_check_whole_file, target, settings))
     else:
         for group, rules in CASES.items():
-            yield Check(target, "runner", group, partial(_group, target, settings, rules))
+            yield Check(target, "runner", group, partial(_check_classes, target, settings, rules))
 
 
-def _extraction(target: RunnerTarget, settings: Settings) -> Result:
-    made = extracted(target, settings)
+def _check_run(target: RunnerTarget, settings: Settings) -> Result:
+    made = encode_once(target, settings.work_folder)
+    if isinstance(made, RunnerError):
+        raise made  # this check reports the reason, and the others are not checked
     return Result(facts=(("ran under", made.ran_under), ("rows", len(made.rows)), ("refused", made.refused)))
 
 
-def _made(target: RunnerTarget, settings: Settings) -> Extracted | None:
-    """Return the runner's rows, or None where they cannot be had: one check says why, the others are not checked."""
-    try:
-        return extracted(target, settings)
-    except RunnerError:
-        return None
-
-
-def _packaged_row(target: RunnerTarget, settings: Settings, case: str) -> Result:
-    made = _made(target, settings)
-    if made is None:
+def _check_packaged_row(target: RunnerTarget, settings: Settings, case: str) -> Result:
+    made = encode_once(target, settings.work_folder)
+    if isinstance(made, RunnerError):
         return Result(not_checked=_NO_ROWS)
     if case not in made.cases:
         return Result(not_checked=f"{made.version} does not encode it")
@@ -136,36 +108,34 @@ def _packaged_row(target: RunnerTarget, settings: Settings, case: str) -> Result
     verdict = made.verdicts[index]
     if verdict.state == "not judged" and not verdict.findings:
         return Result(not_checked="no verdict")
-    return Result(_placed(verdict.findings, made.rows[index].place))
+    return Result(_with_place(verdict.findings, made.rows[index].place))
 
 
-def _all_rows(target: RunnerTarget, settings: Settings) -> Result:
-    made = _made(target, settings)
-    return Result(not_checked=_NO_ROWS) if made is None else Result(_placed(made.of_the_file, target.name))
-
-
-def _group(target: RunnerTarget, settings: Settings, rules: Collection[str]) -> Result:
-    made = _made(target, settings)
-    if made is None:
+def _check_whole_file(target: RunnerTarget, settings: Settings) -> Result:
+    made = encode_once(target, settings.work_folder)
+    if isinstance(made, RunnerError):
         return Result(not_checked=_NO_ROWS)
-    findings = [
-        finding
-        for row, verdict in zip(made.rows, made.verdicts, strict=True)
-        for finding in _placed(verdict.findings, row.place)
-        if finding.rule in rules
-    ]
-    findings += [finding for finding in _placed(made.of_the_file, target.name) if finding.rule in rules]
-    return Result(tuple(_first_of_each(findings, target.name)))
+    return Result(_with_place(made.file_findings, target.name))
 
 
-def _first_of_each(findings: list[Finding], place: str) -> Iterator[Finding]:
-    for rule in dict.fromkeys(finding.rule for finding in findings):
-        of_rule = [finding for finding in findings if finding.rule == rule]
-        yield from of_rule[:KEPT]
+def _check_classes(target: RunnerTarget, settings: Settings, rules: Collection[str]) -> Result:
+    made = encode_once(target, settings.work_folder)
+    if isinstance(made, RunnerError):
+        return Result(not_checked=_NO_ROWS)
+    by_rule: dict[str, list[Finding]] = {}
+    placed = [(verdict.findings, row.place) for row, verdict in zip(made.rows, made.verdicts, strict=True)]
+    for findings, place in [*placed, (made.file_findings, target.name)]:
+        for finding in _with_place(findings, place):
+            if finding.rule in rules:
+                by_rule.setdefault(finding.rule, []).append(finding)
+    shown = []
+    for rule, of_rule in by_rule.items():
+        shown += of_rule[:KEPT]
         if len(of_rule) > KEPT:
-            yield Finding(rule, f"… and {len(of_rule) - KEPT} more", place)
+            shown.append(Finding(rule, f"… and {len(of_rule) - KEPT} more", target.name))
+    return Result(tuple(shown))
 
 
-def _placed(findings: Collection[Finding], place: str) -> tuple[Finding, ...]:
+def _with_place(findings: Collection[Finding], place: str) -> tuple[Finding, ...]:
     """Return findings at the row's own place: the encoded rows are removed with the session."""
     return tuple(replace(finding, place=place) for finding in findings)

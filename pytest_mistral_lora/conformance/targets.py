@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pytest_mistral_lora.errors import RunnerError
 
@@ -38,7 +38,6 @@ class Target:
     name: str
     path: Path | None = None
     trains: bool = False
-    _loaded: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
     @cached_property
     def tokenizer(self) -> CheckpointTokenizer:
