@@ -362,7 +362,8 @@ def test_an_adapter_without_a_whole_record_is_refused(adapter: Path, run: RunRes
     assert "a manifest of version 0, which does not record" in refused(adapter, tmp_path / "out", run.base_folder)
     manifest.unlink()
     said = refused(adapter, tmp_path / "out", run.base_folder)
-    assert "no manifest.json: what the adapter was made of is not recorded" in said
+    assert "no manifest.json: " in said
+    assert "an adapter folder as mistral-lora train leaves it" in said
 
 
 @pytest.mark.parametrize("name", ["adapter_model.safetensors", "adapter_config.json", "tokenizer.model.v3"])

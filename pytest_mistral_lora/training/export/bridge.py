@@ -78,6 +78,7 @@ class ExportedRun:
         training = self.recipe.training
         longest = max(self.data.train.lengths.max(), 1)
         sizes = (size for size in range(training.batch_size, 1, -1) if training.batch_size % size == 0)
+        # a divisor of the batch: runners count micro-batches, and a shorter last one would change the step
         return next((size for size in sizes if size * longest <= training.micro_batch_tokens), 1)
 
     @property

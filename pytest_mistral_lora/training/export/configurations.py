@@ -30,7 +30,8 @@ _AXOLOTL_LIGER = {
     "liger_rms_norm": True,
     "liger_glu_activation": True,
 }
-_AXOLOTL_LEAST_WARMUP = 2  # Axolotl makes two steps of a warm-up of one
+# Axolotl makes two steps of a warm-up of one.
+_AXOLOTL_LEAST_WARMUP = 2
 
 
 def _trainer_settings(run: ExportedRun) -> dict[str, Any]:
@@ -86,6 +87,7 @@ def _trl_settings(run: ExportedRun) -> dict[str, Any]:
         "dataset_train_split": "train",
         "dataset_test_split": "test",
         "max_length": training.max_length,
+        # packed rows see one another under attention implementations that cannot keep them apart
         "packing": False,
         "assistant_only_loss": run.as_messages,
     }
@@ -158,6 +160,7 @@ def _llamafactory_settings(run: ExportedRun) -> dict[str, Any]:
         settings["eval_dataset"] = "validation"
     memory = {
         "disable_gradient_checkpointing": not training.activation_checkpointing,
+        # as here: reentrant checkpointing loses gradients if no input of a layer needs one
         "use_reentrant_gc": False,
         "enable_liger_kernel": training.kernels == "liger",
     }
@@ -191,6 +194,7 @@ def _axolotl_settings(run: ExportedRun) -> dict[str, Any]:
     settings |= {
         "bf16": run.precision == "bf16",
         "fp16": run.precision == "fp16",
+        # products of float32 stay in float32, as here
         "tf32": False,
         "adapter": "qlora" if quantized else "lora",
         "load_in_4bit": quantized,
@@ -214,6 +218,7 @@ def _axolotl_settings(run: ExportedRun) -> dict[str, Any]:
         "dataset_prepared_path": "prepared",
         "shuffle_merged_datasets": False,
         "sequence_len": training.max_length,
+        # by default it drops such rows; those here are cut or dropped already, so one more would be an error
         "excess_length_strategy": "raise",
         "min_sample_len": 1,
         "sample_packing": False,

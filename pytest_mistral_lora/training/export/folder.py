@@ -76,6 +76,7 @@ def export(recipe: Recipe, to: str, output: Path, *, form: Form = "auto") -> Exp
         bridge.unsupported_keys(recipe),
         remarks,
     )
+    # all values are computed above: an error leaves no folder behind
     with finished_folder(output) as folder:
         (folder / ROWS).mkdir()
         bridge.write_rows(run, folder / ROWS)
