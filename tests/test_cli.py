@@ -177,6 +177,31 @@ def test_a_fault_of_the_program_keeps_its_traceback(monkeypatch: pytest.MonkeyPa
         main(["rules"])
 
 
+FORKED = """
+import os, signal, sys, time
+from pytest_mistral_lora import cli
+
+def run(args):
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.write(writing, b"x")
+        time.sleep(60)
+        os._exit(1)
+    os.read(reading, 1)  # Python drops signals that reach a child before it has begun
+    os.kill(child, signal.SIGTERM)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+cli.rules.run = run
+sys.exit(cli.main(["rules"]))
+"""
+
+
+def test_a_forked_child_is_terminated_quietly() -> None:
+    result = subprocess.run([sys.executable, "-c", FORKED], capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stdout, result.stderr) == (143, "", "")
+
+
 CLOSED = """
 import sys
 from pytest_mistral_lora import cli

@@ -64,8 +64,8 @@ EXIT_CODES = {
 """The exit codes of every verb."""
 
 _DESCRIPTION = """\
-Check Mistral fine-tunes against Mistral's own tokenization, train LoRA adapters, and check what a training run left.
-For the options and examples of a verb: mistral-lora VERB --help."""
+Check Mistral fine-tunes against Mistral's own tokenization, train LoRA adapters, and verify and merge them. For the
+options and examples of a verb: mistral-lora VERB --help."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -135,7 +135,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _error_message(error: BaseException, memory_advice: str) -> str:
-    """Return what to print for an error; empty for a fault of this program, which keeps its traceback."""
+    """Return the message for an error; empty for a fault of this program, which keeps its traceback."""
     if isinstance(error, KeyboardInterrupt):
         return "terminated" if isinstance(error, Terminated) else "interrupted"
     # before memory: the message of one of our own errors may quote torch's
@@ -153,8 +153,12 @@ def _sigterm_as_exception() -> Iterator[None]:
 
     Handlers that somebody else has set stay, and Python runs handlers in the main thread only.
     """
+    process = os.getpid()
 
     def raise_terminated(number: int, frame: object) -> None:
+        # a forked child inherits the handler, and must end as if it had none: without a traceback
+        if os.getpid() != process:
+            os._exit(EXIT_TERMINATED)
         raise Terminated
 
     is_main = threading.current_thread() is threading.main_thread()

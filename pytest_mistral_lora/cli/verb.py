@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
-# argparse has no public name for the type of what `add_subparsers` returns
+# argparse has no public name for the type that `add_subparsers` returns
 Verbs: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 PROGRAM = "mistral-lora"

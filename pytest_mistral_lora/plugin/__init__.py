@@ -94,7 +94,7 @@ def mistral_tiny_model(mistral_oracle: Oracle, tmp_path_factory: pytest.TempPath
 
 @pytest.fixture(scope="session")
 def mistral_lora_run(mistral_oracle: Oracle, tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
-    """The tiny end-to-end train with the tokenizer under test: its folders and what was seen (session)."""
+    """The tiny end-to-end train with the tokenizer under test: its folders and its measurements (session)."""
     from pytest_mistral_lora.conformance.train.tiny_run import tiny_run
 
     return tiny_run(mistral_oracle, tmp_path_factory.mktemp("mistral"), device="cpu")

@@ -71,6 +71,7 @@ class CheckItem(pytest.Item):
             warnings.simplefilter("ignore")
             self.result = self.check.run()
         failing = [finding.text() for finding in self.unknown if finding.severity == "error" or self.settings.strict]
+        # with --mistral-strict a check that could not run fails; it has no rule, so that only its node id can accept it
         unchecked = f"not checked: {self.result.not_checked}" if self.result.not_checked else ""
         if unchecked and self.settings.strict and not any(one.id == self.nodeid for one in self.settings.xfails):
             failing.append(unchecked)
@@ -86,6 +87,7 @@ class CheckItem(pytest.Item):
     @contextmanager
     def _progress_bar_allowed(self) -> Iterator[None]:
         """Let the check of a dataset, which may take minutes, draw its progress bar in spite of pytest's capture."""
+        # pytest captures stderr as well: the bar would be part of the report, and nobody would see the check advance
         capture: Any = self.config.pluginmanager.getplugin("capturemanager")
         if self.check.subject != "dataset" or capture is None:
             yield

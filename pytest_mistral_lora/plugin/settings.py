@@ -113,7 +113,7 @@ def read_settings(config: pytest.Config) -> PluginSettings:
         tokenizers=_existing_paths(config, TOKENIZER),
         recipes=_valid_recipes(config),
         adapters=_existing_paths(config, ADAPTER, folder=True),
-        base=_base_folder(config),
+        base=next(iter(_existing_paths(config, BASE, folder=True)), None),
         encoded=_existing_paths(config, ENCODED),
         runners=_runner_choices(config),
         require_manifest=bool(_ini_value(config, REQUIRE_MANIFEST)[0]),
@@ -157,9 +157,10 @@ def _ini_value(config: pytest.Config, key: str) -> tuple[Any, str]:
 
 
 def _existing_paths(config: pytest.Config, option: Option, *, folder: bool = False) -> tuple[Path, ...]:
-    values, source = _option_value(config, option)
-    base = config.invocation_params.dir
-    paths = tuple(base / value if isinstance(value, str) else value for value in values or ())
+    """Return the paths of a setting, absolute; with `folder`, each must be a folder."""
+    value, source = _option_value(config, option)
+    values = ([value] if value else []) if isinstance(value, str) else value or []
+    paths = tuple(_folder_of(config, option) / one for one in values)
     for path in paths:
         if not path.exists():
             raise pytest.UsageError(f"{source}: no such file or folder: {path}")
@@ -168,8 +169,15 @@ def _existing_paths(config: pytest.Config, option: Option, *, folder: bool = Fal
     return paths
 
 
+def _folder_of(config: pytest.Config, option: Option) -> Path:
+    """Return the folder to which the paths of a setting are relative: the current one, or that of the ini file."""
+    given = config.getoption(option.dest) is not None
+    return config.invocation_params.dir if given or not config.inipath else config.inipath.parent
+
+
 def _golden_folders(config: pytest.Config) -> tuple[Path, ...]:
     folders = _existing_paths(config, GOLDEN_DIR, folder=True)
+    # a misspelt folder would otherwise be a green run that has compared nothing
     for folder in folders:
         if not any(True for pattern in _GOLDEN_FILES for _ in folder.glob(pattern)):
             source = _option_value(config, GOLDEN_DIR)[1]
@@ -179,6 +187,7 @@ def _golden_folders(config: pytest.Config) -> tuple[Path, ...]:
 
 def _valid_recipes(config: pytest.Config) -> tuple[Path, ...]:
     paths = _existing_paths(config, RECIPE)
+    # read now, and again by the checks: a wrong key ends the run before any tokenizer is loaded
     if paths:
         from pytest_mistral_lora.conformance.targets import RecipeTarget
         from pytest_mistral_lora.errors import MistralLoraError
@@ -204,40 +213,13 @@ def _runner_choices(config: pytest.Config) -> tuple[RunnerChoice, ...]:
         raise pytest.UsageError(f"{source}: {error}") from error
 
 
-def _folder_of(config: pytest.Config, option: Option) -> Path:
-    """Return the folder to which the paths of a setting are relative."""
-    given = config.getoption(option.dest) is not None
-    return config.invocation_params.dir if given or not config.inipath else config.inipath.parent
-
-
-def _existing_path(config: pytest.Config, option: Option) -> tuple[Path | None, str]:
-    """Return the path of a setting that has one, and its source; a path in the ini file is relative to that file."""
-    value, source = _option_value(config, option)
-    if not value:
-        return None, source
-    path = _folder_of(config, option) / value
-    if not path.exists():
-        raise pytest.UsageError(f"{source}: no such file or folder: {path}")
-    return path, source
-
-
-def _base_folder(config: pytest.Config) -> Path | None:
-    path, source = _existing_path(config, BASE)
-    if path is not None and not path.is_dir():
-        raise pytest.UsageError(f"{source}: not a folder: {path}")
-    return path
-
-
 def _known_deviations(config: pytest.Config) -> tuple[Xfail, ...]:
-    path, source = _existing_path(config, XFAILS)
-    if path is None:
-        return ()
     from pytest_mistral_lora.plugin.xfails import read_xfails
 
     try:
-        return read_xfails(path)
+        return tuple(xfail for path in _existing_paths(config, XFAILS) for xfail in read_xfails(path))
     except (OSError, ValueError) as error:
-        raise pytest.UsageError(f"{source}: {error}") from error
+        raise pytest.UsageError(f"{_option_value(config, XFAILS)[1]}: {error}") from error
 
 
 def _device_name(config: pytest.Config) -> str:
@@ -245,6 +227,7 @@ def _device_name(config: pytest.Config) -> str:
     device = value or "auto"
     if device not in _DEVICES:
         raise pytest.UsageError(f"{source}: {device!r}; expected one of {', '.join(_DEVICES)}")
+    # refused here, not left to the models: a run on the CPU would pass without the checks that were asked for
     if device == "cuda":
         from pytest_mistral_lora.checkpoint.base_model import choose_device
         from pytest_mistral_lora.errors import InputError
@@ -276,6 +259,7 @@ def _report_file(config: pytest.Config) -> Path | None:
     path = Path(config.invocation_params.dir, value)
     if path.suffix not in _REPORTS:
         raise pytest.UsageError(f"{REPORT.flag}: {value}; expected a name that ends in {' or '.join(_REPORTS)}")
+    # the report is written last: a path that cannot be written must not end a long run
     if path.is_dir():
         raise pytest.UsageError(f"{REPORT.flag}: a folder: {path}")
     if not path.parent.is_dir():
@@ -301,6 +285,7 @@ def _check_update(config: pytest.Config, settings: PluginSettings) -> None:
             raise pytest.UsageError(
                 f"{UPDATE.flag}: {folder} has the packaged goldens, which are never rewritten; give your own folder"
             )
+    # `workerinput` marks a worker of pytest-xdist, and `dist` the process that starts the workers
     if hasattr(config, "workerinput") or config.getoption("dist", "no") != "no":
         raise pytest.UsageError(f"{UPDATE.flag} writes files and cannot be shared between workers; leave out -n")
     if os.environ.get("CI"):

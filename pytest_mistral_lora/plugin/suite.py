@@ -76,6 +76,7 @@ class Suite:
     @pytest.hookimpl(tryfirst=True)
     def pytest_collection_modifyitems(self, session: pytest.Session, items: list[pytest.Item]) -> None:
         """Add the checks, before `-k`, `-m` and `--lf` choose among the items."""
+        # pytest's own collection walks files, and the suite has none: its collector is asked here, with its own report
         suite = SuiteCollector.from_parent(
             session, name=ROOT, nodeid=ROOT, checks=self._collected_checks(), settings=self.settings
         )
@@ -185,6 +186,7 @@ class Suite:
 
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
         """Write the report, and fail a run whose list of known deviations is out of date."""
+        # a known deviation that is fixed must leave the list, or the list would hide its return
         if (
             not self._is_worker
             and self._unmatched_xfails()
