@@ -9,9 +9,9 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
-from derived_tekken import DERIVED, derived_tokenizer
+from converted import converted_tokenizer
 
-from pytest_mistral_lora.chat.oracle.mistral_common import VERSION, shipped_tokenizer
+from pytest_mistral_lora.chat.oracle.mistral_common import VERSION
 from pytest_mistral_lora.chat.templates.compare import compare
 from pytest_mistral_lora.chat.templates.deviations import DEVIATIONS, Deviation
 from pytest_mistral_lora.chat.templates.render import ChatTemplate
@@ -33,12 +33,8 @@ def test_pages_and_goldens_are_what_their_scripts_write(script: str) -> None:
 @pytest.fixture(scope="session")
 def tokenizers() -> dict[str, tuple[CheckpointTokenizer, ChatTemplate]]:
     names = {deviation.tokenizer for deviation in DEVIATIONS}
-    loaded = {name: CheckpointTokenizer(path_of(name)) for name in names}
+    loaded = {name: converted_tokenizer(name) for name in names}
     return {name: (tokenizer, ChatTemplate(tokenizer.fast)) for name, tokenizer in loaded.items()}
-
-
-def path_of(name: str) -> Path:
-    return derived_tokenizer(name) if name in DERIVED else shipped_tokenizer(name)
 
 
 @pytest.mark.parametrize("deviation", DEVIATIONS, ids=lambda deviation: deviation.id)

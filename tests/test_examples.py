@@ -17,11 +17,10 @@ from typing import Any
 
 import pytest
 import yaml
+from converted import converted_tokenizer
 
-from pytest_mistral_lora.chat.oracle.mistral_common import shipped_tokenizer
 from pytest_mistral_lora.chat.rows import Row, parse_row, read_rows
 from pytest_mistral_lora.chat.templates.render import ChatTemplate
-from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.records.hashing import is_held_out
 from pytest_mistral_lora.training.recipe import load_recipe
@@ -138,7 +137,7 @@ def test_a_row_begins_with_the_user_and_has_no_outer_spaces(prepare: ModuleType)
 
 
 def test_the_marked_template_renders_as_the_original_and_marks_answers_to_their_eos(prepare: ModuleType) -> None:
-    tokenizer = CheckpointTokenizer(shipped_tokenizer("spm-v3")).fast
+    tokenizer = converted_tokenizer("spm-v3").fast
     original = ChatTemplate(tokenizer, CHATML.replace("TURN", prepare.TURN))
     marked = ChatTemplate(tokenizer, CHATML.replace("TURN", prepare.MARKED_TURN))
     for messages in (TALK, TALK[1:], TALK[1:3]):

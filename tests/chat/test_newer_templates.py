@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import pytest
+from converted import converted_tokenizer
 from hypothesis import given, settings
 
 from pytest_mistral_lora.chat.oracle.mistral_common import Oracle
 from pytest_mistral_lora.chat.templates.compare import compare
 from pytest_mistral_lora.chat.templates.render import ChatTemplate
-from pytest_mistral_lora.checkpoint.tokenizers import convert
 from pytest_mistral_lora.records.goldens import packaged_cases
 from pytest_mistral_lora.strategies import tool_rows
 
 
 @pytest.fixture(scope="module")
-def newer_template(newer_oracle: Oracle) -> ChatTemplate:
-    return ChatTemplate(convert(newer_oracle))
+def newer_template(newer_name: str) -> ChatTemplate:
+    return ChatTemplate(converted_tokenizer(newer_name).fast)
 
 
 def test_packaged_rows_differ_by_named_deviations_only(newer_oracle: Oracle, newer_template: ChatTemplate) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 
 import pytest
+from converted import converted_tokenizer
 
-from pytest_mistral_lora.chat.oracle.mistral_common import SHIPPED, shipped_tokenizer
+from pytest_mistral_lora.chat.oracle.mistral_common import SHIPPED
 from pytest_mistral_lora.chat.rows import parse_row
 from pytest_mistral_lora.chat.templates.render import ChatTemplate
 from pytest_mistral_lora.chat.templates.sandbox import SECONDS, BoundedTemplate, OverrunError
@@ -63,7 +64,7 @@ FAILS = {
 
 @pytest.fixture(scope="module")
 def tokenizer() -> CheckpointTokenizer:
-    return CheckpointTokenizer(shipped_tokenizer("spm-v3"))
+    return converted_tokenizer("spm-v3")
 
 
 @pytest.mark.parametrize("name", OVERRUNS)
@@ -92,7 +93,7 @@ def test_a_long_row_is_not_refused(tokenizer: CheckpointTokenizer) -> None:
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_the_official_templates_take_few_steps(name: str) -> None:
-    source = CheckpointTokenizer(shipped_tokenizer(name)).fast.chat_template
+    source = converted_tokenizer(name).fast.chat_template
     bounded = BoundedTemplate(source)
     bounded.run({"messages": list(ROW.messages), "tools": None, "bos_token": "<s>", "eos_token": "</s>"})
     assert bounded._budget.steps > 499_000

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from converted import converted_tokenizer
 
 from pytest_mistral_lora.chat.oracle.mistral_common import SHIPPED, Oracle, shipped_tokenizer
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer, oracle_file
@@ -49,7 +50,7 @@ def differing(oracle: Oracle, tokenizer: Any) -> list[int]:
 
 @pytest.fixture(scope="module", params=SHIPPED)
 def shipped(request: pytest.FixtureRequest) -> CheckpointTokenizer:
-    return CheckpointTokenizer(shipped_tokenizer(request.param))
+    return converted_tokenizer(request.param)
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +62,7 @@ def saved(shipped: CheckpointTokenizer, tmp_path_factory: pytest.TempPathFactory
 
 @pytest.fixture(scope="module")
 def v3() -> CheckpointTokenizer:
-    return CheckpointTokenizer(shipped_tokenizer("spm-v3"))
+    return converted_tokenizer("spm-v3")
 
 
 @pytest.fixture

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from derived_tekken import DERIVED, derived_tokenizer
+from converted import converted_tokenizer
+from derived_tekken import DERIVED
 from hypothesis import given, settings
 
 from pytest_mistral_lora import cli
@@ -77,7 +78,7 @@ def has_weight_0(row: Row | Mapping[str, Any]) -> bool:
 
 @functools.cache
 def trained(name: str) -> Trained:
-    tokenizer = CheckpointTokenizer(derived_tokenizer(name) if name in DERIVED else shipped_tokenizer(name))
+    tokenizer = converted_tokenizer(name)
     official = ChatTemplate(tokenizer.fast)
     official.bounded = False
     return Trained(tokenizer, official, training_template(tokenizer))

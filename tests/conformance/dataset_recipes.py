@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from converted import converted_tokenizer
 
-from pytest_mistral_lora.chat.oracle.mistral_common import shipped_tokenizer
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.conformance.targets import RecipeTarget
 
 
 @cache
 def v3() -> CheckpointTokenizer:
-    return CheckpointTokenizer(shipped_tokenizer("spm-v3"))
+    return converted_tokenizer("spm-v3")
 
 
 class Target(RecipeTarget):

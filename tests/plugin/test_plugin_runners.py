@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+from converted import converted_tokenizer
 
 from pytest_mistral_lora.chat.oracle.mistral_common import shipped_tokenizer
 from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
-from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.records.goldens import packaged_cases
 from pytest_mistral_lora.records.hashing import base_weights_sha256
 
@@ -58,7 +58,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runner") / "my-mistral"
-    CheckpointTokenizer(shipped_tokenizer("spm-v3")).fast.save_pretrained(folder)
+    converted_tokenizer("spm-v3").fast.save_pretrained(folder)
     shutil.copy(shipped_tokenizer("spm-v3"), folder / "tokenizer.model.v3")
     return folder
 

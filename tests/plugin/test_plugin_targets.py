@@ -5,9 +5,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from converted import converted_tokenizer
 
 from pytest_mistral_lora.chat.oracle.mistral_common import shipped_tokenizer
-from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 
 Run = Callable[..., pytest.RunResult]
 FILE = "mistral_instruct_tokenizer_240323.model.v3"
@@ -110,7 +110,7 @@ def test_a_target_that_is_no_tokenizer_fails_every_check_that_needs_one(golden: 
 
 def test_a_checkpoint_without_a_mistral_tokenizer_is_not_checked_against_it(golden: Run, tmp_path: Path) -> None:
     folder = tmp_path / "derived"
-    CheckpointTokenizer(shipped_tokenizer("spm-v3")).fast.save_pretrained(folder)
+    converted_tokenizer("spm-v3").fast.save_pretrained(folder)
     result = golden(f"--mistral-tokenizer={folder}", "-k", "mask", "-v")
     assert result.parseoutcomes().keys() == {"skipped", "deselected"}
     assert "no Mistral tokenizer file; expected tekken.json or tokenizer.model.vN" in result.stdout.str()

@@ -4,16 +4,16 @@ import shutil
 from pathlib import Path
 
 import pytest
+from converted import converted_tokenizer
 
 from pytest_mistral_lora.chat.oracle.mistral_common import shipped_tokenizer
 from pytest_mistral_lora.chat.rows import Row, parse_row
-from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("checkpoints") / "spm-v3"
-    CheckpointTokenizer(shipped_tokenizer("spm-v3")).fast.save_pretrained(folder)
+    converted_tokenizer("spm-v3").fast.save_pretrained(folder)
     shutil.copy(shipped_tokenizer("spm-v3"), folder / "tokenizer.model.v3")
     return folder
 

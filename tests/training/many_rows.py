@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pytest_mistral_lora.chat.oracle.mistral_common import shipped_tokenizer
+from converted import converted_tokenizer
+
 from pytest_mistral_lora.checkpoint.encoder import Encoder, make_encoder
-from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.training.recipe import Recipe, parse_recipe
 
 
@@ -38,4 +38,4 @@ def recipe_of(folder: Path, *, backend: str = "mistral-common", data: Any = None
 
 
 def encoder_of(backend: str = "mistral-common", tokenizer: str = "spm-v3") -> Encoder:
-    return make_encoder(backend, CheckpointTokenizer(shipped_tokenizer(tokenizer)))
+    return make_encoder(backend, converted_tokenizer(tokenizer))

@@ -192,7 +192,7 @@ def test_other_processes_of_a_run_look_at_sizes_only(folder: Path, monkeypatch: 
 CHILD = """
 import os, signal, sys
 from pathlib import Path
-sys.path[:0] = [{tests!r}]
+sys.path[:0] = {tests!r}
 
 def main():
     from many_rows import encoder_of, recipe_of
@@ -211,7 +211,7 @@ if __name__ == "__main__":
 
 
 def child(folder: Path, prepare: str, processes: int = 1) -> subprocess.Popen[str]:
-    tests = str(Path(__file__).parent)
+    tests = [str(folder) for folder in Path(__file__).parents[:2]]
     script = folder / "child.py"
     script.write_text(CHILD.format(tests=tests, prepare=prepare, folder=str(folder), processes=processes))
     pipes: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
