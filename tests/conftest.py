@@ -1,6 +1,82 @@
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
 from hypothesis import settings
+
+# Two workers share two cores, and each starts processes: torch's threads would only wait for one another. Before torch
+# is imported, and inherited by every process that a test starts.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 settings.register_profile("repeatable", derandomize=True, deadline=None, database=None, max_examples=50)
 settings.load_profile("repeatable")
+
+RunPytest = Callable[..., pytest.RunResult]
+RunVerb = Callable[..., subprocess.CompletedProcess[str]]
+
+_ROW = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}
+_CASES = ("file", "text-ids", "save-and-load", "single", "own-rows-1", "template-agrees")
+
+
+@pytest.fixture(scope="session")
+def suite_libraries(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Import what a run of the suite needs, before the first one in this process.
+
+    pytester forgets the modules that such a run has imported, and torch cannot be imported twice.
+    """
+    import peft  # noqa: F401
+    import torch  # noqa: F401
+    from transformers import MistralForCausalLM  # noqa: F401
+
+    from pytest_mistral_lora import assertions, strategies  # noqa: F401
+    from pytest_mistral_lora.conformance.checks import Settings
+    from pytest_mistral_lora.conformance.collect import collect
+    from pytest_mistral_lora.conformance.targets import Target
+    from pytest_mistral_lora.report import session  # noqa: F401
+    from pytest_mistral_lora.training import run  # noqa: F401
+
+    folder = tmp_path_factory.mktemp("rows")
+    (folder / "rows.jsonl").write_text(json.dumps(_ROW) + "\n", encoding="utf-8")
+    for update in (True, False):
+        chosen = Settings(1, None, "cpu", True, (folder,), update, folder)
+        for check in collect([Target("spm-v1")], chosen):
+            if check.case in _CASES:
+                assert check.run().findings == ()
+
+
+@pytest.fixture
+def run_pytest(
+    suite_libraries: None, pytester: pytest.Pytester, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> RunPytest:
+    """Run pytest in the test's own folder, in this process and without what CI or the developer has set."""
+    for name in ("CI", "PYTEST_ADDOPTS"):
+        monkeypatch.delenv(name, raising=False)
+
+    def run(*words: object) -> pytest.RunResult:
+        monkeypatch.chdir(tmp_path)
+        return pytester.runpytest_inprocess(*words)
+
+    return run
+
+
+@pytest.fixture
+def mistral_lora(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> RunVerb:
+    """Run a verb of the command line in a folder, as a new process would, but in this one: torch is there already."""
+
+    from pytest_mistral_lora.cli import main
+
+    def run(*words: object, folder: Path) -> subprocess.CompletedProcess[str]:
+        capsys.readouterr()
+        with monkeypatch.context() as patch:
+            patch.chdir(folder)
+            patch.delenv("CI", raising=False)
+            code = main([str(word) for word in words])
+        output, errors = capsys.readouterr()
+        return subprocess.CompletedProcess(words, code, output, errors)
+
+    return run

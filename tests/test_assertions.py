@@ -307,7 +307,9 @@ def test_an_empty_file_is_not_sound(tmp_path: Path, tokenizer: CheckpointTokeniz
         assert_encoded_rows_sound(tmp_path / "encoded.jsonl", tokenizer)
 
 
-def test_a_failed_assertion_shows_the_users_line_and_none_of_ours(pytester: pytest.Pytester) -> None:
+def test_a_failed_assertion_shows_the_users_line_and_none_of_ours(
+    suite_libraries: None, pytester: pytest.Pytester
+) -> None:
     pytester.makepyfile(
         """
         from pytest_mistral_lora.assertions import assert_manifest_valid
@@ -316,7 +318,7 @@ def test_a_failed_assertion_shows_the_users_line_and_none_of_ours(pytester: pyte
             assert_manifest_valid({"seed": 1})
         """
     )
-    result = pytester.runpytest_subprocess()
+    result = pytester.runpytest_inprocess()
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(['>*assert_manifest_valid({"seed": 1})', "E*ML701 *"])
     result.stdout.no_fnmatch_line("*assertions.py:*")

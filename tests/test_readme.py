@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -29,7 +29,9 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 SUITE, ROWS, TRAINING, RECIPE = (
     (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8") for name in ("suite", "rows", "training", "recipe")
 )
-CLEAN = {key: value for key, value in os.environ.items() if key != "CI"}
+
+RunVerb = Callable[..., subprocess.CompletedProcess[str]]
+RunPytest = Callable[..., pytest.RunResult]
 
 
 def fences(page: str, language: str) -> list[str]:
@@ -40,16 +42,6 @@ def command_lines(page: str, program: str) -> list[list[str]]:
     """Return the words after `program` of each of its command lines on a page."""
     lines = re.findall(rf"^\$ {program} (.*)$", "\n".join(fences(page, "console")), flags=re.MULTILINE)
     return [shlex.split(line, comments=True) for line in lines]
-
-
-def mistral_lora(*words: object, folder: Path) -> subprocess.CompletedProcess[str]:
-    return run(sys.executable, "-m", "pytest_mistral_lora.cli", *words, folder=folder)
-
-
-def run(*words: object, folder: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [str(word) for word in words], cwd=folder, env=CLEAN, capture_output=True, text=True, check=False
-    )
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +85,8 @@ def test_a_fresh_clone_has_one_line_for_the_suite_and_one_for_the_tests() -> Non
 
 
 def test_the_line_for_the_suite_runs_no_test_of_the_clone() -> None:
-    process = run(sys.executable, "-m", "pytest", "--mistral-golden", "--collect-only", "-q", folder=ROOT)
+    command = [sys.executable, "-m", "pytest", "--mistral-golden", "--collect-only", "-q"]
+    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert process.returncode == 0, process.stdout + process.stderr
     ids = [line for line in process.stdout.splitlines() if "::" in line]
     assert ids
@@ -108,7 +101,9 @@ def test_an_example_that_needs_xdist_installs_it_first() -> None:
                 assert re.search(r"pip install .*(pytest-xdist|\[dev\])", before), (page.name, block)
 
 
-def test_the_configuration_and_the_tests_of_a_repository_work(checkpoint: Path, tmp_path: Path) -> None:
+def test_the_configuration_and_the_tests_of_a_repository_work(
+    checkpoint: Path, tmp_path: Path, run_pytest: RunPytest
+) -> None:
     shutil.copytree(checkpoint.parent, tmp_path / "checkpoints")
     (tmp_path / "tests" / "goldens").mkdir(parents=True)
     [toml] = fences(SUITE, "toml")
@@ -116,18 +111,16 @@ def test_the_configuration_and_the_tests_of_a_repository_work(checkpoint: Path, 
     (tmp_path / "pyproject.toml").write_text(toml)
     [python] = fences(SUITE, "python")
     (tmp_path / "tests" / "test_mine.py").write_text(python)
-    process = run(sys.executable, "-m", "pytest", "tests", "-q", folder=tmp_path)
-    assert process.returncode == 0, process.stdout
-    assert "3 passed" in process.stdout
+    run_pytest("tests").assert_outcomes(passed=3)
     rows = tmp_path / "tests" / "goldens" / "rows.jsonl"
     rows.write_text(
         '{"name": "mine", "messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}\n'
     )
-    command = (sys.executable, "-m", "pytest", "--mistral-golden", "-k", "own-mine")
-    assert run(*command, folder=tmp_path).returncode == 1
+    command = ("--mistral-golden", "-k", "own-mine")
+    assert run_pytest(*command).ret == 1
     assert ["--mistral-golden", "--mistral-golden-update"] in command_lines(SUITE, "pytest")
-    assert run(*command, "--mistral-golden-update", folder=tmp_path).returncode == 0
-    assert run(*command, folder=tmp_path).returncode == 0
+    assert run_pytest(*command, "--mistral-golden-update").ret == 0
+    assert run_pytest(*command).ret == 0
 
 
 def test_the_fixtures_assertions_and_strategies_of_the_page_are_all_that_there_are() -> None:
@@ -161,13 +154,14 @@ def test_the_readme_has_a_part_of_the_recipe_and_the_commands_of_the_training_pa
     assert first == [words for words in command_lines(TRAINING, "mistral-lora") if words[0] in verbs][:4]
 
 
-def test_the_recipe_trains_on_a_local_base(tmp_path: Path) -> None:
+def test_the_recipe_trains_on_a_local_base(tmp_path: Path, mistral_lora: RunVerb) -> None:
     recipe = fences(TRAINING, "yaml")[0]
     write_tiny_base(tmp_path / "base", shipped_tokenizer("spm-v3"))
     data = yaml.safe_load(recipe)
     data["base"] = {"path": "base", "weights_sha256": base_weights_sha256(tmp_path / "base")}
     data["data"]["held_out"] = 0.0
     data["training"] |= {"epochs": 1, "batch_size": 4, "device": "cpu"}
+    data["evaluation"]["max_new_tokens"] = 16  # an untrained model goes on to the limit, in each of the commands
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(data))
     shutil.copy(goldens_folder() / "training" / "conversations.jsonl", tmp_path / "rows.jsonl")
     for words in command_lines(README, "mistral-lora"):
@@ -182,7 +176,7 @@ def test_the_recipe_trains_on_a_local_base(tmp_path: Path) -> None:
     assert {"adapter_model.safetensors", "adapter_config.json", "manifest.json", "DECISION.md"} <= left
 
 
-def test_the_encoded_row_of_the_page_is_sound(checkpoint: Path, tmp_path: Path) -> None:
+def test_the_encoded_row_of_the_page_is_sound(checkpoint: Path, tmp_path: Path, mistral_lora: RunVerb) -> None:
     [encoded] = [text for text in fences(ROWS, "json") if "input_ids" in text]
     (tmp_path / "encoded.jsonl").write_text(encoded)
     process = mistral_lora("audit", "encoded.jsonl", "--tokenizer", checkpoint, folder=tmp_path)
@@ -194,7 +188,7 @@ def test_the_outputs_are_those_of_the_commands_of_the_page() -> None:
 
 
 @pytest.mark.parametrize("page", [README, ROWS], ids=["README", "rows"])
-def test_audit_and_check_work_as_shown(page: str, checkpoint: Path, tmp_path: Path) -> None:
+def test_audit_and_check_work_as_shown(page: str, checkpoint: Path, tmp_path: Path, mistral_lora: RunVerb) -> None:
     shutil.copytree(checkpoint.parent, tmp_path / "checkpoints")
     shutil.copy(goldens_folder() / "training" / "conversations.jsonl", tmp_path / "rows.jsonl")
     encoded = mistral_lora("render", "rows.jsonl", "--tokenizer", checkpoint, "--json", folder=tmp_path).stdout
@@ -205,7 +199,7 @@ def test_audit_and_check_work_as_shown(page: str, checkpoint: Path, tmp_path: Pa
     assert "ML502" in mistral_lora(*words, folder=tmp_path).stdout
 
 
-def test_check_works_without_pytest(checkpoint: Path, tmp_path: Path) -> None:
+def test_check_works_without_pytest(checkpoint: Path, tmp_path: Path, mistral_lora: RunVerb) -> None:
     assert "`mistral-lora check recipe.yaml`" in SUITE
     assert mistral_lora("check", checkpoint, "--examples", "1", folder=tmp_path).returncode == 0
 

@@ -9,29 +9,26 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from collections.abc import Callable
 from configparser import ConfigParser
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from converted import converted_tokenizer
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from pytest_mistral_lora.chat.oracle.mistral_common import VERSION, Oracle, shipped_tokenizer
 from pytest_mistral_lora.chat.templates.deviations import SUPPORTED
-from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.errors import LibraryError
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "upgrades.md").read_text(encoding="utf-8")
 CLEAN = {key: value for key, value in os.environ.items() if key not in ("CI", "PYTEST_ADDOPTS")}
+RunPytest = Callable[..., pytest.RunResult]
 MERGES_BY_ID = SpecifierSet(">=5,<5.24")
 ROW = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
-
-
-def suite(*words: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "pytest", "--mistral-golden", "-p", "no:cacheprovider", *words]
-    return subprocess.run(command, cwd=folder, env=CLEAN, capture_output=True, text=True, check=False)
 
 
 def commands() -> list[list[str]]:
@@ -56,22 +53,22 @@ def environments() -> list[str]:
     return names
 
 
-def test_the_difference_is_there_under_the_versions_that_the_page_names(tmp_path: Path) -> None:
+def test_the_difference_is_there_under_the_versions_that_the_page_names(run_pytest: RunPytest) -> None:
     affected = version("transformers") in MERGES_BY_ID
-    process = suite("-k", "spm-v3 and double-spaces", folder=tmp_path)
-    assert process.returncode == int(affected), process.stdout
+    result = run_pytest("--mistral-golden", "-k", "spm-v3 and double-spaces")
+    assert result.ret == int(affected)
     [shown] = re.findall(r"<!-- red: start -->\n```text\n(.*?)```\n<!-- red: end -->", PAGE, flags=re.DOTALL)
     versions = re.compile(r"^  (recorded|running): .*$", flags=re.MULTILINE)
-    assert (versions.sub("", shown) in versions.sub("", process.stdout)) is affected
+    assert (versions.sub("", shown) in versions.sub("", result.stdout.str())) is affected
     [running] = re.findall(r"^  running: .* transformers ([^,\s]+)", shown, flags=re.MULTILINE)
     assert running in MERGES_BY_ID
     assert ["-k", '"spm-v3 and double-spaces"'] in commands()
 
 
-def test_the_commands_for_own_goldens_work(tmp_path: Path) -> None:
+def test_the_commands_for_own_goldens_work(run_pytest: RunPytest, tmp_path: Path) -> None:
     folder = tmp_path / "checkpoints" / "my-mistral"
     source = shipped_tokenizer("tekken-240911")
-    CheckpointTokenizer(source).fast.save_pretrained(folder)
+    converted_tokenizer("tekken-240911").fast.save_pretrained(folder)
     shutil.copy(source, folder / "tekken.json")
     (tmp_path / "tests" / "goldens").mkdir(parents=True)
     row = '{"name": "mine", "messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}\n'
@@ -79,9 +76,9 @@ def test_the_commands_for_own_goldens_work(tmp_path: Path) -> None:
     own = [words for words in commands() if "--mistral-golden-dir" in words]
     assert ["--mistral-golden-update" in words for words in own] == [True, False]
     for words in own:
-        process = suite(*words, "-k", "own-", folder=tmp_path)
-        assert process.returncode == 0, process.stdout
-        assert "1 passed" in process.stdout
+        result = run_pytest("--mistral-golden", *words, "-k", "own-")
+        assert result.ret == 0
+        assert result.parseoutcomes()["passed"] == 1
 
 
 def test_every_environment_of_the_matrix_has_its_line_on_the_page() -> None:
@@ -105,7 +102,8 @@ def test_a_name_that_mistral_common_no_longer_has_is_said_with_the_versions_that
     gone = "convert_tokenizer_to_chat_template"
     module = "mistral_common.integrations.chat_templates.chat_templates"
     (tmp_path / "conftest.py").write_text(f"import {module} as moved\n\ndel moved.{gone}\n")
-    process = suite(folder=tmp_path)
+    command = [sys.executable, "-m", "pytest", "--mistral-golden", "-p", "no:cacheprovider"]
+    process = subprocess.run(command, cwd=tmp_path, env=CLEAN, capture_output=True, text=True, check=False)
     assert process.returncode == pytest.ExitCode.INTERRUPTED
     assert f"mistral-common {VERSION} does not have what this package uses of it: cannot import name" in process.stdout
     assert f"expected mistral-common{SUPPORTED}. Install it: pip install 'mistral-common{SUPPORTED}'" in process.stdout

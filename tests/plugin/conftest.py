@@ -5,30 +5,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from plugin_rows import ROW, write_rows
+from plugin_rows import write_rows
 
 from pytest_mistral_lora.conformance.checks import Settings
 from pytest_mistral_lora.conformance.collect import collect
-from pytest_mistral_lora.conformance.targets import Target, embedded_targets
+from pytest_mistral_lora.conformance.targets import embedded_targets
 from pytest_mistral_lora.plugin.settings import PluginSettings
 
 Run = Callable[..., pytest.RunResult]
 
 
 @pytest.fixture(scope="session", autouse=True)
-def libraries(tmp_path_factory: pytest.TempPathFactory) -> None:
-    # pytester forgets what a run in this process has imported, and torch cannot be imported twice
-    import torch  # noqa: F401
-
-    from pytest_mistral_lora.report import session  # noqa: F401
-
-    folder = tmp_path_factory.mktemp("rows")
-    write_rows(folder / "rows.jsonl", [ROW])
-    for update in (True, False):
-        settings = Settings(1, None, "cpu", True, (folder,), update, folder)
-        for check in collect([Target("spm-v1")], settings):
-            if check.case in ("file", "text-ids", "save-and-load", "single", "own-rows-1", "template-agrees"):
-                assert check.run().findings == ()
+def libraries(suite_libraries: None) -> None:
+    """Nearly every test here runs the suite in this process."""
 
 
 @pytest.fixture(autouse=True)

@@ -55,12 +55,12 @@ def test_manifest(mistral_manifest):
 
 def test_each_fixture_works_without_the_suite(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(TESTS)
-    pytester.runpytest_subprocess().assert_outcomes(passed=5)
+    pytester.runpytest_inprocess().assert_outcomes(passed=5)
 
 
 def test_the_run_and_its_manifest_are_real(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(RUN)
-    pytester.runpytest_subprocess().assert_outcomes(passed=2)
+    pytester.runpytest_inprocess().assert_outcomes(passed=2)
 
 
 def test_the_fixtures_use_the_tokenizer_of_the_ini_file_wherever_pytest_is_started(
