@@ -105,7 +105,7 @@ def test_a_name_that_mistral_common_no_longer_has_is_said_with_the_versions_that
     command = [sys.executable, "-m", "pytest", "--mistral-golden", "-p", "no:cacheprovider"]
     process = subprocess.run(command, cwd=tmp_path, env=CLEAN, capture_output=True, text=True, check=False)
     assert process.returncode == pytest.ExitCode.INTERRUPTED
-    assert f"mistral-common {VERSION} does not have what this package uses of it: cannot import name" in process.stdout
+    assert f"mistral-common {VERSION} lacks an API that this package uses: cannot import name" in process.stdout
     assert f"expected mistral-common{SUPPORTED}. Install it: pip install 'mistral-common{SUPPORTED}'" in process.stdout
     assert "Traceback" not in process.stdout + process.stderr
 
