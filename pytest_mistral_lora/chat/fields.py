@@ -100,36 +100,34 @@ def check_message(message: Any, place: Place) -> None:
 
 
 def _check_content(message: Mapping[str, Any], place: Place, *, optional: bool) -> None:
-    content = message.get("content")
+    content, role = message.get("content"), message["role"]
     if content is None:
         if not optional:
             raise place.error("is null" if "content" in message else "is missing", "a string or a list of text chunks")
     elif isinstance(content, str):
         check_text(content, place)
-    elif isinstance(content, Sequence):
-        for index, chunk in enumerate(content):
-            _check_chunk(chunk, message["role"], place / index)
-    else:
+    elif not isinstance(content, Sequence):
         raise place.error(f"is {kind_of(content)}", "a string or a list of text chunks")
-
-
-def _check_chunk(chunk: Any, role: str, place: Place) -> None:
-    if not isinstance(chunk, Mapping):
-        raise place.error(f"is {kind_of(chunk)}", 'a chunk: {"type": "text", "text": …}')
-    kind = chunk.get("type")
-    if isinstance(kind, str) and kind in _NOT_TEXT:
-        raise place.error(f"{_NOT_TEXT[kind]} chunk (type {kind!r})", "text only", "This suite checks and trains text.")
-    if not isinstance(kind, str) or kind not in _CHUNK_KEYS:
-        expected = "'text' or 'thinking'" if role in _THINKERS else "'text'"
-        raise (place / "type").error("is missing" if "type" not in chunk else repr(kind), expected)
-    if kind == "thinking" and role not in _THINKERS:
-        raise place.error(f"thinking chunk of a message with role {role!r}", "thinking of the assistant or the system")
-    for key in chunk:
-        if key not in _CHUNK_KEYS[kind]:
-            raise (place / str(key)).error(f"unknown field of a {kind} chunk", " and ".join(_CHUNK_KEYS[kind]))
-    check_text(chunk.get(kind), place / kind)
-    if not isinstance(chunk.get("closed", True), bool):
-        raise (place / "closed").error(f"is {kind_of(chunk['closed'])}", "true or false")
+    for index, chunk in enumerate(content if isinstance(content, Sequence) and not isinstance(content, str) else ()):
+        here = place / index
+        if not isinstance(chunk, Mapping):
+            raise here.error(f"is {kind_of(chunk)}", 'a chunk: {"type": "text", "text": …}')
+        kind = chunk.get("type")
+        if isinstance(kind, str) and kind in _NOT_TEXT:
+            found = f"{_NOT_TEXT[kind]} chunk (type {kind!r})"
+            raise here.error(found, "text only", "This suite checks and trains text.")
+        if not isinstance(kind, str) or kind not in _CHUNK_KEYS:
+            expected = "'text' or 'thinking'" if role in _THINKERS else "'text'"
+            raise (here / "type").error("is missing" if "type" not in chunk else repr(kind), expected)
+        if kind == "thinking" and role not in _THINKERS:
+            found = f"thinking chunk of a message with role {role!r}"
+            raise here.error(found, "thinking of the assistant or the system")
+        for key in chunk:
+            if key not in _CHUNK_KEYS[kind]:
+                raise (here / str(key)).error(f"unknown field of a {kind} chunk", " and ".join(_CHUNK_KEYS[kind]))
+        check_text(chunk.get(kind), here / kind)
+        if not isinstance(chunk.get("closed", True), bool):
+            raise (here / "closed").error(f"is {kind_of(chunk['closed'])}", "true or false")
 
 
 def check_text(text: Any, place: Place) -> None:

@@ -130,7 +130,9 @@ class Oracle:
         self.unk_id: int = self._text.unk_id
         self.vocab_size: int = self._text.n_words
         self._check_vocabulary()
-        self._listen()
+        self._front: Any = None
+        self._trace = EncoderTrace()
+        self._wrap_encoders()
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Cross process boundaries as a path: the tokenizer is loaded again there."""
@@ -197,12 +199,11 @@ class Oracle:
             RowError: If `row` is plain data and not a row.
             Exception: Any error of mistral-common for a conversation that it refuses.
         """
+        if self._front is None:
+            # A second instruct tokenizer over the same text tokenizer, without the wrapped encoders of this oracle.
+            plain = type(self._instruct)(self._text, self._instruct.image_encoder, self._instruct.audio_encoder)
+            self._front = MistralTokenizer(plain, self._validators[ValidationMode.finetuning], self._normalizer)
         return tuple(self._front.encode_chat_completion(_request(as_row(row))).tokens)
-
-    @cached_property
-    def _front(self) -> Any:
-        instruct = type(self._instruct)(self._text, self._instruct.image_encoder, self._instruct.audio_encoder)
-        return MistralTokenizer(instruct, self._validators[ValidationMode.finetuning], self._normalizer)
 
     def encode_text(self, text: str) -> tuple[int, ...]:
         """Encode bare text: no BOS, no EOS, and no control token even if the text spells one."""
@@ -236,9 +237,8 @@ class Oracle:
                     expected="a file whose name or configuration gives its true version",
                 )
 
-    def _listen(self) -> None:
+    def _wrap_encoders(self) -> None:
         # The objects are this oracle's own, so wrapping their methods changes nothing elsewhere.
-        self._trace = EncoderTrace()
         self._text.encode = self._trace.wrap_text_encoder(self._text.encode)
         for name, role in _ENCODERS.items():
             setattr(self._instruct, name, self._trace.wrap_message_encoder(role, getattr(self._instruct, name)))
@@ -289,8 +289,11 @@ def _request(row: Row) -> ChatCompletionRequest[Any]:
         messages.append(data)
     settings = {"reasoning_effort": row.reasoning_effort} if row.reasoning_effort is not None else {}
     # One pass of pydantic for the whole request: message by message takes twice as long.
-    tools = [_without_nulls(tool) for tool in row.tools or ()] or None
-    return _Request.model_validate({"messages": messages, "tools": tools, **settings})
+    tools = [
+        {"type": "function", "function": {key: value for key, value in tool["function"].items() if value is not None}}
+        for tool in row.tools or ()
+    ]
+    return _Request.model_validate({"messages": messages, "tools": tools or None, **settings})
 
 
 def _is_our_call(error: Exception) -> bool:
@@ -300,8 +303,3 @@ def _is_our_call(error: Exception) -> bool:
         trace = trace.tb_next
     module = trace.tb_frame.f_globals.get("__name__", "") if trace else ""
     return isinstance(error, AttributeError | TypeError) and module.startswith("pytest_mistral_lora.")
-
-
-def _without_nulls(tool: Mapping[str, Any]) -> dict[str, Any]:
-    function = {key: value for key, value in tool["function"].items() if value is not None}
-    return {"type": "function", "function": function}

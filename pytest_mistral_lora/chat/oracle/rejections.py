@@ -59,10 +59,6 @@ def _role_pair(row: Row, match: re.Match[str]) -> str:
     return f"messages[{next((n for n, p in enumerate(pairs, 1) if p == match.groups()), 0)}].role"
 
 
-def _last_role(row: Row, match: re.Match[str]) -> str:
-    return f"messages[{len(row.messages) - 1}].role"
-
-
 def _both_or_neither(row: Row, match: re.Match[str]) -> str:
     for index, message in enumerate(row.messages):
         if message["role"] == "assistant" and bool(message.get("content")) == bool(message.get("tool_calls")):
@@ -124,13 +120,13 @@ _REJECTIONS = (
         r"Expected last role Assistant for finetuning but got (?:Roles\.)?(\w+)",
         r"the conversation ends with role '\1'",
         "an assistant message last: a row is trained on the assistant's answer",
-        _last_role,
+        lambda row, _: f"messages[{len(row.messages) - 1}].role",
     ),
     _Rejection(
         r"Expected last role User or Tool",
         "the last assistant message follows another assistant message, so no prompt asks for it",
         "a user or tool message before the last assistant message",
-        _last_role,
+        lambda row, _: f"messages[{len(row.messages) - 1}].role",
     ),
     _Rejection(
         r"Conversation must start with a user message or system message",

@@ -82,9 +82,17 @@ def chunks(files: Sequence[DataFile], refuse: Callable[[InputError], None]) -> I
         try:
             before = _state(file.path)
             found = False
-            for chunk in _chunks_of(file, index):
-                found = found or any(line is None or line.strip() for _, line in chunk.lines)
-                yield chunk
+            lines: list[tuple[int, bytes | None]] = []
+            size = 0
+            for number, line in scan_lines(file.path):
+                found = found or line is None or bool(line.strip())
+                lines.append((number, line))
+                size += len(line or b"")
+                if len(lines) >= CHUNK_LINES or size >= CHUNK_BYTES:
+                    yield Chunk(file.path, index, file.is_held_out, lines)
+                    lines, size = [], 0
+            if lines:
+                yield Chunk(file.path, index, file.is_held_out, lines)
             if not found:
                 raise InputError("the file has no rows", place=str(file.path))
             if _state(file.path) != before:
@@ -107,19 +115,6 @@ def _state(path: Path) -> tuple[int, int, int]:
         kind = "a folder" if stat.S_ISDIR(status.st_mode) else "not a regular file"
         raise InputError(f"is {kind}", place=str(path), expected="a JSONL file")
     return status.st_ino, status.st_size, status.st_mtime_ns
-
-
-def _chunks_of(file: DataFile, index: int) -> Iterator[Chunk]:
-    lines: list[tuple[int, bytes | None]] = []
-    size = 0
-    for number, line in scan_lines(file.path):
-        lines.append((number, line))
-        size += len(line or b"")
-        if len(lines) >= CHUNK_LINES or size >= CHUNK_BYTES:
-            yield Chunk(file.path, index, file.is_held_out, lines)
-            lines, size = [], 0
-    if lines:
-        yield Chunk(file.path, index, file.is_held_out, lines)
 
 
 PlanT = TypeVar("PlanT")

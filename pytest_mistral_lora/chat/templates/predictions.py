@@ -43,20 +43,20 @@ def _pasted(call: Mapping[str, Any]) -> str:
 
 def tool_results_as_strings(row: Row, version: str) -> list[str]:
     """Return the text of each tool result: a JSON string unless it is a plain number, bare from v7 on."""
-    return [_result(message, version) for message in row.messages if message["role"] == "tool"]
-
-
-def _result(message: Mapping[str, Any], version: str) -> str:
-    content = message["content"]
-    if version == "v15":
-        return content if isinstance(content, str) else "".join(chunk["text"] for chunk in content)
-    text = content if isinstance(content, str) else str([dict(chunk) for chunk in content])
-    if version not in ("v2", "v3"):
-        return text
-    value = _number(text)
-    if version == "v2":
-        return f"[{_dumps({'name': message.get('name'), 'content': value})}]"
-    return _dumps({"content": value, "call_id": message.get("tool_call_id")})
+    results = []
+    for message in row.messages:
+        if message["role"] != "tool":
+            continue
+        content = message["content"]
+        text = content if isinstance(content, str) else str([dict(chunk) for chunk in content])
+        if version == "v15" and not isinstance(content, str):
+            text = "".join(chunk["text"] for chunk in content)
+        elif version == "v2":
+            text = f"[{_dumps({'name': message.get('name'), 'content': _number(text)})}]"
+        elif version == "v3":
+            text = _dumps({"content": _number(text), "call_id": message.get("tool_call_id")})
+        results.append(text)
+    return results
 
 
 def _number(text: str) -> str | int | float:
@@ -83,18 +83,18 @@ def empty_messages_dropped(row: Row, version: str) -> Row:
     messages: list[Mapping[str, Any]] = []
     for role, run in itertools.groupby(row.messages, key=lambda message: message["role"]):
         texts = [_without_empty_chunks(message) for message in run]
-        messages += [message for message in texts if _has_content(message)] or texts[:1] if role in joined else texts
+        full = [
+            one
+            for one in texts
+            if text_of(one.get("content")) or has_thinking(one.get("content")) or one.get("tool_calls")
+        ]
+        messages += full or texts[:1] if role in joined else texts
     if version in ("v1", "v2", "v3"):
         # Up to v3 all system messages are one text; a list of empty chunks still counts as a part of it.
         prompts = [message for message in messages if message["role"] == "system"]
         kept = [message for message in prompts if message["content"]] or prompts[:1]
         messages = [one for one in messages if one["role"] != "system" or any(one is prompt for prompt in kept)]
     return row if tuple(messages) == row.messages else replace(row, messages=tuple(messages))
-
-
-def _has_content(message: Mapping[str, Any]) -> bool:
-    content = message.get("content")
-    return bool(text_of(content) or has_thinking(content) or message.get("tool_calls"))
 
 
 def _without_empty_chunks(message: Mapping[str, Any]) -> Mapping[str, Any]:

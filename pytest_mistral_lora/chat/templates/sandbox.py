@@ -117,7 +117,7 @@ class BoundedTemplate:
         environment.call = functools.partial(self._call, plain_call)
         environment.finalize = self._output
         environment.filters = {name: self._filter(name, one) for name, one in environment.filters.items()}
-        environment.filters["_spend"] = self._literal
+        environment.filters["_spend"] = self._count_literal
         return environment
 
     def _constant(self, expression: Any) -> None:
@@ -134,7 +134,7 @@ class BoundedTemplate:
             # A constant that cannot be worked out fails again when the rendering reaches it, and is reported there.
             return
 
-    def _literal(self, characters: int) -> str:
+    def _count_literal(self, characters: int) -> str:
         self._budget.spend(characters)
         return ""
 
