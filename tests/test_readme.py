@@ -26,8 +26,9 @@ from pytest_mistral_lora.training.recipe import load_recipe
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-SUITE, ROWS, TRAINING, RECIPE = (
-    (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8") for name in ("suite", "rows", "training", "recipe")
+SUITE, ROWS, TRAINING, RECIPE, RECORDS = (
+    (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8")
+    for name in ("suite", "rows", "training", "recipe", "records")
 )
 
 RunVerb = Callable[..., subprocess.CompletedProcess[str]]
@@ -154,7 +155,7 @@ def test_the_readme_has_a_part_of_the_recipe_and_the_commands_of_the_training_pa
     assert first == [words for words in command_lines(TRAINING, "mistral-lora") if words[0] in verbs][:4]
 
 
-def test_the_recipe_trains_on_a_local_base(tmp_path: Path, mistral_lora: RunVerb) -> None:
+def test_the_recipe_trains_and_a_changed_row_is_found(tmp_path: Path, mistral_lora: RunVerb) -> None:
     recipe = fences(TRAINING, "yaml")[0]
     write_tiny_base(tmp_path / "base", shipped_tokenizer("spm-v3"))
     data = yaml.safe_load(recipe)
@@ -174,6 +175,13 @@ def test_the_recipe_trains_on_a_local_base(tmp_path: Path, mistral_lora: RunVerb
             assert re.search(r"^step 1/\d: loss \d+\.\d+, grad_norm ", process.stderr, flags=re.MULTILINE)
     left = {path.name for path in (tmp_path / "lora-out").iterdir()}
     assert {"adapter_model.safetensors", "adapter_config.json", "manifest.json", "DECISION.md"} <= left
+    rows = (tmp_path / "rows.jsonl").read_text()
+    (tmp_path / "rows.jsonl").write_text(rows.replace("Paris", "Lyon"))
+    verified = mistral_lora("verify", "lora-out", "--dataset", "rows.jsonl", folder=tmp_path)
+    assert verified.returncode == 1
+    [shown] = [text for text in fences(RECORDS, "text") if text.startswith("match ")]
+    for line in shown.splitlines():
+        assert all(part in verified.stdout for part in line.split("…")), line
 
 
 def test_the_encoded_row_of_the_page_is_sound(checkpoint: Path, tmp_path: Path, mistral_lora: RunVerb) -> None:
