@@ -1,4 +1,4 @@
-"""What one run of the suite judges."""
+"""The targets of a run of the suite: tokenizers, recipes, adapters, encoded rows and runners."""
 
 from __future__ import annotations
 
@@ -65,14 +65,14 @@ class Target:
 
     @cached_property
     def shipped_name(self) -> str | None:
-        """Our name of the shipped tokenizer that has the same bytes, or None: where packaged ids apply."""
+        """Our name of the shipped tokenizer with the same bytes, or None; the packaged ids are its own."""
         from pytest_mistral_lora.records.goldens import shipped_hashes
 
         return next((name for name, digest in shipped_hashes().items() if digest == self.oracle.sha256), None)
 
 
 class RecipeTarget(Target):
-    """A recipe: its pinned base, its rows, and the adapter that it made, where it has been run."""
+    """A recipe: its pinned base, its rows, and the adapter that it made, once you have run it."""
 
     @cached_property
     def recipe(self) -> Recipe:
@@ -110,7 +110,7 @@ class RecipeTarget(Target):
 
     @property
     def made(self) -> AdapterTarget | None:
-        """What the recipe made, judged with its base and its rows; None where it has not been run."""
+        """The folder that the recipe made, with its base and its rows; None if it has not been run."""
         recipe = self.recipe
         if not recipe.output.is_dir():
             return None
@@ -123,7 +123,7 @@ class EncodedTarget(Target):
 
     Attributes:
         judge: The target whose tokenizer they are held to.
-        dataset: The chat JSONL files that they were made of, in order, where they are at hand.
+        dataset: The chat JSONL files that they were made of, in order; empty if they are not given.
     """
 
     judge: Target = field(default_factory=lambda: Target(EMBEDDED_TRAINING))
@@ -153,7 +153,7 @@ class EncodedTarget(Target):
 
 @dataclass(frozen=True)
 class RunnerTarget(Target):
-    """What another trainer would train on, for a recipe's rows or for the packaged ones; its path is the configuration.
+    """The rows of a recipe, or the packaged ones, as another trainer encodes them; `path` is its configuration.
 
     Attributes:
         runner: The runner's name, or the path of a script.
@@ -175,7 +175,7 @@ class RunnerTarget(Target):
 
     @property
     def dataset(self) -> tuple[Path, ...]:
-        """The recipe's training files; empty where there is no recipe."""
+        """The recipe's training files; empty if there is no recipe."""
         return tuple(self.judge.recipe.data.train) if isinstance(self.judge, RecipeTarget) else ()
 
 
@@ -218,8 +218,8 @@ class AdapterTarget(Target):
     """An adapter folder, or a merged model's.
 
     Attributes:
-        base: The base checkpoint's folder, where it is at hand.
-        dataset: The files it was trained on, in the order of its recipe, where they are at hand.
+        base: The base checkpoint's folder, or None to look for it.
+        dataset: The files it was trained on, in the order of its recipe; empty if they are not given.
     """
 
     base: Path | None = None

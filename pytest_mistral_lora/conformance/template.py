@@ -22,38 +22,38 @@ if TYPE_CHECKING:
 
 
 def checks(target: Target, settings: Settings) -> Iterator[Check]:
-    """Yield one check for each packaged case."""
-    for path in golden_paths(_packaged_folder(target)):
-        yield Check(target, "template", path.stem, partial(_packaged, target, path))
-    yield Check(target, "template", "apply-chat-template", partial(_applied, target))
+    """Yield one check for each packaged case, and one of `apply_chat_template`.
+
+    A shipped tokenizer has goldens of its own; any other is judged by the rows of spm-v7, which has the most cases.
+    """
+    folder = goldens_folder() / "templates" / (target.name if target.path is None else "spm-v7")
+    for path in golden_paths(folder):
+        yield Check(target, "template", path.stem, partial(_check_packaged, target, path))
+    yield Check(target, "template", "apply-chat-template", partial(_check_applied, target))
 
 
-def _applied(target: Target) -> Result:
+def _check_applied(target: Target) -> Result:
     from pytest_mistral_lora.records.goldens import packaged_cases
 
+    # every fourth row: the call goes wrong for all rows or none, and rendering each of them twice is slow
     findings = (applied_finding(target.template, case.row) for case in packaged_cases()[::4])
     return Result(tuple(finding for finding in findings if finding)[:1])
 
 
 def applied_finding(template: ChatTemplate, row: Row) -> Finding | None:
-    """Return the finding of a row whose ids `apply_chat_template` does not give as they are rendered."""
+    """Return a finding if `apply_chat_template` gives a row other ids than those of its own rendering, else None."""
     try:
         expected, found = template.ids(row), template.applied(row)
     except RowError:
-        return None  # the template refuses the row: the other checks say so
+        return None  # the template refuses the row: the checks of the packaged rows report it
     if tuple(found) == expected:
         return None
-    said = f"apply_chat_template gives {len(found)} ids, and others than the {len(expected)} of what it renders"
-    return Finding("ML008", said, row=row.to_jsonl())
+    differs = f"apply_chat_template gives {len(found)} ids, and others than the {len(expected)} of what it renders"
+    return Finding("ML008", differs, row=row.to_jsonl())
 
 
-def _packaged_folder(target: Target) -> Path:
-    """Return the goldens of a shipped tokenizer, or those with the most cases as rows for any other."""
-    folder = goldens_folder() / "templates"
-    return folder / (target.name if target.path is None else "spm-v7")
-
-
-def _packaged(target: Target, path: Path) -> Result:
+def _check_packaged(target: Target, path: Path) -> Result:
+    # a file with the bytes of a shipped tokenizer has that one's goldens, whatever its name is
     name = target.shipped_name
     if target.path is not None and name is not None:
         path = goldens_folder() / "templates" / name / path.name
@@ -66,7 +66,7 @@ def judge(target: Target, golden: Golden, *, recorded: bool) -> Result:
     """Judge a target by a golden.
 
     Args:
-        target: What is judged.
+        target: The target.
         golden: The case.
         recorded: Whether the recorded ids are this target's own; if not, only its row is used.
     """
@@ -118,15 +118,15 @@ def template_findings(
     place: str = "",
     versions: str = "",
 ) -> Iterator[Finding]:
-    """Yield what a chat template does to a row that no named deviation explains.
+    """Yield the difference that a chat template makes to a row, if no named deviation explains it.
 
     Args:
         oracle: Mistral's own tokenization.
         template: The template with its tokenizer.
         row: The row.
         recorded: Named deviations that are known of this row; None to accept every named one.
-        place: Where the row is from.
-        versions: Lines that say which library versions recorded and run; by default those that run.
+        place: The file and line of the row.
+        versions: Lines with the library versions that recorded and run; by default those that run.
     """
     from pytest_mistral_lora.chat.templates.compare import compare
 
@@ -134,19 +134,21 @@ def template_findings(
     expected, actual = comparison.oracle, comparison.template
     new = [name for name in comparison.deviations if recorded is not None and name not in recorded]
     if comparison.unexplained:
-        rule, what = "ML004", f"the chat template differs from mistral-common: {comparison.unexplained}"
+        rule, found = "ML004", f"the chat template differs from mistral-common: {comparison.unexplained}"
     elif new:
-        rule, what = "ML005", f"the chat template shows a deviation that was not recorded: {', '.join(new)}"
+        rule, found = "ML005", f"the chat template shows a deviation that was not recorded: {', '.join(new)}"
     elif comparison.equal and actual and actual.labels is not None and actual.labels != expected.labels:
-        rule, what = "ML006", "the generation blocks mark other tokens than the assistant's"
+        rule, found = "ML006", "the generation blocks mark other tokens than the assistant's"
     elif comparison.equal and actual and actual.labels is None:
-        rule, what = "ML009", "the template's rendering does not say which tokens are the assistant's"
+        rule, found = "ML009", "the template's rendering does not say which tokens are the assistant's"
     else:
         return
-    found = (actual.input_ids, actual.labels) if actual else None
-    shown = show_difference((expected.input_ids, expected.labels), found, oracle.piece) if found else ""
+    shown = ""
+    if actual:
+        found_side = (actual.input_ids, actual.labels)
+        shown = show_difference((expected.input_ids, expected.labels), found_side, oracle.piece)
     detail = "\n".join(line for line in (shown, versions or running_versions()) if line)
-    yield Finding(rule, what, place, detail=detail, row=row.to_jsonl())
+    yield Finding(rule, found, place, detail=detail, row=row.to_jsonl())
 
 
 def _versions(golden: Golden) -> str:

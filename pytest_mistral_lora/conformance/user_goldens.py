@@ -1,10 +1,10 @@
-"""What a user's golden folder has: rows, what was recorded of them, and recordings that nothing judges."""
+"""Golden folders of a user: rows, with the renderings and answers that were recorded of them."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -51,9 +51,9 @@ class OwnCase:
 
     Attributes:
         check: Name of the check, `own-<name>`.
-        path: What was recorded, or is to be.
-        row: The row; None where only the file is left, or it cannot be used.
-        unusable: Why it cannot be used, or None.
+        path: The file of the recording, which may not exist yet.
+        row: The row; None if only the file is left, or the row cannot be used.
+        unusable: The reason why the row cannot be used, or None.
         orphan: Whether the folder has rows, and this is a file without one.
     """
 
@@ -68,16 +68,16 @@ def own_cases(folders: Iterable[Path], kind: Kind, target: Target) -> Iterator[O
     """Yield a case for each row and each recorded file of the user's golden folders."""
     taken: set[str] = set()
     for folder in folders:
-        rows, home = _unique(_rows(folder)), folder / kind / target.name
+        rows, home = _read_golden_rows(folder), folder / kind / target.name
         for name in sorted({*rows, *(path.stem for path in golden_paths(home))}):
             check = free_name(f"own-{name}", taken)
             taken.add(check)
             row = rows.get(name)
-            usable, wrong = (None, row) if isinstance(row, RowError) else (row, None)
-            yield OwnCase(check, home / f"{name}.json", usable, wrong, orphan=bool(rows) and row is None)
+            usable, error = (None, row) if isinstance(row, RowError) else (row, None)
+            yield OwnCase(check, home / f"{name}.json", usable, error, orphan=bool(rows) and row is None)
 
 
-def unused(folders: Iterable[Path], targets: Sequence[Target]) -> Iterator[Path]:
+def unused_folders(folders: Iterable[Path], targets: Sequence[Target]) -> Iterator[Path]:
     """Yield each target's folder in the golden folders that belongs to none of the targets."""
     adapters = {one.name for one in targets if isinstance(one, AdapterTarget | RecipeTarget)}
     tokenizers = {one.name for one in targets if not isinstance(one, AdapterTarget | EncodedTarget)}
@@ -87,48 +87,43 @@ def unused(folders: Iterable[Path], targets: Sequence[Target]) -> Iterator[Path]
             yield from (home for home in homes if home.name not in names and golden_paths(home))
 
 
-def refused(error: MistralLoraError, rule: str = "ML007") -> Result:
-    """Return what an error comes to: the finding of a rule."""
+def error_result(error: MistralLoraError, rule: str = "ML007") -> Result:
+    """Return an error as the finding of a rule."""
     return Result((Finding(rule, error.found, error.place, error.expected),))
 
 
-def recorded(case: OwnCase, written: Written) -> Result:
-    """Return what recording a case comes to."""
+def recording_result(case: OwnCase, written: Written) -> Result:
+    """Return the result of a check that recorded its case: the file, and whether it was new, changed or equal."""
     return Result(facts=(("golden", str(case.path)), ("written", written), ("orphan", case.orphan)))
 
 
-def _unique(rows: Iterable[tuple[str, GoldenRow | RowError]]) -> dict[str, GoldenRow | RowError]:
-    unique: dict[str, GoldenRow | RowError] = {}
-    for name, row in rows:
-        place = row.place if isinstance(row, RowError) else row.row.place
-        if name in unique:
-            first = unique[name]
-            taken = first.place if isinstance(first, RowError) else first.row.place
-            row = RowError(f"the name {name!r} is taken by {taken}", place=place, expected="another")
-        unique[name] = row
-    return unique
-
-
-def _rows(folder: Path) -> Iterator[tuple[str, GoldenRow | RowError]]:
+def _read_golden_rows(folder: Path) -> dict[str, GoldenRow | RowError]:
+    """Read the rows of a golden folder by name; a row that cannot be used is the error that explains it."""
+    rows: dict[str, GoldenRow | RowError] = {}
     for path in sorted(folder.glob("*.jsonl")):
+        # the file's name is a part of file names and node ids
         stem = re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem).lstrip("._-") or "rows"
         for item in scan_jsonl(path):
+            row: GoldenRow | RowError
             if isinstance(item, RowError):
-                yield f"{stem}-{item.place.rpartition(':')[2]}", item
+                name, row = f"{stem}-{item.place.rpartition(':')[2]}", item
             else:
                 line, data = item
-                yield _named(data, f"{path}:{line}", f"{stem}-{line}")
-
-
-def _named(data: Any, place: str, default: str) -> tuple[str, GoldenRow | RowError]:
-    try:
-        row = GoldenRow(parse_row(data, place=place), data)
-        name = data.get("name", default)
-        return check_case_name(name if isinstance(name, str) else repr(name), place=f"{place}, name"), row
-    except RowError as error:
-        return default, error
-    except MistralLoraError as error:
-        return default, RowError(error.found, place=error.place, expected=error.expected)
+                name = default = f"{stem}-{line}"
+                place = f"{path}:{line}"
+                try:
+                    row = GoldenRow(parse_row(data, place=place), data)
+                    given = data.get("name", default)
+                    name = check_case_name(given if isinstance(given, str) else repr(given), place=f"{place}, name")
+                except RowError as error:
+                    row = error
+                except MistralLoraError as error:
+                    row = RowError(error.found, place=error.place, expected=error.expected)
+            if name in rows:
+                first, second = (one.place if isinstance(one, RowError) else one.row.place for one in (rows[name], row))
+                row = RowError(f"the name {name!r} is taken by {first}", place=second, expected="another")
+            rows[name] = row
+    return rows
 
 
 def record(case: Case, tokenizer: CheckpointTokenizer, folder: Path) -> Golden:
@@ -137,7 +132,7 @@ def record(case: Case, tokenizer: CheckpointTokenizer, folder: Path) -> Golden:
     Args:
         case: The row, with its name and description.
         tokenizer: The tokenizer file or checkpoint folder.
-        folder: Where the golden will be: `folder/<case>.json`.
+        folder: The folder of the golden: `folder/<case>.json`.
 
     Raises:
         OracleRejection: If mistral-common refuses the row.
@@ -164,52 +159,44 @@ def record(case: Case, tokenizer: CheckpointTokenizer, folder: Path) -> Golden:
     )
 
 
-_DESCRIPTION = "A row of this golden folder."
-
-
 def rendering_checks(target: Target, settings: Settings) -> Iterator[Check]:
     """Yield one check for each row and each recorded golden of the user's folders."""
+    function = _record_rendering if settings.update else _judge_rendering
     for case in own_cases(settings.golden_folders, "templates", target):
-        yield Check(
-            target,
-            "template",
-            case.check,
-            partial(_record_rendering if settings.update else _judge_rendering, target, case),
-        )
+        yield Check(target, "template", case.check, partial(function, target, case))
 
 
 def _judge_rendering(target: Target, case: OwnCase) -> Result:
     row, path = case.row, case.path
     if case.unusable:
-        return refused(case.unusable)
+        return error_result(case.unusable)
     if not path.is_file():
         place = row.row.place if row else ""
         return Result((Finding("ML007", "the row is not recorded", place, f"a golden {path}"),))
     try:
         golden = load(path)
     except MistralLoraError as error:
-        return refused(error, "ML001")
+        return error_result(error, "ML001")
     if row is not None and row.row != golden.row:
-        found = Finding("ML007", "the row is not the one that was recorded", row.row.place, f"the row of {path}")
-        return Result((replace(found, row=row.row.to_jsonl()),))
+        found, expected = "the row is not the one that was recorded", f"the row of {path}"
+        return Result((Finding("ML007", found, row.row.place, expected, row=row.row.to_jsonl()),))
     return judge(target, golden, recorded=True)
 
 
 def _record_rendering(target: Target, case: OwnCase) -> Result:
-
     if case.unusable:
-        return refused(case.unusable)
+        return error_result(case.unusable)
     try:
         before = _before(target, case)
     except TokenizerError:
-        raise
+        raise  # every check reports it in one way, as ML201
     except InputError as error:
-        return refused(error, "ML001")
+        return error_result(error, "ML001")
     source = case.row or before
     if source is None:
         return Result(not_checked=f"{case.path} has gone since it was collected")
     row = source.row
-    asked = Case(case.path.stem, before.description if before else _DESCRIPTION, row, frozenset())
+    asked = Case(case.path.stem, before.description if before else "A row of this golden folder.", row, frozenset())
     try:
         golden = record(asked, target.tokenizer, case.path.parent)
     except TokenizerError:
@@ -219,13 +206,13 @@ def _record_rendering(target: Target, case: OwnCase) -> Result:
     except MistralLoraError as error:
         return Result((Finding("ML004", error.found, row.place, error.next_step, row=row.to_jsonl()),))
     try:
-        return recorded(case, golden.put(before))
+        return recording_result(case, golden.put(before))
     except InputError as error:
-        return refused(error)
+        return error_result(error)
 
 
 def _before(target: Target, case: OwnCase) -> Golden | None:
-    """Return what a case's file has, or None where there is no file.
+    """Return the golden in a case's file, or None if there is no file.
 
     Raises:
         InputError: If it is no golden, or one of another tokenizer: neither is written over.
@@ -249,26 +236,28 @@ def _before(target: Target, case: OwnCase) -> Golden | None:
 
 def transcript_checks(target: AdapterTarget, settings: Settings, answering: Answering) -> Iterator[Check]:
     """Yield one check for each row and each recorded transcript of the user's folders."""
+    function = _record_transcript if settings.update else _judge_transcript
     for case in own_cases(settings.golden_folders, "transcripts", target):
-        yield Check(
-            target,
-            "transcript",
-            case.check,
-            partial(_record_transcript if settings.update else _judge_transcript, answering, case),
-        )
+        yield Check(target, "transcript", case.check, partial(function, answering, case))
 
 
 def _judge_transcript(answering: Answering, case: OwnCase) -> Result:
+    from pytest_mistral_lora.training.generate.questions import Question
+
     if case.unusable:
-        return refused(case.unusable)
+        return error_result(case.unusable)
     if not case.path.is_file():
         return Result(not_checked="no answer to the row is recorded: record it with --mistral-golden-update")
     judged = Judged(answering, case.path)
     if not judged.transcripts:
         return judged.files()
-    moved = _moved(case, judged.transcripts[0])
-    if moved.findings:
-        return moved
+    try:
+        asked = _question(case, judged.transcripts[0])
+    except InputError as error:
+        return error_result(error)
+    if case.row is not None and asked != Question.again(judged.transcripts[0]):
+        row, found = case.row.row, "the row is not the one that was recorded"
+        return Result((Finding("ML007", found, row.place, f"the row of {case.path}", row=row.to_jsonl()),))
     results = [judged.on_base(), judged.prompts(), judged.answers(), judged.formats()]
     findings = tuple(finding for one in results for finding in one.findings)
     reasons = [one.not_checked for one in results if one.not_checked]
@@ -276,23 +265,8 @@ def _judge_transcript(answering: Answering, case: OwnCase) -> Result:
     return Result(findings, "" if findings or not reasons else reasons[0], facts)
 
 
-def _moved(case: OwnCase, transcript: Transcript) -> Result:
-    """Return the finding of a row that asks something else than its transcript answers."""
-    from pytest_mistral_lora.training.generate.questions import Question
-
-    try:
-        asked = _question(case, transcript)
-    except InputError as error:
-        return refused(error)
-    if case.row is None or asked == Question.again(transcript):
-        return Result()
-    row = case.row.row
-    said = "the row is not the one that was recorded"
-    return Result((Finding("ML007", said, row.place, f"the row of {case.path}", row=row.to_jsonl()),))
-
-
 def _question(case: OwnCase, before: Transcript | None) -> Question | None:
-    """Return what a case asks; None where there is neither a row nor a transcript."""
+    """Return the question of a case's row, or else of its transcript; None if it has neither."""
     from pytest_mistral_lora.training.generate.questions import Question
 
     if case.row is not None:
@@ -302,9 +276,10 @@ def _question(case: OwnCase, before: Transcript | None) -> Question | None:
 
 def _record_transcript(answering: Answering, case: OwnCase) -> Result:
     from pytest_mistral_lora.records.transcripts import load
+    from pytest_mistral_lora.training.generate.questions import ask, check_same_kind
 
     if case.unusable:
-        return refused(case.unusable)
+        return error_result(case.unusable)
     try:
         before = load(case.path) if case.path.exists() else None
     except InputError as error:
@@ -313,20 +288,14 @@ def _record_transcript(answering: Answering, case: OwnCase) -> Result:
     if answering.missing:
         return Result((Finding("ML007", f"cannot be recorded: {answering.missing}", str(answering.folder)),))
     try:
-        return _written(answering, case, before)
+        adapted, question = answering.adapted, _question(case, before)
+        if question is None:
+            return Result(not_checked=f"{case.path} has gone since it was collected")
+        if before is not None:
+            check_same_kind(before, adapted, case.path)
+        adapted.encoder.prompt(question.row)  # a row that cannot be asked is reported before a model is loaded
+        return recording_result(case, ask(answering.model, adapted, question).put(case.path, before))
     except (PinError, TokenizerError):
-        raise
+        raise  # every check reports these in one way
     except InputError as error:
-        return refused(error)
-
-
-def _written(answering: Answering, case: OwnCase, before: Transcript | None) -> Result:
-    from pytest_mistral_lora.training.generate.questions import ask, check_same_kind
-
-    adapted, question = answering.adapted, _question(case, before)
-    if question is None:
-        return Result(not_checked=f"{case.path} has gone since it was collected")
-    if before is not None:
-        check_same_kind(before, adapted, case.path)
-    adapted.encoder.prompt(question.row)  # a row that cannot be asked is said before a model is loaded
-    return recorded(case, ask(answering.model, adapted, question).put(case.path, before))
+        return error_result(error)

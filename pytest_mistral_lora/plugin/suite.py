@@ -180,9 +180,9 @@ class Suite:
     def _unused_goldens(self) -> list[Path]:
         if not self.settings.golden_folders:
             return []
-        from pytest_mistral_lora.conformance.user_goldens import unused
+        from pytest_mistral_lora.conformance.user_goldens import unused_folders
 
-        return list(unused(self.settings.golden_folders, self._targets()))
+        return list(unused_folders(self.settings.golden_folders, self._targets()))
 
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
         """Write the report, and fail a run whose list of known deviations is out of date."""

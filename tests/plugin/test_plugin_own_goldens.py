@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 from plugin_rows import ROW, write_rows
 
+from pytest_mistral_lora.conformance.finding import RULES
+
 Run = Callable[..., pytest.RunResult]
 OwnRows = Callable[..., Path]
 NAMED = {**ROW, "name": "prime"}
@@ -53,6 +55,11 @@ def recorded(golden: Run, own_rows: OwnRows) -> Path:
     return folder
 
 
+def _rule_lines(rule_id: str) -> list[str]:
+    rule = RULES[rule_id]
+    return [f"  rule:     {rule.title}", f"  why:      {rule.why}", f"  fix:      {rule.fix}"]
+
+
 def test_a_row_that_is_not_recorded_fails_and_says_how_to_record_it(golden: Run, own_rows: OwnRows) -> None:
     folder = own_rows(NAMED)
     result = _judge(golden, folder)
@@ -60,9 +67,7 @@ def test_a_row_that_is_not_recorded_fails_and_says_how_to_record_it(golden: Run,
     assert _report(result) == [
         f"ML007 {folder}/rows.jsonl:1: the row is not recorded",
         f"  expected: a golden {_golden(folder)}",
-        "  rule:     Every row of a golden folder is recorded, and recorded as it is now.",
-        "  why:      A row without a golden is not guarded.",
-        "  fix:      Record it: pytest --mistral-golden --mistral-golden-dir PATH --mistral-golden-update.",
+        *_rule_lines("ML007"),
         "",
         f"rerun:  pytest --mistral-golden --mistral-golden-dir={folder.name} -k spm-v3::template::own-prime",
         f"update: pytest --mistral-golden --mistral-golden-dir={folder.name} --mistral-golden-update",
@@ -169,10 +174,7 @@ def test_a_moved_token_is_shown_with_its_neighbours_and_the_versions(golden: Run
         "  recorded: mistral-common 1.11.0, transformers 4.99.0, tokenizers 0.1",
         f"  running:  {running}",
         f"  row:      {json.dumps(ROW)}",
-        "  rule:     mistral-common gives a golden row the recorded ids.",
-        "  why:      The reference itself has moved: a model trained under one version is served under another.",
-        "  fix:      Pin mistral-common to the version of the base model's release, "
-        "or read its changelog and record again.",
+        *_rule_lines("ML002"),
         "",
         f"rerun:  {command} -k spm-v3::template::own-prime",
         f"update: {command} --mistral-golden-update",
