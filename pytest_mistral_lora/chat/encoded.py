@@ -45,8 +45,8 @@ class EncodedRow:
 
     Attributes:
         input_ids: Token ids, one `int` a token; BOS first.
-        labels: As long as `input_ids`; `IGNORE_INDEX` where there is no loss, otherwise the token's own id
-            (the shift by one happens in the model). None if a backend cannot tell the assistant's tokens from the
+        labels: As long as `input_ids`; `IGNORE_INDEX` if there is no loss, otherwise the token's own id
+            (the shift by one happens in the model). None if a backend cannot separate the assistant's tokens from the
             others: then nothing may be trained on this row.
         spans: Half-open, in order, partitioning `input_ids`.
     """

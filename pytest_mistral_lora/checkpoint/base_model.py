@@ -1,4 +1,4 @@
-"""The base model of a run: which architectures may be trained, and loading its weights as they are said to be."""
+"""The base model of a run: the architectures that may be trained, and the loading of exactly the recorded weights."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ def link_homes(folder: Path) -> tuple[Path, ...]:
 
 
 def kept_listing(folder: Path) -> Listing | None:
-    """Return the commit's files as huggingface_hub 2 noted them when it fetched; None where it did not.
+    """Return the commit's files as huggingface_hub 2 noted them when it fetched; None if it did not.
 
     Earlier versions keep no such note, and then offline nothing but the blobs' own names can be checked.
     """
@@ -96,7 +96,7 @@ def check_file(file: Path, folder: Path, listing: Listing | None, *, content: bo
     Args:
         file: The file, or a link, below `folder`.
         folder: The snapshot's folder, `…/snapshots/<commit>`.
-        listing: The commit's files, where known. Without, the file is compared with its blob's name.
+        listing: The commit's files, if known; without them, the file is compared with its blob's name.
         content: Whether to hash the file; if not, only its link is checked.
 
     Raises:
@@ -120,7 +120,7 @@ def check_file(file: Path, folder: Path, listing: Listing | None, *, content: bo
 
 
 def weight_names(folder: Path) -> list[str]:
-    """Return the safetensors files that the folder's index names; `model.safetensors` where there is no index.
+    """Return the safetensors files that the folder's index names; `model.safetensors` if there is no index.
 
     Raises:
         PinError: If an index cannot be read.

@@ -1,7 +1,7 @@
 """Pinned revisions: the files of a Hub repository at one exact commit, and of no other.
 
-A branch or a tag can move, so only a full commit is a pin. What is in the cache is hashed when it is used, and
-compared with the commit's own list of files, from the endpoint or from what huggingface_hub noted when it fetched.
+A branch or a tag can move, so only a full commit is a pin. A cached file is hashed when it is used, and
+compared with the commit's own list of files, from the endpoint or from the note of huggingface_hub's download.
 """
 
 from __future__ import annotations
@@ -52,9 +52,9 @@ def check_revision(revision: str, *, place: str = "", repo: str = "") -> str:
     """Return `revision` if it is a pin: a full commit of 40 lower-case hex digits.
 
     Args:
-        revision: What a recipe gives.
-        place: Where it is given, for the error.
-        repo: If given, the error for a branch or tag says which commit it points to, asking the endpoint or the cache.
+        revision: The revision of a recipe.
+        place: Its key and file, for the error.
+        repo: If given, the error for a branch or tag names its commit; the endpoint or the cache is asked.
 
     Raises:
         PinError: If it is a branch, a tag, a short or upper-case hash, or a made-up commit such as all zeros.
@@ -73,16 +73,16 @@ def check_revision(revision: str, *, place: str = "", repo: str = "") -> str:
 
 
 def resolve(repo: str, revision: str, *, weights: bool, verify: bool = False, place: str = "") -> Path:
-    """Return the local folder with a Hub repository's files at exactly this commit, fetched where not cached.
+    """Return the local folder with a Hub repository's files at exactly this commit, fetched if they are not cached.
 
-    Offline, and where the endpoint does not answer or refuses access, a complete copy in the cache serves alone.
+    If you are offline, or the endpoint does not answer or refuses access, a complete copy in the cache is enough.
 
     Args:
         repo: The repository's id, `owner/name`.
         revision: The commit.
         weights: Whether the safetensors weights are wanted too; without, none is fetched.
         verify: Whether to hash weights as well, which reads all of them; the other files are hashed every time.
-        place: Where the pin is given, for errors.
+        place: The key and file of the pin, for errors.
 
     Raises:
         PinError: If `revision` is not a pin, or the commit's files cannot be had, or a cached file is not the commit's.
@@ -119,7 +119,7 @@ class _Request:
         return [*TEXT_FILES, *WEIGHT_FILES] if self.weights else [*TEXT_FILES]
 
     def listing(self) -> tuple[Listing | None, Exception | None]:
-        """Ask the endpoint for the commit's files; None and the reason where it does not tell."""
+        """Ask the endpoint for the commit's files; return None and the reason if it does not answer."""
         from huggingface_hub import HfApi
         from huggingface_hub.errors import RevisionNotFoundError
 
@@ -168,7 +168,7 @@ class _Request:
         return PinError(missing + found, place=self.place, next_step=next_step)
 
     def _explain(self, error: BaseException) -> tuple[str, str]:
-        """Return what went wrong and the next step for an error of huggingface_hub or below it."""
+        """Return the reason and the next step for an error of huggingface_hub or of its HTTP library."""
         from huggingface_hub import constants, errors
 
         if isinstance(error, errors.LocalEntryNotFoundError) and error.__cause__ is not None:
@@ -206,7 +206,7 @@ def _matches(name: str, patterns: Iterable[str]) -> bool:
 
 
 def _how_to_pin(repo: str, name: str) -> str:
-    """Say which commit a branch or tag points to, if that can be found out, or how to find the commit."""
+    """Return advice: the commit of a branch or tag, or if it cannot be found out, the way to find it."""
     if repo and (commit := _asked(repo, name)):
         return f"{name} is {commit} now; pin that."
     if repo and (commit := _remembered(repo, name)):

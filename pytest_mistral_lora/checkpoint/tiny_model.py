@@ -21,7 +21,7 @@ INITIALIZER_RANGE = 0.2
 
 
 def pad_id(oracle: Oracle) -> int:
-    """Return the id that pads a batch: `<pad>` where the vocabulary has it, else `<unk>`; never EOS."""
+    """Return the id that pads a batch: `<pad>` if the vocabulary has it, else `<unk>`; never EOS."""
     for token, literal in oracle.control_tokens.items():
         if literal == "<pad>":
             return token

@@ -1,6 +1,6 @@
-"""The files of a folder that decide how a conversation becomes ids, read as what they are: data of unknown origin.
+"""The files of a folder that decide how a conversation becomes ids, read as data of unknown origin.
 
-Nothing is opened before its kind, its size and where its link leads are known.
+A file is opened only after its kind, its size and the target of its link are checked.
 """
 
 from __future__ import annotations
@@ -56,11 +56,11 @@ _POINTER = b"version https://git-lfs.github.com/spec/"
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """What is wrong with a file as a file.
+    """A fault of a file, whatever the tokenizer.
 
     Attributes:
-        kind: `outside` for a link out of the folder, `hazard` for what must not be opened, `form` for bad content.
-        found: What was found.
+        kind: `outside`: a link out of the folder; `hazard`: it must not be opened; `form`: bad content.
+        found: A description of the fault.
     """
 
     kind: Literal["outside", "hazard", "form"]
@@ -143,7 +143,7 @@ class TokenizerFiles:
 
     @cached_property
     def snapshot(self) -> tuple[str, str] | None:
-        """The repository and the commit, where the folder is a snapshot of the Hub's cache."""
+        """The repository and the commit, if the folder is a snapshot of the Hub's cache; else None."""
         return snapshot_of(self.path)
 
     def _hazard(self, name: str) -> Fault | None:
@@ -163,7 +163,7 @@ class TokenizerFiles:
         return None
 
     def _content(self, name: str) -> _FileContent:
-        """Return what a file without a hazard holds; it is read once."""
+        """Return the bytes of a file without a hazard; it is read once."""
         if name in self._contents:
             return self._contents[name]
         data = self.file(name).read_bytes()
@@ -205,7 +205,7 @@ KEY = "chat_template"
 
 
 def template_places(files: TokenizerFiles) -> dict[str, dict[str, str]]:
-    """Return each template's text by its name (`default`, `tool_use`, …) and by the place where it stands.
+    """Return each template's text by its name (`default`, `tool_use`, …) and by its place.
 
     A newline at the very end is left out: Jinja does so, too.
     """
@@ -238,7 +238,7 @@ def _of_key(value: Any) -> Iterator[tuple[str, str]]:
 
 
 def loaded_place(files: TokenizerFiles) -> str:
-    """Return where the template that transformers loads stands; empty where there is none."""
+    """Return the place of the template that transformers loads; empty if there is none."""
     places = template_places(files).get("default", {})
     order = (TEMPLATE, f"{MORE_TEMPLATES}/default.jinja", f"{TOKENIZER_CONFIG}, {KEY}")
     return next((place for place in order if place in places), "")

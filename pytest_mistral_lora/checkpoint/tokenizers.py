@@ -27,8 +27,8 @@ _SPECIALS = {"bos": "<s>", "eos": "</s>", "unk": "<unk>", "pad": "<pad>"}
 def oracle_file(path: Path) -> Path | None:
     """Return the Mistral tokenizer file that a path holds: the file itself, or the one in a checkpoint folder.
 
-    A folder holds `tekken.json` or one `tokenizer.model.vN` (the newest version, if there are several). None where
-    there is neither: `tokenizer.model` alone does not say its version.
+    A folder holds `tekken.json` or one `tokenizer.model.vN` (the newest version, if there are several). None if
+    there is neither: `tokenizer.model` alone does not give its version.
     """
     if path.is_file():
         return path
@@ -83,7 +83,7 @@ class CheckpointTokenizer:
     def fast(self) -> Any:
         """The `transformers` tokenizer (a `PreTrainedTokenizerFast`), with the checkpoint's own chat template.
 
-        It is what transformers loads of a folder with `tokenizer.json`, or with `tokenizer.model` and a
+        transformers loads it from a folder with `tokenizer.json`, or with `tokenizer.model` and a
         `tokenizer_config.json`. For a bare Mistral tokenizer file, or any other folder, it is converted from that
         file, and gets the template that mistral-common generates for it.
 
@@ -186,7 +186,7 @@ def training_template(tokenizer: str | Path | CheckpointTokenizer) -> str:
     """Return the training template of a tokenizer, as Jinja text.
 
     Args:
-        tokenizer: A checkpoint folder, or a single tokenizer file (`*.model.vN`, `tekken.json`). Where there is a
+        tokenizer: A checkpoint folder, or a single tokenizer file (`*.model.vN`, `tekken.json`). If there is a
             Mistral tokenizer file, the template is the one that mistral-common generates for it; else the folder's own.
 
     Raises:
@@ -206,7 +206,7 @@ def training_template(tokenizer: str | Path | CheckpointTokenizer) -> str:
 
 
 def official_template(tokenizer: CheckpointTokenizer) -> str:
-    """Return the template that mistral-common generates, or a checkpoint's own where it has no Mistral tokenizer file.
+    """Return the template that mistral-common generates, or a checkpoint's own if it has no Mistral tokenizer file.
 
     Raises:
         TokenizerError: If the tokenizer cannot be loaded.

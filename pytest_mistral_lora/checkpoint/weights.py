@@ -109,7 +109,7 @@ class Weights(Mapping[str, "torch.Tensor"]):
 
     Attributes:
         files: The files, in order.
-        infos: What their headers say of each tensor, in the order of the data.
+        infos: The header's entry of each tensor, in the order of the data.
     """
 
     def __init__(self, files: Sequence[Path]) -> None:

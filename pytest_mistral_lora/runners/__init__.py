@@ -1,1 +1,1 @@
-"""What other trainers would feed a model: ids and labels, taken out of their own code in their own environments."""
+"""The ids and labels that other trainers would feed a model, made by their own code in their own environments."""

@@ -27,13 +27,13 @@ _HIDDEN_SIZE = 8
 def stage_checkpoint(tokenizer: CheckpointTokenizer, folder: Path) -> None:
     """Write a checkpoint that a runner can load, into an empty folder.
 
-    A checkpoint folder's tokenizer files are copied, so that the runner reads what it would read. A bare tokenizer
+    A checkpoint folder's tokenizer files are copied, so that the runner reads them as it would itself. A bare tokenizer
     file, which no runner loads, is converted as for the Hub: `tokenizer.json`, and the chat template that
     mistral-common generates.
 
     Args:
         tokenizer: The tokenizer.
-        folder: Where to write.
+        folder: The folder to write.
 
     Raises:
         TokenizerError: If the tokenizer cannot be loaded.
@@ -98,13 +98,13 @@ _QUIET = {
 
 @dataclass(frozen=True)
 class Extraction:
-    """What a runner made of rows.
+    """A runner's encoded rows, and the environment that made them.
 
     Attributes:
         file: The encoded-rows file: a line for each row, in order.
         config: The configuration that the runner read.
-        environment: Version by distribution, as the runner's own Python says them.
-        notes: What the runner's script says of the rows as a whole.
+        environment: Version by distribution, as reported by the runner's own Python.
+        notes: The script's notes about the rows as a whole.
         refused: How many rows have an error in place of ids.
         log: The last lines that the runner printed.
     """
@@ -118,7 +118,7 @@ class Extraction:
 
     @property
     def ran_under(self) -> str:
-        """Which versions and which configuration the runner ran under, and what it says of the rows as a whole."""
+        """The versions and the configuration of the run, and the script's notes about the rows as a whole."""
         versions = ", ".join(f"{name} {version}" for name, version in self.environment.items())
         config = "no configuration" if self.config == NOTHING else f"configuration {self.config}"
         return "; ".join((versions or "versions not said", config, *self.notes))
@@ -135,7 +135,7 @@ def extract(
     time_limit: float = TIME_LIMIT,
     own_data: bool = False,
 ) -> Extraction:
-    """Let a runner encode rows by its own code, and write what it made as encoded rows.
+    """Let a runner encode rows by its own code, and write the result as encoded rows.
 
     Of the runner's configuration only model, data, output, device and precision are replaced. It runs in the current
     folder, which its relative paths are relative to.
@@ -150,7 +150,7 @@ def extract(
         python: The Python of the environment that the runner is installed in; None for the one that `runner setup`
             made, or, for a runner that is installed beside this package, this Python.
         time_limit: Seconds that it may take.
-        own_data: Whether the data that the configuration names are left as they are: those of an exported run, say.
+        own_data: Whether to keep the data that the configuration names, such as those of an exported run.
             `rows` are then the chat rows that they come from, in order.
 
     Raises:
@@ -173,7 +173,7 @@ def extract(
 
 
 def _stage(work: Path, rows: Sequence[Row], tokenizer: Path) -> None:
-    """Put into an empty folder what a script is given, and folders for what the runner writes beside."""
+    """Fill an empty folder with a script's inputs, and with folders for the runner's other files."""
     for name in (_CHECKPOINT, _HOME, _TEMPORARY):
         (work / name).mkdir()
     stage_checkpoint(CheckpointTokenizer(tokenizer), work / _CHECKPOINT)
@@ -200,9 +200,9 @@ def packaged_rows(oracle: Oracle) -> list[Row]:
 
 
 def _environment(work: Path, python: Path) -> dict[str, str]:
-    """Return the runner's environment variables: caches and temporary files go where they are removed with the rest.
+    """Return the runner's environment variables: caches and temporary files go into a folder that is removed.
 
-    What this Python is told to import from elsewhere is not for another one.
+    PYTHONPATH and the like are left out: they are for this Python, not for the runner's.
     """
     home = str(work / _HOME)
     own = {"HF_HOME": home, "HF_DATASETS_CACHE": f"{home}/datasets", "TMPDIR": str(work / _TEMPORARY)}

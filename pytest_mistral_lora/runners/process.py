@@ -49,7 +49,7 @@ def run_limited(
     Args:
         command: Program and arguments.
         seconds: How long it may take.
-        folder: Where it runs.
+        folder: Its working directory.
         environment: Its environment variables.
 
     Raises:
@@ -85,7 +85,7 @@ def run_limited(
 
 
 def shown(tail: str) -> str:
-    """Return the last lines of a command as part of an error message; nothing where it printed nothing."""
+    """Return the last lines of a command as part of an error message; empty if it printed nothing."""
     return "; it printed last:\n" + "\n".join(f"  | {line}" for line in tail.splitlines()) + "\n" if tail else ""
 
 
@@ -108,8 +108,8 @@ class RunnerOutput:
     """The lines that a script wrote.
 
     Attributes:
-        environment: What the script ran under: version by distribution.
-        notes: What it says of the rows as a whole.
+        environment: The script's environment: version by distribution.
+        notes: Its notes about the rows as a whole.
         records: The line of each row, by the row's number.
     """
 
@@ -125,7 +125,7 @@ class RunnerOutput:
 
 
 def read_output(path: Path, rows: int) -> RunnerOutput:
-    """Read what a script wrote for a number of rows.
+    """Read the output of a script for a number of rows.
 
     Raises:
         RunnerError: If it wrote no file, or something that is not its contract.

@@ -37,7 +37,7 @@ class Runner:
         title: Its name in texts.
         module: Module and distribution that it is; empty for a script of the user's own.
         script: The extraction script.
-        config: The configuration that is used where none is given: the runner's own defaults.
+        config: The configuration that is used if none is given: the runner's own defaults.
         command: The command line whose code the script runs.
         lock: The versions of its environment, one a line.
     """
@@ -102,7 +102,7 @@ class Environment:
 
     @property
     def folder(self) -> Path:
-        """Where it is, or will be."""
+        """Its folder, which may not exist yet."""
         return cache_folder() / "runners" / self.runner.name
 
     @property
@@ -122,9 +122,9 @@ class Environment:
         return "ready" if recorded == sha256_file(self.runner.lock) else "made from another lock file"
 
     def setup(self, base_python: Path) -> bool:
-        """Make it, or finish it where an earlier call was broken off; nothing is done where it is ready.
+        """Make it, or finish it if an earlier call was interrupted; a finished one is left as it is.
 
-        What pip says is printed as it comes.
+        pip's output is printed as it comes.
 
         Args:
             base_python: The Python that it is made with.
@@ -150,7 +150,7 @@ class Environment:
         return True
 
     def _installs(self) -> Iterator[tuple[str, ...]]:
-        """Yield the arguments of each `pip install`: torch brings what its build needs, the lock all else."""
+        """Yield the arguments of each `pip install`: torch with the libraries of its build first, then the lock."""
         lines = self.runner.lock.read_text(encoding="utf-8").splitlines()
         yield from ((line,) for line in lines if line.startswith("torch=="))
         yield "--no-deps", "--requirement", str(self.runner.lock)
@@ -171,7 +171,7 @@ class Environment:
 
 
 def interpreter(runner: Runner) -> Path:
-    """Return the Python that a runner is run with: this one where it has the runner, else its environment's.
+    """Return the Python that a runner is run with: this one if it has the runner, else its environment's.
 
     Raises:
         RunnerError: If it is in neither.

@@ -39,7 +39,7 @@ def rows(
     thinking: bool = False,
     efforts: Sequence[str] = (),
 ) -> SearchStrategy[dict[str, Any]]:
-    """Generate chat rows that every tokenizer version accepts, or every version with tools where there are tools.
+    """Generate chat rows that every tokenizer version accepts, or every version with tools if they have tools.
 
     Example:
         >>> from hypothesis import given
@@ -53,14 +53,14 @@ def rows(
         system: False for no system message; True for at least one; None for both.
         weights: Whether assistant messages may carry `weight` 0 or 1; a row may then have no supervised token.
         max_turns: The most user turns of a row, 1 or more.
-        text: What messages say; plain and hostile text by default. Any message but the first may also repeat an
+        text: Texts of the messages; plain and hostile text by default. Any message but the first may also repeat an
             earlier one. Assistant messages keep to texts that are more than spaces.
         alternating: False for consecutive user and assistant messages, system messages wherever they are allowed,
             conversations without a leading user message, and contents given as text chunks.
         parallel: Whether an assistant turn may make several tool calls (from v3 on), answered in any order.
-        thinking: Whether answers, and turns that call tools, may think (from v13 on, where the tokenizer has the
+        thinking: Whether answers, and turns that call tools, may think (from v13 on, if the tokenizer has the
             tokens for it), also in thinking that is not closed.
-        efforts: What a row may give as its `reasoning_effort` (from v15 on).
+        efforts: Values of a row's `reasoning_effort` (from v15 on); empty for none.
     """
     if max_turns < 1:
         raise ValueError(f"max_turns is {max_turns}, and a row has at least 1 turn")
@@ -142,7 +142,7 @@ def messages(*, role: str | None = None, text: TextStrategy | None = None) -> Se
 
     Args:
         role: `system`, `user`, `assistant` or `tool`; None for any of the first three.
-        text: What messages say; plain and hostile text by default.
+        text: Texts of the messages; plain and hostile text by default.
 
     Raises:
         ValueError: If `role` is not a role.
@@ -159,7 +159,7 @@ def messages(*, role: str | None = None, text: TextStrategy | None = None) -> Se
 
 @dataclass(frozen=True)
 class _Plan:
-    """What the rows of one strategy are like; the fields are the arguments of `rows`."""
+    """The arguments of `rows`, and the strategies that are built from them."""
 
     tools: bool
     system: bool | None
@@ -218,7 +218,7 @@ class _Writer:
         self.messages.append(_message("system", self.content()))
 
     def users(self, *, required: bool) -> None:
-        """Write what one turn of the user is: one message, or any order of user and system messages."""
+        """Write one turn of the user: one message, or any order of user and system messages."""
         if self.plan.alternating:
             self.messages.append(_message("user", self.content()))
             return

@@ -141,7 +141,7 @@ def any_arguments(text: TextStrategy) -> SearchStrategy[Any]:
 
 
 def any_result(text: TextStrategy) -> TextStrategy:
-    """Generate what a tool gives back: a text, a number, or JSON, encoded once or twice."""
+    """Generate results of tools: a text, a number, or JSON, encoded once or twice."""
     numbers = st.integers(-(10**6), 10**6).map(str) | st.sampled_from(("0.50", "1e3", "-0", "1E400", "1_0", " 7"))
     as_json = st.builds(json.dumps, _objects(text), ensure_ascii=st.booleans())
     return st.one_of(text, numbers, as_json, as_json.map(json.dumps), st.sampled_from(_STRANGE_JSON))

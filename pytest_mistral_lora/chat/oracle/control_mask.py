@@ -1,6 +1,6 @@
 """A second, independent mask: read off the control tokens of ids that mistral-common made.
 
-Safe on such ids only, where text never holds a control id; on ids of a chat template it trains on what users forge.
+Use it on such ids only: their text never holds a control id. On ids of a chat template, users can forge a turn.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def scan_labels(input_ids: Sequence[int], oracle: Oracle) -> tuple[int, ...] | N
         oracle: The tokenizer that made them.
 
     Returns:
-        As many labels as ids: `IGNORE_INDEX` where there is no loss, otherwise the id.
+        As many labels as ids: `IGNORE_INDEX` if there is no loss, otherwise the id.
     """
     if oracle.version == "v1":
         return None

@@ -150,7 +150,7 @@ class Oracle:
 
     @cached_property
     def tool_calls_id(self) -> int | None:
-        """Id of `[TOOL_CALLS]`, or None where the version has no tools."""
+        """Id of `[TOOL_CALLS]`, or None if the version has no tools."""
         return next((token for token, literal in self.control_tokens.items() if literal == "[TOOL_CALLS]"), None)
 
     def encode(self, row: Row | Mapping[str, Any]) -> EncodedRow:
@@ -297,7 +297,7 @@ def _request(row: Row) -> ChatCompletionRequest[Any]:
 
 
 def _is_our_call(error: Exception) -> bool:
-    """Return whether it was raised where mistral-common is called, not inside it: the row cannot be the cause."""
+    """Return whether our call of mistral-common raised it, not code inside it: then the row cannot be the cause."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next

@@ -142,7 +142,7 @@ def scan_lines(path: Path) -> Iterator[tuple[int, bytes | None]]:
 
 
 def read_line(path: Path, number: int, line: bytes | None) -> tuple[int, Any] | RowError | None:
-    """Return what a line of `scan_lines` holds: its number and value, the error, or None if it is blank."""
+    """Return the number and value of a line of `scan_lines`, or its error, or None if it is blank."""
     place = f"{path}:{number}"
     if line is None:
         return RowError(f"line is longer than {MAX_LINE_BYTES // 1024**2} MiB", place=place)

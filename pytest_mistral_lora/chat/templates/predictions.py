@@ -106,7 +106,7 @@ def _without_empty_chunks(message: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def system_first(row: Row, version: str) -> Row:
-    """Move system messages to the front where one stands between two user messages."""
+    """Move system messages to the front if one stands between two user messages."""
     runs = [role for role, _ in itertools.groupby(message["role"] for message in row.messages)]
     if ("user", "system", "user") not in zip(runs, runs[1:], runs[2:], strict=False):
         return row

@@ -37,7 +37,7 @@ class TemplateSegment:
 
 
 class ChatTemplate:
-    """A Jinja chat template with the tokenizer that encodes what it renders.
+    """A Jinja chat template with the tokenizer that encodes its rendering.
 
     Attributes:
         tokenizer: A `transformers` fast tokenizer.

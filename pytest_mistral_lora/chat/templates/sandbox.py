@@ -1,4 +1,4 @@
-"""A bound on what a chat template may do: steps, characters and seconds, counted while it renders.
+"""Bounds for a chat template: steps, characters and seconds, counted while it renders.
 
 A template is foreign code. Jinja's sandbox, which transformers uses, keeps it from attributes and files, but not from
 nested loops, from doubling a text forty times, or from a number with a billion digits, which Jinja would even work out

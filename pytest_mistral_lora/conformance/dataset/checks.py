@@ -66,7 +66,7 @@ def check_dataset(
 def dataset_results(
     target: RecipeTarget, *, processes: int | None = None, progress: TextIO | None = None
 ) -> dict[str, Result]:
-    """Do what `check_dataset` does for a target whose tokenizer may be loaded already.
+    """Check the dataset of a target like `check_dataset`; its tokenizer may be loaded already.
 
     Raises:
         RecipeError: As `check_dataset`.

@@ -1,4 +1,4 @@
-"""What `axolotl preprocess FILE` prepares, which is what `axolotl train FILE` would train on."""
+"""The rows that `axolotl preprocess FILE` prepares, and that `axolotl train FILE` would train on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the extraction scripts share. It imports nothing of this project: a script runs in the runner's environment.
+"""The shared part of the extraction scripts; without imports of this project, which the runner's environment lacks.
 
 A script is a command that maps rows to encoded rows:
 
@@ -7,7 +7,7 @@ A script is a command that maps rows to encoded rows:
 With `--own-data` the runner gets the rows that its configuration names, as they are, and `ROWS.jsonl` are the chat rows
 that they come from, in order.
 
-`OUT.jsonl` gets a line for what it runs under, `{"environment": {"trl": "1.16.0", ...}}`, and then one line for each
+`OUT.jsonl` gets a line for the environment, `{"environment": {"trl": "1.16.0", ...}}`, and then one line for each
 row, in any order: `{"row": 0, "input_ids": [...], "labels": [...]}`, or `{"row": 0, "error": "..."}`. A line
 `{"note": "..."}` is for the reader. A configuration that the runner cannot use ends in an exit code other than 0, with
 the reason as the last line of stderr.
@@ -38,14 +38,14 @@ PLAIN = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "
 
 
 class PackedError(Exception):
-    """The runner puts rows together into sequences: whatever it does with one row alone says nothing of that."""
+    """The runner puts rows together into sequences: its result for one row alone does not show that."""
 
     def __init__(self) -> None:
         super().__init__("rows are packed, and cannot be told apart; turn packing off in the configuration")
 
 
 class CapturedError(Exception):
-    """Ends the runner's command where its rows are ready; it is no failure."""
+    """Ends the runner's command as soon as its rows are ready; it is not a failure."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def main(encode: Encode, packages: tuple[str, ...], notes: dict[str, str] | None
     Args:
         encode: Runs the runner's own code on a task, and returns number, ids and labels of each row that it made.
         packages: Distributions whose versions are recorded.
-        notes: What else is recorded of the environment.
+        notes: Further facts about the environment.
     """
     parser = argparse.ArgumentParser()
     for name in ("rows", "checkpoint", "config", "output"):
@@ -126,7 +126,7 @@ def _versions(packages: tuple[str, ...]) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class _Bisection:
-    """Gives the rows to the runner at once; where it refuses them, in ever smaller files, until it is known which."""
+    """Gives all rows to the runner at once; if it refuses them, in ever smaller files, until the bad rows are found."""
 
     encode: Encode
     checkpoint: Path
@@ -150,14 +150,14 @@ class _Bisection:
         yield from self._parts(rows, reason)
 
     def own_records(self, rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-        """Yield what the runner makes of the data of its configuration; nothing can be taken out of them."""
+        """Yield the runner's records for the data of its configuration, from which no row can be left out."""
         _number_own_data(len(rows))
         with tempfile.TemporaryDirectory() as folder:
             made = self.encode(Task([], self.checkpoint, self.config, Path(folder), own_data=True))
         yield from self._made(rows, made)
 
     def _parts(self, rows: list[dict[str, Any]], reason: str) -> Iterator[dict[str, Any]]:
-        """Yield what comes of rows that are refused together."""
+        """Yield the records of rows that are refused together."""
         if len(rows) == 1:
             yield {"row": rows[0][MARK], "error": reason}
             return
@@ -202,7 +202,7 @@ def _reason(error: Exception) -> str:
 
 
 def _number_own_data(expected: int) -> None:
-    """Let what is loaded of the runner's own data have the numbers of its rows."""
+    """Add the row numbers to the runner's own data as they are loaded."""
     import datasets
 
     for name in ("load_dataset", "load_from_disk"):
@@ -259,7 +259,7 @@ def _as_list(names: Any) -> list[str]:
 
 
 def _marking(function: Any) -> Any:
-    """Return a batched function that also gives the numbers of its results, where it gives fewer or more than rows."""
+    """Return a batched function that also returns the row of each result, if their number is not that of the rows."""
 
     def marking(rows: Any, *args: Any, **options: Any) -> Any:
         numbers = list(rows[MARK])
@@ -276,7 +276,7 @@ def _marking(function: Any) -> Any:
 def _attributed(
     function: Any, rows: dict[str, list[Any]], numbers: list[int], made: int, args: Any, options: Any
 ) -> list[int]:
-    """Return from which row each of the results comes, where they are fewer or more: each row is given again, alone."""
+    """Return the row of each result if there are fewer or more results than rows: each row is given again, alone."""
     found: list[int] = []
     for index, number in enumerate(numbers):
         alone = function({name: values[index : index + 1] for name, values in rows.items()}, *args, **options)

@@ -1,4 +1,4 @@
-"""What `llamafactory-cli train FILE` would train on."""
+"""The rows that `llamafactory-cli train FILE` would train on."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def _dataset_folder(task: Task, config: dict[str, Any]) -> str:
 
 
 def _in_form(row: dict[str, Any], entry: dict[str, Any]) -> dict[str, Any]:
-    """Return a row in the columns that `dataset_info.json` says, as LLaMA-Factory's own data folder describes them."""
+    """Return a row in the columns of `dataset_info.json`, as LLaMA-Factory's own data folder describes them."""
     formatting = entry.get("formatting", "alpaca")
     if formatting not in ("sharegpt", "openai"):
         raise ValueError(f"formatting: {formatting}; chat rows need sharegpt or openai")
@@ -122,7 +122,7 @@ def _call(function: dict[str, Any]) -> dict[str, Any]:
 
 
 def _stand_in_for_torchaudio() -> dict[str, str]:
-    """Let LLaMA-Factory be imported where torchaudio cannot: it asks for it at import, and uses it for sound alone."""
+    """Provide an empty torchaudio if the real one cannot be imported: LLaMA-Factory uses it for sound only."""
     try:
         importlib.import_module("torchaudio")
     except (ImportError, OSError):

@@ -1,4 +1,4 @@
-"""What `trl sft --config FILE` would train on."""
+"""The rows that `trl sft --config FILE` would train on."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _DROPPED = ("datasets", "dataset_config", "model_revision", "attn_implementation
 
 
 def encode(task: Task) -> list[Encoded]:
-    """Return what TRL's own command hands to the model: each row through its data collator, alone."""
+    """Return the model inputs of TRL's own command: each row alone, through its data collator."""
     import trl
     from trl.scripts import sft
 
