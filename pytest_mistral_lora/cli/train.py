@@ -43,8 +43,8 @@ def run(args: argparse.Namespace) -> int:
     from pytest_mistral_lora.training.recipe import load_recipe
 
     recipe = load_recipe(args.recipe)  # before the imports below, which take seconds: a wrong key is reported at once
+    from pytest_mistral_lora.training.callbacks import stop_on_signals
     from pytest_mistral_lora.training.devices import is_main
-    from pytest_mistral_lora.training.failure import stop_on_signals
     from pytest_mistral_lora.training.run import train
 
     with stop_on_signals() as stop:

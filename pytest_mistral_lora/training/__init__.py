@@ -6,11 +6,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pytest_mistral_lora.training.finish import RunResult
     from pytest_mistral_lora.training.recipe import Recipe, load_recipe
-    from pytest_mistral_lora.training.run import train
+    from pytest_mistral_lora.training.run import RunResult, train
 
-_LAZY = {"Recipe": "recipe", "RunResult": "result", "load_recipe": "recipe", "train": "run"}
+_LAZY = {"Recipe": "recipe", "RunResult": "run", "load_recipe": "recipe", "train": "run"}
 
 __all__ = ["Recipe", "RunResult", "load_recipe", "train"]
 

@@ -1,63 +1,42 @@
-"""How large the gradients are, over all of a model's shards."""
+"""Watch the steps of a run: refuse bad gradients, count overflows, log, evaluate, save and stop in time."""
 
 from __future__ import annotations
 
 import logging
 import math
+import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from transformers import TrainerCallback
 
-from pytest_mistral_lora.errors import NonFiniteError, TrainingError
+from pytest_mistral_lora.errors import NonFiniteError, Terminated, TrainingError
 from pytest_mistral_lora.training.devices import engine
+
+_LOG = logging.getLogger(__name__)
+FORMAT = "eval_format/"
+"""Prefix of the format rates in the log."""
 
 
 def gradient_norm(model: Any) -> float:
     """Return the L2 norm of all gradients of a model together; 0 where there is none.
 
     Args:
-        model: The model, as it is wrapped. DeepSpeed keeps its gradients to itself, and tells the norm of its step.
+        model: The model with the engine's wrapper.
     """
     if engine() == "deepspeed":
+        # its gradients are in flat buffers of its own; it measures their norm in each step
         return float(model.get_global_grad_norm())
     gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
     norm = torch.nn.utils.get_total_norm(gradients)
-    # of sharded gradients, each process has a part of the sum
+    # a sharded gradient is a DTensor, and so is its norm: each process has a part of the sum
     return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
-
-
-_LOG = logging.getLogger(__name__)
-FORMAT = "eval_format/"
-"""How the names of format rates begin in the log."""
-_FIGURES = ("loss", "eval_loss", "grad_norm", "learning_rate")
-
-
-class StopAtNonFinite(TrainerCallback):  # type: ignore[misc]
-    """Refuse an optimizer step whose gradients are not finite: the adapter stays as it was.
-
-    Where a gradient scaler skips such a step, `OverflowWatch` decides.
-    """
-
-    def on_pre_optimizer_step(
-        self, args: Any, state: Any, control: Any, model: Any = None, optimizer: Any = None, **kwargs: Any
-    ) -> None:
-        """Check every gradient.
-
-        DeepSpeed keeps them to itself and has made its step already: there, LoraTrainer looks at their norm.
-
-        Raises:
-            NonFiniteError: If one holds NaN or infinity.
-            TrainingError: If there is none.
-        """
-        if engine() == "deepspeed":
-            return
-        if all(parameter.grad is None for parameter in model.parameters()):
-            raise TrainingError(f"no tensor has a gradient at step {state.global_step + 1}")
-        if _scaler(optimizer) is None and not math.isfinite(gradient_norm(model)):
-            raise gradient_error(state.global_step + 1)
 
 
 def gradient_error(step: int) -> NonFiniteError:
@@ -68,13 +47,36 @@ def gradient_error(step: int) -> NonFiniteError:
     )
 
 
-class OverflowWatch(TrainerCallback):  # type: ignore[misc]
-    """Note each step that a gradient scaler skips because fp16 overflowed, and stop after a run of them.
+class StopAtNonFinite(TrainerCallback):  # type: ignore[misc]
+    """Refuses an optimizer step whose gradients are not finite: the adapter stays as it was.
 
-    A note is a line of the Trainer's log, with `step` and the `loss_scale` that was too large; so checkpoints keep it.
+    If a gradient scaler skips such a step, `OverflowWatch` decides.
+    """
+
+    def on_pre_optimizer_step(
+        self, args: Any, state: Any, control: Any, model: Any = None, optimizer: Any = None, **kwargs: Any
+    ) -> None:
+        """Check every gradient.
+
+        Raises:
+            NonFiniteError: If one holds NaN or infinity.
+            TrainingError: If there is none.
+        """
+        if engine() == "deepspeed":  # it has made its step already: LoraTrainer checks their norm
+            return
+        if all(parameter.grad is None for parameter in model.parameters()):
+            raise TrainingError(f"no tensor has a gradient at step {state.global_step + 1}")
+        if _scaler(optimizer) is None and not math.isfinite(gradient_norm(model)):
+            raise gradient_error(state.global_step + 1)
+
+
+class OverflowWatch(TrainerCallback):  # type: ignore[misc]
+    """Records each step that a gradient scaler skips because fp16 overflowed, and stops the run after too many.
+
+    A record is a line of the Trainer's log, with `step` and the `loss_scale` that was too large.
 
     Args:
-        most: Skipped steps, one after another, that stop the run.
+        most: Number of skipped steps, one after another, that stops the run.
     """
 
     def __init__(self, most: int) -> None:
@@ -82,20 +84,22 @@ class OverflowWatch(TrainerCallback):  # type: ignore[misc]
         self._scale = 0.0
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any) -> None:
-        """Note the scale; a scaler lowers it where it skips the step."""
+        """Remember the scale of this step."""
         scaler = _scaler(optimizer)
         self._scale = scaler.get_scale() if scaler is not None else 0.0
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any) -> None:
-        """Look whether the step was skipped.
+        """Find out whether the step was skipped.
 
         Raises:
             TrainingError: If it was, and as many before it as the recipe allows.
         """
         scaler = _scaler(optimizer)
+        # a scaler lowers its scale exactly if it skips a step, and has no other sign of it
         if scaler is None or scaler.get_scale() >= self._scale:
             return
         step = state.global_step + 1
+        # in the log, because checkpoints keep it: a resumed run counts on
         state.log_history.append({"step": step, "loss_scale": self._scale})
         _LOG.warning("step %d overflowed in fp16 and was skipped; the loss scale was %g", step, self._scale)
         skipped = set(skipped_steps(state.log_history))
@@ -117,22 +121,20 @@ def _scaler(optimizer: Any) -> Any:
 
 
 class LogLines(TrainerCallback):  # type: ignore[misc]
-    """Write a line to standard error for each line of the log: for CI and log files, where a bar is of no use."""
+    """Writes a line to standard error for each line of the log: for CI and log files, which cannot show a bar."""
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        """Write the step and its figures; one process of a distributed run writes."""
-        figures = [f"{name} {value:.4g}" for name, value in (logs or {}).items() if _is_shown(name)]
-        if figures and state.is_world_process_zero:
-            sys.stderr.write(f"step {state.global_step}/{state.max_steps}: {', '.join(figures)}\n")
+        """Write the step and its numbers; one process of a distributed run writes."""
+        shown = ("loss", "eval_loss", "grad_norm", "learning_rate")
+        numbers = {name: value for name, value in (logs or {}).items() if name in shown or name.startswith(FORMAT)}
+        if numbers and state.is_world_process_zero:
+            texts = (f"{name} {value:.4g}" for name, value in numbers.items())
+            sys.stderr.write(f"step {state.global_step}/{state.max_steps}: {', '.join(texts)}\n")
             sys.stderr.flush()
 
 
-def _is_shown(name: str) -> bool:
-    return name in _FIGURES or name.startswith(FORMAT)
-
-
 class EvaluateAtEnd(TrainerCallback):  # type: ignore[misc]
-    """Measure the held-out loss of the last step inside the loop, where loggers still listen."""
+    """Asks for the held-out loss of the last step inside the loop, because loggers are closed after it."""
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Ask for an evaluation if this is the last step."""
@@ -156,3 +158,115 @@ class DryRun(TrainerCallback):  # type: ignore[misc]
         # DeepSpeed's engine would take the gradient for that of a step
         if engine() != "deepspeed":
             self._trainer.try_largest()
+
+
+class SaveByTime(TrainerCallback):  # type: ignore[misc]
+    """Asks for a checkpoint when the last one is some minutes old, by the clock of the main process."""
+
+    def __init__(
+        self,
+        minutes: float,
+        reduce_over_processes: Callable[[int, str], int],
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Make the callback.
+
+        Args:
+            minutes: Minutes from one checkpoint to the next.
+            reduce_over_processes: Returns the `max` of a number over all processes, the same in each.
+            clock: Returns seconds.
+        """
+        self._seconds, self._over_processes, self._clock = 60 * minutes, reduce_over_processes, clock
+        self._last = 0.0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Start the clock."""
+        self._last = self._clock()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Ask for a checkpoint, in every process or in none."""
+        # saving is collective: clocks that differ by a step would leave processes waiting for one another
+        due = state.is_world_process_zero and self._clock() - self._last >= self._seconds
+        if self._over_processes(int(due), "max"):
+            control.should_save = True
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Start the clock again, also after a checkpoint that something else asked for."""
+        self._last = self._clock()
+
+
+class StopRequest:
+    """The wish of a signal that the run stop.
+
+    Attributes:
+        signal: Number of the signal that asked the run to stop after its step; 0 as long as none did.
+    """
+
+    def __init__(self) -> None:
+        self.signal = 0
+        self._waits = False
+
+    @contextmanager
+    def after_the_step(self) -> Iterator[None]:
+        """Within the block, let the first signal wait for the end of a step; outside it, a signal stops at once."""
+        self._waits = True
+        try:
+            yield
+        finally:
+            self._waits = False
+
+    def receive(self, number: int, frame: object = None) -> None:
+        """Handle a signal.
+
+        Raises:
+            KeyboardInterrupt: If it must not wait: outside the loop, or when it is the second one.
+        """
+        if not self._waits or self.signal:
+            raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
+        self.signal = number
+        name = signal.Signals(number).name
+        notice = f"\n{name}: the run stops after this step, with a checkpoint; a second signal stops it at once\n"
+        # not through sys.stderr: a handler may have interrupted a write to it, which must not be entered again
+        os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, notice.encode())
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[StopRequest]:
+    """Let SIGINT (Ctrl-C) and SIGTERM ask for a stop within the block; then restore their handlers.
+
+    In another thread than the main one, no handler is installed. A signal that this process ignores stays ignored.
+    """
+    request = StopRequest()
+    # Python delivers signals to the main thread only, and refuses handlers elsewhere
+    if threading.current_thread() is not threading.main_thread():
+        yield request
+        return
+    # a shell starts its background jobs with SIGINT ignored: a handler would undo that
+    numbers = [one for one in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(one) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, request.receive) for number in numbers}
+    try:
+        yield request
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class StopAtRequest(TrainerCallback):  # type: ignore[misc]
+    """Saves a checkpoint and stops after the step in which a process was asked to; all processes after the same one."""
+
+    def __init__(self, request: StopRequest, reduce_over_processes: Callable[[int, str], int]) -> None:
+        """Make the callback.
+
+        Args:
+            request: The wish of this process's signals.
+            reduce_over_processes: Returns the `max` of a number over all processes, the same in each.
+        """
+        self._request, self._over_processes = request, reduce_over_processes
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Agree with the other processes whether this was the last step."""
+        number = self._over_processes(self._request.signal, "max")
+        if number:
+            self._request.signal = number
+            control.should_save = control.should_training_stop = True

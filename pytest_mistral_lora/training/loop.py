@@ -1,18 +1,19 @@
-"""Faster kernels in place of the model's own: the same mathematics, on a GPU."""
+"""Make the trainer of a recipe: its model's attention and kernels, its arguments, its callbacks and its loggers."""
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from transformers import PrinterCallback, TrainerCallback
+from transformers import PrinterCallback, TrainingArguments
 
 from pytest_mistral_lora.chat.encoded import EncodedRow
-from pytest_mistral_lora.errors import TrainingError
-from pytest_mistral_lora.training.arguments import Progress, trainer_arguments
-from pytest_mistral_lora.training.callbacks import DryRun, EvaluateAtEnd, LogLines, OverflowWatch, StopAtNonFinite
-from pytest_mistral_lora.training.devices import GenerateTogether, on_gpu
+from pytest_mistral_lora.errors import RecipeError, TrainingError
+from pytest_mistral_lora.training.callbacks import DryRun, LogLines, OverflowWatch, StopAtNonFinite
+from pytest_mistral_lora.training.devices import GenerateTogether, engine, on_gpu, precision_of
 from pytest_mistral_lora.training.recipe import Training
 from pytest_mistral_lora.training.rows.table import RowDataset
 from pytest_mistral_lora.training.step.attention import attend_in_segments
@@ -20,24 +21,29 @@ from pytest_mistral_lora.training.step.kernels_cpu import use_frozen_layers
 from pytest_mistral_lora.training.step.oom import checkpoint_activations
 from pytest_mistral_lora.training.step.trainer import LoraTrainer
 
+_LOGGER_PACKAGES = {
+    "azure_ml": "azureml-core",
+    "comet_ml": "comet-ml",
+    "flyte": "flytekit",
+}
+"""The package of a logger if it has another name."""
+
+Progress = Literal["none", "lines", "bar"]
+"""Display of a run's progress: none, a line for each line of the log, or a progress bar."""
+
 
 def apply_kernels(model: Any, training: Training) -> None:
-    """Put the recipe's kernels into a loaded base model, before its adapter.
+    """Replace parts of a loaded base model, before it gets its adapter, by the recipe's kernels for a GPU.
 
     The rotary embedding is a function of transformers' module: it stays replaced for the rest of the process.
     """
     if training.kernels == "liger":
         from liger_kernel.transformers import apply_liger_kernel_to_mistral
 
-        # the loss is the trainer's own: Liger's would replace the model's forward pass
+        # Liger's loss would replace the model's forward pass, and compute logits at every position
         apply_liger_kernel_to_mistral(
             rope=True, rms_norm=True, swiglu=True, cross_entropy=False, fused_linear_cross_entropy=False, model=model
         )
-
-
-def evaluated(trainer: LoraTrainer) -> bool:
-    """Say whether the log has a held-out loss of the last step."""
-    return any("eval_loss" in line and line["step"] == trainer.state.global_step for line in trainer.state.log_history)
 
 
 def make_trainer(
@@ -49,7 +55,7 @@ def make_trainer(
     work: Path,
     progress: Progress,
 ) -> LoraTrainer:
-    """Return a trainer that is ready to run.
+    """Return a trainer that is ready to run; `model` is changed in place.
 
     Args:
         model: The base model with its adapter, on its device.
@@ -57,7 +63,7 @@ def make_trainer(
         train: Encoded rows to train on.
         held_out: Encoded rows for the held-out loss; may be empty.
         work: Folder for checkpoints.
-        progress: How to show what has been done.
+        progress: Display of the progress.
 
     Raises:
         TrainingError: If nothing in the model can be trained.
@@ -72,6 +78,7 @@ def make_trainer(
         use_frozen_layers(model)
     if training.activation_checkpointing:
         checkpoint_activations(model)
+    override_launcher_precision()
     trainer = LoraTrainer(
         model=model,
         args=trainer_arguments(training, has_held_out=bool(held_out), work=work, progress=progress),
@@ -87,15 +94,144 @@ def make_trainer(
     )
     if training.dry_run:
         trainer.add_callback(DryRun(trainer))
+    # without a progress bar, Trainer prints dicts to standard output, which is for the folder's path
     trainer.remove_callback(PrinterCallback)
     if progress == "lines":
         trainer.add_callback(LogLines())
     return trainer
 
 
-def follow(trainer: LoraTrainer, callbacks: Sequence[TrainerCallback]) -> None:
-    """Let callbacks follow a run from its first step to its last, the last held-out loss included."""
-    if trainer.eval_dataset is not None:
-        trainer.add_callback(EvaluateAtEnd())
-    for callback in callbacks:
-        trainer.add_callback(callback)
+def override_launcher_precision() -> None:
+    """Set accelerate's mixed precision to none in the environment of this process: the recipe alone decides.
+
+    TrainingArguments sets it again for bf16 and fp16. A launcher, or an earlier run of this process, may have left
+    another value, which accelerate would follow.
+    """
+    os.environ["ACCELERATE_MIXED_PRECISION"] = "no"
+
+
+def trainer_arguments(training: Training, *, has_held_out: bool, work: Path, progress: Progress) -> TrainingArguments:
+    """Return transformers' arguments of a run.
+
+    Args:
+        training: The recipe's section.
+        has_held_out: Whether there are rows for a held-out loss.
+        work: Folder for checkpoints.
+        progress: Display of the progress.
+
+    Raises:
+        RecipeError: If the device is missing.
+    """
+    precision = precision_of(training)
+    # transformers 5 has no warmup_ratio: it takes a number of warmup_steps below 1 for a fraction
+    ratio = "warmup_ratio" if hasattr(TrainingArguments, "warmup_ratio") else "warmup_steps"
+    warmup = {ratio: training.warmup_ratio} if training.warmup_ratio else {"warmup_steps": training.warmup_steps}
+    arguments = TrainingArguments(
+        output_dir=str(work),
+        max_steps=training.steps or -1,
+        num_train_epochs=training.epochs or 1.0,
+        **optimizer_settings(training),
+        **schedule_settings(training),
+        **warmup,
+        # one batch of the loader is a step; micro-batches are made of it
+        gradient_accumulation_steps=1,
+        optim=optimizer_name(training, precision),
+        # an engine that shards would cast the adapter and its gradients, too
+        bf16=precision == "bf16" and engine() in ("none", "ddp"),
+        fp16=precision == "fp16",
+        use_cpu=not on_gpu(training),
+        logging_steps=training.logging_steps,
+        logging_first_step=True,
+        # the filter would log an average in place of a NaN
+        logging_nan_inf_filter=False,
+        eval_on_start=has_held_out,
+        eval_strategy="steps" if has_held_out and training.eval_steps else "no",
+        eval_steps=training.eval_steps,
+        save_strategy="steps",
+        # without a number of steps, only the last one
+        save_steps=training.checkpoint_steps or sys.maxsize,
+        # loggers are added one by one: "all", the default of transformers 4, sends data to whatever is installed
+        report_to="none",
+        disable_tqdm=progress != "bar",
+        # the columns are those of this trainer's collator, not of the model's forward pass
+        remove_unused_columns=False,
+        dataloader_pin_memory=on_gpu(training),
+        ddp_find_unused_parameters=False,
+    )
+    # with several GPUs and no launcher, Trainer would split batches over threads (DataParallel)
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    return arguments
+
+
+def optimizer_settings(training: Training) -> dict[str, Any]:
+    """Return the settings of the optimizer, and the seed, under the names of transformers' arguments."""
+    return {
+        "learning_rate": training.learning_rate,
+        "adam_beta1": training.betas[0],
+        "adam_beta2": training.betas[1],
+        "adam_epsilon": training.epsilon,
+        "weight_decay": training.weight_decay,
+        "max_grad_norm": training.max_grad_norm,
+        "seed": training.seed,
+    }
+
+
+def schedule_settings(training: Training) -> dict[str, Any]:
+    """Return the schedule of a recipe, without its warm-up, under the names of transformers' arguments."""
+    # transformers' constant schedule ignores warm-up steps
+    if training.schedule == "constant" and (training.warmup_steps or training.warmup_ratio):
+        return {"lr_scheduler_type": "constant_with_warmup"}
+    if training.min_learning_rate_ratio:
+        kwargs = {"min_lr_rate": training.min_learning_rate_ratio}
+        return {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": kwargs}
+    return {"lr_scheduler_type": training.schedule}
+
+
+def optimizer_name(training: Training, precision: str) -> str:
+    """Return transformers' name of a recipe's optimizer, at a precision of `bf16`, `fp16` or `fp32`."""
+    if training.optimizer != "adamw":
+        return training.optimizer
+    # a fused kernel skips an overflowing step by itself: accelerate does not notice, and lets the schedule go on
+    return "adamw_torch" if precision == "fp16" else "adamw_torch_fused"
+
+
+def check_loggers(names: Sequence[str]) -> None:
+    """Refuse loggers that transformers does not know, or that are not installed.
+
+    Raises:
+        RecipeError: With the known loggers, or the command that installs one.
+    """
+    for index, name in enumerate(names):
+        _logger(name, f"training.report_to[{index}]")
+
+
+def logger_callbacks(names: Sequence[str], folder: Path, *, writes: bool) -> list[Any]:
+    """Return the callbacks of loggers.
+
+    Args:
+        names: The recipe's `report_to`.
+        folder: Folder for TensorBoard's files; the other loggers have settings of their own.
+        writes: Whether this process is the one that logs.
+    """
+    callbacks = [_logger(name, "training.report_to") for name in names]
+    for name, callback in zip(names, callbacks, strict=True):
+        if name == "tensorboard" and writes:
+            # its own choice is below the folder of checkpoints, which a finished run removes
+            callback.tb_writer = callback._SummaryWriter(log_dir=str(folder))
+    return callbacks
+
+
+def _logger(name: str, place: str) -> Any:
+    from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+
+    if name not in INTEGRATION_TO_CALLBACK:
+        known = ", ".join(sorted(INTEGRATION_TO_CALLBACK))
+        raise RecipeError(f"{name!r}", place=place, expected=f"loggers that transformers knows: {known}")
+    try:
+        return INTEGRATION_TO_CALLBACK[name]()
+    except (RuntimeError, ImportError) as error:
+        raise RecipeError(
+            f"{name!r} is not installed",
+            place=place,
+            next_step=f"Install it: pip install {_LOGGER_PACKAGES.get(name, name)}, or leave it out of report_to.",
+        ) from error

@@ -14,9 +14,9 @@ from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.errors import PinError, RecipeError
 from pytest_mistral_lora.records.hashing import base_weights_command, base_weights_sha256, canonical_json, sha256_bytes
 from pytest_mistral_lora.training.adapter import adapted_layers, saved_modules
-from pytest_mistral_lora.training.arguments import check_loggers
 from pytest_mistral_lora.training.devices import check_engine, device_count, engine, require_environment
 from pytest_mistral_lora.training.generate.callback import format_checks
+from pytest_mistral_lora.training.loop import check_loggers
 from pytest_mistral_lora.training.recipe import Base, Recipe
 from pytest_mistral_lora.training.rows.loading import RunData, load_data
 

@@ -24,7 +24,7 @@ from pytest_mistral_lora.records.hashing import (
 from pytest_mistral_lora.records.manifest import MANIFEST, load
 from pytest_mistral_lora.records.verify.field_checks import held_files, training_files
 from pytest_mistral_lora.records.verify.recompute import Fact, State
-from pytest_mistral_lora.training.arguments import Progress
+from pytest_mistral_lora.training.loop import Progress
 from pytest_mistral_lora.training.recipe import Recipe, parse_recipe
 from pytest_mistral_lora.training.run import train
 from pytest_mistral_lora.training.run_metadata import environment

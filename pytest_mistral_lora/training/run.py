@@ -1,35 +1,77 @@
-"""One run from a recipe to a finished folder, or to a `failure.json` that says why there is none."""
+"""One run from a recipe to a finished folder, or to a `failure.json` with the reason why there is none."""
 
 from __future__ import annotations
 
+import json
+import shutil
 import signal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from accelerate.utils import gather_object
 
 from pytest_mistral_lora.checkpoint.base_model import load_base, load_nf4
+from pytest_mistral_lora.checkpoint.encoder import Encoder
 from pytest_mistral_lora.errors import NonFiniteError, StoppedError
+from pytest_mistral_lora.records.files import write_text
+from pytest_mistral_lora.records.transcripts import TRANSCRIPTS
 from pytest_mistral_lora.training.adapter import adapter_tensors, attach_adapter
-from pytest_mistral_lora.training.arguments import Progress, loggers
+from pytest_mistral_lora.training.callbacks import EvaluateAtEnd, SaveByTime, StopAtRequest, StopRequest
 from pytest_mistral_lora.training.devices import device_of, precision_of
-from pytest_mistral_lora.training.failure import StopAtRequest, StopRequest, leave_failure
-from pytest_mistral_lora.training.finish import RunResult, finish
 from pytest_mistral_lora.training.generate.callback import GENERATIONS, GenerationCallback
-from pytest_mistral_lora.training.loop import apply_kernels, evaluated, follow, make_trainer
+from pytest_mistral_lora.training.generate.generate import Completion, Probe, probe
+from pytest_mistral_lora.training.generate.record import BASE_FACTS, adapter_identity, record
+from pytest_mistral_lora.training.loop import Progress, apply_kernels, logger_callbacks, make_trainer
 from pytest_mistral_lora.training.prepare import Preparation, prepare
 from pytest_mistral_lora.training.recipe import Recipe
+from pytest_mistral_lora.training.rows.loading import RunData
+from pytest_mistral_lora.training.run_metadata import run_facts
+from pytest_mistral_lora.training.save import Adapter, rendered, write_run
 from pytest_mistral_lora.training.step.trainer import LoraTrainer
 from pytest_mistral_lora.training.work_folder import (
     BAD_ROWS,
-    KeepWhole,
     OtherRunError,
-    SaveByTime,
+    SealCheckpoint,
     WorkFolder,
-    with_rows,
+    step_of,
     work_folder_of,
-    write_rows,
+    write_failure,
 )
+
+_PROBED_ROWS = 8
+_NAMED_ROWS = 20
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """The result of a finished run, on disk and in memory.
+
+    Attributes:
+        output: The adapter folder.
+        manifest: Its manifest.
+        log: The training log: one mapping a line, with `step` and `loss` or `eval_loss` (nats a supervised token), with
+            rates of `eval_format/…`, or with the `loss_scale` of a step that overflowed in fp16 and was skipped.
+        adapter: The adapter's tensors before and after.
+        probe: Teacher-forced logits of the first training rows, of the model in memory.
+        completions: The answers that the model in memory generated, as the recipe's `evaluation` asked for.
+        model: The trained model in memory (PEFT).
+        encoder: The backend.
+        data: The encoded rows.
+        base_folder: The base checkpoint on disk.
+    """
+
+    output: Path
+    manifest: Mapping[str, Any]
+    log: Sequence[Mapping[str, Any]]
+    adapter: Adapter
+    probe: Probe
+    completions: Sequence[Completion]
+    model: Any
+    encoder: Encoder
+    data: RunData
+    base_folder: Path
 
 
 def train(
@@ -38,30 +80,32 @@ def train(
     """Train a recipe's adapter and write its folder.
 
     Checkpoints, and `failure.json` if the run fails, are in the folder `work_folder(recipe)` beside the output; a
-    finished run removes it. A folder that is another run's, or waits for `resume`, is left as it is.
+    finished run removes it. A folder of another run, or one that waits for `resume`, is left as it is.
 
     Args:
-        recipe: What to train.
-        resume: Go on from the last whole checkpoint of a run that ended early, if there is one.
-        progress: How to show on standard error what has been done.
-        stop: What may ask the run to stop after a step.
+        recipe: The recipe.
+        resume: Whether to continue an unfinished run, if there is one, from its last complete checkpoint.
+        progress: Display of the progress, on standard error.
+        stop: A wish to stop after a step, from signals; by default there is none.
 
     Raises:
         InputError: If recipe, rows, base or folders do not allow the run; before any weight is loaded.
         TrainingError: If the run must not go on; no adapter is written.
         MemoryShortageError: If a step does not fit into memory.
-        DiskError: If a checkpoint or the adapter cannot be written; the checkpoints before it stay.
+        DiskError: If a checkpoint or the adapter cannot be written; earlier checkpoints stay.
         StoppedError: If it was asked to stop; it has a checkpoint.
     """
     try:
+        # before the data is encoded, which can take minutes
         work = WorkFolder(recipe.output, resume=resume)
         prepared = prepare(recipe)
         checkpoint = work.claim(prepared.identity)
         return _train(prepared, work, checkpoint, progress, stop or StopRequest())
     except OtherRunError:
+        # its failure.json would be written into the other run's folder
         raise
     except BaseException as error:
-        leave_failure(work_folder(recipe), error)
+        write_failure(work_folder(recipe), error)
         raise
 
 
@@ -82,46 +126,14 @@ def _train(
     trainer = make_trainer(
         model, training, data.train.encoded, data.held_out.encoded, work=work.path, progress=progress
     )  # fmt: skip
-    watching = _watched(prepared, trainer, work.path)
-    _step_to_the_end(prepared, trainer, work, checkpoint, stop)
-    if data.held_out.rows and not evaluated(trainer):
-        trainer.evaluate()
-    return finish(prepared, trainer, initial, watching, work, checkpoint)
-
-
-def _watched(prepared: Preparation, trainer: LoraTrainer, work: Path) -> GenerationCallback:
-    """Let the recipe's loggers and generations follow the run."""
-    evaluation, data, output = prepared.recipe.evaluation, prepared.data, prepared.recipe.output
-    watching = GenerationCallback(
-        trainer,
-        trainer.model,
-        prepared.encoder,
-        (data.held_out.rows or data.train.rows)[: evaluation.generations],
-        prepared.checks,
-        evaluation.max_new_tokens,
-        evaluation.generation_steps,
-        work / GENERATIONS,
-    )
-    logs = output.with_name(f"{output.name}.logs")
-    names = prepared.recipe.training.report_to
-    follow(trainer, [*loggers(names, logs, writes=trainer.accelerator.is_main_process), watching])
-    return watching
-
-
-def _step_to_the_end(
-    prepared: Preparation, trainer: LoraTrainer, work: WorkFolder, checkpoint: Path | None, stop: StopRequest
-) -> None:
-    trainer.add_callback(StopAtRequest(stop, trainer.reduce_over_processes))
-    if minutes := prepared.recipe.training.checkpoint_minutes:
-        trainer.add_callback(SaveByTime(minutes, trainer.reduce_over_processes))
-    trainer.add_callback(KeepWhole())
-    # what was measured before the first step is in the checkpoint's log
+    watching = _add_callbacks(prepared, trainer, work, stop)
+    # a resumed run has the held-out loss from before the first step in its checkpoint's log
     trainer.args.eval_on_start &= checkpoint is None
     try:
-        with stop.after_the_step(), work.explains_failed_writes():
+        with stop.after_the_step(), work.wrap_disk_errors():
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except NonFiniteError as error:
-        raise _named(error, prepared, trainer, work.path / BAD_ROWS) from error
+        raise _gather_and_write_bad_rows(error, prepared, trainer, work.path / BAD_ROWS) from error
     number = trainer.reduce_over_processes(stop.signal, "max")  # one may have come after the last step
     if number:
         raise StoppedError(
@@ -131,13 +143,127 @@ def _step_to_the_end(
             place=str(work.path),
             next_step="Go on with --resume.",
         )
+    step, log = trainer.state.global_step, trainer.state.log_history
+    # a run that resumes from its last step makes none, and so evaluates nothing inside the loop
+    if data.held_out.rows and not any("eval_loss" in line and line["step"] == step for line in log):
+        trainer.evaluate()
+    return save_run(prepared, trainer, initial, watching, work, checkpoint)
 
 
-def _named(error: NonFiniteError, prepared: Preparation, trainer: LoraTrainer, file: Path) -> NonFiniteError:
-    """Name the rows of all processes, and write them down."""
+def _add_callbacks(prepared: Preparation, trainer: LoraTrainer, work: WorkFolder, stop: StopRequest) -> GenerationCallback:
+    evaluation, data, training = prepared.recipe.evaluation, prepared.data, prepared.recipe.training
+    watching = GenerationCallback(
+        trainer,
+        trainer.model,
+        prepared.encoder,
+        (data.held_out.rows or data.train.rows)[: evaluation.generations],
+        prepared.checks,
+        evaluation.max_new_tokens,
+        evaluation.generation_steps,
+        work.path / GENERATIONS,
+    )
+    output = prepared.recipe.output
+    logs = output.with_name(f"{output.name}.logs")
+    # The order counts. The first ones act at the last step of a run: after StopAtRequest, they would take the step of a
+    # signal for it. A checkpoint is sealed when all others have written their part.
+    if trainer.eval_dataset is not None:
+        trainer.add_callback(EvaluateAtEnd())
+    for callback in logger_callbacks(training.report_to, logs, writes=trainer.accelerator.is_main_process):
+        trainer.add_callback(callback)
+    trainer.add_callback(watching)
+    trainer.add_callback(StopAtRequest(stop, trainer.reduce_over_processes))
+    if training.checkpoint_minutes:
+        trainer.add_callback(SaveByTime(training.checkpoint_minutes, trainer.reduce_over_processes))
+    trainer.add_callback(SealCheckpoint())
+    return watching
+
+
+def _gather_and_write_bad_rows(
+    error: NonFiniteError, prepared: Preparation, trainer: LoraTrainer, file: Path
+) -> NonFiniteError:
+    """Return the error with the rows of all processes named; the main process writes them, rendered, into `file`."""
     processes: list[Any] = gather_object([(error.rows, trainer.step_rows)])
-    rows = {row for own, _ in processes for row in own} or {row for _, step in processes for row in step}
-    named = with_rows(error, sorted(rows), prepared.data.train, file)
+    # a gradient is of all rows of its step: then none is named alone
+    indices = {row for own, _ in processes for row in own} or {row for _, step in processes for row in step}
+    split = prepared.data.train
+    rows = [(split.rows[index], split.encoded[index]) for index in sorted(indices)]
+    places = [row.place for row, _ in rows]
     if trainer.accelerator.is_main_process:
-        write_rows(file, named, prepared.data.train, prepared.encoder)
-    return named
+        lines = [{"place": row.place, **rendered(prepared.encoder, row, encoded)} for row, encoded in rows]
+        write_text(file, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    more = f" and {len(places) - _NAMED_ROWS} more" if len(places) > _NAMED_ROWS else ""
+    return NonFiniteError(
+        f"{error.found}; the rows: {', '.join(places[:_NAMED_ROWS])}{more}",
+        rows=sorted(indices),
+        places=places,
+        next_step=f"They are rendered in {file}. {error.next_step}",
+    )
+
+
+def save_run(
+    prepared: Preparation,
+    trainer: LoraTrainer,
+    initial: Mapping[str, Any],
+    watching: GenerationCallback,
+    work: WorkFolder,
+    checkpoint: Path | None,
+) -> RunResult:
+    """Write the folder of a run that has made all its steps, and remove its work folder; every process must call it.
+
+    Args:
+        prepared: The recipe with its data.
+        trainer: The trainer, at its end.
+        initial: The adapter's tensors before the first step.
+        watching: The generated answers.
+        work: The work folder.
+        checkpoint: The checkpoint that the run resumed from, or None.
+
+    Raises:
+        TrainingError: If the adapter is not sound; then nothing is written.
+        DiskError: If the folder cannot be written.
+    """
+    model: Any = trainer.model
+    tensors = adapter_tensors(model)
+    adapter = Adapter(tensors, initial, prepared.layers, model.peft_config["default"], prepared.saved)
+    completions = watching.answer_rows()
+    # accelerate's wrapper stays around forward, and computes otherwise than the adapter that is loaded from disk
+    trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False)
+    probed = probe(model, prepared.data.train.encoded[:_PROBED_ROWS])
+    # transformers' last line has times of this machine: equal runs would write unequal logs
+    log = [line for line in trainer.state.log_history if "train_runtime" not in line]
+    main = trainer.accelerator.is_main_process
+    facts: dict[str, Any] = {}
+    if main:
+        resumed_from, changes = step_of(checkpoint) if checkpoint else None, trainer.oom_handler.changes
+        facts = run_facts(prepared, trainer.state, log, completions, watching.latest_rates(), resumed_from, changes)
+    # by all processes: a sharded model is called by all
+    transcripts = record(
+        model,
+        prepared.encoder,
+        watching.rows,
+        completions,
+        identity=adapter_identity(tensors, **{name: facts.get(name) for name in BASE_FACTS}),
+        precision=precision_of(prepared.recipe.training),
+        max_new_tokens=watching.max_new_tokens,
+        checks=prepared.checks,
+    )
+    texts = {f"{TRANSCRIPTS}/{transcript.case}.json": transcript.to_text() for transcript in transcripts}
+    texts |= {GENERATIONS: watching.history} if transcripts else {}
+    manifest: Mapping[str, Any] = {}
+    output, encoder, data, base = prepared.recipe.output, prepared.encoder, prepared.data, prepared.base
+    if main:
+        first_row = (data.train.rows[0], data.train.encoded[0])
+        with work.wrap_output_errors():
+            manifest = write_run(
+                output,
+                adapter,
+                encoder=encoder,
+                base_folder=base,
+                first_row=first_row,
+                log=log,
+                facts=facts,
+                texts=texts,
+            )
+        shutil.rmtree(work.path, ignore_errors=True)
+    trainer.accelerator.wait_for_everyone()
+    return RunResult(output, manifest, log, adapter, probed, completions, model, encoder, data, base)

@@ -1,4 +1,4 @@
-"""The version of the code around a recipe: the commit of its Git repository."""
+"""The facts of a run that its manifest records: data, settings, results, libraries and code."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -16,8 +16,11 @@ from pytest_mistral_lora.records.hashing import base_weights_sha256, joint_sha25
 from pytest_mistral_lora.training.callbacks import skipped_steps
 from pytest_mistral_lora.training.devices import device_count, on_gpu, precision_of
 from pytest_mistral_lora.training.generate.generate import Completion
-from pytest_mistral_lora.training.recipe import Recipe, Training
-from pytest_mistral_lora.training.rows.loading import ReadFile, RunData
+from pytest_mistral_lora.training.recipe import Recipe
+from pytest_mistral_lora.training.rows.loading import RunData
+
+if TYPE_CHECKING:
+    from pytest_mistral_lora.training.prepare import Preparation
 
 _LONGEST_S = 30
 
@@ -25,8 +28,8 @@ _LONGEST_S = 30
 def code_of(folder: Path) -> dict[str, Any] | None:
     """Return `commit` and `dirty` of the repository that a folder is in: the manifest's `environment.code`.
 
-    Files that Git does not track do not count as changes. None is returned outside of a repository, for one without a
-    commit, and where there is no Git.
+    Files that Git does not track do not count as changes. The result is None outside of a repository, in one without a
+    commit, and without Git.
     """
     commit = _git(folder, "rev-parse", "--verify", "HEAD")
     changes = _git(folder, "status", "--porcelain", "--untracked-files=no")
@@ -34,6 +37,7 @@ def code_of(folder: Path) -> dict[str, Any] | None:
 
 
 def _git(folder: Path, *arguments: str) -> str | None:
+    # fsmonitor is a command of the repository's own configuration: it must not run because a model is trained there
     command = ["git", "-C", str(folder), "-c", "core.fsmonitor=false", *arguments]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_LONGEST_S, check=True)
@@ -50,9 +54,26 @@ _AS_GIVEN = ("learning_rate", "batch_size", "micro_batch_tokens", "max_length", 
 
 
 def run_facts(
-    recipe: Recipe, base: Path, data: RunData, training: Mapping[str, Any], evaluation: Sequence[Mapping[str, Any]]
+    prepared: Preparation,
+    state: Any,
+    log: Sequence[Mapping[str, Any]],
+    completions: Sequence[Completion],
+    rates: Mapping[str, float],
+    resumed_from: int | None,
+    memory_changes: Sequence[str],
 ) -> dict[str, Any]:
-    """Return the parts of the manifest that do not come from the adapter folder."""
+    """Return the parts of the manifest that do not come from the adapter folder.
+
+    Args:
+        prepared: The recipe with its data.
+        state: The Trainer's state at the end.
+        log: Lines of the training log.
+        completions: The answers that were generated after training.
+        rates: Share of the answers that pass each format check, from 0 to 1.
+        resumed_from: Step of the checkpoint that the run resumed from, or None.
+        memory_changes: The settings that were changed because memory ran out.
+    """
+    recipe, base, data = prepared.recipe, prepared.base, prepared.data
     return {
         "base": recipe.base.label,
         "revision": recipe.base.revision,
@@ -67,18 +88,23 @@ def run_facts(
             "modules_to_save": sorted(recipe.lora.modules_to_save),
             "seed": recipe.training.seed,
         },
-        "training": training,
+        "training": training_facts(
+            recipe, prepared.config, state, resumed_from=resumed_from, memory_changes=memory_changes
+        ),
         "recipe": recipe.as_written(),
         "environment": {**environment(), "code": code_of(recipe.folder)},
-        "evaluation": evaluation,
+        "evaluation": _evaluation(log, completions, rates),
     }
 
 
 def _dataset(recipe: Recipe, data: RunData) -> dict[str, Any]:
     train, held_out = data.train.figures, data.held_out.figures
+    files: dict[bool, list[dict[str, Any]]] = {False: [], True: []}
+    for file in data.files:
+        files[file.is_held_out].append({"path": recipe.name_of(file.path), "sha256": file.sha256, "rows": file.rows})
     return {
-        "files": [_data_file(recipe, file) for file in data.files if not file.is_held_out],
-        "eval_files": [_data_file(recipe, file) for file in data.files if file.is_held_out],
+        "files": files[False],
+        "eval_files": files[True],
         "held_out": recipe.data.held_out,
         "rows_sha256": train.sha256["rows"],
         "rows": train.tally.rows,
@@ -92,12 +118,8 @@ def _dataset(recipe: Recipe, data: RunData) -> dict[str, Any]:
     }
 
 
-def _data_file(recipe: Recipe, file: ReadFile) -> dict[str, Any]:
-    return {"path": recipe.name_of(file.path), "sha256": file.sha256, "rows": file.rows}
-
-
 def training_facts(
-    recipe: Recipe, config: Mapping[str, Any], state: Any, *, resumed_from: int | None, relief: Sequence[str]
+    recipe: Recipe, config: Mapping[str, Any], state: Any, *, resumed_from: int | None, memory_changes: Sequence[str]
 ) -> dict[str, Any]:
     """Return the manifest's `training`.
 
@@ -105,10 +127,12 @@ def training_facts(
         recipe: The recipe.
         config: The base's `config.json`.
         state: The Trainer's state at the end.
-        resumed_from: Step of the checkpoint that the run went on from, or None.
-        relief: What was changed where memory ran out.
+        resumed_from: Step of the checkpoint that the run resumed from, or None.
+        memory_changes: The settings that were changed because memory ran out.
     """
     training = recipe.training
+    states = {"adamw": "", "adamw_8bit": ", 8-bit moments", "paged_adamw_8bit": ", paged 8-bit moments"}
+    first, second = training.betas
     return {
         "steps": state.global_step,
         "epochs": float(state.epoch or 0),
@@ -119,7 +143,7 @@ def training_facts(
             "total_steps": state.max_steps,
             "min_learning_rate_ratio": training.min_learning_rate_ratio,
         },
-        "optimizer": _optimizer(training),
+        "optimizer": f"AdamW{states[training.optimizer]}, betas {first} and {second}, epsilon {training.epsilon:g}",
         "devices": device_count(),
         "order_seed": training.seed_of_order,
         "precision": precision_of(training),
@@ -130,27 +154,15 @@ def training_facts(
         "activation_checkpointing": training.activation_checkpointing,
         "kernels": training.kernels,
         "sliding_window": config.get("sliding_window"),
-        "memory_relief": list(relief),
+        "memory_relief": list(memory_changes),
         "resumed_from_step": resumed_from,
     }
 
 
-def _optimizer(training: Training) -> str:
-    states = {"adamw": "", "adamw_8bit": ", 8-bit moments", "paged_adamw_8bit": ", paged 8-bit moments"}
-    first, second = training.betas
-    return f"AdamW{states[training.optimizer]}, betas {first} and {second}, epsilon {training.epsilon:g}"
-
-
-def evaluation_facts(
+def _evaluation(
     log: Sequence[Mapping[str, Any]], completions: Sequence[Completion], rates: Mapping[str, float]
 ) -> list[dict[str, Any]]:
-    """Return the manifest's `evaluation`: losses in nats a supervised token, and verdicts on generations.
-
-    Args:
-        log: Lines of the training log.
-        completions: What was generated after training.
-        rates: Share of it that passes each format check, from 0 to 1.
-    """
+    """Return the manifest's `evaluation`: losses in nats a supervised token, and verdicts on generated answers."""
     losses = [line["loss"] for line in log if "loss" in line]
     held_out = [line["eval_loss"] for line in log if "eval_loss" in line]
     results: dict[str, Any] = {"training loss, first step": losses[0], "training loss, last log": losses[-1]}
@@ -169,7 +181,7 @@ def evaluation_facts(
 
 
 def environment() -> dict[str, Any]:
-    """Return where this process runs: the manifest's `environment`."""
+    """Return Python, machine and libraries of this process: the manifest's `environment`."""
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),

@@ -16,7 +16,7 @@ from refusing_disks import largest_file
 from tiny_runs import MakeRecipe, recipe_data, write_rows
 
 from pytest_mistral_lora.errors import DiskError, StoppedError
-from pytest_mistral_lora.training.failure import StopRequest
+from pytest_mistral_lora.training.callbacks import StopRequest
 from pytest_mistral_lora.training.recipe import Recipe
 from pytest_mistral_lora.training.run import train, work_folder
 from pytest_mistral_lora.training.work_folder import checkpoints, fault_of, step_of

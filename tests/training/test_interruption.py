@@ -17,8 +17,8 @@ import pytest
 from tiny_runs import recipe_data, write_rows
 
 from pytest_mistral_lora.errors import Terminated
-from pytest_mistral_lora.training.failure import StopAtRequest, StopRequest, describe, stop_on_signals
-from pytest_mistral_lora.training.work_folder import checkpoints, fault_of, step_of
+from pytest_mistral_lora.training.callbacks import StopAtRequest, StopRequest, stop_on_signals
+from pytest_mistral_lora.training.work_folder import checkpoints, describe_failure, fault_of, step_of
 
 ENDLESS = {"steps": 1_000_000, "batch_size": 2, "logging_steps": 1_000_000, "checkpoint_steps": 1_000_000}
 
@@ -119,7 +119,7 @@ def test_where_no_step_is_under_way_a_signal_stops_at_once() -> None:
         with pytest.raises(Terminated) as caught:
             os.kill(os.getpid(), signal.SIGTERM)
         assert not stop.signal
-    assert describe(caught.value)["exit_code"] == 143
+    assert describe_failure(caught.value)["exit_code"] == 143
 
 
 def test_handlers_are_restored_and_ignored_signals_stay_ignored() -> None:

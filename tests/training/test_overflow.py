@@ -74,7 +74,7 @@ def test_a_step_that_overflows_is_skipped_counted_and_said(
         "step 2 overflowed in fp16 and was skipped; the loss scale was 1024",
         "step 4 overflowed in fp16 and was skipped; the loss scale was 512",
     ]
-    facts = training_facts(recipe, {}, trainer.state, resumed_from=None, relief=[])
+    facts = training_facts(recipe, {}, trainer.state, resumed_from=None, memory_changes=[])
     assert facts["skipped_steps"] == 2
     assert facts["steps"] == 6
 

@@ -11,6 +11,7 @@ import pytest
 from safetensors.torch import load_file
 from tiny_runs import MakeRecipe, recipe_data, write_rows
 
+from pytest_mistral_lora import training
 from pytest_mistral_lora.errors import InputError, PinError, RecipeError, RowsError
 from pytest_mistral_lora.training.generate.generate import adapter_effect, load_adapted, probe
 from pytest_mistral_lora.training.run import RunResult, train, work_folder
@@ -21,6 +22,11 @@ def python(*arguments: str | Path, **environment: str) -> subprocess.CompletedPr
     return subprocess.run(
         [sys.executable, "-m", *map(str, arguments)], env=fresh, capture_output=True, text=True, check=False
     )
+
+
+def test_every_public_name_can_be_imported() -> None:
+    for name in training.__all__:
+        assert getattr(training, name).__name__ == name
 
 
 def test_the_folder_holds_the_adapter_and_no_base_weight(run: RunResult) -> None:

@@ -12,9 +12,9 @@ from tiny_runs import MakeRecipe, recipe_data, write_rows
 from pytest_mistral_lora.cli import main
 from pytest_mistral_lora.errors import RowError, RowsError, TrainingError
 from pytest_mistral_lora.records.verify.verify import verify
-from pytest_mistral_lora.training.failure import describe
 from pytest_mistral_lora.training.recipe import parse_recipe
 from pytest_mistral_lora.training.run import train, work_folder
+from pytest_mistral_lora.training.work_folder import describe_failure
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,7 @@ def test_a_run_that_failed_can_be_started_again(make_recipe: MakeRecipe) -> None
     ],
 )
 def test_failures_are_described(error: BaseException, code: int, advice: str) -> None:
-    found = describe(error)
+    found = describe_failure(error)
     assert found["exit_code"] == code
     assert advice in found["advice"]
     assert found["cause"]

@@ -16,9 +16,9 @@ from tiny_runs import CONVERSATIONS, MakeRecipe, recipe_data, write_rows
 
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.errors import RecipeError
-from pytest_mistral_lora.training.arguments import loggers
 from pytest_mistral_lora.training.callbacks import StopAtNonFinite
 from pytest_mistral_lora.training.generate import callback as watching
+from pytest_mistral_lora.training.loop import logger_callbacks
 from pytest_mistral_lora.training.recipe import parse_recipe
 from pytest_mistral_lora.training.run import RunResult, train, work_folder
 
@@ -185,7 +185,7 @@ def test_tensorboard_gets_losses_and_rates_to_the_last_step(make_recipe: MakeRec
 
 def test_nothing_is_reported_unless_asked_for(make_recipe: MakeRecipe, tmp_path: Path) -> None:
     assert make_recipe().training.report_to == ()
-    assert loggers((), tmp_path, writes=True) == []
+    assert logger_callbacks((), tmp_path, writes=True) == []
 
 
 def test_two_processes_watch_without_waiting_for_each_other(base: Path, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from pytest_mistral_lora.conformance.train.harness import (
 if TYPE_CHECKING:
     import torch
 
-    from pytest_mistral_lora.training.finish import RunResult
+    from pytest_mistral_lora.training.run import RunResult
 
 
 SEED_TOLERANCE = 1e-3

@@ -32,7 +32,7 @@ from pytest_mistral_lora.records.goldens import goldens_folder
 if TYPE_CHECKING:
     import torch
 
-    from pytest_mistral_lora.training.finish import RunResult
+    from pytest_mistral_lora.training.run import RunResult
 
 STEPS = 40
 EVIDENCE = "evidence.json"

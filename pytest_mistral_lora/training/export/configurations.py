@@ -12,7 +12,7 @@ from typing import Any
 
 from pytest_mistral_lora.checkpoint.tokenizers import training_template
 from pytest_mistral_lora.records.files import write_text
-from pytest_mistral_lora.training.arguments import optimizer_name, optimizer_settings, schedule_settings
+from pytest_mistral_lora.training.loop import optimizer_name, optimizer_settings, schedule_settings
 from pytest_mistral_lora.training.export.bridge import ADAPTER, ROWS, TEMPLATE, Bridge, ExportedRun
 from pytest_mistral_lora.training.export.rows import message_lines, write_dataset, write_json_lines
 

@@ -39,7 +39,7 @@ from pytest_mistral_lora.training.merge.source import (
     weights_of,
 )
 from pytest_mistral_lora.training.run_metadata import environment
-from pytest_mistral_lora.training.work_folder import disk_error, require_writable
+from pytest_mistral_lora.training.work_folder import disk_error, ensure_writable_folder
 
 
 @contextmanager
@@ -188,7 +188,7 @@ def _check_output(output: Path, adapter: Path, base: Path | None) -> None:
     for folder in (adapter, *([base] if base else [])):
         if output.resolve().is_relative_to(folder.resolve()):
             raise InputError(f"is inside {folder}, which a merge does not change", place=str(output))
-    require_writable(output.parent)
+    ensure_writable_folder(output.parent)
 
 
 @contextmanager
