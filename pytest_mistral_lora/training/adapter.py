@@ -15,12 +15,12 @@ from transformers import set_seed
 
 from pytest_mistral_lora.checkpoint.base_model import linear_layers, read_config, weighted_modules
 from pytest_mistral_lora.errors import RecipeError, TrainingError
-from pytest_mistral_lora.training.devices import gathered, whole
+from pytest_mistral_lora.training.devices import full_tensor, gather_parameters
 from pytest_mistral_lora.training.recipe import Lora
 
 _LOG = logging.getLogger(__name__)
 PREFIX = "base_model.model."
-"""What PEFT puts before the name of a base's module."""
+"""PEFT's prefix of the names of a base's modules."""
 
 EMBEDDINGS = ("embed_tokens", "lm_head")
 
@@ -29,9 +29,9 @@ def adapted_layers(folder: Path, targets: Sequence[str]) -> list[str]:
     """Return the dotted names of the base's layers that get an adapter, in model order, without loading weights.
 
     Raises:
-        RecipeError: If a target is not a linear layer of every decoder layer. PEFT itself accepts a list of which any
-            one name matches, and trains less than was asked for.
+        RecipeError: If a target is not a linear layer of every decoder layer.
     """
+    # PEFT accepts a list if any one of its names matches, and then trains less than was asked for
     names = linear_layers(folder)
     layers = int(read_config(folder)["num_hidden_layers"])
     matched = {target: [name for name in names if name.endswith(f".{target}")] for target in targets}
@@ -51,15 +51,16 @@ def saved_modules(folder: Path, names: Sequence[str]) -> list[str]:
     """Return the dotted names of the base's modules that are trained and saved in full, without loading weights.
 
     Raises:
-        RecipeError: If a name is of no module with weights of its own, if PEFT would take it for other modules too, or
-            if it is of embeddings that the base keeps as one with its head: trained alone, they would be two.
+        RecipeError: If no module with weights of its own has the name, if PEFT would take other modules for it, too, or
+            if it names embeddings that the base ties to its head.
     """
     modules = weighted_modules(folder) if names else []
-    found = {name: [module for module in modules if _last(module) == name] for name in names}
+    found = {name: [module for module in modules if _last_name(module) == name] for name in names}
     for name, own in found.items():
         if not own:
-            have = ", ".join(sorted({_last(module) for module in modules}))
+            have = ", ".join(sorted({_last_name(module) for module in modules}))
             raise RecipeError(f"{name!r} matches nothing", place="lora.modules_to_save", expected=f"some of {have}")
+        # PEFT compares ends of dotted names
         also = [module for module in modules if module.endswith(name) and module not in own]
         if also:
             raise RecipeError(f"{name!r} matches {also[0]} as well in PEFT", place="lora.modules_to_save")
@@ -69,10 +70,10 @@ def saved_modules(folder: Path, names: Sequence[str]) -> list[str]:
                 place="lora.modules_to_save",
                 expected="neither: trained and saved in full, they would be two",
             )
-    return [module for module in modules if _last(module) in names]
+    return [module for module in modules if _last_name(module) in names]
 
 
-def _last(name: str) -> str:
+def _last_name(name: str) -> str:
     return name.rpartition(".")[2]
 
 
@@ -84,14 +85,14 @@ def attach_adapter(model: Any, lora: Lora, layers: Sequence[str], *, seed: int) 
     Args:
         model: The loaded base model.
         lora: The adapter's shape.
-        layers: What `adapted_layers` returned.
+        layers: The result of `adapted_layers`.
         seed: Seed of the initial values, and of dropout afterwards.
 
     Raises:
         TrainingError: If the adapter is not exactly on `layers`, or anything else is trainable.
     """
-    saved = [name for name, _ in model.named_modules() if _last(name) in lora.modules_to_save]
-    set_seed(seed)
+    saved = [name for name, _ in model.named_modules() if _last_name(name) in lora.modules_to_save]
+    set_seed(seed)  # PEFT draws the initial values next
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=lora.r,
@@ -108,47 +109,39 @@ def attach_adapter(model: Any, lora: Lora, layers: Sequence[str], *, seed: int) 
     _train_in_float32(model, saved)
     _check_trainable(model, expected_names(layers, dora=lora.dora, saved=saved))
     if saved:
-        _announce(model, saved)
+        wrappers = [model.get_submodule(f"{PREFIX}{name}") for name in saved]
+        count = sum(one.numel() for wrapper in wrappers for one in wrapper.modules_to_save.parameters())
+        _LOG.warning(
+            "lora.modules_to_save: %s in full makes the adapter larger by %.0f MB (%d numbers)",
+            " and ".join(saved),
+            count * torch.float32.itemsize / 1e6,
+            count,
+        )
     return model
 
 
 def _train_in_float32(model: Any, saved: Sequence[str]) -> None:
-    """Give modules that are trained in full float32 weights, in a base of any dtype.
-
-    PEFT does so for LoRA's tensors only; a learning rate is lost in the rounding of a bf16 weight.
-    """
+    # PEFT makes only LoRA's own tensors float32; a bf16 weight rounds away an update of less than 0.2 % of it
     dtype = model.config.dtype
     for name in saved:
         module = model.get_submodule(f"{PREFIX}{name}").modules_to_save["default"].float()
         if dtype != torch.float32:
-            module.register_forward_pre_hook(lambda module, given: tuple(map(_as_float32, given)))
-            module.register_forward_hook(lambda module, given, output: output.to(dtype))
-
-
-def _as_float32(given: torch.Tensor) -> torch.Tensor:
-    return given.float() if given.is_floating_point() else given
-
-
-def _announce(model: Any, saved: Sequence[str]) -> None:
-    wrappers = [model.get_submodule(f"{PREFIX}{name}") for name in saved]
-    count = sum(one.numel() for wrapper in wrappers for one in wrapper.modules_to_save.parameters())
-    _LOG.warning(
-        "lora.modules_to_save: %s in full makes the adapter larger by %.0f MB (%d numbers)",
-        " and ".join(saved),
-        count * torch.float32.itemsize / 1e6,
-        count,
-    )
+            # an embedding is given ids, a head hidden states
+            module.register_forward_pre_hook(
+                lambda module, args: tuple(one.float() if one.is_floating_point() else one for one in args)
+            )
+            module.register_forward_hook(lambda module, args, output: output.to(dtype))
 
 
 def adapter_tensors(model: Any) -> dict[str, torch.Tensor]:
     """Return copies of the adapter's tensors on the CPU, named as in `adapter_model.safetensors`.
 
-    Where they are sharded, they are gathered: every process must call this. The base's weights are left where they are.
+    Sharded tensors are gathered: every process must call this. The base's weights stay where they are.
     """
-    with gathered([parameter for parameter in model.parameters() if parameter.requires_grad]):
+    with gather_parameters([parameter for parameter in model.parameters() if parameter.requires_grad]):
         # with "auto", PEFT asks the Hub for the base's configuration
         tensors = get_peft_model_state_dict(model, save_embedding_layers=False)
-        return {name: whole(tensors[name].detach()).to("cpu", copy=True).contiguous() for name in sorted(tensors)}
+        return {name: full_tensor(tensors[name].detach()).to("cpu", copy=True).contiguous() for name in sorted(tensors)}
 
 
 def base_tensors(model: Any) -> dict[str, torch.Tensor]:
@@ -175,27 +168,27 @@ def expected_names(layers: Sequence[str], *, dora: bool = False, saved: Sequence
 
 @contextmanager
 def peft_quiet() -> Iterator[None]:
-    """Silence what no user can act on."""
+    """Silence warnings of PEFT, within the block, that no user can act on."""
     with warnings.catch_warnings():
-        # of transformers' renaming of checkpointing
+        # PEFT still uses a name of checkpointing that transformers 5 deprecates
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
-        # PEFT 0.18 takes every Mistral model for one whose embeddings are tied; where they are, the recipe was refused
+        # PEFT 0.18 takes the embeddings of every Mistral model for tied; if they are, `saved_modules` has refused it
         warnings.filterwarnings("ignore", message=".*tie_word_embeddings=True.*", category=UserWarning)
         yield
 
 
 def _check_trainable(model: Any, expected: set[str]) -> None:
     trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    found = {_name_in_file(name) for name in trainable}
+    # PEFT saves a parameter without the adapter's name
+    found = {
+        name.replace(".modules_to_save.default.", ".")
+        .replace(".default.", ".")
+        .replace(".lora_magnitude_vector.weight", ".lora_magnitude_vector")
+        for name in trainable
+    }
     if found != expected:
         odd = sorted(found ^ expected)
         raise TrainingError(f"the trainable tensors are not the adapter's: {', '.join(odd[:5])}")
     for name, parameter in trainable.items():
         if parameter.dtype != torch.float32:
             raise TrainingError(f"{name} is {parameter.dtype}", expected="a float32 adapter")
-
-
-def _name_in_file(parameter: str) -> str:
-    """Return the name that PEFT saves a trainable parameter under."""
-    name = parameter.replace(".modules_to_save.default.", ".").replace(".default.", ".")
-    return name.replace(".lora_magnitude_vector.weight", ".lora_magnitude_vector")

@@ -1,4 +1,4 @@
-"""Where a run computes, and in which precision."""
+"""The devices, the precision and the distribution of a run, and the libraries that a recipe needs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from pytest_mistral_lora.training.recipe import Recipe, Training
 
 
 def on_gpu(training: Training) -> bool:
-    """Say whether the model runs on a GPU.
+    """Report whether the model runs on a GPU.
 
     Raises:
         RecipeError: If the recipe asks for CUDA and there is none.
@@ -30,7 +30,7 @@ def on_gpu(training: Training) -> bool:
 
 
 def precision_of(training: Training) -> Any:
-    """Return `bf16`, `fp16` or `fp32`: what the recipe says, or what `auto` comes to here.
+    """Return `bf16`, `fp16` or `fp32`: the recipe's choice, or the choice for this machine if that is `auto`.
 
     Raises:
         RecipeError: If the recipe asks for fp16 on a CPU, where nothing scales its loss.
@@ -54,12 +54,13 @@ def local_rank() -> int:
 
 
 def is_main() -> bool:
-    """Say whether this is the process of the run that speaks for all."""
+    """Report whether this is the process of the run that writes files and messages."""
     return int(os.environ.get("RANK", "0")) == 0
 
 
 def engine() -> Literal["none", "ddp", "fsdp", "deepspeed"]:
-    """Return what the launcher distributes this run with."""
+    """Return the engine that a launcher distributes this run with."""
+    # from the environment: before the Trainer is made, accelerate does not know it
     if _asked_for("FSDP"):
         return "fsdp"
     if _asked_for("DEEPSPEED"):
@@ -72,7 +73,7 @@ def _asked_for(name: str) -> bool:
 
 
 def device_of(training: Training) -> str:
-    """Return the torch device on which this process loads the base: its own, or the CPU from where FSDP takes it."""
+    """Return the torch device on which this process loads the base: its own, or the CPU, from which FSDP shards it."""
     if engine() == "fsdp":
         return "cpu"
     return f"cuda:{local_rank()}" if on_gpu(training) else "cpu"
@@ -82,7 +83,7 @@ _PLACE = "accelerate's configuration"
 
 
 def check_engine(recipe: Recipe) -> None:
-    """Refuse what a launcher may ask for and this trainer would not do, or would do wrongly.
+    """Refuse a launcher's configuration that this trainer would not follow, or would follow wrongly.
 
     Raises:
         InputError: For FSDP1, FSDP's own activation checkpointing, DeepSpeed on a CPU, sharding in fp16 or of a 4-bit
@@ -102,7 +103,7 @@ def check_engine(recipe: Recipe) -> None:
     if version != "2":
         raise InputError(f"fsdp_version: {version}", place=_PLACE, expected="fsdp_version: 2")
     if os.environ.get("FSDP_ACTIVATION_CHECKPOINTING", "").lower() == "true":
-        # it computes a layer again with other dropout than the first time
+        # accelerate's wrapper computes a layer again with other dropout than the first time
         raise InputError(
             "fsdp_activation_checkpointing: true",
             place=_PLACE,
@@ -111,7 +112,8 @@ def check_engine(recipe: Recipe) -> None:
 
 
 def shard_on_cpu(accelerator: Any) -> bool:
-    """Let accelerate shard with FSDP2 on CPUs, too, where it would run DDP without a word; say whether it was so."""
+    """Make accelerate shard with FSDP2 on CPUs, too; report whether this was necessary."""
+    # accelerate takes every launch on CPUs for DDP, without a warning
     if engine() != "fsdp" or accelerator.distributed_type != DistributedType.MULTI_CPU:
         return False
     for state in (PartialState(), accelerator.state):
@@ -121,49 +123,49 @@ def shard_on_cpu(accelerator: Any) -> bool:
 
 
 class GenerateTogether(TrainerCallback):  # type: ignore[misc]
-    """Let processes that share a model generate: FSDP2 gathers weights for a forward pass only, unless told.
-
-    transformers tells it from 5 on.
-    """
+    """Lets processes that shard a model generate with it."""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        """Tell FSDP2 that `generate` is a forward pass, too."""
-        shared = isinstance(model, FSDPModule)
-        if shared and "generate" not in vars(model):
+        """Register `generate` as a forward pass."""
+        # FSDP2 gathers weights in `forward` only, unless told otherwise; transformers does so from version 5 on
+        is_wrapped = isinstance(model, FSDPModule)
+        if is_wrapped and "generate" not in vars(model):
             register_fsdp_forward_method(model, "generate")
 
 
-def is_divided(model: torch.nn.Module) -> bool:
-    """Say whether each process holds a part of the weights only, so that a pass is one of all processes."""
+def is_sharded(model: torch.nn.Module) -> bool:
+    """Report whether each process holds a part of the weights only, so that all must take part in each pass."""
+    # ds_id is DeepSpeed's mark of a parameter that ZeRO-3 has sharded
     return any(isinstance(one, DTensor) or hasattr(one, "ds_id") for one in model.parameters())
 
 
-def gathered(parameters: list[torch.nn.Parameter]) -> AbstractContextManager[Any]:
-    """Return a context in which parameters that DeepSpeed's ZeRO-3 has divided are whole, in every process."""
-    divided = [parameter for parameter in parameters if hasattr(parameter, "ds_id")]
-    if not divided:
+def gather_parameters(parameters: list[torch.nn.Parameter]) -> AbstractContextManager[Any]:
+    """Return a context in which parameters that ZeRO-3 has sharded are complete; every process must enter it."""
+    sharded = [parameter for parameter in parameters if hasattr(parameter, "ds_id")]
+    if not sharded:
         return nullcontext()
     import deepspeed
 
-    context: AbstractContextManager[Any] = deepspeed.zero.GatheredParameters(divided)
+    context: AbstractContextManager[Any] = deepspeed.zero.GatheredParameters(sharded)
     return context
 
 
-def whole(tensor: torch.Tensor) -> torch.Tensor:
-    """Return a tensor that FSDP2 has divided as a whole one; every process must ask for it."""
+def full_tensor(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a complete tensor, gathered if FSDP2 has sharded it; every process must call this."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 _BITSANDBYTES = "0.46.1"
 _BITSANDBYTES_OPTIMIZERS_ON_CPU = "0.50"
 _LIGER = "0.5"
+"""Oldest versions with which the tests pass."""
 
 
 def require_environment(recipe: Recipe) -> None:
-    """Check that this machine has what the recipe asks for.
+    """Check that this machine has the devices and libraries that the recipe needs.
 
     Raises:
-        RecipeError: If a device or a library is not there, or is too old.
+        RecipeError: If one of them is missing, or too old.
     """
     training, gpu = recipe.training, on_gpu(recipe.training)
     precision_of(training)

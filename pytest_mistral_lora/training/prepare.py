@@ -1,4 +1,4 @@
-"""Everything about a run that is checked before a weight is loaded."""
+"""The checks of a run before any weight is loaded: environment, base, layers and rows."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Preparation:
         encoder: The backend.
         layers: Dotted names of the layers that get an adapter, in model order.
         saved: Dotted names of the modules that are trained in full.
-        checks: The forms that generations are held to.
+        checks: The format checks of generated answers.
         data: The encoded rows.
     """
 
@@ -47,7 +47,7 @@ class Preparation:
 
     @property
     def identity(self) -> str:
-        """What must be the same for a run to go on from a checkpoint: all that decides its steps."""
+        """Hash of everything that decides the steps of a run: a checkpoint of another identity is not resumed."""
         shown = {"report_to", "checkpoint_steps", "checkpoint_minutes"}
         recipe = self.recipe.model_dump(mode="json", exclude={"output": True, "evaluation": True, "training": shown})
         rows = [dict(split.figures.sha256) for split in (self.data.train, self.data.held_out)]
@@ -56,7 +56,7 @@ class Preparation:
 
 
 def prepare(recipe: Recipe) -> Preparation:
-    """Check everything that can be checked without a weight, the cheapest first.
+    """Check a recipe and its files, the cheapest first, and encode the rows.
 
     Raises:
         InputError: If recipe, environment, base or rows do not allow the run.
@@ -98,10 +98,10 @@ def resolve_base(base: Base, *, weights: bool = True) -> Path:
 
     Args:
         base: The recipe's section.
-        weights: Whether the weights of a Hub base have to be there; those of a local base always have to be.
+        weights: Whether the weights of a Hub base are needed; those of a local base always are.
 
     Raises:
-        PinError: If it is not there, or its weights are not the pinned ones.
+        PinError: If it is missing, or its weights are not the pinned ones.
     """
     if base.path is None:
         from pytest_mistral_lora.checkpoint.pins import resolve

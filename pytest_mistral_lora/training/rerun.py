@@ -1,4 +1,4 @@
-"""Train again from a manifest alone, and say whether the same adapter comes out."""
+"""Train again from a manifest alone, and compare the adapter with the recorded one."""
 
 from __future__ import annotations
 
@@ -30,24 +30,24 @@ from pytest_mistral_lora.training.run import train
 from pytest_mistral_lora.training.run_metadata import environment
 
 TOLERANCES = {"fp32": 0.1, "bf16": 0.5, "fp16": 0.5}
-"""How far another machine or other libraries may lead, by precision, as a share of the way that the adapter went.
+"""Largest distance on another machine or with other libraries, by precision; see `Rerun.distance`.
 
-PyTorch and MKL with other vector instructions led to 0 to 0.06 in fp32 and 0.01 to 0.33 in bf16, most where a run went
-on after its loss was at 0, so that Adam followed rounding; another seed leads to 1 and more.
+PyTorch and MKL with other vector instructions gave 0 to 0.06 in fp32 and 0.01 to 0.33 in bf16, most if a run continued
+after its loss was at 0, so that Adam followed rounding; another seed gives 1 and more.
 """
 
 
 @dataclass(frozen=True)
 class Rerun:
-    """What training again came to.
+    """The result of training again.
 
     Attributes:
         recorded_sha256: Hash of the adapter's tensors, as recorded.
-        sha256: Hash of those that came out now.
-        distance: Norm of the difference of both, over all tensors, as a share of the way that the recorded adapter went
-            from its initial values.
-        tolerance: Largest distance that is a match; 0 where the run must be equal bit for bit.
-        elsewhere: What is not as in the recorded run, so that it need not be.
+        sha256: Hash of the new tensors.
+        distance: Norm of the difference of both, over all tensors, divided by the norm of the difference of the
+            recorded adapter from its initial values.
+        tolerance: Largest distance that is a match; 0 if the tensors must be equal bit for bit.
+        elsewhere: The differences from the recorded machine, libraries and settings that can change roundings.
     """
 
     recorded_sha256: str
@@ -78,15 +78,15 @@ def rerun(
 ) -> Rerun:
     """Train an adapter again from its manifest, in a temporary folder.
 
-    Nothing is generated or logged on the way. On a CPU, with as many threads, the same libraries and the same machine,
-    the tensors must be equal bit for bit; elsewhere they may be `TOLERANCES` apart.
+    Nothing is generated or logged. On a CPU, with as many threads, the same libraries and the same machine, the tensors
+    must be equal bit for bit; elsewhere they may be `TOLERANCES` apart.
 
     Args:
         folder: The adapter's folder.
         base: The base's folder; by default, the one that the folder names.
-        dataset: The training files in recipe order, or a folder with all data files; by default, where the recipe had
-            them, if the adapter's folder is still beside it.
-        progress: How to show on standard error what has been done.
+        dataset: The training files in recipe order, or a folder with all data files; by default, the recipe's files, if
+            the adapter's folder is still beside the recipe.
+        progress: Display of the progress, on standard error.
 
     Raises:
         InputError: If the manifest records no recipe, or base or data are not at hand or are others.
@@ -111,7 +111,7 @@ def rerun(
 def _recipe(
     folder: Path, data: Mapping[str, Any], base: Path | None, dataset: Path | Sequence[Path] | None, output: Path
 ) -> Recipe:
-    """Return the recorded recipe with base and data where they are now, and nothing that is only watched."""
+    """Return the recorded recipe with the present paths of base and data, without loggers and generated answers."""
     written = dict(data["recipe"])
     home = folder.resolve().parents[len(Path(written["output"]).parts) - 1]  # of the recipe, where none has moved
     files = home if dataset is None else dataset
@@ -154,7 +154,7 @@ def _base(folder: Path, data: Mapping[str, Any], base: Path | None, home: Path) 
 
 @contextmanager
 def _threads(data: Mapping[str, Any]) -> Iterator[None]:
-    """Compute with as many threads as the recorded run."""
+    # the number of threads decides the order of sums, and so their rounding
     before = torch.get_num_threads()
     torch.set_num_threads(data["environment"]["threads"])
     try:
@@ -164,7 +164,7 @@ def _threads(data: Mapping[str, Any]) -> Iterator[None]:
 
 
 def _elsewhere(data: Mapping[str, Any]) -> Iterator[str]:
-    """Yield what may lead to other roundings than those of the recorded run."""
+    """Yield the differences that may lead to other roundings than those of the recorded run."""
     recorded, here = data["environment"], environment()
     for name in ("platform", "processor", "threads", "gpu"):
         if recorded[name] != here[name]:
@@ -181,7 +181,7 @@ def _elsewhere(data: Mapping[str, Any]) -> Iterator[str]:
 def _distance(
     recorded: Mapping[str, torch.Tensor], again: Mapping[str, torch.Tensor], initial: Mapping[str, torch.Tensor]
 ) -> float:
-    """Return how far apart two adapters are, as a share of the way from the initial values; inf for other tensors."""
+    """Return the distance of `Rerun.distance`; inf for other names or shapes of tensors."""
     if recorded.keys() != again.keys() or any(recorded[name].shape != again[name].shape for name in recorded):
         return float("inf")
 

@@ -150,7 +150,9 @@ def _train(
     return save_run(prepared, trainer, initial, watching, work, checkpoint)
 
 
-def _add_callbacks(prepared: Preparation, trainer: LoraTrainer, work: WorkFolder, stop: StopRequest) -> GenerationCallback:
+def _add_callbacks(
+    prepared: Preparation, trainer: LoraTrainer, work: WorkFolder, stop: StopRequest
+) -> GenerationCallback:
     evaluation, data, training = prepared.recipe.evaluation, prepared.data, prepared.recipe.training
     watching = GenerationCallback(
         trainer,

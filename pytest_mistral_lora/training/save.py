@@ -1,4 +1,4 @@
-"""Save an adapter that is sound, with everything that says what it is; whole or not at all."""
+"""Save a sound adapter with its tokenizer, template, log and manifest; the folder appears complete or not at all."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Adapter:
 
 
 def check_adapter(adapter: Adapter) -> None:
-    """Refuse an adapter that would do nothing, or harm.
+    """Refuse an adapter that would do nothing, or damage the model.
 
     Raises:
         TrainingError: If a tensor is missing, is not the adapter's, is not float32 or not finite, or if a layer did not
@@ -67,7 +67,7 @@ def check_adapter(adapter: Adapter) -> None:
             raise TrainingError(f"{name} is {tensor.dtype}", expected="float32")
         if not torch.isfinite(tensor).all():
             raise TrainingError(f"{name} is not finite", next_step="Nothing is saved. Lower the learning rate.")
-        # lora_A gets no gradient before lora_B has moved
+        # lora_B starts at zero, so that lora_A gets no gradient in the first step: one step moves lora_B alone
         if ".lora_A." not in name and (not tensor.any() or torch.equal(tensor, adapter.initial[name])):
             raise TrainingError(
                 f"{name} did not move: this layer learned nothing",
@@ -81,12 +81,12 @@ def write_adapter(folder: Path, adapter: Adapter, *, base: str, revision: str | 
     Args:
         folder: An existing folder.
         adapter: The adapter.
-        base: What the configuration calls the base.
+        base: The base's name in the configuration.
         revision: The base's commit, or None for a local base.
     """
     weights = folder / ADAPTER_TENSORS
     save_file(dict(adapter.tensors), weights, metadata={"format": "pt"})
-    weights.chmod(0o644)  # safetensors makes it private
+    weights.chmod(0o644)  # safetensors makes it readable by its owner only
     config = copy.copy(adapter.config)
     config.base_model_name_or_path, config.revision, config.inference_mode = base, revision, True
     config.save_pretrained(folder)
@@ -119,7 +119,7 @@ def write_run(
         first_row: A training row, to be rendered token by token.
         log: Lines of the training log.
         facts: The parts of the manifest that do not come from the folder.
-        texts: Other files, by their names relative to the folder.
+        texts: Content of other files, by their names relative to the folder.
 
     Raises:
         TrainingError: If the adapter is not sound; then nothing is written.
@@ -128,7 +128,12 @@ def write_run(
     check_adapter(adapter)
     with finished_folder(output) as folder:
         write_adapter(folder, adapter, base=facts["base"], revision=facts["revision"])
-        parts = {**facts, "kind": "adapter", "lora": {**facts["lora"], **_measured(adapter)}}
+        measured = {
+            "layers": len(adapter.layers),
+            "parameters": sum(tensor.numel() for tensor in adapter.tensors.values()),
+            "tensors_sha256": sha256_tensors(adapter.tensors),
+        }
+        parts = {**facts, "kind": "adapter", "lora": {**facts["lora"], **measured}}
         parts["tokenizer"] = _write_tokenizer(folder, encoder, base_folder)
         parts["template"] = _write_template(folder, encoder, base_folder)
         write_json(folder / RENDERED, rendered(encoder, *first_row))
@@ -142,14 +147,6 @@ def write_run(
         manifest = build(**parts, files=listing(folder))
         write_json(folder / MANIFEST, manifest)
     return manifest
-
-
-def _measured(adapter: Adapter) -> dict[str, Any]:
-    return {
-        "layers": len(adapter.layers),
-        "parameters": sum(tensor.numel() for tensor in adapter.tensors.values()),
-        "tensors_sha256": sha256_tensors(adapter.tensors),
-    }
 
 
 def _write_tokenizer(folder: Path, encoder: Encoder, base: Path) -> dict[str, Any]:
@@ -181,7 +178,7 @@ def _write_template(folder: Path, encoder: Encoder, base: Path) -> dict[str, Any
 
 
 def _own_template(base: Path) -> str | None:
-    """Return the template of a checkpoint folder, where it is now kept or where it was before."""
+    # newer versions of transformers write it into a file of its own, older ones into the tokenizer's configuration
     if (base / TEMPLATE).is_file():
         return (base / TEMPLATE).read_bytes().decode()
     config = base / "tokenizer_config.json"
@@ -190,7 +187,7 @@ def _own_template(base: Path) -> str | None:
 
 
 def rendered(encoder: Encoder, row: Row, encoded: EncodedRow) -> dict[str, Any]:
-    """Return a row with what the model is fed: its ids, their pieces, labels and spans, as plain JSON data."""
+    """Return a row with the model's input: its ids, their pieces, labels and spans, as plain JSON data."""
     return {
         **row.to_json(),
         "input_ids": list(encoded.input_ids),

@@ -14,7 +14,7 @@ import psutil
 import torch
 
 from pytest_mistral_lora.errors import MemoryShortageError, is_out_of_memory
-from pytest_mistral_lora.training.devices import is_divided
+from pytest_mistral_lora.training.devices import is_sharded
 from pytest_mistral_lora.training.step.forward import supervised_losses
 from pytest_mistral_lora.training.step.packing import StepRow, micro_batches
 
@@ -265,7 +265,7 @@ class OutOfMemoryHandler:
 
     def _shortage(self, failure: str, tokens: int, longest: int) -> MemoryShortageError:
         model, device = self._trainer.model, self._trainer.args.device
-        if is_divided(model):
+        if is_sharded(model):
             # measuring the need takes a pass, and the other processes do not take part in it
             return MemoryShortageError(
                 f"{failure}: {tokens} tokens at once",
