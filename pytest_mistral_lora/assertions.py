@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from pytest_mistral_lora.chat.rows import Row, as_row
 from pytest_mistral_lora.errors import InputError, RowsError
 
+# The checks are imported in the bodies: a conftest or a test module that imports this one must not pay for them.
 if TYPE_CHECKING:
     from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
     from pytest_mistral_lora.conformance.finding import Finding
@@ -176,6 +177,7 @@ def _token_ids(value: AnyIds) -> list[int]:
     ids = value["input_ids"] if isinstance(value, Mapping) and "input_ids" in value else value
     ids = ids.tolist() if hasattr(ids, "tolist") else ids
     ids = ids[0] if isinstance(ids, list | tuple) and len(ids) == 1 and isinstance(ids[0], list | tuple) else ids
+    # `type(...) is int`: a bool is an int for isinstance, and a list of booleans is a mask, not ids
     if not isinstance(ids, list | tuple) or not all(type(one) is int for one in ids):
         raise InputError(f"not the ids of one row: {type(value).__name__}", expected="a list or tensor of integers")
     return list(ids)

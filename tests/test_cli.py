@@ -37,6 +37,11 @@ WORDS = {
 """The least that each verb has to be given."""
 
 
+@pytest.fixture(autouse=True)
+def common_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+
+
 def help_of(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     with pytest.raises(SystemExit, match="0"):
         main([*words, "--help"])

@@ -52,6 +52,7 @@ def add_parser(verbs: Verbs) -> None:
         metavar="FOLDER",
         help="transcripts with the prompts to compare (default: DIR/transcripts, or else one training row)",
     )
+    # British in the documentation, American as in the libraries
     parser.add_argument(
         "--dequantise",
         "--dequantize",

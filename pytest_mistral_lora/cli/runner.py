@@ -52,6 +52,7 @@ def run(args: argparse.Namespace) -> int:
 
     if args.action == "setup":
         environment = Environment(RUNNERS[args.name])
+        # an environment is 2 GB of downloads: whoever interrupts it should know that nothing is lost
         try:
             is_new = environment.setup(args.python)
         except KeyboardInterrupt:

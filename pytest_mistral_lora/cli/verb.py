@@ -56,6 +56,7 @@ def add_verb(
         # argparse's own formatter would join the lines of the examples
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    # the parsed options carry the function of their verb, so that nobody has to look it up by name
     parser.set_defaults(run=run, memory_advice=memory_advice)
     return parser
 

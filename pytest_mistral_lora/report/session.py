@@ -46,6 +46,7 @@ def report_data(
     return {
         "schema_version": SCHEMA_VERSION,
         "pytest_mistral_lora": __version__,
+        # two reports can only be compared if they name the versions under which their ids were computed
         "libraries": library_versions(),
         "exit_status": exit_status,
         "counts": {
