@@ -172,7 +172,7 @@ class StoppedError(MistralLoraError):
     """
 
     def __init__(self, found: str, *, signal: int = EXIT_INTERRUPTED - 128, **fields: str) -> None:
-        self.exit_code = 128 + signal
+        self.exit_code: int = 128 + signal
         super().__init__(found, **fields)
 
 

@@ -41,13 +41,13 @@ class Option:
         *,
         repeatable: bool = False,
     ) -> None:
-        self.flag = flag
-        self.help = help_text
-        self.ini = ini
+        self.flag: str = flag
+        self.help: str = help_text
+        self.ini: str = ini
         self.ini_type: IniType = ini_type
-        self.metavar = metavar
-        self.repeatable = repeatable
-        self.dest = flag[2:].replace("-", "_")
+        self.metavar: str = metavar
+        self.repeatable: bool = repeatable
+        self.dest: str = flag[2:].replace("-", "_")
 
 
 GOLDEN = Option(
