@@ -51,7 +51,7 @@ def make_example(subject: str, rule_id: str, folder: Path) -> MadeExample:
         in_table = TABLE_BEGINS.fullmatch(line) or (table and line.startswith(("token ", "  ", "> ")))
         (table if in_table else lines).append(line if in_table else f"  {line}")
     return MadeExample(
-        row=_row(finding),
+        row=_row(finding, artifact.get("folder", folder)),
         # a bench of rows can show the tokens of a finding that has no table of its own
         table="\n".join(table) or (bench.table(artifact) if hasattr(bench, "table") else ""),
         finding=_with_documented_names("\n".join(lines), folder),
@@ -59,12 +59,12 @@ def make_example(subject: str, rule_id: str, folder: Path) -> MadeExample:
     )
 
 
-def _row(finding: Finding) -> str:
-    """Return the row of a finding, or else the line of the file that it names."""
+def _row(finding: Finding, home: Path) -> str:
+    """Return the row of a finding, or else the line of the file that it names; some names are relative to a folder."""
     place = re.match(r"(.+\.jsonl):(\d+)", finding.place)
     if finding.row or not place:
         return finding.row
-    line = Path(place[1]).read_text(encoding="utf-8").splitlines()[int(place[2]) - 1]
+    line = (home / place[1]).read_text(encoding="utf-8").splitlines()[int(place[2]) - 1]
     row = {key: value for key, value in json.loads(line).items() if key in ("messages", "tools")}
     return json.dumps(row, ensure_ascii=False)
 
