@@ -1,4 +1,4 @@
-"""What a check is, and what it needs to know of a run."""
+"""Checks, and the settings of a run that they depend on."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ SUBJECTS: tuple[Subject, ...] = get_args(Subject)
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What the checks need to know of a run.
+    """The settings of a run that checks depend on.
 
     Attributes:
         examples: Hypothesis examples for each law.
         seed: Seed of the examples; None for the same ones in every run.
-        device: `cpu` or `cuda`, where models run; `auto` picks.
+        device: The device of the models: `cpu` or `cuda`; `auto` picks one.
         skip_training: Whether the end-to-end train is left out.
         golden_folders: The user's own goldens.
         update: Whether to record them instead of judging by them.
-        work_folder: Where a training run may write; shared by the workers of one session.
+        work_folder: The folder of training runs and extractions; the workers of one session share it.
         require_manifest: Whether an adapter folder without a manifest is an error, not just not checked.
     """
 
@@ -51,10 +51,10 @@ class Check:
     """One check of one target.
 
     Attributes:
-        target: What is judged.
-        subject: What is looked at.
+        target: The target.
+        subject: The part of the target that is judged.
         case: Name of the check, unique within target and subject.
-        judge: Does it; a `TokenizerError` that it raises is the finding ML201, a `PinError` ML208.
+        judge: Runs it; a `TokenizerError` that it raises is the finding ML201, a `PinError` ML208.
     """
 
     target: Target
@@ -68,7 +68,7 @@ class Check:
         return f"{self.target.name}::{self.subject}::{self.case}"
 
     def run(self) -> Result:
-        """Run the check: whatever it looks at, a base or a tokenizer that does not load is the same finding."""
+        """Run the check; a base or tokenizer that does not load is the same finding in every subject."""
         try:
             return self.judge()
         except (NoOracleError, NoTemplateError) as error:
@@ -79,10 +79,10 @@ class Check:
             return Result((Finding("ML201", error.found, error.place, error.expected),))
 
     def record(self, result: Result | None, *, outcome: str, seconds: float) -> dict[str, Any]:
-        """Return what a check came to as plain data, for tables and reports.
+        """Return the outcome of a check as plain data, for tables and reports.
 
         Args:
-            result: What it found; None where it broke off.
+            result: Its findings; None if it stopped with an error.
             outcome: `passed`, `failed`, `known` or `skipped` (not checked).
             seconds: How long it took.
         """

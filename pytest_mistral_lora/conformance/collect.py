@@ -1,4 +1,4 @@
-"""Which checks a target has."""
+"""The checks of each kind of target."""
 
 from __future__ import annotations
 
@@ -82,14 +82,14 @@ _ADAPTERS = ("adapter_config.json", "manifest.json")
 def check(
     paths: Sequence[Path], *, base: Path | None = None, examples: int = 20, device: str = "auto", train: bool = False
 ) -> Iterator[tuple[dict[str, Any], Result]]:
-    """Judge paths and yield what each check came to: its record as plain data, and its result.
+    """Judge paths and yield the outcome of each check: its record as plain data, and its result.
 
     Args:
         paths: Recipes (`*.yaml`), adapter folders, and tokenizers (a checkpoint folder, or a single file); if empty,
             every tokenizer that mistral-common ships.
         base: The base checkpoint's folder of the adapters, or None.
         examples: Hypothesis examples for each law.
-        device: Where models run: `auto`, `cpu` or `cuda`.
+        device: Device of the models: `auto`, `cpu` or `cuda`.
         train: Whether the tiny train runs with the tokenizers too.
 
     Raises:
@@ -99,7 +99,14 @@ def check(
     with tempfile.TemporaryDirectory(prefix="mistral-check-") as folder:
         settings = Settings(examples, None, device, not train, (), False, Path(folder))
         for one in collect(targets, settings):
-            yield _run(one)
+            start = time.perf_counter()
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # the libraries' warnings are not about the user's code
+                result = one.run()
+            outcome = "skipped" if result.not_checked else "passed"
+            if any(finding.severity == "error" for finding in result.findings):
+                outcome = "failed"
+            yield one.record(result, outcome=outcome, seconds=time.perf_counter() - start), result
 
 
 def targets_of(paths: Sequence[Path], base: Path | None = None) -> list[Target]:
@@ -117,14 +124,3 @@ def targets_of(paths: Sequence[Path], base: Path | None = None) -> list[Target]:
     adapters = [path for path in paths if any((path / name).is_file() for name in _ADAPTERS)]
     tokenizers = [path for path in paths if path not in recipes and path not in adapters]
     return named_targets(tokenizers=tokenizers, recipes=recipes, adapters=adapters, base=base)
-
-
-def _run(check: Check) -> tuple[dict[str, Any], Result]:
-    start = time.perf_counter()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the libraries' warnings are not about the user's code
-        result = check.run()
-    outcome = "skipped" if result.not_checked else "passed"
-    if any(finding.severity == "error" for finding in result.findings):
-        outcome = "failed"
-    return check.record(result, outcome=outcome, seconds=time.perf_counter() - start), result

@@ -45,6 +45,7 @@ class Finding:
         if self.expected:
             lines.append(f"  expected: {self.expected}")
         lines += [f"  {line}" for line in self.detail.splitlines()]
+        # one line that can be pasted into a rows file, to reproduce the finding
         if self.row:
             lines.append(f"  row:      {self.row}")
         lines += [f"  rule:     {rule.title}", f"  why:      {rule.why}", f"  fix:      {rule.fix}"]
@@ -87,6 +88,7 @@ def show_difference(expected: tuple[Ids, Labels], found: tuple[Ids, Labels], pie
         found: The `input_ids` and `labels` to compare with them.
         piece: Gives the vocabulary's spelling of an id.
     """
+    # after an insertion every later token differs, so only the first difference is marked and shown
     at = first_difference(expected, found)
     if at is None:
         return ""

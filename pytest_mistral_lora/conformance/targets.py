@@ -266,6 +266,7 @@ def named_targets(
         runners: Runners; each is judged with every tokenizer and recipe, or else with an embedded tokenizer.
         base: The base checkpoint's folder of the adapters.
     """
+    # names are parts of node ids, so two targets must not share one
     names: list[str] = []
 
     def name(path: Path) -> str:

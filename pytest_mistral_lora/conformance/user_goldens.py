@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from pytest_mistral_lora.records.transcripts import Transcript
     from pytest_mistral_lora.training.generate.questions import Question
 
-
 Kind = Literal["templates", "transcripts"]
 """The folders of a golden folder: renderings by tokenizers, and answers of adapters; each has a folder a target."""
 
@@ -136,11 +135,11 @@ def record(case: Case, tokenizer: CheckpointTokenizer, folder: Path) -> Golden:
 
     Raises:
         OracleRejection: If mistral-common refuses the row.
-        MistralLoraError: If the chat template does something that no named deviation explains: a golden must not
-            make such a fault the expected state.
+        MistralLoraError: If no named deviation explains a difference of the template.
     """
     oracle = tokenizer.oracle
     comparison = compare(case.row, oracle, ChatTemplate(tokenizer.fast))
+    # a golden must not make a fault the expected state
     if comparison.unexplained:
         raise MistralLoraError(
             f"the chat template differs from mistral-common: {comparison.unexplained}",
@@ -219,18 +218,17 @@ def _before(target: Target, case: OwnCase) -> Golden | None:
     """
     if not case.path.exists():
         return None
-    anew = "a golden, or no file: remove it to record anew"
     try:
         golden = load(case.path)
     except InputError as error:
+        anew = "a golden, or no file: remove it to record anew"
         raise InputError(error.found, place=error.place, expected=anew) from error
+    # written over, the golden would be lost for the tokenizer that it guards
     then, now = golden.tokenizer, target.oracle
     if then["sha256"] != now.sha256:
-        raise InputError(
-            f"recorded with another tokenizer, {then['file']} {then['sha256'][:12]}",
-            place=str(case.path),
-            expected=f"{now.path.name} {now.sha256[:12]}, or no file: remove it to record anew",
-        )
+        found = f"recorded with another tokenizer, {then['file']} {then['sha256'][:12]}"
+        expected = f"{now.path.name} {now.sha256[:12]}, or no file: remove it to record anew"
+        raise InputError(found, place=str(case.path), expected=expected)
     return golden
 
 
@@ -247,6 +245,7 @@ def _judge_transcript(answering: Answering, case: OwnCase) -> Result:
     if case.unusable:
         return error_result(case.unusable)
     if not case.path.is_file():
+        # not a finding: rows may be recorded for tokenizers alone
         return Result(not_checked="no answer to the row is recorded: record it with --mistral-golden-update")
     judged = Judged(answering, case.path)
     if not judged.transcripts:
