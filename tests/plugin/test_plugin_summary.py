@@ -122,10 +122,21 @@ def test_a_packaged_check_fails_by_what_the_target_does(golden: Run, tmp_path: P
     )
 
 
+@pytest.fixture(scope="module")
+def reports() -> dict[tuple[str, ...], tuple[pytest.RunResult, dict[str, Any]]]:
+    """The runs that `report` has made: two workers start two processes, and no test changes what they left."""
+    return {}
+
+
 @pytest.fixture(params=[(), ("-n2",)], ids=["one process", "two workers"])
 def report(
-    request: pytest.FixtureRequest, pytester: pytest.Pytester, one_of_each: tuple[str, ...]
+    request: pytest.FixtureRequest,
+    pytester: pytest.Pytester,
+    one_of_each: tuple[str, ...],
+    reports: dict[tuple[str, ...], tuple[pytest.RunResult, dict[str, Any]]],
 ) -> tuple[pytest.RunResult, dict[str, Any]]:
+    if request.param in reports:
+        return reports[request.param]
     if request.param:
         pytest.importorskip("xdist")
     pytester.makepyfile(test_mine="def test_mine(): pass")
@@ -133,7 +144,8 @@ def report(
     arguments = ("--mistral-golden", "--mistral-report", "x.json", one_of_each[0], *mine, *request.param)
     run = pytester.runpytest_subprocess if request.param else pytester.runpytest_inprocess
     result = run(*arguments)
-    return result, json.loads((pytester.path / "x.json").read_text(encoding="utf-8"))
+    reports[request.param] = (result, json.loads((pytester.path / "x.json").read_text(encoding="utf-8")))
+    return reports[request.param]
 
 
 def test_the_report_counts_what_the_terminal_counts(

@@ -51,32 +51,34 @@ def test_the_checkpoint_before_stays_and_the_run_goes_on(make_recipe: MakeRecipe
 
 
 ON_A_SMALL_DISK = """
+import shutil
 import sys
 from pathlib import Path
 from pytest_mistral_lora.cli import main
 from pytest_mistral_lora.training.work_folder import fault_of
 
 disk, recipe = Path(sys.argv[1]), sys.argv[2]
-with (disk / "filler").open("wb", buffering=0) as filler:
-    filler.truncate(0)
-    while True:
-        try:
-            filler.write(bytes(1024))
-        except OSError as error:
-            assert error.errno == 28
-            break
-    filler.truncate(filler.tell() - int(sys.argv[3]))
-codes = [main(["train", recipe])]
-broken = [str(path) for path in disk.glob("out*/*") if fault_of(path) and path.is_dir()]
-(disk / "filler").unlink()
-codes.append(main(["train", recipe, "--resume"]))
-print(codes, broken, (disk / "out" / "manifest.json").is_file())
+for room in map(int, sys.argv[3:]):
+    with (disk / "filler").open("wb", buffering=0) as filler:
+        filler.truncate(0)
+        while True:
+            try:
+                filler.write(bytes(1024))
+            except OSError as error:
+                assert error.errno == 28
+                break
+        filler.truncate(filler.tell() - room)
+    codes = [main(["train", recipe])]
+    broken = [str(path) for path in disk.glob("out*/*") if fault_of(path) and path.is_dir()]
+    (disk / "filler").unlink()
+    codes.append(main(["train", recipe, "--resume"]))
+    print("room", room, codes, broken, (disk / "out" / "manifest.json").is_file())
+    shutil.rmtree(disk / "out")
 """
 
 
 @pytest.mark.skipif(not shutil.which("unshare"), reason="no unshare: no small disk to fill")
-@pytest.mark.parametrize(("room", "refused"), [(120_000, "checkpoint-1"), (400_000, "checkpoint-2"), (850_000, "/out")])
-def test_a_disk_that_is_really_full(base: Path, tmp_path: Path, room: int, refused: str) -> None:
+def test_a_disk_that_is_really_full(base: Path, tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
     mount = ["unshare", "-rm", "sh", "-c", 'mount -t tmpfs -o size=8m none "$0" && exec "$@"', str(disk)]
@@ -86,8 +88,13 @@ def test_a_disk_that_is_really_full(base: Path, tmp_path: Path, room: int, refus
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(json.dumps({**recipe_data(base, training=TRAINING), "output": str(disk / "out")}))
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
-    run = [sys.executable, "-c", ON_A_SMALL_DISK, str(disk), str(recipe), str(room)]
+    refused = {120_000: "checkpoint-1", 400_000: "checkpoint-2", 850_000: "/out"}
+    run = [sys.executable, "-c", ON_A_SMALL_DISK, str(disk), str(recipe), *map(str, refused)]
     done = subprocess.run([*mount, *run], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert re.search(rf"error: .*{refused}(/[^/]*)?: cannot be written: .* MB are free there. Make room", done.stderr)
-    assert done.stdout.splitlines()[-1] == "[1, 0] [] True", done.stderr
+    failures = re.findall(r"error: (.*): cannot be written: .* MB are free there. Make room", done.stderr)
+    assert len(failures) == len(refused), done.stderr
+    for place, expected in zip(failures, refused.values(), strict=True):
+        assert re.search(rf"{expected}(/[^/]*)?$", place)
+    rooms = [line for line in done.stdout.splitlines() if line.startswith("room ")]
+    assert rooms == [f"room {room} [1, 0] [] True" for room in refused], done.stderr
