@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import inspect
 import json
 import shutil
 import tempfile
@@ -143,7 +144,10 @@ def _from_tekken(oracle: Oracle) -> Any:
     if hasattr(transformers, "TokenizersBackend"):
         from transformers.integrations.mistral import convert_tekken_tokenizer
 
-        return convert_tekken_tokenizer(str(oracle.path))
+        # without a template, newer versions generate one, and load the whole file once more for it
+        takes_template = "chat_template" in inspect.signature(convert_tekken_tokenizer).parameters
+        given = {"chat_template": oracle.chat_template()} if takes_template else {}
+        return convert_tekken_tokenizer(str(oracle.path), **given)
     return _from_tekken_before_5(oracle)
 
 

@@ -14,6 +14,7 @@ from dataclasses import replace
 from functools import cached_property
 from itertools import chain, starmap
 from pathlib import Path
+from types import FunctionType, SimpleNamespace
 from typing import Any, Literal
 
 import mistral_common
@@ -221,7 +222,21 @@ class Oracle:
 
     def chat_template(self) -> str:
         """Return the Jinja chat template that mistral-common generates for this tokenizer."""
-        return convert_tokenizer_to_chat_template(self.path)
+        return self._chat_template
+
+    @cached_property
+    def _chat_template(self) -> str:
+        # The function would load the file once more, which takes most of a second for Tekken: it finds this tokenizer
+        # in place of the class. Should it look elsewhere one day, it loads the file, and the result is the same.
+        generate = convert_tokenizer_to_chat_template
+        stand_in = SimpleNamespace(from_file=lambda path: self._front)
+        with_this = FunctionType(
+            generate.__code__,
+            {**generate.__globals__, "MistralTokenizer": stand_in},
+            argdefs=generate.__defaults__,
+            closure=generate.__closure__,
+        )
+        return str(with_this(self.path))
 
     def _check_vocabulary(self) -> None:
         # SentencePiece encodes a marker that it does not have as <unk>, so a wrong version would go unnoticed.

@@ -139,6 +139,10 @@ class RowSource:
     def of(cls, kind: str, oracle: Oracle) -> RowSource:
         """Return the source of a kind of rows for a tokenizer."""
         thinking = "[THINK]" in oracle.control_tokens.values()
+        if kind == "tools" and oracle.version == "v1":
+            kind = "any"  # the same rows
+        if kind in ("any", "weights"):
+            return cls(kind, thinking=thinking)  # rows without tools, made once for all versions
         return cls(kind, oracle.version != "v1", oracle.version not in ("v1", "v2"), thinking)
 
     def strategy(self) -> Any:
