@@ -6,6 +6,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,11 @@ _SUBJECTS = {
     "train": ("train", "checks"),
     "runner": ("runner", "checks"),
 }
+# The user's goldens are not among them: which of them apply depends on the target's name.
+_OF_TOKENIZER = ("tokenizer", "template", "mask")
+
+_Results = dict[tuple[Path, str, str], Result]
+"""Results by the place of the tokenizer, the subject and the case."""
 
 
 def collect(targets: Sequence[Target], settings: Settings) -> Iterator[Check]:
@@ -45,14 +51,15 @@ def collect(targets: Sequence[Target], settings: Settings) -> Iterator[Check]:
 
     The checks of the tiny train come last, so that it can run beside the others.
     """
+    results: _Results = {}
     for target in targets:
-        yield from _checks(target, settings)
+        yield from _checks(target, settings, results)
     for target in targets:
         if target.trains and not settings.skip_training:
             yield from _subject_checks("train", target, settings)
 
 
-def _checks(target: Target, settings: Settings) -> Iterator[Check]:
+def _checks(target: Target, settings: Settings, results: _Results) -> Iterator[Check]:
     if isinstance(target, EncodedTarget):
         subjects = ["encoded"]
     elif isinstance(target, RunnerTarget):
@@ -64,15 +71,33 @@ def _checks(target: Target, settings: Settings) -> Iterator[Check]:
     if isinstance(target, RecipeTarget):
         subjects.append("dataset")
     for subject in subjects:
-        yield from _subject_checks(subject, target, settings)
+        for check in _subject_checks(subject, target, settings):
+            yield _judged_once(check, results) if subject in _OF_TOKENIZER else check
     if isinstance(target, RecipeTarget) and target.made is not None:
-        yield from _checks(target.made, settings)
+        yield from _checks(target.made, settings, results)
 
 
 def _subject_checks(subject: str, target: Target, settings: Settings) -> Iterator[Check]:
     module, function = _SUBJECTS[subject]
     found: Iterator[Check] = getattr(import_module(f"{_ROOM}.{module}"), function)(target, settings)
     return found
+
+
+def _judged_once(check: Check, results: _Results) -> Check:
+    """Return a check that takes its result from the same check of another target with the same tokenizer.
+
+    A recipe and its base folder, or two recipes with one base, are such targets: each has every check, and the hundred
+    checks of their tokenizer are paid once.
+    """
+
+    def judge() -> Result:
+        # here and not in `collect`: the base of a recipe is looked for when its first check runs
+        key = (check.target.tokenizer.path.resolve(), check.subject, check.case)
+        if key not in results:
+            results[key] = check.judge()
+        return results[key]
+
+    return replace(check, judge=judge)
 
 
 _RECIPES = (".yaml", ".yml")
