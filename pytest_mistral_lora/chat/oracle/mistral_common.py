@@ -131,7 +131,6 @@ class Oracle:
         self.unk_id: int = self._text.unk_id
         self.vocab_size: int = self._text.n_words
         self._check_vocabulary()
-        self._front: Any = None
         self._trace = EncoderTrace()
         self._wrap_encoders()
 
@@ -200,11 +199,13 @@ class Oracle:
             RowError: If `row` is plain data and not a row.
             Exception: Any error of mistral-common for a conversation that it refuses.
         """
-        if self._front is None:
-            # A second instruct tokenizer over the same text tokenizer, without the wrapped encoders of this oracle.
-            plain = type(self._instruct)(self._text, self._instruct.image_encoder, self._instruct.audio_encoder)
-            self._front = MistralTokenizer(plain, self._validators[ValidationMode.finetuning], self._normalizer)
-        return tuple(self._front.encode_chat_completion(_request(as_row(row))).tokens)
+        return tuple(self._plain_tokenizer.encode_chat_completion(_request(as_row(row))).tokens)
+
+    @cached_property
+    def _plain_tokenizer(self) -> Any:
+        # A second instruct tokenizer over the same text tokenizer, without the wrapped encoders of this oracle.
+        plain = type(self._instruct)(self._text, self._instruct.image_encoder, self._instruct.audio_encoder)
+        return MistralTokenizer(plain, self._validators[ValidationMode.finetuning], self._normalizer)
 
     def encode_text(self, text: str) -> tuple[int, ...]:
         """Encode bare text: no BOS, no EOS, and no control token even if the text spells one."""
@@ -229,7 +230,7 @@ class Oracle:
         # The function would load the file once more, which takes most of a second for Tekken: it finds this tokenizer
         # in place of the class. Should it look elsewhere one day, it loads the file, and the result is the same.
         generate = convert_tokenizer_to_chat_template
-        stand_in = SimpleNamespace(from_file=lambda path: self._front)
+        stand_in = SimpleNamespace(from_file=lambda path: self._plain_tokenizer)
         with_this = FunctionType(
             generate.__code__,
             {**generate.__globals__, "MistralTokenizer": stand_in},

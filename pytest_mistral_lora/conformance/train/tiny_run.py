@@ -13,7 +13,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -117,6 +117,8 @@ def attempt(oracle: Oracle, work_folder: Path, *, device: str, is_new: bool = Fa
                 on_gpu = device == "cuda" or (device == "auto" and torch.cuda.is_available())
                 evidence = {"device": "cuda" if on_gpu else "cpu", **train_and_observe(harness, ask)}
                 evidence["laws"] = measure_laws(harness)
+                if "failed" not in evidence:
+                    evidence |= judge_files(harness)
                 shutil.rmtree(harness.scratch)
             # last: a run that was killed has no evidence, and is made again
             write_json(folder / EVIDENCE, evidence)
@@ -178,6 +180,20 @@ def train_and_observe(harness: TrainerHarness, ask: Asker) -> dict[str, Any]:
         return {"failed": str(error)}
     except Exception as error:  # a broken trainer can raise anything; the laws are measured nevertheless
         return {"failed": f"{type(error).__name__}: {error}"}
+
+
+def judge_files(harness: TrainerHarness) -> dict[str, Any]:
+    """Judge the saved adapter here, where PEFT is imported: elsewhere its import takes longer than the whole check.
+
+    Returns:
+        `adapter_findings`, as plain data; nothing if the check raises: it is then made again, and raises in its place.
+    """
+    from pytest_mistral_lora.conformance.adapter.checks import adapter_findings
+
+    try:
+        return {"adapter_findings": [asdict(finding) for finding in adapter_findings(harness.adapter, harness.base)]}
+    except Exception:
+        return {}
 
 
 def train_adapter(harness: TrainerHarness) -> RunResult:
