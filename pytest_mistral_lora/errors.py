@@ -193,3 +193,8 @@ def is_out_of_memory(error: BaseException) -> bool:
     # allocator raises a bare RuntimeError with this text (c10/core/impl/alloc_cpu.cpp).
     names = {cls.__name__ for cls in type(error).__mro__}
     return isinstance(error, MemoryError) or "OutOfMemoryError" in names or "can't allocate memory" in str(error)
+
+
+def and_more(shown: int, total: int) -> str:
+    """Return the end of a list that is cut off, `, and 3 more`; empty if nothing is left out."""
+    return f", and {total - shown} more" if total > shown else ""

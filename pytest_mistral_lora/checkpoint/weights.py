@@ -38,6 +38,11 @@ class TensorInfo:
     shape: tuple[int, ...]
     start: int
 
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
 
 def read_header(file: Path) -> dict[str, TensorInfo]:
     """Read the header of a safetensors file, and compare every size that it gives with the file's own.

@@ -170,12 +170,10 @@ def _update(args: argparse.Namespace) -> int:
 
 def _answer(args: argparse.Namespace) -> int:
     from pytest_mistral_lora.chat.rows import read_rows
-    from pytest_mistral_lora.training.generate.compare import Adapted
-    from pytest_mistral_lora.training.generate.generate import smoke
+    from pytest_mistral_lora.training.generate.compare import model_spec, smoke
 
-    adapted = Adapted.find(args.adapter, args.base, device=args.device)
-    rows = list(read_rows(args.rows))
-    result = smoke(args.adapter, adapted.base, rows, max_new_tokens=args.max_new_tokens, device=adapted.device)
+    spec = model_spec(args.adapter, args.base, device=args.device)
+    result = smoke(spec, list(read_rows(args.rows)), max_new_tokens=args.max_new_tokens)
     lines = []
     for one in result["completions"]:
         verdict = "as in the row" if one["equal"] else "not as in the row"

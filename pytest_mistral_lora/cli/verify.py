@@ -60,16 +60,16 @@ def add_parser(verbs: Verbs) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print every recorded value with its state; return 1 if one differs."""
     from pytest_mistral_lora.records.adapter_folder import AdapterFolder
-    from pytest_mistral_lora.records.verify.verify import verify
+    from pytest_mistral_lora.records.verify import verify
 
     # one path may be a folder, in which the files are found by name; several are files in the recipe's order
     dataset = args.dataset[0] if args.dataset and len(args.dataset) == 1 else args.dataset
-    base = AdapterFolder(args.folder).locate_base(args.base)
-    facts = verify(args.folder, base=base.folder, base_missing=base.missing, dataset=dataset, parent=args.parent)
+    folder = AdapterFolder(args.folder, args.base)
+    facts = verify(folder, base=folder.located_base, dataset=dataset, parent=args.parent)
     if args.rerun:
         from pytest_mistral_lora.training.rerun import rerun
 
-        again = rerun(args.folder, base=args.base, dataset=dataset, progress="bar" if sys.stderr.isatty() else "lines")
+        again = rerun(folder, dataset=dataset, progress="bar" if sys.stderr.isatty() else "lines")
         facts.append(again.fact)
     if args.json:
         print_json([asdict(fact) for fact in facts])

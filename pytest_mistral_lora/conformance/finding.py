@@ -58,6 +58,13 @@ class Finding:
         return {**asdict(self), **of_rule}
 
 
+def first_findings(findings: Sequence[Finding], most: int, place: str) -> list[Finding]:
+    """Return the first findings of a rule; if there are more than `most`, with one that gives their number."""
+    if len(findings) <= most:
+        return list(findings)
+    return [*findings[:most], Finding(findings[0].rule, f"… and {len(findings) - most} more", place)]
+
+
 @dataclass(frozen=True, slots=True)
 class Result:
     """The outcome of one check.

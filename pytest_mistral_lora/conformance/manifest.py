@@ -1,133 +1,29 @@
-"""What a manifest declares, held against what can be seen of it: kind, dtypes, template, base, merge."""
+"""Subject `manifest`: is the record of a folder valid, and does it agree with the files, the base and the rows?"""
 
 from __future__ import annotations
 
 import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pytest_mistral_lora.chat.reading.jsonl import read_json
+from pytest_mistral_lora.checkpoint.base_model import read_config
 from pytest_mistral_lora.checkpoint.weights import DTYPES, read_header
-from pytest_mistral_lora.conformance.adapter.files import CONFIG, TENSORS, model_files, read_object
 from pytest_mistral_lora.conformance.checks import Check, Settings
-from pytest_mistral_lora.conformance.finding import Finding, Result
+from pytest_mistral_lora.conformance.finding import Finding, Result, first_findings
 from pytest_mistral_lora.conformance.targets import AdapterTarget
 from pytest_mistral_lora.errors import InputError
-from pytest_mistral_lora.records import manifest as records
-from pytest_mistral_lora.records.adapter_folder import FARTHEST, AdapterFolder, LocatedBase
+from pytest_mistral_lora.records.adapter_folder import FARTHEST
 from pytest_mistral_lora.records.files import inside
-from pytest_mistral_lora.records.manifest import MANIFEST
-
-if TYPE_CHECKING:
-    from pytest_mistral_lora.records.verify.verify import Fact
-
+from pytest_mistral_lora.records.hashing import ADAPTER_TENSORS
+from pytest_mistral_lora.records.manifest import MANIFEST, violations
+from pytest_mistral_lora.records.verify import FieldCheck, verify
 
 _GENERATION = re.compile(r"\{%-?\s*(end)?generation\s*-?%\}")
-
-Data = Mapping[str, Any]
-
-
-def kind_findings(folder: Path, data: Data) -> Iterator[Finding]:
-    """Yield a kind that is not what the folder holds: an adapter and a merged model must never be confused."""
-    place = str(folder / MANIFEST)
-    adapter = (folder / TENSORS).exists() or (folder / CONFIG).exists()
-    model = bool(model_files(folder))
-    if data["kind"] == "adapter" and model and not adapter:
-        yield Finding("ML707", "kind is adapter, and the folder holds a full model", place, "merged")
-    if data["kind"] == "merged" and adapter and not model:
-        yield Finding("ML707", "kind is merged, and the folder holds an adapter", place, "adapter")
-    if data["kind"] == "merged" and "lora" in data and "parent" not in data:
-        yield Finding("ML707", "kind is merged, without a parent", place, "the adapter that was merged")
-    if data["kind"] == "adapter" and "parent" in data:
-        yield Finding("ML707", "kind is adapter, with the parent of a merged model", place, "merged")
-
-
-def tensor_findings(folder: Path, data: Data) -> Iterator[Finding]:
-    """Yield tensors of another dtype than the run declares."""
-    declared = data.get("training", {}).get("adapter_dtype") if data["kind"] == "adapter" else None
-    files = [TENSORS]
-    if data["kind"] == "merged":
-        declared, files = data.get("parent", {}).get("merge_dtype"), [file.name for file in model_files(folder)]
-    expected = DTYPES.get(str(declared))
-    for name in files if expected else []:
-        try:
-            dtypes = {info.dtype for info in read_header(inside(folder, name)).values()}
-        except InputError:
-            continue  # the facts say so
-        if dtypes - {expected}:
-            found = f"{name} is in {' and '.join(sorted(dtypes))}"
-            yield Finding("ML709", found, str(folder / name), f"{declared}, as the manifest says")
-
-
-def base_findings(base: Path, data: Data, folder: Path) -> Iterator[Finding]:
-    """Yield what the run declares of its base and is not so: attention window, vocabulary."""
-    from pytest_mistral_lora.checkpoint.base_model import read_config
-
-    config, place = read_config(base), str(base / "config.json")
-    if "sliding_window" in data.get("training", {}):
-        recorded, window = data["training"]["sliding_window"], config.get("sliding_window")
-        if recorded != window:
-            found = f"sliding_window is {window}"
-            yield Finding("ML709", found, place, f"{recorded}, as {folder / MANIFEST} says")
-    size, rows = data.get("tokenizer", {}).get("vocab_size"), config.get("vocab_size")
-    if isinstance(size, int) and isinstance(rows, int) and size > rows:
-        found = f"vocab_size is {rows}, and the tokenizer has {size} ids"
-        yield Finding("ML709", found, place, "at least as many embeddings as ids")
-
-
-def merge_findings(folder: Path, data: Data) -> Iterator[Finding]:
-    """Yield what a merged model's manifest says against it."""
-    parent = data.get("parent") if data["kind"] == "merged" else None
-    if parent is None:
-        return
-    place, dtype = str(folder / MANIFEST), parent["merge_dtype"]
-    if dtype not in DTYPES:
-        yield Finding("ML710", f"merged in {dtype}", place, "float32, bfloat16 or float16")
-    farthest = parent.get("max_abs_logit_difference", 0.0)
-    if farthest > FARTHEST.get(dtype, 1.0):
-        found = f"logits are up to {farthest:.3g} from those of base and adapter"
-        yield Finding("ML710", found, place, f"at most {FARTHEST.get(dtype, 1.0):g}")
-    if parent.get("greedy_equal") is False and not parent.get("near_ties"):
-        yield Finding("ML710", "it answers otherwise than base and adapter", place, "equal answers")
-
-
-def template_findings(folder: Path, data: Data) -> Iterator[Finding]:
-    """Yield each other place of the folder that stores another template than the one that was trained with.
-
-    Marks of generation blocks do not count: they change no byte of the text.
-    """
-    if "template" not in data:
-        return
-    name = data["template"]["file"]
-    try:
-        trained = _without_marks(inside(folder, name).read_bytes().decode())
-    except (InputError, OSError, ValueError):
-        return  # the facts say so
-    for file in ("tokenizer_config.json", "chat_template.json", "chat_template.jinja"):
-        text = _stored_template(folder, file) if file != name else None
-        if text is not None and _without_marks(text) != trained:
-            digest = hashlib.sha256(text.encode()).hexdigest()
-            found = f"another chat template, with SHA-256 {digest}"
-            yield Finding("ML705", found, str(folder / file), f"that of {name}, which was trained with")
-
-
-def _without_marks(template: str) -> str:
-    return _GENERATION.sub("", template)
-
-
-def _stored_template(folder: Path, name: str) -> str | None:
-    try:
-        if name.endswith(".jinja"):
-            return inside(folder, name).read_bytes().decode()
-        template = read_object(folder, name).get("chat_template")
-    except (InputError, OSError, ValueError):
-        return None
-    return template if isinstance(template, str) else None
-
+"""Marks of generation blocks: they change no byte of the rendered text."""
 
 _RULES = {
     "ML703": ("base", "revision", "base_weights_sha256"),
@@ -135,10 +31,10 @@ _RULES = {
     "ML706": ("dataset", "dataset_sha256", "masking"),
     "ML710": ("parent",),
 }
-"""Rule of a fact by the first part of its name; ML702 for any other."""
+"""Rule of a field by the first part of its name; ML702 for any other."""
 
 _DECLARED = ("tokenizer.version", "tokenizer.vocab_size")
-"""Facts that are no hash of a file, and whose rule is ML709."""
+"""Fields that are not the hash of a file; their rule is ML709."""
 
 _LISTED = "the files of the run"
 _SHOWN = 5
@@ -147,12 +43,12 @@ _SHOWN = 5
 
 def checks(target: AdapterTarget, settings: Settings) -> Iterator[Check]:
     """Yield the checks of an adapter folder's manifest."""
-    judged = Judged(target, settings)
+    judged = ManifestChecks(target, settings)
     cases = {
         "schema": judged.schema,
         "facts": judged.facts,
-        "base": judged.base_facts,
-        "dataset": judged.dataset_facts,
+        "base": judged.base,
+        "dataset": judged.dataset,
         "declared": judged.declared,
         "files-listed": judged.files_listed,
     }
@@ -172,166 +68,219 @@ def manifest_findings(manifest: str | Path | Mapping[str, Any]) -> Iterator[Find
     place, data = "", manifest
     if isinstance(manifest, str | Path):
         path = Path(manifest)
-        path = path / records.MANIFEST if path.is_dir() else path
+        path = path / MANIFEST if path.is_dir() else path
         place, data = f"{path}, ", read_json(path)
-    for violation in records.violations(data):
+    for violation in violations(data):
         yield Finding("ML701", violation.found or "is missing", f"{place}{violation.path}", violation.expected)
 
 
 def verify_findings(folder: Path, *, base: Path | None, dataset: Sequence[Path] | None) -> Iterator[Finding]:
-    """Yield one finding for each recorded fact that is not true of the files."""
-    from pytest_mistral_lora.records.verify.verify import verify
-
-    yield from map(_mismatch, _mismatches(verify(folder, base=base, dataset=dataset)))
-
-
-def _mismatches(facts: Sequence[Fact]) -> list[Fact]:
-    return [fact for fact in facts if fact.state == "mismatch"]
+    """Yield one finding for each recorded value that differs from the recomputed one."""
+    fields = verify(folder, base=base, dataset=dataset)
+    yield from (_mismatch(field) for field in fields if field.state == "mismatch")
 
 
-def _mismatch(fact: Fact) -> Finding:
-    says = f"{fact.name} {fact.found}" if _is_damage(fact) else f"{fact.name} is {fact.found}"
-    return Finding(_rule(fact), says, fact.place, f"{fact.recorded}, as recorded")
+def _mismatch(field: FieldCheck) -> Finding:
+    found = f"{field.name} {field.found}" if _is_damaged(field) else f"{field.name} is {field.found}"
+    return Finding(_rule_of(field), found, field.place, f"{field.recorded}, as recorded")
 
 
-def _rule(fact: Fact) -> str:
-    if fact.is_unlisted:
+def _rule_of(field: FieldCheck) -> str:
+    if field.is_unlisted:
         return "ML708"
-    if _is_declared(fact):
+    if _is_declared(field):
         return "ML709"
-    head = fact.name.partition(".")[0]
+    head = field.name.partition(".")[0]
     return next((rule for rule, names in _RULES.items() if head in names), "ML702")
 
 
-def _is_declared(fact: Fact) -> bool:
-    """Say whether a fact can be told from a sound tokenizer; of a damaged one, its hash says enough."""
-    return fact.name in _DECLARED and not _is_damage(fact)
+def _is_declared(field: FieldCheck) -> bool:
+    """Return whether a field declares a property of a sound tokenizer; a damaged one is found by its hash."""
+    return field.name in _DECLARED and not _is_damaged(field)
 
 
-def _is_damage(fact: Fact) -> bool:
-    return str(fact.found).startswith("cannot be computed")
+def _is_damaged(field: FieldCheck) -> bool:
+    return str(field.found).startswith("cannot be computed")
 
 
-@dataclass(frozen=True)
-class Judged:
-    """A manifest under judgement; each method is one check.
+class ManifestChecks:
+    """The checks of a manifest: each method is one, and they share all files and results.
 
     Attributes:
         target: The adapter's or merged model's folder.
-        settings: What the run asks for.
+        settings: The options of the run.
+        folder: The folder with its files.
     """
 
-    target: AdapterTarget
-    settings: Settings
+    def __init__(self, target: AdapterTarget, settings: Settings) -> None:
+        self.target, self.settings, self.folder = target, settings, target.adapter
 
     @cached_property
-    def manifest(self) -> records.Manifest | None:
-        """The manifest, or None where it is not valid."""
-        if self.violations or self._absent:
-            return None
-        return records.validate(read_object(self.target.folder, records.MANIFEST))
-
-    @property
-    def data(self) -> Mapping[str, Any] | None:
-        """Its content under today's names."""
-        return None if self.manifest is None else self.manifest.data
-
-    @cached_property
-    def violations(self) -> tuple[Finding, ...]:
-        """What is wrong with the file and its form."""
+    def _violations(self) -> tuple[Finding, ...]:
+        place = str(self.folder.manifest_file)
+        if not self.folder.has_manifest:
+            return ()
         try:
-            data = read_object(self.target.folder, records.MANIFEST)
+            data = self.folder.manifest_data
+            if not isinstance(data, dict):
+                raise InputError(f"a JSON {type(data).__name__}", place=place, expected="a JSON object")
         except InputError as error:
-            return () if self._absent else (Finding("ML701", error.found, error.place, error.expected or "JSON"),)
-        place = self.target.folder / records.MANIFEST
-        found = records.violations(data)
-        return tuple(Finding("ML701", one.found or "is missing", f"{place}, {one.path}", one.expected) for one in found)
-
-    @cached_property
-    def base(self) -> LocatedBase:
-        """The base, if it is found."""
-        return AdapterFolder(self.target.folder).locate_base(self.target.base)
-
-    @cached_property
-    def verified(self) -> Sequence[Fact]:
-        """Every fact, computed again as far as files are at hand."""
-        from pytest_mistral_lora.records.verify.verify import verify
-
-        return verify(
-            self.target.folder,
-            base=self.base.folder,
-            base_missing=self.base.missing,
-            dataset=self.target.dataset or None,
+            return (Finding("ML701", error.found, error.place, error.expected or "JSON"),)
+        return tuple(
+            Finding("ML701", one.found or "is missing", f"{place}, {one.path}", one.expected)
+            for one in violations(data)
         )
 
     @property
-    def _absent(self) -> bool:
-        file = self.target.folder / records.MANIFEST
-        return not file.exists() and not file.is_symlink()
+    def _data(self) -> Mapping[str, Any] | None:
+        """The content under today's names; None if there is no manifest, or it is not valid."""
+        return self.folder.valid_manifest.data if self.folder.valid_manifest else None
+
+    @cached_property
+    def _fields(self) -> Sequence[FieldCheck]:
+        """Every recorded value, recomputed if its source is there."""
+        return verify(self.folder, base=self.folder.located_base, dataset=self.target.dataset or None)
 
     @property
     def _reason(self) -> str:
-        return f"no {records.MANIFEST}" if self._absent else f"{records.MANIFEST} is not valid: see the check `schema`"
+        """Why nothing is checked, if there is no valid manifest."""
+        if self.folder.has_manifest:
+            return f"{MANIFEST} is not valid: see the check `schema`"
+        return f"no {MANIFEST}"
 
     def schema(self) -> Result:
-        """Check that the manifest is there where it must be, and keeps its schema."""
-        if self._absent and self.settings.require_manifest:
-            place = str(self.target.folder)
-            return Result((Finding("ML704", f"no {records.MANIFEST}", place, "the manifest of the run"),))
-        if self._absent:
-            return Result(not_checked=self._reason)
-        absent = [] if self.manifest is None else self.manifest.not_recorded
-        return Result(self.violations, facts=(("not recorded", ", ".join(absent)),) if absent else ())
+        """Check that the manifest is there if it is required, and keeps its schema."""
+        if not self.folder.has_manifest:
+            if not self.settings.require_manifest:
+                return Result(not_checked=self._reason)
+            found = f"no {MANIFEST}"
+            return Result((Finding("ML704", found, str(self.folder.path), "the manifest of the run"),))
+        missing = self.folder.valid_manifest.not_recorded if self.folder.valid_manifest else ()
+        return Result(self._violations, facts=(("not recorded", ", ".join(missing)),) if missing else ())
 
     def facts(self) -> Result:
-        """Check what is recorded of the files beside the manifest."""
-        if self.data is None:
+        """Check the recorded values of the files beside the manifest, and the other places of the chat template."""
+        if self._data is None:
             return Result(not_checked=self._reason)
-        result = self._facts("ML702", "ML705")
-        return Result((*result.findings, *template_findings(self.target.folder, self.data)), result.not_checked)
+        result = self._recomputed("ML702", "ML705")
+        return Result((*result.findings, *self._template_findings(self._data)), result.not_checked)
 
-    def base_facts(self) -> Result:
-        """Check what is recorded of the base, against the configuration and the base itself."""
-        return self._facts("ML703")
+    def _template_findings(self, data: Mapping[str, Any]) -> Iterator[Finding]:
+        """Yield each other place of the folder that stores another template than that of training."""
+        folder, trained_file = self.folder.path, data.get("template", {}).get("file")
+        if trained_file is None:
+            return
+        try:
+            trained = _GENERATION.sub("", inside(folder, trained_file).read_bytes().decode())
+        except (InputError, OSError, ValueError):
+            return  # its hash is a finding already
+        for name in ("tokenizer_config.json", "chat_template.json", "chat_template.jinja"):
+            text: Any = None
+            try:
+                if name == trained_file:
+                    continue
+                if name.endswith(".jinja"):
+                    text = inside(folder, name).read_bytes().decode()
+                elif isinstance(config := read_json(inside(folder, name)), dict):
+                    text = config.get("chat_template")
+            except (InputError, OSError, ValueError):
+                continue  # there is none, or the subject `tokenizer` reports it
+            if isinstance(text, str) and _GENERATION.sub("", text) != trained:
+                found = f"another chat template, with SHA-256 {hashlib.sha256(text.encode()).hexdigest()}"
+                expected = f"that of {trained_file}, which was trained with"
+                yield Finding("ML705", found, str(folder / name), expected)
 
-    def dataset_facts(self) -> Result:
-        """Check what is recorded of the rows, which are encoded again."""
-        return self._facts("ML706")
+    def base(self) -> Result:
+        """Check the recorded values of the base, in the configuration and of the base itself."""
+        return self._recomputed("ML703")
 
-    def _facts(self, *rules: str) -> Result:
-        if self.data is None:
+    def dataset(self) -> Result:
+        """Check the recorded values of the rows, which are encoded again."""
+        return self._recomputed("ML706")
+
+    def _recomputed(self, *rules: str) -> Result:
+        if self._data is None:
             return Result(not_checked=self._reason)
-        chosen = [fact for fact in self.verified if _rule(fact) in rules]
-        absent = [f"{fact.name}: {fact.found}" for fact in chosen if fact.state == "not available"]
-        matched = sum(fact.state == "match" for fact in chosen)
-        return Result(
-            tuple(map(_mismatch, _mismatches(chosen))), "; ".join(absent), facts=(("facts that match", matched),)
-        )
+        chosen = [field for field in self._fields if _rule_of(field) in rules]
+        missing = [f"{field.name}: {field.found}" for field in chosen if field.state == "not available"]
+        matched = sum(field.state == "match" for field in chosen)
+        findings = tuple(_mismatch(field) for field in chosen if field.state == "mismatch")
+        return Result(findings, "; ".join(missing), facts=(("facts that match", matched),))
 
     def declared(self) -> Result:
-        """Check what the run declares against what can be seen of it."""
-        if self.data is None:
+        """Check the properties that the run declares: kind, dtypes, attention window, vocabulary, merge."""
+        if self._data is None:
             return Result(not_checked=self._reason)
-        findings = (*kind_findings(self.target.folder, self.data), *self._declared())
-        return Result(findings, "" if self.base.folder or findings else self.base.missing)
+        declared = (field for field in self._fields if field.state == "mismatch" and _is_declared(field))
+        findings = [*self._kind_findings(self._data), *map(_mismatch, declared)]
+        findings += [*self._dtype_findings(self._data), *self._merge_findings(self._data)]
+        base = self.folder.located_base
+        if base.folder is not None:
+            findings += self._base_findings(self._data, base.folder)
+        return Result(tuple(findings), "" if base.folder or findings else base.missing)
 
-    def _declared(self) -> Iterator[Finding]:
-        data = self.data or {}
-        yield from map(_mismatch, filter(_is_declared, _mismatches(self.verified)))
-        yield from tensor_findings(self.target.folder, data)
-        yield from merge_findings(self.target.folder, data)
-        if self.base.folder is not None:
-            yield from base_findings(self.base.folder, data, self.target.folder)
+    def _kind_findings(self, data: Mapping[str, Any]) -> Iterator[Finding]:
+        """Yield a kind that differs from the files: an adapter and a merged model must never be confused."""
+        place = str(self.folder.manifest_file)
+        adapter = self.folder.tensors_file.exists() or self.folder.config_file.exists()
+        model = bool(self.folder.model_files)
+        if data["kind"] == "adapter" and model and not adapter:
+            yield Finding("ML707", "kind is adapter, and the folder holds a full model", place, "merged")
+        if data["kind"] == "merged" and adapter and not model:
+            yield Finding("ML707", "kind is merged, and the folder holds an adapter", place, "adapter")
+        if data["kind"] == "merged" and "lora" in data and "parent" not in data:
+            yield Finding("ML707", "kind is merged, without a parent", place, "the adapter that was merged")
+        if data["kind"] == "adapter" and "parent" in data:
+            yield Finding("ML707", "kind is adapter, with the parent of a merged model", place, "merged")
+
+    def _dtype_findings(self, data: Mapping[str, Any]) -> Iterator[Finding]:
+        declared, names = data.get("training", {}).get("adapter_dtype"), [ADAPTER_TENSORS]
+        if data["kind"] == "merged":
+            declared = data.get("parent", {}).get("merge_dtype")
+            names = [file.name for file in self.folder.model_files]
+        expected = DTYPES.get(str(declared))
+        for name in names if expected else []:
+            try:
+                dtypes = {info.dtype for info in read_header(inside(self.folder.path, name)).values()}
+            except InputError:
+                continue  # its hash is a finding already
+            if dtypes - {expected}:
+                found, place = f"{name} is in {' and '.join(sorted(dtypes))}", str(self.folder.path / name)
+                yield Finding("ML709", found, place, f"{declared}, as the manifest says")
+
+    def _merge_findings(self, data: Mapping[str, Any]) -> Iterator[Finding]:
+        parent = data.get("parent") if data["kind"] == "merged" else None
+        if parent is None:
+            return
+        place, dtype = str(self.folder.manifest_file), parent["merge_dtype"]
+        if dtype not in DTYPES:
+            yield Finding("ML710", f"merged in {dtype}", place, "float32, bfloat16 or float16")
+        farthest, allowed = parent.get("max_abs_logit_difference", 0.0), FARTHEST.get(dtype, 1.0)
+        if farthest > allowed:
+            found = f"logits are up to {farthest:.3g} from those of base and adapter"
+            yield Finding("ML710", found, place, f"at most {allowed:g}")
+        if parent.get("greedy_equal") is False and not parent.get("near_ties"):
+            yield Finding("ML710", "it answers otherwise than base and adapter", place, "equal answers")
+
+    def _base_findings(self, data: Mapping[str, Any], base: Path) -> Iterator[Finding]:
+        config, place = read_config(base), str(base / "config.json")
+        if "sliding_window" in data.get("training", {}):
+            recorded, window = data["training"]["sliding_window"], config.get("sliding_window")
+            if recorded != window:
+                expected = f"{recorded}, as {self.folder.manifest_file} says"
+                yield Finding("ML709", f"sliding_window is {window}", place, expected)
+        size, rows = data.get("tokenizer", {}).get("vocab_size"), config.get("vocab_size")
+        if isinstance(size, int) and isinstance(rows, int) and size > rows:
+            found = f"vocab_size is {rows}, and the tokenizer has {size} ids"
+            yield Finding("ML709", found, place, "at least as many embeddings as ids")
 
     def files_listed(self) -> Result:
-        """Check that every file of the folder is listed."""
-        if self.data is None or "files" not in self.data:
-            return Result(not_checked=self._reason if self.data is None else "the manifest lists no files")
-        unlisted = [fact for fact in self.verified if fact.is_unlisted]
+        """Check that the manifest lists every file of the folder."""
+        if self._data is None or "files" not in self._data:
+            return Result(not_checked=self._reason if self._data is None else "the manifest lists no files")
         findings = [
-            Finding("ML708", f"{fact.name.removeprefix('files.')} is not listed", fact.place, _LISTED)
-            for fact in unlisted[:_SHOWN]
+            Finding("ML708", f"{field.name.removeprefix('files.')} is not listed", field.place, _LISTED)
+            for field in self._fields
+            if field.is_unlisted
         ]
-        if rest := len(unlisted[_SHOWN:]):
-            findings.append(Finding("ML708", f"{rest} more files are not listed", str(self.target.folder), _LISTED))
-        return Result(tuple(findings))
+        return Result(tuple(first_findings(findings, _SHOWN, str(self.folder.path))))

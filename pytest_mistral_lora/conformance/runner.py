@@ -13,7 +13,7 @@ from pytest_mistral_lora.chat.reading.jsonl import read_json
 from pytest_mistral_lora.chat.rows import Row, read_rows
 from pytest_mistral_lora.conformance.checks import Check, Settings
 from pytest_mistral_lora.conformance.encoded.audit import CASES, KEPT, Audit, LineVerdict
-from pytest_mistral_lora.conformance.finding import Finding, Result
+from pytest_mistral_lora.conformance.finding import Finding, Result, first_findings
 from pytest_mistral_lora.conformance.targets import RunnerTarget
 from pytest_mistral_lora.errors import RunnerError
 from pytest_mistral_lora.records.files import write_json
@@ -128,12 +128,8 @@ def _check_classes(target: RunnerTarget, settings: Settings, rules: Collection[s
         for finding in _with_place(findings, place):
             if finding.rule in rules:
                 by_rule.setdefault(finding.rule, []).append(finding)
-    shown = []
-    for rule, of_rule in by_rule.items():
-        shown += of_rule[:KEPT]
-        if len(of_rule) > KEPT:
-            shown.append(Finding(rule, f"… and {len(of_rule) - KEPT} more", target.name))
-    return Result(tuple(shown))
+    shown = (first_findings(of_rule, KEPT, target.name) for of_rule in by_rule.values())
+    return Result(tuple(finding for of_rule in shown for finding in of_rule))
 
 
 def _with_place(findings: Collection[Finding], place: str) -> tuple[Finding, ...]:

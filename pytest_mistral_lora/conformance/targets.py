@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pytest_mistral_lora.chat.templates.render import ChatTemplate
     from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
     from pytest_mistral_lora.conformance.encoded.audit import AuditReport
+    from pytest_mistral_lora.records.adapter_folder import AdapterFolder
     from pytest_mistral_lora.training.recipe import Recipe
 
 EMBEDDED = ("spm-v1", "spm-v2", "spm-v3", "spm-v7", "spm-v7m1", "tekken-240718", "tekken-240911")
@@ -225,9 +226,16 @@ class AdapterTarget(Target):
     base: Path | None = None
     dataset: tuple[Path, ...] = ()
 
+    @cached_property
+    def adapter(self) -> AdapterFolder:
+        """The folder, each file of which is read once for all subjects; its base is never fetched."""
+        from pytest_mistral_lora.records.adapter_folder import AdapterFolder
+
+        return AdapterFolder(self.folder, self.base)
+
     @property
     def folder(self) -> Path:
-        """The folder."""
+        """The folder's path."""
         return _given(self.path)
 
 

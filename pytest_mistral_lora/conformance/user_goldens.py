@@ -12,13 +12,12 @@ from typing import TYPE_CHECKING, Any, Literal
 from pytest_mistral_lora.chat.reading.jsonl import scan_jsonl
 from pytest_mistral_lora.chat.rows import Row, parse_row
 from pytest_mistral_lora.chat.templates.compare import compare
-from pytest_mistral_lora.chat.templates.render import ChatTemplate
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.conformance.checks import Check, Settings
 from pytest_mistral_lora.conformance.finding import Finding, Result
 from pytest_mistral_lora.conformance.targets import AdapterTarget, EncodedTarget, RecipeTarget, Target, free_name
 from pytest_mistral_lora.conformance.template import judge
-from pytest_mistral_lora.conformance.transcript import Answering, Judged
+from pytest_mistral_lora.conformance.transcript import TranscriptChecks, TranscriptModel
 from pytest_mistral_lora.errors import InputError, MistralLoraError, OracleRejection, PinError, RowError, TokenizerError
 from pytest_mistral_lora.records.goldens import Case, Golden, check_case_name, golden_paths, library_versions, load
 
@@ -45,7 +44,7 @@ class GoldenRow:
 
 
 @dataclass(frozen=True, slots=True)
-class OwnCase:
+class UserCase:
     """A row of a golden folder and its file, for one target.
 
     Attributes:
@@ -63,7 +62,7 @@ class OwnCase:
     orphan: bool
 
 
-def own_cases(folders: Iterable[Path], kind: Kind, target: Target) -> Iterator[OwnCase]:
+def user_cases(folders: Iterable[Path], kind: Kind, target: Target) -> Iterator[UserCase]:
     """Yield a case for each row and each recorded file of the user's golden folders."""
     taken: set[str] = set()
     for folder in folders:
@@ -73,7 +72,7 @@ def own_cases(folders: Iterable[Path], kind: Kind, target: Target) -> Iterator[O
             taken.add(check)
             row = rows.get(name)
             usable, error = (None, row) if isinstance(row, RowError) else (row, None)
-            yield OwnCase(check, home / f"{name}.json", usable, error, orphan=bool(rows) and row is None)
+            yield UserCase(check, home / f"{name}.json", usable, error, orphan=bool(rows) and row is None)
 
 
 def unused_folders(folders: Iterable[Path], targets: Sequence[Target]) -> Iterator[Path]:
@@ -91,7 +90,7 @@ def error_result(error: MistralLoraError, rule: str = "ML007") -> Result:
     return Result((Finding(rule, error.found, error.place, error.expected),))
 
 
-def recording_result(case: OwnCase, written: Written) -> Result:
+def recording_result(case: UserCase, written: Written) -> Result:
     """Return the result of a check that recorded its case: the file, and whether it was new, changed or equal."""
     return Result(facts=(("golden", str(case.path)), ("written", written), ("orphan", case.orphan)))
 
@@ -138,7 +137,7 @@ def record(case: Case, tokenizer: CheckpointTokenizer, folder: Path) -> Golden:
         MistralLoraError: If no named deviation explains a difference of the template.
     """
     oracle = tokenizer.oracle
-    comparison = compare(case.row, oracle, ChatTemplate(tokenizer.fast))
+    comparison = compare(case.row, oracle, tokenizer.template)
     # a golden must not make a fault the expected state
     if comparison.unexplained:
         raise MistralLoraError(
@@ -161,11 +160,11 @@ def record(case: Case, tokenizer: CheckpointTokenizer, folder: Path) -> Golden:
 def rendering_checks(target: Target, settings: Settings) -> Iterator[Check]:
     """Yield one check for each row and each recorded golden of the user's folders."""
     function = _record_rendering if settings.update else _judge_rendering
-    for case in own_cases(settings.golden_folders, "templates", target):
+    for case in user_cases(settings.golden_folders, "templates", target):
         yield Check(target, "template", case.check, partial(function, target, case))
 
 
-def _judge_rendering(target: Target, case: OwnCase) -> Result:
+def _judge_rendering(target: Target, case: UserCase) -> Result:
     row, path = case.row, case.path
     if case.unusable:
         return error_result(case.unusable)
@@ -182,7 +181,7 @@ def _judge_rendering(target: Target, case: OwnCase) -> Result:
     return judge(target, golden, recorded=True)
 
 
-def _record_rendering(target: Target, case: OwnCase) -> Result:
+def _record_rendering(target: Target, case: UserCase) -> Result:
     if case.unusable:
         return error_result(case.unusable)
     try:
@@ -210,7 +209,7 @@ def _record_rendering(target: Target, case: OwnCase) -> Result:
         return error_result(error)
 
 
-def _before(target: Target, case: OwnCase) -> Golden | None:
+def _before(target: Target, case: UserCase) -> Golden | None:
     """Return the golden in a case's file, or None if there is no file.
 
     Raises:
@@ -232,14 +231,14 @@ def _before(target: Target, case: OwnCase) -> Golden | None:
     return golden
 
 
-def transcript_checks(target: AdapterTarget, settings: Settings, answering: Answering) -> Iterator[Check]:
+def transcript_checks(target: AdapterTarget, settings: Settings, model: TranscriptModel) -> Iterator[Check]:
     """Yield one check for each row and each recorded transcript of the user's folders."""
     function = _record_transcript if settings.update else _judge_transcript
-    for case in own_cases(settings.golden_folders, "transcripts", target):
-        yield Check(target, "transcript", case.check, partial(function, answering, case))
+    for case in user_cases(settings.golden_folders, "transcripts", target):
+        yield Check(target, "transcript", case.check, partial(function, model, case))
 
 
-def _judge_transcript(answering: Answering, case: OwnCase) -> Result:
+def _judge_transcript(model: TranscriptModel, case: UserCase) -> Result:
     from pytest_mistral_lora.training.generate.questions import Question
 
     if case.unusable:
@@ -247,7 +246,7 @@ def _judge_transcript(answering: Answering, case: OwnCase) -> Result:
     if not case.path.is_file():
         # not a finding: rows may be recorded for tokenizers alone
         return Result(not_checked="no answer to the row is recorded: record it with --mistral-golden-update")
-    judged = Judged(answering, case.path)
+    judged = TranscriptChecks(model, case.path)
     if not judged.transcripts:
         return judged.files()
     try:
@@ -257,14 +256,14 @@ def _judge_transcript(answering: Answering, case: OwnCase) -> Result:
     if case.row is not None and asked != Question.again(judged.transcripts[0]):
         row, found = case.row.row, "the row is not the one that was recorded"
         return Result((Finding("ML007", found, row.place, f"the row of {case.path}", row=row.to_jsonl()),))
-    results = [judged.on_base(), judged.prompts(), judged.answers(), judged.formats()]
+    results = [judged.recorded_on(own=False), judged.prompts(), judged.answers(), judged.formats()]
     findings = tuple(finding for one in results for finding in one.findings)
     reasons = [one.not_checked for one in results if one.not_checked]
     facts = tuple(fact for one in results for fact in one.facts)
     return Result(findings, "" if findings or not reasons else reasons[0], facts)
 
 
-def _question(case: OwnCase, before: Transcript | None) -> Question | None:
+def _question(case: UserCase, before: Transcript | None) -> Question | None:
     """Return the question of a case's row, or else of its transcript; None if it has neither."""
     from pytest_mistral_lora.training.generate.questions import Question
 
@@ -273,7 +272,7 @@ def _question(case: OwnCase, before: Transcript | None) -> Question | None:
     return None if before is None else Question.again(before)
 
 
-def _record_transcript(answering: Answering, case: OwnCase) -> Result:
+def _record_transcript(model: TranscriptModel, case: UserCase) -> Result:
     from pytest_mistral_lora.records.transcripts import load
     from pytest_mistral_lora.training.generate.questions import ask, check_same_kind
 
@@ -284,16 +283,16 @@ def _record_transcript(answering: Answering, case: OwnCase) -> Result:
     except InputError as error:
         anew = "a golden transcript, or no file: remove it to record anew"
         return Result((Finding("ML801", error.found, error.place, anew),))
-    if answering.missing:
-        return Result((Finding("ML007", f"cannot be recorded: {answering.missing}", str(answering.folder)),))
+    if reason := model.make_room():
+        return Result((Finding("ML007", f"cannot be recorded: {reason}", str(model.folder.path)),))
     try:
-        adapted, question = answering.adapted, _question(case, before)
+        spec, question = model.spec, _question(case, before)
         if question is None:
             return Result(not_checked=f"{case.path} has gone since it was collected")
         if before is not None:
-            check_same_kind(before, adapted, case.path)
-        adapted.encoder.prompt(question.row)  # a row that cannot be asked is reported before a model is loaded
-        return recording_result(case, ask(answering.model, adapted, question).put(case.path, before))
+            check_same_kind(before, spec, case.path)
+        spec.encoder.prompt(question.row)  # a row that cannot be asked is reported before a model is loaded
+        return recording_result(case, ask(model.load(), spec, question).put(case.path, before))
     except (PinError, TokenizerError):
         raise  # every check reports these in one way
     except InputError as error:

@@ -1,1 +1,1 @@
-"""What a run leaves behind: manifest, decision note, goldens, hashes, files that are whole or absent."""
+"""The records of a run: manifest, decision note, goldens, hashes, files that are whole or absent."""

@@ -1,207 +1,305 @@
-"""An adapter or a merged model on disk: what its files record, and where its base is."""
+"""An adapter or a merged model on disk: the values that its files record, and the base that it needs."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
+from typing import Any, Literal
 
-from pytest_mistral_lora.chat.reading.jsonl import read_json
-from pytest_mistral_lora.checkpoint.hub_cache import cached_snapshot
-from pytest_mistral_lora.checkpoint.pins import resolve
-from pytest_mistral_lora.errors import InputError, MistralLoraError
+from pytest_mistral_lora.chat.reading.jsonl import parse_json, read_bounded, read_json
+from pytest_mistral_lora.checkpoint.base_model import PRECISIONS, Precision, weight_files
+from pytest_mistral_lora.checkpoint.encoder import Encoder, make_encoder
+from pytest_mistral_lora.checkpoint.tokenizers import TOKENIZER_JSON, CheckpointTokenizer, oracle_file
+from pytest_mistral_lora.checkpoint.weights import TensorInfo, Weights, read_header
+from pytest_mistral_lora.errors import InputError
+from pytest_mistral_lora.records.base_location import LocatedBase, RecordedBase, locate_base
 from pytest_mistral_lora.records.files import inside
-from pytest_mistral_lora.records.hashing import base_weights_sha256
+from pytest_mistral_lora.records.hashing import (
+    ADAPTER_TENSORS,
+    read_tensors,
+    sha256_bytes,
+    sha256_tensors,
+)
 from pytest_mistral_lora.records.manifest import MANIFEST, Manifest, validate
+
+CONFIG = "adapter_config.json"
+BASE_FACTS = ("base", "revision", "base_weights_sha256")
+"""Keys that identify the base, in a manifest and in a transcript's `model`."""
 
 FARTHEST: Mapping[str, float] = {"float32": 1e-2, "bfloat16": 1.0, "float16": 1.0}
 """Largest difference of a logit that rounding explains, by the dtype of the merged weights; merges of real weights were
 seen to give 1e-4 in float32, and 0.2 in bfloat16 with sums in float32."""
 
-
-CONFIG = "adapter_config.json"
-_GIVE_BASE = "give its folder with --base (in pytest, with --mistral-base)"
-
-
-def is_merged(folder: Path) -> bool:
-    """Say whether a folder's manifest calls it a merged model; not, where there is no manifest that can be read."""
-    try:
-        data = read_json(folder / MANIFEST)
-    except InputError:
-        return False
-    return isinstance(data, dict) and data.get("kind") == "merged"
-
-
-def require_adapter(folder: Path) -> None:
-    """Refuse a merged model where an adapter is expected.
-
-    Raises:
-        InputError: If the folder's manifest says that it is one.
-    """
-    if is_merged(folder):
-        raise InputError(
-            "a merged model (kind merged in its manifest.json): its adapter is in the weights already",
-            place=str(folder),
-            expected="the folder of an adapter",
-            next_step="Name the folder that it was merged from.",
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class RecordedBase:
-    """What a folder records of its base.
-
-    Attributes:
-        name: Hub repository, or the path or name of a local base; empty if nothing names one.
-        revision: Its commit; None for a local base.
-        weights_sha256: Hash of its weights; None if none is recorded.
-    """
-
-    name: str
-    revision: str | None
-    weights_sha256: str | None
-
-    def check(self, folder: Path) -> str:
-        """Return the hash of a base's weights, if it is the recorded base.
-
-        A merged model is a base only of an adapter whose recorded hash is that of its weights.
-
-        Raises:
-            InputError: If the weights are others, or no hash is recorded and it is a merged model.
-        """
-        weights = base_weights_sha256(folder)
-        merged = is_merged(folder)
-        if weights == self.weights_sha256 or (self.weights_sha256 is None and not merged):
-            return weights
-        found = f"the weights have SHA-256 {weights}"
-        if merged:
-            found = f"a merged model (kind merged in its manifest.json), which has an adapter in its weights; {found}"
-        recorded = f" with {self.weights_sha256}" if self.weights_sha256 else ""
-        raise InputError(
-            found,
-            place=str(folder),
-            expected=f"{self.name}{recorded}, which the adapter was trained on",
-            next_step="Give that base with --base.",
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class LocatedBase:
-    """The result of looking for a base.
-
-    Attributes:
-        folder: Its folder; None if it was not found.
-        missing: Why it was not found, and how to provide it; empty if it was.
-    """
-
-    folder: Path | None
-    missing: str = ""
-
-    def require(self, place: Path) -> Path:
-        """Return the folder.
-
-        Raises:
-            InputError: With the reason, at `place`, if the base was not found.
-        """
-        if self.folder is None:
-            raise InputError(self.missing, place=str(place))
-        return self.folder
+_MODEL_FILE = re.compile(r"model(-\d+-of-\d+)?\.safetensors")
 
 
 class AdapterFolder:
-    """An adapter or merged model on disk. Each file is read at most once.
+    """An adapter or a merged model on disk. Each file is read at most once, when it is first asked for.
 
     Attributes:
         path: The folder.
+        given_base: The folder of the base that the user named; None if it has to be looked for.
+        may_fetch: Whether a recorded commit of the base may be fetched from the Hub; the suite never fetches.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, given_base: Path | None = None, *, may_fetch: bool = False) -> None:
+        self.path, self.given_base, self.may_fetch = path, given_base, may_fetch
+
+    @property
+    def manifest_file(self) -> Path:
+        """`manifest.json`, which need not be there."""
+        return self.path / MANIFEST
+
+    @property
+    def config_file(self) -> Path:
+        """`adapter_config.json`, which need not be there."""
+        return self.path / CONFIG
+
+    @property
+    def tensors_file(self) -> Path:
+        """`adapter_model.safetensors`, which need not be there."""
+        return self.path / ADAPTER_TENSORS
+
+    @property
+    def has_manifest(self) -> bool:
+        """Whether there is a manifest, be it only a link that leads nowhere."""
+        return self.manifest_file.exists() or self.manifest_file.is_symlink()
+
+    @property
+    def model_files(self) -> list[Path]:
+        """The safetensors files of a full model in the folder, in name order."""
+        return sorted(file for file in self.path.iterdir() if _MODEL_FILE.fullmatch(file.name))
+
+    @cached_property
+    def manifest_bytes(self) -> bytes:
+        """The bytes of the manifest.
+
+        Raises:
+            InputError: If there is none, it is too large, or it leads out of the folder.
+        """
+        return read_bounded(inside(self.path, MANIFEST))
+
+    @cached_property
+    def manifest_data(self) -> Any:
+        """The JSON value of the manifest, which need not be a valid one.
+
+        Raises:
+            InputError: As for `manifest_bytes`, or if the manifest is not JSON.
+        """
+        return parse_json(self.manifest_bytes, self.manifest_file)
+
+    @cached_property
+    def manifest(self) -> Manifest | None:
+        """The manifest; None if there is none, because another trainer wrote the folder.
+
+        Raises:
+            InputError: If it is not valid; every violation is listed.
+        """
+        return validate(self.manifest_data, place=str(self.manifest_file)) if self.has_manifest else None
 
     @cached_property
     def valid_manifest(self) -> Manifest | None:
         """The manifest; None if there is none, or none that is valid."""
         try:
-            return validate(read_json(inside(self.path, MANIFEST)))
+            return self.manifest
         except InputError:
             return None
 
-    @cached_property
-    def recorded_base(self) -> RecordedBase:
-        """The base as the manifest records it, or else `adapter_config.json`."""
-        if self.valid_manifest is not None:
-            data = self.valid_manifest.data
-            return RecordedBase(data["base"], data["revision"], data.get("base_weights_sha256"))
-        try:
-            config = read_json(inside(self.path, CONFIG))
-        except InputError:
-            config = None
-        config = config if isinstance(config, dict) else {}
-        name, revision = config.get("base_model_name_or_path"), config.get("revision")
-        return RecordedBase(
-            name if isinstance(name, str) else "", revision if isinstance(revision, str) else None, None
-        )
-
-    def locate_base(self, given: Path | None = None, *, fetch: bool = False) -> LocatedBase:
-        """Look for the base: the folder that the user named, or else the one that is recorded.
-
-        The order is from proof to guess, so that every caller finds the same base: local folders whose weights have the
-        recorded hash, the recorded commit in the Hub's cache, and only then local folders that no hash can prove.
-
-        Args:
-            given: The folder that the user named; it is not checked here.
-            fetch: Whether a recorded commit may be fetched from the Hub, as the last resort. The suite never fetches.
+    def require_manifest(self) -> Manifest:
+        """Return the manifest.
 
         Raises:
-            PinError: If a file of the Hub's cache is not the commit's, or the commit cannot be fetched.
+            InputError: If there is none, or it is not valid.
         """
-        if given is not None:
-            return LocatedBase(given)
+        return self.manifest or validate(self.manifest_data, place=str(self.manifest_file))
+
+    @cached_property
+    def kind(self) -> Literal["adapter", "merged"]:
+        """`merged` if the manifest has that kind, even if it is not valid otherwise."""
+        try:
+            data = self.manifest_data if self.has_manifest else None
+        except InputError:
+            data = None
+        return "merged" if isinstance(data, dict) and data.get("kind") == "merged" else "adapter"
+
+    def require_adapter(self) -> None:
+        """Refuse a merged model.
+
+        Raises:
+            InputError: If the manifest has the kind `merged`.
+        """
+        if self.kind == "merged":
+            raise InputError(
+                "a merged model (kind merged in its manifest.json): its adapter is in the weights already",
+                place=str(self.path),
+                expected="the folder of an adapter",
+                next_step="Name the folder that it was merged from.",
+            )
+
+    @cached_property
+    def manifest_sha256(self) -> str:
+        """SHA-256 of the manifest's bytes, in hex."""
+        return sha256_bytes(self.manifest_bytes)
+
+    @cached_property
+    def config(self) -> Mapping[str, Any]:
+        """The object of `adapter_config.json`; its keys are not checked.
+
+        Raises:
+            InputError: If there is none, it leads out of the folder, or it is not a JSON object.
+        """
+        data = read_json(inside(self.path, CONFIG))
+        if not isinstance(data, dict):
+            raise InputError(f"a JSON {type(data).__name__}", place=str(self.config_file), expected="a JSON object")
+        return data
+
+    @cached_property
+    def tensors(self) -> Mapping[str, TensorInfo]:
+        """The header of the adapter's tensors, by tensor name; no weight is read.
+
+        Raises:
+            InputError: If the file is missing, leads out of the folder, or as for `read_header`.
+        """
+        return read_header(inside(self.path, ADAPTER_TENSORS))
+
+    @cached_property
+    def tensors_sha256(self) -> str:
+        """Hash of the adapter's tensors, or of the merged model's weights; they are read, and not kept.
+
+        Raises:
+            InputError: If a file cannot be read.
+        """
+        if self.kind == "merged":
+            return sha256_tensors(Weights(weight_files(self.path)))
+        return sha256_tensors(read_tensors(inside(self.path, ADAPTER_TENSORS)))
+
+    @cached_property
+    def recorded_base(self) -> RecordedBase:
+        """The base as the manifest records it; without a valid one, as `adapter_config.json` does."""
+        if self.valid_manifest is not None:
+            data = self.valid_manifest.data
+            output = str(data.get("recipe", {}).get("output", ""))
+            return RecordedBase(data["base"], data["revision"], data.get("base_weights_sha256"), output)
+        try:
+            name, revision = (self.config.get(key) for key in ("base_model_name_or_path", "revision"))
+        except InputError:
+            name = revision = None
+        name = name if isinstance(name, str) else ""
+        return RecordedBase(name, revision if isinstance(revision, str) else None)
+
+    @cached_property
+    def located_base(self) -> LocatedBase:
+        """The base, if it is found: see `locate_base`.
+
+        Raises:
+            PinError: As for `locate_base`.
+        """
+        return locate_base(self.recorded_base, self.path, given=self.given_base, may_fetch=self.may_fetch)
+
+    @property
+    def base(self) -> Path:
+        """The folder from which the base is loaded; a merged model needs no other than its own.
+
+        Raises:
+            InputError: If the base is missing.
+            PinError: As for `locate_base`.
+        """
+        return self.path if self.kind == "merged" else self.located_base.require(self.path)
+
+    @cached_property
+    def base_weights_sha256(self) -> str:
+        """Hash of the base's weights, which have to be those of the recorded base.
+
+        A merged model is the base only of an adapter whose recorded hash is that of its weights.
+
+        Raises:
+            InputError: If the base is missing, its weights are others, or no hash is recorded and it is a merged model.
+        """
+        recorded, folder = self.recorded_base, self.located_base.require(self.path)
+        weights, of_merged = self.located_base.weights_sha256, AdapterFolder(folder).kind == "merged"
+        if weights == recorded.weights_sha256 or (recorded.weights_sha256 is None and not of_merged):
+            return weights
+        found = f"the weights have SHA-256 {weights}"
+        if of_merged:
+            found = f"a merged model (kind merged in its manifest.json), which has an adapter in its weights; {found}"
+        expected = f"{recorded.name} with {recorded.weights_sha256}" if recorded.weights_sha256 else recorded.name
+        raise InputError(
+            found,
+            place=str(folder),
+            expected=f"{expected}, which the adapter was trained on",
+            next_step="Give that base with --base.",
+        )
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """A transcript's `model`: the kind, the hash of the tensors, and the base with the hash of its weights.
+
+        Raises:
+            InputError: If there are no tensors, nothing names the base, or as for `base_weights_sha256`.
+        """
+        found = {"kind": self.kind, "tensors_sha256": self.tensors_sha256}
+        if self.kind == "merged":
+            data = self.require_manifest().data
+            return found | {name: data.get(name) for name in BASE_FACTS}
         recorded = self.recorded_base
         if not recorded.name:
-            return LocatedBase(None, f"neither {MANIFEST} nor {CONFIG} names the base; {_GIVE_BASE}")
-        other_weights: list[Path] = []
-        local = self._local_base(other_weights)
-        if local is not None and recorded.weights_sha256 is not None:
-            return LocatedBase(local)
-        if recorded.revision is not None:
-            cached = cached_snapshot(recorded.name, recorded.revision)
-            if cached is not None or (local is None and fetch):
-                # a snapshot may lack its weights, which names and shapes do not need, and loading does
-                return LocatedBase(resolve(recorded.name, recorded.revision, weights=True) if fetch else cached)
-        if local is not None:
-            return LocatedBase(local)
-        others = "".join(f"; {folder} has other weights" for folder in other_weights[:1])
-        return LocatedBase(None, f"the base {recorded.name!r} is missing{others}; {_GIVE_BASE}")
+            raise InputError("names no base", place=str(self.config_file), next_step="Give the base with --base.")
+        values = (recorded.name, recorded.revision, self.base_weights_sha256)
+        return found | dict(zip(BASE_FACTS, values, strict=True))
 
-    def _local_base(self, other_weights: list[Path]) -> Path | None:
-        """Return the first local folder that can be the recorded base; add those of its name with other weights."""
-        weights = self.recorded_base.weights_sha256
-        for folder in self._local_places():
-            try:
-                if not (folder / "config.json").is_file():
-                    continue
-                if weights is None and (folder.is_symlink() or not any(folder.glob("model*.safetensors"))):
-                    continue  # a link can lead anywhere, and without a hash nothing proves that it leads to the base
-                if weights is None or base_weights_sha256(folder) == weights:
-                    return folder
-                other_weights.append(folder)
-            except (MistralLoraError, OSError, ValueError):
-                continue  # the name is data: it may be too long for a path, or hold a null byte
-        return None
+    @property
+    def precision(self) -> Precision:
+        """The dtype of the base's weights in training, fp32 if it is not recorded; of a merged model, of its weights.
 
-    def _local_places(self) -> Iterator[Path]:
-        """Yield the folders in which a local base may be, from the most to the least specific.
-
-        A recipe names its base by the path from its own folder, in which the output often is, too. If the manifest
-        records the recipe, its `output` gives the number of folders in between. Joining an absolute name gives that
-        name alone. The working directory comes last, so that it decides nothing that the adapter's place decides.
+        Raises:
+            InputError: If the manifest is not valid, or a merged model's dtype is not one of full weights.
         """
-        name, own = Path(self.recorded_base.name), self.path.resolve()
-        recipe = self.valid_manifest.data.get("recipe", {}) if self.valid_manifest is not None else {}
-        depth = len(Path(str(recipe.get("output", "."))).parts)
-        homes = [own.parent, *([own.parents[depth - 1]] if 1 < depth <= len(own.parents) else [])]
-        places = [*(home / name for home in homes), own.parent / name.name, name]
-        yield from dict.fromkeys(Path(os.path.abspath(place)) for place in places)  # noqa: PTH100
+        data = self.manifest.data if self.manifest is not None else {}
+        if self.kind == "adapter":
+            precision: Precision = data.get("training", {}).get("precision", "fp32")
+            return precision
+        dtype = data["parent"]["merge_dtype"]
+        if dtype not in PRECISIONS:
+            raise InputError(
+                f"parent.merge_dtype is {dtype!r}",
+                place=str(self.manifest_file),
+                expected=f"one of {', '.join(PRECISIONS)}",
+            )
+        return PRECISIONS[dtype]
+
+    @property
+    def quantization(self) -> str | None:
+        """`nf4` if the base was in 4 bits in training; None if it was not, and of a merged model."""
+        data = self.manifest.data if self.manifest is not None and self.kind == "adapter" else {}
+        quantization: str | None = data.get("training", {}).get("quantization")
+        return quantization
+
+    @cached_property
+    def encoder(self) -> Encoder:
+        """The backend of training, with the tokenizer in the folder; without one there, with that of the base.
+
+        Raises:
+            InputError: If the manifest is not valid, or the base is needed and missing.
+        """
+        data = self.manifest.data if self.manifest is not None else {}
+        backend = data.get("tokenizer", {}).get("backend", "mistral-common")
+        own = oracle_file(self.path) if backend == "mistral-common" else (self.path / TOKENIZER_JSON).is_file()
+        return make_encoder(backend, CheckpointTokenizer(self.path if own else self.base))
+
+    @cached_property
+    def recorded_encoder(self) -> Encoder:
+        """The backend that the manifest names, with the tokenizer and the template files that it lists.
+
+        Raises:
+            InputError: If there is no valid manifest, or a file is missing.
+            OSError: If a file cannot be read.
+            ValueError: If the template is not UTF-8.
+        """
+        data = self.require_manifest().data
+        if data["tokenizer"]["backend"] == "mistral-common":
+            return make_encoder("mistral-common", CheckpointTokenizer(inside(self.path, data["tokenizer"]["file"])))
+        # bytes: line ends are part of the rendering
+        template = inside(self.path, data["template"]["file"]).read_bytes().decode()
+        return make_encoder(data["tokenizer"]["backend"], CheckpointTokenizer(self.path), template=template)

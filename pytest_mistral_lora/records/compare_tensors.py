@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pytest_mistral_lora.errors import InputError
+from pytest_mistral_lora.checkpoint.weights import Weights
 from pytest_mistral_lora.records.hashing import ADAPTER_TENSORS
 
 if TYPE_CHECKING:
@@ -114,34 +112,18 @@ def diff_tensors(a: Path, b: Path) -> TensorsDiff:
     """Compare the tensors of two folders by name.
 
     Raises:
-        InputError: If a file is not a safetensors file.
+        InputError: As for `read_header`.
     """
     kinds: dict[str, TensorKindDiff] = {}
     reshaped = []
-    with _open_files(tensor_files(a)) as first, _open_files(tensor_files(b)) as second:
-        for name in sorted(first.keys() & second.keys()):
-            one, other = first[name].get_tensor(name), second[name].get_tensor(name)
-            if one.shape != other.shape:
-                reshaped.append((name, tuple(one.shape), tuple(other.shape)))
-                continue
-            # "base_model.model.model.layers.3.self_attn.q_proj.lora_A.weight" is of the kind "self_attn.q_proj.lora_A".
-            kind = re.sub(r"^(?:base_model\.model\.)?(?:.*\.layers\.\d+\.)?|\.weight$", "", name)
-            kinds.setdefault(kind, TensorKindDiff(kind)).add(one, other)
-        only_a, only_b = sorted(first.keys() - second.keys()), sorted(second.keys() - first.keys())
+    first, second = Weights(tensor_files(a)), Weights(tensor_files(b))
+    for name in sorted(first.keys() & second.keys()):
+        shapes = first.infos[name].shape, second.infos[name].shape
+        if shapes[0] != shapes[1]:
+            reshaped.append((name, *shapes))
+            continue
+        # "base_model.model.model.layers.3.self_attn.q_proj.lora_A.weight" is of the kind "self_attn.q_proj.lora_A".
+        kind = re.sub(r"^(?:base_model\.model\.)?(?:.*\.layers\.\d+\.)?|\.weight$", "", name)
+        kinds.setdefault(kind, TensorKindDiff(kind)).add(first[name], second[name])
+    only_a, only_b = sorted(first.keys() - second.keys()), sorted(second.keys() - first.keys())
     return TensorsDiff(tuple(kinds.values()), tuple(reshaped), tuple(only_a), tuple(only_b))
-
-
-@contextmanager
-def _open_files(files: Sequence[Path]) -> Iterator[dict[str, Any]]:
-    """Open files, and yield the open file of each tensor by the tensor's name."""
-    from safetensors import SafetensorError, safe_open
-
-    with ExitStack() as stack:
-        found: dict[str, Any] = {}
-        for file in files:
-            try:
-                opened = stack.enter_context(safe_open(file, framework="pt"))
-            except (OSError, SafetensorError) as error:
-                raise InputError(f"not a safetensors file: {error}", place=str(file)) from error
-            found |= dict.fromkeys(opened.keys(), opened)
-        yield found

@@ -17,7 +17,7 @@ from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.records.hashing import sha256_file
 
 Written = Literal["created", "rewritten", "unchanged"]
-"""What writing a file came to."""
+"""The result of writing a file."""
 
 _RANDOM = 8
 """How many characters `tempfile` puts after the name of a temporary file or folder."""
@@ -44,11 +44,11 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def put_text(path: Path, text: str, *, keep: bool = False) -> Written:
-    """Write a text file atomically, its folders with it, and say what that came to.
+    """Write a text file atomically, with the folders above it, and return the result.
 
     Args:
         path: The file.
-        text: What it is to have.
+        text: Its new content.
         keep: Leave the file as it is, if there is one.
 
     Raises:
@@ -72,7 +72,7 @@ def write_json(path: Path, data: Any) -> None:
 
 
 def json_text(data: Any) -> str:
-    """Return what `write_json` writes."""
+    """Return the text that `write_json` writes."""
     return json.dumps(data, ensure_ascii=False, indent=2, allow_nan=False) + "\n"
 
 
@@ -135,7 +135,7 @@ def _sync_one(path: Path) -> None:
 
 
 def remove_temporaries(path: Path) -> None:
-    """Remove what a killed process left of `finished_folder(path)`, or of writing the file `path`."""
+    """Remove the remains of a killed process: of `finished_folder(path)`, or of writing the file `path`."""
     for left in path.parent.glob(f".{glob.escape(path.name)}.{'?' * _RANDOM}"):
         if left.is_dir():
             shutil.rmtree(left, ignore_errors=True)

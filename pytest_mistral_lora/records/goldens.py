@@ -16,6 +16,7 @@ from pytest_mistral_lora.chat.reading.jsonl import read_json
 from pytest_mistral_lora.chat.rows import Row, parse_row
 from pytest_mistral_lora.errors import InputError, RowError
 from pytest_mistral_lora.records.files import Written, put_text, write_text
+from pytest_mistral_lora.records.schema import RecordSchema, Violation, require_valid
 
 SCHEMA_VERSION = 1
 
@@ -34,7 +35,7 @@ class Case:
 
     Attributes:
         name: Name of the case.
-        description: What it is for, in one sentence.
+        description: Its purpose, in one sentence.
         row: The chat row.
         versions: Tokenizer versions that can encode it.
     """
@@ -51,7 +52,7 @@ class Golden:
 
     Attributes:
         case: Name of the case.
-        description: What it is for.
+        description: Its purpose.
         tokenizer: `file`, `version` and `sha256` of the tokenizer that it was recorded with.
         recorded_with: Library versions that it was recorded with.
         row: The chat row.
@@ -74,10 +75,10 @@ class Golden:
         write_text(self.path, self.text())
 
     def put(self, before: Golden | None) -> Written:
-        """Write the golden to its path, unless it differs only in library versions from what is there.
+        """Write the golden to its path, unless the file differs from it only in library versions.
 
         Args:
-            before: What the file has, or None where there is none.
+            before: The golden in the file; None if there is no file.
 
         Raises:
             InputError: If it cannot be written.
@@ -86,7 +87,7 @@ class Golden:
         return put_text(self.path, self.text(), keep=same)
 
     def text(self) -> str:
-        """Return the file's text; each field stays on one line, so that a diff shows what moved."""
+        """Return the file's text; each field stays on one line, so that a diff shows the change."""
         data = {
             "schema_version": SCHEMA_VERSION,
             "case": self.case,
@@ -149,9 +150,7 @@ def load(path: Path) -> Golden:
         InputError: If it is not JSON, breaks the schema, or contradicts itself; every violation is named.
     """
     data = read_json(path)
-    violations = form_violations(data, path.stem)
-    if violations:
-        raise InputError("not a rendering golden: " + "; ".join(violations), place=str(path))
+    require_valid(violations(data, path.stem), "rendering golden", path)
     encoded = EncodedRow(tuple(data["input_ids"]), tuple(data["labels"]), tuple(Span(**span) for span in data["spans"]))
     return Golden(
         data["case"],
@@ -165,39 +164,33 @@ def load(path: Path) -> Golden:
     )
 
 
-def form_violations(data: Any, name: str) -> list[str]:
-    """Return what is wrong with the form of a golden: its schema, its row, and that labels and spans agree."""
-    violations = [f"{error.json_path}: {error.message}" for error in _validator().iter_errors(data)]
-    if violations:
-        return violations
+def violations(data: Any, name: str) -> list[Violation]:
+    """Return the violations of a golden: of its schema, its name, its row, and its labels and spans."""
+    found = _golden_schema().violations(data)
+    if found:
+        return found
     if data["case"] != name:
-        violations.append(f"$.case: {data['case']!r}, but the file is {name}.json")
+        found.append(Violation("$.case", f"{data['case']!r}, but the file is {name}.json"))
     try:
         parse_row(data["row"])
     except RowError as error:
-        violations.append(f"$.row: {error}")
-    return violations + _span_violations(data)
-
-
-def _span_violations(data: Any) -> list[str]:
+        found.append(Violation("$.row", str(error)))
     ids, labels, spans = data["input_ids"], data["labels"], data["spans"]
     edges = [0, *(span["end"] for span in spans)]
     if edges[:-1] != [span["start"] for span in spans] or edges[-1] != len(ids) or sorted(set(edges)) != edges:
-        return ["$.spans: they do not partition input_ids in order"]
+        return [*found, Violation("$.spans", "they do not partition input_ids in order")]
     expected = [
         token if span["supervised"] else IGNORE_INDEX for span in spans for token in ids[span["start"] : span["end"]]
     ]
     if labels != expected:
         at = next((n for n, pair in enumerate(zip(labels, expected, strict=False)) if pair[0] != pair[1]), len(ids))
-        return [f"$.labels: differ from what the spans say, first at token {at}"]
-    return []
+        found.append(Violation("$.labels", f"differ from what the spans say, first at token {at}"))
+    return found
 
 
 @cache
-def _validator() -> Any:
-    from jsonschema import Draft202012Validator
-
-    return Draft202012Validator(read_json(goldens_folder() / "golden.schema.json"))
+def _golden_schema() -> RecordSchema:
+    return RecordSchema(goldens_folder() / "golden.schema.json")
 
 
 def library_versions() -> dict[str, str]:

@@ -26,7 +26,7 @@ def sha256_bytes(data: bytes) -> str:
 
 
 def sha256_file(path: Path) -> str:
-    """Return the SHA-256 of a file's bytes, in hex: what `sha256sum` prints.
+    """Return the SHA-256 of a file's bytes, in hex, as `sha256sum` prints it.
 
     Raises:
         InputError: If the file cannot be read.

@@ -1,12 +1,10 @@
-"""Golden transcripts: a prompt and what a model answered to it greedily, token by token, one case a file."""
+"""Golden transcripts: a prompt and the greedy answer of a model, token by token, one case a file."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import cache
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,11 +14,13 @@ from pytest_mistral_lora.chat.rows import Row, parse_row
 from pytest_mistral_lora.errors import InputError, RowError
 from pytest_mistral_lora.records.files import Written, put_text, write_text
 from pytest_mistral_lora.records.hashing import canonical_json
+from pytest_mistral_lora.records.schema import RecordSchema, Violation, require_valid
 
 TRANSCRIPTS = "transcripts"
 """Folder of a finished run that holds its transcripts."""
 
 SCHEMA_VERSION = 1
+SCHEMA = RecordSchema(Path(__file__).with_name("transcript.schema.json"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,14 +33,14 @@ class Transcript:
         prompt_ids: Ids that the answer follows, as training would encode them.
         completion_ids: Generated ids, a closing EOS included.
         text: The same as text, without control tokens.
-        stop: `eos`, or `length` where `max_new_tokens` ended it.
+        stop: `eos`, or `length` if `max_new_tokens` was reached.
         max_new_tokens: Longest completion, in tokens.
         logprobs: Log-probability of each completion token given all before it, in nats, from one forward pass.
-        margins: By how many nats each is above the best other token; negative where generation, which adds up in
-            another order, chose a token that the forward pass finds second.
+        margins: By how many nats each is above the best other token; negative if generation, which adds up
+            in another order, chose a token that the forward pass ranks second.
         runner_up_ids: The best other token at each place.
         checks: Format checks as plain data, each with `passed` and `reason`.
-        model: Identity of what answered: `kind`, `tensors_sha256`, `base`, `revision`, `base_weights_sha256`.
+        model: Identity of the model: `kind`, `tensors_sha256`, `base`, `revision`, `base_weights_sha256`.
         tokenizer: `backend`, `version`, `file` and `sha256`.
         recorded_with: Versions of the libraries that decide ids and logits.
         device: `cpu` or `cuda`.
@@ -95,7 +95,7 @@ class Transcript:
         }
 
     def to_text(self) -> str:
-        """Return the file's text: canonical JSON, but for a line for each field, so that a diff shows what moved."""
+        """Return the file's text: canonical JSON, but for a line for each field, so that a diff shows the change."""
         lines = (f"{json.dumps(key)}: {canonical_json(value).decode()}" for key, value in self.to_json().items())
         return "{\n  " + ",\n  ".join(lines) + "\n}\n"
 
@@ -106,25 +106,17 @@ class Transcript:
         return file
 
     def put(self, file: Path, before: Transcript | None) -> Written:
-        """Write the transcript to a file, unless it differs only in library versions from what is there.
+        """Write the transcript to a file, unless the file differs from it only in library versions.
 
         Args:
-            file: Where it goes: `<case>.json`.
-            before: What the file has, or None where there is none.
+            file: The file, `<case>.json`.
+            before: The transcript in the file; None if there is no file.
 
         Raises:
             InputError: If it cannot be written.
         """
         same = before is not None and replace(before, recorded_with=self.recorded_with) == self
         return put_text(file, self.to_text(), keep=same)
-
-
-@cache
-def schema() -> dict[str, Any]:
-    """Return the JSON Schema (2020-12) of a transcript."""
-    text = (files(__package__) / "transcript.schema.json").read_text(encoding="utf-8")
-    data: dict[str, Any] = json.loads(text)
-    return data
 
 
 def load(file: Path) -> Transcript:
@@ -134,14 +126,11 @@ def load(file: Path) -> Transcript:
         InputError: If it cannot be read, or is not a transcript; every violation is named with its JSON path.
     """
     data = read_json(file)
-    wrong = violations(data, file.stem)
-    if wrong:
-        lines = "\n".join(f"  {one}" for one in wrong)
-        raise InputError(f"not a golden transcript:\n{lines}", place=str(file))
+    require_valid(violations(data, file.stem), "golden transcript", file)
     values = {name: data[name] for name in Transcript.__slots__ if name not in ("row", "checks")}
     sequences = ("prompt_ids", "completion_ids", "logprobs", "margins", "runner_up_ids")
     values |= {name: tuple(data[name]) for name in sequences}
-    return Transcript(row=_row(data), checks=tuple(data["checks"]), **values)
+    return Transcript(row=_whole_row(data), checks=tuple(data["checks"]), **values)
 
 
 def load_folder(folder: Path) -> list[Transcript]:
@@ -167,52 +156,37 @@ def transcript_files(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.json"))
 
 
-def violations(data: Any, case: str) -> list[str]:
-    """Return where `data` is not the transcript of a case, each with its JSON path; empty where it is."""
-    wrong = {line for error in _validator().iter_errors(data) for line in _explained(error)}
-    return sorted(wrong) or list(_contradictions(data, case))
+def violations(data: Any, case: str) -> list[Violation]:
+    """Return the violations of a transcript: of its schema, or else its contradictions; empty for a valid one."""
+    return SCHEMA.violations(data) or list(_contradictions(data, case))
 
 
-def _explained(error: Any) -> Iterator[str]:
-    """Put a `jsonschema.ValidationError` into lines; a missing key is named in the path."""
-    if error.validator == "required":
-        yield from (
-            f"{error.json_path}.{name}: is missing" for name in error.validator_value if name not in error.instance
-        )
-    else:
-        yield f"{error.json_path}: {error.message}"
-
-
-def _contradictions(data: Mapping[str, Any], case: str) -> Iterator[str]:
+def _contradictions(data: Mapping[str, Any], case: str) -> Iterator[Violation]:
+    """Yield the contradictions within a transcript that keeps its schema."""
     if data["case"] != case:
-        yield f"$.case: {data['case']!r}, but the file is {case}.json"
+        yield Violation("$.case", f"{data['case']!r}, but the file is {case}.json")
     tokens = len(data["completion_ids"])
     for name in ("logprobs", "margins", "runner_up_ids"):
         if len(data[name]) != tokens:
-            yield f"$.{name}: {len(data[name])} values for {tokens} tokens"
+            yield Violation(f"$.{name}", f"{len(data[name])} values for {tokens} tokens")
     if tokens > data["max_new_tokens"] or (data["stop"] == "length" and tokens < data["max_new_tokens"]):
-        yield f"$.completion_ids: {tokens} tokens, stopped by {data['stop']}, of at most {data['max_new_tokens']}"
+        found = f"{tokens} tokens, stopped by {data['stop']}, of at most {data['max_new_tokens']}"
+        yield Violation("$.completion_ids", found)
     for index, check in enumerate(data["checks"]):
         if check["passed"] == bool(check["reason"]):
-            yield f"$.checks[{index}]: passed is {check['passed']}, and the reason {check['reason']!r}"
+            found = f"passed is {check['passed']}, and the reason {check['reason']!r}"
+            yield Violation(f"$.checks[{index}]", found)
         wrong = schema_violation(check["value"]) if check["kind"] == "json_schema" else ""
         if wrong:
-            yield f"$.checks[{index}].value: not a JSON Schema: {wrong}"
+            yield Violation(f"$.checks[{index}].value", f"not a JSON Schema: {wrong}")
     try:
-        row = _row(data)
+        row = _whole_row(data)
     except RowError as error:
-        yield f"$.row: {error}"
+        yield Violation("$.row", str(error))
         return
     if row.assistant_groups()[-1][0] != len(data["row"]["messages"]):
-        yield "$.answer: it is not the last assistant turn of the conversation"
+        yield Violation("$.answer", "it is not the last assistant turn of the conversation")
 
 
-def _row(data: Mapping[str, Any]) -> Row:
+def _whole_row(data: Mapping[str, Any]) -> Row:
     return parse_row({**data["row"], "messages": [*data["row"]["messages"], *data["answer"]]})
-
-
-@cache
-def _validator() -> Any:
-    from jsonschema import Draft202012Validator
-
-    return Draft202012Validator(schema())

@@ -15,15 +15,12 @@ import torch
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.records.adapter_folder import AdapterFolder
 from pytest_mistral_lora.records.hashing import (
-    ADAPTER_TENSORS,
     base_weights_sha256,
     read_tensors,
     sha256_files,
     sha256_tensors,
 )
-from pytest_mistral_lora.records.manifest import MANIFEST, load
-from pytest_mistral_lora.records.verify.field_checks import held_files, training_files
-from pytest_mistral_lora.records.verify.recompute import Fact, State
+from pytest_mistral_lora.records.verify import FieldCheck, State, held_files, training_files
 from pytest_mistral_lora.training.loop import Progress
 from pytest_mistral_lora.training.recipe import Recipe, parse_recipe
 from pytest_mistral_lora.training.run import train
@@ -57,20 +54,20 @@ class Rerun:
     elsewhere: tuple[str, ...]
 
     @property
-    def fact(self) -> Fact:
+    def fact(self) -> FieldCheck:
         """The verdict as a fact beside those of `verify`."""
         if self.sha256 == self.recorded_sha256:
-            return Fact("rerun", "match", self.recorded_sha256, "equal bit for bit")
+            return FieldCheck("rerun", "match", self.recorded_sha256, "equal bit for bit")
         found = f"{self.sha256}, {self.distance:.2%} of the way apart"
         if not self.elsewhere:
-            return Fact("rerun", "mismatch", self.recorded_sha256, f"{found}; equal was expected on this machine")
+            return FieldCheck("rerun", "mismatch", self.recorded_sha256, f"{found}; equal was expected on this machine")
         allowed = f"{self.tolerance:.0%} are allowed, with another {', another '.join(self.elsewhere)}"
         state: State = "match" if self.distance <= self.tolerance else "mismatch"
-        return Fact("rerun", state, self.recorded_sha256, f"{found}; {allowed}")
+        return FieldCheck("rerun", state, self.recorded_sha256, f"{found}; {allowed}")
 
 
 def rerun(
-    folder: Path,
+    adapter: Path | AdapterFolder,
     *,
     base: Path | None = None,
     dataset: Path | Sequence[Path] | None = None,
@@ -82,23 +79,24 @@ def rerun(
     must be equal bit for bit; elsewhere they may be `TOLERANCES` apart.
 
     Args:
-        folder: The adapter's folder.
-        base: The base's folder; by default, the one that the folder names.
+        adapter: The adapter's folder.
+        base: The base's folder; by default, the one that the folder names. An `AdapterFolder` has its own.
         dataset: The training files in recipe order, or a folder with all data files; by default, the recipe's files, if
             the adapter's folder is still beside the recipe.
         progress: Display of the progress, on standard error.
 
     Raises:
-        InputError: If the manifest records no recipe, or base or data are not at hand or are others.
+        InputError: If the manifest records no recipe, or base or data are missing or are others.
     """
-    data = load(folder).data
+    folder = adapter if isinstance(adapter, AdapterFolder) else AdapterFolder(adapter, base)
+    data = folder.require_manifest().data
     if "recipe" not in data or data["kind"] != "adapter":
         found = "records no recipe" if data["kind"] == "adapter" else "a merged model: it was not trained"
-        raise InputError(found, place=str(folder / MANIFEST), expected="the manifest of a run, from version 2 on")
-    recorded = read_tensors(folder / ADAPTER_TENSORS)
+        raise InputError(found, place=str(folder.manifest_file), expected="the manifest of a run, from version 2 on")
+    recorded = read_tensors(folder.tensors_file)
     with tempfile.TemporaryDirectory(prefix="rerun-") as temporary, _threads(data):
         elsewhere = tuple(_elsewhere(data))
-        result = train(_recipe(folder, data, base, dataset, Path(temporary) / "adapter"), progress=progress)
+        result = train(_recipe(folder, dataset, Path(temporary) / "adapter"), progress=progress)
     return Rerun(
         recorded_sha256=sha256_tensors(recorded),
         sha256=sha256_tensors(result.adapter.tensors),
@@ -108,12 +106,11 @@ def rerun(
     )
 
 
-def _recipe(
-    folder: Path, data: Mapping[str, Any], base: Path | None, dataset: Path | Sequence[Path] | None, output: Path
-) -> Recipe:
+def _recipe(folder: AdapterFolder, dataset: Path | Sequence[Path] | None, output: Path) -> Recipe:
     """Return the recorded recipe with the present paths of base and data, without loggers and generated answers."""
+    data = folder.require_manifest().data
     written = dict(data["recipe"])
-    home = folder.resolve().parents[len(Path(written["output"]).parts) - 1]  # of the recipe, where none has moved
+    home = folder.path.resolve().parents[len(Path(written["output"]).parts) - 1]  # of the recipe, where none has moved
     files = home if dataset is None else dataset
     train_files, held = training_files(data, files), held_files(data, files)
     digest = sha256_files(train_files)
@@ -124,22 +121,23 @@ def _recipe(
             expected=f"{data['dataset_sha256']}, as recorded",
             next_step="Give the files with --dataset.",
         )
-    written["base"] = _base(folder, data, base, home)
+    written["base"] = _base(folder, home)
     written["data"] = {**written["data"], "train": [str(path.resolve()) for path in train_files]}
     written["data"]["eval"] = [str(path.resolve()) for path in held or ()]
     written["training"] = {**written["training"], "report_to": []}
     written["output"] = str(output)
     written.pop("evaluation", None)
-    return parse_recipe(written, folder=output.parent, place=f"{folder / MANIFEST}, recipe")
+    return parse_recipe(written, folder=output.parent, place=f"{folder.manifest_file}, recipe")
 
 
-def _base(folder: Path, data: Mapping[str, Any], base: Path | None, home: Path) -> dict[str, Any]:
+def _base(folder: AdapterFolder, home: Path) -> dict[str, Any]:
+    data, base = folder.require_manifest().data, folder.given_base
     written: dict[str, Any] = data["recipe"]["base"]
     if base is None and "repo" in written:
         return written
     if base is None and (home / written["path"]).is_dir():
         base = home / written["path"]
-    found = AdapterFolder(folder).locate_base(base, fetch=True).require(folder)
+    found = folder.base if base is None else base
     weights = base_weights_sha256(found)
     if weights != data.get("base_weights_sha256", weights):
         raise InputError(

@@ -15,6 +15,7 @@ from accelerate.utils import gather_object
 from pytest_mistral_lora.checkpoint.base_model import load_base, load_nf4
 from pytest_mistral_lora.checkpoint.encoder import Encoder
 from pytest_mistral_lora.errors import NonFiniteError, StoppedError
+from pytest_mistral_lora.records.adapter_folder import BASE_FACTS
 from pytest_mistral_lora.records.files import write_text
 from pytest_mistral_lora.records.transcripts import TRANSCRIPTS
 from pytest_mistral_lora.training.adapter import adapter_tensors, attach_adapter
@@ -22,7 +23,7 @@ from pytest_mistral_lora.training.callbacks import EvaluateAtEnd, SaveByTime, St
 from pytest_mistral_lora.training.devices import device_of, precision_of
 from pytest_mistral_lora.training.generate.callback import GENERATIONS, GenerationCallback
 from pytest_mistral_lora.training.generate.generate import Completion, Probe, probe
-from pytest_mistral_lora.training.generate.record import BASE_FACTS, adapter_identity, record
+from pytest_mistral_lora.training.generate.record import adapter_identity, record
 from pytest_mistral_lora.training.loop import Progress, apply_kernels, logger_callbacks, make_trainer
 from pytest_mistral_lora.training.prepare import Preparation, prepare
 from pytest_mistral_lora.training.recipe import Recipe

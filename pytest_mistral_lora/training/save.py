@@ -23,7 +23,7 @@ from pytest_mistral_lora.records.files import finished_folder, listing, write_js
 from pytest_mistral_lora.records.hashing import ADAPTER_TENSORS, sha256_file, sha256_tensors
 from pytest_mistral_lora.records.manifest import MANIFEST, build
 from pytest_mistral_lora.records.notes import note_texts
-from pytest_mistral_lora.records.verify.recompute import PROBE, probe_sha256
+from pytest_mistral_lora.records.recount import PROBE, probe_sha256
 from pytest_mistral_lora.training.adapter import expected_names
 
 TEMPLATE = "chat_template.jinja"

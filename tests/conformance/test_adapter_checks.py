@@ -22,6 +22,7 @@ from pytest_mistral_lora.conformance.adapter.checks import cases
 from pytest_mistral_lora.conformance.adapter.config import matches
 from pytest_mistral_lora.conformance.finding import Result
 from pytest_mistral_lora.errors import InputError, PinError
+from pytest_mistral_lora.records.adapter_folder import AdapterFolder
 
 COMMIT = "e0bc86c23ce5aae1db576c8cca6f06f1f73af2db"
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -65,7 +66,7 @@ def save(base: Path, tmp_path: Path) -> Save:
 
 
 def judged(folder: Path, base: Path | None) -> dict[str, Result]:
-    return {name: judge() for name, judge in cases(folder, base).items()}
+    return {name: judge() for name, judge in cases(AdapterFolder(folder, base)).items()}
 
 
 def rules(results: dict[str, Result]) -> set[str]:

@@ -480,7 +480,7 @@ def control_token_as_text(artifact: Artifact) -> None:
     tokens[:] = [token for token in tokens if token["content"] != "[INST]"]
 
 
-@mutant("ML202 ML205 ML214", says="more control tokens")
+@mutant("ML202 ML205 ML214", says="… and")
 def another_version(artifact: Artifact) -> None:
     """Mistral's file is of another version than `tokenizer.json`."""
     _sentencepiece(artifact, legacy=False)

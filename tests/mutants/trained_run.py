@@ -32,7 +32,8 @@ from pytest_mistral_lora.conformance.train.model_laws import merged_model, packe
 from pytest_mistral_lora.records.files import write_json
 from pytest_mistral_lora.records.hashing import sha256_file
 from pytest_mistral_lora.training.adapter import adapted_layers, attach_adapter, base_tensors
-from pytest_mistral_lora.training.generate.generate import generate, smoke
+from pytest_mistral_lora.training.generate.compare import model_spec, smoke
+from pytest_mistral_lora.training.generate.generate import generate
 from pytest_mistral_lora.training.loop import make_trainer
 from pytest_mistral_lora.training.rows.loading import load_data
 from pytest_mistral_lora.training.step.forward import collate, supervised_losses
@@ -206,7 +207,7 @@ def _evidence(artifact: dict[str, Any], changed: set[str]) -> dict[str, Any]:
 def _ask_here(folder: Path, device: str) -> dict[str, Any]:
     """Return what a new process would see of the adapter, whose trainer is broken alike."""
     rows = list(read_rows(folder / "rows.jsonl"))
-    return smoke(folder / "adapter", folder / "base", rows, max_new_tokens=64, device=device)
+    return smoke(model_spec(folder / "adapter", folder / "base", device=device), rows, max_new_tokens=64)
 
 
 def _measured(harness: TrainerHarness, names: set[str]) -> dict[str, Figures]:

@@ -22,7 +22,7 @@ from pytest_mistral_lora.cli import main
 from pytest_mistral_lora.records.compare_runs import compare_runs
 from pytest_mistral_lora.records.hashing import base_weights_sha256
 from pytest_mistral_lora.records.transcripts import load
-from pytest_mistral_lora.training.generate.compare import Adapted
+from pytest_mistral_lora.training.generate.compare import model_spec
 from pytest_mistral_lora.training.generate.judge import TOLERANCES
 from pytest_mistral_lora.training.generate.questions import Question, ask
 from pytest_mistral_lora.training.merge.merge import merge
@@ -53,9 +53,9 @@ def tuned(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     result = train(parse_recipe(data, folder=folder))
     (folder / "goldens").mkdir()
     write_rows(folder / "goldens" / "rows.jsonl", [NAMED])
-    adapted = Adapted.find(result.output, base)
+    spec = model_spec(result.output, base)
     [row] = read_rows(folder / "goldens" / "rows.jsonl")
-    answer = ask(adapted.load(), adapted, Question.of_line("prime", row, NAMED, None))
+    answer = ask(spec.load(), spec, Question.of_line("prime", row, NAMED, None))
     answer.put(folder / "goldens" / "transcripts" / "lora" / "prime.json", None)
     yield folder
     torch.set_num_threads(threads)

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from dying_runs import Death, forked
 
-from pytest_mistral_lora.records.verify.verify import verify
+from pytest_mistral_lora.records.verify import verify
 from pytest_mistral_lora.training.merge.merge import merge
 
 ADAPTER, BASE, GOLDEN, FOLDER = map(Path, sys.argv[1:5])

@@ -94,7 +94,7 @@ def test_without_a_manifest_the_configuration_is_enough(adapter: Path, project: 
     (adapter / MANIFEST).unlink()
     shutil.rmtree(adapter / "transcripts")
     assert not {"adapter::fits-base", "adapter::changes-the-base"} & not_checked(adapter).keys()
-    found = AdapterFolder(adapter).locate_base().folder
+    found = AdapterFolder(adapter).located_base.folder
     assert found is not None
     assert found.samefile(project / "models" / "base")
     file = adapter / TENSORS
@@ -111,7 +111,7 @@ def test_a_base_with_other_weights_is_not_taken_by_any_command(
     other = project / "models" / "base"
     shutil.rmtree(other)
     write_tiny_base(other, shipped_tokenizer("spm-v3"), seed=1)
-    reason = AdapterFolder(adapter).locate_base().missing
+    reason = AdapterFolder(adapter).located_base.missing
     assert f"'models/base' is missing; {other.resolve()} has other weights" in reason
     skipped = not_checked(adapter)
     assert {reason in skipped[name] for name in NEEDS_BASE} == {True}
@@ -149,7 +149,7 @@ def _as_link(folder: Path) -> str:
 )
 def test_a_name_that_leads_to_no_base_is_data(name: str | Callable[[Path], str], project: Path) -> None:
     adapter, base = project / "lora-out", project / "models" / "base"
-    found = recorded(adapter, name if isinstance(name, str) else name(base)).locate_base()
+    found = recorded(adapter, name if isinstance(name, str) else name(base)).located_base
     assert found.folder is None
     assert found.missing
 
@@ -160,12 +160,12 @@ def test_a_name_that_leaves_the_project_needs_the_recorded_weights(name: str, pr
     shutil.move(project / "models" / "base", elsewhere)
     (here / "link").symlink_to(elsewhere)
     folder = recorded(project / "lora-out", name.format(here=here), weights=True)
-    found = folder.locate_base().folder
+    found = folder.located_base.folder
     assert found is not None
     assert found.samefile(elsewhere)
     shutil.rmtree(elsewhere)
     write_tiny_base(elsewhere, shipped_tokenizer("spm-v3"), seed=1)
-    assert folder.locate_base().folder is None
+    assert AdapterFolder(folder.path).located_base.folder is None
 
 
 def test_a_base_is_found_from_an_output_below_the_project(project: Path) -> None:
@@ -174,4 +174,4 @@ def test_a_base_is_found_from_an_output_below_the_project(project: Path) -> None
     (project / "lora-out" / MANIFEST).write_text(json.dumps(manifest))
     (project / "runs" / "first").mkdir(parents=True)
     moved = Path(shutil.move(project / "lora-out", project / "runs" / "first" / "lora-out"))
-    assert AdapterFolder(moved).locate_base().folder == (project / "models" / "base").resolve()
+    assert AdapterFolder(moved).located_base.folder == (project / "models" / "base").resolve()

@@ -24,7 +24,7 @@ from pytest_mistral_lora.records.files import listing
 from pytest_mistral_lora.records.hashing import base_weights_sha256, sha256_file
 from pytest_mistral_lora.records.manifest import load
 from pytest_mistral_lora.records.transcripts import TRANSCRIPTS, load_folder
-from pytest_mistral_lora.records.verify.verify import verify
+from pytest_mistral_lora.records.verify import verify
 from pytest_mistral_lora.training.adapter import base_tensors, peft_quiet
 from pytest_mistral_lora.training.generate.compare import compare
 from pytest_mistral_lora.training.merge import prove as proof

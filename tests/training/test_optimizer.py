@@ -10,7 +10,7 @@ import pytest
 import torch
 from tiny_runs import MakeRecipe
 
-from pytest_mistral_lora.records.verify.verify import verify
+from pytest_mistral_lora.records.verify import verify
 from pytest_mistral_lora.training.callbacks import StopAtNonFinite
 from pytest_mistral_lora.training.loop import trainer_arguments
 from pytest_mistral_lora.training.run import RunResult, train, work_folder

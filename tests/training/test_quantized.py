@@ -14,10 +14,10 @@ from tiny_runs import recipe_data, write_rows
 from pytest_mistral_lora.chat.rows import read_rows
 from pytest_mistral_lora.checkpoint.base_model import load_base, load_nf4
 from pytest_mistral_lora.conformance.adapter.checks import adapter_findings
-from pytest_mistral_lora.records.verify.verify import verify
+from pytest_mistral_lora.records.verify import verify
 from pytest_mistral_lora.training.adapter import adapted_layers, attach_adapter
-from pytest_mistral_lora.training.generate.compare import Adapted
-from pytest_mistral_lora.training.generate.generate import probe, smoke
+from pytest_mistral_lora.training.generate.compare import model_spec, smoke
+from pytest_mistral_lora.training.generate.generate import probe
 from pytest_mistral_lora.training.recipe import PROJECTIONS, Lora, parse_recipe
 from pytest_mistral_lora.training.run import RunResult, train
 
@@ -63,8 +63,9 @@ def test_a_base_in_four_bits_trains_to_a_sound_adapter(
 def test_loaded_afresh_the_base_is_in_four_bits_again(run_on: Run, base: Path, tmp_path: Path) -> None:
     result = run_on("cpu", "nf4", precision="fp32", steps=10)
     rows = list(read_rows(tmp_path / "rows.jsonl"))
-    assert smoke(result.output, base, rows, max_new_tokens=1, device="cpu")["probe"]["sha256"] == result.probe.sha256
-    judged = Adapted.find(result.output, base, device="cpu").load()
+    spec = model_spec(result.output, base, device="cpu")
+    assert smoke(spec, rows, max_new_tokens=1)["probe"]["sha256"] == result.probe.sha256
+    judged = model_spec(result.output, base, device="cpu").load()
     assert probe(judged, result.data.train.encoded[:8]) == result.probe
 
 

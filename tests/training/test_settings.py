@@ -11,7 +11,7 @@ from tiny_runs import MakeRecipe, recipe_data, write_rows
 
 from pytest_mistral_lora.cli import main
 from pytest_mistral_lora.errors import RowError, RowsError, TrainingError
-from pytest_mistral_lora.records.verify.verify import verify
+from pytest_mistral_lora.records.verify import verify
 from pytest_mistral_lora.training.recipe import parse_recipe
 from pytest_mistral_lora.training.run import train, work_folder
 from pytest_mistral_lora.training.work_folder import describe_failure

@@ -14,11 +14,11 @@ import pytest
 from tiny_runs import write_rows
 
 from pytest_mistral_lora.errors import InputError
+from pytest_mistral_lora.records.adapter_folder import AdapterFolder
 from pytest_mistral_lora.records.decision_note import with_author_section
 from pytest_mistral_lora.records.files import write_json
-from pytest_mistral_lora.records.manifest import MANIFEST, load, sealed
-from pytest_mistral_lora.records.verify.field_checks import adapter_facts
-from pytest_mistral_lora.records.verify.verify import folder_facts, verify
+from pytest_mistral_lora.records.manifest import MANIFEST, sealed
+from pytest_mistral_lora.records.verify import adapter_fields, folder_fields, verify
 from pytest_mistral_lora.training.run import RunResult
 
 Path_ = tuple[str | int, ...]
@@ -81,10 +81,11 @@ def verdicts(folder: Path, base: Path | None = None, dataset: Path | None = None
 def is_found(folder: Path) -> bool:
     """Say whether the folder alone shows a change; it stops at the first fact that does."""
     try:
-        data = load(folder).data
+        adapter = AdapterFolder(folder)
+        adapter.require_manifest()
     except InputError:
         return True
-    return any(fact.state == "mismatch" for fact in chain(folder_facts(folder, data), adapter_facts(folder, data)))
+    return any(fact.state == "mismatch" for fact in chain(folder_fields(adapter), adapter_fields(adapter)))
 
 
 def test_no_value_can_be_changed(run: RunResult, folder: Path) -> None:

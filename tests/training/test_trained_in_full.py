@@ -19,7 +19,7 @@ from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.conformance.adapter.checks import adapter_findings
 from pytest_mistral_lora.errors import RecipeError, TrainingError
 from pytest_mistral_lora.records.files import write_json
-from pytest_mistral_lora.records.verify.verify import verify
+from pytest_mistral_lora.records.verify import verify
 from pytest_mistral_lora.training.adapter import (
     adapted_layers,
     adapter_tensors,
@@ -28,7 +28,7 @@ from pytest_mistral_lora.training.adapter import (
     expected_names,
     saved_modules,
 )
-from pytest_mistral_lora.training.generate.generate import smoke
+from pytest_mistral_lora.training.generate.compare import model_spec, smoke
 from pytest_mistral_lora.training.recipe import PROJECTIONS, Lora, parse_recipe
 from pytest_mistral_lora.training.rows.loading import load_data
 from pytest_mistral_lora.training.rows.table import RowDataset
@@ -94,7 +94,7 @@ def test_every_tensor_moves_and_the_base_does_not(full_run: RunResult) -> None:
 
 def test_loaded_afresh_it_has_the_logits_that_it_had_in_memory(full_run: RunResult) -> None:
     rows = list(read_rows(full_run.output.parent / "rows.jsonl"))
-    result = smoke(full_run.output, full_run.base_folder, rows, max_new_tokens=1, device="cpu")
+    result = smoke(model_spec(full_run.output, full_run.base_folder, device="cpu"), rows, max_new_tokens=1)
     assert result["probe"]["sha256"] == full_run.probe.sha256
 
 
@@ -188,7 +188,7 @@ def test_in_a_bf16_base_the_head_is_trained_in_float32_and_used_in_bf16(make_rec
     assert not torch.equal(head, head.bfloat16().float())
     assert len(result.completions) == 2
     rows = list(read_rows(result.output.parent / "rows.jsonl"))
-    again = smoke(result.output, base, rows, max_new_tokens=1, device="cpu")
+    again = smoke(model_spec(result.output, base, device="cpu"), rows, max_new_tokens=1)
     assert again["adapter_effect"] > 0
     assert list(adapter_findings(result.output, base)) == []
 

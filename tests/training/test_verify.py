@@ -10,7 +10,7 @@ from tiny_runs import CONVERSATIONS, write_rows
 
 from pytest_mistral_lora.records.decision_note import DECISION
 from pytest_mistral_lora.records.manifest import load
-from pytest_mistral_lora.records.verify.verify import Fact, verify
+from pytest_mistral_lora.records.verify import FieldCheck, verify
 from pytest_mistral_lora.training.run import RunResult
 
 
@@ -24,11 +24,11 @@ def dataset(tmp_path: Path) -> Path:
     return write_rows(tmp_path / "rows.jsonl")
 
 
-def states(facts: list[Fact]) -> dict[str, str]:
+def states(facts: list[FieldCheck]) -> dict[str, str]:
     return {fact.name: fact.state for fact in facts}
 
 
-def mismatches(facts: list[Fact]) -> set[str]:
+def mismatches(facts: list[FieldCheck]) -> set[str]:
     return {fact.name for fact in facts if fact.state == "mismatch"}
 
 

@@ -77,7 +77,16 @@ def read_json(path: Path) -> Any:
     """Read a JSON file.
 
     Raises:
-        InputError: If the file is missing or has more than `JSON_LIMIT` bytes, or as for `parse_json`.
+        InputError: As for `read_bounded` and `parse_json`.
+    """
+    return parse_json(read_bounded(path), path)
+
+
+def read_bounded(path: Path) -> bytes:
+    """Return the bytes of a JSON file.
+
+    Raises:
+        InputError: If the file cannot be read, or has more than `JSON_LIMIT` bytes.
     """
     try:
         with path.open("rb") as file:
@@ -86,7 +95,7 @@ def read_json(path: Path) -> Any:
         raise InputError(f"cannot be read: {error.strerror}", place=str(path)) from error
     if len(data) > JSON_LIMIT:
         raise InputError("too large to be one", place=str(path), expected=f"at most {JSON_LIMIT >> 20} MiB of JSON")
-    return parse_json(data, path)
+    return data
 
 
 def parse_json(data: bytes, path: Path) -> Any:

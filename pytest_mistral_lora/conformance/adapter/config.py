@@ -1,4 +1,4 @@
-"""Is `adapter_config.json` a LoRA configuration that says everything, and one that PEFT can be given?"""
+"""The checks of `adapter_config.json`: is it complete, and can PEFT use it without a risk?"""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
-from pytest_mistral_lora.conformance.adapter.files import Opened
 from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.errors import InputError, PinError
+from pytest_mistral_lora.records.adapter_folder import AdapterFolder
 
 _SECONDS = 5.0
 _MOST = 10_000
@@ -23,7 +23,7 @@ _SHAPING = (
     *("rank_pattern", "alpha_pattern", "modules_to_save", "layers_to_transform", "layers_pattern"),
     *("trainable_token_indices", "fan_in_fan_out", "target_parameters", "ensure_weight_tying", "layer_replication"),
 )
-"""What decides which tensors there are and what they do."""
+"""Keys that decide the names, the shapes and the effect of the tensors."""
 
 _TASKS = (None, "CAUSAL_LM")
 
@@ -65,7 +65,7 @@ _KEYS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "lora_alpha": (_positive, "the scale, a number above 0"),
     "target_modules": (lambda value: bool(value) and _names(value), "the names of the adapted layers"),
 }
-"""What must be there. PEFT takes a default for what is not, and it need not be the one that was trained with."""
+"""Required keys. PEFT has a default for a missing one, which need not be the value of training."""
 
 _OPTIONAL: dict[str, tuple[Callable[[Any], bool], str]] = {
     "task_type": (lambda value: value in _TASKS, "CAUSAL_LM"),
@@ -85,19 +85,19 @@ _OPTIONAL: dict[str, tuple[Callable[[Any], bool], str]] = {
 }
 
 
-def configuration_findings(opened: Opened) -> Iterator[Finding]:
-    """Yield what is missing in a configuration, or has a value that no LoRA has."""
-    config = opened.config or {}
+def configuration_findings(folder: AdapterFolder) -> Iterator[Finding]:
+    """Yield the keys of a configuration that are missing, or have a value that no LoRA has."""
+    config = folder.config
     for key, (right, expected) in _KEYS.items():
         if key == "target_modules" and config.get("target_parameters"):
             continue
         if key not in config:
-            yield Finding("ML408", f"{key} is missing: PEFT takes its own default", opened.config_place, expected)
+            yield Finding("ML408", f"{key} is missing: PEFT takes its own default", str(folder.config_file), expected)
         elif not right(config[key]):
-            yield Finding("ML408", f"{key} is {_short(config[key])}", opened.config_place, expected)
+            yield Finding("ML408", f"{key} is {_short(config[key])}", str(folder.config_file), expected)
     for key, (right, expected) in _OPTIONAL.items():
         if config.get(key) is not None and not right(config[key]):
-            yield Finding("ML408", f"{key} is {_short(config[key])}", opened.config_place, expected)
+            yield Finding("ML408", f"{key} is {_short(config[key])}", str(folder.config_file), expected)
 
 
 def _short(value: Any) -> str:
@@ -106,7 +106,7 @@ def _short(value: Any) -> str:
 
 
 def lora_config(config: Mapping[str, Any]) -> Any:
-    """Return PEFT's `LoraConfig` with what decides which tensors there are; nothing in it imports or decomposes."""
+    """Return PEFT's `LoraConfig` of the shaping keys alone: others can make PEFT import or decompose something."""
     from peft import LoraConfig
 
     known = {field.name for field in fields(LoraConfig)}
@@ -115,17 +115,17 @@ def lora_config(config: Mapping[str, Any]) -> Any:
 
 
 def target_findings(
-    opened: Opened, modules: Sequence[str], linear: Iterable[str], unmatched: Iterable[tuple[str, str]]
+    folder: AdapterFolder, modules: Sequence[str], linear: Iterable[str], unmatched: Iterable[tuple[str, str]]
 ) -> Iterator[Finding]:
     """Yield each name and pattern of a configuration that matches no module: PEFT accepts them without a word.
 
     Args:
-        opened: The adapter.
+        folder: The adapter.
         modules: Dotted names of every module of the base.
         linear: Those that LoRA can be put on.
         unmatched: Key and pattern of each regular expression that matches none.
     """
-    config, place = opened.config or {}, opened.config_place
+    config, place = folder.config, str(folder.config_file)
     targets, have = config.get("target_modules"), sorted({name.rpartition(".")[2] for name in linear})
     # PEFT's own ways to match: a target is whole parts of a name, a saved module is any end of it
     for key, names, mark in (("target_modules", targets, "."), ("modules_to_save", config.get("modules_to_save"), "")):
@@ -189,16 +189,16 @@ def matches(patterns: Sequence[str], names: Sequence[str]) -> list[int]:
     return counts
 
 
-def base_findings(opened: Opened, pinned: bool) -> Iterator[Finding]:
-    """Yield what is wrong with how a configuration names its base.
+def base_findings(folder: AdapterFolder, pinned: bool) -> Iterator[Finding]:
+    """Yield the faults in the name and the revision of the base.
 
     Args:
-        opened: The adapter.
-        pinned: Whether the manifest says which weights the base has.
+        folder: The adapter.
+        pinned: Whether the manifest has a commit of the base, or the hash of its weights.
     """
     from pytest_mistral_lora.checkpoint.pins import check_revision
 
-    config, place = opened.config or {}, opened.config_place
+    config, place = folder.config, str(folder.config_file)
     name, revision = config.get("base_model_name_or_path"), config.get("revision")
     if not isinstance(name, str) or not name.strip():
         yield Finding("ML410", f"base_model_name_or_path is {_short(name)}", place, "the base that it was trained on")

@@ -20,7 +20,7 @@ from pytest_mistral_lora.conformance.encoded.text_faults import (
     without_spaces,
 )
 from pytest_mistral_lora.conformance.finding import Finding, show_difference
-from pytest_mistral_lora.errors import MistralLoraError
+from pytest_mistral_lora.errors import MistralLoraError, and_more
 
 
 def id_faults(row: Row, expected: Ids, ids: Sequence[int], oracle: Oracle) -> list[EncodingFault]:
@@ -37,8 +37,7 @@ def id_faults(row: Row, expected: Ids, ids: Sequence[int], oracle: Oracle) -> li
         return []
     outside = [token for token in ids if not 0 <= token < oracle.vocab_size]
     if outside:
-        more = f" and {len(outside) - 1} more" if outside[1:] else ""
-        found = f"id {str(outside[0])[:24]}{more}"
+        found = f"id {str(outside[0])[:24]}{and_more(1, len(outside))}"
         fault = EncodingFault("ML520", found, f"ids from 0 to {oracle.vocab_size - 1}")
         return [_other_tokenizer(row, ids, oracle) or fault]
     cut = _cut_fault(expected, ids, oracle)

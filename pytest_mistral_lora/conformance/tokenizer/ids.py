@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_mistral_lora.checkpoint.tokenizer_folder import GENERATION_CONFIG, MODEL_CONFIG, TOKENIZER_JSON
 from pytest_mistral_lora.checkpoint.weights import embedding_rows
-from pytest_mistral_lora.conformance.finding import Finding
+from pytest_mistral_lora.conformance.finding import Finding, first_findings
 from pytest_mistral_lora.conformance.targets import Target
 from pytest_mistral_lora.conformance.tokenizer.template_traits import oracle_of
 from pytest_mistral_lora.errors import InputError
@@ -65,9 +65,7 @@ def control_tokens(target: Target) -> Iterator[Finding]:
         if added[token].special or token >= oracle.vocab_size:
             found = f"{added[token].content!r} (id {token}) is {'special' if added[token].special else 'added'}"
             findings.append(Finding("ML202", found, place, "no token that Mistral does not have"))
-    yield from findings[:_SHOWN]
-    if len(findings) > _SHOWN:
-        yield Finding("ML202", f"{len(findings) - _SHOWN} more control tokens differ", place)
+    yield from first_findings(findings, _SHOWN, place)
 
 
 def named_tokens(target: Target) -> Iterator[Finding]:

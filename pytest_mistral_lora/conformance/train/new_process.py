@@ -88,12 +88,10 @@ def _serve(connection: Connection, other_end: Connection) -> None:
 
 def _smoked(folder: Path, device: str) -> str:
     from pytest_mistral_lora.chat.rows import read_rows
-    from pytest_mistral_lora.training.generate.compare import Adapted
-    from pytest_mistral_lora.training.generate.generate import smoke
+    from pytest_mistral_lora.training.generate.compare import model_spec, smoke
 
-    adapted = Adapted.find(folder / "adapter", folder / "base", device=device)
-    rows = list(read_rows(folder / "rows.jsonl"))
-    result = smoke(folder / "adapter", adapted.base, rows, max_new_tokens=_MAX_NEW_TOKENS, device=adapted.device)
+    spec = model_spec(folder / "adapter", folder / "base", device=device)
+    result = smoke(spec, list(read_rows(folder / "rows.jsonl")), max_new_tokens=_MAX_NEW_TOKENS)
     return json.dumps(result, allow_nan=False)
 
 

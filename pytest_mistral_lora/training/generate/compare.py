@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from pytest_mistral_lora.chat.completions import FormatCheck
 from pytest_mistral_lora.chat.rows import Row
-from pytest_mistral_lora.checkpoint.base_model import Precision, choose_device, weight_files
+from pytest_mistral_lora.checkpoint.base_model import Precision, choose_device, load_base
 from pytest_mistral_lora.checkpoint.encoder import Encoder
-from pytest_mistral_lora.checkpoint.weights import Weights
 from pytest_mistral_lora.errors import InputError
-from pytest_mistral_lora.records.adapter_folder import AdapterFolder, is_merged
-from pytest_mistral_lora.records.hashing import ADAPTER_TENSORS, read_tensors, sha256_tensors
-from pytest_mistral_lora.records.manifest import load
+from pytest_mistral_lora.records.adapter_folder import AdapterFolder
 from pytest_mistral_lora.records.transcripts import TRANSCRIPTS, Transcript, load_folder, transcript_files
-from pytest_mistral_lora.training.generate.generate import encoder_of, generate, load_recorded, recorded_training
+from pytest_mistral_lora.training.generate.generate import adapter_effect, generate, load_adapted, probe
 from pytest_mistral_lora.training.generate.judge import AnswerJudgement, check_base, check_prompt, judge
-from pytest_mistral_lora.training.generate.record import BASE_FACTS, adapter_identity, record, tokenizer_identity
+from pytest_mistral_lora.training.generate.record import record
 
 
 @dataclass(frozen=True)
@@ -69,83 +68,53 @@ class Comparison:
 
 
 @dataclass(frozen=True)
-class Adapted:
-    """An adapter's folder and its base, or a merged model's folder, before a weight is loaded.
+class ModelSpec:
+    """The weights that answer, and how they are loaded: as they were trained, or as a merge compares them.
 
     Attributes:
-        adapter: The adapter's or the merged model's folder.
-        base: The base's folder, its weights checked; the same folder for a merged model.
+        folder: The adapter's or the merged model's folder.
+        base: The base's folder; of a merged model, its own.
         identity: A transcript's `model`.
-        precision: dtype of the base's weights in training, fp32 where it is not recorded; of a merged model's own.
-        quantization: `nf4` where the base was in 4 bits in training, or None.
-        encoder: The backend that it was trained with.
+        precision: dtype of the weights of the base, or of the merged model.
+        quantization: `nf4` if the base is loaded in 4 bits, or None.
         device: `cpu` or `cuda`.
     """
 
-    adapter: Path
+    folder: AdapterFolder
     base: Path
-    identity: dict[str, Any]
+    identity: Mapping[str, Any]
     precision: Precision
     quantization: str | None
-    encoder: Encoder
     device: str
 
     @classmethod
-    def find(cls, adapter: Path, base: Path | None = None, *, device: str = "auto") -> Adapted:
-        """Find what an adapter's folder needs; a merged model's needs nothing else.
+    def of(cls, folder: AdapterFolder, *, device: str = "auto") -> ModelSpec:
+        """Return a folder's model as it was trained, its base found and checked; no model is loaded.
 
         Args:
-            adapter: The adapter's or the merged model's folder.
-            base: The base's folder; by default, the one that an adapter's folder names.
+            folder: The adapter's or the merged model's folder.
             device: `auto`, `cpu` or `cuda`.
 
         Raises:
-            InputError: If there is no adapter, the base is not at hand, it is another one than was trained on, or a
-                base is given for a merged model.
+            InputError: If there is no adapter, or as for `AdapterFolder.identity`.
         """
-        if is_merged(adapter):
-            return cls._merged(adapter, base, device)
-        tensors = read_tensors(adapter / ADAPTER_TENSORS)
-        files = AdapterFolder(adapter)
-        recorded = files.recorded_base
-        folder = files.locate_base(base, fetch=True).require(adapter)
-        weights = recorded.check(folder)
-        training = recorded_training(adapter)
-        identity = adapter_identity(
-            tensors, base=recorded.name, revision=recorded.revision, base_weights_sha256=weights
-        )  # fmt: skip
-        precision: Precision = training.get("precision", "fp32")
-        return cls(
-            adapter,
-            folder,
-            identity,
-            precision,
-            training.get("quantization"),
-            encoder_of(adapter, folder),
-            choose_device(device),
-        )
+        identity = folder.identity  # first: a folder without an adapter needs no base
+        return cls(folder, folder.base, identity, folder.precision, folder.quantization, choose_device(device))
 
     @property
-    def tokenizer(self) -> dict[str, Any]:
-        """A transcript's `tokenizer`."""
-        return tokenizer_identity(self.encoder)
+    def encoder(self) -> Encoder:
+        """The backend of training."""
+        return self.folder.encoder
 
-    @classmethod
-    def _merged(cls, folder: Path, base: Path | None, device: str) -> Adapted:
-        if base is not None:
-            raise InputError(
-                "a merged model (kind merged in its manifest.json), which is put on no base",
-                place=str(folder),
-                next_step="Leave --base out, or name the adapter's folder.",
-            )
-        data = load(folder).data
-        identity = {
-            "kind": "merged",
-            "tensors_sha256": sha256_tensors(Weights(weight_files(folder))),
-            **{name: data.get(name) for name in BASE_FACTS},
-        }
-        precision: Precision = recorded_training(folder)["precision"]
-        return cls(folder, folder, identity, precision, None, encoder_of(folder, folder), choose_device(device))
+    def load(self) -> Any:
+        """Load base and adapter, or the merged model, in eval mode.
+
+        Raises:
+            InputError: As for `load_adapted`.
+        """
+        if self.folder.kind == "merged":
+            return load_base(self.base, self.precision, self.device).eval()
+        return load_adapted(self.folder.path, self.base, self.precision, self.device, self.quantization)
 
     def answer(
         self, model: Any, rows: Sequence[Row], *, max_new_tokens: int, checks: Sequence[FormatCheck] = ()
@@ -162,9 +131,52 @@ class Adapted:
             checks=checks,
         )
 
-    def load(self) -> Any:
-        """Load base and adapter as they were trained, or the merged model, in eval mode."""
-        return load_recorded(self.adapter, self.base, self.precision, self.device, self.quantization)
+
+def model_spec(adapter: Path, base: Path | None = None, *, device: str = "auto") -> ModelSpec:
+    """Return the model of a folder as a command names it; its base is fetched if it has to be.
+
+    Args:
+        adapter: The adapter's or the merged model's folder.
+        base: The base's folder; by default, the one that an adapter's folder names.
+        device: `auto`, `cpu` or `cuda`.
+
+    Raises:
+        InputError: If a base is given for a merged model, or as for `ModelSpec.of`.
+    """
+    folder = AdapterFolder(adapter, base, may_fetch=True)
+    if base is not None and folder.kind == "merged":
+        raise InputError(
+            "a merged model (kind merged in its manifest.json), which is put on no base",
+            place=str(adapter),
+            next_step="Leave --base out, or name the adapter's folder.",
+        )
+    return ModelSpec.of(folder, device=device)
+
+
+def smoke(spec: ModelSpec, rows: Sequence[Row], *, max_new_tokens: int = 256) -> dict[str, Any]:
+    """Load a model and use it: plain data with `completions`, `probe`, `adapter_effect`.
+
+    A merged model has no `adapter_effect`, since its adapter cannot be disabled.
+
+    Args:
+        spec: The model.
+        rows: Conversations that end with the turn to generate.
+        max_new_tokens: Longest completion, in tokens.
+
+    Raises:
+        InputError: If adapter, base and rows do not go together.
+    """
+    model = spec.load()
+    encoded = [spec.encoder.encode(row) for row in rows]
+    effect = {} if spec.folder.kind == "merged" else {"adapter_effect": adapter_effect(model, encoded)}
+    return {
+        "completions": [asdict(one) for one in generate(model, spec.encoder, rows, max_new_tokens=max_new_tokens)],
+        "probe": asdict(probe(model, encoded)),
+        **effect,
+        "device": spec.device,
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+    }
 
 
 def compare(adapter: Path, golden: Path | None = None, base: Path | None = None, *, device: str = "auto") -> Comparison:
@@ -182,19 +194,19 @@ def compare(adapter: Path, golden: Path | None = None, base: Path | None = None,
     """
     golden = adapter / TRANSCRIPTS if golden is None else golden
     transcripts = load_folder(golden)
-    adapted = Adapted.find(adapter, base, device=device)
-    check_base(transcripts, adapted.identity["base_weights_sha256"], adapted.base)
+    spec = model_spec(adapter, base, device=device)
+    check_base(transcripts, spec.identity["base_weights_sha256"], spec.base)
     for transcript in transcripts:
-        check_prompt(adapted.encoder, transcript)
-    model = adapted.load()
+        check_prompt(spec.encoder, transcript)
+    model = spec.load()
     return Comparison(
         golden=golden,
-        base=adapted.base,
-        device=adapted.device,
-        precision=adapted.precision,
-        kind=adapted.identity["kind"],
-        recorded_adapter=all(one.model["tensors_sha256"] == adapted.identity["tensors_sha256"] for one in transcripts),
-        judgements=[judge(model, adapted.encoder, one, precision=adapted.precision) for one in transcripts],
+        base=spec.base,
+        device=spec.device,
+        precision=spec.precision,
+        kind=spec.identity["kind"],
+        recorded_adapter=all(one.model["tensors_sha256"] == spec.identity["tensors_sha256"] for one in transcripts),
+        judgements=[judge(model, spec.encoder, one, precision=spec.precision) for one in transcripts],
     )
 
 
@@ -224,9 +236,9 @@ def record_rows(
     """
     if transcript_files(folder):
         raise InputError("has transcripts already", place=str(folder), next_step="Remove them or name another folder.")
-    adapted = Adapted.find(adapter, base, device=device)
+    spec = model_spec(adapter, base, device=device)
     for row in rows:
-        adapted.encoder.prompt(row)
-    transcripts = adapted.answer(adapted.load(), rows, max_new_tokens=max_new_tokens, checks=checks)
+        spec.encoder.prompt(row)
+    transcripts = spec.answer(spec.load(), rows, max_new_tokens=max_new_tokens, checks=checks)
     folder.mkdir(parents=True, exist_ok=True)
     return [one.write(folder) for one in transcripts]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,13 +13,10 @@ from transformers import GenerationConfig
 
 from pytest_mistral_lora.chat.encoded import IGNORE_INDEX, EncodedRow
 from pytest_mistral_lora.chat.rows import Row
-from pytest_mistral_lora.checkpoint.base_model import PRECISIONS, Precision, choose_device, load_base, load_nf4
-from pytest_mistral_lora.checkpoint.encoder import Encoder, make_encoder
-from pytest_mistral_lora.checkpoint.tokenizers import TOKENIZER_JSON, CheckpointTokenizer, oracle_file
+from pytest_mistral_lora.checkpoint.base_model import Precision, load_base, load_nf4
+from pytest_mistral_lora.checkpoint.encoder import Encoder
 from pytest_mistral_lora.errors import InputError
-from pytest_mistral_lora.records.adapter_folder import is_merged
 from pytest_mistral_lora.records.hashing import ADAPTER_TENSORS, read_tensors, sha256_tensors
-from pytest_mistral_lora.records.manifest import MANIFEST, load
 from pytest_mistral_lora.training.adapter import adapter_tensors, peft_quiet
 
 
@@ -137,41 +134,6 @@ def last_turn_ids(encoded: EncodedRow) -> tuple[int, ...]:
     )
 
 
-def recorded_training(adapter: Path) -> Mapping[str, Any]:
-    """Return the manifest's `training` of an adapter's folder; empty if there is no manifest.
-
-    Of a merged model, `precision` is that of its weights, and nothing is quantised.
-
-    Raises:
-        InputError: If the manifest is not valid, or a merged model's has a dtype that is none of full weights.
-    """
-    data = load(adapter).data if (adapter / MANIFEST).is_file() else {}
-    found: Mapping[str, Any] = data.get("training", {})
-    if data.get("kind") != "merged":
-        return found
-    dtype = data["parent"]["merge_dtype"]
-    if dtype not in PRECISIONS:
-        raise InputError(
-            f"parent.merge_dtype is {dtype!r}",
-            place=str(adapter / MANIFEST),
-            expected=f"one of {', '.join(PRECISIONS)}",
-        )
-    return {**found, "precision": PRECISIONS[dtype], "quantization": None}
-
-
-def load_recorded(
-    folder: Path, base: Path, precision: Precision, device: str, quantization: str | None = None
-) -> Any:  # fmt: skip
-    """Load a merged model, or a base with a saved adapter on it, in eval mode.
-
-    Raises:
-        InputError: As for `load_adapted`.
-    """
-    if is_merged(folder):
-        return load_base(folder, precision, device).eval()
-    return load_adapted(folder, base, precision, device, quantization)
-
-
 def load_adapted(
     adapter: Path, base: Path, precision: Precision, device: str, quantization: str | None = None
 ) -> Any:  # fmt: skip
@@ -199,46 +161,3 @@ def load_adapted(
             expected="an adapter of this base",
         )
     return model.eval()
-
-
-def encoder_of(adapter: Path, base: Path) -> Encoder:
-    """Return the backend that an adapter was trained with: the tokenizer in its folder, or else the base's."""
-    backend = "mistral-common"
-    if (adapter / MANIFEST).is_file():
-        backend = load(adapter).data.get("tokenizer", {}).get("backend", backend)
-    own = oracle_file(adapter) if backend == "mistral-common" else (adapter / TOKENIZER_JSON).is_file()
-    return make_encoder(backend, CheckpointTokenizer(adapter if own else base))
-
-
-def smoke(
-    adapter: Path, base: Path, rows: Sequence[Row], *, max_new_tokens: int = 256, device: str = "auto"
-) -> dict[str, Any]:
-    """Load an adapter on its base and use it; return `completions`, `probe`, `adapter_effect` as plain data.
-
-    A merged model is loaded alone. It has no `adapter_effect`, since its adapter cannot be disabled.
-
-    Args:
-        adapter: The adapter's or the merged model's folder.
-        base: The base checkpoint folder; for a merged model the same folder.
-        rows: Conversations that end with the turn to generate.
-        max_new_tokens: Longest completion, in tokens.
-        device: `auto`, `cpu` or `cuda`.
-
-    Raises:
-        InputError: If adapter, base and rows do not go together.
-    """
-    where = choose_device(device)
-    recorded = recorded_training(adapter)
-    model = load_recorded(
-        adapter, base, recorded.get("precision", "fp32"), where, recorded.get("quantization")
-    )  # fmt: skip
-    encoder = encoder_of(adapter, base)
-    encoded = [encoder.encode(row) for row in rows]
-    return {
-        "completions": [asdict(one) for one in generate(model, encoder, rows, max_new_tokens=max_new_tokens)],
-        "probe": asdict(probe(model, encoded)),
-        **({} if is_merged(adapter) else {"adapter_effect": adapter_effect(model, encoded)}),
-        "device": where,
-        "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
-    }

@@ -13,7 +13,8 @@ from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.records.files import Written
 from pytest_mistral_lora.records.manifest import MANIFEST
 from pytest_mistral_lora.records.transcripts import Transcript, load_folder
-from pytest_mistral_lora.training.generate.compare import Adapted
+from pytest_mistral_lora.training.generate.compare import ModelSpec, model_spec
+from pytest_mistral_lora.training.generate.record import tokenizer_identity
 
 MAX_NEW_TOKENS = 256
 """Longest answer where nothing says otherwise, in tokens."""
@@ -79,28 +80,28 @@ def _evaluation(given: Mapping[str, Any], place: str) -> dict[str, Any]:
     return {key: found[key] for key in given}
 
 
-def ask(model: Any, adapted: Adapted, question: Question) -> Transcript:
+def ask(model: Any, spec: ModelSpec, question: Question) -> Transcript:
     """Return the transcript of one question; nothing is written.
 
     Args:
-        model: What `adapted` loaded.
-        adapted: The adapter and its base.
+        model: The result of `spec.load()`.
+        spec: The model as it was loaded.
         question: What is asked.
 
     Raises:
         RowError: If the row cannot be encoded.
     """
-    [transcript] = adapted.answer(model, [question.row], max_new_tokens=question.max_new_tokens, checks=question.checks)
+    [transcript] = spec.answer(model, [question.row], max_new_tokens=question.max_new_tokens, checks=question.checks)
     return replace(transcript, case=question.case)
 
 
-def check_same_kind(before: Transcript, adapted: Adapted, file: Path) -> None:
+def check_same_kind(before: Transcript, spec: ModelSpec, file: Path) -> None:
     """Refuse to write over a transcript of another base or tokenizer: it guards something else.
 
     Raises:
         InputError: Naming both.
     """
-    now, then = adapted.tokenizer, before.tokenizer
+    now, then = tokenizer_identity(spec.encoder), before.tokenizer
     if then["sha256"] != now["sha256"]:
         raise InputError(
             f"recorded with another tokenizer, {then['file']} {then['sha256'][:12]}",
@@ -108,11 +109,11 @@ def check_same_kind(before: Transcript, adapted: Adapted, file: Path) -> None:
             expected=f"{now['file']} {now['sha256'][:12]}; {_ANEW}",
         )
     base = before.model["base_weights_sha256"]
-    if base != adapted.identity["base_weights_sha256"]:
+    if base != spec.identity["base_weights_sha256"]:
         raise InputError(
             f"recorded on another base, {before.model['base']} {base[:12]}",
             place=str(file),
-            expected=f"{adapted.base} {adapted.identity['base_weights_sha256'][:12]}; {_ANEW}",
+            expected=f"{spec.base} {spec.identity['base_weights_sha256'][:12]}; {_ANEW}",
         )
 
 
@@ -140,9 +141,9 @@ def record_again(adapter: Path, folder: Path, base: Path | None = None, *, devic
             next_step="Copy them to a folder of your own, and record there.",
         )
     recorded = {home / f"{one.case}.json": one for one in load_folder(folder)}
-    adapted = Adapted.find(adapter, base, device=device)
+    spec = model_spec(adapter, base, device=device)
     for file, before in recorded.items():
-        check_same_kind(before, adapted, file)
-        adapted.encoder.prompt(before.row)
-    model = adapted.load()
-    return {file: ask(model, adapted, Question.again(before)).put(file, before) for file, before in recorded.items()}
+        check_same_kind(before, spec, file)
+        spec.encoder.prompt(before.row)
+    model = spec.load()
+    return {file: ask(model, spec, Question.again(before)).put(file, before) for file, before in recorded.items()}

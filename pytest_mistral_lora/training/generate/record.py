@@ -20,8 +20,6 @@ from pytest_mistral_lora.training.generate.generate import Completion
 
 _DECIMALS = 6  # of recorded log-probabilities: far finer than any tolerance, and the same text for the same run
 _PACKAGES = ("mistral-common", "peft", "tokenizers", "torch", "transformers")
-BASE_FACTS = ("base", "revision", "base_weights_sha256")
-"""Keys of a manifest and of a transcript's `model` that identify the base."""
 
 
 def adapter_identity(tensors: Mapping[str, torch.Tensor], **base: str | None) -> dict[str, Any]:

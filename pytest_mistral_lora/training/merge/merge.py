@@ -7,15 +7,16 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 
-from pytest_mistral_lora.checkpoint.base_model import load_base, load_nf4, read_config
+from pytest_mistral_lora.checkpoint.base_model import PRECISIONS, load_base, load_nf4, read_config
 from pytest_mistral_lora.checkpoint.pins import TEXT_FILES
+from pytest_mistral_lora.checkpoint.weights import Weights
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.records.files import (
     finished_folder,
@@ -28,12 +29,13 @@ from pytest_mistral_lora.records.hashing import sha256_tensors
 from pytest_mistral_lora.records.manifest import MANIFEST, build
 from pytest_mistral_lora.records.notes import note_texts
 from pytest_mistral_lora.records.transcripts import TRANSCRIPTS
+from pytest_mistral_lora.training.generate.compare import ModelSpec
 from pytest_mistral_lora.training.merge.plan import plan_merge, write_weights, written_size
 from pytest_mistral_lora.training.merge.prove import Proof, proof_questions, prove
 from pytest_mistral_lora.training.merge.source import (
     BASE_DTYPE,
-    MergeSource,
     merge_dtype,
+    merge_source,
     refuse_quantized,
     require_full_weights,
     weights_of,
@@ -43,11 +45,11 @@ from pytest_mistral_lora.training.work_folder import disk_error, ensure_writable
 
 
 @contextmanager
-def dequantized(source: MergeSource, output: Path, *, asked: bool) -> Iterator[Path]:
+def dequantized(spec: ModelSpec, output: Path, *, asked: bool) -> Iterator[Path]:
     """Yield the folder of the full weights that the adapter is added to: the base's own, or a temporary one.
 
     Args:
-        source: Adapter and base.
+        spec: Adapter and base.
         output: The merged folder to be made; the temporary folder is beside it.
         asked: Whether to add the adapter to the dequantised weights.
 
@@ -55,14 +57,14 @@ def dequantized(source: MergeSource, output: Path, *, asked: bool) -> Iterator[P
         InputError: If it is asked for, but neither the base nor its training was quantised, or the base cannot be
             dequantised.
     """
-    base, precision, device = source.adapted.base, source.adapted.precision, source.adapted.device
+    base, precision, device = spec.base, spec.precision, spec.device
     if not asked:
         yield base
         return
     temporary = Path(tempfile.mkdtemp(dir=output.parent, prefix=f".{output.name}."))
     try:
         packed = bool(read_config(base).get("quantization_config"))
-        if not packed and source.quantization is None:
+        if not packed and spec.quantization is None:
             raise InputError(
                 "neither the base nor its training was quantised: its weights are full ones",
                 place=str(base),
@@ -152,34 +154,34 @@ def merge(
     _check_output(output, adapter, base)
     if base is not None and not dequantize:
         refuse_quantized(base)  # before its weights are hashed, which takes time
-    source = MergeSource.find(adapter, base, device=device)
-    found = source.adapted.base
-    _check_output(output, adapter, found)  # again: now the base is known in any case
+    spec = merge_source(adapter, base, device=device)
+    _check_output(output, adapter, spec.base)  # again: now the base is known in any case
     remove_temporaries(output)
-    with _disk_errors(output), dequantized(source, output, asked=dequantize) as full:
+    with _disk_errors(output), dequantized(spec, output, asked=dequantize) as full:
         weights = weights_of(full)
         require_full_weights(full, weights)
         written = merge_dtype(full, weights, dtype)
-        changes = plan_merge(adapter, source.tensors, full, weights)
-        adapted = source.on(full, written)
-        asked = proof_questions(adapted, golden)
+        tensors = Weights([spec.folder.tensors_file])
+        changes = plan_merge(adapter, tensors, full, weights)
+        asked = proof_questions(spec.folder, golden)
         needed = written_size(weights, written)
         if shutil.disk_usage(output.parent).free < needed:
             # before the work, which takes minutes for a large model
             shortage = OSError(errno.ENOSPC, f"the merged weights have {needed / 1e6:,.1f} MB")
             raise disk_error(output, shortage, _MAKE_ROOM)
         with finished_folder(output) as folder:
-            write_weights(folder, weights, source.tensors, changes, written, progress=progress)
-            _write_companions(folder, source, written)
+            write_weights(folder, weights, tensors, changes, written, progress=progress)
+            _write_companions(folder, spec, written)
             tensors_sha256 = sha256_tensors(weights_of(folder))
-            identity = {**source.adapted.identity, "kind": "merged", "tensors_sha256": tensors_sha256}
-            proof = prove(adapted, folder, asked, dtype=written, identity=identity, scratch=folder / _SCRATCH)
+            identity = {**spec.identity, "kind": "merged", "tensors_sha256": tensors_sha256}
+            in_full = replace(spec, base=full, precision=PRECISIONS[written], quantization=None)
+            proof = prove(in_full, folder, asked, dtype=written, identity=identity, scratch=folder / _SCRATCH)
             shutil.rmtree(folder / _SCRATCH)
             (folder / TRANSCRIPTS).mkdir()
             for transcript in proof.transcripts:
                 transcript.write(folder / TRANSCRIPTS)
-            manifest = _write_manifest(folder, source, proof, written, dequantize)
-    return MergedModel(output, found, manifest, tuple(_notes(source, proof, dequantize)))
+            manifest = _write_manifest(folder, spec, proof, written, dequantize)
+    return MergedModel(output, spec.base, manifest, tuple(_notes(spec, proof, dequantize)))
 
 
 def _check_output(output: Path, adapter: Path, base: Path | None) -> None:
@@ -206,36 +208,38 @@ def _disk_errors(output: Path) -> Iterator[None]:
         raise disk_error(output, error, _MAKE_ROOM) from error
 
 
-def _write_companions(folder: Path, source: MergeSource, dtype: str) -> None:
+def _write_companions(folder: Path, spec: ModelSpec, dtype: str) -> None:
     """Write the files that a model needs beside its weights: the base's configuration, and the adapter's tokenizer."""
-    adapter, base = source.adapted.adapter, source.adapted.base
+    adapter, base = spec.folder.path, spec.base
     config = {key: value for key, value in read_config(base).items() if key != "quantization_config"}
     # transformers 4 named it torch_dtype, and its older versions read nothing else
     key = "torch_dtype" if "torch_dtype" in config else "dtype"
     write_json(folder / "config.json", {**config, key: dtype})
     generation = base / "generation_config.json"
-    listed = (name for name in source.manifest["files"] if any(fnmatch(name, one) for one in TEXT_FILES))
+    listed = (
+        name for name in spec.folder.require_manifest().data["files"] if any(fnmatch(name, one) for one in TEXT_FILES)
+    )
     for file in (*([generation] if generation.is_file() else []), *(adapter / name for name in listed)):
         shutil.copyfile(file, folder / file.name)
 
 
-def _write_manifest(folder: Path, source: MergeSource, proof: Proof, dtype: str, dequantize: bool) -> dict[str, Any]:
+def _write_manifest(folder: Path, spec: ModelSpec, proof: Proof, dtype: str, dequantize: bool) -> dict[str, Any]:
     """Write the notes and the manifest: the adapter's own, with the merged files and their `parent`."""
-    identity = source.adapted.identity
+    identity = spec.identity
     parent = {
-        "manifest_sha256": source.manifest_sha256,
+        "manifest_sha256": spec.folder.manifest_sha256,
         "tensors_sha256": identity["tensors_sha256"],
         "merge_dtype": dtype,
         "max_abs_logit_difference": proof.max_abs_logit_difference,
         "greedy_equal": proof.greedy_equal,
         "prompts": len(proof.transcripts),
         "near_ties": proof.near_ties,
-        "quantization": source.quantization,
+        "quantization": spec.quantization,
         "dequantized": dequantize,
-        "device": source.adapted.device,
+        "device": spec.device,
         "environment": environment(),
     }
-    parts = {key: value for key, value in source.manifest.items() if key not in _OWN_PARTS}
+    parts = {key: value for key, value in spec.folder.require_manifest().data.items() if key not in _OWN_PARTS}
     parts |= {"base_weights_sha256": identity["base_weights_sha256"], "kind": "merged", "parent": parent}
     for name, text in note_texts(parts).items():
         write_text(folder / name, text)
@@ -245,10 +249,10 @@ def _write_manifest(folder: Path, source: MergeSource, proof: Proof, dtype: str,
     return manifest
 
 
-def _notes(source: MergeSource, proof: Proof, dequantize: bool) -> Iterator[str]:
-    if source.quantization and not dequantize:
+def _notes(spec: ModelSpec, proof: Proof, dequantize: bool) -> Iterator[str]:
+    if spec.quantization and not dequantize:
         yield (
-            f"The adapter was trained on the base in {source.quantization}, and is merged into its full weights: the "
+            f"The adapter was trained on the base in {spec.quantization}, and is merged into its full weights: the "
             "answers are those of the adapter on the full base. --dequantise merges into the weights of training."
         )
     if proof.near_ties:

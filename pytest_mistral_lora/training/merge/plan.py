@@ -18,7 +18,7 @@ from tqdm import tqdm
 from pytest_mistral_lora.chat.reading.jsonl import read_json
 from pytest_mistral_lora.checkpoint.base_model import empty_model, read_config
 from pytest_mistral_lora.checkpoint.weights import Weights, write_safetensors
-from pytest_mistral_lora.errors import InputError, MergeError
+from pytest_mistral_lora.errors import InputError, MergeError, and_more
 from pytest_mistral_lora.records.files import write_json
 from pytest_mistral_lora.records.hashing import ADAPTER_TENSORS
 from pytest_mistral_lora.training.adapter import EMBEDDINGS, PREFIX, peft_quiet
@@ -114,8 +114,7 @@ def plan_merge(folder: Path, adapter: Weights, base_folder: Path, base: Weights)
     if odd:
         missing = odd[0] not in adapter
         raise InputError(
-            f"{odd[0]} {'is missing' if missing else 'has no place in a merged model'}"
-            + (f", and {len(odd) - 1} more" if len(odd) > 1 else ""),
+            f"{odd[0]} {'is missing' if missing else 'has no place in a merged model'}" + and_more(1, len(odd)),
             place=str(folder / ADAPTER_TENSORS),
             expected=f"the {len(used)} tensors that {CONFIG} describes",
         )

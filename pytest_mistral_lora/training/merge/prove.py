@@ -17,9 +17,9 @@ from pytest_mistral_lora.chat.reading.jsonl import read_json
 from pytest_mistral_lora.chat.rows import parse_row
 from pytest_mistral_lora.checkpoint.base_model import load_base
 from pytest_mistral_lora.errors import InputError, MergeError
-from pytest_mistral_lora.records.adapter_folder import FARTHEST
+from pytest_mistral_lora.records.adapter_folder import FARTHEST, AdapterFolder
 from pytest_mistral_lora.records.transcripts import TRANSCRIPTS, Transcript, load_folder, transcript_files
-from pytest_mistral_lora.training.generate.compare import Adapted
+from pytest_mistral_lora.training.generate.compare import ModelSpec
 from pytest_mistral_lora.training.generate.judge import AnswerJudgement, check_prompt, difference_text, judge
 from pytest_mistral_lora.training.generate.questions import Question, ask
 from pytest_mistral_lora.training.generate.record import next_token_logits
@@ -74,26 +74,26 @@ class Proof:
         return not self.near_ties
 
 
-def proof_questions(adapted: Adapted, golden: Path | None) -> list[Question]:
+def proof_questions(adapter: AdapterFolder, golden: Path | None) -> list[Question]:
     """Return the prompts: of the golden transcripts given, of the adapter's own, or else of its rendered row.
 
     Args:
-        adapted: The adapter.
+        adapter: The adapter.
         golden: A transcript or a folder of transcripts, or None.
 
     Raises:
         InputError: If there is no prompt, or one is encoded into other ids than it was.
     """
-    own, rendered = adapted.adapter / TRANSCRIPTS, adapted.adapter / RENDERED
+    own, rendered = adapter.path / TRANSCRIPTS, adapter.path / RENDERED
     if golden is not None or transcript_files(own):
         transcripts = load_folder(own if golden is None else golden)
         for one in transcripts:
-            check_prompt(adapted.encoder, one)
+            check_prompt(adapter.encoder, one)
         return [Question.again(one) for one in transcripts]
     if not rendered.is_file():
         raise InputError(
             f"neither {TRANSCRIPTS} nor {RENDERED}: there is no prompt to prove the merged model with",
-            place=str(adapted.adapter),
+            place=str(adapter.path),
             next_step="Give transcripts with --golden.",
         )
     data = read_json(rendered)
@@ -102,12 +102,12 @@ def proof_questions(adapted: Adapted, golden: Path | None) -> list[Question]:
 
 
 def prove(
-    adapted: Adapted, merged: Path, asked: Sequence[Question], *, dtype: str, identity: dict[str, Any], scratch: Path
+    spec: ModelSpec, merged: Path, asked: Sequence[Question], *, dtype: str, identity: dict[str, Any], scratch: Path
 ) -> Proof:
     """Ask base and adapter, then the merged model, with sums in float32 on weights of the merged dtype, and compare.
 
     Args:
-        adapted: Base and adapter, in the precision of `dtype`.
+        spec: Base and adapter, in the precision of `dtype`.
         merged: Folder of the merged weights, with its configuration.
         asked: The result of `proof_questions`.
         dtype: dtype of the merged weights.
@@ -118,9 +118,9 @@ def prove(
         MergeError: If the merged model answers otherwise, or its logits are farther away than rounding explains.
     """
     scratch.mkdir()
-    model = adapted.load()
+    model = spec.load()
     with float32_sums(model):
-        expected = [ask(model, adapted, one) for one in asked]
+        expected = [ask(model, spec, one) for one in asked]
         for one in expected:
             save_file({"logits": _answer_logits(model, one)}, scratch / one.case)
     # both models together may not fit: the first is freed, and its logits wait on disk
@@ -128,15 +128,15 @@ def prove(
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    model = load_base(merged, adapted.precision, adapted.device).eval()
+    model = load_base(merged, spec.precision, spec.device).eval()
     farthest = 0.0
     with float32_sums(model):
         for one in expected:
             apart = (_answer_logits(model, one) - load_file(scratch / one.case)["logits"]).abs().max().item()
             farthest = max(farthest, inf if isnan(apart) else apart)  # max() would lose a NaN
-        judgements = [judge(model, adapted.encoder, one, precision=adapted.precision) for one in expected]
+        judgements = [judge(model, spec.encoder, one, precision=spec.precision) for one in expected]
     _check_equal(farthest, judgements, dtype)
-    own = replace(adapted, identity=identity)
+    own = replace(spec, identity=identity)
     transcripts = [ask(model, own, one) for one in asked]
     return Proof(farthest, sum(one.tier == "equivalent" for one in judgements), transcripts)
 

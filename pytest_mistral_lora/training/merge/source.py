@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from pytest_mistral_lora.chat.reading.jsonl import read_json
-from pytest_mistral_lora.checkpoint.base_model import PRECISIONS, read_config, weight_files
+from pytest_mistral_lora.checkpoint.base_model import read_config, weight_files
 from pytest_mistral_lora.checkpoint.weights import DTYPES, Weights
 from pytest_mistral_lora.errors import InputError
-from pytest_mistral_lora.records.adapter_folder import require_adapter
-from pytest_mistral_lora.records.hashing import ADAPTER_TENSORS, sha256_file
-from pytest_mistral_lora.records.manifest import MANIFEST, load
-from pytest_mistral_lora.records.verify.verify import verify
-from pytest_mistral_lora.training.generate.compare import Adapted
+from pytest_mistral_lora.records.adapter_folder import AdapterFolder
+from pytest_mistral_lora.records.manifest import MANIFEST
+from pytest_mistral_lora.records.verify import verify
+from pytest_mistral_lora.training.generate.compare import ModelSpec
 from pytest_mistral_lora.training.merge.plan import CONFIG, INDEX
 
 BASE_DTYPE = "base"
@@ -24,67 +20,36 @@ BASE_DTYPE = "base"
 _NAMES = {code: name for name, code in DTYPES.items()}
 
 
-@dataclass(frozen=True)
-class MergeSource:
-    """An adapter and its base, ready to be merged.
+def merge_source(adapter: Path, base: Path | None, *, device: str) -> ModelSpec:
+    """Return an adapter and its base, after both are compared with the adapter's manifest.
 
-    Attributes:
-        adapted: Both, ready to generate answers.
-        manifest: The adapter's manifest.
-        manifest_sha256: SHA-256 of its file.
-        tensors: The adapter's tensors.
+    Args:
+        adapter: The adapter's folder.
+        base: The base's folder; by default, the one that the adapter's folder records.
+        device: `auto`, `cpu` or `cuda`.
+
+    Raises:
+        InputError: If the folder is no adapter, its manifest is missing, too old, or differs from it, or the base
+            is not the one that the adapter was trained on.
     """
-
-    adapted: Adapted
-    manifest: Mapping[str, Any]
-    manifest_sha256: str
-    tensors: Weights
-
-    @classmethod
-    def find(cls, adapter: Path, base: Path | None, *, device: str) -> MergeSource:
-        """Find the base of an adapter's folder, and compare both with the adapter's manifest.
-
-        Args:
-            adapter: The adapter's folder.
-            base: The base's folder; by default, the one that the adapter's folder records.
-            device: `auto`, `cpu` or `cuda`.
-
-        Raises:
-            InputError: If the folder is no adapter, its manifest is missing, too old, or differs from it, or the base
-                is not the one that the adapter was trained on.
-        """
-        require_adapter(adapter)
-        manifest = _checked_manifest(adapter)
-        adapted = Adapted.find(adapter, base, device=device)
-        return cls(adapted, manifest, sha256_file(adapter / MANIFEST), Weights([adapter / ADAPTER_TENSORS]))
-
-    @property
-    def quantization(self) -> str | None:
-        """`nf4` if the base was in 4 bits in training, else None."""
-        return self.adapted.quantization
-
-    def on(self, base: Path, dtype: str) -> Adapted:
-        """Return the adapter on full weights of the base, in the precision of a merged dtype."""
-        return replace(self.adapted, base=base, precision=PRECISIONS[dtype], quantization=None)
-
-
-def _checked_manifest(adapter: Path) -> Mapping[str, Any]:
-    file = adapter / MANIFEST
-    if not file.is_file():
+    folder = AdapterFolder(adapter, base, may_fetch=True)
+    folder.require_adapter()
+    if folder.manifest is None:
         raise InputError(
             f"no {MANIFEST}: nothing records the origin of the adapter, and a merged model could not record it either",
             place=str(adapter),
             expected="an adapter folder as mistral-lora train leaves it",
             next_step="PEFT's merge_and_unload merges it without a record.",
         )
-    found = load(adapter)
-    if found.version == 0:
+    if folder.manifest.version == 0:
+        missing = ", ".join(folder.manifest.not_recorded[:4])
         raise InputError(
-            f"a manifest of version 0, which does not record {', '.join(found.not_recorded[:4])} and more",
-            place=str(file),
+            f"a manifest of version 0, which does not record {missing} and more",
+            place=str(folder.manifest_file),
             expected="a manifest as mistral-lora train writes it",
         )
-    wrong = [fact for fact in verify(adapter) if fact.state == "mismatch" and not fact.is_unlisted]
+    # files that are not listed do no harm: a merge does not copy them
+    wrong = [field for field in verify(folder) if field.state == "mismatch" and not field.is_unlisted]
     if wrong:
         raise InputError(
             f"{wrong[0].name} is {wrong[0].found}",
@@ -92,7 +57,7 @@ def _checked_manifest(adapter: Path) -> Mapping[str, Any]:
             expected=f"{wrong[0].recorded}, as recorded",
             next_step=f"The folder is not as it was saved: mistral-lora verify {adapter} lists the differences.",
         )
-    return found.data
+    return ModelSpec.of(folder, device=device)
 
 
 def require_full_weights(base: Path, weights: Weights) -> None:

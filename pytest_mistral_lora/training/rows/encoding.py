@@ -13,7 +13,7 @@ from pytest_mistral_lora.chat.reading.chunks import Chunk, DataFile, bar, chunks
 from pytest_mistral_lora.chat.rows import Row, read_row
 from pytest_mistral_lora.checkpoint.encoder import Encoder, make_encoder
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
-from pytest_mistral_lora.errors import InputError, RowError, RowsError
+from pytest_mistral_lora.errors import InputError, RowError, RowsError, and_more
 from pytest_mistral_lora.records.data_stats import HASHED, RowCounts, SplitStats, StatsBuilder, hashed_parts
 from pytest_mistral_lora.records.hashing import is_held_out
 from pytest_mistral_lora.training.rows.table import ColumnBuilder
@@ -202,7 +202,7 @@ def warn_of_changes(side: str, tally: RowCounts, paths: Sequence[Path]) -> None:
     for change, text in _CHANGE_TEXTS.items():
         if number := tally.changes[change]:
             places = [f"{paths[file]}:{line}" for file, line in tally.places[change]]
-            more = f", and {number - len(places)} more" if number > len(places) else ""
+            more = and_more(len(places), number)
             lines.append(f"  {number} {text}: {', '.join(places)}{more}")
     removed = f"{tally.tokens_removed} tokens, {tally.supervised_tokens_removed} of them with loss"
     _log.warning("\n".join([*lines, f"  removed: {removed}"]))

@@ -1,0 +1,249 @@
+"""The tensors that an adapter must hold, by name and shape: those of PEFT on a base without weights."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from pytest_mistral_lora.checkpoint.base_model import ARCHITECTURE, read_config
+from pytest_mistral_lora.checkpoint.weights import TensorInfo
+from pytest_mistral_lora.conformance.adapter.config import lora_config, unmatched_patterns
+from pytest_mistral_lora.conformance.finding import Finding
+from pytest_mistral_lora.errors import InputError, MistralLoraError, PinError, and_more
+from pytest_mistral_lora.records.adapter_folder import AdapterFolder
+
+PREFIX = "base_model.model."
+_MOST_LAYERS = 1000
+_SIZES = (
+    *("vocab_size", "hidden_size", "intermediate_size", "head_dim"),
+    *("num_hidden_layers", "num_attention_heads", "num_key_value_heads"),
+)
+_SHOWN = 5
+_BLOCK = re.compile(r"(?:^|\.)layers\.(\d+)\.")
+_OTHER_MODEL = re.compile(
+    r"vision_tower|vision_model|vision_encoder|multi_modal_projector|experts?\.\d+|block_sparse_moe"
+    r"|^base_model\.model\.(model\.language_model|language_model\.model)\.layers\."
+)
+"""Names of Mistral's models with images or experts."""
+
+_SIDE = re.compile(r"\.lora_(?P<side>A|B|a|b|down|up)(?P<inner>(?:\.[\w-]+)*?)(?P<weight>\.weight)?$")
+_EMBEDDING = re.compile(
+    r"(?:^|\.)(?P<name>embed_tokens|lm_head)(?:\.base_layer|\.modules_to_save)?(?:\.default)?\.weight$"
+)
+_NOISE = re.compile(
+    r"(?:^|(?<=\.))(?:module|_orig_mod|base_layer|default|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
+)
+_SIDES = {"a": "A", "down": "A", "b": "B", "up": "B"}
+
+
+@dataclass(frozen=True)
+class AdapterLayout:
+    """A base and an adapter on it, without weights.
+
+    Attributes:
+        expected: Shape of each tensor that PEFT saves of this adapter, by name.
+        modules: Dotted names of every module of the base.
+        linear: Those of its linear layers.
+        embedding: Shape of the base's embeddings; None if the base is missing.
+        unmatched: Key and pattern of each regular expression of the configuration that matches no module.
+        refusal: Why PEFT refuses the configuration; empty if it accepts it.
+    """
+
+    expected: Mapping[str, tuple[int, ...]]
+    modules: tuple[str, ...]
+    linear: tuple[str, ...]
+    embedding: tuple[int, ...] | None = None
+    unmatched: tuple[tuple[str, str], ...] = ()
+    refusal: str = ""
+
+    def is_resized(self, name: str, shape: tuple[int, ...]) -> bool:
+        """Return whether a tensor is an embedding of another shape than the base's."""
+        return self.embedding is not None and shape != self.embedding and _EMBEDDING.search(name) is not None
+
+
+def adapter_layout(folder: AdapterFolder, base: Path | None) -> AdapterLayout:
+    """Put an adapter on a base without loading a weight.
+
+    Args:
+        folder: The adapter, with a configuration of the right form.
+        base: The base checkpoint; None for a Mistral model with as many layers as the tensors are of.
+
+    Raises:
+        InputError: If base or tensors are not of a `MistralForCausalLM`.
+        PinError: If the base's configuration cannot be read, or has impossible sizes.
+    """
+    import torch
+    from peft import get_peft_model, get_peft_model_state_dict
+    from transformers import MistralConfig, MistralForCausalLM
+
+    sizes = _assumed_sizes(folder) if base is None else _base_sizes(base)
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            model = MistralForCausalLM(MistralConfig(**sizes))
+        except Exception as error:  # a size of a wrong type or value fails anywhere
+            place = "" if base is None else str(base)
+            raise PinError(f"not the configuration of a Mistral model: {error}", place=place) from error
+        modules = tuple(name for name, _ in model.named_modules() if name)
+        linear = tuple(name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear))
+        embedding = tuple(model.get_input_embeddings().weight.shape) if base is not None else None
+        plain = AdapterLayout({}, modules, linear, embedding)
+        try:
+            # before PEFT, which would run a pattern in this process: a hostile one never ends
+            unmatched = tuple(unmatched_patterns(folder.config, modules))
+            adapted = get_peft_model(model, lora_config(folder.config))
+            state = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+        except Exception as error:  # PEFT raises many types
+            return replace(plain, refusal=" ".join(str(error).split())[:300])
+    return replace(plain, expected={name: tuple(one.shape) for name, one in state.items()}, unmatched=unmatched)
+
+
+def _base_sizes(base: Path) -> dict[str, Any]:
+    data, place = read_config(base), str(base / "config.json")
+    architectures, layers = data.get("architectures") or [data.get("model_type")], data.get("num_hidden_layers", 32)
+    if architectures not in ([ARCHITECTURE], ["mistral"]):
+        raise InputError(f"the base is {architectures}", place=place, expected=ARCHITECTURE)
+    # even without weights, each layer takes time and memory
+    if type(layers) is not int or not 0 < layers <= _MOST_LAYERS:
+        raise PinError(f"num_hidden_layers is {layers!r}", place=place)
+    return {key: data[key] for key in _SIZES if data.get(key) is not None}
+
+
+def _assumed_sizes(folder: AdapterFolder) -> dict[str, Any]:
+    """Return the sizes of a Mistral model on which every name of the tensors has its place; no shape would fit."""
+    names, place = _readable_tensors(folder), str(folder.tensors_file)
+    other = next((name for name in names if _OTHER_MODEL.search(name)), None)
+    if folder.config.get("layer_replication"):
+        raise InputError("layers are replicated, and the base is missing", place=str(folder.config_file))
+    if other is not None:
+        raise InputError(f"{other} is not of a MistralForCausalLM", place=place)
+    blocks = [int(match[1][:9]) for match in map(_BLOCK.search, names) if match]
+    layers = max(blocks, default=0) + 1
+    if layers > _MOST_LAYERS:
+        raise InputError(f"a layer {layers - 1}", place=place)
+    size = {"hidden_size": 8, "intermediate_size": 8, "vocab_size": 8, "num_attention_heads": 1}
+    return {"num_hidden_layers": layers, "num_key_value_heads": 1, "head_dim": 8, **size}
+
+
+def _readable_tensors(folder: AdapterFolder) -> Mapping[str, TensorInfo]:
+    """Return the header of the tensors; an empty one if it cannot be read, which the check `files` reports."""
+    try:
+        return folder.tensors
+    except InputError:
+        return {}
+
+
+def name_findings(folder: AdapterFolder, layout: AdapterLayout) -> Iterator[Finding]:
+    """Yield the tensors that are missing, that fit nothing, or whose names PEFT will not find."""
+    found, expected, place = folder.tensors, layout.expected, str(folder.tensors_file)
+    if not found:
+        yield Finding("ML401", "the file holds no tensors", place, f"{len(expected)} tensors")
+        return
+    unknown, absent = set(found) - set(expected), set(expected) - set(found)
+    # the name that PEFT looks for, of each unknown name that means the same tensor
+    by_core = {_tensor_core(name): name for name in absent}
+    renamed = {name: by_core[_tensor_core(name)] for name in sorted(unknown) if _tensor_core(name) in by_core}
+    if len(set(renamed.values())) < len(renamed):
+        renamed = {}  # two names of one tensor: no telling which of them is meant
+    groups: dict[str, list[str]] = defaultdict(list)
+    for name, right in renamed.items():
+        groups[_naming_fault(name, right)].append(name)
+    for fault, names in groups.items():
+        count = f"{len(names)} names that PEFT does not find: {fault}; the first is {names[0]}"
+        yield Finding("ML407", count, place, renamed[names[0]])
+    # PEFT saves an embedding in full if it was resized, or is itself adapted
+    targets = folder.config.get("target_modules")
+    targets = targets if isinstance(targets, list) else []
+    extra = [
+        name
+        for name in sorted(unknown - set(renamed))
+        if not layout.is_resized(name, found[name].shape)
+        and not ((match := _EMBEDDING.search(name)) and match["name"] in targets)
+    ]
+    wanted = f"the {len(expected)} tensors that PEFT saves of this configuration"
+    for names, fault in ((sorted(absent - set(renamed.values())), "is missing"), (extra, "fits no adapted layer")):
+        yield from (Finding("ML401", f"{name} {fault}", place, wanted) for name in names[:_SHOWN])
+        if names[_SHOWN:]:
+            yield Finding("ML401", f"{names[_SHOWN]} {fault}{and_more(_SHOWN + 1, len(names))} like it", place)
+
+
+def _tensor_core(name: str) -> str:
+    """Reduce a name to the layer and the side: everything before the block, and wrappers within, is dropped."""
+    match = _SIDE.search(name)
+    tail = f".lora_{_SIDES.get(match['side'], match['side'])}" if match else ""
+    layer = _NOISE.sub("", name[: match.start()] + "." if match else name)
+    block = _BLOCK.search(layer)
+    if block:
+        return layer[block.start() :].strip(".") + tail
+    return layer.strip(".").rpartition("model.")[2] + tail
+
+
+def _naming_fault(name: str, right: str) -> str:
+    """Return the difference between a name and the one that PEFT looks for, in words."""
+    for inner in ("_orig_mod.", "module.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.", "language_model."):
+        if inner in name:
+            return f"{inner!r} is in it"
+    match = _SIDE.search(name)
+    if match and match["inner"]:
+        return f"the adapter's name {match['inner'].strip('.')!r} is in it"
+    if ".base_layer." in name:
+        return "'.base_layer' is in it"
+    if name.count(PREFIX) > 1:
+        return f"{PREFIX!r} is there twice"
+    if not name.startswith(PREFIX):
+        return f"{PREFIX!r} is missing"
+    heads = []
+    for one in (name, right):
+        block = _BLOCK.search(one)
+        heads.append(one[: block.start() + 1] if block else one.partition(".lora_")[0])
+    return f"it begins with {heads[0]!r}, not {heads[1]!r}" if heads[0] != heads[1] else "it ends otherwise"
+
+
+def rank_findings(folder: AdapterFolder, layout: AdapterLayout) -> Iterator[Finding]:
+    """Yield each tensor of another rank than that of the configuration."""
+    for name, expected, shape in _shape_pairs(folder, layout):
+        axis = _rank_axis(name)
+        if axis is not None and (len(shape) != 2 or shape[axis] != expected[axis]):
+            rank = f"rank {expected[axis]}, as the configuration says"
+            yield Finding("ML404", f"{name} has shape {shape}", str(folder.tensors_file), rank)
+
+
+def shape_findings(folder: AdapterFolder, layout: AdapterLayout) -> Iterator[Finding]:
+    """Yield each tensor that does not fit the base's layer, and embeddings of another vocabulary."""
+    place = str(folder.tensors_file)
+    for name, expected, shape in _shape_pairs(folder, layout):
+        axis = _rank_axis(name)
+        if axis is not None and len(shape) != 2:
+            continue  # the rank is wrong too
+        fits = shape == expected if axis is None else shape[1 - axis] == expected[1 - axis]
+        if not fits and not _EMBEDDING.search(name):
+            yield Finding("ML412", f"{name} has shape {shape}", place, f"{expected}, for this base")
+    for name, info in folder.tensors.items():
+        if layout.is_resized(name, info.shape):
+            found = f"{name} has shape {info.shape}: the vocabulary was resized, or the base is another"
+            yield Finding("ML412", found, place, f"{layout.embedding}, for this base")
+
+
+def _rank_axis(name: str) -> int | None:
+    """Return the axis of a tensor that has the rank r: A is (r, inputs), and B is (outputs, r)."""
+    if re.search(r"\.lora_(A|embedding_A)(\.weight)?$", name):
+        return 0
+    return 1 if re.search(r"\.lora_(B|embedding_B)(\.weight)?$", name) else None
+
+
+def _shape_pairs(
+    folder: AdapterFolder, layout: AdapterLayout
+) -> Iterator[tuple[str, tuple[int, ...], tuple[int, ...]]]:
+    tensors = _readable_tensors(folder)
+    for name in sorted(layout.expected.keys() & tensors.keys()):
+        yield name, layout.expected[name], tensors[name].shape
+
+
+def not_mistral(error: MistralLoraError) -> str:
+    """Return why names and shapes are not checked."""
+    return f"names and shapes are known of MistralForCausalLM only: {error}"

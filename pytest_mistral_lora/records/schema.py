@@ -1,0 +1,139 @@
+"""JSON Schemas of records, and their violations in words: JSON path, value found, value expected."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from pytest_mistral_lora.chat.reading.jsonl import read_json
+from pytest_mistral_lora.errors import InputError
+
+
+@dataclass(frozen=True)
+class Violation:
+    """A value, or a missing key, that breaks the rules of a record.
+
+    Attributes:
+        path: JSON path of the value, `$.training.schedule.name`.
+        found: The value, shortened; empty for a missing key.
+        expected: The rule; empty if `found` names it.
+    """
+
+    path: str
+    found: str
+    expected: str = ""
+
+    def __str__(self) -> str:
+        """Return the violation as one line."""
+        expected = f"; expected {self.expected}" if self.expected else ""
+        return f"{self.path}: {self.found or 'is missing'}{expected}"
+
+
+def require_valid(found: Sequence[Violation], name: str, place: Path | str) -> None:
+    """Refuse data with violations.
+
+    Args:
+        found: The violations.
+        name: The kind of record, for the error: `golden transcript`.
+        place: The file.
+
+    Raises:
+        InputError: If there are any; all of them are listed.
+    """
+    if len(found) == 1:
+        raise InputError(f"not a {name}: {found[0]}", place=str(place))
+    if found:
+        raise InputError(
+            "\n".join([f"not a {name}: {len(found)} violations", *(f"  {one}" for one in found)]), place=str(place)
+        )
+
+
+class RecordSchema:
+    """A JSON Schema (2020-12) of a record.
+
+    Attributes:
+        file: The file of the schema.
+    """
+
+    def __init__(self, file: Path, *, body: Sequence[str] = ()) -> None:
+        """Name a schema; it is read at the first use.
+
+        Args:
+            file: The file of the schema.
+            body: Keys that lead to the subschema with the properties; none if the schema itself has them.
+        """
+        self.file, self._body = file, tuple(body)
+
+    @cached_property
+    def data(self) -> Mapping[str, Any]:
+        """The schema as JSON data."""
+        data: Mapping[str, Any] = read_json(self.file)
+        return data
+
+    @cached_property
+    def _validator(self) -> Any:
+        from jsonschema import Draft202012Validator  # only here: most commands read no record
+
+        return Draft202012Validator(self.data)
+
+    def violations(self, data: Any) -> list[Violation]:
+        """Return the violations of the schema, in path order; empty for valid data."""
+        found = {one for error in self._validator.iter_errors(data) for one in self._in_words(error)}
+        return sorted(found, key=lambda one: (one.path, one.expected))
+
+    def _in_words(self, error: Any) -> Iterator[Violation]:
+        """Put one `jsonschema.ValidationError` into words; a missing or surplus key is named in the path."""
+        path, asked, place = error.json_path, error.validator_value, error.schema
+        if error.validator == "required":
+            for name in asked:
+                if name not in error.instance:
+                    yield Violation(f"{path}.{name}", "", self._description([*error.absolute_path, name]))
+        elif error.validator == "additionalProperties" and isinstance(error.instance, dict):
+            patterns = place.get("patternProperties", {})
+            known, own = place.get("properties", {}), " (your own begin with x-)" if "^x-" in patterns else ""
+            for name, value in error.instance.items():
+                if name not in known and not any(re.search(pattern, name) for pattern in patterns):
+                    yield Violation(f"{path}.{name}", _short_json(value), f"no such key{own}")
+        else:
+            words = {
+                "const": f"{asked!r}",
+                "enum": f"one of {asked}",
+                "pattern": str(place.get("description", f"text that matches {asked}")),
+                "not": str(place.get("description", f"not {asked}")),
+                "type": " or ".join([asked] if isinstance(asked, str) else map(str, asked))
+                if error.validator == "type"
+                else "",
+                "minimum": f"at least {asked}",
+                "maximum": f"at most {asked}",
+                "exclusiveMinimum": f"above {asked}",
+                "exclusiveMaximum": f"below {asked}",
+            }
+            expected = words.get(error.validator, f"{error.validator} {asked}")
+            yield Violation(path, _short_json(error.instance), expected)
+
+    def _description(self, path: Sequence[str | int]) -> str:
+        """Return the description of the value at a path."""
+        place: Mapping[str, Any] = self._subschema(self._body)
+        for step in path:
+            inner = place.get("items") if isinstance(step, int) else place.get("properties", {}).get(step)
+            place = inner or {}
+            if "$ref" in place:
+                # keys beside a reference count, too: a description there is the one of this use
+                place = {**self._subschema(place["$ref"].removeprefix("#/").split("/")), **place}
+        return str(place.get("description", "a value"))
+
+    def _subschema(self, keys: Sequence[str]) -> Mapping[str, Any]:
+        place: Mapping[str, Any] = self.data
+        for key in keys:
+            place = place[key]
+        return place
+
+
+def _short_json(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 80 else f"{text[:77]}…"

@@ -1,0 +1,284 @@
+"""Recompute the values that a manifest records, and report each as match, mismatch or not available."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from pytest_mistral_lora import __version__
+from pytest_mistral_lora.chat.rows import read_rows
+from pytest_mistral_lora.checkpoint.tokenizers import oracle_file
+from pytest_mistral_lora.errors import MistralLoraError
+from pytest_mistral_lora.records.adapter_folder import AdapterFolder
+from pytest_mistral_lora.records.base_location import LocatedBase
+from pytest_mistral_lora.records.files import inside
+from pytest_mistral_lora.records.hashing import sha256_bytes, sha256_file, sha256_files
+from pytest_mistral_lora.records.manifest import MANIFEST, seal_of
+from pytest_mistral_lora.records.notes import NOTES, note_bytes, note_texts, noted_by
+from pytest_mistral_lora.records.recount import PROBES, probe_sha256, recount_rows
+
+State = Literal["match", "mismatch", "not available"]
+
+_NOT_OF_A_RUN = (".git", ".gitattributes", ".cache")
+"""Entries that Git and the Hub add to a folder; no library loads anything from there."""
+
+_CONFIG_KEYS = {"r": "r", "alpha": "lora_alpha", "dropout": "lora_dropout", "rslora": "use_rslora", "dora": "use_dora"}
+"""Keys of a manifest's `lora`, with those of `adapter_config.json`."""
+
+
+@dataclass(frozen=True)
+class FieldCheck:
+    """One recorded value, recomputed.
+
+    Attributes:
+        name: Its JSON path in the manifest, without `$.`.
+        state: Whether the recomputed value is the recorded one.
+        recorded: The value in the manifest; None of a file that the manifest does not list.
+        found: The recomputed value, or the reason that there is none.
+        place: The artifact that it was computed from; empty if there is none.
+    """
+
+    name: str
+    state: State
+    recorded: Any
+    found: Any
+    place: str = ""
+
+    @property
+    def is_unlisted(self) -> bool:
+        """Whether it is about a file that the manifest does not list."""
+        return self.recorded is None and self.name.startswith("files.")
+
+
+def recompute_field(name: str, recorded: Any, compute: Callable[[], Any], place: Path | str) -> FieldCheck:
+    """Compare a recorded value with the one that `compute` returns; an artifact that it cannot use is a mismatch."""
+    try:
+        found = compute()
+    except (MistralLoraError, OSError, KeyError, TypeError, ValueError) as error:  # a damaged artifact, of any kind
+        return FieldCheck(name, "mismatch", recorded, f"cannot be computed: {error}", str(place))
+    return FieldCheck(name, "match" if found == recorded else "mismatch", recorded, found, str(place))
+
+
+def unavailable_field(name: str, recorded: Any, why: str) -> FieldCheck:
+    """Report a recorded value that there is nothing to recompute from."""
+    return FieldCheck(name, "not available", recorded, why)
+
+
+def verify(
+    adapter: Path | AdapterFolder,
+    *,
+    base: Path | LocatedBase | None = None,
+    dataset: Path | Sequence[Path] | None = None,
+    parent: Path | None = None,
+) -> list[FieldCheck]:
+    """Recompute every value of a folder's manifest whose source is there.
+
+    Args:
+        adapter: An adapter or merged folder with `manifest.json`.
+        base: The base checkpoint, or the result of looking for it; without it, values of the base are not available.
+        dataset: The training files in recipe order, or a folder that holds them; without it, values of the rows are
+            not available.
+        parent: The adapter that a merged folder was made of; without it, values of the adapter are not available.
+
+    Raises:
+        InputError: If there is no valid manifest.
+    """
+    folder = adapter if isinstance(adapter, AdapterFolder) else AdapterFolder(adapter)
+    if not isinstance(base, LocatedBase):
+        base = LocatedBase(base, "" if base else "no base given")
+    data = folder.require_manifest().data
+    fields = [*folder_fields(folder), *_base_fields(data, base), *_parent_fields(data, parent)]
+    if data["kind"] == "adapter":
+        fields += adapter_fields(folder)
+    return [*fields, *_dataset_fields(folder, dataset)]
+
+
+def folder_fields(folder: AdapterFolder) -> Iterator[FieldCheck]:
+    """Recompute the values of the folder itself: files, notes, tokenizer, template and the seal."""
+    data, path = folder.require_manifest().data, folder.path
+    if "seal" in data:
+        seal = partial(seal_of, folder.manifest_bytes, data["seal"])
+        yield recompute_field("seal", data["seal"], seal, folder.manifest_file)
+    for name, entry in data.get("files", {}).items():
+        # a note counts without its author's section, which may be rewritten at any time
+        text = partial(note_bytes, path, name) if name in NOTES else None
+        digest = (lambda text=text: sha256_bytes(text())) if text else partial(_file_sha256, path, name)
+        size = (lambda text=text: len(text())) if text else (lambda name=name: inside(path, name).stat().st_size)
+        yield recompute_field(f"files.{name}.sha256", entry["sha256"], digest, path / name)
+        yield recompute_field(f"files.{name}.size", entry["size"], size, path / name)
+    if "files" in data:
+        yield from _unlisted_files(path, {MANIFEST, *data["files"]})
+    # a value that is changed in the manifest, with its seal, but not in the notes that were made from it
+    for name, note in note_texts(data).items():
+        if name not in data.get("files", {}):
+            continue
+        field, recorded, made_by = f"files.{name}.text", data["files"][name]["sha256"], noted_by(data)
+        if made_by == __version__:
+            yield recompute_field(field, recorded, partial(sha256_bytes, note.encode()), folder.manifest_file)
+        else:
+            yield unavailable_field(field, recorded, f"made by version {made_by}; this is {__version__}")
+    yield from _tokenizer_fields(folder)
+
+
+def _file_sha256(folder: Path, name: str) -> str:
+    return sha256_file(inside(folder, name))
+
+
+def _unlisted_files(folder: Path, listed: set[str]) -> Iterator[FieldCheck]:
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder)
+        is_file = not path.is_dir() or path.is_symlink()
+        if is_file and name.as_posix() not in listed and name.parts[0] not in _NOT_OF_A_RUN:
+            yield FieldCheck(f"files.{name.as_posix()}", "mismatch", None, "is not listed", str(path))
+
+
+def _tokenizer_fields(folder: AdapterFolder) -> Iterator[FieldCheck]:
+    data, path = folder.require_manifest().data, folder.path
+    tokenizer, template = data.get("tokenizer"), data.get("template")
+    if tokenizer:
+        file = path / tokenizer["file"]
+        digests = {"sha256": (tokenizer["file"], tokenizer["sha256"])}
+        digests |= {f"files.{name}": (name, digest) for name, digest in tokenizer.get("files", {}).items()}
+        for key, (name, digest) in digests.items():
+            yield recompute_field(f"tokenizer.{key}", digest, partial(_file_sha256, path, name), path / name)
+        for key in ("version", "vocab_size") if tokenizer["backend"] == "mistral-common" else ():
+            found = partial(lambda key: getattr(folder.recorded_encoder.tokenizer.oracle, key), key)
+            yield recompute_field(f"tokenizer.{key}", tokenizer[key], found, file)
+    if template:
+        digest, file = partial(_file_sha256, path, template["file"]), path / template["file"]
+        yield recompute_field("template.sha256", template["sha256"], digest, file)
+        if "probe_sha256" not in template:
+            return
+        name, recorded, probe = "template.probe_sha256", template["probe_sha256"], template["probe"]
+        if probe not in PROBES:
+            yield unavailable_field(name, recorded, f"this version has no probe {probe!r}")
+        else:
+            place = path / data["tokenizer"]["file"]
+            yield recompute_field(name, recorded, lambda: probe_sha256(folder.recorded_encoder.encode, probe), place)
+
+
+def adapter_fields(folder: AdapterFolder) -> Iterator[FieldCheck]:
+    """Recompute the values of `adapter_model.safetensors` and `adapter_config.json`."""
+    data, config = folder.require_manifest().data, folder.config_file
+    lora = data.get("lora")
+    if lora is None:
+        yield unavailable_field("lora.tensors_sha256", None, "not recorded")
+    else:
+        computed: dict[str, Callable[[], Any]] = {
+            "tensors_sha256": lambda: folder.tensors_sha256,
+            "layers": lambda: sum(".lora_A." in name for name in folder.tensors),
+            "parameters": lambda: sum(info.size for info in folder.tensors.values()),
+        }
+        for key, compute in computed.items():
+            yield recompute_field(f"lora.{key}", lora[key], compute, folder.tensors_file)
+    for name, key in (("base", "base_model_name_or_path"), ("revision", "revision")):
+        yield recompute_field(name, data[name], partial(lambda key: folder.config[key], key), config)
+    for name, key in _CONFIG_KEYS.items():
+        if lora is not None and name in lora:
+            yield recompute_field(f"lora.{name}", lora[name], partial(lambda key: folder.config[key], key), config)
+    for key in ("target_modules", "modules_to_save"):
+        if lora is not None and key in lora:
+            names = partial(lambda key: sorted(folder.config[key] or []), key)
+            yield recompute_field(f"lora.{key}", lora[key], names, config)
+
+
+def _base_fields(data: Mapping[str, Any], base: LocatedBase) -> Iterator[FieldCheck]:
+    recorded = data.get("base_weights_sha256")
+    if base.folder is None or recorded is None:
+        yield unavailable_field("base_weights_sha256", recorded, base.missing or "not recorded")
+    else:
+        folder = base.folder
+
+        def weights() -> str:
+            found = base.weights_sha256
+            # an adapter of the merged model's own parent is put on it twice, which the bare hash would not explain
+            of_merged = found != recorded and AdapterFolder(folder).kind == "merged"
+            return f"{found}, of a merged model" if of_merged else found
+
+        yield recompute_field("base_weights_sha256", recorded, weights, folder)
+    file = oracle_file(base.folder) if base.folder is not None else None
+    if file is not None and "tokenizer" in data:
+        yield recompute_field("tokenizer.sha256", data["tokenizer"]["sha256"], partial(sha256_file, file), file)
+
+
+def _parent_fields(data: Mapping[str, Any], parent: Path | None) -> Iterator[FieldCheck]:
+    if "parent" not in data:
+        return
+    for key in ("manifest_sha256", "tensors_sha256"):
+        name, recorded = f"parent.{key}", data["parent"][key]
+        if parent is None:
+            yield unavailable_field(name, recorded, "no parent given")
+            continue
+        adapter = AdapterFolder(parent)
+        compute = partial(lambda adapter, key: getattr(adapter, key), adapter, key)
+        yield recompute_field(name, recorded, compute, parent)
+
+
+def _dataset_fields(folder: AdapterFolder, dataset: Path | Sequence[Path] | None) -> Iterator[FieldCheck]:
+    data = folder.require_manifest().data
+    if dataset is None:
+        yield unavailable_field("dataset_sha256", data["dataset_sha256"], "no dataset given")
+        return
+    train = training_files(data, dataset)
+    place = ", ".join(map(str, train))
+    yield recompute_field("dataset_sha256", data["dataset_sha256"], lambda: sha256_files(train), place)
+    if "dataset" not in data:
+        return
+    held = held_files(data, dataset)
+    for key, paths in (("files", train), ("eval_files", held)):
+        yield from _data_file_fields(f"dataset.{key}", data["dataset"][key], paths)
+    if "masking" not in data or "training" not in data:
+        recorded = data["dataset"]["rows_sha256"]
+        yield unavailable_field("dataset.rows_sha256", recorded, "how rows were encoded is not recorded")
+        return
+    for name, found in recount_rows(folder, train, held):
+        part, *keys = name.split(".")
+        recorded = data[part]
+        for key in keys:
+            recorded = recorded.get(key) if isinstance(recorded, Mapping) else None
+        if recorded is None:
+            continue  # an older manifest: it records less
+        if isinstance(found, Exception):
+            yield FieldCheck(name, "mismatch", recorded, str(found), place)
+        else:
+            yield FieldCheck(name, "match" if found == recorded else "mismatch", recorded, found, place)
+
+
+def _data_file_fields(
+    name: str, entries: Sequence[Mapping[str, Any]], paths: Sequence[Path] | None
+) -> Iterator[FieldCheck]:
+    for index, entry in enumerate(entries):
+        if paths is None:
+            why = "no folder of data files given"
+            yield unavailable_field(f"{name}[{index}].sha256", entry["sha256"], why)
+        elif index < len(paths):
+            path = paths[index]
+            yield recompute_field(f"{name}[{index}].sha256", entry["sha256"], partial(sha256_file, path), path)
+            count = partial(lambda path: sum(1 for _ in read_rows(path)), path)
+            yield recompute_field(f"{name}[{index}].rows", entry["rows"], count, path)
+
+
+def training_files(data: Mapping[str, Any], dataset: Path | Sequence[Path]) -> list[Path]:
+    """Return the training files in recipe order, of those that were given or of the folder that was given."""
+    if not isinstance(dataset, Path):
+        return list(dataset)
+    if not dataset.is_dir() or "dataset" not in data:
+        return [dataset]
+    return _listed_files(dataset, data["dataset"]["files"])
+
+
+def held_files(data: Mapping[str, Any], dataset: Path | Sequence[Path]) -> list[Path] | None:
+    """Return the files that were held out, of the folder that was given; None if no folder was given."""
+    entries = data["dataset"]["eval_files"]
+    if not entries:
+        return []
+    return _listed_files(dataset, entries) if isinstance(dataset, Path) and dataset.is_dir() else None
+
+
+def _listed_files(folder: Path, entries: Sequence[Mapping[str, Any]]) -> list[Path]:
+    """Return the files of a folder: by the paths below the recipe's own folder, or all of them in one place."""
+    paths = (Path(entry["path"]) for entry in entries)
+    return [folder / path if (folder / path).is_file() else folder / path.name for path in paths]

@@ -1,1 +1,0 @@
-"""Recompute the values in a manifest and report any difference."""
