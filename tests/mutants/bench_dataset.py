@@ -103,6 +103,7 @@ class Bench:
         _write(folder / "held-out.jsonl", artifact["held_out"])
         (folder / "recipe.yaml").write_text(yaml.safe_dump(artifact["recipe"]))
         _tokenizer().fast.chat_template = artifact["template"]["source"]
+        vars(_tokenizer()).pop("template", None)  # it is kept, and would be the template of the mutant before
         target = _Recipe("recipe", folder / "recipe.yaml")
         settings = Settings(1, None, "cpu", True, (), False, Path(mkdtemp(dir=folder)))
         return [finding for check in checks(target, settings) for finding in check.run().findings]
