@@ -10,8 +10,7 @@ import pytest
 from pytest_mistral_lora.chat.oracle.mistral_common import shipped_tokenizer
 from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
 from pytest_mistral_lora.cli import main
-from pytest_mistral_lora.conformance.checks import Check
-from pytest_mistral_lora.conformance.collect import targets_of
+from pytest_mistral_lora.conformance.checks import Check, targets_of
 from pytest_mistral_lora.conformance.finding import Result
 from pytest_mistral_lora.conformance.targets import AdapterTarget, RecipeTarget, Target
 from pytest_mistral_lora.errors import InputError

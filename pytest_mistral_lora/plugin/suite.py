@@ -87,8 +87,7 @@ class Suite:
 
     def _collected_checks(self) -> Iterator[Check]:
         """Yield the checks. It is a generator, so that its errors are raised, and reported, in the collector."""
-        from pytest_mistral_lora.conformance.checks import Settings
-        from pytest_mistral_lora.conformance.collect import collect
+        from pytest_mistral_lora.conformance.checks import Settings, collect
 
         given = self.settings
         settings = Settings(

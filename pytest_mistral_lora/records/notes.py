@@ -1,25 +1,202 @@
-"""The notes of a run folder, `DECISION.md` and the model card `README.md`: generated from the manifest."""
+"""The notes of a folder, generated from its manifest: `DECISION.md`, and the model card `README.md`."""
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import yaml
 
 from pytest_mistral_lora.errors import InputError
-from pytest_mistral_lora.records.decision_note import (
-    DECISION,
-    author_section,
-    decision_text,
-    empty_author_section,
-    with_author_section,
-)
 from pytest_mistral_lora.records.files import inside, write_text
 from pytest_mistral_lora.records.hashing import sha256_bytes
 from pytest_mistral_lora.records.manifest import load
+
+_BEGIN = "<!-- yours, from here: kept when this file is made again -->"
+_END = "<!-- yours, to here -->"
+
+
+def empty_author_section() -> str:
+    """Return the two marks with nothing between them."""
+    return f"{_BEGIN}\n\n{_END}"
+
+
+def author_section(text: str) -> str:
+    """Return the text between the marks; empty if there is none, or if there are no marks."""
+    _, begin, rest = text.partition(_BEGIN)
+    own, end, _ = rest.rpartition(_END)
+    return own.strip() if begin and end else ""
+
+
+def with_author_section(text: str, own: str) -> str:
+    """Return a text with `own` between its marks; a text without marks is returned unchanged."""
+    before, begin, rest = text.partition(_BEGIN)
+    _, end, after = rest.rpartition(_END)
+    if not begin or not end:
+        return text
+    return f"{before}{_BEGIN}\n\n{own}\n\n{_END}{after}" if own else f"{before}{empty_author_section()}{after}"
+
+
+DECISION = "DECISION.md"
+
+
+def decision_text(manifest: Mapping[str, Any]) -> str:
+    """Return the decision record of a run, in Markdown.
+
+    Args:
+        manifest: The manifest of an adapter or a merged model; `files` and `seal` are not used.
+    """
+    parts = (_context, _decision, _masking, _evaluation, _consequences, _reproduce)
+    data_names = ", ".join(entry["path"] for entry in manifest["dataset"]["files"])
+    title = f"# Fine-tune {manifest['base']} with LoRA on {data_names}"
+    status = f"Status: {'trained and merged' if manifest['kind'] == 'merged' else 'trained'}"
+    reasons = f"## Why\n\nThe purpose of the run and the alternatives: write them here.\n\n{empty_author_section()}"
+    return "\n\n".join([title, status, reasons, *filter(None, (part(manifest) for part in parts))]) + "\n"
+
+
+def _context(manifest: Mapping[str, Any]) -> str:
+    dataset, tokenizer = manifest["dataset"], manifest["tokenizer"]
+    rows = [
+        ("Base", f"`{manifest['base']}`"),
+        ("Revision", f"`{manifest['revision']}`" if manifest["revision"] else "none: a local base"),
+        ("Base weights SHA-256", f"`{manifest.get('base_weights_sha256', 'not recorded')}`"),
+        ("Dataset SHA-256", f"`{manifest['dataset_sha256']}`"),
+        *((f"Data file `{entry['path']}`", f"{entry['rows']} rows, `{entry['sha256']}`") for entry in dataset["files"]),
+        *((f"Held-out file `{entry['path']}`", f"`{entry['sha256']}`") for entry in dataset["eval_files"]),
+        ("Rows", f"{dataset.get('rows_used', dataset['rows'])} trained on, {dataset['held_out_rows']} held out"),
+        *_removed("Rows to train on", dataset),
+        *_removed("Held-out rows", dataset.get("held_out_removed", {})),
+        ("Tokenizer", f"{tokenizer['version'] or tokenizer['file']} through {tokenizer['backend']}"),
+        ("Tokenizer SHA-256", f"`{tokenizer['sha256']}`"),
+        ("Chat template SHA-256", f"`{manifest['template']['sha256']}` ({manifest['template']['source']})"),
+    ]
+    return "## Context\n\n" + _table(rows)
+
+
+def _removed(name: str, part: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield a line for the rows that truncation and filtering dropped or cut, if there are any."""
+    changes = [f"{number} dropped ({reason})" for reason, number in part.get("rows_dropped", {}).items()]
+    changes += [f"{part['rows_truncated']} cut"] if part.get("rows_truncated") else []
+    changes += [f"{part['rows_without_loss']} without loss"] if part.get("rows_without_loss") else []
+    if changes:
+        removed = f"{part['tokens_removed']} tokens removed, {part['supervised_tokens_removed']} of them with loss"
+        yield name, f"{', '.join(changes)}: {removed}"
+
+
+def _decision(manifest: Mapping[str, Any]) -> str:
+    lora, training = manifest["lora"], manifest["training"]
+    schedule = training["schedule"]
+    shape = f"r {lora['r']}, alpha {lora['alpha']:g}, dropout {lora['dropout']:g}, rslora {lora['rslora']}"
+    shape += ", DoRA" if lora.get("dora") else ""
+    shape += f"; {' and '.join(lora['modules_to_save'])} in full" if lora.get("modules_to_save") else ""
+    seeds = f"{lora.get('seed', manifest['seed'])} for the adapter, {manifest['seed']} for dropout, "
+    seeds += f"{training['order_seed']} for the order of rows"
+    rows = [
+        ("LoRA", shape),
+        ("Layers", f"{lora['layers']}: {', '.join(lora['target_modules'])}"),
+        ("Trained numbers", f"{lora['parameters']}"),
+        ("Steps", f"{training['steps']} of {training['batch_size']} rows ({training['epochs']:g} epochs)"),
+        ("Tokens", f"{training['max_length']} in a row at most, {training['micro_batch_tokens']} fed at once"),
+        ("Learning rate", f"{training['learning_rate']:g}, {training['optimizer']}"),
+        ("Weight decay, clipping", f"{training['weight_decay']:g}, gradient norm {training['max_grad_norm']:g}"),
+        ("Schedule", f"{schedule['name']}, {schedule['warmup_steps']} warm-up steps, {schedule['total_steps']} in all"),
+        ("Seeds", seeds),
+        ("Precision", _precision(training)),
+        ("Machine", _machine(manifest)),
+    ]
+    if training.get("skipped_steps"):
+        rows.append(("Skipped steps", f"{training['skipped_steps']}: fp16 overflowed"))
+    if training["resumed_from_step"] is not None:
+        rows.append(("Resumed", f"from step {training['resumed_from_step']}"))
+    if training.get("memory_relief"):
+        rows.append(("Changes because memory ran out", ", ".join(training["memory_relief"])))
+    return "## Decision\n\n" + _table(rows)
+
+
+def _machine(manifest: Mapping[str, Any]) -> str:
+    environment, devices = manifest["environment"], manifest["training"]["devices"]
+    threads = f"{environment['threads']} thread{'' if environment['threads'] == 1 else 's'}"
+    processor = environment["gpu"] or f"{environment['processor']}, {threads}"
+    return f"{devices} x {processor}; Python {environment['python']} on {environment['platform']}"
+
+
+def _precision(training: Mapping[str, Any]) -> str:
+    quantized = f" in {training['quantization']}" if training.get("quantization") else ""
+    kernels = f", {training['kernels']} kernels" if training.get("kernels") else ""
+    base = f"{training['precision']} base{quantized}"
+    checkpointed = ", activations computed twice" if training["activation_checkpointing"] else ""
+    window = f", attention over {training['sliding_window']} tokens" if training["sliding_window"] else ""
+    return f"{base}, {training['adapter_dtype']} adapter, on {training['device']}{kernels}{checkpointed}{window}"
+
+
+def _masking(manifest: Mapping[str, Any]) -> str:
+    masking = manifest["masking"]
+    share = masking["supervised_tokens"] / masking["tokens"]
+    return (
+        "## Supervised tokens\n\n"
+        f"Supervised: {masking['policy']}. {masking['supervised_tokens']} of {masking['tokens']} tokens ({share:.0%}) "
+        "carry loss. `rendered_row.json` shows one row token by token."
+    )
+
+
+def _evaluation(manifest: Mapping[str, Any]) -> str:
+    lines = ["## Evaluation", ""]
+    for one in manifest["evaluation"]:
+        lines += [
+            f"`{one['command']}`",
+            "",
+            _table((name, _table_cell(value)) for name, value in one["results"].items()),
+            "",
+        ]
+    return "\n".join(lines).rstrip()
+
+
+def _table_cell(value: Any) -> str:
+    text = f"{value:.6g}" if isinstance(value, float) else json.dumps(value, ensure_ascii=False)
+    return text.replace("|", "\\|")
+
+
+def _consequences(manifest: Mapping[str, Any]) -> str:
+    parent = manifest.get("parent")
+    if parent is None:
+        deployed = (
+            "Deployed as an adapter: this folder holds no model, and is valid on the base weights above and on no "
+            "others. `mistral-lora merge` makes a model of both."
+        )
+    else:
+        deployed = (
+            f"Deployed merged, in {parent['merge_dtype']}: this folder holds a whole model. The adapter's manifest has "
+            f"SHA-256 `{parent['manifest_sha256']}`. No adapter of the base is valid on it."
+        )
+    return (
+        f"## Consequences\n\n{deployed}\n\n"
+        "`mistral-lora verify` recomputes the hashes of files, tensors, rows, ids and labels, the adapter's shape and "
+        "its configuration. It cannot recompute schedule, environment and evaluation, which the trainer declared; "
+        "`mistral-lora verify --rerun` trains again and compares."
+    )
+
+
+def _reproduce(manifest: Mapping[str, Any]) -> str:
+    packages = " ".join(f"{name}=={version}" for name, version in manifest["environment"]["packages"].items())
+    code = manifest["environment"].get("code")
+    changes = "  # plus uncommitted changes" if code and code["dirty"] else ""
+    checkout = f"git checkout {code['commit']}{changes}\n" if code else ""
+    recipe = manifest.get("recipe")
+    shown = f"\n\n```json\n{json.dumps(recipe, indent=2, ensure_ascii=False)}\n```" if recipe else ""
+    return (
+        "## Reproduce\n\n"
+        f"```\n{checkout}pip install {packages}\npython -m pytest_mistral_lora.training recipe.yaml\n```\n\n"
+        "Use this `recipe.yaml` (JSON is YAML). On a CPU of the same kind, with the same libraries and thread count, "
+        f"the adapter is equal bit for bit; on other machines, losses agree within rounding.{shown}"
+    )
+
+
+def _table(rows: Iterable[tuple[str, str]]) -> str:
+    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)])
+
 
 CARD = "README.md"
 

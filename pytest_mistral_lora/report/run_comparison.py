@@ -8,8 +8,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
-from pytest_mistral_lora.records.compare_runs import ABSENT, GROUPS, AnswersDiff, ChangedField, RunsDiff
-from pytest_mistral_lora.records.compare_tensors import TensorsDiff
+from pytest_mistral_lora.records.compare_runs import ABSENT, GROUPS, AnswersDiff, ChangedField, RunsDiff, TensorsDiff
 from pytest_mistral_lora.report.session import table_lines
 
 _LONGEST = 60

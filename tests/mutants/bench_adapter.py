@@ -12,8 +12,7 @@ from gallery import Artifact, mutant
 from safetensors.torch import load_file, save_file
 from trained import WEIGHTS, copied, replace_weights, trained
 
-from pytest_mistral_lora.conformance.checks import Settings
-from pytest_mistral_lora.conformance.collect import collect
+from pytest_mistral_lora.conformance.checks import Settings, collect
 from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.conformance.targets import AdapterTarget
 

@@ -18,7 +18,7 @@ from trained import WEIGHTS, copied, replace_weights, trained
 
 from pytest_mistral_lora.chat.completions import FormatCheck
 from pytest_mistral_lora.chat.rows import read_rows
-from pytest_mistral_lora.conformance.collect import collect
+from pytest_mistral_lora.conformance.checks import collect
 from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.conformance.targets import AdapterTarget
 from pytest_mistral_lora.training.generate.compare import record_rows

@@ -8,8 +8,7 @@ import pytest
 
 from pytest_mistral_lora.chat.oracle.mistral_common import shipped_tokenizer
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
-from pytest_mistral_lora.conformance.checks import Settings, Subject
-from pytest_mistral_lora.conformance.collect import collect
+from pytest_mistral_lora.conformance.checks import Settings, Subject, collect
 from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.conformance.targets import Target, tokenizer_targets
 

@@ -8,8 +8,7 @@ from xml.etree import ElementTree
 import pytest
 from plugin_rows import ROW
 
-from pytest_mistral_lora.conformance.checks import SUBJECTS, Settings
-from pytest_mistral_lora.conformance.collect import collect
+from pytest_mistral_lora.conformance.checks import SUBJECTS, Settings, collect
 from pytest_mistral_lora.conformance.targets import EMBEDDED, RunnerChoice, named_targets
 
 Run = Callable[..., pytest.RunResult]

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from manifests import COMMIT, SHA, adapter, merged
 
-from pytest_mistral_lora.records.decision_note import decision_text
+from pytest_mistral_lora.records.notes import decision_text
 
 
 def leaves(value: Any) -> list[Any]:

@@ -10,10 +10,17 @@ from hypothesis import strategies as st
 from manifests import FOUR_KEYS, adapter, merged
 
 from pytest_mistral_lora.errors import InputError
-from pytest_mistral_lora.records.decision_note import author_section, with_author_section
 from pytest_mistral_lora.records.files import listing, write_json
 from pytest_mistral_lora.records.manifest import build
-from pytest_mistral_lora.records.notes import NOTES, card_text, note_bytes, note_texts, write_notes
+from pytest_mistral_lora.records.notes import (
+    NOTES,
+    author_section,
+    card_text,
+    note_bytes,
+    note_texts,
+    with_author_section,
+    write_notes,
+)
 
 
 def front_matter(text: str) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from pytest_mistral_lora.chat.encoded import EncodedRow
 from pytest_mistral_lora.chat.oracle.mistral_common import Oracle, shipped_tokenizer
 from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.errors import RowError
-from pytest_mistral_lora.records.recount import probe_sha256
+from pytest_mistral_lora.records.data_stats import probe_sha256
 
 OLD, NEW = shipped_tokenizer("spm-v1"), shipped_tokenizer("spm-v3")
 

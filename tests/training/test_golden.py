@@ -22,7 +22,7 @@ from pytest_mistral_lora.assertions import assert_transcript_matches
 from pytest_mistral_lora.chat.oracle.mistral_common import shipped_tokenizer
 from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
 from pytest_mistral_lora.cli import main
-from pytest_mistral_lora.conformance.collect import check
+from pytest_mistral_lora.conformance.checks import check
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.records.transcripts import TRANSCRIPTS, Transcript, load, load_folder
 from pytest_mistral_lora.training.generate.compare import compare

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM
 
 from pytest_mistral_lora import cli
 from pytest_mistral_lora.checkpoint.base_model import load_base
-from pytest_mistral_lora.conformance.collect import check
+from pytest_mistral_lora.conformance.checks import check
 from pytest_mistral_lora.errors import InputError, MergeError
 from pytest_mistral_lora.records.files import listing
 from pytest_mistral_lora.records.hashing import base_weights_sha256, sha256_file

@@ -11,7 +11,7 @@ from declared import declare
 from many_rows import said, write_lines
 from tiny_runs import recipe_data
 
-from pytest_mistral_lora.records.decision_note import DECISION
+from pytest_mistral_lora.records.notes import DECISION
 from pytest_mistral_lora.records.verify import verify
 from pytest_mistral_lora.training.recipe import parse_recipe
 from pytest_mistral_lora.training.run import RunResult, train

@@ -15,9 +15,9 @@ from tiny_runs import write_rows
 
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.records.adapter_folder import AdapterFolder
-from pytest_mistral_lora.records.decision_note import with_author_section
 from pytest_mistral_lora.records.files import write_json
 from pytest_mistral_lora.records.manifest import MANIFEST, sealed
+from pytest_mistral_lora.records.notes import with_author_section
 from pytest_mistral_lora.records.verify import adapter_fields, folder_fields, verify
 from pytest_mistral_lora.training.run import RunResult
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from tiny_runs import CONVERSATIONS, write_rows
 
-from pytest_mistral_lora.records.decision_note import DECISION
 from pytest_mistral_lora.records.manifest import load
+from pytest_mistral_lora.records.notes import DECISION
 from pytest_mistral_lora.records.verify import FieldCheck, verify
 from pytest_mistral_lora.training.run import RunResult
 

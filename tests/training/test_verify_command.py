@@ -8,7 +8,7 @@ import pytest
 from tiny_runs import write_rows
 
 from pytest_mistral_lora.cli import main
-from pytest_mistral_lora.records.decision_note import with_author_section
+from pytest_mistral_lora.records.notes import with_author_section
 from pytest_mistral_lora.training.run import RunResult
 
 

@@ -9,10 +9,9 @@ from pathlib import Path
 
 from pytest_mistral_lora.chat.reading.jsonl import read_json
 from pytest_mistral_lora.checkpoint.weights import Weights, read_header
-from pytest_mistral_lora.conformance.adapter import base as base_checks
 from pytest_mistral_lora.conformance.adapter import config as config_checks
 from pytest_mistral_lora.conformance.adapter import layout as layout_checks
-from pytest_mistral_lora.conformance.adapter import numbers as number_checks
+from pytest_mistral_lora.conformance.adapter import weights as weight_checks
 from pytest_mistral_lora.conformance.checks import Check, Settings
 from pytest_mistral_lora.conformance.finding import Finding, Result
 from pytest_mistral_lora.conformance.targets import AdapterTarget
@@ -105,8 +104,8 @@ class AdapterChecks:
         return layout_checks.adapter_layout(self.folder, self.folder.located_base.folder)
 
     @cached_property
-    def _summaries(self) -> Mapping[str, number_checks.TensorSummary]:
-        return number_checks.summarize_tensors(inside(self.folder.path, ADAPTER_TENSORS))
+    def _summaries(self) -> Mapping[str, weight_checks.TensorSummary]:
+        return weight_checks.summarize_tensors(inside(self.folder.path, ADAPTER_TENSORS))
 
     @cached_property
     def _misnamed(self) -> tuple[Finding, ...]:
@@ -163,7 +162,7 @@ class AdapterChecks:
         if self._is_unreadable(self.folder.tensors_file):
             return Result(not_checked=_UNREADABLE)
         try:
-            return Result(tuple(number_checks.finite_findings(self.folder, self._summaries)))
+            return Result(tuple(weight_checks.finite_findings(self.folder, self._summaries)))
         except InputError as error:
             return Result((Finding("ML405", error.found, error.place, _LOADABLE),))
 
@@ -172,7 +171,7 @@ class AdapterChecks:
         if self._is_unreadable(self.folder.tensors_file):
             return Result(not_checked=_UNREADABLE)
         try:
-            return Result(tuple(number_checks.trained_findings(self.folder, self._summaries)))
+            return Result(tuple(weight_checks.trained_findings(self.folder, self._summaries)))
         except InputError:
             return Result(not_checked="the tensors cannot be loaded: see the check `tensors-finite`")
 
@@ -208,7 +207,7 @@ class AdapterChecks:
         if self._no_layout or base.folder is None:
             return Result(not_checked=self._no_layout or base.missing)
         findings = [*layout_checks.shape_findings(self.folder, self._layout)]
-        return Result((*findings, *base_checks.fit_findings(self.folder, base.folder)))
+        return Result((*findings, *weight_checks.fit_findings(self.folder, base.folder)))
 
     def changes_the_base(self) -> Result:
         """Check that the adapter, put on its base by PEFT, changes the base's logits."""
@@ -220,9 +219,9 @@ class AdapterChecks:
             return Result(not_checked="adapter and base do not fit: see the checks before")
         if not all(summary.finite for summary in self._summaries.values()):
             return Result(not_checked="not every number is finite: see the check `tensors-finite`")
-        if reason := base_checks.memory_shortage(base.folder):
+        if reason := weight_checks.memory_shortage(base.folder):
             return Result(not_checked=reason)
-        return Result(tuple(base_checks.effect_findings(self.folder, base.folder)))
+        return Result(tuple(weight_checks.effect_findings(self.folder, base.folder)))
 
 
 class MergedChecks:
@@ -258,7 +257,7 @@ class MergedChecks:
     def tensors_finite(self) -> Result:
         """Check every number of the weights."""
         try:
-            summaries = [number_checks.summarize_tensors(file) for file in self.folder.model_files]
+            summaries = [weight_checks.summarize_tensors(file) for file in self.folder.model_files]
         except InputError as error:
             return Result((Finding("ML405", error.found, error.place, _LOADABLE),))
         wrong = sorted(name for file in summaries for name, summary in file.items() if not summary.finite)
