@@ -25,7 +25,7 @@ FORMAT = "eval_format/"
 
 
 def gradient_norm(model: Any) -> float:
-    """Return the L2 norm of all gradients of a model together; 0 where there is none.
+    """Return the L2 norm of all gradients of a model together; 0 if there is none.
 
     Args:
         model: The model with the engine's wrapper.

@@ -33,7 +33,7 @@ def precision_of(training: Training) -> Any:
     """Return `bf16`, `fp16` or `fp32`: the recipe's choice, or the choice for this machine if that is `auto`.
 
     Raises:
-        RecipeError: If the recipe asks for fp16 on a CPU, where nothing scales its loss.
+        RecipeError: If the recipe asks for fp16 on a CPU, which accelerate refuses.
     """
     if training.precision == "fp16" and not on_gpu(training):
         raise RecipeError("'fp16', and the run is on the CPU", place="training.precision", expected="fp32 or bf16")

@@ -1,4 +1,4 @@
-"""Make the trainer of a recipe: its model's attention and kernels, its arguments, its callbacks and its loggers."""
+"""Make the trainer of a recipe: its model's attention and kernels, its arguments and its callbacks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, Literal
 from transformers import PrinterCallback, TrainingArguments
 
 from pytest_mistral_lora.chat.encoded import EncodedRow
-from pytest_mistral_lora.errors import RecipeError, TrainingError
+from pytest_mistral_lora.errors import TrainingError
 from pytest_mistral_lora.training.callbacks import DryRun, LogLines, OverflowWatch, StopAtNonFinite
 from pytest_mistral_lora.training.devices import GenerateTogether, engine, on_gpu, precision_of
 from pytest_mistral_lora.training.recipe import Training
@@ -20,13 +20,6 @@ from pytest_mistral_lora.training.step.attention import attend_in_segments
 from pytest_mistral_lora.training.step.kernels_cpu import use_frozen_layers
 from pytest_mistral_lora.training.step.oom import checkpoint_activations
 from pytest_mistral_lora.training.step.trainer import LoraTrainer
-
-_LOGGER_PACKAGES = {
-    "azure_ml": "azureml-core",
-    "comet_ml": "comet-ml",
-    "flyte": "flytekit",
-}
-"""The package of a logger if it has another name."""
 
 Progress = Literal["none", "lines", "bar"]
 """Display of a run's progress: none, a line for each line of the log, or a progress bar."""
@@ -193,45 +186,3 @@ def optimizer_name(training: Training, precision: str) -> str:
         return training.optimizer
     # a fused kernel skips an overflowing step by itself: accelerate does not notice, and lets the schedule go on
     return "adamw_torch" if precision == "fp16" else "adamw_torch_fused"
-
-
-def check_loggers(names: Sequence[str]) -> None:
-    """Refuse loggers that transformers does not know, or that are not installed.
-
-    Raises:
-        RecipeError: With the known loggers, or the command that installs one.
-    """
-    for index, name in enumerate(names):
-        _logger(name, f"training.report_to[{index}]")
-
-
-def logger_callbacks(names: Sequence[str], folder: Path, *, writes: bool) -> list[Any]:
-    """Return the callbacks of loggers.
-
-    Args:
-        names: The recipe's `report_to`.
-        folder: Folder for TensorBoard's files; the other loggers have settings of their own.
-        writes: Whether this process is the one that logs.
-    """
-    callbacks = [_logger(name, "training.report_to") for name in names]
-    for name, callback in zip(names, callbacks, strict=True):
-        if name == "tensorboard" and writes:
-            # its own choice is below the folder of checkpoints, which a finished run removes
-            callback.tb_writer = callback._SummaryWriter(log_dir=str(folder))
-    return callbacks
-
-
-def _logger(name: str, place: str) -> Any:
-    from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
-
-    if name not in INTEGRATION_TO_CALLBACK:
-        known = ", ".join(sorted(INTEGRATION_TO_CALLBACK))
-        raise RecipeError(f"{name!r}", place=place, expected=f"loggers that transformers knows: {known}")
-    try:
-        return INTEGRATION_TO_CALLBACK[name]()
-    except (RuntimeError, ImportError) as error:
-        raise RecipeError(
-            f"{name!r} is not installed",
-            place=place,
-            next_step=f"Install it: pip install {_LOGGER_PACKAGES.get(name, name)}, or leave it out of report_to.",
-        ) from error

@@ -16,9 +16,15 @@ from pytest_mistral_lora.records.hashing import base_weights_command, base_weigh
 from pytest_mistral_lora.training.adapter import adapted_layers, saved_modules
 from pytest_mistral_lora.training.devices import check_engine, device_count, engine, require_environment
 from pytest_mistral_lora.training.generate.callback import format_checks
-from pytest_mistral_lora.training.loop import check_loggers
 from pytest_mistral_lora.training.recipe import Base, Recipe
 from pytest_mistral_lora.training.rows.loading import RunData, load_data
+
+_LOGGER_PACKAGES = {
+    "azure_ml": "azureml-core",
+    "comet_ml": "comet-ml",
+    "flyte": "flytekit",
+}
+"""The package of a logger if it has another name."""
 
 
 @dataclass(frozen=True)
@@ -116,3 +122,45 @@ def resolve_base(base: Base, *, weights: bool = True) -> Path:
             next_step=f"Pin these weights or restore those; the hash is printed by: {base_weights_command(base.path)}",
         )
     return base.path
+
+
+def check_loggers(names: Sequence[str]) -> None:
+    """Refuse loggers that transformers does not know, or that are not installed.
+
+    Raises:
+        RecipeError: With the known loggers, or the command that installs one.
+    """
+    for index, name in enumerate(names):
+        _logger(name, f"training.report_to[{index}]")
+
+
+def logger_callbacks(names: Sequence[str], folder: Path, *, writes: bool) -> list[Any]:
+    """Return the callbacks of loggers.
+
+    Args:
+        names: The recipe's `report_to`.
+        folder: Folder for TensorBoard's files; the other loggers have settings of their own.
+        writes: Whether this process is the one that logs.
+    """
+    callbacks = [_logger(name, "training.report_to") for name in names]
+    for name, callback in zip(names, callbacks, strict=True):
+        if name == "tensorboard" and writes:
+            # its own choice is below the folder of checkpoints, which a finished run removes
+            callback.tb_writer = callback._SummaryWriter(log_dir=str(folder))
+    return callbacks
+
+
+def _logger(name: str, place: str) -> Any:
+    from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+
+    if name not in INTEGRATION_TO_CALLBACK:
+        known = ", ".join(sorted(INTEGRATION_TO_CALLBACK))
+        raise RecipeError(f"{name!r}", place=place, expected=f"loggers that transformers knows: {known}")
+    try:
+        return INTEGRATION_TO_CALLBACK[name]()
+    except (RuntimeError, ImportError) as error:
+        raise RecipeError(
+            f"{name!r} is not installed",
+            place=place,
+            next_step=f"Install it: pip install {_LOGGER_PACKAGES.get(name, name)}, or leave it out of report_to.",
+        ) from error

@@ -24,8 +24,8 @@ from pytest_mistral_lora.training.devices import device_of, precision_of
 from pytest_mistral_lora.training.generate.callback import GENERATIONS, GenerationCallback
 from pytest_mistral_lora.training.generate.generate import Completion, Probe, probe
 from pytest_mistral_lora.training.generate.record import adapter_identity, record
-from pytest_mistral_lora.training.loop import Progress, apply_kernels, logger_callbacks, make_trainer
-from pytest_mistral_lora.training.prepare import Preparation, prepare
+from pytest_mistral_lora.training.loop import Progress, apply_kernels, make_trainer
+from pytest_mistral_lora.training.prepare import Preparation, logger_callbacks, prepare
 from pytest_mistral_lora.training.recipe import Recipe
 from pytest_mistral_lora.training.rows.loading import RunData
 from pytest_mistral_lora.training.run_metadata import run_facts
@@ -239,19 +239,9 @@ def save_run(
     if main:
         resumed_from, changes = step_of(checkpoint) if checkpoint else None, trainer.oom_handler.changes
         facts = run_facts(prepared, trainer.state, log, completions, watching.latest_rates(), resumed_from, changes)
-    # by all processes: a sharded model is called by all
-    transcripts = record(
-        model,
-        prepared.encoder,
-        watching.rows,
-        completions,
-        identity=adapter_identity(tensors, **{name: facts.get(name) for name in BASE_FACTS}),
-        precision=precision_of(prepared.recipe.training),
-        max_new_tokens=watching.max_new_tokens,
-        checks=prepared.checks,
-    )
-    texts = {f"{TRANSCRIPTS}/{transcript.case}.json": transcript.to_text() for transcript in transcripts}
-    texts |= {GENERATIONS: watching.history} if transcripts else {}
+    # by all processes: each pass of a sharded model needs all of them
+    identity = adapter_identity(tensors, **{name: facts.get(name) for name in BASE_FACTS})
+    texts = _answer_files(prepared, model, watching, identity)
     manifest: Mapping[str, Any] = {}
     output, encoder, data, base = prepared.recipe.output, prepared.encoder, prepared.data, prepared.base
     if main:
@@ -270,3 +260,21 @@ def save_run(
         shutil.rmtree(work.path, ignore_errors=True)
     trainer.accelerator.wait_for_everyone()
     return RunResult(output, manifest, log, adapter, probed, completions, model, encoder, data, base)
+
+
+def _answer_files(
+    prepared: Preparation, model: Any, watching: GenerationCallback, identity: Mapping[str, Any]
+) -> dict[str, str]:
+    """Return the content of the files with generated answers, by name; none if the recipe asked for no answers."""
+    transcripts = record(
+        model,
+        prepared.encoder,
+        watching.rows,
+        watching.answer_rows(),
+        identity=identity,
+        precision=precision_of(prepared.recipe.training),
+        max_new_tokens=watching.max_new_tokens,
+        checks=prepared.checks,
+    )
+    texts = {f"{TRANSCRIPTS}/{transcript.case}.json": transcript.to_text() for transcript in transcripts}
+    return texts | ({GENERATIONS: watching.history} if transcripts else {})

@@ -71,7 +71,7 @@ class Recipe(Section):
 
     def name_of(self, path: Path) -> str:
         """Return a file's name in the manifest: its path below the recipe's folder, or else its last part alone."""
-        # a manifest is published: the path of a file elsewhere would tell the names of folders of this machine
+        # a manifest is published: the path of a file elsewhere would publish names of folders of this machine
         below = path.is_relative_to(self._folder) and ".." not in path.relative_to(self._folder).parts
         return (path.relative_to(self._folder) if below else Path(path.name)).as_posix()
 

@@ -31,6 +31,7 @@ def _yaml_number(value: Any) -> Any:
     return value
 
 
+# strict: pydantic would take `true` for 1, and "8" for 8
 Number = Annotated[float, BeforeValidator(_yaml_number)]
 Positive = Annotated[StrictInt, Field(gt=0)]
 NonNegative = Annotated[StrictInt, Field(ge=0)]
@@ -76,6 +77,7 @@ class Base(Section):
     @model_validator(mode="before")
     @classmethod
     def _name_is_the_path_as_written(cls, data: Any) -> Any:
+        # before `path` is made absolute: the name is published, and the folders of this machine are not
         if isinstance(data, dict) and data.get("path") and not data.get("name"):
             return {**data, "name": str(data["path"])}
         return data

@@ -50,6 +50,7 @@ class JsonSchemaCheck(Section):
 
 
 def _kind(value: Any) -> str | None:
+    # a tag for the union: without one, pydantic reports the faults of all alternatives for one wrong check
     if isinstance(value, str):
         return "plain" if value in ("json", "tool_call", "eos") else None
     keys = list(value) if isinstance(value, Mapping) else list(getattr(type(value), "model_fields", ()))
@@ -268,4 +269,5 @@ class Training(Section):
 
     def warmup(self, steps: int) -> int:
         """Return the warm-up steps of a run of `steps` optimizer steps."""
+        # rounded as transformers does it: a manifest records this number
         return self.warmup_steps if self.warmup_ratio is None else math.ceil(steps * self.warmup_ratio)

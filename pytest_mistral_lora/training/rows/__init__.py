@@ -1,1 +1,1 @@
-"""The rows of a run: read, encoded once, kept, and counted where a recipe removes some."""
+"""The rows of a run: read and encoded once, counted, kept in tables of Arrow."""

@@ -82,7 +82,7 @@ class EncodedChunk:
 
 
 class ChunkEncoder:
-    """Encodes chunks, as a plan says."""
+    """Encodes the rows of chunks by a plan."""
 
     def __init__(self, plan: EncodingPlan, encoder: Encoder | None = None) -> None:
         """Load the tokenizer of the plan, or use the one given."""
@@ -171,6 +171,7 @@ def encode_files(
             errors += chunk.errors
             rows[chunk.file] += chunk.rows
             for side, sums, sink in ((chunk.train, train, sinks.train), (chunk.held_out, held_out, sinks.held_out)):
+                # chunks come in file order, so that several processes write the same bytes as one
                 sink(side.batch)
                 sums.tally.extend(side.tally)
                 sums.update({name: bytes(part) for name, part in side.hashed.items()})

@@ -210,6 +210,7 @@ def cache_key(plan: EncodingPlan, encoder: Encoder, sha256: Sequence[str], is_he
     parts = {
         "format": FORMAT,
         "version": __version__,
+        # another version of a tokenizing library may encode otherwise
         "libraries": {name: version(name) for name in _LIBRARIES[plan.backend]},
         "files": list(zip(sha256, is_held_out, strict=True)),
         "backend": plan.backend,
@@ -218,6 +219,7 @@ def cache_key(plan: EncodingPlan, encoder: Encoder, sha256: Sequence[str], is_he
         "policy": asdict(plan.policy),
         "held_out": plan.held_out,
     }
+    # 128 bits: no two keys are ever equal by chance, and the folder's name stays short
     return sha256_bytes(canonical_json(parts))[:32]
 
 

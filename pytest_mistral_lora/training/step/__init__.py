@@ -1,1 +1,1 @@
-"""One optimizer step: exact, and nothing computed in vain; what it needs of memory."""
+"""One optimizer step: packed rows, attention, loss, their backward passes on a CPU, and the memory for them."""

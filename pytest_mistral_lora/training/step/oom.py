@@ -197,7 +197,7 @@ def memory_savings(
 
 
 class OutOfMemoryHandler:
-    """Runs an action that may need too much memory, and repeats it with less, or stops, as the recipe says.
+    """Runs an action that may need too much memory, and repeats it with less, or stops, by the recipe's `on_oom`.
 
     Attributes:
         changes: The settings that were changed so that the run could go on, in words; for the log and the manifest.
