@@ -13,7 +13,7 @@ from pytest_mistral_lora.errors import EXIT_FINDING, EXIT_OK, InputError
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.chat.completions import FormatCheck
-    from pytest_mistral_lora.training.generate.compare import Comparison
+    from pytest_mistral_lora.training.generate.judge import TranscriptComparison
 
 SUMMARY = "load an adapter or merged model, and compare or record its answers"
 
@@ -99,14 +99,14 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _compare(args: argparse.Namespace) -> int:
-    from pytest_mistral_lora.training.generate.compare import compare
+    from pytest_mistral_lora.training.generate.judge import compare
 
     comparison = compare(args.adapter, args.golden, args.base, device=args.device)
     _print(args, comparison.to_json(), _comparison_text(comparison))
     return EXIT_OK if comparison.passed else EXIT_FINDING
 
 
-def _comparison_text(comparison: Comparison) -> str:
+def _comparison_text(comparison: TranscriptComparison) -> str:
     """Return a line for each transcript, with the first difference below it, and the count of each tier."""
     from pytest_mistral_lora.training.generate.judge import difference_text
 
@@ -127,7 +127,7 @@ def _comparison_text(comparison: Comparison) -> str:
 
 def _record(args: argparse.Namespace) -> int:
     from pytest_mistral_lora.chat.rows import read_rows
-    from pytest_mistral_lora.training.generate.compare import record_rows
+    from pytest_mistral_lora.training.generate.model_spec import record_rows
 
     files = record_rows(
         args.adapter,
@@ -160,7 +160,7 @@ def _format_checks(words: Sequence[str]) -> tuple[FormatCheck, ...]:
 
 
 def _update(args: argparse.Namespace) -> int:
-    from pytest_mistral_lora.training.generate.questions import record_again
+    from pytest_mistral_lora.training.generate.model_spec import record_again
 
     written = record_again(args.adapter, args.record, args.base, device=args.device)
     data = {str(file): state for file, state in written.items()}
@@ -170,7 +170,7 @@ def _update(args: argparse.Namespace) -> int:
 
 def _answer(args: argparse.Namespace) -> int:
     from pytest_mistral_lora.chat.rows import read_rows
-    from pytest_mistral_lora.training.generate.compare import model_spec, smoke
+    from pytest_mistral_lora.training.generate.model_spec import model_spec, smoke
 
     spec = model_spec(args.adapter, args.base, device=args.device)
     result = smoke(spec, list(read_rows(args.rows)), max_new_tokens=args.max_new_tokens)

@@ -16,8 +16,8 @@ from pytest_mistral_lora.records.adapter_folder import AdapterFolder
 from pytest_mistral_lora.records.transcripts import TRANSCRIPTS, Transcript, load, transcript_files
 
 if TYPE_CHECKING:
-    from pytest_mistral_lora.training.generate.compare import ModelSpec
     from pytest_mistral_lora.training.generate.judge import AnswerJudgement
+    from pytest_mistral_lora.training.generate.model_spec import ModelSpec
 
 _NO_TRANSCRIPTS = "no transcripts: record some with mistral-lora smoke DIR --record FOLDER --rows FILE"
 
@@ -80,7 +80,7 @@ class TranscriptModel:
         Raises:
             InputError: If adapter and base do not go together.
         """
-        from pytest_mistral_lora.training.generate.compare import ModelSpec
+        from pytest_mistral_lora.training.generate.model_spec import ModelSpec
 
         return ModelSpec.of(self.folder, device=self.device)
 

@@ -24,7 +24,7 @@ from pytest_mistral_lora.records.goldens import Case, Golden, check_case_name, g
 if TYPE_CHECKING:
     from pytest_mistral_lora.records.files import Written
     from pytest_mistral_lora.records.transcripts import Transcript
-    from pytest_mistral_lora.training.generate.questions import Question
+    from pytest_mistral_lora.training.generate.model_spec import Question
 
 Kind = Literal["templates", "transcripts"]
 """The folders of a golden folder: renderings by tokenizers, and answers of adapters; each has a folder a target."""
@@ -239,7 +239,7 @@ def transcript_checks(target: AdapterTarget, settings: Settings, model: Transcri
 
 
 def _judge_transcript(model: TranscriptModel, case: UserCase) -> Result:
-    from pytest_mistral_lora.training.generate.questions import Question
+    from pytest_mistral_lora.training.generate.model_spec import Question
 
     if case.unusable:
         return error_result(case.unusable)
@@ -265,7 +265,7 @@ def _judge_transcript(model: TranscriptModel, case: UserCase) -> Result:
 
 def _question(case: UserCase, before: Transcript | None) -> Question | None:
     """Return the question of a case's row, or else of its transcript; None if it has neither."""
-    from pytest_mistral_lora.training.generate.questions import Question
+    from pytest_mistral_lora.training.generate.model_spec import Question
 
     if case.row is not None:
         return Question.of_line(case.path.stem, case.row.row, case.row.line, before)
@@ -274,7 +274,7 @@ def _question(case: UserCase, before: Transcript | None) -> Question | None:
 
 def _record_transcript(model: TranscriptModel, case: UserCase) -> Result:
     from pytest_mistral_lora.records.transcripts import load
-    from pytest_mistral_lora.training.generate.questions import ask, check_same_kind
+    from pytest_mistral_lora.training.generate.model_spec import ask, check_same_kind
 
     if case.unusable:
         return error_result(case.unusable)

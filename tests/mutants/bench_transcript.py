@@ -21,7 +21,7 @@ from pytest_mistral_lora.chat.rows import read_rows
 from pytest_mistral_lora.conformance.checks import collect
 from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.conformance.targets import AdapterTarget
-from pytest_mistral_lora.training.generate.compare import record_rows
+from pytest_mistral_lora.training.generate.model_spec import record_rows
 
 GOLDEN = "transcripts"
 Data = dict[str, Any]

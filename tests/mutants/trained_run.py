@@ -32,8 +32,8 @@ from pytest_mistral_lora.conformance.train.model_laws import merged_model, packe
 from pytest_mistral_lora.records.files import write_json
 from pytest_mistral_lora.records.hashing import sha256_file
 from pytest_mistral_lora.training.adapter import adapted_layers, attach_adapter, base_tensors
-from pytest_mistral_lora.training.generate.compare import model_spec, smoke
 from pytest_mistral_lora.training.generate.generate import generate
+from pytest_mistral_lora.training.generate.model_spec import model_spec, smoke
 from pytest_mistral_lora.training.loop import make_trainer
 from pytest_mistral_lora.training.rows.loading import load_data
 from pytest_mistral_lora.training.step.forward import collate, supervised_losses

@@ -22,9 +22,8 @@ from pytest_mistral_lora.cli import main
 from pytest_mistral_lora.records.compare_runs import compare_runs
 from pytest_mistral_lora.records.hashing import base_weights_sha256
 from pytest_mistral_lora.records.transcripts import load
-from pytest_mistral_lora.training.generate.compare import model_spec
 from pytest_mistral_lora.training.generate.judge import TOLERANCES
-from pytest_mistral_lora.training.generate.questions import Question, ask
+from pytest_mistral_lora.training.generate.model_spec import Question, ask, model_spec
 from pytest_mistral_lora.training.merge.merge import merge
 from pytest_mistral_lora.training.recipe import parse_recipe
 from pytest_mistral_lora.training.run import train

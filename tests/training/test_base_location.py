@@ -23,7 +23,7 @@ from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
 from pytest_mistral_lora.conformance.checks import check
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.records.adapter_folder import AdapterFolder
-from pytest_mistral_lora.training.generate.compare import compare
+from pytest_mistral_lora.training.generate.judge import compare
 from pytest_mistral_lora.training.merge.merge import merge
 from pytest_mistral_lora.training.recipe import load_recipe
 from pytest_mistral_lora.training.run import train

@@ -25,8 +25,7 @@ from pytest_mistral_lora.cli import main
 from pytest_mistral_lora.conformance.checks import check
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.records.transcripts import TRANSCRIPTS, Transcript, load, load_folder
-from pytest_mistral_lora.training.generate.compare import compare
-from pytest_mistral_lora.training.generate.judge import TOLERANCES, judge
+from pytest_mistral_lora.training.generate.judge import TOLERANCES, compare, judge
 from pytest_mistral_lora.training.generate.record import next_token_logprobs
 from pytest_mistral_lora.training.recipe import parse_recipe
 from pytest_mistral_lora.training.run import RunResult, train

@@ -26,7 +26,7 @@ from pytest_mistral_lora.records.manifest import load
 from pytest_mistral_lora.records.transcripts import TRANSCRIPTS, load_folder
 from pytest_mistral_lora.records.verify import verify
 from pytest_mistral_lora.training.adapter import base_tensors, peft_quiet
-from pytest_mistral_lora.training.generate.compare import compare
+from pytest_mistral_lora.training.generate.judge import compare
 from pytest_mistral_lora.training.merge import prove as proof
 from pytest_mistral_lora.training.merge.merge import MergedModel, merge
 from pytest_mistral_lora.training.recipe import parse_recipe
@@ -182,7 +182,7 @@ def test_smoke_needs_no_base(
     answered = json.loads(capsys.readouterr().out)
     assert (answered["completions"][0]["equal"], "adapter_effect" in answered) == (True, False)
     assert cli.main(["smoke", str(merged.output), "--base", str(run.base_folder)]) == 2
-    assert "a merged model (kind merged in its manifest.json), which is put on no base" in capsys.readouterr().err
+    assert "a merged model (kind merged in its manifest.json), which needs no base" in capsys.readouterr().err
 
 
 def test_a_merged_model_that_is_changed_is_different(merged: MergedModel, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.records.hashing import base_weights_sha256
 from pytest_mistral_lora.records.verify import verify
 from pytest_mistral_lora.training.adapter import base_tensors
-from pytest_mistral_lora.training.generate.compare import compare
+from pytest_mistral_lora.training.generate.judge import compare
 from pytest_mistral_lora.training.merge.merge import merge
 from pytest_mistral_lora.training.recipe import parse_recipe
 from pytest_mistral_lora.training.run import RunResult, train

@@ -28,7 +28,7 @@ from pytest_mistral_lora.training.adapter import (
     expected_names,
     saved_modules,
 )
-from pytest_mistral_lora.training.generate.compare import model_spec, smoke
+from pytest_mistral_lora.training.generate.model_spec import model_spec, smoke
 from pytest_mistral_lora.training.recipe import PROJECTIONS, Lora, parse_recipe
 from pytest_mistral_lora.training.rows.loading import load_data
 from pytest_mistral_lora.training.rows.table import RowDataset

@@ -88,7 +88,7 @@ def _serve(connection: Connection, other_end: Connection) -> None:
 
 def _smoked(folder: Path, device: str) -> str:
     from pytest_mistral_lora.chat.rows import read_rows
-    from pytest_mistral_lora.training.generate.compare import model_spec, smoke
+    from pytest_mistral_lora.training.generate.model_spec import model_spec, smoke
 
     spec = model_spec(folder / "adapter", folder / "base", device=device)
     result = smoke(spec, list(read_rows(folder / "rows.jsonl")), max_new_tokens=_MAX_NEW_TOKENS)

@@ -233,20 +233,16 @@ def measure_finite(harness: TrainerHarness) -> Figures:
 
     from pytest_mistral_lora.training.run import train, work_folder
 
-    def inject_forward(output: Any) -> None:
-        output.last_hidden_state = output.last_hidden_state * float("inf")
-
-    def inject_backward(output: Any) -> None:
-        # the loss stays finite: only a check of the gradients can see this one
-        output.last_hidden_state.register_hook(lambda gradient: gradient * float("inf"))
-
     stops = {}
-    for name, inject in (("activation", inject_forward), ("gradient", inject_backward)):
+    for name in ("activation", "gradient"):
         recipe = harness.recipe(f"infinite-{name}", **_SHORT)
 
-        def inject_once(passes: list[DecoderCall], output: Any, inject: Callable[[Any], None] = inject) -> None:
-            if len(passes) == 1:
-                inject(output)
+        def inject_once(passes: list[DecoderCall], output: Any, name: str = name) -> None:
+            if len(passes) == 1 and name == "activation":
+                output.last_hidden_state = output.last_hidden_state * float("inf")
+            elif len(passes) == 1:
+                # the loss stays finite: only a check of the gradients can see this one
+                output.last_hidden_state.register_hook(lambda gradient: gradient * float("inf"))
 
         with record_decoder_calls(inject_once):
             stopped = refusal_text(partial(train, recipe))

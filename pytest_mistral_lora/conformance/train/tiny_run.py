@@ -139,7 +139,7 @@ def quiet_single_thread() -> Iterator[None]:
     from transformers import MistralForCausalLM, Trainer  # noqa: F401
     from transformers.utils import logging
 
-    from pytest_mistral_lora.training.generate import compare, generate  # noqa: F401
+    from pytest_mistral_lora.training.generate import generate, judge  # noqa: F401
     from pytest_mistral_lora.training.run import train  # noqa: F401
 
     threads, verbosity = torch.get_num_threads(), logging.get_verbosity()

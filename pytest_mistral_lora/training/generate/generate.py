@@ -59,6 +59,7 @@ class Probe:
 def probe(model: Any, encoded: Sequence[EncodedRow]) -> Probe:
     """Return a model's teacher-forced logits, one row at a time, with dropout off."""
     logits = [supervised_logits(model, row) for row in encoded]
+    # the hash shows equality to the bit, on the same processor; the label's logits allow a tolerance elsewhere
     values = []
     for row, one in zip(encoded, logits, strict=True):
         targets = torch.tensor([label for label in row.labels or () if label != IGNORE_INDEX], dtype=torch.int64)
@@ -84,6 +85,7 @@ def adapter_effect(model: Any, encoded: Sequence[EncodedRow]) -> float:
     largest = 0.0
     for row in encoded:
         with_adapter = supervised_logits(model, row)
+        # the same weights and kernels on both sides: any difference is the adapter's
         with model.disable_adapter():
             difference = with_adapter - supervised_logits(model, row)
         largest = max(largest, difference.abs().max().item() if difference.numel() else 0.0)

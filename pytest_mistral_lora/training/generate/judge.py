@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,8 +14,9 @@ from pytest_mistral_lora.chat.completions import FormatVerdict, verdicts
 from pytest_mistral_lora.checkpoint.base_model import Precision
 from pytest_mistral_lora.checkpoint.encoder import Encoder
 from pytest_mistral_lora.errors import InputError
-from pytest_mistral_lora.records.transcripts import Transcript
+from pytest_mistral_lora.records.transcripts import TRANSCRIPTS, Transcript, load_folder
 from pytest_mistral_lora.training.generate.generate import Completion, generate
+from pytest_mistral_lora.training.generate.model_spec import model_spec
 from pytest_mistral_lora.training.generate.record import answer_of, next_token_logprobs
 
 Tier = Literal["exact", "equivalent", "different"]
@@ -33,6 +35,7 @@ class TierTolerance:
     logprob: float
 
 
+# bf16 has 8 significant bits: a logit near 30 is rounded by up to 0.06, the difference of two by up to twice that.
 TOLERANCES: Mapping[str, TierTolerance] = {
     "fp32": TierTolerance(0.01, 0.005),
     "fp16": TierTolerance(0.05, 0.01),
@@ -210,3 +213,81 @@ def check_base(transcripts: Iterable[Transcript], base_weights_sha256: str, base
                 expected=f"{transcript.model['base']} with {recorded}, on which {transcript.case} was recorded",
                 next_step="Give that base with --base, or record transcripts on this one.",
             )
+
+
+@dataclass(frozen=True)
+class TranscriptComparison:
+    """The comparison of an adapter or a merged model with golden transcripts.
+
+    Attributes:
+        golden: Folder of the transcripts.
+        base: Folder of the base.
+        device: Device of the model: `cpu` or `cuda`.
+        precision: dtype of the base's weights.
+        kind: `adapter` or `merged`.
+        recorded_adapter: Whether the transcripts were recorded with this very adapter or merged model.
+        judgements: The judgement of each transcript, in order.
+    """
+
+    golden: Path
+    base: Path
+    device: str
+    precision: Precision
+    kind: str
+    recorded_adapter: bool
+    judgements: Sequence[AnswerJudgement]
+
+    @property
+    def passed(self) -> bool:
+        """Whether the adapter answers all of them as recorded."""
+        return all(one.passed for one in self.judgements)
+
+    @property
+    def tiers(self) -> dict[str, int]:
+        """Number of transcripts in each tier."""
+        counts = Counter(one.tier for one in self.judgements)
+        return {tier: counts[tier] for tier in ("exact", "equivalent", "different")}
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the comparison as plain JSON data."""
+        data = {name: str(getattr(self, name)) for name in ("golden", "base", "device", "precision", "kind")}
+        return {
+            **data,
+            "recorded_adapter": self.recorded_adapter,
+            "passed": self.passed,
+            "tiers": self.tiers,
+            "transcripts": [one.to_json() for one in self.judgements],
+        }
+
+
+def compare(
+    adapter: Path, golden: Path | None = None, base: Path | None = None, *, device: str = "auto"
+) -> TranscriptComparison:
+    """Compare an adapter or a merged model with golden transcripts.
+
+    Args:
+        adapter: The adapter's or the merged model's folder.
+        golden: Folder of transcripts, or one transcript; by default `transcripts` in the adapter's folder.
+        base: The base's folder; by default, the one that the adapter's folder records.
+        device: `auto`, `cpu` or `cuda`.
+
+    Raises:
+        InputError: If there are no transcripts, the base is not the one that they were recorded on, or a prompt is
+            encoded into other ids than it was.
+    """
+    golden = adapter / TRANSCRIPTS if golden is None else golden
+    transcripts = load_folder(golden)
+    spec = model_spec(adapter, base, device=device)
+    check_base(transcripts, spec.identity["base_weights_sha256"], spec.base)
+    for transcript in transcripts:
+        check_prompt(spec.encoder, transcript)
+    model = spec.load()
+    return TranscriptComparison(
+        golden=golden,
+        base=spec.base,
+        device=spec.device,
+        precision=spec.precision,
+        kind=spec.identity["kind"],
+        recorded_adapter=all(one.model["tensors_sha256"] == spec.identity["tensors_sha256"] for one in transcripts),
+        judgements=[judge(model, spec.encoder, one, precision=spec.precision) for one in transcripts],
+    )

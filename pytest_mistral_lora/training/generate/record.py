@@ -18,7 +18,8 @@ from pytest_mistral_lora.records.hashing import sha256_file, sha256_tensors
 from pytest_mistral_lora.records.transcripts import Transcript
 from pytest_mistral_lora.training.generate.generate import Completion
 
-_DECIMALS = 6  # of recorded log-probabilities: far finer than any tolerance, and the same text for the same run
+# Digits of recorded log-probabilities: far finer than any tolerance, and the same text for the same run.
+_DECIMALS = 6
 _PACKAGES = ("mistral-common", "peft", "tokenizers", "torch", "transformers")
 
 

@@ -29,13 +29,15 @@ from pytest_mistral_lora.records.hashing import sha256_tensors
 from pytest_mistral_lora.records.manifest import MANIFEST, build
 from pytest_mistral_lora.records.notes import note_texts
 from pytest_mistral_lora.records.transcripts import TRANSCRIPTS
-from pytest_mistral_lora.training.generate.compare import ModelSpec
+from pytest_mistral_lora.training.generate.model_spec import ModelSpec
 from pytest_mistral_lora.training.merge.plan import plan_merge, write_weights, written_size
-from pytest_mistral_lora.training.merge.prove import Proof, proof_questions, prove
-from pytest_mistral_lora.training.merge.source import (
+from pytest_mistral_lora.training.merge.prove import (
     BASE_DTYPE,
+    Proof,
     merge_dtype,
     merge_source,
+    proof_questions,
+    prove,
     refuse_quantized,
     require_full_weights,
     weights_of,
