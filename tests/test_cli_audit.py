@@ -112,7 +112,9 @@ def test_what_is_no_file_is_bad_input(tmp_path: Path, capsys: pytest.CaptureFixt
         assert str(path) in capsys.readouterr().err
 
 
-def test_a_bar_is_drawn_on_a_terminal_and_only_on_stderr(lines: list[dict[str, Any]], tmp_path: Path) -> None:
+def test_a_bar_is_drawn_on_a_terminal_and_only_on_stderr(
+    lines: list[dict[str, Any]], audit: Audit, tmp_path: Path
+) -> None:
     path = _write(tmp_path / "rows.jsonl", lines)
     command = [sys.executable, "-m", "pytest_mistral_lora.cli", "audit", str(path), "--tokenizer", str(FILE)]
     terminal, side = pty.openpty()
@@ -123,5 +125,5 @@ def test_a_bar_is_drawn_on_a_terminal_and_only_on_stderr(lines: list[dict[str, A
     os.close(terminal)
     assert result.stdout.splitlines()[0] == "8 rows: 8 sound, 0 wrong, 0 not judged"
     assert "rows" in drawn
-    quiet = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert quiet.stderr == ""
+    _, _, quiet = audit(lines)
+    assert quiet == ""

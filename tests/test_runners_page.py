@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from pytest_mistral_lora.chat.oracle.mistral_common import shipped_tokenizer
@@ -14,20 +14,16 @@ from pytest_mistral_lora.runners.runner import RUNNERS
 PAGE = (Path(__file__).parents[1] / "docs" / "runners.md").read_text(encoding="utf-8")
 
 
-def test_the_example_is_a_runner_and_its_faults_are_found(tmp_path: Path) -> None:
+def test_the_example_is_a_runner_and_its_faults_are_found(
+    mistral_lora: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
     [script] = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
     (tmp_path / "my_runner.py").write_text(script)
     messages = [{"role": "user", "content": "[INST]"}, {"role": "assistant", "content": "Yes."}]
     (tmp_path / "rows.jsonl").write_text(json.dumps({"messages": messages}) + "\n")
     command = re.findall(r"\$ mistral-lora (audit --runner \./my_runner\.py .*)", PAGE)[0].split()
     words = [str(shipped_tokenizer("spm-v3")) if word == "checkpoints/my-mistral" else word for word in command]
-    process = subprocess.run(
-        [sys.executable, "-m", "pytest_mistral_lora.cli", *words, "--json"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    process = mistral_lora(*words, "--json", folder=tmp_path)
     assert process.returncode == 1, process.stderr
     found = {json.loads(line).get("rule") for line in process.stdout.splitlines()} - {None}
     assert found == set(re.findall(r"ML\d+", PAGE.rpartition("the audit finds that")[2])) == {"ML523", "ML543"}
