@@ -145,7 +145,7 @@ def _as_link(folder: Path) -> str:
 @pytest.mark.parametrize(
     "name",
     ["", "\0", "x" * 5000, "/", ".", "..", "../../../../etc", "/dev", "models", _as_configuration_alone, _as_link],
-    ids=repr,
+    ids=lambda name: name.__name__ if callable(name) else repr(name),  # the same in every worker of pytest-xdist
 )
 def test_a_name_that_leads_to_no_base_is_data(name: str | Callable[[Path], str], project: Path) -> None:
     adapter, base = project / "lora-out", project / "models" / "base"
