@@ -55,9 +55,11 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
     try:
         with file.open("rb") as content:
             size, start = file.stat().st_size, content.read(8)
+            # torch.save writes a zip file, and pickle itself the byte 0x80 with its protocol
             if start[:2] in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
                 found = "a pickle under the name of safetensors: not loaded"
                 raise InputError(found, place=str(file), expected="safetensors")
+            # https://github.com/huggingface/safetensors#format: 8 bytes of length, the header as JSON, then the data
             length = int.from_bytes(start, "little")
             if len(start) < 8 or not 2 <= length <= min(size - 8, JSON_LIMIT):
                 found = f"{size} bytes, with a header of {length}" if len(start) == 8 else f"{size} bytes"
@@ -71,6 +73,7 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
     end = 0
     try:
         entries = [(name, entry) for name, entry in header.items() if name != "__metadata__"]
+        # in the order of the data: each tensor has to begin at the end of the one before
         for name, entry in sorted(entries, key=lambda pair: tuple(pair[1]["data_offsets"])):
             begin, stop = entry["data_offsets"]
             info = TensorInfo(file, entry["dtype"], tuple(entry["shape"]), begin)

@@ -53,6 +53,7 @@ def transcript_findings(adapter: Path, golden: Path, base: Path | None = None) -
         raise InputError(_NO_TRANSCRIPTS, place=str(golden))
     if judged.model.missing:
         raise InputError(judged.model.missing, place=str(adapter))
+    # answers on another base differ for another reason than the adapter
     yield from judged.files().findings
     foreign = tuple(judged.foreign_base_findings())
     yield from foreign
@@ -157,6 +158,7 @@ class TranscriptChecks:
         from pytest_mistral_lora.training.generate.judge import judge
 
         spec, moved = self.model.spec, self._moved_prompts
+        # another prompt has another answer, which would be no fault of the adapter
         chosen = [one for one in self.transcripts if one.case not in moved]
         model = self.model.load() if chosen else None
         return [judge(model, spec.encoder, one, precision=spec.precision) for one in chosen]

@@ -42,25 +42,15 @@ class AdapterFolder:
         path: The folder.
         given_base: The folder of the base that the user named; None if it has to be looked for.
         may_fetch: Whether a recorded commit of the base may be fetched from the Hub; the suite never fetches.
+        manifest_file: `manifest.json`, which need not be there.
+        config_file: `adapter_config.json`, which need not be there.
+        tensors_file: `adapter_model.safetensors`, which need not be there.
     """
 
     def __init__(self, path: Path, given_base: Path | None = None, *, may_fetch: bool = False) -> None:
         self.path, self.given_base, self.may_fetch = path, given_base, may_fetch
-
-    @property
-    def manifest_file(self) -> Path:
-        """`manifest.json`, which need not be there."""
-        return self.path / MANIFEST
-
-    @property
-    def config_file(self) -> Path:
-        """`adapter_config.json`, which need not be there."""
-        return self.path / CONFIG
-
-    @property
-    def tensors_file(self) -> Path:
-        """`adapter_model.safetensors`, which need not be there."""
-        return self.path / ADAPTER_TENSORS
+        self.manifest_file, self.config_file = path / MANIFEST, path / CONFIG
+        self.tensors_file = path / ADAPTER_TENSORS
 
     @property
     def has_manifest(self) -> bool:
@@ -118,6 +108,7 @@ class AdapterFolder:
     @cached_property
     def kind(self) -> Literal["adapter", "merged"]:
         """`merged` if the manifest has that kind, even if it is not valid otherwise."""
+        # of an invalid manifest, too: a merged model must not be put on a base because a key is wrong
         try:
             data = self.manifest_data if self.has_manifest else None
         except InputError:
@@ -218,6 +209,7 @@ class AdapterFolder:
             InputError: If the base is missing, its weights are others, or no hash is recorded and it is a merged model.
         """
         recorded, folder = self.recorded_base, self.located_base.require(self.path)
+        # a base that the user named is not proven by its location
         weights, of_merged = self.located_base.weights_sha256, AdapterFolder(folder).kind == "merged"
         if weights == recorded.weights_sha256 or (recorded.weights_sha256 is None and not of_merged):
             return weights
@@ -284,6 +276,7 @@ class AdapterFolder:
             InputError: If the manifest is not valid, or the base is needed and missing.
         """
         data = self.manifest.data if self.manifest is not None else {}
+        # other trainers record no backend: most of their adapters are used through Mistral's own tokenizer
         backend = data.get("tokenizer", {}).get("backend", "mistral-common")
         own = oracle_file(self.path) if backend == "mistral-common" else (self.path / TOKENIZER_JSON).is_file()
         return make_encoder(backend, CheckpointTokenizer(self.path if own else self.base))

@@ -84,27 +84,12 @@ def locate_base(
         PinError: If a file of the Hub's cache is not the commit's, or the commit cannot be fetched.
     """
     if given is not None:
-        return LocatedBase(given)
+        return LocatedBase(given)  # the caller compares its weights: another base is an error, not a missing one
     if not recorded.name:
         return LocatedBase(None, f"nothing in {adapter} names the base; {_GIVE_BASE}")
-    local: LocatedBase | None = None
-    others: list[Path] = []
-    for folder in _local_places(recorded, adapter.resolve()):
-        try:
-            if not (folder / "config.json").is_file():
-                continue
-            if recorded.weights_sha256 is None:
-                # a link can lead anywhere, and without a hash nothing proves that it leads to the base
-                if folder.is_symlink() or not any(folder.glob("model*.safetensors")):
-                    continue
-                local = LocatedBase(folder)
-                break
-            found = LocatedBase(folder)
-            if found.weights_sha256 == recorded.weights_sha256:
-                return found
-            others.append(folder)
-        except (MistralLoraError, OSError, ValueError):
-            continue  # the name is data: it may be too long for a path, or hold a null byte
+    local, others = _local_base(recorded, adapter.resolve())
+    if local is not None and recorded.weights_sha256 is not None:
+        return local
     if recorded.revision is not None:
         cached = cached_snapshot(recorded.name, recorded.revision)
         if may_fetch and (cached is not None or local is None):
@@ -114,6 +99,26 @@ def locate_base(
             return LocatedBase(cached)
     other = f"; {others[0]} has other weights" if others else ""
     return local or LocatedBase(None, f"the base {recorded.name!r} is missing{other}; {_GIVE_BASE}")
+
+
+def _local_base(recorded: RecordedBase, adapter: Path) -> tuple[LocatedBase | None, list[Path]]:
+    """Return the first local folder that can be the recorded base, and those of its name with other weights."""
+    others: list[Path] = []
+    for folder in _local_places(recorded, adapter):
+        try:
+            if not (folder / "config.json").is_file():
+                continue
+            found = LocatedBase(folder)
+            if recorded.weights_sha256 is not None:
+                if found.weights_sha256 == recorded.weights_sha256:
+                    return found, others
+                others.append(folder)
+            # a link can lead anywhere, and without a hash nothing proves that it leads to the base
+            elif not folder.is_symlink() and any(folder.glob("model*.safetensors")):
+                return found, others
+        except (MistralLoraError, OSError, ValueError):
+            continue  # the name is data: it may be too long for a path, or hold a null byte
+    return None, others
 
 
 def _local_places(recorded: RecordedBase, adapter: Path) -> Iterator[Path]:

@@ -6,7 +6,6 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -192,21 +191,15 @@ PROBES = {
 
 def probe_sha256(encode: Callable[[Row], EncodedRow], name: str = PROBE) -> str:
     """Return the SHA-256 of the ids of a set's conversations; one that the backend refuses has no ids."""
-
-    def parts() -> Iterator[bytes]:
-        for row in _probe_rows(name):
-            yield framed_row(row)
-            try:
-                yield framed_ids(encode(row).input_ids)
-            except MistralLoraError:
-                yield framed_ids(())
-
-    return sha256_parts(parts())
-
-
-@cache
-def _probe_rows(name: str) -> tuple[Row, ...]:
-    return tuple(parse_row(data, place=f"{name}, row {number}") for number, data in enumerate(PROBES[name]))
+    parts = []
+    for number, data in enumerate(PROBES[name]):
+        row = parse_row(data, place=f"{name}, row {number}")
+        parts.append(framed_row(row))
+        try:
+            parts.append(framed_ids(encode(row).input_ids))
+        except MistralLoraError:
+            parts.append(framed_ids(()))
+    return sha256_parts(parts)
 
 
 class _EncodingError(Exception):
@@ -232,9 +225,13 @@ def recount_rows(
             held_out = _split_stats(data, _split_rows(data, train, held, held_out=True), encode)
     except _EncodingError as error:
         yield "masking.ids_sha256", error
-        if "drop" not in (data["dataset"].get("truncation"), data["dataset"].get("unsupervised")):
-            yield from _counts_without_tokens(data, train)
-        return  # without tokens, nothing shows which rows a policy dropped
+        if "drop" in (data["dataset"].get("truncation"), data["dataset"].get("unsupervised")):
+            return  # without tokens, nothing shows which rows a policy dropped
+        try:
+            yield from _row_values(_split_stats(data, _split_rows(data, train, (), held_out=False), None))
+        except MistralLoraError as unreadable:
+            yield "dataset.rows_sha256", unreadable
+        return
     except MistralLoraError as error:
         yield "dataset.rows_sha256", error
         return
@@ -249,13 +246,6 @@ def recount_rows(
         )
 
 
-def _counts_without_tokens(data: Mapping[str, Any], train: Sequence[Path]) -> Iterator[tuple[str, Any]]:
-    try:
-        yield from _row_values(_split_stats(data, _split_rows(data, train, (), held_out=False), None))
-    except MistralLoraError as unreadable:
-        yield "dataset.rows_sha256", unreadable
-
-
 def _row_values(stats: SplitStats) -> Iterator[tuple[str, Any]]:
     yield "dataset.rows", stats.tally.rows
     yield "dataset.rows_used", stats.tally.used
@@ -266,6 +256,7 @@ def _split_rows(
     data: Mapping[str, Any], train: Sequence[Path], held: Sequence[Path], *, held_out: bool
 ) -> Iterator[Row]:
     """Yield the rows of the training files that are on one side of the split, then those of the held-out files."""
+    # the split is by content, so it holds whatever the order of the files
     for path in train:
         yield from (row for row in read_rows(path) if is_held_out(row, data["dataset"]["held_out"]) is held_out)
     for path in held:
@@ -284,7 +275,7 @@ def _split_stats(
     chosen = {name: data["dataset"].get(name, "error") for name in ("truncation", "unsupervised")}
     sums, policy = StatsBuilder(), Policy(data["training"]["max_length"], **chosen)
     for row in rows:
-        if encode is None:
+        if encode is None:  # without tokens, no policy can drop a row: the caller has made sure that none did
             sums.tally.rows += 1
             sums.tally.used += 1
             sums.update({"rows": framed_row(row)})

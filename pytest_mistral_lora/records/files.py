@@ -19,8 +19,7 @@ from pytest_mistral_lora.records.hashing import sha256_file
 Written = Literal["created", "rewritten", "unchanged"]
 """The result of writing a file."""
 
-_RANDOM = 8
-"""How many characters `tempfile` puts after the name of a temporary file or folder."""
+_RANDOM = 8  # characters that `tempfile` puts after the name of a temporary file or folder
 
 
 def write_text(path: Path, text: str) -> None:
@@ -30,15 +29,18 @@ def write_text(path: Path, text: str) -> None:
 
 def write_bytes(path: Path, data: bytes) -> None:
     """Write a file atomically: a reader sees the old file or the new one, never a part."""
+    # beside the target: a rename is atomic within one file system only
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
             file.flush()
+            # before the rename: after a loss of power, the new name could lead to an empty file
             os.fsync(file.fileno())
+        # mkstemp lets nobody else read it
         Path(temporary).chmod(0o644)
         Path(temporary).replace(path)
-    except BaseException:
+    except BaseException:  # Ctrl-C, too, must leave no temporary file
         Path(temporary).unlink(missing_ok=True)
         raise
 
@@ -101,7 +103,7 @@ def inside(folder: Path, name: str) -> Path:
 
 @contextmanager
 def finished_folder(path: Path) -> Iterator[Path]:
-    """Give a temporary folder beside `path` that becomes `path` when the block ends well, and vanishes when not.
+    """Yield a temporary folder beside `path`. It becomes `path` if the block ends without an error, else it vanishes.
 
     Raises:
         InputError: If `path` exists already: a finished folder is never written over.
@@ -111,10 +113,12 @@ def finished_folder(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
     try:
+        # mkdtemp lets nobody else enter it
         temporary.chmod(0o755)
         yield temporary
         _sync(temporary)
         temporary.rename(path)
+        # the new name is an entry of the folder above
         _sync_one(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -83,6 +83,7 @@ class Golden:
         Raises:
             InputError: If it cannot be written.
         """
+        # a new version of a library that changes nothing should change no file
         same = before is not None and replace(before, recorded_with=self.recorded_with) == self
         return put_text(self.path, self.text(), keep=same)
 
@@ -100,6 +101,7 @@ class Golden:
             "spans": [span.to_json() for span in self.encoded.spans],
             "deviations": list(self.deviations),
         }
+        # one field a line: indented ids would take a thousand lines, and one line for all would hide a change
         lines = [f"{json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}" for key, value in data.items()]
         return "{\n  " + ",\n  ".join(lines) + "\n}\n"
 
@@ -114,6 +116,7 @@ def shipped_hashes() -> dict[str, str]:
 def packaged_cases() -> list[Case]:
     """Return the rows that the packaged goldens are recorded from."""
     path = goldens_folder() / "cases.json"
+    # a case that names no version is for all of them
     every = ("v1", "v2", "v3", "v7", "v11", "v13", "v15")
     cases = []
     for data in read_json(path):

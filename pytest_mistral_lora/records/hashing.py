@@ -91,16 +91,8 @@ def sha256_tensors(tensors: Mapping[str, torch.Tensor]) -> str:
     return digest.hexdigest()
 
 
-def sha256_tree(folder: Path, names: Iterable[str]) -> str:
-    """Return the SHA-256 of named files of a folder: relative POSIX path and content, in path order."""
-    digest = hashlib.sha256()
-    for name in sorted(names):
-        digest.update(_framed(name.encode()))
-        digest.update(_framed(bytes.fromhex(sha256_file(folder / name))))
-    return digest.hexdigest()
-
-
 def _framed(data: bytes) -> bytes:
+    # without the length, the parts "ab", "c" and "a", "bc" would hash alike
     return len(data).to_bytes(8, "little") + data
 
 

@@ -19,6 +19,7 @@ MANIFEST = "manifest.json"
 VERSION = 2
 SCHEMA = RecordSchema(Path(__file__).with_name("manifest.schema.json"), body=("$defs", "body"))
 
+# The seal is the hash of the file with this text in its place: of the file itself, no hash can be inside it.
 _UNSEALED = "0" * 64
 
 
@@ -104,5 +105,6 @@ def seal_of(content: bytes, seal: str) -> str:
         content: The bytes of the manifest's file.
         seal: The seal that it has.
     """
+    # the last one: the same digits may stand in another value
     before, _, after = content.rpartition(seal.encode())
     return sha256_bytes(before + _UNSEALED.encode() + after)

@@ -94,6 +94,9 @@ def _decision(manifest: Mapping[str, Any]) -> str:
     shape += f"; {' and '.join(lora['modules_to_save'])} in full" if lora.get("modules_to_save") else ""
     seeds = f"{lora.get('seed', manifest['seed'])} for the adapter, {manifest['seed']} for dropout, "
     seeds += f"{training['order_seed']} for the order of rows"
+    machine = manifest["environment"]
+    threads = f"{machine['threads']} thread{'' if machine['threads'] == 1 else 's'}"
+    processor = machine["gpu"] or f"{machine['processor']}, {threads}"
     rows = [
         ("LoRA", shape),
         ("Layers", f"{lora['layers']}: {', '.join(lora['target_modules'])}"),
@@ -105,7 +108,7 @@ def _decision(manifest: Mapping[str, Any]) -> str:
         ("Schedule", f"{schedule['name']}, {schedule['warmup_steps']} warm-up steps, {schedule['total_steps']} in all"),
         ("Seeds", seeds),
         ("Precision", _precision(training)),
-        ("Machine", _machine(manifest)),
+        ("Machine", f"{training['devices']} x {processor}; Python {machine['python']} on {machine['platform']}"),
     ]
     if training.get("skipped_steps"):
         rows.append(("Skipped steps", f"{training['skipped_steps']}: fp16 overflowed"))
@@ -114,13 +117,6 @@ def _decision(manifest: Mapping[str, Any]) -> str:
     if training.get("memory_relief"):
         rows.append(("Changes because memory ran out", ", ".join(training["memory_relief"])))
     return "## Decision\n\n" + _table(rows)
-
-
-def _machine(manifest: Mapping[str, Any]) -> str:
-    environment, devices = manifest["environment"], manifest["training"]["devices"]
-    threads = f"{environment['threads']} thread{'' if environment['threads'] == 1 else 's'}"
-    processor = environment["gpu"] or f"{environment['processor']}, {threads}"
-    return f"{devices} x {processor}; Python {environment['python']} on {environment['platform']}"
 
 
 def _precision(training: Mapping[str, Any]) -> str:
@@ -145,18 +141,14 @@ def _masking(manifest: Mapping[str, Any]) -> str:
 def _evaluation(manifest: Mapping[str, Any]) -> str:
     lines = ["## Evaluation", ""]
     for one in manifest["evaluation"]:
-        lines += [
-            f"`{one['command']}`",
-            "",
-            _table((name, _table_cell(value)) for name, value in one["results"].items()),
-            "",
-        ]
+        values = (
+            f"{value:.6g}" if isinstance(value, float) else json.dumps(value, ensure_ascii=False)
+            for value in one["results"].values()
+        )
+        # a bar would end the cell of the table
+        cells = (value.replace("|", "\\|") for value in values)
+        lines += [f"`{one['command']}`", "", _table(zip(one["results"], cells, strict=True)), ""]
     return "\n".join(lines).rstrip()
-
-
-def _table_cell(value: Any) -> str:
-    text = f"{value:.6g}" if isinstance(value, float) else json.dumps(value, ensure_ascii=False)
-    return text.replace("|", "\\|")
 
 
 def _consequences(manifest: Mapping[str, Any]) -> str:
@@ -213,12 +205,27 @@ def card_text(manifest: Mapping[str, Any]) -> str:
         "folder. [DECISION.md](DECISION.md) records the data, the settings and how to reproduce the run; "
         "`manifest.json` has every hash, and `mistral-lora verify .` recomputes them."
     )
-    front = f"---\n{_metadata(manifest)}---"
-    return "\n\n".join([front, _title(manifest), empty_author_section(), _use(manifest), facts]) + "\n"
-
-
-def _metadata(manifest: Mapping[str, Any]) -> str:
     merged = manifest["kind"] == "merged"
+    base = f"`{manifest['base']}`" + (f" at `{manifest['revision']}`" if manifest["revision"] else "")
+    name = _hub_id(manifest["base"])
+    if merged:
+        title = (
+            f"# {name}, fine-tuned and merged\n\nFull weights: {base} with a LoRA adapter merged into it. It is a "
+            "model of its own: no adapter of the base is valid on it."
+        )
+        code = 'model = AutoModelForCausalLM.from_pretrained("this folder")'
+    else:
+        title = f"# LoRA adapter of {name}\n\nAn adapter, not a model. It is valid on {base} only."
+        pin = f', revision="{manifest["revision"]}"' if manifest["revision"] else ""
+        code = (
+            f'base = AutoModelForCausalLM.from_pretrained("{manifest["base"]}"{pin})\n'
+            'model = PeftModel.from_pretrained(base, "this folder")'
+        )
+    front, use = f"---\n{_metadata(manifest, merged)}---", f"## Use\n\n```python\n{code}\n```"
+    return "\n\n".join([front, title, empty_author_section(), use, facts]) + "\n"
+
+
+def _metadata(manifest: Mapping[str, Any], merged: bool) -> str:
     known = {
         "base_model": _hub_id(manifest["base"]),
         "base_model_relation": "finetune" if merged else "adapter",
@@ -234,26 +241,6 @@ def _metadata(manifest: Mapping[str, Any]) -> str:
 def _hub_id(name: str) -> str:
     """Return a name that the Hub accepts in metadata: it refuses a card with a path in it."""
     return name if re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name) else PurePosixPath(name).name or "local"
-
-
-def _title(manifest: Mapping[str, Any]) -> str:
-    base = f"`{manifest['base']}`" + (f" at `{manifest['revision']}`" if manifest["revision"] else "")
-    if manifest["kind"] == "merged":
-        return (
-            f"# {_hub_id(manifest['base'])}, fine-tuned and merged\n\nFull weights: {base} with a LoRA adapter merged "
-            "into it. It is a model of its own: no adapter of the base is valid on it."
-        )
-    return f"# LoRA adapter of {_hub_id(manifest['base'])}\n\nAn adapter, not a model. It is valid on {base} only."
-
-
-def _use(manifest: Mapping[str, Any]) -> str:
-    if manifest["kind"] == "merged":
-        return '## Use\n\n```python\nmodel = AutoModelForCausalLM.from_pretrained("this folder")\n```'
-    pin = f', revision="{manifest["revision"]}"' if manifest["revision"] else ""
-    return (
-        f'## Use\n\n```python\nbase = AutoModelForCausalLM.from_pretrained("{manifest["base"]}"{pin})\n'
-        'model = PeftModel.from_pretrained(base, "this folder")\n```'
-    )
 
 
 NOTES = (DECISION, CARD)

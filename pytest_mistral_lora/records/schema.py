@@ -83,12 +83,14 @@ class RecordSchema:
 
     def violations(self, data: Any) -> list[Violation]:
         """Return the violations of the schema, in path order; empty for valid data."""
+        # a set: two branches of a schema report the same value twice
         found = {one for error in self._validator.iter_errors(data) for one in self._in_words(error)}
         return sorted(found, key=lambda one: (one.path, one.expected))
 
     def _in_words(self, error: Any) -> Iterator[Violation]:
         """Put one `jsonschema.ValidationError` into words; a missing or surplus key is named in the path."""
         path, asked, place = error.json_path, error.validator_value, error.schema
+        # jsonschema reports a missing key at the object that lacks it; the path of the key itself is easier to find
         if error.validator == "required":
             for name in asked:
                 if name not in error.instance:

@@ -71,6 +71,7 @@ class Transcript:
 
     def to_json(self) -> dict[str, Any]:
         """Return the transcript as plain JSON data, in the order of its file."""
+        # the last turn of the row is the answer that was expected, and not a part of the prompt
         start = self.row.assistant_groups()[-1][0]
         asked = replace(self.row, messages=self.row.messages[:start])
         return {
@@ -115,6 +116,7 @@ class Transcript:
         Raises:
             InputError: If it cannot be written.
         """
+        # a new version of a library that changes nothing should change no file
         same = before is not None and replace(before, recorded_with=self.recorded_with) == self
         return put_text(file, self.to_text(), keep=same)
 

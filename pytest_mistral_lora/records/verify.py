@@ -90,6 +90,7 @@ def verify(
     if not isinstance(base, LocatedBase):
         base = LocatedBase(base, "" if base else "no base given")
     data = folder.require_manifest().data
+    # from cheap to dear: a reader of the list sees a damaged file before a damaged set of rows
     fields = [*folder_fields(folder), *_base_fields(data, base), *_parent_fields(data, parent)]
     if data["kind"] == "adapter":
         fields += adapter_fields(folder)
@@ -130,7 +131,7 @@ def _file_sha256(folder: Path, name: str) -> str:
 def _unlisted_files(folder: Path, listed: set[str]) -> Iterator[FieldCheck]:
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder)
-        is_file = not path.is_dir() or path.is_symlink()
+        is_file = not path.is_dir() or path.is_symlink()  # a link to a folder can hold anything
         if is_file and name.as_posix() not in listed and name.parts[0] not in _NOT_OF_A_RUN:
             yield FieldCheck(f"files.{name.as_posix()}", "mismatch", None, "is not listed", str(path))
 
@@ -234,6 +235,7 @@ def _dataset_fields(folder: AdapterFolder, dataset: Path | Sequence[Path] | None
         recorded = data["dataset"]["rows_sha256"]
         yield unavailable_field("dataset.rows_sha256", recorded, "how rows were encoded is not recorded")
         return
+    # every row is read and encoded again, by the policies that are recorded
     for name, found in recount_rows(folder, train, held):
         part, *keys = name.split(".")
         recorded = data[part]

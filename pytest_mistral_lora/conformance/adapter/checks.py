@@ -214,6 +214,7 @@ class AdapterChecks:
         base = self.folder.located_base
         if self._no_layout or base.folder is None:
             return Result(not_checked=self._no_layout or base.missing)
+        # PEFT's own errors for these would hide the cause
         before = (*self._misnamed, *self.configuration().findings, *self.fits_base().findings)
         if any(finding.severity == "error" for finding in before):
             return Result(not_checked="adapter and base do not fit: see the checks before")
@@ -237,6 +238,7 @@ class MergedChecks:
     def files(self) -> Result:
         """Check that the folder holds full weights in full precision, and no adapter."""
         path, findings = self.folder.path, []
+        # transformers looks for an adapter in the folder of any model that it loads
         for file in (self.folder.config_file, self.folder.tensors_file):
             if file.exists():
                 found = f"{file.name} in a merged model's folder: transformers would put the adapter on once more"

@@ -14,7 +14,7 @@ from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.errors import InputError, PinError
 from pytest_mistral_lora.records.adapter_folder import AdapterFolder
 
-_SECONDS = 5.0
+_SECONDS = 5.0  # a pattern over the names of a model takes milliseconds; one that backtracks, years
 _MOST = 10_000
 """Most names in a list: a name for each layer of the largest models is below 1,000."""
 
@@ -152,7 +152,9 @@ def unmatched_patterns(config: Mapping[str, Any], modules: Sequence[str]) -> Ite
         if isinstance(config.get(key), str) and config[key] != "all-linear":
             patterns[key, config[key]] = config[key]
     for key in ("rank_pattern", "alpha_pattern"):
+        # PEFT matches the end of a name, from a dot on
         patterns |= {(key, one): rf"(.*\.)?({one})" for one in config.get(key) or {}}
+    # PEFT puts the index of the layer behind this pattern
     named = config.get("layers_pattern") or []
     for one in [named] if isinstance(named, str) else named:
         patterns["layers_pattern", one] = rf".*\.{one}\.(\d+)\..*"
@@ -169,6 +171,7 @@ def matches(patterns: Sequence[str], names: Sequence[str]) -> list[int]:
     Raises:
         InputError: If one is no regular expression, or takes too long.
     """
+    # an own process, isolated (-I): a thread cannot be stopped in the middle of a match
     if not patterns:
         return []
     code = (

@@ -94,7 +94,7 @@ def trained_findings(folder: AdapterFolder, summaries: Mapping[str, TensorSummar
             continue
         if one.largest == 0:
             yield Finding("ML403", f"{name} is zero: this layer learned nothing", place, "a trained layer")
-        elif shape != (1, 1):
+        elif shape != (1, 1):  # two numbers can be equal by chance
             same[one.sha256].append(name)
     for names in same.values():
         if len(names) > 1:
