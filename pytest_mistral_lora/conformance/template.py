@@ -140,7 +140,7 @@ def template_findings(
     elif comparison.equal and actual and actual.labels is not None and actual.labels != expected.labels:
         rule, found = "ML006", "the generation blocks mark other tokens than the assistant's"
     elif comparison.equal and actual and actual.labels is None:
-        rule, found = "ML009", "the template's rendering does not say which tokens are the assistant's"
+        rule, found = "ML009", "the template's rendering does not mark the assistant's tokens"
     else:
         return
     shown = ""

@@ -297,13 +297,13 @@ def _the_tokenizer_adds_a_second_bos(artifact: Artifact) -> None:
     artifact["applied"] = lambda row: (fast.bos_token_id, *ChatTemplate(fast).ids(parse_row(row.to_json())))
 
 
-@mutant("ML001", says="'labels' is a required property")
+@mutant("ML001", says="$.labels: is missing")
 def _a_golden_without_labels(artifact: Artifact) -> None:
     """A key of a golden is missing."""
     del artifact["golden"]["labels"]
 
 
-@mutant("ML001", says="'note' was unexpected")
+@mutant("ML001", says='$.note: "x"; expected no such key')
 def _a_golden_with_an_unknown_key(artifact: Artifact) -> None:
     """A golden has a key that goldens do not have."""
     artifact["golden"]["note"] = "x"
@@ -315,7 +315,7 @@ def _a_golden_of_another_name(artifact: Artifact) -> None:
     artifact["golden"]["case"] = "other"
 
 
-@mutant("ML001", says="is not of type 'integer'")
+@mutant("ML001", says='$.input_ids[0]: "1"; expected integer')
 def _a_golden_with_texts_for_ids(artifact: Artifact) -> None:
     """The ids of a golden are texts."""
     artifact["golden"]["input_ids"] = [str(token) for token in artifact["golden"]["input_ids"]]
