@@ -21,6 +21,7 @@ from filelock import FileLock
 
 from pytest_mistral_lora.chat.oracle.mistral_common import Oracle
 from pytest_mistral_lora.chat.reading.jsonl import read_json
+from pytest_mistral_lora.checkpoint.base_model import choose_device
 from pytest_mistral_lora.conformance.targets import Target
 from pytest_mistral_lora.conformance.train import measure_laws
 from pytest_mistral_lora.conformance.train.harness import TinyFolder, TrainerHarness
@@ -109,13 +110,10 @@ def attempt(oracle: Oracle, work_folder: Path, *, device: str, is_new: bool = Fa
     with FileLock(f"{folder}.lock"):
         if not (folder / EVIDENCE).is_file():
             with quiet_single_thread():
-                import torch
-
                 # forked before anything is trained
                 ask = ForkedProcess().ask if is_new and ForkedProcess.is_possible() else in_a_new_process
                 harness = make_inputs(oracle, folder, device)
-                on_gpu = device == "cuda" or (device == "auto" and torch.cuda.is_available())
-                evidence = {"device": "cuda" if on_gpu else "cpu", **train_and_observe(harness, ask)}
+                evidence = {"device": choose_device(device), **train_and_observe(harness, ask)}
                 evidence["laws"] = measure_laws(harness)
                 if "failed" not in evidence:
                     evidence |= judge_files(harness)
