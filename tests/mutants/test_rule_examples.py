@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 from rule_examples import make_example
 
-from pytest_mistral_lora.conformance.finding import RULES
-from pytest_mistral_lora.conformance.rule import Rule
+from pytest_mistral_lora.conformance.finding import RULES, Rule
 
 QUICK = ("template", "mask", "dataset", "encoded")
 """Subjects whose examples need no training and no folder of a checkpoint."""
