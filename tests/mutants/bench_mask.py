@@ -492,7 +492,7 @@ def _validated_for_serving(artifact: Artifact) -> None:
     artifact["before"] = lambda row: tokenizer._run(as_row(row), ValidationMode.test) and row
 
 
-@mutant("ML121", "I58", says="builds a conversation in a way that this version does not know")
+@mutant("ML121", "I58", says="builds a conversation in a way that this package does not know")
 def _the_encoders_have_moved(artifact: Artifact) -> None:
     """mistral-common encodes messages with a method of an unknown name."""
     artifact["tokenizer"] = artifact["changed_tokenizer"]
