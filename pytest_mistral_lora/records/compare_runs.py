@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pytest_mistral_lora.checkpoint.weights import Weights
 from pytest_mistral_lora.records.hashing import ADAPTER_TENSORS
 from pytest_mistral_lora.records.manifest import Manifest, load
-from pytest_mistral_lora.records.transcripts import TRANSCRIPTS, Transcript, load_folder, transcript_files
+from pytest_mistral_lora.records.transcripts import TRANSCRIPTS, load_folder, transcript_files
 
 if TYPE_CHECKING:
     import torch
@@ -266,7 +266,12 @@ def compare_runs(a: Path, b: Path) -> RunsDiff:
         InputError: If a manifest, a tensor file or a transcript cannot be read.
     """
     records = load(a), load(b)
-    return RunsDiff(a, b, _changed_fields(*records), _compare_tensors(a, b, *records), _compare_answers(a, b))
+    kinds = [record.data["kind"] for record in records]
+    tensors: TensorsDiff | str = f"one is of kind {kinds[0]}, the other {kinds[1]}"
+    if kinds[0] == kinds[1]:
+        without = next((folder for folder in (a, b) if not tensor_files(folder)), None)
+        tensors = diff_tensors(a, b) if without is None else f"no tensors in {without}"
+    return RunsDiff(a, b, _changed_fields(*records), tensors, _compare_answers(a, b))
 
 
 def _changed_fields(a: Manifest, b: Manifest) -> tuple[ChangedField, ...]:
@@ -275,7 +280,11 @@ def _changed_fields(a: Manifest, b: Manifest) -> tuple[ChangedField, ...]:
     for path, *sides in _differences((), first, second):
         names = (".".join(map(str, path[:2])), str(path[0]))
         group = next((_GROUP_OF[name] for name in names if name in _GROUP_OF), _OTHER)
-        changed.append(ChangedField(group, _json_path(path), *sides))
+        json_path = "$"
+        for step in path:
+            plain = isinstance(step, str) and step.replace("-", "_").isidentifier()
+            json_path += f".{step}" if plain else f"[{step!r}]"
+        changed.append(ChangedField(group, json_path, *sides))
     return tuple(sorted(changed, key=lambda field: GROUPS.index(field.group)))
 
 
@@ -292,48 +301,30 @@ def _differences(path: tuple[str | int, ...], a: Any, b: Any) -> Iterator[tuple[
         yield path, a, b
 
 
-def _json_path(path: tuple[str | int, ...]) -> str:
-    def step(name: str | int) -> str:
-        if isinstance(name, int):
-            return f"[{name}]"
-        return f".{name}" if name.replace("-", "_").isidentifier() else f"[{name!r}]"
-
-    return "$" + "".join(map(step, path))
-
-
-def _compare_tensors(a: Path, b: Path, *records: Manifest) -> TensorsDiff | str:
-    kinds = [record.data["kind"] for record in records]
-    if kinds[0] != kinds[1]:
-        return f"one is of kind {kinds[0]}, the other {kinds[1]}"
-    for folder in (a, b):
-        if not tensor_files(folder):
-            return f"no tensors in {folder}"
-    return diff_tensors(a, b)
-
-
 def _compare_answers(a: Path, b: Path) -> AnswersDiff | str:
     for folder in (a, b):
         if not transcript_files(folder / TRANSCRIPTS):
             return f"no transcripts in {folder}"
     first, second = ({one.case: one for one in load_folder(folder / TRANSCRIPTS)} for folder in (a, b))
     shared = [case for case in first if case in second]
-    different = (_changed_answer(first[case], second[case]) for case in shared)
+    different = []
+    for case in shared:
+        one, other = first[case], second[case]
+        token = None
+        if one.completion_ids != other.completion_ids:
+            pairs = enumerate(zip(one.completion_ids, other.completion_ids, strict=False))
+            shorter = min(len(one.completion_ids), len(other.completion_ids))
+            token = next((index for index, pair in pairs if pair[0] != pair[1]), shorter)
+        # the first cause counts: another question explains another prompt, and that another answer
+        if one.row != other.row:
+            different.append(ChangedAnswer(case, "question", token, one.text, other.text))
+        elif one.prompt_ids != other.prompt_ids:
+            different.append(ChangedAnswer(case, "prompt", token, one.text, other.text))
+        elif token is not None:
+            different.append(ChangedAnswer(case, "answer", token, one.text, other.text))
     return AnswersDiff(
         compared=len(shared),
-        different=tuple(one for one in different if one is not None),
+        different=tuple(different),
         only_a=tuple(case for case in first if case not in second),
         only_b=tuple(case for case in second if case not in first),
     )
-
-
-def _changed_answer(a: Transcript, b: Transcript) -> ChangedAnswer | None:
-    token = None
-    if a.completion_ids != b.completion_ids:
-        pairs = enumerate(zip(a.completion_ids, b.completion_ids, strict=False))
-        shorter = min(len(a.completion_ids), len(b.completion_ids))
-        token = next((index for index, pair in pairs if pair[0] != pair[1]), shorter)
-    if a.row != b.row:
-        return ChangedAnswer(a.case, "question", token, a.text, b.text)
-    if a.prompt_ids != b.prompt_ids:
-        return ChangedAnswer(a.case, "prompt", token, a.text, b.text)
-    return None if token is None else ChangedAnswer(a.case, "answer", token, a.text, b.text)

@@ -218,17 +218,18 @@ def recount_rows(
     """
     data = folder.require_manifest().data
     try:
-        encode = _recorded_encode(folder)
-        stats = _split_stats(data, _split_rows(data, train, (), held_out=False), encode)
+        stats = _split_stats(folder, _split_rows(data, train, (), held_out=False))
         held_out = None
         if held is not None:
-            held_out = _split_stats(data, _split_rows(data, train, held, held_out=True), encode)
+            held_out = _split_stats(folder, _split_rows(data, train, held, held_out=True))
     except _EncodingError as error:
         yield "masking.ids_sha256", error
         if "drop" in (data["dataset"].get("truncation"), data["dataset"].get("unsupervised")):
             return  # without tokens, nothing shows which rows a policy dropped
         try:
-            yield from _row_values(_split_stats(data, _split_rows(data, train, (), held_out=False), None))
+            yield from _row_values(
+                _split_stats(folder, _split_rows(data, train, (), held_out=False), without_tokens=True)
+            )
         except MistralLoraError as unreadable:
             yield "dataset.rows_sha256", unreadable
         return
@@ -263,42 +264,28 @@ def _split_rows(
         yield from read_rows(path)
 
 
-def _split_stats(
-    data: Mapping[str, Any], rows: Iterable[Row], encode: Callable[[Row], EncodedRow] | None
-) -> SplitStats:
-    """Return the statistics of rows after the run's policy; without `encode`, of all rows and without their tokens.
+def _split_stats(folder: AdapterFolder, rows: Iterable[Row], *, without_tokens: bool = False) -> SplitStats:
+    """Return the statistics of rows after the run's policy; without tokens, those of all rows.
 
     Raises:
         MistralLoraError: If a file cannot be read.
-        _EncodingError: If a row cannot be encoded.
+        _EncodingError: If the backend cannot be made of the folder's files, or cannot encode a row.
     """
+    data = folder.require_manifest().data
     chosen = {name: data["dataset"].get(name, "error") for name in ("truncation", "unsupervised")}
-    sums, policy = StatsBuilder(), Policy(data["training"]["max_length"], **chosen)
+    builder, policy = StatsBuilder(), Policy(data["training"]["max_length"], **chosen)
     for row in rows:
-        if encode is None:  # without tokens, no policy can drop a row: the caller has made sure that none did
-            sums.tally.rows += 1
-            sums.tally.used += 1
-            sums.update({"rows": framed_row(row)})
+        if without_tokens:  # no policy can drop a row then: the caller has made sure that none did
+            builder.tally.rows += 1
+            builder.tally.used += 1
+            builder.update({"rows": framed_row(row)})
             continue
-        encoded = encode(row)
-        kept = policy.apply(encoded)
-        sums.tally.add(encoded, kept)
-        if kept.encoded is not None:
-            sums.update(hashed_parts(row, kept.encoded))
-    return sums.build()
-
-
-def _recorded_encode(folder: AdapterFolder) -> Callable[[Row], EncodedRow]:
-    """Return the encoding of the run; whatever is wrong with its files or a row is an `_EncodingError`."""
-    try:
-        encoder = folder.recorded_encoder
-    except (MistralLoraError, OSError, ValueError) as error:
-        raise _EncodingError(str(error)) from error
-
-    def encode(row: Row) -> EncodedRow:
         try:
-            return encoder.encode(row)
+            encoded = folder.recorded_encoder.encode(row)
         except (MistralLoraError, OSError, ValueError) as error:
             raise _EncodingError(str(error)) from error
-
-    return encode
+        kept = policy.apply(encoded)
+        builder.tally.add(encoded, kept)
+        if kept.encoded is not None:
+            builder.update(hashed_parts(row, kept.encoded))
+    return builder.build()

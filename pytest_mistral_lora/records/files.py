@@ -116,21 +116,17 @@ def finished_folder(path: Path) -> Iterator[Path]:
         # mkdtemp lets nobody else enter it
         temporary.chmod(0o755)
         yield temporary
-        _sync(temporary)
+        # on the disk before its new name is: else a loss of power could leave a finished folder with empty files
+        for part in (*temporary.rglob("*"), temporary):
+            _sync_to_disk(part)
         temporary.rename(path)
         # the new name is an entry of the folder above
-        _sync_one(path.parent)
+        _sync_to_disk(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _sync(folder: Path) -> None:
-    """Wait until everything in a folder is on the disk: its new name must not be there before its content."""
-    for path in (*folder.rglob("*"), folder):
-        _sync_one(path)
-
-
-def _sync_one(path: Path) -> None:
+def _sync_to_disk(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -29,6 +29,9 @@ def goldens_folder() -> Path:
     return installed if installed.is_dir() else package.parent / "goldens"
 
 
+SCHEMA = RecordSchema(goldens_folder() / "golden.schema.json")
+
+
 @dataclass(frozen=True, slots=True)
 class Case:
     """A row to record goldens from.
@@ -169,7 +172,7 @@ def load(path: Path) -> Golden:
 
 def violations(data: Any, name: str) -> list[Violation]:
     """Return the violations of a golden: of its schema, its name, its row, and its labels and spans."""
-    found = _golden_schema().violations(data)
+    found = SCHEMA.violations(data)
     if found:
         return found
     if data["case"] != name:
@@ -189,11 +192,6 @@ def violations(data: Any, name: str) -> list[Violation]:
         at = next((n for n, pair in enumerate(zip(labels, expected, strict=False)) if pair[0] != pair[1]), len(ids))
         found.append(Violation("$.labels", f"differ from what the spans say, first at token {at}"))
     return found
-
-
-@cache
-def _golden_schema() -> RecordSchema:
-    return RecordSchema(goldens_folder() / "golden.schema.json")
 
 
 def library_versions() -> dict[str, str]:

@@ -49,12 +49,20 @@ def decision_text(manifest: Mapping[str, Any]) -> str:
     Args:
         manifest: The manifest of an adapter or a merged model; `files` and `seal` are not used.
     """
-    parts = (_context, _decision, _masking, _evaluation, _consequences, _reproduce)
     data_names = ", ".join(entry["path"] for entry in manifest["dataset"]["files"])
     title = f"# Fine-tune {manifest['base']} with LoRA on {data_names}"
     status = f"Status: {'trained and merged' if manifest['kind'] == 'merged' else 'trained'}"
     reasons = f"## Why\n\nThe purpose of the run and the alternatives: write them here.\n\n{empty_author_section()}"
-    return "\n\n".join([title, status, reasons, *filter(None, (part(manifest) for part in parts))]) + "\n"
+    masking = manifest["masking"]
+    share = masking["supervised_tokens"] / masking["tokens"]
+    supervised = (
+        "## Supervised tokens\n\n"
+        f"Supervised: {masking['policy']}. {masking['supervised_tokens']} of {masking['tokens']} tokens ({share:.0%}) "
+        "carry loss. `rendered_row.json` shows one row token by token."
+    )
+    parts = [title, status, reasons, _context(manifest), _decision(manifest), supervised]
+    parts += [_evaluation(manifest), _consequences(manifest), _reproduce(manifest)]
+    return "\n\n".join(parts) + "\n"
 
 
 def _context(manifest: Mapping[str, Any]) -> str:
@@ -126,16 +134,6 @@ def _precision(training: Mapping[str, Any]) -> str:
     checkpointed = ", activations computed twice" if training["activation_checkpointing"] else ""
     window = f", attention over {training['sliding_window']} tokens" if training["sliding_window"] else ""
     return f"{base}, {training['adapter_dtype']} adapter, on {training['device']}{kernels}{checkpointed}{window}"
-
-
-def _masking(manifest: Mapping[str, Any]) -> str:
-    masking = manifest["masking"]
-    share = masking["supervised_tokens"] / masking["tokens"]
-    return (
-        "## Supervised tokens\n\n"
-        f"Supervised: {masking['policy']}. {masking['supervised_tokens']} of {masking['tokens']} tokens ({share:.0%}) "
-        "carry loss. `rendered_row.json` shows one row token by token."
-    )
 
 
 def _evaluation(manifest: Mapping[str, Any]) -> str:
