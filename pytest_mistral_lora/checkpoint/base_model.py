@@ -109,6 +109,7 @@ def empty_model(folder: Path) -> Any:
     import torch
     from transformers import AutoConfig, MistralForCausalLM
 
+    # a 7B base in float32 is 29 GB: only its module names and shapes are wanted here
     with torch.device("meta"):
         return MistralForCausalLM(AutoConfig.from_pretrained(folder, trust_remote_code=False))
 
@@ -124,7 +125,7 @@ def load_base(folder: Path, precision: Precision, device: str) -> Any:
     Raises:
         PinError: If a weight is missing in the files, or the files hold one that the model does not have.
     """
-    return _load(folder, dtype=torch_dtype(precision)).to(device)
+    return _load(folder, precision).to(device)
 
 
 def load_nf4(folder: Path, precision: Precision, device: str) -> Any:
@@ -149,20 +150,28 @@ def load_nf4(folder: Path, precision: Precision, device: str) -> Any:
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=torch_dtype(precision),
     )
-    return _load(folder, dtype=torch_dtype(precision), quantization_config=quantization, device_map={"": device})
+    # placed while it is loaded: some versions of transformers refuse `.to()` for a model in 4 bits
+    return _load(folder, precision, quantization_config=quantization, device_map={"": device})
 
 
-def _load(folder: Path, **options: Any) -> Any:
+def _load(folder: Path, precision: Precision, **options: Any) -> Any:
     from transformers import MistralForCausalLM
 
     weight_files(folder)
     model, report = MistralForCausalLM.from_pretrained(
-        folder, use_safetensors=True, output_loading_info=True, local_files_only=True, **options
+        folder,
+        dtype=torch_dtype(precision),
+        use_safetensors=True,
+        output_loading_info=True,
+        local_files_only=True,
+        **options,
     )
+    # transformers only warns of a missing weight, and fills it with random numbers
     wrong = {kind: sorted(report[kind]) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")}
     for kind, names in wrong.items():
         if names:
             raise PinError(f"{kind.replace('_', ' ')}: {', '.join(map(str, names[:5]))}", place=str(folder))
+    # training has no use for a key-value cache, and gradient checkpointing cannot work with one
     model.config.use_cache = False
     return model
 

@@ -126,6 +126,7 @@ class TemplateEncoder(Encoder):
 
     def encode(self, row: Row) -> EncodedRow:
         """Render a row and tokenize the text, labels by the generation blocks."""
+        # the rendered text is one string: a control token that the row spells looks like one that the template wrote
         literals = self.template.control_literals(row)
         if literals:
             raise RowError(

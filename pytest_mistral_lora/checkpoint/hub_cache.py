@@ -19,7 +19,9 @@ Listing: TypeAlias = Mapping[str, str | None]
 """The files of a commit: name to content hash, in hex; None where the source does not give it."""
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
+# the id may come from a file, and huggingface_hub raises an error for anything that is not an id
 _REPO = re.compile(r"[\w.-]+/[\w.-]+")
+# an etag of another form, such as that of a proxy, is not known to be a hash of the content
 _HASH = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _KEPT_FORMAT = 1
 _SNAPSHOT = re.compile(r"/models--(?P<repo>[^/]+)/snapshots/(?P<commit>[0-9a-f]{40})$")
@@ -103,12 +105,22 @@ def check_file(file: Path, folder: Path, listing: Listing | None, *, content: bo
         PinError: If the file leads out of the cache, is not one of the commit's, or has another content.
     """
     name = file.relative_to(folder).as_posix()
-    filed_as = _blob_name(file, folder)
+    filed_as: str | None = None
+    # caches on Windows hold files in place of links, and then no blob's name to compare with
+    if file.is_symlink():
+        target, filed_as = file.resolve(), file.readlink().name
+        if not target.is_file() or not any(target.is_relative_to(blobs) for blobs in blob_folders(folder)):
+            raise PinError(
+                f"leads out of the cache of its repository, or nowhere: {target}",
+                place=str(file),
+                next_step="Remove it and fetch again.",
+            )
     if listing is not None and name not in listing:
         raise PinError(f"commit {folder.name} has no such file", place=str(file), next_step="Remove it.")
     expected = (listing or {}).get(name) or filed_as
+    # neither a listing nor a blob, in a cache without links that is seen offline: nothing to compare with
     if expected is None or not _HASH.fullmatch(expected):
-        return  # neither a listing nor a blob: a cache without links, seen offline
+        return
     found = _digest(file, len(expected)) if content else filed_as
     if found not in (None, expected):
         raise PinError(
@@ -134,25 +146,12 @@ def weight_names(folder: Path) -> list[str]:
     return sorted(names) or ["model.safetensors"]
 
 
-def _blob_name(file: Path, folder: Path) -> str | None:
-    """Return the name of the blob that a file links to; None for a file that is not a link (caches on Windows)."""
-    if not file.is_symlink():
-        return None
-    target = file.resolve()
-    if not target.is_file() or not any(target.is_relative_to(blobs) for blobs in blob_folders(folder)):
-        raise PinError(
-            f"leads out of the cache of its repository, or nowhere: {target}",
-            place=str(file),
-            next_step="Remove it and fetch again.",
-        )
-    return file.readlink().name
-
-
 def _digest(file: Path, hex_digits: int) -> str:
     """Hash a file as git does, for an expected hash of 40 digits, or with SHA-256."""
     with file.open("rb") as content:
         if hex_digits == 64:
             return hashlib.file_digest(content, "sha256").hexdigest()
+        # not for security: git names its blobs so, and a FIPS build of OpenSSL refuses SHA-1 otherwise
         digest = hashlib.sha1(f"blob {file.stat().st_size}\0".encode(), usedforsecurity=False)
         while block := content.read(1 << 20):
             digest.update(block)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -39,12 +40,16 @@ WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json")
 """What is fetched beside `TEXT_FILES` with weights."""
 
 NEVER = (
-    *("*.py", "*.pyc", "*.so", "*.pkl", "*.pickle", "*.bin", "*.pt", "*.pth", "*.ckpt"),  # code and pickles
-    "*/*.safetensors*",  # another model's, or a checkpoint's
-    "consolidated*",  # the same weights once more, for mistral-inference
+    # code, and pickles, which run code when they are read
+    *("*.py", "*.pyc", "*.so", "*.pkl", "*.pickle", "*.bin", "*.pt", "*.pth", "*.ckpt"),
+    # in a folder: another model's, or a checkpoint's
+    "*/*.safetensors*",
+    # the same weights once more, for mistral-inference
+    "consolidated*",
 )
 """What is never fetched, whatever else it matches."""
 
+# a hung endpoint must not hang a test session, and a complete cache is enough without its answer
 _SECONDS = 10.0
 
 
@@ -66,6 +71,7 @@ def check_revision(revision: str, *, place: str = "", repo: str = "") -> str:
             expected="a full commit: 40 lower-case hex digits",
             next_step=_how_to_pin(repo, revision),
         )
+    # zeros, or one short pattern over and over, which no SHA-1 will ever be
     if any(revision.startswith(revision[period:]) for period in range(1, 21)):
         found = f"revision {revision!r} is a placeholder, not a commit"
         raise PinError(found, place=place, next_step=_how_to_pin(repo, "main"))
@@ -93,7 +99,9 @@ def resolve(repo: str, revision: str, *, weights: bool, verify: bool = False, pl
     folder = request.download(trouble)
     if listing is None:
         listing = kept_listing(folder)
-    names = [file.relative_to(folder).as_posix() for file in sorted(folder.rglob("*")) if _is_entry(file)]
+    # a link to a folder counts as a file: `is_dir` would follow it, and its content would go unchecked
+    files = [file for file in sorted(folder.rglob("*")) if file.is_symlink() or not file.is_dir()]
+    names = [file.relative_to(folder).as_posix() for file in files]
     hashed = {name for name in request.wanted(names) if verify or not name.endswith(".safetensors")}
     for name in names:
         check_file(folder / name, folder, listing, content=name in hashed)
@@ -112,8 +120,8 @@ class _Request:
 
     def wanted(self, names: Iterable[str]) -> list[str]:
         """Filter names as `snapshot_download` does."""
-        allowed = (name for name in names if _matches(name, self.patterns()))
-        return [name for name in allowed if not _matches(name, NEVER)]
+        allowed = [name for name in names if any(fnmatch(name, pattern) for pattern in self.patterns())]
+        return [name for name in allowed if not any(fnmatch(name, pattern) for pattern in NEVER)]
 
     def patterns(self) -> list[str]:
         return [*TEXT_FILES, *WEIGHT_FILES] if self.weights else [*TEXT_FILES]
@@ -125,9 +133,11 @@ class _Request:
 
         try:
             info = HfApi().model_info(self.repo, revision=self.revision, files_metadata=True, timeout=_SECONDS)
-        except RevisionNotFoundError as error:  # whatever the cache holds under this commit is not from there
+        except RevisionNotFoundError as error:
+            # the cache is not asked: if it holds something under this commit, that is not from this repository
             raise self._because(error) from error
-        except Exception as error:  # the types of requests or of httpx, by version, and huggingface_hub's own
+        except Exception as error:
+            # the types of requests or of httpx, by the version of huggingface_hub, and its own
             return None, error
         if info.sha != self.revision:
             raise PinError(f"{self.repo} answers with commit {info.sha} to {self.revision}", place=self.place)
@@ -146,6 +156,7 @@ class _Request:
             )
         except Exception as error:
             raise self._because(trouble or error) from error
+        # a cache from elsewhere can hold a link of this name, to the folder of another commit
         path = Path(folder)
         if path.name != self.revision or path.is_symlink():
             raise PinError(f"not the snapshot folder of commit {self.revision}", place=folder)
@@ -164,75 +175,57 @@ class _Request:
             raise PinError(f"{self.repo} at {self.revision} has no {missing}", place=self.place)
 
     def _because(self, error: BaseException, missing: str = "") -> PinError:
-        found, next_step = self._explain(error)
-        return PinError(missing + found, place=self.place, next_step=next_step)
-
-    def _explain(self, error: BaseException) -> tuple[str, str]:
-        """Return the reason and the next step for an error of huggingface_hub or of its HTTP library."""
+        """Return the error for a failure of huggingface_hub or of its HTTP library: the reason, and a next step."""
         from huggingface_hub import constants, errors
 
+        # huggingface_hub reports "not in the cache" for failures of the network too; the cause is the failure itself
         if isinstance(error, errors.LocalEntryNotFoundError) and error.__cause__ is not None:
             error = error.__cause__
         page = f"{constants.ENDPOINT}/{self.repo}"
         status = getattr(getattr(error, "response", None), "status_code", None)
         log_in = "log in with `hf auth login` or set HF_TOKEN"
+        # gated before missing: GatedRepoError is a RepositoryNotFoundError
         if isinstance(error, errors.OfflineModeIsEnabled):
-            found = (
-                f"{self.repo} at {self.revision} is not complete in {constants.HF_HUB_CACHE}, and offline mode is on"
+            call = f"resolve({json.dumps(self.repo)}, {json.dumps(self.revision)}, weights={self.weights})"
+            command = "HF_HUB_OFFLINE=0 python -c " + shlex.quote(f"from {__name__} import resolve; {call}")
+            cache = constants.HF_HUB_CACHE
+            found = f"{self.repo} at {self.revision} is not complete in {cache}, and offline mode is on"
+            next_step = f"Fetch it once: {command}"
+        elif isinstance(error, errors.GatedRepoError) or status == 403:
+            found, next_step = (
+                f"access to {page} is gated",
+                f"Accept its licence there with your account, and {log_in}.",
             )
-            return found, f"Fetch it once: {self._command()}"
-        if isinstance(error, errors.GatedRepoError) or status == 403:
-            return f"access to {page} is gated", f"Accept its licence there with your account, and {log_in}."
-        if isinstance(error, errors.RevisionNotFoundError):
-            return f"{self.repo} has no commit {self.revision}", _how_to_pin(self.repo, "main")
-        if isinstance(error, errors.RepositoryNotFoundError) or status == 401:
-            return f"no repository at {page}, or a private one", f"Check its name; for a private one, {log_in}."
-        if isinstance(error, errors.HFValidationError):
-            return f"{self.repo!r} is not the id of a Hub repository: {error}", "Write it as owner/name."
-        found = f"cannot fetch {self.repo} from {constants.ENDPOINT}: {type(error).__name__}: {error}"
-        return found, "Check the network and HF_ENDPOINT, or fill the cache elsewhere and set HF_HUB_OFFLINE=1."
-
-    def _command(self) -> str:
-        call = f"resolve({json.dumps(self.repo)}, {json.dumps(self.revision)}, weights={self.weights})"
-        return "HF_HUB_OFFLINE=0 python -c " + shlex.quote(f"from {__name__} import resolve; {call}")
-
-
-def _is_entry(file: Path) -> bool:
-    return file.is_symlink() or not file.is_dir()
-
-
-def _matches(name: str, patterns: Iterable[str]) -> bool:
-    return any(fnmatch(name, pattern) for pattern in patterns)
+        elif isinstance(error, errors.RevisionNotFoundError):
+            found, next_step = f"{self.repo} has no commit {self.revision}", _how_to_pin(self.repo, "main")
+        elif isinstance(error, errors.RepositoryNotFoundError) or status == 401:
+            found = f"no repository at {page}, or a private one"
+            next_step = f"Check its name; for a private one, {log_in}."
+        elif isinstance(error, errors.HFValidationError):
+            found, next_step = f"{self.repo!r} is not the id of a Hub repository: {error}", "Write it as owner/name."
+        else:
+            found = f"cannot fetch {self.repo} from {constants.ENDPOINT}: {type(error).__name__}: {error}"
+            next_step = "Check the network and HF_ENDPOINT, or fill the cache elsewhere and set HF_HUB_OFFLINE=1."
+        return PinError(missing + found, place=self.place, next_step=next_step)
 
 
 def _how_to_pin(repo: str, name: str) -> str:
     """Return advice: the commit of a branch or tag, or if it cannot be found out, the way to find it."""
-    if repo and (commit := _asked(repo, name)):
-        return f"{name} is {commit} now; pin that."
-    if repo and (commit := _remembered(repo, name)):
-        return f"{name} was {commit} when it was last fetched; pin that, or the commit you mean."
-    code = f"import huggingface_hub as hub; print(hub.model_info({json.dumps(repo or 'owner/name')}).sha)"
-    return f"Copy the full commit from the repository's history, or print the newest: python -c {shlex.quote(code)}"
-
-
-def _asked(repo: str, name: str) -> str | None:
     from huggingface_hub import HfApi
-
-    try:
-        commit = HfApi().model_info(repo, revision=name, timeout=_SECONDS).sha
-    except Exception:  # only advice is lost, and the types depend on the version
-        return None
-    return commit if commit and COMMIT.fullmatch(commit) else None
-
-
-def _remembered(repo: str, name: str) -> str | None:
     from huggingface_hub.constants import HF_HUB_CACHE
     from huggingface_hub.file_download import repo_folder_name
 
-    try:
+    # only advice is lost if either fails, and the types of the errors depend on the version of huggingface_hub
+    with suppress(Exception):
+        commit = HfApi().model_info(repo, revision=name, timeout=_SECONDS).sha if repo else None
+        if commit and COMMIT.fullmatch(commit):
+            return f"{name} is {commit} now; pin that."
+    with suppress(OSError, ValueError):
+        # a branch's name may come from a file: `../` in it must not make this read another file
         refs = Path(HF_HUB_CACHE, repo_folder_name(repo_id=repo, repo_type="model"), "refs").resolve()
         file = (refs / name).resolve()
-        commit = file.read_text(encoding="utf-8").strip() if file.is_relative_to(refs) else ""
-    except (OSError, ValueError):
-        return None
-    return commit if COMMIT.fullmatch(commit) else None
+        commit = file.read_text(encoding="utf-8").strip() if repo and file.is_relative_to(refs) else ""
+        if COMMIT.fullmatch(commit):
+            return f"{name} was {commit} when it was last fetched; pin that, or the commit you mean."
+    code = f"import huggingface_hub as hub; print(hub.model_info({json.dumps(repo or 'owner/name')}).sha)"
+    return f"Copy the full commit from the repository's history, or print the newest: python -c {shlex.quote(code)}"

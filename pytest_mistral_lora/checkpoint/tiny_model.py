@@ -20,14 +20,6 @@ INITIALIZER_RANGE = 0.2
 """Ten times the usual scale: with 0.02, LoRA cannot steer a frozen random head, and nothing is learned."""
 
 
-def pad_id(oracle: Oracle) -> int:
-    """Return the id that pads a batch: `<pad>` if the vocabulary has it, else `<unk>`; never EOS."""
-    for token, literal in oracle.control_tokens.items():
-        if literal == "<pad>":
-            return token
-    return next(token for token in range(oracle.vocab_size) if oracle.piece(token) == "<unk>")
-
-
 def write_tiny_base(folder: Path, tokenizer_file: Path, *, seed: int = 0) -> Path:
     """Write a seeded tiny checkpoint: `config.json`, `model.safetensors` (float32) and the tokenizer file.
 
@@ -46,16 +38,26 @@ def write_tiny_base(folder: Path, tokenizer_file: Path, *, seed: int = 0) -> Pat
         InputError: If `folder` exists.
         TokenizerError: If the tokenizer file cannot be loaded.
     """
+    import torch
+    from safetensors.torch import save_file
+    from transformers import MistralForCausalLM
+
     if folder.exists():
         raise InputError("exists already", place=str(folder), next_step="Name a folder that is not there yet.")
     oracle = Oracle(tokenizer_file)
     folder.parent.mkdir(parents=True, exist_ok=True)
+    # built beside its place and renamed: another process never sees half a checkpoint under the name
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as parent:
         building = Path(parent) / folder.name
         config = tiny_config(oracle)
         config.save_pretrained(building)
-        _save_seeded_weights(config, seed, building / "model.safetensors")
-        shutil.copy(tokenizer_file, building / _tokenizer_name(oracle))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = MistralForCausalLM(config).float()
+        save_file(model.state_dict(), building / "model.safetensors", metadata={"format": "pt"})
+        # the names by which transformers and mistral-common find the file and its version
+        suffixes = "".join(oracle.path.suffixes[-2:])
+        shutil.copy(tokenizer_file, building / (TEKKEN if oracle.kind == "tekken" else f"tokenizer{suffixes}"))
         building.rename(folder)
     return folder
 
@@ -64,6 +66,9 @@ def tiny_config(oracle: Oracle) -> MistralConfig:
     """Return the configuration of the tiny model for a tokenizer's vocabulary."""
     from transformers import MistralConfig
 
+    # never EOS: a loss that leaves out padding would leave out the end of each turn, too
+    unknown = (token for token in range(oracle.vocab_size) if oracle.piece(token) == "<unk>")
+    pads = [token for token, literal in oracle.control_tokens.items() if literal == "<pad>"]
     return MistralConfig(
         vocab_size=oracle.vocab_size,
         hidden_size=HIDDEN_SIZE,
@@ -78,21 +83,6 @@ def tiny_config(oracle: Oracle) -> MistralConfig:
         initializer_range=INITIALIZER_RANGE,
         bos_token_id=oracle.bos_id,
         eos_token_id=oracle.eos_id,
-        pad_token_id=pad_id(oracle),
+        pad_token_id=pads[0] if pads else next(unknown),
         architectures=["MistralForCausalLM"],
     )
-
-
-def _save_seeded_weights(config: MistralConfig, seed: int, file: Path) -> None:
-    import torch
-    from safetensors.torch import save_file
-    from transformers import MistralForCausalLM
-
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = MistralForCausalLM(config).float()
-    save_file(model.state_dict(), file, metadata={"format": "pt"})
-
-
-def _tokenizer_name(oracle: Oracle) -> str:
-    return TEKKEN if oracle.kind == "tekken" else f"tokenizer{oracle.path.suffixes[-2]}{oracle.path.suffix}"

@@ -10,7 +10,6 @@ import io
 import os
 import re
 import stat
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from functools import cached_property
@@ -114,6 +113,7 @@ class TokenizerFiles:
         Raises:
             TokenizerError: For a file that is none, is huge, or links out of the folder.
         """
+        # of the contents only the names of templates are a hazard: bad JSON is for the loader to report
         for name in self.names:
             fault = self._hazard(name) or (self._content(name).fault if name == TOKENIZER_CONFIG else None)
             if fault is not None and fault.kind != "form":
@@ -148,13 +148,15 @@ class TokenizerFiles:
 
     def _hazard(self, name: str) -> Fault | None:
         file = self.file(name)
-        target = Path(os.path.realpath(file))  # Path.resolve raises on a loop of links
+        # Path.resolve raises on a loop of links, which is to be reported as a fault
+        target = Path(os.path.realpath(file))
         if self.path.is_dir() and not any(target.is_relative_to(root) for root in link_homes(self.path)):
             return Fault("outside", f"links out of the folder, to {target}")
         try:
             status = file.stat()
         except OSError as error:
             return Fault("hazard", f"cannot be read: {error.strerror}")
+        # reading a pipe or a device would never end
         if not stat.S_ISREG(status.st_mode):
             return Fault("hazard", "is a directory" if stat.S_ISDIR(status.st_mode) else "is not a regular file")
         most = _limit(name)
@@ -209,36 +211,29 @@ def template_places(files: TokenizerFiles) -> dict[str, dict[str, str]]:
 
     A newline at the very end is left out: Jinja does so, too.
     """
-    places: dict[str, dict[str, str]] = {}
-    for name, place, text in _templates(files):
-        places.setdefault(name, {})[place] = text.removesuffix("\n")
-    return places
-
-
-def _templates(files: TokenizerFiles) -> Iterator[tuple[str, str, str]]:
+    found: list[tuple[str, str, Any]] = []
     for file in files.names:
         path = PurePosixPath(file)
-        text = files.text(file) if path.suffix == ".jinja" else None
-        if text is not None:
-            yield (path.stem if path.parent.name == MORE_TEMPLATES else "default"), file, text
+        if path.suffix == ".jinja":
+            found.append((path.stem if path.parent.name == MORE_TEMPLATES else "default", file, files.text(file)))
     for file in (TOKENIZER_CONFIG, OLD_TEMPLATE, PROCESSOR_CONFIG):
-        for name, text in _of_key(files.json(file).get(KEY)):
-            yield name, f"{file}, {KEY}", text
-
-
-def _of_key(value: Any) -> Iterator[tuple[str, str]]:
-    if isinstance(value, str):
-        yield "default", value
-    elif isinstance(value, dict):
-        yield from ((str(name), text) for name, text in value.items() if isinstance(text, str))
-    elif isinstance(value, list):
-        for entry in value:
-            if isinstance(entry, dict) and isinstance(entry.get("template"), str):
-                yield str(entry.get("name", "default")), entry["template"]
+        # one text, texts by name, or a list of names and texts: transformers loads all three
+        value = files.json(file).get(KEY)
+        if isinstance(value, list):
+            entries = [(one.get("name", "default"), one.get("template")) for one in value if isinstance(one, dict)]
+        else:
+            entries = list(value.items()) if isinstance(value, dict) else [("default", value)]
+        found += [(str(name), f"{file}, {KEY}", text) for name, text in entries]
+    places: dict[str, dict[str, str]] = {}
+    for name, place, text in found:
+        if isinstance(text, str):
+            places.setdefault(name, {})[place] = text.removesuffix("\n")
+    return places
 
 
 def loaded_place(files: TokenizerFiles) -> str:
     """Return the place of the template that transformers loads; empty if there is none."""
     places = template_places(files).get("default", {})
+    # the order of `PreTrainedTokenizerBase.from_pretrained`: a file of its own goes before the key
     order = (TEMPLATE, f"{MORE_TEMPLATES}/default.jinja", f"{TOKENIZER_CONFIG}, {KEY}")
     return next((place for place in order if place in places), "")

@@ -91,15 +91,23 @@ class CheckpointTokenizer:
         Raises:
             TokenizerError: If transformers cannot load it.
         """
+        # before any library opens a file of a folder of unknown origin
         self.files.refuse_hazards()
+        from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
         try:
-            if self._loads_as_it_is:
-                return _load_folder(self.path)
-            return convert(self.oracle)
+            if not self._loads_as_it_is:
+                return convert(self.oracle)
+            # with tekken.json beside it, transformers 5 would choose mistral-common's own backend, without a template
+            tokenizer = AutoTokenizer.from_pretrained(self.path, mistral_format=False, trust_remote_code=False)
         except TokenizerError:
             raise
-        except Exception as error:  # transformers raises many types, some of them far from the cause
+        except Exception as error:
+            # transformers raises many types, some of them far from the cause
             raise TokenizerError(f"transformers cannot load it: {error}", place=str(self.path)) from error
+        if not isinstance(tokenizer, PreTrainedTokenizerFast):
+            raise TokenizerError(f"a {type(tokenizer).__name__}", place=str(self.path), expected="a fast tokenizer")
+        return tokenizer
 
     @cached_property
     def template(self) -> ChatTemplate:
@@ -123,32 +131,32 @@ class CheckpointTokenizer:
 
 def convert(oracle: Oracle) -> Any:
     """Convert a Mistral tokenizer file to a `transformers` tokenizer with the generated chat template."""
-    tokenizer = _from_tekken(oracle) if oracle.kind == "tekken" else _from_sentencepiece(oracle.path)
-    tokenizer.chat_template = oracle.chat_template()
-    return tokenizer
-
-
-def _load_folder(path: Path) -> Any:
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
-
-    # with tekken.json beside it, transformers 5 would choose mistral-common's own backend, which has no template
-    tokenizer = AutoTokenizer.from_pretrained(path, mistral_format=False, trust_remote_code=False)
-    if not isinstance(tokenizer, PreTrainedTokenizerFast):
-        raise TokenizerError(f"a {type(tokenizer).__name__}", place=str(path), expected="a fast tokenizer")
-    return tokenizer
-
-
-def _from_tekken(oracle: Oracle) -> Any:
     import transformers
 
-    if hasattr(transformers, "TokenizersBackend"):
+    is_version_5 = hasattr(transformers, "TokenizersBackend")
+    if oracle.kind == "tekken" and is_version_5:
         from transformers.integrations.mistral import convert_tekken_tokenizer
 
         # without a template, newer versions generate one, and load the whole file once more for it
         takes_template = "chat_template" in inspect.signature(convert_tekken_tokenizer).parameters
         given = {"chat_template": oracle.chat_template()} if takes_template else {}
-        return convert_tekken_tokenizer(str(oracle.path), **given)
-    return _from_tekken_before_5(oracle)
+        tokenizer = convert_tekken_tokenizer(str(oracle.path), **given)
+    elif oracle.kind == "tekken":
+        tokenizer = _from_tekken_before_5(oracle)
+    else:
+        # transformers looks for the exact name tokenizer.model; legacy=True would add a space after every control
+        # token, and add_bos_token=True a second BOS before a rendered conversation
+        with tempfile.TemporaryDirectory() as folder:
+            shutil.copy(oracle.path, Path(folder) / "tokenizer.model")
+            if is_version_5:
+                # from version 5 on, LlamaTokenizer orders the merges by id, which splits runs of spaces wrongly
+                tokenizer = transformers.TokenizersBackend.from_pretrained(folder, legacy=False)
+            else:
+                tokenizer = transformers.LlamaTokenizerFast.from_pretrained(
+                    folder, legacy=False, from_slow=True, add_bos_token=False
+                )
+    tokenizer.chat_template = oracle.chat_template()
+    return tokenizer
 
 
 def _from_tekken_before_5(oracle: Oracle) -> Any:
@@ -159,6 +167,8 @@ def _from_tekken_before_5(oracle: Oracle) -> Any:
     from transformers import PreTrainedTokenizerFast
     from transformers.integrations.mistral import MistralConverter
 
+    # in a Tekken file the ids of the ranked tokens begin after those of the control tokens, and more tokens are ranked
+    # than the vocabulary takes
     data = json.loads(oracle.path.read_text(encoding="utf-8"))
     specials = list(oracle.control_tokens.values())
     ranked = data["vocab"][: oracle.vocab_size - len(specials)]
@@ -169,21 +179,6 @@ def _from_tekken_before_5(oracle: Oracle) -> Any:
         tokenizer_object=converter.converted(),
         **{f"{name}_token": literal for name, literal in _SPECIALS.items()},
     )
-
-
-def _from_sentencepiece(file: Path) -> Any:
-    import transformers
-
-    # transformers looks for the exact name tokenizer.model; legacy=True would add a space after every control token,
-    # and add_bos_token=True a second BOS before a rendered conversation
-    with tempfile.TemporaryDirectory() as folder:
-        shutil.copy(file, Path(folder) / "tokenizer.model")
-        if hasattr(transformers, "TokenizersBackend"):
-            # from version 5 on, LlamaTokenizer orders the merges by id, which splits runs of spaces wrongly
-            return transformers.TokenizersBackend.from_pretrained(folder, legacy=False)
-        return transformers.LlamaTokenizerFast.from_pretrained(
-            folder, legacy=False, from_slow=True, add_bos_token=False
-        )
 
 
 def training_template(tokenizer: str | Path | CheckpointTokenizer) -> str:

@@ -78,8 +78,10 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
             begin, stop = entry["data_offsets"]
             info = TensorInfo(file, entry["dtype"], tuple(entry["shape"]), begin)
             numbers = (begin, stop, *info.shape)
+            # a name goes into messages: control characters in it would reach the terminal
             if not name.isprintable():
                 raise ValueError(f"a tensor named {name!r}")
+            # `isinstance` would take true and false for sizes
             if any(type(number) is not int or number < 0 for number in numbers):
                 raise ValueError(f"sizes {numbers}")
             if (stop - begin) * 8 != math.prod(info.shape) * _BITS[info.dtype]:

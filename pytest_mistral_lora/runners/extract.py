@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pytest_mistral_lora.chat.oracle.mistral_common import Oracle
 from pytest_mistral_lora.chat.rows import Row
-from pytest_mistral_lora.checkpoint.tokenizer_folder import MODEL_CONFIG, TokenizerFiles
+from pytest_mistral_lora.checkpoint.tokenizer_folder import MODEL_CONFIG
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.errors import RunnerError
 from pytest_mistral_lora.records.files import write_text
@@ -43,18 +43,16 @@ def stage_checkpoint(tokenizer: CheckpointTokenizer, folder: Path) -> None:
     if tokenizer.path.is_file():
         tokenizer.fast.save_pretrained(folder)
     else:
-        _copy_tokenizer(tokenizer.files, folder)
+        # without the checkpoint's own `config.json`, which is of another model than the one below
+        names = [name for name in tokenizer.files.names if name != MODEL_CONFIG]
+        if not names:
+            found, place = "no tokenizer file", str(tokenizer.path)
+            raise RunnerError(found, place=place, expected="a checkpoint folder with its tokenizer")
+        for name in names:
+            target = folder / name
+            target.parent.mkdir(exist_ok=True)
+            shutil.copyfile(tokenizer.files.file(name), target)
     _write_model(tokenizer, folder)
-
-
-def _copy_tokenizer(files: TokenizerFiles, folder: Path) -> None:
-    names = [name for name in files.names if name != MODEL_CONFIG]
-    if not names:
-        raise RunnerError("no tokenizer file", place=str(files.path), expected="a checkpoint folder with its tokenizer")
-    for name in names:
-        target = folder / name
-        target.parent.mkdir(exist_ok=True)
-        shutil.copyfile(files.file(name), target)
 
 
 def _write_model(tokenizer: CheckpointTokenizer, folder: Path) -> None:
@@ -77,6 +75,7 @@ def _write_model(tokenizer: CheckpointTokenizer, folder: Path) -> None:
         eos_token_id=tokenizer.oracle.eos_id,
     )
     config.save_pretrained(folder)
+    # the caller's random state stays as it is
     with torch.random.fork_rng(devices=[]):
         save_file(MistralForCausalLM(config).state_dict(), folder / "model.safetensors", metadata={"format": "pt"})
 
@@ -161,10 +160,15 @@ def extract(
     chosen = config or runner.config
     if not chosen.exists():
         raise RunnerError("no such file", place=str(chosen), expected=f"a configuration of {runner.title}")
+    # before the folder is staged, which takes seconds
     found_python = python or interpreter(runner)
     with tempfile.TemporaryDirectory(prefix=f"mistral-{runner.name}-") as temporary:
         work = Path(temporary)
-        _stage(work, rows, tokenizer)
+        for name in (_CHECKPOINT, _HOME, _TEMPORARY):
+            (work / name).mkdir()
+        stage_checkpoint(CheckpointTokenizer(tokenizer), work / _CHECKPOINT)
+        # in ASCII: a script that splits the text into lines must not split at a line separator within a row
+        write_text(work / _ROWS, "".join(f"{json.dumps(row.to_json())}\n" for row in rows))
         ended = _run(runner, work, chosen, found_python, time_limit, own_data)
         made = read_output(work / _ENCODED, len(rows))
     write_text(output, "".join(f"{line}\n" for line in made.lines(rows)))
@@ -172,21 +176,17 @@ def extract(
     return Extraction(output, chosen, made.environment, made.notes, refused, ended.tail)
 
 
-def _stage(work: Path, rows: Sequence[Row], tokenizer: Path) -> None:
-    """Fill an empty folder with a script's inputs, and with folders for the runner's other files."""
-    for name in (_CHECKPOINT, _HOME, _TEMPORARY):
-        (work / name).mkdir()
-    stage_checkpoint(CheckpointTokenizer(tokenizer), work / _CHECKPOINT)
-    # in ASCII: a script that splits the text into lines must not split at a line separator within a row
-    write_text(work / _ROWS, "".join(f"{json.dumps(row.to_json())}\n" for row in rows))
-
-
 def _run(runner: Runner, work: Path, config: Path, python: Path, time_limit: float, own_data: bool) -> Ended:
     command: list[str | Path] = [python, runner.script.absolute(), "--config", config.absolute()]
     for option, name in (("--rows", _ROWS), ("--checkpoint", _CHECKPOINT), ("--output", _ENCODED)):
         command += [option, work / name]
     command += ["--own-data"] if own_data else []
-    environment = _environment(work, python)
+    home = str(work / _HOME)
+    # caches and temporary files go into a folder that is removed
+    own = {"HF_HOME": home, "HF_DATASETS_CACHE": f"{home}/datasets", "TMPDIR": str(work / _TEMPORARY)}
+    # PYTHONPATH and the like are for this Python: another one would import this one's packages
+    dropped = () if python == Path(sys.executable) else ("PYTHONPATH", "PYTHONHOME")
+    environment = {name: value for name, value in os.environ.items() if name not in dropped} | _QUIET | own
     ended = run_limited(command, seconds=time_limit, folder=Path.cwd(), environment=environment)
     if ended.code:
         found = f"{runner.title} ends with exit code {ended.code}: {ended.last_line}{shown(ended.tail)}"
@@ -197,14 +197,3 @@ def _run(runner: Runner, work: Path, config: Path, python: Path, time_limit: flo
 def packaged_rows(oracle: Oracle) -> list[Row]:
     """Return the packaged rows that a tokenizer's version can encode."""
     return [case.row for case in packaged_cases() if oracle.version in case.versions]
-
-
-def _environment(work: Path, python: Path) -> dict[str, str]:
-    """Return the runner's environment variables: caches and temporary files go into a folder that is removed.
-
-    PYTHONPATH and the like are left out: they are for this Python, not for the runner's.
-    """
-    home = str(work / _HOME)
-    own = {"HF_HOME": home, "HF_DATASETS_CACHE": f"{home}/datasets", "TMPDIR": str(work / _TEMPORARY)}
-    dropped = () if python == Path(sys.executable) else ("PYTHONPATH", "PYTHONHOME")
-    return {**{name: value for name, value in os.environ.items() if name not in dropped}, **_QUIET, **own}

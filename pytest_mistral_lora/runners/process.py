@@ -18,6 +18,7 @@ from pytest_mistral_lora.chat.reading.jsonl import scan_jsonl
 from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.errors import RowError, RunnerError
 
+# of a log of any length only the end is read
 _TAIL_BYTES = 4000
 _TAIL_LINES = 15
 _COLOUR = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
@@ -55,6 +56,7 @@ def run_limited(
     Raises:
         RunnerError: If it cannot be started, or is not done in time.
     """
+    # a file, not a pipe: a pipe that is full stops the command, and a child that is left behind keeps it open
     with tempfile.TemporaryFile() as printed:
         try:
             process = subprocess.Popen(
@@ -78,9 +80,11 @@ def run_limited(
                 next_step="Give it fewer rows or more time (--time-limit), or look at what it waits for.",
             ) from error
         except BaseException:
+            # Ctrl-C reaches this process alone: the command is in a group of its own
             _end(process)
             raise
-        _end(process)  # its children, if it left any
+        # its children, if it left any
+        _end(process)
         return Ended(code, _tail(printed.fileno()))
 
 
@@ -90,7 +94,8 @@ def shown(tail: str) -> str:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    with suppress(ProcessLookupError, PermissionError):  # the group has ended; macOS says so by the second
+    # the group has ended: macOS reports that by the second of these errors
+    with suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
 
@@ -98,6 +103,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 def _tail(handle: int) -> str:
     size = os.fstat(handle).st_size
     text = os.pread(handle, _TAIL_BYTES, max(0, size - _TAIL_BYTES)).decode("utf-8", "replace")
+    # progress bars write over their own line, in colours
     text = _COLOUR.sub("", text.replace("\r", "\n"))
     lines = ["".join(c for c in line if c.isprintable()).rstrip() for line in text.split("\n")]
     return "\n".join([line[:500] for line in lines if line][-_TAIL_LINES:])
@@ -155,6 +161,7 @@ def read_output(path: Path, rows: int) -> RunnerOutput:
 
 def _record(data: Any, place: str, rows: int) -> tuple[int, Mapping[str, Any]]:
     number = data.get("row") if isinstance(data, Mapping) else None
+    # `isinstance` would take true for row 1
     if type(number) is not int or not 0 <= number < rows:
         raise RunnerError(f"{data!r:.200}", place=place, expected=f'an object with "row" from 0 to {rows - 1}')
     if isinstance(data.get("error"), str):

@@ -6,7 +6,8 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -139,21 +140,21 @@ class Environment:
         with FileLock(self.folder.with_suffix(".lock")):
             if self.state == "ready" and _runs(self.python):
                 return False
+            # removed first and written last: an interrupted setup is never taken for a finished one
             (self.folder / _FINISHED).unlink(missing_ok=True)
+            # the Python that it was made with may be gone since, and nothing in the folder works then
             if not _runs(self.python):
                 shutil.rmtree(self.folder, ignore_errors=True)
                 self._call(base_python, "-m", "venv", self.folder)
-            for arguments in self._installs():
-                self._call(self.python, "-m", "pip", "install", *arguments)
+            # torch first, with the libraries of its build, which the lock leaves out: they differ by machine
+            lines = self.runner.lock.read_text(encoding="utf-8").splitlines()
+            for line in (line for line in lines if line.startswith("torch==")):
+                self._call(self.python, "-m", "pip", "install", line)
+            # --no-deps: the lock is all that is wanted; a resolver would add what only training needs
+            self._call(self.python, "-m", "pip", "install", "--no-deps", "--requirement", self.runner.lock)
             self._call(self.python, "-c", f"import {self.runner.module}")
             write_json(self.folder / _FINISHED, {"lock_sha256": sha256_file(self.runner.lock)})
         return True
-
-    def _installs(self) -> Iterator[tuple[str, ...]]:
-        """Yield the arguments of each `pip install`: torch with the libraries of its build first, then the lock."""
-        lines = self.runner.lock.read_text(encoding="utf-8").splitlines()
-        yield from ((line,) for line in lines if line.startswith("torch=="))
-        yield "--no-deps", "--requirement", str(self.runner.lock)
 
     def _call(self, *command: str | Path) -> None:
         words = [str(word) for word in command]
@@ -176,8 +177,10 @@ def interpreter(runner: Runner) -> Path:
     Raises:
         RunnerError: If it is in neither.
     """
-    if not runner.module or _is_installed(runner.module):
-        return Path(sys.executable)
+    # not by an import: a folder of the same name in the current one can be imported, too
+    with suppress(PackageNotFoundError):
+        if not runner.module or version(runner.module):
+            return Path(sys.executable)
     environment = Environment(runner)
     if environment.state != "ready" or not _runs(environment.python):
         raise RunnerError(
@@ -186,14 +189,6 @@ def interpreter(runner: Runner) -> Path:
             next_step=f"Make it: mistral-lora runner setup {runner.name}; or name a Python that has it: --python.",
         )
     return environment.python
-
-
-def _is_installed(distribution: str) -> bool:
-    # not by what can be imported: a folder of the same name in the current one can be
-    try:
-        return bool(version(distribution))
-    except PackageNotFoundError:
-        return False
 
 
 def _runs(python: Path) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 from hypothesis import strategies as st
@@ -13,10 +12,10 @@ from hypothesis.strategies import SearchStrategy
 from pytest_mistral_lora.chat.fields import ROLES
 from pytest_mistral_lora.chat.rows import text_of
 from pytest_mistral_lora.strategies.texts import (
+    CALL_IDS,
+    NAMES,
     TextStrategy,
     any_arguments,
-    any_id,
-    any_name,
     any_result,
     any_tool,
     hostile_text,
@@ -25,6 +24,7 @@ from pytest_mistral_lora.strategies.texts import (
 )
 
 Message = dict[str, Any]
+_ANY_TEXT = st.one_of(plain_text(), hostile_text())
 
 
 def rows(
@@ -65,7 +65,7 @@ def rows(
     if max_turns < 1:
         raise ValueError(f"max_turns is {max_turns}, and a row has at least 1 turn")
     choices = (False, True) if tools is None else (tools,)
-    said = _any_text() if text is None else text
+    said = _ANY_TEXT if text is None else text
     return st.one_of(
         *(
             _rows(_Plan(choice, system, weights, max_turns, said, alternating, parallel, thinking, tuple(efforts)))
@@ -127,7 +127,8 @@ def conversations(
         ...     assert [message["role"] for message in conversation[:2]] == ["user", "assistant"]
         >>> law()
     """
-    return rows(system=system, max_turns=max_turns, text=text, alternating=alternating).map(_messages_of)
+    whole = rows(system=system, max_turns=max_turns, text=text, alternating=alternating)
+    return whole.map(lambda row: list(row["messages"]))
 
 
 def messages(*, role: str | None = None, text: TextStrategy | None = None) -> SearchStrategy[Message]:
@@ -151,13 +152,13 @@ def messages(*, role: str | None = None, text: TextStrategy | None = None) -> Se
         return st.one_of(*(messages(role=choice, text=text) for choice in ("user", "assistant", "system")))
     if role not in ROLES:
         raise ValueError(f"role is {role!r}, expected one of {', '.join(ROLES)}")
-    content = _any_text() if text is None else text
+    content = _ANY_TEXT if text is None else text
     if role == "tool":
-        return st.builds(_tool_message, any_result(content), any_id(), st.none() | any_name())
+        return st.builds(_tool_message, any_result(content), CALL_IDS, st.none() | NAMES)
     return st.builds(_message, st.just(role), content.filter(_speaks) if role == "assistant" else content)
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Plan:
     """The arguments of `rows`, and the strategies that are built from them."""
 
@@ -170,38 +171,26 @@ class _Plan:
     parallel: bool
     thinking: bool
     efforts: tuple[str, ...]
+    weight: SearchStrategy[int | None] = field(init=False)
+    call_ids: SearchStrategy[list[str]] = field(init=False)
+    arguments: SearchStrategy[Any] = field(init=False)
+    results: TextStrategy = field(init=False)
+    thoughts: SearchStrategy[list[Message]] = field(init=False)
+    settings: SearchStrategy[dict[str, str]] = field(init=False)
+    tool_lists: SearchStrategy[list[dict[str, Any]]] = field(init=False)
 
-    # each strategy is built once: building them anew for every draw takes most of the time
-
-    @cached_property
-    def weight(self) -> SearchStrategy[int | None]:
-        return st.sampled_from((None, 1, 0)) if self.weights else st.none()
-
-    @cached_property
-    def call_ids(self) -> SearchStrategy[list[str]]:
-        return st.lists(any_id(), min_size=1, max_size=3 if self.parallel else 1, unique=True)
-
-    @cached_property
-    def arguments(self) -> SearchStrategy[Any]:
-        return any_arguments(self.text)
-
-    @cached_property
-    def results(self) -> TextStrategy:
-        return any_result(self.text)
-
-    @cached_property
-    def thoughts(self) -> SearchStrategy[list[Message]]:
-        chunk = st.builds(_thought, self.text, st.sampled_from((None, True, False)))
-        return st.lists(chunk, min_size=1, max_size=2)
-
-    @cached_property
-    def settings(self) -> SearchStrategy[dict[str, str]]:
-        chosen = st.sampled_from(self.efforts) if self.efforts else st.nothing()
-        return st.fixed_dictionaries({}, optional={"reasoning_effort": chosen}) if self.efforts else st.just({})
-
-    @cached_property
-    def tool_lists(self) -> SearchStrategy[list[dict[str, Any]]]:
-        return st.lists(any_tool(self.text), min_size=1, max_size=3, unique_by=name_of)
+    def __post_init__(self) -> None:
+        # each strategy is built once: building them anew for every draw takes most of the time
+        self.weight = st.sampled_from((None, 1, 0)) if self.weights else st.none()
+        self.call_ids = st.lists(CALL_IDS, min_size=1, max_size=3 if self.parallel else 1, unique=True)
+        self.arguments = any_arguments(self.text)
+        self.results = any_result(self.text)
+        closed = st.sampled_from(({}, {"closed": True}, {"closed": False}))
+        thought = st.builds(lambda text, closed: {"type": "thinking", "thinking": text, **closed}, self.text, closed)
+        self.thoughts = st.lists(thought, min_size=1, max_size=2)
+        efforts = {"reasoning_effort": st.sampled_from(self.efforts)} if self.efforts else {}
+        self.settings = st.fixed_dictionaries({}, optional=efforts) if efforts else st.just({})
+        self.tool_lists = st.lists(any_tool(self.text), min_size=1, max_size=3, unique_by=name_of)
 
 
 @dataclass
@@ -214,9 +203,6 @@ class _Writer:
     messages: list[Message] = field(default_factory=list)
     said: list[str] = field(default_factory=list)
 
-    def system(self) -> None:
-        self.messages.append(_message("system", self.content()))
-
     def users(self, *, required: bool) -> None:
         """Write one turn of the user: one message, or any order of user and system messages."""
         if self.plan.alternating:
@@ -227,15 +213,20 @@ class _Writer:
         if first and not required and self.draw(st.booleans()):
             return
         for index, role in enumerate(roles):
-            # an assistant or tool message may not be followed by a system message
+            # mistral-common refuses a system message after one of the assistant or of a tool
             system = role == "system" and self.plan.system is not False and (index > 0 or first)
             self.messages.append(_message("system" if system else "user", self.content()))
 
     def tool_round(self, *, last: bool) -> bool:
         """Write an assistant's tool calls and their results; return whether the row ends with the calls."""
         ids = self.draw(self.plan.call_ids)
-        made = [self.call(call_id) for call_id in ids]
+        made: list[dict[str, Any]] = []
+        for call_id in ids:
+            name = self.draw(st.sampled_from(self.tool_names))
+            function = {"name": name, "arguments": self.draw(self.plan.arguments)}
+            made.append({"id": call_id, "type": "function", "function": function})
         message: Message = {"role": "assistant", "tool_calls": made}
+        # three ways to write a call without a text
         if (content := self.draw(st.sampled_from(("absent", "", None)))) != "absent":
             message["content"] = content
         if self.plan.thinking and self.draw(st.booleans()):
@@ -245,13 +236,9 @@ class _Writer:
             return True
         names = {call["id"]: call["function"]["name"] for call in made}
         for call_id in self.draw(st.permutations(ids)):
-            name = names[call_id] if self.draw(st.booleans()) else None
-            self.messages.append(_tool_message(self.draw(self.plan.results), call_id, name))
+            shown = names[call_id] if self.draw(st.booleans()) else None
+            self.messages.append(_tool_message(self.draw(self.plan.results), call_id, shown))
         return False
-
-    def call(self, call_id: str) -> dict[str, Any]:
-        function = {"name": self.draw(st.sampled_from(self.tool_names)), "arguments": self.draw(self.plan.arguments)}
-        return {"id": call_id, "type": "function", "function": function}
 
     def answer(self) -> None:
         count = 1 if self.plan.alternating else self.draw(st.integers(1, 2))
@@ -272,6 +259,7 @@ class _Writer:
         if not self.plan.alternating:
             contents = st.one_of(text, st.lists(st.builds(_chunk, text), min_size=1, max_size=3))
         content = self.draw(contents.filter(_speaks) if speaks else contents)
+        # a text that comes again is found at the wrong place by code that searches for it
         self.said.append(text_of(content))
         return content
 
@@ -281,8 +269,9 @@ def _rows(draw: st.DrawFn, plan: _Plan) -> dict[str, Any]:
     tools = draw(plan.tool_lists) if plan.tools else []
     writer = _Writer(draw, plan, [name_of(tool) for tool in tools])
     if plan.system or (plan.system is None and draw(st.booleans())):
-        writer.system()
+        writer.messages.append(_message("system", writer.content()))
     turns = draw(st.integers(1, plan.max_turns))
+    # one turn calls for certain; in the others no round may be drawn
     calling = draw(st.integers(0, turns - 1))
     for turn in range(turns):
         # mistral-common leaves the first message out when it pairs tool calls and results, so a call never comes first
@@ -295,16 +284,8 @@ def _rows(draw: st.DrawFn, plan: _Plan) -> dict[str, Any]:
     return {"messages": writer.messages} | ({"tools": tools} if tools else {}) | draw(plan.settings)
 
 
-def _any_text() -> TextStrategy:
-    return st.one_of(plain_text(), hostile_text())
-
-
 def _speaks(content: Any) -> bool:
     return bool(text_of(content).strip(" "))
-
-
-def _messages_of(row: dict[str, Any]) -> list[Message]:
-    return list(row["messages"])
 
 
 def _message(role: str, content: Any) -> Message:
@@ -313,10 +294,6 @@ def _message(role: str, content: Any) -> Message:
 
 def _chunk(text: str) -> dict[str, Any]:
     return {"type": "text", "text": text}
-
-
-def _thought(text: str, closed: bool | None) -> dict[str, Any]:
-    return {"type": "thinking", "thinking": text} | ({} if closed is None else {"closed": closed})
 
 
 def _tool_message(content: str, call_id: str, name: str | None) -> Message:

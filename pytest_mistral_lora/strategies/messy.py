@@ -7,6 +7,7 @@ from typing import Any
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
+# "null" is mistral-common's own value for an id that is missing
 _IDS = ("abcdefgh1", "abcdefgh2", "short", "null", "", None)
 _TURNS = ("system", "user", "assistant", "calls", "tool")
 
@@ -17,11 +18,14 @@ def messy_rows(draw: st.DrawFn) -> dict[str, Any]:
     turns = draw(st.lists(st.sampled_from(_TURNS), max_size=6))
     last = draw(st.sampled_from(("assistant", "calls", "user", "tool")))
     messages = [draw(_message(turn)) for turn in (*turns, last)]
+    # without an assistant's message a row has nothing to train on, and is refused before mistral-common sees it
     if not any(message["role"] == "assistant" for message in messages):
         messages.append({"role": "assistant", "content": "x"})
     row: dict[str, Any] = {"messages": messages}
     if draw(st.booleans()):
-        row["tools"] = [draw(_tools())]
+        schemas = st.sampled_from(({}, {"type": "object"}, {"type": "thing"}))
+        function = st.fixed_dictionaries({"name": st.sampled_from(("f", "no name")), "parameters": schemas})
+        row["tools"] = [{"type": "function", "function": draw(function)}]
     if draw(st.integers(0, 9)) == 9:
         row["reasoning_effort"] = draw(st.sampled_from(("none", "max", "much")))
     return row
@@ -39,18 +43,9 @@ def _message(turn: str) -> SearchStrategy[dict[str, Any]]:
         contents = contents | st.just([{"type": "thinking", "thinking": "x"}])
     if turn != "calls":
         return st.fixed_dictionaries({"role": st.just(turn), "content": contents})
-    calls = st.lists(_call(), min_size=1, max_size=2)
+    function = st.fixed_dictionaries({"name": st.sampled_from(("f", "no name")), "arguments": st.just({})})
+    call = {"id": st.sampled_from(_IDS), "type": st.just("function"), "function": function}
+    calls = st.lists(st.fixed_dictionaries(call), min_size=1, max_size=2)
     return st.fixed_dictionaries(
         {"role": st.just("assistant"), "tool_calls": calls}, optional={"content": contents, "weight": st.just(0)}
     )
-
-
-def _call() -> SearchStrategy[dict[str, Any]]:
-    function = st.fixed_dictionaries({"name": st.sampled_from(("f", "no name")), "arguments": st.just({})})
-    return st.fixed_dictionaries({"id": st.sampled_from(_IDS), "type": st.just("function"), "function": function})
-
-
-def _tools() -> SearchStrategy[dict[str, Any]]:
-    schemas = st.sampled_from(({}, {"type": "object"}, {"type": "thing"}))
-    function = st.fixed_dictionaries({"name": st.sampled_from(("f", "no name")), "parameters": schemas})
-    return st.fixed_dictionaries({"type": st.just("function"), "function": function})

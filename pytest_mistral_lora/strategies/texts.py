@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import string
+from functools import partial
 from typing import Any
 
 from hypothesis import strategies as st
@@ -40,7 +41,8 @@ _SCRIPTS = (
     "🇫🇷",
     "\U0001d518\U0001d52b",
     "\U0001f600",
-    "\ud7ff\ue000",  # the neighbours of the surrogates
+    # the neighbours of the surrogates
+    "\ud7ff\ue000",
     "\U0010ffff",
 )
 _SNIPPETS = (
@@ -91,7 +93,7 @@ def hostile_text() -> TextStrategy:
         st.sampled_from(_SNIPPETS),
         st.sampled_from(_SCRIPTS),
         st.sampled_from(_INVISIBLE),
-        # The characters of UTF-8. codec="utf-8" names the same set, and takes seconds to find it in a fresh folder,
+        # the characters of UTF-8; codec="utf-8" names the same set, and takes seconds to find it in a fresh folder,
         # which on a busy machine fails Hypothesis's health check for slow data.
         st.text(st.characters(exclude_categories=["Cs"]), max_size=6),
         st.builds(str.__mul__, st.sampled_from("a1_é漢"), st.integers(30, 600)),
@@ -111,33 +113,28 @@ _STRANGE_JSON = (
     "null",
     "",
 )
+# 53 bits, the whole numbers that every reader of JSON keeps; NaN and infinity are not JSON
 _SCALARS = st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats(allow_nan=False, allow_infinity=False)
 
 
-def any_id() -> TextStrategy:
-    """Generate ids of tool calls."""
-    return st.text("0123456789" + string.ascii_letters, min_size=9, max_size=9)
-
-
-def any_name() -> TextStrategy:
-    """Generate names of tools and of their parameters."""
-    return st.text(_WORDS, min_size=1, max_size=12)
+# mistral-common refuses any other length from v3 on
+CALL_IDS: TextStrategy = st.text("0123456789" + string.ascii_letters, min_size=9, max_size=9)
+NAMES: TextStrategy = st.text(_WORDS, min_size=1, max_size=12)
+"""Names of tools and of their parameters."""
 
 
 def _objects(text: TextStrategy) -> SearchStrategy[dict[str, Any]]:
-    leaves = text | _SCALARS
-    values = st.recursive(leaves, lambda inner: st.lists(inner, max_size=2) | _dicts(inner), max_leaves=4)
-    return _dicts(values)
-
-
-def _dicts(values: SearchStrategy[Any]) -> SearchStrategy[dict[str, Any]]:
-    return st.dictionaries(any_name(), values, max_size=3)
+    dicts = partial(st.dictionaries, NAMES, max_size=3)
+    # few leaves, because deep values take long to make and to shrink
+    values = st.recursive(text | _SCALARS, lambda inner: st.lists(inner, max_size=2) | dicts(inner), max_leaves=4)
+    return dicts(values)
 
 
 def any_arguments(text: TextStrategy) -> SearchStrategy[Any]:
     """Generate arguments: an object, or a text that is its JSON, JSON within JSON, strange, or no JSON."""
     as_json = st.builds(json.dumps, _objects(text), ensure_ascii=st.booleans())
-    return st.one_of(_objects(text), as_json, as_json.map(json.dumps), st.sampled_from(_STRANGE_JSON), _not_json())
+    not_json = st.sampled_from(('{"a": ', "{'a': 1}", "a=1", "{} {}"))
+    return st.one_of(_objects(text), as_json, as_json.map(json.dumps), st.sampled_from(_STRANGE_JSON), not_json)
 
 
 def any_result(text: TextStrategy) -> TextStrategy:
@@ -147,23 +144,25 @@ def any_result(text: TextStrategy) -> TextStrategy:
     return st.one_of(text, numbers, as_json, as_json.map(json.dumps), st.sampled_from(_STRANGE_JSON))
 
 
-def _not_json() -> TextStrategy:
-    return st.sampled_from(('{"a": ', "{'a': 1}", "a=1", "{} {}"))
-
-
 def any_tool(text: TextStrategy) -> SearchStrategy[dict[str, Any]]:
     """Generate tools, with and without a description and `strict`."""
     extras: SearchStrategy[dict[str, Any]] = st.fixed_dictionaries({}, optional={"strict": st.booleans()})
     described: SearchStrategy[dict[str, str]] = st.builds(dict, description=text) | st.just({})
     kinds = st.sampled_from(("string", "integer", "number", "boolean"))
-    properties = st.dictionaries(any_name(), st.fixed_dictionaries({"type": kinds, "description": text}), max_size=2)
-    return st.builds(_tool, any_name(), described, properties, extras)
-
-
-def _tool(name: str, *parts: dict[str, Any]) -> dict[str, Any]:
-    described, properties, extras = parts
-    function = {"name": name, **described, "parameters": {"type": "object", "properties": properties}, **extras}
-    return {"type": "function", "function": function}
+    properties = st.dictionaries(NAMES, st.fixed_dictionaries({"type": kinds, "description": text}), max_size=2)
+    functions = st.builds(
+        lambda name, described, properties, extras: {
+            "name": name,
+            **described,
+            "parameters": {"type": "object", "properties": properties},
+            **extras,
+        },
+        NAMES,
+        described,
+        properties,
+        extras,
+    )
+    return functions.map(lambda function: {"type": "function", "function": function})
 
 
 def name_of(tool: dict[str, Any]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from functools import cache, partial
 from pathlib import Path
@@ -104,6 +104,7 @@ def _no_comparison(target: RecipeTarget) -> str:
         "mistral-common": lambda: target.oracle,
         "chat-template": lambda: target.template,
     }
+    # outside the try: a recipe whose own backend cannot be used has no dataset to check at all
     needs[backend]()
     try:
         for need in needs.values():
@@ -115,42 +116,42 @@ def _no_comparison(target: RecipeTarget) -> str:
 
 def _shared(target: RecipeTarget, settings: Settings) -> dict[str, Result]:
     """Return the results of a pass that this process makes, or that another worker of the session has made."""
-    # Workers of pytest-xdist judge cases of the same dataset: the first makes the pass, the others wait for its file.
+    # workers of pytest-xdist judge cases of the same dataset: the first makes the pass, the others wait for its file
     from filelock import FileLock
 
     from pytest_mistral_lora.chat.reading.jsonl import read_json
     from pytest_mistral_lora.records.files import write_json
-
-    file = settings.work_folder / f"dataset-{_identity(target)}.json"
-    with FileLock(f"{file}.lock"):
-        if not file.is_file():
-            results = dataset_results(target, progress=sys.__stderr__)
-            write_json(file, {case: _to_json(result) for case, result in results.items()})
-    return {case: _from_json(data) for case, data in read_json(file).items()}
-
-
-def _identity(target: RecipeTarget) -> str:
-    """Return a hash of the recipe, its path, and the size and time of its data files."""
     from pytest_mistral_lora.records.hashing import canonical_json, sha256_bytes
 
     data = target.recipe.data
+    # by size and time, not by content, because each worker does this, and data can be long
     states = [(str(path), *_state(path)) for path in (*data.train, *data.eval)]
-    return sha256_bytes(canonical_json([str(target.path), target.recipe.as_written(), states]))[:16]
+    identity = sha256_bytes(canonical_json([str(target.path), target.recipe.as_written(), states]))[:16]
+    file = settings.work_folder / f"dataset-{identity}.json"
+    with FileLock(f"{file}.lock"):
+        if not file.is_file():
+            results = dataset_results(target, progress=sys.__stderr__)
+            plain = {
+                case: {
+                    "findings": [asdict(finding) for finding in result.findings],
+                    "not_checked": result.not_checked,
+                    "facts": dict(result.facts),
+                }
+                for case, result in results.items()
+            }
+            write_json(file, plain)
+    return {
+        case: Result(
+            tuple(Finding(**one) for one in kept["findings"]), kept["not_checked"], tuple(kept["facts"].items())
+        )
+        for case, kept in read_json(file).items()
+    }
 
 
 def _state(path: Path) -> tuple[int, int]:
     try:
         status = path.stat()
     except OSError:
+        # a missing file is a finding of the pass, which cannot be made before this
         return (-1, -1)
     return status.st_size, status.st_mtime_ns
-
-
-def _to_json(result: Result) -> dict[str, Any]:
-    findings = [asdict(finding) for finding in result.findings]
-    return {"findings": findings, "not_checked": result.not_checked, "facts": dict(result.facts)}
-
-
-def _from_json(data: Mapping[str, Any]) -> Result:
-    findings = tuple(Finding(**finding) for finding in data["findings"])
-    return Result(findings, data["not_checked"], tuple(data["facts"].items()))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, TextIO
 
 from pytest_mistral_lora.chat.reading.chunks import Chunk, DataFile, bar, chunks, cpus, in_order, is_long, total_bytes
@@ -14,7 +15,6 @@ from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.conformance.dataset.row_findings import ON_EVERY_ROW
 from pytest_mistral_lora.conformance.dataset.rows import RowJudge, ScanPlan
 from pytest_mistral_lora.conformance.dataset.tally import (
-    BoundedFindings,
     DatasetTally,
     digest_at,
     equal_groups,
@@ -51,6 +51,7 @@ def scan(
     def note(error: InputError) -> None:
         tally.findings.add(Finding("ML602", error.found, error.place, error.expected))
 
+    # a process loads the tokenizer for itself, since a loaded one cannot be sent to it
     prepare = _judge if processes > 1 else lambda plan: RowJudge(plan, tokenizer).judge_chunk
     with bar(progress, total_bytes(files), "Judging rows") as advance:
         for part, read in in_order(prepare, plan, chunks(files, note), processes):
@@ -76,8 +77,8 @@ def report(
         no_comparison: Why the two backends were not compared, if they were not.
     """
     found = _Report(tally, files, plan)
-    found.note_split(place)
-    found.note_deviations()
+    found.note_settings(place)
+    # rows before prompts: the prompt of a row that is trained on as a whole is not reported once more
     found.note_repeated_rows()
     found.note_repeated_prompts()
     of = tally.findings.of
@@ -107,103 +108,99 @@ def report(
     }
 
 
+@dataclass(frozen=True)
 class _Report:
     """The findings and figures that need all rows."""
 
-    def __init__(self, tally: DatasetTally, files: Sequence[DataFile], plan: ScanPlan) -> None:
-        self._tally = tally
-        self._files = files
-        self._plan = plan
-        self._leaked: set[int] = set()
-
-    @property
-    def _found(self) -> BoundedFindings:
-        return self._tally.findings
+    tally: DatasetTally
+    files: Sequence[DataFile]
+    plan: ScanPlan
+    leaked: set[int] = field(default_factory=set)
 
     def _place(self, row: int) -> str:
-        file, line = self._tally.at(row)
-        return f"{self._files[file].path}:{line}"
+        file, line = self.tally.at(row)
+        return f"{self.files[file].path}:{line}"
 
-    def note_split(self, place: str) -> None:
-        """Note a side of a split by hash that has no rows."""
-        rows, held = len(self._tally), sum(self._tally.held_out)
-        if self._plan.held_out and rows and held in (0, rows):
+    def note_settings(self, place: str) -> None:
+        """Note a side of a split by hash that has no rows, and the named deviations that this run would train on."""
+        rows, held = len(self.tally), sum(self.tally.held_out)
+        if self.plan.held_out and rows and held in (0, rows):
             effect = "holds out none" if not held else "leaves none to train on"
-            self._found.add(Finding("ML615", f"{self._plan.held_out} of {rows} rows {effect}", place))
-
-    def note_deviations(self) -> None:
-        """Note the named deviations that this run would train on."""
-        if self._plan.backend != "chat-template":
-            return
-        for name, (count, place) in sorted(self._tally.deviations.items()):
-            self._found.add(Finding("ML604", f"{name} in {_rows(count)}; the first is here", place))
+            self.tally.findings.add(Finding("ML615", f"{self.plan.held_out} of {rows} rows {effect}", place))
+        # with mistral-common the template is only compared, and its deviations change nothing that is trained on
+        deviations = sorted(self.tally.deviations.items()) if self.plan.backend == "chat-template" else ()
+        for name, (count, first) in deviations:
+            self.tally.findings.add(Finding("ML604", f"{name} in {_rows(count)}; the first is here", first))
 
     def note_repeated_rows(self) -> None:
         """Note rows that are there twice, on one side or on both."""
-        for group in equal_groups(self._tally.rows, range(len(self._tally))):
+        for group in equal_groups(self.tally.rows, range(len(self.tally))):
             trained, held = self._sides(group)
             for side in (trained, held):
                 if len(side) > 1:
                     self._add("ML608", side[1], f"the same row as {{}} ({len(side)} times in all)", side[0])
             for row in held if trained else ():
-                self._leaked.add(row)
+                self.leaked.add(row)
                 self._add("ML610", row, "the row is also trained on: {}", trained[0])
 
     def note_repeated_prompts(self) -> None:
         """Note prompts that rows of one side answer differently, and held-out prompts that are trained on."""
-        owners, held_out = self._tally.owners, self._tally.held_out
-        own = self._tally.own_prompts()
-        # Of a held-out row only its own prompt counts: conversations often begin alike.
+        owners, held_out = self.tally.owners, self.tally.held_out
+        # the last prompt of a row is its own: the one before the last turn that is trained on
+        own = [index + 1 == len(owners) or owners[index + 1] != owner for index, owner in enumerate(owners)]
+        # of a held-out row only its own prompt counts: conversations often begin alike
+        # 8 bytes a prompt: a list of millions of numbers would take several times as much
         asked = array("Q", (index for index, row in enumerate(owners) if own[index] or not held_out[row]))
-        for group in equal_groups(self._tally.prompts, asked):
+        for group in equal_groups(self.tally.prompts, asked):
             trained, held = self._sides([owners[index] for index in group])
             for row in held if trained else ():
-                if row not in self._leaked:
+                if row not in self.leaked:
                     self._add("ML611", row, "the prompt is also trained on: {}", trained[0])
             for side in self._sides([owners[index] for index in group if own[index]]):
-                digests = [digest_at(self._tally.rows, row) for row in side]
+                digests = [digest_at(self.tally.rows, row) for row in side]
                 other = next((row for row, digest in zip(side, digests, strict=True) if digest != digests[0]), None)
                 if other is not None:
                     self._add("ML609", other, f"the prompt of {{}} with another answer ({_rows(len(side))})", side[0])
 
     def _sides(self, rows: list[int]) -> tuple[list[int], list[int]]:
         """Split rows into those that are trained on and those that are held out."""
-        held = self._tally.held_out
+        held = self.tally.held_out
         return [row for row in rows if not held[row]], [row for row in rows if held[row]]
 
     def _add(self, rule: str, row: int, found: str, other: int) -> None:
         """Add a finding about two rows; its text is made only if it is kept."""
-        if self._found.has_room(rule):
-            self._found.add(Finding(rule, found.format(self._place(other)), self._place(row)))
+        if self.tally.findings.has_room(rule):
+            self.tally.findings.add(Finding(rule, found.format(self._place(other)), self._place(row)))
         else:
-            self._found.count(rule)
+            self.tally.findings.count(rule)
 
     def statistics(self) -> dict[str, Any]:
         """Return the figures of the dataset, as plain JSON data."""
-        tally = self._tally
+        tally = self.tally
         tokens, supervised = spread(tally.tokens), spread(tally.supervised)
         longest = max(range(len(tally)), key=tally.tokens.__getitem__, default=None)
+        of_file = ("rows", "refused", "dropped", "tokens", "supervised_tokens")
         names = ("messages", "assistant_turns", "rows_with_system_prompt", "rows_with_tools")
         return {
             "rows": len(tally),
-            "rows_refused": sum(tally.counts[file, "refused"] for file in range(len(self._files))),
-            "rows_dropped": sum(tally.counts[file, "dropped"] for file in range(len(self._files))),
+            "rows_refused": sum(tally.counts[file, "refused"] for file in range(len(self.files))),
+            "rows_dropped": sum(tally.counts[file, "dropped"] for file in range(len(self.files))),
             "rows_trained_on": len(tally) - sum(tally.held_out),
             "rows_held_out": sum(tally.held_out),
             "tokens": tokens,
             "supervised_tokens": supervised,
             "supervised_share": round(supervised["total"] / tokens["total"], 4) if tokens["total"] else 0.0,
             "longest_row": None if longest is None else self._place(longest),
-            **{name: sum(tally.counts[file, name] for file in range(len(self._files))) for name in names},
+            **{name: sum(tally.counts[file, name] for file in range(len(self.files))) for name in names},
             "files": [
-                {"path": str(file.path), "held_out": file.is_held_out, **self._file_figures(index)}
-                for index, file in enumerate(self._files)
+                {
+                    "path": str(file.path),
+                    "held_out": file.is_held_out,
+                    **{name: tally.counts[index, name] for name in of_file},
+                }
+                for index, file in enumerate(self.files)
             ],
         }
-
-    def _file_figures(self, file: int) -> dict[str, int]:
-        names = ("rows", "refused", "dropped", "tokens", "supervised_tokens")
-        return {name: self._tally.counts[file, name] for name in names}
 
 
 def _rows(count: int) -> str:

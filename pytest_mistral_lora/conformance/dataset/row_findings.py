@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from pytest_mistral_lora.chat.encoded import IGNORE_INDEX, EncodedRow, Policy, PolicyFault
 from pytest_mistral_lora.chat.rows import Row, weight_of
 from pytest_mistral_lora.conformance.finding import Finding
-from pytest_mistral_lora.conformance.mask.laws import LAWS, RowLaw
+from pytest_mistral_lora.conformance.mask.laws import LAWS
 from pytest_mistral_lora.errors import RowError
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def beyond(row: Row, encoded: EncodedRow, layout: EncodedRow, max_length: int, v
     closing = [span for span in layout.spans if span.kind == "eos" and span.end > max_length]
     start: int | None = None
     if any(message["role"] == "system" for message in row.messages):
-        # Up to v3 the system prompt is in the text of a user's turn: of the first in v1, of the last in v2 and v3.
+        # up to v3 the system prompt is in the text of a user's turn: of the first in v1, of the last in v2 and v3.
         role = "user" if version in ("v1", "v2", "v3") else "system"
         starts = [span.start for span in layout.spans if span.role == role and span.kind == "text"]
         start = starts[-1 if version in ("v2", "v3") else 0] if starts else None
@@ -89,17 +89,14 @@ def law_findings(row: Row, encoded: EncodedRow, oracle: Oracle) -> Iterator[Find
         oracle: Mistral's own tokenization.
     """
     version = int(oracle.version[1:])
+    tools = bool(row.tools) or any(message["role"] == "tool" or message.get("tool_calls") for message in row.messages)
+    weights = any(message["role"] == "assistant" and not weight_of(message) for message in row.messages)
     for law in LAWS:
-        if law.rule in ON_EVERY_ROW and version >= int(law.since[1:]) and _holds_for(law, row):
+        holds = (law.rows == "tools" or not tools) and (law.rows == "weights" or not weights)
+        if holds and law.rule in ON_EVERY_ROW and version >= int(law.since[1:]):
             violation = law.violation(row, encoded, oracle)
             if violation:
                 yield Finding(law.rule, violation, row.place)
-
-
-def _holds_for(law: RowLaw, row: Row) -> bool:
-    tools = bool(row.tools) or any(message["role"] == "tool" or message.get("tool_calls") for message in row.messages)
-    weights = any(message["role"] == "assistant" and not weight_of(message) for message in row.messages)
-    return (law.rows == "tools" or not tools) and (law.rows == "weights" or not weights)
 
 
 _DAMAGED = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\ufffd]")
@@ -152,19 +149,16 @@ def _call_findings(row: Row) -> Iterator[Finding]:
             if name not in known:
                 expected = f"one of {', '.join(sorted(known))}" if known else "a tool of the row"
                 yield Finding("ML618", f"calls {name!r}, which the row does not offer", f"{place}.name", expected)
-            kind = _not_an_object(call["function"].get("arguments"))
-            if kind:
+            arguments = call["function"].get("arguments")
+            # mistral-common takes no arguments, or an empty text, for an empty object
+            if arguments is None or arguments == "" or isinstance(arguments, Mapping):
+                continue
+            kind = "JSON, but not an object"
+            try:
+                value = json.loads(arguments)
+            except (ValueError, RecursionError):
+                value, kind = None, "a text that is not JSON"
+            if isinstance(value, str):
+                kind = "JSON that was encoded twice"
+            if not isinstance(value, Mapping):
                 yield Finding("ML619", f"are {kind}", f"{place}.arguments", "an object, or its JSON as a string")
-
-
-def _not_an_object(arguments: Any) -> str:
-    """Return the kind of a call's arguments if they are not an object, else an empty text."""
-    if arguments is None or arguments == "" or isinstance(arguments, Mapping):
-        return ""
-    try:
-        value = json.loads(arguments)
-    except (ValueError, RecursionError):
-        return "a text that is not JSON"
-    if isinstance(value, str):
-        return "JSON that was encoded twice"
-    return "" if isinstance(value, Mapping) else "JSON, but not an object"

@@ -69,6 +69,7 @@ class RowJudge:
         except NoOracleError:
             if plan.backend == "mistral-common":
                 raise
+        # mistral-common's own template is trusted, and rendering within bounds would double the time of each row
         if plan.official:
             self.encoder.tokenizer.template.bounded = False
         literals = self._oracle.control_tokens.values() if self._oracle else ()
@@ -87,15 +88,16 @@ class RowJudge:
                 encoded = self.plan.policy.apply(self._judge(item, tally)).encoded
             except RowError as error:
                 tally.counts[chunk.file, "refused"] += 1
+                # the row is right, but not for this backend: it could be trained on with mistral-common
                 rule = "ML613" if isinstance(error, _LiteralError) else "ML601"
                 tally.findings.add(Finding(rule, error.found, error.place, error.expected, error.next_step))
                 continue
             if encoded is None:
                 tally.counts[chunk.file, "dropped"] += 1
                 continue
+            # a file for evaluation is held out as a whole; the split by hash is for the other files
             held_out = chunk.is_held_out or (self.plan.held_out > 0 and is_held_out(item, self.plan.held_out))
-            _add(tally, encoded, packed_place(chunk.file, number), held_out)
-            _count(tally, chunk.file, item, encoded)
+            _add(tally, chunk, number, item, encoded, held_out=held_out)
         return tally
 
     def _judge(self, row: Row, tally: DatasetTally) -> EncodedRow:
@@ -143,6 +145,7 @@ class RowJudge:
 
     def _agrees(self, row: Row, expected: EncodedRow, encoded: EncodedRow, tally: DatasetTally) -> bool:
         """Return whether the encoding that is trained on has mistral-common's labels; report a difference."""
+        # a row that the template refuses has no ids, and is explained like one with others
         template_ids: tuple[int, ...] | None = None
         with suppress(RowError):
             template_ids = self.encoder.tokenizer.template.ids(row) if encoded is expected else encoded.input_ids
@@ -188,9 +191,10 @@ def _printed_row(row: Row) -> str:
     return text if len(text) <= _ROW_CHARACTERS else ""
 
 
-def _add(tally: DatasetTally, encoded: EncodedRow, place: int, held_out: bool) -> None:
+def _add(tally: DatasetTally, chunk: Chunk, number: int, row: Row, encoded: EncodedRow, *, held_out: bool) -> None:
+    """Add a row to the columns of a tally, and to the counts of its file."""
     index = len(tally)
-    tally.places.append(place)
+    tally.places.append(packed_place(chunk.file, number))
     tally.held_out.append(held_out)
     tally.tokens.append(len(encoded.input_ids))
     tally.supervised.append(encoded.supervised_tokens)
@@ -199,25 +203,6 @@ def _add(tally: DatasetTally, encoded: EncodedRow, place: int, held_out: bool) -
     for prompt in prompts:
         tally.prompts += prompt
         tally.owners.append(index)
-
-
-def _digests(encoded: EncodedRow) -> tuple[list[bytes], bytes]:
-    """Return a digest of the ids before each turn that is trained on, and one of the whole row with its labels."""
-    digest = hashlib.blake2b(digest_size=DIGEST_BYTES)
-    turns = (next(spans) for _, spans in itertools.groupby(encoded.spans, key=lambda span: span.turn))
-    starts = [first.start for first in turns if first.supervised]
-    prompts = []
-    end = 0
-    for start in starts:
-        digest.update(array("q", encoded.input_ids[end:start]).tobytes())
-        prompts.append(digest.copy().digest())
-        end = start
-    digest.update(array("q", encoded.input_ids[end:]).tobytes())
-    digest.update(array("q", encoded.labels or ()).tobytes())
-    return prompts, digest.digest()
-
-
-def _count(tally: DatasetTally, file: int, row: Row, encoded: EncodedRow) -> None:
     roles = [message["role"] for message in row.messages]
     figures = {
         "rows": 1,
@@ -228,4 +213,21 @@ def _count(tally: DatasetTally, file: int, row: Row, encoded: EncodedRow) -> Non
         "rows_with_system_prompt": int("system" in roles),
         "rows_with_tools": int(bool(row.tools) or any("tool_calls" in message for message in row.messages)),
     }
-    tally.counts.update({(file, name): number for name, number in figures.items()})
+    tally.counts.update({(chunk.file, name): figure for name, figure in figures.items()})
+
+
+def _digests(encoded: EncodedRow) -> tuple[list[bytes], bytes]:
+    """Return a digest of the ids before each turn that is trained on, and one of the whole row with its labels."""
+    digest = hashlib.blake2b(digest_size=DIGEST_BYTES)
+    turns = (next(spans) for _, spans in itertools.groupby(encoded.spans, key=lambda span: span.turn))
+    starts = [first.start for first in turns if first.supervised]
+    # one digest that grows: hashing each prompt from its beginning would be quadratic in the turns
+    prompts = []
+    end = 0
+    for start in starts:
+        digest.update(array("q", encoded.input_ids[end:start]).tobytes())
+        prompts.append(digest.copy().digest())
+        end = start
+    digest.update(array("q", encoded.input_ids[end:]).tobytes())
+    digest.update(array("q", encoded.labels or ()).tobytes())
+    return prompts, digest.digest()

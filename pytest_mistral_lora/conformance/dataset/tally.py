@@ -17,7 +17,9 @@ SHOWN = 20
 LONGEST = 2000
 """Characters of the longest text in a finding."""
 
+# 128 bits: among a billion rows, two that are not equal have one digest with a chance of about 1 in 10**21
 DIGEST_BYTES = 16
+# a file of 2**40 rows would have tens of terabytes, and 24 bits are left for the number of the file
 _LINE_BITS = 40
 
 
@@ -46,6 +48,7 @@ class BoundedFindings:
 
     def extend(self, other: BoundedFindings) -> None:
         """Append the findings of a later part of the pass."""
+        # the parts come in the order of the files, so the findings that are kept do not depend on the processes
         for rule, findings in other._kept.items():
             kept = self._kept.setdefault(rule, [])
             kept += findings[: SHOWN - len(kept)]
@@ -99,6 +102,7 @@ class DatasetTally:
 
     def extend(self, other: DatasetTally) -> None:
         """Append the rows, counts and findings of the next part of the pass."""
+        # before the columns grow: the later part counts its rows from 0
         first = len(self)
         self.owners.extend(first + owner for owner in other.owners)
         for name in ("places", "held_out", "tokens", "supervised", "rows", "prompts"):
@@ -119,13 +123,6 @@ class DatasetTally:
         """Return a row's file and line."""
         return self.places[row] >> _LINE_BITS, self.places[row] & ((1 << _LINE_BITS) - 1)
 
-    def own_prompts(self) -> bytearray:
-        """Return a 1 for each prompt that is its row's own: the one before the last turn that is trained on."""
-        own = bytearray(len(self.owners))
-        for index, owner in enumerate(self.owners):
-            own[index] = index + 1 == len(self.owners) or self.owners[index + 1] != owner
-        return own
-
 
 def packed_place(file: int, line: int) -> int:
     """Return file and line as one number."""
@@ -140,8 +137,8 @@ def digest_at(digests: bytearray, index: int) -> bytes:
 def equal_groups(digests: bytearray, indices: Sequence[int]) -> Iterator[list[int]]:
     """Yield the indices that have one digest in common, for each digest that several have, in order of the first."""
     with memoryview(digests).cast("Q") as halves:
-        # Millions of digests are sorted as numbers, which takes little memory; only those that may be repeated are
-        # put into groups.
+        # millions of digests are sorted as numbers, which takes little memory; only those that may be repeated are
+        # put into groups
         repeated = {one for one, other in pairwise(sorted(halves[2 * index] for index in indices)) if one == other}
         groups: dict[bytes, list[int]] = {}
         for index in indices:
@@ -152,6 +149,7 @@ def equal_groups(digests: bytearray, indices: Sequence[int]) -> Iterator[list[in
 
 def percentile(ordered: list[int], percent: int) -> int:
     """Return the smallest of some values in order that `percent` of them do not exceed; 0 of none."""
+    # the nearest rank, ceil(n * p / 100), in whole numbers: a float could round it to the next value
     return ordered[max(0, -(-len(ordered) * percent // 100) - 1)] if ordered else 0
 
 

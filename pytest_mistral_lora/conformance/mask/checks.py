@@ -39,6 +39,7 @@ def shrink_finding(finding: Callable[[Row], Finding | None], found: Finding, dat
         try:
             now = finding(parse_row(candidate))
         except MistralLoraError:
+            # a row that is refused is no smaller example of the same fault
             continue
         if now is not None and now.rule == found.rule:
             found, candidates = now, _smaller(candidate)
@@ -46,35 +47,44 @@ def shrink_finding(finding: Callable[[Row], Finding | None], found: Finding, dat
 
 
 def _smaller(data: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    # the largest parts first: what is left out early need not be tried in every later round
     for key in ("tools", "reasoning_effort"):
         if key in data:
             yield {name: value for name, value in data.items() if name != key}
     messages = data["messages"]
     for index, message in enumerate(messages):
         yield data | {"messages": [*messages[:index], *messages[index + 1 :]]}
-        for smaller in _smaller_messages(message):
-            yield data | {"messages": [*messages[:index], smaller, *messages[index + 1 :]]}
-
-
-def _smaller_messages(message: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    content = message.get("content")
-    if isinstance(content, list):
-        yield from (message | {"content": [*content[:n], *content[n + 1 :]]} for n in range(len(content)))
-        yield from (message | {"content": chunk["text"]} for chunk in content if chunk.get("text"))
-    elif content:
-        half = len(content) // 2
-        shorter = ("0",) if len(content) == 1 else ("0", content[:half], content[half:], content[1:], content[:-1])
-        yield from (message | {"content": text} for text in shorter if text != content)
-    if "weight" in message:
-        yield {name: value for name, value in message.items() if name != "weight"}
+        content = message.get("content")
+        smaller: list[dict[str, Any]] = []
+        if isinstance(content, list):
+            smaller += (message | {"content": [*content[:n], *content[n + 1 :]]} for n in range(len(content)))
+            smaller += (message | {"content": chunk["text"]} for chunk in content if chunk.get("text"))
+        elif content:
+            # halves first, for long texts; never an empty text, which an assistant's message may not have
+            half = len(content) // 2
+            shorter = ("0",) if len(content) == 1 else ("0", content[:half], content[half:], content[1:], content[:-1])
+            smaller += (message | {"content": text} for text in shorter if text != content)
+        if "weight" in message:
+            smaller.append({name: value for name, value in message.items() if name != "weight"})
+        yield from (data | {"messages": [*messages[:index], one, *messages[index + 1 :]]} for one in smaller)
 
 
 def checks(target: Target, settings: Settings) -> Iterator[Check]:
     """Yield one check for each law, one for refusals, and one for the chat template against the oracle."""
     for law in LAWS:
         yield Check(target, "mask", law.name, partial(_law, target, law, settings))
-    yield Check(target, "mask", "every-token-has-an-encoder", partial(_construction, target, settings))
-    yield Check(target, "mask", "refusals-are-mistral-commons", partial(_refusals, target, settings))
+    yield Check(
+        target,
+        "mask",
+        "every-token-has-an-encoder",
+        partial(_own_law, target, settings, "ML121", "template", construction_violation),
+    )
+    yield Check(
+        target,
+        "mask",
+        "refusals-are-mistral-commons",
+        partial(_own_law, target, settings, "ML120", "messy", refusal_violation),
+    )
     yield Check(target, "mask", "template-agrees", partial(_template_agrees, target, settings))
 
 
@@ -92,31 +102,25 @@ def _law(target: Target, law: RowLaw, settings: Settings) -> Result:
     return Result(tuple(search(finding, RowSource.of(law.rows, oracle), settings)))
 
 
-def _construction(target: Target, settings: Settings) -> Result:
+def _own_law(
+    target: Target, settings: Settings, rule: str, kind: str, violation: Callable[[Row, Oracle], str]
+) -> Result:
+    """Search for a row that breaks a law which encodes the row itself, because the encoding may be refused."""
+
     def finding(row: Row) -> Finding | None:
-        violation = construction_violation(row, target.oracle)
-        return Finding("ML121", violation, row=row.to_jsonl()) if violation else None
+        found = violation(row, target.oracle)
+        return Finding(rule, found, row=row.to_jsonl()) if found else None
 
-    return Result(tuple(search(finding, RowSource.of("template", target.oracle), settings)))
-
-
-def _refusals(target: Target, settings: Settings) -> Result:
-    def finding(row: Row) -> Finding | None:
-        violation = refusal_violation(row, target.oracle)
-        return Finding("ML120", violation, row=row.to_jsonl()) if violation else None
-
-    return Result(tuple(search(finding, RowSource("messy"), settings)))
+    return Result(tuple(search(finding, RowSource.of(kind, target.oracle), settings)))
 
 
 def _template_agrees(target: Target, settings: Settings) -> Result:
     from pytest_mistral_lora.conformance.template import template_findings
 
-    template = target.template
-
-    def finding(row: Row) -> Finding | None:
-        return next(template_findings(target.oracle, template, row), None)
-
-    return Result(tuple(search(finding, RowSource.of("template", target.oracle), settings)))
+    # a target without a template is refused here, before any row is made
+    template, oracle = target.template, target.oracle
+    source = RowSource.of("template", oracle)
+    return Result(tuple(search(lambda row: next(template_findings(oracle, template, row), None), source, settings)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +142,9 @@ class RowSource:
     @classmethod
     def of(cls, kind: str, oracle: Oracle) -> RowSource:
         """Return the source of a kind of rows for a tokenizer."""
+        # such rows are the same for all tokenizers, and are made once for all targets
+        if kind == "messy":
+            return cls(kind)
         thinking = "[THINK]" in oracle.control_tokens.values()
         if kind == "tools" and oracle.version == "v1":
             kind = "any"  # the same rows
@@ -179,41 +186,38 @@ def search(finding: Callable[[Row], Finding | None], source: RowSource, settings
     first = next(filter(None, map(finding, _generated(source, settings.examples, settings.seed))), None)
     if first is None:
         return []
-    found = _shrunk(finding, source, settings) or _BrokenLawError(first, json.loads(first.row))
+    found = _BrokenLawError(first, json.loads(first.row))
+
+    def holds(data: Mapping[str, Any]) -> None:
+        now = finding(_as_read(data))
+        if now is not None:
+            raise _BrokenLawError(now, dict(data))
+
+    # Hypothesis shrinks only what fails in a search of its own, so it searches again; few checks come here
+    try:
+        _explore(holds, source, settings.examples, settings.seed)
+    except _BrokenLawError as broken:
+        found = broken
     return [shrink_finding(finding, found.finding, found.data)]
 
 
 @cache
 def _generated(source: RowSource, examples: int, seed: int | None) -> tuple[Row, ...]:
-    # Making rows takes far longer than judging them.
+    # making rows takes far longer than judging them
     made: list[Row] = []
     _explore(lambda data: made.append(_as_read(data)), source, examples, seed)
     return tuple(made)
 
 
-def _shrunk(finding: Callable[[Row], Finding | None], source: RowSource, settings: Settings) -> _BrokenLawError | None:
-    """Let Hypothesis search again, and shrink the row that it finds."""
-
-    def holds(data: Mapping[str, Any]) -> None:
-        found = finding(_as_read(data))
-        if found is not None:
-            raise _BrokenLawError(found, dict(data))
-
-    try:
-        _explore(holds, source, settings.examples, settings.seed)
-    except _BrokenLawError as broken:
-        return broken
-    return None
-
-
 def _as_read(data: Mapping[str, Any]) -> Row:
-    # A file holds JSON's types only: a tuple or an int subclass of a strategy becomes a list or an int.
+    # a file holds JSON's types only: a tuple or an int subclass of a strategy becomes a list or an int.
     return parse_row(json.loads(json.dumps(data)))
 
 
 def _explore(use: Callable[[Mapping[str, Any]], None], source: RowSource, examples: int, seed: int | None) -> None:
     import hypothesis
 
+    # no deadline, database or health check: a slow machine, or a run before this one, must not change the result
     @hypothesis.settings(
         max_examples=examples,
         deadline=None,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +44,7 @@ def weight_violation(row: Row, encoded: EncodedRow, oracle: Oracle) -> str:
 
 def stability_violation(row: Row, encoded: EncodedRow, oracle: Oracle) -> str:
     """Encoding again gives the same, and the row is as before."""
+    # a deep copy: the row's JSON shares its lists and objects with the row, which the encoding may change in place
     before = copy.deepcopy(row.to_json())
     again = oracle.encode(row)
     if again != encoded:
@@ -56,7 +57,8 @@ def prompt_violation(row: Row, encoded: EncodedRow, oracle: Oracle) -> str:
     try:
         prompt = oracle.encode_prompt(row)
     except OracleRejection:
-        return ""  # The row begins with the answer, so it has no prompt.
+        # the row begins with the answer, so it has no prompt
+        return ""
     return "" if encoded.input_ids[: len(prompt)] == prompt else "the prompt at inference is not the row's beginning"
 
 
@@ -65,7 +67,11 @@ def arguments_violation(row: Row, encoded: EncodedRow, oracle: Oracle) -> str:
     for name, form in _FORMS.items():
         messages = copy.deepcopy([dict(message) for message in row.messages])
         for call in (call for message in messages for call in message.get("tool_calls") or ()):
-            call["function"]["arguments"] = form(call["function"].get("arguments"))
+            given = call["function"].get("arguments")
+            value = _as_object(given)
+            if form is not None:
+                value = json.dumps(value, **form) if isinstance(value, Mapping) else given
+            call["function"]["arguments"] = value
         if oracle.encode(replace(row, messages=tuple(messages))).input_ids != encoded.input_ids:
             return f"the ids change when arguments are given as {name}"
     return ""
@@ -106,23 +112,20 @@ def neighbours_violation(row: Row, encoded: EncodedRow, oracle: Oracle) -> str:
 def longer_violation(row: Row, encoded: EncodedRow, oracle: Oracle) -> str:
     """One more question and answer change no turn of the assistant before them, nor the row before them."""
     calls = any(message.get("tool_calls") for message in row.messages)
+    # no question may follow a call, and v2 leaves out the calls before the last question
     if row.messages[-1].get("tool_calls") or (calls and oracle.version == "v2"):
-        return ""  # No question may follow a call, and v2 leaves out the calls before the last question.
+        return ""
     longer = oracle.encode(replace(row, messages=(*row.messages, _QUESTION, _ANSWER)))
     if _turns(longer)[: len(_turns(encoded))] != _turns(encoded):
         return "the assistant's turns are not the same once another question and answer follow"
-    if not _has_moving_prompt(row, oracle.version):
+    # in v2 and v3 the system prompt stands beside the last question, from v2 to v11 the tools do: both move with it
+    system = any(message["role"] == "system" for message in row.messages)
+    prompt_moves = system and oracle.version in ("v2", "v3")
+    if not prompt_moves and not (row.tools and oracle.version in ("v2", "v3", "v7", "v11")):
         size = len(encoded.input_ids)
         if longer.input_ids[:size] != encoded.input_ids or (longer.labels or ())[:size] != encoded.labels:
             return "the row is not the beginning of the same row with another question and answer"
     return ""
-
-
-def _has_moving_prompt(row: Row, version: str) -> bool:
-    """Return whether the version puts the system prompt or the tools beside the last question."""
-    if version in ("v2", "v3") and any(message["role"] == "system" for message in row.messages):
-        return True
-    return bool(row.tools) and version in ("v2", "v3", "v7", "v11")
 
 
 def _turns(encoded: EncodedRow) -> list[list[tuple[tuple[int, ...], bool]]]:
@@ -142,19 +145,12 @@ def _as_object(arguments: Any) -> Any:
     return arguments
 
 
-def _rewritten(**how: Any) -> Callable[[Any], Any]:
-    def rewrite(arguments: Any) -> Any:
-        value = _as_object(arguments)
-        return json.dumps(value, **how) if isinstance(value, Mapping) else arguments
-
-    return rewrite
-
-
-_FORMS: dict[str, Callable[[Any], Any]] = {
-    "an object": _as_object,
-    "its JSON": _rewritten(),
-    "its JSON without escapes, over several lines": _rewritten(ensure_ascii=False, indent=1),
+_FORMS: dict[str, dict[str, Any] | None] = {
+    "an object": None,
+    "its JSON": {},
+    "its JSON without escapes, over several lines": {"ensure_ascii": False, "indent": 1},
 }
+"""The options of `json.dumps` by form; None for the object itself."""
 
 
 def reference_violation(row: Row, encoded: EncodedRow, oracle: Oracle) -> str:
@@ -171,12 +167,14 @@ def reference_violation(row: Row, encoded: EncodedRow, oracle: Oracle) -> str:
 
 def refusal_violation(row: Row, oracle: Oracle) -> str:
     """A row is refused exactly if mistral-common refuses it, and for the same reason."""
+    # mistral-common leaves the tools out without an error; here the row is refused
     if oracle.version == "v1" and row.tools:
-        return ""  # mistral-common leaves the tools out without an error; here the row is refused.
+        return ""
     ours = theirs = ""
     try:
         oracle.reference(row)
-    except Exception as error:  # mistral-common's errors, pydantic's, or a bare AssertionError
+    except Exception as error:
+        # mistral-common's errors, pydantic's, or a bare AssertionError
         theirs = type(error).__name__
     try:
         oracle.encode(row)

@@ -98,6 +98,7 @@ def eos_violation(row: Row, encoded: EncodedRow, oracle: Oracle) -> str:
         last = spans[-1].end - 1
         if encoded.input_ids[last] != oracle.eos_id:
             return f"turn {turn} ends with {oracle.piece(encoded.input_ids[last])!r} at token {last}, not with EOS"
+        # a slice, because labels that are too few are reported by ML101
         label = (encoded.labels or ())[last : last + 1]
         if spans[0].supervised != (label == (oracle.eos_id,)):
             return f"EOS of turn {turn} at token {last} has label {label[0] if label else 'none'}"
@@ -158,6 +159,7 @@ def assistant_text_violation(row: Row, encoded: EncodedRow, oracle: Oracle) -> s
 def tool_call_violation(row: Row, encoded: EncodedRow, oracle: Oracle) -> str:
     """Each turn with calls has one run of tokens from [TOOL_CALLS] to EOS, and it holds the calls."""
     groups = encoded_groups(row, oracle)
+    # a turn too many or too few is reported by ML109
     for group, (turn, spans) in zip(groups, assistant_turns(encoded).items(), strict=False):
         calls = [call for n in group for call in row.messages[n].get("tool_calls") or ()]
         runs = [span for span in spans if span.kind == "tool_call"]
@@ -166,8 +168,9 @@ def tool_call_violation(row: Row, encoded: EncodedRow, oracle: Oracle) -> str:
         for run in runs:
             if encoded.input_ids[run.start] != oracle.tool_calls_id:
                 return f"the call of turn {turn} starts with {oracle.piece(encoded.input_ids[run.start])!r}"
+            # only these versions write the calls of a turn as one JSON list
             if oracle.version not in ("v2", "v3", "v7"):
-                continue  # Only these versions write the calls of a turn as one JSON list.
+                continue
             written = json.loads(oracle.decode(encoded.input_ids[run.start : run.end]))
             expected = [(call["function"]["name"], _arguments(call, oracle)) for call in calls]
             if [(call["name"], call["arguments"]) for call in written] != expected:
@@ -177,6 +180,7 @@ def tool_call_violation(row: Row, encoded: EncodedRow, oracle: Oracle) -> str:
 
 def system_violation(row: Row, encoded: EncodedRow, oracle: Oracle) -> str:
     """The text of the system messages is in the row, outside the assistant's turns."""
+    # in any text but the assistant's: up to v3 the prompt is a part of a user's turn, later a turn of its own
     others = [span for span in encoded.spans if span.role != "assistant" and span.kind == "text"]
     there = [oracle.decode(encoded.input_ids[span.start : span.end]) for span in others]
     for message in row.messages:
@@ -203,7 +207,7 @@ def _without_literals(row: Row, oracle: Oracle) -> Row:
 
 
 def _as_decoded(text: str, oracle: Oracle) -> str:
-    # SentencePiece writes a space as U+2581, and decodes that character of a text to a space, too.
+    # SentencePiece writes a space as U+2581, and decodes that character of a text to a space, too
     return text.replace("\u2581", " ") if oracle.kind == "spm" else text
 
 

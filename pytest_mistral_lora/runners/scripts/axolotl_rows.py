@@ -81,5 +81,6 @@ def _config(task: Task) -> str:
 
 
 if __name__ == "__main__":
+    # for a script that is run by hand: `mistral-lora` sets it for its own runs
     os.environ["AXOLOTL_DO_NOT_TRACK"] = "1"
     main(encode, _PACKAGES)

@@ -92,7 +92,9 @@ def main(encode: Encode, packages: tuple[str, ...], notes: dict[str, str] | None
         parser.add_argument(f"--{name}", type=Path, required=True)
     parser.add_argument("--own-data", action="store_true")
     given = parser.parse_args()
-    sys.argv = sys.argv[:1]  # the runners read it
+    # the runners read it, and refuse options that are not theirs
+    sys.argv = sys.argv[:1]
+    # not `splitlines`, which splits at a line separator within a row, too
     lines = given.rows.read_text(encoding="utf-8").split("\n")
     rows = [{**json.loads(line), MARK: number} for number, line in enumerate(filter(None, lines))]
     _keep_marks()
@@ -139,10 +141,12 @@ class _Bisection:
             sys.exit(str(error))
         except Exception as error:
             reason = _reason(error)
+            # the reason names the error alone; its origin in the runner's code is for the log
             traceback.print_exc()
         else:
             yield from self._made(rows, made)
             return
+        # a configuration that refuses everything would otherwise look like rows that are all bad
         plain = self._refusal_of_a_plain_row()
         if plain:
             sys.exit(f"a plain row is refused, too: {plain}")
@@ -197,6 +201,7 @@ class _Bisection:
 
 
 def _reason(error: Exception) -> str:
+    # one line of bounded length: some errors print the whole data
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text}"[:500]
 
@@ -238,14 +243,16 @@ def _keep_marks() -> None:
             return original(self, function, *args, **options)
         removed = options.get("remove_columns")
         if removed is not None:
-            options["remove_columns"] = [name for name in _as_list(removed) if name != MARK]
+            names = [removed] if isinstance(removed, str) else removed
+            options["remove_columns"] = [name for name in names if name != MARK]
         if options.get("batched") and not options.get("input_columns"):
             function = _marking(function)
         return original(self, function, *args, **options)
 
     @functools.wraps(original_filter)
     def filtering(self: Any, *args: Any, **options: Any) -> Any:
-        Dataset.map = original  # what it asks of `map` is which rows to keep, and no columns
+        # what it asks of `map` is which rows to keep, and no columns
+        Dataset.map = original
         try:
             return original_filter(self, *args, **options)
         finally:
@@ -254,14 +261,11 @@ def _keep_marks() -> None:
     Dataset.map, Dataset.filter = keeping, filtering
 
 
-def _as_list(names: Any) -> list[str]:
-    return [names] if isinstance(names, str) else list(names)
-
-
 def _marking(function: Any) -> Any:
     """Return a batched function that also returns the row of each result, if their number is not that of the rows."""
 
     def marking(rows: Any, *args: Any, **options: Any) -> Any:
+        # copies, because the function may change the rows in place, and may be called again
         numbers = list(rows[MARK])
         given = {name: list(rows[name]) for name in rows}
         result = function(rows, *args, **options)

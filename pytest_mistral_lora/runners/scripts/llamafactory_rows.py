@@ -75,7 +75,8 @@ def _dataset_folder(task: Task, config: dict[str, Any]) -> str:
         )
     folder = Path(config.get("dataset_dir", "data"))
     if not (folder / "dataset_info.json").is_file():
-        folder = task.config.parent / folder  # beside the configuration, where it is not in the current folder
+        # beside the configuration, if it is not in the current folder
+        folder = task.config.parent / folder
     info = json.loads((folder / "dataset_info.json").read_text(encoding="utf-8"))
     if names[0] not in info:
         raise ValueError(f"{names[0]!r} is not in {folder / 'dataset_info.json'}")
@@ -126,6 +127,7 @@ def _stand_in_for_torchaudio() -> dict[str, str]:
     try:
         importlib.import_module("torchaudio")
     except (ImportError, OSError):
+        # an import that failed leaves its submodules behind, and they would be taken for the stand-in's
         for name in [name for name in sys.modules if name.partition(".")[0] == "torchaudio"]:
             del sys.modules[name]
         sys.path.insert(0, str(Path(__file__).parent / "shims"))

@@ -43,7 +43,13 @@ def encode(task: Task) -> list[Encoded]:
     try:
         sft.main(*_parse(sft, task))
     except CapturedError:
-        return [_collated(trainer, row) for row in marked(trainer.train_dataset)]
+        made: list[Encoded] = []
+        for row in marked(trainer.train_dataset):
+            # each row alone, so that it is not padded to the length of another
+            number = row.pop(MARK)
+            batch = trainer.data_collator([row])
+            made.append((number, batch["input_ids"][0].tolist(), batch["labels"][0].tolist()))
+        return made
     finally:
         trl.SFTTrainer.train = original
     raise RuntimeError("TRL ended before it trained")
@@ -58,12 +64,6 @@ def _parse(sft: Any, task: Task) -> Any:
     file = task.folder / "config.yaml"
     file.write_text(yaml.safe_dump(config), encoding="utf-8")
     return sft.make_parser().parse_args_and_config(["--config", str(file)], fail_with_unknown_args=False)
-
-
-def _collated(trainer: Any, row: dict[str, Any]) -> Encoded:
-    number = row.pop(MARK)
-    batch = trainer.data_collator([row])
-    return number, batch["input_ids"][0].tolist(), batch["labels"][0].tolist()
 
 
 if __name__ == "__main__":
