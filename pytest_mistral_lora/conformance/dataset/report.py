@@ -147,9 +147,10 @@ class _Report:
         """Note prompts that rows of one side answer differently, and held-out prompts that are trained on."""
         owners, held_out = self.tally.owners, self.tally.held_out
         # the last prompt of a row is its own: the one before the last turn that is trained on
-        own = [index + 1 == len(owners) or owners[index + 1] != owner for index, owner in enumerate(owners)]
+        last = len(owners) - 1
+        own = bytearray(index == last or owners[index + 1] != owner for index, owner in enumerate(owners))
         # of a held-out row only its own prompt counts: conversations often begin alike
-        # 8 bytes a prompt: a list of millions of numbers would take several times as much
+        # arrays of a byte and of 8 bytes a prompt: lists of millions of numbers would take several times as much
         asked = array("Q", (index for index, row in enumerate(owners) if own[index] or not held_out[row]))
         for group in equal_groups(self.tally.prompts, asked):
             trained, held = self._sides([owners[index] for index in group])

@@ -142,14 +142,14 @@ class RowSource:
     @classmethod
     def of(cls, kind: str, oracle: Oracle) -> RowSource:
         """Return the source of a kind of rows for a tokenizer."""
-        # such rows are the same for all tokenizers, and are made once for all targets
+        # equal sources are made once: what a tokenizer cannot change in its rows is left out of the source
         if kind == "messy":
             return cls(kind)
         thinking = "[THINK]" in oracle.control_tokens.values()
         if kind == "tools" and oracle.version == "v1":
-            kind = "any"  # the same rows
+            kind = "any"
         if kind in ("any", "weights"):
-            return cls(kind, thinking=thinking)  # rows without tools, made once for all versions
+            return cls(kind, thinking=thinking)
         return cls(kind, oracle.version != "v1", oracle.version not in ("v1", "v2"), thinking)
 
     def strategy(self) -> Any:
