@@ -24,9 +24,9 @@ from rich.table import Table
 from rows import generated
 
 from pytest_mistral_lora.chat.encoded import Policy
-from pytest_mistral_lora.chat.oracle.mistral_common import shipped_tokenizer
+from pytest_mistral_lora.chat.oracle import shipped_tokenizer
 from pytest_mistral_lora.chat.reading.chunks import DataFile, cpus
-from pytest_mistral_lora.chat.templates.render import ChatTemplate
+from pytest_mistral_lora.chat.templates import ChatTemplate
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.conformance.dataset.report import scan
 from pytest_mistral_lora.conformance.dataset.rows import ScanPlan

@@ -141,7 +141,7 @@ TOLD = (
 def _base(given: argparse.Namespace, folder: Path) -> Path:
     """Return the base checkpoint's folder; make it, or bring it, where it is not there."""
     if given.quick:
-        from pytest_mistral_lora.chat.oracle.mistral_common import shipped_tokenizer
+        from pytest_mistral_lora.chat.oracle import shipped_tokenizer
         from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
 
         return write_tiny_base(folder / "base", shipped_tokenizer("spm-v3"))

@@ -14,14 +14,14 @@ __all__ = ["EncodedRow", "Oracle", "Row", "Span", "__version__", "read_rows", "t
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.chat.encoded import EncodedRow, Span
-    from pytest_mistral_lora.chat.oracle.mistral_common import Oracle
+    from pytest_mistral_lora.chat.oracle import Oracle
     from pytest_mistral_lora.chat.rows import Row, read_rows
     from pytest_mistral_lora.checkpoint.tokenizers import training_template
 else:
     # hidden from type checkers, which would take any misspelt name for one that it returns
     _MODULES = {
         "EncodedRow": "chat.encoded",
-        "Oracle": "chat.oracle.mistral_common",
+        "Oracle": "chat.oracle",
         "Row": "chat.rows",
         "Span": "chat.encoded",
         "read_rows": "chat.rows",

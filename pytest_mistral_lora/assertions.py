@@ -43,7 +43,7 @@ def assert_template_faithful(row: AnyRow, tokenizer: AnyTokenizer) -> None:
         RowError: If the row cannot be used.
     """
     __tracebackhide__ = True
-    from pytest_mistral_lora.chat.templates.render import ChatTemplate
+    from pytest_mistral_lora.chat.templates import ChatTemplate
     from pytest_mistral_lora.conformance.template import template_findings
 
     loaded = _loaded_tokenizer(tokenizer)
@@ -139,7 +139,7 @@ def assert_adapter_sound(adapter_dir: str | Path, base: str | Path | None = None
         PinError: If the base cannot be read.
     """
     __tracebackhide__ = True
-    from pytest_mistral_lora.conformance.adapter.checks import adapter_findings
+    from pytest_mistral_lora.conformance.adapter import adapter_findings
 
     _raise_if_errors(adapter_findings(Path(adapter_dir), None if base is None else Path(base)))
 

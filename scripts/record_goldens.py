@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from pytest_mistral_lora.chat.oracle.mistral_common import SHIPPED, shipped_tokenizer
+from pytest_mistral_lora.chat.oracle import SHIPPED, shipped_tokenizer
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.conformance.user_goldens import record
 from pytest_mistral_lora.records.files import write_json

@@ -12,7 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from pytest_mistral_lora.chat.oracle.mistral_common import Oracle, shipped_tokenizer
+from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
 from pytest_mistral_lora.chat.rows import Row, parse_row
 from pytest_mistral_lora.checkpoint.tokenizers import TEKKEN, CheckpointTokenizer
 from pytest_mistral_lora.conformance.encoded.audit import Audit
@@ -21,8 +21,8 @@ from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.errors import RunnerError
 from pytest_mistral_lora.records.files import write_text
 from pytest_mistral_lora.records.goldens import Case, packaged_cases
+from pytest_mistral_lora.runners import RUNNERS, Runner
 from pytest_mistral_lora.runners.extract import extract
-from pytest_mistral_lora.runners.runner import RUNNERS, Runner
 
 ROOT = Path(__file__).parents[1]
 PAGES = ROOT / "docs" / "scoreboard"

@@ -20,7 +20,7 @@ from gallery import Mutant, benches, mutants  # noqa: E402
 from incidents import INCIDENTS  # noqa: E402
 from pydantic.fields import FieldInfo  # noqa: E402
 
-from pytest_mistral_lora.chat.oracle.mistral_common import SHIPPED, shipped_tokenizer  # noqa: E402
+from pytest_mistral_lora.chat.oracle import SHIPPED, shipped_tokenizer  # noqa: E402
 from pytest_mistral_lora.chat.templates.deviations import DEVIATIONS, Deviation  # noqa: E402
 from pytest_mistral_lora.checkpoint.tokenizers import training_template  # noqa: E402
 from pytest_mistral_lora.conformance.finding import RULES, Rule  # noqa: E402

@@ -35,14 +35,14 @@ from scoreboard_records import (
     record_real,
 )
 
-from pytest_mistral_lora.chat.oracle.mistral_common import shipped_tokenizer
+from pytest_mistral_lora.chat.oracle import shipped_tokenizer
 from pytest_mistral_lora.checkpoint.encoder import make_encoder
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.conformance.encoded import CLASSES
 from pytest_mistral_lora.conformance.encoded.row_faults import row_findings
 from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.records.files import write_text
-from pytest_mistral_lora.runners.runner import RUNNERS
+from pytest_mistral_lora.runners import RUNNERS
 
 OURS = "pytest-mistral-lora"
 

@@ -6,7 +6,7 @@ import functools
 
 from derived_tekken import DERIVED, derived_tokenizer
 
-from pytest_mistral_lora.chat.oracle.mistral_common import shipped_tokenizer
+from pytest_mistral_lora.chat.oracle import shipped_tokenizer
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from pytest_mistral_lora.chat.oracle.mistral_common import Oracle, shipped_tokenizer
+from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
 from pytest_mistral_lora.cli import main
 
 FILE = shipped_tokenizer("spm-v3")

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from converted import converted_tokenizer
 
-from pytest_mistral_lora.chat.oracle.mistral_common import VERSION
+from pytest_mistral_lora.chat.oracle import VERSION
+from pytest_mistral_lora.chat.templates import ChatTemplate
 from pytest_mistral_lora.chat.templates.compare import compare
 from pytest_mistral_lora.chat.templates.deviations import DEVIATIONS, Deviation
-from pytest_mistral_lora.chat.templates.render import ChatTemplate
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.training.recipe import Recipe
 

@@ -15,11 +15,11 @@ import write_outputs
 import yaml
 
 from pytest_mistral_lora import assertions, plugin, strategies
-from pytest_mistral_lora.chat.oracle.mistral_common import SHIPPED, shipped_tokenizer
+from pytest_mistral_lora.chat.oracle import SHIPPED, shipped_tokenizer
 from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
 from pytest_mistral_lora.conformance.encoded import CLASSES
 from pytest_mistral_lora.conformance.mask.laws import LAWS
-from pytest_mistral_lora.plugin.xfails import read_xfails
+from pytest_mistral_lora.plugin.items import read_xfails
 from pytest_mistral_lora.records.goldens import golden_paths, goldens_folder
 from pytest_mistral_lora.records.hashing import base_weights_sha256
 from pytest_mistral_lora.training.recipe import load_recipe

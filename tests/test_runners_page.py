@@ -8,8 +8,8 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
-from pytest_mistral_lora.chat.oracle.mistral_common import shipped_tokenizer
-from pytest_mistral_lora.runners.runner import RUNNERS
+from pytest_mistral_lora.chat.oracle import shipped_tokenizer
+from pytest_mistral_lora.runners import RUNNERS
 
 PAGE = (Path(__file__).parents[1] / "docs" / "runners.md").read_text(encoding="utf-8")
 

@@ -15,11 +15,11 @@ from hypothesis.errors import NoSuchExample
 from mistral_common.tokens.tokenizers.base import SpecialTokens
 
 from pytest_mistral_lora import strategies
-from pytest_mistral_lora.chat.oracle.mistral_common import SHIPPED, Oracle, shipped_tokenizer
+from pytest_mistral_lora import strategies as chats
+from pytest_mistral_lora.chat.oracle import SHIPPED, Oracle, shipped_tokenizer
 from pytest_mistral_lora.chat.rows import parse_row, text_of
 from pytest_mistral_lora.strategies import (
     CONTROL_LITERALS,
-    chats,
     conversations,
     hostile_text,
     messages,

@@ -19,7 +19,7 @@ from converted import converted_tokenizer
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
-from pytest_mistral_lora.chat.oracle.mistral_common import VERSION, Oracle, shipped_tokenizer
+from pytest_mistral_lora.chat.oracle import VERSION, Oracle, shipped_tokenizer
 from pytest_mistral_lora.chat.templates.deviations import SUPPORTED
 from pytest_mistral_lora.errors import LibraryError
 

@@ -23,7 +23,7 @@ from typing import Any
 import yaml
 
 from pytest_mistral_lora.chat.rows import read_rows
-from pytest_mistral_lora.chat.templates.render import ChatTemplate
+from pytest_mistral_lora.chat.templates import ChatTemplate
 from pytest_mistral_lora.errors import InputError, MistralLoraError
 from pytest_mistral_lora.records.files import finished_folder, write_text
 from pytest_mistral_lora.records.hashing import base_weights_sha256, sha256_file

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pytest_mistral_lora.chat.fields import Place, check_message, check_text, check_tools, kind_of, refuse_near_misses
-from pytest_mistral_lora.chat.reading.jsonl import read_line, scan_lines
+from pytest_mistral_lora.chat.reading import read_line, scan_lines
 from pytest_mistral_lora.errors import RowError, RowsError
 
 

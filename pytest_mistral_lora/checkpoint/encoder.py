@@ -11,7 +11,7 @@ from typing import ClassVar, Literal
 
 from pytest_mistral_lora.chat.encoded import EncodedRow
 from pytest_mistral_lora.chat.rows import Row
-from pytest_mistral_lora.chat.templates.render import ChatTemplate
+from pytest_mistral_lora.chat.templates import ChatTemplate
 from pytest_mistral_lora.checkpoint.tokenizers import TOKENIZER_JSON, CheckpointTokenizer, oracle_file
 from pytest_mistral_lora.errors import RowError
 

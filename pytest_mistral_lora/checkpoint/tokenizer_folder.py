@@ -16,7 +16,7 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
-from pytest_mistral_lora.chat.reading.jsonl import loads_strict
+from pytest_mistral_lora.chat.reading import loads_strict
 from pytest_mistral_lora.checkpoint.hub_cache import link_homes, snapshot_of
 from pytest_mistral_lora.errors import TokenizerError
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pytest_mistral_lora.chat.reading.jsonl import JSON_LIMIT, parse_json
+from pytest_mistral_lora.chat.reading import JSON_LIMIT, parse_json
 from pytest_mistral_lora.errors import InputError
 
 if TYPE_CHECKING:

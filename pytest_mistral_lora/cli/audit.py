@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from pytest_mistral_lora.cli.verb import Verbs, add_json_option, add_tokenizer_option, add_verb
 from pytest_mistral_lora.errors import EXIT_FINDING, EXIT_OK, InputError
-from pytest_mistral_lora.runners.runner import RUNNERS, TIME_LIMIT, find_runner
+from pytest_mistral_lora.runners import RUNNERS, TIME_LIMIT, find_runner
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.conformance.encoded.audit import Audit, LineVerdict

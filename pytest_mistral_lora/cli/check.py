@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     # Set before the first import that reads it: otherwise each small model that is loaded draws a bar
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     from pytest_mistral_lora.conformance.checks import check
-    from pytest_mistral_lora.report.session import outcome_table, report_data
+    from pytest_mistral_lora.report import outcome_table, report_data
 
     # the embedded default has the tiny train, as the plugin's; for a user's own tokenizers it takes minutes
     train = not args.paths if args.train is None else args.train

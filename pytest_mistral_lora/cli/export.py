@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pytest_mistral_lora.cli.verb import Verbs, add_json_option, add_verb, print_json
 from pytest_mistral_lora.errors import EXIT_OK
-from pytest_mistral_lora.runners.runner import RUNNERS
+from pytest_mistral_lora.runners import RUNNERS
 
 SUMMARY = "write the run of a recipe for TRL, Axolotl or LLaMA-Factory"
 
@@ -45,7 +45,7 @@ def add_parser(verbs: Verbs) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write the folder, and print how it differs from the recipe and the command that starts it."""
-    from pytest_mistral_lora.training.export.folder import export
+    from pytest_mistral_lora.training.export import export
     from pytest_mistral_lora.training.recipe import load_recipe
 
     exported = export(load_recipe(args.recipe), args.to, args.output, form=args.rows)

@@ -70,7 +70,7 @@ def add_parser(verbs: Verbs) -> None:
 def run(args: argparse.Namespace) -> int:
     """Merge, and print the folder and how the merged model compares with base and adapter."""
     from pytest_mistral_lora.training.callbacks import stop_on_signals
-    from pytest_mistral_lora.training.merge.merge import merge
+    from pytest_mistral_lora.training.merge import merge
 
     # a signal removes the unfinished folder and ends the merge: unlike a training run, it has no step to finish
     with stop_on_signals():

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pytest_mistral_lora.cli.verb import Verbs, add_json_option, add_verb, print_json
 from pytest_mistral_lora.errors import EXIT_OK
-from pytest_mistral_lora.runners.runner import RUNNERS
+from pytest_mistral_lora.runners import RUNNERS
 
 SUMMARY = "install other trainers in environments of their own"
 
@@ -48,7 +48,7 @@ def add_parser(verbs: Verbs) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Make an environment, or list all of them."""
-    from pytest_mistral_lora.runners.runner import Environment
+    from pytest_mistral_lora.runners import Environment
 
     if args.action == "setup":
         environment = Environment(RUNNERS[args.name])

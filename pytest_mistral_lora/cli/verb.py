@@ -74,7 +74,7 @@ def add_tokenizer_option(parser: argparse.ArgumentParser) -> None:
         # a path first: a folder named spm-v3 is the user's own tokenizer, and a path costs no import
         if path.exists():
             return path
-        from pytest_mistral_lora.chat.oracle.mistral_common import SHIPPED, shipped_tokenizer
+        from pytest_mistral_lora.chat.oracle import SHIPPED, shipped_tokenizer
 
         return shipped_tokenizer(text) if text in SHIPPED else path
 

@@ -130,13 +130,13 @@ def _rare_collections() -> Iterator[None]:
 _ROOM = "pytest_mistral_lora.conformance"
 # Each subject by the function that yields its checks: a subject is imported when one of its targets is collected.
 _SUBJECTS = {
-    "tokenizer": ("tokenizer.checks", "checks"),
+    "tokenizer": ("tokenizer", "checks"),
     "template": ("template", "checks"),
     "user goldens": ("user_goldens", "rendering_checks"),
-    "mask": ("mask.checks", "checks"),
-    "dataset": ("dataset.checks", "checks"),
+    "mask": ("mask", "checks"),
+    "dataset": ("dataset", "checks"),
     "encoded": ("encoded.audit", "checks"),
-    "adapter": ("adapter.checks", "checks"),
+    "adapter": ("adapter", "checks"),
     "manifest": ("manifest", "checks"),
     "transcript": ("transcript", "checks"),
     "train": ("train", "checks"),

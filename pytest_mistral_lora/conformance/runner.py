@@ -9,7 +9,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from pytest_mistral_lora.chat.reading.jsonl import read_json
+from pytest_mistral_lora.chat.reading import read_json
 from pytest_mistral_lora.chat.rows import Row, read_rows
 from pytest_mistral_lora.conformance.checks import Check, Settings
 from pytest_mistral_lora.conformance.encoded.audit import CASES, KEPT, Audit, LineVerdict
@@ -59,8 +59,8 @@ def encode_once(target: RunnerTarget, work_folder: Path) -> RunnerRows | RunnerE
     note = file.with_suffix(".json")
     with FileLock(file.with_suffix(".lock")):
         if not note.exists():
+            from pytest_mistral_lora.runners import find_runner
             from pytest_mistral_lora.runners.extract import extract
-            from pytest_mistral_lora.runners.runner import find_runner
 
             try:
                 made = extract(find_runner(target.runner), rows, target.tokenizer.path, file, config=target.path)

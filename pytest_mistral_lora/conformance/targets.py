@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 from pytest_mistral_lora.errors import RunnerError
 
 if TYPE_CHECKING:
-    from pytest_mistral_lora.chat.oracle.mistral_common import Oracle
-    from pytest_mistral_lora.chat.templates.render import ChatTemplate
+    from pytest_mistral_lora.chat.oracle import Oracle
+    from pytest_mistral_lora.chat.templates import ChatTemplate
     from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
     from pytest_mistral_lora.conformance.encoded.audit import AuditReport
     from pytest_mistral_lora.records.adapter_folder import AdapterFolder
@@ -47,7 +47,7 @@ class Target:
         Raises:
             TokenizerError: If there is none.
         """
-        from pytest_mistral_lora.chat.oracle.mistral_common import shipped_tokenizer
+        from pytest_mistral_lora.chat.oracle import shipped_tokenizer
         from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 
         return CheckpointTokenizer(shipped_tokenizer(self.name) if self.path is None else self.path)
@@ -60,7 +60,7 @@ class Target:
     @cached_property
     def template(self) -> ChatTemplate:
         """The chat template of this target."""
-        from pytest_mistral_lora.chat.templates.render import ChatTemplate
+        from pytest_mistral_lora.chat.templates import ChatTemplate
 
         return ChatTemplate(self.tokenizer.fast)
 
@@ -199,7 +199,7 @@ class RunnerChoice:
         Raises:
             RunnerError: If there is no such runner, or no such file.
         """
-        from pytest_mistral_lora.runners.runner import RUNNERS, find_runner
+        from pytest_mistral_lora.runners import RUNNERS, find_runner
 
         name, _, config = text.partition("=")
         runner = find_runner(name if name in RUNNERS else str(folder / name))

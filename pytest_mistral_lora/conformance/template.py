@@ -17,8 +17,8 @@ from pytest_mistral_lora.errors import OracleRejection, RowError
 from pytest_mistral_lora.records.goldens import Golden, golden_paths, goldens_folder, library_versions, load
 
 if TYPE_CHECKING:
-    from pytest_mistral_lora.chat.oracle.mistral_common import Oracle
-    from pytest_mistral_lora.chat.templates.render import ChatTemplate
+    from pytest_mistral_lora.chat.oracle import Oracle
+    from pytest_mistral_lora.chat.templates import ChatTemplate
 
 
 def checks(target: Target, settings: Settings) -> Iterator[Check]:

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pytest_mistral_lora.chat.reading.jsonl import scan_jsonl
+from pytest_mistral_lora.chat.reading import scan_jsonl
 from pytest_mistral_lora.chat.rows import Row, parse_row
 from pytest_mistral_lora.chat.templates.compare import compare
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from pytest_mistral_lora.chat.encoded import EncodedRow
-    from pytest_mistral_lora.chat.oracle.mistral_common import Oracle
+    from pytest_mistral_lora.chat.oracle import Oracle
     from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
     from pytest_mistral_lora.conformance.train.tiny_run import TinyRun
     from pytest_mistral_lora.records.goldens import Golden
@@ -50,7 +50,7 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.fixture(scope="session")
 def mistral_tokenizer(pytestconfig: pytest.Config) -> CheckpointTokenizer:
     """The tokenizer under test (session): the first of `mistral_tokenizers`, else mistral-common's SentencePiece v3."""
-    from pytest_mistral_lora.chat.oracle.mistral_common import shipped_tokenizer
+    from pytest_mistral_lora.chat.oracle import shipped_tokenizer
     from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 
     given = pytestconfig.getoption("mistral_tokenizer") or pytestconfig.getini("mistral_tokenizers")
@@ -103,6 +103,6 @@ def mistral_lora_run(mistral_oracle: Oracle, tmp_path_factory: pytest.TempPathFa
 @pytest.fixture(scope="session")
 def mistral_manifest(mistral_lora_run: TinyRun) -> dict[str, Any]:
     """The `manifest.json` of `mistral_lora_run`, as plain data (session)."""
-    from pytest_mistral_lora.chat.reading.jsonl import read_json
+    from pytest_mistral_lora.chat.reading import read_json
 
     return dict(read_json(mistral_lora_run.adapter / "manifest.json"))

@@ -31,7 +31,7 @@ from pytest_mistral_lora.plugin.options import (
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.conformance.targets import RunnerChoice
-    from pytest_mistral_lora.plugin.xfails import Xfail
+    from pytest_mistral_lora.plugin.items import Xfail
 
 _DEFAULT_EXAMPLES = 20
 _GOLDEN_FILES = ("*.jsonl", "templates/*/*.json", "transcripts/*/*.json")
@@ -214,7 +214,7 @@ def _runner_choices(config: pytest.Config) -> tuple[RunnerChoice, ...]:
 
 
 def _known_deviations(config: pytest.Config) -> tuple[Xfail, ...]:
-    from pytest_mistral_lora.plugin.xfails import read_xfails
+    from pytest_mistral_lora.plugin.items import read_xfails
 
     try:
         return tuple(xfail for path in _existing_paths(config, XFAILS) for xfail in read_xfails(path))

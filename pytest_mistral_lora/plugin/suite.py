@@ -20,7 +20,7 @@ from pytest_mistral_lora.plugin.settings import PluginSettings
 if TYPE_CHECKING:
     from pytest_mistral_lora.conformance.checks import Check
     from pytest_mistral_lora.conformance.targets import Target
-    from pytest_mistral_lora.plugin.xfails import Xfail
+    from pytest_mistral_lora.plugin.items import Xfail
 
 _WORK = "mistral_lora_work"
 _COUNTS = "mistral_lora_counts"
@@ -195,7 +195,7 @@ class Suite:
         if self._is_worker:
             session.config.workeroutput[_COUNTS] = (self._collected, self._deselected)  # type: ignore[attr-defined]
         elif self.settings.report is not None:
-            from pytest_mistral_lora.report.session import report_data, write_report
+            from pytest_mistral_lora.report import report_data, write_report
 
             counts = {"deselected": self._deselected, "not_run": self._not_run}
             write_report(self.settings.report, report_data(self.outcomes, int(exitstatus), **counts))

@@ -34,7 +34,7 @@ def write_summary(
     """
     terminal.section("Mistral conformance", sep="=")
     if outcomes:
-        from pytest_mistral_lora.report.session import outcome_table
+        from pytest_mistral_lora.report import outcome_table
 
         # `_tw` is private; without it, the table is as wide as a common terminal
         for line in outcome_table(outcomes, terminal._tw.fullwidth if hasattr(terminal, "_tw") else 80):

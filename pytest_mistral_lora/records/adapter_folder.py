@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from pytest_mistral_lora.chat.reading.jsonl import parse_json, read_bounded, read_json
+from pytest_mistral_lora.chat.reading import parse_json, read_bounded, read_json
 from pytest_mistral_lora.checkpoint.base_model import PRECISIONS, Precision, weight_files
 from pytest_mistral_lora.checkpoint.encoder import Encoder, make_encoder
 from pytest_mistral_lora.checkpoint.tokenizers import TOKENIZER_JSON, CheckpointTokenizer, oracle_file

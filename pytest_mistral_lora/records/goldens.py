@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pytest_mistral_lora.chat.encoded import IGNORE_INDEX, EncodedRow, Span
-from pytest_mistral_lora.chat.reading.jsonl import read_json
+from pytest_mistral_lora.chat.reading import read_json
 from pytest_mistral_lora.chat.rows import Row, parse_row
 from pytest_mistral_lora.errors import InputError, RowError
 from pytest_mistral_lora.records.files import Written, put_text, write_text

@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pytest_mistral_lora.chat.reading.jsonl import read_json
+from pytest_mistral_lora.chat.reading import read_json
 from pytest_mistral_lora.errors import InputError
 
 

@@ -11,15 +11,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pytest_mistral_lora.chat.oracle.mistral_common import Oracle
+from pytest_mistral_lora.chat.oracle import Oracle
 from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.checkpoint.tokenizer_folder import MODEL_CONFIG
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.errors import RunnerError
 from pytest_mistral_lora.records.files import write_text
 from pytest_mistral_lora.records.goldens import packaged_cases
+from pytest_mistral_lora.runners import NOTHING, TIME_LIMIT, Runner, interpreter
 from pytest_mistral_lora.runners.process import Ended, read_output, run_limited, shown
-from pytest_mistral_lora.runners.runner import NOTHING, TIME_LIMIT, Runner, interpreter
 
 _HIDDEN_SIZE = 8
 

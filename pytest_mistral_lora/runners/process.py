@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pytest_mistral_lora.chat.reading.jsonl import scan_jsonl
+from pytest_mistral_lora.chat.reading import scan_jsonl
 from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.errors import RowError, RunnerError
 

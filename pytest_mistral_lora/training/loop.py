@@ -16,7 +16,7 @@ from pytest_mistral_lora.training.callbacks import DryRun, LogLines, OverflowWat
 from pytest_mistral_lora.training.devices import GenerateTogether, engine, on_gpu, precision_of
 from pytest_mistral_lora.training.recipe import Training
 from pytest_mistral_lora.training.rows.table import RowDataset
-from pytest_mistral_lora.training.step.attention import attend_in_segments
+from pytest_mistral_lora.training.step.forward import attend_in_segments
 from pytest_mistral_lora.training.step.kernels_cpu import use_frozen_layers
 from pytest_mistral_lora.training.step.oom import checkpoint_activations
 from pytest_mistral_lora.training.step.trainer import LoraTrainer

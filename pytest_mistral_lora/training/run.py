@@ -21,8 +21,8 @@ from pytest_mistral_lora.records.transcripts import TRANSCRIPTS
 from pytest_mistral_lora.training.adapter import adapter_tensors, attach_adapter
 from pytest_mistral_lora.training.callbacks import EvaluateAtEnd, SaveByTime, StopAtRequest, StopRequest
 from pytest_mistral_lora.training.devices import device_of, precision_of
+from pytest_mistral_lora.training.generate import Completion, Probe, probe
 from pytest_mistral_lora.training.generate.callback import GENERATIONS, GenerationCallback
-from pytest_mistral_lora.training.generate.generate import Completion, Probe, probe
 from pytest_mistral_lora.training.generate.record import adapter_identity, record
 from pytest_mistral_lora.training.loop import Progress, apply_kernels, make_trainer
 from pytest_mistral_lora.training.prepare import Preparation, logger_callbacks, prepare

@@ -14,7 +14,7 @@ from accelerate import PartialState
 from safetensors import SafetensorError
 from transformers import TrainerCallback
 
-from pytest_mistral_lora.chat.reading.jsonl import read_json
+from pytest_mistral_lora.chat.reading import read_json
 from pytest_mistral_lora.errors import (
     DiskError,
     InputError,

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 from derived_tekken import DERIVED, derived_oracle
 
-from pytest_mistral_lora.chat.oracle.mistral_common import SHIPPED, Oracle, shipped_tokenizer
+from pytest_mistral_lora.chat.oracle import SHIPPED, Oracle, shipped_tokenizer
 
 
 @functools.cache

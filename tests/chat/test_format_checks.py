@@ -17,7 +17,7 @@ from pytest_mistral_lora.chat.completions import (
     schema_violation,
     verdicts,
 )
-from pytest_mistral_lora.chat.oracle.mistral_common import Oracle
+from pytest_mistral_lora.chat.oracle import Oracle
 from pytest_mistral_lora.errors import InputError
 
 SCHEMA = {"type": "object", "required": ["city"], "properties": {"city": {"type": "string"}}}

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from pytest_mistral_lora.chat.reading import jsonl
-from pytest_mistral_lora.chat.reading.jsonl import loads_strict, scan_jsonl
+from pytest_mistral_lora.chat import reading as jsonl
+from pytest_mistral_lora.chat.reading import loads_strict, scan_jsonl
 from pytest_mistral_lora.errors import EXIT_BAD_INPUT, InputError, RowError
 
 GOOD = b'{"a": 1}\n'

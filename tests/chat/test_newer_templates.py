@@ -6,9 +6,9 @@ import pytest
 from converted import converted_tokenizer
 from hypothesis import given, settings
 
-from pytest_mistral_lora.chat.oracle.mistral_common import Oracle
+from pytest_mistral_lora.chat.oracle import Oracle
+from pytest_mistral_lora.chat.templates import ChatTemplate
 from pytest_mistral_lora.chat.templates.compare import compare
-from pytest_mistral_lora.chat.templates.render import ChatTemplate
 from pytest_mistral_lora.records.goldens import packaged_cases
 from pytest_mistral_lora.strategies import tool_rows
 

@@ -27,10 +27,17 @@ from mistral_common.protocol.instruct.validator import ValidationMode
 from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 
 from pytest_mistral_lora.chat.encoded import IGNORE_INDEX, EncodedRow, Span
-from pytest_mistral_lora.chat.oracle.mistral_common import SHIPPED, Oracle, shipped_tokenizer
+from pytest_mistral_lora.chat.oracle import SHIPPED, Oracle, shipped_tokenizer
 from pytest_mistral_lora.chat.rows import as_row, text_of, weight_of
 from pytest_mistral_lora.errors import OracleRejection, RowError, TokenizerError
-from pytest_mistral_lora.strategies import CONTROL_LITERALS, conversations, hostile_text, plain_text, rows, tool_rows
+from pytest_mistral_lora.strategies import (
+    CONTROL_LITERALS,
+    conversations,
+    hostile_text,
+    plain_text,
+    rows,
+    tool_rows,
+)
 
 CALL = {"id": "abcdefgh1", "type": "function", "function": {"name": "f", "arguments": {"k": 1}}}
 TOOL = {"type": "function", "function": {"name": "f", "description": "", "parameters": {}}}

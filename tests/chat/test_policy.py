@@ -15,7 +15,7 @@ from pytest_mistral_lora.chat.encoded import (
     Truncation,
     Unsupervised,
 )
-from pytest_mistral_lora.chat.oracle.mistral_common import Oracle, shipped_tokenizer
+from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
 from pytest_mistral_lora.chat.rows import Row, parse_row
 from pytest_mistral_lora.strategies import rows
 

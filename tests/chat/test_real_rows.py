@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from pytest_mistral_lora.chat.oracle.mistral_common import Oracle
+from pytest_mistral_lora.chat.oracle import Oracle
 
 Conversation = list[str]
 

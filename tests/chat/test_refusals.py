@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from derived_tekken import DERIVED, derived_oracle
 
-from pytest_mistral_lora.chat.oracle.mistral_common import SHIPPED, Oracle, shipped_tokenizer
+from pytest_mistral_lora.chat.oracle import SHIPPED, Oracle, shipped_tokenizer
 from pytest_mistral_lora.chat.rows import parse_row
 from pytest_mistral_lora.errors import EXIT_BAD_INPUT, OracleRejection
 

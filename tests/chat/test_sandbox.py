@@ -7,9 +7,9 @@ import time
 import pytest
 from converted import converted_tokenizer
 
-from pytest_mistral_lora.chat.oracle.mistral_common import SHIPPED
+from pytest_mistral_lora.chat.oracle import SHIPPED
 from pytest_mistral_lora.chat.rows import parse_row
-from pytest_mistral_lora.chat.templates.render import ChatTemplate
+from pytest_mistral_lora.chat.templates import ChatTemplate
 from pytest_mistral_lora.chat.templates.sandbox import SECONDS, BoundedTemplate, OverrunError
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.errors import RowError

@@ -16,7 +16,7 @@ from pytest_mistral_lora.chat.completions import (
     call_violation,
     read_calls,
 )
-from pytest_mistral_lora.chat.oracle.mistral_common import Oracle
+from pytest_mistral_lora.chat.oracle import Oracle
 
 TOOLS = [
     {"type": "function", "function": {"name": name, "description": "", "parameters": {"type": "object"}}}

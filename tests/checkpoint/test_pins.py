@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from hub import Hub, Repository, git_sha1, serve, sha256
 
-from pytest_mistral_lora.chat.oracle.mistral_common import shipped_tokenizer
+from pytest_mistral_lora.chat.oracle import shipped_tokenizer
 from pytest_mistral_lora.checkpoint.hub_cache import check_file
 from pytest_mistral_lora.checkpoint.pins import check_revision
 from pytest_mistral_lora.errors import PinError

@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 
 from pytest_mistral_lora.assertions import assert_labels_exact, assert_no_control_token_injection
-from pytest_mistral_lora.chat.oracle.mistral_common import shipped_tokenizer
+from pytest_mistral_lora.chat.oracle import shipped_tokenizer
 from pytest_mistral_lora.checkpoint.tokenizer_folder import TokenizerFiles, loaded_place, template_places
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.checkpoint.weights import embedding_rows
+from pytest_mistral_lora.conformance import tokenizer
 from pytest_mistral_lora.conformance.checks import Settings
 from pytest_mistral_lora.conformance.finding import Result
 from pytest_mistral_lora.conformance.targets import Target
-from pytest_mistral_lora.conformance.tokenizer import checks as tokenizer
 from pytest_mistral_lora.errors import InputError, TokenizerError
 
 SETTINGS = Settings(1, None, "cpu", True, (), False, Path())

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from converted import converted_tokenizer
 
-from pytest_mistral_lora.chat.oracle.mistral_common import SHIPPED, Oracle, shipped_tokenizer
+from pytest_mistral_lora.chat.oracle import SHIPPED, Oracle, shipped_tokenizer
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer, oracle_file
 from pytest_mistral_lora.errors import TokenizerError
 

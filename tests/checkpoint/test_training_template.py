@@ -15,10 +15,10 @@ from hypothesis import given, settings
 
 from pytest_mistral_lora import cli
 from pytest_mistral_lora.chat.encoded import IGNORE_INDEX
-from pytest_mistral_lora.chat.oracle.mistral_common import SHIPPED, shipped_tokenizer
+from pytest_mistral_lora.chat.oracle import SHIPPED, shipped_tokenizer
 from pytest_mistral_lora.chat.rows import Row, as_row
+from pytest_mistral_lora.chat.templates import ChatTemplate
 from pytest_mistral_lora.chat.templates.compare import BackendComparison, compare
-from pytest_mistral_lora.chat.templates.render import ChatTemplate
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer, official_template, training_template
 from pytest_mistral_lora.errors import NoTemplateError
 from pytest_mistral_lora.records.goldens import packaged_cases, packaged_golden

@@ -18,7 +18,7 @@ from transformers import MistralConfig, MistralForCausalLM
 
 from pytest_mistral_lora.assertions import assert_adapter_sound
 from pytest_mistral_lora.checkpoint.weights import read_header
-from pytest_mistral_lora.conformance.adapter.checks import cases
+from pytest_mistral_lora.conformance.adapter import cases
 from pytest_mistral_lora.conformance.adapter.config import matches
 from pytest_mistral_lora.conformance.finding import Result
 from pytest_mistral_lora.errors import InputError, PinError
@@ -333,7 +333,7 @@ def test_a_configuration_cannot_make_peft_import_a_module(save: Save, base: Path
     (folder / CONFIG).write_text(json.dumps(config))
     code = (
         "import sys; from pathlib import Path;"
-        "from pytest_mistral_lora.conformance.adapter.checks import adapter_findings;"
+        "from pytest_mistral_lora.conformance.adapter import adapter_findings;"
         f"found = list(adapter_findings(Path({str(folder)!r}), Path({str(base)!r})));"
         "print(sorted({one.rule for one in found}), 'this' in sys.modules)"
     )

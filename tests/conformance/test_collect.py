@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_mistral_lora.chat.oracle.mistral_common import shipped_tokenizer
+from pytest_mistral_lora.chat.oracle import shipped_tokenizer
 from pytest_mistral_lora.conformance.checks import Check, Settings, collect
 from pytest_mistral_lora.conformance.targets import named_targets
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from pytest_mistral_lora.chat.oracle.mistral_common import Oracle, shipped_tokenizer
-from pytest_mistral_lora.chat.reading.jsonl import MAX_LINE_BYTES
+from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
+from pytest_mistral_lora.chat.reading import MAX_LINE_BYTES
 from pytest_mistral_lora.conformance.checks import Settings
 from pytest_mistral_lora.conformance.encoded.audit import CASES, KEPT, MOST_ERRORS, Audit, AuditReport, checks
 from pytest_mistral_lora.conformance.finding import Finding

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from pytest_mistral_lora.chat.oracle.mistral_common import SHIPPED, Oracle, shipped_tokenizer
-from pytest_mistral_lora.chat.templates.render import ChatTemplate
+from pytest_mistral_lora.chat.oracle import SHIPPED, Oracle, shipped_tokenizer
+from pytest_mistral_lora.chat.templates import ChatTemplate
 from pytest_mistral_lora.conformance.mask.laws import assistant_text_violation
 from pytest_mistral_lora.conformance.targets import EMBEDDED, Target
 from pytest_mistral_lora.conformance.template import judge

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from pytest_mistral_lora.chat.encoded import EncodedRow
-from pytest_mistral_lora.chat.oracle.mistral_common import Oracle, shipped_tokenizer
+from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
 from pytest_mistral_lora.chat.rows import Row, parse_row, read_rows
-from pytest_mistral_lora.chat.templates.render import ChatTemplate
+from pytest_mistral_lora.chat.templates import ChatTemplate
 from pytest_mistral_lora.conformance.checks import Settings
-from pytest_mistral_lora.conformance.mask.checks import checks
+from pytest_mistral_lora.conformance.mask import checks
 from pytest_mistral_lora.conformance.targets import Target
 
 SETTINGS = Settings(30, None, "cpu", True, (), False, Path())

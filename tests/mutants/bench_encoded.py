@@ -11,7 +11,7 @@ from typing import Any
 
 from gallery import Artifact, mutant
 
-from pytest_mistral_lora.chat.oracle.mistral_common import Oracle
+from pytest_mistral_lora.chat.oracle import Oracle
 from pytest_mistral_lora.conformance.checks import Settings
 from pytest_mistral_lora.conformance.encoded.audit import checks
 from pytest_mistral_lora.conformance.finding import Finding, show_difference

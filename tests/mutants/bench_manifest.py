@@ -313,7 +313,7 @@ def tokenizer_of_the_base_exchanged(artifact: Artifact) -> None:
 
 
 def _other_tokenizer() -> Path:
-    from pytest_mistral_lora.chat.oracle.mistral_common import shipped_tokenizer
+    from pytest_mistral_lora.chat.oracle import shipped_tokenizer
 
     return shipped_tokenizer("spm-v1")
 

@@ -14,7 +14,7 @@ from gallery import Artifact, mutant
 from mistral_common.protocol.instruct.validator import ValidationMode
 
 from pytest_mistral_lora.chat.encoded import IGNORE_INDEX, EncodedRow, Span
-from pytest_mistral_lora.chat.oracle.mistral_common import Oracle, shipped_tokenizer
+from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
 from pytest_mistral_lora.chat.rows import Row, as_row, parse_row, weight_of
 from pytest_mistral_lora.conformance.finding import Finding, show_difference
 from pytest_mistral_lora.conformance.mask.laws import LAWS, RowLaw, construction_violation, refusal_violation

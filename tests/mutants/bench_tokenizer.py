@@ -20,13 +20,13 @@ from gallery import Artifact, mutant
 from safetensors.torch import save_file
 from transformers import AddedToken, AutoTokenizer
 
-from pytest_mistral_lora.chat.oracle.mistral_common import shipped_tokenizer
+from pytest_mistral_lora.chat.oracle import shipped_tokenizer
 from pytest_mistral_lora.checkpoint.pins import check_revision
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
+from pytest_mistral_lora.conformance import tokenizer
 from pytest_mistral_lora.conformance.checks import Check, Settings
 from pytest_mistral_lora.conformance.finding import Finding, Result
 from pytest_mistral_lora.conformance.targets import Target
-from pytest_mistral_lora.conformance.tokenizer import checks as tokenizer
 from pytest_mistral_lora.conformance.tokenizer import folder as tokenizer_folder
 
 VERSION_5 = hasattr(transformers, "TokenizersBackend")

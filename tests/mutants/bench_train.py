@@ -608,7 +608,7 @@ def _padded(ids: list[int], length: int, pad: int, left: bool) -> list[int]:
 
 
 def _completion(found: Any, encoder: Any, row: Any, index: int) -> Any:
-    from pytest_mistral_lora.training.generate.generate import Completion, last_turn_ids
+    from pytest_mistral_lora.training.generate import Completion, last_turn_ids
 
     ids = found.tolist()
     ids = tuple(ids[: ids.index(encoder.eos_id) + 1] if encoder.eos_id in ids else ids)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_mistral_lora.chat.oracle.mistral_common import shipped_tokenizer
+from pytest_mistral_lora.chat.oracle import shipped_tokenizer
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.conformance.checks import Settings, Subject, collect
 from pytest_mistral_lora.conformance.finding import Finding

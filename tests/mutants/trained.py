@@ -13,11 +13,11 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from pytest_mistral_lora.chat.oracle.mistral_common import shipped_tokenizer
+from pytest_mistral_lora.chat.oracle import shipped_tokenizer
 from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
 from pytest_mistral_lora.conformance.train.harness import TrainerHarness
 from pytest_mistral_lora.records.goldens import goldens_folder
-from pytest_mistral_lora.training.merge.merge import merge
+from pytest_mistral_lora.training.merge import merge
 from pytest_mistral_lora.training.run import train
 
 WEIGHTS = "model.safetensors"

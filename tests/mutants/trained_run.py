@@ -20,7 +20,7 @@ import pytest
 from trained import copied
 
 from pytest_mistral_lora import training
-from pytest_mistral_lora.chat.oracle.mistral_common import Oracle, shipped_tokenizer
+from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
 from pytest_mistral_lora.chat.rows import read_rows
 from pytest_mistral_lora.checkpoint.base_model import load_base
 from pytest_mistral_lora.conformance.checks import Settings
@@ -32,7 +32,7 @@ from pytest_mistral_lora.conformance.train.model_laws import merged_model, packe
 from pytest_mistral_lora.records.files import write_json
 from pytest_mistral_lora.records.hashing import sha256_file
 from pytest_mistral_lora.training.adapter import adapted_layers, attach_adapter, base_tensors
-from pytest_mistral_lora.training.generate.generate import generate
+from pytest_mistral_lora.training.generate import generate
 from pytest_mistral_lora.training.generate.model_spec import model_spec, smoke
 from pytest_mistral_lora.training.loop import make_trainer
 from pytest_mistral_lora.training.rows.loading import load_data

@@ -4,12 +4,12 @@ import shutil
 
 import pytest
 
-from pytest_mistral_lora.chat.oracle.mistral_common import shipped_tokenizer
+from pytest_mistral_lora.chat.oracle import shipped_tokenizer
 
 TESTS = """
 import torch
 from pytest_mistral_lora.chat.encoded import EncodedRow
-from pytest_mistral_lora.chat.oracle.mistral_common import Oracle
+from pytest_mistral_lora.chat.oracle import Oracle
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 
 ROW = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from pytest_mistral_lora.chat.oracle.mistral_common import shipped_tokenizer
+from pytest_mistral_lora.chat.oracle import shipped_tokenizer
 from pytest_mistral_lora.conformance.targets import RunnerChoice
+from pytest_mistral_lora.plugin.items import Xfail
 from pytest_mistral_lora.plugin.options import OPTIONS
 from pytest_mistral_lora.plugin.settings import PluginSettings
-from pytest_mistral_lora.plugin.xfails import Xfail
 
 Read = Callable[..., PluginSettings]
 Run = Callable[..., pytest.RunResult]

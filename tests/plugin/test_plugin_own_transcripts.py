@@ -15,7 +15,7 @@ import torch
 from plugin_rows import ROW, write_rows
 from safetensors.torch import load_file, save_file
 
-from pytest_mistral_lora.chat.oracle.mistral_common import shipped_tokenizer
+from pytest_mistral_lora.chat.oracle import shipped_tokenizer
 from pytest_mistral_lora.chat.rows import read_rows
 from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
 from pytest_mistral_lora.cli import main
@@ -24,7 +24,7 @@ from pytest_mistral_lora.records.hashing import base_weights_sha256
 from pytest_mistral_lora.records.transcripts import load
 from pytest_mistral_lora.training.generate.judge import TOLERANCES
 from pytest_mistral_lora.training.generate.model_spec import Question, ask, model_spec
-from pytest_mistral_lora.training.merge.merge import merge
+from pytest_mistral_lora.training.merge import merge
 from pytest_mistral_lora.training.recipe import parse_recipe
 from pytest_mistral_lora.training.run import train
 

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from converted import converted_tokenizer
 
-from pytest_mistral_lora.chat.oracle.mistral_common import shipped_tokenizer
+from pytest_mistral_lora.chat.oracle import shipped_tokenizer
 from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
 from pytest_mistral_lora.records.goldens import packaged_cases
 from pytest_mistral_lora.records.hashing import base_weights_sha256
@@ -21,7 +21,7 @@ Run = Callable[..., pytest.RunResult]
 RUNNER = """\
 import argparse, json, sys
 from pathlib import Path
-from pytest_mistral_lora.chat.oracle.mistral_common import Oracle
+from pytest_mistral_lora.chat.oracle import Oracle
 
 parser = argparse.ArgumentParser()
 for name in ("rows", "checkpoint", "config", "output"):

@@ -12,9 +12,9 @@ import pytest
 from plugin_rows import ROW, write_rows
 
 from pytest_mistral_lora import __version__
-from pytest_mistral_lora.chat.oracle.mistral_common import shipped_tokenizer
+from pytest_mistral_lora.chat.oracle import shipped_tokenizer
 from pytest_mistral_lora.conformance.finding import Finding
-from pytest_mistral_lora.report.session import html_page, report_data
+from pytest_mistral_lora.report import html_page, report_data
 
 Run = Callable[..., pytest.RunResult]
 OwnRows = Callable[..., Path]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from converted import converted_tokenizer
 
-from pytest_mistral_lora.chat.oracle.mistral_common import shipped_tokenizer
+from pytest_mistral_lora.chat.oracle import shipped_tokenizer
 
 Run = Callable[..., pytest.RunResult]
 FILE = "mistral_instruct_tokenizer_240323.model.v3"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_mistral_lora.chat.oracle.mistral_common import shipped_tokenizer
+from pytest_mistral_lora.chat.oracle import shipped_tokenizer
 
 Run = Callable[..., pytest.RunResult]
 

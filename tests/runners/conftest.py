@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from converted import converted_tokenizer
 
-from pytest_mistral_lora.chat.oracle.mistral_common import shipped_tokenizer
+from pytest_mistral_lora.chat.oracle import shipped_tokenizer
 from pytest_mistral_lora.chat.rows import Row, parse_row
 
 

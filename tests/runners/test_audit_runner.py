@@ -9,14 +9,14 @@ from pathlib import Path
 import hostile_runners as hostile
 import pytest
 
-from pytest_mistral_lora.chat.oracle.mistral_common import shipped_tokenizer
+from pytest_mistral_lora.chat.oracle import shipped_tokenizer
 from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.cli import main
 
 Audit = Callable[..., tuple[int, str, str]]
 
 EXACT = """\
-from pytest_mistral_lora.chat.oracle.mistral_common import Oracle, shipped_tokenizer
+from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
 oracle = Oracle(shipped_tokenizer("spm-v3"))
 for line, row in zip(lines, rows):
     encoded = oracle.encode(row)

@@ -10,7 +10,7 @@ import pytest
 
 from pytest_mistral_lora.cli import main
 from pytest_mistral_lora.errors import RunnerError
-from pytest_mistral_lora.runners.runner import RUNNERS, Environment, Runner, interpreter
+from pytest_mistral_lora.runners import RUNNERS, Environment, Runner, interpreter
 
 HERE = Path(sys.executable)
 

@@ -8,11 +8,11 @@ from typing import Any
 import hostile_runners as hostile
 import pytest
 
-from pytest_mistral_lora.chat.oracle.mistral_common import shipped_tokenizer
+from pytest_mistral_lora.chat.oracle import shipped_tokenizer
 from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.errors import RunnerError
+from pytest_mistral_lora.runners import find_runner
 from pytest_mistral_lora.runners.extract import Extraction, extract
-from pytest_mistral_lora.runners.runner import find_runner
 
 Extract = Callable[..., Extraction]
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from pytest_mistral_lora.runners.runner import RUNNERS
+from pytest_mistral_lora.runners import RUNNERS
 
 datasets = pytest.importorskip("datasets", reason="the runners' own library")
 

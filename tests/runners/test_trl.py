@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from pytest_mistral_lora.chat.oracle.mistral_common import Oracle, shipped_tokenizer
+from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
 from pytest_mistral_lora.chat.rows import Row, parse_row
 from pytest_mistral_lora.cli import main
 from pytest_mistral_lora.errors import RunnerError
+from pytest_mistral_lora.runners import find_runner
 from pytest_mistral_lora.runners.extract import Extraction, extract
-from pytest_mistral_lora.runners.runner import find_runner
 
 pytest.importorskip("trl", reason="TRL is not installed here; tox run -e runner-trl")
 

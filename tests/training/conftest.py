@@ -7,7 +7,7 @@ import pytest
 import torch
 from tiny_runs import MakeRecipe, recipe_data, write_rows
 
-from pytest_mistral_lora.chat.oracle.mistral_common import shipped_tokenizer
+from pytest_mistral_lora.chat.oracle import shipped_tokenizer
 from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.training.recipe import Recipe, parse_recipe

@@ -19,7 +19,7 @@ import torch
 from dying_runs import Death, forked
 
 from pytest_mistral_lora.records.verify import verify
-from pytest_mistral_lora.training.merge.merge import merge
+from pytest_mistral_lora.training.merge import merge
 
 ADAPTER, BASE, GOLDEN, FOLDER = map(Path, sys.argv[1:5])
 OUTPUT = FOLDER / "out"

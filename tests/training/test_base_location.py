@@ -18,13 +18,13 @@ from tiny_runs import recipe_data, write_rows
 
 from pytest_mistral_lora import cli
 from pytest_mistral_lora.assertions import assert_adapter_sound
-from pytest_mistral_lora.chat.oracle.mistral_common import shipped_tokenizer
+from pytest_mistral_lora.chat.oracle import shipped_tokenizer
 from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
 from pytest_mistral_lora.conformance.checks import check
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.records.adapter_folder import AdapterFolder
 from pytest_mistral_lora.training.generate.judge import compare
-from pytest_mistral_lora.training.merge.merge import merge
+from pytest_mistral_lora.training.merge import merge
 from pytest_mistral_lora.training.recipe import load_recipe
 from pytest_mistral_lora.training.run import train
 

@@ -15,14 +15,14 @@ from datasets import load_dataset, load_from_disk
 from tiny_runs import CONVERSATIONS, MakeRecipe, recipe_data, write_rows
 
 from pytest_mistral_lora import cli
-from pytest_mistral_lora.chat.oracle.mistral_common import Oracle, shipped_tokenizer
+from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
 from pytest_mistral_lora.chat.rows import read_rows
 from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
 from pytest_mistral_lora.errors import InputError, RecipeError, TokenizerError
 from pytest_mistral_lora.records.hashing import base_weights_sha256
+from pytest_mistral_lora.training.export import export
 from pytest_mistral_lora.training.export.bridge import APPLIED, ExportedRun, plan_export
 from pytest_mistral_lora.training.export.configurations import BRIDGES
-from pytest_mistral_lora.training.export.folder import export
 from pytest_mistral_lora.training.export.rows import why_not_messages
 from pytest_mistral_lora.training.recipe import Recipe, parse_recipe
 

@@ -13,15 +13,15 @@ from typing import Any
 import pytest
 from tiny_runs import recipe_data, write_rows
 
-from pytest_mistral_lora.chat.oracle.mistral_common import Oracle, shipped_tokenizer
-from pytest_mistral_lora.chat.reading.jsonl import read_json
+from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
+from pytest_mistral_lora.chat.reading import read_json
 from pytest_mistral_lora.chat.rows import Row
+from pytest_mistral_lora.chat.templates import ChatTemplate
 from pytest_mistral_lora.chat.templates.compare import compare
-from pytest_mistral_lora.chat.templates.render import ChatTemplate
 from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer, training_template
 from pytest_mistral_lora.records.goldens import packaged_cases
-from pytest_mistral_lora.training.export.folder import export
+from pytest_mistral_lora.training.export import export
 from pytest_mistral_lora.training.recipe import parse_recipe
 from pytest_mistral_lora.training.run import RunResult, train
 

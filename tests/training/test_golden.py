@@ -19,7 +19,7 @@ from tiny_runs import CONVERSATIONS, recipe_data, write_rows
 from transformers import MistralForCausalLM
 
 from pytest_mistral_lora.assertions import assert_transcript_matches
-from pytest_mistral_lora.chat.oracle.mistral_common import shipped_tokenizer
+from pytest_mistral_lora.chat.oracle import shipped_tokenizer
 from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
 from pytest_mistral_lora.cli import main
 from pytest_mistral_lora.conformance.checks import check

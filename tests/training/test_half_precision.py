@@ -16,7 +16,7 @@ from pytest_mistral_lora.training.adapter import adapted_layers, adapter_tensors
 from pytest_mistral_lora.training.loop import make_trainer
 from pytest_mistral_lora.training.recipe import Recipe, parse_recipe
 from pytest_mistral_lora.training.rows.loading import load_data
-from pytest_mistral_lora.training.step import attention
+from pytest_mistral_lora.training.step import forward as attention
 from pytest_mistral_lora.training.step.forward import collate, step_rows, supervised_losses
 
 NO_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device here")

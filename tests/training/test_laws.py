@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pytest_mistral_lora.chat.oracle.mistral_common import Oracle, shipped_tokenizer
+from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
 from pytest_mistral_lora.conformance.checks import Check, Settings
 from pytest_mistral_lora.conformance.targets import Target
 from pytest_mistral_lora.conformance.train import checks

@@ -18,7 +18,7 @@ from pytest_mistral_lora.errors import MemoryShortageError
 from pytest_mistral_lora.training.adapter import adapted_layers, adapter_tensors, attach_adapter
 from pytest_mistral_lora.training.recipe import Lora
 from pytest_mistral_lora.training.run import train
-from pytest_mistral_lora.training.step.attention import attend_in_segments
+from pytest_mistral_lora.training.step.forward import attend_in_segments
 from pytest_mistral_lora.training.step.oom import MemoryNeed, measure_need, memory_savings
 
 

@@ -27,8 +27,8 @@ from pytest_mistral_lora.records.transcripts import TRANSCRIPTS, load_folder
 from pytest_mistral_lora.records.verify import verify
 from pytest_mistral_lora.training.adapter import base_tensors, peft_quiet
 from pytest_mistral_lora.training.generate.judge import compare
+from pytest_mistral_lora.training.merge import MergedModel, merge
 from pytest_mistral_lora.training.merge import prove as proof
-from pytest_mistral_lora.training.merge.merge import MergedModel, merge
 from pytest_mistral_lora.training.recipe import parse_recipe
 from pytest_mistral_lora.training.run import RunResult, train
 
@@ -262,7 +262,7 @@ def test_the_base_in_the_wrong_dtype_or_scale_fails_the_proof(
     run: RunResult, one: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["merge", str(run.output), str(tmp_path / "out"), "--base", str(run.base_folder), "--golden", str(one)]
-    monkeypatch.setattr("pytest_mistral_lora.training.merge.merge.plan_merge", lambda *given: {})
+    monkeypatch.setattr("pytest_mistral_lora.training.merge.plan_merge", lambda *given: {})
     assert cli.main(words) == 1
     said = capsys.readouterr().err
     assert "from those of base and adapter; expected at most 0.01, which rounding to float32 explains" in said
@@ -288,7 +288,7 @@ def test_a_near_tie_is_recorded_and_said(
     run: RunResult, one: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A tie that falls otherwise cannot be made at will: every difference is taken for one."""
-    monkeypatch.setattr("pytest_mistral_lora.training.merge.merge.plan_merge", lambda *given: {})
+    monkeypatch.setattr("pytest_mistral_lora.training.merge.plan_merge", lambda *given: {})
     monkeypatch.setattr(proof, "FARTHEST", {"float32": 1e9})
     monkeypatch.setattr("pytest_mistral_lora.training.generate.judge.answer_tier", lambda *given: "equivalent")
     done = merge(run.output, tmp_path / "out", run.base_folder, golden=one)

@@ -19,8 +19,8 @@ from pytest_mistral_lora.cli import main
 from pytest_mistral_lora.errors import DiskError, InputError
 from pytest_mistral_lora.records.files import listing
 from pytest_mistral_lora.records.transcripts import TRANSCRIPTS
-from pytest_mistral_lora.training.merge import merge as merging
-from pytest_mistral_lora.training.merge.merge import merge
+from pytest_mistral_lora.training import merge as merging
+from pytest_mistral_lora.training.merge import merge
 from pytest_mistral_lora.training.run import RunResult
 
 

@@ -18,7 +18,7 @@ from pytest_mistral_lora.checkpoint.weights import DTYPES, Weights, write_safete
 from pytest_mistral_lora.errors import InputError, MergeError
 from pytest_mistral_lora.records.hashing import ADAPTER_TENSORS
 from pytest_mistral_lora.training.adapter import base_tensors, peft_quiet
-from pytest_mistral_lora.training.generate.generate import load_adapted
+from pytest_mistral_lora.training.generate import load_adapted
 from pytest_mistral_lora.training.merge.plan import INDEX, plan_merge, write_weights
 from pytest_mistral_lora.training.merge.prove import float32_sums, merge_dtype, require_full_weights
 

@@ -21,7 +21,7 @@ from pytest_mistral_lora.records.hashing import base_weights_sha256
 from pytest_mistral_lora.records.verify import verify
 from pytest_mistral_lora.training.adapter import base_tensors
 from pytest_mistral_lora.training.generate.judge import compare
-from pytest_mistral_lora.training.merge.merge import merge
+from pytest_mistral_lora.training.merge import merge
 from pytest_mistral_lora.training.recipe import parse_recipe
 from pytest_mistral_lora.training.run import RunResult, train
 
@@ -93,7 +93,7 @@ def test_a_base_that_is_stored_in_four_bits(run: RunResult, base: Path, tmp_path
 def test_a_method_that_cannot_be_undone_is_said(
     packed: RunResult, base: Path, tmp_path: Path, monkeypatch: Any
 ) -> None:
-    monkeypatch.setattr("pytest_mistral_lora.training.merge.merge.load_nf4", lambda *given: NotUndone())
+    monkeypatch.setattr("pytest_mistral_lora.training.merge.load_nf4", lambda *given: NotUndone())
     with pytest.raises(InputError, match=r"cannot be dequantised: no such method. Give the full base."):
         merge(packed.output, tmp_path / "out", base, dequantize=True)
     assert list(tmp_path.iterdir()) == []

@@ -14,7 +14,7 @@ import torch
 import yaml
 from tiny_runs import recipe_data, write_rows
 
-from pytest_mistral_lora.chat.reading.jsonl import read_json
+from pytest_mistral_lora.chat.reading import read_json
 from pytest_mistral_lora.training.recipe import parse_recipe
 from pytest_mistral_lora.training.run import RunResult, train
 

@@ -13,10 +13,10 @@ from tiny_runs import recipe_data, write_rows
 
 from pytest_mistral_lora.chat.rows import read_rows
 from pytest_mistral_lora.checkpoint.base_model import load_base, load_nf4
-from pytest_mistral_lora.conformance.adapter.checks import adapter_findings
+from pytest_mistral_lora.conformance.adapter import adapter_findings
 from pytest_mistral_lora.records.verify import verify
 from pytest_mistral_lora.training.adapter import adapted_layers, attach_adapter
-from pytest_mistral_lora.training.generate.generate import probe
+from pytest_mistral_lora.training.generate import probe
 from pytest_mistral_lora.training.generate.model_spec import model_spec, smoke
 from pytest_mistral_lora.training.recipe import PROJECTIONS, Lora, parse_recipe
 from pytest_mistral_lora.training.run import RunResult, train

@@ -13,7 +13,7 @@ from tiny_runs import MakeRecipe, recipe_data, write_rows
 
 from pytest_mistral_lora import training
 from pytest_mistral_lora.errors import InputError, PinError, RecipeError, RowsError
-from pytest_mistral_lora.training.generate.generate import adapter_effect, load_adapted, probe
+from pytest_mistral_lora.training.generate import adapter_effect, load_adapted, probe
 from pytest_mistral_lora.training.run import RunResult, train, work_folder
 
 

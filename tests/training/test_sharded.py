@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from tiny_runs import CONVERSATIONS, recipe_data, write_rows
 
 from pytest_mistral_lora.training.adapter import adapter_tensors, expected_names
-from pytest_mistral_lora.training.generate.generate import load_adapted
+from pytest_mistral_lora.training.generate import load_adapted
 from pytest_mistral_lora.training.recipe import parse_recipe
 from pytest_mistral_lora.training.run import RunResult, train
 

@@ -19,9 +19,11 @@ from pytest_mistral_lora.conformance.train.step_laws import reference_step
 from pytest_mistral_lora.errors import NonFiniteError
 from pytest_mistral_lora.training.adapter import adapter_tensors
 from pytest_mistral_lora.training.step import forward as loss_module
-from pytest_mistral_lora.training.step.attention import IMPLEMENTATION, attend_in_segments, segment_arguments
 from pytest_mistral_lora.training.step.forward import (
+    IMPLEMENTATION,
+    attend_in_segments,
     losses_at_head,
+    segment_arguments,
     supervised_losses,
     token_losses,
 )

@@ -11,12 +11,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny_runs import MakeRecipe, recipe_data, write_rows
 
-from pytest_mistral_lora.chat.reading.jsonl import read_json
+from pytest_mistral_lora.chat.reading import read_json
 from pytest_mistral_lora.chat.rows import read_rows
 from pytest_mistral_lora.checkpoint.base_model import load_base
 from pytest_mistral_lora.checkpoint.encoder import make_encoder
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
-from pytest_mistral_lora.conformance.adapter.checks import adapter_findings
+from pytest_mistral_lora.conformance.adapter import adapter_findings
 from pytest_mistral_lora.errors import RecipeError, TrainingError
 from pytest_mistral_lora.records.files import write_json
 from pytest_mistral_lora.records.verify import verify
@@ -34,7 +34,7 @@ from pytest_mistral_lora.training.rows.loading import load_data
 from pytest_mistral_lora.training.rows.table import RowDataset
 from pytest_mistral_lora.training.run import RunResult, train
 from pytest_mistral_lora.training.save import Adapter, check_adapter
-from pytest_mistral_lora.training.step.attention import attend_in_segments
+from pytest_mistral_lora.training.step.forward import attend_in_segments
 from pytest_mistral_lora.training.step.trainer import collate, step_rows, supervised_losses
 
 HEAD = "base_model.model.lm_head.weight"

@@ -1,1 +1,315 @@
 """Mistral's own tokenization: the truth for ids, a trace of who encoded which tokens, and reasons for rejections."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import cached_property
+from itertools import chain, starmap
+from pathlib import Path
+from types import FunctionType, SimpleNamespace
+from typing import Any, Literal
+
+import mistral_common
+
+from pytest_mistral_lora.chat.encoded import EncodedRow
+from pytest_mistral_lora.chat.oracle.encoder_trace import EncoderTrace, TracedText, Turn, spans_of, split_turn
+from pytest_mistral_lora.chat.oracle.rejections import explain
+from pytest_mistral_lora.chat.rows import Row, as_row, weight_of
+from pytest_mistral_lora.chat.templates.deviations import SUPPORTED
+from pytest_mistral_lora.errors import LibraryError, MistralLoraError, OracleRejection, TokenizerError
+
+VERSION: str = mistral_common.__version__
+
+try:
+    from mistral_common.integrations.chat_templates.chat_templates import convert_tokenizer_to_chat_template
+    from mistral_common.protocol.instruct.messages import FinetuningMessage
+    from mistral_common.protocol.instruct.normalize import get_normalizer
+    from mistral_common.protocol.instruct.request import ChatCompletionRequest
+    from mistral_common.protocol.instruct.validator import ValidationMode, get_validator
+    from mistral_common.tokens.tokenizers.base import SpecialTokenPolicy
+    from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
+    from mistral_common.tokens.tokenizers.tekken import Tekkenizer
+except ImportError as error:
+    raise LibraryError(
+        f"mistral-common {VERSION} lacks an API that this package uses: {error}",
+        expected=f"mistral-common{SUPPORTED}",
+        next_step=f"Install it: pip install 'mistral-common{SUPPORTED}'",
+    ) from error
+
+SHIPPED = {
+    "spm-v1": "tokenizer.model.v1",
+    "spm-v2": "mistral_instruct_tokenizer_240216.model.v2",
+    "spm-v3": "mistral_instruct_tokenizer_240323.model.v3",
+    "spm-v7": "mistral_instruct_tokenizer_241114.model.v7",
+    "spm-v7m1": "mistral_instruct_tokenizer_241114.model.v7m1",
+    "tekken-240718": "tekken_240718.json",
+    "tekken-240911": "tekken_240911.json",
+}
+"""Our name for each tokenizer file that mistral-common ships, and the file's name."""
+
+_ENCODERS = {
+    "encode_system_message": "system",
+    "encode_user_message": "user",
+    "encode_assistant_message": "assistant",
+    "encode_tool_message": "tool",
+}
+_Request = ChatCompletionRequest[FinetuningMessage]
+
+
+def shipped_tokenizer(name: str) -> Path:
+    """Return the path of a tokenizer file that mistral-common ships.
+
+    Raises:
+        TokenizerError: If `name` is not a key of `SHIPPED`, or this mistral-common does not ship the file.
+    """
+    if name not in SHIPPED:
+        raise TokenizerError(f"unknown tokenizer {name!r}", expected="one of " + ", ".join(SHIPPED))
+    path = Path(mistral_common.__file__).parent / "data" / SHIPPED[name]
+    if not path.is_file():
+        raise TokenizerError(f"mistral-common {VERSION} does not ship {SHIPPED[name]}", place=str(path))
+    return path
+
+
+class Oracle:
+    """Mistral's own tokenization for one tokenizer file.
+
+    Attributes:
+        path: The tokenizer file.
+        version: The tokenizer version: `v1`, `v2`, `v3`, `v7`, …
+        kind: `spm` or `tekken`.
+        bos_id: Id of `<s>`.
+        eos_id: Id of `</s>`.
+        unk_id: Id of `<unk>`.
+        vocab_size: Number of ids; ids are `range(vocab_size)`.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        """Load a tokenizer file.
+
+        Args:
+            path: A `tekken.json`, or a SentencePiece file whose name ends in `.model.vN`.
+
+        Raises:
+            TokenizerError: If the file is missing, is not a Mistral tokenizer, or does not give its version.
+        """
+        self.path: Path = Path(path)
+        if not self.path.is_file():
+            raise TokenizerError("no such tokenizer file", place=str(self.path))
+        # mistral-common takes any `*.model` for v1: a v3 file of that name would be encoded wrongly without an error.
+        if self.path.suffix == ".model":
+            raise TokenizerError(
+                "the name does not give the tokenizer version",
+                place=str(self.path),
+                expected="a SentencePiece file named *.model.v1 … *.model.v7",
+                next_step="Copy it under a name that ends in its version.",
+            )
+        try:
+            self._instruct: Any = MistralTokenizer.from_file(str(self.path)).instruct_tokenizer
+            self._text: Any = self._instruct.tokenizer
+            version = self._text.version
+            self._normalizer = get_normalizer(version, self._text.model_settings_builder)
+            self._validators = {mode: get_validator(version, mode) for mode in ValidationMode}
+        except Exception as error:
+            # mistral-common raises many types for a file that is not a tokenizer: KeyError, AssertionError, …
+            raise TokenizerError(
+                f"mistral-common {VERSION} cannot load it: {error}",
+                place=str(self.path),
+                expected="a tekken.json, or a SentencePiece file named *.model.v1 … *.model.v7",
+            ) from error
+        self.version: str = version.value
+        self.kind: Literal["spm", "tekken"] = "tekken" if isinstance(self._text, Tekkenizer) else "spm"
+        self.bos_id: int = self._text.bos_id
+        self.eos_id: int = self._text.eos_id
+        self.unk_id: int = self._text.unk_id
+        self.vocab_size: int = self._text.n_words
+        self._check_vocabulary()
+        self._trace = EncoderTrace()
+        self._wrap_encoders()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Cross process boundaries as a path: the tokenizer is loaded again there."""
+        return Oracle, (self.path,)
+
+    @cached_property
+    def sha256(self) -> str:
+        """SHA-256 of the tokenizer file, in hex."""
+        return hashlib.sha256(self.path.read_bytes()).hexdigest()
+
+    @cached_property
+    def control_tokens(self) -> Mapping[int, str]:
+        """Every control token: id to literal. Text never encodes to one of these ids."""
+        return {token: self._text.id_to_piece(token) for token in sorted(self._text.special_ids)}
+
+    @cached_property
+    def tool_calls_id(self) -> int | None:
+        """Id of `[TOOL_CALLS]`, or None if the version has no tools."""
+        return next((token for token, literal in self.control_tokens.items() if literal == "[TOOL_CALLS]"), None)
+
+    def encode(self, row: Row | Mapping[str, Any]) -> EncodedRow:
+        """Encode a row as it is trained on.
+
+        Every token of an assistant turn of weight 1 is supervised, from its first token to the closing EOS.
+
+        Raises:
+            RowError: If `row` is plain data and not a row.
+            OracleRejection: If mistral-common's finetuning validation refuses the conversation, with its reason.
+        """
+        row = as_row(row)
+        turns = self._run(row, ValidationMode.finetuning)
+        weights = [weight_of(row.messages[group[0]]) for group in row.assistant_groups()]
+        assistant = [index for index, turn in enumerate(turns) if turn.role == "assistant"]
+        if len(assistant) != len(weights):
+            raise MistralLoraError(f"mistral-common {VERSION} made {len(assistant)} assistant turns of {len(weights)}")
+        supervised = {index for index, weight in zip(assistant, weights, strict=True) if weight}
+        return EncodedRow.from_spans(*spans_of(self.bos_id, turns, supervised, self.eos_id, self.tool_calls_id))
+
+    def traced_texts(self, row: Row | Mapping[str, Any]) -> list[TracedText]:
+        """Return the texts and control tokens that mistral-common encoded: their ids, joined, are `input_ids`.
+
+        Raises:
+            OracleRejection: As for `encode`.
+        """
+        turns = self._run(as_row(row), ValidationMode.finetuning)
+        parts = ((index, turn.role, *part) for index, turn in enumerate(turns) for part in turn.parts)
+        return [TracedText(None, None, None, (self.bos_id,)), *starmap(TracedText, parts)]
+
+    def encode_prompt(self, row: Row | Mapping[str, Any]) -> tuple[int, ...]:
+        """Encode the messages before the last assistant turn, as at inference.
+
+        Raises:
+            OracleRejection: If nothing comes before the last assistant turn, or mistral-common refuses it.
+        """
+        row = as_row(row)
+        start = row.assistant_groups()[-1][0]
+        prompt = replace(row, messages=row.messages[:start])
+        return (self.bos_id, *(token for turn in self._run(prompt, ValidationMode.test) for token in turn.ids))
+
+    def reference(self, row: Row | Mapping[str, Any]) -> tuple[int, ...]:
+        """Encode by `MistralTokenizer.encode_chat_completion` alone, as mistral-common's documentation does.
+
+        Raises:
+            RowError: If `row` is plain data and not a row.
+            Exception: Any error of mistral-common for a conversation that it refuses.
+        """
+        return tuple(self._plain_tokenizer.encode_chat_completion(_request(as_row(row))).tokens)
+
+    @cached_property
+    def _plain_tokenizer(self) -> Any:
+        # A second instruct tokenizer over the same text tokenizer, without the wrapped encoders of this oracle.
+        plain = type(self._instruct)(self._text, self._instruct.image_encoder, self._instruct.audio_encoder)
+        return MistralTokenizer(plain, self._validators[ValidationMode.finetuning], self._normalizer)
+
+    def encode_text(self, text: str) -> tuple[int, ...]:
+        """Encode bare text: no BOS, no EOS, and no control token even if the text spells one."""
+        return tuple(self._text.encode(text, bos=False, eos=False))
+
+    def decode(self, ids: tuple[int, ...] | list[int]) -> str:
+        """Decode ids to text, leaving control tokens out."""
+        return str(self._text.decode(list(ids), special_token_policy=SpecialTokenPolicy.IGNORE))
+
+    def piece(self, token: int) -> str:
+        """Return one token as it is written in the vocabulary, for reports."""
+        if not 0 <= token < self.vocab_size:
+            return "<not in the vocabulary>"
+        return str(self._text.id_to_piece(token))
+
+    def chat_template(self) -> str:
+        """Return the Jinja chat template that mistral-common generates for this tokenizer."""
+        return self._chat_template
+
+    @cached_property
+    def _chat_template(self) -> str:
+        # The function would load the file once more, which takes most of a second for Tekken: it finds this tokenizer
+        # in place of the class. Should it look elsewhere one day, it loads the file, and the result is the same.
+        generate = convert_tokenizer_to_chat_template
+        stand_in = SimpleNamespace(from_file=lambda path: self._plain_tokenizer)
+        with_this = FunctionType(
+            generate.__code__,
+            {**generate.__globals__, "MistralTokenizer": stand_in},
+            argdefs=generate.__defaults__,
+            closure=generate.__closure__,
+        )
+        return str(with_this(self.path))
+
+    def _check_vocabulary(self) -> None:
+        # SentencePiece encodes a marker that it does not have as <unk>, so a wrong version would go unnoticed.
+        markers = {"[INST]": self.version != "v1"}
+        if self.version not in ("v1", "v2", "v3"):
+            markers["[SYSTEM_PROMPT]"] = True
+        literals = set(self.control_tokens.values())
+        for marker, expected in markers.items():
+            if (marker in literals) is not expected:
+                raise TokenizerError(
+                    f"its version is {self.version}, but its vocabulary has {'no' if expected else 'a'} {marker}",
+                    place=str(self.path),
+                    expected="a file whose name or configuration gives its true version",
+                )
+
+    def _wrap_encoders(self) -> None:
+        # The objects are this oracle's own, so wrapping their methods changes nothing elsewhere.
+        self._text.encode = self._trace.wrap_text_encoder(self._text.encode)
+        for name, role in _ENCODERS.items():
+            setattr(self._instruct, name, self._trace.wrap_message_encoder(role, getattr(self._instruct, name)))
+        # encode_instruct decodes every conversation for a debugging text that we do not use: a third of its time.
+        self._instruct.decode = lambda *args, **kwargs: ""
+
+    def _run(self, row: Row, mode: ValidationMode) -> list[Turn]:
+        if self.version == "v1" and row.tools:
+            raise OracleRejection(
+                "tools are given, but tokenizer v1 has no tools: mistral-common would leave them out",
+                place=f"{row.place}, tools" if row.place else "tools",
+                expected="a row without tools, or a tokenizer from v2 on",
+            )
+        self._trace.turns.clear()
+        try:
+            request = self._validators[mode].validate_request(_request(row))
+            tokens = self._instruct.encode_instruct(self._normalizer.from_chat_completion_request(request)).tokens
+        except Exception as error:
+            # MistralCommonException, pydantic's ValidationError or a bare AssertionError, by the reason of the refusal
+            if _is_our_call(error):
+                raise LibraryError(
+                    f"mistral-common {VERSION} is not called as this package calls it: {error}",
+                    expected=f"mistral-common{SUPPORTED}",
+                    next_step="If it is newer than the versions that were tried, install an older one, and report it.",
+                ) from error
+            raise explain(error, row, self.version) from error
+        turns = [split_turn(traced, self.control_tokens.keys()) for traced in self._trace.turns]
+        if [self.bos_id, *chain.from_iterable(turn.ids for turn in turns)] != tokens:
+            raise MistralLoraError(
+                f"mistral-common {VERSION} builds a conversation in a way that this package does not know",
+                place=row.place,
+                next_step="Please report it with the row; until then use another mistral-common version.",
+            )
+        return turns
+
+
+def _request(row: Row) -> ChatCompletionRequest[Any]:
+    messages = []
+    for message in row.messages:
+        data = {key: value for key, value in message.items() if value is not None}
+        if data["role"] == "assistant":
+            # An absent weight is 1, so that a spelled-out 1 does not split a turn.
+            data["weight"] = weight_of(message)
+            calls = data.get("tool_calls", ())
+            # A null id is left out: mistral-common has its own value for a call without one.
+            known = [{k: v for k, v in call.items() if k != "id" or v is not None} for call in calls]
+            data["tool_calls"] = known or None
+        messages.append(data)
+    settings = {"reasoning_effort": row.reasoning_effort} if row.reasoning_effort is not None else {}
+    # One pass of pydantic for the whole request: message by message takes twice as long.
+    tools = [
+        {"type": "function", "function": {key: value for key, value in tool["function"].items() if value is not None}}
+        for tool in row.tools or ()
+    ]
+    return _Request.model_validate({"messages": messages, "tools": tools or None, **settings})
+
+
+def _is_our_call(error: Exception) -> bool:
+    """Return whether our call of mistral-common raised it, not code inside it: then the row cannot be the cause."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    module = trace.tb_frame.f_globals.get("__name__", "") if trace else ""
+    return isinstance(error, AttributeError | TypeError) and module.startswith("pytest_mistral_lora.")

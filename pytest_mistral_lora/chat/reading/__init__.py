@@ -1,1 +1,164 @@
 """Read data files: strict JSON Lines, chunks, and a pool of processes. The only I/O of `chat`."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pytest_mistral_lora.errors import InputError, RowError
+
+MAX_LINE_BYTES = 64 * 1024 * 1024
+"""A longer line is refused unread, so that one bad file cannot fill the memory."""
+
+
+JSON_LIMIT = 16 << 20
+"""Largest JSON file that is read, in bytes: real configurations and manifests have a few thousand."""
+
+
+class _RefusedError(ValueError):
+    """A JSON document that parses, but not to one value."""
+
+
+def loads_strict(text: str) -> Any:
+    """Parse JSON, refusing duplicate keys, NaN, infinities and numbers too large (RFC 8259 leaves all of them open).
+
+    Raises:
+        ValueError: If the text is not JSON, or is refused; the message is fit for a user.
+    """
+    try:
+        return json.loads(
+            text,
+            object_pairs_hook=_unique_keys,
+            parse_constant=_no_constant,
+            parse_float=_finite_float,
+            parse_int=_readable_int,
+        )
+    except json.JSONDecodeError as error:
+        line = f"line {error.lineno}, " if error.lineno > 1 else ""
+        raise ValueError(f"not valid JSON: {error.msg} at {line}column {error.colno}") from error
+    except RecursionError as error:
+        raise ValueError("JSON is nested too deeply") from error
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) < len(pairs):
+        seen: set[str] = set()
+        for key, _ in pairs:
+            if key in seen:
+                raise _RefusedError(f"the key {key!r} appears twice in one object")
+            seen.add(key)
+    return result
+
+
+def _no_constant(name: str) -> Any:
+    raise _RefusedError(f"{name} is not a JSON number")
+
+
+def _finite_float(digits: str) -> float:
+    number = float(digits)
+    if math.isinf(number):
+        raise _RefusedError(f"{digits} is too large a number")
+    return number
+
+
+def _readable_int(digits: str) -> int:
+    try:
+        return int(digits)
+    except ValueError as error:
+        # int() refuses more than 4,300 digits by default (CVE-2020-10735): the time grows with their square
+        raise _RefusedError(f"a number has {len(digits)} characters, which is too many to read") from error
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        InputError: As for `read_bounded` and `parse_json`.
+    """
+    return parse_json(read_bounded(path), path)
+
+
+def read_bounded(path: Path) -> bytes:
+    """Return the bytes of a JSON file.
+
+    Raises:
+        InputError: If the file cannot be read, or has more than `JSON_LIMIT` bytes.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(JSON_LIMIT + 1)
+    except OSError as error:
+        raise InputError(f"cannot be read: {error.strerror}", place=str(path)) from error
+    if len(data) > JSON_LIMIT:
+        raise InputError("too large to be one", place=str(path), expected=f"at most {JSON_LIMIT >> 20} MiB of JSON")
+    return data
+
+
+def parse_json(data: bytes, path: Path) -> Any:
+    """Parse JSON bytes that were read from a file.
+
+    Raises:
+        InputError: If they are not JSON in UTF-8, or as for `loads_strict`; `path` is the place.
+    """
+    try:
+        value = loads_strict(data.decode())
+        json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair could not be printed
+    except ValueError as error:
+        reason = f"not valid JSON: {error}" if isinstance(error, UnicodeError) else str(error)
+        raise InputError(reason, place=str(path), expected="JSON in UTF-8") from error
+    return value
+
+
+def scan_jsonl(path: Path) -> Iterator[tuple[int, Any] | RowError]:
+    """Yield `(line number, value)` for each line, or the error that makes the line unreadable.
+
+    Line numbers count from 1. Blank lines and a UTF-8 byte order mark carry no row and are skipped.
+
+    Raises:
+        InputError: If the file cannot be opened.
+    """
+    for number, line in scan_lines(path):
+        item = read_line(path, number, line)
+        if item is not None:
+            yield item
+
+
+def scan_lines(path: Path) -> Iterator[tuple[int, bytes | None]]:
+    """Yield `(line number, bytes)` for each line, for `read_line` to parse; None for a line that is too long to read.
+
+    Raises:
+        InputError: If the file cannot be opened.
+    """
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise InputError(f"cannot be read: {error.strerror}", place=str(path)) from error
+    with file:
+        number = 0
+        while line := file.readline(MAX_LINE_BYTES + 1):
+            number += 1
+            if len(line) <= MAX_LINE_BYTES or line.endswith(b"\n"):
+                yield number, line
+                continue
+            # The rest of a line that is too long is read and thrown away, so that the next line keeps its number.
+            while line and not line.endswith(b"\n"):
+                line = file.readline(MAX_LINE_BYTES)
+            yield number, None
+
+
+def read_line(path: Path, number: int, line: bytes | None) -> tuple[int, Any] | RowError | None:
+    """Return the number and value of a line of `scan_lines`, or its error, or None if it is blank."""
+    place = f"{path}:{number}"
+    if line is None:
+        return RowError(f"line is longer than {MAX_LINE_BYTES // 1024**2} MiB", place=place)
+    try:
+        text = line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
+        return (number, loads_strict(text)) if text.strip() else None
+    except UnicodeDecodeError as error:
+        return RowError(f"not valid UTF-8 at byte {error.start + 1} of the line", place=place)
+    except ValueError as error:
+        return RowError(str(error), place=place)

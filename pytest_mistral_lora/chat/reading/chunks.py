@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO, TypeVar
 
-from pytest_mistral_lora.chat.reading.jsonl import scan_lines
+from pytest_mistral_lora.chat.reading import scan_lines
 from pytest_mistral_lora.errors import InputError, MistralLoraError
 
 CHUNK_LINES = 256

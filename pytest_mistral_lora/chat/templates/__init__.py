@@ -1,1 +1,284 @@
 """The checkpoint's chat template: rendered in a sandbox, given generation blocks, compared with the oracle."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+from pytest_mistral_lora.chat.encoded import EncodedRow, Span
+from pytest_mistral_lora.chat.rows import Row, as_row, weight_of
+from pytest_mistral_lora.chat.templates.generation_blocks import has_generation, with_generation
+from pytest_mistral_lora.chat.templates.sandbox import BoundedTemplate, OverrunError
+from pytest_mistral_lora.errors import NoTemplateError, RowError
+
+
+@dataclass(frozen=True, slots=True)
+class TemplateSegment:
+    """A part of a rendered row: a control token that the template placed, or the text between two of them.
+
+    Attributes:
+        control: Whether the template placed it as a control token.
+        text: Its characters.
+        ids: The ids that transformers gives it within the whole row.
+    """
+
+    control: bool
+    text: str
+    ids: tuple[int, ...]
+
+
+class ChatTemplate:
+    """A Jinja chat template with the tokenizer that encodes its rendering.
+
+    Attributes:
+        tokenizer: A `transformers` fast tokenizer.
+        source: The template's text.
+        bounded: Whether each rendering is first run within bounds, which doubles its time. False only for a template
+            that is known to be mistral-common's own.
+    """
+
+    def __init__(self, tokenizer: Any, source: str | None = None) -> None:
+        """Use `source`, or the tokenizer's own template.
+
+        Raises:
+            NoTemplateError: If there is no template.
+            TokenizerError: If there are several without a default.
+        """
+        self.tokenizer = tokenizer
+        if source is None and tokenizer.chat_template:
+            stored = tokenizer.chat_template
+            source = stored if isinstance(stored, str) else stored.get("default")
+        if not source:
+            raise NoTemplateError(
+                "the tokenizer has no chat template",
+                place=str(tokenizer.name_or_path),
+                expected="chat_template.jinja, or the key chat_template of tokenizer_config.json",
+            )
+        self.source: str = source
+        self.bounded = True
+        self._copies: dict[str, BoundedTemplate] = {}
+        self._overrun: OverrunError | None = None
+
+    @cached_property
+    def training_source(self) -> str | None:
+        """The template with `{% generation %}` blocks; None if it has no branch for the assistant."""
+        return self.source if has_generation(self.source) else with_generation(self.source)
+
+    def render(self, row: Row | Mapping[str, Any], *, generation_prompt: bool = False) -> str:
+        """Return the text of a row, or of the messages before an answer with `generation_prompt`.
+
+        Raises:
+            RowError: If the template refuses the row.
+        """
+        row = as_row(row) if not generation_prompt or not isinstance(row, Row) else row
+        return self._render(self.source, row, generation_prompt)[0]
+
+    def encode(self, row: Row | Mapping[str, Any]) -> EncodedRow:
+        """Encode a row as `apply_chat_template` does.
+
+        Spans outside the assistant's turns have no turn and no role: a template does not mark them. Labels are None
+        if the generation blocks cannot be put in without changing the text, or do not match the row's turns.
+
+        Raises:
+            RowError: If the template refuses the row.
+        """
+        row = as_row(row)
+        text, _ = self._render(self.source, row)
+        ids, offsets = self._tokenize(text)
+        marked, generated = "", list[tuple[int, int]]()
+        if self.training_source is not None:
+            marked, generated = self._render(self.training_source, row, mark=True)
+        weights = _weights(row, len(generated)) if marked == text else None
+        if weights is None:
+            return EncodedRow(ids, None, (Span(None, None, "text", 0, len(ids), False),))
+        owners = _owners(offsets, generated)
+        return EncodedRow.from_spans(ids, self._spans(ids, owners, weights))
+
+    def ids(self, row: Row) -> tuple[int, ...]:
+        """Return only the ids of a row, in a third of the time that `encode` takes.
+
+        Raises:
+            RowError: If the template refuses the row.
+        """
+        text, _ = self._render(self.source, row)
+        return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def applied(self, row: Row | Mapping[str, Any]) -> tuple[int, ...]:
+        """Return the ids of the tokenizer's own `apply_chat_template`, whether it returns a list or a mapping.
+
+        Raises:
+            RowError: If the template refuses the row.
+        """
+        row = as_row(row)
+        self.render(row)
+        settings = {} if row.reasoning_effort is None else {"reasoning_effort": row.reasoning_effort}
+        result = self.tokenizer.apply_chat_template(
+            [_plain(message) for message in row.messages],
+            tools=list(row.tools) if row.tools else None,
+            chat_template=self.source,
+            **settings,
+        )
+        return tuple(result["input_ids"] if isinstance(result, Mapping) else result)
+
+    def segments(self, row: Row | Mapping[str, Any]) -> list[TemplateSegment]:
+        """Split the rendered row at the control tokens that the template placed, not at those that texts spell.
+
+        Raises:
+            RowError: If the template refuses the row, or changes a text so that the two cannot be told apart.
+        """
+        row = as_row(row)
+        text, _ = self._render(self.source, row)
+        marked, marker = self._marked(row)
+        broken = self._render(self.source, marked)[0]
+        parts: list[tuple[bool, str]] = []
+        end = 0
+        for match in self._literals.finditer(broken):
+            parts += [(False, broken[end : match.start()].replace(marker, "")), (True, match[0])]
+            end = match.end()
+        parts.append((False, broken[end:].replace(marker, "")))
+        if "".join(part for _, part in parts) != text:
+            raise RowError("the template changes texts that spell control tokens", place=row.place)
+        ids, offsets = self._tokenize(text)
+        segments: list[TemplateSegment] = []
+        position = token = 0
+        for control, part in parts:
+            position += len(part)
+            first = token
+            while token < len(ids) and offsets[token][0] < position:
+                token += 1
+            segments.append(TemplateSegment(control, part, ids[first:token]))
+        return segments
+
+    def control_literals(self, row: Row | Mapping[str, Any]) -> list[str]:
+        """Return the control tokens that the row's own texts spell: this backend would encode them as control ids."""
+        row = as_row(row)
+        return [literal for text in _strings(row.to_json()) for literal in self._literals.findall(text)]
+
+    def spells_control(self, text: str) -> bool:
+        """Return whether a text spells a token that the tokenizer would take for a control or added token."""
+        return bool(self._literals.search(text))
+
+    @cached_property
+    def _literals(self) -> re.Pattern[str]:
+        tokens = {token.content for token in self.tokenizer.added_tokens_decoder.values()}
+        return re.compile("|".join(re.escape(token) for token in sorted(tokens, key=len, reverse=True)))
+
+    def _render(
+        self, source: str, row: Row, generation_prompt: bool = False, *, mark: bool = False
+    ) -> tuple[str, list[tuple[int, int]]]:
+        from transformers.utils.chat_template_utils import render_jinja_template
+
+        messages = [_plain(message) for message in row.messages]
+        tools = list(row.tools) if row.tools else None
+        variables = {"add_generation_prompt": generation_prompt, **self.tokenizer.special_tokens_map}
+        if row.reasoning_effort is not None:
+            if "reasoning_effort" not in source:
+                raise RowError("the chat template has no reasoning_effort, and the row sets it", place=row.place)
+            variables["reasoning_effort"] = row.reasoning_effort
+        try:
+            # A marked rendering follows one without marks, so its bounds have been checked.
+            if self.bounded and not mark:
+                if self._overrun is not None:
+                    raise self._overrun
+                if source not in self._copies:
+                    self._copies[source] = BoundedTemplate(source)
+                self._copies[source].run({"messages": messages, "tools": tools, "documents": None, **variables})
+            texts, spans = render_jinja_template(
+                conversations=[messages],
+                tools=tools,
+                chat_template=source,
+                return_assistant_tokens_mask=mark,
+                **variables,
+            )
+        except Exception as error:
+            # A template is foreign code and can raise anything. One that has overrun its bounds is not run again.
+            self._overrun = error if isinstance(error, OverrunError) else None
+            reason = str(error) or type(error).__name__
+            raise RowError(f"the chat template refuses the row: {reason}", place=row.place) from error
+        return texts[0], spans[0] if mark else []
+
+    def _tokenize(self, text: str) -> tuple[tuple[int, ...], list[tuple[int, int]]]:
+        encoding = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        return tuple(encoding["input_ids"]), encoding["offset_mapping"]
+
+    def _spans(self, ids: tuple[int, ...], owners: list[int | None], weights: list[int]) -> Iterator[Span]:
+        special = frozenset(self.tokenizer.added_tokens_decoder)
+
+        def kind(index: int) -> Any:
+            if owners[index] is not None and ids[index] == self.tokenizer.eos_token_id:
+                return "eos"
+            return "control" if ids[index] in special else "text"
+
+        start = 0
+        for (owner, token_kind), run in itertools.groupby(range(len(ids)), key=lambda n: (owners[n], kind(n))):
+            end = start + len(list(run))
+            role = None if owner is None else "assistant"
+            yield Span(owner, role, token_kind, start, end, owner is not None and bool(weights[owner]))
+            start = end
+
+    def _marked(self, row: Row) -> tuple[Row, str]:
+        """Break every control token that the row spells, with a private-use character that the row does not have."""
+        used = set(json.dumps(row.to_json(), ensure_ascii=False))
+        marker = next(chr(code) for code in range(0xE000, 0xF900) if chr(code) not in used)
+        broken = _map_strings(
+            row.to_json(), lambda text: self._literals.sub(lambda m: m[0][0] + marker + m[0][1:], text)
+        )
+        tools = tuple(broken["tools"]) if row.tools else None
+        return replace(row, messages=tuple(broken["messages"]), tools=tools), marker
+
+
+def _plain(message: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out nulls, which templates print as `None`, and weights, which mistral-common does not render either."""
+    return {key: value for key, value in message.items() if value is not None and key != "weight"}
+
+
+def _weights(row: Row, blocks: int) -> list[int] | None:
+    """Return the weight of each generation block, or None if the blocks cannot be matched with the row's turns."""
+    assistants = [weight_of(message) for message in row.messages if message["role"] == "assistant"]
+    if blocks == len(assistants):
+        return assistants
+    runs = [
+        {weight_of(message) for message in run}
+        for role, run in itertools.groupby(row.messages, key=lambda message: message["role"])
+        if role == "assistant"
+    ]
+    if blocks != len(runs) or any(len(weights) > 1 for weights in runs):
+        return None
+    return [weights.pop() for weights in runs]
+
+
+def _owners(offsets: list[tuple[int, int]], spans: list[tuple[int, int]]) -> list[int | None]:
+    """Return for each token the generation block that it overlaps, if any; both lists are in order."""
+    owners: list[int | None] = []
+    block = 0
+    for start, end in offsets:
+        while block < len(spans) and start >= spans[block][1]:
+            block += 1
+        owners.append(block if block < len(spans) and end > spans[block][0] else None)
+    return owners
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from (*_strings(key), *_strings(item))
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _strings(item)
+
+
+def _map_strings(value: Any, change: Any) -> Any:
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, Mapping):
+        return {_map_strings(key, change): _map_strings(item, change) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_map_strings(item, change) for item in value]
+    return value

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from pytest_mistral_lora.chat.encoded import EncodedRow
-from pytest_mistral_lora.chat.oracle.mistral_common import VERSION, Oracle
+from pytest_mistral_lora.chat.oracle import VERSION, Oracle
 from pytest_mistral_lora.chat.rows import Row, as_row
+from pytest_mistral_lora.chat.templates import ChatTemplate, TemplateSegment
 from pytest_mistral_lora.chat.templates.deviations import DEVIATIONS, Deviation
-from pytest_mistral_lora.chat.templates.render import ChatTemplate, TemplateSegment
 from pytest_mistral_lora.errors import RowError
 
 

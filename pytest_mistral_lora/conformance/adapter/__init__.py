@@ -1,1 +1,293 @@
 """Subject `adapter`: an adapter folder."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+
+from pytest_mistral_lora.chat.reading import read_json
+from pytest_mistral_lora.checkpoint.weights import Weights, read_header
+from pytest_mistral_lora.conformance.adapter import config as config_checks
+from pytest_mistral_lora.conformance.adapter import layout as layout_checks
+from pytest_mistral_lora.conformance.adapter import weights as weight_checks
+from pytest_mistral_lora.conformance.checks import Check, Settings
+from pytest_mistral_lora.conformance.finding import Finding, Result
+from pytest_mistral_lora.conformance.targets import AdapterTarget
+from pytest_mistral_lora.errors import InputError, MistralLoraError, PinError
+from pytest_mistral_lora.records.adapter_folder import CONFIG, AdapterFolder
+from pytest_mistral_lora.records.files import inside
+from pytest_mistral_lora.records.hashing import ADAPTER_TENSORS
+
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+_TRAINER_STATE = re.compile(r"(optimizer|scheduler|scaler|training_args|rng_state(_\d+)?)\.\w+")
+_SHARD = re.compile(r"adapter_model-\d+-of-\d+\.safetensors|adapter_model\.safetensors\.index\.json")
+_UNREADABLE = "the files cannot be read: see the check `files`"
+_LOADABLE = "a file that safetensors loads"
+
+
+def checks(target: AdapterTarget, settings: Settings) -> Iterator[Check]:
+    """Yield the checks of an adapter folder, or of a merged model's."""
+    for case, judge in cases(target.adapter).items():
+        yield Check(target, "adapter", case, judge)
+
+
+def cases(folder: AdapterFolder) -> Mapping[str, Callable[[], Result]]:
+    """Return the checks of a folder, by name."""
+    manifest = folder.valid_manifest
+    if manifest is not None and manifest.data["kind"] == "merged" and folder.model_files:
+        merged = MergedChecks(folder)
+        return {
+            "files": merged.files,
+            "tensors-finite": merged.tensors_finite,
+            "changes-the-base": merged.changes_the_base,
+        }
+    adapter = AdapterChecks(folder)
+    return {
+        "files": adapter.files,
+        "tensors-complete": adapter.tensors_complete,
+        "tensors-finite": adapter.tensors_finite,
+        "layers-trained": adapter.layers_trained,
+        "configuration": adapter.configuration,
+        "base-recorded": adapter.base_recorded,
+        "fits-base": adapter.fits_base,
+        "changes-the-base": adapter.changes_the_base,
+    }
+
+
+def adapter_findings(folder: Path, base: Path | None = None) -> Iterator[Finding]:
+    """Yield everything that is wrong with an adapter folder.
+
+    Args:
+        folder: The folder with `adapter_config.json` and `adapter_model.safetensors`.
+        base: The base checkpoint, or None to look for it, as every command does; nothing is fetched.
+
+    Raises:
+        PinError: If the base cannot be read or does not load.
+    """
+    for judge in cases(AdapterFolder(folder, base)).values():
+        yield from judge().findings
+
+
+class AdapterChecks:
+    """The checks of an adapter folder: each method is one, and they share all files and results.
+
+    Attributes:
+        folder: The folder.
+    """
+
+    def __init__(self, folder: AdapterFolder) -> None:
+        self.folder = folder
+
+    @cached_property
+    def _unreadable(self) -> tuple[InputError, ...]:
+        """The errors of the two files that make an adapter."""
+        errors = []
+        for name in ("config", "tensors"):
+            try:
+                getattr(self.folder, name)
+            except InputError as error:
+                errors.append(error)
+        return tuple(errors)
+
+    def _is_unreadable(self, file: Path) -> bool:
+        return any(error.place == str(file) for error in self._unreadable)
+
+    @cached_property
+    def _misconfigured(self) -> tuple[Finding, ...]:
+        return tuple(config_checks.configuration_findings(self.folder))
+
+    @cached_property
+    def _layout(self) -> layout_checks.AdapterLayout:
+        """The adapter on its base without weights; without a base, on a Mistral model as large as the tensors need."""
+        return layout_checks.adapter_layout(self.folder, self.folder.located_base.folder)
+
+    @cached_property
+    def _summaries(self) -> Mapping[str, weight_checks.TensorSummary]:
+        return weight_checks.summarize_tensors(inside(self.folder.path, ADAPTER_TENSORS))
+
+    @cached_property
+    def _misnamed(self) -> tuple[Finding, ...]:
+        return () if self._layout.refusal else tuple(layout_checks.name_findings(self.folder, self._layout))
+
+    @property
+    def _no_layout(self) -> str:
+        """Why the tensors cannot be compared with the configuration; empty if they can."""
+        if self._unreadable:
+            return _UNREADABLE
+        if self._misconfigured:
+            return "the configuration is not sound: see the check `configuration`"
+        try:
+            return f"PEFT refuses the configuration: {self._layout.refusal}" if self._layout.refusal else ""
+        except PinError:
+            raise
+        except InputError as error:
+            return layout_checks.not_mistral(error)
+
+    def files(self) -> Result:
+        """Check that the files are there, have the form that their names claim, and that there are no other weights."""
+        path, entries, findings = self.folder.path, sorted(self.folder.path.iterdir()), []
+        for file in entries:
+            if file.suffix in _PICKLES and not _TRAINER_STATE.fullmatch(file.name):
+                found = "weights in a pickle file: not loaded"
+                findings.append(Finding("ML406", found, str(file), f"safetensors only: {ADAPTER_TENSORS}"))
+        for file in entries:
+            if _SHARD.fullmatch(file.name):
+                found = "a sharded adapter, which PEFT does not load"
+                findings.append(Finding("ML405", found, str(file), f"one file: {ADAPTER_TENSORS}"))
+        if self.folder.model_files:
+            found = f"full model weights: {', '.join(file.name for file in self.folder.model_files[:3])}"
+            expected = (
+                "an adapter and nothing else; of a merged model, its manifest.json with kind merged and no adapter"
+            )
+            findings.append(Finding("ML418", found, str(path), expected))
+        # PEFT saves an adapter of another name than `default` in a folder of that name
+        below = sorted(file.parent.name for file in path.glob(f"*/{CONFIG}")) if self._unreadable else []
+        hint = f"; there is one in {', '.join(below[:3])}: name that folder" if below else ""
+        for error in self._unreadable:
+            rule = "ML406" if "pickle" in error.found else "ML405"
+            expected = error.expected or f"an adapter: {CONFIG} and {ADAPTER_TENSORS}{hint}"
+            findings.append(Finding(rule, error.found, error.place, expected))
+        return Result(tuple(findings))
+
+    def tensors_complete(self) -> Result:
+        """Check the names of the tensors against those that PEFT saves of this configuration."""
+        if self._no_layout:
+            return Result(not_checked=self._no_layout)
+        return Result(self._misnamed, facts=(("tensors", len(self.folder.tensors)),))
+
+    def tensors_finite(self) -> Result:
+        """Check every number, and the dtypes."""
+        if self._is_unreadable(self.folder.tensors_file):
+            return Result(not_checked=_UNREADABLE)
+        try:
+            return Result(tuple(weight_checks.finite_findings(self.folder, self._summaries)))
+        except InputError as error:
+            return Result((Finding("ML405", error.found, error.place, _LOADABLE),))
+
+    def layers_trained(self) -> Result:
+        """Check that every layer has learned something, and something of its own."""
+        if self._is_unreadable(self.folder.tensors_file):
+            return Result(not_checked=_UNREADABLE)
+        try:
+            return Result(tuple(weight_checks.trained_findings(self.folder, self._summaries)))
+        except InputError:
+            return Result(not_checked="the tensors cannot be loaded: see the check `tensors-finite`")
+
+    def configuration(self) -> Result:
+        """Check the configuration, its names against the base's layers, and its rank against the tensors."""
+        if self._is_unreadable(self.folder.config_file):
+            return Result(not_checked=_UNREADABLE)
+        if self._misconfigured:
+            return Result(self._misconfigured)
+        try:
+            layout = self._layout
+        except PinError:
+            raise
+        except InputError as error:
+            return Result(not_checked=layout_checks.not_mistral(error))
+        findings = list(config_checks.target_findings(self.folder, layout.modules, layout.linear, layout.unmatched))
+        if layout.refusal and not findings:
+            found = f"PEFT refuses it: {layout.refusal}"
+            findings.append(Finding("ML408", found, str(self.folder.config_file)))
+        return Result((*findings, *layout_checks.rank_findings(self.folder, layout)))
+
+    def base_recorded(self) -> Result:
+        """Check that the configuration names the base, and one commit of it."""
+        if self._is_unreadable(self.folder.config_file):
+            return Result(not_checked=_UNREADABLE)
+        manifest = self.folder.valid_manifest.data if self.folder.valid_manifest else {}
+        pinned = bool(manifest.get("revision") or manifest.get("base_weights_sha256"))
+        return Result(tuple(config_checks.base_findings(self.folder, pinned)))
+
+    def fits_base(self) -> Result:
+        """Check shapes, vocabulary, tied embeddings, and that the base is not merged with the adapter already."""
+        base = self.folder.located_base
+        if self._no_layout or base.folder is None:
+            return Result(not_checked=self._no_layout or base.missing)
+        findings = [*layout_checks.shape_findings(self.folder, self._layout)]
+        return Result((*findings, *weight_checks.fit_findings(self.folder, base.folder)))
+
+    def changes_the_base(self) -> Result:
+        """Check that the adapter, put on its base by PEFT, changes the base's logits."""
+        base = self.folder.located_base
+        if self._no_layout or base.folder is None:
+            return Result(not_checked=self._no_layout or base.missing)
+        # PEFT's own errors for these would hide the cause
+        before = (*self._misnamed, *self.configuration().findings, *self.fits_base().findings)
+        if any(finding.severity == "error" for finding in before):
+            return Result(not_checked="adapter and base do not fit: see the checks before")
+        if not all(summary.finite for summary in self._summaries.values()):
+            return Result(not_checked="not every number is finite: see the check `tensors-finite`")
+        if reason := weight_checks.memory_shortage(base.folder):
+            return Result(not_checked=reason)
+        return Result(tuple(weight_checks.effect_findings(self.folder, base.folder)))
+
+
+class MergedChecks:
+    """The checks of a merged model's folder: each method is one.
+
+    Attributes:
+        folder: The folder, with a manifest of kind `merged`.
+    """
+
+    def __init__(self, folder: AdapterFolder) -> None:
+        self.folder = folder
+
+    def files(self) -> Result:
+        """Check that the folder holds full weights in full precision, and no adapter."""
+        path, findings = self.folder.path, []
+        # transformers looks for an adapter in the folder of any model that it loads
+        for file in (self.folder.config_file, self.folder.tensors_file):
+            if file.exists():
+                found = f"{file.name} in a merged model's folder: transformers would put the adapter on once more"
+                findings.append(Finding("ML418", found, str(file), "full weights and no adapter"))
+        try:
+            config = read_json(inside(path, "config.json"))
+            if not isinstance(config, dict):
+                raise InputError(f"a JSON {type(config).__name__}", place=str(path / "config.json"))
+            if config.get("quantization_config"):
+                found, place = "the merged weights are quantised", str(path / "config.json")
+                findings.append(Finding("ML421", found, place, "full precision"))
+            for file in self.folder.model_files:
+                read_header(inside(path, file.name))
+        except InputError as error:
+            findings.append(Finding("ML405", error.found, error.place, error.expected))
+        return Result(tuple(findings), facts=(("kind", "merged"),))
+
+    def tensors_finite(self) -> Result:
+        """Check every number of the weights."""
+        try:
+            summaries = [weight_checks.summarize_tensors(file) for file in self.folder.model_files]
+        except InputError as error:
+            return Result((Finding("ML405", error.found, error.place, _LOADABLE),))
+        wrong = sorted(name for file in summaries for name, summary in file.items() if not summary.finite)
+        place = str(self.folder.path)
+        return Result(tuple(Finding("ML402", f"{name} is not finite", place, "finite numbers") for name in wrong))
+
+    def changes_the_base(self) -> Result:
+        """Check that the weights have the base's names and shapes, and that at least one of them is not the base's."""
+        import torch
+
+        base = self.folder.located_base
+        if base.folder is None:
+            return Result(not_checked=base.missing)
+        place, findings = str(self.folder.path), []
+        try:
+            own, before = Weights(self.folder.model_files), Weights(AdapterFolder(base.folder).model_files)
+            for name in sorted(own.infos.keys() ^ before.infos.keys()):
+                found = f"{name} {'is not in the base' if name in own.infos else 'of the base is missing'}"
+                findings.append(Finding("ML412", found, place, "the tensors of the base"))
+            shared = sorted(own.infos.keys() & before.infos.keys())
+            for name in shared:
+                shape, expected = own.infos[name].shape, before.infos[name].shape
+                if shape != expected:
+                    findings.append(Finding("ML412", f"{name} has shape {shape}", place, f"{expected}, as the base's"))
+            # in float32, since the dtype of a merge may be another one than the base's
+            if shared and all(torch.equal(own[name].float(), before[name].float()) for name in shared):
+                found = "every weight is the base's: nothing was merged"
+                findings.append(Finding("ML413", found, place, "other weights"))
+        except MistralLoraError as error:
+            return Result(not_checked=f"base or model cannot be read: {error}")
+        return Result(tuple(findings))

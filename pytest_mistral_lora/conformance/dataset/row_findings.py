@@ -15,7 +15,7 @@ from pytest_mistral_lora.conformance.mask.laws import LAWS
 from pytest_mistral_lora.errors import RowError
 
 if TYPE_CHECKING:
-    from pytest_mistral_lora.chat.oracle.mistral_common import Oracle
+    from pytest_mistral_lora.chat.oracle import Oracle
 
 
 _FAULTS = {"no-labels": "ML606", "nothing-supervised": "ML605", "too-long": "ML607"}

@@ -29,7 +29,7 @@ from pytest_mistral_lora.errors import NoOracleError, RowError
 from pytest_mistral_lora.records.hashing import is_held_out
 
 if TYPE_CHECKING:
-    from pytest_mistral_lora.chat.oracle.mistral_common import Oracle
+    from pytest_mistral_lora.chat.oracle import Oracle
 
 _ROW_CHARACTERS = 2000
 """A longer row is not printed with its finding: the place is enough to find it."""

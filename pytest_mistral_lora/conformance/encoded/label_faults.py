@@ -8,7 +8,7 @@ from functools import cached_property
 from itertools import groupby
 
 from pytest_mistral_lora.chat.encoded import IGNORE_INDEX, EncodedRow, Span
-from pytest_mistral_lora.chat.oracle.mistral_common import Oracle
+from pytest_mistral_lora.chat.oracle import Oracle
 from pytest_mistral_lora.conformance.encoded import EncodingFault
 
 MAX_SHIFT = 3

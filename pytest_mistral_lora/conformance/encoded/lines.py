@@ -9,8 +9,8 @@ from typing import Any
 
 from pytest_mistral_lora.chat.encoded import IGNORE_INDEX
 from pytest_mistral_lora.chat.fields import kind_of
-from pytest_mistral_lora.chat.oracle.mistral_common import Oracle
-from pytest_mistral_lora.chat.reading.jsonl import scan_jsonl
+from pytest_mistral_lora.chat.oracle import Oracle
+from pytest_mistral_lora.chat.reading import scan_jsonl
 from pytest_mistral_lora.chat.rows import Row, parse_row
 from pytest_mistral_lora.conformance.encoded import EncodingFault
 from pytest_mistral_lora.errors import RowError

@@ -15,7 +15,7 @@ from difflib import SequenceMatcher
 from functools import cached_property
 from itertools import groupby, pairwise
 
-from pytest_mistral_lora.chat.oracle.mistral_common import Oracle
+from pytest_mistral_lora.chat.oracle import Oracle
 from pytest_mistral_lora.chat.rows import Row, text_of
 from pytest_mistral_lora.conformance.encoded import EncodingFault
 

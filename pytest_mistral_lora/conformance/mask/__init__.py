@@ -1,1 +1,235 @@
 """Subject `mask`: the laws of an encoded row."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache, partial
+from typing import TYPE_CHECKING, Any
+
+from pytest_mistral_lora.chat.encoded import encoded_text
+from pytest_mistral_lora.chat.rows import Row, parse_row
+from pytest_mistral_lora.conformance.checks import Check, Settings
+from pytest_mistral_lora.conformance.finding import Finding, Result
+from pytest_mistral_lora.conformance.mask.laws import LAWS, RowLaw, construction_violation, refusal_violation
+from pytest_mistral_lora.conformance.targets import Target
+from pytest_mistral_lora.errors import MistralLoraError
+
+if TYPE_CHECKING:
+    from pytest_mistral_lora.chat.oracle import Oracle
+
+
+_TRIES = 300
+"""Rows that are tried after Hypothesis has shrunk: it stops early, since it shrinks the choices behind a row."""
+
+
+def shrink_finding(finding: Callable[[Row], Finding | None], found: Finding, data: dict[str, Any]) -> Finding:
+    """Leave out messages, keys and parts of texts as long as the row breaks the same rule; return the last finding.
+
+    Args:
+        finding: Judges a row.
+        found: Its finding for the row.
+        data: The row, as plain data.
+    """
+    tries = _TRIES
+    candidates = _smaller(data)
+    while tries and (candidate := next(candidates, None)) is not None:
+        tries -= 1
+        try:
+            now = finding(parse_row(candidate))
+        except MistralLoraError:
+            # a row that is refused is no smaller example of the same fault
+            continue
+        if now is not None and now.rule == found.rule:
+            found, candidates = now, _smaller(candidate)
+    return found
+
+
+def _smaller(data: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    # the largest parts first: what is left out early need not be tried in every later round
+    for key in ("tools", "reasoning_effort"):
+        if key in data:
+            yield {name: value for name, value in data.items() if name != key}
+    messages = data["messages"]
+    for index, message in enumerate(messages):
+        yield data | {"messages": [*messages[:index], *messages[index + 1 :]]}
+        content = message.get("content")
+        smaller: list[dict[str, Any]] = []
+        if isinstance(content, list):
+            smaller += (message | {"content": [*content[:n], *content[n + 1 :]]} for n in range(len(content)))
+            smaller += (message | {"content": chunk["text"]} for chunk in content if chunk.get("text"))
+        elif content:
+            # halves first, for long texts; never an empty text, which an assistant's message may not have
+            half = len(content) // 2
+            shorter = ("0",) if len(content) == 1 else ("0", content[:half], content[half:], content[1:], content[:-1])
+            smaller += (message | {"content": text} for text in shorter if text != content)
+        if "weight" in message:
+            smaller.append({name: value for name, value in message.items() if name != "weight"})
+        yield from (data | {"messages": [*messages[:index], one, *messages[index + 1 :]]} for one in smaller)
+
+
+def checks(target: Target, settings: Settings) -> Iterator[Check]:
+    """Yield one check for each law, one for refusals, and one for the chat template against the oracle."""
+    for law in LAWS:
+        yield Check(target, "mask", law.name, partial(_law, target, law, settings))
+    yield Check(
+        target,
+        "mask",
+        "every-token-has-an-encoder",
+        partial(_own_law, target, settings, "ML121", "template", construction_violation),
+    )
+    yield Check(
+        target,
+        "mask",
+        "refusals-are-mistral-commons",
+        partial(_own_law, target, settings, "ML120", "messy", refusal_violation),
+    )
+    yield Check(target, "mask", "template-agrees", partial(_template_agrees, target, settings))
+
+
+def _law(target: Target, law: RowLaw, settings: Settings) -> Result:
+    oracle = target.oracle
+    if int(oracle.version[1:]) < int(law.since[1:]):
+        return Result(not_checked=f"tokenizer {oracle.version}: this law holds for {law.since} and later")
+
+    def finding(row: Row) -> Finding | None:
+        encoded = oracle.encode(row)
+        violation = law.violation(row, encoded, oracle)
+        detail = encoded_text(encoded, oracle.piece) if violation else ""
+        return Finding(law.rule, violation, detail=detail, row=row.to_jsonl()) if violation else None
+
+    return Result(tuple(search(finding, RowSource.of(law.rows, oracle), settings)))
+
+
+def _own_law(
+    target: Target, settings: Settings, rule: str, kind: str, violation: Callable[[Row, Oracle], str]
+) -> Result:
+    """Search for a row that breaks a law which encodes the row itself, because the encoding may be refused."""
+
+    def finding(row: Row) -> Finding | None:
+        found = violation(row, target.oracle)
+        return Finding(rule, found, row=row.to_jsonl()) if found else None
+
+    return Result(tuple(search(finding, RowSource.of(kind, target.oracle), settings)))
+
+
+def _template_agrees(target: Target, settings: Settings) -> Result:
+    from pytest_mistral_lora.conformance.template import template_findings
+
+    # a target without a template is refused here, before any row is made
+    template, oracle = target.template, target.oracle
+    source = RowSource.of("template", oracle)
+    return Result(tuple(search(lambda row: next(template_findings(oracle, template, row), None), source, settings)))
+
+
+@dataclass(frozen=True, slots=True)
+class RowSource:
+    """A kind of generated rows; equal sources give equal rows, which are made once for all laws and targets.
+
+    Attributes:
+        kind: A law's `rows`; `template` for the rows of the chat template, `messy` for any conversation.
+        tools: Whether the tokenizer has tools.
+        parallel: Whether it has several calls in a turn.
+        thinking: Whether it has thinking chunks.
+    """
+
+    kind: str
+    tools: bool = True
+    parallel: bool = True
+    thinking: bool = False
+
+    @classmethod
+    def of(cls, kind: str, oracle: Oracle) -> RowSource:
+        """Return the source of a kind of rows for a tokenizer."""
+        # equal sources are made once: what a tokenizer cannot change in its rows is left out of the source
+        if kind == "messy":
+            return cls(kind)
+        thinking = "[THINK]" in oracle.control_tokens.values()
+        if kind == "tools" and oracle.version == "v1":
+            kind = "any"
+        if kind in ("any", "weights"):
+            return cls(kind, thinking=thinking)
+        return cls(kind, oracle.version != "v1", oracle.version not in ("v1", "v2"), thinking)
+
+    def strategy(self) -> Any:
+        """Return the rows as a Hypothesis strategy."""
+        from pytest_mistral_lora.strategies import rows, tool_rows
+        from pytest_mistral_lora.strategies.texts import messy_rows
+
+        if self.kind == "messy":
+            return messy_rows()
+        if self.kind == "parallel" and self.tools:
+            return tool_rows(parallel=True, thinking=self.thinking)
+        weights, alternating = self.kind == "weights", self.kind != "template"
+        plain = rows(weights=weights, alternating=alternating, thinking=self.thinking)
+        if not self.tools or self.kind in ("any", "weights"):
+            return plain
+        return plain | tool_rows(parallel=self.parallel, thinking=self.thinking)
+
+
+class _BrokenLawError(Exception):
+    """Carries a finding out of Hypothesis, which shrinks the row until this is the smallest one."""
+
+    def __init__(self, finding: Finding, data: dict[str, Any]) -> None:
+        super().__init__(finding.rule)
+        self.finding = finding
+        self.data = data
+
+
+def search(finding: Callable[[Row], Finding | None], source: RowSource, settings: Settings) -> list[Finding]:
+    """Look for a row with a finding; return the finding of the smallest such row, or nothing.
+
+    The search is the same in every run unless a seed is given, has no deadline and keeps no database, so that a
+    user's CI cannot fail by chance.
+    """
+    first = next(filter(None, map(finding, _generated(source, settings.examples, settings.seed))), None)
+    if first is None:
+        return []
+    found = _BrokenLawError(first, json.loads(first.row))
+
+    def holds(data: Mapping[str, Any]) -> None:
+        now = finding(_as_read(data))
+        if now is not None:
+            raise _BrokenLawError(now, dict(data))
+
+    # Hypothesis shrinks only what fails in a search of its own, so it searches again; few checks come here
+    try:
+        _explore(holds, source, settings.examples, settings.seed)
+    except _BrokenLawError as broken:
+        found = broken
+    return [shrink_finding(finding, found.finding, found.data)]
+
+
+@cache
+def _generated(source: RowSource, examples: int, seed: int | None) -> tuple[Row, ...]:
+    # making rows takes far longer than judging them
+    made: list[Row] = []
+    _explore(lambda data: made.append(_as_read(data)), source, examples, seed)
+    return tuple(made)
+
+
+def _as_read(data: Mapping[str, Any]) -> Row:
+    # a file holds JSON's types only: a tuple or an int subclass of a strategy becomes a list or an int.
+    return parse_row(json.loads(json.dumps(data)))
+
+
+def _explore(use: Callable[[Mapping[str, Any]], None], source: RowSource, examples: int, seed: int | None) -> None:
+    import hypothesis
+
+    # no deadline, database or health check: a slow machine, or a run before this one, must not change the result
+    @hypothesis.settings(
+        max_examples=examples,
+        deadline=None,
+        database=None,
+        derandomize=seed is None,
+        print_blob=False,
+        report_multiple_bugs=False,
+        verbosity=hypothesis.Verbosity.quiet,
+        suppress_health_check=list(hypothesis.HealthCheck),
+    )
+    @hypothesis.given(source.strategy())
+    def run(data: Mapping[str, Any]) -> None:
+        use(data)
+
+    (run if seed is None else hypothesis.seed(seed)(run))()

@@ -29,7 +29,7 @@ from pytest_mistral_lora.conformance.mask.row_laws import (
 from pytest_mistral_lora.errors import InputError, MistralLoraError, OracleRejection
 
 if TYPE_CHECKING:
-    from pytest_mistral_lora.chat.oracle.mistral_common import Oracle
+    from pytest_mistral_lora.chat.oracle import Oracle
 
 
 _QUESTION = {"role": "user", "content": "And then?"}

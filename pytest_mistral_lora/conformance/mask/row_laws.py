@@ -12,7 +12,7 @@ from pytest_mistral_lora.chat.encoded import IGNORE_INDEX, EncodedRow, Span
 from pytest_mistral_lora.chat.rows import Row, assistant_text, merged_chunks, parse_row, weight_of
 
 if TYPE_CHECKING:
-    from pytest_mistral_lora.chat.oracle.mistral_common import Oracle
+    from pytest_mistral_lora.chat.oracle import Oracle
 
 
 Rows = Literal["any", "tools", "weights", "parallel"]
@@ -115,7 +115,7 @@ def bos_violation(row: Row, encoded: EncodedRow, oracle: Oracle) -> str:
 
 def scan_violation(row: Row, encoded: EncodedRow, oracle: Oracle) -> str:
     """The labels read off the control tokens are the row's labels."""
-    from pytest_mistral_lora.chat.oracle.control_mask import scan_labels
+    from pytest_mistral_lora.chat.encoded import scan_labels
 
     scanned = scan_labels(encoded.input_ids, oracle)
     if scanned == encoded.labels or scanned is None or encoded.labels is None:

@@ -17,7 +17,7 @@ from pytest_mistral_lora.conformance.tokenizer.template_traits import oracle_of
 from pytest_mistral_lora.errors import InputError
 
 if TYPE_CHECKING:
-    from pytest_mistral_lora.chat.oracle.mistral_common import Oracle
+    from pytest_mistral_lora.chat.oracle import Oracle
 
 PROBES = (
     "Hello, world!",

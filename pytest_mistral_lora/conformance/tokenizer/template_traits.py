@@ -13,8 +13,8 @@ from pytest_mistral_lora.conformance.targets import Target
 from pytest_mistral_lora.errors import RowError, TokenizerError
 
 if TYPE_CHECKING:
-    from pytest_mistral_lora.chat.oracle.mistral_common import Oracle
-    from pytest_mistral_lora.chat.templates.render import ChatTemplate
+    from pytest_mistral_lora.chat.oracle import Oracle
+    from pytest_mistral_lora.chat.templates import ChatTemplate
 
 
 _CLOCK = ("strftime_now", "now", "datetime", "date_today")

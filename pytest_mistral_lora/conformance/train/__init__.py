@@ -151,6 +151,6 @@ def _judge_adapter(run: TinyRun) -> Iterator[Finding]:
     if "adapter_findings" in run.evidence:
         yield from (Finding(**finding) for finding in run.evidence["adapter_findings"])
         return
-    from pytest_mistral_lora.conformance.adapter.checks import adapter_findings
+    from pytest_mistral_lora.conformance.adapter import adapter_findings
 
     yield from adapter_findings(run.adapter, run.base)

@@ -120,7 +120,7 @@ def measure_packing(harness: TrainerHarness) -> Figures:
     """Compare logits and losses of packed rows with those of each row alone, as transformers and the trainer pack."""
     import torch
 
-    from pytest_mistral_lora.training.step.attention import attend_in_segments, segment_arguments
+    from pytest_mistral_lora.training.step.forward import attend_in_segments, segment_arguments
     from pytest_mistral_lora.training.step.packing import Segment
 
     rows, model, figures = harness.encoded, harness.perturbed_model().eval(), {}
@@ -199,7 +199,7 @@ def measure_generation(harness: TrainerHarness) -> Figures:
     from transformers import GenerationConfig
 
     from pytest_mistral_lora.chat.rows import read_rows
-    from pytest_mistral_lora.training.generate.generate import generate, load_adapted
+    from pytest_mistral_lora.training.generate import generate, load_adapted
 
     model = load_adapted(harness.adapter, harness.base, "fp32", "cpu")
     rows, eos = list(read_rows(harness.rows)), harness.encoder.eos_id
@@ -241,7 +241,7 @@ def _judge_generation(figures: Figures, device: str) -> Iterator[Finding]:
 
 def merged_model(adapter: Path, base: Path) -> Any:
     """Return base and adapter merged into one plain model, in float32 on the CPU."""
-    from pytest_mistral_lora.training.generate.generate import load_adapted
+    from pytest_mistral_lora.training.generate import load_adapted
 
     return load_adapted(adapter, base, "fp32", "cpu").merge_and_unload(safe_merge=True)
 
@@ -256,7 +256,7 @@ def measure_merging(harness: TrainerHarness) -> Figures:
     import torch
     from safetensors.torch import load_file
 
-    from pytest_mistral_lora.training.generate.generate import load_adapted
+    from pytest_mistral_lora.training.generate import load_adapted
 
     whole = load_adapted(harness.adapter, harness.base, "fp32", "cpu")
     merged = merged_model(harness.adapter, harness.base).eval()

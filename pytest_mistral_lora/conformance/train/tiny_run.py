@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from filelock import FileLock
 
-from pytest_mistral_lora.chat.oracle.mistral_common import Oracle
-from pytest_mistral_lora.chat.reading.jsonl import read_json
+from pytest_mistral_lora.chat.oracle import Oracle
+from pytest_mistral_lora.chat.reading import read_json
 from pytest_mistral_lora.checkpoint.base_model import choose_device
 from pytest_mistral_lora.conformance.targets import Target
 from pytest_mistral_lora.conformance.train import measure_laws
@@ -137,7 +137,7 @@ def quiet_single_thread() -> Iterator[None]:
     from transformers import MistralForCausalLM, Trainer  # noqa: F401
     from transformers.utils import logging
 
-    from pytest_mistral_lora.training.generate import generate, judge  # noqa: F401
+    from pytest_mistral_lora.training.generate import judge  # noqa: F401
     from pytest_mistral_lora.training.run import train  # noqa: F401
 
     threads, verbosity = torch.get_num_threads(), logging.get_verbosity()
@@ -186,7 +186,7 @@ def judge_files(harness: TrainerHarness) -> dict[str, Any]:
     Returns:
         `adapter_findings`, as plain data; nothing if the check raises: it is then made again, and raises in its place.
     """
-    from pytest_mistral_lora.conformance.adapter.checks import adapter_findings
+    from pytest_mistral_lora.conformance.adapter import adapter_findings
 
     try:
         return {"adapter_findings": [asdict(finding) for finding in adapter_findings(harness.adapter, harness.base)]}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -130,7 +131,12 @@ def _stand_in_for_torchaudio() -> dict[str, str]:
         # an import that failed leaves its submodules behind, and they would be taken for the stand-in's
         for name in [name for name in sys.modules if name.partition(".")[0] == "torchaudio"]:
             del sys.modules[name]
-        sys.path.insert(0, str(Path(__file__).parent / "shims"))
+        # An empty package in a folder of its own: transformers looks torchaudio up as a file, so that a module object
+        # in sys.modules would not do.
+        stand_in = Path(tempfile.mkdtemp(prefix="stand-in-")) / "torchaudio"
+        stand_in.mkdir()
+        (stand_in / "__init__.py").touch()
+        sys.path.insert(0, str(stand_in.parent))
         return {"torchaudio": "an empty stand-in: the real one cannot be imported here"}
     return {}
 

@@ -1,1 +1,165 @@
 """Generate answers, record them as golden transcripts, and judge a model by recorded ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from peft import PeftModel
+from transformers import GenerationConfig
+
+from pytest_mistral_lora.chat.encoded import IGNORE_INDEX, EncodedRow
+from pytest_mistral_lora.chat.rows import Row
+from pytest_mistral_lora.checkpoint.base_model import Precision, load_base, load_nf4
+from pytest_mistral_lora.checkpoint.encoder import Encoder
+from pytest_mistral_lora.errors import InputError
+from pytest_mistral_lora.records.hashing import ADAPTER_TENSORS, read_tensors, sha256_tensors
+from pytest_mistral_lora.training.adapter import adapter_tensors, peft_quiet
+
+
+@dataclass(frozen=True)
+class Completion:
+    """A row's last assistant turn, generated.
+
+    Attributes:
+        row: Index of the row.
+        prompt_tokens: Length of the prompt, in tokens.
+        ids: Generated ids, with the closing EOS.
+        text: The decoded ids, without control tokens.
+        stop: `eos`, or `length` if `max_new_tokens` was reached.
+        expected_ids: Ids of the turn in the row, with EOS.
+        equal: Whether `ids` are `expected_ids`.
+    """
+
+    row: int
+    prompt_tokens: int
+    ids: tuple[int, ...]
+    text: str
+    stop: Literal["eos", "length"]
+    expected_ids: tuple[int, ...]
+    equal: bool
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Teacher-forced logits of some rows, small enough to keep.
+
+    Attributes:
+        sha256: Hash of the float32 logits at every supervised position.
+        label_logits: For each row, the logit of each supervised token at the position before it, which predicts it.
+    """
+
+    sha256: str
+    label_logits: tuple[tuple[float, ...], ...]
+
+
+def probe(model: Any, encoded: Sequence[EncodedRow]) -> Probe:
+    """Return a model's teacher-forced logits, one row at a time, with dropout off."""
+    logits = [supervised_logits(model, row) for row in encoded]
+    # the hash shows equality to the bit, on the same processor; the label's logits allow a tolerance elsewhere
+    values = []
+    for row, one in zip(encoded, logits, strict=True):
+        targets = torch.tensor([label for label in row.labels or () if label != IGNORE_INDEX], dtype=torch.int64)
+        values.append(tuple(one.gather(1, targets[:, None]).squeeze(1).tolist()))
+    return Probe(sha256_tensors({f"{index:06}": one for index, one in enumerate(logits)}), tuple(values))
+
+
+def supervised_logits(model: Any, row: EncodedRow) -> torch.Tensor:
+    """Return the logits that predict a row's supervised tokens, `(supervised tokens, vocabulary)`, CPU float32."""
+    model.eval()
+    # logits at position i predict the token at i + 1; the head is computed at these positions only
+    columns = [index - 1 for index, label in enumerate(row.labels or ()) if label != IGNORE_INDEX]
+    with torch.inference_mode():
+        ids = torch.tensor([row.input_ids], device=model.device)
+        keep = torch.tensor(columns, device=model.device, dtype=torch.int64)
+        logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), logits_to_keep=keep, use_cache=False).logits
+    found: torch.Tensor = logits[0].float().cpu()
+    return found
+
+
+def adapter_effect(model: Any, encoded: Sequence[EncodedRow]) -> float:
+    """Return the largest difference that the adapter makes to a supervised logit; 0.0 for one without effect."""
+    largest = 0.0
+    for row in encoded:
+        with_adapter = supervised_logits(model, row)
+        # the same weights and kernels on both sides: any difference is the adapter's
+        with model.disable_adapter():
+            difference = with_adapter - supervised_logits(model, row)
+        largest = max(largest, difference.abs().max().item() if difference.numel() else 0.0)
+    return largest
+
+
+def generate(model: Any, encoder: Encoder, rows: Iterable[Row], *, max_new_tokens: int = 256) -> list[Completion]:
+    """Generate the last assistant turn of each row greedily, one row at a time.
+
+    Args:
+        model: Base with adapter, or a merged model.
+        encoder: The backend that makes prompts.
+        rows: Conversations that end with the turn to generate.
+        max_new_tokens: Longest completion, in tokens.
+
+    Raises:
+        RowError: If a row cannot be encoded.
+    """
+    model.eval()
+    pad = model.config.pad_token_id
+    config = GenerationConfig(
+        do_sample=False,
+        use_cache=True,
+        max_new_tokens=max_new_tokens,
+        eos_token_id=encoder.eos_id,
+        pad_token_id=encoder.eos_id if pad is None else pad,
+    )
+    completions = []
+    for index, row in enumerate(rows):
+        # one prompt at a time: without padding, an answer cannot depend on its neighbours in a batch
+        prompt = encoder.prompt(row)
+        with torch.inference_mode():
+            inputs = torch.tensor([prompt], device=model.device)
+            output = model.generate(input_ids=inputs, attention_mask=torch.ones_like(inputs), generation_config=config)
+        ids = tuple(output[0, len(prompt) :].tolist())
+        expected = last_turn_ids(encoder.encode(row))
+        stop: Literal["eos", "length"] = "eos" if ids and ids[-1] == encoder.eos_id else "length"
+        found = Completion(index, len(prompt), ids, encoder.decode(ids), stop, expected, ids == expected)
+        completions.append(found)
+    return completions
+
+
+def last_turn_ids(encoded: EncodedRow) -> tuple[int, ...]:
+    """Return the ids of a row's last assistant turn, with EOS; a turn of several messages is one turn."""
+    spans = [span for span in encoded.spans if span.role == "assistant"]
+    return tuple(
+        token for span in spans if span.turn == spans[-1].turn for token in encoded.input_ids[span.start : span.end]
+    )
+
+
+def load_adapted(
+    adapter: Path, base: Path, precision: Precision, device: str, quantization: str | None = None
+) -> Any:  # fmt: skip
+    """Load a base model and put a saved adapter on it; modules that it saves in full get the base's dtype.
+
+    Raises:
+        InputError: If a tensor of the file is not in the loaded model, or the other way round. PEFT itself only warns,
+            and the model then answers as its base does.
+    """
+    # PEFT's from_pretrained reports missing and unexpected keys as a warning only: compare every tensor with the file
+    saved = read_tensors(adapter / ADAPTER_TENSORS)
+    model = (load_nf4 if quantization else load_base)(base, precision, device)
+    with peft_quiet():
+        model = PeftModel.from_pretrained(model, adapter)
+    loaded = adapter_tensors(model)
+    different = sorted(
+        name
+        for name in saved.keys() | loaded.keys()
+        if name not in saved or name not in loaded or not torch.equal(saved[name].to(loaded[name].dtype), loaded[name])
+    )
+    if different:
+        raise InputError(
+            f"{len(different)} tensors do not fit the base, first {different[0]}",
+            place=str(adapter / ADAPTER_TENSORS),
+            expected="an adapter of this base",
+        )
+    return model.eval()

@@ -19,7 +19,7 @@ from pytest_mistral_lora.checkpoint.tokenizers import oracle_file
 from pytest_mistral_lora.errors import RecipeError
 from pytest_mistral_lora.records.files import write_text
 from pytest_mistral_lora.training.callbacks import FORMAT
-from pytest_mistral_lora.training.generate.generate import Completion, generate
+from pytest_mistral_lora.training.generate import Completion, generate
 from pytest_mistral_lora.training.generate.record import answer_of
 from pytest_mistral_lora.training.recipe import Evaluation
 

@@ -15,7 +15,7 @@ from pytest_mistral_lora.checkpoint.base_model import Precision
 from pytest_mistral_lora.checkpoint.encoder import Encoder
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.records.transcripts import TRANSCRIPTS, Transcript, load_folder
-from pytest_mistral_lora.training.generate.generate import Completion, generate
+from pytest_mistral_lora.training.generate import Completion, generate
 from pytest_mistral_lora.training.generate.model_spec import model_spec
 from pytest_mistral_lora.training.generate.record import answer_of, next_token_logprobs
 

@@ -16,7 +16,7 @@ from pytest_mistral_lora.checkpoint.tokenizers import oracle_file
 from pytest_mistral_lora.errors import NoOracleError
 from pytest_mistral_lora.records.hashing import sha256_file, sha256_tensors
 from pytest_mistral_lora.records.transcripts import Transcript
-from pytest_mistral_lora.training.generate.generate import Completion
+from pytest_mistral_lora.training.generate import Completion
 
 # Digits of recorded log-probabilities: far finer than any tolerance, and the same text for the same run.
 _DECIMALS = 6

@@ -1,1 +1,262 @@
 """Add an adapter to its base's weights: planned, streamed tensor by tensor, and proven before the folder is there."""
+
+from __future__ import annotations
+
+import errno
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+
+from pytest_mistral_lora.checkpoint.base_model import PRECISIONS, load_base, load_nf4, read_config
+from pytest_mistral_lora.checkpoint.pins import TEXT_FILES
+from pytest_mistral_lora.checkpoint.weights import Weights
+from pytest_mistral_lora.errors import InputError
+from pytest_mistral_lora.records.files import (
+    finished_folder,
+    listing,
+    remove_temporaries,
+    write_json,
+    write_text,
+)
+from pytest_mistral_lora.records.hashing import sha256_tensors
+from pytest_mistral_lora.records.manifest import MANIFEST, build
+from pytest_mistral_lora.records.notes import note_texts
+from pytest_mistral_lora.records.transcripts import TRANSCRIPTS
+from pytest_mistral_lora.training.generate.model_spec import ModelSpec
+from pytest_mistral_lora.training.merge.plan import plan_merge, write_weights, written_size
+from pytest_mistral_lora.training.merge.prove import (
+    BASE_DTYPE,
+    Proof,
+    merge_dtype,
+    merge_source,
+    proof_questions,
+    prove,
+    refuse_quantized,
+    require_full_weights,
+    weights_of,
+)
+from pytest_mistral_lora.training.run_metadata import environment
+from pytest_mistral_lora.training.work_folder import disk_error, ensure_writable_folder
+
+
+@contextmanager
+def dequantized(spec: ModelSpec, output: Path, *, asked: bool) -> Iterator[Path]:
+    """Yield the folder of the full weights that the adapter is added to: the base's own, or a temporary one.
+
+    Args:
+        spec: Adapter and base.
+        output: The merged folder to be made; the temporary folder is beside it.
+        asked: Whether to add the adapter to the dequantised weights.
+
+    Raises:
+        InputError: If it is asked for, but neither the base nor its training was quantised, or the base cannot be
+            dequantised.
+    """
+    base, precision, device = spec.base, spec.precision, spec.device
+    if not asked:
+        yield base
+        return
+    temporary = Path(tempfile.mkdtemp(dir=output.parent, prefix=f".{output.name}."))
+    try:
+        packed = bool(read_config(base).get("quantization_config"))
+        if not packed and spec.quantization is None:
+            raise InputError(
+                "neither the base nor its training was quantised: its weights are full ones",
+                place=str(base),
+                next_step="Leave --dequantise out.",
+            )
+        try:
+            # a full base that was trained on in 4 bits is quantised first: the adapter learned to correct those weights
+            model = load_base(base, precision, device) if packed else load_nf4(base, precision, device)
+            model = model.dequantize()
+        except (ImportError, NotImplementedError, ValueError) as error:  # transformers' own, by method and library
+            cause = " ".join(str(error).split())
+            raise InputError(
+                f"cannot be dequantised: {cause}", place=str(base), next_step="Give the full base."
+            ) from error
+        model.save_pretrained(temporary)
+        del model
+        yield temporary
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+_SCRATCH = ".proof"
+# Parts of a manifest that describe its own folder; a merged model takes all others from its adapter.
+_OWN_PARTS = ("schema_version", "kind", "files", "parent", "seal")
+
+_MAKE_ROOM = "Nothing is left there. Make room, or name another output folder."
+
+
+@dataclass(frozen=True)
+class MergedModel:
+    """A merged model, proven equal to base and adapter within the rounding of its dtype.
+
+    Attributes:
+        output: Its folder.
+        base: The base's folder.
+        manifest: Its manifest.
+        notes: Remarks for the user, as sentences.
+    """
+
+    output: Path
+    base: Path
+    manifest: Mapping[str, Any]
+    notes: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the merge as plain JSON data."""
+        return {
+            "output": str(self.output),
+            "base": str(self.base),
+            "parent": self.manifest["parent"],
+            "notes": list(self.notes),
+        }
+
+
+def merge(
+    adapter: Path,
+    output: Path,
+    base: Path | None = None,
+    *,
+    dtype: str = BASE_DTYPE,
+    golden: Path | None = None,
+    dequantize: bool = False,
+    device: str = "auto",
+    progress: bool = False,
+) -> MergedModel:
+    """Add an adapter to its base's weights, prove it, and write the folder of a model that needs neither.
+
+    Sums are in float32, one tensor at a time. Before the folder is there, base and adapter and then the merged model
+    answer the same prompts; both are loaded whole, one after the other, in the merged dtype, and compute in float32.
+
+    Args:
+        adapter: The adapter's folder, with its manifest; it is not changed.
+        output: The folder to make.
+        base: The base's folder; by default, the one that the adapter's folder records.
+        dtype: dtype of the merged weights: `float32`, `bfloat16`, `float16`, or `base` for the base's own.
+        golden: Transcripts with the prompts of the proof; by default the adapter's own, or else its rendered row.
+        dequantize: Whether to add the adapter to dequantised weights: of a quantised base, or of a full base that was
+            quantised in training.
+        device: Device of the models: `auto`, `cpu` or `cuda`.
+        progress: Whether to show a bar on stderr.
+
+    Raises:
+        InputError: If the folders do not go together, or the output exists; then nothing is written.
+        MergeError: If the merged model is not what base and adapter are; then nothing is left.
+        DiskError: If the output cannot be written; then nothing is left.
+    """
+    _check_output(output, adapter, base)
+    if base is not None and not dequantize:
+        refuse_quantized(base)  # before its weights are hashed, which takes time
+    spec = merge_source(adapter, base, device=device)
+    _check_output(output, adapter, spec.base)  # again: now the base is known in any case
+    remove_temporaries(output)
+    with _disk_errors(output), dequantized(spec, output, asked=dequantize) as full:
+        weights = weights_of(full)
+        require_full_weights(full, weights)
+        written = merge_dtype(full, weights, dtype)
+        tensors = Weights([spec.folder.tensors_file])
+        changes = plan_merge(adapter, tensors, full, weights)
+        asked = proof_questions(spec.folder, golden)
+        needed = written_size(weights, written)
+        if shutil.disk_usage(output.parent).free < needed:
+            # before the work, which takes minutes for a large model
+            shortage = OSError(errno.ENOSPC, f"the merged weights have {needed / 1e6:,.1f} MB")
+            raise disk_error(output, shortage, _MAKE_ROOM)
+        with finished_folder(output) as folder:
+            write_weights(folder, weights, tensors, changes, written, progress=progress)
+            _write_companions(folder, spec, written)
+            tensors_sha256 = sha256_tensors(weights_of(folder))
+            identity = {**spec.identity, "kind": "merged", "tensors_sha256": tensors_sha256}
+            in_full = replace(spec, base=full, precision=PRECISIONS[written], quantization=None)
+            proof = prove(in_full, folder, asked, dtype=written, identity=identity, scratch=folder / _SCRATCH)
+            shutil.rmtree(folder / _SCRATCH)
+            (folder / TRANSCRIPTS).mkdir()
+            for transcript in proof.transcripts:
+                transcript.write(folder / TRANSCRIPTS)
+            manifest = _write_manifest(folder, spec, proof, written, dequantize)
+    return MergedModel(output, spec.base, manifest, tuple(_notes(spec, proof, dequantize)))
+
+
+def _check_output(output: Path, adapter: Path, base: Path | None) -> None:
+    if output.exists():
+        raise InputError("exists already", place=str(output), next_step="Remove it or name another output folder.")
+    for folder in (adapter, *([base] if base else [])):
+        if output.resolve().is_relative_to(folder.resolve()):
+            raise InputError(f"is inside {folder}, which a merge does not change", place=str(output))
+    ensure_writable_folder(output.parent)
+
+
+@contextmanager
+def _disk_errors(output: Path) -> Iterator[None]:
+    """Turn errors of the file system into one that names the output and the next step.
+
+    Raises:
+        DiskError: If the block ends in an error of the file system.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        if isinstance(error, OSError) and error.errno is None:
+            raise  # transformers raises OSError for a model that it does not load
+        raise disk_error(output, error, _MAKE_ROOM) from error
+
+
+def _write_companions(folder: Path, spec: ModelSpec, dtype: str) -> None:
+    """Write the files that a model needs beside its weights: the base's configuration, and the adapter's tokenizer."""
+    adapter, base = spec.folder.path, spec.base
+    config = {key: value for key, value in read_config(base).items() if key != "quantization_config"}
+    # transformers 4 named it torch_dtype, and its older versions read nothing else
+    key = "torch_dtype" if "torch_dtype" in config else "dtype"
+    write_json(folder / "config.json", {**config, key: dtype})
+    generation = base / "generation_config.json"
+    listed = (
+        name for name in spec.folder.require_manifest().data["files"] if any(fnmatch(name, one) for one in TEXT_FILES)
+    )
+    for file in (*([generation] if generation.is_file() else []), *(adapter / name for name in listed)):
+        shutil.copyfile(file, folder / file.name)
+
+
+def _write_manifest(folder: Path, spec: ModelSpec, proof: Proof, dtype: str, dequantize: bool) -> dict[str, Any]:
+    """Write the notes and the manifest: the adapter's own, with the merged files and their `parent`."""
+    identity = spec.identity
+    parent = {
+        "manifest_sha256": spec.folder.manifest_sha256,
+        "tensors_sha256": identity["tensors_sha256"],
+        "merge_dtype": dtype,
+        "max_abs_logit_difference": proof.max_abs_logit_difference,
+        "greedy_equal": proof.greedy_equal,
+        "prompts": len(proof.transcripts),
+        "near_ties": proof.near_ties,
+        "quantization": spec.quantization,
+        "dequantized": dequantize,
+        "device": spec.device,
+        "environment": environment(),
+    }
+    parts = {key: value for key, value in spec.folder.require_manifest().data.items() if key not in _OWN_PARTS}
+    parts |= {"base_weights_sha256": identity["base_weights_sha256"], "kind": "merged", "parent": parent}
+    for name, text in note_texts(parts).items():
+        write_text(folder / name, text)
+    # last: it lists every other file with its hash
+    manifest = build(**parts, files=listing(folder))
+    write_json(folder / MANIFEST, manifest)
+    return manifest
+
+
+def _notes(spec: ModelSpec, proof: Proof, dequantize: bool) -> Iterator[str]:
+    if spec.quantization and not dequantize:
+        yield (
+            f"The adapter was trained on the base in {spec.quantization}, and is merged into its full weights: the "
+            "answers are those of the adapter on the full base. --dequantise merges into the weights of training."
+        )
+    if proof.near_ties:
+        asked = len(proof.transcripts)
+        yield f"{proof.near_ties} of {asked} answers differ, from a token on that base and adapter hardly prefer."

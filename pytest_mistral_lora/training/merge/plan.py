@@ -15,7 +15,7 @@ from peft.tuners import lora
 from peft.utils import ModulesToSaveWrapper
 from tqdm import tqdm
 
-from pytest_mistral_lora.chat.reading.jsonl import read_json
+from pytest_mistral_lora.chat.reading import read_json
 from pytest_mistral_lora.checkpoint.base_model import empty_model, read_config
 from pytest_mistral_lora.checkpoint.weights import Weights, write_safetensors
 from pytest_mistral_lora.errors import InputError, MergeError, and_more

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from pytest_mistral_lora.chat.reading.jsonl import read_json
+from pytest_mistral_lora.chat.reading import read_json
 from pytest_mistral_lora.chat.rows import parse_row
 from pytest_mistral_lora.checkpoint.base_model import load_base, read_config, weight_files
 from pytest_mistral_lora.checkpoint.weights import DTYPES, Weights

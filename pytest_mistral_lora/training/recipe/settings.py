@@ -12,7 +12,7 @@ from pydantic import Discriminator, Field, StrictBool, Tag, ValidationInfo, fiel
 
 from pytest_mistral_lora.chat.completions import FormatCheck, Kind, schema_violation
 from pytest_mistral_lora.chat.encoded import Policy, Truncation, Unsupervised
-from pytest_mistral_lora.chat.reading.jsonl import read_json
+from pytest_mistral_lora.chat.reading import read_json
 from pytest_mistral_lora.errors import InputError, RecipeError
 from pytest_mistral_lora.training.recipe.sections import NonNegative, Number, Positive, Section, from_recipe
 

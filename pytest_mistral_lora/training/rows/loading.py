@@ -21,8 +21,8 @@ from filelock import FileLock, Timeout
 
 from pytest_mistral_lora import __version__
 from pytest_mistral_lora.chat.encoded import EncodedRow
+from pytest_mistral_lora.chat.reading import read_json
 from pytest_mistral_lora.chat.reading.chunks import DataFile, is_long
-from pytest_mistral_lora.chat.reading.jsonl import read_json
 from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.checkpoint.encoder import Encoder
 from pytest_mistral_lora.errors import InputError

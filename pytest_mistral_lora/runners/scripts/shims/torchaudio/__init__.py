@@ -1,1 +1,0 @@
-"""An empty stand-in for torchaudio, for a runner that imports it and, for text, never uses it."""
