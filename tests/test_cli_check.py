@@ -14,7 +14,7 @@ from pytest_mistral_lora.conformance.checks import Check, targets_of
 from pytest_mistral_lora.conformance.finding import Result
 from pytest_mistral_lora.conformance.targets import AdapterTarget, RecipeTarget, Target
 from pytest_mistral_lora.errors import InputError
-from pytest_mistral_lora.records.hashing import base_weights_sha256
+from pytest_mistral_lora.records.files import base_weights_sha256
 
 
 @pytest.fixture

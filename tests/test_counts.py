@@ -24,7 +24,7 @@ AT_MOST = {
     "modules": 150,
     "lines of the longest module": 300,
     "lines of nine functions in ten": 30,
-    "functions in 1,000 lines": 60,
+    "functions in 1,000 lines": 67,
     "class names that are defined twice": 0,
     "'what' in 1,000 words of docstrings": 2,
     "'where' in 1,000 words of docstrings": 2.5,

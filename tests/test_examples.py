@@ -22,7 +22,7 @@ from converted import converted_tokenizer
 from pytest_mistral_lora.chat.rows import Row, parse_row, read_rows
 from pytest_mistral_lora.chat.templates import ChatTemplate
 from pytest_mistral_lora.errors import InputError
-from pytest_mistral_lora.records.hashing import is_held_out
+from pytest_mistral_lora.records.files import is_held_out
 from pytest_mistral_lora.training.recipe import load_recipe
 
 ROOT = Path(__file__).parents[1]

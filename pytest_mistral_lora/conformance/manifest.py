@@ -18,8 +18,8 @@ from pytest_mistral_lora.conformance.targets import AdapterTarget
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.records.adapter_folder import FARTHEST
 from pytest_mistral_lora.records.files import inside
-from pytest_mistral_lora.records.hashing import ADAPTER_TENSORS
 from pytest_mistral_lora.records.manifest import MANIFEST, violations
+from pytest_mistral_lora.records.tensors import ADAPTER_TENSORS
 from pytest_mistral_lora.records.verify import FieldCheck, verify
 
 _GENERATION = re.compile(r"\{%-?\s*(end)?generation\s*-?%\}")

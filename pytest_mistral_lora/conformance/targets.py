@@ -250,11 +250,6 @@ def embedded_targets() -> list[Target]:
     return [Target(name, trains=name == EMBEDDED_TRAINING) for name in EMBEDDED]
 
 
-def tokenizer_targets(paths: Sequence[Path]) -> list[Target]:
-    """Return a target for each tokenizer path, named after it; equal names get a number."""
-    return named_targets(tokenizers=paths)
-
-
 def named_targets(
     *,
     tokenizers: Sequence[Path] = (),

@@ -15,14 +15,9 @@ from pytest_mistral_lora.checkpoint.tokenizers import TOKENIZER_JSON, Checkpoint
 from pytest_mistral_lora.checkpoint.weights import TensorInfo, Weights, read_header
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.records.base_location import LocatedBase, RecordedBase, locate_base
-from pytest_mistral_lora.records.files import inside
-from pytest_mistral_lora.records.hashing import (
-    ADAPTER_TENSORS,
-    read_tensors,
-    sha256_bytes,
-    sha256_tensors,
-)
+from pytest_mistral_lora.records.files import inside, sha256_bytes
 from pytest_mistral_lora.records.manifest import MANIFEST, Manifest, validate
+from pytest_mistral_lora.records.tensors import ADAPTER_TENSORS, read_tensors, sha256_tensors
 
 CONFIG = "adapter_config.json"
 BASE_FACTS = ("base", "revision", "base_weights_sha256")

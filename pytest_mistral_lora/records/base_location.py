@@ -11,7 +11,7 @@ from pathlib import Path
 from pytest_mistral_lora.checkpoint.hub_cache import cached_snapshot
 from pytest_mistral_lora.checkpoint.pins import resolve
 from pytest_mistral_lora.errors import InputError, MistralLoraError
-from pytest_mistral_lora.records.hashing import base_weights_sha256
+from pytest_mistral_lora.records.files import base_weights_sha256
 
 _GIVE_BASE = "give its folder with --base (in pytest, with --mistral-base)"
 

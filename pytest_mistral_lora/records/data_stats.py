@@ -13,7 +13,7 @@ from pytest_mistral_lora.chat.encoded import DROPPED, EncodedRow, Policy, Policy
 from pytest_mistral_lora.chat.rows import Row, parse_row, read_rows
 from pytest_mistral_lora.errors import MistralLoraError
 from pytest_mistral_lora.records.adapter_folder import AdapterFolder
-from pytest_mistral_lora.records.hashing import framed_ids, framed_row, is_held_out, sha256_parts
+from pytest_mistral_lora.records.files import framed_ids, framed_row, is_held_out, sha256_parts
 
 HASHED = ("rows", "ids", "labels")
 

@@ -11,8 +11,7 @@ from pytest_mistral_lora.chat.reading import read_json
 from pytest_mistral_lora.checkpoint.hub_cache import COMMIT
 from pytest_mistral_lora.checkpoint.pins import check_revision
 from pytest_mistral_lora.errors import PinError
-from pytest_mistral_lora.records.files import json_text
-from pytest_mistral_lora.records.hashing import sha256_bytes
+from pytest_mistral_lora.records.files import json_text, sha256_bytes
 from pytest_mistral_lora.records.schema import RecordSchema, Violation, require_valid
 
 MANIFEST = "manifest.json"

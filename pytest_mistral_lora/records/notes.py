@@ -11,17 +11,14 @@ from typing import Any
 import yaml
 
 from pytest_mistral_lora.errors import InputError
-from pytest_mistral_lora.records.files import inside, write_text
-from pytest_mistral_lora.records.hashing import sha256_bytes
+from pytest_mistral_lora.records.files import inside, sha256_bytes, write_text
 from pytest_mistral_lora.records.manifest import load
 
 _BEGIN = "<!-- yours, from here: kept when this file is made again -->"
 _END = "<!-- yours, to here -->"
 
 
-def empty_author_section() -> str:
-    """Return the two marks with nothing between them."""
-    return f"{_BEGIN}\n\n{_END}"
+_EMPTY_SECTION = f"{_BEGIN}\n\n{_END}"
 
 
 def author_section(text: str) -> str:
@@ -37,7 +34,7 @@ def with_author_section(text: str, own: str) -> str:
     _, end, after = rest.rpartition(_END)
     if not begin or not end:
         return text
-    return f"{before}{_BEGIN}\n\n{own}\n\n{_END}{after}" if own else f"{before}{empty_author_section()}{after}"
+    return f"{before}{_BEGIN}\n\n{own}\n\n{_END}{after}" if own else f"{before}{_EMPTY_SECTION}{after}"
 
 
 DECISION = "DECISION.md"
@@ -52,7 +49,7 @@ def decision_text(manifest: Mapping[str, Any]) -> str:
     data_names = ", ".join(entry["path"] for entry in manifest["dataset"]["files"])
     title = f"# Fine-tune {manifest['base']} with LoRA on {data_names}"
     status = f"Status: {'trained and merged' if manifest['kind'] == 'merged' else 'trained'}"
-    reasons = f"## Why\n\nThe purpose of the run and the alternatives: write them here.\n\n{empty_author_section()}"
+    reasons = f"## Why\n\nThe purpose of the run and the alternatives: write them here.\n\n{_EMPTY_SECTION}"
     masking = manifest["masking"]
     share = masking["supervised_tokens"] / masking["tokens"]
     supervised = (
@@ -220,7 +217,7 @@ def card_text(manifest: Mapping[str, Any]) -> str:
             'model = PeftModel.from_pretrained(base, "this folder")'
         )
     front, use = f"---\n{_metadata(manifest, merged)}---", f"## Use\n\n```python\n{code}\n```"
-    return "\n\n".join([front, title, empty_author_section(), use, facts]) + "\n"
+    return "\n\n".join([front, title, _EMPTY_SECTION, use, facts]) + "\n"
 
 
 def _metadata(manifest: Mapping[str, Any], merged: bool) -> str:

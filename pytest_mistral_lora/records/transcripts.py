@@ -12,8 +12,7 @@ from pytest_mistral_lora.chat.completions import FormatCheck, schema_violation
 from pytest_mistral_lora.chat.reading import read_json
 from pytest_mistral_lora.chat.rows import Row, parse_row
 from pytest_mistral_lora.errors import InputError, RowError
-from pytest_mistral_lora.records.files import Written, put_text, write_text
-from pytest_mistral_lora.records.hashing import canonical_json
+from pytest_mistral_lora.records.files import Written, canonical_json, put_text, write_text
 from pytest_mistral_lora.records.schema import RecordSchema, Violation, require_valid
 
 TRANSCRIPTS = "transcripts"

@@ -15,8 +15,7 @@ from pytest_mistral_lora.errors import MistralLoraError
 from pytest_mistral_lora.records.adapter_folder import AdapterFolder
 from pytest_mistral_lora.records.base_location import LocatedBase
 from pytest_mistral_lora.records.data_stats import PROBES, probe_sha256, recount_rows
-from pytest_mistral_lora.records.files import inside
-from pytest_mistral_lora.records.hashing import sha256_bytes, sha256_file, sha256_files
+from pytest_mistral_lora.records.files import inside, sha256_bytes, sha256_file, sha256_files
 from pytest_mistral_lora.records.manifest import MANIFEST, seal_of
 from pytest_mistral_lora.records.notes import NOTES, note_bytes, note_texts, noted_by
 

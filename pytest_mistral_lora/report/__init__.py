@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_mistral_lora import __version__
-from pytest_mistral_lora.records.compare_runs import ABSENT, GROUPS, AnswersDiff, ChangedField, RunsDiff, TensorsDiff
+from pytest_mistral_lora.records.compare_runs import ABSENT, GROUPS, AnswersDiff, ChangedField, RunsDiff
 from pytest_mistral_lora.records.files import write_json, write_text
 from pytest_mistral_lora.records.goldens import library_versions
+from pytest_mistral_lora.records.tensors import TensorsDiff
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -17,8 +17,7 @@ from filelock import FileLock
 
 from pytest_mistral_lora.chat.reading import read_json
 from pytest_mistral_lora.errors import InputError, RunnerError
-from pytest_mistral_lora.records.files import cache_folder, write_json
-from pytest_mistral_lora.records.hashing import sha256_file
+from pytest_mistral_lora.records.files import cache_folder, sha256_file, write_json
 
 TIME_LIMIT = 900.0
 """Seconds that a runner may take for all rows, where nothing else is said."""

@@ -26,6 +26,8 @@ from pytest_mistral_lora.strategies.texts import (
     hostile_text,
     name_of,
     plain_text,
+    text_chunk,
+    tool_message,
 )
 
 __all__ = ["CONTROL_LITERALS", "conversations", "hostile_text", "messages", "plain_text", "rows", "tool_rows"]
@@ -72,14 +74,12 @@ def rows(
     """
     if max_turns < 1:
         raise ValueError(f"max_turns is {max_turns}, and a row has at least 1 turn")
-    choices = (False, True) if tools is None else (tools,)
     said = _ANY_TEXT if text is None else text
-    return st.one_of(
-        *(
-            _rows(_Plan(choice, system, weights, max_turns, said, alternating, parallel, thinking, tuple(efforts)))
-            for choice in choices
-        )
-    )
+    plans = [
+        _Plan(choice, system, weights, max_turns, said, alternating, parallel, thinking, tuple(efforts))
+        for choice in ((False, True) if tools is None else (tools,))
+    ]
+    return st.one_of(*map(_rows, plans))
 
 
 def tool_rows(
@@ -95,9 +95,8 @@ def tool_rows(
 ) -> SearchStrategy[dict[str, Any]]:
     """Generate chat rows with tools, tool calls and tool results; the arguments are as for `rows`.
 
-    At least one assistant message calls a tool, the last one of a row perhaps without a result. Arguments are an
-    object, its JSON, that JSON as a string in JSON, or not JSON at all; results are JSON, numbers or text; JSON may
-    have duplicate keys and floats written in many ways. Ids are 9 letters or digits.
+    At least one assistant message calls a tool; a call at the end of a row may have no result. Arguments are an object,
+    its JSON, JSON in JSON, or not JSON; results are JSON, numbers or text. Ids are 9 letters or digits.
 
     Example:
         >>> from hypothesis import given
@@ -162,7 +161,7 @@ def messages(*, role: str | None = None, text: TextStrategy | None = None) -> Se
         raise ValueError(f"role is {role!r}, expected one of {', '.join(ROLES)}")
     content = _ANY_TEXT if text is None else text
     if role == "tool":
-        return st.builds(_tool_message, any_result(content), CALL_IDS, st.none() | NAMES)
+        return st.builds(tool_message, any_result(content), CALL_IDS, st.none() | NAMES)
     return st.builds(_message, st.just(role), content.filter(_speaks) if role == "assistant" else content)
 
 
@@ -245,15 +244,16 @@ class _Writer:
         names = {call["id"]: call["function"]["name"] for call in made}
         for call_id in self.draw(st.permutations(ids)):
             shown = names[call_id] if self.draw(st.booleans()) else None
-            self.messages.append(_tool_message(self.draw(self.plan.results), call_id, shown))
+            self.messages.append(tool_message(self.draw(self.plan.results), call_id, shown))
         return False
 
     def answer(self) -> None:
-        count = 1 if self.plan.alternating else self.draw(st.integers(1, 2))
-        for _ in range(count):
+        for _ in range(1 if self.plan.alternating else self.draw(st.integers(1, 2))):
             content = self.content(speaks=True)
             if self.plan.thinking and self.draw(st.booleans()):
-                content = self.draw(self.plan.thoughts) + ([_chunk(content)] if isinstance(content, str) else content)
+                content = self.draw(self.plan.thoughts) + (
+                    [text_chunk(content)] if isinstance(content, str) else content
+                )
             self.messages.append(self.weighed(_message("assistant", content)))
 
     def weighed(self, message: Message) -> Message:
@@ -265,7 +265,7 @@ class _Writer:
         text = st.one_of(self.plan.text, st.sampled_from(self.said)) if self.said else self.plan.text
         contents: SearchStrategy[Any] = text
         if not self.plan.alternating:
-            contents = st.one_of(text, st.lists(st.builds(_chunk, text), min_size=1, max_size=3))
+            contents = st.one_of(text, st.lists(st.builds(text_chunk, text), min_size=1, max_size=3))
         content = self.draw(contents.filter(_speaks) if speaks else contents)
         # a text that comes again is found at the wrong place by code that searches for it
         self.said.append(text_of(content))
@@ -298,11 +298,3 @@ def _speaks(content: Any) -> bool:
 
 def _message(role: str, content: Any) -> Message:
     return {"role": role, "content": content}
-
-
-def _chunk(text: str) -> dict[str, Any]:
-    return {"type": "text", "text": text}
-
-
-def _tool_message(content: str, call_id: str, name: str | None) -> Message:
-    return {"role": "tool", "content": content, "tool_call_id": call_id} | ({"name": name} if name else {})

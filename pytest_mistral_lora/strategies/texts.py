@@ -212,3 +212,13 @@ def _message(turn: str) -> SearchStrategy[dict[str, Any]]:
     return st.fixed_dictionaries(
         {"role": st.just("assistant"), "tool_calls": calls}, optional={"content": contents, "weight": st.just(0)}
     )
+
+
+def text_chunk(text: str) -> dict[str, Any]:
+    """Return a content chunk of type `text`."""
+    return {"type": "text", "text": text}
+
+
+def tool_message(content: str, call_id: str, name: str | None) -> dict[str, Any]:
+    """Return a tool's result as a message; a name of None is left out."""
+    return {"role": "tool", "content": content, "tool_call_id": call_id} | ({"name": name} if name else {})

@@ -12,7 +12,12 @@ from pytest_mistral_lora.checkpoint.base_model import require_trainable
 from pytest_mistral_lora.checkpoint.encoder import Encoder, make_encoder
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.errors import PinError, RecipeError
-from pytest_mistral_lora.records.hashing import base_weights_command, base_weights_sha256, canonical_json, sha256_bytes
+from pytest_mistral_lora.records.files import (
+    base_weights_command,
+    base_weights_sha256,
+    canonical_json,
+    sha256_bytes,
+)
 from pytest_mistral_lora.training.adapter import adapted_layers, saved_modules
 from pytest_mistral_lora.training.devices import check_engine, device_count, engine, require_environment
 from pytest_mistral_lora.training.generate.callback import format_checks

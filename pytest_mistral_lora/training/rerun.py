@@ -14,12 +14,8 @@ import torch
 
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.records.adapter_folder import AdapterFolder
-from pytest_mistral_lora.records.hashing import (
-    base_weights_sha256,
-    read_tensors,
-    sha256_files,
-    sha256_tensors,
-)
+from pytest_mistral_lora.records.files import base_weights_sha256, sha256_files
+from pytest_mistral_lora.records.tensors import read_tensors, sha256_tensors
 from pytest_mistral_lora.records.verify import FieldCheck, State, held_files, training_files
 from pytest_mistral_lora.training.loop import Progress
 from pytest_mistral_lora.training.recipe import Recipe, parse_recipe

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pytest_mistral_lora.records.data_stats import removed_counts, token_stats
-from pytest_mistral_lora.records.hashing import base_weights_sha256, joint_sha256
+from pytest_mistral_lora.records.files import base_weights_sha256, joint_sha256
 from pytest_mistral_lora.training.callbacks import skipped_steps
 from pytest_mistral_lora.training.devices import device_count, on_gpu, precision_of
 from pytest_mistral_lora.training.generate import Completion

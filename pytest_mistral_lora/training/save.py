@@ -20,10 +20,10 @@ from pytest_mistral_lora.checkpoint.encoder import Encoder
 from pytest_mistral_lora.checkpoint.tokenizers import TOKENIZER_JSON, oracle_file
 from pytest_mistral_lora.errors import TrainingError
 from pytest_mistral_lora.records.data_stats import PROBE, probe_sha256
-from pytest_mistral_lora.records.files import finished_folder, listing, write_json, write_text
-from pytest_mistral_lora.records.hashing import ADAPTER_TENSORS, sha256_file, sha256_tensors
+from pytest_mistral_lora.records.files import finished_folder, listing, sha256_file, write_json, write_text
 from pytest_mistral_lora.records.manifest import MANIFEST, build
 from pytest_mistral_lora.records.notes import note_texts
+from pytest_mistral_lora.records.tensors import ADAPTER_TENSORS, sha256_tensors
 from pytest_mistral_lora.training.adapter import expected_names
 
 TEMPLATE = "chat_template.jinja"

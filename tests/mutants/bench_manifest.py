@@ -18,9 +18,9 @@ from trained import WEIGHTS, copied, replace_weights, trained
 from pytest_mistral_lora.conformance.checks import collect
 from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.conformance.targets import AdapterTarget
-from pytest_mistral_lora.records.files import write_json
-from pytest_mistral_lora.records.hashing import sha256_file, sha256_tensors
+from pytest_mistral_lora.records.files import sha256_file, write_json
 from pytest_mistral_lora.records.manifest import sealed
+from pytest_mistral_lora.records.tensors import sha256_tensors
 
 MANIFEST = "manifest.json"
 TEMPLATE = "chat_template.jinja"

@@ -10,7 +10,7 @@ from pytest_mistral_lora.chat.oracle import shipped_tokenizer
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.conformance.checks import Settings, Subject, collect
 from pytest_mistral_lora.conformance.finding import Finding
-from pytest_mistral_lora.conformance.targets import Target, tokenizer_targets
+from pytest_mistral_lora.conformance.targets import Target, named_targets
 
 FindingsOf = Callable[..., list[Finding]]
 
@@ -45,7 +45,7 @@ def findings_of(tmp_path_factory: pytest.TempPathFactory) -> FindingsOf:
             update=False,
             work_folder=tmp_path_factory.getbasetemp(),
         )
-        [target] = tokenizer_targets([folder])
+        [target] = named_targets(tokenizers=[folder])
         chosen = [c for c in collect([target], settings) if c.subject == subject and case in c.case]
         assert chosen
         return [finding for check in chosen for finding in check.run().findings]

@@ -17,7 +17,7 @@ from sample_transcripts import transcript
 from pytest_mistral_lora.chat.completions import FormatCheck
 from pytest_mistral_lora.chat.rows import Row, parse_row, read_rows
 from pytest_mistral_lora.checkpoint.base_model import Precision
-from pytest_mistral_lora.records.hashing import sha256_ids, sha256_rows
+from pytest_mistral_lora.records.files import sha256_ids, sha256_rows
 from pytest_mistral_lora.records.transcripts import Transcript, load, violations
 from pytest_mistral_lora.strategies import rows
 

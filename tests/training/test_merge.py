@@ -20,8 +20,7 @@ from pytest_mistral_lora import cli
 from pytest_mistral_lora.checkpoint.base_model import load_base
 from pytest_mistral_lora.conformance.checks import check
 from pytest_mistral_lora.errors import InputError, MergeError
-from pytest_mistral_lora.records.files import listing
-from pytest_mistral_lora.records.hashing import base_weights_sha256, sha256_file
+from pytest_mistral_lora.records.files import base_weights_sha256, listing, sha256_file
 from pytest_mistral_lora.records.manifest import load
 from pytest_mistral_lora.records.transcripts import TRANSCRIPTS, load_folder
 from pytest_mistral_lora.records.verify import verify

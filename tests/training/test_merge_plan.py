@@ -16,7 +16,7 @@ from transformers import MistralConfig, MistralForCausalLM
 from pytest_mistral_lora.checkpoint.base_model import load_base, weight_files
 from pytest_mistral_lora.checkpoint.weights import DTYPES, Weights, write_safetensors
 from pytest_mistral_lora.errors import InputError, MergeError
-from pytest_mistral_lora.records.hashing import ADAPTER_TENSORS
+from pytest_mistral_lora.records.tensors import ADAPTER_TENSORS
 from pytest_mistral_lora.training.adapter import base_tensors, peft_quiet
 from pytest_mistral_lora.training.generate import load_adapted
 from pytest_mistral_lora.training.merge.plan import INDEX, plan_merge, write_weights

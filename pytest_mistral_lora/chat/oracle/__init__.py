@@ -1,4 +1,8 @@
-"""Mistral's own tokenization: the truth for ids, a trace of who encoded which tokens, and reasons for rejections."""
+"""Mistral's own tokenization, the truth for ids: the only module that imports mistral-common.
+
+mistral-common itself encodes a row. A trace of its public per-message encoders and of its text tokenizer gives the turn
+and the text of every token: nothing is searched for in text or ids, since text may contain marker strings.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +19,7 @@ import mistral_common
 
 from pytest_mistral_lora.chat.encoded import EncodedRow
 from pytest_mistral_lora.chat.oracle.encoder_trace import EncoderTrace, TracedText, Turn, spans_of, split_turn
-from pytest_mistral_lora.chat.oracle.rejections import explain
+from pytest_mistral_lora.chat.oracle.rejections import explain, is_our_call, version_violation
 from pytest_mistral_lora.chat.rows import Row, as_row, weight_of
 from pytest_mistral_lora.chat.templates.deviations import SUPPORTED
 from pytest_mistral_lora.errors import LibraryError, MistralLoraError, OracleRejection, TokenizerError
@@ -55,6 +59,7 @@ _ENCODERS = {
     "encode_assistant_message": "assistant",
     "encode_tool_message": "tool",
 }
+_SPM_NAMES = "SentencePiece file named *.model.v1 … *.model.v7"
 _Request = ChatCompletionRequest[FinetuningMessage]
 
 
@@ -102,7 +107,7 @@ class Oracle:
             raise TokenizerError(
                 "the name does not give the tokenizer version",
                 place=str(self.path),
-                expected="a SentencePiece file named *.model.v1 … *.model.v7",
+                expected=f"a {_SPM_NAMES}",
                 next_step="Copy it under a name that ends in its version.",
             )
         try:
@@ -116,7 +121,7 @@ class Oracle:
             raise TokenizerError(
                 f"mistral-common {VERSION} cannot load it: {error}",
                 place=str(self.path),
-                expected="a tekken.json, or a SentencePiece file named *.model.v1 … *.model.v7",
+                expected=f"a tekken.json, or a {_SPM_NAMES}",
             ) from error
         self.version: str = version.value
         self.kind: Literal["spm", "tekken"] = "tekken" if isinstance(self._text, Tekkenizer) else "spm"
@@ -124,7 +129,9 @@ class Oracle:
         self.eos_id: int = self._text.eos_id
         self.unk_id: int = self._text.unk_id
         self.vocab_size: int = self._text.n_words
-        self._check_vocabulary()
+        if wrong := version_violation(self.version, set(self.control_tokens.values())):
+            expected = "a file whose name or configuration gives its true version"
+            raise TokenizerError(wrong, place=str(self.path), expected=expected)
         self._trace = EncoderTrace()
         self._wrap_encoders()
 
@@ -233,20 +240,6 @@ class Oracle:
         )
         return str(with_this(self.path))
 
-    def _check_vocabulary(self) -> None:
-        # SentencePiece encodes a marker that it does not have as <unk>, so a wrong version would go unnoticed.
-        markers = {"[INST]": self.version != "v1"}
-        if self.version not in ("v1", "v2", "v3"):
-            markers["[SYSTEM_PROMPT]"] = True
-        literals = set(self.control_tokens.values())
-        for marker, expected in markers.items():
-            if (marker in literals) is not expected:
-                raise TokenizerError(
-                    f"its version is {self.version}, but its vocabulary has {'no' if expected else 'a'} {marker}",
-                    place=str(self.path),
-                    expected="a file whose name or configuration gives its true version",
-                )
-
     def _wrap_encoders(self) -> None:
         # The objects are this oracle's own, so wrapping their methods changes nothing elsewhere.
         self._text.encode = self._trace.wrap_text_encoder(self._text.encode)
@@ -268,7 +261,7 @@ class Oracle:
             tokens = self._instruct.encode_instruct(self._normalizer.from_chat_completion_request(request)).tokens
         except Exception as error:
             # MistralCommonException, pydantic's ValidationError or a bare AssertionError, by the reason of the refusal
-            if _is_our_call(error):
+            if is_our_call(error):
                 raise LibraryError(
                     f"mistral-common {VERSION} is not called as this package calls it: {error}",
                     expected=f"mistral-common{SUPPORTED}",
@@ -304,12 +297,3 @@ def _request(row: Row) -> ChatCompletionRequest[Any]:
         for tool in row.tools or ()
     ]
     return _Request.model_validate({"messages": messages, "tools": tools or None, **settings})
-
-
-def _is_our_call(error: Exception) -> bool:
-    """Return whether our call of mistral-common raised it, not code inside it: then the row cannot be the cause."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    module = trace.tb_frame.f_globals.get("__name__", "") if trace else ""
-    return isinstance(error, AttributeError | TypeError) and module.startswith("pytest_mistral_lora.")

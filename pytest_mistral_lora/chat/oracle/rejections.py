@@ -7,7 +7,7 @@ is not in the table is passed on in mistral-common's own words.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 
 from pytest_mistral_lora.chat.rows import Row, has_thinking
@@ -25,6 +25,29 @@ def explain(error: Exception, row: Row, version: str) -> OracleRejection:
             found = match.expand(rejection.found) if rejection.found else match.group(0)
             return OracleRejection(f"{found} (tokenizer {version})", place=place, expected=rejection.expected)
     return OracleRejection(f"mistral-common refuses the conversation (tokenizer {version}): {reason}", place=row.place)
+
+
+def version_violation(version: str, literals: Collection[str]) -> str:
+    """Return why a vocabulary with these control tokens is not of a version; empty if it can be.
+
+    SentencePiece encodes a marker that it does not have as `<unk>`, so that a wrong version would go unnoticed.
+    """
+    markers = {"[INST]": version != "v1"}
+    if version not in ("v1", "v2", "v3"):
+        markers["[SYSTEM_PROMPT]"] = True
+    for marker, expected in markers.items():
+        if (marker in literals) is not expected:
+            return f"its version is {version}, but its vocabulary has {'no' if expected else 'a'} {marker}"
+    return ""
+
+
+def is_our_call(error: Exception) -> bool:
+    """Return whether our call of mistral-common raised it, not code inside it: then the row cannot be the cause."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    module = trace.tb_frame.f_globals.get("__name__", "") if trace else ""
+    return isinstance(error, AttributeError | TypeError) and module.startswith("pytest_mistral_lora.")
 
 
 def _call_ids(row: Row) -> Iterator[tuple[str, object]]:

@@ -18,7 +18,7 @@ from pytest_mistral_lora.conformance.targets import AdapterTarget
 from pytest_mistral_lora.errors import InputError, MistralLoraError, PinError
 from pytest_mistral_lora.records.adapter_folder import CONFIG, AdapterFolder
 from pytest_mistral_lora.records.files import inside
-from pytest_mistral_lora.records.hashing import ADAPTER_TENSORS
+from pytest_mistral_lora.records.tensors import ADAPTER_TENSORS
 
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 _TRAINER_STATE = re.compile(r"(optimizer|scheduler|scaler|training_args|rng_state(_\d+)?)\.\w+")

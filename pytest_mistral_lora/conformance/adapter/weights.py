@@ -16,7 +16,7 @@ from pytest_mistral_lora.conformance.adapter.config import lora_config
 from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.errors import InputError, MistralLoraError, PinError, and_more
 from pytest_mistral_lora.records.adapter_folder import AdapterFolder
-from pytest_mistral_lora.records.hashing import read_tensors
+from pytest_mistral_lora.records.tensors import read_tensors
 
 LARGEST = 1e3
 """Numbers of an adapter are small: far below 1, and a few at most with a high learning rate."""

@@ -120,8 +120,7 @@ def _shared(target: RecipeTarget, settings: Settings) -> dict[str, Result]:
     from filelock import FileLock
 
     from pytest_mistral_lora.chat.reading import read_json
-    from pytest_mistral_lora.records.files import write_json
-    from pytest_mistral_lora.records.hashing import canonical_json, sha256_bytes
+    from pytest_mistral_lora.records.files import canonical_json, sha256_bytes, write_json
 
     data = target.recipe.data
     # by size and time, not by content, because each worker does this, and data can be long

@@ -26,7 +26,7 @@ from pytest_mistral_lora.conformance.dataset.row_findings import (
 from pytest_mistral_lora.conformance.dataset.tally import DIGEST_BYTES, DatasetTally, packed_place
 from pytest_mistral_lora.conformance.finding import Finding, show_difference
 from pytest_mistral_lora.errors import NoOracleError, RowError
-from pytest_mistral_lora.records.hashing import is_held_out
+from pytest_mistral_lora.records.files import is_held_out
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.chat.oracle import Oracle

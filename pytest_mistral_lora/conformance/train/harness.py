@@ -114,7 +114,7 @@ class TrainerHarness(TinyFolder):
 
     @cached_property
     def _weights_sha256(self) -> str:
-        from pytest_mistral_lora.records.hashing import base_weights_sha256
+        from pytest_mistral_lora.records.files import base_weights_sha256
 
         return base_weights_sha256(self.base)
 

@@ -11,8 +11,7 @@ from typing import Any
 from pytest_mistral_lora.chat.encoded import IGNORE_INDEX, EncodedRow
 from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.checkpoint.tokenizers import training_template
-from pytest_mistral_lora.records.files import write_json, write_text
-from pytest_mistral_lora.records.hashing import sha256_file
+from pytest_mistral_lora.records.files import sha256_file, write_json, write_text
 from pytest_mistral_lora.training.export.bridge import ExportedRun
 from pytest_mistral_lora.training.rows.loading import Split
 from pytest_mistral_lora.training.rows.table import ArrowFile

@@ -16,7 +16,7 @@ from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.checkpoint.base_model import Precision, load_base, load_nf4
 from pytest_mistral_lora.checkpoint.encoder import Encoder
 from pytest_mistral_lora.errors import InputError
-from pytest_mistral_lora.records.hashing import ADAPTER_TENSORS, read_tensors, sha256_tensors
+from pytest_mistral_lora.records.tensors import ADAPTER_TENSORS, read_tensors, sha256_tensors
 from pytest_mistral_lora.training.adapter import adapter_tensors, peft_quiet
 
 

@@ -14,7 +14,8 @@ from pytest_mistral_lora.checkpoint.base_model import Precision
 from pytest_mistral_lora.checkpoint.encoder import Encoder
 from pytest_mistral_lora.checkpoint.tokenizers import oracle_file
 from pytest_mistral_lora.errors import NoOracleError
-from pytest_mistral_lora.records.hashing import sha256_file, sha256_tensors
+from pytest_mistral_lora.records.files import sha256_file
+from pytest_mistral_lora.records.tensors import sha256_tensors
 from pytest_mistral_lora.records.transcripts import Transcript
 from pytest_mistral_lora.training.generate import Completion
 

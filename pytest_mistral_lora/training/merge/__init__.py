@@ -25,9 +25,9 @@ from pytest_mistral_lora.records.files import (
     write_json,
     write_text,
 )
-from pytest_mistral_lora.records.hashing import sha256_tensors
 from pytest_mistral_lora.records.manifest import MANIFEST, build
 from pytest_mistral_lora.records.notes import note_texts
+from pytest_mistral_lora.records.tensors import sha256_tensors
 from pytest_mistral_lora.records.transcripts import TRANSCRIPTS
 from pytest_mistral_lora.training.generate.model_spec import ModelSpec
 from pytest_mistral_lora.training.merge.plan import plan_merge, write_weights, written_size

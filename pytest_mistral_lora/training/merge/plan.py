@@ -20,7 +20,7 @@ from pytest_mistral_lora.checkpoint.base_model import empty_model, read_config
 from pytest_mistral_lora.checkpoint.weights import Weights, write_safetensors
 from pytest_mistral_lora.errors import InputError, MergeError, and_more
 from pytest_mistral_lora.records.files import write_json
-from pytest_mistral_lora.records.hashing import ADAPTER_TENSORS
+from pytest_mistral_lora.records.tensors import ADAPTER_TENSORS
 from pytest_mistral_lora.training.adapter import EMBEDDINGS, PREFIX, peft_quiet
 
 CONFIG = "adapter_config.json"

@@ -27,8 +27,15 @@ from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.checkpoint.encoder import Encoder
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.records.data_stats import SplitStats, stats_of
-from pytest_mistral_lora.records.files import cache_folder, finished_folder, listing, write_json
-from pytest_mistral_lora.records.hashing import canonical_json, sha256_bytes, sha256_file
+from pytest_mistral_lora.records.files import (
+    cache_folder,
+    canonical_json,
+    finished_folder,
+    listing,
+    sha256_bytes,
+    sha256_file,
+    write_json,
+)
 from pytest_mistral_lora.training.devices import is_main, local_rank
 from pytest_mistral_lora.training.recipe import Recipe
 from pytest_mistral_lora.training.rows.encoding import EncodingPlan, Sinks, SplitFigures, encode_files, warn_of_changes

@@ -1,0 +1,167 @@
+"""The tensors of an adapter or a merged model: read, hashed, and compared with those of another run."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pytest_mistral_lora.checkpoint.weights import Weights
+from pytest_mistral_lora.errors import InputError
+from pytest_mistral_lora.records.files import canonical_json, framed
+
+if TYPE_CHECKING:
+    import torch
+
+ADAPTER_TENSORS = "adapter_model.safetensors"
+"""The file of an adapter's tensors, as PEFT names it."""
+
+
+def read_tensors(file: Path) -> dict[str, torch.Tensor]:
+    """Return the tensors of a safetensors file by name, on the CPU.
+
+    Raises:
+        InputError: If it is not a safetensors file.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        tensors: dict[str, torch.Tensor] = load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"not a safetensors file: {error}", place=str(file)) from error
+    return tensors
+
+
+def sha256_tensors(tensors: Mapping[str, torch.Tensor]) -> str:
+    """Return the SHA-256 of named tensors: name, dtype, shape and little-endian bytes, in name order.
+
+    Unlike the hash of a safetensors file, it does not depend on the file's header or metadata.
+    """
+    import torch
+
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        header = {"name": name, "dtype": str(tensor.dtype).removeprefix("torch."), "shape": list(tensor.shape)}
+        digest.update(framed(canonical_json(header)))
+        digest.update(framed(tensor.reshape(-1).view(torch.uint8).numpy().tobytes()))
+    return digest.hexdigest()
+
+
+@dataclass(slots=True)
+class TensorKindDiff:
+    """The difference of tensors of one kind, over all layers: `self_attn.q_proj.lora_A`.
+
+    Attributes:
+        name: The tensors' name without layer, prefix and `.weight`.
+        tensors: Number that both have, in one shape.
+        different: Number of those that differ in dtype or in any bit.
+        max_abs: Largest absolute difference of two values.
+    """
+
+    name: str
+    tensors: int = 0
+    different: int = 0
+    max_abs: float = 0.0
+    _sums: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("aa", "bb", "ab", "dd"), 0.0))
+
+    @property
+    def relative(self) -> float:
+        """Norm of the difference, divided by the norm of the first; infinite if only the latter is zero."""
+        # ||b - a|| / ||a||, from sums of squares over all tensors of the kind, in float64
+        apart = math.sqrt(self._sums["dd"])
+        return apart / math.sqrt(self._sums["aa"]) if self._sums["aa"] else math.inf if apart else 0.0
+
+    @property
+    def cosine(self) -> float:
+        """Cosine of the angle between the two, from -1 to 1; not a number if one of them is zero."""
+        # <a, b> / (||a|| ||b||), clipped: rounding can leave it outside of [-1, 1]
+        norms = math.sqrt(self._sums["aa"]) * math.sqrt(self._sums["bb"])
+        return max(-1.0, min(1.0, self._sums["ab"] / norms)) if norms else math.nan
+
+    def add(self, a: torch.Tensor, b: torch.Tensor) -> None:
+        """Add a pair of tensors of one shape, on the CPU."""
+        import torch
+
+        self.tensors += 1
+        # torch.equal on values would call nan unequal to itself, and -0 equal to 0.
+        same = a.dtype == b.dtype and torch.equal(*(one.contiguous().view(torch.uint8) for one in (a, b)))
+        self.different += not same
+        first, second = a.double().flatten(), b.double().flatten()
+        apart = second - first
+        # max() would pass over nan.
+        largest = apart.abs().max().item() if apart.numel() else 0.0
+        self.max_abs = largest if math.isnan(largest) or largest > self.max_abs else self.max_abs
+        for name, value in (("aa", first @ first), ("bb", second @ second), ("ab", first @ second)):
+            self._sums[name] += value.item()
+        self._sums["dd"] += (apart @ apart).item()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the figures as plain JSON data; null in place of a number that is not finite."""
+        values = {name: getattr(self, name) for name in ("max_abs", "relative", "cosine")}
+        finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        return {"kind": self.name, "tensors": self.tensors, "different": self.different, **finite}
+
+
+@dataclass(frozen=True, slots=True)
+class TensorsDiff:
+    """The difference of two sets of tensors.
+
+    Attributes:
+        kinds: The tensors that both have in one shape, by kind.
+        reshaped: Name, and both shapes, of tensors that both have in different shapes.
+        only_a: Names of tensors that only the first has.
+        only_b: Names of tensors that only the second has.
+    """
+
+    kinds: tuple[TensorKindDiff, ...]
+    reshaped: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...]
+    only_a: tuple[str, ...]
+    only_b: tuple[str, ...]
+
+    @property
+    def compared(self) -> int:
+        """Number of tensors that both have in one shape."""
+        return sum(kind.tensors for kind in self.kinds)
+
+    @property
+    def different(self) -> int:
+        """Number of those that differ."""
+        return sum(kind.different for kind in self.kinds)
+
+    @property
+    def equal(self) -> bool:
+        """Whether both have the same tensors, bit for bit."""
+        return not (self.different or self.reshaped or self.only_a or self.only_b)
+
+
+def tensor_files(folder: Path) -> list[Path]:
+    """Return the safetensors files of an adapter's or a merged model's folder; empty if there are none."""
+    adapter = folder / ADAPTER_TENSORS
+    return [adapter] if adapter.is_file() else sorted(folder.glob("model*.safetensors"))
+
+
+def diff_tensors(a: Path, b: Path) -> TensorsDiff:
+    """Compare the tensors of two folders by name.
+
+    Raises:
+        InputError: As for `read_header`.
+    """
+    kinds: dict[str, TensorKindDiff] = {}
+    reshaped = []
+    first, second = Weights(tensor_files(a)), Weights(tensor_files(b))
+    for name in sorted(first.keys() & second.keys()):
+        shapes = first.infos[name].shape, second.infos[name].shape
+        if shapes[0] != shapes[1]:
+            reshaped.append((name, *shapes))
+            continue
+        # "base_model.model.model.layers.3.self_attn.q_proj.lora_A.weight" is of the kind "self_attn.q_proj.lora_A".
+        kind = re.sub(r"^(?:base_model\.model\.)?(?:.*\.layers\.\d+\.)?|\.weight$", "", name)
+        kinds.setdefault(kind, TensorKindDiff(kind)).add(first[name], second[name])
+    only_a, only_b = sorted(first.keys() - second.keys()), sorted(second.keys() - first.keys())
+    return TensorsDiff(tuple(kinds.values()), tuple(reshaped), tuple(only_a), tuple(only_b))
