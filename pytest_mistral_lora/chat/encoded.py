@@ -4,14 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.errors import RowError
-
-if TYPE_CHECKING:
-    from pytest_mistral_lora.chat.oracle import Oracle
-
 
 IGNORE_INDEX = -100
 """The label of a token without loss (PyTorch's `ignore_index`)."""
@@ -171,31 +167,3 @@ class Policy:
     def _shortened(self, encoded: EncodedRow) -> EncodedRow:
         too_long = self.truncation == "right" and len(encoded.input_ids) > self.max_length
         return encoded.cut(self.max_length) if too_long else encoded
-
-
-_OPENS = ("[INST]", "[AVAILABLE_TOOLS]", "[TOOL_RESULTS]", "[SYSTEM_PROMPT]", "[MODEL_SETTINGS]")
-_CLOSES = ("[/INST]", "[/AVAILABLE_TOOLS]", "[/TOOL_RESULTS]", "[/SYSTEM_PROMPT]", "[/MODEL_SETTINGS]")
-
-
-def scan_labels(input_ids: Sequence[int], oracle: Oracle) -> tuple[int, ...] | None:
-    """Return labels for ids of mistral-common's, every answer trained on; None for v1, which has no such tokens.
-
-    Args:
-        input_ids: The ids of one row, BOS included.
-        oracle: The tokenizer that made them.
-
-    Returns:
-        As many labels as ids: `IGNORE_INDEX` if there is no loss, otherwise the id.
-    """
-    if oracle.version == "v1":
-        return None
-    opens = {token for token, literal in oracle.control_tokens.items() if literal in _OPENS}
-    closes = {token for token, literal in oracle.control_tokens.items() if literal in _CLOSES}
-    labels: list[int] = []
-    inside = False
-    for token in input_ids:
-        inside = inside or token in opens
-        answers = not inside and token != oracle.bos_id
-        labels.append(token if answers else IGNORE_INDEX)
-        inside = inside and token not in closes
-    return tuple(labels)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -115,8 +115,6 @@ def bos_violation(row: Row, encoded: EncodedRow, oracle: Oracle) -> str:
 
 def scan_violation(row: Row, encoded: EncodedRow, oracle: Oracle) -> str:
     """The labels read off the control tokens are the row's labels."""
-    from pytest_mistral_lora.chat.encoded import scan_labels
-
     scanned = scan_labels(encoded.input_ids, oracle)
     if scanned == encoded.labels or scanned is None or encoded.labels is None:
         return ""
@@ -219,3 +217,34 @@ def _arguments(call: Mapping[str, Any], oracle: Oracle) -> Any:
     except ValueError:
         return _as_decoded(text, oracle)
     return json.loads(_as_decoded(json.dumps(value, ensure_ascii=False), oracle))
+
+
+_OPENS = ("[INST]", "[AVAILABLE_TOOLS]", "[TOOL_RESULTS]", "[SYSTEM_PROMPT]", "[MODEL_SETTINGS]")
+_CLOSES = ("[/INST]", "[/AVAILABLE_TOOLS]", "[/TOOL_RESULTS]", "[/SYSTEM_PROMPT]", "[/MODEL_SETTINGS]")
+
+
+def scan_labels(input_ids: Sequence[int], oracle: Oracle) -> tuple[int, ...] | None:
+    """Return a second, independent mask: labels read off the control tokens of ids that mistral-common made.
+
+    Every answer is trained on; None for v1, which has no such tokens. Use it on such ids only: their text never holds a
+    control id. On ids of a chat template, users can forge a turn.
+
+    Args:
+        input_ids: The ids of one row, BOS included.
+        oracle: The tokenizer that made them.
+
+    Returns:
+        As many labels as ids: `IGNORE_INDEX` if there is no loss, otherwise the id.
+    """
+    if oracle.version == "v1":
+        return None
+    opens = {token for token, literal in oracle.control_tokens.items() if literal in _OPENS}
+    closes = {token for token, literal in oracle.control_tokens.items() if literal in _CLOSES}
+    labels: list[int] = []
+    inside = False
+    for token in input_ids:
+        inside = inside or token in opens
+        answers = not inside and token != oracle.bos_id
+        labels.append(token if answers else IGNORE_INDEX)
+        inside = inside and token not in closes
+    return tuple(labels)
