@@ -31,7 +31,7 @@ from pytest_mistral_lora.records.tensors import sha256_tensors
 from pytest_mistral_lora.records.transcripts import TRANSCRIPTS
 from pytest_mistral_lora.training.generate.model_spec import ModelSpec
 from pytest_mistral_lora.training.merge.plan import plan_merge, write_weights, written_size
-from pytest_mistral_lora.training.merge.prove import (
+from pytest_mistral_lora.training.merge.proof import (
     BASE_DTYPE,
     Proof,
     merge_dtype,
