@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from graphlib import CycleError, TopologicalSorter
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -238,3 +240,11 @@ def test_an_arrow_against_the_picture_is_found(module: str, source: str, words: 
 )
 def test_an_arrow_of_the_picture_is_fine(module: str, source: str) -> None:
     assert _violations(module, source) == []
+
+
+def test_no_room_has_a_name_for_a_module_and_for_something_else() -> None:
+    for path in FOLDER.rglob("__init__.py"):
+        room = import_module(".".join((PACKAGE, *path.parent.relative_to(FOLDER).parts)))
+        for name in {module.stem for module in path.parent.glob("*.py")} - {"__init__", "__main__"}:
+            # `from room import name` would give the one or the other, by the order of imports
+            assert isinstance(getattr(room, name, room), ModuleType), f"{room.__name__}.{name}"
