@@ -72,7 +72,6 @@ class Deviation:
 
 _ALL = frozenset({"v1", "v2", "v3", "v7", "v11", "v13", "v15"})
 _TOOLS = _ALL - {"v1"}
-_JSON_RESULTS = frozenset({"v2", "v3"})
 _SPM = frozenset({"spm"})
 _TEKKEN = frozenset({"tekken"})
 _WEATHER: dict[str, Any] = {
