@@ -21,7 +21,8 @@ DATA_TABLES = {"chat/templates/deviations.py"}
 """Modules that are a table of data, which may be longer than others."""
 
 AT_MOST = {
-    "modules": 150,
+    # 150, and room for subjects that came after: merged models, recognised oracles, templates in a process of their own
+    "modules": 162,
     "lines of the longest module": 300,
     "lines of nine functions in ten": 30,
     "functions in 1,000 lines": 67,
