@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from pytest_mistral_lora.chat.reading import JSON_LIMIT, parse_json
 from pytest_mistral_lora.errors import InputError
@@ -44,6 +44,15 @@ class TensorInfo:
         return math.prod(self.shape)
 
 
+_PICKLE_STARTS = (b"PK\x03\x04", *(bytes((0x80, protocol)) for protocol in range(2, 6)))
+"""The first bytes of the zip file that torch.save writes, and of a pickle of each protocol since the second."""
+
+_MOST_DIMENSIONS = 64
+_LARGEST_SIZE = (1 << 63) - 1
+_LONGEST_NAME, _LONGEST_REASON = 1000, 2000
+"""Without bounds, the product of a hostile shape takes hours, and its message megabytes. torch's sizes have 64 bits."""
+
+
 def read_header(file: Path) -> dict[str, TensorInfo]:
     """Read the header of a safetensors file, and compare every size that it gives with the file's own.
 
@@ -54,21 +63,27 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
     """
     try:
         with file.open("rb") as content:
-            size, start = file.stat().st_size, content.read(8)
-            # torch.save writes a zip file, and pickle itself the byte 0x80 with its protocol
-            if start[:2] in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
-                found = "a pickle under the name of safetensors: not loaded"
-                raise InputError(found, place=str(file), expected="safetensors")
-            # https://github.com/huggingface/safetensors#format: 8 bytes of length, the header as JSON, then the data
-            length = int.from_bytes(start, "little")
-            if len(start) < 8 or not 2 <= length <= min(size - 8, JSON_LIMIT):
-                found = f"{size} bytes, with a header of {length}" if len(start) == 8 else f"{size} bytes"
-                raise InputError(
-                    f"not a safetensors file, or cut off: {found}", place=str(file), expected="safetensors"
-                )
-            header = parse_json(content.read(length), file)
+            size, start = file.stat().st_size, content.read(9)
+            try:
+                return _parse_header(file, size, start[:8], content)
+            except InputError as error:
+                # the length of a sound header can have the same first bytes (640 is 80 02), but then comes a brace
+                if start.startswith(_PICKLE_STARTS) and start[8:] != b"{":
+                    found = "a pickle under the name of safetensors: not loaded"
+                    raise InputError(found, place=str(file), expected="safetensors") from error
+                raise
     except OSError as error:
         raise InputError(f"cannot be read: {error.strerror}", place=str(file)) from error
+
+
+def _parse_header(file: Path, size: int, start: bytes, content: BinaryIO) -> dict[str, TensorInfo]:
+    # https://github.com/huggingface/safetensors#format: 8 bytes of length, the header as JSON, then the data
+    length = int.from_bytes(start, "little")
+    if len(start) < 8 or not 2 <= length <= min(size - 8, JSON_LIMIT):
+        found = f"{size} bytes, with a header of {length}" if len(start) == 8 else f"{size} bytes"
+        raise InputError(f"not a safetensors file, or cut off: {found}", place=str(file), expected="safetensors")
+    content.seek(8)
+    header = parse_json(content.read(length), file)
     tensors: dict[str, TensorInfo] = {}
     end = 0
     try:
@@ -76,21 +91,24 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
         # in the order of the data: each tensor has to begin at the end of the one before
         for name, entry in sorted(entries, key=lambda pair: tuple(pair[1]["data_offsets"])):
             begin, stop = entry["data_offsets"]
-            info = TensorInfo(file, entry["dtype"], tuple(entry["shape"]), begin)
-            numbers = (begin, stop, *info.shape)
             # a name goes into messages: control characters in it would reach the terminal
-            if not name.isprintable():
-                raise ValueError(f"a tensor named {name!r}")
+            if not name.isprintable() or len(name) > _LONGEST_NAME:
+                raise ValueError(f"a tensor named {name[:_LONGEST_NAME]!a}")
+            if len(entry["shape"]) > _MOST_DIMENSIONS:
+                raise ValueError(f"{name} with {len(entry['shape'])} dimensions")
+            info = TensorInfo(file, entry["dtype"], tuple(entry["shape"]), begin)
             # `isinstance` would take true and false for sizes
-            if any(type(number) is not int or number < 0 for number in numbers):
-                raise ValueError(f"sizes {numbers}")
+            for number in (begin, stop, *info.shape):
+                if type(number) is not int or not 0 <= number <= _LARGEST_SIZE:
+                    raise ValueError(f"{name} with a size of {number if type(number) is int else type(number)}")
             if (stop - begin) * 8 != math.prod(info.shape) * _BITS[info.dtype]:
                 raise ValueError(f"{stop - begin} bytes for {info.dtype} {list(info.shape)}")
             if begin != end:
                 raise InputError(f"tensors overlap or leave a hole at byte {end} of the data", place=str(file))
             tensors[name], end = info, stop
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise InputError(f"a header that is not safetensors': {error!r}", place=str(file)) from error
+        reason = str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"
+        raise InputError(f"a header that is not safetensors': {reason[:_LONGEST_REASON]}", place=str(file)) from error
     if end != size - 8 - length:
         found = f"cut off, or with bytes too many: its header describes {end} bytes of data, not {size - 8 - length}"
         raise InputError(found, place=str(file))

@@ -146,7 +146,7 @@ class AdapterChecks:
         below = sorted(file.parent.name for file in path.glob(f"*/{CONFIG}")) if self._unreadable else []
         hint = f"; there is one in {', '.join(below[:3])}: name that folder" if below else ""
         for error in self._unreadable:
-            rule = "ML406" if "pickle" in error.found else "ML405"
+            rule = "ML406" if error.found.startswith("a pickle") else "ML405"
             expected = error.expected or f"an adapter: {CONFIG} and {ADAPTER_TENSORS}{hint}"
             findings.append(Finding(rule, error.found, error.place, expected))
         return Result(tuple(findings))
