@@ -31,6 +31,11 @@ DERIVED: Mapping[str, tuple[str, tuple[str, ...], Mapping[str, Any]]] = MappingP
             (*_CALLS, *_THINKING, *_SETTINGS),
             {"model_settings_builder": {"reasoning_effort": _EFFORT, "json_schema": None}},
         ),
+        "derived-v15-schema": (
+            "v15",
+            (*_CALLS, *_THINKING, *_SETTINGS),
+            {"model_settings_builder": {"reasoning_effort": _EFFORT, "json_schema": {"type": "json_schema"}}},
+        ),
     }
 )
 """Our name for each derived file: its version, the markers that it has more than v7, and other keys of the file."""

@@ -16,7 +16,24 @@ _MESSAGE_KEYS = {
     "assistant": {"role", "content", "tool_calls", "weight"},
     "tool": {"role", "content", "tool_call_id", "name"},
 }
-ROW_KEYS = ("messages", "tools", "reasoning_effort")
+ROW_KEYS = ("messages", "tools", "reasoning_effort", "response_format")
+"""The keys of a row that decide its ids."""
+
+REFUSED_KEYS = {
+    "continue_final_message": "leaves out the EOS of the last answer",
+    "truncate_for_context_length": "leaves out the oldest turns of a long row",
+}
+"""Fields of mistral-common's request by which it encodes only a part of the row, with their effect."""
+
+IGNORED_KEYS = (
+    *("model", "temperature", "top_p", "max_tokens", "random_seed"),
+    *("tool_choice", "parallel_tool_calls"),
+)
+"""Fields of mistral-common's request that change no id: a server reads them when it generates."""
+
+IN_ORDER = frozenset({"parameters", "arguments", "schema"})
+"""Fields whose JSON is encoded with its keys in the order given; everywhere else the order changes no id."""
+
 _NOT_TEXT = {
     "image": "image",
     "image_url": "image",
@@ -66,6 +83,17 @@ def refuse_near_misses(data: Mapping[str, Any], place: str) -> None:
         near = difflib.get_close_matches(key.lower(), ROW_KEYS, n=1, cutoff=0.8)
         if near:
             raise RowError(f"unknown key {key!r}", place=place, expected=f"{near[0]!r}, or a name unlike it")
+
+
+def refuse_prefixes(data: Mapping[str, Any], place: str) -> None:
+    """Refuse the settings of a request by which mistral-common would leave out a part of the row.
+
+    Raises:
+        RowError: If one is set.
+    """
+    for key, effect in REFUSED_KEYS.items():
+        if data.get(key):
+            raise Place(place, key).error(f"{data[key]!r}, which {effect}", "false, or no such key")
 
 
 def check_message(message: Any, place: Place) -> None:
@@ -187,6 +215,36 @@ def check_tools(tools: Any, place: Place) -> None:
         _check_json(tool, here)
 
 
+def check_response_format(data: Any, place: Place) -> None:
+    """Check the response format of a row.
+
+    Raises:
+        RowError: At its first field that cannot be used.
+    """
+    if not isinstance(data, Mapping):
+        raise place.error(f"is {kind_of(data)}", 'an object with "type"')
+    _check_known(data, {"type", "json_schema"}, place)
+    kind, named = data.get("type", "text"), data.get("json_schema")
+    if kind not in ("text", "json_object", "json_schema"):
+        raise (place / "type").error(repr(kind), "one of text, json_object, json_schema")
+    here = place / "json_schema"
+    if kind != "json_schema":
+        if named is not None:
+            raise here.error(f"is given, and the type is {kind!r}", "the type 'json_schema', or no json_schema")
+        return
+    if not isinstance(named, Mapping):
+        raise here.error(f"is {kind_of(named)}", 'an object with "name" and "schema"')
+    _check_known(named, {"name", "description", "schema", "strict"}, here)
+    check_text(named.get("name"), here / "name")
+    if named.get("description") is not None:
+        check_text(named["description"], here / "description")
+    if not isinstance(named.get("strict"), bool | None):
+        raise (here / "strict").error(f"is {kind_of(named['strict'])}", "true or false")
+    if not isinstance(named.get("schema"), Mapping):
+        raise (here / "schema").error(f"is {kind_of(named.get('schema'))}", "a JSON Schema object")
+    _check_json(named["schema"], here / "schema")
+
+
 def _check_function(owner: Mapping[str, Any], place: Place, known: set[str]) -> None:
     if owner.get("type", "function") != "function":
         raise (place / "type").error(repr(owner["type"]), "'function'")
@@ -209,6 +267,11 @@ def _check_json(value: Any, place: Place) -> None:
         json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
     except (TypeError, ValueError) as error:
         raise place.error(f"cannot be written as JSON: {error}") from error
+
+
+def without_nulls(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of an object that are not null: mistral-common refuses some nulls, and has its own defaults."""
+    return {key: value for key, value in data.items() if value is not None}
 
 
 def kind_of(value: Any) -> str:

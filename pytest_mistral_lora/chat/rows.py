@@ -1,8 +1,8 @@
 """Chat rows: one conversation each, checked field by field before anything is encoded.
 
-A row is `{"messages": [{"role": …, "content": …}, …], "tools": […], "reasoning_effort": …}`; all but the messages may
-be absent. Other keys of a row are the user's own; unknown keys of a *message* are refused, since a misspelt `weight`
-or `tool_calls` would train on something else.
+A row is `{"messages": [{"role": …, "content": …}, …], "tools": […], "reasoning_effort": …, "response_format": …}`; all
+but the messages may be absent. Other keys of a row are the user's own; unknown keys of a *message* are refused, since a
+misspelt `weight` or `tool_calls` would train on something else.
 """
 
 from __future__ import annotations
@@ -13,7 +13,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pytest_mistral_lora.chat.fields import Place, check_message, check_text, check_tools, kind_of, refuse_near_misses
+from pytest_mistral_lora.chat.fields import (
+    IN_ORDER,
+    Place,
+    check_message,
+    check_response_format,
+    check_text,
+    check_tools,
+    kind_of,
+    refuse_near_misses,
+    refuse_prefixes,
+)
 from pytest_mistral_lora.chat.reading import read_line, scan_lines
 from pytest_mistral_lora.errors import RowError, RowsError
 
@@ -28,12 +38,19 @@ class Row:
         place: The row's `file:line`, for messages; empty for a row made in code.
         reasoning_effort: The model setting of that name, as in mistral-common's request (tokenizers from v15 on): how
             much the answer is thought about, such as `none` or `high`. None for the tokenizer's own default.
+        response_format: As in mistral-common's request; its schema is encoded by tokenizers whose
+            `model_settings_builder` has a `json_schema`. None for plain text.
     """
 
     messages: tuple[Mapping[str, Any], ...]
     tools: tuple[Mapping[str, Any], ...] | None = None
     place: str = field(default="", compare=False)
     reasoning_effort: str | None = None
+    response_format: Mapping[str, Any] | None = None
+
+    def __eq__(self, other: object) -> bool:
+        """Return whether two rows are encoded alike: the order of keys counts where mistral-common keeps it."""
+        return self.canonical() == other.canonical() if isinstance(other, Row) else NotImplemented
 
     def to_json(self) -> dict[str, Any]:
         """Return the row as plain JSON data, fit for one line of a dataset."""
@@ -42,11 +59,17 @@ class Row:
             data["tools"] = [dict(tool) for tool in self.tools]
         if self.reasoning_effort is not None:
             data["reasoning_effort"] = self.reasoning_effort
+        if self.response_format is not None:
+            data["response_format"] = dict(self.response_format)
         return data
 
     def to_jsonl(self) -> str:
         """Return the row as one line that can be pasted into a dataset."""
         return json.dumps(self.to_json(), ensure_ascii=False)
+
+    def canonical(self) -> str:
+        """Return the row as JSON in one form only: keys sorted, but for those that mistral-common keeps in order."""
+        return compact_json(sorted_keys(self.to_json()))
 
     def assistant_groups(self) -> list[list[int]]:
         """Group the indices of the assistant messages that become one encoded turn.
@@ -63,6 +86,20 @@ class Row:
             else:
                 groups.append([index])
         return groups
+
+
+def compact_json(value: Any) -> str:
+    """Return JSON on one line without spaces, its keys in the order given."""
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def sorted_keys(value: Any, name: str = "") -> Any:
+    """Return plain JSON data of a row with its keys sorted, those of `IN_ORDER` as they are."""
+    if name in IN_ORDER:
+        return value
+    if isinstance(value, Mapping):
+        return {key: sorted_keys(value[key], key) for key in sorted(value)}
+    return [sorted_keys(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def weight_of(message: Mapping[str, Any]) -> int:
@@ -188,6 +225,7 @@ def parse_row(data: Any, *, place: str = "") -> Row:
     if not isinstance(data, Mapping):
         raise RowError(f"a row is {kind_of(data)}", place=place, expected='an object with "messages"')
     refuse_near_misses(data, place)
+    refuse_prefixes(data, place)
     messages = data.get("messages")
     if messages is None:
         raise RowError('no "messages"', place=place, expected='a list under "messages"')
@@ -207,4 +245,7 @@ def parse_row(data: Any, *, place: str = "") -> Row:
     effort = data.get("reasoning_effort")
     if effort is not None:
         check_text(effort, Place(place, "reasoning_effort"))
-    return Row(tuple(messages), tuple(tools) if tools else None, place, effort)
+    response_format = data.get("response_format")
+    if response_format is not None:
+        check_response_format(response_format, Place(place, "response_format"))
+    return Row(tuple(messages), tuple(tools) if tools else None, place, effort, response_format)

@@ -149,7 +149,8 @@ class TranscriptChecks:
             try:
                 check_prompt(self.model.spec.encoder, transcript)
             except InputError as error:
-                found[transcript.case] = Finding("ML802", error.found, self._place(transcript.case), error.expected)
+                place = self._place(transcript.case)
+                found[transcript.case] = Finding("ML802", error.found, place, error.expected, error.next_step)
         return found
 
     @cached_property

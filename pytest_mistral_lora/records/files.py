@@ -53,7 +53,7 @@ def canonical_json(value: Any) -> bytes:
 
 
 def sha256_rows(rows: Iterable[Row]) -> str:
-    """Return the SHA-256 of chat rows in order: blind to key order and line endings, not to any content."""
+    """Return the SHA-256 of chat rows in order, blind to line endings and to key order that changes no id."""
     return sha256_parts(map(framed_row, rows))
 
 
@@ -72,7 +72,7 @@ def sha256_parts(parts: Iterable[bytes]) -> str:
 
 def framed_row(row: Row) -> bytes:
     """Return the bytes that `sha256_rows` hashes for one row."""
-    return framed(canonical_json(row.to_json()))
+    return framed(row.canonical().encode())
 
 
 def framed_ids(sequence: Iterable[int]) -> bytes:
@@ -120,6 +120,7 @@ def base_weights_command(folder: Path) -> str:
 def is_held_out(row: Row, fraction: float) -> bool:
     """Return whether a row is held out: its own content decides, so equal rows are never on both sides of a split."""
     # 13 hex digits are 52 bits: every such integer has an exact float.
+    # all keys sorted, also those whose order changes ids: rows that differ in nothing else belong on one side
     digest = sha256_bytes(canonical_json(row.to_json()))
     return int(digest[:13], 16) / 16**13 < fraction
 

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from pytest_mistral_lora.chat.completions import FormatCheck, schema_violation
 from pytest_mistral_lora.chat.reading import read_json
-from pytest_mistral_lora.chat.rows import Row, parse_row
+from pytest_mistral_lora.chat.rows import Row, compact_json, parse_row
 from pytest_mistral_lora.errors import InputError, RowError
-from pytest_mistral_lora.records.files import Written, canonical_json, put_text, write_text
+from pytest_mistral_lora.records.files import Written, put_text, write_text
 from pytest_mistral_lora.records.schema import RecordSchema, Violation, require_valid
 
 TRANSCRIPTS = "transcripts"
 """Folder of a finished run that holds its transcripts."""
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""Version 1 wrote the keys of tools and arguments sorted, and so lost the order in which the prompt has them."""
 SCHEMA = RecordSchema(Path(__file__).with_name("transcript.schema.json"))
 
 
@@ -44,6 +45,7 @@ class Transcript:
         recorded_with: Versions of the libraries that decide ids and logits.
         device: `cpu` or `cuda`.
         precision: dtype of the weights, `fp32`, `bf16` or `fp16`.
+        schema_version: Version of the form of the file that it was read from; the present one for a new transcript.
     """
 
     case: str
@@ -62,6 +64,13 @@ class Transcript:
     recorded_with: Mapping[str, str]
     device: Literal["cpu", "cuda"]
     precision: Literal["fp32", "bf16", "fp16"]
+    schema_version: int = field(default=SCHEMA_VERSION, compare=False)
+
+    @property
+    def may_have_lost_order(self) -> bool:
+        """Whether the file was written with sorted keys, and the row has JSON whose key order decides ids."""
+        calls = any(message.get("tool_calls") for message in self.row.messages)
+        return self.schema_version == 1 and (calls or bool(self.row.tools))
 
     @property
     def format_checks(self) -> tuple[FormatCheck, ...]:
@@ -95,8 +104,9 @@ class Transcript:
         }
 
     def to_text(self) -> str:
-        """Return the file's text: canonical JSON, but for a line for each field, so that a diff shows the change."""
-        lines = (f"{json.dumps(key)}: {canonical_json(value).decode()}" for key, value in self.to_json().items())
+        """Return the file's text: a line of JSON without spaces for each field, so that a diff shows the change."""
+        # the keys of a row in their own order, in which a tokenizer encodes tools and arguments
+        lines = (f"{json.dumps(key)}: {compact_json(value)}" for key, value in self.to_json().items())
         return "{\n  " + ",\n  ".join(lines) + "\n}\n"
 
     def write(self, folder: Path) -> Path:

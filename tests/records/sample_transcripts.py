@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from pytest_mistral_lora.chat.rows import parse_row
@@ -14,6 +15,33 @@ ROW = {
     ],
     "tools": [{"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}],
 }
+
+
+CITY = {"type": "string", "description": "Where?"}
+UNIT = {"type": "string", "enum": ["C", "F"]}
+
+
+def weather_row() -> dict[str, Any]:
+    """A row with an ordinary tool: its keys stand in the order in which people write them, not in the alphabet's."""
+    parameters = {"type": "object", "properties": {"unit": UNIT, "city": CITY}, "required": ["city"]}
+    function = {"name": "weather", "description": "The weather.", "parameters": parameters}
+    call = {"name": "weather", "arguments": {"unit": "C", "city": "Rome"}}
+    return {
+        "messages": [
+            {"role": "user", "content": "Is it warm in Rome?"},
+            {"role": "assistant", "tool_calls": [{"id": "abcdefghi", "type": "function", "function": call}]},
+            {"role": "tool", "tool_call_id": "abcdefghi", "content": "21"},
+            {"role": "assistant", "content": "It is."},
+        ],
+        "tools": [{"type": "function", "function": function}],
+    }
+
+
+def reordered_parameters(row: dict[str, Any]) -> dict[str, Any]:
+    """The row with the keys of its tool's parameters sorted, as a version before wrote them into transcripts."""
+    function = row["tools"][0]["function"]
+    parameters = json.loads(json.dumps(function["parameters"], sort_keys=True))
+    return row | {"tools": [{"type": "function", "function": function | {"parameters": parameters}}]}
 
 
 def transcript(**changes: Any) -> Transcript:

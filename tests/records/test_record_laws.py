@@ -12,12 +12,14 @@ from typing import Any, get_args
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from sample_transcripts import transcript
+from sample_transcripts import reordered_parameters, transcript, weather_row
 
 from pytest_mistral_lora.chat.completions import FormatCheck
+from pytest_mistral_lora.chat.fields import IN_ORDER
+from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
 from pytest_mistral_lora.chat.rows import Row, parse_row, read_rows
 from pytest_mistral_lora.checkpoint.base_model import Precision
-from pytest_mistral_lora.records.files import sha256_ids, sha256_rows
+from pytest_mistral_lora.records.files import is_held_out, sha256_ids, sha256_rows
 from pytest_mistral_lora.records.transcripts import Transcript, load, violations
 from pytest_mistral_lora.strategies import rows
 
@@ -38,7 +40,10 @@ def lines(chats: list[Row]) -> list[str]:
 
 def reordered(value: Any, reverse: bool) -> Any:
     if isinstance(value, dict):
-        return {key: reordered(value[key], reverse) for key in sorted(value, reverse=reverse)}
+        return {
+            key: value[key] if key in IN_ORDER else reordered(value[key], reverse)
+            for key in sorted(value, reverse=reverse)
+        }
     return [reordered(one, reverse) for one in value] if isinstance(value, list) else value
 
 
@@ -61,6 +66,17 @@ def test_a_hash_of_rows_sees_their_order_and_their_number(chats: list[Row], data
     other = data.draw(st.permutations(chats))
     assert (sha256_rows(other) == sha256_rows(chats)) is (other == chats)
     assert len({sha256_rows(chats), sha256_rows(chats[:-1]), sha256_rows([*chats, chats[0]])}) == 3
+
+
+def test_a_hash_of_rows_sees_a_key_order_that_changes_ids() -> None:
+    row = parse_row(weather_row())
+    other = parse_row(reordered_parameters(weather_row()))
+    oracle = Oracle(shipped_tokenizer("spm-v3"))
+    assert oracle.encode(row).input_ids != oracle.encode(other).input_ids
+    assert sha256_rows([row]) != sha256_rows([other])
+    assert row != other
+    # both are on one side of a split by hash
+    assert {is_held_out(row, share / 20) == is_held_out(other, share / 20) for share in range(20)} == {True}
 
 
 @given(text=TEXTS, change=st.sampled_from(["NFC", "NFD", "NFKC", "space", "newline"]))

@@ -40,7 +40,7 @@ def test_the_row_ends_where_the_answer_begins() -> None:
 
 
 CHANGES: list[tuple[Callable[[dict[str, Any]], object], str]] = [
-    (lambda data: data.update(schema_version=2), "$.schema_version"),
+    (lambda data: data.update(schema_version=3), "$.schema_version"),
     (lambda data: data.update(case="other"), "$.case: 'other', but the file is row-0001.json"),
     (lambda data: data.pop("margins"), "$.margins: is missing"),
     (lambda data: data.update(extra=1), "$.extra: 1; expected no such key"),

@@ -18,6 +18,7 @@ from typing import Any, Literal
 import mistral_common
 
 from pytest_mistral_lora.chat.encoded import EncodedRow
+from pytest_mistral_lora.chat.fields import without_nulls
 from pytest_mistral_lora.chat.oracle.encoder_trace import EncoderTrace, TracedText, Turn, spans_of, split_turn
 from pytest_mistral_lora.chat.oracle.rejections import explain, is_our_call, version_violation
 from pytest_mistral_lora.chat.rows import Row, as_row, weight_of
@@ -281,19 +282,18 @@ class Oracle:
 def _request(row: Row) -> ChatCompletionRequest[Any]:
     messages = []
     for message in row.messages:
-        data = {key: value for key, value in message.items() if value is not None}
+        data = without_nulls(message)
         if data["role"] == "assistant":
             # An absent weight is 1, so that a spelled-out 1 does not split a turn.
             data["weight"] = weight_of(message)
-            calls = data.get("tool_calls", ())
-            # A null id is left out: mistral-common has its own value for a call without one.
-            known = [{k: v for k, v in call.items() if k != "id" or v is not None} for call in calls]
-            data["tool_calls"] = known or None
+            data["tool_calls"] = [without_nulls(call) for call in data.get("tool_calls", ())] or None
         messages.append(data)
-    settings = {"reasoning_effort": row.reasoning_effort} if row.reasoning_effort is not None else {}
+    settings: dict[str, Any] = {} if row.reasoning_effort is None else {"reasoning_effort": row.reasoning_effort}
+    if row.response_format is not None:
+        # not within the schema, where a null is a value
+        settings["response_format"] = given = without_nulls(row.response_format)
+        if named := given.get("json_schema"):
+            given["json_schema"] = without_nulls(named)
     # One pass of pydantic for the whole request: message by message takes twice as long.
-    tools = [
-        {"type": "function", "function": {key: value for key, value in tool["function"].items() if value is not None}}
-        for tool in row.tools or ()
-    ]
+    tools = [{"type": "function", "function": without_nulls(tool["function"])} for tool in row.tools or ()]
     return _Request.model_validate({"messages": messages, "tools": tools or None, **settings})

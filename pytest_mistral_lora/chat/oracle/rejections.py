@@ -229,6 +229,12 @@ _REJECTIONS = (
         "reasoning_effort",
     ),
     _Rejection(
+        r"(?s)response_format\.json_schema\.schema\s+(?:Value error, )?(.*?) \[type",
+        r"the schema is not a JSON Schema: \1",
+        "JSON Schema draft 7",
+        "response_format.json_schema.schema",
+    ),
+    _Rejection(
         r"Invalid tool schema: (.*)", r"the parameters are not a JSON Schema: \1", "JSON Schema draft 7", "tools"
     ),
     _Rejection(

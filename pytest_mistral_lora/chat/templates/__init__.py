@@ -116,7 +116,9 @@ class ChatTemplate:
         """
         row = as_row(row)
         self.render(row)
-        settings = {} if row.reasoning_effort is None else {"reasoning_effort": row.reasoning_effort}
+        settings = {
+            key: value for key in ("reasoning_effort", "response_format") if (value := getattr(row, key)) is not None
+        }
         result = self.tokenizer.apply_chat_template(
             [_plain(message) for message in row.messages],
             tools=list(row.tools) if row.tools else None,
@@ -180,6 +182,9 @@ class ChatTemplate:
             if "reasoning_effort" not in source:
                 raise RowError("the chat template has no reasoning_effort, and the row sets it", place=row.place)
             variables["reasoning_effort"] = row.reasoning_effort
+        if row.response_format is not None:
+            # a template that does not read it renders the row as mistral-common does without a json_schema builder
+            variables["response_format"] = row.response_format
         try:
             # A marked rendering follows one without marks, so its bounds have been checked.
             if self.bounded and not mark:

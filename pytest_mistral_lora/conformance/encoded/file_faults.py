@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from pytest_mistral_lora.chat.encoded import IGNORE_INDEX, EncodedRow
+from pytest_mistral_lora.chat.fields import IN_ORDER
 from pytest_mistral_lora.chat.oracle import Oracle
-from pytest_mistral_lora.chat.rows import Row, scan_rows, weight_of
+from pytest_mistral_lora.chat.rows import Row, compact_json, scan_rows, sorted_keys, weight_of
 from pytest_mistral_lora.conformance.encoded.lines import EncodedLine
 from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.errors import RowError, RowsError
@@ -104,18 +105,28 @@ def _text_lines(texts: list[_OpenText], oracle: Oracle) -> str:
     return "\n".join(lines + ([f"… and {len(texts) - SHOWN_TEXTS} more"] if len(texts) > SHOWN_TEXTS else []))
 
 
-def row_digest(row: Row) -> bytes:
-    """Return 12 bytes that are equal for rows that differ only in null fields and a spelled-out weight of 1."""
+def row_digest(row: Row, *, loose: bool = False) -> bytes:
+    """Return 12 bytes that are equal for rows that differ only in null fields and a spelled-out weight of 1.
+
+    Args:
+        row: The row.
+        loose: Whether the bytes are blind, too, to nulls and key order within the JSON of tools and arguments.
+    """
 
     def without_defaults(value: Any) -> Any:
         if isinstance(value, dict):
-            kept = {key: without_defaults(item) for key, item in value.items() if item is not None}
+            kept = {
+                key: item if key in IN_ORDER and not loose else without_defaults(item)
+                for key, item in value.items()
+                if item is not None
+            }
             if kept.get("role") == "assistant":
                 kept["weight"] = weight_of(kept)
             return kept
         return [without_defaults(item) for item in value] if isinstance(value, list | tuple) else value
 
-    text = json.dumps(without_defaults([row.messages, row.tools or ()]), sort_keys=True)
+    data = without_defaults(row.to_json())
+    text = json.dumps(data, sort_keys=True) if loose else compact_json(sorted_keys(data))
     return hashlib.blake2b(text.encode(), digest_size=12).digest()
 
 
@@ -153,6 +164,10 @@ class SourceTracker:
     @cached_property
     def _digests(self) -> list[bytes]:
         return [row_digest(row) for row in source_rows(self.paths)]
+
+    @cached_property
+    def _loose_digests(self) -> list[bytes]:
+        return [row_digest(row, loose=True) for row in source_rows(self.paths)]
 
     @cached_property
     def _free(self) -> dict[bytes, list[int]]:
@@ -206,6 +221,8 @@ class SourceTracker:
             elif digest != self._digests[line.index]:
                 found = f"the messages are not those of row {line.index}"
                 found += f", but of row {free[-1]}" if free else ""
+                if row_digest(row, loose=True) == self._loose_digests[line.index]:
+                    found = f"tools or arguments have other nulls or another key order than in row {line.index}"
             if free:
                 free.pop() if line.packed or line.index not in free else free.remove(line.index)
             if found:

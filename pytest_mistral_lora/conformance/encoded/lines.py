@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pytest_mistral_lora.chat.encoded import IGNORE_INDEX
-from pytest_mistral_lora.chat.fields import kind_of
+from pytest_mistral_lora.chat.fields import ROW_KEYS, kind_of
 from pytest_mistral_lora.chat.oracle import Oracle
 from pytest_mistral_lora.chat.reading import scan_jsonl
 from pytest_mistral_lora.chat.rows import Row, parse_row
@@ -112,7 +112,8 @@ def _parse_rows(data: Mapping[str, Any], place: str) -> tuple[Row, ...]:
         found = "is empty" if given == [] else f"is {kind_of(given)}"
         raise RowError(found, place=f"{place}, conversations", expected="a list of lists of messages")
     # a conversation with tools of its own is an object, one that shares the line's tools a list of messages
-    rows = [one if isinstance(one, Mapping) else {"messages": one, "tools": data.get("tools")} for one in given]
+    shared = {key: data[key] for key in ROW_KEYS if key in data}
+    rows = [one if isinstance(one, Mapping) else shared | {"messages": one} for one in given]
     return tuple(parse_row(row, place=f"{place}, conversations[{n}]") for n, row in enumerate(rows))
 
 

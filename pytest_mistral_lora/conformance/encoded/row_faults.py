@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 from pytest_mistral_lora.chat.encoded import EncodedRow
@@ -88,7 +88,7 @@ def _cut_fault(expected: Ids, ids: Ids, oracle: Oracle) -> EncodingFault | None:
 def _content_faults(row: Row, expected: Ids, ids: Ids, oracle: Oracle) -> list[EncodingFault]:
     """Return the classes of ids that begin with one BOS and are not a cut row; at least one."""
     rest = tuple(message for message in row.messages if message["role"] != "system")
-    if len(rest) < len(row.messages) and _ids_of(Row(rest, row.tools), oracle) == ids:
+    if len(rest) < len(row.messages) and _ids_of(replace(row, messages=rest), oracle) == ids:
         return [EncodingFault("ML525", "the system prompt is not there")]
     found, wanted = split_at_markers(ids, oracle), split_at_markers(expected, oracle)
     spelled = without_spaces("".join(part.spelled for part in found))

@@ -9,6 +9,7 @@ from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 from pytest_mistral_lora.chat.encoded import encoded_text
+from pytest_mistral_lora.chat.fields import ROW_KEYS
 from pytest_mistral_lora.chat.rows import Row, parse_row
 from pytest_mistral_lora.conformance.checks import Check, Settings
 from pytest_mistral_lora.conformance.finding import Finding, Result
@@ -48,7 +49,7 @@ def shrink_finding(finding: Callable[[Row], Finding | None], found: Finding, dat
 
 def _smaller(data: dict[str, Any]) -> Iterator[dict[str, Any]]:
     # the largest parts first: what is left out early need not be tried in every later round
-    for key in ("tools", "reasoning_effort"):
+    for key in ROW_KEYS[1:]:
         if key in data:
             yield {name: value for name, value in data.items() if name != key}
     messages = data["messages"]

@@ -175,6 +175,13 @@ def _first_difference(
     return FirstDifference(index, golden, found, transcript.margins[index])
 
 
+_MOVED = "The tokenizer, its template or a library has moved: restore it, or train and record again."
+_LOST_ORDER = (
+    "The file was written by a version that sorted the keys of tools and arguments, whose order a prompt keeps. Record "
+    "it again from its rows: mistral-lora smoke DIR --rows ROWS.jsonl --record FOLDER"
+)
+
+
 def check_prompt(encoder: Encoder, transcript: Transcript) -> None:
     """Refuse a transcript whose prompt is encoded into other ids than it was.
 
@@ -194,7 +201,7 @@ def check_prompt(encoder: Encoder, transcript: Transcript) -> None:
         f"the prompt is encoded into other ids: prompt token {index} is {found}",
         place=f"transcript {transcript.case}",
         expected=f"{golden}, as recorded with {recorded} and {transcript.tokenizer['file']}",
-        next_step="The tokenizer, its template or a library has moved: restore it, or train and record again.",
+        next_step=_LOST_ORDER if transcript.may_have_lost_order else _MOVED,
     )
 
 
