@@ -85,9 +85,12 @@ class RowsError(InputError):
     def __init__(self, errors: Sequence[RowError], *, place: str) -> None:
         self.errors: tuple[RowError, ...] = tuple(errors)
         lines = [f"{len(errors)} bad row{'s' if len(errors) != 1 else ''}"]
-        lines += [f"  {error}" for error in errors[: self.shown]]
-        if len(errors) > self.shown:
-            lines.append(f"  … and {len(errors) - self.shown} more")
+        # a file of another format has one fault, in each of its rows
+        same = len({(error.found, error.next_step) for error in errors}) == 1 and bool(errors[0].next_step)
+        shown = 1 if same else self.shown
+        lines += [f"  {error}" for error in errors[:shown]]
+        if len(errors) > shown:
+            lines.append(f"  … and {len(errors) - shown} more" + (" like it" if same else ""))
         super().__init__("\n".join(lines), place=place)
 
 

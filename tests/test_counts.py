@@ -21,8 +21,9 @@ DATA_TABLES = {"chat/templates/deviations.py"}
 """Modules that are a table of data, which may be longer than others."""
 
 AT_MOST = {
-    # 150, and room for subjects that came after: merged models, recognised oracles, templates in a process of their own
-    "modules": 162,
+    # 150, and room for subjects that came after: merged models, recognised oracles, templates in a process of their
+    # own, and rows from other formats (data)
+    "modules": 170,
     "lines of the longest module": 300,
     "lines of nine functions in ten": 30,
     "functions in 1,000 lines": 67,
@@ -85,7 +86,7 @@ def test_the_package_has_at_least(name: str) -> None:
 def test_what_is_too_much_is_counted() -> None:
     function = "def f():\n" + "    x = 1\n" * 40
     source = '"""What is said where."""\n' + 2 * "class A:\n    pass\n" + 2 * function
-    found = counts({f"m{number}.py": source for number in range(151)})
+    found = counts({f"m{number}.py": source for number in range(int(AT_MOST["modules"]) + 1)})
     wrong = {name for name, most in AT_MOST.items() if found[name] > most} | {
         name for name, least in AT_LEAST.items() if found[name] < least
     }

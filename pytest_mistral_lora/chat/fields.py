@@ -34,6 +34,23 @@ IGNORED_KEYS = (
 IN_ORDER = frozenset({"parameters", "arguments", "schema"})
 """Fields whose JSON is encoded with its keys in the order given; everywhere else the order changes no id."""
 
+_CONVERTED = {
+    "weight": ("train", "training", "trainable", "loss", "loss_weight", "mask"),
+    "a thinking chunk": ("reasoning_content", "reasoning", "thinking"),
+    "tool_calls": ("function_call",),
+    "content": ("refusal", "text", "value"),
+}
+_CONVERTED_KEYS = {key: ours for ours, keys in _CONVERTED.items() for key in keys}
+"""Fields of messages in other formats, each with our name for it, which `mistral-lora import` gives it."""
+_CONVERTED_ROLES = {
+    "developer": "system",
+    "human": "user",
+    "gpt": "assistant",
+    "model": "assistant",
+    "function": "tool",
+    "observation": "tool",
+    "function_call": "assistant",
+}
 _NOT_TEXT = {
     "image": "image",
     "image_url": "image",
@@ -107,11 +124,14 @@ def check_message(message: Any, place: Place) -> None:
     role = message.get("role")
     if role not in ROLES:
         found = "is missing" if "role" not in message else repr(role)
-        raise (place / "role").error(found, "one of " + ", ".join(ROLES))
+        ours = _CONVERTED_ROLES.get(role, "") if isinstance(role, str) else ""
+        step = f"`mistral-lora import` turns it into {ours!r}." if ours else ""
+        raise (place / "role").error(found, "one of " + ", ".join(ROLES), step)
     for key, value in message.items():
         if key not in _MESSAGE_KEYS[role] and value is not None:
             known = ", ".join(sorted(_MESSAGE_KEYS[role]))
-            raise (place / str(key)).error(f"unknown field of a message with role {role!r}", f"one of {known}")
+            step = f"`mistral-lora import` turns it into {ours}." if (ours := _CONVERTED_KEYS.get(key, "")) else ""
+            raise (place / str(key)).error(f"unknown field of a message with role {role!r}", f"one of {known}", step)
     tool_calls = message.get("tool_calls")
     content = message.get("content")
     # An ASCII string needs no further check. Most contents are one, and a dataset has millions.

@@ -24,6 +24,7 @@ from pytest_mistral_lora.chat.fields import (
     refuse_near_misses,
     refuse_prefixes,
 )
+from pytest_mistral_lora.chat.formats import import_step, recognise
 from pytest_mistral_lora.chat.reading import read_line, scan_lines
 from pytest_mistral_lora.errors import RowError, RowsError
 
@@ -165,14 +166,20 @@ def assistant_text(contents: Iterable[Any], *, version: str) -> str:
 def scan_rows(path: str | Path) -> Iterator[Row | RowError]:
     """Yield each row of a JSONL file, or the error that makes it unusable, in file order and one at a time.
 
+    A file without rows yields one error.
+
     Raises:
-        InputError: If the file cannot be opened.
+        InputError: If the file cannot be opened, or is not JSON Lines in UTF-8.
     """
     path = Path(path)
+    found = False
     for number, line in scan_lines(path):
         item = read_row(path, number, line)
         if item is not None:
+            found = True
             yield item
+    if not found:
+        yield RowError("the file has no rows", place=str(path))
 
 
 def read_row(path: Path, number: int, line: bytes | None) -> Row | RowError | None:
@@ -194,15 +201,11 @@ def read_rows(path: str | Path) -> Iterator[Row]:
         RowsError: After the last row, if any row was bad: it lists every bad row. Nothing is dropped silently.
     """
     errors: list[RowError] = []
-    found = 0
     for item in scan_rows(path):
         if isinstance(item, RowError):
             errors.append(item)
         else:
-            found += 1
             yield item
-    if not errors and not found:
-        errors.append(RowError("the file has no rows", place=str(path)))
     if errors:
         raise RowsError(errors, place=str(path))
 
@@ -222,11 +225,13 @@ def parse_row(data: Any, *, place: str = "") -> Row:
     Raises:
         RowError: With the field and the value, if the data is not a row.
     """
+    messages = data.get("messages") if isinstance(data, Mapping) else None
+    if not isinstance(messages, Sequence) or isinstance(messages, str) or _are_turns_of_another(messages):
+        _refuse_another_format(data, place)
     if not isinstance(data, Mapping):
         raise RowError(f"a row is {kind_of(data)}", place=place, expected='an object with "messages"')
     refuse_near_misses(data, place)
     refuse_prefixes(data, place)
-    messages = data.get("messages")
     if messages is None:
         raise RowError('no "messages"', place=place, expected='a list under "messages"')
     if not isinstance(messages, Sequence) or isinstance(messages, str):
@@ -249,3 +254,23 @@ def parse_row(data: Any, *, place: str = "") -> Row:
     if response_format is not None:
         check_response_format(response_format, Place(place, "response_format"))
     return Row(tuple(messages), tuple(tools) if tools else None, place, effort, response_format)
+
+
+def _are_turns_of_another(messages: Sequence[Any]) -> bool:
+    return bool(messages) and isinstance(messages[0], Mapping) and "from" in messages[0] and "role" not in messages[0]
+
+
+def _refuse_another_format(data: Any, place: str) -> None:
+    """Refuse a record of another format by the format's name.
+
+    Raises:
+        RowError: If it is one that is known.
+    """
+    recognised = recognise(data)
+    if recognised is not None:
+        raise RowError(
+            f"this is {recognised.title}",
+            place=place,
+            expected='an object with "messages" of role/content',
+            next_step=recognised.advice or import_step(place.rpartition(":")[0]),
+        )

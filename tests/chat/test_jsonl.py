@@ -19,8 +19,8 @@ from pytest_mistral_lora.errors import EXIT_BAD_INPUT, InputError, RowError
 GOOD = b'{"a": 1}\n'
 REFUSED = [
     (b'{"a": }', "not valid JSON: Expecting value at column 7"),
-    (b"{'a': 1}", "not valid JSON: Expecting property name enclosed in double quotes at column 2"),
-    (b'{"a": 1} {"a": 2}', "not valid JSON: Extra data at column 10"),
+    (b"{'a': 1}", "not valid JSON: single quotes, as Python prints a dict, at column 2"),
+    (b'{"a": 1} {"a": 2}', "not valid JSON: a second value on the line at column 10"),
     (b'{"a": 1', "not valid JSON: Expecting ',' delimiter at column 8"),
     (b'{"a": "\ttab"}', "not valid JSON: Invalid control character at at column 8"),
     (b'{"a": 1, "a": 1}', "the key 'a' appears twice in one object"),

@@ -58,7 +58,7 @@ def tool_function(**changed: Any) -> dict[str, Any]:
 
 
 REFUSED: list[tuple[Any, str]] = [
-    ([USER], 'a row is a list; expected an object with "messages"'),
+    ([1], 'a row is a list; expected an object with "messages"'),
     ("x", 'a row is a string; expected an object with "messages"'),
     (None, 'a row is null; expected an object with "messages"'),
     (1.5, 'a row is a number; expected an object with "messages"'),

@@ -6,8 +6,9 @@ import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
+from pytest_mistral_lora.chat.formats import import_step, refuse_other_containers
 from pytest_mistral_lora.errors import InputError, RowError
 
 MAX_LINE_BYTES = 64 * 1024 * 1024
@@ -29,18 +30,30 @@ def loads_strict(text: str) -> Any:
         ValueError: If the text is not JSON, or is refused; the message is fit for a user.
     """
     try:
-        return json.loads(
-            text,
-            object_pairs_hook=_unique_keys,
-            parse_constant=_no_constant,
-            parse_float=_finite_float,
-            parse_int=_readable_int,
-        )
+        return json.loads(text, **_HOOKS)
     except json.JSONDecodeError as error:
         line = f"line {error.lineno}, " if error.lineno > 1 else ""
-        raise ValueError(f"not valid JSON: {error.msg} at {line}column {error.colno}") from error
+        raise ValueError(f"not valid JSON: {_fault_of(error)} at {line}column {error.colno}") from error
     except RecursionError as error:
         raise ValueError("JSON is nested too deeply") from error
+
+
+def _fault_of(error: json.JSONDecodeError) -> str:
+    """Return the fault in a user's words, if it is one of those that people make."""
+    before, after = error.doc[: error.pos].rstrip(), error.doc[error.pos :].lstrip()
+    # before Python 3.13 the place is that of the bracket, from then on that of the comma
+    at_comma = before.endswith(",") or after.startswith(",")
+    if error.msg != "Extra data" and at_comma and after.removeprefix(",").lstrip()[:1] in ("}", "]"):
+        return "a trailing comma"
+    if error.msg == "Extra data" and after.startswith(","):
+        return "a comma after the end, which JSON Lines has not,"
+    if error.msg == "Extra data" and after.startswith(("{", "[")):
+        return "a second value on the line"
+    if after.startswith("'") or (before.endswith("{") and after.startswith("'")):
+        return "single quotes, as Python prints a dict,"
+    if after.startswith(("True", "False", "None")):
+        return "a constant of Python, not of JSON,"
+    return error.msg
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -71,6 +84,16 @@ def _readable_int(digits: str) -> int:
     except ValueError as error:
         # int() refuses more than 4,300 digits by default (CVE-2020-10735): the time grows with their square
         raise _RefusedError(f"a number has {len(digits)} characters, which is too many to read") from error
+
+
+_HOOKS: dict[str, Any] = {
+    "object_pairs_hook": _unique_keys,
+    "parse_constant": _no_constant,
+    "parse_float": _finite_float,
+    "parse_int": _readable_int,
+}
+STRICT = json.JSONDecoder(**_HOOKS)
+"""The decoder of `loads_strict`, for a value that is followed by others."""
 
 
 def read_json(path: Path) -> Any:
@@ -121,33 +144,44 @@ def scan_jsonl(path: Path) -> Iterator[tuple[int, Any] | RowError]:
     Raises:
         InputError: If the file cannot be opened.
     """
-    for number, line in scan_lines(path):
+    for number, line in scan_lines(path, other_formats="Write it as JSON Lines in UTF-8."):
         item = read_line(path, number, line)
         if item is not None:
             yield item
 
 
-def scan_lines(path: Path) -> Iterator[tuple[int, bytes | None]]:
+def scan_lines(path: Path, *, other_formats: str = "") -> Iterator[tuple[int, bytes | None]]:
     """Yield `(line number, bytes)` for each line, for `read_line` to parse; None for a line that is too long to read.
 
+    Args:
+        path: The file.
+        other_formats: The advice for a file that is not JSON Lines; by default the command that converts chat rows.
+
     Raises:
-        InputError: If the file cannot be opened.
+        InputError: If the file cannot be opened, or is in another format.
     """
     try:
         file = path.open("rb")
     except OSError as error:
-        raise InputError(f"cannot be read: {error.strerror}", place=str(path)) from error
+        folder = import_step(str(path)) if path.is_dir() and not other_formats else ""
+        raise InputError(f"cannot be read: {error.strerror}", place=str(path), next_step=folder) from error
     with file:
-        number = 0
-        while line := file.readline(MAX_LINE_BYTES + 1):
-            number += 1
-            if len(line) <= MAX_LINE_BYTES or line.endswith(b"\n"):
-                yield number, line
-                continue
-            # The rest of a line that is too long is read and thrown away, so that the next line keeps its number.
-            while line and not line.endswith(b"\n"):
-                line = file.readline(MAX_LINE_BYTES)
-            yield number, None
+        refuse_other_containers(file.peek(), path, next_step=other_formats)
+        yield from lines_of(file)
+
+
+def lines_of(file: BinaryIO) -> Iterator[tuple[int, bytes | None]]:
+    """Yield `(line number, bytes)` for each line of an open file, as `scan_lines` does."""
+    number = 0
+    while line := file.readline(MAX_LINE_BYTES + 1):
+        number += 1
+        if len(line) <= MAX_LINE_BYTES or line.endswith(b"\n"):
+            yield number, line
+            continue
+        # The rest of a line that is too long is read and thrown away, so that the next line keeps its number.
+        while line and not line.endswith(b"\n"):
+            line = file.readline(MAX_LINE_BYTES)
+        yield number, None
 
 
 def read_line(path: Path, number: int, line: bytes | None) -> tuple[int, Any] | RowError | None:

@@ -1,0 +1,270 @@
+"""Recognise how data is stored and laid out, by its first bytes and by the keys of a record.
+
+`data` converts these formats; everything else that reads rows names them in its errors.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pytest_mistral_lora.errors import InputError
+
+FORMATS = {
+    "messages": "chat messages",
+    "sharegpt": "ShareGPT",
+    "alpaca": "Alpaca",
+    "prompt-completion": "prompt and completion",
+    "preference": "preference pairs",
+}
+"""The formats that are converted to rows, each with its title."""
+
+LINES = "JSON Lines"
+ARRAY = "a JSON array"
+VALUES = "JSON objects over several lines"
+PARQUET = "Parquet"
+ARROW_FILE = "an Arrow file"
+ARROW_STREAM = "an Arrow stream"
+CSV = "CSV"
+TSV = "TSV"
+UTF8_BOM = b"\xef\xbb\xbf"
+
+_COMPRESSED = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bzip2", b"\xfd7zXZ\x00": "xz"}
+# UTF-32 before UTF-16: its mark begins with the mark of UTF-16
+_ENCODED = {
+    b"\xff\xfe\x00\x00": "UTF-32",
+    b"\x00\x00\xfe\xff": "UTF-32",
+    b"\xff\xfe": "UTF-16",
+    b"\xfe\xff": "UTF-16",
+    b"{\x00": "UTF-16-LE",
+    b"[\x00": "UTF-16-LE",
+    b"\x00{": "UTF-16-BE",
+    b"\x00[": "UTF-16-BE",
+}
+_TABLES = {
+    b"PAR1": PARQUET,
+    b"ARROW1": ARROW_FILE,
+    b"\xff\xff\xff\xff": ARROW_STREAM,
+}
+_UNREADABLE = {
+    b"version https://git-lfs": ("a pointer of Git LFS, not the data", "Fetch the data: git lfs pull"),
+    b"PK\x03\x04": ("a zip archive", "Unpack it; save a spreadsheet as CSV."),
+    b"\x80\x04\x95": ("a Python pickle, which can run code", "Save the data as JSON Lines or Parquet."),
+    b"SQLite format 3": ("an SQLite database", "Export its table as CSV."),
+    b"FEA1": ("Feather version 1", "Save it as Parquet or Arrow."),
+    b"<!DOCTYPE": ("a web page, not the data", "Download the file itself."),
+    b"<html": ("a web page, not the data", "Download the file itself."),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Container:
+    """How a file holds its records.
+
+    Attributes:
+        name: `LINES`, `ARRAY`, `VALUES`, `PARQUET`, `ARROW_FILE`, `ARROW_STREAM`, `CSV` or `TSV`; empty if it is
+            not known before the file is decompressed or decoded.
+        compression: `gzip`, `zstd`, `bzip2`, `xz`, or empty.
+        encoding: `UTF-16` or the like; empty for UTF-8.
+    """
+
+    name: str = ""
+    compression: str = ""
+    encoding: str = ""
+
+    @property
+    def title(self) -> str:
+        """The container in words, `gzip`, `UTF-16` or `a JSON array`."""
+        return self.compression or self.encoding or self.name
+
+
+def container_of(head: bytes, path: Path) -> Container:
+    """Return the container of a file by its first bytes.
+
+    Args:
+        head: The first bytes, a few thousand or the whole file.
+        path: The file: its suffix shows CSV and TSV, which have no mark of their own.
+
+    Raises:
+        InputError: If it is a known format that is never read, such as a zip archive.
+    """
+    for mark, (title, step) in _UNREADABLE.items():
+        if head.startswith(mark):
+            raise InputError(f"this is {title}", place=str(path), expected="rows", next_step=step)
+    for mark, name in _COMPRESSED.items():
+        if head.startswith(mark):
+            return Container(compression=name)
+    for mark, name in _TABLES.items():
+        if head.startswith(mark):
+            return Container(name)
+    for mark, name in _ENCODED.items():
+        if head.startswith(mark):
+            return Container(encoding=name)
+    return Container(_text_container(head.removeprefix(UTF8_BOM).lstrip(), path))
+
+
+def _text_container(head: bytes, path: Path) -> str:
+    suffix = next((one for one in reversed(path.suffixes) if one.lower() in (".csv", ".tsv")), "").lower()
+    if suffix and head[:1] not in (b"{", b"["):
+        return TSV if suffix == ".tsv" else CSV
+    line, newline, rest = head.partition(b"\n")
+    line = line.strip()
+    if line[:1] == b"[":
+        # a list that ends with its line, before other lines, is one bad row of many and not the file's own bracket
+        return LINES if newline and line.endswith(b"]") and len(line) > 1 and rest.strip() else ARRAY
+    # an object that is written over several lines has little on its first
+    opened = newline and rest.lstrip()[:1] == b'"' and len(line) < 80 and line[:1] == b"{" and line[-1:] != b"}"
+    return VALUES if opened and _goes_on(line) else LINES
+
+
+def _goes_on(line: bytes) -> bool:
+    try:
+        json.loads(line)
+    except json.JSONDecodeError as error:
+        return not line[error.pos :].strip() or line.endswith((b",", b"[", b"{"))
+    except ValueError:
+        return False
+    return False
+
+
+def refuse_other_containers(head: bytes, path: Path, *, next_step: str = "") -> None:
+    """Refuse a file that is not JSON Lines in UTF-8, by the name of its format.
+
+    Args:
+        head: Its first bytes.
+        path: The file.
+        next_step: The advice; the command that converts rows by default.
+
+    Raises:
+        InputError: If it is not.
+    """
+    container = container_of(head, path)
+    if container != Container(LINES):
+        raise InputError(
+            f"this is {container.title}",
+            place=str(path),
+            expected="JSON Lines in UTF-8: one object a line",
+            next_step=next_step or import_step(str(path)),
+        )
+
+
+def import_step(path: str) -> str:
+    """Return the sentence that names the command which converts a file."""
+    # a source is never written over
+    to = "converted.jsonl" if Path(path).name == "rows.jsonl" else "rows.jsonl"
+    return f"Convert it: mistral-lora import {shlex.quote(path) if path else 'FILE'} --to {to}"
+
+
+@dataclass(frozen=True, slots=True)
+class Recognised:
+    """The format of a record.
+
+    Attributes:
+        name: A key of `FORMATS`; empty for one that has no turns.
+        evidence: The keys that show it, in words.
+        keys: Keys of the record, by the name of the field that they hold.
+        advice: The next step for a format that has no turns; else empty.
+    """
+
+    name: str
+    evidence: str
+    keys: Mapping[str, str]
+    advice: str = ""
+
+    @property
+    def title(self) -> str:
+        """The format and its evidence, `ShareGPT (conversations with from/value)`."""
+        return f"{FORMATS[self.name]} ({self.evidence})" if self.name else self.evidence
+
+
+MESSAGE_LISTS = ("messages", "conversations", "conversation", "interactions")
+_PAIRS = (("prompt", "completion"), ("prompt", "response"), ("question", "answer"), ("input", "output"))
+_NO_TURNS = {
+    "input_ids": ("encoded rows (input_ids)", "Judge them: mistral-lora audit FILE --tokenizer PATH"),
+    "segments": ("Axolotl's input_output (segments)", "Segments have no turns: write messages with roles."),
+    "text": ("plain text (text)", "A text has no turns: write messages with roles, and no markers of a template."),
+}
+
+
+def recognise(record: Any) -> Recognised | None:
+    """Return the format of a record by its structure, or None if it is none that is known."""
+    if isinstance(record, Sequence) and not isinstance(record, str):
+        keys = _message_keys(record)
+        return Recognised("messages", f"a list of messages with {keys}", {"messages": ""}) if keys else None
+    if not isinstance(record, Mapping):
+        return None
+    # a table of many sources pads the keys of the others with null
+    present = {key for key, value in record.items() if value is not None}
+    for find in (_as_preference, _as_conversation, _as_instruction):
+        found = find(record, present)
+        if found is not None:
+            return found
+    for key, (title, advice) in _NO_TURNS.items():
+        if key in present:
+            return Recognised("", title, {}, advice)
+    return None
+
+
+def _as_preference(record: Mapping[str, Any], present: set[str]) -> Recognised | None:
+    pairs = (
+        ("chosen", "rejected"),
+        ("preferred_output", "non_preferred_output"),
+        ("chosen_messages", "rejected_messages"),
+    )
+    for chosen, rejected in pairs:
+        if chosen in present and rejected in present:
+            keys = {"chosen": chosen, "rejected": rejected}
+            asked = next((key for key in ("prompt", "input", *MESSAGE_LISTS[:3], "question") if key in present), "")
+            if "instruction" in present:
+                keys |= {"prompt": "instruction"} | ({"input": "input"} if "input" in present else {})
+            elif asked:
+                keys["prompt"] = asked
+            return Recognised("preference", f"`{chosen}` and `{rejected}`", keys)
+    return None
+
+
+def _as_conversation(record: Mapping[str, Any], present: set[str]) -> Recognised | None:
+    for key in MESSAGE_LISTS:
+        items = record.get(key)
+        if isinstance(items, str):
+            try:
+                # a column of CSV or Parquet holds text
+                items = json.loads(items)
+            except (ValueError, RecursionError):
+                continue
+        shown = _message_keys(items)
+        if shown:
+            name = "sharegpt" if shown == "from/value" or key.startswith("conversation") else "messages"
+            return Recognised(name, f"`{key}` with {shown}", {"messages": key})
+    return None
+
+
+def _message_keys(items: Any) -> str:
+    """Return the keys of a list of messages, `from/value`; empty if it is no such list."""
+    if not isinstance(items, Sequence) or isinstance(items, str) or not items or not isinstance(items[0], Mapping):
+        return ""
+    first = items[0]
+    # a message that calls tools may have no content
+    pairs = (("from", "value"), ("role", "content"), ("role", "text"), ("role", "value"), ("role", "tool_calls"))
+    for role, content in pairs:
+        if role in first and content in first:
+            return f"{role}/{content}"
+    return ""
+
+
+def _as_instruction(record: Mapping[str, Any], present: set[str]) -> Recognised | None:
+    answer = next((key for key in ("output", "response") if key in present), "")
+    if "instruction" in present and answer:
+        optional = {key: key for key in ("input", "history") if key in present}
+        evidence = "/".join(key for key in ("instruction", "input", answer) if key in present)
+        return Recognised("alpaca", f"`{evidence}`", {"instruction": "instruction", "output": answer, **optional})
+    for prompt, completion in _PAIRS:
+        if prompt in present and completion in present:
+            kinds = "messages" if not isinstance(record[prompt], str) else "text"
+            evidence = f"`{prompt}` and `{completion}` of {kinds}"
+            return Recognised("prompt-completion", evidence, {"prompt": prompt, "completion": completion})
+    return None
