@@ -122,6 +122,10 @@ class RecipeError(InputError):
     """A recipe that cannot be run as written."""
 
 
+class MachineError(RecipeError):
+    """A recipe that this machine cannot run, and another one can: a device or a library is missing."""
+
+
 class TrainingError(MistralLoraError):
     """A training run that must stop, for example because no row has a loss or a layer does not change."""
 

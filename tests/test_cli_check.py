@@ -113,3 +113,87 @@ def test_paths_are_told_apart_by_what_is_there(recipe: Path, tmp_path: Path) -> 
     ]
     with pytest.raises(InputError, match="no such file or folder"):
         targets_of([tmp_path / "nope"])
+
+
+def outcomes(out: str) -> dict[str, list[dict[str, Any]]]:
+    found: dict[str, list[dict[str, Any]]] = {}
+    for one in json.loads(out)["checks"]:
+        found.setdefault(one["outcome"], []).append(one)
+    return found
+
+
+def break_weights(folder: Path) -> None:
+    with (folder / "base" / "model.safetensors").open("ab") as file:
+        file.write(b"x")
+
+
+def break_tokenizer(folder: Path) -> None:
+    for file in (folder / "base").glob("tokenizer*"):
+        file.write_bytes(b"{")
+
+
+@pytest.mark.parametrize(
+    ("harm", "rule"),
+    [
+        (lambda folder: (folder / "base" / "model.safetensors").unlink(), "ML208"),
+        (lambda folder: (folder / "base").rename(folder / "elsewhere"), "ML208"),
+        (break_weights, "ML208"),
+        (break_tokenizer, "ML201"),
+        (lambda folder: (folder / "recipe.yaml").write_text("base: {"), "ML640"),
+    ],
+)
+def test_one_cause_is_one_failed_check(recipe: Path, capsys: Any, harm: Any, rule: str) -> None:
+    harm(recipe.parent)
+    code, out = check(capsys, str(recipe), "--json")
+    by_outcome = outcomes(out)
+    (failed,) = by_outcome["failed"]
+    assert code == 1
+    assert failed["nodeid"] == "mistral-golden::recipe.yaml::dataset::recipe"
+    assert [finding["rule"] for finding in failed["findings"]] == [rule]
+    reasons = {one["not_checked"] for one in by_outcome["skipped"]}
+    assert f"recipe.yaml::dataset::recipe failed ({rule})" in reasons
+    assert len(by_outcome["skipped"]) > 80
+
+
+def test_a_base_that_fails_is_hashed_once(recipe: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pytest_mistral_lora.training import prepare
+
+    calls = []
+    monkeypatch.setattr(prepare, "base_weights_sha256", lambda folder: calls.append(folder) or "0" * 64)
+    assert check(capsys, str(recipe))[0] == 1
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "found"),
+    [
+        ("{steps: 1}", "{steps: 1}\nlora: {target_modules: [qproj]}", "'qproj' matches nothing"),
+        ("{steps: 1}", "{steps: 1, report_to: [tensorbord]}", "'tensorbord'"),
+        ("output: out", "output: rows.jsonl/out", "rows.jsonl is not a folder"),
+        ("output: out", "output: base/out", "is inside the base"),
+    ],
+)
+def test_train_and_check_refuse_the_same(recipe: Path, capsys: Any, old: str, new: str, found: str) -> None:
+    recipe.write_text(recipe.read_text().replace(old, new))
+    code, out = check(capsys, str(recipe), "--json")
+    (failed,) = outcomes(out)["failed"]
+    ((finding,),) = [failed["findings"]]
+    assert (code, failed["case"], finding["rule"]) == (1, "recipe", "ML641")
+    assert found in finding["found"]
+    assert main(["train", str(recipe)]) == 2
+    assert finding["found"] in capsys.readouterr().err
+
+
+def test_a_machine_that_cannot_train_a_recipe_is_noted(recipe: Path, capsys: Any) -> None:
+    recipe.write_text(recipe.read_text().replace("{steps: 1}", "{steps: 1, kernels: liger}"))
+    code, out = check(capsys, str(recipe), "--json")
+    noted = [one for one in outcomes(out)["passed"] if one["findings"]]
+    assert (code, [(one["case"], one["findings"][0]["rule"]) for one in noted]) == (0, [("recipe", "ML642")])
+
+
+def test_layer_types_that_change_nothing_are_accepted(recipe: Path, capsys: Any) -> None:
+    file = recipe.parent / "base" / "config.json"
+    config = json.loads(file.read_text())
+    file.write_text(json.dumps({**config, "layer_types": ["full_attention"] * config["num_hidden_layers"]}))
+    assert check(capsys, str(recipe))[0] == 0
+    assert main(["train", str(recipe)]) == 0

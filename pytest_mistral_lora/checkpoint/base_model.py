@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -13,6 +14,11 @@ if TYPE_CHECKING:
     import torch
 
 ARCHITECTURE = "MistralForCausalLM"
+_MODEL_TYPE = "mistral"
+_DEFAULT_WINDOW = 4096
+_MOST_LAYERS = 1000
+"""More than any model has: the modules of a billion layers would be made one by one."""
+
 Precision = Literal["fp32", "bf16", "fp16"]
 PRECISIONS: Mapping[str, Precision] = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 """The precision that each dtype of weights is."""
@@ -65,16 +71,40 @@ def require_trainable(folder: Path) -> dict[str, Any]:
     """
     config = read_config(folder)
     architectures = config.get("architectures") or [config.get("model_type")]
-    if architectures != [ARCHITECTURE]:
-        found = ", ".join(map(str, architectures))
+    other = ", ".join(map(str, architectures)) if isinstance(architectures, list) else str(architectures)
+    if other == ARCHITECTURE:
+        other = _other_class(config)
+    if other:
         raise RecipeError(
-            f"the base model is {found}",
+            f"the base model is {other}",
             place=str(folder / "config.json"),
             expected=f"{ARCHITECTURE}: other architectures get the tokenizer checks, but are not trained",
         )
     if config.get("quantization_config"):
         raise RecipeError("the base model is quantised", place=str(folder / "config.json"), expected="full weights")
     return config
+
+
+def _other_class(config: Mapping[str, Any]) -> str:
+    """Return the model that transformers' AutoModel makes of a configuration, and why, if it computes otherwise.
+
+    The result is empty if `MistralForCausalLM` computes the same.
+    """
+    # AutoModel goes by `model_type`, not by `architectures`; with `layer_types` it takes a Mistral for a Ministral:
+    # https://github.com/huggingface/transformers/blob/main/src/transformers/models/auto/configuration_auto.py
+    kind, types = config.get("model_type", _MODEL_TYPE), config.get("layer_types")
+    if kind != _MODEL_TYPE:
+        return f"of model_type {kind!r}, which AutoModel does not load as {ARCHITECTURE}"
+    # a Mistral has one window for all layers, and its default is not null
+    plain = "full_attention" if config.get("sliding_window", _DEFAULT_WINDOW) is None else "sliding_attention"
+    if types is None or (isinstance(types, list) and all(one == plain for one in types)):
+        return ""
+    return f"a Ministral to AutoModel: its layer_types are {_summary(types)}, and {ARCHITECTURE} has {plain} alone"
+
+
+def _summary(types: Any) -> str:
+    counts = Counter(map(str, types)) if isinstance(types, list) else {}
+    return ", ".join(f"{count} {name}" for name, count in counts.items()) or repr(types)
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -105,13 +135,44 @@ def weighted_modules(folder: Path) -> list[str]:
 
 
 def empty_model(folder: Path) -> Any:
-    """Return the base without a weight: its parameters are on torch's device `meta`."""
-    import torch
-    from transformers import AutoConfig, MistralForCausalLM
+    """Return the base without a weight: its parameters are on torch's device `meta`.
 
-    # a 7B base in float32 is 29 GB: only its module names and shapes are wanted here
-    with torch.device("meta"):
-        return MistralForCausalLM(AutoConfig.from_pretrained(folder, trust_remote_code=False))
+    Raises:
+        PinError: If `config.json` is not the configuration of a `MistralForCausalLM`.
+    """
+    import torch
+    from transformers import MistralConfig, MistralForCausalLM
+
+    place = str(_require_plain(folder) / "config.json")
+    try:
+        config = MistralConfig.from_pretrained(folder)
+        if config.num_hidden_layers > _MOST_LAYERS:
+            raise ValueError(f"num_hidden_layers is {config.num_hidden_layers}")
+        # a 7B base in float32 is 29 GB: only its module names and shapes are wanted here
+        with torch.device("meta"):
+            return MistralForCausalLM(config)
+    except Exception as error:  # transformers and torch raise many types for a value of the wrong type or size
+        raise PinError(
+            f"no model can be made of it: {_one_line(error)}",
+            place=place,
+            expected=f"the configuration of a {ARCHITECTURE}",
+        ) from error
+
+
+def _require_plain(folder: Path) -> Path:
+    """Return the folder of a checkpoint that `MistralForCausalLM` computes as AutoModel does.
+
+    Raises:
+        PinError: If AutoModel would load another class, or there is no configuration.
+    """
+    other = _other_class(read_config(folder))
+    if other:
+        raise PinError(f"the model is {other}", place=str(folder / "config.json"), expected=ARCHITECTURE)
+    return folder
+
+
+def _one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
 def load_base(folder: Path, precision: Precision, device: str) -> Any:
@@ -123,7 +184,8 @@ def load_base(folder: Path, precision: Precision, device: str) -> Any:
         device: `cpu` or `cuda`.
 
     Raises:
-        PinError: If a weight is missing in the files, or the files hold one that the model does not have.
+        PinError: If a weight is missing in the files, or the files hold one that the model does not have, or if
+            transformers' AutoModel would load another class of model.
     """
     return _load(folder, precision).to(device)
 
@@ -157,7 +219,7 @@ def load_nf4(folder: Path, precision: Precision, device: str) -> Any:
 def _load(folder: Path, precision: Precision, **options: Any) -> Any:
     from transformers import MistralForCausalLM
 
-    weight_files(folder)
+    weight_files(_require_plain(folder))
     model, report = MistralForCausalLM.from_pretrained(
         folder,
         dtype=torch_dtype(precision),

@@ -13,6 +13,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from pytest_mistral_lora.conformance.causes import UNLOADABLE, Causes
 from pytest_mistral_lora.conformance.finding import Finding, Result
 from pytest_mistral_lora.conformance.targets import (
     AdapterTarget,
@@ -23,7 +24,14 @@ from pytest_mistral_lora.conformance.targets import (
     embedded_targets,
     named_targets,
 )
-from pytest_mistral_lora.errors import InputError, NoOracleError, NoTemplateError, PinError, TokenizerError
+from pytest_mistral_lora.errors import (
+    InputError,
+    NoOracleError,
+    NoTemplateError,
+    PinError,
+    RecipeError,
+    TokenizerError,
+)
 
 ROOT = "mistral-golden"
 """First part of every node id."""
@@ -68,13 +76,16 @@ class Check:
         target: The target.
         subject: The part of the target that is judged.
         case: Name of the check, unique within target and subject.
-        judge: Runs it; a `TokenizerError` that it raises is the finding ML201, a `PinError` ML208.
+        judge: Runs it; a `RecipeError` that it raises is the finding ML640, a `TokenizerError` ML201, a `PinError`
+            ML208.
+        causes: The errors of the run that one check reports for all; None if this check reports its own.
     """
 
     target: Target
     subject: Subject
     case: str
     judge: Callable[[], Result]
+    causes: Causes | None = None
 
     @property
     def name(self) -> str:
@@ -82,16 +93,18 @@ class Check:
         return f"{self.target.name}::{self.subject}::{self.case}"
 
     def run(self) -> Result:
-        """Run the check; a base or tokenizer that does not load is the same finding in every subject."""
+        """Run the check; a recipe, base or tokenizer that does not load is the finding of one check in all subjects."""
         try:
             with _rare_collections():
                 return self.judge()
         except (NoOracleError, NoTemplateError) as error:
             return Result(not_checked=str(error))
-        except PinError as error:
-            return Result((Finding("ML208", error.found, error.place, error.expected, error.next_step),))
-        except TokenizerError as error:
-            return Result((Finding("ML201", error.found, error.place, error.expected),))
+        except (RecipeError, PinError, TokenizerError) as error:
+            rule = next(rule for kind, rule in UNLOADABLE.items() if isinstance(error, kind))
+            reporter = self.causes.reporter(error, self.name) if self.causes else self.name
+            if reporter != self.name:
+                return Result(not_checked=f"{reporter} failed ({rule})")
+            return Result((Finding(rule, error.found, error.place, error.expected, error.next_step),))
 
     def record(self, result: Result | None, *, outcome: str, seconds: float) -> dict[str, Any]:
         """Return the outcome of a check as plain data, for tables and reports.
@@ -134,6 +147,7 @@ _SUBJECTS = {
     "template": ("template", "checks"),
     "user goldens": ("user_goldens", "rendering_checks"),
     "mask": ("mask", "checks"),
+    "recipe": ("dataset", "recipe_checks"),
     "dataset": ("dataset", "checks"),
     "encoded": ("encoded.audit", "checks"),
     "adapter": ("adapter", "checks"),
@@ -155,11 +169,12 @@ def collect(targets: Sequence[Target], settings: Settings) -> Iterator[Check]:
     The checks of the tiny train come last, so that it can run beside the others.
     """
     results: _Results = {}
+    causes = Causes(settings.work_folder)
     for target in targets:
-        yield from _checks(target, settings, results)
+        yield from (replace(check, causes=causes) for check in _checks(target, settings, results))
     for target in targets:
         if target.trains and not settings.skip_training:
-            yield from _subject_checks("train", target, settings)
+            yield from (replace(check, causes=causes) for check in _subject_checks("train", target, settings))
 
 
 def _checks(target: Target, settings: Settings, results: _Results) -> Iterator[Check]:
@@ -172,7 +187,8 @@ def _checks(target: Target, settings: Settings, results: _Results) -> Iterator[C
     else:
         subjects = ["tokenizer", "template", "user goldens", "mask"]
     if isinstance(target, RecipeTarget):
-        subjects.append("dataset")
+        # first: a recipe, base or tokenizer that cannot be used is then its finding
+        subjects = ["recipe", *subjects, "dataset"]
     for subject in subjects:
         for check in _subject_checks(subject, target, settings):
             yield _judged_once(check, results) if subject in _OF_TOKENIZER else check
@@ -221,7 +237,7 @@ def check(
         train: Whether the tiny train runs with the tokenizers too.
 
     Raises:
-        InputError: If there is nothing at a path, or a recipe cannot be used.
+        InputError: If there is nothing at a path.
     """
     targets = targets_of(paths, base)
     with tempfile.TemporaryDirectory(prefix="mistral-check-") as folder:

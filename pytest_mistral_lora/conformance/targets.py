@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pytest_mistral_lora.errors import RunnerError
+from pytest_mistral_lora.conformance.causes import KeptProperty
+from pytest_mistral_lora.errors import RecipeError, RunnerError
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.chat.oracle import Oracle
@@ -40,7 +42,7 @@ class Target:
     path: Path | None = None
     trains: bool = False
 
-    @cached_property
+    @KeptProperty
     def tokenizer(self) -> CheckpointTokenizer:
         """The tokenizer, loaded on first use and kept for the session.
 
@@ -75,7 +77,7 @@ class Target:
 class RecipeTarget(Target):
     """A recipe: its pinned base, its rows, and the adapter that it made, once you have run it."""
 
-    @cached_property
+    @KeptProperty
     def recipe(self) -> Recipe:
         """The recipe, checked.
 
@@ -86,23 +88,18 @@ class RecipeTarget(Target):
 
         return load_recipe(_given(self.path))
 
-    @cached_property
+    @KeptProperty
     def base_folder(self) -> Path:
         """The base checkpoint on disk, its pin checked; of a Hub repository without weights, if they are not there.
 
         Raises:
             PinError: If it is not there, or not the one that is pinned.
         """
-        from pytest_mistral_lora.checkpoint.pins import resolve
-
-        base = self.recipe.base
-        if base.path is None:
-            return resolve(str(base.repo), str(base.revision), weights=False)
         from pytest_mistral_lora.training.prepare import resolve_base
 
-        return resolve_base(base)
+        return resolve_base(self.recipe.base, weights=False)
 
-    @cached_property
+    @KeptProperty
     def tokenizer(self) -> CheckpointTokenizer:
         """The tokenizer of the base checkpoint."""
         from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
@@ -111,11 +108,13 @@ class RecipeTarget(Target):
 
     @property
     def made(self) -> AdapterTarget | None:
-        """The folder that the recipe made, with its base and its rows; None if it has not been run."""
-        recipe = self.recipe
-        if not recipe.output.is_dir():
-            return None
-        return AdapterTarget(self.name, recipe.output, base=recipe.base.path, dataset=recipe.data.train)
+        """The folder that the recipe made, with its base and its rows; None if there is none, or no recipe."""
+        # a check reports a bad recipe: an error while checks are collected would end the user's own tests, too
+        with suppress(RecipeError):
+            recipe = self.recipe
+            if recipe.output.is_dir():
+                return AdapterTarget(self.name, recipe.output, base=recipe.base.path, dataset=recipe.data.train)
+        return None
 
 
 @dataclass(frozen=True)
@@ -130,7 +129,7 @@ class EncodedTarget(Target):
     judge: Target = field(default_factory=lambda: Target(EMBEDDED_TRAINING))
     dataset: tuple[Path, ...] = ()
 
-    @cached_property
+    @KeptProperty
     def tokenizer(self) -> CheckpointTokenizer:
         """The tokenizer of the target that judges."""
         return self.judge.tokenizer
@@ -164,7 +163,7 @@ class RunnerTarget(Target):
     runner: str = ""
     judge: Target = field(default_factory=lambda: Target(EMBEDDED_TRAINING))
 
-    @cached_property
+    @KeptProperty
     def tokenizer(self) -> CheckpointTokenizer:
         """The tokenizer that the runner is given."""
         return self.judge.tokenizer
@@ -269,8 +268,7 @@ def named_targets(
         runners: Runners; each is judged with every tokenizer and recipe, or else with an embedded tokenizer.
         base: The base checkpoint's folder of the adapters.
     """
-    # names are parts of node ids, so two targets must not share one
-    names: list[str] = []
+    names: list[str] = []  # parts of node ids, so that two targets must not share one
 
     def name(path: Path) -> str:
         names.append(free_name(_name_of(path), names))

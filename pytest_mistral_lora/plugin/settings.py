@@ -111,7 +111,7 @@ def read_settings(config: pytest.Config) -> PluginSettings:
     other_targets = any(config.getoption(option.dest) for option in (TOKENIZER, RECIPE, ADAPTER, ENCODED, RUNNER))
     settings = PluginSettings(
         tokenizers=_existing_paths(config, TOKENIZER),
-        recipes=_valid_recipes(config),
+        recipes=_existing_paths(config, RECIPE, file=True),
         adapters=_existing_paths(config, ADAPTER, folder=True),
         base=next(iter(_existing_paths(config, BASE, folder=True)), None),
         encoded=_existing_paths(config, ENCODED),
@@ -156,8 +156,10 @@ def _ini_value(config: pytest.Config, key: str) -> tuple[Any, str]:
         raise pytest.UsageError(f"{source}: {error}") from error
 
 
-def _existing_paths(config: pytest.Config, option: Option, *, folder: bool = False) -> tuple[Path, ...]:
-    """Return the paths of a setting, absolute; with `folder`, each must be a folder."""
+def _existing_paths(
+    config: pytest.Config, option: Option, *, folder: bool = False, file: bool = False
+) -> tuple[Path, ...]:
+    """Return the paths of a setting, absolute; with `folder` or `file`, each must be one."""
     value, source = _option_value(config, option)
     values = ([value] if value else []) if isinstance(value, str) else value or []
     paths = tuple(_folder_of(config, option) / one for one in values)
@@ -166,6 +168,8 @@ def _existing_paths(config: pytest.Config, option: Option, *, folder: bool = Fal
             raise pytest.UsageError(f"{source}: no such file or folder: {path}")
         if folder and not path.is_dir():
             raise pytest.UsageError(f"{source}: not a folder: {path}")
+        if file and path.is_dir():
+            raise pytest.UsageError(f"{source}: a folder: {path}")
     return paths
 
 
@@ -183,21 +187,6 @@ def _golden_folders(config: pytest.Config) -> tuple[Path, ...]:
             source = _option_value(config, GOLDEN_DIR)[1]
             raise pytest.UsageError(f"{source}: neither rows (*.jsonl) nor recorded goldens in {folder}")
     return folders
-
-
-def _valid_recipes(config: pytest.Config) -> tuple[Path, ...]:
-    paths = _existing_paths(config, RECIPE)
-    # read now, and again by the checks: a wrong key ends the run before any tokenizer is loaded
-    if paths:
-        from pytest_mistral_lora.conformance.targets import RecipeTarget
-        from pytest_mistral_lora.errors import MistralLoraError
-
-        for path in paths:
-            try:
-                _ = RecipeTarget(path.name, path).recipe
-            except MistralLoraError as error:
-                raise pytest.UsageError(f"{_option_value(config, RECIPE)[1]}: {error}") from error
-    return paths
 
 
 def _runner_choices(config: pytest.Config) -> tuple[RunnerChoice, ...]:

@@ -33,7 +33,8 @@ def adapted_layers(folder: Path, targets: Sequence[str]) -> list[str]:
     """
     # PEFT accepts a list if any one of its names matches, and then trains less than was asked for
     names = linear_layers(folder)
-    layers = int(read_config(folder)["num_hidden_layers"])
+    # counted, not read: a configuration may leave the number to transformers' default
+    layers = sum(name.endswith(".self_attn.q_proj") for name in names)
     matched = {target: [name for name in names if name.endswith(f".{target}")] for target in targets}
     wrong = {target: len(found) for target, found in matched.items() if len(found) != layers}
     if wrong:

@@ -16,7 +16,7 @@ from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
 from pytest_mistral_lora.checkpoint.base_model import choose_device
-from pytest_mistral_lora.errors import InputError, RecipeError
+from pytest_mistral_lora.errors import InputError, MachineError, RecipeError
 from pytest_mistral_lora.training.recipe import Recipe, Training
 
 
@@ -24,9 +24,9 @@ def on_gpu(training: Training) -> bool:
     """Report whether the model runs on a GPU.
 
     Raises:
-        RecipeError: If the recipe asks for CUDA and there is none.
+        MachineError: If the recipe asks for CUDA and there is none.
     """
-    return choose_device(training.device, place="training.device", error=RecipeError) == "cuda"
+    return choose_device(training.device, place="training.device", error=MachineError) == "cuda"
 
 
 def precision_of(training: Training) -> Any:
@@ -36,11 +36,17 @@ def precision_of(training: Training) -> Any:
         RecipeError: If the recipe asks for fp16 on a CPU, which accelerate refuses.
     """
     if training.precision == "fp16" and not on_gpu(training):
-        raise RecipeError("'fp16', and the run is on the CPU", place="training.precision", expected="fp32 or bf16")
+        found = "'fp16', and the run is on the CPU"
+        raise _without_gpu(training)(found, place="training.precision", expected="fp32 or bf16")
     if training.precision != "auto":
         return training.precision
     # an older GPU emulates bf16 slowly
     return "bf16" if on_gpu(training) and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+
+
+def _without_gpu(training: Training) -> type[RecipeError]:
+    """Return the error for a setting that needs a GPU: `device: cpu` excludes one on every machine."""
+    return RecipeError if training.device == "cpu" else MachineError
 
 
 def device_count() -> int:
@@ -165,7 +171,8 @@ def require_environment(recipe: Recipe) -> None:
     """Check that this machine has the devices and libraries that the recipe needs.
 
     Raises:
-        RecipeError: If one of them is missing, or too old.
+        MachineError: If one of them is missing, or too old.
+        RecipeError: If the recipe chooses the CPU, and a setting that needs a GPU.
     """
     training, gpu = recipe.training, on_gpu(recipe.training)
     precision_of(training)
@@ -176,11 +183,11 @@ def require_environment(recipe: Recipe) -> None:
         _require("bitsandbytes", least, "training.optimizer", training.optimizer)
         if training.optimizer.startswith("paged") and not gpu:
             found = f"{training.optimizer!r} pages out of a GPU, and the run is on the CPU"
-            raise RecipeError(found, place="training.optimizer", expected="adamw or adamw_8bit")
+            raise _without_gpu(training)(found, place="training.optimizer", expected="adamw or adamw_8bit")
     if training.kernels:
         if not gpu:
             found = f"{training.kernels!r} are kernels for a GPU, and the run is on the CPU"
-            raise RecipeError(found, place="training.kernels", expected="no kernels")
+            raise _without_gpu(training)(found, place="training.kernels", expected="no kernels")
         _require("liger-kernel", _LIGER, "training.kernels", training.kernels)
 
 
@@ -190,7 +197,7 @@ def _require(package: str, least: str, place: str, value: str) -> None:
     except PackageNotFoundError:
         found = ""
     if not found or Version(found) < Version(least):
-        raise RecipeError(
+        raise MachineError(
             f"{value!r} needs {package}, and {f'{found} is' if found else 'it is not'} installed",
             place=place,
             expected=f"{package} {least} or newer",

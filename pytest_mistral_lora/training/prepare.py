@@ -1,8 +1,9 @@
-"""The checks of a run before any weight is loaded: environment, base, layers and rows."""
+"""The checks of a run before any weight is loaded: output, machine, base, layers and rows."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from pytest_mistral_lora.chat.completions import FormatCheck
 from pytest_mistral_lora.checkpoint.base_model import require_trainable
 from pytest_mistral_lora.checkpoint.encoder import Encoder, make_encoder
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
-from pytest_mistral_lora.errors import PinError, RecipeError
+from pytest_mistral_lora.errors import MachineError, PinError, RecipeError
 from pytest_mistral_lora.records.files import (
     base_weights_command,
     base_weights_sha256,
@@ -23,6 +24,7 @@ from pytest_mistral_lora.training.devices import check_engine, device_count, eng
 from pytest_mistral_lora.training.generate.callback import format_checks
 from pytest_mistral_lora.training.recipe import Base, Recipe
 from pytest_mistral_lora.training.rows.loading import RunData, load_data
+from pytest_mistral_lora.training.work_folder import work_folder_of
 
 _LOGGER_PACKAGES = {
     "azure_ml": "azureml-core",
@@ -33,8 +35,8 @@ _LOGGER_PACKAGES = {
 
 
 @dataclass(frozen=True)
-class Preparation:
-    """A recipe whose environment, base, layers and rows are checked; no weight is loaded yet.
+class RunPlan:
+    """A recipe whose base and layers are checked: everything of a run but its machine, its output and its rows.
 
     Attributes:
         recipe: The recipe.
@@ -44,7 +46,6 @@ class Preparation:
         layers: Dotted names of the layers that get an adapter, in model order.
         saved: Dotted names of the modules that are trained in full.
         checks: The format checks of generated answers.
-        data: The encoded rows.
     """
 
     recipe: Recipe
@@ -54,6 +55,16 @@ class Preparation:
     layers: Sequence[str]
     saved: Sequence[str]
     checks: Sequence[FormatCheck]
+
+
+@dataclass(frozen=True)
+class Preparation(RunPlan):
+    """A recipe whose environment, base, layers and rows are checked; no weight is loaded yet.
+
+    Attributes:
+        data: The encoded rows.
+    """
+
     data: RunData
 
     @property
@@ -72,35 +83,85 @@ def prepare(recipe: Recipe) -> Preparation:
     Raises:
         InputError: If recipe, environment, base or rows do not allow the run.
     """
+    check_machine(recipe)
+    plan = plan_run(recipe)
+    return Preparation(**vars(plan), data=load_data(recipe, plan.encoder))
+
+
+def check_machine(recipe: Recipe) -> None:
+    """Refuse a recipe that this machine cannot train: a device, a library, a logger or a launcher does not fit.
+
+    Raises:
+        MachineError: If another machine could train it.
+        InputError: If none could.
+    """
     require_environment(recipe)
     check_loggers(recipe.training.report_to)
     check_engine(recipe)
-    base = resolve_base(recipe.base)
+
+
+def plan_run(
+    recipe: Recipe, base: Path | None = None, tokenizer: Callable[[Path], CheckpointTokenizer] = CheckpointTokenizer
+) -> RunPlan:
+    """Check all of a recipe but its machine, its output and its rows; load no weight.
+
+    Args:
+        recipe: The recipe.
+        base: The base checkpoint on disk, if its pin is checked already.
+        tokenizer: Returns the tokenizer of the base; called after the checks that do not need it.
+
+    Raises:
+        InputError: If the recipe or its base do not allow the run.
+    """
+    base = base or resolve_base(recipe.base)
     config = require_trainable(base)
     layers = adapted_layers(base, recipe.lora.target_modules)
     saved = saved_modules(base, recipe.lora.modules_to_save)
-    encoder = encoder_of(recipe, base, config)
-    checks = format_checks(recipe.evaluation, encoder)
-    return Preparation(recipe, base, config, encoder, layers, saved, checks, load_data(recipe, encoder))
+    encoder = encoder_of(recipe, base, config, tokenizer(base))
+    return RunPlan(recipe, base, config, encoder, layers, saved, format_checks(recipe.evaluation, encoder))
 
 
-def encoder_of(recipe: Recipe, base: Path, config: Mapping[str, Any]) -> Encoder:
+def check_output(recipe: Recipe) -> None:
+    """Refuse an output for which no folder can be made, or that lies in a folder that the run only reads.
+
+    A folder that is there already is left to `WorkFolder`: after a run, it is the recipe's own adapter.
+
+    Raises:
+        RecipeError: If a file is in its place, if it is inside the base's folder, or if its work folder, which a
+            finished run removes, holds a file of the recipe.
+    """
+    output, work = recipe.output, work_folder_of(recipe.output)
+    there = next(folder for folder in (output, *output.absolute().parents) if os.path.lexists(folder))
+    if not there.is_dir():
+        raise RecipeError(f"{there} is not a folder", place="output", expected="a path at which a folder can be made")
+    base = recipe.base.path
+    if base is not None and output.resolve().is_relative_to(base.resolve()):
+        raise RecipeError(f"{output} is inside the base {base}", place="output", expected="a folder outside the base")
+    for path in (*([base] if base else []), *recipe.data.train, *recipe.data.eval):
+        if path.resolve().is_relative_to(work.resolve()):
+            found = f"{path} is in {work}, which a finished run removes"
+            raise RecipeError(found, place="output", expected="another name, or that file elsewhere")
+
+
+def encoder_of(recipe: Recipe, base: Path, config: Mapping[str, Any], tokenizer: CheckpointTokenizer) -> Encoder:
     """Return the backend of a run.
 
     Args:
         recipe: The recipe.
         base: The base checkpoint on disk.
         config: Its `config.json`.
+        tokenizer: Its tokenizer.
 
     Raises:
         TokenizerError: If the tokenizer cannot be loaded.
         RecipeError: If it has ids that the model does not have.
     """
-    encoder = make_encoder(recipe.backend, CheckpointTokenizer(base))
-    if encoder.vocab_size > config["vocab_size"]:
-        raise RecipeError(
-            f"the tokenizer has {encoder.vocab_size} ids, the model {config['vocab_size']}", place=str(base)
-        )
+    from transformers import MistralConfig
+
+    encoder = make_encoder(recipe.backend, tokenizer)
+    ids = config.get("vocab_size", MistralConfig().vocab_size)
+    if encoder.vocab_size > ids:
+        raise RecipeError(f"the tokenizer has {encoder.vocab_size} ids, the model {ids}", place=str(base))
     return encoder
 
 
@@ -164,7 +225,7 @@ def _logger(name: str, place: str) -> Any:
     try:
         return INTEGRATION_TO_CALLBACK[name]()
     except (RuntimeError, ImportError) as error:
-        raise RecipeError(
+        raise MachineError(
             f"{name!r} is not installed",
             place=place,
             next_step=f"Install it: pip install {_LOGGER_PACKAGES.get(name, name)}, or leave it out of report_to.",

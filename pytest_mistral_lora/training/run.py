@@ -25,7 +25,7 @@ from pytest_mistral_lora.training.generate import Completion, Probe, probe
 from pytest_mistral_lora.training.generate.callback import GENERATIONS, GenerationCallback
 from pytest_mistral_lora.training.generate.record import adapter_identity, record
 from pytest_mistral_lora.training.loop import Progress, apply_kernels, make_trainer
-from pytest_mistral_lora.training.prepare import Preparation, logger_callbacks, prepare
+from pytest_mistral_lora.training.prepare import Preparation, check_output, logger_callbacks, prepare
 from pytest_mistral_lora.training.recipe import Recipe
 from pytest_mistral_lora.training.rows.loading import RunData
 from pytest_mistral_lora.training.run_metadata import run_facts
@@ -96,6 +96,7 @@ def train(
         DiskError: If a checkpoint or the adapter cannot be written; earlier checkpoints stay.
         StoppedError: If it was asked to stop; it has a checkpoint.
     """
+    check_output(recipe)  # first: failure.json would be written beside the output
     try:
         # before the data is encoded, which can take minutes
         work = WorkFolder(recipe.output, resume=resume)

@@ -28,8 +28,20 @@ def test_a_tokenizer_that_two_targets_have_is_judged_once(tmp_path: Path, settin
         assert results[2] is not results[0], case
 
 
-def test_a_check_that_cannot_be_made_says_so_for_each_target(tmp_path: Path, settings: Settings) -> None:
-    (tmp_path / "tokenizer.model.v3").write_bytes(b"no tokenizer")
-    checks = collect(named_targets(tokenizers=[tmp_path, tmp_path]), settings)
-    files: list[Check] = [check for check in checks if check.case == "vocabulary"]
-    assert [finding.rule for check in files for finding in check.run().findings] == ["ML201", "ML201"]
+def test_one_check_reports_a_tokenizer_that_does_not_load_for_all_checks_and_workers(
+    tmp_path: Path, settings: Settings
+) -> None:
+    folders = [tmp_path / name for name in ("one", "two")]
+    for folder in folders:
+        folder.mkdir()
+        (folder / "tokenizer.model.v3").write_bytes(b"no tokenizer")
+    # the second list stands for another worker of the session, which meets the errors later
+    for reports in (True, False):
+        named = named_targets(tokenizers=[folders[0], folders[1], folders[0]])
+        checks: list[Check] = [one for one in collect(named, settings) if one.case in ("bos-eos-unk", "vocabulary")]
+        results = {check.name: check.run() for check in reversed(checks) if reports or check.case == "bos-eos-unk"}
+        rules = {name: [finding.rule for finding in result.findings] for name, result in results.items()}
+        reporters = {"one-2::tokenizer::vocabulary": ["ML201"], "two::tokenizer::vocabulary": ["ML201"]}
+        assert {name: found for name, found in rules.items() if found} == (reporters if reports else {})
+        assert results["one::tokenizer::bos-eos-unk"].not_checked == "one-2::tokenizer::vocabulary failed (ML201)"
+        assert results["two::tokenizer::bos-eos-unk"].not_checked == "two::tokenizer::vocabulary failed (ML201)"

@@ -15,7 +15,7 @@ from gallery import Artifact, mutant
 from pytest_mistral_lora.chat.oracle import shipped_tokenizer
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.conformance.checks import Settings
-from pytest_mistral_lora.conformance.dataset import checks
+from pytest_mistral_lora.conformance.dataset import checks, recipe_checks
 from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.conformance.targets import RecipeTarget
 
@@ -70,11 +70,30 @@ def _template() -> str:
 
 
 class _Recipe(RecipeTarget):
-    """A recipe whose tokenizer is loaded once for all mutants; its base has no weights that anybody looks at."""
+    """A recipe whose tokenizer is loaded once for all mutants; its base is a configuration without weights."""
 
     @cached_property
     def tokenizer(self) -> CheckpointTokenizer:
         return _tokenizer()
+
+    @cached_property
+    def base_folder(self) -> Path:
+        self.recipe  # noqa: B018  # a recipe that cannot be read names no base
+        assert self.path
+        return self.path.parent / "base"
+
+
+CONFIG = {
+    "architectures": ["MistralForCausalLM"],
+    "model_type": "mistral",
+    "vocab_size": 32768,
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "sliding_window": None,
+}
 
 
 class Bench:
@@ -93,6 +112,7 @@ class Bench:
             "rows": rows,
             "held_out": held_out,
             "recipe": recipe,
+            "config": dict(CONFIG),
             "template": {"source": _template()},
             "folder": folder,
         }
@@ -101,12 +121,20 @@ class Bench:
         folder = artifact["folder"]
         _write(folder / "rows.jsonl", artifact["rows"])
         _write(folder / "held-out.jsonl", artifact["held_out"])
-        (folder / "recipe.yaml").write_text(yaml.safe_dump(artifact["recipe"]))
+        text = artifact["recipe"] if isinstance(artifact["recipe"], str) else yaml.safe_dump(artifact["recipe"])
+        (folder / "recipe.yaml").write_text(text)
+        (folder / "base").mkdir(exist_ok=True)
+        (folder / "base" / "config.json").write_text(json.dumps(artifact["config"]))
         _tokenizer().fast.chat_template = artifact["template"]["source"]
         vars(_tokenizer()).pop("template", None)  # it is kept, and would be the template of the mutant before
         target = _Recipe("recipe", folder / "recipe.yaml")
         settings = Settings(1, None, "cpu", True, (), False, Path(mkdtemp(dir=folder)))
-        return [finding for check in checks(target, settings) for finding in check.run().findings]
+        return [
+            finding
+            for subject in (recipe_checks, checks)
+            for check in subject(target, settings)
+            for finding in check.run().findings
+        ]
 
 
 def _write(path: Path, rows: list[Any]) -> None:
@@ -405,3 +433,138 @@ def arguments_encoded_twice(artifact: Artifact) -> None:
 def arguments_as_a_list(artifact: Artifact) -> None:
     """The arguments of a call are a list."""
     _turn(artifact, 4, 1)["tool_calls"][0]["function"]["arguments"] = '["Rome"]'
+
+
+def _training(artifact: Artifact, **settings: Any) -> None:
+    artifact["recipe"]["training"] |= settings
+
+
+@mutant("ML640", says="training.step")
+def recipe_with_a_misspelt_key(artifact: Artifact) -> None:
+    """A key of the recipe is misspelt."""
+    artifact["recipe"]["training"] = {"step": 1}
+
+
+@mutant("ML640", says="appears twice")
+def recipe_with_a_key_twice(artifact: Artifact) -> None:
+    """A key of the recipe stands there twice, and YAML keeps the second."""
+    artifact["recipe"] = yaml.safe_dump(artifact["recipe"]) + "output: elsewhere\n"
+
+
+@mutant("ML640", says="a branch or tag")
+def base_at_a_branch(artifact: Artifact) -> None:
+    """The base is named by a branch, which moves."""
+    artifact["recipe"]["base"]["revision"] = "main"
+
+
+@mutant("ML641", "I33", says="'qproj' matches nothing")
+def misspelt_target_modules(artifact: Artifact) -> None:
+    """A target of the adapter is misspelt."""
+    artifact["recipe"]["lora"] = {"target_modules": ["qproj", "v_proj"]}
+
+
+@mutant("ML641", says="'lm_haed' matches nothing")
+def misspelt_module_to_save(artifact: Artifact) -> None:
+    """A module that is to be trained in full is misspelt."""
+    artifact["recipe"]["lora"] = {"modules_to_save": ["lm_haed"]}
+
+
+@mutant("ML641", says="'lm_head' is one with embed_tokens")
+def head_of_a_tied_base(artifact: Artifact) -> None:
+    """The head is to be trained in full, and the base ties it to its embeddings."""
+    artifact["config"]["tie_word_embeddings"] = True
+    artifact["recipe"]["lora"] = {"modules_to_save": ["lm_head"]}
+
+
+@mutant("ML641", says="the base model is MixtralForCausalLM")
+def architecture_that_is_not_trained(artifact: Artifact) -> None:
+    """The base is of an architecture that is not trained."""
+    artifact["config"] |= {"architectures": ["MixtralForCausalLM"], "model_type": "mixtral"}
+
+
+@mutant("ML641", says="of model_type 'ministral'")
+def model_type_of_another_class(artifact: Artifact) -> None:
+    """The configuration names two classes, and AutoModel goes by the second."""
+    artifact["config"]["model_type"] = "ministral"
+
+
+@mutant("ML641", says="1 full_attention, 1 sliding_attention")
+def layers_of_two_types(artifact: Artifact) -> None:
+    """The layers of the base attend in two ways, which a plain Mistral cannot."""
+    artifact["config"] |= {"sliding_window": 8, "layer_types": ["full_attention", "sliding_attention"]}
+
+
+@mutant("ML641", says="no model can be made of it")
+def configuration_without_a_model(artifact: Artifact) -> None:
+    """The configuration has a value of the wrong type."""
+    artifact["config"]["hidden_size"] = "16"
+
+
+@mutant("ML641", says="num_hidden_layers is 1000000000")
+def configuration_with_a_billion_layers(artifact: Artifact) -> None:
+    """The configuration has more layers than can be made."""
+    artifact["config"]["num_hidden_layers"] = 10**9
+
+
+@mutant("ML641", says="is quantised")
+def quantised_base(artifact: Artifact) -> None:
+    """The base is saved in 8 bits."""
+    artifact["config"]["quantization_config"] = {"quant_method": "fp8"}
+
+
+@mutant("ML641", says="the tokenizer has 32768 ids, the model 32000")
+def tokenizer_with_more_ids_than_the_model(artifact: Artifact) -> None:
+    """The tokenizer has ids that the model does not have."""
+    artifact["config"]["vocab_size"] = 32000
+
+
+@mutant("ML641", says="loggers that transformers knows")
+def unknown_logger(artifact: Artifact) -> None:
+    """A logger is misspelt."""
+    _training(artifact, report_to=["tensorbord"])
+
+
+@mutant("ML641", says="kernels for a GPU")
+def kernels_on_a_cpu_by_choice(artifact: Artifact) -> None:
+    """The recipe chooses the CPU, and kernels that run on GPUs alone."""
+    _training(artifact, device="cpu", kernels="liger")
+
+
+@mutant("ML641", says="'fp16', and the run is on the CPU")
+def fp16_on_a_cpu_by_choice(artifact: Artifact) -> None:
+    """The recipe chooses the CPU, and a precision for GPUs."""
+    _training(artifact, device="cpu", precision="fp16")
+
+
+@mutant("ML641", says="No such file")
+def schema_that_is_missing(artifact: Artifact) -> None:
+    """The JSON Schema of a format check is missing."""
+    artifact["recipe"]["evaluation"] = {"generations": 1, "checks": [{"json_schema": "answer.json"}]}
+
+
+@mutant("ML641", says="out is not a folder")
+def file_in_place_of_the_output(artifact: Artifact) -> None:
+    """A file has the name of the output folder."""
+    (artifact["folder"] / "out").write_text("")
+
+
+@mutant("ML641", says="which a finished run removes")
+def rows_in_the_work_folder(artifact: Artifact) -> None:
+    """The rows are in the work folder, which a finished run removes."""
+    (artifact["folder"] / "out.work").mkdir()
+    _write(artifact["folder"] / "out.work" / "rows.jsonl", artifact["rows"])
+    artifact["recipe"]["data"]["train"] = ["out.work/rows.jsonl"]
+
+
+@mutant("ML615 ML620", says="no row is left to train on: 5 are dropped")
+def every_row_is_dropped(artifact: Artifact) -> None:
+    """The recipe drops every row to train on."""
+    artifact["held_out"][:] = [_said("A", "B")]
+    _training(artifact, max_length=6, truncation="drop")
+
+
+@mutant("ML615 ML620", says="no held-out row is left: 1 are dropped")
+def every_held_out_row_is_dropped(artifact: Artifact) -> None:
+    """The recipe drops every held-out row."""
+    artifact["held_out"][:] = [_said("word " * 300, "Yes.")]
+    _training(artifact, truncation="drop")

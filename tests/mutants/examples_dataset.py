@@ -184,3 +184,27 @@ class ML620(Example):
 
     def sound(self, artifact: Artifact) -> None:
         artifact["recipe"]["training"] |= {"max_length": 1024, "truncation": "right"}
+
+
+class ML640(Example):
+    def broken(self, artifact: Artifact) -> None:
+        artifact["recipe"]["training"] = {"steps": 1, "learning_rat": 1e-4}
+
+    def sound(self, artifact: Artifact) -> None:
+        artifact["recipe"]["training"] = {"steps": 1, "learning_rate": 1e-4}
+
+
+class ML641(Example):
+    def broken(self, artifact: Artifact) -> None:
+        artifact["recipe"]["lora"] = {"target_modules": ["q_proj", "vproj"]}
+
+    def sound(self, artifact: Artifact) -> None:
+        artifact["recipe"]["lora"] = {"target_modules": ["q_proj", "v_proj"]}
+
+
+class ML642(Example):
+    def broken(self, artifact: Artifact) -> None:
+        artifact["recipe"]["training"]["report_to"] = ["swanlab"]
+
+    def sound(self, artifact: Artifact) -> None:
+        artifact["recipe"]["training"]["report_to"] = []

@@ -96,14 +96,17 @@ def test_a_linked_file_keeps_its_own_name(golden: Run, tmp_path: Path) -> None:
     assert _targets(golden, link) == [FILE]
 
 
-def test_a_target_that_is_no_tokenizer_fails_every_check_that_needs_one(golden: Run, tmp_path: Path) -> None:
+def test_a_target_that_is_no_tokenizer_fails_one_check_and_its_others_are_not_checked(
+    golden: Run, tmp_path: Path
+) -> None:
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "tekken.json").write_text("{}")
     result = golden(f"--mistral-tokenizer={tmp_path / 'broken'}")
     outcomes = result.parseoutcomes()
-    assert outcomes.keys() == {"failed", "passed"}  # what is seen of the files alone is sound
+    assert outcomes.keys() == {"failed", "skipped", "passed"}  # what is seen of the files alone is sound
     text = result.stdout.str()
-    assert text.count("\nML201 ") == outcomes["failed"]
+    assert text.count("\nML201 ") == outcomes["failed"] == 1
+    assert "broken::tokenizer::model-config failed (ML201) (102)" in text
     assert "Traceback" not in text
     assert "pytest_mistral_lora/" not in text
 
@@ -132,3 +135,21 @@ def test_the_rerun_command_of_a_failure_finds_the_same_failure(golden: Run, tmp_
     assert [line for line in again.outlines if line.startswith(("ML201", "rerun:"))] == [
         line for line in first.outlines if line.startswith(("ML201", "rerun:"))
     ]
+
+
+@pytest.mark.parametrize("recipe", ["base: {", None])
+def test_a_recipe_without_a_base_or_that_cannot_be_read_leaves_the_users_own_tests_alone(
+    golden: Run, pytester: pytest.Pytester, recipe: str | None
+) -> None:
+    pytester.makepyfile("def test_own(): pass")
+    text = recipe or (
+        f"base: {{path: missing, weights_sha256: {'a' * 64}}}\n"
+        "data: {train: [rows.jsonl]}\ntraining: {steps: 1}\noutput: out\n"
+    )
+    (pytester.path / "recipe.yaml").write_text(text)
+    result = golden("--mistral-recipe=recipe.yaml", ".")
+    outcomes = result.parseoutcomes()
+    assert (result.ret, outcomes["failed"], outcomes["passed"]) == (1, 1, 1)
+    assert set(outcomes) == {"failed", "passed", "skipped"}
+    assert "INTERNALERROR" not in result.stdout.str() + result.stderr.str()
+    result.stdout.fnmatch_lines(["test_*.py .*", "ML640 *" if recipe else "ML208 *"])

@@ -1,4 +1,4 @@
-"""Subject `dataset`: every row of a recipe's files."""
+"""Subject `dataset`: a recipe, and every row of its files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,14 @@ from typing import Any, TextIO
 from pytest_mistral_lora.conformance.checks import Check, Settings
 from pytest_mistral_lora.conformance.finding import Finding, Result
 from pytest_mistral_lora.conformance.targets import RecipeTarget
-from pytest_mistral_lora.errors import TokenizerError
+from pytest_mistral_lora.errors import (
+    InputError,
+    MachineError,
+    NoOracleError,
+    NoTemplateError,
+    RecipeError,
+    TokenizerError,
+)
 
 CASES = (
     "rows-are-valid",
@@ -42,6 +49,43 @@ def checks(target: RecipeTarget, settings: Settings) -> Iterator[Check]:
 
     for case in CASES:
         yield Check(target, "dataset", case, partial(judge, case))
+
+
+def recipe_checks(target: RecipeTarget, settings: Settings) -> Iterator[Check]:
+    """Yield the check that `mistral-lora train` accepts the recipe; `checks` judge its rows."""
+    yield Check(target, "dataset", "recipe", partial(_judge_recipe, target))
+
+
+def _judge_recipe(target: RecipeTarget) -> Result:
+    """Judge a recipe by the functions that refuse it before a run.
+
+    Raises:
+        RecipeError: If it cannot be read.
+        PinError: If its base is missing, or is not the one that is pinned.
+        TokenizerError: If its base's tokenizer does not load.
+    """
+    from pytest_mistral_lora.training.prepare import check_machine, check_output, plan_run
+
+    recipe, place, findings = target.recipe, str(target.path), []
+
+    def refused(rule: str, error: InputError) -> Finding:
+        where = f"{place}, {error.place}" if isinstance(error, RecipeError) else error.place
+        return Finding(rule, error.found, where, error.expected, error.next_step)
+
+    base = target.base_folder
+    steps = (check_output, check_machine, lambda one: plan_run(one, base, lambda folder: target.tokenizer))
+    for step in steps:
+        try:
+            step(recipe)
+        except MachineError as error:
+            findings.append(refused("ML642", error))
+        except TokenizerError as error:
+            if not isinstance(error, NoOracleError | NoTemplateError):
+                raise
+            findings.append(refused("ML641", error))
+        except InputError as error:
+            findings.append(refused("ML641", error))
+    return Result(tuple(findings))
 
 
 def check_dataset(

@@ -127,10 +127,21 @@ class _Report:
         if self.plan.held_out and rows and held in (0, rows):
             effect = "holds out none" if not held else "leaves none to train on"
             self.tally.findings.add(Finding("ML615", f"{self.plan.held_out} of {rows} rows {effect}", place))
+        else:
+            self._note_dropped_sides(place.removesuffix(", data.held_out"))
         # with mistral-common the template is only compared, and its deviations change nothing that is trained on
         deviations = sorted(self.tally.deviations.items()) if self.plan.backend == "chat-template" else ()
         for name, (count, first) in deviations:
             self.tally.findings.add(Finding("ML604", f"{name} in {_rows(count)}; the first is here", first))
+
+    def _note_dropped_sides(self, recipe: str) -> None:
+        """Note a side of the split of which the recipe's policies drop every row."""
+        names = {False: ("data.train", "no row is left to train on"), True: ("data.eval", "no held-out row is left")}
+        for is_held_out, (key, effect) in names.items():
+            own = [index for index, file in enumerate(self.files) if file.is_held_out == is_held_out]
+            dropped = sum(self.tally.counts[index, "dropped"] for index in own)
+            if dropped and not any(held == is_held_out for held in self.tally.held_out):
+                self.tally.findings.add(Finding("ML615", f"{effect}: {dropped} are dropped", f"{recipe}, {key}"))
 
     def note_repeated_rows(self) -> None:
         """Note rows that are there twice, on one side or on both."""

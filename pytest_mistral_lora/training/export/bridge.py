@@ -8,12 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pytest_mistral_lora.checkpoint.base_model import require_trainable
 from pytest_mistral_lora.checkpoint.encoder import Encoder
 from pytest_mistral_lora.errors import RecipeError, TokenizerError
-from pytest_mistral_lora.training.adapter import adapted_layers, saved_modules
 from pytest_mistral_lora.training.devices import precision_of
-from pytest_mistral_lora.training.prepare import encoder_of, resolve_base
+from pytest_mistral_lora.training.prepare import plan_run, resolve_base
 from pytest_mistral_lora.training.recipe import Recipe
 from pytest_mistral_lora.training.recipe.sections import Section
 from pytest_mistral_lora.training.rows.loading import RunData, load_data
@@ -112,10 +110,7 @@ def plan_export(recipe: Recipe) -> ExportedRun:
     from transformers import AutoTokenizer
 
     base = resolve_base(recipe.base, weights=False)
-    config = require_trainable(base)
-    adapted_layers(base, recipe.lora.target_modules)
-    saved_modules(base, recipe.lora.modules_to_save)
-    encoder = encoder_of(recipe, base, config)
+    encoder = plan_run(recipe, base).encoder
     try:
         tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=False)
     except Exception as error:  # transformers raises many types, some of them far from the cause
