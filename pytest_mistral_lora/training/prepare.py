@@ -127,8 +127,8 @@ def check_output(recipe: Recipe) -> None:
     A folder that is there already is left to `WorkFolder`: after a run, it is the recipe's own adapter.
 
     Raises:
-        RecipeError: If a file is in its place, if it is inside the base's folder, or if its work folder, which a
-            finished run removes, holds a file of the recipe.
+        RecipeError: If a file is in its place, if it is inside the base's folder, or if it holds a file of the recipe,
+            or its work folder does, which a finished run removes.
     """
     output, work = recipe.output, work_folder_of(recipe.output)
     there = next(folder for folder in (output, *output.absolute().parents) if os.path.lexists(folder))
@@ -138,6 +138,8 @@ def check_output(recipe: Recipe) -> None:
     if base is not None and output.resolve().is_relative_to(base.resolve()):
         raise RecipeError(f"{output} is inside the base {base}", place="output", expected="a folder outside the base")
     for path in (*([base] if base else []), *recipe.data.train, *recipe.data.eval):
+        if path.resolve().is_relative_to(output.resolve()):
+            raise RecipeError(f"{output} holds {path}", place="output", expected="a folder of its own")
         if path.resolve().is_relative_to(work.resolve()):
             found = f"{path} is in {work}, which a finished run removes"
             raise RecipeError(found, place="output", expected="another name, or that file elsewhere")

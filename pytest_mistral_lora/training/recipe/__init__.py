@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
-import yaml
 from pydantic import Field, PrivateAttr, ValidationError, ValidationInfo, field_validator, model_validator
 
 from pytest_mistral_lora.errors import RecipeError
+from pytest_mistral_lora.training.recipe.reading import Field as FieldPath
+from pytest_mistral_lora.training.recipe.reading import dotted, read_yaml, shown
 from pytest_mistral_lora.training.recipe.sections import PROJECTIONS, Base, Data, Lora, Section, from_recipe
 from pytest_mistral_lora.training.recipe.settings import Evaluation, JsonSchemaCheck, Training
 
@@ -24,6 +26,9 @@ __all__ = [
     "load_recipe",
     "parse_recipe",
 ]
+
+
+_LONGEST_OUTPUT = 200
 
 
 class Recipe(Section):
@@ -62,7 +67,17 @@ class Recipe(Section):
     @field_validator("output")
     @classmethod
     def _beside_recipe(cls, value: Path, info: ValidationInfo) -> Path:
-        return from_recipe(value, info)
+        output = from_recipe(value, info)
+        # made absolute as text, so that `out/..` counts as the folder that it is
+        folder, absolute = Path(os.path.abspath(from_recipe(Path(), info))), Path(os.path.abspath(output))  # noqa: PTH100
+        if output.name in ("", "..") or folder.is_relative_to(absolute):
+            raise ValueError(
+                "the recipe's folder is this folder or in it; expected a folder of its own, such as lora-out"
+            )
+        # beside it are folders and files of longer names
+        if len(os.fsencode(output.name)) > _LONGEST_OUTPUT:
+            raise ValueError(f"a name of more than {_LONGEST_OUTPUT} bytes")
+        return output
 
     @property
     def folder(self) -> Path:
@@ -103,22 +118,20 @@ def load_recipe(path: str | Path) -> Recipe:
         RecipeError: If the file cannot be read, is not YAML, names a key twice, or a value is wrong; all are named.
     """
     path = Path(path)
-    try:
-        data = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
-    except OSError as error:
-        raise RecipeError(f"cannot be read: {error.strerror}", place=str(path)) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RecipeError(f"not valid YAML: {error}", place=str(path)) from error
-    return parse_recipe(data, folder=path.parent, place=str(path))
+    data, lines = read_yaml(path)
+    return parse_recipe(data, folder=path.parent, place=str(path), lines=lines)
 
 
-def parse_recipe(data: Any, *, folder: Path | None = None, place: str = "recipe") -> Recipe:
+def parse_recipe(
+    data: Any, *, folder: Path | None = None, place: str = "recipe", lines: Mapping[FieldPath, int] | None = None
+) -> Recipe:
     """Check plain data and return it as a recipe.
 
     Args:
         data: The content of a YAML file.
         folder: Folder of relative paths; None for the working directory.
         place: Source of the data, for messages.
+        lines: Line of each field in the source, as far as they are known.
 
     Raises:
         RecipeError: If a value is wrong; all are named.
@@ -130,33 +143,24 @@ def parse_recipe(data: Any, *, folder: Path | None = None, place: str = "recipe"
     try:
         recipe = Recipe.model_validate(data, context={"folder": folder or Path()})
     except ValidationError as error:
-        lines = []
-        for one in error.errors(include_url=False):
-            field = ".".join(str(step) for step in one["loc"])
-            message = one["msg"].removeprefix("Value error, ")
-            # the value of these is the whole section around the field: too much to show
-            whole_section = one["type"] in ("missing", "value_error") and isinstance(one["input"], dict)
-            lines.append(f"{field}: {message}" if whole_section else f"{field}: {one['input']!r}: {message}")
-        if len(lines) == 1:
-            field, _, found = lines[0].partition(": ")
-            raise RecipeError(found, place=f"{place}, {field}") from error
-        raise RecipeError(
-            "\n".join([f"{len(lines)} bad values", *(f"  {line}" for line in lines)]), place=place
-        ) from error
+        faults = [_fault(one, lines or {}) for one in error.errors(include_url=False)]
+        if len(faults) == 1:
+            line, field, found = faults[0]
+            raise RecipeError(found, place=f"{place}{line}, {field}") from error
+        text = "\n".join(
+            [f"{len(faults)} bad values", *(f"  {place}{line}, {field}: {found}" for line, field, found in faults)]
+        )
+        raise RecipeError(text, place=place) from error
     recipe._folder = folder or Path()
     return recipe
 
 
-class _UniqueKeyLoader(yaml.SafeLoader):
-    # YAML forbids equal keys, and PyYAML keeps the last of them (https://github.com/yaml/pyyaml/issues/165)
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} appears twice", key_node.start_mark
-                )
-            seen.add(key)
-        return super().construct_mapping(node, deep)
+def _fault(error: Any, lines: Mapping[FieldPath, int]) -> tuple[str, str, str]:
+    """Return `:LINE`, if it is known, the field and the fault of one of pydantic's errors."""
+    field: FieldPath = tuple(error["loc"])
+    known = next((lines[field[:end]] for end in range(len(field), -1, -1) if field[:end] in lines), 0)
+    message = error["msg"].removeprefix("Value error, ")
+    # the value of these is the whole section around the field: too much to show
+    whole_section = error["type"] in ("missing", "value_error") and isinstance(error["input"], dict)
+    found = message if whole_section else f"{shown(error['input'])}: {message}"
+    return f":{known}" if known else "", dotted(field), found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -33,8 +34,12 @@ def _yaml_number(value: Any) -> Any:
 
 # strict: pydantic would take `true` for 1, and "8" for 8
 Number = Annotated[float, BeforeValidator(_yaml_number)]
-Positive = Annotated[StrictInt, Field(gt=0)]
-NonNegative = Annotated[StrictInt, Field(ge=0)]
+# within 32 bits: torch, numpy and transformers count in machine integers, and loop over some of them
+_MOST = 2**31 - 1
+Positive = Annotated[StrictInt, Field(gt=0, le=_MOST)]
+NonNegative = Annotated[StrictInt, Field(ge=0, le=_MOST)]
+Seed = Annotated[StrictInt, Field(ge=0, lt=2**32)]
+"""What numpy takes."""
 
 
 class Section(BaseModel):
@@ -43,10 +48,27 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
+_LONGEST_PATH = 3_800
+_LONGEST_NAME = 255
+
+
 def from_recipe(path: Path, info: ValidationInfo) -> Path:
-    """Return a path, relative to the recipe's folder unless it is absolute."""
+    """Return a path, relative to the recipe's folder unless it is absolute.
+
+    Raises:
+        ValueError: If no file system has such a path.
+    """
     folder: Path = (info.context or {}).get("folder", Path())
-    return folder / path.expanduser()
+    try:
+        found = folder / path.expanduser()
+        encoded = os.fsencode(found)
+    except (RuntimeError, UnicodeError) as error:  # no such user; half of a surrogate pair
+        raise ValueError(str(error)) from error
+    if b"\0" in encoded:
+        raise ValueError("a path with a null character")
+    if len(encoded) > _LONGEST_PATH or any(len(os.fsencode(part)) > _LONGEST_NAME for part in found.parts):
+        raise ValueError(f"a path longer than a file system has: {_LONGEST_PATH} bytes, {_LONGEST_NAME} each name")
+    return found
 
 
 _HEX64 = r"^[0-9a-f]{64}$"
@@ -146,9 +168,9 @@ PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
 class Lora(Section):
     """The adapter."""
 
-    r: Positive = Field(default=16, description="Rank of each pair of matrices.")
+    r: Positive = Field(default=16, description="Rank of each pair of matrices.", le=8192)
     alpha: Number = Field(
-        default=32.0, description="Scale: the update counts alpha / r, or alpha / sqrt(r) with rslora.", gt=0
+        default=32.0, description="Scale: the update counts alpha / r, or alpha / sqrt(r) with rslora.", gt=0, le=1e6
     )
     dropout: Number = Field(
         default=0.0, description="Probability that an input of an adapter is zeroed in training.", ge=0, lt=1

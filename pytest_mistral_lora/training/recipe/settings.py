@@ -14,7 +14,7 @@ from pytest_mistral_lora.chat.completions import FormatCheck, Kind, schema_viola
 from pytest_mistral_lora.chat.encoded import Policy, Truncation, Unsupervised
 from pytest_mistral_lora.chat.reading import read_json
 from pytest_mistral_lora.errors import InputError, RecipeError
-from pytest_mistral_lora.training.recipe.sections import NonNegative, Number, Positive, Section, from_recipe
+from pytest_mistral_lora.training.recipe.sections import NonNegative, Number, Positive, Section, Seed, from_recipe
 
 
 class MaxTokensCheck(Section):
@@ -33,7 +33,7 @@ class RegexCheck(Section):
     def _compiles(cls, value: str) -> str:
         try:
             re.compile(value)
-        except re.error as error:
+        except (re.error, OverflowError, RecursionError) as error:
             raise ValueError(f"not a regular expression: {error}") from error
         return value
 
@@ -136,9 +136,9 @@ Beta = Annotated[Number, Field(ge=0, lt=1)]
 class Training(Section):
     """The optimisation."""
 
-    steps: Positive | None = Field(default=None, description="Optimizer steps; give this or `epochs`.")
+    steps: Positive | None = Field(default=None, description="Optimizer steps; give this or `epochs`.", le=10**9)
     epochs: Number | None = Field(
-        default=None, description="Passes over the training rows; give this or `steps`.", gt=0
+        default=None, description="Passes over the training rows; give this or `steps`.", gt=0, le=1e6
     )
     optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"] = Field(
         default="adamw",
@@ -193,8 +193,8 @@ class Training(Section):
     max_grad_norm: Number = Field(
         default=1.0, description="Gradients are scaled down to this L2 norm; 0 leaves them.", ge=0
     )
-    seed: NonNegative = Field(default=0, description="Seed of the adapter's initial values and of dropout.")
-    order_seed: NonNegative | None = Field(default=None, description="Seed of the order of the rows; default: `seed`.")
+    seed: Seed = Field(default=0, description="Seed of the adapter's initial values and of dropout.")
+    order_seed: Seed | None = Field(default=None, description="Seed of the order of the rows; default: `seed`.")
     precision: Literal["fp32", "bf16", "fp16", "auto"] = Field(
         default="auto",
         description="dtype of the base model; auto: bf16 if your GPU has it, else fp32. The adapter is fp32. "

@@ -1,0 +1,170 @@
+"""Read a recipe's YAML within bounds: plain data with the line of each field, or an error with file and line."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pytest_mistral_lora.errors import RecipeError
+
+Field = tuple[str | int, ...]
+"""A field of a recipe: its keys and positions, from the outside in."""
+
+_MOST_BYTES = 1 << 20
+_MOST_VALUES = 50_000
+_DEEPEST = 32
+_INT64 = 1 << 63
+_TEXT = "tag:yaml.org,2002:str"
+_TYPES = {_TEXT, *(f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int", "float"))}
+
+
+def read_yaml(path: Path) -> tuple[Any, dict[Field, int]]:
+    """Return the content of a YAML file as plain JSON data, and the line of each of its fields.
+
+    A date stays the text that it is in the file: JSON has none.
+
+    Raises:
+        RecipeError: If the file cannot be read, is not YAML, is larger or deeper than a recipe, names a key twice, or
+            holds a value that JSON does not have.
+    """
+    try:
+        if not path.is_file():
+            # a pipe or a device may have no end
+            raise RecipeError("is no file" if path.exists() else "No such file", place=str(path), expected="a recipe")
+        with path.open("rb") as file:
+            data = file.read(_MOST_BYTES + 1)
+        if len(data) > _MOST_BYTES:
+            raise RecipeError(f"has more than {_MOST_BYTES:,} bytes", place=str(path), expected="a recipe")
+        return _parse(data.decode("utf-8-sig"), path)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else f"not UTF-8 text: {error}"
+        raise RecipeError(f"cannot be read: {reason}", place=str(path)) from error
+
+
+def _parse(text: str, path: Path) -> tuple[Any, dict[Field, int]]:
+    try:
+        depth = 0
+        # PyYAML composes recursively, but reads events in a loop
+        for event in yaml.parse(text, Loader=yaml.SafeLoader):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > _DEEPEST:
+                raise _error(path, event, f"more than {_DEEPEST} levels deep")
+        reader = _Reader(text, path)
+        try:
+            node = reader.get_single_node()
+            return (None if node is None else reader.plain(node)), reader.lines
+        finally:
+            reader.dispose()
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        reason = getattr(error, "problem", None) or " ".join(str(error).split())
+        raise RecipeError(
+            f"not valid YAML: {reason}", place=f"{path}:{mark.line + 1}" if mark else str(path)
+        ) from error
+
+
+def _error(path: Path, at: Any, found: str, field: Field = (), expected: str = "") -> RecipeError:
+    place = f"{path}:{at.start_mark.line + 1}"
+    return RecipeError(found, place=f"{place}, {dotted(field)}" if field else place, expected=expected)
+
+
+class _Reader(yaml.SafeLoader):
+    """Makes plain data of YAML nodes."""
+
+    def __init__(self, text: str, path: Path) -> None:
+        super().__init__(text)
+        self._path = path
+        self._values = 0
+        self.lines: dict[Field, int] = {}
+
+    def plain(self, node: yaml.Node, field: Field = (), above: tuple[yaml.Node, ...] = ()) -> Any:
+        """Return a node's value.
+
+        Args:
+            node: The node.
+            field: Its place.
+            above: The nodes that hold it.
+
+        Raises:
+            RecipeError: If it holds itself, or a value that a recipe cannot have.
+        """
+        self._values += 1
+        self.lines.setdefault(field, node.start_mark.line + 1)
+        if node in above:
+            raise _error(self._path, node, "refers to itself", field)
+        # an alias of aliases makes millions of values of a few lines: https://en.wikipedia.org/wiki/Billion_laughs_attack
+        if self._values > _MOST_VALUES:
+            raise _error(self._path, node, f"more than {_MOST_VALUES:,} values, aliases included")
+        above = (*above, node)
+        if isinstance(node, yaml.MappingNode):
+            return self._mapping(node, field, above)
+        if isinstance(node, yaml.SequenceNode) and node.tag == "tag:yaml.org,2002:seq":
+            return [self.plain(item, (*field, index), above) for index, item in enumerate(node.value)]
+        return self._scalar(node, field)
+
+    def _mapping(self, node: yaml.MappingNode, field: Field, above: tuple[yaml.Node, ...]) -> dict[str, Any]:
+        if node.tag != "tag:yaml.org,2002:map":
+            raise _error(self._path, node, f"has the type {node.tag}", field, "a mapping")
+        seen: set[str] = set()
+        for key, _ in node.value:
+            # YAML forbids equal keys, and PyYAML keeps the last of them (https://github.com/yaml/pyyaml/issues/165)
+            if isinstance(key, yaml.ScalarNode) and key.tag == _TEXT and key.value in seen:
+                raise _error(self._path, key, f"the key {shown(key.value)} appears twice", field)
+            seen.add(key.value if isinstance(key, yaml.ScalarNode) else "")
+        self.flatten_mapping(node)  # `<<: *defaults`: PyYAML puts the keys of the other mapping first
+        found: dict[str, Any] = {}
+        for key, value in node.value:
+            if not isinstance(key, yaml.ScalarNode) or key.tag != _TEXT:
+                kind = "a text in quotes" if isinstance(key, yaml.ScalarNode) else "a text"
+                text = shown(key.value) if isinstance(key, yaml.ScalarNode) else f"a {key.id}"
+                raise _error(self._path, key, f"the key is {text}", field, f"{kind} as key")
+            self.lines[*field, key.value] = key.start_mark.line + 1
+            found[key.value] = self.plain(value, (*field, key.value), above)
+        return found
+
+    def _scalar(self, node: yaml.Node, field: Field) -> Any:
+        if node.tag == "tag:yaml.org,2002:timestamp":
+            return node.value
+        if not isinstance(node, yaml.ScalarNode) or node.tag not in _TYPES:
+            raise _error(self._path, node, f"has the type {node.tag}", field, "text, a number, true, false or null")
+        try:
+            value = self.construct_object(node)
+        # an explicit tag on another text, such as `!!bool x`; and int() refuses thousands of digits
+        except (ValueError, LookupError) as error:
+            kind = node.tag.rpartition(":")[2]
+            raise _error(self._path, node, f"{shown(node.value)} cannot be read as {kind}", field) from error
+        found = unusable(value)
+        if found:
+            raise _error(self._path, node, found, field)
+        return value
+
+
+def unusable(value: Any) -> str:
+    """Return why no recipe can have a scalar value, in whatever field; empty if it can."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"{value}: not a finite number"
+    if isinstance(value, int) and not -_INT64 <= value < _INT64:
+        return f"{shown(value)}: more than 64 bits"
+    if isinstance(value, str) and re.search("[\\x00\\ud800-\\udfff]", value):
+        return f"{shown(value)}: a null character, or half of a surrogate pair"
+    return ""
+
+
+def shown(value: Any) -> str:
+    """Return a value as a message shows it: at most some hundred characters."""
+    try:
+        text = repr(value)
+    except ValueError:  # an integer of thousands of digits
+        return f"a number of {value.bit_length()} bits"
+    return text if len(text) <= 200 else f"{text[:200]}…"
+
+
+def dotted(field: Sequence[str | int]) -> str:
+    """Return a field as messages name it: `training.steps`."""
+    steps = map(str, field)
+    return ".".join(step if step.isprintable() and len(step) <= 80 else shown(step) for step in steps)
