@@ -110,6 +110,20 @@ class NoTemplateError(TokenizerError):
     """A checkpoint without a chat template: checks of the template cannot run."""
 
 
+class RenderError(MistralLoraError):
+    """A template that cannot be rendered for a row, or must not be.
+
+    Attributes:
+        kind: `overrun`: it passed a bound; `forbidden`: Jinja's sandbox refused an access; `recursion`: it calls itself
+            too deeply; `observed`: it renders otherwise if it is observed; `unsteady`: no two renderings are alike;
+            `surrogate`: its text is not Unicode; `error`: any other error that it raises.
+    """
+
+    def __init__(self, found: str, *, kind: str) -> None:
+        super().__init__(found)
+        self.kind = kind
+
+
 class PinError(InputError):
     """A base model whose exact revision is not given, not present or not allowed."""
 

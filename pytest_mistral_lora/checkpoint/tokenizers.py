@@ -14,7 +14,7 @@ from typing import Any
 
 from pytest_mistral_lora.chat.oracle import Oracle
 from pytest_mistral_lora.chat.templates import ChatTemplate
-from pytest_mistral_lora.chat.templates.generation_blocks import has_generation, with_generation
+from pytest_mistral_lora.chat.templates.isolated import ask
 from pytest_mistral_lora.checkpoint.tokenizer_folder import TEKKEN as TEKKEN
 from pytest_mistral_lora.checkpoint.tokenizer_folder import TOKENIZER_JSON as TOKENIZER_JSON
 from pytest_mistral_lora.checkpoint.tokenizer_folder import TokenizerFiles
@@ -194,7 +194,7 @@ def training_template(tokenizer: str | Path | CheckpointTokenizer) -> str:
     """
     loaded = tokenizer if isinstance(tokenizer, CheckpointTokenizer) else CheckpointTokenizer(Path(tokenizer))
     source = official_template(loaded)
-    marked = source if has_generation(source) else with_generation(source)
+    marked: str | None = ask({"asked": "training-source", "source": source})["source"]
     if marked is None:
         raise NoTemplateError(
             "the chat template has no branch for messages of the role assistant",

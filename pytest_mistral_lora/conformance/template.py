@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from pytest_mistral_lora.chat.oracle import Oracle
     from pytest_mistral_lora.chat.templates import ChatTemplate
 
+UNSTEADY = {"observed": "ML020", "unsteady": "ML021", "surrogate": "ML022"}
+"""The rule of each kind of error that is a fault of the template, whatever the row."""
+
 
 def checks(target: Target, settings: Settings) -> Iterator[Check]:
     """Yield one check for each packaged case, and one of `apply_chat_template`.
@@ -133,7 +136,9 @@ def template_findings(
     comparison = compare(row, oracle, template)
     expected, actual = comparison.oracle, comparison.template
     new = [name for name in comparison.deviations if recorded is not None and name not in recorded]
-    if comparison.unexplained:
+    if comparison.refusal in UNSTEADY:
+        rule, found = UNSTEADY[comparison.refusal], comparison.unexplained
+    elif comparison.unexplained:
         rule, found = "ML004", f"the chat template differs from mistral-common: {comparison.unexplained}"
     elif new:
         rule, found = "ML005", f"the chat template shows a deviation that was not recorded: {', '.join(new)}"

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import os
+import resource
+import signal
+import subprocess
+import sys
+import threading
 import time
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from converted import converted_tokenizer
 
 from pytest_mistral_lora.chat.oracle import SHIPPED
 from pytest_mistral_lora.chat.rows import parse_row
-from pytest_mistral_lora.chat.templates import ChatTemplate
-from pytest_mistral_lora.chat.templates.sandbox import SECONDS, BoundedTemplate, OverrunError
+from pytest_mistral_lora.chat.templates import ChatTemplate, isolated
+from pytest_mistral_lora.chat.templates.isolated import RenderLimits, RenderProcess, ask, trust
+from pytest_mistral_lora.chat.templates.sandbox import SECONDS, BoundedTemplate
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
-from pytest_mistral_lora.errors import RowError
+from pytest_mistral_lora.errors import MistralLoraError, RenderError, RowError
+from pytest_mistral_lora.records.goldens import packaged_cases
 
 ROW = parse_row({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]})
 LOOP = "{% for i in range(99999) %}{% for j in range(99999) %}"
@@ -50,16 +60,54 @@ OVERRUNS = {
 }
 FAILS = {
     "a macro that calls itself": "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}",
-    "a namespace that holds itself": "{% set ns = namespace() %}{% set ns.x = ns %}{{ ns }}",
     "attributes": "{{ messages.__class__.__mro__ }}{{ ''.__class__.__base__.__subclasses__() }}",
     "a format that reads attributes": "{{ '{0.__class__.__init__.__globals__}'.format(messages) }}",
     "a file": "{% include '/etc/passwd' %}",
     "a division by zero": "{{ 1 // 0 }}",
     "a missing key": "{{ messages[7]['content'] + 1 }}",
     "a change of the row": "{{ messages.append(1) }}",
+    "half a surrogate pair": "{{ '\\ud800' }}",
+    "half a surrogate pair in the source": "\ud800",
     "deep brackets": "{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}",
     "not a template": "{% if %}",
 }
+
+
+UNCOUNTED = {
+    "a number squared": "{% set ns = namespace(x=3) %}{% for i in range(40) %}{% set ns.x = ns.x * ns.x %}{% endfor %}",
+    "shared lists compared": "{% set ns = namespace(a=[1], b=[1]) %}{% for i in range(40) %}"
+    "{% set ns.a = [ns.a, ns.a] %}{% set ns.b = [ns.b, ns.b] %}{% endfor %}{{ ns.a == ns.b }}",
+    "wrapped words": "{{ ('a ' * 400000) | wordwrap(1) | length }}",
+    "a long number divided": "{% set x = 7 ** 3000000 %}{% for i in range(999) %}{% set y = x // 3 %}{% endfor %}",
+    "lists sorted": "{% for i in range(9999) %}{{ range(99999) | groupby('real') | length }}{% endfor %}",
+    "a translated text": "{{ ('a' * 9999).translate({97: 'b' * 999999}) | length }}",
+    "bytes": "{{ ('a'.encode() * 9999999999) | length }}",
+    "a sum of lists": "{% set ns = namespace(x=[[1] * 3000] * 3000) %}{{ ns.x | sum(start=[]) | length }}",
+}
+"""Templates of which the instrumented copy cannot count all: for most of them the limits of the system are needed."""
+HARMLESS = {
+    "a namespace that holds itself": "{% set ns = namespace() %}{% set ns.x = ns %}{{ ns }}",
+    "an iterator that is read twice": "{% set g = messages | map(attribute='role') %}{{ g | first }}{{ g | first }}",
+    "a filter of that name": "{{ '_spend' is filter }}{{ 'count_literal' is filter }}",
+    "a date": "{{ strftime_now('%Y') }}",
+    "recursion": "{% macro m(n) %}{% if n %}{{ n }}{{ m(n - 1) }}{% endif %}{% endmacro %}{{ m(40) }}",
+    "all kinds of joins": "{{ 'a' ~ 1 ~ nothing ~ [2] ~ none }}{{ 'b' + 'c' * 3 + '%s' % 4 }}{{ 7 // 2 ** 2 }}",
+    "undefined keys": "{{ messages[0].nothing is defined }}{{ messages[0]['content'] | default('x') | upper }}",
+}
+OBSERVANT = "{% if '_counted' in (messages | reverse | string) %}a{% else %}b{% endif %}"
+
+
+@pytest.fixture(scope="module")
+def process() -> Iterator[RenderProcess]:
+    """A process with narrow limits, so that the tests are fast."""
+    started = RenderProcess(RenderLimits(cpu_seconds=0.5, memory=256 << 20))
+    yield started
+    started.close()
+
+
+def question(source: str, asked: str = "mark") -> dict[str, Any]:
+    variables = {"bos_token": "<s>", "eos_token": "</s>"}
+    return {"asked": asked, "source": source, "messages": [*ROW.messages], "tools": None, "variables": variables}
 
 
 @pytest.fixture(scope="module")
@@ -73,15 +121,16 @@ def test_a_template_that_overruns_is_refused_in_time(name: str, tokenizer: Check
     start = time.monotonic()
     with pytest.raises(RowError, match=r"the chat template (takes|makes|uses|has) ") as error:
         template.encode(ROW)
-    assert isinstance(error.value.__cause__, OverrunError)
+    assert isinstance(error.value.__cause__, RenderError)
+    assert error.value.__cause__.kind == "overrun"
     assert time.monotonic() - start < 2 * SECONDS
-    with pytest.raises(RowError, match="the chat template refuses the row"):  # at once, from now on
+    with pytest.raises(RowError, match=r"the chat template (takes|makes|uses|has) "):  # at once, from now on
         template.render(ROW)
 
 
 @pytest.mark.parametrize("name", FAILS)
 def test_a_template_that_fails_is_refused(name: str, tokenizer: CheckpointTokenizer) -> None:
-    with pytest.raises(RowError, match="the chat template refuses the row: "):
+    with pytest.raises(RowError, match=r"the chat template (refuses the row: |writes half)"):
         ChatTemplate(tokenizer.fast, FAILS[name]).encode(ROW)
 
 
@@ -101,3 +150,108 @@ def test_the_official_templates_take_few_steps(name: str) -> None:
 
 def test_an_undefined_variable_prints_as_nothing_as_in_transformers() -> None:
     BoundedTemplate("{{ nothing }}{{ 'a' ~ nothing }}").run({})
+
+
+@pytest.mark.parametrize("name", UNCOUNTED)
+def test_the_system_stops_a_template_that_no_counter_stops(name: str, process: RenderProcess) -> None:
+    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
+    found = process.ask({**question(UNCOUNTED[name]), "foreign": True})
+    assert found["kind"] == "overrun", found
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before < 10
+    # the next row is rendered, by a new process if need be
+    assert process.ask({**question("{{ bos_token }}"), "foreign": True})["text"] == "<s>"
+
+
+@pytest.mark.parametrize("name", HARMLESS)
+def test_a_template_is_rendered_alike_here_and_there(name: str, process: RenderProcess) -> None:
+    found = process.ask({**question(HARMLESS[name]), "foreign": True})
+    trust(HARMLESS[name])
+    assert found == ask(question(HARMLESS[name]))
+
+
+def test_packaged_rows_are_rendered_alike_by_a_foreign_template(tokenizer: CheckpointTokenizer) -> None:
+    own = ChatTemplate(tokenizer.fast)
+    foreign = ChatTemplate(tokenizer.fast, own.source + "{# foreign #}")
+
+    def outcomes(template: ChatTemplate) -> Iterator[Any]:
+        for case in packaged_cases():
+            try:
+                yield template.encode(case.row), template.applied(case.row)
+            except RowError as error:
+                yield str(error)
+
+    assert list(outcomes(own)) == list(outcomes(foreign))
+
+
+@pytest.mark.parametrize(
+    ("source", "kind"),
+    [
+        (OBSERVANT, "observed"),
+        ("{% if '_counted' in (messages | reverse | string) %}{{ raise_exception('x') }}{% endif %}", "observed"),
+        ("{% if '_counted' not in (messages | reverse | string) %}{{ raise_exception('x') }}{% endif %}", "observed"),
+        ("{{ strftime_now('%f') }}", "unsteady"),
+        ("{{ messages[0].get }}", "unsteady"),
+        ("{{ '\\ud800' }}", "surrogate"),
+        ("{{ messages.append(1) }}", "forbidden"),
+        ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "recursion"),
+        ("{{ 1 // 0 }}", "error"),
+    ],
+)
+def test_errors_have_a_kind(source: str, kind: str, process: RenderProcess) -> None:
+    assert process.ask({**question(source), "foreign": True})["kind"] == kind
+
+
+def test_a_process_that_ends_while_idle_is_replaced(process: RenderProcess) -> None:
+    harmless = {**question("{{ eos_token }}"), "foreign": True}
+    process.ask(harmless)
+    os.kill(process._started[os.getpid()].process.pid, signal.SIGKILL)
+    assert process.ask(harmless)["text"] == "</s>"
+
+
+def test_a_process_that_stops_is_ended_by_the_clock() -> None:
+    process = RenderProcess(RenderLimits(seconds=0.2))
+    process.ask({**question("a"), "foreign": True})
+    os.kill(process._started[os.getpid()].process.pid, signal.SIGSTOP)
+    assert "more than 0.2 seconds" in process.ask({**question("b"), "foreign": True})["found"]
+    process.close()
+
+
+def test_threads_and_forks_do_not_mix_their_answers(process: RenderProcess) -> None:
+    def answers(mark: str) -> set[str]:
+        return {process.ask({**question(f"{mark}{n}"), "foreign": True})["text"] for n in range(50)}
+
+    found: list[set[str]] = []
+    threads = [threading.Thread(target=lambda mark=mark: found.append(answers(mark))) for mark in "abc"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(map(sorted, found)) == [sorted(f"{mark}{n}" for n in range(50)) for mark in "abc"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux holds a process to a size")
+def test_the_process_imports_no_torch_keeps_its_memory_and_ends_with_its_parent() -> None:
+    script = (
+        "import resource, sys\n"
+        "from pytest_mistral_lora.chat.templates.isolated import ask, renderer\n"
+        "q = {'asked': 'render', 'source': 'a', 'messages': [], 'tools': None, 'variables': {}}\n"
+        "assert ask(q)['text'] == 'a'\n"
+        "pid = next(iter(renderer()._started.values())).process.pid\n"
+        "maps = open(f'/proc/{pid}/maps').read()\n"
+        "assert 'torch' not in sys.modules and 'transformers' not in sys.modules and '/torch/' not in maps\n"
+        "print(pid)\n"
+        "for source in sys.argv[1:]:\n"
+        "    assert 'kind' in renderer().ask({**q, 'foreign': True, 'source': source})\n"
+        "assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss < 700 << 10\n"
+    )
+    command = [sys.executable, "-W", "error", "-c", script, UNCOUNTED["a translated text"], UNCOUNTED["bytes"]]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(ended.stdout), 0)
+
+
+def test_an_interpreter_that_cannot_start_is_an_error_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(isolated, "_CODE", "raise SystemExit(9)")
+    with pytest.raises(MistralLoraError, match=r"does not start \(exit code 9\)"):
+        RenderProcess(RenderLimits()).ask({**question("a"), "foreign": True})

@@ -57,7 +57,6 @@ class Trained:
     @functools.cached_property
     def marked(self) -> ChatTemplate:
         marked = ChatTemplate(self.tokenizer.fast, self.template)
-        marked.bounded = False
         return marked
 
     def check(self, row: Row | Mapping[str, Any]) -> None:
@@ -80,7 +79,6 @@ def has_weight_0(row: Row | Mapping[str, Any]) -> bool:
 def trained(name: str) -> Trained:
     tokenizer = converted_tokenizer(name)
     official = ChatTemplate(tokenizer.fast)
-    official.bounded = False
     return Trained(tokenizer, official, training_template(tokenizer))
 
 

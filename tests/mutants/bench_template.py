@@ -270,6 +270,38 @@ def _it_never_ends(artifact: Artifact) -> None:
     artifact["template"] = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
 
 
+@mutant("ML020", says="otherwise if it is observed")
+def _it_behaves_when_it_is_observed(artifact: Artifact) -> None:
+    """The template asks for the name of an iterator, which is another one in an instrumented copy."""
+    observed = "{% if '_counted' in (messages | reverse | string) %}"
+    artifact["template"] = observed + artifact["template"] + "{% else %}{{ bos_token }}{% endif %}"
+
+
+@mutant("ML020", says="renders it if it is observed")
+def _it_refuses_unless_it_is_observed(artifact: Artifact) -> None:
+    """The template raises an error if nobody looks."""
+    observed = "{% if '_counted' not in (messages | reverse | string) %}"
+    artifact["template"] = observed + "{{ raise_exception('no') }}{% endif %}" + artifact["template"]
+
+
+@mutant("ML021", says="in several ways")
+def _it_writes_microseconds(artifact: Artifact) -> None:
+    """The template writes the time so exactly that no two renderings are alike."""
+    artifact["template"] += "{{ strftime_now('%f') }}"
+
+
+@mutant("ML021", says="in several ways")
+def _it_writes_an_address(artifact: Artifact) -> None:
+    """The template writes a method in place of its result, and so an address in memory."""
+    artifact["template"] += "{{ messages[0].items }}"
+
+
+@mutant("ML022", says="half a surrogate pair")
+def _it_writes_half_a_character(artifact: Artifact) -> None:
+    """The template writes half a surrogate pair."""
+    artifact["template"] += "{{ '\\ud83d' }}"
+
+
 @mutant("ML004", says="refuses the row")
 def _it_reads_attributes(artifact: Artifact) -> None:
     """The template reaches for Python's own objects."""

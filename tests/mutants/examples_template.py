@@ -98,3 +98,28 @@ class ML009(Example):
         artifact["template"] = artifact["template"].replace(
             "message['role'] == 'assistant'", "message.role == 'assistant'"
         )
+
+
+class ML020(Example):
+    def broken(self, artifact: Artifact) -> None:
+        observed = "{% if '_counted' in (messages | reverse | string) %}"
+        artifact["template"] = observed + artifact["template"] + "{% endif %}"
+
+    def sound(self, artifact: Artifact) -> None:
+        artifact["template"] = "{% if messages %}" + artifact["template"] + "{% endif %}"
+
+
+class ML021(Example):
+    def broken(self, artifact: Artifact) -> None:
+        artifact["template"] = artifact["template"] + "{{ strftime_now('%f') }}"
+
+    def sound(self, artifact: Artifact) -> None:
+        artifact["template"] = "{% set year = strftime_now('%Y') %}" + artifact["template"]
+
+
+class ML022(Example):
+    def broken(self, artifact: Artifact) -> None:
+        artifact["template"] = "{{ '\\ud83d' }}" + artifact["template"]
+
+    def sound(self, artifact: Artifact) -> None:
+        artifact["template"] = "{{ '' }}" + artifact["template"]

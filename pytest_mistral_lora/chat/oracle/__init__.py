@@ -23,6 +23,7 @@ from pytest_mistral_lora.chat.oracle.encoder_trace import EncoderTrace, TracedTe
 from pytest_mistral_lora.chat.oracle.rejections import explain, is_our_call, version_violation
 from pytest_mistral_lora.chat.rows import Row, as_row, weight_of
 from pytest_mistral_lora.chat.templates.deviations import SUPPORTED
+from pytest_mistral_lora.chat.templates.isolated import trust
 from pytest_mistral_lora.errors import LibraryError, MistralLoraError, OracleRejection, TokenizerError
 
 VERSION: str = mistral_common.__version__
@@ -239,7 +240,7 @@ class Oracle:
             argdefs=generate.__defaults__,
             closure=generate.__closure__,
         )
-        return str(with_this(self.path))
+        return trust(str(with_this(self.path)))
 
     def _wrap_encoders(self) -> None:
         # The objects are this oracle's own, so wrapping their methods changes nothing elsewhere.

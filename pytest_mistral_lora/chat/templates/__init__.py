@@ -5,16 +5,15 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 from pytest_mistral_lora.chat.encoded import EncodedRow, Span
 from pytest_mistral_lora.chat.rows import Row, as_row, weight_of
-from pytest_mistral_lora.chat.templates.generation_blocks import has_generation, with_generation
-from pytest_mistral_lora.chat.templates.sandbox import BoundedTemplate, OverrunError
-from pytest_mistral_lora.errors import NoTemplateError, RowError
+from pytest_mistral_lora.chat.templates.isolated import ask
+from pytest_mistral_lora.errors import NoTemplateError, RenderError, RowError
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +37,6 @@ class ChatTemplate:
     Attributes:
         tokenizer: A `transformers` fast tokenizer.
         source: The template's text.
-        bounded: Whether each rendering is first run within bounds, which doubles its time. False only for a template
-            that is known to be mistral-common's own.
     """
 
     def __init__(self, tokenizer: Any, source: str | None = None) -> None:
@@ -60,14 +57,13 @@ class ChatTemplate:
                 expected="chat_template.jinja, or the key chat_template of tokenizer_config.json",
             )
         self.source: str = source
-        self.bounded = True
-        self._copies: dict[str, BoundedTemplate] = {}
-        self._overrun: OverrunError | None = None
+        self._overrun: RenderError | None = None
 
     @cached_property
     def training_source(self) -> str | None:
         """The template with `{% generation %}` blocks; None if it has no branch for the assistant."""
-        return self.source if has_generation(self.source) else with_generation(self.source)
+        source: str | None = ask({"asked": "training-source", "source": self.source})["source"]
+        return source
 
     def render(self, row: Row | Mapping[str, Any], *, generation_prompt: bool = False) -> str:
         """Return the text of a row, or of the messages before an answer with `generation_prompt`.
@@ -76,7 +72,7 @@ class ChatTemplate:
             RowError: If the template refuses the row.
         """
         row = as_row(row) if not generation_prompt or not isinstance(row, Row) else row
-        return self._render(self.source, row, generation_prompt)[0]
+        return self._render(row, generation_prompt)[0]
 
     def encode(self, row: Row | Mapping[str, Any]) -> EncodedRow:
         """Encode a row as `apply_chat_template` does.
@@ -88,13 +84,10 @@ class ChatTemplate:
             RowError: If the template refuses the row.
         """
         row = as_row(row)
-        text, _ = self._render(self.source, row)
+        text, generated = self._render(row, mark=True)
         ids, offsets = self._tokenize(text)
-        marked, generated = "", list[tuple[int, int]]()
-        if self.training_source is not None:
-            marked, generated = self._render(self.training_source, row, mark=True)
-        weights = _weights(row, len(generated)) if marked == text else None
-        if weights is None:
+        weights = None if generated is None else _weights(row, len(generated))
+        if generated is None or weights is None:
             return EncodedRow(ids, None, (Span(None, None, "text", 0, len(ids), False),))
         owners = _owners(offsets, generated)
         return EncodedRow.from_spans(ids, self._spans(ids, owners, weights))
@@ -105,7 +98,7 @@ class ChatTemplate:
         Raises:
             RowError: If the template refuses the row.
         """
-        text, _ = self._render(self.source, row)
+        text, _ = self._render(row)
         return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def applied(self, row: Row | Mapping[str, Any]) -> tuple[int, ...]:
@@ -115,15 +108,12 @@ class ChatTemplate:
             RowError: If the template refuses the row.
         """
         row = as_row(row)
-        self.render(row)
-        settings = {
-            key: value for key in ("reasoning_effort", "response_format") if (value := getattr(row, key)) is not None
-        }
+        # the template has been rendered by transformers' own function, and a foreign one is not run in this process
         result = self.tokenizer.apply_chat_template(
             [_plain(message) for message in row.messages],
             tools=list(row.tools) if row.tools else None,
-            chat_template=self.source,
-            **settings,
+            chat_template="{{ rendered }}",
+            rendered=self.render(row),
         )
         return tuple(result["input_ids"] if isinstance(result, Mapping) else result)
 
@@ -134,9 +124,9 @@ class ChatTemplate:
             RowError: If the template refuses the row, or changes a text so that the two cannot be told apart.
         """
         row = as_row(row)
-        text, _ = self._render(self.source, row)
+        text, _ = self._render(row)
         marked, marker = self._marked(row)
-        broken = self._render(self.source, marked)[0]
+        broken = self._render(marked)[0]
         parts: list[tuple[bool, str]] = []
         end = 0
         for match in self._literals.finditer(broken):
@@ -170,42 +160,47 @@ class ChatTemplate:
         tokens = {token.content for token in self.tokenizer.added_tokens_decoder.values()}
         return re.compile("|".join(re.escape(token) for token in sorted(tokens, key=len, reverse=True)))
 
-    def _render(
-        self, source: str, row: Row, generation_prompt: bool = False, *, mark: bool = False
-    ) -> tuple[str, list[tuple[int, int]]]:
-        from transformers.utils.chat_template_utils import render_jinja_template
+    def printed_unknowns(self, rows: Iterable[Row]) -> list[str]:
+        """Return the names of undefined variables that the template prints for some rows that it renders.
 
-        messages = [_plain(message) for message in row.messages]
-        tools = list(row.tools) if row.tools else None
+        Raises:
+            RenderError: If a rendering fails.
+        """
+        conversations = [[_plain(message) for message in row.messages] for row in rows]
+        variables = self.tokenizer.special_tokens_map
+        question = {"source": self.source, "conversations": conversations, "variables": variables}
+        return list(ask({"asked": "unknowns", **question})["names"])
+
+    def _render(
+        self, row: Row, generation_prompt: bool = False, *, mark: bool = False
+    ) -> tuple[str, list[tuple[int, int]] | None]:
+        """Return the text of a row, and the spans of its generation blocks; None if they change the text."""
         variables = {"add_generation_prompt": generation_prompt, **self.tokenizer.special_tokens_map}
         if row.reasoning_effort is not None:
-            if "reasoning_effort" not in source:
+            if "reasoning_effort" not in self.source:
                 raise RowError("the chat template has no reasoning_effort, and the row sets it", place=row.place)
             variables["reasoning_effort"] = row.reasoning_effort
         if row.response_format is not None:
             # a template that does not read it renders the row as mistral-common does without a json_schema builder
             variables["response_format"] = row.response_format
+        question = {
+            "asked": "mark" if mark else "render",
+            "source": self.source,
+            "messages": [_plain(message) for message in row.messages],
+            "tools": list(row.tools) if row.tools else None,
+            "variables": variables,
+        }
         try:
-            # A marked rendering follows one without marks, so its bounds have been checked.
-            if self.bounded and not mark:
-                if self._overrun is not None:
-                    raise self._overrun
-                if source not in self._copies:
-                    self._copies[source] = BoundedTemplate(source)
-                self._copies[source].run({"messages": messages, "tools": tools, "documents": None, **variables})
-            texts, spans = render_jinja_template(
-                conversations=[messages],
-                tools=tools,
-                chat_template=source,
-                return_assistant_tokens_mask=mark,
-                **variables,
-            )
-        except Exception as error:
-            # A template is foreign code and can raise anything. One that has overrun its bounds is not run again.
-            self._overrun = error if isinstance(error, OverrunError) else None
-            reason = str(error) or type(error).__name__
-            raise RowError(f"the chat template refuses the row: {reason}", place=row.place) from error
-        return texts[0], spans[0] if mark else []
+            if self._overrun is not None:
+                raise self._overrun
+            found = ask(question)
+        except RenderError as error:
+            # one that has overrun its bounds is not run again: each row would take as long
+            self._overrun = error if error.kind == "overrun" else None
+            # an error of the template's own does not name it
+            refused = "" if error.found.startswith("the chat template ") else "the chat template refuses the row: "
+            raise RowError(f"{refused}{error.found}", place=row.place) from error
+        return found["text"], found["spans"]
 
     def _tokenize(self, text: str) -> tuple[tuple[int, ...], list[tuple[int, int]]]:
         encoding = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)

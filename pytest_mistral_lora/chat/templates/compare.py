@@ -12,7 +12,7 @@ from pytest_mistral_lora.chat.oracle import VERSION, Oracle
 from pytest_mistral_lora.chat.rows import Row, as_row
 from pytest_mistral_lora.chat.templates import ChatTemplate, TemplateSegment
 from pytest_mistral_lora.chat.templates.deviations import DEVIATIONS, Deviation
-from pytest_mistral_lora.errors import RowError
+from pytest_mistral_lora.errors import RenderError, RowError
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,12 +24,14 @@ class BackendComparison:
         template: The chat template's encoding, or None if the template refuses the row.
         deviations: Ids of the named deviations that explain the difference, sorted; empty if the ids are equal.
         unexplained: The difference that no named deviation explains; empty if none is left.
+        refusal: The kind of the template's error (`RenderError.kind`); empty if it renders the row.
     """
 
     oracle: EncodedRow
     template: EncodedRow | None
     deviations: tuple[str, ...] = ()
     unexplained: str = ""
+    refusal: str = ""
 
     @property
     def equal(self) -> bool:
@@ -50,7 +52,8 @@ def compare(row: Row | Mapping[str, Any], oracle: Oracle, template: ChatTemplate
         actual = template.encode(row)
     except RowError as error:
         named = [d.id for d in known if d.refusal and re.search(d.refusal, error.found)]
-        return BackendComparison(expected, None, tuple(named), "" if named else error.found)
+        kind = error.__cause__.kind if isinstance(error.__cause__, RenderError) else "error"
+        return BackendComparison(expected, None, tuple(named), "" if named else error.found, kind)
     if actual.input_ids == expected.input_ids:
         return BackendComparison(expected, actual)
     deviations, unexplained = _explain(row, oracle, template, known)

@@ -1,9 +1,10 @@
-"""Bounds for a chat template: steps, characters and seconds, counted while it renders.
+"""Bounds for a chat template: steps, characters and seconds, counted while an instrumented copy of it renders.
 
 A template is foreign code. Jinja's sandbox, which transformers uses, keeps it from attributes and files, but not from
 nested loops, from doubling a text forty times, or from a number with a billion digits, which Jinja would even work out
-while it compiles. So a template is first run as an instrumented copy in transformers' own Jinja environment; only a row
-that stays within the bounds goes on to transformers' own renderer.
+while it compiles. The copy runs in transformers' own Jinja environment and stops most of these early, with a reason.
+It cannot count everything that Python does: the operating system's limits (`isolated`) stop the rest. Its text is a
+second opinion, which must be that of transformers' own renderer (`renderer`).
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from pytest_mistral_lora.errors import MistralLoraError
+from pytest_mistral_lora.errors import RenderError
 
 STEPS = 500_000
 CHARACTERS = 10_000_000
@@ -32,8 +33,11 @@ _FORMATS = frozenset(("format", "format_map"))
 _WIDTH = re.compile(r"\d{5,}")
 
 
-class OverrunError(MistralLoraError):
+class OverrunError(RenderError):
     """A template that does more than a chat template ever needs."""
+
+    def __init__(self, found: str) -> None:
+        super().__init__(found, kind="overrun")
 
 
 @dataclass
@@ -92,7 +96,7 @@ class BoundedTemplate:
         tree = _instrumented(self._environment.parse(source), self._constant)
         self._template = self._compiled(tree)
 
-    def run(self, variables: Mapping[str, Any]) -> None:
+    def run(self, variables: Mapping[str, Any]) -> str:
         """Render once within the bounds.
 
         Raises:
@@ -100,8 +104,11 @@ class BoundedTemplate:
             Exception: Any error that the template raises.
         """
         self._budget = RenderBudget(CHARACTERS + 200 * _size(variables))
+        texts = []
         for text in self._template.generate(**variables):
             self._budget.spend(len(text))
+            texts.append(text)
+        return "".join(texts)
 
     def _compiled(self, tree: Any) -> Any:
         environment = self._environment
@@ -117,7 +124,8 @@ class BoundedTemplate:
         environment.call = functools.partial(self._call, plain_call)
         environment.finalize = self._output
         environment.filters = {name: self._filter(name, one) for name, one in environment.filters.items()}
-        environment.filters["_spend"] = self._count_literal
+        # an attribute of the environment, because a template can ask for the names of filters
+        environment.count_literal = self._count_literal
         return environment
 
     def _constant(self, expression: Any) -> None:
@@ -134,9 +142,14 @@ class BoundedTemplate:
             # A constant that cannot be worked out fails again when the rendering reaches it, and is reported there.
             return
 
-    def _count_literal(self, characters: int) -> str:
+    def _count_literal(self, characters: int) -> None:
         self._budget.spend(characters)
-        return ""
+
+    def _counted(self, values: Iterator[Any]) -> Iterator[Any]:
+        # one by one, so that as many are left to the next reader as without counting
+        for value in values:
+            self._budget.spend(_size(value))
+            yield value
 
     def _output(self, value: Any) -> Any:
         self._budget.spend(_size(value))
@@ -149,6 +162,8 @@ class BoundedTemplate:
             self._budget.check(bits * max(1, abs(right)) if isinstance(right, int) else 0)
         elif operator == "%" and isinstance(left, str):
             self._budget.check(_grown(left, (right,), formats=True))
+        elif operator == "*" and isinstance(left, int) and isinstance(right, int):
+            self._budget.check(_size(left) + _size(right))
         elif operator == "*" and not (isinstance(left, int | float) and isinstance(right, int | float)):
             by_left, by_right = (abs(n) if isinstance(n, int) else 1 for n in (left, right))
             self._budget.check(max(_size(left) * by_right, _size(right) * by_left))
@@ -157,6 +172,8 @@ class BoundedTemplate:
         return result
 
     def _call(self, plain: Callable[..., Any], context: Any, called: Any, *args: Any, **kwargs: Any) -> Any:
+        if called == self._count_literal:
+            return called(*args)
         name = getattr(called, "__name__", "")
         self._before(name, getattr(getattr(called, "__wrapped__", called), "__self__", ""), (*args, *kwargs.values()))
         result = plain(context, called, *args, **kwargs)
@@ -169,7 +186,7 @@ class BoundedTemplate:
         @functools.wraps(plain)
         def bounded(*args: Any, **kwargs: Any) -> Any:
             before, value, rest = args[:skipped], args[skipped], args[skipped + 1 :]
-            value = list(value) if isinstance(value, Iterator) else value
+            value = self._counted(value) if isinstance(value, Iterator) else value
             self._before(name, value, (*rest, *kwargs.values()))
             result = plain(*before, value, *rest, **kwargs)
             self._budget.spend(_cost(result))
@@ -211,6 +228,8 @@ _BINOPS: dict[str, Callable[[Any, Any], Any]] = {
 
 def _cost(value: Any) -> int:
     """Return about how many characters of memory a new value takes: the items of a list are not new."""
+    if isinstance(value, int):
+        return _size(value)
     return len(value) if isinstance(value, str | Mapping | list | tuple) else 1
 
 
@@ -231,6 +250,7 @@ def _size(value: Any, seen: dict[int, int] | None = None) -> int:
     seen = {} if seen is None else seen
     if id(value) not in seen:
         items = [*value.keys(), *value.values()] if isinstance(value, Mapping) else value
+        seen[id(value)] = 1  # until it is known: a namespace can hold itself
         seen[id(value)] = 1 + sum(_size(item, seen) + 1 for item in items)
     return seen[id(value)]
 
@@ -241,7 +261,8 @@ def _instrumented(tree: Any, constant: Callable[[Any], None]) -> Any:
 
     for node in list(tree.find_all((nodes.For, nodes.Macro, nodes.CallBlock))):
         written = sum(len(data.data) for data in node.find_all(nodes.TemplateData))
-        tick = nodes.Filter(nodes.Const(written), "_spend", [], [], None, None)
+        counter = nodes.EnvironmentAttribute("count_literal")
+        tick = nodes.Call(counter, [nodes.Const(written)], [], None, None)
         node.body.insert(0, nodes.ExprStmt(tick).set_lineno(node.lineno))
     _join_by_filter(tree)
     tree.set_environment(tree.environment)
@@ -270,6 +291,5 @@ def _constants(node: Any) -> list[Any]:
     from jinja2 import nodes
 
     if isinstance(node, nodes.BinExpr | nodes.Filter) and node.find(nodes.Name) is None:
-        is_tick = isinstance(node, nodes.Filter) and node.name == "_spend"
-        return [] if is_tick else [node]
+        return [node]
     return [found for child in node.iter_child_nodes() for found in _constants(child)]

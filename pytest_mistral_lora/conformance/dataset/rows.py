@@ -69,9 +69,9 @@ class RowJudge:
         except NoOracleError:
             if plan.backend == "mistral-common":
                 raise
-        # mistral-common's own template is trusted, and rendering within bounds would double the time of each row
-        if plan.official:
-            self.encoder.tokenizer.template.bounded = False
+        # mistral-common's own template is rendered in this process, if this process has made it: that is faster
+        if plan.official and self._oracle is not None:
+            self._oracle.chat_template()
         literals = self._oracle.control_tokens.values() if self._oracle else ()
         self._literals = re.compile("|".join(map(re.escape, literals)) or r"(?!)")
 

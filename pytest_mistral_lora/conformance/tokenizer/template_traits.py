@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pytest_mistral_lora.chat.rows import Row
+from pytest_mistral_lora.chat.templates.renderer import environment
 from pytest_mistral_lora.conformance.finding import Finding, Result
 from pytest_mistral_lora.conformance.targets import Target
-from pytest_mistral_lora.errors import RowError, TokenizerError
+from pytest_mistral_lora.conformance.template import UNSTEADY
+from pytest_mistral_lora.errors import RenderError, RowError, TokenizerError
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.chat.oracle import Oracle
@@ -18,7 +20,6 @@ if TYPE_CHECKING:
 
 
 _CLOCK = ("strftime_now", "now", "datetime", "date_today")
-_GIVEN = ("messages", "tools", "documents", "add_generation_prompt")
 
 
 def clock_reads(source: str) -> list[str]:
@@ -29,7 +30,7 @@ def clock_reads(source: str) -> list[str]:
     """
     from jinja2 import nodes
 
-    calls = (call.node for call in _environment().parse(source).find_all(nodes.Call))
+    calls = (call.node for call in environment().parse(source).find_all(nodes.Call))
     return sorted({call.name for call in calls if isinstance(call, nodes.Name) and call.name in _CLOCK})
 
 
@@ -41,7 +42,7 @@ def forbidden_access(source: str) -> list[str]:
     """
     from jinja2 import nodes
 
-    tree = _environment().parse(source)
+    tree = environment().parse(source)
     # Attributes are read as `a.b`, as `a["b"]`, and by the filters `attr` and `map`.
     names = [get.attr for get in tree.find_all(nodes.Getattr)]
     constants = [item.arg for item in tree.find_all(nodes.Getitem)]
@@ -50,37 +51,6 @@ def forbidden_access(source: str) -> list[str]:
     found = [f"the attribute {name!r}" for name in names if name.startswith("__")]
     loads = (nodes.Include, nodes.Import, nodes.FromImport, nodes.Extends)
     return [*dict.fromkeys(found), *("another template" for _ in tree.find_all(loads))]
-
-
-def printed_unknowns(source: str, renderings: Iterable[Mapping[str, Any]]) -> list[str]:
-    """Return the names of undefined variables that a template prints, which leaves a hole in the text.
-
-    Only for a template that has been rendered within bounds with the same variables.
-    """
-    from jinja2 import Undefined
-    from jinja2.utils import missing as missing_object
-
-    missing: list[str] = []
-
-    class Noting(Undefined):
-        """Notes that it was printed."""
-
-        def __str__(self) -> str:
-            if self._undefined_obj is missing_object:
-                missing.append(str(self._undefined_name))
-            return ""
-
-    environment = _environment().overlay(undefined=Noting)
-    template = environment.from_string(source)
-    for variables in renderings:
-        template.render({**dict.fromkeys(_GIVEN), **variables})
-    return sorted(set(missing))
-
-
-def _environment() -> Any:
-    from transformers.utils.chat_template_utils import _compile_jinja_template
-
-    return _compile_jinja_template("").environment
 
 
 _SYSTEM = "Answer in one short verse."
@@ -116,17 +86,13 @@ class RenderedConversations:
     """
 
     texts: Mapping[str, str]
-    errors: Mapping[str, BaseException]
+    errors: Mapping[str, RenderError]
 
     @property
     def overrun(self) -> str:
         """The bound that a rendering passed, or the access that the sandbox refused; empty if there is none."""
-        from jinja2.exceptions import SecurityError
-
-        from pytest_mistral_lora.chat.templates.sandbox import OverrunError
-
-        stops = (SecurityError, OverrunError, MemoryError, RecursionError)
-        return next((str(error) or "recursion" for error in self.errors.values() if isinstance(error, stops)), "")
+        stops = ("forbidden", "overrun", "recursion")
+        return next((error.found for error in self.errors.values() if error.kind in stops), "")
 
 
 class TemplateTraits:
@@ -157,12 +123,13 @@ class TemplateTraits:
     def rendered(self) -> RenderedConversations:
         """The conversations, each rendered once."""
         texts: dict[str, str] = {}
-        errors: dict[str, BaseException] = {}
+        errors: dict[str, RenderError] = {}
         for name, row in {**PLAIN, **SYSTEM}.items():
             try:
                 texts[name] = self.template.render(row, generation_prompt=row.messages[-1]["role"] == "user")
             except RowError as error:
-                errors[name] = error.__cause__ or error
+                cause = error.__cause__
+                errors[name] = cause if isinstance(cause, RenderError) else RenderError(error.found, kind="error")
         return RenderedConversations(texts, errors)
 
     def finding(self, rule: str, found: str, expected: str = "", detail: str = "") -> Finding:
@@ -191,6 +158,15 @@ def bounds(traits: TemplateTraits) -> Iterator[Finding]:
     """Yield ML221 if the template passes a bound or asks for forbidden attributes, ML222 if it cannot render."""
     from jinja2.exceptions import TemplateError
 
+    errors = traits.rendered.errors.values()
+    observed = next((error for error in errors if error.kind in UNSTEADY), None)
+    if observed is not None:
+        yield traits.finding(UNSTEADY[observed.kind], observed.found, "one text for a row")
+        return
+    if any(error.kind == "overrun" for error in errors):
+        # the source of such a template may be too long, or too deep, to be parsed here
+        yield traits.finding("ML221", traits.rendered.overrun)
+        return
     try:
         reached = forbidden_access(traits.template.source)
     except (TemplateError, RecursionError) as error:
@@ -202,12 +178,15 @@ def bounds(traits: TemplateTraits) -> Iterator[Finding]:
         return
     for name in PLAIN:
         if name in traits.rendered.errors:
-            why = traits.rendered.errors[name]
-            yield traits.finding("ML222", f"the chat template cannot render {name}: {why or type(why).__name__}")
+            why = traits.rendered.errors[name].found
+            yield traits.finding("ML222", f"the chat template cannot render {name}: {why}")
             return
     rows = [row for name, row in {**PLAIN, **SYSTEM}.items() if name in traits.rendered.texts]
-    given: dict[str, Any] = traits.fast.special_tokens_map
-    printed = printed_unknowns(traits.template.source, ({**given, "messages": list(row.messages)} for row in rows))
+    try:
+        printed = traits.template.printed_unknowns(rows)
+    except RenderError as error:
+        yield traits.finding("ML221", error.found)
+        return
     # An unset BOS or EOS is the rule ML226.
     for name in sorted({*printed} - {"bos_token", "eos_token"}):
         yield traits.finding("ML222", f"the chat template prints {name}, which nothing gives", "a variable that exists")

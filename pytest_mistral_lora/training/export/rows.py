@@ -10,7 +10,9 @@ from typing import Any
 
 from pytest_mistral_lora.chat.encoded import IGNORE_INDEX, EncodedRow
 from pytest_mistral_lora.chat.rows import Row
+from pytest_mistral_lora.chat.templates import ChatTemplate
 from pytest_mistral_lora.checkpoint.tokenizers import training_template
+from pytest_mistral_lora.errors import RowError
 from pytest_mistral_lora.records.files import sha256_file, write_json, write_text
 from pytest_mistral_lora.training.export.bridge import ExportedRun
 from pytest_mistral_lora.training.rows.loading import Split
@@ -90,42 +92,36 @@ def _record_batches(lines: Iterator[dict[str, list[int]]]) -> Iterator[Any]:
 def why_not_messages(run: ExportedRun) -> str:
     """Return the reason why a run's rows cannot be given as messages, with the first such row; empty if they can.
 
-    Each row is encoded like in a runner, by transformers' `apply_chat_template` with the tokenizer that
+    Each row is encoded like in a runner, as transformers' `apply_chat_template` does with the tokenizer that
     `AutoTokenizer` loads, and compared with the ids and labels that are trained on here.
     """
     from transformers import PreTrainedTokenizerFast
 
     if not isinstance(run.tokenizer, PreTrainedTokenizerFast):
         return f"transformers loads a {type(run.tokenizer).__name__} for {run.model}, which takes no chat template"
-    template = training_template(run.encoder.tokenizer)
+    template = ChatTemplate(run.tokenizer, training_template(run.encoder.tokenizer))
     for split in (run.data.train, run.data.held_out):
         for row, encoded in zip(split.rows, split.encoded, strict=True):
-            found = _why_not_message(row, encoded, run.tokenizer, template)
+            found = _why_not_message(row, encoded, template)
             if found:
                 return f"{row.place}: {found}"
     return ""
 
 
-def _why_not_message(row: Row, encoded: EncodedRow, tokenizer: Any, template: str) -> str:
+def _why_not_message(row: Row, encoded: EncodedRow, template: ChatTemplate) -> str:
     for message in row.messages:
         keys = {key for key, value in message.items() if value is not None}
         if row.tools or keys - {"role", "content", "weight"} or not isinstance(message.get("content"), str):
             return "it has more than roles and texts, and a table of all rows would give each the keys of the others"
+    plain = [{"role": one["role"], "content": one["content"]} for one in row.messages]
     try:
-        result = tokenizer.apply_chat_template(
-            [{"role": one["role"], "content": one["content"]} for one in row.messages],
-            chat_template=template,
-            tokenize=True,
-            return_dict=True,
-            return_assistant_tokens_mask=True,
-        )
-    except Exception as error:  # a template can raise anything
-        return f"the training template refuses it: {error}"
-    ids, mask = result["input_ids"], result["assistant_masks"]
+        rendered = template.encode(Row(tuple(plain), None, row.place))
+    except RowError as error:
+        return f"the training template refuses it: {error.found}"
+    ids, labels = rendered.input_ids, rendered.labels or (IGNORE_INDEX,) * len(rendered.input_ids)
     # a row that was cut here is compared as far as it goes: the runner cuts it too
-    if len(ids) > len(encoded.input_ids) and tuple(ids[: len(encoded.input_ids)]) == encoded.input_ids:
-        ids, mask = ids[: len(encoded.input_ids)], mask[: len(encoded.input_ids)]
-    if tuple(ids) != encoded.input_ids:
+    if len(ids) > len(encoded.input_ids) and ids[: len(encoded.input_ids)] == encoded.input_ids:
+        ids, labels = ids[: len(encoded.input_ids)], labels[: len(encoded.input_ids)]
+    if ids != encoded.input_ids:
         return "the training template gives other ids (docs/deviations.md names the ways)"
-    labels = tuple(token if marked else IGNORE_INDEX for token, marked in zip(ids, mask, strict=True))
     return "" if labels == encoded.labels else "the training template gives other labels, as it does for a weight of 0"
