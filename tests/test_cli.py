@@ -24,6 +24,7 @@ WORDS = {
     "audit": ["rows.jsonl", "--tokenizer", "."],
     "render": ["rows.jsonl", "--tokenizer", "."],
     "rules": [],
+    "import": ["rows.json", "--to", "rows.jsonl"],
     "train": ["recipe.yaml"],
     "smoke": ["out"],
     "merge": ["out", "merged"],

@@ -29,12 +29,13 @@ MAY_IMPORT = {
     "records": CHECKPOINT,
     "training": RECORDS,
     "runners": RECORDS,
+    "data": RECORDS,
     "strategies": CHAT,
     "report": CHAT | {"records"},
     "conformance": RECORDS,
     "assertions": RECORDS | {"conformance"},
     "plugin": RECORDS | {"conformance", "report"},
-    "cli": RECORDS | {"conformance", "report", "training", "runners"},
+    "cli": RECORDS | {"conformance", "report", "training", "runners", "data"},
 }
 MAY_IMPORT_AS_ENTRY = {"training.__main__": {"cli"}}
 """Launchers such as `accelerate launch -m` start a module: it is the verb `train` under another name."""
@@ -51,6 +52,7 @@ NEVER = {
     "strategies": {"torch", "pytest"},
     "training": {"pytest", "_pytest", "hypothesis"},
     "runners": {"pytest", "_pytest", "hypothesis"},
+    "data": {"torch", "pytest", "_pytest", "hypothesis"},
     "conformance": {"pytest", "_pytest"},
     "assertions": {"pytest", "_pytest"},
     "plugin": {"_pytest"},

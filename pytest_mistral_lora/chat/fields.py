@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from pytest_mistral_lora.chat.formats import conversion_step
 from pytest_mistral_lora.errors import RowError
 
 ROLES = ("system", "user", "assistant", "tool")
@@ -25,32 +26,21 @@ REFUSED_KEYS = {
 }
 """Fields of mistral-common's request by which it encodes only a part of the row, with their effect."""
 
-IGNORED_KEYS = ("model", "temperature", "top_p", "max_tokens", "random_seed", "tool_choice", "parallel_tool_calls")
+IGNORED_KEYS = (
+    *("model", "temperature", "top_p", "max_tokens", "random_seed"),
+    *("tool_choice", "parallel_tool_calls"),
+)
 """Fields of mistral-common's request that change no id: a server reads them when it generates."""
 
 IN_ORDER = frozenset({"parameters", "arguments", "schema"})
 """Fields whose JSON is encoded with its keys in the order given; everywhere else the order changes no id."""
 
-_CONVERTED = {
-    "weight": ("train", "training", "trainable", "loss", "loss_weight", "mask"),
-    "a thinking chunk": ("reasoning_content", "reasoning", "thinking"),
-    "tool_calls": ("function_call",),
-    "content": ("refusal", "text", "value"),
-}
-_CONVERTED_KEYS = {key: ours for ours, keys in _CONVERTED.items() for key in keys}
-"""Fields of messages in other formats, each with our name for it, which `mistral-lora import` gives it."""
-_CONVERTED_ROLES = {
-    "developer": "system",
-    "human": "user",
-    "gpt": "assistant",
-    "model": "assistant",
-    "function": "tool",
-    "observation": "tool",
-    "function_call": "assistant",
-}
 _NOT_TEXT = {
-    **dict.fromkeys(("image", "image_url"), "image"),
-    **dict.fromkeys(("input_audio", "audio", "audio_url"), "audio"),
+    "image": "image",
+    "image_url": "image",
+    "input_audio": "audio",
+    "audio": "audio",
+    "audio_url": "audio",
 }
 _CHUNK_KEYS = {"text": ("type", "text"), "thinking": ("type", "thinking", "closed")}
 _THINKERS = ("assistant", "system")
@@ -118,13 +108,12 @@ def check_message(message: Any, place: Place) -> None:
     role = message.get("role")
     if role not in ROLES:
         found = "is missing" if "role" not in message else repr(role)
-        ours = _CONVERTED_ROLES.get(role, "") if isinstance(role, str) else ""
-        step = f"`mistral-lora import` turns it into {ours!r}." if ours else ""
+        step = conversion_step(role, of_role=True)
         raise (place / "role").error(found, "one of " + ", ".join(ROLES), step)
     for key, value in message.items():
         if key not in _MESSAGE_KEYS[role] and value is not None:
             known = ", ".join(sorted(_MESSAGE_KEYS[role]))
-            step = f"`mistral-lora import` turns it into {ours}." if (ours := _CONVERTED_KEYS.get(key, "")) else ""
+            step = conversion_step(key)
             raise (place / str(key)).error(f"unknown field of a message with role {role!r}", f"one of {known}", step)
     tool_calls = message.get("tool_calls")
     content = message.get("content")

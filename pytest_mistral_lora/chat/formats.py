@@ -23,6 +23,31 @@ FORMATS = {
 }
 """The formats that are converted to rows, each with its title."""
 
+CALL = "function_call"
+"""The role of a message whose content is the JSON of tool calls, as in ShareGPT."""
+OTHER_ROLES = {
+    "human": "user",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "model": "assistant",
+    "developer": "system",
+    "function": "tool",
+    "observation": "tool",
+    "function_response": "tool",
+    "tool_response": "tool",
+    "ipython": "tool",
+    CALL: CALL,
+    "tool_call": CALL,
+}
+"""Names of roles in other formats, each with ours."""
+
+FLAGS = {"weight": 1, "train": 1, "training": 1, "trainable": 1, "loss": 1, "loss_weight": 1, "mask": 0}
+"""Fields of messages that decide about training: 1 if true means that the message is trained on, else 0."""
+THINKING = ("reasoning_content", "reasoning", "thinking")
+"""Fields of messages that hold the thinking."""
+CONTENT = ("content", "value", "text")
+"""Fields of messages that hold the content."""
+
 LINES = "JSON Lines"
 ARRAY = "a JSON array"
 VALUES = "JSON objects over several lines"
@@ -45,11 +70,7 @@ _ENCODED = {
     b"\x00{": "UTF-16-BE",
     b"\x00[": "UTF-16-BE",
 }
-_TABLES = {
-    b"PAR1": PARQUET,
-    b"ARROW1": ARROW_FILE,
-    b"\xff\xff\xff\xff": ARROW_STREAM,
-}
+_TABLES = {b"PAR1": PARQUET, b"ARROW1": ARROW_FILE, b"\xff\xff\xff\xff": ARROW_STREAM}
 _UNREADABLE = {
     b"version https://git-lfs": ("a pointer of Git LFS, not the data", "Fetch the data: git lfs pull"),
     b"PK\x03\x04": ("a zip archive", "Unpack it; save a spreadsheet as CSV."),
@@ -131,32 +152,28 @@ def _goes_on(line: bytes) -> bool:
     return False
 
 
-def refuse_other_containers(head: bytes, path: Path, *, next_step: str = "") -> None:
-    """Refuse a file that is not JSON Lines in UTF-8, by the name of its format.
-
-    Args:
-        head: Its first bytes.
-        path: The file.
-        next_step: The advice; the command that converts rows by default.
-
-    Raises:
-        InputError: If it is not.
-    """
-    container = container_of(head, path)
-    if container != Container(LINES):
-        raise InputError(
-            f"this is {container.title}",
-            place=str(path),
-            expected="JSON Lines in UTF-8: one object a line",
-            next_step=next_step or import_step(str(path)),
-        )
-
-
 def import_step(path: str) -> str:
     """Return the sentence that names the command which converts a file."""
     # a source is never written over
     to = "converted.jsonl" if Path(path).name == "rows.jsonl" else "rows.jsonl"
     return f"Convert it: mistral-lora import {shlex.quote(path) if path else 'FILE'} --to {to}"
+
+
+def conversion_step(name: Any, *, of_role: bool = False) -> str:
+    """Return the sentence on the conversion of a field of a message, or of a role; empty if there is none."""
+    if not isinstance(name, str):
+        return ""
+    if of_role:
+        ours = repr("assistant" if (role := OTHER_ROLES[name]) == CALL else role) if name in OTHER_ROLES else ""
+    else:
+        fields = {
+            tuple(FLAGS): "weight",
+            THINKING: "a thinking chunk",
+            (*CONTENT, "refusal"): "content",
+            (CALL,): "tool_calls",
+        }
+        ours = next((to for names, to in fields.items() if name in names), "")
+    return f"`mistral-lora import` turns it into {ours}." if ours else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,6 +203,7 @@ _PAIRS = (("prompt", "completion"), ("prompt", "response"), ("question", "answer
 _NO_TURNS = {
     "input_ids": ("encoded rows (input_ids)", "Judge them: mistral-lora audit FILE --tokenizer PATH"),
     "segments": ("Axolotl's input_output (segments)", "Segments have no turns: write messages with roles."),
+    "role": ("a message alone (role)", "Put all messages of a conversation in a list under `messages`."),
     "text": ("plain text (text)", "A text has no turns: write messages with roles, and no markers of a template."),
 }
 
@@ -236,6 +254,8 @@ def _as_conversation(record: Mapping[str, Any], present: set[str]) -> Recognised
                 items = json.loads(items)
             except (ValueError, RecursionError):
                 continue
+        if items == []:
+            return Recognised("messages", f"`{key}`, which is empty", {"messages": key})
         shown = _message_keys(items)
         if shown:
             name = "sharegpt" if shown == "from/value" or key.startswith("conversation") else "messages"

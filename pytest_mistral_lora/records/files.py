@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 from pytest_mistral_lora.checkpoint.base_model import weight_files
 from pytest_mistral_lora.checkpoint.hub_cache import link_homes
@@ -138,11 +138,18 @@ def write_text(path: Path, text: str) -> None:
 
 def write_bytes(path: Path, data: bytes) -> None:
     """Write a file atomically: a reader sees the old file or the new one, never a part."""
+    with finished_file(path) as file:
+        file.write(data)
+
+
+@contextmanager
+def finished_file(path: Path) -> Iterator[BinaryIO]:
+    """Yield a temporary file beside `path`. It becomes `path` if the block ends without an error, else it vanishes."""
     # beside the target: a rename is atomic within one file system only
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(data)
+            yield file
             file.flush()
             # before the rename: after a loss of power, the new name could lead to an empty file
             os.fsync(file.fileno())

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from pytest_mistral_lora.chat.formats import import_step, refuse_other_containers
+from pytest_mistral_lora.chat.formats import LINES, Container, container_of, import_step
 from pytest_mistral_lora.errors import InputError, RowError
 
 MAX_LINE_BYTES = 64 * 1024 * 1024
@@ -33,12 +33,12 @@ def loads_strict(text: str) -> Any:
         return json.loads(text, **_HOOKS)
     except json.JSONDecodeError as error:
         line = f"line {error.lineno}, " if error.lineno > 1 else ""
-        raise ValueError(f"not valid JSON: {_fault_of(error)} at {line}column {error.colno}") from error
+        raise ValueError(f"not valid JSON: {fault_of(error)} at {line}column {error.colno}") from error
     except RecursionError as error:
         raise ValueError("JSON is nested too deeply") from error
 
 
-def _fault_of(error: json.JSONDecodeError) -> str:
+def fault_of(error: json.JSONDecodeError) -> str:
     """Return the fault in a user's words, if it is one of those that people make."""
     before, after = error.doc[: error.pos].rstrip(), error.doc[error.pos :].lstrip()
     # before Python 3.13 the place is that of the bracket, from then on that of the comma
@@ -166,7 +166,14 @@ def scan_lines(path: Path, *, other_formats: str = "") -> Iterator[tuple[int, by
         folder = import_step(str(path)) if path.is_dir() and not other_formats else ""
         raise InputError(f"cannot be read: {error.strerror}", place=str(path), next_step=folder) from error
     with file:
-        refuse_other_containers(file.peek(), path, next_step=other_formats)
+        container = container_of(file.peek(), path)
+        if container != Container(LINES):
+            raise InputError(
+                f"this is {container.title}",
+                place=str(path),
+                expected="JSON Lines in UTF-8: one object a line",
+                next_step=other_formats or import_step(str(path)),
+            )
         yield from lines_of(file)
 
 

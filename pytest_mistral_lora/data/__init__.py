@@ -1,0 +1,164 @@
+"""Rows from other formats: recognise, convert, report.
+
+The formats are those of `chat.formats`; the judge of every converted row is `chat.rows.parse_row`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any, NamedTuple, TextIO
+
+from pytest_mistral_lora.chat.fields import kind_of
+from pytest_mistral_lora.chat.formats import FORMATS, recognise
+from pytest_mistral_lora.chat.reading.chunks import DataFile, bar, total_bytes
+from pytest_mistral_lora.chat.rows import parse_row
+from pytest_mistral_lora.data.containers import Record, SourceFile, open_source
+from pytest_mistral_lora.data.converter import RecordConverter
+from pytest_mistral_lora.data.messages import Layout
+from pytest_mistral_lora.data.report import LOSSES, Report, RowChanges
+from pytest_mistral_lora.errors import InputError, RowError
+from pytest_mistral_lora.records.files import finished_file
+
+_LOOKED_AT = 20
+
+
+class Source(NamedTuple):
+    """A file to import.
+
+    Attributes:
+        path: The file.
+        layout: Its layout, as far as it is declared.
+    """
+
+    path: Path
+    layout: Layout = Layout()
+
+
+def import_rows(
+    sources: Sequence[Source],
+    to: Path,
+    *,
+    lossy: Collection[str] = (),
+    remarks: Sequence[str] = (),
+    progress: TextIO | None = None,
+) -> Report:
+    """Convert files to one JSONL file of rows, written only if every record can be converted.
+
+    Args:
+        sources: The files, in order.
+        to: The file to write.
+        lossy: Kinds of `LOSSES` that are allowed.
+        remarks: Sentences for the report, of settings that are no part of rows.
+        progress: A terminal for a progress bar; None for none.
+
+    Raises:
+        InputError: If `to` exists, a file cannot be read, or a record cannot be converted; all are counted.
+    """
+    if to.exists():
+        raise InputError("exists already", place=str(to), next_step="Remove it or name another file.")
+    unknown = set(lossy) - LOSSES.keys()
+    if unknown:
+        raise InputError(f"unknown kind {min(unknown)!r}", place="--lossy", expected=f"one of {', '.join(LOSSES)}")
+    report = Report(remarks=list(remarks))
+    files = [DataFile(source.path, False) for source in sources]
+    try:
+        with bar(progress, total_bytes(files), "import") as advance, finished_file(to) as file:
+            for row in convert(sources, report, lossy=lossy, progress=advance):
+                file.write(f"{json.dumps(row, ensure_ascii=False)}\n".encode())
+            _refuse_bad(report, lossy)
+    except OSError as error:
+        raise InputError(f"cannot be written: {error.strerror}", place=str(to)) from error
+    return report
+
+
+def _refuse_bad(report: Report, lossy: Collection[str]) -> None:
+    if not report.bad:
+        return
+    lines = [f"{report.bad} of {report.bad + report.rows + report.dropped} records cannot be converted"]
+    for kind, tally in sorted(report.losses.items()):
+        if kind not in lossy:
+            lost = LOSSES[kind] + (" ({detail})" if tally.details else "")
+            lines.append(f"  {tally.text(lost)}. To leave that out, add --lossy {kind}")
+    lines += [f"  {error}" for error in report.errors]
+    if report.refused > len(report.errors):
+        lines.append(f"  … and {report.refused - len(report.errors)} more")
+    if report.refused:
+        lines.append("  To leave these records out, add --lossy bad-records")
+    raise InputError("\n".join([*lines, "Nothing was written"]))
+
+
+def convert(
+    sources: Sequence[Source],
+    report: Report,
+    *,
+    lossy: Collection[str] = (),
+    progress: Callable[[int], None] = lambda read: None,
+) -> Iterator[dict[str, Any]]:
+    """Yield the rows of some files as plain data, one at a time; records that cannot be converted are in the report.
+
+    Args:
+        sources: The files, in order.
+        report: Is filled while the rows are read.
+        lossy: Kinds of `LOSSES` that are allowed.
+        progress: Called with the number of bytes read since the last call.
+
+    Raises:
+        InputError: If a file cannot be read, has no records, or is in no known format.
+    """
+    for source in sources:
+        file = open_source(source.path)
+        records = file.records(progress)
+        first = list(islice(records, _LOOKED_AT))
+        if not first:
+            raise InputError("the file has no rows", place=str(source.path))
+        layout, evidence = _layout_of(source, first)
+        report.sources.append({"file": str(source.path), "container": file.title, "format": evidence})
+        for record in chain(first, records):
+            row = _converted(record, layout, file, report, lossy)
+            if row is not None:
+                yield row
+
+
+def _layout_of(source: Source, first: Sequence[Record]) -> tuple[Layout, str]:
+    """Return the layout of a file by its first records, and its evidence in words."""
+    if source.layout.format:
+        return source.layout, f"{FORMATS[source.layout.format]} (declared)"
+    readable = [record.value for record in first if not isinstance(record.value, RowError)]
+    recognised = next(filter(None, map(recognise, readable)), None)
+    if recognised is None:
+        if not readable:
+            raise first[0].value
+        keys = f"keys {', '.join(map(str, readable[0]))}" if isinstance(readable[0], Mapping) else kind_of(readable[0])
+        found = f"no known format: the first record has {keys}"
+        step = "Name it with --format, or declare its keys as Axolotl or LLaMA-Factory do."
+        raise InputError(found, place=first[0].place, expected=f"one of {', '.join(FORMATS)}", next_step=step)
+    if not recognised.name:
+        raise InputError(f"this is {recognised.title}", place=first[0].place, next_step=recognised.advice)
+    return Layout(recognised.name), recognised.title
+
+
+def _converted(
+    record: Record, layout: Layout, file: SourceFile, report: Report, lossy: Collection[str]
+) -> dict[str, Any] | None:
+    """Return the row of a record, or None if it is left out or cannot be converted; the report has the reason."""
+    noted = RowChanges()
+    try:
+        if isinstance(record.value, RowError):
+            raise record.value
+        row = RecordConverter(record, layout, noted, file.padded).row()
+        # a row that lost too much is refused for that, not for the fields that are left
+        if row is not None and noted.losses.keys() <= set(lossy):
+            parse_row(row, place=record.place)
+    except RowError as error:
+        report.refuse(error, allowed="bad-records" in lossy)
+        return None
+    report.take(noted, record.place)
+    if not noted.losses.keys() <= set(lossy):
+        report.bad += 1
+        return None
+    report.rows += row is not None
+    report.dropped += row is None
+    return row

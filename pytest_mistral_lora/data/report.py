@@ -1,0 +1,177 @@
+"""The report of a conversion: changes and losses by kind, with the rows that show them first."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pytest_mistral_lora.errors import RowError
+
+CHANGES = {
+    "roles": "roles have our names: {detail}",
+    "null-keys": "keys that are null or empty are left out",
+    "json-text": "fields that held JSON as text are objects and lists",
+    "call-ids": "ids of tool calls have 9 letters and digits, the same in the results",
+    "made-ids": "tool calls without an id have one, by their position",
+    "call-form": "tool calls are written as {{id, type, function}}",
+    "function-call": "`function_call` and `functions` are tool calls and tools",
+    "tool-form": "tools are written as {{type, function}}, with parameters",
+    "result-text": "results of tools that were JSON are its text",
+    "results-split": "one result for several calls is a list: each call has its element",
+    "thinking": "reasoning is a thinking chunk",
+    "chunks": "chunks of content have our names",
+    "content-key": "`text` or `value` is `content`",
+    "refusals": "a refusal is the answer's content",
+    "weights": "flags of training are `weight`: {detail}",
+    "only-last": "`only_last`: answers before the last have weight 0",
+    "prompt-weights": "answers in the prompt have weight 0",
+    "untrained-roles": "answers of a role that is not trained on have weight 0",
+    "system": "the system prompt is the first message",
+    "system-dropped": "the system prompt is left out, as declared",
+    "input": "instruction and input are one message, joined as {detail}",
+    "history": "rounds of `history` are messages",
+    "turns": "`{detail}` are a user and an assistant message",
+    "chosen": "the chosen answer is the answer",
+    "completion-space": "one space at the start of a completion is left out",
+}
+"""The kinds of changes, each with its effect."""
+
+LOSSES = {
+    "rejected": "the rejected answer of a pair",
+    "unwanted": "rows whose answer is marked as bad",
+    "media": "images, audio and video",
+    "weights": "weights other than 0 and 1: all but 0 become 1",
+    "part-weights": "flags of training on a part of an answer",
+    "trained-prompts": "training on messages other than answers",
+    "names": "names of speakers",
+    "message-keys": "other keys of messages",
+    "tool-keys": "other keys of tools and tool calls",
+    "keys": "other keys of rows, where a row cannot have them",
+    "refusals": "a refusal beside an answer",
+    "system": "a system prompt beside the one in the messages",
+    "last-prompt": "messages after the last answer",
+    "bad-records": "records that cannot be converted",
+}
+"""The kinds of losses, each an error unless it is allowed by name."""
+
+SHOWN = 3
+MOST_ERRORS = 20
+
+
+@dataclass
+class Tally:
+    """One kind of change or loss.
+
+    Attributes:
+        count: Number of rows that have it.
+        first: Places of the first of them.
+        details: How often each detail was seen.
+    """
+
+    count: int = 0
+    first: list[str] = field(default_factory=list)
+    details: Counter[str] = field(default_factory=Counter)
+
+    def add(self, place: str, details: Mapping[str, None]) -> None:
+        """Count one row."""
+        self.count += 1
+        if len(self.first) < SHOWN:
+            self.first.append(place)
+        # names of keys are details, and a hostile file has as many as it likes
+        self.details.update(detail for detail in details if detail in self.details or len(self.details) < 100)
+
+    def text(self, template: str) -> str:
+        """Return the effect, the number of rows and the first of them, as one line."""
+        most = ", ".join(detail for detail, _ in self.details.most_common(6))
+        places = ", ".join(self.first) + (", …" if self.count > len(self.first) else "")
+        return f"{template.format(detail=most)}: {self.count} row{'s' if self.count != 1 else ''} ({places})"
+
+
+class RowChanges:
+    """The changes and losses of one row, until it is known whether it is kept."""
+
+    def __init__(self) -> None:
+        self.changes: dict[str, dict[str, None]] = {}
+        self.losses: dict[str, dict[str, None]] = {}
+
+    def changed(self, kind: str, detail: str = "") -> None:
+        """Note a change of a kind of `CHANGES`."""
+        self.changes.setdefault(kind, {}).update({detail: None} if detail else {})
+
+    def lost(self, kind: str, detail: str = "") -> None:
+        """Note a loss of a kind of `LOSSES`."""
+        self.losses.setdefault(kind, {}).update({detail: None} if detail else {})
+
+
+@dataclass
+class Report:
+    """The report of a conversion.
+
+    Attributes:
+        sources: The files, each with its container and the format that was recognised in it.
+        rows: Number of rows written.
+        dropped: Number of records that gave no row, by a loss that was allowed.
+        bad: Number of records that cannot be converted, for an error or a loss that is not allowed.
+        refused: Number of those that have an error.
+        changes: By kind.
+        losses: By kind, whether allowed or not.
+        remarks: Settings of a declaration that have no place in rows, as sentences.
+        errors: The first of the errors.
+    """
+
+    sources: list[dict[str, str]] = field(default_factory=list)
+    rows: int = 0
+    dropped: int = 0
+    bad: int = 0
+    refused: int = 0
+    changes: dict[str, Tally] = field(default_factory=dict)
+    losses: dict[str, Tally] = field(default_factory=dict)
+    remarks: list[str] = field(default_factory=list)
+    errors: list[RowError] = field(default_factory=list)
+
+    def take(self, noted: RowChanges, place: str) -> None:
+        """Count the changes and losses of a row."""
+        for tallies, kinds in ((self.changes, noted.changes), (self.losses, noted.losses)):
+            for kind, details in kinds.items():
+                tallies.setdefault(kind, Tally()).add(place, details)
+
+    def refuse(self, error: RowError, *, allowed: bool) -> None:
+        """Count a record that cannot be converted; the first of them are kept."""
+        self.bad += not allowed
+        self.dropped += allowed
+        self.refused += 1
+        if len(self.errors) < MOST_ERRORS:
+            self.errors.append(error)
+
+    def lines(self) -> list[str]:
+        """Return the report as text."""
+        lines = [f"{one['file']}: {one['container']}, {one['format']}" for one in self.sources]
+        for kind, tally in sorted(self.changes.items()):
+            lines.append(f"changed  {kind:<16} {tally.text(CHANGES[kind])}")
+        for kind, tally in sorted(self.losses.items()):
+            lost = LOSSES[kind] + (" ({detail})" if tally.details else "")
+            lines.append(f"lost     {kind:<16} {tally.text(lost)}")
+        lines += [f"remark   {remark}" for remark in self.remarks]
+        dropped = f", {self.dropped} left out" if self.dropped else ""
+        lines += [f"left out {error}" for error in self.errors]
+        return [*lines, f"{self.rows} row{'s' if self.rows != 1 else ''}{dropped}"]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the report as JSON data."""
+        kinds = {"changes": self.changes, "losses": self.losses}
+        return {
+            "rows": self.rows,
+            "dropped": self.dropped,
+            "sources": self.sources,
+            **{
+                name: {
+                    kind: {"rows": tally.count, "first": tally.first, "details": dict(tally.details)}
+                    for kind, tally in sorted(tallies.items())
+                }
+                for name, tallies in kinds.items()
+            },
+            "remarks": self.remarks,
+            "left_out": [str(error) for error in self.errors],
+        }

@@ -1,0 +1,217 @@
+"""Convert tools and tool calls: their form, their ids, and the call that each result answers."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import itertools
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pytest_mistral_lora.chat.fields import Place, kind_of
+from pytest_mistral_lora.chat.reading import loads_strict
+from pytest_mistral_lora.data.report import RowChanges
+
+# null is a value of these keys of a JSON Schema
+_NULL_VALUES = ("default", "const")
+_CALL_ID = re.compile(r"[A-Za-z0-9]{9}")
+_FUNCTION_KEYS = {"name", "description", "parameters", "strict"}
+
+
+def from_json(value: Any, noted: RowChanges, place: Place) -> Any:
+    """Return the value of a field that may hold JSON as text, as columns of CSV and Parquet do.
+
+    Raises:
+        RowError: If it is a text that is not JSON.
+    """
+    if not isinstance(value, str):
+        return value
+    if not value.strip():
+        return None
+    try:
+        parsed = loads_strict(value)
+    except ValueError as error:
+        raise place.error(f"a text that is {error}", "JSON") from error
+    noted.changed("json-text")
+    return parsed
+
+
+def without_nulls(value: Any, noted: RowChanges, *, keep: Sequence[str] = ()) -> Any:
+    """Return a value without the keys that are null, at any depth.
+
+    Args:
+        value: The value.
+        noted: Notes the change.
+        keep: Keys that may be null.
+    """
+    if isinstance(value, Mapping):
+        present = {key: one for key, one in value.items() if one is not None or key in keep}
+        if len(present) < len(value):
+            noted.changed("null-keys")
+        return {key: without_nulls(one, noted, keep=keep) for key, one in present.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        return [without_nulls(one, noted, keep=keep) for one in value]
+    return value
+
+
+def has_padding(items: Any) -> bool:
+    """Return whether a list of objects has keys that are null, as an export of a table has; `content` may be."""
+    return isinstance(items, Sequence) and any(
+        value is None and key != "content" for item in items if isinstance(item, Mapping) for key, value in item.items()
+    )
+
+
+class ToolCalls:
+    """The tool calls of one row: one short id for each, and the calls that wait for a result.
+
+    Attributes:
+        open: Id and name of each call of the last message that has no result yet.
+    """
+
+    def __init__(self, noted: RowChanges, *, padded: bool) -> None:
+        self.open: list[tuple[str, str]] = []
+        self._noted, self._padded = noted, padded
+        self._ids: dict[str, str] = {}
+        self._taken: set[str] = set()
+
+    def reserve_ids(self, items: Sequence[Any]) -> None:
+        """Take the ids that stay as they are, so that no other id becomes one of them."""
+        for item in items:
+            calls = item.get("tool_calls") if isinstance(item, Mapping) else None
+            for call in calls if isinstance(calls, Sequence) else ():
+                given = call.get("id") if isinstance(call, Mapping) else None
+                if isinstance(given, str) and _CALL_ID.fullmatch(given):
+                    self._taken.add(given)
+
+    def read(self, calls: Any, place: Place) -> list[dict[str, Any]]:
+        """Return the calls of one message in our form; from then on they wait for results.
+
+        Raises:
+            RowError: If one is not an object.
+        """
+        made = []
+        if not isinstance(calls, Mapping | list | tuple):
+            raise place.error(f"is {kind_of(calls)}", 'tool calls: [{"name": …, "arguments": …}]')
+        for index, given in enumerate([calls] if isinstance(calls, Mapping) else calls):
+            here = place / index
+            given = from_json(given, self._noted, here)
+            if not isinstance(given, Mapping):
+                raise here.error(f"is {kind_of(given)}", 'a tool call: {"name": …, "arguments": …}')
+            # streamed calls have an index
+            call = {key: value for key, value in given.items() if value is not None and key != "index"}
+            if len(call) < len(given):
+                self._noted.changed("null-keys")
+            if "function" not in call and "name" in call:
+                own = {key: call.pop(key) for key in ("id", "type") if key in call}
+                call = {**own, "type": "function", "function": call}
+                self._noted.changed("call-form")
+            for key in call.keys() - {"id", "type", "function"}:
+                self._noted.lost("tool-keys", key)
+                del call[key]
+            if isinstance(call.get("function"), Mapping):
+                call["function"] = self._function(call["function"])
+            # an id that is made looks like Mistral's own, and is the same whenever the row is imported
+            seed = json.dumps([len(self._taken), call.get("function")], sort_keys=True, default=str)
+            call = {"id": self.short_id(call.pop("id", None), seed=seed), **call}
+            name = call["function"].get("name") if isinstance(call.get("function"), Mapping) else ""
+            self.open.append((call["id"], str(name)))
+            made.append(call)
+        return made
+
+    def _function(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        function = {key: value for key, value in given.items() if key in ("name", "arguments")}
+        if self._padded and isinstance(function.get("arguments"), Mapping):
+            function["arguments"] = without_nulls(function["arguments"], self._noted)
+        for key, value in given.items():
+            if key not in function and value is not None:
+                self._noted.lost("tool-keys", key)
+        return function
+
+    def short_id(self, given: Any, *, seed: str = "") -> str:
+        """Return the 9 letters and digits for an id: always the same for the same id, never for another of the row.
+
+        Args:
+            given: The id in the source; None or empty if there is none.
+            seed: The call, from which an id is made if there is none.
+        """
+        known = given is not None and given != ""
+        text = str(given) if known else seed
+        if known and text in self._ids:
+            return self._ids[text]
+        new = text
+        if not known or not _CALL_ID.fullmatch(text):
+            self._noted.changed("call-ids" if known else "made-ids")
+            tries = (f"{text}#{number}" if number else text for number in itertools.count())
+            new = next(short for one in tries if (short := _short(one)) not in self._taken)
+        if known:
+            self._ids[text] = new
+        self._taken.add(new)
+        return new
+
+    def answered(self, given: Any, name: Any, place: Place) -> str:
+        """Return the id of the call that a result answers: by its own id, by the function's name, or the next.
+
+        Raises:
+            RowError: If no call waits for a result that has no id.
+        """
+        if given is not None and given != "":
+            call_id = self.short_id(given)
+        elif not self.open:
+            raise place.error("a result of a tool that no call asked for", "a tool call before it")
+        else:
+            call_id = next((call for call, called in self.open if called == name), self.open[0][0])
+        self.open = [call for call in self.open if call[0] != call_id]
+        return call_id
+
+
+def _short(text: str) -> str:
+    # 9 letters and digits of a hash in base 32: 45 bits
+    return base64.b32encode(hashlib.sha256(text.encode(errors="replace")).digest())[:9].decode().lower()
+
+
+def convert_tools(tools: Any, noted: RowChanges, place: Place, *, padded: bool) -> list[Any] | None:
+    """Return tools as `{type, function}`, or None if there are none.
+
+    Args:
+        tools: The tools of a record.
+        noted: Notes the changes.
+        place: The place of the tools.
+        padded: Whether absent keys are null.
+
+    Raises:
+        RowError: If they are not a list of objects.
+    """
+    tools = from_json(tools, noted, place)
+    if not tools:
+        return None
+    tools = [tools] if isinstance(tools, Mapping) else tools
+    if not isinstance(tools, Sequence) or isinstance(tools, str):
+        raise place.error(f"is {kind_of(tools)}", "a list of tools")
+    return [
+        _tool(from_json(tool, noted, place / index), noted, place / index, padded) for index, tool in enumerate(tools)
+    ]
+
+
+def _tool(tool: Any, noted: RowChanges, place: Place, padded: bool) -> dict[str, Any]:
+    if not isinstance(tool, Mapping):
+        raise place.error(f"is {kind_of(tool)}", "a tool: {name, description, parameters}")
+    if padded:
+        tool = without_nulls(tool, noted)
+    elif has_padding([tool, tool.get("function")]):
+        tool = without_nulls(tool, noted, keep=_NULL_VALUES)
+    if "function" not in tool and "name" in tool:
+        tool = {"type": "function", "function": {key: value for key, value in tool.items() if key != "type"}}
+        noted.changed("tool-form")
+    if not isinstance(tool.get("function"), Mapping):
+        return dict(tool)
+    function = {key: value for key, value in tool["function"].items() if key in _FUNCTION_KEYS}
+    for key in tool["function"].keys() - _FUNCTION_KEYS:
+        noted.lost("tool-keys", key)
+    parameters = from_json(function.get("parameters"), noted, place / "function" / "parameters")
+    if parameters is None:
+        # OpenAI: a function without parameters has an empty list of them
+        parameters = {"type": "object", "properties": {}}
+        noted.changed("tool-form")
+    return {**tool, "type": tool.get("type") or "function", "function": {**function, "parameters": parameters}}

@@ -1,0 +1,245 @@
+from __future__ import annotations
+
+import bz2
+import csv
+import gzip
+import io
+import json
+import lzma
+import tracemalloc
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from pyarrow import parquet
+
+from pytest_mistral_lora.data.containers import open_source
+from pytest_mistral_lora.data.declarations import source_files
+from pytest_mistral_lora.errors import InputError, RowError
+
+RECORDS: list[dict[str, Any]] = [
+    {"instruction": "é\n\u2028 😀", "input": "", "output": '"quoted", \\ and [brackets] }'},
+    {"instruction": "b", "input": "c", "output": "d" * 200_000},
+    {"instruction": "e", "input": "f", "output": "g"},
+]
+
+
+def lines(records: Any) -> bytes:
+    return "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in records).encode()
+
+
+def table(records: Any, delimiter: str = ",") -> bytes:
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, list(records[0]), delimiter=delimiter)
+    writer.writeheader()
+    writer.writerows(records)
+    return text.getvalue().encode()
+
+
+def write_parquet(path: Path) -> None:
+    parquet.write_table(pa.Table.from_pylist(RECORDS), path, row_group_size=2)
+
+
+def write_arrow(path: Path, open_file: Callable[..., Any] = pa.ipc.new_stream) -> None:
+    data = pa.Table.from_pylist(RECORDS)
+    with path.open("wb") as file, open_file(file, data.schema) as writer:
+        writer.write_table(data, max_chunksize=2)
+
+
+def read(path: Path) -> list[Any]:
+    return [record.value for record in open_source(path).records(lambda read: None)]
+
+
+FORMS: list[tuple[str, Any, str]] = [
+    ("a.jsonl", lines(RECORDS), "JSON Lines"),
+    ("a.jsonl", b"\xef\xbb\xbf" + lines(RECORDS).replace(b"\n", b"\r\n\r\n"), "JSON Lines"),
+    ("a.json", json.dumps(RECORDS).encode(), "a JSON array"),
+    ("a.json", b"\xef\xbb\xbf" + json.dumps(RECORDS, indent=4, ensure_ascii=False).encode(), "a JSON array"),
+    ("a.json", "\n".join(json.dumps(one, indent=1) for one in RECORDS).encode(), "JSON objects over several lines"),
+    ("a.jsonl.gz", gzip.compress(lines(RECORDS)), "gzip of JSON Lines"),
+    ("a.jsonl.gz", gzip.compress(lines(RECORDS[:1])) + gzip.compress(lines(RECORDS[1:])), "gzip of JSON Lines"),
+    ("a.json.zst", lambda p: p.write_bytes(zstd(json.dumps(RECORDS).encode())), "zstd of a JSON array"),
+    ("a.json.bz2", bz2.compress(json.dumps(RECORDS).encode()), "bzip2 of a JSON array"),
+    ("a.csv.xz", lzma.compress(table(RECORDS)), "xz of CSV"),
+    ("a.jsonl", lines(RECORDS).decode().encode("utf-16"), "UTF-16 of JSON Lines"),
+    ("a.json", json.dumps(RECORDS).encode("utf-16-be"), "UTF-16-BE of a JSON array"),
+    ("a.jsonl", lines(RECORDS).decode().encode("utf-16-le"), "UTF-16-LE of JSON Lines"),
+    ("a.jsonl", lines(RECORDS).decode().encode("utf-32"), "UTF-32 of JSON Lines"),
+    ("a.jsonl.gz", gzip.compress(lines(RECORDS).decode().encode("utf-16")), "gzip of UTF-16 of JSON Lines"),
+    ("a.csv", table(RECORDS), "CSV"),
+    ("a.csv", b"\xef\xbb\xbf" + table(RECORDS, ";"), "CSV"),
+    ("a.csv", table(RECORDS).decode().encode("utf-16"), "UTF-16 of CSV"),
+    ("a.tsv", table(RECORDS, "\t"), "TSV"),
+    ("a.parquet", write_parquet, "Parquet"),
+    ("a.arrow", write_arrow, "an Arrow stream"),
+    ("a.arrow", lambda path: write_arrow(path, pa.ipc.new_file), "an Arrow file"),
+]
+
+
+def zstd(data: bytes) -> bytes:
+    return bytes(pa.Codec("zstd").compress(data))
+
+
+@pytest.mark.parametrize(("name", "content", "title"), FORMS, ids=[f"{form[0]}-{form[2]}" for form in FORMS])
+def test_every_container_gives_the_same_records(tmp_path: Path, name: str, content: Any, title: str) -> None:
+    path = tmp_path / name
+    if callable(content):
+        content(path)
+    else:
+        path.write_bytes(content)
+    file = open_source(path)
+    assert file.title == title
+    found = list(file.records(lambda read: None))
+    assert [record.value for record in found] == RECORDS
+    if title == "JSON objects over several lines" or not title.endswith("Lines") or b"\r\n\r\n" not in content:
+        assert [record.place for record in found] == [f"{path}:{number}" for number in (1, 2, 3)]
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(
+        st.dictionaries(
+            st.text(max_size=5), st.recursive(st.none() | st.booleans() | st.integers() | st.text(), st.lists)
+        ),
+        max_size=6,
+    ),
+    st.sampled_from((None, 0, 3)),
+)
+def test_an_array_is_read_value_by_value(tmp_path: Path, values: list[Any], indent: int | None) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps(values, indent=indent), "utf-8")
+    assert read(path) == values
+
+
+CUT = json.dumps(RECORDS).encode()
+BROKEN: list[tuple[str, bytes, str]] = [
+    ("a.json", CUT[:-1], "the array is cut off: its closing bracket is missing"),
+    ("a.json", CUT[:-10], "not valid JSON: Unterminated string starting at"),
+    ("a.json", b'[{"a": 1},]', "not valid JSON: a trailing comma at the end of the array"),
+    ("a.json", b'[{"a": 1} {"a": 2}]', "not valid JSON: no comma after the row"),
+    ("a.json", b'[{"a": 1}] x', "text follows the array"),
+    ("a.json", b'[{"a": 1,}]', "not valid JSON: a trailing comma"),
+    ("a.json", b"[{'a': 1}]", "not valid JSON: single quotes, as Python prints a dict,"),
+    ("a.json", b'[{"a": None}]', "not valid JSON: a constant of Python, not of JSON,"),
+    ("a.json", b"[" * 100_000, "JSON is nested too deeply"),
+    ("a.json", b'[{"a": "\xff"}]', "not valid utf-8"),
+    ("a.jsonl.gz", gzip.compress(lines(RECORDS))[:-200], "the compressed data is damaged"),
+    ("a.jsonl.gz", gzip.compress(lines(RECORDS))[:40] + b"x" * 99, "the compressed data is damaged"),
+    ("a.jsonl.gz", b"\x1f\x8bno gzip at all", "the compressed data is damaged"),
+    ("a.jsonl.xz", lzma.compress(lines(RECORDS))[:-40], "the compressed data is damaged"),
+    ("a.jsonl.zst", b"\x28\xb5\x2f\xfdno zstd", "the compressed data is damaged"),
+    ("a.jsonl.zst", bytes(pa.Codec("zstd").compress(lines(RECORDS)))[:-30], "the compressed data is damaged"),
+    ("a.jsonl.bz2", b"BZh9no bzip", "the compressed data is damaged"),
+    ("a.jsonl", lines(RECORDS).decode().encode("utf-16")[:-1], "not valid utf-16"),
+    ("a.parquet", b"PAR1nonsensePAR1", "cannot be read as Parquet"),
+    ("a.arrow", b"ARROW1nonsense", "cannot be read as an Arrow file"),
+    ("a.arrow", b"\xff\xff\xff\xff\x00\x01\x00\x00nonsense", "cannot be read as an Arrow stream"),
+    ("a.csv", b'a,b\n"x,y\n', "not valid CSV: unexpected end of data"),
+    ("a.csv", b"a,a\n1,2\n", "two columns have one name: a, a"),
+    ("a.tar.gz", gzip.compress(b"PAR1xxxxPAR1"), "this is gzip of Parquet"),
+    ("a.gz", gzip.compress(gzip.compress(b"{}")), "this is gzip of gzip"),
+]
+
+
+@pytest.mark.parametrize(("name", "content", "said"), BROKEN, ids=[f"{form[0]}-{form[2][:40]}" for form in BROKEN])
+def test_a_broken_container_is_an_input_error(tmp_path: Path, name: str, content: bytes, said: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(InputError) as caught:
+        read(path)
+    assert said in str(caught.value)
+    assert str(caught.value).startswith(str(path))
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50)
+@given(st.sampled_from(FORMS), st.data())
+def test_damage_is_an_error_or_other_records_never_a_crash(tmp_path: Path, form: Any, data: st.DataObject) -> None:
+    name, content, _ = form
+    path = tmp_path / name
+    if callable(content):
+        content(path)
+        content = path.read_bytes()
+    at = data.draw(st.integers(0, len(content) - 1))
+    with_damage = bytearray(content)
+    with_damage[at] = data.draw(st.integers(0, 255))
+    path.write_bytes(bytes(with_damage[: data.draw(st.sampled_from((len(content), at)))]))
+    with suppress(InputError):
+        read(path)
+
+
+def test_a_bad_line_or_element_is_an_error_among_the_others(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'{"a": 1}\n{"a": NaN}\n{"b": 1, "b": 2}\n\xff\n{"a": 2}\n')
+    found = read(path)
+    assert [str(one) for one in found if isinstance(one, RowError)] == [
+        f"{path}:2: NaN is not a JSON number",
+        f"{path}:3: the key 'b' appears twice in one object",
+        f"{path}:4: not valid UTF-8 at byte 1 of the line",
+    ]
+    array = tmp_path / "a.json"
+    array.write_bytes(b'[{"a": 1}, {"a": NaN}, {"b": 1, "b": 2}, {"a": 2}]')
+    found = read(array)
+    assert [isinstance(one, RowError) for one in found] == [False, True, True, False]
+    assert found[-1] == {"a": 2}
+    rows = tmp_path / "a.csv"
+    rows.write_bytes(b"a,b\n1,2\n\n1\n1,2,3\n3,4\n")
+    assert [str(one) if isinstance(one, RowError) else one["a"] for one in read(rows)] == [
+        "1",
+        f"{rows}:2: 1 fields; the header has 2; expected as many fields as the header has",
+        f"{rows}:3: 3 fields; the header has 2; expected as many fields as the header has",
+        "3",
+    ]
+
+
+def test_a_dataset_that_was_saved_to_disk_is_read_in_the_order_of_its_files(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    datasets.Dataset.from_list(RECORDS * 3).save_to_disk(tmp_path / "one", num_shards=3)
+    files = source_files(tmp_path / "one")
+    assert len(files) == 3
+    assert [value for file in files for value in read(file)] == RECORDS * 3
+    splits = datasets.DatasetDict(
+        {"train": datasets.Dataset.from_list(RECORDS), "test": datasets.Dataset.from_list([])}
+    )
+    splits.save_to_disk(tmp_path / "two")
+    with pytest.raises(InputError, match="has 2 splits: train, test"):
+        source_files(tmp_path / "two")
+    assert [value for file in source_files(tmp_path / "two" / "train") for value in read(file)] == RECORDS
+
+
+def test_a_folder_is_its_one_data_file(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="has no data files"):
+        source_files(tmp_path)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "a.jsonl").write_bytes(lines(RECORDS))
+    (tmp_path / "README.md").write_text("x", "utf-8")
+    assert source_files(tmp_path) == [tmp_path / "data" / "a.jsonl"]
+    (tmp_path / "data" / "b.jsonl.gz").write_bytes(gzip.compress(lines(RECORDS)))
+    with pytest.raises(InputError, match=r"has 2 data files: data/a.jsonl, data/b.jsonl.gz"):
+        source_files(tmp_path)
+
+
+@pytest.mark.parametrize("form", ["lines", "array", "gzip", "parquet"])
+def test_memory_does_not_grow_with_the_file(tmp_path: Path, form: str) -> None:
+    def peak(count: int) -> int:
+        records = ({"instruction": str(number), "output": "x" * 1000} for number in range(count))
+        path = tmp_path / f"{count}.{form}"
+        if form == "parquet":
+            parquet.write_table(pa.Table.from_pylist(list(records)), path, row_group_size=500)
+        elif form == "array":
+            path.write_bytes(json.dumps(list(records)).encode())
+        else:
+            data = lines(records)
+            path.write_bytes(gzip.compress(data, 1) if form == "gzip" else data)
+        tracemalloc.start()
+        for record in open_source(path).records(lambda read: None):
+            assert not isinstance(record.value, RowError)
+        found = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return found
+
+    assert peak(20_000) < 1.5 * peak(2000) + 200_000
