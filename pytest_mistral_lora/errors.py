@@ -219,3 +219,10 @@ def is_out_of_memory(error: BaseException) -> bool:
 def and_more(shown: int, total: int) -> str:
     """Return the end of a list that is cut off, `, and 3 more`; empty if nothing is left out."""
     return f", and {total - shown} more" if total > shown else ""
+
+
+def one_line(error: object, most: int = 300) -> str:
+    """Return another library's message for use in one of ours: on one line, cut off, without control characters."""
+    text = " ".join(str(error).split())[:most]
+    # a value of a file can be in it, and would reach the terminal
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)

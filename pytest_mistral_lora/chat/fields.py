@@ -26,21 +26,15 @@ REFUSED_KEYS = {
 }
 """Fields of mistral-common's request by which it encodes only a part of the row, with their effect."""
 
-IGNORED_KEYS = (
-    *("model", "temperature", "top_p", "max_tokens", "random_seed"),
-    *("tool_choice", "parallel_tool_calls"),
-)
+IGNORED_KEYS = ("model", "temperature", "top_p", "max_tokens", "random_seed", "tool_choice", "parallel_tool_calls")
 """Fields of mistral-common's request that change no id: a server reads them when it generates."""
 
 IN_ORDER = frozenset({"parameters", "arguments", "schema"})
 """Fields whose JSON is encoded with its keys in the order given; everywhere else the order changes no id."""
 
 _NOT_TEXT = {
-    "image": "image",
-    "image_url": "image",
-    "input_audio": "audio",
-    "audio": "audio",
-    "audio_url": "audio",
+    **dict.fromkeys(("image", "image_url"), "image"),
+    **dict.fromkeys(("input_audio", "audio", "audio_url"), "audio"),
 }
 _CHUNK_KEYS = {"text": ("type", "text"), "thinking": ("type", "thinking", "closed")}
 _THINKERS = ("assistant", "system")

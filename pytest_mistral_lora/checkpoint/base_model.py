@@ -220,6 +220,10 @@ def _load(folder: Path, precision: Precision, **options: Any) -> Any:
     from transformers import MistralForCausalLM
 
     weight_files(_require_plain(folder))
+    # transformers would load the base that this file names instead, and put the adapter on it, unread by us
+    if (folder / "adapter_config.json").exists():
+        found = "the folder of the base has an adapter, which transformers would put on it"
+        raise PinError(found, place=str(folder / "adapter_config.json"), expected="a base without adapter")
     model, report = MistralForCausalLM.from_pretrained(
         folder,
         dtype=torch_dtype(precision),

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from pytest_mistral_lora.chat.reading import parse_json, read_bounded, read_json
+from pytest_mistral_lora.chat.reading import parse_json, read_bounded
 from pytest_mistral_lora.checkpoint.base_model import PRECISIONS, Precision, weight_files
 from pytest_mistral_lora.checkpoint.encoder import Encoder, make_encoder
 from pytest_mistral_lora.checkpoint.tokenizers import TOKENIZER_JSON, CheckpointTokenizer, oracle_file
 from pytest_mistral_lora.checkpoint.weights import TensorInfo, Weights, read_header
 from pytest_mistral_lora.errors import InputError
+from pytest_mistral_lora.records.adapter_config import CONFIG, peft_config, read_adapter_config, require_supported
 from pytest_mistral_lora.records.base_location import LocatedBase, RecordedBase, locate_base
 from pytest_mistral_lora.records.files import inside, sha256_bytes
 from pytest_mistral_lora.records.manifest import MANIFEST, Manifest, validate
 from pytest_mistral_lora.records.tensors import ADAPTER_TENSORS, read_tensors, sha256_tensors
 
-CONFIG = "adapter_config.json"
 BASE_FACTS = ("base", "revision", "base_weights_sha256")
 """Keys that identify the base, in a manifest and in a transcript's `model`."""
 
@@ -131,15 +131,20 @@ class AdapterFolder:
 
     @cached_property
     def config(self) -> Mapping[str, Any]:
-        """The object of `adapter_config.json`; its keys are not checked.
+        """The object of `adapter_config.json`; its keys are not checked: see `lora_config`.
 
         Raises:
-            InputError: If there is none, it leads out of the folder, or it is not a JSON object.
+            InputError: As for `read_adapter_config`, or if it leads out of the folder.
         """
-        data = read_json(inside(self.path, CONFIG))
-        if not isinstance(data, dict):
-            raise InputError(f"a JSON {type(data).__name__}", place=str(self.config_file), expected="a JSON object")
-        return data
+        return read_adapter_config(inside(self.path, CONFIG))
+
+    def lora_config(self, modules: Sequence[str]) -> Any:
+        """Return PEFT's `LoraConfig` for a base with these modules; PEFT never reads the file itself.
+
+        Raises:
+            InputError: As for `config` and `peft_config`.
+        """
+        return peft_config(self.config, modules, str(self.config_file))
 
     @cached_property
     def tensors(self) -> Mapping[str, TensorInfo]:
@@ -172,7 +177,7 @@ class AdapterFolder:
             name, revision = (self.config.get(key) for key in ("base_model_name_or_path", "revision"))
         except InputError:
             name = revision = None
-        name = name if isinstance(name, str) else ""
+        name = name if isinstance(name, str) and len(name) <= 4096 else ""
         return RecordedBase(name, revision if isinstance(revision, str) else None)
 
     @cached_property
@@ -224,12 +229,14 @@ class AdapterFolder:
         """A transcript's `model`: the kind, the hash of the tensors, and the base with the hash of its weights.
 
         Raises:
-            InputError: If there are no tensors, nothing names the base, or as for `base_weights_sha256`.
+            InputError: If there are no tensors, the configuration is not supported, nothing names the base, or as for
+                `base_weights_sha256`.
         """
         found = {"kind": self.kind, "tensors_sha256": self.tensors_sha256}
         if self.kind == "merged":
             data = self.require_manifest().data
             return found | {name: data.get(name) for name in BASE_FACTS}
+        require_supported(self.config, str(self.config_file))  # before a base is read, which takes time
         recorded = self.recorded_base
         if not recorded.name:
             raise InputError("names no base", place=str(self.config_file), next_step="Give the base with --base.")

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pytest_mistral_lora.checkpoint.weights import Weights
+from pytest_mistral_lora.checkpoint.weights import Weights, read_header
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.records.files import canonical_json, framed
 
@@ -25,14 +25,15 @@ def read_tensors(file: Path) -> dict[str, torch.Tensor]:
     """Return the tensors of a safetensors file by name, on the CPU.
 
     Raises:
-        InputError: If it is not a safetensors file.
+        InputError: As for `read_header`, or if it has a dtype that torch cannot load.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    read_header(file)
     try:
         tensors: dict[str, torch.Tensor] = load_file(file)
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, RuntimeError, TypeError, KeyError) as error:
         raise InputError(f"not a safetensors file: {error}", place=str(file)) from error
     return tensors
 

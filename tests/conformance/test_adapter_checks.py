@@ -3,8 +3,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
-import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -19,9 +17,9 @@ from transformers import MistralConfig, MistralForCausalLM
 from pytest_mistral_lora.assertions import assert_adapter_sound
 from pytest_mistral_lora.checkpoint.weights import read_header
 from pytest_mistral_lora.conformance.adapter import cases
-from pytest_mistral_lora.conformance.adapter.config import matches
 from pytest_mistral_lora.conformance.finding import Result
 from pytest_mistral_lora.errors import InputError, PinError
+from pytest_mistral_lora.records.adapter_config import match_counts
 from pytest_mistral_lora.records.adapter_folder import AdapterFolder
 
 COMMIT = "e0bc86c23ce5aae1db576c8cca6f06f1f73af2db"
@@ -40,6 +38,38 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     MistralForCausalLM(config).save_pretrained(folder)
     return folder
 
+
+HARMLESS: dict[str, Any] = {
+    # of newer and older versions of PEFT, at their defaults
+    "a_key_of_tomorrow": None,
+    "another_key_of_tomorrow": False,
+    "a_config_of_tomorrow": {},
+    "runtime_config": {"ephemeral_gpu_offload": False},
+    "enable_lora": None,
+    "merge_weights": False,
+    "loftq_config": {"loftq_bits": 4, "loftq_iter": 1},
+    "corda_config": None,
+    "eva_config": None,
+    "use_qalora": False,
+    "qalora_group_size": 16,
+    "alora_invocation_tokens": None,
+    "arrow_config": None,
+    "target_parameters": None,
+    "megatron_config": None,
+    "megatron_core": "megatron.core",
+    "peft_version": "0.18.1",
+    "layer_replication": None,
+    "task_type": "CAUSAL_LM",
+    # of Unsloth and ms-swift
+    "auto_mapping": {
+        "base_model_class": "MistralForCausalLM",
+        "parent_library": "transformers.models.mistral.modeling_mistral",
+        "unsloth_fixed": True,
+    },
+    "lora_dtype": None,
+    "lorap_lr_ratio": None,
+    "lorap_emb_lr": 1e-06,
+}
 
 Save = Callable[..., Path]
 
@@ -124,7 +154,7 @@ def test_a_trainers_other_files_and_newer_keys_are_no_finding(save: Save, base: 
     for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth", "rng_state_0.pth", "training_args.bin", "scaler.pt"):
         (folder / name).write_bytes(b"PK")
     config = json.loads((folder / CONFIG).read_text())
-    (folder / CONFIG).write_text(json.dumps({**config, "a_key_of_tomorrow": {"x": 1}}))
+    (folder / CONFIG).write_text(json.dumps({**config, **HARMLESS}))
     assert rules(judged(folder, base)) == set()
     assert_adapter_sound(folder, base)
 
@@ -282,10 +312,10 @@ def test_every_cut_of_a_file_is_found(save: Save) -> None:
 
 
 def test_patterns_are_counted_and_bad_ones_refused() -> None:
-    assert matches([], ["a"]) == []
-    assert matches([r"a.*", r"b", r"ab"], ["ab", "ac"]) == [2, 0, 1]
+    assert match_counts([], ["a"]) == []
+    assert match_counts([r"a.*", r"b", r"ab"], ["ab", "ac"]) == [2, 0, 1]
     with pytest.raises(InputError, match="not a regular expression"):
-        matches(["("], ["a"])
+        match_counts(["("], ["a"])
 
 
 def test_a_configuration_with_a_number_that_is_none_cannot_be_read(save: Save, base: Path) -> None:
@@ -325,20 +355,6 @@ def test_a_value_that_no_lora_has_is_named(change: dict[str, Any], save: Save, b
     results = judged(folder, base)
     assert rules(results) == {"ML408"}
     assert results["tensors-complete"].not_checked
-
-
-def test_a_configuration_cannot_make_peft_import_a_module(save: Save, base: Path, tmp_path: Path) -> None:
-    folder = save()
-    config = {**json.loads((folder / CONFIG).read_text()), "megatron_config": {"a": 1}, "megatron_core": "this"}
-    (folder / CONFIG).write_text(json.dumps(config))
-    code = (
-        "import sys; from pathlib import Path;"
-        "from pytest_mistral_lora.conformance.adapter import adapter_findings;"
-        f"found = list(adapter_findings(Path({str(folder)!r}), Path({str(base)!r})));"
-        "print(sorted({one.rule for one in found}), 'this' in sys.modules)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "['ML408'] False"
 
 
 @pytest.mark.parametrize(

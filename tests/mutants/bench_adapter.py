@@ -629,3 +629,39 @@ def tensors_in_float64(artifact: Artifact) -> None:
 def numbers_of_a_diverged_run(artifact: Artifact) -> None:
     """A tensor has numbers in the hundred thousands."""
     artifact["tensors"][LAYER] *= 1e7
+
+
+@mutant("ML422", says='a_key_of_tomorrow is {"x": 1}')
+def key_that_nobody_knows(artifact: Artifact) -> None:
+    """The configuration sets a key of a version of PEFT that is not out yet."""
+    artifact["config"]["a_key_of_tomorrow"] = {"x": 1}
+
+
+@mutant("ML422", says="aLoRA, which is on only after certain tokens")
+def adapter_that_waits_for_tokens(artifact: Artifact) -> None:
+    """The adapter is on only after certain tokens, which no server but one knows."""
+    artifact["config"]["alora_invocation_tokens"] = [3, 4]
+
+
+@mutant("ML408", says="init_lora_weights is")
+def start_that_nobody_knows(artifact: Artifact) -> None:
+    """The way in which the adapter was initialised is made up."""
+    artifact["config"]["init_lora_weights"] = "svd"
+
+
+@mutant("ML408", says="megatron_core is")
+def module_named_by_the_file(artifact: Artifact) -> None:
+    """The configuration names a module for PEFT to import, which it would do once another key is set."""
+    artifact["config"]["megatron_core"] = "antigravity"
+
+
+@mutant("ML408", says="r is 100000000000000000000")
+def rank_of_another_world(artifact: Artifact) -> None:
+    """The rank has 21 digits."""
+    artifact["config"]["r"] = 10**20
+
+
+@mutant("ML405", says="nested too deeply")
+def configuration_nested_too_deeply(artifact: Artifact) -> None:
+    """A value is a list in a list, a hundred times."""
+    (artifact["folder"] / CONFIG).write_text(f'{{"{_BROKEN}": {"[" * 100}{"]" * 100}}}')

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from functools import cache, cached_property
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
 
 import yaml
+from derived_tekken import derived_tokenizer
 from gallery import Artifact, mutant
 
 from pytest_mistral_lora.chat.oracle import shipped_tokenizer
@@ -65,6 +67,13 @@ def _tokenizer() -> CheckpointTokenizer:
 
 
 @cache
+def _thinking_tokenizer() -> CheckpointTokenizer:
+    tokenizer = CheckpointTokenizer(derived_tokenizer("derived-v13-thinking"))
+    tokenizer.fast.chat_template = tokenizer.oracle.chat_template()
+    return tokenizer
+
+
+@cache
 def _template() -> str:
     return str(_tokenizer().oracle.chat_template())
 
@@ -74,7 +83,7 @@ class _Recipe(RecipeTarget):
 
     @cached_property
     def tokenizer(self) -> CheckpointTokenizer:
-        return _tokenizer()
+        return _thinking_tokenizer() if "thinks" in self.name else _tokenizer()
 
     @cached_property
     def base_folder(self) -> Path:
@@ -114,6 +123,7 @@ class Bench:
             "recipe": recipe,
             "config": dict(CONFIG),
             "template": {"source": _template()},
+            "thinks": False,
             "folder": folder,
         }
 
@@ -127,7 +137,7 @@ class Bench:
         (folder / "base" / "config.json").write_text(json.dumps(artifact["config"]))
         _tokenizer().fast.chat_template = artifact["template"]["source"]
         vars(_tokenizer()).pop("template", None)  # it is kept, and would be the template of the mutant before
-        target = _Recipe("recipe", folder / "recipe.yaml")
+        target = _Recipe("thinks" if artifact["thinks"] else "recipe", folder / "recipe.yaml")
         settings = Settings(1, None, "cpu", True, (), False, Path(mkdtemp(dir=folder)))
         return [
             finding
@@ -568,3 +578,191 @@ def every_held_out_row_is_dropped(artifact: Artifact) -> None:
     """The recipe drops every held-out row."""
     artifact["held_out"][:] = [_said("word " * 300, "Yes.")]
     _training(artifact, truncation="drop")
+
+
+@mutant("ML621", "N68", says="the id 'zzzzzzzzz' is of no call")
+def result_of_no_call(artifact: Artifact) -> None:
+    """A tool result has the id of another call, which tokenizers up to v11 do not look at."""
+    _turn(artifact, 4, 2)["tool_call_id"] = "zzzzzzzzz"
+
+
+@mutant("ML621", "N68", says="was answered already")
+def two_results_of_one_call(artifact: Artifact) -> None:
+    """Two calls were made, and one of them is answered twice."""
+    second = {**_turn(artifact, 4, 1)["tool_calls"][0], "id": "secondone"}
+    _turn(artifact, 4, 1)["tool_calls"].append(second)
+    artifact["rows"][4]["messages"].insert(3, dict(_turn(artifact, 4, 2)))
+
+
+@mutant("ML621", "N68", says="the result is of 'clock'")
+def result_of_another_tool(artifact: Artifact) -> None:
+    """A tool result names another tool than the call."""
+    _turn(artifact, 4, 2)["name"] = "clock"
+
+
+def _parameters(artifact: Artifact) -> dict[str, Any]:
+    parameters: dict[str, Any] = artifact["rows"][4]["tools"][0]["function"]["parameters"]
+    return parameters
+
+
+def _arguments(artifact: Artifact) -> dict[str, Any]:
+    arguments: dict[str, Any] = _turn(artifact, 4, 1)["tool_calls"][0]["function"]["arguments"]
+    return arguments
+
+
+@mutant("ML622", "N63", says="$: 'city' is a required property")
+def required_argument_is_missing(artifact: Artifact) -> None:
+    """A call leaves out an argument that the tool requires."""
+    _parameters(artifact)["required"] = ["city"]
+    _arguments(artifact).clear()
+
+
+@mutant("ML622", "N63", says="$.days: '3' is not of type 'integer'")
+def argument_of_another_type(artifact: Artifact) -> None:
+    """A number is written as a text, in arguments that are themselves a text."""
+    _parameters(artifact)["properties"]["days"] = {"type": "integer"}
+    arguments = json.dumps({"city": "Rome", "days": "3"})
+    _turn(artifact, 4, 1)["tool_calls"][0]["function"]["arguments"] = arguments
+
+
+@mutant("ML622", "N63", says="Additional properties are not allowed ('town' was unexpected)")
+def argument_of_another_name(artifact: Artifact) -> None:
+    """A call has an argument that the tool, which allows no others, does not have."""
+    _parameters(artifact)["additionalProperties"] = False
+    _arguments(artifact)["town"] = _arguments(artifact).pop("city")
+
+
+@mutant("ML622", "N63", says="$.place.kind: 'moon' is not one of ['city', 'lake']")
+def nested_argument_out_of_its_enum(artifact: Artifact) -> None:
+    """A value deep in the arguments is none of those that the schema lists, by a reference."""
+    parameters = _parameters(artifact)
+    parameters["definitions"] = {"kind": {"enum": ["city", "lake"]}}
+    parameters["properties"]["place"] = {"type": "object", "properties": {"kind": {"$ref": "#/definitions/kind"}}}
+    _arguments(artifact)["place"] = {"kind": "moon"}
+
+
+@mutant("ML623", "N13", says="null at $.days, which the tool does not take")
+def arguments_padded_with_null(artifact: Artifact) -> None:
+    """Arrow gave the call the columns of another tool, filled with null."""
+    _arguments(artifact)["days"] = None
+
+
+@mutant("ML623", "N13", says="null at $.place.kind")
+def nested_arguments_padded_with_null(artifact: Artifact) -> None:
+    """The same deeper, under a key that the tool has with another type."""
+    _parameters(artifact)["properties"]["place"] = {"type": "object", "properties": {"kind": {"type": "string"}}}
+    _arguments(artifact)["place"] = {"kind": None}
+
+
+def _write_into(artifact: Artifact, rows: int, change: Callable[[str], str]) -> None:
+    """Change the text of the answer of the first rows."""
+    for number in range(rows):
+        turn = _turn(artifact, number, -1)
+        turn["content"] = change(turn["content"])
+
+
+@mutant("ML624", "N56", says="has 'f\\\\u00e9' as letters")
+def letters_escaped(artifact: Artifact) -> None:
+    """Texts went through json.dumps twice."""
+    _write_into(artifact, 3, lambda text: f"{text} Caf\\u00e9.")
+
+
+@mutant("ML624", "N56", says="as letters")
+def script_escaped(artifact: Artifact) -> None:
+    """Texts of another script are nothing but escapes, in one of two files."""
+    for row, end in zip(artifact["held_out"], "?!", strict=True):
+        row["messages"][0]["content"] = f"\\u4f60\\u597d{end}"
+
+
+@mutant("ML625", "N56", says="as letters")
+def letters_escaped_in_one_row(artifact: Artifact) -> None:
+    """One text was escaped; the other texts have their letters."""
+    _write_into(artifact, 1, lambda text: f"{text} Caf\\u00e9.")
+
+
+@mutant("ML626", "N61", says="and no line break")
+def line_breaks_escaped(artifact: Artifact) -> None:
+    """The line breaks of the answers are a backslash and an n."""
+    _write_into(artifact, 3, lambda text: f"{text}\\n\\nThat is all.")
+
+
+@mutant("ML627", "N61", says="and no line break")
+def line_breaks_escaped_in_one_row(artifact: Artifact) -> None:
+    """One text has its line breaks as letters; the others have real ones."""
+    _write_into(artifact, 3, lambda text: f"{text}\nThat is all.")
+    _write_into(artifact, 1, lambda text: text.replace("\n", "\\n"))
+
+
+@mutant("ML628", "N69", says="marked up with <|im_start|>")
+def rendered_as_chatml(artifact: Artifact) -> None:
+    """The texts were rendered by another family's template before they became rows."""
+    for row in artifact["rows"][:3]:
+        row["messages"][0]["content"] = f"<|im_start|>user\n{row['messages'][0]['content']}<|im_end|>\n"
+
+
+@mutant("ML628", "N69", says="marked up with <|eot_id|>")
+def end_marker_of_llama(artifact: Artifact) -> None:
+    """Answers end with the end marker of another family."""
+    _write_into(artifact, 3, lambda text: f"{text}<|eot_id|>")
+
+
+@mutant("ML628", "N69", says="marked up with ### Instruction:")
+def rendered_as_alpaca(artifact: Artifact) -> None:
+    """Questions stand in the frame of Alpaca."""
+    for row in artifact["rows"][:3]:
+        text = row["messages"][0]["content"]
+        row["messages"][0]["content"] = f"Below is an instruction.\n\n### Instruction:\n{text}\n\n### Response:\n"
+
+
+@mutant("ML628", "N69", says="marked up with <start_of_turn>")
+def rendered_for_gemma(artifact: Artifact) -> None:
+    """Questions and answers have another family's turns."""
+    _write_into(artifact, 2, lambda text: f"<start_of_turn>model\n{text}<end_of_turn>")
+
+
+@mutant("ML629", "N69", says="marked up with <|im_start|>")
+def one_text_rendered_as_chatml(artifact: Artifact) -> None:
+    """One question is a rendered conversation."""
+    _turn(artifact)["content"] = "<|im_start|>user\nHello<|im_end|>"
+
+
+@mutant("ML630", "N54", says="a thought is written as <think>")
+def thinking_as_letters(artifact: Artifact) -> None:
+    """Thoughts stand in tags, and the tokenizer has tokens for them."""
+    artifact["thinks"] = True
+    artifact["config"]["vocab_size"] = _thinking_tokenizer().oracle.vocab_size
+    _write_into(artifact, 3, lambda text: f"<think>\nLet me see.\n</think>\n\n{text}")
+
+
+@mutant("ML631", "N54", says="a thought is written as <think>")
+def thinking_as_letters_without_tokens(artifact: Artifact) -> None:
+    """Thoughts stand in tags, and the tokenizer has no tokens for them."""
+    _write_into(artifact, 3, lambda text: f"<think>\nLet me see.\n</think>\n\n{text}")
+
+
+def _held_out_in_another_form(artifact: Artifact, change: Callable[[str], str]) -> None:
+    row = json.loads(json.dumps(HELD_OUT[0]))
+    for message in row["messages"]:
+        message["content"] = change(message["content"])
+    artifact["rows"].append(row)
+
+
+@mutant("ML632", "N26", says="the row is also trained on, in another form")
+def held_out_but_for_a_space(artifact: Artifact) -> None:
+    """A held-out row is trained on with a space and a line break more."""
+    _held_out_in_another_form(artifact, lambda text: f" {text}\n".replace(" the", "  the"))
+
+
+@mutant("ML632", "N26", says="the row is also trained on, in another form")
+def held_out_but_for_case_and_punctuation(artifact: Artifact) -> None:
+    """A held-out row is trained on in capitals, with other punctuation."""
+    _held_out_in_another_form(artifact, lambda text: text.upper().rstrip(".?") + " !")
+
+
+@mutant("ML632", "N26", says="the row is also trained on, in another form")
+def held_out_but_for_its_unicode_form(artifact: Artifact) -> None:
+    """A held-out row is trained on with its accents composed, and in wide letters."""
+    artifact["held_out"][0]["messages"][0]["content"] = "Was ist ein Cafe\u0301?"
+    row = json.loads(json.dumps(artifact["held_out"][0]))
+    row["messages"][0]["content"] = "Was ist ein \uff23af\u00e9?"
+    artifact["rows"].append(row)

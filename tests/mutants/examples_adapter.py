@@ -185,3 +185,11 @@ class ML421(Example):
 
     def sound(self, artifact: Artifact) -> None:
         artifact["merged_config"]["quantization_config"] = None
+
+
+class ML422(Example):
+    def broken(self, artifact: Artifact) -> None:
+        artifact["config"]["kasa_config"] = {"beta": 0.0001}
+
+    def sound(self, artifact: Artifact) -> None:
+        artifact["config"]["kasa_config"] = None

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
+
 from gallery import Artifact, Example
 
 
@@ -208,3 +211,135 @@ class ML642(Example):
 
     def sound(self, artifact: Artifact) -> None:
         artifact["recipe"]["training"]["report_to"] = []
+
+
+class ML621(Example):
+    def broken(self, artifact: Artifact) -> None:
+        artifact["rows"][4]["messages"][2]["tool_call_id"] = "zzzzzzzzz"
+
+    def sound(self, artifact: Artifact) -> None:
+        artifact["rows"][4]["messages"][2]["name"] = "weather"
+
+
+class ML622(Example):
+    def broken(self, artifact: Artifact) -> None:
+        self.rename(artifact, "town")
+
+    def sound(self, artifact: Artifact) -> None:
+        self.rename(artifact, "city")
+        # a call of weight 0 may be wrong on purpose, and a reference to elsewhere is not followed
+        for row, question in ((5, "And in Genoa?"), (6, "And by the sea?")):
+            artifact["rows"].append(copy.deepcopy(artifact["rows"][4]))
+            artifact["rows"][row]["messages"][0]["content"] = question
+        artifact["rows"][5]["messages"][1]["weight"] = 0
+        self.rename(artifact, "town", row=5)
+        parameters = artifact["rows"][6]["tools"][0]["function"]["parameters"]
+        parameters["properties"]["city"] = {"$ref": "https://example.org/city.json"}
+
+    @staticmethod
+    def rename(artifact: Artifact, name: str, row: int = 4) -> None:
+        data = artifact["rows"][row]
+        data["tools"][0]["function"]["parameters"]["required"] = ["city"]
+        data["messages"][1]["tool_calls"][0]["function"]["arguments"] = {name: "Rome"}
+
+
+class ML623(Example):
+    def broken(self, artifact: Artifact) -> None:
+        artifact["rows"][4]["messages"][1]["tool_calls"][0]["function"]["arguments"]["days"] = None
+
+    def sound(self, artifact: Artifact) -> None:
+        # the tool takes this null, and any key besides its own
+        parameters = artifact["rows"][4]["tools"][0]["function"]["parameters"]
+        parameters["properties"]["days"] = {"type": ["integer", "null"]}
+        parameters["additionalProperties"] = True
+        arguments = artifact["rows"][4]["messages"][1]["tool_calls"][0]["function"]["arguments"]
+        arguments.update({"days": None, "mood": None})
+
+
+class _Answers(Example):
+    rows = 3
+
+    def append(self, artifact: Artifact, text: str) -> None:
+        for row in artifact["rows"][: self.rows]:
+            row["messages"][-1]["content"] += text
+
+
+class ML624(_Answers):
+    def broken(self, artifact: Artifact) -> None:
+        self.append(artifact, " Caf\\u00e9.")
+
+    def sound(self, artifact: Artifact) -> None:
+        self.append(artifact, ' Café, not `Caf\\u00e9` nor "Caf\\u00e9", [\\u4e00-\\u9fff] or C:\\users.')
+
+
+class ML625(ML624):
+    rows = 1
+
+
+class ML626(_Answers):
+    def broken(self, artifact: Artifact) -> None:
+        self.append(artifact, "\\nThat is all.")
+
+    def sound(self, artifact: Artifact) -> None:
+        self.append(artifact, " The sign is `\\n`, \\n or (\\n); $a\\neq b$, $a\\nRightarrow b$; C:\\new\\notes.")
+
+
+class ML627(ML626):
+    rows = 1
+
+
+class ML628(_Answers):
+    def broken(self, artifact: Artifact) -> None:
+        for row in artifact["rows"][: self.rows]:
+            row["messages"][0]["content"] = f"<|im_start|>user\n{row['messages'][0]['content']}<|im_end|>"
+
+    def sound(self, artifact: Artifact) -> None:
+        self.append(artifact, " ChatML begins with <|im_start|> and ends with `<|im_end|>`\n\n### Notes\nNone.")
+
+
+class ML629(ML628):
+    rows = 1
+
+
+class ML630(_Answers):
+    def broken(self, artifact: Artifact) -> None:
+        artifact["thinks"] = True
+        artifact["config"]["vocab_size"] = 131072
+        for row in artifact["rows"][: self.rows]:
+            row["messages"][-1]["content"] = "<think>\nHm.\n</think>\n\n" + row["messages"][-1]["content"]
+
+    def sound(self, artifact: Artifact) -> None:
+        artifact["thinks"] = True
+        artifact["config"]["vocab_size"] = 131072
+        for row in artifact["rows"][: self.rows]:
+            text = {"type": "text", "text": row["messages"][-1]["content"] + " Tags such as <think> open a thought."}
+            row["messages"][-1]["content"] = [{"type": "thinking", "thinking": "Hm."}, text]
+
+
+class ML631(ML630):
+    rows = 1
+
+    def sound(self, artifact: Artifact) -> None:
+        self.append(artifact, " The tag <think> opens a thought.")
+
+
+class ML632(Example):
+    def broken(self, artifact: Artifact) -> None:
+        self.add(artifact, str.upper)
+
+    def sound(self, artifact: Artifact) -> None:
+        self.add(artifact, lambda text: text.replace("sky", "sea").replace("Blue", "Green"))
+        # other numbers and other code are other rows
+        for texts, rows in (
+            (("What is -3.5?", "Is C# f(x)?"), artifact["rows"]),
+            (("What is 35?", "Is C f[x]?"), artifact["held_out"]),
+        ):
+            for text in texts:
+                rows.append({"messages": [{"role": "user", "content": text}, {"role": "assistant", "content": "Yes."}]})
+
+    @staticmethod
+    def add(artifact: Artifact, change: Callable[[str], str]) -> None:
+        row = copy.deepcopy(artifact["held_out"][0])
+        for message in row["messages"]:
+            message["content"] = change(message["content"])
+        artifact["rows"].append(row)

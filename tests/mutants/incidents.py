@@ -209,5 +209,27 @@ INCIDENTS = (
     Incident(
         "I61", "An adapter is merged twice, or with another scale", "verl-project/verl#1821, huggingface/peft#2502"
     ),
+    Incident(
+        "N13",
+        "Arrow pads arguments with the columns of other tools, filled with null",
+        "modelscope/ms-swift#10125, axolotl-ai-cloud/axolotl#3136",
+    ),
+    Incident(
+        "N26",
+        "Held-out rows are trained on, but for a space, case or punctuation",
+        "TelecomsXChangeAPi/OpenTextShield#195",
+    ),
+    Incident(
+        "N54",
+        "Thoughts are written as letters for a base with thinking tokens",
+        "modelscope/ms-swift#9427, unslothai/unsloth#6695",
+    ),
+    Incident("N56", "Escapes of JSON are trained on as text", "Kiln-AI/Kiln#95, cactus-compute/cactus#804"),
+    Incident("N61", "Line breaks are escaped twice in the answers", "huggingface/datasets, JSON exports"),
+    Incident("N63", "Arguments do not fit the tool's own schema", "ShishirPatil/gorilla, modelscope/ms-swift#10110"),
+    Incident("N68", "Tool results do not belong to the calls before them", "mistralai/mistral-common, validator"),
+    Incident(
+        "N69", "Rows were rendered for a model of another family", "huggingface/trl#3299, axolotl-ai-cloud/axolotl#2710"
+    ),
 )
 """Every incident, by id."""

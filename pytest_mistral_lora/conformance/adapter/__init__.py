@@ -16,7 +16,8 @@ from pytest_mistral_lora.conformance.checks import Check, Settings
 from pytest_mistral_lora.conformance.finding import Finding, Result
 from pytest_mistral_lora.conformance.targets import AdapterTarget
 from pytest_mistral_lora.errors import InputError, MistralLoraError, PinError
-from pytest_mistral_lora.records.adapter_folder import CONFIG, AdapterFolder
+from pytest_mistral_lora.records.adapter_config import CONFIG
+from pytest_mistral_lora.records.adapter_folder import AdapterFolder
 from pytest_mistral_lora.records.files import inside
 from pytest_mistral_lora.records.tensors import ADAPTER_TENSORS
 

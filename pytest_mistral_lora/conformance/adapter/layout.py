@@ -12,9 +12,9 @@ from typing import Any
 
 from pytest_mistral_lora.checkpoint.base_model import ARCHITECTURE, read_config
 from pytest_mistral_lora.checkpoint.weights import TensorInfo
-from pytest_mistral_lora.conformance.adapter.config import lora_config, unmatched_patterns
+from pytest_mistral_lora.conformance.adapter.config import unmatched_patterns
 from pytest_mistral_lora.conformance.finding import Finding
-from pytest_mistral_lora.errors import InputError, MistralLoraError, PinError, and_more
+from pytest_mistral_lora.errors import InputError, MistralLoraError, PinError, and_more, one_line
 from pytest_mistral_lora.records.adapter_folder import AdapterFolder
 
 PREFIX = "base_model.model."
@@ -96,10 +96,12 @@ def adapter_layout(folder: AdapterFolder, base: Path | None) -> AdapterLayout:
         try:
             # before PEFT, which would run a pattern in this process: a hostile one never ends
             unmatched = tuple(unmatched_patterns(folder.config, modules))
-            adapted = get_peft_model(model, lora_config(folder.config))
+            adapted = get_peft_model(model, folder.lora_config(modules))
             state = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+        except InputError as error:
+            return replace(plain, refusal=error.found.removeprefix("PEFT refuses it: "))
         except Exception as error:  # PEFT raises many types
-            return replace(plain, refusal=" ".join(str(error).split())[:300])
+            return replace(plain, refusal=one_line(error))
     return replace(plain, expected={name: tuple(one.shape) for name, one in state.items()}, unmatched=unmatched)
 
 

@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from pytest_mistral_lora.checkpoint.base_model import load_base, read_config, weight_files
-from pytest_mistral_lora.conformance.adapter.config import lora_config
 from pytest_mistral_lora.conformance.finding import Finding
-from pytest_mistral_lora.errors import InputError, MistralLoraError, PinError, and_more
+from pytest_mistral_lora.errors import InputError, MistralLoraError, PinError, and_more, one_line
 from pytest_mistral_lora.records.adapter_folder import AdapterFolder
 from pytest_mistral_lora.records.tensors import read_tensors
 
@@ -157,11 +156,12 @@ def effect_findings(folder: AdapterFolder, base: Path) -> Iterator[Finding]:
         except Exception as error:  # transformers and safetensors raise many types
             raise PinError(f"the base does not load: {error}", place=str(base)) from error
         try:
-            config = lora_config(folder.config)
+            config = folder.lora_config([name for name, _ in model.named_modules()])
             adapted = PeftModel.from_pretrained(model, str(folder.path), config=config).eval()
         except Exception as error:  # PEFT raises many types, some of them far from the cause
-            cause = " ".join(str(error).split())[:300]
-            yield Finding("ML413", f"PEFT cannot put it on the base: {cause}", place, "an adapter of this base")
+            yield Finding(
+                "ML413", f"PEFT cannot put it on the base: {one_line(error)}", place, "an adapter of this base"
+            )
             return
         # PEFT warns of tensors that it does not find or does not know, and goes on with the initial values
         loaded = get_peft_model_state_dict(adapted, save_embedding_layers=False)

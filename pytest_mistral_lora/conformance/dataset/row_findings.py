@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import itertools
-import json
 import re
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from pytest_mistral_lora.chat.encoded import IGNORE_INDEX, EncodedRow, Policy, PolicyFault
 from pytest_mistral_lora.chat.rows import Row, weight_of
+from pytest_mistral_lora.conformance.dataset.tool_use import call_findings
 from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.conformance.mask.laws import LAWS
 from pytest_mistral_lora.errors import RowError
@@ -126,7 +126,7 @@ def text_findings(row: Row, layout: EncodedRow) -> Iterator[Finding]:
     characters = {one for text in _strings(row.to_json()) for one in _DAMAGED.findall(text)}
     if characters:
         yield Finding("ML617", f"the row has {', '.join(f'U+{ord(one):04X}' for one in sorted(characters))}", row.place)
-    yield from _call_findings(row)
+    yield from call_findings(row)
 
 
 def _strings(value: Any) -> Iterator[str]:
@@ -138,27 +138,3 @@ def _strings(value: Any) -> Iterator[str]:
     elif isinstance(value, list | tuple):
         for item in value:
             yield from _strings(item)
-
-
-def _call_findings(row: Row) -> Iterator[Finding]:
-    known = {tool["function"]["name"] for tool in row.tools or ()}
-    for index, message in enumerate(row.messages):
-        for number, call in enumerate(message.get("tool_calls") or ()):
-            place = f"{row.place}, messages[{index}].tool_calls[{number}].function"
-            name = call["function"]["name"]
-            if name not in known:
-                expected = f"one of {', '.join(sorted(known))}" if known else "a tool of the row"
-                yield Finding("ML618", f"calls {name!r}, which the row does not offer", f"{place}.name", expected)
-            arguments = call["function"].get("arguments")
-            # mistral-common takes no arguments, or an empty text, for an empty object
-            if arguments is None or arguments == "" or isinstance(arguments, Mapping):
-                continue
-            kind = "JSON, but not an object"
-            try:
-                value = json.loads(arguments)
-            except (ValueError, RecursionError):
-                value, kind = None, "a text that is not JSON"
-            if isinstance(value, str):
-                kind = "JSON that was encoded twice"
-            if not isinstance(value, Mapping):
-                yield Finding("ML619", f"are {kind}", f"{place}.arguments", "an object, or its JSON as a string")

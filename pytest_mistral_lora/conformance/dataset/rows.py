@@ -16,6 +16,8 @@ from pytest_mistral_lora.chat.reading.chunks import Chunk
 from pytest_mistral_lora.chat.rows import Row, read_row
 from pytest_mistral_lora.checkpoint.encoder import make_encoder
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
+from pytest_mistral_lora.conformance.dataset.foreign_text import sign_findings
+from pytest_mistral_lora.conformance.dataset.likeness import row_likeness
 from pytest_mistral_lora.conformance.dataset.row_findings import (
     beyond,
     changes,
@@ -73,6 +75,7 @@ class RowJudge:
         if plan.official and self._oracle is not None:
             self._oracle.chat_template()
         literals = self._oracle.control_tokens.values() if self._oracle else ()
+        self._thinks = "[THINK]" in literals
         self._literals = re.compile("|".join(map(re.escape, literals)) or r"(?!)")
 
     def judge_chunk(self, chunk: Chunk) -> DatasetTally:
@@ -85,7 +88,7 @@ class RowJudge:
             try:
                 if isinstance(item, RowError):
                     raise item
-                encoded = self.plan.policy.apply(self._judge(item, tally)).encoded
+                encoded = self.plan.policy.apply(self._judge(item, tally, chunk.file)).encoded
             except RowError as error:
                 tally.counts[chunk.file, "refused"] += 1
                 # the row is right, but not for this backend: it could be trained on with mistral-common
@@ -100,7 +103,7 @@ class RowJudge:
             _add(tally, chunk, number, item, encoded, held_out=held_out)
         return tally
 
-    def _judge(self, row: Row, tally: DatasetTally) -> EncodedRow:
+    def _judge(self, row: Row, tally: DatasetTally, file: int) -> EncodedRow:
         """Encode a row and add its findings to a tally.
 
         Raises:
@@ -122,6 +125,11 @@ class RowJudge:
         kept = law_findings(row, expected, self._oracle) if expected and self._oracle else ()
         for finding in (*text_findings(row, layout), *kept):
             tally.findings.add(finding)
+        tally.counts[file, "judged"] += 1
+        for name, sign in sign_findings(row, thinks=self._thinks):
+            tally.counts[file, name] += 1
+            if sign is not None:
+                tally.findings.add(sign)
         if expected is not None and self.plan.compares and not self._agrees(row, expected, encoded, tally):
             return expected
         return encoded
@@ -200,6 +208,7 @@ def _add(tally: DatasetTally, chunk: Chunk, number: int, row: Row, encoded: Enco
     tally.supervised.append(encoded.supervised_tokens)
     prompts, whole = _digests(encoded)
     tally.rows += whole
+    tally.likenesses += row_likeness(row)
     for prompt in prompts:
         tally.prompts += prompt
         tally.owners.append(index)

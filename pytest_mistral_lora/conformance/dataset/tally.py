@@ -30,6 +30,10 @@ class BoundedFindings:
         self._kept: dict[str, list[Finding]] = {}
         self._total: Counter[str] = Counter()
 
+    def __contains__(self, rule: str) -> bool:
+        """Return whether a rule has findings."""
+        return bool(self._total[rule])
+
     def add(self, finding: Finding) -> None:
         """Count a finding, and keep it if there is room; a text of a very long row is cut."""
         self._total[finding.rule] += 1
@@ -54,6 +58,11 @@ class BoundedFindings:
             kept += findings[: SHOWN - len(kept)]
         self._total += other._total
 
+    def rename(self, rule: str, other: str) -> None:
+        """Put the findings of a rule under another one."""
+        self._kept[other] = [replace(finding, rule=other) for finding in self._kept.pop(rule, [])]
+        self._total[other] = self._total.pop(rule, 0)
+
     def of(self, *rules: str) -> Iterator[Finding]:
         """Yield the findings of some rules; the last finding of a rule gives the number of those that are not kept."""
         for rule in rules:
@@ -74,6 +83,7 @@ class DatasetTally:
         tokens: Tokens of each row.
         supervised: Supervised tokens of each row.
         rows: A digest of each row's ids and labels.
+        likenesses: A digest of each row's texts without spaces, case, punctuation and Unicode form.
         prompts: A digest of the ids before each assistant turn that is trained on.
         owners: The row of each prompt; the last prompt of a row is its own.
         counts: Numbers by file and name.
@@ -88,6 +98,7 @@ class DatasetTally:
     tokens: array[int] = field(default_factory=lambda: array("I"))
     supervised: array[int] = field(default_factory=lambda: array("I"))
     rows: bytearray = field(default_factory=bytearray)
+    likenesses: bytearray = field(default_factory=bytearray)
     prompts: bytearray = field(default_factory=bytearray)
     owners: array[int] = field(default_factory=lambda: array("I"))
     counts: Counter[tuple[int, str]] = field(default_factory=Counter)
@@ -105,7 +116,7 @@ class DatasetTally:
         # before the columns grow: the later part counts its rows from 0
         first = len(self)
         self.owners.extend(first + owner for owner in other.owners)
-        for name in ("places", "held_out", "tokens", "supervised", "rows", "prompts"):
+        for name in ("places", "held_out", "tokens", "supervised", "rows", "likenesses", "prompts"):
             getattr(self, name).extend(getattr(other, name))
         self.counts += other.counts
         self.beyond += other.beyond

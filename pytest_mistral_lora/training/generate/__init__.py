@@ -15,7 +15,9 @@ from pytest_mistral_lora.chat.encoded import IGNORE_INDEX, EncodedRow
 from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.checkpoint.base_model import Precision, load_base, load_nf4
 from pytest_mistral_lora.checkpoint.encoder import Encoder
-from pytest_mistral_lora.errors import InputError
+from pytest_mistral_lora.errors import InputError, one_line
+from pytest_mistral_lora.records.adapter_config import CONFIG
+from pytest_mistral_lora.records.adapter_folder import AdapterFolder
 from pytest_mistral_lora.records.tensors import ADAPTER_TENSORS, read_tensors, sha256_tensors
 from pytest_mistral_lora.training.adapter import adapter_tensors, peft_quiet
 
@@ -142,14 +144,30 @@ def load_adapted(
     """Load a base model and put a saved adapter on it; modules that it saves in full get the base's dtype.
 
     Raises:
-        InputError: If a tensor of the file is not in the loaded model, or the other way round. PEFT itself only warns,
-            and the model then answers as its base does.
+        InputError: If the configuration is not supported, PEFT refuses it on this base, or a tensor of the file is not
+            in the loaded model, or the other way round. PEFT itself only warns, and the model then answers as its base.
     """
     # PEFT's from_pretrained reports missing and unexpected keys as a warning only: compare every tensor with the file
     saved = read_tensors(adapter / ADAPTER_TENSORS)
+    for name, tensor in saved.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor.float()).all():
+            raise InputError(f"{name} is not finite", place=str(adapter / ADAPTER_TENSORS), expected="finite numbers")
     model = (load_nf4 if quantization else load_base)(base, precision, device)
-    with peft_quiet():
-        model = PeftModel.from_pretrained(model, adapter)
+    # PEFT is given the checked keys: of an unread file, it would import the module that a key names
+    config = AdapterFolder(adapter).lora_config([name for name, _ in model.named_modules()])
+    # and makes all layers before it reads a tensor: a rank in the file must not cost gigabytes
+    ranks = [config.r, *config.rank_pattern.values()]
+    longest = max((side for one in saved.values() for side in one.shape), default=0)
+    copies = sum(max(0, end - start) for start, end in config.layer_replication or ())
+    if max(ranks) > longest or copies > len(saved):
+        found = f"rank {max(ranks)}, {copies} replicated layers" if copies else f"rank {max(ranks)}"
+        expected = f"those of the {len(saved)} tensors, of which no side is longer than {longest}"
+        raise InputError(found, place=str(adapter / CONFIG), expected=expected)
+    try:
+        with peft_quiet():
+            model = PeftModel.from_pretrained(model, adapter, config=config)
+    except Exception as error:  # PEFT raises many types
+        raise InputError(f"PEFT cannot put it on this base: {one_line(error)}", place=str(adapter / CONFIG)) from error
     loaded = adapter_tensors(model)
     different = sorted(
         name

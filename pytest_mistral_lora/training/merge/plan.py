@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
-from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
+from peft import get_peft_model, get_peft_model_state_dict
 from peft.tuners import lora
 from peft.utils import ModulesToSaveWrapper
 from tqdm import tqdm
@@ -18,15 +18,14 @@ from tqdm import tqdm
 from pytest_mistral_lora.chat.reading import read_json
 from pytest_mistral_lora.checkpoint.base_model import empty_model, read_config
 from pytest_mistral_lora.checkpoint.weights import Weights, write_safetensors
-from pytest_mistral_lora.errors import InputError, MergeError, and_more
+from pytest_mistral_lora.errors import InputError, MergeError, and_more, one_line
+from pytest_mistral_lora.records.adapter_config import CONFIG, PLAIN_STARTS
+from pytest_mistral_lora.records.adapter_folder import AdapterFolder
 from pytest_mistral_lora.records.files import write_json
 from pytest_mistral_lora.records.tensors import ADAPTER_TENSORS
 from pytest_mistral_lora.training.adapter import EMBEDDINGS, PREFIX, peft_quiet
 
-CONFIG = "adapter_config.json"
 _NAME = "default"
-# Values of init_lora_weights that leave the base's weights alone; PiSSA, OLoRA and others subtract B A from W first.
-_PLAIN_STARTS = (True, False, None, "gaussian")
 
 
 @dataclass(frozen=True)
@@ -136,28 +135,24 @@ def _model_without_weights(folder: Path, base: Path) -> Any:
     Raises:
         InputError: If the configuration is not of a plain LoRA adapter, or PEFT refuses it on this base.
     """
-    place = str(folder / CONFIG)
-    try:
-        config = LoraConfig.from_pretrained(str(folder))
-    except (OSError, TypeError, ValueError, KeyError) as error:
-        raise InputError(f"not PEFT's: {error}", place=place, expected="the configuration of a LoRA adapter") from error
+    place, model, data = str(folder / CONFIG), empty_model(base), AdapterFolder(folder).config
+    config = AdapterFolder(folder).lora_config([name for name, _ in model.named_modules()])
     if config.bias != "none":
         raise InputError(f"bias is {config.bias!r}", place=place, expected="none: Mistral's layers have no bias")
-    if config.init_lora_weights not in _PLAIN_STARTS:
+    # PiSSA, OLoRA and others subtract B A from W before training
+    if (start := data.get("init_lora_weights")) not in PLAIN_STARTS:
         raise InputError(
-            f"init_lora_weights is {config.init_lora_weights!r}, which changed the base's own weights before training",
+            f"init_lora_weights is {start!r}, which changed the base's own weights before training",
             place=place,
             expected="an adapter of the base as it is",
             next_step="Convert it with PEFT's save_pretrained(path_initial_model_for_weight_conversion=…).",
         )
-    config.inference_mode = True
     try:
         with torch.device("meta"), peft_quiet(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # each warning is an error of this module, or irrelevant without weights
-            return get_peft_model(empty_model(base), config)
+            return get_peft_model(model, config)
     except Exception as error:  # PEFT raises many types
-        cause = " ".join(str(error).split())[:300]
-        raise InputError(f"PEFT refuses it on this base: {cause}", place=place) from error
+        raise InputError(f"PEFT refuses it on this base: {one_line(error)}", place=place) from error
 
 
 def _changes(model: Any, folder: Path) -> Iterator[tuple[str, TensorChange]]:

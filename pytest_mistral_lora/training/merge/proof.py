@@ -19,6 +19,7 @@ from pytest_mistral_lora.chat.rows import parse_row
 from pytest_mistral_lora.checkpoint.base_model import load_base, read_config, weight_files
 from pytest_mistral_lora.checkpoint.weights import DTYPES, Weights
 from pytest_mistral_lora.errors import InputError, MergeError
+from pytest_mistral_lora.records.adapter_config import CONFIG
 from pytest_mistral_lora.records.adapter_folder import FARTHEST, AdapterFolder
 from pytest_mistral_lora.records.manifest import MANIFEST
 from pytest_mistral_lora.records.transcripts import TRANSCRIPTS, Transcript, load_folder, transcript_files
@@ -26,7 +27,7 @@ from pytest_mistral_lora.records.verify import verify
 from pytest_mistral_lora.training.generate.judge import AnswerJudgement, check_prompt, difference_text, judge
 from pytest_mistral_lora.training.generate.model_spec import ModelSpec, Question, ask
 from pytest_mistral_lora.training.generate.record import next_token_logits
-from pytest_mistral_lora.training.merge.plan import CONFIG, INDEX
+from pytest_mistral_lora.training.merge.plan import INDEX
 from pytest_mistral_lora.training.save import RENDERED
 
 BASE_DTYPE = "base"
