@@ -12,7 +12,8 @@ from typing import ClassVar, Literal
 from pytest_mistral_lora.chat.encoded import EncodedRow
 from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.chat.templates import ChatTemplate
-from pytest_mistral_lora.checkpoint.tokenizers import TOKENIZER_JSON, CheckpointTokenizer, oracle_file
+from pytest_mistral_lora.checkpoint.tokenizer_folder import SPM_MODEL
+from pytest_mistral_lora.checkpoint.tokenizers import TEKKEN, TOKENIZER_JSON, CheckpointTokenizer, oracle_file
 from pytest_mistral_lora.errors import RowError
 
 Backend = Literal["mistral-common", "chat-template"]
@@ -60,6 +61,11 @@ class Encoder(ABC):
         """The tokenizer file that decides the ids."""
 
     @property
+    def file_name(self) -> str:
+        """The name of that file in the folder of an adapter."""
+        return self.file.name
+
+    @property
     @abstractmethod
     def vocab_size(self) -> int:
         """Number of ids."""
@@ -94,8 +100,15 @@ class OracleEncoder(Encoder):
 
     @property
     def file(self) -> Path:
-        """The Mistral tokenizer file; it is not loaded."""
-        return oracle_file(self.tokenizer.path) or self.tokenizer.path / TOKENIZER_JSON
+        """The Mistral tokenizer file of the folder, which is not loaded, or of the tokenizer that is recognised."""
+        return oracle_file(self.tokenizer.path) or self.tokenizer.oracle.path
+
+    @property
+    def file_name(self) -> str:
+        """The name of the folder's own file; of another file, the one by which the libraries find its kind."""
+        if self.file.parent == self.tokenizer.path or self.file == self.tokenizer.path:
+            return self.file.name
+        return TEKKEN if self.tokenizer.oracle.kind == "tekken" else f"{SPM_MODEL}{self.file.suffix}"
 
     @property
     def vocab_size(self) -> int:

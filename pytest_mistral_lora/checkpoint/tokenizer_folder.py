@@ -22,6 +22,7 @@ from pytest_mistral_lora.errors import TokenizerError
 
 TEKKEN = "tekken.json"
 TOKENIZER_JSON = "tokenizer.json"
+SPM_MODEL = "tokenizer.model"
 TOKENIZER_CONFIG = "tokenizer_config.json"
 SPECIAL_TOKENS = "special_tokens_map.json"
 ADDED_TOKENS = "added_tokens.json"
@@ -32,11 +33,14 @@ OLD_TEMPLATE = "chat_template.json"
 PROCESSOR_CONFIG = "processor_config.json"
 MORE_TEMPLATES = "additional_chat_templates"
 
+NO_ORACLE = "none"
+"""The declaration of a folder to which no Mistral tokenizer applies."""
+
 _MIB = 1 << 20
 LIMITS = {
     TEKKEN: 256 * _MIB,
     TOKENIZER_JSON: 256 * _MIB,
-    "tokenizer.model": 64 * _MIB,
+    SPM_MODEL: 64 * _MIB,
     "*.model.v[0-9]*": 64 * _MIB,
     TOKENIZER_CONFIG: 16 * _MIB,
     SPECIAL_TOKENS: 16 * _MIB,
@@ -51,6 +55,26 @@ LIMITS = {
 """What is read, by name or pattern, and the most bytes of it: far more than any release has."""
 
 _POINTER = b"version https://git-lfs.github.com/spec/"
+
+
+def oracle_file(path: Path) -> Path | None:
+    """Return the Mistral tokenizer file that a path holds: the file itself, or the one in a checkpoint folder.
+
+    A folder holds `tekken.json` or one `tokenizer.model.vN` (the newest version, if there are several). None if
+    there is neither: `tokenizer.model` alone does not give its version.
+    """
+    if path.is_file():
+        return path
+    if (path / TEKKEN).is_file():
+        return path / TEKKEN
+    versioned = [file for file in path.glob("*.model.v*") if file.is_file()]
+    return max(versioned, key=_version, default=None)
+
+
+def _version(file: Path) -> tuple[int, int]:
+    """Order `….model.v7m1` after `….model.v7` after `….model.v3`."""
+    number, _, image = file.suffix.removeprefix(".v").partition("m")
+    return (int(number) if number.isdigit() else -1, int(image) if image.isdigit() else 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,3 +261,8 @@ def loaded_place(files: TokenizerFiles) -> str:
     # the order of `PreTrainedTokenizerBase.from_pretrained`: a file of its own goes before the key
     order = (TEMPLATE, f"{MORE_TEMPLATES}/default.jinja", f"{TOKENIZER_CONFIG}, {KEY}")
     return next((place for place in order if place in places), "")
+
+
+def own_template(files: TokenizerFiles) -> str | None:
+    """Return the text of the chat template that a folder has of its own; None if there is none."""
+    return template_places(files).get("default", {}).get(loaded_place(files))

@@ -15,34 +15,22 @@ from typing import Any
 from pytest_mistral_lora.chat.oracle import Oracle
 from pytest_mistral_lora.chat.templates import ChatTemplate
 from pytest_mistral_lora.chat.templates.isolated import ask
+from pytest_mistral_lora.checkpoint.recognition import NAME_IT, Recognition, accept_oracle, recognise
+from pytest_mistral_lora.checkpoint.tokenizer_folder import (
+    NO_ORACLE,
+    SPM_MODEL,
+    TOKENIZER_CONFIG,
+    TokenizerFiles,
+    own_template,
+)
 from pytest_mistral_lora.checkpoint.tokenizer_folder import TEKKEN as TEKKEN
 from pytest_mistral_lora.checkpoint.tokenizer_folder import TOKENIZER_JSON as TOKENIZER_JSON
-from pytest_mistral_lora.checkpoint.tokenizer_folder import TokenizerFiles
+from pytest_mistral_lora.checkpoint.tokenizer_folder import oracle_file as oracle_file
 from pytest_mistral_lora.errors import NoOracleError, NoTemplateError, TokenizerError
 
-_LOADABLE = ((TOKENIZER_JSON,), ("tokenizer.model", "tokenizer_config.json"))
+_LOADABLE = ((TOKENIZER_JSON,), (SPM_MODEL, TOKENIZER_CONFIG))
 """Files of which any group is enough for transformers."""
 _SPECIALS = {"bos": "<s>", "eos": "</s>", "unk": "<unk>", "pad": "<pad>"}
-
-
-def oracle_file(path: Path) -> Path | None:
-    """Return the Mistral tokenizer file that a path holds: the file itself, or the one in a checkpoint folder.
-
-    A folder holds `tekken.json` or one `tokenizer.model.vN` (the newest version, if there are several). None if
-    there is neither: `tokenizer.model` alone does not give its version.
-    """
-    if path.is_file():
-        return path
-    if (path / TEKKEN).is_file():
-        return path / TEKKEN
-    versioned = [file for file in path.glob("*.model.v*") if file.is_file()]
-    return max(versioned, key=_version, default=None)
-
-
-def _version(file: Path) -> tuple[int, int]:
-    """Order `….model.v7m1` after `….model.v7` after `….model.v3`."""
-    number, _, image = file.suffix.removeprefix(".v").partition("m")
-    return (int(number) if number.isdigit() else -1, int(image) if image.isdigit() else 0)
 
 
 @dataclass(frozen=True)
@@ -51,9 +39,12 @@ class CheckpointTokenizer:
 
     Attributes:
         path: The file or folder.
+        declared: The oracle of a folder without a Mistral tokenizer file, as a setting names it: a shipped tokenizer,
+            a path, or `none`. None to recognise it by its vocabulary.
     """
 
     path: Path
+    declared: str | None = None
 
     def __post_init__(self) -> None:
         if not self.path.exists():
@@ -66,19 +57,63 @@ class CheckpointTokenizer:
 
     @cached_property
     def oracle(self) -> Oracle:
-        """Mistral's own tokenization.
+        """Mistral's own tokenization: of the Mistral tokenizer file, or of the tokenizer that is recognised.
 
         Raises:
-            NoOracleError: If there is no Mistral tokenizer file.
+            NoOracleError: If there is no Mistral tokenizer file, and the vocabulary is not that of a known tokenizer.
             TokenizerError: If it cannot be loaded.
         """
         self.files.refuse_hazards()
         file = oracle_file(self.path)
-        if file is None:
+        if file is not None:
+            return Oracle(file)
+        found = self.recognition
+        if found.oracle is None:
             raise NoOracleError(
-                "no Mistral tokenizer file", place=str(self.path), expected="tekken.json or tokenizer.model.vN"
+                f"no Mistral tokenizer file, and {found.reason}",
+                place=str(self.path),
+                expected="tekken.json or tokenizer.model.vN",
+                next_step="" if self.declared == NO_ORACLE else NAME_IT,
             )
-        return Oracle(file)
+        return found.oracle
+
+    @cached_property
+    def recognition(self) -> Recognition:
+        """The known tokenizer whose vocabulary a folder without a Mistral tokenizer file has.
+
+        Raises:
+            TokenizerError: If a setting names no tokenizer, or transformers cannot load the folder.
+        """
+        self.files.refuse_hazards()
+        if self.declared == NO_ORACLE:
+            return Recognition(None, NO_ORACLE, declared=True, reason="the oracle is declared as none")
+        if self.declared is not None:
+            return accept_oracle(self.declared, self.files, self.fast if self.loads_as_it_is else None)
+        return recognise(self.files)
+
+    def require_same_ids(self) -> None:
+        """Refuse a recognised folder whose own tokenizer gives other ids than the oracle: a server would use those.
+
+        Raises:
+            TokenizerError: If an id or a probe differs, or there is no oracle.
+        """
+        if oracle_file(self.path) is not None:
+            return
+        _ = self.oracle
+        found = accept_oracle(self.recognition.name, self.files, self.fast if self.loads_as_it_is else None)
+        if found.oracle is None:
+            see = f"See all differences: mistral-lora check {self.path}"
+            raise TokenizerError(found.reason, place=str(self.path), next_step=see)
+
+    @property
+    def has_oracle(self) -> bool:
+        """Whether a Mistral tokenizer applies: the folder's own file, or a known one."""
+        return oracle_file(self.path) is not None or self.recognition.oracle is not None
+
+    @property
+    def has_template(self) -> bool:
+        """Whether a folder has a chat template of its own; if not, `template` is what mistral-common generates."""
+        return own_template(self.files) is not None
 
     @cached_property
     def fast(self) -> Any:
@@ -86,7 +121,7 @@ class CheckpointTokenizer:
 
         transformers loads it from a folder with `tokenizer.json`, or with `tokenizer.model` and a
         `tokenizer_config.json`. For a bare Mistral tokenizer file, or any other folder, it is converted from that
-        file, and gets the template that mistral-common generates for it.
+        file, with the folder's template, or else the one that mistral-common generates for it.
 
         Raises:
             TokenizerError: If transformers cannot load it.
@@ -96,8 +131,10 @@ class CheckpointTokenizer:
         from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
         try:
-            if not self._loads_as_it_is:
-                return convert(self.oracle)
+            if not self.loads_as_it_is:
+                converted = convert(self.oracle)
+                converted.chat_template = own_template(self.files) or converted.chat_template
+                return converted
             # with tekken.json beside it, transformers 5 would choose mistral-common's own backend, without a template
             tokenizer = AutoTokenizer.from_pretrained(self.path, mistral_format=False, trust_remote_code=False)
         except TokenizerError:
@@ -122,10 +159,11 @@ class CheckpointTokenizer:
     @property
     def is_there(self) -> bool:
         """Whether the path holds any tokenizer at all: Mistral's own, or one that transformers loads."""
-        return oracle_file(self.path) is not None or self._loads_as_it_is
+        return oracle_file(self.path) is not None or self.loads_as_it_is or SPM_MODEL in self.files.names
 
     @property
-    def _loads_as_it_is(self) -> bool:
+    def loads_as_it_is(self) -> bool:
+        """Whether transformers loads the folder: from `tokenizer.json`, or `tokenizer.model` and its configuration."""
         return any(all((self.path / name).is_file() for name in names) for names in _LOADABLE)
 
 
@@ -186,7 +224,8 @@ def training_template(tokenizer: str | Path | CheckpointTokenizer) -> str:
 
     Args:
         tokenizer: A checkpoint folder, or a single tokenizer file (`*.model.vN`, `tekken.json`). If there is a
-            Mistral tokenizer file, the template is the one that mistral-common generates for it; else the folder's own.
+            Mistral tokenizer file, or the vocabulary is that of a known tokenizer without an addition, the template is
+            the one that mistral-common generates for it; else the folder's own.
 
     Raises:
         TokenizerError: If the tokenizer cannot be loaded.
@@ -205,12 +244,13 @@ def training_template(tokenizer: str | Path | CheckpointTokenizer) -> str:
 
 
 def official_template(tokenizer: CheckpointTokenizer) -> str:
-    """Return the template that mistral-common generates, or a checkpoint's own if it has no Mistral tokenizer file.
+    """Return the template that mistral-common generates, or a checkpoint's own if no Mistral tokenizer applies.
 
     Raises:
         TokenizerError: If the tokenizer cannot be loaded.
         NoTemplateError: If there is none.
     """
-    if oracle_file(tokenizer.path) is not None:
+    # a derivative with tokens of its own, such as ChatML's, has a template of its own, too
+    if oracle_file(tokenizer.path) is not None or tokenizer.recognition.is_exact:
         return tokenizer.oracle.chat_template()
     return tokenizer.template.source

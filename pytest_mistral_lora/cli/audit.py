@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pytest_mistral_lora.cli.verb import Verbs, add_json_option, add_tokenizer_option, add_verb
+from pytest_mistral_lora.cli.verb import Verbs, add_json_option, add_oracle_option, add_tokenizer_option, add_verb
 from pytest_mistral_lora.errors import EXIT_FINDING, EXIT_OK, InputError
 from pytest_mistral_lora.runners import RUNNERS, TIME_LIMIT, find_runner
 
@@ -48,6 +48,7 @@ def add_parser(verbs: Verbs) -> None:
         "rows", type=Path, nargs="?", help="encoded-rows JSONL: row, messages or conversations, input_ids, labels"
     )
     add_tokenizer_option(parser)
+    add_oracle_option(parser)
     parser.add_argument(
         "--dataset",
         type=Path,
@@ -97,7 +98,7 @@ def run(args: argparse.Namespace) -> int:
     from pytest_mistral_lora.conformance.finding import RULES
 
     with _encoded_rows(args) as rows:
-        audit = Audit(rows, CheckpointTokenizer(args.tokenizer).oracle, tuple(args.dataset))
+        audit = Audit(rows, CheckpointTokenizer(args.tokenizer, args.oracle).oracle, tuple(args.dataset))
         if args.json:
             _run_as_json(audit)
         else:
@@ -193,13 +194,14 @@ def _encoded_rows(args: argparse.Namespace) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="mistral-audit-") as folder:
         extraction = extract(
             find_runner(args.runner),
-            rows or packaged_rows(CheckpointTokenizer(args.tokenizer).oracle),
+            rows or packaged_rows(CheckpointTokenizer(args.tokenizer, args.oracle).oracle),
             args.tokenizer,
             args.output or Path(folder, f"{Path(args.runner).stem}.jsonl"),
             config=args.config,
             python=args.python,
             time_limit=args.time_limit,
             own_data=args.own_data,
+            oracle=args.oracle,
         )
         # the versions belong to the verdict, but standard output may be JSON
         sys.stderr.write(f"{extraction.ran_under}\n")

@@ -8,7 +8,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from pytest_mistral_lora.cli.verb import Verbs, add_json_option, add_verb, print_json
+from pytest_mistral_lora.cli.verb import Verbs, add_json_option, add_oracle_option, add_verb, print_json
 from pytest_mistral_lora.errors import EXIT_FINDING, EXIT_OK, InputError
 
 SUMMARY = "check recipes and their rows, tokenizers and adapters"
@@ -32,12 +32,13 @@ def add_parser(verbs: Verbs) -> None:
             "mistral-lora check recipe.yaml",
             "mistral-lora check lora-out --base models/base",
         ),
-        failure="a check finds an error",
+        failure="a check finds an error, or no check could judge anything",
     )
     parser.add_argument(
         "paths", type=Path, nargs="*", metavar="PATH", help="recipe, folder or file to check (default: see above)"
     )
     parser.add_argument("--base", type=Path, metavar="DIR", help="base checkpoint of the adapters")
+    add_oracle_option(parser)
     parser.add_argument(
         "--train",
         action=argparse.BooleanOptionalAction,
@@ -56,12 +57,13 @@ def run(args: argparse.Namespace) -> int:
     # Set before the first import that reads it: otherwise each small model that is loaded draws a bar
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     from pytest_mistral_lora.conformance.checks import check
-    from pytest_mistral_lora.report import outcome_table, report_data
+    from pytest_mistral_lora.report import nothing_was_judged, oracle_lines, outcome_table, report_data
 
     # the embedded default has the tiny train, as the plugin's; for a user's own tokenizers it takes minutes
     train = not args.paths if args.train is None else args.train
     records = []
-    for record, result in check(args.paths, base=args.base, examples=max(1, args.examples), train=train):
+    outcomes = check(args.paths, base=args.base, oracle=args.oracle, examples=max(1, args.examples), train=train)
+    for record, result in outcomes:
         records.append(record)
         if not args.json and (result.findings or result.not_checked):
             states = {"failed": "FAILED", "skipped": f"not checked: {result.not_checked}", "passed": "note"}
@@ -69,9 +71,12 @@ def run(args: argparse.Namespace) -> int:
             texts = [f"{name} {states[record['outcome']]}", *(finding.text() for finding in result.findings)]
             sys.stdout.write("\n".join(texts) + "\n\n")
     failed = any(record["outcome"] == "failed" for record in records)
-    code = EXIT_FINDING if failed else EXIT_OK
+    code = EXIT_FINDING if failed or nothing_was_judged(records) else EXIT_OK
     if args.json:
         print_json(report_data(records, code, deselected=0, not_run=0))
     else:
-        sys.stdout.write("\n".join(outcome_table(records, shutil.get_terminal_size().columns)) + "\n")
+        lines = [*outcome_table(records, shutil.get_terminal_size().columns), *oracle_lines(records)]
+        if nothing_was_judged(records):
+            lines.append("No check could judge anything, so that this run is no pass.")
+        sys.stdout.write("\n".join(lines) + "\n")
     return code

@@ -7,7 +7,7 @@ import json
 import sys
 from pathlib import Path
 
-from pytest_mistral_lora.cli.verb import Verbs, add_tokenizer_option, add_verb
+from pytest_mistral_lora.cli.verb import Verbs, add_oracle_option, add_tokenizer_option, add_verb
 from pytest_mistral_lora.errors import EXIT_OK, RowError, RowsError
 
 SUMMARY = "show the tokens of each chat row, and which of them are trained on"
@@ -31,6 +31,7 @@ def add_parser(verbs: Verbs) -> None:
     )
     parser.add_argument("rows", type=Path, help="chat JSONL file")
     add_tokenizer_option(parser)
+    add_oracle_option(parser)
     parser.add_argument("--json", action="store_true", help="print encoded rows, as `mistral-lora audit` reads them")
 
 
@@ -44,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     from pytest_mistral_lora.chat.rows import scan_rows
     from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 
-    oracle = CheckpointTokenizer(args.tokenizer).oracle
+    oracle = CheckpointTokenizer(args.tokenizer, args.oracle).oracle
     errors: list[RowError] = []
     for item in scan_rows(args.rows):
         # one bad row must not hide the others: all are printed or reported

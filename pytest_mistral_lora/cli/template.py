@@ -7,7 +7,7 @@ import json
 import sys
 from pathlib import Path
 
-from pytest_mistral_lora.cli.verb import Verbs, add_json_option, add_tokenizer_option, add_verb
+from pytest_mistral_lora.cli.verb import Verbs, add_json_option, add_oracle_option, add_tokenizer_option, add_verb
 from pytest_mistral_lora.errors import EXIT_OK
 
 SUMMARY = "write the official chat template with {% generation %} blocks"
@@ -27,16 +27,17 @@ def add_parser(verbs: Verbs) -> None:
         examples=("mistral-lora template --tokenizer checkpoints/my-mistral --output training.jinja",),
     )
     add_tokenizer_option(parser)
+    add_oracle_option(parser)
     parser.add_argument("--output", type=Path, metavar="FILE", help="file to write (default: standard output)")
     add_json_option(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Write the template to a file or to standard output."""
-    from pytest_mistral_lora.checkpoint.tokenizers import training_template
+    from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer, training_template
     from pytest_mistral_lora.records.files import write_text
 
-    text = training_template(args.tokenizer)
+    text = training_template(CheckpointTokenizer(args.tokenizer, args.oracle))
     if args.json:
         text = json.dumps({"tokenizer": str(args.tokenizer), "template": text}, ensure_ascii=False)
     if args.output:

@@ -88,6 +88,27 @@ def add_tokenizer_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_oracle_option(parser: argparse.ArgumentParser) -> None:
+    """Add `--oracle`, which accepts the name of a tokenizer that mistral-common ships, a path, or `none`."""
+
+    def oracle_choice(text: str) -> str:
+        from pytest_mistral_lora.checkpoint.recognition import known_choice
+        from pytest_mistral_lora.errors import TokenizerError
+
+        try:
+            return known_choice(text)
+        except TokenizerError as error:
+            raise argparse.ArgumentTypeError(f"{error.place!r}: {error.found}; expected {error.expected}") from error
+
+    parser.add_argument(
+        "--oracle",
+        type=oracle_choice,
+        metavar="NAME|PATH",
+        help="Mistral tokenizer of a folder without tekken.json and tokenizer.model.vN: a name such as spm-v3, a path, "
+        "or none (default: recognised by the vocabulary)",
+    )
+
+
 def print_json(data: Any, *, allow_nan: bool = True) -> None:
     """Print data as indented JSON, in which text stays readable.
 

@@ -224,7 +224,13 @@ _ADAPTERS = ("adapter_config.json", "manifest.json")
 
 
 def check(
-    paths: Sequence[Path], *, base: Path | None = None, examples: int = 20, device: str = "auto", train: bool = False
+    paths: Sequence[Path],
+    *,
+    base: Path | None = None,
+    oracle: str | None = None,
+    examples: int = 20,
+    device: str = "auto",
+    train: bool = False,
 ) -> Iterator[tuple[dict[str, Any], Result]]:
     """Judge paths and yield the outcome of each check: its record as plain data, and its result.
 
@@ -232,6 +238,7 @@ def check(
         paths: Recipes (`*.yaml`), adapter folders, and tokenizers (a checkpoint folder, or a single file); if empty,
             every tokenizer that mistral-common ships.
         base: The base checkpoint's folder of the adapters, or None.
+        oracle: The oracle of folders without a Mistral tokenizer file: a name, a path or `none`; None to recognise it.
         examples: Hypothesis examples for each law.
         device: Device of the models: `auto`, `cpu` or `cuda`.
         train: Whether the tiny train runs with the tokenizers too.
@@ -239,7 +246,7 @@ def check(
     Raises:
         InputError: If there is nothing at a path.
     """
-    targets = targets_of(paths, base)
+    targets = targets_of(paths, base, oracle)
     with tempfile.TemporaryDirectory(prefix="mistral-check-") as folder:
         settings = Settings(examples, None, device, not train, (), False, Path(folder))
         for one in collect(targets, settings):
@@ -253,7 +260,7 @@ def check(
             yield one.record(result, outcome=outcome, seconds=time.perf_counter() - start), result
 
 
-def targets_of(paths: Sequence[Path], base: Path | None = None) -> list[Target]:
+def targets_of(paths: Sequence[Path], base: Path | None = None, oracle: str | None = None) -> list[Target]:
     """Return a target for each path, by the kind of file or folder at it; with no path, the embedded default.
 
     Raises:
@@ -267,4 +274,4 @@ def targets_of(paths: Sequence[Path], base: Path | None = None) -> list[Target]:
     recipes = [path for path in paths if path.suffix in _RECIPES]
     adapters = [path for path in paths if any((path / name).is_file() for name in _ADAPTERS)]
     tokenizers = [path for path in paths if path not in recipes and path not in adapters]
-    return named_targets(tokenizers=tokenizers, recipes=recipes, adapters=adapters, base=base)
+    return named_targets(tokenizers=tokenizers, recipes=recipes, adapters=adapters, base=base, oracle=oracle)

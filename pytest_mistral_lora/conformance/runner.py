@@ -63,7 +63,8 @@ def encode_once(target: RunnerTarget, work_folder: Path) -> RunnerRows | RunnerE
             from pytest_mistral_lora.runners.extract import extract
 
             try:
-                made = extract(find_runner(target.runner), rows, target.tokenizer.path, file, config=target.path)
+                runner, given = find_runner(target.runner), target.tokenizer
+                made = extract(runner, rows, given.path, file, config=target.path, oracle=given.declared)
             except RunnerError as error:
                 write_json(note, {"error": str(error)})
             else:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -11,7 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_mistral_lora.conformance.causes import KeptProperty
-from pytest_mistral_lora.errors import RecipeError, RunnerError
+from pytest_mistral_lora.conformance.runner_choice import RunnerChoice as RunnerChoice
+from pytest_mistral_lora.conformance.runner_choice import free_name as free_name
+from pytest_mistral_lora.conformance.runner_choice import name_of
+from pytest_mistral_lora.errors import NoTemplateError, RecipeError
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.chat.oracle import Oracle
@@ -36,11 +38,13 @@ class Target:
         name: Its part of the node ids.
         path: The file or folder; None for a shipped one.
         trains: Whether the end-to-end train runs with it.
+        oracle_name: The oracle that is declared for a folder without a Mistral tokenizer file, or None.
     """
 
     name: str
     path: Path | None = None
     trains: bool = False
+    oracle_name: str | None = None
 
     @KeptProperty
     def tokenizer(self) -> CheckpointTokenizer:
@@ -52,7 +56,7 @@ class Target:
         from pytest_mistral_lora.chat.oracle import shipped_tokenizer
         from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 
-        return CheckpointTokenizer(shipped_tokenizer(self.name) if self.path is None else self.path)
+        return CheckpointTokenizer(shipped_tokenizer(self.name) if self.path is None else self.path, self.oracle_name)
 
     @property
     def oracle(self) -> Oracle:
@@ -61,10 +65,23 @@ class Target:
 
     @cached_property
     def template(self) -> ChatTemplate:
-        """The chat template of this target."""
+        """The chat template of this target: of a shipped tokenizer, the one that mistral-common generates.
+
+        Raises:
+            NoTemplateError: If a file or folder of the user has none of its own.
+        """
         from pytest_mistral_lora.chat.templates import ChatTemplate
 
+        # a generated template in its place would pass every check, and nobody would use it
+        if not self.has_template:
+            place = str(self.tokenizer.path)
+            raise NoTemplateError("there is no chat template to check", place=place, expected="chat_template.jinja")
         return ChatTemplate(self.tokenizer.fast)
+
+    @property
+    def has_template(self) -> bool:
+        """Whether there is a chat template to check."""
+        return self.path is None or self.tokenizer.has_template
 
     @cached_property
     def shipped_name(self) -> str | None:
@@ -102,9 +119,14 @@ class RecipeTarget(Target):
     @KeptProperty
     def tokenizer(self) -> CheckpointTokenizer:
         """The tokenizer of the base checkpoint."""
+        from pytest_mistral_lora.checkpoint.tokenizer_folder import NO_ORACLE
         from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 
-        return CheckpointTokenizer(self.base_folder)
+        named = self.recipe.base.oracle or self.oracle_name
+        if named is None and self.recipe.backend == "chat-template":
+            # a derivative with a layout of its own, such as ChatML's: Mistral's would be a fault of every row
+            named = NO_ORACLE
+        return CheckpointTokenizer(self.base_folder, named)
 
     @property
     def made(self) -> AdapterTarget | None:
@@ -179,40 +201,6 @@ class RunnerTarget(Target):
         return tuple(self.judge.recipe.data.train) if isinstance(self.judge, RecipeTarget) else ()
 
 
-@dataclass(frozen=True, slots=True)
-class RunnerChoice:
-    """A runner as it is named: `NAME`, or `NAME=CONFIG` with the runner's own configuration file.
-
-    Attributes:
-        runner: Its name, or the path of a script.
-        config: The configuration, or None for the stock one.
-    """
-
-    runner: str
-    config: Path | None = None
-
-    @classmethod
-    def parse(cls, text: str, folder: Path) -> RunnerChoice:
-        """Return the choice that a text names; its paths are relative to a folder.
-
-        Raises:
-            RunnerError: If there is no such runner, or no such file.
-        """
-        from pytest_mistral_lora.runners import RUNNERS, find_runner
-
-        name, _, config = text.partition("=")
-        runner = find_runner(name if name in RUNNERS else str(folder / name))
-        path = folder / config if config else None
-        if path is not None and not path.is_file():
-            raise RunnerError("no such file", place=str(path), expected=f"a configuration of {runner.title}")
-        return cls(name if name in RUNNERS else str(folder / name), path)
-
-    @property
-    def title(self) -> str:
-        """Its part of the target's name."""
-        return _name_of(Path(self.runner)).removesuffix(".py")
-
-
 @dataclass(frozen=True)
 class AdapterTarget(Target):
     """An adapter folder, or a merged model's.
@@ -257,6 +245,7 @@ def named_targets(
     encoded: Sequence[Path] = (),
     runners: Sequence[RunnerChoice] = (),
     base: Path | None = None,
+    oracle: str | None = None,
 ) -> list[Target]:
     """Return a target for each path, named after it; equal names get a number.
 
@@ -267,15 +256,16 @@ def named_targets(
         encoded: Encoded-rows files; they are held to the first tokenizer or recipe.
         runners: Runners; each is judged with every tokenizer and recipe, or else with an embedded tokenizer.
         base: The base checkpoint's folder of the adapters.
+        oracle: The declared oracle of tokenizers and recipes without a Mistral tokenizer file, or None.
     """
     names: list[str] = []  # parts of node ids, so that two targets must not share one
 
     def name(path: Path) -> str:
-        names.append(free_name(_name_of(path), names))
+        names.append(free_name(name_of(path), names))
         return names[-1]
 
-    targets: list[Target] = [Target(name(path), path, trains=True) for path in tokenizers]
-    targets += [RecipeTarget(name(path), path, trains=True) for path in recipes]
+    targets: list[Target] = [Target(name(path), path, trains=True, oracle_name=oracle) for path in tokenizers]
+    targets += [RecipeTarget(name(path), path, trains=True, oracle_name=oracle) for path in recipes]
     judges = targets or [Target(EMBEDDED_TRAINING)]
     targets = [*targets, *(EncodedTarget(name(path), path, judge=judges[0]) for path in encoded)]
     targets += [
@@ -285,14 +275,3 @@ def named_targets(
     ]
     targets += [AdapterTarget(name(path), path, base=base) for path in adapters]
     return targets
-
-
-def _name_of(path: Path) -> str:
-    # a file of the Hub's cache is a link to one that is named by its hash
-    name = path.resolve().name if path.is_dir() else path.name
-    return re.sub(r"[^\w.+-]+", "-", name).strip("-") or "target"
-
-
-def free_name(name: str, taken: Collection[str]) -> str:
-    """Return a name that is not taken: the name itself, or with the first free number from 2 on."""
-    return next(free for free in (name, *(f"{name}-{n}" for n in range(2, len(taken) + 3))) if free not in taken)

@@ -52,11 +52,13 @@ def mistral_tokenizer(pytestconfig: pytest.Config) -> CheckpointTokenizer:
     """The tokenizer under test (session): the first of `mistral_tokenizers`, else mistral-common's SentencePiece v3."""
     from pytest_mistral_lora.chat.oracle import shipped_tokenizer
     from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
+    from pytest_mistral_lora.plugin.settings import oracle_choice
 
     given = pytestconfig.getoption("mistral_tokenizer") or pytestconfig.getini("mistral_tokenizers")
     if not given:
         return CheckpointTokenizer(shipped_tokenizer("spm-v3"))
-    return CheckpointTokenizer(pytestconfig.invocation_params.dir / given[0])  # an ini path is absolute
+    # an ini path is absolute
+    return CheckpointTokenizer(pytestconfig.invocation_params.dir / given[0], oracle_choice(pytestconfig))
 
 
 @pytest.fixture(scope="session")

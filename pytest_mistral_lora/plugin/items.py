@@ -165,6 +165,7 @@ class CheckItem(pytest.Item):
         words = ["pytest", "--mistral-golden"]
         folders = [("--mistral-golden-dir", path) for path in self.settings.golden_folders]
         words += [f"{flag}={as_typed(path)}" for flag, path in (*self.settings.target_paths, *folders)]
+        words += [f"--mistral-oracle={self.settings.oracle}"] if self.settings.oracle else []
         for choice in self.settings.runners:
             name = as_typed(Path(choice.runner)) if choice.runner.endswith(".py") else choice.runner
             words.append(f"--mistral-runner={name}" + (f"={as_typed(choice.config)}" if choice.config else ""))

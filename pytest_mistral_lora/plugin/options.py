@@ -89,6 +89,14 @@ BASE = Option(
     "string",
     "PATH",
 )
+ORACLE = Option(
+    "--mistral-oracle",
+    "The Mistral tokenizer of folders without tekken.json and tokenizer.model.vN: a name such as spm-v3, the path of a "
+    "file, or none. Default: recognised by the vocabulary.",
+    "mistral_oracle",
+    "string",
+    "NAME|PATH",
+)
 ENCODED = Option(
     "--mistral-encoded",
     "Check rows that a trainer encoded (JSONL with messages, input_ids, labels) against the tokenizer of "
@@ -151,6 +159,7 @@ OPTIONS = (
     RECIPE,
     ADAPTER,
     BASE,
+    ORACLE,
     ENCODED,
     RUNNER,
     GOLDEN_DIR,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +15,7 @@ from pytest_mistral_lora.plugin.options import (
     ENCODED,
     EXAMPLES,
     GOLDEN_DIR,
+    ORACLE,
     RECIPE,
     REPORT,
     REQUIRE_MANIFEST,
@@ -28,6 +28,7 @@ from pytest_mistral_lora.plugin.options import (
     XFAILS,
     Option,
 )
+from pytest_mistral_lora.plugin.recording import check_update
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.conformance.targets import RunnerChoice
@@ -48,6 +49,7 @@ class PluginSettings:
         recipes: Recipes to check.
         adapters: Adapter folders to check.
         base: Base checkpoint's folder of the adapters, or None.
+        oracle: The declared oracle of folders without a Mistral tokenizer file, or None.
         encoded: Encoded-rows files to check.
         runners: Other trainers to check.
         require_manifest: Whether an adapter folder without a manifest fails.
@@ -67,6 +69,7 @@ class PluginSettings:
     recipes: tuple[Path, ...]
     adapters: tuple[Path, ...]
     base: Path | None
+    oracle: str | None
     encoded: tuple[Path, ...]
     runners: tuple[RunnerChoice, ...]
     require_manifest: bool
@@ -114,6 +117,7 @@ def read_settings(config: pytest.Config) -> PluginSettings:
         recipes=_existing_paths(config, RECIPE, file=True),
         adapters=_existing_paths(config, ADAPTER, folder=True),
         base=next(iter(_existing_paths(config, BASE, folder=True)), None),
+        oracle=oracle_choice(config),
         encoded=_existing_paths(config, ENCODED),
         runners=_runner_choices(config),
         require_manifest=bool(_ini_value(config, REQUIRE_MANIFEST)[0]),
@@ -129,7 +133,7 @@ def read_settings(config: pytest.Config) -> PluginSettings:
         report=_report_file(config),
     )
     if settings.update:
-        _check_update(config, settings)
+        check_update(config, settings.golden_folders)
     if settings.encoded and not settings.tokenizers and not settings.recipes:
         raise pytest.UsageError(
             f"{ENCODED.flag}: no tokenizer to check the rows against; add {TOKENIZER.flag} PATH or {RECIPE.flag} PATH"
@@ -137,6 +141,24 @@ def read_settings(config: pytest.Config) -> PluginSettings:
     if settings.base is not None and not settings.adapters:
         raise pytest.UsageError(f"{BASE.flag} is the base of adapters, and there is none; add {ADAPTER.flag} PATH")
     return settings
+
+
+def oracle_choice(config: pytest.Config) -> str | None:
+    """Return the declared oracle: a name, or an absolute path.
+
+    Raises:
+        pytest.UsageError: If it is neither the name of a shipped tokenizer nor a path.
+    """
+    value, source = _option_value(config, ORACLE)
+    if not value:
+        return None
+    from pytest_mistral_lora.checkpoint.recognition import known_choice
+    from pytest_mistral_lora.errors import TokenizerError
+
+    try:
+        return known_choice(value, _folder_of(config, ORACLE))
+    except TokenizerError as error:
+        raise pytest.UsageError(f"{source}: {error}") from error
 
 
 def _option_value(config: pytest.Config, option: Option) -> tuple[Any, str]:
@@ -254,28 +276,3 @@ def _report_file(config: pytest.Config) -> Path | None:
     if not path.parent.is_dir():
         raise pytest.UsageError(f"{REPORT.flag}: no such folder: {path.parent}")
     return path
-
-
-def _check_update(config: pytest.Config, settings: PluginSettings) -> None:
-    """Refuse to record goldens if nobody would look at them, or if others rely on them.
-
-    Raises:
-        pytest.UsageError: If there is no folder for them, it is the packaged one, several workers would write the same
-            files, or this is CI.
-    """
-    from pytest_mistral_lora.records.goldens import goldens_folder
-
-    if not settings.golden_folders:
-        raise pytest.UsageError(
-            f"{UPDATE.flag}: there is nothing to record; add {GOLDEN_DIR.flag} PATH, a folder with rows in rows.jsonl"
-        )
-    for folder in settings.golden_folders:
-        if folder.resolve().is_relative_to(goldens_folder().resolve()):
-            raise pytest.UsageError(
-                f"{UPDATE.flag}: {folder} has the packaged goldens, which are never rewritten; give your own folder"
-            )
-    # `workerinput` marks a worker of pytest-xdist, and `dist` the process that starts the workers
-    if hasattr(config, "workerinput") or config.getoption("dist", "no") != "no":
-        raise pytest.UsageError(f"{UPDATE.flag} writes files and cannot be shared between workers; leave out -n")
-    if os.environ.get("CI"):
-        raise pytest.UsageError(f"{UPDATE.flag} is refused if CI is set: a golden that CI writes guards nothing")

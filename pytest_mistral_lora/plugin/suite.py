@@ -115,6 +115,7 @@ class Suite:
             encoded=given.encoded,
             runners=given.runners,
             base=given.base,
+            oracle=given.oracle,
         )
 
     def pytest_deselected(self, items: list[pytest.Item]) -> None:
@@ -184,14 +185,13 @@ class Suite:
         return list(unused_folders(self.settings.golden_folders, self._targets()))
 
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
-        """Write the report, and fail a run whose list of known deviations is out of date."""
-        # a known deviation that is fixed must leave the list, or the list would hide its return
-        if (
-            not self._is_worker
-            and self._unmatched_xfails()
-            and exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED)
-        ):
-            session.exitstatus = exitstatus = pytest.ExitCode.TESTS_FAILED
+        """Write the report, and fail a run that judged nothing or whose list of known deviations is out of date."""
+        if not self._is_worker and exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
+            from pytest_mistral_lora.report import nothing_was_judged
+
+            # a known deviation that is fixed must leave the list, or the list would hide its return
+            if self._unmatched_xfails() or nothing_was_judged(self.outcomes):
+                session.exitstatus = exitstatus = pytest.ExitCode.TESTS_FAILED
         if self._is_worker:
             session.config.workeroutput[_COUNTS] = (self._collected, self._deselected)  # type: ignore[attr-defined]
         elif self.settings.report is not None:

@@ -109,6 +109,17 @@ def outcome_table(records: Sequence[Mapping[str, Any]], width: int) -> list[str]
     return table_lines(table, width)
 
 
+def oracle_lines(records: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return a line for each target without a Mistral tokenizer file: by which tokenizer it was judged."""
+    judged = dict.fromkeys((one["target"], one["facts"].get("judged by")) for one in records)
+    return [f"oracle of {target}: {text}" for target, text in judged if text]
+
+
+def nothing_was_judged(records: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether checks ran, and none of them could judge anything: such a run must not be taken for a pass."""
+    return bool(records) and all(record["outcome"] == "skipped" for record in records)
+
+
 def table_lines(table: Table, width: int) -> list[str]:
     """Return the lines of a table for a terminal of this width, without colours."""
     from rich.console import Console

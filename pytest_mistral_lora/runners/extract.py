@@ -133,6 +133,7 @@ def extract(
     python: Path | None = None,
     time_limit: float = TIME_LIMIT,
     own_data: bool = False,
+    oracle: str | None = None,
 ) -> Extraction:
     """Let a runner encode rows by its own code, and write the result as encoded rows.
 
@@ -151,6 +152,7 @@ def extract(
         time_limit: Seconds that it may take.
         own_data: Whether to keep the data that the configuration names, such as those of an exported run.
             `rows` are then the chat rows that they come from, in order.
+        oracle: The oracle that is declared for a folder without a Mistral tokenizer file, or None.
 
     Raises:
         RunnerError: If the runner is not there, hangs, refuses its configuration or even a plain row, or writes
@@ -166,7 +168,7 @@ def extract(
         work = Path(temporary)
         for name in (_CHECKPOINT, _HOME, _TEMPORARY):
             (work / name).mkdir()
-        stage_checkpoint(CheckpointTokenizer(tokenizer), work / _CHECKPOINT)
+        stage_checkpoint(CheckpointTokenizer(tokenizer, oracle), work / _CHECKPOINT)
         # in ASCII: a script that splits the text into lines must not split at a line separator within a row
         write_text(work / _ROWS, "".join(f"{json.dumps(row.to_json())}\n" for row in rows))
         ended = _run(runner, work, chosen, found_python, time_limit, own_data)

@@ -101,14 +101,15 @@ def check_machine(recipe: Recipe) -> None:
 
 
 def plan_run(
-    recipe: Recipe, base: Path | None = None, tokenizer: Callable[[Path], CheckpointTokenizer] = CheckpointTokenizer
+    recipe: Recipe, base: Path | None = None, tokenizer: Callable[[Path], CheckpointTokenizer] | None = None
 ) -> RunPlan:
     """Check all of a recipe but its machine, its output and its rows; load no weight.
 
     Args:
         recipe: The recipe.
         base: The base checkpoint on disk, if its pin is checked already.
-        tokenizer: Returns the tokenizer of the base; called after the checks that do not need it.
+        tokenizer: Returns the tokenizer of the base, if it may be loaded already; called after the checks that do not
+            need it.
 
     Raises:
         InputError: If the recipe or its base do not allow the run.
@@ -117,7 +118,8 @@ def plan_run(
     config = require_trainable(base)
     layers = adapted_layers(base, recipe.lora.target_modules)
     saved = saved_modules(base, recipe.lora.modules_to_save)
-    encoder = encoder_of(recipe, base, config, tokenizer(base))
+    loaded = tokenizer(base) if tokenizer is not None else CheckpointTokenizer(base, recipe.base.oracle)
+    encoder = encoder_of(recipe, base, config, loaded)
     return RunPlan(recipe, base, config, encoder, layers, saved, format_checks(recipe.evaluation, encoder))
 
 
@@ -155,12 +157,14 @@ def encoder_of(recipe: Recipe, base: Path, config: Mapping[str, Any], tokenizer:
         tokenizer: Its tokenizer.
 
     Raises:
-        TokenizerError: If the tokenizer cannot be loaded.
+        TokenizerError: If the tokenizer cannot be loaded, or gives other ids than the one that it is recognised as.
         RecipeError: If it has ids that the model does not have.
     """
     from transformers import MistralConfig
 
     encoder = make_encoder(recipe.backend, tokenizer)
+    if recipe.backend == "mistral-common":
+        tokenizer.require_same_ids()
     ids = config.get("vocab_size", MistralConfig().vocab_size)
     if encoder.vocab_size > ids:
         raise RecipeError(f"the tokenizer has {encoder.vocab_size} ids, the model {ids}", place=str(base))

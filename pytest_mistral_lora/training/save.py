@@ -150,18 +150,21 @@ def write_run(
 
 
 def _write_tokenizer(folder: Path, encoder: Encoder, base: Path) -> dict[str, Any]:
-    own = oracle_file(base)
-    copied = [*([own] if own else []), *(base / name for name in _COMPANIONS if (base / name).is_file())]
-    for file in copied:
-        shutil.copy(file, folder / file.name)
-    name = encoder.file.name
+    own, copied = oracle_file(base), {encoder.file_name: encoder.file}
+    copied |= {own.name: own} if own else {}
+    copied |= {name: base / name for name in _COMPANIONS if (base / name).is_file()}
+    for name, file in copied.items():
+        shutil.copy(file, folder / name)
+    by_oracle = own is not None or encoder.backend == "mistral-common"
+    recognised = {} if own or not by_oracle else {"x-oracle": encoder.tokenizer.recognition.text}
     return {
         "backend": encoder.backend,
-        "version": encoder.tokenizer.oracle.version if own else None,
-        "file": name,
-        "sha256": sha256_file(folder / name),
-        "files": {file.name: sha256_file(folder / file.name) for file in copied},
+        "version": encoder.tokenizer.oracle.version if by_oracle else None,
+        "file": encoder.file_name,
+        "sha256": sha256_file(folder / encoder.file_name),
+        "files": {name: sha256_file(folder / name) for name in copied},
         "vocab_size": encoder.vocab_size,
+        **recognised,
     }
 
 

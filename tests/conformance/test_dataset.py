@@ -221,14 +221,14 @@ def test_without_a_mistral_tokenizer_the_template_alone_is_judged(tmp_path: Path
     folder = tmp_path / "base"
     v3().fast.save_pretrained(folder)
     target = make_target(tmp_path, [*SOUND, said("a", "b", "c")], backend="chat-template")
-    target.__dict__["tokenizer"] = CheckpointTokenizer(folder)
+    target.__dict__["tokenizer"] = CheckpointTokenizer(folder, "none")
     results = dataset_results(target)
     assert "no Mistral tokenizer file" in results["backends-agree"].not_checked
     assert found(results, "ML601", "ML603") == []
     assert facts(results)["rows"] == 4
     target.__dict__["tokenizer"] = CheckpointTokenizer(folder)
     plain = make_target(tmp_path, SOUND)
-    plain.__dict__["tokenizer"] = CheckpointTokenizer(folder)
+    plain.__dict__["tokenizer"] = CheckpointTokenizer(folder, "none")
     with pytest.raises(NoOracleError):
         dataset_results(plain)
 

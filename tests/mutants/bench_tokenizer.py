@@ -55,13 +55,15 @@ class TokenizerBench:
     def make(self, folder: Path) -> Artifact:
         """Copy the sound folder, and read its documents."""
         checkpoint = Path(shutil.copytree(_pristine(), folder / "checkpoint"))
-        return {"folder": checkpoint, **_read(checkpoint), **_tools(folder)}
+        shutil.copy(checkpoint / "tekken.json", folder / "tekken.json")
+        named = {"oracle": None, "own_tekken": folder / "tekken.json"}
+        return {"folder": checkpoint, **named, **_read(checkpoint), **_tools(folder)}
 
     def judge(self, artifact: Artifact) -> list[Finding]:
         """Write the documents back where they were changed, and run every check."""
         folder = artifact["folder"]
         _write(folder, artifact)
-        checks = tokenizer.checks(Target("checkpoint", folder), SETTINGS)
+        checks = tokenizer.checks(Target("checkpoint", folder, oracle_name=artifact["oracle"]), SETTINGS)
         findings = [finding for check in checks for finding in check.run().findings]
         findings += tokenizer_folder.shipped_bytes(Target("spm-v1"), artifact["recorded"])
         return findings + _judge_pin(artifact["pinned"])
@@ -674,3 +676,111 @@ def two_bos_in_the_template(artifact: Artifact) -> None:
 def bos_again_by_the_tokenizer(artifact: Artifact) -> None:
     """The tokenizer puts BOS before every text, rendered conversations too."""
     artifact["tokenizer_json"]["post_processor"] = artifact["bos_post_processor"]
+
+
+def _padding(**values: Any) -> dict[str, Any]:
+    pad = {"direction": "Right", "pad_to_multiple_of": None, "pad_id": 11, "pad_type_id": 0, "pad_token": "<pad>"}
+    return {"strategy": "BatchLongest", **pad, **values}
+
+
+def _truncation(max_length: int) -> dict[str, Any]:
+    return {"direction": "Right", "max_length": max_length, "strategy": "LongestFirst", "stride": 0}
+
+
+@mutant("ML231", "N35", says="cut at 512 tokens")
+def truncation_is_saved(artifact: Artifact) -> None:
+    """The truncation of a training run is saved."""
+    artifact["tokenizer_json"]["truncation"] = _truncation(512)
+
+
+@mutant("ML231", "N35", says="cut at 8 tokens")
+def short_truncation_is_saved(artifact: Artifact) -> None:
+    """A truncation that cuts even the probes is saved, and is the only fault."""
+    artifact["tokenizer_json"]["truncation"] = _truncation(8)
+
+
+@mutant("ML231", "N35", says="cut at 32768 tokens")
+def long_truncation_is_saved(artifact: Artifact) -> None:
+    """A truncation that no test prompt reaches is saved."""
+    artifact["tokenizer_json"]["truncation"] = _truncation(32768)
+
+
+@mutant("ML231", "N35", says="padded to {'Fixed': 512}")
+def fixed_padding_is_saved(artifact: Artifact) -> None:
+    """Every text is padded to one length."""
+    artifact["tokenizer_json"]["padding"] = _padding(strategy={"Fixed": 512})
+
+
+@mutant("ML231", "N35", says="padded to a multiple of 8")
+def padding_to_a_multiple_is_saved(artifact: Artifact) -> None:
+    """Every text is padded to a multiple."""
+    artifact["tokenizer_json"]["padding"] = _padding(pad_to_multiple_of=8)
+
+
+@mutant("ML231 ML232", "N35")
+def truncation_and_padding_are_saved(artifact: Artifact) -> None:
+    """A batch of a training run left both settings in the file."""
+    artifact["tokenizer_json"] |= {"truncation": _truncation(2048), "padding": _padding()}
+
+
+@mutant("ML232", "N35", says="longest text of a batch")
+def padding_of_batches_is_saved(artifact: Artifact) -> None:
+    """The padding of batches is saved."""
+    artifact["tokenizer_json"]["padding"] = _padding()
+
+
+@mutant("ML233", says="there is no chat template")
+def template_is_not_copied(artifact: Artifact) -> None:
+    """The tokenizer is copied without its template."""
+    (artifact["folder"] / "chat_template.jinja").unlink()
+
+
+# Folders as transformers and trainers save them, without Mistral's own file
+
+
+@mutant("ML229", "N70", says="which is the closest one")
+def unknown_vocabulary(artifact: Artifact) -> None:
+    """No tokenizer that is known has the vocabulary."""
+    (artifact["folder"] / "tekken.json").unlink()
+
+
+@mutant("ML230", says="of 32,768 ids are the same")
+def another_family_is_named(artifact: Artifact) -> None:
+    """The oracle that is named is a SentencePiece one."""
+    (artifact["folder"] / "tekken.json").unlink()
+    artifact["oracle"] = "spm-v3"
+
+
+@mutant("ML230", says="but id 1500 is")
+def a_named_oracle_has_another_token(artifact: Artifact) -> None:
+    """The oracle that is named fits but for two tokens."""
+    (artifact["folder"] / "tekken.json").unlink()
+    artifact["oracle"] = str(artifact["own_tekken"])
+    vocabulary = artifact["tokenizer_json"]["model"]["vocab"]
+    by_id = {number: token for token, number in vocabulary.items()}
+    vocabulary[by_id[1500]], vocabulary[by_id[1501]] = 1501, 1500
+
+
+@mutant("ML230", "N70", says="gets the ids")
+def a_named_oracle_gives_other_ids(artifact: Artifact) -> None:
+    """The oracle that is named has the vocabulary, and a normalizer changes the ids."""
+    (artifact["folder"] / "tekken.json").unlink()
+    artifact["oracle"] = str(artifact["own_tekken"])
+    artifact["tokenizer_json"]["normalizer"] = {"type": "Lowercase"}
+
+
+@mutant("ML226", "N70", says="ends with")
+def template_without_eos_and_a_named_oracle(artifact: Artifact) -> None:
+    """A folder without Mistral's own file is judged by the oracle that is named."""
+    (artifact["folder"] / "tekken.json").unlink()
+    artifact["oracle"] = str(artifact["own_tekken"])
+    artifact["template"] = artifact["template"].replace("{{- eos_token }}", "")
+
+
+@mutant("ML226", says="ends with")
+def template_without_eos_beside_tekken_alone(artifact: Artifact) -> None:
+    """The folder has a template and Mistral's own file, and nothing that transformers loads as it is."""
+    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
+        (artifact["folder"] / name).unlink()
+    template = artifact["template"].replace("{{- eos_token }}", "")
+    (artifact["folder"] / "chat_template.jinja").write_text(template)

@@ -241,3 +241,48 @@ class ML228(Example):
 
     def sound(self, artifact: Artifact) -> None:
         artifact["tokenizer_config"]["split_special_tokens"] = False
+
+
+class ML229(Example):
+    def broken(self, artifact: Artifact) -> None:
+        (artifact["folder"] / "tekken.json").unlink()
+
+    def sound(self, artifact: Artifact) -> None:
+        (artifact["folder"] / "tekken.json").unlink()
+        artifact["oracle"] = str(artifact["own_tekken"])
+
+
+class ML230(Example):
+    def broken(self, artifact: Artifact) -> None:
+        (artifact["folder"] / "tekken.json").unlink()
+        artifact["oracle"] = "spm-v3"
+
+    def sound(self, artifact: Artifact) -> None:
+        (artifact["folder"] / "tekken.json").unlink()
+        artifact["oracle"] = str(artifact["own_tekken"])
+
+
+class ML231(Example):
+    def broken(self, artifact: Artifact) -> None:
+        cut = {"direction": "Right", "max_length": 512, "strategy": "LongestFirst", "stride": 0}
+        artifact["tokenizer_json"]["truncation"] = cut
+
+    def sound(self, artifact: Artifact) -> None:
+        artifact["tokenizer_json"]["truncation"] = None
+
+
+class ML232(Example):
+    def broken(self, artifact: Artifact) -> None:
+        pad = {"pad_to_multiple_of": None, "pad_id": 11, "pad_type_id": 0, "pad_token": "<pad>"}
+        artifact["tokenizer_json"]["padding"] = {"strategy": "BatchLongest", "direction": "Right", **pad}
+
+    def sound(self, artifact: Artifact) -> None:
+        artifact["tokenizer_json"]["padding"] = None
+
+
+class ML233(Example):
+    def broken(self, artifact: Artifact) -> None:
+        (artifact["folder"] / "chat_template.jinja").unlink()
+
+    def sound(self, artifact: Artifact) -> None:
+        (artifact["folder"] / "chat_template.jinja").write_text(artifact["template"])

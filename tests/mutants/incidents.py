@@ -220,6 +220,11 @@ INCIDENTS = (
         "TelecomsXChangeAPi/OpenTextShield#195",
     ),
     Incident(
+        "N35",
+        "Truncation and padding of a training run are saved into tokenizer.json",
+        "vllm-project/llm-compressor#2917",
+    ),
+    Incident(
         "N54",
         "Thoughts are written as letters for a base with thinking tokens",
         "modelscope/ms-swift#9427, unslothai/unsloth#6695",
@@ -230,6 +235,11 @@ INCIDENTS = (
     Incident("N68", "Tool results do not belong to the calls before them", "mistralai/mistral-common, validator"),
     Incident(
         "N69", "Rows were rendered for a model of another family", "huggingface/trl#3299, axolotl-ai-cloud/axolotl#2710"
+    ),
+    Incident(
+        "N70",
+        "A checkpoint as transformers saves it, without Mistral's own file, is not judged at all",
+        "axolotl-ai-cloud/axolotl#2710, huggingface/trl#3299, huggingface/transformers#42591",
     ),
 )
 """Every incident, by id."""

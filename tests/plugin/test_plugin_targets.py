@@ -114,10 +114,30 @@ def test_a_target_that_is_no_tokenizer_fails_one_check_and_its_others_are_not_ch
 def test_a_checkpoint_without_a_mistral_tokenizer_is_not_checked_against_it(golden: Run, tmp_path: Path) -> None:
     folder = tmp_path / "derived"
     converted_tokenizer("spm-v3").fast.save_pretrained(folder)
-    result = golden(f"--mistral-tokenizer={folder}", "-k", "mask", "-v")
+    target = (f"--mistral-tokenizer={folder}", "--mistral-oracle=none")
+    result = golden(*target, "-k", "mask", "-v")
     assert result.parseoutcomes().keys() == {"skipped", "deselected"}
-    assert "no Mistral tokenizer file; expected tekken.json or tokenizer.model.vN" in result.stdout.str()
-    assert golden(f"--mistral-tokenizer={folder}", "-k", "mask", "--mistral-strict").ret == 1
+    assert "no Mistral tokenizer file, and the oracle is declared as none; expected tekken.json" in result.stdout.str()
+    assert golden(*target, "-k", "mask", "--mistral-strict").ret == 1
+    # nothing was judged, and with the other checks something is
+    assert (result.ret, "No check could judge anything" in result.stdout.str()) == (1, True)
+    assert golden(*target, "-k", "mask or tokenizer").ret == 0
+
+
+def test_a_checkpoint_without_mistrals_own_file_is_judged_by_the_tokenizer_that_it_was_made_from(
+    golden: Run, tmp_path: Path
+) -> None:
+    folder = tmp_path / "derived"
+    converted_tokenizer("spm-v1").fast.save_pretrained(folder)
+    result = golden(f"--mistral-tokenizer={folder}", "-k", "oracle or bos-once or single")
+    assert result.ret == 0
+    assert "oracle of derived: recognised as spm-v1: 32,000 of 32,000 ids are the same" in result.stdout.str()
+    other = golden(f"--mistral-tokenizer={folder}", "--mistral-oracle=spm-v2", "-k", "oracle or bos-once or single")
+    assert other.parseoutcomes() == {"failed": 1, "skipped": 2, "deselected": other.parseoutcomes()["deselected"]}
+    assert "\nML230 " in other.stdout.str()
+    refused = golden(f"--mistral-tokenizer={folder}", "--mistral-oracle=spm-v33")
+    assert refused.ret == 4
+    assert "--mistral-oracle: spm-v33: no such name and no such file; expected spm-v1, " in refused.stderr.str()
 
 
 def test_the_rerun_command_of_a_failure_finds_the_same_failure(golden: Run, tmp_path: Path) -> None:

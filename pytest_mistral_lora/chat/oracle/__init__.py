@@ -224,23 +224,23 @@ class Oracle:
             return "<not in the vocabulary>"
         return str(self._text.id_to_piece(token))
 
+    @cached_property
+    def vocabulary(self) -> tuple[bytes, ...]:
+        """The bytes of each id: of a piece or a control token, its spelling; never U+FFFD for a part of a character."""
+        if self.kind == "tekken":
+            return tuple(self._text.id_to_byte_piece(n, SpecialTokenPolicy.KEEP) for n in range(self.vocab_size))
+        return tuple(self.piece(n).encode() for n in range(self.vocab_size))
+
     def chat_template(self) -> str:
         """Return the Jinja chat template that mistral-common generates for this tokenizer."""
         return self._chat_template
 
     @cached_property
     def _chat_template(self) -> str:
-        # The function would load the file once more, which takes most of a second for Tekken: it finds this tokenizer
-        # in place of the class. Should it look elsewhere one day, it loads the file, and the result is the same.
-        generate = convert_tokenizer_to_chat_template
-        stand_in = SimpleNamespace(from_file=lambda path: self._plain_tokenizer)
-        with_this = FunctionType(
-            generate.__code__,
-            {**generate.__globals__, "MistralTokenizer": stand_in},
-            argdefs=generate.__defaults__,
-            closure=generate.__closure__,
-        )
-        return trust(str(with_this(self.path)))
+        # it finds this tokenizer in place of the class: loading the file again takes most of a second for Tekken
+        own, stand_in = convert_tokenizer_to_chat_template, SimpleNamespace(from_file=lambda _: self._plain_tokenizer)
+        names = {**own.__globals__, "MistralTokenizer": stand_in}
+        return trust(str(FunctionType(own.__code__, names, None, own.__defaults__, own.__closure__)(self.path)))
 
     def _wrap_encoders(self) -> None:
         # The objects are this oracle's own, so wrapping their methods changes nothing elsewhere.

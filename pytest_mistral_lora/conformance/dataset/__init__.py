@@ -9,6 +9,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any, TextIO
 
+from pytest_mistral_lora.checkpoint.tokenizer_folder import NO_ORACLE
 from pytest_mistral_lora.conformance.checks import Check, Settings
 from pytest_mistral_lora.conformance.finding import Finding, Result
 from pytest_mistral_lora.conformance.targets import RecipeTarget
@@ -82,6 +83,9 @@ def _judge_recipe(target: RecipeTarget) -> Result:
         except TokenizerError as error:
             if not isinstance(error, NoOracleError | NoTemplateError):
                 raise
+            if isinstance(error, NoOracleError) and target.tokenizer.declared != NO_ORACLE:
+                # the check `oracle` of the tokenizer reports it
+                return Result(tuple(findings), not_checked="" if findings else str(error))
             findings.append(refused("ML641", error))
         except InputError as error:
             findings.append(refused("ML641", error))
@@ -130,7 +134,10 @@ def dataset_results(
         target.recipe.training.policy,
         data.held_out,
         compares=not no_comparison,
-        official=not no_comparison and is_long(files) and target.template.source == target.oracle.chat_template(),
+        oracle_name=target.tokenizer.declared,
+        official=not no_comparison
+        and is_long(files)
+        and target.tokenizer.template.source == target.oracle.chat_template(),
     )
     tally = scan(plan, files, tokenizer=target.tokenizer, processes=processes, progress=progress)
     results = report(tally, files, plan, place=f"{target.path}, data.held_out", no_comparison=no_comparison)
@@ -146,7 +153,7 @@ def _no_comparison(target: RecipeTarget) -> str:
     backend = target.recipe.backend
     needs: dict[str, Callable[[], Any]] = {
         "mistral-common": lambda: target.oracle,
-        "chat-template": lambda: target.template,
+        "chat-template": lambda: target.tokenizer.template,
     }
     # outside the try: a recipe whose own backend cannot be used has no dataset to check at all
     needs[backend]()

@@ -48,6 +48,7 @@ class ScanPlan:
         held_out: Fraction of the training rows that is held out.
         compares: Whether there is a chat template to compare mistral-common with.
         official: Whether that template is known to be mistral-common's own, so that it needs no bounds.
+        oracle_name: The oracle that is declared for a folder without a Mistral tokenizer file, or None.
     """
 
     tokenizer: Path
@@ -56,6 +57,7 @@ class ScanPlan:
     held_out: float
     compares: bool
     official: bool = False
+    oracle_name: str | None = None
 
 
 class RowJudge:
@@ -64,7 +66,7 @@ class RowJudge:
     def __init__(self, plan: ScanPlan, tokenizer: CheckpointTokenizer | None = None) -> None:
         """Load the tokenizer of the plan, or use the one given."""
         self.plan = plan
-        self.encoder = make_encoder(plan.backend, tokenizer or CheckpointTokenizer(plan.tokenizer))
+        self.encoder = make_encoder(plan.backend, tokenizer or CheckpointTokenizer(plan.tokenizer, plan.oracle_name))
         self._oracle: Oracle | None = None
         try:
             self._oracle = self.encoder.tokenizer.oracle

@@ -10,7 +10,7 @@ from pytest_mistral_lora.conformance.finding import Finding, Result
 from pytest_mistral_lora.conformance.targets import RecipeTarget, Target
 from pytest_mistral_lora.conformance.tokenizer import folder as tokenizer_folder
 from pytest_mistral_lora.conformance.tokenizer import ids as tokenizer_ids
-from pytest_mistral_lora.conformance.tokenizer import template_traits
+from pytest_mistral_lora.conformance.tokenizer import recognised, template_traits
 from pytest_mistral_lora.conformance.tokenizer.template_traits import TemplateTraits
 
 Judge = Callable[[Target], Iterator[Finding]]
@@ -20,8 +20,10 @@ FILES: dict[str, Judge] = {
     "one-revision": tokenizer_folder.one_revision,
     "declarations-agree": tokenizer_folder.files_agree,
     "class": tokenizer_folder.tokenizer_class,
+    "nothing-cut-or-padded": tokenizer_folder.nothing_cut_or_padded,
     "model-config": tokenizer_ids.model_config,
     "template-places": tokenizer_folder.one_template,
+    "has-template": tokenizer_folder.has_template,
 }
 """Checks of a folder: its files among themselves."""
 
@@ -49,6 +51,8 @@ def checks(target: Target, settings: Settings) -> Iterator[Check]:
     """Yield the checks of a target's tokenizer."""
     yield Check(target, "tokenizer", "file", partial(tokenizer_folder.file, target))
     folder = isinstance(target, RecipeTarget) or (target.path is not None and target.path.is_dir())
+    if target.path is not None:
+        yield Check(target, "tokenizer", "oracle", partial(recognised.oracle, target))
     for case, judge in {**(FILES if folder else {}), **IDS}.items():
         yield Check(target, "tokenizer", case, partial(_judge_target, target, judge))
     template = _TemplateOnce(target)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import random
 import re
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pytest_mistral_lora.checkpoint.recognition import PROBES, as_bytes, probe_differences
 from pytest_mistral_lora.checkpoint.tokenizer_folder import GENERATION_CONFIG, MODEL_CONFIG, TOKENIZER_JSON
 from pytest_mistral_lora.checkpoint.weights import embedding_rows
 from pytest_mistral_lora.conformance.finding import Finding, first_findings
@@ -18,22 +19,6 @@ from pytest_mistral_lora.errors import InputError
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.chat.oracle import Oracle
-
-PROBES = (
-    "Hello, world!",
-    "End.  Next  sentence.",
-    "def f(x):\n    return x  # two\n\tdone\n",
-    "'The' don't I'LL HTTPServer's we'Ve",
-    "1234567890 3.14 -0.5e10",
-    "日本語 中文 한국어",
-    "é é ñ Å नमस्ते สวัสดี",
-    "👩🏽‍🚀 👨‍👩‍👧‍👦 🇫🇷",
-    "مرحبا שלום",
-    '{"a": [1, 2.5, null], "b": "\\u00e9"}',
-    "https://example.org/a?b=c&d=%20",
-    "x\u0016y ju\u0016",
-)
-"""Texts whose ids a wrong tokenizer, merge order or pre-tokenizer is known to change."""
 
 _CHUNK = 64
 _SHOWN = 5
@@ -108,36 +93,22 @@ def vocabulary(target: Target) -> Iterator[Finding]:
     text_ids = [token for token in known if token not in oracle.control_tokens and token != oracle.unk_id]
     if TOKENIZER_JSON not in target.tokenizer.files.names:
         text_ids = text_ids[:_SAMPLE]
-    have = _written(fast, text_ids, oracle)
-    other = [token for token, text in zip(text_ids, have, strict=True) if text != oracle.piece(token)]
+    # bytes, not text: of two tokens with a part of a character, both read as U+FFFD
+    have = dict(zip(text_ids, fast.convert_ids_to_tokens(text_ids), strict=True))
+    other = [token for token in text_ids if as_bytes(have[token], oracle.kind) != oracle.vocabulary[token]]
     if other:
-        first = other[0]
-        found = f"{len(other):,} ids stand for other text, the first is {first}: {have[text_ids.index(first)]!r}"
-        yield Finding("ML214", found, place, repr(oracle.piece(first)))
-
-
-def _written(fast: Any, ids: Sequence[int], oracle: Oracle) -> list[str]:
-    """Return tokens as `Oracle.piece` writes them: byte-level tokens decoded, SentencePiece's as they are."""
-    tokens: list[str] = fast.convert_ids_to_tokens(list(ids))
-    if oracle.kind == "spm":
-        return tokens
-    # Byte-level BPE writes printable Latin-1 bytes as themselves, and the others as characters from U+0100 on.
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printable]
-    table = {chr(byte): byte for byte in printable} | {chr(0x100 + n): byte for n, byte in enumerate(others)}
-    return [bytes(table.get(char, 0) for char in token).decode("utf-8", errors="replace") for token in tokens]
+        sides = (as_bytes(have[other[0]], oracle.kind), oracle.vocabulary[other[0]])
+        found, expected = (repr(side.decode(errors="backslashreplace")) for side in sides)
+        found = f"{len(other):,} ids stand for other text, the first is {other[0]}: {found}"
+        yield Finding("ML214", found, place, expected)
 
 
 def text_ids(target: Target) -> Iterator[Finding]:
     """Yield ML205 for each probe, and for texts made of the whole vocabulary, whose ids differ from the oracle's."""
     oracle, fast = target.oracle, target.tokenizer.fast
     place = str(target.tokenizer.path)
-    for text in PROBES:
-        # The text follows a control token, as in a conversation: at the start of a string, SentencePiece differs.
-        have = tuple(fast(f"</s>{_space(oracle)}{text}", add_special_tokens=False)["input_ids"])
-        want = (oracle.eos_id, *oracle.encode_text(text))
-        if have != want:
-            yield Finding("ML205", f"{text!r} gets other ids", place, detail=_difference(want, have, oracle))
+    for text, want, have in probe_differences(oracle, fast):
+        yield Finding("ML205", f"{text!r} gets other ids", place, detail=_difference(want, have, oracle))
     more = (*_around_control_tokens(oracle, fast, place), *_vocabulary_texts(target, place))
     yield from more[:1]
 

@@ -15,7 +15,6 @@ from transformers import TrainerCallback
 from pytest_mistral_lora.chat.completions import FormatCheck, FormatVerdict, pass_rates, verdicts
 from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.checkpoint.encoder import Encoder
-from pytest_mistral_lora.checkpoint.tokenizers import oracle_file
 from pytest_mistral_lora.errors import RecipeError
 from pytest_mistral_lora.records.files import write_text
 from pytest_mistral_lora.training.callbacks import FORMAT
@@ -31,14 +30,14 @@ def format_checks(evaluation: Evaluation, encoder: Encoder) -> tuple[FormatCheck
     """Return the format checks of a recipe.
 
     Raises:
-        RecipeError: If one cannot be made, or the base has no Mistral tokenizer file to read tool calls by.
+        RecipeError: If one cannot be made, or the base has no Mistral tokenizer to read tool calls by.
     """
     checks = evaluation.format_checks()
-    if any(check.kind == "tool_call" for check in checks) and oracle_file(encoder.tokenizer.path) is None:
+    if any(check.kind == "tool_call" for check in checks) and not encoder.tokenizer.has_oracle:
         raise RecipeError(
             "tool_call, but the base has no Mistral tokenizer, which defines the format of a call",
             place="evaluation.checks",
-            expected="a base with tekken.json or tokenizer.model.vN, or other checks",
+            expected="a base with tekken.json or tokenizer.model.vN, its name in base.oracle, or other checks",
         )
     return checks
 

@@ -104,10 +104,11 @@ def record(
 def tokenizer_identity(encoder: Encoder) -> dict[str, Any]:
     """Return a transcript's `tokenizer`: the backend, and version, name and hash of its file."""
     file = encoder.file
+    by_oracle = encoder.backend == "mistral-common" or oracle_file(encoder.tokenizer.path) is not None
     return {
         "backend": encoder.backend,
-        "version": encoder.tokenizer.oracle.version if oracle_file(encoder.tokenizer.path) else None,
-        "file": file.name,
+        "version": encoder.tokenizer.oracle.version if by_oracle else None,
+        "file": encoder.file_name,
         "sha256": sha256_file(file),
     }
 

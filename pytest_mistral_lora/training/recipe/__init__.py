@@ -105,6 +105,8 @@ class Recipe(Section):
                 written["json_schema"] = self.path_as_written(check.json_schema)
         if self.base.path:
             data["base"]["path"] = self.path_as_written(self.base.path)
+        if self.base.oracle:
+            data["base"]["oracle"] = self.path_as_written(Path(self.base.oracle))
         return data
 
 

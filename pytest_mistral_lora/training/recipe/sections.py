@@ -20,6 +20,7 @@ from pydantic import (
 )
 
 from pytest_mistral_lora.checkpoint.hub_cache import COMMIT
+from pytest_mistral_lora.errors import TokenizerError
 from pytest_mistral_lora.records.files import base_weights_command
 
 
@@ -91,6 +92,11 @@ class Base(Section):
         default=None,
         description="Name of a local base in manifest and adapter; default: its path as you write it here.",
     )
+    oracle: str | None = Field(
+        default=None,
+        description="Mistral tokenizer of a base without tekken.json and tokenizer.model.vN: a name such as spm-v3, a "
+        "path, or none; default: recognised by the vocabulary.",
+    )
     quantization: Literal["nf4"] | None = Field(
         default=None,
         description="nf4: load the linear layers in 4 bits (QLoRA, double quantisation); needs bitsandbytes.",
@@ -118,6 +124,19 @@ class Base(Section):
     @classmethod
     def _beside_recipe(cls, value: Path | None, info: ValidationInfo) -> Path | None:
         return value if value is None else from_recipe(value, info)
+
+    @field_validator("oracle")
+    @classmethod
+    def _is_an_oracle(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is None:
+            return None
+        # only here: mistral-common takes a second to import
+        from pytest_mistral_lora.checkpoint.recognition import known_choice
+
+        try:
+            return known_choice(value, from_recipe(Path(), info))
+        except TokenizerError as error:
+            raise ValueError(f"{error.found}; expected {error.expected}") from error
 
     @model_validator(mode="after")
     def _is_one_pinned_base(self) -> Self:

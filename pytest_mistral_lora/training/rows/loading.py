@@ -150,7 +150,9 @@ def load_data(
     """
     files = [DataFile(path, False) for path in recipe.data.train] + [DataFile(path, True) for path in recipe.data.eval]
     sha256 = [sha256_file(file.path) for file in files]
-    plan = EncodingPlan(encoder.tokenizer.path, recipe.backend, recipe.training.policy, recipe.data.held_out)
+    # a worker that loads the file of the oracle need not recognise the folder once more
+    source = encoder.file if encoder.backend == "mistral-common" else encoder.tokenizer.path
+    plan = EncodingPlan(source, recipe.backend, recipe.training.policy, recipe.data.held_out)
 
     def encode(sinks: Sinks) -> SplitFigures:
         bar = progress or sys.stderr
