@@ -135,7 +135,7 @@ def assert_adapter_sound(adapter_dir: str | Path, base: str | Path | None = None
             missing, the checks that need a base are left out.
 
     Raises:
-        AssertionError: With every broken rule of the subject `adapter` (ML401 to ML421).
+        AssertionError: With every broken rule of the subject `adapter` (ML401 to ML442).
         PinError: If the base cannot be read.
     """
     __tracebackhide__ = True

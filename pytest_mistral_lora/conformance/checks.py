@@ -37,7 +37,8 @@ ROOT = "mistral-golden"
 """First part of every node id."""
 
 Subject = Literal[
-    "tokenizer", "template", "mask", "dataset", "encoded", "runner", "adapter", "manifest", "transcript", "train"
+    "tokenizer", "template", "mask", "dataset", "encoded", "runner",
+    "adapter", "merged", "manifest", "transcript", "train",
 ]  # fmt: skip
 SUBJECTS: tuple[Subject, ...] = get_args(Subject)
 """Every subject, in the order in which its checks run."""
@@ -151,6 +152,7 @@ _SUBJECTS = {
     "dataset": ("dataset", "checks"),
     "encoded": ("encoded.audit", "checks"),
     "adapter": ("adapter", "checks"),
+    "merged": ("merged", "checks"),
     "manifest": ("manifest", "checks"),
     "transcript": ("transcript", "checks"),
     "train": ("train", "checks"),
@@ -183,7 +185,7 @@ def _checks(target: Target, settings: Settings, results: _Results) -> Iterator[C
     elif isinstance(target, RunnerTarget):
         subjects = ["runner"]
     elif isinstance(target, AdapterTarget):
-        subjects = ["adapter", "manifest", "transcript"]
+        subjects = ["merged" if target.adapter.is_merged else "adapter", "manifest", "transcript"]
     else:
         subjects = ["tokenizer", "template", "user goldens", "mask"]
     if isinstance(target, RecipeTarget):
@@ -272,6 +274,12 @@ def targets_of(paths: Sequence[Path], base: Path | None = None, oracle: str | No
         if not path.exists():
             raise InputError("no such file or folder", place=str(path))
     recipes = [path for path in paths if path.suffix in _RECIPES]
-    adapters = [path for path in paths if any((path / name).is_file() for name in _ADAPTERS)]
+    # with a base, a folder of full weights is a merged model; without one, a checkpoint like any other
+    adapters = [
+        path
+        for path in paths
+        if any((path / name).is_file() for name in _ADAPTERS)
+        or (base is not None and path.resolve() != base.resolve() and any(path.glob("model*.safetensors")))
+    ]
     tokenizers = [path for path in paths if path not in recipes and path not in adapters]
     return named_targets(tokenizers=tokenizers, recipes=recipes, adapters=adapters, base=base, oracle=oracle)

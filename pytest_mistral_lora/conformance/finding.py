@@ -16,6 +16,9 @@ Severity = Literal["error", "note"]
 _SUBJECTS = ("template", "mask", "tokenizer", "train", "adapter", "encoded", "dataset", "manifest", "transcript")
 """The subjects in the order of the first digit of their rules' ids: ML0xx to ML8xx."""
 
+_WITHIN = {"merged": ("adapter", {421, *range(430, 443)})}
+"""Subjects whose rules have ids among those of another: that one, and the numbers."""
+
 
 @dataclass(frozen=True, slots=True)
 class RuleExample:
@@ -90,16 +93,19 @@ class RuleTable(Mapping[str, Rule]):
 
     def __getitem__(self, rule_id: str) -> Rule:
         # Most runs have no finding or findings of one subject, and the nine files take 0.1 s to parse.
-        digit = rule_id[2:3]
-        if not digit.isdecimal() or int(digit) >= len(_SUBJECTS):
+        number = rule_id[2:]
+        if not number.isdecimal() or int(number) // 100 >= len(_SUBJECTS):
             raise KeyError(rule_id)
-        return _read_rules(_SUBJECTS[int(digit)])[rule_id]
+        within = (subject for subject, (_, numbers) in _WITHIN.items() if int(number) in numbers)
+        return _read_rules(next(within, _SUBJECTS[int(number) // 100]))[rule_id]
 
     def __iter__(self) -> Iterator[str]:
-        return (rule_id for subject in _SUBJECTS for rule_id in _read_rules(subject))
+        for subject in _SUBJECTS:
+            files = (subject, *(one for one, (other, _) in _WITHIN.items() if other == subject))
+            yield from sorted(rule_id for file in files for rule_id in _read_rules(file))
 
     def __len__(self) -> int:
-        return sum(len(_read_rules(subject)) for subject in _SUBJECTS)
+        return sum(len(_read_rules(subject)) for subject in (*_SUBJECTS, *_WITHIN))
 
 
 RULES = RuleTable()

@@ -208,10 +208,12 @@ class AdapterTarget(Target):
     Attributes:
         base: The base checkpoint's folder, or None to look for it.
         dataset: The files it was trained on, in the order of its recipe; empty if they are not given.
+        beside: The folders of the run, among which the adapter of a merged model may be.
     """
 
     base: Path | None = None
     dataset: tuple[Path, ...] = ()
+    beside: tuple[Path, ...] = ()
 
     @cached_property
     def adapter(self) -> AdapterFolder:
@@ -273,5 +275,5 @@ def named_targets(
         for one in runners
         for judge in judges
     ]
-    targets += [AdapterTarget(name(path), path, base=base) for path in adapters]
+    targets += [AdapterTarget(name(path), path, base=base, beside=tuple(adapters)) for path in adapters]
     return targets

@@ -1,4 +1,4 @@
-"""Adapter folders, and merged models, that are broken on purpose."""
+"""Adapter folders that are broken on purpose."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from gallery import Artifact, mutant
 from safetensors.torch import load_file, save_file
-from trained import WEIGHTS, copied, replace_weights, trained
+from trained import WEIGHTS, copied, trained
 
 from pytest_mistral_lora.conformance.checks import Settings, collect
 from pytest_mistral_lora.conformance.finding import Finding
@@ -23,15 +23,15 @@ COMMIT = "e0bc86c23ce5aae1db576c8cca6f06f1f73af2db"
 
 
 class AdapterBench:
-    """Makes a trained adapter with its base and the merged model, and judges both folders."""
+    """Makes a trained adapter with its base, and judges its folder."""
 
     subject = "adapter"
 
     def make(self, folder: Path) -> Artifact:
-        """Make a trained adapter, its base and the merged model below a folder."""
+        """Make a trained adapter and its base below a folder."""
         source = trained()
-        adapter, base, merged = folder / "lora", folder / "base", folder / "merged"
-        for one, target in ((source.adapter, adapter), (source.base, base), (source.merged, merged)):
+        adapter, base = folder / "lora", folder / "base"
+        for one, target in ((source.adapter, adapter), (source.base, base)):
             copied(one, target)
         return {
             "folder": adapter,
@@ -42,19 +42,16 @@ class AdapterBench:
             "head": _head(),
             "base": base,
             "base_config": json.loads((base / "config.json").read_text()),
-            "merged": merged,
-            "merged_config": json.loads((merged / "config.json").read_text()),
         }
 
     def judge(self, artifact: Artifact) -> list[Finding]:
-        """Run every check of the subject on both folders."""
+        """Run every check of the subject on the adapter's folder."""
         torch.set_num_threads(1)  # the tiny model is too small to share
-        folder, base, merged = artifact["folder"], artifact["base"], artifact["merged"]
+        folder, base = artifact["folder"], artifact["base"]
         _write_changed(artifact["config"], folder / CONFIG)
         _write_changed(artifact["base_config"], base / "config.json")
-        _write_changed(artifact["merged_config"], merged / "config.json")
         _write_tensors(artifact["tensors"], folder / TENSORS)
-        targets = [AdapterTarget("lora", folder, base=base), AdapterTarget("merged", merged, base=base)]
+        targets = [AdapterTarget("lora", folder, base=base)]
         checks = [check for check in collect(targets, settings(folder)) if check.subject == self.subject]
         return [finding for check in checks for finding in check.run().findings]
 
@@ -229,24 +226,6 @@ def pickle_named_safetensors(artifact: Artifact) -> None:
     (artifact["folder"] / TENSORS).write_bytes(pickle.dumps({"a": [1]}))
 
 
-@mutant("ML405 ML418", says="full model weights")
-def merged_model_where_an_adapter_is_expected(artifact: Artifact) -> None:
-    """The folder holds a merged model, and nothing says so."""
-    folder = artifact["folder"]
-    for name in (CONFIG, TENSORS, "manifest.json"):
-        (folder / name).unlink()
-    copied(artifact["base"], folder / "base")
-    for file in (folder / "base").iterdir():
-        file.rename(folder / file.name)
-
-
-@mutant("ML418", "I61", says="once more")
-def adapter_left_in_the_merged_folder(artifact: Artifact) -> None:
-    """The merged model's folder still has the adapter, which transformers puts on it again."""
-    for name in (CONFIG, TENSORS):
-        (artifact["merged"] / name).write_bytes((artifact["folder"] / name).read_bytes())
-
-
 @mutant("ML401", "I16", says="k_proj")
 def tensors_of_one_target_missing(artifact: Artifact) -> None:
     """The tensors of k_proj were not saved."""
@@ -387,12 +366,6 @@ def infinite_in_half_precision(artifact: Artifact) -> None:
     """A number was too large for float16."""
     artifact["tensors"] = {name: one.half() for name, one in artifact["tensors"].items()}
     artifact["tensors"][LAYER] *= 1e6
-
-
-@mutant("ML402", "I45", says="embed_tokens")
-def merged_weight_not_finite(artifact: Artifact) -> None:
-    """A weight of the merged model is NaN."""
-    replace_weights(artifact["merged"] / WEIGHTS, **{"model.embed_tokens.weight": torch.full((32768, 128), torch.nan)})
 
 
 @mutant("ML403 ML413", "I49", says="learned nothing")
@@ -568,29 +541,10 @@ def scale_of_almost_nothing(artifact: Artifact) -> None:
     artifact["config"]["lora_alpha"] = 1e-12
 
 
-@mutant("ML413", "I61", says="nothing was merged")
-def merged_is_the_base(artifact: Artifact) -> None:
-    """The merged model is the base."""
-    (artifact["merged"] / WEIGHTS).unlink()
-    (artifact["merged"] / WEIGHTS).hardlink_to(artifact["base"] / WEIGHTS)
-
-
-@mutant("ML412", "I38", says="lm_head.weight has shape")
-def merged_vocabulary_resized(artifact: Artifact) -> None:
-    """The merged model has another vocabulary than its base."""
-    replace_weights(artifact["merged"] / WEIGHTS, **{"lm_head.weight": torch.ones(32770, 128)})
-
-
-@mutant("ML421", "I15", says="quantised")
-def merged_into_four_bits(artifact: Artifact) -> None:
-    """The adapter was merged into quantised weights."""
-    artifact["merged_config"]["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_4bit": True}
-
-
 @mutant("ML419", "I61", says="merged with this adapter already")
 def base_is_the_merged_model(artifact: Artifact) -> None:
     """The base is the model that the adapter was merged into: it is applied twice."""
-    (artifact["base"] / "manifest.json").write_bytes((artifact["merged"] / "manifest.json").read_bytes())
+    (artifact["base"] / "manifest.json").write_bytes((trained().merged / "manifest.json").read_bytes())
 
 
 @mutant("ML419", "I61", says="has an adapter in its folder")
@@ -665,3 +619,13 @@ def rank_of_another_world(artifact: Artifact) -> None:
 def configuration_nested_too_deeply(artifact: Artifact) -> None:
     """A value is a list in a list, a hundred times."""
     (artifact["folder"] / CONFIG).write_text(f'{{"{_BROKEN}": {"[" * 100}{"]" * 100}}}')
+
+
+@mutant("ML405 ML418", says="full model weights")
+def full_weights_and_half_an_adapter(artifact: Artifact) -> None:
+    """The folder holds a full model, and the configuration of an adapter without its tensors."""
+    folder = artifact["folder"]
+    for name in (TENSORS, "manifest.json"):
+        (folder / name).unlink()
+    copied(artifact["base"], folder / "base")
+    (folder / "base" / WEIGHTS).rename(folder / WEIGHTS)

@@ -179,14 +179,6 @@ class ML420(Example):
         artifact["tensors"] |= artifact["head"]
 
 
-class ML421(Example):
-    def broken(self, artifact: Artifact) -> None:
-        artifact["merged_config"]["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_4bit": True}
-
-    def sound(self, artifact: Artifact) -> None:
-        artifact["merged_config"]["quantization_config"] = None
-
-
 class ML422(Example):
     def broken(self, artifact: Artifact) -> None:
         artifact["config"]["kasa_config"] = {"beta": 0.0001}

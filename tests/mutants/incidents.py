@@ -241,5 +241,22 @@ INCIDENTS = (
         "A checkpoint as transformers saves it, without Mistral's own file, is not judged at all",
         "axolotl-ai-cloud/axolotl#2710, huggingface/trl#3299, huggingface/transformers#42591",
     ),
+    Incident(
+        "N40",
+        "A merged folder holds the base: LoRA was stripped, or a part of it lost",
+        "PrimeIntellect-ai/prime-rl#1707, unslothai/unsloth#1763, unslothai/unsloth#2142",
+    ),
+    Incident(
+        "N41",
+        "A merged folder holds garbage, or changes that no adapter makes",
+        "unslothai/unsloth#5410, unslothai/unsloth#3045",
+    ),
+    Incident(
+        "N59",
+        "The configuration of a merged model lost rope_theta",
+        "vllm-project/vllm#42624, vllm-project/vllm#44158, Open-Athena/MarinFold#184",
+    ),
+    Incident("N71", "A merged model is called tied, and a server drops its head", "vllm-project/vllm#51063"),
+    Incident("N46", "The chat template beside the adapter is not the base's", "OpenRLHF/OpenRLHF#1069"),
 )
 """Every incident, by id."""

@@ -83,14 +83,19 @@ def test_the_manifest_says_what_was_merged_and_how_it_compares(run: RunResult, m
     assert 0 < parent["max_abs_logit_difference"] < 1e-3
     assert (parent["quantization"], parent["dequantized"], parent["device"]) == (None, False, "cpu")
     assert parent["environment"]["packages"]["torch"] == torch.__version__
-    own = {"kind", "files", "parent", "seal"}
+    own = {"kind", "files", "parent", "seal", "tokenizer"}
     assert {key: value for key, value in data.items() if key not in own} == {
         key: value for key, value in run.manifest.items() if key not in own
     }
+    tokenizer = dict(data["tokenizer"]["files"])
+    assert {**data["tokenizer"], "files": None} == {**run.manifest["tokenizer"], "files": None}
+    assert run.manifest["tokenizer"]["files"].items() <= tokenizer.items()
     files = {name: entry for name, entry in listing(merged.output).items() if name != "manifest.json"}
     assert data["files"] == files
+    assert all(files[name]["sha256"] == digest for name, digest in tokenizer.items())
     assert set(files) == {
-        *("config.json", "model.safetensors", "tokenizer.model.v3", "chat_template.jinja", "DECISION.md", "README.md"),
+        *("config.json", "model.safetensors", "chat_template.jinja", "DECISION.md", "README.md"),
+        *("tokenizer.model.v3", "tokenizer.model", "tokenizer.json", "tokenizer_config.json"),
         *(f"{TRANSCRIPTS}/row-000{number}.json" for number in range(1, 6)),
     }
 

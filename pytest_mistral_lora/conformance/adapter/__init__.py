@@ -7,15 +7,15 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 
-from pytest_mistral_lora.chat.reading import read_json
-from pytest_mistral_lora.checkpoint.weights import Weights, read_header
+from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.conformance.adapter import config as config_checks
 from pytest_mistral_lora.conformance.adapter import layout as layout_checks
 from pytest_mistral_lora.conformance.adapter import weights as weight_checks
+from pytest_mistral_lora.conformance.base_tokenizer import base_findings, template_result, tokenizer_result
 from pytest_mistral_lora.conformance.checks import Check, Settings
 from pytest_mistral_lora.conformance.finding import Finding, Result
 from pytest_mistral_lora.conformance.targets import AdapterTarget
-from pytest_mistral_lora.errors import InputError, MistralLoraError, PinError
+from pytest_mistral_lora.errors import InputError, PinError
 from pytest_mistral_lora.records.adapter_config import CONFIG
 from pytest_mistral_lora.records.adapter_folder import AdapterFolder
 from pytest_mistral_lora.records.files import inside
@@ -29,21 +29,15 @@ _LOADABLE = "a file that safetensors loads"
 
 
 def checks(target: AdapterTarget, settings: Settings) -> Iterator[Check]:
-    """Yield the checks of an adapter folder, or of a merged model's."""
-    for case, judge in cases(target.adapter).items():
+    """Yield the checks of an adapter folder."""
+    # rows are known only of what a recipe made, whose own checks judge the base
+    found = {**cases(target.adapter), **base_cases(target.adapter, judges_base=not target.dataset)}
+    for case, judge in found.items():
         yield Check(target, "adapter", case, judge)
 
 
 def cases(folder: AdapterFolder) -> Mapping[str, Callable[[], Result]]:
-    """Return the checks of a folder, by name."""
-    manifest = folder.valid_manifest
-    if manifest is not None and manifest.data["kind"] == "merged" and folder.model_files:
-        merged = MergedChecks(folder)
-        return {
-            "files": merged.files,
-            "tensors-finite": merged.tensors_finite,
-            "changes-the-base": merged.changes_the_base,
-        }
+    """Return the checks of an adapter, by name."""
     adapter = AdapterChecks(folder)
     return {
         "files": adapter.files,
@@ -57,8 +51,22 @@ def cases(folder: AdapterFolder) -> Mapping[str, Callable[[], Result]]:
     }
 
 
+def base_cases(folder: AdapterFolder, *, judges_base: bool = True) -> Mapping[str, Callable[[], Result]]:
+    """Return the checks of tokenizer and template beside an adapter, and of its base's own, by name.
+
+    Args:
+        folder: The adapter's folder.
+        judges_base: Whether the tokenizer and the configuration of its base are judged, too.
+    """
+    adapter = AdapterChecks(folder)
+    # the manifest records tokenizer and template with their hashes: the subject `manifest` judges them
+    beside = {"tokenizer-of-base": adapter.tokenizer_of_base, "template-of-base": adapter.template_of_base}
+    found = {} if folder.has_manifest else beside
+    return found | ({"base-tokenizer": adapter.base_tokenizer} if judges_base else {})
+
+
 def adapter_findings(folder: Path, base: Path | None = None) -> Iterator[Finding]:
-    """Yield everything that is wrong with an adapter folder.
+    """Yield everything that is wrong with the folder of an adapter or a merged model.
 
     Args:
         folder: The folder with `adapter_config.json` and `adapter_model.safetensors`.
@@ -67,7 +75,11 @@ def adapter_findings(folder: Path, base: Path | None = None) -> Iterator[Finding
     Raises:
         PinError: If the base cannot be read or does not load.
     """
-    for judge in cases(AdapterFolder(folder, base)).values():
+    from pytest_mistral_lora.conformance.merged import cases as merged_cases
+
+    adapter = AdapterFolder(folder, base)
+    found = merged_cases(adapter) if adapter.is_merged else {**cases(adapter), **base_cases(adapter)}
+    for judge in found.values():
         yield from judge().findings
 
 
@@ -225,70 +237,21 @@ class AdapterChecks:
             return Result(not_checked=reason)
         return Result(tuple(weight_checks.effect_findings(self.folder, base.folder)))
 
+    def tokenizer_of_base(self) -> Result:
+        """Check that the tokenizer beside the adapter gives the base's ids."""
+        tensors = layout_checks.readable_tensors(self.folder)
+        rows = [info.shape[0] for name, info in tensors.items() if name.endswith("embed_tokens.weight") and info.shape]
+        return tokenizer_result(self.folder, max(rows, default=None))
 
-class MergedChecks:
-    """The checks of a merged model's folder: each method is one.
+    def template_of_base(self) -> Result:
+        """Check that the chat template beside the adapter writes the base's text."""
+        return template_result(self.folder)
 
-    Attributes:
-        folder: The folder, with a manifest of kind `merged`.
-    """
-
-    def __init__(self, folder: AdapterFolder) -> None:
-        self.folder = folder
-
-    def files(self) -> Result:
-        """Check that the folder holds full weights in full precision, and no adapter."""
-        path, findings = self.folder.path, []
-        # transformers looks for an adapter in the folder of any model that it loads
-        for file in (self.folder.config_file, self.folder.tensors_file):
-            if file.exists():
-                found = f"{file.name} in a merged model's folder: transformers would put the adapter on once more"
-                findings.append(Finding("ML418", found, str(file), "full weights and no adapter"))
-        try:
-            config = read_json(inside(path, "config.json"))
-            if not isinstance(config, dict):
-                raise InputError(f"a JSON {type(config).__name__}", place=str(path / "config.json"))
-            if config.get("quantization_config"):
-                found, place = "the merged weights are quantised", str(path / "config.json")
-                findings.append(Finding("ML421", found, place, "full precision"))
-            for file in self.folder.model_files:
-                read_header(inside(path, file.name))
-        except InputError as error:
-            findings.append(Finding("ML405", error.found, error.place, error.expected))
-        return Result(tuple(findings), facts=(("kind", "merged"),))
-
-    def tensors_finite(self) -> Result:
-        """Check every number of the weights."""
-        try:
-            summaries = [weight_checks.summarize_tensors(file) for file in self.folder.model_files]
-        except InputError as error:
-            return Result((Finding("ML405", error.found, error.place, _LOADABLE),))
-        wrong = sorted(name for file in summaries for name, summary in file.items() if not summary.finite)
-        place = str(self.folder.path)
-        return Result(tuple(Finding("ML402", f"{name} is not finite", place, "finite numbers") for name in wrong))
-
-    def changes_the_base(self) -> Result:
-        """Check that the weights have the base's names and shapes, and that at least one of them is not the base's."""
-        import torch
-
+    def base_tokenizer(self) -> Result:
+        """Check the base's own pad, EOS and vocabulary, in its tokenizer and its configurations."""
         base = self.folder.located_base
         if base.folder is None:
             return Result(not_checked=base.missing)
-        place, findings = str(self.folder.path), []
-        try:
-            own, before = Weights(self.folder.model_files), Weights(AdapterFolder(base.folder).model_files)
-            for name in sorted(own.infos.keys() ^ before.infos.keys()):
-                found = f"{name} {'is not in the base' if name in own.infos else 'of the base is missing'}"
-                findings.append(Finding("ML412", found, place, "the tensors of the base"))
-            shared = sorted(own.infos.keys() & before.infos.keys())
-            for name in shared:
-                shape, expected = own.infos[name].shape, before.infos[name].shape
-                if shape != expected:
-                    findings.append(Finding("ML412", f"{name} has shape {shape}", place, f"{expected}, as the base's"))
-            # in float32, since the dtype of a merge may be another one than the base's
-            if shared and all(torch.equal(own[name].float(), before[name].float()) for name in shared):
-                found = "every weight is the base's: nothing was merged"
-                findings.append(Finding("ML413", found, place, "other weights"))
-        except MistralLoraError as error:
-            return Result(not_checked=f"base or model cannot be read: {error}")
-        return Result(tuple(findings))
+        if not CheckpointTokenizer(base.folder).is_there:
+            return Result(not_checked=f"no tokenizer in the base {base.folder}")
+        return Result(tuple(base_findings(base.folder)))

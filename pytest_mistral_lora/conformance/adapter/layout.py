@@ -118,7 +118,7 @@ def _base_sizes(base: Path) -> dict[str, Any]:
 
 def _assumed_sizes(folder: AdapterFolder) -> dict[str, Any]:
     """Return the sizes of a Mistral model on which every name of the tensors has its place; no shape would fit."""
-    names, place = _readable_tensors(folder), str(folder.tensors_file)
+    names, place = readable_tensors(folder), str(folder.tensors_file)
     other = next((name for name in names if _OTHER_MODEL.search(name)), None)
     if folder.config.get("layer_replication"):
         raise InputError("layers are replicated, and the base is missing", place=str(folder.config_file))
@@ -132,7 +132,7 @@ def _assumed_sizes(folder: AdapterFolder) -> dict[str, Any]:
     return {"num_hidden_layers": layers, "num_key_value_heads": 1, "head_dim": 8, **size}
 
 
-def _readable_tensors(folder: AdapterFolder) -> Mapping[str, TensorInfo]:
+def readable_tensors(folder: AdapterFolder) -> Mapping[str, TensorInfo]:
     """Return the header of the tensors; an empty one if it cannot be read, which the check `files` reports."""
     try:
         return folder.tensors
@@ -241,7 +241,7 @@ def _rank_axis(name: str) -> int | None:
 def _shape_pairs(
     folder: AdapterFolder, layout: AdapterLayout
 ) -> Iterator[tuple[str, tuple[int, ...], tuple[int, ...]]]:
-    tensors = _readable_tensors(folder)
+    tensors = readable_tensors(folder)
     for name in sorted(layout.expected.keys() & tensors.keys()):
         yield name, layout.expected[name], tensors[name].shape
 

@@ -8,20 +8,20 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 
 from pytest_mistral_lora.checkpoint.base_model import PRECISIONS, load_base, load_nf4, read_config
-from pytest_mistral_lora.checkpoint.pins import TEXT_FILES
+from pytest_mistral_lora.checkpoint.tokenizers import TOKENIZER_JSON
 from pytest_mistral_lora.checkpoint.weights import Weights
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.records.files import (
     finished_folder,
     listing,
     remove_temporaries,
+    sha256_file,
     write_json,
     write_text,
 )
@@ -30,6 +30,7 @@ from pytest_mistral_lora.records.notes import note_texts
 from pytest_mistral_lora.records.tensors import sha256_tensors
 from pytest_mistral_lora.records.transcripts import TRANSCRIPTS
 from pytest_mistral_lora.training.generate.model_spec import ModelSpec
+from pytest_mistral_lora.training.merge.companions import write_companions
 from pytest_mistral_lora.training.merge.plan import plan_merge, write_weights, written_size
 from pytest_mistral_lora.training.merge.proof import (
     BASE_DTYPE,
@@ -173,7 +174,7 @@ def merge(
             raise disk_error(output, shortage, _MAKE_ROOM)
         with finished_folder(output) as folder:
             write_weights(folder, weights, tensors, changes, written, progress=progress)
-            _write_companions(folder, spec, written)
+            write_companions(folder, spec, written)
             tensors_sha256 = sha256_tensors(weights_of(folder))
             identity = {**spec.identity, "kind": "merged", "tensors_sha256": tensors_sha256}
             in_full = replace(spec, base=full, precision=PRECISIONS[written], quantization=None)
@@ -210,21 +211,6 @@ def _disk_errors(output: Path) -> Iterator[None]:
         raise disk_error(output, error, _MAKE_ROOM) from error
 
 
-def _write_companions(folder: Path, spec: ModelSpec, dtype: str) -> None:
-    """Write the files that a model needs beside its weights: the base's configuration, and the adapter's tokenizer."""
-    adapter, base = spec.folder.path, spec.base
-    config = {key: value for key, value in read_config(base).items() if key != "quantization_config"}
-    # transformers 4 named it torch_dtype, and its older versions read nothing else
-    key = "torch_dtype" if "torch_dtype" in config else "dtype"
-    write_json(folder / "config.json", {**config, key: dtype})
-    generation = base / "generation_config.json"
-    listed = (
-        name for name in spec.folder.require_manifest().data["files"] if any(fnmatch(name, one) for one in TEXT_FILES)
-    )
-    for file in (*([generation] if generation.is_file() else []), *(adapter / name for name in listed)):
-        shutil.copyfile(file, folder / file.name)
-
-
 def _write_manifest(folder: Path, spec: ModelSpec, proof: Proof, dtype: str, dequantize: bool) -> dict[str, Any]:
     """Write the notes and the manifest: the adapter's own, with the merged files and their `parent`."""
     identity = spec.identity
@@ -243,6 +229,11 @@ def _write_manifest(folder: Path, spec: ModelSpec, proof: Proof, dtype: str, deq
     }
     parts = {key: value for key, value in spec.folder.require_manifest().data.items() if key not in _OWN_PARTS}
     parts |= {"base_weights_sha256": identity["base_weights_sha256"], "kind": "merged", "parent": parent}
+    if "tokenizer" in parts:
+        # the configuration of the tokenizer may have got a key, and an adapter without one has got both files
+        names = (*parts["tokenizer"]["files"], TOKENIZER_JSON, "tokenizer_config.json", "tokenizer.model")
+        digests = {name: sha256_file(folder / name) for name in names if (folder / name).is_file()}
+        parts["tokenizer"] = {**parts["tokenizer"], "files": digests}
     for name, text in note_texts(parts).items():
         write_text(folder / name, text)
     # last: it lists every other file with its hash

@@ -1,0 +1,188 @@
+"""The tokenizer and the chat template beside an adapter or a merged model, against those of the base."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pytest_mistral_lora.checkpoint.tokenizer_folder import (
+    TEKKEN,
+    TOKENIZER_CONFIG,
+    TOKENIZER_JSON,
+    TokenizerFiles,
+    loaded_place,
+    template_places,
+)
+from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
+from pytest_mistral_lora.conformance.finding import Finding, Result, first_findings, show_difference
+from pytest_mistral_lora.conformance.targets import Target
+from pytest_mistral_lora.errors import NoTemplateError, RowError, TokenizerError
+
+if TYPE_CHECKING:
+    from pytest_mistral_lora.records.adapter_folder import AdapterFolder
+
+_GENERATION = re.compile(r"\{%-?\s*(end)?generation\s*-?%\}")
+"""Marks of generation blocks: trainers put them in, and they change no byte of the rendered text."""
+
+_SHOWN = 5
+_CHUNK = 64
+_NAMES = ("bos", "eos", "unk")
+_MARKS = ("truncation", "padding")
+
+
+def tokenizer_result(folder: AdapterFolder, rows: int | None) -> Result:
+    """Compare the tokenizer of a folder with its base's: ML440 and ML441.
+
+    Args:
+        folder: The folder of an adapter or a merged model.
+        rows: Rows of its own embeddings; None if it has those of the base.
+    """
+    own, base, missing = _tokenizers(folder)
+    if own is None or base is None:
+        return Result(not_checked=missing)
+    if not own.is_there:
+        return Result(not_checked="no tokenizer in the folder: the base's is used")
+    if not base.is_there:
+        return Result(not_checked=f"no tokenizer in the base {base.path}")
+    own.files.refuse_hazards()
+    base.files.refuse_hazards()
+    if rows is None:
+        rows = base.files.json("config.json").get("vocab_size")
+    return Result((*_stored_findings(own, base), *_loaded_findings(own, base, rows)))
+
+
+def template_result(folder: AdapterFolder) -> Result:
+    """Compare the chat template of a folder with its base's: ML442."""
+    own, base, missing = _tokenizers(folder)
+    if own is None or base is None:
+        return Result(not_checked=missing)
+    texts = [_template_text(one.files) for one in (own, base)]
+    if texts[0] is None or texts[1] is None:
+        return Result(not_checked=f"no chat template in {(own if texts[0] is None else base).path}")
+    if _GENERATION.sub("", texts[0]).strip() == _GENERATION.sub("", texts[1]).strip():
+        return Result()
+    return Result(tuple(_rendered_findings(own, base, texts[0], texts[1])))
+
+
+def base_findings(base: Path) -> Iterator[Finding]:
+    """Yield the faults of a base that change what an adapter of it learns and when it stops: pad, EOS, vocabulary."""
+    from pytest_mistral_lora.conformance.tokenizer.ids import model_config, pad
+
+    target = Target(base.name, base)
+    yield from pad(target)
+    yield from model_config(target)
+
+
+def _tokenizers(folder: AdapterFolder) -> tuple[CheckpointTokenizer | None, CheckpointTokenizer | None, str]:
+    base = folder.located_base
+    if base.folder is None:
+        return None, None, base.missing
+    return CheckpointTokenizer(folder.path), CheckpointTokenizer(base.folder), ""
+
+
+def _template_text(files: TokenizerFiles) -> str | None:
+    return template_places(files).get("default", {}).get(loaded_place(files))
+
+
+def _stored_findings(own: CheckpointTokenizer, base: CheckpointTokenizer) -> Iterator[Finding]:
+    """Yield ML440 for another Mistral tokenizer file, and for a length that a training run left in tokenizer.json."""
+    files, others = own.files, base.files
+    for name in files.mistral_files:
+        if name in others.digests and files.digests.get(name) != others.digests[name]:
+            expected = f"the bytes of {others.file(name)}"
+            yield Finding("ML440", f"has SHA-256 {files.digests.get(name)}", str(files.file(name)), expected)
+    for key in _MARKS:
+        value = files.json(TOKENIZER_JSON).get(key)
+        # padding to the longest of a batch changes no text alone
+        cuts = isinstance(value, dict) and (key == "truncation" or isinstance(value.get("strategy"), dict))
+        if cuts and value != others.json(TOKENIZER_JSON).get(key):
+            found = (
+                f"{key} is {value}: every text is {'cut' if key == 'truncation' else 'padded'} to a length of training"
+            )
+            yield Finding("ML440", found, str(files.file(TOKENIZER_JSON)), f'"{key}": null, as in the base')
+
+
+def _loaded_findings(own: CheckpointTokenizer, base: CheckpointTokenizer, rows: Any) -> Iterator[Finding]:
+    """Yield ML440 and ML441 for differences between the tokenizers that transformers loads from the two folders."""
+    names = (TOKENIZER_JSON, TOKENIZER_CONFIG, "tokenizer.model", "special_tokens_map.json", TEKKEN)
+    if all(own.files.digests.get(name) == base.files.digests.get(name) for name in names) and (
+        TOKENIZER_JSON in own.files.digests
+    ):
+        return  # the same bytes load as the same tokenizer
+    place, mine, others = str(own.path), own.fast, base.fast
+    for name in _NAMES:
+        found, expected = (getattr(one, f"{name}_token") for one in (mine, others))
+        if found != expected and expected is not None:
+            yield Finding("ML441", f"{name}_token is {found!r}", place, f"{expected!r}, as in the base")
+    for token, one in sorted(others.added_tokens_decoder.items()):
+        now = mine.added_tokens_decoder.get(token)
+        if now is not None and now.content == one.content and now.special != one.special:
+            found = f"{one.content!r} (id {token}) is {'' if now.special else 'not '}special"
+            yield Finding("ML441", found, place, f"{'' if one.special else 'not '}special, as in the base")
+    vocabulary, known = mine.get_vocab(), others.get_vocab()
+    moved = sorted((number, text) for text, number in known.items() if vocabulary.get(text) != number)
+    if moved:
+        number, text = moved[0]
+        found = f"{len(moved):,} tokens have another id or are missing, the first is {text!r}: {vocabulary.get(text)}"
+        yield Finding("ML440", found, place, f"{number}, as in the base")
+        return
+    # a pad token, or markers of a new template, need rows in the embeddings; without them the model fails on them
+    added = sorted((number, text) for text, number in vocabulary.items() if text not in known)
+    late = [(number, text) for number, text in added if not isinstance(rows, int) or number >= rows]
+    if late and (isinstance(rows, int) or [text for _, text in late] != [mine.pad_token]):
+        number, text = late[0]
+        found = f"{len(late):,} tokens more than the base has, the first is {text!r} (id {number})"
+        yield Finding("ML440", found, place, f"ids below {rows}: the embeddings have no row for others")
+    yield from first_findings(list(_text_findings(mine, others, place)), _SHOWN, place)
+
+
+def _text_findings(mine: Any, others: Any, place: str) -> Iterator[Finding]:
+    """Yield ML440 for each text that gets other ids: probes, and texts made of the whole vocabulary."""
+    from pytest_mistral_lora.conformance.tokenizer.ids import PROBES
+
+    tokens = others.convert_ids_to_tokens(list(range(len(others))))
+    plain = [text.replace("▁", " ").replace("Ġ", " ") for text in tokens if text and not text.startswith("<0x")]
+    # a step that shares no factor with most sizes: neighbours in the vocabulary are not neighbours in the text
+    step = 7919
+    mixed = [plain[index * step % len(plain)] for index in range(len(plain))]
+    texts = [*PROBES, *("".join(mixed[at : at + _CHUNK]) for at in range(0, len(mixed), _CHUNK))]
+    marked = [f"{others.bos_token or ''}{text}" for text in texts]
+    found, expected = (one(marked, add_special_tokens=False)["input_ids"] for one in (mine, others))
+    for text, ids, wanted in zip(texts, found, expected, strict=True):
+        if ids != wanted:
+            shown = text if len(text) <= 40 else f"{text[:40]}…"
+            table = show_difference((wanted, None), (ids, None), lambda token: str(others.convert_ids_to_tokens(token)))
+            yield Finding("ML440", f"{shown!r} gets other ids than the base's", place, "the base's ids", table)
+            if text not in PROBES:
+                return
+
+
+def _rendered_findings(own: CheckpointTokenizer, base: CheckpointTokenizer, text: str, other: str) -> Iterator[Finding]:
+    """Yield ML442 for the first packaged row that the two templates write differently."""
+    from pytest_mistral_lora.chat.templates import ChatTemplate
+    from pytest_mistral_lora.records.goldens import packaged_cases
+
+    place = f"{own.path}/{loaded_place(own.files)}".partition(", ")[0]
+    try:
+        # one tokenizer for both: a difference is the template's
+        templates = [ChatTemplate(base.fast, source) for source in (text, other)]
+    except (NoTemplateError, TokenizerError):
+        yield Finding("ML442", "the chat template is not the base's", place, f"that of {base.path}")
+        return
+    for case in packaged_cases():
+        written = []
+        for template in templates:
+            try:
+                written.append(template.render(case.row))
+            except RowError as error:
+                written.append(f"refused: {error.found}")
+        if written[0] != written[1] and not all(one.startswith("refused: ") for one in written):
+            at = next((n for n, pair in enumerate(zip(*written, strict=False)) if pair[0] != pair[1]), -1)
+            at = min(map(len, written)) if at < 0 else at
+            shown = [one[max(0, at - 20) : at + 40] for one in written]
+            found = f"the chat template writes {shown[0]!r} at character {at}"
+            expected = f"{shown[1]!r}, as the template of {base.path}"
+            yield Finding("ML442", found, place, expected, row=case.row.to_jsonl())
+            return

@@ -1,0 +1,274 @@
+"""Subject `merged`: a merged model's folder, against itself, its base, and the adapter that was merged into it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from pytest_mistral_lora.chat.reading import read_json
+from pytest_mistral_lora.checkpoint.base_model import read_config, weight_files
+from pytest_mistral_lora.checkpoint.weights import DTYPES, Weights
+from pytest_mistral_lora.conformance.base_tokenizer import template_result, tokenizer_result
+from pytest_mistral_lora.conformance.checks import Check, Settings
+from pytest_mistral_lora.conformance.finding import Finding, Result, first_findings
+from pytest_mistral_lora.conformance.merged import configuration as configurations
+from pytest_mistral_lora.conformance.merged import weights as tensors
+from pytest_mistral_lora.conformance.merged.names import index_findings, name_findings, paired_names
+from pytest_mistral_lora.conformance.merged.product import AdapterAtHand
+from pytest_mistral_lora.conformance.targets import AdapterTarget
+from pytest_mistral_lora.errors import InputError, MistralLoraError
+from pytest_mistral_lora.records.adapter_folder import AdapterFolder
+from pytest_mistral_lora.records.files import inside
+
+_UNREADABLE = "the files cannot be read: see the check `files`"
+_SHOWN = 5
+_OLDER = ("files", "tensors-finite", "changes-the-base")
+
+
+def checks(target: AdapterTarget, settings: Settings) -> Iterator[Check]:
+    """Yield the checks of a merged model's folder; none of an adapter's."""
+    if target.adapter.is_merged:
+        # node ids are stable: with a manifest, these three were checks of `adapter` before there was this subject
+        older = _OLDER if target.adapter.has_manifest else ()
+        for case, judge in cases(target.adapter, target.beside).items():
+            yield Check(target, "adapter" if case in older else "merged", case, judge)
+
+
+def cases(folder: AdapterFolder, beside: Sequence[Path] = ()) -> Mapping[str, Callable[[], Result]]:
+    """Return the checks of a merged model, by name.
+
+    Args:
+        folder: The merged model's folder.
+        beside: The folders of the run, among which the adapter may be.
+    """
+    merged = MergedChecks(folder, [AdapterFolder(path, folder.given_base) for path in beside])
+    found = {
+        "files": merged.files,
+        "tensors-finite": merged.tensors_finite,
+        "tie": merged.tie,
+        "configuration": merged.configuration,
+        "names-and-shapes": merged.names_and_shapes,
+        "changes-the-base": merged.changes_the_base,
+        "changed-places": merged.changed_places,
+        "low-rank": merged.low_rank,
+    }
+    if merged.adapters:
+        found["adapter-product"] = merged.adapter_product
+    # the manifest records tokenizer and template with their hashes: the subject `manifest` judges them
+    if not folder.has_manifest:
+        found |= {"tokenizer-of-base": merged.tokenizer_of_base, "template-of-base": merged.template_of_base}
+    return found
+
+
+class MergedChecks:
+    """The checks of a merged model's folder: each method is one, and they share all files and results.
+
+    Attributes:
+        folder: The folder.
+        adapters: The adapters at hand.
+    """
+
+    def __init__(self, folder: AdapterFolder, beside: Sequence[AdapterFolder] = ()) -> None:
+        self.folder = folder
+        self.adapters = [one for one in beside if one.config_file.is_file() and one.tensors_file.is_file()]
+
+    @property
+    def _place(self) -> str:
+        return str(self.folder.path)
+
+    @cached_property
+    def _config(self) -> dict[str, Any]:
+        """The object of `config.json`.
+
+        Raises:
+            InputError: If it is missing, leads out of the folder, or is not a JSON object.
+        """
+        data = read_json(inside(self.folder.path, "config.json"))
+        if not isinstance(data, dict):
+            raise InputError(f"a JSON {type(data).__name__}", place=f"{self._place}/config.json")
+        return data
+
+    @cached_property
+    def _weights(self) -> Weights:
+        return Weights([inside(self.folder.path, file.name) for file in self.folder.model_files])
+
+    @cached_property
+    def _base_weights(self) -> Weights | str:
+        """The base's tensors, or why there is nothing to compare with."""
+        try:
+            base = self.folder.located_base
+            if base.folder is None:
+                return base.missing
+            if base.folder.resolve() == self.folder.path.resolve():
+                return "the base is this folder itself: give the base before merging"
+            if read_config(base.folder).get("quantization_config"):
+                return f"the base {base.folder} is quantised: give the one in full precision"
+            return Weights(weight_files(base.folder))
+        except MistralLoraError as error:
+            return f"the base cannot be read: {error}"
+
+    @cached_property
+    def _pairs(self) -> dict[str, str]:
+        """The name in the base of each tensor that has one there."""
+        base = self._base_weights
+        return {} if isinstance(base, str) else paired_names(self._weights, base, self._vocabulary)
+
+    @property
+    def _vocabulary(self) -> int | None:
+        """`vocab_size` of the configuration: with more rows than the base's, the vocabulary was resized."""
+        try:
+            part = self._config.get("text_config")
+            size = (part if isinstance(part, dict) else self._config).get("vocab_size")
+        except InputError:
+            return None
+        return size if isinstance(size, int) else None
+
+    @cached_property
+    def _tensors(self) -> dict[str, tensors.MergedTensor]:
+        base = self._base_weights
+        pairs = {} if isinstance(base, str) else self._pairs
+        return tensors.compare_tensors(self._weights, self._weights if isinstance(base, str) else base, pairs)
+
+    @cached_property
+    def _adapter(self) -> AdapterAtHand | None:
+        """The adapter that explains the weights best; None if there is none that could be merged into this base."""
+        base = self.folder.located_base.folder
+        if isinstance(self._base_weights, str) or base is None:
+            return None
+        found = [AdapterAtHand(one, base, self._weights, self._base_weights, self._pairs) for one in self.adapters]
+        usable = [one for one in found if not one.missing]
+        return min(usable or found, key=lambda one: len(one.findings), default=None)
+
+    @property
+    def _planned(self) -> Mapping[str, bool] | None:
+        """The tensors that the adapter at hand changes, and whether each is a change of low rank."""
+        return None if self._adapter is None or self._adapter.missing else self._adapter.planned
+
+    def _not_compared(self) -> str:
+        """Return why nothing is compared with the base; empty if it is."""
+        try:
+            return self._base_weights if isinstance(self._base_weights, str) else "" if self._weights else _UNREADABLE
+        except InputError:
+            return _UNREADABLE
+
+    def files(self) -> Result:
+        """Check that the folder holds full weights in full precision, whole, and no adapter."""
+        path, findings = self.folder.path, []
+        # transformers looks for an adapter in the folder of any model that it loads
+        for file in (self.folder.config_file, self.folder.tensors_file):
+            if file.exists():
+                found = f"{file.name} in a merged model's folder: transformers would put the adapter on once more"
+                findings.append(Finding("ML418", found, str(file), "full weights and no adapter"))
+        try:
+            if self._config.get("quantization_config"):
+                found, place = "the merged weights are quantised", str(path / "config.json")
+                findings.append(Finding("ML421", found, place, "full precision"))
+            findings += index_findings(path, self._weights)
+        except InputError as error:
+            findings.append(Finding("ML405", error.found, error.place, error.expected))
+        return Result(tuple(findings), facts=(("kind", "merged"),))
+
+    def tensors_finite(self) -> Result:
+        """Check every number of the weights, and their dtype against the base's."""
+        try:
+            found = self._tensors
+        except InputError:
+            return Result(not_checked=_UNREADABLE)
+        wrong = [
+            Finding("ML402", f"{name} is not finite", self._place, "finite numbers")
+            for name, one in sorted(found.items())
+            if not one.finite
+        ]
+        notes, base = [], self._base_weights
+        if not isinstance(base, str):
+            dtypes = [sorted({info.dtype for info in one.infos.values()}) for one in (self._weights, base)]
+            if dtypes[0] != dtypes[1] and set(dtypes[0]) <= set(DTYPES.values()):
+                found_dtypes, expected = (" and ".join(one) for one in dtypes)
+                notes.append(Finding("ML437", f"the weights are in {found_dtypes}", self._place, expected))
+        return Result((*first_findings(wrong, _SHOWN, self._place), *notes))
+
+    def tie(self) -> Result:
+        """Check the flags about tied embeddings against the file."""
+        try:
+            return Result(tuple(configurations.tie_findings(self._config, self._weights, f"{self._place}/config.json")))
+        except InputError:
+            return Result(not_checked=_UNREADABLE)
+
+    def configuration(self) -> Result:
+        """Check the configuration against the weights, and against the base's."""
+        place = f"{self._place}/config.json"
+        try:
+            findings = list(configurations.own_findings(self._config, self._weights, place))
+        except InputError:
+            return Result(not_checked=_UNREADABLE)
+        try:
+            base = self.folder.located_base
+            if base.folder is None:
+                return Result(tuple(findings), "" if findings else base.missing)
+            findings += configurations.difference_findings(self._config, read_config(base.folder), place)
+        except MistralLoraError as error:
+            return Result(tuple(findings), "" if findings else f"the base cannot be read: {error}")
+        return Result(tuple(findings))
+
+    def names_and_shapes(self) -> Result:
+        """Check that the tensors have the base's names and shapes."""
+        if reason := self._not_compared():
+            return Result(not_checked=reason)
+        assert not isinstance(self._base_weights, str)
+        found = list(name_findings(self._weights, self._base_weights, self._pairs, self._place))
+        return Result(tuple(first_findings(found, _SHOWN, self._place)))
+
+    def changes_the_base(self) -> Result:
+        """Check that at least one weight is not the base's."""
+        if reason := self._not_compared():
+            return Result(not_checked=reason)
+        compared = [self._tensors[name] for name in self._pairs]
+        if compared and all(one.unchanged for one in compared):
+            expected = "other weights: merge again with merge_and_unload(), and save the model that it returns"
+            return Result((Finding("ML413", "every weight is the base's: nothing was merged", self._place, expected),))
+        return Result(facts=(("changed tensors", sum(not one.unchanged for one in compared)),))
+
+    def changed_places(self) -> Result:
+        """Check that weights are changed where an adapter changes them, in every layer, and nowhere else."""
+        if reason := self._not_compared():
+            return Result(not_checked=reason)
+        findings = [*tensors.place_findings(self._tensors, self._place, self._planned)]
+        if self._planned is None:
+            findings += tensors.layer_findings(self._tensors, self._place)
+        return Result(tuple(findings))
+
+    def low_rank(self) -> Result:
+        """Check that the change of each matrix is one that an adapter can make: of low rank, and not too large."""
+        if reason := self._not_compared() or self._dequantized:
+            return Result(not_checked=reason)
+        ranks = [one.rank for one in self._tensors.values() if one.rank is not None]
+        findings = tensors.rank_findings(self._tensors, self._place, self._planned)
+        return Result(tuple(findings), facts=(("highest rank", max(ranks)),) if ranks else ())
+
+    @property
+    def _dequantized(self) -> str:
+        """Why the difference from the base is not of low rank; empty if it should be."""
+        manifest = self.folder.valid_manifest
+        parent = manifest.data.get("parent") if manifest else None
+        return (
+            "merged into dequantised weights, which are not the base's" if parent and parent.get("dequantized") else ""
+        )
+
+    def adapter_product(self) -> Result:
+        """Check that the difference from the base is the adapter's own product."""
+        if reason := self._not_compared() or self._dequantized:
+            return Result(not_checked=reason)
+        adapter = self._adapter
+        if adapter is None or adapter.missing:
+            return Result(not_checked=adapter.missing if adapter else "no adapter")
+        return Result(adapter.findings, facts=(("adapter", str(adapter.folder.path)),))
+
+    def tokenizer_of_base(self) -> Result:
+        """Check that the tokenizer gives the base's ids."""
+        return tokenizer_result(self.folder, self._vocabulary)
+
+    def template_of_base(self) -> Result:
+        """Check that the chat template writes the base's text."""
+        return template_result(self.folder)

@@ -1,0 +1,198 @@
+"""The configuration of a merged model: against its own weights, and against that of the base."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from pytest_mistral_lora.checkpoint.weights import Weights
+from pytest_mistral_lora.conformance.finding import Finding
+
+TIE = "tie_word_embeddings"
+
+_FREE = {
+    # how the model is stored, loaded and trained
+    *("transformers_version", "torch_dtype", "dtype", "_name_or_path", "name_or_path", "use_cache", "auto_map"),
+    *("initializer_range", "attention_dropout", "attn_implementation", "_attn_implementation", "is_decoder"),
+    *("output_attentions", "output_hidden_states", "return_dict", "torchscript", "pruned_heads", "id2label"),
+    *(
+        "label2id",
+        "problem_type",
+        "use_return_dict",
+        "chunk_size_feed_forward",
+        "pretraining_tp",
+        "router_jitter_noise",
+    ),
+    *("router_aux_loss_coef", "output_router_logits", "use_bfloat16", "tf_legacy_loss"),
+    # judged by a rule of their own, or by the tokenizer
+    *(TIE, "quantization_config", "text_config", "vocab_size", "pad_token_id", "architectures", "model_type"),
+    *("rope_theta", "rope_scaling", "rope_parameters", "layer_types", "head_dim", "eos_token_id", "bos_token_id"),
+}
+"""Keys that may differ, or that are compared in another way than by their value."""
+
+_HEADS = ("num_attention_heads", "num_key_value_heads", "hidden_size", "intermediate_size", "num_hidden_layers")
+
+
+def difference_findings(own: Mapping[str, Any], base: Mapping[str, Any], place: str) -> Iterator[Finding]:
+    """Yield ML435 for each value that decides the numbers and differs from the base's, in whatever form it is written.
+
+    Args:
+        own: `config.json` of the merged model.
+        base: `config.json` of the base.
+        place: The merged model's file.
+    """
+    names = [_architecture(config) for config in (own, base)]
+    if names[0] != names[1]:
+        yield Finding("ML435", f"the architecture is {names[0]}", place, f"{names[1]}, as the base's")
+    values = [_numbers(config) for config in (own, base)]
+    if not any(_text(config).get("layer_types") for config in (own, base)):
+        for one in values:
+            del one["layer_types"]  # both follow from sliding_window, which is compared
+    for key in sorted(values[0].keys() | values[1].keys()):
+        found, expected = (one.get(key, _MISSING) for one in values)
+        # a key that only the merged model has is a tool's note, if no class of transformers knows it
+        if expected is _MISSING or found == expected or (found is _MISSING and expected is None):
+            continue
+        if found is _MISSING and key.startswith("top."):
+            continue  # transformers renames keys of a wrapper, and reads both names
+        name = "is missing" if found is _MISSING else f"is {found!r}"
+        is_default = found is not _MISSING and not key.startswith("rope.") and key not in {**own, **_text(own)}
+        default = ", the default: the key is missing" if is_default else ""
+        yield Finding("ML435", f"{key} {name}{default}", place, f"{expected!r}, as the base's")
+
+
+class _Missing:
+    """The value of a key that is not there and has no default."""
+
+
+_MISSING = _Missing()
+
+
+def _text(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the part of a configuration that describes the text model."""
+    part = config.get("text_config")
+    return part if isinstance(part, dict) else config
+
+
+def _architecture(config: Mapping[str, Any]) -> str:
+    names, text = config.get("architectures"), _text(config)
+    name = str(names[0]) if isinstance(names, list) and names else str(config.get("model_type"))
+    # AutoModel loads a Mistral configuration with layer_types as Ministral, and saves it under that name
+    return "MinistralForCausalLM" if name == "MistralForCausalLM" and text.get("layer_types") else name
+
+
+def _defaults(model_type: Any) -> dict[str, Any]:
+    """Return the values that transformers takes for missing keys."""
+    from transformers import CONFIG_MAPPING
+
+    if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
+        return {}
+    values: dict[str, Any] = CONFIG_MAPPING[model_type]().to_dict()
+    return values
+
+
+def _numbers(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values that decide what a model computes, in one form for all versions of transformers."""
+    text = _text(config)
+    defaults = _defaults(text.get("model_type"))
+    # of a class that transformers knows, it reads no other keys: they are notes of a tool
+    given = {key: value for key, value in text.items() if key not in _FREE and (key in defaults or not defaults)}
+    values = {key: value for key, value in defaults.items() if key not in _FREE} | given
+    heads = values.get("num_attention_heads")
+    if isinstance(heads, int) and heads and isinstance(values.get("hidden_size"), int):
+        values["head_dim"] = text.get("head_dim") or values["hidden_size"] // heads
+    if values.get("num_key_value_heads") is None:
+        values["num_key_value_heads"] = heads
+    window = values.get("sliding_window")
+    layers = values.get("num_hidden_layers")
+    kinds = text.get("layer_types") or ["sliding_attention" if window else "full_attention"] * (
+        layers if isinstance(layers, int) and 0 <= layers < 10_000 else 0
+    )
+    values["layer_types"] = kinds
+    values |= _rope(text, defaults)
+    for key in ("bos_token_id", "eos_token_id"):
+        ids = text.get(key, config.get(key))
+        if ids is not None:
+            values[key] = sorted(ids, key=str) if isinstance(ids, list) else [ids]
+    if text is not config:
+        # the wrapper's own numbers, such as the layer of the vision tower that is read
+        values |= {f"top.{key}": value for key, value in config.items() if key not in _FREE and _is_plain(value)}
+    return {key: value for key, value in values.items() if not key.startswith("_")}
+
+
+def _is_plain(value: Any) -> bool:
+    return value is not None and not isinstance(value, dict | list)
+
+
+def _rope(text: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Return RoPE's values: transformers 4 has `rope_theta` and `rope_scaling`, version 5 has `rope_parameters`."""
+    parts: dict[str, Any] = {}
+    for key in ("rope_scaling", "rope_parameters"):
+        part = text.get(key)
+        parts |= part if isinstance(part, dict) else {}
+    kind = parts.pop("rope_type", None) or parts.pop("type", None) or "default"
+    parts.pop("type", None)
+    inherited = defaults.get("rope_parameters")
+    theta = parts.pop("rope_theta", None) or text.get("rope_theta")
+    if theta is None:
+        theta = defaults.get("rope_theta") or (inherited or {}).get("rope_theta") or 10_000.0
+    named = {f"rope.{name}": value for name, value in parts.items() if value is not None}
+    return {"rope_theta": theta, "rope.type": kind, **named}
+
+
+def own_findings(config: Mapping[str, Any], own: Weights, place: str) -> Iterator[Finding]:
+    """Yield ML435 for each value that the weights, or another key, contradict."""
+    text = _text(config)
+    rope = text.get("rope_parameters")
+    theta = rope.get("rope_theta") if isinstance(rope, dict) else None
+    if None not in (theta, text.get("rope_theta")) and theta != text["rope_theta"]:
+        yield Finding("ML435", f"rope_theta is {text['rope_theta']!r}", place, f"{theta!r}, as in rope_parameters")
+    values = _numbers(config)
+    sizes = {key: value for key in (*_HEADS, "head_dim") if isinstance(value := values.get(key), int)}
+    sizes |= {"vocab_size": text["vocab_size"]} if isinstance(text.get("vocab_size"), int) else {}
+    heads, pairs, width = (sizes.get(key, 0) for key in ("num_attention_heads", "num_key_value_heads", "head_dim"))
+    # rows of each matrix, as transformers builds it
+    rows = {
+        "embed_tokens": ("vocab_size", sizes.get("vocab_size")),
+        "lm_head": ("vocab_size", sizes.get("vocab_size")),
+        "self_attn.q_proj": ("num_attention_heads * head_dim", heads * width),
+        "self_attn.k_proj": ("num_key_value_heads * head_dim", pairs * width),
+        "self_attn.o_proj": ("hidden_size", sizes.get("hidden_size")),
+        "mlp.up_proj": ("intermediate_size", sizes.get("intermediate_size")),
+    }
+    told = set()
+    for name, info in own.infos.items():
+        kind = next((one for one in rows if name.endswith(f"{one}.weight") and "vision" not in name), None)
+        if kind is None or kind in told or not info.shape or not rows[kind][1]:
+            continue
+        if info.shape[0] != rows[kind][1]:
+            told.add(kind)
+            found = f"{rows[kind][0]} is {rows[kind][1]}"
+            yield Finding("ML435", found, place, f"{info.shape[0]}, the rows of {name}")
+
+
+def tie_findings(config: Mapping[str, Any], own: Weights, place: str) -> Iterator[Finding]:
+    """Yield ML436 for each flag about tied embeddings that the file contradicts, at the top or in `text_config`."""
+    import torch
+
+    heads = [name for name in own if name.endswith("lm_head.weight")]
+    embeddings = [name for name in own if name.endswith("embed_tokens.weight")]
+    levels = {"": config, "text_config.": config.get("text_config")}
+    flags = {f"{level}{TIE}": part.get(TIE) for level, part in levels.items() if isinstance(part, dict)}
+    given = {key: value for key, value in flags.items() if isinstance(value, bool)}
+    if not embeddings:
+        return
+    if not heads:
+        for key in flags if not given else (key for key, value in given.items() if not value):
+            found = f"{key} is {'missing' if key not in given else 'false'}, and the file has no lm_head.weight"
+            yield Finding("ML436", found, place, f'"{TIE}": true at every level, or the head in the file')
+            if not given:
+                return
+        return
+    head, embedding = own[heads[0]], own[embeddings[0]]
+    if head.shape == embedding.shape and torch.equal(head, embedding):
+        return  # one and the same: whatever a flag tells, the numbers are right
+    for key, value in given.items():
+        if value:
+            found = f"{key} is true, and {heads[0]} is not {embeddings[0]}: a server drops the head"
+            yield Finding("ML436", found, place, f'"{TIE}": false at every level')

@@ -1,0 +1,274 @@
+"""Merged weights against the base's, tensor by tensor: what changed, by how much, and with which rank."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pytest_mistral_lora.checkpoint.weights import Weights
+from pytest_mistral_lora.conformance.finding import Finding, first_findings
+
+if TYPE_CHECKING:
+    import torch
+
+LARGEST_CHANGE = 3.0
+"""A trained adapter changes a matrix by a few hundredths of its norm; that of a tiny random model, by about one."""
+
+_BLOCK = 1024
+"""Rows and columns on which the rank is estimated."""
+
+_SCALED_BLOCK = 256
+_TURNS = 30
+
+_SMALLEST = 16
+"""Matrices with fewer rows or columns are too small to tell low rank from full rank."""
+
+_CHUNK = 1 << 23
+"""Numbers that are compared at once."""
+
+_MANTISSA = {"BF16": 7, "F16": 10, "F32": 23}
+_SHOWN = 5
+_LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.(.+)\.weight$")
+_SHARED = re.compile(r"(?:^|\.)(embed_tokens|lm_head|tok_embeddings|output)\.weight$")
+
+
+@dataclass(frozen=True, slots=True)
+class MergedTensor:
+    """A merged tensor beside the base's of its name.
+
+    Attributes:
+        finite: Whether every number is.
+        unchanged: Whether it is the base's, up to the rounding of a dtype.
+        relative: Norm of the change, divided by the norm of the base's tensor.
+        rank: The lowest rank that explains the change, up to rounding; None if it was not estimated.
+        smaller: The smaller of rows and columns on which it was estimated.
+        changed_rows: Number of rows that are not the base's.
+        rows: Number of rows.
+    """
+
+    finite: bool
+    unchanged: bool = True
+    relative: float = 0.0
+    rank: int | None = None
+    smaller: int = 0
+    changed_rows: int = 0
+    rows: int = 0
+
+    @property
+    def is_low_rank(self) -> bool:
+        """Whether a rank of at most half the possible one explains the change."""
+        return self.rank is None or self.rank <= self.smaller // 2
+
+
+def compare_tensors(own: Weights, base: Weights, pairs: Mapping[str, str]) -> dict[str, MergedTensor]:
+    """Compare every merged tensor with the base's, one pair at a time.
+
+    Args:
+        own: The merged tensors.
+        base: The base's.
+        pairs: The name in the base of each merged tensor that has one there.
+    """
+    import torch
+
+    found = {}
+    for name in own:
+        tensor = own[name]
+        if name in pairs and tensor.ndim:
+            found[name] = _compare(tensor, base[pairs[name]], own.infos[name].dtype)
+        else:
+            found[name] = MergedTensor(bool(torch.isfinite(tensor.float()).all()))
+    return found
+
+
+def _compare(own: torch.Tensor, base: torch.Tensor, dtype: str) -> MergedTensor:
+    import torch
+
+    base = base[
+        : own.shape[0]
+    ]  # a vocabulary may have grown: rows that the base lacks have nothing to be compared with
+    rows = max(1, _CHUNK // max(1, own[0].numel()))
+    finite, changed, sums = bool(torch.isfinite(own.float()).all()), 0, [0.0, 0.0]
+    # a merge may have gone through a narrower dtype than the file's: bf16 weights that were saved as float32
+    same = dict.fromkeys((own.dtype, torch.bfloat16, torch.float16), True)
+    for start in range(0, base.shape[0], rows):
+        new, old = (one[start : start + rows].reshape(-1, one[0].numel()) for one in (own[: base.shape[0]], base))
+        for through in same:
+            same[through] = same[through] and torch.equal(old.to(through).to(own.dtype), new)
+        if not same[own.dtype]:
+            change = new.float() - old.float()
+            changed += int((change != 0).any(dim=1).sum())
+            sums[0] += float(change.double().square().sum())
+        sums[1] += float(old.double().square().sum())
+    unchanged = any(same.values())
+    relative = math.sqrt(sums[0] / sums[1]) if sums[1] else math.inf if sums[0] else 0.0
+    rank = smaller = None
+    if finite and not unchanged and own.ndim >= 2:
+        # of stacked experts, the first: each of them has a change of its own
+        matrices = [one if one.ndim == 2 else one.reshape(-1, *one.shape[-2:])[0] for one in (own, base)]
+        rank, smaller = _change_rank(*matrices, dtype)
+    return MergedTensor(finite, unchanged, relative, rank, smaller or 0, changed, base.shape[0])
+
+
+def _change_rank(own: torch.Tensor, base: torch.Tensor, dtype: str) -> tuple[int | None, int]:
+    """Return the lowest rank that explains the change up to rounding, and the smaller side of the part looked at."""
+    new, old = (_part(one[: base.shape[0]], _BLOCK) for one in (own, base))
+    smaller = min(new.shape)
+    if smaller < _SMALLEST:
+        return None, smaller
+    # M = W + s B A + E, and |E| is below the bound of each entry. By Eckart and Young, the singular values of M - W
+    # beyond the rank of B A have at most the energy of E: with more of it, no matrix of that rank explains the change.
+    change = new - old
+    rank = _rank_above(change, rounding_bound(new, old, change, dtype))
+    if rank <= smaller // 2:
+        return rank, smaller
+    scaled, side = _rank_of_scaled_rows(*(_part(one, _SCALED_BLOCK) for one in (new, old)), dtype)
+    return (scaled, side) if scaled <= side // 2 else (rank, smaller)
+
+
+def _part(matrix: torch.Tensor, most: int) -> torch.Tensor:
+    """Return evenly spread rows and columns, in float32: a part of a matrix has at most the rank of the whole."""
+    steps = [math.ceil(size / most) for size in matrix.shape]
+    return matrix[:: steps[0], :: steps[1]].float()
+
+
+def _rank_above(change: torch.Tensor, bound: torch.Tensor) -> int:
+    import torch
+
+    energy = torch.linalg.svdvals(change).double().square()
+    tail = energy.flip(0).cumsum(0).flip(0)  # tail[k]: the energy that a change of rank k leaves
+    return int((tail > bound.double().square().sum()).sum())
+
+
+def _rank_of_scaled_rows(new: torch.Tensor, old: torch.Tensor, dtype: str) -> tuple[int, int]:
+    """Return the same for a change that gives rows another norm, as DoRA does: M = diag(d) (W + s B A) + E."""
+    import torch
+
+    smaller, product = min(new.shape), torch.zeros_like(old)
+    # by turns: the factors d of the rows for a given product, and the best product for given factors
+    for _ in range(_TURNS):
+        whole = old + product
+        factors = (new * whole).sum(dim=1, keepdim=True) / whole.square().sum(dim=1, keepdim=True).clamp(min=1e-30)
+        factors = torch.where(factors == 0, 1, factors)
+        left, values, right = torch.linalg.svd(new / factors - old, full_matrices=False)
+        values[smaller // 4 :] = 0
+        product = (left * values) @ right
+    # W + s B A is rounded before its rows are scaled, and after
+    bound = 2 * rounding_bound(new, old, new - old, dtype)
+    return _rank_above(new - factors * old, bound), smaller
+
+
+def rounding_bound(new: torch.Tensor, old: torch.Tensor, change: torch.Tensor, dtype: str) -> torch.Tensor:
+    """Return the largest error of each number of a merge that rounding explains.
+
+    Args:
+        new: Merged weights in float32.
+        old: The base's in float32.
+        change: Their difference, or the change that is expected.
+        dtype: dtype of the merged file, as safetensors writes it.
+    """
+    import torch
+
+    # the numbers decide: weights in float32 may have been merged in bfloat16
+    narrow = {"BF16": torch.bfloat16, "F16": torch.float16}
+    used = next((name for name, one in narrow.items() if torch.equal(new.to(one).float(), new)), dtype)
+    # half a unit in the last place of the sum, and of the base if it was rounded first; B A may be rounded as well
+    bound = _spacing(new, used) * 0.5 + change.abs() * 2**-7
+    if used in narrow and not torch.equal(old.to(narrow[used]).float(), old):
+        bound += _spacing(old, used) * 0.5
+    return bound
+
+
+def _spacing(values: torch.Tensor, dtype: str) -> torch.Tensor:
+    """Return the distance from each number to the next in a dtype."""
+    import torch
+
+    exponents = torch.frexp(values)[1] - 1
+    # float16 has no number between 0 and 2 ** -24; zero has no exponent
+    exponents = torch.where(values == 0, -126, exponents).clamp(min=-14 if dtype == "F16" else -126)
+    return torch.ldexp(torch.ones_like(values), exponents - _MANTISSA.get(dtype, 23))
+
+
+def place_findings(
+    tensors: Mapping[str, MergedTensor], place: str, planned: Mapping[str, bool] | None
+) -> Iterator[Finding]:
+    """Yield ML430 and ML439: changes outside of the layers that LoRA is put on.
+
+    Args:
+        tensors: The result of `compare_tensors`.
+        place: The folder.
+        planned: The tensors that the adapter at hand changes; None if there is none.
+    """
+    findings, notes = [], []
+    for name, one in sorted(tensors.items()):
+        shared = _SHARED.search(name)
+        if one.unchanged or not one.finite or (planned is not None and name in planned):
+            continue
+        if planned is None and not shared and one.rank is not None and _LAYER.search(name):
+            continue
+        by = f"{name} changed by {one.relative:.3g} of its norm"
+        # a change of every row by one low rank is LoRA's; that of some rows is none
+        if planned is None and shared and one.rank is not None and one.is_low_rank and one.changed_rows == one.rows:
+            found = f"{by}, with rank {one.rank}"
+            expected = "the base's, unless LoRA was put on it: then name the adapter with --mistral-adapter, too"
+            notes.append(Finding("ML439", found, place, expected))
+            continue
+        found = f"{by}, in {one.changed_rows} of {one.rows} rows" if shared else by
+        expected = "the base's: the adapter does not change it"
+        if planned is None:
+            expected = "the base's; if modules_to_save trained it in full, name the adapter with --mistral-adapter, too"
+        findings.append(Finding("ML430", found, place, expected))
+    yield from first_findings(findings, _SHOWN, place)
+    yield from first_findings(notes, _SHOWN, place)
+
+
+def rank_findings(
+    tensors: Mapping[str, MergedTensor], place: str, planned: Mapping[str, bool] | None
+) -> Iterator[Finding]:
+    """Yield ML431 for each layer with a change that no low rank explains, and ML433 for one that is too large."""
+    layers = {name: one for name, one in tensors.items() if _LAYER.search(name) and one.finite and not one.unchanged}
+    if planned is not None:
+        layers = {name: one for name, one in layers.items() if planned.get(name)}
+    highest = max((one.rank for one in layers.values() if one.rank is not None and one.is_low_rank), default=0)
+    ranks, sizes = [], []
+    for name, one in sorted(layers.items()):
+        # a matrix that is not larger than the rank of the others has any change of that rank
+        if not one.is_low_rank and one.smaller >= 2 * highest:
+            found = f"the change of {name} has rank {one.rank}, of {one.smaller} that are possible"
+            expected = f"at most {one.smaller // 2}, up to rounding: the product of two narrow matrices"
+            ranks.append(Finding("ML431", found, place, expected))
+        if one.relative > LARGEST_CHANGE:
+            found = f"{name} changed by {one.relative:.3g} times its norm"
+            sizes.append(Finding("ML433", found, place, f"far below 1, and never above {LARGEST_CHANGE:g}"))
+    yield from first_findings(ranks, _SHOWN, place)
+    yield from first_findings(sizes, _SHOWN, place)
+
+
+def layer_findings(tensors: Mapping[str, MergedTensor], place: str) -> Iterator[Finding]:
+    """Yield ML432 for a layer that lacks a change that most layers have, and ML438 for layers without any change."""
+    kinds: dict[str, dict[int, bool]] = defaultdict(dict)
+    for name, one in tensors.items():
+        match = _LAYER.search(name)
+        if match and (one.rank is not None or one.unchanged):
+            kinds[match[2]][int(match[1])] = not one.unchanged
+    changed = {kind: layers for kind, layers in kinds.items() if any(layers.values())}
+    touched = {layer for layers in changed.values() for layer, moved in layers.items() if moved}
+    findings = []
+    for kind, layers in sorted(changed.items()):
+        lost = [layer for layer, moved in sorted(layers.items()) if not moved and layer in touched]
+        if lost and 2 * sum(layers.values()) >= len(layers):
+            found = f"{kind} is the base's in {_layers_text(lost)}, and is changed in the others"
+            findings.append(Finding("ML432", found, place, "a change in each layer that was adapted"))
+    yield from first_findings(findings, _SHOWN, place)
+    rest = sorted({layer for layers in changed.values() for layer in layers} - touched)
+    if rest:
+        expected = "changes in every layer, unless layers_to_transform left some out"
+        yield Finding("ML438", f"nothing is changed in {_layers_text(rest)}", place, expected)
+
+
+def _layers_text(layers: Sequence[int]) -> str:
+    more = f" and {len(layers) - _SHOWN} more" if len(layers) > _SHOWN else ""
+    return f"layer{'s' if len(layers) > 1 else ''} {', '.join(map(str, layers[:_SHOWN]))}{more}"

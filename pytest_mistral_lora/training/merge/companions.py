@@ -1,0 +1,82 @@
+"""The files beside merged weights: such that transformers, vLLM and llama.cpp's converter read the same model."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pytest_mistral_lora.chat.oracle import Oracle
+from pytest_mistral_lora.chat.reading import read_json
+from pytest_mistral_lora.checkpoint.base_model import read_config
+from pytest_mistral_lora.checkpoint.pins import TEXT_FILES
+from pytest_mistral_lora.checkpoint.tokenizer_folder import TOKENIZER_CONFIG
+from pytest_mistral_lora.checkpoint.tokenizers import TEKKEN, TOKENIZER_JSON, convert, oracle_file
+from pytest_mistral_lora.checkpoint.weights import Weights
+from pytest_mistral_lora.records.files import write_json, write_text
+from pytest_mistral_lora.training.generate.model_spec import ModelSpec
+from pytest_mistral_lora.training.merge.proof import weights_of
+
+PLAIN = "tokenizer.model"
+"""The name under which llama.cpp's converter looks for a SentencePiece model."""
+
+
+def write_companions(folder: Path, spec: ModelSpec, dtype: str) -> None:
+    """Write the files that a model needs beside its weights: the base's configuration, and the adapter's tokenizer."""
+    adapter, base = spec.folder.path, spec.base
+    config = {key: value for key, value in read_config(base).items() if key != "quantization_config"}
+    # vLLM drops the head of a file whose configuration has a tie at any level (vllm-project/vllm#51063)
+    tie = {"tie_word_embeddings": _ties_embeddings(weights_of(folder), config)}
+    if isinstance(config.get("text_config"), dict):
+        config["text_config"] = {**config["text_config"], **tie}
+    config |= tie
+    # transformers 4 named it torch_dtype, and its older versions read nothing else
+    key = "torch_dtype" if "torch_dtype" in config else "dtype"
+    write_json(folder / "config.json", {**config, key: dtype})
+    generation = base / "generation_config.json"
+    listed = (
+        name for name in spec.folder.require_manifest().data["files"] if any(fnmatch(name, one) for one in TEXT_FILES)
+    )
+    for file in (*([generation] if generation.is_file() else []), *(adapter / name for name in listed)):
+        shutil.copyfile(file, folder / file.name)
+    own, plain = oracle_file(folder), base / PLAIN
+    if own is not None and own.name != TEKKEN:
+        _write_sentencepiece_companions(folder, own)
+    elif own is None and plain.is_file() and (folder / TOKENIZER_CONFIG).is_file():
+        _write_sentencepiece_companions(folder, plain)
+
+
+def _ties_embeddings(weights: Weights, config: Mapping[str, Any]) -> bool:
+    """Return whether the weights have one matrix for embeddings and head."""
+    heads = [name for name in weights if name.endswith("lm_head.weight")]
+    embeddings = [name for name in weights if name.endswith("embed_tokens.weight")]
+    if not heads or not embeddings:
+        return not heads
+    text = config.get("text_config")
+    asked = any(part.get("tie_word_embeddings") for part in (config, text if isinstance(text, dict) else {}))
+    return asked and torch.equal(weights[heads[0]], weights[embeddings[0]])
+
+
+def _write_sentencepiece_companions(folder: Path, tokenizer: Path) -> None:
+    """Write the two files without which llama.cpp's converter makes other ids of a SentencePiece tokenizer.
+
+    Without `tokenizer.model` it takes a vocabulary without scores; without a value of `add_prefix_space` the GGUF file
+    has a space more after every control token. It warns of neither.
+    """
+    plain, config = folder / PLAIN, folder / TOKENIZER_CONFIG
+    if not plain.exists():
+        shutil.copyfile(tokenizer, plain)
+    data = read_json(config) if config.is_file() else {}
+    if not config.is_file():
+        # with `tokenizer.model` alone, transformers would build a tokenizer of its own, by the rules of its version
+        fast = convert(Oracle(tokenizer))
+        if not (folder / TOKENIZER_JSON).exists():
+            write_text(folder / TOKENIZER_JSON, fast.backend_tokenizer.to_str(pretty=True) + "\n")
+        data = {f"{name}_token": getattr(fast, f"{name}_token") for name in ("bos", "eos", "unk")}
+        data |= {"clean_up_tokenization_spaces": False, "legacy": False, "tokenizer_class": "PreTrainedTokenizerFast"}
+    if data.get("add_prefix_space") is None:
+        write_json(config, {**data, "add_prefix_space": False})
