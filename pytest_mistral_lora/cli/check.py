@@ -31,13 +31,14 @@ def add_parser(verbs: Verbs) -> None:
             "mistral-lora check",
             "mistral-lora check recipe.yaml",
             "mistral-lora check lora-out --base models/base",
+            "mistral-lora check merged lora-out --base models/base",
         ),
         failure="a check finds an error, or no check could judge anything",
     )
     parser.add_argument(
         "paths", type=Path, nargs="*", metavar="PATH", help="recipe, folder or file to check (default: see above)"
     )
-    parser.add_argument("--base", type=Path, metavar="DIR", help="base checkpoint of the adapters")
+    parser.add_argument("--base", type=Path, metavar="DIR", help="base checkpoint of the adapters and merged models")
     add_oracle_option(parser)
     parser.add_argument(
         "--train",
