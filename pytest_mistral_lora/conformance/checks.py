@@ -185,7 +185,7 @@ def _checks(target: Target, settings: Settings, results: _Results) -> Iterator[C
     elif isinstance(target, RunnerTarget):
         subjects = ["runner"]
     elif isinstance(target, AdapterTarget):
-        subjects = ["merged" if target.adapter.is_merged else "adapter", "manifest", "transcript"]
+        subjects = ["merged" if target.is_merged else "adapter", "manifest", "transcript"]
     else:
         subjects = ["tokenizer", "template", "user goldens", "mask"]
     if isinstance(target, RecipeTarget):

@@ -227,6 +227,16 @@ class AdapterTarget(Target):
         """The folder's path."""
         return _given(self.path)
 
+    @property
+    def is_merged(self) -> bool:
+        """Whether it is a merged model: by its manifest, or, without one, by full weights and no adapter."""
+        one = self.adapter
+        if not one.model_files:
+            return False
+        if one.has_manifest:
+            return one.valid_manifest is not None and one.kind == "merged"
+        return not (one.config_file.exists() or one.tensors_file.exists())
+
 
 def _given(path: Path | None) -> Path:
     if path is None:

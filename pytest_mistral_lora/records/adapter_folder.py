@@ -110,13 +110,6 @@ class AdapterFolder:
             data = None
         return "merged" if isinstance(data, dict) and data.get("kind") == "merged" else "adapter"
 
-    @property
-    def is_merged(self) -> bool:
-        """Whether it is a merged model: by its manifest, or, without one, by full weights and no adapter."""
-        if self.has_manifest:
-            return self.valid_manifest is not None and self.kind == "merged" and bool(self.model_files)
-        return bool(self.model_files) and not (self.config_file.exists() or self.tensors_file.exists())
-
     def require_adapter(self) -> None:
         """Refuse a merged model.
 

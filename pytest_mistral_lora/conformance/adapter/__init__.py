@@ -77,8 +77,9 @@ def adapter_findings(folder: Path, base: Path | None = None) -> Iterator[Finding
     """
     from pytest_mistral_lora.conformance.merged import cases as merged_cases
 
-    adapter = AdapterFolder(folder, base)
-    found = merged_cases(adapter) if adapter.is_merged else {**cases(adapter), **base_cases(adapter)}
+    target = AdapterTarget(folder.name, folder, base=base)
+    adapter = target.adapter
+    found = merged_cases(adapter) if target.is_merged else {**cases(adapter), **base_cases(adapter)}
     for judge in found.values():
         yield from judge().findings
 

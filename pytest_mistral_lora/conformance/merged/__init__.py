@@ -29,7 +29,7 @@ _OLDER = ("files", "tensors-finite", "changes-the-base")
 
 def checks(target: AdapterTarget, settings: Settings) -> Iterator[Check]:
     """Yield the checks of a merged model's folder; none of an adapter's."""
-    if target.adapter.is_merged:
+    if target.is_merged:
         # node ids are stable: with a manifest, these three were checks of `adapter` before there was this subject
         older = _OLDER if target.adapter.has_manifest else ()
         for case, judge in cases(target.adapter, target.beside).items():
