@@ -65,6 +65,11 @@ def source_files(path: Path) -> list[Path]:
     Raises:
         InputError: If there are none, or a folder has several splits or kinds of files.
     """
+    if not path.exists():
+        # `owner/name` may be a data set of the Hub
+        is_name = len(path.parts) == 2 and not path.is_absolute() and not path.suffix
+        step = f"From the Hub: hf download --repo-type dataset {path} --local-dir data" if is_name else ""
+        raise InputError("no such file or folder", place=str(path), next_step=step)
     if not path.is_dir():
         return [path]
     if (path / "state.json").is_file():
@@ -163,6 +168,10 @@ def _llamafactory_layout(entry: Mapping[str, Any], place: str) -> Layout:
         keys |= {_COLUMN_NAMES.get(name, name): column for name, column in columns.items() if column}
     else:
         keys |= {"history": "", "system": "", "tools": ""}
+    if family == "alpaca" and not (keys.get("output") or entry.get("ranking")):
+        raise InputError(
+            "no response is declared: a text without turns", place=place, expected="columns with a response"
+        )
     if entry.get("ranking"):
         keys |= {"prompt": keys.get("instruction" if family == "alpaca" else "messages", "")}
         keys |= {name: keys.get(name) or name for name in ("chosen", "rejected")}
