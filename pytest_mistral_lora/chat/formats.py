@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,8 @@ CALL = "function_call"
 OTHER_ROLES = {
     "human": "user",
     "gpt": "assistant",
-    "chatgpt": "assistant",
+    # the other assistants of ShareGPT's own pages
+    **dict.fromkeys(("chatgpt", "bing", "bard"), "assistant"),
     "model": "assistant",
     "developer": "system",
     "function": "tool",
@@ -215,19 +216,20 @@ def recognise(record: Any) -> Recognised | None:
         return Recognised("messages", f"a list of messages with {keys}", {"messages": ""}) if keys else None
     if not isinstance(record, Mapping):
         return None
-    # a table of many sources pads the keys of the others with null
+    # a table of many sources pads the keys of the others with null; if no format is left, a null is a fault of its own
     present = {key for key, value in record.items() if value is not None}
-    for find in (_as_preference, _as_conversation, _as_instruction):
-        found = find(record, present)
-        if found is not None:
-            return found
+    for keys in (present, record.keys()):
+        for find in (_as_preference, _as_conversation, _as_instruction):
+            found = find(record, keys)
+            if found is not None:
+                return found
     for key, (title, advice) in _NO_TURNS.items():
         if key in present:
             return Recognised("", title, {}, advice)
     return None
 
 
-def _as_preference(record: Mapping[str, Any], present: set[str]) -> Recognised | None:
+def _as_preference(record: Mapping[str, Any], present: Collection[str]) -> Recognised | None:
     pairs = (
         ("chosen", "rejected"),
         ("preferred_output", "non_preferred_output"),
@@ -245,7 +247,7 @@ def _as_preference(record: Mapping[str, Any], present: set[str]) -> Recognised |
     return None
 
 
-def _as_conversation(record: Mapping[str, Any], present: set[str]) -> Recognised | None:
+def _as_conversation(record: Mapping[str, Any], present: Collection[str]) -> Recognised | None:
     for key in MESSAGE_LISTS:
         items = record.get(key)
         if isinstance(items, str):
@@ -255,7 +257,8 @@ def _as_conversation(record: Mapping[str, Any], present: set[str]) -> Recognised
             except (ValueError, RecursionError):
                 continue
         if items == []:
-            return Recognised("messages", f"`{key}`, which is empty", {"messages": key})
+            name = "sharegpt" if key.startswith("conversation") else "messages"
+            return Recognised(name, f"`{key}`, which is empty", {"messages": key})
         shown = _message_keys(items)
         if shown:
             name = "sharegpt" if shown == "from/value" or key.startswith("conversation") else "messages"
@@ -276,7 +279,7 @@ def _message_keys(items: Any) -> str:
     return ""
 
 
-def _as_instruction(record: Mapping[str, Any], present: set[str]) -> Recognised | None:
+def _as_instruction(record: Mapping[str, Any], present: Collection[str]) -> Recognised | None:
     answer = next((key for key in ("output", "response") if key in present), "")
     if "instruction" in present and answer:
         optional = {key: key for key in ("input", "history") if key in present}

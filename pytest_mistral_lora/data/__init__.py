@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
 from pytest_mistral_lora.chat.fields import kind_of
-from pytest_mistral_lora.chat.formats import FORMATS, recognise
+from pytest_mistral_lora.chat.formats import FORMATS, MESSAGE_LISTS, recognise
 from pytest_mistral_lora.chat.reading.chunks import DataFile, bar, total_bytes
 from pytest_mistral_lora.chat.rows import parse_row
 from pytest_mistral_lora.data.containers import Record, SourceFile, open_source
@@ -82,9 +82,7 @@ def _refuse_bad(report: Report, lossy: Collection[str]) -> None:
         if kind not in lossy:
             lost = LOSSES[kind] + (" ({detail})" if tally.details else "")
             lines.append(f"  {tally.text(lost)}. To leave that out, add --lossy {kind}")
-    lines += [f"  {error}" for error in report.errors]
-    if report.refused > len(report.errors):
-        lines.append(f"  … and {report.refused - len(report.errors)} more")
+    lines += [f"  {line}" for line in report.fault_lines()]
     if report.refused:
         lines.append("  To leave these records out, add --lossy bad-records")
     raise InputError("\n".join([*lines, "Nothing was written"]))
@@ -131,9 +129,16 @@ def _layout_of(source: Source, first: Sequence[Record]) -> tuple[Layout, str]:
     if recognised is None:
         if not readable:
             raise first[0].value
-        keys = f"keys {', '.join(map(str, readable[0]))}" if isinstance(readable[0], Mapping) else kind_of(readable[0])
-        found = f"no known format: the first record has {keys}"
+        record = readable[0] if isinstance(readable[0], Mapping) else {}
+        lists = [key for key, value in record.items() if isinstance(value, list)]
+        if lists and lists[0] in MESSAGE_LISTS:
+            # the key is known, and its value is the fault
+            return Layout("messages", {"messages": lists[0]}), f"{FORMATS['messages']} (`{lists[0]}`)"
+        shown = f"keys {', '.join(map(str, record))}" if record else kind_of(readable[0])
+        found = f"no known format: the first record is {shown}" if not record else f"no known format: {shown}"
         step = "Name it with --format, or declare its keys as Axolotl or LLaMA-Factory do."
+        if len(lists) == len(record) == 1:
+            step = f"If its rows are the list under {lists[0]!r}, write that list as the file."
         raise InputError(found, place=first[0].place, expected=f"one of {', '.join(FORMATS)}", next_step=step)
     if not recognised.name:
         raise InputError(f"this is {recognised.title}", place=first[0].place, next_step=recognised.advice)

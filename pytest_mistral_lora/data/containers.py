@@ -227,9 +227,13 @@ def _next_value(place: str, buffer: str, text: io.TextIOWrapper) -> tuple[Any, s
             cut = error.msg.startswith("Unterminated string") or error.pos >= len(buffer) - 16
             more = text.read(size) if cut and len(buffer) <= MAX_LINE_BYTES else ""
             if not more:
-                fault = f"longer than {MAX_LINE_BYTES >> 20} MiB" if len(buffer) > MAX_LINE_BYTES else fault_of(error)
-                shown = buffer[max(0, error.pos - 20) : error.pos + 20]
-                raise InputError(f"not valid JSON: {fault} near {shown!r}", place=place) from error
+                shown = f"near {buffer[max(0, error.pos - 20) : error.pos + 20]!r}"
+                found = f"not valid JSON: {fault_of(error)} {shown}"
+                if len(buffer) > MAX_LINE_BYTES:
+                    found = f"the row is longer than {MAX_LINE_BYTES >> 20} MiB"
+                elif error.msg.startswith("Unterminated string") or not buffer[error.pos :].strip():
+                    found = "the file is cut off: it ends inside this row"
+                raise InputError(found, place=place) from error
             # twice as much each time: a long value is parsed a few times, not once a chunk
             buffer, size = buffer + more, 2 * size
 

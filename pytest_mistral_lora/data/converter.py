@@ -86,6 +86,13 @@ class RecordConverter:
             for message in [one for one in messages if one["role"] == "assistant"][:-1]:
                 message["weight"] = 0
         answers = [index for index, one in enumerate(messages) if one["role"] == "assistant"]
+        if answers and len(answers) == len(messages):
+            raise Place(self.place, "messages").error("answers without a question", "a user or system message before")
+        for index in answers:
+            content = messages[index].get("content")
+            if isinstance(content, str) and not content.strip(" ") and "tool_calls" not in messages[index]:
+                found, expected = "an empty answer", "a text: no tokenizer of Mistral's encodes an answer without one"
+                raise Place(self.place, f"messages[{index}].content").error(found, expected)
         if answers and answers[-1] < len(messages) - 1:
             self.noted.lost("last-prompt")
             messages = messages[: answers[-1] + 1]
@@ -104,8 +111,8 @@ class RecordConverter:
             if not isinstance(pair, Sequence) or isinstance(pair, str) or len(pair) != 2:
                 raise Place(self.place, f"history[{index}]").error(repr(pair), "a pair: a prompt and its answer")
             self.noted.changed("history")
-            self._side("history", pair[0], "user")
-            self._side("history", pair[1], "assistant")
+            self._side(f"history[{index}]", pair[0], "user")
+            self._side(f"history[{index}]", pair[1], "assistant")
         self._side(self.keys["instruction"], self._joined("instruction"), "user")
         key = self.keys["output"]
         self._side(key, self.data.pop(key, None), "assistant")
@@ -160,9 +167,9 @@ class RecordConverter:
         if isinstance(value, Mapping) and "messages" in value:
             self.data = {**{name: one for name, one in value.items() if name != "messages"}, **self.data}
             value = value["messages"]
-        if value is None or isinstance(value, str):
-            if value is None or (role == "assistant" and not value.strip(" ")):
-                raise Place(self.place, key).error("is empty" if value is not None else "is missing", "a text")
+        if value is None or value == []:
+            raise Place(self.place, key).error("is missing" if value is None else "is empty", "a text or messages")
+        if isinstance(value, str):
             value = [{"role": role, "content": value}]
         elif isinstance(value, Mapping):
             value = [value]
@@ -170,6 +177,8 @@ class RecordConverter:
 
     def _with_system(self, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
         text = self._column("system") or self.layout.system
+        if not isinstance(text, str):
+            raise Place(self.place, "system").error(f"is {kind_of(text)}", "a string")
         if not text or self.layout.drop_system:
             return messages
         if messages and messages[0]["role"] == "system":

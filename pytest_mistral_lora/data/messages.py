@@ -97,7 +97,8 @@ class Conversation:
         if role is None:
             found = repr(given) if given is not None else "is missing"
             step = "Declare it: `tags` of LLaMA-Factory's dataset_info.json, or `roles` of Axolotl's datasets."
-            raise (place / key).error(found, f"one of {', '.join(known)}", step)
+            names = ", ".join([*ROLES, *self._layout.roles, "human, gpt, observation, function_call"])
+            raise (place / key).error(found, f"one of {names}", step)
         if role != given and role != CALL:
             self._noted.changed("roles", f"{given} is {role}")
         return role
@@ -113,6 +114,8 @@ class Conversation:
         content, called = self._content(item, message["role"], place)
         if role == CALL:
             content, called = None, from_json(content, self._noted, place)
+            if not called:
+                raise place.error("has no tool call", 'JSON of {"name": …, "arguments": …}')
         if "function_call" in item:
             called = from_json(item.pop("function_call"), self._noted, place / "function_call")
             self._noted.changed("function-call")

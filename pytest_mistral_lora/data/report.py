@@ -57,7 +57,7 @@ LOSSES = {
 """The kinds of losses, each an error unless it is allowed by name."""
 
 SHOWN = 3
-MOST_ERRORS = 20
+MOST_FAULTS = 20
 
 
 @dataclass
@@ -118,7 +118,7 @@ class Report:
         changes: By kind.
         losses: By kind, whether allowed or not.
         remarks: Settings of a declaration that have no place in rows, as sentences.
-        errors: The first of the errors.
+        faults: The errors by their text, each with the fields that have it; a hostile file has no more than 20.
     """
 
     sources: list[dict[str, str]] = field(default_factory=list)
@@ -129,7 +129,7 @@ class Report:
     changes: dict[str, Tally] = field(default_factory=dict)
     losses: dict[str, Tally] = field(default_factory=dict)
     remarks: list[str] = field(default_factory=list)
-    errors: list[RowError] = field(default_factory=list)
+    faults: dict[str, Tally] = field(default_factory=dict)
 
     def take(self, noted: RowChanges, place: str) -> None:
         """Count the changes and losses of a row."""
@@ -138,12 +138,25 @@ class Report:
                 tallies.setdefault(kind, Tally()).add(place, details)
 
     def refuse(self, error: RowError, *, allowed: bool) -> None:
-        """Count a record that cannot be converted; the first of them are kept."""
+        """Count a record that cannot be converted."""
         self.bad += not allowed
         self.dropped += allowed
         self.refused += 1
-        if len(self.errors) < MOST_ERRORS:
-            self.errors.append(error)
+        text = str(error).removeprefix(f"{error.place}: ")
+        if text in self.faults or len(self.faults) < MOST_FAULTS:
+            self.faults.setdefault(text, Tally()).add(error.place, {})
+
+    def fault_lines(self) -> list[str]:
+        """Return the faults as text, the first place of each before it."""
+        lines = []
+        for text, tally in self.faults.items():
+            others = ", ".join(place.partition(", ")[0] for place in tally.first[1:]) + (
+                ", …" if tally.count > SHOWN else ""
+            )
+            more = f" (and {tally.count - 1} more: {others})" if tally.count > 1 else ""
+            lines.append(f"{tally.first[0]}: {text}{more}")
+        left = self.refused - sum(tally.count for tally in self.faults.values())
+        return lines + ([f"… and {left} more"] if left else [])
 
     def lines(self) -> list[str]:
         """Return the report as text."""
@@ -155,7 +168,7 @@ class Report:
             lines.append(f"lost     {kind:<16} {tally.text(lost)}")
         lines += [f"remark   {remark}" for remark in self.remarks]
         dropped = f", {self.dropped} left out" if self.dropped else ""
-        lines += [f"left out {error}" for error in self.errors]
+        lines += [f"left out {line}" for line in self.fault_lines()]
         return [*lines, f"{self.rows} row{'s' if self.rows != 1 else ''}{dropped}"]
 
     def to_json(self) -> dict[str, Any]:
@@ -173,5 +186,5 @@ class Report:
                 for name, tallies in kinds.items()
             },
             "remarks": self.remarks,
-            "left_out": [str(error) for error in self.errors],
+            "left_out": self.fault_lines(),
         }

@@ -33,7 +33,7 @@ def from_json(value: Any, noted: RowChanges, place: Place) -> Any:
     try:
         parsed = loads_strict(value)
     except ValueError as error:
-        raise place.error(f"a text that is {error}", "JSON") from error
+        raise place.error(f"a text that is {error}") from error
     noted.changed("json-text")
     return parsed
 

@@ -184,7 +184,7 @@ def test_a_field_of_another_format_names_its_remedy(message: Any, found: str, st
     [
         ('{"a": 1,}', "a trailing comma"),
         ('{"a": [1, ]}', "a trailing comma"),
-        ('{"a": 1},', "a comma after the end"),
+        ('{"a": 1},', "a comma behind the object, which ends with its line,"),
         ('{"a": 1}{"a": 2}', "a second value on the line"),
         ("{'a': 1}", "single quotes, as Python prints a dict,"),
         ('{"a": True}', "a constant of Python, not of JSON,"),

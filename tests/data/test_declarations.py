@@ -24,7 +24,7 @@ def rows_of(path: Path, *names: str) -> tuple[list[Any], Report]:
     sources, remarks = declared_sources(path, names)
     report = Report(remarks=remarks)
     found = list(convert(sources, report, lossy=LOSSES))
-    assert [str(error) for error in report.errors] == []
+    assert report.fault_lines() == []
     return found, report
 
 

@@ -298,7 +298,7 @@ def written(path: Path, *records: Any) -> Path:
 def test_a_record_becomes_this_row(tmp_path: Path, name: str, record: Any, row: Any, kinds: dict[str, str]) -> None:
     # a line alone that is a list would be the brackets of the file
     found, report = converted(written(tmp_path / "a.jsonl", *[record] * 2))
-    assert [str(error) for error in report.errors] == []
+    assert report.fault_lines() == []
     assert found == ([] if row is None else [row] * 2)
     assert report.changes.keys() == {kind for kind, lost in kinds.items() if lost != "lost"}
     assert report.losses.keys() == {kind for kind, lost in kinds.items() if lost}
@@ -323,7 +323,7 @@ ROWS = rows(tools=None, weights=True, alternating=False, parallel=True, thinking
 def test_a_row_is_imported_as_it_is(tmp_path: Path, data: list[dict[str, Any]]) -> None:
     found, report = converted(written(tmp_path / "a.jsonl", *data))
     assert found == data
-    assert (report.changes, report.losses, report.errors) == ({}, {}, [])
+    assert (report.changes, report.losses, report.faults) == ({}, {}, {})
 
 
 def plain(row: dict[str, Any]) -> dict[str, Any]:
@@ -345,7 +345,7 @@ def test_the_padding_of_a_table_is_removed(tmp_path: Path, data: list[dict[str, 
     path = tmp_path / "a.parquet"
     parquet.write_table(pa.Table.from_pylist(data), path)
     found, report = converted(path)
-    assert report.errors == []
+    assert report.faults == {}
     assert [plain(row) for row in found] == [plain(row | {"tools": json.loads(row["tools"])}) for row in data]
     for row in found:
         parse_row(row)
@@ -423,7 +423,7 @@ BROKEN: list[tuple[str, Any, str]] = [
     (
         "a call without a name",
         sharegpt(("human", "u"), ("function_call", "{}"), ("gpt", "a")),
-        "tool_calls[0].function: is null",
+        "conversations[1]: has no tool call",
     ),
     (
         "a result before a call",
@@ -440,6 +440,7 @@ BROKEN: list[tuple[str, Any, str]] = [
         sharegpt(("human", "u"), ("gpt", "a"), tools="f(x)"),
         "tools: a text that is not valid JSON",
     ),
+    ("no question", sharegpt(("gpt", "a")), "messages: answers without a question"),
     ("no answer", sharegpt(("human", "u"), ("human", "v")), "messages: no assistant message"),
     (
         "flags that contradict",
@@ -464,7 +465,11 @@ BROKEN: list[tuple[str, Any, str]] = [
         GOOD | {"tools": [{**BARE, "parameters": "x"}]},
         "tools[0].function.parameters: a text",
     ),
-    ("an output that is empty", {"instruction": "i", "input": "", "output": ""}, "output: is empty; expected a text"),
+    (
+        "an output that is empty",
+        {"instruction": "i", "input": "", "output": ""},
+        "messages[1].content: an empty answer",
+    ),
     ("an output that is a number", {"instruction": "i", "input": "", "output": 3}, "output: is a number"),
     ("an instruction that is a list", {"instruction": ["i"], "input": "", "output": "a"}, "instruction: is a list"),
     (
@@ -472,8 +477,8 @@ BROKEN: list[tuple[str, Any, str]] = [
         {"instruction": "i", "output": "a", "history": ["u", "a"]},
         "history[0]: 'u'; expected a pair",
     ),
-    ("a completion that is null", {"prompt": "u", "completion": None}, "no known format"),
-    ("a completion that is empty", {"prompt": "u", "completion": " "}, "completion: is empty"),
+    ("a completion that is null", {"prompt": "u", "completion": None}, "completion: is missing; expected a text"),
+    ("a completion that is empty", {"prompt": "u", "completion": " "}, "messages[1].content: an empty answer"),
     (
         "a chosen answer without a prompt",
         {"chosen": "a", "rejected": "b"},
@@ -482,8 +487,8 @@ BROKEN: list[tuple[str, Any, str]] = [
     ("text", {"text": "[INST] u [/INST] a"}, "this is plain text (text)"),
     ("encoded rows", {"input_ids": [1], "labels": [1]}, "this is encoded rows (input_ids)"),
     ("a message alone", user("u"), "this is a message alone (role). Put all messages of a conversation in a list"),
-    ("another object", {"a": 1, "b": 2}, "no known format: the first record has keys a, b"),
-    ("a number", 3, "no known format: the first record has a number"),
+    ("another object", {"a": 1, "b": 2}, "no known format: keys a, b"),
+    ("a number", 3, "no known format: the first record is a number"),
 ]
 
 
@@ -501,7 +506,7 @@ def test_a_broken_record_is_reported_with_its_field(tmp_path: Path, name: str, r
 def test_records_of_two_formats_are_an_error_of_the_second(tmp_path: Path) -> None:
     path = written(tmp_path / "a.jsonl", sharegpt(("human", "u"), ("gpt", "a")), {"prompt": "u", "completion": "a"})
     _, report = converted(path)
-    assert [str(error) for error in report.errors] == [
+    assert report.fault_lines() == [
         f"{path}:2: this is prompt and completion (`prompt` and `completion` of text); "
         "expected ShareGPT, as the file's first rows are"
     ]

@@ -46,7 +46,7 @@ def fault_of(error: json.JSONDecodeError) -> str:
     if error.msg != "Extra data" and at_comma and after.removeprefix(",").lstrip()[:1] in ("}", "]"):
         return "a trailing comma"
     if error.msg == "Extra data" and after.startswith(","):
-        return "a comma after the end, which JSON Lines has not,"
+        return "a comma behind the object, which ends with its line,"
     if error.msg == "Extra data" and after.startswith(("{", "[")):
         return "a second value on the line"
     if after.startswith("'") or (before.endswith("{") and after.startswith("'")):
