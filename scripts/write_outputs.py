@@ -1,4 +1,4 @@
-"""Write the outputs that README.md and docs/rows.md show, as commands print them: `python scripts/write_outputs.py`."""
+"""Write the outputs that README.md and docs/ show, as commands print them: `python scripts/write_outputs.py`."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from pytest_mistral_lora.records.files import write_text
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 ROWS = ROOT / "docs" / "rows.md"
+IMPORT = ROOT / "docs" / "import.md"
 PYTEST = (sys.executable, "-m", "pytest", "-p", "no:cacheprovider")
 CLI = (sys.executable, "-m", "pytest_mistral_lora.cli")
 TOKENIZER = ("--tokenizer", "checkpoints/my-mistral")
@@ -64,6 +65,26 @@ def masked_eos(folder: Path) -> str:
     write_rows(folder / "encoded.jsonl", {**row, "labels": [*row["labels"][:-1], -100]})
     audit = _printed(*CLI, "audit", "encoded.jsonl", *TOKENIZER, folder=folder, exit_code=1)
     return _part(audit, "ML546 ", "  > ")
+
+
+def imported_rows(folder: Path) -> str:
+    """Return the report of an import of ShareGPT with a tool."""
+    call = json.dumps({"name": "weather", "arguments": {"city": "Paris"}})
+    turns = [("human", "Is it warm in Paris?"), ("function_call", call), ("observation", "21"), ("gpt", "Yes, 21.")]
+    plain = [("human", QUESTION["content"]), ("gpt", ANSWER["content"])]
+    tools = json.dumps([{"name": "weather", "parameters": {"type": "object"}}])
+    talks = [[{"from": role, "value": text} for role, text in one] for one in (turns, plain)]
+    (folder / "sharegpt.json").write_text(
+        json.dumps([{"conversations": talks[0], "tools": tools}, {"conversations": talks[1]}])
+    )
+    return _printed(*CLI, "import", "sharegpt.json", "--to", "rows.jsonl", folder=folder)
+
+
+def refused_loss(folder: Path) -> str:
+    """Return the error of an import that would lose the rejected answers."""
+    pair = {"prompt": QUESTION["content"], "chosen": "Paris.", "rejected": "London."}
+    write_rows(folder / "pairs.jsonl", pair, pair)
+    return _printed(*CLI, "import", "pairs.jsonl", "--to", "rows.jsonl", folder=folder, exit_code=2)
 
 
 def write_rows(file: Path, *rows: object) -> None:
@@ -113,6 +134,8 @@ OUTPUTS = (
     Output("render", ROWS, rendered_row),
     Output("bad rows", ROWS, bad_rows),
     Output("audit", ROWS, masked_eos),
+    Output("import", IMPORT, imported_rows),
+    Output("loss", IMPORT, refused_loss),
 )
 
 

@@ -19,6 +19,7 @@ from pytest_mistral_lora.chat.oracle import SHIPPED, shipped_tokenizer
 from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
 from pytest_mistral_lora.conformance.encoded import CLASSES
 from pytest_mistral_lora.conformance.mask.laws import LAWS
+from pytest_mistral_lora.data.report import CHANGES, LOSSES
 from pytest_mistral_lora.plugin.items import read_xfails
 from pytest_mistral_lora.records.files import base_weights_sha256
 from pytest_mistral_lora.records.goldens import golden_paths, goldens_folder
@@ -26,9 +27,9 @@ from pytest_mistral_lora.training.recipe import load_recipe
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-SUITE, ROWS, TRAINING, RECIPE, RECORDS = (
+SUITE, ROWS, IMPORT, TRAINING, RECIPE, RECORDS = (
     (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8")
-    for name in ("suite", "rows", "training", "recipe", "records")
+    for name in ("suite", "rows", "import", "training", "recipe", "records")
 )
 
 RunVerb = Callable[..., subprocess.CompletedProcess[str]]
@@ -50,7 +51,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_outputs.write_checkpoint(tmp_path_factory.mktemp("readme") / "checkpoints" / "my-mistral")
 
 
-@pytest.mark.parametrize("name", ["failure", "render", "bad rows", "audit"])
+@pytest.mark.parametrize("name", [output.name for output in write_outputs.OUTPUTS])
 def test_an_output_is_shown_as_it_is_printed(name: str, checkpoint: Path, tmp_path: Path) -> None:
     shutil.copytree(checkpoint.parent, tmp_path / "checkpoints")
     [output] = [one for one in write_outputs.OUTPUTS if one.name == name]
@@ -193,6 +194,13 @@ def test_the_encoded_row_of_the_page_is_sound(checkpoint: Path, tmp_path: Path, 
 
 def test_the_outputs_are_those_of_the_commands_of_the_page() -> None:
     assert ["render", "rows.jsonl", *write_outputs.TOKENIZER] in command_lines(ROWS, "mistral-lora")
+    assert ["import", "sharegpt.json", "--to", "rows.jsonl"] in command_lines(IMPORT, "mistral-lora")
+
+
+@pytest.mark.parametrize(("title", "kinds"), [("Changes", CHANGES), ("Losses", LOSSES)])
+def test_the_page_of_the_import_has_every_kind(title: str, kinds: dict[str, str]) -> None:
+    section = IMPORT.partition(f"\n## {title}\n")[2].partition("\n## ")[0]
+    assert re.findall(r"^\| `([\w-]+)` \|", section, flags=re.MULTILINE) == list(kinds)
 
 
 @pytest.mark.parametrize("page", [README, ROWS], ids=["README", "rows"])

@@ -14,7 +14,7 @@ CHANGES = {
     "null-keys": "keys that are null or empty are left out",
     "json-text": "fields that held JSON as text are objects and lists",
     "call-ids": "ids of tool calls have 9 letters and digits, the same in the results",
-    "made-ids": "tool calls without an id have one, by their position",
+    "made-ids": "tool calls without an id have one, made from the call",
     "call-form": "tool calls are written as {{id, type, function}}",
     "function-call": "`function_call` and `functions` are tool calls and tools",
     "tool-form": "tools are written as {{type, function}}, with parameters",
