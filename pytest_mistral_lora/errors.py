@@ -208,6 +208,17 @@ def exit_code_of(error: BaseException) -> int:
     return EXIT_BAD_INPUT if isinstance(error, FileNotFoundError) else EXIT_FINDING
 
 
+def interruption(error: BaseException) -> KeyboardInterrupt | None:
+    """Return the signal that an error comes from; None if it has another cause.
+
+    A signal that arrives while a library writes a file can end in an error of that library.
+    """
+    seen: BaseException | None = error
+    while seen is not None and not isinstance(seen, KeyboardInterrupt):
+        seen = seen.__cause__ or seen.__context__
+    return seen
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Return whether a device or the host ran out of memory."""
     # Types by name: torch is not imported for this. For a device it raises torch.OutOfMemoryError; for the host its

@@ -40,6 +40,7 @@ from pytest_mistral_lora.errors import (
     MistralLoraError,
     Terminated,
     exit_code_of,
+    interruption,
     is_out_of_memory,
 )
 
@@ -107,7 +108,8 @@ def _run_verb(words: list[str]) -> int:
     try:
         with _sigterm_as_exception():
             return int(args.run(args))
-    except (Exception, KeyboardInterrupt) as error:  # SystemExit keeps its own code
+    except (Exception, KeyboardInterrupt) as caught:  # SystemExit keeps its own code
+        error = interruption(caught) or caught
         message = _error_message(error, getattr(args, "memory_advice", ""))
         if not message:
             raise
@@ -139,7 +141,7 @@ def _parser() -> argparse.ArgumentParser:
 def _error_message(error: BaseException, memory_advice: str) -> str:
     """Return the message for an error; empty for a fault of this program, which keeps its traceback."""
     if isinstance(error, KeyboardInterrupt):
-        return "terminated" if isinstance(error, Terminated) else "interrupted"
+        return str(error) or ("terminated" if isinstance(error, Terminated) else "interrupted")
     # before memory: the message of one of our own errors may quote torch's
     if isinstance(error, MistralLoraError | FileNotFoundError):
         return str(error)

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from pytest_mistral_lora.cli.verb import Verbs, add_json_option, add_verb, print_json
-from pytest_mistral_lora.errors import EXIT_FINDING, EXIT_OK
+from pytest_mistral_lora.errors import EXIT_FINDING, EXIT_OK, InputError
 
 SUMMARY = "recompute the values in manifest.json and report any difference"
 
@@ -16,7 +16,13 @@ _DESCRIPTION = """\
 Recompute the values that a folder's manifest.json records, and report each as match, mismatch or not available. A value
 is not available if its source is missing: give --base, --dataset and --parent to verify more values.
 
-Only --rerun detects a record whose values, hashes and notes were all changed consistently."""
+Without a signature, the record proves that nothing changed since it was written, not who wrote it: whoever changes all
+of its values, hashes and notes consistently makes another valid record. --signature proves the author, and --rerun
+detects such a record by training again."""
+
+_NOT_SIGNED = """\
+note: this proves that nothing changed since the record was written, not who wrote it; --signature proves that, too
+"""
 
 
 def add_parser(verbs: Verbs) -> None:
@@ -29,6 +35,7 @@ def add_parser(verbs: Verbs) -> None:
         examples=(
             "mistral-lora verify lora-out --dataset rows.jsonl",
             "mistral-lora verify merged --parent lora-out",
+            "mistral-lora verify lora-out --signature lora-out.sig --public-key author.pub",
         ),
         failure="a value differs",
         memory_advice="--rerun trains again, and needs the memory of the recorded run.",
@@ -54,16 +61,28 @@ def add_parser(verbs: Verbs) -> None:
         "same machine and with the same libraries, otherwise within a tolerance",
     )
     parser.add_argument("--parent", type=Path, metavar="DIR", help="adapter that a merged model was made from")
+    signed = parser.add_argument_group("signature", 'needs model-signing: pip install "pytest-mistral-lora[signing]"')
+    signed.add_argument(
+        "--signature", type=Path, metavar="FILE", help="signature of the folder, made by model_signing sign"
+    )
+    signed.add_argument("--public-key", type=Path, metavar="FILE", help="public key of the author (PEM)")
+    signed.add_argument(
+        "--identity", default="", metavar="WHO", help="author's identity in Sigstore, such as an e-mail"
+    )
+    signed.add_argument("--issuer", default="", metavar="URL", help="OpenID Connect provider of the identity")
     add_json_option(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Print every recorded value with its state; return 1 if one differs."""
     from pytest_mistral_lora.records.adapter_folder import AdapterFolder
+    from pytest_mistral_lora.records.signature import SIGNATURE, Signature
     from pytest_mistral_lora.records.verify import verify
 
     # one path may be a folder, in which the files are found by name; several are files in the recipe's order
     dataset = args.dataset[0] if args.dataset and len(args.dataset) == 1 else args.dataset
+    if args.signature is None and (args.public_key or args.identity or args.issuer):
+        raise InputError("an author is named, and no signature", place="--signature", expected="the signature's file")
     folder = AdapterFolder(args.folder, args.base)
     facts = verify(folder, base=folder.located_base, dataset=dataset, parent=args.parent)
     if args.rerun:
@@ -71,6 +90,9 @@ def run(args: argparse.Namespace) -> int:
 
         again = rerun(folder, dataset=dataset, progress="bar" if sys.stderr.isatty() else "lines")
         facts.append(again.fact)
+    if args.signature is not None:
+        signature = Signature(args.signature, args.public_key, args.identity, args.issuer)
+        facts.append(signature.verify(args.folder))
     if args.json:
         print_json([asdict(fact) for fact in facts])
     else:
@@ -78,7 +100,9 @@ def run(args: argparse.Namespace) -> int:
             reason = ""
             if fact.state == "mismatch":
                 reason = f": {fact.found}; recorded {fact.recorded}"
-            elif fact.state == "not available" or fact.name == "rerun":
+            elif fact.state == "not available" or fact.name in ("rerun", SIGNATURE):
                 reason = f": {fact.found}"
             sys.stdout.write(f"{fact.state:<13}  {fact.name}{reason}\n")
+        if args.signature is None:
+            sys.stderr.write(_NOT_SIGNED)
     return EXIT_FINDING if any(fact.state == "mismatch" for fact in facts) else EXIT_OK

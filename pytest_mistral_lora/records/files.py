@@ -235,7 +235,14 @@ def finished_folder(path: Path) -> Iterator[Path]:
         # on the disk before its new name is: else a loss of power could leave a finished folder with empty files
         for part in (*temporary.rglob("*"), temporary):
             _sync_to_disk(part)
-        temporary.rename(path)
+        try:
+            temporary.rename(path)
+        except OSError as error:
+            if not path.exists():
+                raise
+            # made since the check above, by another process
+            found, other = "was made by another process meanwhile", "Keep it, or name another output folder."
+            raise InputError(found, place=str(path), next_step=other) from error
         # the new name is an entry of the folder above
         _sync_to_disk(path.parent)
     finally:

@@ -222,10 +222,14 @@ class StopRequest:
         Raises:
             KeyboardInterrupt: If it must not wait: outside the loop, or when it is the second one.
         """
-        if not self._waits or self.signal:
-            raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
-        self.signal = number
         name = signal.Signals(number).name
+        if not self._waits or self.signal:
+            step = (
+                "a second signal, in the middle of a step" if self._waits else "before the first step or after the last"
+            )
+            kind = Terminated if number == signal.SIGTERM else KeyboardInterrupt
+            raise kind(f"stopped by {name}: {step}. Go on from the last checkpoint, if there is one, with --resume.")
+        self.signal = number
         notice = f"\n{name}: the run stops after this step, with a checkpoint; a second signal stops it at once\n"
         # not through sys.stderr: a handler may have interrupted a write to it, which must not be entered again
         os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, notice.encode())

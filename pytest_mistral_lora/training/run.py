@@ -36,6 +36,7 @@ from pytest_mistral_lora.training.work_folder import (
     OtherRunError,
     SealCheckpoint,
     WorkFolder,
+    sole_writer,
     step_of,
     work_folder_of,
     write_failure,
@@ -90,25 +91,28 @@ def train(
         stop: A wish to stop after a step, from signals; by default there is none.
 
     Raises:
-        InputError: If recipe, rows, base or folders do not allow the run; before any weight is loaded.
+        InputError: If recipe, rows, base or folders do not allow the run, or another process writes its output; before
+            any weight is loaded.
         TrainingError: If the run must not go on; no adapter is written.
         MemoryShortageError: If a step does not fit into memory.
         DiskError: If a checkpoint or the adapter cannot be written; earlier checkpoints stay.
         StoppedError: If it was asked to stop; it has a checkpoint.
     """
     check_output(recipe)  # first: failure.json would be written beside the output
-    try:
-        # before the data is encoded, which can take minutes
-        work = WorkFolder(recipe.output, resume=resume)
-        prepared = prepare(recipe)
-        checkpoint = work.claim(prepared.identity)
-        return _train(prepared, work, checkpoint, progress, stop or StopRequest())
-    except OtherRunError:
-        # its failure.json would be written into the other run's folder
-        raise
-    except BaseException as error:
-        write_failure(work_folder(recipe), error)
-        raise
+    # outside the block below: a run that is kept out writes nothing into the folder of the one that holds it
+    with sole_writer(recipe.output):
+        try:
+            # before the data is encoded, which can take minutes
+            work = WorkFolder(recipe.output, resume=resume)
+            prepared = prepare(recipe)
+            checkpoint = work.claim(prepared.identity)
+            return _train(prepared, work, checkpoint, progress, stop or StopRequest())
+        except OtherRunError:
+            # its failure.json would be written into the other run's folder
+            raise
+        except BaseException as error:
+            write_failure(work_folder(recipe), error)
+            raise
 
 
 def work_folder(recipe: Recipe) -> Path:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from transformers import TrainerCallback
 
@@ -22,6 +23,7 @@ from pytest_mistral_lora.errors import (
     NonFiniteError,
     RowsError,
     exit_code_of,
+    interruption,
     is_out_of_memory,
 )
 from pytest_mistral_lora.records.files import listing, remove_temporaries, write_json
@@ -89,6 +91,42 @@ def work_folder_of(output: Path) -> Path:
     return output.with_name(f"{output.name}.work")
 
 
+@contextmanager
+def sole_writer(output: Path) -> Iterator[None]:
+    """Hold the lock of an output folder, so that two runs or merges never write it at the same time.
+
+    Temporary folders that a killed one has left beside it are removed.
+
+    The operating system releases the lock of a process that ends, however it ends. The main process of a distributed
+    run holds it for all.
+
+    Raises:
+        InputError: If another process holds it, or nothing can be written beside the output.
+    """
+    if not is_main():
+        yield
+        return
+    ensure_writable_folder(output.parent)
+    lock = FileLock(output.with_name(f".{output.name}.lock"))
+    try:
+        lock.acquire(blocking=False)
+    except Timeout as error:
+        raise InputError(
+            "another process writes it at this moment",
+            place=str(output),
+            next_step="Wait for its end, or name another output.",
+        ) from error
+    except (OSError, NotImplementedError) as error:  # a network file system may have no locks
+        sys.stderr.write(f"warning: {lock.lock_file} cannot be locked, so nothing keeps others out: {error}\n")
+    try:
+        remove_temporaries(output)
+        yield
+    finally:
+        # while it is still held: afterwards it may be another process's
+        Path(lock.lock_file).unlink(missing_ok=True)
+        lock.release()
+
+
 class OtherRunError(InputError):
     """A work folder of another run, or of one that was not asked to resume: it is left as it is."""
 
@@ -142,7 +180,6 @@ class WorkFolder:
             )
         checkpoint = self._remove_damaged_and_find_newest()
         if is_main():
-            remove_temporaries(self._output)
             for remains in (*self.path.glob(".*"), self.path / FAILURE, self.path / BAD_ROWS):
                 remains.unlink(missing_ok=True)
             write_json(file, {"identity": identity})
@@ -170,7 +207,7 @@ class WorkFolder:
         # torch.save raises a plain RuntimeError if a write fails
         except (OSError, RuntimeError, SafetensorError) as error:
             incomplete = next((path for path in checkpoints(self.path) if not is_complete(path)), None)
-            if incomplete is None or is_out_of_memory(error):
+            if incomplete is None or is_out_of_memory(error) or interruption(error):
                 raise
             # the file that was written last is the one that failed
             file = max(incomplete.iterdir(), key=lambda path: path.stat().st_mtime, default=incomplete)
@@ -197,7 +234,7 @@ def disk_error(
     file: Path, error: BaseException, next_step: str = "Make room, then go on from the last checkpoint with --resume."
 ) -> DiskError:
     """Return an error with the file that could not be written, the free space there, and the next step."""
-    reason = (getattr(error, "strerror", None) or str(error)).splitlines()[0]
+    reason = (getattr(error, "strerror", None) or str(error) or type(error).__name__).splitlines()[0]
     free = shutil.disk_usage(next(folder for folder in file.parents if folder.exists())).free
     return DiskError(
         f"cannot be written: {reason}; {free / 1e6:,.1f} MB are free there",
@@ -250,7 +287,10 @@ def _lost_another_process(error: BaseException) -> bool:
 
 def describe_failure(error: BaseException) -> dict[str, Any]:
     """Return an error as plain data: `error`, `cause`, `rows` (places of bad rows), `advice`, `exit_code`."""
+    error = interruption(error) or error
     advice = error.next_step if isinstance(error, MistralLoraError) else ""
+    if isinstance(error, KeyboardInterrupt):
+        advice = "Go on with --resume: from the last checkpoint, or from the start if there is none."
     if is_out_of_memory(error):
         advice = "Lower training.micro_batch_tokens, set activation_checkpointing: true, or use precision: bf16."
     if _lost_another_process(error):

@@ -4,7 +4,7 @@
 
 A life is `20,35,8`: the run is killed at its 20th operation on the files beside the recipe, resumed and killed at the
 35th, and so on, and resumed to its end; its folder becomes `done-LIFE`. The life `0` is never killed: the number of its
-operations is printed.
+operations is printed. After it, a life of `-3` is killed at the third operation before the last.
 """
 
 from __future__ import annotations
@@ -20,6 +20,9 @@ from typing import Any, ClassVar
 
 import safetensors.torch
 import torch
+
+OPERATIONS = "operations"
+"""File with the number of operations of the life `0`."""
 
 _CHANGES = {"os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.truncate", "os.chmod"}
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
@@ -89,6 +92,7 @@ def start(recipe: Path, point: int, *, resume: bool) -> None:
     death = Death(recipe.parent, point)
     train(load_recipe(recipe), resume=resume)
     if not (point or resume):
+        (recipe.parent / OPERATIONS).write_text(str(death.passed))
         sys.stdout.write(f"{death.passed}\n")
         sys.stdout.flush()
 
@@ -96,6 +100,8 @@ def start(recipe: Path, point: int, *, resume: bool) -> None:
 def live(recipe: Path, life: str) -> None:
     output = recipe.parent / "out"
     for number, point in enumerate([*map(int, life.split(",")), 0]):
+        if point < 0:
+            point += int((recipe.parent / OPERATIONS).read_text())
         if not output.exists():
             forked(lambda point=point, number=number: start(recipe, point, resume=number > 0))  # type: ignore[misc]
     assert not list(output.parent.glob(".out.*")), "a temporary folder is left"

@@ -16,6 +16,8 @@ from typing import Any
 import pytest
 from tiny_runs import recipe_data, write_rows
 
+from pytest_mistral_lora import cli
+from pytest_mistral_lora.cli import rules
 from pytest_mistral_lora.errors import Terminated
 from pytest_mistral_lora.training.callbacks import StopAtRequest, StopRequest, stop_on_signals
 from pytest_mistral_lora.training.work_folder import checkpoints, describe_failure, fault_of, step_of
@@ -108,7 +110,7 @@ def test_the_first_signal_waits_for_the_step_and_the_second_does_not() -> None:
         with stop.after_the_step():
             os.kill(os.getpid(), signal.SIGTERM)
             assert stop.signal == signal.SIGTERM
-            with pytest.raises(KeyboardInterrupt):
+            with pytest.raises(KeyboardInterrupt, match="stopped by SIGINT: a second signal, in the middle of a step"):
                 os.kill(os.getpid(), signal.SIGINT)
         with pytest.raises(Terminated):
             os.kill(os.getpid(), signal.SIGTERM)
@@ -157,3 +159,16 @@ def test_the_step_is_the_last_where_any_process_was_asked() -> None:
     assert (control.should_save, control.should_training_stop, stop.signal) == (False, False, 0)
     StopAtRequest(stop, lambda number, how: max(number, 15)).on_step_end(None, None, control)
     assert (control.should_save, control.should_training_stop, stop.signal) == (True, True, 15)
+
+
+def test_an_error_of_a_library_that_a_signal_interrupted_is_the_signal(capsys: Any, monkeypatch: Any) -> None:
+    def save(args: Any) -> int:
+        try:
+            raise Terminated
+        except Terminated:
+            # torch.save ends so if a signal comes while it writes: its archive has a length that it does not expect
+            raise RuntimeError("unexpected pos 64 vs 0")  # noqa: B904
+
+    monkeypatch.setattr(rules, "run", save)
+    assert cli.main(["rules"]) == 143
+    assert capsys.readouterr().err == "error: terminated\n"

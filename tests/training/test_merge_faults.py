@@ -37,6 +37,37 @@ def test_an_output_that_exists_is_not_touched(run: RunResult, tmp_path: Path) ->
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine"]
 
 
+def test_two_merges_into_one_output_do_not_meet(
+    run: RunResult, one: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, met = merging.write_weights, []
+
+    def write_while_another_begins(*given: Any, **named: Any) -> None:
+        with pytest.raises(InputError, match="out: another process writes it at this moment"):
+            merge(run.output, tmp_path / "out", run.base_folder, golden=one)
+        met.append(given)
+        write(*given, **named)
+
+    monkeypatch.setattr(merging, "write_weights", write_while_another_begins)
+    merge(run.output, tmp_path / "out", run.base_folder, golden=one)
+    assert len(met) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_folder_that_appears_during_a_merge_is_kept(
+    run: RunResult, one: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def make_mine(*given: Any) -> tuple[str, ...]:
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / "mine").write_text("mine")
+        return ()
+
+    monkeypatch.setattr(merging, "_write_manifest", make_mine)
+    with pytest.raises(InputError, match=r"out: was made by another process meanwhile\. Keep it"):
+        merge(run.output, tmp_path / "out", run.base_folder, golden=one)
+    assert [path.name for path in tmp_path.rglob("*")] == ["out", "mine"]
+
+
 @pytest.mark.parametrize("where", ["adapter", "base"])
 def test_an_output_inside_what_is_merged_is_refused(run: RunResult, where: str) -> None:
     folder = {"adapter": run.output, "base": run.base_folder}[where]

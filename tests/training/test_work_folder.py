@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from pytest_mistral_lora.training import prepare as preparation
 from pytest_mistral_lora.training import run
 from pytest_mistral_lora.training.recipe import Recipe
 from pytest_mistral_lora.training.run import train, work_folder
-from pytest_mistral_lora.training.work_folder import WorkFolder
+from pytest_mistral_lora.training.work_folder import WorkFolder, sole_writer
 
 
 @pytest.fixture(autouse=True)
@@ -61,7 +63,7 @@ def test_a_work_folder_that_may_not_be_written(make_recipe: MakeRecipe, read_onl
 def test_a_file_in_the_place_of_a_folder(make_recipe: MakeRecipe, tmp_path: Path, output: str) -> None:
     (tmp_path / "file").write_text("")
     (tmp_path / "out.work").write_text("")
-    with pytest.raises(InputError, match=r"cannot be written: (Not a directory|File exists)"):
+    with pytest.raises(InputError, match=r"file is not a folder|cannot be written: File exists"):
         train(into(make_recipe(), tmp_path / output))
 
 
@@ -83,7 +85,45 @@ def test_what_a_killed_process_left_is_cleared(tmp_path: Path) -> None:
     others.mkdir()
     (work.path / ".run.json.a1b2c3d4").write_text("{")
     (work.path / "failure.json").write_text("{}")
-    assert work.claim("this run") is None
+    with sole_writer(tmp_path / "out"):
+        assert work.claim("this run") is None
     assert {path.name for path in work.path.iterdir()} == {"run.json"}
     assert not (tmp_path / ".out.a1b2c3d4").exists()
     assert others.exists()
+
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from pytest_mistral_lora.training.work_folder import sole_writer
+with sole_writer(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.fixture
+def held(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """Another process that writes the output `out`."""
+    command = [sys.executable, "-c", HOLDER, str(tmp_path / "out")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        assert process.stdout.readline() == "held\n"
+        yield process
+        process.kill()
+
+
+@pytest.mark.parametrize("resume", [True, False])
+def test_a_second_run_into_the_same_output_is_kept_out_until_the_first_has_ended(
+    make_recipe: MakeRecipe, held: subprocess.Popen[str], resume: bool
+) -> None:
+    recipe = make_recipe()
+    with pytest.raises(InputError, match=r"out: another process writes it at this moment\. Wait for its end"):
+        train(recipe, resume=resume)
+    assert not work_folder(recipe).exists()
+    held.kill()
+    held.wait()
+    # a killed process leaves the file, but not the lock: this run gets as far as its base
+    with pytest.raises(AssertionError, match="rows or weights are read"):
+        train(recipe, resume=resume)
+    assert not list(recipe.output.parent.glob(".out.lock"))

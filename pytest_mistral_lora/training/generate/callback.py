@@ -26,6 +26,10 @@ GENERATIONS = "generations.jsonl"
 """File of a run with the answers during training: one line per step and row."""
 
 
+def _is_rate(name: str) -> bool:
+    return name.startswith(FORMAT)
+
+
 def format_checks(evaluation: Evaluation, encoder: Encoder) -> tuple[FormatCheck, ...]:
     """Return the format checks of a recipe.
 
@@ -115,7 +119,9 @@ class GenerationCallback(TrainerCallback):  # type: ignore[misc]
             checks = {verdict.name: verdict.reason or "passed" for verdict in found}
             answer = {"text": completion.text, "stop": completion.stop, "equal": completion.equal}
             self._lines.append({"step": step, "row": completion.row, **answer, "checks": checks})
-        if self.checks and completions:
+        # a run that resumes from the checkpoint of this step has its rates in the log already
+        logged = any(line["step"] == step and any(map(_is_rate, line)) for line in self.trainer.state.log_history)
+        if self.checks and completions and not logged:
             self.trainer.log({f"{FORMAT}{name}": rate for name, rate in pass_rates(checked).items()})
         if self.trainer.accelerator.is_main_process and completions:
             write_text(self.file, self.history)

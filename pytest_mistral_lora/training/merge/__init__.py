@@ -20,7 +20,6 @@ from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.records.files import (
     finished_folder,
     listing,
-    remove_temporaries,
     sha256_file,
     write_json,
     write_text,
@@ -44,7 +43,7 @@ from pytest_mistral_lora.training.merge.proof import (
     weights_of,
 )
 from pytest_mistral_lora.training.run_metadata import environment
-from pytest_mistral_lora.training.work_folder import disk_error, ensure_writable_folder
+from pytest_mistral_lora.training.work_folder import disk_error, ensure_writable_folder, sole_writer
 
 
 @contextmanager
@@ -159,8 +158,7 @@ def merge(
         refuse_quantized(base)  # before its weights are hashed, which takes time
     spec = merge_source(adapter, base, device=device)
     _check_output(output, adapter, spec.base)  # again: now the base is known in any case
-    remove_temporaries(output)
-    with _disk_errors(output), dequantized(spec, output, asked=dequantize) as full:
+    with sole_writer(output), _disk_errors(output), dequantized(spec, output, asked=dequantize) as full:
         weights = weights_of(full)
         require_full_weights(full, weights)
         written = merge_dtype(full, weights, dtype)

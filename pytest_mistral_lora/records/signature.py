@@ -1,0 +1,79 @@
+"""Signatures of a folder, made and verified by OpenSSF's model-signing: they prove who wrote a record."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pytest_mistral_lora.errors import InputError
+from pytest_mistral_lora.records.verify import FieldCheck
+
+SIGNATURE = "signature"
+"""Name of the result of `Signature.verify`."""
+
+INSTALL = 'pip install "pytest-mistral-lora[signing]"'
+
+
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """A signature, and whose it has to be: either of a key, or of an identity that Sigstore knows.
+
+    Attributes:
+        file: The signature, a Sigstore bundle.
+        public_key: The public key of its author, an elliptic-curve key in PEM.
+        identity: Its author's identity, such as an e-mail address.
+        issuer: The OpenID Connect provider of the identity, as a URL.
+    """
+
+    file: Path
+    public_key: Path | None = None
+    identity: str = ""
+    issuer: str = ""
+
+    def verify(self, folder: Path) -> FieldCheck:
+        """Compare a folder with the signature: `match` if this author signed exactly these files.
+
+        Raises:
+            InputError: If model-signing is not installed, no author is named, or a file of it cannot be read.
+        """
+        verifier, author = self._verifier()
+        try:
+            verifier.verify(folder, self.file)
+        except Exception as error:  # of the library, of cryptography or of sigstore: all mean that nothing is proven
+            reason = " ".join(str(error).split()) or type(error).__name__
+            return FieldCheck(SIGNATURE, "mismatch", author, f"not by {author}, or not of these files: {reason}")
+        return FieldCheck(SIGNATURE, "match", author, f"by {author}", str(self.file))
+
+    def _verifier(self) -> tuple[Any, str]:
+        """Return model-signing's verifier, and the author that it asks for."""
+        if bool(self.public_key) == bool(self.identity) or bool(self.identity) != bool(self.issuer):
+            raise InputError(
+                "a signature proves nothing without its author",
+                place="--signature",
+                expected="either --public-key FILE, or --identity WHO and --issuer URL",
+            )
+        for file in (self.file, *([self.public_key] if self.public_key else [])):
+            if not file.is_file():
+                raise InputError("no such file", place=str(file))
+        try:
+            from model_signing import verifying
+        except ImportError as error:
+            raise InputError(
+                f"needs model-signing, which cannot be imported: {error}",
+                place="--signature",
+                next_step=f"Install it: {INSTALL}",
+            ) from error
+        try:
+            if self.public_key:
+                # model-signing reads the key when it is made
+                return verifying.Config().use_elliptic_key_verifier(public_key=self.public_key), str(self.public_key)
+            verifier = verifying.Config().use_sigstore_verifier(identity=self.identity, oidc_issuer=self.issuer)
+            return verifier, f"{self.identity} ({self.issuer})"
+        except Exception as error:  # a key of another kind, or no network for Sigstore's own keys
+            place = str(self.public_key or "--identity")
+            raise InputError(
+                f"cannot be used: {error}",
+                place=place,
+                expected="a public key in PEM, such as a P-256 key" if self.public_key else "",
+            ) from error
