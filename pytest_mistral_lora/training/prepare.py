@@ -24,7 +24,7 @@ from pytest_mistral_lora.training.devices import check_engine, device_count, eng
 from pytest_mistral_lora.training.generate.callback import format_checks
 from pytest_mistral_lora.training.recipe import Base, Recipe
 from pytest_mistral_lora.training.rows.loading import RunData, load_data
-from pytest_mistral_lora.training.work_folder import work_folder_of
+from pytest_mistral_lora.training.run_folder import RunFolder
 
 _LOGGER_PACKAGES = {
     "azure_ml": "azureml-core",
@@ -126,13 +126,13 @@ def plan_run(
 def check_output(recipe: Recipe) -> None:
     """Refuse an output for which no folder can be made, or that lies in a folder that the run only reads.
 
-    A folder that is there already is left to `WorkFolder`: after a run, it is the recipe's own adapter.
+    A folder that is there already is left to `RunFolder`: after a run, it is the recipe's own adapter.
 
     Raises:
         RecipeError: If a file is in its place, if it is inside the base's folder, or if it holds a file of the recipe,
             or its work folder does, which a finished run removes.
     """
-    output, work = recipe.output, work_folder_of(recipe.output)
+    output, work = recipe.output, RunFolder(recipe.output).work
     there = next(folder for folder in (output, *output.absolute().parents) if os.path.lexists(folder))
     if not there.is_dir():
         raise RecipeError(f"{there} is not a folder", place="output", expected="a path at which a folder can be made")

@@ -20,27 +20,20 @@ from pytest_mistral_lora.records.files import write_text
 from pytest_mistral_lora.records.transcripts import TRANSCRIPTS
 from pytest_mistral_lora.training.adapter import adapter_tensors, attach_adapter
 from pytest_mistral_lora.training.callbacks import EvaluateAtEnd, SaveByTime, StopAtRequest, StopRequest
+from pytest_mistral_lora.training.checkpoints import SealCheckpoint, step_of
 from pytest_mistral_lora.training.devices import device_of, precision_of
 from pytest_mistral_lora.training.generate import Completion, Probe, probe
 from pytest_mistral_lora.training.generate.callback import GENERATIONS, GenerationCallback
 from pytest_mistral_lora.training.generate.record import adapter_identity, record
 from pytest_mistral_lora.training.loop import Progress, apply_kernels, make_trainer
+from pytest_mistral_lora.training.output_folder import sole_writer
 from pytest_mistral_lora.training.prepare import Preparation, check_output, logger_callbacks, prepare
 from pytest_mistral_lora.training.recipe import Recipe
 from pytest_mistral_lora.training.rows.loading import RunData
+from pytest_mistral_lora.training.run_folder import OtherRunError, RunFolder
 from pytest_mistral_lora.training.run_metadata import run_facts
 from pytest_mistral_lora.training.save import Adapter, rendered, write_run
 from pytest_mistral_lora.training.step.trainer import LoraTrainer
-from pytest_mistral_lora.training.work_folder import (
-    BAD_ROWS,
-    OtherRunError,
-    SealCheckpoint,
-    WorkFolder,
-    sole_writer,
-    step_of,
-    work_folder_of,
-    write_failure,
-)
 
 _PROBED_ROWS = 8
 _NAMED_ROWS = 20
@@ -100,28 +93,28 @@ def train(
     """
     check_output(recipe)  # first: failure.json would be written beside the output
     # outside the block below: a run that is kept out writes nothing into the folder of the one that holds it
+    folder = RunFolder(recipe.output)
     with sole_writer(recipe.output):
         try:
-            # before the data is encoded, which can take minutes
-            work = WorkFolder(recipe.output, resume=resume)
+            folder.open(resume=resume)  # before the data is encoded, which can take minutes
             prepared = prepare(recipe)
-            checkpoint = work.claim(prepared.identity)
-            return _train(prepared, work, checkpoint, progress, stop or StopRequest())
+            checkpoint = folder.claim(prepared.identity)
+            return _train(prepared, folder, checkpoint, progress, stop or StopRequest())
         except OtherRunError:
             # its failure.json would be written into the other run's folder
             raise
         except BaseException as error:
-            write_failure(work_folder(recipe), error)
+            folder.write_failure(error)
             raise
 
 
 def work_folder(recipe: Recipe) -> Path:
     """Return the folder for checkpoints and `failure.json`: `OUTPUT.work`, beside the output."""
-    return work_folder_of(recipe.output)
+    return RunFolder(recipe.output).work
 
 
 def _train(
-    prepared: Preparation, work: WorkFolder, checkpoint: Path | None, progress: Progress, stop: StopRequest
+    prepared: Preparation, folder: RunFolder, checkpoint: Path | None, progress: Progress, stop: StopRequest
 ) -> RunResult:
     recipe, training, data = prepared.recipe, prepared.recipe.training, prepared.data
     load = load_nf4 if recipe.base.quantization else load_base
@@ -130,34 +123,34 @@ def _train(
     model = attach_adapter(model, recipe.lora, prepared.layers, seed=training.seed)
     initial = adapter_tensors(model)
     trainer = make_trainer(
-        model, training, data.train.encoded, data.held_out.encoded, work=work.path, progress=progress
+        model, training, data.train.encoded, data.held_out.encoded, work=folder.work, progress=progress
     )  # fmt: skip
-    watching = _add_callbacks(prepared, trainer, work, stop)
+    watching = _add_callbacks(prepared, trainer, folder, stop)
     # a resumed run has the held-out loss from before the first step in its checkpoint's log
     trainer.args.eval_on_start &= checkpoint is None
     try:
-        with stop.after_the_step(), work.wrap_disk_errors():
+        with stop.after_the_step(), folder.wrap_disk_errors():
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except NonFiniteError as error:
-        raise _gather_and_write_bad_rows(error, prepared, trainer, work.path / BAD_ROWS) from error
+        raise _gather_and_write_bad_rows(error, prepared, trainer, folder.bad_rows) from error
     number = trainer.reduce_over_processes(stop.signal, "max")  # one may have come after the last step
     if number:
         raise StoppedError(
             f"stopped by {signal.Signals(number).name} after step {trainer.state.global_step} of "
             f"{trainer.state.max_steps}, with a checkpoint",
             signal=number,
-            place=str(work.path),
+            place=str(folder.work),
             next_step="Go on with --resume.",
         )
     step, log = trainer.state.global_step, trainer.state.log_history
     # a run that resumes from its last step makes none, and so evaluates nothing inside the loop
     if data.held_out.rows and not any("eval_loss" in line and line["step"] == step for line in log):
         trainer.evaluate()
-    return save_run(prepared, trainer, initial, watching, work, checkpoint)
+    return save_run(prepared, trainer, initial, watching, folder, checkpoint)
 
 
 def _add_callbacks(
-    prepared: Preparation, trainer: LoraTrainer, work: WorkFolder, stop: StopRequest
+    prepared: Preparation, trainer: LoraTrainer, folder: RunFolder, stop: StopRequest
 ) -> GenerationCallback:
     evaluation, data, training = prepared.recipe.evaluation, prepared.data, prepared.recipe.training
     watching = GenerationCallback(
@@ -168,15 +161,13 @@ def _add_callbacks(
         prepared.checks,
         evaluation.max_new_tokens,
         evaluation.generation_steps,
-        work.path / GENERATIONS,
+        folder.work / GENERATIONS,
     )
-    output = prepared.recipe.output
-    logs = output.with_name(f"{output.name}.logs")
     # The order counts. The first ones act at the last step of a run: after StopAtRequest, they would take the step of a
     # signal for it. A checkpoint is sealed when all others have written their part.
     if trainer.eval_dataset is not None:
         trainer.add_callback(EvaluateAtEnd())
-    for callback in logger_callbacks(training.report_to, logs, writes=trainer.accelerator.is_main_process):
+    for callback in logger_callbacks(training.report_to, folder.logs, writes=trainer.accelerator.is_main_process):
         trainer.add_callback(callback)
     trainer.add_callback(watching)
     trainer.add_callback(StopAtRequest(stop, trainer.reduce_over_processes))
@@ -213,7 +204,7 @@ def save_run(
     trainer: LoraTrainer,
     initial: Mapping[str, Any],
     watching: GenerationCallback,
-    work: WorkFolder,
+    folder: RunFolder,
     checkpoint: Path | None,
 ) -> RunResult:
     """Write the folder of a run that has made all its steps, and remove its work folder; every process must call it.
@@ -223,7 +214,7 @@ def save_run(
         trainer: The trainer, at its end.
         initial: The adapter's tensors before the first step.
         watching: The generated answers.
-        work: The work folder.
+        folder: The folders of the run.
         checkpoint: The checkpoint that the run resumed from, or None.
 
     Raises:
@@ -251,7 +242,7 @@ def save_run(
     output, encoder, data, base = prepared.recipe.output, prepared.encoder, prepared.data, prepared.base
     if main:
         first_row = (data.train.rows[0], data.train.encoded[0])
-        with work.wrap_output_errors():
+        with folder.wrap_output_errors():
             manifest = write_run(
                 output,
                 adapter,
@@ -262,7 +253,7 @@ def save_run(
                 facts=facts,
                 texts=texts,
             )
-        shutil.rmtree(work.path, ignore_errors=True)
+        shutil.rmtree(folder.work, ignore_errors=True)
     trainer.accelerator.wait_for_everyone()
     return RunResult(output, manifest, log, adapter, probed, completions, model, encoder, data, base)
 

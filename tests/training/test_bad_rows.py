@@ -22,7 +22,6 @@ from pytest_mistral_lora.training.rows.loading import load_data
 from pytest_mistral_lora.training.run import train, work_folder
 from pytest_mistral_lora.training.step import trainer as trainer_module
 from pytest_mistral_lora.training.step.forward import collate
-from pytest_mistral_lora.training.work_folder import BAD_ROWS
 
 BAD = 3
 """The row that has a token whose embedding is broken."""
@@ -48,7 +47,7 @@ def broken(base: Path, tmp_path: Path, make_recipe: MakeRecipe) -> Path:
 
 def written(recipe: Recipe) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     work = work_folder(recipe)
-    rows = [json.loads(line) for line in (work / BAD_ROWS).read_text().splitlines()]
+    rows = [json.loads(line) for line in (work / "bad_rows.jsonl").read_text().splitlines()]
     return rows, json.loads((work / "failure.json").read_text())
 
 
@@ -69,7 +68,7 @@ def test_the_row_whose_loss_is_not_finite_is_named_and_rendered(
     assert row["messages"][-1]["content"] == CONVERSATIONS[BAD][-1][1]
     assert len(row["pieces"]) == len(row["input_ids"]) == len(row["labels"])
     assert failure["rows"] == [place]
-    assert str(work_folder(recipe) / BAD_ROWS) in failure["cause"]
+    assert str(work_folder(recipe) / "bad_rows.jsonl") in failure["cause"]
 
 
 def test_gradients_above_the_bound_stop_the_run_with_the_rows_of_the_step(make_recipe: MakeRecipe) -> None:

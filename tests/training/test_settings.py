@@ -14,7 +14,7 @@ from pytest_mistral_lora.errors import RowError, RowsError, TrainingError
 from pytest_mistral_lora.records.verify import verify
 from pytest_mistral_lora.training.recipe import parse_recipe
 from pytest_mistral_lora.training.run import train, work_folder
-from pytest_mistral_lora.training.work_folder import describe_failure
+from pytest_mistral_lora.training.run_folder import describe_failure
 
 
 @pytest.mark.parametrize(

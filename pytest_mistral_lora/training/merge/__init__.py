@@ -42,8 +42,8 @@ from pytest_mistral_lora.training.merge.proof import (
     require_full_weights,
     weights_of,
 )
+from pytest_mistral_lora.training.output_folder import disk_error, ensure_writable_folder, sole_writer
 from pytest_mistral_lora.training.run_metadata import environment
-from pytest_mistral_lora.training.work_folder import disk_error, ensure_writable_folder, sole_writer
 
 
 @contextmanager

@@ -14,9 +14,10 @@ from tiny_runs import MakeRecipe
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.training import prepare as preparation
 from pytest_mistral_lora.training import run
+from pytest_mistral_lora.training.output_folder import sole_writer
 from pytest_mistral_lora.training.recipe import Recipe
 from pytest_mistral_lora.training.run import train, work_folder
-from pytest_mistral_lora.training.work_folder import WorkFolder, sole_writer
+from pytest_mistral_lora.training.run_folder import RunFolder
 
 
 @pytest.fixture(autouse=True)
@@ -77,17 +78,18 @@ def test_an_output_that_exists_leaves_why_and_nothing_else(make_recipe: MakeReci
 
 
 def test_what_a_killed_process_left_is_cleared(tmp_path: Path) -> None:
-    work = WorkFolder(tmp_path / "out", resume=False)
-    for left in (tmp_path / ".out.a1b2c3d4", work.path / "checkpoint-7"):
+    run = RunFolder(tmp_path / "out")
+    run.open(resume=False)
+    for left in (tmp_path / ".out.a1b2c3d4", run.work / "checkpoint-7"):
         left.mkdir()
         (left / "adapter_model.safetensors").write_bytes(b"half")
     others = tmp_path / ".out.of-another-kind"
     others.mkdir()
-    (work.path / ".run.json.a1b2c3d4").write_text("{")
-    (work.path / "failure.json").write_text("{}")
+    (run.work / ".run.json.a1b2c3d4").write_text("{")
+    (run.work / "failure.json").write_text("{}")
     with sole_writer(tmp_path / "out"):
-        assert work.claim("this run") is None
-    assert {path.name for path in work.path.iterdir()} == {"run.json"}
+        assert run.claim("this run") is None
+    assert {path.name for path in run.work.iterdir()} == {"run.json"}
     assert not (tmp_path / ".out.a1b2c3d4").exists()
     assert others.exists()
 
@@ -95,7 +97,7 @@ def test_what_a_killed_process_left_is_cleared(tmp_path: Path) -> None:
 HOLDER = """
 import sys, time
 from pathlib import Path
-from pytest_mistral_lora.training.work_folder import sole_writer
+from pytest_mistral_lora.training.output_folder import sole_writer
 with sole_writer(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(600)

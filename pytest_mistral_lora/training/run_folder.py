@@ -1,0 +1,184 @@
+"""The folders of a run: one class knows their names, who may write them, and what is left of a run before."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+
+from pytest_mistral_lora.chat.reading import read_json
+from pytest_mistral_lora.errors import (
+    InputError,
+    MistralLoraError,
+    NonFiniteError,
+    RowsError,
+    exit_code_of,
+    interruption,
+    is_out_of_memory,
+)
+from pytest_mistral_lora.records.files import write_json
+from pytest_mistral_lora.training.checkpoints import checkpoints, fault_of, is_complete, step_of
+from pytest_mistral_lora.training.devices import is_main
+from pytest_mistral_lora.training.output_folder import disk_error, ensure_writable_folder
+
+
+class OtherRunError(InputError):
+    """A work folder of another run, or of one that was not asked to resume: it is left as it is."""
+
+
+class RunFolder:
+    """The folders of a run: its output, and beside it `OUTPUT.work` with what an unfinished run leaves.
+
+    Attributes:
+        output: The finished adapter's folder.
+        work: Checkpoints, and `failure.json` if the run fails; a finished run removes it.
+        logs: Files of the loggers; they stay.
+        failure: The reason of a failure, as `describe_failure` has it.
+        bad_rows: The rows of a step whose loss or gradient is not finite, rendered.
+    """
+
+    def __init__(self, output: Path) -> None:
+        self.output = output
+        self.work = output.with_name(f"{output.name}.work")
+        self.logs = output.with_name(f"{output.name}.logs")
+        self.failure = self.work / "failure.json"
+        self.bad_rows = self.work / "bad_rows.jsonl"
+        self._identity = self.work / "run.json"
+
+    def open(self, *, resume: bool) -> None:
+        """Check whether a run may start or resume, and create the folder; its content is left as it is.
+
+        Raises:
+            InputError: If the output exists, if nothing can be written, or if there is an unfinished run and `resume`
+                is false.
+        """
+        ensure_writable_folder(self.output.parent)
+        if self.output.exists():
+            raise InputError("exists already", place=str(self.output), next_step="Remove it or name another output.")
+        unfinished = [path for path in checkpoints(self.work) if is_complete(path)]
+        if unfinished and not resume:
+            raise OtherRunError(
+                f"an unfinished run is there, at step {step_of(unfinished[-1])}",
+                place=str(self.work),
+                next_step="Go on from it with --resume, or remove the folder.",
+            )
+        ensure_writable_folder(self.work)
+
+    def claim(self, identity: str) -> Path | None:
+        """Make the folder this run's, remove remains of a killed process, and return the newest sound checkpoint.
+
+        Args:
+            identity: Hash of everything that decides the steps of the run.
+
+        Returns:
+            The checkpoint to resume from; None if there is none.
+
+        Raises:
+            OtherRunError: If there are checkpoints of another run.
+        """
+        if any(map(is_complete, checkpoints(self.work))) and read_json(self._identity) != {"identity": identity}:
+            raise OtherRunError(
+                "the unfinished run there was of another recipe, data or number of devices",
+                place=str(self.work),
+                next_step="Restore them, or remove the folder.",
+            )
+        checkpoint = self._remove_damaged_and_find_newest()
+        if is_main():
+            for remains in (*self.work.glob(".*"), self.failure, self.bad_rows):
+                remains.unlink(missing_ok=True)
+            write_json(self._identity, {"identity": identity})
+        return checkpoint
+
+    def _remove_damaged_and_find_newest(self) -> Path | None:
+        for checkpoint in reversed(checkpoints(self.work)):
+            fault = fault_of(checkpoint)
+            if not fault:
+                return checkpoint
+            if is_main():
+                sys.stderr.write(f"warning: {checkpoint} is removed: {fault}\n")
+                shutil.rmtree(checkpoint, ignore_errors=True)
+        return None
+
+    @contextmanager
+    def wrap_disk_errors(self) -> Iterator[None]:
+        """Explain an error of the block if a checkpoint could not be written, and remove the incomplete checkpoint.
+
+        Raises:
+            DiskError: If the block ends in an error while a checkpoint was being written.
+        """
+        try:
+            yield
+        # torch.save raises a plain RuntimeError if a write fails
+        except (OSError, RuntimeError, SafetensorError) as error:
+            incomplete = next((path for path in checkpoints(self.work) if not is_complete(path)), None)
+            if incomplete is None or is_out_of_memory(error) or interruption(error):
+                raise
+            # the file that was written last is the one that failed
+            file = max(incomplete.iterdir(), key=lambda path: path.stat().st_mtime, default=incomplete)
+            # measured before the removal, which makes room
+            failed = disk_error(file, error)
+            if is_main():
+                shutil.rmtree(incomplete, ignore_errors=True)
+            raise failed from error
+
+    @contextmanager
+    def wrap_output_errors(self) -> Iterator[None]:
+        """Explain an error of the block if the finished folder could not be written.
+
+        Raises:
+            DiskError: If the block ends in an error of the file system.
+        """
+        try:
+            yield
+        except (OSError, SafetensorError) as error:
+            raise disk_error(self.output, error) from error
+
+    def write_failure(self, error: BaseException) -> None:
+        """Write `failure.json`; if that fails, too, warn, so that `error` is still reported.
+
+        A launcher may not pass the exit code on: the file remains.
+        """
+        # the error of the process that ended first is the cause: the others only lost their connection to it
+        if _lost_another_process(error) and self.failure.exists():
+            return
+        try:
+            self.work.mkdir(parents=True, exist_ok=True)
+            write_json(self.failure, describe_failure(error))
+        except OSError as refused:
+            sys.stderr.write(f"warning: {self.failure} cannot be written: {refused.strerror}\n")
+
+
+def _lost_another_process(error: BaseException) -> bool:
+    # torch has no type for it, and a sentence for each backend and each phase
+    gone = ("Connection closed by peer", "Connection reset by peer", "DistBackendError", "DistNetworkError")
+    text = f"{type(error).__name__}: {error}"
+    return isinstance(error, RuntimeError) and any(words in text for words in gone)
+
+
+def describe_failure(error: BaseException) -> dict[str, Any]:
+    """Return an error as plain data: `error`, `cause`, `rows` (places of bad rows), `advice`, `exit_code`."""
+    error = interruption(error) or error
+    advice = error.next_step if isinstance(error, MistralLoraError) else ""
+    if isinstance(error, KeyboardInterrupt):
+        advice = "Go on with --resume: from the last checkpoint, or from the start if there is none."
+    if is_out_of_memory(error):
+        advice = "Lower training.micro_batch_tokens, set activation_checkpointing: true, or use precision: bf16."
+    if _lost_another_process(error):
+        advice = "Another process of this run ended first: read its message, or the system's log. Then use --resume."
+    rows: list[str] = []
+    if isinstance(error, RowsError):
+        rows = [row_error.place for row_error in error.errors]
+    elif isinstance(error, NonFiniteError):
+        rows = list(error.places)
+    return {
+        "error": type(error).__name__,
+        "cause": str(error) or type(error).__name__,
+        "rows": rows,
+        "advice": advice,
+        "exit_code": exit_code_of(error),
+    }
