@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar, overload
 
 from filelock import FileLock
 
@@ -43,7 +43,13 @@ _T = TypeVar("_T")
 class KeptProperty(cached_property[_T]):
     """A cached property that keeps its error, too: to hash a base's weights again for each check would take hours."""
 
-    def __get__(self, instance: Any, owner: type[Any] | None = None) -> Any:
+    @overload
+    def __get__(self, instance: None, owner: type[Any] | None = None) -> Self: ...
+
+    @overload
+    def __get__(self, instance: object, owner: type[Any] | None = None) -> _T: ...
+
+    def __get__(self, instance: object, owner: type[Any] | None = None) -> Any:
         """Return the value, or raise the error, of the first access."""
         if instance is None:
             return self

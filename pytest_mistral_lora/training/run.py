@@ -20,7 +20,6 @@ from pytest_mistral_lora.records.files import write_text
 from pytest_mistral_lora.records.transcripts import TRANSCRIPTS
 from pytest_mistral_lora.training.adapter import adapter_tensors, attach_adapter
 from pytest_mistral_lora.training.callbacks import EvaluateAtEnd, SaveByTime, StopAtRequest, StopRequest
-from pytest_mistral_lora.training.checkpoints import SealCheckpoint, step_of
 from pytest_mistral_lora.training.devices import device_of, precision_of
 from pytest_mistral_lora.training.generate import Completion, Probe, probe
 from pytest_mistral_lora.training.generate.callback import GENERATIONS, GenerationCallback
@@ -30,7 +29,7 @@ from pytest_mistral_lora.training.output_folder import sole_writer
 from pytest_mistral_lora.training.prepare import Preparation, check_output, logger_callbacks, prepare
 from pytest_mistral_lora.training.recipe import Recipe
 from pytest_mistral_lora.training.rows.loading import RunData
-from pytest_mistral_lora.training.run_folder import OtherRunError, RunFolder
+from pytest_mistral_lora.training.run_folder import OtherRunError, RunFolder, SealCheckpoint, step_of
 from pytest_mistral_lora.training.run_metadata import run_facts
 from pytest_mistral_lora.training.save import Adapter, rendered, write_run
 from pytest_mistral_lora.training.step.trainer import LoraTrainer

@@ -17,9 +17,9 @@ from tiny_runs import MakeRecipe, recipe_data, write_rows
 
 from pytest_mistral_lora.errors import DiskError, StoppedError
 from pytest_mistral_lora.training.callbacks import StopRequest
-from pytest_mistral_lora.training.checkpoints import checkpoints, fault_of, step_of
 from pytest_mistral_lora.training.recipe import Recipe
 from pytest_mistral_lora.training.run import train, work_folder
+from pytest_mistral_lora.training.run_folder import checkpoints, fault_of, step_of
 
 TRAINING: dict[str, Any] = {"steps": 3, "batch_size": 2, "checkpoint_steps": 1, "logging_steps": 1}
 
@@ -55,7 +55,7 @@ import shutil
 import sys
 from pathlib import Path
 from pytest_mistral_lora.cli import main
-from pytest_mistral_lora.training.checkpoints import fault_of
+from pytest_mistral_lora.training.run_folder import fault_of
 
 disk, recipe = Path(sys.argv[1]), sys.argv[2]
 for room in map(int, sys.argv[3:]):

@@ -20,8 +20,7 @@ from pytest_mistral_lora import cli
 from pytest_mistral_lora.cli import rules
 from pytest_mistral_lora.errors import Terminated
 from pytest_mistral_lora.training.callbacks import StopAtRequest, StopRequest, stop_on_signals
-from pytest_mistral_lora.training.checkpoints import checkpoints, fault_of, step_of
-from pytest_mistral_lora.training.run_folder import describe_failure
+from pytest_mistral_lora.training.run_folder import checkpoints, describe_failure, fault_of, step_of
 
 ENDLESS = {"steps": 1_000_000, "batch_size": 2, "logging_steps": 1_000_000, "checkpoint_steps": 1_000_000}
 

@@ -93,8 +93,7 @@ class LoraTrainer(Trainer):  # type: ignore[misc]
             settings: Other arguments of `transformers.Trainer`.
         """
         super().__init__(data_collator=collate, **settings)
-        # each process its own, or all would draw the same dropout masks; numpy takes 32 bits
-        set_seed((self.args.seed + self.accelerator.process_index) % 2**32)
+        set_seed((self.args.seed + self.accelerator.process_index) % 2**32)  # each process its own dropout masks
         # else Trainer would count the supervised tokens of each batch as well
         self.model_accepts_loss_kwargs = False
         self.batch_size, self.micro_batch_tokens, self.order_seed = batch_size, micro_batch_tokens, order_seed
