@@ -32,6 +32,7 @@ def run(script: str, *options: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_training_is_measured_beside_transformers_with_the_same_losses(tmp_path: Path) -> None:
     file = tmp_path / "found.json"
     done = run("train.py", "--quick", "--rows", 8, "--held-out", 2, "--repetitions", 1, "--json", file)

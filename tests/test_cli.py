@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -41,6 +41,14 @@ WORDS = {
 @pytest.fixture(autouse=True)
 def common_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
+
+
+@pytest.fixture(autouse=True)
+def heard_interrupt() -> Iterator[None]:
+    # a command that a shell runs in the background ignores SIGINT, and so do its children
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def help_of(capsys: pytest.CaptureFixture[str], *words: str) -> str:

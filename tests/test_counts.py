@@ -23,10 +23,10 @@ DATA_TABLES = {"chat/templates/deviations.py"}
 AT_MOST = {
     # 150, and room for subjects that came after: merged models, recognised oracles, templates in a process of their
     # own, and rows from other formats (data)
-    "modules": 170,
+    "modules": 185,
     "lines of the longest module": 300,
     "lines of nine functions in ten": 30,
-    "functions in 1,000 lines": 67,
+    "functions in 1,000 lines": 66,
     "class names that are defined twice": 0,
     "'what' in 1,000 words of docstrings": 2,
     "'where' in 1,000 words of docstrings": 2.5,

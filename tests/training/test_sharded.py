@@ -200,6 +200,7 @@ def test_a_killed_run_went_on(fsdp2: Job) -> None:
     assert fsdp2.manifest["training"]["resumed_from_step"] >= 5
 
 
+@pytest.mark.slow
 def test_a_sharded_base_of_bf16_keeps_its_adapter_in_fp32(one: RunResult, base: Path, tmp_path: Path) -> None:
     job = Job(tmp_path).write(base, precision="bf16", steps=4).finish("fsdp2")
     assert {tensor.dtype for tensor in job.tensors.values()} == {torch.float32}
@@ -207,6 +208,7 @@ def test_a_sharded_base_of_bf16_keeps_its_adapter_in_fp32(one: RunResult, base: 
     assert losses == pytest.approx(expected[:4], rel=2e-2)
 
 
+@pytest.mark.slow
 def test_a_row_that_is_not_finite_in_one_process_ends_all(one: RunResult, base: Path, tmp_path: Path) -> None:
     second, *others = [set(row.input_ids) for row in (one.data.train.encoded[1], *one.data.train.encoded)]
     only = max(second - set().union(others[0], *others[2:]))
