@@ -60,20 +60,34 @@ def test_a_sound_file_is_fine(lines: list[dict[str, Any]], audit: Audit) -> None
     )
 
 
-def test_every_finding_is_counted_and_the_first_of_a_class_are_shown(
+def test_every_finding_is_counted_and_one_of_each_cause_is_shown(
     lines: list[dict[str, Any]], audit: Audit, tmp_path: Path
 ) -> None:
-    code, out, err = audit(_all_trained(lines), "--show", "2")
+    long = {**lines[0], "messages": [*lines[0]["messages"], *lines[1]["messages"]]}
+    encoded = Oracle(FILE).encode({"messages": long["messages"]})
+    long |= {"input_ids": list(encoded.input_ids)}
+    code, out, err = audit(_all_trained([long, *lines[1:]]))
     assert (code, err) == (1, "")
     path = tmp_path / "rows.jsonl"
+    # the first row has more messages than the others
     assert [line for line in out.splitlines() if line.endswith(": wrong: everything-trained")] == [
-        f"{path}:1: row 0: wrong: everything-trained",
-        f"{path}:2: row 1: wrong: everything-trained",
+        "row 1: wrong: everything-trained"
     ]
-    assert out.count("\nML543 ") == 3  # two findings and the line of the table
-    assert out.splitlines()[-5].split() == ["rule", "class", "found"]
-    assert out.splitlines()[-4].split() == ["ML543", "everything-trained", "8", "2", "shown"]
-    assert out.splitlines()[-1] == "8 findings"
+    assert next(line for line in out.splitlines() if line.startswith("ML543 ")).startswith(f"ML543 {path}:2: ")
+    assert f"and 7 more like it: {path}:1, 3-8" in " ".join(out.split())
+    assert out.count("\nML543 ") == 2  # the finding and the line of the table
+    assert out.splitlines()[-5].split() == ["rule", "class", "found", "causes"]
+    assert out.splitlines()[-4].split() == ["ML543", "everything-trained", "8", "1"]
+    assert out.splitlines()[-1] == "8 findings of 1 cause"
+
+
+def test_the_causes_of_a_class_that_are_shown_can_be_bounded(lines: list[dict[str, Any]], audit: Audit) -> None:
+    broken = [{**line, "labels": list(line["labels"])} for line in lines[:3]]
+    for line, index in zip(broken, (0, 1, 3), strict=True):
+        line["labels"][index] = line["input_ids"][index]  # <s>, [INST], [/INST]
+    _, out, _ = audit(broken, "--show", "2")
+    assert out.splitlines()[-4].split() == ["ML547", "prompt-trained", "3", "3", "2", "shown"]
+    assert out.splitlines()[-1] == "3 findings of 3 causes"
 
 
 def test_json_has_an_object_for_each_finding_and_a_summary(lines: list[dict[str, Any]], audit: Audit) -> None:

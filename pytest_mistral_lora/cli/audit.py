@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import sys
 import tempfile
 from collections import Counter
@@ -57,7 +58,13 @@ def add_parser(verbs: Verbs) -> None:
         metavar="PATH",
         help="chat JSONL file that the rows come from, in order (repeatable); missing and changed rows are reported",
     )
-    parser.add_argument("--show", type=int, default=5, metavar="N", help="findings of each class to print (default: 5)")
+    parser.add_argument(
+        "--show",
+        type=int,
+        default=5,
+        metavar="N",
+        help="causes of each class to print, each by its simplest row (default: 5)",
+    )
     add_json_option(parser)
     group = parser.add_argument_group(
         "other trainers", "Encode the rows of --dataset, or else the packaged rows, with the code of another trainer."
@@ -108,29 +115,34 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run_as_text(audit: Audit, show: int) -> None:
-    """Run an audit and print it; at most `show` findings of a class are printed, all are counted."""
+    """Run an audit and print it; at most `show` causes of a class are printed, all findings are counted."""
     from pytest_mistral_lora.conformance.encoded import CLASSES
+    from pytest_mistral_lora.conformance.groups import FindingGroups
+    from pytest_mistral_lora.report import write_styled
 
-    shown: Counter[str] = Counter()
+    causes = FindingGroups()
     for verdict in _verdicts_with_progress(audit):
-        texts = []
+        row = "the file" if verdict.index is None else f"row {verdict.index}"
         for finding in verdict.findings:
-            shown[finding.rule] += 1
-            texts += [finding.text()] if shown[finding.rule] <= show else []
-        if texts:
-            subject = "file" if verdict.index is None else f"row {verdict.index}"
-            classes = ", ".join(dict.fromkeys(CLASSES[finding.rule] for finding in verdict.findings))
-            lines = [f"{verdict.place}: {subject}: {verdict.state}: {classes}", *texts]
-            sys.stdout.write("\n".join(lines) + "\n\n")
-    lines = [f"{'rule':<6}  {'class':<26}  {'found':>9}"] if audit.counts else []
+            causes.add(finding, f"{row}: {verdict.state}", finding.place)
+    shown, found = Counter[str](), Counter[str]()
+    for cause in causes:
+        rule = cause.simplest.rule
+        found[rule] += 1
+        if found[rule] <= show:
+            shown[rule] += 1
+            heading = f"{cause.check}: {CLASSES[rule]}"
+            write_styled(f"{heading}\n{cause.text(shutil.get_terminal_size().columns)}\n")
+    lines = [f"{'rule':<6}  {'class':<26}  {'found':>9}  causes"] if audit.counts else []
     for rule, count in sorted(audit.counts.items()):
-        rest = f"  {show} shown" if shown[rule] > show else ""
-        lines.append(f"{rule:<6}  {CLASSES[rule]:<26}  {count:>9}{rest}")
+        rest = f"  {shown[rule]} shown" if shown[rule] < found[rule] else ""
+        lines.append(f"{rule:<6}  {CLASSES[rule]:<26}  {count:>9}  {found[rule]:>6}{rest}")
     data = audit.summary()
     lines += [
         f"{data['rows']} rows: {data['sound']} sound, {data['wrong']} wrong, {data['not_judged']} not judged",
         f"{data['supervised_tokens']} of {data['tokens']} tokens are trained on",
-        f"{data['findings']} finding{'' if data['findings'] == 1 else 's'}",
+        f"{data['findings']} finding{'' if data['findings'] == 1 else 's'}"
+        + (f" of {found.total()} cause{'' if found.total() == 1 else 's'}" if found else ""),
     ]
     sys.stdout.write("\n".join(lines) + "\n")
 

@@ -6,15 +6,22 @@ import argparse
 import os
 import shutil
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from pytest_mistral_lora.cli.verb import Verbs, add_json_option, add_oracle_option, add_verb, print_json
 from pytest_mistral_lora.errors import EXIT_FINDING, EXIT_OK, InputError
 
+if TYPE_CHECKING:
+    from pytest_mistral_lora.conformance.groups import FindingGroups
+
 SUMMARY = "check recipes and their rows, tokenizers and adapters"
 
 _DESCRIPTION = """\
-Run the checks of `pytest --mistral-golden` without pytest, and print every finding and a table.
+Run the checks of `pytest --mistral-golden` without pytest, and print a table, and each finding once,
+however many rows or checks it breaks.
 
 A path is a recipe, an adapter or merged folder, a checkpoint folder or a tokenizer file. With no path, check every
 tokenizer that mistral-common ships, and train a tiny LoRA adapter with one of them."""
@@ -58,26 +65,61 @@ def run(args: argparse.Namespace) -> int:
     # Set before the first import that reads it: otherwise each small model that is loaded draws a bar
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     from pytest_mistral_lora.conformance.checks import check
-    from pytest_mistral_lora.report import nothing_was_judged, oracle_lines, outcome_table, report_data
+    from pytest_mistral_lora.conformance.groups import group_findings
+    from pytest_mistral_lora.report import nothing_was_judged, report_data
 
     # the embedded default has the tiny train, as the plugin's; for a user's own tokenizers it takes minutes
     train = not args.paths if args.train is None else args.train
     records = []
     outcomes = check(args.paths, base=args.base, oracle=args.oracle, examples=max(1, args.examples), train=train)
-    for record, result in outcomes:
-        records.append(record)
-        if not args.json and (result.findings or result.not_checked):
-            states = {"failed": "FAILED", "skipped": f"not checked: {result.not_checked}", "passed": "note"}
-            name = record["nodeid"].partition("::")[2]
-            texts = [f"{name} {states[record['outcome']]}", *(finding.text() for finding in result.findings)]
-            sys.stdout.write("\n".join(texts) + "\n\n")
+    with _progress() as show:
+        for record, _ in outcomes:
+            records.append(record)
+            show(f"{len(records)} checks; {record['nodeid']}")
     failed = any(record["outcome"] == "failed" for record in records)
     code = EXIT_FINDING if failed or nothing_was_judged(records) else EXIT_OK
+    causes = group_findings(records)
     if args.json:
-        print_json(report_data(records, code, deselected=0, not_run=0))
+        print_json(report_data(records, code, causes=[one.to_json() for one in causes], deselected=0, not_run=0))
     else:
-        lines = [*outcome_table(records, shutil.get_terminal_size().columns), *oracle_lines(records)]
-        if nothing_was_judged(records):
-            lines.append("No check could judge anything, so that this run is no pass.")
-        sys.stdout.write("\n".join(lines) + "\n")
+        _print(records, causes)
     return code
+
+
+def _print(records: list[dict[str, Any]], causes: FindingGroups) -> None:
+    """Print a text for each cause, the table, the reasons why something was not checked, and the verdict."""
+    from pytest_mistral_lora.report import (
+        nothing_was_judged,
+        oracle_lines,
+        outcome_table,
+        unchecked_lines,
+        verdict_line,
+        write_styled,
+    )
+
+    width = shutil.get_terminal_size().columns
+    for cause in causes:
+        state = "FAILED" if cause.simplest.severity == "error" else "note"
+        write_styled(f"{cause.check} {state}\n{cause.text(width)}\n")
+    lines = [
+        *outcome_table(records, width),
+        *oracle_lines(records),
+        *unchecked_lines(records),
+        "",
+        verdict_line(records, [one.count for one in causes]),
+    ]
+    if nothing_was_judged(records):
+        lines.append("No check could judge anything, so that this run is no pass.")
+    sys.stdout.write("\n".join(lines) + "\n")
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str], None]]:
+    """Yield a function that shows how far the checks are, on stderr if that is a terminal."""
+    if not sys.stderr.isatty():
+        yield lambda text: None
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status("") as status:
+        yield status.update

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -9,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-from pytest_mistral_lora.chat.encoded import IGNORE_INDEX
+from pytest_mistral_lora.conformance.alignment import Alignment, Ids, Labels
 
 Severity = Literal["error", "note"]
 
@@ -136,6 +137,8 @@ class Finding:
         expected: The value that keeps it; empty if the rule's title is enough.
         detail: Lines with more, such as the tokens around the first difference.
         row: The chat row as one line of JSON that you can paste into a dataset, or empty.
+        shape: The shape of the first difference, such as `after [INST]: ␣ → nothing`; empty if no tokens are compared.
+        more: The number of findings of the rule that this one counts, for a list that is too long; else 0.
     """
 
     rule: str
@@ -144,11 +147,24 @@ class Finding:
     expected: str = ""
     detail: str = ""
     row: str = ""
+    shape: str = ""
+    more: int = 0
 
     @property
     def severity(self) -> Severity:
         """`error` fails the check; `note` only under `--mistral-strict`."""
         return RULES[self.rule].severity
+
+    @property
+    def cause(self) -> str:
+        """A key that is the same for every finding of one cause: neither the row nor its place is part of it."""
+        if self.shape:
+            return f"{self.rule} {self.shape}"
+        # a file of its own has to be mended on its own; a line, a layer or an index in it is only a place
+        path, _, field = re.sub(r":\d+(?=,|$)", ":#", self.place).partition(", ")
+        name = "" if self.row else f"{path} {re.sub(r'[0-9]+', '#', field)}"
+        found = re.sub(r"'[^']*[ ][^']*'|\"[^\"]*[ ][^\"]*\"", "'…'", self.found)
+        return f"{self.rule} {name}: {re.sub(r'#(, #)+', '#', re.sub(r'[0-9]+', '#', found))}"
 
     def text(self) -> str:
         """Return the finding for a terminal; the first line starts with the rule's id."""
@@ -175,7 +191,12 @@ def first_findings(findings: Sequence[Finding], most: int, place: str) -> list[F
     """Return the first findings of a rule; if there are more than `most`, with one that gives their number."""
     if len(findings) <= most:
         return list(findings)
-    return [*findings[:most], Finding(findings[0].rule, f"… and {len(findings) - most} more", place)]
+    return [*findings[:most], rest_of_findings(findings[0].rule, len(findings) - most, place)]
+
+
+def rest_of_findings(rule: str, more: int, place: str = "") -> Finding:
+    """Return a finding that stands for the findings of a rule that are only counted."""
+    return Finding(rule, f"… and {more} more", place, more=more)
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,13 +214,6 @@ class Result:
     facts: tuple[tuple[str, Any], ...] = ()
 
 
-AROUND = 5
-"""Tokens shown on each side of the first difference."""
-
-Ids = Sequence[int]
-Labels = Sequence[int] | None
-
-
 def show_difference(expected: tuple[Ids, Labels], found: tuple[Ids, Labels], piece: Callable[[int], str]) -> str:
     """Return a table of the tokens around the first difference in ids or labels; empty if there is none.
 
@@ -208,37 +222,4 @@ def show_difference(expected: tuple[Ids, Labels], found: tuple[Ids, Labels], pie
         found: The `input_ids` and `labels` to compare with them.
         piece: Gives the vocabulary's spelling of an id.
     """
-    # after an insertion every later token differs, so only the first difference is marked and shown
-    at = first_difference(expected, found)
-    if at is None:
-        return ""
-    rows = [("token", "expected", "label", "found", "label")]
-    for index in range(max(0, at - AROUND), min(max(len(expected[0]), len(found[0])), at + AROUND + 1)):
-        mark = "> " if index == at else "  "
-        rows.append((f"{mark}{index}", *_cell(expected, index, piece), *_cell(found, index, piece)))
-    widths = [max(len(row[column]) for row in rows) for column in range(5)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    lengths = f"{len(expected[0])} tokens expected, {len(found[0])} found; the first difference is at token {at}"
-    return "\n".join([lengths, *lines])
-
-
-def first_difference(expected: tuple[Ids, Labels], found: tuple[Ids, Labels]) -> int | None:
-    """Return the first index at which ids, or labels if both have them, differ; None if they are equal."""
-    for index in range(max(len(expected[0]), len(found[0]))):
-        if index >= min(len(expected[0]), len(found[0])) or expected[0][index] != found[0][index]:
-            return index
-        if expected[1] is not None and found[1] is not None and expected[1][index] != found[1][index]:
-            return index
-    return None
-
-
-def _cell(encoded: tuple[Ids, Labels], index: int, piece: Callable[[int], str]) -> tuple[str, str]:
-    ids, labels = encoded
-    if index >= len(ids):
-        return "(end)", ""
-    token = f"{ids[index]} {piece(ids[index])!r}"
-    if labels is None or index >= len(labels):
-        return token, "?"
-    if labels[index] == IGNORE_INDEX:
-        return token, "-100"
-    return token, "train" if labels[index] == ids[index] else f"train {labels[index]}"
+    return Alignment(expected, found, piece).table()

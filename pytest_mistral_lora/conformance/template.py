@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 from pytest_mistral_lora.chat.encoded import EncodedRow
 from pytest_mistral_lora.chat.rows import Row
+from pytest_mistral_lora.conformance.alignment import Alignment
 from pytest_mistral_lora.conformance.checks import Check, Settings
-from pytest_mistral_lora.conformance.finding import Finding, Result, show_difference
+from pytest_mistral_lora.conformance.finding import Finding, Result
 from pytest_mistral_lora.conformance.mask.laws import assistant_text_violation
 from pytest_mistral_lora.conformance.targets import Target
 from pytest_mistral_lora.errors import OracleRejection, RowError
@@ -110,12 +111,15 @@ def _against_record(target: Target, golden: Golden, now: EncodedRow) -> Iterator
         yield Finding("ML001", violation, _place(golden), "the assistant's own text", row=row)
         return
     recorded = (golden.encoded.input_ids, golden.encoded.labels)
-    shown = show_difference(recorded, (now.input_ids, now.labels), target.oracle.piece)
-    detail = "\n".join([shown, _versions(golden)])
+    difference = Alignment(recorded, (now.input_ids, now.labels), target.oracle.piece)
+    rule, found = "", ""
     if now.input_ids != golden.encoded.input_ids:
-        yield Finding("ML002", "mistral-common gives other ids than recorded", _place(golden), detail=detail, row=row)
+        rule, found = "ML002", "mistral-common gives other ids than recorded"
     elif now != golden.encoded:
-        yield Finding("ML003", "labels or spans are not those recorded", _place(golden), detail=detail, row=row)
+        rule, found = "ML003", "labels or spans are not those recorded"
+    if rule:
+        detail = "\n".join(filter(None, (difference.table(), _versions(golden))))
+        yield Finding(rule, found, _place(golden), detail=detail, row=row, shape=difference.shape())
 
 
 def template_findings(
@@ -154,12 +158,15 @@ def template_findings(
         rule, found = "ML009", "the template's rendering does not mark the assistant's tokens"
     else:
         return
-    shown = ""
+    shown, shape = "", comparison.shape
     if actual:
-        found_side = (actual.input_ids, actual.labels)
-        shown = show_difference((expected.input_ids, expected.labels), found_side, oracle.piece)
+        sides = ((expected.input_ids, expected.labels), (actual.input_ids, actual.labels))
+        difference = Alignment(*sides, oracle.piece)
+        shown = difference.table()
+        # the first difference may be a named deviation, so that an unexplained one brings its own shape
+        shape = shape or ("" if comparison.unexplained else difference.shape())
     detail = "\n".join(line for line in (shown, versions or running_versions()) if line)
-    yield Finding(rule, found, place, detail=detail, row=row.to_jsonl())
+    yield Finding(rule, found, place, detail=detail, row=row.to_jsonl(), shape=shape)
 
 
 def _versions(golden: Golden) -> str:

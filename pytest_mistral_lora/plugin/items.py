@@ -69,6 +69,10 @@ def read_xfails(path: Path) -> tuple[Xfail, ...]:
     return tuple(xfails.values())
 
 
+_TEXT_WIDTH = 120
+"""Longest line of a list of names in a report, which is not written for one terminal."""
+
+
 class CheckFailedError(AssertionError):
     """Findings of one check, as text."""
 
@@ -118,17 +122,17 @@ class CheckItem(pytest.Item):
             # The libraries' warnings are not about the user's code, and the user's pytest may turn them into errors
             warnings.simplefilter("ignore")
             self.result = self.check.run()
-        failing = [finding.text() for finding in self.unknown if finding.severity == "error" or self.settings.strict]
+        failing = self._texts(one for one in self.unknown if one.severity == "error" or self.settings.strict)
         # with --mistral-strict a check that could not run fails; it has no rule, so that only its node id can accept it
         unchecked = f"not checked: {self.result.not_checked}" if self.result.not_checked else ""
         if unchecked and self.settings.strict and not any(one.id == self.nodeid for one in self.settings.xfails):
             failing.append(unchecked)
         if failing:
-            raise CheckFailedError("\n\n".join([*failing, self._next_step()]))
+            raise CheckFailedError("\n\n".join([*failing, self.next_step()]))
         if any(finding.severity == "error" for finding in self.result.findings):
             pytest.xfail("; ".join(xfail.reason for xfail in self.known))
             # reached only with --runxfail, which makes pytest.xfail do nothing: the deviation fails like any finding
-            raise CheckFailedError("\n\n".join([*(f.text() for f in self.result.findings), self._next_step()]))
+            raise CheckFailedError("\n\n".join([*self._texts(self.result.findings), self.next_step()]))
         if unchecked:
             pytest.skip(unchecked)
 
@@ -155,7 +159,17 @@ class CheckItem(pytest.Item):
         findings = self.result.findings if self.result else ()
         return [f for f in findings if not any(one.covers(f.rule, self.nodeid) for one in self.settings.xfails)]
 
-    def _next_step(self) -> str:
+    @staticmethod
+    def _texts(findings: Iterable[Finding]) -> list[str]:
+        """Return a text for each cause of a check's findings."""
+        from pytest_mistral_lora.conformance.groups import FindingGroups
+
+        groups = FindingGroups()
+        for finding in findings:
+            groups.add(finding, "", finding.place)
+        return [cause.text(_TEXT_WIDTH) for cause in groups]
+
+    def next_step(self) -> str:
         """Return the command that runs this check again, and for a golden of the user the one that updates it."""
 
         def as_typed(path: Path) -> str:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_mistral_lora.conformance.checks import ROOT
+from pytest_mistral_lora.plugin.failures import FailedChecks
 from pytest_mistral_lora.plugin.items import CheckItem, SuiteCollector
 from pytest_mistral_lora.plugin.options import PATH_FLAGS
 from pytest_mistral_lora.plugin.settings import PluginSettings
@@ -51,6 +52,9 @@ class Suite:
         self._deselected = 0
         worker = getattr(config, "workerinput", None)
         self._is_worker = worker is not None
+        self._failed = FailedChecks(strict=settings.strict)
+        if not self._is_worker:
+            config.pluginmanager.register(self._failed, "mistral_lora_failed_checks")
         if worker:
             self._work_folder = Path(worker[_WORK])
         else:
@@ -155,6 +159,8 @@ class Suite:
                 "findings": [finding.to_json() for finding in item.unknown],
                 "known": [{"id": xfail.id, "reason": xfail.reason} for xfail in item.known],
             }
+            if report.failed:
+                report.mistral_rerun = item.next_step()  # type: ignore[attr-defined]
         return report
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
@@ -167,6 +173,7 @@ class Suite:
         """Print the table, the notes, and the checks that could not run."""
         from pytest_mistral_lora.plugin.summary import write_summary
 
+        self._failed.write_findings(terminalreporter)
         counts = {"deselected": self._deselected, "not_run": self._not_run}
         write_summary(terminalreporter, self.outcomes, self.settings, unused=self._unused_goldens(), **counts)
         for xfail in self._unmatched_xfails():
@@ -195,10 +202,12 @@ class Suite:
         if self._is_worker:
             session.config.workeroutput[_COUNTS] = (self._collected, self._deselected)  # type: ignore[attr-defined]
         elif self.settings.report is not None:
+            from pytest_mistral_lora.conformance.groups import group_findings
             from pytest_mistral_lora.report import report_data, write_report
 
             counts = {"deselected": self._deselected, "not_run": self._not_run}
-            write_report(self.settings.report, report_data(self.outcomes, int(exitstatus), **counts))
+            causes = [cause.to_json() for cause in group_findings(self.outcomes)]
+            write_report(self.settings.report, report_data(self.outcomes, int(exitstatus), causes=causes, **counts))
 
     def _unmatched_xfails(self) -> list[Xfail]:
         """Return the known deviations without a finding; none after a run that left out some of the checks."""

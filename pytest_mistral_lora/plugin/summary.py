@@ -51,10 +51,12 @@ def write_summary(
     lines += [f"known {name}: {reason} ({_counted_checks(count)})" for (name, reason), count in known.items()]
     for line in lines:
         terminal.write_line(line)
-    for one in outcomes:
-        for finding in one["findings"]:
-            if finding["severity"] == "note":
-                terminal.write_line(f"note {finding['rule']} {one['nodeid']}: {finding['found']}", yellow=True)
+    if any(one["findings"] for one in outcomes):
+        from pytest_mistral_lora.conformance.groups import group_findings
+
+        for cause in group_findings(outcomes):
+            if cause.simplest.severity == "note":
+                terminal.write_line(f"note {cause.headline()} - {cause.check}", yellow=True)
     for line in _unchecked_lines(outcomes, settings, unused, deselected, not_run):
         terminal.write_line(line)
 
@@ -89,9 +91,9 @@ def _unchecked_lines(
     outcomes: list[dict[str, Any]], settings: PluginSettings, unused: Sequence[Path], deselected: int, not_run: int
 ) -> list[str]:
     """Return the list of everything that this run did not check, so that a green run claims no more than it saw."""
-    lines = ["not checked:"]  # one line a reason and target: one missing base stops dozens of checks
-    reasons = Counter((one["target"], one["not_checked"]) for one in outcomes if one["not_checked"])
-    lines += [f"  {target}: {reason} ({count})" for (target, reason), count in reasons.items()]
+    from pytest_mistral_lora.report import unchecked_lines
+
+    lines = unchecked_lines(outcomes) or ["not checked:"]
     lines += [f"  {folder}: goldens of no target in this run" for folder in unused]
     if deselected:
         lines.append(f"  {_counted_checks(deselected)} deselected")

@@ -34,13 +34,19 @@ _LEAST_WIDTH = 60
 
 
 def report_data(
-    records: Sequence[dict[str, Any]], exit_status: int, *, deselected: int, not_run: int
+    records: Sequence[dict[str, Any]],
+    exit_status: int,
+    *,
+    causes: Sequence[Mapping[str, Any]],
+    deselected: int,
+    not_run: int,
 ) -> dict[str, Any]:
     """Return the report as plain JSON data.
 
     Args:
         records: One record for each check that ran.
         exit_status: pytest's exit code.
+        causes: The findings by cause: the simplest finding of each, with its check, its number and the others' names.
         deselected: Number of checks left out by `-k`, `-m` or `--lf`.
         not_run: Number of checks that were chosen and did not run, because of `-x` or an interruption.
     """
@@ -59,6 +65,7 @@ def report_data(
             "deselected": deselected,
             "not_run": not_run,
         },
+        "causes": list(causes),
         "checks": sorted(records, key=lambda record: record["nodeid"]),
     }
 
@@ -118,6 +125,45 @@ def oracle_lines(records: Sequence[Mapping[str, Any]]) -> list[str]:
 def nothing_was_judged(records: Sequence[Mapping[str, Any]]) -> bool:
     """Whether checks ran, and none of them could judge anything: such a run must not be taken for a pass."""
     return bool(records) and all(record["outcome"] == "skipped" for record in records)
+
+
+def unchecked_lines(records: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return a line for each reason and target: one missing base stops dozens of checks."""
+    reasons = Counter((one["target"], one["not_checked"]) for one in records if one["not_checked"])
+    lines = [f"  {target}: {reason} ({count})" for (target, reason), count in reasons.items()]
+    return ["not checked:", *lines] if lines else []
+
+
+def verdict_line(records: Sequence[Mapping[str, Any]], causes: Sequence[int]) -> str:
+    """Return the last line of a run: how much was found, and how much was judged.
+
+    Args:
+        records: One record for each check that ran.
+        causes: The number of findings of each cause.
+    """
+    counts = Counter(record["outcome"] for record in records)
+    findings = sum(causes)
+    found = f"{findings} finding{'' if findings == 1 else 's'}"
+    found += f" of {len(causes)} cause{'' if len(causes) == 1 else 's'}" if causes else ""
+    return f"{found}; {counts['passed']} checks passed, {counts['failed']} failed, {counts['skipped']} not checked"
+
+
+def line_style(line: str) -> str:
+    """Return the colours of one line of a finding's text, by name; empty for plain text."""
+    if re.match(r"ML\d{3} ", line):
+        return "red bold"
+    # the marks of the table of tokens, which is indented like everything that belongs to a finding
+    return {"  - ": "red", "  + ": "green", "  > ": "yellow", "  fi": "bold"}.get(line[:4], "")
+
+
+def write_styled(text: str) -> None:
+    """Write the text of a finding to standard output; in colour if that is a terminal and NO_COLOR is not set."""
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(highlight=False, soft_wrap=True)
+    for line in text.split("\n"):
+        console.print(Text(line, style=line_style(line)), end="\n")
 
 
 def table_lines(table: Table, width: int) -> list[str]:

@@ -128,7 +128,7 @@ def test_findings_of_one_rule_are_shown_up_to_a_number_and_all_counted(tmp_path:
     findings = found(results, "ML601")
     assert len(findings) == SHOWN + 1
     assert findings[0].place == f"{tmp_path / 'rows.jsonl'}:4"
-    assert findings[-1].found == "and 40 more; 60 in all"
+    assert (findings[-1].found, findings[-1].more) == ("… and 40 more", 40)
     assert facts(results)["rows_refused"] == 60
     [repeated] = found(results, "ML608")
     assert repeated.found == f"the same row as {tmp_path / 'rows.jsonl'}:1 (3 times in all)"

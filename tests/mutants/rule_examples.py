@@ -48,7 +48,7 @@ def make_example(subject: str, rule_id: str, folder: Path) -> MadeExample:
     if finding.expected:
         lines.append(f"  expected: {finding.expected}")
     for line in finding.detail.splitlines():
-        in_table = TABLE_BEGINS.fullmatch(line) or (table and line.startswith(("token ", "  ", "> ")))
+        in_table = TABLE_BEGINS.fullmatch(line) or (table and line.startswith(("  ", "- ", "+ ", "> ", "… ")))
         (table if in_table else lines).append(line if in_table else f"  {line}")
     return MadeExample(
         row=_row(finding, artifact.get("folder", folder)),

@@ -14,6 +14,7 @@ from plugin_rows import ROW, write_rows
 from pytest_mistral_lora import __version__
 from pytest_mistral_lora.chat.oracle import shipped_tokenizer
 from pytest_mistral_lora.conformance.finding import Finding
+from pytest_mistral_lora.conformance.groups import group_findings
 from pytest_mistral_lora.report import html_page, report_data
 
 Run = Callable[..., pytest.RunResult]
@@ -70,7 +71,7 @@ def test_a_run_of_nothing_says_what_did_not_run(golden: Run, every_id: list[str]
 
 
 def test_strict_fails_what_could_not_be_checked(golden: Run) -> None:
-    chosen = ("-k", "spm-v1::mask::two-masks-agree")
+    chosen = ("-k", "spm-v1::mask::two-masks-agree or spm-v1::tokenizer::file")
     assert golden(*chosen).ret == 0
     result = golden(*chosen, "--mistral-strict")
     assert result.ret == pytest.ExitCode.TESTS_FAILED
@@ -80,12 +81,24 @@ def test_strict_fails_what_could_not_be_checked(golden: Run) -> None:
             "rerun:  pytest --mistral-golden --mistral-examples 20 --mistral-strict -k spm-v1::mask::two-masks-agree",
         ]
     )
-    assert " spm-v1   mask           -        1             -" in _summary(result)
+    assert " spm-v1   mask             -        1             -" in _summary(result)
+
+
+def test_a_run_that_judges_nothing_is_not_green(golden: Run) -> None:
+    result = golden("-k", "spm-v1::mask::two-masks-agree")
+    result.assert_outcomes(skipped=1, deselected=result.parseoutcomes()["deselected"])
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    assert _summary(result)[-1] == "nothing was judged: every check that ran was not checked, for the reasons above"
+
+
+def test_a_run_whose_checks_are_all_deselected_is_pytest_s_own_affair(golden: Run, pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(test_mine="def test_mine(): pass")
+    assert golden("-k", "test_mine", ".").ret == 0
 
 
 def test_strict_by_the_ini_file_does_the_same(golden: Run, pytester: pytest.Pytester) -> None:
     pytester.makeini("[pytest]\nmistral_strict = true")
-    assert golden("-k", "spm-v1::mask::two-masks-agree").ret == pytest.ExitCode.TESTS_FAILED
+    assert golden("-k", "spm-v1::mask::two-masks or spm-v1::tokenizer::file").ret == pytest.ExitCode.TESTS_FAILED
 
 
 def test_strict_changes_nothing_for_what_passes(golden: Run) -> None:
@@ -95,7 +108,7 @@ def test_strict_changes_nothing_for_what_passes(golden: Run) -> None:
 @pytest.mark.parametrize("style", ["auto", "long", "short", "native"])
 def test_a_failing_check_prints_no_traceback(style: str, golden: Run, one_of_each: tuple[str, ...]) -> None:
     text = golden(*one_of_each, f"--tb={style}").stdout.str()
-    assert text.count("\nML007 ") == 1
+    assert text.count("\nML007 ") == 2  # the finding, and its line in the short summary
     assert "Traceback" not in text
     assert "CheckFailedError" not in text
     assert ".py:" not in text
@@ -189,7 +202,15 @@ def test_the_report_says_what_made_it(report: tuple[pytest.RunResult, dict[str, 
     assert data["pytest_mistral_lora"] == __version__
     assert data["exit_status"] == result.ret == 1
     assert data["libraries"] == {name: version(name) for name in ("mistral-common", "transformers", "tokenizers")}
-    assert list(data) == ["schema_version", "pytest_mistral_lora", "libraries", "exit_status", "counts", "checks"]
+    assert list(data) == [
+        "schema_version",
+        "pytest_mistral_lora",
+        "libraries",
+        "exit_status",
+        "counts",
+        "causes",
+        "checks",
+    ]
 
 
 def test_the_report_of_a_stopped_run_says_what_did_not_run(golden: Run, own_rows: OwnRows, tmp_path: Path) -> None:
@@ -214,7 +235,8 @@ def test_the_report_can_be_a_page(golden: Run, own_rows: OwnRows, tmp_path: Path
 def test_the_page_escapes_what_rows_say() -> None:
     finding = Finding("ML004", "<b>", "<i>", "<u>", "<script>", '{"content": "<script>"}').to_json()
     check = {"nodeid": "a::b", "outcome": "failed", "target": "<p>", "subject": "mask", "case": "c", "not_checked": ""}
-    data = report_data([{**check, "findings": [finding], "known": []}], 1, deselected=0, not_run=0)
+    records = [{**check, "findings": [finding], "known": []}]
+    data = report_data(records, 1, causes=[one.to_json() for one in group_findings(records)], deselected=0, not_run=0)
     for tag in ("<script>", "<b>", "<i>", "<u>"):
         assert tag not in html_page(data)
     assert html_page(data).count("&lt;script&gt;") == 2

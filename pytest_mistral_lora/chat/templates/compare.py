@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pytest_mistral_lora.chat.difference import controls_shape, text_shape
 from pytest_mistral_lora.chat.encoded import EncodedRow
 from pytest_mistral_lora.chat.oracle import VERSION, Oracle
 from pytest_mistral_lora.chat.rows import Row, as_row
@@ -25,6 +26,7 @@ class BackendComparison:
         deviations: Ids of the named deviations that explain the difference, sorted; empty if the ids are equal.
         unexplained: The difference that no named deviation explains; empty if none is left.
         refusal: The kind of the template's error (`RenderError.kind`); empty if it renders the row.
+        shape: The shape of that difference, the same for each row that one fault changes; empty if it has none.
     """
 
     oracle: EncodedRow
@@ -32,6 +34,7 @@ class BackendComparison:
     deviations: tuple[str, ...] = ()
     unexplained: str = ""
     refusal: str = ""
+    shape: str = ""
 
     @property
     def equal(self) -> bool:
@@ -56,11 +59,15 @@ def compare(row: Row | Mapping[str, Any], oracle: Oracle, template: ChatTemplate
         return BackendComparison(expected, None, tuple(named), "" if named else error.found, kind)
     if actual.input_ids == expected.input_ids:
         return BackendComparison(expected, actual)
-    deviations, unexplained = _explain(row, oracle, template, known)
-    return BackendComparison(expected, actual, tuple(sorted(deviations)), unexplained)
+    deviations, unexplained, shape = _explain(row, oracle, template, known)
+    return BackendComparison(expected, actual, tuple(sorted(deviations)), unexplained, shape=shape)
 
 
-def _explain(row: Row, oracle: Oracle, template: ChatTemplate, known: list[Deviation]) -> tuple[set[str], str]:
+_Explained = tuple[set[str], str, str]
+"""Named deviations, the difference that they leave unexplained, and its shape."""
+
+
+def _explain(row: Row, oracle: Oracle, template: ChatTemplate, known: list[Deviation]) -> _Explained:
     found: set[str] = set()
     for deviation in known:
         changed = deviation.change(row, oracle.version) if deviation.change else row
@@ -70,14 +77,14 @@ def _explain(row: Row, oracle: Oracle, template: ChatTemplate, known: list[Devia
         same = oracle.encode(changed).input_ids == oracle.encode(row).input_ids
         renders = template.render(changed) == template.render(row)
         if not same and not renders:
-            return found, f"{deviation.id} does not explain the difference"
+            return found, f"{deviation.id} does not explain the difference", ""
         if not (same and renders):
             found.add(deviation.id)
             row = changed
     try:
         segments = template.segments(row)
     except RowError as error:
-        return found, error.found
+        return found, error.found, ""
     return _explain_segments(
         row, oracle, _Parts.of_oracle(oracle, row), _Parts.of_template(template, segments), known, found
     )
@@ -85,9 +92,10 @@ def _explain(row: Row, oracle: Oracle, template: ChatTemplate, known: list[Devia
 
 def _explain_segments(
     row: Row, oracle: Oracle, expected: _Parts, actual: _Parts, known: list[Deviation], found: set[str]
-) -> tuple[set[str], str]:
+) -> _Explained:
     if expected.controls != actual.controls:
-        return found, f"control tokens {' '.join(actual.controls)}; expected {' '.join(expected.controls)}"
+        difference = f"control tokens {' '.join(actual.controls)}; expected {' '.join(expected.controls)}"
+        return found, difference, controls_shape(expected.controls, actual.controls)
     predicted = _predictions(row, oracle, known, actual.controls)
     for index, (want, have) in enumerate(zip(expected.texts, actual.texts, strict=True)):
         if (want.text, want.ids) == (have.text, have.ids):
@@ -95,9 +103,10 @@ def _explain_segments(
         names = _explain_text(oracle, index, expected, actual, predicted.get(index, {}), {d.id for d in known})
         if names is None:
             after = actual.controls[index - 1] if index else "the start"
-            return found, f"after {after}: {have.text!r} {list(have.ids)}; expected {want.text!r} {list(want.ids)}"
+            difference = f"after {after}: {have.text!r} {list(have.ids)}; expected {want.text!r} {list(want.ids)}"
+            return found, difference, text_shape(after, want.text, have.text)
         found |= names
-    return found, ""
+    return found, "", ""
 
 
 def _explain_text(

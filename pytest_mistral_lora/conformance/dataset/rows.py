@@ -16,6 +16,7 @@ from pytest_mistral_lora.chat.reading.chunks import Chunk
 from pytest_mistral_lora.chat.rows import Row, read_row
 from pytest_mistral_lora.checkpoint.encoder import make_encoder
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
+from pytest_mistral_lora.conformance.alignment import Alignment
 from pytest_mistral_lora.conformance.dataset.foreign_text import sign_findings
 from pytest_mistral_lora.conformance.dataset.likeness import row_likeness
 from pytest_mistral_lora.conformance.dataset.row_findings import (
@@ -26,7 +27,7 @@ from pytest_mistral_lora.conformance.dataset.row_findings import (
     text_findings,
 )
 from pytest_mistral_lora.conformance.dataset.tally import DIGEST_BYTES, DatasetTally, packed_place
-from pytest_mistral_lora.conformance.finding import Finding, show_difference
+from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.errors import NoOracleError, RowError
 from pytest_mistral_lora.records.files import is_held_out
 
@@ -165,11 +166,11 @@ class RowJudge:
         if encoded.labels in (None, expected.labels):
             return True
         oracle: Any = self._oracle
-        detail = show_difference(
-            (expected.input_ids, expected.labels), (encoded.input_ids, encoded.labels), oracle.piece
-        )
+        sides = (expected.input_ids, expected.labels), (encoded.input_ids, encoded.labels)
+        difference = Alignment(*sides, oracle.piece)
         found = "the generation blocks mark other tokens than the assistant's"
-        tally.findings.add(Finding("ML606", found, row.place, detail=detail, row=_printed_row(row)))
+        shown = {"detail": difference.table(), "row": _printed_row(row), "shape": difference.shape()}
+        tally.findings.add(Finding("ML606", found, row.place, **shown))
         return False
 
     def _explain(self, row: Row, tally: DatasetTally) -> None:
@@ -186,10 +187,11 @@ class RowJudge:
             tally.add_deviation(name, row.place)
         if comparison.unexplained:
             found = comparison.template
-            shown = (comparison.oracle.input_ids, None), (found.input_ids, None) if found else None
-            detail = show_difference(shown[0], shown[1], oracle.piece) if shown[1] else ""
+            sides = (comparison.oracle.input_ids, None), (found.input_ids if found else (), None)
+            detail = Alignment(*sides, oracle.piece).table() if found else ""
             text = f"the chat template differs from mistral-common: {comparison.unexplained}"
-            tally.findings.add(Finding("ML603", text, row.place, detail=detail, row=_printed_row(row)))
+            shown = {"detail": detail, "row": _printed_row(row), "shape": comparison.shape}
+            tally.findings.add(Finding("ML603", text, row.place, **shown))
 
 
 class _LiteralError(RowError):

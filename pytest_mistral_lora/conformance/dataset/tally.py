@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
-from pytest_mistral_lora.conformance.finding import Finding
+from pytest_mistral_lora.conformance.finding import Finding, rest_of_findings
 
 SHOWN = 20
 """Findings of one rule that are kept; the others are counted."""
@@ -70,7 +70,7 @@ class BoundedFindings:
             yield from kept
             more = self._total[rule] - len(kept)
             if more:
-                yield Finding(rule, f"and {more} more; {self._total[rule]} in all")
+                yield rest_of_findings(rule, more)
 
 
 @dataclass

@@ -25,7 +25,7 @@ from pytest_mistral_lora.conformance.encoded import (
 from pytest_mistral_lora.conformance.encoded.file_faults import AnswerBalance, SourceTracker
 from pytest_mistral_lora.conformance.encoded.lines import EncodedLine, scan_lines
 from pytest_mistral_lora.conformance.encoded.packing import EncodedLineComparison
-from pytest_mistral_lora.conformance.finding import Finding, Result
+from pytest_mistral_lora.conformance.finding import Finding, Result, rest_of_findings
 from pytest_mistral_lora.conformance.targets import EncodedTarget
 from pytest_mistral_lora.errors import OracleRejection, RowError, RowsError
 
@@ -234,7 +234,7 @@ class AuditReport:
         yield from kept
         more = self.audit.counts[rule] - len(kept)
         if more:
-            yield Finding(rule, f"… and {more} more", str(self.audit.path))
+            yield rest_of_findings(rule, more, str(self.audit.path))
 
 
 def checks(target: EncodedTarget, settings: Settings) -> Iterator[Check]:

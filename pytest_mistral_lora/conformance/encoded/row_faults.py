@@ -10,6 +10,7 @@ from functools import cache
 from pytest_mistral_lora.chat.encoded import EncodedRow
 from pytest_mistral_lora.chat.oracle import SHIPPED, Oracle, shipped_tokenizer
 from pytest_mistral_lora.chat.rows import Row, text_of
+from pytest_mistral_lora.conformance.alignment import Alignment
 from pytest_mistral_lora.conformance.encoded import EncodingFault
 from pytest_mistral_lora.conformance.encoded.label_faults import label_faults
 from pytest_mistral_lora.conformance.encoded.lines import Ids
@@ -19,7 +20,7 @@ from pytest_mistral_lora.conformance.encoded.text_faults import (
     split_at_markers,
     without_spaces,
 )
-from pytest_mistral_lora.conformance.finding import Finding, show_difference
+from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.errors import MistralLoraError, and_more
 
 
@@ -161,18 +162,19 @@ class EncodedRowComparison:
         faults = label_faults(self.expected, self.ids, self.labels, self.oracle)
         if faults:
             sides = (self.expected.input_ids, self.expected.labels), (self.ids, self.labels)
-            yield from self._place_faults(faults, show_difference(*sides, self.oracle.piece))
+            yield from self._place_faults(faults, Alignment(*sides, self.oracle.piece))
 
     def id_findings(self) -> Iterator[Finding]:
         """Yield a finding for each class of the difference in ids."""
         faults = id_faults(self.row, self.expected.input_ids, self.ids, self.oracle)
         if faults:
             sides = (self.expected.input_ids, None), (self.ids, None)
-            yield from self._place_faults(faults, show_difference(*sides, self.oracle.piece))
+            yield from self._place_faults(faults, Alignment(*sides, self.oracle.piece))
 
-    def _place_faults(self, faults: list[EncodingFault], detail: str) -> Iterator[Finding]:
+    def _place_faults(self, faults: list[EncodingFault], difference: Alignment) -> Iterator[Finding]:
+        table, shape, row = difference.table(), difference.shape(), self.row.to_jsonl()
         for fault in faults:
-            yield Finding(fault.rule, fault.found, self.place, fault.expected, detail, self.row.to_jsonl())
+            yield Finding(fault.rule, fault.found, self.place, fault.expected, table, row, shape)
 
 
 def row_findings(row: Row, input_ids: Sequence[int], labels: Sequence[int], oracle: Oracle) -> Iterator[Finding]:

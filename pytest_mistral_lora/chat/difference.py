@@ -1,0 +1,89 @@
+"""The shape of a difference between two token sequences: the same for every row that one fault changes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from difflib import SequenceMatcher
+from itertools import groupby
+
+_CONTROL = re.compile(r"\[/?[A-Z_]{3,}\]|</?s>|<unk>|<pad>|<\|\w+\|>|<SPECIAL_\d+>")
+_BYTE = re.compile(r"<0x[0-9A-F]{2}>")
+_VISIBLE = {" ": "␣", "▁": "␣", "\n": "⏎", "<0x0A>": "⏎", "\t": "⇥"}
+_MOST_PARTS = 6
+
+
+def is_control(piece: str) -> bool:
+    """Return whether a piece of a vocabulary is spelled like a control token."""
+    return _CONTROL.fullmatch(piece) is not None
+
+
+def visible(text: str) -> str:
+    """Return a text on one line, in which spaces, newlines and characters that cannot be printed can be seen."""
+    if text in _VISIBLE:
+        return _VISIBLE[text]
+    return "".join(_VISIBLE.get(one) or (one if one.isprintable() else repr(one)[1:-1]) for one in text)
+
+
+def text_shape(before: str, expected: str, found: str) -> str:
+    """Return the shape of the difference between two texts behind a control token; empty if there is none."""
+    return units_shape(before, list(expected), list(found))
+
+
+def controls_shape(expected: Sequence[str], found: Sequence[str]) -> str:
+    """Return the shape of the first difference between two lists of control tokens; empty if there is none."""
+    codes = SequenceMatcher(None, expected, found, autojunk=False).get_opcodes()
+    changed = next((code for code in codes if code[0] != "equal"), None)
+    return "" if changed is None else units_shape("", expected[changed[1] : changed[2]], found[changed[3] : changed[4]])
+
+
+def piece_units(pieces: Iterable[str]) -> list[str]:
+    """Return pieces of a vocabulary as control tokens, bytes and single characters."""
+    units: list[str] = []
+    for piece in pieces:
+        if is_control(piece) or _BYTE.fullmatch(piece):
+            units.append("\n" if piece == "<0x0A>" else piece)
+        else:
+            units += piece.replace("▁", " ")
+    return units
+
+
+def units_shape(before: str, expected: Sequence[str], found: Sequence[str]) -> str:
+    """Return the shape of the difference between two lists of control tokens and characters; empty if they are equal.
+
+    Args:
+        before: The control token before them; empty at the start.
+        expected: mistral-common's side.
+        found: The side to compare with it.
+    """
+    least = min(len(expected), len(found))
+    start = next((n for n in range(least) if expected[n] != found[n]), least)
+    end = next((n for n in range(least - start) if expected[-1 - n] != found[-1 - n]), least - start)
+    sides = [side[start : len(side) - end] for side in (expected, found)]
+    if not any(sides):
+        return ""
+    changed = " → ".join(_describe(side) for side in sides)
+    if any(is_control(unit) for side in sides for unit in side):
+        return changed
+    before = next((unit for unit in reversed(expected[:start]) if is_control(unit)), before)
+    return f"after {before or 'the start'}: {changed}"
+
+
+def _describe(units: Sequence[str]) -> str:
+    """Return control tokens by name, white space as it is, and any other text as the word `text`."""
+    parts: list[str] = []
+    text = ""
+    for unit in [*units, ""]:
+        if unit and not is_control(unit):
+            text += unit
+            continue
+        # white space inside a text is part of it, and white space beside it is mostly the fault itself
+        if text.strip():
+            parts += [visible(text[:1]).strip() if text[0].isspace() else "", "text", "␣" if text[-1] == " " else ""]
+        else:
+            parts.append("".join(dict.fromkeys(visible(text))))
+        parts.append(unit)
+        text = ""
+    # one padding token or a hundred: the same fault
+    shown = [part for part, _ in groupby(filter(None, parts))]
+    return " ".join(shown[:_MOST_PARTS]) or "nothing"

@@ -1,0 +1,153 @@
+"""Two encodings of one row side by side: which tokens were put in, left out or labelled otherwise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from difflib import SequenceMatcher
+from functools import cached_property
+from itertools import zip_longest
+
+from pytest_mistral_lora.chat.difference import is_control, piece_units, units_shape, visible
+from pytest_mistral_lora.chat.encoded import IGNORE_INDEX
+
+AROUND = 5
+"""Tokens shown on each side of a difference."""
+_WINDOW = 300
+"""Tokens that are aligned behind the first difference of the ids; the time grows with their square."""
+_MOST_ROWS = 16
+"""Rows of the table from the first difference on."""
+_LONGEST_PIECE = 16
+
+Ids = Sequence[int]
+Labels = Sequence[int] | None
+Pair = tuple[int | None, int | None]
+"""A token of the expected and of the found ids, by index; None if one side has no such token."""
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """Two encodings of one row.
+
+    Attributes:
+        expected: mistral-common's `input_ids` and `labels`; labels of None are not compared.
+        found: The `input_ids` and `labels` to compare with them.
+        piece: Gives the vocabulary's spelling of an id.
+    """
+
+    expected: tuple[Ids, Labels]
+    found: tuple[Ids, Labels]
+    piece: Callable[[int], str]
+
+    @cached_property
+    def _first_id(self) -> int:
+        """The number of ids with which both sides begin."""
+        want, have = self.expected[0], self.found[0]
+        least = min(len(want), len(have))
+        return next((n for n in range(least) if want[n] != have[n]), least)
+
+    @cached_property
+    def _codes(self) -> list[tuple[str, int, int, int, int]]:
+        """The blocks behind the first different id, as `SequenceMatcher` gives them, up to the window's end."""
+        start = self._first_id
+        want, have = self.expected[0][start : start + _WINDOW], self.found[0][start : start + _WINDOW]
+        codes = SequenceMatcher(None, want, have, autojunk=False).get_opcodes()
+        # the last block of two windows that are cut at other places is no difference of the rows
+        if self._cut and len(codes) > 2 and codes[-1][0] != "equal":
+            codes.pop()
+        return [(name, start + i, start + i_end, start + j, start + j_end) for name, i, i_end, j, j_end in codes]
+
+    @property
+    def _cut(self) -> bool:
+        """Whether the rows go on behind the window."""
+        return max(len(self.expected[0]), len(self.found[0])) > self._first_id + _WINDOW
+
+    def pairs(self) -> Iterator[Pair]:
+        """Yield the tokens of both sides in order, up to the end of the window."""
+        yield from ((index, index) for index in range(self._first_id))
+        for _, want, want_end, have, have_end in self._codes:
+            yield from zip_longest(range(want, want_end), range(have, have_end))
+
+    def mark(self, pair: Pair) -> str:
+        """Return `-` for a token that is missing, `+` for one too many, `>` for another id or label, else nothing."""
+        want, have = pair
+        if have is None:
+            return "-"
+        if want is None:
+            return "+"
+        other = self.expected[0][want] != self.found[0][have]
+        labels = {_label(self.expected, want), _label(self.found, have)}
+        return ">" if other or ("" not in labels and len(labels) == 2) else ""
+
+    def table(self) -> str:
+        """Return the tokens around the first difference, side by side; empty if there is none."""
+        pairs = list(self.pairs())
+        changed = [number for number, pair in enumerate(pairs) if self.mark(pair)]
+        if not changed:
+            return ""
+        first = last = changed[0]
+        for number in changed:
+            last = number if number <= min(last + AROUND, first + _MOST_ROWS) else last
+        rows = [("", "token", "expected", "label", "token", "found", "label")]
+        for pair in pairs[max(0, first - AROUND) : last + AROUND + 1]:
+            sides = zip((self.expected, self.found), pair, strict=True)
+            rows.append((self.mark(pair), *(cell for side, index in sides for cell in self._cells(side, index))))
+        widths = [max(len(row[column]) for row in rows) for column in range(7)]
+        lengths = f"{len(self.expected[0])} tokens expected, {len(self.found[0])} found"
+        lines = [f"{lengths}; the first difference is at token {first}"]
+        for mark, *cells in rows:
+            shown = zip(cells, ("rjust", "ljust", "ljust") * 2, widths[1:], strict=True)
+            padded = "  ".join(getattr(cell, side)(width) for cell, side, width in shown)
+            lines.append(f"{mark or ' '} {padded}".rstrip())
+        later = sum(number > last + AROUND for number in changed)
+        if later:
+            lines.append(f"… {'' if self._cut else f'{later} '}more token{'s differ' if later > 1 else ' differs'}")
+        return "\n".join(lines)
+
+    def _cells(self, side: tuple[Ids, Labels], index: int | None) -> tuple[str, str, str]:
+        if index is None:
+            return "", "", ""
+        piece = self.piece(side[0][index])
+        if not is_control(piece):
+            shown = visible(piece)
+            piece = f"'{shown if len(shown) <= _LONGEST_PIECE else shown[: _LONGEST_PIECE - 1] + '…'}'"
+        return str(index), f"{side[0][index]} {piece}", _label(side, index)
+
+    def shape(self) -> str:
+        """Return the shape of the first difference, the same for each row that one fault changes; or nothing."""
+        first = next((pair for pair in self.pairs() if self.mark(pair)), None)
+        if first is None:
+            return ""
+        want, have = first
+        if have is None and self._first_id == len(self.found[0]) and len(self.expected[0]) > self._first_id + 1:
+            return "the row is cut"
+        if want is None or have is None or self.expected[0][want] != self.found[0][have]:
+            changed = next(code for code in self._codes if code[0] != "equal")
+            sides = [
+                piece_units(map(self.piece, ids[start:end]))
+                for ids, start, end in (
+                    (self.expected[0], changed[1], changed[2]),
+                    (self.found[0], changed[3], changed[4]),
+                )
+            ]
+            return units_shape(self._control_before(changed[1]), *sides)
+        piece = self.piece(self.expected[0][want])
+        if not is_control(piece):
+            near = bool(want) and is_control(self.piece(self.expected[0][want - 1]))
+            piece = f"{'first ' if near else ''}text after {self._control_before(want) or 'the start'}"
+        return f"label of {piece}: {' → '.join(_label(side, want).split()[0] for side in (self.expected, self.found))}"
+
+    def _control_before(self, index: int) -> str:
+        pieces = (self.piece(token) for token in reversed(self.expected[0][max(0, index - _WINDOW) : index]))
+        return next((piece for piece in pieces if is_control(piece)), "")
+
+
+def _label(side: tuple[Ids, Labels], index: int) -> str:
+    ids, labels = side
+    if labels is None:
+        return ""
+    if index >= len(labels):
+        return "?"
+    if labels[index] == IGNORE_INDEX:
+        return "-100"
+    return "train" if labels[index] == ids[index] else f"train {labels[index]}"

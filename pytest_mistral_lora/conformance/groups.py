@@ -1,0 +1,172 @@
+"""Findings by cause: one fault breaks many rows, and is reported once, by the simplest of them."""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from pytest_mistral_lora.conformance.finding import Finding
+
+MOST_NAMES = 1000
+"""Names of other findings that a cause keeps; more are counted."""
+MOST_CAUSES = 50
+"""FindingGroups of one rule that are kept apart; the findings of more are counted."""
+_MOST_SHOWN = 60
+_FIELDS = tuple(one.name for one in fields(Finding))
+
+
+@dataclass
+class FindingGroup:
+    """The findings of one rule that one fault makes.
+
+    Attributes:
+        simplest: The finding whose row has the fewest messages and the fewest characters.
+        check: The name of its check, or of its row.
+        name: Its own name in the list of the others: its check, or its place if the check has more than one finding.
+        others: The names of the other findings, in the order in which they came.
+        more: The number of findings that have no name.
+    """
+
+    simplest: Finding
+    check: str
+    name: str
+    others: list[str] = field(default_factory=list)
+    more: int = 0
+
+    @property
+    def count(self) -> int:
+        """The number of findings."""
+        return 1 + len(self.others) + self.more
+
+    def add(self, finding: Finding, check: str, name: str) -> None:
+        """Add a finding; the simplest stays in front."""
+        other = name
+        if _size(finding) < _size(self.simplest):
+            other, self.simplest, self.check, self.name = self.name, finding, check, name
+        if len(self.others) < MOST_NAMES:
+            self.others.append(other)
+        else:
+            self.more += 1
+
+    def text(self, width: int) -> str:
+        """Return the simplest finding, and the names of the others in lines of at most `width` characters."""
+        if self.count == 1:
+            return self.simplest.text()
+        names = listed_names(self.others)
+        unnamed = [f"{self.more} that {'are' if self.more > 1 else 'is'} only counted"] if self.more else []
+        text = f"and {self.count - 1} more like it: {'; '.join([*names, *unnamed])}"
+        # the name of a file or of a check is to be copied whole
+        lines = textwrap.wrap(
+            text, max(width, 60), subsequent_indent="  ", break_on_hyphens=False, break_long_words=False
+        )
+        return "\n".join([self.simplest.text(), *lines])
+
+    def headline(self, width: int | None = None) -> str:
+        """Return one line that begins with the rule and its finding; cut to `width`, but never its count."""
+        finding = self.simplest
+        counted = f" ({self.count} findings)" if self.count > 1 else ""
+        line = f"{finding.rule} {' '.join(finding.found.split())}"
+        width = None if width is None else max(width, 40)
+        room = None if width is None else width - len(counted)
+        if room is not None and len(line) > room:
+            # the beginning is the same for every finding of a rule, and the shape tells this one from others
+            counted = f" {finding.shape}{counted}" if len(finding.shape) < room // 2 and finding.shape else counted
+            return f"{line[: width - len(counted) - 1]}…{counted}"
+        # a path is the part that can be missed, its folders first
+        places = [finding.place, finding.place.rpartition("/")[2]] if finding.place else []
+        fitting = (f" - {place}" for place in places if room is None or len(line) + len(place) + 3 <= room)
+        return f"{line}{counted}{next(fitting, '')}"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the cause as plain JSON data: its simplest finding, their number, and the names of the others."""
+        extra = {"check": self.check, "count": self.count, "others": self.others}
+        return {**self.simplest.to_json(), **extra}
+
+
+class FindingGroups:
+    """Findings by cause, in the order in which the causes came; memory is bounded for files of any length."""
+
+    def __init__(self) -> None:
+        self._causes: dict[str, dict[str, FindingGroup]] = {}
+        self._unnamed: Counter[str] = Counter()
+
+    def add(self, finding: Finding, check: str, name: str = "") -> None:
+        """Add a finding.
+
+        Args:
+            finding: The finding.
+            check: The name of its check, or of its row.
+            name: Its own name among the others of its cause; empty for the name of the check.
+        """
+        of_rule = self._causes.setdefault(finding.rule, {})
+        cause = of_rule.get(finding.cause)
+        if finding.more or (cause is None and len(of_rule) >= MOST_CAUSES):
+            self._unnamed[finding.rule] += finding.more or 1
+        elif cause is None:
+            of_rule[finding.cause] = FindingGroup(finding, check, name or check)
+        else:
+            cause.add(finding, check, name or check)
+
+    def __iter__(self) -> Iterator[FindingGroup]:
+        """Yield the causes, errors before notes."""
+        causes = []
+        for rule, of_rule in self._causes.items():
+            found = list(of_rule.values())
+            if self._unnamed[rule] and found:
+                most = max(found, key=lambda cause: cause.count)
+                most.more += self._unnamed.pop(rule)
+            causes += found
+        return iter(sorted(causes, key=lambda cause: cause.simplest.severity != "error"))
+
+
+def group_findings(records: Iterable[Mapping[str, Any]]) -> FindingGroups:
+    """Return the findings of some checks by cause.
+
+    Args:
+        records: The record of each check, as `Check.record` gives it.
+    """
+    causes = FindingGroups()
+    for record in records:
+        name = record["nodeid"].partition("::")[2]
+        several = len(record["findings"]) > 1
+        for data in record["findings"]:
+            finding = Finding(**{key: data[key] for key in _FIELDS if key in data})
+            causes.add(finding, name, finding.place if several else name)
+    return causes
+
+
+def listed_names(names: Iterable[str]) -> list[str]:
+    """Return names in short: those of one subject or file together, and the numbers of its lines as ranges."""
+    homes: dict[str, dict[str, None]] = {}
+    for name in names:
+        line = re.fullmatch(r"(.+?:)(\d+)(?:, .*)?", name)
+        subject, _, case = name.rpartition("::")
+        home, last = (line[1], line[2]) if line else (f"{subject}: " if subject else "", case)
+        homes.setdefault(home, {})[last] = None
+    lists, left = [], _MOST_SHOWN
+    for home, unique in homes.items():
+        last = _ranges(unique) if all(one.isdecimal() for one in unique) else sorted(unique)
+        lists += [f"{home}{', '.join(last[:left])}"] if left else []
+        left -= min(left, len(last))
+    more = sum(map(len, homes.values())) - _MOST_SHOWN
+    return lists + ([f"… and {more} more"] if not left and more > 0 else [])
+
+
+def _ranges(numbers: Iterable[str]) -> list[str]:
+    runs: list[list[int]] = []
+    for number in sorted(map(int, numbers)):
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return [str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs]
+
+
+def _size(finding: Finding) -> tuple[int, int, int]:
+    # a character that is not ASCII is harder to read in a table of tokens: it counts as its escape
+    length = len(finding.row.encode("unicode_escape")) or len(finding.found)
+    return finding.row.count('"role"'), length, len(finding.detail)

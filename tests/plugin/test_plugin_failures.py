@@ -1,0 +1,158 @@
+"""One fault in a template fails many checks, and is one finding in pytest's output."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+
+from pytest_mistral_lora.chat.oracle import shipped_tokenizer
+from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
+
+Run = Callable[..., pytest.RunResult]
+CASES = ("astral", "cjk", "hostile-user", "multi-turn", "repeated-text", "single")
+SIMPLEST = "single"
+
+
+@pytest.fixture(scope="module")
+def broken(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint whose template lacks the space after [INST]."""
+    file = shipped_tokenizer("spm-v3")
+    folder = tmp_path_factory.mktemp("broken") / "model"
+    CheckpointTokenizer(file).fast.save_pretrained(folder)
+    shutil.copy(file, folder)
+    template = folder / "chat_template.jinja"
+    assert "'[INST] '" in template.read_text()
+    template.write_text(template.read_text().replace("'[INST] '", "'[INST]'"))
+    return folder
+
+
+@pytest.fixture
+def run(golden: Run, broken: Path) -> Run:
+    def run(*args: str, cases: tuple[str, ...] = CASES) -> pytest.RunResult:
+        chosen = " or ".join(f"model::template::{case}" for case in cases)
+        return golden(f"--mistral-tokenizer={broken}", "-k", chosen, *args)
+
+    return run
+
+
+def _section(result: pytest.RunResult, title: str) -> list[str]:
+    lines = result.outlines
+    start = next(n for n, line in enumerate(lines) if line.startswith("===") and f" {title} " in line)
+    end = next(n for n, line in enumerate(lines) if n > start and line.startswith("==="))
+    return lines[start + 1 : end]
+
+
+@pytest.mark.parametrize("workers", [(), pytest.param(("-n2",), marks=pytest.mark.slow)], ids=["one process", "two"])
+def test_one_cause_is_one_finding_by_its_simplest_row(run: Run, workers: tuple[str, ...]) -> None:
+    if workers:
+        pytest.importorskip("xdist")
+    result = run(*workers)
+    assert result.parseoutcomes()["failed"] == len(CASES)
+    findings = _section(result, "Mistral findings")
+    assert findings[0].strip("_ ") == f"model::template::{SIMPLEST}"
+    assert findings[1].startswith("ML004 spm-v3/single.json: the chat template differs from mistral-common: ")
+    assert sum(line.startswith("ML004 ") for line in findings) == 1
+    others = ", ".join(case for case in CASES if case != SIMPLEST)
+    assert f"and {len(CASES) - 1} more like it: model::template: {others}" in findings
+    assert findings[-1].endswith(f"-k model::template::{SIMPLEST}")
+    [line] = _section(result, "short test summary info")
+    assert line.startswith("ML004 the chat template differs from mistral-common: ")
+    assert line.endswith(f" ({len(CASES)} findings)")
+    assert len(line) <= 120
+    assert "FAILURES" not in result.stdout.str()
+
+
+def test_the_tokens_stand_beside_each_other_with_the_one_that_is_missing(run: Run) -> None:
+    table = [line.split() for line in _section(run(cases=("single",)), "Mistral findings") if line.startswith("  ")]
+    start = table.index(["token", "expected", "label", "token", "found", "label"])
+    assert table[start + 1 : start + 5] == [
+        ["0", "1", "<s>", "-100", "0", "1", "<s>", "-100"],
+        ["1", "3", "[INST]", "-100", "1", "3", "[INST]", "-100"],
+        [">", "2", "2592", "'␣What'", "-100", "2", "3963", "'What'", "-100"],
+        ["3", "1117", "'␣is'", "-100", "3", "1117", "'␣is'", "-100"],
+    ]
+
+
+def test_a_log_of_ci_has_each_finding_once_and_no_line_is_cut(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = len(run().outlines)
+    monkeypatch.setenv("CI", "true")
+    result = run()
+    assert len(result.outlines) == plain
+    [line] = _section(result, "short test summary info")
+    assert line == (
+        "ML004 the chat template differs from mistral-common: after [INST]: "
+        "'What is the capital of France?' [3963, 1117, 1040, 6333, 1070, 5611, 29572]; expected "
+        "' What is the capital of France?' [2592, 1117, 1040, 6333, 1070, 5611, 29572]"
+        f" ({len(CASES)} findings) - spm-v3/single.json"
+    )
+
+
+def test_a_stopped_run_shows_its_one_finding_whole(run: Run) -> None:
+    findings = _section(run("-x"), "Mistral findings")
+    assert findings[0].strip("_ ") == "model::template::astral"
+    assert [line for line in findings if line.startswith(("  row: ", "  rule: ", "  why: ", "  fix: "))]
+    assert not [line for line in findings if "more like it" in line]
+
+
+@pytest.mark.parametrize(("style", "lines"), [("no", 0), ("line", 1)])
+def test_the_style_of_tracebacks_bounds_the_findings(style: str, lines: int, run: Run) -> None:
+    result = run(f"--tb={style}")
+    assert ("Mistral findings" in result.stdout.str()) == bool(lines)
+    if lines:
+        assert len(_section(result, "Mistral findings")) == lines
+    assert len(_section(result, "short test summary info")) == 1
+
+
+def test_each_check_keeps_its_report(run: Run, pytester: pytest.Pytester) -> None:
+    result = run("--junitxml=junit.xml", "-v")
+    for case in CASES:
+        result.stdout.fnmatch_lines([f"mistral-golden::model::template::{case} FAILED*"])
+    cases = {
+        case.attrib["name"]: case.findtext("failure") or ""
+        for case in ElementTree.parse(pytester.path / "junit.xml").iter("testcase")
+    }
+    assert len(cases) == len(CASES)
+    first, *rest = cases.values()
+    assert "  why: " in first
+    for text in rest:
+        assert text.splitlines()[1] == "  same cause as mistral-golden::model::template::astral"
+        assert text.startswith("ML004 the chat template differs from mistral-common: ")
+    assert run("--lf").parseoutcomes()["failed"] == len(CASES)
+
+
+def test_the_user_s_own_failure_keeps_its_place(run: Run, pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(test_mine="def test_template(): assert 1 == 2")
+    result = run(".", cases=(*CASES, "x or test_template"))
+    assert result.parseoutcomes()["failed"] == len(CASES) + 1
+    first, second = _section(result, "short test summary info")
+    assert first.startswith("FAILED test_mine.py::test_template - ")
+    assert second.startswith("ML004 ")
+    assert [line for line in _section(result, "FAILURES") if line.startswith("____")] == [
+        line for line in _section(result, "FAILURES") if " test_template " in line
+    ]
+
+
+def test_colour_is_pytest_s_choice(run: Run) -> None:
+    cases = ("single",)
+    assert re.search(r"\x1b\[33m  >     2 ", run("--color=yes", cases=cases).stdout.str())
+    assert "\x1b[" not in run("--color=no", cases=cases).stdout.str()
+
+
+def test_the_report_lists_the_causes(run: Run, tmp_path: Path) -> None:
+    for name in ("x.json", "x.html"):
+        run(f"--mistral-report={tmp_path / name}")
+    data: Any = json.loads((tmp_path / "x.json").read_text())
+    [cause] = data["causes"]
+    assert (cause["rule"], cause["check"], cause["count"]) == ("ML004", f"model::template::{SIMPLEST}", len(CASES))
+    assert sorted(cause["others"]) == [f"model::template::{case}" for case in CASES if case != SIMPLEST]
+    assert cause["shape"] == "after [INST]: ␣ → nothing"
+    page = (tmp_path / "x.html").read_text()
+    assert page.count("after [INST]: &#39;What is the capital of France?") == 1
+    assert f"{len(CASES) - 1} more like it" in page
