@@ -8,14 +8,15 @@ import shutil
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_mistral_lora.cli.verb import Verbs, add_json_option, add_oracle_option, add_tokenizer_option, add_verb
 from pytest_mistral_lora.errors import EXIT_FINDING, EXIT_OK, InputError
-from pytest_mistral_lora.runners import RUNNERS, TIME_LIMIT, find_runner
+from pytest_mistral_lora.runners import RUNNERS, TIME_LIMIT, find_runner, runner_fixes
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.conformance.encoded.audit import Audit, LineVerdict
@@ -107,14 +108,14 @@ def run(args: argparse.Namespace) -> int:
     with _encoded_rows(args) as rows:
         audit = Audit(rows, CheckpointTokenizer(args.tokenizer, args.oracle).oracle, tuple(args.dataset))
         if args.json:
-            _run_as_json(audit)
+            _run_as_json(audit, runner_fixes(args.runner or ""))
         else:
-            _run_as_text(audit, max(0, args.show))
+            _run_as_text(audit, runner_fixes(args.runner or ""), max(0, args.show))
     audit.raise_unreadable()  # after the findings: bad lines must not hide the faults in the good ones
     return EXIT_FINDING if any(RULES[rule].severity == "error" for rule in audit.counts) else EXIT_OK
 
 
-def _run_as_text(audit: Audit, show: int) -> None:
+def _run_as_text(audit: Audit, fixes: Mapping[str, str], show: int) -> None:
     """Run an audit and print it; at most `show` causes of a class are printed, all findings are counted."""
     from pytest_mistral_lora.conformance.encoded import CLASSES
     from pytest_mistral_lora.conformance.groups import FindingGroups
@@ -123,36 +124,38 @@ def _run_as_text(audit: Audit, show: int) -> None:
     causes = FindingGroups()
     for verdict in _verdicts_with_progress(audit):
         row = "the file" if verdict.index is None else f"row {verdict.index}"
-        for finding in verdict.findings:
+        for found in verdict.findings:
+            finding = replace(found, fix=fixes.get(found.rule, ""))
             causes.add(finding, f"{row}: {verdict.state}", finding.place)
-    shown, found = Counter[str](), Counter[str]()
+    shown, kinds = Counter[str](), Counter[str]()
     for cause in causes:
         rule = cause.simplest.rule
-        found[rule] += 1
-        if found[rule] <= show:
+        kinds[rule] += 1
+        if kinds[rule] <= show:
             shown[rule] += 1
             heading = f"{cause.check}: {CLASSES[rule]}"
             write_styled(f"{heading}\n{cause.text(shutil.get_terminal_size().columns)}\n")
     lines = [f"{'rule':<6}  {'class':<26}  {'found':>9}  causes"] if audit.counts else []
     for rule, count in sorted(audit.counts.items()):
-        rest = f"  {shown[rule]} shown" if shown[rule] < found[rule] else ""
-        lines.append(f"{rule:<6}  {CLASSES[rule]:<26}  {count:>9}  {found[rule]:>6}{rest}")
+        rest = f"  {shown[rule]} shown" if shown[rule] < kinds[rule] else ""
+        lines.append(f"{rule:<6}  {CLASSES[rule]:<26}  {count:>9}  {kinds[rule]:>6}{rest}")
     data = audit.summary()
     lines += [
         f"{data['rows']} rows: {data['sound']} sound, {data['wrong']} wrong, {data['not_judged']} not judged",
         f"{data['supervised_tokens']} of {data['tokens']} tokens are trained on",
         f"{data['findings']} finding{'' if data['findings'] == 1 else 's'}"
-        + (f" of {found.total()} cause{'' if found.total() == 1 else 's'}" if found else ""),
+        + (f" of {kinds.total()} cause{'' if kinds.total() == 1 else 's'}" if kinds else ""),
     ]
     sys.stdout.write("\n".join(lines) + "\n")
 
 
-def _run_as_json(audit: Audit) -> None:
+def _run_as_json(audit: Audit, fixes: Mapping[str, str]) -> None:
     """Run an audit and print it as JSON Lines: a finding a line, then the summary."""
     from pytest_mistral_lora.conformance.encoded import CLASSES
 
     for verdict in _verdicts_with_progress(audit):
-        for finding in verdict.findings:
+        for found in verdict.findings:
+            finding = replace(found, fix=fixes.get(found.rule, ""))
             extra = {"class": CLASSES[finding.rule], "index": verdict.index, "state": verdict.state}
             sys.stdout.write(json.dumps({**finding.to_json(), **extra}, ensure_ascii=False) + "\n")
     sys.stdout.write(json.dumps({"summary": audit.summary()}, ensure_ascii=False) + "\n")

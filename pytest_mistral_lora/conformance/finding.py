@@ -139,6 +139,7 @@ class Finding:
         row: The chat row as one line of JSON that you can paste into a dataset, or empty.
         shape: The shape of the first difference, such as `after [INST]: ␣ → nothing`; empty if no tokens are compared.
         more: The number of findings of the rule that this one counts, for a list that is too long; else 0.
+        fix: The way to mend it in the tool that made it; empty for the rule's own.
     """
 
     rule: str
@@ -149,6 +150,7 @@ class Finding:
     row: str = ""
     shape: str = ""
     more: int = 0
+    fix: str = ""
 
     @property
     def severity(self) -> Severity:
@@ -177,14 +179,14 @@ class Finding:
         # one line that can be pasted into a rows file, to reproduce the finding
         if self.row:
             lines.append(f"  row:      {self.row}")
-        lines += [f"  rule:     {rule.title}", f"  why:      {rule.why}", f"  fix:      {rule.fix}"]
+        lines += [f"  rule:     {rule.title}", f"  why:      {rule.why}", f"  fix:      {self.fix or rule.fix}"]
         return "\n".join(lines)
 
     def to_json(self) -> dict[str, Any]:
         """Return the finding as plain JSON data, with the text of its rule but without the rule's example."""
         rule = RULES[self.rule]
-        of_rule = {name: getattr(rule, name) for name in ("severity", "title", "why", "fix", "source")}
-        return {**asdict(self), **of_rule}
+        of_rule = {name: getattr(rule, name) for name in ("severity", "title", "why", "source")}
+        return {**asdict(self), **of_rule, "fix": self.fix or rule.fix}
 
 
 def first_findings(findings: Sequence[Finding], most: int, place: str) -> list[Finding]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
@@ -34,6 +34,7 @@ class RunnerRows:
         ran_under: Versions and configuration of the run.
         refused: The number of rows that the runner did not encode.
         version: The tokenizer's version.
+        fixes: The fix of each rule in the runner's own configuration.
     """
 
     rows: Sequence[Row]
@@ -43,6 +44,7 @@ class RunnerRows:
     ran_under: object
     refused: object
     version: str
+    fixes: Mapping[str, str]
 
 
 @cache
@@ -72,9 +74,12 @@ def encode_once(target: RunnerTarget, work_folder: Path) -> RunnerRows | RunnerE
         outcome = read_json(note)
     if "error" in outcome:
         return RunnerError(str(outcome["error"]))
+    from pytest_mistral_lora.runners import runner_fixes
+
+    fixes = runner_fixes(target.runner)
     *verdicts, whole = Audit(file, target.oracle).verdicts()
     cases = [] if own else [name for name, _ in named]
-    return RunnerRows(rows, cases, verdicts, whole.findings, outcome["ran_under"], outcome["refused"], version)
+    return RunnerRows(rows, cases, verdicts, whole.findings, outcome["ran_under"], outcome["refused"], version, fixes)
 
 
 def checks(target: RunnerTarget, settings: Settings) -> Iterator[Check]:
@@ -109,14 +114,14 @@ def _check_packaged_row(target: RunnerTarget, settings: Settings, case: str) -> 
     verdict = made.verdicts[index]
     if verdict.state == "not judged" and not verdict.findings:
         return Result(not_checked="no verdict")
-    return Result(_with_place(verdict.findings, made.rows[index].place))
+    return Result(_placed(verdict.findings, made.rows[index].place, made.fixes))
 
 
 def _check_whole_file(target: RunnerTarget, settings: Settings) -> Result:
     made = encode_once(target, settings.work_folder)
     if isinstance(made, RunnerError):
         return Result(not_checked=_NO_ROWS)
-    return Result(_with_place(made.file_findings, target.name))
+    return Result(_placed(made.file_findings, target.name, made.fixes))
 
 
 def _check_classes(target: RunnerTarget, settings: Settings, rules: Collection[str]) -> Result:
@@ -126,13 +131,13 @@ def _check_classes(target: RunnerTarget, settings: Settings, rules: Collection[s
     by_rule: dict[str, list[Finding]] = {}
     placed = [(verdict.findings, row.place) for row, verdict in zip(made.rows, made.verdicts, strict=True)]
     for findings, place in [*placed, (made.file_findings, target.name)]:
-        for finding in _with_place(findings, place):
+        for finding in _placed(findings, place, made.fixes):
             if finding.rule in rules:
                 by_rule.setdefault(finding.rule, []).append(finding)
     shown = (first_findings(of_rule, KEPT, target.name) for of_rule in by_rule.values())
     return Result(tuple(finding for of_rule in shown for finding in of_rule))
 
 
-def _with_place(findings: Collection[Finding], place: str) -> tuple[Finding, ...]:
-    """Return findings at the row's own place: the encoded rows are removed with the session."""
-    return tuple(replace(finding, place=place) for finding in findings)
+def _placed(findings: Collection[Finding], place: str, fixes: Mapping[str, str]) -> tuple[Finding, ...]:
+    """Return findings at the row's own place, as the encoded rows are removed with the session, and with their fix."""
+    return tuple(replace(finding, place=place, fix=fixes.get(finding.rule, "")) for finding in findings)

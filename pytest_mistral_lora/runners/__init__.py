@@ -6,9 +6,11 @@ import os
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal
@@ -66,6 +68,13 @@ RUNNERS: Mapping[str, Runner] = {
     )
 }
 """Every runner that is packaged, by name."""
+
+
+@cache
+def runner_fixes(name: str) -> Mapping[str, str]:
+    """Return the fix of each encoded rule in a runner's own configuration; none for a script of the user's own."""
+    fixes: dict[str, dict[str, str]] = tomllib.loads((_FOLDER / "fixes.toml").read_text(encoding="utf-8"))
+    return fixes.get(name, {})
 
 
 def find_runner(name: str) -> Runner:

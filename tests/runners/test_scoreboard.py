@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+
+from pytest_mistral_lora.conformance.finding import RULES, Finding
+from pytest_mistral_lora.runners import RUNNERS, runner_fixes
 
 ROOT = Path(__file__).parents[2]
 
@@ -86,3 +90,28 @@ def test_every_configuration_was_run_on_every_tokenizer_without_a_file_of_mistra
 def test_our_own_trainer_is_sound_on_every_row(script: ModuleType) -> None:
     for tokenizer in script.TOKENIZERS:
         assert not any(script.our_findings(tokenizer).values())
+
+
+def test_every_fault_of_a_runner_has_a_fix_in_its_own_configuration(script: ModuleType) -> None:
+    faults = {
+        (column.runner.name, finding.rule)
+        for column in script.COLUMNS
+        for recorded in column.recorded.values()
+        for findings in recorded.findings.values()
+        for finding in findings
+    }
+    assert {(name, rule) for name, rule in faults if rule not in runner_fixes(name)} == set()
+
+
+@pytest.mark.parametrize("name", RUNNERS)
+def test_a_fix_is_a_key_or_a_command_and_belongs_to_a_rule_of_rows(name: str) -> None:
+    for rule, fix in runner_fixes(name).items():
+        assert RULES[rule].subject == "encoded"
+        assert re.search(r"`(mistral-lora .+|\w+: .+|\"\w+\": .+|content\.rstrip.*|messages)`", fix), rule
+        assert Finding(rule, "found", fix=fix).text().splitlines()[-1] == f"  fix:      {fix}"
+        assert Finding(rule, "found", fix=fix).to_json()["fix"] == fix
+
+
+def test_a_script_of_one_s_own_has_the_fixes_of_the_rules() -> None:
+    assert runner_fixes("tests/my_runner.py") == {}
+    assert Finding("ML543", "found").to_json()["fix"] == RULES["ML543"].fix
