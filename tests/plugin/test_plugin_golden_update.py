@@ -84,8 +84,9 @@ def test_what_is_no_golden_of_this_tokenizer_is_not_written_over(
     before = _file(recorded).read_bytes()
     result = _update(golden, recorded)
     assert result.ret == pytest.ExitCode.TESTS_FAILED
-    [first] = _lines(result, "ML001")
+    first, short = _lines(result, "ML001")
     assert first.startswith(f"ML001 {_file(recorded)}: {said}")
+    assert short.startswith(f"ML001 {said[:40]}")
     result.stdout.fnmatch_lines(["  expected: * or no file: remove it to record anew"])
     assert _file(recorded).read_bytes() == before
     _file(recorded).unlink()
