@@ -317,7 +317,7 @@ def biases_that_nothing_explains(artifact: Artifact) -> None:
     artifact["tensors"][LAYER.replace("lora_A.weight", "lora_B.bias")] = torch.ones(128)
 
 
-@mutant("ML401", says="lora_magnitude_vector is missing")
+@mutant("ML401 ML426", says="lora_magnitude_vector is missing")
 def dora_without_magnitudes(artifact: Artifact) -> None:
     """The configuration says DoRA, and there are no magnitudes."""
     artifact["config"]["use_dora"] = True
@@ -329,7 +329,7 @@ def magnitudes_without_dora(artifact: Artifact) -> None:
     artifact["tensors"][LAYER.replace("lora_A.weight", "lora_magnitude_vector")] = torch.ones(128)
 
 
-@mutant("ML401", says="lm_head.weight is missing")
+@mutant("ML401 ML426", says="lm_head.weight is missing")
 def saved_module_missing(artifact: Artifact) -> None:
     """The configuration says that the head was trained, and it is not there."""
     artifact["config"]["modules_to_save"] = ["lm_head"]
@@ -629,3 +629,60 @@ def full_weights_and_half_an_adapter(artifact: Artifact) -> None:
         (folder / name).unlink()
     copied(artifact["base"], folder / "base")
     (folder / "base" / WEIGHTS).rename(folder / WEIGHTS)
+
+
+def _moved(artifact: Artifact, factor: float, *parts: str) -> None:
+    for name, one in artifact["tensors"].items():
+        if "lora_B" in name and any(part in name for part in parts):
+            one.mul_(factor)
+
+
+@mutant("ML424", "I49", says="layers.1.self_attn.v_proj hardly moved")
+def layer_that_hardly_moved(artifact: Artifact) -> None:
+    """The lora_B of one layer is a thousand times smaller than its neighbour's: it was frozen, but for rounding."""
+    _moved(artifact, 1e-3, "layers.1.self_attn.v_proj")
+
+
+@mutant("ML424", "I49", says="layers.0.self_attn.k_proj hardly moved")
+def block_that_hardly_moved(artifact: Artifact) -> None:
+    """A whole block got a learning rate of almost nothing."""
+    _moved(artifact, 1e-3, "layers.0.")
+
+
+@mutant("ML424", "I49", says="*.self_attn.o_proj hardly moved in any block")
+def kind_that_hardly_moved(artifact: Artifact) -> None:
+    """One kind of layers was in no group of the optimizer, and only decayed."""
+    _moved(artifact, 1e-5, "o_proj")
+
+
+@mutant("ML423", "N48", says="still has the part")
+def pissa_on_the_plain_base(artifact: Artifact) -> None:
+    """The adapter was initialised by PiSSA, and is put on the base that still has its part."""
+    artifact["config"]["init_lora_weights"] = "pissa_niter_16"
+
+
+@mutant("ML423", "N48", says="still has the part")
+def loftq_on_the_plain_base(artifact: Artifact) -> None:
+    """The adapter is to make up for a base in four bits, and the base is in full precision."""
+    artifact["config"] |= {"init_lora_weights": "loftq", "loftq_config": {"loftq_bits": 4, "loftq_iter": 1}}
+
+
+@mutant("ML425", "N37", says="language_model.layers.0.self_attn.k_proj.lora_A.weight")
+def text_names_on_a_base_with_images(artifact: Artifact) -> None:
+    """The adapter was trained on the text of a model with images: a server finds none of its names."""
+    names = {"architectures": ["Mistral3ForConditionalGeneration"], "model_type": "mistral3"}
+    artifact["base_config"] = {**names, "text_config": artifact["base_config"], "vision_config": {}}
+
+
+@mutant("ML426", says="it scales model.layers.0.self_attn.q_proj by 2, and PEFT by 1")
+def scale_that_a_server_does_not_read(artifact: Artifact) -> None:
+    """One kind of layers has a scale of its own, which vLLM leaves out."""
+    artifact["config"]["alpha_pattern"] = {"q_proj": artifact["config"]["lora_alpha"] / 2}
+
+
+@mutant("ML404", "N43", says="rank_pattern is empty, and the tensors have the ranks 4, 8")
+def rank_pattern_lost(artifact: Artifact) -> None:
+    """One kind of layers was trained with a rank of its own, and the configuration lost it."""
+    for name, one in artifact["tensors"].items():
+        if "q_proj" in name:
+            artifact["tensors"][name] = one[:4].clone() if "lora_A" in name else one[:, :4].clone()

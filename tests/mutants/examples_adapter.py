@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from gallery import Artifact, Example
 
 
@@ -185,3 +187,45 @@ class ML422(Example):
 
     def sound(self, artifact: Artifact) -> None:
         artifact["config"]["kasa_config"] = None
+
+
+class ML423(Example):
+    def broken(self, artifact: Artifact) -> None:
+        artifact["config"]["init_lora_weights"] = "pissa"
+
+    def sound(self, artifact: Artifact) -> None:
+        artifact["config"]["init_lora_weights"] = True
+
+
+class ML424(Example):
+    def broken(self, artifact: Artifact) -> None:
+        artifact["tensors"][artifact["layer"].replace("lora_A", "lora_B")].div_(1000)
+
+    def sound(self, artifact: Artifact) -> None:
+        for name, tensor in artifact["tensors"].items():
+            tensor.div_(1000 if "lora_B" in name else 1)
+
+
+class ML425(Example):
+    def broken(self, artifact: Artifact) -> None:
+        artifact["base_config"] = _with_images(artifact["base_config"])
+
+    def sound(self, artifact: Artifact) -> None:
+        artifact["base_config"] = _with_images(artifact["base_config"])
+        artifact["tensors"] = {
+            name.replace(".model.layers.", ".model.language_model.layers."): tensor
+            for name, tensor in artifact["tensors"].items()
+        }
+
+
+def _with_images(config: dict[str, Any]) -> dict[str, Any]:
+    names = {"architectures": ["Mistral3ForConditionalGeneration"], "model_type": "mistral3"}
+    return {**names, "text_config": config, "vision_config": {"model_type": "pixtral"}}
+
+
+class ML426(Example):
+    def broken(self, artifact: Artifact) -> None:
+        artifact["config"]["alpha_pattern"] = {"q_proj": 32}
+
+    def sound(self, artifact: Artifact) -> None:
+        artifact["config"]["alpha_pattern"] = {}

@@ -229,6 +229,17 @@ INCIDENTS = (
         "Thoughts are written as letters for a base with thinking tokens",
         "modelscope/ms-swift#9427, unslothai/unsloth#6695",
     ),
+    Incident(
+        "N37",
+        "The tensors are named as the text alone, and the server's model has images: the base answers",
+        "vllm-project/vllm#34591, vllm-project/vllm#34186",
+    ),
+    Incident("N43", "rank_pattern is lost from the configuration", "huggingface/peft#2195, huggingface/peft#2550"),
+    Incident(
+        "N48",
+        "A PiSSA adapter is put on the base that it was not trained on",
+        "hiyouga/LlamaFactory#9404, huggingface/peft#2184",
+    ),
     Incident("N56", "Escapes of JSON are trained on as text", "Kiln-AI/Kiln#95, cactus-compute/cactus#804"),
     Incident("N61", "Line breaks are escaped twice in the answers", "huggingface/datasets, JSON exports"),
     Incident("N63", "Arguments do not fit the tool's own schema", "ShishirPatil/gorilla, modelscope/ms-swift#10110"),

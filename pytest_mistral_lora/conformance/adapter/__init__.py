@@ -9,14 +9,16 @@ from pathlib import Path
 
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.conformance.adapter import config as config_checks
+from pytest_mistral_lora.conformance.adapter import effect as effect_checks
 from pytest_mistral_lora.conformance.adapter import layout as layout_checks
+from pytest_mistral_lora.conformance.adapter import servers as server_checks
 from pytest_mistral_lora.conformance.adapter import weights as weight_checks
 from pytest_mistral_lora.conformance.base_tokenizer import base_findings, template_result, tokenizer_result
 from pytest_mistral_lora.conformance.checks import Check, Settings
 from pytest_mistral_lora.conformance.finding import Finding, Result
 from pytest_mistral_lora.conformance.targets import AdapterTarget
 from pytest_mistral_lora.errors import InputError, PinError
-from pytest_mistral_lora.records.adapter_config import CONFIG
+from pytest_mistral_lora.records.adapter_config import CONFIG, PLAIN_STARTS
 from pytest_mistral_lora.records.adapter_folder import AdapterFolder
 from pytest_mistral_lora.records.files import inside
 from pytest_mistral_lora.records.tensors import ADAPTER_TENSORS
@@ -47,6 +49,7 @@ def cases(folder: AdapterFolder) -> Mapping[str, Callable[[], Result]]:
         "configuration": adapter.configuration,
         "base-recorded": adapter.base_recorded,
         "fits-base": adapter.fits_base,
+        **({"initial-base": adapter.initial_base} if adapter.has_changed_start else {}),
         "changes-the-base": adapter.changes_the_base,
     }
 
@@ -107,6 +110,14 @@ class AdapterChecks:
 
     def _is_unreadable(self, file: Path) -> bool:
         return any(error.place == str(file) for error in self._unreadable)
+
+    @property
+    def has_changed_start(self) -> bool:
+        """Whether the configuration names an initialisation that changes the base's own weights."""
+        try:
+            return self.folder.config.get("init_lora_weights") not in PLAIN_STARTS
+        except InputError:
+            return False
 
     @cached_property
     def _misconfigured(self) -> tuple[Finding, ...]:
@@ -185,7 +196,8 @@ class AdapterChecks:
         if self._is_unreadable(self.folder.tensors_file):
             return Result(not_checked=_UNREADABLE)
         try:
-            return Result(tuple(weight_checks.trained_findings(self.folder, self._summaries)))
+            zeros = weight_checks.trained_findings(self.folder, self._summaries)
+            return Result((*zeros, *effect_checks.movement_findings(self.folder)))
         except InputError:
             return Result(not_checked="the tensors cannot be loaded: see the check `tensors-finite`")
 
@@ -205,7 +217,10 @@ class AdapterChecks:
         if layout.refusal and not findings:
             found = f"PEFT refuses it: {layout.refusal}"
             findings.append(Finding("ML408", found, str(self.folder.config_file)))
-        return Result((*findings, *layout_checks.rank_findings(self.folder, layout)))
+        findings += layout_checks.rank_findings(self.folder, layout)
+        if not findings:
+            findings += server_checks.refusal_findings(self.folder, layout)
+        return Result(tuple(findings))
 
     def base_recorded(self) -> Result:
         """Check that the configuration names the base, and one commit of it."""
@@ -218,10 +233,22 @@ class AdapterChecks:
     def fits_base(self) -> Result:
         """Check shapes, vocabulary, tied embeddings, and that the base is not merged with the adapter already."""
         base = self.folder.located_base
+        if base.folder is not None and (dropped := tuple(server_checks.dropped_findings(self.folder, base.folder))):
+            return Result(dropped)
         if self._no_layout or base.folder is None:
             return Result(not_checked=self._no_layout or base.missing)
         findings = [*layout_checks.shape_findings(self.folder, self._layout)]
         return Result((*findings, *weight_checks.fit_findings(self.folder, base.folder)))
+
+    def initial_base(self) -> Result:
+        """Check that the base lacks what an initialisation such as PiSSA took out of it."""
+        base = self.folder.located_base
+        if self._no_layout or base.folder is None:
+            return Result(not_checked=self._no_layout or base.missing)
+        if not all(summary.finite for summary in self._summaries.values()):
+            return Result(not_checked="not every number is finite: see the check `tensors-finite`")
+        findings, undecided = effect_checks.start_findings(self.folder, self._layout, base.folder)
+        return Result(tuple(findings), not_checked=undecided)
 
     def changes_the_base(self) -> Result:
         """Check that the adapter, put on its base by PEFT, changes the base's logits."""
@@ -230,6 +257,7 @@ class AdapterChecks:
             return Result(not_checked=self._no_layout or base.missing)
         # PEFT's own errors for these would hide the cause
         before = (*self._misnamed, *self.configuration().findings, *self.fits_base().findings)
+        before += self.initial_base().findings if self.has_changed_start else ()
         if any(finding.severity == "error" for finding in before):
             return Result(not_checked="adapter and base do not fit: see the checks before")
         if not all(summary.finite for summary in self._summaries.values()):

@@ -6,7 +6,7 @@ import re
 import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,7 @@ class AdapterLayout:
         embedding: Shape of the base's embeddings; None if the base is missing.
         unmatched: Key and pattern of each regular expression of the configuration that matches no module.
         refusal: Why PEFT refuses the configuration; empty if it accepts it.
+        scalings: Factor of B A in each adapted layer, by the layer's name in the base.
     """
 
     expected: Mapping[str, tuple[int, ...]]
@@ -60,6 +61,7 @@ class AdapterLayout:
     embedding: tuple[int, ...] | None = None
     unmatched: tuple[tuple[str, str], ...] = ()
     refusal: str = ""
+    scalings: Mapping[str, float] = field(default_factory=dict)
 
     def is_resized(self, name: str, shape: tuple[int, ...]) -> bool:
         """Return whether a tensor is an embedding of another shape than the base's."""
@@ -102,7 +104,13 @@ def adapter_layout(folder: AdapterFolder, base: Path | None) -> AdapterLayout:
             return replace(plain, refusal=error.found.removeprefix("PEFT refuses it: "))
         except Exception as error:  # PEFT raises many types
             return replace(plain, refusal=one_line(error))
-    return replace(plain, expected={name: tuple(one.shape) for name, one in state.items()}, unmatched=unmatched)
+    scalings = {
+        name.removeprefix(PREFIX): float(module.scaling["default"])
+        for name, module in adapted.named_modules()
+        if "default" in getattr(module, "lora_A", ())
+    }
+    expected = {name: tuple(one.shape) for name, one in state.items()}
+    return replace(plain, expected=expected, unmatched=unmatched, scalings=scalings)
 
 
 def _base_sizes(base: Path) -> dict[str, Any]:
@@ -208,11 +216,21 @@ def _naming_fault(name: str, right: str) -> str:
 
 def rank_findings(folder: AdapterFolder, layout: AdapterLayout) -> Iterator[Finding]:
     """Yield each tensor of another rank than that of the configuration."""
-    for name, expected, shape in _shape_pairs(folder, layout):
+    patterns, pairs = folder.config.get("rank_pattern") or {}, list(_shape_pairs(folder, layout))
+    ranks = {shape[axis] for name, _, shape in pairs if len(shape) == 2 and (axis := _rank_axis(name)) is not None}
+    for name, expected, shape in pairs:
         axis = _rank_axis(name)
-        if axis is not None and (len(shape) != 2 or shape[axis] != expected[axis]):
-            rank = f"rank {expected[axis]}, as the configuration says"
-            yield Finding("ML404", f"{name} has shape {shape}", str(folder.tensors_file), rank)
+        if axis is None or (len(shape) == 2 and shape[axis] == expected[axis]):
+            continue
+        # PEFT's own match, whose time the layout has bounded
+        layer = name.removeprefix(PREFIX).partition(".lora_")[0]
+        pattern = next((one for one in patterns if re.match(rf"(.*\.)?({one})$", layer)), None)
+        source = f"as rank_pattern gives for {pattern!r}" if pattern is not None else "as r gives"
+        if pattern is None and len(ranks) > 1:
+            held = "has no pattern for this layer" if patterns else "is empty"
+            source += f": rank_pattern {held}, and the tensors have the ranks {', '.join(map(str, sorted(ranks)))}"
+        found = f"{name} has shape {shape}"
+        yield Finding("ML404", found, str(folder.tensors_file), f"rank {expected[axis]}, {source}")
 
 
 def shape_findings(folder: AdapterFolder, layout: AdapterLayout) -> Iterator[Finding]:

@@ -1,0 +1,143 @@
+"""The size of each layer's change, beside that of its neighbours, and beside the base's own weights."""
+
+from __future__ import annotations
+
+import math
+import re
+import statistics
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pytest_mistral_lora.checkpoint.base_model import weight_files
+from pytest_mistral_lora.checkpoint.weights import Weights
+from pytest_mistral_lora.conformance.adapter.layout import PREFIX, AdapterLayout
+from pytest_mistral_lora.conformance.adapter.weights import LARGEST
+from pytest_mistral_lora.conformance.finding import Finding
+from pytest_mistral_lora.errors import MistralLoraError
+from pytest_mistral_lora.records.adapter_config import PLAIN_STARTS, short_json
+from pytest_mistral_lora.records.adapter_folder import AdapterFolder
+
+LEAST_OF_NEIGHBOURS = 0.01
+"""Adam moves every layer by about the same: in a trained adapter, the layers of a kind differ by a factor of ten."""
+
+LEAST_OF_KINDS = 0.001
+"""Kinds of layers (q_proj, down_proj, ...) differ more, by the widths of their inputs and their gradients."""
+
+_NEIGHBOURS = 4
+_A, _B = ".lora_A.weight", ".lora_B.weight"
+_BLOCK = re.compile(r"^(?P<before>.*\blayers)\.(?P<block>\d{1,6})\.(?P<kind>.+)$")
+
+
+def movement_findings(folder: AdapterFolder) -> Iterator[Finding]:
+    """Yield each layer that hardly moved, beside the same layer of the blocks around it, and each kind of layers.
+
+    Layers that are all small alike are a short run, and no finding. Experts are left out: some are hardly ever used.
+
+    Raises:
+        InputError: As for `Weights`.
+    """
+    weights, place = Weights([folder.tensors_file]), str(folder.tensors_file)
+    kinds: dict[str, dict[int, float]] = defaultdict(dict)
+    for name in weights:
+        layer = name.removesuffix(_A)
+        match = _BLOCK.match(layer)
+        if layer == name or layer + _B not in weights or match is None or "expert" in layer:
+            continue
+        if size := change_size(weights[name], weights[layer + _B]):  # zero is another rule's
+            kinds[f"{match['before']}.*.{match['kind']}"][int(match["block"])] = size
+    for kind, sizes in kinds.items():
+        for block, size in sizes.items():
+            near = sorted(sizes.keys() - {block}, key=lambda other, block=block: abs(other - block))[:_NEIGHBOURS]
+            # the upper median: beside a row of layers that did not move, one that did is the measure
+            usual = statistics.median_high([sizes[other] for other in near]) if near else 0.0
+            if size < LEAST_OF_NEIGHBOURS * usual:
+                found = f"{kind.replace('*', str(block))} hardly moved: B A is {size:.3g}"
+                yield Finding(
+                    "ML424", f"{found} a number on average", place, f"about {usual:.3g}, as the layers around it"
+                )
+    middles = {kind: statistics.median_high(sizes.values()) for kind, sizes in kinds.items()}
+    for kind, middle in middles.items():
+        others = [other for name, other in middles.items() if name != kind]
+        usual = statistics.median_high(others) if others else 0.0
+        if middle < LEAST_OF_KINDS * usual:
+            found = f"{kind} hardly moved in any block: B A is {middle:.3g} a number on average"
+            yield Finding("ML424", found, place, f"about {usual:.3g}, as the other layers")
+
+
+def change_size(a: Any, b: Any) -> float:
+    """Return the root mean square of B A, for A `(rank, inputs)` and B `(outputs, rank)`; 0.0 of faulty tensors."""
+    if a.dim() != 2 or b.dim() != 2 or a.shape[0] != b.shape[1] or 0 in (*a.shape, *b.shape):
+        return 0.0
+    # an exploded layer is another rule's, and must not make its neighbours small
+    if not all(one.is_floating_point() and float(one.double().abs().max()) <= LARGEST for one in (a, b)):
+        return 0.0
+    a, b = a.double(), b.double()
+    # ||B A||^2 = tr(A A^T B^T B): two matrices of rank x rank, in place of one of the weight's size
+    squares = float(((a @ a.T) * (b.T @ b)).sum())
+    return math.sqrt(max(squares, 0.0) / (a.shape[1] * b.shape[0]))
+
+
+_LAYERS_READ = 8
+_ALIKE, _LEFT = 0.35, 0.7
+"""Of trained PiSSA and OLoRA adapters, 1.3 to 3 is left in the plain base, and 0.0 to 0.4 in the one of the run."""
+
+
+def start_findings(folder: AdapterFolder, layout: AdapterLayout, base: Path) -> tuple[list[Finding], str]:
+    """Look in the base's weights for the part that the adapter's initialisation took out of them.
+
+    PiSSA, CorDA, OLoRA and LoftQ begin with a base of `W0 - s B0 A0`: on `W0` itself, `s B0 A0` is there twice.
+
+    Returns:
+        The findings, and the reason if the weights do not decide it.
+    """
+    start = folder.config.get("init_lora_weights")
+    if start in PLAIN_STARTS:
+        return [], ""
+    kind, place = str(start).partition("_niter_")[0], str(folder.config_file)
+    undecided = f"init_lora_weights is {short_json(start)}, which needs a base of its own, and {base} does not show it"
+    shares: list[float] = []
+    try:
+        adapter, weights = Weights([folder.tensors_file]), Weights(weight_files(base))
+        layers = [layer for layer in layout.scalings if f"{layer}.weight" in weights]
+        for layer in layers[:: max(1, len(layers) // _LAYERS_READ)]:
+            a, b = (adapter[f"{PREFIX}{layer}{side}"].float() for side in (_A, _B))
+            weight = weights[f"{layer}.weight"].float()
+            if kind == "loftq":
+                shares.append(_full_precision(weight, folder.config.get("loftq_config")))
+            elif kind in ("pissa", "corda") or (kind == "olora" and layout.scalings[layer] >= 1):
+                shares.append(part_left(weight, a, b))
+    except (MistralLoraError, RuntimeError, KeyError) as error:
+        return [], f"{undecided}: {error}"
+    share = statistics.median(shares) if shares else math.nan
+    if share > _LEFT:
+        found = f"init_lora_weights is {short_json(start)}, and {base} still has the part that the adapter began with"
+        expected = "the base that the run began with, or the adapter converted to a plain LoRA"
+        return [Finding("ML423", found, place, expected)], ""
+    return [], undecided if math.isnan(share) else ""
+
+
+def part_left(weight: Any, a: Any, b: Any) -> float:
+    """Return how much a weight has in the columns of B: 1.0 as in any other columns, 0.0 if it was taken out."""
+    import torch
+
+    basis = torch.linalg.qr(b)[0]  # (outputs, rank)
+    within, change = basis.T @ weight, (basis.T @ b) @ a
+    alike = float((within * change).sum()) / max(float(within.norm() * change.norm()), 1e-30)
+    # B A moves little in training: alike on W0; unlike on W0 - s B0 A0 for OLoRA with s > 1
+    if abs(alike) > _ALIKE:
+        return 1.0 if alike > 0 else 0.0
+    usual = float(weight.norm()) ** 2 * b.shape[1] / b.shape[0]
+    return float(within.norm()) ** 2 / max(usual, 1e-30)
+
+
+def _full_precision(weight: Any, config: Any) -> float:
+    """Return the share of blocks with more values than LoftQ's quantisation has; NaN if blocks cannot show it."""
+    bits = config.get("loftq_bits", 4) if isinstance(config, dict) else 4
+    if bits not in (2, 4) or weight.numel() % 64:
+        return math.nan
+    # PEFT quantises blocks of 64 numbers, each to one of 4 or 16 values
+    blocks = weight.reshape(-1, 64)[:256].sort(dim=1).values
+    distinct = (blocks[:, 1:] != blocks[:, :-1]).sum(dim=1) + 1
+    return float((distinct > 2**bits).float().mean())
