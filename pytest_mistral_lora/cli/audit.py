@@ -8,7 +8,7 @@ import shutil
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +19,7 @@ from pytest_mistral_lora.errors import EXIT_FINDING, EXIT_OK, InputError
 from pytest_mistral_lora.runners import RUNNERS, TIME_LIMIT, find_runner, runner_fixes
 
 if TYPE_CHECKING:
+    from pytest_mistral_lora.chat.rows import Row
     from pytest_mistral_lora.conformance.encoded.audit import Audit, LineVerdict
 
 SUMMARY = "check a trainer's input_ids and labels against mistral-common"
@@ -105,27 +106,27 @@ def run(args: argparse.Namespace) -> int:
     from pytest_mistral_lora.conformance.encoded.audit import Audit
     from pytest_mistral_lora.conformance.finding import RULES
 
-    with _encoded_rows(args) as rows:
-        audit = Audit(rows, CheckpointTokenizer(args.tokenizer, args.oracle).oracle, tuple(args.dataset))
+    with _encoded_rows(args) as (file, rows):
+        audit = Audit(file, CheckpointTokenizer(args.tokenizer, args.oracle).oracle, tuple(args.dataset))
+        verdicts = _verdicts(audit, args, rows)
         if args.json:
-            _run_as_json(audit, runner_fixes(args.runner or ""))
+            _run_as_json(audit, verdicts)
         else:
-            _run_as_text(audit, runner_fixes(args.runner or ""), max(0, args.show))
+            _run_as_text(audit, verdicts, max(0, args.show))
     audit.raise_unreadable()  # after the findings: bad lines must not hide the faults in the good ones
     return EXIT_FINDING if any(RULES[rule].severity == "error" for rule in audit.counts) else EXIT_OK
 
 
-def _run_as_text(audit: Audit, fixes: Mapping[str, str], show: int) -> None:
+def _run_as_text(audit: Audit, verdicts: Iterator[LineVerdict], show: int) -> None:
     """Run an audit and print it; at most `show` causes of a class are printed, all findings are counted."""
     from pytest_mistral_lora.conformance.encoded import CLASSES
     from pytest_mistral_lora.conformance.groups import FindingGroups
     from pytest_mistral_lora.report import write_styled
 
     causes = FindingGroups()
-    for verdict in _verdicts_with_progress(audit):
+    for verdict in verdicts:
         row = "the file" if verdict.index is None else f"row {verdict.index}"
-        for found in verdict.findings:
-            finding = replace(found, fix=fixes.get(found.rule, ""))
+        for finding in verdict.findings:
             causes.add(finding, f"{row}: {verdict.state}", finding.place)
     shown, kinds = Counter[str](), Counter[str]()
     for cause in causes:
@@ -149,16 +150,28 @@ def _run_as_text(audit: Audit, fixes: Mapping[str, str], show: int) -> None:
     sys.stdout.write("\n".join(lines) + "\n")
 
 
-def _run_as_json(audit: Audit, fixes: Mapping[str, str]) -> None:
+def _run_as_json(audit: Audit, verdicts: Iterator[LineVerdict]) -> None:
     """Run an audit and print it as JSON Lines: a finding a line, then the summary."""
     from pytest_mistral_lora.conformance.encoded import CLASSES
 
-    for verdict in _verdicts_with_progress(audit):
-        for found in verdict.findings:
-            finding = replace(found, fix=fixes.get(found.rule, ""))
+    for verdict in verdicts:
+        for finding in verdict.findings:
             extra = {"class": CLASSES[finding.rule], "index": verdict.index, "state": verdict.state}
             sys.stdout.write(json.dumps({**finding.to_json(), **extra}, ensure_ascii=False) + "\n")
     sys.stdout.write(json.dumps({"summary": audit.summary()}, ensure_ascii=False) + "\n")
+
+
+def _verdicts(audit: Audit, args: argparse.Namespace, rows: Sequence[Row]) -> Iterator[LineVerdict]:
+    """Yield an audit's verdicts; those of a runner name the rows that it was given, and keys of its configuration."""
+    from pytest_mistral_lora.conformance.runner import with_row_places
+
+    for verdict in _verdicts_with_progress(audit):
+        if args.runner is None:
+            yield verdict
+            continue
+        source = ", ".join(map(str, args.dataset)) or "the packaged rows"
+        given = {"file": audit.path, "rows": rows, "source": source, "fixes": runner_fixes(args.runner)}
+        yield replace(verdict, findings=tuple(with_row_places(found, **given) for found in verdict.findings))
 
 
 def _verdicts_with_progress(audit: Audit) -> Iterator[LineVerdict]:
@@ -184,8 +197,8 @@ def _verdicts_with_progress(audit: Audit) -> Iterator[LineVerdict]:
 
 
 @contextmanager
-def _encoded_rows(args: argparse.Namespace) -> Iterator[Path]:
-    """Yield the file of encoded rows to check: the given one, or one that the runner writes, kept for the block.
+def _encoded_rows(args: argparse.Namespace) -> Iterator[tuple[Path, Sequence[Row]]]:
+    """Yield the encoded rows to check: the given file, or the one of a runner with the rows that it was given.
 
     Raises:
         InputError: If neither or both are given, or a row of the dataset cannot be read.
@@ -196,7 +209,7 @@ def _encoded_rows(args: argparse.Namespace) -> Iterator[Path]:
     if args.rows is not None and args.runner is not None:
         raise InputError("both ROWS and --runner are given", expected="one of them")
     if args.rows is not None:
-        yield args.rows
+        yield args.rows, ()
         return
     from pytest_mistral_lora.chat.rows import read_rows
     from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
@@ -207,9 +220,10 @@ def _encoded_rows(args: argparse.Namespace) -> Iterator[Path]:
         raise InputError("--own-data without --dataset", expected="the chat rows that the trainer's own data come from")
     # the audit reads the file line by line, so that the folder must outlive it
     with tempfile.TemporaryDirectory(prefix="mistral-audit-") as folder:
+        rows = rows or packaged_rows(CheckpointTokenizer(args.tokenizer, args.oracle).oracle)
         extraction = extract(
             find_runner(args.runner),
-            rows or packaged_rows(CheckpointTokenizer(args.tokenizer, args.oracle).oracle),
+            rows,
             args.tokenizer,
             args.output or Path(folder, f"{Path(args.runner).stem}.jsonl"),
             config=args.config,
@@ -220,4 +234,4 @@ def _encoded_rows(args: argparse.Namespace) -> Iterator[Path]:
         )
         # the versions belong to the verdict, but standard output may be JSON
         sys.stderr.write(f"{extraction.ran_under}\n")
-        yield extraction.file
+        yield extraction.file, rows

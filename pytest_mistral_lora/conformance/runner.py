@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -34,7 +35,6 @@ class RunnerRows:
         ran_under: Versions and configuration of the run.
         refused: The number of rows that the runner did not encode.
         version: The tokenizer's version.
-        fixes: The fix of each rule in the runner's own configuration.
     """
 
     rows: Sequence[Row]
@@ -44,7 +44,30 @@ class RunnerRows:
     ran_under: object
     refused: object
     version: str
-    fixes: Mapping[str, str]
+
+
+def with_row_places(
+    finding: Finding, *, file: Path, rows: Sequence[Row], source: str, fixes: Mapping[str, str]
+) -> Finding:
+    """Return a finding with the places of the rows that a runner was given, and with its fix in the runner's own words.
+
+    Args:
+        finding: A finding about the encoded rows.
+        file: The encoded rows, one line a row; they are removed with the session.
+        rows: The rows that the runner was given.
+        source: The name of all of them.
+        fixes: The fix of each rule in the runner's configuration.
+    """
+
+    def place(match: re.Match[str]) -> str:
+        line = int(match[1] or 0)
+        return rows[line - 1].place if 0 < line <= len(rows) else source
+
+    texts = {
+        name: re.sub(rf"{re.escape(str(file))}(?::(\d+))?", place, getattr(finding, name))
+        for name in ("place", "found", "detail")
+    }
+    return replace(finding, **texts, fix=fixes.get(finding.rule, ""))
 
 
 @cache
@@ -77,9 +100,14 @@ def encode_once(target: RunnerTarget, work_folder: Path) -> RunnerRows | RunnerE
     from pytest_mistral_lora.runners import runner_fixes
 
     fixes = runner_fixes(target.runner)
-    *verdicts, whole = Audit(file, target.oracle).verdicts()
+    shown = partial(with_row_places, file=file, rows=rows, source=target.name, fixes=fixes)
+    verdicts = [
+        replace(verdict, findings=tuple(map(shown, verdict.findings)))
+        for verdict in Audit(file, target.oracle).verdicts()
+    ]
+    whole = verdicts.pop()
     cases = [] if own else [name for name, _ in named]
-    return RunnerRows(rows, cases, verdicts, whole.findings, outcome["ran_under"], outcome["refused"], version, fixes)
+    return RunnerRows(rows, cases, verdicts, whole.findings, outcome["ran_under"], outcome["refused"], version)
 
 
 def checks(target: RunnerTarget, settings: Settings) -> Iterator[Check]:
@@ -114,14 +142,14 @@ def _check_packaged_row(target: RunnerTarget, settings: Settings, case: str) -> 
     verdict = made.verdicts[index]
     if verdict.state == "not judged" and not verdict.findings:
         return Result(not_checked="no verdict")
-    return Result(_placed(verdict.findings, made.rows[index].place, made.fixes))
+    return Result(verdict.findings)
 
 
 def _check_whole_file(target: RunnerTarget, settings: Settings) -> Result:
     made = encode_once(target, settings.work_folder)
     if isinstance(made, RunnerError):
         return Result(not_checked=_NO_ROWS)
-    return Result(_placed(made.file_findings, target.name, made.fixes))
+    return Result(made.file_findings)
 
 
 def _check_classes(target: RunnerTarget, settings: Settings, rules: Collection[str]) -> Result:
@@ -129,15 +157,9 @@ def _check_classes(target: RunnerTarget, settings: Settings, rules: Collection[s
     if isinstance(made, RunnerError):
         return Result(not_checked=_NO_ROWS)
     by_rule: dict[str, list[Finding]] = {}
-    placed = [(verdict.findings, row.place) for row, verdict in zip(made.rows, made.verdicts, strict=True)]
-    for findings, place in [*placed, (made.file_findings, target.name)]:
-        for finding in _placed(findings, place, made.fixes):
+    for findings in [*(verdict.findings for verdict in made.verdicts), made.file_findings]:
+        for finding in findings:
             if finding.rule in rules:
                 by_rule.setdefault(finding.rule, []).append(finding)
     shown = (first_findings(of_rule, KEPT, target.name) for of_rule in by_rule.values())
     return Result(tuple(finding for of_rule in shown for finding in of_rule))
-
-
-def _placed(findings: Collection[Finding], place: str, fixes: Mapping[str, str]) -> tuple[Finding, ...]:
-    """Return findings at the row's own place, as the encoded rows are removed with the session, and with their fix."""
-    return tuple(replace(finding, place=place, fix=fixes.get(finding.rule, "")) for finding in findings)

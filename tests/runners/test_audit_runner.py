@@ -46,8 +46,17 @@ def test_a_sound_runner_is_fine_and_its_versions_are_said(audit: Audit) -> None:
 def test_a_row_that_is_dropped_is_a_finding(audit: Audit, tmp_path: Path) -> None:
     code, out, _ = audit(EXACT + hostile.DROPS, "--output", str(tmp_path / "kept.jsonl"))
     assert code == 1
-    assert f"ML502 {tmp_path}/kept.jsonl:2: row 1 was dropped: the runner made nothing of it" in out
+    assert f"ML502 {tmp_path}/rows.jsonl:2: row 1 was dropped: the runner made nothing of it" in out
     assert len((tmp_path / "kept.jsonl").read_text().splitlines()) == 4
+
+
+def test_a_finding_names_the_row_that_the_runner_was_given(audit: Audit, tmp_path: Path) -> None:
+    code, out, _ = audit(EXACT + "    line['labels'][-1] = -100\n" + hostile.SOUND, "--json")
+    assert code == 1
+    *findings, _ = [json.loads(line) for line in out.splitlines()]
+    of_rows = [one for one in findings if one["rule"] == "ML546"]
+    assert [one["place"] for one in of_rows] == [f"{tmp_path}/rows.jsonl:{line}" for line in range(1, 5)]
+    assert "mistral-audit-" not in out
 
 
 @pytest.mark.parametrize(
