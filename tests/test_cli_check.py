@@ -197,3 +197,15 @@ def test_layer_types_that_change_nothing_are_accepted(recipe: Path, capsys: Any)
     file.write_text(json.dumps({**config, "layer_types": ["full_attention"] * config["num_hidden_layers"]}))
     assert check(capsys, str(recipe))[0] == 0
     assert main(["train", str(recipe)]) == 0
+
+
+@pytest.mark.parametrize("harm", [lambda folder: (folder / "base").rename(folder / "elsewhere"), break_weights])
+def test_the_adapter_of_a_recipe_adds_no_failure_to_that_of_its_base(recipe: Path, capsys: Any, harm: Any) -> None:
+    assert main(["train", str(recipe)]) == 0
+    capsys.readouterr()
+    harm(recipe.parent)
+    code, out = check(capsys, str(recipe), "--json")
+    by_outcome = outcomes(out)
+    assert (code, [one["case"] for one in by_outcome["failed"]]) == (1, ["recipe"])
+    # what needs no base is judged as before
+    assert {"adapter", "manifest"} <= {one["subject"] for one in by_outcome["passed"]}

@@ -13,7 +13,7 @@ from pytest_mistral_lora.conformance.causes import KeptProperty
 from pytest_mistral_lora.conformance.runner_choice import RunnerChoice as RunnerChoice
 from pytest_mistral_lora.conformance.runner_choice import free_name as free_name
 from pytest_mistral_lora.conformance.runner_choice import name_of
-from pytest_mistral_lora.errors import NoTemplateError, RecipeError
+from pytest_mistral_lora.errors import NoTemplateError, PinError, RecipeError
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.chat.oracle import Oracle
@@ -135,7 +135,8 @@ class RecipeTarget(Target):
         with suppress(RecipeError):
             recipe = self.recipe
             if recipe.output.is_dir():
-                return AdapterTarget(self.name, recipe.output, base=recipe.base.path, dataset=recipe.data.train)
+                rows = recipe.data.train
+                return AdapterTarget(self.name, recipe.output, base=recipe.base.path, dataset=rows, maker=self)
         return None
 
 
@@ -209,18 +210,28 @@ class AdapterTarget(Target):
         base: The base checkpoint's folder, or None to look for it.
         dataset: The files it was trained on, in the order of its recipe; empty if they are not given.
         beside: The folders of the run, among which the adapter of a merged model may be.
+        maker: The recipe that made it; None if it was named alone.
     """
 
     base: Path | None = None
     dataset: tuple[Path, ...] = ()
     beside: tuple[Path, ...] = ()
+    maker: RecipeTarget | None = None
 
     @cached_property
     def adapter(self) -> AdapterFolder:
         """The folder, each file of which is read once for all subjects; its base is never fetched."""
         from pytest_mistral_lora.records.adapter_folder import AdapterFolder
 
-        return AdapterFolder(self.folder, self.base)
+        folder = AdapterFolder(self.folder, self.base)
+        try:
+            _ = self.maker and self.maker.base_folder
+        except PinError:
+            from pytest_mistral_lora.records.base_location import LocatedBase
+
+            # found before anything asks for it: the recipe's own check reports this base, and none other counts
+            vars(folder)["located_base"] = LocatedBase(None, f"{self.name}::dataset::recipe failed (ML208)")
+        return folder
 
     @property
     def folder(self) -> Path:

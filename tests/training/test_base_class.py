@@ -1,0 +1,88 @@
+"""A base is loaded as AutoModel loads it, or refused by name: in training, smoke, merge and checks of an adapter."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from pytest_mistral_lora.checkpoint.base_model import empty_model, load_base
+from pytest_mistral_lora.cli import main
+from pytest_mistral_lora.conformance.adapter import adapter_findings
+from pytest_mistral_lora.errors import PinError
+from pytest_mistral_lora.training.run import RunResult
+
+MIXED = {"sliding_window": 4, "layer_types": ["full_attention", "sliding_attention"]}
+
+
+def base_with(base: Path, folder: Path, **keys: Any) -> Path:
+    """Return a copy of a base with other values in its configuration; a value of ... removes the key."""
+    copied = Path(shutil.copytree(base, folder))
+    config = {**json.loads((base / "config.json").read_text()), **keys}
+    (copied / "config.json").write_text(json.dumps({key: one for key, one in config.items() if one is not ...}))
+    return copied
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"sliding_window": 4, "layer_types": ["sliding_attention"] * 2},
+        {"sliding_window": 4, "layer_types": None},
+        {"sliding_window": 4},
+    ],
+)
+def test_layers_of_one_type_compute_as_automodel_does(base: Path, tmp_path: Path, keys: dict[str, Any]) -> None:
+    folder = base_with(base, tmp_path / "base", **keys)
+    ids = torch.arange(5, 25)[None]
+    with torch.no_grad():
+        ours = load_base(folder, "fp32", "cpu")(input_ids=ids).logits
+        theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()(input_ids=ids).logits
+    assert torch.equal(ours, theirs)
+
+
+def test_layers_of_two_types_are_another_model(base: Path, tmp_path: Path) -> None:
+    from transformers import MistralForCausalLM
+
+    folder = base_with(base, tmp_path / "base", **MIXED)
+    ids = torch.arange(5, 25)[None]
+    with torch.no_grad():
+        plain = MistralForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()(input_ids=ids).logits
+        right = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()(input_ids=ids).logits
+    assert not torch.allclose(plain, right)  # the reason for the refusals below
+
+
+@pytest.mark.parametrize(
+    ("keys", "found"),
+    [
+        (MIXED, "a Ministral to AutoModel: its layer_types are 1 full_attention, 1 sliding_attention"),
+        (
+            {"layer_types": ["full_attention"] * 2, "sliding_window": ...},
+            "2 full_attention, and .* sliding_attention alone",
+        ),
+        ({"layer_types": "full_attention"}, "its layer_types are 'full_attention'"),
+        ({"model_type": "ministral"}, "of model_type 'ministral'"),
+        ({"model_type": "mixtral"}, "of model_type 'mixtral'"),
+    ],
+)
+def test_another_model_is_refused_by_name(base: Path, tmp_path: Path, keys: dict[str, Any], found: str) -> None:
+    folder = base_with(base, tmp_path / "base", **keys)
+    for load in (empty_model, lambda one: load_base(one, "fp32", "cpu")):
+        with pytest.raises(PinError, match=found):
+            load(folder)
+
+
+def test_every_command_that_loads_a_base_refuses_it(
+    run: RunResult, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = base_with(run.base_folder, tmp_path / "base", **MIXED)
+    words = (str(run.output), "--base", str(folder))
+    for command in (["smoke", *words], ["merge", str(run.output), str(tmp_path / "merged"), *words[1:]]):
+        assert main(command) == 2
+        assert "a Ministral to AutoModel" in capsys.readouterr().err
+    with pytest.raises(PinError, match="a Ministral to AutoModel"):
+        list(adapter_findings(run.output, folder))
