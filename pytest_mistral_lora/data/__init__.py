@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, TextIO
 
 from pytest_mistral_lora.chat.fields import kind_of
 from pytest_mistral_lora.chat.formats import FORMATS, MESSAGE_LISTS, recognise
+from pytest_mistral_lora.chat.reading import read_json
 from pytest_mistral_lora.chat.reading.chunks import DataFile, bar, total_bytes
 from pytest_mistral_lora.chat.rows import parse_row
 from pytest_mistral_lora.data.containers import Record, SourceFile, open_source
@@ -20,9 +21,10 @@ from pytest_mistral_lora.data.converter import RecordConverter
 from pytest_mistral_lora.data.messages import Layout
 from pytest_mistral_lora.data.report import LOSSES, Report, RowChanges
 from pytest_mistral_lora.errors import InputError, RowError
-from pytest_mistral_lora.records.files import finished_file
+from pytest_mistral_lora.records.files import finished_file, inside
 
 _LOOKED_AT = 20
+_SUFFIXES = (".jsonl", ".json", ".ndjson", ".parquet", ".arrow", ".csv", ".tsv", ".gz", ".zst", ".bz2", ".xz")
 
 
 class Source(NamedTuple):
@@ -35,6 +37,49 @@ class Source(NamedTuple):
 
     path: Path
     layout: Layout = Layout()
+
+
+def source_files(path: Path) -> list[Path]:
+    """Return the data files of a path: itself, or those of a folder in order.
+
+    Raises:
+        InputError: If there are none, or a folder has several splits or kinds of files.
+    """
+    if not path.exists():
+        # `owner/name` may be a data set of the Hub
+        is_name = len(path.parts) == 2 and not path.is_absolute() and not path.suffix
+        step = f"From the Hub: hf download --repo-type dataset {path} --local-dir data" if is_name else ""
+        raise InputError("no such file or folder", place=str(path), next_step=step)
+    if not path.is_dir():
+        return [path]
+    kind = "data files"
+    if (path / "state.json").is_file():
+        # `Dataset.save_to_disk`; `inside` refuses a name that leads out of the folder
+        listed = _listed(path / "state.json", "_data_files")
+        return [inside(path, str(one.get("filename") if isinstance(one, Mapping) else one)) for one in listed]
+    if (path / "dataset_dict.json").is_file():
+        # `DatasetDict.save_to_disk`
+        found = [path / Path(str(split)).name for split in _listed(path / "dataset_dict.json", "splits")]
+        kind = "splits"
+    else:
+        found = sorted(one for one in path.rglob("*") if one.is_file() and one.name.endswith(_SUFFIXES))
+        found = [one for one in found if one.name not in ("dataset_info.json", "dataset_infos.json", "state.json")]
+    if not found:
+        raise InputError("has no data files", place=str(path), expected=", ".join(_SUFFIXES))
+    if len(found) > 1:
+        names = ", ".join(one.relative_to(path).as_posix() for one in found[:8])
+        raise InputError(
+            f"has {len(found)} {kind}: {names}", place=str(path), next_step="Name those to import, in their order."
+        )
+    return source_files(found[0])
+
+
+def _listed(path: Path, key: str) -> list[Any]:
+    data = read_json(path)
+    listed = data.get(key) if isinstance(data, Mapping) else None
+    if not isinstance(listed, list):
+        raise InputError(f"no list under {key!r}", place=str(path), expected="a folder of save_to_disk")
+    return listed
 
 
 def import_rows(

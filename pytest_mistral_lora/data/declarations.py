@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
+from pydantic import BaseModel, ValidationError
 
 from pytest_mistral_lora.chat.fields import kind_of
 from pytest_mistral_lora.chat.formats import CALL
 from pytest_mistral_lora.chat.reading import parse_json, read_bounded, read_json
-from pytest_mistral_lora.data import Source
+from pytest_mistral_lora.data import Source, source_files
 from pytest_mistral_lora.data.messages import Layout
 from pytest_mistral_lora.errors import InputError
 
-_SUFFIXES = (".jsonl", ".json", ".ndjson", ".parquet", ".arrow", ".csv", ".tsv", ".gz", ".zst", ".bz2", ".xz")
 _ON_A_HUB = ("hf_hub_url", "ms_hub_url", "om_hub_url", "script_url", "cloud_file_name")
 _LLAMAFACTORY_COLUMNS = {
     "alpaca": {"instruction": "instruction", "input": "input", "output": "output"},
@@ -38,6 +38,65 @@ _AXOLOTL_NO_ROWS = ("completion", "pretrain", "input_output", "stepwise_supervis
 _AXOLOTL_ROLES = {"human": "user", "gpt": "assistant"}
 
 
+class _OwnFields(BaseModel, extra="forbid", strict=True):
+    """Axolotl's `UserDefinedPrompterType`."""
+
+    system_prompt: str | None = None
+    system_format: str | None = None
+    field_system: str | None = None
+    field_instruction: str | None = None
+    field_input: str | None = None
+    field_output: str | None = None
+    format: str | None = None
+    no_input_format: str | None = None
+
+
+class _AxolotlEntry(BaseModel, extra="allow", strict=True):
+    """The keys of Axolotl's `SFTDataset` and `DPODataset` that are followed here."""
+
+    path: str | None = None
+    data_files: str | list[str] | None = None
+    type: str | _OwnFields | None = None
+    field_messages: str | None = None
+    field_system: str | None = None
+    field_tools: str | None = None
+    field_thinking: str | None = None
+    field_chosen: str | None = None
+    field_rejected: str | None = None
+    message_field_role: str | None = None
+    message_field_content: str | None = None
+    message_field_training: str | None = None
+    message_property_mappings: dict[str, str] | None = None
+    roles: dict[str, list[str]] | None = None
+    roles_to_train: list[str] | None = None
+    train_on_eos: str | None = None
+    drop_system_message: bool | None = None
+
+
+class _LlamaFactoryEntry(BaseModel, extra="allow", strict=True):
+    """The keys of LLaMA-Factory's `DatasetAttr` that are followed here."""
+
+    file_name: str | None = None
+    formatting: Literal["alpaca", "sharegpt", "openai"] = "alpaca"
+    ranking: bool = False
+    columns: dict[str, str | None] | None = None
+    tags: dict[str, str | None] | None = None
+
+
+def _check(model: type[BaseModel], entry: Any, place: str) -> None:
+    """Refuse an entry with a value of another type.
+
+    Raises:
+        InputError: With the key and the value.
+    """
+    try:
+        model.model_validate(entry)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        raise InputError(f"{key}: {first['input']!r}"[:200], place=place, expected=first["msg"]) from error
+
+
 def declared_sources(path: Path, names: Collection[str] = ()) -> tuple[list[Source], list[str]]:
     """Return the sources that a path stands for, and remarks on the settings of a configuration that are not taken.
 
@@ -57,41 +116,6 @@ def declared_sources(path: Path, names: Collection[str] = ()) -> tuple[list[Sour
     if names:
         raise InputError(f"{', '.join(names)} of {path}", place="--dataset", expected="a dataset_info.json as SOURCE")
     return [Source(file) for file in source_files(path)], []
-
-
-def source_files(path: Path) -> list[Path]:
-    """Return the data files of a path: itself, or those of a folder in order.
-
-    Raises:
-        InputError: If there are none, or a folder has several splits or kinds of files.
-    """
-    if not path.exists():
-        # `owner/name` may be a data set of the Hub
-        is_name = len(path.parts) == 2 and not path.is_absolute() and not path.suffix
-        step = f"From the Hub: hf download --repo-type dataset {path} --local-dir data" if is_name else ""
-        raise InputError("no such file or folder", place=str(path), next_step=step)
-    if not path.is_dir():
-        return [path]
-    if (path / "state.json").is_file():
-        # `Dataset.save_to_disk`
-        listed = read_json(path / "state.json").get("_data_files") or ()
-        return [path / str(one["filename"]) for one in listed]
-    if (path / "dataset_dict.json").is_file():
-        # `DatasetDict.save_to_disk`
-        found = [path / str(split) for split in read_json(path / "dataset_dict.json").get("splits") or ()]
-        kind = "splits"
-    else:
-        found = sorted(one for one in path.rglob("*") if one.is_file() and one.name.endswith(_SUFFIXES))
-        found = [one for one in found if one.name not in ("dataset_info.json", "dataset_infos.json", "state.json")]
-        kind = "data files"
-    if not found:
-        raise InputError("has no data files", place=str(path), expected=", ".join(_SUFFIXES))
-    if len(found) > 1:
-        names = ", ".join(one.relative_to(path).as_posix() for one in found[:8])
-        raise InputError(
-            f"has {len(found)} {kind}: {names}", place=str(path), next_step="Name those to import, in their order."
-        )
-    return source_files(found[0])
 
 
 def _of_yaml(path: Path, names: Collection[str]) -> tuple[list[Source], list[str]]:
@@ -144,6 +168,7 @@ def _of_dataset_info(path: Path, info: Mapping[str, Any], names: Collection[str]
         entry = info.get(name)
         if entry is None:
             raise InputError("no such data set", place=place, expected=f"one of {', '.join(info)}")
+        _check(_LlamaFactoryEntry, entry, place)
         if "file_name" not in entry or any(key in entry for key in _ON_A_HUB):
             step = "Download it, and declare its `file_name`."
             raise InputError("is not a file of this machine", place=place, next_step=step)
@@ -156,10 +181,7 @@ def _of_dataset_info(path: Path, info: Mapping[str, Any], names: Collection[str]
 
 def _llamafactory_layout(entry: Mapping[str, Any], place: str) -> Layout:
     """Return the layout of an entry as `DatasetAttr.join` of LLaMA-Factory reads it."""
-    formatting = entry.get("formatting", "alpaca")
-    if formatting not in ("alpaca", "sharegpt", "openai"):
-        raise InputError(f"formatting {formatting!r}", place=place, expected="alpaca, sharegpt or openai")
-    family = "alpaca" if formatting == "alpaca" else "sharegpt"
+    family = "alpaca" if entry.get("formatting", "alpaca") == "alpaca" else "sharegpt"
     columns = entry.get("columns")
     keys = dict(_LLAMAFACTORY_COLUMNS[family])
     if columns is not None:
@@ -195,8 +217,7 @@ def _of_axolotl(path: Path, config: Mapping[str, Any]) -> tuple[list[Source], li
         remarks.append(f"train_on_inputs of {path}: rows train on answers only")
     for index, entry in enumerate(config["datasets"]):
         place = f"{path}, datasets[{index}]"
-        if not isinstance(entry, Mapping):
-            raise InputError(f"is {kind_of(entry)}", place=place, expected="an object with `path`")
+        _check(_AxolotlEntry, entry, place)
         for key in _AXOLOTL_REFUSED:
             if entry.get(key):
                 raise InputError(f"{key}: {entry[key]!r} is not followed", place=place, expected=f"no {key}")

@@ -127,7 +127,7 @@ class Conversation:
                 *(self._calls.read(called, place) if called is not None else ()),
             ]
         thoughts = self._thoughts(item)
-        if thoughts:
+        if thoughts and isinstance(content, str | list | None):
             rest = [{"type": "text", "text": content}] if isinstance(content, str) and content else content or []
             content = [{"type": "thinking", "thinking": text} for text in thoughts] + list(rest)
         if content is not None or ("content" in item and not (self._padded and "tool_calls" in message)):

@@ -18,8 +18,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
+from pytest_mistral_lora.data import source_files
 from pytest_mistral_lora.data.containers import open_source
-from pytest_mistral_lora.data.declarations import source_files
 from pytest_mistral_lora.errors import InputError, RowError
 
 RECORDS: list[dict[str, Any]] = [
@@ -209,6 +209,27 @@ def test_a_dataset_that_was_saved_to_disk_is_read_in_the_order_of_its_files(tmp_
     with pytest.raises(InputError, match="has 2 splits: train, test"):
         source_files(tmp_path / "two")
     assert [value for file in source_files(tmp_path / "two" / "train") for value in read(file)] == RECORDS
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("state.json", "[]", "no list under '_data_files'"),
+        ("state.json", '{"_data_files": [{"filename": "../x.arrow"}]}', "leads out of the folder"),
+        ("state.json", '{"_data_files": ["x.arrow", 3]}', "no such file"),
+        ("dataset_dict.json", '{"splits": "train"}', "no list under 'splits'"),
+        ("dataset_dict.json", '{"splits": ["../secret"]}', "no such file or folder"),
+        ("dataset_dict.json", "{", "not valid JSON"),
+    ],
+)
+def test_a_damaged_folder_is_an_input_error(tmp_path: Path, name: str, text: str, said: str) -> None:
+    (tmp_path / "x.arrow").touch()
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / name).write_text(text, "utf-8")
+    with pytest.raises(InputError) as caught:
+        source_files(folder)
+    assert said in str(caught.value)
 
 
 def test_a_folder_is_its_one_data_file(tmp_path: Path) -> None:

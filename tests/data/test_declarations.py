@@ -299,7 +299,7 @@ REFUSED: list[tuple[str, str, str]] = [
     ("a.yaml", "datasets: [{path: rows.jsonl, type: orpo.x}]", "datasets[0]: type 'orpo.x'; expected chat_template"),
     ("a.yaml", "datasets: [{path: rows.jsonl, split_thinking: true}]", "split_thinking: True is not followed"),
     ("a.yaml", "datasets: [{type: chat_template}]", "datasets[0]: no `path`"),
-    ("a.yaml", "datasets: [rows.jsonl]", "datasets[0]: is a string"),
+    ("a.yaml", "datasets: [rows.jsonl]", "datasets[0]: : 'rows.jsonl'"),
     (
         "a.yaml",
         "datasets: [{path: owner/name, type: alpaca}]",
@@ -313,7 +313,11 @@ REFUSED: list[tuple[str, str, str]] = [
     ("dataset_info.json", '{"a": {"file_name": "x"}, "b": {"file_name": "c"}}', "Name some with --dataset: a, b"),
     ("dataset_info.json", '{"a": {"hf_hub_url": "x"}}', "Name some with --dataset: none has a file_name"),
     ("dataset_info.json", '{"a": {"file_name": "x", "num_samples": 5}}', "a: num_samples 5 draws rows at random"),
-    ("dataset_info.json", '{"a": {"file_name": "x", "formatting": "y"}}', "formatting 'y'; expected alpaca"),
+    (
+        "dataset_info.json",
+        '{"a": {"file_name": "x", "formatting": "y"}}',
+        "a: formatting: 'y'; expected Input should be 'alpaca', 'sharegpt' or 'openai'",
+    ),
     ("dataset_info.json", '{"a": {"file_name": "x", "columns": {"prompt": "text"}}}', "no response is declared"),
 ]
 
