@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_mistral_lora.checkpoint.tokenizer_folder import (
+    SPECIAL_TOKENS,
     TEKKEN,
     TOKENIZER_CONFIG,
     TOKENIZER_JSON,
@@ -29,6 +30,9 @@ _GENERATION = re.compile(r"\{%-?\s*(end)?generation\s*-?%\}")
 _SHOWN = 5
 _CHUNK = 64
 _NAMES = ("bos", "eos", "unk")
+_SETTINGS = ("padding_side", "truncation_side", "model_max_length", "chat_template", "processor_class")
+"""Keys of `tokenizer_config.json` that trainers set, and that change no id of a text."""
+
 _MARKS = ("truncation", "padding")
 
 
@@ -106,11 +110,12 @@ def _stored_findings(own: CheckpointTokenizer, base: CheckpointTokenizer) -> Ite
 
 def _loaded_findings(own: CheckpointTokenizer, base: CheckpointTokenizer, rows: Any) -> Iterator[Finding]:
     """Yield ML440 and ML441 for differences between the tokenizers that transformers loads from the two folders."""
-    names = (TOKENIZER_JSON, TOKENIZER_CONFIG, "tokenizer.model", "special_tokens_map.json", TEKKEN)
-    if all(own.files.digests.get(name) == base.files.digests.get(name) for name in names) and (
-        TOKENIZER_JSON in own.files.digests
-    ):
-        return  # the same bytes load as the same tokenizer
+    digests = own.files.digests, base.files.digests
+    settings = [_deciding(one.files.json(TOKENIZER_CONFIG)) for one in (own, base)]
+    names = (TOKENIZER_JSON, SPECIAL_TOKENS, "tokenizer.model", TEKKEN)
+    same = settings[0] == settings[1] and all(digests[0].get(name) == digests[1].get(name) for name in names)
+    if TOKENIZER_JSON in digests[0] and same:
+        return  # they load as the same tokenizer: seconds are saved for a large vocabulary
     place, mine, others = str(own.path), own.fast, base.fast
     for name in _NAMES:
         found, expected = (getattr(one, f"{name}_token") for one in (mine, others))
@@ -136,6 +141,11 @@ def _loaded_findings(own: CheckpointTokenizer, base: CheckpointTokenizer, rows: 
         found = f"{len(late):,} tokens more than the base has, the first is {text!r} (id {number})"
         yield Finding("ML440", found, place, f"ids below {rows}: the embeddings have no row for others")
     yield from first_findings(list(_text_findings(mine, others, place)), _SHOWN, place)
+
+
+def _deciding(config: dict[str, Any]) -> dict[str, Any]:
+    """Return the keys of a tokenizer's configuration that can change an id."""
+    return {key: value for key, value in config.items() if key not in _SETTINGS}
 
 
 def _text_findings(mine: Any, others: Any, place: str) -> Iterator[Finding]:

@@ -13,11 +13,13 @@ import torch
 from declared import declare
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from tiny_runs import CONVERSATIONS, recipe_data, write_rows
+from tiny_runs import CONVERSATIONS, MakeRecipe, recipe_data, write_rows
 from transformers import AutoModelForCausalLM
 
 from pytest_mistral_lora import cli
 from pytest_mistral_lora.checkpoint.base_model import load_base
+from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
+from pytest_mistral_lora.checkpoint.weights import Weights
 from pytest_mistral_lora.conformance.checks import check
 from pytest_mistral_lora.errors import InputError, MergeError
 from pytest_mistral_lora.records.files import base_weights_sha256, listing, sha256_file
@@ -27,6 +29,7 @@ from pytest_mistral_lora.records.verify import verify
 from pytest_mistral_lora.training.adapter import base_tensors, peft_quiet
 from pytest_mistral_lora.training.generate.judge import compare
 from pytest_mistral_lora.training.merge import MergedModel, merge, proof
+from pytest_mistral_lora.training.merge.companions import with_ties
 from pytest_mistral_lora.training.recipe import parse_recipe
 from pytest_mistral_lora.training.run import RunResult, train
 
@@ -98,6 +101,45 @@ def test_the_manifest_says_what_was_merged_and_how_it_compares(run: RunResult, m
         *("tokenizer.model.v3", "tokenizer.model", "tokenizer.json", "tokenizer_config.json"),
         *(f"{TRANSCRIPTS}/row-000{number}.json" for number in range(1, 6)),
     }
+
+
+def test_llama_cpp_s_converter_finds_the_tokenizer_and_its_spaces(run: RunResult, merged: MergedModel) -> None:
+    folder = merged.output
+    assert (folder / "tokenizer.model").read_bytes() == (folder / "tokenizer.model.v3").read_bytes()
+    assert json.loads((folder / "tokenizer_config.json").read_text())["add_prefix_space"] is False
+    # the base has no tokenizer of transformers: the one that is written gives mistral-common's ids
+    tokenizer = CheckpointTokenizer(folder)
+    text = "Which colour  is the sky?\n\tBlue 🙂"
+    ids = tokenizer.fast(f"</s> {text}", add_special_tokens=False)["input_ids"]
+    assert ids[1:] == list(tokenizer.oracle.encode_text(text))
+
+
+def test_a_tokenizer_s_configuration_gets_the_key_and_its_own_record(
+    full_base: Path, make_recipe: MakeRecipe, tmp_path: Path
+) -> None:
+    own = json.loads((full_base / "tokenizer_config.json").read_text())
+    assert "add_prefix_space" not in own
+    result = train(make_recipe(full_base, training={"steps": 2}))
+    merged = merge(result.output, tmp_path / "merged", full_base, device="cpu").output
+    written = json.loads((merged / "tokenizer_config.json").read_text())
+    assert written == {**own, "add_prefix_space": False}
+    assert (merged / "tokenizer.json").read_bytes() == (full_base / "tokenizer.json").read_bytes()
+    fields = {field.name: field.state for field in verify(merged, base=full_base)}
+    assert fields["tokenizer.files.tokenizer_config.json"] == fields["tokenizer.files.tokenizer.model"] == "match"
+    assert "mismatch" not in fields.values()
+
+
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize(("head", "flag", "tied"), [("own", None, False), ("none", None, True), ("same", True, True)])
+def test_the_configuration_is_true_to_the_file_at_every_level(
+    tmp_path: Path, nested: bool, head: str, flag: bool | None, tied: bool
+) -> None:
+    tensors = {"model.embed_tokens.weight": torch.zeros(4, 2)}
+    tensors |= {} if head == "none" else {"lm_head.weight": torch.full((4, 2), float(head == "own"))}
+    save_file(tensors, tmp_path / WEIGHTS)
+    config = {} if flag is None else {"tie_word_embeddings": flag}
+    found = with_ties({"text_config": dict(config)} if nested else config, Weights([tmp_path / WEIGHTS]))
+    assert found == {**({"text_config": {"tie_word_embeddings": tied}} if nested else {}), "tie_word_embeddings": tied}
 
 
 def test_its_transcripts_are_its_own(run: RunResult, merged: MergedModel) -> None:

@@ -66,13 +66,20 @@ class MergedChecks:
     """The checks of a merged model's folder: each method is one, and they share all files and results.
 
     Attributes:
-        folder: The folder.
         adapters: The adapters at hand.
     """
 
     def __init__(self, folder: AdapterFolder, beside: Sequence[AdapterFolder] = ()) -> None:
-        self.folder = folder
+        self._given = folder
         self.adapters = [one for one in beside if one.config_file.is_file() and one.tensors_file.is_file()]
+
+    @cached_property
+    def folder(self) -> AdapterFolder:
+        """The folder; if nothing in it names the base, with the base of an adapter at hand."""
+        if self._given.located_base.folder is not None:
+            return self._given
+        bases = (one.located_base.folder for one in self.adapters)
+        return AdapterFolder(self._given.path, next((base for base in bases if base), None))
 
     @property
     def _place(self) -> str:

@@ -29,11 +29,7 @@ def write_companions(folder: Path, spec: ModelSpec, dtype: str) -> None:
     """Write the files that a model needs beside its weights: the base's configuration, and the adapter's tokenizer."""
     adapter, base = spec.folder.path, spec.base
     config = {key: value for key, value in read_config(base).items() if key != "quantization_config"}
-    # vLLM drops the head of a file whose configuration has a tie at any level (vllm-project/vllm#51063)
-    tie = {"tie_word_embeddings": _ties_embeddings(weights_of(folder), config)}
-    if isinstance(config.get("text_config"), dict):
-        config["text_config"] = {**config["text_config"], **tie}
-    config |= tie
+    config = with_ties(config, weights_of(folder))
     # transformers 4 named it torch_dtype, and its older versions read nothing else
     key = "torch_dtype" if "torch_dtype" in config else "dtype"
     write_json(folder / "config.json", {**config, key: dtype})
@@ -50,15 +46,17 @@ def write_companions(folder: Path, spec: ModelSpec, dtype: str) -> None:
         _write_sentencepiece_companions(folder, plain)
 
 
-def _ties_embeddings(weights: Weights, config: Mapping[str, Any]) -> bool:
-    """Return whether the weights have one matrix for embeddings and head."""
+def with_ties(config: Mapping[str, Any], weights: Weights) -> dict[str, Any]:
+    """Return a configuration whose flags about tied embeddings are true to the weights, at every level."""
+    # vLLM drops the head of a file whose configuration has a tie at any level (vllm-project/vllm#51063)
+    key, text = "tie_word_embeddings", config.get("text_config")
     heads = [name for name in weights if name.endswith("lm_head.weight")]
     embeddings = [name for name in weights if name.endswith("embed_tokens.weight")]
-    if not heads or not embeddings:
-        return not heads
-    text = config.get("text_config")
-    asked = any(part.get("tie_word_embeddings") for part in (config, text if isinstance(text, dict) else {}))
-    return asked and torch.equal(weights[heads[0]], weights[embeddings[0]])
+    asked = any(part.get(key) for part in (config, text if isinstance(text, dict) else {}))
+    equal = bool(heads and embeddings) and torch.equal(weights[heads[0]], weights[embeddings[0]])
+    tied = not heads or (asked and equal)
+    nested = {"text_config": {**text, key: tied}} if isinstance(text, dict) else {}
+    return {**config, **nested, key: tied}
 
 
 def _write_sentencepiece_companions(folder: Path, tokenizer: Path) -> None:

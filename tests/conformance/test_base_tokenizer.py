@@ -1,0 +1,141 @@
+"""Tokenizer and template beside an adapter, against the base's; and the base's own pad and EOS."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from converted import converted_tokenizer
+
+from pytest_mistral_lora.chat.oracle import shipped_tokenizer
+from pytest_mistral_lora.checkpoint.tokenizers import training_template
+from pytest_mistral_lora.conformance.adapter import base_cases
+from pytest_mistral_lora.conformance.finding import Finding
+from pytest_mistral_lora.records.adapter_folder import AdapterFolder
+
+CONFIG = {"vocab_size": 32768, "model_type": "mistral", "bos_token_id": 1, "eos_token_id": 2}
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tokenizer of v3 as transformers saves it, beside the configuration of its model."""
+    folder = tmp_path_factory.mktemp("saved") / "base"
+    converted_tokenizer("spm-v3").fast.save_pretrained(folder)
+    (folder / "config.json").write_text(json.dumps(CONFIG))
+    (folder / "generation_config.json").write_text(json.dumps({"bos_token_id": 1, "eos_token_id": 2}))
+    return folder
+
+
+@pytest.fixture
+def base(saved: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(saved, tmp_path / "base"))
+
+
+@pytest.fixture
+def adapter(saved: Path, tmp_path: Path) -> Path:
+    """The folder of an adapter with the tokenizer that a trainer saved beside it."""
+    folder = Path(shutil.copytree(saved, tmp_path / "lora"))
+    for name in ("config.json", "generation_config.json"):
+        (folder / name).unlink()
+    return folder
+
+
+def findings(adapter: Path, base: Path) -> list[Finding]:
+    cases = base_cases(AdapterFolder(adapter, base))
+    return [finding for judge in cases.values() for finding in judge().findings]
+
+
+def edit(file: Path, **values: Any) -> None:
+    data = {**json.loads(file.read_text()), **values}
+    file.write_text(json.dumps({key: value for key, value in data.items() if value is not ...}))
+
+
+def test_settings_of_a_trainer_are_no_fault(adapter: Path, base: Path) -> None:
+    settings = {"padding_side": "left", "model_max_length": 2048, "pad_token": "[control_12]"}
+    edit(adapter / "tokenizer_config.json", **settings, truncation_side="left")
+    # trainers that mask by the template put blocks into it
+    template = training_template(shipped_tokenizer("spm-v3"))
+    assert "generation" in template
+    (adapter / "chat_template.jinja").write_text(template)
+    assert findings(adapter, base) == []
+
+
+def test_the_template_may_be_in_the_configuration(adapter: Path, base: Path) -> None:
+    file = adapter / "chat_template.jinja"
+    edit(adapter / "tokenizer_config.json", chat_template=file.read_text())
+    file.unlink()
+    assert findings(adapter, base) == []
+
+
+def test_a_base_with_mistral_s_file_alone_has_the_same_ids(adapter: Path, base: Path) -> None:
+    for file in base.glob("tokenizer*"):
+        file.unlink()
+    (base / "chat_template.jinja").unlink()
+    shutil.copy(shipped_tokenizer("spm-v3"), base / "tokenizer.model.v3")
+    assert findings(adapter, base) == []
+
+
+def test_files_that_are_missing_are_no_fault(adapter: Path, base: Path) -> None:
+    for file in adapter.iterdir():
+        file.unlink()
+    results = {name: judge() for name, judge in base_cases(AdapterFolder(adapter, base)).items()}
+    assert not any(result.findings for result in results.values())
+    assert {name for name, result in results.items() if result.not_checked} == {"tokenizer-of-base", "template-of-base"}
+
+
+def test_a_pad_token_with_a_row_of_its_own_is_no_fault(adapter: Path, base: Path) -> None:
+    tokenizer = converted_tokenizer("spm-v3").fast
+    new = type(tokenizer).from_pretrained(adapter)
+    new.add_special_tokens({"pad_token": "<my-pad>"})
+    new.save_pretrained(adapter)
+    # without a row, the model fails on it
+    assert [finding.rule for finding in findings(adapter, base)] == ["ML440"]
+    edit(base / "config.json", vocab_size=32832)
+    assert findings(adapter, base) == []
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "rule", "named"),
+    [
+        ("tokenizer_config.json", {"eos_token": "[INST]"}, "ML441", "eos_token is '[INST]'"),
+        ("tokenizer_config.json", {"add_eos_token": True}, "", ""),
+        ("tokenizer.json", {"normalizer": {"type": "Lowercase"}}, "ML440", "gets other ids"),
+        ("tokenizer.json", {"normalizer": {"type": "NFKC"}}, "ML440", "gets other ids"),
+        ("tokenizer.json", {"normalizer": {"type": "Strip", "strip_left": True, "strip_right": True}}, "ML440", ""),
+        ("tokenizer.json", {"pre_tokenizer": {"type": "Whitespace"}}, "ML440", "gets other ids"),
+    ],
+)
+def test_a_changed_tokenizer_is_found(
+    adapter: Path, base: Path, file: str, change: dict[str, Any], rule: str, named: str
+) -> None:
+    edit(adapter / file, **change)
+    found = findings(adapter, base)
+    assert {finding.rule for finding in found if finding.severity == "error"} == ({rule} if rule else set())
+    assert all(named in found[0].found for _ in found)
+
+
+def test_another_template_is_found_with_the_row_that_shows_it(adapter: Path, base: Path) -> None:
+    file = adapter / "chat_template.jinja"
+    file.write_text(file.read_text().replace("eos_token", "''"))
+    [finding] = findings(adapter, base)
+    assert (finding.rule, finding.place) == ("ML442", str(file))
+    assert json.loads(finding.row)["messages"]
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "rules"),
+    [
+        ("tokenizer_config.json", {"pad_token": "</s>"}, {"ML204"}),
+        ("config.json", {"pad_token_id": 2}, {"ML204"}),
+        ("generation_config.json", {"pad_token_id": 2}, {"ML204"}),
+        ("generation_config.json", {"eos_token_id": [2, 5]}, {"ML217"}),
+    ],
+)
+def test_the_base_s_own_pad_and_eos_are_judged(
+    adapter: Path, base: Path, file: str, change: dict[str, Any], rules: set[str]
+) -> None:
+    edit(base / file, **change)
+    assert {finding.rule for finding in findings(adapter, base)} == rules
