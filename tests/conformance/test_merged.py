@@ -6,6 +6,7 @@ import json
 import shutil
 import warnings
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +140,52 @@ def test_shards_and_a_vocabulary_that_grew_pass(merge: Merge, tmp_path: Path) ->
         where |= dict.fromkeys(part, file)
     (merged / f"{WEIGHTS}.index.json").write_text(json.dumps({"weight_map": where}))
     assert rules(judged(folder)) == set()
+
+
+def of_another_class(folder: Path, wrapped: bool) -> Path:
+    """Make base, adapter and merge of a model that is not a MistralForCausalLM: with images, or with experts."""
+    from transformers import (
+        Mistral3Config,
+        Mistral3ForConditionalGeneration,
+        MixtralConfig,
+        MixtralForCausalLM,
+        PixtralVisionConfig,
+    )
+
+    sizes = {"vocab_size": 128, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "tie_word_embeddings": False}
+    tower = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    kind: Any = MixtralForCausalLM
+    config: Any = MixtralConfig(**sizes, **heads, num_local_experts=2)
+    if wrapped:
+        vision = PixtralVisionConfig(**tower, image_size=28, patch_size=14)
+        kind, text = Mistral3ForConditionalGeneration, MistralConfig(**sizes, **heads)
+        config = Mistral3Config(text_config=text, vision_config=vision, tie_word_embeddings=False)
+    with warnings.catch_warnings(), torch.random.fork_rng():
+        warnings.simplefilter("ignore")
+        torch.manual_seed(0)
+        kind(config).bfloat16().save_pretrained(folder / "base")
+        model = kind.from_pretrained(folder / "base", dtype=torch.bfloat16)
+        target = r".*layers\.\d+\.self_attn\.(q|v)_proj"
+        adapted = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", r=8, target_modules=target))
+        for name, parameter in adapted.named_parameters():
+            if ".lora_B" in name:
+                parameter.data.normal_(std=0.02)
+        adapted.save_pretrained(folder / "lora")
+        adapted.merge_and_unload().save_pretrained(folder / "merged")
+    return folder
+
+
+@pytest.mark.skipif(version("transformers") < "5", reason="older versions write other names of these models")
+@pytest.mark.parametrize("wrapped", [False, True], ids=["mixtral", "mistral3"])
+def test_a_merge_of_another_class_is_held_to_its_adapter(tmp_path: Path, wrapped: bool) -> None:
+    folder = of_another_class(tmp_path, wrapped)
+    results = judged(folder, with_adapter=True)
+    assert rules(results) == set()
+    assert not results["adapter-product"].not_checked
+    file = folder / "lora" / "adapter_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "use_rslora": True}))
+    assert rules(judged(folder, with_adapter=True)) == {"ML434"}
 
 
 V5 = {"model_type": "mistral", "architectures": ["MistralForCausalLM"], "hidden_size": 64, "num_attention_heads": 4}

@@ -49,11 +49,11 @@ def paired_names(own: Weights, base: Weights, vocabulary: int | None) -> dict[st
         base: The base's. A head that it has not is compared with its embeddings, which it is tied to.
         vocabulary: `vocab_size` of the merged model: with more rows than the base's, the vocabulary was resized.
     """
-    names = {_spelled(name, base): name for name in base}
+    names = {spelled_name(name, base): name for name in base}
     embeddings = next((name for name in base if name.endswith(_SHARED[0])), "")
     found = {}
     for name in own:
-        other = names.get(_spelled(name, own)) or (embeddings if name.endswith(_SHARED[1]) else "")
+        other = names.get(spelled_name(name, own)) or (embeddings if name.endswith(_SHARED[1]) else "")
         if not other:
             continue
         shape, before = own.infos[name].shape, base.infos[other].shape
@@ -65,7 +65,7 @@ def paired_names(own: Weights, base: Weights, vocabulary: int | None) -> dict[st
 
 def name_findings(own: Weights, base: Weights, pairs: Mapping[str, str], place: str) -> Iterator[Finding]:
     """Yield ML412 for each tensor that only one of the two has, and for each of another shape."""
-    names = [{_spelled(name, one): name for name in one if not _UNUSED.search(name)} for one in (own, base)]
+    names = [{spelled_name(name, one): name for name in one if not _UNUSED.search(name)} for one in (own, base)]
     for name in sorted(names[0].keys() ^ names[1].keys()):
         extra = name in names[0]
         if name.endswith(_SHARED[1]) and _is_tied(own if extra else base):
@@ -88,7 +88,7 @@ def _is_tied(weights: Weights) -> bool:
     return len(shared) < 2 or (len(shapes) == 1 and torch.equal(weights[shared[0]], weights[shared[1]]))
 
 
-def _spelled(name: str, weights: Weights) -> str:
+def spelled_name(name: str, weights: Weights) -> str:
     """Return a name in one spelling: transformers writes the text model of a multimodal one under two prefixes."""
     for prefix in ("model.language_model.", "language_model.model."):
         if name.startswith(prefix):

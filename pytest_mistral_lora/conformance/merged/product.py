@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pytest_mistral_lora.checkpoint.base_model import ARCHITECTURE, read_config
 from pytest_mistral_lora.checkpoint.weights import Weights
 from pytest_mistral_lora.conformance.adapter.config import configuration_findings
-from pytest_mistral_lora.conformance.adapter.layout import adapter_layout
+from pytest_mistral_lora.conformance.adapter.layout import PREFIX, adapter_layout, unmatched_patterns
 from pytest_mistral_lora.conformance.finding import Finding, first_findings
+from pytest_mistral_lora.conformance.merged.names import spelled_name
 from pytest_mistral_lora.conformance.merged.weights import rounding_bound
-from pytest_mistral_lora.errors import MistralLoraError
+from pytest_mistral_lora.errors import InputError, MistralLoraError
 from pytest_mistral_lora.records.adapter_folder import AdapterFolder
 
 if TYPE_CHECKING:
@@ -25,6 +28,7 @@ _CHUNK = 1 << 22
 """Numbers that are compared at once."""
 
 _SHOWN = 5
+_A = ".lora_A.weight"
 _ALIKE = 0.7
 """Cosine from which a change is taken for a product: rounding hides a part of a small one."""
 
@@ -56,6 +60,8 @@ class AdapterAtHand:
             wrong = next(configuration_findings(self.folder), None)
             if wrong is not None:
                 return {}, f"the configuration of {self.folder.path} is not sound: {wrong.found}"
+            if read_config(self.base).get("architectures") not in (None, [ARCHITECTURE]):
+                return plan_by_names(self.folder, self._tensors, self.before), ""
             if refusal := adapter_layout(self.folder, self.base).refusal:
                 return {}, f"PEFT refuses the configuration of {self.folder.path}: {refusal}"
             return plan_merge(self.folder.path, self._tensors, self.base, self.before), ""
@@ -145,6 +151,44 @@ class AdapterAtHand:
         if square <= 0:
             return 0.0, 0.0
         return inner / square, inner / math.sqrt(square) / float(torch.linalg.norm(difference))
+
+
+def plan_by_names(folder: AdapterFolder, adapter: Weights, base: Weights) -> dict[str, TensorChange]:
+    """Return the change of each tensor of a base that is not built here, by the names of the adapter's tensors.
+
+    Raises:
+        InputError: If a tensor has no place in the base, a pattern of the configuration takes too long, or the adapter
+            was trained on another base than the one it names.
+    """
+    from peft.utils.other import get_pattern_key
+
+    from pytest_mistral_lora.training.merge.plan import FullChange, LowRankChange
+
+    config, places = folder.config, {spelled_name(name, base): name for name in base}
+    layers = [name.removesuffix(_A) for name in adapter if name.endswith(_A)]
+    modules = [name.removeprefix(PREFIX) for name in layers]
+    start = config.get("init_lora_weights")
+    if start not in (True, False, None, "gaussian"):
+        raise InputError(f"init_lora_weights is {start!r}, which changed the base first", place=str(folder.config_file))
+    deque(unmatched_patterns(config, modules), maxlen=0)  # a hostile pattern ends there, and not in PEFT
+    changes: dict[str, TensorChange] = {}
+    for layer, module in zip(layers, modules, strict=True):
+        # PEFT: alpha / r, or alpha / √r; a pattern matches the end of a module's name
+        alphas = config.get("alpha_pattern") or {}
+        alpha = alphas.get(get_pattern_key(list(alphas), module), config["lora_alpha"])
+        rank, magnitude = adapter.infos[layer + _A].shape[0], f"{layer}.lora_magnitude_vector"
+        scaling = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+        names = layer + _A, f"{layer}.lora_B.weight", scaling, magnitude if magnitude in adapter else None
+        changes[places.get(spelled_name(f"{module}.weight", base), module)] = LowRankChange(*names)
+    used = {name for change in changes.values() for name in change.names}
+    for name in adapter.keys() - used:
+        changes[places.get(spelled_name(name.removeprefix(PREFIX), base), name)] = FullChange(name)
+    for name, change in changes.items():
+        missing = [one for one in change.names if one not in adapter]
+        if name not in base or missing or change.shape(adapter) != base.infos[name].shape:
+            place = str(folder.tensors_file)
+            raise InputError(f"{(*missing, *change.names)[0]} is missing or has no place in the base", place=place)
+    return changes
 
 
 def _product_rounding(change: TensorChange, tensors: Mapping[str, torch.Tensor], expected: torch.Tensor) -> Any:

@@ -72,16 +72,19 @@ def compare_tensors(own: Weights, base: Weights, pairs: Mapping[str, str]) -> di
         base: The base's.
         pairs: The name in the base of each merged tensor that has one there.
     """
-    import torch
-
     found = {}
     for name in own:
         tensor = own[name]
         if name in pairs and tensor.ndim:
             found[name] = _compare(tensor, base[pairs[name]], own.infos[name].dtype)
         else:
-            found[name] = MergedTensor(bool(torch.isfinite(tensor.float()).all()))
+            found[name] = MergedTensor(_is_finite(tensor))
     return found
+
+
+def _is_finite(tensor: torch.Tensor) -> bool:
+    # in parts: the embeddings of a large model in float32 would be gigabytes
+    return all(bool(part.float().isfinite().all()) for part in tensor.reshape(-1).split(_CHUNK))
 
 
 def _compare(own: torch.Tensor, base: torch.Tensor, dtype: str) -> MergedTensor:
@@ -91,7 +94,7 @@ def _compare(own: torch.Tensor, base: torch.Tensor, dtype: str) -> MergedTensor:
         : own.shape[0]
     ]  # a vocabulary may have grown: rows that the base lacks have nothing to be compared with
     rows = max(1, _CHUNK // max(1, own[0].numel()))
-    finite, changed, sums = bool(torch.isfinite(own.float()).all()), 0, [0.0, 0.0]
+    finite, changed, sums = _is_finite(own), 0, [0.0, 0.0]
     # a merge may have gone through a narrower dtype than the file's: bf16 weights that were saved as float32
     same = dict.fromkeys((own.dtype, torch.bfloat16, torch.float16), True)
     for start in range(0, base.shape[0], rows):
