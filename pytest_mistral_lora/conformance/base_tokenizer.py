@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pytest_mistral_lora.checkpoint.recognition import PROBES
 from pytest_mistral_lora.checkpoint.tokenizer_folder import (
     SPECIAL_TOKENS,
     TEKKEN,
@@ -150,8 +151,6 @@ def _deciding(config: dict[str, Any]) -> dict[str, Any]:
 
 def _text_findings(mine: Any, others: Any, place: str) -> Iterator[Finding]:
     """Yield ML440 for each text that gets other ids: probes, and texts made of the whole vocabulary."""
-    from pytest_mistral_lora.conformance.tokenizer.ids import PROBES
-
     tokens = others.convert_ids_to_tokens(list(range(len(others))))
     plain = [text.replace("▁", " ").replace("Ġ", " ") for text in tokens if text and not text.startswith("<0x")]
     # a step that shares no factor with most sizes: neighbours in the vocabulary are not neighbours in the text

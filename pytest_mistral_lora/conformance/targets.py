@@ -242,7 +242,7 @@ class AdapterTarget(Target):
     def is_merged(self) -> bool:
         """Whether it is a merged model: by its manifest, or, without one, by full weights and no adapter."""
         one = self.adapter
-        if not one.model_files:
+        if not self.folder.is_dir() or not one.model_files:
             return False
         if one.has_manifest:
             return one.valid_manifest is not None and one.kind == "merged"

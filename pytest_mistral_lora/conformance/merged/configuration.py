@@ -85,9 +85,10 @@ def _defaults(model_type: Any) -> dict[str, Any]:
     """Return the values that transformers takes for missing keys."""
     from transformers import CONFIG_MAPPING
 
-    if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
+    try:
+        values: dict[str, Any] = CONFIG_MAPPING[model_type]().to_dict() if isinstance(model_type, str) else {}
+    except Exception:  # an unknown class, or one that cannot be made without arguments
         return {}
-    values: dict[str, Any] = CONFIG_MAPPING[model_type]().to_dict()
     return values
 
 

@@ -36,7 +36,8 @@ def index_findings(folder: Path, own: Weights) -> Iterator[Finding]:
     held = {name: info.file.name for name, info in own.infos.items()}
     for name in sorted(held.keys() | listed.keys()):
         if listed.get(name) != held.get(name):
-            found = f"{name} is in {listed.get(name, 'no file')}"
+            # names of an index are of any kind: repr keeps control characters from the terminal
+            found = f"{name!r} is in {listed.get(name, 'no file')!r}"
             yield Finding("ML405", found, str(index), held.get(name, "a tensor that one of the files holds"))
             return
 

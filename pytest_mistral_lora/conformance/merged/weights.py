@@ -75,7 +75,7 @@ def compare_tensors(own: Weights, base: Weights, pairs: Mapping[str, str]) -> di
     found = {}
     for name in own:
         tensor = own[name]
-        if name in pairs and tensor.ndim:
+        if name in pairs and tensor.ndim and tensor.numel():
             found[name] = _compare(tensor, base[pairs[name]], own.infos[name].dtype)
         else:
             found[name] = MergedTensor(_is_finite(tensor))
@@ -83,16 +83,17 @@ def compare_tensors(own: Weights, base: Weights, pairs: Mapping[str, str]) -> di
 
 
 def _is_finite(tensor: torch.Tensor) -> bool:
+    import torch
+
     # in parts: the embeddings of a large model in float32 would be gigabytes
-    return all(bool(part.float().isfinite().all()) for part in tensor.reshape(-1).split(_CHUNK))
+    return all(bool(part.float().isfinite().all()) for part in torch.split(tensor.reshape(-1), _CHUNK))
 
 
 def _compare(own: torch.Tensor, base: torch.Tensor, dtype: str) -> MergedTensor:
     import torch
 
-    base = base[
-        : own.shape[0]
-    ]  # a vocabulary may have grown: rows that the base lacks have nothing to be compared with
+    # of a vocabulary that grew, the rows that the base has
+    base = base[: own.shape[0]]
     rows = max(1, _CHUNK // max(1, own[0].numel()))
     finite, changed, sums = _is_finite(own), 0, [0.0, 0.0]
     # a merge may have gone through a narrower dtype than the file's: bf16 weights that were saved as float32
@@ -112,7 +113,7 @@ def _compare(own: torch.Tensor, base: torch.Tensor, dtype: str) -> MergedTensor:
     if finite and not unchanged and own.ndim >= 2:
         # of stacked experts, the first: each of them has a change of its own
         matrices = [one if one.ndim == 2 else one.reshape(-1, *one.shape[-2:])[0] for one in (own, base)]
-        rank, smaller = _change_rank(*matrices, dtype)
+        rank, smaller = _change_rank(matrices[0], matrices[1], dtype)
     return MergedTensor(finite, unchanged, relative, rank, smaller or 0, changed, base.shape[0])
 
 
@@ -125,10 +126,12 @@ def _change_rank(own: torch.Tensor, base: torch.Tensor, dtype: str) -> tuple[int
     # M = W + s B A + E, and |E| is below the bound of each entry. By Eckart and Young, the singular values of M - W
     # beyond the rank of B A have at most the energy of E: with more of it, no matrix of that rank explains the change.
     change = new - old
+    if not change.isfinite().all():
+        return None, smaller  # the base has a number that is none
     rank = _rank_above(change, rounding_bound(new, old, change, dtype))
     if rank <= smaller // 2:
         return rank, smaller
-    scaled, side = _rank_of_scaled_rows(*(_part(one, _SCALED_BLOCK) for one in (new, old)), dtype)
+    scaled, side = _rank_of_scaled_rows(_part(new, _SCALED_BLOCK), _part(old, _SCALED_BLOCK), dtype)
     return (scaled, side) if scaled <= side // 2 else (rank, smaller)
 
 
