@@ -99,6 +99,37 @@ def test_what_is_not_there_is_bad_usage(capsys: Any) -> None:
     assert capsys.readouterr().err == "error: nope: no such file or folder\n"
 
 
+@pytest.mark.parametrize(
+    ("name", "data", "said"),
+    [
+        (
+            "a.jsonl",
+            b'{"messages": [{"role": "user", "content": "u"}]}',
+            "chat messages (`messages` with role/content)",
+        ),
+        (
+            "a.jsonl",
+            b'{"conversations": [{"from": "human", "value": "u"}]}',
+            "ShareGPT (`conversations` with from/value)",
+        ),
+        ("a.jsonl", b'{"input_ids": [1]}', "encoded rows (input_ids)"),
+        ("a.jsonl", b"{", "JSON Lines"),
+        ("a.json", b'[{"messages": []}]', "a JSON array"),
+        ("a.parquet", b"PAR1", "Parquet"),
+        ("a.gz", b"\x1f\x8b", "gzip"),
+    ],
+)
+def test_rows_are_named_and_not_judged_as_a_tokenizer(
+    tmp_path: Path, capsys: Any, name: str, data: bytes, said: str
+) -> None:
+    path = tmp_path / name
+    path.write_bytes(data)
+    assert main(["check", str(path)]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"error: {path}: this is {said}; expected a recipe, an adapter or a tokenizer. ")
+    assert "mistral-lora " in err
+
+
 def test_paths_are_told_apart_by_what_is_there(recipe: Path, tmp_path: Path) -> None:
     file = Path(shutil.copy(shipped_tokenizer("spm-v3"), tmp_path / "tokenizer.model.v3"))
     adapter = tmp_path / "adapter"

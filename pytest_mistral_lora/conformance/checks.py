@@ -13,6 +13,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from pytest_mistral_lora.chat.reading import refuse_data
 from pytest_mistral_lora.conformance.causes import UNLOADABLE, Causes
 from pytest_mistral_lora.conformance.finding import Finding, Result
 from pytest_mistral_lora.conformance.targets import (
@@ -266,7 +267,7 @@ def targets_of(paths: Sequence[Path], base: Path | None = None, oracle: str | No
     """Return a target for each path, by the kind of file or folder at it; with no path, the embedded default.
 
     Raises:
-        InputError: If a path does not exist.
+        InputError: If a path does not exist, or is a file of rows.
     """
     if not paths:
         return embedded_targets()
@@ -282,4 +283,6 @@ def targets_of(paths: Sequence[Path], base: Path | None = None, oracle: str | No
         or (base is not None and path.resolve() != base.resolve() and any(path.glob("model*.safetensors")))
     ]
     tokenizers = [path for path in paths if path not in recipes and path not in adapters]
+    for path in tokenizers:
+        refuse_data(path, "a recipe, an adapter or a tokenizer")
     return named_targets(tokenizers=tokenizers, recipes=recipes, adapters=adapters, base=base, oracle=oracle)
