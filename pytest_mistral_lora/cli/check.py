@@ -89,8 +89,8 @@ def run(args: argparse.Namespace) -> int:
 def _print(records: list[dict[str, Any]], causes: FindingGroups) -> None:
     """Print a text for each cause, the table, the reasons why something was not checked, and the verdict."""
     from pytest_mistral_lora.report import (
+        basis_lines,
         nothing_was_judged,
-        oracle_lines,
         outcome_table,
         unchecked_lines,
         verdict_line,
@@ -103,7 +103,7 @@ def _print(records: list[dict[str, Any]], causes: FindingGroups) -> None:
         write_styled(f"{cause.check} {state}\n{cause.text(width)}\n")
     lines = [
         *outcome_table(records, width),
-        *oracle_lines(records),
+        *basis_lines(records),
         *unchecked_lines(records),
         "",
         verdict_line(records, [one.count for one in causes]),

@@ -65,10 +65,10 @@ class Target:
 
     @cached_property
     def template(self) -> ChatTemplate:
-        """The chat template of this target: of a shipped tokenizer, the one that mistral-common generates.
+        """The chat template of this target: of a single tokenizer file, the one that mistral-common generates.
 
         Raises:
-            NoTemplateError: If a file or folder of the user has none of its own.
+            NoTemplateError: If a folder has none of its own.
         """
         from pytest_mistral_lora.chat.templates import ChatTemplate
 
@@ -80,8 +80,8 @@ class Target:
 
     @property
     def has_template(self) -> bool:
-        """Whether there is a chat template to check."""
-        return self.path is None or self.tokenizer.has_template
+        """Whether there is a chat template to check: of a single file, the one that mistral-common generates."""
+        return self.path is None or self.path.is_file() or self.tokenizer.has_template
 
     @cached_property
     def shipped_name(self) -> str | None:

@@ -27,8 +27,8 @@ from pytest_mistral_lora.plugin.options import (
     UPDATE,
     XFAILS,
     Option,
+    check_update,
 )
-from pytest_mistral_lora.plugin.recording import check_update
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.conformance.targets import RunnerChoice

@@ -34,14 +34,14 @@ def write_summary(
     """
     terminal.section("Mistral conformance", sep="=")
     if outcomes:
-        from pytest_mistral_lora.report import nothing_was_judged, oracle_lines, outcome_table
+        from pytest_mistral_lora.report import basis_lines, nothing_was_judged, outcome_table
 
         # `_tw` is private; without it, the table is as wide as a common terminal
         for line in outcome_table(outcomes, terminal._tw.fullwidth if hasattr(terminal, "_tw") else 80):
             terminal.write_line(line)
-        for line in oracle_lines(outcomes):
+        for line in basis_lines(outcomes):
             terminal.write_line(line)
-        if nothing_was_judged(outcomes):
+        if not deselected and nothing_was_judged(outcomes):
             terminal.write_line("No check could judge anything, so that this run is no pass.", red=True)
     ran = dict.fromkeys((one["target"], one["facts"].get("ran under")) for one in outcomes)
     lines = [*_answer_lines(outcomes), *(f"{target} ran under {versions}" for target, versions in ran if versions)]

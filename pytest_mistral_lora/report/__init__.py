@@ -116,10 +116,10 @@ def outcome_table(records: Sequence[Mapping[str, Any]], width: int) -> list[str]
     return table_lines(table, width)
 
 
-def oracle_lines(records: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return a line for each target without a Mistral tokenizer file: by which tokenizer it was judged."""
-    judged = dict.fromkeys((one["target"], one["facts"].get("judged by")) for one in records)
-    return [f"oracle of {target}: {text}" for target, text in judged if text]
+def basis_lines(records: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return a line for each oracle that was recognised, and for each template that was generated to be judged."""
+    facts = ((name, one["target"], one["facts"].get(name)) for one in records for name in ("oracle of", "template of"))
+    return [f"{name} {target}: {text}" for name, target, text in dict.fromkeys(facts) if text]
 
 
 def nothing_was_judged(records: Sequence[Mapping[str, Any]]) -> bool:

@@ -80,7 +80,7 @@ def test_a_healthy_folder_is_judged_in_full_and_passes(saved: Callable[[str], Pa
         "v1 cannot encode this case",
         f"{name.removeprefix('spm-')} cannot encode this case",
     }
-    assert dict(found["oracle"].facts)["judged by"].startswith(f"recognised as {name}: ")
+    assert dict(found["oracle"].facts)["oracle of"].startswith(f"recognised as {name}: ")
 
 
 @pytest.mark.parametrize("name", ["spm-v2", "spm-v7m1"])

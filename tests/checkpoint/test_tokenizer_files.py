@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import AutoTokenizer
 
 from pytest_mistral_lora.assertions import assert_labels_exact, assert_no_control_token_injection
 from pytest_mistral_lora.chat.oracle import shipped_tokenizer
@@ -40,12 +41,13 @@ def folder(saved: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(saved, tmp_path / "checkpoint"))
 
 
-def results(path: Path) -> dict[str, Result]:
-    return {check.case: check.run() for check in tokenizer.checks(Target("target", path), SETTINGS)}
+def results(path: Path, oracle: str | None = None) -> dict[str, Result]:
+    target = Target("target", path, oracle_name=oracle)
+    return {check.case: check.run() for check in tokenizer.checks(target, SETTINGS)}
 
 
-def rules(path: Path) -> set[str]:
-    return {finding.rule for result in results(path).values() for finding in result.findings}
+def rules(path: Path, oracle: str | None = None) -> set[str]:
+    return {finding.rule for result in results(path, oracle).values() for finding in result.findings}
 
 
 def snapshot(folder: Path, home: Path) -> Path:
@@ -94,25 +96,40 @@ def test_a_folder_without_a_mistral_file_is_judged_in_what_needs_none(folder: Pa
     config.update(pad_token="</s>", chat_template="{{ messages[0].content }}")
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     (folder / "config.json").write_text('{"model_type": "mistral", "vocab_size": 31999, "eos_token_id": 4}')
-    found = results(folder)
+    found = results(folder, "none")
     unchecked = {case for case, result in found.items() if result.not_checked}
-    assert unchecked == {"control-tokens", "bos-eos-unk", "vocabulary", "text-ids"}
+    assert unchecked == {"oracle", "control-tokens", "bos-eos-unk", "vocabulary", "text-ids"}
     assert {"ML204", "ML215", "ML217", "ML220"} == {f.rule for result in found.values() for f in result.findings}
 
 
 def test_a_derivatives_chat_markup_is_no_finding_where_there_is_no_oracle(folder: Path) -> None:
     (folder / "tokenizer.model.v1").unlink()
     prompt = "{% if add_generation_prompt %}<|assistant|>{% endif %}"
-    template = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}\n{% endfor %}" + prompt
+    template = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}</s>\n{% endfor %}" + prompt
     (folder / "chat_template.jinja").write_text(template)
-    assert rules(folder) == set()
+    assert rules(folder, "none") == set()
+    (folder / "chat_template.jinja").write_text(template.replace("</s>", ""))
+    assert rules(folder, "none") == {"ML226"}
+
+
+def test_a_derivative_that_closes_answers_with_a_token_of_its_own_is_sound(folder: Path) -> None:
+    (folder / "tokenizer.model.v1").unlink()
+    loaded = AutoTokenizer.from_pretrained(folder)
+    loaded.add_special_tokens({"eos_token": "<|im_end|>", "additional_special_tokens": ["<|im_start|>"]})
+    loaded.chat_template = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    loaded.save_pretrained(folder)
+    assert rules(folder, "none") == set()
+    assert "ML202" in rules(folder)  # nobody has declared that it is no Mistral layout
 
 
 def test_a_folder_without_a_template_is_not_checked_for_one(folder: Path) -> None:
     (folder / "chat_template.jinja").unlink()
     found = results(folder)
     assert "no chat template" in found["template-bounds"].not_checked
-    assert not any(result.findings for result in found.values())
+    assert [f.rule for result in found.values() for f in result.findings] == ["ML233"]
 
 
 def test_what_must_not_be_opened_is_refused_before_it_is(folder: Path, tmp_path: Path) -> None:

@@ -183,13 +183,16 @@ def test_a_template_without_answers_is_refused(tmp_path: Path) -> None:
     tokenizer.save_pretrained(tmp_path)
     (tmp_path / "chat_template.jinja").write_text("{% for message in messages %}{{ message['content'] }}{% endfor %}")
     with pytest.raises(NoTemplateError, match="no branch for messages of the role assistant"):
-        training_template(tmp_path)
+        training_template(CheckpointTokenizer(tmp_path, "none"))
+    # by its vocabulary it is Mistral's, and so is its template
+    assert training_template(tmp_path) == trained("spm-v3").template
 
 
 def test_a_template_that_has_blocks_is_taken_as_it_is(tmp_path: Path) -> None:
     trained("spm-v3").tokenizer.fast.save_pretrained(tmp_path)
     (tmp_path / "chat_template.jinja").write_text(trained("spm-v3").template)
-    assert training_template(tmp_path) == official_template(CheckpointTokenizer(tmp_path)) == trained("spm-v3").template
+    own = CheckpointTokenizer(tmp_path, "none")
+    assert training_template(own) == official_template(own) == trained("spm-v3").template
 
 
 def test_the_command_writes_the_template(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -784,3 +784,40 @@ def template_without_eos_beside_tekken_alone(artifact: Artifact) -> None:
         (artifact["folder"] / name).unlink()
     template = artifact["template"].replace("{{- eos_token }}", "")
     (artifact["folder"] / "chat_template.jinja").write_text(template)
+
+
+CHATML = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+def _chatml(artifact: Artifact, template: str = CHATML) -> None:
+    """Give the folder a layout of its own, and declare that no Mistral tokenizer applies."""
+    (artifact["folder"] / "tekken.json").unlink()
+    artifact["oracle"] = "none"
+    artifact["template"] = template
+
+
+@mutant("ML226", "N32", says="is followed by '<|im_end|>")
+def chatml_without_its_tokens(artifact: Artifact) -> None:
+    """ChatML is written with a tokenizer that has no such tokens, and EOS is another one."""
+    _chatml(artifact)
+
+
+@mutant("ML226", "N32", says="is followed by ''")
+def own_layout_without_an_end(artifact: Artifact) -> None:
+    """A layout of its own closes no answer."""
+    _chatml(artifact, CHATML.replace("<|im_end|>\n", ""))
+
+
+@mutant("ML226 ML234", says="the prompt of a question ends with")
+def prompt_of_another_layout(artifact: Artifact) -> None:
+    """The prompt opens the answer in another way than the conversation does."""
+    _chatml(artifact, CHATML.replace("<|im_start|>assistant", "<|assistant|>"))
+
+
+@mutant("ML234")
+def heading_in_the_prompt_alone(artifact: Artifact) -> None:
+    """The generation prompt has a heading that no answer has."""
+    artifact["template"] += "{% if add_generation_prompt %}{{ 'Answer:' }}{% endif %}"

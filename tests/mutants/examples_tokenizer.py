@@ -286,3 +286,11 @@ class ML233(Example):
 
     def sound(self, artifact: Artifact) -> None:
         (artifact["folder"] / "chat_template.jinja").write_text(artifact["template"])
+
+
+class ML234(Example):
+    def broken(self, artifact: Artifact) -> None:
+        artifact["template"] += "{% if add_generation_prompt %}{{ 'Answer: ' }}{% endif %}"
+
+    def sound(self, artifact: Artifact) -> None:
+        artifact["template"] += "{% if add_generation_prompt %}{% endif %}"

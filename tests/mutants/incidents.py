@@ -220,6 +220,11 @@ INCIDENTS = (
         "TelecomsXChangeAPi/OpenTextShield#195",
     ),
     Incident(
+        "N32",
+        "ChatML is written with a tokenizer that has no such tokens",
+        "huggingface/trl#3299, huggingface/open-r1#663",
+    ),
+    Incident(
         "N35",
         "Truncation and padding of a training run are saved into tokenizer.json",
         "vllm-project/llm-compressor#2917",

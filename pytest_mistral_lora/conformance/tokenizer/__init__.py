@@ -41,7 +41,8 @@ TRAITS: dict[str, Callable[[TemplateTraits], Iterator[Finding]]] = {
     "template-bounds": template_traits.bounds,
     "template-clock-and-defaults": template_traits.clock_and_defaults,
     "template-drops-nothing": template_traits.dropped_texts,
-    "template-bos-eos": template_traits.rendered_ends,
+    "template-bos-eos": recognised.rendered_ends,
+    "template-prompt": recognised.prompt_is_the_beginning,
     "template-encoded-again": template_traits.encoded_again,
 }
 """Checks of the chat template with the tokenizer."""

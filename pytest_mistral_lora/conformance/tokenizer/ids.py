@@ -14,7 +14,7 @@ from pytest_mistral_lora.checkpoint.tokenizer_folder import GENERATION_CONFIG, M
 from pytest_mistral_lora.checkpoint.weights import embedding_rows
 from pytest_mistral_lora.conformance.finding import Finding, first_findings
 from pytest_mistral_lora.conformance.targets import Target
-from pytest_mistral_lora.conformance.tokenizer.template_traits import oracle_of
+from pytest_mistral_lora.conformance.tokenizer.template_traits import end_ids, oracle_of
 from pytest_mistral_lora.errors import InputError
 
 if TYPE_CHECKING:
@@ -222,7 +222,9 @@ def _named_ids(target: Target, config: dict[str, Any], place: str) -> Iterator[F
                 yield Finding("ML217", f"{key}_token_id {token} is not in the vocabulary", place, f"below {size}")
     if eos & set(given["pad"]) or set(given["pad"]) & set(given["eos"]):
         yield Finding("ML204", f"pad_token_id {given['pad'][0]} is an EOS", place, "another token")
-    other = [token for token in given["eos"] if token not in eos]
+    # a model of another family may stop at several control tokens
+    allowed = eos if oracle else eos | end_ids(target)
+    other = [token for token in given["eos"] if token not in allowed]
     if eos and other:
         yield Finding("ML217", f"eos_token_id {other[0]} is not EOS", place, ", ".join(map(str, sorted(eos))))
     if bos is not None and given["bos"] and given["bos"] != [bos]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.chat.templates.renderer import environment
+from pytest_mistral_lora.checkpoint.tokenizer_folder import GENERATION_CONFIG, MODEL_CONFIG
 from pytest_mistral_lora.conformance.finding import Finding, Result
 from pytest_mistral_lora.conformance.targets import Target
 from pytest_mistral_lora.conformance.template import UNSTEADY
@@ -108,6 +109,7 @@ class TemplateTraits:
         self.template: ChatTemplate = target.template
         self.oracle = oracle_of(target)
         self.place = str(target.tokenizer.path)
+        self.eos_ids: set[int] = end_ids(target)
 
     @property
     def conversation(self) -> str:
@@ -143,6 +145,15 @@ def oracle_of(target: Target) -> Oracle | None:
         return target.oracle
     except TokenizerError:
         return None
+
+
+def end_ids(target: Target) -> set[int]:
+    """Return the ids that end an answer: EOS of the tokenizer, and those at which the folder's model stops."""
+    fast, files = target.tokenizer.fast, target.tokenizer.files
+    stops = files.json(GENERATION_CONFIG).get("eos_token_id", files.json(MODEL_CONFIG).get("eos_token_id"))
+    special = {token for token, added in fast.added_tokens_decoder.items() if added.special}
+    given = {token for token in (stops if isinstance(stops, list) else [stops]) if isinstance(token, int)} & special
+    return {token for token in (*given, fast.eos_token_id) if token is not None}
 
 
 def of_target(target: Target) -> TemplateTraits | Result:
@@ -229,22 +240,6 @@ def dropped_texts(traits: TemplateTraits) -> Iterator[Finding]:
                 found = f"the {message['role']} message {message['content']!r} is left out of {name}"
                 yield traits.finding("ML225", found, "every message, or a refusal", detail=f"rendered: {text!r}")
                 break
-
-
-def rendered_ends(traits: TemplateTraits) -> Iterator[Finding]:
-    """Yield ML226 if a rendered conversation does not begin with the only BOS, or does not end with EOS."""
-    fast, oracle = traits.fast, traits.oracle
-    unset = [name for name in ("bos_token", "eos_token") if getattr(fast, name) is None]
-    used = [name for name in unset if name in traits.template.source]
-    if used:
-        yield traits.finding("ML226", f"the chat template writes {', '.join(used)}, which is not set", "a token")
-    elif oracle is not None:
-        ids = fast(traits.conversation, add_special_tokens=False)["input_ids"]
-        if ids[:1] != [oracle.bos_id] or ids.count(oracle.bos_id) != 1:
-            found = f"a conversation has {ids.count(oracle.bos_id)} BOS and begins with {ids[:1]}"
-            yield traits.finding("ML226", found, f"one BOS ({oracle.bos_id}), at the start")
-        if ids[-1:] != [oracle.eos_id]:
-            yield traits.finding("ML226", f"a conversation ends with {ids[-1:]}", f"EOS ({oracle.eos_id})")
 
 
 def encoded_again(traits: TemplateTraits) -> Iterator[Finding]:
