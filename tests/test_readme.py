@@ -197,6 +197,15 @@ def test_the_outputs_are_those_of_the_commands_of_the_page() -> None:
     assert ["import", "sharegpt.json", "--to", "rows.jsonl"] in command_lines(IMPORT, "mistral-lora")
 
 
+def test_the_python_of_the_import_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_outputs.imported_rows(tmp_path)
+    (tmp_path / "rows.jsonl").unlink()
+    monkeypatch.chdir(tmp_path)
+    [code] = fences(IMPORT, "python")
+    exec(code, {})
+    assert len((tmp_path / "rows.jsonl").read_text("utf-8").splitlines()) == 2
+
+
 @pytest.mark.parametrize(("title", "kinds"), [("Changes", CHANGES), ("Losses", LOSSES)])
 def test_the_page_of_the_import_has_every_kind(title: str, kinds: dict[str, str]) -> None:
     section = IMPORT.partition(f"\n## {title}\n")[2].partition("\n## ")[0]

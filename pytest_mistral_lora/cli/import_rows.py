@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pytest_mistral_lora.chat.formats import FORMATS
 from pytest_mistral_lora.cli.verb import Verbs, add_json_option, add_verb, print_json
+from pytest_mistral_lora.data.report import LOSSES
 from pytest_mistral_lora.errors import EXIT_OK
 
 SUMMARY = "convert ShareGPT, Alpaca, OpenAI, Parquet and other data to rows"
@@ -20,6 +21,7 @@ Axolotl or LLaMA-Factory, or a dataset_info.json.
 
 The report lists each kind of change with its number of rows and the first of them. Parts of a record that a row cannot
 keep are an error, and nothing is written, unless you allow the loss by its name with --lossy."""
+_KINDS = f"The names of losses: {', '.join(LOSSES)}."
 
 
 def add_parser(verbs: Verbs) -> None:
@@ -28,7 +30,7 @@ def add_parser(verbs: Verbs) -> None:
         verbs,
         "import",
         run,
-        description=_DESCRIPTION,
+        description=f"{_DESCRIPTION}\n\n{_KINDS}",
         examples=(
             "mistral-lora import sharegpt.json --to rows.jsonl",
             "mistral-lora import train-*.parquet --to rows.jsonl --lossy rejected",
@@ -46,7 +48,7 @@ def add_parser(verbs: Verbs) -> None:
         action="append",
         default=[],
         metavar="KIND",
-        help="a loss that is allowed, by the name that the error gives it (repeatable)",
+        help="a loss that is allowed, by its name (repeatable)",
     )
     parser.add_argument(
         "--dataset",

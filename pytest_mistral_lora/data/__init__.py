@@ -21,7 +21,7 @@ from pytest_mistral_lora.data.converter import RecordConverter
 from pytest_mistral_lora.data.messages import Layout
 from pytest_mistral_lora.data.report import LOSSES, Report, RowChanges
 from pytest_mistral_lora.errors import InputError, RowError
-from pytest_mistral_lora.records.files import finished_file, inside
+from pytest_mistral_lora.records.files import finished_file, inside, remove_temporaries
 
 _LOOKED_AT = 20
 _SUFFIXES = (".jsonl", ".json", ".ndjson", ".parquet", ".arrow", ".csv", ".tsv", ".gz", ".zst", ".bz2", ".xz")
@@ -110,6 +110,8 @@ def import_rows(
     report = Report(remarks=list(remarks))
     files = [DataFile(source.path, False) for source in sources]
     try:
+        to.parent.mkdir(parents=True, exist_ok=True)
+        remove_temporaries(to)
         with bar(progress, total_bytes(files), "import") as advance, finished_file(to) as file:
             for row in convert(sources, report, lossy=lossy, progress=advance):
                 file.write(f"{json.dumps(row, ensure_ascii=False)}\n".encode())

@@ -73,7 +73,8 @@ class RecordConverter:
             "preference": self._preference,
         }[self.layout.format]()
         for key in {self.layout.keys.get("mark", ""), *_MARKS} & self.data.keys():
-            if self.data[key] is False:
+            # a column of CSV holds text
+            if self.data[key] is False or self.data[key] in ("false", "False"):
                 self.noted.lost("unwanted", key)
                 return None
         declared = {self.layout.keys.get(name, "") for name in _MEDIA}

@@ -96,6 +96,12 @@ CASES: list[tuple[str, Any, Any, dict[str, str]]] = [
     ),
     ("kto good", {"prompt": "u", "completion": "a", "label": True}, GOOD | {"label": True}, {"turns": ""}),
     ("kto bad", {"prompt": "u", "completion": "a", "label": False}, None, {"turns": "", "unwanted": "lost"}),
+    (
+        "kto bad in CSV",
+        {"prompt": "u", "completion": "a", "label": "False"},
+        None,
+        {"turns": "", "unwanted": "lost"},
+    ),
     ("preference", {"prompt": "u", "chosen": "a", "rejected": "b"}, GOOD, {"chosen": "", "rejected": "lost"}),
     (
         "preference whole",
@@ -531,6 +537,17 @@ def test_a_loss_is_an_error_until_it_is_named(tmp_path: Path, capsys: pytest.Cap
     assert "exists already" in capsys.readouterr().err
     assert main(["import", str(path), "--to", str(tmp_path / "b"), "--lossy", "all"]) == 2
     assert "--lossy: unknown kind 'all'; expected one of rejected" in capsys.readouterr().err
+
+
+def test_the_remains_of_a_killed_import_go_and_folders_are_made(tmp_path: Path) -> None:
+    path = written(tmp_path / "a.jsonl", GOOD)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / ".rows.jsonl.abcdefgh").touch()
+    import_rows([Source(path)], tmp_path / "out" / "rows.jsonl")
+    import_rows([Source(path)], tmp_path / "new" / "folder" / "rows.jsonl")
+    assert [one.name for one in (tmp_path / "out").iterdir()] == ["rows.jsonl"]
+    with pytest.raises(InputError, match="cannot be written"):
+        import_rows([Source(path)], path / "rows.jsonl")
 
 
 def test_bad_records_are_left_out_only_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
