@@ -137,12 +137,15 @@ def check_output(recipe: Recipe) -> None:
     if not there.is_dir():
         raise RecipeError(f"{there} is not a folder", place="output", expected="a path at which a folder can be made")
     base = recipe.base.path
-    if base is not None and output.resolve().is_relative_to(base.resolve()):
+    inputs = [*([base] if base else []), *recipe.data.train, *recipe.data.eval]
+    # unlike Path.resolve, this raises nothing for a link that leads to itself
+    real = {path: Path(os.path.realpath(path)) for path in (output, work, *inputs)}
+    if base is not None and real[output].is_relative_to(real[base]):
         raise RecipeError(f"{output} is inside the base {base}", place="output", expected="a folder outside the base")
-    for path in (*([base] if base else []), *recipe.data.train, *recipe.data.eval):
-        if path.resolve().is_relative_to(output.resolve()):
+    for path in inputs:
+        if real[path].is_relative_to(real[output]):
             raise RecipeError(f"{output} holds {path}", place="output", expected="a folder of its own")
-        if path.resolve().is_relative_to(work.resolve()):
+        if real[path].is_relative_to(real[work]):
             found = f"{path} is in {work}, which a finished run removes"
             raise RecipeError(found, place="output", expected="another name, or that file elsewhere")
 

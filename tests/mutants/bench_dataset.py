@@ -230,6 +230,12 @@ def missing_file(artifact: Artifact) -> None:
     (artifact["folder"] / "held-out.jsonl").symlink_to("nowhere")
 
 
+@mutant("ML602", says="Too many levels of symbolic links")
+def link_to_itself(artifact: Artifact) -> None:
+    """The eval file is a link to itself."""
+    (artifact["folder"] / "held-out.jsonl").symlink_to("held-out.jsonl")
+
+
 @mutant("ML602", says="not a regular file")
 def pipe(artifact: Artifact) -> None:
     """The training file is a pipe: it cannot be checked and then trained on."""
@@ -556,6 +562,22 @@ def schema_that_is_missing(artifact: Artifact) -> None:
 def file_in_place_of_the_output(artifact: Artifact) -> None:
     """A file has the name of the output folder."""
     (artifact["folder"] / "out").write_text("")
+
+
+@mutant("ML641", says="is inside the base")
+def output_inside_the_base(artifact: Artifact) -> None:
+    """The output is a folder of the base."""
+    artifact["recipe"]["base"] = {"path": "base", "weights_sha256": "0" * 64}
+    artifact["recipe"]["output"] = "base/out"
+
+
+@mutant("ML641", says="models holds")
+def output_that_holds_the_rows(artifact: Artifact) -> None:
+    """The rows are in the folder that is to be the output."""
+    (artifact["folder"] / "models").mkdir()
+    _write(artifact["folder"] / "models" / "rows.jsonl", artifact["rows"])
+    artifact["recipe"]["data"]["train"] = ["models/rows.jsonl"]
+    artifact["recipe"]["output"] = "models"
 
 
 @mutant("ML641", says="which a finished run removes")
