@@ -17,7 +17,7 @@ _DESCRIPTION = """\
 Convert data to the rows that every other verb reads. The format is recognised by its keys, and the container by its
 bytes: JSON Lines, a JSON array, CSV, TSV, Parquet, Arrow, a folder of `save_to_disk`, each of the texts also compressed
 (gzip, zstd, bzip2, xz) or in UTF-16. SOURCE may also be the configuration that declares your data: a YAML file of
-Axolotl or LLaMA-Factory, or a dataset_info.json.
+TRL, Axolotl or LLaMA-Factory, or a dataset_info.json.
 
 The report lists each kind of change with its number of rows and the first of them. Parts of a record that a row cannot
 keep are an error, and nothing is written, unless you allow the loss by its name with --lossy."""

@@ -1,4 +1,4 @@
-"""The files that a path stands for: a file, a folder, or a configuration of Axolotl or LLaMA-Factory."""
+"""The files that a path stands for: a file, a folder, or a configuration of TRL, Axolotl or LLaMA-Factory."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def declared_sources(path: Path, names: Collection[str] = ()) -> tuple[list[Sour
     """Return the sources that a path stands for, and remarks on the settings of a configuration that are not taken.
 
     Args:
-        path: A data file, a folder, `dataset_info.json`, or a YAML file of Axolotl or LLaMA-Factory.
+        path: A data file, a folder, `dataset_info.json`, or a YAML file of TRL, Axolotl or LLaMA-Factory.
         names: Data sets to take from a `dataset_info.json`; all if it has one.
 
     Raises:
@@ -127,6 +127,9 @@ def _of_yaml(path: Path, names: Collection[str]) -> tuple[list[Source], list[str
         raise InputError(f"is {kind_of(config)}", place=str(path), expected="a configuration of Axolotl")
     if isinstance(config.get("datasets"), list):
         return _of_axolotl(path, config)
+    if isinstance(config.get("dataset_name"), str):
+        # the formats of TRL are recognised by their keys
+        return [Source(file) for file in source_files(_found(path, config["dataset_name"]))], []
     named = config.get("dataset")
     if isinstance(named, str | list):
         wanted = names or (named.split(",") if isinstance(named, str) else named)

@@ -290,6 +290,13 @@ def test_a_training_file_of_llamafactory_leads_to_its_data_sets(tmp_path: Path) 
     assert report.remarks == [f"train_on_prompt: True of {path} is a setting of training, not of rows"]
 
 
+def test_a_configuration_of_trl_leads_to_its_data(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"prompt": "u", "completion": "a"}), "utf-8")
+    path = tmp_path / "sft.yaml"
+    path.write_text("model_name_or_path: x\ndataset_name: rows.jsonl\n", "utf-8")
+    assert rows_of(path)[0] == [GOOD]
+
+
 REFUSED: list[tuple[str, str, str]] = [
     (
         "a.yaml",

@@ -113,6 +113,14 @@ class Recipe(Section):
 Recipe.json_schema = Recipe.model_json_schema()
 
 
+_OTHER_TRAINERS = {
+    "Axolotl": {"base_model", "datasets"},
+    "LLaMA-Factory": {"model_name_or_path", "dataset"},
+    "TRL": {"model_name_or_path", "dataset_name"},
+}
+"""Keys that a configuration of another trainer has, and no recipe."""
+
+
 def load_recipe(path: str | Path) -> Recipe:
     """Read a recipe from a YAML file; its relative paths are relative to the file.
 
@@ -142,6 +150,16 @@ def parse_recipe(
         raise RecipeError(
             f"is a {type(data).__name__}", place=place, expected="a mapping with base, data, training, output"
         )
+    for runner, keys in _OTHER_TRAINERS.items():
+        if keys <= data.keys() and "training" not in data:
+            # none of its keys would be ours: one sentence in place of a fault for each
+            raise RecipeError(
+                f"this is a configuration of {runner}",
+                place=place,
+                expected="a recipe, with base, data, training and output",
+                next_step=f"Judge its rows: mistral-lora audit --runner {runner.lower().replace('-', '')} --config "
+                f"{place} --tokenizer PATH. Convert its data: mistral-lora import {place} --to rows.jsonl",
+            )
     try:
         recipe = Recipe.model_validate(data, context={"folder": folder or Path()})
     except ValidationError as error:
