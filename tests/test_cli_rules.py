@@ -28,7 +28,7 @@ def test_the_example_of_a_row_shows_its_tokens(capsys: Any) -> None:
     out = capsys.readouterr().out
     assert '"content": "Blue."' in out
     assert [line.split() for line in out.splitlines() if line.strip().startswith(">")] == [
-        [">", "11", "2", "'</s>'", "train", "2", "'</s>'", "-100"]
+        [">", "11", "2", "</s>", "train", "11", "2", "</s>", "-100"]
     ]
     assert "$ mistral-lora audit encoded.jsonl" in out
 

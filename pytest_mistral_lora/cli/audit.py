@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -165,13 +166,14 @@ def _verdicts(audit: Audit, args: argparse.Namespace, rows: Sequence[Row]) -> It
     """Yield an audit's verdicts; those of a runner name the rows that it was given, and keys of its configuration."""
     from pytest_mistral_lora.conformance.runner import with_row_places
 
+    if args.runner is None:
+        yield from _verdicts_with_progress(audit)
+        return
+    source = ", ".join(map(str, args.dataset)) or "the packaged rows"
+    fixes = runner_fixes(args.runner)
+    placed = partial(with_row_places, file=audit.path, rows=rows, source=source, fixes=fixes)
     for verdict in _verdicts_with_progress(audit):
-        if args.runner is None:
-            yield verdict
-            continue
-        source = ", ".join(map(str, args.dataset)) or "the packaged rows"
-        given = {"file": audit.path, "rows": rows, "source": source, "fixes": runner_fixes(args.runner)}
-        yield replace(verdict, findings=tuple(with_row_places(found, **given) for found in verdict.findings))
+        yield replace(verdict, findings=tuple(map(placed, verdict.findings)))
 
 
 def _verdicts_with_progress(audit: Audit) -> Iterator[LineVerdict]:

@@ -88,10 +88,11 @@ class Alignment:
         first = last = changed[0]
         for number in changed:
             last = number if number <= min(last + AROUND, first + _MOST_ROWS) else last
-        rows = [("", "token", "expected", "label", "token", "found", "label")]
+        rows: list[tuple[str, ...]] = [("", "token", "expected", "label", "token", "found", "label")]
         for pair in pairs[max(0, first - AROUND) : last + AROUND + 1]:
             sides = zip((self.expected, self.found), pair, strict=True)
-            rows.append((self.mark(pair), *(cell for side, index in sides for cell in self._cells(side, index))))
+            cells = [cell for side, index in sides for cell in self._cells(side, index)]
+            rows.append((self.mark(pair), *cells))
         widths = [max(len(row[column]) for row in rows) for column in range(7)]
         lengths = f"{len(self.expected[0])} tokens expected, {len(self.found[0])} found"
         lines = [f"{lengths}; the first difference is at token {first}"]

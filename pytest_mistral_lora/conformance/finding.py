@@ -165,8 +165,11 @@ class Finding:
         # a file of its own has to be mended on its own; a line, a layer or an index in it is only a place
         path, _, field = re.sub(r":\d+(?=,|$)", ":#", self.place).partition(", ")
         name = "" if self.row else f"{path} {re.sub(r'[0-9]+', '#', field)}"
-        found = re.sub(r"'[^']*[ ][^']*'|\"[^\"]*[ ][^\"]*\"", "'…'", self.found)
-        return f"{self.rule} {name}: {re.sub(r'#(, #)+', '#', re.sub(r'[0-9]+', '#', found))}"
+        # in rows, quotes are texts of this row alone; elsewhere, such as in a configuration, they may name the fault
+        quoted = r"'[^']*'|\"[^\"]*\"" if self.row or ":#" in path else r"'[^']*\s[^']*'|\"[^\"]*\s[^\"]*\""
+        found = re.sub(r"[0-9]+", "#", re.sub(quoted, "'…'", self.found))
+        found = re.sub(r"[\w.#]*\blayers\.#\.[\w.#]+", "layers.#", found)
+        return f"{self.rule} {name}: {re.sub(r'#(, #)+', '#', found)}"
 
     def text(self) -> str:
         """Return the finding for a terminal; the first line starts with the rule's id."""

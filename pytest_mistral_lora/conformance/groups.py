@@ -15,7 +15,7 @@ MOST_NAMES = 1000
 """Names of other findings that a cause keeps; more are counted."""
 MOST_CAUSES = 50
 """FindingGroups of one rule that are kept apart; the findings of more are counted."""
-_MOST_SHOWN = 60
+_MOST_CHARACTERS = 1000
 _FIELDS = tuple(one.name for one in fields(Finding))
 
 
@@ -70,15 +70,15 @@ class FindingGroup:
         finding = self.simplest
         counted = f" ({self.count} findings)" if self.count > 1 else ""
         line = f"{finding.rule} {' '.join(finding.found.split())}"
-        width = None if width is None else max(width, 40)
-        room = None if width is None else width - len(counted)
-        if room is not None and len(line) > room:
+        width = max(width, 40) if width is not None else len(line) + len(counted) + len(finding.place) + 3
+        room = width - len(counted)
+        if len(line) > room:
             # the beginning is the same for every finding of a rule, and the shape tells this one from others
             counted = f" {finding.shape}{counted}" if len(finding.shape) < room // 2 and finding.shape else counted
             return f"{line[: width - len(counted) - 1]}…{counted}"
         # a path is the part that can be missed, its folders first
         places = [finding.place, finding.place.rpartition("/")[2]] if finding.place else []
-        fitting = (f" - {place}" for place in places if room is None or len(line) + len(place) + 3 <= room)
+        fitting = (f" - {place}" for place in places if len(line) + len(place) + 3 <= room)
         return f"{line}{counted}{next(fitting, '')}"
 
     def to_json(self) -> dict[str, Any]:
@@ -135,35 +135,46 @@ def group_findings(records: Iterable[Mapping[str, Any]]) -> FindingGroups:
         several = len(record["findings"]) > 1
         for data in record["findings"]:
             finding = Finding(**{key: data[key] for key in _FIELDS if key in data})
-            causes.add(finding, name, finding.place if several else name)
+            causes.add(finding, name, own_name(finding) if several else name)
     return causes
 
 
+def own_name(finding: Finding) -> str:
+    """Return the name of a finding among others of its check: its line, or else the tensor that it is about."""
+    first = finding.found.partition(" ")[0]
+    return first if "." in first and not re.search(r":\d", finding.place) else finding.place
+
+
 def listed_names(names: Iterable[str]) -> list[str]:
-    """Return names in short: those of one subject or file together, and the numbers of its lines as ranges."""
-    homes: dict[str, dict[str, None]] = {}
+    """Return names in short: those of one subject or file together, the numbers of its lines as ranges, and not all."""
+    homes: dict[str, set[str]] = {}
     for name in names:
         line = re.fullmatch(r"(.+?:)(\d+)(?:, .*)?", name)
         subject, _, case = name.rpartition("::")
         home, last = (line[1], line[2]) if line else (f"{subject}: " if subject else "", case)
-        homes.setdefault(home, {})[last] = None
-    lists, left = [], _MOST_SHOWN
-    for home, unique in homes.items():
-        last = _ranges(unique) if all(one.isdecimal() for one in unique) else sorted(unique)
-        lists += [f"{home}{', '.join(last[:left])}"] if left else []
-        left -= min(left, len(last))
-    more = sum(map(len, homes.values())) - _MOST_SHOWN
-    return lists + ([f"… and {more} more"] if not left and more > 0 else [])
+        homes.setdefault(home, set()).add(last)
+    lists, room, hidden = [], _MOST_CHARACTERS, 0
+    for home, cases in homes.items():
+        numbers = all(one.isdecimal() for one in cases)
+        pieces = _ranges(cases) if numbers else [(name, 1) for name in sorted(cases)]
+        shown = []
+        for piece, count in pieces:
+            hidden += 0 if room > 0 else count
+            shown += [piece] if room > 0 else []
+            room -= len(piece) + 2
+        lists += [f"{home}{', '.join(shown)}"] if shown else []
+    return lists + ([f"… and {hidden} more"] if hidden else [])
 
 
-def _ranges(numbers: Iterable[str]) -> list[str]:
+def _ranges(numbers: Iterable[str]) -> list[tuple[str, int]]:
+    """Return runs of numbers as text, each with its length."""
     runs: list[list[int]] = []
     for number in sorted(map(int, numbers)):
         if runs and number == runs[-1][-1] + 1:
             runs[-1].append(number)
         else:
             runs.append([number])
-    return [str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs]
+    return [(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}", len(run)) for run in runs]
 
 
 def _size(finding: Finding) -> tuple[int, int, int]:

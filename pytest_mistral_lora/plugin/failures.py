@@ -36,7 +36,10 @@ class FailedChecks:
         causes = [one for one in group_findings([data]) if self._fails(one)]
         if causes:
             self._reports.append(report)
-        keys = {one.simplest.cause: one.headline() for one in causes} or {data["not_checked"]: data["not_checked"]}
+        keys = {one.simplest.cause: one.headline() for one in causes}
+        if not causes:  # strict, and not checked; or an error that stopped the check
+            reason = data["not_checked"] or report.longrepr
+            keys = {reason: reason.partition("\n")[0]}
         if all(key in self._first for key in keys):
             lines = [f"{line}\n  same cause as {self._first[key]}" for key, line in keys.items()]
             report.longrepr = "\n".join(lines)

@@ -35,7 +35,7 @@ def test_a_difference_is_shown_token_by_token() -> None:
     [finding] = judge(target, golden, recorded=True).findings
     text = finding.text()
     assert text.startswith("ML004 spm-v3/single.json: the chat template differs from mistral-common: after [INST]:")
-    assert "> 2    2592 '▁What'     -100   3963 'What'      -100" in text
+    assert ">     2  2592 '␣What'     -100       2  3963 'What'      -100" in text
     assert "recorded: mistral-common " in text
     assert "running:  mistral-common " in text
     assert '{"messages": [{"role": "user", "content": "What is the capital of France?"}' in text

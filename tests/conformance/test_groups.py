@@ -13,7 +13,7 @@ from pytest_mistral_lora.chat.difference import controls_shape, text_shape, visi
 from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
 from pytest_mistral_lora.conformance.alignment import Alignment
 from pytest_mistral_lora.conformance.finding import Finding, rest_of_findings
-from pytest_mistral_lora.conformance.groups import MOST_CAUSES, MOST_NAMES, FindingGroups, listed_names
+from pytest_mistral_lora.conformance.groups import MOST_CAUSES, MOST_NAMES, FindingGroups, group_findings, listed_names
 from pytest_mistral_lora.records.goldens import packaged_cases
 
 Sides = tuple[list[int], list[int]]
@@ -162,4 +162,22 @@ def test_a_file_of_any_length_keeps_a_bounded_number_of_findings() -> None:
 def test_names_are_listed_in_short() -> None:
     rows = [f"rows.jsonl:{number}, messages[1].role" for number in (3, 1, 2, 7)]
     assert listed_names(["t::mask::b", *rows, "t::mask::a"]) == ["t::mask: a, b", "rows.jsonl:1-3, 7"]
-    assert listed_names([f"t::mask::{n}x" for n in range(100)])[1:] == ["… and 40 more"]
+    assert listed_names([f"t::mask::{n:03}x" for n in range(400)])[1:] == ["… and 233 more"]
+    assert listed_names([f"rows.jsonl:{n}" for n in range(0, 2000, 2)])[1:] == ["… and 789 more"]
+
+
+def test_one_fault_in_each_tensor_is_one_cause() -> None:
+    names = [f"model.layers.{n}.self_attn.{kind}_proj.lora_B.weight" for n in range(32) for kind in "qkvo"]
+    found = [Finding("ML403", f"{name} is zero: this layer learned nothing", "lora-out/x") for name in names]
+    record = {"nodeid": "mistral-golden::lora-out::adapter::x", "findings": [one.to_json() for one in found]}
+    [cause] = group_findings([record])
+    assert cause.count == 128
+    assert "model.layers.0.self_attn.o_proj.lora_B.weight" in cause.text(120)
+    assert "… and 1" in cause.text(120)
+
+
+def test_texts_of_rows_are_not_part_of_a_cause_and_keys_of_a_file_are() -> None:
+    rows = [Finding("ML624", f"the text has '{text}' as letters", f"rows.jsonl:{text}, x") for text in ("1", "2")]
+    keys = [Finding("ML409", f"target_modules has '{key}'", "adapter_config.json") for key in ("kproj", "vproj")]
+    assert len({one.cause for one in rows}) == 1
+    assert len({one.cause for one in keys}) == 2

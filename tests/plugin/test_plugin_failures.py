@@ -14,6 +14,7 @@ import pytest
 
 from pytest_mistral_lora.chat.oracle import shipped_tokenizer
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
+from pytest_mistral_lora.plugin.failures import FailedChecks
 
 Run = Callable[..., pytest.RunResult]
 CASES = ("astral", "cjk", "hostile-user", "multi-turn", "repeated-text", "single")
@@ -125,6 +126,17 @@ def test_each_check_keeps_its_report(run: Run, pytester: pytest.Pytester) -> Non
         assert text.splitlines()[1] == "  same cause as mistral-golden::model::template::astral"
         assert text.startswith("ML004 the chat template differs from mistral-common: ")
     assert run("--lf").parseoutcomes()["failed"] == len(CASES)
+
+
+def test_errors_without_a_finding_are_the_same_only_if_their_texts_are() -> None:
+    failed = FailedChecks(strict=False)
+    texts = []
+    for case, text in (("a", "no server\n  expected: one"), ("b", "no disk"), ("c", "no server\n  expected: one")):
+        report = pytest.TestReport(f"mistral-golden::{case}", ("", None, ""), {}, "failed", text, "call")
+        vars(report)["mistral_golden"] = {"nodeid": report.nodeid, "findings": [], "not_checked": ""}
+        failed.pytest_runtest_logreport(report)
+        texts.append(report.longrepr)
+    assert texts == ["no server\n  expected: one", "no disk", "no server\n  same cause as mistral-golden::a"]
 
 
 def test_the_user_s_own_failure_keeps_its_place(run: Run, pytester: pytest.Pytester) -> None:

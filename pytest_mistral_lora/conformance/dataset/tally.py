@@ -39,7 +39,7 @@ class BoundedFindings:
         self._total[finding.rule] += 1
         if self.has_room(finding.rule):
             texts = {name: getattr(finding, name) for name in ("found", "place", "expected", "detail")}
-            cut = {name: f"{text[:LONGEST]} …" for name, text in texts.items() if len(text) > LONGEST}
+            cut: dict[str, Any] = {name: f"{text[:LONGEST]} …" for name, text in texts.items() if len(text) > LONGEST}
             self._kept.setdefault(finding.rule, []).append(replace(finding, **cut))
 
     def has_room(self, rule: str) -> bool:
