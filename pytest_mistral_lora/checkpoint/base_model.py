@@ -118,7 +118,8 @@ def weight_files(folder: Path) -> list[Path]:
     """
     files = sorted(folder.glob("model*.safetensors"))
     if not files:
-        raise PinError("no weights", place=str(folder), expected="model.safetensors, or its shards")
+        found = "no weights" if folder.is_dir() else "no such folder"
+        raise PinError(found, place=str(folder), expected="model.safetensors, or its shards")
     return files
 
 

@@ -229,8 +229,8 @@ class AdapterTarget(Target):
         except PinError:
             from pytest_mistral_lora.records.base_location import LocatedBase
 
-            # found before anything asks for it: the recipe's own check reports this base, and none other counts
-            vars(folder)["located_base"] = LocatedBase(None, f"{self.name}::dataset::recipe failed (ML208)")
+            # found before anything asks for it: another check reports this base of the recipe, and none other counts
+            vars(folder)["located_base"] = LocatedBase(None, "the base of its recipe cannot be used (ML208)")
         return folder
 
     @property
