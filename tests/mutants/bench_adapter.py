@@ -51,7 +51,8 @@ class AdapterBench:
         _write_changed(artifact["config"], folder / CONFIG)
         _write_changed(artifact["base_config"], base / "config.json")
         _write_tensors(artifact["tensors"], folder / TENSORS)
-        targets = [AdapterTarget("lora", folder, base=base)]
+        # with its rows, as a recipe's own output: the base's tokenizer is not judged once more
+        targets = [AdapterTarget("lora", folder, base=base, dataset=(trained().rows,))]
         checks = [check for check in collect(targets, settings(folder)) if check.subject == self.subject]
         return [finding for check in checks for finding in check.run().findings]
 
@@ -625,6 +626,7 @@ def configuration_nested_too_deeply(artifact: Artifact) -> None:
 def full_weights_and_half_an_adapter(artifact: Artifact) -> None:
     """The folder holds a full model, and the configuration of an adapter without its tensors."""
     folder = artifact["folder"]
+    artifact["config"]["revision"] = COMMIT  # which the manifest records
     for name in (TENSORS, "manifest.json"):
         (folder / name).unlink()
     copied(artifact["base"], folder / "base")
