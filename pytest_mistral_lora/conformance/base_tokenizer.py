@@ -20,7 +20,7 @@ from pytest_mistral_lora.checkpoint.tokenizer_folder import (
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.conformance.finding import Finding, Result, first_findings, show_difference
 from pytest_mistral_lora.conformance.targets import Target
-from pytest_mistral_lora.errors import NoTemplateError, RowError, TokenizerError
+from pytest_mistral_lora.errors import NoTemplateError, OracleRejection, RowError, TokenizerError
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.records.adapter_folder import AdapterFolder
@@ -63,12 +63,16 @@ def template_result(folder: AdapterFolder) -> Result:
     own, base, missing = _tokenizers(folder)
     if own is None or base is None:
         return Result(not_checked=missing)
-    texts = [_template_text(one.files) for one in (own, base)]
-    if texts[0] is None or texts[1] is None:
-        return Result(not_checked=f"no chat template in {(own if texts[0] is None else base).path}")
-    if _GENERATION.sub("", texts[0]).strip() == _GENERATION.sub("", texts[1]).strip():
+    text, other = (_template_text(one.files) for one in (own, base))
+    if text is None or (other is None and not (base.is_there and base.has_oracle)):
+        return Result(not_checked=f"no chat template in {(own if text is None else base).path}")
+    # a base without a template of its own is used through the one that mistral-common generates
+    generated = other is None
+    other = base.oracle.chat_template() if other is None else other
+    if _GENERATION.sub("", text).strip() == _GENERATION.sub("", other).strip():
         return Result()
-    return Result(tuple(_rendered_findings(own, base, texts[0], texts[1])))
+    judge = _oracle_findings if generated else _rendered_findings
+    return Result(tuple(judge(own, base, text, other)))
 
 
 def base_findings(base: Path) -> Iterator[Finding]:
@@ -168,12 +172,35 @@ def _text_findings(mine: Any, others: Any, place: str) -> Iterator[Finding]:
                 return
 
 
+def _oracle_findings(own: CheckpointTokenizer, base: CheckpointTokenizer, text: str, other: str) -> Iterator[Finding]:
+    """Yield ML442 for the first packaged row that the template writes otherwise than mistral-common encodes it."""
+    from pytest_mistral_lora.chat.templates import ChatTemplate
+    from pytest_mistral_lora.chat.templates.compare import compare
+    from pytest_mistral_lora.records.goldens import packaged_cases
+
+    place, template = _template_place(own), ChatTemplate(base.fast, text)
+    for case in packaged_cases():
+        try:
+            unexplained = compare(case.row, base.oracle, template).unexplained
+        except OracleRejection:
+            continue
+        if unexplained:
+            found = f"the chat template differs from mistral-common: {unexplained}"
+            expected = f"the ids of mistral-common for {base.path}, which has no template of its own"
+            yield Finding("ML442", found, place, expected, row=case.row.to_jsonl())
+            return
+
+
+def _template_place(own: CheckpointTokenizer) -> str:
+    return f"{own.path}/{loaded_place(own.files)}".partition(", ")[0]
+
+
 def _rendered_findings(own: CheckpointTokenizer, base: CheckpointTokenizer, text: str, other: str) -> Iterator[Finding]:
     """Yield ML442 for the first packaged row that the two templates write differently."""
     from pytest_mistral_lora.chat.templates import ChatTemplate
     from pytest_mistral_lora.records.goldens import packaged_cases
 
-    place = f"{own.path}/{loaded_place(own.files)}".partition(", ")[0]
+    place = _template_place(own)
     try:
         # one tokenizer for both: a difference is the template's
         templates = [ChatTemplate(base.fast, source) for source in (text, other)]

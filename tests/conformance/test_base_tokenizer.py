@@ -76,6 +76,12 @@ def test_a_base_with_mistral_s_file_alone_has_the_same_ids(adapter: Path, base: 
     (base / "chat_template.jinja").unlink()
     shutil.copy(shipped_tokenizer("spm-v3"), base / "tokenizer.model.v3")
     assert findings(adapter, base) == []
+    # the base has no template: that of the adapter is held to mistral-common, but for the named deviations
+    file = adapter / "chat_template.jinja"
+    file.write_text("{# mine #}" + file.read_text())
+    assert findings(adapter, base) == []
+    file.write_text(file.read_text().replace("eos_token", "''"))
+    assert [finding.rule for finding in findings(adapter, base)] == ["ML442"]
 
 
 def test_files_that_are_missing_are_no_fault(adapter: Path, base: Path) -> None:
