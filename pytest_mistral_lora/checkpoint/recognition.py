@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -112,7 +113,7 @@ class StoredVocabulary:
         vocabulary = model.get("vocab") if isinstance(model, dict) else None
         if isinstance(vocabulary, list):
             # a Unigram model: its pieces with their scores, in the order of the ids
-            vocabulary = {entry[0]: number for number, entry in enumerate(vocabulary) if isinstance(entry, list)}
+            vocabulary = {str(entry[0]): n for n, entry in enumerate(vocabulary) if isinstance(entry, list) and entry}
         if isinstance(vocabulary, dict):
             numbered = {number: str(piece) for piece, number in vocabulary.items() if isinstance(number, int)}
             kind: Literal["spm", "tekken"] = "spm" if "<0x0A>" in vocabulary else "tekken"
@@ -120,7 +121,7 @@ class StoredVocabulary:
             added = data.get("added_tokens")
             for token in added if isinstance(added, list) else ():
                 if isinstance(token, dict) and isinstance(token.get("id"), int):
-                    tokens[token["id"]] = str(token.get("content")).encode()
+                    tokens[token["id"]] = str(token.get("content")).encode(errors="surrogatepass")
             return cls(kind, tokens, TOKENIZER_JSON)
         if TOKENIZER_JSON in files.names or SPM_MODEL not in files.names or SPM_MODEL in files.faults:
             return None
@@ -246,16 +247,16 @@ def known_choice(text: str, folder: Path = Path()) -> str:
     """
     if text in (*SHIPPED, NO_ORACLE):
         return text
-    path = folder / Path(text).expanduser()
-    if path.is_dir():
-        path = oracle_file(path) or path
-    if not path.is_file():
-        raise TokenizerError(
-            "no Mistral tokenizer file" if path.is_dir() else "no such name and no such file",
-            place=text,
-            expected=f"{', '.join(SHIPPED)}, {NO_ORACLE}, or the path of a tekken.json or tokenizer.model.vN",
-        )
-    return str(path)
+    found, file = "no such name and no such file", None
+    # a name with a NUL, one that is too long, or a user who does not exist
+    with contextlib.suppress(OSError, ValueError, RuntimeError):
+        path = folder / Path(text).expanduser()
+        file = oracle_file(path) if path.exists() else None
+        found = "no Mistral tokenizer file" if path.is_dir() else found
+    if file is None:
+        expected = f"{', '.join(SHIPPED)}, {NO_ORACLE}, or the path of a tekken.json or tokenizer.model.vN"
+        raise TokenizerError(found, place=text, expected=expected)
+    return str(file)
 
 
 def accept_oracle(name: str, files: TokenizerFiles, fast: Any) -> Recognition:
