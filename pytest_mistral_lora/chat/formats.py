@@ -218,9 +218,9 @@ def recognise(record: Any) -> Recognised | None:
         return None
     # a table of many sources pads the keys of the others with null; if no format is left, a null is a fault of its own
     present = {key for key, value in record.items() if value is not None}
-    for keys in (present, record.keys()):
+    for named in (present, record.keys()):
         for find in (_as_preference, _as_conversation, _as_instruction):
-            found = find(record, keys)
+            found = find(record, named)
             if found is not None:
                 return found
     for key, (title, advice) in _NO_TURNS.items():
