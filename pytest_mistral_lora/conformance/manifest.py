@@ -30,6 +30,7 @@ _RULES = {
     "ML705": ("tokenizer", "template"),
     "ML706": ("dataset", "dataset_sha256", "masking"),
     "ML710": ("parent",),
+    "ML711": ("base_config",),
 }
 """Rule of a field by the first part of its name; ML702 for any other."""
 
@@ -48,6 +49,7 @@ def checks(target: AdapterTarget, settings: Settings) -> Iterator[Check]:
         "schema": judged.schema,
         "facts": judged.facts,
         "base": partial(judged.recomputed, "ML703"),
+        "base-config": partial(judged.recomputed, "ML711"),
         "dataset": partial(judged.recomputed, "ML706"),
         "declared": judged.declared,
         "files-listed": judged.files_listed,
@@ -259,13 +261,15 @@ class ManifestChecks:
 
     def _base_findings(self, data: Mapping[str, Any], base: Path) -> Iterator[Finding]:
         config, place = read_config(base), str(base / "config.json")
-        if "sliding_window" in data.get("training", {}):
+        # another configuration than that of training is a finding of its own
+        wrong = {field.name for field in self._fields if field.state == "mismatch"}
+        if "sliding_window" in data.get("training", {}) and "base_config.sliding_window" not in wrong:
             recorded, window = data["training"]["sliding_window"], config.get("sliding_window")
             if recorded != window:
                 expected = f"{recorded}, as {self.folder.manifest_file} says"
                 yield Finding("ML709", f"sliding_window is {window}", place, expected)
         size, rows = data.get("tokenizer", {}).get("vocab_size"), config.get("vocab_size")
-        if isinstance(size, int) and isinstance(rows, int) and size > rows:
+        if isinstance(size, int) and isinstance(rows, int) and size > rows and "base_config.vocab_size" not in wrong:
             found = f"vocab_size is {rows}, and the tokenizer has {size} ids"
             yield Finding("ML709", found, place, "at least as many embeddings as ids")
 

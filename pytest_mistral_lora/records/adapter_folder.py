@@ -172,7 +172,8 @@ class AdapterFolder:
         if self.valid_manifest is not None:
             data = self.valid_manifest.data
             output = str(data.get("recipe", {}).get("output", ""))
-            return RecordedBase(data["base"], data["revision"], data.get("base_weights_sha256"), output)
+            known = (data.get("base_weights_sha256"), output, data.get("base_config"))
+            return RecordedBase(data["base"], data["revision"], *known)
         try:
             name, revision = (self.config.get(key) for key in ("base_model_name_or_path", "revision"))
         except InputError:
@@ -206,12 +207,14 @@ class AdapterFolder:
         A merged model is the base only of an adapter whose recorded hash is that of its weights.
 
         Raises:
-            InputError: If the base is missing, its weights are others, or no hash is recorded and it is a merged model.
+            InputError: If the base is missing, its weights are others, or no hash is recorded and it is a merged model;
+                if its configuration is another.
         """
         recorded, folder = self.recorded_base, self.located_base.require(self.path)
         # a base that the user named is not proven by its location
         weights, of_merged = self.located_base.weights_sha256, AdapterFolder(folder).kind == "merged"
         if weights == recorded.weights_sha256 or (recorded.weights_sha256 is None and not of_merged):
+            recorded.require_config(folder)
             return weights
         found = f"the weights have SHA-256 {weights}"
         if of_merged:

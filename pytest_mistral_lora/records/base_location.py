@@ -1,16 +1,19 @@
-"""The location of an adapter's base: one rule for every command and for the suite."""
+"""The location of an adapter's base, and what of its configuration it is known by: one rule for all commands."""
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
+from pytest_mistral_lora.checkpoint.base_model import read_config
 from pytest_mistral_lora.checkpoint.hub_cache import cached_snapshot
 from pytest_mistral_lora.checkpoint.pins import resolve
-from pytest_mistral_lora.errors import InputError, MistralLoraError
+from pytest_mistral_lora.errors import InputError, MistralLoraError, PinError, one_line
 from pytest_mistral_lora.records.files import base_weights_sha256
 
 _GIVE_BASE = "give its folder with --base (in pytest, with --mistral-base)"
@@ -25,12 +28,29 @@ class RecordedBase:
         revision: Its commit; None for a local base.
         weights_sha256: Hash of its weights; None if none is recorded.
         output: The `output` of the recipe that is recorded beside it; empty if there is none.
+        config: The result of `base_config` in training; None if it is not recorded.
     """
 
     name: str
     revision: str | None = None
     weights_sha256: str | None = None
     output: str = ""
+    config: Mapping[str, Any] | None = None
+
+    def require_config(self, folder: Path) -> None:
+        """Refuse a base whose weights are the recorded ones, and whose configuration computes something else with them.
+
+        Raises:
+            InputError: With the first key of another value; without a recorded configuration, nothing is refused.
+            PinError: As for `base_config`.
+        """
+        for key, recorded, found in config_differences(self.config or {}, base_config(folder) if self.config else {}):
+            raise InputError(
+                f"{key} is {json.dumps(found)}",
+                place=str(folder / "config.json"),
+                expected=f"{json.dumps(recorded)}, with which the adapter was trained",
+                next_step="Give the base as it was in training with --base.",
+            )
 
 
 @dataclass(frozen=True)
@@ -63,6 +83,57 @@ class LocatedBase:
         if self.folder is None:
             raise InputError(self.missing, place=str(place))
         return self.folder
+
+
+_CONFIG_KEYS = (
+    *("model_type", "hidden_act", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
+    *("num_key_value_heads", "head_dim", "rms_norm_eps", "vocab_size", "sliding_window", "layer_types"),
+    *("attention_bias", "mlp_bias", "num_local_experts", "num_experts_per_tok", "bos_token_id", "eos_token_id"),
+)
+_MOST_LAYERS = 1000
+
+
+def base_config(folder: Path) -> dict[str, Any]:
+    """Return the values of a base's `config.json` that decide its numbers, or with which token an answer ends.
+
+    They are in one form for every version of transformers that wrote the file: with its defaults, the rotary embedding
+    as one mapping, and without dtype and version.
+
+    Raises:
+        PinError: If the file is missing, or transformers cannot read it.
+    """
+    from transformers import AutoConfig
+
+    place = str(folder / "config.json")
+    layers = read_config(folder).get("num_hidden_layers", 1)
+    if type(layers) is not int or not 0 < layers <= _MOST_LAYERS:
+        raise PinError(f"num_hidden_layers is {layers!r}"[:200], place=place, expected=f"1 to {_MOST_LAYERS}")
+    try:
+        whole = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        text = whole.get_text_config()
+        found = {key: getattr(text, key) for key in _CONFIG_KEYS if hasattr(text, key)}
+        if found.get("head_dim") is None:
+            found["head_dim"] = found["hidden_size"] // found["num_attention_heads"]
+        # transformers 5 has one mapping for what were two keys before
+        rope = getattr(text, "rope_parameters", None) or {
+            "rope_theta": getattr(text, "rope_theta", None),
+            **(getattr(text, "rope_scaling", None) or {}),
+        }
+        kind = rope.get("rope_type", rope.get("type")) or "default"
+        found["rope"] = {key: one for key, one in rope.items() if key != "type" and one is not None} | {
+            "rope_type": kind
+        }
+        found["tie_word_embeddings"] = bool(whole.tie_word_embeddings)
+        # plain JSON, as the manifest has it: a configuration may hold tuples
+        plain: dict[str, Any] = json.loads(json.dumps(found, sort_keys=True))
+    except Exception as error:  # a value of a wrong type fails anywhere
+        raise PinError(f"transformers cannot read it: {one_line(error)}", place=place) from error
+    return plain
+
+
+def config_differences(recorded: Mapping[str, Any], found: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    """Yield key and both values of each difference; a key that one version of transformers does not have is none."""
+    yield from ((key, recorded[key], found[key]) for key in recorded if key in found and recorded[key] != found[key])
 
 
 def locate_base(

@@ -19,6 +19,7 @@ _GROUP_OF = {
     "base": "base",
     "revision": "base",
     "base_weights_sha256": "base",
+    "base_config": "base",
     "tokenizer": "tokenizer",
     "template": "tokenizer",
     "lora": "lora",

@@ -142,6 +142,7 @@ def _base(folder: AdapterFolder, home: Path) -> dict[str, Any]:
             expected=f"{data['base_weights_sha256']}, as recorded",
             next_step="Give that base with --base.",
         )
+    folder.recorded_base.require_config(found)
     local = {"path": str(found.resolve()), "weights_sha256": weights, "name": data["base"]}
     return local | ({"quantization": written["quantization"]} if "quantization" in written else {})
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from pytest_mistral_lora.records.base_location import base_config
 from pytest_mistral_lora.records.data_stats import removed_counts, token_stats
 from pytest_mistral_lora.records.files import base_weights_sha256, joint_sha256
 from pytest_mistral_lora.training.callbacks import skipped_steps
@@ -78,6 +79,7 @@ def run_facts(
         "base": recipe.base.label,
         "revision": recipe.base.revision,
         "base_weights_sha256": recipe.base.weights_sha256 or base_weights_sha256(base),
+        "base_config": base_config(base),
         "dataset_sha256": joint_sha256([file.sha256 for file in data.files if not file.is_held_out]),
         "seed": recipe.training.seed,
         "dataset": _dataset(recipe, data),

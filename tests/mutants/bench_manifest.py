@@ -349,14 +349,14 @@ def file_that_came_later(artifact: Artifact) -> None:
     (artifact["folder"] / "later.txt").write_text("later")
 
 
-@mutant("ML709", "I57", says="sliding_window is 4096")
+@mutant("ML711", "I57", says="sliding_window is 4096")
 def window_of_the_base_edited(artifact: Artifact) -> None:
     """The base's configuration has an attention window that the run did not have."""
     file = artifact["base"] / "config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "sliding_window": 4096}))
 
 
-@mutant("ML709", "I38", says="vocab_size is 32000")
+@mutant("ML711", "I38", says="vocab_size is 32000")
 def base_with_fewer_embeddings(artifact: Artifact) -> None:
     """The base's configuration has fewer embeddings than the tokenizer has ids."""
     file = artifact["base"] / "config.json"
@@ -401,3 +401,42 @@ def merged_with_other_logits(artifact: Artifact) -> None:
 def merged_with_other_answers(artifact: Artifact) -> None:
     """The merged model gave other answers than base and adapter."""
     artifact["merged_manifest"]["parent"]["greedy_equal"] = False
+
+
+def _configured(artifact: Artifact, **values: object) -> None:
+    """Edit the base's config.json."""
+    file = artifact["base"] / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
+
+
+@mutant("ML711", says="base_config.sliding_window is 4096")
+def window_of_the_base_lost(artifact: Artifact) -> None:
+    """The base's configuration lost its null window, and transformers takes its default."""
+    file = artifact["base"] / "config.json"
+    data = json.loads(file.read_text())
+    del data["sliding_window"]
+    file.write_text(json.dumps(data))
+
+
+@mutant("ML711", says="base_config.rms_norm_eps is 1e-05")
+def epsilon_of_the_base_edited(artifact: Artifact) -> None:
+    """The base has another epsilon than in training."""
+    _configured(artifact, rms_norm_eps=1e-5)
+
+
+@mutant("ML711", says="base_config.hidden_act is gelu")
+def activation_of_the_base_edited(artifact: Artifact) -> None:
+    """The base has another activation than in training."""
+    _configured(artifact, hidden_act="gelu")
+
+
+@mutant("ML711", says="base_config.rope is")
+def rotary_base_edited(artifact: Artifact) -> None:
+    """The base's rotary embedding turns at another rate."""
+    _configured(artifact, rope_parameters={"rope_theta": 1e6 + 1, "rope_type": "default"})
+
+
+@mutant("ML711", says="base_config.eos_token_id is 3")
+def end_of_the_base_edited(artifact: Artifact) -> None:
+    """The base ends with another token than in training."""
+    _configured(artifact, eos_token_id=3)

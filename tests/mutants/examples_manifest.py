@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 from gallery import Artifact, Example
 
 
@@ -88,3 +90,14 @@ class ML710(Example):
 
     def sound(self, artifact: Artifact) -> None:
         artifact["merged_manifest"]["parent"]["greedy_equal"] = True
+
+
+class ML711(Example):
+    def broken(self, artifact: Artifact) -> None:
+        file = artifact["base"] / "config.json"
+        file.write_text(json.dumps({**json.loads(file.read_text()), "rms_norm_eps": 1e-5}))
+
+    def sound(self, artifact: Artifact) -> None:
+        file = artifact["base"] / "config.json"
+        changed = {"dtype": "bfloat16", "transformers_version": "4.51.3", "use_cache": False}
+        file.write_text(json.dumps({**json.loads(file.read_text()), **changed}))

@@ -38,6 +38,12 @@ def test_a_local_base_has_its_weights_hash_in_place_of_a_revision() -> None:
     assert [one.path for one in violations({**without, "revision": None})] == ["$.base_weights_sha256"]
 
 
+def test_the_configuration_of_the_base_is_an_object_that_older_manifests_lack() -> None:
+    assert violations({**adapter(), "base_config": {"rms_norm_eps": 1e-5}}) == []
+    assert [one.path for one in violations({**adapter(), "base_config": {}})] == ["$.base_config"]
+    assert [one.path for one in violations({**adapter(), "base_config": "a" * 64})] == ["$.base_config"]
+
+
 def test_keys_of_your_own_begin_with_x() -> None:
     data = adapter()
     data["x-team"] = {"anything": [1]}
@@ -110,6 +116,7 @@ def test_four_keys_are_version_0_and_are_migrated() -> None:
     assert manifest.data["kind"] == "adapter"
     assert manifest.not_recorded == [
         "base_weights_sha256",
+        "base_config",
         "tokenizer",
         "template",
         "dataset",
