@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 from tiny_runs import CONVERSATIONS, write_rows
 
+from pytest_mistral_lora.errors import InputError
+from pytest_mistral_lora.records.adapter_folder import AdapterFolder
 from pytest_mistral_lora.records.manifest import load
 from pytest_mistral_lora.records.notes import DECISION
 from pytest_mistral_lora.records.verify import FieldCheck, verify
@@ -114,7 +116,20 @@ def test_one_flipped_bit_of_the_base_is_a_mismatch(run: RunResult, folder: Path,
     base = Path(shutil.copytree(run.base_folder, tmp_path / "base"))
     flip_bit(base / "model.safetensors", 1_000_000)
     assert mismatches(verify(folder, base=base)) == {"base_weights_sha256"}
-    assert mismatches(verify(folder, base=tmp_path / "nowhere")) == {"base_weights_sha256"}
+    assert mismatches(verify(folder, base=tmp_path / "nowhere")) == {"base_weights_sha256", "base_config"}
+
+
+def test_the_same_weights_with_another_configuration_are_another_base(
+    run: RunResult, folder: Path, tmp_path: Path
+) -> None:
+    base = Path(shutil.copytree(run.base_folder, tmp_path / "base"))
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 0.5, "use_cache": False}))
+    [field] = [field for field in verify(folder, base=base) if field.state == "mismatch"]
+    assert (field.name, field.found) == ("base_config.rms_norm_eps", 0.5)
+    # smoke and merge ask for the identity, too
+    with pytest.raises(InputError, match=r"rms_norm_eps is 0\.5; expected 1e-06, with which the adapter was trained"):
+        AdapterFolder(folder, base).identity  # noqa: B018
 
 
 def test_one_changed_letter_of_the_dataset_is_a_mismatch(folder: Path, dataset: Path) -> None:

@@ -15,7 +15,7 @@ from pytest_mistral_lora.conformance.adapter import servers as server_checks
 from pytest_mistral_lora.conformance.adapter import weights as weight_checks
 from pytest_mistral_lora.conformance.base_tokenizer import base_findings, template_result, tokenizer_result
 from pytest_mistral_lora.conformance.checks import Check, Settings
-from pytest_mistral_lora.conformance.finding import Finding, Result
+from pytest_mistral_lora.conformance.finding import Finding, Result, first_findings
 from pytest_mistral_lora.conformance.targets import AdapterTarget
 from pytest_mistral_lora.errors import InputError, PinError
 from pytest_mistral_lora.records.adapter_config import CONFIG, PLAIN_STARTS
@@ -27,6 +27,8 @@ _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 _TRAINER_STATE = re.compile(r"(optimizer|scheduler|scaler|training_args|rng_state(_\d+)?)\.\w+")
 _SHARD = re.compile(r"adapter_model-\d+-of-\d+\.safetensors|adapter_model\.safetensors\.index\.json")
 _UNREADABLE = "the files cannot be read: see the check `files`"
+_SHOWN = 1000
+"""Findings of a check that are kept: as many as an adapter has tensors, and fewer than a hostile header's."""
 _LOADABLE = "a file that safetensors loads"
 
 
@@ -187,7 +189,8 @@ class AdapterChecks:
         if self._is_unreadable(self.folder.tensors_file):
             return Result(not_checked=_UNREADABLE)
         try:
-            return Result(tuple(weight_checks.finite_findings(self.folder, self._summaries)))
+            found = list(weight_checks.finite_findings(self.folder, self._summaries))
+            return Result(tuple(first_findings(found, _SHOWN, str(self.folder.tensors_file))))
         except InputError as error:
             return Result((Finding("ML405", error.found, error.place, _LOADABLE),))
 
@@ -197,7 +200,8 @@ class AdapterChecks:
             return Result(not_checked=_UNREADABLE)
         try:
             zeros = weight_checks.trained_findings(self.folder, self._summaries)
-            return Result((*zeros, *effect_checks.movement_findings(self.folder)))
+            found = [*zeros, *effect_checks.movement_findings(self.folder)]
+            return Result(tuple(first_findings(found, _SHOWN, str(self.folder.tensors_file))))
         except InputError:
             return Result(not_checked="the tensors cannot be loaded: see the check `tensors-finite`")
 
