@@ -139,11 +139,7 @@ class AdapterFolder:
         return read_adapter_config(inside(self.path, CONFIG))
 
     def lora_config(self, modules: Sequence[str]) -> Any:
-        """Return PEFT's `LoraConfig` for a base with these modules; PEFT never reads the file itself.
-
-        Raises:
-            InputError: As for `config` and `peft_config`.
-        """
+        """Return the result of `peft_config` for a base with these modules: PEFT never reads the file itself."""
         return peft_config(self.config, modules, str(self.config_file))
 
     @cached_property
@@ -172,8 +168,8 @@ class AdapterFolder:
         if self.valid_manifest is not None:
             data = self.valid_manifest.data
             output = str(data.get("recipe", {}).get("output", ""))
-            known = (data.get("base_weights_sha256"), output, data.get("base_config"))
-            return RecordedBase(data["base"], data["revision"], *known)
+            weights, config = data.get("base_weights_sha256"), data.get("base_config")
+            return RecordedBase(data["base"], data["revision"], weights, output, config)
         try:
             name, revision = (self.config.get(key) for key in ("base_model_name_or_path", "revision"))
         except InputError:
@@ -207,8 +203,7 @@ class AdapterFolder:
         A merged model is the base only of an adapter whose recorded hash is that of its weights.
 
         Raises:
-            InputError: If the base is missing, its weights are others, or no hash is recorded and it is a merged model;
-                if its configuration is another.
+            InputError: If the base is missing or another, or no hash is recorded and it is a merged model.
         """
         recorded, folder = self.recorded_base, self.located_base.require(self.path)
         # a base that the user named is not proven by its location

@@ -44,13 +44,15 @@ class RecordedBase:
             InputError: With the first key of another value; without a recorded configuration, nothing is refused.
             PinError: As for `base_config`.
         """
-        for key, recorded, found in config_differences(self.config or {}, base_config(folder) if self.config else {}):
-            raise InputError(
-                f"{key} is {json.dumps(found)}",
-                place=str(folder / "config.json"),
-                expected=f"{json.dumps(recorded)}, with which the adapter was trained",
-                next_step="Give the base as it was in training with --base.",
-            )
+        now = changed_config(self.config, base_config(folder)) if self.config else {}
+        for key, recorded in (self.config or {}).items():
+            if now[key] != recorded:
+                raise InputError(
+                    f"{key} is {json.dumps(now[key])}",
+                    place=str(folder / "config.json"),
+                    expected=f"{json.dumps(recorded)}, with which the adapter was trained",
+                    next_step="Give the base as it was in training with --base.",
+                )
 
 
 @dataclass(frozen=True)
@@ -131,9 +133,9 @@ def base_config(folder: Path) -> dict[str, Any]:
     return plain
 
 
-def config_differences(recorded: Mapping[str, Any], found: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
-    """Yield key and both values of each difference; a key that one version of transformers does not have is none."""
-    yield from ((key, recorded[key], found[key]) for key in recorded if key in found and recorded[key] != found[key])
+def changed_config(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the recorded values as they are now; a key that this version of transformers does not have is kept."""
+    return {key: now.get(key, value) for key, value in recorded.items()}
 
 
 def locate_base(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +13,7 @@ from pytest_mistral_lora.chat.rows import read_rows
 from pytest_mistral_lora.checkpoint.tokenizers import oracle_file
 from pytest_mistral_lora.errors import MistralLoraError
 from pytest_mistral_lora.records.adapter_folder import AdapterFolder
-from pytest_mistral_lora.records.base_location import LocatedBase, base_config, config_differences
+from pytest_mistral_lora.records.base_location import LocatedBase, base_config, changed_config
 from pytest_mistral_lora.records.data_stats import PROBES, probe_sha256, recount_rows
 from pytest_mistral_lora.records.files import inside, sha256_bytes, sha256_file, sha256_files
 from pytest_mistral_lora.records.manifest import MANIFEST, seal_of
@@ -203,24 +203,17 @@ def _base_fields(data: Mapping[str, Any], base: LocatedBase) -> Iterator[FieldCh
     if base.folder is None or config is None:
         yield unavailable_field("base_config", config, base.missing or "not recorded")
     else:
-        yield from _config_fields(config, base.folder)
+        place = base.folder / "config.json"
+        now = partial(base_config, base.folder)
+        whole = recompute_field("base_config", config, lambda: changed_config(config, now()), place)
+        differing = [key for key in config if isinstance(whole.found, dict) and whole.found[key] != config[key]]
+        for key in differing:
+            yield replace(whole, name=f"base_config.{key}", recorded=config[key], found=whole.found[key])
+        if not differing:
+            yield whole
     file = oracle_file(base.folder) if base.folder is not None else None
     if file is not None and "tokenizer" in data:
         yield recompute_field("tokenizer.sha256", data["tokenizer"]["sha256"], partial(sha256_file, file), file)
-
-
-def _config_fields(recorded: Mapping[str, Any], base: Path) -> Iterator[FieldCheck]:
-    """Yield a field for each key of another value; if there is none, one for all."""
-    place = str(base / "config.json")
-    try:
-        differences = list(config_differences(recorded, base_config(base)))
-    except MistralLoraError as error:
-        yield FieldCheck("base_config", "mismatch", recorded, f"cannot be computed: {error}", place)
-        return
-    for key, before, now in differences:
-        yield FieldCheck(f"base_config.{key}", "mismatch", before, now, place)
-    if not differences:
-        yield FieldCheck("base_config", "match", recorded, recorded, place)
 
 
 def _parent_fields(data: Mapping[str, Any], parent: Path | None) -> Iterator[FieldCheck]:

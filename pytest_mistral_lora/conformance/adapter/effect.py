@@ -49,9 +49,9 @@ def movement_findings(folder: AdapterFolder) -> Iterator[Finding]:
             kinds[f"{match['before']}.*.{match['kind']}"][int(match["block"])] = size
     for kind, sizes in kinds.items():
         for block, size in sizes.items():
-            near = sorted(sizes.keys() - {block}, key=lambda other, block=block: abs(other - block))[:_NEIGHBOURS]
+            nearest = sorted((abs(other - block), other) for other in sizes if other != block)[:_NEIGHBOURS]
             # the upper median: beside a row of layers that did not move, one that did is the measure
-            usual = statistics.median_high([sizes[other] for other in near]) if near else 0.0
+            usual = statistics.median_high([sizes[other] for _, other in nearest]) if nearest else 0.0
             if size < LEAST_OF_NEIGHBOURS * usual:
                 found = f"{kind.replace('*', str(block))} hardly moved: B A is {size:.3g}"
                 yield Finding(
@@ -128,8 +128,9 @@ def part_left(weight: Any, a: Any, b: Any) -> float:
     # B A moves little in training: alike on W0; unlike on W0 - s B0 A0 for OLoRA with s > 1
     if abs(alike) > _ALIKE:
         return 1.0 if alike > 0 else 0.0
-    usual = float(weight.norm()) ** 2 * b.shape[1] / b.shape[0]
-    return float(within.norm()) ** 2 / max(usual, 1e-30)
+    # its squares there, beside those of as many of its directions on average
+    usual = float(weight.square().sum()) * b.shape[1] / b.shape[0]
+    return float(within.square().sum()) / max(usual, 1e-30)
 
 
 def _full_precision(weight: Any, config: Any) -> float:
