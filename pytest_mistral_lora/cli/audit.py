@@ -108,7 +108,8 @@ def run(args: argparse.Namespace) -> int:
     from pytest_mistral_lora.conformance.finding import RULES
 
     with _encoded_rows(args) as (file, rows):
-        audit = Audit(file, CheckpointTokenizer(args.tokenizer, args.oracle).oracle, tuple(args.dataset))
+        oracle = CheckpointTokenizer(args.tokenizer, args.oracle).oracle
+        audit = Audit(file, oracle, tuple(args.dataset), base=args.tokenizer)
         verdicts = _verdicts(audit, args, rows)
         if args.json:
             _run_as_json(audit, verdicts)

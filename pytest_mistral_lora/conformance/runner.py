@@ -103,7 +103,7 @@ def encode_once(target: RunnerTarget, work_folder: Path) -> RunnerRows | RunnerE
     shown = partial(with_row_places, file=file, rows=rows, source=target.name, fixes=fixes)
     verdicts = [
         replace(verdict, findings=tuple(map(shown, verdict.findings)))
-        for verdict in Audit(file, target.oracle).verdicts()
+        for verdict in Audit(file, target.oracle, base=target.tokenizer.path).verdicts()
     ]
     whole = verdicts.pop()
     cases = [] if own else [name for name, _ in named]

@@ -171,7 +171,7 @@ class EncodedTarget(Target):
         """
         from pytest_mistral_lora.conformance.encoded.audit import AuditReport
 
-        return AuditReport.read(self.file, self.oracle, self.dataset)
+        return AuditReport.read(self.file, self.oracle, self.dataset, base=self.tokenizer.path)
 
 
 @dataclass(frozen=True)

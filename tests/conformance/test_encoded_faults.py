@@ -89,9 +89,15 @@ def test_padding_is_no_fault_unless_it_is_trained_on(name: str) -> None:
             mask = _padded([1] * len(case.ids), 0, count, left=left) if masked else None
             quiet = _padded(case.labels, IGNORE_INDEX, count, left=left)
             given_ids = {"input_ids": ids, "attention_mask": mask, "position_ids": None}
-            assert _rules(_line(oracle, [case], labels=quiet, **given_ids)) == set()
+            # the row attends to padding before it, unless a mask or positions that start anew hide it
+            attended = {"ML519"} if left and not masked else set()
+            assert _rules(_line(oracle, [case], labels=quiet, **given_ids)) == attended
+            anew = {"position_ids": (*range(count), *range(len(case.ids)))} if left else {}
+            assert _rules(_line(oracle, [case], labels=quiet, **given_ids | anew)) == set()
+            ones = given_ids | {"attention_mask": (1,) * len(ids)}
+            assert _rules(_line(oracle, [case], labels=quiet, **ones)) == ({"ML519"} if left else set())
             loud = _padded(case.labels, token, count, left=left)
-            expected = {"ML510"} if masked or token != oracle.eos_id or count > 1 else {"ML510", "ML522"}
+            expected = {"ML510"} if masked or token != oracle.eos_id or count > 1 else {"ML510", "ML522", "ML553"}
             assert _rules(_line(oracle, [case], labels=loud, **given_ids)) & expected
 
     law()
@@ -150,6 +156,10 @@ def test_packed_rows_are_split_back_and_each_fault_is_found(name: str) -> None:
         assert _rules(_line(oracle, cases, attention_mask=(1,) * length)) == {"ML513"}
         numbers = tuple(n + 1 for n, case in enumerate(cases) for _ in case.ids)
         assert _rules(_line(oracle, cases, attention_mask=numbers)) == set()
+        run_on = {"attention_mask": numbers, "position_ids": tuple(range(length))}
+        assert _rules(_line(oracle, cases, **run_on)) == {"ML518"}
+        assert _rules(_line(oracle, cases, **run_on | {"position_ids": None})) == {"ML518"}
+        _numbers_that_are_off(oracle, cases, numbers, Random(seed))
         boundary = len(cases[0].ids)
         labels = (*line.labels[:boundary], line.input_ids[boundary], *line.labels[boundary + 1 :])
         assert _rules(_line(oracle, cases, labels=labels)) == {"ML514"}
@@ -157,6 +167,18 @@ def test_packed_rows_are_split_back_and_each_fault_is_found(name: str) -> None:
         _a_fault_in_one(oracle, cases, Random(seed))
 
     law()
+
+
+def _numbers_that_are_off(oracle: Oracle, cases: list[Case], numbers: tuple[int, ...], chance: Random) -> None:
+    one = chance.randrange(1, len(cases))
+    edge = numbers.index(one + 1)
+    moved = list(numbers)
+    for by in range(edge, min(edge + chance.randint(1, 3), len(numbers))):
+        moved[by] = one
+    merged = [number - (number > one) for number in numbers]
+    for wrong in (moved, [numbers[-1]] * len(numbers), merged, [len(cases) + 1 - number for number in numbers]):
+        if max(wrong) > 1:
+            assert _rules(_line(oracle, cases, attention_mask=tuple(wrong))) == {"ML517"}, wrong
 
 
 def _conversations_lost_or_moved(oracle: Oracle, cases: list[Case]) -> None:

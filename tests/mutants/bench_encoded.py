@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import unicodedata
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -153,7 +154,8 @@ def _label(artifact: Artifact, row: int, change: Callable[[int, int, int], int])
     line["labels"] = [change(n, *pair) for n, pair in enumerate(zip(line["input_ids"], line["labels"], strict=True))]
 
 
-def _pad(line: Data, token: int, *, count: int = 3, left: bool = False, label: int = -100, mask: bool = True) -> None:
+def pad(line: Data, token: int, *, count: int = 3, left: bool = False, label: int = -100, mask: bool = True) -> None:
+    """Pad a line, with a mask or without."""
     length = len(line["input_ids"])
     for key, value in (("input_ids", token), ("labels", label)):
         line[key] = [value] * count + line[key] if left else line[key] + [value] * count
@@ -167,7 +169,7 @@ def _pad(line: Data, token: int, *, count: int = 3, left: bool = False, label: i
 @mutant("ML546", "I01", says="the EOS of turn 1 is masked")
 def pad_is_eos(artifact: Artifact) -> None:
     """The collator masks the pad id, which is also EOS, so it masks the EOS of each answer."""
-    _pad(artifact["lines"][0], 2)
+    pad(artifact["lines"][0], 2)
     _label(artifact, 0, lambda n, token, label: -100 if token == 2 else label)
 
 
@@ -559,13 +561,13 @@ def foreign_row(artifact: Artifact) -> None:
 @mutant("ML510", "I01")
 def padding_trained(artifact: Artifact) -> None:
     """The labels are a copy of the padded ids."""
-    _pad(artifact["lines"][0], 2, label=2)
+    pad(artifact["lines"][0], 2, label=2)
 
 
-@mutant("ML510")
+@mutant("ML510 ML519")
 def padding_trained_without_a_mask(artifact: Artifact) -> None:
     """As before at the left, and no attention mask says which tokens are padding."""
-    _pad(artifact["lines"][0], 0, left=True, label=0, mask=False)
+    pad(artifact["lines"][0], 0, left=True, label=0, mask=False)
 
 
 @mutant("ML511")
@@ -634,3 +636,233 @@ def packed_eos_masked(artifact: Artifact) -> None:
     """The EOS of each answer in a sequence is masked."""
     line = artifact["packed"][0]
     line["labels"] = [-100 if label == 2 else label for label in line["labels"]]
+
+
+def number_conversations(artifact: Artifact) -> list[int]:
+    """Give the first packed sequence a mask with a number for each conversation, and return it."""
+    line = artifact["packed"][0]
+    starts = [n for n, position in enumerate(line["position_ids"]) if position == 0]
+    line["attention_mask"] = [sum(start <= n for start in starts) for n in range(len(line["input_ids"]))]
+    mask: list[int] = line["attention_mask"]
+    return mask
+
+
+@mutant("ML517", "N06", says="has the numbers 1 and 2, cut at token")
+def numbers_change_a_token_too_early(artifact: Artifact) -> None:
+    """The lengths of the conversations were counted before BOS was added."""
+    mask = number_conversations(artifact)
+    mask[:] = [*mask[1:], mask[-1]]
+
+
+@mutant("ML517", "N06", says="conversation 1 has the numbers 1 and 2")
+def numbers_change_a_token_too_late(artifact: Artifact) -> None:
+    """The lengths of the conversations are one too long."""
+    mask = number_conversations(artifact)
+    mask[:] = [mask[0], *mask[:-1]]
+
+
+@mutant("ML517", "N06", says="conversations 1 and 2 share the number 2")
+def two_conversations_share_a_number(artifact: Artifact) -> None:
+    """The last two conversations have one number, and see each other."""
+    mask = number_conversations(artifact)
+    mask[:] = [min(number, 2) for number in mask]
+
+
+@mutant("ML517", "N06", says="has the number 2, after 3")
+def numbers_go_down(artifact: Artifact) -> None:
+    """The numbers go down, and kernels count the lengths of the conversations by going up."""
+    mask = number_conversations(artifact)
+    mask[:] = [4 - number for number in mask]
+
+
+@mutant("ML517", "N06", says="conversation 0 has the numbers 1 and 2")
+def numbers_cut_a_single_row(artifact: Artifact) -> None:
+    """A row that is not packed is cut in two by its mask."""
+    line = artifact["lines"][0]
+    line["attention_mask"] = [1] * 10 + [2] * (len(line["input_ids"]) - 10)
+
+
+@mutant("ML518", "N04", says="plain RoPE is assumed")
+def positions_run_on_under_numbers(artifact: Artifact) -> None:
+    """The mask keeps the conversations apart, and positions run on."""
+    line = artifact["packed"][0]
+    number_conversations(artifact)
+    line["position_ids"] = list(range(len(line["input_ids"])))
+
+
+@mutant("ML518", "N04", says="no position_ids, under a mask")
+def no_positions_under_numbers(artifact: Artifact) -> None:
+    """The mask keeps the conversations apart, and there are no positions: the model counts through."""
+    number_conversations(artifact)
+    del artifact["packed"][0]["position_ids"]
+
+
+@mutant("ML512", says="position 0 at token 5")
+def position_jumps_under_numbers(artifact: Artifact) -> None:
+    """The mask keeps the conversations apart, and positions start anew within one."""
+    line = artifact["packed"][0]
+    number_conversations(artifact)
+    line["position_ids"] = [n if n < 5 else n - 5 for n in range(len(line["input_ids"]))]
+
+
+@mutant("ML519", "N07", says="the attention mask does not hide them")
+def left_padding_under_a_mask_of_ones(artifact: Artifact) -> None:
+    """Padding stands on the left, and the mask is 1 everywhere."""
+    line = artifact["lines"][0]
+    pad(line, 0, left=True, mask=False)
+    line["attention_mask"] = [1] * len(line["input_ids"])
+
+
+@mutant("ML519", "N07", says="no attention mask hides them")
+def left_padding_without_a_mask(artifact: Artifact) -> None:
+    """Padding stands on the left, and there is no mask."""
+    pad(artifact["lines"][0], 2, left=True, mask=False)
+
+
+@mutant("ML552", "N27", says="with the id 2, the first at")
+def mask_of_ids_hides_eos(artifact: Artifact) -> None:
+    """Pad is EOS, and the mask is made of the ids: it hides each EOS."""
+    line = artifact["lines"][0]
+    pad(line, 2)
+    line["attention_mask"] = [int(token != 2) for token in line["input_ids"]]
+
+
+@mutant("ML552 ML546", "N27", says="the attention mask hides 2 tokens of the row")
+def mask_and_labels_of_ids_hide_eos(artifact: Artifact) -> None:
+    """As before without padding, and the labels are made of the mask."""
+    line = artifact["lines"][0]
+    line["attention_mask"] = [int(token != 2) for token in line["input_ids"]]
+    _label(artifact, 0, lambda n, token, label: -100 if token == 2 else label)
+
+
+@mutant("ML552", "N27", says="the attention mask hides 1 tokens of the row with the id 1")
+def mask_hides_bos(artifact: Artifact) -> None:
+    """The mask is one to the right, and hides BOS."""
+    artifact["lines"][0]["attention_mask"] = [0] + [1] * (len(artifact["lines"][0]["input_ids"]) - 1)
+
+
+@mutant("ML553", "N20", says="a second </s> stands behind an answer's own")
+def closed_twice(artifact: Artifact) -> None:
+    """The template closes the conversation with EOS, and the trainer adds one."""
+    for key in ("input_ids", "labels"):
+        artifact["lines"][0][key].append(2)
+
+
+@mutant("ML553", "N20", says="a second </s> stands behind an answer's own")
+def each_answer_closed_twice(artifact: Artifact) -> None:
+    """Each answer has one EOS more, which is not trained on."""
+    line = artifact["lines"][0]
+    for at in [n + 1 for n, token in enumerate(line["input_ids"]) if token == 2][::-1]:
+        line["input_ids"].insert(at, 2)
+        line["labels"].insert(at, -100)
+
+
+@mutant("ML553", "N21", says="an answer of nothing but </s> stands after [/TOOL_RESULTS]")
+def empty_answer_after_a_tool_result(artifact: Artifact) -> None:
+    """A converter puts an empty answer between a tool result and the answer."""
+    line = artifact["lines"][1]
+    at = line["input_ids"].index(9) + 1
+    line["input_ids"].insert(at, 2)
+    line["labels"].insert(at, -100)
+
+
+@mutant("ML526", "N28", says="stands in an [INST] of its own")
+def system_in_a_turn_of_its_own(artifact: Artifact) -> None:
+    """The template writes the system prompt as a user turn without an answer, with spaces around."""
+    line = artifact["lines"][0]
+    plain = encode({"messages": line["messages"][1:]})
+    block = [3, *encode_text(" Be brief. "), 4]
+    line["input_ids"] = [1, *block, *plain["input_ids"][1:]]
+    line["labels"] = [-100, *[-100] * len(block), *plain["labels"][1:]]
+
+
+@mutant("ML555", "N16", says="2 turns of calls in place of 1")
+def parallel_calls_one_by_one(artifact: Artifact) -> None:
+    """Each call of a message is written as a turn of its own."""
+    line = artifact["lines"][1]
+    second = copy.deepcopy(CALL) | {"id": "secondone"}
+    line["messages"][1]["tool_calls"] = [CALL, second]
+    line["messages"].insert(3, {"role": "tool", "tool_call_id": "secondone", "content": "21"})
+    artifact["dataset"][1]["messages"] = line["messages"]
+    line.update(encode(line))
+    call = [5, *encode_text(' [{"name": "weather", "arguments": {"city": "Rome"}, "id": "secondone"}]'), 2]
+    at = line["input_ids"].index(2) + 1
+    for key in ("input_ids", "labels"):
+        line[key][at:at] = call
+
+
+def tool_row(artifact: Artifact, text: str = "Where?") -> Data:
+    """The row with a tool, whose parameters have keys in no order of the alphabet and a text."""
+    line: Data = artifact["lines"][1]
+    schema = {"type": "object", "properties": {"unit": {"type": "string"}, "city": {"description": text}}}
+    tool = {"type": "function", "function": {"name": "weather", "parameters": schema}}
+    line["tools"] = artifact["dataset"][1]["tools"] = [tool]
+    line.update(encode(line))
+    return line
+
+
+def _change_tool(line: Data, change: Callable[[str], str]) -> None:
+    """Encode the tool of a line as another text."""
+    ids = line["input_ids"]
+    start, end = ids.index(6) + 1, ids.index(7)
+    text = encode_text(change(_oracle().decode(ids[start:end])))
+    line["input_ids"][start:end] = text
+    line["labels"][start:end] = [-100] * len(text)
+
+
+@mutant("ML556", "N14", says="after [AVAILABLE_TOOLS]: \\u00fc is there for a letter")
+def tools_in_ascii(artifact: Artifact) -> None:
+    """The template writes tools with json.dumps, which escapes what is not ASCII."""
+    _change_tool(tool_row(artifact, "Zürich?"), lambda text: text.replace("ü", "\\u00fc"))
+
+
+@mutant("ML557", "N72", says="the key 'type' stands elsewhere")
+def keys_of_a_tool_sorted(artifact: Artifact) -> None:
+    """The template sorts the keys of the tools."""
+    _change_tool(tool_row(artifact), lambda text: json.dumps(json.loads(text), sort_keys=True))
+
+
+@mutant("ML505", "N72", says="tools or arguments have other nulls or another key order")
+def messages_with_sorted_keys(artifact: Artifact) -> None:
+    """A table format sorted the keys of the tools before the rows were encoded."""
+    line = tool_row(artifact)
+    line["tools"] = json.loads(json.dumps(line["tools"], sort_keys=True))
+    line.update(encode(line))
+
+
+@mutant("ML558", "N13", says="null at $.day, which the tool does not take")
+def arguments_padded_in_the_row(artifact: Artifact) -> None:
+    """A table format gave the call the column of another row, and ids and messages have it both."""
+    line = tool_row(artifact)
+    call = copy.deepcopy(CALL)
+    call["function"]["arguments"]["day"] = None
+    line["messages"][1]["tool_calls"] = [call]
+    artifact["dataset"][1] = {key: line[key] for key in ("messages", "tools")}
+    line.update(encode(line))
+
+
+def change_texts(artifact: Artifact, texts: list[str], change: Callable[[str], str]) -> None:
+    """Give the last row other texts, and the ids of changed ones."""
+    line = artifact["lines"][3]
+    roles = ("user", "assistant")
+    line["messages"] = [{"role": role, "content": text} for role, text in zip(roles, texts, strict=True)]
+    artifact["dataset"][3]["messages"] = line["messages"]
+    line.update(encode({"messages": [{**one, "content": change(one["content"])} for one in line["messages"]]}))
+
+
+@mutant("ML554", "N73", says="U+0007")
+def control_character_lost(artifact: Artifact) -> None:
+    """A filter removed a control character from every text of a row."""
+    change_texts(artifact, ["Ring the\x07 bell", "Ding\x07."], lambda text: text.replace("\x07", ""))
+
+
+@mutant("ML554", "N73", says="brought into the form NFC")
+def text_composed(artifact: Artifact) -> None:
+    """A normaliser of the tokenizer composes letters."""
+    change_texts(artifact, ["Un cafe\u0301", "Voila\u0300."], lambda text: unicodedata.normalize("NFC", text))
+
+
+@mutant("ML556", "N14", says="is there for a letter")
+def texts_in_ascii(artifact: Artifact) -> None:
+    """Texts went through json.dumps before they were encoded, and an emoji became two escapes."""
+    change_texts(artifact, ["Rain? 🌧", "Été 🌧"], lambda text: json.dumps(text)[1:-1])

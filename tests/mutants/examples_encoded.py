@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bench_encoded as bench
 from bench_encoded import encode, encode_text, encode_with, pack, render
 from gallery import Artifact, Example
 
@@ -319,3 +320,96 @@ class ML551(EncodedExample):
     def broken(self, artifact: Artifact) -> None:
         last = max(n for n, label in enumerate(artifact["lines"][0]["labels"]) if label == -100)
         artifact["lines"][0]["labels"][:last] = [-100] * last
+
+
+class ML517(EncodedExample):
+    def broken(self, artifact: Artifact) -> None:
+        bench.numbers_change_a_token_too_late.change(artifact)
+
+    def sound(self, artifact: Artifact) -> None:
+        # gaps are no fault, nor is padding behind, nor one number for a row that is not packed
+        mask = bench.number_conversations(artifact)
+        mask[:] = [2 * number for number in mask]
+        bench.pad(artifact["packed"][0], 0, mask=False)
+        artifact["packed"][0]["attention_mask"] += [0] * 3
+        artifact["packed"][0]["position_ids"] += [0] * 3
+        artifact["lines"][0]["attention_mask"] = [3] * len(artifact["lines"][0]["input_ids"])
+
+
+class ML518(EncodedExample):
+    def broken(self, artifact: Artifact) -> None:
+        bench.positions_run_on_under_numbers.change(artifact)
+
+    def sound(self, artifact: Artifact) -> None:
+        bench.number_conversations(artifact)
+
+
+class ML519(EncodedExample):
+    def broken(self, artifact: Artifact) -> None:
+        bench.left_padding_under_a_mask_of_ones.change(artifact)
+
+    def sound(self, artifact: Artifact) -> None:
+        bench.pad(artifact["lines"][0], 0, left=True)
+        # padding behind the row is never attended to, and positions that start anew keep padding out
+        bench.pad(artifact["lines"][1], 2, mask=False)
+        line = artifact["lines"][2]
+        bench.pad(line, 2, left=True, mask=False)
+        line["position_ids"] = [*range(3), *range(len(line["input_ids"]) - 3)]
+
+
+class ML552(EncodedExample):
+    def broken(self, artifact: Artifact) -> None:
+        bench.mask_of_ids_hides_eos.change(artifact)
+
+    def sound(self, artifact: Artifact) -> None:
+        bench.pad(artifact["lines"][0], 2)
+
+
+class ML553(EncodedExample):
+    def broken(self, artifact: Artifact) -> None:
+        bench.closed_twice.change(artifact)
+
+    def sound(self, artifact: Artifact) -> None:
+        # not trained on, it is padding with EOS
+        bench.pad(artifact["lines"][0], 2, count=1)
+
+
+class ML554(EncodedExample):
+    def broken(self, artifact: Artifact) -> None:
+        bench.control_character_lost.change(artifact)
+
+    def sound(self, artifact: Artifact) -> None:
+        bench.change_texts(artifact, ["Ring the\x07 bell", "Voila\u0300\x07."], str)
+
+
+class ML555(EncodedExample):
+    def broken(self, artifact: Artifact) -> None:
+        bench.parallel_calls_one_by_one.change(artifact)
+
+    def sound(self, artifact: Artifact) -> None:
+        bench.parallel_calls_one_by_one.change(artifact)
+        artifact["lines"][1].update(encode(artifact["lines"][1]))
+
+
+class ML556(EncodedExample):
+    def broken(self, artifact: Artifact) -> None:
+        bench.tools_in_ascii.change(artifact)
+
+    def sound(self, artifact: Artifact) -> None:
+        bench.tool_row(artifact, "Zürich, or \\u00fc?")
+
+
+class ML557(EncodedExample):
+    def broken(self, artifact: Artifact) -> None:
+        bench.keys_of_a_tool_sorted.change(artifact)
+
+    def sound(self, artifact: Artifact) -> None:
+        bench.tool_row(artifact)
+
+
+class ML558(EncodedExample):
+    def broken(self, artifact: Artifact) -> None:
+        bench.arguments_padded_in_the_row.change(artifact)
+
+    def sound(self, artifact: Artifact) -> None:
+        bench.tool_row(artifact)

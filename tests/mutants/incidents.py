@@ -209,11 +209,18 @@ INCIDENTS = (
     Incident(
         "I61", "An adapter is merged twice, or with another scale", "verl-project/verl#1821, huggingface/peft#2502"
     ),
+    Incident("N04", "Packed rows with a mask of numbers and positions that run on", "hiyouga/LLaMA-Factory#7318"),
+    Incident("N06", "The mask of a packed sequence is cut at wrong places", "meta-pytorch/torchforge#546"),
+    Incident("N07", "Padding on the left is attended to", "NVIDIA-NeMo/Automodel#3704"),
     Incident(
         "N13",
         "Arrow pads arguments with the columns of other tools, filled with null",
         "modelscope/ms-swift#10125, axolotl-ai-cloud/axolotl#3136",
     ),
+    Incident("N14", "JSON with ASCII escapes in the ids", "theroyallab/tabbyAPI#459, microsoft/autogen#7730"),
+    Incident("N16", "Parallel calls are rendered one by one", "THUDM/slime#2263"),
+    Incident("N20", "The template closes the conversation with an EOS more", "huggingface/trl#5526"),
+    Incident("N21", "An empty answer is put between tool and user", "NousResearch/hermes-agent#99155"),
     Incident(
         "N26",
         "Held-out rows are trained on, but for a space, case or punctuation",
@@ -229,6 +236,11 @@ INCIDENTS = (
         "Truncation and padding of a training run are saved into tokenizer.json",
         "vllm-project/llm-compressor#2917",
     ),
+        "N27",
+        "Pad is EOS, and the mask of ids hides every EOS from attention",
+        "huggingface/trl#3091, huggingface/open-r1#663",
+    ),
+    Incident("N28", "The system prompt stands in an [INST] of its own", "pytorch/torchtune, models/mistral"),
     Incident(
         "N54",
         "Thoughts are written as letters for a base with thinking tokens",
@@ -274,5 +286,7 @@ INCIDENTS = (
     ),
     Incident("N71", "A merged model is called tied, and a server drops its head", "vllm-project/vllm#51063"),
     Incident("N46", "The chat template beside the adapter is not the base's", "OpenRLHF/OpenRLHF#1069"),
+    Incident("N72", "The keys of tools are sorted on the way to the ids", "mistralai/mistral-common, instruct.py"),
+    Incident("N73", "A normaliser or a filter changes characters", "huggingface/transformers#42591"),
 )
 """Every incident, by id."""

@@ -27,6 +27,10 @@ PACKING_CLASSES: Mapping[str, str] = {
     "ML514": "packed-boundary-trained",
     "ML515": "packed-conversation-lost",
     "ML516": "packed-order",
+    "ML517": "packed-mask-numbers",
+    "ML518": "positions-run-on",
+    "ML519": "padding-attended",
+    "ML552": "token-hidden",
 }
 """Padding, and several conversations in one sequence."""
 
@@ -47,6 +51,12 @@ ID_CLASSES: Mapping[str, str] = {
     "ML533": "turns",
     "ML534": "text-changed",
     "ML535": "other-conversation",
+    "ML553": "eos-surplus",
+    "ML554": "character-changed",
+    "ML555": "calls-split",
+    "ML556": "ascii-escapes",
+    "ML557": "key-order",
+    "ML558": "arguments-padded",
 }
 """`input_ids` against mistral-common's."""
 

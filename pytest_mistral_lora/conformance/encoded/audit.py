@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +13,7 @@ from pytest_mistral_lora.chat.encoded import IGNORE_INDEX
 from pytest_mistral_lora.chat.oracle import Oracle
 from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.conformance.checks import Check, Settings
+from pytest_mistral_lora.conformance.dataset.tool_use import call_findings
 from pytest_mistral_lora.conformance.encoded import (
     CLASSES,
     FILE_CLASSES,
@@ -23,6 +24,7 @@ from pytest_mistral_lora.conformance.encoded import (
     TEXT_CLASSES,
 )
 from pytest_mistral_lora.conformance.encoded.file_faults import AnswerBalance, SourceTracker
+from pytest_mistral_lora.conformance.encoded.isolation import PositionScaling
 from pytest_mistral_lora.conformance.encoded.lines import EncodedLine, scan_lines
 from pytest_mistral_lora.conformance.encoded.packing import EncodedLineComparison
 from pytest_mistral_lora.conformance.finding import Finding, Result, rest_of_findings
@@ -78,16 +80,26 @@ class Audit:
         supervised: Tokens of them that are trained on.
         packed: Lines that hold several conversations.
         errors: Lines that cannot be read, the first thousand.
+        scaling: The model's use of positions.
     """
 
-    def __init__(self, path: Path, oracle: Oracle, dataset: tuple[Path, ...] = ()) -> None:
+    def __init__(
+        self,
+        path: Path,
+        oracle: Oracle,
+        dataset: tuple[Path, ...] = (),
+        *,
+        base: Path | None = None,
+    ) -> None:
         """Prepare the audit.
 
         Args:
             path: The encoded-rows file.
             oracle: Mistral's own tokenization.
             dataset: The chat JSONL files that the rows come from, in order; empty if you do not have them.
+            base: The checkpoint folder, whose `config.json` tells the use of positions; None for the tokenizer's.
         """
+        self.scaling = PositionScaling.of_folder(base or oracle.path)
         self.path = path
         self.states: Counter[State] = Counter()
         self.counts: Counter[str] = Counter()
@@ -141,8 +153,11 @@ class Audit:
         except OracleRejection as error:
             findings.append(Finding("ML507", error.found, error.place, error.expected, row=line.rows[0].to_jsonl()))
             return LineVerdict(line.index, line.place, "not judged", tuple(findings))
-        comparison = EncodedLineComparison(line, expected, self._oracle)
+        comparison = EncodedLineComparison(line, expected, self._oracle, self.scaling)
         of_tokens = list(comparison.findings())
+        for row in line.rows:
+            padded = (finding for finding in call_findings(row) if finding.rule == "ML623")
+            findings += (replace(finding, rule="ML558", row=row.to_jsonl()) for finding in padded)
         self.tokens += len(comparison.padding.real)
         self.supervised += sum(label != IGNORE_INDEX for label in line.labels)
         # The answers of a sound row are on both sides, and a row with another fault is reported for that.
@@ -214,13 +229,15 @@ class AuditReport:
     kept: dict[str, list[Finding]] = field(default_factory=dict)
 
     @classmethod
-    def read(cls, path: Path, oracle: Oracle, dataset: tuple[Path, ...] = ()) -> AuditReport:
+    def read(
+        cls, path: Path, oracle: Oracle, dataset: tuple[Path, ...] = (), *, base: Path | None = None
+    ) -> AuditReport:
         """Audit a file.
 
         Raises:
             InputError: If it cannot be opened.
         """
-        report = cls(Audit(path, oracle, dataset))
+        report = cls(Audit(path, oracle, dataset, base=base))
         for verdict in report.audit.verdicts():
             for finding in verdict.findings:
                 kept = report.kept.setdefault(finding.rule, [])
@@ -251,5 +268,9 @@ def _run_check(target: EncodedTarget, case: str, rules: Collection[str]) -> Resu
     # without a judged row these checks would pass on nothing
     if not findings and not judged and case in _OF_ROWS:
         return Result(not_checked="no row of the file can be judged")
+    if not findings and states.total() == report.audit.counts["ML501"]:
+        return Result(not_checked="no line of the file can be read: see the check `file`")
     facts = {"rows": states.total(), "judged": judged, "wrong": states["wrong"], "packed": report.audit.packed}
+    if case == "packing":
+        facts["positions"] = report.audit.scaling.key or report.audit.scaling.source
     return Result(findings, facts=tuple(facts.items()))

@@ -140,10 +140,12 @@ class LinePadding:
     Attributes:
         real: Indices of the row's own tokens, in order.
         padded: Indices of the padding.
+        hidden: Indices of the row's own tokens that the attention mask hides.
     """
 
     real: Ids
     padded: Ids = ()
+    hidden: Ids = ()
 
     def faults(self, line: EncodedLine) -> Iterator[EncodingFault]:
         """Yield the rules that the padding of the line breaks."""
@@ -155,6 +157,28 @@ class LinePadding:
         if trained:
             found = f"{len(trained)} of {len(self.padded)} padding tokens are trained on, the first at {trained[0]}"
             yield EncodingFault("ML510", found, "-100")
+        if self.hidden:
+            tokens = {line.input_ids[n] for n in self.hidden}
+            named = f"with the id {tokens.pop()}" if len(tokens) == 1 else f"with {len(tokens)} ids"
+            found = (
+                f"the attention mask hides {len(self.hidden)} tokens of the row {named}, the first at {self.hidden[0]}"
+            )
+            yield EncodingFault("ML552", found, "1 at each token of the row")
+        yield from self._seen_padding(line)
+
+    def _seen_padding(self, line: EncodedLine) -> Iterator[EncodingFault]:
+        """Yield a fault if the row attends to padding before it; that behind it is never attended to."""
+        before = [n for n in self.padded if self.real and n < self.real[0]]
+        mask, positions = line.attention_mask, line.position_ids
+        if mask is not None:
+            own = {mask[n] for n in self.real}
+            before = [n for n in before if mask[n] in own - {0}]
+        elif positions is not None and self.real and positions[self.real[0]] == 0:
+            return  # without a mask, positions that start anew begin a sequence of their own
+        if before:
+            given = "no attention mask hides them" if mask is None else "the attention mask does not hide them"
+            found = f"{len(before)} padding tokens stand before the row, and {given}"
+            yield EncodingFault("ML519", found, "an attention_mask of 0 at padding")
 
 
 def find_padding(line: EncodedLine, expected: Ids, oracle: Oracle) -> LinePadding:
@@ -167,16 +191,19 @@ def find_padding(line: EncodedLine, expected: Ids, oracle: Oracle) -> LinePaddin
     """
     ids, mask = line.input_ids, line.attention_mask
     # Many collators write a mask of ones, or none at all: a mask without a zero does not prove that nothing is padded.
+    pads = {token for token, literal in oracle.control_tokens.items() if literal in _PADS} | {oracle.unk_id}
+    exact = [] if ids == expected else _padding_of_sound_row(line, expected, pads, oracle)
+    hidden: list[int] = []
     if mask is not None and 0 in mask:
-        padded = [n for n in range(len(ids)) if mask[n] == 0]
-    elif ids == expected:
-        padded = []
+        zeros = [n for n in range(len(ids)) if mask[n] == 0]
+        padded = zeros
+        # a mask that was made of the ids hides each token of the row that has the id of padding
+        if exact is not None and tuple(ids[n] for n in range(len(ids)) if mask[n]) != expected:
+            padded, hidden = exact, sorted(set(zeros).difference(exact))
     else:
-        pads = {token for token, literal in oracle.control_tokens.items() if literal in _PADS} | {oracle.unk_id}
-        exact = _padding_of_sound_row(line, expected, pads, oracle)
-        padded = exact if exact is not None else _padding_of_other_row(ids, pads, oracle)
+        padded = exact if exact is not None else _padding_of_other_row(line, pads, oracle)
     real = set(range(len(ids))).difference(padded)
-    return LinePadding(tuple(sorted(real)), tuple(padded))
+    return LinePadding(tuple(sorted(real)), tuple(padded), tuple(hidden))
 
 
 def _padding_of_sound_row(line: EncodedLine, expected: Ids, pads: set[int], oracle: Oracle) -> list[int] | None:
@@ -201,13 +228,16 @@ def _padding_of_sound_row(line: EncodedLine, expected: Ids, pads: set[int], orac
     return inside if tuple(token for token in ids if token not in pads) == expected else None
 
 
-def _padding_of_other_row(ids: Ids, pads: set[int], oracle: Oracle) -> list[int]:
+def _padding_of_other_row(line: EncodedLine, pads: set[int], oracle: Oracle) -> list[int]:
     """Return the runs of a pad token, or of EOS, at the ends of a row whose own tokens have faults."""
-    pads = pads | {oracle.eos_id}
+    pads, ids = pads | {oracle.eos_id}, line.input_ids
     left = next((n for n, token in enumerate(ids) if token not in pads or token != ids[0]), len(ids))
     right = next((n for n, token in enumerate(reversed(ids)) if token not in pads or token != ids[-1]), len(ids))
     if right and ids[-1] == oracle.eos_id:
         right -= 1  # the last answer's own
+        # one more that is trained on is an EOS too many, and not padding
+        if right == 1 and line.labels[len(ids) - 1 : len(ids)] == (oracle.eos_id,):
+            right = 0
     if left and ids[0] == oracle.eos_id and (left == len(ids) or ids[left] != oracle.bos_id):
         left = 0  # a row that was cut at the start may begin with EOS
     return [*range(min(left, len(ids) - right)), *range(len(ids) - right, len(ids))]

@@ -11,12 +11,16 @@ from itertools import pairwise
 from pytest_mistral_lora.chat.encoded import IGNORE_INDEX, EncodedRow
 from pytest_mistral_lora.chat.oracle import Oracle
 from pytest_mistral_lora.conformance.encoded import EncodingFault
+from pytest_mistral_lora.conformance.encoded.isolation import (
+    PLAIN_ROPE,
+    PositionScaling,
+    Stretch,
+    isolation_faults,
+    number_faults,
+)
 from pytest_mistral_lora.conformance.encoded.lines import EncodedLine, Ids, LinePadding, find_padding
 from pytest_mistral_lora.conformance.encoded.row_faults import EncodedRowComparison
 from pytest_mistral_lora.conformance.finding import Finding
-
-Stretch = tuple[int, int]
-"""First token of a conversation in a packed sequence, and one past its last."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,30 +108,6 @@ def order_faults(matches: Sequence[ConversationMatch], count: int) -> Iterator[E
         yield EncodingFault("ML516", "the conversations stand in another order than they are listed")
 
 
-def isolation_faults(
-    stretches: Sequence[Stretch], positions: Ids | None, attention_mask: Ids | None
-) -> Iterator[EncodingFault]:
-    """Yield the reasons why the conversations of a sequence can attend to each other.
-
-    Args:
-        stretches: The stretch of each conversation, in real tokens.
-        positions: Position ids of the real tokens, or None.
-        attention_mask: Attention mask of the whole line, or None; a number for each conversation keeps them apart.
-    """
-    # transformers looks at position_ids that restart only if it is given no mask (huggingface/trl#3526)
-    if len(stretches) > 1 and attention_mask is not None and max(attention_mask, default=0) < 2:
-        expected = "none, so that position_ids keep them apart"
-        yield EncodingFault("ML513", "an attention mask of ones is given", expected)
-    if positions is None:
-        if len(stretches) > 1:
-            yield EncodingFault("ML512", "no position_ids", "position_ids that start at 0 for each conversation")
-        return
-    wanted = [n - start for start, end in stretches for n in range(start, end)]
-    wrong = next((n for n, (a, b) in enumerate(zip(positions, wanted, strict=True)) if a != b), None)
-    if wrong is not None:
-        yield EncodingFault("ML512", f"position {positions[wrong]} at token {wrong}", str(wanted[wrong]))
-
-
 @dataclass(frozen=True)
 class EncodedLineComparison:
     """A line with mistral-common's encoding of each of its conversations.
@@ -136,11 +116,13 @@ class EncodedLineComparison:
         line: The line.
         expected: mistral-common's encoding of each conversation.
         oracle: Mistral's own tokenization.
+        scaling: The model's use of positions.
     """
 
     line: EncodedLine
     expected: Sequence[EncodedRow]
     oracle: Oracle
+    scaling: PositionScaling = PLAIN_ROPE
 
     @cached_property
     def padding(self) -> LinePadding:
@@ -166,16 +148,22 @@ class EncodedLineComparison:
     def findings(self) -> Iterator[Finding]:
         """Yield the findings of the line: padding first, then packing, then each conversation's ids and labels."""
         yield from self._place_faults(self.padding.faults(self.line))
-        given = self.line.position_ids
-        positions = None if given is None else tuple(given[n] for n in self.padding.real)
+        positions, mask = (
+            None if given is None else tuple(given[n] for n in self.padding.real)
+            for given in (self.line.position_ids, self.line.attention_mask)
+        )
         if not self.comparable:
             found = f"{len(self.line.labels)} labels for {len(self.line.input_ids)} tokens"
             yield from self._place_faults([EncodingFault("ML540", found, "one label for each token")])
             if not self.line.packed:
                 yield from self._compare(0, (0, len(self.ids)), ()).id_findings()
         elif self.line.packed:
-            yield from self._packed_findings(positions)
+            yield from self._packed_findings(positions, mask)
         else:
+            yield from self._place_faults(number_faults([(0, len(self.ids))], mask or ()))
+            if positions and positions[0] and self.scaling.matters(positions):
+                found = f"position {positions[0]} at token 0; the model scales by the position ({self.scaling.key})"
+                yield from self._place_faults([EncodingFault("ML512", found, "0")])
             # only jumps matter in a single conversation: rotary positions are relative, so any start will do
             for n, (before, after) in enumerate(pairwise(positions or ()), start=1):
                 if after != before + 1:
@@ -184,12 +172,12 @@ class EncodedLineComparison:
                     break
             yield from self._compare(0, (0, len(self.ids)), self.labels).findings()
 
-    def _packed_findings(self, positions: Ids | None) -> Iterator[Finding]:
+    def _packed_findings(self, positions: Ids | None, mask: Ids | None) -> Iterator[Finding]:
         wanted = [encoded.input_ids for encoded in self.expected]
         stretches = split_conversations(self.ids, wanted, positions, self.oracle)
         matches = match_conversations(self.ids, stretches, wanted)
         yield from self._place_faults(order_faults(matches, len(wanted)))
-        yield from self._place_faults(isolation_faults(stretches, positions, self.line.attention_mask))
+        yield from self._place_faults(isolation_faults(stretches, positions, mask, self.scaling))
         labels = list(self.labels)
         for start, _ in stretches[1:]:
             if self.ids[start] == self.oracle.bos_id and labels[start] != IGNORE_INDEX:

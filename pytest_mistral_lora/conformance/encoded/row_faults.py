@@ -14,12 +14,9 @@ from pytest_mistral_lora.conformance.alignment import Alignment
 from pytest_mistral_lora.conformance.encoded import EncodingFault
 from pytest_mistral_lora.conformance.encoded.label_faults import label_faults
 from pytest_mistral_lora.conformance.encoded.lines import Ids
-from pytest_mistral_lora.conformance.encoded.text_faults import (
-    TextComparison,
-    decode_text,
-    split_at_markers,
-    without_spaces,
-)
+from pytest_mistral_lora.conformance.encoded.marked_text import decode_text, split_at_markers
+from pytest_mistral_lora.conformance.encoded.reasons import is_same_conversation
+from pytest_mistral_lora.conformance.encoded.text_faults import TextComparison
 from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.errors import MistralLoraError, and_more
 
@@ -92,11 +89,10 @@ def _content_faults(row: Row, expected: Ids, ids: Ids, oracle: Oracle) -> list[E
     if len(rest) < len(row.messages) and _ids_of(replace(row, messages=rest), oracle) == ids:
         return [EncodingFault("ML525", "the system prompt is not there")]
     found, wanted = split_at_markers(ids, oracle), split_at_markers(expected, oracle)
-    spelled = without_spaces("".join(part.spelled for part in found))
-    texts = [without_spaces(text_of(message.get("content"))) for message in row.messages if message["role"] != "tool"]
+    texts = [text_of(message.get("content")) for message in row.messages if message["role"] != "tool"]
     names = [call["function"]["name"] for message in row.messages for call in message.get("tool_calls") or ()]
     own = [text for text in (*texts, *names) if text]
-    if own and not any(text in spelled for text in own):
+    if own and not is_same_conversation(own, "".join(part.spelled for part in found)):
         text = decode_text(ids, oracle).strip()
         excerpt = repr(text[:60] + ("…" if len(text) > 60 else ""))
         return [EncodingFault("ML535", f"it says {excerpt}, and no text of the row")]

@@ -1,4 +1,4 @@
-"""Ids as control tokens with the texts between them, and the class of a difference between two such lists.
+"""The class of a difference between two lists of control tokens with the texts between them.
 
 A trainer's ids rarely differ by a token alone: a template leaves out a block, puts the system prompt elsewhere or trims
 a text. So both sides are cut at their control tokens, aligned by these, and each difference is named by the control
@@ -7,129 +7,23 @@ tokens and texts in it.
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from difflib import SequenceMatcher
+from dataclasses import dataclass
 from functools import cached_property
-from itertools import groupby, pairwise
+from itertools import pairwise
 
-from pytest_mistral_lora.chat.oracle import Oracle
 from pytest_mistral_lora.chat.rows import Row, text_of
 from pytest_mistral_lora.conformance.encoded import EncodingFault
+from pytest_mistral_lora.conformance.encoded.marked_text import MarkedText, diff_parts, without_spaces
+from pytest_mistral_lora.conformance.encoded.reasons import split_calls, surplus_eos, text_reason
 
-WINDOW = 300
-"""Parts that are compared: enough for a class, and few enough for a row of thousands of turns."""
-
-_V1_MARKER = re.compile(r"(\[/?INST\])")
 _TOOLS = (
     *("[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]", "[TOOL_CALLS]", "[ARGS]", "[CALL_ID]"),
     *("[TOOL_RESULTS]", "[/TOOL_RESULTS]", "[TOOL_CONTENT]"),
 )
 _SYSTEM = ("[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]")
 _USER = ("[INST]", *_SYSTEM, "")
-
-
-@dataclass(frozen=True, slots=True)
-class MarkedText:
-    """A control token and the text up to the next one.
-
-    Attributes:
-        marker: The control token as it is written; empty for a text at the start.
-        text: The text, decoded.
-        ids: The text's ids; empty for v1, whose `[INST]` is itself text.
-    """
-
-    marker: str
-    text: str
-    ids: tuple[int, ...] = ()
-
-    @property
-    def spelled(self) -> str:
-        """The whole part as text."""
-        return self.marker + self.text
-
-
-def decode_text(ids: Sequence[int], oracle: Oracle) -> str:
-    """Return the text of ids, with the leading space that SentencePiece drops at the start of a text."""
-    # "a" keeps the decoder from taking the first space of the ids for the one that it puts before every text
-    before = oracle.encode_text("a")
-    return oracle.decode([*before, *ids]).removeprefix("a") if ids else ""
-
-
-def split_at_markers(ids: Sequence[int], oracle: Oracle) -> list[MarkedText]:
-    """Return ids as control tokens and texts; ids outside the vocabulary are not allowed."""
-    # no text encodes to <unk>, so it parts texts like a control token
-    markers = {oracle.unk_id: "<unk>", **oracle.control_tokens}
-    parts = [MarkedText("", "")]
-    for is_marker, group in groupby(ids, markers.__contains__):
-        run = tuple(group)
-        if is_marker:
-            parts += [MarkedText(markers[token], "") for token in run]
-        elif oracle.version == "v1":
-            # v1 has no control tokens but BOS and EOS: [INST] and [/INST] are spelled in the text
-            before = parts.pop()
-            first, *rest = _V1_MARKER.split(decode_text(run, oracle))
-            parts.append(MarkedText(before.marker, first))
-            parts += [MarkedText(*pair) for pair in zip(rest[::2], rest[1::2], strict=True)]
-        else:
-            parts.append(MarkedText(parts.pop().marker, decode_text(run, oracle), run))
-    return parts if parts[0] != MarkedText("", "") else parts[1:]
-
-
-@dataclass(frozen=True, slots=True)
-class Hunk:
-    """A run of parts that differ.
-
-    Attributes:
-        expected: The expected parts.
-        found: The parts found in their place.
-        pairs: Parts of equal markers that stand for one another.
-        missing: Expected parts without a counterpart, in runs.
-        surplus: Found parts without a counterpart, in runs.
-    """
-
-    expected: tuple[MarkedText, ...]
-    found: tuple[MarkedText, ...]
-    pairs: list[tuple[MarkedText, MarkedText]] = field(default_factory=list)
-    missing: list[tuple[MarkedText, ...]] = field(default_factory=list)
-    surplus: list[tuple[MarkedText, ...]] = field(default_factory=list)
-
-
-def diff_parts(expected: Sequence[MarkedText], found: Sequence[MarkedText]) -> list[Hunk]:
-    """Return the differences of two lists of parts; the parts of each difference are matched by their markers.
-
-    Of long lists only the first `WINDOW` parts from the first difference on are compared.
-    """
-    # most faults leave the structure as it is, and need no alignment
-    if [part.marker for part in expected] == [part.marker for part in found]:
-        differing = [(one, two) for one, two in zip(expected, found, strict=True) if one != two]
-        return [Hunk((one,), (two,), [(one, two)]) for one, two in differing[:WINDOW]]
-    start = next((n for n, (a, b) in enumerate(zip(expected, found, strict=False)) if a != b), 0)
-    one, two = expected[start : start + WINDOW], found[start : start + WINDOW]
-    codes = [code for code in SequenceMatcher(None, one, two, autojunk=False).get_opcodes() if code[0] != "equal"]
-    if len(codes) > 1 and max(len(expected), len(found)) - start > WINDOW and codes[-1][2] == len(one):
-        codes.pop()  # the end of the window makes it, not the row
-    hunks = []
-    for _, *bounds in codes:
-        a, b, c, d = bounds
-        hunk = Hunk(tuple(one[a:b]), tuple(two[c:d]))
-        markers = [part.marker for part in hunk.expected], [part.marker for part in hunk.found]
-        for tag, a, b, c, d in SequenceMatcher(None, *markers, autojunk=False).get_opcodes():
-            if tag == "equal":
-                pairs = zip(hunk.expected[a:b], hunk.found[c:d], strict=True)
-                hunk.pairs.extend(pair for pair in pairs if pair[0] != pair[1])
-                continue
-            hunk.missing.extend([hunk.expected[a:b]] if a < b else [])
-            hunk.surplus.extend([hunk.found[c:d]] if c < d else [])
-        hunks.append(hunk)
-    return hunks
-
-
-def without_spaces(text: str) -> str:
-    """Return a text without its whitespace, and without the sign that SentencePiece decodes to a space."""
-    return "".join(text.replace("▁", " ").split())
 
 
 def _joined(parts: Sequence[MarkedText]) -> str:
@@ -158,7 +52,20 @@ class TextComparison:
         if written:
             yield EncodingFault("ML524", f"{', '.join(sorted(written))} is there as text, not as control token")
             return
-        for hunk in diff_parts(self.expected, self.found):
+        several = any(len(message.get("tool_calls") or ()) > 1 for message in self.row.messages)
+        if several and (turns := split_calls(*([part.marker for part in side] for side in self._sides))):
+            found = f"calls of one turn are turns of their own: {turns[1]} turns of calls in place of {turns[0]}"
+            yield EncodingFault("ML555", found, "the calls of a message in one turn, closed by one </s>")
+            return
+        found_parts = list(self.found)
+        for prompt in self._prompts:
+            own = [n for n, part in enumerate(found_parts) if part.marker == "[INST]" and part.text.strip() == prompt]
+            if own and not any(part.text.strip() == prompt for part in self.expected):
+                yield EncodingFault("ML526", f"the system prompt {prompt[:60]!r} stands in an [INST] of its own")
+                # with the marker behind it: the rest of the row is compared without them
+                closes = own[0] + 1 < len(found_parts) and found_parts[own[0] + 1].spelled.strip() == "[/INST]"
+                del found_parts[own[0] : own[0] + 1 + closes]
+        for hunk in diff_parts(self.expected, found_parts):
             spelled = ["".join(part.spelled for part in side) for side in (hunk.expected, hunk.found)]
             # the same characters with more control tokens: a tokenizer found them in a text
             if without_spaces(spelled[0]) == without_spaces(spelled[1]) and hunk.surplus:
@@ -173,6 +80,10 @@ class TextComparison:
                 continue
             for expected, found in hunk.pairs:
                 yield from self._pair_faults(expected, found)
+
+    @property
+    def _sides(self) -> tuple[Sequence[MarkedText], Sequence[MarkedText]]:
+        return self.expected, self.found
 
     def _extra_text(self, marker: str) -> int:
         """Return how much more often a control token is spelled in the found texts than in the expected ones."""
@@ -218,7 +129,9 @@ class TextComparison:
                     yield EncodingFault("ML527", found)
             elif marker in ("<s>", "</s>"):
                 found = f"a {marker} is there that does not belong there"
-                yield EncodingFault("ML521" if marker == "<s>" else "ML522", found)
+                if marker == "</s>":
+                    found = surplus_eos(*([(part.marker, part.text) for part in side] for side in self._sides))
+                yield EncodingFault("ML521" if marker == "<s>" else "ML553", found)
             else:
                 yield self._turn_fault(marker, "is there once too often: a turn more, or one that is cut in two")
 
@@ -241,6 +154,8 @@ class TextComparison:
         has_own_whitespace = any(text in want for text in own)
         if want == have:
             yield EncodingFault("ML532", f"{after}: the text is right, and its ids are others")
+        elif reason := text_reason(want, have, after):
+            yield reason
         elif want.strip() == have.strip():
             yield EncodingFault("ML529" if has_own_whitespace else "ML528", shown)
         # the text of a tool's result is the row's own; calls and tools are written by the template
