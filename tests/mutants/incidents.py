@@ -236,6 +236,7 @@ INCIDENTS = (
         "Truncation and padding of a training run are saved into tokenizer.json",
         "vllm-project/llm-compressor#2917",
     ),
+    Incident(
         "N27",
         "Pad is EOS, and the mask of ids hides every EOS from attention",
         "huggingface/trl#3091, huggingface/open-r1#663",
