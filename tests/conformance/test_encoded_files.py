@@ -327,15 +327,20 @@ def test_the_checks_of_a_file_share_one_pass_and_part_its_findings(
     assert dict(results["ids"].facts) == {"rows": 4, "judged": 4, "wrong": 2, "packed": 0}
 
 
-def test_a_file_of_which_nothing_can_be_judged_is_not_checked(write: Write, target: Target) -> None:
-    results = dict(_judge(write(["{"]), target))
-    assert [finding.rule for finding in results["file"].findings] == ["ML501"]
-    assert {case for case, result in results.items() if result.not_checked} == {
-        "ids",
-        "labels",
-        "packing",
-        "supervised-text",
-    }
+@pytest.mark.parametrize("lines", [["{"], [], ["", "  "], ["{", "[]", "3"]])
+def test_a_file_of_which_nothing_can_be_judged_is_not_checked(lines: list[str], write: Write, target: Target) -> None:
+    results = dict(_judge(write(lines), target))
+    assert {finding.rule for finding in results["file"].findings} == {"ML501"}
+    assert {case for case, result in results.items() if result.not_checked} == set(CASES) - {"file"}
+
+
+def test_rows_that_were_all_refused_by_the_trainer_are_dropped_and_nothing_else_is_judged(
+    lines: list[Data], write: Write, target: Target
+) -> None:
+    refused = [{"row": n, "messages": line["messages"], "error": "no"} for n, line in enumerate(lines)]
+    results = dict(_judge(write(refused), target))
+    assert {finding.rule for finding in results["rows-complete"].findings} == {"ML502"}
+    assert {"ids", "labels", "packing"} <= {case for case, result in results.items() if result.not_checked}
 
 
 def test_a_row_that_mistral_common_refuses_is_not_judged(lines: list[Data], write: Write, target: Target) -> None:
