@@ -109,7 +109,7 @@ def every_eos_missing(case: Case) -> Encoding | None:
     return [case.ids[n] for n in kept], [case.labels[n] for n in kept]
 
 
-@fault("522")
+@fault("553")
 def eos_after_the_user(case: Case) -> Encoding | None:
     if case.oracle.version == "v1":
         return None
