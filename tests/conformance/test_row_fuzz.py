@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from pytest_mistral_lora.conformance.dataset.foreign_text import sign_findings
 from pytest_mistral_lora.conformance.dataset.likeness import row_likeness
 from pytest_mistral_lora.conformance.dataset.tool_use import call_findings
 from pytest_mistral_lora.conformance.encoded.audit import Audit
-from pytest_mistral_lora.errors import RowError
+from pytest_mistral_lora.errors import InputError, RowError
 
 FEW = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 CALL = {"id": "abcdefghi", "type": "function", "function": {"name": "f", "arguments": {"b": 1, "a": None}}}
@@ -61,7 +62,7 @@ def damaged(data: st.DataObject, sound: dict[str, Any]) -> Any:
             continue
         kind = data.draw(st.sampled_from(["replace", "replace", "remove", "rename"]))
         if kind == "replace" or (last not in range(len(parent)) and isinstance(parent, list)):
-            parent[last] = data.draw(ODD)
+            parent[last] = copy.deepcopy(data.draw(ODD))
         elif kind == "remove":
             del parent[last]
         elif isinstance(parent, dict):
@@ -127,8 +128,10 @@ def test_a_damaged_encoded_row_is_judged_or_unreadable(
     source.write_text(json.dumps({key: ROW[key] for key in ("messages", "tools")}) + "\n")
     for dataset in ((), (source,)):
         audit = Audit(file, oracle, dataset)
-        for verdict in audit.verdicts():
-            assert all(str(file) in finding.place and finding.text() for finding in verdict.findings)
+        # bytes that begin like another format, such as UTF-16, are refused as a whole
+        with suppress(InputError):
+            for verdict in audit.verdicts():
+                assert all(str(file) in finding.place and finding.text() for finding in verdict.findings)
         json.dumps(audit.summary())
 
 
@@ -138,7 +141,10 @@ def test_damaged_bytes_are_rows_or_errors(tmp_path_factory: pytest.TempPathFacto
     text = json.dumps(ROW).encode()
     file: Path = tmp_path_factory.getbasetemp() / "noise.jsonl"
     file.write_bytes(text[:at] + noise + text[at:] + b"\n" + text)
-    found = list(scan_rows(file))
-    assert found
+    try:
+        found = list(scan_rows(file))
+    except InputError as error:
+        found = [RowError(error.found, place=error.place)]
+    else:
+        assert isinstance(found[-1], Row)
     assert all(isinstance(one, Row | RowError) for one in found)
-    assert isinstance(found[-1], Row)
