@@ -16,9 +16,8 @@ from pytest_mistral_lora.checkpoint.encoder import make_encoder
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.conformance.checks import Settings
 from pytest_mistral_lora.conformance.dataset import CASES, check_dataset, checks, dataset_results
-from pytest_mistral_lora.conformance.dataset.row_findings import law_findings
+from pytest_mistral_lora.conformance.dataset.row_findings import call_findings, law_findings
 from pytest_mistral_lora.conformance.dataset.tally import SHOWN
-from pytest_mistral_lora.conformance.dataset.tool_use import call_findings
 from pytest_mistral_lora.conformance.finding import Finding, Result
 from pytest_mistral_lora.errors import NoOracleError, PinError, RowsError
 

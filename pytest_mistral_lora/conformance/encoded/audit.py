@@ -13,7 +13,7 @@ from pytest_mistral_lora.chat.encoded import IGNORE_INDEX
 from pytest_mistral_lora.chat.oracle import Oracle
 from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.conformance.checks import Check, Settings
-from pytest_mistral_lora.conformance.dataset.tool_use import call_findings
+from pytest_mistral_lora.conformance.dataset.row_findings import call_findings
 from pytest_mistral_lora.conformance.encoded import (
     CLASSES,
     FILE_CLASSES,
@@ -270,7 +270,12 @@ def _run_check(target: EncodedTarget, case: str, rules: Collection[str]) -> Resu
         return Result(not_checked="no row of the file can be judged")
     if not findings and states.total() == report.audit.counts["ML501"]:
         return Result(not_checked="no line of the file can be read: see the check `file`")
-    facts = {"rows": states.total(), "judged": judged, "wrong": states["wrong"], "packed": report.audit.packed}
+    facts: dict[str, Any] = {
+        "rows": states.total(),
+        "judged": judged,
+        "wrong": states["wrong"],
+        "packed": report.audit.packed,
+    }
     if case == "packing":
         facts["positions"] = report.audit.scaling.key or report.audit.scaling.source
     return Result(findings, facts=tuple(facts.items()))

@@ -1,14 +1,22 @@
-"""Ids as control tokens and the texts between them, and the differences of two such lists."""
+"""Ids as control tokens and the texts between them, the differences of two such lists, and reasons for them.
+
+Some reasons are easily taken for others: escapes, another key order, lost characters, a turn that was cut in two.
+"""
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Sequence
+import unicodedata
+from collections import Counter
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from difflib import SequenceMatcher
-from itertools import groupby
+from itertools import groupby, pairwise
+from typing import Any
 
 from pytest_mistral_lora.chat.oracle import Oracle
+from pytest_mistral_lora.conformance.encoded import EncodingFault
 
 WINDOW = 300
 """Parts that are compared: enough for a class, and few enough for a row of thousands of turns."""
@@ -115,3 +123,139 @@ def diff_parts(expected: Sequence[MarkedText], found: Sequence[MarkedText]) -> l
 def without_spaces(text: str) -> str:
     """Return a text without its whitespace, and without the sign that SentencePiece decodes to a space."""
     return "".join(text.replace("▁", " ").split())
+
+
+_ESCAPES = re.compile(r"(?:\\u[0-9a-fA-F]{4})+")
+MOST_WORDS = 2000
+"""Words of a text that are compared to tell a changed conversation from another one."""
+
+
+def text_reason(want: str, have: str, after: str) -> EncodingFault | None:
+    """Return the fault of a text that says the same in another spelling, if it is one.
+
+    Args:
+        want: mistral-common's text.
+        have: The trainer's.
+        after: The place of both, for reports.
+    """
+    # more than spaces differ: the row's own text may have such escapes, too
+    if "\\u" in have and _tight(have) != _tight(want) and _tight(_letters_of(have)) == _tight(_letters_of(want)):
+        first = _ESCAPES.search(have)
+        return EncodingFault("ML556", f"{after}: {first[0] if first else ''} is there for a letter", "UTF-8")
+    one, other = _json_of(want), _json_of(have)
+    if one is not None and one == other:
+        if json.dumps(one) != json.dumps(other):
+            key = next((a for a, b in zip(_keys(one), _keys(other), strict=False) if a != b), "")
+            found = f"{after}: the key {key!r} stands elsewhere"
+            return EncodingFault("ML557", found, "the keys in the order of the row")
+        return None
+    for form in ("NFC", "NFD", "NFKC", "NFKD"):
+        if have == unicodedata.normalize(form, want):
+            return EncodingFault("ML554", f"{after}: the text was brought into the form {form}", "as in the row")
+    lost = Counter(want)
+    lost.subtract(Counter(have))
+    changed = {character for character, count in lost.items() if count}
+    unseen = {character for character in changed if unicodedata.category(character)[0] == "C"} - set("\t\n\r")
+    if changed and changed == unseen and _without(want, unseen) == _without(have, unseen):
+        names = ", ".join(f"U+{ord(character):04X}" for character in sorted(changed))
+        return EncodingFault("ML554", f"{after}: {names} is there in another number than in the row", "as in the row")
+    return None
+
+
+def _letters(found: re.Match[str]) -> str:
+    try:
+        letters: str = json.loads(f'"{found[0]}"')
+        letters.encode()
+    except (ValueError, UnicodeEncodeError):
+        return found[0]
+    return letters
+
+
+def _letters_of(text: str) -> str:
+    return _ESCAPES.sub(_letters, text)
+
+
+def _tight(text: str) -> str:
+    return "".join(text.split())
+
+
+def _without(text: str, characters: Collection[str]) -> str:
+    return "".join(one for one in text if one not in characters)
+
+
+def _json_of(text: str) -> Any:
+    """Return the JSON object or list that a text is; None if it is none."""
+    if text.strip()[:1] not in ("{", "["):
+        return None
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _keys(value: Any) -> list[str]:
+    """Return the keys of all objects within a JSON value, in their order."""
+    if isinstance(value, dict):
+        return [key for name, item in value.items() for key in (name, *_keys(item))]
+    return [key for item in value for key in _keys(item)] if isinstance(value, list) else []
+
+
+def is_same_conversation(own: Sequence[str], spelled: str) -> bool:
+    """Return whether a text has one of a row's texts, or one that is much like them.
+
+    Args:
+        own: The texts of the row.
+        spelled: The whole text of the trainer's ids.
+    """
+
+    def plain(text: str) -> str:
+        folded = unicodedata.normalize("NFKC", text).casefold()
+        return "".join(one for one in folded if unicodedata.category(one)[0] not in "CZ")
+
+    whole = plain(_letters_of(spelled))
+    if any(text in whole for text in map(plain, own) if text):
+        return True
+    words, others = (re.findall(r"\w+", text)[:MOST_WORDS] for text in (" ".join(own), spelled))
+    return SequenceMatcher(None, words, others, autojunk=False).ratio() >= 0.5
+
+
+def surplus_eos(expected: Sequence[tuple[str, str]], found: Sequence[tuple[str, str]]) -> str:
+    """Return where an EOS stands that does not belong there.
+
+    Args:
+        expected: Control token and text of each of mistral-common's parts.
+        found: Those of the trainer's.
+    """
+
+    def before_eos(parts: Sequence[tuple[str, str]]) -> Counter[tuple[str, bool]]:
+        pairs = pairwise(parts)
+        return Counter((one[0], not one[1].strip()) for one, other in pairs if other[0] == "</s>")
+
+    surplus = before_eos(found)
+    surplus.subtract(before_eos(expected))
+    # an EOS after nothing is an answer of its own, or one more; else a text is closed that should go on
+    for (marker, is_empty), count in sorted(surplus.items(), key=lambda item: (not item[0][1], item[0][0])):
+        if count > 0 and is_empty and marker == "</s>":
+            return "a second </s> stands behind an answer's own"
+        if count > 0:
+            what = "an answer of nothing but </s>" if is_empty else "a </s> behind a text"
+            return f"{what} stands after {marker or 'the start'} that does not belong there"
+    return "a </s> is there that does not belong there"
+
+
+def split_calls(expected: Sequence[str], found: Sequence[str]) -> tuple[int, int] | None:
+    """Return how many turns of calls are expected and found, if calls of one turn were made several turns; else None.
+
+    Args:
+        expected: The control tokens of mistral-common's ids.
+        found: Those of the trainer's.
+    """
+    calls = ("[TOOL_CALLS]", "[ARGS]", "[CALL_ID]")
+
+    def turns(markers: Sequence[str]) -> int:
+        pairs = zip(("", *markers), (*markers, ""), strict=True)
+        # up to v7 a marker opens all calls of a turn; after that each call has one, and EOS closes them
+        return sum(one in calls and other not in calls for one, other in pairs)
+
+    wanted, made = turns(expected), turns(found)
+    return (wanted, made) if 0 < wanted < made else None

@@ -14,8 +14,7 @@ from pytest_mistral_lora.conformance.alignment import Alignment
 from pytest_mistral_lora.conformance.encoded import EncodingFault
 from pytest_mistral_lora.conformance.encoded.label_faults import label_faults
 from pytest_mistral_lora.conformance.encoded.lines import Ids
-from pytest_mistral_lora.conformance.encoded.marked_text import decode_text, split_at_markers
-from pytest_mistral_lora.conformance.encoded.reasons import is_same_conversation
+from pytest_mistral_lora.conformance.encoded.marked_text import decode_text, is_same_conversation, split_at_markers
 from pytest_mistral_lora.conformance.encoded.text_faults import TextComparison
 from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.errors import MistralLoraError, and_more

@@ -15,8 +15,14 @@ from itertools import pairwise
 
 from pytest_mistral_lora.chat.rows import Row, text_of
 from pytest_mistral_lora.conformance.encoded import EncodingFault
-from pytest_mistral_lora.conformance.encoded.marked_text import MarkedText, diff_parts, without_spaces
-from pytest_mistral_lora.conformance.encoded.reasons import split_calls, surplus_eos, text_reason
+from pytest_mistral_lora.conformance.encoded.marked_text import (
+    MarkedText,
+    diff_parts,
+    split_calls,
+    surplus_eos,
+    text_reason,
+    without_spaces,
+)
 
 _TOOLS = (
     *("[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]", "[TOOL_CALLS]", "[ARGS]", "[CALL_ID]"),
