@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from converted import converted_tokenizer
 
 from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
 from pytest_mistral_lora.cli import main
@@ -141,3 +142,18 @@ def test_a_bar_is_drawn_on_a_terminal_and_only_on_stderr(
     assert "rows" in drawn
     _, _, quiet = audit(lines)
     assert quiet == ""
+
+
+def test_a_folder_without_mistrals_own_file_is_audited_by_the_tokenizer_that_it_was_made_from(
+    lines: list[dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "saved"
+    converted_tokenizer("spm-v3").fast.save_pretrained(folder)
+    words = ["audit", str(_write(tmp_path / "rows.jsonl", lines)), "--tokenizer", str(folder)]
+    assert main(words) == 0
+    assert main([*words, "--oracle", "spm-v3"]) == 0
+    capsys.readouterr()
+    assert main([*words, "--oracle", "none"]) == 2
+    assert "no Mistral tokenizer file, and the oracle is declared as none" in capsys.readouterr().err
+    assert main([*words, "--oracle", "spm-v2"]) == 2
+    assert "its tokenizer is not spm-v2: 32,744 of 32,768 ids are the same" in capsys.readouterr().err
