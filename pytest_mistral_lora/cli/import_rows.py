@@ -9,7 +9,7 @@ from pathlib import Path
 from pytest_mistral_lora.chat.formats import FORMATS
 from pytest_mistral_lora.cli.verb import Verbs, add_json_option, add_verb, print_json
 from pytest_mistral_lora.data.report import LOSSES
-from pytest_mistral_lora.errors import EXIT_OK
+from pytest_mistral_lora.errors import EXIT_OK, InputError
 
 SUMMARY = "convert ShareGPT, Alpaca, OpenAI, Parquet and other data to rows"
 
@@ -71,6 +71,8 @@ def run(args: argparse.Namespace) -> int:
     for path in args.sources:
         found, notes = declared_sources(path, args.dataset)
         if args.format is not None:
+            if any(one.layout.format for one in found):
+                raise InputError(f"{path} declares its format", place="--format", expected="no --format")
             found = [Source(one.path, Layout(args.format)) for one in found]
         sources += found
         remarks += notes

@@ -82,7 +82,10 @@ class RecordConverter:
             if self.data.pop(key) not in ("", []):
                 self.noted.lost("media", key)
         messages = self._with_system(self.turns.messages)
-        if self.data.pop("only_last", False):
+        if self.data.get("only_last") in (True, False, "true", "false") and self.data.pop("only_last") in (
+            True,
+            "true",
+        ):
             self.noted.changed("only-last")
             for message in [one for one in messages if one["role"] == "assistant"][:-1]:
                 message["weight"] = 0

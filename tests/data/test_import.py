@@ -263,6 +263,12 @@ CASES: list[tuple[str, Any, Any, dict[str, str]]] = [
         chat(user("u"), answer("a", weight=0), user("v"), answer("b")),
         {"only-last": ""},
     ),
+    (
+        "only_last in CSV",
+        chat(user("u"), answer("a"), user("v"), answer("b"), only_last="false"),
+        chat(user("u"), answer("a"), user("v"), answer("b")),
+        {},
+    ),
     ("a list of messages", [user("u"), answer("a")], GOOD, {}),
     (
         "one result for two calls",
