@@ -74,6 +74,26 @@ def test_json_is_the_report(recipe: Path, capsys: Any) -> None:
     assert [finding["rule"] for one in failed for finding in one["findings"]] == ["ML601"]
 
 
+def test_findings_are_annotations_of_a_workflow_or_a_log_for_code_scanning(recipe: Path, capsys: Any) -> None:
+    rows(recipe.parent, "bot")
+    place = recipe.parent / "rows.jsonl"
+    code, out = check(capsys, str(recipe), "--output-format", "github")
+    assert code == 1
+    [line] = [line for line in out.splitlines() if line.startswith("::error ")]
+    assert line.startswith(f"::error file={place},line=3,title=ML601 ")
+    assert "::'bot'%0Acheck: recipe.yaml::dataset::rows-are-valid%0A" in line
+    code, out = check(capsys, str(recipe), "--output-format", "sarif")
+    assert code == 1
+    [run] = json.loads(out)["runs"]
+    [result] = [one for one in run["results"] if one["level"] == "error"]
+    assert result["ruleId"] == "ML601"
+    assert result["locations"][0]["physicalLocation"] == {
+        "artifactLocation": {"uri": str(place)},
+        "region": {"startLine": 3},
+    }
+    assert {one["ruleId"] for one in run["results"]} == {rule["id"] for rule in run["tool"]["driver"]["rules"]}
+
+
 def test_no_path_is_the_embedded_default_of_the_plugin(
     capsys: Any, monkeypatch: pytest.MonkeyPatch, pytester: pytest.Pytester
 ) -> None:

@@ -15,13 +15,21 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pytest_mistral_lora.cli.verb import Verbs, add_json_option, add_oracle_option, add_tokenizer_option, add_verb
+from pytest_mistral_lora.cli.verb import (
+    Verbs,
+    add_format_option,
+    add_oracle_option,
+    add_tokenizer_option,
+    add_verb,
+    print_findings,
+)
 from pytest_mistral_lora.errors import EXIT_FINDING, EXIT_OK, InputError
 from pytest_mistral_lora.runners import RUNNERS, TIME_LIMIT, find_runner, runner_fixes
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.chat.rows import Row
     from pytest_mistral_lora.conformance.encoded.audit import Audit, LineVerdict
+    from pytest_mistral_lora.conformance.groups import FindingGroups
 
 SUMMARY = "check a trainer's input_ids and labels against mistral-common"
 
@@ -68,7 +76,7 @@ def add_parser(verbs: Verbs) -> None:
         metavar="N",
         help="causes of each class to print, each by its simplest row (default: 5)",
     )
-    add_json_option(parser)
+    add_format_option(parser)
     group = parser.add_argument_group(
         "other trainers", "Encode the rows of --dataset, or else the packaged rows, with the code of another trainer."
     )
@@ -111,27 +119,35 @@ def run(args: argparse.Namespace) -> int:
         oracle = CheckpointTokenizer(args.tokenizer, args.oracle).oracle
         audit = Audit(file, oracle, tuple(args.dataset), base=args.tokenizer)
         verdicts = _verdicts(audit, args, rows)
-        if args.json:
+        if args.output_format == "json":
             _run_as_json(audit, verdicts)
-        else:
+        elif args.output_format == "text":
             _run_as_text(audit, verdicts, max(0, args.show))
+        else:
+            print_findings([cause.to_json() for cause in _group(verdicts)], args.output_format)
     audit.raise_unreadable()  # after the findings: bad lines must not hide the faults in the good ones
     return EXIT_FINDING if any(RULES[rule].severity == "error" for rule in audit.counts) else EXIT_OK
 
 
-def _run_as_text(audit: Audit, verdicts: Iterator[LineVerdict], show: int) -> None:
-    """Run an audit and print it; at most `show` causes of a class are printed, all findings are counted."""
-    from pytest_mistral_lora.conformance.encoded import CLASSES
+def _group(verdicts: Iterator[LineVerdict]) -> FindingGroups:
+    """Return the findings of an audit by cause."""
     from pytest_mistral_lora.conformance.groups import FindingGroups
-    from pytest_mistral_lora.report import write_styled
 
     causes = FindingGroups()
     for verdict in verdicts:
         row = "the file" if verdict.index is None else f"row {verdict.index}"
         for finding in verdict.findings:
             causes.add(finding, f"{row}: {verdict.state}", finding.place)
+    return causes
+
+
+def _run_as_text(audit: Audit, verdicts: Iterator[LineVerdict], show: int) -> None:
+    """Run an audit and print it; at most `show` causes of a class are printed, all findings are counted."""
+    from pytest_mistral_lora.conformance.encoded import CLASSES
+    from pytest_mistral_lora.report import write_styled
+
     shown, kinds = Counter[str](), Counter[str]()
-    for cause in causes:
+    for cause in _group(verdicts):
         rule = cause.simplest.rule
         kinds[rule] += 1
         if kinds[rule] <= show:

@@ -11,7 +11,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pytest_mistral_lora.cli.verb import Verbs, add_json_option, add_oracle_option, add_verb, print_json
+from pytest_mistral_lora.cli.verb import (
+    Verbs,
+    add_format_option,
+    add_oracle_option,
+    add_verb,
+    print_findings,
+    print_json,
+)
 from pytest_mistral_lora.errors import EXIT_FINDING, EXIT_OK, InputError
 
 if TYPE_CHECKING:
@@ -55,7 +62,7 @@ def add_parser(verbs: Verbs) -> None:
     parser.add_argument(
         "--examples", type=int, default=20, metavar="N", help="generated rows for each law (default: 20)"
     )
-    add_json_option(parser)
+    add_format_option(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -79,10 +86,13 @@ def run(args: argparse.Namespace) -> int:
     failed = any(record["outcome"] == "failed" for record in records)
     code = EXIT_FINDING if failed or nothing_was_judged(records) else EXIT_OK
     causes = group_findings(records)
-    if args.json:
-        print_json(report_data(records, code, causes=[one.to_json() for one in causes], deselected=0, not_run=0))
-    else:
+    data = [cause.to_json() for cause in causes]
+    if args.output_format == "json":
+        print_json(report_data(records, code, causes=data, deselected=0, not_run=0))
+    elif args.output_format == "text":
         _print(records, causes)
+    else:
+        print_findings(data, args.output_format)
     return code
 
 

@@ -7,7 +7,7 @@ import json
 import shutil
 import sys
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -64,6 +64,33 @@ def add_verb(
 def add_json_option(parser: argparse.ArgumentParser) -> None:
     """Add `--json`."""
     parser.add_argument("--json", action="store_true", help="print JSON instead of text")
+
+
+def add_format_option(parser: argparse.ArgumentParser) -> None:
+    """Add `--output-format` to a verb that judges, and `--json` as its short form."""
+    parser.add_argument(
+        "--output-format",
+        choices=("text", "json", "github", "sarif"),
+        default="text",
+        help="github prints annotations of a workflow, sarif a log for code scanning (default: text)",
+    )
+    parser.add_argument(
+        "--json",
+        action="store_const",
+        const="json",
+        dest="output_format",
+        help="print JSON instead of text, as --output-format json",
+    )
+
+
+def print_findings(causes: Sequence[Mapping[str, Any]], output_format: str) -> None:
+    """Print findings by cause as annotations of GitHub (`github`) or as SARIF (`sarif`)."""
+    from pytest_mistral_lora.report.code_scanning import github_lines, sarif_data
+
+    if output_format == "sarif":
+        print_json(sarif_data(causes))
+    else:
+        sys.stdout.write("".join(f"{line}\n" for line in github_lines(causes)))
 
 
 def add_tokenizer_option(parser: argparse.ArgumentParser) -> None:
