@@ -237,3 +237,17 @@ def one_line(error: object, most: int = 300) -> str:
     text = " ".join(str(error).split())[:most]
     # a value of a file can be in it, and would reach the terminal
     return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+
+
+def is_panic(error: BaseException) -> bool:
+    """Return whether a library in Rust has panicked: pyo3 raises that past every `except Exception`."""
+    return type(error).__name__ == "PanicException"
+
+
+def shortened(value: object) -> str:
+    """Return a value of a JSON file for a message, whatever its size."""
+    if isinstance(value, dict | list):
+        return f"{'an object' if isinstance(value, dict) else 'a list'} of {len(value):,}"
+    if isinstance(value, str) and len(value) > 60:
+        return f"{value[:60]!r} and {len(value) - 60:,} characters more"
+    return "null" if value is None else repr(value)[:80]

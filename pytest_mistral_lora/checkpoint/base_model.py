@@ -107,6 +107,21 @@ def _summary(types: Any) -> str:
     return ", ".join(f"{count} {name}" for name, count in counts.items()) or repr(types)
 
 
+def vocab_size(folder: Path) -> int:
+    """Return the number of ids of the model in a checkpoint folder, as its configuration declares it.
+
+    Raises:
+        PinError: As for `read_config`.
+    """
+    from transformers import MistralConfig
+
+    config = read_config(folder)
+    # a model of text and images keeps the settings of its text in a part of their own
+    part = config.get("text_config")
+    declared = (part if isinstance(part, dict) else config).get("vocab_size")
+    return declared if isinstance(declared, int) else int(MistralConfig().vocab_size)
+
+
 def weight_files(folder: Path) -> list[Path]:
     """Return the safetensors files of a checkpoint, in name order.
 

@@ -16,8 +16,10 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
+from pytest_mistral_lora.chat.oracle.tekken_file import MAX_CONTAINERS
 from pytest_mistral_lora.chat.reading import loads_strict
 from pytest_mistral_lora.checkpoint.hub_cache import link_homes, snapshot_of
+from pytest_mistral_lora.checkpoint.tokenizer_json import hazard
 from pytest_mistral_lora.errors import TokenizerError
 
 TEKKEN = "tekken.json"
@@ -38,8 +40,8 @@ NO_ORACLE = "none"
 
 _MIB = 1 << 20
 LIMITS = {
-    TEKKEN: 256 * _MIB,
-    TOKENIZER_JSON: 256 * _MIB,
+    TEKKEN: 64 * _MIB,
+    TOKENIZER_JSON: 64 * _MIB,
     SPM_MODEL: 64 * _MIB,
     "*.model.v[0-9]*": 64 * _MIB,
     TOKENIZER_CONFIG: 16 * _MIB,
@@ -54,6 +56,7 @@ LIMITS = {
 }
 """What is read, by name or pattern, and the most bytes of it: far more than any release has."""
 
+_WITH_HAZARDS = (TOKENIZER_CONFIG, TOKENIZER_JSON)
 _POINTER = b"version https://git-lfs.github.com/spec/"
 
 
@@ -137,11 +140,12 @@ class TokenizerFiles:
         Raises:
             TokenizerError: For a file that is none, is huge, or links out of the folder.
         """
-        # of the contents only the names of templates are a hazard: bad JSON is for the loader to report
+        # bad JSON is for the loader to report: only what it would do with good JSON is a hazard
         for name in self.names:
-            fault = self._hazard(name) or (self._content(name).fault if name == TOKENIZER_CONFIG else None)
+            fault = self._hazard(name) or (self._content(name).fault if name in _WITH_HAZARDS else None)
             if fault is not None and fault.kind != "form":
-                raise TokenizerError(fault.found, place=str(self.file(name)), expected="a file of the folder")
+                expected = "a file of the folder" if fault.kind == "outside" else "a file as releases have it"
+                raise TokenizerError(fault.found, place=str(self.file(name)), expected=expected)
 
     def json(self, name: str) -> dict[str, Any]:
         """Return the object of a JSON file; an empty one if there is no such file, or it has a fault."""
@@ -201,11 +205,16 @@ class TokenizerFiles:
             try:
                 # newlines as Python's text files have them: so transformers reads a template
                 text = io.TextIOWrapper(io.BytesIO(data), encoding="utf-8").read()
+                if data.count(b"{") + data.count(b"[") > MAX_CONTAINERS:
+                    # they take twenty times the memory that they take on disk
+                    raise ValueError(f"more than {MAX_CONTAINERS:,} lists and objects")
                 value = loads_strict(text) if name.endswith(".json") else text
                 if name.endswith(".json") and not isinstance(value, dict):
                     fault = Fault("form", "is not a JSON object")
                 elif name == TOKENIZER_CONFIG:
                     fault = _escaping_name(value)
+                elif name == TOKENIZER_JSON and (found := hazard(value)):
+                    fault = Fault("hazard", found)
             except UnicodeDecodeError as error:
                 fault = Fault("form", f"is not UTF-8: byte {data[error.start]:#04x} at {error.start:,}")
             except ValueError as error:

@@ -26,10 +26,11 @@ from pytest_mistral_lora.checkpoint.tokenizer_folder import (
 from pytest_mistral_lora.checkpoint.tokenizer_folder import TEKKEN as TEKKEN
 from pytest_mistral_lora.checkpoint.tokenizer_folder import TOKENIZER_JSON as TOKENIZER_JSON
 from pytest_mistral_lora.checkpoint.tokenizer_folder import oracle_file as oracle_file
-from pytest_mistral_lora.errors import NoOracleError, NoTemplateError, TokenizerError
+from pytest_mistral_lora.errors import NoOracleError, NoTemplateError, TokenizerError, is_panic
 
 _LOADABLE = ((TOKENIZER_JSON,), (SPM_MODEL, TOKENIZER_CONFIG))
 """Files of which any group is enough for transformers."""
+_PROBE = "A text, with 12 numbers and an é."
 _SPECIALS = {"bos": "<s>", "eos": "</s>", "unk": "<unk>", "pad": "<pad>"}
 
 
@@ -137,11 +138,18 @@ class CheckpointTokenizer:
                 return converted
             # with tekken.json beside it, transformers 5 would choose mistral-common's own backend, without a template
             tokenizer = AutoTokenizer.from_pretrained(self.path, mistral_format=False, trust_remote_code=False)
+            # a setting of the wrong type is taken without a word, and is an error of the first use
+            tokenizer.decode(tokenizer(_PROBE)["input_ids"])
+            repr(tokenizer.special_tokens_map)
         except TokenizerError:
             raise
-        except Exception as error:
+        except BaseException as error:
             # transformers raises many types, some of them far from the cause
-            raise TokenizerError(f"transformers cannot load it: {error}", place=str(self.path)) from error
+            if not isinstance(error, Exception) and not is_panic(error):
+                raise
+            raise TokenizerError(
+                f"transformers cannot load it: {str(error) or type(error).__name__}", place=str(self.path)
+            ) from error
         if not isinstance(tokenizer, PreTrainedTokenizerFast):
             raise TokenizerError(f"a {type(tokenizer).__name__}", place=str(self.path), expected="a fast tokenizer")
         return tokenizer

@@ -154,13 +154,27 @@ class TranscriptChecks:
         return found
 
     @cached_property
+    def _foreign_ids(self) -> dict[str, Finding]:
+        """A finding for each transcript with ids that the model does not have, by case."""
+        from pytest_mistral_lora.checkpoint.base_model import vocab_size
+
+        found, known = {}, vocab_size(self.model.spec.base)
+        for transcript in self.transcripts:
+            try:
+                transcript.require_ids_below(known)
+            except InputError as error:
+                place = f"{self._place(transcript.case)}, {error.place.rpartition(', ')[2]}"
+                found[transcript.case] = Finding("ML806", error.found, place, error.expected, error.next_step)
+        return found
+
+    @cached_property
     def _judgements(self) -> Sequence[AnswerJudgement]:
         """The judgement of each transcript whose prompt is encoded as it was."""
         from pytest_mistral_lora.training.generate.judge import judge
 
         spec, moved = self.model.spec, self._moved_prompts
         # another prompt has another answer, which would be no fault of the adapter
-        chosen = [one for one in self.transcripts if one.case not in moved]
+        chosen = [one for one in self.transcripts if one.case not in moved and one.case not in self._foreign_ids]
         model = self.model.load() if chosen else None
         return [judge(model, spec.encoder, one, precision=spec.precision) for one in chosen]
 
@@ -223,10 +237,10 @@ class TranscriptChecks:
         return Result(tuple(foreign))
 
     def prompts(self) -> Result:
-        """Check that the prompts are encoded into the recorded ids."""
+        """Check that the prompts are encoded into the recorded ids, and that the model has all of them."""
         if self._not_judged:
             return Result(not_checked=self._not_judged)
-        return Result(tuple(self._moved_prompts.values()))
+        return Result((*self._moved_prompts.values(), *self._foreign_ids.values()))
 
     def answers(self) -> Result:
         """Check that the adapter answers as recorded, or equivalently."""

@@ -20,6 +20,7 @@ TRANSCRIPTS = "transcripts"
 
 SCHEMA_VERSION = 2
 """Version 1 wrote the keys of tools and arguments sorted, and so lost the order in which the prompt has them."""
+_IDS = ("prompt_ids", "completion_ids", "runner_up_ids")
 SCHEMA = RecordSchema(Path(__file__).with_name("transcript.schema.json"))
 
 
@@ -109,6 +110,26 @@ class Transcript:
         lines = (f"{json.dumps(key)}: {compact_json(value)}" for key, value in self.to_json().items())
         return "{\n  " + ",\n  ".join(lines) + "\n}\n"
 
+    def require_ids_below(self, vocab_size: int) -> None:
+        """Refuse a transcript with ids that a model does not have: torch would read beyond its tables.
+
+        Args:
+            vocab_size: Rows of the model's embeddings.
+
+        Raises:
+            InputError: Naming the first of them.
+        """
+        for name in _IDS:
+            ids: tuple[int, ...] = getattr(self, name)
+            place = next((at for at, one in enumerate(ids) if one >= vocab_size), None)
+            if place is not None:
+                raise InputError(
+                    f"the id {ids[place]}, which the model does not have",
+                    place=f"transcript {self.case}, {name}[{place}]",
+                    expected=f"ids below {vocab_size}",
+                    next_step="Record it again with this model: mistral-lora smoke DIR --rows ROWS --record FOLDER",
+                )
+
     def write(self, folder: Path) -> Path:
         """Write the transcript into a folder, atomically, and return its file."""
         file = folder / f"{self.case}.json"
@@ -139,8 +160,10 @@ def load(file: Path) -> Transcript:
     data = read_json(file)
     require_valid(violations(data, file.stem), "golden transcript", file)
     values = {name: data[name] for name in Transcript.__slots__ if name not in ("row", "checks")}
-    sequences = ("prompt_ids", "completion_ids", "logprobs", "margins", "runner_up_ids")
-    values |= {name: tuple(data[name]) for name in sequences}
+    # in JSON 2.0 is an integer, and 0 a number: torch takes neither for the other
+    values |= {name: tuple(map(int, data[name])) for name in _IDS}
+    values |= {name: tuple(map(float, data[name])) for name in ("logprobs", "margins")}
+    values["max_new_tokens"] = int(data["max_new_tokens"])
     return Transcript(row=_whole_row(data), checks=tuple(data["checks"]), **values)
 
 

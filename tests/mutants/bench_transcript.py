@@ -99,6 +99,36 @@ def prompt_with_a_space_more(artifact: Artifact) -> None:
     artifact["transcripts"]["row-0002"]["prompt_ids"].append(29473)
 
 
+@mutant("ML806", says="completion_ids[7]: the id 32768")
+def answer_of_a_larger_model(artifact: Artifact) -> None:
+    """The last id of an answer is the first that the model does not have."""
+    artifact["transcripts"]["row-0002"]["completion_ids"][7] = 32768
+
+
+@mutant("ML806", says="runner_up_ids[0]: the id 2147483647")
+def runner_up_of_no_model(artifact: Artifact) -> None:
+    """A runner-up is an id that no model has."""
+    artifact["transcripts"]["row-0001"]["runner_up_ids"][0] = 2**31 - 1
+
+
+@mutant("ML801", says="$.completion_ids[1]: -1; expected at least 0")
+def negative_id(artifact: Artifact) -> None:
+    """An id of an answer is negative, as labels without loss are."""
+    artifact["transcripts"]["row-0001"]["completion_ids"][1] = -1
+
+
+@mutant("ML801", says='$.completion_ids[1]: "12"; expected integer')
+def id_in_quotes(artifact: Artifact) -> None:
+    """An id of an answer is text."""
+    artifact["transcripts"]["row-0001"]["completion_ids"][1] = "12"
+
+
+@mutant("ML801", says="$.max_new_tokens: 1000000000; expected at most 65536")
+def answer_without_an_end(artifact: Artifact) -> None:
+    """A transcript asks for as long an answer as no model gives."""
+    artifact["transcripts"]["row-0001"]["max_new_tokens"] = 10**9
+
+
 @mutant("ML803")
 def base_of_other_weights(artifact: Artifact) -> None:
     """The base is not the one that was trained on."""

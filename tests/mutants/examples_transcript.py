@@ -47,3 +47,11 @@ class ML805(Example):
     def sound(self, artifact: Artifact) -> None:
         check = {"name": "any", "kind": "regex", "value": ".*", "passed": True, "reason": ""}
         artifact["transcripts"]["row-0001"]["checks"].append(check)
+
+
+class ML806(Example):
+    def broken(self, artifact: Artifact) -> None:
+        artifact["transcripts"]["row-0001"]["completion_ids"][0] = 220530
+
+    def sound(self, artifact: Artifact) -> None:
+        artifact["transcripts"]["row-0001"]["completion_ids"][0] += 0

@@ -21,10 +21,11 @@ from pytest_mistral_lora.chat.encoded import EncodedRow
 from pytest_mistral_lora.chat.fields import without_nulls
 from pytest_mistral_lora.chat.oracle.encoder_trace import EncoderTrace, TracedText, Turn, spans_of, split_turn
 from pytest_mistral_lora.chat.oracle.rejections import explain, is_our_call, version_violation
+from pytest_mistral_lora.chat.oracle.tekken_file import PROBE, refuse_damaged
 from pytest_mistral_lora.chat.rows import Row, as_row, weight_of
 from pytest_mistral_lora.chat.templates.deviations import SUPPORTED
 from pytest_mistral_lora.chat.templates.isolated import trust
-from pytest_mistral_lora.errors import LibraryError, MistralLoraError, OracleRejection, TokenizerError
+from pytest_mistral_lora.errors import LibraryError, MistralLoraError, OracleRejection, TokenizerError, is_panic
 
 VERSION: str = mistral_common.__version__
 
@@ -112,24 +113,31 @@ class Oracle:
                 expected=f"a {_SPM_NAMES}",
                 next_step="Copy it under a name that ends in its version.",
             )
+        # the files that mistral-common ships are as trusted as itself
+        if self.path.suffix == ".json" and self.path.parent != Path(mistral_common.__file__).parent / "data":
+            refuse_damaged(self.path)
         try:
             self._instruct: Any = MistralTokenizer.from_file(str(self.path)).instruct_tokenizer
             self._text: Any = self._instruct.tokenizer
             version = self._text.version
             self._normalizer = get_normalizer(version, self._text.model_settings_builder)
             self._validators = {mode: get_validator(version, mode) for mode in ValidationMode}
-        except Exception as error:
+            self.bos_id: int = self._text.bos_id
+            self.eos_id: int = self._text.eos_id
+            self.unk_id: int = self._text.unk_id
+            # a pattern that backtracks without end is an error or a panic of the library
+            self._text.encode(PROBE, bos=False, eos=False)
+        except BaseException as error:
             # mistral-common raises many types for a file that is not a tokenizer: KeyError, AssertionError, …
+            if not isinstance(error, Exception) and not is_panic(error):
+                raise
             raise TokenizerError(
-                f"mistral-common {VERSION} cannot load it: {error}",
+                f"mistral-common {VERSION} cannot load it: {str(error) or type(error).__name__}",
                 place=str(self.path),
                 expected=f"a tekken.json, or a {_SPM_NAMES}",
             ) from error
         self.version: str = version.value
         self.kind: Literal["spm", "tekken"] = "tekken" if isinstance(self._text, Tekkenizer) else "spm"
-        self.bos_id: int = self._text.bos_id
-        self.eos_id: int = self._text.eos_id
-        self.unk_id: int = self._text.unk_id
         self.vocab_size: int = self._text.n_words
         if wrong := version_violation(self.version, set(self.control_tokens.values())):
             expected = "a file whose name or configuration gives its true version"

@@ -167,8 +167,6 @@ def of_target(target: Target) -> TemplateTraits | Result:
 
 def bounds(traits: TemplateTraits) -> Iterator[Finding]:
     """Yield ML221 if the template passes a bound or asks for forbidden attributes, ML222 if it cannot render."""
-    from jinja2.exceptions import TemplateError
-
     errors = traits.rendered.errors.values()
     observed = next((error for error in errors if error.kind in UNSTEADY), None)
     if observed is not None:
@@ -180,7 +178,8 @@ def bounds(traits: TemplateTraits) -> Iterator[Finding]:
         return
     try:
         reached = forbidden_access(traits.template.source)
-    except (TemplateError, RecursionError) as error:
+    except Exception as error:
+        # not Jinja's own alone: a number of 5,000 digits is a ValueError
         yield traits.finding("ML222", f"is not a template: {error}", "a Jinja template")
         return
     if reached or traits.rendered.overrun:

@@ -132,9 +132,10 @@ def judge(model: Any, encoder: Encoder, transcript: Transcript, *, precision: Pr
         precision: dtype of the base's weights now.
 
     Raises:
-        InputError: If the prompt is encoded into other ids than it was: then there is nothing to compare.
+        InputError: If the prompt is encoded into other ids than it was, or the model lacks a recorded id.
     """
     check_prompt(encoder, transcript)
+    transcript.require_ids_below(model.get_input_embeddings().weight.shape[0])
     [completion] = generate(model, encoder, [transcript.row], max_new_tokens=transcript.max_new_tokens)
     # The golden completion is fed to the model: its mean |log p_now - log p_recorded| is defined for any answer.
     logprobs = next_token_logprobs(model, transcript.prompt_ids, transcript.completion_ids)
