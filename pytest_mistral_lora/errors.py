@@ -5,7 +5,8 @@ An error has a place, the offending value, the expected value, and the next step
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 EXIT_OK = 0
 EXIT_FINDING = 1
@@ -239,9 +240,25 @@ def one_line(error: object, most: int = 300) -> str:
     return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 
-def is_panic(error: BaseException) -> bool:
-    """Return whether a library in Rust has panicked: pyo3 raises that past every `except Exception`."""
-    return type(error).__name__ == "PanicException"
+@contextmanager
+def loading(library: str, place: object, expected: str = "") -> Iterator[None]:
+    """Turn any error of a library that loads a tokenizer into a `TokenizerError`; they raise many types.
+
+    Args:
+        library: Its name and version.
+        place: The file or folder.
+        expected: A file that it loads.
+    """
+    try:
+        yield
+    except TokenizerError:
+        raise
+    except BaseException as error:
+        # a panic of Rust code, which pyo3 raises past every `except Exception`
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        found = f"{library} cannot load it: {one_line(error) or type(error).__name__}"
+        raise TokenizerError(found, place=str(place), expected=expected) from error
 
 
 def shortened(value: object) -> str:

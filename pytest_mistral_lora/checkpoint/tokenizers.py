@@ -26,7 +26,7 @@ from pytest_mistral_lora.checkpoint.tokenizer_folder import (
 from pytest_mistral_lora.checkpoint.tokenizer_folder import TEKKEN as TEKKEN
 from pytest_mistral_lora.checkpoint.tokenizer_folder import TOKENIZER_JSON as TOKENIZER_JSON
 from pytest_mistral_lora.checkpoint.tokenizer_folder import oracle_file as oracle_file
-from pytest_mistral_lora.errors import NoOracleError, NoTemplateError, TokenizerError, is_panic
+from pytest_mistral_lora.errors import NoOracleError, NoTemplateError, TokenizerError, loading
 
 _LOADABLE = ((TOKENIZER_JSON,), (SPM_MODEL, TOKENIZER_CONFIG))
 """Files of which any group is enough for transformers."""
@@ -131,7 +131,7 @@ class CheckpointTokenizer:
         self.files.refuse_hazards()
         from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-        try:
+        with loading("transformers", self.path):
             if not self.loads_as_it_is:
                 converted = convert(self.oracle)
                 converted.chat_template = own_template(self.files) or converted.chat_template
@@ -141,15 +141,6 @@ class CheckpointTokenizer:
             # a setting of the wrong type is taken without a word, and is an error of the first use
             tokenizer.decode(tokenizer(_PROBE)["input_ids"])
             repr(tokenizer.special_tokens_map)
-        except TokenizerError:
-            raise
-        except BaseException as error:
-            # transformers raises many types, some of them far from the cause
-            if not isinstance(error, Exception) and not is_panic(error):
-                raise
-            raise TokenizerError(
-                f"transformers cannot load it: {str(error) or type(error).__name__}", place=str(self.path)
-            ) from error
         if not isinstance(tokenizer, PreTrainedTokenizerFast):
             raise TokenizerError(f"a {type(tokenizer).__name__}", place=str(self.path), expected="a fast tokenizer")
         return tokenizer

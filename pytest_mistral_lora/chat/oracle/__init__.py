@@ -25,7 +25,7 @@ from pytest_mistral_lora.chat.oracle.tekken_file import PROBE, refuse_damaged
 from pytest_mistral_lora.chat.rows import Row, as_row, weight_of
 from pytest_mistral_lora.chat.templates.deviations import SUPPORTED
 from pytest_mistral_lora.chat.templates.isolated import trust
-from pytest_mistral_lora.errors import LibraryError, MistralLoraError, OracleRejection, TokenizerError, is_panic
+from pytest_mistral_lora.errors import LibraryError, MistralLoraError, OracleRejection, TokenizerError, loading
 
 VERSION: str = mistral_common.__version__
 
@@ -116,7 +116,7 @@ class Oracle:
         # the files that mistral-common ships are as trusted as itself
         if self.path.suffix == ".json" and self.path.parent != Path(mistral_common.__file__).parent / "data":
             refuse_damaged(self.path)
-        try:
+        with loading(f"mistral-common {VERSION}", self.path, f"a tekken.json, or a {_SPM_NAMES}"):
             self._instruct: Any = MistralTokenizer.from_file(str(self.path)).instruct_tokenizer
             self._text: Any = self._instruct.tokenizer
             version = self._text.version
@@ -127,15 +127,6 @@ class Oracle:
             self.unk_id: int = self._text.unk_id
             # a pattern that backtracks without end is an error or a panic of the library
             self._text.encode(PROBE, bos=False, eos=False)
-        except BaseException as error:
-            # mistral-common raises many types for a file that is not a tokenizer: KeyError, AssertionError, …
-            if not isinstance(error, Exception) and not is_panic(error):
-                raise
-            raise TokenizerError(
-                f"mistral-common {VERSION} cannot load it: {str(error) or type(error).__name__}",
-                place=str(self.path),
-                expected=f"a tekken.json, or a {_SPM_NAMES}",
-            ) from error
         self.version: str = version.value
         self.kind: Literal["spm", "tekken"] = "tekken" if isinstance(self._text, Tekkenizer) else "spm"
         self.vocab_size: int = self._text.n_words
