@@ -16,10 +16,9 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
-from pytest_mistral_lora.chat.oracle.tekken_file import MAX_CONTAINERS
+from pytest_mistral_lora.chat.oracle.hazards import MAX_CONTAINERS, json_hazard
 from pytest_mistral_lora.chat.reading import loads_strict
 from pytest_mistral_lora.checkpoint.hub_cache import link_homes, snapshot_of
-from pytest_mistral_lora.checkpoint.tokenizer_json import hazard
 from pytest_mistral_lora.errors import TokenizerError
 
 TEKKEN = "tekken.json"
@@ -142,7 +141,11 @@ class TokenizerFiles:
         """
         # bad JSON is for the loader to report: only what it would do with good JSON is a hazard
         for name in self.names:
+            was_read = name in self._contents
             fault = self._hazard(name) or (self._content(name).fault if name in _WITH_HAZARDS else None)
+            if name == TOKENIZER_JSON and not was_read:
+                # parsed it takes a hundred megabytes, and only the checks of the folder need it again
+                self._contents.pop(name, None)
             if fault is not None and fault.kind != "form":
                 expected = "a file of the folder" if fault.kind == "outside" else "a file as releases have it"
                 raise TokenizerError(fault.found, place=str(self.file(name)), expected=expected)
@@ -213,7 +216,7 @@ class TokenizerFiles:
                     fault = Fault("form", "is not a JSON object")
                 elif name == TOKENIZER_CONFIG:
                     fault = _escaping_name(value)
-                elif name == TOKENIZER_JSON and (found := hazard(value)):
+                elif name == TOKENIZER_JSON and (found := json_hazard(value)):
                     fault = Fault("hazard", found)
             except UnicodeDecodeError as error:
                 fault = Fault("form", f"is not UTF-8: byte {data[error.start]:#04x} at {error.start:,}")

@@ -11,6 +11,7 @@ from typing import Any
 
 from pytest_mistral_lora.chat.reading import read_json
 from pytest_mistral_lora.checkpoint.base_model import read_config
+from pytest_mistral_lora.checkpoint.tokenizer_folder import TokenizerFiles, template_places
 from pytest_mistral_lora.checkpoint.weights import DTYPES, read_header
 from pytest_mistral_lora.conformance.checks import Check, Settings
 from pytest_mistral_lora.conformance.finding import Finding, Result, first_findings
@@ -172,25 +173,13 @@ class ManifestChecks:
         folder, trained_file = self.folder.path, data.get("template", {}).get("file")
         if trained_file is None:
             return
-        try:
-            trained = _GENERATION.sub("", inside(folder, trained_file).read_bytes().decode())
-        except (InputError, OSError, ValueError):
-            return  # its hash is a finding already
-        for name in ("tokenizer_config.json", "chat_template.json", "chat_template.jinja"):
-            text: Any = None
-            try:
-                if name == trained_file:
-                    continue
-                if name.endswith(".jinja"):
-                    text = inside(folder, name).read_bytes().decode()
-                elif isinstance(config := read_json(inside(folder, name)), dict):
-                    text = config.get("chat_template")
-            except (InputError, OSError, ValueError):
-                continue  # there is none, or the subject `tokenizer` reports it
-            if isinstance(text, str) and _GENERATION.sub("", text) != trained:
+        # a file that cannot be read is a finding already, of its hash or of the subject `tokenizer`
+        places = template_places(TokenizerFiles(folder)).get("default", {})
+        for place, text in places.items() if trained_file in places else ():
+            if _GENERATION.sub("", text) != _GENERATION.sub("", places[trained_file]):
                 found = f"another chat template, with SHA-256 {hashlib.sha256(text.encode()).hexdigest()}"
                 expected = f"that of {trained_file}, which was trained with"
-                yield Finding("ML705", found, str(folder / name), expected)
+                yield Finding("ML705", found, str(folder / place.partition(",")[0]), expected)
 
     def recomputed(self, *rules: str) -> Result:
         """Check the recorded values that are of some rules, as far as their sources are there."""

@@ -17,6 +17,7 @@ from pytest_mistral_lora.chat.encoded import EncodedRow
 from pytest_mistral_lora.chat.reading import read_json
 from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.checkpoint.encoder import Encoder
+from pytest_mistral_lora.checkpoint.tokenizer_folder import TEMPLATE, TokenizerFiles, own_template
 from pytest_mistral_lora.checkpoint.tokenizers import TOKENIZER_JSON, oracle_file
 from pytest_mistral_lora.errors import TrainingError
 from pytest_mistral_lora.records.data_stats import PROBE, probe_sha256
@@ -26,7 +27,6 @@ from pytest_mistral_lora.records.notes import note_texts
 from pytest_mistral_lora.records.tensors import ADAPTER_TENSORS, sha256_tensors
 from pytest_mistral_lora.training.adapter import expected_names
 
-TEMPLATE = "chat_template.jinja"
 LOG = "training_log.jsonl"
 RENDERED = "rendered_row.json"
 _COMPANIONS = (TOKENIZER_JSON, "tokenizer_config.json", "special_tokens_map.json")
@@ -169,7 +169,9 @@ def _write_tokenizer(folder: Path, encoder: Encoder, base: Path) -> dict[str, An
 
 
 def _write_template(folder: Path, encoder: Encoder, base: Path) -> dict[str, Any]:
-    source, text = "checkpoint", _own_template(base)
+    files = encoder.tokenizer.files if encoder.tokenizer.path == base else TokenizerFiles(base)
+    # of the file every character, its last newline too: Jinja leaves that out, but it is a part of the file's hash
+    source, text = "checkpoint", files.text(TEMPLATE) or own_template(files)
     if encoder.backend == "chat-template":
         text = encoder.tokenizer.template.source
         source = "checkpoint" if (base / TOKENIZER_JSON).is_file() else "mistral-common"
@@ -178,15 +180,6 @@ def _write_template(folder: Path, encoder: Encoder, base: Path) -> dict[str, Any
     write_text(folder / TEMPLATE, str(text))
     probed = {"probe": PROBE, "probe_sha256": probe_sha256(encoder.encode)}
     return {"source": source, "file": TEMPLATE, "sha256": sha256_file(folder / TEMPLATE), **probed}
-
-
-def _own_template(base: Path) -> str | None:
-    # newer versions of transformers write it into a file of its own, older ones into the tokenizer's configuration
-    if (base / TEMPLATE).is_file():
-        return (base / TEMPLATE).read_bytes().decode()
-    config = base / "tokenizer_config.json"
-    template = read_json(config).get("chat_template") if config.is_file() else None
-    return template if isinstance(template, str) else None
 
 
 def rendered(encoder: Encoder, row: Row, encoded: EncodedRow) -> dict[str, Any]:

@@ -17,10 +17,9 @@ from manifests import adapter
 from sample_transcripts import transcript
 
 from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
-from pytest_mistral_lora.chat.oracle.tekken_file import MAX_CONTAINERS, refuse_damaged
+from pytest_mistral_lora.chat.oracle.hazards import MAX_CONTAINERS, json_hazard, refuse_damaged
 from pytest_mistral_lora.chat.rows import parse_row
 from pytest_mistral_lora.chat.templates import ChatTemplate
-from pytest_mistral_lora.checkpoint.tokenizer_json import hazard
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer, convert
 from pytest_mistral_lora.conformance.checks import check
 from pytest_mistral_lora.errors import InputError, MistralLoraError, TokenizerError
@@ -217,7 +216,7 @@ def test_real_tekken_files_are_not_refused(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["spm-v1", "spm-v3"])
 def test_real_converted_tokenizers_have_no_hazard(name: str) -> None:
-    assert hazard(json.loads(converted_tokenizer(name).fast.backend_tokenizer.to_str())) == ""
+    assert json_hazard(json.loads(converted_tokenizer(name).fast.backend_tokenizer.to_str())) == ""
 
 
 def split(pattern: str) -> dict[str, Any]:

@@ -118,9 +118,9 @@ def _agreed(question: Mapping[str, Any]) -> str:
         ) from None
     if not raised and text == second:
         return text
-    # a clock may have ticked between the two
+    # a clock may have ticked between the two, on either side
     again = _plain(source, question)[0]
-    if not raised and again == second:
+    if not raised and again in (second, _copy(source).run(given)):
         return again
     # an object without a text of its own is printed with its address, which is another one each time or by chance not
     if again != text or _ADDRESS.search(text):
