@@ -195,16 +195,16 @@ def test_a_folder_without_a_mistral_tokenizer_is_an_error(tmp_path: Path, names:
 def test_a_file_that_is_no_tokenizer_is_an_error(tmp_path: Path, name: str, content: bytes) -> None:
     file = tmp_path / name
     file.write_bytes(content)
-    with pytest.raises(TokenizerError, match="cannot load it") as caught:
+    with pytest.raises(TokenizerError, match=r"cannot load it|not valid JSON|an object of 0") as caught:
         _ = CheckpointTokenizer(file).oracle
-    assert caught.value.place == str(file)
+    assert caught.value.place.partition(",")[0] == str(file)
 
 
 @pytest.mark.parametrize(("name", "as_name"), [("tekken-240911", "tekken.json"), ("spm-v3", "tokenizer.model.v3")])
 def test_a_truncated_tokenizer_file_is_an_error(tmp_path: Path, name: str, as_name: str) -> None:
     data = shipped_tokenizer(name).read_bytes()
     (tmp_path / as_name).write_bytes(data[: len(data) // 2])
-    with pytest.raises(TokenizerError, match="cannot load it"):
+    with pytest.raises(TokenizerError, match=r"cannot load it|not valid JSON"):
         _ = CheckpointTokenizer(tmp_path).fast
 
 
