@@ -280,8 +280,7 @@ def compare(
         device: `auto`, `cpu` or `cuda`.
 
     Raises:
-        InputError: If there are no transcripts, the base is not the one that they were recorded on, or a prompt is
-            encoded into other ids than it was.
+        InputError: If there are no transcripts, or they are of another base, prompt or vocabulary.
     """
     golden = adapter / TRANSCRIPTS if golden is None else golden
     transcripts = load_folder(golden)
