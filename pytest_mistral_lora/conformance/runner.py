@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
 
@@ -63,7 +64,7 @@ def with_row_places(
         line = int(match[1] or 0)
         return rows[line - 1].place if 0 < line <= len(rows) else source
 
-    texts = {
+    texts: dict[str, Any] = {
         name: re.sub(rf"{re.escape(str(file))}(?::(\d+))?", place, getattr(finding, name))
         for name in ("place", "found", "detail")
     }

@@ -169,8 +169,8 @@ class RowJudge:
         sides = (expected.input_ids, expected.labels), (encoded.input_ids, encoded.labels)
         difference = Alignment(*sides, oracle.piece)
         found = "the generation blocks mark other tokens than the assistant's"
-        shown = {"detail": difference.table(), "row": _printed_row(row), "shape": difference.shape()}
-        tally.findings.add(Finding("ML606", found, row.place, **shown))
+        table, shape = difference.table(), difference.shape()
+        tally.findings.add(Finding("ML606", found, row.place, detail=table, row=_printed_row(row), shape=shape))
         return False
 
     def _explain(self, row: Row, tally: DatasetTally) -> None:
@@ -190,8 +190,8 @@ class RowJudge:
             sides = (comparison.oracle.input_ids, None), (found.input_ids if found else (), None)
             detail = Alignment(*sides, oracle.piece).table() if found else ""
             text = f"the chat template differs from mistral-common: {comparison.unexplained}"
-            shown = {"detail": detail, "row": _printed_row(row), "shape": comparison.shape}
-            tally.findings.add(Finding("ML603", text, row.place, **shown))
+            shape = comparison.shape
+            tally.findings.add(Finding("ML603", text, row.place, detail=detail, row=_printed_row(row), shape=shape))
 
 
 class _LiteralError(RowError):
