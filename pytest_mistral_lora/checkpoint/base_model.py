@@ -159,7 +159,7 @@ def empty_model(folder: Path) -> Any:
     import torch
     from transformers import MistralConfig, MistralForCausalLM
 
-    place = str(_require_plain(folder) / "config.json")
+    place = str(require_plain(folder) / "config.json")
     try:
         config = MistralConfig.from_pretrained(folder)
         if config.num_hidden_layers > _MOST_LAYERS:
@@ -175,7 +175,7 @@ def empty_model(folder: Path) -> Any:
         ) from error
 
 
-def _require_plain(folder: Path) -> Path:
+def require_plain(folder: Path) -> Path:
     """Return the folder of a checkpoint that `MistralForCausalLM` computes as AutoModel does.
 
     Raises:
@@ -235,7 +235,7 @@ def load_nf4(folder: Path, precision: Precision, device: str) -> Any:
 def _load(folder: Path, precision: Precision, **options: Any) -> Any:
     from transformers import MistralForCausalLM
 
-    weight_files(_require_plain(folder))
+    weight_files(require_plain(folder))
     # transformers would load the base that this file names instead, and put the adapter on it, unread by us
     if (folder / "adapter_config.json").exists():
         found = "the folder of the base has an adapter, which transformers would put on it"

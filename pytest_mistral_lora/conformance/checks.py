@@ -223,7 +223,7 @@ def _judged_once(check: Check, results: _Results) -> Check:
 
 
 _RECIPES = (".yaml", ".yml")
-_ADAPTERS = ("adapter_config.json", "manifest.json")
+_ADAPTERS = ("adapter_config.json", "adapter_model.safetensors", "manifest.json")
 
 
 def check(
@@ -279,7 +279,8 @@ def targets_of(paths: Sequence[Path], base: Path | None = None, oracle: str | No
     adapters = [
         path
         for path in paths
-        if any((path / name).is_file() for name in _ADAPTERS)
+        # be it a folder, a pipe or a link that leads nowhere: the check `files` names it
+        if any((path / name).exists() or (path / name).is_symlink() for name in _ADAPTERS)
         or (base is not None and path.resolve() != base.resolve() and any(path.glob("model*.safetensors")))
     ]
     tokenizers = [path for path in paths if path not in recipes and path not in adapters]

@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pytest_mistral_lora.checkpoint.base_model import read_config
+from pytest_mistral_lora.checkpoint.base_model import read_config, require_plain
 from pytest_mistral_lora.checkpoint.hub_cache import cached_snapshot
 from pytest_mistral_lora.checkpoint.pins import resolve
 from pytest_mistral_lora.errors import InputError, MistralLoraError, PinError, one_line
@@ -42,9 +42,10 @@ class RecordedBase:
 
         Raises:
             InputError: With the first key of another value; without a recorded configuration, nothing is refused.
-            PinError: As for `base_config`.
+            PinError: As for `base_config` and `require_plain`.
         """
-        now = changed_config(self.config, base_config(folder)) if self.config else {}
+        # a class that is not loaded at all is the plainer reason
+        now = changed_config(self.config, base_config(require_plain(folder))) if self.config else {}
         for key, recorded in (self.config or {}).items():
             if now[key] != recorded:
                 raise InputError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 import sys
@@ -18,7 +19,9 @@ from peft import LoraConfig, get_peft_model
 from transformers import MistralConfig, MistralForCausalLM
 
 from pytest_mistral_lora.checkpoint.weights import Weights
-from pytest_mistral_lora.conformance.adapter import adapter_findings
+from pytest_mistral_lora.conformance.adapter import adapter_findings, cases
+from pytest_mistral_lora.conformance.checks import targets_of
+from pytest_mistral_lora.conformance.targets import AdapterTarget
 from pytest_mistral_lora.errors import InputError, MistralLoraError
 from pytest_mistral_lora.records.adapter_config import AdapterConfig, key_faults
 from pytest_mistral_lora.records.adapter_folder import AdapterFolder
@@ -236,3 +239,18 @@ def test_more_than_the_tensors_can_fill_is_not_made(
     (adapter / CONFIG).write_text(json.dumps({**config, **change}))
     with pytest.raises(InputError, match=reason):
         load_adapted(adapter, folders[1], "fp32", "cpu")
+
+
+@pytest.mark.parametrize("kind", ["gone", "a folder", "a link out", "a link to nothing", "a pipe"])
+def test_half_an_adapter_is_judged_as_an_adapter(kind: str, folders: tuple[Path, Path], tmp_path: Path) -> None:
+    adapter = Path(shutil.copytree(folders[0], tmp_path / "adapter"))
+    (adapter / CONFIG).unlink()
+    if kind == "a folder":
+        (adapter / CONFIG).mkdir()
+    elif kind == "a pipe":
+        os.mkfifo(adapter / CONFIG)
+    elif kind != "gone":
+        (adapter / CONFIG).symlink_to("/etc/hostname" if kind == "a link out" else CONFIG)
+    assert [type(target) for target in targets_of([adapter])] == [AdapterTarget]
+    assert {finding.rule for finding in cases(AdapterFolder(adapter))["files"]().findings} == {"ML405"}
+    assert all(CONFIG in found for found in used(adapter, folders[1]))

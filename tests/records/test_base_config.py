@@ -84,7 +84,6 @@ def test_what_decides_no_number_is_not_compared(change: dict[str, Any], tmp_path
         ({"tie_word_embeddings": True}, "tie_word_embeddings"),
         ({"num_key_value_heads": 32}, "num_key_value_heads"),
         ({"head_dim": 64}, "head_dim"),
-        ({"model_type": "llama", "architectures": ["LlamaForCausalLM"]}, "model_type"),
     ],
     ids=str,
 )
@@ -95,6 +94,14 @@ def test_what_decides_a_number_is_named_with_both_values(change: dict[str, Any],
     assert now[key] != recorded[key]
     with pytest.raises(InputError, match=r"config\.json: .* is .*, with which the adapter was trained"):
         RecordedBase("a", config=recorded).require_config(other)
+
+
+def test_another_class_is_another_configuration(tmp_path: Path) -> None:
+    recorded = base_config(written(tmp_path / "one", OLD))
+    llama = written(tmp_path / "other", {**OLD, "model_type": "llama", "architectures": ["LlamaForCausalLM"]})
+    assert changed_config(recorded, base_config(llama))["model_type"] == "llama"
+    with pytest.raises(PinError, match="llama"):
+        RecordedBase("a", config=recorded).require_config(llama)
 
 
 def test_a_default_counts_as_much_as_a_key(tmp_path: Path) -> None:

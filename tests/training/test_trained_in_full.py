@@ -59,7 +59,8 @@ def test_such_an_adapter_is_sound_and_verifies(full_run: RunResult) -> None:
     facts = verify(full_run.output, base=full_run.base_folder, dataset=dataset)
     assert [fact for fact in facts if fact.state != "match"] == []
     assert {"lora.dora", "lora.modules_to_save"} <= {fact.name for fact in facts}
-    assert [finding.text() for finding in adapter_findings(full_run.output, full_run.base_folder)] == []
+    # a note: vLLM refuses both
+    assert {finding.rule for finding in adapter_findings(full_run.output, full_run.base_folder)} == {"ML426"}
 
 
 def test_what_the_run_says_of_it_is_what_the_recipe_asked_for(full_run: RunResult) -> None:
@@ -190,7 +191,7 @@ def test_in_a_bf16_base_the_head_is_trained_in_float32_and_used_in_bf16(make_rec
     rows = list(read_rows(result.output.parent / "rows.jsonl"))
     again = smoke(model_spec(result.output, base, device="cpu"), rows, max_new_tokens=1)
     assert again["adapter_effect"] > 0
-    assert list(adapter_findings(result.output, base)) == []
+    assert {finding.rule for finding in adapter_findings(result.output, base)} == {"ML426"}
 
 
 def test_a_dora_adapter_without_its_magnitudes_is_a_finding(make_recipe: MakeRecipe, base: Path) -> None:

@@ -129,7 +129,7 @@ def part_left(weight: Any, a: Any, b: Any) -> float:
     if abs(alike) > _ALIKE:
         return 1.0 if alike > 0 else 0.0
     # its squares there, beside those of as many of its directions on average
-    usual = float(weight.square().sum()) * b.shape[1] / b.shape[0]
+    usual: float = float(weight.square().sum()) * b.shape[1] / b.shape[0]
     return float(within.square().sum()) / max(usual, 1e-30)
 
 
