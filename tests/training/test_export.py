@@ -110,7 +110,7 @@ TOGETHER: dict[str, dict[str, Any]] = {
     "evaluation.checks": {"generations": 3},
 }
 """What a key needs beside it."""
-OF_THE_BASE = {"base.repo", "base.revision", "base.path", "base.weights_sha256", "base.name"}
+OF_THE_BASE = {"base.repo", "base.revision", "base.path", "base.weights_sha256", "base.name", "base.oracle"}
 
 
 def keys() -> Iterator[str]:
