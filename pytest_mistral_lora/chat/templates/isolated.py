@@ -135,7 +135,7 @@ class _Started:
     """A running process with its pipes."""
 
     def __init__(self, limits: RenderLimits) -> None:
-        command = [sys.executable, "-I", "-B", "-c", _CODE, json.dumps(sys.path)]
+        command = [sys.executable, "-I", "-B", "-c", _CODE, json.dumps([*map(str, sys.path)])]
         # threads of numpy would only take address space
         environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
         self.too_slow = False
