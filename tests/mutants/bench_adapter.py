@@ -239,7 +239,7 @@ def tensors_of_the_last_layer_missing(artifact: Artifact) -> None:
     artifact["tensors"] = {name: one for name, one in artifact["tensors"].items() if ".layers.1." not in name}
 
 
-@mutant("ML412", "I16", says="shape (0,)")
+@mutant("ML412 ML426", "I16", says="shape (0,)")
 def tensors_not_gathered(artifact: Artifact) -> None:
     """Sharded training saved a tensor that it had not gathered."""
     artifact["tensors"]["base_model.model.lm_head.weight"] = torch.zeros(0)
@@ -349,7 +349,7 @@ def vocabulary_resized(artifact: Artifact) -> None:
         artifact["tensors"][name] = torch.ones(32770, 128)
 
 
-@mutant("ML412", "I38", says="32770, 128")
+@mutant("ML412 ML426", "I38", says="32770, 128")
 def vocabulary_resized_and_trained(artifact: Artifact) -> None:
     """Two tokens were added, and the embeddings were trained in full."""
     artifact["config"]["modules_to_save"] = ["embed_tokens", "lm_head"]
