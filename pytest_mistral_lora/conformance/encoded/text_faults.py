@@ -60,8 +60,8 @@ class TextComparison:
             return
         several = any(len(message.get("tool_calls") or ()) > 1 for message in self.row.messages)
         if several and (turns := split_calls(*([part.marker for part in side] for side in self._sides))):
-            found = f"calls of one turn are turns of their own: {turns[1]} turns of calls in place of {turns[0]}"
-            yield EncodingFault("ML555", found, "the calls of a message in one turn, closed by one </s>")
+            split = f"calls of one turn are turns of their own: {turns[1]} turns of calls in place of {turns[0]}"
+            yield EncodingFault("ML555", split, "the calls of a message in one turn, closed by one </s>")
             return
         found_parts = list(self.found)
         for prompt in self._prompts:

@@ -48,7 +48,7 @@ from pytest_mistral_lora.training.rows.table import (
     lengths_of,
 )
 
-FORMAT = 1
+FORMAT = 2
 """Number of the cache's format: raise it if the columns change, or anything else that a cache key does not cover."""
 
 _FIGURES = "figures.json"
