@@ -209,8 +209,8 @@ def is_same_conversation(own: Sequence[str], spelled: str) -> bool:
     """
 
     def plain(text: str) -> str:
-        folded = unicodedata.normalize("NFKC", text).casefold()
-        return "".join(one for one in folded if unicodedata.category(one)[0] not in "CZ")
+        # not in lower case: "Hi" would be found in "Which"
+        return "".join(one for one in unicodedata.normalize("NFKC", text) if unicodedata.category(one)[0] not in "CZ")
 
     whole = plain(_letters_of(spelled))
     if any(text in whole for text in map(plain, own) if text):
