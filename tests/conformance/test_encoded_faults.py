@@ -258,3 +258,28 @@ def test_a_text_that_became_unk_was_encoded_with_another_vocabulary() -> None:
     found = list(row_findings(parse_row(data), ids, encoded.labels or (), oracle))
     assert found[0].rule == "ML532"
     assert "became <unk>" in found[0].found
+
+
+@pytest.mark.parametrize("name", ["spm-v3", "spm-v7", "tekken-240911"])
+def test_a_system_prompt_within_inst_is_named_so(name: str) -> None:
+    oracle = oracle_of(name)
+    ids = {literal: token for token, literal in oracle.control_tokens.items()}
+    prompt, *rest = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Hello there, friend."},
+        {"role": "assistant", "content": "Hello to you."},
+    ]
+    row = parse_row({"messages": [prompt, *rest]})
+    plain = oracle.encode({"messages": rest})
+    block = (ids["[INST]"], *oracle.encode_text(" Be brief. "), ids["[/INST]"])
+    own = (plain.input_ids[0], *block, *plain.input_ids[1:])
+    labels = (IGNORE_INDEX, *[IGNORE_INDEX] * len(block), *(plain.labels or ())[1:])
+    found = list(row_findings(row, own, labels, oracle))
+    assert {finding.rule for finding in found} == {"ML526"}
+    assert found[0].found == "the system prompt 'Be brief.' stands in an [INST] of its own"
+    if name == "spm-v7":
+        text = oracle.encode_text("Be brief.\n\nHello there, friend.")
+        end = plain.input_ids.index(ids["[/INST]"])
+        one = (plain.input_ids[0], ids["[INST]"], *text, *plain.input_ids[end:])
+        labels = (*[IGNORE_INDEX] * (2 + len(text)), *(plain.labels or ())[end:])
+        assert "the system prompt stands elsewhere, after [INST]" in next(row_findings(row, one, labels, oracle)).found

@@ -66,7 +66,7 @@ class TextComparison:
         found_parts = list(self.found)
         for prompt in self._prompts:
             own = [n for n, part in enumerate(found_parts) if part.marker == "[INST]" and part.text.strip() == prompt]
-            if own and not any(part.text.strip() == prompt for part in self.expected):
+            if own and not any(part.marker == "[INST]" and part.text.strip() == prompt for part in self.expected):
                 yield EncodingFault("ML526", f"the system prompt {prompt[:60]!r} stands in an [INST] of its own")
                 # with the marker behind it: the rest of the row is compared without them
                 closes = own[0] + 1 < len(found_parts) and found_parts[own[0] + 1].spelled.strip() == "[/INST]"
@@ -109,7 +109,9 @@ class TextComparison:
             elif marker in _SYSTEM:
                 texts = without_spaces(_joined(self.found))
                 if self._prompts and all(without_spaces(prompt) in texts for prompt in self._prompts):
-                    yield EncodingFault("ML526", f"{marker} is missing: the system prompt stands elsewhere")
+                    holder = next((part.marker for part in self.found if self._prompts[0] in part.text), "")
+                    elsewhere = f"elsewhere, after {holder}" if holder else "elsewhere"
+                    yield EncodingFault("ML526", f"{marker} is missing: the system prompt stands {elsewhere}")
                 else:
                     yield EncodingFault("ML525", f"{marker} is missing: the system prompt is not there")
             elif marker in ("<s>", "</s>"):
