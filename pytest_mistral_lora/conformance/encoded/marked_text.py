@@ -210,7 +210,8 @@ def is_same_conversation(own: Sequence[str], spelled: str) -> bool:
 
     def plain(text: str) -> str:
         # not in lower case: "Hi" would be found in "Which"
-        return "".join(one for one in unicodedata.normalize("NFKC", text) if unicodedata.category(one)[0] not in "CZ")
+        form = unicodedata.normalize("NFKC", without_spaces(text))
+        return "".join(one for one in form if unicodedata.category(one)[0] not in "CZ")
 
     whole = plain(_letters_of(spelled))
     if any(text in whole for text in map(plain, own) if text):
