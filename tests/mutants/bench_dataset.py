@@ -540,6 +540,12 @@ def unknown_logger(artifact: Artifact) -> None:
     _training(artifact, report_to=["tensorbord"])
 
 
+@mutant("ML642", says="'swanlab' is not installed")
+def logger_that_is_not_installed(artifact: Artifact) -> None:
+    """A logger of the recipe is not installed here."""
+    _training(artifact, report_to=["swanlab"])
+
+
 @mutant("ML641", says="kernels for a GPU")
 def kernels_on_a_cpu_by_choice(artifact: Artifact) -> None:
     """The recipe chooses the CPU, and kernels that run on GPUs alone."""
