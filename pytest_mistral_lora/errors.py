@@ -120,8 +120,8 @@ class RenderError(MistralLoraError):
             `surrogate`: its text is not Unicode; `error`: any other error that it raises.
     """
 
-    def __init__(self, found: str, *, kind: str) -> None:
-        super().__init__(found)
+    def __init__(self, found: str, *, kind: str = "error", **fields: str) -> None:
+        super().__init__(found, **fields)
         self.kind = kind
 
 

@@ -144,8 +144,9 @@ def test_the_marked_template_renders_as_the_original_and_marks_answers_to_their_
         row = {"messages": messages}
         assert marked.render(row) == original.render(row)
         assert marked.render(row, generation_prompt=True) == original.render(row, generation_prompt=True)
-    _, spans = marked._render(marked.source, prepare_row(TALK), mark=True)
+    _, spans = marked._render(prepare_row(TALK), mark=True)
     text = marked.render({"messages": TALK})
+    assert spans is not None
     assert [text[start:end] for start, end in spans] == ["Nixon.<|im_end|>", "Yes.\nNo.<|im_end|>"]
     assert original.encode({"messages": TALK}).labels is None
 

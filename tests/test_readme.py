@@ -180,7 +180,7 @@ def test_the_recipe_trains_and_a_changed_row_is_found(tmp_path: Path, mistral_lo
     (tmp_path / "rows.jsonl").write_text(rows.replace("Paris", "Lyon"))
     verified = mistral_lora("verify", "lora-out", "--dataset", "rows.jsonl", folder=tmp_path)
     assert verified.returncode == 1
-    [shown] = [text for text in fences(RECORDS, "text") if text.startswith("match ")]
+    [shown] = [text for text in fences(RECORDS, "text") if "mismatch " in text]
     for line in shown.splitlines():
         assert all(part in verified.stdout for part in line.split("…")), line
 

@@ -173,7 +173,7 @@ def conversion_step(name: Any, *, of_role: bool = False) -> str:
             (*CONTENT, "refusal"): "content",
             (CALL,): "tool_calls",
         }
-        ours = next((to for names, to in fields.items() if name in names), "")
+        ours = next((to for names, to in fields.items() if name in names and name != to), "")
     return f"`mistral-lora import` turns it into {ours}." if ours else ""
 
 

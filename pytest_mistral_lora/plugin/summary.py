@@ -41,7 +41,7 @@ def write_summary(
             terminal.write_line(line)
         for line in basis_lines(outcomes):
             terminal.write_line(line)
-        if not deselected and nothing_was_judged(outcomes):
+        if nothing_was_judged(outcomes):
             terminal.write_line("No check could judge anything, so that this run is no pass.", red=True)
     ran = dict.fromkeys((one["target"], one["facts"].get("ran under")) for one in outcomes)
     lines = [*_answer_lines(outcomes), *(f"{target} ran under {versions}" for target, versions in ran if versions)]

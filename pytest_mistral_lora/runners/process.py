@@ -16,7 +16,7 @@ from typing import Any
 
 from pytest_mistral_lora.chat.reading import scan_jsonl
 from pytest_mistral_lora.chat.rows import Row
-from pytest_mistral_lora.errors import RowError, RunnerError
+from pytest_mistral_lora.errors import InputError, RowError, RunnerError
 
 # of a log of any length only the end is read
 _TAIL_BYTES = 4000
@@ -141,9 +141,13 @@ def read_output(path: Path, rows: int) -> RunnerOutput:
     environment: dict[str, str] = {}
     notes: list[str] = []
     records: dict[int, Mapping[str, Any]] = {}
-    for item in scan_jsonl(path):
+    try:
+        items = list(scan_jsonl(path))
+    except InputError as error:
+        raise _broken_contract(error) from error
+    for item in items:
         if isinstance(item, RowError):
-            raise RunnerError(item.found, place=item.place, expected="encoded rows, one JSON object a line")
+            raise _broken_contract(item)
         line, data = item
         place = f"{path.name}:{line}"
         if isinstance(data, Mapping) and isinstance(data.get("environment"), Mapping):
@@ -157,6 +161,10 @@ def read_output(path: Path, rows: int) -> RunnerOutput:
             record = {"error": "the runner wrote it twice"}
         records[number] = record
     return RunnerOutput(environment, tuple(notes), records)
+
+
+def _broken_contract(error: InputError) -> RunnerError:
+    return RunnerError(error.found, place=error.place, expected="encoded rows, one JSON object a line")
 
 
 def _record(data: Any, place: str, rows: int) -> tuple[int, Mapping[str, Any]]:

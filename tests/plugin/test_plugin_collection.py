@@ -53,10 +53,13 @@ def test_named_targets_have_the_subjects_of_their_kind(tmp_path: Path) -> None:
     settings = Settings(1, None, "cpu", False, (), False, tmp_path)
     paths = {name: tmp_path / name for name in ("tokenizers", "recipes", "adapters", "encoded")}
     paths["recipes"].write_text(RECIPE)
+    merged = tmp_path / "merged"
+    merged.mkdir()
+    (merged / "model.safetensors").touch()
     targets = named_targets(
         tokenizers=[paths["tokenizers"]],
         recipes=[paths["recipes"]],
-        adapters=[paths["adapters"]],
+        adapters=[paths["adapters"], merged],
         encoded=[paths["encoded"]],
         runners=[RunnerChoice("trl")],
     )
@@ -66,6 +69,7 @@ def test_named_targets_have_the_subjects_of_their_kind(tmp_path: Path) -> None:
         "tokenizers": judged,
         "recipes": judged | {"dataset"},
         "adapters": {"adapter", "manifest", "transcript"},
+        "merged": {"merged", "manifest", "transcript"},
         "encoded": {"encoded"},
         "trl-tokenizers": {"runner"},
         "trl-recipes": {"runner"},
