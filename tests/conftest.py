@@ -23,6 +23,8 @@ def pytest_collection_finish() -> None:
     # transformers again: a third of a second, some hundred times.
     gc.collect()
     gc.freeze()
+    # Python's own limit of 700 new objects has every test that loads a tokenizer walk its 131,000 tokens many times.
+    gc.set_threshold(20_000, 10, 10)
 
 
 RunPytest = Callable[..., pytest.RunResult]
@@ -55,6 +57,9 @@ def suite_libraries(tmp_path_factory: pytest.TempPathFactory) -> None:
         for check in collect([Target("spm-v1")], chosen):
             if check.case in _CASES:
                 check.run()  # for its imports: under some versions of the libraries it has findings
+    # as after the collection, which imports none of these
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture
