@@ -155,4 +155,6 @@ def test_with_a_recipe_the_runner_gets_the_recipe_s_rows(golden: Run, pytester: 
     result = golden(*options)
     failed = {line.split()[0] for line in result.outlines if " FAILED" in line}
     assert failed == {"mistral-golden::mine-recipe.yaml::runner::labels"}
-    result.stdout.fnmatch_lines(["ML546 *rows.jsonl:1: *", "and 29 more like it:*", "*10 that are only*"])
+    # the names break into lines by the length of the temporary folder's path
+    result.stdout.fnmatch_lines(["ML546 *rows.jsonl:1: *", "and 29 more like it:*"])
+    assert "10 that are only counted" in " ".join(result.stdout.str().split())
