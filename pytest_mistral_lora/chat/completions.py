@@ -8,6 +8,8 @@ from __future__ import annotations
 import itertools
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -195,6 +197,8 @@ class FormatCheck:
         Raises:
             InputError: If the kind is `tool_call` and there is no Mistral tokenizer to read calls with.
         """
+        if self.kind == "regex" or (self.kind == "json_schema" and '"pattern' in json.dumps(self.value)):
+            return FormatVerdict(self.name, _violation_in_time(self, answer.text))
         return FormatVerdict(self.name, _CHECKS[self.kind](answer, self.value))
 
 
@@ -275,3 +279,21 @@ _CHECKS: dict[Kind, Callable[[AnswerToCheck, Any], str]] = {
     "eos": lambda answer, _: "" if answer.stop == "eos" else f"stopped by {answer.stop} after {len(answer.ids)} tokens",
     "max_tokens": lambda answer, most: "" if len(answer.ids) <= most else f"{len(answer.ids)} tokens, more than {most}",
 }
+
+_CODE = """import json, sys
+path, kind, value, text = json.load(sys.stdin)
+sys.path[:] = path
+from pytest_mistral_lora.chat.completions import _CHECKS, AnswerToCheck
+print(json.dumps(_CHECKS[kind](AnswerToCheck((), text, "", (), None), value)))"""
+
+
+def _violation_in_time(check: FormatCheck, text: str) -> str:
+    # A pattern of a foreign transcript may backtrack for years, and no thread can be stopped in the middle of a match.
+    command, given = [sys.executable, "-I", "-c", _CODE], [[*map(str, sys.path)], check.kind, check.value, text]
+    try:
+        done = subprocess.run(command, input=json.dumps(given), capture_output=True, text=True, timeout=5, check=True)
+    except subprocess.TimeoutExpired:
+        return "a pattern takes more than 5 s: write it without repetitions of repetitions"
+    except subprocess.CalledProcessError as error:
+        return f"the check cannot run: {error.stderr.strip().splitlines()[-1]}"
+    return str(json.loads(done.stdout))

@@ -84,3 +84,21 @@ def test_schemas_are_checked(schema: Any, wrong: bool) -> None:
 
 def test_every_kind_has_a_test() -> None:
     assert set(KINDS) == {"json", "json_schema", "tool_call", "regex", "eos", "max_tokens"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "text"),
+    [
+        ("regex", "(a+)+b", "a" * 60),
+        ("json_schema", {"properties": {"x": {"pattern": "^(a+)+b$"}}}, '{"x": "' + "a" * 60 + '"}'),
+    ],
+)
+def test_a_pattern_that_backtracks_is_ended(kind: Kind, value: Any, text: str) -> None:
+    assert "a pattern takes more than 5 s" in FormatCheck(kind, value).verdict(said(text)).reason
+
+
+def test_a_pattern_of_a_schema_is_checked_and_a_broken_one_is_named() -> None:
+    schema = {"properties": {"x": {"pattern": "^a$"}}}
+    assert FormatCheck("json_schema", schema).verdict(said('{"x": "a"}')).passed
+    assert "does not match" in FormatCheck("json_schema", schema).verdict(said('{"x": "b"}')).reason
+    assert "the check cannot run: " in FormatCheck("regex", "(").verdict(said("x")).reason
