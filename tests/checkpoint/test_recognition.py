@@ -129,7 +129,8 @@ def markers_swapped(folder: Path) -> None:
 
 def a_normalizer(folder: Path) -> None:
     def change(data: Any) -> None:
-        data["normalizer"] = {"type": "Sequence", "normalizers": [{"type": "NFKC"}, data["normalizer"]]}
+        own = [data["normalizer"]] if data["normalizer"] else []  # transformers 4 saves none
+        data["normalizer"] = {"type": "Sequence", "normalizers": [{"type": "NFKC"}, *own]}
 
     edit(folder / "tokenizer.json", change)
 

@@ -14,6 +14,7 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +99,9 @@ def _agreed(question: Mapping[str, Any]) -> str:
         Exception: Any error that the template raises, observed or not.
     """
     source = question["source"]
-    given = {"messages": question["messages"], "tools": question["tools"], "documents": None, **question["variables"]}
+    # copies: an object that is printed with its address must not have the same one in both renderings
+    messages, tools = deepcopy((question["messages"], question["tools"]))
+    given = {"messages": messages, "tools": tools, "documents": None, **question["variables"]}
     second, raised = "", ""
     try:
         second = _copy(source).run(given)
