@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pytest_mistral_lora.chat.reading import read_json
-from pytest_mistral_lora.errors import InputError, PinError, RecipeError
+from pytest_mistral_lora.errors import InputError, PinError, RecipeError, one_line
 
 if TYPE_CHECKING:
     import torch
@@ -169,7 +169,7 @@ def empty_model(folder: Path) -> Any:
             return MistralForCausalLM(config)
     except Exception as error:  # transformers and torch raise many types for a value of the wrong type or size
         raise PinError(
-            f"no model can be made of it: {_one_line(error)}",
+            f"no model can be made of it: {type(error).__name__}: {one_line(error)}",
             place=place,
             expected=f"the configuration of a {ARCHITECTURE}",
         ) from error
@@ -185,10 +185,6 @@ def require_plain(folder: Path) -> Path:
     if other:
         raise PinError(f"the model is {other}", place=str(folder / "config.json"), expected=ARCHITECTURE)
     return folder
-
-
-def _one_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
 def load_base(folder: Path, precision: Precision, device: str) -> Any:
