@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pytest_mistral_lora.chat.fields import (
     IN_ORDER,
@@ -27,6 +27,9 @@ from pytest_mistral_lora.chat.fields import (
 from pytest_mistral_lora.chat.formats import import_step, recognise
 from pytest_mistral_lora.chat.reading import read_line, scan_lines
 from pytest_mistral_lora.errors import RowError, RowsError
+
+if TYPE_CHECKING:
+    from pytest_mistral_lora.chat.reading.chunks import DataFile
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,17 +166,20 @@ def assistant_text(contents: Iterable[Any], *, version: str) -> str:
     return text if version == "v1" or has_thinking(chunks) else text.rstrip(" ")
 
 
-def scan_rows(path: str | Path) -> Iterator[Row | RowError]:
+def scan_rows(source: str | Path | DataFile) -> Iterator[Row | RowError]:
     """Yield each row of a JSONL file, or the error that makes it unusable, in file order and one at a time.
 
     A file without rows yields one error.
 
+    Args:
+        source: The file, or one that is converted to rows while it is read, as `data.sources` opens it.
+
     Raises:
         InputError: If the file cannot be opened, or is not JSON Lines in UTF-8.
     """
-    path = Path(path)
+    path = Path(source) if isinstance(source, str | Path) else source.path
     found = False
-    for number, line in scan_lines(path):
+    for number, line in scan_lines(path) if isinstance(source, str | Path) else source.lines():
         item = read_row(path, number, line)
         if item is not None:
             found = True
@@ -182,7 +188,7 @@ def scan_rows(path: str | Path) -> Iterator[Row | RowError]:
         yield RowError("the file has no rows", place=str(path))
 
 
-def read_row(path: Path, number: int, line: bytes | None) -> Row | RowError | None:
+def read_row(path: Path, number: int, line: bytes | RowError | None) -> Row | RowError | None:
     """Return the row of a line of `scan_lines`, the error that makes it unusable, or None if the line is blank."""
     item = read_line(path, number, line)
     if item is None or isinstance(item, RowError):
@@ -193,21 +199,21 @@ def read_row(path: Path, number: int, line: bytes | None) -> Row | RowError | No
         return error
 
 
-def read_rows(path: str | Path) -> Iterator[Row]:
-    """Yield the rows of a JSONL file.
+def read_rows(source: str | Path | DataFile) -> Iterator[Row]:
+    """Yield the rows of a JSONL file, or of one that `data.sources` opens.
 
     Raises:
         InputError: If the file cannot be opened.
         RowsError: After the last row, if any row was bad: it lists every bad row. Nothing is dropped silently.
     """
     errors: list[RowError] = []
-    for item in scan_rows(path):
+    for item in scan_rows(source):
         if isinstance(item, RowError):
             errors.append(item)
         else:
             yield item
     if errors:
-        raise RowsError(errors, place=str(path))
+        raise RowsError(errors, place=str(source if isinstance(source, str | Path) else source.path))
 
 
 def as_row(row: Row | Mapping[str, Any]) -> Row:

@@ -9,7 +9,7 @@ from pathlib import Path
 from pytest_mistral_lora.chat.formats import FORMATS
 from pytest_mistral_lora.cli.verb import Verbs, add_json_option, add_verb, print_json
 from pytest_mistral_lora.data.report import LOSSES
-from pytest_mistral_lora.errors import EXIT_OK, InputError
+from pytest_mistral_lora.errors import EXIT_OK
 
 SUMMARY = "convert ShareGPT, Alpaca, OpenAI, Parquet and other data to rows"
 
@@ -63,17 +63,13 @@ def add_parser(verbs: Verbs) -> None:
 def run(args: argparse.Namespace) -> int:
     """Write the rows, and print the report."""
     from pytest_mistral_lora.data import Source, import_rows
-    from pytest_mistral_lora.data.declarations import declared_sources
     from pytest_mistral_lora.data.messages import Layout
+    from pytest_mistral_lora.data.sources import sources_of
 
     sources: list[Source] = []
     remarks: list[str] = []
     for path in args.sources:
-        found, notes = declared_sources(path, args.dataset)
-        if args.format is not None:
-            if any(one.layout.format for one in found):
-                raise InputError(f"{path} declares its format", place="--format", expected="no --format")
-            found = [Source(one.path, Layout(args.format)) for one in found]
+        found, notes = sources_of(path, Layout(args.format or ""), args.dataset)
         sources += found
         remarks += notes
     report = import_rows(sources, args.to, lossy=args.lossy, remarks=remarks, progress=sys.stderr)

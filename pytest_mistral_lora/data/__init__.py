@@ -6,6 +6,7 @@ The formats are those of `chat.formats`; the judge of every converted row is `ch
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from itertools import chain, islice
 from pathlib import Path
@@ -15,7 +16,7 @@ from pytest_mistral_lora.chat.fields import kind_of
 from pytest_mistral_lora.chat.formats import FORMATS, MESSAGE_LISTS, recognise
 from pytest_mistral_lora.chat.reading import read_json
 from pytest_mistral_lora.chat.reading.chunks import DataFile, bar, total_bytes
-from pytest_mistral_lora.chat.rows import parse_row
+from pytest_mistral_lora.chat.rows import Row, parse_row
 from pytest_mistral_lora.data.containers import Record, SourceFile, open_source
 from pytest_mistral_lora.data.converter import RecordConverter
 from pytest_mistral_lora.data.messages import Layout
@@ -24,6 +25,7 @@ from pytest_mistral_lora.errors import InputError, RowError
 from pytest_mistral_lora.records.files import finished_file, inside, remove_temporaries
 
 _LOOKED_AT = 20
+_SHARD = re.compile(r"(?P<name>.+)-(?P<number>\d{5})-of-(?P<of>\d{5})\..+")
 _SUFFIXES = (".jsonl", ".json", ".ndjson", ".parquet", ".arrow", ".csv", ".tsv", ".gz", ".zst", ".bz2", ".xz")
 
 
@@ -66,12 +68,22 @@ def source_files(path: Path) -> list[Path]:
         found = [one for one in found if one.name not in ("dataset_info.json", "dataset_infos.json", "state.json")]
     if not found:
         raise InputError("has no data files", place=str(path), expected=", ".join(_SUFFIXES))
+    if _are_shards(found):
+        return found
     if len(found) > 1:
         names = ", ".join(one.relative_to(path).as_posix() for one in found[:8])
         raise InputError(
             f"has {len(found)} {kind}: {names}", place=str(path), next_step="Name those to import, in their order."
         )
     return source_files(found[0])
+
+
+def _are_shards(found: Sequence[Path]) -> bool:
+    """Return whether sorted files are the shards of one table, `train-00000-of-00002.parquet`, and all are there."""
+    matches = [_SHARD.fullmatch(path.name) for path in found]
+    names = {(path.parent, match and match["name"]) for path, match in zip(found, matches, strict=True)}
+    numbers = [(int(match["number"]), int(match["of"])) for match in matches if match]
+    return len(names) == 1 and numbers == [(number, len(found)) for number in range(len(found))]
 
 
 def _listed(path: Path, key: str) -> list[Any]:
@@ -154,20 +166,60 @@ def convert(
         InputError: If a file cannot be read, has no records, or is in no known format.
     """
     for source in sources:
-        file = open_source(source.path)
-        records = file.records(progress)
-        first = list(islice(records, _LOOKED_AT))
-        if not first:
-            raise InputError("the file has no rows", place=str(source.path))
-        layout, evidence = _layout_of(source, first)
-        report.sources.append({"file": str(source.path), "container": file.title, "format": evidence})
-        for record in chain(first, records):
-            row = _converted(record, layout, file, report, lossy)
-            if row is not None:
-                yield row
+        for one in conversions(source, report, lossy=lossy, progress=progress):
+            if isinstance(one, Conversion):
+                yield one.data
 
 
-def _layout_of(source: Source, first: Sequence[Record]) -> tuple[Layout, str]:
+class Conversion(NamedTuple):
+    """A record that is converted.
+
+    Attributes:
+        record: The record, with its place in the source.
+        data: The row as plain data, with the user's own keys.
+        row: The row.
+    """
+
+    record: Record
+    data: dict[str, Any]
+    row: Row
+
+
+def conversions(
+    source: Source,
+    report: Report,
+    *,
+    lossy: Collection[str] = (),
+    progress: Callable[[int], None] = lambda read: None,
+) -> Iterator[Conversion | RowError]:
+    """Yield the row of each record of a file, or the error of one that cannot be converted.
+
+    A record that is left out by an allowed loss gives neither: it is counted in the report.
+
+    Args:
+        source: The file.
+        report: Is filled while the records are read.
+        lossy: Kinds of `LOSSES` that are allowed.
+        progress: Called with the number of bytes read since the last call.
+
+    Raises:
+        InputError: If the file cannot be read, has no records, or is in no known format.
+    """
+    file = open_source(source.path)
+    records = file.records(progress)
+    first = list(islice(records, _LOOKED_AT))
+    if not first:
+        raise InputError("the file has no rows", place=str(source.path))
+    layout, evidence = layout_of(source, first)
+    report.sources.append({"file": str(source.path), "container": file.title, "format": evidence})
+    report.layouts.append(layout)
+    for record in chain(first, records):
+        found = _converted(record, layout, file, report, lossy)
+        if found is not None:
+            yield found
+
+
+def layout_of(source: Source, first: Sequence[Record]) -> tuple[Layout, str]:
     """Return the layout of a file by its first records, and its evidence in words."""
     if source.layout.format:
         return source.layout, f"{FORMATS[source.layout.format]} (declared)"
@@ -194,23 +246,28 @@ def _layout_of(source: Source, first: Sequence[Record]) -> tuple[Layout, str]:
 
 def _converted(
     record: Record, layout: Layout, file: SourceFile, report: Report, lossy: Collection[str]
-) -> dict[str, Any] | None:
-    """Return the row of a record, or None if it is left out or cannot be converted; the report has the reason."""
+) -> Conversion | RowError | None:
+    """Return the conversion of a record or its error, or None if it is left out; the report counts each."""
     noted = RowChanges()
+    row = None
     try:
         if isinstance(record.value, RowError):
             raise record.value
-        row = RecordConverter(record, layout, noted, file.padded).row()
+        data = RecordConverter(record, layout, noted, file.padded).row()
+        losses = sorted(noted.losses.keys() - set(lossy))
         # a row that lost too much is refused for that, not for the fields that are left
-        if row is not None and noted.losses.keys() <= set(lossy):
-            parse_row(row, place=record.place)
+        if data is not None and not losses:
+            row = parse_row(data, place=record.place)
     except RowError as error:
-        report.refuse(error, allowed="bad-records" in lossy)
-        return None
+        allowed = "bad-records" in lossy
+        report.refuse(error, allowed=allowed)
+        return None if allowed else error
     report.take(noted, record.place)
-    if not noted.losses.keys() <= set(lossy):
+    if losses:
         report.bad += 1
-        return None
-    report.rows += row is not None
-    report.dropped += row is None
-    return row
+        lost = "; ".join(f"{LOSSES[kind]}" for kind in losses)
+        step = f"Allow the loss: `lossy: [{', '.join(losses)}]` of the source in the recipe, or --lossy of the import."
+        return RowError(f"a row cannot keep {lost}", place=record.place, next_step=step)
+    report.rows += data is not None
+    report.dropped += data is None
+    return None if data is None or row is None else Conversion(record, data, row)

@@ -160,6 +160,7 @@ def _text_records(path: Path, outer: Container, name: str, progress: Callable[[i
                 progress(raw.tell() - before)
                 before = raw.tell()
             yield record
+        progress(path.stat().st_size - before)
 
 
 def _line_records(path: Path, file: io.BufferedReader) -> Iterator[Record]:
@@ -273,8 +274,7 @@ def _table_records(path: Path, name: str, progress: Callable[[int], None]) -> It
     import pyarrow as pa
     from pyarrow import parquet
 
-    number = 0
-    size = path.stat().st_size
+    number, size = 0, path.stat().st_size
     try:
         with ExitStack() as stack:
             batches: Any

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pytest_mistral_lora.errors import RowError
+
+if TYPE_CHECKING:
+    from pytest_mistral_lora.data.messages import Layout
 
 CHANGES = {
     "roles": "roles have our names: {detail}",
@@ -117,6 +120,7 @@ class Report:
         refused: Number of those that have an error.
         changes: By kind.
         losses: By kind, whether allowed or not.
+        layouts: The layout of each source.
         remarks: Settings of a declaration that have no place in rows, as sentences.
         faults: The errors by their text, each with the fields that have it; a hostile file has no more than 20.
     """
@@ -128,6 +132,7 @@ class Report:
     refused: int = 0
     changes: dict[str, Tally] = field(default_factory=dict)
     losses: dict[str, Tally] = field(default_factory=dict)
+    layouts: list[Layout] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
     faults: dict[str, Tally] = field(default_factory=dict)
 

@@ -350,6 +350,6 @@ def test_the_command_reads_a_declaration(tmp_path: Path, capsys: pytest.CaptureF
     assert f"{path}, other: no such data set; expected one of mine" in capsys.readouterr().err
     words = ["import", str(path), "--dataset", "mine", "--format", "alpaca", "--to", str(tmp_path / "x")]
     assert main(words) == 2
-    assert f"--format: {path} declares its format" in capsys.readouterr().err
+    assert f"format: {path} declares its format" in capsys.readouterr().err
     assert main(["import", str(to), "--dataset", "other", "--to", str(tmp_path / "x")]) == 2
     assert "--dataset" in capsys.readouterr().err

@@ -222,8 +222,10 @@ def lines_of(file: BinaryIO) -> Iterator[tuple[int, bytes | None]]:
         yield number, None
 
 
-def read_line(path: Path, number: int, line: bytes | None) -> tuple[int, Any] | RowError | None:
+def read_line(path: Path, number: int, line: bytes | RowError | None) -> tuple[int, Any] | RowError | None:
     """Return the number and value of a line of `scan_lines`, or its error, or None if it is blank."""
+    if isinstance(line, RowError):
+        return line
     place = f"{path}:{number}"
     if line is None:
         return RowError(f"line is longer than {MAX_LINE_BYTES // 1024**2} MiB", place=place)

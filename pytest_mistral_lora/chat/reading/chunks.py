@@ -11,10 +11,10 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO, TypeVar
+from typing import Any, Protocol, TextIO, TypeVar
 
 from pytest_mistral_lora.chat.reading import scan_lines
-from pytest_mistral_lora.errors import InputError, MistralLoraError
+from pytest_mistral_lora.errors import InputError, MistralLoraError, RowError
 
 CHUNK_LINES = 256
 CHUNK_BYTES = 1024 * 1024
@@ -22,17 +22,42 @@ MANY_BYTES = 4 * 1024 * 1024
 """Bytes from which a pass takes seconds: longer than starting processes takes, and long enough for a progress bar."""
 
 
+class LineSource(Protocol):
+    """The reader of a file in another format, whose rows come as the lines of a JSONL file."""
+
+    @property
+    def bytes_read(self) -> int:
+        """Number of bytes of the file that the last pass has read so far."""
+
+    def lines(self) -> Iterator[tuple[int, bytes | RowError]]:
+        """Read the file from its start, and yield the number of each record in it, and its row or its error.
+
+        Raises:
+            InputError: If the file cannot be read.
+        """
+
+
 @dataclass(frozen=True, slots=True)
 class DataFile:
-    """A file of a recipe.
+    """A file of rows, or one that is converted to rows while it is read.
 
     Attributes:
         path: The file.
         is_held_out: Whether all its rows are held out.
+        source: Its reader, if it is converted; None for a JSONL file of rows.
     """
 
     path: Path
-    is_held_out: bool
+    is_held_out: bool = False
+    source: LineSource | None = None
+
+    def lines(self) -> Iterator[tuple[int, bytes | RowError | None]]:
+        """Yield numbers and lines for `chat.rows.read_row`; of a converted file, records as lines of rows.
+
+        Raises:
+            InputError: If the file cannot be read, or is in a format that it is not declared to be in.
+        """
+        return scan_lines(self.path) if self.source is None else self.source.lines()
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,18 +68,16 @@ class Chunk:
         path: The file.
         file: Its index among the files that are read.
         is_held_out: Whether all its rows are held out.
-        lines: Line numbers and bytes; None in place of the bytes of a line that is too long to read.
+        lines: Numbers and bytes of lines; in place of the bytes, None for a line that is too long to read, and the
+            error of a record that cannot be converted.
+        size: Number of bytes of the file that were read for them.
     """
 
     path: Path
     file: int
     is_held_out: bool
-    lines: Sequence[tuple[int, bytes | None]]
-
-    @property
-    def size(self) -> int:
-        """Number of bytes that were read."""
-        return sum(len(line or b"") for _, line in self.lines)
+    lines: Sequence[tuple[int, bytes | RowError | None]]
+    size: int
 
 
 def total_bytes(files: Sequence[DataFile]) -> int:
@@ -82,23 +105,31 @@ def chunks(files: Sequence[DataFile], refuse: Callable[[InputError], None]) -> I
         try:
             before = _state(file.path)
             found = False
-            lines: list[tuple[int, bytes | None]] = []
-            size = 0
-            for number, line in scan_lines(file.path):
-                found = found or line is None or bool(line.strip())
-                lines.append((number, line))
-                size += len(line or b"")
-                if len(lines) >= CHUNK_LINES or size >= CHUNK_BYTES:
-                    yield Chunk(file.path, index, file.is_held_out, lines)
-                    lines, size = [], 0
-            if lines:
-                yield Chunk(file.path, index, file.is_held_out, lines)
+            for lines, size in _parts(file):
+                found = found or any(not isinstance(line, bytes) or bool(line.strip()) for _, line in lines)
+                yield Chunk(file.path, index, file.is_held_out, lines, size)
             if not found:
                 raise InputError("the file has no rows", place=str(file.path))
             if _state(file.path) != before:
                 raise InputError("the file changed while it was read", place=str(file.path))
         except InputError as error:
             refuse(error)
+
+
+def _parts(file: DataFile) -> Iterator[tuple[list[tuple[int, bytes | RowError | None]], int]]:
+    """Yield some lines of a file at a time, with the number of bytes that were read for them."""
+    lines: list[tuple[int, bytes | RowError | None]] = []
+    size = counted = 0
+    for number, line in file.lines():
+        lines.append((number, line))
+        size += len(line) if isinstance(line, bytes) else 0
+        if len(lines) >= CHUNK_LINES or size >= CHUNK_BYTES:
+            # the rows of a compressed file, or of a table, have another size than the file
+            read = size if file.source is None else file.source.bytes_read - counted
+            yield lines, read
+            lines, size, counted = [], 0, counted + read
+    if lines:
+        yield lines, size if file.source is None else file.source.bytes_read - counted
 
 
 def _state(path: Path) -> tuple[int, int, int]:

@@ -110,7 +110,8 @@ class ChunkEncoder:
                 continue
             held_out = chunk.is_held_out or (plan.held_out > 0 and is_held_out(row, plan.held_out))
             side = result.held_out if held_out else result.train
-            side.add(row, encoded, plan.policy.apply(encoded), (chunk.file, number, line or b""))
+            text = line if isinstance(line, bytes) else b""
+            side.add(row, encoded, plan.policy.apply(encoded), (chunk.file, number, text))
         result.train.end(chunk.file)
         result.held_out.end(chunk.file)
         return result

@@ -1,0 +1,181 @@
+"""Open data in any format as files of rows: for training, for checks and for statistics, in one way."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from pytest_mistral_lora.chat.formats import FORMATS
+from pytest_mistral_lora.chat.reading.chunks import DataFile
+from pytest_mistral_lora.chat.rows import Row, scan_rows
+from pytest_mistral_lora.data import Conversion, Source, conversions
+from pytest_mistral_lora.data.declarations import declared_sources
+from pytest_mistral_lora.data.messages import Layout
+from pytest_mistral_lora.data.report import LOSSES, Report
+from pytest_mistral_lora.errors import InputError, RowError
+from pytest_mistral_lora.records.files import framed_row
+
+
+def open_rows(
+    path: Path,
+    *,
+    layout: Layout | None = None,
+    names: Collection[str] = (),
+    lossy: Collection[str] = (),
+    is_held_out: bool = False,
+) -> list[DataFile]:
+    """Return the data files that a path stands for, each of which is converted to rows while it is read.
+
+    `chat.rows.scan_rows` yields the rows of each, and `chat.reading.chunks.chunks` their lines: a record at a time,
+    with its place in the source.
+
+    Args:
+        path: A data file, a folder, or a configuration of TRL, Axolotl or LLaMA-Factory.
+        layout: The format and the places of its fields in the records, or None to recognise them.
+        names: Data sets to take from a `dataset_info.json`; all if it has one.
+        lossy: Kinds of `LOSSES` that are allowed.
+        is_held_out: Whether all rows are held out.
+
+    Raises:
+        InputError: If there is no such file, a declaration cannot be followed, or a name is unknown.
+    """
+    refuse_unknown(lossy)
+    sources, _ = sources_of(path, layout or Layout(), names)
+    return [DataFile(one.path, is_held_out, ConvertedSource(one, lossy)) for one in sources]
+
+
+def rows_of(path: Path, **options: Any) -> Iterator[Row | RowError]:
+    """Yield each row of the data files that a path stands for, or the error of its record, one at a time.
+
+    Args:
+        path: As for `open_rows`.
+        options: The other arguments of `open_rows`.
+
+    Raises:
+        InputError: As for `open_rows`; and if a file cannot be read.
+    """
+    for file in open_rows(path, **options):
+        yield from scan_rows(file)
+
+
+def sources_of(path: Path, layout: Layout, names: Collection[str] = ()) -> tuple[list[Source], list[str]]:
+    """Return the files that a path stands for, with their layouts, and remarks on settings that are not taken.
+
+    Raises:
+        InputError: If there is no such file, a declaration cannot be followed, or it and `layout` both name a format.
+    """
+    found, remarks = declared_sources(path, names)
+    if not layout.format:
+        return found, remarks
+    if any(one.layout.format for one in found):
+        raise InputError(f"{path} declares its format", place="format", expected="none beside it")
+    return [Source(one.path, layout) for one in found], remarks
+
+
+def refuse_unknown(lossy: Collection[str]) -> None:
+    """Refuse a kind of loss that there is not.
+
+    Raises:
+        InputError: With the kinds.
+    """
+    unknown = set(lossy) - LOSSES.keys()
+    if unknown:
+        raise InputError(f"unknown kind {min(unknown)!r}", place="--lossy", expected=f"one of {', '.join(LOSSES)}")
+
+
+class ConvertedSource:
+    """A file that is converted to rows while it is read.
+
+    Attributes:
+        source: The file and its layout.
+        lossy: Kinds of losses that are allowed.
+        report: The report of the last pass; of no record before the first.
+        bytes_read: Bytes of the file that it has read so far.
+        rows_sha256: Hash of all rows, as `records.files.sha256_rows` makes it; of the last pass that came to the end.
+    """
+
+    def __init__(self, source: Source, lossy: Collection[str] = ()) -> None:
+        self.source, self.lossy = source, tuple(lossy)
+        self.report, self.bytes_read, self.rows_sha256 = Report(), 0, ""
+
+    def lines(self) -> Iterator[tuple[int, bytes | RowError]]:
+        """Yield the number of each record, and its row as a line or its error; see `LineSource`.
+
+        Raises:
+            InputError: If the file cannot be read, has no records, or gives no row.
+        """
+        self.report, self.bytes_read = Report(), 0
+        digest = hashlib.sha256()
+        for one in conversions(self.source, self.report, lossy=self.lossy, progress=self._count):
+            place = one.record.place if isinstance(one, Conversion) else one.place.partition(", ")[0]
+            number = int(place.rpartition(":")[2])
+            if isinstance(one, RowError):
+                yield number, one
+            else:
+                digest.update(framed_row(one.row))
+                yield number, one.row.to_jsonl().encode()
+        self.rows_sha256 = digest.hexdigest()
+        if not (self.report.rows or self.report.bad):
+            raise InputError(f"each of {self.report.dropped} records is left out", place=str(self.source.path))
+
+    def _count(self, read: int) -> None:
+        self.bytes_read += read
+
+    def facts(self) -> dict[str, Any]:
+        """Return the format, the layout, the losses and the hash of the rows of a pass: `source` in a manifest."""
+        [layout] = self.report.layouts
+        losses = {kind: tally.count for kind, tally in sorted(self.report.losses.items())}
+        return {
+            "format": layout.format,
+            "container": self.report.sources[0]["container"],
+            "rows_sha256": self.rows_sha256,
+            "lossy": sorted(self.lossy),
+            "losses": losses,
+            "left_out": self.report.dropped,
+            "layout": layout_as_json(layout),
+        }
+
+
+def layout_as_json(layout: Layout) -> dict[str, Any]:
+    """Return the fields of a layout that are declared, but for its format, as plain JSON data."""
+    values = {field.name: getattr(layout, field.name) for field in fields(layout) if field.name != "format"}
+    return {
+        name: dict(value) if isinstance(value, Mapping) else sorted(value) if name == "trained" else value
+        for name, value in values.items()
+        if value or (name == "trained" and value is not None)
+    }
+
+
+def layout_of_json(name: str, data: Mapping[str, Any]) -> Layout:
+    """Return the layout that `layout_as_json` wrote, of a format."""
+    values = dict(data)
+    if "trained" in values:
+        values["trained"] = frozenset(values["trained"])
+    if "templates" in values:
+        first, second = values["templates"]
+        values["templates"] = (first, second)
+    return Layout(name, **values)
+
+
+def recorded_file(path: Path, entry: Mapping[str, Any], *, is_held_out: bool = False) -> DataFile:
+    """Return a data file as it was read for a run.
+
+    Args:
+        path: The file.
+        entry: Its entry in the manifest's `dataset`.
+        is_held_out: Whether all rows are held out.
+
+    Raises:
+        InputError: If it was converted from a format that this version does not know.
+    """
+    source = entry.get("source")
+    if source is None:
+        return DataFile(path, is_held_out)
+    if source["format"] not in FORMATS:
+        raise InputError(f"format {source['format']!r}", place=str(path), expected=f"one of {', '.join(FORMATS)}")
+    refuse_unknown(source["lossy"])
+    layout = layout_of_json(source["format"], source["layout"])
+    return DataFile(path, is_held_out, ConvertedSource(Source(path, layout), source["lossy"]))
