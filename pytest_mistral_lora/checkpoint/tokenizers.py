@@ -218,20 +218,21 @@ def _from_tekken_before_5(oracle: Oracle) -> Any:
     )
 
 
-def training_template(tokenizer: str | Path | CheckpointTokenizer) -> str:
+def training_template(tokenizer: str | Path | CheckpointTokenizer, *, thinking: bool = True) -> str:
     """Return the training template of a tokenizer, as Jinja text.
 
     Args:
         tokenizer: A checkpoint folder, or a single tokenizer file (`*.model.vN`, `tekken.json`). If there is a
             Mistral tokenizer file, or the vocabulary is that of a known tokenizer without an addition, the template is
             the one that mistral-common generates for it; else the folder's own.
+        thinking: False for a template of v11 that refuses thinking chunks, in place of writing them as `<think>` text.
 
     Raises:
         TokenizerError: If the tokenizer cannot be loaded.
         NoTemplateError: If there is no template, or none with a branch for the assistant's messages.
     """
     loaded = tokenizer if isinstance(tokenizer, CheckpointTokenizer) else CheckpointTokenizer(Path(tokenizer))
-    source = official_template(loaded)
+    source = official_template(loaded, thinking=thinking)
     marked: str | None = ask({"asked": "training-source", "source": source})["source"]
     if marked is None:
         raise NoTemplateError(
@@ -242,8 +243,12 @@ def training_template(tokenizer: str | Path | CheckpointTokenizer) -> str:
     return marked
 
 
-def official_template(tokenizer: CheckpointTokenizer) -> str:
+def official_template(tokenizer: CheckpointTokenizer, *, thinking: bool = True) -> str:
     """Return the template that mistral-common generates, or a checkpoint's own if no Mistral tokenizer applies.
+
+    Args:
+        tokenizer: The tokenizer.
+        thinking: False to leave out the `<think>` text that is generated for every file of v11.
 
     Raises:
         TokenizerError: If the tokenizer cannot be loaded.
@@ -251,5 +256,5 @@ def official_template(tokenizer: CheckpointTokenizer) -> str:
     """
     # a derivative with tokens of its own, such as ChatML's, has a template of its own, too
     if oracle_file(tokenizer.path) is not None or tokenizer.recognition.is_exact:
-        return tokenizer.oracle.chat_template()
+        return tokenizer.oracle.chat_template(plain_thinking=None if thinking else False)
     return tokenizer.template.source

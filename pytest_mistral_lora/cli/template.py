@@ -14,7 +14,11 @@ SUMMARY = "write the official chat template with {% generation %} blocks"
 
 _DESCRIPTION = """\
 Write the official chat template of a tokenizer with {% generation %} blocks around the assistant's text. TRL needs them
-for `assistant_only_loss`. The template renders every conversation byte for byte as before."""
+for `assistant_only_loss`. The template renders every conversation byte for byte as before.
+
+From version 13 on, a tokenizer has tokens for thinking if its model thinks. A file of version 11 does not show it, and
+mistral-common's template writes thinking as text in <think> for every one: for a model that does not think
+(Mistral-Small-3.2), add --no-thinking."""
 
 
 def add_parser(verbs: Verbs) -> None:
@@ -28,6 +32,7 @@ def add_parser(verbs: Verbs) -> None:
     )
     add_tokenizer_option(parser)
     add_oracle_option(parser)
+    parser.add_argument("--no-thinking", action="store_true", help="refuse thinking in rows of version 11")
     parser.add_argument("--output", type=Path, metavar="FILE", help="file to write (default: standard output)")
     add_json_option(parser)
 
@@ -37,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
     from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer, training_template
     from pytest_mistral_lora.records.files import write_text
 
-    text = training_template(CheckpointTokenizer(args.tokenizer, args.oracle))
+    text = training_template(CheckpointTokenizer(args.tokenizer, args.oracle), thinking=not args.no_thinking)
     if args.json:
         text = json.dumps({"tokenizer": str(args.tokenizer), "template": text}, ensure_ascii=False)
     if args.output:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from converted import converted_tokenizer
-from derived_tekken import DERIVED
+from derived_tekken import DERIVED, derived_tokenizer
 from hypothesis import given, settings
 
 from pytest_mistral_lora import cli
@@ -20,7 +20,7 @@ from pytest_mistral_lora.chat.rows import Row, as_row
 from pytest_mistral_lora.chat.templates import ChatTemplate
 from pytest_mistral_lora.chat.templates.compare import BackendComparison, compare
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer, official_template, training_template
-from pytest_mistral_lora.errors import NoTemplateError
+from pytest_mistral_lora.errors import NoTemplateError, RowError
 from pytest_mistral_lora.records.goldens import packaged_cases, packaged_golden
 from pytest_mistral_lora.strategies import rows, tool_rows
 
@@ -201,3 +201,17 @@ def test_the_command_writes_the_template(tmp_path: Path, capsys: pytest.CaptureF
     assert (tmp_path / "training.jinja").read_text() == training_template(path)
     assert cli.main(["template", "--tokenizer", path]) == 0
     assert capsys.readouterr().out == training_template(path) + "\n"
+
+
+def test_a_template_of_v11_may_refuse_thinking(capsys: pytest.CaptureFixture[str]) -> None:
+    thought = {"role": "assistant", "content": [{"type": "thinking", "thinking": "c"}, {"type": "text", "text": "b"}]}
+    row = {"messages": [{"role": "user", "content": "a"}, thought]}
+    path = str(derived_tokenizer("derived-v11"))
+    templates = {}
+    for flags in ([], ["--no-thinking"]):
+        assert cli.main(["template", "--tokenizer", path, *flags]) == 0
+        templates[len(flags)] = ChatTemplate(trained("derived-v11").tokenizer.fast, capsys.readouterr().out[:-1])
+    assert templates[0].render(row).endswith("<think>c</think>b</s>")
+    with pytest.raises(RowError, match="the chat template refuses the row"):
+        templates[1].render(row)
+    assert templates[1].render({"messages": [row["messages"][0], ANSWER]}).endswith("[/INST]b</s>")

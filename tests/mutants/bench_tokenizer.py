@@ -16,13 +16,14 @@ from typing import Any
 
 import torch
 import transformers
+from derived_tekken import derived_oracle
 from gallery import Artifact, mutant
 from safetensors.torch import save_file
 from transformers import AddedToken, AutoTokenizer
 
 from pytest_mistral_lora.chat.oracle import shipped_tokenizer
 from pytest_mistral_lora.checkpoint.pins import check_revision
-from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
+from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer, training_template
 from pytest_mistral_lora.conformance import tokenizer
 from pytest_mistral_lora.conformance.checks import Check, Settings
 from pytest_mistral_lora.conformance.finding import Finding, Result
@@ -821,3 +822,60 @@ def prompt_of_another_layout(artifact: Artifact) -> None:
 def heading_in_the_prompt_alone(artifact: Artifact) -> None:
     """The generation prompt has a heading that no answer has."""
     artifact["template"] += "{% if add_generation_prompt %}{{ 'Answer:' }}{% endif %}"
+
+
+CHATML_TOKENS = ("<|im_start|>", "<|im_end|>")
+
+
+def chatml_derivative(folder: Path) -> None:
+    """Make the folder a ChatML derivative: tokens of its own, EOS among them, and its own template."""
+    fast = AutoTokenizer.from_pretrained(folder, **({"mistral_format": False} if VERSION_5 else {}))
+    fast.add_special_tokens({"additional_special_tokens": [*CHATML_TOKENS]})
+    fast.eos_token = CHATML_TOKENS[1]
+    fast.chat_template = CHATML
+    fast.save_pretrained(folder)
+    (folder / "special_tokens_map.json").unlink(missing_ok=True)
+    for name in ("config.json", "generation_config.json"):
+        _rewrite(folder / name, lambda config: config.update(eos_token_id=fast.eos_token_id))
+    _rewrite(folder / "config.json", lambda config: config.update(vocab_size=len(fast)))
+
+
+def thinking_folder(folder: Path) -> str:
+    """Make the folder one of version 11, as transformers saves it, and return the template that is generated for it."""
+
+    def newer(tekken: dict[str, Any]) -> None:
+        tekken["config"]["version"] = "v11"
+        named = [*derived_oracle("derived-v11").control_tokens.values()][:34]
+        tekken["special_tokens"] = [
+            {"rank": rank, "token_str": literal, "is_control": True} for rank, literal in enumerate(named)
+        ]
+
+    _rewrite(folder / "tekken.json", newer)
+    converted = CheckpointTokenizer(folder / "tekken.json")
+    converted.fast.save_pretrained(folder)
+    _rewrite(folder / "tokenizer_config.json", lambda config: config.pop("added_tokens_decoder", None))
+    return converted.oracle.chat_template()
+
+
+@mutant("ML202 ML203 ML214 ML217 ML226 ML235", "N32", says="renders '<|im_start|>user")
+def chatml_with_tekken_left_in(artifact: Artifact) -> None:
+    """A ChatML derivative keeps Mistral's own file, which AutoTokenizer takes."""
+    chatml_derivative(artifact["folder"])
+
+
+@mutant("ML234 ML235", says="in its place")
+def own_layout_beside_tekken(artifact: Artifact) -> None:
+    """A layout of its own, of Mistral's tokens alone, stands beside Mistral's file."""
+    artifact["template"] = "{{- bos_token }}" + CHATML + "{{- eos_token }}"
+
+
+@mutant("ML236", says="has generation blocks")
+def training_template_beside_tekken(artifact: Artifact) -> None:
+    """The training template is put into a folder with tekken.json."""
+    artifact["template"] = training_template(artifact["folder"])
+
+
+@mutant("ML237", says="as <think> text")
+def guessed_thinking(artifact: Artifact) -> None:
+    """A model of version 11 has the template that is generated for it, which thinks."""
+    thinking_folder(artifact["folder"])

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from bench_tokenizer import chatml_derivative, thinking_folder
 from gallery import Artifact, Example
+
+from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer, official_template, training_template
 
 
 class ML201(Example):
@@ -294,3 +297,35 @@ class ML234(Example):
 
     def sound(self, artifact: Artifact) -> None:
         artifact["template"] += "{% if add_generation_prompt %}{% endif %}"
+
+
+class ML235(Example):
+    also = "ML202 ML203 ML214 ML217 ML226"
+
+    def broken(self, artifact: Artifact) -> None:
+        chatml_derivative(artifact["folder"])
+
+    def sound(self, artifact: Artifact) -> None:
+        chatml_derivative(artifact["folder"])
+        (artifact["folder"] / "tekken.json").unlink()
+        artifact["oracle"] = "none"
+
+
+class ML236(Example):
+    def broken(self, artifact: Artifact) -> None:
+        artifact["template"] = training_template(artifact["folder"])
+
+    def sound(self, artifact: Artifact) -> None:
+        artifact["template"] = training_template(artifact["folder"])
+        (artifact["folder"] / "tekken.json").unlink()
+        artifact["oracle"] = str(artifact["own_tekken"])
+
+
+class ML237(Example):
+    def broken(self, artifact: Artifact) -> None:
+        thinking_folder(artifact["folder"])
+
+    def sound(self, artifact: Artifact) -> None:
+        thinking_folder(artifact["folder"])
+        tokenizer = CheckpointTokenizer(artifact["folder"])
+        (artifact["folder"] / "chat_template.jinja").write_text(official_template(tokenizer, thinking=False))

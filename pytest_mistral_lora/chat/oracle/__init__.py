@@ -18,10 +18,10 @@ from typing import Any, Literal
 import mistral_common
 
 from pytest_mistral_lora.chat.encoded import EncodedRow
-from pytest_mistral_lora.chat.fields import without_nulls
 from pytest_mistral_lora.chat.oracle.encoder_trace import EncoderTrace, TracedText, Turn, spans_of, split_turn
 from pytest_mistral_lora.chat.oracle.hazards import PROBE, refuse_damaged
 from pytest_mistral_lora.chat.oracle.rejections import explain, is_our_call, version_violation
+from pytest_mistral_lora.chat.oracle.request import RowFeatures, request_data
 from pytest_mistral_lora.chat.rows import Row, as_row, weight_of
 from pytest_mistral_lora.chat.templates.deviations import SUPPORTED
 from pytest_mistral_lora.chat.templates.isolated import trust
@@ -133,6 +133,7 @@ class Oracle:
         if wrong := version_violation(self.version, set(self.control_tokens.values())):
             expected = "a file whose name or configuration gives its true version"
             raise TokenizerError(wrong, place=str(self.path), expected=expected)
+        self._templates: dict[bool | None, str] = {}
         self._trace = EncoderTrace()
         self._wrap_encoders()
 
@@ -154,6 +155,11 @@ class Oracle:
     def tool_calls_id(self) -> int | None:
         """Id of `[TOOL_CALLS]`, or None if the version has no tools."""
         return next((token for token, literal in self.control_tokens.items() if literal == "[TOOL_CALLS]"), None)
+
+    @cached_property
+    def features(self) -> RowFeatures:
+        """The fields that its rows may have beside texts and tools."""
+        return RowFeatures.of(self.version, self.control_tokens.values(), self._text.model_settings_builder)
 
     def encode(self, row: Row | Mapping[str, Any]) -> EncodedRow:
         """Encode a row as it is trained on.
@@ -230,16 +236,22 @@ class Oracle:
             return tuple(self._text.id_to_byte_piece(n, SpecialTokenPolicy.KEEP) for n in range(self.vocab_size))
         return tuple(self.piece(n).encode() for n in range(self.vocab_size))
 
-    def chat_template(self) -> str:
-        """Return the Jinja chat template that mistral-common generates for this tokenizer."""
-        return self._chat_template
+    def chat_template(self, *, plain_thinking: bool | None = None) -> str:
+        """Return the Jinja chat template that mistral-common generates for this tokenizer.
 
-    @cached_property
-    def _chat_template(self) -> str:
-        # it finds this tokenizer in place of the class: loading the file again takes most of a second for Tekken
-        own, stand_in = convert_tokenizer_to_chat_template, SimpleNamespace(from_file=lambda _: self._plain_tokenizer)
-        names = {**own.__globals__, "MistralTokenizer": stand_in}
-        return trust(str(FunctionType(own.__code__, names, None, own.__defaults__, own.__closure__)(self.path)))
+        Args:
+            plain_thinking: False to refuse thinking in v11, which mistral-common's guess (None) writes as `<think>`.
+        """
+        if plain_thinking not in self._templates:
+            # it finds this tokenizer in place of the class: loading the file again takes most of a second for Tekken
+            own, stand_in = (
+                convert_tokenizer_to_chat_template,
+                SimpleNamespace(from_file=lambda _: self._plain_tokenizer),
+            )
+            names = {**own.__globals__, "MistralTokenizer": stand_in}
+            generate = FunctionType(own.__code__, names, None, own.__defaults__, own.__closure__)
+            self._templates[plain_thinking] = trust(str(generate(self.path, None, True, plain_thinking)))
+        return self._templates[plain_thinking]
 
     def _wrap_encoders(self) -> None:
         # The objects are this oracle's own, so wrapping their methods changes nothing elsewhere.
@@ -280,20 +292,5 @@ class Oracle:
 
 
 def _request(row: Row) -> ChatCompletionRequest[Any]:
-    messages = []
-    for message in row.messages:
-        data = without_nulls(message)
-        if data["role"] == "assistant":
-            # An absent weight is 1, so that a spelled-out 1 does not split a turn.
-            data["weight"] = weight_of(message)
-            data["tool_calls"] = [without_nulls(call) for call in data.get("tool_calls", ())] or None
-        messages.append(data)
-    settings: dict[str, Any] = {} if row.reasoning_effort is None else {"reasoning_effort": row.reasoning_effort}
-    if row.response_format is not None:
-        # not within the schema, where a null is a value
-        settings["response_format"] = given = without_nulls(row.response_format)
-        if named := given.get("json_schema"):
-            given["json_schema"] = without_nulls(named)
     # One pass of pydantic for the whole request: message by message takes twice as long.
-    tools = [{"type": "function", "function": without_nulls(tool["function"])} for tool in row.tools or ()]
-    return _Request.model_validate({"messages": messages, "tools": tools or None, **settings})
+    return _Request.model_validate(request_data(row))

@@ -8,9 +8,9 @@ from functools import cached_property, partial
 from pytest_mistral_lora.conformance.checks import Check, Settings
 from pytest_mistral_lora.conformance.finding import Finding, Result
 from pytest_mistral_lora.conformance.targets import RecipeTarget, Target
+from pytest_mistral_lora.conformance.tokenizer import backend, recognised, template_traits
 from pytest_mistral_lora.conformance.tokenizer import folder as tokenizer_folder
 from pytest_mistral_lora.conformance.tokenizer import ids as tokenizer_ids
-from pytest_mistral_lora.conformance.tokenizer import recognised, template_traits
 from pytest_mistral_lora.conformance.tokenizer.template_traits import TemplateTraits
 
 Judge = Callable[[Target], Iterator[Finding]]
@@ -44,6 +44,8 @@ TRAITS: dict[str, Callable[[TemplateTraits], Iterator[Finding]]] = {
     "template-bos-eos": recognised.rendered_ends,
     "template-prompt": recognised.prompt_is_the_beginning,
     "template-encoded-again": template_traits.encoded_again,
+    "template-beside-tekken": backend.unread_template,
+    "template-thinking": backend.guessed_thinking,
 }
 """Checks of the chat template with the tokenizer."""
 
@@ -54,6 +56,8 @@ def checks(target: Target, settings: Settings) -> Iterator[Check]:
     folder = isinstance(target, RecipeTarget) or (target.path is not None and target.path.is_dir())
     if target.path is not None:
         yield Check(target, "tokenizer", "oracle", partial(recognised.oracle, target))
+    if folder:
+        yield Check(target, "tokenizer", "backend", partial(backend.loaded, target))
     for case, judge in {**(FILES if folder else {}), **IDS}.items():
         yield Check(target, "tokenizer", case, partial(_judge_target, target, judge))
     template = _TemplateOnce(target)

@@ -20,6 +20,7 @@ from pytest_mistral_lora.checkpoint.tokenizers import oracle_file
 from pytest_mistral_lora.checkpoint.weights import embedding_rows
 from pytest_mistral_lora.conformance.finding import Finding, Result
 from pytest_mistral_lora.conformance.targets import Target
+from pytest_mistral_lora.conformance.tokenizer.backend import MISTRAL_COMMON
 from pytest_mistral_lora.conformance.tokenizer.recognised import other_pieces
 from pytest_mistral_lora.errors import InputError, PinError
 
@@ -111,7 +112,6 @@ def _content(value: Any) -> str | None:
 
 
 _FAULT_RULES = {"outside": "ML210", "hazard": "ML209", "form": "ML209"}
-_MISTRAL_COMMON = ("MistralCommonBackend", "MistralCommonTokenizer")
 
 
 def file(target: Target) -> Result:
@@ -240,7 +240,7 @@ def tokenizer_class(target: Target) -> Iterator[Finding]:
     name = config.get("tokenizer_class")
     if config.get("auto_map"):
         yield Finding("ML218", "auto_map asks for code from the repository", place, "a class of transformers")
-    if name in _MISTRAL_COMMON:
+    if name in MISTRAL_COMMON:
         found = f"tokenizer_class {name}: what its template renders, it encodes as letters"
         yield Finding("ML228", found, place, "a class that knows control tokens in a text")
     elif name is not None and not hasattr(transformers, str(name)):

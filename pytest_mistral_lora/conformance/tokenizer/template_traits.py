@@ -105,6 +105,7 @@ class TemplateTraits:
         Raises:
             TokenizerError: If there is no tokenizer or no template.
         """
+        self.tokenizer = target.tokenizer
         self.fast = target.tokenizer.fast
         self.template: ChatTemplate = target.template
         self.oracle = oracle_of(target)
