@@ -94,14 +94,15 @@ def is_long(files: Sequence[DataFile]) -> bool:
     return total_bytes(files) >= MANY_BYTES
 
 
-def chunks(files: Sequence[DataFile], refuse: Callable[[InputError], None]) -> Iterator[Chunk]:
+def chunks(files: Sequence[DataFile], refuse: Callable[[InputError], None], first: int = 0) -> Iterator[Chunk]:
     """Yield the lines of some files in order.
 
     Args:
         files: The files.
         refuse: Called with the error of a file that cannot be read, has no rows, or changed while it was read.
+        first: Index of the first file among those of the dataset.
     """
-    for index, file in enumerate(files):
+    for index, file in enumerate(files, start=first):
         try:
             before = _state(file.path)
             found = False

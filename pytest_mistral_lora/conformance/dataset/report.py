@@ -6,8 +6,10 @@ The pass is streamed, in several processes if the data are long, in bounded memo
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from itertools import chain
 from typing import Any, TextIO
 
 from pytest_mistral_lora.chat.reading.chunks import Chunk, DataFile, bar, chunks, cpus, in_order, is_long, total_bytes
@@ -19,7 +21,9 @@ from pytest_mistral_lora.conformance.dataset.tally import (
     DatasetTally,
     digest_at,
     equal_groups,
+    packed_place,
     spread,
+    unpacked_place,
 )
 from pytest_mistral_lora.conformance.finding import Finding, Result
 from pytest_mistral_lora.errors import InputError
@@ -48,21 +52,45 @@ def scan(
     if processes is None:
         processes = cpus() if is_long(files) else 1
     tally = DatasetTally()
-
-    def note(error: InputError) -> None:
-        tally.findings.add(Finding("ML602", error.found, error.place, error.expected))
-
     # a process loads the tokenizer for itself, since a loaded one cannot be sent to it
     prepare = _judge if processes > 1 else lambda plan: RowJudge(plan, tokenizer).judge_chunk
+    read_files = (_chunks_of(index, file, tally) for index, file in enumerate(files))
     with bar(progress, total_bytes(files), "Judging rows") as advance:
-        for part, read in in_order(prepare, plan, chunks(files, note), processes):
+        for part, read in in_order(prepare, plan, chain.from_iterable(read_files), processes):
             tally.extend(part)
             advance(read)
     return tally
 
 
+def judge_shard(plan: ScanPlan, index: int, file: DataFile) -> DatasetTally:
+    """Judge one file of a dataset, in a process that may know nothing of the others.
+
+    The results of all files, merged by `DatasetTally.extend` in any order, give `report` what one pass gives it.
+
+    Args:
+        plan: The settings by which rows are judged; a process loads the tokenizer of a plan once.
+        index: Index of the file among those of the dataset.
+        file: The file.
+    """
+    tally = DatasetTally()
+    for chunk in _chunks_of(index, file, tally):
+        tally.extend(_judge(plan)(chunk))
+    return tally
+
+
+@lru_cache(maxsize=1)
 def _judge(plan: ScanPlan) -> Callable[[Chunk], DatasetTally]:
     return RowJudge(plan).judge_chunk
+
+
+def _chunks_of(index: int, file: DataFile, tally: DatasetTally) -> Iterator[Chunk]:
+    """Yield the lines of a file; if it cannot be read, add that to a tally."""
+
+    def note(error: InputError) -> None:
+        tally.findings.at = packed_place(index, 0)
+        tally.findings.add(Finding("ML602", error.found, error.place, error.expected))
+
+    return chunks([file], note, index)
 
 
 def report(
@@ -71,12 +99,13 @@ def report(
     """Return the result of each check, by case.
 
     Args:
-        tally: The result of the pass.
+        tally: The result of the pass, or of its parts in any order.
         files: The files that it read.
         plan: The settings by which rows were judged.
         place: The recipe's key for the split.
         no_comparison: Why the two backends were not compared, if they were not.
     """
+    tally = tally.ordered()
     found = _Report(tally, files, plan)
     found.note_settings(place)
     for sign in SIGNS:
@@ -87,7 +116,7 @@ def report(
     found.note_alike_rows()
     found.note_repeated_prompts()
     of = tally.findings.of
-    deviations = {name: count for name, (count, _) in sorted(tally.deviations.items())}
+    deviations = {name: count for name, (count, *_) in sorted(tally.deviations.items())}
     cut, changed = (
         {name.replace(" ", "_"): number for name, number in counts.items()} for counts in (tally.beyond, tally.changed)
     )
@@ -134,7 +163,10 @@ class _Report:
     leaked: set[int] = field(default_factory=set)
 
     def _place(self, row: int) -> str:
-        file, line = self.tally.at(row)
+        return self._text(self.tally.places[row])
+
+    def _text(self, place: int) -> str:
+        file, line = unpacked_place(place)
         return f"{self.files[file].path}:{line}"
 
     def note_settings(self, place: str) -> None:
@@ -147,7 +179,7 @@ class _Report:
             self._note_dropped_sides(place.removesuffix(", data.held_out"))
         # with mistral-common the template is only compared, and its deviations change nothing that is trained on
         deviations = sorted(self.tally.deviations.items()) if self.plan.backend == "chat-template" else ()
-        for name, (count, first) in deviations:
+        for name, (count, _, first) in deviations:
             self.tally.findings.add(Finding("ML604", f"{name} in {_rows(count)}; the first is here", first))
 
     def _note_dropped_sides(self, recipe: str) -> None:
@@ -217,7 +249,6 @@ class _Report:
         """Return the figures of the dataset, as plain JSON data."""
         tally = self.tally
         tokens, supervised = spread(tally.tokens), spread(tally.supervised)
-        longest = max(range(len(tally)), key=tally.tokens.__getitem__, default=None)
         of_file = ("rows", "refused", "dropped", "tokens", "supervised_tokens")
         names = ("messages", "assistant_turns", "rows_with_system_prompt", "rows_with_tools")
         return {
@@ -229,7 +260,7 @@ class _Report:
             "tokens": tokens,
             "supervised_tokens": supervised,
             "supervised_share": round(supervised["total"] / tokens["total"], 4) if tokens["total"] else 0.0,
-            "longest_row": None if longest is None else self._place(longest),
+            "longest_row": self._text(-tally.longest[1]) if tally.lengths else None,
             **{name: sum(tally.counts[file, name] for file in range(len(self.files))) for name in names},
             "files": [
                 {

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 import re
-import unicodedata
 from array import array
 from contextlib import suppress
 from dataclasses import dataclass
@@ -14,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_mistral_lora.chat.encoded import EncodedRow, Policy
 from pytest_mistral_lora.chat.reading.chunks import Chunk
-from pytest_mistral_lora.chat.rows import Row, compact_json, read_row, text_of
+from pytest_mistral_lora.chat.rows import Row, read_row
 from pytest_mistral_lora.checkpoint.encoder import make_encoder
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.conformance.alignment import Alignment
 from pytest_mistral_lora.conformance.dataset.foreign_text import sign_findings
+from pytest_mistral_lora.conformance.dataset.likeness import main_script, row_likeness
 from pytest_mistral_lora.conformance.dataset.row_findings import (
     beyond,
     changes,
@@ -88,6 +88,7 @@ class RowJudge:
             item = read_row(chunk.path, number, line)
             if item is None:
                 continue
+            tally.findings.at = packed_place(chunk.file, number)
             try:
                 if isinstance(item, RowError):
                     raise item
@@ -115,6 +116,8 @@ class RowJudge:
         expected = self._oracle.encode(row) if self._oracle else None
         encoded = self._as_trained(row, expected, tally)
         layout, length = expected or encoded, self.plan.policy.max_length
+        tally.lengths[len(encoded.input_ids)] += 1
+        tally.longest = max(tally.longest, (len(encoded.input_ids), -tally.findings.at))
         cut: dict[str, int] = {}
         if len(encoded.input_ids) > length:
             cut = beyond(row, encoded, layout, length, self._oracle.version if self._oracle else "")
@@ -208,8 +211,8 @@ def _add(tally: DatasetTally, chunk: Chunk, number: int, row: Row, encoded: Enco
     index = len(tally)
     tally.places.append(packed_place(chunk.file, number))
     tally.held_out.append(held_out)
-    tally.tokens.append(len(encoded.input_ids))
-    tally.supervised.append(encoded.supervised_tokens)
+    tally.tokens[len(encoded.input_ids)] += 1
+    tally.supervised[encoded.supervised_tokens] += 1
     prompts, whole = _digests(encoded)
     tally.rows += whole
     tally.likenesses += row_likeness(row)
@@ -217,10 +220,14 @@ def _add(tally: DatasetTally, chunk: Chunk, number: int, row: Row, encoded: Enco
         tally.prompts += prompt
         tally.owners.append(index)
     roles = [message["role"] for message in row.messages]
+    calls = [call["function"]["name"] for message in row.messages for call in message.get("tool_calls") or ()]
+    tally.named.update([*(("roles", role) for role in roles), *(("tools", name) for name in calls)])
+    tally.named["scripts", main_script(row)] += 1
     figures = {
         "rows": 1,
         "tokens": len(encoded.input_ids),
         "supervised_tokens": encoded.supervised_tokens,
+        "tokens_trained_on": 0 if held_out else len(encoded.input_ids),
         "messages": len(roles),
         "assistant_turns": len(row.assistant_groups()),
         "rows_with_system_prompt": int("system" in roles),
@@ -244,38 +251,3 @@ def _digests(encoded: EncodedRow) -> tuple[list[bytes], bytes]:
     digest.update(array("q", encoded.input_ids[end:]).tobytes())
     digest.update(array("q", encoded.labels or ()).tobytes())
     return prompts, digest.digest()
-
-
-# a sign of a number: 3.14 is not 314, and -5 not 5
-_OF_NUMBER = re.compile(r"(?<=\d)[.,:/](?=\d)|(?<!\w)-(?=\d)")
-
-
-class _Kept(dict[int, int | None]):
-    """For `str.translate`: a character to itself, or to nothing if it is a space, a control or sentence punctuation."""
-
-    def __missing__(self, code: int) -> int | None:
-        kind = unicodedata.category(chr(code))
-        # brackets and signs of code count: f(x) is not f[x], and C# not C
-        is_dropped = kind[0] in "ZC" or (kind in ("Po", "Pd", "Pi", "Pf") and chr(code) not in "#%&@*/\\")
-        self[code] = None if is_dropped else code
-        return self[code]
-
-
-_KEPT = _Kept()
-
-
-def row_likeness(row: Row) -> bytes:
-    """Return a digest that is equal for rows whose texts are, but for spaces, case, punctuation and Unicode form.
-
-    Roles, tool calls and tools count as they are. A text of nothing but punctuation counts as a whole.
-    """
-    digest = hashlib.blake2b(digest_size=DIGEST_BYTES)
-    for message in row.messages:
-        text = unicodedata.normalize("NFKC", text_of(message.get("content"))).casefold()
-        # letters of no script stand for the signs of numbers, which would be dropped
-        signed = _OF_NUMBER.sub(lambda found: f"\u2295{ord(found[0])}\u2295", text)
-        kept = unicodedata.normalize("NFKC", signed).translate(_KEPT)
-        calls = [call["function"] for call in message.get("tool_calls") or ()]
-        digest.update(compact_json([message["role"], kept or text, calls]).encode())
-    digest.update(compact_json([list(row.tools or ()), row.response_format]).encode())
-    return digest.digest()

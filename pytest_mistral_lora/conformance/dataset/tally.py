@@ -1,12 +1,16 @@
-"""The result of one pass over a dataset: columns of a few bytes a row, counts, and a bounded number of findings."""
+"""The result of a pass over a dataset or a part of it: columns of a few bytes a row, counts, and the first findings.
+
+Results of parts merge in any order: `DatasetTally.ordered` puts the rows into the order of the files.
+"""
 
 from __future__ import annotations
 
 from array import array
+from bisect import insort
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any
 
 from pytest_mistral_lora.conformance.finding import Finding, rest_of_findings
@@ -24,10 +28,15 @@ _LINE_BITS = 40
 
 
 class BoundedFindings:
-    """Findings by rule: the first of each are kept, all are counted."""
+    """Findings by rule: the first of each in the order of the files are kept, all are counted.
+
+    Attributes:
+        at: Place of the row that is judged, as `packed_place` returns it.
+    """
 
     def __init__(self) -> None:
-        self._kept: dict[str, list[Finding]] = {}
+        self.at = 0
+        self._kept: dict[str, list[tuple[int, Finding]]] = {}
         self._total: Counter[str] = Counter()
 
     def __contains__(self, rule: str) -> bool:
@@ -35,15 +44,18 @@ class BoundedFindings:
         return bool(self._total[rule])
 
     def add(self, finding: Finding) -> None:
-        """Count a finding, and keep it if there is room; a text of a very long row is cut."""
+        """Count a finding, and keep it if it is among the first; a text of a very long row is cut."""
         self._total[finding.rule] += 1
-        if self.has_room(finding.rule):
+        kept = self._kept.setdefault(finding.rule, [])
+        if len(kept) < SHOWN or self.at < kept[-1][0]:
             texts = {name: getattr(finding, name) for name in ("found", "place", "expected", "detail")}
             cut: dict[str, Any] = {name: f"{text[:LONGEST]} …" for name, text in texts.items() if len(text) > LONGEST}
-            self._kept.setdefault(finding.rule, []).append(replace(finding, **cut))
+            # behind those of the same row, so that they stay in the order in which they were found
+            insort(kept, (self.at, replace(finding, **cut)), key=lambda one: one[0])
+            del kept[SHOWN:]
 
     def has_room(self, rule: str) -> bool:
-        """Return whether the next finding of a rule is kept."""
+        """Return whether the next finding of a rule is kept, wherever it is."""
         return len(self._kept.get(rule, ())) < SHOWN
 
     def count(self, rule: str) -> None:
@@ -51,23 +63,22 @@ class BoundedFindings:
         self._total[rule] += 1
 
     def extend(self, other: BoundedFindings) -> None:
-        """Append the findings of a later part of the pass."""
-        # the parts come in the order of the files, so the findings that are kept do not depend on the processes
+        """Add the findings of other rows."""
         for rule, findings in other._kept.items():
-            kept = self._kept.setdefault(rule, [])
-            kept += findings[: SHOWN - len(kept)]
+            both = [*self._kept.get(rule, ()), *findings]
+            self._kept[rule] = sorted(both, key=lambda one: one[0])[:SHOWN]
         self._total += other._total
 
     def rename(self, rule: str, other: str) -> None:
         """Put the findings of a rule under another one."""
-        self._kept[other] = [replace(finding, rule=other) for finding in self._kept.pop(rule, [])]
+        self._kept[other] = [(at, replace(finding, rule=other)) for at, finding in self._kept.pop(rule, [])]
         self._total[other] = self._total.pop(rule, 0)
 
     def of(self, *rules: str) -> Iterator[Finding]:
         """Yield the findings of some rules; the last finding of a rule gives the number of those that are not kept."""
         for rule in rules:
             kept = self._kept.get(rule, [])
-            yield from kept
+            yield from (finding for _, finding in kept)
             more = self._total[rule] - len(kept)
             if more:
                 yield rest_of_findings(rule, more)
@@ -80,31 +91,38 @@ class DatasetTally:
     Attributes:
         places: File and line of each row, packed into one number.
         held_out: 1 for each row that is held out, 0 for each that is trained on.
-        tokens: Tokens of each row.
-        supervised: Supervised tokens of each row.
         rows: A digest of each row's ids and labels.
         likenesses: A digest of each row's texts without spaces, case, punctuation and Unicode form.
         prompts: A digest of the ids before each assistant turn that is trained on.
         owners: The row of each prompt; the last prompt of a row is its own.
+        tokens: Number of rows by their tokens.
+        supervised: Number of rows by their supervised tokens.
+        lengths: Number of rows by their tokens before the recipe's policies, those that are refused and dropped, too.
+        longest: Tokens of the longest of these rows, and its negative place; the first of them, if there are several.
         counts: Numbers by file and name.
+        named: Numbers by kind and name: of messages by role, of calls by tool, of rows by script.
         beyond: Numbers of tokens, turns and prompts beyond `max_length`, by name.
         changed: Number of rows that the recipe's policies drop, cut, or keep without a label, by change.
-        deviations: How many rows show each named deviation, and the first place of each.
+        deviations: For each named deviation, the number of rows that show it, and the first of them: its place as a
+            number and as a text.
         findings: The findings, rule by rule.
     """
 
     places: array[int] = field(default_factory=lambda: array("Q"))
     held_out: bytearray = field(default_factory=bytearray)
-    tokens: array[int] = field(default_factory=lambda: array("I"))
-    supervised: array[int] = field(default_factory=lambda: array("I"))
     rows: bytearray = field(default_factory=bytearray)
     likenesses: bytearray = field(default_factory=bytearray)
     prompts: bytearray = field(default_factory=bytearray)
     owners: array[int] = field(default_factory=lambda: array("I"))
+    tokens: Counter[int] = field(default_factory=Counter)
+    supervised: Counter[int] = field(default_factory=Counter)
+    lengths: Counter[int] = field(default_factory=Counter)
+    longest: tuple[int, int] = (0, 0)
     counts: Counter[tuple[int, str]] = field(default_factory=Counter)
+    named: Counter[tuple[str, str]] = field(default_factory=Counter)
     beyond: Counter[str] = field(default_factory=Counter)
     changed: Counter[str] = field(default_factory=Counter)
-    deviations: dict[str, tuple[int, str]] = field(default_factory=dict)
+    deviations: dict[str, tuple[int, int, str]] = field(default_factory=dict)
     findings: BoundedFindings = field(default_factory=BoundedFindings)
 
     def __len__(self) -> int:
@@ -112,32 +130,62 @@ class DatasetTally:
         return len(self.places)
 
     def extend(self, other: DatasetTally) -> None:
-        """Append the rows, counts and findings of the next part of the pass."""
-        # before the columns grow: the later part counts its rows from 0
+        """Add the rows, counts and findings of another part of the dataset."""
+        # before the columns grow: the other part counts its rows from 0
         first = len(self)
         self.owners.extend(first + owner for owner in other.owners)
-        for name in ("places", "held_out", "tokens", "supervised", "rows", "likenesses", "prompts"):
+        for name in ("places", "held_out", "rows", "likenesses", "prompts"):
             getattr(self, name).extend(getattr(other, name))
-        self.counts += other.counts
+        for name in ("tokens", "supervised", "lengths", "counts", "named"):
+            getattr(self, name).update(getattr(other, name))
+        # without the names that count nothing, which a report would show
         self.beyond += other.beyond
         self.changed += other.changed
-        for name, (count, place) in other.deviations.items():
-            self.add_deviation(name, place, count)
+        self.longest = max(self.longest, other.longest)
+        for deviation, (count, at, place) in other.deviations.items():
+            self._add_deviation(deviation, count, at, place)
         self.findings.extend(other.findings)
 
-    def add_deviation(self, name: str, place: str, count: int = 1) -> None:
-        """Count rows that show a named deviation."""
-        before, first = self.deviations.get(name, (0, place))
-        self.deviations[name] = (before + count, first)
+    def add_deviation(self, name: str, place: str) -> None:
+        """Count a named deviation of the row that is judged."""
+        self._add_deviation(name, 1, self.findings.at, place)
 
-    def at(self, row: int) -> tuple[int, int]:
-        """Return a row's file and line."""
-        return self.places[row] >> _LINE_BITS, self.places[row] & ((1 << _LINE_BITS) - 1)
+    def _add_deviation(self, name: str, count: int, at: int, place: str) -> None:
+        before, first_at, first_place = self.deviations.get(name, (0, at, place))
+        self.deviations[name] = (before + count, *min((first_at, first_place), (at, place)))
+
+    def ordered(self) -> DatasetTally:
+        """Return this result with its rows in the order of the files, whatever the order in which parts were added."""
+        if all(one <= other for one, other in pairwise(self.places)):
+            return self
+        order = sorted(range(len(self)), key=self.places.__getitem__)
+        ends = Counter(self.owners)
+        # the prompts of a row stand together, in its order, whichever rows come before it
+        starts = [0, *accumulate(ends[row] for row in range(len(self)))]
+        prompts = [prompt for row in order for prompt in range(starts[row], starts[row + 1])]
+        return replace(
+            self,
+            places=array("Q", (self.places[row] for row in order)),
+            held_out=bytearray(self.held_out[row] for row in order),
+            owners=array("I", (new for new, row in enumerate(order) for _ in range(ends[row]))),
+            prompts=_taken(self.prompts, prompts),
+            rows=_taken(self.rows, order),
+            likenesses=_taken(self.likenesses, order),
+        )
 
 
 def packed_place(file: int, line: int) -> int:
-    """Return file and line as one number."""
+    """Return file and line as one number, which orders rows as the files have them."""
     return file << _LINE_BITS | line
+
+
+def unpacked_place(place: int) -> tuple[int, int]:
+    """Return the file and line of a number that `packed_place` made."""
+    return place >> _LINE_BITS, place & ((1 << _LINE_BITS) - 1)
+
+
+def _taken(digests: bytearray, indices: Sequence[int]) -> bytearray:
+    return bytearray().join(digest_at(digests, index) for index in indices)
 
 
 def digest_at(digests: bytearray, index: int) -> bytes:
@@ -158,15 +206,16 @@ def equal_groups(digests: bytearray, indices: Sequence[int]) -> Iterator[list[in
     yield from (group for group in groups.values() if len(group) > 1)
 
 
-def percentile(ordered: list[int], percent: int) -> int:
-    """Return the smallest of some values in order that `percent` of them do not exceed; 0 of none."""
+def percentile(counts: Mapping[int, int], percent: int) -> int:
+    """Return the smallest of counted values that `percent` of them do not exceed; 0 of none."""
     # the nearest rank, ceil(n * p / 100), in whole numbers: a float could round it to the next value
-    return ordered[max(0, -(-len(ordered) * percent // 100) - 1)] if ordered else 0
+    rank = -(-sum(counts.values()) * percent // 100)
+    below = accumulate(number for _, number in sorted(counts.items()))
+    return next((value for value, seen in zip(sorted(counts), below, strict=True) if seen >= rank), 0)
 
 
-def spread(values: array[int]) -> dict[str, Any]:
-    """Return total, mean, median, 95th percentile and maximum of many values."""
-    ordered = sorted(values)
-    mean = round(sum(ordered) / len(ordered), 2) if ordered else 0.0
-    quantiles = {name: percentile(ordered, percent) for name, percent in (("p50", 50), ("p95", 95), ("max", 100))}
-    return {"total": sum(ordered), "mean": mean, **quantiles}
+def spread(counts: Mapping[int, int]) -> dict[str, Any]:
+    """Return total, mean, median, 95th percentile and maximum of counted values, all of them exact."""
+    total, number = sum(value * count for value, count in counts.items()), sum(counts.values())
+    quantiles = {name: percentile(counts, percent) for name, percent in (("p50", 50), ("p95", 95), ("max", 100))}
+    return {"total": total, "mean": round(total / number, 2) if number else 0.0, **quantiles}

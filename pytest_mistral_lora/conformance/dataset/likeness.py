@@ -1,0 +1,77 @@
+"""The likeness of rows: a digest of their folded texts; and the script that they are written in."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import unicodedata
+from collections import Counter
+from functools import cache
+
+from pytest_mistral_lora.chat.rows import Row, compact_json, text_of
+from pytest_mistral_lora.conformance.dataset.tally import DIGEST_BYTES
+
+# a sign of a number: 3.14 is not 314, and -5 not 5
+_OF_NUMBER = re.compile(r"(?<=\d)[.,:/](?=\d)|(?<!\w)-(?=\d)")
+
+
+class _Kept(dict[int, int | None]):
+    """For `str.translate`: a character to itself, or to nothing if it is a space, a control or sentence punctuation."""
+
+    def __missing__(self, code: int) -> int | None:
+        kind = unicodedata.category(chr(code))
+        # brackets and signs of code count: f(x) is not f[x], and C# not C
+        is_dropped = kind[0] in "ZC" or (kind in ("Po", "Pd", "Pi", "Pf") and chr(code) not in "#%&@*/\\")
+        self[code] = None if is_dropped else code
+        return self[code]
+
+
+_KEPT = _Kept()
+
+
+def row_likeness(row: Row) -> bytes:
+    """Return a digest that is equal for rows whose texts are, but for spaces, case, punctuation and Unicode form.
+
+    Roles, tool calls and tools count as they are. A text of nothing but punctuation counts as a whole.
+    """
+    digest = hashlib.blake2b(digest_size=DIGEST_BYTES)
+    for message in row.messages:
+        text = unicodedata.normalize("NFKC", text_of(message.get("content"))).casefold()
+        # letters of no script stand for the signs of numbers, which would be dropped
+        signed = _OF_NUMBER.sub(lambda found: f"\u2295{ord(found[0])}\u2295", text)
+        kept = unicodedata.normalize("NFKC", signed).translate(_KEPT)
+        calls = [call["function"] for call in message.get("tool_calls") or ()]
+        digest.update(compact_json([message["role"], kept or text, calls]).encode())
+    digest.update(compact_json([list(row.tools or ()), row.response_format]).encode())
+    return digest.digest()
+
+
+NO_SCRIPT = "no letters"
+# Python has no scripts of characters, but a letter's name begins with it: OLD PERSIAN SIGN A, KATAKANA-HIRAGANA …
+_AFTER_SCRIPT = re.compile(r"(?: (?:CAPITAL|SMALL|LETTER|SIGN|SYLLABLE|CHARACTER|UNIFIED|ITERATION|CLOSING)|-).*")
+_SCRIPTS = {"Cjk": "Han", "Ideographic": "Han", "Hiragana": "Kana", "Katakana": "Kana", "Modifier": ""}
+"""Scripts by the first word of a letter's name, for those that have another name."""
+
+
+def main_script(row: Row) -> str:
+    """Return the Unicode script, such as `Latin` or `Han`, that most of the different letters of a row belong to.
+
+    Kana count before Han, since Japanese has both.
+    """
+    letters = set().union(*(text_of(message.get("content")) for message in row.messages))
+    scripts = Counter(script for letter in letters if (script := _script_of(letter)))
+    if not scripts:
+        return NO_SCRIPT
+    most = min(scripts, key=lambda script: (-scripts[script], script))
+    return "Kana" if most == "Han" and 5 * scripts["Kana"] >= scripts["Han"] else most
+
+
+@cache  # there are 140,000 letters, and a dataset has some hundreds of them
+def _script_of(character: str) -> str:
+    """Return the script of a letter; nothing for another character."""
+    if not character.isalpha():
+        return ""
+    # a wide or a mathematical letter is one of its script
+    name = unicodedata.name(unicodedata.normalize("NFKC", character)[0], "")
+    first = _AFTER_SCRIPT.split(name)[0].title()
+    return _SCRIPTS.get(first, first)
