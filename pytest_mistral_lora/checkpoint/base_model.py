@@ -1,23 +1,31 @@
-"""The base model of a run: the architectures that may be trained, and the loading of exactly the recorded weights."""
+"""The base model of a run: whether it can be trained, and the loading of exactly the recorded weights."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pytest_mistral_lora.chat.reading import read_json
+from pytest_mistral_lora.checkpoint.architectures import (
+    ALL,
+    SUPPORTED,
+    TEMPLATE_ALONE,
+    Architecture,
+    architecture_of,
+    text_part,
+    tie_flags,
+)
+from pytest_mistral_lora.checkpoint.weights import read_header
 from pytest_mistral_lora.errors import InputError, PinError, RecipeError, one_line
 
 if TYPE_CHECKING:
     import torch
 
-ARCHITECTURE = "MistralForCausalLM"
-_MODEL_TYPE = "mistral"
-_DEFAULT_WINDOW = 4096
-_MOST_LAYERS = 1000
-"""More than any model has: the modules of a billion layers would be made one by one."""
+_MOST_MODULES = 1000
+"""More layers, or experts, than any model has: those of a billion would be made one by one."""
+
+_COUNTS = ("num_hidden_layers", "num_local_experts", "n_routed_experts")
 
 Precision = Literal["fp32", "bf16", "fp16"]
 PRECISIONS: Mapping[str, Precision] = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
@@ -53,6 +61,14 @@ def read_config(folder: Path) -> dict[str, Any]:
         PinError: If it is missing or is not a JSON object.
     """
     path = folder / "config.json"
+    if not path.is_file() and (folder / "params.json").is_file():
+        raise PinError(
+            "params.json, and no config.json: a checkpoint in Mistral's own format, which transformers does not load",
+            place=str(folder),
+            expected="a checkpoint folder with config.json and model*.safetensors",
+            next_step="Use a copy of the model in transformers' format, or convert it with transformers' "
+            "convert_mistral_weights_to_hf.py.",
+        )
     try:
         data = read_json(path)
     except InputError as error:
@@ -62,49 +78,78 @@ def read_config(folder: Path) -> dict[str, Any]:
     return data
 
 
-def require_trainable(folder: Path) -> dict[str, Any]:
+def require_trainable(folder: Path, backend: str = "mistral-common") -> dict[str, Any]:
     """Return the configuration of a checkpoint that this project trains.
 
+    Args:
+        folder: The checkpoint.
+        backend: The recipe's; a class without a tokenizer of Mistral's is trained by `chat-template` alone.
+
     Raises:
-        RecipeError: If the checkpoint is of another architecture (Mistral3, Ministral3, Mixtral, …) or is quantised.
-        PinError: As for `read_config`.
+        RecipeError: If the checkpoint is of another class, or is quantised.
+        PinError: As for `read_config`, or if this version of transformers does not have the class.
     """
-    config = read_config(folder)
-    architectures = config.get("architectures") or [config.get("model_type")]
-    other = ", ".join(map(str, architectures)) if isinstance(architectures, list) else str(architectures)
-    if other == ARCHITECTURE:
-        other = _other_class(config)
-    if other:
+    config, place = read_config(folder), str(folder / "config.json")
+    try:
+        architecture = architecture_of(config)
+    except ValueError as error:
         raise RecipeError(
-            f"the base model is {other}",
-            place=str(folder / "config.json"),
-            expected=f"{ARCHITECTURE}: other architectures get the tokenizer checks, but are not trained",
+            f"the base model is {error}",
+            place=place,
+            expected=f"one of {', '.join(SUPPORTED)}; by backend: chat-template also {', '.join(TEMPLATE_ALONE)}",
+            next_step="Other classes get the tokenizer checks, but are not trained.",
+        ) from error
+    if not architecture.text.has_oracle and backend != "chat-template":
+        raise RecipeError(
+            f"the base model is {architecture.name}, which no tokenizer of Mistral's is an oracle for",
+            place=place,
+            expected="backend: chat-template",
+            next_step="Set backend: chat-template: the base's own chat template is then the only judge of ids.",
         )
+    _require_class(architecture, place)
     if config.get("quantization_config"):
-        raise RecipeError("the base model is quantised", place=str(folder / "config.json"), expected="full weights")
+        raise RecipeError("the base model is quantised", place=place, expected="full weights")
     return config
 
 
-def _other_class(config: Mapping[str, Any]) -> str:
-    """Return the model that transformers' AutoModel makes of a configuration, and why, if it computes otherwise.
+def architecture_in(folder: Path) -> Architecture:
+    """Return the class of a checkpoint.
 
-    The result is empty if `MistralForCausalLM` computes the same.
+    Raises:
+        PinError: As for `read_config`, or if the class is none that this project knows, or this version of transformers
+            does not have it.
     """
-    # AutoModel goes by `model_type`, not by `architectures`; with `layer_types` it takes a Mistral for a Ministral:
-    # https://github.com/huggingface/transformers/blob/main/src/transformers/models/auto/configuration_auto.py
-    kind, types = config.get("model_type", _MODEL_TYPE), config.get("layer_types")
-    if kind != _MODEL_TYPE:
-        return f"of model_type {kind!r}, which AutoModel does not load as {ARCHITECTURE}"
-    # a Mistral has one window for all layers, and its default is not null
-    plain = "full_attention" if config.get("sliding_window", _DEFAULT_WINDOW) is None else "sliding_attention"
-    if types is None or (isinstance(types, list) and all(one == plain for one in types)):
-        return ""
-    return f"a Ministral to AutoModel: its layer_types are {_summary(types)}, and {ARCHITECTURE} has {plain} alone"
+    config, place = read_config(folder), str(folder / "config.json")
+    try:
+        architecture = architecture_of(config)
+    except ValueError as error:
+        raise PinError(f"the model is {error}", place=place, expected=f"one of {', '.join(ALL)}") from error
+    _require_class(architecture, place)
+    return architecture
 
 
-def _summary(types: Any) -> str:
-    counts = Counter(map(str, types)) if isinstance(types, list) else {}
-    return ", ".join(f"{count} {name}" for name, count in counts.items()) or repr(types)
+def _require_class(architecture: Architecture, place: str) -> None:
+    try:
+        architecture.model_class()
+    except PinError as error:
+        raise PinError(error.found, place=place, expected=error.expected, next_step=error.next_step) from error
+
+
+def is_tied(folder: Path) -> bool:
+    """Report whether a checkpoint keeps its embeddings and its head as one tensor.
+
+    The file of a wrapper decides, whatever its flags: some releases have none, and transformers' default differs from
+    level to level (vllm-project/vllm#51063).
+
+    Raises:
+        PinError: As for `read_config`.
+        InputError: As for `read_header`.
+    """
+    config = read_config(folder)
+    files = sorted(folder.glob("model*.safetensors")) if text_part(config) is not config else []
+    if files:
+        return not any(name.endswith("lm_head.weight") for file in files for name in read_header(file))
+    return any(tie_flags(config).values())
 
 
 def vocab_size(folder: Path) -> int:
@@ -115,10 +160,7 @@ def vocab_size(folder: Path) -> int:
     """
     from transformers import MistralConfig
 
-    config = read_config(folder)
-    # a model of text and images keeps the settings of its text in a part of their own
-    part = config.get("text_config")
-    declared = (part if isinstance(part, dict) else config).get("vocab_size")
+    declared = text_part(read_config(folder)).get("vocab_size")
     return declared if isinstance(declared, int) else int(MistralConfig().vocab_size)
 
 
@@ -154,41 +196,31 @@ def empty_model(folder: Path) -> Any:
     """Return the base without a weight: its parameters are on torch's device `meta`.
 
     Raises:
-        PinError: If `config.json` is not the configuration of a `MistralForCausalLM`.
+        PinError: As for `architecture_in`, or if no model can be made of the configuration.
     """
     import torch
-    from transformers import MistralConfig, MistralForCausalLM
 
-    place = str(require_plain(folder) / "config.json")
+    architecture, place = architecture_in(folder), str(folder / "config.json")
+    model_class = architecture.model_class()
     try:
-        config = MistralConfig.from_pretrained(folder)
-        if config.num_hidden_layers > _MOST_LAYERS:
-            raise ValueError(f"num_hidden_layers is {config.num_hidden_layers}")
+        config = model_class.config_class.from_pretrained(folder)
+        for part in (config.get_text_config(), getattr(config, "vision_config", None)):
+            for key in _COUNTS:
+                if getattr(part, key, 0) > _MOST_MODULES:
+                    raise ValueError(f"{key} is {getattr(part, key)}")
         # a 7B base in float32 is 29 GB: only its module names and shapes are wanted here
         with torch.device("meta"):
-            return MistralForCausalLM(config)
+            return model_class(config)
     except Exception as error:  # transformers and torch raise many types for a value of the wrong type or size
         raise PinError(
             f"no model can be made of it: {type(error).__name__}: {one_line(error)}",
             place=place,
-            expected=f"the configuration of a {ARCHITECTURE}",
+            expected=f"the configuration of a {architecture.title}",
         ) from error
 
 
-def require_plain(folder: Path) -> Path:
-    """Return the folder of a checkpoint that `MistralForCausalLM` computes as AutoModel does.
-
-    Raises:
-        PinError: If AutoModel would load another class, or there is no configuration.
-    """
-    other = _other_class(read_config(folder))
-    if other:
-        raise PinError(f"the model is {other}", place=str(folder / "config.json"), expected=ARCHITECTURE)
-    return folder
-
-
 def load_base(folder: Path, precision: Precision, device: str) -> Any:
-    """Load a `MistralForCausalLM` from a checkpoint folder, in eval mode, without a key-value cache by default.
+    """Load a base from a checkpoint folder by its class, in eval mode, without a key-value cache by default.
 
     Args:
         folder: A checkpoint folder with safetensors weights.
@@ -196,8 +228,8 @@ def load_base(folder: Path, precision: Precision, device: str) -> Any:
         device: `cpu` or `cuda`.
 
     Raises:
-        PinError: If a weight is missing in the files, or the files hold one that the model does not have, or if
-            transformers' AutoModel would load another class of model.
+        PinError: As for `architecture_in`, or if a weight is missing in the files, or the files hold one that the model
+            does not have.
     """
     return _load(folder, precision).to(device)
 
@@ -229,15 +261,15 @@ def load_nf4(folder: Path, precision: Precision, device: str) -> Any:
 
 
 def _load(folder: Path, precision: Precision, **options: Any) -> Any:
-    from transformers import MistralForCausalLM
-
-    weight_files(require_plain(folder))
+    model_class = architecture_in(folder).model_class()
+    weight_files(folder)
     # transformers would load the base that this file names instead, and put the adapter on it, unread by us
     if (folder / "adapter_config.json").exists():
         found = "the folder of the base has an adapter, which transformers would put on it"
         raise PinError(found, place=str(folder / "adapter_config.json"), expected="a base without adapter")
-    model, report = MistralForCausalLM.from_pretrained(
+    model, report = model_class.from_pretrained(
         folder,
+        config=model_class.config_class.from_pretrained(folder),
         dtype=torch_dtype(precision),
         use_safetensors=True,
         output_loading_info=True,
@@ -250,7 +282,7 @@ def _load(folder: Path, precision: Precision, **options: Any) -> Any:
         if names:
             raise PinError(f"{kind.replace('_', ' ')}: {', '.join(map(str, names[:5]))}", place=str(folder))
     # training has no use for a key-value cache, and gradient checkpointing cannot work with one
-    model.config.use_cache = False
+    model.config.get_text_config().use_cache = False
     return model
 
 

@@ -1,18 +1,17 @@
-"""The tiny model: a real `MistralForCausalLM` checkpoint, small enough to learn by heart on one CPU thread."""
+"""The tiny model: a real checkpoint of each trained class, small enough to learn by heart on one CPU thread."""
 
 from __future__ import annotations
 
+import json
 import shutil
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from pytest_mistral_lora.chat.oracle import Oracle
+from pytest_mistral_lora.checkpoint.architectures import TEXT_MODELS, Architecture
 from pytest_mistral_lora.checkpoint.tokenizers import TEKKEN
 from pytest_mistral_lora.errors import InputError
-
-if TYPE_CHECKING:
-    from transformers import MistralConfig
 
 HIDDEN_SIZE = 128
 LAYERS = 2
@@ -20,8 +19,15 @@ INITIALIZER_RANGE = 0.2
 """Ten times the usual scale: with 0.02, LoRA cannot steer a frozen random head, and nothing is learned."""
 
 
-def write_tiny_base(folder: Path, tokenizer_file: Path, *, seed: int = 0) -> Path:
+_MISTRAL = Architecture(TEXT_MODELS["mistral"])
+
+
+def write_tiny_base(
+    folder: Path, tokenizer_file: Path, *, seed: int = 0, architecture: Architecture = _MISTRAL, tied: bool = False
+) -> Path:
     """Write a seeded tiny checkpoint: `config.json`, `model.safetensors` (float32) and the tokenizer file.
+
+    A model of text and images has a tiny vision tower, and the files of its processor.
 
     The vocabulary is the tokenizer's own. The same seed and libraries give the same bytes; the caller's random state
     is left as it was.
@@ -30,17 +36,19 @@ def write_tiny_base(folder: Path, tokenizer_file: Path, *, seed: int = 0) -> Pat
         folder: The checkpoint folder to make.
         tokenizer_file: A `tekken.json` or a `*.model.vN`.
         seed: Seed of the weights.
+        architecture: Its class.
+        tied: Whether embeddings and head are one tensor.
 
     Returns:
         `folder`.
 
     Raises:
         InputError: If `folder` exists.
+        PinError: If this version of transformers does not have the class.
         TokenizerError: If the tokenizer file cannot be loaded.
     """
     import torch
     from safetensors.torch import save_file
-    from transformers import MistralForCausalLM
 
     if folder.exists():
         raise InputError("exists already", place=str(folder), next_step="Name a folder that is not there yet.")
@@ -49,12 +57,17 @@ def write_tiny_base(folder: Path, tokenizer_file: Path, *, seed: int = 0) -> Pat
     # built beside its place and renamed: another process never sees half a checkpoint under the name
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as parent:
         building = Path(parent) / folder.name
-        config = tiny_config(oracle)
+        config = tiny_config(oracle, architecture, tied=tied)
         config.save_pretrained(building)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            model = MistralForCausalLM(config).float()
-        save_file(model.state_dict(), building / "model.safetensors", metadata={"format": "pt"})
+            model = architecture.model_class()(config).float()
+        if architecture == _MISTRAL and not tied:
+            save_file(model.state_dict(), building / "model.safetensors", metadata={"format": "pt"})
+        else:
+            model.save_pretrained(building)  # the names on disk are not those in memory
+        for name, content in (_PROCESSOR if architecture.is_wrapped else {}).items():
+            (building / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         # the names by which transformers and mistral-common find the file and its version
         suffixes = "".join(oracle.path.suffixes[-2:])
         shutil.copy(tokenizer_file, building / (TEKKEN if oracle.kind == "tekken" else f"tokenizer{suffixes}"))
@@ -62,27 +75,110 @@ def write_tiny_base(folder: Path, tokenizer_file: Path, *, seed: int = 0) -> Pat
     return folder
 
 
-def tiny_config(oracle: Oracle) -> MistralConfig:
-    """Return the configuration of the tiny model for a tokenizer's vocabulary."""
-    from transformers import MistralConfig
+def tiny_config(oracle: Oracle, architecture: Architecture = _MISTRAL, *, tied: bool = False) -> Any:
+    """Return the configuration of the tiny model for a tokenizer's vocabulary.
 
+    Raises:
+        PinError: If this version of transformers does not have the class.
+    """
+    import transformers
+
+    model_class, text = architecture.model_class(), architecture.text
     # never EOS: a loss that leaves out padding would leave out the end of each turn, too
     unknown = (token for token in range(oracle.vocab_size) if oracle.piece(token) == "<unk>")
     pads = [token for token, literal in oracle.control_tokens.items() if literal == "<pad>"]
-    return MistralConfig(
-        vocab_size=oracle.vocab_size,
-        hidden_size=HIDDEN_SIZE,
-        intermediate_size=2 * HIDDEN_SIZE,
-        num_hidden_layers=LAYERS,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=HIDDEN_SIZE // 4,
-        max_position_embeddings=4096,
-        sliding_window=None,
-        tie_word_embeddings=False,
+    settings = {
+        "vocab_size": oracle.vocab_size,
+        "hidden_size": HIDDEN_SIZE,
+        "intermediate_size": 2 * HIDDEN_SIZE,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": HIDDEN_SIZE // 4,
+        "max_position_embeddings": 4096,
+        "sliding_window": None,
+        "tie_word_embeddings": tied,
+        "initializer_range": INITIALIZER_RANGE,
+        "bos_token_id": oracle.bos_id,
+        "eos_token_id": oracle.eos_id,
+        "pad_token_id": pads[0] if pads else next(unknown),
+        "architectures": [text.name],
+        **_OWN.get(text.model_type, {}),
+    }
+    config = getattr(transformers, text.name).config_class(**{key: one for key, one in settings.items() if one != ...})
+    if not architecture.is_wrapped:
+        return config
+    return model_class.config_class(
+        text_config=config.to_dict(),
+        vision_config=_VISION,
+        tie_word_embeddings=tied,
+        architectures=[architecture.name],
+        # the weights of the tower and the projector are drawn with the wrapper's own range
         initializer_range=INITIALIZER_RANGE,
-        bos_token_id=oracle.bos_id,
-        eos_token_id=oracle.eos_id,
-        pad_token_id=pads[0] if pads else next(unknown),
-        architectures=["MistralForCausalLM"],
     )
+
+
+_POSITIONS = {
+    "rope_type": "yarn",
+    "rope_theta": 10000.0,
+    "factor": 128.0,
+    "original_max_position_embeddings": 32,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+    "mscale": 1.0,
+    "mscale_all_dim": 1.0,
+    "llama_4_scaling_beta": 0.1,
+}
+"""YaRN, and queries that are scaled from position 32 on: rows of a few turns are long enough to show both."""
+
+_OWN: dict[str, dict[str, Any]] = {
+    "ministral": {"sliding_window": 16, "layer_types": ["full_attention", "sliding_attention"]},
+    "ministral3": {"rope_parameters": _POSITIONS},
+    "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
+    "mistral4": {
+        "rope_parameters": _POSITIONS,
+        "head_dim": ...,
+        "sliding_window": ...,
+        "num_key_value_heads": 4,
+        "q_lora_rank": 64,
+        "kv_lora_rank": 32,
+        "qk_rope_head_dim": 16,
+        "qk_nope_head_dim": 16,
+        "v_head_dim": 32,
+        "moe_intermediate_size": HIDDEN_SIZE,
+        "n_routed_experts": 4,
+        "num_experts_per_tok": 2,
+    },
+    "llama": {"sliding_window": ...},
+}
+"""The settings of a class beside those of all; a value of ... takes one out."""
+
+_VISION = {
+    "model_type": "pixtral",
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "head_dim": 16,
+    "image_size": 28,
+    "patch_size": 14,
+}
+_PROCESSOR = {
+    "preprocessor_config.json": {
+        "image_processor_type": "PixtralImageProcessor",
+        "do_resize": True,
+        "do_rescale": True,
+        "resample": 3,
+        "patch_size": 14,
+        "size": {"longest_edge": 28},
+        "rescale_factor": 0.00392156862745098,
+    },
+    "processor_config.json": {
+        "processor_class": "PixtralProcessor",
+        "image_token": "[IMG]",
+        "image_break_token": "[IMG_BREAK]",
+        "image_end_token": "[IMG_END]",
+        "patch_size": 14,
+        "spatial_merge_size": 2,
+    },
+}

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pytest_mistral_lora.chat.reading import read_json
+from pytest_mistral_lora.checkpoint.architectures import text_part
 from pytest_mistral_lora.checkpoint.base_model import read_config
 from pytest_mistral_lora.checkpoint.tokenizer_folder import TokenizerFiles, template_places
 from pytest_mistral_lora.checkpoint.weights import DTYPES, read_header
@@ -249,7 +250,7 @@ class ManifestChecks:
             yield Finding("ML710", "it answers otherwise than base and adapter", place, "equal answers")
 
     def _base_findings(self, data: Mapping[str, Any], base: Path) -> Iterator[Finding]:
-        config, place = read_config(base), str(base / "config.json")
+        config, place = text_part(read_config(base)), str(base / "config.json")
         # another configuration than that of training is a finding of its own
         wrong = {field.name for field in self._fields if field.state == "mismatch"}
         if "sliding_window" in data.get("training", {}) and "base_config.sliding_window" not in wrong:

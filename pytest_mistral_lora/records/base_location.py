@@ -10,7 +10,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pytest_mistral_lora.checkpoint.base_model import read_config, require_plain
+from pytest_mistral_lora.checkpoint.architectures import text_part
+from pytest_mistral_lora.checkpoint.base_model import architecture_in, read_config
 from pytest_mistral_lora.checkpoint.hub_cache import cached_snapshot
 from pytest_mistral_lora.checkpoint.pins import resolve
 from pytest_mistral_lora.errors import InputError, MistralLoraError, PinError, one_line
@@ -42,10 +43,12 @@ class RecordedBase:
 
         Raises:
             InputError: With the first key of another value; without a recorded configuration, nothing is refused.
-            PinError: As for `base_config` and `require_plain`.
+            PinError: As for `base_config` and `architecture_in`.
         """
         # a class that is not loaded at all is the plainer reason
-        now = changed_config(self.config, base_config(require_plain(folder))) if self.config else {}
+        if self.config:
+            architecture_in(folder)
+        now = changed_config(self.config, base_config(folder)) if self.config else {}
         for key, recorded in (self.config or {}).items():
             if now[key] != recorded:
                 raise InputError(
@@ -108,7 +111,7 @@ def base_config(folder: Path) -> dict[str, Any]:
     from transformers import AutoConfig
 
     place = str(folder / "config.json")
-    layers = read_config(folder).get("num_hidden_layers", 1)
+    layers = text_part(read_config(folder)).get("num_hidden_layers", 1)
     if type(layers) is not int or not 0 < layers <= _MOST_LAYERS:
         raise PinError(f"num_hidden_layers is {layers!r}"[:200], place=place, expected=f"1 to {_MOST_LAYERS}")
     try:

@@ -99,12 +99,13 @@ def _decision(manifest: Mapping[str, Any]) -> str:
     shape += f"; {' and '.join(lora['modules_to_save'])} in full" if lora.get("modules_to_save") else ""
     seeds = f"{lora.get('seed', manifest['seed'])} for the adapter, {manifest['seed']} for dropout, "
     seeds += f"{training['order_seed']} for the order of rows"
+    layers = sorted({name.rpartition(".")[2] for name in lora["target_modules"]})
     machine = manifest["environment"]
     threads = f"{machine['threads']} thread{'' if machine['threads'] == 1 else 's'}"
     processor = machine["gpu"] or f"{machine['processor']}, {threads}"
     rows = [
         ("LoRA", shape),
-        ("Layers", f"{lora['layers']}: {', '.join(lora['target_modules'])}"),
+        ("Layers", f"{lora['layers']}: {', '.join(layers)}"),
         ("Trained numbers", f"{lora['parameters']}"),
         ("Steps", f"{training['steps']} of {training['batch_size']} rows ({training['epochs']:g} epochs)"),
         ("Tokens", f"{training['max_length']} in a row at most, {training['micro_batch_tokens']} fed at once"),

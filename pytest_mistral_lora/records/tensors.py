@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -166,3 +166,9 @@ def diff_tensors(a: Path, b: Path) -> TensorsDiff:
         kinds.setdefault(kind, TensorKindDiff(kind)).add(first[name], second[name])
     only_a, only_b = sorted(first.keys() - second.keys()), sorted(second.keys() - first.keys())
     return TensorsDiff(tuple(kinds.values()), tuple(reshaped), tuple(only_a), tuple(only_b))
+
+
+def adapted_modules(names: Iterable[str]) -> list[str]:
+    """Return the dotted name of each layer that has LoRA's matrix A among the tensors of an adapter, sorted."""
+    layers = (name.partition(".lora_A.")[0] for name in names if ".lora_A." in name)
+    return sorted(layer.removeprefix("base_model.model.") for layer in layers)

@@ -18,6 +18,7 @@ from pytest_mistral_lora.records.data_stats import PROBES, probe_sha256, recount
 from pytest_mistral_lora.records.files import inside, sha256_bytes, sha256_file, sha256_files
 from pytest_mistral_lora.records.manifest import MANIFEST, seal_of
 from pytest_mistral_lora.records.notes import NOTES, note_bytes, note_texts, noted_by
+from pytest_mistral_lora.records.tensors import adapted_modules
 
 State = Literal["match", "mismatch", "not available"]
 
@@ -169,11 +170,12 @@ def adapter_fields(folder: AdapterFolder) -> Iterator[FieldCheck]:
     else:
         computed: dict[str, Callable[[], Any]] = {
             "tensors_sha256": lambda: folder.tensors_sha256,
-            "layers": lambda: sum(".lora_A." in name for name in folder.tensors),
+            "layers": lambda: len(adapted_modules(folder.tensors)),
+            "modules": lambda: adapted_modules(folder.tensors),
             "parameters": lambda: sum(info.size for info in folder.tensors.values()),
         }
-        for key, compute in computed.items():
-            yield recompute_field(f"lora.{key}", lora[key], compute, folder.tensors_file)
+        for key in filter(lora.__contains__, computed):
+            yield recompute_field(f"lora.{key}", lora[key], computed[key], folder.tensors_file)
     for name, key in (("base", "base_model_name_or_path"), ("revision", "revision")):
         yield recompute_field(name, data[name], partial(lambda key: folder.config[key], key), config)
     for name, key in _CONFIG_KEYS.items():

@@ -13,7 +13,8 @@ import torch
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 from transformers import set_seed
 
-from pytest_mistral_lora.checkpoint.base_model import linear_layers, read_config, weighted_modules
+from pytest_mistral_lora.checkpoint.architectures import TARGET_GROUPS, Architecture
+from pytest_mistral_lora.checkpoint.base_model import architecture_in, is_tied, linear_layers, weighted_modules
 from pytest_mistral_lora.errors import RecipeError, TrainingError
 from pytest_mistral_lora.training.devices import full_tensor, gather_parameters
 from pytest_mistral_lora.training.recipe import Lora
@@ -24,28 +25,82 @@ PREFIX = "base_model.model."
 
 EMBEDDINGS = ("embed_tokens", "lm_head")
 
+_EXPERTS = {
+    *("gate", "router", "experts", "shared_experts", "block_sparse_moe", "w1", "w2", "w3"),
+    *("gate_proj", "up_proj", "down_proj", "gate_up_proj"),
+}
+"""Names of a router and its experts in any version of transformers."""
+
 
 def adapted_layers(folder: Path, targets: Sequence[str]) -> list[str]:
     """Return the dotted names of the base's layers that get an adapter, in model order, without loading weights.
 
+    Names are looked for in the decoder layers of the text model alone: the layers of a vision tower have them, too.
+
+    Args:
+        folder: The base checkpoint.
+        targets: Last names of layers, or groups of them: `attention`, `attention+mlp`, `all-linear`.
+
     Raises:
-        RecipeError: If a target is not a linear layer of every decoder layer.
+        RecipeError: If a target is not a linear layer of every decoder layer, or is of a router or its experts.
     """
+    architecture, place = architecture_in(folder), "lora.target_modules"
+    try:
+        asked = architecture.targets(targets)
+    except ValueError as error:
+        raise RecipeError(str(error), place=place, expected=f"attention: {_attention(architecture)}") from error
+    if not architecture.text.mlp:
+        _refuse_experts(architecture, asked)
     # PEFT accepts a list if any one of its names matches, and then trains less than was asked for
-    names = linear_layers(folder)
+    everywhere = linear_layers(folder)
+    names = [name for name in everywhere if name.startswith(f"{architecture.layers}.")]
     # counted, not read: a configuration may leave the number to transformers' default
-    layers = sum(name.endswith(".self_attn.q_proj") for name in names)
-    matched = {target: [name for name in names if name.endswith(f".{target}")] for target in targets}
+    layers = sum(name.endswith(".self_attn.o_proj") for name in names)
+    matched = {target: [name for name in names if name.endswith(f".{target}")] for target in asked}
     wrong = {target: len(found) for target, found in matched.items() if len(found) != layers}
     if wrong:
-        have = sorted({name.rpartition(".")[2] for name in names if ".layers." in name})
+        have = dict.fromkeys(map(_last_name, names if architecture.text.mlp else ()), "") or architecture.text.attention
         raise RecipeError(
-            "; ".join(f"{target!r} matches {count or 'nothing'}" for target, count in wrong.items()),
-            place="lora.target_modules",
-            expected=f"linear layers that each of the {layers} decoder layers has: {', '.join(have)}",
+            "; ".join(_mismatch(target, count, everywhere) for target, count in wrong.items()),
+            place=place,
+            expected=f"linear layers that each of the {layers} decoder layers has: {', '.join(have)}; or a group: "
+            f"{', '.join(TARGET_GROUPS if architecture.text.mlp else TARGET_GROUPS[:1])}",
         )
     wanted = {name for found in matched.values() for name in found}
     return [name for name in names if name in wanted]
+
+
+def _attention(architecture: Architecture) -> str:
+    return ", ".join(architecture.text.attention)
+
+
+def _refuse_experts(architecture: Architecture, asked: Sequence[str]) -> None:
+    for target in asked:
+        # also as a part of a dotted name, such as mlp.gate
+        if not _EXPERTS.isdisjoint(target.split(".")):
+            raise RecipeError(
+                f"{target!r} is of a router or its experts in {architecture.title}, which are not adapted",
+                place="lora.target_modules",
+                expected=f"attention: {_attention(architecture)}",
+                next_step="Set target_modules: attention.",
+            )
+
+
+def _mismatch(target: str, count: int, everywhere: Sequence[str]) -> str:
+    other = next((name for name in everywhere if name.endswith(f".{target}") and ".layers." not in name), "")
+    where = f", outside the decoder layers only: {other}" if other and not count else ""
+    return f"{target!r} matches {count or 'nothing'}{where}"
+
+
+def peft_targets(layers: Sequence[str]) -> list[str]:
+    """Return PEFT's `target_modules` for some layers: last names, or full ones if a vision tower has those, too.
+
+    Args:
+        layers: The result of `adapted_layers`.
+    """
+    # servers know both forms; a pattern would be shorter, and SGLang takes none
+    plain = all(name.startswith("model.layers.") for name in layers)
+    return list(dict.fromkeys(_last_name(name) if plain else name for name in layers))
 
 
 def saved_modules(folder: Path, names: Sequence[str]) -> list[str]:
@@ -65,7 +120,7 @@ def saved_modules(folder: Path, names: Sequence[str]) -> list[str]:
         also = [module for module in modules if module.endswith(name) and module not in own]
         if also:
             raise RecipeError(f"{name!r} matches {also[0]} as well in PEFT", place="lora.modules_to_save")
-        if name in EMBEDDINGS and read_config(folder).get("tie_word_embeddings"):
+        if name in EMBEDDINGS and is_tied(folder):
             raise RecipeError(
                 f"{name!r} is one with {' and '.join(other for other in EMBEDDINGS if other != name)} in this base",
                 place="lora.modules_to_save",
@@ -101,7 +156,7 @@ def attach_adapter(model: Any, lora: Lora, layers: Sequence[str], *, seed: int) 
         lora_dropout=lora.dropout,
         use_rslora=lora.rslora,
         use_dora=lora.dora,
-        target_modules=list(lora.target_modules),
+        target_modules=peft_targets(layers),
         modules_to_save=list(lora.modules_to_save) or None,
         bias="none",
     )

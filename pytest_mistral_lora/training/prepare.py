@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pytest_mistral_lora.chat.completions import FormatCheck
-from pytest_mistral_lora.checkpoint.base_model import require_trainable
+from pytest_mistral_lora.checkpoint.base_model import require_trainable, vocab_size
 from pytest_mistral_lora.checkpoint.encoder import Encoder, make_encoder
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.errors import MachineError, PinError, RecipeError
@@ -115,11 +115,15 @@ def plan_run(
         InputError: If the recipe or its base do not allow the run.
     """
     base = base or resolve_base(recipe.base)
-    config = require_trainable(base)
+    config = require_trainable(base, recipe.backend)
     layers = adapted_layers(base, recipe.lora.target_modules)
     saved = saved_modules(base, recipe.lora.modules_to_save)
+    if both := [name for name in saved if name in layers]:
+        raise RecipeError(
+            f"{both[0]} is in target_modules and in modules_to_save", place="lora", expected="one of them"
+        )
     loaded = tokenizer(base) if tokenizer is not None else CheckpointTokenizer(base, recipe.base.oracle)
-    encoder = encoder_of(recipe, base, config, loaded)
+    encoder = encoder_of(recipe, base, loaded)
     return RunPlan(recipe, base, config, encoder, layers, saved, format_checks(recipe.evaluation, encoder))
 
 
@@ -150,25 +154,22 @@ def check_output(recipe: Recipe) -> None:
             raise RecipeError(found, place="output", expected="another name, or that file elsewhere")
 
 
-def encoder_of(recipe: Recipe, base: Path, config: Mapping[str, Any], tokenizer: CheckpointTokenizer) -> Encoder:
+def encoder_of(recipe: Recipe, base: Path, tokenizer: CheckpointTokenizer) -> Encoder:
     """Return the backend of a run.
 
     Args:
         recipe: The recipe.
         base: The base checkpoint on disk.
-        config: Its `config.json`.
         tokenizer: Its tokenizer.
 
     Raises:
         TokenizerError: If the tokenizer cannot be loaded, or gives other ids than the one that it is recognised as.
         RecipeError: If it has ids that the model does not have.
     """
-    from transformers import MistralConfig
-
     encoder = make_encoder(recipe.backend, tokenizer)
     if recipe.backend == "mistral-common":
         tokenizer.require_same_ids()
-    ids = config.get("vocab_size", MistralConfig().vocab_size)
+    ids = vocab_size(base)
     if encoder.vocab_size > ids:
         raise RecipeError(f"the tokenizer has {encoder.vocab_size} ids, the model {ids}", place=str(base))
     return encoder

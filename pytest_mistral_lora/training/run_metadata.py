@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from pytest_mistral_lora.checkpoint.architectures import text_part
 from pytest_mistral_lora.records.base_location import base_config
 from pytest_mistral_lora.records.data_stats import removed_counts, token_stats
 from pytest_mistral_lora.records.files import base_weights_sha256, joint_sha256
+from pytest_mistral_lora.training.adapter import peft_targets
 from pytest_mistral_lora.training.callbacks import skipped_steps
 from pytest_mistral_lora.training.devices import device_count, on_gpu, precision_of
 from pytest_mistral_lora.training.generate import Completion
@@ -86,7 +88,8 @@ def run_facts(
         "masking": {"policy": "assistant turns of weight 1, to EOS", **token_stats(data.train.figures)},
         "lora": {
             **recipe.lora.model_dump(),
-            "target_modules": sorted(recipe.lora.target_modules),
+            "target_modules": sorted(peft_targets(prepared.layers)),
+            "modules": sorted(prepared.layers),
             "modules_to_save": sorted(recipe.lora.modules_to_save),
             "seed": recipe.training.seed,
         },
@@ -155,7 +158,7 @@ def training_facts(
         "device": "cuda" if on_gpu(training) else "cpu",
         "activation_checkpointing": training.activation_checkpointing,
         "kernels": training.kernels,
-        "sliding_window": config.get("sliding_window"),
+        "sliding_window": text_part(config).get("sliding_window"),
         "memory_relief": list(memory_changes),
         "resumed_from_step": resumed_from,
     }

@@ -25,7 +25,7 @@ from pytest_mistral_lora.records.files import finished_folder, listing, sha256_f
 from pytest_mistral_lora.records.manifest import MANIFEST, build
 from pytest_mistral_lora.records.notes import note_texts
 from pytest_mistral_lora.records.tensors import ADAPTER_TENSORS, sha256_tensors
-from pytest_mistral_lora.training.adapter import expected_names
+from pytest_mistral_lora.training.adapter import expected_names, peft_targets
 
 LOG = "training_log.jsonl"
 RENDERED = "rendered_row.json"
@@ -88,6 +88,8 @@ def write_adapter(folder: Path, adapter: Adapter, *, base: str, revision: str | 
     save_file(dict(adapter.tensors), weights, metadata={"format": "pt"})
     weights.chmod(0o644)  # safetensors makes it readable by its owner only
     config = copy.copy(adapter.config)
+    # PEFT shortens a long list of names while it puts the adapter on
+    config.target_modules = set(peft_targets(adapter.layers))
     config.base_model_name_or_path, config.revision, config.inference_mode = base, revision, True
     config.save_pretrained(folder)
     file = folder / "adapter_config.json"

@@ -223,7 +223,7 @@ def test_a_base_that_cannot_be_read_is_an_error_of_its_own(save: Save, base: Pat
         judged(folder, broken)
 
 
-@pytest.mark.parametrize("architecture", ["MixtralForCausalLM", "Mistral3ForConditionalGeneration"])
+@pytest.mark.parametrize("architecture", ["VoxtralForConditionalGeneration", "GptOssForCausalLM"])
 def test_names_are_not_checked_on_a_base_of_another_architecture(
     architecture: str, save: Save, base: Path, tmp_path: Path
 ) -> None:

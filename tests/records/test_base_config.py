@@ -100,7 +100,7 @@ def test_another_class_is_another_configuration(tmp_path: Path) -> None:
     recorded = base_config(written(tmp_path / "one", OLD))
     llama = written(tmp_path / "other", {**OLD, "model_type": "llama", "architectures": ["LlamaForCausalLM"]})
     assert changed_config(recorded, base_config(llama))["model_type"] == "llama"
-    with pytest.raises(PinError, match="llama"):
+    with pytest.raises(InputError, match='model_type is "llama"'):
         RecordedBase("a", config=recorded).require_config(llama)
 
 

@@ -18,7 +18,7 @@ from pytest_mistral_lora.records.verify import verify
 from pytest_mistral_lora.training.adapter import adapted_layers, attach_adapter
 from pytest_mistral_lora.training.generate import probe
 from pytest_mistral_lora.training.generate.model_spec import model_spec, smoke
-from pytest_mistral_lora.training.recipe import PROJECTIONS, Lora, parse_recipe
+from pytest_mistral_lora.training.recipe import Lora, parse_recipe
 from pytest_mistral_lora.training.run import RunResult, train
 
 NO_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device here")
@@ -75,7 +75,7 @@ def test_linear_layers_alone_are_in_four_bits_and_nothing_is_upcast(base: Path, 
 
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
     model = load_nf4(base, precision, "cpu")
-    model = attach_adapter(model, Lora(), adapted_layers(base, PROJECTIONS), seed=0)
+    model = attach_adapter(model, Lora(), adapted_layers(base, ("attention",)), seed=0)
     packed = [name for name, one in model.named_modules() if isinstance(one, bitsandbytes.nn.Linear4bit)]
     assert len(packed) == sum(".layers." in name for name in packed) == 2 * 7
     for name, parameter in model.named_parameters():

@@ -44,7 +44,7 @@ def test_a_good_recipe_has_paths_beside_its_file(recipe_file: Path) -> None:
     assert recipe.output == recipe_file.parent / "lora-out"
     assert recipe.data.train == (recipe_file.parent / "data/train.jsonl",)
     assert recipe.training.learning_rate == 2e-4
-    assert recipe.lora.target_modules == ("q_proj", "k_proj", "v_proj", "o_proj")
+    assert recipe.lora.target_modules == ("attention",)
     assert recipe.base.label == "mistralai/Mistral-7B-Instruct-v0.3"
 
 
@@ -152,7 +152,7 @@ _PIN = "revision: e0bc86c23ce5aae1db576c8cca6f06f1f73af2db"
         ("output: lora-out", "output: lora-out\nlora: {modules_to_save: [a, a]}", "lora.modules_to_save", "twice"),
         (
             "output: lora-out",
-            "output: lora-out\nlora: {modules_to_save: [q_proj]}",
+            "output: lora-out\nlora: {target_modules: [q_proj], modules_to_save: [q_proj]}",
             "lora",
             "q_proj is in target_modules",
         ),

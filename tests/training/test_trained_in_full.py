@@ -29,7 +29,7 @@ from pytest_mistral_lora.training.adapter import (
     saved_modules,
 )
 from pytest_mistral_lora.training.generate.model_spec import model_spec, smoke
-from pytest_mistral_lora.training.recipe import PROJECTIONS, Lora, parse_recipe
+from pytest_mistral_lora.training.recipe import Lora, parse_recipe
 from pytest_mistral_lora.training.rows.loading import load_data
 from pytest_mistral_lora.training.rows.table import RowDataset
 from pytest_mistral_lora.training.run import RunResult, train
@@ -122,7 +122,7 @@ def test_an_adapter_without_one_of_them_or_with_one_that_did_not_move_is_not_sav
 
 def test_the_tensors_have_the_names_that_are_expected(base: Path) -> None:
     lora = Lora(r=4, dora=True, modules_to_save=("embed_tokens", "lm_head", "input_layernorm"))
-    layers, saved = adapted_layers(base, PROJECTIONS), saved_modules(base, lora.modules_to_save)
+    layers, saved = adapted_layers(base, ("attention",)), saved_modules(base, lora.modules_to_save)
     model = attach_adapter(load_base(base, "bf16", "cpu"), lora, layers, seed=0)
     assert saved == ["model.embed_tokens", *(f"model.layers.{n}.input_layernorm" for n in range(2)), "lm_head"]
     assert adapter_tensors(model).keys() == expected_names(layers, dora=True, saved=saved)
@@ -162,14 +162,14 @@ def test_embeddings_that_the_base_keeps_as_one_with_its_head_are_refused(base: P
 def test_the_log_says_how_large_the_adapter_gets(base: Path, caplog: pytest.LogCaptureFixture) -> None:
     lora = Lora(r=4, modules_to_save=("lm_head",))
     with caplog.at_level(logging.WARNING):
-        attach_adapter(load_base(base, "fp32", "cpu"), lora, adapted_layers(base, PROJECTIONS), seed=0)
+        attach_adapter(load_base(base, "fp32", "cpu"), lora, adapted_layers(base, ("attention",)), seed=0)
     rows = read_json(base / "config.json")
     count = rows["vocab_size"] * rows["hidden_size"]
     assert [record.getMessage() for record in caplog.records] == [
         f"lora.modules_to_save: lm_head in full makes the adapter larger by {count * 4 / 1e6:.0f} MB ({count} numbers)"
     ]
     caplog.clear()
-    attach_adapter(load_base(base, "fp32", "cpu"), Lora(), adapted_layers(base, PROJECTIONS), seed=0)
+    attach_adapter(load_base(base, "fp32", "cpu"), Lora(), adapted_layers(base, ("attention",)), seed=0)
     assert caplog.records == []
 
 
@@ -223,7 +223,7 @@ def test_the_step_gives_them_the_gradient_of_each_row_by_itself(make_recipe: Mak
     encoded = load_data(make_recipe(), encoder).train.encoded
     found = []
     for plain in (True, False):
-        model = attach_adapter(load_base(base, "fp32", "cpu"), lora, adapted_layers(base, PROJECTIONS), seed=0)
+        model = attach_adapter(load_base(base, "fp32", "cpu"), lora, adapted_layers(base, ("attention",)), seed=0)
         if plain:
             for row in encoded:
                 logits = model(input_ids=torch.tensor([row.input_ids]), use_cache=False).logits

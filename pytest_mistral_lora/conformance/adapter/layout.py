@@ -10,19 +10,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from pytest_mistral_lora.checkpoint.base_model import ARCHITECTURE, read_config
+from pytest_mistral_lora.checkpoint.architectures import ALL, is_known
+from pytest_mistral_lora.checkpoint.base_model import empty_model, read_config
 from pytest_mistral_lora.checkpoint.weights import TensorInfo
 from pytest_mistral_lora.conformance.adapter.config import unmatched_patterns
 from pytest_mistral_lora.conformance.finding import Finding
-from pytest_mistral_lora.errors import InputError, MistralLoraError, PinError, and_more, one_line
+from pytest_mistral_lora.errors import InputError, MistralLoraError, and_more, one_line
 from pytest_mistral_lora.records.adapter_folder import AdapterFolder
 
 PREFIX = "base_model.model."
 _MOST_LAYERS = 1000
-_SIZES = (
-    *("vocab_size", "hidden_size", "intermediate_size", "head_dim"),
-    *("num_hidden_layers", "num_attention_heads", "num_key_value_heads"),
-)
 _SHOWN = 5
 _BLOCK = re.compile(r"(?:^|\.)layers\.(\d+)\.")
 _OTHER_MODEL = re.compile(
@@ -76,21 +73,16 @@ def adapter_layout(folder: AdapterFolder, base: Path | None) -> AdapterLayout:
         base: The base checkpoint; None for a Mistral model with as many layers as the tensors are of.
 
     Raises:
-        InputError: If base or tensors are not of a `MistralForCausalLM`.
+        InputError: If the base is of a class that is not known here, or there is none, and the tensors are not of a
+            `MistralForCausalLM`.
         PinError: If the base's configuration cannot be read, or has impossible sizes.
     """
     import torch
     from peft import get_peft_model, get_peft_model_state_dict
-    from transformers import MistralConfig, MistralForCausalLM
 
-    sizes = _assumed_sizes(folder) if base is None else _base_sizes(base)
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        try:
-            model = MistralForCausalLM(MistralConfig(**sizes))
-        except Exception as error:  # a size of a wrong type or value fails anywhere
-            place = "" if base is None else str(base)
-            raise PinError(f"not the configuration of a Mistral model: {error}", place=place) from error
+        model = _assumed_base(folder) if base is None else _known_base(base)
         modules = tuple(name for name, _ in model.named_modules() if name)
         linear = tuple(name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear))
         embedding = tuple(model.get_input_embeddings().weight.shape) if base is not None else None
@@ -113,19 +105,18 @@ def adapter_layout(folder: AdapterFolder, base: Path | None) -> AdapterLayout:
     return replace(plain, expected=expected, unmatched=unmatched, scalings=scalings)
 
 
-def _base_sizes(base: Path) -> dict[str, Any]:
-    data, place = read_config(base), str(base / "config.json")
-    architectures, layers = data.get("architectures") or [data.get("model_type")], data.get("num_hidden_layers", 32)
-    if architectures not in ([ARCHITECTURE], ["mistral"]):
-        raise InputError(f"the base is {architectures}", place=place, expected=ARCHITECTURE)
-    # even without weights, each layer takes time and memory
-    if type(layers) is not int or not 0 < layers <= _MOST_LAYERS:
-        raise PinError(f"num_hidden_layers is {layers!r}", place=place)
-    return {key: data[key] for key in _SIZES if data.get(key) is not None}
+def _known_base(base: Path) -> Any:
+    config = read_config(base)
+    if not is_known(config):
+        found = f"the base is {config.get('architectures') or config.get('model_type')!r}"
+        raise InputError(found, place=str(base / "config.json"), expected=f"one of {', '.join(ALL)}")
+    return empty_model(base)
 
 
-def _assumed_sizes(folder: AdapterFolder) -> dict[str, Any]:
-    """Return the sizes of a Mistral model on which every name of the tensors has its place; no shape would fit."""
+def _assumed_base(folder: AdapterFolder) -> Any:
+    """Return a Mistral model on which every name of the tensors has its place; no shape would fit."""
+    from transformers import MistralConfig, MistralForCausalLM
+
     names, place = readable_tensors(folder), str(folder.tensors_file)
     other = next((name for name in names if _OTHER_MODEL.search(name)), None)
     if folder.config.get("layer_replication"):
@@ -134,10 +125,11 @@ def _assumed_sizes(folder: AdapterFolder) -> dict[str, Any]:
         raise InputError(f"{other} is not of a MistralForCausalLM", place=place)
     blocks = [int(match[1][:9]) for match in map(_BLOCK.search, names) if match]
     layers = max(blocks, default=0) + 1
+    # even without weights, each layer takes time and memory
     if layers > _MOST_LAYERS:
         raise InputError(f"a layer {layers - 1}", place=place)
     size = {"hidden_size": 8, "intermediate_size": 8, "vocab_size": 8, "num_attention_heads": 1}
-    return {"num_hidden_layers": layers, "num_key_value_heads": 1, "head_dim": 8, **size}
+    return MistralForCausalLM(MistralConfig(num_hidden_layers=layers, num_key_value_heads=1, head_dim=8, **size))
 
 
 def readable_tensors(folder: AdapterFolder) -> Mapping[str, TensorInfo]:
@@ -266,4 +258,4 @@ def _shape_pairs(
 
 def not_mistral(error: MistralLoraError) -> str:
     """Return why names and shapes are not checked."""
-    return f"names and shapes are known of MistralForCausalLM only: {error}"
+    return f"names and shapes are known of some classes only: {error}"

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pytest_mistral_lora.checkpoint.base_model import load_base, read_config, weight_files
+from pytest_mistral_lora.checkpoint.base_model import is_tied, load_base, weight_files
 from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.errors import InputError, MistralLoraError, PinError, and_more, one_line
 from pytest_mistral_lora.records.adapter_folder import AdapterFolder
@@ -117,7 +117,7 @@ def fit_findings(folder: AdapterFolder, base: Path) -> Iterator[Finding]:
     elif model.config_file.is_file() and model.model_files:
         found = "the base has an adapter in its folder, which transformers puts on it when it loads it"
         yield Finding("ML419", found, str(model.config_file), "a base without adapter")
-    if not read_config(base).get("tie_word_embeddings") or folder.config.get("ensure_weight_tying"):
+    if not is_tied(base) or folder.config.get("ensure_weight_tying"):
         return
     # the base has one tensor for both: PEFT would change or save a copy of it, and the other would stay as it was
     for key in ("target_modules", "modules_to_save"):

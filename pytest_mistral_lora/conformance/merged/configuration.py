@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from pytest_mistral_lora.checkpoint.architectures import TIE, text_part, tie_flags
 from pytest_mistral_lora.checkpoint.weights import Weights
 from pytest_mistral_lora.conformance.finding import Finding
-
-TIE = "tie_word_embeddings"
 
 _FREE = {
     # how the model is stored, loaded and trained
@@ -45,7 +44,7 @@ def difference_findings(own: Mapping[str, Any], base: Mapping[str, Any], place: 
     if names[0] != names[1]:
         yield Finding("ML435", f"the architecture is {names[0]}", place, f"{names[1]}, as the base's")
     values = [_numbers(config) for config in (own, base)]
-    if not any(_text(config).get("layer_types") for config in (own, base)):
+    if not any(text_part(config).get("layer_types") for config in (own, base)):
         for one in values:
             del one["layer_types"]  # both follow from sliding_window, which is compared
     for key in sorted(values[0].keys() | values[1].keys()):
@@ -56,7 +55,7 @@ def difference_findings(own: Mapping[str, Any], base: Mapping[str, Any], place: 
         if found is _MISSING and key.startswith("top."):
             continue  # transformers renames keys of a wrapper, and reads both names
         name = "is missing" if found is _MISSING else f"is {found!r}"
-        is_default = found is not _MISSING and not key.startswith("rope.") and key not in {**own, **_text(own)}
+        is_default = found is not _MISSING and not key.startswith("rope.") and key not in {**own, **text_part(own)}
         default = ", the default: the key is missing" if is_default else ""
         yield Finding("ML435", f"{key} {name}{default}", place, f"{expected!r}, as the base's")
 
@@ -68,14 +67,8 @@ class _Missing:
 _MISSING = _Missing()
 
 
-def _text(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the part of a configuration that describes the text model."""
-    part = config.get("text_config")
-    return part if isinstance(part, dict) else config
-
-
 def _architecture(config: Mapping[str, Any]) -> str:
-    names, text = config.get("architectures"), _text(config)
+    names, text = config.get("architectures"), text_part(config)
     name = str(names[0]) if isinstance(names, list) and names else str(config.get("model_type"))
     # AutoModel loads a Mistral configuration with layer_types as Ministral, and saves it under that name
     return "MinistralForCausalLM" if name == "MistralForCausalLM" and text.get("layer_types") else name
@@ -94,7 +87,7 @@ def _defaults(model_type: Any) -> dict[str, Any]:
 
 def _numbers(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the values that decide what a model computes, in one form for all versions of transformers."""
-    text = _text(config)
+    text = text_part(config)
     defaults = _defaults(text.get("model_type"))
     # of a class that transformers knows, it reads no other keys: they are notes of a tool
     given = {key: value for key, value in text.items() if key not in _FREE and (key in defaults or not defaults)}
@@ -143,7 +136,7 @@ def _rope(text: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any
 
 def own_findings(config: Mapping[str, Any], own: Weights, place: str) -> Iterator[Finding]:
     """Yield ML435 for each value that the weights, or another key, contradict."""
-    text = _text(config)
+    text = text_part(config)
     rope = text.get("rope_parameters")
     theta = rope.get("rope_theta") if isinstance(rope, dict) else None
     if None not in (theta, text.get("rope_theta")) and theta != text["rope_theta"]:
@@ -178,17 +171,13 @@ def tie_findings(config: Mapping[str, Any], own: Weights, place: str) -> Iterato
 
     heads = [name for name in own if name.endswith("lm_head.weight")]
     embeddings = [name for name in own if name.endswith("embed_tokens.weight")]
-    levels = {"": config, "text_config.": config.get("text_config")}
-    flags = {f"{level}{TIE}": part.get(TIE) for level, part in levels.items() if isinstance(part, dict)}
-    given = {key: value for key, value in flags.items() if isinstance(value, bool)}
+    given = tie_flags(config)
     if not embeddings:
         return
     if not heads:
-        for key in flags if not given else (key for key, value in given.items() if not value):
-            found = f"{key} is {'missing' if key not in given else 'false'}, and the file has no lm_head.weight"
+        for key in [key for key, value in given.items() if not value] if given else [TIE]:
+            found = f"{key} is {'false' if given else 'missing'}, and the file has no lm_head.weight"
             yield Finding("ML436", found, place, f'"{TIE}": true at every level, or the head in the file')
-            if not given:
-                return
         return
     head, embedding = own[heads[0]], own[embeddings[0]]
     if head.shape == embedding.shape and torch.equal(head, embedding):

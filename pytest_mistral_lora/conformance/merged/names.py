@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from pytest_mistral_lora.chat.reading import read_json
+from pytest_mistral_lora.checkpoint.architectures import spelled_name
 from pytest_mistral_lora.checkpoint.weights import Weights
 from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.records.files import inside
@@ -87,14 +88,3 @@ def _is_tied(weights: Weights) -> bool:
     shared = [name for name in weights if name.endswith(_SHARED)]
     shapes = {weights.infos[name].shape for name in shared}
     return len(shared) < 2 or (len(shapes) == 1 and torch.equal(weights[shared[0]], weights[shared[1]]))
-
-
-def spelled_name(name: str, weights: Weights) -> str:
-    """Return a name in one spelling: transformers writes the text model of a multimodal one under two prefixes."""
-    for prefix in ("model.language_model.", "language_model.model."):
-        if name.startswith(prefix):
-            return f"language_model.{name.removeprefix(prefix)}"
-    if name.startswith(("model.vision_tower.", "model.multi_modal_projector.")):
-        return name.removeprefix("model.")
-    wrapped = any("language_model." in one for one in weights.infos)
-    return f"language_model.{name}" if name == "lm_head.weight" and wrapped else name

@@ -9,12 +9,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pytest_mistral_lora.checkpoint.base_model import ARCHITECTURE, read_config
+from pytest_mistral_lora.checkpoint.architectures import is_known, spelled_name
+from pytest_mistral_lora.checkpoint.base_model import read_config
 from pytest_mistral_lora.checkpoint.weights import Weights
 from pytest_mistral_lora.conformance.adapter.config import configuration_findings, unmatched_patterns
 from pytest_mistral_lora.conformance.adapter.layout import PREFIX, adapter_layout
 from pytest_mistral_lora.conformance.finding import Finding, first_findings
-from pytest_mistral_lora.conformance.merged.names import spelled_name
 from pytest_mistral_lora.conformance.merged.weights import rounding_bound
 from pytest_mistral_lora.errors import InputError, MistralLoraError
 from pytest_mistral_lora.records.adapter_folder import AdapterFolder
@@ -60,7 +60,7 @@ class AdapterAtHand:
             wrong = next(configuration_findings(self.folder), None)
             if wrong is not None:
                 return {}, f"the configuration of {self.folder.path} is not sound: {wrong.found}"
-            if read_config(self.base).get("architectures") not in (None, [ARCHITECTURE]):
+            if not is_known(read_config(self.base)):
                 return plan_by_names(self.folder, self._tensors, self.before), ""
             if refusal := adapter_layout(self.folder, self.base).refusal:
                 return {}, f"PEFT refuses the configuration of {self.folder.path}: {refusal}"

@@ -10,6 +10,7 @@ from typing import Any
 
 from pytest_mistral_lora.checkpoint.encoder import Encoder
 from pytest_mistral_lora.errors import RecipeError, TokenizerError
+from pytest_mistral_lora.training.adapter import adapted_layers, peft_targets
 from pytest_mistral_lora.training.devices import precision_of
 from pytest_mistral_lora.training.prepare import plan_run, resolve_base
 from pytest_mistral_lora.training.recipe import Recipe
@@ -48,6 +49,11 @@ class ExportedRun:
     def revision(self) -> str | None:
         """The commit of a Hub base, 40 hex digits; None for a folder."""
         return self.recipe.base.revision
+
+    @property
+    def targets(self) -> list[str]:
+        """Names of the layers to adapt, as PEFT takes them."""
+        return peft_targets(adapted_layers(self.base, self.recipe.lora.target_modules))
 
     @property
     def steps(self) -> int:

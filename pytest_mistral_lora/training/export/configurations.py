@@ -76,7 +76,7 @@ def _trl_settings(run: ExportedRun) -> dict[str, Any]:
         "lora_r": lora.r,
         "lora_alpha": run.alpha,
         "lora_dropout": lora.dropout,
-        "lora_target_modules": list(lora.target_modules),
+        "lora_target_modules": run.targets,
         "use_rslora": lora.rslora,
         "use_dora": lora.dora,
     }
@@ -141,7 +141,7 @@ def _llamafactory_settings(run: ExportedRun) -> dict[str, Any]:
         "lora_rank": lora.r,
         "lora_alpha": run.alpha,
         "lora_dropout": lora.dropout,
-        "lora_target": ",".join(lora.target_modules),
+        "lora_target": ",".join(run.targets),
         "use_rslora": lora.rslora,
         "use_dora": lora.dora,
     }
@@ -201,7 +201,7 @@ def _axolotl_settings(run: ExportedRun) -> dict[str, Any]:
         "lora_r": lora.r,
         "lora_alpha": run.alpha,
         "lora_dropout": lora.dropout,
-        "lora_target_modules": list(lora.target_modules),
+        "lora_target_modules": run.targets,
         "peft_use_rslora": lora.rslora,
         "peft_use_dora": lora.dora,
     }

@@ -107,7 +107,7 @@ def generate(model: Any, encoder: Encoder, rows: Iterable[Row], *, max_new_token
         RowError: If a row cannot be encoded.
     """
     model.eval()
-    pad = model.config.pad_token_id
+    pad = model.config.get_text_config().pad_token_id
     config = GenerationConfig(
         do_sample=False,
         use_cache=True,

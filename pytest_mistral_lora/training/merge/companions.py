@@ -12,6 +12,7 @@ import torch
 
 from pytest_mistral_lora.chat.oracle import Oracle
 from pytest_mistral_lora.chat.reading import read_json
+from pytest_mistral_lora.checkpoint.architectures import TIE
 from pytest_mistral_lora.checkpoint.base_model import read_config
 from pytest_mistral_lora.checkpoint.pins import TEXT_FILES
 from pytest_mistral_lora.checkpoint.tokenizer_folder import TOKENIZER_CONFIG
@@ -20,6 +21,10 @@ from pytest_mistral_lora.checkpoint.weights import Weights
 from pytest_mistral_lora.records.files import write_json, write_text
 from pytest_mistral_lora.training.generate.model_spec import ModelSpec
 from pytest_mistral_lora.training.merge.proof import weights_of
+
+_KEPT = ("*_config.json", "chat_template.json", "SYSTEM_PROMPT.txt")
+_NOT_KEPT = ("tokenizer_config.json", "adapter_config.json", "*quant*")
+"""Files of the base beside its weights that a merged model keeps, and those among them that it has of its own."""
 
 PLAIN = "tokenizer.model"
 """The name under which llama.cpp's converter looks for a SentencePiece model."""
@@ -30,26 +35,37 @@ def write_companions(folder: Path, spec: ModelSpec, dtype: str) -> None:
     adapter, base = spec.folder.path, spec.base
     config = {key: value for key, value in read_config(base).items() if key != "quantization_config"}
     config = with_ties(config, weights_of(folder))
-    # transformers 4 named it torch_dtype, and its older versions read nothing else
-    key = "torch_dtype" if "torch_dtype" in config else "dtype"
-    write_json(folder / "config.json", {**config, key: dtype})
-    generation = base / "generation_config.json"
+    write_json(folder / "config.json", _with_dtype(config, dtype))
+    # the processor of images, generation, a system prompt: as they are; the adapter's own tokenizer files come after
+    kept = (file for pattern in _KEPT for file in sorted(base.glob(pattern)) if file.is_file())
     listed = (
         name for name in spec.folder.require_manifest().data["files"] if any(fnmatch(name, one) for one in TEXT_FILES)
     )
-    for file in (*([generation] if generation.is_file() else []), *(adapter / name for name in listed)):
+    own = (file for file in kept if not any(fnmatch(file.name, one) for one in _NOT_KEPT))
+    for file in (*own, *(adapter / name for name in listed)):
         shutil.copyfile(file, folder / file.name)
-    own, plain = oracle_file(folder), base / PLAIN
-    if own is not None and own.name != TEKKEN:
-        _write_sentencepiece_companions(folder, own)
-    elif own is None and plain.is_file() and (folder / TOKENIZER_CONFIG).is_file():
+    tokenizer, plain = oracle_file(folder), base / PLAIN
+    if tokenizer is not None and tokenizer.name != TEKKEN:
+        _write_sentencepiece_companions(folder, tokenizer)
+    elif tokenizer is None and plain.is_file() and (folder / TOKENIZER_CONFIG).is_file():
         _write_sentencepiece_companions(folder, plain)
+
+
+def _with_dtype(config: Mapping[str, Any], dtype: str) -> dict[str, Any]:
+    # transformers 4 named it torch_dtype, and its older versions read nothing else
+    key = "torch_dtype" if "torch_dtype" in config else "dtype"
+    parts = {name: part for name, part in config.items() if isinstance(part, dict)}
+    nested = {
+        name: {**part, **{one: dtype for one in ("torch_dtype", "dtype") if part.get(one)}}
+        for name, part in parts.items()
+    }
+    return {**config, **nested, key: dtype}
 
 
 def with_ties(config: Mapping[str, Any], weights: Weights) -> dict[str, Any]:
     """Return a configuration whose flags about tied embeddings are true to the weights, at every level."""
     # vLLM drops the head of a file whose configuration has a tie at any level (vllm-project/vllm#51063)
-    key, text = "tie_word_embeddings", config.get("text_config")
+    key, text = TIE, config.get("text_config")
     heads = [name for name in weights if name.endswith("lm_head.weight")]
     embeddings = [name for name in weights if name.endswith("embed_tokens.weight")]
     asked = any(part.get(key) for part in (config, text if isinstance(text, dict) else {}))

@@ -16,7 +16,8 @@ from peft.utils import ModulesToSaveWrapper
 from tqdm import tqdm
 
 from pytest_mistral_lora.chat.reading import read_json
-from pytest_mistral_lora.checkpoint.base_model import empty_model, read_config
+from pytest_mistral_lora.checkpoint.architectures import spelled_name
+from pytest_mistral_lora.checkpoint.base_model import empty_model, is_tied
 from pytest_mistral_lora.checkpoint.weights import Weights, write_safetensors
 from pytest_mistral_lora.errors import InputError, MergeError, and_more, one_line
 from pytest_mistral_lora.records.adapter_config import CONFIG, PLAIN_STARTS
@@ -105,7 +106,10 @@ def plan_merge(folder: Path, adapter: Weights, base_folder: Path, base: Weights)
             a kind that has no sum with the base; if it changes one of two tensors that the base keeps as one.
     """
     model = _model_without_weights(folder, base_folder)
-    changes = dict(_changes(model, folder))
+    # in a wrapper, tensors have other names on disk than in memory
+    on_disk = {spelled_name(name, base): name for name in base}
+    memory = dict(model.named_parameters())
+    changes = {on_disk.get(spelled_name(name, memory), name): change for name, change in _changes(model, folder)}
     expected = get_peft_model_state_dict(model, save_embedding_layers=False)
     used = {name for change in changes.values() for name in change.names}
     # a tensor that PEFT expects and no change uses is as bad as one that the file lacks: a part would be lost
@@ -182,7 +186,7 @@ def _check_fit(
 ) -> None:  # fmt: skip
     place = str(folder / ADAPTER_TENSORS)
     shared = [one for one in EMBEDDINGS if f".{name}".endswith(f".{one}.weight")]
-    if shared and read_config(base_folder).get("tie_word_embeddings"):
+    if shared and is_tied(base_folder):
         raise InputError(
             f"{change.names[0]} changes {shared[0]}, which this base keeps as one with the other of "
             f"{' and '.join(EMBEDDINGS)}",

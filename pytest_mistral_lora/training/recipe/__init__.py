@@ -12,11 +12,10 @@ from pydantic import Field, PrivateAttr, ValidationError, ValidationInfo, field_
 from pytest_mistral_lora.errors import RecipeError
 from pytest_mistral_lora.training.recipe.reading import Field as FieldPath
 from pytest_mistral_lora.training.recipe.reading import dotted, read_yaml, shown
-from pytest_mistral_lora.training.recipe.sections import PROJECTIONS, Base, Data, Lora, Section, from_recipe
+from pytest_mistral_lora.training.recipe.sections import Base, Data, Lora, Section, from_recipe
 from pytest_mistral_lora.training.recipe.settings import Evaluation, JsonSchemaCheck, Training
 
 __all__ = [
-    "PROJECTIONS",
     "Base",
     "Data",
     "Evaluation",

@@ -181,9 +181,6 @@ class Data(Section):
         return self
 
 
-PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
-
-
 class Lora(Section):
     """The adapter."""
 
@@ -195,8 +192,9 @@ class Lora(Section):
         default=0.0, description="Probability that an input of an adapter is zeroed in training.", ge=0, lt=1
     )
     target_modules: tuple[str, ...] = Field(
-        default=PROJECTIONS,
-        description="Linear layers to adapt, by last name; each must be in every layer.",
+        default=("attention",),
+        description="Linear layers of the text model to adapt: attention, attention+mlp or all-linear, or last names; "
+        "each must be in every layer.",
         min_length=1,
     )
     rslora: StrictBool = Field(default=False, description="Whether to scale by 1 / sqrt(r) (rank-stabilised LoRA).")
@@ -207,6 +205,11 @@ class Lora(Section):
         default=(),
         description="Modules to train and save in full, such as lm_head, by last name; a large adapter.",
     )
+
+    @field_validator("target_modules", mode="before")
+    @classmethod
+    def _one_name(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
 
     @field_validator("target_modules", "modules_to_save")
     @classmethod

@@ -122,8 +122,8 @@ def measure_need(model: Any) -> MemoryNeed:
         # not the adapter's, and none that is in 4 bits already
         if not module.weight.requires_grad and module.weight.is_floating_point()
     ]
-    layers = model.config.num_hidden_layers
-    width = model.config.hidden_size * next(iter(frozen), parameters[0]).element_size()
+    config = model.config.get_text_config()
+    layers, width = config.num_hidden_layers, config.hidden_size * next(iter(frozen), parameters[0]).element_size()
     return MemoryNeed(
         sum(weight.nbytes for weight in frozen),
         sum(weight.nbytes for weight in linear),

@@ -1,0 +1,250 @@
+"""The architectures whose text can be trained: the class to load, the place of its layers, and the names of tensors.
+
+Everything that depends on the class of a base asks this module. It imports no class of transformers until one is
+loaded: the oldest supported version does not have them all.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pytest_mistral_lora.errors import PinError
+
+
+@dataclass(frozen=True, slots=True)
+class TextModel:
+    """A class of text models.
+
+    Attributes:
+        name: The class in transformers, as `architectures` of `config.json` names it.
+        model_type: Its `model_type`, by which AutoModel chooses the class.
+        attention: Last names of the linear layers of an attention block, in model order.
+        mlp: Last names of the linear layers of an MLP; empty if experts are in its place, which are not adapted.
+        since: The first version of transformers that has the class; empty if every supported version does.
+        has_oracle: Whether it is Mistral's own. The others are trained by their chat template alone.
+        scales_queries: Whether queries are scaled by their absolute position (`llama_4_scaling_beta`).
+    """
+
+    name: str
+    model_type: str
+    attention: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
+    mlp: tuple[str, ...] = ("gate_proj", "up_proj", "down_proj")
+    since: str = ""
+    has_oracle: bool = True
+    scales_queries: bool = False
+
+
+# multi-head latent attention: queries, and keys with values, are projected through a narrow layer
+_LATENT = ("q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj")
+
+TEXT_MODELS: Mapping[str, TextModel] = {
+    one.model_type: one
+    for one in (
+        TextModel("MistralForCausalLM", "mistral"),
+        TextModel("MinistralForCausalLM", "ministral"),
+        TextModel("Ministral3ForCausalLM", "ministral3", since="5.0", scales_queries=True),
+        TextModel("MixtralForCausalLM", "mixtral", mlp=()),
+        TextModel("Mistral4ForCausalLM", "mistral4", attention=_LATENT, mlp=(), since="5.4", scales_queries=True),
+        TextModel("LlamaForCausalLM", "llama", has_oracle=False),
+        TextModel("Qwen2ForCausalLM", "qwen2", has_oracle=False),
+        TextModel("Qwen3ForCausalLM", "qwen3", has_oracle=False),
+    )
+}
+"""The text models by their `model_type`."""
+
+WRAPPER = "Mistral3ForConditionalGeneration"
+"""The class of models of text and images, around the text models of Mistral."""
+
+_WRAPPER_TYPE = "mistral3"
+_IN_WRAPPER = "mistral"  # transformers' default of `text_config`
+_DEFAULT_WINDOW = 4096
+
+TARGET_GROUPS = ("attention", "attention+mlp", "all-linear")
+"""Names for groups of a decoder layer's linear layers, in place of the layers' own names."""
+
+TIE = "tie_word_embeddings"
+
+SUPPORTED = (*(one.name for one in TEXT_MODELS.values() if one.has_oracle), WRAPPER)
+"""The classes whose text is trained as Mistral's own tokenizers write it."""
+
+TEMPLATE_ALONE = tuple(one.name for one in TEXT_MODELS.values() if not one.has_oracle)
+"""The classes that are trained by `backend: chat-template` alone."""
+
+ALL = (*SUPPORTED, *TEMPLATE_ALONE)
+"""The classes that this project knows."""
+
+_NOT_TRAINED = {
+    "MistralLarge4ForConditionalGeneration": "its sparse attention and experts are not known here",
+    "VoxtralForConditionalGeneration": "it is a model of audio",
+    "VoxtralRealtimeForConditionalGeneration": "it is a model of audio",
+    "LlavaForConditionalGeneration": "it is an older model of text and images (Pixtral)",
+    "PixtralForConditionalGeneration": "it is an older model of text and images",
+    "MambaForCausalLM": "it has no attention (Codestral Mamba)",
+    "Mamba2ForCausalLM": "it has no attention (Codestral Mamba)",
+}
+"""Classes of Mistral's checkpoints that are refused, and why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """The class of a checkpoint, by its `config.json`.
+
+    Attributes:
+        text: Its text model.
+        is_wrapped: Whether the text model is a part of a model of text and images.
+    """
+
+    text: TextModel
+    is_wrapped: bool = False
+
+    @property
+    def name(self) -> str:
+        """The class of transformers that is loaded."""
+        return WRAPPER if self.is_wrapped else self.text.name
+
+    @property
+    def title(self) -> str:
+        """The class, with that of the text model in a wrapper."""
+        return f"{WRAPPER} ({self.text.model_type})" if self.is_wrapped else self.text.name
+
+    @property
+    def tower(self) -> str:
+        """Dotted name of the text model's decoder in memory, with a dot at its end."""
+        return "model.language_model." if self.is_wrapped else "model."
+
+    @property
+    def layers(self) -> str:
+        """Dotted name of the decoder layers in memory: `model.layers`; in a wrapper `model.language_model.layers`."""
+        return f"{self.tower}layers"
+
+    def model_class(self) -> Any:
+        """Return the class of transformers.
+
+        Raises:
+            PinError: If the installed version of transformers does not have it.
+        """
+        import transformers
+
+        # a wrapper is older than some of the text models in it
+        if not hasattr(transformers, self.text.name) or not hasattr(transformers, self.name):
+            raise PinError(
+                f"{self.title} is not in transformers {transformers.__version__}",
+                expected=f"transformers {self.text.since or '4.57.1'} or later",
+                next_step=f"pip install 'transformers>={self.text.since or '4.57.1'}'",
+            )
+        return getattr(transformers, self.name)
+
+    def text_config(self, config: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return the part of a `config.json` that describes the text model."""
+        return text_part(config) if self.is_wrapped else config
+
+    def targets(self, asked: Sequence[str]) -> tuple[str, ...]:
+        """Return the last names of the layers that are asked for, by group or by name, each once and in order.
+
+        Names that the class does not have are returned as they are.
+
+        Raises:
+            ValueError: If a group has the layers of experts in this class, with the reason.
+        """
+        found: list[str] = []
+        for one in asked:
+            if one in TARGET_GROUPS[1:] and not self.text.mlp:
+                raise ValueError(
+                    f"{one!r} has the MLP of each layer, and in {self.title} these are experts behind a router"
+                )
+            found += (self.text.attention + self.text.mlp * (one != "attention")) if one in TARGET_GROUPS else (one,)
+        return tuple(dict.fromkeys(found))
+
+
+def text_part(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the part of a configuration that describes the text model: its `text_config`, or the whole."""
+    part = config.get("text_config")
+    return part if isinstance(part, dict) else config
+
+
+def architecture_of(config: Mapping[str, Any]) -> Architecture:
+    """Return the class that transformers' AutoModel loads for a `config.json`, if this project knows it.
+
+    Raises:
+        ValueError: If the class is none of them, or `architectures` and `model_type` differ, with what was found.
+    """
+    names = config.get("architectures")
+    if not (names is None or (isinstance(names, list) and all(isinstance(one, str) for one in names))):
+        raise ValueError(f"of architectures {names!r}"[:200])
+    kind = config.get("model_type")
+    if kind is None and names and names[0] != WRAPPER:
+        kind = next((one.model_type for one in TEXT_MODELS.values() if names == [one.name]), None)
+    name = ", ".join(names) if names else ""
+    if kind == _WRAPPER_TYPE and name in ("", WRAPPER):
+        inner = text_part(config).get("model_type", _IN_WRAPPER) if text_part(config) is not config else _IN_WRAPPER
+        text = TEXT_MODELS.get(inner) if isinstance(inner, str) else None
+        if text is None or not text.has_oracle:
+            raise ValueError(f"{WRAPPER} around a text model of type {inner!r}"[:200])
+        return Architecture(text, is_wrapped=True)
+    text = TEXT_MODELS.get(kind) if isinstance(kind, str) else None
+    if text is None or name not in ("", text.name):
+        if name in ALL:
+            raise ValueError(f"of model_type {kind!r}, which AutoModel does not load as {name}"[:200])
+        raise ValueError(f"{name or kind}"[:200] + (f": {_NOT_TRAINED[name]}" if name in _NOT_TRAINED else ""))
+    return Architecture(_windowed(text, config))
+
+
+def is_known(config: Mapping[str, Any]) -> bool:
+    """Report whether a `config.json` names a class of this module, whether or not its other keys fit."""
+    known = {*ALL, *TEXT_MODELS, _WRAPPER_TYPE}
+    names = config.get("architectures") or [config.get("model_type")]
+    return isinstance(names, list) and not known.isdisjoint(map(str, names))
+
+
+def _windowed(text: TextModel, config: Mapping[str, Any]) -> TextModel:
+    # AutoModel goes by `model_type`, not by `architectures`; with `layer_types` it takes a Mistral for a Ministral:
+    # https://github.com/huggingface/transformers/blob/main/src/transformers/models/auto/configuration_auto.py
+    types = config.get("layer_types")
+    if text.model_type != "mistral" or types is None:
+        return text
+    if not isinstance(types, list):
+        raise ValueError(f"a Ministral to AutoModel: its layer_types are {types!r}"[:200])
+    # a Mistral has one window for all layers, and its default is not null
+    plain = "full_attention" if config.get("sliding_window", _DEFAULT_WINDOW) is None else "sliding_attention"
+    return text if all(one == plain for one in types) else TEXT_MODELS["ministral"]
+
+
+def layer_windows(config: Mapping[str, Any]) -> dict[int | None, int]:
+    """Return the number of decoder layers for each window, in tokens; None is attention to every token.
+
+    Args:
+        config: The text model's configuration as transformers has it in memory, as a mapping.
+    """
+    window, types = config.get("sliding_window"), config.get("layer_types")
+    if not types:
+        return {window: config["num_hidden_layers"]}
+    return dict(Counter(window if one == "sliding_attention" else None for one in types))
+
+
+def spelled_name(name: str, names: Iterable[str]) -> str:
+    """Return the name of a tensor in one spelling: a wrapper's are written under two prefixes on disk.
+
+    Releases and transformers 4 and 5 write `language_model.model.layers…` and `language_model.lm_head`; in memory, and
+    in an adapter, the same are `model.language_model.layers…` and `lm_head`.
+
+    Args:
+        name: The name.
+        names: All names of the file or model, which tell whether it is wrapped.
+    """
+    for prefix in ("model.language_model.", "language_model.model."):
+        if name.startswith(prefix):
+            return f"language_model.{name.removeprefix(prefix)}"
+    if name.startswith(("model.vision_tower.", "model.multi_modal_projector.")):
+        return name.removeprefix("model.")
+    wrapped = name == "lm_head.weight" and any("language_model." in one for one in names)
+    return f"language_model.{name}" if wrapped else name
+
+
+def tie_flags(config: Mapping[str, Any]) -> dict[str, bool]:
+    """Return each flag about tied embeddings that a `config.json` has, by its key: at the top and in `text_config`."""
+    levels = {"": config, "text_config.": config.get("text_config")}
+    flags = {f"{level}{TIE}": part.get(TIE) for level, part in levels.items() if isinstance(part, dict)}
+    return {key: value for key, value in flags.items() if isinstance(value, bool)}
