@@ -24,6 +24,7 @@ __all__ = [
     "assert_labels_exact",
     "assert_manifest_valid",
     "assert_no_control_token_injection",
+    "assert_rows_sound",
     "assert_template_faithful",
     "assert_transcript_matches",
 ]
@@ -90,6 +91,27 @@ def assert_no_control_token_injection(row: AnyRow, input_ids: AnyIds, tokenizer:
     from pytest_mistral_lora.conformance.encoded.row_faults import injection_findings
 
     _raise_if_errors(injection_findings(as_row(row), _token_ids(input_ids), _loaded_tokenizer(tokenizer).oracle))
+
+
+def assert_rows_sound(path: str | Path, tokenizer: AnyTokenizer) -> None:
+    """Assert that every row of a file can be trained on with a tokenizer, and that its texts are whole.
+
+    These are the checks of `pytest --mistral-golden --mistral-dataset PATH`: no weights are loaded.
+
+    Args:
+        path: A JSONL file; each line is a chat row.
+        tokenizer: As for `assert_template_faithful`.
+
+    Raises:
+        AssertionError: With every fault of a row, by file and line, and every fault of the file as a whole (ML601 to
+            ML631, and the laws ML101 to ML110).
+        TokenizerError: If the tokenizer cannot be used.
+    """
+    __tracebackhide__ = True
+    from pytest_mistral_lora.conformance.dataset import file_results
+
+    results = file_results(Path(path), _loaded_tokenizer(tokenizer))
+    _raise_if_errors(finding for result in results.values() for finding in result.findings)
 
 
 def assert_encoded_rows_sound(path: str | Path, tokenizer: AnyTokenizer) -> None:

@@ -13,6 +13,7 @@ from pytest_mistral_lora.assertions import (
     assert_labels_exact,
     assert_manifest_valid,
     assert_no_control_token_injection,
+    assert_rows_sound,
     assert_template_faithful,
 )
 from pytest_mistral_lora.chat.encoded import IGNORE_INDEX, EncodedRow
@@ -334,3 +335,33 @@ def test_a_wrong_line_is_named_beside_one_that_cannot_be_read(
     text = str(error.value)
     assert text.startswith("ML546 ")
     assert "1 bad row" in text
+
+
+def test_rows_are_sound_or_every_fault_is_named(tmp_path: Path, tokenizer: CheckpointTokenizer) -> None:
+    path = tmp_path / "rows.jsonl"
+    good = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
+    bot = {"messages": [{"role": "bot", "content": "a"}]}
+    silent = {"messages": [{"role": "user", "content": "c"}, {"role": "assistant", "content": "d", "weight": 0}]}
+    path.write_text(json.dumps(good) + "\n")
+    assert_rows_sound(path, tokenizer)
+    assert_rows_sound(str(path), shipped_tokenizer("spm-v3"))
+    path.write_text("".join(json.dumps(row) + "\n" for row in (good, bot, good, silent)))
+    with pytest.raises(AssertionError) as error:
+        assert_rows_sound(path, tokenizer)
+    # a repeated row is a note
+    assert [line.split(":")[:2] for line in _report(error) if line.startswith("ML")] == [
+        [f"ML601 {path}", "2, messages[0].role"],
+        [f"ML605 {path}", "4"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("data", "found"), [(b"", "the file has no rows"), (b"PAR1", "this is Parquet"), (None, "cannot")]
+)
+def test_a_file_without_rows_is_not_sound(
+    data: bytes | None, found: str, tmp_path: Path, tokenizer: CheckpointTokenizer
+) -> None:
+    if data is not None:
+        (tmp_path / "rows.jsonl").write_bytes(data)
+    with pytest.raises(AssertionError, match=rf"^ML602 .*rows.jsonl: {found}"):
+        assert_rows_sound(tmp_path / "rows.jsonl", tokenizer)

@@ -10,9 +10,10 @@ import pytest
 from pytest_mistral_lora.chat.oracle import shipped_tokenizer
 from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
 from pytest_mistral_lora.cli import main
-from pytest_mistral_lora.conformance.checks import Check, targets_of
+from pytest_mistral_lora.conformance.checks import Check
 from pytest_mistral_lora.conformance.finding import Result
-from pytest_mistral_lora.conformance.targets import AdapterTarget, RecipeTarget, Target
+from pytest_mistral_lora.conformance.path_kinds import recognised, targets_of
+from pytest_mistral_lora.conformance.targets import AdapterTarget, DatasetTarget, RecipeTarget, Target
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.records.files import base_weights_sha256
 
@@ -119,35 +120,77 @@ def test_what_is_not_there_is_bad_usage(capsys: Any) -> None:
     assert capsys.readouterr().err == "error: nope: no such file or folder\n"
 
 
-@pytest.mark.parametrize(
-    ("name", "data", "said"),
-    [
-        (
-            "a.jsonl",
-            b'{"messages": [{"role": "user", "content": "u"}]}',
-            "chat messages (`messages` with role/content)",
-        ),
-        (
-            "a.jsonl",
-            b'{"conversations": [{"from": "human", "value": "u"}]}',
-            "ShareGPT (`conversations` with from/value)",
-        ),
-        ("a.jsonl", b'{"input_ids": [1]}', "encoded rows (input_ids)"),
-        ("a.jsonl", b"{", "JSON Lines"),
-        ("a.json", b'[{"messages": []}]', "a JSON array"),
-        ("a.parquet", b"PAR1", "Parquet"),
-        ("a.gz", b"\x1f\x8b", "gzip"),
-    ],
-)
-def test_rows_are_named_and_not_judged_as_a_tokenizer(
-    tmp_path: Path, capsys: Any, name: str, data: bytes, said: str
-) -> None:
-    path = tmp_path / name
-    path.write_bytes(data)
-    assert main(["check", str(path)]) == 2
+@pytest.fixture
+def healthy(tmp_path: Path) -> Path:
+    rows(tmp_path, "assistant")
+    return tmp_path / "rows.jsonl"
+
+
+def test_rows_are_judged_by_a_tokenizer_alone(healthy: Path, capsys: Any) -> None:
+    code, out = check(capsys, str(healthy), "--tokenizer", "spm-v3")
+    lines = out.splitlines()
+    assert code == 0
+    assert lines[0] == f"{healthy}: rows (JSON Lines, `messages` with role/content)"
+    assert {line.split()[1] for line in lines if line.startswith(" rows.jsonl ")} == {"dataset"}
+    assert "oracle of rows.jsonl: spm-v3 (v3), which is not checked itself" in lines
+    assert len(lines) < 12
+
+
+def test_a_bad_row_of_a_dataset_is_named_and_fails(healthy: Path, capsys: Any) -> None:
+    rows(healthy.parent, "bot")
+    code, out = check(capsys, str(healthy), "--tokenizer", str(shipped_tokenizer("spm-v3")))
+    assert code == 1
+    assert "rows.jsonl::dataset::rows-are-valid FAILED" in out.splitlines()
+    assert f"ML601 {healthy}:3, messages[1].role: 'bot'" in out
+
+
+def test_rows_beside_a_tokenizer_are_judged_by_it_and_it_is_judged_too(healthy: Path, tmp_path: Path) -> None:
+    file = Path(shutil.copy(shipped_tokenizer("spm-v3"), tmp_path / "tokenizer.model.v3"))
+    targets = targets_of([recognised(path) for path in (healthy, file)])
+    assert [(type(target), target.name) for target in targets] == [
+        (Target, "tokenizer.model.v3"),
+        (DatasetTarget, "rows.jsonl"),
+    ]
+    assert targets[1].tokenizer is targets[0].tokenizer
+
+
+def test_rows_without_a_tokenizer_are_bad_usage_with_the_command(healthy: Path, capsys: Any) -> None:
+    assert main(["check", str(healthy)]) == 2
     err = capsys.readouterr().err
-    assert err.startswith(f"error: {path}: this is {said}; expected a recipe, an adapter or a tokenizer. ")
-    assert "mistral-lora " in err
+    assert err.endswith(f"Name it: mistral-lora check {healthy} --tokenizer spm-v3\n")
+    for words in (["--tokenizer", "spm-v9"], ["--tokenizer", str(healthy.parent / "nope")]):
+        assert main(["check", str(healthy), *words]) == 2
+        assert (
+            "no such file or folder; expected a tokenizer folder or file, or one of spm-v1" in capsys.readouterr().err
+        )
+    assert main(["check", "spm-v3", "--tokenizer", "spm-v3"]) == 2
+    assert "--tokenizer encodes rows, and no path has any" in capsys.readouterr().err
+
+
+def test_encoded_rows_are_judged_by_check_too(healthy: Path, capsys: Any) -> None:
+    assert main(["render", str(healthy), "--tokenizer", "spm-v3", "--json"]) == 0
+    encoded = healthy.with_name("encoded.jsonl")
+    encoded.write_text(capsys.readouterr().out)
+    code, out = check(capsys, str(encoded), "--tokenizer", "spm-v3")
+    assert code == 0
+    assert out.startswith(f"{encoded}: encoded rows (JSON Lines with input_ids)\n")
+    encoded.write_text(encoded.read_text().replace(", 2]", ", 3]", 1))
+    assert check(capsys, str(encoded), "--tokenizer", "spm-v3")[0] == 1
+
+
+def test_json_has_the_kind_of_each_path(healthy: Path, capsys: Any) -> None:
+    code, out = check(capsys, str(healthy), "--tokenizer", "spm-v3", "--json")
+    title = "rows (JSON Lines, `messages` with role/content)"
+    assert (code, json.loads(out)["paths"]) == (0, [{"path": str(healthy), "kind": "rows", "title": title}])
+
+
+def test_a_kind_can_be_declared(tmp_path: Path, capsys: Any) -> None:
+    (tmp_path / "odd").write_text("1\n")
+    assert main(["check", str(tmp_path / "odd")]) == 2
+    assert "--as recipe|rows|encoded|adapter|tokenizer" in capsys.readouterr().err
+    code, out = check(capsys, str(tmp_path / "odd"), "--as", "rows", "--tokenizer", "spm-v3")
+    assert code == 1
+    assert out.startswith(f"{tmp_path / 'odd'}: rows, as --as declares\n")
 
 
 def test_paths_are_told_apart_by_what_is_there(recipe: Path, tmp_path: Path) -> None:
@@ -155,7 +198,7 @@ def test_paths_are_told_apart_by_what_is_there(recipe: Path, tmp_path: Path) -> 
     adapter = tmp_path / "adapter"
     adapter.mkdir()
     (adapter / "adapter_config.json").write_text("{}")
-    targets = targets_of([file, recipe, adapter, tmp_path / "base"])
+    targets = targets_of([recognised(path) for path in (file, recipe, adapter, tmp_path / "base")])
     assert [(type(target), target.name) for target in targets] == [
         (Target, "tokenizer.model.v3"),
         (Target, "base"),
@@ -163,7 +206,7 @@ def test_paths_are_told_apart_by_what_is_there(recipe: Path, tmp_path: Path) -> 
         (AdapterTarget, "adapter"),
     ]
     with pytest.raises(InputError, match="no such file or folder"):
-        targets_of([tmp_path / "nope"])
+        recognised(tmp_path / "nope")
 
 
 def outcomes(out: str) -> dict[str, list[dict[str, Any]]]:

@@ -19,6 +19,9 @@ from pytest_mistral_lora.cli.verb import (
     print_findings,
     print_json,
 )
+from pytest_mistral_lora.conformance.named_targets import is_shipped
+from pytest_mistral_lora.conformance.path_kinds import KINDS, recognised, targets_of
+from pytest_mistral_lora.conformance.targets import EMBEDDED
 from pytest_mistral_lora.errors import EXIT_FINDING, EXIT_OK, InputError
 
 if TYPE_CHECKING:
@@ -30,8 +33,10 @@ _DESCRIPTION = """\
 Run the checks of `pytest --mistral-golden` without pytest, and print a table, and each finding once,
 however many rows or checks it breaks.
 
-A path is a recipe, an adapter or merged folder, a checkpoint folder or a tokenizer file. With no path, check every
-tokenizer that mistral-common ships, and train a tiny LoRA adapter with one of them."""
+A path is a recipe, a file of rows, a file of encoded rows, an adapter or merged folder, a checkpoint folder or a
+tokenizer file. It is recognised by its content, and the first line names its kind. Rows need a tokenizer: --tokenizer
+names one that is not judged itself, or else each tokenizer and recipe among the paths encodes them. With no path, check
+every tokenizer that mistral-common ships, and train a tiny LoRA adapter with one of them."""
 
 
 def add_parser(verbs: Verbs) -> None:
@@ -44,6 +49,8 @@ def add_parser(verbs: Verbs) -> None:
         examples=(
             "mistral-lora check",
             "mistral-lora check recipe.yaml",
+            "mistral-lora check rows.jsonl --tokenizer checkpoints/my-mistral",
+            "mistral-lora check rows.jsonl --tokenizer spm-v3",
             "mistral-lora check lora-out --base models/base",
             "mistral-lora check merged lora-out --base models/base",
         ),
@@ -51,6 +58,20 @@ def add_parser(verbs: Verbs) -> None:
     )
     parser.add_argument(
         "paths", type=Path, nargs="*", metavar="PATH", help="recipe, folder or file to check (default: see above)"
+    )
+    parser.add_argument(
+        "--tokenizer",
+        type=Path,
+        metavar="PATH",
+        help="tokenizer of rows and encoded rows: checkpoint folder, tekken.json, tokenizer.model.vN, or the name of a "
+        "shipped one, such as spm-v3",
+    )
+    parser.add_argument(
+        "--as",
+        dest="kind",
+        choices=[*KINDS],
+        default="",
+        help="kind of every path (default: recognised by its content)",
     )
     parser.add_argument("--base", type=Path, metavar="DIR", help="base checkpoint of the adapters and merged models")
     add_oracle_option(parser)
@@ -69,16 +90,26 @@ def run(args: argparse.Namespace) -> int:
     """Check the paths, or the embedded default; return 1 if a check finds an error."""
     if args.base is not None and not args.paths:
         raise InputError("--base is the base of an adapter, and no path is given", expected="the adapter's folder")
+    if args.tokenizer is not None and not args.tokenizer.exists() and not is_shipped(args.tokenizer):
+        expected = f"a tokenizer folder or file, or one of {', '.join(EMBEDDED)}"
+        raise InputError("no such file or folder", place=str(args.tokenizer), expected=expected)
+    paths = [recognised(path, args.base, args.kind) for path in args.paths]
+    if args.tokenizer is not None and not any(one.kind in ("rows", "encoded") for one in paths):
+        raise InputError("--tokenizer encodes rows, and no path has any", expected="a tokenizer to check as a path")
     # Set before the first import that reads it: otherwise each small model that is loaded draws a bar
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    from pytest_mistral_lora.conformance.checks import check
+    from pytest_mistral_lora.conformance.checks import run_checks
     from pytest_mistral_lora.conformance.groups import group_findings
     from pytest_mistral_lora.report import nothing_was_judged, report_data
 
     # the embedded default has the tiny train, as the plugin's; for a user's own tokenizers it takes minutes
     train = not args.paths if args.train is None else args.train
     records = []
-    outcomes = check(args.paths, base=args.base, oracle=args.oracle, examples=max(1, args.examples), train=train)
+    targets = targets_of(paths, args.base, args.oracle, args.tokenizer)
+    if args.output_format == "text":
+        sys.stdout.write("".join(f"{one.path}: {one.title}\n" for one in paths))
+        sys.stdout.flush()
+    outcomes = run_checks(targets, examples=max(1, args.examples), train=train)
     with _progress() as show:
         for record, _ in outcomes:
             records.append(record)
@@ -88,7 +119,8 @@ def run(args: argparse.Namespace) -> int:
     causes = group_findings(records)
     data = [cause.to_json() for cause in causes]
     if args.output_format == "json":
-        print_json(report_data(records, code, causes=data, deselected=0, not_run=0))
+        kinds = [{"path": str(one.path), "kind": one.kind, "title": one.title} for one in paths]
+        print_json({**report_data(records, code, causes=data, deselected=0, not_run=0), "paths": kinds})
     elif args.output_format == "text":
         _print(records, causes)
     else:

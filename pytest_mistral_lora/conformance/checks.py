@@ -13,20 +13,18 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from pytest_mistral_lora.chat.reading import refuse_data
 from pytest_mistral_lora.conformance.causes import UNLOADABLE, Causes
 from pytest_mistral_lora.conformance.finding import Finding, Result
+from pytest_mistral_lora.conformance.path_kinds import recognised, targets_of
 from pytest_mistral_lora.conformance.targets import (
     AdapterTarget,
+    DatasetTarget,
     EncodedTarget,
     RecipeTarget,
     RunnerTarget,
     Target,
-    embedded_targets,
-    named_targets,
 )
 from pytest_mistral_lora.errors import (
-    InputError,
     NoOracleError,
     NoTemplateError,
     PinError,
@@ -183,6 +181,8 @@ def collect(targets: Sequence[Target], settings: Settings) -> Iterator[Check]:
 def _checks(target: Target, settings: Settings, results: _Results) -> Iterator[Check]:
     if isinstance(target, EncodedTarget):
         subjects = ["encoded"]
+    elif isinstance(target, DatasetTarget):
+        subjects = ["dataset"]
     elif isinstance(target, RunnerTarget):
         subjects = ["runner"]
     elif isinstance(target, AdapterTarget):
@@ -222,34 +222,46 @@ def _judged_once(check: Check, results: _Results) -> Check:
     return replace(check, judge=judge)
 
 
-_RECIPES = (".yaml", ".yml")
-_ADAPTERS = ("adapter_config.json", "adapter_model.safetensors", "manifest.json")
-
-
 def check(
     paths: Sequence[Path],
     *,
     base: Path | None = None,
+    tokenizer: Path | None = None,
     oracle: str | None = None,
     examples: int = 20,
     device: str = "auto",
     train: bool = False,
 ) -> Iterator[tuple[dict[str, Any], Result]]:
-    """Judge paths and yield the outcome of each check: its record as plain data, and its result.
+    """Judge paths and yield the outcome of each check, as `run_checks` does.
 
     Args:
-        paths: Recipes (`*.yaml`), adapter folders, and tokenizers (a checkpoint folder, or a single file); if empty,
-            every tokenizer that mistral-common ships.
+        paths: Recipes, rows, encoded rows, adapter folders, and tokenizers (a checkpoint folder, or a single file); if
+            empty, every tokenizer that mistral-common ships.
         base: The base checkpoint's folder of the adapters, or None.
+        tokenizer: The tokenizer of rows, or None for those of the paths.
         oracle: The oracle of folders without a Mistral tokenizer file: a name, a path or `none`; None to recognise it.
         examples: Hypothesis examples for each law.
         device: Device of the models: `auto`, `cpu` or `cuda`.
         train: Whether the tiny train runs with the tokenizers too.
 
     Raises:
-        InputError: If there is nothing at a path.
+        InputError: If there is nothing at a path, or nothing that is checked.
     """
-    targets = targets_of(paths, base, oracle)
+    targets = targets_of([recognised(path, base) for path in paths], base, oracle, tokenizer)
+    yield from run_checks(targets, examples=examples, device=device, train=train)
+
+
+def run_checks(
+    targets: Sequence[Target], *, examples: int = 20, device: str = "auto", train: bool = False
+) -> Iterator[tuple[dict[str, Any], Result]]:
+    """Judge targets and yield the outcome of each check: its record as plain data, and its result.
+
+    Args:
+        targets: The targets.
+        examples: Hypothesis examples for each law.
+        device: Device of the models: `auto`, `cpu` or `cuda`.
+        train: Whether the tiny train runs with the tokenizers too.
+    """
     with tempfile.TemporaryDirectory(prefix="mistral-check-") as folder:
         settings = Settings(examples, None, device, not train, (), False, Path(folder))
         for one in collect(targets, settings):
@@ -261,29 +273,3 @@ def check(
             if any(finding.severity == "error" for finding in result.findings):
                 outcome = "failed"
             yield one.record(result, outcome=outcome, seconds=time.perf_counter() - start), result
-
-
-def targets_of(paths: Sequence[Path], base: Path | None = None, oracle: str | None = None) -> list[Target]:
-    """Return a target for each path, by the kind of file or folder at it; with no path, the embedded default.
-
-    Raises:
-        InputError: If a path does not exist, or is a file of rows.
-    """
-    if not paths:
-        return embedded_targets()
-    for path in paths:
-        if not path.exists():
-            raise InputError("no such file or folder", place=str(path))
-    recipes = [path for path in paths if path.suffix in _RECIPES]
-    # with a base, a folder of full weights is a merged model; without one, a checkpoint like any other
-    adapters = [
-        path
-        for path in paths
-        # be it a folder, a pipe or a link that leads nowhere: the check `files` names it
-        if any((path / name).exists() or (path / name).is_symlink() for name in _ADAPTERS)
-        or (base is not None and path.resolve() != base.resolve() and any(path.glob("model*.safetensors")))
-    ]
-    tokenizers = [path for path in paths if path not in recipes and path not in adapters]
-    for path in tokenizers:
-        refuse_data(path, "a recipe, an adapter or a tokenizer")
-    return named_targets(tokenizers=tokenizers, recipes=recipes, adapters=adapters, base=base, oracle=oracle)

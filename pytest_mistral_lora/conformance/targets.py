@@ -1,18 +1,14 @@
-"""The targets of a run of the suite: tokenizers, recipes, adapters, encoded rows and runners."""
+"""The targets of a run of the suite: tokenizers, recipes, rows, adapters, encoded rows and runners."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from pytest_mistral_lora.conformance.causes import KeptProperty
-from pytest_mistral_lora.conformance.runner_choice import RunnerChoice as RunnerChoice
-from pytest_mistral_lora.conformance.runner_choice import free_name as free_name
-from pytest_mistral_lora.conformance.runner_choice import name_of
 from pytest_mistral_lora.errors import NoTemplateError, PinError, RecipeError
 
 if TYPE_CHECKING:
@@ -141,6 +137,55 @@ class RecipeTarget(Target):
 
 
 @dataclass(frozen=True)
+class DatasetTarget(Target):
+    """Chat rows alone, without a recipe.
+
+    Attributes:
+        judge: The target whose tokenizer encodes them; with it, the tokenizer itself is not judged.
+    """
+
+    judge: Target = field(default_factory=lambda: Target(EMBEDDED_TRAINING))
+
+    @KeptProperty
+    def tokenizer(self) -> CheckpointTokenizer:
+        """The tokenizer that encodes the rows."""
+        return self.judge.tokenizer
+
+    @property
+    def file(self) -> Path:
+        """The file of rows."""
+        return _given(self.path)
+
+    @property
+    def backend(self) -> Literal["mistral-common", "chat-template"]:
+        """The code that turns the rows into ids: the recipe's, or else the template if no Mistral tokenizer applies."""
+        if isinstance(self.judge, RecipeTarget):
+            return self.judge.recipe.backend
+        return "chat-template" if self.tokenizer.declared == "none" else "mistral-common"
+
+    @property
+    def basis(self) -> str:
+        """The tokenizer in words, for summaries.
+
+        Raises:
+            TokenizerError: If it does not load.
+        """
+        from pytest_mistral_lora.checkpoint.tokenizer_folder import oracle_file
+
+        # a recipe's base and a tokenizer that is a target have checks of their own
+        alone = "" if self.judge.trains else ", which is not checked itself"
+        if self.backend == "chat-template":
+            return f"none, but the chat template of {self.judge.name}{alone}"
+        known = "" if oracle_file(self.tokenizer.path) else f" {self.tokenizer.recognition.text}"
+        return f"{self.judge.name} ({self.oracle.version}){known}{alone}"
+
+    @property
+    def compares(self) -> bool:
+        """Whether the tokenizer may have a chat template of its own; a single file has none."""
+        return isinstance(self.judge, RecipeTarget) or _given(self.judge.path).is_dir()
+
+
+@dataclass(frozen=True)
 class EncodedTarget(Target):
     """Rows as some trainer encoded them.
 
@@ -253,48 +298,3 @@ def _given(path: Path | None) -> Path:
     if path is None:
         raise ValueError("only the embedded targets have no path")
     return path
-
-
-def embedded_targets() -> list[Target]:
-    """Return the targets of a run that names none."""
-    return [Target(name, trains=name == EMBEDDED_TRAINING) for name in EMBEDDED]
-
-
-def named_targets(
-    *,
-    tokenizers: Sequence[Path] = (),
-    recipes: Sequence[Path] = (),
-    adapters: Sequence[Path] = (),
-    encoded: Sequence[Path] = (),
-    runners: Sequence[RunnerChoice] = (),
-    base: Path | None = None,
-    oracle: str | None = None,
-) -> list[Target]:
-    """Return a target for each path, named after it; equal names get a number.
-
-    Args:
-        tokenizers: Tokenizer files, or checkpoint folders.
-        recipes: Recipe files.
-        adapters: Adapter folders.
-        encoded: Encoded-rows files; they are held to the first tokenizer or recipe.
-        runners: Runners; each is judged with every tokenizer and recipe, or else with an embedded tokenizer.
-        base: The base checkpoint's folder of the adapters.
-        oracle: The declared oracle of tokenizers and recipes without a Mistral tokenizer file, or None.
-    """
-    names: list[str] = []  # parts of node ids, so that two targets must not share one
-
-    def name(path: Path) -> str:
-        names.append(free_name(name_of(path), names))
-        return names[-1]
-
-    targets: list[Target] = [Target(name(path), path, trains=True, oracle_name=oracle) for path in tokenizers]
-    targets += [RecipeTarget(name(path), path, trains=True, oracle_name=oracle) for path in recipes]
-    judges = targets or [Target(EMBEDDED_TRAINING)]
-    targets = [*targets, *(EncodedTarget(name(path), path, judge=judges[0]) for path in encoded)]
-    targets += [
-        RunnerTarget(name(Path(f"{one.title}-{judge.name}")), one.config, runner=one.runner, judge=judge)
-        for one in runners
-        for judge in judges
-    ]
-    targets += [AdapterTarget(name(path), path, base=base, beside=tuple(adapters)) for path in adapters]
-    return targets

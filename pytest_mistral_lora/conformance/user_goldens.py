@@ -15,7 +15,8 @@ from pytest_mistral_lora.chat.templates.compare import compare
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.conformance.checks import Check, Settings
 from pytest_mistral_lora.conformance.finding import Finding, Result
-from pytest_mistral_lora.conformance.targets import AdapterTarget, EncodedTarget, RecipeTarget, Target, free_name
+from pytest_mistral_lora.conformance.named_targets import free_name
+from pytest_mistral_lora.conformance.targets import AdapterTarget, EncodedTarget, RecipeTarget, Target
 from pytest_mistral_lora.conformance.template import judge
 from pytest_mistral_lora.conformance.transcript import TranscriptChecks, TranscriptModel
 from pytest_mistral_lora.errors import InputError, MistralLoraError, OracleRejection, PinError, RowError, TokenizerError

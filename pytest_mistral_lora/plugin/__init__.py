@@ -50,15 +50,17 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.fixture(scope="session")
 def mistral_tokenizer(pytestconfig: pytest.Config) -> CheckpointTokenizer:
     """The tokenizer under test (session): the first of `mistral_tokenizers`, else mistral-common's SentencePiece v3."""
+    from pathlib import Path
+
     from pytest_mistral_lora.chat.oracle import shipped_tokenizer
     from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
-    from pytest_mistral_lora.plugin.settings import oracle_choice
+    from pytest_mistral_lora.plugin.values import oracle_choice, tokenizer_paths
 
-    given = pytestconfig.getoption("mistral_tokenizer") or pytestconfig.getini("mistral_tokenizers")
-    if not given:
-        return CheckpointTokenizer(shipped_tokenizer("spm-v3"))
-    # an ini path is absolute
-    return CheckpointTokenizer(pytestconfig.invocation_params.dir / given[0], oracle_choice(pytestconfig))
+    given = next(iter(tokenizer_paths(pytestconfig)), Path("spm-v3"))
+    # the name of a shipped one is no absolute path
+    if not given.is_absolute():
+        return CheckpointTokenizer(shipped_tokenizer(str(given)))
+    return CheckpointTokenizer(given, oracle_choice(pytestconfig))
 
 
 @pytest.fixture(scope="session")

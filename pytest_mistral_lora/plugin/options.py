@@ -59,8 +59,9 @@ GOLDEN = Option(
 )
 TOKENIZER = Option(
     "--mistral-tokenizer",
-    "Check this tokenizer folder, checkpoint folder or tokenizer file (*.model.vN, tekken.json). Repeatable. "
-    "Replaces the default targets.",
+    "Check this tokenizer folder, checkpoint folder, tokenizer file (*.model.vN, tekken.json) or shipped tokenizer "
+    "(spm-v3). With --mistral-dataset, it encodes the rows and is not checked itself. Repeatable. Replaces the default "
+    "targets.",
     "mistral_tokenizers",
     "paths",
     "PATH",
@@ -71,6 +72,16 @@ RECIPE = Option(
     "Check this recipe (recipe.yaml): the tokenizer of its base, every row of its data, the adapter that it made, and "
     "a tiny train with that tokenizer. Repeatable. Replaces the default targets.",
     "mistral_recipes",
+    "paths",
+    "PATH",
+    repeatable=True,
+)
+DATASET = Option(
+    "--mistral-dataset",
+    "Check every row of this file (JSON Lines with messages) with the tokenizer of --mistral-tokenizer, for example "
+    "--mistral-dataset=rows.jsonl --mistral-tokenizer=spm-v3, or else of --mistral-recipe; no weights are needed. "
+    "Repeatable. Replaces the default targets.",
+    "mistral_datasets",
     "paths",
     "PATH",
     repeatable=True,
@@ -159,6 +170,7 @@ OPTIONS = (
     GOLDEN,
     TOKENIZER,
     RECIPE,
+    DATASET,
     ADAPTER,
     BASE,
     ORACLE,

@@ -107,14 +107,16 @@ class Suite:
         yield from collect(self._targets(), settings)
 
     def _targets(self) -> list[Target]:
-        from pytest_mistral_lora.conformance.targets import embedded_targets, named_targets
+        from pytest_mistral_lora.conformance.named_targets import embedded_targets, named_targets
 
         given = self.settings
         if not given.names_targets:
             return embedded_targets()
         return named_targets(
-            tokenizers=given.tokenizers,
+            # with rows, a tokenizer is their judge: no model of it is made, and its own checks are another run
+            **({"judges": given.tokenizers} if given.datasets else {"tokenizers": given.tokenizers}),
             recipes=given.recipes,
+            datasets=given.datasets,
             adapters=given.adapters,
             encoded=given.encoded,
             runners=given.runners,

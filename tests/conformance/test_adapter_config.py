@@ -20,8 +20,7 @@ from transformers import MistralConfig, MistralForCausalLM
 
 from pytest_mistral_lora.checkpoint.weights import Weights
 from pytest_mistral_lora.conformance.adapter import adapter_findings, cases
-from pytest_mistral_lora.conformance.checks import targets_of
-from pytest_mistral_lora.conformance.targets import AdapterTarget
+from pytest_mistral_lora.conformance.path_kinds import recognised
 from pytest_mistral_lora.errors import InputError, MistralLoraError
 from pytest_mistral_lora.records.adapter_config import AdapterConfig, key_faults
 from pytest_mistral_lora.records.adapter_folder import AdapterFolder
@@ -251,6 +250,6 @@ def test_half_an_adapter_is_judged_as_an_adapter(kind: str, folders: tuple[Path,
         os.mkfifo(adapter / CONFIG)
     elif kind != "gone":
         (adapter / CONFIG).symlink_to("/etc/hostname" if kind == "a link out" else CONFIG)
-    assert [type(target) for target in targets_of([adapter])] == [AdapterTarget]
+    assert recognised(adapter).kind == "adapter"
     assert {finding.rule for finding in cases(AdapterFolder(adapter))["files"]().findings} == {"ML405"}
     assert all(CONFIG in found for found in used(adapter, folders[1]))

@@ -7,7 +7,7 @@ import pytest
 
 from pytest_mistral_lora.chat.oracle import shipped_tokenizer
 from pytest_mistral_lora.conformance.checks import Check, Settings, collect
-from pytest_mistral_lora.conformance.targets import named_targets
+from pytest_mistral_lora.conformance.named_targets import named_targets
 
 
 @pytest.fixture

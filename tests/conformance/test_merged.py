@@ -17,10 +17,11 @@ from safetensors.torch import load_file, save_file
 from transformers import MistralConfig, MistralForCausalLM
 
 from pytest_mistral_lora.checkpoint.weights import Weights
-from pytest_mistral_lora.conformance.checks import check, targets_of
+from pytest_mistral_lora.conformance.checks import check
 from pytest_mistral_lora.conformance.finding import Result
 from pytest_mistral_lora.conformance.merged import cases
 from pytest_mistral_lora.conformance.merged.configuration import difference_findings, tie_findings
+from pytest_mistral_lora.conformance.path_kinds import recognised
 from pytest_mistral_lora.records.adapter_folder import AdapterFolder
 
 WEIGHTS = "model.safetensors"
@@ -259,4 +260,4 @@ def test_check_takes_a_merged_folder_with_its_base_and_its_adapter(merge: Merge)
     assert outcomes["merged::merged::adapter-product"] == outcomes["merged::merged::low-rank"] == "passed"
     assert "failed" not in outcomes.values()
     # without a base it is a checkpoint like any other
-    assert type(targets_of([folder / "merged"])[0]).__name__ == "Target"
+    assert recognised(folder / "merged").kind == "tokenizer"

@@ -20,7 +20,7 @@ from transformers import MistralConfig, MistralForCausalLM
 
 from pytest_mistral_lora.conformance.checks import Settings, collect
 from pytest_mistral_lora.conformance.finding import Finding
-from pytest_mistral_lora.conformance.targets import named_targets
+from pytest_mistral_lora.conformance.named_targets import named_targets
 
 RANK, LAYERS = 4, 3
 Q1 = "model.layers.1.self_attn.q_proj.weight"

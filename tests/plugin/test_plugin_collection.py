@@ -9,7 +9,8 @@ import pytest
 from plugin_rows import ROW
 
 from pytest_mistral_lora.conformance.checks import SUBJECTS, Settings, collect
-from pytest_mistral_lora.conformance.targets import EMBEDDED, RunnerChoice, named_targets
+from pytest_mistral_lora.conformance.named_targets import RunnerChoice, named_targets
+from pytest_mistral_lora.conformance.targets import EMBEDDED
 
 Run = Callable[..., pytest.RunResult]
 OwnRows = Callable[..., Path]
@@ -51,7 +52,7 @@ def test_the_default_has_every_target_and_subject_and_unique_ids(every_id: list[
 
 def test_named_targets_have_the_subjects_of_their_kind(tmp_path: Path) -> None:
     settings = Settings(1, None, "cpu", False, (), False, tmp_path)
-    paths = {name: tmp_path / name for name in ("tokenizers", "recipes", "adapters", "encoded")}
+    paths = {name: tmp_path / name for name in ("tokenizers", "recipes", "datasets", "adapters", "encoded")}
     paths["recipes"].write_text(RECIPE)
     merged = tmp_path / "merged"
     merged.mkdir()
@@ -59,6 +60,7 @@ def test_named_targets_have_the_subjects_of_their_kind(tmp_path: Path) -> None:
     targets = named_targets(
         tokenizers=[paths["tokenizers"]],
         recipes=[paths["recipes"]],
+        datasets=[paths["datasets"]],
         adapters=[paths["adapters"], merged],
         encoded=[paths["encoded"]],
         runners=[RunnerChoice("trl")],
@@ -68,6 +70,7 @@ def test_named_targets_have_the_subjects_of_their_kind(tmp_path: Path) -> None:
     assert subjects == {
         "tokenizers": judged,
         "recipes": judged | {"dataset"},
+        "datasets": {"dataset"},
         "adapters": {"adapter", "manifest", "transcript"},
         "merged": {"merged", "manifest", "transcript"},
         "encoded": {"encoded"},

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pytest_mistral_lora.chat.oracle import shipped_tokenizer
-from pytest_mistral_lora.conformance.targets import RunnerChoice
+from pytest_mistral_lora.conformance.named_targets import RunnerChoice
 from pytest_mistral_lora.plugin.items import Xfail
 from pytest_mistral_lora.plugin.options import OPTIONS
 from pytest_mistral_lora.plugin.settings import PluginSettings
@@ -20,6 +20,7 @@ Run = Callable[..., pytest.RunResult]
 GOOD: dict[str, tuple[str | None, str, Any]] = {
     "--mistral-tokenizer": ("tok.model.v3", "tokenizers", lambda here: (here / "tok.model.v3",)),
     "--mistral-recipe": ("recipe.yaml", "recipes", lambda here: (here / "recipe.yaml",)),
+    "--mistral-dataset": ("own/rows.jsonl", "datasets", lambda here: (here / "own" / "rows.jsonl",)),
     "--mistral-adapter": ("bare", "adapters", lambda here: (here / "bare",)),
     "--mistral-base": ("own", "base", lambda here: here / "own"),
     "--mistral-oracle": ("spm-v7", "oracle", lambda here: "spm-v7"),
@@ -40,12 +41,14 @@ GOOD: dict[str, tuple[str | None, str, Any]] = {
 }
 NEEDS = {
     "--mistral-base": (("--mistral-adapter", "bare"), "adapters"),
+    "--mistral-dataset": (("--mistral-tokenizer", "tok.model.v3"), "tokenizers"),
     "--mistral-encoded": (("--mistral-tokenizer", "tok.model.v3"), "tokenizers"),
 }
 """Options that make no sense alone: what goes with them, and which setting that changes."""
 DEFAULTS = {
     "tokenizers": (),
     "recipes": (),
+    "datasets": (),
     "adapters": (),
     "base": None,
     "oracle": None,
@@ -78,8 +81,13 @@ NO_RUNNER = (
     "is no runner; expected one of trl, axolotl, llamafactory, "
     "or the path of a script (*.py) that maps rows to encoded rows"
 )
+NO_TOKENIZER = (
+    "no such file or folder: {here}/nope; nor is it one of spm-v1, spm-v2, spm-v3, spm-v7, spm-v7m1, tekken-240718, "
+    "tekken-240911, which are shipped"
+)
 BAD = [
-    ("--mistral-tokenizer", "nope", "no such file or folder: {here}/nope"),
+    ("--mistral-tokenizer", "nope", NO_TOKENIZER),
+    ("--mistral-dataset", "nope", "no such file or folder: {here}/nope"),
     ("--mistral-recipe", "nope", "no such file or folder: {here}/nope"),
     ("--mistral-recipe", "bare", "a folder: {here}/bare"),
     ("--mistral-adapter", "tok.model.v3", "not a folder: {here}/tok.model.v3"),
@@ -103,7 +111,8 @@ BAD = [
     ("--mistral-report", "folder.json", "a folder: {here}/folder.json"),
 ]
 BAD_INI = [
-    ("mistral_tokenizers = nope", "no such file or folder: {here}/nope"),
+    ("mistral_tokenizers = nope", NO_TOKENIZER),
+    ("mistral_datasets = nope", "no such file or folder: {here}/nope"),
     ("mistral_recipes = nope", "no such file or folder: {here}/nope"),
     ("mistral_runners = nope", f"'{{here}}/nope' {NO_RUNNER}"),
     ("mistral_base = nope", "no such file or folder: {here}/nope"),

@@ -8,14 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from pytest_mistral_lora.chat.formats import LINES, VALUES, Container, container_of, import_step, recognise
+from pytest_mistral_lora.chat.formats import LINES, Container, container_of, import_step
 from pytest_mistral_lora.errors import InputError, RowError
 
 MAX_LINE_BYTES = 64 * 1024 * 1024
 """A longer line is refused unread, so that one bad file cannot fill the memory."""
 
 
-_DATA_SUFFIXES = (".jsonl", ".ndjson")
 JSON_LIMIT = 16 << 20
 """Largest JSON file that is read, in bytes: real configurations and manifests have a few thousand."""
 
@@ -176,36 +175,6 @@ def scan_lines(path: Path, *, other_formats: str = "") -> Iterator[tuple[int, by
                 next_step=other_formats or import_step(str(path)),
             )
         yield from lines_of(file)
-
-
-def refuse_data(path: Path, expected: str) -> None:
-    """Refuse a file of rows, in any format, by its name, if something else is expected at its place.
-
-    Args:
-        path: A file or folder.
-        expected: The things that could be there.
-
-    Raises:
-        InputError: If it is one.
-    """
-    if not path.is_file():
-        return
-    with path.open("rb") as file:
-        container = container_of(file.peek(), path)
-        if container.name == VALUES or (container == Container(LINES) and path.suffix not in _DATA_SUFFIXES):
-            # a JSON file of a tokenizer, or a binary one, whose name is its own
-            return
-        step = import_step(str(path))
-        title = container.title
-        if container == Container(LINES):
-            item = read_line(path, 1, next(lines_of(file), (1, b""))[1])
-            recognised = recognise(item[1]) if isinstance(item, tuple) else None
-            title = recognised.title if recognised is not None else "JSON Lines"
-            if recognised is not None and recognised.name == "messages":
-                step = f"Look at its tokens: mistral-lora render {path} --tokenizer NAME"
-            elif recognised is not None and recognised.advice:
-                step = recognised.advice
-    raise InputError(f"this is {title}", place=str(path), expected=expected, next_step=step)
 
 
 def lines_of(file: BinaryIO) -> Iterator[tuple[int, bytes | None]]:

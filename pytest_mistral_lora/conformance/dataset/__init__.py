@@ -1,18 +1,18 @@
-"""Subject `dataset`: a recipe, and every row of its files."""
+"""Subject `dataset`: a recipe, and every row of its files, or of a file alone."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from pytest_mistral_lora.checkpoint.tokenizer_folder import NO_ORACLE
 from pytest_mistral_lora.conformance.checks import Check, Settings
 from pytest_mistral_lora.conformance.finding import Finding, Result
-from pytest_mistral_lora.conformance.targets import RecipeTarget
+from pytest_mistral_lora.conformance.targets import DatasetTarget, RecipeTarget, Target
 from pytest_mistral_lora.errors import (
     InputError,
     MachineError,
@@ -21,6 +21,9 @@ from pytest_mistral_lora.errors import (
     RecipeError,
     TokenizerError,
 )
+
+if TYPE_CHECKING:
+    from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 
 CASES = (
     "rows-are-valid",
@@ -40,16 +43,23 @@ CASES = (
 )
 """Every case, in the order of the report."""
 
+_OF_A_RECIPE = ("split-has-rows", "nothing-is-cut", "no-leakage")
+"""Cases of a split and a length, which rows alone do not have."""
 
-def checks(target: RecipeTarget, settings: Settings) -> Iterator[Check]:
-    """Yield the checks of a recipe's rows; the first that runs makes the pass for all."""
+
+def checks(target: RecipeTarget | DatasetTarget, settings: Settings) -> Iterator[Check]:
+    """Yield the checks of a target's rows; the first that runs makes the pass for all."""
     results = cache(partial(_shared, target, settings))
 
     def judge(case: str) -> Result:
         return results()[case]
 
+    left_out = _OF_A_RECIPE if isinstance(target, DatasetTarget) else ()
+    if isinstance(target, DatasetTarget) and not target.compares:
+        left_out = (*left_out, "backends-agree")
     for case in CASES:
-        yield Check(target, "dataset", case, partial(judge, case))
+        if case not in left_out:
+            yield Check(target, "dataset", case, partial(judge, case))
 
 
 def recipe_checks(target: RecipeTarget, settings: Settings) -> Iterator[Check]:
@@ -111,8 +121,19 @@ def check_dataset(
     return dataset_results(RecipeTarget(path.stem, path), processes=processes, progress=progress)
 
 
+def file_results(path: Path, tokenizer: CheckpointTokenizer) -> dict[str, Result]:
+    """Check every row of a file by a tokenizer, and return the result of each check by case.
+
+    Raises:
+        TokenizerError: If the tokenizer cannot be used.
+    """
+    judge = Target(tokenizer.path.name, tokenizer.path, oracle_name=tokenizer.declared)
+    vars(judge)["tokenizer"] = tokenizer
+    return dataset_results(DatasetTarget(path.name, path, judge=judge))
+
+
 def dataset_results(
-    target: RecipeTarget, *, processes: int | None = None, progress: TextIO | None = None
+    target: RecipeTarget | DatasetTarget, *, processes: int | None = None, progress: TextIO | None = None
 ) -> dict[str, Result]:
     """Check the dataset of a target like `check_dataset`; its tokenizer may be loaded already.
 
@@ -121,18 +142,24 @@ def dataset_results(
         PinError: As `check_dataset`.
         TokenizerError: As `check_dataset`.
     """
+    from pytest_mistral_lora.chat.encoded import Policy
     from pytest_mistral_lora.chat.reading.chunks import DataFile, is_long
     from pytest_mistral_lora.conformance.dataset.report import report, scan
     from pytest_mistral_lora.conformance.dataset.rows import ScanPlan
 
-    data = target.recipe.data
-    files = [*(DataFile(path, False) for path in data.train), *(DataFile(path, True) for path in data.eval)]
-    no_comparison = _no_comparison(target)
+    if isinstance(target, DatasetTarget):
+        files, held_out = [DataFile(target.file, False)], 0.0
+        backend, policy = target.backend, Policy(max_length=sys.maxsize)
+    else:
+        data, backend, policy = target.recipe.data, target.recipe.backend, target.recipe.training.policy
+        files = [*(DataFile(path, False) for path in data.train), *(DataFile(path, True) for path in data.eval)]
+        held_out = data.held_out
+    no_comparison = _no_comparison(target, backend)
     plan = ScanPlan(
         target.tokenizer.path,
-        target.recipe.backend,
-        target.recipe.training.policy,
-        data.held_out,
+        backend,
+        policy,
+        held_out,
         compares=not no_comparison,
         oracle_name=target.tokenizer.declared,
         official=not no_comparison
@@ -141,22 +168,28 @@ def dataset_results(
     )
     tally = scan(plan, files, tokenizer=target.tokenizer, processes=processes, progress=progress)
     results = report(tally, files, plan, place=f"{target.path}, data.held_out", no_comparison=no_comparison)
+    if isinstance(target, DatasetTarget):
+        results["statistics"] = replace(
+            results["statistics"], facts=(*results["statistics"].facts, ("oracle of", target.basis))
+        )
     return {case: results[case] for case in CASES}
 
 
-def _no_comparison(target: RecipeTarget) -> str:
+def _no_comparison(target: RecipeTarget | DatasetTarget, backend: str) -> str:
     """Return why the two backends cannot be compared, or nothing if they can.
 
     Raises:
-        TokenizerError: If the backend of the recipe cannot be used.
+        TokenizerError: If the backend cannot be used.
     """
-    backend = target.recipe.backend
     needs: dict[str, Callable[[], Any]] = {
         "mistral-common": lambda: target.oracle,
         "chat-template": lambda: target.tokenizer.template,
     }
     # outside the try: a recipe whose own backend cannot be used has no dataset to check at all
     needs[backend]()
+    # the template that mistral-common generates in place of a missing one agrees with it: nothing is loaded for that
+    if isinstance(target, DatasetTarget) and not (target.compares and target.tokenizer.has_template):
+        return f"{target.tokenizer.path} has no chat template to compare with"
     try:
         for need in needs.values():
             need()
@@ -165,7 +198,7 @@ def _no_comparison(target: RecipeTarget) -> str:
     return ""
 
 
-def _shared(target: RecipeTarget, settings: Settings) -> dict[str, Result]:
+def _shared(target: RecipeTarget | DatasetTarget, settings: Settings) -> dict[str, Result]:
     """Return the results of a pass that this process makes, or that another worker of the session has made."""
     # workers of pytest-xdist judge cases of the same dataset: the first makes the pass, the others wait for its file
     from filelock import FileLock
@@ -173,10 +206,14 @@ def _shared(target: RecipeTarget, settings: Settings) -> dict[str, Result]:
     from pytest_mistral_lora.chat.reading import read_json
     from pytest_mistral_lora.records.files import canonical_json, sha256_bytes, write_json
 
-    data = target.recipe.data
+    settled: list[Any]
+    if isinstance(target, DatasetTarget):
+        paths, settled = [target.file], [str(target.tokenizer.path), target.tokenizer.declared, target.backend]
+    else:
+        paths, settled = [*target.recipe.data.train, *target.recipe.data.eval], [target.recipe.as_written()]
     # by size and time, not by content, because each worker does this, and data can be long
-    states = [(str(path), *_state(path)) for path in (*data.train, *data.eval)]
-    identity = sha256_bytes(canonical_json([str(target.path), target.recipe.as_written(), states]))[:16]
+    states = [(str(path), *_state(path)) for path in paths]
+    identity = sha256_bytes(canonical_json([str(target.path), *settled, states]))[:16]
     file = settings.work_folder / f"dataset-{identity}.json"
     with FileLock(f"{file}.lock"):
         if not file.is_file():

@@ -88,7 +88,7 @@ def _chunks_of(index: int, file: DataFile, tally: DatasetTally) -> Iterator[Chun
 
     def note(error: InputError) -> None:
         tally.findings.at = packed_place(index, 0)
-        tally.findings.add(Finding("ML602", error.found, error.place, error.expected))
+        tally.findings.add(Finding("ML602", error.found, error.place, error.expected, error.next_step))
 
     return chunks([file], note, index)
 

@@ -1,0 +1,264 @@
+"""What a path is, told by looking: a recipe, rows, encoded rows, an adapter, a merged model, or a tokenizer."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from pytest_mistral_lora.chat.formats import (
+    LINES,
+    VALUES,
+    Container,
+    Recognised,
+    container_of,
+    import_step,
+    recognise,
+)
+from pytest_mistral_lora.chat.other_tools import configuration_answer, file_answer
+from pytest_mistral_lora.chat.reading import JSON_LIMIT, read_json, scan_jsonl
+from pytest_mistral_lora.conformance.named_targets import embedded_targets, is_shipped, named_targets
+from pytest_mistral_lora.conformance.targets import Target
+from pytest_mistral_lora.errors import InputError, RowError
+
+KINDS = {
+    "recipe": "a recipe (YAML with base, data, training, output)",
+    "rows": "rows (JSON Lines with messages)",
+    "encoded": "encoded rows (JSON Lines with input_ids, labels)",
+    "adapter": "a folder of an adapter or merged model (adapter_config.json, manifest.json)",
+    "tokenizer": "a checkpoint or tokenizer folder (tekken.json, tokenizer.json, tokenizer.model), or such a file",
+}
+"""The kinds of paths that are checked, each with its marks."""
+
+_ADAPTERS = ("adapter_config.json", "adapter_model.safetensors", "manifest.json")
+_TOKENIZERS = ("tekken.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json")
+_RECIPE_KEYS = frozenset({"base", "backend", "data", "lora", "training", "evaluation", "output", "card"})
+_ROWS = (".jsonl", ".ndjson")
+_DATA = (*_ROWS, ".json", ".parquet", ".arrow", ".csv", ".tsv", ".gz", ".zst", ".bz2", ".xz")
+_LOOKED_AT = 20
+_HEAD = 1 << 16
+
+
+@dataclass(frozen=True, slots=True)
+class RecognisedPath:
+    """A path, and the kind of thing that is there.
+
+    Attributes:
+        path: The path.
+        kind: A key of `KINDS`.
+        title: The kind in words, with the evidence.
+    """
+
+    path: Path
+    kind: str
+    title: str
+
+
+def targets_of(
+    paths: Sequence[RecognisedPath], base: Path | None = None, oracle: str | None = None, tokenizer: Path | None = None
+) -> list[Target]:
+    """Return a target for each path; with no path, the embedded default.
+
+    Args:
+        paths: The paths.
+        base: The base checkpoint's folder of the adapters, or None.
+        oracle: The declared oracle of folders without a Mistral tokenizer file, or None.
+        tokenizer: The tokenizer of rows and encoded rows, which is not judged itself; None for those of the paths.
+
+    Raises:
+        InputError: If there are rows, and no tokenizer for them.
+    """
+    if not paths:
+        return embedded_targets()
+    by_kind = {kind: [one.path for one in paths if one.kind == kind] for kind in KINDS}
+    rows = [*by_kind["rows"], *by_kind["encoded"]]
+    if rows and tokenizer is None and not by_kind["tokenizer"] and not by_kind["recipe"]:
+        words = shlex.join(["mistral-lora", "check", *(str(one.path) for one in paths), "--tokenizer"])
+        raise InputError(
+            f"this is {next(one.title for one in paths if one.path == rows[0])}, and no tokenizer is given",
+            place=str(rows[0]),
+            expected="the tokenizer that encodes it: a folder, a file, or the name of a shipped one such as spm-v3",
+            next_step=f"Name it: {words} spm-v3",
+        )
+    return named_targets(
+        tokenizers=by_kind["tokenizer"],
+        recipes=by_kind["recipe"],
+        datasets=by_kind["rows"],
+        adapters=by_kind["adapter"],
+        encoded=by_kind["encoded"],
+        judges=() if tokenizer is None else (tokenizer,),
+        base=base,
+        oracle=oracle,
+    )
+
+
+def recognised(path: Path, base: Path | None = None, kind: str = "") -> RecognisedPath:
+    """Return a path with the kind of thing that is there.
+
+    Args:
+        path: A file or folder, or the name of a shipped tokenizer.
+        base: The base checkpoint's folder of the adapters: with it, another folder of full weights is a merged model.
+        kind: The kind, a key of `KINDS`, if it is given and not to be recognised.
+
+    Raises:
+        InputError: If there is nothing, or nothing that is checked; a file of another tool is named, with the command
+            that reads it.
+    """
+    if is_shipped(path):
+        return RecognisedPath(path, "tokenizer", "a tokenizer that mistral-common ships")
+    if not path.exists():
+        raise InputError("no such file or folder", place=str(path))
+    if kind:
+        return RecognisedPath(path, kind, f"{KINDS[kind].partition(' (')[0]}, as --as declares")
+    if path.is_dir():
+        return _folder(path, base)
+    if not path.is_file():
+        raise InputError("not a regular file", place=str(path), expected="a file or a folder")
+    return _file(path)
+
+
+def _folder(path: Path, base: Path | None) -> RecognisedPath:
+    # be it a folder, a pipe or a link that leads nowhere: the check `files` names it
+    marks = [name for name in _ADAPTERS if (path / name).exists() or (path / name).is_symlink()]
+    weights = sorted(one.name for one in path.glob("*.safetensors") if one.name not in _ADAPTERS)
+    if marks:
+        merged = marks == ["manifest.json"] and weights
+        return RecognisedPath(path, "adapter", f"{'a merged model' if merged else 'an adapter'} ({', '.join(marks)})")
+    if base is not None and path.resolve() != base.resolve() and any(path.glob("model*.safetensors")):
+        return RecognisedPath(path, "adapter", f"a merged model ({weights[0]}, and --base is another folder)")
+    marks = [name for name in _TOKENIZERS if (path / name).exists()]
+    marks += sorted(one.name for one in path.glob("*.model.v*"))
+    if marks or weights or (path / "config.json").exists():
+        title = "a checkpoint folder" if weights or (path / "config.json").exists() else "a tokenizer folder"
+        shown = marks or weights or ["config.json"]
+        return RecognisedPath(path, "tokenizer", f"{title} ({', '.join(shown[:3])})")
+    raise _unknown(path, *_folder_answer(path))
+
+
+def _folder_answer(path: Path) -> tuple[str, str]:
+    """Return the name of a folder that is not checked, and the next step."""
+    if any(path.glob("*.gguf")):
+        return "a folder of a GGUF model, which is not judged yet", "Check the folder that it was converted from."
+    if (path / "templates").is_dir() or (path / "transcripts").is_dir():
+        command = f"pytest --mistral-golden --mistral-golden-dir={shlex.quote(str(path))} --mistral-tokenizer=PATH"
+        return "a folder of goldens", f"Judge by them: {command}"
+    recipe = next((one for one in sorted(path.glob("*.y*ml")) if one.name.startswith("recipe")), None)
+    if recipe is not None:
+        return f"a folder with {recipe.name}", f"Check it: mistral-lora check {shlex.quote(str(recipe))}"
+    data = sorted(one for one in path.rglob("*") if one.name.endswith(_DATA) and one.is_file())
+    if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
+        return "a folder of save_to_disk", import_step(str(path))
+    if data and data[0].name.endswith(_ROWS):
+        command = shlex.join(["mistral-lora", "check", *(str(one) for one in data[:3] if one.name.endswith(_ROWS))])
+        return f"a folder with {len(data)} data files", f"Name files of rows: {command} --tokenizer PATH"
+    if data:
+        return f"a folder with {len(data)} data files", import_step(str(data[0] if len(data) > 1 else path))
+    return "", ""
+
+
+def _file(path: Path) -> RecognisedPath:
+    try:
+        with path.open("rb") as file:
+            head = file.read(_HEAD)
+    except OSError as error:
+        raise InputError(f"cannot be read: {error.strerror}", place=str(path)) from error
+    if not head:
+        raise InputError("the file is empty", place=str(path), expected="; ".join(KINDS.values()))
+    if path.suffix.lower() in (".yaml", ".yml"):
+        return _yaml(path)
+    if path.name.startswith("tekken") and path.suffix == ".json":
+        return RecognisedPath(path, "tokenizer", "a tokenizer file (Tekken)")
+    if ".model" in path.suffixes:
+        return RecognisedPath(path, "tokenizer", "a tokenizer file (SentencePiece)")
+    if answer := file_answer(path, head):
+        raise _unknown(path, *answer)
+    container = container_of(head, path)
+    if container == Container(VALUES) or (path.suffix == ".json" and container == Container(LINES)):
+        return _json(path)
+    if container == Container(LINES):
+        return _lines(path)
+    # compressed text is not looked into: the command that converts it names the format
+    raise _other_rows(path, container.title)
+
+
+def _lines(path: Path) -> RecognisedPath:
+    """Recognise the lines of a file; a name such as `rows.jsonl` is enough if no line can be read."""
+    read = [item[1] for item in islice(scan_jsonl(path), _LOOKED_AT) if not isinstance(item, RowError)]
+    records = [one for one in read if isinstance(one, Mapping | list)]
+    found = next(filter(None, map(recognise, records)), None)
+    if any(isinstance(one, Mapping) and "input_ids" in one for one in records):
+        return RecognisedPath(path, "encoded", "encoded rows (JSON Lines with input_ids)")
+    if found is not None:
+        return _of_format(path, found)
+    if path.suffix in _ROWS:
+        return RecognisedPath(path, "rows", "rows (JSON Lines by its name)")
+    raise _unknown(path)
+
+
+def _of_format(path: Path, found: Recognised) -> RecognisedPath:
+    if found.name == "messages" and found.keys["messages"] == "messages":
+        return RecognisedPath(path, "rows", f"rows (JSON Lines, {found.evidence})")
+    raise _other_rows(path, found.title, found.advice)
+
+
+def _json(path: Path) -> RecognisedPath:
+    """Recognise a JSON file of one object."""
+    if path.stat().st_size > JSON_LIMIT:
+        return _lines(path)
+    try:
+        data = read_json(path)
+    except InputError:
+        # several objects, or a file of rows with a fault
+        return _lines(path)
+    if isinstance(data, Mapping):
+        if answer := configuration_answer(path, data):
+            raise _unknown(path, *answer)
+        found = recognise(data)
+        if found is not None:
+            raise _other_rows(path, f"{found.title} as {VALUES}", found.advice)
+    raise _unknown(path, keys=data)
+
+
+def _yaml(path: Path) -> RecognisedPath:
+    import yaml
+
+    try:
+        with path.open("rb") as file:
+            # a larger file is no recipe, and its check refuses it
+            data = yaml.safe_load(file.read(1 << 20))
+    except (yaml.YAMLError, ValueError, RecursionError):
+        # the check of the recipe reports it, with the line
+        return RecognisedPath(path, "recipe", "a recipe (by its name; it is not valid YAML)")
+    if isinstance(data, Mapping):
+        own = _RECIPE_KEYS & data.keys()
+        answer = configuration_answer(path, data)
+        if answer is not None and not {"base", "training"} <= own:
+            raise _unknown(path, *answer)
+        if len(own) > 1 or own == data.keys():
+            return RecognisedPath(path, "recipe", f"a recipe ({', '.join(key for key in data if key in own)})")
+    raise _unknown(path, keys=data)
+
+
+def _other_rows(path: Path, title: str, advice: str = "") -> InputError:
+    expected = "rows: JSON Lines in UTF-8, one object with `messages` of role/content a line"
+    return InputError(
+        f"this is {title}", place=str(path), expected=expected, next_step=advice or import_step(str(path))
+    )
+
+
+def _unknown(path: Path, title: str = "", step: str = "", *, keys: Any = None) -> InputError:
+    """Return the error for a path that is not checked."""
+    if title:
+        return InputError(f"this is {title}", place=str(path), next_step=step)
+    found = "there is nothing here that is checked"
+    if isinstance(keys, Mapping) and keys:
+        found += f": it has the keys {', '.join(map(str, list(keys)[:8]))}"
+    return InputError(
+        found,
+        place=str(path),
+        expected="one of these: " + "; ".join(KINDS.values()),
+        next_step=f"If it is one of them, name its kind: --as {'|'.join(KINDS)}",
+    )

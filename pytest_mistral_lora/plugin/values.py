@@ -1,0 +1,96 @@
+"""The values of options and ini keys, each with its source for error messages."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pytest_mistral_lora.plugin.options import ORACLE, TOKENIZER, Option
+
+
+def option_value(config: pytest.Config, option: Option) -> tuple[Any, str]:
+    """Return the value and its source, for error messages: the option, or the key of the ini file."""
+    value = config.getoption(option.dest)
+    if value is not None or not option.ini:
+        return value, option.flag
+    return ini_value(config, option.ini)
+
+
+def ini_value(config: pytest.Config, key: str) -> tuple[Any, str]:
+    """Return the value of an ini key, and the key with its file.
+
+    Raises:
+        pytest.UsageError: If pytest cannot read it.
+    """
+    source = f"{key} in {config.inipath}" if config.inipath else key
+    try:
+        return config.getini(key), source
+    except (pytest.UsageError, TypeError, ValueError) as error:
+        # pytest's own message does not always name the key and the file
+        raise pytest.UsageError(f"{source}: {error}") from error
+
+
+def existing_paths(
+    config: pytest.Config, option: Option, *, folder: bool = False, file: bool = False
+) -> tuple[Path, ...]:
+    """Return the paths of a setting, absolute; with `folder` or `file`, each must be one."""
+    value, source = option_value(config, option)
+    values = ([value] if value else []) if isinstance(value, str) else value or []
+    paths = tuple(folder_of(config, option) / one for one in values)
+    for path in paths:
+        if not path.exists():
+            raise pytest.UsageError(f"{source}: no such file or folder: {path}")
+        if folder and not path.is_dir():
+            raise pytest.UsageError(f"{source}: not a folder: {path}")
+        if file and path.is_dir():
+            raise pytest.UsageError(f"{source}: a folder: {path}")
+    return paths
+
+
+def folder_of(config: pytest.Config, option: Option) -> Path:
+    """Return the folder to which the paths of a setting are relative: the current one, or that of the ini file."""
+    given = config.getoption(option.dest) is not None
+    return config.invocation_params.dir if given or not config.inipath else config.inipath.parent
+
+
+def tokenizer_paths(config: pytest.Config) -> tuple[Path, ...]:
+    """Return the tokenizers, absolute; the name of a shipped one stays as it is.
+
+    Raises:
+        pytest.UsageError: If one is neither there nor shipped.
+    """
+    from pytest_mistral_lora.conformance.targets import EMBEDDED
+
+    values, source = option_value(config, TOKENIZER)
+    folder = folder_of(config, TOKENIZER)
+    paths: list[Path] = []
+    for value in values or ():
+        path = folder / value
+        # an ini value comes as a path beside the file
+        is_name = path.name in EMBEDDED and path.parent == folder and not path.exists()
+        if not path.exists() and not is_name:
+            raise pytest.UsageError(
+                f"{source}: no such file or folder: {path}; nor is it one of {', '.join(EMBEDDED)}, which are shipped"
+            )
+        paths.append(Path(path.name) if is_name else path)
+    return tuple(paths)
+
+
+def oracle_choice(config: pytest.Config) -> str | None:
+    """Return the declared oracle: a name, or an absolute path.
+
+    Raises:
+        pytest.UsageError: If it is neither the name of a shipped tokenizer nor a path.
+    """
+    value, source = option_value(config, ORACLE)
+    if not value:
+        return None
+    from pytest_mistral_lora.checkpoint.recognition import known_choice
+    from pytest_mistral_lora.errors import TokenizerError
+
+    try:
+        return known_choice(value, folder_of(config, ORACLE))
+    except TokenizerError as error:
+        raise pytest.UsageError(f"{source}: {error}") from error

@@ -1,0 +1,182 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pytest_mistral_lora.chat.oracle import shipped_tokenizer
+from pytest_mistral_lora.conformance.dataset import CASES
+from pytest_mistral_lora.conformance.targets import EMBEDDED
+
+Run = Callable[..., pytest.RunResult]
+CALL: dict[str, Any] = {
+    "id": "a1b2c3d4e",
+    "type": "function",
+    "function": {"name": "weather", "arguments": '{"city": "Paris"}'},
+}
+SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
+TOOL = {"type": "function", "function": {"name": "weather", "parameters": SCHEMA}}
+
+
+def said(*texts: str, **keys: Any) -> dict[str, Any]:
+    roles = ("user", "assistant")
+    return {"messages": [{"role": roles[index % 2], "content": text} for index, text in enumerate(texts)], **keys}
+
+
+def called(**changes: Any) -> dict[str, Any]:
+    """A row with a tool call, its result and an answer."""
+    call = {**CALL, "function": {**CALL["function"], **changes.pop("function", {})}}
+    result = {"role": "tool", "content": "12", "tool_call_id": CALL["id"], **changes}
+    call_message = {"role": "assistant", "content": "", "tool_calls": [call]}
+    return {
+        "messages": [
+            {"role": "user", "content": "Weather?"},
+            call_message,
+            result,
+            {"role": "assistant", "content": "12"},
+        ],
+        "tools": [TOOL],
+    }
+
+
+HEALTHY = [
+    said("Capital of France?", "Paris."),
+    said("Say `<|im_start|>`.", "It is `<|im_start|>`, a marker of ChatML."),
+    said("How many legs?", "Eight.", "And an ant?", "Six."),
+    called(),
+    {"messages": [{"role": "system", "content": "Be brief."}, *said("Hi", "Hello.")["messages"]]},
+    {"messages": [*said("x", "wrong")["messages"][:1], {"role": "assistant", "content": "no", "weight": 0}]
+        + said("And now?", "Right.")["messages"]},
+    said("2+2?", "4", id=7, source="own"),
+]  # fmt: skip
+
+NONE = {"role": "assistant", "content": "b", "weight": 0}
+RED: list[tuple[str, Any, str, str]] = [
+    ("a role of nobody", {"messages": [{"role": "bot", "content": "a"}]}, "rows-are-valid", "ML601"),
+    ("another format", {"conversations": [{"from": "human", "value": "a"}]}, "rows-are-valid", "ML601"),
+    ("half a line", '{"messages": [', "rows-are-valid", "ML601"),
+    (
+        "no answer is trained on",
+        {"messages": [{"role": "user", "content": "a"}, NONE]},
+        "something-is-supervised",
+        "ML605",
+    ),
+    ("arguments of another schema", called(function={"arguments": '{"city": 3}'}), "tool-calls-fit-the-tools", "ML622"),
+    ("a result of no call", called(tool_call_id="zzzzzzzzz"), "tool-calls-fit-the-tools", "ML621"),
+]
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[..., Path]:
+    def write_rows(*rows: Any, name: str = "rows.jsonl") -> Path:
+        path = tmp_path / name
+        path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+        return path
+
+    return write_rows
+
+
+def test_healthy_rows_are_green_and_the_tokenizer_is_their_oracle_alone(
+    golden: Run, write: Callable[..., Path]
+) -> None:
+    result = golden(f"--mistral-dataset={write(*HEALTHY)}", "--mistral-tokenizer=spm-v3", "--mistral-strict", "-v")
+    cases = [line.split()[0].split("::")[-1] for line in result.outlines if line.startswith("mistral-golden::")]
+    result.assert_outcomes(passed=len(cases))
+    # without a recipe there is no split and no length, and a tokenizer file has no template
+    assert set(CASES) - set(cases) == {"split-has-rows", "nothing-is-cut", "no-leakage", "backends-agree"}
+    result.stdout.fnmatch_lines(["oracle of rows.jsonl: spm-v3 (v3), which is not checked itself"])
+
+
+@pytest.mark.parametrize(("row", "case", "rule"), [one[1:] for one in RED], ids=[one[0] for one in RED])
+def test_a_red_row_fails_with_its_line(row: Any, case: str, rule: str, golden: Run, write: Callable[..., Path]) -> None:
+    path = write(*HEALTHY, row)
+    result = golden(f"--mistral-dataset={path}", "--mistral-tokenizer=spm-v3")
+    assert result.ret == 1
+    assert result.parseoutcomes()["failed"] == 1
+    lines = result.outlines
+    assert any(line.startswith(f"{rule} {path}:{len(HEALTHY) + 1}") for line in lines)
+    assert any(line.strip("_ ") == f"rows.jsonl::dataset::{case}" for line in lines)
+    command = f"--mistral-dataset={path} -k rows.jsonl::dataset::{case}"
+    assert any(line.startswith("rerun:  pytest --mistral-golden --mistral-tokenizer=spm-v3 ") for line in lines)
+    assert any(line.endswith(command) for line in lines)
+
+
+@pytest.mark.parametrize("name", EMBEDDED)
+def test_every_shipped_tokenizer_can_be_named(name: str, golden: Run, write: Callable[..., Path]) -> None:
+    rows = HEALTHY[:3]
+    result = golden(f"--mistral-dataset={write(*rows)}", f"--mistral-tokenizer={name}")
+    assert result.ret == 0
+    assert f"oracle of rows.jsonl: {name} (" in result.stdout.str()
+
+
+def test_two_tokenizers_judge_the_rows_each(golden: Run, write: Callable[..., Path]) -> None:
+    file = shipped_tokenizer("spm-v7")
+    result = golden(
+        f"--mistral-dataset={write(*HEALTHY)}",
+        "--mistral-tokenizer=spm-v3",
+        f"--mistral-tokenizer={file}",
+        "--co",
+        "-q",
+    )
+    targets = {line.split("::")[1] for line in result.outlines if line.startswith("mistral-golden::")}
+    assert targets == {"rows.jsonl-spm-v3", f"rows.jsonl-{file.name}"}
+
+
+def test_k_and_workers_and_the_report_work(write: Callable[..., Path], pytester: pytest.Pytester) -> None:
+    path = write(*HEALTHY, RED[0][1])
+    pytester.makeini(f"[pytest]\nmistral_datasets = {path}\nmistral_tokenizers = spm-v3")
+    report = pytester.path / "report.json"
+    result = pytester.runpytest_subprocess(
+        "--mistral-golden", "-n", "2", f"--mistral-report={report}", "--junitxml=j.xml"
+    )
+    assert result.ret == 1
+    data = json.loads(report.read_text())
+    assert (data["counts"]["passed"], data["counts"]["failed"]) == (9, 1)
+    [cause] = data["causes"]
+    assert (cause["rule"], cause["place"]) == ("ML601", f"{path}:{len(HEALTHY) + 1}, messages[0].role")
+    assert "ML601" in (pytester.path / "j.xml").read_text()
+    chosen = pytester.runpytest_inprocess("--mistral-golden", "-k", "statistics")
+    chosen.assert_outcomes(passed=1, deselected=9)
+
+
+def test_rows_need_a_tokenizer_that_is_there(golden: Run, write: Callable[..., Path]) -> None:
+    path = write(*HEALTHY)
+    for options, expected in (
+        (
+            [],
+            "--mistral-dataset: no tokenizer to check the rows against; add --mistral-tokenizer PATH (a shipped one: ",
+        ),
+        (["--mistral-tokenizer=spm-v9"], "nor is it one of spm-v1, spm-v2, spm-v3"),
+    ):
+        result = golden(f"--mistral-dataset={path}", *options)
+        assert result.ret == pytest.ExitCode.USAGE_ERROR
+        assert expected in result.stderr.str()
+    missing = golden(f"--mistral-dataset={path}x", "--mistral-tokenizer=spm-v3")
+    assert missing.ret == pytest.ExitCode.USAGE_ERROR
+
+
+def test_a_shipped_tokenizer_is_a_target_of_its_own_and_the_fixture_takes_it(
+    golden: Run, pytester: pytest.Pytester
+) -> None:
+    collected = golden("--mistral-tokenizer=tekken-240911", "--co", "-q")
+    targets = {line.split("::")[1] for line in collected.outlines if line.startswith("mistral-golden::")}
+    assert targets == {"tekken-240911"}
+    pytester.makeini("[pytest]\nmistral_tokenizers = spm-v2")
+    pytester.makepyfile("def test_it(mistral_oracle):\n    assert mistral_oracle.version == 'v2'")
+    pytester.runpytest_inprocess().assert_outcomes(passed=1)
+
+
+def test_rows_are_judged_without_torch_and_transformers(write: Callable[..., Path]) -> None:
+    options = ["-q", "-p", "no:cacheprovider", "--mistral-golden", f"--mistral-dataset={write(*HEALTHY)}"]
+    code = (
+        f"import sys, pytest\nended = pytest.main([*{options}, '--mistral-tokenizer', 'spm-v3'])\n"
+        "print([name for name in ('torch', 'transformers', 'peft', 'datasets', 'pyarrow') if name in sys.modules])\n"
+        "sys.exit(ended)"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (ran.returncode, ran.stdout.splitlines()[-1]) == (0, "[]"), ran.stdout
