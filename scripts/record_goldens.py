@@ -7,9 +7,8 @@ import sys
 
 from pytest_mistral_lora.chat.oracle import SHIPPED, shipped_tokenizer
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
-from pytest_mistral_lora.conformance.user_goldens import record
 from pytest_mistral_lora.records.files import write_json
-from pytest_mistral_lora.records.goldens import golden_paths, goldens_folder, library_versions, packaged_cases
+from pytest_mistral_lora.records.goldens import golden_paths, goldens_folder, library_versions, packaged_cases, record
 
 
 def main() -> int:
@@ -31,7 +30,7 @@ def _record_tokenizer(name: str, *, check: bool) -> list[str]:
     folder = goldens_folder() / "templates" / name
     folder.mkdir(parents=True, exist_ok=True)
     changed = []
-    cases = [case for case in packaged_cases() if tokenizer.oracle.version in case.versions]
+    cases = [case for case in packaged_cases() if case.fits(tokenizer.oracle)]
     for case in cases:
         golden = record(case, tokenizer, folder)
         before = golden.path.read_text(encoding="utf-8") if golden.path.is_file() else ""

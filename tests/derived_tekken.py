@@ -41,8 +41,14 @@ DERIVED: Mapping[str, tuple[str, tuple[str, ...], Mapping[str, Any]]] = MappingP
 """Our name for each derived file: its version, the markers that it has more than v7, and other keys of the file."""
 
 
-def write_derived(name: str, folder: Path) -> Path:
-    """Write the `tekken.json` of a derived tokenizer into a folder, and return its path."""
+def write_derived(name: str, folder: Path, *, words: int = 0) -> Path:
+    """Write the `tekken.json` of a derived tokenizer into a folder, and return its path.
+
+    Args:
+        name: Our name for it.
+        folder: The folder.
+        words: Ids of text, if it is to have only the first of them: it then loads at once.
+    """
     version, markers, keys = DERIVED[name]
     data = json.loads(shipped_tokenizer("tekken-240718").read_text(encoding="utf-8"))
     first = [*Oracle(shipped_tokenizer("tekken-240718")).control_tokens.values()][:20]
@@ -51,6 +57,9 @@ def write_derived(name: str, folder: Path) -> Path:
     data["special_tokens"] = [
         {"rank": rank, "token_str": literal, "is_control": True} for rank, literal in enumerate(literals)
     ]
+    if words:
+        data["config"]["default_vocab_size"] = words + data["config"]["default_num_special_tokens"]
+        data["vocab"] = data["vocab"][:words]
     path = folder / "tekken.json"
     path.write_text(json.dumps(data | keys), encoding="utf-8")
     return path

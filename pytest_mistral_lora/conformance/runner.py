@@ -78,7 +78,7 @@ def encode_once(target: RunnerTarget, work_folder: Path) -> RunnerRows | RunnerE
     A failure is returned, and kept like a success: a runner that cannot start takes minutes to fail each time.
     """
     version = target.oracle.version
-    named = [(case.name, case.row) for case in packaged_cases() if version in case.versions]
+    named = [(case.name, case.row) for case in packaged_cases() if case.fits(target.oracle)]
     own = [row for path in target.dataset for row in read_rows(path)]
     rows = own or [row for _, row in named]
     file = work_folder / f"{target.name}.jsonl"

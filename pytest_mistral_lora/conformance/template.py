@@ -14,8 +14,17 @@ from pytest_mistral_lora.conformance.checks import Check, Settings
 from pytest_mistral_lora.conformance.finding import Finding, Result
 from pytest_mistral_lora.conformance.mask.laws import assistant_text_violation
 from pytest_mistral_lora.conformance.targets import Target
-from pytest_mistral_lora.errors import OracleRejection, RowError
-from pytest_mistral_lora.records.goldens import Golden, golden_paths, goldens_folder, library_versions, load
+from pytest_mistral_lora.errors import InputError, OracleRejection, RowError
+from pytest_mistral_lora.records.contributed import ContributedSet, find_set
+from pytest_mistral_lora.records.goldens import (
+    Case,
+    Golden,
+    golden_paths,
+    goldens_folder,
+    library_versions,
+    load,
+    packaged_cases,
+)
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.chat.oracle import Oracle
@@ -28,17 +37,20 @@ UNSTEADY = {"observed": "ML020", "unsteady": "ML021", "surrogate": "ML022"}
 def checks(target: Target, settings: Settings) -> Iterator[Check]:
     """Yield one check for each packaged case, and one of `apply_chat_template`.
 
-    A shipped tokenizer has goldens of its own; any other is judged by the rows of spm-v7, which has the most cases.
+    A shipped tokenizer has goldens of its own, and so has a file that someone has recorded; any other is judged by the
+    rows of all versions.
     """
-    folder = goldens_folder() / "templates" / (target.name if target.path is None else "spm-v7")
-    for path in golden_paths(folder):
-        yield Check(target, "template", path.stem, partial(_check_packaged, target, path))
+    if target.path is None:
+        for path in golden_paths(goldens_folder() / "templates" / target.name):
+            yield Check(target, "template", path.stem, partial(_check_shipped, target, path))
+    else:
+        for case in packaged_cases():
+            yield Check(target, "template", case.name, partial(_check_packaged, target, case, settings.golden_folders))
+        yield Check(target, "template", "recorded-set", partial(_check_set, target, settings.golden_folders))
     yield Check(target, "template", "apply-chat-template", partial(_check_applied, target))
 
 
 def _check_applied(target: Target) -> Result:
-    from pytest_mistral_lora.records.goldens import packaged_cases
-
     # every fourth row: the call goes wrong for all rows or none, and rendering each of them twice is slow
     findings = (applied_finding(target.template, case.row) for case in packaged_cases()[::4])
     return Result(tuple(finding for finding in findings if finding)[:1])
@@ -56,46 +68,64 @@ def applied_finding(template: ChatTemplate, row: Row) -> Finding | None:
     return Finding("ML008", differs, row=row.to_jsonl())
 
 
-def _check_packaged(target: Target, path: Path) -> Result:
-    # a file with the bytes of a shipped tokenizer has that one's goldens, whatever its name is
-    name = target.shipped_name
-    if target.path is not None and name is not None:
-        path = goldens_folder() / "templates" / name / path.name
+def _check_shipped(target: Target, path: Path) -> Result:
+    return judge(target, load(path))
+
+
+def _check_packaged(target: Target, case: Case, folders: tuple[Path, ...]) -> Result:
+    golden: Golden | None = None
+    if target.shipped_name is not None:
+        # a file with the bytes of a shipped tokenizer has that one's goldens, whatever its name is
+        path = goldens_folder() / "templates" / target.shipped_name / f"{case.name}.json"
         if not path.is_file():
             return Result(not_checked=f"{target.oracle.version} cannot encode this case")
-    result = judge(target, load(path), recorded=name is not None)
+        golden = load(path)
+    elif not case.fits(target.oracle):
+        return Result(not_checked=f"{target.oracle.version} cannot encode this case")
+    elif isinstance(recorded := find_set(target.oracle.sha256, folders), ContributedSet):
+        golden = recorded.goldens.get(case.name)
+    result = judge(target, golden or case)
     if result.findings or target.has_template:
         return result
     # mistral-common's ids are the recorded ones, and the case is about the template
     return Result(not_checked=f"{target.tokenizer.path}: there is no chat template to check")
 
 
-def judge(target: Target, golden: Golden, *, recorded: bool) -> Result:
-    """Judge a target by a golden.
+def _check_set(target: Target, folders: tuple[Path, ...]) -> Result:
+    """Judge the set of recorded rows of a target's tokenizer file, and name it in the facts."""
+    if target.shipped_name is not None:
+        return Result()
+    sha256 = target.oracle.sha256
+    found = find_set(sha256, folders)
+    if isinstance(found, InputError):
+        return Result((Finding("ML001", found.found, found.place, found.expected),))
+    if found is None:
+        return Result(not_checked=f"no ids are recorded for the tokenizer file {sha256[:16]} (--mistral-golden-update)")
+    return Result(facts=(("goldens of", found.text),))
 
-    Args:
-        target: The target.
-        golden: The case.
-        recorded: Whether the recorded ids are this target's own; if not, only its row is used.
+
+def judge(target: Target, case: Golden | Case) -> Result:
+    """Judge a target by a golden, or by a case whose ids are not recorded for this target.
 
     A target without a chat template is judged by the recorded ids alone.
     """
+    golden = case if isinstance(case, Golden) else None
     try:
-        encoded = target.oracle.encode(golden.row)
+        encoded = target.oracle.encode(case.row)
     except OracleRejection as error:
-        if recorded:
-            finding = Finding("ML002", error.found, str(golden.path), "the recorded ids", row=golden.row.to_jsonl())
+        if golden:
+            finding = Finding("ML002", error.found, str(golden.path), "the recorded ids", row=case.row.to_jsonl())
             return Result((finding,))
         return Result(not_checked=f"{target.oracle.version} cannot encode this case: {error.found}")
-    findings = list(_against_record(target, golden, encoded)) if recorded else []
+    findings = list(_against_record(target, golden, encoded)) if golden else []
     if not findings and target.has_template:
         findings += template_findings(
             target.oracle,
             target.template,
-            golden.row,
-            recorded=golden.deviations if recorded else None,
-            place=_place(golden),
-            versions=_versions(golden) if recorded else running_versions(),
+            case.row,
+            recorded=golden.deviations if golden else None,
+            place=_place(golden) if golden else case.name,
+            versions=_versions(golden) if golden else running_versions(),
         )
     return Result(tuple(findings))
 

@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pytest_mistral_lora.chat.reading import scan_jsonl
 from pytest_mistral_lora.chat.rows import Row, parse_row
-from pytest_mistral_lora.chat.templates.compare import compare
-from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.conformance.checks import Check, Settings
 from pytest_mistral_lora.conformance.finding import Finding, Result
 from pytest_mistral_lora.conformance.named_targets import free_name
@@ -20,7 +18,8 @@ from pytest_mistral_lora.conformance.targets import AdapterTarget, EncodedTarget
 from pytest_mistral_lora.conformance.template import judge
 from pytest_mistral_lora.conformance.transcript import TranscriptChecks, TranscriptModel
 from pytest_mistral_lora.errors import InputError, MistralLoraError, OracleRejection, PinError, RowError, TokenizerError
-from pytest_mistral_lora.records.goldens import Case, Golden, check_case_name, golden_paths, library_versions, load
+from pytest_mistral_lora.records.contributed import CONTRIBUTED, record_set
+from pytest_mistral_lora.records.goldens import Case, Golden, check_case_name, golden_paths, load, record
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.records.files import Written
@@ -125,44 +124,30 @@ def _read_golden_rows(folder: Path) -> dict[str, GoldenRow | RowError]:
     return rows
 
 
-def record(case: Case, tokenizer: CheckpointTokenizer, folder: Path) -> Golden:
-    """Record a case under a tokenizer; nothing is written.
-
-    Args:
-        case: The row, with its name and description.
-        tokenizer: The tokenizer file or checkpoint folder.
-        folder: The folder of the golden: `folder/<case>.json`.
-
-    Raises:
-        OracleRejection: If mistral-common refuses the row.
-        MistralLoraError: If no named deviation explains a difference of the template.
-    """
-    oracle = tokenizer.oracle
-    comparison = compare(case.row, oracle, tokenizer.template)
-    # a golden must not make a fault the expected state
-    if comparison.unexplained:
-        raise MistralLoraError(
-            f"the chat template differs from mistral-common: {comparison.unexplained}",
-            place=f"{tokenizer.path}, case {case.name}",
-            next_step="Mend the template or the row before it is recorded.",
-        )
-    return Golden(
-        case=case.name,
-        description=case.description,
-        tokenizer={"file": oracle.path.name, "version": oracle.version, "sha256": oracle.sha256},
-        recorded_with=library_versions(),
-        row=case.row,
-        encoded=comparison.oracle,
-        deviations=comparison.deviations,
-        path=folder / f"{case.name}.json",
-    )
-
-
 def rendering_checks(target: Target, settings: Settings) -> Iterator[Check]:
-    """Yield one check for each row and each recorded golden of the user's folders."""
+    """Yield one check for each row and each recorded golden of the user's folders; one records the packaged rows."""
     function = _record_rendering if settings.update else _judge_rendering
+    if settings.update and settings.golden_folders and target.path is not None:
+        yield Check(target, "template", CONTRIBUTED, partial(_record_packaged, target, settings.golden_folders[0]))
     for case in user_cases(settings.golden_folders, "templates", target):
         yield Check(target, "template", case.check, partial(function, target, case))
+
+
+def _record_packaged(target: Target, folder: Path) -> Result:
+    """Record the packaged rows for a tokenizer file that is not shipped, fit to be contributed."""
+    if target.shipped_name is not None:
+        return Result(not_checked=f"the packaged goldens of {target.shipped_name} are those of this file")
+    try:
+        home, written = record_set(target.oracle, folder, target.tokenizer.files.snapshot)
+    except OracleRejection as error:
+        return Result((Finding("ML007", error.found, error.place, error.expected),))
+    except InputError as error:
+        return error_result(error)
+    except TokenizerError:
+        raise
+    except MistralLoraError as error:
+        return Result((Finding("ML004", error.found, error.place, next_step=error.next_step),))
+    return Result(facts=(("golden", str(home)), ("written", written), ("orphan", False)))
 
 
 def _judge_rendering(target: Target, case: UserCase) -> Result:
@@ -179,7 +164,7 @@ def _judge_rendering(target: Target, case: UserCase) -> Result:
     if row is not None and row.row != golden.row:
         found, expected = "the row is not the one that was recorded", f"the row of {path}"
         return Result((Finding("ML007", found, row.row.place, expected, row=row.row.to_jsonl()),))
-    return judge(target, golden, recorded=True)
+    return judge(target, golden)
 
 
 def _record_rendering(target: Target, case: UserCase) -> Result:

@@ -9,14 +9,18 @@ from dataclasses import dataclass, replace
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pytest_mistral_lora.chat.encoded import IGNORE_INDEX, EncodedRow, Span
 from pytest_mistral_lora.chat.reading import read_json
 from pytest_mistral_lora.chat.rows import Row, parse_row
-from pytest_mistral_lora.errors import InputError, RowError
+from pytest_mistral_lora.errors import InputError, MistralLoraError, RowError
 from pytest_mistral_lora.records.files import Written, put_text, write_text
 from pytest_mistral_lora.records.schema import RecordSchema, Violation, require_valid
+
+if TYPE_CHECKING:
+    from pytest_mistral_lora.chat.oracle import Oracle
+    from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 
 SCHEMA_VERSION = 1
 
@@ -41,12 +45,18 @@ class Case:
         description: Its purpose, in one sentence.
         row: The chat row.
         versions: Tokenizer versions that can encode it.
+        needs: Fields of `RowFeatures` that its tokenizer must have.
     """
 
     name: str
     description: str
     row: Row
     versions: frozenset[str]
+    needs: tuple[str, ...] = ()
+
+    def fits(self, oracle: Oracle) -> bool:
+        """Return whether a tokenizer can encode it."""
+        return oracle.version in self.versions and all(getattr(oracle.features, name) for name in self.needs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,9 +133,9 @@ def packaged_cases() -> list[Case]:
     every = ("v1", "v2", "v3", "v7", "v11", "v13", "v15")
     cases = []
     for data in read_json(path):
-        since = every.index(data.get("since", "v1"))
+        versions = every[every.index(data.get("since", "v1")) : every.index(data.get("until", "v15")) + 1]
         row = parse_row(data["row"], place=f"{path}, {data['case']}")
-        cases.append(Case(data["case"], data["description"], row, frozenset(every[since:])))
+        cases.append(Case(data["case"], data["description"], row, frozenset(versions), tuple(data.get("needs", ()))))
     return cases
 
 
@@ -142,6 +152,41 @@ def packaged_golden(sha256: str, case: str) -> Golden:
     if case not in paths:
         raise InputError(f"no packaged case {case!r} for {name}", expected="one of " + ", ".join(paths))
     return load(paths[case])
+
+
+def record(case: Case, tokenizer: CheckpointTokenizer, folder: Path) -> Golden:
+    """Record a case under a tokenizer; nothing is written.
+
+    Args:
+        case: The row, with its name and description.
+        tokenizer: The tokenizer file or checkpoint folder.
+        folder: The folder of the golden: `folder/<case>.json`.
+
+    Raises:
+        OracleRejection: If mistral-common refuses the row.
+        MistralLoraError: If no named deviation explains a difference of the template.
+    """
+    from pytest_mistral_lora.chat.templates.compare import compare
+
+    oracle = tokenizer.oracle
+    comparison = compare(case.row, oracle, tokenizer.template)
+    # a golden must not make a fault the expected state
+    if comparison.unexplained:
+        raise MistralLoraError(
+            f"the chat template differs from mistral-common: {comparison.unexplained}",
+            place=f"{tokenizer.path}, case {case.name}",
+            next_step="Mend the template or the row before it is recorded.",
+        )
+    return Golden(
+        case=case.name,
+        description=case.description,
+        tokenizer={"file": oracle.path.name, "version": oracle.version, "sha256": oracle.sha256},
+        recorded_with=library_versions(),
+        row=case.row,
+        encoded=comparison.oracle,
+        deviations=comparison.deviations,
+        path=folder / f"{case.name}.json",
+    )
 
 
 def golden_paths(folder: Path) -> list[Path]:

@@ -198,4 +198,4 @@ def _run(runner: Runner, work: Path, config: Path, python: Path, time_limit: flo
 
 def packaged_rows(oracle: Oracle) -> list[Row]:
     """Return the packaged rows that a tokenizer's version can encode."""
-    return [case.row for case in packaged_cases() if oracle.version in case.versions]
+    return [case.row for case in packaged_cases() if case.fits(oracle)]

@@ -19,7 +19,7 @@ def newer_template(newer_name: str) -> ChatTemplate:
 
 
 def test_packaged_rows_differ_by_named_deviations_only(newer_oracle: Oracle, newer_template: ChatTemplate) -> None:
-    for case in packaged_cases():
+    for case in filter(lambda case: case.fits(newer_oracle), packaged_cases()):
         comparison = compare(case.row, newer_oracle, newer_template)
         assert comparison.unexplained == "", case.name
         if comparison.equal and comparison.template and comparison.template.labels is not None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 import transformers
-from derived_tekken import derived_tokenizer
+from derived_tekken import write_derived
 from packaging.version import Version
 
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
@@ -23,11 +22,7 @@ TEKKEN_FIRST = Version(VERSION) >= Version("5.15")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint folder with a small vocabulary, as transformers saves it, and Mistral's own file."""
     folder = tmp_path_factory.mktemp("checkpoint")
-    tekken = json.loads(derived_tokenizer("derived-v13").read_text(encoding="utf-8"))
-    tekken["config"]["default_vocab_size"] = 2000
-    tekken["vocab"] = tekken["vocab"][:1000]
-    (folder / "tekken.json").write_text(json.dumps(tekken))
-    CheckpointTokenizer(folder / "tekken.json").fast.save_pretrained(folder)
+    CheckpointTokenizer(write_derived("derived-v13", folder, words=1000)).fast.save_pretrained(folder)
     (folder / "config.json").write_text('{"model_type": "mistral", "vocab_size": 2000}')
     return folder
 

@@ -32,7 +32,7 @@ def test_a_difference_is_shown_token_by_token() -> None:
     fast = target.tokenizer.fast
     vars(target)["template"] = ChatTemplate(fast, fast.chat_template.replace("{{- '[INST] ' }}", "{{- '[INST]' }}"))
     golden = load(goldens_folder() / "templates" / "spm-v3" / "single.json")
-    [finding] = judge(target, golden, recorded=True).findings
+    [finding] = judge(target, golden).findings
     text = finding.text()
     assert text.startswith("ML004 spm-v3/single.json: the chat template differs from mistral-common: after [INST]:")
     assert ">     2  2592 '␣What'     -100       2  3963 'What'      -100" in text

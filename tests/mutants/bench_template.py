@@ -19,9 +19,8 @@ from pytest_mistral_lora.conformance import template
 from pytest_mistral_lora.conformance.checks import Settings
 from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.conformance.targets import Target
-from pytest_mistral_lora.conformance.user_goldens import record
 from pytest_mistral_lora.conformance.user_goldens import rendering_checks as rendering_checks
-from pytest_mistral_lora.records.goldens import Case
+from pytest_mistral_lora.records.goldens import Case, record
 
 CASES = frozenset(
     (
