@@ -20,6 +20,7 @@ import mistral_common
 from pytest_mistral_lora.chat.encoded import EncodedRow
 from pytest_mistral_lora.chat.oracle.encoder_trace import EncoderTrace, TracedText, Turn, spans_of, split_turn
 from pytest_mistral_lora.chat.oracle.hazards import PROBE, refuse_damaged
+from pytest_mistral_lora.chat.oracle.plain_rows import PlainRows
 from pytest_mistral_lora.chat.oracle.rejections import explain, is_our_call, version_violation
 from pytest_mistral_lora.chat.oracle.request import RowFeatures, request_data
 from pytest_mistral_lora.chat.rows import Row, as_row, weight_of
@@ -136,6 +137,7 @@ class Oracle:
         self._templates: dict[bool | None, str] = {}
         self._trace = EncoderTrace()
         self._wrap_encoders()
+        self._plain_rows = PlainRows(self._normalised)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Cross process boundaries as a path: the tokenizer is loaded again there."""
@@ -244,10 +246,8 @@ class Oracle:
         """
         if plain_thinking not in self._templates:
             # it finds this tokenizer in place of the class: loading the file again takes most of a second for Tekken
-            own, stand_in = (
-                convert_tokenizer_to_chat_template,
-                SimpleNamespace(from_file=lambda _: self._plain_tokenizer),
-            )
+            own = convert_tokenizer_to_chat_template
+            stand_in = SimpleNamespace(from_file=lambda _: self._plain_tokenizer)
             names = {**own.__globals__, "MistralTokenizer": stand_in}
             generate = FunctionType(own.__code__, names, None, own.__defaults__, own.__closure__)
             self._templates[plain_thinking] = trust(str(generate(self.path, None, True, plain_thinking)))
@@ -261,6 +261,10 @@ class Oracle:
         # encode_instruct decodes every conversation for a debugging text that we do not use: a third of its time.
         self._instruct.decode = lambda *args, **kwargs: ""
 
+    def _normalised(self, row: Row, mode: ValidationMode = ValidationMode.finetuning) -> Any:
+        """Return the normalised request of a row, or raise mistral-common's error if it is refused."""
+        return self._normalizer.from_chat_completion_request(self._validators[mode].validate_request(_request(row)))
+
     def _run(self, row: Row, mode: ValidationMode) -> list[Turn]:
         if self.version == "v1" and row.tools:
             raise OracleRejection(
@@ -270,8 +274,8 @@ class Oracle:
             )
         self._trace.turns.clear()
         try:
-            request = self._validators[mode].validate_request(_request(row))
-            tokens = self._instruct.encode_instruct(self._normalizer.from_chat_completion_request(request)).tokens
+            request = self._plain_rows.request(row) if mode == ValidationMode.finetuning else None
+            tokens = self._instruct.encode_instruct(request or self._normalised(row, mode)).tokens
         except Exception as error:
             # MistralCommonException, pydantic's ValidationError or a bare AssertionError, by the reason of the refusal
             if is_our_call(error):

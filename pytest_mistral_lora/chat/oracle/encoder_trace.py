@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from pytest_mistral_lora.chat.encoded import Span, SpanKind
 from pytest_mistral_lora.errors import MistralLoraError
 
+_BARE = {"bos": False, "eos": False}
 _Text = tuple[str, tuple[int, ...]]
 _Part = tuple[str | None, tuple[int, ...]]
 """A text with its tokens, or None with one control token. Plain tuples: a dataset has millions of them."""
@@ -63,6 +64,30 @@ class Turn(NamedTuple):
     parts: list[_Part]
 
 
+class TextCache(dict[str, tuple[int, ...]]):
+    """The ids of the texts that were encoded last, because system prompts, tools and short answers come again."""
+
+    _CHARACTERS = 1_000_000
+    _LONGEST = 50_000
+
+    def __init__(self, encode: Callable[..., list[int]]) -> None:
+        """Use `encode`, without BOS and EOS, for a text that is not there."""
+        super().__init__()
+        self._encode = encode
+        self._characters = 0
+
+    def __missing__(self, text: str) -> tuple[int, ...]:
+        ids = tuple(self._encode(text, bos=False, eos=False))
+        if len(text) <= self._LONGEST:
+            self._characters += len(text)
+            if self._characters > self._CHARACTERS:
+                # all at once: a text that comes again is there again with the next row
+                self.clear()
+                self._characters = len(text)
+            self[text] = ids
+        return ids
+
+
 @dataclass
 class EncoderTrace:
     """Wraps encoders and notes their results; not safe to share between threads.
@@ -76,11 +101,12 @@ class EncoderTrace:
 
     def wrap_text_encoder(self, encode: Callable[..., list[int]]) -> Callable[..., list[int]]:
         """Return an encoder of texts that notes each text with its ids."""
+        known = TextCache(encode)
 
         def noting(s: str, *args: Any, **kwargs: Any) -> list[int]:
-            ids = encode(s, *args, **kwargs)
-            self._texts.append((s, tuple(ids)))  # A copy: mistral-common's callers append to the list that they get.
-            return ids
+            ids = known[s] if not args and kwargs == _BARE else tuple(encode(s, *args, **kwargs))
+            self._texts.append((s, ids))
+            return list(ids)  # A copy: mistral-common's callers append to the list that they get.
 
         return noting
 
@@ -172,24 +198,28 @@ def spans_of(
     """
     ids: list[int] = [bos_id]
     spans = [Span(None, None, "control", 0, 1, False)]
+    eos, make = (eos_id,), tuple.__new__
     in_tool_call = False
-    for index, turn in enumerate(turns):
-        start = len(ids)
+    for index, (role, _, parts) in enumerate(turns):
+        is_supervised = index in supervised
+        start = end = len(ids)
         last: SpanKind | None = None
-        for text, tokens in turn.parts:
-            is_eos = tokens == (eos_id,)
+        for text, tokens in parts:
+            is_eos = tokens == eos
             # A control token is a part of its own, so the first token of a part decides.
             in_tool_call = tokens[0] == tool_calls_id or (in_tool_call and not is_eos)
             kind: SpanKind = "control" if text is None else "text"
-            if is_eos and turn.role == "assistant":
+            if is_eos and role == "assistant":
                 kind = "eos"
             elif in_tool_call:
                 kind = "tool_call"
-            if last is not None and kind != last:
-                spans.append(Span(index, turn.role, last, start, len(ids), index in supervised))
-                start = len(ids)
-            last = kind
+            if kind != last:
+                if last is not None:
+                    # a dataset has millions of spans, and this skips the constructor of a named tuple
+                    spans.append(make(Span, (index, role, last, start, end, is_supervised)))
+                start, last = end, kind
             ids += tokens
+            end += len(tokens)
         if last is not None:
-            spans.append(Span(index, turn.role, last, start, len(ids), index in supervised))
+            spans.append(make(Span, (index, role, last, start, end, is_supervised)))
     return ids, spans

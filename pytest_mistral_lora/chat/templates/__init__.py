@@ -13,6 +13,7 @@ from typing import Any
 from pytest_mistral_lora.chat.encoded import EncodedRow, Span
 from pytest_mistral_lora.chat.rows import Row, as_row, weight_of
 from pytest_mistral_lora.chat.templates.isolated import ask
+from pytest_mistral_lora.chat.templates.text_ids import ids_of
 from pytest_mistral_lora.errors import NoTemplateError, RenderError, RowError
 
 
@@ -98,8 +99,7 @@ class ChatTemplate:
         Raises:
             RowError: If the template refuses the row.
         """
-        text, _ = self._render(row)
-        return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        return ids_of(self.tokenizer, [self._render(row)[0]])[0]
 
     def applied(self, row: Row | Mapping[str, Any]) -> tuple[int, ...]:
         """Return the ids of the tokenizer's own `apply_chat_template`, whether it returns a list or a mapping.

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from pytest_mistral_lora.chat.difference import controls_shape, text_shape
@@ -50,7 +51,7 @@ def compare(row: Row | Mapping[str, Any], oracle: Oracle, template: ChatTemplate
     """
     row = as_row(row)
     expected = oracle.encode(row)
-    known = [d for d in DEVIATIONS if d.applies(version=oracle.version, kind=oracle.kind, mistral_common=VERSION)]
+    known = _known(oracle.version, oracle.kind)
     try:
         actual = template.encode(row)
     except RowError as error:
@@ -59,19 +60,32 @@ def compare(row: Row | Mapping[str, Any], oracle: Oracle, template: ChatTemplate
         return BackendComparison(expected, None, tuple(named), "" if named else error.found, kind)
     if actual.input_ids == expected.input_ids:
         return BackendComparison(expected, actual)
-    deviations, unexplained, shape = _explain(row, oracle, template, known)
+    deviations, unexplained, shape = explain(row, oracle, template)
     return BackendComparison(expected, actual, tuple(sorted(deviations)), unexplained, shape=shape)
+
+
+@cache  # packaging parses a version in as much time as it takes to encode a row
+def _known(version: str, kind: str) -> tuple[Deviation, ...]:
+    """Return the deviations that a tokenizer can show under this mistral-common."""
+    return tuple(d for d in DEVIATIONS if d.applies(version=version, kind=kind, mistral_common=VERSION))
 
 
 _Explained = tuple[set[str], str, str]
 """Named deviations, the difference that they leave unexplained, and its shape."""
 
 
-def _explain(row: Row, oracle: Oracle, template: ChatTemplate, known: list[Deviation]) -> _Explained:
+def explain(row: Row, oracle: Oracle, template: ChatTemplate) -> _Explained:
+    """Explain the difference of a row that mistral-common and the template both encode, to other ids.
+
+    Returns:
+        The named deviations, the difference that they leave unexplained, and its shape.
+    """
+    known = _known(oracle.version, oracle.kind)
     found: set[str] = set()
     for deviation in known:
         changed = deviation.change(row, oracle.version) if deviation.change else row
-        if changed == row:
+        # most changes return the row itself, and rows are compared as JSON
+        if changed is row or changed == row:
             continue
         # A change must alter one side only: one that alters both would hide a difference that it does not explain.
         same = oracle.encode(changed).input_ids == oracle.encode(row).input_ids
@@ -91,7 +105,7 @@ def _explain(row: Row, oracle: Oracle, template: ChatTemplate, known: list[Devia
 
 
 def _explain_segments(
-    row: Row, oracle: Oracle, expected: _Parts, actual: _Parts, known: list[Deviation], found: set[str]
+    row: Row, oracle: Oracle, expected: _Parts, actual: _Parts, known: Sequence[Deviation], found: set[str]
 ) -> _Explained:
     if expected.controls != actual.controls:
         difference = f"control tokens {' '.join(actual.controls)}; expected {' '.join(expected.controls)}"
@@ -146,7 +160,9 @@ def _ids_are_right(oracle: Oracle, have: _TextPart, want: _TextPart) -> bool:
     return have.ids == (oracle.encode_text(have.text[1:]) or oracle.encode_text("5")[:1])
 
 
-def _predictions(row: Row, oracle: Oracle, known: list[Deviation], controls: list[str]) -> dict[int, dict[str, str]]:
+def _predictions(
+    row: Row, oracle: Oracle, known: Sequence[Deviation], controls: list[str]
+) -> dict[int, dict[str, str]]:
     """Return, for the text after each control token, the text that each deviation predicts there."""
     result: dict[int, dict[str, str]] = {}
     space = " " if oracle.kind == "spm" else ""
