@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
 from pytest_mistral_lora.chat.reading import read_json
 from pytest_mistral_lora.checkpoint.architectures import (
@@ -16,42 +15,16 @@ from pytest_mistral_lora.checkpoint.architectures import (
     text_part,
     tie_flags,
 )
-from pytest_mistral_lora.checkpoint.weights import read_header
+from pytest_mistral_lora.checkpoint.dequantized import DequantizedWeights, full_weights
+from pytest_mistral_lora.checkpoint.devices import Precision, torch_dtype
+from pytest_mistral_lora.checkpoint.fp8 import quantization_facts
+from pytest_mistral_lora.checkpoint.weights import Weights, read_header
 from pytest_mistral_lora.errors import InputError, PinError, RecipeError, one_line
-
-if TYPE_CHECKING:
-    import torch
 
 _MOST_MODULES = 1000
 """More layers, or experts, than any model has: those of a billion would be made one by one."""
 
 _COUNTS = ("num_hidden_layers", "num_local_experts", "n_routed_experts")
-
-Precision = Literal["fp32", "bf16", "fp16"]
-PRECISIONS: Mapping[str, Precision] = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
-"""The precision that each dtype of weights is."""
-
-Device = Literal["cpu", "cuda"]
-
-
-def choose_device(asked: str, *, place: str = "--device", error: type[InputError] = InputError) -> Device:
-    """Return the device on which a model runs.
-
-    Args:
-        asked: `cpu`, `cuda`, or `auto` for CUDA if there is a device.
-        place: The option or key that asks, for the error.
-        error: The type of the error.
-
-    Raises:
-        InputError: If CUDA is asked for and there is no device; of the type `error`.
-    """
-    import torch
-
-    available = torch.cuda.is_available()
-    if asked == "cuda" and not available:
-        found = f"cuda, but torch {torch.__version__} finds no CUDA device here"
-        raise error(found, place=place, expected="auto or cpu")
-    return "cuda" if available and asked != "cpu" else "cpu"
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -86,8 +59,8 @@ def require_trainable(folder: Path, backend: str = "mistral-common") -> dict[str
         backend: The recipe's; a class without a tokenizer of Mistral's is trained by `chat-template` alone.
 
     Raises:
-        RecipeError: If the checkpoint is of another class, or is quantised.
-        PinError: As for `read_config`, or if this version of transformers does not have the class.
+        RecipeError: If the checkpoint is of another class.
+        PinError: As for `read_config` and `base_weights`, or if this version of transformers does not have the class.
     """
     config, place = read_config(folder), str(folder / "config.json")
     try:
@@ -107,8 +80,11 @@ def require_trainable(folder: Path, backend: str = "mistral-common") -> dict[str
             next_step="Set backend: chat-template: the base's own chat template is then the only judge of ids.",
         )
     _require_class(architecture, place)
-    if config.get("quantization_config"):
-        raise RecipeError("the base model is quantised", place=place, expected="full weights")
+    # of a commit whose weights are not fetched, the configuration is judged alone
+    if sorted(folder.glob("model*.safetensors")):
+        base_weights(folder)
+    else:
+        quantization_facts(config, place)
     return config
 
 
@@ -180,6 +156,15 @@ def weight_files(folder: Path) -> list[Path]:
     return files
 
 
+def base_weights(folder: Path) -> Weights:
+    """Return the tensors of a checkpoint in full precision; those of an FP8 one are dequantised as they are read.
+
+    Raises:
+        PinError: If there are none, or as for `fp8_layout`.
+    """
+    return full_weights(read_config(folder), weight_files(folder))
+
+
 def linear_layers(folder: Path) -> list[str]:
     """Return the dotted name of every linear layer of the base, in model order, without loading a weight."""
     import torch
@@ -222,6 +207,8 @@ def empty_model(folder: Path) -> Any:
 def load_base(folder: Path, precision: Precision, device: str) -> Any:
     """Load a base from a checkpoint folder by its class, in eval mode, without a key-value cache by default.
 
+    FP8 weights are dequantised to the dtype asked for, on every device.
+
     Args:
         folder: A checkpoint folder with safetensors weights.
         precision: The dtype of the weights, whatever the checkpoint's own.
@@ -232,6 +219,15 @@ def load_base(folder: Path, precision: Precision, device: str) -> Any:
             does not have.
     """
     return _load(folder, precision).to(device)
+
+
+def load_packed(folder: Path, precision: Precision, device: str) -> Any:
+    """Load a base whose weights are stored quantised, as `transformers` loads it.
+
+    Raises:
+        PinError: As for `load_base`.
+    """
+    return _load(folder, precision, packed=True).to(device)
 
 
 def load_nf4(folder: Path, precision: Precision, device: str) -> Any:
@@ -260,16 +256,26 @@ def load_nf4(folder: Path, precision: Precision, device: str) -> Any:
     return _load(folder, precision, quantization_config=quantization, device_map={"": device})
 
 
-def _load(folder: Path, precision: Precision, **options: Any) -> Any:
+def _load(folder: Path, precision: Precision, *, packed: bool = False, **options: Any) -> Any:
+    from transformers import GenerationConfig
+
     model_class = architecture_in(folder).model_class()
     weight_files(folder)
     # transformers would load the base that this file names instead, and put the adapter on it, unread by us
     if (folder / "adapter_config.json").exists():
         found = "the folder of the base has an adapter, which transformers would put on it"
         raise PinError(found, place=str(folder / "adapter_config.json"), expected="a base without adapter")
+    weights = None if packed else base_weights(folder)
+    config = model_class.config_class.from_pretrained(folder)
+    if is_fp8 := isinstance(weights, DequantizedWeights):
+        # transformers keeps FP8 weights on some devices, and takes the size of a block from the shape of the scales.
+        # Given full weights, it makes them the model's own without a copy
+        for part in (config, config.get_text_config()):
+            vars(part).pop("quantization_config", None)
+        options["state_dict"] = {name: weights[name].to(torch_dtype(precision)) for name in weights}
     model, report = model_class.from_pretrained(
-        folder,
-        config=model_class.config_class.from_pretrained(folder),
+        None if is_fp8 else folder,
+        config=config,
         dtype=torch_dtype(precision),
         use_safetensors=True,
         output_loading_info=True,
@@ -281,13 +287,10 @@ def _load(folder: Path, precision: Precision, **options: Any) -> Any:
     for kind, names in wrong.items():
         if names:
             raise PinError(f"{kind.replace('_', ' ')}: {', '.join(map(str, names[:5]))}", place=str(folder))
+    if is_fp8:
+        model.config.name_or_path = model.name_or_path = str(folder)
+        if (folder / "generation_config.json").is_file():
+            model.generation_config = GenerationConfig.from_pretrained(folder)
     # training has no use for a key-value cache, and gradient checkpointing cannot work with one
     model.config.get_text_config().use_cache = False
     return model
-
-
-def torch_dtype(precision: Precision) -> torch.dtype:
-    """Return the torch dtype of a precision."""
-    import torch
-
-    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]

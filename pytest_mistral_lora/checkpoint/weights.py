@@ -171,6 +171,11 @@ class Weights(Mapping[str, "torch.Tensor"]):
         """Return the number of tensors."""
         return len(self.infos)
 
+    @property
+    def stored(self) -> Weights:
+        """The tensors as the files have them: these."""
+        return self
+
     def names_in(self, file: Path) -> list[str]:
         """Return the names of one file's tensors, in the order of the data."""
         return [name for name, info in self.infos.items() if info.file == file]

@@ -198,7 +198,7 @@ def _device_name(config: pytest.Config) -> str:
         raise pytest.UsageError(f"{source}: {device!r}; expected one of {', '.join(_DEVICES)}")
     # refused here, not left to the models: a run on the CPU would pass without the checks that were asked for
     if device == "cuda":
-        from pytest_mistral_lora.checkpoint.base_model import choose_device
+        from pytest_mistral_lora.checkpoint.devices import choose_device
         from pytest_mistral_lora.errors import InputError
 
         try:

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pytest_mistral_lora.chat.reading import parse_json, read_bounded
-from pytest_mistral_lora.checkpoint.base_model import PRECISIONS, Precision, weight_files
+from pytest_mistral_lora.checkpoint.base_model import weight_files
+from pytest_mistral_lora.checkpoint.devices import PRECISIONS, Precision
 from pytest_mistral_lora.checkpoint.encoder import Encoder, make_encoder
 from pytest_mistral_lora.checkpoint.tokenizers import TOKENIZER_JSON, CheckpointTokenizer, oracle_file
 from pytest_mistral_lora.checkpoint.weights import TensorInfo, Weights, read_header

@@ -12,6 +12,7 @@ from typing import Any
 
 from pytest_mistral_lora.checkpoint.architectures import text_part
 from pytest_mistral_lora.checkpoint.base_model import architecture_in, read_config
+from pytest_mistral_lora.checkpoint.fp8 import is_fp8, quantization_facts
 from pytest_mistral_lora.checkpoint.hub_cache import cached_snapshot
 from pytest_mistral_lora.checkpoint.pins import resolve
 from pytest_mistral_lora.errors import InputError, MistralLoraError, PinError, one_line
@@ -111,7 +112,8 @@ def base_config(folder: Path) -> dict[str, Any]:
     from transformers import AutoConfig
 
     place = str(folder / "config.json")
-    layers = text_part(read_config(folder)).get("num_hidden_layers", 1)
+    config = read_config(folder)
+    layers = text_part(config).get("num_hidden_layers", 1)
     if type(layers) is not int or not 0 < layers <= _MOST_LAYERS:
         raise PinError(f"num_hidden_layers is {layers!r}"[:200], place=place, expected=f"1 to {_MOST_LAYERS}")
     try:
@@ -130,8 +132,12 @@ def base_config(folder: Path) -> dict[str, Any]:
             "rope_type": kind
         }
         found["tie_word_embeddings"] = bool(whole.tie_word_embeddings)
+        if is_fp8(config):
+            found["quantization"] = quantization_facts(config, place)
         # plain JSON, as the manifest has it: a configuration may hold tuples
         plain: dict[str, Any] = json.loads(json.dumps(found, sort_keys=True))
+    except PinError:
+        raise
     except Exception as error:  # a value of a wrong type fails anywhere
         raise PinError(f"transformers cannot read it: {one_line(error)}", place=place) from error
     return plain

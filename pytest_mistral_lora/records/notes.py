@@ -127,20 +127,19 @@ def _decision(manifest: Mapping[str, Any]) -> str:
 
 def _precision(training: Mapping[str, Any]) -> str:
     quantized = f" in {training['quantization']}" if training.get("quantization") else ""
+    quantized += f", dequantised from FP8 ({one['scaling']})" if (one := training.get("dequantized")) else ""
     kernels = f", {training['kernels']} kernels" if training.get("kernels") else ""
-    base = f"{training['precision']} base{quantized}"
     checkpointed = ", activations computed twice" if training["activation_checkpointing"] else ""
     window = f", attention over {training['sliding_window']} tokens" if training["sliding_window"] else ""
-    return f"{base}, {training['adapter_dtype']} adapter, on {training['device']}{kernels}{checkpointed}{window}"
+    weights = f"{training['precision']} base{quantized}, {training['adapter_dtype']} adapter"
+    return f"{weights}, on {training['device']}{kernels}{checkpointed}{window}"
 
 
 def _evaluation(manifest: Mapping[str, Any]) -> str:
     lines = ["## Evaluation", ""]
     for one in manifest["evaluation"]:
-        values = (
-            f"{value:.6g}" if isinstance(value, float) else json.dumps(value, ensure_ascii=False)
-            for value in one["results"].values()
-        )
+        results = one["results"].values()
+        values = (f"{one:.6g}" if isinstance(one, float) else json.dumps(one, ensure_ascii=False) for one in results)
         # a bar would end the cell of the table
         cells = (value.replace("|", "\\|") for value in values)
         lines += [f"`{one['command']}`", "", _table(zip(one["results"], cells, strict=True)), ""]

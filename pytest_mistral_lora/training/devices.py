@@ -15,7 +15,7 @@ from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
-from pytest_mistral_lora.checkpoint.base_model import choose_device
+from pytest_mistral_lora.checkpoint.devices import choose_device
 from pytest_mistral_lora.errors import InputError, MachineError, RecipeError
 from pytest_mistral_lora.training.recipe import Recipe, Training
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import signal
 from collections.abc import Mapping, Sequence
@@ -30,10 +31,11 @@ from pytest_mistral_lora.training.prepare import Preparation, check_output, logg
 from pytest_mistral_lora.training.recipe import Recipe
 from pytest_mistral_lora.training.rows.loading import RunData
 from pytest_mistral_lora.training.run_folder import OtherRunError, RunFolder, SealCheckpoint, step_of
-from pytest_mistral_lora.training.run_metadata import run_facts
+from pytest_mistral_lora.training.run_metadata import dequantization, run_facts
 from pytest_mistral_lora.training.save import Adapter, rendered, write_run
 from pytest_mistral_lora.training.step.trainer import LoraTrainer
 
+_LOG = logging.getLogger(__name__)
 _PROBED_ROWS = 8
 _NAMED_ROWS = 20
 
@@ -116,6 +118,12 @@ def _train(
     prepared: Preparation, folder: RunFolder, checkpoint: Path | None, progress: Progress, stop: StopRequest
 ) -> RunResult:
     recipe, training, data = prepared.recipe, prepared.recipe.training, prepared.data
+    if dequantized := dequantization(training, prepared.base):
+        stored, full = (dequantized[key] / 1e9 for key in ("stored_bytes", "bytes"))
+        _LOG.warning(
+            "base: FP8, %s, %.3g GB on disk; dequantised to %s, it takes %.3g GB of memory",
+            *(dequantized["scaling"], stored, precision_of(training), full),
+        )
     load = load_nf4 if recipe.base.quantization else load_base
     model = load(prepared.base, precision_of(training), device_of(training))
     apply_kernels(model, training)

@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pytest_mistral_lora.checkpoint.architectures import text_part
+from pytest_mistral_lora.checkpoint.base_model import base_weights
+from pytest_mistral_lora.checkpoint.dequantized import DequantizedWeights
+from pytest_mistral_lora.checkpoint.devices import torch_dtype
 from pytest_mistral_lora.records.base_location import base_config
 from pytest_mistral_lora.records.data_stats import removed_counts, token_stats
 from pytest_mistral_lora.records.files import base_weights_sha256, joint_sha256
@@ -19,7 +22,7 @@ from pytest_mistral_lora.training.adapter import peft_targets
 from pytest_mistral_lora.training.callbacks import skipped_steps
 from pytest_mistral_lora.training.devices import device_count, on_gpu, precision_of
 from pytest_mistral_lora.training.generate import Completion
-from pytest_mistral_lora.training.recipe import Recipe
+from pytest_mistral_lora.training.recipe import Recipe, Training
 from pytest_mistral_lora.training.rows.loading import RunData
 
 if TYPE_CHECKING:
@@ -95,7 +98,8 @@ def run_facts(
         },
         "training": training_facts(
             recipe, prepared.config, state, resumed_from=resumed_from, memory_changes=memory_changes
-        ),
+        )
+        | ({"dequantized": dequantized} if (dequantized := dequantization(recipe.training, base)) else {}),
         "recipe": recipe.as_written(),
         "environment": {**environment(), "code": code_of(recipe.folder)},
         "evaluation": _evaluation(log, completions, rates),
@@ -162,6 +166,13 @@ def training_facts(
         "memory_relief": list(memory_changes),
         "resumed_from_step": resumed_from,
     }
+
+
+def dequantization(training: Training, base: Path) -> dict[str, Any] | None:
+    """Return the manifest's `training.dequantized`: the layout of an FP8 base, and its bytes; None for full weights."""
+    weights = base_weights(base)
+    itemsize = torch_dtype(precision_of(training)).itemsize
+    return weights.facts(itemsize) if isinstance(weights, DequantizedWeights) else None
 
 
 def _evaluation(

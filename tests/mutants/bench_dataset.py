@@ -522,10 +522,22 @@ def configuration_with_a_billion_layers(artifact: Artifact) -> None:
     artifact["config"]["num_hidden_layers"] = 10**9
 
 
-@mutant("ML641", says="is quantised")
+@mutant("ML641", says="is quantised: quant_method 'bitsandbytes'")
 def quantised_base(artifact: Artifact) -> None:
     """The base is saved in 8 bits."""
-    artifact["config"]["quantization_config"] = {"quant_method": "fp8"}
+    artifact["config"]["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_8bit": True}
+
+
+@mutant("ML641", says="quant_method 'modelopt', quant_algo 'NVFP4'")
+def base_in_nvfp4(artifact: Artifact) -> None:
+    """The base is in NVFP4, as some of Mistral's checkpoints are."""
+    artifact["config"]["quantization_config"] = {"quant_method": "modelopt", "quant_algo": "NVFP4"}
+
+
+@mutant("ML641", says="weight_block_size is [128]")
+def fp8_base_with_a_block_of_one_side(artifact: Artifact) -> None:
+    """The base is in FP8, and the size of a block has one side only."""
+    artifact["config"]["quantization_config"] = {"quant_method": "fp8", "weight_block_size": [128]}
 
 
 @mutant("ML641", says="the tokenizer has 32768 ids, the model 32000")

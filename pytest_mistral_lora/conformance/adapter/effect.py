@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pytest_mistral_lora.checkpoint.base_model import weight_files
+from pytest_mistral_lora.checkpoint.base_model import base_weights
 from pytest_mistral_lora.checkpoint.weights import Weights
 from pytest_mistral_lora.conformance.adapter.layout import PREFIX, AdapterLayout
 from pytest_mistral_lora.conformance.adapter.weights import LARGEST
@@ -99,7 +99,7 @@ def start_findings(folder: AdapterFolder, layout: AdapterLayout, base: Path) -> 
     undecided = f"init_lora_weights is {short_json(start)}, which needs a base of its own, and {base} does not show it"
     shares: list[float] = []
     try:
-        adapter, weights = Weights([folder.tensors_file]), Weights(weight_files(base))
+        adapter, weights = Weights([folder.tensors_file]), base_weights(base)
         layers = [layer for layer in layout.scalings if f"{layer}.weight" in weights]
         for layer in layers[:: max(1, len(layers) // _LAYERS_READ)]:
             a, b = (adapter[f"{PREFIX}{layer}{side}"].float() for side in (_A, _B))

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pytest_mistral_lora.checkpoint.base_model import is_tied, load_base, weight_files
+from pytest_mistral_lora.checkpoint.base_model import is_tied, load_base, read_config, weight_files
+from pytest_mistral_lora.checkpoint.fp8 import is_fp8
 from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.errors import InputError, MistralLoraError, PinError, and_more, one_line
 from pytest_mistral_lora.records.adapter_folder import AdapterFolder
@@ -131,7 +132,9 @@ def fit_findings(folder: AdapterFolder, base: Path) -> Iterator[Finding]:
 def memory_shortage(base: Path) -> str:
     """Return why a base is not loaded; empty if it fits into half of the free memory as float32."""
     try:
-        size = 2 * sum(file.stat().st_size for file in weight_files(base))  # most bases are in two bytes a number
+        # as float32; most bases are in two bytes a number
+        growth = 4 if is_fp8(read_config(base)) else 2
+        size = growth * sum(file.stat().st_size for file in weight_files(base))
     except PinError as error:
         return str(error)
     free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 0

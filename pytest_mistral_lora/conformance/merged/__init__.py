@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from pytest_mistral_lora.chat.reading import read_json
-from pytest_mistral_lora.checkpoint.base_model import read_config, weight_files
+from pytest_mistral_lora.checkpoint.base_model import base_weights, read_config
+from pytest_mistral_lora.checkpoint.fp8 import declared_quantization, is_fp8
 from pytest_mistral_lora.checkpoint.weights import DTYPES, Weights
 from pytest_mistral_lora.conformance.base_tokenizer import template_result, tokenizer_result
 from pytest_mistral_lora.conformance.checks import Check, Settings
@@ -110,9 +111,10 @@ class MergedChecks:
                 return base.missing
             if base.folder.resolve() == self.folder.path.resolve():
                 return "the base is this folder itself: give the base before merging"
-            if read_config(base.folder).get("quantization_config"):
+            config = read_config(base.folder)
+            if declared_quantization(config) and not is_fp8(config):
                 return f"the base {base.folder} is quantised: give the one in full precision"
-            return Weights(weight_files(base.folder))
+            return base_weights(base.folder)
         except MistralLoraError as error:
             return f"the base cannot be read: {error}"
 

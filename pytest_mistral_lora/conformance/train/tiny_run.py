@@ -21,7 +21,7 @@ from filelock import FileLock
 
 from pytest_mistral_lora.chat.oracle import Oracle
 from pytest_mistral_lora.chat.reading import read_json
-from pytest_mistral_lora.checkpoint.base_model import choose_device
+from pytest_mistral_lora.checkpoint.devices import choose_device
 from pytest_mistral_lora.conformance.targets import Target
 from pytest_mistral_lora.conformance.train import measure_laws
 from pytest_mistral_lora.conformance.train.harness import TinyFolder, TrainerHarness

@@ -13,7 +13,8 @@ from transformers import GenerationConfig
 
 from pytest_mistral_lora.chat.encoded import IGNORE_INDEX, EncodedRow
 from pytest_mistral_lora.chat.rows import Row
-from pytest_mistral_lora.checkpoint.base_model import Precision, load_base, load_nf4
+from pytest_mistral_lora.checkpoint.base_model import load_base, load_nf4
+from pytest_mistral_lora.checkpoint.devices import Precision
 from pytest_mistral_lora.checkpoint.encoder import Encoder
 from pytest_mistral_lora.errors import InputError, one_line
 from pytest_mistral_lora.records.adapter_config import CONFIG

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 
 from pytest_mistral_lora.chat.completions import FormatVerdict, verdicts
-from pytest_mistral_lora.checkpoint.base_model import Precision
+from pytest_mistral_lora.checkpoint.devices import Precision
 from pytest_mistral_lora.checkpoint.encoder import Encoder
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.records.transcripts import TRANSCRIPTS, Transcript, load_folder

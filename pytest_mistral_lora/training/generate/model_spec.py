@@ -12,7 +12,8 @@ from pydantic import ValidationError
 
 from pytest_mistral_lora.chat.completions import FormatCheck
 from pytest_mistral_lora.chat.rows import Row
-from pytest_mistral_lora.checkpoint.base_model import Precision, choose_device, load_base
+from pytest_mistral_lora.checkpoint.base_model import load_base
+from pytest_mistral_lora.checkpoint.devices import Precision, choose_device
 from pytest_mistral_lora.checkpoint.encoder import Encoder
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.records.adapter_folder import AdapterFolder

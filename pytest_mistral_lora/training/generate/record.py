@@ -10,7 +10,7 @@ import torch
 
 from pytest_mistral_lora.chat.completions import AnswerToCheck, FormatCheck, verdicts
 from pytest_mistral_lora.chat.rows import Row
-from pytest_mistral_lora.checkpoint.base_model import Precision
+from pytest_mistral_lora.checkpoint.devices import Precision
 from pytest_mistral_lora.checkpoint.encoder import Encoder
 from pytest_mistral_lora.checkpoint.tokenizers import oracle_file
 from pytest_mistral_lora.errors import NoOracleError

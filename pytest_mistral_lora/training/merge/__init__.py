@@ -13,7 +13,9 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from pytest_mistral_lora.checkpoint.base_model import PRECISIONS, load_base, load_nf4, read_config
+from pytest_mistral_lora.checkpoint.base_model import load_nf4, load_packed, read_config
+from pytest_mistral_lora.checkpoint.devices import PRECISIONS
+from pytest_mistral_lora.checkpoint.fp8 import declared_quantization, is_fp8
 from pytest_mistral_lora.checkpoint.tokenizers import TOKENIZER_JSON
 from pytest_mistral_lora.checkpoint.weights import Weights
 from pytest_mistral_lora.errors import InputError
@@ -65,7 +67,7 @@ def dequantized(spec: ModelSpec, output: Path, *, asked: bool) -> Iterator[Path]
         return
     temporary = Path(tempfile.mkdtemp(dir=output.parent, prefix=f".{output.name}."))
     try:
-        packed = bool(read_config(base).get("quantization_config"))
+        packed = declared_quantization(read_config(base)) is not None
         if not packed and spec.quantization is None:
             raise InputError(
                 "neither the base nor its training was quantised: its weights are full ones",
@@ -74,7 +76,7 @@ def dequantized(spec: ModelSpec, output: Path, *, asked: bool) -> Iterator[Path]
             )
         try:
             # a full base that was trained on in 4 bits is quantised first: the adapter learned to correct those weights
-            model = load_base(base, precision, device) if packed else load_nf4(base, precision, device)
+            model = load_packed(base, precision, device) if packed else load_nf4(base, precision, device)
             model = model.dequantize()
         except (ImportError, NotImplementedError, ValueError) as error:  # transformers' own, by method and library
             cause = " ".join(str(error).split())
@@ -158,9 +160,10 @@ def merge(
         refuse_quantized(base)  # before its weights are hashed, which takes time
     spec = merge_source(adapter, base, device=device)
     _check_output(output, adapter, spec.base)  # again: now the base is known in any case
+    # FP8 weights are dequantised wherever they are read
+    dequantize = dequantize and not is_fp8(read_config(spec.base))
     with sole_writer(output), _disk_errors(output), dequantized(spec, output, asked=dequantize) as full:
-        weights = weights_of(full)
-        require_full_weights(full, weights)
+        weights = require_full_weights(full)
         written = merge_dtype(full, weights, dtype)
         tensors = Weights([spec.folder.tensors_file])
         changes = plan_merge(adapter, tensors, full, weights)

@@ -14,6 +14,7 @@ from pytest_mistral_lora.chat.oracle import Oracle
 from pytest_mistral_lora.chat.reading import read_json
 from pytest_mistral_lora.checkpoint.architectures import TIE
 from pytest_mistral_lora.checkpoint.base_model import read_config
+from pytest_mistral_lora.checkpoint.fp8 import without_quantization
 from pytest_mistral_lora.checkpoint.pins import TEXT_FILES
 from pytest_mistral_lora.checkpoint.tokenizer_folder import TOKENIZER_CONFIG
 from pytest_mistral_lora.checkpoint.tokenizers import TEKKEN, TOKENIZER_JSON, convert, oracle_file
@@ -33,8 +34,7 @@ PLAIN = "tokenizer.model"
 def write_companions(folder: Path, spec: ModelSpec, dtype: str) -> None:
     """Write the files that a model needs beside its weights: the base's configuration, and the adapter's tokenizer."""
     adapter, base = spec.folder.path, spec.base
-    config = {key: value for key, value in read_config(base).items() if key != "quantization_config"}
-    config = with_ties(config, weights_of(folder))
+    config = with_ties(without_quantization(read_config(base)), weights_of(folder))
     write_json(folder / "config.json", _with_dtype(config, dtype))
     # the processor of images, generation, a system prompt: as they are; the adapter's own tokenizer files come after
     kept = (file for pattern in _KEPT for file in sorted(base.glob(pattern)) if file.is_file())

@@ -255,9 +255,12 @@ def write_weights(
         for file in base.files:
             shapes = {name: base.infos[name].shape for name in base.names_in(file)}
             bar.set_postfix_str(file.name)
-            write_safetensors(folder / file.name, shapes, dtype, merged)
+            if shapes:  # a file may have held nothing but scales of FP8 weights
+                write_safetensors(folder / file.name, shapes, dtype, merged)
     index = base.files[0].with_name(INDEX)
     if index.is_file():
         data = read_json(index)
         metadata = {**data.get("metadata", {}), "total_size": written_size(base, dtype)}
-        write_json(folder / INDEX, {**data, "metadata": metadata})
+        # of an FP8 base, the merged weights have no scales
+        places = {name: file for name, file in data.get("weight_map", {}).items() if name in base}
+        write_json(folder / INDEX, {**data, "metadata": metadata, "weight_map": places})

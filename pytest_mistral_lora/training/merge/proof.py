@@ -16,7 +16,8 @@ from safetensors.torch import load_file, save_file
 from pytest_mistral_lora.chat.fields import ROW_KEYS
 from pytest_mistral_lora.chat.reading import read_json
 from pytest_mistral_lora.chat.rows import parse_row
-from pytest_mistral_lora.checkpoint.base_model import load_base, read_config, weight_files
+from pytest_mistral_lora.checkpoint.base_model import base_weights, load_base, read_config, weight_files
+from pytest_mistral_lora.checkpoint.fp8 import declared_quantization, is_fp8
 from pytest_mistral_lora.checkpoint.weights import DTYPES, Weights
 from pytest_mistral_lora.errors import InputError, MergeError
 from pytest_mistral_lora.records.adapter_config import CONFIG
@@ -81,13 +82,13 @@ def merge_source(adapter: Path, base: Path | None, *, device: str) -> ModelSpec:
 
 
 def refuse_quantized(base: Path) -> None:
-    """Refuse a base with quantised weights, by its configuration.
+    """Refuse a base with quantised weights other than FP8, by its configuration.
 
     Raises:
         InputError: With the method of quantisation.
     """
-    quantization = read_config(base).get("quantization_config")
-    if quantization:
+    quantization = declared_quantization(config := read_config(base))
+    if quantization and not is_fp8(config):
         method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
         raise InputError(
             f"the base is quantised ({method}): an adapter cannot be added to packed weights",
@@ -97,34 +98,33 @@ def refuse_quantized(base: Path) -> None:
         )
 
 
-def require_full_weights(base: Path, weights: Weights) -> None:
-    """Refuse a base that is quantised, or that transformers would not load as its files are.
+def require_full_weights(base: Path) -> Weights:
+    """Return a base's tensors in full precision, those in FP8 dequantised.
 
     Raises:
-        InputError: If a weight is not of full precision, if an adapter is in the base's folder, or if the index
-            differs from the files.
+        PinError: As for `base_weights`.
+        InputError: If an adapter is in the base's folder, or if the index differs from the files.
     """
     refuse_quantized(base)
+    weights = base_weights(base)
     packed = next((name for name, info in weights.infos.items() if info.dtype not in _DTYPE_NAMES), None)
     if packed is not None:
-        raise InputError(
-            f"{packed} is in {weights.infos[packed].dtype}",
-            place=str(weights.infos[packed].file),
-            expected=f"full weights: {', '.join(DTYPES)}",
-        )
+        info = weights.infos[packed]
+        raise InputError(f"{packed} is in {info.dtype}", place=str(info.file), expected=f"one of {', '.join(DTYPES)}")
     if (base / CONFIG).is_file():
         raise InputError(
             "the base has an adapter in its folder, which transformers puts on it", place=str(base / CONFIG)
         )
     index = base / INDEX
     if len(weights.files) == 1 and not index.is_file():
-        return
+        return weights
     # transformers loads by the index, and this module by the files: they must agree
     listed = read_json(index).get("weight_map")
-    found = {name: info.file.name for name, info in weights.infos.items()}
+    found = {name: info.file.name for name, info in weights.stored.infos.items()}
     if listed != found:
         odd = sorted(dict(found.items() ^ (listed or {}).items()))[:1] or ["weight_map"]
         raise InputError(f"{odd[0]} is not where the index says", place=str(index), expected="an index of these files")
+    return weights
 
 
 def merge_dtype(base: Path, weights: Weights, asked: str) -> str:

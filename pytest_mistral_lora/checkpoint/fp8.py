@@ -1,0 +1,227 @@
+"""FP8 checkpoints: the layout of their scales, declared and checked.
+
+The layout is the one that transformers' fine-grained FP8 writes: a matrix of e4m3 numbers, and beside it
+`weight_scale_inv`, either one number for the matrix or one for each block of `weight_block_size`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pytest_mistral_lora.checkpoint.weights import DTYPES, TensorInfo, Weights
+from pytest_mistral_lora.errors import PinError
+
+METHOD = "fp8"
+"""`quant_method` of transformers' fine-grained FP8."""
+
+DEFAULT_BLOCK = (128, 128)
+"""transformers' `weight_block_size` if the key is missing; null is one scale for each matrix."""
+
+_SCALE, _ACTIVATION = "weight_scale_inv", "activation_scale"
+_SCALE_DTYPES = {"float": ("F32", "BF16", "F16"), "ue8m0": ("F8_E8M0", "F32")}
+_LARGEST_WEIGHT = 1e4
+"""No weight of a language model is near it; with the reciprocal of a usual scale, all are above it."""
+
+_E4M3_MAX = 448.0
+_EXPECTED = (
+    f"full weights, or FP8 as transformers writes it: quant_method {METHOD}, matrices in e4m3, and weight_scale_inv "
+    "beside each, one number or one for each block of weight_block_size"
+)
+_OTHER_COPY = "Use a copy of the checkpoint in bf16, or dequantise it with the tool that quantised it."
+_PACKED = frozenset({"U8", "I8", "F4", "F6_E2M3", "F6_E3M2"})
+
+
+@dataclass(frozen=True)
+class Fp8Layout:
+    """The matrices of a checkpoint that are in FP8, and their scales.
+
+    Attributes:
+        block: Rows and columns of the block that a scale is for; None if a scale is for a whole matrix.
+        scales: The name of each matrix's scale, by the name of the matrix.
+        dropped: The tensors that a model in full precision does not have: scales of weights and of activations.
+    """
+
+    block: tuple[int, int] | None
+    scales: Mapping[str, str]
+    dropped: frozenset[str]
+
+    @property
+    def scaling(self) -> str:
+        """The layout of the scales in words."""
+        return "one scale a matrix" if self.block is None else f"blocks of {self.block[0]} x {self.block[1]}"
+
+
+def declared_quantization(config: Mapping[str, Any]) -> Any:
+    """Return the `quantization_config` of a checkpoint, or that of its `text_config`; None if it has none."""
+    text = config.get("text_config")
+    return config.get("quantization_config") or (text.get("quantization_config") if isinstance(text, dict) else None)
+
+
+def without_quantization(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a configuration without its `quantization_config`, at every level."""
+    plain = {key: value for key, value in config.items() if key != "quantization_config"}
+    text = plain.get("text_config")
+    return {**plain, "text_config": without_quantization(text)} if isinstance(text, dict) else plain
+
+
+def is_fp8(config: Mapping[str, Any]) -> bool:
+    """Report whether a configuration declares FP8 weights; nothing is checked."""
+    declared = declared_quantization(config)
+    return isinstance(declared, dict) and declared.get("quant_method") == METHOD
+
+
+def quantization_facts(config: Mapping[str, Any], place: str) -> dict[str, Any] | None:
+    """Return the declared values that decide the numbers of an FP8 checkpoint; None if its weights are full ones.
+
+    Args:
+        config: Its `config.json`.
+        place: The path of that file.
+
+    Raises:
+        PinError: If the weights are quantised otherwise, or a value is not one of the layout.
+    """
+    declared = declared_quantization(config)
+    if declared is None:
+        return None
+    if not is_fp8(config):
+        raise _other_method(declared, place)
+    block, form = declared.get("weight_block_size", DEFAULT_BLOCK), declared.get("scale_fmt", "float")
+    sides = block if isinstance(block, list | tuple) else ()
+    if block is not None and (len(sides) != 2 or any(type(side) is not int or side < 1 for side in sides)):
+        raise _refused(f"weight_block_size is {_short(block)}", place, "null, or two sizes of at least 1")
+    for key, known in (("scale_fmt", tuple(_SCALE_DTYPES)), ("fmt", ("e4m3",)), ("expert_dtype", (METHOD,))):
+        if declared.get(key, known[0]) not in known:
+            raise _refused(f"{key} is {_short(declared[key])}", place, " or ".join(known))
+    return {"quant_method": METHOD, "weight_block_size": None if block is None else list(block), "scale_fmt": form}
+
+
+def fp8_layout(config: Mapping[str, Any], weights: Weights, place: str) -> Fp8Layout | None:
+    """Return the layout of a checkpoint's FP8 weights, all of it checked; None if its weights are full ones.
+
+    Only the scales are read, not the weights.
+
+    Args:
+        config: Its `config.json`.
+        weights: Its tensors.
+        place: The path of its `config.json`.
+
+    Raises:
+        PinError: If a scale is missing, does not fit its matrix, or is not a positive finite number; if the
+            configuration contradicts the files; if the weights are quantised in any other way.
+    """
+    facts, infos = quantization_facts(config, place), weights.infos
+    matrices = [name for name, info in infos.items() if _is_quantised(name, info)]
+    if facts is None:
+        if matrices:
+            found = f"{matrices[0]} is in {infos[matrices[0]].dtype}, and config.json has no quantization_config"
+            full = f"full weights: {', '.join(DTYPES)}"
+            raise PinError(found, place=str(infos[matrices[0]].file), expected=full, next_step=_OTHER_COPY)
+        return None
+    block = None if facts["weight_block_size"] is None else (*facts["weight_block_size"],)
+    pairs = {name: name.removesuffix("weight") + _SCALE for name in matrices}
+    scales = {name for name in infos if name.endswith("_scale_inv")}
+    for name, scale in pairs.items():
+        _check_matrix(name, infos[name])
+        if scale not in infos:
+            raise _missing_scale(name, scale, infos)
+        _check_scale(infos[scale], scale, infos[name], name, block, _SCALE_DTYPES[facts["scale_fmt"]])
+    if alone := sorted(scales - set(pairs.values())):
+        found = f"{alone[0]} is the scale of no matrix in FP8"
+        raise _refused(found, str(infos[alone[0]].file), "a matrix in F8_E4M3 beside each scale")
+    if not pairs:
+        raise PinError(
+            f"quantization_config declares {METHOD}, and no tensor is in FP8",
+            place=place,
+            expected="matrices in F8_E4M3, each with its scale",
+            next_step="If the weights are full ones, remove quantization_config from config.json.",
+        )
+    _check_values(weights, pairs)
+    activations = (name.removesuffix("weight") + _ACTIVATION for name in matrices)
+    dropped = {*pairs.values(), *(name for name in activations if name in infos)}
+    return Fp8Layout(block, pairs, frozenset(dropped))
+
+
+def _is_quantised(name: str, info: TensorInfo) -> bool:
+    return (info.dtype.startswith("F8_") and not name.endswith("_scale_inv")) or info.dtype in _PACKED
+
+
+def _check_matrix(name: str, info: TensorInfo) -> None:
+    if info.dtype != "F8_E4M3":
+        raise _refused(f"{name} is in {info.dtype}", str(info.file), "F8_E4M3, or a full weight")
+    if len(info.shape) != 2 or not name.endswith(".weight"):
+        experts = ": experts in one tensor" if "expert" in name else ""
+        found = f"{name} is FP8 of shape {list(info.shape)}{experts}"
+        raise _refused(found, str(info.file), "FP8 in matrices alone, each named weight")
+
+
+def _missing_scale(name: str, scale: str, infos: Mapping[str, TensorInfo]) -> PinError:
+    beside = [one for one in infos if one.startswith(name.removesuffix("weight")) and one != name]
+    others = f"; beside it are {', '.join(beside[:3])}" if beside else ""
+    return _refused(f"{name} is in FP8, and its scale is missing{others}", str(infos[name].file), scale)
+
+
+def _check_scale(
+    info: TensorInfo,
+    name: str,
+    matrix: TensorInfo,
+    matrix_name: str,
+    block: tuple[int, int] | None,
+    dtypes: Sequence[str],
+) -> None:
+    place, shape = str(info.file), list(info.shape)
+    if info.dtype not in dtypes:
+        raise _refused(f"{name} is in {info.dtype}", place, " or ".join(dtypes))
+    if block is None:
+        # transformers holds a number without dimensions, and saves one in a list or a matrix of one
+        if shape not in ([], [1], [1, 1]):
+            raise _refused(f"{name} has shape {shape}, and weight_block_size is null", place, "one number")
+        return
+    rows, columns = matrix.shape
+    if rows % block[0] or columns % block[1]:
+        found = f"{matrix_name} has shape {list(matrix.shape)}, which blocks of {block[0]} x {block[1]} do not divide"
+        raise _refused(found, str(matrix.file), "a matrix of whole blocks, or a full one")
+    grid = [rows // block[0], columns // block[1]]
+    if shape != grid:
+        turned = ", which is transposed" if shape == grid[::-1] else ""
+        expected = f"{grid}: one number for each block of {block[0]} x {block[1]} in {rows} x {columns}"
+        raise _refused(f"{name} has shape {shape}{turned}", place, expected)
+
+
+def _check_values(weights: Weights, scales: Mapping[str, str]) -> None:
+    for matrix, name in scales.items():
+        values = weights[name].float().reshape(-1)
+        least, most = values.min().item(), values.max().item()
+        # a NaN makes both of them NaN
+        if math.isfinite(least) and least > 0 and most * _E4M3_MAX <= _LARGEST_WEIGHT:
+            continue
+        wrong = least if not least > 0 else most
+        found = f"{name} has the scale {wrong:g}"
+        if wrong > 0 and math.isfinite(wrong):
+            found += f", with which {matrix} has weights up to {wrong * _E4M3_MAX:g}: the reciprocal of a scale?"
+        raise _refused(found, str(weights.infos[name].file), "positive finite numbers, by which a weight is multiplied")
+
+
+def _other_method(declared: Any, place: str) -> PinError:
+    keys = ("quant_method", "quant_algo", "format", "quant_type", "bits")
+    given = declared if isinstance(declared, dict) else {"quantization_config": declared}
+    shown = {key: value for key, value in given.items() if key in keys or not isinstance(declared, dict)}
+    # without any of them, its own keys are the only names that it has
+    text = ", ".join(f"{key} {_short(value)}" for key, value in shown.items()) or f"with the keys {_short([*given])}"
+    step = _OTHER_COPY
+    if given.get("quant_method") == "bitsandbytes":
+        step = "Use the full base; base.quantization: nf4 in the recipe loads it in 4 bits."
+    return PinError(f"the base is quantised: {text}", place=place, expected=_EXPECTED, next_step=step)
+
+
+def _refused(found: str, place: str, expected: str) -> PinError:
+    return PinError(
+        f"FP8 in a layout that is not known: {found}", place=place, expected=expected, next_step=_OTHER_COPY
+    )
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:80]}…"
