@@ -22,8 +22,11 @@ from pytest_mistral_lora.conformance.dataset.rows import RowJudge, ScanPlan
 from pytest_mistral_lora.conformance.dataset.tally import SHOWN, DatasetTally, percentile, spread
 from pytest_mistral_lora.conformance.finding import Result
 
-PLAN = ScanPlan(v3().path, "mistral-common", Policy(60, "right"), 0.2, compares=True)
+PLAN = ScanPlan(v3().path, "mistral-common", Policy(60, "right"), 0.2, compares=True, sketches=True)
 CALL = {"id": "a1B2c3D4e", "type": "function", "function": {"name": "weather", "arguments": {"city": "Rome"}}}
+LONG = [
+    f"Which {word} may I take from the hill to the lake on a day with much snow?" for word in ("way", "road", "bus")
+]
 SPIDER = ("How many legs has a spider?", "Eight.", "And an ant?", "Six.")
 ROWS: list[Any] = [
     *(said(f"Question {number % 7}?", f"Answer {number % 9}.") for number in range(SHOWN + 6)),
@@ -37,6 +40,7 @@ ROWS: list[Any] = [
     said("Сколько будет два плюс два?", "Четыре."),
     {"messages": [{"role": "user", "content": "Rome?"}, {"role": "assistant", "tool_calls": [CALL]}]},
     said("x", "y", "z"),
+    *(said(one, LONG[0]) for one in LONG),
 ]
 
 
@@ -53,7 +57,10 @@ def results(tally: DatasetTally, files: list[DataFile]) -> dict[str, Result]:
 def files(tmp_path_factory: pytest.TempPathFactory) -> list[DataFile]:
     folder = tmp_path_factory.mktemp("rows")
     paths = [write_rows(folder / f"{name}.jsonl", rows) for name, rows in {"b": ROWS, "a": ROWS[20:30]}.items()]
-    held_out = write_rows(folder / "held-out.jsonl", [*ROWS[5:8], said("how many legs has a SPIDER", *SPIDER[1:])])
+    held_out = write_rows(
+        folder / "held-out.jsonl",
+        [*ROWS[5:8], said(LONG[1] + " Thanks.", LONG[0]), said("how many legs has a SPIDER", *SPIDER[1:])],
+    )
     return [*(DataFile(path, False) for path in paths), DataFile(held_out, True)]
 
 
@@ -83,7 +90,7 @@ def test_any_parts_in_any_order_are_one_pass(
 
 def test_the_parts_show_every_kind_of_finding_that_a_merge_could_spoil(expected: dict[str, Result]) -> None:
     rules = {finding.rule for result in expected.values() for finding in result.findings}
-    assert rules >= {"ML601", "ML608", "ML609", "ML610", "ML611", "ML612", "ML618", "ML620", "ML632"}
+    assert rules >= {"ML601", "ML608", "ML609", "ML610", "ML611", "ML612", "ML618", "ML620", "ML632", "ML633"}
     facts = dict(expected["statistics"].facts)
     assert dict(expected["backends-agree"].facts)["deviations"]
     assert (facts["rows_refused"], facts["tokens"]["max"], facts["longest_row"][-10:]) == (3, 60, "b.jsonl:29")

@@ -806,3 +806,33 @@ def held_out_but_for_its_unicode_form(artifact: Artifact) -> None:
     row = json.loads(json.dumps(artifact["held_out"][0]))
     row["messages"][0]["content"] = "Was ist ein \uff23af\u00e9?"
     artifact["rows"].append(row)
+
+
+LONG = (
+    "How do I return a lamp that came with a broken shade, if I threw away the box that it was in two weeks ago?",
+    "Send us a picture of the shade and the number of the order, and we will mail you a label and a box for the lamp.",
+)
+
+
+def _nearly_held_out(artifact: Artifact, *texts: str) -> None:
+    artifact["held_out"].append(_said(*LONG))
+    artifact["rows"].append(_said(*texts))
+
+
+@mutant("ML633", "N26", says="nearly the same row is trained on")
+def held_out_but_for_a_word_of_the_question(artifact: Artifact) -> None:
+    """A held-out row is trained on with one word of its question changed."""
+    _nearly_held_out(artifact, LONG[0].replace("lamp", "light"), LONG[1])
+
+
+@mutant("ML633", "N26", says="nearly the same row is trained on")
+def held_out_but_for_words_of_both_texts(artifact: Artifact) -> None:
+    """A held-out row is trained on with another word in its question and in its answer, in capitals."""
+    _nearly_held_out(artifact, LONG[0].replace("weeks", "days").upper(), LONG[1].replace("mail", "send"))
+
+
+@mutant("ML633", "N26", says="nearly the same row is trained on")
+def held_out_but_for_its_system_prompt(artifact: Artifact) -> None:
+    """A held-out row is trained on with another system prompt."""
+    artifact["held_out"].append(_said(*LONG))
+    artifact["rows"].append(_said(*LONG, system="You are the assistant of a shop."))

@@ -343,3 +343,22 @@ class ML632(Example):
         for message in row["messages"]:
             message["content"] = change(message["content"])
         artifact["rows"].append(row)
+
+
+class ML633(Example):
+    question = (
+        "What should I do with the keys of my flat when I leave for the station before six in the morning on Monday?"
+    )
+    answer = "Leave the keys in the small grey box beside the door, and lock it with the code that you got from us."
+
+    def broken(self, artifact: Artifact) -> None:
+        self.add(artifact, self.question.replace("station", "airport"))
+
+    def sound(self, artifact: Artifact) -> None:
+        self.add(artifact, self.question.replace("six", "6").replace("a Monday", "9 May"))
+        artifact["rows"][-1]["messages"][0]["content"] = self.question.replace("six", "7").replace("a Monday", "8 May")
+
+    def add(self, artifact: Artifact, question: str) -> None:
+        for rows, text in ((artifact["rows"], self.question), (artifact["held_out"], question)):
+            messages = [{"role": "user", "content": text}, {"role": "assistant", "content": self.answer}]
+            rows.append({"messages": messages})

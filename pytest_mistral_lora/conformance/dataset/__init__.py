@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from functools import cache, partial
 from pathlib import Path
@@ -23,6 +23,7 @@ from pytest_mistral_lora.errors import (
 )
 
 if TYPE_CHECKING:
+    from pytest_mistral_lora.chat.reading.chunks import DataFile
     from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 
 CASES = (
@@ -34,6 +35,7 @@ CASES = (
     "nothing-is-cut",
     "no-duplicates",
     "no-leakage",
+    "no-near-leakage",
     "no-control-literals",
     "turns-stay-apart",
     "answers-are-not-empty",
@@ -43,7 +45,7 @@ CASES = (
 )
 """Every case, in the order of the report."""
 
-_OF_A_RECIPE = ("split-has-rows", "nothing-is-cut", "no-leakage")
+_OF_A_RECIPE = ("split-has-rows", "nothing-is-cut", "no-leakage", "no-near-leakage")
 """Cases of a split and a length, which rows alone do not have."""
 
 
@@ -142,22 +144,66 @@ def dataset_results(
         PinError: As `check_dataset`.
         TokenizerError: As `check_dataset`.
     """
-    from pytest_mistral_lora.chat.encoded import Policy
-    from pytest_mistral_lora.chat.reading.chunks import DataFile, is_long
-    from pytest_mistral_lora.conformance.dataset.report import report, scan
-    from pytest_mistral_lora.conformance.dataset.rows import ScanPlan
+    no_comparison = _no_comparison(target)
+    results = _judged(target, _files(target), no_comparison, processes=processes, progress=progress)
+    return {case: results[case] for case in CASES}
+
+
+def dataset_statistics(
+    target: RecipeTarget | DatasetTarget, files: Sequence[DataFile] | None = None, **how: Any
+) -> dict[str, Any]:
+    """Return the figures of a dataset, as plain JSON data: one pass over its rows, which compares no backends.
+
+    Args:
+        target: The recipe, or the rows.
+        files: Its data files, if they are opened already.
+        how: `processes` and `progress`, as for `check_dataset`.
+
+    Raises:
+        InputError: As `check_dataset`; and if a file cannot be read.
+    """
+    files = _files(target) if files is None else files
+    results = _judged(target, files, "not compared", near=True, **how)
+    unreadable = [finding for finding in results["rows-are-valid"].findings if finding.rule == "ML602"]
+    if unreadable:
+        # the figures of the other files would be taken for those of the dataset
+        raise InputError(unreadable[0].found, place=unreadable[0].place, expected=unreadable[0].expected)
+    return dict(results["statistics"].facts)
+
+
+def _files(target: RecipeTarget | DatasetTarget) -> list[DataFile]:
+    from pytest_mistral_lora.chat.reading.chunks import DataFile
 
     if isinstance(target, DatasetTarget):
-        files, held_out = [DataFile(target.file, False)], 0.0
-        backend, policy = target.backend, Policy(max_length=sys.maxsize)
-    else:
-        data, backend, policy = target.recipe.data, target.recipe.backend, target.recipe.training.policy
-        files = [*(DataFile(path, False) for path in data.train), *(DataFile(path, True) for path in data.eval)]
-        held_out = data.held_out
-    no_comparison = _no_comparison(target, backend)
+        return [DataFile(target.file, False)]
+    data = target.recipe.data
+    return [*(DataFile(path, False) for path in data.train), *(DataFile(path, True) for path in data.eval)]
+
+
+def _judged(
+    target: RecipeTarget | DatasetTarget, files: Sequence[DataFile], no_comparison: str, near: bool = False, **how: Any
+) -> dict[str, Result]:
+    """Make the pass over the rows of a target, and return the result of each check by case.
+
+    Args:
+        target: The target.
+        files: Its data files.
+        no_comparison: Why the backends are not compared, or nothing if they are.
+        near: Whether to count rows that are nearly the same, though no row is held out.
+        how: `processes` and `progress`, as for `check_dataset`.
+    """
+    from pytest_mistral_lora.chat.encoded import Policy
+    from pytest_mistral_lora.chat.reading.chunks import is_long
+    from pytest_mistral_lora.conformance.dataset.likeness import sketches_available
+    from pytest_mistral_lora.conformance.dataset.report import epoch, report, scan
+    from pytest_mistral_lora.conformance.dataset.rows import ScanPlan
+
+    policy, held_out = Policy(max_length=sys.maxsize), 0.0
+    if isinstance(target, RecipeTarget):
+        policy, held_out = target.recipe.training.policy, target.recipe.data.held_out
     plan = ScanPlan(
         target.tokenizer.path,
-        backend,
+        _backend(target),
         policy,
         held_out,
         compares=not no_comparison,
@@ -165,17 +211,25 @@ def dataset_results(
         official=not no_comparison
         and is_long(files)
         and target.tokenizer.template.source == target.oracle.chat_template(),
+        # only a split makes them worth their time and memory in a check
+        sketches=sketches_available() and (near or bool(held_out) or any(file.is_held_out for file in files)),
     )
-    tally = scan(plan, files, tokenizer=target.tokenizer, processes=processes, progress=progress)
+    tally = scan(plan, files, tokenizer=target.tokenizer, **how)
     results = report(tally, files, plan, place=f"{target.path}, data.held_out", no_comparison=no_comparison)
-    if isinstance(target, DatasetTarget):
-        results["statistics"] = replace(
-            results["statistics"], facts=(*results["statistics"].facts, ("oracle of", target.basis))
-        )
-    return {case: results[case] for case in CASES}
+    facts = results["statistics"].facts
+    if isinstance(target, RecipeTarget):
+        facts += (("epoch", epoch(target.recipe.training, dict(facts))),)
+    else:
+        facts += (("oracle of", target.basis),)
+    results["statistics"] = replace(results["statistics"], facts=facts)
+    return results
 
 
-def _no_comparison(target: RecipeTarget | DatasetTarget, backend: str) -> str:
+def _backend(target: RecipeTarget | DatasetTarget) -> str:
+    return target.backend if isinstance(target, DatasetTarget) else target.recipe.backend
+
+
+def _no_comparison(target: RecipeTarget | DatasetTarget) -> str:
     """Return why the two backends cannot be compared, or nothing if they can.
 
     Raises:
@@ -186,7 +240,7 @@ def _no_comparison(target: RecipeTarget | DatasetTarget, backend: str) -> str:
         "chat-template": lambda: target.tokenizer.template,
     }
     # outside the try: a recipe whose own backend cannot be used has no dataset to check at all
-    needs[backend]()
+    needs[_backend(target)]()
     # the template that mistral-common generates in place of a missing one agrees with it: nothing is loaded for that
     if isinstance(target, DatasetTarget) and not (target.compares and target.tokenizer.has_template):
         return f"{target.tokenizer.path} has no chat template to compare with"

@@ -1,4 +1,4 @@
-"""The likeness of rows: a digest of their folded texts; and the script that they are written in."""
+"""Digests and sketches by which rows are alike, equal but for their form or nearly; and the script of a row."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import re
 import unicodedata
 from collections import Counter
 from functools import cache
+from importlib.util import find_spec
 
 from pytest_mistral_lora.chat.rows import Row, compact_json, text_of
-from pytest_mistral_lora.conformance.dataset.tally import DIGEST_BYTES
+from pytest_mistral_lora.conformance.dataset.tally import DIGEST_BYTES, SKETCH_BYTES
 
 # a sign of a number: 3.14 is not 314, and -5 not 5
 _OF_NUMBER = re.compile(r"(?<=\d)[.,:/](?=\d)|(?<!\w)-(?=\d)")
@@ -75,3 +76,56 @@ def _script_of(character: str) -> str:
     name = unicodedata.name(unicodedata.normalize("NFKC", character)[0], "")
     first = _AFTER_SCRIPT.split(name)[0].title()
     return _SCRIPTS.get(first, first)
+
+
+NUMBERS_END, ASKED_END = 4, 32
+"""End of the digest of a row's numbers in its sketch, and of the part of its questions; its answers are the rest."""
+
+_RUN = 3
+_FEW_WORDS = 8
+# scripts without spaces between words, whose letters count as words: Thai, Lao, Burmese, Khmer, kana, Han
+_UNSPACED = (
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+)
+_WORD = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+")
+_NUMBER = re.compile(r"[-+]?\d+(?:[.,:/]\d+)*")
+
+
+def sketches_available() -> bool:
+    """Return whether the library that makes sketches is installed."""
+    return find_spec("rensa") is not None
+
+
+def row_sketch(row: Row) -> bytes:
+    """Return a sketch of 64 bytes, by which `near_rows` finds rows that are nearly the same, by MinHash.
+
+    System prompts and tools do not count, since many rows share them. Rows with other numbers are other rows, and so
+    are those with another question or answer of fewer than 8 words.
+    """
+    asked: list[str] = []
+    answered: list[str] = []
+    fixed: list[str] = []
+    for message in row.messages:
+        if message["role"] == "system":
+            continue
+        calls = [call["function"] for call in message.get("tool_calls") or ()]
+        text = text_of(message.get("content")) + (compact_json(calls) if calls else "")
+        folded = (text if text.isascii() else unicodedata.normalize("NFKC", text)).casefold()
+        (answered if message["role"] == "assistant" else asked).extend(_WORD.findall(folded))
+        fixed += [message["role"], *_NUMBER.findall(folded)]
+    if max(len(asked), len(answered)) < _FEW_WORDS:
+        fixed.append(row.to_jsonl())  # too short to be near: under another system prompt, "Hello" is another row
+    numbers = hashlib.blake2b(" ".join(fixed).encode(), digest_size=NUMBERS_END).digest()
+    return numbers + _part(asked, ASKED_END - NUMBERS_END) + _part(answered, SKETCH_BYTES - ASKED_END)
+
+
+def _part(words: list[str], size: int) -> bytes:
+    """Return bytes of which two texts have as large a part in common as of their runs of three words."""
+    from rensa import RMinHash
+
+    if len(words) < _FEW_WORDS:
+        return hashlib.blake2b(" ".join(words).encode(), digest_size=size).digest()
+    sketch = RMinHash(num_perm=size, seed=0)
+    sketch.update([" ".join(run) for run in zip(*(words[start:] for start in range(_RUN)), strict=False)])
+    # the low byte of each minimum: 1 of 256 is equal by chance (b-bit minwise hashing, Li and König 2010)
+    return bytes(minimum & 0xFF for minimum in sketch.digest())

@@ -5,28 +5,33 @@ The pass is streamed, in several processes if the data are long, in bounded memo
 
 from __future__ import annotations
 
-from array import array
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import chain
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from pytest_mistral_lora.chat.reading.chunks import Chunk, DataFile, bar, chunks, cpus, in_order, is_long, total_bytes
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.conformance.dataset.foreign_text import SIGNS
+from pytest_mistral_lora.conformance.dataset.repeats import Repeats
 from pytest_mistral_lora.conformance.dataset.row_findings import ON_EVERY_ROW
 from pytest_mistral_lora.conformance.dataset.rows import RowJudge, ScanPlan
 from pytest_mistral_lora.conformance.dataset.tally import (
     DatasetTally,
-    digest_at,
-    equal_groups,
+    cuts,
+    histogram,
     packed_place,
     spread,
     unpacked_place,
 )
 from pytest_mistral_lora.conformance.finding import Finding, Result
 from pytest_mistral_lora.errors import InputError
+
+if TYPE_CHECKING:
+    from pytest_mistral_lora.training.recipe import Training
 
 
 def scan(
@@ -111,10 +116,12 @@ def report(
     for sign in SIGNS:
         if sign.rule in tally.findings and not sign.is_systematic(tally.counts, len(files)):
             tally.findings.rename(sign.rule, sign.note)
+    repeats = Repeats(tally, found.place)
     # rows before prompts: the prompt of a row that is trained on as a whole is not reported once more
-    found.note_repeated_rows()
-    found.note_alike_rows()
-    found.note_repeated_prompts()
+    repeats.note_repeated_rows()
+    repeats.note_alike_rows()
+    repeats.note_near_rows()
+    repeats.note_repeated_prompts()
     of = tally.findings.of
     deviations = {name: count for name, (count, *_) in sorted(tally.deviations.items())}
     cut, changed = (
@@ -133,12 +140,13 @@ def report(
         ),
         "no-duplicates": Result(tuple(of("ML608", "ML609"))),
         "no-leakage": Result(tuple(of("ML610", "ML611", "ML632"))),
+        "no-near-leakage": Result(tuple(of("ML633")), not_checked=repeats.no_near_rows),
         "no-control-literals": Result(tuple(of("ML612", "ML613", *(f"ML{number}" for number in range(628, 632))))),
         "turns-stay-apart": Result(tuple(of("ML614"))),
         "answers-are-not-empty": Result(tuple(of("ML616"))),
         "texts-are-whole": Result(tuple(of("ML617", *(f"ML{number}" for number in range(624, 628))))),
         "tool-calls-fit-the-tools": Result(tuple(of("ML618", "ML619", "ML621", "ML622", "ML623"))),
-        "statistics": Result(facts=tuple(found.statistics().items())),
+        "statistics": Result(facts=tuple(found.statistics(repeats.counts()).items())),
     }
     # a check of no rows would pass on nothing; with a finding it has judged something
     for case, result in results.items():
@@ -149,24 +157,21 @@ def report(
     return results
 
 
-_OF_KEPT_ROWS = ("split-has-rows", "no-duplicates", "no-leakage", "statistics")
+_OF_KEPT_ROWS = ("split-has-rows", "no-duplicates", "no-leakage", "no-near-leakage", "statistics")
 """Cases of the rows that are trained on or held out; the others judge the rows that the recipe drops, too."""
 
 
 @dataclass(frozen=True)
 class _Report:
-    """The findings and figures that need all rows."""
+    """The findings and figures that need all rows, but for those of rows that are alike."""
 
     tally: DatasetTally
     files: Sequence[DataFile]
     plan: ScanPlan
-    leaked: set[int] = field(default_factory=set)
 
-    def _place(self, row: int) -> str:
-        return self._text(self.tally.places[row])
-
-    def _text(self, place: int) -> str:
-        file, line = unpacked_place(place)
+    def place(self, packed: int) -> str:
+        """Return a place of the tally as text."""
+        file, line = unpacked_place(packed)
         return f"{self.files[file].path}:{line}"
 
     def note_settings(self, place: str) -> None:
@@ -191,66 +196,23 @@ class _Report:
             if dropped and not any(held == is_held_out for held in self.tally.held_out):
                 self.tally.findings.add(Finding("ML615", f"{effect}: {dropped} are dropped", f"{recipe}, {key}"))
 
-    def note_repeated_rows(self) -> None:
-        """Note rows that are there twice, on one side or on both."""
-        for group in equal_groups(self.tally.rows, range(len(self.tally))):
-            trained, held = self._sides(group)
-            for side in (trained, held):
-                if len(side) > 1:
-                    self._add("ML608", side[1], f"the same row as {{}} ({len(side)} times in all)", side[0])
-            for row in held if trained else ():
-                self.leaked.add(row)
-                self._add("ML610", row, "the row is also trained on: {}", trained[0])
+    def statistics(self, repeats: dict[str, Any]) -> dict[str, Any]:
+        """Return the figures of the dataset, as plain JSON data.
 
-    def note_alike_rows(self) -> None:
-        """Note held-out rows that are trained on in other spaces, case, punctuation or Unicode form."""
-        if not any(self.tally.held_out):
-            return
-        for group in equal_groups(self.tally.likenesses, range(len(self.tally))):
-            trained, held = self._sides(group)
-            for row in held if trained else ():
-                if row not in self.leaked:
-                    self.leaked.add(row)
-                    self._add("ML632", row, "the row is also trained on, in another form: {}", trained[0])
-
-    def note_repeated_prompts(self) -> None:
-        """Note prompts that rows of one side answer differently, and held-out prompts that are trained on."""
-        owners, held_out = self.tally.owners, self.tally.held_out
-        # the last prompt of a row is its own: the one before the last turn that is trained on
-        last = len(owners) - 1
-        own = bytearray(index == last or owners[index + 1] != owner for index, owner in enumerate(owners))
-        # of a held-out row only its own prompt counts: conversations often begin alike
-        # arrays of a byte and of 8 bytes a prompt: lists of millions of numbers would take several times as much
-        asked = array("Q", (index for index, row in enumerate(owners) if own[index] or not held_out[row]))
-        for group in equal_groups(self.tally.prompts, asked):
-            trained, held = self._sides([owners[index] for index in group])
-            for row in held if trained else ():
-                if row not in self.leaked:
-                    self._add("ML611", row, "the prompt is also trained on: {}", trained[0])
-            for side in self._sides([owners[index] for index in group if own[index]]):
-                digests = [digest_at(self.tally.rows, row) for row in side]
-                other = next((row for row, digest in zip(side, digests, strict=True) if digest != digests[0]), None)
-                if other is not None:
-                    self._add("ML609", other, f"the prompt of {{}} with another answer ({_rows(len(side))})", side[0])
-
-    def _sides(self, rows: list[int]) -> tuple[list[int], list[int]]:
-        """Split rows into those that are trained on and those that are held out."""
-        held = self.tally.held_out
-        return [row for row in rows if not held[row]], [row for row in rows if held[row]]
-
-    def _add(self, rule: str, row: int, found: str, other: int) -> None:
-        """Add a finding about two rows; its text is made only if it is kept."""
-        if self.tally.findings.has_room(rule):
-            self.tally.findings.add(Finding(rule, found.format(self._place(other)), self._place(row)))
-        else:
-            self.tally.findings.count(rule)
-
-    def statistics(self) -> dict[str, Any]:
-        """Return the figures of the dataset, as plain JSON data."""
+        Args:
+            repeats: The numbers of rows that are there twice.
+        """
         tally = self.tally
         tokens, supervised = spread(tally.tokens), spread(tally.supervised)
         of_file = ("rows", "refused", "dropped", "tokens", "supervised_tokens")
         names = ("messages", "assistant_turns", "rows_with_system_prompt", "rows_with_tools")
+        lengths: dict[str, Any] = {
+            "tokens_of_whole_rows": spread(tally.lengths),
+            "longest_row": self.place(-tally.longest[1]) if tally.lengths else None,
+            "longest_row_tokens": tally.longest[0],
+            "histogram": histogram(tally.lengths),
+            "cuts": cuts(tally.lengths, self.plan.policy.max_length),
+        }
         return {
             "rows": len(tally),
             "rows_refused": sum(tally.counts[file, "refused"] for file in range(len(self.files))),
@@ -260,8 +222,11 @@ class _Report:
             "tokens": tokens,
             "supervised_tokens": supervised,
             "supervised_share": round(supervised["total"] / tokens["total"], 4) if tokens["total"] else 0.0,
-            "longest_row": self._text(-tally.longest[1]) if tally.lengths else None,
+            "tokens_trained_on": sum(tally.counts[file, "tokens_trained_on"] for file in range(len(self.files))),
+            **lengths,
             **{name: sum(tally.counts[file, name] for file in range(len(self.files))) for name in names},
+            **{kind: _most_first(tally.named, kind) for kind in ("roles", "tools", "scripts")},
+            "repeats": repeats,
             "files": [
                 {
                     "path": str(file.path),
@@ -271,6 +236,31 @@ class _Report:
                 for index, file in enumerate(self.files)
             ],
         }
+
+
+def _most_first(named: Counter[tuple[str, str]], kind: str) -> dict[str, int]:
+    found = ((name, count) for (one, name), count in named.items() if one == kind)
+    return dict(sorted(found, key=lambda item: (-item[1], item[0])))
+
+
+def epoch(training: Training, statistics: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the steps of one pass over the rows that a recipe trains on.
+
+    Args:
+        training: The recipe's section.
+        statistics: The figures of the dataset.
+    """
+    rows, tokens = statistics["rows_trained_on"], statistics["tokens_trained_on"]
+    steps = -(-rows // training.batch_size)
+    found = {"rows": rows, "batch_size": training.batch_size, "steps": steps}
+    if steps:
+        found["tokens_per_step"] = round(tokens / steps)
+        # rows are packed without padding, and a longer row is computed alone
+        found["micro_batch_tokens"] = training.micro_batch_tokens
+        found["micro_batches_per_step_at_least"] = -(-tokens // (steps * training.micro_batch_tokens))
+        planned = training.steps if training.steps is not None else math.ceil((training.epochs or 1) * steps)
+        found |= {"steps_of_the_run": planned, "epochs_of_the_run": round(planned / steps, 2)}
+    return found
 
 
 def _rows(count: int) -> str:

@@ -18,7 +18,7 @@ from pytest_mistral_lora.checkpoint.encoder import make_encoder
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.conformance.alignment import Alignment
 from pytest_mistral_lora.conformance.dataset.foreign_text import sign_findings
-from pytest_mistral_lora.conformance.dataset.likeness import main_script, row_likeness
+from pytest_mistral_lora.conformance.dataset.likeness import main_script, row_likeness, row_sketch
 from pytest_mistral_lora.conformance.dataset.row_findings import (
     beyond,
     changes,
@@ -50,6 +50,7 @@ class ScanPlan:
         compares: Whether there is a chat template to compare mistral-common with.
         official: Whether that template is known to be mistral-common's own, so that it needs no bounds.
         oracle_name: The oracle that is declared for a folder without a Mistral tokenizer file, or None.
+        sketches: Whether to make the sketches by which near rows are found.
     """
 
     tokenizer: Path
@@ -59,6 +60,7 @@ class ScanPlan:
     compares: bool
     official: bool = False
     oracle_name: str | None = None
+    sketches: bool = False
 
 
 class RowJudge:
@@ -105,6 +107,8 @@ class RowJudge:
             # a file for evaluation is held out as a whole; the split by hash is for the other files
             held_out = chunk.is_held_out or (self.plan.held_out > 0 and is_held_out(item, self.plan.held_out))
             _add(tally, chunk, number, item, encoded, held_out=held_out)
+            if self.plan.sketches:
+                tally.sketches += row_sketch(item)
         return tally
 
     def _judge(self, row: Row, tally: DatasetTally, file: int) -> EncodedRow:

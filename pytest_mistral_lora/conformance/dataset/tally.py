@@ -10,7 +10,7 @@ from bisect import insort
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import accumulate, pairwise
+from itertools import accumulate, count, pairwise, takewhile
 from typing import Any
 
 from pytest_mistral_lora.conformance.finding import Finding, rest_of_findings
@@ -23,6 +23,7 @@ LONGEST = 2000
 
 # 128 bits: among a billion rows, two that are not equal have one digest with a chance of about 1 in 10**21
 DIGEST_BYTES = 16
+SKETCH_BYTES = 64
 # a file of 2**40 rows would have tens of terabytes, and 24 bits are left for the number of the file
 _LINE_BITS = 40
 
@@ -93,6 +94,7 @@ class DatasetTally:
         held_out: 1 for each row that is held out, 0 for each that is trained on.
         rows: A digest of each row's ids and labels.
         likenesses: A digest of each row's texts without spaces, case, punctuation and Unicode form.
+        sketches: A sketch of each row by which near rows are found, of `SKETCH_BYTES`; empty if there are none.
         prompts: A digest of the ids before each assistant turn that is trained on.
         owners: The row of each prompt; the last prompt of a row is its own.
         tokens: Number of rows by their tokens.
@@ -112,6 +114,7 @@ class DatasetTally:
     held_out: bytearray = field(default_factory=bytearray)
     rows: bytearray = field(default_factory=bytearray)
     likenesses: bytearray = field(default_factory=bytearray)
+    sketches: bytearray = field(default_factory=bytearray)
     prompts: bytearray = field(default_factory=bytearray)
     owners: array[int] = field(default_factory=lambda: array("I"))
     tokens: Counter[int] = field(default_factory=Counter)
@@ -134,7 +137,7 @@ class DatasetTally:
         # before the columns grow: the other part counts its rows from 0
         first = len(self)
         self.owners.extend(first + owner for owner in other.owners)
-        for name in ("places", "held_out", "rows", "likenesses", "prompts"):
+        for name in ("places", "held_out", "rows", "likenesses", "sketches", "prompts"):
             getattr(self, name).extend(getattr(other, name))
         for name in ("tokens", "supervised", "lengths", "counts", "named"):
             getattr(self, name).update(getattr(other, name))
@@ -142,8 +145,8 @@ class DatasetTally:
         self.beyond += other.beyond
         self.changed += other.changed
         self.longest = max(self.longest, other.longest)
-        for deviation, (count, at, place) in other.deviations.items():
-            self._add_deviation(deviation, count, at, place)
+        for deviation, (shown, at, place) in other.deviations.items():
+            self._add_deviation(deviation, shown, at, place)
         self.findings.extend(other.findings)
 
     def add_deviation(self, name: str, place: str) -> None:
@@ -171,6 +174,7 @@ class DatasetTally:
             prompts=_taken(self.prompts, prompts),
             rows=_taken(self.rows, order),
             likenesses=_taken(self.likenesses, order),
+            sketches=_taken(self.sketches, order, SKETCH_BYTES),
         )
 
 
@@ -184,8 +188,8 @@ def unpacked_place(place: int) -> tuple[int, int]:
     return place >> _LINE_BITS, place & ((1 << _LINE_BITS) - 1)
 
 
-def _taken(digests: bytearray, indices: Sequence[int]) -> bytearray:
-    return bytearray().join(digest_at(digests, index) for index in indices)
+def _taken(column: bytearray, indices: Sequence[int], size: int = DIGEST_BYTES) -> bytearray:
+    return bytearray().join(column[index * size : (index + 1) * size] for index in indices)
 
 
 def digest_at(digests: bytearray, index: int) -> bytes:
@@ -219,3 +223,45 @@ def spread(counts: Mapping[int, int]) -> dict[str, Any]:
     total, number = sum(value * count for value, count in counts.items()), sum(counts.values())
     quantiles = {name: percentile(counts, percent) for name, percent in (("p50", 50), ("p95", 95), ("max", 100))}
     return {"total": total, "mean": round(total / number, 2) if number else 0.0, **quantiles}
+
+
+_BINS = 16
+_LEAST_CUT = 512
+
+
+def histogram(lengths: Mapping[int, int]) -> list[dict[str, int]]:
+    """Return the number of rows of each range of lengths, `from` and `to` included, both in tokens.
+
+    The ranges are 1, 2 or 5 times a power of ten wide; the last one has the longest hundredth of the rows, too.
+    """
+    if not lengths:
+        return []
+    most, longest = percentile(lengths, 99), max(lengths)
+    width = next(size for power in count() for size in (10**power, 2 * 10**power, 5 * 10**power) if most < size * _BINS)
+    bins: Counter[int] = Counter()
+    for length, rows in lengths.items():
+        bins[min(length, most) // width] += rows
+    last = max(bins)
+    return [
+        {"from": one * width, "to": longest if one == last else (one + 1) * width - 1, "rows": bins[one]}
+        for one in range(min(bins), last + 1)
+    ]
+
+
+def cuts(lengths: Mapping[int, int], max_length: int) -> list[dict[str, int]]:
+    """Return the rows and tokens that a cut at `max_length` would touch and remove, and at each power of two.
+
+    The powers are those from 512 to the first that cuts nothing.
+    """
+    longest = max(lengths, default=0)
+    powers = takewhile(lambda power: power == _LEAST_CUT or power < 2 * longest, (_LEAST_CUT << n for n in count()))
+    # a pass without a recipe has a length that no row comes to
+    at = sorted({*powers, *([max_length] if max_length <= 2 * max(longest, _LEAST_CUT) else [])})
+    return [
+        {
+            "max_length": most,
+            "rows": sum(rows for length, rows in lengths.items() if length > most),
+            "tokens": sum((length - most) * rows for length, rows in lengths.items() if length > most),
+        }
+        for most in at
+    ]

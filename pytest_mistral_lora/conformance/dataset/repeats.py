@@ -1,0 +1,185 @@
+"""Rows of a dataset that are there twice: as they are, in another form, or nearly; on one or both sides of a split."""
+
+from __future__ import annotations
+
+from array import array
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pytest_mistral_lora.conformance.dataset.likeness import ASKED_END, NUMBERS_END
+from pytest_mistral_lora.conformance.dataset.tally import SKETCH_BYTES, DatasetTally, digest_at, equal_groups
+from pytest_mistral_lora.conformance.finding import Finding
+
+Mask = npt.NDArray[np.bool_]
+_NEAR = 0.78
+"""Share of equal bytes in each part of two sketches from which rows are near; texts with 8 of 10 runs in common have it
+as often as not."""
+
+_PAIRS = 1 << 16
+"""Pairs that are compared at once: 4 MiB of each side."""
+
+
+def near_rows(sketches: bytearray, asking: Mask, asked: Mask) -> dict[int, tuple[int, float]]:
+    """Return for each asking row the first asked row before or after it that is near, and the share in common.
+
+    Each row is compared with at most three for each of its bands: the time is that of sorting, whatever the rows are.
+
+    Args:
+        sketches: The sketches of all rows, in order.
+        asking: Whether to look for a partner of each row; one that is asked for itself finds rows before it alone.
+        asked: Whether each row may be one.
+    """
+    table = np.frombuffer(sketches, np.uint8).reshape(-1, SKETCH_BYTES)
+    chosen = np.flatnonzero(asking | asked)
+    found: dict[int, tuple[int, float]] = {}
+    for start in range(NUMBERS_END, ASKED_END, 4):
+        # of two rows with 8 of 10 runs in common, 97 % have one of the seven bands in common (LSH)
+        bands = table[chosen][:, [*range(NUMBERS_END), *range(start, start + 4)]]
+        keys = np.ascontiguousarray(bands).view(np.uint64)[:, 0]
+        order = np.argsort(keys, kind="stable")
+        rows, keys, places = chosen[order], keys[order], np.arange(len(order))
+        begin = np.maximum.accumulate(np.where(np.r_[True, keys[1:] != keys[:-1]], places, 0))
+        last = np.maximum.accumulate(np.where(asked[rows], places, -1))
+        # the first one that is asked for from each place on; behind the last row there is none
+        following = np.r_[np.minimum.accumulate(np.where(asked[rows], places, len(rows))[::-1])[::-1], len(rows)]
+        for partner in (following[begin], np.r_[-1, last[:-1]], following[1:]):
+            inside = asking[rows] & (partner >= begin) & (partner < len(rows))
+            one, other = places[inside], partner[inside]
+            same = keys[one] == keys[other]
+            one, other = rows[one[same]], rows[other[same]]
+            right = (other < one) | ~asked[one]
+            _verify(table, one[right & (one != other)], other[right & (one != other)], found)
+    return found
+
+
+def _verify(table: Any, rows: Any, others: Any, found: dict[int, tuple[int, float]]) -> None:
+    """Add the pairs that are near in both parts of their sketches; of several partners of a row, the first."""
+    for start in range(0, len(rows), _PAIRS):
+        part = slice(start, start + _PAIRS)
+        equal = table[rows[part]] == table[others[part]]
+        shares = np.minimum(equal[:, NUMBERS_END:ASKED_END].mean(axis=1), equal[:, ASKED_END:].mean(axis=1))
+        for index in np.flatnonzero(shares >= _NEAR):
+            row, other = int(rows[part][index]), int(others[part][index])
+            if row not in found or other < found[row][0]:
+                found[row] = (other, float(shares[index]))
+
+
+class Repeats:
+    """Rows that are there twice: as they are, in another form, or nearly; on one side of the split or on both.
+
+    Each of the methods that note them adds findings to the tally, and leaves out the rows of those before it.
+    """
+
+    def __init__(self, tally: DatasetTally, place: Callable[[int], str]) -> None:
+        """Take the result of a pass, in order, and a function that returns a place of it as text."""
+        self._tally, self._place = tally, place
+        self._leaked: set[int] = set()
+        # each row that an earlier one of its side equals, but perhaps for its form
+        self._again = bytearray(len(tally))
+        self._within: Counter[str] = Counter()
+        self._across: Counter[str] = Counter()
+
+    @property
+    def no_near_rows(self) -> str:
+        """The reason why held-out rows were not compared with those that are nearly the same; empty if they were."""
+        if self._tally.sketches or not any(self._tally.held_out):
+            return ""
+        return "rensa is not installed: pip install 'pytest-mistral-lora[near]'"
+
+    def counts(self) -> dict[str, Any]:
+        """Return the number of rows within a side, and across the split, that are there twice; null if not counted."""
+        return {
+            side: {
+                "same": counted["same"],
+                "another_form": counted["another_form"],
+                "near": counted["near"] if self._tally.sketches else None,
+            }
+            for side, counted in (("within_a_side", self._within), ("across_the_split", self._across))
+        }
+
+    def note_repeated_rows(self) -> None:
+        """Note rows that are there twice, on one side or on both."""
+        for group in equal_groups(self._tally.rows, range(len(self._tally))):
+            trained, held = self._sides(group)
+            for side in (trained, held):
+                self._mark("same", side[1:])
+                if len(side) > 1:
+                    self._add("ML608", side[1], f"the same row as {{}} ({len(side)} times in all)", side[0])
+            self._leak("same", "ML610", "the row is also trained on: {}", {row: trained[0] for row in held if trained})
+
+    def note_alike_rows(self) -> None:
+        """Note held-out rows that are trained on in other spaces, case, punctuation or Unicode form."""
+        text = "the row is also trained on, in another form: {}"
+        for group in equal_groups(self._tally.likenesses, range(len(self._tally))):
+            trained, held = self._sides(group)
+            for side in (trained, held):
+                self._mark("another_form", side[1:])
+            self._leak("another_form", "ML632", text, {row: trained[0] for row in held if trained})
+
+    def note_near_rows(self) -> None:
+        """Note held-out rows of which nearly the same is trained on; it is no error, since a word may be the point."""
+        if not self._tally.sketches:
+            return
+        held = np.frombuffer(self._tally.held_out, np.bool_)
+        new = ~np.frombuffer(self._again, np.bool_)
+        sides = (new & ~held, new & held)
+        for side in sides:
+            self._within["near"] += len(near_rows(self._tally.sketches, side, side))
+        if self._leaked:
+            new[list(self._leaked)] = False
+        near = near_rows(self._tally.sketches, new & held, sides[0])
+        for row, (other, share) in sorted(near.items()):
+            text = f"nearly the same row is trained on, about {share:.0%} of its runs of three words: {{}}"
+            self._leak("near", "ML633", text, {row: other})
+
+    def note_repeated_prompts(self) -> None:
+        """Note prompts that rows of one side answer differently, and held-out prompts that are trained on."""
+        owners, held_out = self._tally.owners, self._tally.held_out
+        # the last prompt of a row is its own: the one before the last turn that is trained on
+        last = len(owners) - 1
+        own = bytearray(index == last or owners[index + 1] != owner for index, owner in enumerate(owners))
+        # of a held-out row only its own prompt counts: conversations often begin alike
+        # arrays of a byte and of 8 bytes a prompt: lists of millions of numbers would take several times as much
+        asked = array("Q", (index for index, row in enumerate(owners) if own[index] or not held_out[row]))
+        for group in equal_groups(self._tally.prompts, asked):
+            trained, held = self._sides([owners[index] for index in group])
+            for row in held if trained else ():
+                if row not in self._leaked:
+                    self._add("ML611", row, "the prompt is also trained on: {}", trained[0])
+            for side in self._sides([owners[index] for index in group if own[index]]):
+                digests = [digest_at(self._tally.rows, row) for row in side]
+                other = next((row for row, digest in zip(side, digests, strict=True) if digest != digests[0]), None)
+                if other is not None:
+                    count = f"{len(side)} row{'' if len(side) == 1 else 's'}"
+                    self._add("ML609", other, f"the prompt of {{}} with another answer ({count})", side[0])
+
+    def _sides(self, rows: list[int]) -> tuple[list[int], list[int]]:
+        """Split rows into those that are trained on and those that are held out."""
+        held = self._tally.held_out
+        return [row for row in rows if not held[row]], [row for row in rows if held[row]]
+
+    def _mark(self, kind: str, rows: Sequence[int]) -> None:
+        """Count rows that are there again on their side, each once."""
+        for row in rows:
+            self._within[kind] += not self._again[row]
+            self._again[row] = 1
+
+    def _leak(self, kind: str, rule: str, found: str, others: Mapping[int, int]) -> None:
+        """Note held-out rows that are trained on, each once, by the first row that they equal."""
+        for row, other in others.items():
+            if row not in self._leaked:
+                self._leaked.add(row)
+                self._across[kind] += 1
+                self._add(rule, row, found, other)
+
+    def _add(self, rule: str, row: int, found: str, other: int) -> None:
+        """Add a finding about two rows; its text is made only if it is kept."""
+        if self._tally.findings.has_room(rule):
+            first, second = (self._place(self._tally.places[one]) for one in (other, row))
+            self._tally.findings.add(Finding(rule, found.format(first), second))
+        else:
+            self._tally.findings.count(rule)
