@@ -41,7 +41,7 @@ MAY_IMPORT_AS_ENTRY = {"training.__main__": {"cli"}}
 """Launchers such as `accelerate launch -m` start a module: it is the verb `train` under another name."""
 MAY_IMPORT_LATE = {
     "": {"chat", "checkpoint"},  # the public names: for type checkers, and on first use
-    "conformance": {"training", "runners", "strategies"},
+    "conformance": {"training", "runners", "strategies", "data"},
 }
 NEVER = {
     "errors": {"*"},

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pytest_mistral_lora.chat.formats import import_step
+
 _TRAINERS: Mapping[str, tuple[str, frozenset[str]]] = {
     "Axolotl": (
         "base_model",
@@ -51,6 +53,11 @@ _ADAPTER_PARTS = frozenset(
     {"adapter_config.json", "adapter_model.safetensors", "adapter_model.bin", "manifest.json", "DECISION.md"}
 )
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+
+ROW_SUFFIXES = (".jsonl", ".ndjson")
+"""Suffixes of files that hold a row a line."""
+DATA_SUFFIXES = (*ROW_SUFFIXES, ".json", ".parquet", ".arrow", ".csv", ".tsv", ".gz", ".zst", ".bz2", ".xz")
+"""Suffixes of files that hold records."""
 
 
 def trainer_of(config: Mapping[Any, Any]) -> str:
@@ -146,3 +153,23 @@ def _script_answer(name: str, text: str, quoted: str) -> tuple[str, str]:
         step = f"Judge the rows of its configuration: mistral-lora audit --runner trl --config trl.yaml {dataset}"
         return "a script that uses TRL", step
     return "a Python script", f"If it encodes rows, judge them: mistral-lora audit --runner {quoted} {dataset}"
+
+
+def folder_answer(path: Path) -> tuple[str, str]:
+    """Return the name of a folder that is not checked, and the next step."""
+    if any(path.glob("*.gguf")):
+        return "a folder of a GGUF model, which is not judged yet", "Check the folder that it was converted from."
+    if (path / "templates").is_dir() or (path / "transcripts").is_dir():
+        command = f"pytest --mistral-golden --mistral-golden-dir={shlex.quote(str(path))} --mistral-tokenizer=PATH"
+        return "a folder of goldens", f"Judge by them: {command}"
+    recipe = next((one for one in sorted(path.glob("*.y*ml")) if one.name.startswith("recipe")), None)
+    if recipe is not None:
+        return f"a folder with {recipe.name}", f"Check it: mistral-lora check {shlex.quote(str(recipe))}"
+    data = sorted(one for one in path.rglob("*") if one.name.endswith(DATA_SUFFIXES) and one.is_file())
+    if not data:
+        return "", ""
+    rows = [str(one) for one in data if one.name.endswith(ROW_SUFFIXES)]
+    if rows:
+        command = shlex.join(["mistral-lora", "check", *rows[:3]])
+        return f"a folder with {len(data)} data files", f"Name files of rows: {command} --tokenizer PATH"
+    return f"a folder with {len(data)} data files", import_step(str(data[0]))

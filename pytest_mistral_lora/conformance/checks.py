@@ -147,7 +147,7 @@ _SUBJECTS = {
     "template": ("template", "checks"),
     "user goldens": ("user_goldens", "rendering_checks"),
     "mask": ("mask", "checks"),
-    "recipe": ("dataset", "recipe_checks"),
+    "recipe": ("dataset.recipe", "recipe_checks"),
     "dataset": ("dataset", "checks"),
     "encoded": ("encoded.audit", "checks"),
     "adapter": ("adapter", "checks"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -18,11 +19,12 @@ from pytest_mistral_lora.chat.formats import (
     import_step,
     recognise,
 )
-from pytest_mistral_lora.chat.other_tools import configuration_answer, file_answer
-from pytest_mistral_lora.chat.reading import JSON_LIMIT, read_json, scan_jsonl
+from pytest_mistral_lora.chat.other_tools import ROW_SUFFIXES, configuration_answer, file_answer, folder_answer
+from pytest_mistral_lora.chat.reading import JSON_LIMIT, first_values, read_json
+from pytest_mistral_lora.chat.reading.chunks import DataFile
 from pytest_mistral_lora.conformance.named_targets import embedded_targets, is_shipped, named_targets
 from pytest_mistral_lora.conformance.targets import Target
-from pytest_mistral_lora.errors import InputError, RowError
+from pytest_mistral_lora.errors import InputError
 
 KINDS = {
     "recipe": "a recipe (YAML with base, data, training, output)",
@@ -36,8 +38,6 @@ KINDS = {
 _ADAPTERS = ("adapter_config.json", "adapter_model.safetensors", "manifest.json")
 _TOKENIZERS = ("tekken.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json")
 _RECIPE_KEYS = frozenset({"base", "backend", "data", "lora", "training", "evaluation", "output", "card"})
-_ROWS = (".jsonl", ".ndjson")
-_DATA = (*_ROWS, ".json", ".parquet", ".arrow", ".csv", ".tsv", ".gz", ".zst", ".bz2", ".xz")
 _LOOKED_AT = 20
 _HEAD = 1 << 16
 
@@ -135,28 +135,13 @@ def _folder(path: Path, base: Path | None) -> RecognisedPath:
         title = "a checkpoint folder" if weights or (path / "config.json").exists() else "a tokenizer folder"
         shown = marks or weights or ["config.json"]
         return RecognisedPath(path, "tokenizer", f"{title} ({', '.join(shown[:3])})")
-    raise _unknown(path, *_folder_answer(path))
-
-
-def _folder_answer(path: Path) -> tuple[str, str]:
-    """Return the name of a folder that is not checked, and the next step."""
-    if any(path.glob("*.gguf")):
-        return "a folder of a GGUF model, which is not judged yet", "Check the folder that it was converted from."
-    if (path / "templates").is_dir() or (path / "transcripts").is_dir():
-        command = f"pytest --mistral-golden --mistral-golden-dir={shlex.quote(str(path))} --mistral-tokenizer=PATH"
-        return "a folder of goldens", f"Judge by them: {command}"
-    recipe = next((one for one in sorted(path.glob("*.y*ml")) if one.name.startswith("recipe")), None)
-    if recipe is not None:
-        return f"a folder with {recipe.name}", f"Check it: mistral-lora check {shlex.quote(str(recipe))}"
-    data = sorted(one for one in path.rglob("*") if one.name.endswith(_DATA) and one.is_file())
-    if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
-        return "a folder of save_to_disk", import_step(str(path))
-    if data and data[0].name.endswith(_ROWS):
-        command = shlex.join(["mistral-lora", "check", *(str(one) for one in data[:3] if one.name.endswith(_ROWS))])
-        return f"a folder with {len(data)} data files", f"Name files of rows: {command} --tokenizer PATH"
-    if data:
-        return f"a folder with {len(data)} data files", import_step(str(data[0] if len(data) > 1 else path))
-    return "", ""
+    title, step = folder_answer(path)
+    if title.endswith("data files"):
+        with suppress(InputError):
+            # one file, or the shards of one table
+            files = row_files(path)
+            return RecognisedPath(path, "rows", f"rows ({', '.join(one.path.name for one in files[:3])}), converted")
+    raise _unknown(path, title, step)
 
 
 def _file(path: Path) -> RecognisedPath:
@@ -166,7 +151,7 @@ def _file(path: Path) -> RecognisedPath:
     except OSError as error:
         raise InputError(f"cannot be read: {error.strerror}", place=str(path)) from error
     if not head:
-        raise InputError("the file is empty", place=str(path), expected="; ".join(KINDS.values()))
+        raise InputError("the file is empty", place=str(path))
     if path.suffix.lower() in (".yaml", ".yml"):
         return _yaml(path)
     if path.name.startswith("tekken") and path.suffix == ".json":
@@ -177,34 +162,75 @@ def _file(path: Path) -> RecognisedPath:
         raise _unknown(path, *answer)
     container = container_of(head, path)
     if container == Container(VALUES) or (path.suffix == ".json" and container == Container(LINES)):
-        return _json(path)
+        return _json(path, container)
     if container == Container(LINES):
         return _lines(path)
-    # compressed text is not looked into: the command that converts it names the format
-    raise _other_rows(path, container.title)
+    return _converted(path)
+
+
+def row_files(path: Path) -> list[DataFile]:
+    """Return the files that a path of rows stands for; those of another format with their conversion.
+
+    Raises:
+        InputError: If they cannot be told: there is none, or a folder has several of different kinds.
+    """
+    from pytest_mistral_lora.data.sources import open_rows
+
+    if path.is_dir() or path.suffix.lower() in (".yaml", ".yml") or "dataset_info" in path.name:
+        return open_rows(path)
+    try:
+        found = next(filter(None, map(recognise, first_values(path))), None)
+    except InputError as error:
+        # not JSON Lines, and converted; or not there, which the pass reports
+        return open_rows(path) if error.next_step else [DataFile(path)]
+    # a file of which no line can be read is judged as it is: each line is a finding
+    return [DataFile(path)] if found is None or _are_rows(found) or not found.name else open_rows(path)
+
+
+def _are_rows(found: Recognised) -> bool:
+    return found.name == "messages" and found.keys["messages"] == "messages"
 
 
 def _lines(path: Path) -> RecognisedPath:
     """Recognise the lines of a file; a name such as `rows.jsonl` is enough if no line can be read."""
-    read = [item[1] for item in islice(scan_jsonl(path), _LOOKED_AT) if not isinstance(item, RowError)]
-    records = [one for one in read if isinstance(one, Mapping | list)]
+    records = [one for one in first_values(path) if isinstance(one, Mapping | list)]
     found = next(filter(None, map(recognise, records)), None)
     if any(isinstance(one, Mapping) and "input_ids" in one for one in records):
         return RecognisedPath(path, "encoded", "encoded rows (JSON Lines with input_ids)")
+    if found is not None and _are_rows(found):
+        return RecognisedPath(path, "rows", f"rows (JSON Lines, {found.evidence})")
     if found is not None:
-        return _of_format(path, found)
-    if path.suffix in _ROWS:
+        return _converted(path)
+    if path.suffix in ROW_SUFFIXES:
         return RecognisedPath(path, "rows", "rows (JSON Lines by its name)")
     raise _unknown(path)
 
 
-def _of_format(path: Path, found: Recognised) -> RecognisedPath:
-    if found.name == "messages" and found.keys["messages"] == "messages":
-        return RecognisedPath(path, "rows", f"rows (JSON Lines, {found.evidence})")
-    raise _other_rows(path, found.title, found.advice)
+def _converted(path: Path) -> RecognisedPath:
+    """Recognise rows in another format by the first records.
+
+    Raises:
+        InputError: If it is no format that is converted.
+    """
+    from pytest_mistral_lora.data import Source, layout_of
+    from pytest_mistral_lora.data.containers import open_source
+
+    file = open_source(path)
+    first = list(islice(file.records(lambda read: None), _LOOKED_AT))
+    if not first:
+        raise InputError("the file has no rows", place=str(path))
+    try:
+        _, evidence = layout_of(Source(path), first)
+    except InputError as error:
+        if "--format" not in error.next_step:
+            raise
+        # an option of the import
+        step = f"{import_step(str(path))} --format NAME"
+        raise InputError(error.found, place=error.place, expected=error.expected, next_step=step) from error
+    return RecognisedPath(path, "rows", f"rows ({file.title}, {evidence}), converted")
 
 
-def _json(path: Path) -> RecognisedPath:
+def _json(path: Path, container: Container) -> RecognisedPath:
     """Recognise a JSON file of one object."""
     if path.stat().st_size > JSON_LIMIT:
         return _lines(path)
@@ -215,10 +241,9 @@ def _json(path: Path) -> RecognisedPath:
         return _lines(path)
     if isinstance(data, Mapping):
         if answer := configuration_answer(path, data):
-            raise _unknown(path, *answer)
-        found = recognise(data)
-        if found is not None:
-            raise _other_rows(path, f"{found.title} as {VALUES}", found.advice)
+            raise _unknown(path, *_of_configuration(path, *answer))
+        if recognise(data) is not None:
+            return _lines(path) if container == Container(LINES) else _converted(path)
     raise _unknown(path, keys=data)
 
 
@@ -236,17 +261,18 @@ def _yaml(path: Path) -> RecognisedPath:
         own = _RECIPE_KEYS & data.keys()
         answer = configuration_answer(path, data)
         if answer is not None and not {"base", "training"} <= own:
-            raise _unknown(path, *answer)
+            raise _unknown(path, *_of_configuration(path, *answer))
         if len(own) > 1 or own == data.keys():
             return RecognisedPath(path, "recipe", f"a recipe ({', '.join(key for key in data if key in own)})")
     raise _unknown(path, keys=data)
 
 
-def _other_rows(path: Path, title: str, advice: str = "") -> InputError:
-    expected = "rows: JSON Lines in UTF-8, one object with `messages` of role/content a line"
-    return InputError(
-        f"this is {title}", place=str(path), expected=expected, next_step=advice or import_step(str(path))
-    )
+def _of_configuration(path: Path, title: str, step: str) -> tuple[str, str]:
+    """Return an answer for a file of another tool; with the command that judges the rows that it declares."""
+    if "mistral-lora import" not in step:
+        return title, step
+    command = f"mistral-lora check {shlex.quote(str(path))} --as rows --tokenizer PATH"
+    return title, f"{step}. Judge its data without converting it: {command}"
 
 
 def _unknown(path: Path, title: str = "", step: str = "", *, keys: Any = None) -> InputError:

@@ -13,6 +13,7 @@ from pytest_mistral_lora.errors import NoTemplateError, PinError, RecipeError
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.chat.oracle import Oracle
+    from pytest_mistral_lora.chat.reading.chunks import DataFile
     from pytest_mistral_lora.chat.templates import ChatTemplate
     from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
     from pytest_mistral_lora.conformance.encoded.audit import AuditReport
@@ -151,10 +152,16 @@ class DatasetTarget(Target):
         """The tokenizer that encodes the rows."""
         return self.judge.tokenizer
 
-    @property
-    def file(self) -> Path:
-        """The file of rows."""
-        return _given(self.path)
+    @KeptProperty
+    def files(self) -> list[DataFile]:
+        """The files of rows: of another format or a folder, with their conversion.
+
+        Raises:
+            InputError: If they cannot be told.
+        """
+        from pytest_mistral_lora.conformance.path_kinds import row_files
+
+        return row_files(_given(self.path))
 
     @property
     def backend(self) -> Literal["mistral-common", "chat-template"]:
@@ -162,22 +169,6 @@ class DatasetTarget(Target):
         if isinstance(self.judge, RecipeTarget):
             return self.judge.recipe.backend
         return "chat-template" if self.tokenizer.declared == "none" else "mistral-common"
-
-    @property
-    def basis(self) -> str:
-        """The tokenizer in words, for summaries.
-
-        Raises:
-            TokenizerError: If it does not load.
-        """
-        from pytest_mistral_lora.checkpoint.tokenizer_folder import oracle_file
-
-        # a recipe's base and a tokenizer that is a target have checks of their own
-        alone = "" if self.judge.trains else ", which is not checked itself"
-        if self.backend == "chat-template":
-            return f"none, but the chat template of {self.judge.name}{alone}"
-        known = "" if oracle_file(self.tokenizer.path) else f" {self.tokenizer.recognition.text}"
-        return f"{self.judge.name} ({self.oracle.version}){known}{alone}"
 
     @property
     def compares(self) -> bool:

@@ -88,7 +88,8 @@ def test_healthy_rows_are_green_and_the_tokenizer_is_their_oracle_alone(
     cases = [line.split()[0].split("::")[-1] for line in result.outlines if line.startswith("mistral-golden::")]
     result.assert_outcomes(passed=len(cases))
     # without a recipe there is no split and no length, and a tokenizer file has no template
-    assert set(CASES) - set(cases) == {"split-has-rows", "nothing-is-cut", "no-leakage", "backends-agree"}
+    left_out = {"split-has-rows", "nothing-is-cut", "no-leakage", "no-near-leakage", "backends-agree"}
+    assert set(CASES) - set(cases) == left_out
     result.stdout.fnmatch_lines(["oracle of rows.jsonl: spm-v3 (v3), which is not checked itself"])
 
 
@@ -180,3 +181,32 @@ def test_rows_are_judged_without_torch_and_transformers(write: Callable[..., Pat
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (ran.returncode, ran.stdout.splitlines()[-1]) == (0, "[]"), ran.stdout
+
+
+def test_rows_of_another_format_are_converted_in_memory(golden: Run, write: Callable[..., Path]) -> None:
+    good = {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}
+    bad = {"conversations": [{"from": "human", "value": "a"}, {"from": "ghost", "value": "b"}]}
+    path = write(good, name="share.jsonl")
+    result = golden(f"--mistral-dataset={path}", "--mistral-tokenizer=spm-v3", "--mistral-strict")
+    assert result.ret == 0
+    result.stdout.fnmatch_lines(["rows of share.jsonl: converted from JSON Lines, ShareGPT (*"])
+    write(good, bad, name="share.jsonl")
+    result = golden(f"--mistral-dataset={path}", "--mistral-tokenizer=spm-v3")
+    assert result.ret == 1
+    assert any(line.startswith(f"ML601 {path}:2, conversations[1].from: 'ghost'") for line in result.outlines)
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        (b"", "the file has no rows"),
+        (b"PK\x03\x04", "this is a zip archive"),
+        (b"a,b\n1,2\n", "no known format: keys a, b"),
+    ],
+)
+def test_a_file_that_has_no_rows_fails_one_check(content: bytes, found: str, golden: Run, tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_bytes(content)
+    result = golden(f"--mistral-dataset={path}", "--mistral-tokenizer=spm-v3")
+    assert result.parseoutcomes() == {"failed": 1, "skipped": 9}
+    assert any(line.startswith(f"ML602 {path}") and found in line for line in result.outlines)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -175,6 +176,15 @@ def scan_lines(path: Path, *, other_formats: str = "") -> Iterator[tuple[int, by
                 next_step=other_formats or import_step(str(path)),
             )
         yield from lines_of(file)
+
+
+def first_values(path: Path, most: int = 20) -> list[Any]:
+    """Return the values of the first lines of a JSON Lines file, without those that cannot be read.
+
+    Raises:
+        InputError: If the file cannot be opened, or is in another format.
+    """
+    return [item[1] for item in islice(scan_jsonl(path), most) if not isinstance(item, RowError)]
 
 
 def lines_of(file: BinaryIO) -> Iterator[tuple[int, bytes | None]]:

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from pytest_mistral_lora.checkpoint.tokenizer_folder import NO_ORACLE
 from pytest_mistral_lora.conformance.checks import Check, Settings
 from pytest_mistral_lora.conformance.finding import Finding, Result
 from pytest_mistral_lora.conformance.targets import DatasetTarget, RecipeTarget, Target
 from pytest_mistral_lora.errors import (
     InputError,
-    MachineError,
-    NoOracleError,
-    NoTemplateError,
     RecipeError,
     TokenizerError,
 )
@@ -64,46 +61,6 @@ def checks(target: RecipeTarget | DatasetTarget, settings: Settings) -> Iterator
             yield Check(target, "dataset", case, partial(judge, case))
 
 
-def recipe_checks(target: RecipeTarget, settings: Settings) -> Iterator[Check]:
-    """Yield the check that `mistral-lora train` accepts the recipe; `checks` judge its rows."""
-    yield Check(target, "dataset", "recipe", partial(_judge_recipe, target))
-
-
-def _judge_recipe(target: RecipeTarget) -> Result:
-    """Judge a recipe by the functions that refuse it before a run.
-
-    Raises:
-        RecipeError: If it cannot be read.
-        PinError: If its base is missing, or is not the one that is pinned.
-        TokenizerError: If its base's tokenizer does not load.
-    """
-    from pytest_mistral_lora.training.prepare import check_machine, check_output, plan_run
-
-    recipe, place, findings = target.recipe, str(target.path), []
-
-    def refused(rule: str, error: InputError) -> Finding:
-        where = f"{place}, {error.place}" if isinstance(error, RecipeError) else error.place
-        return Finding(rule, error.found, where, error.expected, error.next_step)
-
-    base = target.base_folder
-    steps = (check_output, check_machine, lambda one: plan_run(one, base, lambda folder: target.tokenizer))
-    for step in steps:
-        try:
-            step(recipe)
-        except MachineError as error:
-            findings.append(refused("ML642", error))
-        except TokenizerError as error:
-            if not isinstance(error, NoOracleError | NoTemplateError):
-                raise
-            if isinstance(error, NoOracleError) and target.tokenizer.declared != NO_ORACLE:
-                # the check `oracle` of the tokenizer reports it
-                return Result(tuple(findings), not_checked="" if findings else str(error))
-            findings.append(refused("ML641", error))
-        except InputError as error:
-            findings.append(refused("ML641", error))
-    return Result(tuple(findings))
-
-
 def check_dataset(
     recipe: str | Path, *, processes: int | None = None, progress: TextIO | None = None
 ) -> dict[str, Result]:
@@ -145,7 +102,15 @@ def dataset_results(
         TokenizerError: As `check_dataset`.
     """
     no_comparison = _no_comparison(target)
-    results = _judged(target, _files(target), no_comparison, processes=processes, progress=progress)
+    try:
+        files = _files(target)
+    except InputError as error:
+        if isinstance(error, RecipeError):
+            raise
+        found = Finding("ML602", error.found, error.place, error.expected, error.next_step)
+        results = {case: Result(not_checked="rows-are-valid failed (ML602)") for case in CASES}
+        return {**results, "rows-are-valid": Result((found,))}
+    results = _judged(target, files, no_comparison, processes=processes, progress=progress)
     return {case: results[case] for case in CASES}
 
 
@@ -175,7 +140,7 @@ def _files(target: RecipeTarget | DatasetTarget) -> list[DataFile]:
     from pytest_mistral_lora.chat.reading.chunks import DataFile
 
     if isinstance(target, DatasetTarget):
-        return [DataFile(target.file, False)]
+        return target.files
     data = target.recipe.data
     return [*(DataFile(path, False) for path in data.train), *(DataFile(path, True) for path in data.eval)]
 
@@ -220,13 +185,31 @@ def _judged(
     if isinstance(target, RecipeTarget):
         facts += (("epoch", epoch(target.recipe.training, dict(facts))),)
     else:
-        facts += (("oracle of", target.basis),)
+        facts += tuple(_basis(target, files))
     results["statistics"] = replace(results["statistics"], facts=facts)
     return results
 
 
 def _backend(target: RecipeTarget | DatasetTarget) -> str:
     return target.backend if isinstance(target, DatasetTarget) else target.recipe.backend
+
+
+def _basis(target: DatasetTarget, files: Sequence[DataFile]) -> Iterator[tuple[str, str]]:
+    """Yield the tokenizer that judged rows, and the formats that they were converted from, for summaries."""
+    from pytest_mistral_lora.checkpoint.tokenizer_folder import oracle_file
+    from pytest_mistral_lora.data.sources import ConvertedSource
+
+    # a recipe's base and a tokenizer that is a target have checks of their own
+    alone = "" if target.judge.trains else ", which is not checked itself"
+    if target.backend == "chat-template":
+        yield "oracle of", f"none, but the chat template of {target.judge.name}{alone}"
+    else:
+        known = "" if oracle_file(target.tokenizer.path) else f" {target.tokenizer.recognition.text}"
+        yield "oracle of", f"{target.judge.name} ({target.oracle.version}){known}{alone}"
+    reports = [file.source.report for file in files if isinstance(file.source, ConvertedSource)]
+    formats = dict.fromkeys(f"{one['container']}, {one['format']}" for report in reports for one in report.sources)
+    if formats:
+        yield "rows of", f"converted from {'; '.join(formats)}"
 
 
 def _no_comparison(target: RecipeTarget | DatasetTarget) -> str:
@@ -260,9 +243,12 @@ def _shared(target: RecipeTarget | DatasetTarget, settings: Settings) -> dict[st
     from pytest_mistral_lora.chat.reading import read_json
     from pytest_mistral_lora.records.files import canonical_json, sha256_bytes, write_json
 
+    paths: list[Path] = []
     settled: list[Any]
     if isinstance(target, DatasetTarget):
-        paths, settled = [target.file], [str(target.tokenizer.path), target.tokenizer.declared, target.backend]
+        settled = [str(target.tokenizer.path), target.tokenizer.declared, target.backend]
+        with suppress(InputError):
+            paths = [file.path for file in target.files]
     else:
         paths, settled = [*target.recipe.data.train, *target.recipe.data.eval], [target.recipe.as_written()]
     # by size and time, not by content, because each worker does this, and data can be long

@@ -1,0 +1,59 @@
+"""The check that `mistral-lora train` accepts a recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+
+from pytest_mistral_lora.checkpoint.tokenizer_folder import NO_ORACLE
+from pytest_mistral_lora.conformance.checks import Check, Settings
+from pytest_mistral_lora.conformance.finding import Finding, Result
+from pytest_mistral_lora.conformance.targets import RecipeTarget
+from pytest_mistral_lora.errors import (
+    InputError,
+    MachineError,
+    NoOracleError,
+    NoTemplateError,
+    RecipeError,
+    TokenizerError,
+)
+
+
+def recipe_checks(target: RecipeTarget, settings: Settings) -> Iterator[Check]:
+    """Yield the check that `mistral-lora train` accepts the recipe; `checks` judge its rows."""
+    yield Check(target, "dataset", "recipe", partial(_judge_recipe, target))
+
+
+def _judge_recipe(target: RecipeTarget) -> Result:
+    """Judge a recipe by the functions that refuse it before a run.
+
+    Raises:
+        RecipeError: If it cannot be read.
+        PinError: If its base is missing, or is not the one that is pinned.
+        TokenizerError: If its base's tokenizer does not load.
+    """
+    from pytest_mistral_lora.training.prepare import check_machine, check_output, plan_run
+
+    recipe, place, findings = target.recipe, str(target.path), []
+
+    def refused(rule: str, error: InputError) -> Finding:
+        where = f"{place}, {error.place}" if isinstance(error, RecipeError) else error.place
+        return Finding(rule, error.found, where, error.expected, error.next_step)
+
+    base = target.base_folder
+    steps = (check_output, check_machine, lambda one: plan_run(one, base, lambda folder: target.tokenizer))
+    for step in steps:
+        try:
+            step(recipe)
+        except MachineError as error:
+            findings.append(refused("ML642", error))
+        except TokenizerError as error:
+            if not isinstance(error, NoOracleError | NoTemplateError):
+                raise
+            if isinstance(error, NoOracleError) and target.tokenizer.declared != NO_ORACLE:
+                # the check `oracle` of the tokenizer reports it
+                return Result(tuple(findings), not_checked="" if findings else str(error))
+            findings.append(refused("ML641", error))
+        except InputError as error:
+            findings.append(refused("ML641", error))
+    return Result(tuple(findings))

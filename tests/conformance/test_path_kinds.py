@@ -1,0 +1,256 @@
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pytest_mistral_lora.chat.oracle import SHIPPED, shipped_tokenizer
+from pytest_mistral_lora.cli import main
+from pytest_mistral_lora.conformance.path_kinds import recognised, row_files
+from pytest_mistral_lora.errors import InputError
+from pytest_mistral_lora.records.goldens import goldens_folder
+
+TURNS = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+ROW = {"messages": TURNS}
+LINE = json.dumps(ROW) + "\n"
+SHAREGPT = {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}
+RECIPE = "base: {path: b}\ndata: {train: [rows.jsonl]}\ntraining: {steps: 1}\noutput: out\n"
+
+
+def parquet(path: Path) -> None:
+    import pyarrow as pa
+    from pyarrow import parquet as pq
+
+    pq.write_table(pa.Table.from_pylist([ROW]), path)
+
+
+def saved_to_disk(path: Path) -> None:
+    import datasets
+
+    datasets.Dataset.from_list([ROW]).save_to_disk(path)
+
+
+def in_folder(**files: Any) -> Callable[[Path], None]:
+    def write(path: Path) -> None:
+        path.mkdir()
+        for name, content in files.items():
+            file = path / name.replace("__", ".")
+            file.write_bytes(content) if isinstance(content, bytes) else content(file)
+
+    return write
+
+
+def tokenizer(name: str) -> Callable[[Path], Any]:
+    return lambda path: shutil.copy(shipped_tokenizer(name), path)
+
+
+def dangling(path: Path) -> None:
+    path.symlink_to("nowhere")
+
+
+MESSAGES = "`messages` with role/content"
+CHAT = f"chat messages ({MESSAGES})"
+JUDGED: list[tuple[str, Any, str, str]] = [
+    ("recipe.yaml", RECIPE, "recipe", "a recipe (base, data, training, output)"),
+    ("misspelt.yml", "bse: 1\ndata: {}\ntraining: {}\n", "recipe", "a recipe (data, training)"),
+    ("broken.yaml", "base: {", "recipe", "a recipe (by its name; it is not valid YAML)"),
+    ("rows.jsonl", LINE, "rows", f"rows (JSON Lines, {MESSAGES})"),
+    ("rows.txt", LINE, "rows", f"rows (JSON Lines, {MESSAGES})"),
+    ("one.json", LINE, "rows", f"rows (JSON Lines, {MESSAGES})"),
+    ("two.json", 2 * LINE, "rows", f"rows (JSON Lines, {MESSAGES})"),
+    ("bom.jsonl", "\ufeff" + LINE, "rows", f"rows (JSON Lines, {MESSAGES})"),
+    ("bad-first.jsonl", "{\n" + LINE, "rows", f"rows (JSON Lines, {MESSAGES})"),
+    ("all-bad.jsonl", "{\n", "rows", "rows (JSON Lines by its name)"),
+    ("list.json", json.dumps([ROW]), "rows", f"rows (a JSON array, {CHAT}), converted"),
+    ("pretty.json", json.dumps(ROW, indent=2), "rows", f"rows (JSON objects over several lines, {CHAT}), converted"),
+    ("rows.parquet", parquet, "rows", f"rows (Parquet, {CHAT}), converted"),
+    ("rows.jsonl.gz", gzip.compress(LINE.encode()), "rows", f"rows (gzip of JSON Lines, {CHAT}), converted"),
+    ("wide.jsonl", LINE.encode("utf-16"), "rows", f"rows (UTF-16 of JSON Lines, {CHAT}), converted"),
+    (
+        "share.jsonl",
+        json.dumps(SHAREGPT),
+        "rows",
+        "rows (JSON Lines, ShareGPT (`conversations` with from/value)), converted",
+    ),
+    ("alpaca.csv", "instruction,output\na,b\n", "rows", "rows (CSV, Alpaca (`instruction/output`)), converted"),
+    ("saved", saved_to_disk, "rows", "rows (data-00000-of-00001.arrow), converted"),
+    ("shards", in_folder(rows__parquet=parquet), "rows", "rows (rows.parquet), converted"),
+    ("encoded.jsonl", json.dumps({**ROW, "input_ids": [1]}), "encoded", "encoded rows (JSON Lines with input_ids)"),
+    ("bare.jsonl", '{"input_ids": [1], "labels": [1]}', "encoded", "encoded rows (JSON Lines with input_ids)"),
+    ("lora", in_folder(adapter_config__json=b"{}"), "adapter", "an adapter (adapter_config.json)"),
+    ("dangling", in_folder(adapter_config__json=dangling), "adapter", "an adapter (adapter_config.json)"),
+    (
+        "merged",
+        in_folder(manifest__json=b"{}", model__safetensors=b""),
+        "adapter",
+        "a merged model (manifest.json)",
+    ),
+    ("base", in_folder(model__safetensors=b""), "tokenizer", "a checkpoint folder (model.safetensors)"),
+    ("bare", in_folder(tekken__json=b"{}"), "tokenizer", "a tokenizer folder (tekken.json)"),
+    ("v3", in_folder(tokenizer__model__v3=b""), "tokenizer", "a tokenizer folder (tokenizer.model.v3)"),
+    *(
+        (file, tokenizer(name), "tokenizer", f"a tokenizer file ({'Tekken' if 'tekken' in name else 'SentencePiece'})")
+        for name, file in SHIPPED.items()
+    ),
+    ("tokenizer.model", tokenizer("spm-v1"), "tokenizer", "a tokenizer file (SentencePiece)"),
+]
+
+
+def write(path: Path, content: Any) -> Path:
+    if callable(content):
+        content(path)
+    else:
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+@pytest.mark.parametrize(("name", "content", "kind", "title"), JUDGED, ids=[one[0] for one in JUDGED])
+def test_a_path_is_recognised_by_its_content(name: str, content: Any, kind: str, title: str, tmp_path: Path) -> None:
+    found = recognised(write(tmp_path / name, content))
+    assert (found.kind, found.title) == (kind, title)
+    if kind == "rows":
+        # the target reads what was recognised
+        assert bool(row_files(found.path)[0].source) == title.endswith("converted") or found.path.is_dir()
+
+
+def test_with_a_base_full_weights_are_a_merged_model(tmp_path: Path) -> None:
+    merged, base = (write(tmp_path / name, in_folder(model__safetensors=b"")) for name in ("merged", "base"))
+    assert recognised(merged, base).title == "a merged model (model.safetensors, and --base is another folder)"
+    assert recognised(base, base).title == "a checkpoint folder (model.safetensors)"
+    assert recognised(Path("spm-v3")).title == "a tokenizer that mistral-common ships"
+
+
+AXOLOTL = "base_model: mistralai/M\ndatasets: [{path: d.jsonl, type: chat_template}]\nadapter: lora\n"
+LLAMAFACTORY = "model_name_or_path: m\nstage: sft\ndataset: identity\nfinetuning_type: lora\n"
+TRL = "model_name_or_path: mistralai/M\ndataset_name: d.jsonl\nuse_peft: true\n"
+FINETUNE = "model_id_or_path: m\ndata: {instruct_data: train.jsonl}\nlora: {rank: 64}\nrun_dir: x\n"
+JUDGE = "mistral-lora audit --runner {} --config {{path}} --tokenizer PATH"
+IMPORT = "mistral-lora import {path} --to rows.jsonl"
+ANSWERED: list[tuple[str, Any, str, list[str]]] = [
+    ("axolotl.yaml", AXOLOTL, "a configuration of Axolotl", [JUDGE.format("axolotl"), IMPORT, "--as rows"]),
+    ("lf.yaml", LLAMAFACTORY, "a configuration of LLaMA-Factory", [JUDGE.format("llamafactory"), IMPORT]),
+    ("lf.json", json.dumps({"model_name_or_path": "m", "stage": "sft"}), "a configuration of LLaMA-Factory", [IMPORT]),
+    ("trl.yaml", TRL, "a configuration of TRL", [JUDGE.format("trl"), IMPORT]),
+    (
+        "finetune.yaml",
+        FINETUNE,
+        "a configuration of mistral-finetune",
+        ["mistral-lora import train.jsonl --to rows.jsonl"],
+    ),
+    (
+        "tune.yaml",
+        "model: {_component_: torchtune.m}\n",
+        "a configuration of torchtune",
+        ["mistral-lora audit encoded"],
+    ),
+    ("accelerate.yaml", "compute_environment: LOCAL\n", "a configuration of accelerate", ["name those"]),
+    (
+        "dataset_info.json",
+        json.dumps({"hub": {"hf_hub_url": "x"}, "own": {"file_name": "own.json"}}),
+        "a dataset_info.json of LLaMA-Factory",
+        ["mistral-lora import {path} --dataset own --to rows.jsonl"],
+    ),
+    ("Modelfile", "FROM ./model.gguf\nTEMPLATE x\n", "a Modelfile of Ollama", ["mistral-lora check FOLDER"]),
+    ("test_mine.py", "def test_a(): ...\n", "a pytest file", ["pytest {path}"]),
+    ("train.py", "from trl import SFTTrainer\n", "a script that uses TRL", ["audit --runner trl --config trl.yaml"]),
+    ("encode.py", "print(1)\n", "a Python script", ["mistral-lora audit --runner {path} --tokenizer PATH"]),
+    ("requirements.txt", "trl==1.0\n", "a list of packages", ["mistral-lora check"]),
+    ("pyproject.toml", "[project]\n", "a configuration of pytest", ["pytest --mistral-golden -c {path}"]),
+    ("README.md", "# Hello\n", "a text for people", []),
+    ("model.gguf", b"GGUF\x03", "a GGUF model, which is not judged yet", ["it was converted from"]),
+    ("quantized", in_folder(model__gguf=b"GGUF"), "a folder of a GGUF model, which is not judged yet", []),
+    ("adapter_config.json", "{}", "a part of an adapter or merged model", ["mistral-lora check {folder}"]),
+    ("tokenizer.json", "{}", "a part of a checkpoint", ["mistral-lora check {folder}"]),
+    ("model-00001-of-00002.safetensors", b"\0", "a part of a checkpoint", ["mistral-lora check {folder}"]),
+    ("pytorch_model.bin", b"PK\x03\x04", "a Python pickle, which can run code", ["safetensors"]),
+    ("rows.zip", b"PK\x03\x04", "a zip archive", ["Unpack it"]),
+    ("text.jsonl", '{"text": "a"}', "plain text (text)", ["write messages with roles"]),
+    ("segments.jsonl", '{"segments": []}', "Axolotl's input_output (segments)", []),
+    ("pointer.jsonl", "version https://git-lfs.github.com/spec/v1\n", "a pointer of Git LFS", ["git lfs pull"]),
+    (
+        "many",
+        in_folder(a__jsonl=LINE.encode(), b__jsonl=LINE.encode()),
+        "a folder with 2 data files",
+        ["mistral-lora check {path}/a.jsonl {path}/b.jsonl --tokenizer PATH"],
+    ),
+    (
+        "project",
+        in_folder(recipe__yaml=RECIPE.encode(), rows__jsonl=LINE.encode()),
+        "a folder with recipe.yaml",
+        ["mistral-lora check {path}/recipe.yaml"],
+    ),
+    (
+        "goldens",
+        lambda path: (path / "templates").mkdir(parents=True),
+        "a folder of goldens",
+        ["pytest --mistral-golden --mistral-golden-dir={path}"],
+    ),
+    (
+        "single.json",
+        lambda path: shutil.copy(goldens_folder() / "templates" / "spm-v3" / "single.json", path),
+        "a golden of ids and labels",
+        ["pytest --mistral-golden --mistral-golden-dir="],
+    ),
+    (
+        "answer.json",
+        json.dumps({"case": "a", "row": ROW, "completion_ids": [1]}),
+        "a golden transcript",
+        ["--mistral-adapter=FOLDER"],
+    ),
+    ("report.json", json.dumps({"schema_version": 1, "checks": [], "causes": []}), "a report of this suite", []),
+]
+
+
+@pytest.mark.parametrize(("name", "content", "title", "steps"), ANSWERED, ids=[one[0] for one in ANSWERED])
+def test_a_file_of_another_tool_is_named_with_the_command_that_reads_it(
+    name: str, content: Any, title: str, steps: list[str], tmp_path: Path, capsys: Any
+) -> None:
+    path = write(tmp_path / name, content)
+    assert main(["check", str(path), "--tokenizer", "spm-v3"]) == 2
+    err = capsys.readouterr().err
+    assert f": this is {title}" in err
+    for step in steps:
+        assert step.format(path=path, folder=tmp_path) in err, err
+
+
+UNKNOWN: list[tuple[str, Any, str]] = [
+    ("compose.yaml", "data: 1\nother: 2\nversion: 3\n", "it has the keys data, other, version"),
+    ("numbers.json", "[1, 2]", ""),
+    ("list.yaml", "- a\n", ""),
+    ("object.json", '{"a": 1, "b": 2}', "it has the keys a, b"),
+    ("bytes", b"\x00\x01\x02", ""),
+    ("words.txt", "some words\n", ""),
+    ("nothing", in_folder(), ""),
+]
+
+
+@pytest.mark.parametrize(("name", "content", "keys"), UNKNOWN, ids=[one[0] for one in UNKNOWN])
+def test_anything_else_is_an_error_that_lists_the_kinds(
+    name: str, content: Any, keys: str, tmp_path: Path, capsys: Any
+) -> None:
+    path = write(tmp_path / name, content)
+    assert main(["check", str(path)]) == 2
+    err = capsys.readouterr().err
+    assert keys in err
+    if name != "numbers.json":
+        assert "expected one of these: a recipe (YAML with base, data, training, output); rows (JSON Lines " in err
+        assert "--as recipe|rows|encoded|adapter|tokenizer" in err
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "recipe.yaml", "rows.parquet", "tekken.json", "a"])
+def test_an_empty_file_is_an_error_whatever_its_name(name: str, tmp_path: Path, capsys: Any) -> None:
+    (tmp_path / name).touch()
+    assert main(["check", str(tmp_path / name), "--tokenizer", "spm-v3"]) == 2
+    assert capsys.readouterr().err == f"error: {tmp_path / name}: the file is empty\n"
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "rows.jsonl")
+    with pytest.raises(InputError, match="not a regular file"):
+        recognised(tmp_path / "rows.jsonl")
