@@ -5,6 +5,7 @@ An error has a place, the offending value, the expected value, and the next step
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -236,8 +237,18 @@ def and_more(shown: int, total: int) -> str:
 def one_line(error: object, most: int = 300) -> str:
     """Return another library's message for use in one of ours: on one line, cut off, without control characters."""
     text = " ".join(str(error).split())[:most]
-    # a value of a file can be in it, and would reach the terminal
+    return _printable(text)
+
+
+def _printable(text: str) -> str:
+    # it can hold a value of a file, and would reach the terminal
     return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+
+
+def short_json(value: object) -> str:
+    """Return a value as JSON for a message: cut off if it is long, without control characters."""
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return _printable(text if len(text) <= 80 else f"{text[:77]}…")
 
 
 @contextmanager

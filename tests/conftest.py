@@ -28,8 +28,8 @@ _kept = 0
 def _set_apart() -> None:
     """Collect garbage, and have later collections look at new objects only.
 
-    Trainer and pytest collect all garbage at the end of each run. With the tokenizers, models and modules that the tests
-    before have cached, this makes a tiny train five times as long.
+    Trainer and pytest collect all garbage at the end of each run. With the tokenizers, models and modules that earlier
+    tests have cached, this makes a tiny train five times as long.
     """
     global _kept
     gc.collect()

@@ -8,12 +8,12 @@ from __future__ import annotations
 import itertools
 import json
 import re
-import subprocess
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from pytest_mistral_lora.chat.reading import answer_in_time
 from pytest_mistral_lora.errors import InputError
 
 if TYPE_CHECKING:
@@ -288,12 +288,9 @@ print(json.dumps(_CHECKS[kind](AnswerToCheck((), text, "", (), None), value)))""
 
 
 def _violation_in_time(check: FormatCheck, text: str) -> str:
-    # A pattern of a foreign transcript may backtrack for years, and no thread can be stopped in the middle of a match.
-    command, given = [sys.executable, "-I", "-c", _CODE], [[*map(str, sys.path)], check.kind, check.value, text]
     try:
-        done = subprocess.run(command, input=json.dumps(given), capture_output=True, text=True, timeout=5, check=True)
-    except subprocess.TimeoutExpired:
-        return "a pattern takes more than 5 s: write it without repetitions of repetitions"
-    except subprocess.CalledProcessError as error:
-        return f"the check cannot run: {error.stderr.strip().splitlines()[-1]}"
-    return str(json.loads(done.stdout))
+        return str(answer_in_time(_CODE, [[*map(str, sys.path)], check.kind, check.value, text]))
+    except TimeoutError as error:
+        return f"a pattern {error}: write it without repetitions of repetitions"
+    except ValueError as error:
+        return f"the check cannot run: {error}"

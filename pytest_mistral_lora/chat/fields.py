@@ -26,9 +26,6 @@ REFUSED_KEYS = {
 }
 """Fields of mistral-common's request by which it encodes only a part of the row, with their effect."""
 
-IGNORED_KEYS = ("model", "temperature", "top_p", "max_tokens", "random_seed", "tool_choice", "parallel_tool_calls")
-"""Fields of mistral-common's request that change no id: a server reads them when it generates."""
-
 IN_ORDER = frozenset({"parameters", "arguments", "schema"})
 """Fields whose JSON is encoded with its keys in the order given; everywhere else the order changes no id."""
 

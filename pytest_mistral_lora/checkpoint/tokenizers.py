@@ -196,6 +196,17 @@ def convert(oracle: Oracle) -> Any:
     return tokenizer
 
 
+class _Literals(list[str]):
+    """Control literals. transformers 4 looks for each of 131,000 tokens in the list of a thousand."""
+
+    def __contains__(self, token: object) -> bool:
+        return token in self._set
+
+    @cached_property
+    def _set(self) -> frozenset[object]:
+        return frozenset(self)
+
+
 def _from_tekken_before_5(oracle: Oracle) -> Any:
     """Convert a Tekken file with transformers 4, whose own function fails on a file without `special_tokens`.
 
@@ -207,7 +218,7 @@ def _from_tekken_before_5(oracle: Oracle) -> Any:
     # in a Tekken file the ids of the ranked tokens begin after those of the control tokens, and more tokens are ranked
     # than the vocabulary takes
     data = json.loads(oracle.path.read_text(encoding="utf-8"))
-    specials = list(oracle.control_tokens.values())
+    specials = _Literals(oracle.control_tokens.values())
     ranked = data["vocab"][: oracle.vocab_size - len(specials)]
     vocab: dict[str | bytes, int] = {literal: token for token, literal in oracle.control_tokens.items()}
     vocab |= {base64.b64decode(entry["token_bytes"]): len(specials) + rank for rank, entry in enumerate(ranked)}

@@ -18,7 +18,8 @@ from pytest_mistral_lora.checkpoint.tokenizer_folder import (
     template_places,
 )
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
-from pytest_mistral_lora.conformance.finding import Finding, Result, first_findings, show_difference
+from pytest_mistral_lora.conformance.alignment import Alignment
+from pytest_mistral_lora.conformance.finding import Finding, Result, first_findings
 from pytest_mistral_lora.conformance.targets import Target
 from pytest_mistral_lora.errors import NoTemplateError, OracleRejection, RowError, TokenizerError
 
@@ -166,8 +167,10 @@ def _text_findings(mine: Any, others: Any, place: str) -> Iterator[Finding]:
     for text, ids, wanted in zip(texts, found, expected, strict=True):
         if ids != wanted:
             shown = text if len(text) <= 40 else f"{text[:40]}…"
-            table = show_difference((wanted, None), (ids, None), lambda token: str(others.convert_ids_to_tokens(token)))
-            yield Finding("ML440", f"{shown!r} gets other ids than the base's", place, "the base's ids", table)
+            difference = Alignment((wanted, None), (ids, None), lambda token: str(others.convert_ids_to_tokens(token)))
+            yield Finding(
+                "ML440", f"{shown!r} gets other ids than the base's", place, "the base's ids", difference.table()
+            )
             if text not in PROBES:
                 return
 

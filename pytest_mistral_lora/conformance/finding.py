@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
-
-from pytest_mistral_lora.conformance.alignment import Alignment, Ids, Labels
 
 Severity = Literal["error", "note"]
 
@@ -217,14 +215,3 @@ class Result:
     findings: tuple[Finding, ...] = ()
     not_checked: str = ""
     facts: tuple[tuple[str, Any], ...] = ()
-
-
-def show_difference(expected: tuple[Ids, Labels], found: tuple[Ids, Labels], piece: Callable[[int], str]) -> str:
-    """Return a table of the tokens around the first difference in ids or labels; empty if there is none.
-
-    Args:
-        expected: mistral-common's `input_ids` and `labels`; labels of None are not compared.
-        found: The `input_ids` and `labels` to compare with them.
-        piece: Gives the vocabulary's spelling of an id.
-    """
-    return Alignment(expected, found, piece).table()

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cache
@@ -14,8 +11,8 @@ from typing import Annotated, Any, Literal
 from annotated_types import Len
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from pytest_mistral_lora.chat.reading import parse_json, read_bounded
-from pytest_mistral_lora.errors import InputError, and_more, one_line
+from pytest_mistral_lora.chat.reading import answer_in_time, parse_json, read_bounded
+from pytest_mistral_lora.errors import InputError, and_more, one_line, short_json
 
 CONFIG = "adapter_config.json"
 PLAIN_STARTS = (True, False, None, "gaussian", "orthogonal", "eva")
@@ -25,7 +22,6 @@ _MOST, _MOST_LAYERS, _LARGEST_RANK, _LARGEST_SCALE = 10_000, 1_000, 1 << 16, 1e6
 _MOST_PATTERNS = 2_000  # one for each layer of the largest models is below 1,000; PEFT tries each on every layer
 _LARGEST_FILE = 1 << 20  # bytes; a rank for each layer of the largest models takes 60,000
 _LEVELS = 32  # a real configuration has four levels; Python's own limit depends on the caller's stack
-_SECONDS = 5.0  # a pattern over the names of a model takes milliseconds; one that backtracks, years
 
 
 def _limited(pairs: list[list[int]]) -> list[list[int]]:
@@ -175,12 +171,6 @@ def _peft_defaults() -> Mapping[str, Any]:
     return {field.name: field.default for field in fields(LoraConfig)}
 
 
-def short_json(value: Any) -> str:
-    """Return a value as JSON, cut off if it is long."""
-    text = json.dumps(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
-
-
 def read_adapter_config(file: Path) -> dict[str, Any]:
     """Return the JSON object of a configuration; its keys are not checked.
 
@@ -262,12 +252,9 @@ def patterns_of(data: Mapping[str, Any]) -> dict[tuple[str, str], str]:
 def match_counts(patterns: Sequence[str], names: Sequence[str], place: str = "") -> list[int]:
     """Return how many names each regular expression matches in full.
 
-    They come from a file and may run forever, which only another process can end.
-
     Raises:
         InputError: If one is no regular expression, or takes too long.
     """
-    # an own process, isolated (-I): a thread cannot be stopped in the middle of a match
     if not patterns:
         return []
     code = (
@@ -275,14 +262,11 @@ def match_counts(patterns: Sequence[str], names: Sequence[str], place: str = "")
         "patterns, names = json.load(sys.stdin)\n"
         "print(json.dumps([sum(bool(re.fullmatch(p, n)) for n in names) for p in patterns]))"
     )
-    command, given = [sys.executable, "-I", "-c", code], json.dumps([list(patterns), list(names)])
     try:
-        done = subprocess.run(command, input=given, capture_output=True, text=True, timeout=_SECONDS, check=True)
-    except subprocess.TimeoutExpired as error:
-        found = f"a regular expression that takes more than {_SECONDS:g} s: {short_json(list(patterns))}"
+        counts: list[int] = answer_in_time(code, [list(patterns), list(names)])
+    except TimeoutError as error:
+        found = f"a regular expression that {error}: {short_json(list(patterns))}"
         raise InputError(found, place=place, expected="one without repetitions of repetitions") from error
-    except subprocess.CalledProcessError as error:
-        reason = one_line(error.stderr.strip().rpartition("\n")[2])
-        raise InputError(f"not a regular expression: {reason}", place=place, expected="a regular expression") from error
-    counts: list[int] = json.loads(done.stdout)
+    except ValueError as error:
+        raise InputError(f"not a regular expression: {error}", place=place, expected="a regular expression") from error
     return counts

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pytest_mistral_lora.chat.reading import read_json
-from pytest_mistral_lora.errors import InputError
+from pytest_mistral_lora.errors import InputError, short_json
 
 
 @dataclass(frozen=True)
@@ -100,7 +99,7 @@ class RecordSchema:
             known, own = place.get("properties", {}), " (your own begin with x-)" if "^x-" in patterns else ""
             for name, value in error.instance.items():
                 if name not in known and not any(re.search(pattern, name) for pattern in patterns):
-                    yield Violation(f"{path}.{name}", _short_json(value), f"no such key{own}")
+                    yield Violation(f"{path}.{name}", short_json(value), f"no such key{own}")
         else:
             words = {
                 "const": f"{asked!r}",
@@ -116,7 +115,7 @@ class RecordSchema:
                 "exclusiveMaximum": f"below {asked}",
             }
             expected = words.get(error.validator, f"{error.validator} {asked}")
-            yield Violation(path, _short_json(error.instance), expected)
+            yield Violation(path, short_json(error.instance), expected)
 
     def _description(self, path: Sequence[str | int]) -> str:
         """Return the description of the value at a path."""
@@ -134,8 +133,3 @@ class RecordSchema:
         for key in keys:
             place = place[key]
         return place
-
-
-def _short_json(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False, default=str)
-    return text if len(text) <= 80 else f"{text[:77]}…"

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pytest_mistral_lora.errors import InputError
+from pytest_mistral_lora.errors import InputError, one_line
 from pytest_mistral_lora.records.verify import FieldCheck
 
 SIGNATURE = "signature"
@@ -41,7 +41,7 @@ class Signature:
         try:
             verifier.verify(folder, self.file)
         except Exception as error:  # of the library, of cryptography or of sigstore: all mean that nothing is proven
-            reason = " ".join(str(error).split()) or type(error).__name__
+            reason = one_line(error) or type(error).__name__
             return FieldCheck(SIGNATURE, "mismatch", author, f"not by {author}, or not of these files: {reason}")
         return FieldCheck(SIGNATURE, "match", author, f"by {author}", str(self.file))
 
@@ -73,7 +73,7 @@ class Signature:
         except Exception as error:  # a key of another kind, or no network for Sigstore's own keys
             place = str(self.public_key or "--identity")
             raise InputError(
-                f"cannot be used: {error}",
+                f"cannot be used: {one_line(error)}",
                 place=place,
                 expected="a public key in PEM, such as a P-256 key" if self.public_key else "",
             ) from error

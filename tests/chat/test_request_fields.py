@@ -15,7 +15,7 @@ from mistral_common.protocol.instruct.messages import FinetuningMessage
 from mistral_common.protocol.instruct.request import ChatCompletionRequest, InstructRequest
 from pydantic import BaseModel
 
-from pytest_mistral_lora.chat.fields import IGNORED_KEYS, REFUSED_KEYS, ROW_KEYS
+from pytest_mistral_lora.chat.fields import REFUSED_KEYS, ROW_KEYS
 from pytest_mistral_lora.chat.rows import parse_row
 from pytest_mistral_lora.errors import OracleRejection, RowError
 from pytest_mistral_lora.strategies import rows
@@ -48,6 +48,8 @@ REFUSED = {
     "ImageURL": {"url", "detail"},
     "AudioURL": {"url"},
 }
+IGNORED_KEYS = {"model", "temperature", "top_p", "max_tokens", "random_seed", "tool_choice", "parallel_tool_calls"}
+"""A server reads them when it generates."""
 CHANGES_NO_ID = {"NamedToolChoice": {"type", "function"}, "FunctionName": {"name"}}
 
 

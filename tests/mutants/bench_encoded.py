@@ -13,9 +13,10 @@ from typing import Any
 from gallery import Artifact, mutant
 
 from pytest_mistral_lora.chat.oracle import Oracle
+from pytest_mistral_lora.conformance.alignment import Alignment
 from pytest_mistral_lora.conformance.checks import Settings
 from pytest_mistral_lora.conformance.encoded.audit import checks
-from pytest_mistral_lora.conformance.finding import Finding, show_difference
+from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.conformance.targets import EncodedTarget, Target
 
 Data = dict[str, Any]
@@ -131,7 +132,7 @@ class _Bench:
                 before = by_row.get(line["row"], line)
                 sides = [(one["input_ids"], one["labels"]) for one in (before, line)]
                 if all(len(ids) == len(labels) for ids, labels in sides) and sides[0] != sides[1]:
-                    return show_difference(*sides, _oracle().piece)
+                    return Alignment(*sides, _oracle().piece).table()
         return ""
 
 

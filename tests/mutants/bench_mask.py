@@ -16,7 +16,8 @@ from mistral_common.protocol.instruct.validator import ValidationMode
 from pytest_mistral_lora.chat.encoded import IGNORE_INDEX, EncodedRow, Span
 from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
 from pytest_mistral_lora.chat.rows import Row, as_row, parse_row, weight_of
-from pytest_mistral_lora.conformance.finding import Finding, show_difference
+from pytest_mistral_lora.conformance.alignment import Alignment
+from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.conformance.mask.laws import LAWS, RowLaw, construction_violation, refusal_violation
 from pytest_mistral_lora.errors import MistralLoraError, OracleRejection
 
@@ -80,7 +81,7 @@ class MaskBench:
         changed.encode(row)  # ML111 changes the second encoding of a row
         found = changed.encode(row)
         sides = [(one.input_ids, one.labels) for one in (expected, found)]
-        return show_difference(*sides, artifact["tokenizer"].piece)
+        return Alignment(*sides, artifact["tokenizer"].piece).table()
 
 
 BENCH = MaskBench()

@@ -1,16 +1,18 @@
-"""Read data files: strict JSON Lines, chunks, and a pool of processes. The only I/O of `chat`."""
+"""Read data files: strict JSON Lines, chunks, and processes that help. The only I/O of `chat`."""
 
 from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from pytest_mistral_lora.chat.formats import LINES, Container, container_of, import_step
-from pytest_mistral_lora.errors import InputError, RowError
+from pytest_mistral_lora.errors import InputError, RowError, one_line
 
 MAX_LINE_BYTES = 64 * 1024 * 1024
 """A longer line is refused unread, so that one bad file cannot fill the memory."""
@@ -18,6 +20,8 @@ MAX_LINE_BYTES = 64 * 1024 * 1024
 
 JSON_LIMIT = 16 << 20
 """Largest JSON file that is read, in bytes: real configurations and manifests have a few thousand."""
+PATTERN_SECONDS = 5.0
+"""The most seconds that the patterns of a foreign file may take."""
 
 
 class _RefusedError(ValueError):
@@ -215,3 +219,25 @@ def read_line(path: Path, number: int, line: bytes | RowError | None) -> tuple[i
         return RowError(f"not valid UTF-8 at byte {error.start + 1} of the line", place=place)
     except ValueError as error:
         return RowError(str(error), place=place)
+
+
+def answer_in_time(code: str, given: Any) -> Any:
+    """Return the JSON that code of ours prints for a JSON value on its input, in a process that may take 5 seconds.
+
+    A pattern of a foreign file may backtrack for years, and no thread can be stopped in the middle of a match.
+
+    Raises:
+        TimeoutError: If it takes longer.
+        ValueError: If it fails, with the last line of its error.
+    """
+    # isolated (-I): neither the environment nor the working folder decides what it imports
+    command = [sys.executable, "-I", "-c", code]
+    try:
+        done = subprocess.run(
+            command, input=json.dumps(given), capture_output=True, text=True, timeout=PATTERN_SECONDS, check=True
+        )
+    except subprocess.TimeoutExpired as error:
+        raise TimeoutError(f"takes more than {PATTERN_SECONDS:g} s") from error
+    except subprocess.CalledProcessError as error:
+        raise ValueError(one_line(error.stderr.strip().rpartition("\n")[2])) from error
+    return json.loads(done.stdout)

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from pytest_mistral_lora.conformance.finding import Finding
-from pytest_mistral_lora.errors import PinError
-from pytest_mistral_lora.records.adapter_config import key_faults, match_counts, patterns_of, short_json
+from pytest_mistral_lora.errors import PinError, short_json
+from pytest_mistral_lora.records.adapter_config import key_faults, match_counts, patterns_of
 from pytest_mistral_lora.records.adapter_folder import AdapterFolder
 
 _PIN = "a full commit: 40 lower-case hex digits"

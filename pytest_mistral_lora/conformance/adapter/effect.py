@@ -15,8 +15,8 @@ from pytest_mistral_lora.checkpoint.weights import Weights
 from pytest_mistral_lora.conformance.adapter.layout import PREFIX, AdapterLayout
 from pytest_mistral_lora.conformance.adapter.weights import LARGEST
 from pytest_mistral_lora.conformance.finding import Finding
-from pytest_mistral_lora.errors import MistralLoraError
-from pytest_mistral_lora.records.adapter_config import PLAIN_STARTS, short_json
+from pytest_mistral_lora.errors import MistralLoraError, short_json
+from pytest_mistral_lora.records.adapter_config import PLAIN_STARTS
 from pytest_mistral_lora.records.adapter_folder import AdapterFolder
 
 LEAST_OF_NEIGHBOURS = 0.01

@@ -18,7 +18,7 @@ from pytest_mistral_lora.checkpoint.devices import PRECISIONS
 from pytest_mistral_lora.checkpoint.fp8 import declared_quantization, is_fp8
 from pytest_mistral_lora.checkpoint.tokenizers import TOKENIZER_JSON
 from pytest_mistral_lora.checkpoint.weights import Weights
-from pytest_mistral_lora.errors import InputError
+from pytest_mistral_lora.errors import InputError, one_line
 from pytest_mistral_lora.records.files import (
     finished_folder,
     listing,
@@ -79,10 +79,8 @@ def dequantized(spec: ModelSpec, output: Path, *, asked: bool) -> Iterator[Path]
             model = load_packed(base, precision, device) if packed else load_nf4(base, precision, device)
             model = model.dequantize()
         except (ImportError, NotImplementedError, ValueError) as error:  # transformers' own, by method and library
-            cause = " ".join(str(error).split())
-            raise InputError(
-                f"cannot be dequantised: {cause}", place=str(base), next_step="Give the full base."
-            ) from error
+            found = f"cannot be dequantised: {one_line(error)}"
+            raise InputError(found, place=str(base), next_step="Give the full base.") from error
         model.save_pretrained(temporary)
         del model
         yield temporary
