@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 
 import pytest
@@ -11,6 +12,7 @@ CONFTEST = """
 import atexit
 import json
 import pathlib
+import subprocess
 import sys
 
 
@@ -102,3 +104,10 @@ def test_importing_the_package_imports_nothing_heavy(pytester: pytest.Pytester) 
     result = pytester.run(sys.executable, "-c", code)
     names = result.outlines[0].split()
     assert [name for name in names if name.partition(".")[0] not in sys.stdlib_module_names] == ["pytest_mistral_lora"]
+
+
+def test_the_rows_of_a_run_are_loaded_without_torch() -> None:
+    """Each process of a pool that encodes rows would import it, and every command that only reads rows."""
+    code = "import sys; import pytest_mistral_lora.training.rows.loading; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"

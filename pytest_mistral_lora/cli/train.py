@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
 
     recipe = load_recipe(args.recipe)  # before the imports below, which take seconds: a wrong key is reported at once
     from pytest_mistral_lora.training.callbacks import stop_on_signals
-    from pytest_mistral_lora.training.devices import is_main
+    from pytest_mistral_lora.training.launch import is_main
     from pytest_mistral_lora.training.run import train
 
     with stop_on_signals() as stop:

@@ -17,7 +17,7 @@ import torch
 from transformers import TrainerCallback
 
 from pytest_mistral_lora.errors import NonFiniteError, Terminated, TrainingError
-from pytest_mistral_lora.training.devices import engine
+from pytest_mistral_lora.training.launch import engine
 
 _LOG = logging.getLogger(__name__)
 FORMAT = "eval_format/"

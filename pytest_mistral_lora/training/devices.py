@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from contextlib import AbstractContextManager, nullcontext
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from accelerate import PartialState
@@ -17,6 +17,7 @@ from transformers import TrainerCallback
 
 from pytest_mistral_lora.checkpoint.devices import choose_device
 from pytest_mistral_lora.errors import InputError, MachineError, RecipeError
+from pytest_mistral_lora.training.launch import engine, local_rank
 from pytest_mistral_lora.training.recipe import Recipe, Training
 
 
@@ -47,35 +48,6 @@ def precision_of(training: Training) -> Any:
 def _without_gpu(training: Training) -> type[RecipeError]:
     """Return the error for a setting that needs a GPU: `device: cpu` excludes one on every machine."""
     return RecipeError if training.device == "cpu" else MachineError
-
-
-def device_count() -> int:
-    """Return the number of processes that a launcher started for this run."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def local_rank() -> int:
-    """Return the number of this process among those of the run on this machine."""
-    return int(os.environ.get("LOCAL_RANK", "0"))
-
-
-def is_main() -> bool:
-    """Report whether this is the process of the run that writes files and messages."""
-    return int(os.environ.get("RANK", "0")) == 0
-
-
-def engine() -> Literal["none", "ddp", "fsdp", "deepspeed"]:
-    """Return the engine that a launcher distributes this run with."""
-    # from the environment: before the Trainer is made, accelerate does not know it
-    if _asked_for("FSDP"):
-        return "fsdp"
-    if _asked_for("DEEPSPEED"):
-        return "deepspeed"
-    return "ddp" if device_count() > 1 else "none"
-
-
-def _asked_for(name: str) -> bool:
-    return os.environ.get(f"ACCELERATE_USE_{name}", "").lower() == "true"
 
 
 def device_of(training: Training) -> str:

@@ -13,7 +13,8 @@ from transformers import PrinterCallback, TrainingArguments
 from pytest_mistral_lora.chat.encoded import EncodedRow
 from pytest_mistral_lora.errors import TrainingError
 from pytest_mistral_lora.training.callbacks import DryRun, LogLines, OverflowWatch, StopAtNonFinite
-from pytest_mistral_lora.training.devices import GenerateTogether, engine, on_gpu, precision_of
+from pytest_mistral_lora.training.devices import GenerateTogether, on_gpu, precision_of
+from pytest_mistral_lora.training.launch import engine
 from pytest_mistral_lora.training.recipe import Training
 from pytest_mistral_lora.training.rows.table import RowDataset
 from pytest_mistral_lora.training.step.forward import attend_in_segments

@@ -13,7 +13,7 @@ from filelock import FileLock, Timeout
 
 from pytest_mistral_lora.errors import DiskError, InputError
 from pytest_mistral_lora.records.files import remove_temporaries
-from pytest_mistral_lora.training.devices import is_main
+from pytest_mistral_lora.training.launch import is_main
 
 _PAGE = 4096
 """Bytes of the smallest write for which a file system has to find room."""

@@ -24,7 +24,7 @@ from pytest_mistral_lora.errors import (
     is_out_of_memory,
 )
 from pytest_mistral_lora.records.files import listing, write_json
-from pytest_mistral_lora.training.devices import is_main
+from pytest_mistral_lora.training.launch import is_main
 from pytest_mistral_lora.training.output_folder import disk_error, ensure_writable_folder
 
 LIST = "files.json"

@@ -55,7 +55,9 @@ def write_recipe(folder: Path, base: Path) -> Path:
     return folder / "out.work"
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"), [pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow), (signal.SIGTERM, 143)]
+)
 def test_a_signal_leaves_a_checkpoint_and_says_how_to_go_on(
     base: Path, tmp_path: Path, number: signal.Signals, code: int
 ) -> None:
@@ -84,6 +86,7 @@ def free_port() -> int:
         return port
 
 
+@pytest.mark.slow
 def test_all_processes_stop_at_the_step_where_one_was_asked_to(base: Path, tmp_path: Path) -> None:
     work = write_recipe(tmp_path, base)
     group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}

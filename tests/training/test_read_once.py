@@ -17,6 +17,11 @@ COUNT = """
 import contextlib, io, json, os, sys
 from collections import Counter
 
+import peft, torch, transformers
+from transformers import MistralForCausalLM, Trainer
+from pytest_mistral_lora.cli import main
+from pytest_mistral_lora.training import generate, merge
+
 opened = Counter()
 
 
@@ -25,13 +30,16 @@ def count(event, given):
         opened[os.path.realpath(given[0])] += 1
 
 
-from pytest_mistral_lora.cli import main
-
-sys.addaudithook(count)
-with contextlib.redirect_stdout(io.StringIO()):
-    code = main(sys.argv[2:])
-counts = {name: opened[os.path.join(sys.argv[1], name)] for name in os.listdir(sys.argv[1])}
-print(json.dumps([code, counts]))
+# each command in a process of its own, which has imported the libraries
+for name, (folder, *words) in json.loads(sys.argv[1]).items():
+    if os.fork() == 0:
+        sys.addaudithook(count)
+        with contextlib.redirect_stdout(io.StringIO()):
+            code = main(words)
+        print(json.dumps([name, code, {name: opened[os.path.join(folder, name)] for name in os.listdir(folder)}]))
+        sys.stdout.flush()
+        os._exit(0)
+    os.wait()
 """
 COMMANDS = {
     "smoke --rows": ("smoke", "{adapter}", "--base", "{base}", "--rows", "{rows}", "--max-new-tokens", "2"),
@@ -42,12 +50,25 @@ COMMANDS = {
 }
 
 
-@pytest.mark.parametrize("words", COMMANDS.values(), ids=COMMANDS)
-def test_the_manifest_is_read_once(words: tuple[str, ...], run: RunResult, base: Path, tmp_path: Path) -> None:
-    adapter = Path(shutil.copytree(run.output, tmp_path / "adapter"))
-    given = {"adapter": adapter, "base": base, "rows": write_rows(tmp_path / "rows.jsonl", CONVERSATIONS[:1])}
-    command = [sys.executable, "-c", COUNT, str(adapter), *(word.format(**given) for word in words)]
+@pytest.fixture(scope="module")
+def counted(
+    run: RunResult, base: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, tuple[int, dict[str, int], str]]:
+    """The exit code of each command, how often it opened each file of its adapter, and the errors of all."""
+    folder = tmp_path_factory.mktemp("commands")
+    given = {"base": base, "rows": write_rows(folder / "rows.jsonl", CONVERSATIONS[:1])}
+    commands = {}
+    for name, words in COMMANDS.items():
+        adapter = shutil.copytree(run.output, folder / name.replace(" ", "") / "adapter")
+        commands[name] = [str(adapter), *(word.format(**given, adapter=adapter) for word in words)]
+    command = [sys.executable, "-c", COUNT, json.dumps(commands)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    code, opened = json.loads(done.stdout)
-    assert code == 0, done.stderr
+    lines = map(json.loads, done.stdout.splitlines())
+    return {name: (code, opened, done.stderr) for name, code, opened in lines}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_manifest_is_read_once(name: str, counted: dict[str, tuple[int, dict[str, int], str]]) -> None:
+    code, opened, errors = counted[name]
+    assert code == 0, errors
     assert opened["manifest.json"] == 1

@@ -155,7 +155,7 @@ def fsdp2(killed: Job, seeds_of_dropout: list[torch.Tensor]) -> Job:
     return killed.finish("fsdp2", "--resume")
 
 
-@pytest.fixture(params=["ddp", "fsdp2"])
+@pytest.fixture(params=["ddp", pytest.param("fsdp2", marks=pytest.mark.slow)])
 def several(request: pytest.FixtureRequest) -> Job:
     job: Job = request.getfixturevalue(request.param)
     return job
@@ -192,10 +192,12 @@ def test_the_saved_adapter_is_complete(several: Job, base: Path) -> None:
     assert sorted(found) == ["eval.jsonl", "out", "recipe.yaml", "rows.jsonl"]  # no checkpoint is left
 
 
+@pytest.mark.slow
 def test_each_process_drops_out_its_own(seeds_of_dropout: list[torch.Tensor]) -> None:
     assert not torch.equal(*seeds_of_dropout)
 
 
+@pytest.mark.slow
 def test_a_killed_run_went_on(fsdp2: Job) -> None:
     assert fsdp2.manifest["training"]["resumed_from_step"] >= 5
 

@@ -189,6 +189,7 @@ def test_nothing_is_reported_unless_asked_for(make_recipe: MakeRecipe, tmp_path:
     assert logger_callbacks((), tmp_path, writes=True) == []
 
 
+@pytest.mark.slow
 def test_two_processes_watch_without_waiting_for_each_other(base: Path, tmp_path: Path) -> None:
     write_rows(tmp_path / "rows.jsonl", CONVERSATIONS[:4])
     data = recipe_data(base, training={**TRAINING, "batch_size": 4}, evaluation=WATCHED)

@@ -19,7 +19,8 @@ from transformers.trainer_callback import ExportableState
 
 from pytest_mistral_lora.errors import NonFiniteError
 from pytest_mistral_lora.training.callbacks import gradient_error, gradient_norm
-from pytest_mistral_lora.training.devices import engine, shard_on_cpu
+from pytest_mistral_lora.training.devices import shard_on_cpu
+from pytest_mistral_lora.training.launch import engine
 from pytest_mistral_lora.training.step.forward import collate, step_rows, supervised_losses
 from pytest_mistral_lora.training.step.oom import OnOom, OutOfMemoryHandler
 from pytest_mistral_lora.training.step.packing import StepRow, StepSampler, micro_batches
