@@ -127,8 +127,9 @@ def _loaded_findings(own: CheckpointTokenizer, base: CheckpointTokenizer, rows: 
         found, expected = (getattr(one, f"{name}_token") for one in (mine, others))
         if found != expected and expected is not None:
             yield Finding("ML441", f"{name}_token is {found!r}", place, f"{expected!r}, as in the base")
+    tokens = mine.added_tokens_decoder  # made anew at each access
     for token, one in sorted(others.added_tokens_decoder.items()):
-        now = mine.added_tokens_decoder.get(token)
+        now = tokens.get(token)
         if now is not None and now.content == one.content and now.special != one.special:
             found = f"{one.content!r} (id {token}) is {'' if now.special else 'not '}special"
             yield Finding("ML441", found, place, f"{'' if one.special else 'not '}special, as in the base")

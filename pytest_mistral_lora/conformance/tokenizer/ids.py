@@ -36,10 +36,11 @@ def control_tokens(target: Target) -> Iterator[Finding]:
     """Yield ML202 for the control tokens that are not mistral-common's, or not special, or take spaces with them."""
     oracle, fast = target.oracle, target.tokenizer.fast
     place = str(target.tokenizer.path)
-    added = fast.added_tokens_decoder
+    # transformers counts its tokens anew for each of these two
+    added, size = fast.added_tokens_decoder, len(fast)
     findings: list[Finding] = []
     for token, literal in oracle.control_tokens.items():
-        found = fast.convert_ids_to_tokens(token) if token < len(fast) else None
+        found = fast.convert_ids_to_tokens(token) if token < size else None
         if found != literal:
             findings.append(Finding("ML202", f"id {token} is {found!r}", place, f"the control token {literal!r}"))
         elif token not in added or not added[token].special:

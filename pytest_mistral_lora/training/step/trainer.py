@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -115,8 +115,7 @@ class LoraTrainer(Trainer):  # type: ignore[misc]
         # engines that shard get no bf16 argument (they would cast the adapter), so accelerate wraps nothing there
         if self.model.dtype == torch.bfloat16 and not self.args.bf16:
             return torch.autocast(self.args.device.type, torch.bfloat16)
-        context: AbstractContextManager[Any] = super().compute_loss_context_manager()
-        return context
+        return cast(AbstractContextManager[Any], super().compute_loss_context_manager())
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Return this process's share of the rows of each step, in the order of the seed."""
