@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 import tempfile
@@ -103,7 +104,8 @@ def tiny_config(oracle: Oracle, architecture: Architecture = _MISTRAL, *, tied: 
         "eos_token_id": oracle.eos_id,
         "pad_token_id": pads[0] if pads else next(unknown),
         "architectures": [text.name],
-        **_OWN.get(text.model_type, {}),
+        # copies: a configuration of transformers adds keys to the dictionary that it is given
+        **copy.deepcopy(_OWN.get(text.model_type, {})),
     }
     config = getattr(transformers, text.name).config_class(**{key: one for key, one in settings.items() if one != ...})
     if not architecture.is_wrapped:

@@ -76,6 +76,16 @@ def template_result(folder: AdapterFolder) -> Result:
     return Result(tuple(judge(own, base, text, other)))
 
 
+def base_result(folder: AdapterFolder) -> Result:
+    """Check the pad, EOS and vocabulary of an adapter's base, in its tokenizer and its configurations."""
+    base = folder.located_base
+    if base.folder is None:
+        return Result(not_checked=base.missing)
+    if not CheckpointTokenizer(base.folder).is_there:
+        return Result(not_checked=f"no tokenizer in the base {base.folder}")
+    return Result(tuple(base_findings(base.folder)))
+
+
 def base_findings(base: Path) -> Iterator[Finding]:
     """Yield the faults of a base that change what an adapter of it learns and when it stops: pad, EOS, vocabulary."""
     from pytest_mistral_lora.conformance.tokenizer.ids import model_config, pad

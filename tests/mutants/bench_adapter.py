@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import pickle
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
+import transformers
 from gallery import Artifact, mutant
+from of_classes import MadeAdapter, made_adapter, tiny_base
 from safetensors.torch import load_file, save_file
 from trained import WEIGHTS, copied, trained
 
@@ -688,3 +691,91 @@ def rank_pattern_lost(artifact: Artifact) -> None:
     for name, one in artifact["tensors"].items():
         if "q_proj" in name:
             artifact["tensors"][name] = one[:4].clone() if "lora_A" in name else one[:, :4].clone()
+
+
+NAMES = ("q_proj", "k_proj", "v_proj", "o_proj")
+LATENT_PATTERN = r".*\.self_attn\.(q_a|q_b|kv_b|o)_proj"
+USUAL_PATTERN = r".*\.layers\.\d+\.(mlp|self_attn)\.(up|down|gate|q|k|v|o)_proj"
+TEXT_PATTERN = r"model\.language_model\.layers\.\d+\.self_attn\.(q|k|v|o)_proj"
+EXPERTS = "ML426 ML453" if hasattr(transformers, "TokenizersBackend") else "ML453"
+"""What fires on adapted experts: from transformers 5 on, they are parameters, which servers read in other layouts."""
+
+
+def of_class(artifact: Artifact, made: MadeAdapter, base: Path | None = None) -> None:
+    """Put an adapter that PEFT wrote, and its base or another one, in the place of the trained ones."""
+    shutil.rmtree(artifact["base"])
+    shutil.copytree(base or made.base, artifact["base"])
+    for name in (CONFIG, TENSORS):
+        (artifact["folder"] / name).unlink()
+        shutil.copy(made.adapter / name, artifact["folder"] / name)
+    artifact["config"] = json.loads((artifact["folder"] / CONFIG).read_text())
+    artifact["tensors"] = {name: one.clone() for name, one in load_file(artifact["folder"] / TENSORS).items()}
+    artifact["base_config"] = json.loads((artifact["base"] / "config.json").read_text())
+
+
+@mutant("ML450", "N80", says="8 of 24 tensors are on the model of images, and 4 of them never moved")
+def last_names_reach_the_vision_tower(artifact: Artifact) -> None:
+    """The list of last names adapts the vision tower of a Mistral3, too."""
+    of_class(artifact, made_adapter("wrapped-mistral", NAMES))
+
+
+@mutant("ML450", says="multi_modal_projector")
+def all_linear_reaches_the_projector(artifact: Artifact) -> None:
+    """`all-linear` adapts the vision tower and the projector."""
+    of_class(artifact, made_adapter("wrapped-mistral", "all-linear"))
+
+
+@mutant("ML451", "N81", says="target_modules names q_a_proj, q_b_proj, kv_b_proj, and o_proj alone is adapted")
+def pattern_that_reaches_one_kind(artifact: Artifact) -> None:
+    """The pattern is one of another class, and o_proj is the only name that both have."""
+    of_class(artifact, made_adapter("mistral", LATENT_PATTERN))
+
+
+@mutant("ML452" if EXPERTS == "ML453" else "ML426 ML452", says="the router of the model changed")
+def router_is_adapted(artifact: Artifact) -> None:
+    """The router of a Mixtral is adapted with the attention."""
+    of_class(artifact, made_adapter("mixtral", ("gate", "q_proj")))
+
+
+@mutant(EXPERTS, "N82", says="the experts of the model changed")
+def experts_are_adapted(artifact: Artifact) -> None:
+    """The experts of a Mixtral are adapted, by their names of transformers 4."""
+    of_class(artifact, made_adapter("mixtral", ("w1", "w2", "w3")))
+
+
+@mutant("ML454", says="MixtralForCausalLM has no down_proj: experts are in its place")
+def adapter_of_a_dense_model_on_experts(artifact: Artifact) -> None:
+    """The adapter has the MLP of a Mistral, and the base is a Mixtral."""
+    made = made_adapter("mistral", ("q_proj", "gate_proj", "up_proj", "down_proj"))
+    of_class(artifact, made, tiny_base("mixtral"))
+
+
+@mutant("ML454", says="auto_mapping has the class MinistralForCausalLM")
+def adapter_of_a_class_with_the_same_names(artifact: Artifact) -> None:
+    """Names and shapes fit: the adapter was trained with alternating windows, and the base has none."""
+    of_class(artifact, made_adapter("ministral", NAMES), tiny_base("mistral"))
+
+
+@mutant("ML425", "N37", says="language_model.layers.0.self_attn.k_proj.lora_A.weight")
+def text_names_on_a_real_base_with_images(artifact: Artifact) -> None:
+    """The adapter was trained on the text model alone, and is put on the whole: PEFT warns and changes nothing."""
+    of_class(artifact, made_adapter("mistral", NAMES), tiny_base("wrapped-mistral"))
+    artifact["config"].update(auto_mapping=None, task_type="CAUSAL_LM")
+
+
+if hasattr(transformers, "Mistral4ForCausalLM"):
+
+    @mutant("ML451", says="and o_proj alone is adapted")
+    def usual_pattern_on_latent_attention(artifact: Artifact) -> None:
+        """The pattern of seven projections is used on Mistral Small 4's text model."""
+        of_class(artifact, made_adapter("wrapped-mistral4", USUAL_PATTERN))
+
+    @mutant("ML409", says="target_modules has 'q_proj', which matches nothing")
+    def usual_list_on_latent_attention(artifact: Artifact) -> None:
+        """The list of four projections matches o_proj alone in latent attention."""
+        of_class(artifact, made_adapter("mistral4", NAMES))
+
+    @mutant("ML454", says="Mistral4ForCausalLM has no k_proj: its attention is q_a_proj")
+    def adapter_of_another_attention(artifact: Artifact) -> None:
+        """The adapter of a Mistral is put on a base with latent attention."""
+        of_class(artifact, made_adapter("mistral", NAMES), tiny_base("mistral4"))

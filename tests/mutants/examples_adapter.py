@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from bench_adapter import EXPERTS, LATENT_PATTERN, NAMES, TEXT_PATTERN, of_class
 from gallery import Artifact, Example
+from of_classes import made_adapter, tiny_base
 
 
 class ML401(Example):
@@ -229,3 +231,48 @@ class ML426(Example):
 
     def sound(self, artifact: Artifact) -> None:
         artifact["config"]["alpha_pattern"] = {}
+
+
+class ML450(Example):
+    def broken(self, artifact: Artifact) -> None:
+        of_class(artifact, made_adapter("wrapped-mistral", NAMES))
+
+    def sound(self, artifact: Artifact) -> None:
+        of_class(artifact, made_adapter("wrapped-mistral", TEXT_PATTERN))
+
+
+class ML451(Example):
+    def broken(self, artifact: Artifact) -> None:
+        of_class(artifact, made_adapter("mistral", LATENT_PATTERN))
+
+    def sound(self, artifact: Artifact) -> None:
+        of_class(artifact, made_adapter("mistral", r".*\.self_attn\.(q|k|v|o)_proj"))
+
+
+class ML452(Example):
+    also = EXPERTS.removesuffix("ML453")
+
+    def broken(self, artifact: Artifact) -> None:
+        of_class(artifact, made_adapter("mixtral", ("gate", "q_proj")))
+
+    def sound(self, artifact: Artifact) -> None:
+        of_class(artifact, made_adapter("mixtral", NAMES))
+
+
+class ML453(Example):
+    also = EXPERTS.removesuffix("ML453")
+
+    def broken(self, artifact: Artifact) -> None:
+        of_class(artifact, made_adapter("mixtral", ("w1", "w2", "w3")))
+
+    def sound(self, artifact: Artifact) -> None:
+        of_class(artifact, made_adapter("mixtral", NAMES))
+
+
+class ML454(Example):
+    def broken(self, artifact: Artifact) -> None:
+        made = made_adapter("mistral", ("q_proj", "gate_proj", "up_proj", "down_proj"))
+        of_class(artifact, made, tiny_base("mixtral"))
+
+    def sound(self, artifact: Artifact) -> None:
+        of_class(artifact, made_adapter("mistral", ("q_proj", "gate_proj", "up_proj", "down_proj")))

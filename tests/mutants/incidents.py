@@ -289,5 +289,16 @@ INCIDENTS = (
     Incident("N46", "The chat template beside the adapter is not the base's", "OpenRLHF/OpenRLHF#1069"),
     Incident("N72", "The keys of tools are sorted on the way to the ids", "mistralai/mistral-common, instruct.py"),
     Incident("N73", "A normaliser or a filter changes characters", "huggingface/transformers#42591"),
+    Incident("N80", "LoRA by last names is put on the vision tower, too", "huggingface/peft#2615"),
+    Incident(
+        "N81",
+        "The usual pattern matches o_proj alone on a model with latent attention",
+        "axolotl-ai-cloud/axolotl, examples/mistral4/qlora-text.yml",
+    ),
+    Incident(
+        "N82",
+        "Adapters of experts are dropped or transposed by servers",
+        "vllm-project/vllm#41384, vllm-project/vllm#52194, sgl-project/sglang#25528",
+    ),
 )
 """Every incident, by id."""

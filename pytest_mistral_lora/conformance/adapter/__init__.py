@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
-from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.conformance.adapter import config as config_checks
 from pytest_mistral_lora.conformance.adapter import effect as effect_checks
 from pytest_mistral_lora.conformance.adapter import layout as layout_checks
+from pytest_mistral_lora.conformance.adapter import placement as placement_checks
 from pytest_mistral_lora.conformance.adapter import servers as server_checks
 from pytest_mistral_lora.conformance.adapter import weights as weight_checks
-from pytest_mistral_lora.conformance.base_tokenizer import base_findings, template_result, tokenizer_result
+from pytest_mistral_lora.conformance.base_tokenizer import base_result, template_result, tokenizer_result
 from pytest_mistral_lora.conformance.checks import Check, Settings
 from pytest_mistral_lora.conformance.finding import Finding, Result, first_findings
 from pytest_mistral_lora.conformance.targets import AdapterTarget
@@ -26,6 +26,7 @@ from pytest_mistral_lora.records.tensors import ADAPTER_TENSORS
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 _TRAINER_STATE = re.compile(r"(optimizer|scheduler|scaler|training_args|rng_state(_\d+)?)\.\w+")
 _SHARD = re.compile(r"adapter_model-\d+-of-\d+\.safetensors|adapter_model\.safetensors\.index\.json")
+_ANOTHER_CLASS = "the base is of another class: see the check `placement`"
 _UNREADABLE = "the files cannot be read: see the check `files`"
 _SHOWN = 1000
 """Findings of a check that are kept: as many as an adapter has tensors, and fewer than a hostile header's."""
@@ -48,6 +49,7 @@ def cases(folder: AdapterFolder) -> Mapping[str, Callable[[], Result]]:
         "tensors-complete": adapter.tensors_complete,
         "tensors-finite": adapter.tensors_finite,
         "layers-trained": adapter.layers_trained,
+        "placement": adapter.placement,
         "configuration": adapter.configuration,
         "base-recorded": adapter.base_recorded,
         "fits-base": adapter.fits_base,
@@ -65,9 +67,9 @@ def base_cases(folder: AdapterFolder, *, judges_base: bool = True) -> Mapping[st
     """
     adapter = AdapterChecks(folder)
     # the manifest records tokenizer and template with their hashes: the subject `manifest` judges them
-    beside = {"tokenizer-of-base": adapter.tokenizer_of_base, "template-of-base": adapter.template_of_base}
+    beside = {"tokenizer-of-base": adapter.tokenizer_of_base, "template-of-base": partial(template_result, folder)}
     found = {} if folder.has_manifest else beside
-    return found | ({"base-tokenizer": adapter.base_tokenizer} if judges_base else {})
+    return found | ({"base-tokenizer": partial(base_result, folder)} if judges_base else {})
 
 
 def adapter_findings(folder: Path, base: Path | None = None) -> Iterator[Finding]:
@@ -82,19 +84,14 @@ def adapter_findings(folder: Path, base: Path | None = None) -> Iterator[Finding
     """
     from pytest_mistral_lora.conformance.merged import cases as merged_cases
 
-    target = AdapterTarget(folder.name, folder, base=base)
-    adapter = target.adapter
-    found = merged_cases(adapter) if target.is_merged else {**cases(adapter), **base_cases(adapter)}
+    one = (target := AdapterTarget(folder.name, folder, base=base)).adapter
+    found = merged_cases(one) if target.is_merged else {**cases(one), **base_cases(one)}
     for judge in found.values():
         yield from judge().findings
 
 
 class AdapterChecks:
-    """The checks of an adapter folder: each method is one, and they share all files and results.
-
-    Attributes:
-        folder: The folder.
-    """
+    """The checks of an adapter folder: each method is one, and they share all files and results."""
 
     def __init__(self, folder: AdapterFolder) -> None:
         self.folder = folder
@@ -138,11 +135,25 @@ class AdapterChecks:
     def _misnamed(self) -> tuple[Finding, ...]:
         return () if self._layout.refusal else tuple(layout_checks.name_findings(self.folder, self._layout))
 
+    @cached_property
+    def _of_another_class(self) -> tuple[Finding, ...]:
+        base = self.folder.located_base.folder
+        return () if base is None or self._unreadable else tuple(placement_checks.class_findings(self.folder, base))
+
+    @cached_property
+    def _dropped(self) -> tuple[Finding, ...]:
+        base = self.folder.located_base.folder
+        return () if base is None else tuple(server_checks.dropped_findings(self.folder, base))
+
     @property
     def _no_layout(self) -> str:
         """Why the tensors cannot be compared with the configuration; empty if they can."""
         if self._unreadable:
             return _UNREADABLE
+        if self._of_another_class:
+            return _ANOTHER_CLASS
+        if self._dropped:
+            return "the names are those of a text model alone: see the check `fits-base`"
         if self._misconfigured:
             return "the configuration is not sound: see the check `configuration`"
         try:
@@ -205,12 +216,24 @@ class AdapterChecks:
         except InputError:
             return Result(not_checked="the tensors cannot be loaded: see the check `tensors-finite`")
 
+    def placement(self) -> Result:
+        """Check that the layers are the text's own, of each kind that is named, and of the class of the base."""
+        if self._unreadable:
+            return Result(not_checked=_UNREADABLE)
+        try:
+            found = placement_checks.placement_findings(self.folder, self._summaries)
+            return Result((*found, *self._of_another_class))
+        except InputError:
+            return Result(not_checked="the tensors cannot be loaded: see the check `tensors-finite`")
+
     def configuration(self) -> Result:
         """Check the configuration, its names against the base's layers, and its rank against the tensors."""
         if self._is_unreadable(self.folder.config_file):
             return Result(not_checked=_UNREADABLE)
         if self._misconfigured:
             return Result(self._misconfigured)
+        if self._of_another_class:
+            return Result(not_checked=_ANOTHER_CLASS)
         try:
             layout = self._layout
         except PinError:
@@ -236,9 +259,9 @@ class AdapterChecks:
 
     def fits_base(self) -> Result:
         """Check shapes, vocabulary, tied embeddings, and that the base is not merged with the adapter already."""
+        if self._dropped:
+            return Result(self._dropped)
         base = self.folder.located_base
-        if base.folder is not None and (dropped := tuple(server_checks.dropped_findings(self.folder, base.folder))):
-            return Result(dropped)
         if self._no_layout or base.folder is None:
             return Result(not_checked=self._no_layout or base.missing)
         findings = [*layout_checks.shape_findings(self.folder, self._layout)]
@@ -275,16 +298,3 @@ class AdapterChecks:
         tensors = layout_checks.readable_tensors(self.folder)
         rows = [info.shape[0] for name, info in tensors.items() if name.endswith("embed_tokens.weight") and info.shape]
         return tokenizer_result(self.folder, max(rows, default=None))
-
-    def template_of_base(self) -> Result:
-        """Check that the chat template beside the adapter writes the base's text."""
-        return template_result(self.folder)
-
-    def base_tokenizer(self) -> Result:
-        """Check the base's own pad, EOS and vocabulary, in its tokenizer and its configurations."""
-        base = self.folder.located_base
-        if base.folder is None:
-            return Result(not_checked=base.missing)
-        if not CheckpointTokenizer(base.folder).is_there:
-            return Result(not_checked=f"no tokenizer in the base {base.folder}")
-        return Result(tuple(base_findings(base.folder)))

@@ -89,7 +89,11 @@ def adapter_layout(folder: AdapterFolder, base: Path | None) -> AdapterLayout:
         plain = AdapterLayout({}, modules, linear, embedding)
         try:
             # before PEFT, which would run a pattern in this process: a hostile one never ends
-            unmatched = tuple(unmatched_patterns(folder.config, modules))
+            # PEFT gives experts their ranks by the names of parameters
+            parameters = (
+                [name for name, _ in model.named_parameters()] if folder.config.get("target_parameters") else []
+            )
+            unmatched = tuple(unmatched_patterns(folder.config, (*modules, *parameters)))
             adapted = get_peft_model(model, folder.lora_config(modules))
             state = get_peft_model_state_dict(adapted, save_embedding_layers=False)
         except InputError as error:
