@@ -20,7 +20,7 @@ import mistral_common
 from pytest_mistral_lora.chat.encoded import EncodedRow
 from pytest_mistral_lora.chat.oracle.encoder_trace import EncoderTrace, TracedText, Turn, spans_of, split_turn
 from pytest_mistral_lora.chat.oracle.hazards import PROBE, refuse_damaged
-from pytest_mistral_lora.chat.oracle.plain_rows import PlainRows
+from pytest_mistral_lora.chat.oracle.plain_rows import PlainRows, remember_tools
 from pytest_mistral_lora.chat.oracle.rejections import explain, is_our_call, version_violation
 from pytest_mistral_lora.chat.oracle.request import RowFeatures, request_data
 from pytest_mistral_lora.chat.rows import Row, as_row, weight_of
@@ -122,7 +122,7 @@ class Oracle:
             self._text: Any = self._instruct.tokenizer
             version = self._text.version
             self._normalizer = get_normalizer(version, self._text.model_settings_builder)
-            self._validators = {mode: get_validator(version, mode) for mode in ValidationMode}
+            self._validators = {mode: remember_tools(get_validator(version, mode)) for mode in ValidationMode}
             self.bos_id: int = self._text.bos_id
             self.eos_id: int = self._text.eos_id
             self.unk_id: int = self._text.unk_id
@@ -215,7 +215,7 @@ class Oracle:
     def _plain_tokenizer(self) -> Any:
         # A second instruct tokenizer over the same text tokenizer, without the wrapped encoders of this oracle.
         plain = type(self._instruct)(self._text, self._instruct.image_encoder, self._instruct.audio_encoder)
-        return MistralTokenizer(plain, self._validators[ValidationMode.finetuning], self._normalizer)
+        return MistralTokenizer(plain, get_validator(self._text.version, ValidationMode.finetuning), self._normalizer)
 
     def encode_text(self, text: str) -> tuple[int, ...]:
         """Encode bare text: no BOS, no EOS, and no control token even if the text spells one."""

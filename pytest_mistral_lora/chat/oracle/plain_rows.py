@@ -8,6 +8,7 @@ mistral-common refuses or joins.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ from pytest_mistral_lora.chat.rows import Row
 _SHAPES = 512
 _LONGEST = 100_000
 """Characters of a row that a filled request may keep alive; for a longer row, the whole path costs little."""
+_TOOLS = 1024
 _PLAIN_KEYS = frozenset(("role", "content", "weight"))
 
 
@@ -83,3 +85,31 @@ class PlainRows:
             setattr(owner, name, text)
         # a version of mistral-common that looks at the texts is found out by the first row
         return filled if request == expected else None
+
+
+def remember_tools(validator: Any) -> Any:
+    """Make a validator of mistral-common check each tool once, and return it: the rows of a dataset share a few tools.
+
+    The check of a tool's schema takes longer than all else of a row. A tool that is refused is checked each time.
+    """
+    check = getattr(validator, "_validate_function", None)
+    if check is None:
+        return validator
+    accepted: set[tuple[str, str]] = set()
+
+    def once(function: Any) -> None:
+        try:
+            # with the order and the types of all values
+            key = function.name, json.dumps(function.parameters)
+        except (TypeError, ValueError, RecursionError):
+            # of a row made in code, which mistral-common refuses later
+            check(function)
+            return
+        if key not in accepted:
+            check(function)
+            if len(accepted) >= _TOOLS:
+                accepted.clear()
+            accepted.add(key)
+
+    validator._validate_function = once
+    return validator

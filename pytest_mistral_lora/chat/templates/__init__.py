@@ -101,6 +101,17 @@ class ChatTemplate:
         """
         return ids_of(self.tokenizer, [self._render(row)[0]])[0]
 
+    def ids_of_rows(self, rows: Iterable[Row]) -> list[tuple[int, ...] | None]:
+        """Return the ids of some rows, which are encoded at once; None for a row that the template refuses."""
+        texts: list[str | None] = []
+        for row in rows:
+            try:
+                texts.append(self._render(row)[0])
+            except RowError:
+                texts.append(None)
+        encoded = iter(ids_of(self.tokenizer, [text for text in texts if text is not None]))
+        return [None if text is None else next(encoded) for text in texts]
+
     def applied(self, row: Row | Mapping[str, Any]) -> tuple[int, ...]:
         """Return the ids of the tokenizer's own `apply_chat_template`, whether it returns a list or a mapping.
 

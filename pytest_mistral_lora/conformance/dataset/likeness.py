@@ -13,7 +13,8 @@ from pytest_mistral_lora.chat.rows import Row, compact_json, text_of
 from pytest_mistral_lora.conformance.dataset.tally import DIGEST_BYTES, SKETCH_BYTES
 
 # a sign of a number: 3.14 is not 314, and -5 not 5
-_OF_NUMBER = re.compile(r"(?<=\d)[.,:/](?=\d)|(?<!\w)-(?=\d)")
+# (the sign before the digit beside it, because a pattern that begins with a look behind stops at every character)
+_OF_NUMBER = re.compile(r"[.,:/](?<=\d[.,:/])(?=\d)|-(?<!\w-)(?=\d)")
 
 
 class _Kept(dict[int, int | None]):
