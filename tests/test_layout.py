@@ -27,7 +27,7 @@ MAY_IMPORT = {
     "chat": BASE,
     "checkpoint": CHAT,
     "records": CHECKPOINT,
-    "training": RECORDS | {"data"},
+    "training": RECORDS,
     "runners": RECORDS,
     "data": RECORDS,
     "strategies": CHAT,

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pytest_mistral_lora.chat.completions import FormatCheck
+from pytest_mistral_lora.checkpoint.architectures import architecture_of
 from pytest_mistral_lora.checkpoint.base_model import require_trainable, vocab_size
 from pytest_mistral_lora.checkpoint.encoder import Encoder, make_encoder
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
@@ -123,6 +124,10 @@ def plan_run(
         raise RecipeError(
             f"{both[0]} is in target_modules and in modules_to_save", place="lora", expected="one of them"
         )
+    kind = architecture_of(config).name
+    if recipe.training.kernels and kind != "MistralForCausalLM":
+        found = f"{recipe.training.kernels!r} are kernels for MistralForCausalLM, and the base is {kind}"
+        raise RecipeError(found, place="training.kernels", expected="no kernels")
     loaded = tokenizer(base) if tokenizer is not None else CheckpointTokenizer(base, recipe.base.oracle)
     encoder = encoder_of(recipe, base, loaded)
     return RunPlan(recipe, base, config, encoder, layers, saved, format_checks(recipe.evaluation, encoder))
@@ -142,15 +147,12 @@ def check_output(recipe: Recipe) -> None:
     if not there.is_dir():
         raise RecipeError(f"{there} is not a folder", place="output", expected="a path at which a folder can be made")
     base = recipe.base.path
-    inputs = [*([base] if base else []), *recipe.data.paths]
+    inputs = [*([base] if base else []), *recipe.data.train, *recipe.data.eval]
     # unlike Path.resolve, this raises nothing for a link that leads to itself
     real = {path: Path(os.path.realpath(path)) for path in (output, work, *inputs)}
     if base is not None and real[output].is_relative_to(real[base]):
         raise RecipeError(f"{output} is inside the base {base}", place="output", expected="a folder outside the base")
     for path in inputs:
-        if path != base and path.is_dir() and real[output].is_relative_to(real[path]):
-            # its files would be read as data in the next run
-            raise RecipeError(f"{output} is inside the data {path}", place="output", expected="a folder outside of it")
         if real[path].is_relative_to(real[output]):
             raise RecipeError(f"{output} holds {path}", place="output", expected="a folder of its own")
         if real[path].is_relative_to(real[work]):

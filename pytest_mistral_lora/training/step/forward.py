@@ -55,8 +55,9 @@ def attend(
             module, query, key, value, attention_mask, sliding_window=sliding_window, **settings
         )
         return plain
-    # varlen kernels know no shared prefix, and take half precision only
-    if query.is_cuda and query.dtype != torch.float32 and all(first == last for _, _, (first, last) in segments):
+    # varlen kernels know no shared prefix, and take half precision and heads of one size only
+    packed = all(first == last for _, _, (first, last) in segments) and query.shape[3] == value.shape[3]
+    if query.is_cuda and query.dtype in (torch.float16, torch.bfloat16) and packed:
         fused = _fused_varlen()
         if fused is not None:
             return fused(query, key, value, segments, sliding_window, settings["scaling"]), None
@@ -197,9 +198,9 @@ def token_losses(
     if isinstance(head, torch.nn.Linear) and head.bias is None and not head.weight.requires_grad:
         frozen: torch.Tensor = _FrozenHeadLoss.apply(hidden, head.weight, targets, chunk)
         return frozen
-    cross_entropy = torch.nn.functional.cross_entropy
+    cross_entropy, sums = torch.nn.functional.cross_entropy, torch.promote_types(head.weight.dtype, torch.float32)
     parts = zip(torch.split(hidden, chunk), torch.split(targets, chunk), strict=True)
-    return torch.cat([cross_entropy(compute_logits(part).float(), ids, reduction="none") for part, ids in parts])
+    return torch.cat([cross_entropy(compute_logits(part).to(sums), ids, reduction="none") for part, ids in parts])
 
 
 class _FrozenHeadLoss(torch.autograd.Function):
@@ -212,13 +213,14 @@ class _FrozenHeadLoss(torch.autograd.Function):
     def forward(
         ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, chunk: int
     ) -> torch.Tensor:
-        losses = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
+        sums = torch.promote_types(weight.dtype, torch.float32)
+        losses = torch.empty(len(targets), dtype=sums, device=hidden.device)
         grad_hidden = None
         if hidden.requires_grad:
-            grad_hidden = torch.empty(hidden.shape, dtype=torch.float32, device=hidden.device)
+            grad_hidden = torch.empty(hidden.shape, dtype=sums, device=hidden.device)
         for start in range(0, len(targets), chunk):
             part, ids = slice(start, start + chunk), targets[start : start + chunk, None]
-            logits = (hidden[part].to(weight.dtype) @ weight.T).float()
+            logits = (hidden[part].to(weight.dtype) @ weight.T).to(sums)
             largest, target_logits = logits.amax(dim=1, keepdim=True), logits.gather(1, ids)
             # in the logits' own memory; torch.softmax would do, but on a CPU its exponentials have 20 bits
             exponentials = logits.sub_(largest).exp_()

@@ -8,16 +8,18 @@ not with their square. Layers: autograd keeps inputs for the gradient of a weigh
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 
 import torch
 from peft.tuners import lora
 from torch.nn.functional import silu
+from transformers.activations import ACT2FN
 from transformers.models.mistral.modeling_mistral import MistralMLP
 
 from pytest_mistral_lora.training.step.packing import Segment
 
+_SILU = (type(ACT2FN["silu"]), torch.nn.SiLU)
 _BLOCK = 64
 """Queries of each head in a block: scores that fit a core's cache, products large enough to be fast."""
 
@@ -30,12 +32,12 @@ def attend_in_blocks(
     Args:
         query: `(1, heads, tokens, head size)`, with rotary positions applied.
         key: `(1, key-value heads, tokens, head size)`, likewise.
-        value: `(1, key-value heads, tokens, head size)`.
+        value: `(1, key-value heads, tokens, value size)`.
         segments: Segments in order, together all tokens.
         scaling: Factor of the scores.
 
     Returns:
-        `(1, tokens, heads, head size)`, in the dtype of `query`.
+        `(1, tokens, heads, value size)`, in the dtype of `query`.
     """
     function: Any = _BlockAttention
     attended: torch.Tensor = function.apply(query, key, value, tuple(segments), scaling)
@@ -52,7 +54,7 @@ class _BlockAttention(torch.autograd.Function):
             # scaled once here: cheaper than scaling each block of scores
             queries = _by_key_head(query, len(key[0])).mul_(scaling)
             keys, values = _at_least_float32(key[0]), _at_least_float32(value[0])
-            output = query.new_empty(query.shape[2], *queries.shape[::2], query.shape[3])  # tokens, key heads, ...
+            output = query.new_empty(query.shape[2], *queries.shape[::2], value.shape[3])  # tokens, key heads, ...
             for segment in segments:
                 visible_keys, visible_values = _visible(keys, segment), _visible(values, segment)
                 for start, end, visible in _blocks(segment):
@@ -164,17 +166,29 @@ def use_frozen_layers(model: Any) -> None:
         # optimizer's keys), PEFT's registries and names in checkpoints; these subclasses only add a `forward`.
         if type(module) is lora.Linear and _is_frozen(module.base_layer):
             module.__class__ = _FrozenLoraLinear
-        elif (
-            type(module) is MistralMLP
-            and module.config.hidden_act == "silu"
-            and all(map(_is_frozen, (module.gate_proj, module.up_proj, module.down_proj)))
-        ):
-            module.__class__ = _FrozenMlp
+        elif _is_gated_mlp(module):
+            module.__class__ = _frozen_mlp(module.__class__)
 
 
 def _is_frozen(module: Any) -> bool:
     # the exact type: adapters, 4-bit layers and hooks by subclass compute something else
     return type(module) is torch.nn.Linear and module.bias is None and not module.weight.requires_grad
+
+
+def _is_gated_mlp(module: Any) -> bool:
+    """Report whether a module is `down(silu(gate(x)) * up(x))` over frozen matrices, and no more, whatever its class.
+
+    transformers writes the same forward pass into each class of models; one that computes more has other code.
+    """
+    code, known = getattr(type(module).forward, "__code__", None), MistralMLP.forward.__code__
+    parts = dict(module.named_children())
+    return (
+        code is not None
+        and (code.co_code, code.co_names, code.co_consts) == (known.co_code, known.co_names, known.co_consts)
+        and parts.keys() == {"gate_proj", "up_proj", "down_proj", "act_fn"}
+        and type(parts["act_fn"]) in _SILU
+        and all(_is_frozen(parts[name]) for name in ("gate_proj", "up_proj", "down_proj"))
+    )
 
 
 def _is_cast_free(dtype: torch.dtype, weight: torch.Tensor) -> bool:
@@ -235,18 +249,27 @@ class _LoraProduct(torch.autograd.Function):
         return grad_x, None, grad_a, grad_b.mul_(ctx.scaling), None
 
 
-class _FrozenMlp(MistralMLP):  # type: ignore[misc]
-    """transformers' MLP, as one autograd function."""
+class _FrozenMlp:
+    """An MLP of transformers, as one autograd function; mixed into the class of the MLP."""
+
+    gate_proj: Any
+    up_proj: Any
+    down_proj: Any
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return `down(silu(gate(x)) * up(x))`, `(..., hidden size)`."""
         if not torch.is_grad_enabled() or not _is_cast_free(x.dtype, self.gate_proj.weight):
-            output: torch.Tensor = super().forward(x)
-            return output
+            plain: torch.Tensor = super().forward(x)  # type: ignore[misc]
+            return plain
         product: Any = _MlpProduct
         weights = self.gate_proj.weight, self.up_proj.weight, self.down_proj.weight
-        output = product.apply(x.flatten(0, -2), *weights)
+        output: torch.Tensor = product.apply(x.flatten(0, -2), *weights)
         return output.view(*x.shape[:-1], -1)
+
+
+@cache
+def _frozen_mlp(kind: type) -> type:
+    return type(_FrozenMlp.__name__, (_FrozenMlp, kind), {})
 
 
 class _MlpProduct(torch.autograd.Function):
