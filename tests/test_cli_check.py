@@ -187,7 +187,7 @@ def test_json_has_the_kind_of_each_path(healthy: Path, capsys: Any) -> None:
 def test_a_kind_can_be_declared(tmp_path: Path, capsys: Any) -> None:
     (tmp_path / "odd").write_text("1\n")
     assert main(["check", str(tmp_path / "odd")]) == 2
-    assert "--as recipe|rows|encoded|adapter|tokenizer" in capsys.readouterr().err
+    assert "--as recipe|rows|encoded|adapter|gguf|tokenizer" in capsys.readouterr().err
     code, out = check(capsys, str(tmp_path / "odd"), "--as", "rows", "--tokenizer", "spm-v3")
     assert code == 1
     assert out.startswith(f"{tmp_path / 'odd'}: rows, as --as declares\n")

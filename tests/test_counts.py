@@ -23,7 +23,7 @@ DATA_TABLES = {"chat/templates/deviations.py"}
 AT_MOST = {
     # 150, and room for subjects that came after: merged models, recognised oracles, templates in a process of their
     # own, findings by cause, rows from other formats (data), paths that are recognised, and rows as targets
-    "modules": 208,
+    "modules": 224,
     "lines of the longest module": 300,
     "lines of nine functions in ten": 30,
     "functions in 1,000 lines": 66,

@@ -30,6 +30,7 @@ MAY_IMPORT = {
     "training": RECORDS,
     "runners": RECORDS,
     "data": RECORDS,
+    "serving": RECORDS,
     "strategies": CHAT,
     "report": CHAT | {"records"},
     "conformance": RECORDS,
@@ -41,7 +42,7 @@ MAY_IMPORT_AS_ENTRY = {"training.__main__": {"cli"}}
 """Launchers such as `accelerate launch -m` start a module: it is the verb `train` under another name."""
 MAY_IMPORT_LATE = {
     "": {"chat", "checkpoint"},  # the public names: for type checkers, and on first use
-    "conformance": {"training", "runners", "strategies", "data"},
+    "conformance": {"training", "runners", "serving", "strategies", "data"},
 }
 NEVER = {
     "errors": {"*"},
@@ -53,6 +54,7 @@ NEVER = {
     "training": {"pytest", "_pytest", "hypothesis"},
     "runners": {"pytest", "_pytest", "hypothesis"},
     "data": {"torch", "pytest", "_pytest", "hypothesis"},
+    "serving": {"torch", "pytest", "_pytest", "hypothesis"},
     "conformance": {"pytest", "_pytest"},
     "assertions": {"pytest", "_pytest"},
     "plugin": {"_pytest"},

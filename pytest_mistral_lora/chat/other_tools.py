@@ -120,8 +120,6 @@ def file_answer(path: Path, head: bytes) -> tuple[str, str] | None:
     """
     name, suffix, quoted = path.name, path.suffix.lower(), shlex.quote(str(path))
     folder = f"Check its folder: mistral-lora check {shlex.quote(str(path.parent))}"
-    if head.startswith(b"GGUF") or suffix == ".gguf":
-        return "a GGUF model, which is not judged yet", "Check the folder that it was converted from."
     if name in _ADAPTER_PARTS:
         return "a part of an adapter or merged model", folder
     if name in _CHECKPOINT_PARTS or suffix == ".safetensors":
@@ -158,7 +156,8 @@ def _script_answer(name: str, text: str, quoted: str) -> tuple[str, str]:
 def folder_answer(path: Path) -> tuple[str, str]:
     """Return the name of a folder that is not checked, and the next step."""
     if any(path.glob("*.gguf")):
-        return "a folder of a GGUF model, which is not judged yet", "Check the folder that it was converted from."
+        file = sorted(path.glob("*.gguf"))[0]
+        return "a folder of a GGUF file", f"Check the file: mistral-lora check {shlex.quote(str(file))}"
     if (path / "templates").is_dir() or (path / "transcripts").is_dir():
         command = f"pytest --mistral-golden --mistral-golden-dir={shlex.quote(str(path))} --mistral-tokenizer=PATH"
         return "a folder of goldens", f"Judge by them: {command}"

@@ -199,32 +199,35 @@ def recognise(files: TokenizerFiles) -> Recognition:
     stored = StoredVocabulary.read(files)
     if stored is None:
         return Recognition(None, "", reason=f"neither {TOKENIZER_JSON} nor {SPM_MODEL} has a vocabulary that loads")
+    return recognise_vocabulary(stored, own_template(files) or "", images="vision_config" in files.json(MODEL_CONFIG))
+
+
+def recognise_vocabulary(stored: StoredVocabulary, template: str, *, images: bool = False) -> Recognition:
+    """Return the shipped tokenizer that is closest to a vocabulary, or the reason why none is close: see `recognise`.
+
+    Args:
+        stored: The vocabulary.
+        template: The chat template beside it; empty if there is none.
+        images: Whether the model reads images.
+    """
     known = {name: shipped_oracle(name) for name in SHIPPED if name.startswith(stored.kind)}
     same = {name: stored.same_as(oracle) for name, oracle in known.items()}
-    fits = [name for name, count in same.items() if count == max(same.values())]
-    chosen = _of_the_same_vocabulary({name: known[name] for name in fits}, files)
+    fits = {name: known[name] for name, count in same.items() if count == max(same.values())}
+    generated = {name: one.chat_template().strip("\n") for name, one in fits.items()}
+    same_template = [name for name, text in generated.items() if text == template.strip("\n")]
+    with_images = [name for name, text in generated.items() if _IMAGE_MARKER in text]
+    chosen = [*same_template, *(with_images if images or _IMAGE_MARKER in template else ()), *fits][0]
     count, oracle, added = same[chosen], known[chosen], stored.added_to(known[chosen])
     if 2 * count <= oracle.vocab_size:
         closest = f"{count:,} of the {oracle.vocab_size:,} ids of {chosen}, which is the closest one"
         reason = f"its vocabulary is not that of a tokenizer that is known here: it shares {closest}"
         return Recognition(None, chosen, count, added, reason=reason)
     alike = tuple(name for name in fits if name != chosen)
-    other = _another_version(stored, oracle, [known[name].chat_template() for name in fits], own_template(files) or "")
+    other = _another_version(stored, oracle, list(generated.values()), template)
     if other:
         reason = f"its vocabulary is that of {chosen}, but {other}, as a later version of it does"
         return Recognition(None, chosen, count, added, alike, reason=reason)
     return Recognition(oracle, chosen, count, added, alike)
-
-
-def _of_the_same_vocabulary(fits: Mapping[str, Oracle], files: TokenizerFiles) -> str:
-    template = own_template(files)
-    if template is not None:
-        for name, oracle in fits.items():
-            if oracle.chat_template().removesuffix("\n") == template:
-                return name
-    if _IMAGE_MARKER in (template or "") or "vision_config" in files.json(MODEL_CONFIG):
-        return next((name for name, one in fits.items() if _IMAGE_MARKER in one.chat_template()), next(iter(fits)))
-    return next(iter(fits))
 
 
 def _another_version(stored: StoredVocabulary, oracle: Oracle, generated: list[str], template: str) -> str:

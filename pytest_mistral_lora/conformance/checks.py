@@ -15,6 +15,7 @@ from typing import Any, Literal, get_args
 
 from pytest_mistral_lora.conformance.causes import UNLOADABLE, Causes
 from pytest_mistral_lora.conformance.finding import Finding, Result
+from pytest_mistral_lora.conformance.gguf_target import GgufTarget
 from pytest_mistral_lora.conformance.path_kinds import recognised, targets_of
 from pytest_mistral_lora.conformance.targets import (
     AdapterTarget,
@@ -37,7 +38,7 @@ ROOT = "mistral-golden"
 
 Subject = Literal[
     "tokenizer", "template", "mask", "dataset", "encoded", "runner",
-    "adapter", "merged", "manifest", "transcript", "train",
+    "adapter", "merged", "manifest", "transcript", "gguf", "train",
 ]  # fmt: skip
 SUBJECTS: tuple[Subject, ...] = get_args(Subject)
 """Every subject, in the order in which its checks run."""
@@ -156,6 +157,7 @@ _SUBJECTS = {
     "transcript": ("transcript", "checks"),
     "train": ("train", "checks"),
     "runner": ("runner", "checks"),
+    "gguf": ("gguf", "checks"),
 }
 # The user's goldens are not among them: which of them apply depends on the target's name.
 _OF_TOKENIZER = ("tokenizer", "template", "mask")
@@ -185,6 +187,8 @@ def _checks(target: Target, settings: Settings, results: _Results) -> Iterator[C
         subjects = ["dataset"]
     elif isinstance(target, RunnerTarget):
         subjects = ["runner"]
+    elif isinstance(target, GgufTarget):
+        subjects = ["gguf"]
     elif isinstance(target, AdapterTarget):
         subjects = ["merged" if target.is_merged else "adapter", "manifest", "transcript"]
     else:

@@ -12,8 +12,19 @@ from typing import Any, Literal
 
 Severity = Literal["error", "note"]
 
-_SUBJECTS = ("template", "mask", "tokenizer", "train", "adapter", "encoded", "dataset", "manifest", "transcript")
-"""The subjects in the order of the first digit of their rules' ids: ML0xx to ML8xx."""
+_SUBJECTS = (
+    "template",
+    "mask",
+    "tokenizer",
+    "train",
+    "adapter",
+    "encoded",
+    "dataset",
+    "manifest",
+    "transcript",
+    "gguf",
+)
+"""The subjects in the order of the first digit of their rules' ids: ML0xx to ML9xx."""
 
 _WITHIN = {"merged": ("adapter", {421, *range(430, 443)})}
 """Subjects whose rules have ids among those of another: that one, and the numbers."""

@@ -7,6 +7,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pytest_mistral_lora.conformance.gguf_target import GgufTarget
 from pytest_mistral_lora.conformance.targets import (
     EMBEDDED,
     EMBEDDED_TRAINING,
@@ -84,6 +85,7 @@ def named_targets(
     adapters: Sequence[Path] = (),
     encoded: Sequence[Path] = (),
     runners: Sequence[RunnerChoice] = (),
+    ggufs: Sequence[Path] = (),
     judges: Sequence[Path] = (),
     base: Path | None = None,
     oracle: str | None = None,
@@ -97,6 +99,7 @@ def named_targets(
         adapters: Adapter folders.
         encoded: Encoded-rows files; they are held to the first tokenizer or recipe.
         runners: Runners; each is judged with every tokenizer and recipe, or else with an embedded tokenizer.
+        ggufs: GGUF files; each is held to the first tokenizer or recipe, or else to the one that it is recognised by.
         judges: Tokenizers that encode the rows of the other targets, and are no targets themselves.
         base: The base checkpoint's folder of the adapters.
         oracle: The declared oracle of tokenizers and recipes without a Mistral tokenizer file, or None.
@@ -129,4 +132,15 @@ def named_targets(
         for judge in every
     ]
     targets += [AdapterTarget(name(path), path, base=base, beside=tuple(adapters)) for path in adapters]
+    targets += [
+        GgufTarget(
+            name(path),
+            path,
+            oracle_name=oracle,
+            judge=next(iter((*encoders, *made)), None),
+            base=base,
+            folders=tuple(adapters),
+        )
+        for path in ggufs
+    ]
     return targets

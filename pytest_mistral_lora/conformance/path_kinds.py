@@ -31,6 +31,7 @@ KINDS = {
     "rows": "rows (JSON Lines with messages)",
     "encoded": "encoded rows (JSON Lines with input_ids, labels)",
     "adapter": "a folder of an adapter or merged model (adapter_config.json, manifest.json)",
+    "gguf": "a GGUF file of a model or an adapter",
     "tokenizer": "a checkpoint or tokenizer folder (tekken.json, tokenizer.json, tokenizer.model), or such a file",
 }
 """The kinds of paths that are checked, each with its marks."""
@@ -89,6 +90,7 @@ def targets_of(
         datasets=by_kind["rows"],
         adapters=by_kind["adapter"],
         encoded=by_kind["encoded"],
+        ggufs=by_kind["gguf"],
         judges=() if tokenizer is None else (tokenizer,),
         base=base,
         oracle=oracle,
@@ -152,6 +154,8 @@ def _file(path: Path) -> RecognisedPath:
         raise InputError(f"cannot be read: {error.strerror}", place=str(path)) from error
     if not head:
         raise InputError("the file is empty", place=str(path))
+    if head.startswith(b"GGUF") or path.suffix == ".gguf":
+        return RecognisedPath(path, "gguf", "a GGUF file")
     if path.suffix.lower() in (".yaml", ".yml"):
         return _yaml(path)
     if path.name.startswith("tekken") and path.suffix == ".json":

@@ -119,6 +119,16 @@ ENCODED = Option(
     "PATH",
     repeatable=True,
 )
+GGUF = Option(
+    "--mistral-gguf",
+    "Check this GGUF file of a model or an adapter: its tokenizer and template against --mistral-tokenizer, or the "
+    "tokenizer that it is recognised by; its weights against --mistral-base or --mistral-adapter. Repeatable. Replaces "
+    "the default targets.",
+    "mistral_ggufs",
+    "paths",
+    "PATH",
+    repeatable=True,
+)
 RUNNER = Option(
     "--mistral-runner",
     "Check the ids and labels of another trainer: trl, axolotl, llamafactory, or a script (*.py). It encodes the rows "
@@ -175,6 +185,7 @@ OPTIONS = (
     BASE,
     ORACLE,
     ENCODED,
+    GGUF,
     RUNNER,
     GOLDEN_DIR,
     UPDATE,

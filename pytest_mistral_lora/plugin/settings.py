@@ -15,6 +15,7 @@ from pytest_mistral_lora.plugin.options import (
     DEVICE,
     ENCODED,
     EXAMPLES,
+    GGUF,
     GOLDEN_DIR,
     RECIPE,
     REPORT,
@@ -60,6 +61,7 @@ class PluginSettings:
         base: Base checkpoint's folder of the adapters, or None.
         oracle: The declared oracle of folders without a Mistral tokenizer file, or None.
         encoded: Encoded-rows files to check.
+        ggufs: GGUF files to check.
         runners: Other trainers to check.
         require_manifest: Whether an adapter folder without a manifest fails.
         golden_folders: Folders with the user's own goldens.
@@ -81,6 +83,7 @@ class PluginSettings:
     base: Path | None
     oracle: str | None
     encoded: tuple[Path, ...]
+    ggufs: tuple[Path, ...]
     runners: tuple[RunnerChoice, ...]
     require_manifest: bool
     golden_folders: tuple[Path, ...]
@@ -109,6 +112,7 @@ class PluginSettings:
             (ADAPTER, self.adapters),
             (BASE, () if self.base is None else (self.base,)),
             (ENCODED, self.encoded),
+            (GGUF, self.ggufs),
         )
         return tuple((option.flag, path) for option, paths in groups for path in paths)
 
@@ -123,7 +127,7 @@ def read_settings(config: pytest.Config) -> PluginSettings:
     # command line, an xfail that matches nothing is no sign that it is out of date.
     xfails_file, xfails_source = option_value(config, XFAILS)
     other_targets = any(
-        config.getoption(option.dest) for option in (TOKENIZER, RECIPE, DATASET, ADAPTER, ENCODED, RUNNER)
+        config.getoption(option.dest) for option in (TOKENIZER, RECIPE, DATASET, ADAPTER, ENCODED, GGUF, RUNNER)
     )
     settings = PluginSettings(
         tokenizers=tokenizer_paths(config),
@@ -133,6 +137,7 @@ def read_settings(config: pytest.Config) -> PluginSettings:
         base=next(iter(existing_paths(config, BASE, folder=True)), None),
         oracle=oracle_choice(config),
         encoded=existing_paths(config, ENCODED),
+        ggufs=existing_paths(config, GGUF, file=True),
         runners=_runner_choices(config),
         require_manifest=bool(ini_value(config, REQUIRE_MANIFEST)[0]),
         golden_folders=_golden_folders(config),
@@ -154,7 +159,7 @@ def read_settings(config: pytest.Config) -> PluginSettings:
         raise pytest.UsageError(
             f"{flag}: no tokenizer to check the rows against; add {TOKENIZER.flag} {named} or {RECIPE.flag} PATH"
         )
-    if settings.base is not None and not settings.adapters:
+    if settings.base is not None and not settings.adapters and not settings.ggufs:
         raise pytest.UsageError(f"{BASE.flag} is the base of adapters, and there is none; add {ADAPTER.flag} PATH")
     return settings
 

@@ -119,6 +119,7 @@ class Suite:
             datasets=given.datasets,
             adapters=given.adapters,
             encoded=given.encoded,
+            ggufs=given.ggufs,
             runners=given.runners,
             base=given.base,
             oracle=given.oracle,

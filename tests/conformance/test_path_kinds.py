@@ -98,6 +98,7 @@ JUDGED: list[tuple[str, Any, str, str]] = [
         (file, tokenizer(name), "tokenizer", f"a tokenizer file ({'Tekken' if 'tekken' in name else 'SentencePiece'})")
         for name, file in SHIPPED.items()
     ),
+    ("model.gguf", b"GGUF\x03", "gguf", "a GGUF file"),
     ("tokenizer.model", tokenizer("spm-v1"), "tokenizer", "a tokenizer file (SentencePiece)"),
 ]
 
@@ -163,8 +164,7 @@ ANSWERED: list[tuple[str, Any, str, list[str]]] = [
     ("requirements.txt", "trl==1.0\n", "a list of packages", ["mistral-lora check"]),
     ("pyproject.toml", "[project]\n", "a configuration of pytest", ["pytest --mistral-golden -c {path}"]),
     ("README.md", "# Hello\n", "a text for people", []),
-    ("model.gguf", b"GGUF\x03", "a GGUF model, which is not judged yet", ["it was converted from"]),
-    ("quantized", in_folder(model__gguf=b"GGUF"), "a folder of a GGUF model, which is not judged yet", []),
+    ("quantized", in_folder(model__gguf=b"GGUF"), "a folder of a GGUF file", ["mistral-lora check {path}/model.gguf"]),
     ("adapter_config.json", "{}", "a part of an adapter or merged model", ["mistral-lora check {folder}"]),
     ("tokenizer.json", "{}", "a part of a checkpoint", ["mistral-lora check {folder}"]),
     ("model-00001-of-00002.safetensors", b"\0", "a part of a checkpoint", ["mistral-lora check {folder}"]),
@@ -240,7 +240,7 @@ def test_anything_else_is_an_error_that_lists_the_kinds(
     assert keys in err
     if name != "numbers.json":
         assert "expected one of these: a recipe (YAML with base, data, training, output); rows (JSON Lines " in err
-        assert "--as recipe|rows|encoded|adapter|tokenizer" in err
+        assert "--as recipe|rows|encoded|adapter|gguf|tokenizer" in err
 
 
 @pytest.mark.parametrize("name", ["rows.jsonl", "recipe.yaml", "rows.parquet", "tekken.json", "a"])

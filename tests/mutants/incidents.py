@@ -300,5 +300,20 @@ INCIDENTS = (
         "Adapters of experts are dropped or transposed by servers",
         "vllm-project/vllm#41384, vllm-project/vllm#52194, sgl-project/sglang#25528",
     ),
+    Incident(
+        "N90",
+        "llama.cpp puts a second space behind each control token of a SentencePiece model",
+        "ggml-org/llama.cpp#7094",
+    ),
+    Incident(
+        "N91",
+        "A merged folder without tokenizer.model is converted without the scores of its pieces",
+        "ggml-org/llama.cpp#8579",
+    ),
+    Incident(
+        "N92",
+        "A GGUF file has the name of a template in place of its text, and the user's text is lost",
+        "ggml-org/llama.cpp#12524",
+    ),
 )
 """Every incident, by id."""

@@ -25,6 +25,7 @@ GOOD: dict[str, tuple[str | None, str, Any]] = {
     "--mistral-base": ("own", "base", lambda here: here / "own"),
     "--mistral-oracle": ("spm-v7", "oracle", lambda here: "spm-v7"),
     "--mistral-encoded": ("own/rows.jsonl", "encoded", lambda here: (here / "own" / "rows.jsonl",)),
+    "--mistral-gguf": ("own/rows.jsonl", "ggufs", lambda here: (here / "own" / "rows.jsonl",)),
     "--mistral-runner": (
         "trl=own/rows.jsonl",
         "runners",
@@ -53,6 +54,7 @@ DEFAULTS = {
     "base": None,
     "oracle": None,
     "encoded": (),
+    "ggufs": (),
     "runners": (),
     "require_manifest": False,
     "golden_folders": (),
@@ -94,6 +96,7 @@ BAD = [
     ("--mistral-base", "tok.model.v3", "not a folder: {here}/tok.model.v3"),
     ("--mistral-oracle", "spm-v8", f"spm-v8: {NO_ORACLE}"),
     ("--mistral-encoded", "nope", "no such file or folder: {here}/nope"),
+    ("--mistral-gguf", "own", "a folder: {here}/own"),
     ("--mistral-runner", "nope", f"'{{here}}/nope' {NO_RUNNER}"),
     ("--mistral-runner", "trl=nope", "{here}/nope: no such file; expected a configuration of TRL"),
     ("--mistral-xfails", "nope", "no such file or folder: {here}/nope"),

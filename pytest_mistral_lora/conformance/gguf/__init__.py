@@ -1,0 +1,126 @@
+"""Subject `gguf`: a GGUF file against the tokenizer, the weights and the adapter that it was made from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+from pytest_mistral_lora.conformance.checks import Check, Settings
+from pytest_mistral_lora.conformance.finding import Finding, Result
+from pytest_mistral_lora.conformance.gguf.tokenizer import marks_result, template_findings, tokenizer_findings
+from pytest_mistral_lora.conformance.gguf_target import GgufTarget
+from pytest_mistral_lora.errors import InputError, MistralLoraError, NoOracleError
+from pytest_mistral_lora.records.adapter_folder import AdapterFolder
+
+if TYPE_CHECKING:
+    from pytest_mistral_lora.serving.gguf_file import GgufFile
+
+_UNREADABLE = "the file cannot be read: see the check `file`"
+_NO_LIBRARY = "the numbers are read by the package gguf: pip install gguf"
+
+
+def checks(target: GgufTarget, settings: Settings) -> Iterator[Check]:
+    """Yield the checks of a GGUF file: of a model, or of an adapter."""
+    for case, judge in GgufChecks(target).cases().items():
+        yield Check(target, "gguf", case, judge)
+
+
+class GgufChecks:
+    """The checks of a GGUF file: each method is one, and they share the file."""
+
+    def __init__(self, target: GgufTarget) -> None:
+        self._target = target
+        self._place = str(target.file)
+
+    def cases(self) -> Mapping[str, Callable[[], Result]]:
+        """Return the checks by name; of a file that cannot be read, the one that reports it."""
+        found: dict[str, Callable[[], Result]] = {"file": self.file}
+        if isinstance(self._content, str):
+            return found
+        if self._content.is_adapter:
+            return found | {"adapter-tensors": self.adapter_tensors}
+        models = {"tokenizer": self.tokenizer, "template": self.template, "marks": self.marks}
+        return found | models | {"architecture": self.architecture, "weights": self.weights}
+
+    @cached_property
+    def _content(self) -> GgufFile | str:
+        """The file, or the reason why it cannot be read."""
+        try:
+            return self._target.content
+        except InputError as error:
+            return str(error)
+
+    @property
+    def _gguf(self) -> GgufFile:
+        return self._target.content
+
+    def file(self) -> Result:
+        """ML918: the file can be read, and holds a model or an adapter."""
+        if isinstance(self._content, str):
+            try:
+                _ = self._target.content
+            except InputError as error:
+                return Result((Finding("ML918", error.found, error.place, error.expected),))
+        kind = "adapter" if self._gguf.is_adapter else "model"
+        if not self._gguf.tensors and int(self._gguf.fields.get("split.count") or 1) < 2:
+            return Result((Finding("ML918", "holds no tensor", self._place, "the tensors of a model or an adapter"),))
+        return Result(facts=(("gguf", f"{kind}, {self._gguf.architecture}, {len(self._gguf.tensors)} tensors"),))
+
+    def tokenizer(self) -> Result:
+        """ML912: the tokenizer gives the ids of mistral-common."""
+        try:
+            judge = self._target.tokenizer
+        except NoOracleError as error:
+            # each other check that needs it is not checked for this reason
+            return Result((Finding("ML912", error.found, error.place, error.expected, fix=error.next_step),))
+        facts = (("oracle of", f"{judge.path.name} ({judge.oracle.version})"),)
+        return Result(tuple(tokenizer_findings(self._gguf, judge.oracle)), facts=facts)
+
+    def template(self) -> Result:
+        """ML913: the chat template renders the user's text as mistral-common does."""
+        return Result(tuple(template_findings(self._gguf, self._target.tokenizer)))
+
+    def marks(self) -> Result:
+        """ML915: the splitter of llama.cpp reads combining marks as the tokenizer does."""
+        return marks_result(self._gguf)
+
+    def architecture(self) -> Result:
+        """ML917: the sizes and settings of the architecture are those of the checkpoint."""
+        from pytest_mistral_lora.conformance.gguf.weights import architecture_findings
+
+        if self._target.model is None:
+            return Result(not_checked="no model folder to compare with: name it with --mistral-base")
+        return Result(tuple(architecture_findings(self._gguf, self._target.model)))
+
+    def weights(self) -> Result:
+        """ML916: the weights are the checkpoint's, within the error of the quantisation."""
+        from pytest_mistral_lora.conformance.gguf.weights import ComparedWeights
+
+        if self._target.model is None:
+            return Result(not_checked="no model folder to compare with: name it with --mistral-base")
+        if int(self._gguf.fields.get("split.count") or 1) > 1:
+            return Result(not_checked="one of several files: join them with llama-gguf-split --merge")
+        if find_spec("gguf") is None:
+            return Result(not_checked=_NO_LIBRARY)
+        try:
+            compared = ComparedWeights(self._gguf, self._target.model, self._target.base)
+            found = tuple(compared.findings())
+            return Result(found, facts=(("weights of", compared.text),))
+        except MistralLoraError as error:
+            return Result(not_checked=str(error))
+
+    def adapter_tensors(self) -> Result:
+        """ML914: the tensors and the scale are those of the safetensors file."""
+        from pytest_mistral_lora.conformance.gguf.weights import adapter_findings
+
+        if self._target.adapter is None:
+            return Result(not_checked="no adapter folder to compare with: name it with --mistral-adapter")
+        if find_spec("gguf") is None:
+            return Result(not_checked=_NO_LIBRARY)
+        try:
+            folder = AdapterFolder(self._target.adapter, self._target.base)
+            return Result(tuple(adapter_findings(self._gguf, folder)))
+        except MistralLoraError as error:
+            return Result(not_checked=str(error))

@@ -1,0 +1,241 @@
+"""The tokenizer and the chat template in a GGUF file, held to mistral-common as llama.cpp reads them.
+
+llama.cpp: src/llama-vocab.cpp has the defaults of missing fields, conversion/ the writers.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
+
+from pytest_mistral_lora.checkpoint.recognition import spm_pieces
+from pytest_mistral_lora.conformance.finding import Finding, Result, first_findings
+from pytest_mistral_lora.errors import OracleRejection, TokenizerError
+
+if TYPE_CHECKING:
+    from pytest_mistral_lora.chat.oracle import Oracle
+    from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
+    from pytest_mistral_lora.serving.gguf_file import GgufFile
+
+_MODELS = {"spm": "llama", "tekken": "gpt2"}
+_SPLITTERS = ("tekken", "pixtral")
+"""Values of `tokenizer.ggml.pre` under which llama.cpp splits text as Tekken does, but for combining marks."""
+_CONTROL, _USER_DEFINED, _UNUSED, _BYTE = 3, 4, 5, 6
+_TYPES = {
+    1: "normal",
+    2: "unknown",
+    _CONTROL: "control",
+    _USER_DEFINED: "user defined",
+    _UNUSED: "unused",
+    _BYTE: "byte",
+}
+_IDS = ("bos", "eos", "unk")
+_FIELDS = {"bos": "bos_token_id", "eos": "eos_token_id", "unk": "unknown_token_id"}
+_DEFAULT_IDS: Mapping[str, Mapping[str, int | None]] = {
+    "spm": {"bos": 1, "eos": 2, "unk": 0},
+    "tekken": {"bos": 11, "eos": 11, "unk": None},
+}
+"""The ids that llama.cpp takes if the file names none."""
+_SHOWN_ROWS = 5
+
+_CONVERT = 'a conversion of a folder with tokenizer.model and "add_prefix_space": false in tokenizer_config.json'
+
+
+def tokenizer_findings(file: GgufFile, oracle: Oracle) -> Iterator[Finding]:
+    """Yield ML912 for each reason why llama.cpp makes other ids of a text than mistral-common."""
+    place, model, expected = str(file.path), file.setting("model"), _MODELS[oracle.kind]
+    if model != expected:
+        found = f"tokenizer.ggml.model is {model!r}"
+        yield Finding("ML912", found, place, f"{expected!r}, the kind of {oracle.path.name}")
+        return
+    yield from _vocabulary_findings(file, oracle)
+    yield from _type_findings(file, oracle)
+    yield from _id_findings(file, oracle)
+    if oracle.kind == "spm":
+        yield from _score_findings(file, oracle)
+        if file.setting("add_space_prefix") is not False:
+            state = "missing, and llama.cpp takes true" if file.setting("add_space_prefix") is None else "true"
+            found = f"tokenizer.ggml.add_space_prefix is {state}: each control token is followed by a second space"
+            yield Finding("ML912", found, place, "false", fix=_space_fix(file))
+        return
+    if file.setting("pre") not in _SPLITTERS:
+        found = f"tokenizer.ggml.pre is {file.setting('pre')!r}: llama.cpp splits text by another pattern"
+        yield Finding("ML912", found, place, "'tekken'")
+    yield from _merge_findings(file, oracle)
+
+
+def _space_fix(file: GgufFile) -> str:
+    key = "tokenizer.ggml.add_space_prefix"
+    folder = 'a folder whose tokenizer_config.json has "add_prefix_space": false'
+    return f"Convert again from {folder}; or serve this file with --override-kv {key}=bool:false."
+
+
+def _vocabulary_findings(file: GgufFile, oracle: Oracle) -> Iterator[Finding]:
+    """Yield a finding for ids of other bytes, and one for ids that the tokenizer does not have."""
+    stored, place = file.vocabulary, str(file.path)
+    if stored is None:
+        yield Finding("ML912", "has no list tokenizer.ggml.tokens", place, f"{oracle.vocab_size:,} tokens")
+        return
+    differs = stored.first_difference(oracle)
+    if differs:
+        count = oracle.vocab_size - stored.same_as(oracle)
+        yield Finding("ML912", f"{count:,} ids stand for other bytes: {differs}", place, f"those of {oracle.path.name}")
+    types = file.setting("token_type") or []
+    # a converter fills the rows of a larger embedding matrix with unused tokens
+    added = [
+        number for number in stored.tokens if number >= oracle.vocab_size and types[number : number + 1] != [_UNUSED]
+    ]
+    if added:
+        text = stored.tokens[added[0]].decode(errors="backslashreplace")
+        found = f"{len(added):,} tokens more than {oracle.path.name}, the first is {text!r} (id {added[0]})"
+        yield Finding("ML912", found, place, f"{oracle.vocab_size:,} tokens")
+
+
+def _type_findings(file: GgufFile, oracle: Oracle) -> Iterator[Finding]:
+    """Yield a finding if a control token is not of type control, a text token is, or a byte is no byte."""
+    types, place = file.setting("token_type"), str(file.path)
+    if not isinstance(types, list) or len(types) < oracle.vocab_size:
+        found = "missing" if types is None else f"of {len(types):,} entries" if isinstance(types, list) else repr(types)
+        yield Finding("ML912", f"tokenizer.ggml.token_type is {found}", place, f"{oracle.vocab_size:,} entries")
+        return
+    wrong: dict[str, list[int]] = {}
+    for number in range(oracle.vocab_size):
+        kind, control = types[number], number in oracle.control_tokens
+        if control and kind != _CONTROL and number != oracle.unk_id:
+            wrong.setdefault("control", []).append(number)
+        elif not control and number != oracle.unk_id and kind in (_CONTROL, _USER_DEFINED):
+            wrong.setdefault("normal", []).append(number)
+        elif oracle.kind == "spm" and (kind == _BYTE) != _is_byte(oracle.piece(number)):
+            wrong.setdefault("byte" if kind != _BYTE else "normal", []).append(number)
+    for expected, numbers in wrong.items():
+        first = numbers[0]
+        kind = _TYPES.get(types[first], str(types[first]))
+        found = f"{len(numbers):,} tokens have a wrong type, the first is {oracle.piece(first)} (id {first}): {kind}"
+        yield Finding("ML912", found, place, expected)
+
+
+def _is_byte(piece: str) -> bool:
+    return len(piece) == 6 and piece.startswith("<0x") and piece.endswith(">")
+
+
+def _id_findings(file: GgufFile, oracle: Oracle) -> Iterator[Finding]:
+    """Yield a finding for a BOS, EOS or unknown token of another id, and for flags that leave BOS out or add EOS."""
+    place = str(file.path)
+    for name in _IDS:
+        given = file.setting(_FIELDS[name])
+        used = _DEFAULT_IDS[oracle.kind][name] if given is None else given
+        expected = getattr(oracle, f"{name}_id")
+        if used != expected and not (name == "unk" and used is None):
+            state = f"missing, and llama.cpp takes {used}" if given is None else str(given)
+            yield Finding("ML912", f"tokenizer.ggml.{_FIELDS[name]} is {state}", place, str(expected))
+    if file.setting("add_bos_token") is False:
+        found = "tokenizer.ggml.add_bos_token is false: a prompt that is sent as text has no <s>"
+        yield Finding("ML912", found, place, "true")
+    if file.setting("add_eos_token"):
+        found = "tokenizer.ggml.add_eos_token is true: a prompt ends with </s>, and the model has nothing to answer"
+        yield Finding("ML912", found, place, "false")
+
+
+def _score_findings(file: GgufFile, oracle: Oracle) -> Iterator[Finding]:
+    """Yield a finding if a score is not the SentencePiece file's: the scores decide which pieces merge first."""
+    scores, place = file.setting("scores"), str(file.path)
+    if not isinstance(scores, list) or len(scores) < oracle.vocab_size:
+        yield Finding("ML912", "has no tokenizer.ggml.scores for each token", place, _CONVERT)
+        return
+    expected = [_as_float32(score) for _, score in spm_pieces(oracle.path)]
+    unmerged = {*oracle.control_tokens, oracle.unk_id}
+    wrong = [
+        number
+        for number, score in enumerate(expected)
+        # the text of a control token, of a byte and of <unk> is never merged
+        if scores[number] != score and number not in unmerged and not _is_byte(oracle.piece(number))
+    ]
+    if not wrong:
+        return
+    first = wrong[0]
+    alike = len({scores[number] for number in wrong}) == 1
+    found = f"{len(wrong):,} scores are wrong, the first is that of {oracle.piece(first)!r} (id {first}): "
+    found += f"{scores[first]:g}{', as all others' if alike and len(wrong) > 1 else ''}"
+    yield Finding("ML912", found, place, f"{expected[first]:g}: {_CONVERT}")
+
+
+def _as_float32(number: float) -> float:
+    (value,) = struct.unpack("<f", struct.pack("<f", number))
+    return float(value)
+
+
+def _merge_findings(file: GgufFile, oracle: Oracle) -> Iterator[Finding]:
+    """Yield a finding if the merges make other tokens first than Tekken, which merges the token of the lowest id."""
+    merges, place, stored = file.setting("merges"), str(file.path), file.vocabulary
+    if not isinstance(merges, list) or stored is None:
+        yield Finding("ML912", "has no list tokenizer.ggml.merges", place, "the merges of the tokenizer")
+        return
+    tokens = file.setting("tokens")
+    ranks = {token: number for number, token in enumerate(tokens) if number not in oracle.control_tokens}
+    made, last = set(), -1
+    for place_in_list, merge in enumerate(merges):
+        left, _, right = str(merge).partition(" ")
+        number = ranks.get(left + right)
+        if number is None or number < last:
+            text = "no token" if number is None else f"id {number}, after a merge to id {last}"
+            found = f"merge {place_in_list} ({merge!r}) gives {text}"
+            yield Finding("ML912", found, place, "merges in the order of the ids that they give")
+            return
+        made.add(number)
+        last = number
+    missing = [number for token, number in ranks.items() if number not in made and len(token) > 1]
+    if missing:
+        found = f"no merge gives {len(missing):,} tokens, the first is {oracle.piece(missing[0])!r} (id {missing[0]})"
+        yield Finding("ML912", found, place, "a merge for each token of several bytes")
+
+
+def marks_result(file: GgufFile) -> Result:
+    """Return ML915 for a Tekken vocabulary: llama.cpp's pattern ends a word at each combining mark."""
+    if file.setting("model") != _MODELS["tekken"]:
+        return Result()
+    found = "Hindi, Tamil, Thai and other text with combining marks gets more ids than in training"
+    return Result((Finding("ML915", found, str(file.path)),))
+
+
+def template_findings(file: GgufFile, judge: CheckpointTokenizer) -> Iterator[Finding]:
+    """Yield ML913 for a template that is none, and for each packaged row that it renders otherwise."""
+    place, text = f"{file.path}, tokenizer.chat_template", file.template
+    if text is None:
+        yield Finding("ML913", "is missing: llama.cpp takes ChatML's", place, "the checkpoint's chat template")
+        return
+    if "{" not in text:
+        found = f"is the name {text!r}, not a template: each prompt is this text, and the user's is lost"
+        yield Finding("ML913", found, place, "the text of the checkpoint's chat template")
+        return
+    oracle = judge.oracle
+    if text.rstrip("\n") == oracle.chat_template().rstrip("\n"):
+        return
+    yield from first_findings(list(_rendered_findings(text, judge, oracle, place)), _SHOWN_ROWS, place)
+
+
+def _rendered_findings(text: str, judge: CheckpointTokenizer, oracle: Oracle, place: str) -> Iterator[Finding]:
+    from pytest_mistral_lora.chat.templates import ChatTemplate
+    from pytest_mistral_lora.chat.templates.compare import compare
+    from pytest_mistral_lora.conformance.alignment import Alignment
+    from pytest_mistral_lora.records.goldens import packaged_cases
+
+    try:
+        template = ChatTemplate(judge.fast, text)
+    except TokenizerError as error:
+        yield Finding("ML913", error.found, place, error.expected)
+        return
+    for case in packaged_cases():
+        try:
+            comparison = compare(case.row, oracle, template)
+        except OracleRejection:
+            continue
+        if not comparison.unexplained:
+            continue
+        table = ""
+        if comparison.template is not None:
+            expected, actual = ((one.input_ids, one.labels) for one in (comparison.oracle, comparison.template))
+            table = Alignment(expected, actual, oracle.piece).table()
+        found = f"differs from mistral-common: {comparison.unexplained}"
+        row = case.row.to_jsonl()
+        yield Finding("ML913", found, place, "the ids of training", table, row, shape=comparison.shape)

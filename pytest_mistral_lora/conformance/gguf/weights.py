@@ -1,0 +1,269 @@
+"""The weights, sizes and adapter tensors in a GGUF file, against the folder that it was converted from.
+
+llama.cpp: conversion/llama.py has the fields and the order of rows, convert_lora_to_gguf.py the adapter's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pytest_mistral_lora.checkpoint.base_model import read_config, weight_files
+from pytest_mistral_lora.checkpoint.weights import Weights
+from pytest_mistral_lora.conformance.finding import Finding, first_findings
+from pytest_mistral_lora.errors import InputError
+from pytest_mistral_lora.records.adapter_folder import AdapterFolder
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from pytest_mistral_lora.serving.gguf_file import GgufFile
+
+_SHOWN = 5
+_ARCHITECTURES = ("llama", "mistral3")
+"""Architectures whose q and k rows the converter interleaves, as llama.cpp's rotary embedding reads them."""
+
+_ROUNDING = {"F32": 1e-6, "F16": 2e-3, "BF16": 8e-3, "Q8": 2e-2, "Q6": 5e-2, "Q5": 0.1, "Q4": 0.2, "IQ4": 0.2}
+_ROUNDING |= {"MXFP4": 0.25, "Q3": 0.35, "IQ3": 0.4, "Q2": 0.6, "IQ2": 0.7, "TQ": 0.9, "IQ1": 0.9}
+"""Largest error of a tensor by its type, as a part of its norm: about three times what a normal distribution gives.
+Another tensor, or rows in another order, are 1.4 away."""
+
+_HALF = 0.5
+"""A merged change of which less than half is in the file was not merged, or not by this adapter."""
+
+_PREFIX = "base_model.model."
+_SIZES = {
+    "block_count": "num_hidden_layers",
+    "context_length": "max_position_embeddings",
+    "embedding_length": "hidden_size",
+    "feed_forward_length": "intermediate_size",
+    "attention.head_count": "num_attention_heads",
+    "attention.head_count_kv": "num_key_value_heads",
+    "attention.key_length": "head_dim",
+    "attention.value_length": "head_dim",
+    "attention.layer_norm_rms_epsilon": "rms_norm_eps",
+    "rope.freq_base": "rope_theta",
+    "vocab_size": "vocab_size",
+}
+_REQUIRED = ("block_count", "embedding_length", "attention.head_count", "attention.layer_norm_rms_epsilon")
+_DEFAULT_THETA = 10_000.0
+"""The base of the rotary embedding that both libraries take if none is given."""
+
+
+def architecture_findings(file: GgufFile, model: Path) -> Iterator[Finding]:
+    """Yield ML917 for each size and setting that is not that of a checkpoint's `config.json`.
+
+    Raises:
+        PinError: If `config.json` cannot be read.
+    """
+    config = read_config(model)
+    text = config.get("text_config")
+    config = {**config, **(text if isinstance(text, dict) else {})}
+    rope = config.get("rope_parameters") or config.get("rope_scaling")
+    rope = rope if isinstance(rope, dict) else {}
+    config.setdefault("rope_theta", rope.get("rope_theta", _DEFAULT_THETA))
+    place, prefix = str(file.path), file.architecture
+    for key, name in _SIZES.items():
+        value, expected = file.fields.get(f"{prefix}.{key}"), config.get(name)
+        value = _DEFAULT_THETA if value is None and name == "rope_theta" else value
+        if expected is None or (value is None and key not in _REQUIRED):
+            continue
+        # the file has float32
+        if value is None or not math.isclose(value, expected, rel_tol=1e-5):
+            shown = "missing" if value is None else f"{value:g}"
+            yield Finding("ML917", f"{prefix}.{key} is {shown}", place, f"{expected:g}, {name} of {model}/config.json")
+    scaling, expected = file.fields.get(f"{prefix}.rope.scaling.type"), rope.get("rope_type", rope.get("type"))
+    if expected in ("yarn", "linear") and scaling != expected:
+        found = f"{prefix}.rope.scaling.type is {'missing' if scaling is None else scaling}"
+        yield Finding("ML917", found, place, f"{expected}, as in {model}/config.json")
+
+
+class ComparedWeights:
+    """The tensors of a GGUF file beside those of a checkpoint folder.
+
+    Attributes:
+        file: The GGUF file.
+        model: The folder of the checkpoint that was converted: a base, or a merged model.
+        text: A line for the summary: the tensors, and the largest error by type.
+    """
+
+    def __init__(self, file: GgufFile, model: Path, base: Path | None) -> None:
+        """Read the headers.
+
+        Args:
+            file: The GGUF file.
+            model: The folder of the checkpoint that was converted.
+            base: The base of a merged model; None to compare with the model alone.
+
+        Raises:
+            InputError: If the architecture is not known here, or a file cannot be read.
+        """
+        if file.architecture not in _ARCHITECTURES:
+            known = " or ".join(_ARCHITECTURES)
+            raise InputError(f"the architecture is {file.architecture!r}", place=str(file.path), expected=known)
+        self.file, self.model = file, model
+        self.text = ""
+        self._own = Weights(weight_files(model))
+        same = base is None or base.resolve() == model.resolve()
+        self._base = None if same or base is None else Weights(weight_files(base))
+
+    @cached_property
+    def _heads(self) -> dict[str, int]:
+        fields, prefix = self.file.fields, self.file.architecture
+        count = int(fields[f"{prefix}.attention.head_count"])
+        return {"attn_q": count, "attn_k": int(fields.get(f"{prefix}.attention.head_count_kv", count))}
+
+    def findings(self) -> Iterator[Finding]:
+        """Yield ML916 for each tensor that is missing, too many, or farther away than its type explains."""
+        place, found, worst = str(self.file.path), [], dict[str, float]()
+        names = dict(self._names())
+        for name in sorted(names.keys() - self.file.tensors.keys()):
+            # a tied head is left out: the embeddings are read in its place
+            if name != "output.weight":
+                found.append(Finding("ML916", f"{name} is missing", place, f"{names[name]} of {self.model}"))
+        for name in sorted(self.file.tensors.keys() - names.keys()):
+            if not name.startswith("rope_"):
+                found.append(Finding("ML916", f"{name} is not in {self.model}", place))
+        inner = square = 0.0
+        for name in sorted(names.keys() & self.file.tensors.keys()):
+            tensor, expected = self.file.tensors[name], self._own.infos[names[name]].shape
+            if tensor.shape != expected:
+                found.append(Finding("ML916", f"{name} has shape {tensor.shape}", place, str(expected)))
+                continue
+            want, have = self._stored(self._own, name, names[name]), self.file.values(name)
+            error = _relative(have - want, want)
+            kind = self.file.kind_of(name)
+            worst[kind] = max(worst.get(kind, 0.0), error)
+            bound = next((limit for start, limit in _ROUNDING.items() if kind.startswith(start)), 0.9)
+            if not error <= bound:
+                text = f"{name} differs from {names[name]} by {error:.2g} of its norm"
+                found.append(Finding("ML916", text, place, f"at most {bound:g} for {kind}"))
+            part = self._merged_part(name, names[name], want, have)
+            inner, square = inner + part[0], square + part[1]
+        self.text = ", ".join(f"{kind} to {error:.2g}" for kind, error in sorted(worst.items()))
+        if square and inner / square < _HALF and not found:
+            text = f"{inner / square:.2f} of the change from the base to {self.model} is in the file"
+            found.append(Finding("ML916", text, place, "1: convert the merged model, and not its base"))
+        yield from first_findings(found, _SHOWN, place)
+
+    def _names(self) -> Iterator[tuple[str, str]]:
+        """Yield the name in the GGUF file and in the folder of each tensor of the text model.
+
+        Raises:
+            InputError: If the library knows no name for a tensor.
+        """
+        to_gguf = _name_map(self.file)
+        for name in self._own:
+            plain = name.removeprefix("model.language_model.").removeprefix("language_model.").removeprefix("model.")
+            if plain.startswith(("vision_tower.", "multi_modal_projector.")):
+                continue  # llama.cpp keeps the vision part in a file of its own
+            plain = plain if plain.startswith("lm_head.") else f"model.{plain}"
+            found = to_gguf.get_name(plain, try_suffixes=(".weight", ".bias"))
+            if found is None:
+                raise InputError(f"{name} has no name in a GGUF file", place=str(self.model))
+            yield found, name
+
+    def _stored(self, weights: Weights, name: str, own: str) -> np.ndarray[Any, Any]:
+        """Return a tensor of a folder as the file has it: in float32, rows in llama.cpp's order."""
+        values: np.ndarray[Any, Any] = weights[own].float().numpy()
+        heads = next((count for part, count in self._heads.items() if f".{part}." in name), 0)
+        return interleaved(values, heads) if heads else values
+
+    def _merged_part(self, name: str, own: str, want: Any, have: Any) -> tuple[float, float]:
+        """Return the inner product of G - B and M - B, and the square of M - B.
+
+        Their quotient is the part of the merged change that the file has. G is the file's tensor, M the merged one and
+        B the base's. Errors of the quantisation are as often up as down, and cancel in the sum, even if each is larger
+        than the change.
+        """
+        if self._base is None or own not in self._base or self._base.infos[own].shape != self._own.infos[own].shape:
+            return 0.0, 0.0
+        before = self._stored(self._base, name, own)
+        change = want - before
+        return float(((have - before) * change).sum(dtype="float64")), float((change**2).sum(dtype="float64"))
+
+
+def _name_map(file: GgufFile) -> Any:
+    import gguf
+
+    architecture = next(one for one, name in gguf.MODEL_ARCH_NAMES.items() if name == file.architecture)
+    # an adapter has no layer count of its own
+    layers = int(file.fields.get(f"{file.architecture}.block_count") or 1000)
+    return gguf.get_tensor_name_map(architecture, min(layers, 1000))
+
+
+def _relative(difference: Any, values: Any) -> float:
+    norm = math.sqrt(float((values**2).sum(dtype="float64")))
+    apart = math.sqrt(float((difference**2).sum(dtype="float64")))
+    return apart / norm if norm else apart
+
+
+def interleaved(weight: Any, heads: int) -> Any:
+    """Return the rows of a projection in the order of llama.cpp: in each head, those of the two halves in turn."""
+    half = weight.shape[0] // heads // 2
+    return weight.reshape(heads, 2, half, *weight.shape[1:]).swapaxes(1, 2).reshape(weight.shape)
+
+
+def adapter_findings(file: GgufFile, folder: AdapterFolder) -> Iterator[Finding]:
+    """Yield ML914 for each tensor of an adapter that is missing, too many, or another, and for another scale.
+
+    Raises:
+        InputError: If a file of the adapter cannot be read.
+    """
+    from pytest_mistral_lora.conformance.adapter.layout import adapter_layout
+
+    place, weights = str(file.path), Weights([folder.tensors_file])
+    layout = adapter_layout(folder, folder.located_base.folder)
+    if layout.refusal:
+        raise InputError(f"PEFT refuses the adapter: {layout.refusal}", place=str(folder.path))
+    names = dict(_adapter_names(file, weights))
+    found = [
+        Finding("ML914", f"{name} is missing", place, f"{names[name]} of {folder.path}")
+        for name in sorted(names.keys() - file.tensors.keys())
+    ]
+    extra = sorted(file.tensors.keys() - names.keys())
+    found += [Finding("ML914", f"{name} is not in {folder.path}", place) for name in extra]
+    alpha = file.fields.get("adapter.lora.alpha")
+    for name in sorted(names.keys() & file.tensors.keys()):
+        found += _adapter_tensor_findings(file, name, weights[names[name]].float().numpy(), folder)
+        layer = names[name].removeprefix(_PREFIX).removesuffix(".lora_A.weight")
+        if name.endswith(".lora_a") and layer in layout.scalings:
+            # llama.cpp scales B A by alpha / rank, and knows no other rule
+            rank, scale = file.tensors[name].shape[0], layout.scalings[layer]
+            if not isinstance(alpha, float) or not math.isclose(alpha / max(1, rank), scale, rel_tol=1e-5):
+                shown = "is missing" if alpha is None else f"{alpha:g} makes a scale of {alpha / max(1, rank):g}"
+                text = f"adapter.lora.alpha {shown} for {layer}"
+                found.append(Finding("ML914", text, place, f"{scale:g}, the scale of training"))
+    yield from first_findings(found, _SHOWN, place)
+
+
+def _adapter_names(file: GgufFile, weights: Weights) -> Iterator[tuple[str, str]]:
+    """Yield the name in the GGUF file and in the safetensors file of each tensor of an adapter."""
+    to_gguf = _name_map(file)
+    for name in weights:
+        layer, _, part = name.removeprefix(_PREFIX).rpartition(".lora_")
+        side = part.partition(".")[0].lower()
+        plain = layer.replace("model.language_model.", "model.")
+        found = to_gguf.get_name(f"{plain}.weight", try_suffixes=(".weight",)) if side in ("a", "b") else None
+        # what the format has no place for, such as a trained embedding or a magnitude, is missing in it
+        yield (f"{found}.lora_{side}" if found else name), name
+
+
+def _adapter_tensor_findings(file: GgufFile, name: str, want: Any, folder: AdapterFolder) -> Iterator[Finding]:
+    if name.endswith(".lora_b") and (".attn_q." in name or ".attn_k." in name):
+        base = folder.located_base
+        config: Mapping[str, Any] = read_config(base.require(folder.path))
+        key = "num_attention_heads" if ".attn_q." in name else "num_key_value_heads"
+        want = interleaved(want, int(config[key]))
+    have = file.values(name) if file.tensors[name].shape == want.shape else None
+    if have is None:
+        yield Finding("ML914", f"{name} has shape {file.tensors[name].shape}", str(file.path), str(want.shape))
+        return
+    error, kind = _relative(have - want, want), file.kind_of(name)
+    bound = next((limit for start, limit in _ROUNDING.items() if kind.startswith(start)), 0.9)
+    if not error <= bound:
+        text = f"{name} differs from the safetensors file by {error:.2g} of its norm"
+        yield Finding("ML914", text, str(file.path), f"at most {bound:g} for {kind}")

@@ -1,0 +1,1 @@
+"""What servers make of a request, and the files that they read."""

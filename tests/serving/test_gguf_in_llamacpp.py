@@ -1,0 +1,141 @@
+"""The rules of GGUF files against llama.cpp itself: a file without a finding is served with mistral-common's ids."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+from gguf_files import model_fields, model_tensors, tokenizer_fields, write_gguf
+from safetensors.torch import load_file
+
+from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
+from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
+from pytest_mistral_lora.conformance.checks import Settings, collect
+from pytest_mistral_lora.conformance.finding import Finding
+from pytest_mistral_lora.conformance.named_targets import named_targets
+
+pytestmark = pytest.mark.skipif(find_spec("xllamacpp") is None, reason="llama.cpp's server is in the package xllamacpp")
+
+SERVER = Path(__file__).parent / "llamacpp_server.py"
+TEXTS = (
+    "What is the capital of France?",
+    "  two spaces",
+    "def f():\n\treturn  1\n",
+    "I'LL DON'T HTTPServer 12345",
+    "東京 🙂",
+)
+INDIC = "हिन्दी भाषा"
+
+
+@contextmanager
+def served(file: Path) -> Iterator[Callable[[str, dict[str, Any]], dict[str, Any]]]:
+    """Start a server on a file, and yield a function that posts to it."""
+    command = [sys.executable, str(SERVER), str(file)]
+    process = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        address = process.stdout.readline().strip()
+
+        def post(path: str, data: dict[str, Any]) -> dict[str, Any]:
+            headers = {"Content-Type": "application/json"}
+            request = urllib.request.Request(address + path, json.dumps(data).encode(), headers)
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                found: dict[str, Any] = json.load(answer)
+            return found
+
+        yield post
+    finally:
+        process.kill()
+        process.communicate(timeout=30)
+
+
+@pytest.fixture(scope="module", params=["spm-v3", "tekken-240718"])
+def converted(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Oracle, Any, Any]:
+    """The oracle of a tiny model, and the fields and tensors of its GGUF file."""
+    source = shipped_tokenizer(request.param)
+    base = write_tiny_base(tmp_path_factory.mktemp("base") / "tiny", source)
+    oracle, config = Oracle(source), json.loads((base / "config.json").read_text())
+    fields = {**model_fields(config), **tokenizer_fields(oracle), "tokenizer.chat_template": oracle.chat_template()}
+    weights = {name: tensor.numpy() for name, tensor in load_file(base / "model.safetensors").items()}
+    return oracle, fields, model_tensors(weights, config)
+
+
+def findings(file: Path) -> list[Finding]:
+    settings = Settings(20, None, "cpu", True, (), False, file.parent)
+    found = [finding for check in collect(named_targets(ggufs=[file]), settings) for finding in check.run().findings]
+    return [finding for finding in found if finding.severity == "error"]
+
+
+def prompts(oracle: Oracle, post: Callable[[str, dict[str, Any]], dict[str, Any]]) -> list[tuple[Any, Any]]:
+    """Return the ids of mistral-common and of the server for each text as a user's message."""
+    found = []
+    for text in TEXTS:
+        user = {"role": "user", "content": text}
+        prompt = post("/apply-template", {"messages": [user]})["prompt"]
+        ids = post("/tokenize", {"content": prompt, "add_special": True, "parse_special": True})["tokens"]
+        found.append((list(oracle.encode_prompt({"messages": [user, {"role": "assistant", "content": "a"}]})), ids))
+    return found
+
+
+def test_a_file_without_a_finding_is_served_with_the_ids_of_mistral_common(converted: Any, tmp_path: Path) -> None:
+    oracle, fields, tensors = converted
+    file = write_gguf(tmp_path / "model.gguf", fields, tensors)
+    assert [finding.text() for finding in findings(file)] == []
+    with served(file) as post:
+        assert [expected == found for expected, found in prompts(oracle, post)] == [True] * len(TEXTS)
+        for number, literal in list(oracle.control_tokens.items())[:12]:
+            data = {"content": literal, "add_special": False, "parse_special": True}
+            assert post("/tokenize", data)["tokens"] == [number]
+        text = {"content": (" " if oracle.kind == "spm" else "") + INDIC, "add_special": False}
+        # the note of Tekken files: if this fails, llama.cpp reads combining marks now, and the rule can go
+        assert (post("/tokenize", text)["tokens"] == list(oracle.encode_text(INDIC))) is (oracle.kind == "spm")
+
+
+def without_space_setting(fields: dict[str, Any]) -> None:
+    fields["tokenizer.ggml.add_space_prefix"] = None
+
+
+def without_scores(fields: dict[str, Any]) -> None:
+    fields["tokenizer.ggml.scores"] = [-1000.0] * len(fields["tokenizer.ggml.tokens"])
+
+
+def with_another_splitter(fields: dict[str, Any]) -> None:
+    fields["tokenizer.ggml.pre"] = "gpt-2"
+
+
+def with_the_name_of_a_template(fields: dict[str, Any]) -> None:
+    fields["tokenizer.chat_template"] = "mistral-v3"
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "rule"),
+    [
+        ("spm", without_space_setting, "ML912"),
+        ("spm", without_scores, "ML912"),
+        ("tekken", with_another_splitter, "ML912"),
+        ("tekken", with_the_name_of_a_template, "ML913"),
+    ],
+)
+def test_a_file_with_a_finding_is_served_with_other_ids(
+    kind: str, change: Callable[[dict[str, Any]], None], rule: str, converted: Any, tmp_path: Path
+) -> None:
+    oracle, fields, tensors = converted
+    if oracle.kind != kind:
+        pytest.skip(f"a fault of {kind} files")
+    changed = dict(fields)
+    change(changed)
+    file = write_gguf(tmp_path / "model.gguf", changed, tensors)
+    assert {finding.rule for finding in findings(file)} == {rule}
+    with served(file) as post:
+        assert any(expected != found for expected, found in prompts(oracle, post))
