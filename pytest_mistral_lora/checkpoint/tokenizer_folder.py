@@ -111,6 +111,7 @@ class TokenizerFiles:
 
     path: Path
     _contents: dict[str, _FileContent] = field(default_factory=dict, compare=False, repr=False)
+    _faults_within: dict[str, Fault | None] = field(default_factory=dict, compare=False, repr=False)
 
     @cached_property
     def names(self) -> tuple[str, ...]:
@@ -139,16 +140,21 @@ class TokenizerFiles:
         Raises:
             TokenizerError: For a file that is none, is huge, or links out of the folder.
         """
-        # bad JSON is for the loader to report: only what it would do with good JSON is a hazard
         for name in self.names:
-            was_read = name in self._contents
-            fault = self._hazard(name) or (self._content(name).fault if name in _WITH_HAZARDS else None)
-            if name == TOKENIZER_JSON and not was_read:
-                # parsed it takes a hundred megabytes, and only the checks of the folder need it again
-                self._contents.pop(name, None)
+            # bad JSON is for the loader to report: only what it would do with good JSON is a hazard
+            fault = self._hazard(name) or (self._fault_within(name) if name in _WITH_HAZARDS else None)
             if fault is not None and fault.kind != "form":
                 expected = "a file of the folder" if fault.kind == "outside" else "a file as releases have it"
                 raise TokenizerError(fault.found, place=str(self.file(name)), expected=expected)
+
+    def _fault_within(self, name: str) -> Fault | None:
+        if name not in self._faults_within:
+            was_read = name in self._contents
+            self._faults_within[name] = self._content(name).fault
+            if name == TOKENIZER_JSON and not was_read:
+                # parsed it takes a hundred megabytes, and only the checks of the folder need it again
+                self._contents.pop(name)
+        return self._faults_within[name]
 
     def json(self, name: str) -> dict[str, Any]:
         """Return the object of a JSON file; an empty one if there is no such file, or it has a fault."""

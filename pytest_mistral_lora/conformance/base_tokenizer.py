@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from pathlib import Path
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from pytest_mistral_lora.checkpoint.recognition import PROBES
@@ -45,9 +45,10 @@ def tokenizer_result(folder: AdapterFolder, rows: int | None) -> Result:
         folder: The folder of an adapter or a merged model.
         rows: Rows of its own embeddings; None if it has those of the base.
     """
-    own, base, missing = _tokenizers(folder)
-    if own is None or base is None:
+    own, target, missing = _tokenizers(folder)
+    if target is None:
         return Result(not_checked=missing)
+    base = target.tokenizer
     if not own.is_there:
         return Result(not_checked="no tokenizer in the folder: the base's is used")
     if not base.is_there:
@@ -61,9 +62,10 @@ def tokenizer_result(folder: AdapterFolder, rows: int | None) -> Result:
 
 def template_result(folder: AdapterFolder) -> Result:
     """Compare the chat template of a folder with its base's: ML442."""
-    own, base, missing = _tokenizers(folder)
-    if own is None or base is None:
+    own, target, missing = _tokenizers(folder)
+    if target is None:
         return Result(not_checked=missing)
+    base = target.tokenizer
     text, other = (_template_text(one.files) for one in (own, base))
     if text is None or (other is None and not (base.is_there and base.has_oracle)):
         return Result(not_checked=f"no chat template in {(own if text is None else base).path}")
@@ -77,29 +79,22 @@ def template_result(folder: AdapterFolder) -> Result:
 
 
 def base_result(folder: AdapterFolder) -> Result:
-    """Check the pad, EOS and vocabulary of an adapter's base, in its tokenizer and its configurations."""
-    base = folder.located_base
-    if base.folder is None:
-        return Result(not_checked=base.missing)
-    if not CheckpointTokenizer(base.folder).is_there:
-        return Result(not_checked=f"no tokenizer in the base {base.folder}")
-    return Result(tuple(base_findings(base.folder)))
-
-
-def base_findings(base: Path) -> Iterator[Finding]:
-    """Yield the faults of a base that change what an adapter of it learns and when it stops: pad, EOS, vocabulary."""
+    """Judge the base of an adapter by what changes how it learns and when it stops: pad, EOS, vocabulary."""
     from pytest_mistral_lora.conformance.tokenizer.ids import model_config, pad
 
-    target = Target(base.name, base)
-    yield from pad(target)
-    yield from model_config(target)
+    _, base, missing = _tokenizers(folder)
+    if base is None:
+        return Result(not_checked=missing)
+    if not base.tokenizer.is_there:
+        return Result(not_checked=f"no tokenizer in the base {base.path}")
+    return Result((*pad(base), *model_config(base)))
 
 
-def _tokenizers(folder: AdapterFolder) -> tuple[CheckpointTokenizer | None, CheckpointTokenizer | None, str]:
+@lru_cache(maxsize=1)  # three checks of one folder load both tokenizers once
+def _tokenizers(folder: AdapterFolder) -> tuple[CheckpointTokenizer, Target | None, str]:
     base = folder.located_base
-    if base.folder is None:
-        return None, None, base.missing
-    return CheckpointTokenizer(folder.path), CheckpointTokenizer(base.folder), ""
+    target = None if base.folder is None else Target(base.folder.name, base.folder)
+    return CheckpointTokenizer(folder.path), target, base.missing
 
 
 def _template_text(files: TokenizerFiles) -> str | None:

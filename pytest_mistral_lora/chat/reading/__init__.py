@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import subprocess
@@ -24,6 +25,9 @@ PATTERN_SECONDS = 5.0
 """The most seconds that the patterns of a foreign file may take."""
 
 
+_LARGE = 1 << 20
+
+
 class _RefusedError(ValueError):
     """A JSON document that parses, but not to one value."""
 
@@ -34,6 +38,10 @@ def loads_strict(text: str) -> Any:
     Raises:
         ValueError: If the text is not JSON, or is refused; the message is fit for a user.
     """
+    # amid a large document, collections of garbage look at all of its objects again and again, and find none
+    delayed = len(text) > _LARGE and gc.isenabled()
+    if delayed:
+        gc.disable()
     try:
         return json.loads(text, **_HOOKS)
     except json.JSONDecodeError as error:
@@ -41,6 +49,9 @@ def loads_strict(text: str) -> Any:
         raise ValueError(f"not valid JSON: {fault_of(error)} at {line}column {error.colno}") from error
     except RecursionError as error:
         raise ValueError("JSON is nested too deeply") from error
+    finally:
+        if delayed:
+            gc.enable()
 
 
 def fault_of(error: json.JSONDecodeError) -> str:
