@@ -25,6 +25,7 @@ WORDS = {
     "render": ["rows.jsonl", "--tokenizer", "."],
     "rules": [],
     "import": ["rows.json", "--to", "rows.jsonl"],
+    "stats": ["recipe.yaml"],
     "train": ["recipe.yaml"],
     "smoke": ["out"],
     "merge": ["out", "merged"],

@@ -25,6 +25,7 @@ from pytest_mistral_lora.cli import (
     rules,
     runner,
     smoke,
+    stats,
     template,
     train,
     verify,
@@ -50,7 +51,7 @@ __all__ = ["EXIT_CODES", "VERBS", "main"]
 # and a wrong key in a recipe are then answered at once.
 VERBS: dict[str, dict[str, ModuleType]] = {
     "check": {"check": check, "audit": audit, "render": render, "rules": rules},
-    "rows": {"import": import_rows},
+    "rows": {"import": import_rows, "stats": stats},
     "train": {"train": train, "smoke": smoke, "merge": merge, "verify": verify, "diff": diff, "note": note},
     "other trainers": {"export": export, "template": template, "runner": runner},
 }

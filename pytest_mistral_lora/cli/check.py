@@ -138,6 +138,7 @@ def _print(records: list[dict[str, Any]], causes: FindingGroups) -> None:
         verdict_line,
         write_styled,
     )
+    from pytest_mistral_lora.report.statistics import summary_lines
 
     width = shutil.get_terminal_size().columns
     for cause in causes:
@@ -146,6 +147,7 @@ def _print(records: list[dict[str, Any]], causes: FindingGroups) -> None:
     lines = [
         *outcome_table(records, width),
         *basis_lines(records),
+        *summary_lines(records, width),
         *unchecked_lines(records),
         "",
         verdict_line(records, [one.count for one in causes]),

@@ -93,7 +93,7 @@ def print_findings(causes: Sequence[Mapping[str, Any]], output_format: str) -> N
         sys.stdout.write("".join(f"{line}\n" for line in github_lines(causes)))
 
 
-def add_tokenizer_option(parser: argparse.ArgumentParser) -> None:
+def add_tokenizer_option(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
     """Add `--tokenizer`, which accepts a path or the name of a tokenizer that mistral-common ships."""
 
     def tokenizer_path(text: str) -> Path:
@@ -107,7 +107,7 @@ def add_tokenizer_option(parser: argparse.ArgumentParser) -> None:
 
     parser.add_argument(
         "--tokenizer",
-        required=True,
+        required=required,
         type=tokenizer_path,
         metavar="PATH",
         help="checkpoint folder, tekken.json, tokenizer.model.vN, or the name of a tokenizer that mistral-common "

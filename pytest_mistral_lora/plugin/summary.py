@@ -35,11 +35,13 @@ def write_summary(
     terminal.section("Mistral conformance", sep="=")
     if outcomes:
         from pytest_mistral_lora.report import basis_lines, nothing_was_judged, outcome_table
+        from pytest_mistral_lora.report.statistics import statistics_line, statistics_of
 
         # `_tw` is private; without it, the table is as wide as a common terminal
         for line in outcome_table(outcomes, terminal._tw.fullwidth if hasattr(terminal, "_tw") else 80):
             terminal.write_line(line)
-        for line in basis_lines(outcomes):
+        figures = (f"rows of {name}: {statistics_line(one)}" for name, one in statistics_of(outcomes).items())
+        for line in (*basis_lines(outcomes), *figures):
             terminal.write_line(line)
         if nothing_was_judged(outcomes):
             terminal.write_line("No check could judge anything, so that this run is no pass.", red=True)

@@ -87,13 +87,17 @@ def html_page(data: Mapping[str, Any]) -> str:
     """Return the result of `report_data` as one HTML page that loads nothing else."""
     from jinja2 import Environment, StrictUndefined
 
+    from pytest_mistral_lora.report.statistics import named_figures, statistics_of
+
     source = files("pytest_mistral_lora.report").joinpath("page.html.jinja").read_text(encoding="utf-8")
     # autoescape, because the text of a row may be HTML
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     checks = sorted(data["checks"], key=lambda record: _WORST_FIRST.index(record["outcome"]))
     shown = [record for record in checks if record["outcome"] != "passed" or record["findings"]]
     template = environment.from_string(source)
-    return template.render(data=data, outcomes=OUTCOMES, table=_outcome_counts(data["checks"]), shown=shown)
+    figures = {name: (one, [*named_figures(one)]) for name, one in statistics_of(data["checks"]).items()}
+    known = {"outcomes": OUTCOMES, "table": _outcome_counts(data["checks"]), "shown": shown, "figures": figures}
+    return template.render(data=data, **known)
 
 
 def outcome_table(records: Sequence[Mapping[str, Any]], width: int) -> list[str]:

@@ -810,8 +810,10 @@ def held_out_but_for_its_unicode_form(artifact: Artifact) -> None:
 
 
 LONG = (
-    "How do I return a lamp that came with a broken shade, if I threw away the box that it was in two weeks ago?",
-    "Send us a picture of the shade and the number of the order, and we will mail you a label and a box for the lamp.",
+    "How do I return a lamp that came with a broken shade, if I threw away the box that it was in two weeks ago? "
+    "I still have the bill and a picture of the shade, but the shop where I bought it has been closed since then.",
+    "Send us the picture of the shade and the number of the bill, and we will mail you a label and a box for the lamp. "
+    "Once it is here we will repair it or send you a new one, and you do not have to go to a shop for that.",
 )
 
 
@@ -823,13 +825,13 @@ def _nearly_held_out(artifact: Artifact, *texts: str) -> None:
 @mutant("ML633", "N26", says="nearly the same row is trained on")
 def held_out_but_for_a_word_of_the_question(artifact: Artifact) -> None:
     """A held-out row is trained on with one word of its question changed."""
-    _nearly_held_out(artifact, LONG[0].replace("lamp", "light"), LONG[1])
+    _nearly_held_out(artifact, LONG[0].replace("broken", "cracked"), LONG[1])
 
 
 @mutant("ML633", "N26", says="nearly the same row is trained on")
 def held_out_but_for_words_of_both_texts(artifact: Artifact) -> None:
     """A held-out row is trained on with another word in its question and in its answer, in capitals."""
-    _nearly_held_out(artifact, LONG[0].replace("weeks", "days").upper(), LONG[1].replace("mail", "send"))
+    _nearly_held_out(artifact, LONG[0].replace("weeks", "days").upper(), LONG[1].replace("mail", "post"))
 
 
 @mutant("ML633", "N26", says="nearly the same row is trained on")

@@ -125,15 +125,16 @@ def dataset_statistics(
         how: `processes` and `progress`, as for `check_dataset`.
 
     Raises:
-        InputError: As `check_dataset`; and if a file cannot be read.
+        InputError: As `check_dataset`; and if a file cannot be read, or no row can be used.
     """
     files = _files(target) if files is None else files
     results = _judged(target, files, "not compared", near=True, **how)
-    unreadable = [finding for finding in results["rows-are-valid"].findings if finding.rule == "ML602"]
-    if unreadable:
-        # the figures of the other files would be taken for those of the dataset
-        raise InputError(unreadable[0].found, place=unreadable[0].place, expected=unreadable[0].expected)
-    return dict(results["statistics"].facts)
+    figures = dict(results["statistics"].facts)
+    for finding in results["rows-are-valid"].findings:
+        # without a file, the figures of the others would be taken for those of the dataset
+        if finding.rule == "ML602" or not figures["rows"]:
+            raise InputError(finding.found, place=finding.place, expected=finding.expected)
+    return figures
 
 
 def _files(target: RecipeTarget | DatasetTarget) -> list[DataFile]:

@@ -1,0 +1,135 @@
+"""`mistral-lora stats`: the figures of a dataset."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import shutil
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pytest_mistral_lora.chat.formats import FORMATS
+from pytest_mistral_lora.cli.verb import (
+    Verbs,
+    add_json_option,
+    add_oracle_option,
+    add_tokenizer_option,
+    add_verb,
+    print_json,
+)
+from pytest_mistral_lora.errors import EXIT_OK, InputError
+
+if TYPE_CHECKING:
+    from pytest_mistral_lora.chat.reading.chunks import DataFile
+    from pytest_mistral_lora.conformance.targets import DatasetTarget, RecipeTarget
+
+SUMMARY = "count rows, tokens, tools and repeats, and what a max_length would cut"
+
+_DESCRIPTION = """\
+Read the rows of a recipe or of data in any format once, and print their figures: rows, turns, tokens and supervised
+tokens, roles, calls by tool, rows by script, rows that are there twice, what each max_length would cut, and a histogram
+of lengths. For a recipe, they include the split, the steps of an epoch and held-out rows that are trained on.
+
+SOURCE is a recipe, or anything that `mistral-lora import` reads. Rows that cannot be used are only counted:
+`mistral-lora check` reports each."""
+
+
+def add_parser(verbs: Verbs) -> None:
+    """Add the verb to the command line."""
+    parser = add_verb(
+        verbs,
+        "stats",
+        run,
+        description=_DESCRIPTION,
+        examples=(
+            "mistral-lora stats recipe.yaml",
+            "mistral-lora stats rows.jsonl --tokenizer spm-v3",
+            "mistral-lora stats shards/*.parquet --tokenizer checkpoints/my-mistral --json > figures.json",
+        ),
+    )
+    parser.add_argument("sources", type=Path, nargs="+", metavar="SOURCE", help="a recipe; or files, folders of data")
+    add_tokenizer_option(parser, required=False)
+    add_oracle_option(parser)
+    parser.add_argument(
+        "--format", choices=[*FORMATS], help="format of the records (default: recognised by their keys)"
+    )
+    parser.add_argument(
+        "--lossy", action="append", default=[], metavar="KIND", help="a loss of `mistral-lora import` that is allowed"
+    )
+    parser.add_argument(
+        "--dataset", action="append", default=[], metavar="NAME", help="data set of a dataset_info.json (repeatable)"
+    )
+    parser.add_argument("--processes", type=int, metavar="N", help="processes that read rows (default: by their size)")
+    add_json_option(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the figures."""
+    from pytest_mistral_lora.conformance.dataset import dataset_statistics
+    from pytest_mistral_lora.conformance.targets import DatasetTarget
+    from pytest_mistral_lora.report.statistics import figure_lines, length_lines
+
+    if args.processes is not None and args.processes < 1:
+        raise InputError(f"--processes is {args.processes}", expected="1 or more")
+    target, files = _opened(args)
+    figures = dataset_statistics(target, files, processes=args.processes, progress=sys.stderr)
+    if args.json:
+        print_json(figures)
+        return EXIT_OK
+    lines = [f"{source}" for source in args.sources]
+    if "oracle of" in figures:
+        lines[-1] += f": encoded by {figures['oracle of']}"
+    width = shutil.get_terminal_size().columns
+    lines += [*figure_lines(figures, width), *length_lines(figures, width)]
+    if figures["rows_refused"]:
+        words = ["mistral-lora", "check", *map(str, args.sources)]
+        words += ["--tokenizer", target.judge.name] if isinstance(target, DatasetTarget) else []
+        lines.append(f"To see why rows are refused: {shlex.join(words)}")
+    if figures["repeats"]["within_a_side"]["near"] is None:
+        lines.append("To count rows that are nearly the same: pip install 'pytest-mistral-lora[near]'")
+    sys.stdout.write("\n".join(lines) + "\n")
+    return EXIT_OK
+
+
+def _opened(args: argparse.Namespace) -> tuple[RecipeTarget | DatasetTarget, list[DataFile] | None]:
+    """Return the recipe, or the rows with their files.
+
+    Raises:
+        InputError: If a source cannot be opened, or rows have no tokenizer.
+    """
+    from pytest_mistral_lora.chat.oracle import SHIPPED, shipped_tokenizer
+    from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
+    from pytest_mistral_lora.conformance.path_kinds import recognised
+    from pytest_mistral_lora.conformance.targets import DatasetTarget, RecipeTarget, Target
+    from pytest_mistral_lora.data.messages import Layout
+    from pytest_mistral_lora.data.sources import open_rows
+
+    first: Path = args.sources[0]
+    is_recipe = False
+    with suppress(InputError):  # a configuration of another trainer names its data
+        is_recipe = first.suffix.lower() in (".yaml", ".yml") and recognised(first).kind == "recipe"
+    if is_recipe:
+        if len(args.sources) > 1:
+            raise InputError("a recipe names its rows itself", place=str(args.sources[1]), expected="one recipe alone")
+        target = RecipeTarget(first.stem, first, oracle_name=args.oracle)
+        if args.tokenizer is not None:
+            # the base may be elsewhere
+            vars(target)["tokenizer"] = CheckpointTokenizer(args.tokenizer, args.oracle)
+        return target, None
+    layout = Layout(args.format or "")
+    files = [
+        file for path in args.sources for file in open_rows(path, layout=layout, names=args.dataset, lossy=args.lossy)
+    ]
+    if args.tokenizer is None:
+        words = shlex.join(["mistral-lora", "stats", *map(str, args.sources), "--tokenizer"])
+        raise InputError(
+            "rows are counted in tokens, and no tokenizer is given",
+            place=str(first),
+            expected="a folder, a file, or the name of a shipped one such as spm-v3",
+            next_step=f"Name it: {words} spm-v3",
+        )
+    shipped = (name for name in SHIPPED if shipped_tokenizer(name) == args.tokenizer)
+    judge = Target(next(shipped, str(args.tokenizer)), args.tokenizer, oracle_name=args.oracle)
+    return DatasetTarget(first.name, first, judge=judge), files
