@@ -21,6 +21,7 @@ ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 ROWS = ROOT / "docs" / "rows.md"
 IMPORT = ROOT / "docs" / "import.md"
+STATS = ROOT / "docs" / "stats.md"
 PYTEST = (sys.executable, "-m", "pytest", "-p", "no:cacheprovider")
 CLI = (sys.executable, "-m", "pytest_mistral_lora.cli")
 TOKENIZER = ("--tokenizer", "checkpoints/my-mistral")
@@ -87,6 +88,23 @@ def refused_loss(folder: Path) -> str:
     return _printed(*CLI, "import", "pairs.jsonl", "--to", "rows.jsonl", folder=folder, exit_code=2)
 
 
+def figures_of_rows(folder: Path) -> str:
+    """Return the figures of 300 rows of many lengths, some of which are repeated."""
+    answers = [
+        " ".join(f"Item {item} is in box {item * number % 97}." for item in range(1 + number**3 % 61))
+        for number in range(290)
+    ]
+    rows = [
+        [{"role": "user", "content": f"List the items of shelf {number}."}, {"role": "assistant", "content": answer}]
+        for number, answer in enumerate(answers)
+    ]
+    system = {"role": "system", "content": "Answer in one line."}
+    rows = [[system, *one] if number % 5 == 0 else one for number, one in enumerate(rows)] + rows[1:11:2]
+    rows += [[QUESTION, ANSWER], [{**QUESTION, "content": "what is the capital of  FRANCE"}, ANSWER]]
+    write_rows(folder / "rows.jsonl", *({"messages": messages} for messages in rows))
+    return _printed(*CLI, "stats", "rows.jsonl", *TOKENIZER, folder=folder)
+
+
 def write_rows(file: Path, *rows: object) -> None:
     """Write rows as JSON lines."""
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -136,6 +154,7 @@ OUTPUTS = (
     Output("audit", ROWS, masked_eos),
     Output("import", IMPORT, imported_rows),
     Output("loss", IMPORT, refused_loss),
+    Output("stats", STATS, figures_of_rows),
 )
 
 

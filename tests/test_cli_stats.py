@@ -85,7 +85,7 @@ def test_the_same_rows_in_another_format_have_the_same_figures(tmp_path: Path, c
     plain = figures(capsys, write(tmp_path / "rows.jsonl", ROWS[:-1]), "--tokenizer", "spm-v3")
     parts = figures(capsys, *sorted(tmp_path.glob("*.parquet")), "--tokenizer", "spm-v3")
     assert [file["rows"] for file in parts["files"]] == [half, len(shared) - half]
-    same = plain.keys() - {"files", "longest_row"}
+    same = plain.keys() - {"files", "longest_row", "rows of"}
     assert {name: parts[name] for name in same} == {name: plain[name] for name in same}
 
 
@@ -180,12 +180,12 @@ def test_check_and_its_page_show_the_figures(tmp_path: Path, capsys: Any) -> Non
     path = write(tmp_path / "rows.jsonl")
     assert main(["check", str(path), "--tokenizer", "spm-v3"]) == 0
     out = capsys.readouterr().out
-    assert "rows of rows.jsonl:" in out
+    assert "figures of rows.jsonl:" in out
     assert "weather 1" in out
     assert main(["check", str(path), "--tokenizer", "spm-v3", "--json"]) == 0
     records = json.loads(capsys.readouterr().out)["checks"]
     page = html_page(report_data(records, 0, causes=[], deselected=0, not_run=0))
-    assert "Rows of rows.jsonl" in page
+    assert "Figures of rows.jsonl" in page
     [facts] = [one["facts"] for one in records if one["case"] == "statistics"]
     assert page.count('class="bar"') == len(facts["histogram"])
     assert statistics_line(facts).startswith("13 rows, ")

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pytest_mistral_lora.chat.reading.chunks import DataFile
     from pytest_mistral_lora.conformance.targets import DatasetTarget, RecipeTarget
 
-SUMMARY = "count rows, tokens, tools and repeats, and what a max_length would cut"
+SUMMARY = "count rows, tokens and repeats, and what a max_length would cut"
 
 _DESCRIPTION = """\
 Read the rows of a recipe or of data in any format once, and print their figures: rows, turns, tokens and supervised
@@ -78,9 +78,9 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print_json(figures)
         return EXIT_OK
-    lines = [f"{source}" for source in args.sources]
-    if "oracle of" in figures:
-        lines[-1] += f": encoded by {figures['oracle of']}"
+    lines = [*map(str, args.sources)]
+    lines += [figures["rows of"]] if "rows of" in figures else []
+    lines += [f"encoded by {figures['oracle of']}"] if "oracle of" in figures else []
     width = shutil.get_terminal_size().columns
     lines += [*figure_lines(figures, width), *length_lines(figures, width)]
     if figures["rows_refused"]:
@@ -131,5 +131,5 @@ def _opened(args: argparse.Namespace) -> tuple[RecipeTarget | DatasetTarget, lis
             next_step=f"Name it: {words} spm-v3",
         )
     shipped = (name for name in SHIPPED if shipped_tokenizer(name) == args.tokenizer)
-    judge = Target(next(shipped, str(args.tokenizer)), args.tokenizer, oracle_name=args.oracle)
+    judge = Target(next(shipped, str(args.tokenizer)), args.tokenizer, trains=True, oracle_name=args.oracle)
     return DatasetTarget(first.name, first, judge=judge), files

@@ -40,7 +40,7 @@ def write_summary(
         # `_tw` is private; without it, the table is as wide as a common terminal
         for line in outcome_table(outcomes, terminal._tw.fullwidth if hasattr(terminal, "_tw") else 80):
             terminal.write_line(line)
-        figures = (f"rows of {name}: {statistics_line(one)}" for name, one in statistics_of(outcomes).items())
+        figures = (f"figures of {name}: {statistics_line(one)}" for name, one in statistics_of(outcomes).items())
         for line in (*basis_lines(outcomes), *figures):
             terminal.write_line(line)
         if nothing_was_judged(outcomes):

@@ -35,7 +35,7 @@ def statistics_line(figures: Mapping[str, Any]) -> str:
 def summary_lines(records: Sequence[Mapping[str, Any]], width: int) -> Iterator[str]:
     """Yield the lines of a table of figures for each dataset among the records of checks."""
     for target, figures in statistics_of(records).items():
-        yield f"rows of {target}:"
+        yield f"figures of {target}:"
         yield from figure_lines(figures, width)
 
 
