@@ -26,6 +26,7 @@ from pytest_mistral_lora.checkpoint.tokenizers import training_template  # noqa:
 from pytest_mistral_lora.conformance.finding import RULES, Rule  # noqa: E402
 from pytest_mistral_lora.records.files import write_text  # noqa: E402
 from pytest_mistral_lora.training.recipe import Recipe  # noqa: E402
+from pytest_mistral_lora.training.recipe.data import DataSource, SourceLayout  # noqa: E402
 from pytest_mistral_lora.training.recipe.sections import Section  # noqa: E402
 
 Gallery = list[tuple[str, Mutant]]
@@ -154,6 +155,12 @@ output: lora-out
 """
 
 
+_PARTS: dict[str, dict[str, type[Section]]] = {
+    "data": {"An entry of `train` or `eval`": DataSource, "`layout` of an entry": SourceLayout}
+}
+"""Parts of sections that have a table of their own."""
+
+
 def recipe_page() -> str:
     """Return the page of a recipe's keys."""
     lines = [
@@ -176,6 +183,10 @@ def recipe_page() -> str:
             keys = [_key(key, one) for key, one in section.model_fields.items()]
             doc = " ".join((section.__doc__ or "").split())
             lines += ["", f"## {name}", "", doc, "", "| key | default | meaning |", "|---|---|---|", *keys]
+        for title, part in _PARTS.get(name, {}).items():
+            keys = [_key(key, one) for key, one in part.model_fields.items()]
+            doc = " ".join((part.__doc__ or "").split())
+            lines += ["", f"### {title}", "", doc, "", "| key | default | meaning |", "|---|---|---|", *keys]
     return _page(lines)
 
 

@@ -27,7 +27,7 @@ MAY_IMPORT = {
     "chat": BASE,
     "checkpoint": CHAT,
     "records": CHECKPOINT,
-    "training": RECORDS,
+    "training": RECORDS | {"data"},
     "runners": RECORDS,
     "data": RECORDS,
     "serving": RECORDS,

@@ -75,6 +75,7 @@ def add_parser(verbs: Verbs) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print every recorded value with its state; return 1 if one differs."""
+    from pytest_mistral_lora.data.sources import recorded_file
     from pytest_mistral_lora.records.adapter_folder import AdapterFolder
     from pytest_mistral_lora.records.signature import SIGNATURE, Signature
     from pytest_mistral_lora.records.verify import verify
@@ -84,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
     if args.signature is None and (args.public_key or args.identity or args.issuer):
         raise InputError("an author is named, and no signature", place="--signature", expected="the signature's file")
     folder = AdapterFolder(args.folder, args.base)
-    facts = verify(folder, base=folder.located_base, dataset=dataset, parent=args.parent)
+    facts = verify(folder, base=folder.located_base, dataset=dataset, parent=args.parent, open_file=recorded_file)
     if args.rerun:
         from pytest_mistral_lora.training.rerun import rerun
 

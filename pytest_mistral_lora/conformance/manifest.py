@@ -80,7 +80,9 @@ def manifest_findings(manifest: str | Path | Mapping[str, Any]) -> Iterator[Find
 
 def verify_findings(folder: Path, *, base: Path | None, dataset: Sequence[Path] | None) -> Iterator[Finding]:
     """Yield one finding for each recorded value that differs from the recomputed one."""
-    fields = verify(folder, base=base, dataset=dataset)
+    from pytest_mistral_lora.data.sources import recorded_file
+
+    fields = verify(folder, base=base, dataset=dataset, open_file=recorded_file)
     yield from (_mismatch(field) for field in fields if field.state == "mismatch")
 
 
@@ -143,7 +145,10 @@ class ManifestChecks:
     @cached_property
     def _fields(self) -> Sequence[FieldCheck]:
         """Every recorded value, recomputed if its source is there."""
-        return verify(self.folder, base=self.folder.located_base, dataset=self.target.dataset or None)
+        from pytest_mistral_lora.data.sources import recorded_file
+
+        located, dataset = self.folder.located_base, self.target.dataset or None
+        return verify(self.folder, base=located, dataset=dataset, open_file=recorded_file)
 
     @property
     def _reason(self) -> str:

@@ -16,7 +16,7 @@ from pytest_mistral_lora.chat.rows import Row, read_rows
 from pytest_mistral_lora.conformance.checks import Check, Settings
 from pytest_mistral_lora.conformance.encoded.audit import CASES, KEPT, Audit, LineVerdict
 from pytest_mistral_lora.conformance.finding import Finding, Result, first_findings
-from pytest_mistral_lora.conformance.targets import RunnerTarget
+from pytest_mistral_lora.conformance.targets import RecipeTarget, RunnerTarget
 from pytest_mistral_lora.errors import RunnerError
 from pytest_mistral_lora.records.files import write_json
 from pytest_mistral_lora.records.goldens import packaged_cases
@@ -79,7 +79,8 @@ def encode_once(target: RunnerTarget, work_folder: Path) -> RunnerRows | RunnerE
     """
     version = target.oracle.version
     named = [(case.name, case.row) for case in packaged_cases() if case.fits(target.oracle)]
-    own = [row for path in target.dataset for row in read_rows(path)]
+    files = target.judge.recipe.data.train_files() if isinstance(target.judge, RecipeTarget) else ()
+    own = [row for file in files for row in read_rows(file)]
     rows = own or [row for _, row in named]
     file = work_folder / f"{target.name}.jsonl"
     note = file.with_suffix(".json")

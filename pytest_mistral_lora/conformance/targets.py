@@ -71,8 +71,8 @@ class Target:
 
         # a generated template in its place would pass every check, and nobody would use it
         if not self.has_template:
-            place = str(self.tokenizer.path)
-            raise NoTemplateError("there is no chat template to check", place=place, expected="chat_template.jinja")
+            found, expected = "there is no chat template to check", "chat_template.jinja"
+            raise NoTemplateError(found, place=str(self.tokenizer.path), expected=expected)
         return ChatTemplate(self.tokenizer.fast)
 
     @property
@@ -130,10 +130,10 @@ class RecipeTarget(Target):
         """The folder that the recipe made, with its base and its rows; None if there is none, or no recipe."""
         # a check reports a bad recipe: an error while checks are collected would end the user's own tests, too
         with suppress(RecipeError):
-            recipe = self.recipe
-            if recipe.output.is_dir():
-                rows = recipe.data.train
-                return AdapterTarget(self.name, recipe.output, base=recipe.base.path, dataset=rows, maker=self)
+            one = self.recipe
+            if one.output.is_dir():
+                rows, base = one.data.train_paths, one.base.path
+                return AdapterTarget(self.name, one.output, base=base, dataset=rows, maker=self)
         return None
 
 
@@ -231,11 +231,6 @@ class RunnerTarget(Target):
     def reads_packaged_rows(self) -> bool:
         """Whether the runner is given the packaged rows."""
         return not isinstance(self.judge, RecipeTarget)
-
-    @property
-    def dataset(self) -> tuple[Path, ...]:
-        """The recipe's training files; empty if there is no recipe."""
-        return tuple(self.judge.recipe.data.train) if isinstance(self.judge, RecipeTarget) else ()
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any
 from pytest_mistral_lora.chat.fields import Place, kind_of, refuse_near_misses
 from pytest_mistral_lora.chat.formats import FORMATS, Recognised, recognise
 from pytest_mistral_lora.data.containers import Record
-from pytest_mistral_lora.data.messages import Conversation, Layout
+from pytest_mistral_lora.data.messages import RECORD_FIELDS, Conversation, Layout
 from pytest_mistral_lora.data.report import RowChanges
 from pytest_mistral_lora.data.tool_calls import convert_tools, from_json, has_padding
 from pytest_mistral_lora.errors import RowError
@@ -22,7 +22,7 @@ _DEFAULT_KEYS = {
     "preference": {"prompt": "prompt", "chosen": "chosen", "rejected": "rejected"},
 }
 _COLUMNS = {"system": ("system", "system_prompt"), "tools": ("tools", "functions", "available_tools")}
-_MEDIA = ("image", "images", "video", "videos", "audio", "audios")
+_MEDIA = RECORD_FIELDS[-6:]
 _MARKS = ("label", "kto_tag")
 
 

@@ -114,7 +114,7 @@ def declared_sources(path: Path, names: Collection[str] = ()) -> tuple[list[Sour
         if isinstance(info, Mapping) and all(isinstance(one, Mapping) for one in info.values()):
             return _of_dataset_info(path, info, names)
     if names:
-        raise InputError(f"{', '.join(names)} of {path}", place="--dataset", expected="a dataset_info.json as SOURCE")
+        raise InputError(f"declares no data set {', '.join(names)}", place=str(path), expected="a dataset_info.json")
     return [Source(file) for file in source_files(path)], []
 
 
@@ -144,7 +144,7 @@ def _of_yaml(path: Path, names: Collection[str]) -> tuple[list[Source], list[str
         return sources, [*remarks, *(f"{one} of {path} is a setting of training, not of rows" for one in settings)]
     if "base" in config and "data" in config:
         raise InputError(
-            "this is a recipe of mistral-lora", place=str(path), next_step="Its data.train are rows already."
+            "this is a recipe of mistral-lora", place=str(path), next_step="Name the data of its data.train."
         )
     keys = ", ".join(map(str, list(config)[:8]))
     expected = "`datasets` of Axolotl, or `dataset` of LLaMA-Factory"
@@ -163,7 +163,9 @@ def _of_dataset_info(path: Path, info: Mapping[str, Any], names: Collection[str]
     if not wanted:
         shown = ", ".join(local[:12]) or "none has a file_name"
         raise InputError(
-            f"declares {len(info)} data sets", place=str(path), next_step=f"Name some with --dataset: {shown}"
+            f"declares {len(info)} data sets",
+            place=str(path),
+            next_step=f"Name some (--dataset; `dataset` in a recipe): {shown}",
         )
     sources: list[Source] = []
     for name in wanted:

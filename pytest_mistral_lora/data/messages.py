@@ -23,6 +23,15 @@ _MEDIA = {
 }
 _ORDER = ("role", "content", "tool_calls", "tool_call_id", "name", "weight")
 
+RECORD_FIELDS = (
+    *("messages", "system", "tools", "prompt", "completion", "chosen", "rejected"),
+    *("instruction", "input", "output", "history", "mark"),
+    *("image", "images", "video", "videos", "audio", "audios"),
+)
+"""Fields of a record that a layout can name the key of; `mark` is the flag of a good answer."""
+MESSAGE_FIELDS = ("role", "content", "thinking", "weight", "tool_calls", "tool_call_id", "name")
+"""Fields of a message that a layout can name the key of."""
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -30,8 +39,8 @@ class Layout:
 
     Attributes:
         format: A key of `chat.formats.FORMATS`; empty if it is to be recognised.
-        keys: Keys of a record, by field: `messages`, `system`, `tools`, `prompt` and so on.
-        message_keys: Keys of a message, by field: `role`, `content`, `thinking`, `weight`.
+        keys: Keys of a record, by the field of `RECORD_FIELDS`.
+        message_keys: Keys of a message, by the field of `MESSAGE_FIELDS`.
         roles: Our names of declared roles, by their names in the source.
         trained: Our names of the roles that are trained on; None for the assistant, unless a flag differs.
         drop_system: Whether system messages are left out.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from pytest_mistral_lora.chat.reading.chunks import DataFile
 from pytest_mistral_lora.chat.rows import Row, scan_rows
 from pytest_mistral_lora.data import Conversion, Source, conversions
 from pytest_mistral_lora.data.declarations import declared_sources
-from pytest_mistral_lora.data.messages import Layout
+from pytest_mistral_lora.data.messages import MESSAGE_FIELDS, RECORD_FIELDS, Layout
 from pytest_mistral_lora.data.report import LOSSES, Report
 from pytest_mistral_lora.errors import InputError, RowError
 from pytest_mistral_lora.records.files import framed_row
@@ -105,9 +104,13 @@ class ConvertedSource:
         """Yield the number of each record, and its row as a line or its error; see `LineSource`.
 
         Raises:
-            InputError: If the file cannot be read, has no records, or gives no row.
+            InputError: If the file cannot be read, has no records, or gives no row, or if its format is unknown.
         """
         self.report, self.bytes_read = Report(), 0
+        name = self.source.layout.format
+        if name and name not in FORMATS:
+            # a manifest of a later version may name it
+            raise InputError(f"format {name!r}", place=str(self.source.path), expected=f"one of {', '.join(FORMATS)}")
         digest = hashlib.sha256()
         for one in conversions(self.source, self.report, lossy=self.lossy, progress=self._count):
             place = one.record.place if isinstance(one, Conversion) else one.place.partition(", ")[0]
@@ -123,6 +126,12 @@ class ConvertedSource:
 
     def _count(self, read: int) -> None:
         self.bytes_read += read
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The settings that decide the rows: format, layout and allowed losses."""
+        layout = self.source.layout
+        return {"format": layout.format, "layout": layout_as_json(layout), "lossy": sorted(self.lossy)}
 
     def facts(self) -> dict[str, Any]:
         """Return the format, the layout, the losses and the hash of the rows of a pass: `source` in a manifest."""
@@ -140,13 +149,14 @@ class ConvertedSource:
 
 
 def layout_as_json(layout: Layout) -> dict[str, Any]:
-    """Return the fields of a layout that are declared, but for its format, as plain JSON data."""
-    values = {field.name: getattr(layout, field.name) for field in fields(layout) if field.name != "format"}
-    return {
-        name: dict(value) if isinstance(value, Mapping) else sorted(value) if name == "trained" else value
-        for name, value in values.items()
-        if value or (name == "trained" and value is not None)
-    }
+    """Return the parts of a layout that are declared and read, but for its format, as plain JSON data."""
+    # a declaration may name fields that no row has
+    keys = {name: key for name, key in layout.keys.items() if name in RECORD_FIELDS}
+    message_keys = {name: key for name, key in layout.message_keys.items() if name in MESSAGE_FIELDS}
+    parts = {"keys": keys, "message_keys": message_keys, "roles": dict(layout.roles)}
+    parts |= {name: getattr(layout, name) for name in ("drop_system", "joined", "templates", "system")}
+    trained = {} if layout.trained is None else {"trained": sorted(layout.trained)}
+    return {name: value for name, value in parts.items() if value} | trained
 
 
 def layout_of_json(name: str, data: Mapping[str, Any]) -> Layout:
@@ -160,22 +170,15 @@ def layout_of_json(name: str, data: Mapping[str, Any]) -> Layout:
     return Layout(name, **values)
 
 
-def recorded_file(path: Path, entry: Mapping[str, Any], *, is_held_out: bool = False) -> DataFile:
-    """Return a data file as it was read for a run.
+def recorded_file(path: Path, entry: Mapping[str, Any]) -> DataFile:
+    """Return a data file that is read as it was read for a run.
 
     Args:
         path: The file.
         entry: Its entry in the manifest's `dataset`.
-        is_held_out: Whether all rows are held out.
-
-    Raises:
-        InputError: If it was converted from a format that this version does not know.
     """
     source = entry.get("source")
     if source is None:
-        return DataFile(path, is_held_out)
-    if source["format"] not in FORMATS:
-        raise InputError(f"format {source['format']!r}", place=str(path), expected=f"one of {', '.join(FORMATS)}")
-    refuse_unknown(source["lossy"])
+        return DataFile(path)
     layout = layout_of_json(source["format"], source["layout"])
-    return DataFile(path, is_held_out, ConvertedSource(Source(path, layout), source["lossy"]))
+    return DataFile(path, source=ConvertedSource(Source(path, layout), source["lossy"]))

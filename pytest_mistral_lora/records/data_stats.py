@@ -6,10 +6,10 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from pytest_mistral_lora.chat.encoded import DROPPED, EncodedRow, Policy, PolicyResult
+from pytest_mistral_lora.chat.reading.chunks import DataFile
 from pytest_mistral_lora.chat.rows import Row, parse_row, read_rows
 from pytest_mistral_lora.errors import MistralLoraError
 from pytest_mistral_lora.records.adapter_folder import AdapterFolder
@@ -207,7 +207,7 @@ class _EncodingError(Exception):
 
 
 def recount_rows(
-    folder: AdapterFolder, train: Sequence[Path], held: Sequence[Path] | None
+    folder: AdapterFolder, train: Sequence[DataFile], held: Sequence[DataFile] | None
 ) -> Iterator[tuple[str, Any]]:
     """Yield the recorded values of the rows, by JSON path in the manifest, each recomputed: a value, or an error.
 
@@ -254,14 +254,14 @@ def _row_values(stats: SplitStats) -> Iterator[tuple[str, Any]]:
 
 
 def _split_rows(
-    data: Mapping[str, Any], train: Sequence[Path], held: Sequence[Path], *, held_out: bool
+    data: Mapping[str, Any], train: Sequence[DataFile], held: Sequence[DataFile], *, held_out: bool
 ) -> Iterator[Row]:
     """Yield the rows of the training files that are on one side of the split, then those of the held-out files."""
     # the split is by content, so it holds whatever the order of the files
-    for path in train:
-        yield from (row for row in read_rows(path) if is_held_out(row, data["dataset"]["held_out"]) is held_out)
-    for path in held:
-        yield from read_rows(path)
+    for file in train:
+        yield from (row for row in read_rows(file) if is_held_out(row, data["dataset"]["held_out"]) is held_out)
+    for file in held:
+        yield from read_rows(file)
 
 
 def _split_stats(folder: AdapterFolder, rows: Iterable[Row], *, without_tokens: bool = False) -> SplitStats:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import yaml
 
 from pytest_mistral_lora.errors import InputError
+from pytest_mistral_lora.records.data_files import data_notes
 from pytest_mistral_lora.records.files import inside, sha256_bytes, write_text
 from pytest_mistral_lora.records.manifest import load
 
@@ -69,26 +70,12 @@ def _context(manifest: Mapping[str, Any]) -> str:
         ("Revision", f"`{manifest['revision']}`" if manifest["revision"] else "none: a local base"),
         ("Base weights SHA-256", f"`{manifest.get('base_weights_sha256', 'not recorded')}`"),
         ("Dataset SHA-256", f"`{manifest['dataset_sha256']}`"),
-        *((f"Data file `{entry['path']}`", f"{entry['rows']} rows, `{entry['sha256']}`") for entry in dataset["files"]),
-        *((f"Held-out file `{entry['path']}`", f"`{entry['sha256']}`") for entry in dataset["eval_files"]),
-        ("Rows", f"{dataset.get('rows_used', dataset['rows'])} trained on, {dataset['held_out_rows']} held out"),
-        *_removed("Rows to train on", dataset),
-        *_removed("Held-out rows", dataset.get("held_out_removed", {})),
+        *data_notes(dataset),
         ("Tokenizer", f"{tokenizer['version'] or tokenizer['file']} through {tokenizer['backend']}"),
         ("Tokenizer SHA-256", f"`{tokenizer['sha256']}`"),
         ("Chat template SHA-256", f"`{manifest['template']['sha256']}` ({manifest['template']['source']})"),
     ]
     return "## Context\n\n" + _table(rows)
-
-
-def _removed(name: str, part: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield a line for the rows that truncation and filtering dropped or cut, if there are any."""
-    changes = [f"{number} dropped ({reason})" for reason, number in part.get("rows_dropped", {}).items()]
-    changes += [f"{part['rows_truncated']} cut"] if part.get("rows_truncated") else []
-    changes += [f"{part['rows_without_loss']} without loss"] if part.get("rows_without_loss") else []
-    if changes:
-        removed = f"{part['tokens_removed']} tokens removed, {part['supervised_tokens_removed']} of them with loss"
-        yield name, f"{', '.join(changes)}: {removed}"
 
 
 def _decision(manifest: Mapping[str, Any]) -> str:

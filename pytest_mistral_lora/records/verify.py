@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pytest_mistral_lora import __version__
+from pytest_mistral_lora.chat.reading.chunks import DataFile
 from pytest_mistral_lora.chat.rows import read_rows
 from pytest_mistral_lora.checkpoint.tokenizers import oracle_file
 from pytest_mistral_lora.errors import MistralLoraError
 from pytest_mistral_lora.records.adapter_folder import AdapterFolder
 from pytest_mistral_lora.records.base_location import LocatedBase, base_config, changed_config
+from pytest_mistral_lora.records.data_files import Opener, held_files, opened, training_files
 from pytest_mistral_lora.records.data_stats import PROBES, probe_sha256, recount_rows
 from pytest_mistral_lora.records.files import inside, sha256_bytes, sha256_file, sha256_files
 from pytest_mistral_lora.records.manifest import MANIFEST, seal_of
@@ -27,6 +29,9 @@ _NOT_OF_A_RUN = (".git", ".gitattributes", ".cache")
 
 _CONFIG_KEYS = {"r": "r", "alpha": "lora_alpha", "dropout": "lora_dropout", "rslora": "use_rslora", "dora": "use_dora"}
 """Keys of a manifest's `lora`, with those of `adapter_config.json`."""
+
+_OF_SOURCE = ("container", "rows_sha256", "losses", "left_out")
+"""Keys of the `source` of a data file that its conversion gives."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +78,7 @@ def verify(
     base: Path | LocatedBase | None = None,
     dataset: Path | Sequence[Path] | None = None,
     parent: Path | None = None,
+    open_file: Opener | None = None,
 ) -> list[FieldCheck]:
     """Recompute every value of a folder's manifest whose source is there.
 
@@ -82,6 +88,7 @@ def verify(
         dataset: The training files in recipe order, or a folder that holds them; without it, values of the rows are
             not available.
         parent: The adapter that a merged folder was made of; without it, values of the adapter are not available.
+        open_file: `data.sources.recorded_file`; without it, values of rows that were converted are not available.
 
     Raises:
         InputError: If there is no valid manifest.
@@ -94,7 +101,7 @@ def verify(
     fields = [*folder_fields(folder), *_base_fields(data, base), *_parent_fields(data, parent)]
     if data["kind"] == "adapter":
         fields += adapter_fields(folder)
-    return [*fields, *_dataset_fields(folder, dataset)]
+    return [*fields, *_dataset_fields(folder, dataset, open_file)]
 
 
 def folder_fields(folder: AdapterFolder) -> Iterator[FieldCheck]:
@@ -231,7 +238,9 @@ def _parent_fields(data: Mapping[str, Any], parent: Path | None) -> Iterator[Fie
         yield recompute_field(name, recorded, compute, parent)
 
 
-def _dataset_fields(folder: AdapterFolder, dataset: Path | Sequence[Path] | None) -> Iterator[FieldCheck]:
+def _dataset_fields(
+    folder: AdapterFolder, dataset: Path | Sequence[Path] | None, open_file: Opener | None
+) -> Iterator[FieldCheck]:
     data = folder.require_manifest().data
     if dataset is None:
         yield unavailable_field("dataset_sha256", data["dataset_sha256"], "no dataset given")
@@ -241,15 +250,22 @@ def _dataset_fields(folder: AdapterFolder, dataset: Path | Sequence[Path] | None
     yield recompute_field("dataset_sha256", data["dataset_sha256"], lambda: sha256_files(train), place)
     if "dataset" not in data:
         return
-    held = held_files(data, dataset)
-    for key, paths in (("files", train), ("eval_files", held)):
-        yield from _data_file_fields(f"dataset.{key}", data["dataset"][key], paths)
+    held, entries, eval_entries = held_files(data, dataset), data["dataset"]["files"], data["dataset"]["eval_files"]
+    yield from _hash_fields("dataset.files", entries, train)
+    yield from _hash_fields("dataset.eval_files", eval_entries, held)
+    recorded = data["dataset"]["rows_sha256"]
+    if open_file is None and any("source" in entry for entry in (*entries, *eval_entries)):
+        yield unavailable_field("dataset.rows_sha256", recorded, "rows were converted, and there is no `open_file`")
+        return
+    files = opened(train, entries, open_file)
+    held_out = None if held is None else opened(held, eval_entries, open_file)
+    yield from _row_fields("dataset.files", entries, files)
+    yield from _row_fields("dataset.eval_files", eval_entries, held_out or ())
     if "masking" not in data or "training" not in data:
-        recorded = data["dataset"]["rows_sha256"]
         yield unavailable_field("dataset.rows_sha256", recorded, "how rows were encoded is not recorded")
         return
     # every row is read and encoded again, by the policies that are recorded
-    for name, found in recount_rows(folder, train, held):
+    for name, found in recount_rows(folder, files, held_out):
         part, *keys = name.split(".")
         recorded = data[part]
         for key in keys:
@@ -262,38 +278,20 @@ def _dataset_fields(folder: AdapterFolder, dataset: Path | Sequence[Path] | None
             yield FieldCheck(name, "match" if found == recorded else "mismatch", recorded, found, place)
 
 
-def _data_file_fields(
-    name: str, entries: Sequence[Mapping[str, Any]], paths: Sequence[Path] | None
-) -> Iterator[FieldCheck]:
+def _hash_fields(name: str, entries: Sequence[Mapping[str, Any]], paths: Sequence[Path] | None) -> Iterator[FieldCheck]:
     for index, entry in enumerate(entries):
+        field = f"{name}[{index}].sha256"
         if paths is None:
-            why = "no folder of data files given"
-            yield unavailable_field(f"{name}[{index}].sha256", entry["sha256"], why)
+            yield unavailable_field(field, entry["sha256"], "no folder of data files given")
         elif index < len(paths):
-            path = paths[index]
-            yield recompute_field(f"{name}[{index}].sha256", entry["sha256"], partial(sha256_file, path), path)
-            count = partial(lambda path: sum(1 for _ in read_rows(path)), path)
-            yield recompute_field(f"{name}[{index}].rows", entry["rows"], count, path)
+            yield recompute_field(field, entry["sha256"], partial(sha256_file, paths[index]), paths[index])
 
 
-def training_files(data: Mapping[str, Any], dataset: Path | Sequence[Path]) -> list[Path]:
-    """Return the training files in recipe order, of those that were given or of the folder that was given."""
-    if not isinstance(dataset, Path):
-        return list(dataset)
-    if not dataset.is_dir() or "dataset" not in data:
-        return [dataset]
-    return _listed_files(dataset, data["dataset"]["files"])
-
-
-def held_files(data: Mapping[str, Any], dataset: Path | Sequence[Path]) -> list[Path] | None:
-    """Return the files that were held out, of the folder that was given; None if no folder was given."""
-    entries = data["dataset"]["eval_files"]
-    if not entries:
-        return []
-    return _listed_files(dataset, entries) if isinstance(dataset, Path) and dataset.is_dir() else None
-
-
-def _listed_files(folder: Path, entries: Sequence[Mapping[str, Any]]) -> list[Path]:
-    """Return the files of a folder: by the paths below the recipe's own folder, or all of them in one place."""
-    paths = (Path(entry["path"]) for entry in entries)
-    return [folder / path if (folder / path).is_file() else folder / path.name for path in paths]
+def _row_fields(name: str, entries: Sequence[Mapping[str, Any]], files: Sequence[DataFile]) -> Iterator[FieldCheck]:
+    for index, (entry, file) in enumerate(zip(entries, files, strict=False)):
+        count = partial(lambda file: sum(1 for _ in read_rows(file)), file)
+        yield recompute_field(f"{name}[{index}].rows", entry["rows"], count, file.path)
+        for key in _OF_SOURCE if file.source is not None else ():
+            # of the pass that counted the rows
+            fact = partial(lambda file, key: file.source.facts()[key], file, key)
+            yield recompute_field(f"{name}[{index}].source.{key}", entry["source"][key], fact, file.path)

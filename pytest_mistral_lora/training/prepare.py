@@ -147,12 +147,15 @@ def check_output(recipe: Recipe) -> None:
     if not there.is_dir():
         raise RecipeError(f"{there} is not a folder", place="output", expected="a path at which a folder can be made")
     base = recipe.base.path
-    inputs = [*([base] if base else []), *recipe.data.train, *recipe.data.eval]
+    inputs = [*([base] if base else []), *recipe.data.paths]
     # unlike Path.resolve, this raises nothing for a link that leads to itself
     real = {path: Path(os.path.realpath(path)) for path in (output, work, *inputs)}
     if base is not None and real[output].is_relative_to(real[base]):
         raise RecipeError(f"{output} is inside the base {base}", place="output", expected="a folder outside the base")
     for path in inputs:
+        if path != base and path.is_dir() and real[output].is_relative_to(real[path]):
+            # its files would be read as data in the next run
+            raise RecipeError(f"{output} is inside the data {path}", place="output", expected="a folder outside of it")
         if real[path].is_relative_to(real[output]):
             raise RecipeError(f"{output} holds {path}", place="output", expected="a folder of its own")
         if real[path].is_relative_to(real[work]):

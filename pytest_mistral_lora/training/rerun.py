@@ -12,11 +12,14 @@ from typing import Any
 
 import torch
 
+from pytest_mistral_lora.chat.rows import read_rows
+from pytest_mistral_lora.data.sources import recorded_file
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.records.adapter_folder import AdapterFolder
+from pytest_mistral_lora.records.data_files import held_files, opened, training_files
 from pytest_mistral_lora.records.files import base_weights_sha256, sha256_files
 from pytest_mistral_lora.records.tensors import read_tensors, sha256_tensors
-from pytest_mistral_lora.records.verify import FieldCheck, State, held_files, training_files
+from pytest_mistral_lora.records.verify import FieldCheck, State
 from pytest_mistral_lora.training.loop import Progress
 from pytest_mistral_lora.training.recipe import Recipe, parse_recipe
 from pytest_mistral_lora.training.run import train
@@ -118,12 +121,37 @@ def _recipe(folder: AdapterFolder, dataset: Path | Sequence[Path] | None, output
             next_step="Give the files with --dataset.",
         )
     written["base"] = _base(folder, home)
-    written["data"] = {**written["data"], "train": [str(path.resolve()) for path in train_files]}
-    written["data"]["eval"] = [str(path.resolve()) for path in held or ()]
+    sides = {"train": ("files", train_files), "eval": ("eval_files", held or ())}
+    entries = {key: list(_entries(data["dataset"][name], paths)) for key, (name, paths) in sides.items()}
+    written["data"] = {**written["data"], **entries}
     written["training"] = {**written["training"], "report_to": []}
     written["output"] = str(output)
     written.pop("evaluation", None)
     return parse_recipe(written, folder=output.parent, place=f"{folder.manifest_file}, recipe")
+
+
+def _entries(recorded: Sequence[Mapping[str, Any]], paths: Sequence[Path]) -> Iterator[str | dict[str, Any]]:
+    """Yield data files as a recipe names them; those that were converted as the manifest records it.
+
+    Raises:
+        InputError: If a file is not converted to the recorded rows.
+    """
+    for entry, file in zip(recorded, opened(paths, recorded, recorded_file), strict=True):
+        if file.source is None:
+            yield str(file.path.resolve())
+            continue
+        expected = entry["source"]
+        for _ in read_rows(file):
+            pass
+        found = file.source.facts()["rows_sha256"]
+        if found != expected["rows_sha256"]:
+            raise InputError(
+                f"the file is converted to rows with SHA-256 {found}",
+                place=str(file.path),
+                expected=f"{expected['rows_sha256']}, as recorded",
+                next_step="Use the version of this package that made the adapter.",
+            )
+        yield {"path": str(file.path.resolve()), **{key: expected[key] for key in ("format", "lossy", "layout")}}
 
 
 def _base(folder: AdapterFolder, home: Path) -> dict[str, Any]:

@@ -111,7 +111,8 @@ def _dataset(recipe: Recipe, data: RunData) -> dict[str, Any]:
     train, held_out = data.train.figures, data.held_out.figures
     files: dict[bool, list[dict[str, Any]]] = {False: [], True: []}
     for file in data.files:
-        files[file.is_held_out].append({"path": recipe.name_of(file.path), "sha256": file.sha256, "rows": file.rows})
+        entry = {"path": recipe.name_of(file.path), "sha256": file.sha256, "rows": file.rows}
+        files[file.is_held_out].append({**entry, **({} if file.source is None else {"source": file.source})})
     return {
         "files": files[False],
         "eval_files": files[True],

@@ -317,8 +317,16 @@ REFUSED: list[tuple[str, str, str]] = [
     ("a.yaml", "model: x", "no data is declared (keys model)"),
     ("a.yaml", "base: {}\ndata: {}", "this is a recipe of mistral-lora"),
     ("dataset_info.json", '{"a": {"hf_hub_url": "x"}, "b": {"file_name": "c"}}', "no such file or folder"),
-    ("dataset_info.json", '{"a": {"file_name": "x"}, "b": {"file_name": "c"}}', "Name some with --dataset: a, b"),
-    ("dataset_info.json", '{"a": {"hf_hub_url": "x"}}', "Name some with --dataset: none has a file_name"),
+    (
+        "dataset_info.json",
+        '{"a": {"file_name": "x"}, "b": {"file_name": "c"}}',
+        "`dataset` in a recipe): a, b",
+    ),
+    (
+        "dataset_info.json",
+        '{"a": {"hf_hub_url": "x"}}',
+        "`dataset` in a recipe): none has a file_name",
+    ),
     ("dataset_info.json", '{"a": {"file_name": "x", "num_samples": 5}}', "a: num_samples 5 draws rows at random"),
     (
         "dataset_info.json",
@@ -352,4 +360,4 @@ def test_the_command_reads_a_declaration(tmp_path: Path, capsys: pytest.CaptureF
     assert main(words) == 2
     assert f"format: {path} declares its format" in capsys.readouterr().err
     assert main(["import", str(to), "--dataset", "other", "--to", str(tmp_path / "x")]) == 2
-    assert "--dataset" in capsys.readouterr().err
+    assert f"{to}: declares no data set other; expected a dataset_info.json" in capsys.readouterr().err

@@ -125,7 +125,7 @@ def test_the_facts_of_a_source_open_it_again(tmp_path: Path) -> None:
     assert again.source.facts() == source
     assert recorded_file(file.path, {}) == DataFile(file.path)
     with pytest.raises(InputError, match="format 'later'"):
-        recorded_file(file.path, {"source": {**source, "format": "later"}})
+        list(scan_rows(recorded_file(file.path, {"source": {**source, "format": "later"}})))
 
 
 @pytest.mark.parametrize(

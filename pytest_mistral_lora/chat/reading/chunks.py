@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
@@ -28,6 +28,13 @@ class LineSource(Protocol):
     @property
     def bytes_read(self) -> int:
         """Number of bytes of the file that the last pass has read so far."""
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        """The settings that decide the rows, beside the bytes of the file, as plain JSON data."""
+
+    def facts(self) -> Mapping[str, Any]:
+        """Return the settings and results of the last pass, as plain JSON data."""
 
     def lines(self) -> Iterator[tuple[int, bytes | RowError]]:
         """Read the file from its start, and yield the number of each record in it, and its row or its error.

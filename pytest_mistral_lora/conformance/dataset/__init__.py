@@ -138,12 +138,7 @@ def dataset_statistics(
 
 
 def _files(target: RecipeTarget | DatasetTarget) -> list[DataFile]:
-    from pytest_mistral_lora.chat.reading.chunks import DataFile
-
-    if isinstance(target, DatasetTarget):
-        return target.files
-    data = target.recipe.data
-    return [*(DataFile(path, False) for path in data.train), *(DataFile(path, True) for path in data.eval)]
+    return target.files if isinstance(target, DatasetTarget) else target.recipe.data.files()
 
 
 def _judged(
@@ -185,9 +180,7 @@ def _judged(
     facts = results["statistics"].facts
     if isinstance(target, RecipeTarget):
         facts += (("epoch", epoch(target.recipe.training, dict(facts))),)
-    else:
-        facts += tuple(_basis(target, files))
-    results["statistics"] = replace(results["statistics"], facts=facts)
+    results["statistics"] = replace(results["statistics"], facts=(*facts, *_basis(target, files)))
     return results
 
 
@@ -195,18 +188,19 @@ def _backend(target: RecipeTarget | DatasetTarget) -> str:
     return target.backend if isinstance(target, DatasetTarget) else target.recipe.backend
 
 
-def _basis(target: DatasetTarget, files: Sequence[DataFile]) -> Iterator[tuple[str, str]]:
-    """Yield the tokenizer that judged rows, and the formats that they were converted from, for summaries."""
+def _basis(target: RecipeTarget | DatasetTarget, files: Sequence[DataFile]) -> Iterator[tuple[str, str]]:
+    """Yield the tokenizer that judged rows alone, and the formats that rows were converted from, for summaries."""
     from pytest_mistral_lora.checkpoint.tokenizer_folder import oracle_file
     from pytest_mistral_lora.data.sources import ConvertedSource
 
     # a recipe's base and a tokenizer that is a target have checks of their own
-    alone = "" if target.judge.trains else ", which is not checked itself"
-    if target.backend == "chat-template":
-        yield "oracle of", f"none, but the chat template of {target.judge.name}{alone}"
-    else:
+    judge = target.judge if isinstance(target, DatasetTarget) else None
+    alone = "" if judge is None or judge.trains else ", which is not checked itself"
+    if judge is not None and _backend(target) == "chat-template":
+        yield "oracle of", f"none, but the chat template of {judge.name}{alone}"
+    elif judge is not None:
         known = "" if oracle_file(target.tokenizer.path) else f" {target.tokenizer.recognition.text}"
-        yield "oracle of", f"{target.judge.name} ({target.oracle.version}){known}{alone}"
+        yield "oracle of", f"{judge.name} ({target.oracle.version}){known}{alone}"
     reports = [file.source.report for file in files if isinstance(file.source, ConvertedSource)]
     formats = dict.fromkeys(f"{one['container']}, {one['format']}" for report in reports for one in report.sources)
     if formats:
@@ -251,7 +245,9 @@ def _shared(target: RecipeTarget | DatasetTarget, settings: Settings) -> dict[st
         with suppress(InputError):
             paths = [file.path for file in target.files]
     else:
-        paths, settled = [*target.recipe.data.train, *target.recipe.data.eval], [target.recipe.as_written()]
+        # a declaration may lead to other files than before
+        paths = [*target.recipe.data.paths, *(file.path for file in _files(target))]
+        settled = [target.recipe.as_written()]
     # by size and time, not by content, because each worker does this, and data can be long
     states = [(str(path), *_state(path)) for path in paths]
     identity = sha256_bytes(canonical_json([str(target.path), *settled, states]))[:16]

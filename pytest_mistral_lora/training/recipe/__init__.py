@@ -10,14 +10,16 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import Field, PrivateAttr, ValidationError, ValidationInfo, field_validator, model_validator
 
 from pytest_mistral_lora.errors import RecipeError
+from pytest_mistral_lora.training.recipe.data import FILE, SOURCE, Data, DataSource
 from pytest_mistral_lora.training.recipe.reading import Field as FieldPath
 from pytest_mistral_lora.training.recipe.reading import dotted, read_yaml, shown
-from pytest_mistral_lora.training.recipe.sections import Base, Data, Lora, Section, from_recipe
+from pytest_mistral_lora.training.recipe.sections import Base, Lora, Section, from_recipe
 from pytest_mistral_lora.training.recipe.settings import Evaluation, JsonSchemaCheck, Training
 
 __all__ = [
     "Base",
     "Data",
+    "DataSource",
     "Evaluation",
     "Lora",
     "Recipe",
@@ -98,7 +100,7 @@ class Recipe(Section):
         data = self.model_dump(mode="json", exclude_none=True)
         data["output"] = self.path_as_written(self.output)
         for name in ("train", "eval"):
-            data["data"][name] = [self.path_as_written(path) for path in getattr(self.data, name)]
+            data["data"][name] = [self._entry_as_written(entry) for entry in getattr(self.data, name)]
         for written, check in zip(data["evaluation"]["checks"], self.evaluation.checks, strict=True):
             if isinstance(check, JsonSchemaCheck):
                 written["json_schema"] = self.path_as_written(check.json_schema)
@@ -107,6 +109,12 @@ class Recipe(Section):
         if self.base.oracle:
             data["base"]["oracle"] = self.path_as_written(Path(self.base.oracle))
         return data
+
+    def _entry_as_written(self, entry: Path | DataSource) -> Any:
+        if isinstance(entry, Path):
+            return self.path_as_written(entry)
+        keys = entry.model_dump(mode="json", exclude_defaults=True)
+        return {**keys, "path": self.path_as_written(entry.path)}
 
 
 Recipe.json_schema = Recipe.model_json_schema()
@@ -162,7 +170,10 @@ def parse_recipe(
     try:
         recipe = Recipe.model_validate(data, context={"folder": folder or Path()})
     except ValidationError as error:
-        faults = [_fault(one, lines or {}) for one in error.errors(include_url=False)]
+        errors = error.errors(include_url=False)
+        # pydantic counts the good entries of a list, too, and reports one whose entries are all bad once more
+        within = {one["loc"][:end] for one in errors for end in range(1, len(one["loc"]))}
+        faults = [_fault(one, lines or {}) for one in errors if one["type"] != "too_short" or one["loc"] not in within]
         if len(faults) == 1:
             line, field, found = faults[0]
             raise RecipeError(found, place=f"{place}{line}, {field}") from error
@@ -176,9 +187,10 @@ def parse_recipe(
 
 def _fault(error: Any, lines: Mapping[FieldPath, int]) -> tuple[str, str, str]:
     """Return `:LINE`, if it is known, the field and the fault of one of pydantic's errors."""
-    field: FieldPath = tuple(error["loc"])
+    # pydantic names the kind of an entry, which is no key of the recipe
+    field: FieldPath = tuple(step for step in error["loc"] if step not in (FILE, SOURCE))
     known = next((lines[field[:end]] for end in range(len(field), -1, -1) if field[:end] in lines), 0)
-    message = error["msg"].removeprefix("Value error, ")
+    message = error["msg"].removeprefix("Value error, ").replace("a valid tuple", "a list")
     # the value of these is the whole section around the field: too much to show
     whole_section = error["type"] in ("missing", "value_error") and isinstance(error["input"], dict)
     found = message if whole_section else f"{shown(error['input'])}: {message}"

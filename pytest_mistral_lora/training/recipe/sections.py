@@ -1,4 +1,4 @@
-"""The sections of a recipe that name things: base, rows and adapter; and the types of their values."""
+"""The sections of a recipe that name base and adapter, and the types of their values."""
 
 from __future__ import annotations
 
@@ -154,31 +154,6 @@ class Base(Section):
     def label(self) -> str:
         """Name of this base in the manifest and in the adapter's configuration."""
         return str(self.repo or self.name)
-
-
-class Data(Section):
-    """Your rows: chat JSONL files, and the part of them that is held out."""
-
-    train: tuple[Path, ...] = Field(description="Your chat JSONL files, in order.", min_length=1)
-    eval: tuple[Path, ...] = Field(default=(), description="Chat JSONL files that are never trained on.")
-    held_out: Number = Field(
-        default=0.0,
-        description="Fraction of the training rows to hold out, from 0 to below 1; each row's own hash decides, so a "
-        "row never changes sides when others come or go.",
-        ge=0,
-        lt=1,
-    )
-
-    @field_validator("train", "eval")
-    @classmethod
-    def _beside_recipe(cls, value: tuple[Path, ...], info: ValidationInfo) -> tuple[Path, ...]:
-        return tuple(from_recipe(path, info) for path in value)
-
-    @model_validator(mode="after")
-    def _one_way_to_hold_out(self) -> Self:
-        if self.eval and self.held_out:
-            raise ValueError("expected either eval files or a held_out fraction, not both")
-        return self
 
 
 class Lora(Section):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
@@ -125,11 +125,12 @@ class Sinks(NamedTuple):
 
 
 class SplitFigures(NamedTuple):
-    """The figures of both sides of the split, and the number of rows of each data file."""
+    """The figures of both sides of the split; of each data file, the number of rows and the facts of its conversion."""
 
     train: SplitStats
     held_out: SplitStats
     rows: list[int]
+    sources: list[Mapping[str, Any] | None]
 
 
 def encode_files(
@@ -179,7 +180,28 @@ def encode_files(
             advance(bytes_read)
     if errors or refused_files:
         raise RowsError([*errors, *refused_files], place=", ".join(str(file.path) for file in files))
-    return SplitFigures(train.build(), held_out.build(), rows)
+    return SplitFigures(
+        train.build(), held_out.build(), rows, [file.source.facts() if file.source else None for file in files]
+    )
+
+
+@dataclass(frozen=True)
+class ReadFile:
+    """A data file as it was read.
+
+    Attributes:
+        path: Its path.
+        is_held_out: Whether its rows are held out as a whole.
+        sha256: Hash of its bytes.
+        rows: Number of its rows, used or not.
+        source: The facts of its conversion, `source` in a manifest; None for a JSONL file of rows.
+    """
+
+    path: Path
+    is_held_out: bool
+    sha256: str
+    rows: int
+    source: Mapping[str, Any] | None = None
 
 
 _CHANGE_TEXTS = {
@@ -208,3 +230,12 @@ def warn_of_changes(side: str, tally: RowCounts, paths: Sequence[Path]) -> None:
             lines.append(f"  {number} {text}: {', '.join(places)}{more}")
     removed = f"{tally.tokens_removed} tokens, {tally.supervised_tokens_removed} of them with loss"
     _log.warning("\n".join([*lines, f"  removed: {removed}"]))
+
+
+def warn_of_losses(file: ReadFile) -> None:
+    """Log what the conversion of a file left out, as the recipe allows; log nothing if that is nothing."""
+    source = file.source or {}
+    lost = [f"{kind} in {number} records" for kind, number in source.get("losses", {}).items()]
+    lost += [f"{source['left_out']} records as a whole"] if source.get("left_out") else []
+    if lost:
+        _log.warning("%s: left out as its `lossy` allows: %s", file.path, ", ".join(lost))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from importlib.metadata import version
@@ -38,17 +38,18 @@ from pytest_mistral_lora.records.files import (
 )
 from pytest_mistral_lora.training.launch import is_main, local_rank
 from pytest_mistral_lora.training.recipe import Recipe
-from pytest_mistral_lora.training.rows.encoding import EncodingPlan, Sinks, SplitFigures, encode_files, warn_of_changes
-from pytest_mistral_lora.training.rows.table import (
-    ArrowFile,
-    EncodedRows,
-    Ints,
-    ReparsedRows,
-    RowTable,
-    lengths_of,
+from pytest_mistral_lora.training.rows.encoding import (
+    EncodingPlan,
+    ReadFile,
+    Sinks,
+    SplitFigures,
+    encode_files,
+    warn_of_changes,
+    warn_of_losses,
 )
+from pytest_mistral_lora.training.rows.table import ArrowFile, EncodedRows, Ints, ReparsedRows, RowTable, lengths_of
 
-FORMAT = 2
+FORMAT = 3
 """Number of the cache's format: raise it if the columns change, or anything else that a cache key does not cover."""
 
 _FIGURES = "figures.json"
@@ -87,23 +88,6 @@ class Split:
 
 
 @dataclass(frozen=True)
-class ReadFile:
-    """A data file as it was read.
-
-    Attributes:
-        path: Its path.
-        is_held_out: Whether its rows are held out as a whole.
-        sha256: Hash of its bytes.
-        rows: Number of its rows, used or not.
-    """
-
-    path: Path
-    is_held_out: bool
-    sha256: str
-    rows: int
-
-
-@dataclass(frozen=True)
 class RunData:
     """The rows of a run.
 
@@ -119,11 +103,12 @@ class RunData:
 
 
 class EncodedSplit(NamedTuple):
-    """The encoded rows of both sides of the split, and the number of rows of each data file."""
+    """The encoded rows of both sides of the split, and the `rows` and `source` of each `ReadFile`."""
 
     train: EncodedRows
     held_out: EncodedRows
     rows: list[int]
+    sources: list[Mapping[str, Any] | None]
 
 
 EncodeInto = Callable[[Sinks], SplitFigures]
@@ -148,30 +133,31 @@ def load_data(
             are named.
         InputError: If a split that the recipe asks for is empty, or encoded rows cannot be kept.
     """
-    files = [DataFile(path, False) for path in recipe.data.train] + [DataFile(path, True) for path in recipe.data.eval]
+    files = recipe.data.files()
     sha256 = [sha256_file(file.path) for file in files]
     # a worker that loads the file of the oracle need not recognise the folder once more
     source = encoder.file if encoder.backend == "mistral-common" else encoder.tokenizer.path
     plan = EncodingPlan(source, recipe.backend, recipe.training.policy, recipe.data.held_out)
 
     def encode(sinks: Sinks) -> SplitFigures:
-        bar = progress or sys.stderr
-        return encode_files(plan, files, sinks, encoder=encoder, processes=processes, progress=bar)
+        return encode_files(plan, files, sinks, encoder=encoder, processes=processes, progress=progress or sys.stderr)
 
     if is_long(files):
-        key = cache_key(plan, encoder, sha256, [file.is_held_out for file in files])
+        key = cache_key(plan, encoder, sha256, files)
         # of the processes on a machine, one looks for damage: hashing gigabytes in each would take minutes
         split = load_or_encode(key, encode, trusted=local_rank() > 0)
     else:
         split = encode_in_memory(encode)
     paths = [file.path for file in files]
-    read = zip(files, sha256, split.rows, strict=True)
+    read = zip(files, sha256, split.rows, split.sources, strict=True)
     data = RunData(
         Split(ReparsedRows(split.train.table, paths), split.train),
         Split(ReparsedRows(split.held_out.table, paths), split.held_out),
-        tuple(ReadFile(file.path, file.is_held_out, digest, rows) for file, digest, rows in read),
+        tuple(ReadFile(file.path, file.is_held_out, digest, rows, source) for file, digest, rows, source in read),
     )
     if is_main():
+        for file in data.files:
+            warn_of_losses(file)
         warn_of_changes("rows to train on", data.train.figures.tally, paths)
         warn_of_changes("held-out rows", data.held_out.figures.tally, paths)
     _refuse_empty(data, recipe)
@@ -202,18 +188,18 @@ def encode_in_memory(encode: EncodeInto) -> EncodedSplit:
     figures = encode(Sinks(train.append, held_out.append))
     tables = [RowTable(pa.Table.from_batches(batches)) for batches in (train, held_out)]
     return EncodedSplit(
-        EncodedRows(tables[0], figures.train), EncodedRows(tables[1], figures.held_out), figures.rows
-    )  # fmt: skip
+        EncodedRows(tables[0], figures.train), EncodedRows(tables[1], figures.held_out), figures.rows, figures.sources
+    )
 
 
-def cache_key(plan: EncodingPlan, encoder: Encoder, sha256: Sequence[str], is_held_out: Sequence[bool]) -> str:
+def cache_key(plan: EncodingPlan, encoder: Encoder, sha256: Sequence[str], files: Sequence[DataFile]) -> str:
     """Return the name of encoded rows in the cache: a hash of everything that they depend on.
 
     Args:
         plan: The settings.
         encoder: The plan's backend.
         sha256: Hash of each data file's bytes, in order.
-        is_held_out: Whether each file is held out as a whole.
+        files: The data files.
     """
     own_template = plan.backend == "chat-template"
     parts = {
@@ -221,7 +207,8 @@ def cache_key(plan: EncodingPlan, encoder: Encoder, sha256: Sequence[str], is_he
         "version": __version__,
         # another version of a tokenizing library may encode otherwise
         "libraries": {name: version(name) for name in _LIBRARIES[plan.backend]},
-        "files": list(zip(sha256, is_held_out, strict=True)),
+        "files": list(zip(sha256, (file.is_held_out for file in files), strict=True)),
+        "sources": [file.source.identity if file.source else None for file in files],
         "backend": plan.backend,
         "tokenizer": encoder.tokenizer.files.digests if own_template else encoder.tokenizer.oracle.sha256,
         "template": sha256_bytes(encoder.tokenizer.template.source.encode()) if own_template else None,
@@ -272,7 +259,7 @@ def load_or_encode(key: str, encode: EncodeInto, *, trusted: bool = False) -> En
         EncodedRows(RowTable(folder / f"{side}.arrow"), SplitStats.from_json(content["sides"][side]))
         for side in ("train", "held_out")
     )
-    return EncodedSplit(train, held_out, content["rows"])
+    return EncodedSplit(train, held_out, content["rows"], content["sources"])
 
 
 def _is_intact(folder: Path, *, trusted: bool) -> bool:
@@ -296,5 +283,5 @@ def _write_cache(folder: Path, encode: EncodeInto) -> None:
     with ArrowFile(folder / "train.arrow") as train, ArrowFile(folder / "held_out.arrow") as held_out:
         figures = encode(Sinks(train.write, held_out.write))
     sides = {"train": figures.train.to_json(), "held_out": figures.held_out.to_json()}
-    content = {"files": listing(folder), "rows": figures.rows, "sides": sides}
+    content = {"files": listing(folder), "rows": figures.rows, "sources": figures.sources, "sides": sides}
     write_json(folder / _FIGURES, {"content": content, "sha256": sha256_bytes(canonical_json(content))})

@@ -1,0 +1,188 @@
+"""The section of a recipe that names rows: JSONL files, and data in other formats, converted while they are read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from pydantic import (
+    AfterValidator,
+    Discriminator,
+    Field,
+    StrictBool,
+    Tag,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+
+from pytest_mistral_lora.chat.formats import FORMATS
+from pytest_mistral_lora.chat.reading.chunks import DataFile
+from pytest_mistral_lora.data.messages import KNOWN_ROLES, MESSAGE_FIELDS, RECORD_FIELDS, Layout
+from pytest_mistral_lora.data.report import LOSSES
+from pytest_mistral_lora.data.sources import layout_of_json, open_rows
+from pytest_mistral_lora.errors import InputError, RecipeError
+from pytest_mistral_lora.training.recipe.sections import Number, Section, from_recipe
+
+
+def _one_of(names: Any) -> Any:
+    """Return the validator and the schema of a name that must be one of some."""
+
+    def check(value: str) -> str:
+        if value not in names:
+            raise ValueError(f"expected one of {', '.join(names)}")
+        return value
+
+    return AfterValidator(check), Field(json_schema_extra={"enum": [*names]})
+
+
+_Format = Annotated[str, *_one_of(FORMATS)]
+_Loss = Annotated[str, *_one_of(LOSSES)]
+_RecordField = Annotated[str, *_one_of(RECORD_FIELDS)]
+_MessageField = Annotated[str, *_one_of(MESSAGE_FIELDS)]
+_Role = Annotated[str, *_one_of(dict.fromkeys(KNOWN_ROLES.values()))]
+
+
+class SourceLayout(Section):
+    """The places of a row's fields in records that have keys of their own."""
+
+    keys: dict[_RecordField, str] = Field(
+        default_factory=dict, description=f"Keys of a record, by field: {', '.join(RECORD_FIELDS)}."
+    )
+    message_keys: dict[_MessageField, str] = Field(
+        default_factory=dict, description=f"Keys of a message, by field: {', '.join(MESSAGE_FIELDS)}."
+    )
+    roles: dict[str, _Role] = Field(default_factory=dict, description="Our names of roles, by their names in the data.")
+    trained: tuple[_Role, ...] | None = Field(
+        default=None, description="Our names of the roles that are trained on; default: the assistant."
+    )
+    drop_system: StrictBool = Field(default=False, description="Whether system messages are left out.")
+    joined: StrictBool = Field(
+        default=False, description="Whether chunks of text are one text, without a blank line between them."
+    )
+    templates: tuple[str, str] | None = Field(
+        default=None, description="The user's message with an input and without one, such as `{instruction} {input}`."
+    )
+    system: str = Field(default="", description="The system prompt of records that have none.")
+
+
+class DataSource(Section):
+    """Data in any format that `mistral-lora import` reads, converted to rows while they are read."""
+
+    path: Path = Field(
+        description="A data file, a folder, or the configuration of TRL, Axolotl or LLaMA-Factory that declares it."
+    )
+    format: _Format | None = Field(default=None, description="Format of the records; default: by their keys.")
+    dataset: tuple[str, ...] = Field(default=(), description="Data sets of a dataset_info.json; default: the only one.")
+    lossy: tuple[_Loss, ...] = Field(
+        default=(),
+        description="Losses that are allowed, as for `mistral-lora import --lossy`; any other is an error.",
+    )
+    layout: SourceLayout | None = Field(
+        default=None, description="Keys of the records, if they are not those of the format."
+    )
+
+    @field_validator("path")
+    @classmethod
+    def _beside_recipe(cls, value: Path, info: ValidationInfo) -> Path:
+        return from_recipe(value, info)
+
+    @model_validator(mode="after")
+    def _layout_of_a_format(self) -> Self:
+        if self.layout is not None and self.format is None:
+            raise ValueError("a layout without its format; expected format beside layout")
+        return self
+
+    def files(self, *, is_held_out: bool) -> list[DataFile]:
+        """Return the data files.
+
+        Raises:
+            InputError: If there are none, or a declaration cannot be followed.
+        """
+        layout = Layout()
+        if self.format is not None:
+            declared = {} if self.layout is None else self.layout.model_dump(exclude_defaults=True)
+            layout = layout_of_json(self.format, declared)
+        return open_rows(self.path, layout=layout, names=self.dataset, lossy=self.lossy, is_held_out=is_held_out)
+
+
+FILE, SOURCE = "a file", "a source"
+"""The two kinds of entries under `data.train` and `data.eval`."""
+
+
+def _kind(value: Any) -> str:
+    return SOURCE if isinstance(value, dict | DataSource) else FILE
+
+
+Entry = Annotated[Annotated[Path, Tag(FILE)] | Annotated[DataSource, Tag(SOURCE)], Discriminator(_kind)]
+
+
+class Data(Section):
+    """Your rows, and the part of them that is held out."""
+
+    train: tuple[Entry, ...] = Field(
+        description="Your chat JSONL files, in order; data in another format as `{path: sharegpt.json}`.", min_length=1
+    )
+    eval: tuple[Entry, ...] = Field(default=(), description="Files that are never trained on, named like train.")
+    held_out: Number = Field(
+        default=0.0,
+        description="Fraction of the training rows to hold out, from 0 to below 1; each row's own hash decides, so a "
+        "row never changes sides when others come or go.",
+        ge=0,
+        lt=1,
+    )
+
+    @field_validator("train", "eval")
+    @classmethod
+    def _beside_recipe(
+        cls, value: tuple[Path | DataSource, ...], info: ValidationInfo
+    ) -> tuple[Path | DataSource, ...]:
+        return tuple(from_recipe(entry, info) if isinstance(entry, Path) else entry for entry in value)
+
+    @model_validator(mode="after")
+    def _one_way_to_hold_out(self) -> Self:
+        if self.eval and self.held_out:
+            raise ValueError("expected either eval files or a held_out fraction, not both")
+        return self
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """The paths that are named, those to train on first."""
+        return tuple(entry if isinstance(entry, Path) else entry.path for entry in (*self.train, *self.eval))
+
+    def files(self) -> list[DataFile]:
+        """Return the data files in order, those to train on first; a folder is its files.
+
+        Raises:
+            RecipeError: If an entry cannot be opened. A file that cannot be read is an error of reading it.
+        """
+        return [*self.train_files(), *_opened("eval", self.eval, is_held_out=True)]
+
+    def train_files(self) -> list[DataFile]:
+        """Return the files of `files` that are not held out as a whole.
+
+        Raises:
+            RecipeError: As `files`.
+        """
+        return list(_opened("train", self.train, is_held_out=False))
+
+    @property
+    def train_paths(self) -> tuple[Path, ...]:
+        """The paths of `train_files`; of none if an entry cannot be opened, which a check of the rows reports."""
+        with suppress(RecipeError):
+            return tuple(file.path for file in self.train_files())
+        return ()
+
+
+def _opened(key: str, entries: Sequence[Path | DataSource], *, is_held_out: bool) -> Iterator[DataFile]:
+    for index, entry in enumerate(entries):
+        try:
+            if isinstance(entry, Path):
+                yield DataFile(entry, is_held_out)
+            else:
+                yield from entry.files(is_held_out=is_held_out)
+        except InputError as error:
+            place = f"data.{key}.{index}, {error.place}"
+            raise RecipeError(error.found, place=place, expected=error.expected, next_step=error.next_step) from error
