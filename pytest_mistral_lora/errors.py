@@ -88,7 +88,8 @@ class RowsError(InputError):
         self.errors: tuple[RowError, ...] = tuple(errors)
         lines = [f"{len(errors)} bad row{'s' if len(errors) != 1 else ''}"]
         # a file of another format has one fault, in each of its rows
-        same = len({(error.found, error.next_step) for error in errors}) == 1 and bool(errors[0].next_step)
+        faults = {(error.found, error.next_step) for error in errors}
+        same = len(errors) > 2 and len(faults) == 1 and bool(errors[0].next_step)
         shown = 1 if same else self.shown
         lines += [f"  {error}" for error in errors[:shown]]
         if len(errors) > shown:

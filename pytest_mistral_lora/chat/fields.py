@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from pytest_mistral_lora.chat.formats import conversion_step
+from pytest_mistral_lora.chat.remedies import field_step, import_command, media_step, role_step
 from pytest_mistral_lora.errors import RowError
 
 ROLES = ("system", "user", "assistant", "tool")
@@ -99,12 +99,11 @@ def check_message(message: Any, place: Place) -> None:
     role = message.get("role")
     if role not in ROLES:
         found = "is missing" if "role" not in message else repr(role)
-        step = conversion_step(role, of_role=True)
-        raise (place / "role").error(found, "one of " + ", ".join(ROLES), step)
+        raise (place / "role").error(found, "one of " + ", ".join(ROLES), role_step(role, place.origin))
     for key, value in message.items():
         if key not in _MESSAGE_KEYS[role] and value is not None:
             known = ", ".join(sorted(_MESSAGE_KEYS[role]))
-            step = conversion_step(key)
+            step = field_step(key, place.origin, _MESSAGE_KEYS[role])
             raise (place / str(key)).error(f"unknown field of a message with role {role!r}", f"one of {known}", step)
     tool_calls = message.get("tool_calls")
     content = message.get("content")
@@ -137,7 +136,7 @@ def _check_content(message: Mapping[str, Any], place: Place, *, optional: bool) 
         kind = chunk.get("type")
         if isinstance(kind, str) and kind in _NOT_TEXT:
             found = f"{_NOT_TEXT[kind]} chunk (type {kind!r})"
-            raise here.error(found, "text only", "This suite checks and trains text.")
+            raise here.error(found, "text only", media_step(place.origin))
         if not isinstance(kind, str) or kind not in _CHUNK_KEYS:
             expected = "'text' or 'thinking'" if role in _THINKERS else "'text'"
             raise (here / "type").error("is missing" if "type" not in chunk else repr(kind), expected)
@@ -196,7 +195,8 @@ def check_tools(tools: Any, place: Place) -> None:
         RowError: At their first field that cannot be used.
     """
     if not isinstance(tools, Sequence) or isinstance(tools, str):
-        raise place.error(f"is {kind_of(tools)}", "a list")
+        step = f"To read its JSON: {import_command(place.origin)}" if isinstance(tools, str) else ""
+        raise place.error(f"is {kind_of(tools)}", "a list", step)
     for index, tool in enumerate(tools):
         here = place / index
         if not isinstance(tool, Mapping):

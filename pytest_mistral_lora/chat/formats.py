@@ -160,23 +160,6 @@ def import_step(path: str) -> str:
     return f"Convert it: mistral-lora import {shlex.quote(path) if path else 'FILE'} --to {to}"
 
 
-def conversion_step(name: Any, *, of_role: bool = False) -> str:
-    """Return the sentence on the conversion of a field of a message, or of a role; empty if there is none."""
-    if not isinstance(name, str):
-        return ""
-    if of_role:
-        ours = repr("assistant" if (role := OTHER_ROLES[name]) == CALL else role) if name in OTHER_ROLES else ""
-    else:
-        fields = {
-            tuple(FLAGS): "weight",
-            THINKING: "a thinking chunk",
-            (*CONTENT, "refusal"): "content",
-            (CALL,): "tool_calls",
-        }
-        ours = next((to for names, to in fields.items() if name in names and name != to), "")
-    return f"`mistral-lora import` turns it into {ours}." if ours else ""
-
-
 @dataclass(frozen=True, slots=True)
 class Recognised:
     """The format of a record.

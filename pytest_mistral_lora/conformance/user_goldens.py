@@ -87,7 +87,7 @@ def unused_folders(folders: Iterable[Path], targets: Sequence[Target]) -> Iterat
 
 def error_result(error: MistralLoraError, rule: str = "ML007") -> Result:
     """Return an error as the finding of a rule."""
-    return Result((Finding(rule, error.found, error.place, error.expected),))
+    return Result((Finding(rule, error.found, error.place, error.expected, error.next_step),))
 
 
 def recording_result(case: UserCase, written: Written) -> Result:
@@ -101,10 +101,16 @@ def _read_golden_rows(folder: Path) -> dict[str, GoldenRow | RowError]:
     for path in sorted(folder.glob("*.jsonl")):
         # the file's name is a part of file names and node ids
         stem = re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem).lstrip("._-") or "rows"
-        for item in scan_jsonl(path):
+        try:
+            items = list(scan_jsonl(path)) or [RowError("the file has no rows", place=str(path))]
+        except InputError as error:
+            # another format is the error of this file, and the others are read
+            items = [RowError(error.found, place=error.place, expected=error.expected, next_step=error.next_step)]
+        for item in items:
             row: GoldenRow | RowError
             if isinstance(item, RowError):
-                name, row = f"{stem}-{item.place.rpartition(':')[2]}", item
+                line_number = item.place.rpartition(":")[2]
+                name, row = f"{stem}-{line_number}" if line_number.isdigit() else stem, item
             else:
                 line, data = item
                 name = default = f"{stem}-{line}"

@@ -170,7 +170,12 @@ def _golden_folders(config: pytest.Config) -> tuple[Path, ...]:
     for folder in folders:
         if not any(True for pattern in _GOLDEN_FILES for _ in folder.glob(pattern)):
             source = option_value(config, GOLDEN_DIR)[1]
-            raise pytest.UsageError(f"{source}: neither rows (*.jsonl) nor recorded goldens in {folder}")
+            from pytest_mistral_lora.chat.formats import import_step
+            from pytest_mistral_lora.chat.other_tools import DATA_SUFFIXES
+
+            data = next((one for one in sorted(folder.glob("*")) if one.name.endswith(DATA_SUFFIXES)), None)
+            step = "" if data is None else f". {import_step(str(data))}"
+            raise pytest.UsageError(f"{source}: neither rows (*.jsonl) nor recorded goldens in {folder}{step}")
     return folders
 
 

@@ -142,7 +142,7 @@ def read_output(path: Path, rows: int) -> RunnerOutput:
     notes: list[str] = []
     records: dict[int, Mapping[str, Any]] = {}
     try:
-        items = list(scan_jsonl(path))
+        items = list(scan_jsonl(path, encoded=True))
     except InputError as error:
         raise _broken_contract(error) from error
     for item in items:

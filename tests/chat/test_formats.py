@@ -11,10 +11,12 @@ import pytest
 from hypothesis import given
 
 from pytest_mistral_lora.chat.formats import FORMATS, recognise
+from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
 from pytest_mistral_lora.chat.reading import scan_jsonl
 from pytest_mistral_lora.chat.reading.chunks import DataFile, chunks
 from pytest_mistral_lora.chat.rows import parse_row, read_rows, scan_rows
-from pytest_mistral_lora.errors import InputError, RowError, RowsError
+from pytest_mistral_lora.cli import main
+from pytest_mistral_lora.errors import InputError, OracleRejection, RowError, RowsError
 from pytest_mistral_lora.strategies import rows
 
 ROW = {"messages": [{"role": "user", "content": "hé"}, {"role": "assistant", "content": "a"}]}
@@ -154,29 +156,71 @@ def test_a_row_is_recognised_as_messages(row: dict[str, Any]) -> None:
     assert recognised.name in FORMATS
 
 
+CONVERT = "mistral-lora import 'my rows.jsonl' --to rows.jsonl"
+
+
 @pytest.mark.parametrize(
-    ("message", "found", "step"),
+    ("message", "step"),
     [
-        ({"role": "developer", "content": "a"}, "'developer'", "`mistral-lora import` turns it into 'system'."),
-        ({"role": "bot", "content": "a"}, "'bot'", ""),
-        ({"role": ["user"], "content": "a"}, "['user']", ""),
-        (
-            {"role": "assistant", "content": "a", "train": False},
-            "unknown field of a message with role 'assistant'",
-            "`mistral-lora import` turns it into weight.",
-        ),
+        ({"role": "developer", "content": "a"}, f"To make it 'system': {CONVERT}"),
+        ({"role": "gpt", "content": "a"}, f"To make it 'assistant': {CONVERT}"),
+        ({"role": "bot", "content": "a"}, ""),
+        ({"role": ["user"], "content": "a"}, ""),
+        ({"role": "assistant", "content": "a", "train": False}, f"To turn it into `weight`: {CONVERT}"),
+        ({"role": "assistant", "content": "a", "mask": True}, f"To turn it into `weight`: {CONVERT}"),
         (
             {"role": "assistant", "content": "a", "reasoning_content": "b"},
-            "unknown field of a message with role 'assistant'",
-            "`mistral-lora import` turns it into a thinking chunk.",
+            f"To turn it into a thinking chunk: {CONVERT}",
         ),
-        ({"role": "user", "content": "a", "size": 1}, "unknown field of a message with role 'user'", ""),
+        ({"role": "assistant", "function_call": {"name": "f"}}, f"To turn it into `tool_calls`: {CONVERT}"),
+        ({"role": "assistant", "refusal": "no"}, f"To turn it into `content`: {CONVERT}"),
+        (
+            {"role": "user", "content": "a", "images": ["b.png"]},
+            f"This suite checks and trains text. To leave it out: {CONVERT} --lossy media",
+        ),
+        (
+            {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]},
+            f"This suite checks and trains text. To leave it out: {CONVERT} --lossy media",
+        ),
+        ({"role": "user", "content": "a", "name": "Ann"}, f"To leave it out: {CONVERT} --lossy names"),
+        ({"role": "user", "content": "a", "size": 1}, f"To leave it out: {CONVERT} --lossy message-keys"),
+        # misspelt: to leave it out would lose it
+        ({"role": "user", "contents": "a"}, ""),
+        ({"role": "assistant", "content": "a", "wieght": 0}, ""),
     ],
 )
-def test_a_field_of_another_format_names_its_remedy(message: Any, found: str, step: str) -> None:
+def test_a_field_of_another_format_names_its_remedy(message: Any, step: str, tmp_path: Path) -> None:
+    row = {"messages": [message, {"role": "assistant", "content": "a"}]}
     with pytest.raises(RowError) as caught:
-        parse_row({"messages": [message, {"role": "assistant", "content": "a"}]})
-    assert (caught.value.found, caught.value.next_step) == (found, step)
+        parse_row(row, place="my rows.jsonl:3")
+    assert caught.value.next_step == step
+    if step:
+        # the command does as it promises
+        source, to = tmp_path / "source.jsonl", tmp_path / "rows.jsonl"
+        asked = {"role": "user", "content": "q"}
+        kept = [message] if message["role"] in ("user", "developer") else [asked, message]
+        turns = [*kept, *([asked] if message["role"] == "developer" else []), {"role": "assistant", "content": "a"}]
+        source.write_text(json.dumps({"messages": turns}))
+        options = step.partition(" --to rows.jsonl")[2].split()
+        assert main(["import", str(source), "--to", str(to), *options]) == 0
+        assert len(list(read_rows(to))) == 1
+
+
+def test_ids_of_calls_and_tools_as_text_name_the_import() -> None:
+    call = {"id": "call_abc", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    turns = [
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "tool_calls": [call]},
+        {"role": "tool", "content": "1", "tool_call_id": "call_abc"},
+        {"role": "assistant", "content": "b"},
+    ]
+    with pytest.raises(OracleRejection) as rejected:
+        Oracle(shipped_tokenizer("spm-v3")).encode(parse_row({"messages": turns}, place="my rows.jsonl:3"))
+    assert rejected.value.place == "my rows.jsonl:3, messages[1].tool_calls[0].id"
+    assert rejected.value.next_step == f"To give each call such an id: {CONVERT}"
+    with pytest.raises(RowError) as caught:
+        parse_row({"messages": turns, "tools": "[]"}, place="my rows.jsonl:3")
+    assert caught.value.next_step == f"To read its JSON: {CONVERT}"
 
 
 @pytest.mark.parametrize(

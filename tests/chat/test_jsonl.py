@@ -51,7 +51,14 @@ def write(path: Path, data: bytes) -> Path:
 @pytest.mark.parametrize(("line", "said"), REFUSED, ids=[said[:30] for _, said in REFUSED])
 def test_a_refused_line_is_named_and_the_lines_around_it_are_read(tmp_path: Path, line: bytes, said: str) -> None:
     path = write(tmp_path / "rows.jsonl", GOOD + line + b"\n" + GOOD)
-    assert scan(path) == [(1, {"a": 1}), f"{path}:2: {said}", (3, {"a": 1})]
+    steps = {
+        "not valid JSON": ". Write each row with json.dumps, on a line of its own.",
+        "not valid UTF-8": f". Save it as UTF-8, for example: iconv -f latin1 -t utf-8 {path} > utf8-rows.jsonl",
+        "N": ". Write null, or leave the key out.",
+        **dict.fromkeys(("Infinity", "-Infinity", "1e999", "-1e999"), ". Write null, or leave the key out."),
+    }
+    step = next((text for beginning, text in steps.items() if said.startswith(beginning)), "")
+    assert scan(path) == [(1, {"a": 1}), f"{path}:2: {said}{step}", (3, {"a": 1})]
 
 
 @pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\n \t\n\n", b""])
@@ -99,7 +106,8 @@ def test_a_long_last_line_without_newline_is_refused(tmp_path: Path, monkeypatch
 def test_a_file_that_cannot_be_opened_is_an_input_error(tmp_path: Path, name: str, said: str) -> None:
     with pytest.raises(InputError) as caught:
         next(scan_jsonl(tmp_path / name))
-    assert str(caught.value) == f"{tmp_path / name}: cannot be read: {said}"
+    step = "" if name else f". Convert it: mistral-lora import {tmp_path} --to rows.jsonl"
+    assert str(caught.value) == f"{tmp_path / name}: cannot be read: {said}{step}"
     assert caught.value.exit_code == EXIT_BAD_INPUT
 
 

@@ -37,7 +37,10 @@ V3_UP = ALL[2:]
 V7 = ("spm-v7", "spm-v7m1")
 BEFORE_V7 = tuple(name for name in ALL if name not in V7)
 WITH_TOOLS_BEFORE_V7 = tuple(name for name in BEFORE_V7 if name != "spm-v1")
-NINE = "expected 9 letters or digits (a-z, A-Z, 0-9)"
+NINE = (
+    "expected 9 letters or digits (a-z, A-Z, 0-9). "
+    "To give each call such an id: mistral-lora import FILE --to rows.jsonl"
+)
 ORDER = "expected a system or user message first, then user and assistant in turn, tool results after tool calls"
 PAIRS = (
     "tool calls and tool results do not pair up (tokenizer VERSION); "

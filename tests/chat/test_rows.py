@@ -80,7 +80,8 @@ REFUSED: list[tuple[Any, str]] = [
     (with_message({"role": ["user"]}), "messages[1].role: ['user']; expected one of system, user, assistant, tool"),
     (
         with_message(USER | {"weight": 0}),
-        "messages[1].weight: unknown field of a message with role 'user'; expected one of content, role",
+        "messages[1].weight: unknown field of a message with role 'user'; expected one of content, role. "
+        "Only answers have a weight: leave it out.",
     ),
     (
         with_message(ANSWER | {"wieght": 0}),
@@ -90,7 +91,8 @@ REFUSED: list[tuple[Any, str]] = [
     (
         with_message({"role": "tool", "content": "x", "id": "y"}),
         "messages[1].id: unknown field of a message with role 'tool'; "
-        "expected one of content, name, role, tool_call_id",
+        "expected one of content, name, role, tool_call_id. "
+        "To leave it out: mistral-lora import FILE --to rows.jsonl --lossy message-keys",
     ),
     (with_message({"role": "user"}), f"messages[1].content: is missing; expected {TEXT}"),
     (with_message({"role": "assistant"}), f"messages[1].content: is missing; expected {TEXT}"),
@@ -113,7 +115,8 @@ REFUSED: list[tuple[Any, str]] = [
         (
             with_user([{"type": "text", "text": "x"}, {"type": kind}]),
             f"messages[1].content[1]: {name} chunk (type '{kind}'); expected text only. "
-            "This suite checks and trains text.",
+            "This suite checks and trains text. "
+            "To leave it out: mistral-lora import FILE --to rows.jsonl --lossy media",
         )
         for kind, name in [
             ("image", "image"),
@@ -193,7 +196,10 @@ REFUSED: list[tuple[Any, str]] = [
         "messages[1].tool_calls[0].function.arguments: lone surrogate '\\ud800' at character 0; "
         "expected text that UTF-8 can hold",
     ),
-    (GOOD | {"tools": "x"}, "tools: is a string; expected a list"),
+    (
+        GOOD | {"tools": "x"},
+        "tools: is a string; expected a list. To read its JSON: mistral-lora import FILE --to rows.jsonl",
+    ),
     (GOOD | {"tools": TOOL}, "tools: is an object; expected a list"),
     (with_tool("x"), 'tools[1]: is a string; expected an object with "type" and "function"'),
     (with_tool(TOOL["function"]), "tools[1].name: unknown field; expected one of function, type"),
@@ -341,7 +347,8 @@ def test_all_bad_rows_are_reported_and_the_good_ones_streamed(tmp_path: Path) ->
     assert [row.place for row in streamed] == [f"{path}:{n}" for n in (1, 3, 7)]
     assert str(caught.value) == (
         f"{path}: 3 bad rows\n"
-        f"  {path}:2: not valid JSON: Expecting property name enclosed in double quotes at column 2\n"
+        f"  {path}:2: not valid JSON: Expecting property name enclosed in double quotes at column 2. "
+        "Write each row with json.dumps, on a line of its own.\n"
         f"  {path}:4: messages is empty; expected at least one user and one assistant message\n"
         f"  {path}:6, messages[1].role: 'bot'; expected one of system, user, assistant, tool"
     )
@@ -371,7 +378,7 @@ def test_a_missing_file_is_an_input_error(tmp_path: Path) -> None:
 
 
 def test_at_most_20_bad_rows_are_shown_and_all_are_counted(tmp_path: Path) -> None:
-    path = write(tmp_path / "rows.jsonl", *(["{"] * 23))
+    path = write(tmp_path / "rows.jsonl", *("{" + " " * number for number in range(23)))
     with pytest.raises(RowsError) as caught:
         list(read_rows(path))
     lines = str(caught.value).splitlines()

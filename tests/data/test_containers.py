@@ -183,9 +183,10 @@ def test_a_bad_line_or_element_is_an_error_among_the_others(tmp_path: Path) -> N
     path.write_bytes(b'{"a": 1}\n{"a": NaN}\n{"b": 1, "b": 2}\n\xff\n{"a": 2}\n')
     found = read(path)
     assert [str(one) for one in found if isinstance(one, RowError)] == [
-        f"{path}:2: NaN is not a JSON number",
+        f"{path}:2: NaN is not a JSON number. Write null, or leave the key out.",
         f"{path}:3: the key 'b' appears twice in one object",
-        f"{path}:4: not valid UTF-8 at byte 1 of the line",
+        f"{path}:4: not valid UTF-8 at byte 1 of the line. "
+        f"Save it as UTF-8, for example: iconv -f latin1 -t utf-8 {path} > utf8-a.jsonl",
     ]
     array = tmp_path / "a.json"
     array.write_bytes(b'[{"a": 1}, {"a": NaN}, {"b": 1, "b": 2}, {"a": 2}]')

@@ -309,11 +309,13 @@ def test_a_row_file_of_any_name_gives_names_that_k_can_choose(golden: Run, own_r
     assert _golden(folder, "my-rows-1--1").is_file()
 
 
-def test_a_row_file_that_cannot_be_opened_is_an_error_without_a_traceback(golden: Run, own_rows: OwnRows) -> None:
+def test_a_row_file_that_cannot_be_opened_is_a_finding_beside_the_others(golden: Run, own_rows: OwnRows) -> None:
     folder = own_rows(NAMED)
     (folder / "more.jsonl").mkdir()
     result = _judge(golden, folder)
-    assert result.ret == pytest.ExitCode.INTERRUPTED
-    result.stdout.fnmatch_lines([f"{folder}/more.jsonl: cannot be read: Is a directory"])
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    result.stdout.fnmatch_lines(
+        [f"ML007 {folder}/more.jsonl: cannot be read: Is a directory", f"ML007 {folder}/rows.jsonl:1: the row is not*"]
+    )
     result.stdout.no_fnmatch_line("*Traceback*")
     result.stdout.no_fnmatch_line("*pytest_mistral_lora/*")

@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 
+from pytest_mistral_lora.chat.remedies import import_command
 from pytest_mistral_lora.chat.rows import Row, has_thinking
 from pytest_mistral_lora.errors import OracleRejection
 
@@ -23,7 +24,10 @@ def explain(error: Exception, row: Row, version: str) -> OracleRejection:
             path = rejection.field if isinstance(rejection.field, str) else rejection.field(row, match)
             place = ", ".join(part for part in (row.place, path) if part)
             found = match.expand(rejection.found) if rejection.found else match.group(0)
-            return OracleRejection(f"{found} (tokenizer {version})", place=place, expected=rejection.expected)
+            step = f"To give each call such an id: {import_command(row.place)}" if rejection.expected == _NINE else ""
+            return OracleRejection(
+                f"{found} (tokenizer {version})", place=place, expected=rejection.expected, next_step=step
+            )
     return OracleRejection(f"mistral-common refuses the conversation (tokenizer {version}): {reason}", place=row.place)
 
 

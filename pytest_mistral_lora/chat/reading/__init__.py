@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from pytest_mistral_lora.chat.formats import LINES, Container, container_of, import_step
+from pytest_mistral_lora.chat.remedies import encoded_folder_step, encoded_step, json_step, utf8_step
 from pytest_mistral_lora.errors import InputError, RowError, one_line
 
 MAX_LINE_BYTES = 64 * 1024 * 1024
@@ -152,7 +153,7 @@ def parse_json(data: bytes, path: Path) -> Any:
     return value
 
 
-def scan_jsonl(path: Path) -> Iterator[tuple[int, Any] | RowError]:
+def scan_jsonl(path: Path, *, encoded: bool = False) -> Iterator[tuple[int, Any] | RowError]:
     """Yield `(line number, value)` for each line, or the error that makes the line unreadable.
 
     Line numbers count from 1. Blank lines and a UTF-8 byte order mark carry no row and are skipped.
@@ -160,18 +161,19 @@ def scan_jsonl(path: Path) -> Iterator[tuple[int, Any] | RowError]:
     Raises:
         InputError: If the file cannot be opened.
     """
-    for number, line in scan_lines(path, other_formats="Write it as JSON Lines in UTF-8."):
+    for number, line in scan_lines(path, encoded=encoded):
         item = read_line(path, number, line)
         if item is not None:
             yield item
 
 
-def scan_lines(path: Path, *, other_formats: str = "") -> Iterator[tuple[int, bytes | None]]:
+def scan_lines(path: Path, *, encoded: bool = False) -> Iterator[tuple[int, bytes | None]]:
     """Yield `(line number, bytes)` for each line, for `read_line` to parse; None for a line that is too long to read.
 
     Args:
         path: The file.
-        other_formats: The advice for a file that is not JSON Lines; by default the command that converts chat rows.
+        encoded: Whether it should hold encoded rows: a file that is not JSON Lines then has another next step than the
+            command that converts chat rows.
 
     Raises:
         InputError: If the file cannot be opened, or is in another format.
@@ -179,7 +181,7 @@ def scan_lines(path: Path, *, other_formats: str = "") -> Iterator[tuple[int, by
     try:
         file = path.open("rb")
     except OSError as error:
-        folder = import_step(str(path)) if path.is_dir() and not other_formats else ""
+        folder = (encoded_folder_step(path) if encoded else import_step(str(path))) if path.is_dir() else ""
         raise InputError(f"cannot be read: {error.strerror}", place=str(path), next_step=folder) from error
     with file:
         container = container_of(file.peek(), path)
@@ -188,7 +190,7 @@ def scan_lines(path: Path, *, other_formats: str = "") -> Iterator[tuple[int, by
                 f"this is {container.title}",
                 place=str(path),
                 expected="JSON Lines in UTF-8: one object a line",
-                next_step=other_formats or import_step(str(path)),
+                next_step=encoded_step(container, path) if encoded else import_step(str(path)),
             )
         yield from lines_of(file)
 
@@ -227,9 +229,10 @@ def read_line(path: Path, number: int, line: bytes | RowError | None) -> tuple[i
         text = line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
         return (number, loads_strict(text)) if text.strip() else None
     except UnicodeDecodeError as error:
-        return RowError(f"not valid UTF-8 at byte {error.start + 1} of the line", place=place)
+        found = f"not valid UTF-8 at byte {error.start + 1} of the line"
+        return RowError(found, place=place, next_step=utf8_step(path))
     except ValueError as error:
-        return RowError(str(error), place=place)
+        return RowError(str(error), place=place, next_step=json_step(str(error)))
 
 
 def answer_in_time(code: str, given: Any) -> Any:

@@ -124,7 +124,7 @@ class Audit:
                 # a file of another format has an error in each of its lines: memory stays bounded
                 if len(self.errors) < MOST_ERRORS:
                     self.errors.append(item)
-                finding = Finding("ML501", item.found, item.place, item.expected)
+                finding = Finding("ML501", item.found, item.place, item.expected, item.next_step)
                 verdict = LineVerdict(None, item.place, "not judged", (finding,))
             else:
                 verdict = self._take_line(self._source.numbered(item))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 from pytest_mistral_lora.chat.encoded import IGNORE_INDEX
 from pytest_mistral_lora.chat.fields import ROW_KEYS, kind_of
+from pytest_mistral_lora.chat.formats import recognise
 from pytest_mistral_lora.chat.oracle import Oracle
 from pytest_mistral_lora.chat.reading import scan_jsonl
 from pytest_mistral_lora.chat.rows import Row, parse_row
@@ -54,7 +56,7 @@ def scan_lines(path: Path) -> Iterator[EncodedLine | RowError]:
         InputError: If the file cannot be opened.
     """
     count = -1
-    for count, item in enumerate(scan_jsonl(path)):
+    for count, item in enumerate(scan_jsonl(path, encoded=True)):
         if isinstance(item, RowError):
             yield item
             continue
@@ -80,6 +82,8 @@ def _parse_line(data: Any, place: str, position: int) -> EncodedLine:
             rows = ()  # a trainer may have refused the row because of this very field
         reason = str(data["error"])[:300] or "no reason is given"
         return EncodedLine(place, index, rows, error=reason, numbered="row" in data)
+    if "input_ids" not in data:
+        _refuse_rows(data, place)
     ids = _integers(data, "input_ids", place)
     beside: dict[str, Ids] = {}
     for key in ("position_ids", "attention_mask"):
@@ -100,6 +104,21 @@ def _parse_line(data: Any, place: str, position: int) -> EncodedLine:
         attention_mask=beside.get("attention_mask"),
         numbered="row" in data,
     )
+
+
+def _refuse_rows(data: Mapping[str, Any], place: str) -> None:
+    """Refuse a record of a format without ids by the format's name.
+
+    Raises:
+        RowError: If it is one that is known.
+    """
+    found = recognise(data)
+    if found is not None:
+        path = shlex.quote(place.rpartition(":")[0])
+        step = f"Judge the rows themselves: mistral-lora check {path} --tokenizer PATH"
+        expected = "the row beside its ids: input_ids and labels"
+        title = f"is missing: this is {found.title}"
+        raise RowError(title, place=f"{place}, input_ids", expected=expected, next_step=found.advice or step)
 
 
 def _parse_rows(data: Mapping[str, Any], place: str) -> tuple[Row, ...]:
