@@ -181,6 +181,10 @@ class Recognised:
         """The format and its evidence, `ShareGPT (conversations with from/value)`."""
         return f"{FORMATS[self.name]} ({self.evidence})" if self.name else self.evidence
 
+    def next_step(self, path: str) -> str:
+        """Return the sentence with the command for a file of this format; empty path if it has none."""
+        return self.advice.replace("FILE", shlex.quote(path) if path else "FILE") or import_step(path)
+
 
 MESSAGE_LISTS = ("messages", "conversations", "conversation", "interactions")
 _PAIRS = (("prompt", "completion"), ("prompt", "response"), ("question", "answer"), ("input", "output"))
@@ -189,6 +193,10 @@ _NO_TURNS = {
     "segments": ("Axolotl's input_output (segments)", "Segments have no turns: write messages with roles."),
     "role": ("a message alone (role)", "Put all messages of a conversation in a list under `messages`."),
     "text": ("plain text (text)", "A text has no turns: write messages with roles, and no markers of a template."),
+    "instruction": ("an instruction alone (instruction)", "Put its answer beside it, under `output`."),
+    "chosen": ("a chosen answer alone (chosen)", "Put `prompt` and `rejected` beside it, or name it `completion`."),
+    "prompt": ("a prompt alone (prompt)", "Put its answer beside it, under `completion`."),
+    "question": ("a question alone (question)", "Put its answer beside it, under `answer`."),
 }
 
 
@@ -207,7 +215,7 @@ def recognise(record: Any) -> Recognised | None:
             if found is not None:
                 return found
     for key, (title, advice) in _NO_TURNS.items():
-        if key in present:
+        if key in present and present.isdisjoint(MESSAGE_LISTS):
             return Recognised("", title, {}, advice)
     return None
 

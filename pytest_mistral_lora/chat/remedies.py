@@ -21,6 +21,7 @@ from pytest_mistral_lora.chat.formats import (
     Container,
     import_step,
 )
+from pytest_mistral_lora.errors import InputError
 
 MEDIA = ("image", "images", "video", "videos", "audio", "audios", "image_url", "input_audio", "audio_url")
 """Fields of messages, and types of chunks, that hold no text."""
@@ -90,6 +91,26 @@ def json_step(fault: str) -> str:
 def utf8_step(path: Path) -> str:
     """Return the sentence on a file that is not in UTF-8."""
     return f"Save it as UTF-8, for example: iconv -f latin1 -t utf-8 {shlex.quote(str(path))} > utf8-{path.name}"
+
+
+AGAIN = "Fetch or write the file again."
+
+
+def unpack_step(compression: str, path: Path) -> str:
+    """Return the sentence that decompresses a file, or decodes it."""
+    if not compression:
+        return "Save it as UTF-8."
+    return f"Unpack it: {_UNPACK[compression]} {shlex.quote(str(path))} > {shlex.quote(path.stem)}"
+
+
+def unreadable(error: Exception, path: Path) -> InputError:
+    """Return the error for a file that cannot be read to its end."""
+    if isinstance(error, UnicodeDecodeError):
+        return InputError(f"not valid {error.encoding}: {error.reason}", place=str(path), next_step=utf8_step(path))
+    # a library's own error has no number of the system
+    if isinstance(error, OSError) and error.errno:
+        return InputError(f"cannot be read: {error.strerror}", place=str(path))
+    return InputError(f"the compressed data is damaged: {error}", place=str(path), next_step=AGAIN)
 
 
 def encoded_step(container: Container, path: Path) -> str:

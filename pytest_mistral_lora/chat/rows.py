@@ -24,7 +24,7 @@ from pytest_mistral_lora.chat.fields import (
     refuse_near_misses,
     refuse_prefixes,
 )
-from pytest_mistral_lora.chat.formats import import_step, recognise
+from pytest_mistral_lora.chat.formats import recognise
 from pytest_mistral_lora.chat.reading import read_line, scan_lines
 from pytest_mistral_lora.errors import RowError, RowsError
 
@@ -278,5 +278,5 @@ def _refuse_another_format(data: Any, place: str) -> None:
             f"this is {recognised.title}",
             place=place,
             expected='an object with "messages" of role/content',
-            next_step=recognised.advice or import_step(place.rpartition(":")[0]),
+            next_step=recognised.next_step(place.rpartition(":")[0]),
         )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from itertools import chain, islice
 from pathlib import Path
@@ -230,17 +231,20 @@ def layout_of(source: Source, first: Sequence[Record]) -> tuple[Layout, str]:
             raise first[0].value
         record = readable[0] if isinstance(readable[0], Mapping) else {}
         lists = [key for key, value in record.items() if isinstance(value, list)]
-        if lists and lists[0] in MESSAGE_LISTS:
+        known = next((key for key in MESSAGE_LISTS if record.get(key) is not None), "")
+        if known:
             # the key is known, and its value is the fault
-            return Layout("messages", {"messages": lists[0]}), f"{FORMATS['messages']} (`{lists[0]}`)"
+            return Layout("messages", {"messages": known}), f"{FORMATS['messages']} (`{known}`)"
         shown = f"keys {', '.join(map(str, record))}" if record else kind_of(readable[0])
         found = f"no known format: the first record is {shown}" if not record else f"no known format: {shown}"
         step = "Name it with --format, or declare its keys as Axolotl or LLaMA-Factory do."
         if len(lists) == len(record) == 1:
-            step = f"If its rows are the list under {lists[0]!r}, write that list as the file."
+            key, file = shlex.quote(f".{json.dumps(lists[0])}"), shlex.quote(str(source.path))
+            step = f"If its rows are the list under {lists[0]!r}, import that list: jq {key} {file} > list.json"
         raise InputError(found, place=first[0].place, expected=f"one of {', '.join(FORMATS)}", next_step=step)
     if not recognised.name:
-        raise InputError(f"this is {recognised.title}", place=first[0].place, next_step=recognised.advice)
+        step = recognised.next_step(str(source.path))
+        raise InputError(f"this is {recognised.title}", place=first[0].place, next_step=step)
     return Layout(recognised.name), recognised.title
 
 

@@ -32,6 +32,7 @@ from pytest_mistral_lora.chat.formats import (
     container_of,
 )
 from pytest_mistral_lora.chat.reading import MAX_LINE_BYTES, STRICT, fault_of, lines_of, read_line
+from pytest_mistral_lora.chat.remedies import AGAIN, json_step, unpack_step, unreadable
 from pytest_mistral_lora.errors import InputError, RowError
 
 _BATCH = 256
@@ -87,7 +88,8 @@ def open_source(path: Path) -> SourceFile:
                 with _decoded(path, outer) as (again, _):
                     inner = container_of(again.peek(_CHUNK), path)
     if not inner.name or (outer is not inner and inner.name in _TABLES):
-        raise InputError(f"this is {outer.title} of {inner.title}", place=str(path), next_step="Unpack it.")
+        step = unpack_step(outer.compression, path)
+        raise InputError(f"this is {outer.title} of {inner.title}", place=str(path), next_step=step)
     if inner.name in _TABLES:
         return SourceFile(path, inner.name, True, lambda progress: _table_records(path, inner.name, progress))
     layers = [name for name in (outer.compression, outer.encoding, inner.name) if name]
@@ -101,14 +103,8 @@ def _readable(path: Path) -> Iterator[None]:
     """Turn errors of reading into an error of the file."""
     try:
         yield
-    except UnicodeDecodeError as error:
-        raise InputError(f"not valid {error.encoding}: {error.reason}", place=str(path)) from error
-    except _DAMAGE as error:
-        raise InputError(f"the compressed data is damaged: {error}", place=str(path)) from error
-    except OSError as error:
-        # a library's own error has no number of the system
-        reason = f"cannot be read: {error.strerror}" if error.errno else f"the compressed data is damaged: {error}"
-        raise InputError(reason, place=str(path)) from error
+    except (UnicodeDecodeError, OSError, *_DAMAGE) as error:
+        raise unreadable(error, path) from error
 
 
 @contextmanager
@@ -195,7 +191,7 @@ def _value_records(path: Path, file: io.BufferedReader) -> Iterator[Record]:
             elif in_array and buffer[:1] not in ("]", ""):
                 raise InputError("not valid JSON: no comma after the row", place=f"{path}:{number}")
         if in_array and not buffer:
-            raise InputError("the array is cut off: its closing bracket is missing", place=f"{path}:{number}")
+            raise InputError("the array is cut off: its closing bracket is missing", place=str(path), next_step=AGAIN)
         if in_array and _filled(buffer[1:], text):
             raise InputError("text follows the array", place=f"{path}:{number}")
 
@@ -219,7 +215,8 @@ def _next_value(place: str, buffer: str, text: io.TextIOWrapper) -> tuple[Any, s
                 raise
             except ValueError as error:
                 # JSON, but not of one meaning: the next row can be found
-                value, end = RowError(str(error), place=place), json.JSONDecoder().raw_decode(buffer)[1]
+                refused = RowError(str(error), place=place, next_step=json_step(str(error)))
+                value, end = refused, json.JSONDecoder().raw_decode(buffer)[1]
             return value, buffer[end:]
         except RecursionError as error:
             raise InputError("JSON is nested too deeply", place=place) from error
@@ -297,4 +294,4 @@ def _table_records(path: Path, name: str, progress: Callable[[int], None]) -> It
                         yield Record(f"{path}:{number}", value)
                 progress(size * batch.num_rows // total if total else batch.nbytes)
     except (pa.ArrowException, OSError) as error:
-        raise InputError(f"cannot be read as {name}: {error}", place=str(path)) from error
+        raise InputError(f"cannot be read as {name}: {error}", place=str(path), next_step=AGAIN) from error

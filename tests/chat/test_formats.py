@@ -133,7 +133,10 @@ def test_a_record_of_another_format_is_named(record: Any, name: str, title: str,
     with pytest.raises(RowError) as caught:
         parse_row(record, place="data/my rows.jsonl:3")
     assert caught.value.found == f"this is {title}"
-    step = recognised.advice or "Convert it: mistral-lora import 'data/my rows.jsonl' --to rows.jsonl"
+    step = (
+        recognised.advice.replace("FILE", "'data/my rows.jsonl'")
+        or "Convert it: mistral-lora import 'data/my rows.jsonl' --to rows.jsonl"
+    )
     assert caught.value.next_step == step
     # a fault that all rows of a file have is shown once
     path = tmp_path / "rows.jsonl"

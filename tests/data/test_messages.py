@@ -10,6 +10,7 @@ import gzip
 import io
 import json
 import os
+import re
 import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -192,7 +193,7 @@ BROKEN: dict[str, tuple[str, str, list[str | bytes | Write]]] = {
         "jsonl",
         [
             _lines({"instruction": "a", "output": ""}),
-            _lines({"instruction": "", "output": "b"}),
+            _lines({"instruction": "a", "output": "b", "Messages": 1}),
             _lines({"instruction": 5, "output": "b"}),
             _lines({"instruction": "a", "output": ["b"]}),
             _lines({"instruction": "a", "output": None}),
@@ -208,11 +209,11 @@ BROKEN: dict[str, tuple[str, str, list[str | bytes | Write]]] = {
         "jsonl",
         [
             _lines({"prompt": "a", "completion": ""}),
-            _lines({"prompt": "", "completion": "b"}),
+            _lines({"prompt": "a", "completion": "b", "reasoning_efort": 1}),
             _lines({"prompt": "a", "completion": 5}),
             _lines({"prompt": TURNS[:1], "completion": []}),
             _lines({"prompt": [], "completion": TURNS[1:]}),
-            _lines({"prompt": TURNS[:1], "completion": "b"}),
+            _lines({"prompt": TURNS[:1], "completion": [{"role": "bot"}]}),
             _lines({"prompt": "a"}),
             _lines({"prompt": "a", "completion": "b", "label": False}),
             _lines({"question": "a", "answers": ["b"]}),
@@ -294,7 +295,7 @@ BROKEN: dict[str, tuple[str, str, list[str | bytes | Write]]] = {
             partial(_arrow, rows=[{"a": 1}]),
             partial(_arrow, rows=[{"text": "a"}]),
             partial(_arrow, rows=[{"messages": [{"role": "bot", "content": "a"}]}]),
-            _saved,
+            partial(_saved, content='{"_data_files": [{"filename": "../out.arrow"}]}'),
             partial(_saved, content="{"),
             partial(_saved, content="{}"),
         ],
@@ -365,7 +366,7 @@ def _messages(folder: Path) -> Iterator[str]:
                 else:
                     path.write_bytes(content if isinstance(content, bytes) else content.encode())
                 yield _message_for(verb, path)
-                os.rename(path, f"{title}-{path}")
+                path.rename(f"{title}-{path}")
     finally:
         os.chdir(before)
 
@@ -376,14 +377,15 @@ def _message_for(verb: str, path: Path) -> str:
     with contextlib.redirect_stderr(err), contextlib.redirect_stdout(io.StringIO()):
         code = main([verb, str(path), *options])
     Path("out.jsonl").unlink(missing_ok=True)
-    return f"{code} {err.getvalue().strip()}"
+    # the words of pyarrow and zlib are their own, and change with their versions
+    text = re.sub(r"(cannot be read as [^:]+|data is damaged): .*?\. Fetch", r"\1: ... Fetch", err.getvalue().strip())
+    return f"{code} {text}"
 
 
 def test_the_message_for_each_broken_file_is_the_one_that_was_read(tmp_path: Path) -> None:
     found = list(_messages(tmp_path))
     assert all(len(contents) == 10 for _, _, contents in BROKEN.values())
     assert not [line for line in found if not line.startswith(("## ", "2 error: "))]
-    # the words of pyarrow are its own, and change
     assert "\n".join(found).splitlines() == RECORD.read_text(encoding="utf-8").splitlines()
 
 

@@ -68,6 +68,10 @@ def fault_of(error: json.JSONDecodeError) -> str:
         return "a second value on the line"
     if after.startswith("'") or (before.endswith("{") and after.startswith("'")):
         return "single quotes, as Python prints a dict,"
+    if after.startswith(("\u201c", "\u201d", "\u201e")):
+        return "typographic quotes, as word processors write them,"
+    if "UTF-8 BOM" in error.msg:
+        return "a byte order mark in the middle of the file, as joined files have,"
     if after.startswith(("True", "False", "None")):
         return "a constant of Python, not of JSON,"
     return error.msg

@@ -114,11 +114,16 @@ def _refuse_rows(data: Mapping[str, Any], place: str) -> None:
     """
     found = recognise(data)
     if found is not None:
-        path = shlex.quote(place.rpartition(":")[0])
-        step = f"Judge the rows themselves: mistral-lora check {path} --tokenizer PATH"
+        path = place.rpartition(":")[0]
+        step = f"Judge the rows themselves: mistral-lora check {shlex.quote(path)} --tokenizer PATH"
         expected = "the row beside its ids: input_ids and labels"
         title = f"is missing: this is {found.title}"
-        raise RowError(title, place=f"{place}, input_ids", expected=expected, next_step=found.advice or step)
+        raise RowError(
+            title,
+            place=f"{place}, input_ids",
+            expected=expected,
+            next_step=found.next_step(path) if found.advice else step,
+        )
 
 
 def _parse_rows(data: Mapping[str, Any], place: str) -> tuple[Row, ...]:
