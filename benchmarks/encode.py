@@ -59,15 +59,15 @@ def mistral_common_alone(file: Path) -> Callable[[Sequence[Row]], list[list[int]
     return lambda plain: [tokenizer.encode_chat_completion(ChatCompletionRequest(**row)).tokens for row in plain]
 
 
-def trl(python: str, tokenizer: CheckpointTokenizer, plain: Sequence[Row], folder: Path) -> Callable[[], Seconds]:
+def trl(python: str, tokenizer: CheckpointTokenizer, folder: Path) -> Callable[[Sequence[Row]], Seconds]:
     """Return what times TRL's preparation in its own environment, with the template that says what is trained."""
     fast = tokenizer.fast
     fast.chat_template = str(ChatTemplate(fast).training_source)
     fast.save_pretrained(folder)
-    (folder / "rows.json").write_text(json.dumps(plain))
 
-    def measure() -> Seconds:
-        command = [python, HERE / "encode_trl.py", folder, folder / "rows.json"]
+    def measure(plain: Sequence[Row]) -> Seconds:
+        (folder / "rows.json").write_text(json.dumps(plain))
+        command: list[str | Path] = [python, HERE / "encode_trl.py", folder, folder / "rows.json"]
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
         wall, cpu = json.loads(done.stdout.splitlines()[-1])
         return wall, cpu
@@ -94,15 +94,18 @@ def in_processes(pool: ProcessPoolExecutor, plain: Sequence[Row]) -> int:
     return sum(len(part) for part in pool.map(_encode, parts))
 
 
-def timed(run: Callable[[], object]) -> Seconds:
+def timed(run: Callable[[Sequence[Row]], object], plain: Sequence[Row]) -> Seconds:
     """Return how long a run took."""
     start, cpu = time.perf_counter(), time.process_time()
-    run()
+    run(plain)
     return time.perf_counter() - start, time.process_time() - cpu
 
 
-def measure(path: Path, plain: Sequence[Row], given: argparse.Namespace) -> dict[str, list[Seconds]]:
-    """Return the times of each contestant; they take turns, so that a busy moment hits all of them."""
+def measure(path: Path, parts: Sequence[Sequence[Row]], given: argparse.Namespace) -> dict[str, list[Seconds]]:
+    """Return the times of each contestant; they take turns, so that a busy moment hits all of them.
+
+    Each repetition has rows of its own, a part of those given: ours keeps texts that it has encoded.
+    """
     tokenizer = CheckpointTokenizer(path)
     pools = {
         count: ProcessPoolExecutor(count, get_context("spawn"), _load, (path,))
@@ -110,20 +113,20 @@ def measure(path: Path, plain: Sequence[Row], given: argparse.Namespace) -> dict
         if count > 1
     }
     encode = mistral_common_alone(path)
-    runs: dict[str, Callable[[], Seconds]] = {
-        ALONE: partial(timed, partial(encode, plain)),
-        ONE: partial(timed, partial(ours, make_encoder("mistral-common", tokenizer), plain)),
-        **{f"ours, {n} processes": partial(timed, partial(in_processes, pool, plain)) for n, pool in pools.items()},
+    runs: dict[str, Callable[[Sequence[Row]], Seconds]] = {
+        ALONE: partial(timed, encode),
+        ONE: partial(timed, partial(ours, make_encoder("mistral-common", tokenizer))),
+        **{f"ours, {n} processes": partial(timed, partial(in_processes, pool)) for n, pool in pools.items()},
     }
     with tempfile.TemporaryDirectory() as folder:
         if given.peers_python:
-            runs[TRL] = trl(given.peers_python, tokenizer, plain, Path(folder))
+            runs[TRL] = trl(given.peers_python, tokenizer, Path(folder))
         for run in runs.values():
-            run()  # once for nothing: processes start, caches fill
+            run(parts[0])  # once for nothing: processes start
         seconds: dict[str, list[Seconds]] = {name: [] for name in runs}
-        for _ in range(given.repetitions):
+        for plain in parts[1:]:
             for name, run in runs.items():
-                seconds[name].append(run())
+                seconds[name].append(run(plain))
     for pool in pools.values():
         pool.shutdown()
     return seconds
@@ -167,10 +170,13 @@ def real_rows(count: int, longest: int = 1500) -> Iterator[Row]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print, and write JSON where it is asked for."""
     given = _options(arguments)
-    plain = list(rows.generated(given.rows) if given.generated else real_rows(given.rows))
-    found: dict[str, Any] = {"rows": len(plain), "load": os.getloadavg()[0], "cpus": os.cpu_count()}
+    count = given.rows * (given.repetitions + 1)
+    plain = list(rows.generated(count) if given.generated else real_rows(count))
+    each = len(plain) // (given.repetitions + 1)
+    parts = [plain[start : start + each] for start in range(0, each * (given.repetitions + 1), each)]
+    found: dict[str, Any] = {"rows": each, "load": os.getloadavg()[0], "cpus": os.cpu_count()}
     for name in given.tokenizer:
-        found[name] = summarize(measure(shipped_tokenizer(name), plain, given), len(plain))
+        found[name] = summarize(measure(shipped_tokenizer(name), parts, given), each)
         _show(name, found[name])
     if given.json:
         given.json.write_text(json.dumps(found, indent=2) + "\n")
@@ -179,7 +185,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     add = parser.add_argument
-    add("--rows", type=int, default=1000, help="rows to encode; default: 1000")
+    add("--rows", type=int, default=1000, help="rows of each repetition, and of one before; default: 1000")
     add("--generated", action="store_true", help="generated rows instead of real chats, tools among them")
     add("--repetitions", type=int, default=5, help="times that each is measured; default: 5")
     add("--processes", type=int, nargs="+", default=[2], help="pools to measure; default: 2")

@@ -41,9 +41,9 @@ def lengths(longest: int) -> Iterator[int]:
         yield generator.randint(min(32, longest), longest)
 
 
-def generated(count: int) -> Iterator[dict[str, Any]]:
+def generated(count: int, seed: int = 0) -> Iterator[dict[str, Any]]:
     """Yield conversations of about 250 tokens: some with a system prompt, several turns or a tool call."""
-    generator = random.Random(0)
+    generator = random.Random(seed)
     for _ in range(count):
         yield _conversation(generator)
 

@@ -145,6 +145,17 @@ class CheckpointTokenizer:
             raise TokenizerError(f"a {type(tokenizer).__name__}", place=str(self.path), expected="a fast tokenizer")
         return tokenizer
 
+    @property
+    def loaded_fast(self) -> Any:
+        """The `transformers` tokenizer, if it is loaded and can be sent to another process of this run; else None."""
+        fast = vars(self).get("fast")
+        # a class of a user's own may not be known there
+        return fast if type(fast).__module__.startswith("transformers.") else None
+
+    def use_fast(self, fast: Any) -> None:
+        """Use the `transformers` tokenizer that another process of this run has loaded from the same path."""
+        vars(self)["fast"] = fast
+
     @cached_property
     def template(self) -> ChatTemplate:
         """The chat template of the `transformers` tokenizer.

@@ -97,6 +97,48 @@ def test_chunks_in_flight_are_bounded(tmp_path: Path, monkeypatch: pytest.Monkey
     assert (read, refused) == (40, [])
 
 
+def test_the_process_that_asks_works_too_and_keeps_the_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_rows(tmp_path / "rows.jsonl", [said("a", "b")] * 3000)
+    monkeypatch.setattr(chunks, "CHUNK_LINES", 25)
+    read: list[int] = []
+    here: list[int] = []
+
+    def counting() -> Iterator[Chunk]:
+        for chunk in chunks.chunks([DataFile(path, False)], lambda error: None):
+            read.append(chunk.lines[0][0])
+            yield chunk
+
+    def count(chunk: Chunk) -> int:
+        here.append(chunk.lines[0][0])
+        return len(chunk.lines)
+
+    results = []
+    for result in pool.in_order(line_counter, None, counting(), 2, count):
+        results.append(result)
+        # as many results as wait for an earlier one, and few chunks
+        assert len(read) <= len(results) + 70
+    assert results == [(25, sum(map(len, path.read_bytes().splitlines(keepends=True)[:25])))] * 120
+    assert 0 < len(here) < 120
+
+
+@pytest.mark.parametrize(("value", "expected"), [("3", 3), ("1", 1), ("", None)])
+def test_the_number_of_processes_can_be_set(
+    value: str, expected: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = [DataFile(write_rows(tmp_path / "rows.jsonl", [said("a", "b")]), False)]
+    monkeypatch.setenv("MISTRAL_LORA_PROCESSES", value)
+    assert chunks.processes_for(files) == 1
+    monkeypatch.setattr(chunks, "MANY_BYTES", 1)
+    assert chunks.processes_for(files) == (expected or chunks.cpus())
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "two", "1.5", "²"])
+def test_a_number_of_processes_that_is_none_is_refused(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MISTRAL_LORA_PROCESSES", value)
+    with pytest.raises(InputError, match=r"MISTRAL_LORA_PROCESSES"):
+        chunks.processes_for([])
+
+
 def test_a_script_without_a_guard_is_told_what_to_do(tmp_path: Path) -> None:
     target = make_target(tmp_path, [said("a", "b")])
     script = tmp_path / "script.py"

@@ -18,6 +18,7 @@ from pytest_mistral_lora.errors import InputError, MistralLoraError, RowError
 
 CHUNK_LINES = 256
 CHUNK_BYTES = 1024 * 1024
+_AHEAD = 64
 MANY_BYTES = 4 * 1024 * 1024
 """Bytes from which a pass takes seconds: longer than starting processes takes, and long enough for a progress bar."""
 
@@ -165,8 +166,24 @@ def cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def processes_for(files: Sequence[DataFile]) -> int:
+    """Return how many processes read some files: one if they are short, else `$MISTRAL_LORA_PROCESSES`, or the CPUs.
+
+    Raises:
+        InputError: If the variable is not a number from 1 on.
+    """
+    named = os.environ.get("MISTRAL_LORA_PROCESSES", "")
+    if named and not (named.isascii() and named.isdigit() and int(named[:9]) > 0):
+        raise InputError(f"is {named!r}", place="$MISTRAL_LORA_PROCESSES", expected="a number of processes, from 1 on")
+    return (int(named[:9]) if named else cpus()) if is_long(files) else 1
+
+
 def in_order(
-    prepare: Callable[[PlanT], Callable[[Chunk], ResultT]], plan: PlanT, chunks: Iterable[Chunk], processes: int
+    prepare: Callable[[PlanT], Callable[[Chunk], ResultT]],
+    plan: PlanT,
+    chunks: Iterable[Chunk],
+    processes: int,
+    here: Callable[[Chunk], ResultT] | None = None,
 ) -> Iterator[tuple[ResultT, int]]:
     """Yield the result of each chunk, in order, with the number of bytes that were read for it.
 
@@ -176,17 +193,18 @@ def in_order(
         plan: The data that `prepare` needs.
         chunks: The chunks; only a few are in flight, so memory does not grow with their number.
         processes: Number of processes; with 1, this process does the work.
+        here: The work, if it is prepared in this process: then this process is one of them.
 
     Raises:
         MistralLoraError: If a process dies.
     """
     if processes <= 1:
-        work = prepare(plan)
+        work = here or prepare(plan)
         for chunk in chunks:
             yield work(chunk), chunk.size
         return
     try:
-        yield from _in_pool(prepare, plan, chunks, processes)
+        yield from _in_pool(prepare, plan, chunks, processes if here is None else processes - 1, here)
     except BrokenProcessPool as error:
         raise MistralLoraError(
             "a process that reads rows ended early: out of memory, killed, or started from a script without a guard",
@@ -195,17 +213,28 @@ def in_order(
 
 
 def _in_pool(
-    prepare: Callable[[PlanT], Callable[[Chunk], ResultT]], plan: PlanT, chunks: Iterable[Chunk], processes: int
+    prepare: Callable[[PlanT], Callable[[Chunk], ResultT]],
+    plan: PlanT,
+    chunks: Iterable[Chunk],
+    processes: int,
+    here: Callable[[Chunk], ResultT] | None,
 ) -> Iterator[tuple[ResultT, int]]:
     from multiprocessing import get_context
 
     pool = ProcessPoolExecutor(processes, get_context("spawn"), _start, (prepare, plan))
     waiting: deque[tuple[Future[ResultT], int]] = deque()
-    # Two chunks in flight for each process keep all of them busy; more would only take memory.
+    # Two chunks in flight for each process keep all of them busy; more would only take memory. Results take little:
+    # this process goes on with its own chunks while the others start.
+    flying, most = 2 * processes, 2 * processes if here is None else 2 * processes + _AHEAD
     try:
         for chunk in chunks:
-            waiting.append((pool.submit(_do, chunk), chunk.size))
-            if len(waiting) > 2 * processes:
+            if here is None or sum(not future.done() for future, _ in waiting) < flying:
+                waiting.append((pool.submit(_do, chunk), chunk.size))
+            else:
+                done: Future[ResultT] = Future()
+                done.set_result(here(chunk))
+                waiting.append((done, chunk.size))
+            while len(waiting) > most or (here is not None and waiting and waiting[0][0].done()):
                 future, read = waiting.popleft()
                 yield future.result(), read
         while waiting:

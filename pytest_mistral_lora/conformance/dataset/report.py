@@ -9,11 +9,11 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any, TextIO
 
-from pytest_mistral_lora.chat.reading.chunks import Chunk, DataFile, bar, chunks, cpus, in_order, is_long, total_bytes
+from pytest_mistral_lora.chat.reading.chunks import Chunk, DataFile, bar, chunks, in_order, processes_for, total_bytes
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.conformance.dataset.foreign_text import SIGNS
 from pytest_mistral_lora.conformance.dataset.repeats import Repeats
@@ -48,20 +48,21 @@ def scan(
         plan: The settings by which rows are judged.
         files: The files, in order.
         tokenizer: The plan's tokenizer, if it is loaded already.
-        processes: Number of processes that judge rows; None for one if the files are short, else one for each CPU.
+        processes: Number of processes that judge rows, this one included if `tokenizer` is given; None for the number
+            that `processes_for` returns.
         progress: Stream for a progress bar, drawn if it is a terminal and the pass takes long; None for no bar.
 
     Raises:
         MistralLoraError: If a process that judges rows dies.
     """
     if processes is None:
-        processes = cpus() if is_long(files) else 1
+        processes = processes_for(files)
     tally = DatasetTally()
-    # a process loads the tokenizer for itself, since a loaded one cannot be sent to it
-    prepare = _judge if processes > 1 else lambda plan: RowJudge(plan, tokenizer).judge_chunk
+    here = None if tokenizer is None else RowJudge(plan, tokenizer).judge_chunk
+    prepare = _judge if tokenizer is None else partial(_judge_with, tokenizer.loaded_fast)
     read_files = (_chunks_of(index, file, tally) for index, file in enumerate(files))
     with bar(progress, total_bytes(files), "Judging rows") as advance:
-        for part, read in in_order(prepare, plan, chain.from_iterable(read_files), processes):
+        for part, read in in_order(prepare, plan, chain.from_iterable(read_files), processes, here):
             tally.extend(part)
             advance(read)
     return tally
@@ -86,6 +87,14 @@ def judge_shard(plan: ScanPlan, index: int, file: DataFile) -> DatasetTally:
 @lru_cache(maxsize=1)
 def _judge(plan: ScanPlan) -> Callable[[Chunk], DatasetTally]:
     return RowJudge(plan).judge_chunk
+
+
+def _judge_with(fast: Any, plan: ScanPlan) -> Callable[[Chunk], DatasetTally]:
+    """Judge rows with the `transformers` tokenizer of the process that started this one: converting takes long."""
+    tokenizer = CheckpointTokenizer(plan.tokenizer, plan.oracle_name)
+    if fast is not None:
+        tokenizer.use_fast(fast)
+    return RowJudge(plan, tokenizer).judge_chunk
 
 
 def _chunks_of(index: int, file: DataFile, tally: DatasetTally) -> Iterator[Chunk]:

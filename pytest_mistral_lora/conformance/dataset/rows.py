@@ -6,9 +6,10 @@ import hashlib
 import itertools
 import re
 from array import array
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from pytest_mistral_lora.chat.encoded import EncodedRow, Policy
 from pytest_mistral_lora.chat.reading.chunks import Chunk
@@ -62,6 +63,9 @@ class ScanPlan:
     sketches: bool = False
 
 
+_ByTemplate = EncodedRow | RowError | tuple[int, ...] | None
+
+
 class RowJudge:
     """Judges rows by the tokenizer and the settings of a plan."""
 
@@ -88,9 +92,9 @@ class RowJudge:
         read = ((number, read_row(chunk.path, number, line)) for number, line in chunk.lines)
         items = [(number, item, self._expected(item)) for number, item in read if item is not None]
         # a fast tokenizer takes many texts at once in half of the time that it takes for one after the other
-        accepted = [item for _, item, expected in items if isinstance(expected, EncodedRow) and isinstance(item, Row)]
-        compares = self.plan.compares and self.plan.backend == "mistral-common"
-        template_ids = iter(self.encoder.tokenizer.template.ids_of_rows(accepted) if compares else ())
+        by_template = self._by_template(
+            [item for _, item, expected in items if isinstance(item, Row) and not isinstance(expected, RowError)]
+        )
         for number, item, expected in items:
             tally.findings.at = packed_place(chunk.file, number)
             try:
@@ -98,7 +102,7 @@ class RowJudge:
                     raise item
                 if isinstance(expected, RowError):
                     raise expected
-                judged = self._judge(item, expected, next(template_ids, None), tally, chunk.file)
+                judged = self._judge(item, expected, next(by_template), tally, chunk.file)
                 encoded = self.plan.policy.apply(judged).encoded
             except RowError as error:
                 tally.counts[chunk.file, "refused"] += 1
@@ -125,20 +129,35 @@ class RowJudge:
         except RowError as error:
             return error
 
+    def _by_template(self, rows: Sequence[Row]) -> Iterator[_ByTemplate]:
+        """Yield the ids of each row by the chat template; as the backend, its encoding, or its reason to refuse it."""
+        if self.plan.backend == "mistral-common":
+            compares = self.plan.compares
+            return iter(self.encoder.tokenizer.template.ids_of_rows(rows) if compares else [None] * len(rows))
+        template = self.encoder.tokenizer.template
+        literals = [template.control_literals(row) for row in rows]
+        found = iter(template.encode_rows(row for row, spelled in zip(rows, literals, strict=True) if not spelled))
+        return (
+            _LiteralError(f"the text spells {', '.join(sorted(set(spelled)))}", place=row.place)
+            if spelled
+            else next(found)
+            for row, spelled in zip(rows, literals, strict=True)
+        )
+
     def _judge(
-        self,
-        row: Row,
-        expected: EncodedRow | None,
-        template_ids: tuple[int, ...] | None,
-        tally: DatasetTally,
-        file: int,
+        self, row: Row, expected: EncodedRow | None, by_template: _ByTemplate, tally: DatasetTally, file: int
     ) -> EncodedRow:
         """Add the findings of a row to a tally, and return the encoding that is trained on.
 
         Raises:
             RowError: If the backend refuses the row.
         """
-        encoded = self._as_trained(row, expected, tally)
+        if isinstance(by_template, RowError):
+            raise by_template
+        # with the backend mistral-common there is an oracle, and the row is not refused
+        encoded = by_template if isinstance(by_template, EncodedRow) else cast("EncodedRow", expected)
+        if encoded is expected and (literals := self._literals.findall(row.to_jsonl())):
+            tally.findings.add(Finding("ML612", f"the text spells {', '.join(sorted(set(literals)))}", row.place))
         layout, length = expected or encoded, self.plan.policy.max_length
         tally.lengths[len(encoded.input_ids)] += 1
         tally.longest = max(tally.longest, (len(encoded.input_ids), -tally.findings.at))
@@ -161,27 +180,10 @@ class RowJudge:
             if sign is not None:
                 tally.findings.add(sign)
         if expected is not None and self.plan.compares:
-            found = template_ids if encoded is expected else encoded.input_ids
+            found = by_template.input_ids if isinstance(by_template, EncodedRow) else by_template
             if not self._agrees(row, expected, encoded, found, tally):
                 return expected
         return encoded
-
-    def _as_trained(self, row: Row, expected: EncodedRow | None, tally: DatasetTally) -> EncodedRow:
-        """Return the encoding that the trainer would train on.
-
-        Raises:
-            RowError: If it would refuse the row.
-        """
-        if self.plan.backend == "mistral-common" and expected is not None:
-            literals = self._literals.findall(row.to_jsonl())
-            if literals:
-                spelled = ", ".join(sorted(set(literals)))
-                tally.findings.add(Finding("ML612", f"the text spells {spelled}", row.place))
-            return expected
-        literals = self.encoder.tokenizer.template.control_literals(row)
-        if literals:
-            raise _LiteralError(f"the text spells {', '.join(sorted(set(literals)))}", place=row.place)
-        return self.encoder.encode(row)
 
     def _agrees(
         self,

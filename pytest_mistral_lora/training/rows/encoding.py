@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
 from pytest_mistral_lora.chat.encoded import EncodedRow, Policy, PolicyResult
-from pytest_mistral_lora.chat.reading.chunks import Chunk, DataFile, bar, chunks, cpus, in_order, is_long, total_bytes
+from pytest_mistral_lora.chat.reading.chunks import Chunk, DataFile, bar, chunks, in_order, processes_for, total_bytes
 from pytest_mistral_lora.chat.rows import Row, read_row
 from pytest_mistral_lora.checkpoint.encoder import Encoder, make_encoder
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
@@ -157,7 +157,7 @@ def encode_files(
         MistralLoraError: If a process that encodes rows dies.
     """
     if processes is None:
-        processes = cpus() if is_long(files) else 1
+        processes = processes_for(files)
     errors: list[RowError] = []
     refused_files: list[RowError] = []
     rows = [0] * len(files)
