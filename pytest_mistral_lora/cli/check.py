@@ -6,7 +6,7 @@ import argparse
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,7 @@ from pytest_mistral_lora.cli.verb import (
 from pytest_mistral_lora.conformance.named_targets import is_shipped
 from pytest_mistral_lora.conformance.path_kinds import KINDS, recognised, targets_of
 from pytest_mistral_lora.conformance.targets import EMBEDDED
-from pytest_mistral_lora.errors import EXIT_FINDING, EXIT_OK, InputError
+from pytest_mistral_lora.errors import EXIT_FINDING, EXIT_OK, InputError, MistralLoraError
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.conformance.groups import FindingGroups
@@ -49,6 +49,7 @@ def add_parser(verbs: Verbs) -> None:
         examples=(
             "mistral-lora check",
             "mistral-lora check recipe.yaml",
+            "mistral-lora check recipe.yaml --device-memory 80GB",
             "mistral-lora check rows.jsonl --tokenizer checkpoints/my-mistral",
             "mistral-lora check rows.jsonl --tokenizer spm-v3",
             "mistral-lora check lora-out --base models/base",
@@ -83,6 +84,11 @@ def add_parser(verbs: Verbs) -> None:
     parser.add_argument(
         "--examples", type=int, default=20, metavar="N", help="generated rows for each law (default: 20)"
     )
+    parser.add_argument(
+        "--device-memory",
+        metavar="SIZE",
+        help="report whether each recipe fits into the memory of a device, such as 80GB, and which settings need less",
+    )
     add_format_option(parser)
 
 
@@ -96,6 +102,8 @@ def run(args: argparse.Namespace) -> int:
     paths = [recognised(path, args.base, args.kind) for path in args.paths]
     if args.tokenizer is not None and not any(one.kind in ("rows", "encoded") for one in paths):
         raise InputError("--tokenizer encodes rows, and no path has any", expected="a tokenizer to check as a path")
+    if args.device_memory is not None and not any(one.kind == "recipe" for one in paths):
+        raise InputError("--device-memory is for recipes, and no path is one", expected="a recipe.yaml")
     # Set before the first import that reads it: otherwise each small model that is loaded draws a bar
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     from pytest_mistral_lora.conformance.checks import run_checks
@@ -114,18 +122,45 @@ def run(args: argparse.Namespace) -> int:
         for record, _ in outcomes:
             records.append(record)
             show(f"{len(records)} checks; {record['nodeid']}")
+    memory = _memory([one.path for one in paths if one.kind == "recipe"], args.device_memory)
     failed = any(record["outcome"] == "failed" for record in records)
+    failed |= not all(one.get("fits", True) for one in memory)
     code = EXIT_FINDING if failed or nothing_was_judged(records) else EXIT_OK
     causes = group_findings(records)
     data = [cause.to_json() for cause in causes]
     if args.output_format == "json":
         kinds = [{"path": str(one.path), "kind": one.kind, "title": one.title} for one in paths]
-        print_json({**report_data(records, code, causes=data, deselected=0, not_run=0), "paths": kinds})
+        report = report_data(records, code, causes=data, deselected=0, not_run=0)
+        print_json({**report, "paths": kinds, "memory": memory})
     elif args.output_format == "text":
         _print(records, causes)
+        sys.stdout.write("".join(f"{one['path']}: {one['text']}\n" for one in memory))
     else:
         print_findings(data, args.output_format)
     return code
+
+
+def _memory(recipes: Sequence[Path], size: str | None) -> list[dict[str, Any]]:
+    """Return the estimate of memory for each recipe, as plain data with a text; empty if no size is given.
+
+    Raises:
+        InputError: If the size is none.
+    """
+    if size is None:
+        return []
+    from pytest_mistral_lora.training.memory import parse_size, recipe_memory
+    from pytest_mistral_lora.training.prepare import resolve_base
+    from pytest_mistral_lora.training.recipe import load_recipe
+
+    memory, found = parse_size(size, place="--device-memory"), []
+    for path in recipes:
+        try:
+            recipe = load_recipe(path)
+            estimate = recipe_memory(recipe, resolve_base(recipe.base, weights=False))
+            found.append({"path": str(path), "text": estimate.text(memory), **estimate.to_json(memory)})
+        except MistralLoraError as error:  # a check has reported it
+            found.append({"path": str(path), "text": f"memory: no estimate: {error.found}"})
+    return found
 
 
 def _print(records: list[dict[str, Any]], causes: FindingGroups) -> None:

@@ -19,7 +19,7 @@ from pytest_mistral_lora.training.recipe import Training
 from pytest_mistral_lora.training.rows.table import RowDataset
 from pytest_mistral_lora.training.step.forward import attend_in_segments
 from pytest_mistral_lora.training.step.kernels_cpu import use_frozen_layers
-from pytest_mistral_lora.training.step.oom import checkpoint_activations
+from pytest_mistral_lora.training.step.memory_need import checkpoint_activations
 from pytest_mistral_lora.training.step.trainer import LoraTrainer
 
 Progress = Literal["none", "lines", "bar"]

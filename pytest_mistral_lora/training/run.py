@@ -6,6 +6,7 @@ import json
 import logging
 import shutil
 import signal
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,9 @@ from pytest_mistral_lora.training.devices import device_of, precision_of
 from pytest_mistral_lora.training.generate import Completion, Probe, probe
 from pytest_mistral_lora.training.generate.callback import GENERATIONS, GenerationCallback
 from pytest_mistral_lora.training.generate.record import adapter_identity, record
+from pytest_mistral_lora.training.launch import is_main
 from pytest_mistral_lora.training.loop import Progress, apply_kernels, make_trainer
+from pytest_mistral_lora.training.memory import memory_line
 from pytest_mistral_lora.training.output_folder import sole_writer
 from pytest_mistral_lora.training.prepare import Preparation, check_output, logger_callbacks, prepare
 from pytest_mistral_lora.training.recipe import Recipe
@@ -124,6 +127,8 @@ def _train(
             "base: FP8, %s, %.3g GB on disk; dequantised to %s, it takes %.3g GB of memory",
             *(dequantized["scaling"], stored, precision_of(training), full),
         )
+    if progress != "none" and is_main():
+        sys.stderr.write(memory_line(recipe, prepared.base, prepared.layers, data.train.encoded))
     load = load_nf4 if recipe.base.quantization else load_base
     model = load(prepared.base, precision_of(training), device_of(training))
     apply_kernels(model, training)

@@ -36,7 +36,7 @@ from pytest_mistral_lora.training.generate.model_spec import model_spec, smoke
 from pytest_mistral_lora.training.loop import make_trainer
 from pytest_mistral_lora.training.rows.loading import load_data
 from pytest_mistral_lora.training.step.forward import collate, supervised_losses
-from pytest_mistral_lora.training.step.oom import checkpoint_activations
+from pytest_mistral_lora.training.step.memory_need import checkpoint_activations
 from pytest_mistral_lora.training.step.trainer import LoraTrainer
 
 TARGET = "spm-v3"

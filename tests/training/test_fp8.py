@@ -17,10 +17,13 @@ from fp8_bases import K0, Q0, SCALE, WEIGHTS, changed, fp8_config, fp8_copy, rec
 from packaging.version import Version
 from safetensors.torch import load_file, save_file
 from tiny_runs import MakeRecipe, recipe_data, write_rows
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
+from pytest_mistral_lora.chat.oracle import shipped_tokenizer
+from pytest_mistral_lora.checkpoint.architectures import TEXT_MODELS, Architecture
 from pytest_mistral_lora.checkpoint.base_model import base_weights, load_base
-from pytest_mistral_lora.checkpoint.dequantized import dequantize
+from pytest_mistral_lora.checkpoint.dequantized import DequantizedWeights, dequantize
+from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
 from pytest_mistral_lora.cli import main
 from pytest_mistral_lora.conformance.adapter import adapter_findings
 from pytest_mistral_lora.conformance.merged import cases as merged_cases
@@ -381,3 +384,46 @@ def test_a_base_in_shards_is_merged_with_an_index_of_full_weights(
     index = json.loads((tmp_path / "merged" / "model.safetensors.index.json").read_text())
     assert index["weight_map"].keys() == expected.keys()
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "merged").num_parameters() > 0
+
+
+@pytest.fixture(scope="module", params=["ministral3", "mistral4"])
+def wrapped_fp8(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model of text and images whose text layers are in FP8; routed experts, embeddings and tower are not."""
+    kind = Architecture(TEXT_MODELS[request.param], is_wrapped=True)
+    folder = tmp_path_factory.mktemp("wrapped")
+    try:
+        full = write_tiny_base(folder / "full", shipped_tokenizer("spm-v3"), architecture=kind, tied=True)
+    except PinError as error:
+        pytest.skip(str(error))
+    return fp8_copy(full, folder / "fp8")
+
+
+def test_the_text_of_a_wrapped_model_is_dequantised(wrapped_fp8: Path) -> None:
+    theirs = AutoModelForImageTextToText.from_pretrained(wrapped_fp8, dtype=torch.bfloat16).state_dict()
+    ours = load_base(wrapped_fp8, "bf16", "cpu").state_dict()
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], tensor) for name, tensor in theirs.items())
+    layout = base_weights(wrapped_fp8)
+    assert isinstance(layout, DequantizedWeights)
+    assert len(layout.layout.scales) >= 2 * 5
+
+
+@pytest.mark.slow
+def test_a_wrapped_model_is_trained_verified_and_merged(wrapped_fp8: Path, tmp_path: Path) -> None:
+    write_rows(tmp_path / "rows.jsonl")
+    sections = {
+        "lora": {"target_modules": ["attention"]},
+        "training": {"steps": 8},
+        "evaluation": {"generations": 1, "max_new_tokens": 8},
+    }
+    run = train(parse_recipe(recipe_data(wrapped_fp8, **sections), folder=tmp_path))
+    assert run.manifest["training"]["dequantized"]["scaling"] == "one scale a matrix"
+    assert [fact for fact in verify(run.output, base=wrapped_fp8) if fact.state == "mismatch"] == []
+    assert [one for one in adapter_findings(run.output, wrapped_fp8) if one.severity == "error"] == []
+    merge(run.output, tmp_path / "merged", wrapped_fp8)
+    merged = AutoModelForImageTextToText.from_pretrained(tmp_path / "merged", dtype=torch.bfloat16).state_dict()
+    before = load_base(wrapped_fp8, "bf16", "cpu").state_dict()
+    different = {name for name, tensor in before.items() if not torch.equal(merged[name], tensor)}
+    assert different == {f"{layer}.weight" for layer in run.adapter.layers}
+    judged = merged_cases(AdapterFolder(tmp_path / "merged", wrapped_fp8), [run.output])
+    assert [one for judge in judged.values() for one in judge().findings if one.severity == "error"] == []

@@ -150,7 +150,7 @@ def _fused_varlen() -> Callable[..., torch.Tensor] | None:
     return attend_varlen
 
 
-_LOGITS = 2**24
+LOGITS = 2**24
 """Most logits that are held at a time: 64 MiB in float32."""
 
 
@@ -194,7 +194,7 @@ def token_losses(
         targets: The id to predict at each position, `(positions,)` int64.
         compute_logits: The head's own forward pass, used if the head is more than a frozen matrix.
     """
-    chunk = max(1, _LOGITS // head.out_features) if isinstance(head, torch.nn.Linear) else 256
+    chunk = max(1, LOGITS // head.out_features) if isinstance(head, torch.nn.Linear) else 256
     if isinstance(head, torch.nn.Linear) and head.bias is None and not head.weight.requires_grad:
         frozen: torch.Tensor = _FrozenHeadLoss.apply(hidden, head.weight, targets, chunk)
         return frozen

@@ -1,0 +1,285 @@
+"""The memory that a recipe needs, from the configuration of its base alone, and the settings that would need less."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import sdpa_mask
+
+from pytest_mistral_lora.chat.encoded import EncodedRow
+from pytest_mistral_lora.checkpoint.base_model import empty_model
+from pytest_mistral_lora.checkpoint.devices import Precision, torch_dtype
+from pytest_mistral_lora.errors import InputError, one_line
+from pytest_mistral_lora.training.adapter import adapted_layers, peft_quiet, peft_targets
+from pytest_mistral_lora.training.devices import device_of, on_gpu, precision_of
+from pytest_mistral_lora.training.launch import engine
+from pytest_mistral_lora.training.recipe import Recipe
+from pytest_mistral_lora.training.step.kernels_cpu import use_frozen_layers
+from pytest_mistral_lora.training.step.memory_need import (
+    MemoryNeed,
+    MemorySaving,
+    in_words,
+    measure_need,
+    memory_limit,
+    memory_savings,
+)
+
+_SPARE = 0.06
+"""Share of a GPU that PyTorch does not give to tensors: the CUDA context, kernels, and gaps between tensors."""
+
+_ATTENTION = {True: "counted-on-gpu", False: "counted-on-cpu"}
+_EIGHT_BITS = 10 / 16
+"""Bytes of a trained value with moments in 8 bits, beside those with moments in float32."""
+
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
+
+
+def parse_size(text: str, *, place: str) -> int:
+    """Return a size in bytes: `80GB`, `24GiB`, `500 MB`.
+
+    Raises:
+        InputError: If it is none, or zero, with the place.
+    """
+    match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,6})?)\s*([kmgt]?i?)b?", text.strip().lower())
+    size = int(float(match[1]) * _UNITS[match[2]]) if match and match[2] in _UNITS else 0
+    if size <= 0:
+        raise InputError(repr(text[:40]), place=place, expected="a size, such as 80GB or 24GiB")
+    return size
+
+
+class _KeptByAttention(torch.autograd.Function):
+    """Attention without a result: it keeps for the backward pass as many bytes as the kernel of a device does."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Any, key: Any, value: Any, on_gpu: bool) -> Any:
+        heads, tokens = query.shape[1:3]
+        output = query.new_empty(1, tokens, heads, value.shape[3])
+        if on_gpu:  # FlashAttention: its inputs and output, and a float32 for each query and head
+            ctx.save_for_backward(query, key, value, output, query.new_empty(heads, tokens, dtype=torch.float32))
+        else:  # copies, float32 at least
+            wide = torch.promote_types(query.dtype, torch.float32)
+            ctx.save_for_backward(*(one.to(wide, copy=True) for one in (query, key, value)))
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: torch.Tensor) -> Any:
+        raise NotImplementedError
+
+
+def _attention(on_gpu: bool) -> Any:
+    def attend(module: Any, query: Any, key: Any, value: Any, mask: Any, **settings: Any) -> Any:
+        kept: Any = _KeptByAttention
+        return kept.apply(query, key, value, on_gpu), None
+
+    return attend
+
+
+def _run_each_expert_alike(model: Any) -> None:
+    """Let experts compute each token in as many of them as the router takes, whichever: on `meta`, none is chosen."""
+    for module in model.modules():
+        weights = {name: one.ndim for name, one in module.named_parameters(recurse=False)}
+        if weights.get("gate_up_proj") != 3 or weights.get("down_proj") != 3:
+            continue
+
+        def forward(hidden: Any, chosen: Any, weight: Any, own: Any = module) -> Any:
+            taken = hidden.repeat_interleave(chosen.shape[-1], 0)
+            gate, up = torch.nn.functional.linear(taken, own.gate_up_proj[0]).chunk(2, dim=-1)
+            down = torch.nn.functional.linear(own.act_fn(gate) * up, own.down_proj[0]) * weight.reshape(-1, 1)
+            return down.view(len(hidden), chosen.shape[-1], -1).sum(1).to(hidden.dtype)
+
+        module.forward = forward
+
+
+def estimate_need(
+    folder: Path, recipe: Recipe, layers: Sequence[str], precision: Precision, *, on_gpu: bool
+) -> MemoryNeed:
+    """Return the memory that a recipe's model needs; no weight is loaded, and nothing is computed.
+
+    Args:
+        folder: The base checkpoint; only its configuration is read.
+        recipe: The recipe.
+        layers: The result of `adapted_layers`.
+        precision: The dtype of the base's weights.
+        on_gpu: Whether the kernels are those of a GPU.
+
+    Raises:
+        InputError: If the model computes something that depends on numbers, which are not there.
+    """
+    for gpu, name in _ATTENTION.items():
+        AttentionInterface.register(name, _attention(gpu))
+        AttentionMaskInterface.register(name, sdpa_mask)
+    lora = recipe.lora
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=lora.r,
+        lora_dropout=lora.dropout,
+        use_dora=lora.dora,
+        target_modules=peft_targets(layers),
+        modules_to_save=list(lora.modules_to_save) or None,
+    )
+    model = empty_model(folder)
+    try:
+        with torch.device("meta"), peft_quiet():
+            model = get_peft_model(model, config)
+        # the adapter, too: autocast makes its products in the dtype of the base
+        model = model.to(torch_dtype(precision))
+        model.set_attn_implementation(_ATTENTION[on_gpu])
+        _run_each_expert_alike(model)
+        if not on_gpu:
+            use_frozen_layers(model)
+        return measure_need(model)
+    except (RuntimeError, NotImplementedError, TypeError) as error:
+        found = f"no estimate of memory for this base: {one_line(error)}"
+        raise InputError(found, place=str(folder / "config.json")) from error
+
+
+@dataclass(frozen=True)
+class RunMemory:
+    """The memory that a recipe needs on one device, by an estimate.
+
+    Attributes:
+        folder: The base checkpoint.
+        recipe: The recipe.
+        layers: The adapted layers.
+        precision: The dtype of the base's weights.
+        on_gpu: Whether the model is on a GPU.
+        longest: Most input tokens of a row.
+    """
+
+    folder: Path
+    recipe: Recipe
+    layers: Sequence[str]
+    precision: Precision
+    on_gpu: bool
+    longest: int
+
+    @cached_property
+    def need(self) -> MemoryNeed:
+        """The need of the parts.
+
+        Raises:
+            InputError: As for `estimate_need`.
+        """
+        return self._need(self.precision)
+
+    def _need(self, precision: Precision) -> MemoryNeed:
+        return estimate_need(self.folder, self.recipe, self.layers, precision, on_gpu=self.on_gpu)
+
+    @property
+    def tokens(self) -> int:
+        """Most input tokens of a pass."""
+        return max(self.longest, self.recipe.training.micro_batch_tokens)
+
+    @property
+    def _settings(self) -> dict[str, bool]:
+        return {
+            "checkpointed": self.recipe.training.activation_checkpointing,
+            "nf4": self.recipe.base.quantization is not None,
+        }
+
+    def parts(self) -> dict[str, int]:
+        """Return the bytes of each part, by its name."""
+        need, settings = self.need, self._settings
+        base = need.total(0, **settings) - need.adapter
+        moments = _EIGHT_BITS if self.recipe.training.optimizer != "adamw" else 1
+        return {
+            f"base in {self.recipe.base.quantization or self.precision}": base,
+            "adapter, its gradients and the optimizer": int(need.adapter * moments),
+            f"{self.tokens} tokens at once": need.total(self.tokens, **settings) - base - need.adapter,
+        }
+
+    @property
+    def total(self) -> int:
+        """The bytes of all parts."""
+        return sum(self.parts().values())
+
+    def usable(self, memory: int) -> int:
+        """Return the part of a device's memory that tensors can have."""
+        return int(memory * (1 - _SPARE)) if self.on_gpu else memory
+
+    def savings(self, memory: int) -> Iterator[MemorySaving]:
+        """Yield the ways to need less than now, the least harmful first."""
+        usable, checkpointed = self.usable(memory), self._settings["checkpointed"]
+        need, training = self.need, self.recipe.training
+        if self.precision == "fp32" and training.precision != "auto":
+            # first, since every other way is computed in this precision
+            bytes_ = self._need("bf16").total(self.tokens, checkpointed=checkpointed)
+            yield MemorySaving("training.precision: bf16", "the base is rounded to bf16", bytes_)
+        tokens, longest = self.tokens, self.longest
+        for saving in memory_savings(need, usable, tokens=tokens, longest=longest, checkpointed=checkpointed):
+            if not (saving.setting.startswith("base.quantization") and self._settings["nf4"]):
+                yield saving
+
+    def text(self, memory: int | None = None) -> str:
+        """Return the estimate in lines; with the memory of a device, whether it fits, and the ways to need less."""
+        parts = ", ".join(f"{name} {in_words(size)}" for name, size in self.parts().items())
+        first = f"memory: about {in_words(self.total)} ({parts})"
+        if memory is None:
+            return first
+        usable, spare = self.usable(memory), " after what CUDA takes" if self.on_gpu else ""
+        if self.total <= usable:
+            return f"{first}: fits into {in_words(usable)}{spare}"
+        lines = [f"{first}: does not fit into {in_words(usable)}{spare}. These settings need less:"]
+        for saving in self.savings(memory):
+            fits = "fits" if saving.bytes <= usable else "does not fit"
+            lines.append(f"  {saving.setting}: about {in_words(saving.bytes)}, {fits}; {saving.cost}")
+        return "\n".join(lines)
+
+    def to_json(self, memory: int) -> dict[str, Any]:
+        """Return the estimate for a device as plain JSON data."""
+        usable = self.usable(memory)
+        return {
+            "parts": self.parts(),
+            "bytes": self.total,
+            "usable_bytes": usable,
+            "fits": self.total <= usable,
+            "savings": [
+                {"setting": one.setting, "bytes": one.bytes, "fits": one.bytes <= usable, "cost": one.cost}
+                for one in (self.savings(memory) if self.total > usable else ())
+            ],
+        }
+
+
+def recipe_memory(recipe: Recipe, base: Path) -> RunMemory:
+    """Return the memory that a recipe needs on the device that it names, a GPU if that is `auto`.
+
+    Args:
+        recipe: The recipe. The longest row is taken for as long as `max_length` allows.
+        base: The base checkpoint; only its configuration is read.
+
+    Raises:
+        InputError: As for `adapted_layers`.
+    """
+    training = recipe.training
+    on_gpu = training.device != "cpu"
+    chosen = training.precision if training.precision != "auto" else "bf16" if on_gpu else "fp32"
+    layers = adapted_layers(base, recipe.lora.target_modules)
+    return RunMemory(base, recipe, layers, chosen, on_gpu, training.max_length)
+
+
+def memory_line(recipe: Recipe, base: Path, layers: Sequence[str], rows: Sequence[EncodedRow]) -> str:
+    """Return the estimate of a run on this machine as a line; empty if devices share a model, or there is no estimate.
+
+    Args:
+        recipe: The recipe.
+        base: The base checkpoint.
+        layers: The result of `adapted_layers`.
+        rows: The rows that are trained on.
+    """
+    if engine() in ("fsdp", "deepspeed"):
+        return ""
+    training = recipe.training
+    longest = max((len(row.input_ids) for row in rows), default=1) - 1
+    memory = RunMemory(base, recipe, layers, precision_of(training), on_gpu(training), longest)
+    try:
+        return f"{memory.text()}, of {in_words(memory_limit(torch.device(device_of(training))))}\n"
+    except InputError:
+        return ""
