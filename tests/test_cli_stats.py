@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -202,3 +203,14 @@ def test_a_histogram_has_every_row_once_and_cuts_are_exact(lengths: dict[int, in
         above = [length - cut["max_length"] for length, rows in lengths.items() for _ in range(rows)]
         assert (cut["rows"], cut["tokens"]) == (sum(one > 0 for one in above), sum(one for one in above if one > 0))
     assert cuts(lengths, max_length)[-1]["rows"] == 0
+
+
+def test_the_python_of_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "stats.md").read_text(encoding="utf-8")
+    [code] = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    for number in range(2):
+        write(tmp_path / f"part-{number}.jsonl", ROWS[number::2])
+    names: dict[str, Any] = {}
+    exec(code, names)
+    assert dict(names["results"]["statistics"].facts)["rows"] == len(ROWS)

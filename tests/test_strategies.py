@@ -72,9 +72,17 @@ def test_versions_that_think_accept_thinking(name: str, row: dict[str, Any]) -> 
     derived_oracle(name).encode(row)
 
 
-@given(row=rows(tools=None, parallel=True, thinking=True, efforts=("none", "low", "high")))
-def test_v15_accepts_reasoning_efforts(row: dict[str, Any]) -> None:
-    derived_oracle("derived-v15").encode(row)
+NEWEST = {"thinking": True, "efforts": ("none", "low", "high"), "formats": True, "any_ids": True, "result_chunks": True}
+
+
+@given(row=rows(tools=None, parallel=True, **NEWEST))
+def test_v15_accepts_reasoning_efforts_and_formats(row: dict[str, Any]) -> None:
+    derived_oracle("derived-v15-schema").encode(row)
+
+
+@given(row=tool_rows(any_ids=True, result_chunks=True))
+def test_v13_accepts_any_id_and_results_in_chunks(row: dict[str, Any]) -> None:
+    derived_oracle("derived-v13").encode(row)
 
 
 @given(row=rows(tools=None, weights=True, alternating=False))
@@ -214,6 +222,17 @@ RARE: list[tuple[str, st.SearchStrategy[Any], Any]] = [
         lambda row: any(thought.get("closed") is False for thought in thoughts(row)),
     ),
     ("thinking before a call", tool_rows(thinking=True), lambda row: thoughts(row) and "text" not in kinds(row)),
+    (
+        "a schema",
+        rows(formats=True),
+        lambda row: row.get("response_format", {}).get("json_schema", {}).get("schema", {}).get("properties"),
+    ),
+    (
+        "a result in chunks",
+        tool_rows(result_chunks=True),
+        lambda row: any(isinstance(one, list) for one in results(row)),
+    ),
+    ("an id of any form", tool_rows(any_ids=True), lambda row: any(len(one) > 20 for one in in_order(row))),
     ("a reasoning effort", rows(efforts=("low", "high")), lambda row: row.get("reasoning_effort") == "high"),
     ("arguments as a nested object", tool_rows(), lambda row: any(nested(a) for a in arguments(row))),
     ("a result that is JSON", tool_rows(), lambda row: any(s.startswith("{") for s in results(row))),

@@ -119,6 +119,8 @@ _SCALARS = st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats(
 
 # mistral-common refuses any other length from v3 on
 CALL_IDS: TextStrategy = st.text("0123456789" + string.ascii_letters, min_size=9, max_size=9)
+# from v13 on an id is written nowhere, so that any text is one; "null" is mistral-common's own value for none
+FREE_IDS: TextStrategy = st.text(_WORDS + ".:/", min_size=1, max_size=40).filter(lambda text: text != "null")
 NAMES: TextStrategy = st.text(_WORDS, min_size=1, max_size=12)
 """Names of tools and of their parameters."""
 
@@ -163,6 +165,16 @@ def any_tool(text: TextStrategy) -> SearchStrategy[dict[str, Any]]:
         extras,
     )
     return functions.map(lambda function: {"type": "function", "function": function})
+
+
+def any_format(text: TextStrategy) -> SearchStrategy[dict[str, Any]]:
+    """Generate response formats: text, JSON, or JSON of a schema whose keys are in any order."""
+    kinds = st.sampled_from(("string", "integer", "number", "boolean"))
+    properties = st.dictionaries(NAMES, st.fixed_dictionaries({"type": kinds, "description": text}), max_size=3)
+    schemas = properties.map(lambda found: {"type": "object", "properties": found, "required": sorted(found)})
+    named = st.builds(lambda name, schema: {"name": name, "schema": schema}, NAMES, schemas)
+    plain = st.sampled_from(({"type": "text"}, {"type": "json_object"}))
+    return plain | named.map(lambda one: {"type": "json_schema", "json_schema": one})
 
 
 def name_of(tool: dict[str, Any]) -> str:
@@ -219,6 +231,6 @@ def text_chunk(text: str) -> dict[str, Any]:
     return {"type": "text", "text": text}
 
 
-def tool_message(content: str, call_id: str, name: str | None) -> dict[str, Any]:
+def tool_message(content: Any, call_id: str, name: str | None) -> dict[str, Any]:
     """Return a tool's result as a message; a name of None is left out."""
     return {"role": "tool", "content": content, "tool_call_id": call_id} | ({"name": name} if name else {})

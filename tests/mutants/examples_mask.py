@@ -4,7 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
-from bench_mask import marker_apart, pasted, renamed, said, supervised, told, with_ids
+from bench_mask import (
+    first_chunks,
+    marker_apart,
+    of_newest,
+    pasted,
+    renamed,
+    said,
+    supervised,
+    thinking_as_text,
+    told,
+    with_ids,
+    with_ids_in_names,
+    without,
+)
 from gallery import Artifact, Example
 
 
@@ -265,3 +278,43 @@ class ML121(Example):
 
     def sound(self, artifact: Artifact) -> None:
         artifact["tokenizer"] = artifact["newer_tokenizer"]
+
+
+class ML122(Example):
+    also = "ML112 ML119"
+
+    def broken(self, artifact: Artifact) -> None:
+        of_newest(artifact, with_ids_in_names)
+
+    def sound(self, artifact: Artifact) -> None:
+        of_newest(artifact, lambda row: row)
+
+
+class ML123(Example):
+    also = "ML112 ML119"
+
+    def broken(self, artifact: Artifact) -> None:
+        of_newest(artifact, first_chunks)
+
+    def sound(self, artifact: Artifact) -> None:
+        of_newest(artifact, lambda row: row)
+
+
+class ML124(Example):
+    also = "ML112 ML119"
+
+    def broken(self, artifact: Artifact) -> None:
+        of_newest(artifact, lambda row: without(row, "reasoning_effort"))
+
+    def sound(self, artifact: Artifact) -> None:
+        of_newest(artifact, lambda row: row)
+
+
+class ML125(Example):
+    also = "ML116 ML119"
+
+    def broken(self, artifact: Artifact) -> None:
+        of_newest(artifact, thinking_as_text)
+
+    def sound(self, artifact: Artifact) -> None:
+        of_newest(artifact, lambda row: row)

@@ -91,8 +91,8 @@ def checks(target: Target, settings: Settings) -> Iterator[Check]:
 
 def _law(target: Target, law: RowLaw, settings: Settings) -> Result:
     oracle = target.oracle
-    if int(oracle.version[1:]) < int(law.since[1:]):
-        return Result(not_checked=f"tokenizer {oracle.version}: this law holds for {law.since} and later")
+    if reason := law.unfit(oracle):
+        return Result(not_checked=reason)
 
     def finding(row: Row) -> Finding | None:
         encoded = oracle.encode(row)
@@ -133,12 +133,18 @@ class RowSource:
         tools: Whether the tokenizer has tools.
         parallel: Whether it has several calls in a turn.
         thinking: Whether it has thinking chunks.
+        efforts: Its values of `reasoning_effort`.
+        schemas: Whether it shows the schema of a `response_format`.
+        any_ids: Whether ids of calls may have any form.
     """
 
     kind: str
     tools: bool = True
     parallel: bool = True
     thinking: bool = False
+    efforts: tuple[str, ...] = ()
+    schemas: bool = False
+    any_ids: bool = False
 
     @classmethod
     def of(cls, kind: str, oracle: Oracle) -> RowSource:
@@ -146,12 +152,14 @@ class RowSource:
         # equal sources are made once: what a tokenizer cannot change in its rows is left out of the source
         if kind == "messy":
             return cls(kind)
-        thinking = "[THINK]" in oracle.control_tokens.values()
+        has = oracle.features
+        newer = (has.thinking, has.efforts, has.schemas)
         if kind == "tools" and oracle.version == "v1":
             kind = "any"
         if kind in ("any", "weights"):
-            return cls(kind, thinking=thinking)
-        return cls(kind, oracle.version != "v1", oracle.version not in ("v1", "v2"), thinking)
+            return cls(kind, True, True, *newer)
+        version = int(oracle.version[1:])
+        return cls(kind, version >= 2, version >= 3, *newer, any_ids=version >= 13)
 
     def strategy(self) -> Any:
         """Return the rows as a Hypothesis strategy."""
@@ -160,13 +168,15 @@ class RowSource:
 
         if self.kind == "messy":
             return messy_rows()
+        newer: dict[str, Any] = {"thinking": self.thinking, "efforts": self.efforts, "formats": self.schemas}
         if self.kind == "parallel" and self.tools:
-            return tool_rows(parallel=True, thinking=self.thinking)
+            return tool_rows(parallel=True, result_chunks=True, any_ids=self.any_ids, **newer)
         weights, alternating = self.kind == "weights", self.kind != "template"
-        plain = rows(weights=weights, alternating=alternating, thinking=self.thinking)
+        plain = rows(weights=weights, alternating=alternating, **newer)
         if not self.tools or self.kind in ("any", "weights"):
             return plain
-        return plain | tool_rows(parallel=self.parallel, thinking=self.thinking)
+        # no chunks in results here: templates write them in Python's notation, which is a named deviation
+        return plain | tool_rows(parallel=self.parallel, any_ids=self.any_ids, **newer)
 
 
 class _BrokenLawError(Exception):

@@ -11,6 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_mistral_lora.chat.encoded import EncodedRow
 from pytest_mistral_lora.chat.rows import Row, has_thinking, merged_chunks
+from pytest_mistral_lora.conformance.mask.newer_laws import (
+    ids_violation,
+    results_violation,
+    settings_violation,
+    thinking_violation,
+)
 from pytest_mistral_lora.conformance.mask.row_laws import (
     RowLaw,
     assistant_text_violation,
@@ -39,7 +45,7 @@ _ANSWER = {"role": "assistant", "content": "Then."}
 def weight_violation(row: Row, encoded: EncodedRow, oracle: Oracle) -> str:
     """Weights change no id."""
     bare = tuple({key: value for key, value in message.items() if key != "weight"} for message in row.messages)
-    return "" if oracle.encode(Row(bare, row.tools)).input_ids == encoded.input_ids else "weights change the ids"
+    return "" if oracle.encode(replace(row, messages=bare)).input_ids == encoded.input_ids else "weights change the ids"
 
 
 def stability_violation(row: Row, encoded: EncodedRow, oracle: Oracle) -> str:
@@ -225,5 +231,9 @@ LAWS = (
     RowLaw("ML117", "another-turn-keeps-the-labels", longer_violation, "tools"),
     RowLaw("ML118", "system-prompt-is-there", system_violation, "tools"),
     RowLaw("ML119", "ids-are-mistral-commons", reference_violation, "tools"),
+    RowLaw("ML122", "call-ids-change-no-id", ids_violation, "parallel", since="v13"),
+    RowLaw("ML123", "tool-results-are-there", results_violation, "parallel", since="v7"),
+    RowLaw("ML124", "settings-are-the-rows", settings_violation, "tools", since="v15", needs=("efforts", "schemas")),
+    RowLaw("ML125", "thoughts-have-their-markers", thinking_violation, "tools", since="v13", needs=("thinking",)),
 )
 """Every law, in the order of its rule."""

@@ -29,6 +29,7 @@ class RowLaw:
         violation: Returns how a row and its encoding break the law; empty if they keep it.
         rows: The rows that it holds for: `any`, or those with tools, with parallel tool calls, or with weights.
         since: First tokenizer version that it holds for.
+        needs: Fields of `RowFeatures` of which the tokenizer must have one; empty if it holds for every tokenizer.
     """
 
     rule: str
@@ -36,6 +37,15 @@ class RowLaw:
     violation: Callable[[Row, EncodedRow, Oracle], str]
     rows: Rows = "any"
     since: str = "v1"
+    needs: tuple[str, ...] = ()
+
+    def unfit(self, oracle: Oracle) -> str:
+        """Return why it does not hold for a tokenizer; empty if it holds."""
+        if int(oracle.version[1:]) < int(self.since[1:]):
+            return f"tokenizer {oracle.version}: this law holds for {self.since} and later"
+        if self.needs and not any(getattr(oracle.features, name) for name in self.needs):
+            return f"tokenizer {oracle.version}: this law is about {' and '.join(self.needs)}, which it does not have"
+        return ""
 
 
 def encoded_groups(row: Row, oracle: Oracle) -> list[list[int]]:
@@ -153,7 +163,7 @@ def assistant_text_violation(row: Row, encoded: EncodedRow, oracle: Oracle) -> s
     for group, (turn, spans) in zip(groups, turns.items(), strict=True):
         text = assistant_text((row.messages[n].get("content") for n in group), version=oracle.version)
         decoded = "".join(oracle.decode(encoded.input_ids[s.start : s.end]) for s in spans if s.kind == "text")
-        if decoded != _as_decoded(text, oracle):
+        if decoded != as_decoded(text, oracle):
             return f"turn {turn} decodes to {decoded!r}; the assistant's text is {text!r}"
     return ""
 
@@ -188,7 +198,7 @@ def system_violation(row: Row, encoded: EncodedRow, oracle: Oracle) -> str:
     for message in row.messages:
         if message["role"] == "system":
             for chunk in merged_chunks([message["content"]], version=oracle.version):
-                prompt = _as_decoded(chunk[chunk["type"]], oracle)
+                prompt = as_decoded(chunk[chunk["type"]], oracle)
                 if not any(prompt in text for text in there):
                     return f"the system prompt {prompt!r} is in no text of the row"
     return ""
@@ -208,7 +218,8 @@ def _without_literals(row: Row, oracle: Oracle) -> Row:
     return parse_row(broken(row.to_json()))
 
 
-def _as_decoded(text: str, oracle: Oracle) -> str:
+def as_decoded(text: str, oracle: Oracle) -> str:
+    """Return a text as it is decoded from its own ids."""
     # SentencePiece writes a space as U+2581, and decodes that character of a text to a space, too
     return text.replace("\u2581", " ") if oracle.kind == "spm" else text
 
@@ -219,8 +230,8 @@ def _arguments(call: Mapping[str, Any], oracle: Oracle) -> Any:
     try:
         value = json.loads(text)
     except ValueError:
-        return _as_decoded(text, oracle)
-    return json.loads(_as_decoded(json.dumps(value, ensure_ascii=False), oracle))
+        return as_decoded(text, oracle)
+    return json.loads(as_decoded(json.dumps(value, ensure_ascii=False), oracle))
 
 
 _OPENS = ("[INST]", "[AVAILABLE_TOOLS]", "[TOOL_RESULTS]", "[SYSTEM_PROMPT]", "[MODEL_SETTINGS]")

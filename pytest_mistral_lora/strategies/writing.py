@@ -1,0 +1,173 @@
+"""One row in the making: its plan, and the order in which its messages are drawn."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from hypothesis import strategies as st
+from hypothesis.strategies import SearchStrategy
+
+from pytest_mistral_lora.chat.rows import text_of
+from pytest_mistral_lora.strategies.texts import (
+    CALL_IDS,
+    FREE_IDS,
+    TextStrategy,
+    any_arguments,
+    any_format,
+    any_result,
+    any_tool,
+    name_of,
+    text_chunk,
+    tool_message,
+)
+
+Message = dict[str, Any]
+
+
+@dataclass
+class RowPlan:
+    """The arguments of `rows`, and the strategies that are built from them."""
+
+    tools: bool
+    system: bool | None
+    weights: bool
+    max_turns: int
+    text: TextStrategy
+    alternating: bool
+    parallel: bool
+    thinking: bool
+    efforts: tuple[str, ...]
+    formats: bool
+    result_chunks: bool
+    any_ids: bool
+    weight: SearchStrategy[int | None] = field(init=False)
+    call_ids: SearchStrategy[list[str]] = field(init=False)
+    arguments: SearchStrategy[Any] = field(init=False)
+    results: SearchStrategy[Any] = field(init=False)
+    thoughts: SearchStrategy[list[Message]] = field(init=False)
+    settings: SearchStrategy[dict[str, Any]] = field(init=False)
+    tool_lists: SearchStrategy[list[dict[str, Any]]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        # each strategy is built once: building them anew for every draw takes most of the time
+        self.weight = st.sampled_from((None, 1, 0)) if self.weights else st.none()
+        ids = CALL_IDS | FREE_IDS if self.any_ids else CALL_IDS
+        self.call_ids = st.lists(ids, min_size=1, max_size=3 if self.parallel else 1, unique=True)
+        self.arguments = any_arguments(self.text)
+        self.results = any_result(self.text)
+        if self.result_chunks:
+            self.results = self.results | st.lists(st.builds(text_chunk, self.results), min_size=1, max_size=3)
+        closed = st.sampled_from(({}, {"closed": True}, {"closed": False}))
+        thought = st.builds(lambda text, closed: {"type": "thinking", "thinking": text, **closed}, self.text, closed)
+        self.thoughts = st.lists(thought, min_size=1, max_size=2)
+        settings: dict[str, SearchStrategy[Any]] = {}
+        if self.efforts:
+            settings["reasoning_effort"] = st.sampled_from(self.efforts)
+        if self.formats:
+            settings["response_format"] = any_format(self.text)
+        self.settings = st.fixed_dictionaries({}, optional=settings) if settings else st.just({})
+        self.tool_lists = st.lists(any_tool(self.text), min_size=1, max_size=3, unique_by=name_of)
+
+
+@dataclass
+class _Writer:
+    """One row in the making."""
+
+    draw: st.DrawFn
+    plan: RowPlan
+    tool_names: list[str]
+    messages: list[Message] = field(default_factory=list)
+    said: list[str] = field(default_factory=list)
+
+    def users(self, *, required: bool) -> None:
+        """Write one turn of the user: one message, or any order of user and system messages."""
+        if self.plan.alternating:
+            self.messages.append(message_of("user", self.content()))
+            return
+        first = not self.messages
+        roles = self.draw(st.lists(st.sampled_from(("user", "system")), min_size=1, max_size=3))
+        if first and not required and self.draw(st.booleans()):
+            return
+        for index, role in enumerate(roles):
+            # mistral-common refuses a system message after one of the assistant or of a tool
+            system = role == "system" and self.plan.system is not False and (index > 0 or first)
+            self.messages.append(message_of("system" if system else "user", self.content()))
+
+    def tool_round(self, *, last: bool) -> bool:
+        """Write an assistant's tool calls and their results; return whether the row ends with the calls."""
+        ids = self.draw(self.plan.call_ids)
+        made: list[dict[str, Any]] = []
+        for call_id in ids:
+            name = self.draw(st.sampled_from(self.tool_names))
+            function = {"name": name, "arguments": self.draw(self.plan.arguments)}
+            made.append({"id": call_id, "type": "function", "function": function})
+        message: Message = {"role": "assistant", "tool_calls": made}
+        # three ways to write a call without a text
+        if (content := self.draw(st.sampled_from(("absent", "", None)))) != "absent":
+            message["content"] = content
+        if self.plan.thinking and self.draw(st.booleans()):
+            message["content"] = self.draw(self.plan.thoughts)
+        self.messages.append(self.weighed(message))
+        if last and self.draw(st.booleans()):
+            return True
+        names = {call["id"]: call["function"]["name"] for call in made}
+        for call_id in self.draw(st.permutations(ids)):
+            shown = names[call_id] if self.draw(st.booleans()) else None
+            self.messages.append(tool_message(self.draw(self.plan.results), call_id, shown))
+        return False
+
+    def answer(self) -> None:
+        for _ in range(1 if self.plan.alternating else self.draw(st.integers(1, 2))):
+            content = self.content(speaks=True)
+            if self.plan.thinking and self.draw(st.booleans()):
+                content = self.draw(self.plan.thoughts) + (
+                    [text_chunk(content)] if isinstance(content, str) else content
+                )
+            self.messages.append(self.weighed(message_of("assistant", content)))
+
+    def weighed(self, message: Message) -> Message:
+        weight = self.draw(self.plan.weight)
+        return message if weight is None else message | {"weight": weight}
+
+    def content(self, *, speaks: bool = False) -> Any:
+        """Draw a content; one that `speaks` is more than spaces."""
+        text = st.one_of(self.plan.text, st.sampled_from(self.said)) if self.said else self.plan.text
+        contents: SearchStrategy[Any] = text
+        if not self.plan.alternating:
+            contents = st.one_of(text, st.lists(st.builds(text_chunk, text), min_size=1, max_size=3))
+        content = self.draw(contents.filter(is_spoken) if speaks else contents)
+        # a text that comes again is found at the wrong place by code that searches for it
+        self.said.append(text_of(content))
+        return content
+
+
+@st.composite
+def written_rows(draw: st.DrawFn, plan: RowPlan) -> dict[str, Any]:
+    """Generate rows of a plan."""
+    tools = draw(plan.tool_lists) if plan.tools else []
+    writer = _Writer(draw, plan, [name_of(tool) for tool in tools])
+    if plan.system or (plan.system is None and draw(st.booleans())):
+        writer.messages.append(message_of("system", writer.content()))
+    turns = draw(st.integers(1, plan.max_turns))
+    # one turn calls for certain; in the others no round may be drawn
+    calling = draw(st.integers(0, turns - 1))
+    for turn in range(turns):
+        # mistral-common leaves the first message out when it pairs tool calls and results, so a call never comes first
+        writer.users(required=plan.tools or turn == turns - 1)
+        last = turn == turns - 1
+        rounds = draw(st.integers(int(turn == calling), 2)) if plan.tools else 0
+        ended = [writer.tool_round(last=last and n == rounds - 1) for n in range(rounds)]
+        if not any(ended):
+            writer.answer()
+    return {"messages": writer.messages} | ({"tools": tools} if tools else {}) | draw(plan.settings)
+
+
+def is_spoken(content: Any) -> bool:
+    """Return whether a content is more than spaces."""
+    return bool(text_of(content).strip(" "))
+
+
+def message_of(role: str, content: Any) -> Message:
+    """Return a message."""
+    return {"role": role, "content": content}
