@@ -287,12 +287,24 @@ def test_a_machine_that_cannot_train_a_recipe_is_noted(recipe: Path, capsys: Any
     assert (code, [(one["case"], one["findings"][0]["rule"]) for one in noted]) == (0, [("recipe", "ML642")])
 
 
-def test_layer_types_that_change_nothing_are_accepted(recipe: Path, capsys: Any) -> None:
+@pytest.mark.parametrize(
+    ("keys", "name"),
+    [
+        ({"layer_types": ["full_attention"] * 2}, "MistralForCausalLM"),
+        ({"layer_types": ["full_attention", "sliding_attention"], "sliding_window": 16}, "MinistralForCausalLM"),
+    ],
+)
+def test_layers_are_listed_with_the_class_that_is_trained(
+    recipe: Path, capsys: Any, keys: dict[str, Any], name: str
+) -> None:
     file = recipe.parent / "base" / "config.json"
-    config = json.loads(file.read_text())
-    file.write_text(json.dumps({**config, "layer_types": ["full_attention"] * config["num_hidden_layers"]}))
-    assert check(capsys, str(recipe))[0] == 0
+    file.write_text(json.dumps({**json.loads(file.read_text()), **keys}))
+    layers = f"8 of {name}: model.layers.*.self_attn.q_proj, model.layers.*.self_attn.k_proj"
+    code, out = check(capsys, str(recipe))
+    assert code == 0
+    assert f"layers of recipe.yaml: {layers}" in out
     assert main(["train", str(recipe)]) == 0
+    assert f"layers with an adapter: {layers}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("harm", [lambda folder: (folder / "base").rename(folder / "elsewhere"), break_weights])

@@ -30,9 +30,13 @@ IN_ORDER = frozenset({"parameters", "arguments", "schema"})
 """Fields whose JSON is encoded with its keys in the order given; everywhere else the order changes no id."""
 
 _NOT_TEXT = {
-    **dict.fromkeys(("image", "image_url"), "image"),
+    **dict.fromkeys(("image", "image_url", "input_image"), "image"),
     **dict.fromkeys(("input_audio", "audio", "audio_url"), "audio"),
+    **dict.fromkeys(("video", "video_url"), "video"),
 }
+_MEDIA_KEYS = ("image", "images", "video", "videos", "audio", "audios")
+"""Keys of a row by which other formats name its media: without them, its text would be trained alone."""
+
 _CHUNK_KEYS = {"text": ("type", "text"), "thinking": ("type", "thinking", "closed")}
 _THINKERS = ("assistant", "system")
 
@@ -77,8 +81,8 @@ def refuse_near_misses(data: Mapping[str, Any], place: str) -> None:
             raise RowError(f"unknown key {key!r}", place=place, expected=f"{near[0]!r}, or a name unlike it")
 
 
-def refuse_prefixes(data: Mapping[str, Any], place: str) -> None:
-    """Refuse the settings of a request by which mistral-common would leave out a part of the row.
+def refuse_keys(data: Mapping[str, Any], place: str) -> None:
+    """Refuse media beside the messages, and settings by which mistral-common would leave out a part of the row.
 
     Raises:
         RowError: If one is set.
@@ -86,6 +90,10 @@ def refuse_prefixes(data: Mapping[str, Any], place: str) -> None:
     for key, effect in REFUSED_KEYS.items():
         if data.get(key):
             raise Place(place, key).error(f"{data[key]!r}, which {effect}", "false, or no such key")
+    for key in _MEDIA_KEYS:
+        if data.get(key):
+            found = f"a row with {key}: {data[key]!r}"[:200]
+            raise Place(place, key).error(found, "text only", media_step(place))
 
 
 def check_message(message: Any, place: Place) -> None:

@@ -21,8 +21,8 @@ from pytest_mistral_lora.chat.fields import (
     check_text,
     check_tools,
     kind_of,
+    refuse_keys,
     refuse_near_misses,
-    refuse_prefixes,
 )
 from pytest_mistral_lora.chat.formats import recognise
 from pytest_mistral_lora.chat.reading import read_line, scan_lines
@@ -237,7 +237,7 @@ def parse_row(data: Any, *, place: str = "") -> Row:
     if not isinstance(data, Mapping):
         raise RowError(f"a row is {kind_of(data)}", place=place, expected='an object with "messages"')
     refuse_near_misses(data, place)
-    refuse_prefixes(data, place)
+    refuse_keys(data, place)
     if messages is None:
         raise RowError('no "messages"', place=place, expected='a list under "messages"')
     if not isinstance(messages, Sequence) or isinstance(messages, str):

@@ -121,8 +121,8 @@ def outcome_table(records: Sequence[Mapping[str, Any]], width: int) -> list[str]
 
 
 def basis_lines(records: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return a line for each oracle, template, backend and set of goldens that applies, and for converted rows."""
-    names = ("oracle of", "template of", "backend of", "goldens of", "rows of", "weights of")
+    """Return a line for each oracle, template, backend and set of goldens, for converted rows and adapted layers."""
+    names = ("oracle of", "template of", "backend of", "goldens of", "rows of", "layers of", "weights of")
     facts = ((name, one["target"], one["facts"].get(name)) for one in records for name in names)
     return [f"{name} {target}: {text}" for name, target, text in dict.fromkeys(facts) if text]
 

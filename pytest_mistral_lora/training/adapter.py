@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from transformers import set_seed
 
 from pytest_mistral_lora.checkpoint.architectures import TARGET_GROUPS, Architecture
 from pytest_mistral_lora.checkpoint.base_model import architecture_in, is_tied, linear_layers, weighted_modules
-from pytest_mistral_lora.errors import RecipeError, TrainingError
+from pytest_mistral_lora.errors import RecipeError, TrainingError, and_more
 from pytest_mistral_lora.training.devices import full_tensor, gather_parameters
 from pytest_mistral_lora.training.recipe import Lora
 
@@ -103,6 +104,11 @@ def peft_targets(layers: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(_last_name(name) if plain else name for name in layers))
 
 
+def layer_kinds(layers: Sequence[str]) -> list[str]:
+    """Return adapted layers with one name for those of every decoder layer: `model.layers.*.self_attn.q_proj`."""
+    return list(dict.fromkeys(re.sub(r"\.layers\.\d+\.", ".layers.*.", name) for name in layers))
+
+
 def saved_modules(folder: Path, names: Sequence[str]) -> list[str]:
     """Return the dotted names of the base's modules that are trained and saved in full, without loading weights.
 
@@ -187,6 +193,39 @@ def _train_in_float32(model: Any, saved: Sequence[str]) -> None:
                 lambda module, args: tuple(one.float() if one.is_floating_point() else one for one in args)
             )
             module.register_forward_hook(lambda module, args, output: output.to(dtype))
+
+
+ATTENDED = 3
+"""Input tokens from which a row trains every layer: a token that attends to itself alone trains no query and no key."""
+
+
+def refuse_layers_without_gradient(model: Any) -> None:
+    """Refuse an adapter of which a layer got no gradient, or one of zeros; every process must call it.
+
+    Args:
+        model: The model after a backward pass.
+
+    Raises:
+        TrainingError: With the first layer, and the number of others.
+    """
+    idle = []
+    for name, parameter in model.named_parameters():
+        # B is zero at the start, so that A has a gradient of zeros until B has moved
+        if parameter.requires_grad and ".lora_A." not in name:
+            gradient = parameter.grad
+            # a part of a sharded gradient may be zero: the norm is of the whole
+            norm = None if gradient is None else torch.linalg.vector_norm(gradient.detach())
+            norm = norm.full_tensor() if norm is not None and hasattr(norm, "full_tensor") else norm
+            if norm is None or norm == 0:
+                idle.append(name.partition(".lora_")[0].removeprefix("base_model.model."))
+    if idle:
+        raise TrainingError(
+            f"{idle[0]} gets no gradient{and_more(1, len(idle))}: it would not be trained",
+            place="lora.target_modules",
+            expected="a gradient in each adapted layer",
+            next_step="Leave it out of target_modules; or set training.dry_run: false, if only the first step has none,"
+            " as has a new block whose last weights are zero.",
+        )
 
 
 def adapter_tensors(model: Any) -> dict[str, torch.Tensor]:

@@ -17,6 +17,7 @@ import torch
 from transformers import TrainerCallback
 
 from pytest_mistral_lora.errors import NonFiniteError, Terminated, TrainingError
+from pytest_mistral_lora.training.adapter import ATTENDED, refuse_layers_without_gradient
 from pytest_mistral_lora.training.launch import engine
 
 _LOG = logging.getLogger(__name__)
@@ -143,7 +144,10 @@ class EvaluateAtEnd(TrainerCallback):  # type: ignore[misc]
 
 
 class DryRun(TrainerCallback):  # type: ignore[misc]
-    """Tries the largest possible micro-batch before the first step, so that a run fails at once and not after hours."""
+    """Tries the largest possible micro-batch before the first step, so that a run fails at once and not after hours.
+
+    The same pass shows whether each adapted layer gets a gradient.
+    """
 
     def __init__(self, trainer: Any) -> None:
         """Make it for a trainer."""
@@ -154,10 +158,13 @@ class DryRun(TrainerCallback):  # type: ignore[misc]
 
         Raises:
             MemoryShortageError: If there is not enough memory for it.
+            TrainingError: If an adapted layer gets no gradient from it.
         """
         # DeepSpeed's engine would take the gradient for that of a step
         if engine() != "deepspeed":
-            self._trainer.try_largest()
+            if self._trainer.try_largest() >= ATTENDED:
+                refuse_layers_without_gradient(self._trainer.model)
+            self._trainer.model.zero_grad(set_to_none=True)
 
 
 class SaveByTime(TrainerCallback):  # type: ignore[misc]

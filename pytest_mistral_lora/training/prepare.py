@@ -20,7 +20,7 @@ from pytest_mistral_lora.records.files import (
     canonical_json,
     sha256_bytes,
 )
-from pytest_mistral_lora.training.adapter import adapted_layers, saved_modules
+from pytest_mistral_lora.training.adapter import adapted_layers, layer_kinds, saved_modules
 from pytest_mistral_lora.training.devices import check_engine, require_environment
 from pytest_mistral_lora.training.generate.callback import format_checks
 from pytest_mistral_lora.training.launch import device_count, engine
@@ -57,6 +57,13 @@ class RunPlan:
     layers: Sequence[str]
     saved: Sequence[str]
     checks: Sequence[FormatCheck]
+
+    @property
+    def layers_line(self) -> str:
+        """The adapted layers and the class of the base, and whether a tokenizer of Mistral's is an oracle for it."""
+        architecture = architecture_of(self.config)
+        text = f"{len(self.layers)} of {architecture.title}: {', '.join(layer_kinds(self.layers))}"
+        return text if architecture.text.has_oracle else f"{text}; no oracle: its chat template is the only judge"
 
 
 @dataclass(frozen=True)

@@ -103,6 +103,8 @@ def train(
             folder.open(resume=resume)  # before the data is encoded, which can take minutes
             prepared = prepare(recipe)
             checkpoint = folder.claim(prepared.identity)
+            if progress != "none" and is_main():
+                sys.stderr.write(f"layers with an adapter: {prepared.layers_line}\n")
             return _train(prepared, folder, checkpoint, progress, stop or StopRequest())
         except OtherRunError:
             # its failure.json would be written into the other run's folder

@@ -103,7 +103,7 @@ REFUSED: list[tuple[Any, str]] = [
     (with_user({"text": "x"}), f"messages[1].content: is an object; expected {TEXT}"),
     (with_user(["x"]), 'messages[1].content[0]: is a string; expected a chunk: {"type": "text", "text": …}'),
     (with_user([{"text": "x"}]), "messages[1].content[0].type: is missing; expected 'text'"),
-    (with_user([{"type": "video"}]), "messages[1].content[0].type: 'video'; expected 'text'"),
+    (with_user([{"type": "hologram"}]), "messages[1].content[0].type: 'hologram'; expected 'text'"),
     (with_user([{"type": ["text"]}]), "messages[1].content[0].type: ['text']; expected 'text'"),
     (with_user([{"type": "text"}]), "messages[1].content[0].text: is null; expected a string"),
     (with_user([{"type": "text", "text": 1}]), "messages[1].content[0].text: is a number; expected a string"),

@@ -15,6 +15,7 @@ from of_classes import MadeAdapter, made_adapter, tiny_base
 from safetensors.torch import load_file, save_file
 from trained import WEIGHTS, copied, trained
 
+from pytest_mistral_lora.checkpoint.architectures import TEXT_MODELS
 from pytest_mistral_lora.conformance.checks import Settings, collect
 from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.conformance.targets import AdapterTarget
@@ -779,3 +780,10 @@ if hasattr(transformers, "Mistral4ForCausalLM"):
     def adapter_of_another_attention(artifact: Artifact) -> None:
         """The adapter of a Mistral is put on a base with latent attention."""
         of_class(artifact, made_adapter("mistral", NAMES), tiny_base("mistral4"))
+
+    LATENT = TEXT_MODELS["mistral4"].attention
+
+    @mutant("ML427", says="layers.0.self_attn.kv_b_proj, and 1 more")
+    def layer_that_vllm_never_calls(artifact: Artifact) -> None:
+        """An adapter on the whole attention of a Mistral 4, of which vLLM leaves out a layer."""
+        of_class(artifact, made_adapter("mistral4", LATENT))

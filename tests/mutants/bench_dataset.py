@@ -493,10 +493,49 @@ def head_of_a_tied_base(artifact: Artifact) -> None:
     artifact["recipe"]["lora"] = {"modules_to_save": ["lm_head"]}
 
 
-@mutant("ML641", says="the base model is MixtralForCausalLM")
+@mutant("ML641", says="MistralLarge4ForConditionalGeneration: its sparse attention")
 def architecture_that_is_not_trained(artifact: Artifact) -> None:
     """The base is of an architecture that is not trained."""
-    artifact["config"] |= {"architectures": ["MixtralForCausalLM"], "model_type": "mixtral"}
+    names = {"architectures": ["MistralLarge4ForConditionalGeneration"], "model_type": "mistral_large4"}
+    artifact["config"] = {**names, "text_config": artifact["config"]}
+
+
+@mutant("ML641", says="LlamaForCausalLM, which no tokenizer of Mistral's is an oracle for")
+def architecture_without_an_oracle(artifact: Artifact) -> None:
+    """The base is trained by its template alone, and the recipe asks for Mistral's tokenizer."""
+    artifact["config"] |= {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}
+
+
+def _mixtral(artifact: Artifact, *targets: str) -> None:
+    artifact["config"] |= {"architectures": ["MixtralForCausalLM"], "model_type": "mixtral", "num_local_experts": 2}
+    artifact["recipe"]["lora"] = {"target_modules": [*targets]}
+
+
+@mutant("ML641", says="'gate' is of a router or its experts in MixtralForCausalLM")
+def router_as_a_target(artifact: Artifact) -> None:
+    """The router of a Mixtral is to be adapted."""
+    _mixtral(artifact, "q_proj", "gate")
+
+
+@mutant("ML641", says="'all-linear' has the MLP of each layer, and in MixtralForCausalLM these are experts")
+def experts_as_targets(artifact: Artifact) -> None:
+    """Every linear layer of a Mixtral is to be adapted, its router and experts among them."""
+    _mixtral(artifact, "all-linear")
+
+
+@mutant(
+    "ML641", says="'linear_1' matches nothing, outside the decoder layers only: model.multi_modal_projector.linear_1"
+)
+def projector_as_a_target(artifact: Artifact) -> None:
+    """The projector of a model of text and images is to be adapted by rows of text."""
+    vision = {"model_type": "pixtral", "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+    artifact["config"] = {
+        "architectures": ["Mistral3ForConditionalGeneration"],
+        "model_type": "mistral3",
+        "text_config": {**artifact["config"], "architectures": None},
+        "vision_config": {**vision, "num_attention_heads": 2, "head_dim": 8},
+    }
+    artifact["recipe"]["lora"] = {"target_modules": ["q_proj", "linear_1"]}
 
 
 @mutant("ML641", says="of model_type 'ministral'")
@@ -505,10 +544,10 @@ def model_type_of_another_class(artifact: Artifact) -> None:
     artifact["config"]["model_type"] = "ministral"
 
 
-@mutant("ML641", says="1 full_attention, 1 sliding_attention")
-def layers_of_two_types(artifact: Artifact) -> None:
-    """The layers of the base attend in two ways, which a plain Mistral cannot."""
-    artifact["config"] |= {"sliding_window": 8, "layer_types": ["full_attention", "sliding_attention"]}
+@mutant("ML641", says="its layer_types are 'full_attention'")
+def layer_types_that_are_no_list(artifact: Artifact) -> None:
+    """The kinds of the layers are one word."""
+    artifact["config"] |= {"sliding_window": 8, "layer_types": "full_attention"}
 
 
 @mutant("ML641", says="no model can be made of it")

@@ -8,6 +8,8 @@ from bench_adapter import EXPERTS, LATENT_PATTERN, NAMES, TEXT_PATTERN, of_class
 from gallery import Artifact, Example
 from of_classes import made_adapter, tiny_base
 
+from pytest_mistral_lora.checkpoint.architectures import TEXT_MODELS
+
 
 class ML401(Example):
     def broken(self, artifact: Artifact) -> None:
@@ -213,11 +215,7 @@ class ML425(Example):
         artifact["base_config"] = _with_images(artifact["base_config"])
 
     def sound(self, artifact: Artifact) -> None:
-        artifact["base_config"] = _with_images(artifact["base_config"])
-        artifact["tensors"] = {
-            name.replace(".model.layers.", ".model.language_model.layers."): tensor
-            for name, tensor in artifact["tensors"].items()
-        }
+        of_class(artifact, made_adapter("wrapped-mistral", TEXT_PATTERN))
 
 
 def _with_images(config: dict[str, Any]) -> dict[str, Any]:
@@ -231,6 +229,15 @@ class ML426(Example):
 
     def sound(self, artifact: Artifact) -> None:
         artifact["config"]["alpha_pattern"] = {}
+
+
+class ML427(Example):
+    def broken(self, artifact: Artifact) -> None:
+        of_class(artifact, made_adapter("mistral4", TEXT_MODELS["mistral4"].attention))
+
+    def sound(self, artifact: Artifact) -> None:
+        kinds = (one for one in TEXT_MODELS["mistral4"].attention if one != "kv_b_proj")
+        of_class(artifact, made_adapter("mistral4", tuple(kinds)))
 
 
 class ML450(Example):

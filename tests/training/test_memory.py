@@ -14,7 +14,7 @@ import torch
 from tiny_runs import MakeRecipe, recipe_data, trainer_of, write_rows
 
 from pytest_mistral_lora.checkpoint.base_model import load_base
-from pytest_mistral_lora.errors import MemoryShortageError
+from pytest_mistral_lora.errors import MemoryShortageError, TrainingError
 from pytest_mistral_lora.training.adapter import adapted_layers, adapter_tensors, attach_adapter
 from pytest_mistral_lora.training.recipe import Lora
 from pytest_mistral_lora.training.run import train
@@ -115,6 +115,24 @@ def test_stopping_says_what_would_fit(make_recipe: MakeRecipe, base: Path, tmp_p
     assert caught.value.exit_code == 3
     after = adapter_tensors(trainer.model)
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize("dry_run", [True, False])
+def test_a_layer_without_a_gradient_is_refused_before_the_first_step(
+    make_recipe: MakeRecipe, base: Path, tmp_path: Path, dry_run: bool
+) -> None:
+    trainer = trainer_of(make_recipe(training={"steps": 1, "dry_run": dry_run}), base, tmp_path)
+    # nothing that the layer computes reaches the loss: as an adapter on a vision tower, or behind a zero matrix
+    layer = trainer.model.get_submodule("base_model.model.model.layers.1.self_attn.v_proj")
+    layer.register_forward_hook(lambda module, given, output: output.detach())
+    if not dry_run:
+        trainer.train()  # as before: a step, and no word of it
+        return
+    with pytest.raises(
+        TrainingError, match=r"^lora.target_modules: model\.layers\.1\.self_attn\.v_proj gets no gradient:"
+    ):
+        trainer.train()
+    assert trainer.state.global_step == 0
 
 
 def test_a_dry_run_changes_nothing(make_recipe: MakeRecipe, tmp_path: Path) -> None:

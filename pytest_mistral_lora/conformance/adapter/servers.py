@@ -7,14 +7,18 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from pytest_mistral_lora.checkpoint.architectures import architecture_of, is_known
 from pytest_mistral_lora.checkpoint.base_model import read_config
-from pytest_mistral_lora.conformance.adapter.layout import AdapterLayout
+from pytest_mistral_lora.conformance.adapter.layout import AdapterLayout, readable_tensors
 from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.errors import InputError, and_more
 from pytest_mistral_lora.records.adapter_folder import AdapterFolder
+from pytest_mistral_lora.records.tensors import adapted_modules
 
 LARGEST_RANK = 512
 """vLLM's largest `--max-lora-rank`: vllm/config/lora.py, MaxLoRARanks."""
+
+_ABSORBED = "kv_b_proj"
 
 _TEXT_ALONE = re.compile(r"^base_model\.model\.(?:model\.)?layers\.\d+\.")
 
@@ -48,6 +52,19 @@ def refusal_findings(folder: AdapterFolder, layout: AdapterLayout) -> Iterator[F
         layer, scale = next(iter(other.items()))
         found = f"vLLM leaves out {keys}: it scales {layer} by {usual:g}, and PEFT by {scale:g}"
         yield Finding("ML426", found + and_more(1, len(other)), place, "one scale for every layer, or the merged model")
+    yield from _unserved_findings(folder, folder.located_base.folder)
+
+
+def _unserved_findings(folder: AdapterFolder, base: Path | None) -> Iterator[Finding]:
+    """Yield ML427 for adapted layers that vLLM loads without an error, and never applies."""
+    config = {} if base is None else read_config(base)
+    attention = architecture_of(config).text.attention if is_known(config) else ()
+    # it multiplies by parts of the matrix that are cut out of the base when that is loaded, and never calls the layer
+    layers = [name for name in adapted_modules(readable_tensors(folder)) if name.endswith(f".{_ABSORBED}")]
+    if layers and _ABSORBED in attention:
+        found = f"{layers[0]}{and_more(1, len(layers))}: vLLM loads its change, and applies it nowhere"
+        others = ", ".join(name for name in attention if name != _ABSORBED)
+        yield Finding("ML427", found, str(folder.tensors_file), f"the merged model, or an adapter on {others}")
 
 
 def dropped_findings(folder: AdapterFolder, base: Path) -> Iterator[Finding]:

@@ -41,7 +41,13 @@ def _judge_recipe(target: RecipeTarget) -> Result:
         return Finding(rule, error.found, where, error.expected, error.next_step)
 
     base = target.base_folder
-    steps = (check_output, check_machine, lambda one: plan_run(one, base, lambda folder: target.tokenizer))
+    facts: dict[str, str] = {}
+    # the last one names the layers that would be adapted
+    steps = (
+        check_output,
+        check_machine,
+        lambda one: facts.update({"layers of": plan_run(one, base, lambda folder: target.tokenizer).layers_line}),
+    )
     for step in steps:
         try:
             step(recipe)
@@ -56,4 +62,4 @@ def _judge_recipe(target: RecipeTarget) -> Result:
             findings.append(refused("ML641", error))
         except InputError as error:
             findings.append(refused("ML641", error))
-    return Result(tuple(findings))
+    return Result(tuple(findings), facts=tuple(facts.items()))

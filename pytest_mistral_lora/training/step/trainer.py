@@ -184,14 +184,14 @@ class LoraTrainer(Trainer):  # type: ignore[misc]
             self.accelerator.backward(loss)
         return loss.detach()
 
-    def try_largest(self) -> None:
-        """Compute the gradient of the largest possible micro-batch, and discard it; the weights stay as they are."""
+    def try_largest(self) -> int:
+        """Compute the gradient of the largest micro-batch, and leave it; return the tokens of the longest row, or 0."""
         size = -(-self.batch_size // self.accelerator.num_processes)
         longest = np.argsort(-self.train_dataset.lengths, kind="stable")[:size].tolist()
         batch = collate([self.train_dataset[place] for place in longest])
         rows = [row for row in step_rows(batch) if row.num_input_tokens]
         if not rows:
-            return
+            return 0
 
         def run_largest() -> None:
             self.current_gradient_accumulation_steps = 1
@@ -203,7 +203,7 @@ class LoraTrainer(Trainer):  # type: ignore[misc]
         with torch.random.fork_rng():
             self.model.train()
             self.oom_handler.attempt("a dry run of the largest micro-batch", rows, run_largest)
-        self.model.zero_grad(set_to_none=True)
+        return max(row.num_input_tokens for row in rows)
 
     def compute_loss(
         self, model: Any, inputs: Sequence[StepRow], return_outputs: bool = False, num_items_in_batch: int = 1

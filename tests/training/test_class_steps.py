@@ -1,0 +1,34 @@
+"""Every class that is trained, through every step; the table of the documentation has the same rows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from class_steps import CASES, HEADER, Case, ClassRun
+from safetensors.torch import load_file
+
+PAGE = Path(__file__).parents[2] / "docs" / "checkpoints.md"
+_WRAPPER = next(case for case in CASES if str(case) == "wrapped-ministral3-tied")
+
+
+@pytest.mark.parametrize(
+    "case", [pytest.param(one, marks=() if one is _WRAPPER else pytest.mark.slow, id=str(one)) for one in CASES]
+)
+def test_every_step_works_and_the_page_has_it(case: Case, tmp_path: Path) -> None:
+    run = ClassRun(case, tmp_path)
+    row = run.row()
+    assert row in PAGE.read_text(encoding="utf-8")
+    if case.architecture.is_wrapped:
+        before, after = (load_file(folder / "model.safetensors") for folder in (run.base, run.merged))
+        assert before.keys() == after.keys()
+        changed = {name for name in before if before[name].ne(after[name]).any()}
+        assert changed
+        assert all(name.startswith("language_model.model.layers.") for name in changed)
+        for name in ("preprocessor_config.json", "processor_config.json", "generation_config.json"):
+            assert (run.base / name).read_bytes() == (run.merged / name).read_bytes()
+
+
+def test_the_page_has_a_row_for_each_class_and_no_other() -> None:
+    table = PAGE.read_text(encoding="utf-8").partition(HEADER)[2].partition("\n\n")[0]
+    assert len(table.splitlines()) == len(CASES)
