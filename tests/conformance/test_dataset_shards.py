@@ -111,6 +111,16 @@ def test_a_shard_is_a_file_that_another_process_reads(
     assert results(tally, lost) == results(scan(PLAN, lost, tokenizer=v3(), processes=1), lost)
 
 
+def test_a_row_with_one_answer_takes_as_many_bytes_as_the_page_tells(tmp_path: Path) -> None:
+    file = DataFile(
+        write_rows(tmp_path / "rows.jsonl", [said(f"What is {one}?", "long " * one) for one in range(1, 50)])
+    )
+    tally = judge_shard(replace(PLAN, policy=Policy(999), compares=False), 0, file)
+    columns = ("places", "held_out", "rows", "likenesses", "prompts", "owners")
+    sizes = {name: memoryview(getattr(tally, name)).nbytes / len(tally) for name in (*columns, "sketches")}
+    assert (sum(sizes[name] for name in columns), sizes["sketches"], len(tally)) == (61, 64, 49)
+
+
 @given(st.lists(st.integers(0, 50)), st.integers(0, 50))
 def test_quantiles_of_counts_are_those_of_the_values(values: list[int], cut: int) -> None:
     counts: dict[int, int] = {}

@@ -38,7 +38,8 @@ def near_rows(sketches: bytearray, asking: Mask, asked: Mask) -> dict[int, tuple
     found: dict[int, tuple[int, float]] = {}
     for start in range(NUMBERS_END, ASKED_END, 4):
         # of two rows with 8 of 10 runs in common, 97 % have one of the seven bands in common (LSH)
-        bands = table[chosen][:, [*range(NUMBERS_END), *range(start, start + 4)]]
+        # columns before rows: a copy of the whole table would double its memory
+        bands = table[:, [*range(NUMBERS_END), *range(start, start + 4)]][chosen]
         keys = np.ascontiguousarray(bands).view(np.uint64)[:, 0]
         order = np.argsort(keys, kind="stable")
         rows, keys, places = chosen[order], keys[order], np.arange(len(order))
