@@ -32,6 +32,7 @@ WORDS = {
     "verify": ["out"],
     "diff": ["a", "b"],
     "note": ["out"],
+    "serve-check": ["openai=http://127.0.0.1:9", "--tokenizer", "."],
     "export": ["recipe.yaml", "--to", "trl", "--output", "to"],
     "template": ["--tokenizer", "."],
     "runner": ["list"],
@@ -64,7 +65,7 @@ def cli(*words: str) -> list[str]:
 
 def test_help_lists_every_verb_once_in_its_group(capsys: pytest.CaptureFixture[str]) -> None:
     text = help_of(capsys)
-    listed = re.findall(r"^  ([a-z]+) +\S", text.partition("options:")[0], flags=re.MULTILINE)
+    listed = re.findall(r"^  ([a-z-]+) +\S", text.partition("options:")[0], flags=re.MULTILINE)
     assert listed == list(MODULES) == list(WORDS)
     for group in VERBS:
         assert f"\n{group}:\n" in text

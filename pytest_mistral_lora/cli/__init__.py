@@ -24,6 +24,7 @@ from pytest_mistral_lora.cli import (
     render,
     rules,
     runner,
+    serve_check,
     smoke,
     stats,
     template,
@@ -53,6 +54,7 @@ VERBS: dict[str, dict[str, ModuleType]] = {
     "check": {"check": check, "audit": audit, "render": render, "rules": rules},
     "rows": {"import": import_rows, "stats": stats},
     "train": {"train": train, "smoke": smoke, "merge": merge, "verify": verify, "diff": diff, "note": note},
+    "serve": {"serve-check": serve_check},
     "other trainers": {"export": export, "template": template, "runner": runner},
 }
 """Every verb's module, by the verb's name, in the groups and the order of `mistral-lora --help`."""
@@ -121,7 +123,7 @@ def _run_verb(words: list[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     sections = [wrapped_text(_DESCRIPTION)]
     for group, modules in VERBS.items():
-        sections.append("\n".join([f"{group}:", *(f"  {name:<10}{one.SUMMARY}" for name, one in modules.items())]))
+        sections.append("\n".join([f"{group}:", *(f"  {name:<12}{one.SUMMARY}" for name, one in modules.items())]))
     codes = "\n".join(["exit codes:", *(f"  {code:<5}{meaning}" for code, meaning in EXIT_CODES.items())])
     parser = argparse.ArgumentParser(
         prog=PROGRAM,

@@ -6,7 +6,7 @@ import argparse
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +26,7 @@ from pytest_mistral_lora.errors import EXIT_FINDING, EXIT_OK, InputError, Mistra
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.conformance.groups import FindingGroups
+    from pytest_mistral_lora.conformance.targets import Target
 
 SUMMARY = "check recipes and their rows, tokenizers and adapters"
 
@@ -100,43 +101,65 @@ def run(args: argparse.Namespace) -> int:
         expected = f"a tokenizer folder or file, or one of {', '.join(EMBEDDED)}"
         raise InputError("no such file or folder", place=str(args.tokenizer), expected=expected)
     paths = [recognised(path, args.base, args.kind) for path in args.paths]
-    if args.tokenizer is not None and not any(one.kind in ("rows", "encoded") for one in paths):
-        raise InputError("--tokenizer encodes rows, and no path has any", expected="a tokenizer to check as a path")
+    if args.tokenizer is not None and not any(one.kind in ("rows", "encoded", "gguf") for one in paths):
+        found = "--tokenizer is for rows and GGUF files, and no path is any"
+        raise InputError(found, expected="a tokenizer to check as a path")
     if args.device_memory is not None and not any(one.kind == "recipe" for one in paths):
         raise InputError("--device-memory is for recipes, and no path is one", expected="a recipe.yaml")
+    # the embedded default has the tiny train, as the plugin's; for a user's own tokenizers it takes minutes
+    train = not args.paths if args.train is None else args.train
+    targets = targets_of(paths, args.base, args.oracle, args.tokenizer)
+    if args.output_format == "text":
+        sys.stdout.write("".join(f"{one.path}: {one.title}\n" for one in paths))
+        sys.stdout.flush()
+    kinds = [{"path": str(one.path), "kind": one.kind, "title": one.title} for one in paths]
+    memory = _memory([one.path for one in paths if one.kind == "recipe"], args.device_memory)
+    options = {"examples": max(1, args.examples), "train": train}
+    return judge(targets, args.output_format, paths=kinds, memory=memory, **options)
+
+
+def judge(
+    targets: Sequence[Target],
+    output_format: str,
+    *,
+    paths: Sequence[Any] = (),
+    memory: Sequence[Mapping[str, Any]] = (),
+    **options: Any,
+) -> int:
+    """Judge targets, print the outcome in a format, and return the exit code.
+
+    Args:
+        targets: The targets.
+        output_format: `text`, `json`, `github` or `sarif`.
+        paths: For JSON, the paths that were given and what they are.
+        memory: The estimates of memory, one for each recipe.
+        options: Those of `run_checks`.
+    """
     # Set before the first import that reads it: otherwise each small model that is loaded draws a bar
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     from pytest_mistral_lora.conformance.checks import run_checks
     from pytest_mistral_lora.conformance.groups import group_findings
     from pytest_mistral_lora.report import nothing_was_judged, report_data
 
-    # the embedded default has the tiny train, as the plugin's; for a user's own tokenizers it takes minutes
-    train = not args.paths if args.train is None else args.train
     records = []
-    targets = targets_of(paths, args.base, args.oracle, args.tokenizer)
-    if args.output_format == "text":
-        sys.stdout.write("".join(f"{one.path}: {one.title}\n" for one in paths))
-        sys.stdout.flush()
-    outcomes = run_checks(targets, examples=max(1, args.examples), train=train)
+    outcomes = run_checks(targets, **options)
     with _progress() as show:
         for record, _ in outcomes:
             records.append(record)
             show(f"{len(records)} checks; {record['nodeid']}")
-    memory = _memory([one.path for one in paths if one.kind == "recipe"], args.device_memory)
     failed = any(record["outcome"] == "failed" for record in records)
     failed |= not all(one.get("fits", True) for one in memory)
     code = EXIT_FINDING if failed or nothing_was_judged(records) else EXIT_OK
     causes = group_findings(records)
     data = [cause.to_json() for cause in causes]
-    if args.output_format == "json":
-        kinds = [{"path": str(one.path), "kind": one.kind, "title": one.title} for one in paths]
+    if output_format == "json":
         report = report_data(records, code, causes=data, deselected=0, not_run=0)
-        print_json({**report, "paths": kinds, "memory": memory})
-    elif args.output_format == "text":
+        print_json({**report, "paths": list(paths), "memory": list(memory)})
+    elif output_format == "text":
         _print(records, causes)
         sys.stdout.write("".join(f"{one['path']}: {one['text']}\n" for one in memory))
     else:
-        print_findings(data, args.output_format)
+        print_findings(data, output_format)
     return code
 
 

@@ -17,6 +17,7 @@ from pytest_mistral_lora.conformance.causes import UNLOADABLE, Causes
 from pytest_mistral_lora.conformance.finding import Finding, Result
 from pytest_mistral_lora.conformance.gguf_target import GgufTarget
 from pytest_mistral_lora.conformance.path_kinds import recognised, targets_of
+from pytest_mistral_lora.conformance.server_target import ServerTarget
 from pytest_mistral_lora.conformance.targets import (
     AdapterTarget,
     DatasetTarget,
@@ -38,7 +39,7 @@ ROOT = "mistral-golden"
 
 Subject = Literal[
     "tokenizer", "template", "mask", "dataset", "encoded", "runner",
-    "adapter", "merged", "manifest", "transcript", "gguf", "train",
+    "adapter", "merged", "manifest", "transcript", "gguf", "server", "train",
 ]  # fmt: skip
 SUBJECTS: tuple[Subject, ...] = get_args(Subject)
 """Every subject, in the order in which its checks run."""
@@ -158,6 +159,7 @@ _SUBJECTS = {
     "train": ("train", "checks"),
     "runner": ("runner", "checks"),
     "gguf": ("gguf", "checks"),
+    "server": ("server", "checks"),
 }
 # The user's goldens are not among them: which of them apply depends on the target's name.
 _OF_TOKENIZER = ("tokenizer", "template", "mask")
@@ -189,6 +191,8 @@ def _checks(target: Target, settings: Settings, results: _Results) -> Iterator[C
         subjects = ["runner"]
     elif isinstance(target, GgufTarget):
         subjects = ["gguf"]
+    elif isinstance(target, ServerTarget):
+        subjects = ["server"]
     elif isinstance(target, AdapterTarget):
         subjects = ["merged" if target.is_merged else "adapter", "manifest", "transcript"]
     else:

@@ -22,11 +22,11 @@ _SUBJECTS = (
     "dataset",
     "manifest",
     "transcript",
-    "gguf",
+    "server",
 )
 """The subjects in the order of the first digit of their rules' ids: ML0xx to ML9xx."""
 
-_WITHIN = {"merged": ("adapter", {421, *range(430, 443)})}
+_WITHIN = {"merged": ("adapter", {421, *range(430, 443)}), "gguf": ("server", {*range(912, 919)})}
 """Subjects whose rules have ids among those of another: that one, and the numbers."""
 
 

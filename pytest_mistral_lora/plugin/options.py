@@ -129,6 +129,16 @@ GGUF = Option(
     "PATH",
     repeatable=True,
 )
+SERVER = Option(
+    "--mistral-server",
+    "Check the prompts that this running server feeds its model: llamacpp, vllm or openai, and its address, such as "
+    "--mistral-server=llamacpp=http://127.0.0.1:8080, against --mistral-tokenizer or --mistral-recipe. Its key is read "
+    "from MISTRAL_SERVER_KEY. Repeatable. Replaces the default targets.",
+    "mistral_servers",
+    "linelist",
+    "NAME=URL",
+    repeatable=True,
+)
 RUNNER = Option(
     "--mistral-runner",
     "Check the ids and labels of another trainer: trl, axolotl, llamafactory, or a script (*.py). It encodes the rows "
@@ -186,6 +196,7 @@ OPTIONS = (
     ORACLE,
     ENCODED,
     GGUF,
+    SERVER,
     RUNNER,
     GOLDEN_DIR,
     UPDATE,

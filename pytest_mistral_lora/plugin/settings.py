@@ -22,6 +22,7 @@ from pytest_mistral_lora.plugin.options import (
     REQUIRE_MANIFEST,
     RUNNER,
     SEED,
+    SERVER,
     SKIP_TRAINING,
     STRICT,
     TOKENIZER,
@@ -62,6 +63,7 @@ class PluginSettings:
         oracle: The declared oracle of folders without a Mistral tokenizer file, or None.
         encoded: Encoded-rows files to check.
         ggufs: GGUF files to check.
+        servers: Running servers to check, each by its kind and its address.
         runners: Other trainers to check.
         require_manifest: Whether an adapter folder without a manifest fails.
         golden_folders: Folders with the user's own goldens.
@@ -84,6 +86,7 @@ class PluginSettings:
     oracle: str | None
     encoded: tuple[Path, ...]
     ggufs: tuple[Path, ...]
+    servers: tuple[tuple[str, str], ...]
     runners: tuple[RunnerChoice, ...]
     require_manifest: bool
     golden_folders: tuple[Path, ...]
@@ -100,7 +103,7 @@ class PluginSettings:
     @property
     def names_targets(self) -> bool:
         """Whether any target is named, which replaces the embedded default."""
-        return bool(self.target_paths or self.runners)
+        return bool(self.target_paths or self.runners or self.servers)
 
     @property
     def target_paths(self) -> tuple[tuple[str, Path], ...]:
@@ -127,7 +130,7 @@ def read_settings(config: pytest.Config) -> PluginSettings:
     # command line, an xfail that matches nothing is no sign that it is out of date.
     xfails_file, xfails_source = option_value(config, XFAILS)
     other_targets = any(
-        config.getoption(option.dest) for option in (TOKENIZER, RECIPE, DATASET, ADAPTER, ENCODED, GGUF, RUNNER)
+        config.getoption(option.dest) for option in (TOKENIZER, RECIPE, DATASET, ADAPTER, ENCODED, GGUF, SERVER, RUNNER)
     )
     settings = PluginSettings(
         tokenizers=tokenizer_paths(config),
@@ -138,6 +141,7 @@ def read_settings(config: pytest.Config) -> PluginSettings:
         oracle=oracle_choice(config),
         encoded=existing_paths(config, ENCODED),
         ggufs=existing_paths(config, GGUF, file=True),
+        servers=_servers(config),
         runners=_runner_choices(config),
         require_manifest=bool(ini_value(config, REQUIRE_MANIFEST)[0]),
         golden_folders=_golden_folders(config),
@@ -158,6 +162,10 @@ def read_settings(config: pytest.Config) -> PluginSettings:
         named = f"PATH (a shipped one: {TOKENIZER.flag}=spm-v3)" if settings.datasets else "PATH"
         raise pytest.UsageError(
             f"{flag}: no tokenizer to check the rows against; add {TOKENIZER.flag} {named} or {RECIPE.flag} PATH"
+        )
+    if settings.servers and not settings.tokenizers and not settings.recipes:
+        raise pytest.UsageError(
+            f"{SERVER.flag}: no tokenizer to check the prompts against; add {TOKENIZER.flag} PATH or {RECIPE.flag} PATH"
         )
     if settings.base is not None and not settings.adapters and not settings.ggufs:
         raise pytest.UsageError(f"{BASE.flag} is the base of adapters, and there is none; add {ADAPTER.flag} PATH")
@@ -189,6 +197,19 @@ def _runner_choices(config: pytest.Config) -> tuple[RunnerChoice, ...]:
     try:
         return tuple(RunnerChoice.parse(value, folder_of(config, RUNNER)) for value in values)
     except RunnerError as error:
+        raise pytest.UsageError(f"{source}: {error}") from error
+
+
+def _servers(config: pytest.Config) -> tuple[tuple[str, str], ...]:
+    values, source = option_value(config, SERVER)
+    if not values:
+        return ()
+    from pytest_mistral_lora.conformance.server_target import parse_server
+    from pytest_mistral_lora.errors import InputError
+
+    try:
+        return tuple(parse_server(value) for value in values)
+    except InputError as error:
         raise pytest.UsageError(f"{source}: {error}") from error
 
 

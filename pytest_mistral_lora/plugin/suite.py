@@ -120,6 +120,7 @@ class Suite:
             adapters=given.adapters,
             encoded=given.encoded,
             ggufs=given.ggufs,
+            servers=given.servers,
             runners=given.runners,
             base=given.base,
             oracle=given.oracle,

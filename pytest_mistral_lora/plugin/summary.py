@@ -9,7 +9,7 @@ from typing import Any
 
 from pytest_mistral_lora.plugin.settings import PluginSettings
 
-_SUBJECTS_OF_TARGETS = ("dataset", "encoded", "adapter", "merged", "manifest", "transcript", "gguf", "runner")
+_SUBJECTS_OF_TARGETS = ("dataset", "encoded", "adapter", "merged", "manifest", "transcript", "gguf", "server", "runner")
 _TIERS = ("exact", "equivalent", "different")
 
 

@@ -121,10 +121,11 @@ def outcome_table(records: Sequence[Mapping[str, Any]], width: int) -> list[str]
 
 
 def basis_lines(records: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return a line for each oracle, template, backend and set of goldens, for converted rows and adapted layers."""
-    names = ("oracle of", "template of", "backend of", "goldens of", "rows of", "layers of", "weights of")
-    facts = ((name, one["target"], one["facts"].get(name)) for one in records for name in names)
-    return [f"{name} {target}: {text}" for name, target, text in dict.fromkeys(facts) if text]
+    """Return a line for each fact that names what something was held to or made of: `oracle of`, `rows of`, …"""
+    named = [
+        (name, one["target"], text) for one in records for name, text in one["facts"].items() if name.endswith(" of")
+    ]
+    return [f"{name} {target}: {text}" for name, target, text in dict.fromkeys(named) if text]
 
 
 def nothing_was_judged(records: Sequence[Mapping[str, Any]]) -> bool:

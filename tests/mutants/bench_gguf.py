@@ -231,6 +231,14 @@ def another_tokenizer_named(artifact: Artifact) -> None:
     take_tekken(artifact)
 
 
+@mutant("ML912 ML915", says="'pixtral'")
+def splitter_of_llama_3(artifact: Artifact) -> None:
+    """The converter took Tekken for Pixtral, whose texts llama.cpp splits as Llama 3 does."""
+    artifact["compared"] = False
+    take_tekken(artifact)
+    setting(artifact, "pre", "pixtral")
+
+
 @mutant("ML913", "N92", says="not a template")
 def name_for_a_template(artifact: Artifact) -> None:
     """The converter wrote the name of a template that llama.cpp knows."""

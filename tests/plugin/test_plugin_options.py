@@ -25,6 +25,11 @@ GOOD: dict[str, tuple[str | None, str, Any]] = {
     "--mistral-base": ("own", "base", lambda here: here / "own"),
     "--mistral-oracle": ("spm-v7", "oracle", lambda here: "spm-v7"),
     "--mistral-encoded": ("own/rows.jsonl", "encoded", lambda here: (here / "own" / "rows.jsonl",)),
+    "--mistral-server": (
+        "vllm=http://127.0.0.1:8000/",
+        "servers",
+        lambda here: (("vllm", "http://127.0.0.1:8000"),),
+    ),
     "--mistral-gguf": ("own/rows.jsonl", "ggufs", lambda here: (here / "own" / "rows.jsonl",)),
     "--mistral-runner": (
         "trl=own/rows.jsonl",
@@ -43,6 +48,7 @@ GOOD: dict[str, tuple[str | None, str, Any]] = {
 NEEDS = {
     "--mistral-base": (("--mistral-adapter", "bare"), "adapters"),
     "--mistral-dataset": (("--mistral-tokenizer", "tok.model.v3"), "tokenizers"),
+    "--mistral-server": (("--mistral-tokenizer", "tok.model.v3"), "tokenizers"),
     "--mistral-encoded": (("--mistral-tokenizer", "tok.model.v3"), "tokenizers"),
 }
 """Options that make no sense alone: what goes with them, and which setting that changes."""
@@ -55,6 +61,7 @@ DEFAULTS = {
     "oracle": None,
     "encoded": (),
     "ggufs": (),
+    "servers": (),
     "runners": (),
     "require_manifest": False,
     "golden_folders": (),
@@ -97,6 +104,11 @@ BAD = [
     ("--mistral-oracle", "spm-v8", f"spm-v8: {NO_ORACLE}"),
     ("--mistral-encoded", "nope", "no such file or folder: {here}/nope"),
     ("--mistral-gguf", "own", "a folder: {here}/own"),
+    (
+        "--mistral-server",
+        "lmstudio=http://127.0.0.1",
+        "unknown kind of server 'lmstudio'; expected one of llamacpp, vllm, openai",
+    ),
     ("--mistral-runner", "nope", f"'{{here}}/nope' {NO_RUNNER}"),
     ("--mistral-runner", "trl=nope", "{here}/nope: no such file; expected a configuration of TRL"),
     ("--mistral-xfails", "nope", "no such file or folder: {here}/nope"),

@@ -21,11 +21,14 @@ from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
 from pytest_mistral_lora.conformance.checks import Settings, collect
 from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.conformance.named_targets import named_targets
+from pytest_mistral_lora.conformance.server_target import ServerTarget
+from pytest_mistral_lora.conformance.targets import Target
 
 pytestmark = pytest.mark.skipif(find_spec("xllamacpp") is None, reason="llama.cpp's server is in the package xllamacpp")
 
 SERVER = Path(__file__).parent / "llamacpp_server.py"
 TEXTS = (
+    "'The' end",
     "What is the capital of France?",
     "  two spaces",
     "def f():\n\treturn  1\n",
@@ -36,8 +39,8 @@ INDIC = "हिन्दी भाषा"
 
 
 @contextmanager
-def served(file: Path) -> Iterator[Callable[[str, dict[str, Any]], dict[str, Any]]]:
-    """Start a server on a file, and yield a function that posts to it."""
+def served(file: Path) -> Iterator[tuple[Callable[[str, dict[str, Any]], dict[str, Any]], str]]:
+    """Start a server on a file, and yield a function that posts to it, and its address."""
     command = [sys.executable, str(SERVER), str(file)]
     process = subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
@@ -54,7 +57,7 @@ def served(file: Path) -> Iterator[Callable[[str, dict[str, Any]], dict[str, Any
                 found: dict[str, Any] = json.load(answer)
             return found
 
-        yield post
+        yield post, address
     finally:
         process.kill()
         process.communicate(timeout=30)
@@ -69,6 +72,13 @@ def converted(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     fields = {**model_fields(config), **tokenizer_fields(oracle), "tokenizer.chat_template": oracle.chat_template()}
     weights = {name: tensor.numpy() for name, tensor in load_file(base / "model.safetensors").items()}
     return oracle, fields, model_tensors(weights, config)
+
+
+def served_rules(oracle: Oracle, address: str, folder: Path) -> set[str]:
+    """Return the rules of the subject `server` that fire."""
+    target = ServerTarget("served", judge=Target("own", oracle.path), kind="llamacpp", url=address)
+    settings = Settings(20, None, "cpu", True, (), False, folder)
+    return {finding.rule for check in collect([target], settings) for finding in check.run().findings}
 
 
 def findings(file: Path) -> list[Finding]:
@@ -92,7 +102,7 @@ def test_a_file_without_a_finding_is_served_with_the_ids_of_mistral_common(conve
     oracle, fields, tensors = converted
     file = write_gguf(tmp_path / "model.gguf", fields, tensors)
     assert [finding.text() for finding in findings(file)] == []
-    with served(file) as post:
+    with served(file) as (post, address):
         assert [expected == found for expected, found in prompts(oracle, post)] == [True] * len(TEXTS)
         for number, literal in list(oracle.control_tokens.items())[:12]:
             data = {"content": literal, "add_special": False, "parse_special": True}
@@ -100,6 +110,8 @@ def test_a_file_without_a_finding_is_served_with_the_ids_of_mistral_common(conve
         text = {"content": (" " if oracle.kind == "spm" else "") + INDIC, "add_special": False}
         # the note of Tekken files: if this fails, llama.cpp reads combining marks now, and the rule can go
         assert (post("/tokenize", text)["tokens"] == list(oracle.encode_text(INDIC))) is (oracle.kind == "spm")
+        # a Jinja server encodes the rendered text, in which a user's [/INST] is the marker
+        assert served_rules(oracle, address, tmp_path) == {"ML906"}
 
 
 def without_space_setting(fields: dict[str, Any]) -> None:
@@ -110,8 +122,8 @@ def without_scores(fields: dict[str, Any]) -> None:
     fields["tokenizer.ggml.scores"] = [-1000.0] * len(fields["tokenizer.ggml.tokens"])
 
 
-def with_another_splitter(fields: dict[str, Any]) -> None:
-    fields["tokenizer.ggml.pre"] = "gpt-2"
+def with_the_splitter_of_llama_3(fields: dict[str, Any]) -> None:
+    fields["tokenizer.ggml.pre"] = "pixtral"
 
 
 def with_the_name_of_a_template(fields: dict[str, Any]) -> None:
@@ -123,7 +135,7 @@ def with_the_name_of_a_template(fields: dict[str, Any]) -> None:
     [
         ("spm", without_space_setting, "ML912"),
         ("spm", without_scores, "ML912"),
-        ("tekken", with_another_splitter, "ML912"),
+        ("tekken", with_the_splitter_of_llama_3, "ML912"),
         ("tekken", with_the_name_of_a_template, "ML913"),
     ],
 )
@@ -137,5 +149,6 @@ def test_a_file_with_a_finding_is_served_with_other_ids(
     change(changed)
     file = write_gguf(tmp_path / "model.gguf", changed, tensors)
     assert {finding.rule for finding in findings(file)} == {rule}
-    with served(file) as post:
+    with served(file) as (post, address):
         assert any(expected != found for expected, found in prompts(oracle, post))
+        assert "ML902" in served_rules(oracle, address, tmp_path)

@@ -1,0 +1,237 @@
+"""Subject `server`: the prompts that a running server feeds its model, against mistral-common."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from pytest_mistral_lora.conformance.checks import Check, Settings
+from pytest_mistral_lora.conformance.finding import Finding, Result, first_findings
+from pytest_mistral_lora.conformance.server_target import AskedRow, ServerTarget
+from pytest_mistral_lora.errors import InputError, NoTemplateError, RowError
+
+if TYPE_CHECKING:
+    from pytest_mistral_lora.chat.templates import ChatTemplate
+
+_SHOWN = 8
+_INJECTED = "control-literal"
+"""The named deviation of text that becomes a control token."""
+
+_CLASSES = {
+    "ML523": (_INJECTED,),
+    "ML530": ("tool-result-as-string", "tools-as-written", "tool-arguments-as-written"),
+}
+"""The named deviations of a class of the audit, for rows on which a server shows only some of them."""
+
+
+def checks(target: ServerTarget, settings: Settings) -> Iterator[Check]:
+    """Yield the checks of a server."""
+    for case, judge in ServerChecks(target).cases().items():
+        yield Check(target, "server", case, judge)
+
+
+class ServerChecks:
+    """The checks of a server: each method is one, and they share its answers."""
+
+    def __init__(self, target: ServerTarget) -> None:
+        self._target = target
+        self._place = target.url
+
+    def cases(self) -> Mapping[str, Callable[[], Result]]:
+        """Return the checks by name."""
+        return {
+            "there": self.there,
+            "prompts": self.prompts,
+            "injection": self.injection,
+            "preview": self.preview,
+            "counts": self.counts,
+            "refusals": self.refusals,
+        }
+
+    @cached_property
+    def _failure(self) -> InputError | None:
+        try:
+            _ = self._target.answers
+        except InputError as error:
+            return error
+        return None
+
+    @property
+    def _unreachable(self) -> Result | None:
+        return (
+            None if self._failure is None else Result(not_checked="the server does not answer: see the check `there`")
+        )
+
+    def there(self) -> Result:
+        """ML901: the server is there, and answers each request."""
+        if self._failure is not None:
+            error = self._failure
+            return Result((Finding("ML901", error.found, error.place, error.expected, fix=error.next_step),))
+        answers = self._target.answers
+        broken = [one for one in answers.rows if isinstance(one.served, InputError)]
+        findings = [
+            Finding(
+                "ML901",
+                f"{one.name}: {one.served.found}",
+                one.served.place,
+                one.served.expected,
+                row=one.row.to_jsonl(),
+            )
+            for one in broken
+            if isinstance(one.served, InputError)
+        ]
+        server = self._target.server
+        version = f" {answers.facts.version}" if answers.facts.version else ""
+        proof = f"{server.title}{version}, model {answers.model}: proof by {server.strength}"
+        return Result(tuple(first_findings(findings, _SHOWN, self._place)), facts=(("server of", proof),))
+
+    def prompts(self) -> Result:
+        """ML902: each prompt has mistral-common's ids, but for the named deviations."""
+        if self._unreachable:
+            return self._unreachable
+        shown = [one for one in self._taken() if one.served_ids is not None]
+        if not shown:
+            return Result(not_checked=f"{self._target.server.title} does not show the ids of a prompt")
+        findings: list[Finding] = []
+        accepted: Counter[str] = Counter()
+        for one in shown:
+            if one.served_ids == one.asked.expected:
+                continue
+            deviations = self._deviations(one)
+            if deviations is None:
+                findings += self._differences(one, injected=False)
+            else:
+                accepted.update(name for name in deviations if name != _INJECTED)
+        text = f"{sum(one.served_ids == one.asked.expected for one in shown)} of {len(shown)} prompts have the ids"
+        if accepted:
+            text += " of mistral-common; named deviations: " + ", ".join(f"{n} ({c})" for n, c in accepted.items())
+        facts = (("prompts of", text if accepted else f"{text} of mistral-common"),)
+        return Result(tuple(first_findings(findings, _SHOWN, self._place)), facts=facts)
+
+    def injection(self) -> Result:
+        """ML906: text never becomes a control token."""
+        if self._unreachable:
+            return self._unreachable
+        shown = [one for one in self._taken() if one.served_ids is not None]
+        if not shown:
+            return Result(not_checked=f"{self._target.server.title} does not show the ids of a prompt")
+        findings: list[Finding] = []
+        for one in shown:
+            if one.served_ids != one.asked.expected:
+                findings += self._differences(one, injected=True)
+        return Result(tuple(first_findings(findings, _SHOWN, self._place)))
+
+    def preview(self) -> Result:
+        """ML903: the ids that are previewed are as many as those that a chat request is fed."""
+        if self._unreachable:
+            return self._unreachable
+        if self._target.server.strength != "preview":
+            return Result(not_checked="the server shows the ids of the chat request itself, or none")
+        findings = []
+        for one in self._taken():
+            if one.served_ids is not None and one.count is not None and len(one.served_ids) != one.count:
+                found = f"{one.asked.name}: the chat is fed {one.count} tokens, the preview has {len(one.served_ids)}"
+                findings.append(Finding("ML903", found, self._place, row=one.asked.row.to_jsonl()))
+        return Result(tuple(first_findings(findings, _SHOWN, self._place)))
+
+    def counts(self) -> Result:
+        """ML904: a server that hides its ids reports as many prompt tokens as mistral-common has."""
+        if self._unreachable:
+            return self._unreachable
+        hidden = [one for one in self._taken() if one.served_ids is None]
+        if not hidden:
+            return Result(not_checked="the server shows the ids")
+        counted = [one for one in hidden if one.count is not None]
+        if not counted:
+            return Result(not_checked="the server shows neither ids nor their number")
+        findings = []
+        for one in counted:
+            expected = len(one.asked.expected or ())
+            if one.count != expected:
+                found = f"{one.asked.name}: {one.count} prompt tokens"
+                findings.append(Finding("ML904", found, self._place, str(expected), row=one.asked.row.to_jsonl()))
+        return Result(tuple(first_findings(findings, _SHOWN, self._place)))
+
+    def refusals(self) -> Result:
+        """ML907: the server refuses a prompt exactly if mistral-common does."""
+        if self._unreachable:
+            return self._unreachable
+        findings = []
+        for one in self._target.answers.rows:
+            if isinstance(one.served, InputError):
+                continue
+            row = one.row.to_jsonl()
+            if one.served.refused and not one.refusal:
+                found = f"{one.name}: the server refuses it: {one.served.refused}"
+                findings.append(Finding("ML907", found, self._place, "a prompt, as mistral-common makes", row=row))
+            elif one.refusal and not one.served.refused:
+                found = f"{one.name}: the server takes it"
+                findings.append(Finding("ML907", found, self._place, f"a refusal: {one.refusal}", row=row))
+        return Result(tuple(first_findings(findings, _SHOWN, self._place)))
+
+    def _taken(self) -> Iterator[_Served]:
+        """Yield the rows that both sides take."""
+        for one in self._target.answers.rows:
+            if not isinstance(one.served, InputError) and not one.served.refused and one.expected is not None:
+                yield _Served(one, one.served.ids, one.served.count)
+
+    @cached_property
+    def _template(self) -> ChatTemplate | None:
+        """The template that a server would render by: the folder's own, or the generated one."""
+        from pytest_mistral_lora.chat.templates import ChatTemplate
+
+        judge = self._target.judge
+        try:
+            return judge.template if judge.has_template else ChatTemplate(judge.tokenizer.fast)
+        except NoTemplateError:
+            return None
+
+    def _deviations(self, one: _Served) -> tuple[str, ...] | None:
+        """Return the named deviations that explain a served prompt; None if they do not."""
+        from pytest_mistral_lora.chat.templates.compare import compare
+        from pytest_mistral_lora.conformance.encoded.row_faults import id_faults
+
+        template, asked = self._template, one.asked
+        if template is None:
+            return None
+        named = compare(asked.row, self._target.oracle, template)
+        if named.unexplained or not named.deviations:
+            return None
+        try:
+            text = template.render(asked.prompt, generation_prompt=True)
+        except RowError:
+            return None
+        if tuple(template.tokenizer(text, add_special_tokens=False)["input_ids"]) == one.served_ids:
+            return named.deviations
+        # a server may show a part of the deviations: llama.cpp parses the arguments of a call first
+        faults = id_faults(asked.prompt, asked.expected or (), one.served_ids or (), self._target.oracle)
+        found = [next((name for name in named.deviations if name in _CLASSES.get(one.rule, ())), "") for one in faults]
+        return tuple(found) if all(found) else None
+
+    def _differences(self, one: _Served, *, injected: bool) -> Iterator[Finding]:
+        """Yield a finding for each class of a served prompt's difference: text as control tokens, or all others."""
+        from pytest_mistral_lora.conformance.alignment import Alignment
+        from pytest_mistral_lora.conformance.encoded.row_faults import id_faults
+
+        asked = one.asked
+        expected, ids, oracle = asked.expected or (), one.served_ids or (), self._target.oracle
+        difference = Alignment((expected, None), (ids, None), oracle.piece)
+        for fault in id_faults(asked.prompt, expected, ids, oracle):
+            if (fault.rule == "ML523") is injected:
+                rule, found = ("ML906" if injected else "ML902"), f"{asked.name}: {fault.found} ({fault.rule})"
+                row = asked.row.to_jsonl()
+                yield Finding(
+                    rule, found, self._place, fault.expected, difference.table(), row, shape=difference.shape()
+                )
+
+
+@dataclass(frozen=True, slots=True)
+class _Served:
+    """A row that server and mistral-common both take."""
+
+    asked: AskedRow
+    served_ids: tuple[int, ...] | None
+    count: int | None

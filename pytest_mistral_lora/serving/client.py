@@ -1,0 +1,182 @@
+"""Ask a server over HTTP: bounded in time, size and number of requests, with a key that is written nowhere."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from pytest_mistral_lora.errors import InputError
+
+if TYPE_CHECKING:
+    import httpx
+
+KEY = "MISTRAL_SERVER_KEY"
+"""The environment variable of the key; its value is sent to the server, and printed nowhere."""
+
+AT_ONCE = 4
+"""Requests that are open at the same time."""
+
+SECONDS = 60.0
+_LARGEST = 16 << 20
+_TRIES = 3
+_BUSY = (429, 502, 503, 504)
+_SHOWN = 300
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The answer of a server.
+
+    Attributes:
+        status: The HTTP status.
+        data: The JSON value; None if the body is none.
+        text: The beginning of the body, for messages.
+    """
+
+    status: int
+    data: Any
+    text: str
+
+    @property
+    def is_ok(self) -> bool:
+        """Whether the request was taken, and answered in JSON."""
+        return self.status == 200 and self.data is not None
+
+    @property
+    def error(self) -> str:
+        """The server's own message, or the beginning of the body."""
+        found = self.data.get("error") if isinstance(self.data, Mapping) else None
+        found = found.get("message", found) if isinstance(found, Mapping) else found
+        return str(found or self.text)[:_SHOWN]
+
+
+def require_url(url: str) -> str:
+    """Return the address of a server without a slash at its end.
+
+    Raises:
+        InputError: If it is no address, or prompts would go over an open network in plain text.
+    """
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise InputError("no address of a server", place=url[:_SHOWN], expected="http://127.0.0.1:8080")
+    if parts.scheme == "http" and not _is_loopback(parts.hostname):
+        raise InputError(
+            "http to another machine: prompts and the key would cross the network in plain text",
+            place=url[:_SHOWN],
+            expected="https, or http to 127.0.0.1",
+            next_step="Forward the port: ssh -L 8080:127.0.0.1:8080 HOST, and use http://127.0.0.1:8080.",
+        )
+    if parts.username or parts.password:
+        raise InputError("a password in the address", place=parts.hostname, expected=f"the key in {KEY}")
+    return url.rstrip("/")
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+@dataclass
+class ServerClient:
+    """Sends the requests of one run to one server.
+
+    Attributes:
+        url: The address, as `require_url` returns it.
+        seconds: Limit of each request.
+    """
+
+    url: str
+    seconds: float = SECONDS
+    _open: httpx.AsyncClient | None = field(default=None, repr=False)
+    _gate: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(AT_ONCE), repr=False)
+
+    async def __aenter__(self) -> ServerClient:
+        """Open the connections.
+
+        Raises:
+            InputError: If the package `httpx` is missing.
+        """
+        if find_spec("httpx") is None:
+            raise InputError("a server is asked by the package httpx", next_step="pip install httpx")
+        import httpx
+
+        key = os.environ.get(KEY)
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        # a redirect could lead off the host, with the key; proxies of the environment are not asked for
+        self._open = httpx.AsyncClient(
+            base_url=self.url, headers=headers, timeout=self.seconds, follow_redirects=False, trust_env=False
+        )
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Close the connections."""
+        if self._open is not None:
+            await self._open.aclose()
+
+    async def get(self, path: str) -> Answer:
+        """Return the answer to a question without a body: see `post`."""
+        return await self._ask("GET", path, None)
+
+    async def post(self, path: str, data: Any) -> Answer:
+        """Send JSON and return the answer; a server that is busy is asked again.
+
+        Raises:
+            InputError: If the server is not there, is too slow, or its answer is too large.
+        """
+        return await self._ask("POST", path, data)
+
+    async def _ask(self, method: str, path: str, data: Any) -> Answer:
+        import httpx
+
+        place = f"{self.url}{path}"
+        async with self._gate:
+            for attempt in range(_TRIES):
+                try:
+                    answer = await asyncio.wait_for(self._send(method, path, data), self.seconds)
+                except (TimeoutError, httpx.TimeoutException) as error:
+                    raise InputError(f"no answer in {self.seconds:g} s", place=place) from error
+                except httpx.ConnectError as error:
+                    if attempt + 1 == _TRIES:
+                        step = "Start the server, or look at its address."
+                        raise InputError("no server answers there", place=place, next_step=step) from error
+                except (httpx.HTTPError, ValueError) as error:
+                    found = f"the connection failed: {type(error).__name__} {_without_key(str(error))[:_SHOWN]}"
+                    raise InputError(found, place=place) from error
+                else:
+                    if answer.status == 401 or answer.status == 403:
+                        found = f"the server refuses the key (HTTP {answer.status})"
+                        raise InputError(found, place=place, next_step=f"Set the key: export {KEY}=…")
+                    if answer.status not in _BUSY or attempt + 1 == _TRIES:
+                        return answer
+                await asyncio.sleep(0.2 * 2**attempt)
+        raise AssertionError("the last attempt returns or raises")
+
+    async def _send(self, method: str, path: str, data: Any) -> Answer:
+        assert self._open is not None
+        body = bytearray()
+        async with self._open.stream(method, path, json=data) as response:
+            async for part in response.aiter_bytes():
+                body += part
+                if len(body) > _LARGEST:
+                    raise ValueError(f"the answer is larger than {_LARGEST >> 20} MiB")
+        text = _without_key(bytes(body).decode("utf-8", "replace"))
+        try:
+            value = json.loads(text)
+        except (ValueError, RecursionError):
+            value = None
+        return Answer(response.status_code, value, " ".join(text[:_SHOWN].split()))
+
+
+def _without_key(text: str) -> str:
+    """Return a text of the server, in which the key cannot be: a server may echo what it was sent."""
+    key = os.environ.get(KEY)
+    return text.replace(key, "***") if key else text

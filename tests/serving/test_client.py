@@ -1,0 +1,157 @@
+"""Hostile and broken servers: each ends in an error of our own, in time, and the key is written nowhere."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from local_server import Behaviour, serving
+
+from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
+from pytest_mistral_lora.cli import main
+from pytest_mistral_lora.errors import InputError
+from pytest_mistral_lora.serving import client as clients
+from pytest_mistral_lora.serving.client import KEY, Answer, ServerClient, require_url
+
+Give = Callable[[str], tuple[int, bytes] | None]
+
+
+@pytest.fixture(scope="module")
+def oracle() -> Oracle:
+    return Oracle(shipped_tokenizer("spm-v3"))
+
+
+def ask(url: str, path: str = "/v1/models", seconds: float = 10) -> Answer:
+    async def once() -> Answer:
+        async with ServerClient(require_url(url), seconds) as client:
+            return await client.get(path)
+
+    return asyncio.run(once())
+
+
+@pytest.mark.parametrize(
+    ("url", "found"),
+    [
+        ("127.0.0.1:8080", "no address of a server"),
+        ("ftp://127.0.0.1", "no address of a server"),
+        ("http://example.org", "http to another machine"),
+        ("http://127.0.0.1.example.org", "http to another machine"),
+        ("http://user:secret@127.0.0.1", "a password in the address"),
+    ],
+)
+def test_an_address_that_is_not_asked(url: str, found: str) -> None:
+    with pytest.raises(InputError, match=found) as error:
+        require_url(url)
+    assert "secret" not in str(error.value)
+
+
+def test_an_address_that_is_asked() -> None:
+    for url in ("http://127.0.0.1:8080/", "http://localhost:1", "http://[::1]:1", "https://example.org/llm"):
+        assert require_url(url) == url.rstrip("/")
+
+
+def test_a_server_that_does_not_answer_in_time(oracle: Oracle) -> None:
+    def hang(path: str) -> None:
+        time.sleep(3)
+
+    start = time.monotonic()
+    with serving(Behaviour(oracle, answer=hang)) as url, pytest.raises(InputError, match=r"no answer in 0\.5 s"):
+        ask(url, seconds=0.5)
+    assert time.monotonic() - start < 30
+
+
+def test_an_answer_without_end_is_cut(oracle: Oracle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clients, "_LARGEST", 1 << 16)
+    behaviour = Behaviour(oracle, answer=lambda path: (200, b"x" * (1 << 20)))
+    with serving(behaviour) as url, pytest.raises(InputError, match="the answer is larger than"):
+        ask(url)
+
+
+def test_a_redirect_is_not_followed(oracle: Oracle) -> None:
+    with serving(Behaviour(oracle)) as other:
+        behaviour = Behaviour(oracle, answer=lambda path: (302, f"{other}/v1/models".encode()))
+        with serving(behaviour) as url:
+            assert ask(url).status == 302
+
+
+def test_a_busy_server_is_asked_again(oracle: Oracle) -> None:
+    seen: list[str] = []
+
+    def busy_once(path: str) -> tuple[int, bytes] | None:
+        seen.append(path)
+        return (503, b"{}") if len(seen) == 1 else None
+
+    with serving(Behaviour(oracle, answer=busy_once)) as url:
+        assert ask(url).is_ok
+    assert len(seen) == 2
+
+
+@pytest.mark.parametrize(("status", "body"), [(401, b"{}"), (403, b"no")])
+def test_a_refused_key_names_the_variable(status: int, body: bytes, oracle: Oracle) -> None:
+    with serving(Behaviour(oracle, answer=lambda path: (status, body))) as url, pytest.raises(InputError, match=KEY):
+        ask(url)
+
+
+def run_check(url: str, capsys: pytest.CaptureFixture[str], *options: str, kind: str = "llamacpp") -> tuple[int, str]:
+    code = main(["serve-check", f"{kind}={url}", "--tokenizer", "spm-v3", *options])
+    return code, "".join(capsys.readouterr())
+
+
+def test_the_key_is_sent_and_written_nowhere(
+    oracle: Oracle, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(KEY, "s3cr3t-key")
+
+    def echo(path: str) -> tuple[int, bytes] | None:
+        return (400, b'{"error": {"message": "bad key s3cr3t-key"}}') if path == "/apply-template" else None
+
+    behaviour = Behaviour(oracle, answer=echo)
+    with serving(behaviour) as url:
+        for form in ("text", "json", "sarif", "github"):
+            code, out = run_check(url, capsys, "--output-format", form)
+            assert code == 1
+            assert "s3cr3t" not in out
+            assert "bad key ***" in out
+    assert {headers.get("authorization", headers.get("Authorization")) for _, headers, _ in behaviour.seen} == {
+        "Bearer s3cr3t-key"
+    }
+
+
+def test_a_server_of_mistral_common_s_prompts_is_green(oracle: Oracle, capsys: pytest.CaptureFixture[str]) -> None:
+    behaviour = Behaviour(oracle)
+    with serving(behaviour) as url:
+        for kind, proof in (("llamacpp", "preview"), ("vllm", "ids"), ("openai", "count")):
+            code, out = run_check(url, capsys, kind=kind)
+            assert code == 0, out
+            assert f"proof by {proof}" in out
+    # a server that hides its ids is never a pass on ids
+    assert "does not show the ids of a prompt" in out
+    # one greedy token a row, and no weights
+    chats: list[Any] = [data for path, _, data in behaviour.seen if path == "/v1/chat/completions"]
+    assert all(data["max_tokens"] == 1 and data["temperature"] == 0 for data in chats)
+    assert not any("weight" in message for data in chats for message in data["messages"])
+
+
+def test_the_rows_and_the_model_of_the_user_are_asked(
+    oracle: Oracle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yo"}]}\n')
+    behaviour = Behaviour(oracle)
+    with serving(behaviour) as url:
+        code, out = run_check(url, capsys, "--rows", str(rows), kind="vllm")
+        assert (code, "1 of 1 prompts have the ids of mistral-common" in out) == (0, True)
+        code, out = run_check(url, capsys, "--model", "tuned")
+    assert code == 1
+    assert "the model 'tuned' is not served" in out
+    assert "one of: tiny" in out
+
+
+def test_a_kind_that_is_unknown_is_bad_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out = run_check("http://127.0.0.1:1", capsys, kind="lmstudio")
+    assert code == 2
+    assert "expected one of llamacpp, vllm, openai" in out
