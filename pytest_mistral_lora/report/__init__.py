@@ -121,7 +121,7 @@ def outcome_table(records: Sequence[Mapping[str, Any]], width: int) -> list[str]
 
 
 def basis_lines(records: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return a line for each fact that names what something was held to or made of: `oracle of`, `rows of`, …"""
+    """Return a line for each fact that names what something was held to or made of, such as `oracle of`."""
     named = [
         (name, one["target"], text) for one in records for name, text in one["facts"].items() if name.endswith(" of")
     ]
