@@ -67,7 +67,10 @@ def base_cases(folder: AdapterFolder, *, judges_base: bool = True) -> Mapping[st
     """
     adapter = AdapterChecks(folder)
     # the manifest records tokenizer and template with their hashes: the subject `manifest` judges them
-    beside = {"tokenizer-of-base": adapter.tokenizer_of_base, "template-of-base": partial(template_result, folder)}
+    beside: dict[str, Callable[[], Result]] = {
+        "tokenizer-of-base": adapter.tokenizer_of_base,
+        "template-of-base": partial(template_result, folder),
+    }
     found = {} if folder.has_manifest else beside
     return found | ({"base-tokenizer": partial(base_result, folder)} if judges_base else {})
 
