@@ -172,8 +172,10 @@ class DatasetTarget(Target):
 
     @property
     def compares(self) -> bool:
-        """Whether the tokenizer may have a chat template of its own; a single file has none."""
-        return isinstance(self.judge, RecipeTarget) or _given(self.judge.path).is_dir()
+        """Whether there may be two backends to compare: a file has no template, and an oracle may be declined."""
+        if isinstance(self.judge, RecipeTarget):
+            return True
+        return self.judge.oracle_name != "none" and _given(self.judge.path).is_dir()
 
 
 @dataclass(frozen=True)

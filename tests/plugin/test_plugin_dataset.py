@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from converted import converted_tokenizer
 
 from pytest_mistral_lora.chat.oracle import shipped_tokenizer
 from pytest_mistral_lora.conformance.dataset import CASES
@@ -115,6 +116,29 @@ def test_every_shipped_tokenizer_can_be_named(name: str, golden: Run, write: Cal
     result = golden(f"--mistral-dataset={write(*rows)}", f"--mistral-tokenizer={name}")
     assert result.ret == 0
     assert f"oracle of rows.jsonl: {name} (" in result.stdout.str()
+
+
+def test_a_folder_with_a_template_is_compared_with_it_on_every_row(
+    golden: Run, write: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder, path = tmp_path / "my-model", write(*HEALTHY[:3])
+    converted_tokenizer("spm-v3").fast.save_pretrained(folder)
+    options = (f"--mistral-dataset={path}", f"--mistral-tokenizer={folder}", "--mistral-strict")
+    result = golden(*options)
+    result.assert_outcomes(passed=11)
+    basis = "my-model (v3), which is not checked itself; recognised as spm-v3: 32,768 of 32,768 ids are the same"
+    result.stdout.fnmatch_lines([f"oracle of rows.jsonl: {basis}"])
+    template = folder / "chat_template.jinja"
+    template.write_text(template.read_text().replace("'[INST] '", "'[INST]'"))
+    result = golden(*options)
+    assert result.parseoutcomes() == {"failed": 1, "passed": 10}
+    assert any(line.startswith(f"ML603 {path}:") for line in result.outlines)
+    # a layout of its own is what the rows are trained with
+    result = golden(*options, "--mistral-oracle=none")
+    result.assert_outcomes(passed=10)
+    result.stdout.fnmatch_lines(
+        ["oracle of rows.jsonl: none, but the chat template of my-model, which is not checked itself"]
+    )
 
 
 def test_two_tokenizers_judge_the_rows_each(golden: Run, write: Callable[..., Path]) -> None:

@@ -199,8 +199,8 @@ def _basis(target: RecipeTarget | DatasetTarget, files: Sequence[DataFile]) -> I
     if judge is not None and _backend(target) == "chat-template":
         yield "oracle of", f"none, but the chat template of {judge.name}{alone}"
     elif judge is not None:
-        known = "" if oracle_file(target.tokenizer.path) else f" {target.tokenizer.recognition.text}"
-        yield "oracle of", f"{judge.name} ({target.oracle.version}){known}{alone}"
+        known = "" if oracle_file(target.tokenizer.path) else f"; {target.tokenizer.recognition.text}"
+        yield "oracle of", f"{judge.name} ({target.oracle.version}){alone}{known}"
     reports = [file.source.report for file in files if isinstance(file.source, ConvertedSource)]
     formats = dict.fromkeys(f"{one['container']}, {one['format']}" for report in reports for one in report.sources)
     if formats:
