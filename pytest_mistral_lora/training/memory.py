@@ -82,9 +82,19 @@ def _attention(on_gpu: bool) -> Any:
     return attend
 
 
-def _run_each_expert_alike(model: Any) -> None:
-    """Let experts compute each token in as many of them as the router takes, whichever: on `meta`, none is chosen."""
+def _run_without_numbers(model: Any) -> None:
+    """Let a model run on `meta`: rotations have no values, and a token is computed by as many experts as are taken.
+
+    Which experts a router takes depends on numbers. transformers 4 turns autocast off in a rotary embedding, which
+    torch does not know for `meta`.
+    """
     for module in model.modules():
+        if hasattr(module, "inv_freq"):
+
+            def rotate(x: Any, position_ids: Any, *given: Any, own: Any = module, **named: Any) -> Any:
+                return tuple(x.new_empty(1, position_ids.shape[-1], 2 * len(own.inv_freq)) for _ in ("cos", "sin"))
+
+            module.forward = rotate
         weights = {name: one.ndim for name, one in module.named_parameters(recurse=False)}
         if weights.get("gate_up_proj") != 3 or weights.get("down_proj") != 3:
             continue
@@ -132,7 +142,7 @@ def estimate_need(
         # the adapter, too: autocast makes its products in the dtype of the base
         model = model.to(torch_dtype(precision))
         model.set_attn_implementation(_ATTENTION[on_gpu])
-        _run_each_expert_alike(model)
+        _run_without_numbers(model)
         if not on_gpu:
             use_frozen_layers(model)
         return measure_need(model)

@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from class_models import Case
+from packaging.version import Version
 from tiny_runs import MakeRecipe, recipe_data, write_rows
 
 from pytest_mistral_lora.checkpoint.base_model import empty_model
@@ -40,6 +42,8 @@ each_case = pytest.mark.parametrize(
 
 def described(case: Case, folder: Path) -> Path:
     """Write the configuration of a model, and nothing else; no window is shorter than the rows."""
+    if case.kind == "mixtral" and Version(transformers.__version__) < Version("5"):
+        pytest.skip("its experts are chosen by numbers in a loop: there is no estimate")
     windows = {"sliding_window": 4096} if case.kind in ("mistral", "ministral") else {}
     case.config(**SIZES, **windows).save_pretrained(folder)
     return folder
