@@ -9,10 +9,12 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pytest_mistral_lora.chat.encoded import IGNORE_INDEX, EncodedRow
+from pytest_mistral_lora.chat.encoded import IGNORE_INDEX, EncodedRow, Policy
 from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
 from pytest_mistral_lora.chat.rows import parse_row
-from pytest_mistral_lora.conformance.dataset.likeness import _OF_NUMBER
+from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
+from pytest_mistral_lora.conformance.dataset.likeness import _KEPT, _OF_NUMBER, _kept
+from pytest_mistral_lora.conformance.dataset.rows import RowJudge, ScanPlan
 from pytest_mistral_lora.conformance.mask.row_laws import (
     _CLOSES,
     _OPENS,
@@ -87,3 +89,21 @@ _LOOKING_BACK = re.compile(r"(?<=\d)[.,:/](?=\d)|(?<!\w)-(?=\d)")
 @given(text=st.text(st.sampled_from("05\u0663.,:/-a \u00e9_\n")))
 def test_the_signs_of_numbers_are_found(text: str) -> None:
     assert [one.span() for one in _OF_NUMBER.finditer(text)] == [one.span() for one in _LOOKING_BACK.finditer(text)]
+
+
+@given(text=st.text(st.characters(exclude_categories=["Cs"])))
+def test_characters_are_dropped_alike(text: str) -> None:
+    assert _kept(text) == text.translate(_KEPT)
+
+
+@given(text=st.lists(st.sampled_from(("[INST]", "</s>", "<", "[", "]", "INST", "a", "\u00e9"))).map("".join))
+def test_control_tokens_in_a_text_are_found(text: str) -> None:
+    data = {"messages": [{"role": "user", "content": text}, {"role": "assistant", "content": "b"}]}
+    spelled = parse_row(data).to_jsonl()
+    assert _judge()._spelled(spelled) == _judge()._literals.findall(spelled)
+
+
+@cache
+def _judge() -> RowJudge:
+    file = shipped_tokenizer("spm-v3")
+    return RowJudge(ScanPlan(file, "mistral-common", Policy(4096), 0.0, compares=False), CheckpointTokenizer(file))
