@@ -61,7 +61,10 @@ def test_the_same_recipe_gives_the_same_run(
         ({"training": {"micro_batch_tokens": 64}}, {"$.training.micro_batch_tokens"}),
         ({"lora": {"alpha": 32}}, {"$.lora.alpha"}),
         ({"lora": {"r": 4}}, {"$.lora.r", "$.lora.parameters"}),
-        ({"lora": {"target_modules": ["q_proj"]}}, {"$.lora.target_modules", "$.lora.layers", "$.lora.parameters"}),
+        (
+            {"lora": {"target_modules": ["q_proj"]}},
+            {"$.lora.target_modules", "$.lora.layers", "$.lora.modules", "$.lora.parameters"},
+        ),
     ],
     ids=lambda value: next(iter(next(iter(value.values())))) if isinstance(value, dict) else "",
 )

@@ -65,12 +65,9 @@ def base_cases(folder: AdapterFolder, *, judges_base: bool = True) -> Mapping[st
         folder: The adapter's folder.
         judges_base: Whether the tokenizer and the configuration of its base are judged, too.
     """
-    adapter = AdapterChecks(folder)
     # the manifest records tokenizer and template with their hashes: the subject `manifest` judges them
-    beside: dict[str, Callable[[], Result]] = {
-        "tokenizer-of-base": adapter.tokenizer_of_base,
-        "template-of-base": partial(template_result, folder),
-    }
+    beside: dict[str, Callable[[], Result]] = {"tokenizer-of-base": AdapterChecks(folder).tokenizer_of_base}
+    beside["template-of-base"] = partial(template_result, folder)
     found = {} if folder.has_manifest else beside
     return found | ({"base-tokenizer": partial(base_result, folder)} if judges_base else {})
 
