@@ -124,7 +124,7 @@ def judge(target: Target, case: Golden | Case) -> Result:
             target.template,
             case.row,
             recorded=golden.deviations if golden else None,
-            place=_place(golden) if golden else case.name,
+            place=_place(case) if isinstance(case, Golden) else case.name,
             versions=_versions(golden) if golden else running_versions(),
         )
     return Result(tuple(findings))

@@ -8,11 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from derived_tekken import write_derived
 
 from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
 from pytest_mistral_lora.chat.rows import Row, parse_row
+from pytest_mistral_lora.chat.templates.compare import compare
+from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.cli import main
 from pytest_mistral_lora.errors import RunnerError
+from pytest_mistral_lora.records.goldens import packaged_cases
 from pytest_mistral_lora.runners import find_runner
 from pytest_mistral_lora.runners.extract import Extraction, extract
 
@@ -101,3 +105,35 @@ def test_what_is_recorded_on_the_scoreboard_comes_again(tmp_path: Path, monkeypa
         lines = [json.loads(line) for line in file]
     for case, line in zip(cases("spm-v3"), lines, strict=True):
         assert {key: line[key] for key in ("input_ids", "labels")} == recorded.lines[case.name]
+
+
+@pytest.mark.parametrize("name", ["derived-v7", "derived-v11", "derived-v13-thinking", "derived-v15-schema"])
+def test_the_training_template_of_a_newer_layout_gives_the_oracles_labels(name: str, tmp_path: Path) -> None:
+    """`mistral-lora template` for `chat_template_path`: generation spans, system prompt, tools and thinking."""
+    tekken = write_derived(name, tmp_path, words=1000)
+    tokenizer = CheckpointTokenizer(tekken)
+    (tmp_path / "folder").mkdir()
+    tokenizer.fast.save_pretrained(tmp_path / "folder")  # no tekken.json: with it, TRL gets no template at all
+    assert main(["template", "--tokenizer", str(tekken), "--output", "training.jinja"]) == 0
+    Path("trl.yaml").write_text("max_length: null\nassistant_only_loss: true\nchat_template_path: training.jinja\n")
+    # TRL gives a template messages and tools, and no other key of a row
+    cases = [case for case in packaged_cases() if case.fits(tokenizer.oracle)]
+    cases = [case for case in cases if not case.row.reasoning_effort and not case.row.response_format]
+    sound = [case for case in cases if not compare(case.row, tokenizer.oracle, tokenizer.template).deviations]
+    sound = [case for case in sound if all(message.get("weight") != 0 for message in case.row.messages)]
+    assert len(sound) > 20
+    made = extract(
+        find_runner("trl"),
+        [case.row for case in sound],
+        tmp_path / "folder",
+        tmp_path / "out.jsonl",
+        config=Path("trl.yaml"),
+        oracle=str(tekken),
+    )
+    with made.file.open(encoding="utf-8") as file:
+        lines = [json.loads(line) for line in file]
+    for case, line in zip(sound, lines, strict=True):
+        encoded = tokenizer.oracle.encode(case.row)
+        assert "error" not in line, (case.name, line["error"])
+        assert line["input_ids"] == list(encoded.input_ids), case.name
+        assert line["labels"] == list(encoded.labels or ()), case.name
