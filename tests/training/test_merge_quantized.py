@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 import torch
 from declared import declare
+from fp8_bases import fp8_copy
 from safetensors.torch import load_file
 from tiny_runs import recipe_data, write_rows
 
-from pytest_mistral_lora.checkpoint.base_model import load_nf4
+from pytest_mistral_lora.checkpoint.base_model import load_base, load_nf4
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.records.files import base_weights_sha256
 from pytest_mistral_lora.records.verify import verify
@@ -97,6 +98,23 @@ def test_a_method_that_cannot_be_undone_is_said(
     with pytest.raises(InputError, match=r"cannot be dequantised: no such method. Give the full base."):
         merge(packed.output, tmp_path / "out", base, dequantize=True)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_fp8_base_may_be_rounded_to_four_bits_in_training(base: Path, tmp_path: Path) -> None:
+    fp8 = fp8_copy(base, tmp_path / "fp8")
+    write_rows(tmp_path / "rows.jsonl")
+    data = recipe_data(fp8, training={"steps": 5}, evaluation={"generations": 1, "max_new_tokens": 10})
+    data["base"]["quantization"] = "nf4"
+    run = train(parse_recipe(data, folder=tmp_path))
+    assert run.manifest["training"]["quantization"] == "nf4"
+    assert run.manifest["training"]["dequantized"]["method"] == "fp8"
+    full, rounded = load_base(fp8, "fp32", "cpu"), load_nf4(fp8, "fp32", "cpu").dequantize()
+    for dequantize, expected in ((False, full), (True, rounded)):
+        done = merge(run.output, tmp_path / f"merged-{dequantize}", fp8, dtype="float32", dequantize=dequantize)
+        assert done.manifest["parent"]["dequantized"] is dequantize
+        found = load_file(done.output / "model.safetensors")
+        assert torch.equal(found[LAYER], base_tensors(expected)[LAYER])
+    assert not torch.equal(base_tensors(full)[LAYER], base_tensors(rounded)[LAYER])
 
 
 class NotUndone:

@@ -67,7 +67,8 @@ def dequantized(spec: ModelSpec, output: Path, *, asked: bool) -> Iterator[Path]
         return
     temporary = Path(tempfile.mkdtemp(dir=output.parent, prefix=f".{output.name}."))
     try:
-        packed = declared_quantization(read_config(base)) is not None
+        config = read_config(base)
+        packed = declared_quantization(config) is not None and not is_fp8(config)
         if not packed and spec.quantization is None:
             raise InputError(
                 "neither the base nor its training was quantised: its weights are full ones",
@@ -158,8 +159,8 @@ def merge(
         refuse_quantized(base)  # before its weights are hashed, which takes time
     spec = merge_source(adapter, base, device=device)
     _check_output(output, adapter, spec.base)  # again: now the base is known in any case
-    # FP8 weights are dequantised wherever they are read
-    dequantize = dequantize and not is_fp8(read_config(spec.base))
+    # FP8 weights are dequantised wherever they are read: there is more to do only if training rounded them to 4 bits
+    dequantize = dequantize and (spec.quantization is not None or not is_fp8(read_config(spec.base)))
     with sole_writer(output), _disk_errors(output), dequantized(spec, output, asked=dequantize) as full:
         weights = require_full_weights(full)
         written = merge_dtype(full, weights, dtype)
