@@ -166,7 +166,7 @@ def test_rows_without_a_tokenizer_are_bad_usage_with_the_command(healthy: Path, 
             "no such file or folder; expected a tokenizer folder or file, or one of spm-v1" in capsys.readouterr().err
         )
     assert main(["check", "spm-v3", "--tokenizer", "spm-v3"]) == 2
-    assert "--tokenizer is for rows and GGUF files, and no path is any" in capsys.readouterr().err
+    assert "--tokenizer is for rows and GGUF files, and no path is one" in capsys.readouterr().err
 
 
 def test_encoded_rows_are_judged_by_check_too(healthy: Path, capsys: Any) -> None:

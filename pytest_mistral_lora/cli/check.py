@@ -102,7 +102,7 @@ def run(args: argparse.Namespace) -> int:
         raise InputError("no such file or folder", place=str(args.tokenizer), expected=expected)
     paths = [recognised(path, args.base, args.kind) for path in args.paths]
     if args.tokenizer is not None and not any(one.kind in ("rows", "encoded", "gguf") for one in paths):
-        found = "--tokenizer is for rows and GGUF files, and no path is any"
+        found = "--tokenizer is for rows and GGUF files, and no path is one"
         raise InputError(found, expected="a tokenizer to check as a path")
     if args.device_memory is not None and not any(one.kind == "recipe" for one in paths):
         raise InputError("--device-memory is for recipes, and no path is one", expected="a recipe.yaml")

@@ -152,7 +152,7 @@ def _record_packaged(target: Target, folder: Path) -> Result:
     except TokenizerError:
         raise
     except MistralLoraError as error:
-        return Result((Finding("ML004", error.found, error.place, error.next_step),))
+        return Result((Finding("ML004", error.found, error.place, detail=error.next_step),))
     return Result(facts=(("golden", str(home)), ("written", written), ("orphan", False)))
 
 
