@@ -42,8 +42,12 @@ class Source(NamedTuple):
     layout: Layout = Layout()
 
 
-def source_files(path: Path) -> list[Path]:
+def source_files(path: Path, split: str = "") -> list[Path]:
     """Return the data files of a path: itself, or those of a folder in order.
+
+    Args:
+        path: The file or folder.
+        split: Of a folder with several splits, the one to take, by the names of its files; empty for none.
 
     Raises:
         InputError: If there are none, or a folder has several splits or kinds of files.
@@ -67,6 +71,8 @@ def source_files(path: Path) -> list[Path]:
     else:
         found = sorted(one for one in path.rglob("*") if one.is_file() and one.name.endswith(_SUFFIXES))
         found = [one for one in found if one.name not in ("dataset_info.json", "dataset_infos.json", "state.json")]
+    if split and len(found) > 1:
+        found = [one for one in found if re.match(rf"{re.escape(split)}([-_.]|$)", one.name)] or found
     if not found:
         raise InputError("has no data files", place=str(path), expected=", ".join(_SUFFIXES))
     if _are_shards(found):
@@ -222,10 +228,13 @@ def conversions(
 
 def layout_of(source: Source, first: Sequence[Record]) -> tuple[Layout, str]:
     """Return the layout of a file by its first records, and its evidence in words."""
-    if source.layout.format:
-        return source.layout, f"{FORMATS[source.layout.format]} (declared)"
     readable = [record.value for record in first if not isinstance(record.value, RowError)]
     recognised = next(filter(None, map(recognise, readable)), None)
+    if source.layout.format:
+        keys = readable[0].keys() if readable and isinstance(readable[0], Mapping) else set()
+        if recognised is not None and not recognised.name and keys.isdisjoint(source.layout.keys.values()):
+            raise InputError(f"this is {recognised.title}", place=first[0].place, next_step=recognised.advice)
+        return source.layout, f"{FORMATS[source.layout.format]} (declared)"
     if recognised is None:
         if not readable:
             raise first[0].value

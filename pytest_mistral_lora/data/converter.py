@@ -56,7 +56,8 @@ class RecordConverter:
         if len(self.data) < len(value):
             noted.changed("null-keys")
         messages = self.data.get(self.keys.get("messages", ""))
-        self.padded = padded or has_padding(messages)
+        # a table pads its own columns, but not the JSON that one holds as text
+        self.padded = (padded and not isinstance(messages, str)) or has_padding(messages)
         self.turns = Conversation(layout, noted, record.place, padded=self.padded)
 
     def row(self) -> dict[str, Any] | None:

@@ -129,7 +129,10 @@ def _of_yaml(path: Path, names: Collection[str]) -> tuple[list[Source], list[str
         return _of_axolotl(path, config)
     if isinstance(config.get("dataset_name"), str):
         # the formats of TRL are recognised by their keys
-        return [Source(file) for file in source_files(_found(path, config["dataset_name"]))], []
+        split = str(config.get("dataset_train_split") or "train")
+        return [Source(file) for file in source_files(_found(path, config["dataset_name"]), split)], []
+    if config.get("tokenized_path"):
+        raise InputError("tokenized_path: encoded rows", place=str(path), next_step="Import the data they come from.")
     named = config.get("dataset")
     if isinstance(named, str | list):
         wanted = names or (named.split(",") if isinstance(named, str) else named)
@@ -143,9 +146,7 @@ def _of_yaml(path: Path, names: Collection[str]) -> tuple[list[Source], list[str
         ]
         return sources, [*remarks, *(f"{one} of {path} is a setting of training, not of rows" for one in settings)]
     if "base" in config and "data" in config:
-        raise InputError(
-            "this is a recipe of mistral-lora", place=str(path), next_step="Name the data of its data.train."
-        )
+        raise InputError("this is a recipe of mistral-lora", place=str(path), next_step="Name its data.train instead.")
     keys = ", ".join(map(str, list(config)[:8]))
     expected = "`datasets` of Axolotl, or `dataset` of LLaMA-Factory"
     raise InputError(f"no data is declared (keys {keys})", place=str(path), expected=expected)

@@ -155,8 +155,9 @@ class Conversation:
 
     def _drop_empty(self, item: dict[str, Any]) -> None:
         """Remove the keys that tables and servers pad messages with; a content that is null may be a call's."""
+        declared = self._layout.message_keys.get("content", "content")
         padded = [key for key, value in item.items() if value is None and key != "content"]
-        padded += [key for key in item if item[key] in ("", []) and key not in CONTENT]
+        padded += [key for key in item if item[key] in ("", []) and key not in (*CONTENT, declared)]
         # Mistral's own default
         padded += ["prefix"] if item.get("prefix") is False else []
         for key in padded:

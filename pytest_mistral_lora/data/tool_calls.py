@@ -183,6 +183,7 @@ def convert_tools(tools: Any, noted: RowChanges, place: Place, *, padded: bool) 
     Raises:
         RowError: If they are not a list of objects.
     """
+    padded = padded and not isinstance(tools, str)
     tools = from_json(tools, noted, place)
     if not tools:
         return None
@@ -207,9 +208,16 @@ def _tool(tool: Any, noted: RowChanges, place: Place, padded: bool) -> dict[str,
     if not isinstance(tool.get("function"), Mapping):
         return dict(tool)
     function = {key: value for key, value in tool["function"].items() if key in _FUNCTION_KEYS}
-    for key in tool["function"].keys() - _FUNCTION_KEYS:
-        noted.lost("tool-keys", key)
     parameters = from_json(function.get("parameters"), noted, place / "function" / "parameters")
+    others = tool["function"].keys() - _FUNCTION_KEYS
+    required = tool["function"].get("required")
+    if isinstance(parameters, Mapping) and isinstance(required, list) and "required" not in parameters:
+        # beside the schema, where it has no effect: https://json-schema.org/understanding-json-schema/reference/object
+        parameters = {**parameters, "required": required}
+        others = others - {"required"}
+        noted.changed("tool-form")
+    for key in others:
+        noted.lost("tool-keys", key)
     if parameters is None:
         # OpenAI: a function without parameters has an empty list of them
         parameters = {"type": "object", "properties": {}}

@@ -174,6 +174,20 @@ CASES: list[tuple[str, Any, Any, dict[str, str]]] = [
         {"roles": "", "refusals": "", "null-keys": ""},
     ),
     (
+        "a tool with `required` beside its parameters",
+        GOOD | {"tools": [{"name": "f", "parameters": {"type": "object", "properties": {}}, "required": ["x"]}]},
+        GOOD
+        | {
+            "tools": [
+                {
+                    "type": "function",
+                    "function": {"name": "f", "parameters": {"type": "object", "properties": {}, "required": ["x"]}},
+                }
+            ]
+        },
+        {"tool-form": ""},
+    ),
+    (
         "a tool without parameters, and strict",
         GOOD | {"tools": [{"type": "function", "function": {"name": "f", "strict": True}}]},
         GOOD

@@ -18,6 +18,7 @@ from pytest_mistral_lora import cli
 from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
 from pytest_mistral_lora.chat.rows import read_rows
 from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
+from pytest_mistral_lora.data.sources import rows_of
 from pytest_mistral_lora.errors import InputError, RecipeError, TokenizerError
 from pytest_mistral_lora.records.files import base_weights_sha256
 from pytest_mistral_lora.training.export import export
@@ -122,6 +123,19 @@ def keys() -> Iterator[str]:
 
 def test_every_key_of_a_recipe_is_tried_or_in_the_rows_already() -> None:
     assert set(keys()) == {*OTHER, *APPLIED, *OF_THE_BASE, "output"}
+
+
+def test_an_exported_folder_is_imported_as_the_same_rows(tmp_path: Path, make: MakeRecipe, to: str) -> None:
+    recipe = make(**PLAIN)
+    done = export(recipe, to, tmp_path / to)
+    rows = list(read_rows(tmp_path / "rows.jsonl"))
+    assert list(rows_of(done.folder / "chat.jsonl")) == rows
+    if done.form == "messages":
+        assert list(rows_of(done.config)) == rows
+    else:
+        # ids and labels are no rows, and are named with the verb that judges them
+        with pytest.raises(InputError, match="encoded rows"):
+            list(rows_of(done.config))
 
 
 def varied(make: MakeRecipe, key: str, value: Any) -> Recipe:
