@@ -99,7 +99,7 @@ def assert_rows_sound(path: str | Path, tokenizer: AnyTokenizer) -> None:
     These are the checks of `pytest --mistral-golden --mistral-dataset PATH`: no weights are loaded.
 
     Args:
-        path: A JSONL file; each line is a chat row.
+        path: A JSONL file of chat rows, or data in another format that `mistral-lora import` converts.
         tokenizer: As for `assert_template_faithful`.
 
     Raises:

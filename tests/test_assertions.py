@@ -356,7 +356,8 @@ def test_rows_are_sound_or_every_fault_is_named(tmp_path: Path, tokenizer: Check
 
 
 @pytest.mark.parametrize(
-    ("data", "found"), [(b"", "the file has no rows"), (b"PAR1", "this is Parquet"), (None, "cannot")]
+    ("data", "found"),
+    [(b"", "the file has no rows"), (b"PAR1", "cannot be read as Parquet"), (None, "cannot be read: No such")],
 )
 def test_a_file_without_rows_is_not_sound(
     data: bytes | None, found: str, tmp_path: Path, tokenizer: CheckpointTokenizer
