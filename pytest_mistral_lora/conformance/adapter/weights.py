@@ -15,7 +15,7 @@ from typing import Any
 from pytest_mistral_lora.checkpoint.base_model import is_tied, load_base, read_config, weight_files
 from pytest_mistral_lora.checkpoint.fp8 import is_fp8
 from pytest_mistral_lora.conformance.finding import Finding
-from pytest_mistral_lora.errors import InputError, MistralLoraError, PinError, and_more, one_line
+from pytest_mistral_lora.errors import InputError, LibraryError, MemoryShortageError, PinError, and_more, one_line
 from pytest_mistral_lora.records.adapter_folder import AdapterFolder
 from pytest_mistral_lora.records.tensors import read_tensors
 
@@ -160,9 +160,9 @@ def effect_findings(folder: AdapterFolder, base: Path) -> Iterator[Finding]:
         warnings.simplefilter("ignore")  # each of their subjects is a finding here, or nothing
         try:
             model = load_base(base, "fp32", "cpu")
-        except MistralLoraError:
+        except (PinError, LibraryError, MemoryShortageError):
             raise
-        except Exception as error:  # transformers and safetensors raise many types
+        except Exception as error:  # transformers and safetensors raise many types, and a damaged header is ours
             raise PinError(f"the base does not load: {error}", place=str(base)) from error
         try:
             config = folder.lora_config([name for name, _ in model.named_modules()])
