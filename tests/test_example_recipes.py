@@ -1,0 +1,74 @@
+"""The recipes to copy: each is accepted for a tiny checkpoint of its class, with a tokenizer of its version."""
+
+from __future__ import annotations
+
+import json
+import re
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from derived_tekken import write_derived
+from packaging.version import Version
+
+from pytest_mistral_lora.chat.oracle import shipped_tokenizer
+from pytest_mistral_lora.checkpoint.architectures import TEXT_MODELS, Architecture
+from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
+from pytest_mistral_lora.conformance.checks import Settings, collect
+from pytest_mistral_lora.conformance.named_targets import named_targets
+from pytest_mistral_lora.records.files import base_weights_sha256
+from pytest_mistral_lora.training.memory import recipe_memory
+from pytest_mistral_lora.training.recipe import load_recipe
+
+RECIPES = Path(__file__).parents[1] / "examples" / "recipes"
+ROW = {"messages": [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "4"}]}
+THINKING = {"type": "thinking", "thinking": "Two and two."}
+CHECKPOINTS: dict[str, tuple[Architecture, bool, str]] = {
+    "mistral-7b-v0.3": (Architecture(TEXT_MODELS["mistral"]), False, "spm-v3"),
+    "nemo-12b": (Architecture(TEXT_MODELS["mistral"]), False, "tekken-240718"),
+    "small-3.2-24b": (Architecture(TEXT_MODELS["mistral"], is_wrapped=True), False, "derived-v11"),
+    "ministral-3-3b": (Architecture(TEXT_MODELS["ministral3"], is_wrapped=True), True, "derived-v13"),
+    "ministral-3-8b": (Architecture(TEXT_MODELS["ministral3"], is_wrapped=True), False, "derived-v13"),
+    "devstral-small-2-24b": (Architecture(TEXT_MODELS["ministral3"], is_wrapped=True), False, "derived-v13"),
+    "magistral-small-24b": (Architecture(TEXT_MODELS["mistral"], is_wrapped=True), False, "derived-v13-thinking"),
+}
+"""The class, the tie and the tokenizer of each checkpoint."""
+
+
+def test_every_recipe_is_listed_and_tried() -> None:
+    names = {path.stem for path in RECIPES.glob("*.yaml")}
+    assert names == CHECKPOINTS.keys()
+    page = (RECIPES / "README.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"^\| \[([\w.-]+)\.yaml\]\(\1\.yaml\)", page, flags=re.MULTILINE)) == names
+    for name in names:
+        text = (RECIPES / f"{name}.yaml").read_text(encoding="utf-8")
+        assert "Not run on the published weights." in text
+        assert f"check {name}.yaml" in text
+
+
+@pytest.mark.parametrize("name", CHECKPOINTS)
+def test_a_recipe_is_accepted_for_its_class(name: str, tmp_path: Path) -> None:
+    architecture, tied, tokenizer = CHECKPOINTS[name]
+    if Version(version("transformers")) < Version(architecture.text.since or "0"):
+        pytest.skip(f"{architecture.title} needs transformers {architecture.text.since}")
+    derived = tokenizer.startswith("derived-")
+    source = write_derived(tokenizer, tmp_path, words=2000) if derived else shipped_tokenizer(tokenizer)
+    data: dict[str, Any] = yaml.safe_load((RECIPES / f"{name}.yaml").read_text(encoding="utf-8"))
+    base = write_tiny_base(tmp_path / data["base"]["path"], source, architecture=architecture, tied=tied)
+    text = (RECIPES / f"{name}.yaml").read_text(encoding="utf-8").replace("0" * 64, base_weights_sha256(base))
+    (tmp_path / "recipe.yaml").write_text(text, encoding="utf-8")
+    answer = [THINKING, {"type": "text", "text": "4"}] if "thinking" in tokenizer else "4"
+    rows = [ROW, {"messages": [{"role": "user", "content": "And 3 + 3?"}, {"role": "assistant", "content": answer}]}]
+    # enough rows that the share of held-out ones has some
+    rows += [{"messages": [{**ROW["messages"][0], "content": f"{n} + 2?"}, ROW["messages"][1]]} for n in range(3, 200)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    settings = Settings(1, None, "cpu", True, (), False, tmp_path)
+    checks = list(collect(named_targets(recipes=[tmp_path / "recipe.yaml"]), settings))
+    found = [one.run() for one in checks if one.subject == "dataset"]
+    assert len(found) > 5
+    errors = [finding for result in found for finding in result.findings if finding.severity == "error"]
+    assert [finding.text() for finding in errors] == []
+    # the tiny model fits; of the published one, the same call needs its config.json alone
+    assert ": fits into " in recipe_memory(load_recipe(tmp_path / "recipe.yaml"), base).text(80 * 10**9)
