@@ -161,7 +161,8 @@ GOLDEN_DIR = Option(
 UPDATE = Option(
     "--mistral-golden-update",
     "Record the goldens of --mistral-golden-dir from its rows again: ids and labels, and with --mistral-adapter or "
-    "--mistral-recipe transcripts. Lists each file. Refused in CI (if CI is set) and with pytest-xdist.",
+    "--mistral-recipe transcripts; and the packaged rows for a tokenizer file of your own, in contributed/. Lists each "
+    "file. Refused in CI (if CI is set) and with pytest-xdist.",
 )
 SKIP_TRAINING = Option("--mistral-golden-skip-training", "Leave out the tiny LoRA train.")
 DEVICE = Option(
