@@ -220,10 +220,15 @@ def conversions(
     layout, evidence = layout_of(source, first)
     report.sources.append({"file": str(source.path), "container": file.title, "format": evidence})
     report.layouts.append(layout)
+    # declared keys under a name of their own, until a record has them
+    unseen = {key for name, key in source.layout.keys.items() if key and key != name}
     for record in chain(first, records):
+        if unseen and isinstance(record.value, Mapping):
+            unseen -= record.value.keys()
         found = _converted(record, layout, file, report, lossy)
         if found is not None:
             yield found
+    report.remarks += [f"no record of {source.path} has the declared key {key!r}" for key in sorted(unseen)]
 
 
 def layout_of(source: Source, first: Sequence[Record]) -> tuple[Layout, str]:

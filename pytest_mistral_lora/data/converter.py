@@ -125,11 +125,15 @@ class RecordConverter:
     def _joined(self, first: str) -> str:
         """Return instruction and input as one text."""
         key, below = self.keys[first], self.keys.get("input", "")
+        present = self.data.keys() & {key}
         texts = {name: self.data.pop(name, "") for name in (key, below) if name}
         for name, text in texts.items():
             if not isinstance(text, str):
                 raise Place(self.place, name).error(f"is {kind_of(text)}", "a string")
         instruction, given = texts[key], texts.get(below, "")
+        if not (instruction or given) and key not in present:
+            # a declared key that the record has not: an empty question would be trained on
+            raise Place(self.place, key).error("is missing", "a text")
         if self.layout.templates is not None:
             self.noted.changed("input", "the declared format")
             # not str.format: a declaration must not reach the attributes of an object

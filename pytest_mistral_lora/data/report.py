@@ -20,7 +20,7 @@ CHANGES = {
     "made-ids": "tool calls without an id have one, made from the call",
     "call-form": "tool calls are written as {{id, type, function}}",
     "function-call": "`function_call` and `functions` are tool calls and tools",
-    "tool-form": "tools are written as {{type, function}}, with parameters and what they require",
+    "tool-form": "tools are written as {{type, function}}, with parameters",
     "result-text": "results of tools that were JSON are its text",
     "results-split": "one result for several calls is a list: each call has its element",
     "thinking": "reasoning is a thinking chunk",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import tracemalloc
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -163,3 +164,57 @@ def test_the_memory_of_a_source_does_not_grow_with_it(tmp_path: Path) -> None:
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[1] < 1.5 * peaks[0]
+
+
+@pytest.mark.parametrize(
+    ("columns", "said"),
+    [
+        ({"conversations": [1]}, "conversations: is a number; expected a list of messages"),
+        ({"conversations": ["hello"]}, "conversations: a text that is not valid JSON"),
+        ({"messages": [["a", "b"]]}, "messages[0]: is a string; expected a message"),
+        ({"messages": [{"role": "user", "content": "x"}]}, "messages: is an object; expected a list of messages"),
+        (
+            {"messages": [[{"role": "user", "content": 1}, {"role": "assistant", "content": 2}]]},
+            "messages[0].content",
+        ),
+        ({"messages": [[{"role": "assistant", "content": "a", "weight": "high"}]]}, "messages[0].weight: 'high'"),
+        ({"prompt": [b"a"], "completion": [b"b"]}, "prompt[0]: is a number; expected a message"),
+        ({"instruction": ["a"], "output": [datetime(2020, 1, 1)]}, "output: is datetime; expected a list of messages"),
+    ],
+)
+def test_a_column_of_another_type_is_an_error_with_its_row_and_field(
+    tmp_path: Path, columns: dict[str, Any], said: str
+) -> None:
+    path = tmp_path / "a.parquet"
+    parquet.write_table(pa.table(columns), path)
+    [error] = rows_of(path)
+    assert isinstance(error, RowError)
+    assert said in str(error)
+    assert error.place.startswith(f"{path}:1, ")
+
+
+@pytest.mark.parametrize(
+    ("declared", "said"),
+    [
+        ({"columns": {"prompt": "question", "response": "output"}}, "question: is missing; expected a text"),
+        ({"columns": {"prompt": "instruction", "response": "answer"}}, "answer: is missing"),
+        ({"formatting": "sharegpt", "columns": {"messages": "talk"}}, "talk: is missing; expected a list of messages"),
+    ],
+)
+def test_a_declared_column_that_is_missing_is_an_error(tmp_path: Path, declared: dict[str, Any], said: str) -> None:
+    (tmp_path / "a.jsonl").write_bytes(lines([{"instruction": "a", "output": "b"}]))
+    info = tmp_path / "dataset_info.json"
+    info.write_text(json.dumps({"mine": {"file_name": "a.jsonl", **declared}}))
+    [error] = rows_of(info)
+    assert said in str(error)
+
+
+def test_a_declared_column_that_a_row_can_do_without_is_a_remark_if_no_record_has_it(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(lines([{"instruction": "a", "output": "b"}]))
+    columns = {"prompt": "instruction", "response": "output", "system": "sys"}
+    info = tmp_path / "dataset_info.json"
+    info.write_text(json.dumps({"mine": {"file_name": "a.jsonl", "columns": columns}}))
+    [file] = open_rows(info)
+    assert list(scan_rows(file)) == [row("a", "b")]
+    assert isinstance(file.source, ConvertedSource)
+    assert file.source.report.remarks == [f"no record of {tmp_path / 'a.jsonl'} has the declared key 'sys'"]

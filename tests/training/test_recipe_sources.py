@@ -15,6 +15,7 @@ from tiny_runs import CONVERSATIONS, MakeRecipe, recipe_data, write_rows
 from pytest_mistral_lora.chat.rows import read_rows
 from pytest_mistral_lora.checkpoint.encoder import make_encoder
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
+from pytest_mistral_lora.cli import main
 from pytest_mistral_lora.conformance.checks import Settings, collect
 from pytest_mistral_lora.conformance.dataset import check_dataset
 from pytest_mistral_lora.conformance.targets import RecipeTarget
@@ -263,3 +264,11 @@ def test_an_entry_is_written_as_it_was_read(tmp_path: Path, base: Path) -> None:
     written = recipe.as_written()
     assert written["data"]["train"] == ["rows.jsonl", *entries]
     assert parse_recipe(written, folder=tmp_path) == recipe
+
+
+def test_render_shows_the_rows_of_a_recipe(tmp_path: Path, base: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    entries = write_sources(tmp_path)
+    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe_data(base, data={"train": [entries["array"]]})))
+    assert main(["render", str(tmp_path / "recipe.yaml"), "--tokenizer", "spm-v3"]) == 0
+    shown = capsys.readouterr().out
+    assert [f"{tmp_path / 'talks.json'}:{number}" in shown for number in range(1, 7)] == [True] * 5 + [False]
