@@ -52,7 +52,7 @@ def test_the_default_has_every_target_and_subject_and_unique_ids(every_id: list[
 
 def test_named_targets_have_the_subjects_of_their_kind(tmp_path: Path) -> None:
     settings = Settings(1, None, "cpu", False, (), False, tmp_path)
-    paths = {name: tmp_path / name for name in ("tokenizers", "recipes", "datasets", "adapters", "encoded")}
+    paths = {name: tmp_path / name for name in ("tokenizers", "recipes", "datasets", "adapters", "encoded", "ggufs")}
     paths["recipes"].write_text(RECIPE)
     merged = tmp_path / "merged"
     merged.mkdir()
@@ -64,6 +64,8 @@ def test_named_targets_have_the_subjects_of_their_kind(tmp_path: Path) -> None:
         adapters=[paths["adapters"], merged],
         encoded=[paths["encoded"]],
         runners=[RunnerChoice("trl")],
+        ggufs=[paths["ggufs"]],
+        servers=[("vllm", "http://127.0.0.1:1")],
     )
     subjects = {target.name: {c.subject for c in collect([target], settings)} for target in targets}
     judged = {"tokenizer", "template", "mask", "train"}
@@ -76,11 +78,14 @@ def test_named_targets_have_the_subjects_of_their_kind(tmp_path: Path) -> None:
         "encoded": {"encoded"},
         "trl-tokenizers": {"runner"},
         "trl-recipes": {"runner"},
+        "ggufs": {"gguf"},
+        "vllm-127.0.0.1-1": {"server"},
     }
     assert set.union(*subjects.values()) == set(SUBJECTS)
     (tmp_path / "out").mkdir()
     [recipe] = named_targets(recipes=[paths["recipes"]])
-    assert {check.subject for check in collect([recipe], settings)} == set(SUBJECTS) - {"encoded", "merged", "runner"}
+    others = {"encoded", "merged", "runner", "gguf", "server"}
+    assert {check.subject for check in collect([recipe], settings)} == set(SUBJECTS) - others
 
 
 @pytest.mark.parametrize("argument", ["test_mine.py", ".", "test_mine.py::test_mine"])
