@@ -19,7 +19,7 @@ from pytest_mistral_lora.report import html_page, report_data
 
 Run = Callable[..., pytest.RunResult]
 OwnRows = Callable[..., Path]
-OTHERS = "  dataset, encoded, adapter, merged, manifest, transcript, runner: no target of that kind"
+OTHERS = "  dataset, encoded, adapter, merged, manifest, transcript, gguf, server, runner: no target of that kind"
 CHOSEN = ("-k", "spm-v1::tokenizer::file or spm-v1::template::own- or spm-v1::mask::two-masks-agree")
 
 
