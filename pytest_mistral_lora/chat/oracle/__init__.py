@@ -20,9 +20,8 @@ import mistral_common
 from pytest_mistral_lora.chat.encoded import EncodedRow
 from pytest_mistral_lora.chat.oracle.encoder_trace import EncoderTrace, TracedText, Turn, spans_of, split_turn
 from pytest_mistral_lora.chat.oracle.hazards import PROBE, refuse_damaged
-from pytest_mistral_lora.chat.oracle.plain_rows import PlainRows, remember_tools
 from pytest_mistral_lora.chat.oracle.rejections import explain, is_our_call, version_violation
-from pytest_mistral_lora.chat.oracle.request import RowFeatures, request_data
+from pytest_mistral_lora.chat.oracle.request import PlainRows, RowFeatures, remember_tools, request_data
 from pytest_mistral_lora.chat.rows import Row, as_row, weight_of
 from pytest_mistral_lora.chat.templates.deviations import SUPPORTED
 from pytest_mistral_lora.chat.templates.isolated import trust
