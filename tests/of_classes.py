@@ -45,11 +45,14 @@ def architecture(name: str) -> Architecture:
     return Architecture(TEXT_MODELS[name.removeprefix("wrapped-")], is_wrapped=name.startswith("wrapped-"))
 
 
-@functools.cache
 def tiny_base(name: str, *, tied: bool = False) -> Path:
     """Return a tiny base of a class, made once."""
     folder = _folder() / f"{name}{'-tied' * tied}"
-    return write_tiny_base(folder, shipped_tokenizer("spm-v3"), architecture=architecture(name), tied=tied)
+    return (
+        folder
+        if folder.is_dir()
+        else write_tiny_base(folder, shipped_tokenizer("spm-v3"), architecture=architecture(name), tied=tied)
+    )
 
 
 @functools.cache

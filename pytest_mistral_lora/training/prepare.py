@@ -160,7 +160,8 @@ def check_output(recipe: Recipe) -> None:
     if base is not None and real[output].is_relative_to(real[base]):
         raise RecipeError(f"{output} is inside the base {base}", place="output", expected="a folder outside the base")
     for path in inputs:
-        if path != base and path.is_dir() and real[output].is_relative_to(real[path]):
+        # Path.is_dir raises for one that may not be looked at
+        if path != base and os.path.isdir(path) and real[output].is_relative_to(real[path]):  # noqa: PTH112
             # its files would be read as data in the next run
             raise RecipeError(f"{output} is inside the data {path}", place="output", expected="a folder outside of it")
         if real[path].is_relative_to(real[output]):

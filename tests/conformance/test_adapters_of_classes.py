@@ -40,7 +40,9 @@ def fired(results: Mapping[str, Result]) -> list[str]:
 @pytest.mark.parametrize("name", [*TEXTS, *WRAPPED])
 def test_an_adapter_of_the_attention_is_sound(name: str) -> None:
     results = judged(made_adapter(name, kinds(name)))
-    assert fired(results) == []
+    # kv_b_proj of latent attention is sound, and vLLM applies no adapter of it
+    note = ["ML427"] if "kv_b_proj" in kinds(name) else []
+    assert [finding.rule for result in results.values() for finding in result.findings] == note
     assert [result.not_checked for result in results.values() if result.not_checked] == []
 
 

@@ -97,7 +97,7 @@ def test_a_log_of_ci_has_each_finding_once_and_no_line_is_cut(run: Run, monkeypa
 
 def test_a_stopped_run_shows_its_one_finding_whole(run: Run) -> None:
     findings = _section(run("-x"), "Mistral findings")
-    assert findings[0].strip("_ ") == "model::template::astral"
+    assert findings[0].strip("_ ") == f"model::template::{SIMPLEST}"
     assert [line for line in findings if line.startswith(("  row: ", "  rule: ", "  why: ", "  fix: "))]
     assert not [line for line in findings if "more like it" in line]
 
@@ -123,7 +123,7 @@ def test_each_check_keeps_its_report(run: Run, pytester: pytest.Pytester) -> Non
     first, *rest = cases.values()
     assert "  why: " in first
     for text in rest:
-        assert text.splitlines()[1] == "  same cause as mistral-golden::model::template::astral"
+        assert text.splitlines()[1] == f"  same cause as mistral-golden::model::template::{SIMPLEST}"
         assert text.startswith("ML004 the chat template differs from mistral-common: ")
     assert run("--lf").parseoutcomes()["failed"] == len(CASES)
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from derived_tekken import write_derived
 from plugin_rows import ROW, write_rows
 from safetensors.torch import load_file, save_file
 
@@ -318,6 +319,14 @@ def test_the_commands_of_the_page_work(
     for program, *words in _commands():
         if program == "head":
             shutil.copy(here / "rows.jsonl", here / "tests" / "goldens" / "rows.jsonl")
+        elif program == "mkdir":
+            (here / words[-1]).mkdir(parents=True, exist_ok=True)
+        elif "contributed" in words:
+            (here / "checkpoints").mkdir()
+            write_derived("derived-v13", here / "checkpoints", words=2000)
+            result = golden(*words[1:])
+            assert result.parseoutcomes()["passed"] == 1
+            assert f"golden created: {here}/tests/goldens/contributed/" in result.stdout.str()
         elif program == "pytest":
             result = golden(*words[1:])
             shown += result.outlines
