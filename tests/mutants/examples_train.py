@@ -242,7 +242,7 @@ class ML318(Example):
 class ML319(Example):
     def broken(self, artifact: Artifact) -> None:
         def adapted_layers(folder, targets, own=artifact["adapted_layers"]):
-            return own(folder, [name for name in targets if name.endswith("_proj")])
+            return own(folder, [name for name in targets if name.endswith("_proj") or name == "attention"])
 
         artifact["adapted_layers"] = adapted_layers
 
