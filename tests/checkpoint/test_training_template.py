@@ -38,7 +38,8 @@ class Trained:
 
     def labels(self, row: Row | Mapping[str, Any], template: str | None = None) -> tuple[int, ...]:
         row = as_row(row)
-        settings = {} if row.reasoning_effort is None else {"reasoning_effort": row.reasoning_effort}
+        given = {"reasoning_effort": row.reasoning_effort, "response_format": row.response_format}
+        settings = {name: value for name, value in given.items() if value is not None}
         result = self.tokenizer.fast.apply_chat_template(
             [{key: value for key, value in message.items() if key != "weight"} for message in row.messages],
             tools=list(row.tools) if row.tools else None,
