@@ -77,6 +77,11 @@ class GgufFile:
         return self.fields.get("general.type") == "adapter"
 
     @property
+    def parts(self) -> int:
+        """The number of files that the model is split into."""
+        return int(self.fields.get("split.count") or 1)
+
+    @property
     def architecture(self) -> str:
         """The name of the architecture in llama.cpp: `llama` for Mistral-7B."""
         return str(self.fields.get("general.architecture"))

@@ -17,7 +17,6 @@ from pytest_mistral_lora.records.adapter_folder import AdapterFolder
 if TYPE_CHECKING:
     from pytest_mistral_lora.serving.gguf_file import GgufFile
 
-_UNREADABLE = "the file cannot be read: see the check `file`"
 _NO_LIBRARY = "the numbers are read by the package gguf: pip install gguf"
 
 
@@ -37,20 +36,20 @@ class GgufChecks:
     def cases(self) -> Mapping[str, Callable[[], Result]]:
         """Return the checks by name; of a file that cannot be read, the one that reports it."""
         found: dict[str, Callable[[], Result]] = {"file": self.file}
-        if isinstance(self._content, str):
+        if self._unreadable is not None:
             return found
-        if self._content.is_adapter:
+        if self._gguf.is_adapter:
             return found | {"adapter-tensors": self.adapter_tensors}
         models = {"tokenizer": self.tokenizer, "template": self.template, "marks": self.marks}
         return found | models | {"architecture": self.architecture, "weights": self.weights}
 
     @cached_property
-    def _content(self) -> GgufFile | str:
-        """The file, or the reason why it cannot be read."""
+    def _unreadable(self) -> InputError | None:
         try:
-            return self._target.content
+            _ = self._target.content
         except InputError as error:
-            return str(error)
+            return error
+        return None
 
     @property
     def _gguf(self) -> GgufFile:
@@ -58,13 +57,11 @@ class GgufChecks:
 
     def file(self) -> Result:
         """ML918: the file can be read, and holds a model or an adapter."""
-        if isinstance(self._content, str):
-            try:
-                _ = self._target.content
-            except InputError as error:
-                return Result((Finding("ML918", error.found, error.place, error.expected),))
+        if self._unreadable is not None:
+            error = self._unreadable
+            return Result((Finding("ML918", error.found, error.place, error.expected),))
         kind = "adapter" if self._gguf.is_adapter else "model"
-        if not self._gguf.tensors and int(self._gguf.fields.get("split.count") or 1) < 2:
+        if not self._gguf.tensors and self._gguf.parts < 2:
             return Result((Finding("ML918", "holds no tensor", self._place, "the tensors of a model or an adapter"),))
         return Result(facts=(("gguf", f"{kind}, {self._gguf.architecture}, {len(self._gguf.tensors)} tensors"),))
 
@@ -100,7 +97,7 @@ class GgufChecks:
 
         if self._target.model is None:
             return Result(not_checked="no model folder to compare with: name it with --mistral-base")
-        if int(self._gguf.fields.get("split.count") or 1) > 1:
+        if self._gguf.parts > 1:
             return Result(not_checked="one of several files: join them with llama-gguf-split --merge")
         if find_spec("gguf") is None:
             return Result(not_checked=_NO_LIBRARY)

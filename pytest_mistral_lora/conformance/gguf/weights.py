@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pytest_mistral_lora.checkpoint.architectures import text_part
 from pytest_mistral_lora.checkpoint.base_model import read_config, weight_files
 from pytest_mistral_lora.checkpoint.weights import Weights
 from pytest_mistral_lora.conformance.finding import Finding, first_findings
@@ -34,7 +35,6 @@ Another tensor, or rows in another order, are 1.4 away."""
 _HALF = 0.5
 """A merged change of which less than half is in the file was not merged, or not by this adapter."""
 
-_PREFIX = "base_model.model."
 _SIZES = {
     "block_count": "num_hidden_layers",
     "context_length": "max_position_embeddings",
@@ -60,8 +60,7 @@ def architecture_findings(file: GgufFile, model: Path) -> Iterator[Finding]:
         PinError: If `config.json` cannot be read.
     """
     config = read_config(model)
-    text = config.get("text_config")
-    config = {**config, **(text if isinstance(text, dict) else {})}
+    config = {**config, **text_part(config)}
     rope = config.get("rope_parameters") or config.get("rope_scaling")
     rope = rope if isinstance(rope, dict) else {}
     config.setdefault("rope_theta", rope.get("rope_theta", _DEFAULT_THETA))
@@ -137,7 +136,7 @@ class ComparedWeights:
             error = _relative(have - want, want)
             kind = self.file.kind_of(name)
             worst[kind] = max(worst.get(kind, 0.0), error)
-            bound = next((limit for start, limit in _ROUNDING.items() if kind.startswith(start)), 0.9)
+            bound = _largest_error(kind)
             if not error <= bound:
                 text = f"{name} differs from {names[name]} by {error:.2g} of its norm"
                 found.append(Finding("ML916", text, place, f"at most {bound:g} for {kind}"))
@@ -195,6 +194,10 @@ def _name_map(file: GgufFile) -> Any:
     return gguf.get_tensor_name_map(architecture, min(layers, 1000))
 
 
+def _largest_error(kind: str) -> float:
+    return next((limit for start, limit in _ROUNDING.items() if kind.startswith(start)), 0.9)
+
+
 def _relative(difference: Any, values: Any) -> float:
     norm = math.sqrt(float((values**2).sum(dtype="float64")))
     apart = math.sqrt(float((difference**2).sum(dtype="float64")))
@@ -213,7 +216,7 @@ def adapter_findings(file: GgufFile, folder: AdapterFolder) -> Iterator[Finding]
     Raises:
         InputError: If a file of the adapter cannot be read.
     """
-    from pytest_mistral_lora.conformance.adapter.layout import adapter_layout
+    from pytest_mistral_lora.conformance.adapter.layout import PREFIX, adapter_layout
 
     place, weights = str(file.path), Weights([folder.tensors_file])
     layout = adapter_layout(folder, folder.located_base.folder)
@@ -229,7 +232,7 @@ def adapter_findings(file: GgufFile, folder: AdapterFolder) -> Iterator[Finding]
     alpha = file.fields.get("adapter.lora.alpha")
     for name in sorted(names.keys() & file.tensors.keys()):
         found += _adapter_tensor_findings(file, name, weights[names[name]].float().numpy(), folder)
-        layer = names[name].removeprefix(_PREFIX).removesuffix(".lora_A.weight")
+        layer = names[name].removeprefix(PREFIX).removesuffix(".lora_A.weight")
         if name.endswith(".lora_a") and layer in layout.scalings:
             # llama.cpp scales B A by alpha / rank, and knows no other rule
             rank, scale = file.tensors[name].shape[0], layout.scalings[layer]
@@ -242,9 +245,11 @@ def adapter_findings(file: GgufFile, folder: AdapterFolder) -> Iterator[Finding]
 
 def _adapter_names(file: GgufFile, weights: Weights) -> Iterator[tuple[str, str]]:
     """Yield the name in the GGUF file and in the safetensors file of each tensor of an adapter."""
+    from pytest_mistral_lora.conformance.adapter.layout import PREFIX
+
     to_gguf = _name_map(file)
     for name in weights:
-        layer, _, part = name.removeprefix(_PREFIX).rpartition(".lora_")
+        layer, _, part = name.removeprefix(PREFIX).rpartition(".lora_")
         side = part.partition(".")[0].lower()
         plain = layer.replace("model.language_model.", "model.")
         found = to_gguf.get_name(f"{plain}.weight", try_suffixes=(".weight",)) if side in ("a", "b") else None
@@ -263,7 +268,7 @@ def _adapter_tensor_findings(file: GgufFile, name: str, want: Any, folder: Adapt
         yield Finding("ML914", f"{name} has shape {file.tensors[name].shape}", str(file.path), str(want.shape))
         return
     error, kind = _relative(have - want, want), file.kind_of(name)
-    bound = next((limit for start, limit in _ROUNDING.items() if kind.startswith(start)), 0.9)
+    bound = _largest_error(kind)
     if not error <= bound:
         text = f"{name} differs from the safetensors file by {error:.2g} of its norm"
         yield Finding("ML914", text, str(file.path), f"at most {bound:g} for {kind}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
 from pytest_mistral_lora.conformance.checks import Check, Settings
@@ -42,13 +42,12 @@ class ServerChecks:
 
     def cases(self) -> Mapping[str, Callable[[], Result]]:
         """Return the checks by name."""
+        asked = {"preview": self.preview, "counts": self.counts, "refusals": self.refusals}
+        by_ids = {"prompts": self.prompts, "injection": self.injection}
         return {
             "there": self.there,
-            "prompts": self.prompts,
-            "injection": self.injection,
-            "preview": self.preview,
-            "counts": self.counts,
-            "refusals": self.refusals,
+            **{name: partial(self._if_shown, judge) for name, judge in by_ids.items()},
+            **{name: partial(self._if_answered, judge) for name, judge in asked.items()},
         }
 
     @cached_property
@@ -59,11 +58,20 @@ class ServerChecks:
             return error
         return None
 
-    @property
-    def _unreachable(self) -> Result | None:
-        return (
-            None if self._failure is None else Result(not_checked="the server does not answer: see the check `there`")
-        )
+    def _if_answered(self, judge: Callable[[], Result]) -> Result:
+        if self._failure is not None:
+            return Result(not_checked="the server does not answer: see the check `there`")
+        return judge()
+
+    def _if_shown(self, judge: Callable[[], Result]) -> Result:
+        if self._failure is None and not self._shown:
+            return Result(not_checked=f"{self._target.server.title} does not show the ids of a prompt")
+        return self._if_answered(judge)
+
+    @cached_property
+    def _shown(self) -> list[_Served]:
+        """The rows whose ids the server shows."""
+        return [one for one in self._taken() if one.served_ids is not None]
 
     def there(self) -> Result:
         """ML901: the server is there, and answers each request."""
@@ -71,7 +79,6 @@ class ServerChecks:
             error = self._failure
             return Result((Finding("ML901", error.found, error.place, error.expected, fix=error.next_step),))
         answers = self._target.answers
-        broken = [one for one in answers.rows if isinstance(one.served, InputError)]
         findings = [
             Finding(
                 "ML901",
@@ -80,7 +87,7 @@ class ServerChecks:
                 one.served.expected,
                 row=one.row.to_jsonl(),
             )
-            for one in broken
+            for one in answers.rows
             if isinstance(one.served, InputError)
         ]
         server = self._target.server
@@ -90,14 +97,9 @@ class ServerChecks:
 
     def prompts(self) -> Result:
         """ML902: each prompt has mistral-common's ids, but for the named deviations."""
-        if self._unreachable:
-            return self._unreachable
-        shown = [one for one in self._taken() if one.served_ids is not None]
-        if not shown:
-            return Result(not_checked=f"{self._target.server.title} does not show the ids of a prompt")
         findings: list[Finding] = []
         accepted: Counter[str] = Counter()
-        for one in shown:
+        for one in self._shown:
             if one.served_ids == one.asked.expected:
                 continue
             deviations = self._deviations(one)
@@ -105,7 +107,8 @@ class ServerChecks:
                 findings += self._differences(one, injected=False)
             else:
                 accepted.update(name for name in deviations if name != _INJECTED)
-        text = f"{sum(one.served_ids == one.asked.expected for one in shown)} of {len(shown)} prompts have the ids"
+        right = sum(one.served_ids == one.asked.expected for one in self._shown)
+        text = f"{right} of {len(self._shown)} prompts have the ids"
         if accepted:
             text += " of mistral-common; named deviations: " + ", ".join(f"{n} ({c})" for n, c in accepted.items())
         facts = (("prompts of", text if accepted else f"{text} of mistral-common"),)
@@ -113,21 +116,14 @@ class ServerChecks:
 
     def injection(self) -> Result:
         """ML906: text never becomes a control token."""
-        if self._unreachable:
-            return self._unreachable
-        shown = [one for one in self._taken() if one.served_ids is not None]
-        if not shown:
-            return Result(not_checked=f"{self._target.server.title} does not show the ids of a prompt")
         findings: list[Finding] = []
-        for one in shown:
+        for one in self._shown:
             if one.served_ids != one.asked.expected:
                 findings += self._differences(one, injected=True)
         return Result(tuple(first_findings(findings, _SHOWN, self._place)))
 
     def preview(self) -> Result:
         """ML903: the ids that are previewed are as many as those that a chat request is fed."""
-        if self._unreachable:
-            return self._unreachable
         if self._target.server.strength != "preview":
             return Result(not_checked="the server shows the ids of the chat request itself, or none")
         findings = []
@@ -139,8 +135,6 @@ class ServerChecks:
 
     def counts(self) -> Result:
         """ML904: a server that hides its ids reports as many prompt tokens as mistral-common has."""
-        if self._unreachable:
-            return self._unreachable
         hidden = [one for one in self._taken() if one.served_ids is None]
         if not hidden:
             return Result(not_checked="the server shows the ids")
@@ -157,8 +151,6 @@ class ServerChecks:
 
     def refusals(self) -> Result:
         """ML907: the server refuses a prompt exactly if mistral-common does."""
-        if self._unreachable:
-            return self._unreachable
         findings = []
         for one in self._target.answers.rows:
             if isinstance(one.served, InputError):
