@@ -34,10 +34,10 @@ _DESCRIPTION = """\
 Run the checks of `pytest --mistral-golden` without pytest, and print a table, and each finding once,
 however many rows or checks it breaks.
 
-A path is a recipe, a file of rows, a file of encoded rows, an adapter or merged folder, a checkpoint folder or a
-tokenizer file. It is recognised by its content, and the first line names its kind. Rows need a tokenizer: --tokenizer
-names one that is not judged itself, or else each tokenizer and recipe among the paths encodes them. With no path, check
-every tokenizer that mistral-common ships, and train a tiny LoRA adapter with one of them."""
+A path is a recipe, a file of rows, a file of encoded rows, an adapter or merged folder, a GGUF file, a checkpoint
+folder or a tokenizer file. It is recognised by its content, and the first line names its kind. Rows need a tokenizer:
+--tokenizer names one that is not judged itself, or else each tokenizer and recipe among the paths encodes them. With no
+path, check every tokenizer that mistral-common ships, and train a tiny LoRA adapter with one of them."""
 
 
 def add_parser(verbs: Verbs) -> None:
@@ -65,8 +65,8 @@ def add_parser(verbs: Verbs) -> None:
         "--tokenizer",
         type=Path,
         metavar="PATH",
-        help="tokenizer of rows and encoded rows: checkpoint folder, tekken.json, tokenizer.model.vN, or the name of a "
-        "shipped one, such as spm-v3",
+        help="tokenizer of rows, encoded rows and GGUF files: checkpoint folder, tekken.json, tokenizer.model.vN, or "
+        "the name of a shipped one, such as spm-v3",
     )
     parser.add_argument(
         "--as",

@@ -56,10 +56,10 @@ def test_a_row_is_rendered_and_marked_as_by_transformers(template: ChatTemplate,
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(renderer, "own_renderer", _plain_renderer)
         patch.setattr(renderer, "_own_rows", lambda source: _InFull(renderer._in_full))
-        expected = [_outcome(lambda mark=mark: template._render(row, mark=mark)) for mark in (False, True)]  # type: ignore[misc]
+        expected = [_outcome(lambda mark=mark: template._render(row, mark=mark)) for mark in (False, True)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("pytest_mistral_lora.chat.templates.own_rows._OFTEN", 1)
-        found = [_outcome(lambda mark=mark: template._render(row, mark=mark)) for mark in (False, True)]  # type: ignore[misc]
+        found = [_outcome(lambda mark=mark: template._render(row, mark=mark)) for mark in (False, True)]
     assert found == expected
 
 
@@ -81,7 +81,7 @@ def test_texts_have_the_ids_of_the_tokenizers_call(template: ChatTemplate, data:
     fast = template.tokenizer
     expected: list[Any] = []
     for row in taken:
-        text = _outcome(lambda row=row: template.render(row))  # type: ignore[misc]
+        text = _outcome(lambda row=row: template.render(row))
         is_refused = "the chat template refuses" in text
         expected.append(None if is_refused else tuple(fast(text, add_special_tokens=False)["input_ids"]))
     assert template.ids_of_rows(taken) == expected

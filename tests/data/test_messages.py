@@ -86,6 +86,18 @@ def _saved(path: Path, name: str = "state.json", content: str | None = None) -> 
         (path / name).write_text(content)
 
 
+ARRAYS = [
+    "[",
+    "[]",
+    f"[{LINE}",
+    f"[{LINE},]",
+    f"[{LINE} {LINE}]",
+    f"[{LINE}]]",
+    json.dumps([ROW], indent=1)[:-4],
+    repr([ROW]),
+    "[1, 2]",
+    f'{{"data": [{LINE}]}}',
+]
 CALL = {"id": "call_1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
 CSV = "instruction,output\n"
 PAIR = {"prompt": "a", "chosen": "b", "rejected": "c"}
@@ -111,34 +123,12 @@ BROKEN: dict[str, tuple[str, str, list[str | bytes | Write]]] = {
     "a JSON array": (
         "render",
         "json",
-        [
-            "[",
-            "[]",
-            f"[{LINE}",
-            f"[{LINE},]",
-            f"[{LINE} {LINE}]",
-            f"[{LINE}]]",
-            json.dumps([ROW], indent=1)[:-4],
-            repr([ROW]),
-            "[1, 2]",
-            f'{{"data": [{LINE}]}}',
-        ],
+        ARRAYS,
     ),
     "a JSON array, imported": (
         "import",
         "json",
-        [
-            "[",
-            "[]",
-            f"[{LINE}",
-            f"[{LINE},]",
-            f"[{LINE} {LINE}]",
-            f"[{LINE}]]",
-            json.dumps([ROW], indent=1)[:-4],
-            repr([ROW]),
-            "[1, 2]",
-            f'{{"data": [{LINE}]}}',
-        ],
+        ARRAYS,
     ),
     "JSON objects over several lines": (
         "import",
