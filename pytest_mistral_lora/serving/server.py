@@ -1,0 +1,178 @@
+"""A kind of server: the endpoints by which it says which prompt it feeds its model, and how the model answers."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from pytest_mistral_lora.chat.rows import Row
+from pytest_mistral_lora.errors import InputError
+from pytest_mistral_lora.serving.answers import (
+    LISTED,
+    REFUSED,
+    ServedAnswer,
+    chat_answer,
+    read_field,
+    refusal,
+)
+from pytest_mistral_lora.serving.client import Answer, ServerClient
+
+Strength = Literal["ids", "preview", "count"]
+"""How much an answer proves: the ids that were fed, those of an endpoint that renders, or their number alone."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServedPrompt:
+    """What a server makes of the messages of a row.
+
+    Attributes:
+        ids: The ids of the prompt; None if the server hides them.
+        count: The number of prompt tokens that a chat request reports; None if it reports none.
+        refused: The server's reason if it refuses the messages; else empty.
+    """
+
+    ids: tuple[int, ...] | None = None
+    count: int | None = None
+    refused: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ServerFacts:
+    """What a server says of itself.
+
+    Attributes:
+        version: Its version or build; empty if it does not say.
+        models: The names under which it serves models and adapters.
+        adapters: Those of them that are adapters, as far as it says.
+        precision: The precision of its weights, a key of `TOLERANCES`; empty if it does not say.
+    """
+
+    version: str
+    models: tuple[str, ...]
+    adapters: tuple[str, ...] = ()
+    precision: str = ""
+
+
+def chat_request(row: Row) -> dict[str, Any]:
+    """Return the messages of a row before its last answer, and its tools, in the form of OpenAI's chat requests."""
+    start = row.assistant_groups()[-1][0]
+    messages = [{key: value for key, value in one.items() if key != "weight"} for one in row.messages[:start]]
+    tools = {"tools": [{"type": "function", "function": tool["function"]} for tool in row.tools]} if row.tools else {}
+    return {"messages": messages, **tools}
+
+
+class Server(ABC):
+    """A kind of server.
+
+    Attributes:
+        name: Its name on the command line.
+        title: Its name in texts.
+        strength: What its answers prove.
+        remark: How it was tried.
+        greedy: The settings of a greedy answer: all that could change it is spelled out, since a server has defaults.
+    """
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    strength: ClassVar[Strength]
+    remark: ClassVar[str] = ""
+    greedy: ClassVar[Mapping[str, Any]] = {
+        "temperature": 0,
+        "top_p": 1,
+        "presence_penalty": 0,
+        "frequency_penalty": 0,
+    }
+
+    async def facts(self, client: ServerClient) -> ServerFacts:
+        """Return the version and the models of a server.
+
+        Raises:
+            InputError: If it is not one of this kind.
+        """
+        answer = await client.get("/v1/models")
+        entries = answer.data.get("data") if answer.is_ok and isinstance(answer.data, Mapping) else None
+        if not isinstance(entries, list) or not all(isinstance(one, Mapping) for one in entries):
+            found = f"HTTP {answer.status}: {answer.error}"
+            raise InputError(found, place=f"{client.url}/v1/models", expected="the models that it serves")
+        return ServerFacts(await self.version(client), tuple(str(one.get("id")) for one in entries))
+
+    async def version(self, client: ServerClient) -> str:
+        """Return the version of a server; empty if it does not say."""
+        return ""
+
+    @abstractmethod
+    async def prompt(self, client: ServerClient, row: Row, model: str) -> ServedPrompt:
+        """Return what the server makes of a row's messages.
+
+        Raises:
+            InputError: If the server is not there, or its answer has another form.
+        """
+
+    async def chat(self, client: ServerClient, row: Row, model: str, **more: Any) -> Answer:
+        """Ask for one token after a row's messages, greedily."""
+        data = {"model": model, **chat_request(row), "max_tokens": 1, "temperature": 0, **more}
+        # a model that may call is constrained in its answer, and its prompt is the same
+        return await client.post("/v1/chat/completions", data)
+
+    async def answer(
+        self, client: ServerClient, row: Row, model: str, limit: int, settings: Mapping[str, Any]
+    ) -> ServedAnswer:
+        """Return the answer to a row's messages before its last answer.
+
+        Args:
+            client: The connection.
+            row: The conversation.
+            model: The name of the model.
+            limit: Longest answer, in tokens.
+            settings: Fields of the request, such as `greedy`.
+
+        Raises:
+            InputError: If the server is not there, or its answer has another form.
+        """
+        data = {"model": model, **chat_request(row), "max_tokens": limit, **settings}
+        shown = {"logprobs": True, "top_logprobs": LISTED}
+        found = await client.post("/v1/chat/completions", data | shown)
+        if found.status in REFUSED:
+            # a server may know no log-probabilities
+            found = await client.post("/v1/chat/completions", data)
+        return chat_answer(found, f"{client.url}/v1/chat/completions")
+
+    async def complete(
+        self, client: ServerClient, ids: Sequence[int], model: str, limit: int, settings: Mapping[str, Any]
+    ) -> ServedAnswer | None:
+        """Return the answer to a prompt that is given as ids; None if the server takes none. See `answer`."""
+        return None
+
+    async def base_answer(
+        self, client: ServerClient, ids: Sequence[int], model: str, limit: int
+    ) -> ServedAnswer | None:
+        """Return the greedy answer of the base without its adapter; None if the server cannot be asked for it."""
+        return None
+
+
+def refused_prompt(answer: Answer, client: ServerClient) -> ServedPrompt:
+    """Return the refusal of a prompt.
+
+    Raises:
+        InputError: If the answer is no refusal, but a failure.
+    """
+    return ServedPrompt(refused=refusal(answer, client.url))
+
+
+def prompt_count(answer: Answer) -> int | None:
+    """Return the number of prompt tokens that an answer reports; None if it reports none."""
+    count = read_field(answer.data, "usage", "prompt_tokens")
+    return count if type(count) is int else None
+
+
+class OpenAi(Server):
+    """Any server with OpenAI's chat endpoint: the number of prompt tokens is all that it shows."""
+
+    name, title, strength = "openai", "a server with OpenAI's API", "count"
+
+    async def prompt(self, client: ServerClient, row: Row, model: str) -> ServedPrompt:
+        """Return the number of prompt tokens of a chat request."""
+        answer = await self.chat(client, row, model)
+        return ServedPrompt(count=prompt_count(answer)) if answer.is_ok else refused_prompt(answer, client)
