@@ -3,14 +3,66 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from difflib import SequenceMatcher
 from itertools import groupby
+
+from pytest_mistral_lora.chat.encoded import IGNORE_INDEX
 
 _CONTROL = re.compile(r"\[/?[A-Z_]{3,}\]|</?s>|<unk>|<pad>|<\|\w+\|>|<SPECIAL_\d+>")
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 _VISIBLE = {" ": "␣", "▁": "␣", "\n": "⏎", "<0x0A>": "⏎", "\t": "⇥"}
 _MOST_PARTS = 6
+
+WINDOW = 300
+"""Tokens that are aligned at once behind a difference; the time grows with their square."""
+
+Block = tuple[str, int, int, int, int]
+"""Tokens that are equal or not, as `SequenceMatcher` has them: its word, start and end in one side and the other."""
+
+
+def equal_beginning(want: Sequence[Hashable], have: Sequence[Hashable], start: tuple[int, int] = (0, 0)) -> int:
+    """Return the number of items that two sequences have in common from `start` on."""
+    least = min(len(want) - start[0], len(have) - start[1])
+    return next((n for n in range(least) if want[start[0] + n] != have[start[1] + n]), least)
+
+
+def window_blocks(want: Sequence[Hashable], have: Sequence[Hashable], start: tuple[int, int]) -> list[Block]:
+    """Return the blocks of one window from `start` on, without a last difference that the window cuts."""
+    i, j = start
+    codes = SequenceMatcher(None, want[i : i + WINDOW], have[j : j + WINDOW], autojunk=False).get_opcodes()
+    is_cut = max(len(want) - i, len(have) - j) > WINDOW
+    # the last block of two windows that are cut at other places is no difference of the rows
+    if is_cut and len(codes) > 2 and codes[-1][0] != "equal":
+        codes.pop()
+    return [(name, i + a, i + b, j + c, j + d) for name, a, b, c, d in codes]
+
+
+def all_blocks(want: Sequence[Hashable], have: Sequence[Hashable]) -> Iterator[Block]:
+    """Yield blocks that cover two sequences of any length, in order; the time grows with their length."""
+    i = j = 0
+    while i < len(want) or j < len(have):
+        if same := equal_beginning(want, have, (i, j)):
+            yield "equal", i, i + same, j, j + same
+            i, j = i + same, j + same
+        else:
+            found = window_blocks(want, have, (i, j))
+            yield from found
+            i, j = found[-1][2], found[-1][4]
+
+
+def label_word(ids: Sequence[int], labels: Sequence[int] | None, index: int) -> str:
+    """Return a label for people: `train`, `-100`, `train 5` for the id of another token; `?` if there is none.
+
+    Without labels it is empty.
+    """
+    if labels is None:
+        return ""
+    if index >= len(labels):
+        return "?"
+    if labels[index] == IGNORE_INDEX:
+        return "-100"
+    return "train" if labels[index] == ids[index] else f"train {labels[index]}"
 
 
 def is_control(piece: str) -> bool:

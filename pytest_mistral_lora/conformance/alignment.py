@@ -4,17 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from difflib import SequenceMatcher
 from functools import cached_property
 from itertools import zip_longest
 
-from pytest_mistral_lora.chat.difference import is_control, piece_units, units_shape, visible
-from pytest_mistral_lora.chat.encoded import IGNORE_INDEX
+from pytest_mistral_lora.chat.difference import (
+    WINDOW,
+    Block,
+    equal_beginning,
+    is_control,
+    label_word,
+    piece_units,
+    units_shape,
+    visible,
+    window_blocks,
+)
 
 AROUND = 5
 """Tokens shown on each side of a difference."""
-_WINDOW = 300
-"""Tokens that are aligned behind the first difference of the ids; the time grows with their square."""
 _MOST_ROWS = 16
 """Rows of the table from the first difference on."""
 _LONGEST_PIECE = 16
@@ -42,25 +48,17 @@ class Alignment:
     @cached_property
     def _first_id(self) -> int:
         """The number of ids with which both sides begin."""
-        want, have = self.expected[0], self.found[0]
-        least = min(len(want), len(have))
-        return next((n for n in range(least) if want[n] != have[n]), least)
+        return equal_beginning(self.expected[0], self.found[0])
 
     @cached_property
-    def _codes(self) -> list[tuple[str, int, int, int, int]]:
-        """The blocks behind the first different id, as `SequenceMatcher` gives them, up to the window's end."""
-        start = self._first_id
-        want, have = self.expected[0][start : start + _WINDOW], self.found[0][start : start + _WINDOW]
-        codes = SequenceMatcher(None, want, have, autojunk=False).get_opcodes()
-        # the last block of two windows that are cut at other places is no difference of the rows
-        if self._cut and len(codes) > 2 and codes[-1][0] != "equal":
-            codes.pop()
-        return [(name, start + i, start + i_end, start + j, start + j_end) for name, i, i_end, j, j_end in codes]
+    def _codes(self) -> list[Block]:
+        """The blocks behind the first different id, up to the window's end."""
+        return window_blocks(self.expected[0], self.found[0], (self._first_id, self._first_id))
 
     @property
     def _cut(self) -> bool:
         """Whether the rows go on behind the window."""
-        return max(len(self.expected[0]), len(self.found[0])) > self._first_id + _WINDOW
+        return max(len(self.expected[0]), len(self.found[0])) > self._first_id + WINDOW
 
     def pairs(self) -> Iterator[Pair]:
         """Yield the tokens of both sides in order, up to the end of the window."""
@@ -76,7 +74,7 @@ class Alignment:
         if want is None:
             return "+"
         other = self.expected[0][want] != self.found[0][have]
-        labels = {_label(self.expected, want), _label(self.found, have)}
+        labels = {label_word(*self.expected, want), label_word(*self.found, have)}
         return ">" if other or ("" not in labels and len(labels) == 2) else ""
 
     def table(self) -> str:
@@ -112,7 +110,7 @@ class Alignment:
         if not is_control(piece):
             shown = visible(piece)
             piece = f"'{shown if len(shown) <= _LONGEST_PIECE else shown[: _LONGEST_PIECE - 1] + '…'}'"
-        return str(index), f"{side[0][index]} {piece}", _label(side, index)
+        return str(index), f"{side[0][index]} {piece}", label_word(*side, index)
 
     def shape(self) -> str:
         """Return the shape of the first difference, the same for each row that one fault changes; or nothing."""
@@ -136,19 +134,9 @@ class Alignment:
         if not is_control(piece):
             near = bool(want) and is_control(self.piece(self.expected[0][want - 1]))
             piece = f"{'first ' if near else ''}text after {self._control_before(want) or 'the start'}"
-        return f"label of {piece}: {' → '.join(_label(side, want).split()[0] for side in (self.expected, self.found))}"
+        labels = (label_word(*side, want).split()[0] for side in (self.expected, self.found))
+        return f"label of {piece}: {' → '.join(labels)}"
 
     def _control_before(self, index: int) -> str:
-        pieces = (self.piece(token) for token in reversed(self.expected[0][max(0, index - _WINDOW) : index]))
+        pieces = (self.piece(token) for token in reversed(self.expected[0][max(0, index - WINDOW) : index]))
         return next((piece for piece in pieces if is_control(piece)), "")
-
-
-def _label(side: tuple[Ids, Labels], index: int) -> str:
-    ids, labels = side
-    if labels is None:
-        return ""
-    if index >= len(labels):
-        return "?"
-    if labels[index] == IGNORE_INDEX:
-        return "-100"
-    return "train" if labels[index] == ids[index] else f"train {labels[index]}"
