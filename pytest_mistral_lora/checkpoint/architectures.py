@@ -26,6 +26,7 @@ class TextModel:
         since: The first version of transformers that has the class; empty if every supported version does.
         has_oracle: Whether it is Mistral's own. The others are trained by their chat template alone.
         scales_queries: Whether queries are scaled by their absolute position (`llama_4_scaling_beta`).
+        has_window: Whether attention can have a window (`sliding_window`).
     """
 
     name: str
@@ -35,6 +36,12 @@ class TextModel:
     since: str = ""
     has_oracle: bool = True
     scales_queries: bool = False
+    has_window: bool = True
+
+    @property
+    def decoder(self) -> str:
+        """The class of its decoder: the model without its head."""
+        return f"{self.name.removesuffix('ForCausalLM')}Model"
 
 
 # multi-head latent attention: queries, and keys with values, are projected through a narrow layer
@@ -47,8 +54,13 @@ TEXT_MODELS: Mapping[str, TextModel] = {
         TextModel("MinistralForCausalLM", "ministral"),
         TextModel("Ministral3ForCausalLM", "ministral3", since="5.0", scales_queries=True),
         TextModel("MixtralForCausalLM", "mixtral", mlp=()),
-        TextModel("Mistral4ForCausalLM", "mistral4", attention=_LATENT, mlp=(), since="5.4", scales_queries=True),
-        TextModel("LlamaForCausalLM", "llama", has_oracle=False),
+        TextModel(
+            *("Mistral4ForCausalLM", "mistral4", _LATENT, ()),
+            since="5.4",
+            scales_queries=True,
+            has_window=False,
+        ),
+        TextModel("LlamaForCausalLM", "llama", has_oracle=False, has_window=False),
         TextModel("Qwen2ForCausalLM", "qwen2", has_oracle=False),
         TextModel("Qwen3ForCausalLM", "qwen3", has_oracle=False),
     )

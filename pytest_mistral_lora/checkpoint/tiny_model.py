@@ -6,6 +6,7 @@ import copy
 import json
 import shutil
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,35 @@ INITIALIZER_RANGE = 0.2
 
 
 _MISTRAL = Architecture(TEXT_MODELS["mistral"])
+
+
+@dataclass(frozen=True, slots=True)
+class TinyKind:
+    """A kind of tiny model.
+
+    Attributes:
+        architecture: Its class.
+        tied: Whether embeddings and head are one tensor.
+    """
+
+    architecture: Architecture = _MISTRAL
+    tied: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.architecture.title}{', tied' * self.tied}"
+
+    @property
+    def label(self) -> str:
+        """A short name of its class, for files: `wrapped-ministral3-tied`."""
+        architecture = self.architecture
+        return f"{'wrapped-' * architecture.is_wrapped}{architecture.text.model_type}{'-tied' * self.tied}"
+
+    @classmethod
+    def labelled(cls, label: str) -> TinyKind:
+        """Return the kind with a label."""
+        name = label.removesuffix("-tied")
+        text = TEXT_MODELS[name.removeprefix("wrapped-")]
+        return cls(Architecture(text, is_wrapped=name.startswith("wrapped-")), label.endswith("-tied"))
 
 
 def write_tiny_base(

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -8,18 +9,22 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
+from of_classes import architecture, tiny_base
 from safetensors.torch import load_file
 
 from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
+from pytest_mistral_lora.checkpoint.architectures import TEXT_MODELS
 from pytest_mistral_lora.checkpoint.base_model import load_base
-from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
+from pytest_mistral_lora.checkpoint.tiny_model import TinyKind, write_tiny_base
 from pytest_mistral_lora.conformance import train as subject
 from pytest_mistral_lora.conformance.checks import Settings
 from pytest_mistral_lora.conformance.finding import RULES
 from pytest_mistral_lora.conformance.targets import Target
-from pytest_mistral_lora.conformance.train import LAWS, checks, take_figures
+from pytest_mistral_lora.conformance.train import LAWS, checks, take_figures, tiny_kind
 from pytest_mistral_lora.conformance.train import tiny_run as module
-from pytest_mistral_lora.conformance.train.harness import TrainerHarness, TrainingLaw, record_decoder_calls
+from pytest_mistral_lora.conformance.train.decoder_calls import record_decoder_calls
+from pytest_mistral_lora.conformance.train.harness import TrainerHarness, TrainingLaw
 from pytest_mistral_lora.conformance.train.step_laws import (
     judge_difference,
     merge_by_hand,
@@ -107,6 +112,52 @@ def test_watching_ends_with_the_block(harness: TrainerHarness) -> None:
     assert [(call.ids, call.has_cache, call.training) for call in calls] == [((1, 5), True, False)]
 
 
+@pytest.mark.parametrize("name", ["mixtral", "wrapped-ministral3"])
+def test_the_decoder_of_every_class_is_watched(name: str) -> None:
+    if not hasattr(transformers, architecture(name).text.name):
+        pytest.skip("a newer transformers has the class")
+    model = load_base(tiny_base(name), "fp32", "cpu")
+    with record_decoder_calls() as calls:
+        model(input_ids=torch.tensor([[1, 5]]), use_cache=False)
+    assert [(call.ids, call.has_cache, call.training) for call in calls] == [((1, 5), False, False)]
+
+
+def test_the_decoders_are_those_of_transformers() -> None:
+    for text in TEXT_MODELS.values():
+        if hasattr(transformers, text.name):
+            assert hasattr(transformers, text.decoder)
+
+
+def test_a_tiny_model_is_of_the_class_of_its_target(tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_base("wrapped-mistral", tied=True), tmp_path / "base"))
+    target = Target("base", folder)
+    kind = tiny_kind(target)
+    assert (str(kind), kind.label) == ("Mistral3ForConditionalGeneration (mistral), tied", "wrapped-mistral-tied")
+    assert TinyKind.labelled(kind.label) == kind
+    assert module.folder_of(target.oracle, tmp_path, "cpu", kind).name.endswith("-wrapped-mistral-tied-cpu")
+    made = module.make_inputs(target.oracle, tmp_path / "tiny", "cpu", kind)
+    assert made.architecture == kind.architecture
+    assert not any("lm_head" in name for name in load_file(made.base / "model.safetensors"))
+    assert tiny_kind(Target("spm-v3")) == TinyKind() == TinyKind.labelled("mistral")
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"architectures": ["LlamaForCausalLM"], "model_type": "llama"}, "is an oracle for"),
+        ({"architectures": ["MistralLarge4ForConditionalGeneration"]}, "sparse attention"),
+    ],
+)
+def test_a_class_of_which_no_tiny_model_is_trained_is_not_checked(
+    config: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(tiny_base("mistral"), tmp_path / "base"))
+    (folder / "config.json").write_text(json.dumps(config))
+    settings = Settings(1, None, "cpu", False, (), False, tmp_path)
+    for check in checks(Target("base", folder), settings):
+        assert said in check.run().not_checked
+
+
 def test_steps_that_differ_are_told_apart(harness: TrainerHarness) -> None:
     step = harness.whole_step
     gradients = {name: tensor.double() for name, tensor in step.gradients.items()}
@@ -136,7 +187,7 @@ def boom(harness: TrainerHarness) -> dict[str, Any]:
 )
 def test_a_trainer_that_cannot_be_measured_is_a_finding(harness: TrainerHarness, measure: Any, said: str) -> None:
     law = TrainingLaw("some-case", "ML309", measure, lambda figures, device: iter(()))
-    [finding] = law.findings(json.loads(json.dumps(take_figures(measure, harness), allow_nan=False)), "cpu")
+    [finding] = law.result(json.loads(json.dumps(take_figures(measure, harness), allow_nan=False)), "cpu").findings
     assert (finding.rule, finding.found) == ("ML309", said)
 
 

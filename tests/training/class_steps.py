@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,9 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import transformers
 from peft import PeftModel
+from safetensors.torch import load_file
 from tiny_runs import recipe_data, write_rows
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedTokenizerFast
@@ -21,6 +24,7 @@ from pytest_mistral_lora.chat.oracle import shipped_tokenizer
 from pytest_mistral_lora.checkpoint.architectures import TEXT_MODELS, Architecture
 from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
 from pytest_mistral_lora.conformance.adapter import adapter_findings
+from pytest_mistral_lora.records.tensors import ADAPTER_TENSORS
 from pytest_mistral_lora.records.verify import verify
 from pytest_mistral_lora.training.adapter import peft_quiet
 from pytest_mistral_lora.training.generate.model_spec import model_spec
@@ -60,8 +64,9 @@ CASES = list(_cases())
 
 HEADER = (
     "| class | text model | embeddings | adapted in each layer | train | verify | smoke in a new process "
-    "| merge, proven | plain transformers loads it | plain PEFT loads the adapter |\n"
-    "|---|---|---|---|---|---|---|---|---|---|\n"
+    "| merge, proven | plain transformers loads it | plain PEFT loads the adapter | two processes equal one "
+    "| killed, resumed |\n"
+    "|---|---|---|---|---|---|---|---|---|---|---|---|\n"
 )
 
 
@@ -85,6 +90,7 @@ class ClassRun:
     def __init__(self, case: Case, folder: Path) -> None:
         self.case, self.folder = case, folder
         self.base, self.output, self.merged = folder / "base", folder / "out", folder / "merged"
+        self.lives = folder / "lives"
 
     def write_base(self) -> None:
         case = self.case
@@ -92,13 +98,14 @@ class ClassRun:
         if not case.architecture.text.has_oracle:
             write_chatml(self.base)
 
+    def _recipe(self, folder: Path, **sections: Any) -> dict[str, Any]:
+        write_rows(folder / "rows.jsonl")
+        data = recipe_data(self.base, **sections)
+        return data if self.case.architecture.text.has_oracle else data | {"backend": "chat-template"}
+
     def train(self) -> RunResult:
-        write_rows(self.folder / "rows.jsonl")
-        data = recipe_data(
-            self.base, training={"steps": 3, "logging_steps": 1}, evaluation={"generations": 2, "max_new_tokens": 12}
-        )
-        if not self.case.architecture.text.has_oracle:
-            data["backend"] = "chat-template"
+        training = {"steps": 3, "logging_steps": 1}
+        data = self._recipe(self.folder, training=training, evaluation={"generations": 2, "max_new_tokens": 12})
         result = train(parse_recipe(data, folder=self.folder))
         kinds = self.case.architecture.text.attention
         expected = [f"{self.case.architecture.layers}.{n}.self_attn.{kind}" for n in range(2) for kind in kinds]
@@ -133,11 +140,45 @@ class ClassRun:
             model = PeftModel.from_pretrained(auto(self.base), self.output).eval()
         assert torch.equal(logits(model), self._trained_logits())
 
+    def live(self) -> None:
+        """Make the run of one process, the one of two, and one that is killed and goes on."""
+        self.lives.mkdir()
+        # steps of three rows and of two: each process has other micro-batches than its neighbour
+        training = {"steps": 4, "batch_size": 3, "micro_batch_tokens": 30, "learning_rate": 0.003}
+        training |= {"logging_steps": 1, "checkpoint_steps": 1}
+        data = self._recipe(self.lives, training=training)
+        (self.lives / "recipe.yaml").write_text(json.dumps(data))
+        command = [sys.executable, str(Path(__file__).with_name("class_lives.py")), str(self.lives / "recipe.yaml")]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
+        ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        assert ended.returncode == 0, ended.stderr
+
+    def two_equal_one(self) -> None:
+        one, two = (self.lives / name for name in ("done-0", "two"))
+        assert _manifest(two)["training"]["devices"] == 2
+        assert _manifest(one)["training"]["devices"] == 1
+        losses, expected = ([line["loss"] for line in _log(folder) if "loss" in line] for folder in (two, one))
+        assert len(expected) == 4
+        assert losses == pytest.approx(expected, rel=1e-4)
+        found, wanted = (load_file(folder / ADAPTER_TENSORS) for folder in (two, one))
+        assert found.keys() == wanted.keys()
+        for name, tensor in wanted.items():
+            # a lora_B begins as zero; a lora_A moves by a tenth of what it is
+            close = 1e-2 if ".lora_B." in name else 1e-3
+            assert tensor.norm() > 0
+            assert (found[name] - tensor).norm() < close * tensor.norm(), name
+
+    def resumed_equals_whole(self) -> None:
+        one, killed = (self.lives / name for name in ("done-0", "killed"))
+        assert 0 < _manifest(killed)["training"]["resumed_from_step"] < 4
+        for name in (ADAPTER_TENSORS, "training_log.jsonl"):
+            assert (killed / name).read_bytes() == (one / name).read_bytes(), name
+
     def _trained_logits(self) -> torch.Tensor:
         return logits(model_spec(self.output, self.base).load())
 
-    def row(self) -> str:
-        """Make every step, and return the case's row of the table."""
+    def make_steps(self) -> None:
+        """Make every step of one run."""
         self.write_base()
         self.train()
         self.verify()
@@ -145,6 +186,15 @@ class ClassRun:
         self.merge()
         self.load_by_transformers()
         self.load_by_peft()
+
+    def make_lives(self) -> None:
+        """Make the runs of two processes and of one that is killed, on the base of `write_base`."""
+        self.live()
+        self.two_equal_one()
+        self.resumed_equals_whole()
+
+    def row(self) -> str:
+        """Return the case's row of the table, which every step and every life has made true."""
         architecture = self.case.architecture
         layers = ", ".join(f"`{name}`" for name in architecture.text.attention)
         cells = (
@@ -152,9 +202,18 @@ class ClassRun:
             f"`{architecture.text.model_type}`" + ("" if architecture.text.has_oracle else ", no oracle"),
             "tied" if self.case.tied else "untied",
             layers,
-            *["yes"] * 6,
+            *["yes"] * 8,
         )
         return f"| {' | '.join(cells)} |\n"
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "manifest.json").read_text())
+    return found
+
+
+def _log(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "training_log.jsonl").read_text().splitlines()]
 
 
 def write_chatml(folder: Path) -> None:

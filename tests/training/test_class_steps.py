@@ -25,8 +25,8 @@ def test_every_step_works_and_the_page_has_it(case: Case, tmp_path: Path) -> Non
     if not hasattr(transformers, case.architecture.text.name):
         pytest.skip(f"transformers {case.architecture.text.since} has the class")
     run = ClassRun(case, tmp_path)
-    row = run.row()
-    assert row in PAGE.read_text(encoding="utf-8")
+    run.make_steps()
+    assert run.row() in PAGE.read_text(encoding="utf-8")
     if case.architecture.is_wrapped:
         before, after = (load_file(folder / "model.safetensors") for folder in (run.base, run.merged))
         assert before.keys() == after.keys()
@@ -36,6 +36,16 @@ def test_every_step_works_and_the_page_has_it(case: Case, tmp_path: Path) -> Non
         for name in ("preprocessor_config.json", "processor_config.json", "generation_config.json"):
             assert (run.base / name).read_bytes() == (run.merged / name).read_bytes()
         _other_verbs(run)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_two_processes_equal_one_and_a_killed_run_goes_on(case: Case, tmp_path: Path) -> None:
+    if not hasattr(transformers, case.architecture.text.name):
+        pytest.skip(f"transformers {case.architecture.text.since} has the class")
+    run = ClassRun(case, tmp_path)
+    run.write_base()
+    run.make_lives()
 
 
 def _other_verbs(run: ClassRun) -> None:

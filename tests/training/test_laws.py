@@ -7,8 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import transformers
+from class_steps import CASES, Case
 
 from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
+from pytest_mistral_lora.checkpoint.tiny_model import TinyKind, write_tiny_base
 from pytest_mistral_lora.conformance.checks import Check, Settings
 from pytest_mistral_lora.conformance.targets import Target
 from pytest_mistral_lora.conformance.train import checks
@@ -39,6 +42,22 @@ def test_the_trainer_keeps_the_law(case: str, work: Path) -> None:
     result = checks_in(work)[case].run()
     assert [finding.text() for finding in result.findings] == []
     assert result.not_checked == ""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", [one for one in CASES if one.architecture.text.has_oracle], ids=str)
+def test_the_trainer_keeps_the_laws_on_a_tiny_model_of_every_class(case: Case, tmp_path: Path) -> None:
+    if not hasattr(transformers, case.architecture.text.name):
+        pytest.skip(f"transformers {case.architecture.text.since} has the class")
+    kind = TinyKind(case.architecture, case.tied)
+    file = shipped_tokenizer("spm-v3")
+    base = write_tiny_base(tmp_path / "base", file, architecture=case.architecture, tied=case.tied)
+    settings = Settings(20, None, "cpu", False, (), False, tmp_path)
+    results = {check.case: check.run() for check in checks(Target("base", base), settings)}
+    assert {case: [finding.text() for finding in one.findings] for case, one in results.items() if one.findings} == {}
+    assert {one.facts for one in results.values() if one.facts} == {(("device", "cpu"), ("model", str(kind)))}
+    skipped = {case for case, one in results.items() if one.not_checked}
+    assert skipped == (set() if case.architecture.text.has_window else {"window-is-the-checkpoints"})
 
 
 @pytest.mark.parametrize(

@@ -4,23 +4,30 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
+from pytest_mistral_lora.checkpoint.base_model import architecture_in, is_tied
+from pytest_mistral_lora.checkpoint.tiny_model import TinyKind
+from pytest_mistral_lora.checkpoint.tokenizer_folder import MODEL_CONFIG
 from pytest_mistral_lora.conformance.checks import Check, Settings
 from pytest_mistral_lora.conformance.finding import Finding, Result
 from pytest_mistral_lora.conformance.targets import Target
+from pytest_mistral_lora.conformance.train.adapter_laws import ADAPTER_LAWS
 from pytest_mistral_lora.conformance.train.harness import Figures, TrainerHarness, TrainingLaw
 from pytest_mistral_lora.conformance.train.model_laws import MODEL_LAWS
 from pytest_mistral_lora.conformance.train.run_laws import RUN_LAWS
 from pytest_mistral_lora.conformance.train.step_laws import STEP_LAWS
-from pytest_mistral_lora.errors import MistralLoraError
+from pytest_mistral_lora.errors import MistralLoraError, PinError
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.conformance.train.tiny_run import TinyRun
 
-LAWS: tuple[TrainingLaw, ...] = (*STEP_LAWS, *RUN_LAWS, *MODEL_LAWS)
+_Judge: TypeAlias = "Callable[[TinyRun], Iterator[Finding]]"
+
+LAWS: tuple[TrainingLaw, ...] = (*STEP_LAWS, *RUN_LAWS, *MODEL_LAWS, *ADAPTER_LAWS)
 """Every law of training; their figures are taken in the folder of the tiny run."""
 
 _LOGIT_TOLERANCE = {"cpu": 0.0, "cuda": 1e-3}
@@ -54,7 +61,7 @@ def _named_numbers(value: Any, name: str = "") -> Iterator[tuple[str, float]]:
 
 def checks(target: Target, settings: Settings) -> Iterator[Check]:
     """Yield a check for each property of the tiny train's own adapter, and one for each law."""
-    table: tuple[tuple[str, Callable[[TinyRun], Iterator[Finding]]], ...] = (
+    table: tuple[tuple[str, _Judge], ...] = (
         ("only-lora-changed", _judge_base),
         ("every-layer-moved", _judge_layers),
         ("loss-fell", _judge_losses),
@@ -62,33 +69,54 @@ def checks(target: Target, settings: Settings) -> Iterator[Check]:
         ("manifest-verifies", _judge_manifest),
         ("adapter-is-sound", _judge_adapter),
     )
-    judged: list[tuple[str, Callable[[TinyRun], Iterator[Finding]], bool]] = [
+    judged: list[tuple[str, _Judge | TrainingLaw, bool]] = [
         ("learned-by-heart", _judge_answers, False),
         *((case, judge, True) for case, judge in table),
-        *((law.case, partial(_judge_law, law), law.needs_adapter) for law in LAWS),
+        *((law.case, law, law.needs_adapter) for law in LAWS),
     ]
     for case, judge, needs_adapter in judged:
         yield Check(target, "train", case, partial(_judge_run, target, settings, judge, needs_adapter))
 
 
-def _judge_run(
-    target: Target, settings: Settings, judge: Callable[[TinyRun], Iterator[Finding]], needs_adapter: bool
-) -> Result:
+def tiny_kind(target: Target) -> TinyKind:
+    """Return the class of the tiny model that a target is trained with: its checkpoint's own.
+
+    A tokenizer without a `config.json` is of no class, and gets a `MistralForCausalLM`.
+
+    Raises:
+        MistralLoraError: If its tokenizer cannot be loaded, or no oracle can judge what its class is trained on.
+    """
+    folder = target.tokenizer.path
+    if not (folder / MODEL_CONFIG).is_file():
+        return TinyKind()
+    kind = TinyKind(architecture_in(folder), is_tied(folder))
+    if not kind.architecture.text.has_oracle:
+        raise PinError(
+            f"the model is a {kind.architecture.title}, which no tokenizer of Mistral's is an oracle for",
+            place=str(folder / MODEL_CONFIG),
+        )
+    return kind
+
+
+def _judge_run(target: Target, settings: Settings, judge: _Judge | TrainingLaw, needs_adapter: bool) -> Result:
     # late: the module is also run as a script, which must not be imported before
     from pytest_mistral_lora.conformance.train.tiny_run import attempt
 
     oracle = target.oracle
     try:
-        run = attempt(oracle, settings.work_folder, device=settings.device)
+        kind = tiny_kind(target)
+    except PinError as error:
+        return Result(not_checked=f"no tiny model is trained: {error}")
+    try:
+        run = attempt(oracle, settings.work_folder, device=settings.device, kind=kind)
     except MistralLoraError as error:
         return Result((_failed_train(str(error), oracle.path),))
     if run.failed and needs_adapter:
         return Result(not_checked=f"there is no trained adapter: {run.failed}")
-    return Result(tuple(judge(run)), facts=(("device", run.device),))
-
-
-def _judge_law(law: TrainingLaw, run: TinyRun) -> Iterator[Finding]:
-    return law.findings(run.evidence["laws"][law.measure.__name__], run.device)
+    facts = (("device", run.device), ("model", str(kind)))
+    if isinstance(judge, TrainingLaw):
+        return replace(judge.result(run.evidence["laws"][judge.measure.__name__], run.device), facts=facts)
+    return Result(tuple(judge(run)), facts=facts)
 
 
 def _failed_train(cause: str, place: Path) -> Finding:
@@ -149,8 +177,10 @@ def _judge_manifest(run: TinyRun) -> Iterator[Finding]:
 
 def _judge_adapter(run: TinyRun) -> Iterator[Finding]:
     if "adapter_findings" in run.evidence:
-        yield from (Finding(**finding) for finding in run.evidence["adapter_findings"])
-        return
-    from pytest_mistral_lora.conformance.adapter import adapter_findings
+        found = [Finding(**finding) for finding in run.evidence["adapter_findings"]]
+    else:
+        from pytest_mistral_lora.conformance.adapter import adapter_findings
 
-    yield from adapter_findings(run.adapter, run.base)
+        found = list(adapter_findings(run.adapter, run.base))
+    # a note on where an adapter of the class can be served is not about this one, which nobody serves
+    yield from (finding for finding in found if finding.severity == "error")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from pytest_mistral_lora.conformance.finding import Finding
+from pytest_mistral_lora.checkpoint.architectures import Architecture
+from pytest_mistral_lora.conformance.finding import Finding, Result
+from pytest_mistral_lora.conformance.train.decoder_calls import DecoderCall, record_decoder_calls
 
 if TYPE_CHECKING:
     import torch
@@ -25,24 +26,6 @@ SCALE = _ALPHA / _RANK
 
 ROWS_OF_STEP = 4
 """Rows of a measured step. They differ in length, so that padding and ragged micro-batches show."""
-
-# transformers 4 and 5.24 name the cache in a decoder's output differently.
-_CACHE_KEYS = {"past_key_values", "cache"}
-
-
-@dataclass(frozen=True)
-class DecoderCall:
-    """One forward pass of the model's decoder.
-
-    Attributes:
-        training: Whether the model was in training mode.
-        ids: The input ids of all rows, flattened.
-        has_cache: Whether the pass returned a key-value cache.
-    """
-
-    training: bool
-    ids: tuple[int, ...]
-    has_cache: bool
 
 
 @dataclass(frozen=True)
@@ -96,6 +79,13 @@ class TrainerHarness(TinyFolder):
 
     scratch: Path
     device: str
+
+    @cached_property
+    def architecture(self) -> Architecture:
+        """The class of the base."""
+        from pytest_mistral_lora.checkpoint.base_model import architecture_in
+
+        return architecture_in(self.base)
 
     @cached_property
     def encoder(self) -> Encoder:
@@ -237,38 +227,14 @@ class TrainerHarness(TinyFolder):
         return self.step()
 
 
-@contextmanager
-def record_decoder_calls(
-    on_call: Callable[[list[DecoderCall], Any], Any] | None = None,
-) -> Iterator[list[DecoderCall]]:
-    """Record every forward pass of a Mistral decoder in this process.
-
-    Args:
-        on_call: Called with the passes so far and the output of the last one, which it may change; it may raise.
-    """
-    # a hook for all modules: the laws must see passes whoever makes the model and whatever wraps it
-    from torch.nn.modules.module import register_module_forward_hook
-
-    calls: list[DecoderCall] = []
-
-    def look(module: Any, args: Any, kwargs: dict[str, Any], output: Any) -> None:
-        if type(module).__name__ != "MistralModel":
-            return
-        ids = kwargs["input_ids"] if "input_ids" in kwargs else args[0]
-        has_cache = not _CACHE_KEYS.isdisjoint(output)
-        calls.append(DecoderCall(module.training, tuple(ids.flatten().tolist()), has_cache))
-        if on_call is not None:
-            on_call(calls, output)
-
-    handle = register_module_forward_hook(look, with_kwargs=True)
-    try:
-        yield calls
-    finally:
-        handle.remove()
-
-
 Figures: TypeAlias = Mapping[str, Any]
 """Measured values of a law, as plain JSON data."""
+
+
+def not_measured(reason: str) -> Figures:
+    """Return the figures of a law that does not apply, for the reason given."""
+    return {"not measured": reason}
+
 
 TOLERANCE = {"cpu": 2e-4, "cuda": 5e-3}
 """Largest relative difference that another order of float32 sums explains; a fused loss needs 1e-4 on a CPU."""
@@ -292,9 +258,10 @@ class TrainingLaw:
     judge: Callable[[Figures, str], Iterator[Finding]]
     needs_adapter: bool = False
 
-    def findings(self, figures: Figures, device: str) -> Iterator[Finding]:
-        """Yield what the law finds in figures; a failed measurement is a finding of its own."""
+    def result(self, figures: Figures, device: str) -> Result:
+        """Return what the law finds in figures; a failed measurement is a finding of its own."""
+        if "not measured" in figures:
+            return Result(not_checked=figures["not measured"])
         if "failed" in figures:
-            yield Finding(self.rule, figures["failed"], "the trainer on the tiny model", "figures to judge")
-        else:
-            yield from self.judge(figures, device)
+            return Result((Finding(self.rule, figures["failed"], "the trainer on the tiny model", "figures to judge"),))
+        return Result(tuple(self.judge(figures, device)))

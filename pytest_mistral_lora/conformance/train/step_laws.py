@@ -45,13 +45,21 @@ class ReferenceStep:
     gradients: Mapping[str, torch.Tensor]
 
 
+def plain_model(base: Path, dtype: torch.dtype) -> Any:
+    """Return a checkpoint as plain transformers loads it, on the CPU, in eval mode."""
+    from pytest_mistral_lora.checkpoint.base_model import architecture_in
+
+    model_class = architecture_in(base).model_class()
+    return model_class.from_pretrained(base, dtype=dtype, use_safetensors=True, local_files_only=True).eval()
+
+
 def merge_by_hand(
     weights: Mapping[str, torch.Tensor], adapter: Mapping[str, torch.Tensor], scale: float
 ) -> dict[str, torch.Tensor]:
     """Return `W + scale * B @ A` for each adapted weight, in the weight's dtype.
 
     Args:
-        weights: The base's tensors, by the checkpoint's names.
+        weights: The base's tensors, by their names in memory.
         adapter: The adapter's, by the names of `adapter_model.safetensors`.
         scale: alpha / r.
     """
@@ -85,12 +93,12 @@ def reference_step(
         rows: Encoded rows with labels.
     """
     import torch
-    from transformers import MistralForCausalLM
 
-    model = MistralForCausalLM.from_pretrained(
-        base, dtype=torch.float64, attn_implementation="eager", use_safetensors=True, local_files_only=True
-    )
-    model.eval().requires_grad_(False)
+    model = plain_model(base, torch.float64)
+    model.set_attn_implementation("eager")
+    if hasattr(model, "set_experts_implementation"):
+        model.set_experts_implementation("eager")  # torch has no grouped product in float64
+    model.requires_grad_(False)
     leaves = {name: tensor.double().requires_grad_() for name, tensor in adapter.items()}
     weights = merge_by_hand(model.state_dict(), leaves, scale)
     losses = []

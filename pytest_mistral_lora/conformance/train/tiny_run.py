@@ -1,4 +1,4 @@
-"""The tiny end-to-end train: the trainer's own code on a seeded tiny Mistral with the target's real tokenizer.
+"""The tiny end-to-end train: the trainer's own code on a seeded tiny model of the target's class, with its tokenizer.
 
 It runs once per target and session. Its evidence is written as plain JSON data, which the workers of pytest-xdist
 share.
@@ -22,10 +22,12 @@ from filelock import FileLock
 from pytest_mistral_lora.chat.oracle import Oracle
 from pytest_mistral_lora.chat.reading import read_json
 from pytest_mistral_lora.checkpoint.devices import choose_device
+from pytest_mistral_lora.checkpoint.tiny_model import TinyKind
 from pytest_mistral_lora.conformance.targets import Target
-from pytest_mistral_lora.conformance.train import measure_laws
+from pytest_mistral_lora.conformance.train import measure_laws, tiny_kind
 from pytest_mistral_lora.conformance.train.harness import TinyFolder, TrainerHarness
 from pytest_mistral_lora.conformance.train.new_process import ForkedProcess, in_a_new_process
+from pytest_mistral_lora.conformance.train.step_laws import plain_model
 from pytest_mistral_lora.errors import MistralLoraError
 from pytest_mistral_lora.records.files import write_json
 from pytest_mistral_lora.records.goldens import goldens_folder
@@ -37,6 +39,8 @@ if TYPE_CHECKING:
 
 STEPS = 40
 EVIDENCE = "evidence.json"
+
+_MISTRAL = TinyKind()
 
 Asker: TypeAlias = Callable[[Path, str], dict[str, Any]]
 """Loads the saved adapter of a folder on a device, in another process, and returns its answers."""
@@ -69,50 +73,54 @@ def start(target: Target, work_folder: Path, *, device: str) -> subprocess.Popen
     If the process ends early, `attempt` makes the run itself.
     """
     try:
-        file = target.oracle.path
+        file, label = target.oracle.path, tiny_kind(target).label
     except Exception:  # a tokenizer, base or recipe that does not load, for whatever reason: a check reports it
         return None
-    command = [sys.executable, "-m", __name__, str(file), str(work_folder), device]
+    command = [sys.executable, "-m", __name__, str(file), str(work_folder), device, label]
     return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
-def tiny_run(oracle: Oracle, work_folder: Path, *, device: str) -> TinyRun:
+def tiny_run(oracle: Oracle, work_folder: Path, *, device: str, kind: TinyKind = _MISTRAL) -> TinyRun:
     """Return the tiny run of a tokenizer, made now or by another worker of this session.
 
     Args:
         oracle: The tokenizer.
         work_folder: Folder of the session.
         device: `auto`, `cpu` or `cuda`.
+        kind: The kind of model.
 
     Raises:
         MistralLoraError: If the run fails, with its cause.
     """
-    run = attempt(oracle, work_folder, device=device)
+    run = attempt(oracle, work_folder, device=device, kind=kind)
     if run.failed:
         raise MistralLoraError(run.failed, place=str(run.folder))
     return run
 
 
-def attempt(oracle: Oracle, work_folder: Path, *, device: str, is_new: bool = False) -> TinyRun:
+def attempt(
+    oracle: Oracle, work_folder: Path, *, device: str, kind: TinyKind = _MISTRAL, is_new: bool = False
+) -> TinyRun:
     """Return the tiny run of a tokenizer like `tiny_run`, but a failed run as well, with its cause.
 
     Args:
         oracle: The tokenizer.
         work_folder: Folder of the session.
         device: `auto`, `cpu` or `cuda`.
+        kind: The kind of model.
         is_new: Whether this process was started for the run alone: then a copy of it can ask the saved adapter.
 
     Raises:
         MistralLoraError: If no tiny model can be made for this tokenizer.
     """
-    folder = folder_of(oracle, work_folder, device)
+    folder = folder_of(oracle, work_folder, device, kind)
     # the first process to take the lock makes the run; the others wait, and read its evidence
     with FileLock(f"{folder}.lock"):
         if not (folder / EVIDENCE).is_file():
             with quiet_single_thread():
                 # forked before anything is trained
                 ask = ForkedProcess().ask if is_new and ForkedProcess.is_possible() else in_a_new_process
-                harness = make_inputs(oracle, folder, device)
+                harness = make_inputs(oracle, folder, device, kind)
                 evidence = {"device": choose_device(device), **train_and_observe(harness, ask)}
                 evidence["laws"] = measure_laws(harness)
                 if "failed" not in evidence:
@@ -124,9 +132,10 @@ def attempt(oracle: Oracle, work_folder: Path, *, device: str, is_new: bool = Fa
     return TinyRun(folder, evidence, evidence.pop("smoke", {}), evidence.pop("failed", ""))
 
 
-def folder_of(oracle: Oracle, work_folder: Path, device: str) -> Path:
+def folder_of(oracle: Oracle, work_folder: Path, device: str, kind: TinyKind = _MISTRAL) -> Path:
     """Return the folder of a tokenizer's tiny run below the folder of the session."""
-    return work_folder / f"train-{oracle.sha256[:12]}-{device}"
+    own = "" if kind == _MISTRAL else f"-{kind.label}"
+    return work_folder / f"train-{oracle.sha256[:12]}{own}-{device}"
 
 
 @contextmanager
@@ -158,7 +167,7 @@ def quiet_single_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def make_inputs(oracle: Oracle, folder: Path, device: str) -> TrainerHarness:
+def make_inputs(oracle: Oracle, folder: Path, device: str, kind: TinyKind = _MISTRAL) -> TrainerHarness:
     """Make a folder with rows, a tiny base and an empty `laws`, in place of a folder that is there."""
     from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
 
@@ -166,7 +175,7 @@ def make_inputs(oracle: Oracle, folder: Path, device: str) -> TrainerHarness:
     harness = TrainerHarness(folder, folder / "laws", device)
     harness.scratch.mkdir(parents=True)
     shutil.copy(goldens_folder() / "training" / "conversations.jsonl", harness.rows)
-    write_tiny_base(harness.base, oracle.path)
+    write_tiny_base(harness.base, oracle.path, architecture=kind.architecture, tied=kind.tied)
     return harness
 
 
@@ -217,9 +226,8 @@ def observe_run(result: RunResult) -> dict[str, Any]:
 def changed_base_tensors(base: Path, after: Mapping[str, torch.Tensor]) -> list[str]:
     """Return the names of a base's tensors that differ from its checkpoint, or are in only one of the two."""
     import torch
-    from safetensors.torch import load_file
 
-    before = load_file(base / "model.safetensors")
+    before = plain_model(base, torch.float32).state_dict()
     same = {name for name in before if name in after and torch.equal(before[name], after[name].cpu())}
     return sorted((before.keys() | after.keys()) - same)
 
@@ -232,4 +240,5 @@ def unmoved_tensors(before: Mapping[str, torch.Tensor], after: Mapping[str, torc
 
 
 if __name__ == "__main__":
-    attempt(Oracle(sys.argv[1]), Path(sys.argv[2]), device=sys.argv[3], is_new=True)
+    tokenizer, folder, device, label = sys.argv[1:]
+    attempt(Oracle(tokenizer), Path(folder), device=device, kind=TinyKind.labelled(label), is_new=True)
