@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -58,9 +59,23 @@ class ServerFacts:
 def chat_request(row: Row) -> dict[str, Any]:
     """Return the messages of a row before its last answer, and its tools, in the form of OpenAI's chat requests."""
     start = row.assistant_groups()[-1][0]
-    messages = [{key: value for key, value in one.items() if key != "weight"} for one in row.messages[:start]]
+    messages = [_requested(one) for one in row.messages[:start]]
     tools = {"tools": [{"type": "function", "function": tool["function"]} for tool in row.tools]} if row.tools else {}
     return {"messages": messages, **tools}
+
+
+def _requested(message: Mapping[str, Any]) -> dict[str, Any]:
+    found = {key: value for key, value in message.items() if key != "weight"}
+    if found.get("tool_calls"):
+        found["tool_calls"] = [{**call, "function": _with_text(call["function"])} for call in found["tool_calls"]]
+    return found
+
+
+def _with_text(function: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a called function whose arguments are JSON text: vLLM refuses a request with an object."""
+    given = function.get("arguments")
+    text = given if given is None or isinstance(given, str) else json.dumps(given, ensure_ascii=False)
+    return {**function, "arguments": text}
 
 
 class Server(ABC):

@@ -16,7 +16,7 @@ class Vllm(Server):
     """vLLM: a chat request returns the ids that were fed."""
 
     name, title, strength = "vllm", "vLLM", "ids"
-    remark = "written from its documentation, never run here"
+    remark = "run with version 0.32.0, on a CPU"
     greedy: ClassVar[Mapping[str, Any]] = {
         **Server.greedy,
         # generation_config.json of the model may set each of them, and a penalty works at temperature 0, too

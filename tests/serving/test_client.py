@@ -134,6 +134,10 @@ def test_a_server_of_mistral_common_s_prompts_is_green(oracle: Oracle, capsys: p
     chats: list[Any] = [data for path, _, data in behaviour.seen if path == "/v1/chat/completions"]
     assert all(data["max_tokens"] == 1 and data["temperature"] == 0 for data in chats)
     assert not any("weight" in message for data in chats for message in data["messages"])
+    # vLLM refuses a call whose arguments are an object
+    calls = [call for data in chats for one in data["messages"] for call in one.get("tool_calls", ())]
+    assert calls
+    assert all(isinstance(call["function"]["arguments"], str) for call in calls)
 
 
 def test_the_rows_and_the_model_of_the_user_are_asked(
