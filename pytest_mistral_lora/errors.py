@@ -6,8 +6,9 @@ An error has a place, the offending value, the expected value, and the next step
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from difflib import get_close_matches
 
 EXIT_OK = 0
 EXIT_FINDING = 1
@@ -16,6 +17,18 @@ EXIT_OUT_OF_MEMORY = 3
 # a shell reports 128 + the number of the signal that ended a process: SIGINT is 2, SIGTERM is 15
 EXIT_INTERRUPTED = 130
 EXIT_TERMINATED = 143
+
+
+def did_you_mean(word: str, names: Iterable[str]) -> str:
+    """Return ` (did you mean 'NAME'?)` for the name that is most like a word, or the empty string.
+
+    Args:
+        word: The word that is none of the names.
+        names: The right names.
+    """
+    by_lower = {name.lower(): name for name in names}
+    close = get_close_matches(word.lower(), by_lower, n=1, cutoff=0.6)
+    return f" (did you mean {by_lower[close[0]]!r}?)" if close else ""
 
 
 class MistralLoraError(Exception):

@@ -102,19 +102,58 @@ def test_names_in_help_keep_their_letters(verb: str, words: str, capsys: pytest.
     assert words in help_of(capsys, verb)
 
 
-@pytest.mark.parametrize(("word", "hint"), [("chek", "did you mean 'check'?"), ("xyzzy", "choose one of check, audit")])
+@pytest.mark.parametrize(
+    ("word", "hint"), [("chek", " (did you mean 'check'?)"), ("xyzzy", ": choose one of check, audit")]
+)
 def test_an_unknown_verb_is_bad_usage_with_a_suggestion(
     word: str, hint: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit, match="2"):
         main([word, "recipe.yaml"])
-    assert f"unknown verb {word!r}: {hint}" in capsys.readouterr().err
+    assert f"unknown verb {word!r}{hint}" in capsys.readouterr().err
 
 
-def test_no_verb_is_bad_usage(capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_verb_is_bad_usage_and_prints_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 2
+    assert "check recipes and their rows" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "end"),
+    [
+        (
+            ["check", "spm-v3", "--tokeniser", "x"],
+            "unrecognized arguments: --tokeniser x (did you mean '--tokenizer'?)",
+        ),
+        (["stats", "rows.jsonl", "--jsn"], "unrecognized arguments: --jsn (did you mean '--json'?)"),
+        (["rules", "--qqqqq=1"], "unrecognized arguments: --qqqqq=1"),
+        (["verify", "a", "b"], "unrecognized arguments: b"),
+    ],
+)
+def test_an_unknown_option_is_bad_usage_with_the_usage_of_its_verb(
+    words: list[str], end: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit, match="2"):
-        main([])
-    assert "VERB" in capsys.readouterr().err
+        main(words)
+    err = capsys.readouterr().err
+    assert err.startswith(f"usage: mistral-lora {words[0]} ")
+    assert err.endswith(f"{end}\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        (["check", "spm-v3x"], "spm-v3x: no such file or folder (did you mean 'spm-v3'?)"),
+        (["check", "{here}/recpie.yaml"], "recpie.yaml: no such file or folder (did you mean 'recipe.yaml'?)"),
+        (["serve-check", "lamacpp=http://127.0.0.1:1", "--tokenizer", "spm-v3"], "(did you mean 'llamacpp'?)"),
+    ],
+)
+def test_a_misspelt_name_is_answered_with_the_right_one(
+    words: list[str], found: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "recipe.yaml").touch()
+    assert main([word.format(here=tmp_path) for word in words]) == 2
+    assert found in capsys.readouterr().err
 
 
 def test_help_imports_nothing_heavy() -> None:

@@ -160,11 +160,10 @@ def test_rows_without_a_tokenizer_are_bad_usage_with_the_command(healthy: Path, 
     assert main(["check", str(healthy)]) == 2
     err = capsys.readouterr().err
     assert err.endswith(f"Name it: mistral-lora check {healthy} --tokenizer spm-v3\n")
-    for words in (["--tokenizer", "spm-v9"], ["--tokenizer", str(healthy.parent / "nope")]):
-        assert main(["check", str(healthy), *words]) == 2
-        assert (
-            "no such file or folder; expected a tokenizer folder or file, or one of spm-v1" in capsys.readouterr().err
-        )
+    for name, hint in (("spm-v9", " (did you mean 'spm-v7'?)"), (str(healthy.parent / "nope"), "")):
+        assert main(["check", str(healthy), "--tokenizer", name]) == 2
+        expected = f"no such file or folder{hint}; expected a tokenizer folder or file, or one of spm-v1"
+        assert expected in capsys.readouterr().err
     assert main(["check", "spm-v3", "--tokenizer", "spm-v3"]) == 2
     assert "--tokenizer is for rows and GGUF files, and no path is one" in capsys.readouterr().err
 

@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pytest_mistral_lora.chat.oracle import Oracle
+from pytest_mistral_lora.chat.oracle import SHIPPED, Oracle
 from pytest_mistral_lora.chat.templates import ChatTemplate
 from pytest_mistral_lora.chat.templates.isolated import ask
 from pytest_mistral_lora.checkpoint.recognition import NAME_IT, Recognition, accept_oracle, recognise
@@ -26,7 +26,7 @@ from pytest_mistral_lora.checkpoint.tokenizer_folder import (
 from pytest_mistral_lora.checkpoint.tokenizer_folder import TEKKEN as TEKKEN
 from pytest_mistral_lora.checkpoint.tokenizer_folder import TOKENIZER_JSON as TOKENIZER_JSON
 from pytest_mistral_lora.checkpoint.tokenizer_folder import oracle_file as oracle_file
-from pytest_mistral_lora.errors import NoOracleError, NoTemplateError, TokenizerError, loading
+from pytest_mistral_lora.errors import NoOracleError, NoTemplateError, TokenizerError, did_you_mean, loading
 
 _LOADABLE = ((TOKENIZER_JSON,), (SPM_MODEL, TOKENIZER_CONFIG))
 """Files of which any group is enough for transformers."""
@@ -49,7 +49,7 @@ class CheckpointTokenizer:
 
     def __post_init__(self) -> None:
         if not self.path.exists():
-            raise TokenizerError("no such file or folder", place=str(self.path))
+            raise TokenizerError(f"no such file or folder{did_you_mean(str(self.path), SHIPPED)}", place=str(self.path))
 
     @cached_property
     def files(self) -> TokenizerFiles:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import signal
 import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from difflib import get_close_matches
 from types import ModuleType
 
 from pytest_mistral_lora import __version__
@@ -41,6 +41,7 @@ from pytest_mistral_lora.errors import (
     EXIT_TERMINATED,
     MistralLoraError,
     Terminated,
+    did_you_mean,
     exit_code_of,
     interruption,
     is_out_of_memory,
@@ -100,14 +101,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run_verb(words: list[str]) -> int:
     parser = _parser()
-    names = [name for modules in VERBS.values() for name in modules]
-    # argparse has suggestions from Python 3.14 on only; before, it prints all choices
-    first = next((word for word in words if not word.startswith("-")), None)
-    if first is not None and first not in names:
-        close = get_close_matches(first, names, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"choose one of {', '.join(names)}"
-        parser.error(f"unknown verb {first!r}: {hint}")
-    args = parser.parse_args(words)
+    if not words:
+        parser.print_help(sys.stderr)
+        return EXIT_BAD_INPUT
+    args = _parsed(parser, words)
     try:
         with _sigterm_as_exception():
             return int(args.run(args))
@@ -118,6 +115,23 @@ def _run_verb(words: list[str]) -> int:
             raise
         sys.stderr.write(f"error: {message}\n")
         return exit_code_of(error)
+
+
+def _parsed(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Namespace:
+    """Parse words; a verb or an option that does not exist is refused with the one that is most like it."""
+    names = [name for modules in VERBS.values() for name in modules]
+    # argparse has suggestions from Python 3.14 on only; before, it prints all choices
+    first = next((word for word in words if not word.startswith("-")), None)
+    if first is not None and first not in names:
+        hint = did_you_mean(first, names) or f": choose one of {', '.join(names)}"
+        parser.error(f"unknown verb {first!r}{hint}")
+    args, unknown = parser.parse_known_args(words)
+    if unknown:
+        options = re.findall(r"--[a-z][\w-]*", args.parser.format_usage())
+        name = unknown[0].partition("=")[0]
+        hint = did_you_mean(name, options) if name.startswith("-") else ""
+        args.parser.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
+    return args
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -22,7 +22,7 @@ from pytest_mistral_lora.cli.verb import (
 from pytest_mistral_lora.conformance.named_targets import is_shipped
 from pytest_mistral_lora.conformance.path_kinds import KINDS, recognised, targets_of
 from pytest_mistral_lora.conformance.targets import EMBEDDED
-from pytest_mistral_lora.errors import EXIT_FINDING, EXIT_OK, InputError, MistralLoraError
+from pytest_mistral_lora.errors import EXIT_FINDING, EXIT_OK, InputError, MistralLoraError, did_you_mean
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.conformance.groups import FindingGroups
@@ -99,7 +99,8 @@ def run(args: argparse.Namespace) -> int:
         raise InputError("--base is the base of an adapter, and no path is given", expected="the adapter's folder")
     if args.tokenizer is not None and not args.tokenizer.exists() and not is_shipped(args.tokenizer):
         expected = f"a tokenizer folder or file, or one of {', '.join(EMBEDDED)}"
-        raise InputError("no such file or folder", place=str(args.tokenizer), expected=expected)
+        found = f"no such file or folder{did_you_mean(str(args.tokenizer), EMBEDDED)}"
+        raise InputError(found, place=str(args.tokenizer), expected=expected)
     paths = [recognised(path, args.base, args.kind) for path in args.paths]
     if args.tokenizer is not None and not any(one.kind in ("rows", "encoded", "gguf") for one in paths):
         found = "--tokenizer is for rows and GGUF files, and no path is one"

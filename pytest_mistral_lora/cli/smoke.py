@@ -146,6 +146,7 @@ def _format_checks(words: Sequence[str]) -> tuple[FormatCheck, ...]:
     """Parse the values of `--check`, written as `NAME` or `NAME=VALUE`, by the recipe's own model of them."""
     from pydantic import ValidationError
 
+    from pytest_mistral_lora.records.model_errors import error_in_words
     from pytest_mistral_lora.training.recipe import Evaluation
 
     # a regex or a file name may look like a number: only max_tokens takes one
@@ -156,7 +157,8 @@ def _format_checks(words: Sequence[str]) -> tuple[FormatCheck, ...]:
     try:
         return Evaluation.model_validate({"generations": 1, "checks": checks}).format_checks()
     except ValidationError as error:
-        raise InputError(str(error.errors()[0]["msg"]), place="--check " + " ".join(words)) from error
+        found = error_in_words(error.errors()[0], Evaluation)
+        raise InputError(found, place="--check " + " ".join(words)) from error
 
 
 def _update(args: argparse.Namespace) -> int:

@@ -56,8 +56,8 @@ def add_verb(
         # argparse's own formatter would join the lines of the examples
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    # the parsed options carry the function of their verb, so that nobody has to look it up by name
-    parser.set_defaults(run=run, memory_advice=memory_advice)
+    # the parsed options carry their verb's function and parser, so that nobody has to look them up by name
+    parser.set_defaults(run=run, parser=parser, memory_advice=memory_advice)
     return parser
 
 

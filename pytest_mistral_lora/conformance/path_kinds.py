@@ -23,8 +23,8 @@ from pytest_mistral_lora.chat.other_tools import ROW_SUFFIXES, configuration_ans
 from pytest_mistral_lora.chat.reading import JSON_LIMIT, first_values, read_json
 from pytest_mistral_lora.chat.reading.chunks import DataFile
 from pytest_mistral_lora.conformance.named_targets import embedded_targets, is_shipped, named_targets
-from pytest_mistral_lora.conformance.targets import Target
-from pytest_mistral_lora.errors import InputError
+from pytest_mistral_lora.conformance.targets import EMBEDDED, Target
+from pytest_mistral_lora.errors import InputError, did_you_mean
 
 KINDS = {
     "recipe": "a recipe (YAML with base, data, training, output)",
@@ -112,7 +112,9 @@ def recognised(path: Path, base: Path | None = None, kind: str = "") -> Recognis
     if is_shipped(path):
         return RecognisedPath(path, "tokenizer", "a tokenizer that mistral-common ships")
     if not path.exists():
-        raise InputError("no such file or folder", place=str(path))
+        beside = [one.name for one in path.parent.iterdir()] if path.parent.is_dir() else []
+        names = [*beside, *EMBEDDED] if path.parent == Path() else beside
+        raise InputError(f"no such file or folder{did_you_mean(path.name, names)}", place=str(path))
     if kind:
         return RecognisedPath(path, kind, f"{KINDS[kind].partition(' (')[0]}, as --as declares")
     if path.is_dir():

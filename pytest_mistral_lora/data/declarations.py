@@ -15,6 +15,7 @@ from pytest_mistral_lora.chat.reading import parse_json, read_bounded, read_json
 from pytest_mistral_lora.data import Source, source_files
 from pytest_mistral_lora.data.messages import Layout
 from pytest_mistral_lora.errors import InputError
+from pytest_mistral_lora.records.model_errors import error_in_words
 
 _ON_A_HUB = ("hf_hub_url", "ms_hub_url", "om_hub_url", "script_url", "cloud_file_name")
 _LLAMAFACTORY_COLUMNS = {
@@ -92,9 +93,8 @@ def _check(model: type[BaseModel], entry: Any, place: str) -> None:
     try:
         model.model_validate(entry)
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(map(str, first["loc"]))
-        raise InputError(f"{key}: {first['input']!r}"[:200], place=place, expected=first["msg"]) from error
+        found = f"{'.'.join(map(str, (first := error.errors()[0])['loc']))}: {first['input']!r}"[:200]
+        raise InputError(found, place=place, expected=error_in_words(first, model).removeprefix("expected ")) from error
 
 
 def declared_sources(path: Path, names: Collection[str] = ()) -> tuple[list[Source], list[str]]:

@@ -62,6 +62,7 @@ def tokenizer_paths(config: pytest.Config) -> tuple[Path, ...]:
         pytest.UsageError: If one is neither there nor shipped.
     """
     from pytest_mistral_lora.conformance.targets import EMBEDDED
+    from pytest_mistral_lora.errors import did_you_mean
 
     values, source = option_value(config, TOKENIZER)
     folder = folder_of(config, TOKENIZER)
@@ -72,7 +73,8 @@ def tokenizer_paths(config: pytest.Config) -> tuple[Path, ...]:
         is_name = path.name in EMBEDDED and path.parent == folder and not path.exists()
         if not path.exists() and not is_name:
             raise pytest.UsageError(
-                f"{source}: no such file or folder: {path}; nor is it one of {', '.join(EMBEDDED)}, which are shipped"
+                f"{source}: no such file or folder: {path}{did_you_mean(path.name, EMBEDDED)}; the names of "
+                f"shipped tokenizers are {', '.join(EMBEDDED)}"
             )
         paths.append(Path(path.name) if is_name else path)
     return tuple(paths)

@@ -18,7 +18,7 @@ from typing import Literal
 from filelock import FileLock
 
 from pytest_mistral_lora.chat.reading import read_json
-from pytest_mistral_lora.errors import InputError, RunnerError
+from pytest_mistral_lora.errors import InputError, RunnerError, did_you_mean
 from pytest_mistral_lora.records.files import cache_folder, sha256_file, write_json
 
 TIME_LIMIT = 900.0
@@ -89,7 +89,7 @@ def find_runner(name: str) -> Runner:
     if script.suffix == ".py" and script.is_file():
         return Runner(script.stem, script.name, "", script, NOTHING, str(script), NOTHING)
     raise RunnerError(
-        f"{name!r} is no runner",
+        f"{name!r} is no runner{did_you_mean(name, RUNNERS)}",
         expected=f"one of {', '.join(RUNNERS)}, or the path of a script (*.py) that maps rows to encoded rows",
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from pytest_mistral_lora.chat.rows import Row
-from pytest_mistral_lora.errors import InputError
+from pytest_mistral_lora.errors import InputError, did_you_mean
 from pytest_mistral_lora.serving.client import ServerClient
 from pytest_mistral_lora.serving.llamacpp import LlamaCpp
 from pytest_mistral_lora.serving.server import OpenAi, ServedPrompt, Server
@@ -22,7 +22,8 @@ def find_server(name: str) -> Server:
         InputError: If there is none.
     """
     if name not in SERVERS:
-        raise InputError(f"unknown kind of server {name!r}", expected=f"one of {', '.join(SERVERS)}")
+        found = f"unknown kind of server {name!r}{did_you_mean(name, SERVERS)}"
+        raise InputError(found, expected=f"one of {', '.join(SERVERS)}")
     return SERVERS[name]
 
 

@@ -16,7 +16,7 @@ from transformers import set_seed
 
 from pytest_mistral_lora.checkpoint.architectures import TARGET_GROUPS, Architecture
 from pytest_mistral_lora.checkpoint.base_model import architecture_in, is_tied, linear_layers, weighted_modules
-from pytest_mistral_lora.errors import RecipeError, TrainingError, and_more
+from pytest_mistral_lora.errors import RecipeError, TrainingError, and_more, did_you_mean
 from pytest_mistral_lora.training.devices import full_tensor, gather_parameters
 from pytest_mistral_lora.training.recipe import Lora
 
@@ -62,7 +62,10 @@ def adapted_layers(folder: Path, targets: Sequence[str]) -> list[str]:
     if wrong:
         have = dict.fromkeys(map(_last_name, names if architecture.text.mlp else ()), "") or architecture.text.attention
         raise RecipeError(
-            "; ".join(_mismatch(target, count, everywhere) for target, count in wrong.items()),
+            "; ".join(
+                _mismatch(target, count, everywhere) + ("" if count else did_you_mean(target, have))
+                for target, count in wrong.items()
+            ),
             place=place,
             expected=f"linear layers that each of the {layers} decoder layers has: {', '.join(have)}; or a group: "
             f"{', '.join(TARGET_GROUPS if architecture.text.mlp else TARGET_GROUPS[:1])}",

@@ -331,7 +331,7 @@ REFUSED: list[tuple[str, str, str]] = [
     (
         "dataset_info.json",
         '{"a": {"file_name": "x", "formatting": "y"}}',
-        "a: formatting: 'y'; expected Input should be 'alpaca', 'sharegpt' or 'openai'",
+        "a: formatting: 'y'; expected 'alpaca', 'sharegpt' or 'openai'",
     ),
     ("dataset_info.json", '{"a": {"file_name": "x", "columns": {"prompt": "text"}}}', "no response is declared"),
 ]

@@ -173,7 +173,7 @@ def test_what_a_row_does_not_say_stays_as_it_was_recorded(own: Run, here: Path) 
     ("change", "said"),
     [
         ({"checks": ["jsno"]}, "checks.0: expected json, tool_call"),
-        ({"max_new_tokens": 0}, "max_new_tokens: Input should be greater than 0"),
+        ({"max_new_tokens": 0}, "max_new_tokens: expected more than 0"),
         ({"checks": [{"json_schema": "none.json"}]}, "cannot be read: No such file"),
         ({"messages": [ROW["messages"][1]]}, ""),
     ],

@@ -239,8 +239,8 @@ def test_an_output_in_the_data_is_refused(tmp_path: Path, base: Path) -> None:
 @pytest.mark.parametrize(
     ("entry", "field", "said"),
     [
-        ("{format: sharegpt}", "data.train.0.path", "Field required"),
-        ("{path: a.json, formt: sharegpt}", "data.train.0.formt", "Extra inputs are not permitted"),
+        ("{format: sharegpt}", "data.train.0.path", "is missing"),
+        ("{path: a.json, formt: sharegpt}", "data.train.0.formt", "no such key .did you mean 'format'"),
         ("{path: a.json, format: sharegp}", "data.train.0.format", "expected one of messages, sharegpt"),
         ("{path: a.json, lossy: [reject]}", "data.train.0.lossy.0", "expected one of rejected"),
         ("{path: a.json, lossy: rejected}", "data.train.0.lossy", "expected a list|should be a list"),

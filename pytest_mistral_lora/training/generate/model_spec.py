@@ -19,6 +19,7 @@ from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.records.adapter_folder import AdapterFolder
 from pytest_mistral_lora.records.files import Written
 from pytest_mistral_lora.records.manifest import MANIFEST
+from pytest_mistral_lora.records.model_errors import error_in_words
 from pytest_mistral_lora.records.transcripts import Transcript, load_folder, transcript_files
 from pytest_mistral_lora.training.generate import adapter_effect, generate, load_adapted, probe
 from pytest_mistral_lora.training.generate.record import record, tokenizer_identity
@@ -224,7 +225,7 @@ class Question:
         except ValidationError as error:
             first = error.errors()[0]
             name = ".".join(map(str, first["loc"][:2]))
-            raise InputError(f"{name}: {first['msg']}", place=row.place) from error
+            raise InputError(f"{name}: {error_in_words(first, Evaluation)}", place=row.place) from error
         found = {"checks": read.format_checks(), "max_new_tokens": read.max_new_tokens}
         return cls(case, row, **settings | {key: found[key] for key in given})
 

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import Field, PrivateAttr, ValidationError, ValidationInfo, field_validator, model_validator
 
 from pytest_mistral_lora.errors import RecipeError
+from pytest_mistral_lora.records.model_errors import error_in_words
 from pytest_mistral_lora.training.recipe.data import FILE, SOURCE, Data, DataSource
 from pytest_mistral_lora.training.recipe.reading import Field as FieldPath
 from pytest_mistral_lora.training.recipe.reading import dotted, read_yaml, shown
@@ -190,7 +191,7 @@ def _fault(error: Any, lines: Mapping[FieldPath, int]) -> tuple[str, str, str]:
     # pydantic names the kind of an entry, which is no key of the recipe
     field: FieldPath = tuple(step for step in error["loc"] if step not in (FILE, SOURCE))
     known = next((lines[field[:end]] for end in range(len(field), -1, -1) if field[:end] in lines), 0)
-    message = error["msg"].removeprefix("Value error, ").replace("a valid tuple", "a list")
+    message = error_in_words(error, Recipe)
     # the value of these is the whole section around the field: too much to show
     whole_section = error["type"] in ("missing", "value_error") and isinstance(error["input"], dict)
     found = message if whole_section else f"{shown(error['input'])}: {message}"
