@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import re
@@ -13,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from pytest_mistral_lora import cli
 from pytest_mistral_lora.chat.oracle import shipped_tokenizer
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.records.files import write_text
@@ -21,6 +24,7 @@ ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 ROWS = ROOT / "docs" / "rows.md"
 IMPORT = ROOT / "docs" / "import.md"
+REPORTS = ROOT / "docs" / "reports.md"
 STATS = ROOT / "docs" / "stats.md"
 PYTEST = (sys.executable, "-m", "pytest", "-p", "no:cacheprovider")
 CLI = (sys.executable, "-m", "pytest_mistral_lora.cli")
@@ -105,6 +109,24 @@ def figures_of_rows(folder: Path) -> str:
     return _printed(*CLI, "stats", "rows.jsonl", *TOKENIZER, folder=folder)
 
 
+def annotation(folder: Path) -> str:
+    """Return the annotation of a row whose role does not exist."""
+    wrong = {"role": "bot", "content": "Paris."}
+    write_rows(folder / "rows.jsonl", {"messages": [QUESTION, ANSWER]}, {"messages": [QUESTION, wrong]})
+    words = ("check", "rows.jsonl", "--tokenizer", "spm-v3", "--output-format", "github")
+    return _printed_here(*words, folder=folder, exit_code=1)
+
+
+def _printed_here(*words: str, folder: Path, exit_code: int = 0) -> str:
+    """Return the output of a verb that is run in this process, which takes less time than another one."""
+    output = io.StringIO()
+    with contextlib.chdir(folder), contextlib.redirect_stdout(output):
+        code = cli.main(words)
+    if code != exit_code:
+        raise RuntimeError(f"exit code {code}; expected {exit_code}:\n{output.getvalue()}")
+    return output.getvalue().replace(f"{folder}/", "")
+
+
 def write_rows(file: Path, *rows: object) -> None:
     """Write rows as JSON lines."""
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -155,6 +177,7 @@ OUTPUTS = (
     Output("import", IMPORT, imported_rows),
     Output("loss", IMPORT, refused_loss),
     Output("stats", STATS, figures_of_rows),
+    Output("annotation", REPORTS, annotation),
 )
 
 

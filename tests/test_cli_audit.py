@@ -8,12 +8,14 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 from converted import converted_tokenizer
 
 from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
 from pytest_mistral_lora.cli import main
+from pytest_mistral_lora.conformance.encoded import CLASSES
 
 FILE = shipped_tokenizer("spm-v3")
 Audit = Callable[..., tuple[int, str, str]]
@@ -103,6 +105,40 @@ def test_json_has_an_object_for_each_finding_and_a_summary(lines: list[dict[str,
     assert (summary["rows"], summary["sound"], summary["wrong"], summary["not_judged"]) == (3, 0, 3, 0)
     assert summary["tokens"] == summary["supervised_tokens"]
     assert summary["classes"] == [{"rule": "ML543", "class": "everything-trained", "count": 3}]
+
+
+def test_findings_are_written_for_other_machines(
+    lines: list[dict[str, Any]], audit: Audit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    broken = [*lines[:2], *_all_trained(lines[2:4])]
+    code, out, _ = audit(broken, "--output-format", "github")
+    annotation, verdict = out.splitlines()
+    assert code == 1
+    assert annotation.startswith("::error file=rows.jsonl,line=3,title=ML543 ")
+    assert verdict == "4 rows: 2 sound, 2 wrong, 0 not judged; 2 findings of 1 cause"
+    code, out, _ = audit(broken, "--output-format", "junit")
+    assert code == 1
+    cases = list(ElementTree.fromstring(out).iter("testcase"))
+    [failed] = [one for one in cases if len(one)]
+    assert (failed.get("classname"), failed.get("name")) == ("audit.rows.jsonl", "everything-trained")
+    assert [(one.get("name"), one.get("value")) for one in failed.iter("property")] == [
+        ("rule", "ML543"), ("file", "rows.jsonl"), ("line", "3"),
+    ]  # fmt: skip
+    # a class of faults is a test, so that a sound file has passed tests
+    assert len(cases) == len(CLASSES)
+    _, out, _ = audit(lines, "--output-format", "sarif")
+    assert json.loads(out)["runs"][0]["results"] == []
+
+
+def test_text_in_a_workflow_is_no_command(
+    lines: list[dict[str, Any]], audit: Audit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    _, out, _ = audit(lines)
+    first, *text, last = out.splitlines()
+    assert first.replace("stop-commands::", "") + "::" == last
+    assert text[0].startswith("8 rows: ")
 
 
 def test_the_dataset_says_what_is_missing(lines: list[dict[str, Any]], audit: Audit, tmp_path: Path) -> None:

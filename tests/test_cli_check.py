@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 
@@ -75,24 +76,33 @@ def test_json_is_the_report(recipe: Path, capsys: Any) -> None:
     assert [finding["rule"] for one in failed for finding in one["findings"]] == ["ML601"]
 
 
-def test_findings_are_annotations_of_a_workflow_or_a_log_for_code_scanning(recipe: Path, capsys: Any) -> None:
-    rows(recipe.parent, "bot")
-    place = recipe.parent / "rows.jsonl"
-    code, out = check(capsys, str(recipe), "--output-format", "github")
+def test_findings_are_written_for_other_machines(capsys: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    summary = tmp_path / "summary.md"
+    monkeypatch.setenv("GITHUB_WORKSPACE", str(tmp_path))
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(summary))
+    rows(tmp_path, "bot")
+    bad = (str(tmp_path / "rows.jsonl"), "--tokenizer", "spm-v3")
+    code, out = check(capsys, *bad, "--output-format", "github")
     assert code == 1
     [line] = [line for line in out.splitlines() if line.startswith("::error ")]
-    assert line.startswith(f"::error file={place},line=3,title=ML601 ")
-    assert "::'bot'%0Acheck: recipe.yaml::dataset::rows-are-valid%0A" in line
-    code, out = check(capsys, str(recipe), "--output-format", "sarif")
+    assert line.startswith("::error file=rows.jsonl,line=3,title=ML601 ")
+    assert "/rows.jsonl:3, messages[1].role: 'bot'%0Acheck: rows.jsonl::dataset::rows-are-valid%0A" in line
+    code, out = check(capsys, *bad, "--output-format", "sarif")
     assert code == 1
     [run] = json.loads(out)["runs"]
     [result] = [one for one in run["results"] if one["level"] == "error"]
     assert result["ruleId"] == "ML601"
     assert result["locations"][0]["physicalLocation"] == {
-        "artifactLocation": {"uri": str(place)},
+        "artifactLocation": {"uri": "rows.jsonl"},
         "region": {"startLine": 3},
     }
     assert {one["ruleId"] for one in run["results"]} == {rule["id"] for rule in run["tool"]["driver"]["rules"]}
+    code, out = check(capsys, *bad, "--output-format", "junit")
+    assert code == 1
+    [failed] = [one for one in ElementTree.fromstring(out).iter("testcase") if one.find("failure") is not None]
+    assert failed.attrib.items() >= {"name": "rows-are-valid", "file": "rows.jsonl", "line": "3"}.items()
+    assert "| rows.jsonl" not in out
+    assert summary.read_text().count("### ❌ ML601") == 1
 
 
 def test_no_path_is_the_embedded_default_of_the_plugin(

@@ -113,7 +113,11 @@ def _run_verb(words: list[str]) -> int:
         message = _error_message(error, getattr(args, "memory_advice", ""))
         if not message:
             raise
-        sys.stderr.write(f"error: {message}\n")
+        from pytest_mistral_lora.report.github import commands_stopped
+
+        # a message may quote a row
+        with commands_stopped(lambda line: sys.stderr.write(f"{line}\n")):
+            sys.stderr.write(f"error: {message}\n")
         return exit_code_of(error)
 
 

@@ -21,7 +21,8 @@ from pytest_mistral_lora.cli.verb import (
     add_oracle_option,
     add_tokenizer_option,
     add_verb,
-    print_findings,
+    print_judged,
+    print_line,
 )
 from pytest_mistral_lora.errors import EXIT_FINDING, EXIT_OK, InputError
 from pytest_mistral_lora.runners import RUNNERS, TIME_LIMIT, find_runner, runner_fixes
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from pytest_mistral_lora.chat.rows import Row
     from pytest_mistral_lora.conformance.encoded.audit import Audit, LineVerdict
     from pytest_mistral_lora.conformance.groups import FindingGroups
+    from pytest_mistral_lora.report.judged import JudgedCase
 
 SUMMARY = "check a trainer's input_ids and labels against mistral-common"
 
@@ -114,6 +116,7 @@ def run(args: argparse.Namespace) -> int:
     from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
     from pytest_mistral_lora.conformance.encoded.audit import Audit
     from pytest_mistral_lora.conformance.finding import RULES
+    from pytest_mistral_lora.report.github import commands_stopped
 
     with _encoded_rows(args) as (file, rows):
         oracle = CheckpointTokenizer(args.tokenizer, args.oracle).oracle
@@ -122,9 +125,12 @@ def run(args: argparse.Namespace) -> int:
         if args.output_format == "json":
             _run_as_json(audit, verdicts)
         elif args.output_format == "text":
-            _run_as_text(audit, verdicts, max(0, args.show))
+            with commands_stopped(print_line):
+                _run_as_text(audit, verdicts, max(0, args.show))
         else:
-            print_findings([cause.to_json() for cause in _group(verdicts)], args.output_format)
+            causes = _group(verdicts)
+            verdict = f"{_rows_line(audit)}; {_found_line(audit, len(list(causes)))}"
+            print_judged(args.output_format, "audit", causes, [*_cases(audit, causes)], verdict, file)
     audit.raise_unreadable()  # after the findings: bad lines must not hide the faults in the good ones
     return EXIT_FINDING if any(RULES[rule].severity == "error" for rule in audit.counts) else EXIT_OK
 
@@ -160,12 +166,36 @@ def _run_as_text(audit: Audit, verdicts: Iterator[LineVerdict], show: int) -> No
         lines.append(f"{rule:<6}  {CLASSES[rule]:<26}  {count:>9}  {kinds[rule]:>6}{rest}")
     data = audit.summary()
     lines += [
-        f"{data['rows']} rows: {data['sound']} sound, {data['wrong']} wrong, {data['not_judged']} not judged",
+        _rows_line(audit),
         f"{data['supervised_tokens']} of {data['tokens']} tokens are trained on",
-        f"{data['findings']} finding{'' if data['findings'] == 1 else 's'}"
-        + (f" of {kinds.total()} cause{'' if kinds.total() == 1 else 's'}" if kinds else ""),
+        _found_line(audit, kinds.total()),
     ]
     sys.stdout.write("\n".join(lines) + "\n")
+
+
+def _rows_line(audit: Audit) -> str:
+    data = audit.summary()
+    return f"{data['rows']} rows: {data['sound']} sound, {data['wrong']} wrong, {data['not_judged']} not judged"
+
+
+def _found_line(audit: Audit, causes: int) -> str:
+    findings = audit.summary()["findings"]
+    found = f"{findings} finding{'' if findings == 1 else 's'}"
+    return found + (f" of {causes} cause{'' if causes == 1 else 's'}" if causes else "")
+
+
+def _cases(audit: Audit, causes: FindingGroups) -> Iterator[JudgedCase]:
+    """Yield a judged case for each class of faults, since a file has more rows than a reader of tests wants."""
+    from pytest_mistral_lora.conformance.encoded import CLASSES
+    from pytest_mistral_lora.conformance.groups import FILE_WIDTH
+    from pytest_mistral_lora.report.judged import JudgedCase
+
+    for rule, name in CLASSES.items():
+        found = [cause for cause in causes if cause.simplest.rule == rule]
+        failed = any(cause.simplest.severity == "error" for cause in found)
+        text = "\n\n".join(cause.text(FILE_WIDTH) for cause in found)
+        findings = [cause.to_json() for cause in found]
+        yield JudgedCase(f"audit.{audit.path.name}", name, "failed" if failed else "passed", text, findings)
 
 
 def _run_as_json(audit: Audit, verdicts: Iterator[LineVerdict]) -> None:

@@ -16,8 +16,9 @@ from pytest_mistral_lora.cli.verb import (
     add_format_option,
     add_oracle_option,
     add_verb,
-    print_findings,
     print_json,
+    print_judged,
+    print_line,
 )
 from pytest_mistral_lora.conformance.named_targets import is_shipped
 from pytest_mistral_lora.conformance.path_kinds import KINDS, recognised, targets_of
@@ -123,6 +124,7 @@ def judge(
     targets: Sequence[Target],
     output_format: str,
     *,
+    command: str = "check",
     paths: Sequence[Any] = (),
     memory: Sequence[Mapping[str, Any]] = (),
     **options: Any,
@@ -131,36 +133,44 @@ def judge(
 
     Args:
         targets: The targets.
-        output_format: `text`, `json`, `github` or `sarif`.
-        paths: For JSON, the paths that were given and what they are.
+        output_format: A choice of `--output-format`.
+        command: The verb.
+        paths: The paths that were given and what they are.
         memory: The estimates of memory, one for each recipe.
         options: Those of `run_checks`.
     """
     # Set before the first import that reads it: otherwise each small model that is loaded draws a bar
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     from pytest_mistral_lora.conformance.checks import run_checks
-    from pytest_mistral_lora.conformance.groups import group_findings
-    from pytest_mistral_lora.report import nothing_was_judged, report_data
+    from pytest_mistral_lora.conformance.groups import cause_texts, group_findings
+    from pytest_mistral_lora.report import nothing_was_judged, report_data, verdict_line
+    from pytest_mistral_lora.report.github import commands_stopped
+    from pytest_mistral_lora.report.judged import cases_of
 
-    records = []
+    records, results = [], []
     outcomes = run_checks(targets, **options)
     with _progress() as show:
-        for record, _ in outcomes:
+        for record, result in outcomes:
             records.append(record)
+            results.append(result)
             show(f"{len(records)} checks; {record['nodeid']}")
     failed = any(record["outcome"] == "failed" for record in records)
     failed |= not all(one.get("fits", True) for one in memory)
     code = EXIT_FINDING if failed or nothing_was_judged(records) else EXIT_OK
     causes = group_findings(records)
-    data = [cause.to_json() for cause in causes]
     if output_format == "json":
+        data = [cause.to_json() for cause in causes]
         report = report_data(records, code, causes=data, deselected=0, not_run=0)
         print_json({**report, "paths": list(paths), "memory": list(memory)})
     elif output_format == "text":
-        _print(records, causes)
+        with commands_stopped(print_line):
+            _print(records, causes)
         sys.stdout.write("".join(f"{one['path']}: {one['text']}\n" for one in memory))
     else:
-        print_findings(data, output_format)
+        texts = ["\n\n".join(cause_texts(result.findings)) for result in results]
+        verdict = verdict_line(records, [one.count for one in causes])
+        subject = paths[0]["path"] if paths else ""
+        print_judged(output_format, command, causes, [*cases_of(records, texts)], verdict, subject)
     return code
 
 

@@ -56,4 +56,4 @@ def run(args: argparse.Namespace) -> int:
     target = ServerTarget(
         name_of(server_name(kind, url)), judge=tokenizer, kind=kind, url=url, model=args.model, rows=tuple(args.rows)
     )
-    return judge([target], args.output_format)
+    return judge([target], args.output_format, command="serve-check")

@@ -8,11 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pytest_mistral_lora.cli.verb import Verbs, add_json_option, add_verb, print_json
+from pytest_mistral_lora.cli.verb import Verbs, add_format_option, add_verb, print_json, print_judged
 from pytest_mistral_lora.errors import EXIT_FINDING, EXIT_OK, InputError
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.chat.completions import FormatCheck
+    from pytest_mistral_lora.report.judged import Outcome
     from pytest_mistral_lora.training.generate.judge import TranscriptComparison
 
 SUMMARY = "load an adapter or merged model, and compare or record its answers"
@@ -23,6 +24,9 @@ Load base and adapter, or a merged model, and answer prompts greedily, encoded a
 With transcripts (those of the run, or --golden), compare each answer with the recorded one. It is exact (the same
 tokens), equivalent (another token only at a near tie, and the recorded answer is as likely as it was), or different.
 With --rows alone, print the last answer of each row."""
+
+_PRINTED = ("text", "json")
+"""The formats of answers that are not judged."""
 
 _MEMORY_ADVICE = "Use the memory of the host with --device cpu, or shorter answers with --max-new-tokens."
 
@@ -73,7 +77,7 @@ def add_parser(verbs: Verbs) -> None:
     parser.add_argument(
         "--device", choices=["auto", "cpu", "cuda"], default="auto", help="device of the model (default: auto)"
     )
-    add_json_option(parser)
+    add_format_option(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -91,6 +95,10 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(
             "--update repeats the prompts of --record FOLDER", expected="--record, and neither --rows nor --check"
         )
+    if (args.rows or args.record) and args.output_format not in _PRINTED:
+        raise InputError(
+            "without transcripts, no answer is judged", place="--output-format", expected=f"{' or '.join(_PRINTED)}"
+        )
     if args.update:
         return _update(args)
     if args.record:
@@ -102,6 +110,9 @@ def _compare(args: argparse.Namespace) -> int:
     from pytest_mistral_lora.training.generate.judge import compare
 
     comparison = compare(args.adapter, args.golden, args.base, device=args.device)
+    if args.output_format not in _PRINTED:
+        _print_judged(args.output_format, comparison)
+        return EXIT_OK if comparison.passed else EXIT_FINDING
     _print(args, comparison.to_json(), _comparison_text(comparison))
     return EXIT_OK if comparison.passed else EXIT_FINDING
 
@@ -117,12 +128,33 @@ def _comparison_text(comparison: TranscriptComparison) -> str:
             lines += [f"  {line}" for line in difference_text(one)]
             lines += [f"  recorded: {one.golden_text!r}", f"  found:    {one.text!r}"]
         lines += [f"  {check.name} failed: {check.reason}" for check in one.broken_checks]
-    tiers = ", ".join(f"{count} {tier}" for tier, count in comparison.tiers.items())
-    lines.append(f"{tiers}; {comparison.precision} on {comparison.device}")
+    lines.append(_tier_line(comparison))
     if not comparison.recorded_adapter:
         model = {"adapter": "adapter", "merged": "model than this merged one"}[comparison.kind]
         lines.append(f"The transcripts were recorded with another {model}.")
     return "\n".join(lines)
+
+
+def _tier_line(comparison: TranscriptComparison) -> str:
+    tiers = ", ".join(f"{count} {tier}" for tier, count in comparison.tiers.items())
+    return f"{tiers}; {comparison.precision} on {comparison.device}"
+
+
+def _print_judged(output_format: str, comparison: TranscriptComparison) -> None:
+    """Print the judgements for another machine: a case for each transcript."""
+    from pytest_mistral_lora.conformance.groups import FindingGroups, cause_texts
+    from pytest_mistral_lora.conformance.transcript import broken_formats, different_answer
+    from pytest_mistral_lora.report.judged import JudgedCase
+
+    causes, cases = FindingGroups(), []
+    for one in comparison.judgements:
+        findings = [*different_answer(one, comparison.golden), *broken_formats(one, comparison.golden)]
+        for finding in findings:
+            causes.add(finding, one.case)
+        outcome: Outcome = "passed" if one.passed else "failed"
+        text, data = "\n\n".join(cause_texts(findings)), [finding.to_json() for finding in findings]
+        cases.append(JudgedCase(f"smoke.{comparison.golden.name}", one.case, outcome, text, data))
+    print_judged(output_format, "smoke", causes, cases, _tier_line(comparison), comparison.golden)
 
 
 def _record(args: argparse.Namespace) -> int:
@@ -185,7 +217,7 @@ def _answer(args: argparse.Namespace) -> int:
 
 
 def _print(args: argparse.Namespace, data: Any, text: str) -> None:
-    if args.json:
+    if args.output_format == "json":
         print_json(data, allow_nan=False)
     else:
         sys.stdout.write(f"{text}\n")

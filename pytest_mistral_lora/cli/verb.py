@@ -7,9 +7,13 @@ import json
 import shutil
 import sys
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+if TYPE_CHECKING:
+    from pytest_mistral_lora.conformance.groups import FindingGroups
+    from pytest_mistral_lora.report.judged import JudgedCase
 
 # argparse has no public name for the type that `add_subparsers` returns
 Verbs: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
@@ -70,9 +74,10 @@ def add_format_option(parser: argparse.ArgumentParser) -> None:
     """Add `--output-format` to a verb that judges, and `--json` as its short form."""
     parser.add_argument(
         "--output-format",
-        choices=("text", "json", "github", "sarif"),
+        choices=("text", "json", "github", "junit", "sarif"),
         default="text",
-        help="github prints annotations of a workflow, sarif a log for code scanning (default: text)",
+        help="github prints annotations and adds to the job's summary, junit prints a test file for any CI system, "
+        "sarif a log for code scanning (default: text)",
     )
     parser.add_argument(
         "--json",
@@ -83,14 +88,48 @@ def add_format_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def print_findings(causes: Sequence[Mapping[str, Any]], output_format: str) -> None:
-    """Print findings by cause as annotations of GitHub (`github`) or as SARIF (`sarif`)."""
-    from pytest_mistral_lora.report.code_scanning import github_lines, sarif_data
+def print_line(text: str) -> None:
+    """Print a line to standard output, at once: another stream may follow."""
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
 
+
+def print_judged(
+    output_format: str,
+    command: str,
+    causes: FindingGroups,
+    cases: Sequence[JudgedCase],
+    verdict: str,
+    subject: Path | str = "",
+) -> None:
+    """Print a verdict for another machine: `github`, `junit` or `sarif`.
+
+    Args:
+        output_format: The format.
+        command: The verb.
+        causes: The findings by cause.
+        cases: All that was judged.
+        verdict: The last line of the same verdict as text.
+        subject: The file or folder that was judged.
+    """
+    from pytest_mistral_lora.conformance.groups import FILE_WIDTH
+    from pytest_mistral_lora.report.judged import Judged
+
+    found = [{**cause.to_json(), "text": cause.text(FILE_WIDTH)} for cause in causes]
+    judged = Judged(f"{PROGRAM} {command}", found, cases, verdict, str(subject))
     if output_format == "sarif":
-        print_json(sarif_data(causes))
+        from pytest_mistral_lora.report.code_scanning import sarif_data
+
+        print_json(sarif_data(judged))
+    elif output_format == "junit":
+        from pytest_mistral_lora.report.junit import junit_text
+
+        sys.stdout.write(junit_text(judged))
     else:
-        sys.stdout.write("".join(f"{line}\n" for line in github_lines(causes)))
+        from pytest_mistral_lora.report.github import add_job_summary, annotation_lines
+
+        sys.stdout.write("".join(f"{line}\n" for line in (*annotation_lines(found), verdict)))
+        add_job_summary(judged)
 
 
 def add_tokenizer_option(parser: argparse.ArgumentParser, *, required: bool = True) -> None:

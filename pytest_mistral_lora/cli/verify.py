@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import argparse
 import sys
-from dataclasses import asdict
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from pytest_mistral_lora.cli.verb import Verbs, add_json_option, add_verb, print_json
+from pytest_mistral_lora.cli.verb import Verbs, add_format_option, add_verb, print_json, print_judged
 from pytest_mistral_lora.errors import EXIT_FINDING, EXIT_OK, InputError
+
+if TYPE_CHECKING:
+    from pytest_mistral_lora.records.adapter_folder import AdapterFolder
+    from pytest_mistral_lora.records.verify import FieldCheck
+    from pytest_mistral_lora.report.judged import Outcome
 
 SUMMARY = "recompute the values in manifest.json and report any difference"
 
@@ -70,7 +78,7 @@ def add_parser(verbs: Verbs) -> None:
         "--identity", default="", metavar="WHO", help="author's identity in Sigstore, such as an e-mail"
     )
     signed.add_argument("--issuer", default="", metavar="URL", help="OpenID Connect provider of the identity")
-    add_json_option(parser)
+    add_format_option(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -94,8 +102,10 @@ def run(args: argparse.Namespace) -> int:
     if args.signature is not None:
         signature = Signature(args.signature, args.public_key, args.identity, args.issuer)
         facts.append(signature.verify(args.folder))
-    if args.json:
+    if args.output_format == "json":
         print_json([asdict(fact) for fact in facts])
+    elif args.output_format != "text":
+        _print_judged(args.output_format, folder, facts)
     else:
         for fact in facts:
             reason = ""
@@ -107,3 +117,23 @@ def run(args: argparse.Namespace) -> int:
         if args.signature is None:
             sys.stderr.write(_NOT_SIGNED)
     return EXIT_FINDING if any(fact.state == "mismatch" for fact in facts) else EXIT_OK
+
+
+def _print_judged(output_format: str, folder: AdapterFolder, fields: Sequence[FieldCheck]) -> None:
+    """Print the states for another machine: a case for each recorded value, a finding for each mismatch."""
+    from pytest_mistral_lora.conformance.groups import FindingGroups, cause_texts
+    from pytest_mistral_lora.conformance.manifest import mismatch_finding
+    from pytest_mistral_lora.report.judged import JudgedCase
+
+    causes, cases, group = FindingGroups(), [], f"verify.{folder.path.name}"
+    for field in fields:
+        findings = [mismatch_finding(field)] if field.state == "mismatch" else []
+        findings = [replace(one, place=one.place or str(folder.manifest_file)) for one in findings]
+        for one in findings:
+            causes.add(one, field.name)
+        outcome: Outcome = "failed" if findings else "skipped" if field.state == "not available" else "passed"
+        text = "\n\n".join(cause_texts(findings)) or (str(field.found) if outcome == "skipped" else "")
+        cases.append(JudgedCase(group, field.name, outcome, text, [one.to_json() for one in findings]))
+    states = Counter(field.state for field in fields)
+    verdict = ", ".join(f"{states[state]} {state}" for state in ("match", "mismatch", "not available"))
+    print_judged(output_format, "verify", causes, cases, verdict, folder.manifest_file)

@@ -15,6 +15,8 @@ MOST_NAMES = 1000
 """Names of other findings that a cause keeps; more are counted."""
 MOST_CAUSES = 50
 """FindingGroups of one rule that are kept apart; the findings of more are counted."""
+FILE_WIDTH = 120
+"""Longest line of a list of names in a file, which is not written for one terminal."""
 _MOST_CHARACTERS = 1000
 _FIELDS = tuple(one.name for one in fields(Finding))
 
@@ -82,8 +84,8 @@ class FindingGroup:
         return f"{line}{counted}{next(fitting, '')}"
 
     def to_json(self) -> dict[str, Any]:
-        """Return the cause as plain JSON data: its simplest finding, their number, and the names of the others."""
-        extra = {"check": self.check, "count": self.count, "others": self.others}
+        """Return the cause as plain JSON data: its key, its simplest finding, their number, the names of the others."""
+        extra = {"cause": self.simplest.cause, "check": self.check, "count": self.count, "others": self.others}
         return {**self.simplest.to_json(), **extra}
 
 
@@ -137,6 +139,14 @@ def group_findings(records: Iterable[Mapping[str, Any]]) -> FindingGroups:
             finding = Finding(**{key: data[key] for key in _FIELDS if key in data})
             causes.add(finding, name, own_name(finding) if several else name)
     return causes
+
+
+def cause_texts(findings: Iterable[Finding]) -> list[str]:
+    """Return a text for each cause of a check's findings."""
+    groups = FindingGroups()
+    for finding in findings:
+        groups.add(finding, "", finding.place)
+    return [cause.text(FILE_WIDTH) for cause in groups]
 
 
 def own_name(finding: Finding) -> str:

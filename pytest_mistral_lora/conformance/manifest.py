@@ -83,10 +83,13 @@ def verify_findings(folder: Path, *, base: Path | None, dataset: Sequence[Path] 
     from pytest_mistral_lora.data.sources import recorded_file
 
     fields = verify(folder, base=base, dataset=dataset, open_file=recorded_file)
-    yield from (_mismatch(field) for field in fields if field.state == "mismatch")
+    yield from (mismatch_finding(field) for field in fields if field.state == "mismatch")
 
 
-def _mismatch(field: FieldCheck) -> Finding:
+def mismatch_finding(field: FieldCheck) -> Finding:
+    """Return the finding of a recorded value that differs from the recomputed one."""
+    if field.is_unlisted:
+        return Finding("ML708", f"{field.name.removeprefix('files.')} is not listed", field.place, _LISTED)
     found = f"{field.name} {field.found}" if _is_damaged(field) else f"{field.name} is {field.found}"
     return Finding(_rule_of(field), found, field.place, f"{field.recorded}, as recorded")
 
@@ -194,7 +197,7 @@ class ManifestChecks:
         chosen = [field for field in self._fields if _rule_of(field) in rules]
         missing = [f"{field.name}: {field.found}" for field in chosen if field.state == "not available"]
         matched = sum(field.state == "match" for field in chosen)
-        findings = tuple(_mismatch(field) for field in chosen if field.state == "mismatch")
+        findings = tuple(mismatch_finding(field) for field in chosen if field.state == "mismatch")
         return Result(findings, "; ".join(missing), facts=(("facts that match", matched),))
 
     def declared(self) -> Result:
@@ -203,7 +206,7 @@ class ManifestChecks:
             return Result(not_checked=self._reason)
         # the hash of a damaged tokenizer is a finding of `facts` already
         declared = (field for field in self._fields if field.state == "mismatch" and _is_declared(field))
-        findings = [*self._kind_findings(self._data), *map(_mismatch, declared)]
+        findings = [*self._kind_findings(self._data), *map(mismatch_finding, declared)]
         findings += [*self._dtype_findings(self._data), *self._merge_findings(self._data)]
         # shapes and windows are in the base's configuration: its weights are not needed
         base = self.folder.located_base
@@ -272,9 +275,5 @@ class ManifestChecks:
         """Check that the manifest lists every file of the folder."""
         if self._data is None or "files" not in self._data:
             return Result(not_checked=self._reason if self._data is None else "the manifest lists no files")
-        findings = [
-            Finding("ML708", f"{field.name.removeprefix('files.')} is not listed", field.place, _LISTED)
-            for field in self._fields
-            if field.is_unlisted
-        ]
+        findings = [mismatch_finding(field) for field in self._fields if field.is_unlisted]
         return Result(tuple(first_findings(findings, _SHOWN, str(self.folder.path))))

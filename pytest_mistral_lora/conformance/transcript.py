@@ -198,7 +198,7 @@ class TranscriptChecks:
         return self.model.make_room()
 
     def _place(self, case: str) -> str:
-        return str(self.golden if self.golden.is_file() else self.golden / f"{case}.json")
+        return _file_of(case, self.golden)
 
     def foreign_base_findings(self) -> Iterator[Finding]:
         """Yield each transcript that was recorded on another base.
@@ -244,16 +244,9 @@ class TranscriptChecks:
 
     def answers(self) -> Result:
         """Check that the adapter answers as recorded, or equivalently."""
-        from pytest_mistral_lora.training.generate.judge import difference_text
-
         if self._not_judged:
             return Result(not_checked=self._not_judged)
-        findings = []
-        for one in self._judgements:
-            if one.tier == "different":
-                place = f"{self._place(one.case)}, token {one.difference.token if one.difference else 0}"
-                detail = "\n".join([f"tier: {one.tier}", *difference_text(one)])
-                findings.append(Finding("ML804", f"answered {one.text!r}", place, repr(one.golden_text), detail))
+        findings = [one for judgement in self._judgements for one in different_answer(judgement, self.golden)]
         tiers = [one.tier for one in self._judgements]
         return Result(tuple(findings), facts=tuple((tier, tiers.count(tier)) for tier in dict.fromkeys(tiers)))
 
@@ -261,10 +254,26 @@ class TranscriptChecks:
         """Check that the answers keep the formats that they were recorded with."""
         if self._not_judged:
             return Result(not_checked=self._not_judged)
-        return Result(
-            tuple(
-                Finding("ML805", f"{check.name}: {check.reason}", self._place(one.case), "passed, as recorded")
-                for one in self._judgements
-                for check in one.broken_checks
-            )
-        )
+        return Result(tuple(one for judgement in self._judgements for one in broken_formats(judgement, self.golden)))
+
+
+def different_answer(judgement: AnswerJudgement, golden: Path) -> Iterator[Finding]:
+    """Yield the finding of an answer that is another one than recorded in a folder or file of transcripts."""
+    from pytest_mistral_lora.training.generate.judge import difference_text
+
+    if judgement.tier == "different":
+        token = judgement.difference.token if judgement.difference else 0
+        detail = "\n".join([f"tier: {judgement.tier}", *difference_text(judgement)])
+        place = f"{_file_of(judgement.case, golden)}, token {token}"
+        yield Finding("ML804", f"answered {judgement.text!r}", place, repr(judgement.golden_text), detail)
+
+
+def broken_formats(judgement: AnswerJudgement, golden: Path) -> Iterator[Finding]:
+    """Yield a finding for each format that an answer was recorded with and does not have."""
+    for check in judgement.broken_checks:
+        place = _file_of(judgement.case, golden)
+        yield Finding("ML805", f"{check.name}: {check.reason}", place, "passed, as recorded")
+
+
+def _file_of(case: str, golden: Path) -> str:
+    return str(golden if golden.is_file() else golden / f"{case}.json")

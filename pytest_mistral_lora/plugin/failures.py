@@ -62,7 +62,10 @@ class FailedChecks:
             if len(rest) < len(failed):
                 stats["failed"] = failed
         if self._shows(terminalreporter) and "f" in terminalreporter.reportchars:
-            self._write_short_lines(terminalreporter, beside_others=bool(rest or stats.get("error")))
+            from pytest_mistral_lora.report.github import commands_stopped
+
+            with commands_stopped(terminalreporter.write_line):
+                self._write_short_lines(terminalreporter, beside_others=bool(rest or stats.get("error")))
         return result
 
     def _shows(self, terminal: Any) -> bool:

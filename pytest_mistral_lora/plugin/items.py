@@ -69,10 +69,6 @@ def read_xfails(path: Path) -> tuple[Xfail, ...]:
     return tuple(xfails.values())
 
 
-_TEXT_WIDTH = 120
-"""Longest line of a list of names in a report, which is not written for one terminal."""
-
-
 class CheckFailedError(AssertionError):
     """Findings of one check, as text."""
 
@@ -118,11 +114,18 @@ class CheckItem(pytest.Item):
             pytest.xfail.Exception: If every broken rule is a known deviation.
             pytest.skip.Exception: If it could not be checked.
         """
+        from pytest_mistral_lora.conformance.groups import cause_texts
+
         with warnings.catch_warnings(), self._progress_bar_allowed():
             # The libraries' warnings are not about the user's code, and the user's pytest may turn them into errors
             warnings.simplefilter("ignore")
             self.result = self.check.run()
-        failing = self._texts(one for one in self.unknown if one.severity == "error" or self.settings.strict)
+        if self.unknown:
+            from pytest_mistral_lora.report.junit import finding_properties
+
+            # pytest writes them into its JUnit file, and pytest-xdist sends them to the process that does
+            self.user_properties += finding_properties(finding.to_json() for finding in self.unknown)
+        failing = cause_texts(one for one in self.unknown if one.severity == "error" or self.settings.strict)
         # with --mistral-strict a check that could not run fails; it has no rule, so that only its node id can accept it
         unchecked = f"not checked: {self.result.not_checked}" if self.result.not_checked else ""
         if unchecked and self.settings.strict and not any(one.id == self.nodeid for one in self.settings.xfails):
@@ -132,7 +135,7 @@ class CheckItem(pytest.Item):
         if any(finding.severity == "error" for finding in self.result.findings):
             pytest.xfail("; ".join(xfail.reason for xfail in self.known))
             # reached only with --runxfail, which makes pytest.xfail do nothing: the deviation fails like any finding
-            raise CheckFailedError("\n\n".join([*self._texts(self.result.findings), self.next_step()]))
+            raise CheckFailedError("\n\n".join([*cause_texts(self.result.findings), self.next_step()]))
         if unchecked:
             pytest.skip(unchecked)
 
@@ -158,16 +161,6 @@ class CheckItem(pytest.Item):
         """The findings that no known deviation covers."""
         findings = self.result.findings if self.result else ()
         return [f for f in findings if not any(one.covers(f.rule, self.nodeid) for one in self.settings.xfails)]
-
-    @staticmethod
-    def _texts(findings: Iterable[Finding]) -> list[str]:
-        """Return a text for each cause of a check's findings."""
-        from pytest_mistral_lora.conformance.groups import FindingGroups
-
-        groups = FindingGroups()
-        for finding in findings:
-            groups.add(finding, "", finding.place)
-        return [cause.text(_TEXT_WIDTH) for cause in groups]
 
     def next_step(self) -> str:
         """Return the command that runs this check again, and for a golden of the user the one that updates it."""

@@ -185,6 +185,14 @@ XFAILS = Option(
     "string",
     "PATH",
 )
+OUTPUT_FORMAT = Option(
+    "--mistral-output-format",
+    "text, or github for annotations beside the lines at fault and a summary of the job, too. Default: github if "
+    "GITHUB_ACTIONS is true, otherwise text.",
+    "mistral_output_format",
+    "string",
+    "FORMAT",
+)
 REPORT = Option("--mistral-report", "Write every check and finding to this file (*.json or *.html).", metavar="PATH")
 
 OPTIONS = (
@@ -207,6 +215,7 @@ OPTIONS = (
     SEED,
     STRICT,
     XFAILS,
+    OUTPUT_FORMAT,
     REPORT,
 )
 """Every option; the help text is made from this table."""

@@ -17,6 +17,7 @@ from pytest_mistral_lora.plugin.options import (
     EXAMPLES,
     GGUF,
     GOLDEN_DIR,
+    OUTPUT_FORMAT,
     RECIPE,
     REPORT,
     REQUIRE_MANIFEST,
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
 _DEFAULT_EXAMPLES = 20
 _GOLDEN_FILES = ("*.jsonl", "templates/*/*.json", "transcripts/*/*.json", "contributed/*/provenance.json")
 _DEVICES = ("auto", "cpu", "cuda")
+_OUTPUT_FORMATS = ("text", "github")
 _REPORTS = (".json", ".html")
 
 
@@ -75,6 +77,7 @@ class PluginSettings:
         strict: Whether notes and checks that could not run fail, too.
         xfails: Known deviations that do not fail.
         expects_every_xfail: Whether an xfail that matches nothing is an error.
+        output_format: `text` or `github`.
         report: The file for the report, or None.
     """
 
@@ -98,6 +101,7 @@ class PluginSettings:
     strict: bool
     xfails: tuple[Xfail, ...]
     expects_every_xfail: bool
+    output_format: str
     report: Path | None
 
     @property
@@ -153,6 +157,7 @@ def read_settings(config: pytest.Config) -> PluginSettings:
         strict=bool(option_value(config, STRICT)[0]),
         xfails=_known_deviations(config),
         expects_every_xfail=not xfails_file or xfails_source == XFAILS.flag or not other_targets,
+        output_format=_output_format(config),
         report=_report_file(config),
     )
     if settings.update:
@@ -252,6 +257,17 @@ def _whole_number(config: pytest.Config, option: Option, default: int, *, least:
     if number < least:
         raise pytest.UsageError(f"{source}: {value!r}; expected a whole number, {least} or more")
     return number
+
+
+def _output_format(config: pytest.Config) -> str:
+    value, source = option_value(config, OUTPUT_FORMAT)
+    if not value:
+        from pytest_mistral_lora.report.github import in_workflow
+
+        return "github" if in_workflow() else "text"
+    if value not in _OUTPUT_FORMATS:
+        raise pytest.UsageError(f"{source}: {value!r}; expected one of {', '.join(_OUTPUT_FORMATS)}")
+    return str(value)
 
 
 def _report_file(config: pytest.Config) -> Path | None:

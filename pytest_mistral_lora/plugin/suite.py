@@ -175,11 +175,15 @@ class Suite:
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
         """Print the table, the notes, and the checks that could not run."""
-        from pytest_mistral_lora.plugin.summary import write_summary
+        from pytest_mistral_lora.plugin.summary import write_annotations, write_summary
+        from pytest_mistral_lora.report.github import commands_stopped
 
-        self._failed.write_findings(terminalreporter)
-        counts = {"deselected": self._deselected, "not_run": self._not_run}
-        write_summary(terminalreporter, self.outcomes, self.settings, unused=self._unused_goldens(), **counts)
+        with commands_stopped(terminalreporter.write_line):
+            self._failed.write_findings(terminalreporter)
+            counts = {"deselected": self._deselected, "not_run": self._not_run}
+            write_summary(terminalreporter, self.outcomes, self.settings, unused=self._unused_goldens(), **counts)
+        if self.settings.output_format == "github":
+            write_annotations(terminalreporter, self.outcomes)
         for xfail in self._unmatched_xfails():
             terminalreporter.write_line(
                 f"{xfail.place}: {xfail.id} matches no finding: it is fixed or misspelled; remove it", red=True

@@ -63,6 +63,23 @@ def write_summary(
         terminal.write_line(line)
 
 
+def write_annotations(terminal: Any, outcomes: list[dict[str, Any]]) -> None:
+    """Write an annotation for each cause, and add to the summary of the job, for a workflow of GitHub."""
+    from pytest_mistral_lora.conformance.groups import FILE_WIDTH, group_findings
+    from pytest_mistral_lora.report import verdict_line
+    from pytest_mistral_lora.report.github import add_job_summary, annotation_lines
+    from pytest_mistral_lora.report.judged import Judged, cases_of
+
+    groups = group_findings(outcomes)
+    causes = [{**cause.to_json(), "text": cause.text(FILE_WIDTH)} for cause in groups]
+    terminal.ensure_newline()
+    for line in annotation_lines(causes):
+        terminal.write_line(line)
+    cases = [*cases_of(outcomes, [""] * len(outcomes))]
+    verdict = verdict_line(outcomes, [one.count for one in groups])
+    add_job_summary(Judged("pytest --mistral-golden", causes, cases, verdict))
+
+
 def _answer_lines(outcomes: list[dict[str, Any]]) -> list[str]:
     """Return a line for each adapter whose transcripts were compared: the number of answers in each tier."""
     tiers: dict[str, Counter[str]] = {}

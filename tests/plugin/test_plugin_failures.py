@@ -14,6 +14,7 @@ import pytest
 
 from pytest_mistral_lora.chat.oracle import shipped_tokenizer
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
+from pytest_mistral_lora.cli import main
 from pytest_mistral_lora.plugin.failures import FailedChecks
 
 Run = Callable[..., pytest.RunResult]
@@ -126,6 +127,41 @@ def test_each_check_keeps_its_report(run: Run, pytester: pytest.Pytester) -> Non
         assert text.splitlines()[1] == f"  same cause as mistral-golden::model::template::{SIMPLEST}"
         assert text.startswith("ML004 the chat template differs from mistral-common: ")
     assert run("--lf").parseoutcomes()["failed"] == len(CASES)
+
+
+def test_a_junit_file_and_a_workflow_get_rule_file_and_line(
+    golden: Run, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row: dict[str, Any] = {"messages": [{"role": "user", "content": "::add-mask::x"}, {"role": "bot", "content": "y"}]}
+    (pytester.path / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    summary = pytester.path / "summary.md"
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(summary))
+    words = ("--mistral-dataset=rows.jsonl", "--mistral-tokenizer=spm-v3", "-k", "rows-are-valid")
+    result = golden(*words, "--junitxml=junit.xml")
+    [case] = ElementTree.parse(pytester.path / "junit.xml").iter("testcase")
+    properties = [(one.get("name"), one.get("value")) for one in case.iter("property")]
+    assert properties == [("rule", "ML601"), ("file", "rows.jsonl"), ("line", "1")]
+    commands = [line for line in result.outlines if line.startswith("::")]
+    stopped = [line.removeprefix("::stop-commands::") for line in commands if line.startswith("::stop-commands::")]
+    [annotation] = [line for line in commands if line.startswith("::error ")]
+    assert annotation.startswith("::error file=rows.jsonl,line=1,title=ML601 ")
+    assert commands == [
+        f"::stop-commands::{stopped[0]}", f"::{stopped[0]}::", annotation,
+        f"::stop-commands::{stopped[1]}", f"::{stopped[1]}::",
+    ]  # fmt: skip
+    assert summary.read_text().startswith("## pytest \\-\\-mistral\\-golden\n")
+    assert "| mistral\\-golden.rows.jsonl.dataset | - | 1 | - |" in summary.read_text()
+    # `check` writes the same test
+    capsys.readouterr()
+    assert main(["check", "rows.jsonl", "--tokenizer", "spm-v3", "--output-format", "junit"]) == 1
+    cases = ElementTree.fromstring(capsys.readouterr().out).iter("testcase")
+    [mine] = [one for one in cases if one.get("name") == "rows-are-valid"]
+    assert mine.get("classname") == case.get("classname")
+    assert [(one.get("name"), one.get("value")) for one in mine.iter("property")] == properties
+    # pytest's text has the command that repeats the check, too, and its paths are absolute
+    text = str(case.findtext("failure")).replace(f"{pytester.path}/", "")
+    assert text.startswith(str(mine.findtext("failure")))
 
 
 def test_errors_without_a_finding_are_the_same_only_if_their_texts_are() -> None:

@@ -43,6 +43,7 @@ GOOD: dict[str, tuple[str | None, str, Any]] = {
     "--mistral-seed": ("0", "seed", lambda here: 0),
     "--mistral-strict": (None, "strict", lambda here: True),
     "--mistral-xfails": ("known.txt", "xfails", lambda here: (Xfail("ML204", "looked at", f"{here}/known.txt:1"),)),
+    "--mistral-output-format": ("github", "output_format", lambda here: "github"),
     "--mistral-report": ("out.json", "report", lambda here: here / "out.json"),
 }
 NEEDS = {
@@ -73,6 +74,7 @@ DEFAULTS = {
     "strict": False,
     "xfails": (),
     "expects_every_xfail": True,
+    "output_format": "text",
     "report": None,
 }
 RECIPE = f"""\
@@ -121,6 +123,7 @@ BAD = [
     ("--mistral-examples", "1.5", "'1.5'; expected a whole number, 1 or more"),
     ("--mistral-seed", "-1", "'-1'; expected a whole number, 0 or more"),
     ("--mistral-seed", "x", "'x'; expected a whole number, 0 or more"),
+    ("--mistral-output-format", "sarif", "'sarif'; expected one of text, github"),
     ("--mistral-report", "out.txt", "out.txt; expected a name that ends in .json or .html"),
     ("--mistral-report", "nope/out.json", "no such folder: {here}/nope"),
     ("--mistral-report", "folder.json", "a folder: {here}/folder.json"),
@@ -137,6 +140,7 @@ BAD_INI = [
     ("mistral_golden_dirs = nope", "no such file or folder: {here}/nope"),
     ("mistral_golden_dirs = tok.model.v3", "not a folder: {here}/tok.model.v3"),
     ("mistral_golden_dirs = bare", "neither rows (*.jsonl) nor recorded goldens in {here}/bare"),
+    ("mistral_output_format = sarif", "'sarif'; expected one of text, github"),
     ("mistral_device = tpu", "'tpu'; expected one of auto, cpu, cuda"),
     ("mistral_examples = 0", "0; expected a whole number, 1 or more"),
     ("mistral_examples = many", "invalid literal for int() with base 10: 'many'"),
@@ -182,6 +186,12 @@ def test_a_good_ini_value_does_what_the_option_does(
     value, name, expected = GOOD[option.flag]
     pytester.makeini(f"[pytest]\n{option.ini} = {value or 'true'}")
     assert getattr(settings_of(*NEEDS.get(option.flag, ((), ""))[0]), name) == expected(here)
+
+
+def test_a_workflow_of_github_gets_annotations(settings_of: Read, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    assert settings_of().output_format == "github"
+    assert settings_of("--mistral-output-format=text").output_format == "text"
 
 
 def test_every_option_is_tried_here() -> None:

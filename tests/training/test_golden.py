@@ -101,6 +101,13 @@ def test_a_broken_adapter_is_different(adapter: Path, base: Path, capsys: pytest
     data = json.loads(capsys.readouterr().out)
     assert (data["passed"], data["recorded_adapter"], data["tiers"]["different"]) == (False, False, 5)
     assert data["transcripts"][0]["difference"]["golden"]["piece"] == "▁Paris"
+    assert smoke(adapter, "--base", base, "--output-format", "github") == 1
+    *annotations, verdict = capsys.readouterr().out.splitlines()
+    assert annotations[0].startswith("::error file=")
+    assert "row-0001.json,title=ML804 " in annotations[0]
+    assert verdict.startswith("0 exact, 0 equivalent, 5 different; ")
+    assert smoke(adapter, "--base", base, "--rows", adapter, "--output-format", "sarif") == 2
+    assert "--output-format: without transcripts, no answer is judged" in capsys.readouterr().err
 
 
 def with_another_choice(run: RunResult, *, margin: float, moved: float = 0.0) -> Transcript:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 from tiny_runs import write_rows
@@ -36,6 +37,23 @@ def test_a_mismatch_ends_with_1_and_shows_both(folder: Path, capsys: pytest.Capt
     assert (fact["name"], fact["recorded"], fact["found"]) == ("files.later.txt", None, "is not listed")
     assert main(["verify", str(folder)]) == 1
     assert "mismatch       files.later.txt: is not listed; recorded None" in capsys.readouterr().out
+
+
+def test_values_are_written_for_other_machines(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder.parent)
+    (folder / "later.txt").write_text("later")
+    assert main(["verify", "copy", "--output-format", "github"]) == 1
+    [annotation, verdict] = capsys.readouterr().out.splitlines()
+    assert annotation.startswith("::notice file=copy/later.txt,title=ML708 ")
+    assert "::later.txt is not listed%0A" in annotation
+    assert ", 1 mismatch, " in verdict
+    assert main(["verify", "copy", "--output-format", "junit"]) == 1
+    cases = {one.get("name"): one for one in ElementTree.fromstring(capsys.readouterr().out).iter("testcase")}
+    assert [name for name, one in cases.items() if one.find("failure") is not None] == ["files.later.txt"]
+    assert [one.get("message") for one in cases["dataset_sha256"]] == ["no dataset given"]
+    assert list(cases["seal"]) == []
 
 
 def test_what_is_no_manifest_ends_with_2(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

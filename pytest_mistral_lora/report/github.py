@@ -1,0 +1,111 @@
+"""Output for a workflow of GitHub: annotations beside the line at fault, and the summary of a job."""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pytest_mistral_lora.report.judged import Judged, file_place, message_of
+from pytest_mistral_lora.report.secrets import redacted
+
+_LONGEST_MESSAGE = 4000
+_LONGEST_SUMMARY = 900_000
+"""Characters of a summary; GitHub refuses one of more than a megabyte, and then shows nothing of it."""
+
+
+def in_workflow() -> bool:
+    """Return whether this process runs in a workflow of GitHub, which reads commands from its output."""
+    return os.environ.get("GITHUB_ACTIONS") == "true"
+
+
+def annotation_lines(causes: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Return a workflow command for each cause, by which GitHub shows it beside its line.
+
+    Args:
+        causes: The findings by cause, as `Judged` has them.
+    """
+    lines = []
+    for cause in causes:
+        place = file_place(cause["place"])
+        properties: dict[str, object] = {"title": f"{cause['rule']} {cause['title']}"}
+        if place is not None:
+            properties = {"file": place.file, **({"line": place.line} if place.line else {}), **properties}
+        shown = ",".join(f"{name}={_escaped(redacted(str(value)), ':,')}" for name, value in properties.items())
+        kind = "error" if cause["severity"] == "error" else "notice"
+        lines.append(f"::{kind} {shown}::{_escaped(message_of(cause)[:_LONGEST_MESSAGE])}")
+    return lines
+
+
+def _escaped(text: str, more: str = "") -> str:
+    # A workflow command is one line, in which a property ends at a comma and the properties end at a colon. Other
+    # separators of lines are none for GitHub, but they are for some readers of the log.
+    escaped = re.sub(f"[%\r\n{more}]", lambda found: f"%{ord(found[0]):02X}", text)
+    return re.sub(r"[\v\f\x1b\x1c-\x1e\x85\u2028\u2029]", lambda found: ascii(found[0])[1:-1], escaped)
+
+
+@contextmanager
+def commands_stopped(write_line: Callable[[str], object]) -> Iterator[None]:
+    """Keep GitHub from taking text that the block prints for a workflow command; does nothing outside of a workflow.
+
+    A row may hold a line such as `::add-mask::x` or `##[error]x`, and findings quote rows.
+
+    Args:
+        write_line: Prints a line where the block prints.
+    """
+    if not in_workflow():
+        yield
+        return
+    # GitHub resumes at a word that the text cannot contain, since it is drawn anew each time
+    word = secrets.token_hex(16)
+    write_line(f"::stop-commands::{word}")
+    try:
+        yield
+    finally:
+        write_line(f"::{word}::")
+
+
+def add_job_summary(judged: Judged) -> None:
+    """Append the verdict to the summary of the job, if GitHub has named a file for it (`GITHUB_STEP_SUMMARY`)."""
+    file = os.environ.get("GITHUB_STEP_SUMMARY")
+    if file:
+        # appended, because all commands of a step share the file
+        with Path(file).open("a", encoding="utf-8") as summary:
+            summary.write(job_summary(judged))
+
+
+def job_summary(judged: Judged) -> str:
+    """Return the verdict as Markdown: a table of what was judged, and the text of each cause."""
+    lines = [f"## {_plain(judged.command)}", "", _plain(judged.verdict), ""]
+    lines += ["| judged | passed | failed | not checked |", "|---|--:|--:|--:|"]
+    counts: dict[str, Counter[str]] = {}
+    for case in judged.cases:
+        counts.setdefault(case.group, Counter())[case.outcome] += 1
+    for group, count in counts.items():
+        numbers = (str(count[name] or "-") for name in ("passed", "failed", "skipped"))
+        lines.append(f"| {_plain(group)} | {' | '.join(numbers)} |")
+    text, hidden = "\n".join([*lines, ""]), 0
+    for cause in judged.causes:
+        part = _cause(cause)
+        hidden += len(text) + len(part) > _LONGEST_SUMMARY
+        text += "" if hidden else part
+    return text + (f"\n… and {hidden} more causes, for which there is no room here.\n" if hidden else "\n")
+
+
+def _cause(cause: Mapping[str, Any]) -> str:
+    body = redacted(cause["text"])
+    # a fence that is longer than any in the text: nothing in a row can end it
+    fence = "`" * (max((len(run) for run in re.findall("`+", body)), default=0) + 3)
+    mark = "❌" if cause["severity"] == "error" else "📝"
+    heading = f"{mark} {cause['rule']}: {_plain(cause['title'])}"
+    return f"\n### {heading}\n\n{_plain(redacted(cause['check']))}\n\n{fence}text\n{body}\n{fence}\n"
+
+
+def _plain(text: str) -> str:
+    """Return a text in which Markdown and HTML find no mark-up."""
+    return re.sub(r"([\\`*_{}\[\]()<>#+!|~&@:$-])", r"\\\1", " ".join(text.split()))

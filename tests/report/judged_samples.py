@@ -1,0 +1,36 @@
+"""Findings with hostile texts, and the verdict that holds them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pytest_mistral_lora.conformance.finding import Finding
+from pytest_mistral_lora.conformance.groups import FILE_WIDTH, FindingGroups, cause_texts
+from pytest_mistral_lora.report.judged import Judged, JudgedCase
+
+HOSTILE = "a, b: 100% of\r\n::add-mask::x\n##[error]y\u2028::error::z `````\x1b[31m\x00\ud800 <script>|**"
+"""A text that is a workflow command, mark-up and no XML."""
+
+
+def causes_of(*findings: Finding) -> list[dict[str, Any]]:
+    groups = FindingGroups()
+    for number, finding in enumerate(findings):
+        groups.add(finding, f"spm-v3::dataset::case-{number}")
+    return [{**cause.to_json(), "text": cause.text(FILE_WIDTH)} for cause in groups]
+
+
+def judged(*findings: Finding, subject: str = "") -> Judged:
+    data = [one.to_json() for one in findings]
+    cases = [
+        JudgedCase("mistral-golden.spm-v3.dataset", "rows", "failed", "\n\n".join(cause_texts(findings)), data, 0.25),
+        JudgedCase("mistral-golden.spm-v3.dataset", "sound", "passed"),
+        JudgedCase("mistral-golden.spm-v3.train", "cuda", "skipped", "no CUDA device"),
+    ]
+    return Judged("mistral-lora check", causes_of(*findings), cases, "1 finding", subject)
+
+
+def write_file(folder: Path, name: str = "rows.jsonl") -> Path:
+    path = folder / name
+    path.write_text("{}\n{}\n{}\n")
+    return path

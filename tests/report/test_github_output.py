@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from urllib.parse import unquote
+
+import pytest
+from judged_samples import HOSTILE, causes_of, judged, write_file
+
+from pytest_mistral_lora.conformance.finding import Finding
+from pytest_mistral_lora.report.github import add_job_summary, annotation_lines, commands_stopped
+from pytest_mistral_lora.report.judged import file_place
+
+
+@pytest.fixture(autouse=True)
+def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("GITHUB_WORKSPACE", raising=False)
+    return tmp_path
+
+
+def test_an_annotation_is_beside_its_line(workspace: Path) -> None:
+    file = write_file(workspace)
+    for place in ("rows.jsonl:3, messages[1].role", f"{file}:3, messages[1].role"):
+        [line] = annotation_lines(causes_of(Finding("ML601", "'bot'", place, "a role")))
+        assert line.startswith("::error file=rows.jsonl,line=3,title=ML601 Every row can be read")
+        assert f"::{place}: 'bot'%0Acheck: spm-v3::dataset::case-0%0Aexpected: a role%0Afix: " in line
+
+
+def test_a_note_is_a_notice_and_a_place_that_is_no_file_is_in_the_message() -> None:
+    [line] = annotation_lines(causes_of(Finding("ML426", "x", "http://127.0.0.1:8080")))
+    assert line.startswith("::notice title=ML426 ")
+    assert "::http://127.0.0.1:8080: x%0A" in line
+
+
+def test_files_are_named_from_the_workspace(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = workspace / "data"
+    data.mkdir()
+    write_file(data, "a, b.jsonl")
+    monkeypatch.chdir(data)
+    monkeypatch.setenv("GITHUB_WORKSPACE", str(workspace))
+    place = file_place("a, b.jsonl:2, messages[0], content")
+    assert place is not None
+    assert (place.file.as_posix(), place.line, place.uri) == ("data/a, b.jsonl", 2, "data/a%2C%20b.jsonl")
+    outside = file_place(f"{workspace.parent}")
+    assert outside is not None
+    assert outside.uri == workspace.parent.as_uri()
+    assert file_place("") is None
+    assert file_place("gone.jsonl:3") is None
+
+
+def test_hostile_text_makes_no_workflow_command(workspace: Path) -> None:
+    write_file(workspace, "a,b:c%.jsonl")
+    lines = annotation_lines(causes_of(Finding("ML601", HOSTILE, "a,b:c%.jsonl:1", HOSTILE, row=HOSTILE)))
+    [line] = "\n".join(lines).splitlines()
+    properties, _, message = line.removeprefix("::error ").partition("::")
+    # as the runner reads them: the properties end at the first `::`, and a comma ends a property
+    assert [part.partition("=")[0] for part in properties.split(",")] == ["file", "line", "title"]
+    assert unquote(properties.split(",")[0]) == "file=a,b:c%.jsonl"
+    assert unquote(message).startswith("a,b:c%.jsonl:1: a, b: 100% of\r\n::add-mask::x\n##[error]y\\u2028::error::z")
+    line.encode()  # the lone surrogate, too, can be printed
+
+
+def test_text_in_a_workflow_is_no_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(lines: list[str]) -> None:
+        lines.append("::add-mask::x")
+        raise ZeroDivisionError
+
+    def printed() -> list[str]:
+        lines: list[str] = []
+        with pytest.raises(ZeroDivisionError), commands_stopped(lines.append):
+            fail(lines)
+        return lines
+
+    monkeypatch.delenv("GITHUB_ACTIONS", raising=False)
+    assert printed() == ["::add-mask::x"]
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    first, text, last = printed()
+    word = first.removeprefix("::stop-commands::")
+    assert (text, last) == ("::add-mask::x", f"::{word}::")
+    assert re.fullmatch("[0-9a-f]{32}", word)
+    assert printed()[0] != first
+
+
+def test_the_summary_of_a_job_is_added_to_its_file(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("GITHUB_STEP_SUMMARY", raising=False)
+    add_job_summary(judged(Finding("ML601", "'bot'", "rows.jsonl:3")))
+    assert list(workspace.iterdir()) == []
+    summary = workspace / "summary.md"
+    summary.write_text("before\n")
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(summary))
+    add_job_summary(judged(Finding("ML601", HOSTILE, "rows.jsonl:3"), Finding("ML426", "x")))
+    text = summary.read_text()
+    assert text.startswith("before\n## mistral\\-lora check\n\n1 finding\n")
+    assert "| mistral\\-golden.spm\\-v3.train | - | - | 1 |" in text
+    assert "### ❌ ML601: " in text
+    assert "### 📝 ML426: " in text
+    # the text stands in a fence that is longer than any in it: nothing of it is mark-up
+    fences = re.findall(r"^(`{3,})(?:text)?$", text, flags=re.MULTILINE)
+    assert [len(fence) for fence in fences] == [8, 8, 3, 3]
+    inside = text.split(fences[0])[1]
+    assert "<script>" in inside
+    assert "<script>" not in text.replace(inside, "")
+
+
+def test_a_summary_has_room_for_so_many_causes(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(workspace / "summary.md"))
+    long = [Finding("ML601", "x" * 400_000, shape=str(number)) for number in range(4)]
+    add_job_summary(judged(*long))
+    text = (workspace / "summary.md").read_text()
+    assert len(text) < 1_000_000
+    assert "… and 2 more causes" in text
