@@ -20,6 +20,8 @@ from pytest_mistral_lora.errors import InputError, MergeError, Terminated
 
 MODULES: dict[str, ModuleType] = {name: module for group in VERBS.values() for name, module in group.items()}
 WORDS = {
+    "init": [],
+    "pin": ["a/b"],
     "check": [],
     "audit": ["rows.jsonl", "--tokenizer", "."],
     "render": ["rows.jsonl", "--tokenizer", "."],
@@ -103,7 +105,7 @@ def test_names_in_help_keep_their_letters(verb: str, words: str, capsys: pytest.
 
 
 @pytest.mark.parametrize(
-    ("word", "hint"), [("chek", " (did you mean 'check'?)"), ("xyzzy", ": choose one of check, audit")]
+    ("word", "hint"), [("chek", " (did you mean 'check'?)"), ("xyzzy", ": choose one of init, pin, check")]
 )
 def test_an_unknown_verb_is_bad_usage_with_a_suggestion(
     word: str, hint: str, capsys: pytest.CaptureFixture[str]

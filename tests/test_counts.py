@@ -23,8 +23,9 @@ DATA_TABLES = {"chat/templates/deviations.py"}
 AT_MOST = {
     # 150, and room for subjects that came after: merged models, recognised oracles, templates in a process of their
     # own, findings by cause, rows from other formats (data), paths that are recognised, rows as targets,
-    # the sources of rows: opened (data), named in a recipe, found again by a manifest, and GGUF files and servers
-    "modules": 238,
+    # the sources of rows: opened (data), named in a recipe, found again by a manifest, GGUF files, servers,
+    # and the files that `init` writes
+    "modules": 247,
     "lines of the longest module": 300,
     "lines of nine functions in ten": 30,
     "functions in 1,000 lines": 66,

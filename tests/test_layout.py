@@ -36,7 +36,8 @@ MAY_IMPORT = {
     "conformance": RECORDS,
     "assertions": RECORDS | {"conformance"},
     "plugin": RECORDS | {"conformance", "report"},
-    "cli": RECORDS | {"conformance", "report", "training", "runners", "data"},
+    "starter": RECORDS | {"data", "training", "conformance"},
+    "cli": RECORDS | {"conformance", "report", "training", "runners", "data", "starter"},
 }
 MAY_IMPORT_AS_ENTRY = {"training.__main__": {"cli"}}
 """Launchers such as `accelerate launch -m` start a module: it is the verb `train` under another name."""
@@ -55,6 +56,7 @@ NEVER = {
     "runners": {"pytest", "_pytest", "hypothesis"},
     "data": {"torch", "pytest", "_pytest", "hypothesis"},
     "serving": {"torch", "pytest", "_pytest", "hypothesis"},
+    "starter": {"torch", "pytest", "_pytest", "hypothesis"},
     "conformance": {"pytest", "_pytest"},
     "assertions": {"pytest", "_pytest"},
     "plugin": {"_pytest"},

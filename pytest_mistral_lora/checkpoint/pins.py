@@ -13,6 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Literal
 
 from pytest_mistral_lora.checkpoint.hub_cache import COMMIT, Listing, check_file, kept_listing, weight_names
 from pytest_mistral_lora.errors import PinError
@@ -110,6 +111,69 @@ def resolve(repo: str, revision: str, *, weights: bool, verify: bool = False, pl
 
 
 @dataclass(frozen=True)
+class FoundCommit:
+    """The commit of a branch or tag.
+
+    Attributes:
+        commit: 40 hex digits.
+        source: `hub`: it is the newest one now; `cache`: it was when it was last fetched; `given`: it was the name
+            itself, and the Hub was not asked.
+    """
+
+    commit: str
+    source: Literal["hub", "cache", "given"]
+
+
+def find_commit(repo: str, name: str = "main", *, place: str = "") -> FoundCommit:
+    """Return the commit of a branch or tag of a Hub repository; offline, the one that was last fetched.
+
+    Args:
+        repo: The repository's id, `owner/name`.
+        name: The branch, the tag, or a commit.
+        place: The key and file that name them, for errors.
+
+    Raises:
+        PinError: If there is no such repository, branch or tag, or neither Hub nor cache can tell.
+    """
+    from huggingface_hub import errors
+
+    try:
+        return FoundCommit(_asked_commit(repo, name), "hub")
+    except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.HFValidationError) as error:
+        raise _Request(repo, name, weights=False, place=place)._because(error) from error
+    except Exception as error:  # the types of requests or of httpx, by the version of huggingface_hub, and its own
+        if COMMIT.fullmatch(name):
+            return FoundCommit(name, "given")
+        cached = _fetched_commit(repo, name)
+        if cached is None:
+            raise _unknown_commit(repo, name, error, place) from error
+        return FoundCommit(cached, "cache")
+
+
+def _asked_commit(repo: str, name: str) -> str:
+    """Ask the endpoint for the commit of a branch or tag; any error of huggingface_hub or its HTTP library passes."""
+    from huggingface_hub import HfApi
+
+    commit = HfApi().model_info(repo, revision=name, timeout=_SECONDS).sha
+    if not commit or COMMIT.fullmatch(commit) is None:
+        raise ValueError(f"commit {commit!r}")
+    return commit
+
+
+def _unknown_commit(repo: str, name: str, error: Exception, place: str) -> PinError:
+    """Return the error for a branch whose commit nobody can tell here."""
+    from huggingface_hub import constants, errors
+
+    page = f"Or copy the commit from {constants.ENDPOINT}/{repo}/commits/{name}"
+    if not isinstance(error, errors.OfflineModeIsEnabled):
+        reason = _Request(repo, name, weights=False, place=place)._because(error)
+        return PinError(reason.found, place=place, next_step=f"{reason.next_step} {page}")
+    found = f"offline mode is on (HF_HUB_OFFLINE), and {name} of {repo} is not in {constants.HF_HUB_CACHE}"
+    step = f"Online: HF_HUB_OFFLINE=0 mistral-lora pin {shlex.quote(f'{repo}@{name}')}. {page}"
+    return PinError(found, place=place, next_step=step)
+
+
+@dataclass(frozen=True)
 class _Request:
     """A repository at one commit, with or without weights."""
 
@@ -197,7 +261,8 @@ class _Request:
                 f"Accept its licence there with your account, and {log_in}.",
             )
         elif isinstance(error, errors.RevisionNotFoundError):
-            found, next_step = f"{self.repo} has no commit {self.revision}", _how_to_pin(self.repo, "main")
+            kind = "commit" if COMMIT.fullmatch(self.revision) else "branch or tag"
+            found, next_step = f"{self.repo} has no {kind} {self.revision}", _how_to_pin(self.repo, "main")
         elif isinstance(error, errors.RepositoryNotFoundError) or status == 401:
             found = f"no repository at {page}, or a private one"
             next_step = f"Check its name; for a private one, {log_in}."
@@ -209,23 +274,27 @@ class _Request:
         return PinError(missing + found, place=self.place, next_step=next_step)
 
 
-def _how_to_pin(repo: str, name: str) -> str:
-    """Return advice: the commit of a branch or tag, or if it cannot be found out, the way to find it."""
-    from huggingface_hub import HfApi
+def _fetched_commit(repo: str, name: str) -> str | None:
+    """Return the commit that a branch or tag had when it was last fetched; None if it is not in the Hub's cache."""
     from huggingface_hub.constants import HF_HUB_CACHE
     from huggingface_hub.file_download import repo_folder_name
 
-    # only advice is lost if either fails, and the types of the errors depend on the version of huggingface_hub
-    with suppress(Exception):
-        commit = HfApi().model_info(repo, revision=name, timeout=_SECONDS).sha if repo else None
-        if commit and COMMIT.fullmatch(commit):
-            return f"{name} is {commit} now; pin that."
     with suppress(OSError, ValueError):
         # a branch's name may come from a file: `../` in it must not make this read another file
         refs = Path(HF_HUB_CACHE, repo_folder_name(repo_id=repo, repo_type="model"), "refs").resolve()
         file = (refs / name).resolve()
         commit = file.read_text(encoding="utf-8").strip() if repo and file.is_relative_to(refs) else ""
         if COMMIT.fullmatch(commit):
+            return commit
+    return None
+
+
+def _how_to_pin(repo: str, name: str) -> str:
+    """Return advice: the commit of a branch or tag, or if it cannot be found out, the way to find it."""
+    if repo:
+        # only advice is lost if it fails, and the types of the errors depend on the version of huggingface_hub
+        with suppress(Exception):
+            return f"{name} is {_asked_commit(repo, name)} now; pin that."
+        if commit := _fetched_commit(repo, name):
             return f"{name} was {commit} when it was last fetched; pin that, or the commit you mean."
-    code = f"import huggingface_hub as hub; print(hub.model_info({json.dumps(repo or 'owner/name')}).sha)"
-    return f"Copy the full commit from the repository's history, or print the newest: python -c {shlex.quote(code)}"
+    return f"Print the newest: mistral-lora pin {shlex.quote(repo or 'owner/name')}"

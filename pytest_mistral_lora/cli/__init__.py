@@ -19,8 +19,10 @@ from pytest_mistral_lora.cli import (
     diff,
     export,
     import_rows,
+    init,
     merge,
     note,
+    pin,
     render,
     rules,
     runner,
@@ -52,6 +54,7 @@ __all__ = ["EXIT_CODES", "VERBS", "main"]
 # The modules of the verbs import torch and the like in `run`, not at the top: `mistral-lora --help`, a misspelt option
 # and a wrong key in a recipe are then answered at once.
 VERBS: dict[str, dict[str, ModuleType]] = {
+    "start": {"init": init, "pin": pin},
     "check": {"check": check, "audit": audit, "render": render, "rules": rules},
     "rows": {"import": import_rows, "stats": stats},
     "train": {"train": train, "smoke": smoke, "merge": merge, "verify": verify, "diff": diff, "note": note},

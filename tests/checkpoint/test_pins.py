@@ -142,7 +142,7 @@ def test_anything_that_can_move_or_be_misread_is_not_a_pin(revision: str) -> Non
         check_revision(revision, place="recipe.yaml, base.revision")
     assert repr(revision) in caught.value.found
     assert caught.value.place == "recipe.yaml, base.revision"
-    assert 'hub.model_info("owner/name").sha' in caught.value.next_step
+    assert caught.value.next_step == "Print the newest: mistral-lora pin owner/name"
 
 
 @pytest.mark.parametrize(

@@ -169,7 +169,7 @@ def parse_recipe(
                 f"{place} --tokenizer PATH. Convert its data: mistral-lora import {place} --to rows.jsonl",
             )
     try:
-        recipe = Recipe.model_validate(data, context={"folder": folder or Path()})
+        recipe = Recipe.model_validate(data, context={"folder": folder or Path(), "place": place})
     except ValidationError as error:
         errors = error.errors(include_url=False)
         # pydantic counts the good entries of a list, too, and reports one whose entries are all bad once more

@@ -72,6 +72,12 @@ def from_recipe(path: Path, info: ValidationInfo) -> Path:
     return found
 
 
+def _pin_step(info: ValidationInfo) -> str:
+    """Return the step that writes the pin into the recipe."""
+    name = str((info.context or {}).get("place", ""))
+    return f"Write it: mistral-lora pin {name if name.endswith(('.yaml', '.yml')) else 'recipe.yaml'}"
+
+
 _HEX64 = r"^[0-9a-f]{64}$"
 
 
@@ -112,12 +118,12 @@ class Base(Section):
 
     @field_validator("revision")
     @classmethod
-    def _is_a_commit(cls, value: str | None) -> str | None:
+    def _is_a_commit(cls, value: str | None, info: ValidationInfo) -> str | None:
         if value is not None and not COMMIT.fullmatch(value):
             kind = "a branch or tag, which can move to other weights"
             if re.fullmatch(r"[0-9a-fA-F]{4,39}", value):
                 kind = "a short hash, which can become ambiguous"
-            raise ValueError(f"{kind}; expected a commit: 40 lower-case hex digits")
+            raise ValueError(f"{kind}; expected a commit: 40 lower-case hex digits. {_pin_step(info)}")
         return value
 
     @field_validator("path")
@@ -139,11 +145,12 @@ class Base(Section):
             raise ValueError(f"{error.found}; expected {error.expected}") from error
 
     @model_validator(mode="after")
-    def _is_one_pinned_base(self) -> Self:
+    def _is_one_pinned_base(self, info: ValidationInfo) -> Self:
         if (self.repo is None) == (self.path is None):
             raise ValueError("expected either repo and revision, or path and weights_sha256")
         if self.repo is not None and (self.revision is None or self.weights_sha256 or self.name):
-            raise ValueError("a Hub base needs its revision (a commit: 40 hex digits), and nothing else")
+            step = f". {_pin_step(info)}" if self.revision is None else ""
+            raise ValueError(f"a Hub base needs its revision (a commit: 40 hex digits), and nothing else{step}")
         if self.path is not None and self.revision is not None:
             raise ValueError("a local base has no revision; expected weights_sha256 alone")
         if self.path is not None and self.weights_sha256 is None:
@@ -154,6 +161,12 @@ class Base(Section):
     def label(self) -> str:
         """Name of this base in the manifest and in the adapter's configuration."""
         return str(self.repo or self.name)
+
+
+def _or_one_name(schema: dict[str, Any]) -> None:
+    """Let the schema of a list take a name alone, too, as the validator does."""
+    several = {key: schema.pop(key) for key in ("type", "items", "minItems")}
+    schema["anyOf"] = [{"type": "string"}, several]
 
 
 class Lora(Section):
@@ -171,6 +184,7 @@ class Lora(Section):
         description="Linear layers of the text model to adapt: attention, attention+mlp or all-linear, or last names; "
         "each must be in every layer.",
         min_length=1,
+        json_schema_extra=_or_one_name,
     )
     rslora: StrictBool = Field(default=False, description="Whether to scale by 1 / sqrt(r) (rank-stabilised LoRA).")
     dora: StrictBool = Field(

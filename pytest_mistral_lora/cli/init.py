@@ -1,0 +1,136 @@
+"""`mistral-lora init`: the files that guard a repository."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from difflib import unified_diff
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pytest_mistral_lora.cli.verb import Verbs, add_verb
+from pytest_mistral_lora.errors import EXIT_FINDING, EXIT_OK
+
+if TYPE_CHECKING:
+    from pytest_mistral_lora.starter import StartPlan
+
+SUMMARY = "write the files that guard a repository: recipe, goldens, CI"
+
+_DESCRIPTION = """\
+Set up the current folder, so that `pytest --mistral-golden` guards it. Look at your rows, pin the base, and write:
+recipe.yaml with its schema for your editor; pytest's configuration; a few of your rows with their tokens (goldens);
+jobs for GitHub and GitLab; a hook for pre-commit.
+
+If you have a recipe.yaml, leave ROWS and --base out: it stays, and the rest is written around it. A file with other
+content is never replaced without --force; to pyproject.toml and the like, only lines are added."""
+
+_LONG = 10_000
+_DONE = {"new": "created", "same": "unchanged", "extended": "extended"}
+_TITLES = {"new": "to create", "same": "unchanged", "extended": "to extend", "different": "exists, with other content"}
+
+
+def add_parser(verbs: Verbs) -> None:
+    """Add the verb to the command line."""
+    parser = add_verb(
+        verbs,
+        "init",
+        run,
+        description=_DESCRIPTION,
+        examples=(
+            "mistral-lora init rows.jsonl --base mistralai/Mistral-7B-Instruct-v0.3",
+            "mistral-lora init sharegpt.json --base models/base --dry-run",
+            "mistral-lora init",
+        ),
+        failure="something is left to do: a pin, a bad row, lines to add by hand",
+    )
+    parser.add_argument(
+        "rows",
+        type=Path,
+        nargs="*",
+        metavar="ROWS",
+        help="your data: chat JSONL, or any format that `mistral-lora import` reads (default: rows.jsonl, or else "
+        "example rows)",
+    )
+    parser.add_argument(
+        "--base",
+        metavar="BASE",
+        help="base model: OWNER/NAME or OWNER/NAME@BRANCH on the Hub, or a checkpoint folder",
+    )
+    parser.add_argument(
+        "--ci",
+        choices=("github", "gitlab", "both", "none"),
+        help="jobs to write (default: those of the remote of the git repository, or else both)",
+    )
+    parser.add_argument("--dry-run", action="store_true", help="print the files, and write nothing")
+    existing = parser.add_mutually_exclusive_group()
+    existing.add_argument("--keep", action="store_true", help="keep files that are there, and write what is missing")
+    existing.add_argument("--force", action="store_true", help="replace files that are there with other content")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write the files, or print them; return 1 if something is left to do."""
+    from pytest_mistral_lora.starter import write_plan
+    from pytest_mistral_lora.starter.plan import CI, plan_start
+
+    services = {None: None, "both": CI, "none": ()}.get(args.ci, (args.ci,))
+    plan = plan_start(Path(), args.rows, args.base, services)
+    if not args.dry_run:
+        write_plan(plan, replace=args.force, keep=args.keep)
+    _print_inputs(plan)
+    if args.dry_run:
+        _print_files(plan)
+    else:
+        _print_states(plan, "replaced" if args.force else "kept")
+        _record(plan)
+    _print_rest(plan)
+    return EXIT_FINDING if plan.to_do or plan.by_hand else EXIT_OK
+
+
+def _record(plan: StartPlan) -> None:
+    """Record the goldens, and print their files."""
+    from pytest_mistral_lora.starter.goldens import record_missing
+    from pytest_mistral_lora.starter.plan import RECIPE, has_goldens
+
+    if not has_goldens(plan):
+        return
+    if plan.base.folder is None:
+        plan.to_do.append("Record the goldens then: pytest --mistral-golden --mistral-golden-update -k own-")
+        return
+    recorded, faults = record_missing(plan.folder, RECIPE)
+    sys.stdout.write("".join(f"created    {name}\n" for name in recorded))
+    plan.to_do += faults
+
+
+def _print_inputs(plan: StartPlan) -> None:
+    lines = [f"base: {plan.base.title}"]
+    for one in plan.rows:
+        bad = f", {one.bad} that cannot be used" if one.bad else ""
+        lines.append(f"rows: {one.name}: {one.title}; {one.count} row{'s' if one.count != 1 else ''}{bad}")
+    sys.stdout.write("\n".join([*lines, ""]) + "\n")
+
+
+def _print_files(plan: StartPlan) -> None:
+    for one in plan.files:
+        sys.stdout.write(f"=== {one.name}: {one.purpose} ({_TITLES[one.state]})\n")
+        path = plan.folder / one.name
+        if one.state in ("extended", "different"):
+            before = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+            lines = unified_diff(before, one.text.splitlines(keepends=True), one.name, one.name)
+            sys.stdout.writelines(line if line.endswith("\n") else f"{line}\n" for line in lines)
+        elif one.state == "new":
+            sys.stdout.write(one.text if len(one.text) < _LONG else f"({len(one.text.encode()):,} bytes)\n")
+
+
+def _print_states(plan: StartPlan, different: str) -> None:
+    width = max(len(one.name) for one in plan.files)
+    for one in plan.files:
+        sys.stdout.write(f"{_DONE.get(one.state, different):<9}  {one.name:<{width}}  {one.purpose}\n")
+
+
+def _print_rest(plan: StartPlan) -> None:
+    lines = [f"note: {note}" for note in plan.notes]
+    for place, text in plan.by_hand.items():
+        lines += [f"to do: add to {place}:", *(f"    {line}" for line in text.splitlines())]
+    lines += [f"to do: {one}" for one in plan.to_do]
+    lines += ["next: pytest --mistral-golden, then commit these files, then mistral-lora train recipe.yaml"]
+    sys.stdout.write("\n".join(["", *lines]) + "\n")

@@ -1,0 +1,256 @@
+"""Plan the files that guard a repository: from a base and data, or from the recipe that is there."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from string import Template
+from typing import Literal
+
+from pytest_mistral_lora.errors import InputError, RecipeError
+from pytest_mistral_lora.records.files import json_text
+from pytest_mistral_lora.starter import GOLDENS, StartPlan, has_golden_rows
+from pytest_mistral_lora.starter.base import ChosenBase, base_of_recipe, choose_base
+from pytest_mistral_lora.starter.requirement import installed_requirement
+from pytest_mistral_lora.starter.rows import (
+    ROWS,
+    SeenRows,
+    data_files_in,
+    example_rows,
+    example_text,
+    look_at,
+    seen_rows,
+)
+from pytest_mistral_lora.starter.settings import ExtendedFile, pre_commit_settings, pytest_settings
+
+Ci = Literal["github", "gitlab"]
+CI: tuple[Ci, ...] = ("github", "gitlab")
+"""The services for which jobs are written."""
+
+RECIPE = "recipe.yaml"
+SCHEMA = ".mistral-lora/recipe.schema.json"
+WORKFLOW = ".github/workflows/mistral-lora.yml"
+GITLAB, GITLAB_INCLUDED = ".gitlab-ci.yml", ".gitlab/mistral-lora.yml"
+_TEXTS = Path(__file__).parent / "texts"
+_ENOUGH_TO_HOLD_OUT = 100
+_NOTHING = "\0"
+
+
+class _Text(Template):
+    # `$` and `{{` are GitHub's and GitLab's own
+    delimiter = "§"
+
+
+def plan_start(folder: Path, rows: Sequence[Path], base: str | None, ci: Collection[Ci] | None = None) -> StartPlan:
+    """Plan the files that guard a repository; nothing is written.
+
+    Args:
+        folder: The repository.
+        rows: Data files, folders or configurations that declare data; empty for `rows.jsonl`, or else example rows.
+        base: A checkpoint folder, or `OWNER/NAME[@BRANCH]`. None for the recipe that is there.
+        ci: The services for which jobs are written; None for the one of the repository's remote, or else all.
+
+    Raises:
+        InputError: If there is neither a base nor a recipe, a path is no data, or the base cannot be used.
+    """
+    recipe = folder / RECIPE
+    if base is None and not rows and recipe.exists():
+        plan = _around_recipe(folder, recipe)
+    elif base is None:
+        raise InputError(
+            "no base model is named",
+            place="--base",
+            expected="a repository of the Hub, or a checkpoint folder",
+            next_step="For example: mistral-lora init rows.jsonl --base mistralai/Mistral-7B-Instruct-v0.3",
+        )
+    else:
+        plan = _with_new_recipe(folder, rows, base)
+    _add_goldens(plan)
+    _add_pytest(plan)
+    _add_jobs(plan, _services(folder) if ci is None else ci)
+    _add_hook(plan)
+    return plan
+
+
+def _around_recipe(folder: Path, path: Path) -> StartPlan:
+    from pytest_mistral_lora.training.recipe import load_recipe
+
+    recipe = load_recipe(path)
+    try:
+        seen = [seen_rows(recipe.name_of(one.path), "rows", [one]) for one in recipe.data.files()]
+    except InputError as error:
+        raise RecipeError(error.found, place=f"{path}, {error.place}", next_step=error.next_step) from error
+    plan = StartPlan(folder, base_of_recipe(recipe), seen)
+    plan.notes.append(f"{RECIPE} is there, and stays as it is")
+    _add_faults(plan)
+    return plan
+
+
+def _with_new_recipe(folder: Path, rows: Sequence[Path], base: str) -> StartPlan:
+    rows = rows or _own_rows(folder)
+    seen = [look_at(one, folder) for one in rows] or [example_rows()]
+    plan = StartPlan(folder, choose_base(base, folder), seen)
+    if not rows or _is_example(folder / ROWS):
+        plan.add(ROWS, example_text(), "example rows, to be replaced by yours")
+        plan.notes.append(f"{ROWS} has example rows; replace them: mistral-lora import YOUR_DATA --to {ROWS}")
+    plan.add(RECIPE, _recipe_text(plan.base, seen), "base, rows, adapter and training")
+    plan.add(SCHEMA, _schema(), "lists every key of the recipe to your editor")
+    _add_faults(plan)
+    return plan
+
+
+def _schema() -> str:
+    from pytest_mistral_lora.training.recipe import Recipe
+
+    return json_text(Recipe.json_schema)
+
+
+def _is_example(path: Path) -> bool:
+    return path.is_file() and path.read_bytes() == example_text().encode()
+
+
+def _own_rows(folder: Path) -> list[Path]:
+    """Return the rows of a user who names none; empty if there is no data.
+
+    Raises:
+        InputError: If there are data files, among which the user has to choose.
+    """
+    if (folder / ROWS).is_file():
+        return [folder / ROWS]
+    found = [one.relative_to(folder).as_posix() for one in data_files_in(folder)]
+    if found:
+        more = "" if len(found) == 1 else f" (or {', '.join(found[1:4])})"
+        raise InputError(
+            f"no rows are named, and there is {found[0]}{more}",
+            expected="the data to train on",
+            next_step=f"Name it: mistral-lora init {found[0]} --base BASE",
+        )
+    return []
+
+
+def _recipe_text(base: ChosenBase, rows: Sequence[SeenRows]) -> str:
+    backend = f"\nbackend: {base.backend}  # no Mistral tokenizer: its own template renders the rows\n"
+    count = sum(one.count for one in rows)
+    few = "  # held_out: 0.05  # with more rows: a part that is never trained on, to measure the loss on it"
+    train = [f"    - {one.entry}  # {one.title}" for one in rows]
+    return _Text((_TEXTS / "recipe.yaml.txt").read_text(encoding="utf-8")).substitute(
+        recipe=RECIPE,
+        base="\n".join(base.lines),
+        backend=backend if base.backend == "chat-template" else "",
+        train="\n".join(train),
+        held_out="  held_out: 0.05  # never trained on: the loss on this part tells you about new conversations"
+        if count >= _ENOUGH_TO_HOLD_OUT
+        else few,
+    )
+
+
+def _add_faults(plan: StartPlan) -> None:
+    base = plan.base
+    if not base.pinned:
+        plan.to_do.append(f"Pin the base, online: mistral-lora pin {RECIPE}. Not done here: {base.missing}")
+    elif base.missing:
+        plan.to_do.append(f"Fetch the base's tokenizer, without which nothing can be judged: {base.missing}")
+    for one in plan.rows:
+        if one.bad:
+            counted = f"{one.bad} of {one.bad + one.count} rows of {one.name} cannot be used"
+            shown = "".join(f"\n    {error}" for error in one.errors)
+            more = f"\n    … and {one.bad - len(one.errors)} more" if one.bad > len(one.errors) else ""
+            plan.to_do.append(f"Mend the data: {counted}.{shown}{more}")
+
+
+def _add_goldens(plan: StartPlan) -> None:
+    if plan.base.backend == "chat-template":
+        plan.notes.append("no goldens: they record mistral-common's ids, and this base has no Mistral tokenizer")
+        return
+    name = (GOLDENS / "rows.jsonl").as_posix()
+    if has_golden_rows(plan.folder):
+        plan.notes.append(f"{GOLDENS.as_posix()} has rows already, and stays as it is")
+        return
+    samples = [row for one in plan.rows for row in one.samples][:5]
+    if samples:
+        plan.add(name, "".join(f"{row.to_jsonl()}\n" for row in samples), "a few rows, whose tokens are recorded")
+
+
+def has_goldens(plan: StartPlan) -> bool:
+    """Return whether there are golden rows, or will be."""
+    planned = any(one.name.startswith(f"{GOLDENS.as_posix()}/") for one in plan.files)
+    return plan.base.backend != "chat-template" and (planned or has_golden_rows(plan.folder))
+
+
+def _add_pytest(plan: StartPlan) -> None:
+    values = {"mistral_recipes": [RECIPE]}
+    if has_goldens(plan):
+        values["mistral_golden_dirs"] = [GOLDENS.as_posix()]
+    _add_extended(plan, pytest_settings(plan.folder, values), "what `pytest --mistral-golden` checks")
+
+
+def _add_extended(plan: StartPlan, made: ExtendedFile, purpose: str) -> None:
+    if made.text is None:
+        plan.by_hand[f"{made.name}, {made.section}"] = made.lines
+    else:
+        plan.add(made.name, made.text, purpose, extends=True)
+
+
+def _services(folder: Path) -> Collection[Ci]:
+    """Return the service of the repository's remote; all of them if it is on none of them."""
+    try:
+        text = (folder / ".git" / "config").read_text(encoding="utf-8")
+    except (OSError, UnicodeError):
+        return CI
+    urls = " ".join(re.findall(r"^\s*url\s*=\s*(.*)$", text, flags=re.MULTILINE))
+    return [one for one in CI if one in urls] or CI
+
+
+def _add_jobs(plan: StartPlan, services: Collection[Ci]) -> None:
+    light, train, note = installed_requirement()
+    if services and note:
+        plan.notes.append(note)
+    fetched = plan.base.local and plan.base.name
+    values = {"recipe": RECIPE, "requirement": light, "train_requirement": train}
+    if fetched:
+        plan.notes.append(f"your jobs need {fetched}, which is large: fetch it where the files have the words TO DO")
+    values["fetch_base"] = (
+        f"{{indent}}# TO DO: fetch {fetched}, unless it is in the repository" if fetched else _NOTHING
+    )
+    if "github" in services:
+        plan.add(WORKFLOW, _github_text(plan, values), "jobs for GitHub: a check on each change, a train on a GPU")
+    if "gitlab" in services:
+        text = _text("gitlab.yml.txt", values, indent="    ")
+        name = GITLAB
+        own = (plan.folder / GITLAB).read_bytes() if (plan.folder / GITLAB).is_file() else b""
+        if own not in (b"", text.encode()):
+            name = GITLAB_INCLUDED
+            if GITLAB_INCLUDED.encode() not in own:
+                plan.by_hand[f"{GITLAB}, include"] = f"include:\n  - local: {GITLAB_INCLUDED}\n"
+        plan.add(name, text, "jobs for GitLab: a check on each change, a train on a GPU")
+
+
+def _github_text(plan: StartPlan, values: Mapping[str, str]) -> str:
+    # without a golden, pytest would have nothing to run with -k, which is an error
+    step = "\n".join(
+        [
+            "      - name: Compare with the goldens",
+            "        if: success() || failure()",
+            "        run: pytest --mistral-golden -o testpaths= -k own-",
+        ]
+    )
+    golden_step = step if has_goldens(plan) else _NOTHING
+    return _text("github.yml.txt", {**values, "golden_step": golden_step}, indent="      ")
+
+
+def _text(name: str, values: Mapping[str, str], indent: str) -> str:
+    """Return a text with its values; a line whose value is nothing is left out."""
+    text = _Text((_TEXTS / name).read_text(encoding="utf-8")).substitute(values)
+    return text.replace(f"{_NOTHING}\n", "").replace("{indent}", indent)
+
+
+def _add_hook(plan: StartPlan) -> None:
+    # rows of another format and folders of shards are data, too: any change below them runs the check
+    data = [json.loads(one.name) if one.name.startswith('"') else one.name.strip("'") for one in plan.rows]
+    names = dict.fromkeys([RECIPE, *data])
+    files = "|".join(re.escape(name) for name in names)
+    text = (_TEXTS / "pre_commit_hook.yaml.txt").read_text(encoding="utf-8")
+    hook = _Text(text).substitute(recipe=RECIPE, files=files)
+    _add_extended(plan, pre_commit_settings(plan.folder, hook), "checks recipe and rows before each commit")

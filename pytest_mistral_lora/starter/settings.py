@@ -1,0 +1,198 @@
+"""Add our keys to files of other tools: pytest's configuration and pre-commit's, in which all else stays as it is."""
+
+from __future__ import annotations
+
+import configparser
+import json
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+
+@dataclass(frozen=True)
+class ExtendedFile:
+    """A file of another tool, with our lines.
+
+    Attributes:
+        name: Its name in the repository.
+        text: Its new content; None if our lines could not be added.
+        lines: Our lines, for somebody who adds them by hand.
+        section: The place in the file to which they belong.
+    """
+
+    name: str
+    text: str | None
+    lines: str
+    section: str
+
+
+_PYTEST_FILES = ("pytest.toml", ".pytest.toml", "pytest.ini", ".pytest.ini", "pyproject.toml", "tox.ini", "setup.cfg")
+"""The files in which pytest looks for its configuration, the first one first."""
+_SECTIONS = {"tox.ini": "pytest", "setup.cfg": "tool:pytest", "pytest.ini": "pytest", ".pytest.ini": "pytest"}
+_TOML = {
+    "pyproject.toml": ("tool.pytest.ini_options", "tool.pytest"),
+    "pytest.toml": ("pytest",),
+    ".pytest.toml": ("pytest",),
+}
+
+
+def pytest_settings(folder: Path, values: Mapping[str, list[str]]) -> ExtendedFile:
+    """Return the file of a folder that pytest reads, with our settings.
+
+    Args:
+        folder: The repository.
+        values: Paths by the name of the setting.
+    """
+    texts = {name: _text(folder / name) for name in _PYTEST_FILES if (folder / name).is_file()}
+    for name, text in texts.items():
+        sections = _TOML.get(name) or (_SECTIONS[name],)
+        for section in sections:
+            if text is not None and _has_section(name, text, section):
+                return _extended(name, text, section, values)
+    name = "pyproject.toml" if "pyproject.toml" in texts else "pytest.ini"
+    section = _TOML[name][0] if name in _TOML else "pytest"
+    before = texts.get(name)
+    if before is None:
+        return ExtendedFile(name, None if name in texts else _new_section(name, section, values), "", section)
+    gap = "\n" if before.strip() else ""
+    text = f"{before.rstrip()}\n{gap}{_new_section(name, section, values)}".lstrip("\n")
+    return _checked(name, before, text, section, values)
+
+
+def _text(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeError):
+        return None
+
+
+def _has_section(name: str, text: str, section: str) -> bool:
+    # pytest reads these two even if they are empty
+    if name in ("pytest.ini", ".pytest.ini", "pytest.toml", ".pytest.toml"):
+        return True
+    return _section(_parsed(name, text), name, section) is not None
+
+
+def _parsed(name: str, text: str) -> Any:
+    """Return the content of a configuration file as plain data; None if it cannot be read."""
+    if name in _TOML:
+        try:
+            return tomllib.loads(text)
+        except tomllib.TOMLDecodeError:
+            return None
+    parser = configparser.ConfigParser(interpolation=None, strict=False)
+    try:
+        parser.read_string(text)
+    except configparser.Error:
+        return None
+    return {section: dict(parser[section]) for section in parser.sections()}
+
+
+def _section(data: Any, name: str, section: str) -> dict[str, Any] | None:
+    for step in section.split(".") if name in _TOML else [section]:
+        data = data.get(step) if isinstance(data, dict) else None
+    # [tool.pytest] holds ini_options in older files
+    is_parent = section == "tool.pytest" and isinstance(data, dict) and set(data) <= {"ini_options"}
+    return data if isinstance(data, dict) and not is_parent else None
+
+
+def _lines(name: str, values: Mapping[str, list[str]]) -> str:
+    if name in _TOML:
+        # a path in JSON's quotes is one in TOML's, too
+        return "".join(f"{key} = {json.dumps(paths, ensure_ascii=False)}\n" for key, paths in values.items())
+    return "".join(f"{key} =\n" + "".join(f"    {path}\n" for path in paths) for key, paths in values.items())
+
+
+def _new_section(name: str, section: str, values: Mapping[str, list[str]]) -> str:
+    return f"[{section}]\n{_lines(name, values)}"
+
+
+def _extended(name: str, text: str, section: str, values: Mapping[str, list[str]]) -> ExtendedFile:
+    present = _section(_parsed(name, text), name, section) or {}
+    new = {key: paths for key, paths in values.items() if not _names(present.get(key), paths)}
+    if not new:
+        return ExtendedFile(name, text, "", section)
+    parts = [re.escape(part) for part in (section.split(".") if name in _TOML else [section])]
+    dotted = r"\s*\.\s*".join(parts)
+    header = re.search(rf"^[ \t]*\[\s*{dotted}\s*\].*(\n|\Z)", text, flags=re.MULTILINE)
+    if header is None and not present and name in (*_SECTIONS, "pytest.toml", ".pytest.toml"):
+        changed = f"{_new_section(name, section, new)}{text}"
+    elif header is None or any(key in present for key in new):
+        return ExtendedFile(name, None, _lines(name, new), section)
+    else:
+        end = header.end()
+        gap = "" if text[:end].endswith("\n") else "\n"
+        changed = f"{text[:end]}{gap}{_lines(name, new)}{text[end:]}"
+    return _checked(name, text, changed, section, new)
+
+
+def _names(present: Any, paths: list[str]) -> bool:
+    """Return whether a setting that is there names these paths."""
+    listed = present.split("\n") if isinstance(present, str) else present if isinstance(present, list) else []
+    return {Path(one.strip()) for one in map(str, listed)} >= set(map(Path, paths))
+
+
+def _checked(name: str, before: str, text: str, section: str, new: Mapping[str, list[str]]) -> ExtendedFile:
+    """Return the file with the new text only if a parser finds our settings in it, and all others as before."""
+    old, found = _parsed(name, before) or {}, _parsed(name, text)
+    mine = None if found is None else _section(found, name, section)
+    if mine is not None and all(_names(mine.get(key), paths) for key, paths in new.items()):
+        for key in new:
+            del mine[key]
+        if _without_empty(found) == _without_empty(old):
+            return ExtendedFile(name, text, _lines(name, new), section)
+    return ExtendedFile(name, None, _lines(name, new), section)
+
+
+def _without_empty(data: Any) -> Any:
+    if not isinstance(data, dict):
+        return data
+    parts = {key: _without_empty(value) for key, value in data.items()}
+    return {key: value for key, value in parts.items() if value != {}}
+
+
+PRE_COMMIT = ".pre-commit-config.yaml"
+"""The file of pre-commit."""
+
+
+def pre_commit_settings(folder: Path, hook: str) -> ExtendedFile:
+    """Return pre-commit's configuration with our hook as its first one.
+
+    Args:
+        folder: The repository.
+        hook: Our entry of `repos`, as YAML that begins with `- `.
+    """
+    path = folder / PRE_COMMIT
+    if not path.exists():
+        return ExtendedFile(PRE_COMMIT, f"repos:\n{_indented(hook, 2)}", hook, "repos")
+    by_hand = ExtendedFile(PRE_COMMIT, None, hook, "repos")
+    before = _text(path)
+    try:
+        data = yaml.safe_load(before or "")
+        root: Any = yaml.compose(before or "", Loader=yaml.SafeLoader)
+    except yaml.YAMLError:
+        return by_hand
+    [ours] = yaml.safe_load(hook)
+    repos = data.get("repos") if isinstance(data, dict) else None
+    if before is None or not isinstance(repos, list) or not repos:
+        return by_hand
+    if ours in repos:
+        return ExtendedFile(PRE_COMMIT, before, "", "repos")
+    [node] = [value for key, value in root.value if key.value == "repos"]
+    if node.flow_style:
+        return by_hand
+    column = node.start_mark.column
+    start = node.start_mark.index - column
+    text = f"{before[:start]}{_indented(hook, column)}{before[start:]}"
+    if yaml.safe_load(text) != {**data, "repos": [ours, *repos]}:
+        return by_hand
+    return ExtendedFile(PRE_COMMIT, text, hook, "repos")
+
+
+def _indented(text: str, columns: int) -> str:
+    return "".join(" " * columns + line for line in text.splitlines(keepends=True))
