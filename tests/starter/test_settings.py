@@ -1,0 +1,115 @@
+"""Our keys in files of other tools: pytest's own reading and a parser of each format are the judges."""
+
+from __future__ import annotations
+
+import configparser
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pytest_mistral_lora.starter.settings import pre_commit_settings, pytest_settings
+
+VALUES = {"mistral_recipes": ["recipe.yaml"], "mistral_golden_dirs": ["tests/goldens"]}
+HOOK = "- repo: local\n  hooks:\n    - id: mine\n"
+
+FILES: dict[str, tuple[dict[str, str], str]] = {
+    "no file": ({}, "pytest.ini"),
+    "pytest.ini": ({"pytest.ini": "# ours\n[pytest]\naddopts = -q\n"}, "pytest.ini"),
+    "an empty pytest.ini": ({"pytest.ini": ""}, "pytest.ini"),
+    "pyproject.toml without a section": ({"pyproject.toml": "[project]\nname = 'x'  # x"}, "pyproject.toml"),
+    "pyproject.toml": (
+        {"pyproject.toml": "[tool.pytest.ini_options]  # ours\naddopts = '-q'\n[tool.x]\ny = 1\n"},
+        "pyproject.toml",
+    ),
+    "pyproject.toml at its end": ({"pyproject.toml": "[ tool . pytest . ini_options ]"}, "pyproject.toml"),
+    "an empty pyproject.toml": ({"pyproject.toml": ""}, "pyproject.toml"),
+    "tox.ini, and a pyproject.toml that pytest passes over": (
+        {"pyproject.toml": "[project]\nname = 'x'\n", "tox.ini": "[tox]\nx = {posargs:%}\n[pytest]\naddopts = -q\n"},
+        "tox.ini",
+    ),
+    "setup.cfg": ({"setup.cfg": "[metadata]\nname = x\n[tool:pytest]\naddopts = -q\n"}, "setup.cfg"),
+    "one key is there": (
+        {"pyproject.toml": '[tool.pytest.ini_options]\nmistral_recipes = ["a.yaml", "./recipe.yaml"]\n'},
+        "pyproject.toml",
+    ),
+}
+
+
+def parsed(name: str, text: str) -> dict[str, dict[str, object]]:
+    if name.endswith(".toml"):
+        data = tomllib.loads(text)
+        return {**data, "ours": data.get("tool", {}).get("pytest", {}).get("ini_options", {})}
+    parser = configparser.ConfigParser(interpolation=None)
+    parser.read_string(text)
+    data = {section: dict(parser[section]) for section in parser.sections()}
+    return {**data, "ours": data.get("pytest", data.get("tool:pytest", {}))}
+
+
+@pytest.mark.parametrize("case", FILES)
+def test_keys_are_added_to_the_file_that_pytest_reads(case: str, tmp_path: Path, pytester: pytest.Pytester) -> None:
+    files, expected = FILES[case]
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    made = pytest_settings(tmp_path, VALUES)
+    assert (made.name, made.text is None) == (expected, False)
+    assert made.text is not None
+    before = files.get(expected, "")
+    assert all(line in made.text.splitlines() for line in before.splitlines()), "every line stays"
+    ours, old = parsed(expected, made.text)["ours"], parsed(expected, before)["ours"]
+    assert {key: ours[key] for key in old} == old
+    assert set(ours) - set(old) == VALUES.keys() - set(old)
+    # pytest itself finds the keys there, and no other file before it
+    (tmp_path / expected).write_text(made.text)
+    config = pytester.parseconfig(tmp_path)
+    assert config.inipath == tmp_path / expected
+    assert tmp_path / "recipe.yaml" in config.getini("mistral_recipes")
+    assert config.getini("mistral_golden_dirs") == [tmp_path / "tests" / "goldens"]
+    # and once more, nothing changes
+    assert pytest_settings(tmp_path, VALUES).text == made.text
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("pyproject.toml", "[tool.pytest.ini_options]\nmistral_recipes = ['mine.yaml']\n"),
+        ("pyproject.toml", "tool.pytest.ini_options.addopts = '-q'\n"),
+        ("pyproject.toml", "[tool.pytest.ini_options\n"),
+        ("pytest.ini", "[pytest]\nmistral_recipes = mine.yaml\n"),
+    ],
+    ids=["a list of other recipes", "dotted keys", "a file that cannot be read", "other recipes in an ini file"],
+)
+def test_a_file_that_cannot_be_extended_stays_and_has_its_lines_for_the_user(
+    name: str, text: str, tmp_path: Path
+) -> None:
+    (tmp_path / name).write_text(text)
+    made = pytest_settings(tmp_path, VALUES)
+    assert (made.name, made.text) == (name, None)
+    assert "recipe.yaml" in made.lines
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "# ours\nrepos:\n- repo: https://example.com/x\n  rev: v1  # a tag\n  hooks: [{id: x}]\n",
+        "ci: {skip: [x]}\nrepos:\n    # first\n    - repo: local\n      hooks: []\nexclude: y\n",
+    ],
+)
+def test_a_hook_is_added_to_those_of_pre_commit(text: str, tmp_path: Path) -> None:
+    (tmp_path / ".pre-commit-config.yaml").write_text(text)
+    made = pre_commit_settings(tmp_path, HOOK)
+    assert made.text is not None
+    before, after = yaml.safe_load(text), yaml.safe_load(made.text)
+    assert after["repos"] == [*yaml.safe_load(HOOK), *before["repos"]]
+    assert {**after, "repos": 0} == {**before, "repos": 0}
+    assert all(line in made.text.splitlines() for line in text.splitlines())
+    (tmp_path / ".pre-commit-config.yaml").write_text(made.text)
+    assert pre_commit_settings(tmp_path, HOOK).text == made.text
+
+
+@pytest.mark.parametrize("text", ["repos: []\n", "repos: [{repo: local, hooks: []}]\n", "- a\n", "repos: [\n", ""])
+def test_hooks_that_cannot_be_extended_stay(text: str, tmp_path: Path) -> None:
+    (tmp_path / ".pre-commit-config.yaml").write_text(text)
+    made = pre_commit_settings(tmp_path, HOOK)
+    assert (made.text, made.lines) == (None, HOOK)
