@@ -53,7 +53,7 @@ def ours(task: dict[str, Any], model: Any, rows: list[Row], work: Path) -> Train
     laid = dict(zip(drawn, rows, strict=True))
     in_place = [laid[place] for place in range(len(rows))]
     encoded = [EncodedRow(tuple(row["input_ids"]), tuple(row["labels"]), ()) for row in in_place]
-    return make_trainer(model, training, encoded, [], work=work, progress="none")
+    return make_trainer(model, training, encoded, [], work=work)
 
 
 def transformers_trainer(task: dict[str, Any], model: Any, rows: list[Row], work: Path) -> Trainer:

@@ -108,6 +108,9 @@ def _run_verb(words: list[str]) -> int:
         parser.print_help(sys.stderr)
         return EXIT_BAD_INPUT
     args = _parsed(parser, words)
+    if not sys.stderr.isatty():
+        # bars of transformers and the Hub redraw a line, which a log file keeps; read when they are first imported
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
         with _sigterm_as_exception():
             return int(args.run(args))

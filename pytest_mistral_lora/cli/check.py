@@ -164,8 +164,7 @@ def judge(
         print_json({**report, "paths": list(paths), "memory": list(memory)})
     elif output_format == "text":
         with commands_stopped(print_line):
-            _print(records, causes)
-        sys.stdout.write("".join(f"{one['path']}: {one['text']}\n" for one in memory))
+            _print(records, causes, [f"{one['path']}: {one['text']}" for one in memory])
     else:
         texts = ["\n\n".join(cause_texts(result.findings)) for result in results]
         verdict = verdict_line(records, [one.count for one in causes])
@@ -197,8 +196,8 @@ def _memory(recipes: Sequence[Path], size: str | None) -> list[dict[str, Any]]:
     return found
 
 
-def _print(records: list[dict[str, Any]], causes: FindingGroups) -> None:
-    """Print a text for each cause, the table, the reasons why something was not checked, and the verdict."""
+def _print(records: list[dict[str, Any]], causes: FindingGroups, memory: Sequence[str]) -> None:
+    """Print a text for each cause, the table, the reasons why something was not checked, memory, and the verdict."""
     from pytest_mistral_lora.report import (
         basis_lines,
         nothing_was_judged,
@@ -218,11 +217,11 @@ def _print(records: list[dict[str, Any]], causes: FindingGroups) -> None:
         *basis_lines(records),
         *summary_lines(records, width),
         *unchecked_lines(records),
+        *memory,
         "",
+        *(["No check could judge anything, so that this run is no pass."] if nothing_was_judged(records) else []),
         verdict_line(records, [one.count for one in causes]),
     ]
-    if nothing_was_judged(records):
-        lines.append("No check could judge anything, so that this run is no pass.")
     sys.stdout.write("\n".join(lines) + "\n")
 
 

@@ -128,16 +128,18 @@ def _comparison_text(comparison: TranscriptComparison) -> str:
             lines += [f"  {line}" for line in difference_text(one)]
             lines += [f"  recorded: {one.golden_text!r}", f"  found:    {one.text!r}"]
         lines += [f"  {check.name} failed: {check.reason}" for check in one.broken_checks]
-    lines.append(_tier_line(comparison))
     if not comparison.recorded_adapter:
         model = {"adapter": "adapter", "merged": "model than this merged one"}[comparison.kind]
         lines.append(f"The transcripts were recorded with another {model}.")
+    lines.append(_tier_line(comparison))
     return "\n".join(lines)
 
 
 def _tier_line(comparison: TranscriptComparison) -> str:
     tiers = ", ".join(f"{count} {tier}" for tier, count in comparison.tiers.items())
-    return f"{tiers}; {comparison.precision} on {comparison.device}"
+    broken = sum(bool(one.broken_checks) for one in comparison.judgements)
+    checks = f", {broken} with a broken check" if broken else ""
+    return f"{tiers}{checks}; {comparison.precision} on {comparison.device}"
 
 
 def _print_judged(output_format: str, comparison: TranscriptComparison) -> None:

@@ -43,12 +43,20 @@ def run(args: argparse.Namespace) -> int:
     from pytest_mistral_lora.training.recipe import load_recipe
 
     recipe = load_recipe(args.recipe)  # before the imports below, which take seconds: a wrong key is reported at once
-    from pytest_mistral_lora.training.callbacks import stop_on_signals
+    from pytest_mistral_lora.training.display import RunDisplay
     from pytest_mistral_lora.training.launch import is_main
+
+    display = RunDisplay.on_stderr()
+    display.phase("loading PyTorch, transformers and PEFT")
+    from pytest_mistral_lora.training.callbacks import stop_on_signals
+    from pytest_mistral_lora.training.progress import next_commands
     from pytest_mistral_lora.training.run import train
 
     with stop_on_signals() as stop:
-        result = train(recipe, resume=args.resume, progress="bar" if sys.stderr.isatty() else "lines", stop=stop)
+        result = train(recipe, resume=args.resume, display=display, stop=stop)
+    display.line("next:", "bold")
+    for command in next_commands(result.output, answers=bool(result.completions)):
+        display.line(f"  {command}")
     # a launcher joins the output of its processes: a script that reads the path wants one line
     if is_main():
         sys.stdout.write(f"{result.output}\n")

@@ -95,9 +95,11 @@ def run(args: argparse.Namespace) -> int:
     folder = AdapterFolder(args.folder, args.base)
     facts = verify(folder, base=folder.located_base, dataset=dataset, parent=args.parent, open_file=recorded_file)
     if args.rerun:
+        from pytest_mistral_lora.training.display import RunDisplay
         from pytest_mistral_lora.training.rerun import rerun
 
-        again = rerun(folder, dataset=dataset, progress="bar" if sys.stderr.isatty() else "lines")
+        with RunDisplay.on_stderr() as display:
+            again = rerun(folder, dataset=dataset, display=display)
         facts.append(again.fact)
     if args.signature is not None:
         signature = Signature(args.signature, args.public_key, args.identity, args.issuer)
@@ -115,7 +117,9 @@ def run(args: argparse.Namespace) -> int:
                 reason = f": {fact.found}"
             sys.stdout.write(f"{fact.state:<13}  {fact.name}{reason}\n")
         if args.signature is None:
+            sys.stdout.flush()
             sys.stderr.write(_NOT_SIGNED)
+        sys.stdout.write(f"{_verdict(facts)}\n")
     return EXIT_FINDING if any(fact.state == "mismatch" for fact in facts) else EXIT_OK
 
 
@@ -134,6 +138,11 @@ def _print_judged(output_format: str, folder: AdapterFolder, fields: Sequence[Fi
         outcome: Outcome = "failed" if findings else "skipped" if field.state == "not available" else "passed"
         text = "\n\n".join(cause_texts(findings)) or (str(field.found) if outcome == "skipped" else "")
         cases.append(JudgedCase(group, field.name, outcome, text, [one.to_json() for one in findings]))
-    states = Counter(field.state for field in fields)
-    verdict = ", ".join(f"{states[state]} {state}" for state in ("match", "mismatch", "not available"))
-    print_judged(output_format, "verify", causes, cases, verdict, folder.manifest_file)
+    print_judged(output_format, "verify", causes, cases, _verdict(fields), folder.manifest_file)
+
+
+def _verdict(facts: Sequence[FieldCheck]) -> str:
+    """Return the last line: whether anything differs, and how much of the record was judged."""
+    counts = Counter(fact.state for fact in facts)
+    states = ", ".join(f"{counts[state]} {state}" for state in ("match", "mismatch", "not available"))
+    return f"{'a difference' if counts['mismatch'] else 'no difference'}: {states}"

@@ -121,19 +121,6 @@ def _scaler(optimizer: Any) -> Any:
     return getattr(optimizer, "scaler", None)
 
 
-class LogLines(TrainerCallback):  # type: ignore[misc]
-    """Writes a line to standard error for each line of the log: for CI and log files, which cannot show a bar."""
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        """Write the step and its numbers; one process of a distributed run writes."""
-        shown = ("loss", "eval_loss", "grad_norm", "learning_rate")
-        numbers = {name: value for name, value in (logs or {}).items() if name in shown or name.startswith(FORMAT)}
-        if numbers and state.is_world_process_zero:
-            texts = (f"{name} {value:.4g}" for name, value in numbers.items())
-            sys.stderr.write(f"step {state.global_step}/{state.max_steps}: {', '.join(texts)}\n")
-            sys.stderr.flush()
-
-
 class EvaluateAtEnd(TrainerCallback):  # type: ignore[misc]
     """Asks for the held-out loss of the last step inside the loop, because loggers are closed after it."""
 

@@ -6,13 +6,13 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from transformers import PrinterCallback, TrainingArguments
 
 from pytest_mistral_lora.chat.encoded import EncodedRow
 from pytest_mistral_lora.errors import TrainingError
-from pytest_mistral_lora.training.callbacks import DryRun, LogLines, OverflowWatch, StopAtNonFinite
+from pytest_mistral_lora.training.callbacks import DryRun, OverflowWatch, StopAtNonFinite
 from pytest_mistral_lora.training.devices import GenerateTogether, on_gpu, precision_of
 from pytest_mistral_lora.training.launch import engine
 from pytest_mistral_lora.training.recipe import Training
@@ -21,9 +21,6 @@ from pytest_mistral_lora.training.step.forward import attend_in_segments
 from pytest_mistral_lora.training.step.kernels_cpu import use_frozen_layers
 from pytest_mistral_lora.training.step.memory_need import checkpoint_activations
 from pytest_mistral_lora.training.step.trainer import LoraTrainer
-
-Progress = Literal["none", "lines", "bar"]
-"""Display of a run's progress: none, a line for each line of the log, or a progress bar."""
 
 
 def apply_kernels(model: Any, training: Training) -> None:
@@ -47,7 +44,6 @@ def make_trainer(
     held_out: Sequence[EncodedRow],
     *,
     work: Path,
-    progress: Progress,
 ) -> LoraTrainer:
     """Return a trainer that is ready to run; `model` is changed in place.
 
@@ -57,7 +53,6 @@ def make_trainer(
         train: Encoded rows to train on.
         held_out: Encoded rows for the held-out loss; may be empty.
         work: Folder for checkpoints.
-        progress: Display of the progress.
 
     Raises:
         TrainingError: If nothing in the model can be trained.
@@ -75,7 +70,7 @@ def make_trainer(
     override_launcher_precision()
     trainer = LoraTrainer(
         model=model,
-        args=trainer_arguments(training, has_held_out=bool(held_out), work=work, progress=progress),
+        args=trainer_arguments(training, has_held_out=bool(held_out), work=work),
         train_dataset=RowDataset(train),
         eval_dataset=RowDataset(held_out) if held_out else None,
         batch_size=training.batch_size,
@@ -90,8 +85,6 @@ def make_trainer(
         trainer.add_callback(DryRun(trainer))
     # without a progress bar, Trainer prints dicts to standard output, which is for the folder's path
     trainer.remove_callback(PrinterCallback)
-    if progress == "lines":
-        trainer.add_callback(LogLines())
     return trainer
 
 
@@ -104,14 +97,13 @@ def override_launcher_precision() -> None:
     os.environ["ACCELERATE_MIXED_PRECISION"] = "no"
 
 
-def trainer_arguments(training: Training, *, has_held_out: bool, work: Path, progress: Progress) -> TrainingArguments:
+def trainer_arguments(training: Training, *, has_held_out: bool, work: Path) -> TrainingArguments:
     """Return transformers' arguments of a run.
 
     Args:
         training: The recipe's section.
         has_held_out: Whether there are rows for a held-out loss.
         work: Folder for checkpoints.
-        progress: Display of the progress.
 
     Raises:
         RecipeError: If the device is missing.
@@ -146,7 +138,8 @@ def trainer_arguments(training: Training, *, has_held_out: bool, work: Path, pro
         save_steps=training.checkpoint_steps or sys.maxsize,
         # loggers are added one by one: "all", the default of transformers 4, sends data to whatever is installed
         report_to="none",
-        disable_tqdm=progress != "bar",
+        # the display of the run draws its own
+        disable_tqdm=True,
         # the columns are those of this trainer's collator, not of the model's forward pass
         remove_unused_columns=False,
         dataloader_pin_memory=on_gpu(training),

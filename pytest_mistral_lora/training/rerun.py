@@ -20,7 +20,7 @@ from pytest_mistral_lora.records.data_files import held_files, opened, training_
 from pytest_mistral_lora.records.files import base_weights_sha256, sha256_files
 from pytest_mistral_lora.records.tensors import read_tensors, sha256_tensors
 from pytest_mistral_lora.records.verify import FieldCheck, State
-from pytest_mistral_lora.training.loop import Progress
+from pytest_mistral_lora.training.display import RunDisplay
 from pytest_mistral_lora.training.recipe import Recipe, parse_recipe
 from pytest_mistral_lora.training.run import train
 from pytest_mistral_lora.training.run_metadata import environment
@@ -70,7 +70,7 @@ def rerun(
     *,
     base: Path | None = None,
     dataset: Path | Sequence[Path] | None = None,
-    progress: Progress = "none",
+    display: RunDisplay | None = None,
 ) -> Rerun:
     """Train an adapter again from its manifest, in a temporary folder.
 
@@ -82,7 +82,7 @@ def rerun(
         base: The base's folder; by default, the one that the folder names. An `AdapterFolder` has its own.
         dataset: The training files in recipe order, or a folder with all data files; by default, the recipe's files, if
             the adapter's folder is still beside the recipe.
-        progress: Display of the progress, on standard error.
+        display: Display of the progress; None for none.
 
     Raises:
         InputError: If the manifest records no recipe, or base or data are missing or are others.
@@ -95,7 +95,7 @@ def rerun(
     recorded = read_tensors(folder.tensors_file)
     with tempfile.TemporaryDirectory(prefix="rerun-") as temporary, _threads(data):
         elsewhere = tuple(_elsewhere(data))
-        result = train(_recipe(folder, dataset, Path(temporary) / "adapter"), progress=progress)
+        result = train(_recipe(folder, dataset, Path(temporary) / "adapter"), display=display)
     return Rerun(
         recorded_sha256=sha256_tensors(recorded),
         sha256=sha256_tensors(result.adapter.tensors),

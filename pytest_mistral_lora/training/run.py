@@ -6,7 +6,6 @@ import json
 import logging
 import shutil
 import signal
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,14 +22,14 @@ from pytest_mistral_lora.records.transcripts import TRANSCRIPTS
 from pytest_mistral_lora.training.adapter import adapter_tensors, attach_adapter
 from pytest_mistral_lora.training.callbacks import EvaluateAtEnd, SaveByTime, StopAtRequest, StopRequest
 from pytest_mistral_lora.training.devices import device_of, precision_of
+from pytest_mistral_lora.training.display import RunDisplay
 from pytest_mistral_lora.training.generate import Completion, Probe, probe
 from pytest_mistral_lora.training.generate.callback import GENERATIONS, GenerationCallback
 from pytest_mistral_lora.training.generate.record import adapter_identity, record
-from pytest_mistral_lora.training.launch import is_main
-from pytest_mistral_lora.training.loop import Progress, apply_kernels, make_trainer
-from pytest_mistral_lora.training.memory import memory_line
+from pytest_mistral_lora.training.loop import apply_kernels, make_trainer
 from pytest_mistral_lora.training.output_folder import sole_writer
 from pytest_mistral_lora.training.prepare import Preparation, check_output, logger_callbacks, prepare
+from pytest_mistral_lora.training.progress import ShowProgress, header, summary
 from pytest_mistral_lora.training.recipe import Recipe
 from pytest_mistral_lora.training.rows.loading import RunData
 from pytest_mistral_lora.training.run_folder import OtherRunError, RunFolder, SealCheckpoint, step_of
@@ -74,7 +73,7 @@ class RunResult:
 
 
 def train(
-    recipe: Recipe, *, resume: bool = False, progress: Progress = "none", stop: StopRequest | None = None
+    recipe: Recipe, *, resume: bool = False, display: RunDisplay | None = None, stop: StopRequest | None = None
 ) -> RunResult:
     """Train a recipe's adapter and write its folder.
 
@@ -84,7 +83,7 @@ def train(
     Args:
         recipe: The recipe.
         resume: Whether to continue an unfinished run, if there is one, from its last complete checkpoint.
-        progress: Display of the progress, on standard error.
+        display: Display of the progress; None for none.
         stop: A wish to stop after a step, from signals; by default there is none.
 
     Raises:
@@ -101,11 +100,12 @@ def train(
     with sole_writer(recipe.output):
         try:
             folder.open(resume=resume)  # before the data is encoded, which can take minutes
+            display = RunDisplay() if display is None else display
+            display.phase("reading base, tokenizer and rows")
             prepared = prepare(recipe)
             checkpoint = folder.claim(prepared.identity)
-            if progress != "none" and is_main():
-                sys.stderr.write(f"layers with an adapter: {prepared.layers_line}\n")
-            return _train(prepared, folder, checkpoint, progress, stop or StopRequest())
+            with display:
+                return _train(prepared, folder, checkpoint, display, stop or StopRequest())
         except OtherRunError:
             # its failure.json would be written into the other run's folder
             raise
@@ -120,7 +120,7 @@ def work_folder(recipe: Recipe) -> Path:
 
 
 def _train(
-    prepared: Preparation, folder: RunFolder, checkpoint: Path | None, progress: Progress, stop: StopRequest
+    prepared: Preparation, folder: RunFolder, checkpoint: Path | None, display: RunDisplay, stop: StopRequest
 ) -> RunResult:
     recipe, training, data = prepared.recipe, prepared.recipe.training, prepared.data
     if dequantized := dequantization(training, prepared.base):
@@ -129,19 +129,26 @@ def _train(
             "base: FP8, %s, %.3g GB on disk; dequantised to %s, it takes %.3g GB of memory",
             *(dequantized["scaling"], stored, precision_of(training), full),
         )
-    if progress != "none" and is_main():
-        sys.stderr.write(memory_line(recipe, prepared.base, prepared.layers, data.train.encoded))
+    if display.is_shown:
+        display.facts(header(prepared, folder.work))
+    display.phase(f"loading the base in {recipe.base.quantization or precision_of(training)}")
     load = load_nf4 if recipe.base.quantization else load_base
     model = load(prepared.base, precision_of(training), device_of(training))
     apply_kernels(model, training)
     model = attach_adapter(model, recipe.lora, prepared.layers, seed=training.seed)
     initial = adapter_tensors(model)
-    trainer = make_trainer(
-        model, training, data.train.encoded, data.held_out.encoded, work=folder.work, progress=progress
-    )  # fmt: skip
+    trainer = make_trainer(model, training, data.train.encoded, data.held_out.encoded, work=folder.work)
     watching = _add_callbacks(prepared, trainer, folder, stop)
+    progress = ShowProgress(display, trainer, watching)
+    if display.is_shown:
+        trainer.add_callback(progress)
     # a resumed run has the held-out loss from before the first step in its checkpoint's log
     trainer.args.eval_on_start &= checkpoint is None
+    display.start_bar()
+    if checkpoint is not None:
+        display.phase(f"going on from step {step_of(checkpoint)}, with {checkpoint}")
+    if training.dry_run:
+        display.phase("trying the largest micro-batch")
     try:
         with stop.after_the_step(), folder.wrap_disk_errors():
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -160,7 +167,11 @@ def _train(
     # a run that resumes from its last step makes none, and so evaluates nothing inside the loop
     if data.held_out.rows and not any("eval_loss" in line and line["step"] == step for line in log):
         trainer.evaluate()
-    return save_run(prepared, trainer, initial, watching, folder, checkpoint)
+    display.phase(f"writing {recipe.output}")
+    result = save_run(prepared, trainer, initial, watching, folder, checkpoint)
+    display.close()
+    display.facts(summary(result.log, progress, display.seconds))
+    return result
 
 
 def _add_callbacks(

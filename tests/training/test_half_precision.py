@@ -34,7 +34,7 @@ def trainer_of(recipe: Recipe, base: Path, tmp_path: Path, change: Any) -> Any:
     data = load_data(recipe, make_encoder("mistral-common", CheckpointTokenizer(base)))
     layers = adapted_layers(base, recipe.lora.target_modules)
     model = attach_adapter(change(load_base(base, "fp32", recipe.training.device)), recipe.lora, layers, seed=0)
-    return make_trainer(model, recipe.training, data.train.encoded, [], work=tmp_path / "work", progress="none")
+    return make_trainer(model, recipe.training, data.train.encoded, [], work=tmp_path / "work")
 
 
 @pytest.mark.parametrize("device", ["cpu", CUDA])

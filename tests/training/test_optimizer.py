@@ -43,7 +43,7 @@ def test_a_warmup_ratio_is_as_many_steps_as_transformers_makes_of_it(
     make_recipe: MakeRecipe, tmp_path: Path, ratio: float, steps: int
 ) -> None:
     training = make_recipe(training={"warmup_ratio": ratio, "steps": steps}).training
-    arguments = trainer_arguments(training, has_held_out=False, work=tmp_path, progress="none")
+    arguments = trainer_arguments(training, has_held_out=False, work=tmp_path)
     assert arguments.get_warmup_steps(steps) == training.warmup(steps) == math.ceil(steps * ratio)
 
 

@@ -37,7 +37,7 @@ def scaled(base: Path, tmp_path: Path) -> MakeTrainer:
         data = load_data(recipe, make_encoder("mistral-common", CheckpointTokenizer(base)))
         layers = adapted_layers(base, recipe.lora.target_modules)
         model = attach_adapter(load_base(base, "fp32", "cpu"), recipe.lora, layers, seed=0)
-        trainer = make_trainer(model, recipe.training, data.train.encoded, [], work=tmp_path / "work", progress="none")
+        trainer = make_trainer(model, recipe.training, data.train.encoded, [], work=tmp_path / "work")
         # accelerate refuses fp16 on a CPU; its loop takes a scaler all the same, and fp16 has the unfused optimizer
         trainer.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
         trainer.args.optim = "adamw_torch"

@@ -47,6 +47,7 @@ def test_same_seed_in_a_fresh_process_writes_the_same_folder(run: RunResult, tmp
     (tmp_path / "recipe.yaml").write_text(json.dumps(data))
     done = python("pytest_mistral_lora.training", tmp_path / "recipe.yaml", PYTHONHASHSEED="12345")
     assert done.returncode == 0, done.stderr
+    assert "\r" not in done.stderr  # a log file keeps each state of a line that is redrawn
     first, second = (
         {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
         for folder in (run.output, tmp_path / "out")

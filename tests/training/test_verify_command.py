@@ -27,7 +27,9 @@ def test_a_line_a_fact_and_why_one_is_not_available(
     assert "not available  dataset_sha256: no dataset given" in lines
     assert "match          seal" in lines
     assert main(["verify", str(folder), "--base", str(run.base_folder), "--dataset", str(rows)]) == 0
-    assert {line.split("  ")[0] for line in capsys.readouterr().out.splitlines()} == {"match"}
+    *facts, verdict = capsys.readouterr().out.splitlines()
+    assert {line.split("  ")[0] for line in facts} == {"match"}
+    assert verdict == f"no difference: {len(facts)} match, 0 mismatch, 0 not available"
 
 
 def test_a_mismatch_ends_with_1_and_shows_both(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -36,7 +38,19 @@ def test_a_mismatch_ends_with_1_and_shows_both(folder: Path, capsys: pytest.Capt
     [fact] = [fact for fact in json.loads(capsys.readouterr().out) if fact["state"] == "mismatch"]
     assert (fact["name"], fact["recorded"], fact["found"]) == ("files.later.txt", None, "is not listed")
     assert main(["verify", str(folder)]) == 1
-    assert "mismatch       files.later.txt: is not listed; recorded None" in capsys.readouterr().out
+    *facts, verdict = capsys.readouterr().out.splitlines()
+    assert "mismatch       files.later.txt: is not listed; recorded None" in facts
+    assert verdict.startswith("a difference: ")
+    assert ", 1 mismatch, " in verdict
+
+
+def test_a_record_of_which_nothing_can_be_computed_is_no_match(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = {"base": "owner/name", "revision": "0" * 40, "dataset_sha256": "0" * 64, "seed": 1}
+    (tmp_path / "manifest.json").write_text(json.dumps(data))
+    main(["verify", str(tmp_path)])
+    assert capsys.readouterr().out.splitlines()[-1] == "X"
 
 
 def test_values_are_written_for_other_machines(

@@ -77,7 +77,6 @@ def trainer_of(recipe: Recipe, base: Path, tmp_path: Path) -> Any:
         data.train.encoded,
         data.held_out.encoded,
         work=tmp_path / "work",
-        progress="none",
     )
 
 

@@ -169,7 +169,7 @@ class TrainerHarness(TinyFolder):
         from pytest_mistral_lora.training.loop import make_trainer
 
         rows, work = self.encoded, self.scratch / "work"
-        return make_trainer(model, recipe.training, rows[:ROWS_OF_STEP], rows[:held_out], work=work, progress="none")
+        return make_trainer(model, recipe.training, rows[:ROWS_OF_STEP], rows[:held_out], work=work)
 
     def step(
         self,

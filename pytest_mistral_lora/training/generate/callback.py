@@ -127,6 +127,10 @@ class GenerationCallback(TrainerCallback):  # type: ignore[misc]
             write_text(self.file, self.history)
         return completions
 
+    def answers_of(self, step: int) -> list[dict[str, Any]]:
+        """Return the lines of `history` of a step."""
+        return [line for line in self._lines if line["step"] == step]
+
     @property
     def history(self) -> str:
         """All answers so far as JSON lines: step, row, text, stop, equality with the row, result of each check."""

@@ -64,12 +64,14 @@ class LoraTrainer(Trainer):  # type: ignore[misc]
 
     Attributes:
         step_rows: This process's rows of the current step: their places in the dataset.
+        step_tokens: Supervised tokens of the current step, over all processes.
         oom_handler: Repeats a step that ran out of memory, or stops the run.
     """
 
     control: Any
     is_fsdp_enabled: bool
     step_rows: Sequence[int] = ()
+    step_tokens = 0
 
     def __init__(
         self,
@@ -156,7 +158,8 @@ class LoraTrainer(Trainer):  # type: ignore[misc]
 
     def _accumulate_gradient(self, model: Any, rows: Sequence[StepRow]) -> torch.Tensor:
         # the mean of the step, not of a micro-batch or a process: all divide by the same count
-        tokens = max(1, self.reduce_over_processes(sum(len(row.targets) for row in rows)))
+        self.step_tokens = self.reduce_over_processes(sum(len(row.targets) for row in rows))
+        tokens = max(1, self.step_tokens)
         passes = self._passes(rows, self.train_dataset)
         # by Trainer's definition, the micro-batches of the step; nothing divides by it here
         self.current_gradient_accumulation_steps = len(passes)

@@ -1,0 +1,122 @@
+"""The display of a run on standard error: colours and a bar on a terminal, plain lines in a pipe; imports no torch."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Self, TextIO
+
+from pytest_mistral_lora.training.launch import is_main
+
+_FRAMES_PER_SECOND = 4
+"""Frames of the bar: each costs Python time that a step on a CPU would have."""
+
+
+def clock_text(seconds: float) -> str:
+    """Return a duration as `1:02:03`."""
+    minutes, rest = divmod(int(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
+
+
+class RunDisplay:
+    """Prints the progress of a run, line by line, and draws a bar below the lines if the stream is a terminal.
+
+    A context manager: the bar is removed at the end of the block, whatever ends it.
+    """
+
+    def __init__(self, stream: TextIO | None = None, *, clock: Callable[[], float] = time.monotonic) -> None:
+        """Make a display.
+
+        Args:
+            stream: The terminal, pipe or file; None to show nothing.
+            clock: Returns seconds.
+        """
+        self._stream, self._clock = stream, clock
+        self._begin = clock()
+        self._console: Any = None
+        self._bar: Any = None
+        if stream is not None and stream.isatty():
+            from rich.console import Console
+
+            self._console = Console(file=stream, highlight=False, markup=False, emoji=False, soft_wrap=True)
+
+    @classmethod
+    def on_stderr(cls) -> Self:
+        """Return a display on standard error; one that shows nothing in all processes of a run but the main one."""
+        return cls(sys.stderr if is_main() else None)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    @property
+    def is_shown(self) -> bool:
+        """Whether anything is shown."""
+        return self._stream is not None
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the display was made."""
+        return self._clock() - self._begin
+
+    def line(self, text: str, style: str = "") -> None:
+        """Print a line; the style, one of rich's, is for terminals."""
+        if self._console is not None:
+            from rich.text import Text
+
+            self._console.print(Text(text, style=style))
+        elif self._stream is not None:
+            self._stream.write(f"{text}\n")
+            # a log file that is followed, and the reader of a pipe, want a line when it is written
+            self._stream.flush()
+
+    def facts(self, facts: Mapping[str, str]) -> None:
+        """Print a line for each fact: its name and its text."""
+        for name, text in facts.items():
+            if self._console is not None:
+                from rich.text import Text
+
+                self._console.print(Text.assemble((f"{name}: ", "bold"), text))
+            else:
+                self.line(f"{name}: {text}")
+
+    def phase(self, text: str) -> None:
+        """Print the thing that the run does from now on, with the time; it stays beside the bar, if there is one."""
+        self.line(f"{clock_text(self.seconds)} {text}", "dim")
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], description=text)
+
+    def start_bar(self) -> None:
+        """Draw a bar without a length from now on, on a terminal that can redraw a line."""
+        if self._console is None or self._console.is_dumb_terminal or self._bar is not None:
+            return
+        from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
+
+        columns = (SpinnerColumn(), BarColumn(20), TextColumn("{task.description}", markup=False))
+        # transient: the lines above remain, and the last frame of a bar has nothing that they do not have
+        self._bar = Progress(
+            *columns, console=self._console, transient=True, refresh_per_second=_FRAMES_PER_SECOND, expand=False
+        )
+        self._bar.add_task("", total=None)
+        self._bar.start()
+
+    def advance(self, step: int, steps: int, text: str = "") -> None:
+        """Move the bar to a step.
+
+        Args:
+            step: Steps that are made.
+            steps: Steps of the whole run.
+            text: Text behind the step's number.
+        """
+        if self._bar is not None:
+            description = f"step {step}/{steps}{text and f', {text}'}"
+            self._bar.update(self._bar.task_ids[0], total=steps, completed=step, description=description)
+
+    def close(self) -> None:
+        """Remove the bar."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None

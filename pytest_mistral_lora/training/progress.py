@@ -1,0 +1,236 @@
+"""The progress of a run in words: its header, its steps, its answers and its end."""
+
+from __future__ import annotations
+
+import math
+import shlex
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psutil
+import torch
+from transformers import TrainerCallback
+
+from pytest_mistral_lora.checkpoint.architectures import architecture_of
+from pytest_mistral_lora.checkpoint.base_model import empty_model
+from pytest_mistral_lora.errors import and_more
+from pytest_mistral_lora.training.callbacks import FORMAT
+from pytest_mistral_lora.training.devices import on_gpu, precision_of
+from pytest_mistral_lora.training.display import RunDisplay, clock_text
+from pytest_mistral_lora.training.launch import device_count, engine
+from pytest_mistral_lora.training.memory import memory_line
+from pytest_mistral_lora.training.recipe import Recipe
+from pytest_mistral_lora.training.step.memory_need import in_words
+
+if TYPE_CHECKING:
+    from pytest_mistral_lora.training.generate.callback import GenerationCallback
+    from pytest_mistral_lora.training.prepare import Preparation
+    from pytest_mistral_lora.training.rows.loading import RunData
+    from pytest_mistral_lora.training.step.trainer import LoraTrainer
+
+_NAMES = {"loss": "loss", "eval_loss": "held-out loss", "grad_norm": "grad_norm", "learning_rate": "learning_rate"}
+"""Keys of the log that a line shows, with their names there."""
+
+_LONGEST = 120
+"""Characters of an answer that a line shows."""
+
+_NAMED_FILES = 3
+
+
+def trainable_parameters(prepared: Preparation) -> tuple[int, int]:
+    """Return the trainable numbers of a run and those of its base; from shapes alone, no weight is loaded."""
+    model, lora = empty_model(prepared.base), prepared.recipe.lora
+    adapted, count = set(prepared.layers), 0
+    for name, module in model.named_modules():
+        if name in adapted:
+            rows, columns = module.weight.shape
+            count += lora.r * (rows + columns) + (rows if lora.dora else 0)
+        elif name in prepared.saved:
+            count += sum(one.numel() for one in module.parameters())
+    return count, sum(one.numel() for one in model.parameters())
+
+
+def planned_steps(recipe: Recipe, rows: int) -> int:
+    """Return the optimizer steps of a run."""
+    training = recipe.training
+    return training.steps or math.ceil((training.epochs or 1.0) * -(-rows // training.batch_size))
+
+
+def header(prepared: Preparation, work: Path) -> dict[str, str]:
+    """Return the facts of a run before its weights are loaded, by their names.
+
+    Args:
+        prepared: The recipe with its rows.
+        work: Folder of the checkpoints.
+    """
+    recipe, data, training = prepared.recipe, prepared.data, prepared.recipe.training
+    base = recipe.base
+    pin = f"commit {base.revision}" if base.revision else f"weights {str(base.weights_sha256)[:12]}"
+    tally = data.train.figures.tally
+    count, all_numbers = trainable_parameters(prepared)
+    steps = planned_steps(recipe, len(data.train.rows))
+    every = f"every {training.checkpoint_steps} steps" if training.checkpoint_steps else "by the clock"
+    memory = memory_line(recipe, prepared.base, prepared.layers, data.train.encoded)
+    share = tally.supervised_tokens / max(1, tally.tokens)
+    return {
+        "base": f"{base.label}, {pin}, {architecture_of(prepared.config).title}",
+        "rows": f"{len(data.train.rows):,} to train on, {len(data.held_out.rows):,} held out, of "
+        f"{_file_names(recipe, data)}",
+        "tokens": f"{tally.tokens:,} in an epoch, {tally.supervised_tokens:,} of them supervised ({share:.0%})",
+        "layers with an adapter": prepared.layers_line,
+        "trainable parameters": f"{count:,} (rank {recipe.lora.r}), {count / all_numbers:.2%} of {all_numbers:,}",
+        "device": f"{_devices(recipe)}, {precision_of(training)}",
+        **({"memory": memory.strip().removeprefix("memory: ")} if memory else {}),
+        "steps": f"{steps:,} of {training.batch_size} rows, {_epochs(steps, prepared)}; a line every "
+        f"{training.logging_steps}",
+        "output": f"{recipe.output}; until it is done, checkpoints ({every}) in {work}",
+    }
+
+
+def _epochs(steps: int, prepared: Preparation) -> str:
+    epochs = steps / -(-len(prepared.data.train.rows) // prepared.recipe.training.batch_size)
+    return f"{epochs:.3g} epoch{'' if epochs == 1 else 's'}"
+
+
+def _file_names(recipe: Recipe, data: RunData) -> str:
+    names = [recipe.name_of(file.path) for file in data.files]
+    return ", ".join(names[:_NAMED_FILES]) + and_more(_NAMED_FILES, len(names))
+
+
+def _devices(recipe: Recipe) -> str:
+    threads = torch.get_num_threads()
+    host = f"CPU, {threads} thread{'' if threads == 1 else 's'}"
+    name = torch.cuda.get_device_name() if on_gpu(recipe.training) else host
+    return f"{name}, {device_count()} processes ({engine()})" if device_count() > 1 else name
+
+
+def memory_in_use(gpu: bool) -> int:
+    """Return the most bytes that tensors had on the GPU so far, or the bytes that this process has on the host now."""
+    return int(torch.cuda.max_memory_allocated() if gpu else psutil.Process().memory_info().rss)
+
+
+class ShowProgress(TrainerCallback):  # type: ignore[misc]
+    """Shows a line for each line of the log, the answers of each round, and a bar.
+
+    It measures the time of steps alone: held-out losses, answers and checkpoints do not lower the tokens a second.
+    """
+
+    def __init__(
+        self,
+        display: RunDisplay,
+        trainer: LoraTrainer,
+        watching: GenerationCallback,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Make the callback; add it after all callbacks that log or ask for an evaluation."""
+        self._display, self._trainer, self._watching, self._clock = display, trainer, watching, clock
+        self._first: tuple[float, int] | None = None
+        self._begin, self._busy, self._tokens, self._shown = 0.0, 0.0, 0, ""
+        self.supervised_tokens, self.busy_seconds, self.most_memory = 0, 0.0, 0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Announce the held-out loss before the first step, which may take long."""
+        if args.eval_on_start:
+            self._announce_evaluation()
+
+    def _announce_evaluation(self) -> None:
+        self._display.phase(f"computing the loss of {len(self._trainer.eval_dataset):,} held-out rows")
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Start the clock of the step."""
+        self._begin = self._clock()
+        self._first = self._first or (self._begin, state.global_step)
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Add up seconds and tokens: the loss of the step was read, so that a GPU has finished it."""
+        self._busy += self._clock() - self._begin
+        self._tokens += self._trainer.step_tokens
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Move the bar, show the answers of this step, and announce an evaluation."""
+        self._display.advance(state.global_step, state.max_steps, self._shown)
+        for text in answer_lines(self._watching.answers_of(state.global_step), state.max_steps):
+            self._display.line(text)
+        if control.should_evaluate and self._trainer.eval_dataset is not None:
+            self._announce_evaluation()
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        """Show the step and its numbers."""
+        numbers = {_NAMES.get(name, name): value for name, value in (logs or {}).items() if _is_shown(name)}
+        texts = [f"{name} {value:.4g}" for name, value in numbers.items()]
+        if "loss" in numbers and self._busy:
+            texts += self._speed(state)
+            self._shown = ", ".join((texts[0], texts[-3], texts[-1]))  # as many as 80 columns hold
+        if texts:
+            style = "" if "loss" in numbers else "cyan"
+            self._display.line(f"step {state.global_step}/{state.max_steps}: {', '.join(texts)}", style)
+
+    def _speed(self, state: Any) -> list[str]:
+        """Return supervised tokens a second since the last line, memory, and the time that is left."""
+        rate = self._tokens / self._busy
+        self.supervised_tokens += self._tokens
+        self.busy_seconds += self._busy
+        self._tokens, self._busy = 0, 0.0
+        memory = memory_in_use(self._trainer.args.device.type == "cuda")
+        self.most_memory = max(self.most_memory, memory)
+        begin, done = self._first or (self._begin, 0)
+        # with all that is between steps, too: it comes again
+        seconds = (self._clock() - begin) / max(1, state.global_step - done)
+        left = clock_text(seconds * (state.max_steps - state.global_step))
+        return [f"{rate:,.0f} supervised tokens/s", f"memory {in_words(memory)}", f"{left} left"]
+
+
+def _is_shown(name: str) -> bool:
+    return name in _NAMES or name.startswith(FORMAT)
+
+
+def answer_lines(answers: Sequence[Mapping[str, Any]], steps: int) -> Iterator[str]:
+    """Yield a line for each line of `generations.jsonl`: whether it is the row's answer, its checks, its text."""
+    for one in answers:
+        verdict = "as in the row" if one["equal"] else "not as in the row"
+        broken = [f"{name}: {reason}" for name, reason in one["checks"].items() if reason != "passed"]
+        checks = f", {'; '.join(broken)}" if broken else ""
+        text = repr(one["text"])
+        text = text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
+        yield f"step {one['step']}/{steps}: answer {one['row'] + 1}: {text} ({verdict}, ended by {one['stop']}{checks})"
+
+
+def summary(log: Sequence[Mapping[str, Any]], progress: ShowProgress, seconds: float) -> dict[str, str]:
+    """Return the facts of a run at its end, by their names.
+
+    Args:
+        log: The training log.
+        progress: The callback of the run.
+        seconds: Seconds since the run began.
+    """
+    found = {}
+    for key in ("loss", "eval_loss"):
+        values = [line[key] for line in log if key in line]
+        if values:
+            found[_NAMES[key]] = f"{values[0]:.4g} → {values[-1]:.4g}"
+    for key in dict.fromkeys(name for line in log for name in line if name.startswith(FORMAT)):
+        rates = [line[key] for line in log if key in line]
+        found[key] = f"{rates[0]:.0%}" if len(rates) == 1 else f"{rates[0]:.0%} → {rates[-1]:.0%}"
+    if progress.busy_seconds:
+        rate = progress.supervised_tokens / progress.busy_seconds
+        found["speed"] = f"{rate:,.0f} supervised tokens/s, at most {in_words(progress.most_memory)} of memory"
+    return {**found, "time": clock_text(seconds)}
+
+
+def next_commands(output: Path, *, answers: bool) -> list[str]:
+    """Return the commands that go on with a finished adapter.
+
+    Args:
+        output: The adapter's folder.
+        answers: Whether the run recorded answers, which `smoke` compares.
+    """
+    folder = shlex.quote(str(output))
+    merged = shlex.quote(str(output.with_name(f"{output.name}-merged")))
+    return [
+        f"mistral-lora verify {folder}",
+        f"mistral-lora smoke {folder}{'' if answers else ' --rows ROWS.jsonl'}",
+        f"mistral-lora merge {folder} {merged}",
+    ]
