@@ -18,14 +18,13 @@ from pytest_mistral_lora.checkpoint.encoder import Encoder
 from pytest_mistral_lora.errors import NonFiniteError, StoppedError
 from pytest_mistral_lora.records.adapter_folder import BASE_FACTS
 from pytest_mistral_lora.records.files import write_text
-from pytest_mistral_lora.records.transcripts import TRANSCRIPTS
 from pytest_mistral_lora.training.adapter import adapter_tensors, attach_adapter
 from pytest_mistral_lora.training.callbacks import EvaluateAtEnd, SaveByTime, StopAtRequest, StopRequest
 from pytest_mistral_lora.training.devices import device_of, precision_of
 from pytest_mistral_lora.training.display import RunDisplay
 from pytest_mistral_lora.training.generate import Completion, Probe, probe
 from pytest_mistral_lora.training.generate.callback import GENERATIONS, GenerationCallback
-from pytest_mistral_lora.training.generate.record import adapter_identity, record
+from pytest_mistral_lora.training.generate.record import adapter_identity
 from pytest_mistral_lora.training.loop import apply_kernels, make_trainer
 from pytest_mistral_lora.training.output_folder import sole_writer
 from pytest_mistral_lora.training.prepare import Preparation, check_output, logger_callbacks, prepare
@@ -262,7 +261,7 @@ def save_run(
         facts = run_facts(prepared, trainer.state, log, completions, watching.latest_rates(), resumed_from, changes)
     # by all processes: each pass of a sharded model needs all of them
     identity = adapter_identity(tensors, **{name: facts.get(name) for name in BASE_FACTS})
-    texts = _answer_files(prepared, model, watching, identity)
+    texts = watching.files(identity, precision_of(prepared.recipe.training))
     manifest: Mapping[str, Any] = {}
     output, encoder, data, base = prepared.recipe.output, prepared.encoder, prepared.data, prepared.base
     if main:
@@ -281,21 +280,3 @@ def save_run(
         shutil.rmtree(folder.work, ignore_errors=True)
     trainer.accelerator.wait_for_everyone()
     return RunResult(output, manifest, log, adapter, probed, completions, model, encoder, data, base)
-
-
-def _answer_files(
-    prepared: Preparation, model: Any, watching: GenerationCallback, identity: Mapping[str, Any]
-) -> dict[str, str]:
-    """Return the content of the files with generated answers, by name; none if the recipe asked for no answers."""
-    transcripts = record(
-        model,
-        prepared.encoder,
-        watching.rows,
-        watching.answer_rows(),
-        identity=identity,
-        precision=precision_of(prepared.recipe.training),
-        max_new_tokens=watching.max_new_tokens,
-        checks=prepared.checks,
-    )
-    texts = {f"{TRANSCRIPTS}/{transcript.case}.json": transcript.to_text() for transcript in transcripts}
-    return texts | ({GENERATIONS: watching.history} if transcripts else {})

@@ -44,15 +44,6 @@ def test_a_mismatch_ends_with_1_and_shows_both(folder: Path, capsys: pytest.Capt
     assert ", 1 mismatch, " in verdict
 
 
-def test_a_record_of_which_nothing_can_be_computed_is_no_match(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    data = {"base": "owner/name", "revision": "0" * 40, "dataset_sha256": "0" * 64, "seed": 1}
-    (tmp_path / "manifest.json").write_text(json.dumps(data))
-    main(["verify", str(tmp_path)])
-    assert capsys.readouterr().out.splitlines()[-1] == "X"
-
-
 def test_values_are_written_for_other_machines(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,12 +14,14 @@ from transformers import TrainerCallback
 
 from pytest_mistral_lora.chat.completions import FormatCheck, FormatVerdict, pass_rates, verdicts
 from pytest_mistral_lora.chat.rows import Row
+from pytest_mistral_lora.checkpoint.devices import Precision
 from pytest_mistral_lora.checkpoint.encoder import Encoder
 from pytest_mistral_lora.errors import RecipeError
 from pytest_mistral_lora.records.files import write_text
+from pytest_mistral_lora.records.transcripts import TRANSCRIPTS
 from pytest_mistral_lora.training.callbacks import FORMAT
 from pytest_mistral_lora.training.generate import Completion, generate
-from pytest_mistral_lora.training.generate.record import answer_of
+from pytest_mistral_lora.training.generate.record import answer_of, record
 from pytest_mistral_lora.training.recipe import Evaluation
 
 GENERATIONS = "generations.jsonl"
@@ -135,6 +137,26 @@ class GenerationCallback(TrainerCallback):  # type: ignore[misc]
     def history(self) -> str:
         """All answers so far as JSON lines: step, row, text, stop, equality with the row, result of each check."""
         return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in self._lines)
+
+    def files(self, identity: Mapping[str, Any], precision: Precision) -> dict[str, str]:
+        """Return the content of the files with answers, by name; none if there are no rows. All processes must call it.
+
+        Args:
+            identity: The `model` of each transcript.
+            precision: dtype of the base's weights.
+        """
+        transcripts = record(
+            self.model,
+            self.encoder,
+            self.rows,
+            self.answer_rows(),
+            identity=identity,
+            precision=precision,
+            max_new_tokens=self.max_new_tokens,
+            checks=self.checks,
+        )
+        texts = {f"{TRANSCRIPTS}/{transcript.case}.json": transcript.to_text() for transcript in transcripts}
+        return texts | ({GENERATIONS: self.history} if transcripts else {})
 
     def latest_rates(self) -> dict[str, float]:
         """Return the share of the answers at the current step that pass each check, from 0 to 1."""

@@ -71,7 +71,6 @@ class LoraTrainer(Trainer):  # type: ignore[misc]
     control: Any
     is_fsdp_enabled: bool
     step_rows: Sequence[int] = ()
-    step_tokens = 0
 
     def __init__(
         self,
@@ -161,8 +160,7 @@ class LoraTrainer(Trainer):  # type: ignore[misc]
         self.step_tokens = self.reduce_over_processes(sum(len(row.targets) for row in rows))
         tokens = max(1, self.step_tokens)
         passes = self._passes(rows, self.train_dataset)
-        # by Trainer's definition, the micro-batches of the step; nothing divides by it here
-        self.current_gradient_accumulation_steps = len(passes)
+        self.current_gradient_accumulation_steps = len(passes)  # for Trainer; nothing divides by it here
         self._step_losses = []
         total = torch.zeros((), device=self.args.device)
         for number, (batch, counts) in enumerate(passes, 1):
@@ -272,8 +270,7 @@ class LoraTrainer(Trainer):  # type: ignore[misc]
         # Trainer would take one step more in a run that resumes from the checkpoint of its last step
         if self.state.global_step >= self.state.max_steps:
             return [], None
-        batches: tuple[list[Any], Any] = super().get_batch_samples(epoch_iterator, num_batches, device)
-        return batches
+        return cast(tuple[list[Any], Any], super().get_batch_samples(epoch_iterator, num_batches, device))
 
     def log(self, logs: dict[str, float], *given: Any, **named: Any) -> None:
         """Log figures; the loss is the mean over the steps since the last line, in a resumed run too."""
