@@ -26,6 +26,8 @@ ROWS = ROOT / "docs" / "rows.md"
 IMPORT = ROOT / "docs" / "import.md"
 REPORTS = ROOT / "docs" / "reports.md"
 STATS = ROOT / "docs" / "stats.md"
+RED = ROOT / "docs" / "red.md"
+MASKS = ROOT / "docs" / "masks.md"
 PYTEST = (sys.executable, "-m", "pytest", "-p", "no:cacheprovider")
 CLI = (sys.executable, "-m", "pytest_mistral_lora.cli")
 TOKENIZER = ("--tokenizer", "checkpoints/my-mistral")
@@ -178,6 +180,8 @@ OUTPUTS = (
     Output("loss", IMPORT, refused_loss),
     Output("stats", STATS, figures_of_rows),
     Output("annotation", REPORTS, annotation),
+    Output("red", RED, masked_eos),
+    Output("masks", MASKS, rendered_row),
 )
 
 

@@ -111,4 +111,15 @@ def test_the_glossary_has_at_most_ten_words_and_every_page_is_linked() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     glossary = (ROOT / "docs" / "glossary.md").read_text(encoding="utf-8")
     assert 0 < len(re.findall(r"^\| (?!word |---)", glossary, flags=re.MULTILINE)) <= 10
-    assert [page.name for page in (ROOT / "docs").glob("*.md") if f"docs/{page.name}" not in readme] == []
+    index = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+    pages = {page.name for page in (ROOT / "docs").glob("*.md")} - {"index.md"}
+    assert "docs/index.md" in readme
+    assert {page for page in pages if f"]({page}" not in index} == set()
+
+
+def test_the_example_of_the_oracle_prints_the_ids_that_its_page_names(capsys: pytest.CaptureFixture[str]) -> None:
+    [code] = re.findall(
+        r"```python\n(.*?)```", (ROOT / "docs" / "oracle.md").read_text(encoding="utf-8"), flags=re.DOTALL
+    )
+    exec(code, {})
+    assert f"# {capsys.readouterr().out.strip()}" in code

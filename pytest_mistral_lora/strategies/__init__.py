@@ -47,7 +47,7 @@ def rows(
 ) -> SearchStrategy[dict[str, Any]]:
     """Generate chat rows that every tokenizer version accepts, or every version with tools if they have tools.
 
-    Example:
+    Examples:
         >>> from hypothesis import given
         >>> @given(rows(system=True, text=plain_text()))
         ... def law(row):
