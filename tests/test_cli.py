@@ -74,6 +74,18 @@ def test_help_lists_every_verb_once_in_its_group(capsys: pytest.CaptureFixture[s
     assert max(map(len, text.splitlines())) <= 80
 
 
+def test_each_group_of_verbs_has_an_example_that_can_be_parsed(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = help_of(capsys)
+    for group, modules in VERBS.items():
+        section = text.partition(f"\n{group}:\n")[2].partition("\n\n")[0]
+        [line] = re.findall(r"^  \$ mistral-lora (.*)$", section, flags=re.MULTILINE)
+        verb = line.split()[0]
+        monkeypatch.setattr(modules[verb], "run", lambda args: 0)
+        assert main(line.split()) == 0
+
+
 def test_the_exit_codes_are_one_table_in_the_help_of_the_program(capsys: pytest.CaptureFixture[str]) -> None:
     text = help_of(capsys)
     for code, meaning in EXIT_CODES.items():

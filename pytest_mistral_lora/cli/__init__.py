@@ -63,6 +63,16 @@ VERBS: dict[str, dict[str, ModuleType]] = {
 }
 """Every verb's module, by the verb's name, in the groups and the order of `mistral-lora --help`."""
 
+_EXAMPLES = {
+    "start": "init rows.jsonl --base mistralai/Mistral-7B-Instruct-v0.3",
+    "check": "check rows.jsonl --tokenizer spm-v3",
+    "rows": "import sharegpt.json --to rows.jsonl",
+    "train": "train recipe.yaml",
+    "serve": "serve-check llamacpp=http://127.0.0.1:8080 --tokenizer spm-v3",
+    "other trainers": "runner setup trl",
+}
+"""A command line of each group, after the program's name."""
+
 EXIT_CODES = {
     EXIT_OK: "no finding, no difference, no failure",
     EXIT_FINDING: "a finding, a difference or a failed run",
@@ -147,7 +157,8 @@ def _parsed(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Names
 def _parser() -> argparse.ArgumentParser:
     sections = [wrapped_text(_DESCRIPTION)]
     for group, modules in VERBS.items():
-        sections.append("\n".join([f"{group}:", *(f"  {name:<12}{one.SUMMARY}" for name, one in modules.items())]))
+        lines = [f"  {name:<12}{one.SUMMARY}" for name, one in modules.items()]
+        sections.append("\n".join([f"{group}:", *lines, f"  $ {PROGRAM} {_EXAMPLES[group]}"]))
     codes = "\n".join(["exit codes:", *(f"  {code:<5}{meaning}" for code, meaning in EXIT_CODES.items())])
     parser = argparse.ArgumentParser(
         prog=PROGRAM,
