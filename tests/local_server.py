@@ -1,20 +1,23 @@
 """A server of the tests on the loopback: it answers as llama.cpp, vLLM or OpenAI do, with ids of mistral-common.
 
-Its faults are those that a test names: an answer that hangs, is no JSON, leads elsewhere, or has other ids.
+Its model knows the prompts of golden transcripts, and answers any other prompt with another text. Its faults are those
+that a test names: an answer that hangs, is no JSON, leads elsewhere, or has other ids.
 """
 
 from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from pytest_mistral_lora.chat.completions import MalformedCallError, read_calls
 from pytest_mistral_lora.chat.oracle import Oracle
 from pytest_mistral_lora.errors import OracleRejection
+from pytest_mistral_lora.records.transcripts import Transcript
 
 Ids = tuple[int, ...]
 _ENCODING = threading.Lock()
@@ -30,6 +33,14 @@ class Behaviour:
         preview: Changes the ids of a prompt that is previewed.
         answer: Answers a path in place of the server: with a status and a body; None for its own answer.
         refuses: Whether a request is refused.
+        golden: The answers of its adapter.
+        completion: Changes the ids of an answer; the second argument is the request.
+        logprob: Changes the log-probability of a token, by its place.
+        base: The answers of its base; None for others than those of the adapter.
+        scale: The scale of its adapter; None if none is loaded.
+        shows_ids: Whether a chat shows the ids of its answer.
+        reads_calls: Whether it reads tool calls in an answer.
+        models: The models that it lists.
         seen: The requests: path, headers and data.
     """
 
@@ -38,6 +49,14 @@ class Behaviour:
     preview: Callable[[Ids, dict[str, Any]], Ids] | None = None
     answer: Callable[[str], tuple[int, bytes] | None] = lambda _: None
     refuses: Callable[[dict[str, Any]], bool] = lambda _: False
+    golden: Sequence[Transcript] = ()
+    completion: Callable[[Ids, dict[str, Any]], Ids] = lambda ids, _: ids
+    logprob: Callable[[float, int], float] = lambda value, _: value
+    base: Sequence[Transcript] = ()
+    scale: float | None = 1.0
+    shows_ids: bool = True
+    reads_calls: bool = True
+    models: Sequence[dict[str, str]] = ({"id": "tiny"},)
     seen: list[tuple[str, dict[str, str], Any]] = field(default_factory=list)
 
     def ids(self, data: dict[str, Any]) -> Ids:
@@ -50,11 +69,19 @@ class Behaviour:
     def respond(self, path: str, data: Any) -> tuple[int, Any]:
         """Return the status and the JSON of an answer."""
         if path == "/v1/models":
-            return 200, {"data": [{"id": "tiny"}]}
+            return 200, {"data": list(self.models)}
         if path in ("/props", "/version"):
-            return 200, {"build_info": "b1-test", "version": "0.0-test"}
+            return 200, {"build_info": "b1-test", "version": "0.0-test", "model_ftype": "all F32"}
+        if path == "/lora-adapters":
+            return 200, [] if self.scale is None else [{"id": 0, "path": "lora.gguf", "scale": self.scale}]
         if path == "/tokenize":
             return 200, {"tokens": json.loads(data["content"])}
+        if path == "/completion":
+            return 200, self._completed(tuple(data["prompt"]), data)
+        if path == "/v1/completions":
+            ids, values, _ = self._answer(tuple(data["prompt"]), data)
+            choice = {"token_ids": ids, "text": self._text(ids), "logprobs": {"token_logprobs": values}}
+            return 200, {"choices": [choice | {"finish_reason": "stop"}]}
         if self.refuses(data):
             return 400, {"error": {"message": "Conversation roles must alternate"}}
         try:
@@ -64,9 +91,56 @@ class Behaviour:
         if path == "/apply-template":
             # the text of this server is its ids
             return 200, {"prompt": json.dumps((self.preview or self.prompt)(ids, data))}
-        fed = self.prompt(ids, data)
+        return 200, self._chat(self.prompt(ids, data), data)
+
+    def _answer(self, prompt: Ids, data: dict[str, Any]) -> tuple[list[int], list[float], bool]:
+        """Return the ids of an answer and their log-probabilities, and whether the model ended it."""
+        alone = data.get("model") == "base" or any(one["scale"] == 0 for one in data.get("lora", []))
+        known = self.base if alone else self.golden
+        found = next((one for one in known if one.prompt_ids == prompt), None)
+        other = self.oracle.encode_text("Something else")
+        ids, values = (found.completion_ids, found.logprobs) if found else ((*other, 2), (-3.0,) * (len(other) + 1))
+        ids = self.completion(ids, data)
+        values = tuple(self.logprob(value, at) for at, value in enumerate((*values, *values)[: len(ids)]))
+        limit = data.get("max_tokens", data.get("n_predict", 64))
+        return list(ids[:limit]), list(values[:limit]), len(ids) <= limit
+
+    def _text(self, ids: Sequence[int]) -> str:
+        with _ENCODING:
+            return self.oracle.decode([one for one in ids if 0 <= one < self.oracle.vocab_size])
+
+    def _listed(self, ids: Sequence[int], values: Sequence[float]) -> list[dict[str, Any]]:
+        shown = [{"id": one} if self.shows_ids else {} for one in ids]
+        return [
+            {**shown[at], "token": f" {self._text([one])}", "logprob": values[at], "top_logprobs": []}
+            for at, one in enumerate(ids)
+        ]
+
+    def _completed(self, prompt: Ids, data: dict[str, Any]) -> dict[str, Any]:
+        ids, values, ended = self._answer(prompt, data)
+        listed = self._listed(ids, values)
+        stop = "eos" if ended else "limit"
+        return {"tokens": ids, "content": self._text(ids), "stop_type": stop, "completion_probabilities": listed}
+
+    def _chat(self, fed: Ids, data: dict[str, Any]) -> dict[str, Any]:
+        ids, values, ended = self._answer(fed, data)
+        calls: list[dict[str, Any]] = []
+        if self.reads_calls and data.get("tools") and data.get("tool_choice") != "none":
+            try:
+                with _ENCODING:
+                    read = read_calls(ids, self.oracle)
+            except MalformedCallError:
+                read = []
+            calls = [{"function": {"name": one.name, "arguments": json.dumps(one.arguments)}} for one in read]
+        text = self._text(ids)
+        message = {"content": "", "tool_calls": calls} if calls else {"content": text}
+        choice: dict[str, Any] = {"message": message, "finish_reason": "stop" if ended else "length"}
+        if data.get("logprobs"):
+            choice["logprobs"] = {"content": self._listed(ids, values)}
         shown = {"prompt_token_ids": fed} if data.get("return_token_ids") else {}
-        return 200, {"usage": {"prompt_tokens": len(fed)}, **shown, "choices": [{"message": {"content": "x"}}]}
+        choice |= {"token_ids": ids} if data.get("return_token_ids") else {}
+        usage = {"prompt_tokens": len(fed), "completion_tokens": len(ids)}
+        return {"usage": usage, **shown, "choices": [choice]}
 
 
 @contextmanager

@@ -119,7 +119,7 @@ def _compare(args: argparse.Namespace) -> int:
 
 def _comparison_text(comparison: TranscriptComparison) -> str:
     """Return a line for each transcript, with the first difference below it, and the count of each tier."""
-    from pytest_mistral_lora.training.generate.judge import difference_text
+    from pytest_mistral_lora.records.judgement import difference_text
 
     lines = []
     for one in comparison.judgements:

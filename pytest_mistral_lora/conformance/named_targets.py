@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pytest_mistral_lora.conformance.gguf_target import GgufTarget
-from pytest_mistral_lora.conformance.server_target import ServerTarget, server_name
+from pytest_mistral_lora.conformance.server_target import ServerChoice
 from pytest_mistral_lora.conformance.targets import (
     EMBEDDED,
     EMBEDDED_TRAINING,
@@ -87,7 +87,7 @@ def named_targets(
     encoded: Sequence[Path] = (),
     runners: Sequence[RunnerChoice] = (),
     ggufs: Sequence[Path] = (),
-    servers: Sequence[tuple[str, str]] = (),
+    servers: Sequence[ServerChoice] = (),
     judges: Sequence[Path] = (),
     base: Path | None = None,
     oracle: str | None = None,
@@ -102,7 +102,7 @@ def named_targets(
         encoded: Encoded-rows files; they are held to the first tokenizer or recipe.
         runners: Runners; each is judged with every tokenizer and recipe, or else with an embedded tokenizer.
         ggufs: GGUF files; each is held to the first tokenizer or recipe, or else to the one that it is recognised by.
-        servers: Kind and address of running servers; each is held to the first tokenizer or recipe.
+        servers: Running servers; each is held to the first tokenizer or recipe, and to the transcripts of each adapter.
         judges: Tokenizers that encode the rows of the other targets, and are no targets themselves.
         base: The base checkpoint's folder of the adapters.
         oracle: The declared oracle of tokenizers and recipes without a Mistral tokenizer file, or None.
@@ -146,5 +146,13 @@ def named_targets(
         )
         for path in ggufs
     ]
-    targets += [ServerTarget(name(server_name(kind, url)), judge=every[0], kind=kind, url=url) for kind, url in servers]
+    targets += [
+        one.target(
+            name(Path(f"{one.name}-{name_of(adapter)}") if adapter and len(adapters) > 1 else one.name),
+            every[0],
+            adapter,
+        )
+        for one in servers
+        for adapter in adapters or (None,)
+    ]
     return targets

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pytest_mistral_lora.conformance.causes import KeptProperty
 from pytest_mistral_lora.conformance.targets import Target
@@ -15,7 +15,10 @@ from pytest_mistral_lora.errors import InputError, OracleRejection, RowError
 if TYPE_CHECKING:
     from pytest_mistral_lora.chat.rows import Row
     from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
-    from pytest_mistral_lora.serving.servers import ServedPrompt, Server, ServerFacts
+    from pytest_mistral_lora.conformance.finding import Finding
+    from pytest_mistral_lora.records.transcripts import Transcript
+    from pytest_mistral_lora.serving.replay import Replayed
+    from pytest_mistral_lora.serving.server import ServedPrompt, Server, ServerFacts
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +70,10 @@ class ServerTarget(Target):
         url: Its address.
         model: The model to ask; empty for the first that it lists.
         rows: Files of rows to ask in place of the packaged ones.
+        given: Rows to ask in place of both.
+        precision: The precision of the served weights, a key of `TOLERANCES`; empty for the one that it reports.
+        golden: Golden transcripts to replay, files or folders.
+        adapter: The folder of the adapter or merged model that is served, whose transcripts are replayed; or None.
     """
 
     judge: Target = field(default_factory=lambda: Target("spm-v3"))
@@ -74,6 +81,10 @@ class ServerTarget(Target):
     url: str = ""
     model: str = ""
     rows: tuple[Path, ...] = ()
+    given: tuple[Row, ...] = ()
+    precision: str = ""
+    golden: tuple[Path, ...] = ()
+    adapter: Path | None = None
 
     @KeptProperty
     def tokenizer(self) -> CheckpointTokenizer:
@@ -104,17 +115,67 @@ class ServerTarget(Target):
         asked = list(self._rows())
         async with ServerClient(require_url(self.url)) as client:
             facts = await self.server.facts(client)
-            model = self.model or next(iter(facts.models), "")
-            if model not in facts.models:
-                served = ", ".join(facts.models) or "none"
-                raise InputError(f"the model {model!r} is not served", place=self.url, expected=f"one of: {served}")
+            model = self._chosen(facts)
             prompts = await ask_prompts(self.server, client, [one.row for one in asked], model)
         rows = tuple(replace(one, served=prompt) for one, prompt in zip(asked, prompts, strict=True))
         return ServerAnswers(facts, model, rows)
 
+    def _chosen(self, facts: ServerFacts) -> str:
+        """Return the name of the model to ask: of an adapter, the one that is served under its own name, or alone."""
+        model = self.model
+        if not model and self.adapter and facts.adapters:
+            own = [one for one in facts.adapters if one == self.adapter.name]
+            if len(own or facts.adapters) > 1:
+                raise InputError(
+                    "several adapters are served",
+                    place=self.url,
+                    expected=f"--model, one of: {_listed(facts.adapters)}",
+                )
+            model = (own or facts.adapters)[0]
+        model = model or next(iter(facts.models), "")
+        if model not in facts.models:
+            found = f"the model {model!r} is not served"
+            raise InputError(found, place=self.url, expected=f"one of: {_listed(facts.models)}")
+        return model
+
+    @KeptProperty
+    def transcripts(self) -> tuple[Sequence[Transcript], Sequence[Finding]]:
+        """The golden transcripts whose prompts have the ids of the tokenizer, and the findings of the others."""
+        from pytest_mistral_lora.checkpoint.encoder import make_encoder
+        from pytest_mistral_lora.conformance.transcript import prompt_finding, read_transcripts
+        from pytest_mistral_lora.records.transcripts import TRANSCRIPTS, transcript_files
+
+        places = self.golden or (() if self.adapter is None else (self.adapter / TRANSCRIPTS,))
+        files = [file for one in places for file in (transcript_files(one) if one.is_dir() else [one])]
+        found, wrong = read_transcripts(files)
+        sound = []
+        for one in found:
+            finding = prompt_finding(make_encoder(one.tokenizer["backend"], self.tokenizer), one)
+            if finding is None:
+                sound.append(one)
+            else:
+                wrong = [*wrong, finding]
+        return sound, wrong
+
+    @KeptProperty
+    def replayed(self) -> tuple[Replayed, ...]:
+        """The answers to the transcripts' prompts, asked when the first check needs them.
+
+        Raises:
+            InputError: As for `answers`.
+        """
+        return asyncio.run(self._replay(self.transcripts[0], self.answers.model))
+
+    async def _replay(self, transcripts: Sequence[Transcript], model: str) -> tuple[Replayed, ...]:
+        from pytest_mistral_lora.serving.client import ServerClient, require_url
+        from pytest_mistral_lora.serving.replay import SECONDS, replay
+
+        async with ServerClient(require_url(self.url), SECONDS) as client:
+            return await replay(self.server, client, transcripts, model)
+
     def _rows(self) -> list[AskedRow]:
         """Return the rows that a chat request can hold, each with mistral-common's prompt."""
-        from pytest_mistral_lora.serving.servers import ServedPrompt
+        from pytest_mistral_lora.serving.server import ServedPrompt
 
         found = []
         for name, row in self._named_rows():
@@ -133,6 +194,9 @@ class ServerTarget(Target):
         from pytest_mistral_lora.chat.rows import Row, scan_rows
         from pytest_mistral_lora.records.goldens import packaged_cases
 
+        if self.given:
+            yield from ((f"row {number}", row) for number, row in enumerate(self.given, start=1))
+            return
         for path in self.rows:
             # a row that cannot be read is a finding of the dataset, not of the server
             yield from ((row.place, row) for row in scan_rows(path) if isinstance(row, Row))
@@ -141,19 +205,47 @@ class ServerTarget(Target):
             yield from ((one.name, one.row) for one in cases)
 
 
-def parse_server(text: str) -> tuple[str, str]:
-    """Return the kind and the address of a server that is written as `NAME=URL`.
+@dataclass(frozen=True, slots=True)
+class ServerChoice:
+    """A server as it is named: `NAME=URL`, or `NAME:PRECISION=URL`.
 
-    Raises:
-        InputError: If the kind is unknown, or the address is none.
+    Attributes:
+        kind: The kind of server, a key of `SERVERS`.
+        url: Its address.
+        precision: The precision of its weights; empty for the one that it reports.
     """
-    from pytest_mistral_lora.serving.client import require_url
-    from pytest_mistral_lora.serving.servers import find_server
 
-    name, _, url = text.partition("=")
-    return find_server(name).name, require_url(url)
+    kind: str
+    url: str
+    precision: str = ""
+
+    @classmethod
+    def parse(cls, text: str) -> ServerChoice:
+        """Return the server that a text names.
+
+        Raises:
+            InputError: If the kind or the precision is unknown, or the address is none.
+        """
+        from pytest_mistral_lora.records.judgement import TOLERANCES
+        from pytest_mistral_lora.serving.client import require_url
+        from pytest_mistral_lora.serving.servers import find_server
+
+        name, _, url = text.partition("=")
+        kind, _, precision = name.partition(":")
+        if precision and precision not in TOLERANCES:
+            raise InputError(f"unknown precision {precision!r}", expected=f"one of {', '.join(TOLERANCES)}")
+        return cls(find_server(kind).name, require_url(url), precision)
+
+    @property
+    def name(self) -> Path:
+        """A name for the server: its kind and address, without the scheme."""
+        return Path(f"{self.kind}-{self.url.partition('://')[2].replace('/', '-')}")
+
+    def target(self, name: str, judge: Target, adapter: Path | None = None, **more: Any) -> ServerTarget:
+        """Return the target of the server; `more` are further attributes."""
+        given: dict[str, Any] = {"kind": self.kind, "url": self.url, "precision": self.precision, "adapter": adapter}
+        return ServerTarget(name, judge=judge, **given, **more)
 
 
-def server_name(kind: str, url: str) -> Path:
-    """Return a name for a server: its kind and address, without the scheme."""
-    return Path(f"{kind}-{url.partition('://')[2].replace('/', '-')}")
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names) or "none"

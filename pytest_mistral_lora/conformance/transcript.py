@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,8 @@ from pytest_mistral_lora.records.adapter_folder import AdapterFolder
 from pytest_mistral_lora.records.transcripts import TRANSCRIPTS, Transcript, load, transcript_files
 
 if TYPE_CHECKING:
-    from pytest_mistral_lora.training.generate.judge import AnswerJudgement
+    from pytest_mistral_lora.checkpoint.encoder import Encoder
+    from pytest_mistral_lora.records.judgement import AnswerJudgement
     from pytest_mistral_lora.training.generate.model_spec import ModelSpec
 
 _NO_TRANSCRIPTS = "no transcripts: record some with mistral-lora smoke DIR --record FOLDER --rows FILE"
@@ -60,6 +62,28 @@ def transcript_findings(adapter: Path, golden: Path, base: Path | None = None) -
     if not foreign:
         for judge in (judged.prompts, judged.answers, judged.formats):
             yield from judge().findings
+
+
+def read_transcripts(paths: Iterable[Path]) -> tuple[Sequence[Transcript], Sequence[Finding]]:
+    """Return the transcripts of files, and a finding for each file that is none."""
+    found, wrong = [], []
+    for path in paths:
+        try:
+            found.append(load(path))
+        except InputError as error:
+            wrong.append(Finding("ML801", error.found, error.place, "a golden transcript"))
+    return found, wrong
+
+
+def prompt_finding(encoder: Encoder, transcript: Transcript) -> Finding | None:
+    """Return the finding of a transcript whose prompt is encoded into other ids than it was; None if it is not."""
+    from pytest_mistral_lora.records.judgement import check_prompt
+
+    try:
+        check_prompt(encoder, transcript)
+    except InputError as error:
+        return Finding("ML802", error.found, error.place, error.expected, error.next_step)
+    return None
 
 
 class TranscriptModel:
@@ -126,13 +150,7 @@ class TranscriptChecks:
 
     @cached_property
     def _read(self) -> tuple[Sequence[Transcript], Sequence[Finding]]:
-        found, wrong = [], []
-        for path in self.paths:
-            try:
-                found.append(load(path))
-            except InputError as error:
-                wrong.append(Finding("ML801", error.found, error.place, "a golden transcript"))
-        return found, wrong
+        return read_transcripts(self.paths)
 
     @property
     def transcripts(self) -> Sequence[Transcript]:
@@ -142,16 +160,8 @@ class TranscriptChecks:
     @cached_property
     def _moved_prompts(self) -> dict[str, Finding]:
         """A finding for each transcript whose prompt is encoded into other ids than it was, by case."""
-        from pytest_mistral_lora.training.generate.judge import check_prompt
-
-        found = {}
-        for transcript in self.transcripts:
-            try:
-                check_prompt(self.model.spec.encoder, transcript)
-            except InputError as error:
-                place = self._place(transcript.case)
-                found[transcript.case] = Finding("ML802", error.found, place, error.expected, error.next_step)
-        return found
+        found = {one.case: prompt_finding(self.model.spec.encoder, one) for one in self.transcripts}
+        return {case: replace(one, place=self._place(case)) for case, one in found.items() if one}
 
     @cached_property
     def _foreign_ids(self) -> dict[str, Finding]:
@@ -259,7 +269,7 @@ class TranscriptChecks:
 
 def different_answer(judgement: AnswerJudgement, golden: Path) -> Iterator[Finding]:
     """Yield the finding of an answer that is another one than recorded in a folder or file of transcripts."""
-    from pytest_mistral_lora.training.generate.judge import difference_text
+    from pytest_mistral_lora.records.judgement import difference_text
 
     if judgement.tier == "different":
         token = judgement.difference.token if judgement.difference else 0

@@ -43,6 +43,7 @@ from pytest_mistral_lora.plugin.values import (
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.conformance.named_targets import RunnerChoice
+    from pytest_mistral_lora.conformance.server_target import ServerChoice
     from pytest_mistral_lora.plugin.items import Xfail
 
 _DEFAULT_EXAMPLES = 20
@@ -65,7 +66,7 @@ class PluginSettings:
         oracle: The declared oracle of folders without a Mistral tokenizer file, or None.
         encoded: Encoded-rows files to check.
         ggufs: GGUF files to check.
-        servers: Running servers to check, each by its kind and its address.
+        servers: Running servers to check, each by its kind, its address and its precision.
         runners: Other trainers to check.
         require_manifest: Whether an adapter folder without a manifest fails.
         golden_folders: Folders with the user's own goldens.
@@ -89,7 +90,7 @@ class PluginSettings:
     oracle: str | None
     encoded: tuple[Path, ...]
     ggufs: tuple[Path, ...]
-    servers: tuple[tuple[str, str], ...]
+    servers: tuple[ServerChoice, ...]
     runners: tuple[RunnerChoice, ...]
     require_manifest: bool
     golden_folders: tuple[Path, ...]
@@ -207,15 +208,15 @@ def _runner_choices(config: pytest.Config) -> tuple[RunnerChoice, ...]:
         raise pytest.UsageError(f"{source}: {error}") from error
 
 
-def _servers(config: pytest.Config) -> tuple[tuple[str, str], ...]:
+def _servers(config: pytest.Config) -> tuple[ServerChoice, ...]:
     values, source = option_value(config, SERVER)
     if not values:
         return ()
-    from pytest_mistral_lora.conformance.server_target import parse_server
+    from pytest_mistral_lora.conformance.server_target import ServerChoice
     from pytest_mistral_lora.errors import InputError
 
     try:
-        return tuple(parse_server(value) for value in values)
+        return tuple(ServerChoice.parse(value) for value in values)
     except InputError as error:
         raise pytest.UsageError(f"{source}: {error}") from error
 

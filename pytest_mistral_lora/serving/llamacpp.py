@@ -45,11 +45,11 @@ class LlamaCpp(Server):
     }
 
     async def facts(self, client: ServerClient) -> ServerFacts:
-        """Return the build, the models and the precision of a server."""
-        props = (await client.get("/props")).data
-        named = str(read_field(props, "model_ftype") or "")
-        facts = await super().facts(client)
-        return replace(facts, version=str(read_field(props, "build_info") or ""), precision=_precision(named))
+        """Return the build, the models, the precision and the adapters of a server."""
+        facts, props = await super().facts(client), (await client.get("/props")).data
+        precision = _precision(str(read_field(props, "model_ftype") or ""))
+        scales = tuple((str(one.get("path")), float(one.get("scale") or 0)) for one in await _adapters(client))
+        return replace(facts, version=str(read_field(props, "build_info") or ""), precision=precision, scales=scales)
 
     async def complete(
         self, client: ServerClient, ids: Sequence[int], model: str, limit: int, settings: Mapping[str, Any]
@@ -62,11 +62,10 @@ class LlamaCpp(Server):
         self, client: ServerClient, ids: Sequence[int], model: str, limit: int
     ) -> ServedAnswer | None:
         """Return the answer with the scale 0 for each adapter; None if none is loaded."""
-        found = (await client.get("/lora-adapters")).data
-        loaded = [read_field(one, "id") for one in found] if isinstance(found, list) else []
+        loaded = await _adapters(client)
         if not loaded:
             return None
-        off = {"lora": [{"id": one, "scale": 0} for one in loaded]}
+        off = {"lora": [{"id": one.get("id"), "scale": 0} for one in loaded]}
         answer = await self.complete(client, ids, model, limit, {**self.greedy, **off})
         # computed again: the cache would give what the base made of the prompt to the next who sends it
         await client.post("/completion", {"prompt": list(ids), "n_predict": 0, "cache_prompt": False})
@@ -88,7 +87,14 @@ class LlamaCpp(Server):
         return ServedPrompt(ids, prompt_count(answer)) if answer.is_ok else refused_prompt(answer, client)
 
 
+async def _adapters(client: ServerClient) -> list[Mapping[str, Any]]:
+    """Return the entry of each adapter that is loaded: its id, path and scale."""
+    found = (await client.get("/lora-adapters")).data
+    entries = found if isinstance(found, list) else []
+    return [one for one in entries if isinstance(one, Mapping) and isinstance(one.get("scale"), int | float)]
+
+
 def _precision(named: str) -> str:
     """Return the precision that a file type of llama.cpp names, such as `all F32` or `Q4_K - Medium`."""
     kinds = {"F32": "fp32", "BF16": "bf16", "F16": "fp16", "Q8_0": "q8_0", "Q4": "q4"}
-    return next((found for kind, found in kinds.items() if re.search(rf"\b{kind}(_|\b)", named)), "")
+    return next((found for kind, found in kinds.items() if re.search(rf"\b{kind}(_|\b)", named)), named)

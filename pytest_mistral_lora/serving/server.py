@@ -48,12 +48,14 @@ class ServerFacts:
         models: The names under which it serves models and adapters.
         adapters: Those of them that are adapters, as far as it says.
         precision: The precision of its weights, a key of `TOLERANCES`; empty if it does not say.
+        scales: Each adapter that is loaded, with its scale, as far as it says.
     """
 
     version: str
     models: tuple[str, ...]
     adapters: tuple[str, ...] = ()
     precision: str = ""
+    scales: tuple[tuple[str, float], ...] = ()
 
 
 def chat_request(row: Row) -> dict[str, Any]:
@@ -86,6 +88,7 @@ class Server(ABC):
         title: Its name in texts.
         strength: What its answers prove.
         remark: How it was tried.
+        reads_calls: Whether it is asked to read the tool calls of an answer.
         greedy: The settings of a greedy answer: all that could change it is spelled out, since a server has defaults.
     """
 
@@ -93,6 +96,7 @@ class Server(ABC):
     title: ClassVar[str]
     strength: ClassVar[Strength]
     remark: ClassVar[str] = ""
+    reads_calls: ClassVar[bool] = True
     greedy: ClassVar[Mapping[str, Any]] = {
         "temperature": 0,
         "top_p": 1,

@@ -17,6 +17,8 @@ class Vllm(Server):
 
     name, title, strength = "vllm", "vLLM", "ids"
     remark = "run with version 0.32.0, on a CPU"
+    # a server that was started without a parser refuses requests that may call
+    reads_calls = False
     greedy: ClassVar[Mapping[str, Any]] = {
         **Server.greedy,
         # generation_config.json of the model may set each of them, and a penalty works at temperature 0, too

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gallery import Artifact, mutant
+from golden_answers import golden_answers, write_golden_answers
 from local_server import Behaviour, serving
 
 from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
@@ -32,13 +33,16 @@ class ServerBench:
 
     def make(self, folder: Path) -> Artifact:
         """Return a server that feeds its model the prompts of mistral-common."""
-        return {"folder": folder, "kind": "llamacpp", "behaviour": Behaviour(oracle()), "port": None}
+        behaviour = Behaviour(oracle())
+        given = {"kind": "llamacpp", "precision": "", "port": None, "golden": (), "given": ()}
+        return {"folder": folder, "behaviour": behaviour, **given}
 
     def judge(self, artifact: Artifact) -> list[Finding]:
         """Run every check of the subject on the server."""
         judge = Target("spm-v3", shipped_tokenizer("spm-v3"))
         with serving(artifact["behaviour"]) as url:
-            target = ServerTarget("local", judge=judge, kind=artifact["kind"], url=artifact["port"] or url)
+            given = {name: artifact[name] for name in ("kind", "precision", "golden", "given")}
+            target = ServerTarget("local", judge=judge, url=artifact["port"] or url, **given)
             settings = Settings(20, None, "cpu", True, (), False, artifact["folder"])
             found = [finding for check in collect([target], settings) for finding in check.run().findings]
         return [_at_the_usual_port(finding, url) for finding in found]
@@ -64,6 +68,25 @@ def literal(ids: tuple[int, ...], data: dict[str, Any]) -> tuple[int, ...]:
         if ids[at + 1 : at + len(spelled)] == spelled[1:] and oracle().piece(ids[at]).endswith("["):
             return (*ids[:at], SPACE, 4, *ids[at + len(spelled) :])
     return ids
+
+
+def replayed(artifact: Artifact, **behaviour: Any) -> None:
+    """Have the server answer golden transcripts as recorded, but for a change of its behaviour."""
+    # the packaged rows have mutants of their own
+    artifact["given"] = (golden_answers(oracle())[0].row,)
+    artifact["golden"] = (write_golden_answers(oracle(), artifact["folder"] / "answers"),)
+    given = {"golden": golden_answers(oracle()), **behaviour}
+    artifact["behaviour"] = replace(artifact["behaviour"], **given)
+
+
+def reworded(ids: tuple[int, ...]) -> tuple[int, ...]:
+    """Put another token in the first place of an answer."""
+    return (oracle().encode_text("Rome")[0], *ids[1:])
+
+
+def by_ids(data: dict[str, Any]) -> bool:
+    """Whether a request has ids as its prompt."""
+    return "prompt" in data
 
 
 @mutant("ML901", says="no server answers there")
@@ -138,3 +161,114 @@ def two_users_refused(artifact: Artifact) -> None:
 def two_users(data: dict[str, Any]) -> bool:
     roles = [message["role"] for message in data["messages"]]
     return any(pair == ("user", "user") for pair in pairwise(roles))
+
+
+@mutant("ML905", says="has the log-probability -0.2000, and not -0.1000")
+def first_token_less_likely(artifact: Artifact) -> None:
+    """A server that hides its ids gives the first token another probability, and the same answer."""
+    artifact |= {"kind": "openai", "precision": "fp32"}
+    replayed(artifact, shows_ids=False, logprob=lambda value, at: value - 0.1 * (at == 0))
+
+
+@mutant("ML908", says="found 11595 '▁Rome'")
+def numbers_of_another_model(artifact: Artifact) -> None:
+    """The ids of a prompt are answered otherwise, and its messages as recorded."""
+    replayed(artifact, completion=lambda ids, data: reworded(ids) if by_ids(data) else ids)
+
+
+@mutant("ML908", says="answered with the id 1000000000, of a vocabulary of 32768")
+def an_answer_of_ids_that_are_none(artifact: Artifact) -> None:
+    """The answer has an id that no tokenizer has."""
+    replayed(artifact, completion=lambda ids, data: (10**9, *ids[1:]) if by_ids(data) else ids)
+
+
+@mutant("ML908 ML909", says="margin when recorded: 5 nats")
+def another_adapter(artifact: Artifact) -> None:
+    """The server has another adapter."""
+    replayed(artifact, completion=lambda ids, _: reworded(ids))
+
+
+@mutant("ML908", says="HTTP 500")
+def completions_fail(artifact: Artifact) -> None:
+    """Each request with ids fails."""
+    replayed(artifact, answer=lambda path: (500, b"oops") if path == "/completion" else None)
+
+
+@mutant("ML902 ML909", says="By ids exact, by chat different: the model and adapter are right, the prompt is not.")
+def the_prompt_is_not_right(artifact: Artifact) -> None:
+    """The server puts a space behind [INST], and serves the right adapter."""
+    replayed(artifact, prompt=spaced)
+
+
+@mutant("ML909", says="the tool call came as text")
+def a_call_that_is_not_read(artifact: Artifact) -> None:
+    """The server does not read tool calls."""
+    replayed(artifact, reads_calls=False)
+
+
+@mutant("ML909", says='the tool call weather({"city": "Bergen"})')
+def another_argument_of_a_call(artifact: Artifact) -> None:
+    """The answer is right, and the server reads another argument in its call."""
+    artifact |= {"kind": "openai"}
+    replayed(artifact, shows_ids=False, completion=lambda ids, data: in_bergen(ids) if data.get("tools") else ids)
+
+
+def in_bergen(ids: tuple[int, ...]) -> tuple[int, ...]:
+    """Put another city in a call."""
+    text = oracle().decode(ids[1:-1]).replace("Oslo", "Bergen")
+    return (ids[0], *oracle().encode_text(text), ids[-1]) if ids[0] == oracle().tool_calls_id else ids
+
+
+@mutant("ML910", says="answered as by the base")
+def an_adapter_that_does_nothing(artifact: Artifact) -> None:
+    """The base answers as the adapter does: it is loaded, and not applied."""
+    replayed(artifact, base=golden_answers(oracle()))
+
+
+@mutant("ML910", says="the adapter lora.gguf has the scale 0")
+def an_adapter_of_scale_0(artifact: Artifact) -> None:
+    """The adapter is loaded with the scale 0."""
+    replayed(artifact, scale=0.0)
+
+
+@mutant("ML910", says="has the scale 0.5")
+def half_an_adapter(artifact: Artifact) -> None:
+    """The adapter is loaded with the scale 0.5."""
+    replayed(artifact, scale=0.5)
+
+
+@mutant("ML911", says="asked with the temperature 0 alone, it answers")
+def a_penalty_of_the_server(artifact: Artifact) -> None:
+    """A default of the server changes greedy answers, unless a request spells it out."""
+    replayed(artifact, completion=lambda ids, data: ids if by_ids(data) or "repeat_penalty" in data else reworded(ids))
+
+
+@mutant("ML911", says="asked twice, it answers")
+def an_answer_that_is_not_greedy(artifact: Artifact) -> None:
+    """The second answer to a prompt is another."""
+    seen: set[str] = set()
+
+    def second(ids: tuple[int, ...], data: dict[str, Any]) -> tuple[int, ...]:
+        key = str(data.get("messages"))
+        spelled_out = "repeat_penalty" in data and not by_ids(data)
+        again = spelled_out and key in seen
+        seen.update([key] if spelled_out else [])
+        return reworded(ids) if again else ids
+
+    replayed(artifact, completion=second)
+
+
+@mutant("ML801", says="golden transcript")
+def a_transcript_cut_off(artifact: Artifact) -> None:
+    """A transcript ends early."""
+    replayed(artifact)
+    file = artifact["golden"][0] / "capital.json"
+    file.write_bytes(file.read_bytes()[:300])
+
+
+@mutant("ML802", says="prompt token 1 is")
+def a_transcript_of_another_tokenizer(artifact: Artifact) -> None:
+    """A transcript has other ids of its prompt than the tokenizer makes."""
+    replayed(artifact)
+    [one] = [one for one in golden_answers(oracle()) if one.case == "capital"]
+    replace(one, prompt_ids=(1, 1, *one.prompt_ids[1:])).write(artifact["golden"][0])

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from bench_server import literal, spaced, two_users
+from bench_server import by_ids, literal, oracle, replayed, reworded, spaced, two_users
 from gallery import Artifact, Example
+from golden_answers import golden_answers
 
 
 class ML901(Example):
@@ -40,6 +41,16 @@ class ML904(Example):
         artifact["kind"] = "openai"
 
 
+class ML905(Example):
+    def broken(self, artifact: Artifact) -> None:
+        artifact |= {"kind": "openai", "precision": "fp32"}
+        replayed(artifact, shows_ids=False, logprob=lambda value, at: value - 0.0714 * (at == 0))
+
+    def sound(self, artifact: Artifact) -> None:
+        artifact |= {"kind": "openai", "precision": "fp32"}
+        replayed(artifact, shows_ids=False, logprob=lambda value, at: value - 0.007)
+
+
 class ML906(Example):
     def broken(self, artifact: Artifact) -> None:
         artifact["behaviour"].prompt = literal
@@ -54,3 +65,39 @@ class ML907(Example):
 
     def sound(self, artifact: Artifact) -> None:
         artifact["behaviour"].refuses = lambda data: len(data["messages"]) > 1000
+
+
+class ML908(Example):
+    def broken(self, artifact: Artifact) -> None:
+        replayed(artifact, completion=lambda ids, data: reworded(ids) if by_ids(data) else ids)
+
+    def sound(self, artifact: Artifact) -> None:
+        replayed(artifact, logprob=lambda value, at: value - 0.007)
+
+
+class ML909(Example):
+    also = "ML902"
+
+    def broken(self, artifact: Artifact) -> None:
+        replayed(artifact, prompt=spaced)
+
+    def sound(self, artifact: Artifact) -> None:
+        replayed(artifact, prompt=lambda ids, _: ids)
+
+
+class ML910(Example):
+    def broken(self, artifact: Artifact) -> None:
+        replayed(artifact, base=golden_answers(oracle()))
+
+    def sound(self, artifact: Artifact) -> None:
+        replayed(artifact, base=golden_answers(oracle())[:1])
+
+
+class ML911(Example):
+    def broken(self, artifact: Artifact) -> None:
+        replayed(
+            artifact, completion=lambda ids, data: ids if by_ids(data) or "repeat_penalty" in data else reworded(ids)
+        )
+
+    def sound(self, artifact: Artifact) -> None:
+        replayed(artifact, completion=lambda ids, data: ids)

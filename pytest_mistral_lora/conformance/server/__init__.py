@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import TYPE_CHECKING
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pytest_mistral_lora.chat.templates import ChatTemplate
 
 _SHOWN = 8
+_NO_TRANSCRIPTS = "no golden transcripts: name an adapter (--adapter, --mistral-adapter), or transcripts (--golden)"
 _INJECTED = "control-literal"
 """The named deviation of text that becomes a control token."""
 
@@ -28,8 +29,17 @@ _CLASSES = {
 
 
 def checks(target: ServerTarget, settings: Settings) -> Iterator[Check]:
-    """Yield the checks of a server."""
-    for case, judge in ServerChecks(target).cases().items():
+    """Yield the checks of a server, and of the transcripts that are replayed through it."""
+    checks = ServerChecks(target)
+    cases = checks.cases()
+    if target.adapter is None and not target.golden:
+        cases |= {"transcripts": partial(Result, not_checked=_NO_TRANSCRIPTS)}
+    else:
+        from pytest_mistral_lora.conformance.server.replay import ReplayChecks
+
+        replayed = ReplayChecks(target).cases()
+        cases |= {case: partial(checks.if_replayed, case, judge) for case, judge in replayed.items()}
+    for case, judge in cases.items():
         yield Check(target, "server", case, judge)
 
 
@@ -40,7 +50,7 @@ class ServerChecks:
         self._target = target
         self._place = target.url
 
-    def cases(self) -> Mapping[str, Callable[[], Result]]:
+    def cases(self) -> dict[str, Callable[[], Result]]:
         """Return the checks by name."""
         asked = {"preview": self.preview, "counts": self.counts, "refusals": self.refusals}
         by_ids = {"prompts": self.prompts, "injection": self.injection}
@@ -67,6 +77,12 @@ class ServerChecks:
         if self._failure is None and not self._shown:
             return Result(not_checked=f"{self._target.server.title} does not show the ids of a prompt")
         return self._if_answered(judge)
+
+    def if_replayed(self, case: str, judge: Callable[[], Result]) -> Result:
+        """Return the result of a check of replayed transcripts, if there are some and the server answers."""
+        if case != "transcripts" and not self._target.transcripts[0]:
+            return Result(not_checked="no golden transcript can be replayed: see the check `transcripts`")
+        return judge() if case == "transcripts" else self._if_answered(judge)
 
     @cached_property
     def _shown(self) -> list[_Served]:

@@ -22,10 +22,11 @@ from pytest_mistral_lora.checkpoint.weights import DTYPES, Weights
 from pytest_mistral_lora.errors import InputError, MergeError
 from pytest_mistral_lora.records.adapter_config import CONFIG
 from pytest_mistral_lora.records.adapter_folder import FARTHEST, AdapterFolder
+from pytest_mistral_lora.records.judgement import AnswerJudgement, check_prompt, difference_text
 from pytest_mistral_lora.records.manifest import MANIFEST
 from pytest_mistral_lora.records.transcripts import TRANSCRIPTS, Transcript, load_folder, transcript_files
 from pytest_mistral_lora.records.verify import verify
-from pytest_mistral_lora.training.generate.judge import AnswerJudgement, check_prompt, difference_text, judge
+from pytest_mistral_lora.training.generate.judge import judge
 from pytest_mistral_lora.training.generate.model_spec import ModelSpec, Question, ask
 from pytest_mistral_lora.training.generate.record import next_token_logits
 from pytest_mistral_lora.training.merge.plan import INDEX
@@ -292,9 +293,6 @@ def _check_equal(farthest: float, judgements: Sequence[AnswerJudgement], dtype: 
     if wrong:
         first = wrong[0]
         broken = [f"{check.name} failed: {check.reason}" for check in first.broken_checks]
-        lines = [f"{first.case}: {first.text!r}", *difference_text(first), *broken]
-        raise MergeError(
-            "\n  ".join([f"{len(wrong)} of {len(judgements)} prompts are answered otherwise", *lines]),
-            expected="the answers of base and adapter",
-            next_step=_NEXT_STEP,
-        )
+        count = f"{len(wrong)} of {len(judgements)} prompts are answered otherwise"
+        lines = "\n  ".join([count, f"{first.case}: {first.text!r}", *difference_text(first), *broken])
+        raise MergeError(lines, expected="the answers of base and adapter", next_step=_NEXT_STEP)

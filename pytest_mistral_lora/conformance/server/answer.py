@@ -1,0 +1,151 @@
+"""The judgement of one served answer by a golden transcript: by ids, by tool calls, or by text."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from math import isfinite
+from typing import TYPE_CHECKING
+
+from pytest_mistral_lora.chat.completions import AnswerToCheck, MalformedCallError, read_calls
+from pytest_mistral_lora.chat.oracle import Oracle
+from pytest_mistral_lora.errors import InputError
+from pytest_mistral_lora.records.judgement import (
+    AnswerJudgement,
+    FirstDifference,
+    TokenCandidate,
+    answer_tier,
+    first_difference,
+    lost_formats,
+    widest_tolerance,
+)
+from pytest_mistral_lora.records.transcripts import Transcript
+
+if TYPE_CHECKING:
+    from pytest_mistral_lora.serving.answers import ServedAnswer
+
+_SHOWN = 24
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerJudge:
+    """Judges the answers of one server.
+
+    Attributes:
+        oracle: The tokenizer that reads them.
+        precision: The precision of the served weights, a key of `TOLERANCES`.
+        reads_calls: Whether the server was asked to read tool calls in an answer.
+    """
+
+    oracle: Oracle
+    precision: str
+    reads_calls: bool
+
+    def judge(self, golden: Transcript, answer: ServedAnswer, *, by_messages: bool) -> AnswerJudgement:
+        """Return the tier of an answer.
+
+        Args:
+            golden: The recorded answer.
+            answer: The served one.
+            by_messages: Whether messages were sent, so that the server has read the tool calls of the answer.
+
+        Raises:
+            InputError: If an id of the answer is none of the tokenizer's.
+        """
+        ids = self.whole_ids(golden, answer)
+        calls = self._calls_fault(golden, answer) if by_messages else ""
+        if ids is not None:
+            difference = first_difference(golden, ids, self.oracle.piece)
+        elif answer.calls and not calls:
+            difference = None
+        else:
+            difference = self._text_difference(golden, self._text(answer))
+        moved = self.moved(golden, answer)
+        apart = sum(moved) / len(moved) if moved else None
+        tier = answer_tier(difference, apart, widest_tolerance(self.precision, golden.precision))
+        if calls and tier == "exact":
+            tier = "different"
+        text = self._text(answer) if ids is None else self.oracle.decode(ids)
+        stop = "eos" if answer.ended else "length"
+        checked = AnswerToCheck(ids or (), text, stop, golden.row.tools or (), self.oracle)
+        return AnswerJudgement(
+            case=golden.case,
+            tier=tier,
+            text=calls or text,
+            golden_text=golden.text,
+            logprob_difference=apart,
+            difference=difference,
+            broken_checks=() if ids is None else lost_formats(golden, checked),
+        )
+
+    def whole_ids(self, golden: Transcript, answer: ServedAnswer) -> tuple[int, ...] | None:
+        """Return the ids of an answer with its closing EOS, which servers leave out; None if they are hidden.
+
+        Raises:
+            InputError: If one is none of the tokenizer's.
+        """
+        ids, eos = answer.ids, self.oracle.eos_id
+        wrong = next((one for one in ids or () if not 0 <= one < self.oracle.vocab_size), None)
+        if wrong is not None:
+            raise InputError(f"answered with the id {wrong}, of a vocabulary of {self.oracle.vocab_size}")
+        if ids is None or not answer.ended or ids[-1:] == (eos,):
+            return ids
+        return (*ids, eos)
+
+    def moved(self, golden: Transcript, answer: ServedAnswer) -> list[float]:
+        """Return the differences of log-probabilities up to the first other token, in nats; empty if not known."""
+        apart = []
+        pairs = zip(answer.ids or (), golden.completion_ids, answer.logprobs, golden.logprobs, strict=False)
+        for own, recorded, logprob, before in pairs:
+            if own != recorded:
+                break
+            if isfinite(logprob):
+                apart.append(abs(logprob - before))
+        return apart
+
+    def _calls_fault(self, golden: Transcript, answer: ServedAnswer) -> str:
+        """Return why the tool calls that a server read are not the recorded ones; empty if they are.
+
+        The ids of calls are not compared: many servers make their own.
+        """
+        try:
+            recorded = [(one.name, one.arguments) for one in read_calls(golden.completion_ids, self.oracle)]
+        except MalformedCallError:
+            recorded = []
+        served = [(one.name, _value(one.arguments)) for one in answer.calls]
+        if recorded == served or (not served and not self.reads_calls):
+            return ""
+        if not served:
+            return f"the tool call came as text: {self._text(answer)[:_SHOWN]!r}"
+        return f"the tool call {call_text(answer)}"
+
+    def _text(self, answer: ServedAnswer) -> str:
+        # servers leave the space of the first SentencePiece token, and mistral-common does not
+        return answer.text.removeprefix(" ") if self.oracle.kind == "spm" else answer.text
+
+    def _text_difference(self, golden: Transcript, text: str) -> FirstDifference | None:
+        """Return the first token of a transcript that a text does not spell; None if it spells all of them."""
+        if text == golden.text:
+            return None
+        ids, known = golden.completion_ids, ""
+        for index in range(len(ids)):
+            # a token may end within a character
+            spelled = self.oracle.decode(ids[: index + 1]).rstrip("\N{REPLACEMENT CHARACTER}")
+            if not text.startswith(spelled):
+                break
+            known = spelled
+        rest = text[len(known) :][:_SHOWN] or "the end"
+        golden_token = TokenCandidate(ids[index], self.oracle.piece(ids[index]), None)
+        return FirstDifference(index, golden_token, TokenCandidate(None, repr(rest), None), golden.margins[index])
+
+
+def call_text(answer: ServedAnswer) -> str:
+    """Return the tool calls of an answer as text; empty if it has none."""
+    return ", ".join(f"{one.name}({one.arguments})" for one in answer.calls)
+
+
+def _value(arguments: str) -> object:
+    try:
+        return json.loads(arguments)
+    except (ValueError, RecursionError):
+        return arguments

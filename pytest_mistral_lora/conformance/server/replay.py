@@ -1,0 +1,228 @@
+"""Golden transcripts replayed through a server: its numbers, its prompts, its adapter and its settings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
+from math import isfinite
+from typing import TYPE_CHECKING
+
+from pytest_mistral_lora.conformance.finding import Finding, Result, first_findings
+from pytest_mistral_lora.conformance.server.answer import AnswerJudge, call_text
+from pytest_mistral_lora.conformance.server_target import ServerTarget
+from pytest_mistral_lora.errors import InputError
+from pytest_mistral_lora.records.judgement import TOLERANCES, AnswerJudgement, difference_text
+from pytest_mistral_lora.records.transcripts import Transcript
+
+if TYPE_CHECKING:
+    from pytest_mistral_lora.serving.answers import ServedAnswer
+    from pytest_mistral_lora.serving.replay import Outcome, Replayed
+
+RIGHT_MODEL = "By ids exact, by chat different: the model and adapter are right, the prompt is not."
+
+FINGERPRINT = 0.03
+"""Largest difference of a first log-probability in full precision, in nats. Noise was 0.007 at most (llama.cpp with its
+cache in float16), and one BOS or one space too many moved it by 0.071 at least."""
+
+_SHOWN = 8
+_SAME = 1e-4
+"""Largest difference of log-probabilities of one model that is asked twice in one process, in nats."""
+
+
+class ReplayChecks:
+    """The checks of replayed transcripts: each method is one, and they share the server's answers."""
+
+    def __init__(self, target: ServerTarget) -> None:
+        self._target = target
+        self._place = target.url
+
+    def cases(self) -> Mapping[str, Callable[[], Result]]:
+        """Return the checks by name."""
+        return {
+            "transcripts": self.transcripts,
+            "by-ids": self.by_ids,
+            "by-messages": self.by_messages,
+            "first-logprobs": self.first_logprobs,
+            "applied": self.applied,
+            "greedy": self.greedy,
+        }
+
+    @cached_property
+    def _precision(self) -> tuple[str, str]:
+        """The precision of the served weights, and the source of it."""
+        target = self._target
+        if target.precision:
+            return target.precision, "as stated"
+        if target.answers.facts.precision:
+            return target.answers.facts.precision, "as the server reports"
+        widest = max((one.transcript.precision for one in target.replayed), key=lambda one: TOLERANCES[one].margin)
+        return widest, "as recorded, since the server reports none"
+
+    @cached_property
+    def _judge(self) -> AnswerJudge:
+        return AnswerJudge(self._target.oracle, self._precision[0], self._target.server.reads_calls)
+
+    @property
+    def _not_judged(self) -> str:
+        """Why answers are not judged; empty if they are."""
+        precision = self._precision[0]
+        if precision in TOLERANCES:
+            return ""
+        kind = self._target.kind
+        return f"no tolerance is known for weights in {precision}; to use another's: {kind}:q4={self._target.url}"
+
+    def transcripts(self) -> Result:
+        """ML801 and ML802: the transcripts can be read, and their prompts have the ids of the tokenizer."""
+        return Result(tuple(self._target.transcripts[1]))
+
+    def by_ids(self) -> Result:
+        """ML908: the recorded ids of a prompt are answered as recorded."""
+        if all(one.by_ids is None for one in self._target.replayed):
+            return Result(not_checked=f"{self._target.server.title} takes no ids as a prompt")
+        return self._answers("ML908", lambda one: one.by_ids)
+
+    def by_messages(self) -> Result:
+        """ML909: the messages of a transcript are answered as recorded."""
+        return self._answers("ML909", lambda one: one.by_messages)
+
+    def _answers(self, rule: str, of: Callable[[Replayed], Outcome]) -> Result:
+        if self._not_judged:
+            return Result(not_checked=self._not_judged)
+        findings, tiers, moved = [], [], 0.0
+        for one in self._target.replayed:
+            judged = self._judged(one.transcript, of(one), by_messages=rule == "ML909")
+            if isinstance(judged, str):
+                findings.append(self._finding(rule, one.transcript, judged))
+                continue
+            tiers.append(judged.tier)
+            answer = _answered(of(one))
+            moved = max([moved, *(self._judge.moved(one.transcript, answer) if answer else [])])
+            if not judged.passed:
+                findings.append(self._different(rule, one, judged))
+        precision, source = self._precision
+        counts = ", ".join(f"{tiers.count(tier)} {tier}" for tier in dict.fromkeys(tiers)) or "0"
+        text = f"{counts} of {len(self._target.replayed)}; {precision}, {source}"
+        text += f"; log-probabilities moved by {moved:.2g} nats at most" if moved else ""
+        text += f". {RIGHT_MODEL}" if any(RIGHT_MODEL in one.detail for one in findings) else ""
+        name = "answers by ids of" if rule == "ML908" else "answers by messages of"
+        return Result(tuple(first_findings(findings, _SHOWN, self._place)), facts=((name, text),))
+
+    def _judged(self, golden: Transcript, outcome: Outcome, *, by_messages: bool) -> AnswerJudgement | str:
+        """Return the judgement of an answer, or the reason why there is none."""
+        if isinstance(outcome, InputError):
+            return f"{outcome.found} ({outcome.place})"
+        if outcome is None:
+            return "it was not answered"
+        if outcome.refused:
+            return f"the server refuses it: {outcome.refused}"
+        try:
+            return self._judge.judge(golden, outcome, by_messages=by_messages)
+        except InputError as error:
+            return error.found
+
+    def _finding(self, rule: str, golden: Transcript, found: str, detail: str = "") -> Finding:
+        return Finding(rule, f"{golden.case}: {found}", self._place, repr(golden.text), detail, golden.row.to_jsonl())
+
+    def _different(self, rule: str, one: Replayed, judged: AnswerJudgement) -> Finding:
+        lines = [*difference_text(judged), *(f"{check.name} failed: {check.reason}" for check in judged.broken_checks)]
+        if rule == "ML909":
+            by_ids = self._judged(one.transcript, one.by_ids, by_messages=False)
+            if isinstance(by_ids, AnswerJudgement) and by_ids.passed:
+                lines.insert(0, RIGHT_MODEL)
+        return self._finding(rule, one.transcript, f"answered {judged.text!r}", "\n".join(lines))
+
+    def first_logprobs(self) -> Result:
+        """ML905: a server that hides its ids gives the first token the log-probability of the right prompt."""
+        if any(not isinstance(one.served, InputError) and one.served.ids for one in self._target.answers.rows):
+            return Result(not_checked="the server shows the ids of its prompts, which prove more")
+        precision, source = self._precision
+        if precision != "fp32" or source.startswith("as recorded"):
+            stated = f"{self._target.kind}:fp32={self._target.url}"
+            return Result(not_checked=f"weights are not known to be in full precision; if they are: {stated}")
+        findings: list[Finding] = []
+        seen = 0
+        for one in self._target.replayed:
+            answer = _answered(one.by_messages)
+            if answer and answer.first:
+                seen += 1
+                findings += self._moved_first(one.transcript, answer.first)
+        if not seen:
+            return Result(not_checked="the server shows no log-probabilities")
+        facts = (
+            ("first log-probabilities of", f"{seen - len(findings)} of {seen} prompts have those of the right one"),
+        )
+        return Result(tuple(first_findings(findings, _SHOWN, self._place)), facts=facts)
+
+    def _moved_first(self, golden: Transcript, served: Mapping[str, float]) -> Iterator[Finding]:
+        oracle, first = self._target.oracle, golden.completion_ids[0]
+        recorded = {first: golden.logprobs[0], golden.runner_up_ids[0]: golden.logprobs[0] - golden.margins[0]}
+        # control tokens have no text, and a server may name them in its own way
+        named = {
+            oracle.decode([one]).strip(): value for one, value in recorded.items() if one not in oracle.control_tokens
+        }
+        apart = {text: abs(served[text] - value) for text, value in named.items() if text and text in served}
+        if apart and max(apart.values()) <= FINGERPRINT:
+            return
+        if not apart and (first in oracle.control_tokens or not oracle.decode([first]).strip()):
+            return
+        text = max(apart, key=lambda one: apart[one]) if apart else oracle.decode([first]).strip()
+        found = f"{served[text]:.4f}" if apart else "not among the best"
+        yield self._finding(
+            "ML905",
+            golden,
+            f"the first token {text!r} has the log-probability {found}, and not "
+            f"{named.get(text, golden.logprobs[0]):.4f}",
+        )
+
+    def applied(self) -> Result:
+        """ML910: the answers are those of the adapter, not of the base alone."""
+        scales = self._target.answers.facts.scales
+        wrong = [(name, scale) for name, scale in scales if scale != 1]
+        findings = [
+            Finding("ML910", f"the adapter {name} has the scale {scale:g}", self._place, "1") for name, scale in wrong
+        ]
+        pairs = [(_answered(one.by_ids), _answered(one.base)) for one in self._target.replayed]
+        asked = [(own, base) for own, base in pairs if base and not base.refused]
+        if not asked:
+            reason = "the server has no adapter to leave out, as if it served a merged model: see the check `by-ids`"
+            return Result(tuple(findings), "" if findings else reason)
+        same = sum(own is not None and _is_same(own, base) for own, base in asked)
+        if same == len(asked):
+            found = f"{len(asked)} of {len(asked)} prompts are answered as by the base without an adapter"
+            findings.append(Finding("ML910", found, self._place, "the answers of the adapter"))
+        facts = (("adapter of", f"it changes {len(asked) - same} of {len(asked)} answers of the base"),)
+        return Result(tuple(findings), facts=facts)
+
+    def greedy(self) -> Result:
+        """ML911: a greedy answer is the same twice, and no default of the server changes it."""
+        answers = [(one, _answered(one.by_messages)) for one in self._target.replayed if one.again]
+        asked = [(one, answer) for one, answer in answers if answer]
+        if not asked:
+            return Result(not_checked="no messages were answered: see the check `by-messages`")
+        findings: list[Finding] = []
+        for one, answer in asked:
+            for other, how in ((one.again, "asked twice"), (one.plain, "asked with the temperature 0 alone")):
+                if isinstance(other, InputError):
+                    findings.append(self._finding("ML911", one.transcript, f"{how}: {other.found}"))
+                elif other is not None:
+                    findings += self._otherwise(one.transcript, answer, other, how)
+        return Result(tuple(first_findings(findings, _SHOWN, self._place)))
+
+    def _otherwise(self, golden: Transcript, one: ServedAnswer, other: ServedAnswer, how: str) -> Iterator[Finding]:
+        if (one.text, one.calls, one.ids) == (other.text, other.calls, other.ids):
+            return
+        found = self._judged(golden, other, by_messages=True)
+        if isinstance(found, AnswerJudgement) and found.passed:
+            return  # another token at a near tie
+        expected, text = (repr(given.text) if given.text else call_text(given) for given in (one, other))
+        row = golden.row.to_jsonl()
+        yield Finding("ML911", f"{golden.case}: {how}, it answers {text}", self._place, expected, row=row)
+
+
+def _answered(outcome: Outcome) -> ServedAnswer | None:
+    return None if isinstance(outcome, InputError) else outcome
+
+
+def _is_same(one: ServedAnswer, other: ServedAnswer) -> bool:
+    pairs: Sequence[tuple[float, float]] = list(zip(one.logprobs, other.logprobs, strict=False))
+    return one.ids == other.ids and all(abs(a - b) <= _SAME for a, b in pairs if isfinite(a) and isfinite(b))

@@ -1,0 +1,205 @@
+"""Judge an answer by a golden transcript, in three tiers: exact, equivalent, different. No model is loaded here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from math import inf
+from typing import Any, Literal
+
+from pytest_mistral_lora.chat.completions import AnswerToCheck, FormatVerdict, verdicts
+from pytest_mistral_lora.checkpoint.encoder import Encoder
+from pytest_mistral_lora.errors import InputError
+from pytest_mistral_lora.records.transcripts import Transcript
+
+Tier = Literal["exact", "equivalent", "different"]
+
+
+@dataclass(frozen=True, slots=True)
+class TierTolerance:
+    """Largest differences from a transcript that other hardware or library versions explain.
+
+    Attributes:
+        margin: Another token may be chosen if the recorded margin is below this, in nats.
+        logprob: Largest mean difference of the golden completion's log-probabilities, in nats a token.
+    """
+
+    margin: float
+    logprob: float
+
+
+# bf16 has 8 significant bits: a logit near 30 is rounded by up to 0.06, the difference of two by up to twice that.
+# Q8_0 was measured with llama.cpp on SmolLM2-135M and an adapter: margins up to 0.257, log-probabilities 0.26.
+TOLERANCES: Mapping[str, TierTolerance] = {
+    "fp32": TierTolerance(0.01, 0.005),
+    "fp16": TierTolerance(0.05, 0.01),
+    "bf16": TierTolerance(0.25, 0.05),
+    "q8_0": TierTolerance(0.3, 0.1),
+    "q4": TierTolerance(1.0, 0.5),
+}
+"""By the dtype of the base's weights, or their quantisation in a GGUF file. If recording and model differ in it, the
+wider one applies."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenCandidate:
+    """A token that could have come next.
+
+    Attributes:
+        id: The token's id; None at the end of an answer.
+        piece: Its text in the vocabulary.
+        probability: Its probability under the judged model, from 0 to 1; None if it is not known.
+    """
+
+    id: int | None
+    piece: str
+    probability: float | None
+
+    def text(self) -> str:
+        """Return the candidate for a terminal, without its probability."""
+        return self.piece if self.id is None else f"{self.id} {self.piece!r}"
+
+
+@dataclass(frozen=True, slots=True)
+class FirstDifference:
+    """The first token at which a completion differs from its transcript.
+
+    Attributes:
+        token: Index into the completion.
+        golden: The token of the transcript.
+        found: The generated token.
+        margin: Recorded log-probability of the golden token minus that of the runner-up, in nats.
+    """
+
+    token: int
+    golden: TokenCandidate
+    found: TokenCandidate
+    margin: float
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerJudgement:
+    """The comparison of a model's answer with one transcript.
+
+    Attributes:
+        case: Name of the transcript.
+        tier: `exact`: the same ids; `equivalent`: other ids, only where the recorded margin is below the tolerance, and
+            the golden completion is as likely as it was; `different`: anything else.
+        text: The text that was generated now.
+        golden_text: The text of the transcript.
+        logprob_difference: Mean difference of the golden completion's log-probabilities, in nats a token; None if they
+            are not known.
+        difference: The first other token; None if the ids are equal.
+        broken_checks: Format checks that the transcript passed and the completion now fails.
+    """
+
+    case: str
+    tier: Tier
+    text: str
+    golden_text: str
+    logprob_difference: float | None
+    difference: FirstDifference | None
+    broken_checks: tuple[FormatVerdict, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether the model answers as recorded."""
+        return self.tier != "different" and not self.broken_checks
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the judgement as plain JSON data, with `passed`."""
+        return {**asdict(self), "passed": self.passed}
+
+
+def difference_text(one: AnswerJudgement) -> list[str]:
+    """Return the first other token for a terminal: both candidates, and how near they were; empty for equal ids."""
+    if one.difference is None:
+        return []
+    golden, found = one.difference.golden, one.difference.found
+    apart = one.logprob_difference
+    moved = "" if apart is None else f"; the recorded answer's log-probability moved by {apart:.4g} nats a token"
+    known = f" (probability {golden.probability:.4f})" if golden.probability is not None else ""
+    other = f" ({found.probability:.4f})" if found.probability is not None else ""
+    return [
+        f"token {one.difference.token}: recorded {golden.text()}{known}, found {found.text()}{other}",
+        f"margin when recorded: {one.difference.margin:.4g} nats{moved}",
+    ]
+
+
+def answer_tier(difference: FirstDifference | None, apart: float | None, tolerance: TierTolerance) -> Tier:
+    """Return the tier of an answer whose golden log-probabilities moved by `apart` nats a token; None if not known."""
+    if difference is None:
+        return "exact"
+    return "equivalent" if difference.margin < tolerance.margin and (apart or 0.0) <= tolerance.logprob else "different"
+
+
+def widest_tolerance(*precisions: str) -> TierTolerance:
+    """Return the wider of the tolerances of some precisions."""
+    return max((TOLERANCES[one] for one in precisions), key=lambda one: one.margin)
+
+
+def first_difference(
+    transcript: Transcript,
+    ids: Sequence[int],
+    piece: Callable[[int], str],
+    probability: Callable[[int, int], float | None] = lambda index, token: None,
+) -> FirstDifference | None:
+    """Return the first token at which an answer leaves a transcript; None if it never does.
+
+    Args:
+        transcript: The recorded answer.
+        ids: The answer, with its closing EOS.
+        piece: Returns a token as it is written in the vocabulary.
+        probability: Returns the probability of a token at a place of the answer, or None if it is not known.
+    """
+    golden = transcript.completion_ids
+    index = next((n for n, (one, other) in enumerate(zip(golden, ids, strict=False)) if one != other), None)
+    if index is None:
+        if len(golden) == len(ids):
+            return None
+        index = min(len(golden), len(ids))
+
+    def candidate(given: Sequence[int]) -> TokenCandidate:
+        if index >= len(given):
+            return TokenCandidate(None, "the end", None)
+        return TokenCandidate(given[index], piece(given[index]), probability(index, given[index]))
+
+    margin = transcript.margins[index] if index < len(golden) else inf
+    return FirstDifference(index, candidate(golden), candidate(ids), margin)
+
+
+def lost_formats(transcript: Transcript, answer: AnswerToCheck) -> tuple[FormatVerdict, ...]:
+    """Return the format checks that a transcript passed, and that an answer fails."""
+    # only the checks that the transcript passed: the adapter may never have kept the others
+    held = [check for check, one in zip(transcript.format_checks, transcript.checks, strict=True) if one["passed"]]
+    return tuple(verdict for verdict in verdicts(answer, held) if not verdict.passed)
+
+
+_MOVED = "The tokenizer, its template or a library has moved: restore it, or train and record again."
+_LOST_ORDER = (
+    "The file was written by a version that sorted the keys of tools and arguments, whose order a prompt keeps. Record "
+    "it again from its rows: mistral-lora smoke DIR --rows ROWS.jsonl --record FOLDER"
+)
+
+
+def check_prompt(encoder: Encoder, transcript: Transcript) -> None:
+    """Refuse a transcript whose prompt is encoded into other ids than it was.
+
+    Raises:
+        InputError: Naming the first token that moved.
+    """
+    now, then = encoder.prompt(transcript.row), transcript.prompt_ids
+    if now == then:
+        return
+    pairs = zip(now, then, strict=False)
+    index = next((n for n, (one, other) in enumerate(pairs) if one != other), min(len(now), len(then)))
+    found, golden = (
+        f"{ids[index]} {encoder.piece(ids[index])!r}" if index < len(ids) else "the end" for ids in (now, then)
+    )
+    recorded = ", ".join(f"{name} {transcript.recorded_with[name]}" for name in ("mistral-common", "transformers"))
+    raise InputError(
+        f"the prompt is encoded into other ids: prompt token {index} is {found}",
+        place=f"transcript {transcript.case}",
+        expected=f"{golden}, as recorded with {recorded} and {transcript.tokenizer['file']}",
+        next_step=_LOST_ORDER if transcript.may_have_lost_order else _MOVED,
+    )
