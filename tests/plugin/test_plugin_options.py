@@ -10,6 +10,7 @@ import torch
 
 from pytest_mistral_lora.chat.oracle import shipped_tokenizer
 from pytest_mistral_lora.conformance.named_targets import RunnerChoice
+from pytest_mistral_lora.conformance.server_target import ServerChoice
 from pytest_mistral_lora.plugin.items import Xfail
 from pytest_mistral_lora.plugin.options import OPTIONS
 from pytest_mistral_lora.plugin.settings import PluginSettings
@@ -28,7 +29,7 @@ GOOD: dict[str, tuple[str | None, str, Any]] = {
     "--mistral-server": (
         "vllm=http://127.0.0.1:8000/",
         "servers",
-        lambda here: (("vllm", "http://127.0.0.1:8000"),),
+        lambda here: (ServerChoice("vllm", "http://127.0.0.1:8000"),),
     ),
     "--mistral-gguf": ("own/rows.jsonl", "ggufs", lambda here: (here / "own" / "rows.jsonl",)),
     "--mistral-runner": (
