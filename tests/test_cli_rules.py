@@ -45,3 +45,13 @@ def test_what_is_no_rule_is_bad_usage(capsys: Any) -> None:
     error = capsys.readouterr().err
     assert error.startswith("error: there is no rule 'ML999'")
     assert "mistral-lora rules" in error
+
+
+def test_rules_are_found_by_the_words_of_a_symptom(capsys: Any) -> None:
+    assert main(["rules", "--search", "Trailing SPACES", "--json"]) == 0
+    assert [rule["id"] for rule in json.loads(capsys.readouterr().out)] == ["ML529"]
+    # the beginning of a word is enough, its end is not
+    assert main(["rules", "--search", "pad"]) == 0
+    assert "ML510" in capsys.readouterr().out
+    assert main(["rules", "--search", "adding"]) == 2
+    assert "no rule has all of the words 'adding'" in capsys.readouterr().err

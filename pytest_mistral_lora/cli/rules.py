@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterable
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 from pytest_mistral_lora.cli.verb import Verbs, add_json_option, add_verb, print_json
 from pytest_mistral_lora.errors import EXIT_OK, InputError
+
+if TYPE_CHECKING:
+    from pytest_mistral_lora.conformance.finding import Rule
 
 SUMMARY = "list the rules of the suite, or explain one"
 
 _DESCRIPTION = """\
 List every rule: its id, its subject, its severity and its title. With ids, explain these rules: the reason for the
-rule, its source, examples, and how to fix a finding."""
+rule, its source, examples, and how to fix a finding. To find the rule for a symptom, search for words."""
 
 
 def add_parser(verbs: Verbs) -> None:
@@ -23,9 +28,10 @@ def add_parser(verbs: Verbs) -> None:
         "rules",
         run,
         description=_DESCRIPTION,
-        examples=("mistral-lora rules", "mistral-lora rules ML204"),
+        examples=("mistral-lora rules", "mistral-lora rules ML204", "mistral-lora rules --search padding"),
     )
     parser.add_argument("ids", nargs="*", metavar="ID", help="rule to explain, such as ML204")
+    parser.add_argument("--search", metavar="WORDS", help="list the rules whose text has all of these words")
     add_json_option(parser)
 
 
@@ -33,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
     """Print the rules.
 
     Raises:
-        InputError: If there is no rule of a given id.
+        InputError: If there is no rule of a given id, or none with the words that are searched for.
     """
     from pytest_mistral_lora.conformance.finding import RULES
 
@@ -45,6 +51,13 @@ def run(args: argparse.Namespace) -> int:
             next_step="List them: mistral-lora rules.",
         )
     chosen = [RULES[name] for name in args.ids or RULES]
+    if args.search is not None:
+        chosen = _with_words(chosen, args.search)
+        if not chosen:
+            raise InputError(
+                f"no rule has all of the words {args.search!r}",
+                expected="fewer words, or other ones, such as padding or system prompt",
+            )
     if args.json:
         print_json([asdict(rule) for rule in chosen])
     elif args.ids:
@@ -53,3 +66,13 @@ def run(args: argparse.Namespace) -> int:
         lines = (f"{rule.id}  {rule.subject:<10}  {rule.severity:<5}  {rule.title}\n" for rule in chosen)
         sys.stdout.writelines(lines)
     return EXIT_OK
+
+
+def _with_words(rules: Iterable[Rule], words: str) -> list[Rule]:
+    """Return the rules whose sentences have all words; a word may be the beginning of a longer one."""
+    found = []
+    for rule in rules:
+        text = f" {' '.join((rule.title, rule.why, rule.fix, rule.example.fault))}".casefold()
+        if all(f" {word}" in text for word in words.casefold().split()):
+            found.append(rule)
+    return found
