@@ -25,6 +25,7 @@ README = ROOT / "README.md"
 ROWS = ROOT / "docs" / "rows.md"
 IMPORT = ROOT / "docs" / "import.md"
 REPORTS = ROOT / "docs" / "reports.md"
+SUITE = ROOT / "docs" / "suite.md"
 STATS = ROOT / "docs" / "stats.md"
 RED = ROOT / "docs" / "red.md"
 MASKS = ROOT / "docs" / "masks.md"
@@ -119,6 +120,15 @@ def annotation(folder: Path) -> str:
     return _printed_here(*words, folder=folder, exit_code=1)
 
 
+def baseline(folder: Path) -> str:
+    """Return the list of known deviations that accepts a wrong role and a repeated row."""
+    row, wrong = {"messages": [QUESTION, ANSWER]}, {"messages": [QUESTION, {**ANSWER, "role": "bot"}]}
+    write_rows(folder / "rows.jsonl", row, wrong, row)
+    words = ("check", "rows.jsonl", "--tokenizer", "spm-v3", "--baseline", "known.txt")
+    _printed_here(*words, folder=folder, exit_code=1)
+    return (folder / "known.txt").read_text(encoding="utf-8")
+
+
 def _printed_here(*words: str, folder: Path, exit_code: int = 0) -> str:
     """Return the output of a verb that is run in this process, which takes less time than another one."""
     output = io.StringIO()
@@ -180,6 +190,7 @@ OUTPUTS = (
     Output("loss", IMPORT, refused_loss),
     Output("stats", STATS, figures_of_rows),
     Output("annotation", REPORTS, annotation),
+    Output("baseline", SUITE, baseline),
     Output("red", RED, masked_eos),
     Output("masks", MASKS, rendered_row),
 )

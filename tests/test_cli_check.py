@@ -105,6 +105,27 @@ def test_findings_are_written_for_other_machines(capsys: Any, monkeypatch: pytes
     assert summary.read_text().count("### ❌ ML601") == 1
 
 
+def test_known_deviations_do_not_fail_and_a_baseline_lists_the_others(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows(tmp_path, "bot")
+    known = tmp_path / "known.txt"
+    words = (str(tmp_path / "rows.jsonl"), "--tokenizer", "spm-v3")
+    assert check(capsys, *words, "--baseline", str(known))[0] == 1
+    assert main(["check", *words, "--baseline", str(known)]) == 2
+    assert f"--baseline: {known} exists, and its reasons would be lost" in capsys.readouterr().err
+    assert main(["check", *words, "--xfails", str(known)]) == 2
+    assert "'mistral-golden::rows.jsonl::dataset::rows-are-valid' has no reason" in capsys.readouterr().err
+    reasons = known.read_text().replace("  # \n", "  # a bot is an assistant\n")
+    known.write_text(f"{reasons}ML305  # of the tiny train\n")
+    code, out = check(capsys, *words, "--xfails", str(known), "--json")
+    data = json.loads(out)
+    assert (code, data["counts"]["known"], data["counts"]["failed"], data["causes"]) == (0, 1, 0, [])
+    known.write_text(known.read_text() + "ML602  # mended long ago\n")
+    assert main(["check", *words, "--xfails", str(known)]) == 1
+    assert f"{known}:7: ML602 matches no finding" in capsys.readouterr().err
+
+
 def test_no_path_is_the_embedded_default_of_the_plugin(
     capsys: Any, monkeypatch: pytest.MonkeyPatch, pytester: pytest.Pytester
 ) -> None:

@@ -186,6 +186,11 @@ XFAILS = Option(
     "string",
     "PATH",
 )
+BASELINE = Option(
+    "--mistral-baseline",
+    "Write what this run finds to this new file, with empty reasons to fill in, as --mistral-xfails reads it.",
+    metavar="PATH",
+)
 OUTPUT_FORMAT = Option(
     "--mistral-output-format",
     "text, or github for annotations beside the lines at fault and a summary of the job, too. Default: github if "
@@ -216,6 +221,7 @@ OPTIONS = (
     SEED,
     STRICT,
     XFAILS,
+    BASELINE,
     OUTPUT_FORMAT,
     REPORT,
 )

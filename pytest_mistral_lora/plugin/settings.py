@@ -11,6 +11,7 @@ import pytest
 from pytest_mistral_lora.plugin.options import (
     ADAPTER,
     BASE,
+    BASELINE,
     DATASET,
     DEVICE,
     ENCODED,
@@ -39,12 +40,13 @@ from pytest_mistral_lora.plugin.values import (
     option_value,
     oracle_choice,
     tokenizer_paths,
+    written_file,
 )
 
 if TYPE_CHECKING:
+    from pytest_mistral_lora.conformance.known import Xfail
     from pytest_mistral_lora.conformance.named_targets import RunnerChoice
     from pytest_mistral_lora.conformance.server_target import ServerChoice
-    from pytest_mistral_lora.plugin.items import Xfail
 
 _DEFAULT_EXAMPLES = 20
 _GOLDEN_FILES = ("*.jsonl", "templates/*/*.json", "transcripts/*/*.json", "contributed/*/provenance.json")
@@ -79,6 +81,7 @@ class PluginSettings:
         xfails: Known deviations that do not fail.
         expects_every_xfail: Whether an xfail that matches nothing is an error.
         output_format: `text` or `github`.
+        baseline: The file for the list of all that was found, or None.
         report: The file for the report, or None.
     """
 
@@ -103,6 +106,7 @@ class PluginSettings:
     xfails: tuple[Xfail, ...]
     expects_every_xfail: bool
     output_format: str
+    baseline: Path | None
     report: Path | None
 
     @property
@@ -159,6 +163,7 @@ def read_settings(config: pytest.Config) -> PluginSettings:
         xfails=_known_deviations(config),
         expects_every_xfail=not xfails_file or xfails_source == XFAILS.flag or not other_targets,
         output_format=_output_format(config),
+        baseline=_baseline_file(config),
         report=_report_file(config),
     )
     if settings.update:
@@ -222,7 +227,7 @@ def _servers(config: pytest.Config) -> tuple[ServerChoice, ...]:
 
 
 def _known_deviations(config: pytest.Config) -> tuple[Xfail, ...]:
-    from pytest_mistral_lora.plugin.items import read_xfails
+    from pytest_mistral_lora.conformance.known import read_xfails
 
     try:
         return tuple(xfail for path in existing_paths(config, XFAILS) for xfail in read_xfails(path))
@@ -272,15 +277,14 @@ def _output_format(config: pytest.Config) -> str:
 
 
 def _report_file(config: pytest.Config) -> Path | None:
-    value = config.getoption(REPORT.dest)
-    if value is None:
-        return None
-    path = Path(config.invocation_params.dir, value)
-    if path.suffix not in _REPORTS:
-        raise pytest.UsageError(f"{REPORT.flag}: {value}; expected a name that ends in {' or '.join(_REPORTS)}")
-    # the report is written last: a path that cannot be written must not end a long run
-    if path.is_dir():
-        raise pytest.UsageError(f"{REPORT.flag}: a folder: {path}")
-    if not path.parent.is_dir():
-        raise pytest.UsageError(f"{REPORT.flag}: no such folder: {path.parent}")
+    path = written_file(config, REPORT)
+    if path is not None and path.suffix not in _REPORTS:
+        raise pytest.UsageError(f"{REPORT.flag}: {path.name}; expected a name that ends in {' or '.join(_REPORTS)}")
+    return path
+
+
+def _baseline_file(config: pytest.Config) -> Path | None:
+    path = written_file(config, BASELINE)
+    if path is not None and path.exists():
+        raise pytest.UsageError(f"{BASELINE.flag}: {path} exists, and its reasons would be lost; name a new file")
     return path

@@ -20,8 +20,8 @@ from pytest_mistral_lora.plugin.settings import PluginSettings
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.conformance.checks import Check
+    from pytest_mistral_lora.conformance.known import Xfail
     from pytest_mistral_lora.conformance.targets import Target
-    from pytest_mistral_lora.plugin.items import Xfail
 
 _WORK = "mistral_lora_work"
 _COUNTS = "mistral_lora_counts"
@@ -185,9 +185,7 @@ class Suite:
         if self.settings.output_format == "github":
             write_annotations(terminalreporter, self.outcomes)
         for xfail in self._unmatched_xfails():
-            terminalreporter.write_line(
-                f"{xfail.place}: {xfail.id} matches no finding: it is fixed or misspelled; remove it", red=True
-            )
+            terminalreporter.write_line(xfail.unmatched, red=True)
         unread = unread_configuration(terminalreporter.config, PATH_FLAGS)
         if unread:
             terminalreporter.write_line(unread, yellow=True)
@@ -209,7 +207,13 @@ class Suite:
                 session.exitstatus = exitstatus = pytest.ExitCode.TESTS_FAILED
         if self._is_worker:
             session.config.workeroutput[_COUNTS] = (self._collected, self._deselected)  # type: ignore[attr-defined]
-        elif self.settings.report is not None:
+            return
+        if self.settings.baseline is not None:
+            from pytest_mistral_lora.conformance.known import baseline_text
+            from pytest_mistral_lora.records.files import write_text
+
+            write_text(self.settings.baseline, baseline_text(self.outcomes, strict=self.settings.strict))
+        if self.settings.report is not None:
             from pytest_mistral_lora.conformance.groups import group_findings
             from pytest_mistral_lora.report import report_data, write_report
 

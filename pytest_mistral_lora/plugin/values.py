@@ -49,6 +49,20 @@ def existing_paths(
     return paths
 
 
+def written_file(config: pytest.Config, option: Option) -> Path | None:
+    """Return the file that an option names for this run to write, absolute; None if the option is not given."""
+    value = config.getoption(option.dest)
+    if value is None:
+        return None
+    path = Path(config.invocation_params.dir, value)
+    # it is written last: a path that cannot be written must not end a long run
+    if path.is_dir():
+        raise pytest.UsageError(f"{option.flag}: a folder: {path}")
+    if not path.parent.is_dir():
+        raise pytest.UsageError(f"{option.flag}: no such folder: {path.parent}")
+    return path
+
+
 def folder_of(config: pytest.Config, option: Option) -> Path:
     """Return the folder to which the paths of a setting are relative: the current one, or that of the ini file."""
     given = config.getoption(option.dest) is not None

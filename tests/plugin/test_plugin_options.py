@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from pytest_mistral_lora.chat.oracle import shipped_tokenizer
+from pytest_mistral_lora.conformance.known import Xfail
 from pytest_mistral_lora.conformance.named_targets import RunnerChoice
 from pytest_mistral_lora.conformance.server_target import ServerChoice
-from pytest_mistral_lora.plugin.items import Xfail
 from pytest_mistral_lora.plugin.options import OPTIONS
 from pytest_mistral_lora.plugin.settings import PluginSettings
 
@@ -44,6 +44,7 @@ GOOD: dict[str, tuple[str | None, str, Any]] = {
     "--mistral-seed": ("0", "seed", lambda here: 0),
     "--mistral-strict": (None, "strict", lambda here: True),
     "--mistral-xfails": ("known.txt", "xfails", lambda here: (Xfail("ML204", "looked at", f"{here}/known.txt:1"),)),
+    "--mistral-baseline": ("new.txt", "baseline", lambda here: here / "new.txt"),
     "--mistral-output-format": ("github", "output_format", lambda here: "github"),
     "--mistral-report": ("out.json", "report", lambda here: here / "out.json"),
 }
@@ -75,6 +76,7 @@ DEFAULTS = {
     "strict": False,
     "xfails": (),
     "expects_every_xfail": True,
+    "baseline": None,
     "output_format": "text",
     "report": None,
 }
@@ -124,6 +126,8 @@ BAD = [
     ("--mistral-examples", "1.5", "'1.5'; expected a whole number, 1 or more"),
     ("--mistral-seed", "-1", "'-1'; expected a whole number, 0 or more"),
     ("--mistral-seed", "x", "'x'; expected a whole number, 0 or more"),
+    ("--mistral-baseline", "known.txt", "{here}/known.txt exists, and its reasons would be lost; name a new file"),
+    ("--mistral-baseline", "nope/new.txt", "no such folder: {here}/nope"),
     ("--mistral-output-format", "sarif", "'sarif'; expected one of text, github"),
     ("--mistral-report", "out.txt", "out.txt; expected a name that ends in .json or .html"),
     ("--mistral-report", "nope/out.json", "no such folder: {here}/nope"),

@@ -129,6 +129,28 @@ def test_a_bad_line_is_a_usage_error(
     assert result.stderr.str().strip() == f"ERROR: --mistral-xfails: {here}/{message.format(here=here)}"
 
 
+def test_the_baseline_of_a_run_accepts_it_once_it_has_reasons(
+    known: Callable[[str], Path], judged: Run, golden: Run, pytester: pytest.Pytester
+) -> None:
+    known("")
+    result = judged("--mistral-baseline=found.txt")
+    assert result.ret == 1
+    baseline = pytester.path / "found.txt"
+    text = baseline.read_text()
+    entries = [line for line in text.splitlines() if line and not line.startswith("#")]
+    assert entries
+    assert all(entry.endswith("  # ") for entry in entries)
+    # each entry has its findings above it, and none of them has a reason yet
+    assert all(f"# {rule}" in text for rule in _broken(judged()))
+    refused = judged("--mistral-xfails=found.txt")
+    assert refused.ret == pytest.ExitCode.USAGE_ERROR
+    name = entries[0].removesuffix("  # ")
+    assert f"found.txt:5: '{name}' has no reason; expected: {name}  # why" in refused.stderr.str()
+    baseline.write_text(text.replace("  # \n", "  # looked at\n"))
+    assert judged("--mistral-xfails=found.txt").ret == 0
+    assert golden("--mistral-baseline=found.txt").ret == pytest.ExitCode.USAGE_ERROR
+
+
 def test_known_deviations_work_with_workers(known: Callable[[str], Path], judged: Run) -> None:
     known("")
     rules = _broken(judged())

@@ -1,0 +1,117 @@
+"""Known deviations: findings that a team accepts, each with its reason, and the list to start from."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pytest_mistral_lora.conformance.finding import RULES, Finding
+
+_LONGEST = 110
+
+
+@dataclass(frozen=True, slots=True)
+class Xfail:
+    """One known deviation.
+
+    Attributes:
+        id: A rule id, for the findings of this rule in every check, or a node id, for all findings of this check.
+        reason: The reason why it is accepted.
+        place: File and line.
+    """
+
+    id: str
+    reason: str
+    place: str
+
+    def covers(self, rule: str, nodeid: str) -> bool:
+        """Return whether a finding of this rule in this check is this known deviation."""
+        return self.id in (rule, nodeid)
+
+    @property
+    def unmatched(self) -> str:
+        """The message for a deviation that no finding of a full run is."""
+        return f"{self.place}: {self.id} matches no finding: it is fixed or misspelled; remove it"
+
+
+def read_xfails(path: Path) -> tuple[Xfail, ...]:
+    """Read a file of known deviations, one a line: `ID  # reason`.
+
+    Blank lines and lines that begin with `#` are skipped.
+
+    Raises:
+        OSError: If the file cannot be read.
+        ValueError: If a line has no reason, an unknown rule, or an id that an earlier line has; with file and line.
+    """
+    xfails: dict[str, Xfail] = {}
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        # a node id may contain a #, so that only one at the start or after white space begins the reason
+        name, _, reason = (part.strip() for part in re.sub(r"(^|\s)#", "\0", line, count=1).partition("\0"))
+        place = f"{path}:{number}"
+        if not name:
+            continue
+        if not reason:
+            raise ValueError(f"{place}: {name!r} has no reason; expected: {name}  # why it is accepted")
+        if "::" not in name and name not in RULES:
+            raise ValueError(f"{place}: there is no rule {name!r}; expected a rule id such as ML204, or a node id")
+        if name in xfails:
+            raise ValueError(f"{place}: {name} is listed twice; it is already in {xfails[name].place}")
+        xfails[name] = Xfail(name, reason, place)
+    return tuple(xfails.values())
+
+
+def known_among(findings: Sequence[Finding], nodeid: str, xfails: Iterable[Xfail]) -> list[Xfail]:
+    """Return the known deviations that a finding of this check matches."""
+    return [one for one in xfails if any(one.covers(finding.rule, nodeid) for finding in findings)]
+
+
+def unknown_among(findings: Sequence[Finding], nodeid: str, xfails: Iterable[Xfail]) -> list[Finding]:
+    """Return the findings of this check that no known deviation covers."""
+    known = [*xfails]
+    return [finding for finding in findings if not any(one.covers(finding.rule, nodeid) for one in known)]
+
+
+def baseline_text(records: Iterable[Mapping[str, Any]], *, strict: bool = False) -> str:
+    """Return the list of known deviations that accepts a run, with empty reasons, as `read_xfails` reads it.
+
+    A rule that one check breaks is listed by the node id of this check, so that it still fails in others. A rule that
+    several checks break is listed once.
+
+    Args:
+        records: The record of each check.
+        strict: Whether notes, and checks that could not run, are failures.
+    """
+    headlines: dict[str, list[str]] = {}
+    homes: dict[str, dict[str, list[str]]] = {}
+    for record in records:
+        if strict and record["not_checked"]:
+            headlines.setdefault(record["nodeid"], []).append(f"not checked: {record['not_checked']}")
+        for finding in record["findings"]:
+            if strict or finding["severity"] == "error":
+                checks = homes.setdefault(finding["rule"], {})
+                checks.setdefault(record["nodeid"], []).append(f"{finding['place']}: {finding['found']}")
+    for rule, checks in homes.items():
+        nodeid, found = next(iter(checks.items()))
+        name = rule if len(checks) > 1 else nodeid
+        count = sum(map(len, checks.values()))
+        several = f" in {len(checks)} checks" if len(checks) > 1 else ""
+        counted = f" ({count} findings{several})" if count > 1 else ""
+        headlines.setdefault(name, []).append(f"{rule}{counted} {found[0]}")
+    return "\n".join([*_HEADER, *_entries(headlines)]) + "\n"
+
+
+_HEADER = (
+    "# Deviations that were found. Write behind each `#` why you accept it, or fix it and remove its line: a line",
+    "# without a reason is refused, and one that matches no finding any more fails the run.",
+)
+
+
+def _entries(headlines: Mapping[str, Sequence[str]]) -> Iterator[str]:
+    for name, lines in headlines.items():
+        yield ""
+        # one line each: the text of a finding may quote a row, which must not become an entry
+        yield from (f"# {' '.join(line.split())}"[:_LONGEST] for line in lines)
+        yield f"{name}  # "

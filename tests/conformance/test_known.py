@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pytest_mistral_lora.conformance.finding import Finding
+from pytest_mistral_lora.conformance.known import baseline_text, read_xfails
+
+
+def record(case: str, *findings: Finding, not_checked: str = "") -> dict[str, Any]:
+    data = [finding.to_json() for finding in findings]
+    return {"nodeid": f"mistral-golden::a::{case}", "findings": data, "not_checked": not_checked}
+
+
+def entries(text: str) -> list[str]:
+    return [line for line in text.splitlines() if line and not line.startswith("#")]
+
+
+def test_a_rule_of_one_check_is_listed_by_the_check_and_one_of_several_by_itself() -> None:
+    text = baseline_text(
+        [
+            record("x", Finding("ML601", "'bot'", "rows.jsonl:3"), Finding("ML601", "'cat'", "rows.jsonl:4")),
+            record("y", Finding("ML004", "other ids")),
+            record("z", Finding("ML004", "other ids"), Finding("ML426", "a note")),
+            record("w", not_checked="no base"),
+        ]
+    )
+    assert entries(text) == ["mistral-golden::a::x  # ", "ML004  # "]
+    assert "# ML601 (2 findings) rows.jsonl:3: 'bot'" in text
+    assert "# ML004 (2 findings in 2 checks) " in text
+
+
+def test_strict_runs_fail_by_notes_and_unchecked_items_too() -> None:
+    records = [record("z", Finding("ML426", "a note")), record("w", not_checked="no base")]
+    assert entries(baseline_text(records)) == []
+    strict = baseline_text(records, strict=True)
+    assert entries(strict) == ["mistral-golden::a::w  # ", "mistral-golden::a::z  # "]
+    assert "# not checked: no base" in strict
+
+
+def test_a_hostile_text_is_no_entry(tmp_path: Path) -> None:
+    text = baseline_text([record("x", Finding("ML601", "a\nML004  # fine\u2028ML005 # fine\x1e" + 200 * "b"))])
+    assert entries(text) == ["mistral-golden::a::x  # "]
+    file = tmp_path / "known.txt"
+    file.write_text(text)
+    with pytest.raises(ValueError, match=r"known\.txt:5: 'mistral-golden::a::x' has no reason"):
+        read_xfails(file)
+    file.write_text(text.replace("  # \n", "  # looked at\n"))
+    assert [(one.id, one.reason) for one in read_xfails(file)] == [("mistral-golden::a::x", "looked at")]
