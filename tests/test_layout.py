@@ -18,12 +18,13 @@ PACKAGE = "pytest_mistral_lora"
 FOLDER = Path(pytest_mistral_lora.__file__).parent
 LONGEST = 350
 
-BASE = {"errors"}
+BASE = {"errors", "extras"}
 CHAT = BASE | {"chat"}
 CHECKPOINT = CHAT | {"checkpoint"}
 RECORDS = CHECKPOINT | {"records"}
 MAY_IMPORT = {
     "errors": set[str](),
+    "extras": {"errors"},
     "chat": BASE,
     "checkpoint": CHAT,
     "records": CHECKPOINT,
@@ -47,6 +48,7 @@ MAY_IMPORT_LATE = {
 }
 NEVER = {
     "errors": {"*"},
+    "extras": {"*"},
     "chat": {"torch", "pytest", "hypothesis"},
     "checkpoint": {"pytest", "hypothesis"},
     "records": {"pytest", "hypothesis"},

@@ -80,8 +80,8 @@ def test_a_fresh_clone_has_one_line_for_the_suite_and_one_for_the_tests() -> Non
     # .ci/run takes the two lines of a clone from here, and runs them as they stand
     lines = re.findall(r"^\$ (pip install .*&& pytest.*)$", README, flags=re.MULTILINE)
     assert lines == [
-        "pip install -e . && pytest --mistral-golden",
-        "pip install pytest-mistral-lora && pytest --mistral-golden  # once released",
+        'pip install -e ".[train]" && pytest --mistral-golden',
+        'pip install "pytest-mistral-lora[train]" && pytest --mistral-golden  # once released',
         'pip install -e ".[dev]" && pytest -n 2 tests',
     ]
 

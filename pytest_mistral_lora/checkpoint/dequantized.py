@@ -11,6 +11,7 @@ from pytest_mistral_lora.checkpoint.fp8 import METHOD, Fp8Layout, fp8_layout
 from pytest_mistral_lora.checkpoint.weights import DTYPES, Weights
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
 
@@ -66,6 +67,11 @@ class DequantizedWeights(Weights):
         scale = self.layout.scales.get(name)
         tensor = self._stored[name]
         return tensor if scale is None else dequantize(tensor, self._stored[scale], self.layout.block)
+
+    def array(self, name: str) -> np.ndarray[Any, Any]:
+        """Return a tensor as numpy has it; a dequantised matrix is made by torch."""
+        found: np.ndarray[Any, Any] = self[name].numpy() if name in self.layout.scales else super().array(name)
+        return found
 
     @property
     def stored(self) -> Weights:

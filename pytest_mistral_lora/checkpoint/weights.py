@@ -13,6 +13,7 @@ from pytest_mistral_lora.chat.reading import JSON_LIMIT, parse_json
 from pytest_mistral_lora.errors import InputError
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
 
@@ -20,6 +21,10 @@ _EMBEDDINGS = ("embed_tokens.weight", "lm_head.weight", "tok_embeddings.weight",
 _BITS = {"BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8, "F8_E5M2FNUZ": 8, "F8_E4M3FNUZ": 8}
 _BITS |= {"I16": 16, "U16": 16, "F16": 16, "BF16": 16, "I32": 32, "U32": 32, "F32": 32}
 _BITS |= {"F64": 64, "I64": 64, "U64": 64, "C64": 64, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6}
+_NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "C64": "complex64", "BOOL": "bool"}
+_NAMES |= {f"{kind}{bits}": f"{name}{bits}" for kind, name in (("I", "int"), ("U", "uint")) for bits in (8, 16, 32, 64)}
+_NAMES |= {"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "F8_E8M0": "float8_e8m0fnu"}
+_NAMES |= {"F8_E4M3FNUZ": "float8_e4m3fnuz", "F8_E5M2FNUZ": "float8_e5m2fnuz"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +47,37 @@ class TensorInfo:
     def size(self) -> int:
         """Number of elements."""
         return math.prod(self.shape)
+
+    @property
+    def dtype_name(self) -> str:
+        """The dtype as torch, numpy and ml_dtypes name it, such as `bfloat16`.
+
+        Raises:
+            InputError: If numpy has none for it, such as for numbers of four bits.
+        """
+        if self.dtype not in _NAMES:
+            known = ", ".join(_NAMES)
+            raise InputError(f"a tensor of {self.dtype}", place=str(self.file), expected=f"one of {known}")
+        return _NAMES[self.dtype]
+
+    def read_bytes(self) -> bytes:
+        """Return the tensor's bytes, little-endian, in row order."""
+        with self.file.open("rb") as file:
+            file.seek(8 + int.from_bytes(file.read(8), "little") + self.start)
+            return file.read(self.size * _BITS[self.dtype] // 8)
+
+    def read(self) -> np.ndarray[Any, Any]:
+        """Return the tensor as a read-only array of its shape; its dtype may be one of ml_dtypes.
+
+        Raises:
+            InputError: As for `dtype_name`.
+        """
+        import ml_dtypes
+        import numpy as np
+
+        # numpy itself has no bfloat16 and no 8-bit floats
+        dtype = np.dtype(getattr(ml_dtypes, self.dtype_name, self.dtype_name))
+        return np.frombuffer(self.read_bytes(), dtype).reshape(self.shape)
 
 
 _PICKLE_STARTS = (b"PK\x03\x04", *(bytes((0x80, protocol)) for protocol in range(2, 6)))
@@ -163,9 +199,17 @@ class Weights(Mapping[str, "torch.Tensor"]):
             tensor: torch.Tensor = file.get_tensor(name)
         return tensor
 
+    def array(self, name: str) -> np.ndarray[Any, Any]:
+        """Return a tensor as `TensorInfo.read` does: without torch."""
+        return self.infos[name].read()
+
     def __iter__(self) -> Iterator[str]:
         """Yield the names, file by file, in the order of the data."""
         return iter(self.infos)
+
+    def __contains__(self, name: object) -> bool:
+        """Return whether there is a tensor of this name, without loading it."""
+        return name in self.infos
 
     def __len__(self) -> int:
         """Return the number of tensors."""

@@ -48,6 +48,7 @@ from pytest_mistral_lora.errors import (
     interruption,
     is_out_of_memory,
 )
+from pytest_mistral_lora.extras import is_installed, missing_extra
 
 __all__ = ["EXIT_CODES", "VERBS", "main"]
 
@@ -121,11 +122,14 @@ def _run_verb(words: list[str]) -> int:
     if not sys.stderr.isatty():
         # bars of transformers and the Hub redraw a line, which a log file keeps; read when they are first imported
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    if not is_installed("torch"):
+        # else transformers tells everybody who checks a tokenizer that there are no models
+        os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     try:
         with _sigterm_as_exception():
             return int(args.run(args))
     except (Exception, KeyboardInterrupt) as caught:  # SystemExit keeps its own code
-        error = interruption(caught) or caught
+        error = interruption(caught) or missing_extra(caught) or caught
         message = _error_message(error, getattr(args, "memory_advice", ""))
         if not message:
             raise

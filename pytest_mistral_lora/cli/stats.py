@@ -20,6 +20,7 @@ from pytest_mistral_lora.cli.verb import (
     print_json,
 )
 from pytest_mistral_lora.errors import EXIT_OK, InputError
+from pytest_mistral_lora.extras import MissingExtraError
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.chat.reading.chunks import DataFile
@@ -88,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
         words += ["--tokenizer", target.judge.name] if isinstance(target, DatasetTarget) else []
         lines.append(f"To see why rows are refused: {shlex.join(words)}")
     if figures["repeats"]["within_a_side"]["near"] is None:
-        lines.append("To count rows that are nearly the same: pip install 'pytest-mistral-lora[near]'")
+        lines.append(str(MissingExtraError("rensa")))
     sys.stdout.write("\n".join(lines) + "\n")
     return EXIT_OK
 

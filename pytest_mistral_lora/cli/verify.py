@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from pytest_mistral_lora.cli.verb import Verbs, add_format_option, add_verb, print_json, print_judged
 from pytest_mistral_lora.errors import EXIT_FINDING, EXIT_OK, InputError
+from pytest_mistral_lora.extras import extra
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.records.adapter_folder import AdapterFolder
@@ -69,7 +70,7 @@ def add_parser(verbs: Verbs) -> None:
         "same machine and with the same libraries, otherwise within a tolerance",
     )
     parser.add_argument("--parent", type=Path, metavar="DIR", help="adapter that a merged model was made from")
-    signed = parser.add_argument_group("signature", 'needs model-signing: pip install "pytest-mistral-lora[signing]"')
+    signed = parser.add_argument_group("signature", f"needs model-signing: {extra('signing').command}")
     signed.add_argument(
         "--signature", type=Path, metavar="FILE", help="signature of the folder, made by model_signing sign"
     )

@@ -33,6 +33,7 @@ from pytest_mistral_lora.errors import (
     RecipeError,
     TokenizerError,
 )
+from pytest_mistral_lora.extras import MissingExtraError, missing_extra
 
 ROOT = "mistral-golden"
 """First part of every node id."""
@@ -99,7 +100,7 @@ class Check:
         try:
             with _rare_collections():
                 return self.judge()
-        except (NoOracleError, NoTemplateError) as error:
+        except (NoOracleError, NoTemplateError, MissingExtraError) as error:
             return Result(not_checked=str(error))
         except (RecipeError, PinError, TokenizerError) as error:
             rule = next(rule for kind, rule in UNLOADABLE.items() if isinstance(error, kind))
@@ -107,6 +108,11 @@ class Check:
             if reporter != self.name:
                 return Result(not_checked=f"{reporter} failed ({rule})")
             return Result((Finding(rule, error.found, error.place, error.expected, error.next_step),))
+        except ImportError as error:
+            missing = missing_extra(error)
+            if missing is None:
+                raise
+            return Result(not_checked=str(missing))
 
     def record(self, result: Result | None, *, outcome: str, seconds: float) -> dict[str, Any]:
         """Return the outcome of a check as plain data, for tables and reports.

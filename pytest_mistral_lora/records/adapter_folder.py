@@ -13,13 +13,13 @@ from pytest_mistral_lora.checkpoint.base_model import weight_files
 from pytest_mistral_lora.checkpoint.devices import PRECISIONS, Precision
 from pytest_mistral_lora.checkpoint.encoder import Encoder, make_encoder
 from pytest_mistral_lora.checkpoint.tokenizers import TOKENIZER_JSON, CheckpointTokenizer, oracle_file
-from pytest_mistral_lora.checkpoint.weights import TensorInfo, Weights, read_header
+from pytest_mistral_lora.checkpoint.weights import TensorInfo, read_header
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.records.adapter_config import CONFIG, peft_config, read_adapter_config, require_supported
 from pytest_mistral_lora.records.base_location import LocatedBase, RecordedBase, locate_base
 from pytest_mistral_lora.records.files import inside, sha256_bytes
 from pytest_mistral_lora.records.manifest import MANIFEST, Manifest, validate
-from pytest_mistral_lora.records.tensors import ADAPTER_TENSORS, read_tensors, sha256_tensors
+from pytest_mistral_lora.records.tensors import ADAPTER_TENSORS, sha256_of_files
 
 BASE_FACTS = ("base", "revision", "base_weights_sha256")
 """Keys that identify the base, in a manifest and in a transcript's `model`."""
@@ -159,9 +159,9 @@ class AdapterFolder:
         Raises:
             InputError: If a file cannot be read.
         """
-        if self.kind == "merged":
-            return sha256_tensors(Weights(weight_files(self.path)))
-        return sha256_tensors(read_tensors(inside(self.path, ADAPTER_TENSORS)))
+        return sha256_of_files(
+            weight_files(self.path) if self.kind == "merged" else [inside(self.path, ADAPTER_TENSORS)]
+        )
 
     @cached_property
     def recorded_base(self) -> RecordedBase:

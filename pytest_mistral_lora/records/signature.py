@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from pytest_mistral_lora.errors import InputError, one_line
+from pytest_mistral_lora.extras import require_extra
 from pytest_mistral_lora.records.verify import FieldCheck
 
 SIGNATURE = "signature"
 """Name of the result of `Signature.verify`."""
-
-INSTALL = 'pip install "pytest-mistral-lora[signing]"'
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,14 +55,9 @@ class Signature:
         for file in (self.file, *([self.public_key] if self.public_key else [])):
             if not file.is_file():
                 raise InputError("no such file", place=str(file))
-        try:
-            from model_signing import verifying
-        except ImportError as error:
-            raise InputError(
-                f"needs model-signing, which cannot be imported: {error}",
-                place="--signature",
-                next_step=f"Install it: {INSTALL}",
-            ) from error
+        require_extra("signing")
+        from model_signing import verifying
+
         try:
             if self.public_key:
                 # model-signing reads the key when it is made

@@ -5,16 +5,17 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from pytest_mistral_lora.checkpoint.weights import Weights, read_header
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.records.files import canonical_json, framed
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
 ADAPTER_TENSORS = "adapter_model.safetensors"
@@ -45,12 +46,34 @@ def sha256_tensors(tensors: Mapping[str, torch.Tensor]) -> str:
     """
     import torch
 
+    def described() -> Iterator[_Described]:
+        for name in sorted(tensors):
+            tensor = tensors[name].detach().cpu().contiguous()
+            content = tensor.reshape(-1).view(torch.uint8).numpy().tobytes()
+            yield name, str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape), content
+
+    return _sha256(described())
+
+
+def sha256_of_files(files: Sequence[Path]) -> str:
+    """Return the same hash for the tensors of safetensors files, one at a time and without torch.
+
+    Raises:
+        InputError: As for `Weights` and `TensorInfo.dtype_name`.
+    """
+    infos = Weights(files).infos
+    return _sha256((name, one.dtype_name, one.shape, one.read_bytes()) for name, one in sorted(infos.items()))
+
+
+_Described: TypeAlias = tuple[str, str, tuple[int, ...], bytes]
+"""Name, dtype, shape and bytes of a tensor."""
+
+
+def _sha256(tensors: Iterable[_Described]) -> str:
     digest = hashlib.sha256()
-    for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
-        header = {"name": name, "dtype": str(tensor.dtype).removeprefix("torch."), "shape": list(tensor.shape)}
-        digest.update(framed(canonical_json(header)))
-        digest.update(framed(tensor.reshape(-1).view(torch.uint8).numpy().tobytes()))
+    for name, dtype, shape, content in tensors:
+        digest.update(framed(canonical_json({"name": name, "dtype": dtype, "shape": list(shape)})))
+        digest.update(framed(content))
     return digest.hexdigest()
 
 
@@ -85,22 +108,22 @@ class TensorKindDiff:
         norms = math.sqrt(self._sums["aa"]) * math.sqrt(self._sums["bb"])
         return max(-1.0, min(1.0, self._sums["ab"] / norms)) if norms else math.nan
 
-    def add(self, a: torch.Tensor, b: torch.Tensor) -> None:
-        """Add a pair of tensors of one shape, on the CPU."""
-        import torch
+    def add(self, a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> None:
+        """Add a pair of tensors of one shape."""
+        import numpy as np
 
         self.tensors += 1
-        # torch.equal on values would call nan unequal to itself, and -0 equal to 0.
-        same = a.dtype == b.dtype and torch.equal(*(one.contiguous().view(torch.uint8) for one in (a, b)))
-        self.different += not same
-        first, second = a.double().flatten(), b.double().flatten()
-        apart = second - first
-        # max() would pass over nan.
-        largest = apart.abs().max().item() if apart.numel() else 0.0
-        self.max_abs = largest if math.isnan(largest) or largest > self.max_abs else self.max_abs
-        for name, value in (("aa", first @ first), ("bb", second @ second), ("ab", first @ second)):
-            self._sums[name] += value.item()
-        self._sums["dd"] += (apart @ apart).item()
+        # to compare values would call nan unequal to itself, and -0 equal to 0
+        self.different += a.dtype != b.dtype or a.tobytes() != b.tobytes()
+        with np.errstate(all="ignore"):  # of a hostile file, or a run that exploded
+            first, second = (one.astype(np.float64).ravel() for one in (a, b))
+            apart = second - first
+            # Python's max() would pass over nan
+            largest = float(np.abs(apart).max(initial=0.0))
+            self.max_abs = largest if math.isnan(largest) or largest > self.max_abs else self.max_abs
+            for name, value in (("aa", first @ first), ("bb", second @ second), ("ab", first @ second)):
+                self._sums[name] += float(value)
+            self._sums["dd"] += float(apart @ apart)
 
     def to_json(self) -> dict[str, Any]:
         """Return the figures as plain JSON data; null in place of a number that is not finite."""
@@ -151,7 +174,7 @@ def diff_tensors(a: Path, b: Path) -> TensorsDiff:
     """Compare the tensors of two folders by name.
 
     Raises:
-        InputError: As for `read_header`.
+        InputError: As for `Weights` and `TensorInfo.dtype_name`.
     """
     kinds: dict[str, TensorKindDiff] = {}
     reshaped = []
@@ -163,7 +186,7 @@ def diff_tensors(a: Path, b: Path) -> TensorsDiff:
             continue
         # "base_model.model.model.layers.3.self_attn.q_proj.lora_A.weight" is of the kind "self_attn.q_proj.lora_A".
         kind = re.sub(r"^(?:base_model\.model\.)?(?:.*\.layers\.\d+\.)?|\.weight$", "", name)
-        kinds.setdefault(kind, TensorKindDiff(kind)).add(first[name], second[name])
+        kinds.setdefault(kind, TensorKindDiff(kind)).add(first.array(name), second.array(name))
     only_a, only_b = sorted(first.keys() - second.keys()), sorted(second.keys() - first.keys())
     return TensorsDiff(tuple(kinds.values()), tuple(reshaped), tuple(only_a), tuple(only_b))
 

@@ -8,11 +8,11 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from pytest_mistral_lora.errors import InputError
+from pytest_mistral_lora.extras import require_extra
 
 if TYPE_CHECKING:
     import httpx
@@ -103,10 +103,9 @@ class ServerClient:
         """Open the connections.
 
         Raises:
-            InputError: If the package `httpx` is missing.
+            MissingExtraError: If httpx is missing.
         """
-        if find_spec("httpx") is None:
-            raise InputError("a server is asked by the package httpx", next_step="pip install httpx")
+        require_extra("serving")
         import httpx
 
         key = os.environ.get(KEY)

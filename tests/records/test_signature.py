@@ -87,7 +87,7 @@ def test_without_the_library_the_error_names_the_line_that_installs_it(
     monkeypatch.setitem(sys.modules, "model_signing", None)
     for name in ("a.sig", "author.pub"):
         (tmp_path / name).touch()
-    with pytest.raises(InputError, match=r'pip install "pytest-mistral-lora\[signing\]"'):
+    with pytest.raises(InputError, match=r"pip install 'pytest-mistral-lora\[signing\]'"):
         Signature(tmp_path / "a.sig", tmp_path / "author.pub").verify(tmp_path)
 
 

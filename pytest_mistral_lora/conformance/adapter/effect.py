@@ -8,16 +8,19 @@ import statistics
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pytest_mistral_lora.checkpoint.base_model import base_weights
 from pytest_mistral_lora.checkpoint.weights import Weights
 from pytest_mistral_lora.conformance.adapter.layout import PREFIX, AdapterLayout
-from pytest_mistral_lora.conformance.adapter.weights import LARGEST
+from pytest_mistral_lora.conformance.adapter.weights import LARGEST, is_floating
 from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.errors import MistralLoraError, short_json
 from pytest_mistral_lora.records.adapter_config import PLAIN_STARTS
 from pytest_mistral_lora.records.adapter_folder import AdapterFolder
+
+if TYPE_CHECKING:
+    import numpy as np
 
 LEAST_OF_NEIGHBOURS = 0.01
 """Adam moves every layer by about the same: in a trained adapter, the layers of a kind differ by a factor of ten."""
@@ -45,7 +48,7 @@ def movement_findings(folder: AdapterFolder) -> Iterator[Finding]:
         match = _BLOCK.match(layer)
         if layer == name or layer + _B not in weights or match is None or "expert" in layer:
             continue
-        if size := change_size(weights[name], weights[layer + _B]):  # zero is another rule's
+        if size := change_size(weights.array(name), weights.array(layer + _B)):  # zero is another rule's
             kinds[f"{match['before']}.*.{match['kind']}"][int(match["block"])] = size
     for kind, sizes in kinds.items():
         for block, size in sizes.items():
@@ -66,14 +69,16 @@ def movement_findings(folder: AdapterFolder) -> Iterator[Finding]:
             yield Finding("ML424", found, place, f"about {usual:.3g}, as the other layers")
 
 
-def change_size(a: Any, b: Any) -> float:
+def change_size(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> float:
     """Return the root mean square of B A, for A `(rank, inputs)` and B `(outputs, rank)`; 0.0 of faulty tensors."""
-    if a.dim() != 2 or b.dim() != 2 or a.shape[0] != b.shape[1] or 0 in (*a.shape, *b.shape):
+    import numpy as np
+
+    if a.ndim != 2 or b.ndim != 2 or a.shape[0] != b.shape[1] or 0 in (*a.shape, *b.shape):
         return 0.0
     # an exploded layer is another rule's, and must not make its neighbours small
-    if not all(one.is_floating_point() and float(one.double().abs().max()) <= LARGEST for one in (a, b)):
+    if not all(is_floating(one) and float(np.abs(one.astype(np.float64)).max()) <= LARGEST for one in (a, b)):
         return 0.0
-    a, b = a.double(), b.double()
+    a, b = a.astype(np.float64), b.astype(np.float64)
     # ||B A||^2 = tr(A A^T B^T B): two matrices of rank x rank, in place of one of the weight's size
     squares = float(((a @ a.T) * (b.T @ b)).sum())
     return math.sqrt(max(squares, 0.0) / (a.shape[1] * b.shape[0]))

@@ -7,10 +7,10 @@ import re
 import unicodedata
 from collections import Counter
 from functools import cache
-from importlib.util import find_spec
 
 from pytest_mistral_lora.chat.rows import Row, compact_json, text_of
 from pytest_mistral_lora.conformance.dataset.tally import DIGEST_BYTES, SKETCH_BYTES
+from pytest_mistral_lora.extras import is_installed
 
 # a sign of a number: 3.14 is not 314, and -5 not 5
 # (the sign before the digit beside it, because a pattern that begins with a look behind stops at every character)
@@ -102,7 +102,7 @@ _NUMBER = re.compile(r"[-+]?\d+(?:[.,:/]\d+)*")
 
 def sketches_available() -> bool:
     """Return whether the library that makes sketches is installed."""
-    return find_spec("rensa") is not None
+    return is_installed("rensa")
 
 
 def row_sketch(row: Row) -> bytes:

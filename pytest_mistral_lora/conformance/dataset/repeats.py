@@ -13,6 +13,7 @@ import numpy.typing as npt
 from pytest_mistral_lora.conformance.dataset.likeness import ASKED_END, NUMBERS_END
 from pytest_mistral_lora.conformance.dataset.tally import SKETCH_BYTES, DatasetTally, digest_at, equal_groups
 from pytest_mistral_lora.conformance.finding import Finding
+from pytest_mistral_lora.extras import MissingExtraError
 
 Mask = npt.NDArray[np.bool_]
 _NEAR = 0.78
@@ -89,7 +90,7 @@ class Repeats:
         """The reason why held-out rows were not compared with those that are nearly the same; empty if they were."""
         if self._tally.sketches or not any(self._tally.held_out):
             return ""
-        return "rensa is not installed: pip install 'pytest-mistral-lora[near]'"
+        return str(MissingExtraError("rensa"))
 
     def counts(self) -> dict[str, Any]:
         """Return the number of rows within a side, and across the split, that are there twice; null if not counted."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
-from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from pytest_mistral_lora.conformance.checks import Check, Settings
@@ -12,12 +11,11 @@ from pytest_mistral_lora.conformance.finding import Finding, Result
 from pytest_mistral_lora.conformance.gguf.tokenizer import marks_result, template_findings, tokenizer_findings
 from pytest_mistral_lora.conformance.gguf_target import GgufTarget
 from pytest_mistral_lora.errors import InputError, MistralLoraError, NoOracleError
+from pytest_mistral_lora.extras import require_extra
 from pytest_mistral_lora.records.adapter_folder import AdapterFolder
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.serving.gguf_file import GgufFile
-
-_NO_LIBRARY = "the numbers are read by the package gguf: pip install gguf"
 
 
 def checks(target: GgufTarget, settings: Settings) -> Iterator[Check]:
@@ -99,8 +97,7 @@ class GgufChecks:
             return Result(not_checked="no model folder to compare with: name it with --mistral-base")
         if self._gguf.parts > 1:
             return Result(not_checked="one of several files: join them with llama-gguf-split --merge")
-        if find_spec("gguf") is None:
-            return Result(not_checked=_NO_LIBRARY)
+        require_extra("gguf")
         try:
             compared = ComparedWeights(self._gguf, self._target.model, self._target.base)
             found = tuple(compared.findings())
@@ -114,8 +111,7 @@ class GgufChecks:
 
         if self._target.adapter is None:
             return Result(not_checked="no adapter folder to compare with: name it with --mistral-adapter")
-        if find_spec("gguf") is None:
-            return Result(not_checked=_NO_LIBRARY)
+        require_extra("gguf")
         try:
             folder = AdapterFolder(self._target.adapter, self._target.base)
             return Result(tuple(adapter_findings(self._gguf, folder)))

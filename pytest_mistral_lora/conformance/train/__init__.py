@@ -21,6 +21,7 @@ from pytest_mistral_lora.conformance.train.model_laws import MODEL_LAWS
 from pytest_mistral_lora.conformance.train.run_laws import RUN_LAWS
 from pytest_mistral_lora.conformance.train.step_laws import STEP_LAWS
 from pytest_mistral_lora.errors import MistralLoraError, PinError
+from pytest_mistral_lora.extras import require_extra
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.conformance.train.tiny_run import TinyRun
@@ -99,6 +100,7 @@ def tiny_kind(target: Target) -> TinyKind:
 
 
 def _judge_run(target: Target, settings: Settings, judge: _Judge | TrainingLaw, needs_adapter: bool) -> Result:
+    require_extra("train")
     # late: the module is also run as a script, which must not be imported before
     from pytest_mistral_lora.conformance.train.tiny_run import attempt
 

@@ -29,6 +29,7 @@ from pytest_mistral_lora.conformance.train.harness import TinyFolder, TrainerHar
 from pytest_mistral_lora.conformance.train.new_process import ForkedProcess, in_a_new_process
 from pytest_mistral_lora.conformance.train.step_laws import plain_model
 from pytest_mistral_lora.errors import MistralLoraError
+from pytest_mistral_lora.extras import require_extra
 from pytest_mistral_lora.records.files import write_json
 from pytest_mistral_lora.records.goldens import goldens_folder
 
@@ -68,13 +69,14 @@ class TinyRun(TinyFolder):
 
 
 def start(target: Target, work_folder: Path, *, device: str) -> subprocess.Popen[bytes] | None:
-    """Start the tiny run of a target in a new process, for `attempt` to wait for; None if it has no tokenizer.
+    """Start the tiny run of a target in a new process, for `attempt` to wait for; None if there can be none.
 
     If the process ends early, `attempt` makes the run itself.
     """
     try:
+        require_extra("train")
         file, label = target.oracle.path, tiny_kind(target).label
-    except Exception:  # a tokenizer, base or recipe that does not load, for whatever reason: a check reports it
+    except Exception:  # no torch, or a tokenizer, base or recipe that does not load: a check reports it
         return None
     command = [sys.executable, "-m", __name__, str(file), str(work_folder), device, label]
     return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
