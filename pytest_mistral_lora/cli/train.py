@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pytest_mistral_lora.cli.verb import Verbs, add_verb
 from pytest_mistral_lora.errors import EXIT_OK
+from pytest_mistral_lora.extras import require_extra
 
 SUMMARY = "train the adapter of a recipe (recipe.yaml)"
 
@@ -43,6 +44,7 @@ def run(args: argparse.Namespace) -> int:
     from pytest_mistral_lora.training.recipe import load_recipe
 
     recipe = load_recipe(args.recipe)  # before the imports below, which take seconds: a wrong key is reported at once
+    require_extra("train")
     from pytest_mistral_lora.training.display import RunDisplay
     from pytest_mistral_lora.training.launch import is_main
 
