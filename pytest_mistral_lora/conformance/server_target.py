@@ -112,7 +112,7 @@ class ServerTarget(Target):
         from pytest_mistral_lora.serving.client import ServerClient, require_url
         from pytest_mistral_lora.serving.servers import ask_prompts
 
-        asked = list(self._rows())
+        asked = list(self.asked_rows())
         async with ServerClient(require_url(self.url)) as client:
             facts = await self.server.facts(client)
             model = self._chosen(facts)
@@ -173,7 +173,7 @@ class ServerTarget(Target):
         async with ServerClient(require_url(self.url), SECONDS) as client:
             return await replay(self.server, client, transcripts, model)
 
-    def _rows(self) -> list[AskedRow]:
+    def asked_rows(self) -> list[AskedRow]:
         """Return the rows that a chat request can hold, each with mistral-common's prompt."""
         from pytest_mistral_lora.serving.server import ServedPrompt
 

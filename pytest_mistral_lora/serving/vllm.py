@@ -33,6 +33,10 @@ class Vllm(Server):
         facts = await super().facts(client)
         return replace(facts, adapters=tuple([one for one, parent in await _parents(client) if parent]))
 
+    async def version(self, client: ServerClient) -> str:
+        """Return the version of the server."""
+        return str(read_field((await client.get("/version")).data, "version") or "")
+
     async def answer(
         self, client: ServerClient, row: Row, model: str, limit: int, settings: Mapping[str, Any]
     ) -> ServedAnswer:
