@@ -27,6 +27,7 @@ class TextModel:
         has_oracle: Whether it is Mistral's own. The others are trained by their chat template alone.
         scales_queries: Whether queries are scaled by their absolute position (`llama_4_scaling_beta`).
         has_window: Whether attention can have a window (`sliding_window`).
+        router: Last name of the module that chooses a token's experts; empty without experts.
     """
 
     name: str
@@ -37,6 +38,7 @@ class TextModel:
     has_oracle: bool = True
     scales_queries: bool = False
     has_window: bool = True
+    router: str = ""
 
     @property
     def decoder(self) -> str:
@@ -53,12 +55,13 @@ TEXT_MODELS: Mapping[str, TextModel] = {
         TextModel("MistralForCausalLM", "mistral"),
         TextModel("MinistralForCausalLM", "ministral"),
         TextModel("Ministral3ForCausalLM", "ministral3", since="5.0", scales_queries=True),
-        TextModel("MixtralForCausalLM", "mixtral", mlp=()),
+        TextModel("MixtralForCausalLM", "mixtral", mlp=(), router="gate"),
         TextModel(
             *("Mistral4ForCausalLM", "mistral4", _LATENT, ()),
             since="5.4",
             scales_queries=True,
             has_window=False,
+            router="gate",
         ),
         TextModel("LlamaForCausalLM", "llama", has_oracle=False, has_window=False),
         TextModel("Qwen2ForCausalLM", "qwen2", has_oracle=False),

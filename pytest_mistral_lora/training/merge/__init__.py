@@ -33,13 +33,11 @@ from pytest_mistral_lora.records.transcripts import TRANSCRIPTS
 from pytest_mistral_lora.training.generate.model_spec import ModelSpec
 from pytest_mistral_lora.training.merge.companions import write_companions
 from pytest_mistral_lora.training.merge.plan import plan_merge, write_weights, written_size
-from pytest_mistral_lora.training.merge.proof import (
+from pytest_mistral_lora.training.merge.proof import Proof, proof_questions, prove
+from pytest_mistral_lora.training.merge.source import (
     BASE_DTYPE,
-    Proof,
     merge_dtype,
     merge_source,
-    proof_questions,
-    prove,
     refuse_quantized,
     require_full_weights,
     weights_of,
@@ -248,6 +246,13 @@ def _notes(spec: ModelSpec, proof: Proof, dequantize: bool) -> Iterator[str]:
             f"The adapter was trained on the base in {spec.quantization}, and is merged into its full weights: the "
             "answers are those of the adapter on the full base. --dequantise merges into the weights of training."
         )
+    routing = proof.routing
+    if routing.moved:
+        yield (
+            f"Rounding moves {routing.moved} of {routing.choices} choices of experts, to others that base and adapter "
+            "rate nearly as high; with their choices, the logits are theirs. --dtype float32 moves least."
+        )
     if proof.near_ties:
         asked = len(proof.transcripts)
-        yield f"{proof.near_ties} of {asked} answers differ, from a token on that base and adapter hardly prefer."
+        tie = "token" if not routing.moved else "token, or a choice of experts,"
+        yield f"{proof.near_ties} of {asked} answers differ, from a {tie} on that base and adapter hardly prefer."

@@ -21,7 +21,7 @@ from pytest_mistral_lora.checkpoint.tokenizers import TEKKEN, TOKENIZER_JSON, co
 from pytest_mistral_lora.checkpoint.weights import Weights
 from pytest_mistral_lora.records.files import write_json, write_text
 from pytest_mistral_lora.training.generate.model_spec import ModelSpec
-from pytest_mistral_lora.training.merge.proof import weights_of
+from pytest_mistral_lora.training.merge.source import weights_of
 
 _KEPT = ("*_config.json", "chat_template.json", "SYSTEM_PROMPT.txt")
 _NOT_KEPT = ("tokenizer_config.json", "adapter_config.json", "*quant*")
