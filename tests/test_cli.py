@@ -29,6 +29,7 @@ WORDS = {
     "import": ["rows.json", "--to", "rows.jsonl"],
     "stats": ["recipe.yaml"],
     "train": ["recipe.yaml"],
+    "chat": ["out"],
     "smoke": ["out"],
     "merge": ["out", "merged"],
     "verify": ["out"],

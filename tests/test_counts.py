@@ -25,7 +25,7 @@ AT_MOST = {
     # own, findings by cause, rows from other formats (data), paths that are recognised, rows as targets,
     # the sources of rows: opened (data), named in a recipe, found again by a manifest, GGUF files, servers,
     # and the files that `init` writes
-    "modules": 265,
+    "modules": 268,
     "lines of the longest module": 300,
     "lines of nine functions in ten": 30,
     "functions in 1,000 lines": 66,

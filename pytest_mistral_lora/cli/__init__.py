@@ -15,6 +15,7 @@ from types import ModuleType
 from pytest_mistral_lora import __version__
 from pytest_mistral_lora.cli import (
     audit,
+    chat,
     check,
     diff,
     export,
@@ -58,7 +59,8 @@ VERBS: dict[str, dict[str, ModuleType]] = {
     "start": {"init": init, "pin": pin},
     "check": {"check": check, "audit": audit, "render": render, "rules": rules},
     "rows": {"import": import_rows, "stats": stats},
-    "train": {"train": train, "smoke": smoke, "merge": merge, "verify": verify, "diff": diff, "note": note},
+    "train": {"train": train, "chat": chat, "smoke": smoke, "merge": merge}
+    | {"verify": verify, "diff": diff, "note": note},
     "serve": {"serve-check": serve_check},
     "other trainers": {"export": export, "template": template, "runner": runner},
 }

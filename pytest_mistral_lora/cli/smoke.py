@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,8 @@ Load base and adapter, or a merged model, and answer prompts greedily, encoded a
 
 With transcripts (those of the run, or --golden), compare each answer with the recorded one. It is exact (the same
 tokens), equivalent (another token only at a near tie, and the recorded answer is as likely as it was), or different.
-With --rows alone, print the last answer of each row."""
+With --rows alone, print the answer to each row, which is not judged: the exit code is 0 whatever it is. A row may end
+with its question; an answer to compare with is then missing, and the row is not checked."""
 
 _PRINTED = ("text", "json")
 """The formats of answers that are not judged."""
@@ -56,7 +58,10 @@ def add_parser(verbs: Verbs) -> None:
     )
     target.add_argument("--record", type=Path, metavar="FOLDER", help="record the answers to --rows as transcripts")
     parser.add_argument(
-        "--rows", type=Path, metavar="FILE", help="chat JSONL file; the model answers the last turn of each row"
+        "--rows",
+        type=Path,
+        metavar="FILE",
+        help="chat JSONL file; the model answers the last turn of each row, which may be missing",
     )
     parser.add_argument(
         "--check",
@@ -205,15 +210,21 @@ def _update(args: argparse.Namespace) -> int:
 
 
 def _answer(args: argparse.Namespace) -> int:
-    from pytest_mistral_lora.chat.rows import read_rows
+    from pytest_mistral_lora.chat.prompt_rows import read_prompt_rows
     from pytest_mistral_lora.training.generate.model_spec import model_spec, smoke
 
+    asked = read_prompt_rows(args.rows)
     spec = model_spec(args.adapter, args.base, device=args.device)
-    result = smoke(spec, list(read_rows(args.rows)), max_new_tokens=args.max_new_tokens)
-    lines = []
+    unanswered = {index for index, one in enumerate(asked) if not one.has_answer}
+    result = smoke(spec, [one.row for one in asked], unanswered=unanswered, max_new_tokens=args.max_new_tokens)
+    verdicts = {True: "as in the row", False: "not as in the row", None: "not checked"}
+    lines, counts = [], Counter[str]()
     for one in result["completions"]:
-        verdict = "as in the row" if one["equal"] else "not as in the row"
+        verdict = verdicts[one["equal"]]
+        counts[verdict] += 1
         lines.append(f"row {one['row']}: {one['text']!r} (stopped by {one['stop']}, {verdict})")
+    states = ", ".join(f"{counts[verdict]} {verdict}" for verdict in verdicts.values() if counts[verdict])
+    lines.append(f"{states}; {spec.precision} on {spec.device}")
     _print(args, result, "\n".join(lines))
     return EXIT_OK
 

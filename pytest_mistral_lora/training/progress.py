@@ -232,5 +232,6 @@ def next_commands(output: Path, *, answers: bool) -> list[str]:
     return [
         f"mistral-lora verify {folder}",
         f"mistral-lora smoke {folder}{'' if answers else ' --rows ROWS.jsonl'}",
+        f"mistral-lora chat {folder}",
         f"mistral-lora merge {folder} {merged}",
     ]

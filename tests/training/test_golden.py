@@ -97,7 +97,10 @@ def test_a_broken_adapter_is_different(adapter: Path, base: Path, capsys: pytest
     assert lines[0] == "different   row-0001"
     assert lines[1].startswith("  token 0: recorded 6233 '▁Paris' (probability 0.")
     assert lines[3] == "  recorded: 'Paris is the capital of France.'"
-    assert lines[-1] == "The transcripts were recorded with another adapter."
+    assert lines[-2:] == [
+        "The transcripts were recorded with another adapter.",
+        "0 exact, 0 equivalent, 5 different; fp32 on cpu",
+    ]
     assert smoke(adapter, "--base", base, "--json") == 1
     data = json.loads(capsys.readouterr().out)
     assert (data["passed"], data["recorded_adapter"], data["tiers"]["different"]) == (False, False, 5)

@@ -107,28 +107,54 @@ def generate(model: Any, encoder: Encoder, rows: Iterable[Row], *, max_new_token
     Raises:
         RowError: If a row cannot be encoded.
     """
-    model.eval()
-    pad = model.config.get_text_config().pad_token_id
-    config = GenerationConfig(
-        do_sample=False,
-        use_cache=True,
-        max_new_tokens=max_new_tokens,
-        eos_token_id=encoder.eos_id,
-        pad_token_id=encoder.eos_id if pad is None else pad,
-    )
     completions = []
     for index, row in enumerate(rows):
         # one prompt at a time: without padding, an answer cannot depend on its neighbours in a batch
         prompt = encoder.prompt(row)
-        with torch.inference_mode():
-            inputs = torch.tensor([prompt], device=model.device)
-            output = model.generate(input_ids=inputs, attention_mask=torch.ones_like(inputs), generation_config=config)
-        ids = tuple(output[0, len(prompt) :].tolist())
+        ids = complete(model, encoder, prompt, max_new_tokens=max_new_tokens)
         expected = last_turn_ids(encoder.encode(row))
         stop: Literal["eos", "length"] = "eos" if ids and ids[-1] == encoder.eos_id else "length"
         found = Completion(index, len(prompt), ids, encoder.decode(ids), stop, expected, ids == expected)
         completions.append(found)
     return completions
+
+
+def complete(
+    model: Any,
+    encoder: Encoder,
+    prompt: Sequence[int],
+    *,
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    streamer: Any = None,
+) -> tuple[int, ...]:
+    """Return the ids that a model generates after a prompt, with the closing EOS if it comes.
+
+    Args:
+        model: The model; it is put into eval mode.
+        encoder: The backend that made the prompt.
+        prompt: The ids before the answer.
+        max_new_tokens: Longest completion, in tokens.
+        temperature: 0 for the most probable token each time; above, tokens are drawn.
+        streamer: transformers' streamer, which gets each token; None for none.
+    """
+    model.eval()
+    pad = model.config.get_text_config().pad_token_id
+    # by default, transformers draws from 50 tokens only, or as the base's generation_config.json has it
+    drawn = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
+    sampling: dict[str, Any] = drawn if temperature else {"do_sample": False}
+    config = GenerationConfig(
+        **sampling,
+        use_cache=True,
+        max_new_tokens=max_new_tokens,
+        eos_token_id=encoder.eos_id,
+        pad_token_id=encoder.eos_id if pad is None else pad,
+    )
+    with torch.inference_mode():
+        inputs = torch.tensor([prompt], device=model.device)
+        mask = torch.ones_like(inputs)
+        output = model.generate(input_ids=inputs, attention_mask=mask, generation_config=config, streamer=streamer)
+    return tuple(output[0, len(prompt) :].tolist())
 
 
 def last_turn_ids(encoded: EncodedRow) -> tuple[int, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -117,31 +117,30 @@ def model_spec(adapter: Path, base: Path | None = None, *, device: str = "auto")
     return ModelSpec.of(folder, device=device)
 
 
-def smoke(spec: ModelSpec, rows: Sequence[Row], *, max_new_tokens: int = 256) -> dict[str, Any]:
-    """Load a model and use it; return `completions`, `probe`, `adapter_effect` as plain data.
+def smoke(
+    spec: ModelSpec, rows: Sequence[Row], *, unanswered: Collection[int] = (), max_new_tokens: int = 256
+) -> dict[str, Any]:
+    """Load a model and use it; return `completions`, `probe` and `adapter_effect` as plain data.
 
-    A merged model has no `adapter_effect`, since its adapter cannot be disabled.
+    Nothing is compared without an answer in the row: `expected_ids` and `equal` are null, and so are `probe` and
+    `adapter_effect` if no row has one. A merged model has no `adapter_effect`, since its adapter cannot be disabled.
 
     Args:
         spec: The model.
         rows: Conversations that end with the turn to generate.
+        unanswered: Indices of those whose last turn is only a placeholder.
         max_new_tokens: Longest completion, in tokens.
-
-    Raises:
-        InputError: If adapter, base and rows do not go together.
     """
     model = spec.load()
-    encoded = [spec.encoder.encode(row) for row in rows]
+    encoded = [spec.encoder.encode(row) for index, row in enumerate(rows) if index not in unanswered]
+    completions = list(map(asdict, generate(model, spec.encoder, rows, max_new_tokens=max_new_tokens)))
+    for index in unanswered:
+        completions[index] |= {"expected_ids": None, "equal": None}
+    found = {"completions": completions, "probe": asdict(probe(model, encoded)) if encoded else None}
+    if spec.folder.kind == "adapter":
+        found["adapter_effect"] = adapter_effect(model, encoded) if encoded else None
     # torch and the number of threads are reported, since the sums of a CPU depend on both
-    effect = {} if spec.folder.kind == "merged" else {"adapter_effect": adapter_effect(model, encoded)}
-    return {
-        "completions": [asdict(one) for one in generate(model, spec.encoder, rows, max_new_tokens=max_new_tokens)],
-        "probe": asdict(probe(model, encoded)),
-        **effect,
-        "device": spec.device,
-        "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
-    }
+    return {**found, "device": spec.device, "torch": torch.__version__, "threads": torch.get_num_threads()}
 
 
 def record_rows(

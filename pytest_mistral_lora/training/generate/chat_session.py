@@ -1,0 +1,183 @@
+"""A conversation with a base, an adapter or a merged model, through the prompt path of training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from pytest_mistral_lora.chat.prompt_rows import prompt_row
+from pytest_mistral_lora.checkpoint.base_model import load_base, require_trainable
+from pytest_mistral_lora.checkpoint.devices import Precision, choose_device
+from pytest_mistral_lora.checkpoint.encoder import Encoder, make_encoder
+from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
+from pytest_mistral_lora.errors import InputError
+from pytest_mistral_lora.records.adapter_config import CONFIG
+from pytest_mistral_lora.records.manifest import MANIFEST
+from pytest_mistral_lora.training.generate import complete
+from pytest_mistral_lora.training.generate.model_spec import model_spec
+
+_INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
+"""The sign that decoders give for bytes that are not a whole character yet."""
+
+
+class AnswerStream:
+    """Passes the text of an answer on while its tokens come; a streamer of transformers' `generate`.
+
+    A token may hold a part of a character: its bytes wait for the rest. The parts together are the decoded answer.
+    """
+
+    def __init__(self, encoder: Encoder, on_text: Callable[[str], None]) -> None:
+        self._encoder, self._on_text = encoder, on_text
+        self._ids: list[int] = []
+        self._has_prompt, self._shown = False, ""
+
+    def put(self, value: torch.Tensor) -> None:
+        """Take the next token; the first call has the prompt."""
+        if not self._has_prompt:
+            self._has_prompt = True
+            return
+        self._ids += value.flatten().tolist()
+        self._pass_on(self._encoder.decode(self._ids).rstrip(_INCOMPLETE))
+
+    def end(self) -> None:
+        """Pass the rest on, incomplete characters too."""
+        self._pass_on(self._encoder.decode(self._ids))
+
+    def _pass_on(self, text: str) -> None:
+        # shorter than before while a character is incomplete
+        if len(text) > len(self._shown) and text.startswith(self._shown):
+            self._on_text(text[len(self._shown) :])
+            self._shown = text
+
+
+@dataclass(frozen=True)
+class ChatAnswer:
+    """The answer to one message.
+
+    Attributes:
+        prompt_ids: The ids that the model was given.
+        ids: The ids that it generated, with the closing EOS.
+        text: The decoded ids, without control tokens.
+        stop: `eos`, or `length` if the answer was cut off.
+    """
+
+    prompt_ids: Sequence[int]
+    ids: Sequence[int]
+    text: str
+    stop: Literal["eos", "length"]
+
+
+@dataclass
+class ChatSession:
+    """A conversation with a loaded model.
+
+    Attributes:
+        model: The model, in eval mode.
+        encoder: The backend that makes prompts.
+        system: The system prompt; empty for none.
+        max_new_tokens: Longest answer, in tokens.
+        temperature: 0 for the most probable token each time; above, tokens are drawn, and torch's seed decides.
+        messages: The turns so far.
+    """
+
+    model: Any
+    encoder: Encoder
+    system: str = ""
+    max_new_tokens: int = 256
+    temperature: float = 0.0
+    messages: list[dict[str, str]] = field(default_factory=list)
+
+    def ask(self, text: str, on_text: Callable[[str], None] | None = None, *, place: str = "") -> ChatAnswer:
+        """Return the answer to a message, and keep both as turns; an empty answer leaves the conversation as it was.
+
+        Args:
+            text: The user's message. What looks like a control token in it stays text, or is refused by a backend
+                that could not keep it.
+            on_text: Called with each part of the answer.
+            place: Place of the message, for the error.
+
+        Raises:
+            RowError: If the conversation cannot be encoded; then it is left as it was.
+        """
+        system = [{"role": "system", "content": self.system}] if self.system else []
+        messages = [*self.messages, {"role": "user", "content": text}]
+        prompt = self.encoder.prompt(prompt_row({"messages": [*system, *messages]}, place=place).row)
+        stream = None if on_text is None else AnswerStream(self.encoder, on_text)
+        ids = complete(
+            self.model,
+            self.encoder,
+            prompt,
+            max_new_tokens=self.max_new_tokens,
+            temperature=self.temperature,
+            streamer=stream,
+        )
+        answer = self.encoder.decode(ids)
+        if answer.strip():
+            self.messages = [*messages, {"role": "assistant", "content": answer}]
+        return ChatAnswer(prompt, ids, answer, "eos" if ids and ids[-1] == self.encoder.eos_id else "length")
+
+
+@dataclass(frozen=True)
+class ChatModel:
+    """A model that can be asked.
+
+    Attributes:
+        model: The loaded model, in eval mode.
+        encoder: The backend that makes prompts.
+        title: What it is, in words.
+    """
+
+    model: Any
+    encoder: Encoder
+    title: str
+
+
+def load_chat_model(
+    folder: Path, base: Path | None = None, *, use_adapter: bool = True, device: str = "auto"
+) -> ChatModel:
+    """Load an adapter on its base, a merged model, or a base checkpoint.
+
+    Args:
+        folder: The folder of any of them.
+        base: The base's folder; by default, the one that an adapter's folder records.
+        use_adapter: Whether an adapter takes part; without it, its base answers the same prompts.
+        device: `auto`, `cpu` or `cuda`.
+
+    Raises:
+        InputError: If the folder is none of them, or options do not fit it.
+    """
+    is_base = (folder / "config.json").is_file() and not any((folder / one).exists() for one in (CONFIG, MANIFEST))
+    if is_base:
+        if base is not None or not use_adapter:
+            found = "a checkpoint without an adapter"
+            raise InputError(found, place=str(folder), next_step="Leave --base and --no-adapter out.")
+        return _load_checkpoint(folder, choose_device(device))
+    spec = model_spec(folder, base, device=device)
+    if spec.folder.kind == "merged" and not use_adapter:
+        raise InputError("a merged model, whose adapter cannot be left out", place=str(folder))
+    model = spec.load()
+    where = f"{spec.quantization or spec.precision} on {spec.device}"
+    if spec.folder.kind == "merged":
+        return ChatModel(model, spec.encoder, f"the merged model {folder}, {where}")
+    if use_adapter:
+        return ChatModel(model, spec.encoder, f"the adapter {folder} on {spec.base}, {where}")
+    # the model of PEFT itself can leave its adapter out within a block only
+    model.base_model.disable_adapter_layers()
+    return ChatModel(model, spec.encoder, f"the base {spec.base} without the adapter {folder}, {where}")
+
+
+def _load_checkpoint(folder: Path, device: str) -> ChatModel:
+    tokenizer = CheckpointTokenizer(folder)
+    backend = "mistral-common" if tokenizer.has_oracle else "chat-template"
+    require_trainable(folder, backend)
+    if backend == "mistral-common":
+        tokenizer.require_same_ids()
+    # as `precision: auto` of a recipe
+    wide = device == "cpu" or not torch.cuda.is_bf16_supported(including_emulation=False)
+    precision: Precision = "fp32" if wide else "bf16"
+    model = load_base(folder, precision, device).eval()
+    return ChatModel(model, make_encoder(backend, tokenizer), f"the base {folder}, {precision} on {device}")
