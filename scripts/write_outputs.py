@@ -29,8 +29,10 @@ SUITE = ROOT / "docs" / "suite.md"
 STATS = ROOT / "docs" / "stats.md"
 RED = ROOT / "docs" / "red.md"
 MASKS = ROOT / "docs" / "masks.md"
+START = ROOT / "docs" / "init.md"
 PYTEST = (sys.executable, "-m", "pytest", "-p", "no:cacheprovider")
 CLI = (sys.executable, "-m", "pytest_mistral_lora.cli")
+INIT = ("init", "sharegpt.json", "--base", "models/base")
 TOKENIZER = ("--tokenizer", "checkpoints/my-mistral")
 QUESTION = {"role": "user", "content": "What is the capital of France?"}
 ANSWER = {"role": "assistant", "content": "Paris."}
@@ -139,6 +141,40 @@ def _printed_here(*words: str, folder: Path, exit_code: int = 0) -> str:
     return output.getvalue().replace(f"{folder}/", "")
 
 
+def guarded_repository(folder: Path) -> str:
+    """Return the report of `init` on a local base and data in another format."""
+    # the hash of a tiny base's weights depends on the version of PyTorch
+    return re.sub(r"(SHA-256) [0-9a-f]{12}…", r"\1 f29a1a79cd4b…", _started(folder))
+
+
+def broken_row(folder: Path) -> str:
+    """Return the finding in a row that lost its answer after `init`."""
+    _started(folder)
+    file = folder / "sharegpt.json"
+    talks = json.loads(file.read_text())
+    talks[0]["conversations"].pop()
+    file.write_text(json.dumps(talks))
+    checked = _printed_here("check", "recipe.yaml", folder=folder, exit_code=1)
+    return _part(checked, "ML", "  fix: ")
+
+
+def _started(folder: Path) -> str:
+    """Return the report of `init` in a repository with a local base and two conversations of ShareGPT."""
+    from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
+
+    write_tiny_base(folder / "models" / "base", shipped_tokenizer("spm-v3"))
+    talks = [("How do I reset my password?", "Open Settings and choose Security."), ("Thanks!", "You are welcome.")]
+    turns = [[{"from": "human", "value": asked}, {"from": "gpt", "value": answer}] for asked, answer in talks]
+    (folder / "sharegpt.json").write_text(json.dumps([{"conversations": one} for one in turns]))
+    before = os.environ.pop("CI", None)  # in CI, no golden is recorded
+    try:
+        printed = _printed_here(*INIT, folder=folder)
+    finally:
+        os.environ.update({} if before is None else {"CI": before})
+    # a copy of the package that is no release, as here, has a note of its own
+    return re.sub(r"^note: pytest-mistral-lora .* is installed from .*\n", "", printed, flags=re.MULTILINE)
+
+
 def write_rows(file: Path, *rows: object) -> None:
     """Write rows as JSON lines."""
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -189,6 +225,8 @@ OUTPUTS = (
     Output("import", IMPORT, imported_rows),
     Output("loss", IMPORT, refused_loss),
     Output("stats", STATS, figures_of_rows),
+    Output("init", START, guarded_repository),
+    Output("broken row", START, broken_row),
     Output("annotation", REPORTS, annotation),
     Output("baseline", SUITE, baseline),
     Output("red", RED, masked_eos),

@@ -24,6 +24,6 @@ def installed_requirement() -> tuple[str, str, str]:
     if source:
         where = f" @ {source['vcs']}+{origin['url']}@{source['commit_id']}"
         return f"{PACKAGE}{where}", f"{PACKAGE}[train]{where}", ""
-    note = f"{PACKAGE} {version} is installed from {origin['url']}: your jobs install {version} from the index"
-    pin = f"=={version}"
-    return f"{PACKAGE}{pin}", f"{PACKAGE}[train]{pin}", note if origin else ""
+    pin, url = f"=={version}", origin.get("url")
+    note = f"{PACKAGE} {version} is installed from {url}: your jobs install {version} from the index" if url else ""
+    return f"{PACKAGE}{pin}", f"{PACKAGE}[train]{pin}", note

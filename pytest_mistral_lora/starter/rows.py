@@ -22,6 +22,7 @@ ROWS = "rows.jsonl"
 _PLAIN = "rows (JSON Lines, `messages` with role/content)"
 _SHOWN = 5
 _MOST_SAMPLES = 5
+_ENOUGH_SAMPLES = 3
 _DATA_SUFFIXES = (".jsonl", ".ndjson", ".parquet", ".csv", ".tsv", ".jsonl.gz", ".jsonl.zst")
 
 
@@ -37,7 +38,7 @@ class SeenRows:
         count: Number of good rows.
         bad: Number of rows or records that cannot be used.
         errors: The first of their errors.
-        samples: Rows of different shapes, the first of each.
+        samples: A few rows: the first of each shape, and others if there are few shapes.
     """
 
     name: str
@@ -105,6 +106,7 @@ def seen_rows(name: str, title: str, files: Iterable[DataFile], *, declares: boo
     count, bad, format_name, converted = 0, 0, "", False
     errors: list[RowError] = []
     samples: dict[tuple[Any, ...], Row] = {}
+    firsts: list[Row] = []
     for file in files:
         for row in scan_rows(file):
             if isinstance(row, RowError):
@@ -113,11 +115,14 @@ def seen_rows(name: str, title: str, files: Iterable[DataFile], *, declares: boo
             else:
                 count += 1
                 samples.setdefault(_shape(row), row)
+                firsts += [row] if count <= _ENOUGH_SAMPLES else []
         if file.source is not None:
             converted = True
             format_name = "" if declares else _format_of(file.source)
-    kept = tuple(samples.values())[:_MOST_SAMPLES]
-    return SeenRows(name, title, format_name, converted, count, bad, tuple(errors), kept)
+    # rows of one shape still have their own words: a few are better than one
+    kept = {row.canonical(): row for row in (*samples.values(), *firsts)}
+    chosen = tuple(kept.values())[: max(len(samples), _ENOUGH_SAMPLES)][:_MOST_SAMPLES]
+    return SeenRows(name, title, format_name, converted, count, bad, tuple(errors), chosen)
 
 
 def _format_of(source: Any) -> str:

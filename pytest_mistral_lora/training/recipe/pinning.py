@@ -103,4 +103,6 @@ def _entry(mapping: Any, key: str) -> tuple[yaml.Node, yaml.MappingNode]:
         if name.value == key:
             return name, node
     # a merge key, `<<: *base`, has it elsewhere
-    raise RecipeError(f"{shown(key)} is not written out", expected=f"{key}: as a key of its own, to be pinned")
+    raise RecipeError(
+        f"{shown(key)} is not written out", place="base", expected=f"{key}: as a key of its own, to be pinned"
+    )

@@ -1,0 +1,198 @@
+"""The jobs that `init` writes, the action and the hooks: each is valid for its service, and its commands are run."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pytest_mistral_lora.chat.oracle import shipped_tokenizer
+from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
+from pytest_mistral_lora.starter import write_plan
+from pytest_mistral_lora.starter.goldens import record_missing
+from pytest_mistral_lora.starter.plan import GITLAB, WORKFLOW, plan_start
+from pytest_mistral_lora.starter.requirement import PACKAGE, installed_requirement
+
+ROOT = Path(__file__).parents[2]
+RunVerb = Callable[..., subprocess.CompletedProcess[str]]
+RunPytest = Callable[..., pytest.RunResult]
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A repository without data, guarded by `init`, whose own tests cannot be imported."""
+    folder = tmp_path_factory.mktemp("guarded")
+    write_tiny_base(folder / "models" / "base", shipped_tokenizer("spm-v3"))
+    (folder / "pyproject.toml").write_text("[tool.pytest.ini_options]\ntestpaths = ['mine']\n")
+    (folder / "mine").mkdir()
+    (folder / "mine" / "test_mine.py").write_text("import no_such_package\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("CI", raising=False)
+        patch.chdir(folder)
+        write_plan(plan_start(Path(), [], "models/base"))
+        assert record_missing(Path(), "recipe.yaml")[1] == []
+    return folder
+
+
+def commands(steps: list[Any]) -> Iterator[list[str]]:
+    """Yield the words of each command of a job; of a step of GitHub, of those that are no action."""
+    for step in steps:
+        script = step.get("run", "") if isinstance(step, dict) else step
+        for line in script.splitlines():
+            yield shlex.split(line)
+
+
+def run_command(words: list[str], folder: Path, run_verb: RunVerb, run_pytest: RunPytest) -> None:
+    if words[0] == "mistral-lora":
+        done = run_verb(*words[1:], folder=folder)
+        assert done.returncode == 0, (words, done.stdout, done.stderr)
+    else:
+        assert words[0] == "pytest"
+        assert run_pytest(*words[1:]).ret == 0, words
+
+
+def job(folder: Path, name: str) -> list[Any]:
+    """Return the steps of a job."""
+    if name.startswith("github"):
+        return yaml.safe_load((folder / WORKFLOW).read_text())["jobs"][name.partition(" ")[2]]["steps"]
+    return yaml.safe_load((folder / GITLAB).read_text())[name.partition(" ")[2]]["script"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "github check",
+        pytest.param("github train", marks=pytest.mark.slow),
+        pytest.param("gitlab mistral-lora", marks=pytest.mark.slow),
+        pytest.param("gitlab mistral-lora-train", marks=pytest.mark.slow),
+    ],
+)
+def test_the_commands_of_a_job_are_green_as_they_stand(
+    name: str, guarded: Path, tmp_path: Path, mistral_lora: RunVerb, run_pytest: RunPytest
+) -> None:
+    shutil.copytree(guarded, tmp_path, dirs_exist_ok=True)
+    install, *words = commands(job(guarded, name))
+    light, train, _ = installed_requirement()
+    trains = name.endswith("train")
+    assert install == ["pip", "install", train if trains else light]
+    assert words
+    for one in words:
+        # no GPU is here; else the command is as it stands
+        run_command([word if word != "cuda" else "cpu" for word in one], tmp_path, mistral_lora, run_pytest)
+
+
+def test_a_job_is_red_if_a_row_breaks(guarded: Path, tmp_path: Path, mistral_lora: RunVerb) -> None:
+    shutil.copytree(guarded, tmp_path, dirs_exist_ok=True)
+    with (tmp_path / "rows.jsonl").open("a") as file:
+        file.write('{"messages": [{"role": "bot", "content": "x"}]}\n')
+    _, check, *_ = commands(job(guarded, "github check"))
+    done = mistral_lora(*check[1:], folder=tmp_path)
+    assert done.returncode == 1
+    assert re.search(r"^::error .*file=rows\.jsonl,line=6", done.stdout, flags=re.MULTILINE), done.stdout
+
+
+def test_no_secret_reaches_a_runner_of_your_own_with_code_of_others(guarded: Path) -> None:
+    text = (guarded / WORKFLOW).read_text()
+    workflow = yaml.safe_load(text)
+    # YAML 1.1, which PyYAML reads, takes `on` for true
+    assert {"pull_request", "push", "schedule"} <= workflow[True].keys()
+    assert workflow["permissions"] == {"contents": "read"}
+    jobs = workflow["jobs"]
+    assert jobs["check"]["runs-on"] == "ubuntu-latest"
+    assert jobs["train"]["runs-on"] == ["self-hosted", "gpu"]
+    assert "github.event_name != 'pull_request'" in jobs["train"]["if"]
+    assert "pull_request_target" not in text
+    # an input of somebody else is never a part of a script
+    assert not re.search(r"run:.*\$\{\{", text)
+    assert jobs["check"]["env"]["PIP_EXTRA_INDEX_URL"] == "https://download.pytorch.org/whl/cpu"
+    assert "PIP_EXTRA_INDEX_URL" not in jobs["train"].get("env", {})
+
+
+SCHEMAS = {
+    "github-workflows": WORKFLOW,
+    "gitlab-ci": GITLAB,
+    "github-actions": "action.yml",
+}
+
+
+@pytest.mark.parametrize("schema", SCHEMAS)
+def test_a_file_keeps_the_schema_of_its_service(schema: str, guarded: Path) -> None:
+    pytest.importorskip("check_jsonschema")
+    file = ROOT / SCHEMAS[schema] if schema == "github-actions" else guarded / SCHEMAS[schema]
+    command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", f"vendor.{schema}", str(file)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def action_steps() -> list[Any]:
+    return yaml.safe_load((ROOT / "action.yml").read_text())["runs"]["steps"]
+
+
+def test_the_script_of_the_action_checks_its_targets(guarded: Path, tmp_path: Path) -> None:
+    action = yaml.safe_load((ROOT / "action.yml").read_text())
+    assert action["inputs"].keys() == {"targets", "args", "python-version"}
+    *_, install, check = action_steps()
+    assert install["run"] == 'python -m pip install "$ACTION_PATH"'
+    assert check["env"] == {"TARGETS": "${{ inputs.targets }}", "ARGS": "${{ inputs.args }}"}
+    # in place of the verb, a program that shows its words
+    (tmp_path / "mistral-lora").write_text("#!/bin/sh\nprintf '[%s]' \"$@\"\nexit 7\n")
+    (tmp_path / "mistral-lora").chmod(0o755)
+    environment = {
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+        "TARGETS": "a.yaml  b.jsonl $(x)",
+        "ARGS": "--tokenizer *",
+    }
+    done = subprocess.run(
+        ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", check["run"]],
+        env=environment,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout == "[check][--output-format][github][a.yaml][b.jsonl][$(x)][--tokenizer][*]"
+    assert done.returncode == 7
+
+
+def test_the_hook_of_this_repository_calls_a_verb_that_there_is(guarded: Path, mistral_lora: RunVerb) -> None:
+    [hook] = yaml.safe_load((ROOT / ".pre-commit-hooks.yaml").read_text())
+    program, *words = shlex.split(hook["entry"])
+    assert (program, words, hook["args"], hook["pass_filenames"]) == ("mistral-lora", ["check"], ["recipe.yaml"], False)
+    assert re.search(hook["files"], "data/rows.jsonl")
+    assert not re.search(hook["files"], "README.md")
+
+
+@pytest.mark.parametrize(
+    ("origin", "light", "noted"),
+    [
+        (None, f"{PACKAGE}==1.2", False),
+        ({"url": "file:///x", "dir_info": {"editable": True}}, f"{PACKAGE}==1.2", True),
+        (
+            {"url": "https://example.com/x.git", "vcs_info": {"vcs": "git", "commit_id": "ab12"}},
+            f"{PACKAGE} @ git+https://example.com/x.git@ab12",
+            False,
+        ),
+    ],
+)
+def test_a_job_installs_the_package_that_is_installed_here(
+    origin: dict[str, Any] | None, light: str, noted: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "pytest_mistral_lora-1.2.dist-info"
+    folder.mkdir()
+    (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {PACKAGE}\nVersion: 1.2\n")
+    if origin is not None:
+        (folder / "direct_url.json").write_text(json.dumps(origin))
+    monkeypatch.syspath_prepend(tmp_path)
+    found = installed_requirement()
+    assert (found[0], bool(found[2])) == (light, noted)
+    assert found[1] == light.replace(PACKAGE, f"{PACKAGE}[train]", 1)
