@@ -77,6 +77,18 @@ def visible(text: str) -> str:
     return "".join(_VISIBLE.get(one) or (one if one.isprintable() else repr(one)[1:-1]) for one in text)
 
 
+def plain_text(piece: str) -> str:
+    """Return the text of a piece as every vocabulary spells it: SentencePiece has spaces and bytes of its own."""
+    if _BYTE.fullmatch(piece):
+        return spelled_bytes(bytes([int(piece[3:5], 16)]))
+    return piece.replace("▁", " ")
+
+
+def spelled_bytes(data: bytes) -> str:
+    r"""Return bytes as text, in which those that are only a part of a character are spelled as `\xf0`."""
+    return data.decode("utf-8", "backslashreplace")
+
+
 def text_shape(before: str, expected: str, found: str) -> str:
     """Return the shape of the difference between two texts behind a control token; empty if there is none."""
     return units_shape(before, list(expected), list(found))

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby, zip_longest
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pytest_mistral_lora.chat.difference import all_blocks, is_control, label_word
+from pytest_mistral_lora.chat.difference import all_blocks, is_control, label_word, plain_text, spelled_bytes
 from pytest_mistral_lora.chat.encoded import EncodedRow, Span
+
+if TYPE_CHECKING:
+    from pytest_mistral_lora.chat.oracle import Oracle
 
 
 class ShownToken(NamedTuple):
@@ -76,7 +79,7 @@ class TokenSide(NamedTuple):
         name: Its origin for people, such as `mistral-common` or `chat-template`.
         ids: `input_ids`, one `int` a token.
         labels: As long as `ids`, `IGNORE_INDEX` for no loss; None if they are not known or not compared.
-        piece: Gives the vocabulary's spelling of an id.
+        piece: Gives the vocabulary's spelling of an id: `partial(shown_piece, oracle)`, or the `shown` of an encoder.
         spans: The owners of its tokens; empty if they are not known.
     """
 
@@ -198,9 +201,10 @@ class TokenRow:
         return cls(data["title"], tuple(data["sides"]), tuple(columns))
 
 
-def plain_text(piece: str) -> str:
-    """Return the text of a piece as every vocabulary spells it: SentencePiece has its own space and newline."""
-    return "\n" if piece == "<0x0A>" else piece.replace("▁", " ")
+def shown_piece(oracle: Oracle, token: int) -> str:
+    r"""Return a token of Mistral's own vocabulary for people, with the bytes of a part of a character as `\xf0`."""
+    piece = oracle.piece(token)
+    return spelled_bytes(oracle.vocabulary[token]) if "\ufffd" in piece else piece
 
 
 def _key(side: TokenSide, token: int, same_vocabulary: bool) -> Hashable:

@@ -9,9 +9,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import ClassVar, Literal
 
+from pytest_mistral_lora.chat.difference import spelled_bytes
 from pytest_mistral_lora.chat.encoded import EncodedRow
 from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.chat.templates import ChatTemplate
+from pytest_mistral_lora.chat.token_rows import shown_piece
 from pytest_mistral_lora.checkpoint.tokenizer_folder import SPM_MODEL
 from pytest_mistral_lora.checkpoint.tokenizers import TEKKEN, TOKENIZER_JSON, CheckpointTokenizer, oracle_file
 from pytest_mistral_lora.errors import RowError
@@ -55,6 +57,10 @@ class Encoder(ABC):
     def piece(self, token: int) -> str:
         """Return one token as it is written in the vocabulary."""
 
+    @abstractmethod
+    def shown(self, token: int) -> str:
+        r"""Return one token for people: of a vocabulary of bytes, its text; a part of a character as `\xf0`."""
+
     @property
     @abstractmethod
     def file(self) -> Path:
@@ -97,6 +103,10 @@ class OracleEncoder(Encoder):
     def piece(self, token: int) -> str:
         """Return the token in the vocabulary of the Mistral tokenizer file."""
         return self.tokenizer.oracle.piece(token)
+
+    def shown(self, token: int) -> str:
+        """Return the token for people."""
+        return shown_piece(self.tokenizer.oracle, token)
 
     @property
     def file(self) -> Path:
@@ -165,6 +175,23 @@ class TemplateEncoder(Encoder):
     def piece(self, token: int) -> str:
         """Return the token in the vocabulary of the transformers tokenizer."""
         return str(self.tokenizer.fast.convert_ids_to_tokens(token))
+
+    def shown(self, token: int) -> str:
+        """Return the token for people."""
+        piece = self.piece(token)
+        letters = self._bytes_of_letters
+        if token in self.tokenizer.fast.added_tokens_decoder or not all(letter in letters for letter in piece):
+            return piece
+        return spelled_bytes(bytes(letters[letter] for letter in piece))
+
+    @cached_property
+    def _bytes_of_letters(self) -> dict[str, int]:
+        """The byte of each letter of a vocabulary of bytes; empty for any other vocabulary."""
+        from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+        if "ByteLevel" not in repr(self.tokenizer.fast.backend_tokenizer.decoder):
+            return {}
+        return {letter: byte for byte, letter in bytes_to_unicode().items()}
 
     @property
     def file(self) -> Path:

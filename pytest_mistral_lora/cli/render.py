@@ -5,21 +5,36 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from pytest_mistral_lora.cli.named_tokenizers import base_of, name_of, recipe_at, tokenizer_path
 from pytest_mistral_lora.cli.verb import Verbs, add_oracle_option, add_tokenizer_option, add_verb
-from pytest_mistral_lora.errors import EXIT_OK, RowError, RowsError
+from pytest_mistral_lora.errors import EXIT_FINDING, EXIT_OK, InputError, RowError, RowsError
 
 if TYPE_CHECKING:
-    from pytest_mistral_lora.chat.reading.chunks import DataFile
+    from pytest_mistral_lora.chat.encoded import EncodedRow
+    from pytest_mistral_lora.chat.rows import Row
+    from pytest_mistral_lora.chat.token_rows import TokenRow, TokenSide
+    from pytest_mistral_lora.checkpoint.encoder import Encoder
+    from pytest_mistral_lora.training.recipe import Recipe
 
 SUMMARY = "show the tokens of each chat row, and which of them are trained on"
 
 _DESCRIPTION = """\
-Encode each row of a chat JSONL file, or of a recipe's data, with mistral-common. Print its tokens, turn by turn, and
-whether each part is trained on. A row that cannot be encoded is reported at the end, with its line and field."""
+Encode each row of a chat JSONL file, or of a recipe's data. Print its tokens with their ids, turn by turn, and whether
+each part is trained on: in colour on a terminal, or as a page for the browser with --html. A row that cannot be encoded
+is reported at the end, with its line and field.
+
+With --compare, print two encodings side by side, with their differences marked: of the two backends, or of two
+tokenizers. Tokens of two backends are equal if their ids are; those of two tokenizers, if their texts are."""
+
+_BACKENDS = ("mistral-common", "chat-template")
+_PAGE_ROWS = 100
+"""Rows of a page without `--limit`: a browser is slow with a million tokens."""
 
 
 def add_parser(verbs: Verbs) -> None:
@@ -31,46 +46,240 @@ def add_parser(verbs: Verbs) -> None:
         description=_DESCRIPTION,
         examples=(
             "mistral-lora render rows.jsonl --tokenizer checkpoints/my-mistral",
+            "mistral-lora render recipe.yaml --limit 5 --html tokens.html",
+            "mistral-lora render rows.jsonl --tokenizer checkpoints/my-mistral --row 3 --compare chat-template",
+            "mistral-lora render rows.jsonl --tokenizer spm-v3 --compare tekken-240911",
             "mistral-lora render rows.jsonl --tokenizer spm-v3 --json > encoded.jsonl",
         ),
+        failure="--compare finds a difference",
     )
     parser.add_argument("rows", type=Path, help="chat JSONL file, or a recipe")
-    add_tokenizer_option(parser)
+    add_tokenizer_option(parser, required=False)
     add_oracle_option(parser)
-    parser.add_argument("--json", action="store_true", help="print encoded rows, as `mistral-lora audit` reads them")
+    parser.add_argument(
+        "--backend",
+        choices=_BACKENDS,
+        help="Mistral's own tokenizer, or the chat template (default: the recipe's, or else mistral-common)",
+    )
+    parser.add_argument(
+        "--compare",
+        type=_backend_or_tokenizer,
+        metavar="BACKEND|PATH",
+        help="second encoding: mistral-common, chat-template, or another tokenizer as for --tokenizer",
+    )
+    parser.add_argument(
+        "--row", type=_positive, action="append", metavar="N", help="only the row of this number, from 1 on; repeatable"
+    )
+    parser.add_argument("--limit", type=_positive, metavar="N", help=f"only the first rows (with --html: {_PAGE_ROWS})")
+    parser.add_argument("--no-ids", action="store_true", help="print no ids")
+    output = parser.add_mutually_exclusive_group()
+    output.add_argument("--json", action="store_true", help="print encoded rows, as `mistral-lora audit` reads them")
+    output.add_argument("--html", type=_page_file, metavar="FILE", help="write a page that needs nothing else")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print every row that can be encoded.
+    """Show every row that can be encoded.
 
     Raises:
-        RowsError: If rows cannot be encoded, after the others are printed.
+        RowsError: If rows cannot be encoded, after the others are shown.
     """
-    from pytest_mistral_lora.chat.encoded import encoded_text
-    from pytest_mistral_lora.chat.rows import scan_rows
-    from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
-
-    oracle = CheckpointTokenizer(args.tokenizer, args.oracle).oracle
+    view = _view_of(args)
+    output = _Page(args) if args.html else _JsonLines() if args.json else _Terminal(not args.no_ids)
     errors: list[RowError] = []
-    files: list[Path | DataFile] = [args.rows]
-    if args.rows.suffix.lower() in (".yaml", ".yml"):
-        from pytest_mistral_lora.training.recipe import load_recipe
-
-        files = [*load_recipe(args.rows).data.files()]
-    for item in chain.from_iterable(map(scan_rows, files)):
-        # one bad row must not hide the others: all are printed or reported
+    different = 0
+    for item in _chosen_rows(args, view.recipe):
+        # one bad row must not hide the others: all are shown or reported
         try:
             if isinstance(item, RowError):
                 raise item
-            encoded = oracle.encode(item)
+            sides = view.sides(item)
         except RowError as error:
             errors.append(error)
             continue
-        if args.json:
-            data = {**item.to_json(), "input_ids": list(encoded.input_ids), "labels": list(encoded.labels or ())}
-            sys.stdout.write(json.dumps(data, ensure_ascii=False) + "\n")
-        else:
-            sys.stdout.write(f"{item.place}\n{encoded_text(encoded, oracle.piece)}\n")
+        shown = view.shown(item, sides)
+        different += len(sides) > 1 and bool(shown.wrong)
+        output.add(item, sides, shown)
+    output.finish(errors)
     if errors:
         raise RowsError(errors, place=str(args.rows))
-    return EXIT_OK
+    return EXIT_FINDING if different else EXIT_OK
+
+
+@dataclass(frozen=True)
+class _View:
+    """The encodings to show.
+
+    Attributes:
+        recipe: The recipe of the rows, if there is one.
+        encoders: Each encoding's name and encoder: one, or two to compare.
+        same_vocabulary: Whether equal ids are equal tokens.
+    """
+
+    recipe: Recipe | None
+    encoders: tuple[tuple[str, Encoder], ...]
+    same_vocabulary: bool
+
+    def sides(self, row: Row) -> list[TokenSide]:
+        """Encode a row; to compare, a row is not refused for text that the template takes for control tokens."""
+        from pytest_mistral_lora.chat.token_rows import TokenSide
+        from pytest_mistral_lora.checkpoint.encoder import TemplateEncoder
+
+        found = []
+        for name, encoder in self.encoders:
+            encode: Callable[[Row], EncodedRow] = encoder.encode
+            if len(self.encoders) > 1 and isinstance(encoder, TemplateEncoder):
+                encode = encoder.template.encode
+            found.append(TokenSide.of(name, encode(row), encoder.shown))
+        return found
+
+    def shown(self, row: Row, sides: list[TokenSide]) -> TokenRow:
+        """Return a row to show, under the file and the line that it comes from."""
+        from pytest_mistral_lora.chat.token_rows import TokenRow
+
+        if len(sides) == 1:
+            return TokenRow.single(row.place, sides[0])
+        return TokenRow.compared(row.place, *sides, same_vocabulary=self.same_vocabulary)
+
+
+def _view_of(args: argparse.Namespace) -> _View:
+    """Load what the options name.
+
+    Raises:
+        InputError: If no tokenizer is named.
+    """
+    from pytest_mistral_lora.checkpoint.encoder import make_encoder
+    from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
+
+    recipe = recipe_at(args.rows)
+    named = recipe if args.tokenizer is None else recipe_at(args.tokenizer)
+    if named is not None:
+        path, oracle = base_of(named), args.oracle or named.base.oracle
+    elif args.tokenizer is not None:
+        path, oracle = args.tokenizer, args.oracle
+    else:
+        raise InputError(
+            "rows are shown as tokens, and no tokenizer is given",
+            place=str(args.rows),
+            expected="a folder, a file, a recipe, or the name of a shipped one such as spm-v3",
+            next_step=f"Name it: mistral-lora render {args.rows} --tokenizer spm-v3",
+        )
+    tokenizer = CheckpointTokenizer(path, oracle)
+    backend = args.backend or (named.backend if named else _BACKENDS[0])
+    first = make_encoder(backend, tokenizer)
+    if args.compare is None:
+        return _View(recipe, ((f"{backend}, {name_of(path)}", first),), True)
+    if isinstance(args.compare, str):
+        return _View(recipe, ((backend, first), (args.compare, make_encoder(args.compare, tokenizer))), True)
+    other = recipe_at(args.compare)
+    second = make_encoder(backend, CheckpointTokenizer(base_of(other) if other else args.compare))
+    return _View(recipe, ((name_of(path), first), (name_of(args.compare), second)), False)
+
+
+def _chosen_rows(args: argparse.Namespace, recipe: Recipe | None) -> Iterator[Row | RowError]:
+    """Yield the rows that the options choose, or the errors in their place.
+
+    Raises:
+        InputError: If a number is that of no row.
+    """
+    from pytest_mistral_lora.chat.rows import scan_rows
+
+    files = [args.rows] if recipe is None else recipe.data.files()
+    wanted = set(args.row or ())
+    limit = args.limit or (_PAGE_ROWS if args.html and not wanted else None)
+    number = shown = 0
+    for number, item in enumerate(chain.from_iterable(map(scan_rows, files)), 1):
+        if args.row and number not in wanted:
+            continue
+        wanted.discard(number)
+        yield item
+        shown += 1
+        if shown == limit or (args.row and not wanted):
+            return
+    if wanted:
+        found = f"--row {min(wanted)}: there {'is 1 row' if number == 1 else f'are {number} rows'}"
+        raise InputError(found, place=str(args.rows), expected=f"a number from 1 to {number}")
+
+
+class _Terminal:
+    """Text on standard output."""
+
+    def __init__(self, ids: bool) -> None:
+        self._ids = ids
+
+    def add(self, row: Row, sides: list[TokenSide], shown: TokenRow) -> None:
+        from pytest_mistral_lora.report.token_lines import print_tokens
+
+        print_tokens(shown, ids=self._ids)
+
+    def finish(self, errors: list[RowError]) -> None:
+        pass
+
+
+class _JsonLines:
+    """Encoded rows on standard output, one a line."""
+
+    def add(self, row: Row, sides: list[TokenSide], shown: TokenRow) -> None:
+        data: dict[str, Any] = row.to_json() | {"input_ids": list(sides[0].ids), "labels": _labels(sides[0])}
+        if len(sides) > 1:
+            encodings = [{"name": one.name, "input_ids": list(one.ids), "labels": _labels(one)} for one in sides]
+            marks = [(column.tokens[0], column.tokens[1], column.mark) for column in shown.columns if column.mark]
+            data = row.to_json() | {
+                "place": row.place,
+                "encodings": encodings,
+                "differences": [
+                    {"mark": mark, "tokens": [one and {"position": one.position, "id": one.id} for one in tokens]}
+                    for *tokens, mark in marks
+                ],
+            }
+        sys.stdout.write(json.dumps(data, ensure_ascii=False) + "\n")
+
+    def finish(self, errors: list[RowError]) -> None:
+        pass
+
+
+def _labels(side: TokenSide) -> list[int] | None:
+    return None if side.labels is None else list(side.labels)
+
+
+@dataclass
+class _Page:
+    """A page, written when all rows are known."""
+
+    args: argparse.Namespace
+    rows: list[TokenRow] = field(default_factory=list)
+    seen: int = 0
+
+    def add(self, row: Row, sides: list[TokenSide], shown: TokenRow) -> None:
+        self.rows.append(shown)
+
+    def finish(self, errors: list[RowError]) -> None:
+        from pytest_mistral_lora.records.files import write_text
+        from pytest_mistral_lora.report.tokens import tokens_page
+
+        notes = [f"{len(self.rows):,} row{'' if len(self.rows) == 1 else 's'} of {self.args.rows}."]
+        limit = self.args.limit or _PAGE_ROWS
+        if not self.args.row and len(self.rows) + len(errors) == limit:
+            notes.append(f"No more than {limit:,} rows are shown: choose others with --row, or more with --limit.")
+        notes += [f"Not encoded: {error}" for error in errors[: RowsError.shown]]
+        write_text(self.args.html, tokens_page(self.rows, heading=f"Tokens of {self.args.rows.name}", notes=notes))
+        sys.stdout.write(f"{self.args.html}: {notes[0]}\n")
+
+
+def _page_file(text: str) -> Path:
+    path = Path(text)
+    # before rows are encoded: the page is written last
+    if path.is_dir():
+        raise argparse.ArgumentTypeError(f"{text}: a folder; expected a file")
+    if not path.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"{text}: no such folder: {path.parent}")
+    return path
+
+
+def _positive(text: str) -> int:
+    if not text.isascii() or not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}; expected a number from 1 on")
+    return int(text)
+
+
+def _backend_or_tokenizer(text: str) -> str | Path:
+    return text if text in _BACKENDS else tokenizer_path(text)

@@ -8,10 +8,13 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from pytest_mistral_lora.cli.named_tokenizers import tokenizer_path
+
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from pytest_mistral_lora.conformance.groups import FindingGroups
     from pytest_mistral_lora.report.judged import JudgedCase
 
@@ -133,24 +136,14 @@ def print_judged(
 
 
 def add_tokenizer_option(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
-    """Add `--tokenizer`, which accepts a path or the name of a tokenizer that mistral-common ships."""
-
-    def tokenizer_path(text: str) -> Path:
-        path = Path(text)
-        # a path first: a folder named spm-v3 is the user's own tokenizer, and a path costs no import
-        if path.exists():
-            return path
-        from pytest_mistral_lora.chat.oracle import SHIPPED, shipped_tokenizer
-
-        return shipped_tokenizer(text) if text in SHIPPED else path
-
+    """Add `--tokenizer`, whose value `tokenizer_path` reads."""
     parser.add_argument(
         "--tokenizer",
         required=required,
         type=tokenizer_path,
         metavar="PATH",
-        help="checkpoint folder, tekken.json, tokenizer.model.vN, or the name of a tokenizer that mistral-common "
-        "ships, such as spm-v3",
+        help="checkpoint folder, tekken.json, tokenizer.model.vN, the name of a tokenizer that mistral-common ships, "
+        "such as spm-v3, or a Hub repository at a commit, as OWNER/NAME@COMMIT",
     )
 
 

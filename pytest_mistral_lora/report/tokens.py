@@ -11,8 +11,8 @@ from importlib.resources import files
 from typing import TYPE_CHECKING
 
 from pytest_mistral_lora import __version__
-from pytest_mistral_lora.chat.difference import visible
-from pytest_mistral_lora.chat.token_rows import Column, ShownToken, TokenRow, plain_text
+from pytest_mistral_lora.chat.difference import plain_text, visible
+from pytest_mistral_lora.chat.token_rows import Column, ShownToken, TokenRow
 from pytest_mistral_lora.errors import one_line
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from markupsafe import Markup
 
 _ROLES = ("system", "user", "assistant", "tool")
-_MOST = 500
+MOST = 500
 """Characters of a title or a note; a longer one is cut."""
 _SPOKEN = {" ": "space", "\n": "newline", "\t": "tab"}
 _LABELS = {"": "", "-100": "not trained on", "train": "trained on", "?": "no label"}
@@ -110,7 +110,7 @@ def facts(row: TokenRow) -> list[str]:
     lines = []
     for name, tokens, trained in row.counts():
         supervised = "labels not known" if trained is None else f"{trained:,} trained on"
-        lines.append(f"{one_line(name, _MOST)}: {tokens:,} token{'' if tokens == 1 else 's'}, {supervised}")
+        lines.append(f"{one_line(name, MOST)}: {tokens:,} token{'' if tokens == 1 else 's'}, {supervised}")
     return lines
 
 
@@ -140,8 +140,8 @@ def _label_words(label: str) -> str:
 
 
 def _note(column: Column) -> str:
-    found = f", found {one_line(column.found, _MOST)}" if column.found else ""
-    return f"expected {one_line(column.expected, _MOST)}{found}"
+    found = f", found {one_line(column.found, MOST)}" if column.found else ""
+    return f"expected {one_line(column.expected, MOST)}{found}"
 
 
 def _spoken(column: Column, sides: Sequence[str]) -> str:
@@ -170,7 +170,8 @@ def _token_words(token: ShownToken) -> str:
     return ", ".join(filter(None, words))
 
 
-def _ends_line(column: Column) -> bool:
+def ends_line(column: Column) -> bool:
+    """Return whether a line of the text ends with a column."""
     return any(token is not None and "\n" in plain_text(token.piece) for token in column.tokens)
 
 
@@ -197,7 +198,7 @@ def _environment() -> Environment:
         "owner": owner,
         "note": _note,
         "spoken": _spoken,
-        "ends_line": _ends_line,
-        "line": lambda text: one_line(text, _MOST),
+        "ends_line": ends_line,
+        "line": lambda text: one_line(text, MOST),
     }
     return environment
