@@ -13,6 +13,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from pytest_mistral_lora import cli
@@ -56,10 +57,10 @@ def failing_template(folder: Path) -> str:
     return _part(_printed(*command, folder=folder, exit_code=1), "ML004 ", "rerun: ")
 
 
-def rendered_row(folder: Path) -> str:
+def rendered_row(folder: Path, tokenizer: tuple[str, ...] = TOKENIZER) -> str:
     """Return the tokens of a row."""
     write_rows(folder / "rows.jsonl", {"messages": [QUESTION, ANSWER]})
-    return _printed(*CLI, "render", "rows.jsonl", *TOKENIZER, folder=folder)
+    return _printed(*CLI, "render", "rows.jsonl", *tokenizer, folder=folder)
 
 
 def compared_row(folder: Path) -> str:
@@ -241,7 +242,7 @@ OUTPUTS = (
     Output("annotation", REPORTS, annotation),
     Output("baseline", SUITE, baseline),
     Output("red", RED, masked_eos),
-    Output("masks", MASKS, rendered_row),
+    Output("masks", MASKS, partial(rendered_row, tokenizer=("--tokenizer", "spm-v3"))),
 )
 
 

@@ -6,7 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -83,10 +83,12 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         RowsError: If rows cannot be encoded, after the others are shown.
     """
+    from pytest_mistral_lora.report.token_lines import print_tokens
+
     view = _view_of(args)
-    output = _Page(args) if args.html else _JsonLines() if args.json else _Terminal(not args.no_ids)
     errors: list[RowError] = []
-    different = 0
+    page: list[TokenRow] = []
+    different = False
     for item in _chosen_rows(args, view.recipe):
         # one bad row must not hide the others: all are shown or reported
         try:
@@ -97,9 +99,15 @@ def run(args: argparse.Namespace) -> int:
             errors.append(error)
             continue
         shown = view.shown(item, sides)
-        different += len(sides) > 1 and bool(shown.wrong)
-        output.add(item, sides, shown)
-    output.finish(errors)
+        different = different or (len(sides) > 1 and shown.wrong > 0)
+        if args.html:
+            page.append(shown)
+        elif args.json:
+            sys.stdout.write(_json_line(item, sides, shown))
+        else:
+            print_tokens(shown, ids=not args.no_ids)
+    if args.html:
+        _write_page(args, page, errors)
     if errors:
         raise RowsError(errors, place=str(args.rows))
     return EXIT_FINDING if different else EXIT_OK
@@ -200,69 +208,39 @@ def _chosen_rows(args: argparse.Namespace, recipe: Recipe | None) -> Iterator[Ro
         raise InputError(found, place=str(args.rows), expected=f"a number from 1 to {number}")
 
 
-class _Terminal:
-    """Text on standard output."""
-
-    def __init__(self, ids: bool) -> None:
-        self._ids = ids
-
-    def add(self, row: Row, sides: list[TokenSide], shown: TokenRow) -> None:
-        from pytest_mistral_lora.report.token_lines import print_tokens
-
-        print_tokens(shown, ids=self._ids)
-
-    def finish(self, errors: list[RowError]) -> None:
-        pass
-
-
-class _JsonLines:
-    """Encoded rows on standard output, one a line."""
-
-    def add(self, row: Row, sides: list[TokenSide], shown: TokenRow) -> None:
-        data: dict[str, Any] = row.to_json() | {"input_ids": list(sides[0].ids), "labels": _labels(sides[0])}
-        if len(sides) > 1:
-            encodings = [{"name": one.name, "input_ids": list(one.ids), "labels": _labels(one)} for one in sides]
-            marks = [(column.tokens[0], column.tokens[1], column.mark) for column in shown.columns if column.mark]
-            data = row.to_json() | {
-                "place": row.place,
-                "encodings": encodings,
-                "differences": [
-                    {"mark": mark, "tokens": [one and {"position": one.position, "id": one.id} for one in tokens]}
-                    for *tokens, mark in marks
-                ],
+def _json_line(row: Row, sides: list[TokenSide], shown: TokenRow) -> str:
+    """Return a row with its encoding, or with both and their differences, as one line of JSON."""
+    encodings = [
+        {"name": one.name, "input_ids": list(one.ids), "labels": None if one.labels is None else list(one.labels)}
+        for one in sides
+    ]
+    data: dict[str, Any] = row.to_json()
+    if len(sides) == 1:
+        data |= {name: encodings[0][name] for name in ("input_ids", "labels")}
+    else:
+        differences = [
+            {
+                "mark": column.mark,
+                "tokens": [one and {"position": one.position, "id": one.id} for one in column.tokens],
             }
-        sys.stdout.write(json.dumps(data, ensure_ascii=False) + "\n")
-
-    def finish(self, errors: list[RowError]) -> None:
-        pass
-
-
-def _labels(side: TokenSide) -> list[int] | None:
-    return None if side.labels is None else list(side.labels)
+            for column in shown.columns
+            if column.mark
+        ]
+        data |= {"place": row.place, "encodings": encodings, "differences": differences}
+    return json.dumps(data, ensure_ascii=False) + "\n"
 
 
-@dataclass
-class _Page:
-    """A page, written when all rows are known."""
+def _write_page(args: argparse.Namespace, rows: list[TokenRow], errors: list[RowError]) -> None:
+    from pytest_mistral_lora.records.files import write_text
+    from pytest_mistral_lora.report.tokens import tokens_page
 
-    args: argparse.Namespace
-    rows: list[TokenRow] = field(default_factory=list)
-    seen: int = 0
-
-    def add(self, row: Row, sides: list[TokenSide], shown: TokenRow) -> None:
-        self.rows.append(shown)
-
-    def finish(self, errors: list[RowError]) -> None:
-        from pytest_mistral_lora.records.files import write_text
-        from pytest_mistral_lora.report.tokens import tokens_page
-
-        notes = [f"{len(self.rows):,} row{'' if len(self.rows) == 1 else 's'} of {self.args.rows}."]
-        limit = self.args.limit or _PAGE_ROWS
-        if not self.args.row and len(self.rows) + len(errors) == limit:
-            notes.append(f"No more than {limit:,} rows are shown: choose others with --row, or more with --limit.")
-        notes += [f"Not encoded: {error}" for error in errors[: RowsError.shown]]
-        write_text(self.args.html, tokens_page(self.rows, heading=f"Tokens of {self.args.rows.name}", notes=notes))
-        sys.stdout.write(f"{self.args.html}: {notes[0]}\n")
+    notes = [f"{len(rows):,} row{'' if len(rows) == 1 else 's'} of {args.rows}."]
+    limit = args.limit or _PAGE_ROWS
+    if not args.row and len(rows) + len(errors) == limit:
+        notes.append(f"No more than {limit:,} rows are shown: choose others with --row, or more with --limit.")
+    notes += [f"Not encoded: {error}" for error in errors[: RowsError.shown]]
+    write_text(args.html, tokens_page(rows, heading=f"Tokens of {args.rows.name}", notes=notes))
+    sys.stdout.write(f"{args.html}: {notes[0]}\n")
 
 
 def _page_file(text: str) -> Path:

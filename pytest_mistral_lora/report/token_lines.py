@@ -68,7 +68,9 @@ def _single(row: TokenRow, width: int, ids: bool) -> Iterator[Text]:
             for column, cells, columns_wide in group:
                 above.append(_padded(cells[0], columns_wide), _style(column)).append(" ")
                 below.append(_padded(cells[1], columns_wide), "dim").append(" ")
-            yield from (_stripped(line) for line in ((above, below) if ids else (above,)))
+            for line in (above, below) if ids else (above,):
+                line.rstrip()
+                yield line
             yield from (
                 Text(f"{_INDENT}^ {one_line(f'expected {column.expected}', MOST)}", style="red")
                 for column, _, _ in group
@@ -149,7 +151,8 @@ class _Table:
             width = self._widths[number]
             padded = cells[number].rjust(width) if right else _padded(cells[number], width)
             line.append(padded, {0: "bold red", 3: style}.get(number % 5, other)).append("  ")
-        return _stripped(line)
+        line.rstrip()
+        return line
 
 
 def _near_differences(columns: Sequence[Column]) -> Iterator[tuple[int, bool]]:
@@ -203,8 +206,3 @@ def _padded(text: str, width: int) -> str:
     from rich.cells import cell_len
 
     return text + " " * (width - cell_len(text))
-
-
-def _stripped(line: Text) -> Text:
-    line.rstrip()
-    return line
