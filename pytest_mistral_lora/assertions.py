@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_mistral_lora.chat.rows import Row, as_row
 from pytest_mistral_lora.errors import InputError, RowsError
+from pytest_mistral_lora.extras import missing_extra
 
 # The checks are imported in the bodies: a conftest or a test module that imports this one must not pay for them.
 if TYPE_CHECKING:
@@ -159,6 +160,7 @@ def assert_adapter_sound(adapter_dir: str | Path, base: str | Path | None = None
     Raises:
         AssertionError: With every broken rule of the subject `adapter` (ML401 to ML442).
         PinError: If the base cannot be read.
+        MissingExtraError: If all that can be judged without torch and PEFT is sound, and they are not installed.
     """
     __tracebackhide__ = True
     from pytest_mistral_lora.conformance.adapter import adapter_findings
@@ -224,5 +226,11 @@ def _raise_if_errors(findings: Iterable[Finding]) -> None:
         if not texts:
             raise
         texts.append(str(error))
+    except ImportError as error:
+        missing = missing_extra(error)
+        if missing is None:
+            raise
+        if not texts:
+            raise missing from error
     if texts:
         raise AssertionError("\n\n".join(texts))

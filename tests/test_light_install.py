@@ -16,8 +16,10 @@ import write_outputs
 from packaging.requirements import Requirement
 from safetensors.numpy import save_file
 
+from pytest_mistral_lora.assertions import assert_adapter_sound
 from pytest_mistral_lora.chat.oracle import Oracle
 from pytest_mistral_lora.extras import EXTRAS, MissingExtraError, extra, missing_extra, require_extra
+from pytest_mistral_lora.records.files import base_weights_sha256
 
 ROOT = Path(__file__).parents[1]
 BLOCKED = ("torch", "peft", "accelerate", "pyarrow", "psutil")
@@ -115,9 +117,12 @@ def judged(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, str
     write_adapter(folder / "nan", lora_A=float("nan"))
     write_adapter(folder / "zero", lora_B=0)
     write_adapter(folder / "still", lora_B=1e-6)
-    (folder / "recipe.yaml").write_text(
-        f"base: {{repo: a/b, revision: {COMMIT}}}\ndata: {{train: [rows.jsonl]}}\ntraining: {{steps: 1}}\noutput: out\n"
-    )
+    base = write_outputs.write_checkpoint(folder / "base")
+    (base / "config.json").write_text(json.dumps({"architectures": ["MistralForCausalLM"], "vocab_size": 32768}))
+    save_file({"model.norm.weight": np.ones(8, np.float32)}, base / "model.safetensors")
+    pin = base_weights_sha256(base)
+    sections = [f"base: {{path: base, weights_sha256: {pin}}}", "data: {train: [rows.jsonl]}", "training: {steps: 1}"]
+    (folder / "recipe.yaml").write_text("\n".join([*sections, "output: out\n"]))
     tokenizer, quick = ["--tokenizer", "checkpoint"], ["--examples", "1", "--json"]
     commands = {
         "render": ["render", "rows.jsonl", *tokenizer, "--json"],
@@ -126,6 +131,7 @@ def judged(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, str
         "bad": ["check", "bad.jsonl", *tokenizer, *quick],
         **{name: ["check", name, *quick] for name in ("adapter", "nan", "zero", "still")},
         **{name: ["audit", f"{name}.jsonl", *tokenizer] for name in ("encoded", "masked")},
+        "recipe": ["stats", "recipe.yaml"],
         "stats": ["stats", "rows.jsonl", *tokenizer],
         "verify": ["verify", "adapter"],
         "diff": ["diff", "adapter", "narrow", "--json"],
@@ -157,6 +163,8 @@ def test_a_checkpoint_is_judged_in_full(judged: dict[str, tuple[int, str, str]])
 def test_rows_and_encoded_rows_are_judged(judged: dict[str, tuple[int, str, str]]) -> None:
     assert judged["rows"][0] == judged["encoded"][0] == judged["render"][0] == judged["stats"][0] == 0
     assert outcomes(judged["rows"][1])["dataset::rows-are-valid"] == "passed"
+    assert judged["recipe"][0] == 0
+    assert " the run         1 step: " in judged["recipe"][1]
     assert judged["bad"][0] == judged["masked"][0] == 1
     assert outcomes(judged["bad"][1])["dataset::rows-are-valid"] == "ML601"
     assert "ML546" in judged["masked"][1]
@@ -184,6 +192,18 @@ def test_what_needs_a_model_is_not_checked_and_names_the_command(judged: dict[st
     assert unchecked == {"tensors-complete", "configuration", "fits-base", "changes-the-base"}
     passed = {"adapter::files", "adapter::tensors-finite", "adapter::layers-trained", "adapter::placement"}
     assert {name for name, one in found.items() if one == "passed"} >= {*passed, "manifest::schema"}
+
+
+def test_an_assertion_judges_the_numbers_first_and_never_passes_for_want_of_torch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_adapter(tmp_path / "adapter")
+    write_adapter(tmp_path / "zero", lora_B=0)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(AssertionError, match="ML403"):
+        assert_adapter_sound(tmp_path / "zero")
+    with pytest.raises(MissingExtraError, match=r"pip install 'pytest-mistral-lora\[train\]'"):
+        assert_adapter_sound(tmp_path / "adapter")
 
 
 def test_a_manifest_and_two_runs_are_compared(judged: dict[str, tuple[int, str, str]]) -> None:

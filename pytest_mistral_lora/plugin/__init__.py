@@ -89,6 +89,9 @@ def mistral_golden(mistral_oracle: Oracle) -> Callable[[str], Golden]:
 @pytest.fixture(scope="session")
 def mistral_tiny_model(mistral_oracle: Oracle, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A seeded tiny `MistralForCausalLM` with the vocabulary of the tokenizer under test, float32, CPU (session)."""
+    from pytest_mistral_lora.extras import require_extra
+
+    require_extra("train")
     from pytest_mistral_lora.checkpoint.base_model import load_base
     from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
 
@@ -99,6 +102,9 @@ def mistral_tiny_model(mistral_oracle: Oracle, tmp_path_factory: pytest.TempPath
 @pytest.fixture(scope="session")
 def mistral_lora_run(mistral_oracle: Oracle, tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
     """The tiny end-to-end train with the tokenizer under test: its folders and its measurements (session)."""
+    from pytest_mistral_lora.extras import require_extra
+
+    require_extra("train")
     from pytest_mistral_lora.conformance.train.tiny_run import tiny_run
 
     return tiny_run(mistral_oracle, tmp_path_factory.mktemp("mistral"), device="cpu")

@@ -13,10 +13,8 @@ from pytest_mistral_lora.checkpoint.architectures import architecture_of
 from pytest_mistral_lora.checkpoint.base_model import require_trainable, vocab_size
 from pytest_mistral_lora.checkpoint.encoder import Encoder, make_encoder
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
-from pytest_mistral_lora.errors import MachineError, PinError, RecipeError
+from pytest_mistral_lora.errors import MachineError, RecipeError
 from pytest_mistral_lora.records.files import (
-    base_weights_command,
-    base_weights_sha256,
     canonical_json,
     sha256_bytes,
 )
@@ -24,7 +22,8 @@ from pytest_mistral_lora.training.adapter import adapted_layers, layer_kinds, sa
 from pytest_mistral_lora.training.devices import check_engine, require_environment
 from pytest_mistral_lora.training.generate.callback import format_checks
 from pytest_mistral_lora.training.launch import device_count, engine
-from pytest_mistral_lora.training.recipe import Base, Recipe
+from pytest_mistral_lora.training.recipe import Recipe
+from pytest_mistral_lora.training.recipe.pinning import resolve_base
 from pytest_mistral_lora.training.rows.loading import RunData, load_data
 from pytest_mistral_lora.training.run_folder import RunFolder
 
@@ -190,31 +189,6 @@ def encoder_of(recipe: Recipe, base: Path, tokenizer: CheckpointTokenizer) -> En
     if encoder.vocab_size > ids:
         raise RecipeError(f"the tokenizer has {encoder.vocab_size} ids, the model {ids}", place=str(base))
     return encoder
-
-
-def resolve_base(base: Base, *, weights: bool = True) -> Path:
-    """Return the base checkpoint's folder, its pin checked.
-
-    Args:
-        base: The recipe's section.
-        weights: Whether the weights of a Hub base are needed; those of a local base always are.
-
-    Raises:
-        PinError: If it is missing, or its weights are not the pinned ones.
-    """
-    if base.path is None:
-        from pytest_mistral_lora.checkpoint.pins import resolve
-
-        return resolve(str(base.repo), str(base.revision), weights=weights)
-    found = base_weights_sha256(base.path)
-    if found != base.weights_sha256:
-        raise PinError(
-            f"the weights of {base.path} have SHA-256 {found}",
-            place="base.weights_sha256",
-            expected=str(base.weights_sha256),
-            next_step=f"Pin these weights or restore those; the hash is printed by: {base_weights_command(base.path)}",
-        )
-    return base.path
 
 
 def check_loggers(names: Sequence[str]) -> None:

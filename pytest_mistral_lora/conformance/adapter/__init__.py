@@ -81,13 +81,21 @@ def adapter_findings(folder: Path, base: Path | None = None) -> Iterator[Finding
 
     Raises:
         PinError: If the base cannot be read or does not load.
+        ImportError: If some checks need torch or PEFT, and they are not installed; after the findings of all others.
     """
     from pytest_mistral_lora.conformance.merged import cases as merged_cases
 
     one = (target := AdapterTarget(folder.name, folder, base=base)).adapter
     found = merged_cases(one) if target.is_merged else {**cases(one), **base_cases(one)}
+    missing: ImportError | None = None
     for judge in found.values():
-        yield from judge().findings
+        try:
+            yield from judge().findings
+        except ImportError as error:
+            # last: what can be judged without torch is judged
+            missing = missing or error
+    if missing is not None:
+        raise missing
 
 
 class AdapterChecks:

@@ -12,8 +12,9 @@ from pytest_mistral_lora.checkpoint.encoder import Encoder
 from pytest_mistral_lora.errors import RecipeError, TokenizerError
 from pytest_mistral_lora.training.adapter import adapted_layers, peft_targets
 from pytest_mistral_lora.training.devices import precision_of
-from pytest_mistral_lora.training.prepare import plan_run, resolve_base
+from pytest_mistral_lora.training.prepare import plan_run
 from pytest_mistral_lora.training.recipe import Recipe
+from pytest_mistral_lora.training.recipe.pinning import resolve_base
 from pytest_mistral_lora.training.recipe.sections import Section
 from pytest_mistral_lora.training.rows.loading import RunData, load_data
 

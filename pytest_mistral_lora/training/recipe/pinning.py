@@ -1,4 +1,4 @@
-"""Pin the base of a recipe in its file: only the value changes, and comments, order and quotes stay."""
+"""Find the pinned base of a recipe, or pin it in the file: only the value changes, and comments and order stay."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any, Literal
 
 import yaml
 
-from pytest_mistral_lora.checkpoint.pins import find_commit
-from pytest_mistral_lora.errors import RecipeError
-from pytest_mistral_lora.records.files import base_weights_sha256, write_text
-from pytest_mistral_lora.training.recipe import parse_recipe
+from pytest_mistral_lora.checkpoint.pins import find_commit, resolve
+from pytest_mistral_lora.errors import PinError, RecipeError
+from pytest_mistral_lora.records.files import base_weights_command, base_weights_sha256, write_text
+from pytest_mistral_lora.training.recipe import Base, parse_recipe
 from pytest_mistral_lora.training.recipe.reading import read_yaml, shown
 
 
@@ -106,3 +106,26 @@ def _entry(mapping: Any, key: str) -> tuple[yaml.Node, yaml.MappingNode]:
     raise RecipeError(
         f"{shown(key)} is not written out", place="base", expected=f"{key}: as a key of its own, to be pinned"
     )
+
+
+def resolve_base(base: Base, *, weights: bool = True) -> Path:
+    """Return the base checkpoint's folder, its pin checked.
+
+    Args:
+        base: The recipe's section.
+        weights: Whether the weights of a Hub base are needed; those of a local base always are.
+
+    Raises:
+        PinError: If it is missing, or its weights are not the pinned ones.
+    """
+    if base.path is None:
+        return resolve(str(base.repo), str(base.revision), weights=weights)
+    found = base_weights_sha256(base.path)
+    if found != base.weights_sha256:
+        raise PinError(
+            f"the weights of {base.path} have SHA-256 {found}",
+            place="base.weights_sha256",
+            expected=str(base.weights_sha256),
+            next_step=f"Pin these weights or restore those; the hash is printed by: {base_weights_command(base.path)}",
+        )
+    return base.path
