@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import sys
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 from pytest_mistral_lora.cli.check import judge
 from pytest_mistral_lora.cli.verb import Verbs, add_format_option, add_tokenizer_option, add_verb
 from pytest_mistral_lora.conformance.named_targets import name_of
-from pytest_mistral_lora.conformance.server_target import ServerChoice
+from pytest_mistral_lora.conformance.server_target import ServerChoice, ServerTarget
 from pytest_mistral_lora.conformance.targets import Target
 from pytest_mistral_lora.errors import InputError
 
@@ -17,7 +20,9 @@ SUMMARY = "check the prompts that a running server feeds its model"
 _DESCRIPTION = """\
 Send the packaged rows to a running server, and hold the prompts that it makes of them to mistral-common: ids, text that
 becomes a control token, and refusals. How much an answer proves is printed: vLLM shows the ids that it fed, llama.cpp a
-preview, and a server with OpenAI's API alone the number of tokens.
+preview, and a server with OpenAI's API alone (openai: transformers serve, LM Studio, ...) the number of tokens. The
+kinds sglang, tgi and ollama were written from their source and never run here. For any other server, give the path of
+a script of your own, which gets the rows and writes ids: see docs/serving.md.
 
 With --adapter or --golden, ask for the answers of golden transcripts, too, greedily: by the ids of their prompts and by
 their messages. The precision of the weights, which decides how near a near tie is, may be named: vllm:bf16=URL.
@@ -37,10 +42,11 @@ def add_parser(verbs: Verbs) -> None:
             "mistral-lora serve-check llamacpp=http://127.0.0.1:8080 --tokenizer models/base",
             "mistral-lora serve-check llamacpp=http://127.0.0.1:8080 --tokenizer models/base --adapter lora-out",
             "mistral-lora serve-check vllm=https://models.example.org --tokenizer spm-v3 --model tuned",
+            "mistral-lora serve-check ./my_server.py=http://127.0.0.1:9000 --tokenizer models/base",
         ),
         failure="a prompt is not that of mistral-common, or no check could judge anything",
     )
-    parser.add_argument("server", metavar="NAME=URL", help="llamacpp, vllm or openai, and the address of the server")
+    parser.add_argument("server", metavar="NAME=URL", help="kind of the server, and its address")
     add_tokenizer_option(parser)
     parser.add_argument("--model", default="", metavar="NAME", help="model to ask (default: the first that it lists)")
     parser.add_argument(
@@ -73,8 +79,24 @@ def run(args: argparse.Namespace) -> int:
             raise InputError("no such file or folder", place=str(path))
     tokenizer = Target(name_of(args.tokenizer), args.tokenizer)
     asked = {"model": args.model, "rows": tuple(args.rows), "golden": tuple(args.golden)}
-    return judge(
-        [chosen.target(name_of(chosen.name), tokenizer, args.adapter, **asked)],
-        args.output_format,
-        command="serve-check",
-    )
+    target = chosen.target(name_of(chosen.name), tokenizer, args.adapter, **asked)
+    return judge([_asked_with_progress(target)], args.output_format, command="serve-check")
+
+
+def _asked_with_progress(target: ServerTarget) -> ServerTarget:
+    """Ask the server before it is judged, with a bar on stderr if that is a terminal."""
+    if not sys.stderr.isatty():
+        return target
+    from tqdm import tqdm
+
+    with tqdm(desc=f"asking {target.kind}", unit="row", leave=False) as bar:
+
+        def step(rows: int) -> None:
+            bar.total = rows
+            bar.update()
+
+        shown = replace(target, progress=step)
+        # its error is kept for the check ML901, which reports it
+        with suppress(InputError):
+            _ = shown.answers
+    return shown

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -74,6 +74,7 @@ class ServerTarget(Target):
         precision: The precision of the served weights, a key of `TOLERANCES`; empty for the one that it reports.
         golden: Golden transcripts to replay, files or folders.
         adapter: The folder of the adapter or merged model that is served, whose transcripts are replayed; or None.
+        progress: Called with the number of rows after the answer to each.
     """
 
     judge: Target = field(default_factory=lambda: Target("spm-v3"))
@@ -85,6 +86,7 @@ class ServerTarget(Target):
     precision: str = ""
     golden: tuple[Path, ...] = ()
     adapter: Path | None = None
+    progress: Callable[[int], object] = field(default=lambda rows: None, compare=False)
 
     @KeptProperty
     def tokenizer(self) -> CheckpointTokenizer:
@@ -110,15 +112,26 @@ class ServerTarget(Target):
 
     async def _ask(self) -> ServerAnswers:
         from pytest_mistral_lora.serving.client import ServerClient, require_url
+        from pytest_mistral_lora.serving.script import ScriptedServer
         from pytest_mistral_lora.serving.servers import ask_prompts
 
         asked = list(self.asked_rows())
+        if isinstance(self.server, ScriptedServer):
+            return self._ask_script(self.server.file, asked)
         async with ServerClient(require_url(self.url)) as client:
             facts = await self.server.facts(client)
             model = self._chosen(facts)
-            prompts = await ask_prompts(self.server, client, [one.row for one in asked], model)
-        rows = tuple(replace(one, served=prompt) for one, prompt in zip(asked, prompts, strict=True))
-        return ServerAnswers(facts, model, rows)
+            rows = [one.row for one in asked]
+            prompts = await ask_prompts(self.server, client, rows, model, lambda: self.progress(len(rows)))
+        return ServerAnswers(facts, model, _with_prompts(asked, prompts))
+
+    def _ask_script(self, script: Path, asked: Sequence[AskedRow]) -> ServerAnswers:
+        from pytest_mistral_lora.conformance.server.script import ask_script
+        from pytest_mistral_lora.serving.server import ServerFacts
+
+        versions, prompts = ask_script(script, self.url, self.model, [one.row for one in asked])
+        model = self.model or "of the script"
+        return ServerAnswers(ServerFacts(versions, (model,)), model, _with_prompts(asked, prompts))
 
     def _chosen(self, facts: ServerFacts) -> str:
         """Return the name of the model to ask: of an adapter, the one that is served under its own name, or alone."""
@@ -228,23 +241,28 @@ class ServerChoice:
         """
         from pytest_mistral_lora.records.judgement import TOLERANCES
         from pytest_mistral_lora.serving.client import require_url
-        from pytest_mistral_lora.serving.servers import find_server
+        from pytest_mistral_lora.serving.servers import SERVERS, find_server
 
         name, _, url = text.partition("=")
         kind, _, precision = name.partition(":")
         if precision and precision not in TOLERANCES:
             raise InputError(f"unknown precision {precision!r}", expected=f"one of {', '.join(TOLERANCES)}")
-        return cls(find_server(kind).name, require_url(url), precision)
+        server = find_server(kind)
+        return cls(kind if server.name not in SERVERS else server.name, require_url(url), precision)
 
     @property
     def name(self) -> Path:
         """A name for the server: its kind and address, without the scheme."""
-        return Path(f"{self.kind}-{self.url.partition('://')[2].replace('/', '-')}")
+        return Path(f"{Path(self.kind).stem}-{self.url.partition('://')[2].replace('/', '-')}")
 
     def target(self, name: str, judge: Target, adapter: Path | None = None, **more: Any) -> ServerTarget:
         """Return the target of the server; `more` are further attributes."""
         given: dict[str, Any] = {"kind": self.kind, "url": self.url, "precision": self.precision, "adapter": adapter}
         return ServerTarget(name, judge=judge, **given, **more)
+
+
+def _with_prompts(asked: Sequence[AskedRow], prompts: Sequence[ServedPrompt | InputError]) -> tuple[AskedRow, ...]:
+    return tuple(replace(one, served=prompt) for one, prompt in zip(asked, prompts, strict=True))
 
 
 def _listed(names: Sequence[str]) -> str:

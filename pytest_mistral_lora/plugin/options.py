@@ -131,7 +131,7 @@ GGUF = Option(
 )
 SERVER = Option(
     "--mistral-server",
-    "Check the prompts that this running server feeds its model: llamacpp, vllm or openai, and its address, such as "
+    "Check the prompts that this running server feeds its model: llamacpp, vllm, openai, …, and its address, such as "
     "--mistral-server=llamacpp=http://127.0.0.1:8080, against --mistral-tokenizer or --mistral-recipe, and its "
     "answers, against the transcripts of each --mistral-adapter. Its key is read from MISTRAL_SERVER_KEY. Repeatable. "
     "Replaces the default targets.",

@@ -148,7 +148,7 @@ class ServerClient:
                         step = "Start the server, or look at its address."
                         raise InputError("no server answers there", place=place, next_step=step) from error
                 except (httpx.HTTPError, ValueError) as error:
-                    found = f"the connection failed: {type(error).__name__} {_without_key(str(error))[:_SHOWN]}"
+                    found = f"the connection failed: {type(error).__name__} {without_key(str(error))[:_SHOWN]}"
                     raise InputError(found, place=place) from error
                 else:
                     if answer.status == 401 or answer.status == 403:
@@ -167,7 +167,7 @@ class ServerClient:
                 body += part
                 if len(body) > _LARGEST:
                     raise ValueError(f"the answer is larger than {_LARGEST >> 20} MiB")
-        text = _without_key(bytes(body).decode("utf-8", "replace"))
+        text = without_key(bytes(body).decode("utf-8", "replace"))
         try:
             value = json.loads(text)
         except (ValueError, RecursionError):
@@ -175,7 +175,7 @@ class ServerClient:
         return Answer(response.status_code, value, " ".join(text[:_SHOWN].split()))
 
 
-def _without_key(text: str) -> str:
-    """Return a text of the server, in which the key cannot be: a server may echo what it was sent."""
+def without_key(text: str) -> str:
+    """Return a text without the key: a server or a script may echo what it was given."""
     key = os.environ.get(KEY)
     return text.replace(key, "***") if key else text

@@ -2,37 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.errors import InputError, did_you_mean
 from pytest_mistral_lora.serving.client import ServerClient
 from pytest_mistral_lora.serving.llamacpp import LlamaCpp
+from pytest_mistral_lora.serving.ollama import Ollama
+from pytest_mistral_lora.serving.script import ScriptedServer
 from pytest_mistral_lora.serving.server import OpenAi, ServedPrompt, Server
+from pytest_mistral_lora.serving.sglang import Sglang
+from pytest_mistral_lora.serving.tgi import Tgi
 from pytest_mistral_lora.serving.vllm import Vllm
 
-SERVERS: Mapping[str, Server] = {one.name: one for one in (LlamaCpp(), Vllm(), OpenAi())}
+SERVERS: Mapping[str, Server] = {one.name: one for one in (LlamaCpp(), Vllm(), Sglang(), Tgi(), Ollama(), OpenAi())}
 """The kinds of servers, by name."""
 
 
 def find_server(name: str) -> Server:
-    """Return the kind of a name.
+    """Return the kind of a name, or that of a script of the user's own (`*.py`).
 
     Raises:
         InputError: If there is none.
     """
+    if name.endswith(".py") and Path(name).is_file():
+        return ScriptedServer(Path(name))
     if name not in SERVERS:
         found = f"unknown kind of server {name!r}{did_you_mean(name, SERVERS)}"
-        raise InputError(found, expected=f"one of {', '.join(SERVERS)}")
+        raise InputError(found, expected=f"one of {', '.join(SERVERS)}, or the path of a script (*.py)")
     return SERVERS[name]
 
 
 async def ask_prompts(
-    server: Server, client: ServerClient, rows: Sequence[Row], model: str
+    server: Server, client: ServerClient, rows: Sequence[Row], model: str, done: Callable[[], object] = lambda: None
 ) -> list[ServedPrompt | InputError]:
     """Return what a server makes of each row, in order, or the error of the request.
 
-    All requests are sent by one client, a few at a time.
+    All requests are sent by one client, a few at a time; `done` is called after each row.
     """
     import asyncio
 
@@ -41,5 +48,7 @@ async def ask_prompts(
             return await server.prompt(client, row, model)
         except InputError as error:
             return error
+        finally:
+            done()
 
     return list(await asyncio.gather(*(one(row) for row in rows)))

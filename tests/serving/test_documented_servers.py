@@ -1,0 +1,215 @@
+"""Servers that have no build here, by the answers that their source documents; a script of the user's own, really run.
+
+The forms are those of SGLang 0.5 (entrypoints/openai/protocol.py), Text Generation Inference (router/src/lib.rs,
+db931fc) and Ollama (api/types.go, fb30760).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from local_server import Behaviour, Ids, serving
+
+from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
+from pytest_mistral_lora.cli import main
+from pytest_mistral_lora.errors import OracleRejection
+from pytest_mistral_lora.serving.client import KEY
+from pytest_mistral_lora.serving.servers import SERVERS
+
+NEVER_RUN = ("sglang", "tgi", "ollama")
+
+
+@pytest.fixture(scope="module")
+def oracle() -> Oracle:
+    return Oracle(shipped_tokenizer("spm-v3"))
+
+
+@dataclass
+class Documented(Behaviour):
+    """A server of one of the three kinds."""
+
+    def respond(self, path: str, data: Any) -> tuple[int, Any]:
+        """Return the documented answer of an endpoint that is not OpenAI's, or a chat with SGLang's ids."""
+        given = {
+            "/server_info": {"version": "0.5.23", "api_key": "in-the-arguments"},
+            "/info": {"version": "3.3.7", "model_id": "tiny", "docker_label": None},
+            "/api/version": {"version": "0.40.0"},
+            "/api/tags": {"models": [{"name": "tuned:latest", "model": "tuned:latest"}]},
+        }.get(path)
+        if given is not None:
+            return 200, given
+        if path == "/api/chat":
+            return self._native_chat(data)
+        status, answer = super().respond(path, data)
+        if status != 200 or path not in ("/chat_tokenize", "/v1/chat/completions"):
+            # TGI and SGLang have the text of an error at the top
+            return status, answer if status == 200 else {"object": "error", "message": answer["error"]["message"]}
+        ids = self.prompt(self.ids(data), data)
+        if path == "/chat_tokenize":
+            shown = (self.preview or self.prompt)(self.ids(data), data)
+            return 200, {"tokenize_response": [{"id": one, "text": "", "start": 0, "stop": 0} for one in shown]}
+        if data.get("return_prompt_token_ids"):
+            answer["choices"][0]["prompt_token_ids"] = list(ids)
+        return 200, answer
+
+    def _native_chat(self, data: dict[str, Any]) -> tuple[int, Any]:
+        for message in data["messages"]:
+            assert isinstance(message["content"], str)
+            assert all(isinstance(call["function"]["arguments"], dict) for call in message.get("tool_calls", ()))
+        assert (data["stream"], data["options"]["num_predict"]) == (False, 1)
+        try:
+            ids = self.prompt(self.ids(data), data)
+        except OracleRejection as error:
+            return 400, {"error": error.found}
+        return 200, {"model": data["model"], "done": True, "prompt_eval_count": len(ids), "eval_count": 1}
+
+
+def run_check(name: str, url: str, capsys: pytest.CaptureFixture[str], *options: str) -> tuple[int, str]:
+    code = main(["serve-check", f"{name}={url}", "--tokenizer", "spm-v3", *options])
+    return code, "".join(capsys.readouterr())
+
+
+def a_bos_more(ids: Ids, data: dict[str, Any]) -> Ids:
+    return (1, *ids)
+
+
+@pytest.mark.parametrize(
+    ("kind", "facts", "rule"),
+    [
+        ("sglang", "SGLang 0.5.23, model tiny: proof by ids", "ML902"),
+        ("tgi", "Text Generation Inference 3.3.7, model tiny: proof by preview", "ML902"),
+        ("ollama", "Ollama 0.40.0, model tuned: proof by count", "ML904"),
+    ],
+)
+def test_a_documented_server_is_green_with_the_ids_of_mistral_common_and_red_with_others(
+    kind: str, facts: str, rule: str, oracle: Oracle, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sound = Documented(oracle)
+    with serving(sound) as url:
+        code, out = run_check(kind, url, capsys)
+    assert ("does not show the ids of a prompt" in out) is (kind == "ollama")
+    assert (code, facts in out) == (0, True), out
+    assert "in-the-arguments" not in out
+    with serving(Documented(oracle, prompt=a_bos_more)) as url:
+        code, out = run_check(kind, url, capsys)
+    assert (code, f"{rule} " in out) == (1, True), out
+
+
+def test_a_preview_of_tgi_that_lies_is_found(oracle: Oracle, capsys: pytest.CaptureFixture[str]) -> None:
+    with serving(Documented(oracle, prompt=a_bos_more, preview=lambda ids, _: ids)) as url:
+        code, out = run_check("tgi", url, capsys)
+    assert (code, "ML903" in out, "ML902" in out) == (1, True, False)
+
+
+def test_tgi_gets_no_penalty_since_it_adds_two_to_it(oracle: Oracle) -> None:
+    assert SERVERS["tgi"].greedy == {"temperature": 0}
+
+
+def test_a_server_that_is_not_ollama_is_no_ollama(oracle: Oracle, capsys: pytest.CaptureFixture[str]) -> None:
+    with serving(Behaviour(oracle, answer=lambda path: (404, b"{}"))) as url:
+        code, out = run_check("ollama", url, capsys)
+    assert (code, "the models that Ollama has" in out) == (1, True)
+
+
+def test_help_and_page_mark_the_servers_that_never_ran_here(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["serve-check", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "sglang, tgi and ollama were written from their source and never run here" in text
+    page = (Path(__file__).parents[2] / "docs" / "serving.md").read_text(encoding="utf-8")
+    lines = {line.split("|")[1].strip(" `"): line for line in page.splitlines() if line.startswith("| `")}
+    for kind in SERVERS:
+        assert ("never run here" in lines[kind]) is (kind in NEVER_RUN)
+        assert ("never run here" in SERVERS[kind].remark) is (kind in NEVER_RUN)
+
+
+SCRIPT = """\
+import argparse, json, os, sys
+from pathlib import Path
+from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
+from pytest_mistral_lora.errors import OracleRejection
+
+parser = argparse.ArgumentParser()
+for name in ("rows", "url", "model", "output"):
+    parser.add_argument(f"--{name}")
+given = parser.parse_args()
+oracle = Oracle(shipped_tokenizer("spm-v3"))
+with open(given.output, "w") as output:
+    print(json.dumps({"environment": {"my-server": "1.0"}}), file=output)
+    for number, line in enumerate(Path(given.rows).read_text().splitlines()):
+        row = json.loads(line)
+        row["messages"].append({"role": "assistant", "content": "x"})
+        try:
+            record = RECORD
+        except OracleRejection as error:
+            record = {"refused": error.found}
+        if record is not None:
+            print(json.dumps({"row": number, **record}), file=output)
+"""
+IDS = '{"input_ids": [*oracle.encode_prompt(row)]}'
+FEWER = """\
+import json, os, sys
+from pathlib import Path
+
+record = RECORD
+if record is not None:
+    record = json.dumps({"row": 0, **record}) + "\\n"
+Path(sys.argv[-1]).write_text(record or "")
+"""
+ROW = '{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yo"}]}\n'
+
+
+@pytest.fixture
+def url(oracle: Oracle) -> str:
+    return "http://127.0.0.1:9"
+
+
+def write_script(folder: Path, record: str, script: str = FEWER) -> str:
+    file = folder / "my_server.py"
+    file.write_text(script.replace("RECORD", record))
+    return str(file)
+
+
+def test_a_script_of_the_user_s_own_is_asked(tmp_path: Path, url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out = run_check(write_script(tmp_path, IDS, SCRIPT), url, capsys)
+    assert (code, "my_server.py my-server 1.0, model of the script: proof by ids" in out) == (0, True), out
+
+
+@pytest.mark.parametrize(
+    ("record", "found"),
+    [
+        ('{"input_ids": [1, 1, 3, 16127, 4]}', "BOS is there 2 times"),
+        ('{"input_ids": ["<s>"]}', "whole numbers"),
+        ('{"error": "no such model"}', "no such model"),
+        ("None", "the script made nothing of it"),
+        (
+            "sys.exit(f'my key is {os.environ[chr(77) + \"ISTRAL_SERVER_KEY\"]}')",
+            "ends with exit code 1: my key is ***",
+        ),
+        ('{"row": 999}', 'an object with "row" from 0 to'),
+    ],
+)
+def test_a_script_that_fails_is_a_finding(
+    record: str,
+    found: str,
+    tmp_path: Path,
+    url: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv(KEY, "s3cr3t-key")
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(ROW)
+    code, out = run_check(write_script(tmp_path, record), url, capsys, "--rows", str(rows))
+    assert (code, found in out, "s3cr3t" in out) == (1, True, False), out
+
+
+def test_a_script_that_hangs_is_ended(
+    tmp_path: Path, url: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pytest_mistral_lora.conformance.server.script.SECONDS", 0.5)
+    code, out = run_check(write_script(tmp_path, "__import__('time').sleep(60)"), url, capsys)
+    assert (code, "not done after 0.5 seconds" in out) == (1, True), out
