@@ -25,7 +25,7 @@ AT_MOST = {
     # own, findings by cause, rows from other formats (data), paths that are recognised, rows as targets,
     # the sources of rows: opened (data), named in a recipe, found again by a manifest, GGUF files, servers,
     # and the files that `init` writes
-    "modules": 268,
+    "modules": 275,
     "lines of the longest module": 300,
     "lines of nine functions in ten": 30,
     "functions in 1,000 lines": 66,
@@ -58,7 +58,7 @@ def counts(sources: Mapping[str, str]) -> dict[str, float]:
         return 1000 * sum(words[word] for word in counted) / max(1, words.total())
 
     return {
-        "modules": len(sources),
+        "modules": 275len(sources),
         "lines of the longest module": max(source.count("\n") for source in tables.values()),
         "lines of nine functions in ten": statistics.quantiles(functions, n=10)[-1],
         "functions in 1,000 lines": round(1000 * len(functions) / lines),
