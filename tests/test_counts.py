@@ -58,7 +58,7 @@ def counts(sources: Mapping[str, str]) -> dict[str, float]:
         return 1000 * sum(words[word] for word in counted) / max(1, words.total())
 
     return {
-        "modules": 275len(sources),
+        "modules": len(sources),
         "lines of the longest module": max(source.count("\n") for source in tables.values()),
         "lines of nine functions in ten": statistics.quantiles(functions, n=10)[-1],
         "functions in 1,000 lines": round(1000 * len(functions) / lines),

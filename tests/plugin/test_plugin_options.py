@@ -112,8 +112,8 @@ BAD = [
     (
         "--mistral-server",
         "lmstudio=http://127.0.0.1",
-        "unknown kind of server 'lmstudio'; expected one of llamacpp, vllm, sglang, tgi, ollama, openai, or the path of "
-        "a script (*.py)",
+        "unknown kind of server 'lmstudio'; expected one of llamacpp, vllm, sglang, tgi, ollama, openai, or the path "
+        "of a script (*.py)",
     ),
     ("--mistral-runner", "nope", f"'{{here}}/nope' {NO_RUNNER}"),
     ("--mistral-runner", "trl=nope", "{here}/nope: no such file; expected a configuration of TRL"),
