@@ -31,13 +31,14 @@
   const lineBeside = (token, forward) => {
     const from = token.getBoundingClientRect();
     let best = null;
-    let top = null;
+    let bottom = null;
     let least = Infinity;
     for (let next = step(token, forward); next; next = step(next, forward)) {
       const box = next.getBoundingClientRect();
-      if (Math.abs(box.top - from.top) < 2) continue;
-      top ??= box.top;
-      if (Math.abs(box.top - top) >= 2) break;
+      // the tokens of a line end at one height: one that is wrong has its mark above
+      if (Math.abs(box.bottom - from.bottom) < 2) continue;
+      bottom ??= box.bottom;
+      if (Math.abs(box.bottom - bottom) >= 2) break;
       const distance = Math.abs(box.left + box.right - from.left - from.right);
       if (distance < least) [best, least] = [next, distance];
     }

@@ -136,6 +136,22 @@ def test_one_tab_stop_for_each_turn_and_arrows_inside(page_file: Path, open_page
     assert page.evaluate("document.activeElement.id") == "row-3-wrong"
 
 
+def test_equal_and_different_tokens_of_a_line_are_aligned(page_file: Path, open_page: OpenPage) -> None:
+    page = open_page(page_file)
+    first, second = (
+        page.evaluate(
+            """number => [...document.querySelectorAll("#row-3 .tk-list")[1].querySelectorAll(".tk")].slice(0, 6)
+                .map((one) => one.querySelectorAll(".tk-cell")[number].getBoundingClientRect().top)""",
+            number,
+        )
+        for number in (0, 1)
+    )
+    # [INST] is equal in both tokenizers, and the first word is not
+    assert page.locator("#row-3 .tk-list").nth(1).locator(".tk-wrong").count() > 0
+    assert (len(set(first)), len(set(second))) == (1, 1)
+    assert first[0] < second[0]
+
+
 def test_without_its_script_the_page_shows_ids(page_file: Path, open_page: OpenPage) -> None:
     page = open_page(page_file, script=False)
     token = page.locator("#row-1 .tk", has_text="Paris")
