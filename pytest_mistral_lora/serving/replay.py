@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.records.transcripts import Transcript
 from pytest_mistral_lora.serving.answers import ServedAnswer
 from pytest_mistral_lora.serving.client import ServerClient
-from pytest_mistral_lora.serving.server import Server
+from pytest_mistral_lora.serving.server import ServedPrompt, Server
 
 REPEATED = 4
 """Transcripts, those with the longest answers, that are asked again, as a client asks, and of the base alone."""
@@ -20,6 +21,8 @@ SECONDS = 600.0
 
 PLAIN = {"temperature": 0}
 """The settings by which most clients ask for a greedy answer."""
+
+_T = TypeVar("_T")
 
 Outcome = ServedAnswer | InputError | None
 """An answer, or the error of its request; None if the server was not asked, or cannot be."""
@@ -33,6 +36,7 @@ class Replayed:
         transcript: The recorded answer.
         by_ids: The answer to the recorded ids.
         by_messages: The answer to the messages, with all settings spelled out.
+        prompt: The prompt that the server makes of the messages.
         again: The same, asked a second time.
         plain: The answer to the messages with the temperature alone.
         base: The answer of the base without its adapter to the recorded ids.
@@ -41,6 +45,7 @@ class Replayed:
     transcript: Transcript
     by_ids: Outcome = None
     by_messages: Outcome = None
+    prompt: ServedPrompt | InputError | None = None
     again: Outcome = None
     plain: Outcome = None
     base: Outcome = None
@@ -62,6 +67,7 @@ async def replay(
             one,
             await _outcome(server.complete(client, ids, model, limit, greedy)),
             await _outcome(server.answer(client, row, model, limit, greedy)),
+            await _outcome(server.prompt(client, row, model)),
         )
         if one.case not in repeated:
             return found
@@ -78,7 +84,7 @@ async def replay(
     return tuple(replayed)
 
 
-async def _outcome(asked: Awaitable[ServedAnswer | None]) -> Outcome:
+async def _outcome(asked: Awaitable[_T]) -> _T | InputError:
     try:
         return await asked
     except InputError as error:

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from importlib.util import find_spec
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from gguf_files import model_fields, model_tensors, tokenizer_fields, write_gguf
-from safetensors.torch import load_file
+from gguf_files import write_gguf
+from llamacpp_process import Post, converted_model, needs_llamacpp, served
 
 from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
 from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
@@ -24,9 +18,8 @@ from pytest_mistral_lora.conformance.named_targets import named_targets
 from pytest_mistral_lora.conformance.server_target import ServerTarget
 from pytest_mistral_lora.conformance.targets import Target
 
-pytestmark = pytest.mark.skipif(find_spec("xllamacpp") is None, reason="llama.cpp's server is in the package xllamacpp")
+pytestmark = needs_llamacpp
 
-SERVER = Path(__file__).parent / "llamacpp_server.py"
 TEXTS = (
     "'The' end",
     "What is the capital of France?",
@@ -38,40 +31,13 @@ TEXTS = (
 INDIC = "हिन्दी भाषा"
 
 
-@contextmanager
-def served(file: Path) -> Iterator[tuple[Callable[[str, dict[str, Any]], dict[str, Any]], str]]:
-    """Start a server on a file, and yield a function that posts to it, and its address."""
-    command = [sys.executable, str(SERVER), str(file)]
-    process = subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    )
-    assert process.stdin is not None
-    assert process.stdout is not None
-    try:
-        address = process.stdout.readline().strip()
-
-        def post(path: str, data: dict[str, Any]) -> dict[str, Any]:
-            headers = {"Content-Type": "application/json"}
-            request = urllib.request.Request(address + path, json.dumps(data).encode(), headers)
-            with urllib.request.urlopen(request, timeout=60) as answer:
-                found: dict[str, Any] = json.load(answer)
-            return found
-
-        yield post, address
-    finally:
-        process.kill()
-        process.communicate(timeout=30)
-
-
 @pytest.fixture(scope="module", params=["spm-v3", "tekken-240718"])
 def converted(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Oracle, Any, Any]:
     """The oracle of a tiny model, and the fields and tensors of its GGUF file."""
     source = shipped_tokenizer(request.param)
     base = write_tiny_base(tmp_path_factory.mktemp("base") / "tiny", source)
-    oracle, config = Oracle(source), json.loads((base / "config.json").read_text())
-    fields = {**model_fields(config), **tokenizer_fields(oracle), "tokenizer.chat_template": oracle.chat_template()}
-    weights = {name: tensor.numpy() for name, tensor in load_file(base / "model.safetensors").items()}
-    return oracle, fields, model_tensors(weights, config)
+    oracle = Oracle(source)
+    return oracle, *converted_model(base, oracle)
 
 
 def served_rules(oracle: Oracle, address: str, folder: Path) -> set[str]:
@@ -87,7 +53,7 @@ def findings(file: Path) -> list[Finding]:
     return [finding for finding in found if finding.severity == "error"]
 
 
-def prompts(oracle: Oracle, post: Callable[[str, dict[str, Any]], dict[str, Any]]) -> list[tuple[Any, Any]]:
+def prompts(oracle: Oracle, post: Post) -> list[tuple[Any, Any]]:
     """Return the ids of mistral-common and of the server for each text as a user's message."""
     found = []
     for text in TEXTS:

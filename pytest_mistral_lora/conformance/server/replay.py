@@ -20,6 +20,11 @@ if TYPE_CHECKING:
 
 RIGHT_MODEL = "By ids exact, by chat different: the model and adapter are right, the prompt is not."
 
+CONSTRAINED = (
+    "By ids exact, by chat different, and the prompt is right: the server constrains the answer, such as to the schema "
+    "of a tool."
+)
+
 FINGERPRINT = 0.03
 """Largest difference of a first log-probability in full precision, in nats. Noise was 0.007 at most (llama.cpp with its
 cache in float16), and one BOS or one space too many moved it by 0.071 at least."""
@@ -128,8 +133,23 @@ class ReplayChecks:
         if rule == "ML909":
             by_ids = self._judged(one.transcript, one.by_ids, by_messages=False)
             if isinstance(by_ids, AnswerJudgement) and by_ids.passed:
-                lines.insert(0, RIGHT_MODEL)
+                lines = [*self._cause(one), *lines]
         return self._finding(rule, one.transcript, f"answered {judged.text!r}", "\n".join(lines))
+
+    def _cause(self, one: Replayed) -> list[str]:
+        """Return why messages are answered otherwise than the ids of their prompt."""
+        prompt, recorded = one.prompt, one.transcript.prompt_ids
+        ids = None if prompt is None or isinstance(prompt, InputError) else prompt.ids
+        if ids is None:
+            return [RIGHT_MODEL]
+        if ids == recorded:
+            return [CONSTRAINED]
+        pairs = enumerate(zip(ids, recorded, strict=False))
+        first = next((n for n, (own, other) in pairs if own != other), min(len(ids), len(recorded)))
+        return [
+            RIGHT_MODEL,
+            f"prompt: {len(recorded)} tokens recorded, {len(ids)} served; the first other: token {first}",
+        ]
 
     def first_logprobs(self) -> Result:
         """ML905: a server that hides its ids gives the first token the log-probability of the right prompt."""
