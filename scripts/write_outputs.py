@@ -54,7 +54,7 @@ def failing_template(folder: Path) -> str:
     template.write_text(template.read_text().replace("{{- '[INST] ' }}", "{{- '[INST]' }}"))
     (folder / "my-mistral").symlink_to(template.parent)
     command = (*PYTEST, "--mistral-golden", "--mistral-tokenizer", "my-mistral", "-k", "template::single")
-    return _part(_printed(*command, folder=folder, exit_code=1), "ML004 ", "rerun: ")
+    return _part(_printed(*command, folder=folder, exit_code=1), "ML004 ", "        5  ")
 
 
 def rendered_row(folder: Path, tokenizer: tuple[str, ...] = TOKENIZER) -> str:

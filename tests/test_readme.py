@@ -76,6 +76,10 @@ def test_the_figures_are_right() -> None:
     ]
 
 
+def test_the_readme_is_read_in_a_few_minutes() -> None:
+    assert len(README.split()) < 900
+
+
 def test_a_fresh_clone_has_one_line_for_the_suite_and_one_for_the_tests() -> None:
     # .ci/run takes the two lines of a clone from here, and runs them as they stand
     lines = re.findall(r"^\$ (pip install .*&& pytest.*)$", README, flags=re.MULTILINE)
