@@ -17,6 +17,7 @@ from pytest_mistral_lora.checkpoint.architectures import architecture_of
 from pytest_mistral_lora.checkpoint.base_model import empty_model
 from pytest_mistral_lora.errors import and_more
 from pytest_mistral_lora.training.callbacks import FORMAT
+from pytest_mistral_lora.training.curves import PAGE
 from pytest_mistral_lora.training.devices import on_gpu, precision_of
 from pytest_mistral_lora.training.display import RunDisplay, clock_text
 from pytest_mistral_lora.training.launch import device_count, engine
@@ -58,6 +59,21 @@ def planned_steps(recipe: Recipe, rows: int) -> int:
     return training.steps or math.ceil((training.epochs or 1.0) * -(-rows // training.batch_size))
 
 
+def data_facts(prepared: Preparation) -> dict[str, str]:
+    """Return the facts of a run that no machine decides, by their names: base, rows, tokens, layers."""
+    recipe, data, tally = prepared.recipe, prepared.data, prepared.data.train.figures.tally
+    base = recipe.base
+    pin = f"commit {base.revision}" if base.revision else f"weights {str(base.weights_sha256)[:12]}"
+    rows = f"{len(data.train.rows):,} to train on, {len(data.held_out.rows):,} held out"
+    share = tally.supervised_tokens / max(1, tally.tokens)
+    return {
+        "base": f"{base.label}, {pin}, {architecture_of(prepared.config).title}",
+        "rows": f"{rows}, of {_file_names(recipe, data)}",
+        "tokens": f"{tally.tokens:,} in an epoch, {tally.supervised_tokens:,} of them supervised ({share:.0%})",
+        "layers with an adapter": prepared.layers_line,
+    }
+
+
 def header(prepared: Preparation, work: Path) -> dict[str, str]:
     """Return the facts of a run before its weights are loaded, by their names.
 
@@ -66,26 +82,18 @@ def header(prepared: Preparation, work: Path) -> dict[str, str]:
         work: Folder of the checkpoints.
     """
     recipe, data, training = prepared.recipe, prepared.data, prepared.recipe.training
-    base = recipe.base
-    pin = f"commit {base.revision}" if base.revision else f"weights {str(base.weights_sha256)[:12]}"
-    tally = data.train.figures.tally
     count, all_numbers = trainable_parameters(prepared)
     steps = planned_steps(recipe, len(data.train.rows))
     every = f"every {training.checkpoint_steps} steps" if training.checkpoint_steps else "by the clock"
     memory = memory_line(recipe, prepared.base, prepared.layers, data.train.encoded)
-    share = tally.supervised_tokens / max(1, tally.tokens)
     return {
-        "base": f"{base.label}, {pin}, {architecture_of(prepared.config).title}",
-        "rows": f"{len(data.train.rows):,} to train on, {len(data.held_out.rows):,} held out, of "
-        f"{_file_names(recipe, data)}",
-        "tokens": f"{tally.tokens:,} in an epoch, {tally.supervised_tokens:,} of them supervised ({share:.0%})",
-        "layers with an adapter": prepared.layers_line,
+        **data_facts(prepared),
         "trainable parameters": f"{count:,} (rank {recipe.lora.r}), {count / all_numbers:.2%} of {all_numbers:,}",
         "device": f"{_devices(recipe)}, {precision_of(training)}",
         **({"memory": memory.strip().removeprefix("memory: ")} if memory else {}),
         "steps": f"{steps:,} of {training.batch_size} rows, {_epochs(steps, prepared)}; a line every "
         f"{training.logging_steps}",
-        "output": f"{recipe.output}; until it is done, checkpoints ({every}) in {work}",
+        "output": f"{recipe.output}; until it is done, checkpoints ({every}) and {PAGE} in {work}",
     }
 
 

@@ -20,6 +20,7 @@ from pytest_mistral_lora.records.adapter_folder import BASE_FACTS
 from pytest_mistral_lora.records.files import write_text
 from pytest_mistral_lora.training.adapter import adapter_tensors, attach_adapter
 from pytest_mistral_lora.training.callbacks import EvaluateAtEnd, SaveByTime, StopAtRequest, StopRequest
+from pytest_mistral_lora.training.curves import PAGE, WriteCurves, training_page
 from pytest_mistral_lora.training.devices import device_of, precision_of
 from pytest_mistral_lora.training.display import RunDisplay
 from pytest_mistral_lora.training.generate import Completion, Probe, probe
@@ -28,7 +29,7 @@ from pytest_mistral_lora.training.generate.record import adapter_identity
 from pytest_mistral_lora.training.loop import apply_kernels, make_trainer
 from pytest_mistral_lora.training.output_folder import sole_writer
 from pytest_mistral_lora.training.prepare import Preparation, check_output, logger_callbacks, prepare
-from pytest_mistral_lora.training.progress import ShowProgress, header, summary
+from pytest_mistral_lora.training.progress import ShowProgress, data_facts, header, summary
 from pytest_mistral_lora.training.recipe import Recipe
 from pytest_mistral_lora.training.rows.loading import RunData
 from pytest_mistral_lora.training.run_folder import OtherRunError, RunFolder, SealCheckpoint, step_of
@@ -198,6 +199,7 @@ def _add_callbacks(
     if training.checkpoint_minutes:
         trainer.add_callback(SaveByTime(training.checkpoint_minutes, trainer.reduce_over_processes))
     trainer.add_callback(SealCheckpoint())
+    trainer.add_callback(WriteCurves(folder.work / PAGE, data_facts(prepared)))
     return watching
 
 
@@ -262,6 +264,7 @@ def save_run(
     # by all processes: each pass of a sharded model needs all of them
     identity = adapter_identity(tensors, **{name: facts.get(name) for name in BASE_FACTS})
     texts = watching.files(identity, precision_of(prepared.recipe.training))
+    texts[PAGE] = training_page(log, trainer.state.max_steps, data_facts(prepared))
     manifest: Mapping[str, Any] = {}
     output, encoder, data, base = prepared.recipe.output, prepared.encoder, prepared.data, prepared.base
     if main:

@@ -74,6 +74,7 @@ def recorded_files() -> list[str]:
         "generations.jsonl",
         "rendered_row.json",
         "tokenizer.model.v3",
+        "training.html",
         "training_log.jsonl",
         *(f"transcripts/row-000{number}.json" for number in range(1, 6)),
     ]

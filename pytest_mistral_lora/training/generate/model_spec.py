@@ -136,7 +136,7 @@ def smoke(
     completions = list(map(asdict, generate(model, spec.encoder, rows, max_new_tokens=max_new_tokens)))
     for index in unanswered:
         completions[index] |= {"expected_ids": None, "equal": None}
-    found = {"completions": completions, "probe": asdict(probe(model, encoded)) if encoded else None}
+    found: dict[str, Any] = {"completions": completions, "probe": asdict(probe(model, encoded)) if encoded else None}
     if spec.folder.kind == "adapter":
         found["adapter_effect"] = adapter_effect(model, encoded) if encoded else None
     # torch and the number of threads are reported, since the sums of a CPU depend on both

@@ -1,0 +1,247 @@
+"""The curves of a run as a page that loads nothing else: `training.html`, made from the training log alone."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback
+
+from pytest_mistral_lora.records.files import write_text
+from pytest_mistral_lora.training.callbacks import FORMAT, skipped_steps
+
+PAGE = "training.html"
+"""File of the page: in the adapter's folder, and in the work folder while the run goes on."""
+
+_MOST_POINTS = 400
+"""Points of a line; a screen has not many more columns."""
+
+_MOST_DOTS = 40
+"""Points up to which each is marked: a line of one point would not be seen otherwise."""
+
+_MOST_ROWS = 500
+_KEYS = ("loss", "eval_loss", "grad_norm", "learning_rate")
+_RATES = "Format of the answers"
+_SECONDS = 10.0
+"""From one page to the next."""
+
+_SHARE = 0.01
+"""Most time that goes into pages, as a share of the run."""
+
+_WIDTH, _HEIGHT = 1000, 300
+"""Units of a chart's drawing, which the page stretches to its own width."""
+
+Points = list[tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A line of a chart.
+
+    Attributes:
+        name: Its name in the legend.
+        points: Step and value of each point, in order.
+    """
+
+    name: str
+    points: Points
+
+
+@dataclass(frozen=True)
+class Chart:
+    """Curves over the same steps, ready to be drawn.
+
+    Attributes:
+        title: Its heading.
+        unit: Unit of the values.
+        curves: Its lines, the first one drawn in full.
+        steps: Steps of the whole run, at the right end.
+        bounds: Values that are shown in any case.
+    """
+
+    title: str
+    unit: str
+    curves: Sequence[Curve]
+    steps: int
+    bounds: Sequence[float] = ()
+
+    @cached_property
+    def ticks(self) -> list[float]:
+        """The values with a line of their own, from the lowest to the highest; all points are between them."""
+        values = [*self.bounds, *(value for curve in self.curves for _, value in curve.points)]
+        return round_ticks(min(values), max(values))
+
+    @property
+    def step_ticks(self) -> list[float]:
+        """The steps below the chart."""
+        return [tick for tick in round_ticks(0, self.steps) if tick <= self.steps and tick == int(tick)]
+
+    def across(self, step: float) -> float:
+        """Return the place of a step, in percent from the left."""
+        return round(100 * step / max(1, self.steps), 3)
+
+    def down(self, value: float) -> float:
+        """Return the place of a value, in percent from the top."""
+        low, high = self.ticks[0], self.ticks[-1]
+        return round(100 * (high - value) / (high - low), 3)
+
+    def path(self, curve: Curve) -> str:
+        """Return a curve as the commands of an SVG path."""
+        return "M" + "L".join(self._place(point) for point in thinned(curve.points))
+
+    def dots(self, curve: Curve) -> str:
+        """Return the points of a short curve as an SVG path of lines without length, which round ends show."""
+        few = curve.points if len(curve.points) <= _MOST_DOTS else []
+        return "".join(f"M{self._place(point)}h0" for point in few)
+
+    def _place(self, point: tuple[float, float]) -> str:
+        step, value = point
+        return f"{round(self.across(step) / 100 * _WIDTH, 1):g} {round(self.down(value) / 100 * _HEIGHT, 1):g}"
+
+    @property
+    def words(self) -> str:
+        """The curves in words, for those who do not see them."""
+        texts = []
+        for curve in self.curves:
+            first, last = curve.points[0][1], curve.points[-1][1]
+            lowest, highest = min(value for _, value in curve.points), max(value for _, value in curve.points)
+            texts.append(
+                f"{curve.name}: first {first:.4g}, last {last:.4g}, lowest {lowest:.4g}, highest {highest:.4g}"
+            )
+        return "; ".join(texts)
+
+
+def round_ticks(low: float, high: float) -> list[float]:
+    """Return three to seven round numbers at equal distances, the first not above `low`, the last not below `high`."""
+    # a curve that is level is drawn in the middle
+    spread = (high - low) or abs(high) or 1.0
+    low, high = (low, high) if high > low else (low - spread / 2, high + spread / 2)
+    power = 10 ** math.floor(math.log10(spread / 4))
+    size = next(power * factor for factor in (1, 2, 5, 10) if power * factor * 5 >= spread)
+    # multiplied, not added: sums of 0.1 would show their rounding
+    return [float(f"{size * n:.12g}") for n in range(math.floor(low / size), math.ceil(high / size) + 1)]
+
+
+def thinned(points: Points) -> Points:
+    """Return at most `_MOST_POINTS` points: of a long curve, the lowest and the highest of each part, as peaks stay."""
+    if len(points) <= _MOST_POINTS:
+        return points
+    size = -(-2 * len(points) // _MOST_POINTS)
+    parts = (points[start : start + size] for start in range(0, len(points), size))
+    ends = ((min(part, key=lambda point: point[1]), max(part, key=lambda point: point[1])) for part in parts)
+    return [point for pair in ends for point in sorted(set(pair))]
+
+
+def charts(log: Sequence[Mapping[str, Any]], steps: int) -> list[Chart]:
+    """Return the charts of a training log; one without a point is left out.
+
+    Args:
+        log: The lines of the log, each with `step`.
+        steps: Steps of the whole run.
+    """
+
+    def curve(key: str, name: str) -> Curve:
+        return Curve(name, [(line["step"], line[key]) for line in log if math.isfinite(line.get(key, math.nan))])
+
+    rates = sorted({key for line in log for key in line if key.startswith(FORMAT)})
+    found = [
+        ("Loss", "nats a supervised token", [curve("loss", "training"), curve("eval_loss", "held-out rows")]),
+        (_RATES, "share that passes", [curve(key, key.removeprefix(FORMAT)) for key in rates]),
+        ("Gradient norm", "L2, before clipping", [curve("grad_norm", "gradient norm")]),
+        ("Learning rate", "", [curve("learning_rate", "learning rate")]),
+    ]
+    drawn = [(title, unit, [one for one in curves if one.points]) for title, unit, curves in found]
+    return [
+        # a share of 0.9 is near 1, and must look so
+        Chart(title, unit, curves, steps, (0.0, 1.0) if title == _RATES else ())
+        for title, unit, curves in drawn
+        if curves
+    ]
+
+
+def training_page(log: Sequence[Mapping[str, Any]], steps: int, facts: Mapping[str, str]) -> str:
+    """Return the page of a run: equal runs have equal pages, since the log has no times.
+
+    Args:
+        log: The lines of the training log.
+        steps: Steps of the whole run.
+        facts: The facts at its head, by name.
+    """
+    made = max((line["step"] for line in log), default=0)
+    state = {"steps": f"{made:,}" if made == steps else f"{made:,} of {steps:,}: the run is not finished"}
+    skipped = len(skipped_steps(log))
+    state |= {"skipped because fp16 overflowed": f"{skipped:,}"} if skipped else {}
+    keys = {key for line in log for key in line} - {"step", "epoch"}
+    # not as they come: the log of a resumed run has its keys in another order
+    names = [*(key for key in _KEYS if key in keys), *sorted(keys.difference(_KEYS))]
+    every = -(-len(log) // _MOST_ROWS)
+    return str(
+        _template().render(
+            charts=charts(log, steps),
+            facts={**facts, **state},
+            names=names,
+            rows=log[::every] if every else [],
+            every=every,
+            width=_WIDTH,
+            height=_HEIGHT,
+        )
+    )
+
+
+def short(value: float) -> str:
+    """Return a number in few characters: `0.25`, `1.5e-4`."""
+    if value and abs(value) < 1e-3:
+        digits, _, power = f"{value:.3e}".partition("e")
+        return f"{float(digits):g}e{int(power)}"
+    return f"{value:.5g}"
+
+
+@cache
+def _template() -> Any:
+    from jinja2 import Environment, StrictUndefined
+
+    source = files("pytest_mistral_lora.training").joinpath("training.html.jinja").read_text(encoding="utf-8")
+    # the name of a base is data
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["short"] = short
+    return environment.from_string(source)
+
+
+class WriteCurves(TrainerCallback):  # type: ignore[misc]
+    """Writes the page into the work folder while a run goes on, and when it stops early; the main process does.
+
+    The log is that of the Trainer: a run that resumes continues the log of its checkpoint, and so no step comes twice.
+    """
+
+    def __init__(self, file: Path, facts: Mapping[str, str], *, clock: Callable[[], float] = time.monotonic) -> None:
+        """Make the callback.
+
+        Args:
+            file: The page.
+            facts: As for `training_page`.
+            clock: Returns seconds.
+        """
+        self._file, self._facts, self._clock = file, facts, clock
+        self._due = clock() + _SECONDS
+
+    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Write the page if it is old."""
+        begin = self._clock()
+        if state.is_world_process_zero and begin >= self._due:
+            self._write(state)
+            # a page that takes long is written seldom
+            self._due = self._clock() + max(_SECONDS, (self._clock() - begin) / _SHARE)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Write the page of a run that was stopped; that of a finished one is in the adapter's folder."""
+        if state.is_world_process_zero and state.global_step < state.max_steps:
+            self._write(state)
+
+    def _write(self, state: Any) -> None:
+        write_text(self._file, training_page(state.log_history, state.max_steps, self._facts))
