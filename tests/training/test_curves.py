@@ -136,7 +136,8 @@ def test_a_run_that_stops_has_its_page_and_resumes_without_a_point_twice(
     first, second = ((folder / PAGE).read_text(encoding="utf-8") for folder in (resumed.output, whole.output))
     assert first == second
     steps = re.findall(r'<th scope="row">(\d)</th>', first)
-    assert steps == [str(line["step"]) for line in map(json.loads, (whole.output / "training_log.jsonl").open())]
+    log = (whole.output / "training_log.jsonl").read_text(encoding="utf-8").splitlines()
+    assert steps == [str(json.loads(line)["step"]) for line in log]
 
 
 def test_a_page_that_takes_long_is_written_seldom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
