@@ -22,6 +22,7 @@ MODULES: dict[str, ModuleType] = {name: module for group in VERBS.values() for n
 WORDS = {
     "init": [],
     "pin": ["a/b"],
+    "doctor": [],
     "check": [],
     "audit": ["rows.jsonl", "--tokenizer", "."],
     "render": ["rows.jsonl", "--tokenizer", "."],
@@ -118,7 +119,7 @@ def test_names_in_help_keep_their_letters(verb: str, words: str, capsys: pytest.
 
 
 @pytest.mark.parametrize(
-    ("word", "hint"), [("chek", " (did you mean 'check'?)"), ("xyzzy", ": choose one of init, pin, check")]
+    ("word", "hint"), [("chek", " (did you mean 'check'?)"), ("xyzzy", ": choose one of init, pin, doctor, check")]
 )
 def test_an_unknown_verb_is_bad_usage_with_a_suggestion(
     word: str, hint: str, capsys: pytest.CaptureFixture[str]

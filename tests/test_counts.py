@@ -24,8 +24,8 @@ AT_MOST = {
     # 150, and room for subjects that came after: merged models, recognised oracles, templates in a process of their
     # own, findings by cause, rows from other formats (data), paths that are recognised, rows as targets,
     # the sources of rows: opened (data), named in a recipe, found again by a manifest, GGUF files, servers,
-    # and the files that `init` writes
-    "modules": 275,
+    # the files that `init` writes, and the look at an installation
+    "modules": 279,
     "lines of the longest module": 300,
     "lines of nine functions in ten": 30,
     "functions in 1,000 lines": 66,

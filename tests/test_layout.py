@@ -32,13 +32,14 @@ MAY_IMPORT = {
     "runners": RECORDS,
     "data": RECORDS,
     "serving": RECORDS,
+    "environment": RECORDS,
     "strategies": CHAT,
     "report": CHAT | {"records"},
     "conformance": RECORDS,
     "assertions": RECORDS | {"conformance"},
     "plugin": RECORDS | {"conformance", "report"},
     "starter": RECORDS | {"data", "training", "conformance"},
-    "cli": RECORDS | {"conformance", "report", "training", "runners", "data", "starter"},
+    "cli": RECORDS | {"conformance", "report", "training", "runners", "data", "starter", "environment"},
 }
 MAY_IMPORT_AS_ENTRY = {"training.__main__": {"cli"}}
 """Launchers such as `accelerate launch -m` start a module: it is the verb `train` under another name."""

@@ -18,6 +18,7 @@ from pytest_mistral_lora.cli import (
     chat,
     check,
     diff,
+    doctor,
     export,
     import_rows,
     init,
@@ -56,7 +57,7 @@ __all__ = ["EXIT_CODES", "VERBS", "main"]
 # The modules of the verbs import torch and the like in `run`, not at the top: `mistral-lora --help`, a misspelt option
 # and a wrong key in a recipe are then answered at once.
 VERBS: dict[str, dict[str, ModuleType]] = {
-    "start": {"init": init, "pin": pin},
+    "start": {"init": init, "pin": pin, "doctor": doctor},
     "check": {"check": check, "audit": audit, "render": render, "rules": rules},
     "rows": {"import": import_rows, "stats": stats},
     "train": {"train": train, "chat": chat, "smoke": smoke, "merge": merge}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -226,3 +226,20 @@ class Result:
     findings: tuple[Finding, ...] = ()
     not_checked: str = ""
     facts: tuple[tuple[str, Any], ...] = ()
+
+
+def findings_of(judges: Iterable[Callable[[], Result]]) -> Iterator[Finding]:
+    """Yield the findings of checks.
+
+    Raises:
+        ImportError: If a check needs a library that is not installed; after the findings of all others.
+    """
+    missing: ImportError | None = None
+    for judge in judges:
+        try:
+            yield from judge().findings
+        except ImportError as error:
+            # last: what can be judged without the library is judged
+            missing = missing or error
+    if missing is not None:
+        raise missing

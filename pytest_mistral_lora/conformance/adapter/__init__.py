@@ -15,7 +15,7 @@ from pytest_mistral_lora.conformance.adapter import servers as server_checks
 from pytest_mistral_lora.conformance.adapter import weights as weight_checks
 from pytest_mistral_lora.conformance.base_tokenizer import base_result, template_result, tokenizer_result
 from pytest_mistral_lora.conformance.checks import Check, Settings
-from pytest_mistral_lora.conformance.finding import Finding, Result, first_findings
+from pytest_mistral_lora.conformance.finding import Finding, Result, findings_of, first_findings
 from pytest_mistral_lora.conformance.targets import AdapterTarget
 from pytest_mistral_lora.errors import InputError, PinError
 from pytest_mistral_lora.records.adapter_config import CONFIG, PLAIN_STARTS
@@ -81,21 +81,13 @@ def adapter_findings(folder: Path, base: Path | None = None) -> Iterator[Finding
 
     Raises:
         PinError: If the base cannot be read or does not load.
-        ImportError: If some checks need torch or PEFT, and they are not installed; after the findings of all others.
+        ImportError: As for `findings_of`.
     """
     from pytest_mistral_lora.conformance.merged import cases as merged_cases
 
     one = (target := AdapterTarget(folder.name, folder, base=base)).adapter
     found = merged_cases(one) if target.is_merged else {**cases(one), **base_cases(one)}
-    missing: ImportError | None = None
-    for judge in found.values():
-        try:
-            yield from judge().findings
-        except ImportError as error:
-            # last: what can be judged without torch is judged
-            missing = missing or error
-    if missing is not None:
-        raise missing
+    yield from findings_of(found.values())
 
 
 class AdapterChecks:

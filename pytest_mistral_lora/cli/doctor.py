@@ -1,0 +1,139 @@
+"""`mistral-lora doctor`: the installation and the machine, and what to change."""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from pytest_mistral_lora import __version__
+from pytest_mistral_lora.cli.verb import Verbs, add_json_option, add_verb, print_json
+from pytest_mistral_lora.errors import EXIT_FINDING, EXIT_OK
+from pytest_mistral_lora.extras import EXTRAS
+
+if TYPE_CHECKING:
+    from pytest_mistral_lora.environment import KnownFault, LibraryState
+    from pytest_mistral_lora.environment.machine import HubState, TorchBuild
+
+SUMMARY = "show versions, extras, devices and known faults, and what to change"
+
+_DESCRIPTION = """\
+Show the installed versions and the supported ones, faults that are known of their combination, extras, torch's build
+with its devices and the precision for each, the cache, and whether a token for the Hub is there. The token itself is
+not read. Nothing is sent, unless you give --hub."""
+
+
+def add_parser(verbs: Verbs) -> None:
+    """Add the verb to the command line."""
+    parser = add_verb(
+        verbs,
+        "doctor",
+        run,
+        description=_DESCRIPTION,
+        examples=("mistral-lora doctor", "mistral-lora doctor --hub", "mistral-lora doctor --json"),
+        failure="a version is not supported, or a known fault is installed; notes do not count",
+    )
+    parser.add_argument(
+        "--hub",
+        action="store_true",
+        help="ask the Hub whether it answers; not if HF_HUB_OFFLINE is set",
+    )
+    add_json_option(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the state of the installation; return 1 if a known fault is installed."""
+    from pytest_mistral_lora.environment import installed_versions, library_states, present_faults
+    from pytest_mistral_lora.environment.machine import hub_state, torch_build
+
+    installed = installed_versions()
+    libraries = list(library_states(installed))
+    torch, hub = torch_build(), hub_state(ask=args.hub)
+    faults = present_faults(installed, libraries, torch.error)
+    code = EXIT_FINDING if any(fault.severity == "error" for fault in faults) else EXIT_OK
+    if args.json:
+        extras = [{**asdict(one), "command": one.command, "missing": one.missing} for one in EXTRAS]
+        print_json(
+            {
+                "exit_status": code,
+                "version": __version__,
+                "python": platform.python_version(),
+                "platform": platform.platform(),
+                "libraries": [{**asdict(one), "state": one.state} for one in libraries],
+                "extras": extras,
+                "torch": asdict(torch),
+                "hub": asdict(hub),
+                "faults": [asdict(one) for one in faults],
+            }
+        )
+        return code
+    lines = [f"pytest-mistral-lora {__version__}, Python {platform.python_version()}, {platform.platform()}"]
+    lines += [*_library_lines(libraries), *_extra_lines(), *_torch_lines(torch), *_hub_lines(hub), ""]
+    for fault in faults:
+        lines += [*fault_lines(fault), ""]
+    sys.stdout.write("\n".join([*lines, _verdict(faults)]) + "\n")
+    return code
+
+
+def _library_lines(libraries: Sequence[LibraryState]) -> list[str]:
+    from rich import box
+    from rich.table import Table
+
+    from pytest_mistral_lora.report import table_lines
+
+    table = Table("library", "installed", "supported", "", box=box.SIMPLE_HEAD, pad_edge=False)
+    shown: set[str] = set()
+    for one in libraries:
+        # a library of two extras once; the list of extras has what is missing
+        if one.name not in shown and (one.version or not one.extra):
+            shown.add(one.name)
+            table.add_row(one.name, one.version or "-", one.supported or "any", "" if one.state == "ok" else one.state)
+    return table_lines(table, shutil.get_terminal_size().columns)
+
+
+def _extra_lines() -> Iterator[str]:
+    yield "extras:"
+    for one in EXTRAS:
+        state = f"not installed; to {one.gives}: {one.command}" if one.missing else f"installed: {one.gives}"
+        yield f"  {one.name:<9} {state}"
+
+
+def _torch_lines(torch: TorchBuild) -> Iterator[str]:
+    if not torch.version:
+        yield "torch: not installed: checks that need a model are not checked"
+        return
+    yield f"torch: {torch.error}" if torch.error else f"torch: {torch.version}, built for {torch.build}"
+    for device in torch.devices:
+        memory = f", {device.memory / 2**30:.1f} GiB" if device.memory else ""
+        yield f"  {device.name}{memory}: computes in {', '.join(device.precisions)}; {device.advice}"
+
+
+def _hub_lines(hub: HubState) -> Iterator[str]:
+    state = hub.reachable or ("HF_HUB_OFFLINE is set" if hub.offline else "not asked: --hub asks it")
+    yield f"Hub: {hub.endpoint}; answers: {state}" if hub.reachable else f"Hub: {hub.endpoint}; {state}"
+    token = f"there ({hub.token}), not shown" if hub.token else "none; a gated checkpoint needs one: hf auth login"
+    yield f"  token: {token}"
+    written = "" if hub.writable else ", and cannot be written: set HF_HUB_CACHE to another folder"
+    yield f"  cache: {hub.cache} ({hub.free / 2**30:.1f} GiB free{written})"
+    yield f"  encoded rows and runners: {hub.own_cache}"
+
+
+def fault_lines(fault: KnownFault) -> Iterator[str]:
+    """Yield the lines of a fault for a terminal."""
+    versions = ", ".join(f"{name} {range_}" for name, range_ in fault.versions.items())
+    label = "FAULT" if fault.severity == "error" else "note"
+    yield f"{label} {fault.id} ({versions})" if versions else f"{label} {fault.id}"
+    yield f"  {fault.found}"
+    yield f"  change: {fault.change}"
+    if fault.source:
+        yield f"  source: {fault.source}"
+
+
+def _verdict(faults: Sequence[Any]) -> str:
+    errors = sum(fault.severity == "error" for fault in faults)
+    notes = len(faults) - errors
+    return f"{errors} fault{'' if errors == 1 else 's'}, {notes} note{'' if notes == 1 else 's'}"

@@ -1,0 +1,200 @@
+"""The installation that a user has: versions and what they support, extras, known faults of a combination."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from importlib import metadata
+
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+
+from pytest_mistral_lora.extras import EXTRAS, PACKAGE
+
+OK, MISSING, UNSUPPORTED = "ok", "missing", "unsupported"
+
+
+@dataclass(frozen=True, slots=True)
+class LibraryState:
+    """A library that this package uses.
+
+    Attributes:
+        name: Its name, as pip has it.
+        version: The installed version; empty if there is none.
+        supported: The versions that this package supports, such as `>=1.13`.
+        extra: The extra that installs it; empty if every install has it.
+    """
+
+    name: str
+    version: str
+    supported: str
+    extra: str = ""
+
+    @property
+    def state(self) -> str:
+        """`ok`, `missing` or `unsupported`."""
+        if not self.version:
+            return MISSING
+        # a nightly or a release candidate is judged by its number
+        return OK if SpecifierSet(self.supported).contains(self.version, prereleases=True) else UNSUPPORTED
+
+    @property
+    def command(self) -> str:
+        """The command that installs a supported version."""
+        return f"pip install '{self.name}{self.supported}'"
+
+
+@dataclass(frozen=True, slots=True)
+class KnownFault:
+    """A fault of one version, or of several together.
+
+    Attributes:
+        id: A name that stays.
+        versions: The versions that have it together, by library.
+        found: The fault.
+        change: The remedy.
+        source: Its report, or the page that shows it.
+        severity: `error`: it changes ids or stops a run; `note`: only in the case that `found` names.
+    """
+
+    id: str
+    versions: Mapping[str, str]
+    found: str
+    change: str
+    source: str
+    severity: str = "error"
+
+    def applies(self, installed: Mapping[str, str]) -> bool:
+        """Return whether all of its versions are installed."""
+        return all(
+            name in installed and SpecifierSet(range_).contains(installed[name], prereleases=True)
+            for name, range_ in self.versions.items()
+        )
+
+
+KNOWN_FAULTS: tuple[KnownFault, ...] = (
+    KnownFault(
+        "merges-by-id",
+        {"transformers": ">=5.0,<5.24"},
+        "a SentencePiece file without a tokenizer.json is converted with its merges in the wrong order: runs of spaces "
+        "and the words after them get other ids, without a warning",
+        "pip install 'transformers>=5.24'",
+        "docs/upgrades.md",
+    ),
+    KnownFault(
+        "template-writes-html",
+        {"mistral-common": "<1.13"},
+        "the chat template that it generates writes the JSON of a tool call as HTML: &#34; for a quotation mark",
+        "pip install 'mistral-common>=1.13'",
+        "docs/upgrades.md",
+    ),
+    KnownFault(
+        "peft-imports-a-removed-class",
+        {"peft": "<0.18", "transformers": ">=5.0"},
+        "PEFT cannot be imported: it asks transformers for HybridCache, which version 5 has no more",
+        "pip install 'peft>=0.18'",
+        "https://github.com/huggingface/peft/issues/3333",
+    ),
+    KnownFault(
+        "llama-tokenizer-merges",
+        {"transformers": ">=5.24"},
+        'a folder with tokenizer.model and "tokenizer_class": "LlamaTokenizer" still gets the merges in the wrong '
+        "order, and save_pretrained writes them to tokenizer.json (ML205)",
+        "keep the checkpoint's own tokenizer.json, and check the saved folder: mistral-lora check FOLDER",
+        "docs/upgrades.md",
+        "note",
+    ),
+    KnownFault(
+        "legacy-adds-a-space",
+        {"transformers": ">=5.24"},
+        "AutoTokenizer loads a folder with tokenizer.model alone as legacy=True, which puts a token of a space behind "
+        "each control token",
+        "AutoTokenizer.from_pretrained(folder, legacy=False), or a folder with tokenizer.json",
+        "measured with transformers 5.24.0",
+        "note",
+    ),
+    KnownFault(
+        "tekken-first",
+        {"transformers": ">=5.15"},
+        "AutoTokenizer takes MistralCommonBackend if tekken.json is in the folder, whatever template is beside it: it "
+        "refuses a row that ends in an answer, ignores return_assistant_tokens_mask, and encodes the control tokens of "
+        "a rendered text as text (ML235, ML236)",
+        "PreTrainedTokenizerFast.from_pretrained(folder), or remove tekken.json beside a template of another layout",
+        "https://github.com/huggingface/transformers/pull/47507",
+        "note",
+    ),
+    KnownFault(
+        "regex-warns-of-sound-files",
+        {"transformers": ">=4.57.2"},
+        "the warning about fix_mistral_regex also appears for tokenizers that are sound, among them saved ones, and "
+        "the fix is not applied unless you ask for it",
+        "decide by the ids: mistral-lora check FOLDER",
+        "https://github.com/huggingface/transformers/issues/44031",
+        "note",
+    ),
+    KnownFault(
+        "regex-without-a-warning",
+        {"transformers": "<4.57.2"},
+        "a Tekken tokenizer.json with the wrong regular expression, as some on the Hub are, loads without a warning",
+        "check the folder: mistral-lora check FOLDER",
+        "https://github.com/huggingface/transformers/pull/42299",
+        "note",
+    ),
+)
+"""The faults that are known, of every version that can be installed beside this package, errors first."""
+
+
+def installed_versions() -> dict[str, str]:
+    """Return the version of each installed distribution by its name: lower case, words joined by hyphens."""
+    return {
+        re.sub(r"[-_.]+", "-", name.lower()): one.version
+        for one in metadata.distributions()
+        if (name := one.metadata["Name"])
+    }
+
+
+def library_states(installed: Mapping[str, str]) -> Iterator[LibraryState]:
+    """Yield the libraries of this package's own metadata: first those of every install, then those of extras.
+
+    Args:
+        installed: The installed versions by name.
+    """
+    requirements = [Requirement(text) for text in metadata.requires(PACKAGE) or ()]
+    for extra in ("", *(one.name for one in EXTRAS)):
+        for one in requirements:
+            # an extra that includes another one names this package itself
+            if one.name == PACKAGE or bool(extra) is not ("extra" in str(one.marker)):
+                continue
+            if one.marker is None or one.marker.evaluate({"extra": extra}):
+                yield LibraryState(one.name, installed.get(one.name.lower(), ""), str(one.specifier), extra)
+
+
+def present_faults(
+    installed: Mapping[str, str], libraries: Iterable[LibraryState], torch_error: str = ""
+) -> list[KnownFault]:
+    """Return the faults of an installation, errors first.
+
+    Args:
+        installed: The installed versions by name.
+        libraries: The result of `library_states`.
+        torch_error: Why torch cannot be imported; empty if it can, or is not installed.
+    """
+    known = [one for one in KNOWN_FAULTS if one.applies(installed)]
+    explained = {name for one in known if one.severity == "error" for name in one.versions}
+    found = []
+    for one in libraries:
+        if one.name in explained:
+            continue
+        # of an extra, only a library that is there can be wrong
+        if one.state == UNSUPPORTED or (one.state == MISSING and not one.extra):
+            text = f"{one.name} {one.version} is installed" if one.version else f"{one.name} is not installed"
+            found.append(
+                KnownFault(f"unsupported-{one.name}", {}, f"{text}; expected {one.supported}", one.command, "")
+            )
+    if torch_error:
+        change = (
+            "install a torch that fits this machine and its other libraries: https://pytorch.org/get-started/locally"
+        )
+        found.append(KnownFault("torch-cannot-be-imported", {}, torch_error, change, ""))
+    return sorted([*found, *known], key=lambda one: one.severity == "note")

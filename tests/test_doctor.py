@@ -1,0 +1,167 @@
+"""`mistral-lora doctor`: a fault for each bad installation, none for a good one, and no token in the output."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import pytest
+from huggingface_hub import constants
+from packaging.specifiers import SpecifierSet
+
+from pytest_mistral_lora.cli import main
+from pytest_mistral_lora.cli.doctor import fault_lines
+from pytest_mistral_lora.environment import KNOWN_FAULTS, installed_versions, library_states, present_faults
+from pytest_mistral_lora.environment.machine import cpu_device, torch_build
+
+ROOT = Path(__file__).parents[1]
+SOUND = {"transformers": "5.24.0", "mistral-common": "1.13.1", "peft": "0.21.2"}
+"""Versions whose combination has no known fault."""
+
+MUTANTS = [
+    ({"transformers": "5.0.0"}, "merges-by-id"),
+    ({"transformers": "5.23.0"}, "merges-by-id"),
+    ({"mistral-common": "1.12.0"}, "template-writes-html"),
+    ({"peft": "0.17.1"}, "peft-imports-a-removed-class"),
+    ({"peft": "0.17.1", "transformers": "4.57.6"}, "unsupported-peft"),
+    ({"transformers": "4.56.2"}, "unsupported-transformers"),
+    ({"sentencepiece": ""}, "unsupported-sentencepiece"),
+    ({"gguf": "0.1.0"}, "unsupported-gguf"),
+]
+
+
+def faults(changes: dict[str, str], torch_error: str = "") -> dict[str, str]:
+    """Return the severity of each fault of this environment with other versions; an empty one is not installed."""
+    versions = installed_versions() | SOUND | changes
+    installed = {name: version for name, version in versions.items() if version}
+    found = present_faults(installed, list(library_states(installed)), torch_error)
+    assert [one.severity for one in found] == sorted(one.severity for one in found)
+    return {one.id: one.severity for one in found}
+
+
+@pytest.mark.parametrize(("changes", "fault"), MUTANTS)
+def test_a_bad_version_is_one_fault(changes: dict[str, str], fault: str) -> None:
+    assert [name for name, severity in faults(changes).items() if severity == "error"] == [fault]
+
+
+@pytest.mark.parametrize("changes", [{}, {"transformers": "4.57.1"}, {"transformers": "5.25.0.dev0"}, {"gguf": ""}])
+def test_a_good_installation_has_notes_at_most(changes: dict[str, str]) -> None:
+    assert set(faults(changes).values()) == {"note"}
+
+
+def test_a_note_is_of_its_versions_alone() -> None:
+    assert {"tekken-first", "regex-warns-of-sound-files", "legacy-adds-a-space"} <= faults({}).keys()
+    assert set(faults({"transformers": "4.57.1"})) == {"regex-without-a-warning"}
+
+
+def test_every_known_fault_has_a_mutant_or_is_a_note() -> None:
+    assert {one.id for one in KNOWN_FAULTS if one.severity == "error"} <= {fault for _, fault in MUTANTS}
+
+
+def test_the_exit_code_is_that_of_the_installed_versions(capsys: pytest.CaptureFixture[str]) -> None:
+    bad = SpecifierSet(">=5.0,<5.24").contains(installed_versions()["transformers"], prereleases=True)
+    assert main(["doctor", "--json"]) == int(bad)
+    data = json.loads(capsys.readouterr().out)
+    assert data["exit_status"] == int(bad)
+    assert {one["name"]: one["state"] for one in data["libraries"]}["mistral-common"] == "ok"
+    assert data["torch"]["devices"][-1]["name"].startswith("cpu ")
+    assert main(["doctor"]) == int(bad)
+    text = capsys.readouterr().out
+    assert f" transformers     {installed_versions()['transformers']} " in text
+    assert text.splitlines()[-1].startswith("1 fault, " if bad else "0 faults, ")
+
+
+def test_a_torch_that_cannot_be_imported_is_a_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "torch.py").write_text("raise OSError('libcudart.so.12: cannot open shared object file')")
+    monkeypatch.delitem(sys.modules, "torch")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert "libcudart.so.12" in torch_build().error
+    assert main(["doctor"]) == 1
+    assert "FAULT torch-cannot-be-imported\n  libcudart.so.12" in capsys.readouterr().out
+
+
+def test_without_torch_the_extra_is_named_and_nothing_is_wrong(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert not torch_build().version
+    main(["doctor"])
+    assert "pip install 'pytest-mistral-lora[train]'" in capsys.readouterr().out
+
+
+def test_a_cpu_computes_in_bf16_if_it_has_the_instructions() -> None:
+    assert cpu_device(frozenset({"avx512f", "amx_bf16"})).precisions == ("fp32", "bf16")
+    plain = cpu_device(frozenset({"avx512f"}))
+    assert plain.precisions == ("fp32",)
+    assert "slower" in plain.advice
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
+    """A server in place of the Hub, and the headers of every request that it got."""
+    requests: list[Any] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            requests.append(self.headers)
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    thread = Thread(target=server.serve_forever)
+    thread.start()
+    monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    yield requests
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_the_hub_is_asked_if_you_ask_for_it_without_the_token(
+    hub: list[Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["doctor"])
+    assert hub == []
+    main(["doctor", "--hub"])
+    text = capsys.readouterr().out
+    assert "answers: yes, in " in text
+    assert "token: there (HF_TOKEN), not shown" in text
+    assert ["Authorization" in headers for headers in hub] == [False]
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    main(["doctor", "--hub", "--json"])
+    text += (printed := capsys.readouterr().out)
+    assert json.loads(printed)["hub"]["reachable"] == "not asked: HF_HUB_OFFLINE is set"
+    assert len(hub) == 1
+    assert "hf_secret" not in text
+
+
+def test_a_hub_that_is_not_there_is_no_fault(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", "nowhere")
+    code = main(["doctor"])
+    assert main(["doctor", "--hub"]) == code
+    text = capsys.readouterr().out
+    assert "answers: no: " in text
+    assert "token: none" in text
+
+
+def test_the_page_shows_a_fault_as_it_is_printed() -> None:
+    [fault] = [one for one in KNOWN_FAULTS if one.id == "merges-by-id"]
+    assert "\n".join(fault_lines(fault)) in (ROOT / "docs" / "install.md").read_text(encoding="utf-8")
