@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pytest_mistral_lora.environment import KnownFault, LibraryState
     from pytest_mistral_lora.environment.machine import HubState, TorchBuild
 
-SUMMARY = "show versions, extras, devices and known faults, and what to change"
+SUMMARY = "show versions, extras, devices, known faults, and what to change"
 
 _DESCRIPTION = """\
 Show the installed versions and the supported ones, faults that are known of their combination, extras, torch's build
