@@ -26,6 +26,7 @@ __all__ = [
     "assert_manifest_valid",
     "assert_no_control_token_injection",
     "assert_rows_sound",
+    "assert_served_as_trained",
     "assert_template_faithful",
     "assert_transcript_matches",
 ]
@@ -189,6 +190,34 @@ def assert_transcript_matches(adapter_dir: str | Path, golden: str | Path, base:
     from pytest_mistral_lora.conformance.transcript import transcript_findings
 
     _raise_if_errors(transcript_findings(Path(adapter_dir), Path(golden), None if base is None else Path(base)))
+
+
+def assert_served_as_trained(
+    url: str, rows: AnyRow | Iterable[AnyRow], tokenizer: AnyTokenizer, *, model: str = ""
+) -> None:
+    """Assert that a running server makes of each row's messages the prompt that mistral-common makes in training.
+
+    Each row is a few short requests: its messages before the last answer, one token, greedy.
+
+    Args:
+        url: The kind of the server and its address, as for `--mistral-server`: `llamacpp=http://127.0.0.1:8080`.
+        rows: A chat row, or several, each with an answer at its end.
+        tokenizer: As for `assert_template_faithful`.
+        model: The name of the model to ask; by default, the first that the server lists.
+
+    Raises:
+        AssertionError: If the server does not answer (ML901), a prompt has other ids (ML902) or another number of them
+            than its preview (ML903), text becomes a control token (ML906), a prompt is refused (ML907), or the server
+            hides its ids, so that nothing is proven.
+        InputError: If the kind of the server is unknown, its address is none, or a row has no answer.
+        RowError: If a row cannot be used.
+    """
+    __tracebackhide__ = True
+    from pytest_mistral_lora.conformance.server.own_rows import served_findings
+
+    given = [rows] if isinstance(rows, Row | Mapping) else rows
+    used = tuple(as_row(one) for one in given)
+    _raise_if_errors(served_findings(url, used, _loaded_tokenizer(tokenizer), model))
 
 
 def _token_ids(value: AnyIds) -> list[int]:

@@ -134,10 +134,10 @@ class ServerTarget(Target):
         return ServerAnswers(ServerFacts(versions, (model,)), model, _with_prompts(asked, prompts))
 
     def _chosen(self, facts: ServerFacts) -> str:
-        """Return the name of the model to ask: of an adapter, the one that is served under its own name, or alone."""
+        """Return the name of the model to ask: with transcripts, the adapter that is served under its name, or alone."""
         model = self.model
-        if not model and self.adapter and facts.adapters:
-            own = [one for one in facts.adapters if one == self.adapter.name]
+        if not model and facts.adapters and (self.adapter or self.golden):
+            own = [one for one in facts.adapters if self.adapter and one == self.adapter.name]
             if len(own or facts.adapters) > 1:
                 raise InputError(
                     "several adapters are served",

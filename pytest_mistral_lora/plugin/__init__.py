@@ -87,6 +87,21 @@ def mistral_golden(mistral_oracle: Oracle) -> Callable[[str], Golden]:
 
 
 @pytest.fixture(scope="session")
+def served_prompt_ids(
+    pytestconfig: pytest.Config, mistral_tokenizer: CheckpointTokenizer
+) -> Callable[[Any], tuple[int, ...]]:
+    """A function from a chat row to the ids of the prompt that the first of `mistral_servers` makes of it (session).
+
+    It raises `InputError` if no server is named, the server refuses the messages, or it hides its ids.
+    """
+    from pytest_mistral_lora.conformance.server.own_rows import served_prompt
+    from pytest_mistral_lora.plugin.values import server_choices
+
+    choice = next(iter(server_choices(pytestconfig)), None)
+    return lambda row: served_prompt(choice, row, mistral_tokenizer)
+
+
+@pytest.fixture(scope="session")
 def mistral_tiny_model(mistral_oracle: Oracle, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A seeded tiny `MistralForCausalLM` with the vocabulary of the tokenizer under test, float32, CPU (session)."""
     from pytest_mistral_lora.extras import require_extra

@@ -39,6 +39,7 @@ from pytest_mistral_lora.plugin.values import (
     ini_value,
     option_value,
     oracle_choice,
+    server_choices,
     tokenizer_paths,
     written_file,
 )
@@ -150,7 +151,7 @@ def read_settings(config: pytest.Config) -> PluginSettings:
         oracle=oracle_choice(config),
         encoded=existing_paths(config, ENCODED),
         ggufs=existing_paths(config, GGUF, file=True),
-        servers=_servers(config),
+        servers=server_choices(config),
         runners=_runner_choices(config),
         require_manifest=bool(ini_value(config, REQUIRE_MANIFEST)[0]),
         golden_folders=_golden_folders(config),
@@ -210,19 +211,6 @@ def _runner_choices(config: pytest.Config) -> tuple[RunnerChoice, ...]:
     try:
         return tuple(RunnerChoice.parse(value, folder_of(config, RUNNER)) for value in values)
     except RunnerError as error:
-        raise pytest.UsageError(f"{source}: {error}") from error
-
-
-def _servers(config: pytest.Config) -> tuple[ServerChoice, ...]:
-    values, source = option_value(config, SERVER)
-    if not values:
-        return ()
-    from pytest_mistral_lora.conformance.server_target import ServerChoice
-    from pytest_mistral_lora.errors import InputError
-
-    try:
-        return tuple(ServerChoice.parse(value) for value in values)
-    except InputError as error:
         raise pytest.UsageError(f"{source}: {error}") from error
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_mistral_lora.plugin.options import ORACLE, TOKENIZER, Option
+from pytest_mistral_lora.plugin.options import ORACLE, SERVER, TOKENIZER, Option
+
+if TYPE_CHECKING:
+    from pytest_mistral_lora.conformance.server_target import ServerChoice
 
 
 def option_value(config: pytest.Config, option: Option) -> tuple[Any, str]:
@@ -109,4 +112,22 @@ def oracle_choice(config: pytest.Config) -> str | None:
     try:
         return known_choice(value, folder_of(config, ORACLE))
     except TokenizerError as error:
+        raise pytest.UsageError(f"{source}: {error}") from error
+
+
+def server_choices(config: pytest.Config) -> tuple[ServerChoice, ...]:
+    """Return the servers that a run names.
+
+    Raises:
+        pytest.UsageError: If a kind or a precision is unknown, or an address is none.
+    """
+    values, source = option_value(config, SERVER)
+    if not values:
+        return ()
+    from pytest_mistral_lora.conformance.server_target import ServerChoice
+    from pytest_mistral_lora.errors import InputError
+
+    try:
+        return tuple(ServerChoice.parse(value) for value in values)
+    except InputError as error:
         raise pytest.UsageError(f"{source}: {error}") from error

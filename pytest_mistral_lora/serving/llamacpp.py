@@ -96,5 +96,5 @@ async def _adapters(client: ServerClient) -> list[Mapping[str, Any]]:
 
 def _precision(named: str) -> str:
     """Return the precision that a file type of llama.cpp names, such as `all F32` or `Q4_K - Medium`."""
-    kinds = {"F32": "fp32", "BF16": "bf16", "F16": "fp16", "Q8_0": "q8_0", "Q4": "q4"}
+    kinds = {"F32": "fp32", "BF16": "bf16", "F16": "fp16", "Q8_0": "q8_0", "Q6": "q5", "Q5": "q5", "Q4": "q4"}
     return next((found for kind, found in kinds.items() if re.search(rf"\b{kind}(_|\b)", named)), named)

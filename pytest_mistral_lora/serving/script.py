@@ -23,6 +23,7 @@ class ScriptedServer(Server):
     name: ClassVar[str] = "script"
     strength: ClassVar[Strength] = "ids"
     remark: ClassVar[str] = "a script of your own"
+    gives_answers: ClassVar[bool] = False
 
     @property
     def title(self) -> str:  # type: ignore[override]

@@ -88,6 +88,7 @@ class Server(ABC):
         title: Its name in texts.
         strength: What its answers prove.
         remark: How it was tried.
+        gives_answers: Whether it can be asked for answers, and not for prompts alone.
         reads_calls: Whether it is asked to read the tool calls of an answer.
         greedy: The settings of a greedy answer: all that could change it is spelled out, since a server has defaults.
     """
@@ -96,6 +97,7 @@ class Server(ABC):
     title: ClassVar[str]
     strength: ClassVar[Strength]
     remark: ClassVar[str] = ""
+    gives_answers: ClassVar[bool] = True
     reads_calls: ClassVar[bool] = True
     greedy: ClassVar[Mapping[str, Any]] = {
         "temperature": 0,

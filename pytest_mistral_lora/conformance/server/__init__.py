@@ -82,6 +82,8 @@ class ServerChecks:
         """Return the result of a check of replayed transcripts, if there are some and the server answers."""
         if case != "transcripts" and not self._target.transcripts[0]:
             return Result(not_checked="no golden transcript can be replayed: see the check `transcripts`")
+        if not self._target.server.gives_answers:
+            return Result(not_checked=f"{self._target.server.title} gives prompts, and no answers")
         return judge() if case == "transcripts" else self._if_answered(judge)
 
     @cached_property

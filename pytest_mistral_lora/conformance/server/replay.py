@@ -115,7 +115,8 @@ class ReplayChecks:
     def _judged(self, golden: Transcript, outcome: Outcome, *, by_messages: bool) -> AnswerJudgement | str:
         """Return the judgement of an answer, or the reason why there is none."""
         if isinstance(outcome, InputError):
-            return f"{outcome.found} ({outcome.place})"
+            expected = f"; expected {outcome.expected}" if outcome.expected else ""
+            return f"{outcome.found}{expected} ({outcome.place})"
         if outcome is None:
             return "it was not answered"
         if outcome.refused:

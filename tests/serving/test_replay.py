@@ -1,0 +1,289 @@
+"""Golden transcripts through a server on the loopback: judged by ids, by calls and by text, however it misbehaves."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from golden_answers import NEAR, ROWS, golden_answers, write_golden_answers
+from local_server import Behaviour, Ids, serving
+
+from pytest_mistral_lora.assertions import assert_served_as_trained
+from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
+from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
+from pytest_mistral_lora.cli import main
+from pytest_mistral_lora.conformance.server.replay import CONSTRAINED, RIGHT_MODEL
+from pytest_mistral_lora.errors import InputError
+from pytest_mistral_lora.records.judgement import TOLERANCES
+from pytest_mistral_lora.serving import client as clients
+from pytest_mistral_lora.serving.client import KEY
+from pytest_mistral_lora.serving.servers import SERVERS
+
+ROW = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yo"}]}
+ASKED = {**ROWS["capital"], "messages": [ROWS["capital"]["messages"][0], {"role": "assistant", "content": "Paris."}]}
+
+
+@pytest.fixture(scope="module")
+def oracle() -> Oracle:
+    return Oracle(shipped_tokenizer("spm-v3"))
+
+
+@pytest.fixture(scope="module")
+def tokenizer(oracle: Oracle) -> CheckpointTokenizer:
+    return CheckpointTokenizer(oracle.path)
+
+
+@pytest.fixture(scope="module")
+def answers(oracle: Oracle, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_golden_answers(oracle, tmp_path_factory.mktemp("golden"))
+
+
+@pytest.fixture
+def check(
+    oracle: Oracle, answers: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, Behaviour]]:
+    """Replay the golden answers through a server of some behaviour."""
+    (tmp_path / "one.jsonl").write_text(json.dumps(ROW) + "\n")
+
+    def judge(kind: str = "llamacpp", *words: str, golden: Path = answers, **given: Any) -> tuple[int, str, Behaviour]:
+        behaviour = Behaviour(oracle, **{"golden": golden_answers(oracle), **given})
+        asked = ["--tokenizer", "spm-v3", "--rows", str(tmp_path / "one.jsonl"), "--golden", str(golden), *words]
+        with serving(behaviour) as url:
+            capsys.readouterr()
+            code = main(["serve-check", f"{kind}={url}", *asked])
+        return code, "".join(capsys.readouterr()), behaviour
+
+    return judge
+
+
+Check = Callable[..., tuple[int, str, Behaviour]]
+
+
+def other_at(place: int, oracle: Oracle) -> Callable[[Ids, Any], Ids]:
+    """Put another token at a place of an answer, but not into a call."""
+    [token] = oracle.encode_text("red")
+
+    def change(ids: Ids, data: Any) -> Ids:
+        return ids if ids[0] == oracle.tool_calls_id else (*ids[:place], token, *ids[place + 1 :])
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("kind", "given"),
+    [
+        ("llamacpp", {}),
+        ("llamacpp", {"completion": lambda ids, _: ids[:-1] if ids[-1] == 2 else ids}),  # EOS is left out
+        ("llamacpp", {"shows_ids": False}),
+        ("llamacpp", {"logprob": lambda value, at: float("nan")}),
+        ("vllm", {"scale": None, "models": ({"id": "base"}, {"id": "answers", "parent": "base"})}),
+        ("openai", {"shows_ids": False}),
+    ],
+)
+def test_answers_as_recorded(kind: str, given: dict[str, Any], check: Check) -> None:
+    code, out, _ = check(kind, **given)
+    assert code == 0, out
+    ways = ("messages",) if kind == "openai" else ("ids", "messages")
+    assert all(f"answers by {way} of" in out for way in ways)
+    assert out.count("3 exact of 3") == len(ways)
+    # hidden ids are not a pass
+    assert ("takes no ids as a prompt" in out) is (kind == "openai")
+
+
+@pytest.mark.parametrize("kind", ["llamacpp", "openai"])
+def test_another_token_at_a_near_tie_is_equivalent_and_elsewhere_different(
+    kind: str, check: Check, oracle: Oracle, tmp_path: Path
+) -> None:
+    near = tmp_path / "near"
+    [tied] = [one for one in golden_answers(oracle) if one.case == "near-tie"]
+    near.mkdir()
+    tied.write(near)
+    # ids that are hidden are found in the text
+    given = {"golden": near, "shows_ids": kind != "openai", "completion": other_at(1, oracle)}
+    code, out, _ = check(kind, **given)
+    assert (code, "1 equivalent of 1" in out) == (0, True), out
+    replace(tied, margins=tuple(max(one, 0.2) for one in tied.margins)).write(near)
+    code, out, _ = check(kind, **given)
+    assert (code, "1 different of 1" in out) == (1, True), out
+    assert "margin when recorded: 0.2 nats" in out
+    # a wider tolerance, of the precision that is served
+    assert NEAR < TOLERANCES["fp32"].margin < 0.2 < TOLERANCES["bf16"].margin
+    assert check(f"{kind}:bf16", **given)[0] == 0
+
+
+def test_a_near_tie_of_an_answer_that_is_less_likely_is_different(check: Check, oracle: Oracle) -> None:
+    moved = {"completion": other_at(1, oracle), "logprob": lambda value, at: value - 0.02}
+    code, out, _ = check(**moved)
+    assert (code, "near-tie: answered" in out) == (1, True), out
+
+
+def test_an_answer_that_is_cut_is_different(check: Check) -> None:
+    code, out, _ = check(completion=lambda ids, data: ids[:2] if data.get("n_predict") else ids)
+    assert code == 1
+    assert "found 2 '</s>'" in out
+    assert "by messages of" in out
+
+
+def test_an_answer_that_the_server_constrains_is_no_fault_of_the_prompt(check: Check) -> None:
+    def grammar(ids: Ids, data: dict[str, Any]) -> Ids:
+        return (*ids[:4], 2) if data.get("tools") else ids
+
+    code, out, _ = check(completion=grammar)
+    assert code == 1
+    assert CONSTRAINED in out
+    assert RIGHT_MODEL not in out
+
+
+def test_every_setting_of_a_greedy_answer_is_spelled_out(check: Check) -> None:
+    for kind in ("llamacpp", "vllm", "openai"):
+        _, _, behaviour = check(kind, shows_ids=kind != "openai")
+        long = [data for _, _, data in behaviour.seen if data and data.get("max_tokens", data.get("n_predict", 0)) > 1]
+        spelled = [data for data in long if "top_p" in data]
+        greedy = SERVERS[kind].greedy
+        assert all(data.items() >= greedy.items() for data in spelled)
+        # the plain ones are those of ML911
+        assert len(long) - len(spelled) == 3
+        assert {"temperature", "presence_penalty", "frequency_penalty"} <= greedy.keys()
+    assert {"repeat_penalty", "min_p", "samplers", "dry_multiplier", "xtc_probability"} <= SERVERS[
+        "llamacpp"
+    ].greedy.keys()
+    assert {"repetition_penalty", "min_p", "top_k"} <= SERVERS["vllm"].greedy.keys()
+
+
+def test_a_prompt_that_the_base_was_asked_is_computed_again(check: Check) -> None:
+    _, _, behaviour = check()
+    asked = [data for path, _, data in behaviour.seen if path == "/completion"]
+    alone = [index for index, data in enumerate(asked) if any(one["scale"] == 0 for one in data.get("lora", []))]
+    assert len(alone) == 3
+    for index in alone:
+        again = asked[index + 1]
+        assert (again["prompt"], again["n_predict"], again["cache_prompt"]) == (asked[index]["prompt"], 0, False)
+
+
+def test_the_adapter_is_asked_by_its_name(check: Check, answers: Path, oracle: Oracle, tmp_path: Path) -> None:
+    folder = tmp_path / "tuned"
+    write_golden_answers(oracle, folder / "transcripts")
+    models = [{"id": "base"}, {"id": "tuned", "parent": "base"}, {"id": "other", "parent": "base"}]
+    code, out, behaviour = check("vllm", "--adapter", str(folder), models=models)
+    assert code == 0, out
+    assert "it changes 3 of 3 answers of the base" in out
+    assert {data["model"] for _, _, data in behaviour.seen if data} == {"tuned", "base"}
+    code, out, _ = check("vllm", "--adapter", str(answers), models=models)
+    assert code == 1
+    assert "several adapters are served" in out
+    assert "--model, one of: tuned, other" in out
+
+
+def body(**data: Any) -> bytes:
+    return json.dumps(data).encode()
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "content", "says"),
+    [
+        ("/completion", 200, body(tokens=["1", "2"]), "expected a list of whole numbers"),
+        ("/completion", 200, body(tokens=[-1]), "answered with the id -1, of a vocabulary of 32768"),
+        ("/completion", 200, body(tokens=[10**30]), "of a vocabulary of 32768"),
+        ("/completion", 200, b"[" * 100_000, "no JSON"),
+        ("/completion", 500, body(error={"message": "out of memory s3cr3t"}), "out of memory ***"),
+        ("/completion", 302, b"https://example.org/completion", "HTTP 302"),
+        ("/completion", 200, b"x" * (2 << 20), "the answer is larger than"),
+        ("/v1/chat/completions", 200, body(choices=[]), "no choices"),
+        ("/v1/chat/completions", 200, body(choices=[{"message": {"tool_calls": [7]}}]), "a tool call is 7"),
+    ],
+)
+def test_an_answer_of_another_form_is_a_finding(
+    path: str, status: int, content: bytes, says: str, check: Check, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(KEY, "s3cr3t")
+    monkeypatch.setattr(clients, "_LARGEST", 1 << 20)
+    code, out, behaviour = check(answer=lambda asked: (status, content) if asked == path else None)
+    assert code == 1
+    assert says in out
+    assert ("ML908" if path == "/completion" else "ML909") in out
+    assert "s3cr3t" not in out
+    assert "Traceback" not in out
+    assert all("example.org" not in headers.get("Host", "") for _, headers, _ in behaviour.seen)
+
+
+def test_a_precision_or_a_folder_that_is_not_there_is_bad_usage(
+    check: Check, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, _ = check("llamacpp:int3")
+    assert (code, "unknown precision 'int3'" in out) == (2, True)
+    code, out, _ = check("llamacpp", "--adapter", str(tmp_path / "nowhere"))
+    assert (code, "no such file or folder" in out) == (2, True)
+
+
+def test_without_transcripts_nothing_is_replayed_and_the_summary_names_what_is_missing(
+    check: Check, tmp_path: Path
+) -> None:
+    code, out, behaviour = check(golden=tmp_path)
+    assert code == 0, out
+    assert "no golden transcript can be replayed: see the check `transcripts`" in out
+    assert not [path for path, _, _ in behaviour.seen if path == "/completion"]
+
+
+def test_served_as_trained(oracle: Oracle, tokenizer: CheckpointTokenizer) -> None:
+    with serving(Behaviour(oracle)) as url:
+        for kind in ("llamacpp", "vllm"):
+            assert_served_as_trained(f"{kind}={url}", [ROW, ASKED], tokenizer)
+        assert_served_as_trained(f"vllm={url}", ASKED, oracle.path)
+        with pytest.raises(AssertionError, match=r"ML902 .*not checked: .* does not show the ids"):
+            assert_served_as_trained(f"openai={url}", ROW, tokenizer)
+        for rows in ([], {"messages": ROW["messages"][:1]}):
+            with pytest.raises(InputError, match="row|assistant"):
+                assert_served_as_trained(f"vllm={url}", rows, tokenizer)
+    with serving(Behaviour(oracle, prompt=lambda ids, _: (1, *ids))) as url:
+        with pytest.raises(AssertionError, match="BOS is there 2 times"):
+            assert_served_as_trained(f"vllm={url}", ROW, tokenizer)
+        with pytest.raises(AssertionError, match="the model 'none' is not served"):
+            assert_served_as_trained(f"vllm={url}", ROW, tokenizer, model="none")
+    with pytest.raises(AssertionError, match=r"ML901 .*no server answers there"):
+        assert_served_as_trained(f"vllm={url}", ROW, tokenizer)
+    with pytest.raises(InputError, match="http to another machine"):
+        assert_served_as_trained("vllm=http://example.org", ROW, tokenizer)
+
+
+OWN_TEST = """
+def test_prompt(served_prompt_ids):
+    row = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yo"}]}
+    assert served_prompt_ids(row) == (1, 3, 16127, 4)
+"""
+
+
+def test_the_fixture_gives_the_ids_of_the_named_server(
+    oracle: Oracle, run_pytest: Callable[..., pytest.RunResult], tmp_path: Path
+) -> None:
+    (tmp_path / "test_own.py").write_text(OWN_TEST)
+    with serving(Behaviour(oracle)) as url:
+        ini = f"[pytest]\nmistral_servers = llamacpp={url}\n"
+        (tmp_path / "pytest.ini").write_text(ini)
+        run_pytest("test_own.py").assert_outcomes(passed=1)
+        (tmp_path / "pytest.ini").write_text(ini.replace("llamacpp=", "openai="))
+        refused = run_pytest("test_own.py")
+        refused.assert_outcomes(failed=1)
+        refused.stdout.fnmatch_lines(["*does not show the ids of a prompt*"])
+    (tmp_path / "pytest.ini").write_text("[pytest]\n")
+    unnamed = run_pytest("test_own.py")
+    unnamed.assert_outcomes(failed=1)
+    unnamed.stdout.fnmatch_lines(["*no server is named*"])
+
+
+def test_an_adapter_beside_a_server_has_its_transcripts_replayed(
+    oracle: Oracle, run_pytest: Callable[..., pytest.RunResult], tmp_path: Path
+) -> None:
+    write_golden_answers(oracle, tmp_path / "tuned" / "transcripts")
+    behaviour = Behaviour(oracle, golden=golden_answers(oracle))
+    with serving(behaviour) as url:
+        asked = (f"--mistral-server=llamacpp={url}", "--mistral-tokenizer=spm-v3", "--mistral-adapter=tuned")
+        words = ("--mistral-golden", *asked, "-k", "by-ids or by-messages or applied")
+        run_pytest(*words).assert_outcomes(passed=3)
+        behaviour.scale = 0.0
+        failed = run_pytest(*words)
+        failed.assert_outcomes(passed=2, failed=1)
+        failed.stdout.fnmatch_lines(["*ML910*has the scale 0*"])
