@@ -134,7 +134,7 @@ class ServerTarget(Target):
         return ServerAnswers(ServerFacts(versions, (model,)), model, _with_prompts(asked, prompts))
 
     def _chosen(self, facts: ServerFacts) -> str:
-        """Return the name of the model to ask: with transcripts, the adapter that is served under its name, or alone."""
+        """Return the name of the model to ask: with transcripts, the adapter that is served by its name, or alone."""
         model = self.model
         if not model and facts.adapters and (self.adapter or self.golden):
             own = [one for one in facts.adapters if self.adapter and one == self.adapter.name]

@@ -236,7 +236,7 @@ def test_served_as_trained(oracle: Oracle, tokenizer: CheckpointTokenizer) -> No
         with pytest.raises(AssertionError, match=r"ML902 .*not checked: .* does not show the ids"):
             assert_served_as_trained(f"openai={url}", ROW, tokenizer)
         for rows in ([], {"messages": ROW["messages"][:1]}):
-            with pytest.raises(InputError, match="row|assistant"):
+            with pytest.raises(InputError, match=r"row|assistant"):
                 assert_served_as_trained(f"vllm={url}", rows, tokenizer)
     with serving(Behaviour(oracle, prompt=lambda ids, _: (1, *ids))) as url:
         with pytest.raises(AssertionError, match="BOS is there 2 times"):
