@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -28,6 +29,8 @@ With --json, each answer is one JSON object on a line of its own: prompt, prompt
 length if it was cut off)."""
 
 _NEW = "/new"
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+"""Characters with which the text of a model would move the cursor or set the title of a terminal."""
 
 
 def add_parser(verbs: Verbs) -> None:
@@ -103,9 +106,10 @@ def run(args: argparse.Namespace) -> int:
 
 def _answer(talk: ChatSession, text: str, place: str, args: argparse.Namespace) -> None:
     """Ask, and print the answer while it comes."""
+    is_terminal = sys.stdout.isatty()
 
     def write(part: str) -> None:
-        sys.stdout.write(part)
+        sys.stdout.write(_CONTROLS.sub(lambda found: repr(found[0])[1:-1], part) if is_terminal else part)
         sys.stdout.flush()
 
     if args.json:

@@ -28,7 +28,6 @@ from pytest_mistral_lora.training.step.memory_need import in_words
 if TYPE_CHECKING:
     from pytest_mistral_lora.training.generate.callback import GenerationCallback
     from pytest_mistral_lora.training.prepare import Preparation
-    from pytest_mistral_lora.training.rows.loading import RunData
     from pytest_mistral_lora.training.step.trainer import LoraTrainer
 
 _NAMES = {"loss": "loss", "eval_loss": "held-out loss", "grad_norm": "grad_norm", "learning_rate": "learning_rate"}
@@ -65,10 +64,11 @@ def data_facts(prepared: Preparation) -> dict[str, str]:
     base = recipe.base
     pin = f"commit {base.revision}" if base.revision else f"weights {str(base.weights_sha256)[:12]}"
     rows = f"{len(data.train.rows):,} to train on, {len(data.held_out.rows):,} held out"
+    names = [recipe.name_of(file.path) for file in data.files]
     share = tally.supervised_tokens / max(1, tally.tokens)
     return {
         "base": f"{base.label}, {pin}, {architecture_of(prepared.config).title}",
-        "rows": f"{rows}, of {_file_names(recipe, data)}",
+        "rows": f"{rows}, of {', '.join(names[:_NAMED_FILES])}{and_more(_NAMED_FILES, len(names))}",
         "tokens": f"{tally.tokens:,} in an epoch, {tally.supervised_tokens:,} of them supervised ({share:.0%})",
         "layers with an adapter": prepared.layers_line,
     }
@@ -84,6 +84,7 @@ def header(prepared: Preparation, work: Path) -> dict[str, str]:
     recipe, data, training = prepared.recipe, prepared.data, prepared.recipe.training
     count, all_numbers = trainable_parameters(prepared)
     steps = planned_steps(recipe, len(data.train.rows))
+    epochs = steps / -(-len(data.train.rows) // training.batch_size)
     every = f"every {training.checkpoint_steps} steps" if training.checkpoint_steps else "by the clock"
     memory = memory_line(recipe, prepared.base, prepared.layers, data.train.encoded)
     return {
@@ -91,20 +92,10 @@ def header(prepared: Preparation, work: Path) -> dict[str, str]:
         "trainable parameters": f"{count:,} (rank {recipe.lora.r}), {count / all_numbers:.2%} of {all_numbers:,}",
         "device": f"{_devices(recipe)}, {precision_of(training)}",
         **({"memory": memory.strip().removeprefix("memory: ")} if memory else {}),
-        "steps": f"{steps:,} of {training.batch_size} rows, {_epochs(steps, prepared)}; a line every "
-        f"{training.logging_steps}",
+        "steps": f"{steps:,} of {training.batch_size} rows, {epochs:.3g} epoch{'' if epochs == 1 else 's'}; "
+        f"a line every {training.logging_steps}",
         "output": f"{recipe.output}; until it is done, checkpoints ({every}) and {PAGE} in {work}",
     }
-
-
-def _epochs(steps: int, prepared: Preparation) -> str:
-    epochs = steps / -(-len(prepared.data.train.rows) // prepared.recipe.training.batch_size)
-    return f"{epochs:.3g} epoch{'' if epochs == 1 else 's'}"
-
-
-def _file_names(recipe: Recipe, data: RunData) -> str:
-    names = [recipe.name_of(file.path) for file in data.files]
-    return ", ".join(names[:_NAMED_FILES]) + and_more(_NAMED_FILES, len(names))
 
 
 def _devices(recipe: Recipe) -> str:
@@ -136,7 +127,7 @@ class ShowProgress(TrainerCallback):  # type: ignore[misc]
         """Make the callback; add it after all callbacks that log or ask for an evaluation."""
         self._display, self._trainer, self._watching, self._clock = display, trainer, watching, clock
         self._first: tuple[float, int] | None = None
-        self._begin, self._busy, self._tokens, self._shown = 0.0, 0.0, 0, ""
+        self._begin, self._shown, self._last = 0.0, "", (0, 0.0)
         self.supervised_tokens, self.busy_seconds, self.most_memory = 0, 0.0, 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -154,8 +145,8 @@ class ShowProgress(TrainerCallback):  # type: ignore[misc]
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Add up seconds and tokens: the loss of the step was read, so that a GPU has finished it."""
-        self._busy += self._clock() - self._begin
-        self._tokens += self._trainer.step_tokens
+        self.busy_seconds += self._clock() - self._begin
+        self.supervised_tokens += self._trainer.step_tokens
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Move the bar, show the answers of this step, and announce an evaluation."""
@@ -169,7 +160,7 @@ class ShowProgress(TrainerCallback):  # type: ignore[misc]
         """Show the step and its numbers."""
         numbers = {_NAMES.get(name, name): value for name, value in (logs or {}).items() if _is_shown(name)}
         texts = [f"{name} {value:.4g}" for name, value in numbers.items()]
-        if "loss" in numbers and self._busy:
+        if "loss" in numbers and self.busy_seconds > self._last[1]:
             texts += self._speed(state)
             self._shown = ", ".join((texts[0], texts[-3], texts[-1]))  # as many as 80 columns hold
         if texts:
@@ -178,10 +169,9 @@ class ShowProgress(TrainerCallback):  # type: ignore[misc]
 
     def _speed(self, state: Any) -> list[str]:
         """Return supervised tokens a second since the last line, memory, and the time that is left."""
-        rate = self._tokens / self._busy
-        self.supervised_tokens += self._tokens
-        self.busy_seconds += self._busy
-        self._tokens, self._busy = 0, 0.0
+        tokens, seconds = self._last
+        rate = (self.supervised_tokens - tokens) / (self.busy_seconds - seconds)
+        self._last = self.supervised_tokens, self.busy_seconds
         memory = memory_in_use(self._trainer.args.device.type == "cuda")
         self.most_memory = max(self.most_memory, memory)
         begin, done = self._first or (self._begin, 0)
@@ -218,10 +208,10 @@ def summary(log: Sequence[Mapping[str, Any]], progress: ShowProgress, seconds: f
     for key in ("loss", "eval_loss"):
         values = [line[key] for line in log if key in line]
         if values:
-            found[_NAMES[key]] = f"{values[0]:.4g} → {values[-1]:.4g}"
+            found[_NAMES[key]] = " → ".join(f"{value:.4g}" for value in (values[0], *values[1:][-1:]))
     for key in dict.fromkeys(name for line in log for name in line if name.startswith(FORMAT)):
         rates = [line[key] for line in log if key in line]
-        found[key] = f"{rates[0]:.0%}" if len(rates) == 1 else f"{rates[0]:.0%} → {rates[-1]:.0%}"
+        found[key] = " → ".join(f"{rate:.0%}" for rate in (rates[0], *rates[1:][-1:]))
     if progress.busy_seconds:
         rate = progress.supervised_tokens / progress.busy_seconds
         found["speed"] = f"{rate:,.0f} supervised tokens/s, at most {in_words(progress.most_memory)} of memory"

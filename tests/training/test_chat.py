@@ -145,6 +145,21 @@ def test_a_terminal_continues_a_conversation_and_begins_another(ask: Any) -> Non
     assert errors.endswith("> > > > > \n")
 
 
+def test_a_terminal_is_not_steered_by_the_text_of_a_model(
+    run: RunResult, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answer = chat.ChatAnswer((1,), (2,), "", "eos")
+    monkeypatch.setattr(
+        chat.ChatSession, "ask", lambda self, text, on_text, place: on_text("a\x1b]0;x\x07\tb\n€") or answer
+    )
+    shown = []
+    for terminal in (True, False):
+        monkeypatch.setattr(sys.stdout, "isatty", lambda is_one=terminal: is_one)
+        assert main(["chat", str(run.output), "--base", str(run.base_folder), "--prompt", "a"]) == 0
+        shown.append(capsys.readouterr().out)
+    assert shown == ["a\\x1b]0;x\\x07\tb\n€\n", "a\x1b]0;x\x07\tb\n€\n"]
+
+
 def test_ctrl_c_stops_an_answer_and_not_the_conversation(ask: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     sound, calls = chat.complete, []
 

@@ -130,7 +130,7 @@ def test_supervised_tokens_are_those_of_the_rows(
 
     monkeypatch.setattr(ShowProgress, "__init__", keep)
     epochs = 3
-    training = {"steps": None, "epochs": epochs, "batch_size": 2, "logging_steps": 1, "micro_batch_tokens": 16}
+    training = {"steps": None, "epochs": epochs, "batch_size": 2, "logging_steps": 5, "micro_batch_tokens": 16}
     result = train(make_recipe(training=training), display=RunDisplay(io.StringIO()))
     assert made[0].supervised_tokens == epochs * result.manifest["masking"]["supervised_tokens"]
 
