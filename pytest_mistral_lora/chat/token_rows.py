@@ -190,7 +190,8 @@ class TokenRow:
 
     def to_json(self) -> dict[str, Any]:
         """Return the row as plain JSON data, which `from_json` reads."""
-        return {"title": self.title, "sides": list(self.sides), "columns": [list(column) for column in self.columns]}
+        columns = [[[token and list(token) for token in tokens], *rest] for tokens, *rest in self.columns]
+        return {"title": self.title, "sides": list(self.sides), "columns": columns}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> TokenRow:

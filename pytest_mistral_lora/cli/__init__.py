@@ -122,6 +122,7 @@ def _run_verb(words: list[str]) -> int:
         parser.print_help(sys.stderr)
         return EXIT_BAD_INPUT
     args = _parsed(parser, words)
+    args.words = words
     if not sys.stderr.isatty():
         # bars of transformers and the Hub redraw a line, which a log file keeps; read when they are first imported
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

@@ -201,11 +201,14 @@ def _cases(audit: Audit, causes: FindingGroups) -> Iterator[JudgedCase]:
 def _run_as_json(audit: Audit, verdicts: Iterator[LineVerdict]) -> None:
     """Run an audit and print it as JSON Lines: a finding a line, then the summary."""
     from pytest_mistral_lora.conformance.encoded import CLASSES
+    from pytest_mistral_lora.report.secrets import public_finding, redacted
 
     for verdict in verdicts:
         for finding in verdict.findings:
             extra = {"class": CLASSES[finding.rule], "index": verdict.index, "state": verdict.state}
-            sys.stdout.write(json.dumps({**finding.to_json(), **extra}, ensure_ascii=False) + "\n")
+            data = redacted({**public_finding(finding.to_json()), **extra})
+            del data["tokens"]  # a line of JSON is to be read in a terminal, too
+            sys.stdout.write(json.dumps(data, ensure_ascii=False) + "\n")
     sys.stdout.write(json.dumps({"summary": audit.summary()}, ensure_ascii=False) + "\n")
 
 

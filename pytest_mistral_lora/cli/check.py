@@ -3,32 +3,25 @@
 from __future__ import annotations
 
 import argparse
-import os
-import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pytest_mistral_lora.cli.judging import Judging, add_report_option, command_line
 from pytest_mistral_lora.cli.verb import (
     Verbs,
     add_format_option,
     add_oracle_option,
     add_verb,
-    print_json,
-    print_judged,
-    print_line,
 )
 from pytest_mistral_lora.conformance.named_targets import is_shipped
 from pytest_mistral_lora.conformance.path_kinds import KINDS, recognised, targets_of
 from pytest_mistral_lora.conformance.targets import EMBEDDED
-from pytest_mistral_lora.errors import EXIT_FINDING, EXIT_OK, InputError, MistralLoraError, did_you_mean
+from pytest_mistral_lora.errors import InputError, MistralLoraError, did_you_mean
 
 if TYPE_CHECKING:
-    from pytest_mistral_lora.conformance.groups import FindingGroups
     from pytest_mistral_lora.conformance.known import Xfail
-    from pytest_mistral_lora.conformance.targets import Target
 
 SUMMARY = "check recipes and their rows, tokenizers and adapters"
 
@@ -104,6 +97,7 @@ def add_parser(verbs: Verbs) -> None:
         metavar="FILE",
         help="write what is found to this new file, with empty reasons to fill in, as --xfails reads it",
     )
+    add_report_option(parser)
     add_format_option(parser)
 
 
@@ -133,8 +127,16 @@ def run(args: argparse.Namespace) -> int:
     kinds = [{"path": str(one.path), "kind": one.kind, "title": one.title} for one in paths]
     memory = _memory([one.path for one in paths if one.kind == "recipe"], args.device_memory)
     options = {"examples": max(1, args.examples), "train": train}
-    accepted = {"xfails": _known_deviations(args.xfails), "baseline": args.baseline}
-    return judge(targets, args.output_format, paths=kinds, memory=memory, **accepted, **options)
+    judging = Judging(
+        command_line(args),
+        args.output_format,
+        paths=kinds,
+        memory=memory,
+        xfails=_known_deviations(args.xfails),
+        baseline=args.baseline,
+        reports=args.report,
+    )
+    return judging.judge(targets, **options)
 
 
 def _known_deviations(file: Path | None) -> tuple[Xfail, ...]:
@@ -144,82 +146,6 @@ def _known_deviations(file: Path | None) -> tuple[Xfail, ...]:
         return () if file is None else read_xfails(file)
     except (OSError, ValueError) as error:
         raise InputError(str(error), place="--xfails") from error
-
-
-def judge(
-    targets: Sequence[Target],
-    output_format: str,
-    *,
-    command: str = "check",
-    paths: Sequence[Any] = (),
-    memory: Sequence[Mapping[str, Any]] = (),
-    xfails: Sequence[Xfail] = (),
-    baseline: Path | None = None,
-    **options: Any,
-) -> int:
-    """Judge targets, print the outcome in a format, and return the exit code.
-
-    Args:
-        targets: The targets.
-        output_format: A choice of `--output-format`.
-        command: The verb.
-        paths: The paths that were given and what they are.
-        memory: The estimates of memory, one for each recipe.
-        xfails: Known deviations that do not fail.
-        baseline: The file for the list of all that was found, or None.
-        options: Those of `run_checks`.
-    """
-    # Set before the first import that reads it: otherwise each small model that is loaded draws a bar
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    from pytest_mistral_lora.conformance.checks import run_checks
-    from pytest_mistral_lora.conformance.groups import cause_texts, group_findings
-    from pytest_mistral_lora.conformance.known import baseline_text, known_among, unknown_among
-    from pytest_mistral_lora.records.files import write_text
-    from pytest_mistral_lora.report import nothing_was_judged, report_data, verdict_line
-    from pytest_mistral_lora.report.github import commands_stopped
-    from pytest_mistral_lora.report.judged import cases_of
-
-    records, texts = [], []
-    outcomes = run_checks(targets, **options)
-    with _progress() as show:
-        for record, result in outcomes:
-            findings = unknown_among(result.findings, record["nodeid"], xfails)
-            known = known_among(result.findings, record["nodeid"], xfails)
-            if record["outcome"] == "failed" and all(one.severity != "error" for one in findings):
-                record["outcome"] = "known"
-            record["findings"] = [one.to_json() for one in findings]
-            record["known"] = [{"id": one.id, "reason": one.reason} for one in known]
-            records.append(record)
-            texts.append("\n\n".join(cause_texts(findings)))
-            show(f"{len(records)} checks; {record['nodeid']}")
-    failed = any(record["outcome"] == "failed" for record in records)
-    failed |= not all(one.get("fits", True) for one in memory)
-    matched = {known["id"] for record in records for known in record["known"]}
-    # without the tiny train, its deviations are not met
-    unmatched = [one for one in xfails if one.id not in matched and (options.get("train") or not _is_of_train(one))]
-    code = EXIT_FINDING if failed or unmatched or nothing_was_judged(records) else EXIT_OK
-    if baseline is not None:
-        write_text(baseline, baseline_text(records))
-    sys.stderr.write("".join(f"{one.unmatched}\n" for one in unmatched))
-    causes = group_findings(records)
-    if output_format == "json":
-        data = [cause.to_json() for cause in causes]
-        report = report_data(records, code, causes=data, deselected=0, not_run=0)
-        print_json({**report, "paths": list(paths), "memory": list(memory)})
-    elif output_format == "text":
-        with commands_stopped(print_line):
-            _print(records, causes, [f"{one['path']}: {one['text']}" for one in memory])
-    else:
-        verdict = verdict_line(records, [one.count for one in causes])
-        subject = paths[0]["path"] if paths else ""
-        print_judged(output_format, command, causes, [*cases_of(records, texts)], verdict, subject)
-    return code
-
-
-def _is_of_train(xfail: Xfail) -> bool:
-    from pytest_mistral_lora.conformance.finding import RULES
-
-    return RULES[xfail.id].subject == "train" if xfail.id in RULES else "::train::" in xfail.id
 
 
 def _memory(recipes: Sequence[Path], size: str | None) -> list[dict[str, Any]]:
@@ -243,44 +169,3 @@ def _memory(recipes: Sequence[Path], size: str | None) -> list[dict[str, Any]]:
         except MistralLoraError as error:  # a check has reported it
             found.append({"path": str(path), "text": f"memory: no estimate: {error.found}"})
     return found
-
-
-def _print(records: list[dict[str, Any]], causes: FindingGroups, memory: Sequence[str]) -> None:
-    """Print a text for each cause, the table, the reasons why something was not checked, memory, and the verdict."""
-    from pytest_mistral_lora.report import (
-        basis_lines,
-        nothing_was_judged,
-        outcome_table,
-        unchecked_lines,
-        verdict_line,
-        write_styled,
-    )
-    from pytest_mistral_lora.report.statistics import summary_lines
-
-    width = shutil.get_terminal_size().columns
-    for cause in causes:
-        state = "FAILED" if cause.simplest.severity == "error" else "note"
-        write_styled(f"{cause.check} {state}\n{cause.text(width)}\n")
-    lines = [
-        *outcome_table(records, width),
-        *basis_lines(records),
-        *summary_lines(records, width),
-        *unchecked_lines(records),
-        *memory,
-        "",
-        *(["No check could judge anything, so that this run is no pass."] if nothing_was_judged(records) else []),
-        verdict_line(records, [one.count for one in causes]),
-    ]
-    sys.stdout.write("\n".join(lines) + "\n")
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[str], None]]:
-    """Yield a function that shows how far the checks are, on stderr if that is a terminal."""
-    if not sys.stderr.isatty():
-        yield lambda text: None
-        return
-    from rich.console import Console
-
-    with Console(stderr=True).status("") as status:
-        yield status.update

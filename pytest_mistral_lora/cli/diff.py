@@ -35,7 +35,7 @@ def add_parser(verbs: Verbs) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the differences; return 1 if there is one."""
     from pytest_mistral_lora.records.compare_runs import compare_runs
-    from pytest_mistral_lora.report import diff_data, diff_lines
+    from pytest_mistral_lora.report.differences import diff_data, diff_lines
 
     found = compare_runs(args.a, args.b)
     if args.json:

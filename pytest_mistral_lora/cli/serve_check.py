@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from pytest_mistral_lora.cli.check import judge
+from pytest_mistral_lora.cli.judging import Judging, add_report_option, command_line
 from pytest_mistral_lora.cli.verb import Verbs, add_format_option, add_tokenizer_option, add_verb
 from pytest_mistral_lora.conformance.named_targets import name_of
 from pytest_mistral_lora.conformance.server_target import ServerChoice, ServerTarget
@@ -68,6 +68,7 @@ def add_parser(verbs: Verbs) -> None:
         metavar="FOLDER",
         help="transcripts to replay in place of those of --adapter (repeatable)",
     )
+    add_report_option(parser)
     add_format_option(parser)
 
 
@@ -80,7 +81,8 @@ def run(args: argparse.Namespace) -> int:
     tokenizer = Target(name_of(args.tokenizer), args.tokenizer)
     asked = {"model": args.model, "rows": tuple(args.rows), "golden": tuple(args.golden)}
     target = chosen.target(name_of(chosen.name), tokenizer, args.adapter, **asked)
-    return judge([_asked_with_progress(target)], args.output_format, command="serve-check")
+    judging = Judging(command_line(args), args.output_format, reports=args.report)
+    return judging.judge([_asked_with_progress(target)])
 
 
 def _asked_with_progress(target: ServerTarget) -> ServerTarget:

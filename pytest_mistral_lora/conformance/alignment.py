@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import zip_longest
+from typing import Any
 
 from pytest_mistral_lora.chat.difference import (
     WINDOW,
@@ -18,12 +19,17 @@ from pytest_mistral_lora.chat.difference import (
     visible,
     window_blocks,
 )
+from pytest_mistral_lora.chat.encoded import Span
+from pytest_mistral_lora.chat.token_rows import Column, TokenRow, TokenSide
 
 AROUND = 5
 """Tokens shown on each side of a difference."""
 _MOST_ROWS = 16
 """Rows of the table from the first difference on."""
 _LONGEST_PIECE = 16
+_TOKENS_BEFORE = 12
+_TOKENS_SHOWN = 64
+"""Tokens of a row on a page, and those among them before the first difference."""
 
 Ids = Sequence[int]
 Labels = Sequence[int] | None
@@ -39,11 +45,15 @@ class Alignment:
         expected: mistral-common's `input_ids` and `labels`; labels of None are not compared.
         found: The `input_ids` and `labels` to compare with them.
         piece: Gives the vocabulary's spelling of an id.
+        names: The origin of both sides, for people.
+        spans: The owners of the expected tokens; empty if they are not known.
     """
 
     expected: tuple[Ids, Labels]
     found: tuple[Ids, Labels]
     piece: Callable[[int], str]
+    names: tuple[str, str] = ("mistral-common", "found")
+    spans: Sequence[Span] = ()
 
     @cached_property
     def _first_id(self) -> int:
@@ -77,10 +87,43 @@ class Alignment:
         labels = {label_word(*self.expected, want), label_word(*self.found, have)}
         return ">" if other or ("" not in labels and len(labels) == 2) else ""
 
+    @cached_property
+    def _marked(self) -> tuple[list[Pair], list[int]]:
+        """The tokens of both sides, and the numbers of those that are marked."""
+        pairs = list(self.pairs())
+        return pairs, [number for number, pair in enumerate(pairs) if self.mark(pair)]
+
+    def tokens(self, title: str) -> TokenRow | None:
+        """Return the tokens around the first difference for a page; None if there is none.
+
+        Args:
+            title: The place of the row.
+        """
+        pairs, changed = self._marked
+        if not changed:
+            return None
+        start = max(0, changed[0] - _TOKENS_BEFORE)
+        sides = [TokenSide(n, *s, self.piece) for n, s in zip(self.names, (self.expected, self.found), strict=True)]
+        columns: list[Column] = []
+        owner: tuple[int | None, str | None] = (None, None)
+        for pair in pairs[start : start + _TOKENS_SHOWN]:
+            shown = tuple(None if i is None else side.token(i) for side, i in zip(sides, pair, strict=True))
+            owner = owner if pair[0] is None else self._owner(pair[0])
+            columns.append(Column(shown, self.mark(pair), *owner))
+        count = len(self.expected[0])
+        part = f": tokens {start} to {start + len(columns) - 1} of {count}" if len(columns) < count else ""
+        return TokenRow(f"{title}{part}", self.names, tuple(columns))
+
+    def parts(self, title: str) -> dict[str, Any]:
+        """Return table, shape and tokens of the first difference, as a finding takes them."""
+        return {"detail": self.table(), "shape": self.shape(), "tokens": self.tokens(title)}
+
+    def _owner(self, index: int) -> tuple[int | None, str | None]:
+        return next(((one.turn, one.role) for one in self.spans if one.start <= index < one.end), (None, None))
+
     def table(self) -> str:
         """Return the tokens around the first difference, side by side; empty if there is none."""
-        pairs = list(self.pairs())
-        changed = [number for number, pair in enumerate(pairs) if self.mark(pair)]
+        pairs, changed = self._marked
         if not changed:
             return ""
         first = last = changed[0]

@@ -133,6 +133,7 @@ class Check:
             "known": [],
             "not_checked": result.not_checked if result else "",
             "facts": dict(result.facts) if result else {},
+            "commands": {},
         }
 
 

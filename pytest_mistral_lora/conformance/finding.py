@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
+
+from pytest_mistral_lora.chat.token_rows import TokenRow
 
 Severity = Literal["error", "note"]
 
@@ -149,6 +151,7 @@ class Finding:
         shape: The shape of the first difference, such as `after [INST]: ␣ → nothing`; empty if no tokens are compared.
         more: The number of findings of the rule that this one counts, for a list that is too long; else 0.
         fix: The way to mend it in the tool that made it; empty for the rule's own.
+        tokens: The tokens around the first difference, or None.
     """
 
     rule: str
@@ -160,6 +163,7 @@ class Finding:
     shape: str = ""
     more: int = 0
     fix: str = ""
+    tokens: TokenRow | None = None
 
     @property
     def severity(self) -> Severity:
@@ -198,7 +202,16 @@ class Finding:
         """Return the finding as plain JSON data, with the text of its rule but without the rule's example."""
         rule = RULES[self.rule]
         of_rule = {name: getattr(rule, name) for name in ("severity", "title", "why", "source")}
-        return {**asdict(self), **of_rule, "fix": self.fix or rule.fix}
+        own = {one.name: getattr(self, one.name) for one in fields(self)}
+        tokens = None if self.tokens is None else self.tokens.to_json()
+        return {**own, **of_rule, "fix": self.fix or rule.fix, "tokens": tokens}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Finding:
+        """Return the finding of the result of `to_json`."""
+        own = {one.name: data[one.name] for one in fields(cls) if one.name in data}
+        tokens = own.get("tokens")
+        return cls(**{**own, "tokens": None if tokens is None else TokenRow.from_json(tokens)})
 
 
 def first_findings(findings: Sequence[Finding], most: int, place: str) -> list[Finding]:

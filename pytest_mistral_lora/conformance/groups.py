@@ -6,7 +6,7 @@ import re
 import textwrap
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
 from pytest_mistral_lora.conformance.finding import Finding
@@ -18,7 +18,6 @@ MOST_CAUSES = 50
 FILE_WIDTH = 120
 """Longest line of a list of names in a file, which is not written for one terminal."""
 _MOST_CHARACTERS = 1000
-_FIELDS = tuple(one.name for one in fields(Finding))
 
 
 @dataclass
@@ -136,7 +135,7 @@ def group_findings(records: Iterable[Mapping[str, Any]]) -> FindingGroups:
         name = record["nodeid"].partition("::")[2]
         several = len(record["findings"]) > 1
         for data in record["findings"]:
-            finding = Finding(**{key: data[key] for key in _FIELDS if key in data})
+            finding = Finding.from_json(data)
             causes.add(finding, name, own_name(finding) if several else name)
     return causes
 

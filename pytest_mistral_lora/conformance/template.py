@@ -143,15 +143,17 @@ def _against_record(target: Target, golden: Golden, now: EncodedRow) -> Iterator
         yield Finding("ML001", violation, _place(golden), "the assistant's own text", row=row)
         return
     recorded = (golden.encoded.input_ids, golden.encoded.labels)
-    difference = Alignment(recorded, (now.input_ids, now.labels), target.oracle.piece)
+    names = ("recorded", "mistral-common now")
+    difference = Alignment(recorded, (now.input_ids, now.labels), target.oracle.piece, names, golden.encoded.spans)
     rule, found = "", ""
     if now.input_ids != golden.encoded.input_ids:
         rule, found = "ML002", "mistral-common gives other ids than recorded"
     elif now != golden.encoded:
         rule, found = "ML003", "labels or spans are not those recorded"
     if rule:
-        detail = "\n".join(filter(None, (difference.table(), _versions(golden))))
-        yield Finding(rule, found, _place(golden), detail=detail, row=row, shape=difference.shape())
+        parts = difference.parts(_place(golden))
+        detail = "\n".join(filter(None, (parts["detail"], _versions(golden))))
+        yield Finding(rule, found, _place(golden), row=row, **{**parts, "detail": detail})
 
 
 def template_findings(
@@ -190,15 +192,15 @@ def template_findings(
         rule, found = "ML009", "the template's rendering does not mark the assistant's tokens"
     else:
         return
-    shown, shape = "", comparison.shape
+    shown, shape, tokens = "", comparison.shape, None
     if actual:
         sides = ((expected.input_ids, expected.labels), (actual.input_ids, actual.labels))
-        difference = Alignment(*sides, oracle.piece)
-        shown = difference.table()
+        difference = Alignment(*sides, oracle.piece, ("mistral-common", "chat template"), expected.spans)
+        shown, tokens = difference.table(), difference.tokens(place)
         # the first difference may be a named deviation, so that an unexplained one brings its own shape
         shape = shape or ("" if comparison.unexplained else difference.shape())
     detail = "\n".join(line for line in (shown, versions or running_versions()) if line)
-    yield Finding(rule, found, place, detail=detail, row=row.to_jsonl(), shape=shape)
+    yield Finding(rule, found, place, detail=detail, row=row.to_jsonl(), shape=shape, tokens=tokens)
 
 
 def _versions(golden: Golden) -> str:

@@ -117,6 +117,10 @@ class CheckItem(pytest.Item):
         return unknown_among(self.result.findings if self.result else (), self.nodeid, self.settings.xfails)
 
     def next_step(self) -> str:
+        """Return the commands of this check, each with its name, for people."""
+        return "\n".join(f"{name + ':':<8}{command}" for name, command in self.commands().items())
+
+    def commands(self) -> dict[str, str]:
         """Return the command that runs this check again, and for a golden of the user the one that updates it."""
 
         def as_typed(path: Path) -> str:
@@ -136,8 +140,10 @@ class CheckItem(pytest.Item):
         if self.settings.strict:
             words.append("--mistral-strict")
         command = shlex.join(words)
-        rerun = f"rerun:  {command} -k {shlex.quote(self.check.name)}"
-        return f"{rerun}\nupdate: {command} --mistral-golden-update" if self.check.case.startswith("own-") else rerun
+        found = {"rerun": f"{command} -k {shlex.quote(self.check.name)}"}
+        if self.check.case.startswith("own-"):
+            found["update"] = f"{command} --mistral-golden-update"
+        return found
 
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:
         """Return the text of findings and of errors of this project; any other error keeps its traceback."""

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import subprocess
 import tempfile
+import time
 from collections.abc import Generator, Iterator
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,6 +51,7 @@ class Suite:
     def __init__(self, config: pytest.Config, settings: PluginSettings) -> None:
         self.settings = settings
         self.outcomes: list[dict[str, Any]] = []
+        self._started, self._start = datetime.now(UTC), time.perf_counter()
         self._collected = 0
         self._deselected = 0
         worker = getattr(config, "workerinput", None)
@@ -162,6 +166,7 @@ class Suite:
                 **record,
                 "findings": [finding.to_json() for finding in item.unknown],
                 "known": [{"id": xfail.id, "reason": xfail.reason} for xfail in item.known],
+                "commands": item.commands() if item.unknown else {},
             }
             if report.failed:
                 report.mistral_rerun = item.next_step()  # type: ignore[attr-defined]
@@ -214,12 +219,21 @@ class Suite:
 
             write_text(self.settings.baseline, baseline_text(self.outcomes, strict=self.settings.strict))
         if self.settings.report is not None:
-            from pytest_mistral_lora.conformance.groups import group_findings
-            from pytest_mistral_lora.report import report_data, write_report
+            self._write_report(self.settings.report, session.config, int(exitstatus))
 
-            counts = {"deselected": self._deselected, "not_run": self._not_run}
-            causes = [cause.to_json() for cause in group_findings(self.outcomes)]
-            write_report(self.settings.report, report_data(self.outcomes, int(exitstatus), causes=causes, **counts))
+    def _write_report(self, path: Path, config: pytest.Config, exit_status: int) -> None:
+        from pytest_mistral_lora.conformance.failed_rows import failed_rows
+        from pytest_mistral_lora.conformance.groups import group_findings
+        from pytest_mistral_lora.records.repository import code_of
+        from pytest_mistral_lora.report import RunFacts, report_data, write_report
+
+        params, groups = config.invocation_params, group_findings(self.outcomes)
+        command = shlex.join(["pytest", *map(str, params.args)])
+        run = RunFacts(command, self._started, time.perf_counter() - self._start, code_of(params.dir))
+        counts = {"deselected": self._deselected, "not_run": self._not_run}
+        causes = [cause.to_json() for cause in groups]
+        data = report_data(self.outcomes, exit_status, run, causes=causes, **counts)
+        write_report(path, data, failed_rows(groups, self._targets() if causes else ()))
 
     def _unmatched_xfails(self) -> list[Xfail]:
         """Return the known deviations without a finding; none after a run that left out some of the checks."""

@@ -1,25 +1,26 @@
-"""Reports: the checks of a session, and the comparison of two runs, for terminals, pages and other programs."""
+"""Reports: the checks of a session, for terminals, pages and other programs."""
 
 from __future__ import annotations
 
-import json
+import platform
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
-from importlib.resources import files
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
 from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_mistral_lora import __version__
-from pytest_mistral_lora.records.compare_runs import ABSENT, GROUPS, AnswersDiff, ChangedField, RunsDiff
 from pytest_mistral_lora.records.files import write_json, write_text
 from pytest_mistral_lora.records.goldens import library_versions
-from pytest_mistral_lora.records.tensors import TensorsDiff
+from pytest_mistral_lora.report.secrets import public_finding, redacted, spells_secret
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+    from pytest_mistral_lora.chat.token_rows import TokenRow
 
 
 SCHEMA_VERSION = 1
@@ -28,14 +29,31 @@ SCHEMA_VERSION = 1
 OUTCOMES = {"passed": "passed", "failed": "failed", "known": "known", "skipped": "not checked"}
 """Each outcome of a check, and its name for people. pytest's word for a check that could not run is *skipped*."""
 
-_WORST_FIRST = ("failed", "known", "skipped", "passed")
 # a narrower terminal than this breaks every row of a table; letting the terminal wrap long lines reads better
 _LEAST_WIDTH = 60
+
+
+@dataclass(frozen=True, slots=True)
+class RunFacts:
+    """The facts of a run that its report records.
+
+    Attributes:
+        command: The command line.
+        started: The time of its start.
+        seconds: Its duration.
+        code: `commit` and `dirty` of the repository in which it ran, or None.
+    """
+
+    command: str
+    started: datetime
+    seconds: float
+    code: Mapping[str, Any] | None
 
 
 def report_data(
     records: Sequence[dict[str, Any]],
     exit_status: int,
+    run: RunFacts,
     *,
     causes: Sequence[Mapping[str, Any]],
     deselected: int,
@@ -45,17 +63,28 @@ def report_data(
 
     Args:
         records: One record for each check that ran.
-        exit_status: pytest's exit code.
+        exit_status: The exit code.
+        run: The facts of the run.
         causes: The findings by cause: the simplest finding of each, with its check, its number and the others' names.
         deselected: Number of checks left out by `-k`, `-m` or `--lf`.
         not_run: Number of checks that were chosen and did not run, because of `-x` or an interruption.
     """
     counts = Counter(record["outcome"] for record in records)
-    return {
+    commands = {record["nodeid"].partition("::")[2]: record["commands"] for record in records}
+    # the tokens of each finding of a cause would be the same table again and again
+    shown = [public_finding(cause) for cause in causes]
+    checks = [{**one, "findings": [_without_tokens(finding) for finding in one["findings"]]} for one in records]
+    data = {
         "schema_version": SCHEMA_VERSION,
         "pytest_mistral_lora": __version__,
         # two reports can only be compared if they name the versions under which their ids were computed
         "libraries": library_versions(),
+        "python": platform.python_version(),
+        "started": run.started.isoformat(timespec="seconds"),
+        "seconds": round(run.seconds, 3),
+        "command": run.command,
+        "code": run.code,
+        "verdict": verdict_line(records, [cause["count"] for cause in causes]),
         "exit_status": exit_status,
         "counts": {
             "passed": counts["passed"],
@@ -65,39 +94,45 @@ def report_data(
             "deselected": deselected,
             "not_run": not_run,
         },
-        "causes": list(causes),
-        "checks": sorted(records, key=lambda record: record["nodeid"]),
+        "causes": [{**cause, "commands": _commands(cause, commands.get(cause["check"], {}))} for cause in shown],
+        "checks": sorted(checks, key=lambda record: record["nodeid"]),
     }
+    return redacted(data)
 
 
-def write_report(path: Path, data: Mapping[str, Any]) -> None:
-    """Write a report atomically.
+def _without_tokens(finding: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in public_finding(finding).items() if key != "tokens"}
+
+
+def _commands(cause: Mapping[str, Any], of_check: Mapping[str, str]) -> dict[str, Any]:
+    """Return the commands for a cause: to repeat its check, to mend it as its rule tells, and to explain the rule."""
+    mending = [text for text in re.findall(r"`([^`]+)`", cause["fix"]) if re.match(r"(mistral-lora|pytest|pip) ", text)]
+    return {**of_check, "fix": mending, "explain": f"mistral-lora rules {cause['rule']}"}
+
+
+def write_report(path: Path, data: Mapping[str, Any], rows: Sequence[TokenRow] = ()) -> None:
+    """Write a report atomically, and beside it a page with the tokens of the failed rows.
 
     Args:
         path: A file; HTML if its name ends in `.html`, otherwise JSON.
         data: The result of `report_data`.
+        rows: The failed rows.
     """
+    from pytest_mistral_lora.report.page import html_page
+
+    beside = path.with_name(f"{path.stem}.rows.html")
+    # rows of an earlier report under the same name would be taken for those of this one
+    beside.unlink(missing_ok=True)
+    rows = [row for row in rows if not spells_secret(row)]
+    if rows:
+        from pytest_mistral_lora.report.tokens import tokens_page
+
+        notes = (f"Each row as mistral-common encodes it, with the tokens marked that {path.name} reports.",)
+        write_text(beside, tokens_page(rows, heading="Rows of the findings", notes=notes))
     if path.suffix == ".html":
-        write_text(path, html_page(data))
+        write_text(path, html_page(data, rows_page=beside.name if rows else ""))
     else:
         write_json(path, data)
-
-
-def html_page(data: Mapping[str, Any]) -> str:
-    """Return the result of `report_data` as one HTML page that loads nothing else."""
-    from jinja2 import Environment, StrictUndefined
-
-    from pytest_mistral_lora.report.statistics import named_figures, statistics_of
-
-    source = files("pytest_mistral_lora.report").joinpath("page.html.jinja").read_text(encoding="utf-8")
-    # autoescape, because the text of a row may be HTML
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    checks = sorted(data["checks"], key=lambda record: _WORST_FIRST.index(record["outcome"]))
-    shown = [record for record in checks if record["outcome"] != "passed" or record["findings"]]
-    template = environment.from_string(source)
-    figures = {name: (one, [*named_figures(one)]) for name, one in statistics_of(data["checks"]).items()}
-    known = {"outcomes": OUTCOMES, "table": _outcome_counts(data["checks"]), "shown": shown, "figures": figures}
-    return template.render(data=data, **known)
 
 
 def outcome_table(records: Sequence[Mapping[str, Any]], width: int) -> list[str]:
@@ -115,7 +150,7 @@ def outcome_table(records: Sequence[Mapping[str, Any]], width: int) -> list[str]
     table = Table("target", "subject", box=box.SIMPLE_HEAD, pad_edge=False)
     for name in shown:
         table.add_column(OUTCOMES[name], justify="right")
-    for (target, subject), count in _outcome_counts(records).items():
+    for (target, subject), count in outcome_counts(records).items():
         table.add_row(target, subject, *(str(count[name] or "-") for name in shown))
     return table_lines(table, width)
 
@@ -181,103 +216,9 @@ def table_lines(table: Table, width: int) -> list[str]:
     return [line.rstrip() for line in file.getvalue().splitlines() if line.strip()]
 
 
-def _outcome_counts(records: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], Counter[str]]:
+def outcome_counts(records: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], Counter[str]]:
     """Count the outcomes of each target and subject, in the order in which these first appear."""
     counts: dict[tuple[str, str], Counter[str]] = {}
     for record in records:
         counts.setdefault((record["target"], record["subject"]), Counter())[record["outcome"]] += 1
     return counts
-
-
-_LONGEST = 60
-"""Longest value that is printed, in characters; a longer one is cut."""
-
-
-def diff_data(found: RunsDiff) -> dict[str, Any]:
-    """Return a comparison as plain JSON data; a part that was not compared is null, with the reason beside it."""
-    tensors, answers = found.tensors, found.answers
-    reasons = {name: part for name, part in (("tensors", tensors), ("answers", answers)) if isinstance(part, str)}
-    tensors_data = None
-    if not isinstance(tensors, str):
-        tensors_data = {
-            "compared": tensors.compared,
-            "different": tensors.different,
-            "kinds": [kind.to_json() for kind in tensors.kinds],
-            "reshaped": [{"tensor": name, "a": a, "b": b} for name, a, b in tensors.reshaped],
-            "only_a": tensors.only_a,
-            "only_b": tensors.only_b,
-        }
-    return {
-        "a": str(found.a),
-        "b": str(found.b),
-        "equal": found.equal,
-        "facts": [fact.to_json() for fact in found.facts],
-        "tensors": tensors_data,
-        "answers": None if isinstance(answers, str) else asdict(answers),
-        "not_compared": reasons,
-    }
-
-
-def diff_lines(found: RunsDiff, width: int) -> Iterator[str]:
-    """Yield the lines of a comparison for a terminal of this width."""
-    yield f"a: {found.a}"
-    yield f"b: {found.b}"
-    yield f"facts: {len(found.facts)} differ"
-    yield from _fact_lines(found.facts)
-    yield from _tensor_lines(found.tensors, width)
-    yield from _answer_lines(found.answers)
-
-
-def _fact_lines(facts: tuple[ChangedField, ...]) -> Iterator[str]:
-    for group in GROUPS:
-        chosen = [fact for fact in facts if fact.group == group]
-        # a file whose hash differs mostly has another size, too: one line for it is enough
-        hashed = {fact.path.removesuffix(".sha256") for fact in chosen if fact.path.endswith(".sha256")}
-        shown = [fact for fact in chosen if fact.path.removesuffix(".size") not in hashed]
-        yield from [group] if shown else []
-        yield from (f"  {fact.path}: {_short_value(fact.a)} → {_short_value(fact.b)}" for fact in shown)
-
-
-def _short_value(value: Any) -> str:
-    if value is ABSENT:
-        return "not recorded"
-    if isinstance(value, str) and re.fullmatch(r"[0-9a-f]{64}", value):
-        return value[:12]
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
-
-
-def _tensor_lines(tensors: TensorsDiff | str, width: int) -> list[str]:
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    if isinstance(tensors, str):
-        return [f"tensors: not compared: {tensors}"]
-    lines = [f"tensors: {tensors.different} of {tensors.compared} differ"]
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("kind", no_wrap=True)
-    for name in ("tensors", "differ", "max abs", "relative", "cosine"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for kind in tensors.kinds:
-        figures = (f"{kind.max_abs:.3g}", f"{kind.relative:.3g}", f"{kind.cosine:.6f}")
-        table.add_row(Text(kind.name), str(kind.tensors), str(kind.different), *figures)
-    lines += table_lines(table, width) if tensors.different else []
-    lines += [f"  {name}: shape {list(a)} in a, {list(b)} in b" for name, a, b in tensors.reshaped]
-    lines += [f"  {name}: only in a" for name in tensors.only_a]
-    return lines + [f"  {name}: only in b" for name in tensors.only_b]
-
-
-def _answer_lines(answers: AnswersDiff | str) -> list[str]:
-    if isinstance(answers, str):
-        return [f"answers: not compared: {answers}"]
-    lines = [f"answers: {len(answers.different)} of {answers.compared} differ"]
-    for one in answers.different:
-        difference = {
-            "question": "the two conversations differ",
-            "prompt": "the same conversation has other prompt ids",
-            "answer": f"from token {one.token} on",
-        }[one.differs]
-        lines += [f"  {one.case}: {difference}", f"    a: {one.a!r}", f"    b: {one.b!r}"]
-    lines += [f"  {case}: only in a" for case in answers.only_a]
-    return lines + [f"  {case}: only in b" for case in answers.only_b]

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pytest_mistral_lora.report.judged import Judged, file_place, message_of
-from pytest_mistral_lora.report.secrets import redacted
+from pytest_mistral_lora.report.secrets import public_text, redacted
 
 _LONGEST_MESSAGE = 4000
 _LONGEST_SUMMARY = 900_000
@@ -98,7 +98,7 @@ def job_summary(judged: Judged) -> str:
 
 
 def _cause(cause: Mapping[str, Any]) -> str:
-    body = redacted(cause["text"])
+    body = public_text(cause["text"], [cause])
     # a fence that is longer than any in the text: nothing in a row can end it
     fence = "`" * (max((len(run) for run in re.findall("`+", body)), default=0) + 3)
     mark = "❌" if cause["severity"] == "error" else "📝"

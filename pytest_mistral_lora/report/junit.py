@@ -9,7 +9,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 from pytest_mistral_lora.report.judged import Judged, JudgedCase, file_place
-from pytest_mistral_lora.report.secrets import redacted
+from pytest_mistral_lora.report.secrets import public_text, redacted
 
 # the characters that XML 1.0 has no way to write, not even as references
 _NOT_IN_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
@@ -46,14 +46,15 @@ def _add_case(suite: ElementTree.Element, case: JudgedCase) -> None:
         group = ElementTree.SubElement(test, "properties")
         for name, value in properties:
             ElementTree.SubElement(group, "property", {"name": name, "value": _in_xml(value)})
-    first = case.text.partition("\n")[0]
+    text = public_text(case.text, case.findings)
+    first = text.partition("\n")[0]
     if case.outcome == "failed":
         failure = {"type": next((value for name, value in properties if name == "rule"), ""), "message": _in_xml(first)}
-        ElementTree.SubElement(test, "failure", failure).text = _in_xml(case.text)
+        ElementTree.SubElement(test, "failure", failure).text = _in_xml(text)
     elif case.outcome == "skipped":
-        ElementTree.SubElement(test, "skipped", {"message": _in_xml(first)}).text = _in_xml(case.text)
-    elif case.text:
-        ElementTree.SubElement(test, "system-out").text = _in_xml(case.text)
+        ElementTree.SubElement(test, "skipped", {"message": _in_xml(first)}).text = _in_xml(text)
+    elif text:
+        ElementTree.SubElement(test, "system-out").text = _in_xml(text)
 
 
 def finding_properties(findings: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:

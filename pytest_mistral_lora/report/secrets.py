@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
+
+from pytest_mistral_lora.chat.token_rows import TokenRow, plain_text
 
 _T = TypeVar("_T")
 
 HIDDEN = "***"
 """Stands in place of a secret."""
+
+_NOT_SHOWN = "tokens are not shown: they spell a secret"
 
 _SECRET_NAME = re.compile(r"TOKEN(?!IZ)|SECRET|PASSW|PASSPHRASE|CREDENTIAL|API_?KEY|KEY$|_PAT$", re.IGNORECASE)
 # a shorter value, such as `true` or `none`, is an ordinary word of other texts, too
@@ -48,3 +53,30 @@ def redacted(data: _T) -> _T:
 
     result: _T = redact(data)
     return result
+
+
+def spells_secret(row: TokenRow) -> bool:
+    """Return whether the tokens of a row spell a secret, which cannot be replaced in them."""
+    columns = [one.tokens for one in row.columns]
+    texts = ("".join(plain_text(one.piece) for one in side if one) for side in zip(*columns, strict=True))
+    return any(redacted(text) != text for text in (*texts, row.title))
+
+
+def public_finding(finding: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a finding or a cause as plain data without the tokens that spell a secret, in which it has no text."""
+    return {**finding, "detail": _NOT_SHOWN, "tokens": None} if _spells(finding) else dict(finding)
+
+
+def public_text(text: str, findings: Iterable[Mapping[str, Any]]) -> str:
+    """Return a text of findings for people without the tables of tokens that spell a secret, and redacted."""
+    for finding in findings:
+        if finding["detail"] and _spells(finding):
+            table = "\n".join(f"  {line}" for line in finding["detail"].splitlines())
+            text = text.replace(table, f"  {_NOT_SHOWN}")
+    return redacted(text)
+
+
+def _spells(finding: Mapping[str, Any]) -> bool:
+    tokens = finding.get("tokens")
+    # a long row is not kept with its finding, and the tokens are only a part of one
+    return redacted(finding["row"]) != finding["row"] or bool(tokens and spells_secret(TokenRow.from_json(tokens)))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import subprocess
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -18,6 +17,7 @@ from pytest_mistral_lora.checkpoint.devices import torch_dtype
 from pytest_mistral_lora.records.base_location import base_config
 from pytest_mistral_lora.records.data_stats import removed_counts, token_stats
 from pytest_mistral_lora.records.files import base_weights_sha256, joint_sha256
+from pytest_mistral_lora.records.repository import code_of
 from pytest_mistral_lora.training.adapter import peft_targets
 from pytest_mistral_lora.training.callbacks import skipped_steps
 from pytest_mistral_lora.training.devices import on_gpu, precision_of
@@ -28,30 +28,6 @@ from pytest_mistral_lora.training.rows.loading import RunData
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.training.prepare import Preparation
-
-_LONGEST_S = 30
-
-
-def code_of(folder: Path) -> dict[str, Any] | None:
-    """Return `commit` and `dirty` of the repository that a folder is in: the manifest's `environment.code`.
-
-    Files that Git does not track do not count as changes. The result is None outside of a repository, in one without a
-    commit, and without Git.
-    """
-    commit = _git(folder, "rev-parse", "--verify", "HEAD")
-    changes = _git(folder, "status", "--porcelain", "--untracked-files=no")
-    return None if commit is None or changes is None else {"commit": commit, "dirty": bool(changes)}
-
-
-def _git(folder: Path, *arguments: str) -> str | None:
-    # fsmonitor is a command of the repository's own configuration: it must not run because a model is trained there
-    command = ["git", "-C", str(folder), "-c", "core.fsmonitor=false", *arguments]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_LONGEST_S, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()
-
 
 _PACKAGES = (
     *("accelerate", "bitsandbytes", "liger-kernel"),

@@ -5,18 +5,18 @@ import shutil
 from collections import Counter
 from collections.abc import Callable
 from importlib.metadata import version
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 from plugin_rows import ROW, write_rows
 
 from pytest_mistral_lora import __version__
 from pytest_mistral_lora.chat.oracle import shipped_tokenizer
-from pytest_mistral_lora.conformance.finding import Finding
-from pytest_mistral_lora.conformance.groups import group_findings
-from pytest_mistral_lora.report import html_page, report_data
 
+SCHEMA = json.loads(files("pytest_mistral_lora.report").joinpath("report.schema.json").read_text(encoding="utf-8"))
 Run = Callable[..., pytest.RunResult]
 OwnRows = Callable[..., Path]
 OTHERS = "  dataset, encoded, adapter, merged, manifest, transcript, gguf, server, runner: no target of that kind"
@@ -198,7 +198,9 @@ def test_the_report_has_every_check_with_its_findings(report: tuple[pytest.RunRe
 
 def test_the_report_says_what_made_it(report: tuple[pytest.RunResult, dict[str, Any]]) -> None:
     result, data = report
+    jsonschema.validate(data, SCHEMA)
     assert data["schema_version"] == 1
+    assert data["command"].startswith("pytest --mistral-golden --mistral-report x.json ")
     assert data["pytest_mistral_lora"] == __version__
     assert data["exit_status"] == result.ret == 1
     assert data["libraries"] == {name: version(name) for name in ("mistral-common", "transformers", "tokenizers")}
@@ -206,6 +208,12 @@ def test_the_report_says_what_made_it(report: tuple[pytest.RunResult, dict[str, 
         "schema_version",
         "pytest_mistral_lora",
         "libraries",
+        "python",
+        "started",
+        "seconds",
+        "command",
+        "code",
+        "verdict",
         "exit_status",
         "counts",
         "causes",
@@ -230,13 +238,6 @@ def test_the_report_can_be_a_page(golden: Run, own_rows: OwnRows, tmp_path: Path
     text = out.read_text()
     for words in ("1 failed", "1 passed", "1 not checked", "the row is not recorded", "ML007", "spm-v1 :: mask ::"):
         assert words in text
-
-
-def test_the_page_escapes_what_rows_say() -> None:
-    finding = Finding("ML004", "<b>", "<i>", "<u>", "<script>", '{"content": "<script>"}').to_json()
-    check = {"nodeid": "a::b", "outcome": "failed", "target": "<p>", "subject": "mask", "case": "c", "not_checked": ""}
-    records = [{**check, "findings": [finding], "known": []}]
-    data = report_data(records, 1, causes=[one.to_json() for one in group_findings(records)], deselected=0, not_run=0)
-    for tag in ("<script>", "<b>", "<i>", "<u>"):
-        assert tag not in html_page(data)
-    assert html_page(data).count("&lt;script&gt;") == 2
+    # the commands that repeat the check, and that record the golden
+    assert "-k spm-v1::template::own-new</pre>" in text
+    assert "--mistral-golden-update</pre>" in text

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -257,7 +257,7 @@ def _shared(target: RecipeTarget | DatasetTarget, settings: Settings) -> dict[st
             results = dataset_results(target, progress=sys.__stderr__)
             plain = {
                 case: {
-                    "findings": [asdict(finding) for finding in result.findings],
+                    "findings": [finding.to_json() for finding in result.findings],
                     "not_checked": result.not_checked,
                     "facts": dict(result.facts),
                 }
@@ -266,7 +266,7 @@ def _shared(target: RecipeTarget | DatasetTarget, settings: Settings) -> dict[st
             write_json(file, plain)
     return {
         case: Result(
-            tuple(Finding(**one) for one in kept["findings"]), kept["not_checked"], tuple(kept["facts"].items())
+            tuple(Finding.from_json(one) for one in kept["findings"]), kept["not_checked"], tuple(kept["facts"].items())
         )
         for case, kept in read_json(file).items()
     }

@@ -34,6 +34,7 @@ from pytest_mistral_lora.records.files import is_held_out
 if TYPE_CHECKING:
     from pytest_mistral_lora.chat.oracle import Oracle
 
+_NAMES = ("mistral-common", "chat template")
 _ROW_CHARACTERS = 2000
 """A longer row is not printed with its finding: the place is enough to find it."""
 
@@ -210,10 +211,9 @@ class RowJudge:
             return True
         oracle: Any = self._oracle
         sides = (expected.input_ids, expected.labels), (encoded.input_ids, encoded.labels)
-        difference = Alignment(*sides, oracle.piece)
+        difference = Alignment(*sides, oracle.piece, _NAMES, expected.spans)
         found = "the generation blocks mark other tokens than the assistant's"
-        table, shape = difference.table(), difference.shape()
-        tally.findings.add(Finding("ML606", found, row.place, detail=table, row=_printed_row(row), shape=shape))
+        tally.findings.add(Finding("ML606", found, row.place, row=_printed_row(row), **difference.parts(row.place)))
         return False
 
     def _explain(
@@ -238,9 +238,10 @@ class RowJudge:
             tally.add_deviation(name, row.place)
         if unexplained:
             sides = (expected.input_ids, None), (template_ids or (), None)
-            detail = Alignment(*sides, oracle.piece).table() if template_ids is not None else ""
+            difference = Alignment(*sides, oracle.piece, _NAMES, expected.spans)
+            parts = difference.parts(row.place) if template_ids is not None else {}
             text = f"the chat template differs from mistral-common: {unexplained}"
-            tally.findings.add(Finding("ML603", text, row.place, detail=detail, row=_printed_row(row), shape=shape))
+            tally.findings.add(Finding("ML603", text, row.place, row=_printed_row(row), **{**parts, "shape": shape}))
 
 
 class _LiteralError(RowError):

@@ -157,19 +157,19 @@ class EncodedRowComparison:
         faults = label_faults(self.expected, self.ids, self.labels, self.oracle)
         if faults:
             sides = (self.expected.input_ids, self.expected.labels), (self.ids, self.labels)
-            yield from self._place_faults(faults, Alignment(*sides, self.oracle.piece))
+            yield from self._place_faults(faults, Alignment(*sides, self.oracle.piece, spans=self.expected.spans))
 
     def id_findings(self) -> Iterator[Finding]:
         """Yield a finding for each class of the difference in ids."""
         faults = id_faults(self.row, self.expected.input_ids, self.ids, self.oracle)
         if faults:
             sides = (self.expected.input_ids, None), (self.ids, None)
-            yield from self._place_faults(faults, Alignment(*sides, self.oracle.piece))
+            yield from self._place_faults(faults, Alignment(*sides, self.oracle.piece, spans=self.expected.spans))
 
     def _place_faults(self, faults: list[EncodingFault], difference: Alignment) -> Iterator[Finding]:
-        table, shape, row = difference.table(), difference.shape(), self.row.to_jsonl()
+        parts, row = difference.parts(self.place), self.row.to_jsonl()
         for fault in faults:
-            yield Finding(fault.rule, fault.found, self.place, fault.expected, table, row, shape)
+            yield Finding(fault.rule, fault.found, self.place, fault.expected, row=row, **parts)
 
 
 def row_findings(row: Row, input_ids: Sequence[int], labels: Sequence[int], oracle: Oracle) -> Iterator[Finding]:

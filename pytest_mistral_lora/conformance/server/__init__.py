@@ -228,14 +228,12 @@ class ServerChecks:
 
         asked = one.asked
         expected, ids, oracle = asked.expected or (), one.served_ids or (), self._target.oracle
-        difference = Alignment((expected, None), (ids, None), oracle.piece)
+        difference = Alignment((expected, None), (ids, None), oracle.piece, ("mistral-common", "served"))
         for fault in id_faults(asked.prompt, expected, ids, oracle):
             if (fault.rule == "ML523") is injected:
                 rule, found = ("ML906" if injected else "ML902"), f"{asked.name}: {fault.found} ({fault.rule})"
-                row = asked.row.to_jsonl()
-                yield Finding(
-                    rule, found, self._place, fault.expected, difference.table(), row, shape=difference.shape()
-                )
+                parts, row = difference.parts(asked.name), asked.row.to_jsonl()
+                yield Finding(rule, found, self._place, fault.expected, row=row, **parts)
 
 
 @dataclass(frozen=True, slots=True)

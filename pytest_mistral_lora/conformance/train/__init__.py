@@ -179,7 +179,7 @@ def _judge_manifest(run: TinyRun) -> Iterator[Finding]:
 
 def _judge_adapter(run: TinyRun) -> Iterator[Finding]:
     if "adapter_findings" in run.evidence:
-        found = [Finding(**finding) for finding in run.evidence["adapter_findings"]]
+        found = [Finding.from_json(finding) for finding in run.evidence["adapter_findings"]]
     else:
         from pytest_mistral_lora.conformance.adapter import adapter_findings
 

@@ -13,7 +13,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -200,7 +200,7 @@ def judge_files(harness: TrainerHarness) -> dict[str, Any]:
     from pytest_mistral_lora.conformance.adapter import adapter_findings
 
     try:
-        return {"adapter_findings": [asdict(finding) for finding in adapter_findings(harness.adapter, harness.base)]}
+        return {"adapter_findings": [finding.to_json() for finding in adapter_findings(harness.adapter, harness.base)]}
     except Exception:
         return {}
 
