@@ -24,11 +24,11 @@ AT_MOST = {
     # 150, and room for subjects that came after: merged models, recognised oracles, templates in a process of their
     # own, findings by cause, rows from other formats (data), paths that are recognised, rows as targets,
     # the sources of rows: opened (data), named in a recipe, found again by a manifest, GGUF files, servers,
-    # the files that `init` writes, and the look at an installation
-    "modules": 279,
+    # the files that `init` writes, the look at an installation, reports and their writers
+    "modules": 284,
     "lines of the longest module": 300,
     "lines of nine functions in ten": 30,
-    "functions in 1,000 lines": 66,
+    "functions in 1,000 lines": 67,
     "class names that are defined twice": 0,
     "'what' in 1,000 words of docstrings": 2,
     "'where' in 1,000 words of docstrings": 2.5,

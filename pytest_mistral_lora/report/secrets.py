@@ -7,7 +7,8 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
-from pytest_mistral_lora.chat.token_rows import TokenRow, plain_text
+from pytest_mistral_lora.chat.difference import plain_text
+from pytest_mistral_lora.chat.token_rows import TokenRow
 
 _T = TypeVar("_T")
 

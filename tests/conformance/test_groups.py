@@ -15,7 +15,6 @@ from pytest_mistral_lora.conformance.alignment import Alignment
 from pytest_mistral_lora.conformance.finding import Finding, rest_of_findings
 from pytest_mistral_lora.conformance.groups import MOST_CAUSES, MOST_NAMES, FindingGroups, group_findings, listed_names
 from pytest_mistral_lora.records.goldens import packaged_cases
-from pytest_mistral_lora.report.code_scanning import github_lines
 
 Sides = tuple[list[int], list[int]]
 
@@ -182,12 +181,3 @@ def test_texts_of_rows_are_not_part_of_a_cause_and_keys_of_a_file_are() -> None:
     keys = [Finding("ML409", f"target_modules has '{key}'", "adapter_config.json") for key in ("kproj", "vproj")]
     assert len({one.cause for one in rows}) == 1
     assert len({one.cause for one in keys}) == 2
-
-
-def test_an_annotation_is_one_line_whatever_a_finding_holds() -> None:
-    finding = Finding("ML004", "50% of\nit: a, b", "my rows.jsonl:7, messages[0]", "x\r\ny")
-    causes = group_findings([{"nodeid": "root::t::template::x", "findings": [finding.to_json()]}])
-    [line] = github_lines([cause.to_json() for cause in causes])
-    assert line.startswith("::error file=my rows.jsonl,line=7,title=ML004 ")
-    assert line.count("\n") == line.count("\r") == 0
-    assert "::50%25 of%0Ait: a, b%0Acheck: t::template::x%0Aexpected: x%0D%0Ay%0Afix: " in line
