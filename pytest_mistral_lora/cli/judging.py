@@ -101,12 +101,14 @@ class Judging:
         matched = {known["id"] for record in records for known in record["known"]}
         # without the tiny train, its deviations are not met
         expected = [one for one in self.xfails if options.get("train") or not _is_of_train(one)]
+        # a deviation that is fixed must leave the list, or the list would hide its return
         unmatched = [one for one in expected if one.id not in matched]
         code = EXIT_FINDING if failed or unmatched or nothing_was_judged(records) else EXIT_OK
         if self.baseline is not None:
             write_text(self.baseline, baseline_text(records))
         sys.stderr.write("".join(f"{one.unmatched}\n" for one in unmatched))
         causes = group_findings(records)
+        # Git is asked for the commit, which an output for people does not show
         if self.reports or self.output_format == "json":
             data = self._report(records, causes, code, started, time.perf_counter() - start)
             self._write_reports(data, causes, targets)

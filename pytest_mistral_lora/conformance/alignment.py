@@ -102,6 +102,7 @@ class Alignment:
         pairs, changed = self._marked
         if not changed:
             return None
+        # a part of the row: findings travel between processes, and a long row has thousands of tokens
         start = max(0, changed[0] - _TOKENS_BEFORE)
         sides = [TokenSide(n, *s, self.piece) for n, s in zip(self.names, (self.expected, self.found), strict=True)]
         columns: list[Column] = []

@@ -28,6 +28,7 @@ def failed_rows(causes: Iterable[FindingGroup], targets: Sequence[Target]) -> li
         causes: The findings by cause.
         targets: The targets of the run; a check's name begins with that of its target.
     """
+    # the name of a check is all that a finding keeps of its target, because findings travel between processes
     homes = {target.name: target for target in targets}
     rows: list[TokenRow] = []
     for cause in causes:
@@ -43,6 +44,7 @@ def _shown_row(cause: FindingGroup, target: Target) -> list[TokenRow]:
         oracle = target.oracle
         encoded = oracle.encode(parse_row(json.loads(finding.row)))
     except (MistralLoraError, ValueError):
+        # the finding itself explains why; a page of tokens has nothing to show
         return []
     side = TokenSide.of("mistral-common", encoded, oracle.piece)
     title = f"{finding.rule} {finding.place or cause.check}"

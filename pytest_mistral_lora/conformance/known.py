@@ -95,6 +95,7 @@ def baseline_text(records: Iterable[Mapping[str, Any]], *, strict: bool = False)
                 checks.setdefault(record["nodeid"], []).append(f"{finding['place']}: {finding['found']}")
     for rule, checks in homes.items():
         nodeid, found = next(iter(checks.items()))
+        # the narrowest entry for which one reason is enough
         name = rule if len(checks) > 1 else nodeid
         count = sum(map(len, checks.values()))
         several = f" in {len(checks)} checks" if len(checks) > 1 else ""

@@ -70,6 +70,7 @@ def report_data(
         not_run: Number of checks that were chosen and did not run, because of `-x` or an interruption.
     """
     counts = Counter(record["outcome"] for record in records)
+    # by the name of the check, which is all that a cause knows of it
     commands = {record["nodeid"].partition("::")[2]: record["commands"] for record in records}
     # the tokens of each finding of a cause would be the same table again and again
     shown = [public_finding(cause) for cause in causes]

@@ -59,6 +59,7 @@ def _add_case(suite: ElementTree.Element, case: JudgedCase) -> None:
 
 def finding_properties(findings: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
     """Yield name and value of the properties of a test: each rule that it breaks, with the first file and line."""
+    # a check of a long file has thousands of findings, and a reader of tests wants the rule and one place
     seen = set()
     for finding in findings:
         if finding["rule"] in seen:

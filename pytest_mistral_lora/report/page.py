@@ -35,6 +35,7 @@ def html_page(data: Mapping[str, Any], rows_page: str = "") -> str:
     # autoescape, because the text of a row may be HTML
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"line": lambda text: one_line(text, _LONGEST_LINE), "printable": _printable}
+    # one script element: the policy of the page allows the hash of this text, and no script that a row could bring in
     script = f"{_text_of('page.js')}\n{tokens_script()}"
     causes = [{**cause, "row_tokens": _row_tokens(cause, f"tokens-{n}")} for n, cause in enumerate(data["causes"])]
     return environment.from_string(_text_of("page.html.jinja")).render(
