@@ -199,6 +199,12 @@ class ServerChecks:
         except NoTemplateError:
             return None
 
+    def deviations_of(self, asked: AskedRow) -> tuple[str, ...]:
+        """Return the named deviations that explain a row's served prompt; empty if they do not."""
+        served = asked.served
+        ids = None if isinstance(served, InputError) else served.ids
+        return self._deviations(_Served(asked, ids, None)) or ()
+
     def _deviations(self, one: _Served) -> tuple[str, ...] | None:
         """Return the named deviations that explain a served prompt; None if they do not."""
         from pytest_mistral_lora.chat.templates.compare import compare

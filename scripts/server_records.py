@@ -1,0 +1,146 @@
+"""Recorded prompts of real servers: a file for each server, setting and tokenizer, in docs/serving/recorded/."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from pytest_mistral_lora.chat.oracle import shipped_tokenizer
+from pytest_mistral_lora.conformance.encoded.row_faults import id_faults
+from pytest_mistral_lora.conformance.finding import Finding
+from pytest_mistral_lora.conformance.server import ServerChecks
+from pytest_mistral_lora.conformance.server_target import AskedRow, ServerAnswers, ServerTarget
+from pytest_mistral_lora.conformance.targets import Target
+from pytest_mistral_lora.errors import InputError
+from pytest_mistral_lora.records.files import write_text
+from pytest_mistral_lora.serving.server import ServedPrompt, ServerFacts
+
+ROOT = Path(__file__).parent.parent
+RECORDED = ROOT / "docs" / "serving" / "recorded"
+
+
+@dataclass(frozen=True)
+class RecordedServer:
+    """The prompts that a server made of the packaged rows.
+
+    Attributes:
+        kind: A key of `SERVERS`.
+        version: The version that the server reported, or its package.
+        setting: The files and options that decide the prompts.
+        tokenizer: Name of the shipped tokenizer that they are held to.
+        prompts: The prompt of each row, by the row's name.
+    """
+
+    kind: str
+    version: str
+    setting: str
+    tokenizer: str
+    prompts: Mapping[str, ServedPrompt]
+
+    @property
+    def target(self) -> ServerTarget:
+        """The target that a running server is judged as, without its answers."""
+        judge = Target(self.tokenizer, shipped_tokenizer(self.tokenizer))
+        return ServerTarget(self.kind, judge=judge, kind=self.kind, url="http://127.0.0.1:1")
+
+    def judged(self) -> Judged:
+        """Return the recorded prompts, held to mistral-common."""
+        target = self.target
+        rows = tuple(
+            replace(one, served=self.prompts[one.name]) for one in target.asked_rows() if one.name in self.prompts
+        )
+        # as the target keeps the answers of a running server
+        vars(target)["answers"] = ServerAnswers(ServerFacts(self.version, ("tiny",)), "tiny", rows)
+        results = {case: judge() for case, judge in ServerChecks(target).cases().items()}
+        found = [finding for result in results.values() for finding in result.findings]
+        return Judged(self, rows, found, ServerChecks(target))
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A recording with its findings.
+
+    Attributes:
+        recorded: The recording.
+        rows: Its rows.
+        findings: What the checks find.
+        checks: The checks.
+    """
+
+    recorded: RecordedServer
+    rows: Sequence[AskedRow]
+    findings: Sequence[Finding]
+    checks: ServerChecks
+
+    @cached_property
+    def cells(self) -> dict[str, str]:
+        """The verdict on each row: right, the named deviations, or the rules that are broken."""
+        return {one.name: self._cell(one) for one in self.rows}
+
+    def _cell(self, one: AskedRow) -> str:
+        served = one.served
+        assert isinstance(served, ServedPrompt)
+        if served.refused or one.refusal:
+            return "both refuse" if served.refused and one.refusal else "ML907"
+        if served.ids is None:
+            return "# right" if served.count == len(one.expected or ()) else "# ML904"
+        if served.ids == one.expected:
+            return "right"
+        if named := self.checks.deviations_of(one):
+            return f"as {', '.join(sorted(named))}"
+        # ML523 is text that becomes a control token
+        oracle = self.recorded.target.oracle
+        faults = {fault.rule for fault in id_faults(one.prompt, one.expected or (), served.ids, oracle)}
+        return ", ".join(sorted("ML906" if rule == "ML523" else rule for rule in faults)) or "ML902"
+
+
+def read_recorded() -> list[RecordedServer]:
+    """Return every recording, by server, setting and tokenizer."""
+    return [_read(file) for file in sorted(RECORDED.glob("*.json"))]
+
+
+def _read(file: Path) -> RecordedServer:
+    data = json.loads(file.read_text(encoding="utf-8"))
+    prompts = {name: _prompt(one) for name, one in data.pop("rows").items()}
+    return RecordedServer(prompts=prompts, **data)
+
+
+def _prompt(data: Mapping[str, Any]) -> ServedPrompt:
+    ids = data.get("ids")
+    return ServedPrompt(None if ids is None else tuple(ids), data.get("count"), data.get("refused", ""))
+
+
+def record(target: ServerTarget, version: str, setting: str, name: str) -> Path:
+    """Ask a running server for the prompts of the packaged rows, and write them down.
+
+    Raises:
+        InputError: If the server is not there, or fails on a row.
+    """
+    answers = target.answers
+    data = {
+        "kind": target.kind,
+        "version": version or answers.facts.version,
+        "setting": setting,
+        "tokenizer": target.judge.name,
+    }
+    rows = ",\n".join(
+        f"  {json.dumps(one.name)}: {json.dumps(_written(one), ensure_ascii=False)}" for one in answers.rows
+    )
+    head = json.dumps(data, ensure_ascii=False, indent=1)[:-2]
+    file = RECORDED / f"{name}-{target.judge.name}.json"
+    write_text(file, f'{head},\n "rows": {{\n{rows}\n }}\n}}\n')
+    return file
+
+
+def _written(one: AskedRow) -> dict[str, Any]:
+    served = one.served
+    if isinstance(served, InputError):
+        raise served
+    if served.refused:
+        return {"refused": served.refused}
+    shown = {} if served.ids is None else {"ids": list(served.ids)}
+    return shown | ({} if served.count is None else {"count": served.count})

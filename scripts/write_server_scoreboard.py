@@ -1,0 +1,118 @@
+"""The prompts of real servers: record them, and write them down as docs/serving/README.md.
+
+python scripts/write_server_scoreboard.py           the page, from what is recorded
+python scripts/write_server_scoreboard.py --check   change nothing; exit 1 if the page is not up to date
+python scripts/write_server_scoreboard.py --record NAME KIND=URL TOKENIZER SETTING [VERSION]
+                                                    ask a running server, and record its prompts
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+
+from server_records import RECORDED, ROOT, Judged, RecordedServer, read_recorded, record
+
+from pytest_mistral_lora.chat.oracle import shipped_tokenizer
+from pytest_mistral_lora.conformance.server_target import ServerTarget
+from pytest_mistral_lora.conformance.targets import Target
+from pytest_mistral_lora.records.files import write_text
+from pytest_mistral_lora.serving.servers import SERVERS
+
+PAGE = RECORDED.parent / "README.md"
+
+_INTRODUCTION = """\
+# Scoreboard: the prompts of real servers
+
+To find the setting that serves your model as it was trained, look at the lines of your server and tokenizer; to repeat
+a line, start the server with its setting, and run
+
+```console
+$ mistral-lora serve-check vllm=http://127.0.0.1:8000 --tokenizer spm-v3
+```
+
+Made by `python scripts/write_server_scoreboard.py` from the answers of the servers themselves (`recorded/`), recorded
+by `python scripts/write_server_scoreboard.py --record NAME KIND=URL TOKENIZER SETTING`. The weights are tiny and
+random, the tokenizers are Mistral's own, and the rows are the packaged ones (`goldens/cases.json`).
+
+*Right* prompts have the ids of mistral-common. A prompt that differs as [a named deviation](../deviations.md) predicts
+is counted under its name; `control-literal` is ML906, an error, because anybody can forge a turn by it. All else is a
+class of [../rules.md](../rules.md). A server that hides its ids is held to their number, and the cell begins with `#`.
+Not recorded: servers on a GPU, quantised files, images, and SGLang, Text Generation Inference and Ollama, which have
+no build that runs here."""
+
+
+def page() -> str:
+    """Return docs/serving/README.md."""
+    judged = [one.judged() for one in read_recorded()]
+    lines = [*_INTRODUCTION.splitlines(), "", *_summary(judged)]
+    for tokenizer in sorted({one.recorded.tokenizer for one in judged}):
+        lines += [
+            "",
+            f"## {tokenizer}, row by row",
+            "",
+            *_rows([one for one in judged if one.recorded.tokenizer == tokenizer]),
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def _summary(judged: Sequence[Judged]) -> Iterator[str]:
+    yield "## In short"
+    yield ""
+    yield "| server | setting | tokenizer | right | named deviations | refused, or other ids |"
+    yield "|---|---|---|---|---|---|"
+    for one in judged:
+        cells, tokenizer = list(one.cells.values()), one.recorded.tokenizer
+        right = sum(cell in ("right", "# right", "both refuse") for cell in cells)
+        named = Counter(name for cell in cells if cell.startswith("as ") for name in cell[3:].split(", "))
+        others = Counter(rule for cell in cells if "ML" in cell for rule in cell.removeprefix("# ").split(", "))
+        yield (
+            f"| {_title(one.recorded)} | {_cell(one.recorded.setting)} | {tokenizer} | {right} of {len(cells)} "
+            f"| {_counted(named)} | {_counted(others)} |"
+        )
+
+
+def _title(recorded: RecordedServer) -> str:
+    version = recorded.version
+    return version if version[:1].isalpha() else f"{SERVERS[recorded.kind].title} {version}"
+
+
+def _cell(text: str) -> str:
+    return f"`{text}`" if text.startswith("-") else text
+
+
+def _counted(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in sorted(counts.items()))
+
+
+def _rows(judged: Sequence[Judged]) -> Iterator[str]:
+    yield "| row | " + " | ".join(f"{_title(one.recorded)}<br>{_cell(one.recorded.setting)}" for one in judged) + " |"
+    yield "|---|" + "---|" * len(judged)
+    for name in judged[0].cells:
+        yield f"| {name} | " + " | ".join(one.cells.get(name, "") for one in judged) + " |"
+
+
+def main() -> int:
+    """Record, write, or check."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--record", nargs="+", metavar="WORD", help="NAME KIND=URL TOKENIZER SETTING [VERSION]")
+    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 if the page is not up to date")
+    args = parser.parse_args()
+    if args.record:
+        name, server, tokenizer, setting, *version = args.record
+        kind, _, url = server.partition("=")
+        judge = Target(tokenizer, shipped_tokenizer(tokenizer))
+        target = ServerTarget(name, judge=judge, kind=kind, url=url)
+        sys.stdout.write(f"{record(target, ''.join(version), setting, name).relative_to(ROOT)}\n")
+        return 0
+    text = page()
+    if args.check:
+        return int(not PAGE.is_file() or PAGE.read_text(encoding="utf-8") != text)
+    write_text(PAGE, text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

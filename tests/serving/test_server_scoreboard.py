@@ -1,0 +1,88 @@
+"""The recorded prompts of real servers: judged as on their page, and replayed through a local server."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import write_server_scoreboard
+from local_server import Behaviour, serving
+from server_records import RecordedServer, read_recorded
+
+from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
+from pytest_mistral_lora.chat.rows import Row
+from pytest_mistral_lora.cli import main
+from pytest_mistral_lora.serving.server import chat_request
+
+RECORDED = {(one.kind, one.setting, one.tokenizer): one for one in read_recorded()}
+
+
+def recorded(kind: str, setting: str) -> RecordedServer:
+    return RECORDED[kind, setting, "spm-v3"]
+
+
+@pytest.mark.slow
+def test_the_page_is_up_to_date() -> None:
+    assert write_server_scoreboard.page() == write_server_scoreboard.PAGE.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("kind", "setting", "verdicts"),
+    [
+        ("vllm", "--tokenizer-mode mistral", {"right"}),
+        pytest.param(
+            *("llamacpp", "the template is a name (--mistral-format)", {"ML535", "ML533, ML534"}),
+            marks=pytest.mark.slow,
+        ),
+        ("openai", "transformers serve MERGED", {"# right", "# ML904"}),
+    ],
+)
+def test_a_recording_is_judged_as_on_the_page(kind: str, setting: str, verdicts: set[str]) -> None:
+    judged = recorded(kind, setting).judged()
+    assert set(judged.cells.values()) == verdicts
+    page = write_server_scoreboard.PAGE.read_text(encoding="utf-8")
+    section = page.partition("## spm-v3, row by row\n")[2].partition("\n## ")[0]
+    head, *lines = [line.strip("| ").split(" | ") for line in section.splitlines() if line.startswith("| ")]
+    at = next(number for number, title in enumerate(head) if setting in title)
+    assert {line[0]: line[at] for line in lines} == judged.cells
+
+
+def replayed(one: RecordedServer) -> Behaviour:
+    """Return a server that answers with the recorded prompts, in the form of vLLM."""
+    known = {_key(chat_request(row.row)): one.prompts[row.name] for row in one.target.asked_rows()}
+
+    class Recorded(Behaviour):
+        def respond(self, path: str, data: Any) -> tuple[int, Any]:
+            if path == "/version":
+                return 200, {"version": one.version}
+            if path != "/v1/chat/completions":
+                return super().respond(path, data)
+            found = known[_key(data)]
+            if found.refused:
+                return 400, {"error": {"message": found.refused}}
+            usage = {"prompt_tokens": found.count}
+            return 200, {"prompt_token_ids": found.ids, "usage": usage, "choices": [{"message": {"content": "x"}}]}
+
+    return Recorded(Oracle(shipped_tokenizer(one.tokenizer)))
+
+
+def _key(data: dict[str, Any]) -> str:
+    return json.dumps([data["messages"], data.get("tools")])
+
+
+def test_the_answers_of_vllm_are_read_as_they_were(capsys: pytest.CaptureFixture[str]) -> None:
+    with serving(replayed(recorded("vllm", "--tokenizer-mode mistral"))) as url:
+        code, out = main(["serve-check", f"vllm={url}", "--tokenizer", "spm-v3"]), capsys.readouterr().out
+    assert code == 0, out
+    assert "vLLM 0.32.0, model tiny: proof by ids" in out
+    assert "41 of 41 prompts have the ids of mistral-common" in out
+    with serving(replayed(recorded("vllm", "--tokenizer-mode hf"))) as url:
+        code, out = main(["serve-check", f"vllm={url}", "--tokenizer", "spm-v3"]), capsys.readouterr().out
+    assert (code, "ML906" in out, "ML902" in out) == (1, True, False)
+    assert "33 of 41 prompts have the ids of mistral-common; named deviations: " in out
+
+
+def test_a_row_is_recorded_with_its_own_request() -> None:
+    row = Row(({"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yo"}), None, "here")
+    assert _key(chat_request(row)) == '[[{"role": "user", "content": "Hi"}], null]'
