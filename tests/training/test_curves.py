@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import xml.etree.ElementTree as ElementTree
@@ -14,6 +15,7 @@ from tiny_runs import MakeRecipe, write_rows
 
 from pytest_mistral_lora.training import curves
 from pytest_mistral_lora.training.curves import PAGE, charts, round_ticks, short, thinned, training_page
+from pytest_mistral_lora.training.display import RunDisplay
 from pytest_mistral_lora.training.run import RunResult, train, work_folder
 from pytest_mistral_lora.training.step.trainer import LoraTrainer
 
@@ -131,7 +133,10 @@ def test_a_run_that_stops_has_its_page_and_resumes_without_a_point_twice(
             train(recipe)
     left = (work_folder(recipe) / PAGE).read_text(encoding="utf-8")
     assert "<dd>5 of 6: the run is not finished</dd>" in left
-    resumed = train(recipe, resume=True)
+    shown = io.StringIO()
+    resumed = train(recipe, resume=True, display=RunDisplay(shown))
+    assert f"going on from step 4, with {work_folder(recipe) / 'checkpoint-4'}" in shown.getvalue()
+    assert re.findall(r"^step (\d)/6: loss", shown.getvalue(), flags=re.MULTILINE) == ["5", "6"]
     whole = train(recipe.model_copy(update={"output": tmp_path / "whole"}))
     first, second = ((folder / PAGE).read_text(encoding="utf-8") for folder in (resumed.output, whole.output))
     assert first == second

@@ -7,11 +7,10 @@ import json
 import os
 import pty
 import re
-import select
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -25,8 +24,8 @@ from pytest_mistral_lora.training.display import RunDisplay, clock_text
 from pytest_mistral_lora.training.generate import callback as watching
 from pytest_mistral_lora.training.prepare import prepare
 from pytest_mistral_lora.training.progress import ShowProgress, answer_lines, planned_steps, trainable_parameters
-from pytest_mistral_lora.training.run import RunResult, train, work_folder
-from pytest_mistral_lora.training.step.trainer import LoraTrainer
+from pytest_mistral_lora.training.recipe import load_recipe
+from pytest_mistral_lora.training.run import RunResult, train
 
 SNAPSHOT = Path(__file__).with_name("progress.txt")
 WATCHED = {"generations": 2, "generation_steps": 2, "max_new_tokens": 8, "checks": ["eos"]}
@@ -72,32 +71,41 @@ def test_a_pipe_gets_plain_lines_and_the_path_alone_on_standard_output(in_a_pipe
     assert masked(errors) == SNAPSHOT.read_text(encoding="utf-8")
 
 
-def test_a_terminal_gets_colours_a_bar_and_the_same_lines(tmp_path: Path, base: Path) -> None:
-    write_recipe(tmp_path, base)
-    main_side, child_side = pty.openpty()
-    command = [sys.executable, "-m", "pytest_mistral_lora.cli", "train", "recipe.yaml"]
-    fresh = {**os.environ, "HF_HUB_OFFLINE": "1", "TERM": "xterm-256color", "COLUMNS": "200"}
-    fresh = {name: value for name, value in fresh.items() if name not in ("NO_COLOR", "HF_HUB_DISABLE_PROGRESS_BARS")}
-    with subprocess.Popen(command, cwd=tmp_path, env=fresh, stdout=subprocess.PIPE, stderr=child_side) as process:
-        os.close(child_side)
-        shown = "".join(read_terminal(main_side))
-        output = process.stdout.read() if process.stdout else b""
-    assert (process.returncode, output) == (0, b"out\n")
+def test_a_terminal_gets_colours_a_bar_and_the_same_lines_and_the_adapter_is_that_of_a_quiet_run(
+    tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = write_recipe(tmp_path, base)
+    for name, value in {"TERM": "xterm-256color", "COLUMNS": "200"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.chdir(tmp_path)
+    reading_side, writing_side = pty.openpty()
+    parts: list[str] = []
+    reader = Thread(target=lambda: parts.extend(read_terminal(reading_side)))
+    reader.start()
+    with os.fdopen(writing_side, "w") as terminal, monkeypatch.context() as patch:
+        patch.setattr(sys, "stderr", terminal)
+        assert main(["train", recipe.name]) == 0
+    reader.join()
+    os.close(reading_side)
+    shown = "".join(parts)
     assert "\x1b[?25l" in shown  # the bar hides the cursor
     assert shown.rindex("\x1b[?25h") > shown.rindex("\x1b[?25l")  # and it is there again
     lines = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown).replace("\r\n", "\n").replace("\r", "\n").splitlines()
     expected = SNAPSHOT.read_text(encoding="utf-8").splitlines()
     assert [line for line in expected if line not in map(masked, lines)] == []
     assert any(re.search(r"━━ step [1-4]/4", line) for line in lines)
+    quiet = train(load_recipe(recipe).model_copy(update={"output": tmp_path / "quiet"}))
+    for name in ("adapter_model.safetensors", "training_log.jsonl", "training.html"):
+        assert (quiet.output / name).read_bytes() == (tmp_path / "out" / name).read_bytes()
 
 
 def read_terminal(file: int) -> Iterator[str]:
-    while select.select([file], [], [], 120)[0]:
+    while True:
         try:
-            part = os.read(file, 65536)
+            yield os.read(file, 65536).decode("utf-8", "replace")
         except OSError:  # Linux's end of a terminal whose other side is closed
             return
-        yield part.decode("utf-8", "replace")
 
 
 def test_the_header_knows_parameters_and_steps_before_a_weight_is_loaded(make_recipe: MakeRecipe, base: Path) -> None:
@@ -108,14 +116,6 @@ def test_the_header_knows_parameters_and_steps_before_a_weight_is_loaded(make_re
     parameters = sum(one.numel() for one in load_base(base, "fp32", "cpu").parameters())
     assert trainable_parameters(prepared) == (result.manifest["lora"]["parameters"], parameters)
     assert planned_steps(recipe, len(prepared.data.train.rows)) == result.manifest["training"]["steps"] == 8
-
-
-def test_a_run_that_is_shown_gives_the_same_folder(make_recipe: MakeRecipe, tmp_path: Path) -> None:
-    recipe = make_recipe(training={"steps": 3}, lora={"dropout": 0.2}, evaluation=WATCHED)
-    shown = train(recipe, display=RunDisplay(io.StringIO()))
-    quiet = train(recipe.model_copy(update={"output": tmp_path / "quiet"}))
-    assert shown.manifest["lora"]["tensors_sha256"] == quiet.manifest["lora"]["tensors_sha256"]
-    assert list(shown.log) == list(quiet.log)
 
 
 def test_supervised_tokens_are_those_of_the_rows(
@@ -162,26 +162,6 @@ def test_answers_and_evaluations_do_not_lower_the_speed_but_count_for_the_time_l
     shown.on_log(None, state, control, logs={"loss": 1.0})
     # 60 tokens in 6 s; two steps took 30 s with all that came between them
     assert re.search(r"step 2/10: loss 1, 10 supervised tokens/s, .*, 0:02:00 left", file.getvalue())
-
-
-def test_a_resumed_run_tells_where_it_goes_on(make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch) -> None:
-    recipe = make_recipe(training={"steps": 6, "checkpoint_steps": 4, "logging_steps": 1})
-    sound = LoraTrainer.training_step
-
-    def interrupted(self: Any, *given: Any, **named: Any) -> Any:
-        if self.state.global_step == 5:
-            raise KeyboardInterrupt
-        return sound(self, *given, **named)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(LoraTrainer, "training_step", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            train(recipe)
-    file = io.StringIO()
-    train(recipe, resume=True, display=RunDisplay(file))
-    steps = re.findall(r"^step (\d)/6: loss", file.getvalue(), flags=re.MULTILINE)
-    assert f"going on from step 4, with {work_folder(recipe) / 'checkpoint-4'}" in file.getvalue()
-    assert steps == ["5", "6"]
 
 
 def test_other_processes_show_nothing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
