@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
+from pytest_mistral_lora.chat.difference import plain_text, visible
 from pytest_mistral_lora.chat.rows import parse_row
 from pytest_mistral_lora.chat.token_rows import ShownToken, TokenRow, TokenSide, Wrong
 from pytest_mistral_lora.errors import MistralLoraError
@@ -62,4 +63,6 @@ def _wrong_tokens(finding: Finding, count: int) -> list[Wrong]:
 
 
 def _words(token: ShownToken | None) -> str:
-    return "no token" if token is None else " ".join(filter(None, (str(token.id), token.piece, token.label)))
+    if token is None:
+        return "no token"
+    return " ".join(filter(None, (str(token.id), visible(plain_text(token.piece)), token.label)))

@@ -14,12 +14,15 @@ _SARIF = "https://json.schemastore.org/sarif-2.1.0.json"
 
 def sarif_data(judged: Judged) -> dict[str, Any]:
     """Return a SARIF 2.1.0 log with a result for each cause, as plain JSON data."""
+    from pytest_mistral_lora.report.page import rule_url
+
     rules = {
         cause["rule"]: {
             "id": cause["rule"],
             "shortDescription": {"text": cause["title"]},
             "fullDescription": {"text": cause["why"]},
             "help": {"text": cause["fix"]},
+            **({"helpUri": url} if (url := rule_url(cause["rule"])) else {}),
             "defaultConfiguration": {"level": _level(cause)},
         }
         for cause in reversed(judged.causes)

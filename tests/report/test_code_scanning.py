@@ -55,6 +55,7 @@ SARIF = _object(
                             shortDescription=TEXT,
                             fullDescription=TEXT,
                             help=TEXT,
+                            helpUri={"type": "string", "format": "uri"},
                             defaultConfiguration=_object("", level=LEVEL),
                         ),
                     },

@@ -13,13 +13,14 @@ from typing import Any
 
 import jsonschema
 import pytest
-from judged_samples import HOSTILE
+from judged_samples import HOSTILE, judged
 
 from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
 from pytest_mistral_lora.cli import main
 from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.conformance.groups import group_findings
 from pytest_mistral_lora.report import RunFacts, report_data
+from pytest_mistral_lora.report.code_scanning import sarif_data
 from pytest_mistral_lora.report.page import html_page, rule_url
 
 SCHEMA = json.loads(files("pytest_mistral_lora.report").joinpath("report.schema.json").read_text(encoding="utf-8"))
@@ -201,4 +202,7 @@ def test_a_rule_leads_to_its_page_if_the_package_names_its_documentation(monkeyp
     monkeypatch.setattr(page, "metadata", lambda name: named)
     rule_url.cache_clear()
     assert rule_url("ML601") == "https://docs.example.org/lora/rules/ML601/"
+    assert 'href="https://docs.example.org/lora/rules/ML004/"' in _page(Finding("ML004", "x"))
+    [rule] = sarif_data(judged(Finding("ML004", "x")))["runs"][0]["tool"]["driver"]["rules"]
+    assert rule["helpUri"] == "https://docs.example.org/lora/rules/ML004/"
     rule_url.cache_clear()
