@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import io
 import json
 import re
 import shutil
@@ -12,7 +11,6 @@ import huggingface_hub
 import pytest
 from converted import converted_tokenizer
 from rich.cells import cell_len
-from rich.console import Console
 from test_token_page import HOSTILE, hostile_row
 
 from pytest_mistral_lora.chat.encoded import IGNORE_INDEX
@@ -20,7 +18,7 @@ from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
 from pytest_mistral_lora.chat.token_rows import TokenRow, TokenSide, Wrong
 from pytest_mistral_lora.checkpoint.encoder import make_encoder
 from pytest_mistral_lora.cli import main
-from pytest_mistral_lora.report.token_lines import token_lines
+from pytest_mistral_lora.report.token_lines import Line, token_lines
 
 COMMIT = "0123456789abcdef0123456789abcdef0123abcd"
 QUESTION, ANSWER = "What is the capital of France?", "Paris.\nOn the Seine."
@@ -30,6 +28,10 @@ Render = Callable[..., tuple[int, str, str]]
 
 def messages(question: str, answer: str = ANSWER) -> dict[str, Any]:
     return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
+
+
+def plain(line: Line) -> str:
+    return "".join(text for text, _ in line).rstrip()
 
 
 @pytest.fixture
@@ -91,14 +93,14 @@ def test_a_line_is_no_wider_than_the_terminal(width: int) -> None:
     oracle = Oracle(shipped_tokenizer("spm-v3"))
     row = messages("One two three four five six seven eight nine ten. " * 5 + "東京タワー 😀")
     side = TokenSide.of("spm-v3", oracle.encode(row), oracle.piece)
-    lines = [line.plain for line in token_lines(TokenRow.single("r", side), width)]
+    lines = [plain(line) for line in token_lines(TokenRow.single("r", side), width)]
     assert max(map(cell_len, lines)) <= width
     assert max(map(cell_len, lines)) > width - 20
 
 
 def test_a_wrong_token_is_marked() -> None:
     side = TokenSide("s", (0, 1), [IGNORE_INDEX, 1], "ab".__getitem__)
-    lines = [line.plain for line in token_lines(TokenRow.single("r", side, [Wrong(1, "c"), Wrong(2, "d")]), 80)]
+    lines = [plain(one) for one in token_lines(TokenRow.single("r", side, [Wrong(1, "c"), Wrong(2, "d")]), 80)]
     assert lines[2] == "  2 wrong tokens, the first at token 1"
     assert [line.strip() for line in lines if "^" in line] == ["^ expected c", "^ expected d"]
 
@@ -110,10 +112,7 @@ def test_hostile_text_cannot_steer_a_terminal() -> None:
         TokenSide(HOSTILE[4], range(1), None, HOSTILE.__getitem__),
     )
     for row in (hostile_row(), pair):
-        file = io.StringIO()
-        for line in token_lines(row, 80):
-            Console(file=file, color_system=None, highlight=False, soft_wrap=True).print(line)
-        text = file.getvalue()
+        text = "\n".join(map(plain, token_lines(row, 80)))
         assert all(one.isprintable() or one == "\n" for one in text), text
         assert "\\x00\\x1b[31mred\\x07" in text or "\\x00\\x1b[31mred" in text
 

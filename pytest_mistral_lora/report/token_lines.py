@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING
+
+from rich.cells import cell_len
 
 from pytest_mistral_lora.chat.token_rows import Column, ShownToken, TokenRow
 from pytest_mistral_lora.errors import one_line
 from pytest_mistral_lora.report.tokens import MOST, differences, ends_line, facts, glyphs, owner
 
-if TYPE_CHECKING:
-    from rich.text import Text
+Line = list[tuple[str, str]]
+"""Parts of a line, each with its colour and weight as rich names them, or an empty text."""
 
 PIPE_WIDTH = 100
 """Columns of the output that no terminal reads, so that it is the same everywhere."""
@@ -31,14 +32,21 @@ def print_tokens(row: TokenRow, *, ids: bool = True) -> None:
         ids: Whether the id of each token is printed below its text.
     """
     from rich.console import Console
+    from rich.text import Text
 
     console = Console(highlight=False, soft_wrap=True)
-    width = console.width if console.is_terminal else PIPE_WIDTH
-    for line in token_lines(row, max(width, _LEAST_WIDTH), ids=ids):
-        console.print(line, end="\n")
+    if not console.is_terminal:
+        # thousands of rows may go into a file, and rich takes ten times as long as the encoder
+        lines = ("".join(text for text, _ in line).rstrip() for line in token_lines(row, PIPE_WIDTH, ids=ids))
+        console.file.write("".join(f"{line}\n" for line in lines))
+        return
+    for line in token_lines(row, max(console.width, _LEAST_WIDTH), ids=ids):
+        text = Text.assemble(*line)
+        text.rstrip()
+        console.print(text, end="\n")
 
 
-def token_lines(row: TokenRow, width: int, *, ids: bool = True) -> Iterator[Text]:
+def token_lines(row: TokenRow, width: int, *, ids: bool = True) -> Iterator[Line]:
     """Yield the lines of a row of tokens.
 
     The text of a row is printed with visible white space, and without a character that a terminal would obey.
@@ -48,40 +56,30 @@ def token_lines(row: TokenRow, width: int, *, ids: bool = True) -> Iterator[Text
         width: Columns of the terminal.
         ids: Whether the id of each token is printed below its text.
     """
-    from rich.text import Text
-
-    yield Text(one_line(row.title, MOST), style="bold")
-    for words in facts(row):
-        yield Text(f"  {words}", style="dim")
+    yield [(one_line(row.title, MOST), "bold")]
+    yield from ([(f"  {words}", "dim")] for words in facts(row))
     if len(row.sides) > 1 or row.wrong:
-        yield Text(f"  {differences(row) or 'no difference'}", style="bold red" if row.wrong else "green")
+        yield [(f"  {differences(row) or 'no difference'}", "bold red" if row.wrong else "green")]
     yield from _single(row, width, ids) if len(row.sides) == 1 else _side_by_side(row, width)
 
 
-def _single(row: TokenRow, width: int, ids: bool) -> Iterator[Text]:
-    from rich.text import Text
-
+def _single(row: TokenRow, width: int, ids: bool) -> Iterator[Line]:
     for start, columns in row.parts():
-        yield Text.assemble((f"{start:>5}  ", "dim"), (owner(columns), f"bold {_colour(columns[0])}".strip()))
+        yield [(f"{start:>5}  ", "dim"), (owner(columns), f"bold {_colour(columns[0])}".strip())]
         for group in _lines_of(columns, width - len(_INDENT), ids):
-            above, below = Text(_INDENT), Text(_INDENT)
-            for column, cells, columns_wide in group:
-                above.append(_padded(cells[0], columns_wide), _style(column)).append(" ")
-                below.append(_padded(cells[1], columns_wide), "dim").append(" ")
-            for line in (above, below) if ids else (above,):
-                line.rstrip()
-                yield line
-            yield from (
-                Text(f"{_INDENT}^ {one_line(f'expected {column.expected}', MOST)}", style="red")
-                for column, _, _ in group
-                if column.expected
-            )
+            above: Line = [(_INDENT, "")]
+            for column, (text, _), wide in group:
+                above += [(text, _style(column)), (" " * (wide - cell_len(text) + 1), "")]
+            yield above
+            if ids:
+                yield [(_INDENT, ""), (" ".join(number.ljust(wide) for _, (_, number), wide in group), "dim")]
+            for column, _, _ in group:
+                if column.expected:
+                    yield [(f"{_INDENT}^ {one_line(f'expected {column.expected}', MOST)}", "red")]
 
 
 def _lines_of(columns: Iterable[Column], width: int, ids: bool) -> Iterator[list[tuple[Column, tuple[str, str], int]]]:
     """Yield the columns of each line, with its two cells and their width: a line ends at a newline of the text."""
-    from rich.cells import cell_len
-
     line: list[tuple[Column, tuple[str, str], int]] = []
     used = 0
     for column in columns:
@@ -100,59 +98,46 @@ def _lines_of(columns: Iterable[Column], width: int, ids: bool) -> Iterator[list
         yield line
 
 
-def _side_by_side(row: TokenRow, width: int) -> Iterator[Text]:
-    from rich.text import Text
-
+def _side_by_side(row: TokenRow, width: int) -> Iterator[Line]:
     if row.first_wrong is None:
         return
     table = _Table([_cells(column) for column in row.columns], [one_line(name) for name in row.sides], width)
-    yield table.head()
+    yield table.line(None, "bold", "bold")
     last = None
     for number, shown in _near_differences(row.columns):
         if not shown:
-            yield Text(f"    … {number} equal tokens", style="dim")
+            yield [(f"    … {number} equal tokens", "dim")]
             continue
         column = row.columns[number]
         if (column.turn, column.role) != last:
             last = (column.turn, column.role)
             name = "beginning" if column.turn is None else f"turn {column.turn}: {column.role}"
-            yield Text(f"  {name}", style=f"bold {_colour(column)}".strip())
+            yield [(f"  {name}", f"bold {_colour(column)}".strip())]
         line = table.line(number, _style(column))
-        yield line.append("  ← first difference", "bold red") if number == row.first_wrong else line
+        yield [*line, ("  ← first difference", "bold red")] if number == row.first_wrong else line
 
 
 class _Table:
     """The columns of two encodings side by side; a narrow terminal has those of texts and ids alone."""
 
     def __init__(self, rows: Sequence[tuple[str, ...]], names: Sequence[str], width: int) -> None:
-        from rich.cells import cell_len
-
         self._rows = rows
-        heads = ("", "token", "id", names[0], "loss", "", "token", "id", names[1], "loss")
-        self._heads = heads
-        self._widths = [max(map(cell_len, (head, *(row[n] for row in rows)))) for n, head in enumerate(heads)]
+        self._heads = ("", "token", "id", names[0], "loss", "", "token", "id", names[1], "loss")
+        self._widths = [max(map(cell_len, (head, *(row[n] for row in rows)))) for n, head in enumerate(self._heads)]
         self._chosen: Sequence[int] = range(10)
         if sum(self._widths) + 2 * 10 > width:
             self._chosen = (0, 2, 3, 5, 7, 8)
 
-    def head(self) -> Text:
-        return self._line(self._heads, "bold", "bold")
-
-    def line(self, number: int, style: str) -> Text:
-        return self._line(self._rows[number], style, "dim")
-
-    def _line(self, cells: Sequence[str], style: str, other: str) -> Text:
-        from rich.text import Text
-
-        line = Text("  ")
-        for number in self._chosen:
+    def line(self, number: int | None, style: str, other: str = "dim") -> Line:
+        """Return the line of a column of tokens, or that of the heads."""
+        cells = self._heads if number is None else self._rows[number]
+        line: Line = [("  ", "")]
+        for one in self._chosen:
+            padding = " " * (self._widths[one] - cell_len(cells[one]))
             # the numbers of tokens and ids end in one column
-            right = number % 5 in (1, 2)
-            width = self._widths[number]
-            padded = cells[number].rjust(width) if right else _padded(cells[number], width)
-            line.append(padded, {0: "bold red", 3: style}.get(number % 5, other)).append("  ")
-        line.rstrip()
-        return line
+            text = padding + cells[one] if one % 5 in (1, 2) else cells[one] + padding
+            line += [(text, {0: "bold red", 3: style}.get(one % 5, other)), ("  ", "")]
+        return line[:-1]
 
 
 def _near_differences(columns: Sequence[Column]) -> Iterator[tuple[int, bool]]:
@@ -200,9 +185,3 @@ def _style(column: Column) -> str:
 
 def _colour(column: Column) -> str:
     return _COLOURS.get(column.role or "", "")
-
-
-def _padded(text: str, width: int) -> str:
-    from rich.cells import cell_len
-
-    return text + " " * (width - cell_len(text))

@@ -9,6 +9,9 @@
   const spelling = bar.appendChild(document.createElement("b"));
   const words = bar.appendChild(document.createElement("span"));
 
+  const stops = new WeakMap();
+  let selected = null;
+
   const tokenOf = (node) => (node instanceof Element ? node.closest(".tk") : null);
 
   const show = (token) => {
@@ -77,10 +80,13 @@
     show(token);
     if (!token) return;
     // one token of each list is a stop of the Tab key: the one that was last in focus
-    for (const other of token.parentElement.querySelectorAll(':scope > [tabindex="0"]')) other.tabIndex = -1;
-    for (const other of document.querySelectorAll('.tk[aria-selected="true"]')) other.removeAttribute("aria-selected");
+    const stop = stops.get(token.parentElement) ?? token.parentElement.querySelector(".tk");
+    stop.tabIndex = -1;
     token.tabIndex = 0;
+    stops.set(token.parentElement, token);
+    selected?.removeAttribute("aria-selected");
     token.setAttribute("aria-selected", "true");
+    selected = token;
   });
 
   document.addEventListener("focusout", () => show(null));
