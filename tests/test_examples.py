@@ -252,6 +252,19 @@ def real_run(prepare: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> P
 
 
 @pytest.mark.real
+def test_the_example_is_green_but_for_the_note_that_its_readme_accepts(real_run: Path, tmp_path: Path) -> None:
+    # as the page has it: before the training
+    (tmp_path / "build").mkdir()
+    for name in ("recipe.yaml", "build/base", "build/rows.jsonl"):
+        (tmp_path / name).symlink_to(real_run / name)
+    done = python(*CLI, "check", "recipe.yaml", "--json", folder=tmp_path)
+    assert done.returncode == 0, done.stdout
+    found = {finding["rule"] for one in json.loads(done.stdout)["checks"] for finding in one["findings"]}
+    assert found == {"ML224"}
+    assert "a note, ML224" in README
+
+
+@pytest.mark.real
 def test_the_held_out_loss_falls_by_one_in_thirty_steps_of_batch_four(real_run: Path) -> None:
     manifest = json.loads((real_run / "build/lora-out/manifest.json").read_text())
     results = manifest["evaluation"][0]["results"]

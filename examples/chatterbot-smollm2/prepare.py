@@ -182,6 +182,9 @@ def write_base(folder: Path, rows: Path) -> None:
         tokenizer = read_tokenizer(package)
         mark_template(tokenizer, rows)
         model = read_model(package)
+        # The file pads with EOS, and a trainer that masks the pad token would mask every EOS (ML204).
+        tokenizer.pad_token = tokenizer.unk_token
+        model.config.pad_token_id = model.generation_config.pad_token_id = tokenizer.pad_token_id
         with finished_folder(folder) as unfinished:
             model.save_pretrained(unfinished)
             tokenizer.save_pretrained(unfinished)
