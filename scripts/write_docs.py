@@ -171,7 +171,7 @@ def recipe_page() -> str:
         *("```yaml", _SMALLEST_RECIPE.rstrip(), "```"),
         "",
         "Paths are relative to your `recipe.yaml`. An unknown key, or a value that cannot be used, is an error before",
-        "anything is loaded. For your editor, the JSON Schema is `Recipe.json_schema`.",
+        "anything is loaded. For your editor, [init](init.md) writes the JSON Schema, which is `Recipe.json_schema`.",
         "[training.md](training.md) explains the settings in context.",
         "",
         f"{_MADE} from the models in `pytest_mistral_lora/training/recipe/`.",

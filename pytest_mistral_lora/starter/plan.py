@@ -209,7 +209,7 @@ def _add_jobs(plan: StartPlan, services: Collection[Ci]) -> None:
         plan.notes.append(note)
     fetched = plan.base.local and plan.base.name
     values = {"recipe": RECIPE, "requirement": light, "train_requirement": train}
-    if fetched:
+    if fetched and services:
         plan.notes.append(f"your jobs need {fetched}, which is large: fetch it where the files have the words TO DO")
     values["fetch_base"] = (
         f"{{indent}}# TO DO: fetch {fetched}, unless it is in the repository" if fetched else _NOTHING

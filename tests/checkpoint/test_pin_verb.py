@@ -122,10 +122,16 @@ def test_offline_the_recipe_names_the_branch_and_train_tells_what_to_fill_in(cal
     refs = tmp_path / "home" / "hub" / "models--tiny--mistral" / "refs"
     refs.mkdir(parents=True)
     (refs / "main").write_text(commit)
-    pinned, again = call(["pin", "recipe.yaml"], ["pin", f"{REPO}@{commit}"], offline=True)
+    pinned, again, started = call(
+        ["pin", "recipe.yaml"], ["pin", f"{REPO}@{commit}"], ["init", "--base", REPO, "--force"], offline=True
+    )
     assert pinned[1] == f"recipe.yaml: base.revision is {commit} now (before: main)\n"
     assert pinned[2] == "note: the Hub cannot be reached; main was this commit when it was last fetched\n"
     assert again == (0, f"{commit}\n", "note: the Hub was not asked whether it has this commit\n")
+    assert started[0] == 1
+    assert "to do: Fetch the base's tokenizer" in started[1]
+    assert "to do: Record the goldens then" in started[1]
+    assert f"  revision: {commit}  # main, when it was last fetched\n" in (tmp_path / "recipe.yaml").read_text()
 
 
 BASES: dict[str, tuple[str, Any]] = {

@@ -18,6 +18,7 @@ import yaml
 
 from pytest_mistral_lora.chat.oracle import shipped_tokenizer
 from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
+from pytest_mistral_lora.cli import VERBS, main
 from pytest_mistral_lora.starter import write_plan
 from pytest_mistral_lora.starter.goldens import record_missing
 from pytest_mistral_lora.starter.plan import GITLAB, WORKFLOW, plan_start
@@ -162,6 +163,17 @@ def test_the_script_of_the_action_checks_its_targets(guarded: Path, tmp_path: Pa
     )
     assert done.stdout == "[check][--output-format][github][a.yaml][b.jsonl][$(x)][--tokenizer][*]"
     assert done.returncode == 7
+
+
+def test_the_commands_of_the_page_can_be_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (ROOT / "docs" / "init.md").read_text(encoding="utf-8")
+    lines = re.findall(r"^\$ mistral-lora (.*)$", page, flags=re.MULTILINE)
+    assert {line.split()[0] for line in lines} >= {"init", "pin", "check", "train"}
+    modules = {name: module for group in VERBS.values() for name, module in group.items()}
+    for line in lines:
+        words = shlex.split(line, comments=True)
+        monkeypatch.setattr(modules[words[0]], "run", lambda args: 0)
+        assert main(words) == 0
 
 
 def test_the_hook_of_this_repository_calls_a_verb_that_there_is(guarded: Path, mistral_lora: RunVerb) -> None:

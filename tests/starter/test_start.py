@@ -275,10 +275,10 @@ def test_the_hook_runs_on_changes_of_the_recipe_and_the_data(repository: Path) -
     import re
 
     (repository / "a+b.json").write_text(json.dumps(FORMATS["sharegpt"][1]))
-    plan = plan_start(repository, [repository / "a+b.json"], "models/base")
+    (repository / "shards").mkdir()
+    write_rows(repository / "shards" / "train.jsonl", TALK)
+    plan = plan_start(repository, [repository / "a+b.json", repository / "shards"], "models/base")
     [hook] = yaml.safe_load(next(one.text for one in plan.files if one.name.startswith(".pre")))["repos"][0]["hooks"]
-    assert [name for name in ("recipe.yaml", "a+b.json", "aab.json", "x") if re.search(hook["files"], name)] == [
-        "recipe.yaml",
-        "a+b.json",
-    ]
+    names = ("recipe.yaml", "a+b.json", "shards/train.jsonl", "aab.json", "x/a+b.json", "recipe.yaml2")
+    assert [name for name in names if re.search(hook["files"], name)] == [*names[:3]]
     assert shlex.split(hook["entry"]) == ["mistral-lora", "check", "recipe.yaml"]
