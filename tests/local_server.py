@@ -91,7 +91,7 @@ class Behaviour:
         if path == "/apply-template":
             # the text of this server is its ids
             return 200, {"prompt": json.dumps((self.preview or self.prompt)(ids, data))}
-        return 200, self._chat(self.prompt(ids, data), data)
+        return 200, self.chat_answer(self.prompt(ids, data), data)
 
     def _answer(self, prompt: Ids, data: dict[str, Any]) -> tuple[list[int], list[float], bool]:
         """Return the ids of an answer and their log-probabilities, and whether the model ended it."""
@@ -122,7 +122,8 @@ class Behaviour:
         stop = "eos" if ended else "limit"
         return {"tokens": ids, "content": self._text(ids), "stop_type": stop, "completion_probabilities": listed}
 
-    def _chat(self, fed: Ids, data: dict[str, Any]) -> dict[str, Any]:
+    def chat_answer(self, fed: Ids, data: dict[str, Any]) -> dict[str, Any]:
+        """Return the answer to a chat request whose prompt has some ids."""
         ids, values, ended = self._answer(fed, data)
         calls: list[dict[str, Any]] = []
         if self.reads_calls and data.get("tools") and data.get("tool_choice") != "none":

@@ -36,7 +36,7 @@ TOLERANCES: Mapping[str, TierTolerance] = {
     "bf16": TierTolerance(0.25, 0.05),
     "q8_0": TierTolerance(0.3, 0.15),
     "q5": TierTolerance(2.0, 0.6),
-    "q4": TierTolerance(4.0, 1.0),
+    "q4": TierTolerance(2.5, 0.6),
 }
 """By the dtype of the base's weights, or their quantisation in a GGUF file. If recording and model differ in it, the
 wider one applies."""

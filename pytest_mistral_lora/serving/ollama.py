@@ -8,11 +8,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from typing import Any
+from dataclasses import replace
+from typing import Any, ClassVar
 
 from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.errors import InputError
-from pytest_mistral_lora.serving.answers import read_field
+from pytest_mistral_lora.serving.answers import ServedAnswer, chat_answer, read_field, refusal
 from pytest_mistral_lora.serving.client import ServerClient
 from pytest_mistral_lora.serving.server import ServedPrompt, Server, ServerFacts, chat_request, refused_prompt
 
@@ -24,6 +25,9 @@ class Ollama(Server):
 
     name, title, strength = "ollama", "Ollama", "count"
     remark = "written from its source, never run here"
+
+    # options of its own endpoint: the one with OpenAI's API has no place for most of them
+    greedy: ClassVar[Mapping[str, Any]] = {**Server.greedy, "top_k": 1, "min_p": 0, "repeat_penalty": 1}
 
     async def facts(self, client: ServerClient) -> ServerFacts:
         """Return the version and the models of a server.
@@ -44,15 +48,38 @@ class Ollama(Server):
 
     async def prompt(self, client: ServerClient, row: Row, model: str) -> ServedPrompt:
         """Return the number of prompt tokens of a chat request."""
-        request = chat_request(row)
-        messages = [native for one in request.pop("messages") for native in _native(one)]
-        options = {"num_predict": 1, "temperature": 0, "top_k": 1, "repeat_penalty": 1}
-        data = {"model": model, "messages": messages, **request, "stream": False, "options": options}
-        answer = await client.post("/api/chat", data)
+        answer = await client.post("/api/chat", _request(row, model, {**self.greedy, "num_predict": 1}))
         if not answer.is_ok:
             return refused_prompt(answer, client)
         count = read_field(answer.data, "prompt_eval_count")
         return ServedPrompt(count=count if type(count) is int else None)
+
+    async def answer(
+        self, client: ServerClient, row: Row, model: str, limit: int, settings: Mapping[str, Any]
+    ) -> ServedAnswer:
+        """Return the answer to a row's messages."""
+        answer = await client.post("/api/chat", _request(row, model, {**settings, "num_predict": limit}))
+        place = f"{client.url}/api/chat"
+        if not answer.is_ok:
+            return ServedAnswer(refused=refusal(answer, place))
+        message = read_field(answer.data, "message")
+        calls = [_with_text(one) for one in read_field(message, "tool_calls") or []]
+        choice = {"message": {"content": read_field(message, "content"), "tool_calls": calls}}
+        reason = read_field(answer.data, "done_reason")
+        same = {"choices": [{**choice, "finish_reason": reason}]}
+        return chat_answer(replace(answer, data=same), place)
+
+
+def _request(row: Row, model: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    request = chat_request(row)
+    messages = [native for one in request.pop("messages") for native in _native(one)]
+    return {"model": model, "messages": messages, **request, "stream": False, "options": dict(options)}
+
+
+def _with_text(call: Any) -> dict[str, Any]:
+    """Return a tool call in OpenAI's form, whose arguments are text."""
+    name, arguments = (read_field(call, "function", key) for key in ("name", "arguments"))
+    return {"function": {"name": name, "arguments": json.dumps(arguments)}}
 
 
 def _native(message: Mapping[str, Any]) -> Iterator[dict[str, Any]]:

@@ -6,11 +6,13 @@ db931fc) and Ollama (api/types.go, fb30760).
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from golden_answers import golden_answers, write_golden_answers
 from local_server import Behaviour, Ids, serving
 
 from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
@@ -59,12 +61,18 @@ class Documented(Behaviour):
         for message in data["messages"]:
             assert isinstance(message["content"], str)
             assert all(isinstance(call["function"]["arguments"], dict) for call in message.get("tool_calls", ()))
-        assert (data["stream"], data["options"]["num_predict"]) == (False, 1)
+        assert data["stream"] is False
         try:
             ids = self.prompt(self.ids(data), data)
         except OracleRejection as error:
             return 400, {"error": error.found}
-        return 200, {"model": data["model"], "done": True, "prompt_eval_count": len(ids), "eval_count": 1}
+        options = data["options"]
+        choice = self.chat_answer(ids, {**data, "n_predict": options["num_predict"], **options})["choices"][0]
+        message = choice["message"]
+        for call in message.get("tool_calls", ()):
+            call["function"]["arguments"] = json.loads(call["function"]["arguments"])
+        shown = {"message": {"role": "assistant", **message}, "done_reason": choice["finish_reason"]}
+        return 200, {"model": data["model"], "done": True, "prompt_eval_count": len(ids), "eval_count": 1, **shown}
 
 
 def run_check(name: str, url: str, capsys: pytest.CaptureFixture[str], *options: str) -> tuple[int, str]:
@@ -96,6 +104,31 @@ def test_a_documented_server_is_green_with_the_ids_of_mistral_common_and_red_wit
     with serving(Documented(oracle, prompt=a_bos_more)) as url:
         code, out = run_check(kind, url, capsys)
     assert (code, f"{rule} " in out) == (1, True), out
+
+
+@pytest.mark.parametrize("kind", NEVER_RUN)
+def test_a_documented_server_answers_messages_as_recorded_with_its_own_settings_spelled_out(
+    kind: str, oracle: Oracle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    golden = write_golden_answers(oracle, tmp_path / "answers")
+    row = tmp_path / "one.jsonl"
+    row.write_text(json.dumps(golden_answers(oracle)[0].row.to_json()) + "\n")
+    asked = ("--golden", str(golden), "--rows", str(row))
+
+    def penalised(ids: Ids, data: dict[str, Any]) -> Ids:
+        spelled = SERVERS[kind].greedy.keys() - {"temperature"}
+        return ids if spelled <= data.keys() else (*oracle.encode_text("Rome"), *ids[1:])
+
+    with serving(Documented(oracle, golden=golden_answers(oracle), scale=None, shows_ids=False)) as url:
+        code, out = run_check(kind, url, capsys, *asked)
+    assert (code, "3 exact of 3" in out, "is not asked by ids" in out) == (0, True, True), out
+    given = {"golden": golden_answers(oracle), "scale": None, "shows_ids": False, "completion": penalised}
+    with serving(Documented(oracle, **given)) as url:
+        code, out = run_check(kind, url, capsys, *asked)
+    # nothing can be spelled out for TGI
+    assert (code, "3 exact of 3" in out, "ML911" in out) == ((0, True, False) if kind == "tgi" else (1, True, True)), (
+        out
+    )
 
 
 def test_a_preview_of_tgi_that_lies_is_found(oracle: Oracle, capsys: pytest.CaptureFixture[str]) -> None:

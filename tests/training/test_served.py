@@ -44,10 +44,10 @@ def check(run: RunResult, tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     row = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yo"}]}
     (tmp_path / "one.jsonl").write_text(json.dumps(row) + "\n")
 
-    def judge(address: str, *words: str, adapter: Path = run.output) -> tuple[int, str]:
+    def judge(address: str, *words: str, adapter: Path = run.output, kind: str = "llamacpp") -> tuple[int, str]:
         asked = ["--tokenizer", "spm-v3", "--rows", str(tmp_path / "one.jsonl"), "--adapter", str(adapter), *words]
         capsys.readouterr()
-        code = main(["serve-check", f"llamacpp={address}", *asked])
+        code = main(["serve-check", f"{kind}={address}", *asked])
         return code, capsys.readouterr().out
 
     return judge
@@ -63,6 +63,11 @@ def test_an_adapter_answers_as_recorded_and_nothing_of_its_base_is_left_behind(
     base, lora = files
     golden = max(load_folder(run.output / TRANSCRIPTS), key=lambda one: len(one.completion_ids))
     with served(base, lora=str(lora)) as (post, address):
+        # the same server, as if it hid its ids
+        code, out = check(address, kind="openai:fp32")
+        assert code == 0, out
+        assert "those of the right prompt in 5 of 5" in out
+        assert "does not show the ids of a prompt" in out
         code, out = check(address)
         assert code == 0, out
         for way in ("ids", "messages"):
@@ -80,6 +85,7 @@ def test_with_a_second_space_the_ids_are_answered_as_recorded_and_the_messages_a
     fields, tensors = converted_model(base, Oracle(shipped_tokenizer("spm-v3")))
     spaced = write_gguf(tmp_path / "spaced.gguf", {**fields, "tokenizer.ggml.add_space_prefix": None}, tensors)
     with served(spaced, lora=str(files[1])) as (_, address):
+        assert fired(check(address, kind="openai:fp32")[1]) == {"ML904", "ML905", "ML909"}
         code, out = check(address)
     assert code == 1
     assert fired(out) == {"ML902", "ML909"}

@@ -83,7 +83,7 @@ class ReplayChecks:
     def by_ids(self) -> Result:
         """ML908: the recorded ids of a prompt are answered as recorded."""
         if all(one.by_ids is None for one in self._target.replayed):
-            return Result(not_checked=f"{self._target.server.title} takes no ids as a prompt")
+            return Result(not_checked=f"{self._target.server.title} is not asked by ids")
         return self._answers("ML908", lambda one: one.by_ids)
 
     def by_messages(self) -> Result:
@@ -163,37 +163,32 @@ class ReplayChecks:
         findings: list[Finding] = []
         seen = 0
         for one in self._target.replayed:
-            answer = _answered(one.by_messages)
-            if answer and answer.first:
+            answer, first = _answered(one.by_messages), one.transcript.completion_ids[0]
+            # a control token has no text, and a server may name it in its own way
+            if answer and answer.first and self._text(first):
                 seen += 1
                 findings += self._moved_first(one.transcript, answer.first)
         if not seen:
             return Result(not_checked="the server shows no log-probabilities")
-        facts = (
-            ("first log-probabilities of", f"{seen - len(findings)} of {seen} prompts have those of the right one"),
-        )
-        return Result(tuple(first_findings(findings, _SHOWN, self._place)), facts=facts)
+        text = f"those of the right prompt in {seen - len(findings)} of {seen}"
+        findings = first_findings(findings, _SHOWN, self._place)
+        return Result(tuple(findings), facts=(("first log-probabilities of", text),))
 
     def _moved_first(self, golden: Transcript, served: Mapping[str, float]) -> Iterator[Finding]:
-        oracle, first = self._target.oracle, golden.completion_ids[0]
-        recorded = {first: golden.logprobs[0], golden.runner_up_ids[0]: golden.logprobs[0] - golden.margins[0]}
-        # control tokens have no text, and a server may name them in its own way
-        named = {
-            oracle.decode([one]).strip(): value for one, value in recorded.items() if one not in oracle.control_tokens
-        }
-        apart = {text: abs(served[text] - value) for text, value in named.items() if text and text in served}
+        first, logprob = golden.completion_ids[0], golden.logprobs[0]
+        recorded = {self._text(golden.runner_up_ids[0]): logprob - golden.margins[0], self._text(first): logprob}
+        apart = {text: abs(served[text] - value) for text, value in recorded.items() if text and text in served}
         if apart and max(apart.values()) <= FINGERPRINT:
             return
-        if not apart and (first in oracle.control_tokens or not oracle.decode([first]).strip()):
-            return
-        text = max(apart, key=lambda one: apart[one]) if apart else oracle.decode([first]).strip()
+        text = max(apart, key=lambda one: apart[one]) if apart else self._text(first)
         found = f"{served[text]:.4f}" if apart else "not among the best"
-        yield self._finding(
-            "ML905",
-            golden,
-            f"the first token {text!r} has the log-probability {found}, and not "
-            f"{named.get(text, golden.logprobs[0]):.4f}",
-        )
+        words = f"the first token {text!r} has the log-probability {found}, and not {recorded[text]:.4f}"
+        yield self._finding("ML905", golden, words)
+
+    def _text(self, token: int) -> str:
+        """Return the text of a token without white space around it; empty of a control token."""
+        oracle = self._target.oracle
+        return "" if token in oracle.control_tokens else oracle.decode([token]).strip()
 
     def applied(self) -> Result:
         """ML910: the answers are those of the adapter, not of the base alone."""
