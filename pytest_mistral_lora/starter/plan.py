@@ -69,8 +69,15 @@ def plan_start(folder: Path, rows: Sequence[Path], base: str | None, ci: Collect
         plan = _with_new_recipe(folder, rows, base)
     _add_goldens(plan)
     _add_pytest(plan)
-    _add_jobs(plan, _services(folder) if ci is None else ci)
+    root = _root(folder)
+    _add_jobs(plan, _services(root) if ci is None else ci)
     _add_hook(plan)
+    if root != folder.resolve():
+        below = folder.resolve().relative_to(root).as_posix()
+        plan.to_do.append(
+            f"Run init in {root}, the root of your repository, with the paths from there. Jobs and hooks are read at "
+            f"the root alone: in {below}, they never run"
+        )
     return plan
 
 
@@ -193,14 +200,20 @@ def _add_extended(plan: StartPlan, made: ExtendedFile, purpose: str) -> None:
         plan.add(made.name, made.text, purpose, extends=True)
 
 
-def _services(folder: Path) -> Collection[Ci]:
-    """Return the service of the repository's remote; all of them if it is on none of them."""
+def _services(root: Path) -> Collection[Ci]:
+    """Return the service of a repository's remote; all of them if it is on none of them."""
     try:
-        text = (folder / ".git" / "config").read_text(encoding="utf-8")
+        text = (root / ".git" / "config").read_text(encoding="utf-8")
     except (OSError, UnicodeError):
         return CI
     urls = " ".join(re.findall(r"^\s*url\s*=\s*(.*)$", text, flags=re.MULTILINE))
     return [one for one in CI if one in urls] or CI
+
+
+def _root(folder: Path) -> Path:
+    """Return the root of the git repository that a folder is in; the folder itself if it is in none."""
+    here = folder.resolve()
+    return next((one for one in (here, *here.parents) if (one / ".git").exists()), here)
 
 
 def _add_jobs(plan: StartPlan, services: Collection[Ci]) -> None:

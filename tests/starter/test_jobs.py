@@ -92,6 +92,7 @@ def test_the_commands_of_a_job_are_green_as_they_stand(
         run_command([word if word != "cuda" else "cpu" for word in one], tmp_path, mistral_lora, run_pytest)
 
 
+@pytest.mark.slow
 def test_a_job_is_red_if_a_row_breaks(guarded: Path, tmp_path: Path, mistral_lora: RunVerb) -> None:
     shutil.copytree(guarded, tmp_path, dirs_exist_ok=True)
     with (tmp_path / "rows.jsonl").open("a") as file:

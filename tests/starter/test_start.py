@@ -240,6 +240,20 @@ def test_the_jobs_are_those_of_the_remote(remote: str, expected: set[str], repos
     assert {name for name, file in (("github", WORKFLOW), ("gitlab", ".gitlab-ci.yml")) if file in names} == expected
 
 
+def test_below_the_root_of_a_repository_the_jobs_would_never_run(
+    repository: Path,
+) -> None:
+    folder = repository / "part"
+    folder.mkdir()
+    write_rows(folder / "rows.jsonl", TALK)
+    assert plan_start(folder, [], "models/base").to_do == []
+    subprocess.run(["git", "init", "-q"], cwd=repository, check=True)
+    [to_do] = plan_start(folder, [], "models/base").to_do
+    assert "in part, they never run" in to_do
+    write_rows(repository / "rows.jsonl", TALK)
+    assert plan_start(repository, [], "models/base").to_do == []
+
+
 def test_a_base_without_a_mistral_tokenizer_goes_by_its_template(repository: Path, tmp_path: Path) -> None:
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
