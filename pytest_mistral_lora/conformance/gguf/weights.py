@@ -167,7 +167,7 @@ class ComparedWeights:
 
     def _stored(self, weights: Weights, name: str, own: str) -> np.ndarray[Any, Any]:
         """Return a tensor of a folder as the file has it: in float32, rows in llama.cpp's order."""
-        values: np.ndarray[Any, Any] = weights[own].float().numpy()
+        values: np.ndarray[Any, Any] = weights.array(own).astype("float32")
         heads = next((count for part, count in self._heads.items() if f".{part}." in name), 0)
         return interleaved(values, heads) if heads else values
 
@@ -231,7 +231,7 @@ def adapter_findings(file: GgufFile, folder: AdapterFolder) -> Iterator[Finding]
     found += [Finding("ML914", f"{name} is not in {folder.path}", place) for name in extra]
     alpha = file.fields.get("adapter.lora.alpha")
     for name in sorted(names.keys() & file.tensors.keys()):
-        found += _adapter_tensor_findings(file, name, weights[names[name]].float().numpy(), folder)
+        found += _adapter_tensor_findings(file, name, weights.array(names[name]).astype("float32"), folder)
         layer = names[name].removeprefix(PREFIX).removesuffix(".lora_A.weight")
         if name.endswith(".lora_a") and layer in layout.scalings:
             # llama.cpp scales B A by alpha / rank, and knows no other rule

@@ -167,7 +167,7 @@ def own_findings(config: Mapping[str, Any], own: Weights, place: str) -> Iterato
 
 def tie_findings(config: Mapping[str, Any], own: Weights, place: str) -> Iterator[Finding]:
     """Yield ML436 for each flag about tied embeddings that the file contradicts, at the top or in `text_config`."""
-    import torch
+    import numpy as np
 
     heads = [name for name in own if name.endswith("lm_head.weight")]
     embeddings = [name for name in own if name.endswith("embed_tokens.weight")]
@@ -179,8 +179,8 @@ def tie_findings(config: Mapping[str, Any], own: Weights, place: str) -> Iterato
             found = f"{key} is {'false' if given else 'missing'}, and the file has no lm_head.weight"
             yield Finding("ML436", found, place, f'"{TIE}": true at every level, or the head in the file')
         return
-    head, embedding = own[heads[0]], own[embeddings[0]]
-    if head.shape == embedding.shape and torch.equal(head, embedding):
+    head, embedding = own.array(heads[0]), own.array(embeddings[0])
+    if head.shape == embedding.shape and np.array_equal(head, embedding):
         return  # one and the same: whatever a flag tells, the numbers are right
     for key, value in given.items():
         if value:

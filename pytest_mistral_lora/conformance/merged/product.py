@@ -112,7 +112,8 @@ class AdapterAtHand:
             given = {one: tensor if one == getattr(change, "a", "") else tensor[part] for one, tensor in parts.items()}
             old, new = base[part].float(), own[part].float()
             expected = change.apply(old, given)
-            bound = rounding_bound(new, old, expected - old, self.own.infos[mine].dtype)
+            apart_by = (expected - old).numpy()
+            bound = torch.from_numpy(rounding_bound(new.numpy(), old.numpy(), apart_by, self.own.infos[mine].dtype))
             bound += _product_rounding(change, given, expected)
             apart = (new - expected).abs() / bound.clamp(min=torch.finfo(torch.float32).tiny)
             farthest = max(farthest, math.inf if torch.isnan(apart).any() else float(apart.max()))

@@ -7,13 +7,16 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any, TypeAlias
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
 
 from pytest_mistral_lora.checkpoint.weights import Weights
 from pytest_mistral_lora.conformance.finding import Finding, first_findings
 
-if TYPE_CHECKING:
-    import torch
+Array: TypeAlias = npt.NDArray[Any]
 
 LARGEST_CHANGE = 3.0
 """A trained adapter changes a matrix by a few hundredths of its norm; that of a tiny random model, by about one."""
@@ -73,40 +76,39 @@ def compare_tensors(own: Weights, base: Weights, pairs: Mapping[str, str]) -> di
         pairs: The name in the base of each merged tensor that has one there.
     """
     found = {}
-    for name in own:
-        tensor = own[name]
-        if name in pairs and tensor.ndim and tensor.numel():
-            found[name] = _compare(tensor, base[pairs[name]], own.infos[name].dtype)
-        else:
-            found[name] = MergedTensor(_is_finite(tensor))
+    with np.errstate(all="ignore"):  # of numbers that are not finite, or too large for a narrower dtype
+        for name in own:
+            tensor = own.array(name)
+            if name in pairs and tensor.ndim and tensor.size:
+                found[name] = _compare(tensor, base.array(pairs[name]), own.infos[name].dtype)
+            else:
+                found[name] = MergedTensor(_is_finite(tensor))
     return found
 
 
-def _is_finite(tensor: torch.Tensor) -> bool:
-    import torch
-
+def _is_finite(tensor: Array) -> bool:
     # in parts: the embeddings of a large model in float32 would be gigabytes
-    return all(bool(part.float().isfinite().all()) for part in torch.split(tensor.reshape(-1), _CHUNK))
+    flat = tensor.reshape(-1)
+    parts = (flat[start : start + _CHUNK] for start in range(0, flat.size, _CHUNK))
+    return all(bool(np.isfinite(part.astype(np.float32)).all()) for part in parts)
 
 
-def _compare(own: torch.Tensor, base: torch.Tensor, dtype: str) -> MergedTensor:
-    import torch
-
+def _compare(own: Array, base: Array, dtype: str) -> MergedTensor:
     # of a vocabulary that grew, the rows that the base has
     base = base[: own.shape[0]]
-    rows = max(1, _CHUNK // max(1, own[0].numel()))
+    rows = max(1, _CHUNK // max(1, own[0].size))
     finite, changed, sums = _is_finite(own), 0, [0.0, 0.0]
     # a merge may have gone through a narrower dtype than the file's: bf16 weights that were saved as float32
-    same = dict.fromkeys((own.dtype, torch.bfloat16, torch.float16), True)
+    same = dict.fromkeys((own.dtype, np.dtype(ml_dtypes.bfloat16), np.dtype(np.float16)), True)
     for start in range(0, base.shape[0], rows):
-        new, old = (one[start : start + rows].reshape(-1, one[0].numel()) for one in (own[: base.shape[0]], base))
+        new, old = (one[start : start + rows].reshape(-1, one[0].size) for one in (own[: base.shape[0]], base))
         for through in same:
-            same[through] = same[through] and torch.equal(old.to(through).to(own.dtype), new)
+            same[through] = same[through] and np.array_equal(old.astype(through).astype(own.dtype), new)
         if not same[own.dtype]:
-            change = new.float() - old.float()
-            changed += int((change != 0).any(dim=1).sum())
-            sums[0] += float(change.double().square().sum())
-        sums[1] += float(old.double().square().sum())
+            change = new.astype(np.float32) - old.astype(np.float32)
+            changed += int((change != 0).any(axis=1).sum())
+            sums[0] += _energy(change)
+        sums[1] += _energy(old)
     unchanged = any(same.values())
     relative = math.sqrt(sums[0] / sums[1]) if sums[1] else math.inf if sums[0] else 0.0
     rank = smaller = None
@@ -117,7 +119,13 @@ def _compare(own: torch.Tensor, base: torch.Tensor, dtype: str) -> MergedTensor:
     return MergedTensor(finite, unchanged, relative, rank, smaller or 0, changed, base.shape[0])
 
 
-def _change_rank(own: torch.Tensor, base: torch.Tensor, dtype: str) -> tuple[int | None, int]:
+def _energy(values: Array) -> float:
+    """Return the sum of the squares, in float64."""
+    wide = values.astype(np.float64).reshape(-1)
+    return float(wide @ wide)
+
+
+def _change_rank(own: Array, base: Array, dtype: str) -> tuple[int | None, int]:
     """Return the lowest rank that explains the change up to rounding, and the smaller side of the part looked at."""
     new, old = (_part(one[: base.shape[0]], _BLOCK) for one in (own, base))
     smaller = min(new.shape)
@@ -126,7 +134,7 @@ def _change_rank(own: torch.Tensor, base: torch.Tensor, dtype: str) -> tuple[int
     # M = W + s B A + E, and |E| is below the bound of each entry. By Eckart and Young, the singular values of M - W
     # beyond the rank of B A have at most the energy of E: with more of it, no matrix of that rank explains the change.
     change = new - old
-    if not change.isfinite().all():
+    if not np.isfinite(change).all():
         return None, smaller  # the base has a number that is none
     rank = _rank_above(change, rounding_bound(new, old, change, dtype))
     if rank <= smaller // 2:
@@ -135,31 +143,28 @@ def _change_rank(own: torch.Tensor, base: torch.Tensor, dtype: str) -> tuple[int
     return (scaled, side) if scaled <= side // 2 else (rank, smaller)
 
 
-def _part(matrix: torch.Tensor, most: int) -> torch.Tensor:
+def _part(matrix: Array, most: int) -> Array:
     """Return evenly spread rows and columns, in float32: a part of a matrix has at most the rank of the whole."""
     steps = [math.ceil(size / most) for size in matrix.shape]
-    return matrix[:: steps[0], :: steps[1]].float()
+    return matrix[:: steps[0], :: steps[1]].astype(np.float32)
 
 
-def _rank_above(change: torch.Tensor, bound: torch.Tensor) -> int:
-    import torch
-
-    energy = torch.linalg.svdvals(change).double().square()
-    tail = energy.flip(0).cumsum(0).flip(0)  # tail[k]: the energy that a change of rank k leaves
-    return int((tail > bound.double().square().sum()).sum())
+def _rank_above(change: Array, bound: Array) -> int:
+    energy = np.linalg.svd(change, compute_uv=False).astype(np.float64) ** 2
+    tail = energy[::-1].cumsum()[::-1]  # tail[k]: the energy that a change of rank k leaves
+    return int((tail > _energy(bound)).sum())
 
 
-def _rank_of_scaled_rows(new: torch.Tensor, old: torch.Tensor, dtype: str) -> tuple[int, int]:
+def _rank_of_scaled_rows(new: Array, old: Array, dtype: str) -> tuple[int, int]:
     """Return the same for a change that gives rows another norm, as DoRA does: M = diag(d) (W + s B A) + E."""
-    import torch
-
-    smaller, product = min(new.shape), torch.zeros_like(old)
+    smaller, product = min(new.shape), np.zeros_like(old)
     # by turns: the factors d of the rows for a given product, and the best product for given factors
     for _ in range(_TURNS):
         whole = old + product
-        factors = (new * whole).sum(dim=1, keepdim=True) / whole.square().sum(dim=1, keepdim=True).clamp(min=1e-30)
-        factors = torch.where(factors == 0, 1, factors)
-        left, values, right = torch.linalg.svd(new / factors - old, full_matrices=False)
+        factors = (new * whole).sum(axis=1, keepdims=True)
+        factors /= np.maximum((whole * whole).sum(axis=1, keepdims=True), np.float32(1e-30))
+        factors[factors == 0] = 1
+        left, values, right = np.linalg.svd(new / factors - old, full_matrices=False)
         values[smaller // 4 :] = 0
         product = (left * values) @ right
     # W + s B A is rounded before its rows are scaled, and after
@@ -167,7 +172,7 @@ def _rank_of_scaled_rows(new: torch.Tensor, old: torch.Tensor, dtype: str) -> tu
     return _rank_above(new - factors * old, bound), smaller
 
 
-def rounding_bound(new: torch.Tensor, old: torch.Tensor, change: torch.Tensor, dtype: str) -> torch.Tensor:
+def rounding_bound(new: Array, old: Array, change: Array, dtype: str) -> Array:
     """Return the largest error of each number of a merge that rounding explains.
 
     Args:
@@ -176,26 +181,27 @@ def rounding_bound(new: torch.Tensor, old: torch.Tensor, change: torch.Tensor, d
         change: Their difference, or the change that is expected.
         dtype: dtype of the merged file, as safetensors writes it.
     """
-    import torch
+
+    def fits(values: Array, narrow: Any) -> bool:
+        return np.array_equal(values.astype(narrow).astype(np.float32), values)
 
     # the numbers decide: weights in float32 may have been merged in bfloat16
-    narrow = {"BF16": torch.bfloat16, "F16": torch.float16}
-    used = next((name for name, one in narrow.items() if torch.equal(new.to(one).float(), new)), dtype)
+    narrow = {"BF16": ml_dtypes.bfloat16, "F16": np.float16}
+    used = next((name for name, one in narrow.items() if fits(new, one)), dtype)
     # half a unit in the last place of the sum, and of the base if it was rounded first; B A may be rounded as well
-    bound = _spacing(new, used) * 0.5 + change.abs() * 2**-7
-    if used in narrow and not torch.equal(old.to(narrow[used]).float(), old):
-        bound += _spacing(old, used) * 0.5
+    bound = _spacing(new, used) * np.float32(0.5) + np.abs(change) * np.float32(2**-7)
+    if used in narrow and not fits(old, narrow[used]):
+        bound += _spacing(old, used) * np.float32(0.5)
     return bound
 
 
-def _spacing(values: torch.Tensor, dtype: str) -> torch.Tensor:
+def _spacing(values: Array, dtype: str) -> Array:
     """Return the distance from each number to the next in a dtype."""
-    import torch
-
-    exponents = torch.frexp(values)[1] - 1
+    exponents = np.frexp(values)[1] - 1
     # float16 has no number between 0 and 2 ** -24; zero has no exponent
-    exponents = torch.where(values == 0, -126, exponents).clamp(min=-14 if dtype == "F16" else -126)
-    return torch.ldexp(torch.ones_like(values), exponents - _MANTISSA.get(dtype, 23))
+    exponents = np.maximum(np.where(values == 0, -126, exponents), -14 if dtype == "F16" else -126)
+    spacing: Array = np.ldexp(np.ones_like(values), exponents - _MANTISSA.get(dtype, 23))
+    return spacing
 
 
 def place_findings(
