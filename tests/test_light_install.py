@@ -100,6 +100,22 @@ def write_adapter(folder: Path, *, dtype: str = "bfloat16", **changes: Any) -> N
     (folder / "manifest.json").write_text(json.dumps(manifest))
 
 
+def write_models(folder: Path) -> None:
+    """Write a base of two layers, a model with a change of rank 2 in each, and two that no adapter makes."""
+    random = np.random.default_rng(0)
+    names = [f"model.layers.{block}.self_attn.q_proj.weight" for block in range(2)]
+    base = {name: random.normal(0, 0.02, (32, 32)).astype(np.float32) for name in names}
+    product = {name: (random.normal(0, 0.02, (32, 2)) @ random.normal(0, 1, (2, 32))) for name in names}
+    full = {name: base[name] + random.normal(0, 0.02, (32, 32)).astype(np.float32) for name in names}
+    models = {"whole": base, "merged": {name: base[name] + product[name].astype(np.float32) for name in names}}
+    config = {"architectures": ["MistralForCausalLM"], "model_type": "mistral", "hidden_size": 32, "head_dim": 8}
+    config |= {"num_attention_heads": 4, "num_key_value_heads": 4, "num_hidden_layers": 2, "vocab_size": 32768}
+    for name, tensors in {**models, "untouched": base, "full": full}.items():
+        (folder / name).mkdir()
+        (folder / name / "config.json").write_text(json.dumps(config))
+        save_file(tensors, folder / name / "model.safetensors")
+
+
 @pytest.fixture(scope="module")
 def judged(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, str, str]]:
     """The results of the commands of a user without the extra, by a name."""
@@ -123,6 +139,7 @@ def judged(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, str
     pin = base_weights_sha256(base)
     sections = [f"base: {{path: base, weights_sha256: {pin}}}", "data: {train: [rows.jsonl]}", "training: {steps: 1}"]
     (folder / "recipe.yaml").write_text("\n".join([*sections, "output: out\n"]))
+    write_models(folder)
     tokenizer, quick = ["--tokenizer", "checkpoint"], ["--examples", "1", "--json"]
     commands = {
         "render": ["render", "rows.jsonl", *tokenizer, "--json"],
@@ -130,6 +147,10 @@ def judged(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, str
         "rows": ["check", "rows.jsonl", *tokenizer, *quick],
         "bad": ["check", "bad.jsonl", *tokenizer, *quick],
         **{name: ["check", name, *quick] for name in ("adapter", "nan", "zero", "still")},
+        **{
+            name: ["check", name, "--as", "adapter", "--base", "whole", *quick]
+            for name in ("merged", "untouched", "full")
+        },
         **{name: ["audit", f"{name}.jsonl", *tokenizer] for name in ("encoded", "masked")},
         "recipe": ["stats", "recipe.yaml"],
         "stats": ["stats", "rows.jsonl", *tokenizer],
@@ -204,6 +225,18 @@ def test_an_assertion_judges_the_numbers_first_and_never_passes_for_want_of_torc
         assert_adapter_sound(tmp_path / "zero")
     with pytest.raises(MissingExtraError, match=r"pip install 'pytest-mistral-lora\[train\]'"):
         assert_adapter_sound(tmp_path / "adapter")
+
+
+@pytest.mark.parametrize(
+    ("name", "case", "rule"),
+    [("untouched", "merged::changes-the-base", "ML413"), ("full", "merged::low-rank", "ML431")],
+)
+def test_a_merged_model_is_compared_with_its_base(
+    name: str, case: str, rule: str, judged: dict[str, tuple[int, str, str]]
+) -> None:
+    sound, broken = outcomes(judged["merged"][1]), outcomes(judged[name][1])
+    assert (sound[case], broken[case]) == ("passed", rule)
+    assert not any(MISSING in one for one in sound.values())
 
 
 def test_a_manifest_and_two_runs_are_compared(judged: dict[str, tuple[int, str, str]]) -> None:
