@@ -197,7 +197,10 @@ def test_the_tokenizer_may_be_at_the_hub(render: Render, tmp_path: Path, monkeyp
     assert (code, f"  {name}: 18 tokens" in out) == (0, True)
     code, _, err = render("--tokenizer", "tiny/mistral@main")
     assert (code, "revision 'main' is not a pin" in err) == (2, True)
-    assert render("--tokenizer", "tiny/mistral")[0] == 2
+    code, _, err = render("--tokenizer", "tiny/mistral")
+    assert (code, "expected tiny/mistral@COMMIT. Print the commit: mistral-lora pin tiny/mistral" in err) == (2, True)
+    code, _, err = render("--tokenizer", "hub/mistral")
+    assert (code, "error: hub/mistral: no such file or folder" in err, "Hub" in err) == (2, True, False)
 
 
 def test_a_recipe_names_rows_tokenizer_and_backend(render: Render, tmp_path: Path) -> None:

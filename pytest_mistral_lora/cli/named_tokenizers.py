@@ -7,10 +7,12 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pytest_mistral_lora.errors import InputError, PinError
+
 if TYPE_CHECKING:
     from pytest_mistral_lora.training.recipe import Recipe
 
-_AT_THE_HUB = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)@(?P<revision>\S+)")
+_AT_THE_HUB = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>\S+))?")
 
 
 def tokenizer_path(text: str) -> Path:
@@ -31,15 +33,32 @@ def tokenizer_path(text: str) -> Path:
 
     if text in SHIPPED:
         return shipped_tokenizer(text)
-    if (repository := _AT_THE_HUB.fullmatch(text)) is None:
+    repository = _AT_THE_HUB.fullmatch(text)
+    # without a commit it may be a path, which is not there: the verb reports that
+    if repository is None or repository["revision"] is None:
         return path
     from pytest_mistral_lora.checkpoint.pins import resolve
-    from pytest_mistral_lora.errors import PinError
 
     try:
         return resolve(repository["repo"], repository["revision"], weights=False)
     except PinError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def require_there(path: Path) -> Path:
+    """Return the path of a tokenizer if there is one.
+
+    Raises:
+        InputError: If there is none; if the name could be that of a repository, with the way to name it.
+    """
+    if not path.exists() and _AT_THE_HUB.fullmatch(str(path)) and not path.parent.exists():
+        raise InputError(
+            "no such file or folder, and the name of a repository of the Hub needs its commit",
+            place=str(path),
+            expected=f"{path}@COMMIT",
+            next_step=f"Print the commit: mistral-lora pin {path}",
+        )
+    return path
 
 
 def recipe_at(path: Path) -> Recipe | None:

@@ -11,7 +11,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pytest_mistral_lora.cli.named_tokenizers import base_of, name_of, recipe_at, tokenizer_path
+from pytest_mistral_lora.cli.named_tokenizers import base_of, name_of, recipe_at, require_there, tokenizer_path
 from pytest_mistral_lora.cli.verb import Verbs, add_oracle_option, add_tokenizer_option, add_verb
 from pytest_mistral_lora.errors import EXIT_FINDING, EXIT_OK, InputError, RowError, RowsError
 
@@ -153,7 +153,7 @@ def _view_of(args: argparse.Namespace) -> _View:
     """Load what the options name.
 
     Raises:
-        InputError: If no tokenizer is named.
+        InputError: If no tokenizer is named, or none is there.
     """
     from pytest_mistral_lora.checkpoint.encoder import make_encoder
     from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
@@ -163,7 +163,7 @@ def _view_of(args: argparse.Namespace) -> _View:
     if named is not None:
         path, oracle = base_of(named), args.oracle or named.base.oracle
     elif args.tokenizer is not None:
-        path, oracle = args.tokenizer, args.oracle
+        path, oracle = require_there(args.tokenizer), args.oracle
     else:
         raise InputError(
             "rows are shown as tokens, and no tokenizer is given",
@@ -179,7 +179,7 @@ def _view_of(args: argparse.Namespace) -> _View:
     if isinstance(args.compare, str):
         return _View(recipe, ((backend, first), (args.compare, make_encoder(args.compare, tokenizer))), True)
     other = recipe_at(args.compare)
-    second = make_encoder(backend, CheckpointTokenizer(base_of(other) if other else args.compare))
+    second = make_encoder(backend, CheckpointTokenizer(base_of(other) if other else require_there(args.compare)))
     return _View(recipe, ((name_of(path), first), (name_of(args.compare), second)), False)
 
 
