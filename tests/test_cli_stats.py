@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
 from pytest_mistral_lora.cli import main
 from pytest_mistral_lora.conformance.dataset.tally import cuts, histogram
-from pytest_mistral_lora.report import html_page, report_data
 from pytest_mistral_lora.report.statistics import figure_lines, statistics_line
 
 CALL = {"id": "a1B2c3D4e", "type": "function", "function": {"name": "weather", "arguments": {"city": "Rome"}}}
@@ -185,7 +184,8 @@ def test_check_and_its_page_show_the_figures(tmp_path: Path, capsys: Any) -> Non
     assert "weather 1" in out
     assert main(["check", str(path), "--tokenizer", "spm-v3", "--json"]) == 0
     records = json.loads(capsys.readouterr().out)["checks"]
-    page = html_page(report_data(records, 0, causes=[], deselected=0, not_run=0))
+    assert main(["check", str(path), "--tokenizer", "spm-v3", "--report", str(tmp_path / "report.html")]) == 0
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "Figures of rows.jsonl" in page
     [facts] = [one["facts"] for one in records if one["case"] == "statistics"]
     assert page.count('class="bar"') == len(facts["histogram"])
