@@ -250,6 +250,10 @@ class ServerChoice:
         server = find_server(kind)
         return cls(kind if server.name not in SERVERS else server.name, require_url(url), precision)
 
+    def __str__(self) -> str:
+        """Return the server as it was named."""
+        return f"{self.kind}:{self.precision}={self.url}" if self.precision else f"{self.kind}={self.url}"
+
     @property
     def name(self) -> Path:
         """A name for the server: its kind and address, without the scheme."""

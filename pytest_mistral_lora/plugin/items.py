@@ -134,6 +134,7 @@ class CheckItem(pytest.Item):
         for choice in self.settings.runners:
             name = as_typed(Path(choice.runner)) if choice.runner.endswith(".py") else choice.runner
             words.append(f"--mistral-runner={name}" + (f"={as_typed(choice.config)}" if choice.config else ""))
+        words += [f"--mistral-server={one}" for one in self.settings.servers]
         if self.check.subject == "mask":  # the one subject whose checks generate rows
             words += ["--mistral-examples", str(self.settings.examples)]
             words += [] if self.settings.seed is None else ["--mistral-seed", str(self.settings.seed)]

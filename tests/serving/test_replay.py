@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -280,10 +281,14 @@ def test_an_adapter_beside_a_server_has_its_transcripts_replayed(
     write_golden_answers(oracle, tmp_path / "tuned" / "transcripts")
     behaviour = Behaviour(oracle, golden=golden_answers(oracle))
     with serving(behaviour) as url:
-        asked = (f"--mistral-server=llamacpp={url}", "--mistral-tokenizer=spm-v3", "--mistral-adapter=tuned")
+        asked = (f"--mistral-server=llamacpp:fp32={url}", "--mistral-tokenizer=spm-v3", "--mistral-adapter=tuned")
         words = ("--mistral-golden", *asked, "-k", "by-ids or by-messages or applied")
         run_pytest(*words).assert_outcomes(passed=3)
         behaviour.scale = 0.0
         failed = run_pytest(*words)
         failed.assert_outcomes(passed=2, failed=1)
         failed.stdout.fnmatch_lines(["*ML910*has the scale 0*"])
+        rerun = next(line for line in failed.outlines if line.startswith("rerun:"))
+        again = run_pytest(*shlex.split(rerun)[2:])
+        again.assert_outcomes(failed=1)
+        again.stdout.fnmatch_lines(["*ML910*has the scale 0*"])
