@@ -162,7 +162,8 @@ def _faults(served: ServedModel, to: str) -> Iterator[str]:
 
 def _largest_rank(served: ServedModel) -> int:
     config = served.folder.config
-    return max([config["r"], *(config.get("rank_pattern") or {}).values()])
+    ranks: list[int] = [config["r"], *(config.get("rank_pattern") or {}).values()]
+    return max(ranks)
 
 
 _Export = tuple[tuple[str, ...], str, tuple[str, ...]]

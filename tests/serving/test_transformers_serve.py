@@ -1,0 +1,62 @@
+"""`transformers serve` itself: an exported SentencePiece folder by count, in which the named deviations show."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+from test_server_export import write_base
+
+from pytest_mistral_lora.cli import main
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        any(find_spec(name) is None for name in ("fastapi", "uvicorn", "openai")),
+        reason="the server of transformers needs its extra `serving`",
+    ),
+]
+PORT, SECONDS = 8124, 180
+
+
+@contextmanager
+def started(folder: Path) -> Iterator[str]:
+    """Start the server on a folder, and yield the address."""
+    program = "import sys; from transformers.cli.transformers import main; sys.exit(main())"
+    options = ["serve", str(folder), "--host", "127.0.0.1", "--port", str(PORT), "--device", "cpu"]
+    process = subprocess.Popen([sys.executable, "-c", program, *options], stderr=subprocess.DEVNULL)
+    url = f"http://127.0.0.1:{PORT}"
+    try:
+        for _ in range(SECONDS):
+            assert process.poll() is None, "transformers serve ended"
+            try:
+                urllib.request.urlopen(f"{url}/v1/models", timeout=5)
+            except OSError:
+                time.sleep(1)
+            else:
+                break
+        yield url
+    finally:
+        process.kill()
+        process.wait(timeout=30)
+
+
+def test_the_number_of_tokens_shows_the_deviations(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base = write_base(tmp_path / "base", "spm-v3")
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yo"}]}\n')
+    with started(base) as url:
+        code = main(["serve-check", f"openai={url}", "--tokenizer", "spm-v3", "--rows", str(rows)])
+        out = capsys.readouterr().out
+        assert code == 0, out
+        assert "does not show the ids of a prompt" in out
+        code = main(["serve-check", f"openai={url}", "--tokenizer", "spm-v3"])
+    out = capsys.readouterr().out
+    assert (code, "ML904" in out, "empty-user: 4 prompt tokens" in out) == (1, True, True), out
