@@ -93,7 +93,7 @@ def a_bos_more(ids: Ids, data: dict[str, Any]) -> Ids:
     ],
 )
 def test_a_documented_server_is_green_with_the_ids_of_mistral_common_and_red_with_others(
-    kind: str, facts: str, rule: str, oracle: Oracle, capsys: pytest.CaptureFixture[str]
+    kind: str, facts: str, rule: str, oracle: Oracle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     sound = Documented(oracle)
     with serving(sound) as url:
@@ -101,8 +101,10 @@ def test_a_documented_server_is_green_with_the_ids_of_mistral_common_and_red_wit
     assert ("does not show the ids of a prompt" in out) is (kind == "ollama")
     assert (code, facts in out) == (0, True), out
     assert "in-the-arguments" not in out
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(ROW)
     with serving(Documented(oracle, prompt=a_bos_more)) as url:
-        code, out = run_check(kind, url, capsys)
+        code, out = run_check(kind, url, capsys, "--rows", str(rows))
     assert (code, f"{rule} " in out) == (1, True), out
 
 
