@@ -7,6 +7,7 @@ that a test names: an answer that hangs, is no JSON, leads elsewhere, or has oth
 from __future__ import annotations
 
 import json
+import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -142,6 +143,14 @@ class Behaviour:
         choice |= {"token_ids": ids} if data.get("return_token_ids") else {}
         usage = {"prompt_tokens": len(fed), "completion_tokens": len(ids)}
         return {"usage": usage, **shown, "choices": [choice]}
+
+
+def free_port() -> int:
+    """Return a port on which no process listens."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        port: int = one.getsockname()[1]
+    return port
 
 
 @contextmanager

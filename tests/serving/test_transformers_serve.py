@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from local_server import free_port
 from test_server_export import write_base
 
 from pytest_mistral_lora.cli import main
@@ -23,16 +24,17 @@ pytestmark = [
         reason="the server of transformers needs its extra `serving`",
     ),
 ]
-PORT, SECONDS = 8124, 180
+SECONDS = 180
 
 
 @contextmanager
 def started(folder: Path) -> Iterator[str]:
     """Start the server on a folder, and yield the address."""
     program = "import sys; from transformers.cli.transformers import main; sys.exit(main())"
-    options = ["serve", str(folder), "--host", "127.0.0.1", "--port", str(PORT), "--device", "cpu"]
+    port = str(free_port())
+    options = ["serve", str(folder), "--host", "127.0.0.1", "--port", port, "--device", "cpu"]
     process = subprocess.Popen([sys.executable, "-c", program, *options], stderr=subprocess.DEVNULL)
-    url = f"http://127.0.0.1:{PORT}"
+    url = f"http://127.0.0.1:{port}"
     try:
         for _ in range(SECONDS):
             assert process.poll() is None, "transformers serve ended"

@@ -16,24 +16,26 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from local_server import free_port
 from test_server_export import export, write_adapter, write_base
 
 from pytest_mistral_lora.cli import main
 
 pytestmark = pytest.mark.vllm
-PORT, SECONDS = 8123, 600
+SECONDS = 600
 
 
 @contextmanager
 def started(script: Path, *more: str) -> Iterator[str]:
     """Start the command of an exported script on a port of the tests, and yield the address."""
     words = shlex.split(script.read_text().partition("exec ")[2].replace("\\\n", " "))[2:]
-    words[words.index("--port") + 1] = str(PORT)
+    port = str(free_port())
+    words[words.index("--port") + 1] = port
     # the wheel for CPUs has no working `vllm`
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", *words, *more]
     command += ["--max-model-len", "2048", "--enforce-eager"]
     process = subprocess.Popen(command)
-    url = f"http://127.0.0.1:{PORT}"
+    url = f"http://127.0.0.1:{port}"
     try:
         for _ in range(SECONDS // 5):
             assert process.poll() is None, "vLLM ended"
