@@ -292,3 +292,17 @@ def test_an_adapter_beside_a_server_has_its_transcripts_replayed(
         again = run_pytest(*shlex.split(rerun)[2:])
         again.assert_outcomes(failed=1)
         again.stdout.fnmatch_lines(["*ML910*has the scale 0*"])
+
+
+def test_the_transcripts_that_the_user_recorded_of_an_adapter_are_replayed_beside_its_own(
+    oracle: Oracle, run_pytest: Callable[..., pytest.RunResult], tmp_path: Path
+) -> None:
+    (tmp_path / "tuned").mkdir()
+    write_golden_answers(oracle, tmp_path / "goldens" / "transcripts" / "tuned")
+    with serving(Behaviour(oracle, golden=golden_answers(oracle))) as url:
+        asked = (f"--mistral-server=llamacpp={url}", "--mistral-tokenizer=spm-v3", "--mistral-adapter=tuned")
+        words = ("--mistral-golden", *asked, "-k", "by-ids")
+        run_pytest(*words).assert_outcomes(skipped=1)
+        found = run_pytest(*words, "--mistral-golden-dir=goldens")
+    found.assert_outcomes(passed=1)
+    found.stdout.fnmatch_lines(["*3 exact of 3*"])

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
 from pytest_mistral_lora.conformance.checks import Check, Settings
 from pytest_mistral_lora.conformance.finding import Finding, Result, first_findings
+from pytest_mistral_lora.conformance.named_targets import name_of
 from pytest_mistral_lora.conformance.server_target import AskedRow, ServerTarget
 from pytest_mistral_lora.errors import InputError, NoTemplateError, RowError
+from pytest_mistral_lora.records.transcripts import TRANSCRIPTS
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.chat.templates import ChatTemplate
@@ -30,6 +32,7 @@ _CLASSES = {
 
 def checks(target: ServerTarget, settings: Settings) -> Iterator[Check]:
     """Yield the checks of a server, and of the transcripts that are replayed through it."""
+    target = _with_own_transcripts(target, settings)
     checks = ServerChecks(target)
     cases = checks.cases()
     if target.adapter is None and not target.golden:
@@ -41,6 +44,15 @@ def checks(target: ServerTarget, settings: Settings) -> Iterator[Check]:
         cases |= {case: partial(checks.if_replayed, case, judge) for case, judge in replayed.items()}
     for case, judge in cases.items():
         yield Check(target, "server", case, judge)
+
+
+def _with_own_transcripts(target: ServerTarget, settings: Settings) -> ServerTarget:
+    """Return the target with the transcripts that the user recorded of its adapter beside those in its folder."""
+    if target.adapter is None or target.golden:
+        return target
+    name = name_of(target.adapter)
+    own = [folder / TRANSCRIPTS / name for folder in settings.golden_folders]
+    return replace(target, golden=(target.adapter / TRANSCRIPTS, *(one for one in own if one.is_dir())))
 
 
 class ServerChecks:
