@@ -22,8 +22,8 @@ from pytest_mistral_lora.extras import EXTRAS, MissingExtraError, extra, missing
 from pytest_mistral_lora.records.files import base_weights_sha256
 
 ROOT = Path(__file__).parents[1]
-BLOCKED = ("torch", "peft", "accelerate", "pyarrow", "psutil")
-"""The packages of the extra, as Python imports them."""
+BLOCKED = ("torch", "peft", "accelerate", "pyarrow", "psutil", "httpx")
+"""The packages of extras, as Python imports them."""
 COMMIT = "c170c708c41dac9275d15a8fff4eca08d52bab71"
 
 LIGHT = """
@@ -140,6 +140,7 @@ def judged(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, str
     sections = [f"base: {{path: base, weights_sha256: {pin}}}", "data: {train: [rows.jsonl]}", "training: {steps: 1}"]
     (folder / "recipe.yaml").write_text("\n".join([*sections, "output: out\n"]))
     write_models(folder)
+    (folder / "rows.parquet").write_bytes(b"PAR1aaaaPAR1")
     tokenizer, quick = ["--tokenizer", "checkpoint"], ["--examples", "1", "--json"]
     commands = {
         "render": ["render", "rows.jsonl", *tokenizer, "--json"],
@@ -157,7 +158,10 @@ def judged(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, str
         "verify": ["verify", "adapter"],
         "diff": ["diff", "adapter", "narrow", "--json"],
         "train": ["train", "recipe.yaml"],
+        "chat": ["chat", "adapter"],
         "smoke": ["smoke", "adapter"],
+        "serve-check": ["serve-check", "openai=http://127.0.0.1:9", *tokenizer],
+        "parquet": ["import", "rows.parquet", "--to", "imported.jsonl"],
         "merge": ["merge", "adapter", "merged"],
     }
     return dict(zip(commands, run_light(folder, *commands.values()), strict=True))
@@ -246,9 +250,14 @@ def test_a_manifest_and_two_runs_are_compared(judged: dict[str, tuple[int, str, 
     assert '"self_attn.q_proj.lora_A"' in report
 
 
-@pytest.mark.parametrize("verb", ["train", "smoke", "merge"])
+@pytest.mark.parametrize("verb", ["train", "chat", "smoke", "merge"])
 def test_a_verb_that_needs_the_extra_names_it(verb: str, judged: dict[str, tuple[int, str, str]]) -> None:
     assert judged[verb] == (2, "", f"error: {MISSING}\n")
+
+
+@pytest.mark.parametrize(("name", "module"), [("serve-check", "httpx"), ("parquet", "pyarrow")])
+def test_another_extra_is_named_as_well(name: str, module: str, judged: dict[str, tuple[int, str, str]]) -> None:
+    assert judged[name] == (2, "", f"error: {MissingExtraError(module)}\n")
 
 
 def test_the_table_of_extras_is_that_of_the_package_and_of_the_page() -> None:
@@ -260,7 +269,7 @@ def test_the_table_of_extras_is_that_of_the_package_and_of_the_page() -> None:
         assert {MissingExtraError(module).found.partition(" ")[0] for module in one.modules} <= needed
         assert f"| `{one.name}` | " in page
         assert f" | {one.gives} |" in page
-    assert not {Requirement(text).name for text in project["dependencies"]} & {*BLOCKED, "httpx", "gguf", "rensa"}
+    assert not {Requirement(text).name for text in project["dependencies"]} & {*BLOCKED, "gguf", "rensa"}
     assert MISSING in page
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from pytest_mistral_lora.cli.verb import Verbs, add_verb
 from pytest_mistral_lora.errors import EXIT_OK, InputError, RowError, RowsError
+from pytest_mistral_lora.extras import require_extra
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.training.generate.chat_session import ChatAnswer, ChatSession
@@ -84,6 +85,7 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(str(args.max_new_tokens), place="--max-new-tokens", expected="1 or more")
     if not 0 <= args.temperature <= 100:  # NaN, too
         raise InputError(str(args.temperature), place="--temperature", expected="0, or a number up to 100")
+    require_extra("train")
     sys.stderr.write("loading the model\n")
     sys.stderr.flush()
     import torch

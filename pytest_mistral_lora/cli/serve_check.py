@@ -14,6 +14,7 @@ from pytest_mistral_lora.conformance.named_targets import name_of
 from pytest_mistral_lora.conformance.server_target import ServerChoice, ServerTarget
 from pytest_mistral_lora.conformance.targets import Target
 from pytest_mistral_lora.errors import InputError
+from pytest_mistral_lora.extras import require_extra
 
 SUMMARY = "check the prompts that a running server feeds its model"
 
@@ -78,6 +79,8 @@ def run(args: argparse.Namespace) -> int:
     for path in (*args.rows, *args.golden, *([args.adapter] if args.adapter else [])):
         if not path.exists():
             raise InputError("no such file or folder", place=str(path))
+    if not chosen.kind.endswith(".py"):  # a script asks by itself
+        require_extra("serving")
     tokenizer = Target(name_of(args.tokenizer), args.tokenizer)
     asked = {"model": args.model, "rows": tuple(args.rows), "golden": tuple(args.golden)}
     target = chosen.target(name_of(chosen.name), tokenizer, args.adapter, **asked)

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from pytest_mistral_lora.errors import InputError
-from pytest_mistral_lora.extras import require_extra
 
 if TYPE_CHECKING:
     import httpx
@@ -103,9 +102,8 @@ class ServerClient:
         """Open the connections.
 
         Raises:
-            MissingExtraError: If httpx is missing.
+            ImportError: If httpx is not installed.
         """
-        require_extra("serving")
         import httpx
 
         key = os.environ.get(KEY)
