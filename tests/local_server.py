@@ -99,7 +99,8 @@ class Behaviour:
         alone = data.get("model") == "base" or any(one["scale"] == 0 for one in data.get("lora", []))
         known = self.base if alone else self.golden
         found = next((one for one in known if one.prompt_ids == prompt), None)
-        other = self.oracle.encode_text("Something else")
+        with _ENCODING:
+            other = self.oracle.encode_text("Something else")
         ids, values = (found.completion_ids, found.logprobs) if found else ((*other, 2), (-3.0,) * (len(other) + 1))
         ids = self.completion(ids, data)
         values = tuple(self.logprob(value, at) for at, value in enumerate((*values, *values)[: len(ids)]))
