@@ -211,7 +211,10 @@ class Finding:
         """Return the finding of the result of `to_json`."""
         own = {one.name: data[one.name] for one in fields(cls) if one.name in data}
         tokens = own.get("tokens")
-        return cls(**{**own, "tokens": None if tokens is None else TokenRow.from_json(tokens)})
+        own["tokens"] = None if tokens is None else TokenRow.from_json(tokens)
+        # the rule's own fix is not the finding's
+        own["fix"] = "" if own.get("fix") == RULES[own["rule"]].fix else own.get("fix", "")
+        return cls(**own)
 
 
 def first_findings(findings: Sequence[Finding], most: int, place: str) -> list[Finding]:

@@ -157,7 +157,7 @@ def test_a_moved_token_is_shown_with_its_neighbours_and_the_versions(golden: Run
     running = ", ".join(f"{name} {version(name)}" for name in ("mistral-common", "transformers", "tokenizers"))
     command = f"pytest --mistral-golden --mistral-golden-dir={recorded.name}"
     assert _report(result) == [
-        "ML002 spm-v3/prime.json: mistral-common gives other ids than recorded",
+        f"ML002 {_golden(recorded)}: mistral-common gives other ids than recorded",
         "  12 tokens expected, 12 found; the first difference is at token 6",
         "    token  expected        label  token  found           label",
         "        1  3 [INST]        -100       1  3 [INST]        -100",
@@ -242,7 +242,7 @@ def test_a_supervised_token_that_the_assistant_did_not_say_is_no_golden(golden: 
 
     _edit(_golden(recorded), other_answer)
     result = _judge(golden, recorded)
-    assert _report(result)[0].startswith("ML001 spm-v3/prime.json: turn 1 decodes to ")
+    assert _report(result)[0].startswith(f"ML001 {_golden(recorded)}: turn 1 decodes to ")
 
 
 def test_other_spans_fail_by_their_own_rule(golden: Run, recorded: Path) -> None:
@@ -250,7 +250,8 @@ def test_other_spans_fail_by_their_own_rule(golden: Run, recorded: Path) -> None
         data["spans"][1]["kind"] = "text"
 
     _edit(_golden(recorded), as_text)
-    assert _report(_judge(golden, recorded))[0] == "ML003 spm-v3/prime.json: labels or spans are not those recorded"
+    found = f"ML003 {_golden(recorded)}: labels or spans are not those recorded"
+    assert _report(_judge(golden, recorded))[0] == found
 
 
 @pytest.mark.parametrize("update", [(), ("--mistral-golden-update",)])
