@@ -96,8 +96,8 @@ NO_RUNNER = (
     "or the path of a script (*.py) that maps rows to encoded rows"
 )
 NO_TOKENIZER = (
-    "no such file or folder: {here}/nope; nor is it one of spm-v1, spm-v2, spm-v3, spm-v7, spm-v7m1, tekken-240718, "
-    "tekken-240911, which are shipped"
+    "no such file or folder: {here}/nope; the names of shipped tokenizers are spm-v1, spm-v2, spm-v3, spm-v7, "
+    "spm-v7m1, tekken-240718, tekken-240911"
 )
 BAD = [
     ("--mistral-tokenizer", "nope", NO_TOKENIZER),
