@@ -65,7 +65,9 @@ def base_of_recipe(recipe: Recipe) -> ChosenBase:
     """Return the base of a recipe that is there."""
     base = recipe.base
     if base.path is not None:
-        return ChosenBase(str(base.name), str(base.name), (), recipe.backend, base.path, local=True)
+        name, folder = str(base.name), base.path if base.path.is_dir() else None
+        missing = "" if folder else f"there is no folder {base.path}"
+        return ChosenBase(name, name, (), recipe.backend, folder, local=True, missing=missing)
     files, missing = _text_files(str(base.repo), str(base.revision))
     return ChosenBase(base.label, f"{base.repo} at {base.revision}", (), recipe.backend, files, missing=missing)
 

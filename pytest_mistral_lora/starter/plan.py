@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from string import Template
 from typing import Literal
+
+import yaml
 
 from pytest_mistral_lora.errors import InputError, RecipeError
 from pytest_mistral_lora.records.files import json_text
@@ -22,6 +23,7 @@ from pytest_mistral_lora.starter.rows import (
     example_text,
     look_at,
     seen_rows,
+    yaml_text,
 )
 from pytest_mistral_lora.starter.settings import ExtendedFile, pre_commit_settings, pytest_settings
 
@@ -86,7 +88,7 @@ def _around_recipe(folder: Path, path: Path) -> StartPlan:
 
     recipe = load_recipe(path)
     try:
-        seen = [seen_rows(recipe.name_of(one.path), "rows", [one]) for one in recipe.data.files()]
+        seen = [seen_rows(yaml_text(recipe.name_of(one.path)), "rows", [one]) for one in recipe.data.files()]
     except InputError as error:
         raise RecipeError(error.found, place=f"{path}, {error.place}", next_step=error.next_step) from error
     plan = StartPlan(folder, base_of_recipe(recipe), seen)
@@ -99,7 +101,7 @@ def _with_new_recipe(folder: Path, rows: Sequence[Path], base: str) -> StartPlan
     rows = rows or _own_rows(folder)
     seen = [look_at(one, folder) for one in rows] or [example_rows()]
     plan = StartPlan(folder, choose_base(base, folder), seen)
-    if not rows or _is_example(folder / ROWS):
+    if not rows or any(map(_is_example, rows)):
         plan.add(ROWS, example_text(), "example rows, to be replaced by yours")
         plan.notes.append(f"{ROWS} has example rows; replace them: mistral-lora import YOUR_DATA --to {ROWS}")
     plan.add(RECIPE, _recipe_text(plan.base, seen), "base, rows, adapter and training")
@@ -158,7 +160,7 @@ def _add_faults(plan: StartPlan) -> None:
     if not base.pinned:
         plan.to_do.append(f"Pin the base, online: mistral-lora pin {RECIPE}. Not done here: {base.missing}")
     elif base.missing:
-        plan.to_do.append(f"Fetch the base's tokenizer, without which nothing can be judged: {base.missing}")
+        plan.to_do.append(f"Fetch the base, without whose tokenizer nothing can be judged: {base.missing}")
     for one in plan.rows:
         if one.bad:
             counted = f"{one.bad} of {one.bad + one.count} rows of {one.name} cannot be used"
@@ -261,7 +263,7 @@ def _text(name: str, values: Mapping[str, str], indent: str) -> str:
 
 def _add_hook(plan: StartPlan) -> None:
     # rows of another format and folders of shards are data, too: any change below them runs the check
-    data = [json.loads(one.name) if one.name.startswith('"') else one.name.strip("'") for one in plan.rows]
+    data = [str(yaml.safe_load(one.name)) for one in plan.rows]
     names = dict.fromkeys([RECIPE, *data])
     files = "|".join(re.escape(name) for name in names)
     text = (_TEXTS / "pre_commit_hook.yaml.txt").read_text(encoding="utf-8")

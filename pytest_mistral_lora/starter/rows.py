@@ -67,8 +67,8 @@ def path_in_recipe(path: Path, folder: Path) -> str:
 
 
 def yaml_text(text: str) -> str:
-    """Return a text as YAML, in quotes if it needs them."""
-    return str(yaml.safe_dump(text, allow_unicode=True, width=10_000)).removesuffix("...\n").strip()
+    """Return a text as YAML, in quotes if it needs them, within braces, too."""
+    return str(yaml.safe_dump([text], allow_unicode=True, width=10_000, default_flow_style=True)).strip()[1:-1]
 
 
 def look_at(path: Path, folder: Path) -> SeenRows:

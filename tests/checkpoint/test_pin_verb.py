@@ -129,7 +129,7 @@ def test_offline_the_recipe_names_the_branch_and_train_tells_what_to_fill_in(cal
     assert pinned[2] == "note: the Hub cannot be reached; main was this commit when it was last fetched\n"
     assert again == (0, f"{commit}\n", "note: the Hub was not asked whether it has this commit\n")
     assert started[0] == 1
-    assert "to do: Fetch the base's tokenizer" in started[1]
+    assert "to do: Fetch the base," in started[1]
     assert "to do: Record the goldens then" in started[1]
     assert f"  revision: {commit}  # main, when it was last fetched\n" in (tmp_path / "recipe.yaml").read_text()
 

@@ -128,7 +128,7 @@ FORMATS: dict[str, tuple[str, Any, str]] = {
         [{"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]}],
         "sharegpt",
     ),
-    "alpaca": ("al paca: 1.json", [{"instruction": "Add", "input": "1 2", "output": "3"}], "alpaca"),
+    "alpaca": ("al paca: 1, [it's].json", [{"instruction": "Add", "input": "1 2", "output": "3"}], "alpaca"),
     "csv": ("rows.csv", "instruction,input,output\nAdd,1 2,3\n", "alpaca"),
 }
 
@@ -177,6 +177,21 @@ def test_input_that_cannot_be_used_is_an_error_and_nothing_is_written(
     assert main(["init", *words]) == 2
     assert text in capsys.readouterr().err
     assert files_of(repository) == before
+
+
+def test_a_recipe_that_is_there_stays_and_a_missing_base_is_told(repository: Path, mistral_lora: RunVerb) -> None:
+    text = f"base: {{path: none, weights_sha256: {'ab' * 32}}}\ndata: {{train: [rows.jsonl]}}\n"
+    (repository / "recipe.yaml").write_text(f"{text}training: {{steps: 1}}\noutput: out\n")
+    missing = mistral_lora("init", folder=repository)
+    assert (missing.returncode, "rows.jsonl: cannot be read" in missing.stderr) == (2, True)
+    write_rows(repository / "rows.jsonl", TALK)
+    before = (repository / "recipe.yaml").read_text()
+    done = init(repository, mistral_lora, "--ci", "none", code=1)
+    assert (repository / "recipe.yaml").read_text() == before
+    assert (
+        "to do: Fetch the base, without whose tokenizer nothing can be judged: there is no folder none" in done.stdout
+    )
+    assert not (repository / "tests/goldens/templates").exists()
 
 
 def test_files_that_are_there_are_refused_kept_or_replaced(repository: Path, mistral_lora: RunVerb) -> None:
