@@ -18,9 +18,9 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
+import scoreboard_layers
 from scoreboard_records import (
     COLUMNS,
-    HUB,
     PAGES,
     REAL_TOKENIZERS,
     RECORDED,
@@ -33,9 +33,9 @@ from scoreboard_records import (
     oracle,
     record,
     record_real,
+    tokenizer_file,
 )
 
-from pytest_mistral_lora.chat.oracle import shipped_tokenizer
 from pytest_mistral_lora.checkpoint.encoder import make_encoder
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.conformance.encoded import CLASSES
@@ -50,7 +50,7 @@ OURS = "pytest-mistral-lora"
 @cache
 def our_findings(tokenizer: str) -> dict[str, list[Finding]]:
     """Return what is wrong with our own trainer's encoding of each case."""
-    encoder = make_encoder("mistral-common", CheckpointTokenizer(shipped_tokenizer(tokenizer.removesuffix(HUB))))
+    encoder = make_encoder("mistral-common", CheckpointTokenizer(tokenizer_file(tokenizer)))
     found = {}
     for case in cases(tokenizer):
         encoded = encoder.encode(case.row)
@@ -60,7 +60,7 @@ def our_findings(tokenizer: str) -> dict[str, list[Finding]]:
 
 def board_page() -> str:
     """Return docs/scoreboard/README.md."""
-    lines = [*_INTRODUCTION.splitlines(), "", *_configurations(), "", *_summary(), "", *_real(), ""]
+    lines = [*_INTRODUCTION.splitlines(), "", *_configurations(), "", *_summary(), "", *_layers(), "", *_real(), ""]
     for tokenizer in TOKENIZERS:
         lines += [f"## {tokenizer}, row by row", "", *_cases_table(tokenizer), ""]
     return "\n".join(lines[:-1]) + "\n"
@@ -87,15 +87,18 @@ exactly that, else the rules that are broken: each is one class of [../rules.md]
 ones (`goldens/cases.json`) that the tokenizer's version can encode. The trainers get a checkpoint folder with
 `tokenizer.json`, made of the tokenizer file, and the chat template that mistral-common generates. A name that ends in
 `-hub` is such a folder with Mistral's own file beside it, as in Mistral's repositories on the Hub; to make it, run
-`python scripts/write_scoreboard.py --checkpoint NAME FOLDER`. If your checkpoint has other files, its results may
-differ: the commands take any checkpoint as `--tokenizer`.
+`python scripts/write_scoreboard.py --checkpoint NAME FOLDER`. A name that begins with `derived-` is a Tekken file of a
+version that mistral-common knows and does not ship, derived from a shipped vocabulary; the same command writes it. If
+your checkpoint has other files, its results may differ: the commands take any checkpoint as `--tokenizer`.
 
 The configurations are each trainer's defaults for chat rows, and the variants that are listed. Not tried: other
 templates, packing, several datasets, GPUs, and training itself. Ids and labels do not depend on the last two. None of
 the configurations asks for answers of weight 0 to be masked, so `ML549` is not a fault of a trainer's code, but one of
 its defaults. [../deviations.md](../deviations.md) lists the differences between the generated chat template and
 mistral-common: a trainer that renders with it inherits them. Axolotl 0.19.0 is the newest that Python 3.11 gets; 0.21
-asks for 3.12, and was not run."""
+asks for 3.12, and was not run. ms-swift's templates for Small 3 and later have the date of the recording in their ids.
+*Not run*: the derived files were given to some configurations only, for a run takes minutes; LLaMA-Factory's did not
+end within the 15 minutes that a runner has, on two busy cores. No trainer was given a file of version 15."""
 
 
 def _configurations() -> Iterator[str]:
@@ -137,6 +140,25 @@ def _counted(findings: dict[str, list[Finding]]) -> str:
     counts = Counter(finding.rule for found in findings.values() for finding in found)
     classes = "".join(f"<br>{CLASSES[rule]} {count}" for rule, count in sorted(counts.items()))
     return f"{sound} of {len(findings)} sound{classes}"
+
+
+def _layers() -> Iterator[str]:
+    yield "## Which layers get an adapter"
+    yield ""
+    yield from _LAYERS.splitlines()
+    yield ""
+    yield from scoreboard_layers.table()
+
+
+_LAYERS = """\
+Each trainer, started on a tiny `Mistral3ForConditionalGeneration` around the text model in the head of the column
+(Small 3.2: mistral; Ministral 3: ministral3; Small 4: mistral4) and stopped before its first step: the layers of the
+text model that it adapts, and in bold those elsewhere, which rows of text give no gradient. The folder has
+`tekken.json` and `tokenizer.json`, derived, as on the Hub; *tokenizer* is the class that the trainer loads. Axolotl is
+given `tokenizer_use_mistral_common: true`: by default, it loads a tokenizer without a template from such a folder, and
+refuses it. Recorded by `python scripts/scoreboard_layers.py PYTHON NAME`. In Small 4, four of the five layers of an
+attention block have other names than `q_proj`, `k_proj`, `v_proj` and `o_proj`, and the MLP is experts beside shared
+ones: see [../checkpoints.md](../checkpoints.md)."""
 
 
 def _real() -> Iterator[str]:

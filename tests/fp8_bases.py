@@ -17,8 +17,9 @@ Q0, K0 = "model.layers.0.self_attn.q_proj", "model.layers.0.self_attn.k_proj"
 
 
 def is_quantised(name: str, tensor: torch.Tensor) -> bool:
-    """Report whether Mistral's own FP8 checkpoints have such a tensor in FP8: the matrices of the text layers."""
-    return tensor.ndim == 2 and ".layers." in name and name.endswith("proj.weight") and "vision" not in name
+    """Report whether FP8 checkpoints have such a tensor in FP8: the matrices of the text layers, and of experts."""
+    matrix = name.endswith("proj.weight") or ".experts." in name
+    return tensor.ndim == 2 and ".layers." in name and matrix and "vision" not in name
 
 
 def fp8_config(block: int | None, **more: Any) -> dict[str, Any]:

@@ -142,9 +142,9 @@ SERVER = Option(
 )
 RUNNER = Option(
     "--mistral-runner",
-    "Check the ids and labels of another trainer: trl, axolotl, llamafactory, or a script (*.py). It encodes the rows "
-    "of each --mistral-recipe, or the packaged rows with each --mistral-tokenizer. NAME=FILE gives it a configuration; "
-    "without one, it uses its own defaults. Repeatable. Replaces the default targets.",
+    "Check the ids and labels of another trainer: trl, axolotl, llamafactory, ms-swift, or a script (*.py). It encodes "
+    "the rows of each --mistral-recipe, or the packaged rows with each --mistral-tokenizer. NAME=FILE gives it a "
+    "configuration; without one, it uses its own defaults. Repeatable. Replaces the default targets.",
     "mistral_runners",
     "linelist",
     "NAME[=FILE]",

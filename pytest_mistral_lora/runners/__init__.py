@@ -37,7 +37,8 @@ class Runner:
     Attributes:
         name: Its name on the command line; for a script of the user's own, the file's.
         title: Its name in texts.
-        module: Module and distribution that it is; empty for a script of the user's own.
+        module: The module that it is; empty for a script of the user's own.
+        distribution: The distribution of that module.
         script: The extraction script.
         config: The configuration that is used if none is given: the runner's own defaults.
         command: The command line whose code the script runs.
@@ -47,6 +48,7 @@ class Runner:
     name: str
     title: str
     module: str
+    distribution: str
     script: Path
     config: Path
     command: str
@@ -54,9 +56,9 @@ class Runner:
 
 
 def _packaged(name: str, title: str, module: str, command: str) -> Runner:
-    script = _FOLDER / "scripts" / f"{name}_rows.py"
+    script = _FOLDER / "scripts" / f"{name.replace('-', '_')}_rows.py"
     config = _FOLDER / "configs" / f"{name}.yaml"
-    return Runner(name, title, module, script, config, command, _FOLDER / "locks" / f"{name}.txt")
+    return Runner(name, title, module, name, script, config, command, _FOLDER / "locks" / f"{name}.txt")
 
 
 RUNNERS: Mapping[str, Runner] = {
@@ -65,6 +67,7 @@ RUNNERS: Mapping[str, Runner] = {
         _packaged("trl", "TRL", "trl", "trl sft --config"),
         _packaged("axolotl", "Axolotl", "axolotl", "axolotl preprocess"),
         _packaged("llamafactory", "LLaMA-Factory", "llamafactory", "llamafactory-cli train"),
+        _packaged("ms-swift", "ms-swift", "swift", "swift sft"),
     )
 }
 """Every runner that is packaged, by name."""
@@ -87,7 +90,7 @@ def find_runner(name: str) -> Runner:
         return RUNNERS[name]
     script = Path(name)
     if script.suffix == ".py" and script.is_file():
-        return Runner(script.stem, script.name, "", script, NOTHING, str(script), NOTHING)
+        return Runner(script.stem, script.name, "", "", script, NOTHING, str(script), NOTHING)
     raise RunnerError(
         f"{name!r} is no runner{did_you_mean(name, RUNNERS)}",
         expected=f"one of {', '.join(RUNNERS)}, or the path of a script (*.py) that maps rows to encoded rows",
@@ -187,7 +190,7 @@ def interpreter(runner: Runner) -> Path:
     """
     # not by an import: a folder of the same name in the current one can be imported, too
     with suppress(PackageNotFoundError):
-        if not runner.module or version(runner.module):
+        if not runner.distribution or version(runner.distribution):
             return Path(sys.executable)
     environment = Environment(runner)
     if environment.state != "ready" or not _runs(environment.python):

@@ -186,6 +186,7 @@ def _run(runner: Runner, work: Path, config: Path, python: Path, time_limit: flo
     home = str(work / _HOME)
     # caches and temporary files go into a folder that is removed
     own = {"HF_HOME": home, "HF_DATASETS_CACHE": f"{home}/datasets", "TMPDIR": str(work / _TEMPORARY)}
+    own["MODELSCOPE_CACHE"] = f"{home}/modelscope"
     # PYTHONPATH and the like are for this Python: another one would import this one's packages
     dropped = () if python == Path(sys.executable) else ("PYTHONPATH", "PYTHONHOME")
     environment = {name: value for name, value in os.environ.items() if name not in dropped} | _QUIET | own

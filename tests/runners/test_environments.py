@@ -33,7 +33,8 @@ def _locked(folder: Path, version: str) -> Runner:
         file.writestr(f"{info}/RECORD", "")
     lock = folder / f"lock-{version}.txt"
     lock.write_text(f"# made by hand\ntiny-runner @ {wheel.as_uri()}\n")
-    return dataclasses.replace(RUNNERS["axolotl"], name="tiny", title="Tiny", module="tiny_runner", lock=lock)
+    tiny = {"name": "tiny", "title": "Tiny", "module": "tiny_runner", "distribution": "tiny-runner"}
+    return dataclasses.replace(RUNNERS["axolotl"], **tiny, lock=lock)
 
 
 @pytest.fixture(scope="module")
@@ -140,4 +141,4 @@ def test_every_packaged_runner_has_its_files(runner: Runner) -> None:
     lines = [line for line in runner.lock.read_text().splitlines() if not line.startswith("#")]
     assert all(line.count("==") == 1 for line in lines)
     assert any(line.startswith("torch==") for line in lines)
-    assert any(line.startswith(f"{runner.module}==") for line in lines)
+    assert any(line.replace("_", "-").startswith(f"{runner.distribution}==") for line in lines)

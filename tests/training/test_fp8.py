@@ -408,6 +408,31 @@ def test_the_text_of_a_wrapped_model_is_dequantised(wrapped_fp8: Path) -> None:
     assert len(layout.layout.scales) >= 2 * 5
 
 
+@pytest.mark.skipif(Version(transformers.__version__) < Version("5"), reason="older versions do not dequantise here")
+@pytest.mark.parametrize("block", [None, 64])
+def test_experts_that_are_matrices_of_their_own_are_dequantised(tmp_path: Path, block: int | None) -> None:
+    """Mixtral's files have a matrix for each expert: each has its scale, as those of Mistral 4, one tensor, cannot."""
+    full = write_tiny_base(
+        tmp_path / "full", shipped_tokenizer("spm-v3"), architecture=Architecture(TEXT_MODELS["mixtral"])
+    )
+    folder = fp8_copy(full, tmp_path / "fp8", block=block)
+    ours = load_base(folder, "bf16", "cpu").state_dict()
+    layout = base_weights(folder)
+    assert isinstance(layout, DequantizedWeights)
+    experts = {name for name in layout.layout.scales if ".experts." in name}
+    assert len(experts) == 2 * 4 * 3
+    # each expert by itself: transformers stacks them in memory
+    stacked = ours["model.layers.0.mlp.experts.down_proj"]
+    stored, scales = load_file(folder / WEIGHTS), layout.layout.scales
+    for place in range(4):
+        name = f"model.layers.0.block_sparse_moe.experts.{place}.w2.weight"
+        expected = dequantize(stored[name], stored[scales[name]], layout.layout.block).to(torch.bfloat16)
+        assert torch.equal(stacked[place], expected)
+    theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).state_dict()
+    assert ours.keys() == theirs.keys()
+    assert [name for name, tensor in theirs.items() if not torch.equal(ours[name], tensor)] == []
+
+
 @pytest.mark.slow
 def test_a_wrapped_model_is_trained_verified_and_merged(wrapped_fp8: Path, tmp_path: Path) -> None:
     write_rows(tmp_path / "rows.jsonl")
