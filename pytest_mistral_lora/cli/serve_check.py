@@ -45,7 +45,7 @@ def add_parser(verbs: Verbs) -> None:
             "mistral-lora serve-check vllm=https://models.example.org --tokenizer spm-v3 --model tuned",
             "mistral-lora serve-check ./my_server.py=http://127.0.0.1:9000 --tokenizer models/base",
         ),
-        failure="a prompt is not that of mistral-common, an answer is not as recorded, or no check could judge anything",
+        failure="a prompt or an answer is another than expected, or no check could judge anything",
     )
     parser.add_argument("server", metavar="NAME=URL", help="kind of the server, and its address")
     add_tokenizer_option(parser)
