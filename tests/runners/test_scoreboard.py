@@ -7,6 +7,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import scoreboard_layers
 from scoreboard_records import DERIVED, HUB
 
 from pytest_mistral_lora.conformance.finding import RULES, Finding
@@ -120,3 +121,27 @@ def test_a_fix_is_a_key_or_a_command_and_belongs_to_a_rule_of_rows(name: str) ->
 def test_a_script_of_one_s_own_has_the_fixes_of_the_rules() -> None:
     assert runner_fixes("tests/my_runner.py") == {}
     assert Finding("ML543", "found").to_json()["fix"] == RULES["ML543"].fix
+
+
+LAYERS = [
+    ("trl: lora_target_modules: all-linear: mistral", "vision_tower", True),
+    ("axolotl: lora_target_linear: true: ministral3", "multi_modal_projector", True),
+    ("ms-swift: target_modules: all-linear (default): mistral", "vision_tower", False),
+    ("llamafactory: lora_target: all (default): mistral4", "vision_tower", False),
+]
+
+
+@pytest.mark.parametrize(("recorded", "part", "is_adapted"), LAYERS)
+def test_the_layers_that_a_trainer_adapts_are_recorded(recorded: str, part: str, is_adapted: bool) -> None:
+    found = scoreboard_layers.read()[recorded]["layers"]
+    assert any(".language_model." in name for name in found)
+    assert any(part in name for name in found) is is_adapted
+
+
+def test_the_pattern_of_an_example_reaches_one_kind_of_layer_in_small_4() -> None:
+    [pattern] = [key for key in scoreboard_layers.read() if "(its examples): mistral4" in key]
+    assert {name.rpartition(".")[2] for name in scoreboard_layers.read()[pattern]["layers"]} == {"o_proj"}
+
+
+def test_every_trainer_was_run_on_every_text_model() -> None:
+    assert not any("not run" in line or "refused" in line for line in scoreboard_layers.table())
