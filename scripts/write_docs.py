@@ -16,6 +16,7 @@ DOCS = ROOT / "docs"
 sys.path[:0] = [str(ROOT / "tests" / "mutants"), str(ROOT / "tests")]
 
 import yaml  # noqa: E402
+from command_line_page import command_line_page  # noqa: E402
 from gallery import Mutant, benches, mutants  # noqa: E402
 from incidents import INCIDENTS  # noqa: E402
 from pydantic.fields import FieldInfo  # noqa: E402
@@ -234,6 +235,7 @@ def pages() -> dict[str, str]:
     gallery = [(subject, one) for subject, module in modules.items() for one in mutants(module)]
     made = {"deviations.md": deviations_page(), "rules.md": rules_page(), "incidents.md": incidents_page(gallery)}
     made["recipe.md"] = recipe_page()
+    made["cli.md"] = command_line_page()
     made |= {f"templates/{name}.jinja": training_template(shipped_tokenizer(name)) for name in SHIPPED}
     for rule in RULES.values():
         made[f"rules/{rule.id}.md"] = rule_page(rule, gallery)
