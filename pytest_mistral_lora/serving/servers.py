@@ -26,7 +26,9 @@ def find_server(name: str) -> Server:
     Raises:
         InputError: If there is none.
     """
-    if name.endswith(".py") and Path(name).is_file():
+    if name.endswith(".py"):
+        if not Path(name).is_file():
+            raise InputError("no such file", place=name, expected="a script that asks your server: see docs/serving.md")
         return ScriptedServer(Path(name))
     if name not in SERVERS:
         found = f"unknown kind of server {name!r}{did_you_mean(name, SERVERS)}"

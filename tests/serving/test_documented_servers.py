@@ -242,6 +242,11 @@ def test_a_script_that_fails_is_a_finding(
     assert (code, found in out, "s3cr3t" in out) == (1, True, False), out
 
 
+def test_a_script_that_is_not_there_is_bad_usage(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out = run_check("./none.py", url, capsys)
+    assert (code, "./none.py: no such file" in out) == (2, True), out
+
+
 def test_a_script_that_hangs_is_ended(
     tmp_path: Path, url: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -126,6 +126,8 @@ def _served(source: Path, base: Path | None, name: str) -> ServedModel:
         return ServedModel(folder, source.resolve(), name)
     folder.require_adapter()
     require_supported(folder.config, str(folder.config_file))
+    if folder.recorded_base.weights_sha256:
+        _ = folder.base_weights_sha256  # an error if they are another base's
     return ServedModel(folder, folder.base.resolve(), name)
 
 
