@@ -124,13 +124,14 @@ class FoundCommit:
     source: Literal["hub", "cache", "given"]
 
 
-def find_commit(repo: str, name: str = "main", *, place: str = "") -> FoundCommit:
+def find_commit(repo: str, name: str = "main", *, place: str = "", pinned: str = "") -> FoundCommit:
     """Return the commit of a branch or tag of a Hub repository; offline, the one that was last fetched.
 
     Args:
         repo: The repository's id, `owner/name`.
         name: The branch, the tag, or a commit.
         place: The key and file that name them, for errors.
+        pinned: The words after `mistral-lora pin` that ask for it; by default, repository and branch.
 
     Raises:
         PinError: If there is no such repository, branch or tag, or neither Hub nor cache can tell.
@@ -144,9 +145,8 @@ def find_commit(repo: str, name: str = "main", *, place: str = "") -> FoundCommi
     except Exception as error:  # the types of requests or of httpx, by the version of huggingface_hub, and its own
         if COMMIT.fullmatch(name):
             return FoundCommit(name, "given")
-        cached = _fetched_commit(repo, name)
-        if cached is None:
-            raise _unknown_commit(repo, name, error, place) from error
+        if (cached := _fetched_commit(repo, name)) is None:
+            raise _unknown_commit(repo, name, error, place, pinned) from error
         return FoundCommit(cached, "cache")
 
 
@@ -160,7 +160,7 @@ def _asked_commit(repo: str, name: str) -> str:
     return commit
 
 
-def _unknown_commit(repo: str, name: str, error: Exception, place: str) -> PinError:
+def _unknown_commit(repo: str, name: str, error: Exception, place: str, pinned: str) -> PinError:
     """Return the error for a branch whose commit nobody can tell here."""
     from huggingface_hub import constants, errors
 
@@ -169,8 +169,8 @@ def _unknown_commit(repo: str, name: str, error: Exception, place: str) -> PinEr
         reason = _Request(repo, name, weights=False, place=place)._because(error)
         return PinError(reason.found, place=place, next_step=f"{reason.next_step} {page}")
     found = f"offline mode is on (HF_HUB_OFFLINE), and {name} of {repo} is not in {constants.HF_HUB_CACHE}"
-    step = f"Online: HF_HUB_OFFLINE=0 mistral-lora pin {shlex.quote(f'{repo}@{name}')}. {page}"
-    return PinError(found, place=place, next_step=step)
+    command = f"HF_HUB_OFFLINE=0 mistral-lora pin {pinned or shlex.quote(f'{repo}@{name}')}"
+    return PinError(found, place=place, next_step=f"Online: {command}. {page}")
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import inspect
 import json
+import shlex
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -103,7 +104,7 @@ class CheckpointTokenizer:
         _ = self.oracle
         found = accept_oracle(self.recognition.name, self.files, self.fast if self.loads_as_it_is else None)
         if found.oracle is None:
-            see = f"See all differences: mistral-lora check {self.path}"
+            see = f"See all differences: mistral-lora check {shlex.quote(str(self.path))}"
             raise TokenizerError(found.reason, place=str(self.path), next_step=see)
 
     @property

@@ -69,11 +69,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _export_for_server(args: argparse.Namespace) -> int:
+    from pytest_mistral_lora.records.files import require_folder
     from pytest_mistral_lora.training.export.servers import export_for_server
 
-    if not args.source.is_dir():
-        found = "no folder" if args.source.exists() else "no such folder"
-        raise InputError(found, place=str(args.source), expected="the folder of an adapter or of a merged model")
+    require_folder(args.source)
     exported = export_for_server(args.source, args.to, args.output, base=args.base, name=args.name or "")
     if args.json:
         print_json(asdict(exported))

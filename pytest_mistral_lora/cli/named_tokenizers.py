@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -56,7 +57,7 @@ def require_there(path: Path) -> Path:
             "no such file or folder, and the name of a repository of the Hub needs its commit",
             place=str(path),
             expected=f"{path}@COMMIT",
-            next_step=f"Print the commit: mistral-lora pin {path}",
+            next_step=f"Print the commit: mistral-lora pin {shlex.quote(str(path))}",
         )
     return path
 

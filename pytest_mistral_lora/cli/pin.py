@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -77,7 +78,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _change(pinned: PinnedBase, path: Path) -> str:
     if pinned.before == pinned.value:
-        more = f". To move the pin: mistral-lora pin {path} --branch main" if pinned.name == pinned.value else ""
+        move = f". To move the pin: mistral-lora pin {shlex.quote(str(path))} --branch main"
+        more = move if pinned.name == pinned.value else ""
         return f"{pinned.key} is {pinned.value} already{more}"
     before = f" (before: {pinned.before})" if pinned.before else ""
     return f"{pinned.key} is {pinned.value} now{before}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -169,7 +170,7 @@ def _view_of(args: argparse.Namespace) -> _View:
             "rows are shown as tokens, and no tokenizer is given",
             place=str(args.rows),
             expected="a folder, a file, a recipe, or the name of a shipped one such as spm-v3",
-            next_step=f"Name it: mistral-lora render {args.rows} --tokenizer spm-v3",
+            next_step=f"Name it: mistral-lora render {shlex.quote(str(args.rows))} --tokenizer spm-v3",
         )
     tokenizer = CheckpointTokenizer(path, oracle)
     backend = args.backend or (named.backend if named else _BACKENDS[0])

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 from pytest_mistral_lora.checkpoint.base_model import weight_files
 from pytest_mistral_lora.checkpoint.hub_cache import link_homes
-from pytest_mistral_lora.errors import InputError
+from pytest_mistral_lora.errors import InputError, did_you_mean
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.chat.rows import Row
@@ -194,14 +194,28 @@ def json_text(data: Any) -> str:
     return json.dumps(data, ensure_ascii=False, indent=2, allow_nan=False) + "\n"
 
 
+def require_folder(path: Path) -> None:
+    """Refuse a path that is no folder, with the name beside it that is most like it.
+
+    Raises:
+        InputError: If there is nothing, or a file.
+    """
+    if path.is_dir():
+        return
+    beside = [one.name for one in path.parent.iterdir() if one.is_dir()] if path.parent.is_dir() else []
+    found = "a file" if path.exists() else f"no such folder{did_you_mean(path.name, beside)}"
+    raise InputError(found, place=str(path), expected="the folder of an adapter or of a merged model")
+
+
 def inside(folder: Path, name: str) -> Path:
     """Return a regular file of a folder.
 
     A link of a snapshot in the Hub's cache may lead to the blobs of that cache; any other has to stay in the folder.
 
     Raises:
-        InputError: If there is none, if it is no regular file, or if it leads out of the folder.
+        InputError: If there is none, if it is no regular file, if it leads out of the folder, or if that is none.
     """
+    require_folder(folder)
     file = folder / name
     try:
         target = file.resolve(strict=True)
@@ -211,9 +225,8 @@ def inside(folder: Path, name: str) -> Path:
     if not any(target.is_relative_to(home) for home in link_homes(folder)):
         raise InputError(f"leads out of the folder, to {target}", place=str(file), expected="a file of the folder")
     if not target.is_file():
-        raise InputError(
-            "is a directory" if target.is_dir() else "is no regular file", place=str(file), expected="a file"
-        )
+        found = "is a directory" if target.is_dir() else "is no regular file"
+        raise InputError(found, place=str(file), expected="a file")
     return file
 
 

@@ -11,7 +11,7 @@ from pytest_mistral_lora.chat.reading import read_json
 from pytest_mistral_lora.checkpoint.hub_cache import COMMIT
 from pytest_mistral_lora.checkpoint.pins import check_revision
 from pytest_mistral_lora.errors import PinError
-from pytest_mistral_lora.records.files import json_text, sha256_bytes
+from pytest_mistral_lora.records.files import inside, json_text, sha256_bytes
 from pytest_mistral_lora.records.schema import RecordSchema, Violation, require_valid
 
 MANIFEST = "manifest.json"
@@ -74,8 +74,9 @@ def load(path: Path) -> Manifest:
     Raises:
         InputError: If it cannot be read or is not a manifest.
     """
-    file = path / MANIFEST if path.is_dir() else path
-    return validate(read_json(file), place=str(file))
+    if not path.is_file():
+        path = inside(path, MANIFEST)
+    return validate(read_json(path), place=str(path))
 
 
 def build(**known: Any) -> dict[str, Any]:

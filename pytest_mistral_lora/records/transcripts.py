@@ -12,7 +12,7 @@ from pytest_mistral_lora.chat.completions import FormatCheck, schema_violation
 from pytest_mistral_lora.chat.reading import read_json
 from pytest_mistral_lora.chat.rows import Row, compact_json, parse_row
 from pytest_mistral_lora.errors import InputError, RowError
-from pytest_mistral_lora.records.files import Written, put_text, write_text
+from pytest_mistral_lora.records.files import Written, put_text, require_folder, write_text
 from pytest_mistral_lora.records.schema import RecordSchema, Violation, require_valid
 
 TRANSCRIPTS = "transcripts"
@@ -173,6 +173,8 @@ def load_folder(folder: Path) -> list[Transcript]:
     Raises:
         InputError: If there is none, or one is not a transcript.
     """
+    if folder.name == TRANSCRIPTS:
+        require_folder(folder.parent)
     found = [folder] if folder.is_file() else transcript_files(folder)
     if not found:
         missing = "no transcripts" if folder.is_dir() else "no such folder"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from string import Template
@@ -103,7 +104,7 @@ def _with_new_recipe(folder: Path, rows: Sequence[Path], base: str) -> StartPlan
     plan = StartPlan(folder, choose_base(base, folder), seen)
     if not rows or any(map(_is_example, rows)):
         plan.add(ROWS, example_text(), "example rows, to be replaced by yours")
-        plan.notes.append(f"{ROWS} has example rows; replace them: mistral-lora import YOUR_DATA --to {ROWS}")
+        plan.notes.append(f"{ROWS} has example rows: remove it, then mistral-lora import YOUR_DATA --to {ROWS}")
     plan.add(RECIPE, _recipe_text(plan.base, seen), "base, rows, adapter and training")
     plan.add(SCHEMA, _schema(), "lists every key of the recipe to your editor")
     _add_faults(plan)
@@ -134,7 +135,7 @@ def _own_rows(folder: Path) -> list[Path]:
         raise InputError(
             f"no rows are named, and there is {found[0]}{more}",
             expected="the data to train on",
-            next_step=f"Name it: mistral-lora init {found[0]} --base BASE",
+            next_step=f"Name it: mistral-lora init {shlex.quote(found[0])} --base BASE",
         )
     return []
 

@@ -117,6 +117,7 @@ def test_offline_the_recipe_names_the_branch_and_train_tells_what_to_fill_in(cal
     assert "recipe.yaml:6, base.revision: 'main': a branch or tag" in refused[2]
     assert "Write it: mistral-lora pin recipe.yaml" in refused[2]
     assert pinned[0] == 2
+    assert "Online: HF_HUB_OFFLINE=0 mistral-lora pin recipe.yaml. Or copy" in pinned[2]
     # what was fetched before is enough
     commit = "ab" * 10 + "cd" * 10
     refs = tmp_path / "home" / "hub" / "models--tiny--mistral" / "refs"

@@ -258,7 +258,7 @@ def _torn_transcript(folder: Path) -> None:
     ("tear", "said"),
     [
         (_torn_manifest, "not valid JSON"),
-        (_no_manifest, "cannot be read"),
+        (_no_manifest, "no such file"),
         (_torn_tensors, "not a safetensors file"),
         (_torn_transcript, "not a golden transcript"),
     ],

@@ -134,11 +134,9 @@ def _served(source: Path, base: Path | None, name: str) -> ServedModel:
 def _require_servable(served: ServedModel, to: str) -> None:
     found = next(_faults(served, to), "")
     if found:
-        raise InputError(
-            found,
-            place=str(served.folder.config_file),
-            next_step=f"Merge it, and export the merged folder: mistral-lora merge {served.folder.path} merged.",
-        )
+        merge = f"mistral-lora merge {shlex.quote(str(served.folder.path))} merged"
+        step = f"Merge it, and export the merged folder: {merge}."
+        raise InputError(found, place=str(served.folder.config_file), next_step=step)
 
 
 def _faults(served: ServedModel, to: str) -> Iterator[str]:
@@ -279,8 +277,8 @@ SERVER_EXPORTS: Mapping[str, Callable[[ServedModel, Path], _Export]] = MappingPr
 
 
 def _check(served: ServedModel, kind: str, port: int) -> str:
-    tokenizer = shlex.quote(str(served.tokenizer.resolve()))
-    return f"mistral-lora serve-check {kind}=http://127.0.0.1:{port} --tokenizer {tokenizer} --model {served.name}"
+    options = f"--tokenizer {shlex.quote(str(served.tokenizer.resolve()))} --model {shlex.quote(served.name)}"
+    return f"mistral-lora serve-check {kind}=http://127.0.0.1:{port} {options}"
 
 
 def _readme(served: ServedModel, to: str, commands: tuple[str, ...], done: ServerFiles) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 from pytest_mistral_lora.chat.reading import read_json
@@ -11,6 +12,7 @@ from pytest_mistral_lora.checkpoint.weights import DTYPES, Weights
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.records.adapter_config import CONFIG
 from pytest_mistral_lora.records.adapter_folder import AdapterFolder
+from pytest_mistral_lora.records.files import require_folder
 from pytest_mistral_lora.records.manifest import MANIFEST
 from pytest_mistral_lora.records.verify import verify
 from pytest_mistral_lora.training.generate.model_spec import ModelSpec
@@ -34,6 +36,7 @@ def merge_source(adapter: Path, base: Path | None, *, device: str) -> ModelSpec:
         InputError: If the folder is no adapter, its manifest is missing, too old, or differs from it, or the base
             is not the one that the adapter was trained on.
     """
+    require_folder(adapter)
     folder = AdapterFolder(adapter, base, may_fetch=True)
     folder.require_adapter()
     if folder.manifest is None:
@@ -57,7 +60,8 @@ def merge_source(adapter: Path, base: Path | None, *, device: str) -> ModelSpec:
             f"{wrong[0].name} is {wrong[0].found}",
             place=str(wrong[0].place),
             expected=f"{wrong[0].recorded}, as recorded",
-            next_step=f"The folder is not as it was saved: mistral-lora verify {adapter} lists the differences.",
+            next_step="The folder is not as it was saved: "
+            f"mistral-lora verify {shlex.quote(str(adapter))} lists the differences.",
         )
     return ModelSpec.of(folder, device=device)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
@@ -160,13 +161,14 @@ def parse_recipe(
         )
     for runner, keys in _OTHER_TRAINERS.items():
         if keys <= data.keys() and "training" not in data:
+            quoted = shlex.quote(place)
             # none of its keys would be ours: one sentence in place of a fault for each
             raise RecipeError(
                 f"this is a configuration of {runner}",
                 place=place,
                 expected="a recipe, with base, data, training and output",
                 next_step=f"Judge its rows: mistral-lora audit --runner {runner.lower().replace('-', '')} --config "
-                f"{place} --tokenizer PATH. Convert its data: mistral-lora import {place} --to rows.jsonl",
+                f"{quoted} --tokenizer PATH. Convert its data: mistral-lora import {quoted} --to rows.jsonl",
             )
     try:
         recipe = Recipe.model_validate(data, context={"folder": folder or Path(), "place": place})

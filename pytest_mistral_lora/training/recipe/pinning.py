@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -52,7 +53,7 @@ def pin_recipe(path: Path, branch: str | None = None) -> PinnedBase:
         expected = "a recipe with base: {repo: owner/name} or base: {path: FOLDER}"
         raise RecipeError("there is no base to pin", place=f"{path}, base", expected=expected)
     if base.get("repo"):
-        pinned = _of_repository(str(base["repo"]), base.get("revision"), branch, f"{path}, base.revision")
+        pinned = _of_repository(str(base["repo"]), base.get("revision"), branch, path)
         after = "repo"
     else:
         found = base_weights_sha256(path.parent / str(base["path"]))
@@ -68,14 +69,15 @@ def pin_recipe(path: Path, branch: str | None = None) -> PinnedBase:
     return pinned
 
 
-def _of_repository(repo: str, before: Any, branch: str | None, place: str) -> PinnedBase:
+def _of_repository(repo: str, before: Any, branch: str | None, path: Path) -> PinnedBase:
     """Return the pin of a Hub base: a commit that is there already stays, unless a branch is named."""
     written = "" if before is None else str(before)
     is_pinned = len(written) == 40 and not set(written) - set("0123456789abcdef")
     if is_pinned and branch is None:
         return PinnedBase("base.revision", written, written, "given", written)
     name = branch or written or "main"
-    found = find_commit(repo, name, place=place)
+    asked = shlex.quote(str(path)) + (f" --branch {shlex.quote(branch)}" if branch else "")
+    found = find_commit(repo, name, place=f"{path}, base.revision", pinned=asked)
     return PinnedBase("base.revision", written, found.commit, found.source, name)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -75,7 +76,7 @@ def from_recipe(path: Path, info: ValidationInfo) -> Path:
 def _pin_step(info: ValidationInfo) -> str:
     """Return the step that writes the pin into the recipe."""
     name = str((info.context or {}).get("place", ""))
-    return f"Write it: mistral-lora pin {name if name.endswith(('.yaml', '.yml')) else 'recipe.yaml'}"
+    return f"Write it: mistral-lora pin {shlex.quote(name) if name.endswith(('.yaml', '.yml')) else 'recipe.yaml'}"
 
 
 _HEX64 = r"^[0-9a-f]{64}$"
