@@ -82,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
     else:
         _print_states(plan, "replaced" if args.force else "kept")
         _record(plan)
-    _print_rest(plan)
+    _print_rest(plan, args.dry_run)
     return EXIT_FINDING if plan.to_do or plan.by_hand else EXIT_OK
 
 
@@ -104,8 +104,9 @@ def _record(plan: StartPlan) -> None:
 def _print_inputs(plan: StartPlan) -> None:
     lines = [f"base: {plan.base.title}"]
     for one in plan.rows:
-        bad = f", {one.bad} that cannot be used" if one.bad else ""
-        lines.append(f"rows: {one.name}: {one.title}; {one.count} row{'s' if one.count != 1 else ''}{bad}")
+        count = one.count + one.bad
+        bad = f", {one.bad} of which cannot be used" if one.bad else ""
+        lines.append(f"rows: {one.name}: {one.title}; {count} row{'s' if count != 1 else ''}{bad}")
     sys.stdout.write("\n".join([*lines, ""]) + "\n")
 
 
@@ -127,10 +128,12 @@ def _print_states(plan: StartPlan, different: str) -> None:
         sys.stdout.write(f"{_DONE.get(one.state, different):<9}  {one.name:<{width}}  {one.purpose}\n")
 
 
-def _print_rest(plan: StartPlan) -> None:
+def _print_rest(plan: StartPlan, dry_run: bool) -> None:
     lines = [f"note: {note}" for note in plan.notes]
     for place, text in plan.by_hand.items():
         lines += [f"to do: add to {place}:", *(f"    {line}" for line in text.splitlines())]
     lines += [f"to do: {one}" for one in plan.to_do]
-    lines += ["next: pytest --mistral-golden, then commit these files, then mistral-lora train recipe.yaml"]
+    first = "what is to do, then " if plan.to_do or plan.by_hand else ""
+    after = f"{first}pytest --mistral-golden, then commit these files, then mistral-lora train recipe.yaml"
+    lines.append("next: the same command without --dry-run" if dry_run else f"next: {after}")
     sys.stdout.write("\n".join(["", *lines]) + "\n")

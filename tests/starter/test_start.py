@@ -103,8 +103,10 @@ def test_a_repository_is_guarded_and_a_second_run_changes_nothing(
 @pytest.mark.parametrize("stated", [False, True], ids=["none", "--dry-run"])
 def test_without_data_there_are_example_rows(stated: bool, repository: Path, mistral_lora: RunVerb) -> None:
     done = init(repository, mistral_lora, "--base", "models/base", *(["--dry-run"] if stated else []))
-    assert "example rows; replace them" in done.stdout
+    # import replaces no file
+    assert "example rows: remove it, then mistral-lora import" in done.stdout
     if stated:
+        assert done.stdout.endswith("next: the same command without --dry-run\n")
         assert files_of(repository) == {}
         for text in (
             "yaml-language-server",
@@ -119,7 +121,7 @@ def test_without_data_there_are_example_rows(stated: bool, repository: Path, mis
     [file] = recipe.data.files()
     assert file.path.read_text().count("\n") == 5
     assert len(list((repository / "tests/goldens/templates/recipe.yaml").iterdir())) == 5
-    assert "example rows; replace them" in init(repository, mistral_lora, "--base", "models/base").stdout
+    assert "example rows: remove it" in init(repository, mistral_lora, "--base", "models/base").stdout
 
 
 FORMATS: dict[str, tuple[str, Any, str]] = {
@@ -149,7 +151,8 @@ def test_data_of_another_format_is_named_in_the_recipe(name: str, repository: Pa
 def test_bad_rows_are_listed_and_the_rest_is_set_up(repository: Path, mistral_lora: RunVerb) -> None:
     write_rows(repository / "train.jsonl", TALK, [{"role": "bot", "content": "x"}], TALK)
     done = init(repository, mistral_lora, "train.jsonl", "--base", "models/base", code=1)
-    assert "2 rows, 1 that cannot be used" in done.stdout
+    assert "3 rows, 1 of which cannot be used" in done.stdout
+    assert "next: what is to do, then pytest --mistral-golden" in done.stdout
     assert "train.jsonl:2, messages[0].role: 'bot'" in done.stdout
     assert (repository / "recipe.yaml").exists()
 
