@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import signal
@@ -156,18 +157,26 @@ def test_an_unknown_option_is_bad_usage_with_the_usage_of_its_verb(
     assert err.endswith(f"{end}\n")
 
 
+_OF_FOLDERS = (["verify"], ["smoke"], ["note"], ["chat", "--prompt", "hi"])
+
+
 @pytest.mark.parametrize(
     ("words", "found"),
     [
         (["check", "spm-v3x"], "spm-v3x: no such file or folder (did you mean 'spm-v3'?)"),
         (["check", "{here}/recpie.yaml"], "recpie.yaml: no such file or folder (did you mean 'recipe.yaml'?)"),
         (["serve-check", "lamacpp=http://127.0.0.1:1", "--tokenizer", "spm-v3"], "(did you mean 'llamacpp'?)"),
+        *(([*words, "{here}/lora-oot"], "no such folder (did you mean 'lora-out'?)") for words in _OF_FOLDERS),
+        (["merge", "{here}/lora-oot", "{here}/merged"], "(did you mean 'lora-out'?)"),
+        (["smoke", "{here}/recipe.yaml"], "recipe.yaml: a file; expected the folder of an adapter"),
+        (["export", "{here}/lora-oot", "--to", "vllm", "--output", "x"], "(did you mean 'lora-out'?)"),
     ],
 )
 def test_a_misspelt_name_is_answered_with_the_right_one(
     words: list[str], found: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "recipe.yaml").touch()
+    (tmp_path / "lora-out").mkdir()
     assert main([word.format(here=tmp_path) for word in words]) == 2
     assert found in capsys.readouterr().err
 
@@ -271,6 +280,26 @@ sys.exit(cli.main(["rules"]))
 def test_a_forked_child_is_terminated_quietly() -> None:
     result = subprocess.run([sys.executable, "-c", FORKED], capture_output=True, text=True, check=False)
     assert (result.returncode, result.stdout, result.stderr) == (143, "", "")
+
+
+def test_a_locale_without_the_characters_or_a_closed_stream_is_no_traceback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"messages": [{"role": "usér", "content": "x"}]}\n', encoding="utf-8")
+    words = ["check", str(file), "--tokenizer", "spm-v3"]
+    printed = io.BytesIO()
+    # as Python opens it under LC_ALL=C, and on Windows in a pipe
+    for given in (
+        io.TextIOWrapper(printed, "ascii", errors="surrogateescape"),
+        io.TextIOWrapper(io.BytesIO(), "cp1252"),
+        None,
+    ):
+        monkeypatch.setattr(sys, "stdout", given)
+        assert main(words) == 1
+        if given is None:
+            sys.stdout.close()
+    assert b"messages[0].role: 'us\\xe9r'" in printed.getvalue()
 
 
 CLOSED = """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import re
 import signal
@@ -10,6 +11,7 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from types import ModuleType
 
 from pytest_mistral_lora import __version__
@@ -104,6 +106,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Raises:
         SystemExit: If the words cannot be parsed (code 2), or ask for help or the version (code 0).
     """
+    _open_streams()
     try:
         try:
             return _run_verb(list(sys.argv[1:] if arguments is None else arguments))
@@ -114,6 +117,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # rest of the output goes to /dev/null, or Python would fail once more when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_FINDING
+
+
+def _open_streams() -> None:
+    """Make both streams take every text: a verdict must not be lost to a locale, or to a stream that is closed."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # closed by the shell: `>&-`
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115 - it stays open
+        elif isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _run_verb(words: list[str]) -> int:
