@@ -245,6 +245,10 @@ def test_an_empty_encoding_is_a_finding(key: str, lines: list[Data], write: Writ
     assert set(_rules(write(lines), oracle)) == {"ML531", "ML544", "ML506"}
 
 
+def test_no_answer_is_called_lost_if_no_line_can_be_read(write: Write, oracle: Oracle, dataset: Path) -> None:
+    assert _rules(write([{"input_ids": [1, 2], "labels": [1, 2]}] * 5), oracle, dataset) == ["ML501"] * 5
+
+
 def test_a_huge_row_number_takes_no_time(lines: list[Data], write: Write, oracle: Oracle) -> None:
     lines[-1]["row"] = 10**18
     [finding] = _findings(write(lines), oracle)

@@ -74,7 +74,7 @@ def fault_of(error: json.JSONDecodeError) -> str:
         return "a byte order mark in the middle of the file, as joined files have,"
     if after.startswith(("True", "False", "None")):
         return "a constant of Python, not of JSON,"
-    return error.msg
+    return error.msg.removesuffix(" at")  # the place follows
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

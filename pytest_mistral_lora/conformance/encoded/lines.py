@@ -130,7 +130,12 @@ def _parse_rows(data: Mapping[str, Any], place: str) -> tuple[Row, ...]:
     if "conversations" not in data:
         if data.get("messages") is None:
             # `parse_row` would take the line for a format of its own, and name another reader
-            raise RowError('no "messages"', place=place, expected='the row beside its ids: a list under "messages"')
+            raise RowError(
+                'no "messages"',
+                place=place,
+                expected='the row beside its ids: a list under "messages"',
+                next_step="Write the row's messages into the line of its input_ids: the ids are compared with theirs.",
+            )
         return (parse_row(data, place=place),)
     if "messages" in data:
         raise RowError("has messages and conversations", place=place, expected="one of them")
