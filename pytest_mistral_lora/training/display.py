@@ -113,7 +113,9 @@ class RunDisplay:
         """
         if self._bar is not None:
             description = f"step {step}/{steps}{text and f', {text}'}"
-            self._bar.update(self._bar.task_ids[0], total=steps, completed=step, description=description)
+            # the last step at once: in a run of a few quick steps, no other frame would show one
+            last = step == steps
+            self._bar.update(self._bar.task_ids[0], total=steps, completed=step, description=description, refresh=last)
 
     def close(self) -> None:
         """Remove the bar."""

@@ -206,9 +206,11 @@ def summary(log: Sequence[Mapping[str, Any]], progress: ShowProgress, seconds: f
     """
     found = {}
     for key in ("loss", "eval_loss"):
-        values = [line[key] for line in log if key in line]
-        if values:
-            found[_NAMES[key]] = " → ".join(f"{value:.4g}" for value in (values[0], *values[1:][-1:]))
+        lines = [line for line in log if key in line]
+        if lines:
+            found[_NAMES[key]] = " → ".join(f"{line[key]:.4g}" for line in (lines[0], *lines[1:][-1:]))
+        if len(lines) == 1:
+            found[_NAMES[key]] += f" at step {lines[0]['step']}, the only one that was measured"
     for key in dict.fromkeys(name for line in log for name in line if name.startswith(FORMAT)):
         rates = [line[key] for line in log if key in line]
         found[key] = " → ".join(f"{rate:.0%}" for rate in (rates[0], *rates[1:][-1:]))

@@ -23,7 +23,13 @@ from pytest_mistral_lora.cli import main
 from pytest_mistral_lora.training.display import RunDisplay, clock_text
 from pytest_mistral_lora.training.generate import callback as watching
 from pytest_mistral_lora.training.prepare import prepare
-from pytest_mistral_lora.training.progress import ShowProgress, answer_lines, planned_steps, trainable_parameters
+from pytest_mistral_lora.training.progress import (
+    ShowProgress,
+    answer_lines,
+    planned_steps,
+    summary,
+    trainable_parameters,
+)
 from pytest_mistral_lora.training.recipe import load_recipe
 from pytest_mistral_lora.training.run import RunResult, train
 
@@ -162,6 +168,9 @@ def test_answers_and_evaluations_do_not_lower_the_speed_but_count_for_the_time_l
     shown.on_log(None, state, control, logs={"loss": 1.0})
     # 60 tokens in 6 s; two steps took 30 s with all that came between them
     assert re.search(r"step 2/10: loss 1, 10 supervised tokens/s, .*, 0:02:00 left", file.getvalue())
+    log = [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0}]
+    assert summary(log, shown, 30)["loss"] == "2 → 1"
+    assert summary(log[:1], shown, 30)["loss"] == "2 at step 1, the only one that was measured"
 
 
 def test_other_processes_show_nothing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
