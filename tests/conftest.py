@@ -9,6 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+# pytester forgets the modules that a run within this process was the first to import. The package rich keeps its own as
+# attributes, and would mix the classes of two imports: all of it is there before.
+import rich.console
+import rich.table  # noqa: F401
 from hypothesis import settings
 
 # Two workers share two cores, and each starts processes: torch's threads would only wait for one another. Before torch

@@ -10,6 +10,7 @@ from plugin_rows import ROW
 
 from pytest_mistral_lora.conformance.checks import SUBJECTS, Settings, collect
 from pytest_mistral_lora.conformance.named_targets import RunnerChoice, named_targets
+from pytest_mistral_lora.conformance.server_target import ServerChoice
 from pytest_mistral_lora.conformance.targets import EMBEDDED
 
 Run = Callable[..., pytest.RunResult]
@@ -65,7 +66,7 @@ def test_named_targets_have_the_subjects_of_their_kind(tmp_path: Path) -> None:
         encoded=[paths["encoded"]],
         runners=[RunnerChoice("trl")],
         ggufs=[paths["ggufs"]],
-        servers=[("vllm", "http://127.0.0.1:1")],
+        servers=[ServerChoice("vllm", "http://127.0.0.1:1")],
     )
     subjects = {target.name: {c.subject for c in collect([target], settings)} for target in targets}
     judged = {"tokenizer", "template", "mask", "train"}
