@@ -80,7 +80,8 @@ def test_named_targets_have_the_subjects_of_their_kind(tmp_path: Path) -> None:
         "trl-tokenizers": {"runner"},
         "trl-recipes": {"runner"},
         "ggufs": {"gguf"},
-        "vllm-127.0.0.1-1": {"server"},
+        "vllm-127.0.0.1-1-adapters": {"server"},
+        "vllm-127.0.0.1-1-merged": {"server"},
     }
     assert set.union(*subjects.values()) == set(SUBJECTS)
     (tmp_path / "out").mkdir()
