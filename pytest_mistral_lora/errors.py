@@ -213,6 +213,10 @@ class StoppedError(MistralLoraError):
         super().__init__(found, **fields)
 
 
+PATH_ERRORS = (FileNotFoundError, PermissionError)
+"""Errors of the system that the user can mend: a path is not there, or may not be read or written."""
+
+
 def exit_code_of(error: BaseException) -> int:
     """Return the exit code for an error that ends a command, whatever its type; 1 for a fault of this program."""
     if isinstance(error, MistralLoraError):
@@ -221,7 +225,7 @@ def exit_code_of(error: BaseException) -> int:
         return EXIT_TERMINATED if isinstance(error, Terminated) else EXIT_INTERRUPTED
     if is_out_of_memory(error):
         return EXIT_OUT_OF_MEMORY
-    return EXIT_BAD_INPUT if isinstance(error, FileNotFoundError) else EXIT_FINDING
+    return EXIT_BAD_INPUT if isinstance(error, PATH_ERRORS) else EXIT_FINDING
 
 
 def interruption(error: BaseException) -> KeyboardInterrupt | None:

@@ -217,6 +217,11 @@ def signalled(number: int) -> Callable[[object], int]:
 ENDS: dict[str, tuple[Callable[[object], int], int, str]] = {
     "bad input": (raised(InputError("a bad key", place="recipe.yaml")), 2, "error: recipe.yaml: a bad key\n"),
     "no such file": (raised(FileNotFoundError(2, "No such file or directory", "x.jsonl")), 2, "'x.jsonl'"),
+    "may not": (
+        raised(PermissionError(13, "Permission denied", "x.html")),
+        2,
+        "error: Permission denied: 'x.html'\n",
+    ),
     "failed": (raised(MergeError("another answer")), 1, "error: another answer\n"),
     "host memory": (raised(MemoryError()), 3, "error: out of memory\n"),
     "torch's host memory": (torch_out_of_memory, 3, "error: out of memory: "),

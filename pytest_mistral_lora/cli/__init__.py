@@ -45,6 +45,7 @@ from pytest_mistral_lora.errors import (
     EXIT_OK,
     EXIT_OUT_OF_MEMORY,
     EXIT_TERMINATED,
+    PATH_ERRORS,
     MistralLoraError,
     Terminated,
     did_you_mean,
@@ -202,8 +203,10 @@ def _error_message(error: BaseException, memory_advice: str) -> str:
     if isinstance(error, KeyboardInterrupt):
         return str(error) or ("terminated" if isinstance(error, Terminated) else "interrupted")
     # before memory: the message of one of our own errors may quote torch's
-    if isinstance(error, MistralLoraError | FileNotFoundError):
+    if isinstance(error, MistralLoraError):
         return str(error)
+    if isinstance(error, PATH_ERRORS):
+        return f"{error.strerror}: {error.filename!r}" if error.filename else str(error)
     if is_out_of_memory(error):
         reason = f": {error}" if str(error) else ""
         return f"out of memory{reason}" + (f"\n{memory_advice}" if memory_advice else "")
