@@ -72,6 +72,7 @@ def call(repository: Repository, tmp_path: Path) -> Iterator[Call]:
         yield run
 
 
+@pytest.mark.slow
 def test_the_commit_of_a_branch_is_printed_and_written_and_init_pins_it(
     call: Call, repository: Repository, tmp_path: Path
 ) -> None:

@@ -202,6 +202,7 @@ def test_the_command_writes_the_template(tmp_path: Path, capsys: pytest.CaptureF
     assert capsys.readouterr().out == training_template(path) + "\n"
 
 
+@pytest.mark.slow
 def test_a_template_of_v11_may_refuse_thinking(capsys: pytest.CaptureFixture[str]) -> None:
     thought = {"role": "assistant", "content": [{"type": "thinking", "thinking": "c"}, {"type": "text", "text": "b"}]}
     row = {"messages": [{"role": "user", "content": "a"}, thought]}

@@ -179,6 +179,7 @@ def test_a_long_row_is_named_and_not_printed(change: tuple[str, str], tmp_path: 
     assert all(len(finding.text()) < 6000 for finding in (different, unknown))
 
 
+@pytest.mark.slow
 def test_the_benchmark_runs(tmp_path: Path) -> None:
     command = [sys.executable, ROOT / "benchmarks" / "dataset_rows.py", "--rows", "12", "--repetitions", "1"]
     command += ["--tokenizer", "spm-v3", "--json", tmp_path / "figures.json"]

@@ -58,7 +58,7 @@ def findings(oracle: Oracle, case: str, template: ChatTemplate | None = None) ->
     [
         (_Shouting, "supervised-text-is-what-is-said", "ML109"),
         (_Shouting, "ids-are-mistral-commons", "ML119"),
-        (_OtherPrompt, "prompt-is-the-beginning", "ML112"),
+        pytest.param(_OtherPrompt, "prompt-is-the-beginning", "ML112", marks=pytest.mark.slow),
     ],
 )
 def test_a_broken_encoder_is_found_with_the_smallest_row(broken: type[Oracle], case: str, rule: str) -> None:
@@ -68,6 +68,7 @@ def test_a_broken_encoder_is_found_with_the_smallest_row(broken: type[Oracle], c
     assert "\n" not in found.row
 
 
+@pytest.mark.slow
 def test_a_broken_template_is_found_with_the_smallest_row_and_the_row_can_be_pasted(tmp_path: Path) -> None:
     target = Target("spm-v3")
     broken = ChatTemplate(target.tokenizer.fast, target.template.source.replace("{{- '[INST] ' }}", "{{- '[INST]' }}"))

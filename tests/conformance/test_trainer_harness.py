@@ -213,6 +213,7 @@ def test_a_run_that_fails_is_one_finding_and_the_laws_are_judged_all_the_same(
         tiny_run(Oracle(shipped_tokenizer("spm-v3")), tmp_path, device="cpu")
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_half_way_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     oracle = Oracle(shipped_tokenizer("spm-v3"))

@@ -131,6 +131,7 @@ def test_a_runner_without_rows_fails_once_and_the_rest_is_not_checked(judged: Ru
     assert (pytester.path / "calls").read_text() == "x"
 
 
+@pytest.mark.slow
 def test_workers_share_one_run_of_the_runner(judged: Run, pytester: pytest.Pytester) -> None:
     pytest.importorskip("xdist")
     result = judged("crash", "-n", "2")

@@ -151,6 +151,7 @@ def test_the_baseline_of_a_run_accepts_it_once_it_has_reasons(
     assert golden("--mistral-baseline=found.txt").ret == pytest.ExitCode.USAGE_ERROR
 
 
+@pytest.mark.slow
 def test_known_deviations_work_with_workers(known: Callable[[str], Path], judged: Run) -> None:
     known("")
     rules = _broken(judged())

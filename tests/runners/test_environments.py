@@ -96,6 +96,7 @@ def test_another_lock_file_asks_for_the_versions_in_it(environment: Environment,
     assert environment.setup(HERE)
 
 
+@pytest.mark.slow
 def test_one_whose_python_is_gone_is_made_again(environment: Environment) -> None:
     environment.python.unlink()
     with pytest.raises(RunnerError, match="is not installed here"):

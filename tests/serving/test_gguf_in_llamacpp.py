@@ -102,7 +102,7 @@ def with_the_name_of_a_template(fields: dict[str, Any]) -> None:
         ("spm", without_space_setting, "ML912"),
         ("spm", without_scores, "ML912"),
         ("tekken", with_the_splitter_of_llama_3, "ML912"),
-        ("tekken", with_the_name_of_a_template, "ML913"),
+        pytest.param("tekken", with_the_name_of_a_template, "ML913", marks=pytest.mark.slow),
     ],
 )
 def test_a_file_with_a_finding_is_served_with_other_ids(

@@ -77,6 +77,7 @@ for room in map(int, sys.argv[3:]):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("unshare"), reason="no unshare: no small disk to fill")
 def test_a_disk_that_is_really_full(base: Path, tmp_path: Path) -> None:
     disk = tmp_path / "disk"

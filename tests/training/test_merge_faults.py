@@ -160,6 +160,7 @@ def killed(run: RunResult, one: Path, folder: Path, *points: int | str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_the_output_is_whole_or_absent(run: RunResult, one: Path, tmp_path: Path) -> None:
     before = listing(run.output)
     assert killed(run, one, tmp_path, 3, 30) == ""

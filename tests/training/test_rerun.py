@@ -91,6 +91,7 @@ def test_an_adapter_that_was_not_trained_so_is_a_mismatch(folder: Path) -> None:
     assert rerun(folder).fact.state == "mismatch"
 
 
+@pytest.mark.slow
 def test_on_another_processor_the_adapter_is_near(folder: Path, short: RunResult) -> None:
     """PyTorch without its vector instructions adds up in another order."""
     environment = {**os.environ, "ATEN_CPU_CAPABILITY": "default", "OMP_NUM_THREADS": "1"}

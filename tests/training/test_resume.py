@@ -277,6 +277,7 @@ def die(folder: Path, base: Path, *lives: str) -> str:
 LIVES = ("14", "101", "-12", "-4", "30,30,30,30,30,30")
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_while_it_writes_goes_on(base: Path, tmp_path: Path) -> None:
     operations = int(die(tmp_path, base, "0", *LIVES))
     assert operations > 130  # so every life but the last is cut short, from the first file to the last folder

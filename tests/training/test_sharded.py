@@ -226,6 +226,7 @@ def test_a_row_that_is_not_finite_in_one_process_ends_all(one: RunResult, base: 
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_what_is_wrong_from_the_start_ends_all(ddp: Job) -> None:
     code, _, errors = ddp.launch("ddp")
     assert code == 1  # the launcher's own; ours is in the file

@@ -100,6 +100,7 @@ def test_no_value_can_be_removed(run: RunResult, folder: Path) -> None:
         assert is_found(folder), name_of(path)
 
 
+@pytest.mark.slow
 def test_no_value_can_be_changed_in_a_manifest_that_is_sealed_again(
     run: RunResult, folder: Path, dataset: Path
 ) -> None:
