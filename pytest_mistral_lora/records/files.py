@@ -10,6 +10,7 @@ import glob
 import hashlib
 import json
 import os
+import shlex
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -114,7 +115,7 @@ def base_weights_sha256(folder: Path) -> str:
 def base_weights_command(folder: Path) -> str:
     """Return a shell command that prints the result of `base_weights_sha256`."""
     several = "" if (folder / "model.safetensors").is_file() else ' | cut -d" " -f1 | sha256sum'
-    return f"sha256sum {folder}/model*.safetensors{several}"
+    return f"sha256sum {shlex.quote(str(folder))}/model*.safetensors{several}"
 
 
 def is_held_out(row: Row, fraction: float) -> bool:

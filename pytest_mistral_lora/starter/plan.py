@@ -236,7 +236,7 @@ def _add_jobs(plan: StartPlan, services: Collection[Ci]) -> None:
         text = _text("gitlab.yml.txt", values, indent="    ")
         name = GITLAB
         own = (plan.folder / GITLAB).read_bytes() if (plan.folder / GITLAB).is_file() else b""
-        if own not in (b"", text.encode()):
+        if own not in (b"", text.encode()) and not own.startswith(text.encode().partition(b"\n")[0]):
             name = GITLAB_INCLUDED
             if GITLAB_INCLUDED.encode() not in own:
                 plan.by_hand[f"{GITLAB}, include"] = f"include:\n  - local: {GITLAB_INCLUDED}\n"

@@ -183,6 +183,13 @@ def pre_commit_settings(folder: Path, hook: str) -> ExtendedFile:
         return by_hand
     if ours in repos:
         return ExtendedFile(PRE_COMMIT, before, "", "repos")
+    [ours_now] = ours["hooks"]
+    for number, one in enumerate(repos):
+        if isinstance(one, dict) and one == {**ours, "hooks": [{**ours_now, "files": _files_of(one)}]}:
+            # the hook of an earlier start, for other data
+            text = before.replace(_files_of(one), ours_now["files"])
+            is_sound = yaml.safe_load(text) == {**data, "repos": [*repos[:number], ours, *repos[number + 1 :]]}
+            return ExtendedFile(PRE_COMMIT, text, hook, "repos") if is_sound else by_hand
     [node] = [value for key, value in root.value if key.value == "repos"]
     if node.flow_style:
         return by_hand
@@ -192,6 +199,11 @@ def pre_commit_settings(folder: Path, hook: str) -> ExtendedFile:
     if yaml.safe_load(text) != {**data, "repos": [ours, *repos]}:
         return by_hand
     return ExtendedFile(PRE_COMMIT, text, hook, "repos")
+
+
+def _files_of(repository: dict[str, Any]) -> str:
+    hooks = repository.get("hooks")
+    return str(hooks[0].get("files", "")) if isinstance(hooks, list) and hooks and isinstance(hooks[0], dict) else ""
 
 
 def _indented(text: str, columns: int) -> str:

@@ -221,6 +221,22 @@ def test_files_that_are_there_are_refused_kept_or_replaced(repository: Path, mis
     assert "# mine" not in (repository / WORKFLOW).read_text() + (repository / "recipe.yaml").read_text()
 
 
+def test_a_second_start_with_other_data_replaces_the_jobs_and_the_hook_of_the_first(
+    repository: Path, mistral_lora: RunVerb
+) -> None:
+    for name in ("first.jsonl", "second.jsonl"):
+        write_rows(repository / name, TALK)
+    (repository / ".pre-commit-config.yaml").write_text("repos:\n  - {repo: meta, hooks: [{id: identity}]}\n")
+    init(repository, mistral_lora, "first.jsonl", "--base", "models/base")
+    job = repository / ".gitlab-ci.yml"
+    job.write_text(job.read_text().replace("python:3.12", "python:3.13"))
+    init(repository, mistral_lora, "second.jsonl", "--base", "models/base", "--force")
+    hooks = yaml.safe_load((repository / ".pre-commit-config.yaml").read_text())["repos"]
+    assert [one["hooks"][0].get("files") for one in hooks] == [r"^(recipe\.yaml|second\.jsonl)(/|$)", None]
+    assert "python:3.12" in job.read_text()
+    assert not (repository / ".gitlab").exists()
+
+
 def test_lines_for_a_file_that_cannot_be_extended_are_printed(repository: Path, mistral_lora: RunVerb) -> None:
     write_rows(repository / "rows.jsonl", TALK)
     (repository / "pyproject.toml").write_text("[tool.pytest.ini_options]\nmistral_recipes = ['a.yaml']\n")
