@@ -168,6 +168,7 @@ _OF_FOLDERS = (["verify"], ["smoke"], ["note"], ["chat", "--prompt", "hi"])
         (["serve-check", "lamacpp=http://127.0.0.1:1", "--tokenizer", "spm-v3"], "(did you mean 'llamacpp'?)"),
         *(([*words, "{here}/lora-oot"], "no such folder (did you mean 'lora-out'?)") for words in _OF_FOLDERS),
         (["merge", "{here}/lora-oot", "{here}/merged"], "(did you mean 'lora-out'?)"),
+        (["train", "{here}/recpie.yaml"], "recpie.yaml: No such file (did you mean 'recipe.yaml'?)"),
         (["smoke", "{here}/recipe.yaml"], "recipe.yaml: a file; expected the folder of an adapter"),
         (["export", "{here}/lora-oot", "--to", "vllm", "--output", "x"], "(did you mean 'lora-out'?)"),
     ],

@@ -283,7 +283,8 @@ def test_only_trl_takes_messages(make: MakeRecipe, tmp_path: Path) -> None:
 
 def test_what_the_runner_is_not_told_is_on_the_page(make: MakeRecipe, to: str, tmp_path: Path) -> None:
     recipe = make(training={"on_oom": "shrink"}, evaluation={"generations": 2})
-    done = export(recipe, to, tmp_path / "to")
+    done = export(recipe, to, tmp_path / "a run")
+    assert done.command.startswith(f"cd '{tmp_path / 'a run'}' && ")
     page = (done.folder / "README.md").read_text()
     assert {"training.on_oom", "evaluation.generations", "output"} <= done.not_told.keys()
     assert not {"card", "training.dry_run", "evaluation.checks"} & done.not_told.keys()

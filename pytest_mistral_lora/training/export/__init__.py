@@ -6,6 +6,7 @@ split, encoded and cut already. It knows how runners are configured, not how the
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -75,7 +76,7 @@ def export(recipe: Recipe, to: str, output: Path, *, form: Form = "auto") -> Exp
     done = ExportedFolder(
         output,
         output / bridge.config,
-        f"cd {output} && {bridge.command}",
+        f"cd {shlex.quote(str(output))} && {bridge.command}",
         "messages" if run.as_messages else "tokens",
         bridge.unsupported_keys(recipe),
         remarks,

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from pytest_mistral_lora.errors import RecipeError
+from pytest_mistral_lora.errors import RecipeError, did_you_mean
 
 Field = tuple[str | int, ...]
 """A field of a recipe: its keys and positions, from the outside in."""
@@ -35,7 +35,9 @@ def read_yaml(path: Path) -> tuple[Any, dict[Field, int]]:
     try:
         if not path.is_file():
             # a pipe or a device may have no end
-            raise RecipeError("is no file" if path.exists() else "No such file", place=str(path), expected="a recipe")
+            hint = did_you_mean(path.name, [one.name for one in path.parent.glob("*.y*ml")])
+            found = "is no file" if path.exists() else f"No such file{hint}"
+            raise RecipeError(found, place=str(path), expected="a recipe")
         with path.open("rb") as file:
             data = file.read(_MOST_BYTES + 1)
         if len(data) > _MOST_BYTES:
