@@ -1,8 +1,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -73,19 +76,22 @@ def test_every_token_is_shown_with_its_id_and_each_turn_with_its_loss(render: Re
     assert f"{len(ids)} tokens, {trained} trained on" in lines[1]
 
 
-def test_colour_is_for_terminals_that_want_it(render: Render, monkeypatch: pytest.MonkeyPatch) -> None:
-    words = ("--tokenizer", "spm-v3", "--row", "1")
-    plain = render(*words)[1]
+def test_colour_is_for_terminals_that_want_it(render: Render) -> None:
+    words = ("render", "rows.jsonl", "--tokenizer", "spm-v3", "--row", "1")
+    plain = render(*words[2:])[1]
     assert "\x1b" not in plain
-    monkeypatch.setenv("FORCE_COLOR", "1")
-    monkeypatch.setenv("COLUMNS", "100")
-    monkeypatch.setenv("TERM", "xterm-256color")
-    coloured = render(*words)[1]
-    assert "\x1b[1;36m[INST]\x1b[0m" in coloured  # a control token of the user
-    assert "\x1b[4;32m␣Paris\x1b[0m" in coloured  # trained on, by the assistant
-    assert re.sub(r"\x1b\[[\d;]*m", "", coloured) == plain
-    monkeypatch.setenv("NO_COLOR", "1")
-    assert not re.search(r"\x1b\[[\d;]*3\d", render(*words)[1])
+
+    # in a process of its own, as a user runs it: other tests of this process may have led rich astray
+    def coloured(**more: str) -> str:
+        environment = {**os.environ, "FORCE_COLOR": "1", "COLUMNS": "100", "TERM": "xterm-256color", **more}
+        command = [sys.executable, "-m", "pytest_mistral_lora.cli", *words]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+
+    out = coloured()
+    assert "\x1b[1;36m[INST]\x1b[0m" in out  # a control token of the user
+    assert "\x1b[4;32m␣Paris\x1b[0m" in out  # trained on, by the assistant
+    assert re.sub(r"\x1b\[[\d;]*m", "", out) == plain
+    assert not re.search(r"\x1b\[[\d;]*3\d", coloured(NO_COLOR="1"))
 
 
 @pytest.mark.parametrize("width", [40, 100])
