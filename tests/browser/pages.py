@@ -18,3 +18,8 @@ OpenPage = Callable[..., "Page"]
 def sideways_scroll(page: Page) -> int:
     """Return by how many pixels a page is wider than its window."""
     return int(page.evaluate("document.documentElement.scrollWidth - window.innerWidth"))
+
+
+def open_every_part(page: Page) -> None:
+    """Open the parts of a page that are closed: they have faults, too."""
+    page.evaluate("document.querySelectorAll('details').forEach((one) => { one.open = true; })")

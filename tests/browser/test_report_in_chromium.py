@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from pages import NARROW, WIDE, OpenPage, sideways_scroll
+from faulty_encodings import all_trained_on, as_it_is, encoded_lines, question_rows, without_a_token
+from pages import NARROW, WIDE, OpenPage, open_every_part, sideways_scroll
 
-from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
 from pytest_mistral_lora.cli import main
 
 if TYPE_CHECKING:
@@ -21,17 +21,8 @@ LONG = "<img src=x onerror=alert(1)> " + "unbroken" * 60
 def report_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The report on rows of which one has a role that does not exist, and on encoded rows with two faults."""
     folder = tmp_path_factory.mktemp("report")
-    oracle = Oracle(shipped_tokenizer("spm-v3"))
-    texts = ("Capital of France?", LONG, "Why?")
-    rows = [
-        {"messages": [{"role": "user", "content": text}, {"role": "assistant", "content": "Paris."}]} for text in texts
-    ]
-    lines = []
-    for number, row in enumerate(rows):
-        encoded = oracle.encode(row)
-        ids, labels = list(encoded.input_ids), list(encoded.labels or ())
-        ids, labels = ((ids, labels), (ids[:3] + ids[4:], labels[:3] + labels[4:]), (ids, ids))[number]
-        lines.append({"row": number, **row, "input_ids": ids, "labels": labels})
+    rows = question_rows(("Capital of France?", LONG, "Why?"))
+    lines = encoded_lines(rows, (as_it_is, without_a_token, all_trained_on))
     bad = {"messages": [{"role": "user", "content": "Hi"}, {"role": "bot", "content": LONG}]}
     for name, data in (("encoded.jsonl", lines), ("rows.jsonl", [*rows, bad])):
         (folder / name).write_text("".join(json.dumps(one) + "\n" for one in data))
@@ -47,8 +38,7 @@ def test_everybody_can_read_the_report(
     report_file: Path, width: int, scheme: str, open_page: OpenPage, accessibility_faults: Callable[[Page], list[str]]
 ) -> None:
     page = open_page(report_file, width=width, scheme=scheme)
-    # closed parts have faults, too
-    page.evaluate("document.querySelectorAll('details').forEach((one) => { one.open = true; })")
+    open_every_part(page)
     assert sideways_scroll(page) == 0
     assert accessibility_faults(page) == []
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from pages import NARROW, WIDE, OpenPage, sideways_scroll
+from pages import NARROW, WIDE, OpenPage, open_every_part, sideways_scroll
 
 from pytest_mistral_lora.training.curves import training_page
 
@@ -36,7 +36,7 @@ def test_everybody_can_read_the_curves(
     training_file: Path, width: int, scheme: str, open_page: OpenPage, accessibility_faults: Callable[[Page], list[str]]
 ) -> None:
     page = open_page(training_file, width=width, scheme=scheme)
-    page.evaluate("document.querySelectorAll('details').forEach((one) => { one.open = true; })")
+    open_every_part(page)
     assert sideways_scroll(page) == 0
     assert accessibility_faults(page) == []
 

@@ -13,9 +13,9 @@ from typing import Any
 
 import jsonschema
 import pytest
+from faulty_encodings import all_trained_on, encoded_lines, question_rows, without_a_token, without_bos
 from judged_samples import HOSTILE, judged
 
-from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
 from pytest_mistral_lora.cli import main
 from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.conformance.groups import group_findings
@@ -31,17 +31,8 @@ SECRET = "s3cr3t-value"
 def files_at_fault(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Rows, encoded rows with a token too few and with all labels, in a Git repository."""
     folder = tmp_path_factory.mktemp("report")
-    oracle = Oracle(shipped_tokenizer("spm-v3"))
-    texts = ("<b>Capital</b> of France?", f"My key is {SECRET}.", "Why?")
-    rows = [
-        {"messages": [{"role": "user", "content": text}, {"role": "assistant", "content": "Paris."}]} for text in texts
-    ]
-    lines = []
-    for number, row in enumerate(rows):
-        encoded = oracle.encode(row)
-        ids, labels = list(encoded.input_ids), list(encoded.labels or ())
-        sides = {0: (ids[:3] + ids[4:], labels[:3] + labels[4:]), 2: (ids, ids)}.get(number, (ids[1:], labels[1:]))
-        lines.append({"row": number, **row, "input_ids": sides[0], "labels": sides[1]})
+    rows = question_rows(("<b>Capital</b> of France?", f"My key is {SECRET}.", "Why?"))
+    lines = encoded_lines(rows, (without_a_token, without_bos, all_trained_on))
     (folder / "encoded.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     words = ("-c", "user.name=x", "-c", "user.email=x@example.org", "commit", "-q", "-m", "rows")
     for command in (("init", "-q"), ("add", "."), words):
