@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,6 +11,8 @@ from faulty_encodings import all_trained_on, as_it_is, encoded_lines, question_r
 from pages import NARROW, WIDE, OpenPage, open_every_part, sideways_scroll
 
 from pytest_mistral_lora.cli import main
+
+expect = pytest.importorskip("playwright.sync_api", reason="playwright is not installed here").expect
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -64,13 +67,13 @@ def test_findings_are_searched_and_filtered_by_the_keyboard(report_file: Path, o
     assert "ML543" in found
     assert f"1 of {everything} findings" in status.inner_text()
     page.keyboard.press("Escape")
-    page.wait_for_function(f"document.querySelectorAll('.cause:not([hidden])').length === {everything}")
+    expect(page.locator(".cause:not([hidden])")).to_have_count(everything)
     page.keyboard.press("Tab")
     page.keyboard.type("ML601")
     [found] = _shown(page, "cause")
     assert "'bot'" in found
     page.get_by_role("button", name="Clear").press("Enter")
-    page.wait_for_function(f"document.querySelectorAll('.cause:not([hidden])').length === {everything}")
+    expect(page.locator(".cause:not([hidden])")).to_have_count(everything)
     page.get_by_role("combobox", name="target").select_option(label="encoded.jsonl")
     assert len(_shown(page, "cause")) == 2
     page.get_by_role("combobox", name="outcome").select_option(label="passed")
@@ -85,7 +88,7 @@ def test_a_command_is_copied_by_a_button(report_file: Path, open_page: OpenPage)
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     button = page.get_by_role("button", name="Copy the command: the whole run")
     button.press("Enter")
-    page.wait_for_function("document.getElementById('shown').textContent.startsWith('Copied: mistral-lora check ')")
+    expect(page.locator("#shown")).to_have_text(re.compile("^Copied: mistral-lora check "))
     copied = page.evaluate("navigator.clipboard.readText()")
     assert copied == "mistral-lora check encoded.jsonl rows.jsonl --tokenizer spm-v3 --report report.html"
 
