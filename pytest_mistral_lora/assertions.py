@@ -213,7 +213,7 @@ def assert_served_as_trained(
         RowError: If a row cannot be used.
     """
     __tracebackhide__ = True
-    from pytest_mistral_lora.conformance.server.own_rows import served_findings
+    from pytest_mistral_lora.conformance.server import served_findings
 
     given = [rows] if isinstance(rows, Row | Mapping) else rows
     used = tuple(as_row(one) for one in given)

@@ -13,6 +13,7 @@ from pytest_mistral_lora.chat.oracle import shipped_tokenizer
 from pytest_mistral_lora.conformance.encoded.row_faults import id_faults
 from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.conformance.server import ServerChecks
+from pytest_mistral_lora.conformance.server.deviations import PromptDeviations
 from pytest_mistral_lora.conformance.server_target import AskedRow, ServerAnswers, ServerTarget
 from pytest_mistral_lora.conformance.targets import Target
 from pytest_mistral_lora.errors import InputError
@@ -57,7 +58,7 @@ class RecordedServer:
         vars(target)["answers"] = ServerAnswers(ServerFacts(self.version, ("tiny",)), "tiny", rows)
         results = {case: judge() for case, judge in ServerChecks(target).cases().items()}
         found = [finding for result in results.values() for finding in result.findings]
-        return Judged(self, rows, found, ServerChecks(target))
+        return Judged(self, rows, found, PromptDeviations(target))
 
 
 @dataclass(frozen=True)
@@ -68,13 +69,13 @@ class Judged:
         recorded: The recording.
         rows: Its rows.
         findings: What the checks find.
-        checks: The checks.
+        deviations: The named deviations of its prompts.
     """
 
     recorded: RecordedServer
     rows: Sequence[AskedRow]
     findings: Sequence[Finding]
-    checks: ServerChecks
+    deviations: PromptDeviations
 
     @cached_property
     def cells(self) -> dict[str, str]:
@@ -90,7 +91,7 @@ class Judged:
             return "# right" if served.count == len(one.expected or ()) else "# ML904"
         if served.ids == one.expected:
             return "right"
-        if named := self.checks.deviations_of(one):
+        if named := self.deviations.explain(one, served.ids):
             return f"as {', '.join(sorted(named))}"
         # ML523 is text that becomes a control token
         oracle = self.recorded.target.oracle

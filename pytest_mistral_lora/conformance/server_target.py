@@ -112,8 +112,7 @@ class ServerTarget(Target):
 
     async def _ask(self) -> ServerAnswers:
         from pytest_mistral_lora.serving.client import ServerClient, require_url
-        from pytest_mistral_lora.serving.script import ScriptedServer
-        from pytest_mistral_lora.serving.servers import ask_prompts
+        from pytest_mistral_lora.serving.servers import ScriptedServer, ask_prompts
 
         asked = list(self.asked_rows())
         if isinstance(self.server, ScriptedServer):

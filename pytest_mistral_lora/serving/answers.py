@@ -104,14 +104,14 @@ def chat_answer(answer: Answer, place: str) -> ServedAnswer:
     if not answer.is_ok:
         return ServedAnswer(refused=refusal(answer, place))
     choice = first_choice(answer, place)
-    listed = _listed(read_field(choice, "logprobs", "content"))
+    listed = objects(read_field(choice, "logprobs", "content"))
     ids = read_field(choice, "token_ids")
     if ids is None:
         ids = [one.get("id") for one in listed]
         # llama.cpp leaves out tokens that end within a character
         whole = len(ids) == read_field(answer.data, "usage", "completion_tokens")
         ids = ids if ids and whole and all(type(one) is int for one in ids) else None
-    numbers = [_number(one.get("logprob")) for one in listed]
+    numbers = [number(one.get("logprob")) for one in listed]
     text = read_field(choice, "message", "content")
     return ServedAnswer(
         text if isinstance(text, str) else "",
@@ -123,21 +123,22 @@ def chat_answer(answer: Answer, place: str) -> ServedAnswer:
     )
 
 
-def _listed(value: Any) -> list[Mapping[str, Any]]:
+def objects(value: Any) -> list[Mapping[str, Any]]:
     """Return the entries of a list up to the first that is no object."""
     return list(takewhile(lambda one: isinstance(one, Mapping), value)) if isinstance(value, list) else []
 
 
-def _number(value: Any) -> float:
+def number(value: Any) -> float:
+    """Return a number that a server gives; nan if it is none."""
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else float("nan")
 
 
 def _best(entry: Mapping[str, Any]) -> dict[str, float]:
-    entries = [entry, *_listed(entry.get("top_logprobs"))]
+    entries = [entry, *objects(entry.get("top_logprobs"))]
     # of two tokens with one text, such as the pieces of a byte, neither is known
     found: dict[str, set[float]] = {}
     for one in entries:
-        found.setdefault(str(one.get("token")).strip(), set()).add(_number(one.get("logprob")))
+        found.setdefault(str(one.get("token")).strip(), set()).add(number(one.get("logprob")))
     return {text: values.pop() for text, values in found.items() if len(values) == 1 and text}
 
 
@@ -149,35 +150,3 @@ def _calls(value: Any, place: str) -> list[ServedCall]:
             raise InputError(f"a tool call is {repr(one)[:80]}", place=place, expected="a name, and arguments as JSON")
         found.append(ServedCall(name, arguments))
     return found
-
-
-def llamacpp_completion(answer: Answer, place: str) -> ServedAnswer:
-    """Return an answer of llama.cpp's `/completion`, asked with `return_tokens` and `n_probs`.
-
-    Raises:
-        InputError: If it has another form, or the request failed.
-    """
-    if not answer.is_ok:
-        return ServedAnswer(refused=refusal(answer, place))
-    ids = integers(read_field(answer.data, "tokens"), place)
-    listed = _listed(read_field(answer.data, "completion_probabilities"))
-    # the list leaves out tokens that end within a character, and `tokens` has all
-    numbers = tuple(_number(one.get("logprob")) for one in listed) if len(listed) == len(ids) else ()
-    ended = read_field(answer.data, "stop_type") != "limit"
-    return ServedAnswer(str(read_field(answer.data, "content") or ""), ids, numbers, ended=ended)
-
-
-def vllm_completion(answer: Answer, place: str) -> ServedAnswer:
-    """Return an answer of vLLM's `/v1/completions`, asked with `return_token_ids`.
-
-    Raises:
-        InputError: If it has another form, or the request failed.
-    """
-    if not answer.is_ok:
-        return ServedAnswer(refused=refusal(answer, place))
-    choice = first_choice(answer, place)
-    ids = integers(read_field(choice, "token_ids"), place)
-    given = read_field(choice, "logprobs", "token_logprobs")
-    numbers = tuple(map(_number, given)) if isinstance(given, list) and len(given) == len(ids) else ()
-    ended = read_field(choice, "finish_reason") != "length"
-    return ServedAnswer(str(read_field(choice, "text") or ""), ids, numbers, ended=ended)

@@ -121,17 +121,14 @@ class ServerClient:
 
     async def get(self, path: str) -> Answer:
         """Return the answer to a question without a body: see `post`."""
-        return await self._ask("GET", path, None)
+        return await self.post(path, None, method="GET")
 
-    async def post(self, path: str, data: Any) -> Answer:
+    async def post(self, path: str, data: Any, *, method: str = "POST") -> Answer:
         """Send JSON and return the answer; a server that is busy is asked again.
 
         Raises:
             InputError: If the server is not there, is too slow, or its answer is too large.
         """
-        return await self._ask("POST", path, data)
-
-    async def _ask(self, method: str, path: str, data: Any) -> Answer:
         import httpx
 
         place = f"{self.url}{path}"

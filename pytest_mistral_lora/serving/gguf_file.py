@@ -51,6 +51,10 @@ class GgufFile:
         path: The file.
         fields: Its metadata, by key.
         tensors: Its tensors, by name.
+        is_adapter: Whether it holds a LoRA adapter, and not a model.
+        parts: The number of files that the model is split into.
+        architecture: The name of the architecture in llama.cpp: `llama` for Mistral-7B.
+        template: The chat template; None if there is none.
     """
 
     def __init__(self, path: Path) -> None:
@@ -70,27 +74,12 @@ class GgufFile:
             raise InputError(f"is empty: {error}", place=str(path), expected="a GGUF file") from error
         except OSError as error:
             raise InputError(f"cannot be read: {error.strerror}", place=str(path)) from error
-
-    @property
-    def is_adapter(self) -> bool:
-        """Whether it holds a LoRA adapter, and not a model."""
-        return self.fields.get("general.type") == "adapter"
-
-    @property
-    def parts(self) -> int:
-        """The number of files that the model is split into."""
-        return int(self.fields.get("split.count") or 1)
-
-    @property
-    def architecture(self) -> str:
-        """The name of the architecture in llama.cpp: `llama` for Mistral-7B."""
-        return str(self.fields.get("general.architecture"))
-
-    @property
-    def template(self) -> str | None:
-        """The chat template; None if there is none."""
-        found = self.fields.get("tokenizer.chat_template")
-        return found if isinstance(found, str) else None
+        self.is_adapter = self.fields.get("general.type") == "adapter"
+        count = self.fields.get("split.count")
+        self.parts = count if type(count) is int else 1
+        self.architecture = str(self.fields.get("general.architecture"))
+        template = self.fields.get("tokenizer.chat_template")
+        self.template = template if isinstance(template, str) else None
 
     def setting(self, name: str) -> Any:
         """Return a field of the tokenizer, such as `add_space_prefix`; None if it is missing."""

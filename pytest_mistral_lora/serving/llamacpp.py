@@ -1,23 +1,36 @@
-"""llama.cpp: its endpoints that render, tokenize, complete ids and list adapters."""
+"""llama.cpp, whose endpoints render, tokenize, complete ids and list adapters; and Ollama, which runs it.
+
+Ollama is written from its source, api/types.go and server/routes.go, and was never run here: no registry has a build.
+"""
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any, ClassVar
 
 from pytest_mistral_lora.chat.rows import Row
-from pytest_mistral_lora.serving.answers import LISTED, ServedAnswer, integers, llamacpp_completion, read_field
-from pytest_mistral_lora.serving.client import ServerClient
-from pytest_mistral_lora.serving.server import (
-    ServedPrompt,
-    Server,
-    ServerFacts,
-    chat_request,
-    prompt_count,
-    refused_prompt,
+from pytest_mistral_lora.errors import InputError
+from pytest_mistral_lora.serving.answers import (
+    LISTED,
+    ServedAnswer,
+    chat_answer,
+    integers,
+    number,
+    objects,
+    read_field,
+    refusal,
 )
+from pytest_mistral_lora.serving.client import ServerClient
+from pytest_mistral_lora.serving.server import ServedPrompt, Server, ServerFacts, chat_request, served_prompt
+
+_PRECISIONS = {"F32": "fp32", "BF16": "bf16", "F16": "fp16", "Q8_0": "q8_0", "Q6": "q5", "Q5": "q5", "Q4": "q4"}
+"""The key of `TOLERANCES` for a file type of llama.cpp, such as `all F32` or `Q4_K - Medium`."""
+
+_DEFAULT_TAG = ":latest"
 
 
 class LlamaCpp(Server):
@@ -25,6 +38,7 @@ class LlamaCpp(Server):
 
     name, title, strength = "llamacpp", "llama.cpp", "preview"
     remark = "run with build 11549"
+    version_at = ("/props", "build_info")
     greedy: ClassVar[Mapping[str, Any]] = {
         **Server.greedy,
         # the one sampler: penalties, DRY, XTC, top-k, min-p and those to come are left out
@@ -46,17 +60,26 @@ class LlamaCpp(Server):
 
     async def facts(self, client: ServerClient) -> ServerFacts:
         """Return the build, the models, the precision and the adapters of a server."""
-        facts, props = await super().facts(client), (await client.get("/props")).data
-        precision = _precision(str(read_field(props, "model_ftype") or ""))
+        facts = await super().facts(client)
+        named = str(read_field((await client.get("/props")).data, "model_ftype") or "")
+        precision = next((found for kind, found in _PRECISIONS.items() if re.search(rf"\b{kind}(_|\b)", named)), named)
         scales = tuple((str(one.get("path")), float(one.get("scale") or 0)) for one in await _adapters(client))
-        return replace(facts, version=str(read_field(props, "build_info") or ""), precision=precision, scales=scales)
+        return replace(facts, precision=precision, scales=scales)
 
     async def complete(
         self, client: ServerClient, ids: Sequence[int], model: str, limit: int, settings: Mapping[str, Any]
     ) -> ServedAnswer | None:
         """Return the answer to a prompt that is given as ids."""
         data = {"prompt": list(ids), "n_predict": limit, "n_probs": LISTED, "return_tokens": True, **settings}
-        return llamacpp_completion(await client.post("/completion", data), f"{client.url}/completion")
+        answer, place = await client.post("/completion", data), f"{client.url}/completion"
+        if not answer.is_ok:
+            return ServedAnswer(refused=refusal(answer, place))
+        made = integers(read_field(answer.data, "tokens"), place)
+        listed = objects(read_field(answer.data, "completion_probabilities"))
+        # the list leaves out tokens that end within a character, and `tokens` has all
+        numbers = tuple(number(one.get("logprob")) for one in listed) if len(listed) == len(made) else ()
+        ended = read_field(answer.data, "stop_type") != "limit"
+        return ServedAnswer(str(read_field(answer.data, "content") or ""), made, numbers, ended=ended)
 
     async def base_answer(
         self, client: ServerClient, ids: Sequence[int], model: str, limit: int
@@ -74,27 +97,99 @@ class LlamaCpp(Server):
     async def prompt(self, client: ServerClient, row: Row, model: str) -> ServedPrompt:
         """Return the ids of the rendered prompt, and the number that the chat reports."""
         rendered = await client.post("/apply-template", chat_request(row))
+        if not rendered.is_ok:
+            return served_prompt(rendered, client)
         text = read_field(rendered.data, "prompt")
-        if not rendered.is_ok or not isinstance(text, str):
-            return refused_prompt(rendered, client)
+        if not isinstance(text, str):
+            raise InputError(
+                f"the prompt is {repr(text)[:80]}", place=f"{client.url}/apply-template", expected="a text"
+            )
         # the rendering leaves the first token out, and the chat puts it there
         data = {"content": text, "add_special": True, "parse_special": True}
         tokenized = await client.post("/tokenize", data)
         if not tokenized.is_ok:
-            return refused_prompt(tokenized, client)
+            return served_prompt(tokenized, client)
         ids = integers(read_field(tokenized.data, "tokens"), f"{client.url}/tokenize")
-        answer = await self.chat(client, row, model)
-        return ServedPrompt(ids, prompt_count(answer)) if answer.is_ok else refused_prompt(answer, client)
+        return served_prompt(await self.chat(client, row, model), client, ids)
 
 
 async def _adapters(client: ServerClient) -> list[Mapping[str, Any]]:
     """Return the entry of each adapter that is loaded: its id, path and scale."""
-    found = (await client.get("/lora-adapters")).data
-    entries = found if isinstance(found, list) else []
-    return [one for one in entries if isinstance(one, Mapping) and isinstance(one.get("scale"), int | float)]
+    entries = objects((await client.get("/lora-adapters")).data)
+    return [one for one in entries if isinstance(one.get("scale"), int | float)]
 
 
-def _precision(named: str) -> str:
-    """Return the precision that a file type of llama.cpp names, such as `all F32` or `Q4_K - Medium`."""
-    kinds = {"F32": "fp32", "BF16": "bf16", "F16": "fp16", "Q8_0": "q8_0", "Q6": "q5", "Q5": "q5", "Q4": "q4"}
-    return next((found for kind, found in kinds.items() if re.search(rf"\b{kind}(_|\b)", named)), named)
+class Ollama(Server):
+    """Ollama: the number of prompt tokens is all that it shows."""
+
+    name, title, strength = "ollama", "Ollama", "count"
+    remark = "written from its source, never run here"
+    version_at = ("/api/version", "version")
+
+    # options of its own endpoint: the one with OpenAI's API has no place for most of them
+    greedy: ClassVar[Mapping[str, Any]] = {**Server.greedy, "top_k": 1, "min_p": 0, "repeat_penalty": 1}
+
+    async def facts(self, client: ServerClient) -> ServerFacts:
+        """Return the version and the models of a server.
+
+        Raises:
+            InputError: If it is not Ollama.
+        """
+        answer = await client.get("/api/tags")
+        entries = read_field(answer.data, "models")
+        if not answer.is_ok or not isinstance(entries, list):
+            found = f"HTTP {answer.status}: {answer.error}"
+            raise InputError(found, place=f"{client.url}/api/tags", expected="the models that Ollama has")
+        names = [str(read_field(one, "name")) for one in entries]
+        # a name without a tag is that of the tag `latest`
+        short = [one.removesuffix(_DEFAULT_TAG) for one in names if one.endswith(_DEFAULT_TAG)]
+        return ServerFacts(await self.version(client), (*short, *names))
+
+    async def prompt(self, client: ServerClient, row: Row, model: str) -> ServedPrompt:
+        """Return the number of prompt tokens of a chat request."""
+        answer = await client.post("/api/chat", _request(row, model, {**self.greedy, "num_predict": 1}))
+        if not answer.is_ok:
+            return served_prompt(answer, client)
+        count = read_field(answer.data, "prompt_eval_count")
+        return ServedPrompt(count=count if type(count) is int else None)
+
+    async def answer(
+        self, client: ServerClient, row: Row, model: str, limit: int, settings: Mapping[str, Any]
+    ) -> ServedAnswer:
+        """Return the answer to a row's messages."""
+        answer = await client.post("/api/chat", _request(row, model, {**settings, "num_predict": limit}))
+        place = f"{client.url}/api/chat"
+        if not answer.is_ok:
+            return ServedAnswer(refused=refusal(answer, place))
+        message = read_field(answer.data, "message")
+        # in OpenAI's form, whose arguments are text
+        calls = [
+            {
+                "function": {
+                    "name": read_field(one, "function", "name"),
+                    "arguments": json.dumps(read_field(one, "function", "arguments")),
+                }
+            }
+            for one in read_field(message, "tool_calls") or []
+        ]
+        choice = {"message": {"content": read_field(message, "content"), "tool_calls": calls}}
+        reason = read_field(answer.data, "done_reason")
+        same = {"choices": [{**choice, "finish_reason": reason}]}
+        return chat_answer(replace(answer, data=same), place)
+
+
+def _request(row: Row, model: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a request in the form of Ollama's own API: arguments as an object, a message for each part of a text."""
+    request, messages = chat_request(row), []
+    for message in request.pop("messages"):
+        calls = []
+        for call in message.get("tool_calls") or ():
+            arguments = call["function"].get("arguments")
+            with suppress(TypeError, ValueError):
+                arguments = json.loads(str(arguments))
+            calls.append({**call, "function": {**call["function"], "arguments": arguments}})
+        content = message.get("content") or ""
+        # its endpoint with OpenAI's API makes the same of parts (openai/openai.go)
+        for text in [read_field(part, "text") for part in content] if isinstance(content, list) else [content]:
+            messages.append({**message, "content": str(text or ""), **({"tool_calls": calls} if calls else {})})
+    return {"model": model, "messages": messages, **request, "stream": False, "options": dict(options)}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -60,43 +59,57 @@ class ServerFacts:
 
 def chat_request(row: Row) -> dict[str, Any]:
     """Return the messages of a row before its last answer, and its tools, in the form of OpenAI's chat requests."""
-    start = row.assistant_groups()[-1][0]
-    messages = [_requested(one) for one in row.messages[:start]]
+    messages = []
+    for message in row.messages[: row.assistant_groups()[-1][0]]:
+        messages.append({key: value for key, value in message.items() if key != "weight"})
+        calls = []
+        for call in message.get("tool_calls") or ():
+            given = call["function"].get("arguments")
+            # vLLM refuses a request whose arguments are an object
+            text = given if given is None or isinstance(given, str) else json.dumps(given, ensure_ascii=False)
+            calls.append({**call, "function": {**call["function"], "arguments": text}})
+        messages[-1] |= {"tool_calls": calls} if calls else {}
     tools = {"tools": [{"type": "function", "function": tool["function"]} for tool in row.tools]} if row.tools else {}
     return {"messages": messages, **tools}
 
 
-def _requested(message: Mapping[str, Any]) -> dict[str, Any]:
-    found = {key: value for key, value in message.items() if key != "weight"}
-    if found.get("tool_calls"):
-        found["tool_calls"] = [{**call, "function": _with_text(call["function"])} for call in found["tool_calls"]]
-    return found
+def served_prompt(answer: Answer, client: ServerClient, ids: tuple[int, ...] | None = None) -> ServedPrompt:
+    """Return the prompt that a request was fed, or the refusal of the request.
+
+    Args:
+        answer: The answer to the request; OpenAI's has the number of prompt tokens.
+        client: The connection.
+        ids: The ids of the prompt, if the server shows them.
+
+    Raises:
+        InputError: If the request failed.
+    """
+    if not answer.is_ok:
+        return ServedPrompt(refused=refusal(answer, client.url))
+    count = read_field(answer.data, "usage", "prompt_tokens")
+    return ServedPrompt(ids, count if type(count) is int else None)
 
 
-def _with_text(function: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a called function whose arguments are JSON text: vLLM refuses a request with an object."""
-    given = function.get("arguments")
-    text = given if given is None or isinstance(given, str) else json.dumps(given, ensure_ascii=False)
-    return {**function, "arguments": text}
-
-
-class Server(ABC):
-    """A kind of server.
+class Server:
+    """A kind of server; by itself, any with OpenAI's chat endpoint, which shows the number of prompt tokens alone.
 
     Attributes:
         name: Its name on the command line.
         title: Its name in texts.
         strength: What its answers prove.
         remark: How it was tried.
+        version_at: The endpoint that has its version, and the field; no other kind has this field there. Empty if there
+            is none.
         gives_answers: Whether it can be asked for answers, and not for prompts alone.
         reads_calls: Whether it is asked to read the tool calls of an answer.
         greedy: The settings of a greedy answer: all that could change it is spelled out, since a server has defaults.
     """
 
-    name: ClassVar[str]
-    title: ClassVar[str]
-    strength: ClassVar[Strength]
+    name: ClassVar[str] = "openai"
+    title: ClassVar[str] = "a server with OpenAI's API"
+    strength: ClassVar[Strength] = "count"
     remark: ClassVar[str] = ""
+    version_at: ClassVar[tuple[str, str]] = ("", "")
     gives_answers: ClassVar[bool] = True
     reads_calls: ClassVar[bool] = True
     greedy: ClassVar[Mapping[str, Any]] = {
@@ -117,19 +130,24 @@ class Server(ABC):
         if not isinstance(entries, list) or not all(isinstance(one, Mapping) for one in entries):
             found = f"HTTP {answer.status}: {answer.error}"
             raise InputError(found, place=f"{client.url}/v1/models", expected="the models that it serves")
-        return ServerFacts(await self.version(client), tuple(str(one.get("id")) for one in entries))
+        names = tuple(str(one.get("id")) for one in entries)
+        # an adapter has a base among them
+        adapters = tuple(name for name, one in zip(names, entries, strict=True) if one.get("parent"))
+        return ServerFacts(await self.version(client), names, adapters)
 
     async def version(self, client: ServerClient) -> str:
-        """Return the version of a server; empty if it does not say."""
-        return ""
+        """Return the version of a server; empty if it does not say, or is of another kind."""
+        path, name = self.version_at
+        # the rest of an answer may be the arguments of the server, with a key in them
+        return str(read_field((await client.get(path)).data, name) or "") if path else ""
 
-    @abstractmethod
     async def prompt(self, client: ServerClient, row: Row, model: str) -> ServedPrompt:
         """Return what the server makes of a row's messages.
 
         Raises:
             InputError: If the server is not there, or its answer has another form.
         """
+        return served_prompt(await self.chat(client, row, model), client)
 
     async def chat(self, client: ServerClient, row: Row, model: str, **more: Any) -> Answer:
         """Ask for one token after a row's messages, greedily."""
@@ -171,29 +189,3 @@ class Server(ABC):
     ) -> ServedAnswer | None:
         """Return the greedy answer of the base without its adapter; None if the server cannot be asked for it."""
         return None
-
-
-def refused_prompt(answer: Answer, client: ServerClient) -> ServedPrompt:
-    """Return the refusal of a prompt.
-
-    Raises:
-        InputError: If the answer is no refusal, but a failure.
-    """
-    return ServedPrompt(refused=refusal(answer, client.url))
-
-
-def prompt_count(answer: Answer) -> int | None:
-    """Return the number of prompt tokens that an answer reports; None if it reports none."""
-    count = read_field(answer.data, "usage", "prompt_tokens")
-    return count if type(count) is int else None
-
-
-class OpenAi(Server):
-    """Any server with OpenAI's chat endpoint: the number of prompt tokens is all that it shows."""
-
-    name, title, strength = "openai", "a server with OpenAI's API", "count"
-
-    async def prompt(self, client: ServerClient, row: Row, model: str) -> ServedPrompt:
-        """Return the number of prompt tokens of a chat request."""
-        answer = await self.chat(client, row, model)
-        return ServedPrompt(count=prompt_count(answer)) if answer.is_ok else refused_prompt(answer, client)

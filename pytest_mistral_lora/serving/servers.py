@@ -3,21 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.errors import InputError, did_you_mean
 from pytest_mistral_lora.serving.client import ServerClient
-from pytest_mistral_lora.serving.llamacpp import LlamaCpp
-from pytest_mistral_lora.serving.ollama import Ollama
-from pytest_mistral_lora.serving.script import ScriptedServer
-from pytest_mistral_lora.serving.server import OpenAi, ServedPrompt, Server
-from pytest_mistral_lora.serving.sglang import Sglang
-from pytest_mistral_lora.serving.tgi import Tgi
-from pytest_mistral_lora.serving.vllm import Vllm
+from pytest_mistral_lora.serving.engines import Sglang, Tgi, Vllm
+from pytest_mistral_lora.serving.llamacpp import LlamaCpp, Ollama
+from pytest_mistral_lora.serving.server import ServedPrompt, Server, Strength
 
-SERVERS: Mapping[str, Server] = {one.name: one for one in (LlamaCpp(), Vllm(), Sglang(), Tgi(), Ollama(), OpenAi())}
+SERVERS: Mapping[str, Server] = {one.name: one for one in (LlamaCpp(), Vllm(), Sglang(), Tgi(), Ollama(), Server())}
 """The kinds of servers, by name."""
+
+
+@dataclass(frozen=True)
+class ScriptedServer(Server):
+    """A server that a script of the user's own asks, once for all rows: see `conformance.server.script`.
+
+    Attributes:
+        file: The script.
+    """
+
+    file: Path
+    name: ClassVar[str] = "script"
+    strength: ClassVar[Strength] = "ids"
+    remark: ClassVar[str] = "a script of your own"
+    gives_answers: ClassVar[bool] = False
+
+    @property
+    def title(self) -> str:  # type: ignore[override]
+        """The name of the script."""
+        return self.file.name
 
 
 def find_server(name: str) -> Server:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from pytest_mistral_lora.checkpoint.recognition import spm_pieces
-from pytest_mistral_lora.conformance.finding import Finding, Result, first_findings
+from pytest_mistral_lora.conformance.finding import Finding, first_findings
 from pytest_mistral_lora.errors import OracleRejection, TokenizerError
 
 if TYPE_CHECKING:
@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
     from pytest_mistral_lora.serving.gguf_file import GgufFile
 
-_MODELS = {"spm": "llama", "tekken": "gpt2"}
+MODELS = {"spm": "llama", "tekken": "gpt2"}
+"""The value of `tokenizer.ggml.model` for each kind of tokenizer."""
+
 _SPLITTER = "tekken"
 """The value of `tokenizer.ggml.pre` under which llama.cpp splits text as Tekken does, but for combining marks."""
 _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = 3, 4, 5, 6
@@ -44,7 +46,7 @@ _CONVERT = 'a conversion of a folder with tokenizer.model and "add_prefix_space"
 
 def tokenizer_findings(file: GgufFile, oracle: Oracle) -> Iterator[Finding]:
     """Yield ML912 for each reason why llama.cpp makes other ids of a text than mistral-common."""
-    place, model, expected = str(file.path), file.setting("model"), _MODELS[oracle.kind]
+    place, model, expected = str(file.path), file.setting("model"), MODELS[oracle.kind]
     if model != expected:
         found = f"tokenizer.ggml.model is {model!r}"
         yield Finding("ML912", found, place, f"{expected!r}, the kind of {oracle.path.name}")
@@ -56,8 +58,11 @@ def tokenizer_findings(file: GgufFile, oracle: Oracle) -> Iterator[Finding]:
         yield from _score_findings(file, oracle)
         if file.setting("add_space_prefix") is not False:
             state = "missing, and llama.cpp takes true" if file.setting("add_space_prefix") is None else "true"
-            found = f"tokenizer.ggml.add_space_prefix is {state}: each control token is followed by a second space"
-            yield Finding("ML912", found, place, "false", fix=_space_fix(file))
+            key = "tokenizer.ggml.add_space_prefix"
+            found = f"{key} is {state}: each control token is followed by a second space"
+            again = 'Convert again from a folder whose tokenizer_config.json has "add_prefix_space": false'
+            fix = f"{again}; or serve this file with --override-kv {key}=bool:false."
+            yield Finding("ML912", found, place, "false", fix=fix)
         return
     if file.setting("pre") != _SPLITTER:
         # a converter chooses it by the ids of one text, on which Tekken and the pattern of Llama 3 ("pixtral") agree
@@ -65,12 +70,6 @@ def tokenizer_findings(file: GgufFile, oracle: Oracle) -> Iterator[Finding]:
         fix = f"Serve this file with --override-kv tokenizer.ggml.pre=str:{_SPLITTER}."
         yield Finding("ML912", found, place, repr(_SPLITTER), fix=fix)
     yield from _merge_findings(file, oracle)
-
-
-def _space_fix(file: GgufFile) -> str:
-    key = "tokenizer.ggml.add_space_prefix"
-    folder = 'a folder whose tokenizer_config.json has "add_prefix_space": false'
-    return f"Convert again from {folder}; or serve this file with --override-kv {key}=bool:false."
 
 
 def _vocabulary_findings(file: GgufFile, oracle: Oracle) -> Iterator[Finding]:
@@ -145,7 +144,8 @@ def _score_findings(file: GgufFile, oracle: Oracle) -> Iterator[Finding]:
     if not isinstance(scores, list) or len(scores) < oracle.vocab_size:
         yield Finding("ML912", "has no tokenizer.ggml.scores for each token", place, _CONVERT)
         return
-    expected = [_as_float32(score) for _, score in spm_pieces(oracle.path)]
+    # as the file stores them, in float32
+    expected = [struct.unpack("<f", struct.pack("<f", score))[0] for _, score in spm_pieces(oracle.path)]
     unmerged = {*oracle.control_tokens, oracle.unk_id}
     wrong = [
         number
@@ -160,11 +160,6 @@ def _score_findings(file: GgufFile, oracle: Oracle) -> Iterator[Finding]:
     found = f"{len(wrong):,} scores are wrong, the first is that of {oracle.piece(first)!r} (id {first}): "
     found += f"{scores[first]:g}{', as all others' if alike and len(wrong) > 1 else ''}"
     yield Finding("ML912", found, place, f"{expected[first]:g}: {_CONVERT}")
-
-
-def _as_float32(number: float) -> float:
-    (value,) = struct.unpack("<f", struct.pack("<f", number))
-    return float(value)
 
 
 def _merge_findings(file: GgufFile, oracle: Oracle) -> Iterator[Finding]:
@@ -190,14 +185,6 @@ def _merge_findings(file: GgufFile, oracle: Oracle) -> Iterator[Finding]:
     if missing:
         found = f"no merge gives {len(missing):,} tokens, the first is {oracle.piece(missing[0])!r} (id {missing[0]})"
         yield Finding("ML912", found, place, "a merge for each token of several bytes")
-
-
-def marks_result(file: GgufFile) -> Result:
-    """Return ML915 for a Tekken vocabulary: llama.cpp's pattern ends a word at each combining mark."""
-    if file.setting("model") != _MODELS["tekken"]:
-        return Result()
-    found = "Hindi, Tamil, Thai and other text with combining marks gets more ids than in training"
-    return Result((Finding("ML915", found, str(file.path)),))
 
 
 def template_findings(file: GgufFile, judge: CheckpointTokenizer) -> Iterator[Finding]:

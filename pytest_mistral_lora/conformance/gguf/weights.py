@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -104,16 +103,15 @@ class ComparedWeights:
             known = " or ".join(_ARCHITECTURES)
             raise InputError(f"the architecture is {file.architecture!r}", place=str(file.path), expected=known)
         self.file, self.model = file, model
+        key = f"{file.architecture}.attention.head_count"
+        heads = file.fields.get(key)
+        if type(heads) is not int:
+            raise InputError(f"{key} is {heads!r}", place=str(file.path), expected="the number of heads")
+        self._heads = {".attn_q.": heads, ".attn_k.": int(file.fields.get(f"{key}_kv", heads))}
         self.text = ""
         self._own = Weights(weight_files(model))
         same = base is None or base.resolve() == model.resolve()
         self._base = None if same or base is None else Weights(weight_files(base))
-
-    @cached_property
-    def _heads(self) -> dict[str, int]:
-        fields, prefix = self.file.fields, self.file.architecture
-        count = int(fields[f"{prefix}.attention.head_count"])
-        return {"attn_q": count, "attn_k": int(fields.get(f"{prefix}.attention.head_count_kv", count))}
 
     def findings(self) -> Iterator[Finding]:
         """Yield ML916 for each tensor that is missing, too many, or farther away than its type explains."""
@@ -168,7 +166,7 @@ class ComparedWeights:
     def _stored(self, weights: Weights, name: str, own: str) -> np.ndarray[Any, Any]:
         """Return a tensor of a folder as the file has it: in float32, rows in llama.cpp's order."""
         values: np.ndarray[Any, Any] = weights.array(own).astype("float32")
-        heads = next((count for part, count in self._heads.items() if f".{part}." in name), 0)
+        heads = next((count for part, count in self._heads.items() if part in name), 0)
         return interleaved(values, heads) if heads else values
 
     def _merged_part(self, name: str, own: str, want: Any, have: Any) -> tuple[float, float]:

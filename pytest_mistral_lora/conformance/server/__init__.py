@@ -3,56 +3,61 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from pytest_mistral_lora.chat.rows import Row, as_row
 from pytest_mistral_lora.conformance.checks import Check, Settings
 from pytest_mistral_lora.conformance.finding import Finding, Result, first_findings
 from pytest_mistral_lora.conformance.named_targets import name_of
-from pytest_mistral_lora.conformance.server_target import AskedRow, ServerTarget
-from pytest_mistral_lora.errors import InputError, NoTemplateError, RowError
+from pytest_mistral_lora.conformance.server.deviations import INJECTED, PromptDeviations
+from pytest_mistral_lora.conformance.server_target import AskedRow, ServerChoice, ServerTarget
+from pytest_mistral_lora.conformance.targets import Target
+from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.records.transcripts import TRANSCRIPTS
 
 if TYPE_CHECKING:
-    from pytest_mistral_lora.chat.templates import ChatTemplate
+    from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 
 _SHOWN = 8
 _NO_TRANSCRIPTS = "no golden transcripts: name an adapter (--adapter, --mistral-adapter), or transcripts (--golden)"
-_INJECTED = "control-literal"
-"""The named deviation of text that becomes a control token."""
-
-_CLASSES = {
-    "ML523": (_INJECTED,),
-    "ML530": ("tool-result-as-string", "tools-as-written", "tool-arguments-as-written"),
-}
-"""The named deviations of a class of the audit, for rows on which a server shows only some of them."""
 
 
 def checks(target: ServerTarget, settings: Settings) -> Iterator[Check]:
     """Yield the checks of a server, and of the transcripts that are replayed through it."""
-    target = _with_own_transcripts(target, settings)
-    checks = ServerChecks(target)
-    cases = checks.cases()
-    if target.adapter is None and not target.golden:
+    if target.adapter is not None and not target.golden:
+        # beside those in its folder, the transcripts that the user recorded of the adapter
+        name = name_of(target.adapter)
+        own = [folder / TRANSCRIPTS / name for folder in settings.golden_folders]
+        target = replace(target, golden=(target.adapter / TRANSCRIPTS, *(one for one in own if one.is_dir())))
+    judged = ServerChecks(target)
+    cases = judged.cases()
+    if not target.golden:
         cases |= {"transcripts": partial(Result, not_checked=_NO_TRANSCRIPTS)}
     else:
         from pytest_mistral_lora.conformance.server.replay import ReplayChecks
 
         replayed = ReplayChecks(target).cases()
-        cases |= {case: partial(checks.if_replayed, case, judge) for case, judge in replayed.items()}
+        cases |= {case: partial(judged.if_replayed, case, judge) for case, judge in replayed.items()}
     for case, judge in cases.items():
         yield Check(target, "server", case, judge)
 
 
-def _with_own_transcripts(target: ServerTarget, settings: Settings) -> ServerTarget:
-    """Return the target with the transcripts that the user recorded of its adapter beside those in its folder."""
-    if target.adapter is None or target.golden:
-        return target
-    name = name_of(target.adapter)
-    own = [folder / TRANSCRIPTS / name for folder in settings.golden_folders]
-    return replace(target, golden=(target.adapter / TRANSCRIPTS, *(one for one in own if one.is_dir())))
+@dataclass(frozen=True, slots=True)
+class TakenRow:
+    """A row that server and mistral-common both take.
+
+    Attributes:
+        asked: The row.
+        ids: The ids that are served; None if they are hidden.
+        count: The number of prompt tokens that the server reports; None if it reports none.
+    """
+
+    asked: AskedRow
+    ids: tuple[int, ...] | None
+    count: int | None
 
 
 class ServerChecks:
@@ -64,13 +69,12 @@ class ServerChecks:
 
     def cases(self) -> dict[str, Callable[[], Result]]:
         """Return the checks by name."""
-        asked = {"preview": self.preview, "counts": self.counts, "refusals": self.refusals}
         by_ids = {"prompts": self.prompts, "injection": self.injection}
-        return {
-            "there": self.there,
-            **{name: partial(self._if_shown, judge) for name, judge in by_ids.items()},
-            **{name: partial(self._if_answered, judge) for name, judge in asked.items()},
+        asked = {"preview": self.preview, "counts": self.counts, "refusals": self.refusals}
+        judged = {
+            name: partial(self._if_answered, judge, by_ids=name in by_ids) for name, judge in (by_ids | asked).items()
         }
+        return {"there": self.there, **judged}
 
     @cached_property
     def _failure(self) -> InputError | None:
@@ -80,15 +84,12 @@ class ServerChecks:
             return error
         return None
 
-    def _if_answered(self, judge: Callable[[], Result]) -> Result:
+    def _if_answered(self, judge: Callable[[], Result], *, by_ids: bool = False) -> Result:
         if self._failure is not None:
             return Result(not_checked="the server does not answer: see the check `there`")
-        return judge()
-
-    def _if_shown(self, judge: Callable[[], Result]) -> Result:
-        if self._failure is None and not self._shown:
+        if by_ids and not self._shown:
             return Result(not_checked=f"{self._target.server.title} does not show the ids of a prompt")
-        return self._if_answered(judge)
+        return judge()
 
     def if_replayed(self, case: str, judge: Callable[[], Result]) -> Result:
         """Return the result of a check of replayed transcripts, if there are some and the server answers."""
@@ -99,9 +100,18 @@ class ServerChecks:
         return judge() if case == "transcripts" else self._if_answered(judge)
 
     @cached_property
-    def _shown(self) -> list[_Served]:
+    def _taken(self) -> list[TakenRow]:
+        """The rows that both sides take."""
+        return [
+            TakenRow(one, one.served.ids, one.served.count)
+            for one in self._target.answers.rows
+            if not isinstance(one.served, InputError) and not one.served.refused and one.expected is not None
+        ]
+
+    @cached_property
+    def _shown(self) -> list[TakenRow]:
         """The rows whose ids the server shows."""
-        return [one for one in self._taken() if one.served_ids is not None]
+        return [one for one in self._taken if one.ids is not None]
 
     def there(self) -> Result:
         """ML901: the server is there, and answers each request."""
@@ -129,15 +139,16 @@ class ServerChecks:
         """ML902: each prompt has mistral-common's ids, but for the named deviations."""
         findings: list[Finding] = []
         accepted: Counter[str] = Counter()
+        named = PromptDeviations(self._target)
         for one in self._shown:
-            if one.served_ids == one.asked.expected:
+            if one.ids == one.asked.expected:
                 continue
-            deviations = self._deviations(one)
+            deviations = named.explain(one.asked, one.ids or ())
             if deviations is None:
                 findings += self._differences(one, injected=False)
             else:
-                accepted.update(name for name in deviations if name != _INJECTED)
-        right = sum(one.served_ids == one.asked.expected for one in self._shown)
+                accepted.update(name for name in deviations if name != INJECTED)
+        right = sum(one.ids == one.asked.expected for one in self._shown)
         text = f"{right} of {len(self._shown)} prompts have the ids"
         if accepted:
             text += " of mistral-common; named deviations: " + ", ".join(f"{n} ({c})" for n, c in accepted.items())
@@ -148,7 +159,7 @@ class ServerChecks:
         """ML906: text never becomes a control token."""
         findings: list[Finding] = []
         for one in self._shown:
-            if one.served_ids != one.asked.expected:
+            if one.ids != one.asked.expected:
                 findings += self._differences(one, injected=True)
         return Result(tuple(first_findings(findings, _SHOWN, self._place)))
 
@@ -157,15 +168,15 @@ class ServerChecks:
         if self._target.server.strength != "preview":
             return Result(not_checked="the server shows the ids of the chat request itself, or none")
         findings = []
-        for one in self._taken():
-            if one.served_ids is not None and one.count is not None and len(one.served_ids) != one.count:
-                found = f"{one.asked.name}: the chat is fed {one.count} tokens, the preview has {len(one.served_ids)}"
+        for one in self._taken:
+            if one.ids is not None and one.count is not None and len(one.ids) != one.count:
+                found = f"{one.asked.name}: the chat is fed {one.count} tokens, the preview has {len(one.ids)}"
                 findings.append(Finding("ML903", found, self._place, row=one.asked.row.to_jsonl()))
         return Result(tuple(first_findings(findings, _SHOWN, self._place)))
 
     def counts(self) -> Result:
         """ML904: a server that hides its ids reports as many prompt tokens as mistral-common has."""
-        hidden = [one for one in self._taken() if one.served_ids is None]
+        hidden = [one for one in self._taken if one.ids is None]
         if not hidden:
             return Result(not_checked="the server shows the ids")
         counted = [one for one in hidden if one.count is not None]
@@ -194,58 +205,13 @@ class ServerChecks:
                 findings.append(Finding("ML907", found, self._place, f"a refusal: {one.refusal}", row=row))
         return Result(tuple(first_findings(findings, _SHOWN, self._place)))
 
-    def _taken(self) -> Iterator[_Served]:
-        """Yield the rows that both sides take."""
-        for one in self._target.answers.rows:
-            if not isinstance(one.served, InputError) and not one.served.refused and one.expected is not None:
-                yield _Served(one, one.served.ids, one.served.count)
-
-    @cached_property
-    def _template(self) -> ChatTemplate | None:
-        """The template that a server would render by: the folder's own, or the generated one."""
-        from pytest_mistral_lora.chat.templates import ChatTemplate
-
-        judge = self._target.judge
-        try:
-            return judge.template if judge.has_template else ChatTemplate(judge.tokenizer.fast)
-        except NoTemplateError:
-            return None
-
-    def deviations_of(self, asked: AskedRow) -> tuple[str, ...]:
-        """Return the named deviations that explain a row's served prompt; empty if they do not."""
-        served = asked.served
-        ids = None if isinstance(served, InputError) else served.ids
-        return self._deviations(_Served(asked, ids, None)) or ()
-
-    def _deviations(self, one: _Served) -> tuple[str, ...] | None:
-        """Return the named deviations that explain a served prompt; None if they do not."""
-        from pytest_mistral_lora.chat.templates.compare import compare
-        from pytest_mistral_lora.conformance.encoded.row_faults import id_faults
-
-        template, asked = self._template, one.asked
-        if template is None:
-            return None
-        named = compare(asked.row, self._target.oracle, template)
-        if named.unexplained or not named.deviations:
-            return None
-        try:
-            text = template.render(asked.prompt, generation_prompt=True)
-        except RowError:
-            return None
-        if tuple(template.tokenizer(text, add_special_tokens=False)["input_ids"]) == one.served_ids:
-            return named.deviations
-        # a server may show a part of the deviations: llama.cpp parses the arguments of a call first
-        faults = id_faults(asked.prompt, asked.expected or (), one.served_ids or (), self._target.oracle)
-        found = [next((name for name in named.deviations if name in _CLASSES.get(one.rule, ())), "") for one in faults]
-        return tuple(found) if all(found) else None
-
-    def _differences(self, one: _Served, *, injected: bool) -> Iterator[Finding]:
+    def _differences(self, one: TakenRow, *, injected: bool) -> Iterator[Finding]:
         """Yield a finding for each class of a served prompt's difference: text as control tokens, or all others."""
         from pytest_mistral_lora.conformance.alignment import Alignment
         from pytest_mistral_lora.conformance.encoded.row_faults import id_faults
 
         asked = one.asked
-        expected, ids, oracle = asked.expected or (), one.served_ids or (), self._target.oracle
+        expected, ids, oracle = asked.expected or (), one.ids or (), self._target.oracle
         difference = Alignment((expected, None), (ids, None), oracle.piece, ("mistral-common", "served"))
         for fault in id_faults(asked.prompt, expected, ids, oracle):
             if (fault.rule == "ML523") is injected:
@@ -254,10 +220,59 @@ class ServerChecks:
                 yield Finding(rule, found, self._place, fault.expected, row=row, **parts)
 
 
-@dataclass(frozen=True, slots=True)
-class _Served:
-    """A row that server and mistral-common both take."""
+def served_findings(url: str, rows: Sequence[Row], tokenizer: CheckpointTokenizer, model: str) -> Iterator[Finding]:
+    """Yield the findings of the prompts that a server makes of some rows; hidden ids are one, too.
 
-    asked: AskedRow
-    served_ids: tuple[int, ...] | None
-    count: int | None
+    Args:
+        url: The kind and the address of the server, as `ServerChoice` parses them.
+        rows: The rows, each with an answer at its end.
+        tokenizer: The tokenizer that the prompts are held to.
+        model: The name of the model; empty for the first that the server lists.
+
+    Raises:
+        InputError: If the server cannot be one, or a row has no answer.
+    """
+    target = _target_of_rows(ServerChoice.parse(url), rows, tokenizer, model)
+    results = {case: judge() for case, judge in ServerChecks(target).cases().items()}
+    for result in results.values():
+        yield from result.findings
+    hidden = results["prompts"].not_checked
+    if hidden and not results["there"].findings:
+        yield Finding("ML902", f"not checked: {hidden}", target.url, "the ids of each prompt")
+
+
+def served_prompt(
+    choice: ServerChoice | None, row: Row | Mapping[str, Any], tokenizer: CheckpointTokenizer
+) -> tuple[int, ...]:
+    """Return the ids of the prompt that a server makes of a row's messages before its last answer.
+
+    Raises:
+        InputError: If no server is named, it is not there, it refuses the messages, it hides its ids, or the row has no
+            answer.
+        RowError: If the row cannot be used.
+    """
+    if choice is None:
+        step = "Set mistral_servers in your ini file, or give --mistral-golden --mistral-server NAME=URL."
+        raise InputError("no server is named", next_step=step)
+    target = _target_of_rows(choice, [as_row(row)], tokenizer)
+    found = target.answers.rows[0].served
+    if isinstance(found, InputError):
+        raise found
+    if found.refused:
+        raise InputError(f"the server refuses the messages: {found.refused}", place=choice.url)
+    if found.ids is None:
+        raise InputError(f"{target.server.title} does not show the ids of a prompt", place=choice.url)
+    return found.ids
+
+
+def _target_of_rows(
+    choice: ServerChoice, rows: Sequence[Row], tokenizer: CheckpointTokenizer, model: str = ""
+) -> ServerTarget:
+    judge = Target("tokenizer", tokenizer.path)
+    # already loaded: a second one, of 131,000 tokens, would cost seconds
+    vars(judge)["tokenizer"] = tokenizer
+    target = choice.target("server", judge, given=tuple(rows), model=model)
+    if not rows or len(target.asked_rows()) < len(rows):
+        found = "a row without an answer, or with settings that a chat request names otherwise" if rows else "no row"
+        raise InputError(found, expected="rows that end with the answer to a prompt")
+    return target

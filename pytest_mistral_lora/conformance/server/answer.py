@@ -60,7 +60,7 @@ class AnswerJudge:
             difference = None
         else:
             difference = self._text_difference(golden, self._text(answer))
-        moved = self.moved(golden, answer)
+        moved = moved_logprobs(golden, answer)
         apart = sum(moved) / len(moved) if moved else None
         tier = answer_tier(difference, apart, widest_tolerance(self.precision, golden.precision))
         if calls and tier == "exact":
@@ -91,17 +91,6 @@ class AnswerJudge:
         if ids is None or not answer.ended or ids[-1:] == (eos,):
             return ids
         return (*ids, eos)
-
-    def moved(self, golden: Transcript, answer: ServedAnswer) -> list[float]:
-        """Return the differences of log-probabilities up to the first other token, in nats; empty if not known."""
-        apart = []
-        pairs = zip(answer.ids or (), golden.completion_ids, answer.logprobs, golden.logprobs, strict=False)
-        for own, recorded, logprob, before in pairs:
-            if own != recorded:
-                break
-            if isfinite(logprob):
-                apart.append(abs(logprob - before))
-        return apart
 
     def _calls_fault(self, golden: Transcript, answer: ServedAnswer) -> str:
         """Return why the tool calls that a server read are not the recorded ones; empty if they are.
@@ -137,6 +126,18 @@ class AnswerJudge:
         rest = text[len(known) :][:_SHOWN] or "the end"
         golden_token = TokenCandidate(ids[index], self.oracle.piece(ids[index]), None)
         return FirstDifference(index, golden_token, TokenCandidate(None, repr(rest), None), golden.margins[index])
+
+
+def moved_logprobs(golden: Transcript, answer: ServedAnswer) -> list[float]:
+    """Return the differences of log-probabilities up to the first other token, in nats; empty if not known."""
+    apart = []
+    pairs = zip(answer.ids or (), golden.completion_ids, answer.logprobs, golden.logprobs, strict=False)
+    for own, recorded, logprob, before in pairs:
+        if own != recorded:
+            break
+        if isfinite(logprob):
+            apart.append(abs(logprob - before))
+    return apart
 
 
 def call_text(answer: ServedAnswer) -> str:

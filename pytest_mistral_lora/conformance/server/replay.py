@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cached_property
+from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property, partial
 from math import isfinite
 from typing import TYPE_CHECKING
 
 from pytest_mistral_lora.conformance.finding import Finding, Result, first_findings
-from pytest_mistral_lora.conformance.server.answer import AnswerJudge, call_text
+from pytest_mistral_lora.conformance.server.answer import AnswerJudge, call_text, moved_logprobs
 from pytest_mistral_lora.conformance.server_target import ServerTarget
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.records.judgement import TOLERANCES, AnswerJudgement, difference_text
@@ -44,9 +44,10 @@ class ReplayChecks:
     def cases(self) -> Mapping[str, Callable[[], Result]]:
         """Return the checks by name."""
         return {
-            "transcripts": self.transcripts,
-            "by-ids": self.by_ids,
-            "by-messages": self.by_messages,
+            # ML801 and ML802: the transcripts can be read, and their prompts have the ids of the tokenizer
+            "transcripts": lambda: Result(tuple(self._target.transcripts[1])),
+            "by-ids": partial(self.answers, "ML908", lambda one: one.by_ids),
+            "by-messages": partial(self.answers, "ML909", lambda one: one.by_messages),
             "first-logprobs": self.first_logprobs,
             "applied": self.applied,
             "greedy": self.greedy,
@@ -63,36 +64,14 @@ class ReplayChecks:
         widest = max((one.transcript.precision for one in target.replayed), key=lambda one: TOLERANCES[one].margin)
         return widest, "as recorded, since the server reports none"
 
-    @cached_property
-    def _judge(self) -> AnswerJudge:
-        return AnswerJudge(self._target.oracle, self._precision[0], self._target.server.reads_calls)
-
-    @property
-    def _not_judged(self) -> str:
-        """Why answers are not judged; empty if they are."""
-        precision = self._precision[0]
-        if precision in TOLERANCES:
-            return ""
-        kind = self._target.kind
-        return f"no tolerance is known for weights in {precision}; to use another's: {kind}:q4={self._target.url}"
-
-    def transcripts(self) -> Result:
-        """ML801 and ML802: the transcripts can be read, and their prompts have the ids of the tokenizer."""
-        return Result(tuple(self._target.transcripts[1]))
-
-    def by_ids(self) -> Result:
-        """ML908: the recorded ids of a prompt are answered as recorded."""
-        if all(one.by_ids is None for one in self._target.replayed):
+    def answers(self, rule: str, of: Callable[[Replayed], Outcome]) -> Result:
+        """ML908 and ML909: the recorded ids of a prompt, and the messages, are answered as recorded."""
+        if rule == "ML908" and all(one.by_ids is None for one in self._target.replayed):
             return Result(not_checked=f"{self._target.server.title} is not asked by ids")
-        return self._answers("ML908", lambda one: one.by_ids)
-
-    def by_messages(self) -> Result:
-        """ML909: the messages of a transcript are answered as recorded."""
-        return self._answers("ML909", lambda one: one.by_messages)
-
-    def _answers(self, rule: str, of: Callable[[Replayed], Outcome]) -> Result:
-        if self._not_judged:
-            return Result(not_checked=self._not_judged)
+        precision, source = self._precision
+        if precision not in TOLERANCES:
+            stated = f"{self._target.kind}:q4={self._target.url}"
+            return Result(not_checked=f"no tolerance is known for weights in {precision}; to use another's: {stated}")
         findings, tiers, moved = [], [], 0.0
         for one in self._target.replayed:
             judged = self._judged(one.transcript, of(one), by_messages=rule == "ML909")
@@ -101,10 +80,9 @@ class ReplayChecks:
                 continue
             tiers.append(judged.tier)
             answer = _answered(of(one))
-            moved = max([moved, *(self._judge.moved(one.transcript, answer) if answer else [])])
+            moved = max([moved, *(moved_logprobs(one.transcript, answer) if answer else [])])
             if not judged.passed:
                 findings.append(self._different(rule, one, judged))
-        precision, source = self._precision
         counts = ", ".join(f"{tiers.count(tier)} {tier}" for tier in dict.fromkeys(tiers)) or "0"
         text = f"{counts} of {len(self._target.replayed)}; {precision}, {source}"
         text += f"; log-probabilities moved by {moved:.2g} nats at most" if moved else ""
@@ -122,7 +100,8 @@ class ReplayChecks:
         if outcome.refused:
             return f"the server refuses it: {outcome.refused}"
         try:
-            return self._judge.judge(golden, outcome, by_messages=by_messages)
+            judge = AnswerJudge(self._target.oracle, self._precision[0], self._target.server.reads_calls)
+            return judge.judge(golden, outcome, by_messages=by_messages)
         except InputError as error:
             return error.found
 
@@ -131,26 +110,19 @@ class ReplayChecks:
 
     def _different(self, rule: str, one: Replayed, judged: AnswerJudgement) -> Finding:
         lines = [*difference_text(judged), *(f"{check.name} failed: {check.reason}" for check in judged.broken_checks)]
-        if rule == "ML909":
-            by_ids = self._judged(one.transcript, one.by_ids, by_messages=False)
-            if isinstance(by_ids, AnswerJudgement) and by_ids.passed:
-                lines = [*self._cause(one), *lines]
+        by_ids = self._judged(one.transcript, one.by_ids, by_messages=False) if rule == "ML909" else ""
+        if isinstance(by_ids, AnswerJudgement) and by_ids.passed:
+            # messages are answered otherwise than the ids of their prompt: by the prompt, or by the server
+            prompt, recorded = one.prompt, one.transcript.prompt_ids
+            ids = None if prompt is None or isinstance(prompt, InputError) else prompt.ids
+            cause = [CONSTRAINED if ids == recorded else RIGHT_MODEL]
+            if ids is not None and ids != recorded:
+                pairs = enumerate(zip(ids, recorded, strict=False))
+                first = next((n for n, (own, other) in pairs if own != other), min(len(ids), len(recorded)))
+                counts = f"{len(recorded)} tokens recorded, {len(ids)} served"
+                cause.append(f"prompt: {counts}; the first other: token {first}")
+            lines = [*cause, *lines]
         return self._finding(rule, one.transcript, f"answered {judged.text!r}", "\n".join(lines))
-
-    def _cause(self, one: Replayed) -> list[str]:
-        """Return why messages are answered otherwise than the ids of their prompt."""
-        prompt, recorded = one.prompt, one.transcript.prompt_ids
-        ids = None if prompt is None or isinstance(prompt, InputError) else prompt.ids
-        if ids is None:
-            return [RIGHT_MODEL]
-        if ids == recorded:
-            return [CONSTRAINED]
-        pairs = enumerate(zip(ids, recorded, strict=False))
-        first = next((n for n, (own, other) in pairs if own != other), min(len(ids), len(recorded)))
-        return [
-            RIGHT_MODEL,
-            f"prompt: {len(recorded)} tokens recorded, {len(ids)} served; the first other: token {first}",
-        ]
 
     def first_logprobs(self) -> Result:
         """ML905: a server that hides its ids gives the first token the log-probability of the right prompt."""
@@ -202,7 +174,11 @@ class ReplayChecks:
         if not asked:
             reason = "the server has no adapter to leave out, as if it served a merged model: see the check `by-ids`"
             return Result(tuple(findings), "" if findings else reason)
-        same = sum(own is not None and _is_same(own, base) for own, base in asked)
+        same = 0
+        for own, base in asked:
+            if own is not None and own.ids == base.ids:
+                both = zip(own.logprobs, base.logprobs, strict=False)
+                same += all(abs(a - b) <= _SAME for a, b in both if isfinite(a) and isfinite(b))
         if same == len(asked):
             found = f"{len(asked)} of {len(asked)} prompts are answered as by the base without an adapter"
             findings.append(Finding("ML910", found, self._place, "the answers of the adapter"))
@@ -220,25 +196,18 @@ class ReplayChecks:
             for other, how in ((one.again, "asked twice"), (one.plain, "asked with the temperature 0 alone")):
                 if isinstance(other, InputError):
                     findings.append(self._finding("ML911", one.transcript, f"{how}: {other.found}"))
-                elif other is not None:
-                    findings += self._otherwise(one.transcript, answer, other, how)
+                    continue
+                if other is None or (other.text, other.calls, other.ids) == (answer.text, answer.calls, answer.ids):
+                    continue
+                judged = self._judged(one.transcript, other, by_messages=True)
+                if isinstance(judged, AnswerJudgement) and judged.passed:
+                    continue  # another token at a near tie
+                expected, text = (repr(given.text) if given.text else call_text(given) for given in (answer, other))
+                found = f"{one.transcript.case}: {how}, it answers {text}"
+                row = one.transcript.row.to_jsonl()
+                findings.append(Finding("ML911", found, self._place, expected, row=row))
         return Result(tuple(first_findings(findings, _SHOWN, self._place)))
-
-    def _otherwise(self, golden: Transcript, one: ServedAnswer, other: ServedAnswer, how: str) -> Iterator[Finding]:
-        if (one.text, one.calls, one.ids) == (other.text, other.calls, other.ids):
-            return
-        found = self._judged(golden, other, by_messages=True)
-        if isinstance(found, AnswerJudgement) and found.passed:
-            return  # another token at a near tie
-        expected, text = (repr(given.text) if given.text else call_text(given) for given in (one, other))
-        row = golden.row.to_jsonl()
-        yield Finding("ML911", f"{golden.case}: {how}, it answers {text}", self._place, expected, row=row)
 
 
 def _answered(outcome: Outcome) -> ServedAnswer | None:
     return None if isinstance(outcome, InputError) else outcome
-
-
-def _is_same(one: ServedAnswer, other: ServedAnswer) -> bool:
-    pairs: Sequence[tuple[float, float]] = list(zip(one.logprobs, other.logprobs, strict=False))
-    return one.ids == other.ids and all(abs(a - b) <= _SAME for a, b in pairs if isfinite(a) and isfinite(b))

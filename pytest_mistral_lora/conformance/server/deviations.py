@@ -1,0 +1,61 @@
+"""The named deviations of served prompts: those that explain the difference of a prompt from mistral-common's."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from pytest_mistral_lora.conformance.server_target import AskedRow, ServerTarget
+from pytest_mistral_lora.errors import NoTemplateError, RowError
+
+if TYPE_CHECKING:
+    from pytest_mistral_lora.chat.templates import ChatTemplate
+
+INJECTED = "control-literal"
+"""The named deviation of text that becomes a control token."""
+
+_CLASSES = {
+    "ML523": (INJECTED,),
+    "ML530": ("tool-result-as-string", "tools-as-written", "tool-arguments-as-written"),
+}
+"""The named deviations of a class of the audit, for rows on which a server shows only some of them."""
+
+
+class PromptDeviations:
+    """The named deviations of the prompts of one server."""
+
+    def __init__(self, target: ServerTarget) -> None:
+        self._target = target
+
+    @cached_property
+    def _template(self) -> ChatTemplate | None:
+        """The template that a server would render by: the folder's own, or the generated one."""
+        from pytest_mistral_lora.chat.templates import ChatTemplate
+
+        judge = self._target.judge
+        try:
+            return judge.template if judge.has_template else ChatTemplate(judge.tokenizer.fast)
+        except NoTemplateError:
+            return None
+
+    def explain(self, asked: AskedRow, served: tuple[int, ...]) -> tuple[str, ...] | None:
+        """Return the named deviations that explain the served ids of a prompt; None if they do not."""
+        from pytest_mistral_lora.chat.templates.compare import compare
+        from pytest_mistral_lora.conformance.encoded.row_faults import id_faults
+
+        template = self._template
+        if template is None:
+            return None
+        named = compare(asked.row, self._target.oracle, template)
+        if named.unexplained or not named.deviations:
+            return None
+        try:
+            text = template.render(asked.prompt, generation_prompt=True)
+        except RowError:
+            return None
+        if tuple(template.tokenizer(text, add_special_tokens=False)["input_ids"]) == served:
+            return named.deviations
+        # a server may show a part of the deviations: llama.cpp parses the arguments of a call first
+        faults = id_faults(asked.prompt, asked.expected or (), served, self._target.oracle)
+        found = [next((name for name in named.deviations if name in _CLASSES.get(one.rule, ())), "") for one in faults]
+        return tuple(found) if all(found) else None
