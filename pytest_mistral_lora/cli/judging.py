@@ -143,7 +143,7 @@ class Judging:
         return report_data(records, code, facts, causes=[one.to_json() for one in causes], deselected=0, not_run=0)
 
     def _write_reports(self, data: dict[str, Any], causes: FindingGroups, targets: Sequence[Target]) -> None:
-        from pytest_mistral_lora.conformance.failed_rows import failed_rows
+        from pytest_mistral_lora.conformance.groups import failed_rows
         from pytest_mistral_lora.report import write_report
 
         rows = failed_rows(causes, targets) if self.reports else []

@@ -65,11 +65,6 @@ class Alignment:
         """The blocks behind the first different id, up to the window's end."""
         return window_blocks(self.expected[0], self.found[0], (self._first_id, self._first_id))
 
-    @property
-    def _cut(self) -> bool:
-        """Whether the rows go on behind the window."""
-        return max(len(self.expected[0]), len(self.found[0])) > self._first_id + WINDOW
-
     def pairs(self) -> Iterator[Pair]:
         """Yield the tokens of both sides in order, up to the end of the window."""
         yield from ((index, index) for index in range(self._first_id))
@@ -109,7 +104,9 @@ class Alignment:
         owner: tuple[int | None, str | None] = (None, None)
         for pair in pairs[start : start + _TOKENS_SHOWN]:
             shown = tuple(None if i is None else side.token(i) for side, i in zip(sides, pair, strict=True))
-            owner = owner if pair[0] is None else self._owner(pair[0])
+            if (index := pair[0]) is not None:
+                spans = (one for one in self.spans if one.start <= index < one.end)
+                owner = next(((one.turn, one.role) for one in spans), (None, None))
             columns.append(Column(shown, self.mark(pair), *owner))
         count = len(self.expected[0])
         part = f": tokens {start} to {start + len(columns) - 1} of {count}" if len(columns) < count else ""
@@ -118,9 +115,6 @@ class Alignment:
     def parts(self, title: str) -> dict[str, Any]:
         """Return table, shape and tokens of the first difference, as a finding takes them."""
         return {"detail": self.table(), "shape": self.shape(), "tokens": self.tokens(title)}
-
-    def _owner(self, index: int) -> tuple[int | None, str | None]:
-        return next(((one.turn, one.role) for one in self.spans if one.start <= index < one.end), (None, None))
 
     def table(self) -> str:
         """Return the tokens around the first difference, side by side; empty if there is none."""
@@ -144,7 +138,9 @@ class Alignment:
             lines.append(f"{mark or ' '} {padded}".rstrip())
         later = sum(number > last + AROUND for number in changed)
         if later:
-            lines.append(f"… {'' if self._cut else f'{later} '}more token{'s differ' if later > 1 else ' differs'}")
+            # if the rows go on behind the window, there may be more of them
+            is_cut = max(len(self.expected[0]), len(self.found[0])) > self._first_id + WINDOW
+            lines.append(f"… {'' if is_cut else f'{later} '}more token{'s differ' if later > 1 else ' differs'}")
         return "\n".join(lines)
 
     def _cells(self, side: tuple[Ids, Labels], index: int | None) -> tuple[str, str, str]:

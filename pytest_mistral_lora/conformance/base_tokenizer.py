@@ -13,7 +13,6 @@ from pytest_mistral_lora.checkpoint.tokenizer_folder import (
     TEKKEN,
     TOKENIZER_CONFIG,
     TOKENIZER_JSON,
-    TokenizerFiles,
     loaded_place,
     template_places,
 )
@@ -66,7 +65,8 @@ def template_result(folder: AdapterFolder) -> Result:
     if target is None:
         return Result(not_checked=missing)
     base = target.tokenizer
-    text, other = (_template_text(one.files) for one in (own, base))
+    texts = (template_places(one.files).get("default", {}).get(loaded_place(one.files)) for one in (own, base))
+    text, other = texts
     if text is None or (other is None and not (base.is_there and base.has_oracle)):
         return Result(not_checked=f"no chat template in {(own if text is None else base).path}")
     # a base without a template of its own is used through the one that mistral-common generates
@@ -97,10 +97,6 @@ def _tokenizers(folder: AdapterFolder) -> tuple[CheckpointTokenizer, Target | No
     return CheckpointTokenizer(folder.path), target, base.missing
 
 
-def _template_text(files: TokenizerFiles) -> str | None:
-    return template_places(files).get("default", {}).get(loaded_place(files))
-
-
 def _stored_findings(own: CheckpointTokenizer, base: CheckpointTokenizer) -> Iterator[Finding]:
     """Yield ML440 for another Mistral tokenizer file, and for a length that a training run left in tokenizer.json."""
     files, others = own.files, base.files
@@ -122,7 +118,10 @@ def _stored_findings(own: CheckpointTokenizer, base: CheckpointTokenizer) -> Ite
 def _loaded_findings(own: CheckpointTokenizer, base: CheckpointTokenizer, rows: Any) -> Iterator[Finding]:
     """Yield ML440 and ML441 for differences between the tokenizers that transformers loads from the two folders."""
     digests = own.files.digests, base.files.digests
-    settings = [_deciding(one.files.json(TOKENIZER_CONFIG)) for one in (own, base)]
+    settings = [
+        {key: value for key, value in one.files.json(TOKENIZER_CONFIG).items() if key not in _SETTINGS}
+        for one in (own, base)
+    ]
     names = (TOKENIZER_JSON, SPECIAL_TOKENS, "tokenizer.model", TEKKEN)
     same = settings[0] == settings[1] and all(digests[0].get(name) == digests[1].get(name) for name in names)
     if TOKENIZER_JSON in digests[0] and same:
@@ -153,11 +152,6 @@ def _loaded_findings(own: CheckpointTokenizer, base: CheckpointTokenizer, rows: 
         found = f"{len(late):,} tokens more than the base has, the first is {text!r} (id {number})"
         yield Finding("ML440", found, place, f"ids below {rows}: the embeddings have no row for others")
     yield from first_findings(list(_text_findings(mine, others, place)), _SHOWN, place)
-
-
-def _deciding(config: dict[str, Any]) -> dict[str, Any]:
-    """Return the keys of a tokenizer's configuration that can change an id."""
-    return {key: value for key, value in config.items() if key not in _SETTINGS}
 
 
 def _text_findings(mine: Any, others: Any, place: str) -> Iterator[Finding]:

@@ -3,30 +3,25 @@
 from __future__ import annotations
 
 import gc
+import hashlib
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from pytest_mistral_lora.conformance.causes import UNLOADABLE, Causes
+from filelock import FileLock
+
 from pytest_mistral_lora.conformance.finding import Finding, Result
-from pytest_mistral_lora.conformance.gguf_target import GgufTarget
+from pytest_mistral_lora.conformance.model_targets import AdapterTarget, GgufTarget
 from pytest_mistral_lora.conformance.path_kinds import recognised, targets_of
 from pytest_mistral_lora.conformance.server_target import ServerTarget
-from pytest_mistral_lora.conformance.targets import (
-    AdapterTarget,
-    DatasetTarget,
-    EncodedTarget,
-    RecipeTarget,
-    RunnerTarget,
-    Target,
-)
+from pytest_mistral_lora.conformance.targets import DatasetTarget, EncodedTarget, RecipeTarget, RunnerTarget, Target
 from pytest_mistral_lora.errors import (
+    MistralLoraError,
     NoOracleError,
     NoTemplateError,
     PinError,
@@ -44,6 +39,29 @@ Subject = Literal[
 ]  # fmt: skip
 SUBJECTS: tuple[Subject, ...] = get_args(Subject)
 """Every subject, in the order in which its checks run."""
+
+UNLOADABLE: Mapping[type[MistralLoraError], str] = {RecipeError: "ML640", PinError: "ML208", TokenizerError: "ML201"}
+"""The rule of each error that keeps every check of a target from judging."""
+
+
+@dataclass(frozen=True, slots=True)
+class Causes:
+    """The errors that keep checks of a run from judging, such as a missing base: one check reports each of them.
+
+    Attributes:
+        folder: A folder that all workers of the run share.
+    """
+
+    folder: Path
+
+    def reporter(self, error: Exception, name: str) -> str:
+        """Return the name of the check that reports an error: the first that met it, in any process."""
+        digest = hashlib.sha256(f"{type(error).__name__}: {error}".encode("utf-8", "surrogatepass")).hexdigest()
+        file = self.folder / f"cause-{digest[:16]}.txt"
+        with FileLock(f"{file}.lock"):
+            if not file.is_file():
+                file.write_text(name, encoding="utf-8")
+            return file.read_text(encoding="utf-8")
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,9 +115,12 @@ class Check:
 
     def run(self) -> Result:
         """Run the check; a recipe, base or tokenizer that does not load is the finding of one check in all subjects."""
+        # A tokenizer file is 131,000 small dictionaries, and they are not garbage: with Python's limit of 700 new
+        # objects, the collector walks them again and again, and takes a tenth of the suite's time.
+        before = gc.get_threshold()
+        gc.set_threshold(50_000, *before[1:])
         try:
-            with _rare_collections():
-                return self.judge()
+            return self.judge()
         except (NoOracleError, NoTemplateError, MissingExtraError) as error:
             return Result(not_checked=str(error))
         except (RecipeError, PinError, TokenizerError) as error:
@@ -113,6 +134,8 @@ class Check:
             if missing is None:
                 raise
             return Result(not_checked=str(missing))
+        finally:
+            gc.set_threshold(*before)
 
     def record(self, result: Result | None, *, outcome: str, seconds: float) -> dict[str, Any]:
         """Return the outcome of a check as plain data, for tables and reports.
@@ -137,18 +160,6 @@ class Check:
         }
 
 
-@contextmanager
-def _rare_collections() -> Iterator[None]:
-    # A tokenizer file is 131,000 small dictionaries, and they are not garbage: with Python's limit of 700 new objects,
-    # the collector walks them again and again, and takes a tenth of the suite's time.
-    before = gc.get_threshold()
-    gc.set_threshold(50_000, *before[1:])
-    try:
-        yield
-    finally:
-        gc.set_threshold(*before)
-
-
 _ROOM = "pytest_mistral_lora.conformance"
 # Each subject by the function that yields its checks: a subject is imported when one of its targets is collected.
 _SUBJECTS = {
@@ -168,8 +179,19 @@ _SUBJECTS = {
     "gguf": ("gguf", "checks"),
     "server": ("server", "checks"),
 }
-# The user's goldens are not among them: which of them apply depends on the target's name.
-_OF_TOKENIZER = ("tokenizer", "template", "mask")
+_OF_TOKENIZER = ("tokenizer", "template", "user goldens", "mask")
+_OF_TARGET: dict[type[Target], tuple[str, ...]] = {
+    Target: _OF_TOKENIZER,
+    # first: a recipe, base or tokenizer that cannot be used is then its finding
+    RecipeTarget: ("recipe", *_OF_TOKENIZER, "dataset"),
+    DatasetTarget: ("dataset",),
+    EncodedTarget: ("encoded",),
+    RunnerTarget: ("runner",),
+    AdapterTarget: ("adapter", "manifest", "transcript"),
+    GgufTarget: ("gguf",),
+    ServerTarget: ("server",),
+}
+"""The subjects of each kind of target, in order; of a merged model, `merged` is in the place of `adapter`."""
 
 _Results = dict[tuple[Path, str, str], Result]
 """Results by the place of the tokenizer, the subject and the case."""
@@ -190,26 +212,13 @@ def collect(targets: Sequence[Target], settings: Settings) -> Iterator[Check]:
 
 
 def _checks(target: Target, settings: Settings, results: _Results) -> Iterator[Check]:
-    if isinstance(target, EncodedTarget):
-        subjects = ["encoded"]
-    elif isinstance(target, DatasetTarget):
-        subjects = ["dataset"]
-    elif isinstance(target, RunnerTarget):
-        subjects = ["runner"]
-    elif isinstance(target, GgufTarget):
-        subjects = ["gguf"]
-    elif isinstance(target, ServerTarget):
-        subjects = ["server"]
-    elif isinstance(target, AdapterTarget):
-        subjects = ["merged" if target.is_merged else "adapter", "manifest", "transcript"]
-    else:
-        subjects = ["tokenizer", "template", "user goldens", "mask"]
-    if isinstance(target, RecipeTarget):
-        # first: a recipe, base or tokenizer that cannot be used is then its finding
-        subjects = ["recipe", *subjects, "dataset"]
-    for subject in subjects:
+    for named in _OF_TARGET[type(target)]:
+        is_merged = named == "adapter" and isinstance(target, AdapterTarget) and target.is_merged
+        subject = "merged" if is_merged else named
+        # which of the user's goldens apply depends on the target's name
+        is_shared = subject in _OF_TOKENIZER and subject != "user goldens"
         for check in _subject_checks(subject, target, settings):
-            yield _judged_once(check, results) if subject in _OF_TOKENIZER else check
+            yield _judged_once(check, results) if is_shared else check
     if isinstance(target, RecipeTarget) and target.made is not None:
         yield from _checks(target.made, settings, results)
 

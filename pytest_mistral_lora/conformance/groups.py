@@ -1,15 +1,24 @@
-"""Findings by cause: one fault breaks many rows, and is reported once, by the simplest of them."""
+"""Findings by cause: one fault breaks many rows, and is reported once, by the simplest of them; its row as tokens."""
 
 from __future__ import annotations
 
+import json
 import re
 import textwrap
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from pytest_mistral_lora.chat.difference import plain_text, visible
+from pytest_mistral_lora.chat.rows import parse_row
+from pytest_mistral_lora.chat.token_rows import ShownToken, TokenRow, TokenSide, Wrong
 from pytest_mistral_lora.conformance.finding import Finding
+from pytest_mistral_lora.errors import MistralLoraError
+
+if TYPE_CHECKING:
+    from pytest_mistral_lora.conformance.finding import Finding
+    from pytest_mistral_lora.conformance.targets import Target
 
 MOST_NAMES = 1000
 """Names of other findings that a cause keeps; more are counted."""
@@ -133,10 +142,13 @@ def group_findings(records: Iterable[Mapping[str, Any]]) -> FindingGroups:
     causes = FindingGroups()
     for record in records:
         name = record["nodeid"].partition("::")[2]
-        several = len(record["findings"]) > 1
         for data in record["findings"]:
-            finding = Finding.from_json(data)
-            causes.add(finding, name, own_name(finding) if several else name)
+            finding, own = Finding.from_json(data), name
+            if len(record["findings"]) > 1:
+                # its own name among the others of its check: its line, or else the tensor that it is about
+                first = finding.found.partition(" ")[0]
+                own = first if "." in first and not re.search(r":\d", finding.place) else finding.place
+            causes.add(finding, name, own)
     return causes
 
 
@@ -146,12 +158,6 @@ def cause_texts(findings: Iterable[Finding]) -> list[str]:
     for finding in findings:
         groups.add(finding, "", finding.place)
     return [cause.text(FILE_WIDTH) for cause in groups]
-
-
-def own_name(finding: Finding) -> str:
-    """Return the name of a finding among others of its check: its line, or else the tensor that it is about."""
-    first = finding.found.partition(" ")[0]
-    return first if "." in first and not re.search(r":\d", finding.place) else finding.place
 
 
 def listed_names(names: Iterable[str]) -> list[str]:
@@ -164,8 +170,16 @@ def listed_names(names: Iterable[str]) -> list[str]:
         homes.setdefault(home, set()).add(last)
     lists, room, hidden = [], _MOST_CHARACTERS, 0
     for home, cases in homes.items():
-        numbers = all(one.isdecimal() for one in cases)
-        pieces = _ranges(cases) if numbers else [(name, 1) for name in sorted(cases)]
+        pieces = [(name, 1) for name in sorted(cases)]
+        if all(one.isdecimal() for one in cases):
+            # runs of numbers, each with its length
+            runs: list[list[int]] = []
+            for number in sorted(map(int, cases)):
+                if runs and number == runs[-1][-1] + 1:
+                    runs[-1].append(number)
+                else:
+                    runs.append([number])
+            pieces = [(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}", len(run)) for run in runs]
         shown = []
         for piece, count in pieces:
             hidden += 0 if room > 0 else count
@@ -175,18 +189,55 @@ def listed_names(names: Iterable[str]) -> list[str]:
     return lists + ([f"… and {hidden} more"] if hidden else [])
 
 
-def _ranges(numbers: Iterable[str]) -> list[tuple[str, int]]:
-    """Return runs of numbers as text, each with its length."""
-    runs: list[list[int]] = []
-    for number in sorted(map(int, numbers)):
-        if runs and number == runs[-1][-1] + 1:
-            runs[-1].append(number)
-        else:
-            runs.append([number])
-    return [(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}", len(run)) for run in runs]
-
-
 def _size(finding: Finding) -> tuple[int, int, int]:
     # a character that is not ASCII is harder to read in a table of tokens: it counts as its escape
     length = len(finding.row.encode("unicode_escape")) or len(finding.found)
     return finding.row.count('"role"'), length, len(finding.detail)
+
+
+_MOST = 50
+"""Rows of a page; a report with more causes has the first ones of them."""
+
+
+def failed_rows(causes: Iterable[FindingGroup], targets: Sequence[Target]) -> list[TokenRow]:
+    """Return the row of each cause that has one, as mistral-common encodes it for the target of its check.
+
+    A row that mistral-common refuses has no tokens, and is left out.
+
+    Args:
+        causes: The findings by cause.
+        targets: The targets of the run; a check's name begins with that of its target.
+    """
+    # the name of a check is all that a finding keeps of its target, because findings travel between processes
+    homes = {target.name: target for target in targets}
+    rows: list[TokenRow] = []
+    for cause in causes:
+        target, finding = homes.get(cause.check.partition("::")[0]), cause.simplest
+        if not finding.row or target is None or len(rows) >= _MOST:
+            continue
+        try:
+            oracle = target.oracle
+            encoded = oracle.encode(parse_row(json.loads(finding.row)))
+        except (MistralLoraError, ValueError):
+            # the finding itself explains why; a page of tokens has nothing to show
+            continue
+        side = TokenSide.of("mistral-common", encoded, oracle.piece)
+        title = f"{finding.rule} {finding.place or cause.check}"
+        rows.append(TokenRow.single(title, side, _wrong_tokens(finding, len(side.ids))))
+    return rows
+
+
+def _wrong_tokens(finding: Finding, count: int) -> list[Wrong]:
+    """Return the tokens of mistral-common's encoding in whose place the judged encoding has another one."""
+    wrong = []
+    for column in finding.tokens.columns if finding.tokens else ():
+        expected, found = column.tokens if len(column.tokens) == 2 else (None, None)
+        if column.mark and expected is not None and expected.position < count:
+            wrong.append(Wrong(expected.position, _words(expected), _words(found)))
+    return wrong
+
+
+def _words(token: ShownToken | None) -> str:
+    if token is None:
+        return "no token"
+    return " ".join(filter(None, (str(token.id), visible(plain_text(token.piece)), token.label)))

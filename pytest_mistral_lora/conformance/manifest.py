@@ -16,7 +16,7 @@ from pytest_mistral_lora.checkpoint.tokenizer_folder import TokenizerFiles, temp
 from pytest_mistral_lora.checkpoint.weights import DTYPES, read_header
 from pytest_mistral_lora.conformance.checks import Check, Settings
 from pytest_mistral_lora.conformance.finding import Finding, Result, first_findings
-from pytest_mistral_lora.conformance.targets import AdapterTarget
+from pytest_mistral_lora.conformance.model_targets import AdapterTarget
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.records.adapter_folder import FARTHEST
 from pytest_mistral_lora.records.files import inside

@@ -7,12 +7,11 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pytest_mistral_lora.conformance.gguf_target import GgufTarget
+from pytest_mistral_lora.conformance.model_targets import AdapterTarget, GgufTarget
 from pytest_mistral_lora.conformance.server_target import ServerChoice
 from pytest_mistral_lora.conformance.targets import (
     EMBEDDED,
     EMBEDDED_TRAINING,
-    AdapterTarget,
     DatasetTarget,
     EncodedTarget,
     RecipeTarget,

@@ -118,7 +118,7 @@ def checks(target: RunnerTarget, settings: Settings) -> Iterator[Check]:
     The first check that runs lets the runner encode the rows for all of them.
     """
     yield Check(target, "runner", "extraction", partial(_check_run, target, settings))
-    if target.reads_packaged_rows:
+    if not isinstance(target.judge, RecipeTarget):
         for case in packaged_cases():
             yield Check(target, "runner", case.name, partial(_check_packaged_row, target, settings, case.name))
         yield Check(target, "runner", "all-rows", partial(_check_whole_file, target, settings))

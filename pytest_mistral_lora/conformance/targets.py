@@ -1,4 +1,4 @@
-"""The targets of a run of the suite: tokenizers, recipes, rows, adapters, encoded rows and runners."""
+"""The targets of a run of the suite: tokenizers, recipes, rows, encoded rows and runners."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from pytest_mistral_lora.conformance.causes import KeptProperty
-from pytest_mistral_lora.errors import NoTemplateError, PinError, RecipeError
+from pytest_mistral_lora.errors import MistralLoraError, NoTemplateError, RecipeError
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.chat.oracle import Oracle
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
     from pytest_mistral_lora.chat.templates import ChatTemplate
     from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
     from pytest_mistral_lora.conformance.encoded.audit import AuditReport
-    from pytest_mistral_lora.records.adapter_folder import AdapterFolder
+    from pytest_mistral_lora.conformance.model_targets import AdapterTarget
     from pytest_mistral_lora.training.recipe import Recipe
 
 EMBEDDED = ("spm-v1", "spm-v2", "spm-v3", "spm-v7", "spm-v7m1", "tekken-240718", "tekken-240911")
@@ -25,6 +24,26 @@ EMBEDDED = ("spm-v1", "spm-v2", "spm-v3", "spm-v7", "spm-v7m1", "tekken-240718",
 
 EMBEDDED_TRAINING = "spm-v3"
 """The embedded tokenizer that the tiny model is trained with: small, so that it is quick."""
+
+if TYPE_CHECKING:
+    KeptProperty = cached_property
+else:
+
+    class KeptProperty(cached_property):
+        """A cached property that keeps its error, too: to hash a base's weights again for a check would take hours."""
+
+        def __get__(self, instance, owner=None):
+            """Return the value, or raise the error, of the first access."""
+            if instance is None:
+                return self
+            key = f"{self.attrname} failed"
+            if key in vars(instance):
+                raise vars(instance)[key]
+            try:
+                return super().__get__(instance, owner)
+            except MistralLoraError as error:
+                vars(instance)[key] = error.with_traceback(None)
+                raise
 
 
 @dataclass(frozen=True)
@@ -100,7 +119,7 @@ class RecipeTarget(Target):
         """
         from pytest_mistral_lora.training.recipe import load_recipe
 
-        return load_recipe(_given(self.path))
+        return load_recipe(given_path(self.path))
 
     @KeptProperty
     def base_folder(self) -> Path:
@@ -128,6 +147,8 @@ class RecipeTarget(Target):
     @property
     def made(self) -> AdapterTarget | None:
         """The folder that the recipe made, with its base and its rows; None if there is none, or no recipe."""
+        from pytest_mistral_lora.conformance.model_targets import AdapterTarget
+
         # a check reports a bad recipe: an error while checks are collected would end the user's own tests, too
         with suppress(RecipeError):
             one = self.recipe
@@ -161,7 +182,7 @@ class DatasetTarget(Target):
         """
         from pytest_mistral_lora.conformance.path_kinds import row_files
 
-        return row_files(_given(self.path))
+        return row_files(given_path(self.path))
 
     @property
     def backend(self) -> Literal["mistral-common", "chat-template"]:
@@ -175,7 +196,7 @@ class DatasetTarget(Target):
         """Whether there may be two backends to compare: a file has no template, and an oracle may be declined."""
         if isinstance(self.judge, RecipeTarget):
             return True
-        return self.judge.oracle_name != "none" and _given(self.judge.path).is_dir()
+        return self.judge.oracle_name != "none" and given_path(self.judge.path).is_dir()
 
 
 @dataclass(frozen=True)
@@ -198,7 +219,7 @@ class EncodedTarget(Target):
     @property
     def file(self) -> Path:
         """The encoded-rows file."""
-        return _given(self.path)
+        return given_path(self.path)
 
     @cached_property
     def audited(self) -> AuditReport:
@@ -229,60 +250,13 @@ class RunnerTarget(Target):
         """The tokenizer that the runner is given."""
         return self.judge.tokenizer
 
-    @property
-    def reads_packaged_rows(self) -> bool:
-        """Whether the runner is given the packaged rows."""
-        return not isinstance(self.judge, RecipeTarget)
 
+def given_path(path: Path | None) -> Path:
+    """Return the path of a target that has one.
 
-@dataclass(frozen=True)
-class AdapterTarget(Target):
-    """An adapter folder, or a merged model's.
-
-    Attributes:
-        base: The base checkpoint's folder, or None to look for it.
-        dataset: The files it was trained on, in the order of its recipe; empty if they are not given.
-        beside: The folders of the run, among which the adapter of a merged model may be.
-        maker: The recipe that made it; None if it was named alone.
+    Raises:
+        ValueError: If it has none: only the embedded targets may, and this is none of them.
     """
-
-    base: Path | None = None
-    dataset: tuple[Path, ...] = ()
-    beside: tuple[Path, ...] = ()
-    maker: RecipeTarget | None = None
-
-    @cached_property
-    def adapter(self) -> AdapterFolder:
-        """The folder, each file of which is read once for all subjects; its base is never fetched."""
-        from pytest_mistral_lora.records.adapter_folder import AdapterFolder
-
-        folder = AdapterFolder(self.folder, self.base)
-        try:
-            _ = self.maker and self.maker.base_folder
-        except PinError:
-            from pytest_mistral_lora.records.base_location import LocatedBase
-
-            # found before anything asks for it: another check reports this base of the recipe, and none other counts
-            vars(folder)["located_base"] = LocatedBase(None, "the base of its recipe cannot be used (ML208)")
-        return folder
-
-    @property
-    def folder(self) -> Path:
-        """The folder's path."""
-        return _given(self.path)
-
-    @property
-    def is_merged(self) -> bool:
-        """Whether it is a merged model: by its manifest, or, without one, by full weights and no adapter."""
-        one = self.adapter
-        if not self.folder.is_dir() or not one.model_files:
-            return False
-        if one.has_manifest:
-            return one.valid_manifest is not None and one.kind == "merged"
-        return not (one.config_file.exists() or one.tensors_file.exists())
-
-
-def _given(path: Path | None) -> Path:
     if path is None:
         raise ValueError("only the embedded targets have no path")
     return path

@@ -50,6 +50,10 @@ def checks(target: Target, settings: Settings) -> Iterator[Check]:
     yield Check(target, "template", "apply-chat-template", partial(_check_applied, target))
 
 
+def _check_shipped(target: Target, path: Path) -> Result:
+    return judge(target, load(path))
+
+
 def _check_applied(target: Target) -> Result:
     # every fourth row: the call goes wrong for all rows or none, and rendering each of them twice is slow
     findings = (applied_finding(target.template, case.row) for case in packaged_cases()[::4])
@@ -66,10 +70,6 @@ def applied_finding(template: ChatTemplate, row: Row) -> Finding | None:
         return None
     differs = f"apply_chat_template gives {len(found)} ids, and others than the {len(expected)} of what it renders"
     return Finding("ML008", differs, row=row.to_jsonl())
-
-
-def _check_shipped(target: Target, path: Path) -> Result:
-    return judge(target, load(path))
 
 
 def _check_packaged(target: Target, case: Case, folders: tuple[Path, ...]) -> Result:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from pytest_mistral_lora.conformance.adapter.weights import memory_shortage
 from pytest_mistral_lora.conformance.checks import Check, Settings
 from pytest_mistral_lora.conformance.finding import Finding, Result
-from pytest_mistral_lora.conformance.targets import AdapterTarget
+from pytest_mistral_lora.conformance.model_targets import AdapterTarget
 from pytest_mistral_lora.errors import InputError, PinError, TokenizerError
 from pytest_mistral_lora.records.adapter_folder import AdapterFolder
 from pytest_mistral_lora.records.transcripts import TRANSCRIPTS, Transcript, load, transcript_files

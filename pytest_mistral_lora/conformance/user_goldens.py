@@ -13,8 +13,9 @@ from pytest_mistral_lora.chat.reading import scan_jsonl
 from pytest_mistral_lora.chat.rows import Row, parse_row
 from pytest_mistral_lora.conformance.checks import Check, Settings
 from pytest_mistral_lora.conformance.finding import Finding, Result
+from pytest_mistral_lora.conformance.model_targets import AdapterTarget
 from pytest_mistral_lora.conformance.named_targets import free_name
-from pytest_mistral_lora.conformance.targets import AdapterTarget, EncodedTarget, RecipeTarget, Target
+from pytest_mistral_lora.conformance.targets import EncodedTarget, RecipeTarget, Target
 from pytest_mistral_lora.conformance.template import judge
 from pytest_mistral_lora.conformance.transcript import TranscriptChecks, TranscriptModel
 from pytest_mistral_lora.errors import InputError, MistralLoraError, OracleRejection, PinError, RowError, TokenizerError

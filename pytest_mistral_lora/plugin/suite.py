@@ -222,8 +222,7 @@ class Suite:
             self._write_report(self.settings.report, session.config, int(exitstatus))
 
     def _write_report(self, path: Path, config: pytest.Config, exit_status: int) -> None:
-        from pytest_mistral_lora.conformance.failed_rows import failed_rows
-        from pytest_mistral_lora.conformance.groups import group_findings
+        from pytest_mistral_lora.conformance.groups import failed_rows, group_findings
         from pytest_mistral_lora.records.repository import code_of
         from pytest_mistral_lora.report import RunFacts, report_data, write_report
 

@@ -13,7 +13,7 @@ from transformers import MistralConfig, MistralForCausalLM
 from pytest_mistral_lora.conformance.checks import Settings
 from pytest_mistral_lora.conformance.finding import Result
 from pytest_mistral_lora.conformance.manifest import checks
-from pytest_mistral_lora.conformance.targets import AdapterTarget
+from pytest_mistral_lora.conformance.model_targets import AdapterTarget
 from pytest_mistral_lora.records.files import base_weights_sha256, sha256_file
 from pytest_mistral_lora.training.adapter import peft_quiet
 

@@ -20,7 +20,7 @@ from pytest_mistral_lora.checkpoint.weights import Weights
 from pytest_mistral_lora.conformance.checks import check
 from pytest_mistral_lora.conformance.finding import Result
 from pytest_mistral_lora.conformance.merged import cases
-from pytest_mistral_lora.conformance.merged.configuration import difference_findings, tie_findings
+from pytest_mistral_lora.conformance.merged.structure import difference_findings, tie_findings
 from pytest_mistral_lora.conformance.path_kinds import recognised
 from pytest_mistral_lora.records.adapter_folder import AdapterFolder
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from pytest_mistral_lora.conformance.train import new_process
-from pytest_mistral_lora.conformance.train.new_process import ForkedProcess, in_a_new_process
+from pytest_mistral_lora.conformance.train import saved_adapter
+from pytest_mistral_lora.conformance.train.saved_adapter import ForkedProcess, in_a_new_process
 from pytest_mistral_lora.errors import MistralLoraError
 
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="processes are forked on Linux alone")
@@ -19,9 +19,9 @@ linux_only = pytest.mark.skipif(sys.platform != "linux", reason="processes are f
 def test_a_forked_process_knows_nothing_that_happens_after_the_fork(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(new_process, "_smoked", lambda folder, device: '{"answered": "before"}')
+    monkeypatch.setattr(saved_adapter, "_smoked", lambda folder, device: '{"answered": "before"}')
     process = ForkedProcess()
-    monkeypatch.setattr(new_process, "_smoked", lambda folder, device: '{"answered": "after"}')
+    monkeypatch.setattr(saved_adapter, "_smoked", lambda folder, device: '{"answered": "after"}')
     assert process.ask(tmp_path, "cpu") == {"answered": "before"}
 
 
@@ -38,7 +38,7 @@ def test_a_forked_process_that_is_killed_is_a_failure(tmp_path: Path, monkeypatc
     def die(folder: Path, device: str) -> Any:
         os.kill(os.getpid(), signal.SIGKILL)
 
-    monkeypatch.setattr(new_process, "_smoked", die)
+    monkeypatch.setattr(saved_adapter, "_smoked", die)
     with pytest.raises(MistralLoraError, match="exit code -9"):
         ForkedProcess().ask(tmp_path, "cpu")
 

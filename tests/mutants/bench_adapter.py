@@ -18,7 +18,7 @@ from trained import WEIGHTS, copied, trained
 from pytest_mistral_lora.checkpoint.architectures import TEXT_MODELS
 from pytest_mistral_lora.conformance.checks import Settings, collect
 from pytest_mistral_lora.conformance.finding import Finding
-from pytest_mistral_lora.conformance.targets import AdapterTarget
+from pytest_mistral_lora.conformance.model_targets import AdapterTarget
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 LAYER = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"

@@ -26,7 +26,7 @@ from trained import WEIGHTS, copied
 from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
 from pytest_mistral_lora.conformance.checks import Settings, collect
 from pytest_mistral_lora.conformance.finding import Finding
-from pytest_mistral_lora.conformance.gguf_target import GgufTarget
+from pytest_mistral_lora.conformance.model_targets import GgufTarget
 
 FIELD = "tokenizer.ggml."
 

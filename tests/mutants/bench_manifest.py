@@ -17,7 +17,7 @@ from trained import WEIGHTS, copied, replace_weights, trained
 
 from pytest_mistral_lora.conformance.checks import collect
 from pytest_mistral_lora.conformance.finding import Finding
-from pytest_mistral_lora.conformance.targets import AdapterTarget
+from pytest_mistral_lora.conformance.model_targets import AdapterTarget
 from pytest_mistral_lora.records.files import sha256_file, write_json
 from pytest_mistral_lora.records.manifest import sealed
 from pytest_mistral_lora.records.tensors import sha256_tensors

@@ -27,9 +27,9 @@ from pytest_mistral_lora.conformance.checks import Settings
 from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.conformance.targets import Target
 from pytest_mistral_lora.conformance.train import LAWS, checks, take_figures, tiny_run
-from pytest_mistral_lora.conformance.train.adapter_laws import merged_model
 from pytest_mistral_lora.conformance.train.harness import Figures, TrainerHarness
 from pytest_mistral_lora.conformance.train.model_laws import packed_call
+from pytest_mistral_lora.conformance.train.saved_adapter import merged_model
 from pytest_mistral_lora.records.files import sha256_file, write_json
 from pytest_mistral_lora.training.adapter import adapted_layers, attach_adapter, base_tensors
 from pytest_mistral_lora.training.generate import generate

@@ -7,16 +7,14 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property, partial
 from pathlib import Path
 
-from pytest_mistral_lora.conformance.adapter import config as config_checks
+from pytest_mistral_lora.conformance.adapter import configuration as config_checks
 from pytest_mistral_lora.conformance.adapter import effect as effect_checks
 from pytest_mistral_lora.conformance.adapter import layout as layout_checks
-from pytest_mistral_lora.conformance.adapter import placement as placement_checks
-from pytest_mistral_lora.conformance.adapter import servers as server_checks
 from pytest_mistral_lora.conformance.adapter import weights as weight_checks
 from pytest_mistral_lora.conformance.base_tokenizer import base_result, template_result, tokenizer_result
 from pytest_mistral_lora.conformance.checks import Check, Settings
 from pytest_mistral_lora.conformance.finding import Finding, Result, findings_of, first_findings
-from pytest_mistral_lora.conformance.targets import AdapterTarget
+from pytest_mistral_lora.conformance.model_targets import AdapterTarget
 from pytest_mistral_lora.errors import InputError, PinError
 from pytest_mistral_lora.records.adapter_config import CONFIG, PLAIN_STARTS
 from pytest_mistral_lora.records.adapter_folder import AdapterFolder
@@ -138,12 +136,12 @@ class AdapterChecks:
     @cached_property
     def _of_another_class(self) -> tuple[Finding, ...]:
         base = self.folder.located_base.folder
-        return () if base is None or self._unreadable else tuple(placement_checks.class_findings(self.folder, base))
+        return () if base is None or self._unreadable else tuple(config_checks.class_findings(self.folder, base))
 
     @cached_property
     def _dropped(self) -> tuple[Finding, ...]:
         base = self.folder.located_base.folder
-        return () if base is None else tuple(server_checks.dropped_findings(self.folder, base))
+        return () if base is None else tuple(config_checks.dropped_findings(self.folder, base))
 
     @property
     def _no_layout(self) -> str:
@@ -221,7 +219,7 @@ class AdapterChecks:
         if self._unreadable:
             return Result(not_checked=_UNREADABLE)
         try:
-            found = placement_checks.placement_findings(self.folder, self._summaries)
+            found = config_checks.placement_findings(self.folder, self._summaries)
             return Result((*found, *self._of_another_class))
         except InputError:
             return Result(not_checked="the tensors cannot be loaded: see the check `tensors-finite`")
@@ -246,7 +244,7 @@ class AdapterChecks:
             findings.append(Finding("ML408", found, str(self.folder.config_file)))
         findings += layout_checks.rank_findings(self.folder, layout)
         if not findings:
-            findings += server_checks.refusal_findings(self.folder, layout)
+            findings += config_checks.refusal_findings(self.folder, layout)
         return Result(tuple(findings))
 
     def base_recorded(self) -> Result:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,9 @@ from typing import Any
 from pytest_mistral_lora.checkpoint.architectures import ALL, is_known
 from pytest_mistral_lora.checkpoint.base_model import empty_model, read_config
 from pytest_mistral_lora.checkpoint.weights import TensorInfo
-from pytest_mistral_lora.conformance.adapter.config import unmatched_patterns
 from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.errors import InputError, MistralLoraError, and_more, one_line
+from pytest_mistral_lora.records.adapter_config import match_counts, patterns_of
 from pytest_mistral_lora.records.adapter_folder import AdapterFolder
 
 PREFIX = "base_model.model."
@@ -134,6 +134,18 @@ def _assumed_base(folder: AdapterFolder) -> Any:
         raise InputError(f"a layer {layers - 1}", place=place)
     size = {"hidden_size": 8, "intermediate_size": 8, "vocab_size": 8, "num_attention_heads": 1}
     return MistralForCausalLM(MistralConfig(num_hidden_layers=layers, num_key_value_heads=1, head_dim=8, **size))
+
+
+def unmatched_patterns(config: Mapping[str, Any], modules: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Yield key and pattern of each regular expression that matches no module.
+
+    Raises:
+        InputError: As for `match_counts`.
+    """
+    patterns = patterns_of(config)
+    for pair, count in zip(patterns, match_counts(list(patterns.values()), modules), strict=True):
+        if not count and pair[0] != "exclude_modules":
+            yield pair
 
 
 def readable_tensors(folder: AdapterFolder) -> Mapping[str, TensorInfo]:

@@ -8,7 +8,7 @@ from functools import partial
 from pytest_mistral_lora.conformance.checks import Check, Settings
 from pytest_mistral_lora.conformance.finding import Finding, Result
 from pytest_mistral_lora.conformance.gguf.tokenizer import MODELS, template_findings, tokenizer_findings
-from pytest_mistral_lora.conformance.gguf_target import GgufTarget
+from pytest_mistral_lora.conformance.model_targets import GgufTarget
 from pytest_mistral_lora.errors import InputError, MistralLoraError, NoOracleError
 from pytest_mistral_lora.extras import require_extra
 from pytest_mistral_lora.records.adapter_folder import AdapterFolder

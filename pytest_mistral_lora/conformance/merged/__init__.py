@@ -14,11 +14,10 @@ from pytest_mistral_lora.checkpoint.weights import DTYPES, Weights
 from pytest_mistral_lora.conformance.base_tokenizer import template_result, tokenizer_result
 from pytest_mistral_lora.conformance.checks import Check, Settings
 from pytest_mistral_lora.conformance.finding import Finding, Result, first_findings
-from pytest_mistral_lora.conformance.merged import configuration as configurations
+from pytest_mistral_lora.conformance.merged import structure
 from pytest_mistral_lora.conformance.merged import weights as tensors
-from pytest_mistral_lora.conformance.merged.names import index_findings, name_findings, paired_names
 from pytest_mistral_lora.conformance.merged.product import AdapterAtHand
-from pytest_mistral_lora.conformance.targets import AdapterTarget
+from pytest_mistral_lora.conformance.model_targets import AdapterTarget
 from pytest_mistral_lora.errors import InputError, MistralLoraError
 from pytest_mistral_lora.records.adapter_folder import AdapterFolder
 from pytest_mistral_lora.records.files import inside
@@ -59,7 +58,8 @@ def cases(folder: AdapterFolder, beside: Sequence[Path] = ()) -> Mapping[str, Ca
         found["adapter-product"] = merged.adapter_product
     # the manifest records tokenizer and template with their hashes: the subject `manifest` judges them
     if not folder.has_manifest:
-        found |= {"tokenizer-of-base": merged.tokenizer_of_base, "template-of-base": merged.template_of_base}
+        found["tokenizer-of-base"] = lambda: tokenizer_result(merged.folder, merged.vocabulary)
+        found["template-of-base"] = lambda: template_result(merged.folder)
     return found
 
 
@@ -122,10 +122,10 @@ class MergedChecks:
     def _pairs(self) -> dict[str, str]:
         """The name in the base of each tensor that has one there."""
         base = self._base_weights
-        return {} if isinstance(base, str) else paired_names(self._weights, base, self._vocabulary)
+        return {} if isinstance(base, str) else structure.paired_names(self._weights, base, self.vocabulary)
 
     @property
-    def _vocabulary(self) -> int | None:
+    def vocabulary(self) -> int | None:
         """`vocab_size` of the configuration: with more rows than the base's, the vocabulary was resized."""
         try:
             part = self._config.get("text_config")
@@ -174,7 +174,7 @@ class MergedChecks:
             if self._config.get("quantization_config"):
                 found, place = "the merged weights are quantised", str(path / "config.json")
                 findings.append(Finding("ML421", found, place, "full precision"))
-            findings += index_findings(path, self._weights)
+            findings += structure.index_findings(path, self._weights)
         except InputError as error:
             findings.append(Finding("ML405", error.found, error.place, error.expected))
         return Result(tuple(findings), facts=(("kind", "merged"),))
@@ -201,7 +201,7 @@ class MergedChecks:
     def tie(self) -> Result:
         """Check the flags about tied embeddings against the file."""
         try:
-            return Result(tuple(configurations.tie_findings(self._config, self._weights, f"{self._place}/config.json")))
+            return Result(tuple(structure.tie_findings(self._config, self._weights, f"{self._place}/config.json")))
         except InputError:
             return Result(not_checked=_UNREADABLE)
 
@@ -209,14 +209,14 @@ class MergedChecks:
         """Check the configuration against the weights, and against the base's."""
         place = f"{self._place}/config.json"
         try:
-            findings = list(configurations.own_findings(self._config, self._weights, place))
+            findings = list(structure.own_findings(self._config, self._weights, place))
         except InputError:
             return Result(not_checked=_UNREADABLE)
         try:
             base = self.folder.located_base
             if base.folder is None:
                 return Result(tuple(findings), "" if findings else base.missing)
-            findings += configurations.difference_findings(self._config, read_config(base.folder), place)
+            findings += structure.difference_findings(self._config, read_config(base.folder), place)
         except MistralLoraError as error:
             return Result(tuple(findings), "" if findings else f"the base cannot be read: {error}")
         return Result(tuple(findings))
@@ -226,7 +226,7 @@ class MergedChecks:
         if reason := self._not_compared():
             return Result(not_checked=reason)
         assert not isinstance(self._base_weights, str)
-        found = list(name_findings(self._weights, self._base_weights, self._pairs, self._place))
+        found = list(structure.name_findings(self._weights, self._base_weights, self._pairs, self._place))
         return Result(tuple(first_findings(found, _SHOWN, self._place)))
 
     def changes_the_base(self) -> Result:
@@ -273,11 +273,3 @@ class MergedChecks:
         if adapter is None or adapter.missing:
             return Result(not_checked=adapter.missing if adapter else "no adapter")
         return Result(adapter.findings, facts=(("adapter", str(adapter.folder.path)),))
-
-    def tokenizer_of_base(self) -> Result:
-        """Check that the tokenizer gives the base's ids."""
-        return tokenizer_result(self.folder, self._vocabulary)
-
-    def template_of_base(self) -> Result:
-        """Check that the chat template writes the base's text."""
-        return template_result(self.folder)

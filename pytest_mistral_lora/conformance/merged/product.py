@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from pytest_mistral_lora.checkpoint.architectures import is_known, spelled_name
 from pytest_mistral_lora.checkpoint.base_model import read_config
 from pytest_mistral_lora.checkpoint.weights import Weights
-from pytest_mistral_lora.conformance.adapter.config import configuration_findings, unmatched_patterns
-from pytest_mistral_lora.conformance.adapter.layout import PREFIX, adapter_layout
+from pytest_mistral_lora.conformance.adapter.configuration import configuration_findings
+from pytest_mistral_lora.conformance.adapter.layout import PREFIX, adapter_layout, unmatched_patterns
 from pytest_mistral_lora.conformance.finding import Finding, first_findings
 from pytest_mistral_lora.conformance.merged.weights import rounding_bound
 from pytest_mistral_lora.errors import InputError, MistralLoraError

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from pytest_mistral_lora.checkpoint.hub_cache import check_file, kept_listing
-from pytest_mistral_lora.checkpoint.recognition import PROBES
+from pytest_mistral_lora.checkpoint.recognition import PROBES, Recognition, spm_pieces
 from pytest_mistral_lora.checkpoint.tokenizer_folder import (
     ADDED_TOKENS,
     SPECIAL_TOKENS,
@@ -20,22 +21,16 @@ from pytest_mistral_lora.checkpoint.tokenizers import oracle_file
 from pytest_mistral_lora.checkpoint.weights import embedding_rows
 from pytest_mistral_lora.conformance.finding import Finding, Result
 from pytest_mistral_lora.conformance.targets import Target
-from pytest_mistral_lora.conformance.tokenizer.backend import MISTRAL_COMMON
-from pytest_mistral_lora.conformance.tokenizer.recognised import other_pieces
-from pytest_mistral_lora.errors import InputError, PinError
+from pytest_mistral_lora.errors import InputError, PinError, TokenizerError
+
+MISTRAL_COMMON = ("MistralCommonBackend", "MistralCommonTokenizer")
+"""The classes of transformers that hand a conversation to mistral-common, and do not read the chat template."""
 
 _NAMES = ("bos_token", "eos_token", "unk_token", "pad_token")
 _FLAGS = ("special", "lstrip", "rstrip", "single_word", "normalized")
 
 Disagreement = tuple[str, str, str]
 """File name, found, expected."""
-
-
-def disagreements(files: TokenizerFiles) -> Iterator[Disagreement]:
-    """Yield each declaration that differs from that of `tokenizer.json` or `tokenizer_config.json`."""
-    yield from _within_tokenizer_json(files)
-    yield from _named_tokens(files)
-    yield from _added_tokens(files)
 
 
 def _within_tokenizer_json(files: TokenizerFiles) -> Iterator[Disagreement]:
@@ -184,6 +179,25 @@ def has_template(target: Target) -> Iterator[Finding]:
         yield Finding("ML233", "there is no chat template", str(files.path), "chat_template.jinja")
 
 
+def other_pieces(file: Path, known: Recognition) -> Iterator[Finding]:
+    """Yield ML211 if `tokenizer.model`, which llama.cpp and others load, is not the recognised tokenizer."""
+    expected, oracle = f"{known.name}, by which the folder is recognised", known.oracle
+    if oracle is None or oracle.kind != "spm":
+        yield Finding("ML211", f"{file.name} stands beside a byte-level tokenizer", str(file), expected)
+        return
+    try:
+        have, want = spm_pieces(file), spm_pieces(oracle.path)
+    except TokenizerError as error:
+        yield Finding("ML209", error.found, error.place, "a SentencePiece model")
+        return
+    differ = [number for number, (one, other) in enumerate(zip(have, want, strict=False)) if one != other]
+    if differ or len(have) < len(want):
+        first = differ[0] if differ else len(have)
+        shown = have[first] if first < len(have) else "missing"
+        found = f"{file.name} has other pieces or scores in {len(differ):,} places, the first is {first}: {shown}"
+        yield Finding("ML211", found, str(file), f"{want[first]}, as {expected}")
+
+
 def one_tokenizer(target: Target) -> Iterator[Finding]:
     """Yield ML211 if a folder holds Mistral tokenizer files of several versions, or two of other bytes."""
     files = target.tokenizer.files
@@ -224,19 +238,19 @@ def one_revision(target: Target) -> Iterator[Finding]:
 
 
 def files_agree(target: Target) -> Iterator[Finding]:
-    """Yield ML213 if two files declare the same token differently."""
+    """Yield ML213 for each declaration that differs from that of `tokenizer.json` or `tokenizer_config.json`."""
     files = target.tokenizer.files
-    for name, found, expected in disagreements(files):
+    for name, found, expected in (*_within_tokenizer_json(files), *_named_tokens(files), *_added_tokens(files)):
         yield Finding("ML213", found, str(files.file(name)), expected)
 
 
 def tokenizer_class(target: Target) -> Iterator[Finding]:
     """Yield ML218 for a class that transformers does not have or that changes ids, ML228 for one that only encodes."""
     import transformers
+    from tokenizers import Tokenizer
 
     files = target.tokenizer.files
-    place = str(files.file(TOKENIZER_CONFIG))
-    config = files.json(TOKENIZER_CONFIG)
+    place, config = str(files.file(TOKENIZER_CONFIG)), files.json(TOKENIZER_CONFIG)
     name = config.get("tokenizer_class")
     if config.get("auto_map"):
         yield Finding("ML218", "auto_map asks for code from the repository", place, "a class of transformers")
@@ -247,25 +261,17 @@ def tokenizer_class(target: Target) -> Iterator[Finding]:
         found = f"tokenizer_class {name!r} is not a class of transformers {transformers.__version__}"
         yield Finding("ML218", found, place, "LlamaTokenizer, PreTrainedTokenizerFast or TokenizersBackend")
     elif TOKENIZER_JSON in files.names:
-        yield from _class_changes(target, str(name), place)
-
-
-def _class_changes(target: Target, name: str, place: str) -> Iterator[Finding]:
-    """Yield ML218 if the class gives a text other ids than tokenizer.json itself does."""
-    from tokenizers import Tokenizer
-
-    fast = target.tokenizer.fast
-    stored = Tokenizer.from_file(str(target.tokenizer.files.file(TOKENIZER_JSON)))
-    # the check `nothing-cut-or-padded` reports these, and they are no matter of the class
-    stored.no_truncation()
-    stored.no_padding()
-    for text in PROBES:
-        want = stored.encode(text, add_special_tokens=False).ids
-        have = fast(text, add_special_tokens=False)["input_ids"]
-        if want != have:
-            found = f"tokenizer_class {name} ({type(fast).__name__}) gives {text!r} other ids than {TOKENIZER_JSON}"
-            yield Finding("ML218", found, place, str(want), f"found: {have}")
-            return
+        fast, stored = target.tokenizer.fast, Tokenizer.from_file(str(files.file(TOKENIZER_JSON)))
+        # the check `nothing-cut-or-padded` reports these, and they are no matter of the class
+        stored.no_truncation()
+        stored.no_padding()
+        for text in PROBES:
+            want = stored.encode(text, add_special_tokens=False).ids
+            have = fast(text, add_special_tokens=False)["input_ids"]
+            if want != have:
+                found = f"tokenizer_class {name} ({type(fast).__name__}) gives {text!r} other ids than {TOKENIZER_JSON}"
+                yield Finding("ML218", found, place, str(want), f"found: {have}")
+                return
 
 
 def one_template(target: Target) -> Iterator[Finding]:

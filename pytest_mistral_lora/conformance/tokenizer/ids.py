@@ -6,7 +6,6 @@ import random
 import re
 import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_mistral_lora.checkpoint.recognition import PROBES, as_bytes, probe_differences
@@ -19,7 +18,7 @@ from pytest_mistral_lora.conformance.tokenizer.template_traits import end_ids, o
 from pytest_mistral_lora.errors import InputError
 
 if TYPE_CHECKING:
-    from pytest_mistral_lora.chat.oracle import Oracle
+    pass
 
 _CHUNK = 64
 _SHOWN = 5
@@ -111,17 +110,8 @@ def text_ids(target: Target) -> Iterator[Finding]:
     place = str(target.tokenizer.path)
     for text, want, have in probe_differences(oracle, fast):
         yield Finding("ML205", f"{text!r} gets other ids", place, detail=_difference(want, have, oracle))
-    more = (*_around_control_tokens(oracle, fast, place), *_vocabulary_texts(target, place))
-    yield from more[:1]
-
-
-def _space(oracle: Oracle) -> str:
-    return " " if oracle.kind == "spm" else ""
-
-
-def _around_control_tokens(oracle: Oracle, fast: Any, place: str) -> Iterator[Finding]:
-    """Put each control token between two texts: the space before it and the text after it must stay as they are."""
-    space = _space(oracle)
+    # each control token between two texts: the space before it and the text after it must stay as they are
+    space = " " if oracle.kind == "spm" else ""
     before, after = oracle.encode_text("a "), oracle.encode_text(" b")
     texts = [f"</s>{space}a {literal}{space} b" for literal in oracle.control_tokens.values()]
     encoded = fast(texts, add_special_tokens=False)["input_ids"]
@@ -130,9 +120,11 @@ def _around_control_tokens(oracle: Oracle, fast: Any, place: str) -> Iterator[Fi
         if tuple(ids) != want:
             detail = _difference(want, tuple(ids), oracle)
             yield Finding("ML205", f"text around {literal!r} gets other ids", place, detail=detail)
+            return
+    yield from _vocabulary_texts(target, place, space)
 
 
-def _vocabulary_texts(target: Target, place: str) -> Iterator[Finding]:
+def _vocabulary_texts(target: Target, place: str, space: str) -> Iterator[Finding]:
     """Join the vocabulary's own texts in a shuffled order, so that every token and merge is met."""
     oracle, fast = target.oracle, target.tokenizer.fast
     tokens = list(range(oracle.vocab_size))
@@ -150,7 +142,7 @@ def _vocabulary_texts(target: Target, place: str) -> Iterator[Finding]:
             texts.append(piece)
     chunks = ["".join(texts[start : start + _CHUNK]) for start in range(0, len(texts), _CHUNK)]
     chunks = [literals.sub("", chunk) for chunk in chunks]
-    encoded = fast([f"</s>{_space(oracle)}{chunk}" for chunk in chunks], add_special_tokens=False)["input_ids"]
+    encoded = fast([f"</s>{space}{chunk}" for chunk in chunks], add_special_tokens=False)["input_ids"]
     for chunk, ids in zip(chunks, encoded, strict=True):
         want = (oracle.eos_id, *oracle.encode_text(chunk))
         if tuple(ids) != want:
@@ -161,40 +153,32 @@ def _vocabulary_texts(target: Target, place: str) -> Iterator[Finding]:
 
 def save_and_load(target: Target) -> Iterator[Finding]:
     """Yield ML206 if saving and loading changes the tokenizer, by `AutoTokenizer` or by its saved class."""
+    import transformers
+
     fast = target.tokenizer.fast
     place = str(target.tokenizer.path)
     with tempfile.TemporaryDirectory() as folder:
         fast.save_pretrained(folder)
-        for loaded in _reload(Path(folder)):
-            yield from _changes(fast, loaded, place)
-
-
-def _reload(folder: Path) -> Iterator[Any]:
-    import transformers
-
-    first = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    yield first
-    name = first.init_kwargs.get("tokenizer_class") or type(first).__name__
-    saved: Any = getattr(transformers, str(name), None)
-    if isinstance(saved, type) and saved is not type(first) and issubclass(saved, transformers.PreTrainedTokenizerFast):
-        yield saved.from_pretrained(folder)  # type: ignore[attr-defined]
-
-
-def _changes(fast: Any, loaded: Any, place: str) -> Iterator[Finding]:
-    if loaded.chat_template != fast.chat_template:
-        yield Finding("ML206", "the chat template changes", place, "the same template")
-    if (was := fast.special_tokens_map) != (now := loaded.special_tokens_map):
-        names = sorted(name for name in was.keys() | now.keys() if was.get(name) != now.get(name))
-        yield Finding("ML206", f"{', '.join(names)} changes by save and load", place, "the same tokens")
-    for text in PROBES:
-        before, after = _ids(fast, text), _ids(loaded, text)
-        if before != after:
-            detail = _difference(before, after, fast)
-            yield Finding("ML206", f"{text!r} gets other ids after save and load", place, detail=detail)
-
-
-def _ids(tokenizer: Any, text: str) -> tuple[int, ...]:
-    return tuple(tokenizer(f"<s>{text}</s>", add_special_tokens=False)["input_ids"])
+        first = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        loaded = [first]
+        name = first.init_kwargs.get("tokenizer_class") or type(first).__name__
+        saved: Any = getattr(transformers, str(name), None)
+        is_fast = isinstance(saved, type) and issubclass(saved, transformers.PreTrainedTokenizerFast)
+        if is_fast and saved is not type(first):
+            loaded.append(saved.from_pretrained(folder))
+    for again in loaded:
+        if again.chat_template != fast.chat_template:
+            yield Finding("ML206", "the chat template changes", place, "the same template")
+        if (was := fast.special_tokens_map) != (now := again.special_tokens_map):
+            names = sorted(name for name in was.keys() | now.keys() if was.get(name) != now.get(name))
+            yield Finding("ML206", f"{', '.join(names)} changes by save and load", place, "the same tokens")
+        for text in PROBES:
+            before, after = (
+                tuple(one(f"<s>{text}</s>", add_special_tokens=False)["input_ids"]) for one in (fast, again)
+            )
+            if before != after:
+                detail = _difference(before, after, fast)
+                yield Finding("ML206", f"{text!r} gets other ids after save and load", place, detail=detail)
 
 
 def model_config(target: Target) -> Iterator[Finding]:

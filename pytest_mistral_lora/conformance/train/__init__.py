@@ -15,10 +15,10 @@ from pytest_mistral_lora.checkpoint.tokenizer_folder import MODEL_CONFIG
 from pytest_mistral_lora.conformance.checks import Check, Settings
 from pytest_mistral_lora.conformance.finding import Finding, Result
 from pytest_mistral_lora.conformance.targets import Target
-from pytest_mistral_lora.conformance.train.adapter_laws import ADAPTER_LAWS
 from pytest_mistral_lora.conformance.train.harness import Figures, TrainerHarness, TrainingLaw
 from pytest_mistral_lora.conformance.train.model_laws import MODEL_LAWS
 from pytest_mistral_lora.conformance.train.run_laws import RUN_LAWS
+from pytest_mistral_lora.conformance.train.saved_adapter import ADAPTER_LAWS
 from pytest_mistral_lora.conformance.train.step_laws import STEP_LAWS
 from pytest_mistral_lora.errors import MistralLoraError, PinError
 from pytest_mistral_lora.extras import require_extra

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from pytest_mistral_lora.checkpoint.architectures import Architecture
+from pytest_mistral_lora.checkpoint.architectures import TEXT_MODELS
 from pytest_mistral_lora.conformance.finding import Finding, Result
-from pytest_mistral_lora.conformance.train.decoder_calls import DecoderCall, record_decoder_calls
 
 if TYPE_CHECKING:
     import torch
@@ -26,6 +26,59 @@ SCALE = _ALPHA / _RANK
 
 ROWS_OF_STEP = 4
 """Rows of a measured step. They differ in length, so that padding and ragged micro-batches show."""
+
+_DECODERS = {text.decoder for text in TEXT_MODELS.values()}
+
+# transformers 4 and 5.24 name the cache in a decoder's output differently.
+_CACHE_KEYS = {"past_key_values", "cache"}
+
+
+@dataclass(frozen=True)
+class DecoderCall:
+    """One forward pass of the model's decoder.
+
+    Attributes:
+        training: Whether the model was in training mode.
+        ids: The input ids of all rows, flattened.
+        has_cache: Whether the pass returned a key-value cache.
+    """
+
+    training: bool
+    ids: tuple[int, ...]
+    has_cache: bool
+
+
+@contextmanager
+def record_decoder_calls(on_call: Callable[[list[DecoderCall], Any], Any] | None = None) -> Iterator[list[DecoderCall]]:
+    """Record every forward pass of the decoder of a text model in this process.
+
+    Args:
+        on_call: Called with the passes so far and the output of the last one, which it may change; it may raise.
+    """
+    # a hook for all modules: the laws must see passes whoever makes the model and whatever wraps it
+    from torch.nn import Embedding
+    from torch.nn.modules.module import register_module_forward_hook
+
+    calls: list[DecoderCall] = []
+    embedded: list[Any] = []
+
+    def look(module: Any, args: Any, kwargs: dict[str, Any], output: Any) -> None:
+        if isinstance(module, Embedding):
+            embedded[:] = args
+        if type(module).__name__ not in _DECODERS:
+            return
+        # a model of images gives its text decoder embeddings in place of ids
+        (ids,) = embedded
+        has_cache = not _CACHE_KEYS.isdisjoint(output)
+        calls.append(DecoderCall(module.training, tuple(ids.flatten().tolist()), has_cache))
+        if on_call is not None:
+            on_call(calls, output)
+
+    handle = register_module_forward_hook(look, with_kwargs=True)
+    try:
+        yield calls
+    finally:
+        handle.remove()
 
 
 @dataclass(frozen=True)
@@ -81,13 +134,6 @@ class TrainerHarness(TinyFolder):
     device: str
 
     @cached_property
-    def architecture(self) -> Architecture:
-        """The class of the base."""
-        from pytest_mistral_lora.checkpoint.base_model import architecture_in
-
-        return architecture_in(self.base)
-
-    @cached_property
     def encoder(self) -> Encoder:
         """The tokenizer of the base, by mistral-common."""
         from pytest_mistral_lora.checkpoint.encoder import make_encoder
@@ -102,12 +148,6 @@ class TrainerHarness(TinyFolder):
 
         return [self.encoder.encode(row) for row in read_rows(self.rows)]
 
-    @cached_property
-    def _weights_sha256(self) -> str:
-        from pytest_mistral_lora.records.files import base_weights_sha256
-
-        return base_weights_sha256(self.base)
-
     def recipe(self, output: Path | str = "out", *, lora: Mapping[str, Any] | None = None, **training: Any) -> Recipe:
         """Return the one recipe of the tiny runs and the laws, with changes.
 
@@ -116,6 +156,7 @@ class TrainerHarness(TinyFolder):
             lora: Changes to the section `lora`.
             training: Changes to the section `training`, which by default makes one step of `ROWS_OF_STEP` rows.
         """
+        from pytest_mistral_lora.records.files import base_weights_sha256
         from pytest_mistral_lora.training.recipe import parse_recipe
 
         settings = {
@@ -131,7 +172,7 @@ class TrainerHarness(TinyFolder):
             "device": self.device,
         }
         data = {
-            "base": {"path": "base", "weights_sha256": self._weights_sha256},
+            "base": {"path": "base", "weights_sha256": base_weights_sha256(self.base)},
             "data": {"train": [self.rows.name]},
             "lora": {"r": _RANK, "alpha": _ALPHA, **(lora or {})},
             "training": settings | training,
@@ -146,9 +187,8 @@ class TrainerHarness(TinyFolder):
         from pytest_mistral_lora.training.devices import on_gpu, precision_of
 
         base, training = base or self.base, recipe.training
-        layers = adapted_layers(base, recipe.lora.target_modules)
         model = load_base(base, precision_of(training), "cuda" if on_gpu(training) else "cpu")
-        return attach_adapter(model, recipe.lora, layers, seed=training.seed)
+        return attach_adapter(model, recipe.lora, adapted_layers(base, recipe.lora.target_modules), seed=training.seed)
 
     def perturbed_model(self) -> Any:
         """Return the base with an adapter of fixed random values, the same whatever the trainer's seed."""
@@ -228,16 +268,7 @@ class TrainerHarness(TinyFolder):
 
 
 Figures: TypeAlias = Mapping[str, Any]
-"""Measured values of a law, as plain JSON data."""
-
-
-def not_measured(reason: str) -> Figures:
-    """Return the figures of a law that does not apply, for the reason given."""
-    return {"not measured": reason}
-
-
-TOLERANCE = {"cpu": 2e-4, "cuda": 5e-3}
-"""Largest relative difference that another order of float32 sums explains; a fused loss needs 1e-4 on a CPU."""
+"""Measured values of a law, as plain JSON data; of a law that does not apply, the reason as `not measured`."""
 
 
 @dataclass(frozen=True, slots=True)

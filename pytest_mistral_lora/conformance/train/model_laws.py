@@ -11,16 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_mistral_lora.chat.encoded import EncodedRow
 from pytest_mistral_lora.checkpoint.architectures import text_part
+from pytest_mistral_lora.checkpoint.base_model import architecture_in
 from pytest_mistral_lora.conformance.finding import Finding
-from pytest_mistral_lora.conformance.train.harness import (
-    TOLERANCE,
-    Figures,
-    TrainerHarness,
-    TrainingLaw,
-    not_measured,
-)
+from pytest_mistral_lora.conformance.train.harness import Figures, TrainerHarness, TrainingLaw
 from pytest_mistral_lora.conformance.train.run_laws import refusal_text
-from pytest_mistral_lora.conformance.train.step_laws import supervised_positions
+from pytest_mistral_lora.conformance.train.step_laws import TOLERANCE, supervised_positions
 
 if TYPE_CHECKING:
     import torch
@@ -51,7 +46,7 @@ def _changed_base(harness: TrainerHarness, name: str, *, text: Mapping[str, Any]
 
 def measure_targets(harness: TrainerHarness) -> Figures:
     """Ask for adapters on some layers, and on a layer whose name is misspelt."""
-    adapted, text = [], harness.architecture.text
+    adapted, text = [], architecture_in(harness.base).text
     # PEFT's default for Mistral, q_proj and v_proj, is neither of them
     for asked in ((text.attention[1], text.attention[-1]), (text.attention[0], *text.mlp[1:])):
         model = harness.new_model(harness.recipe(lora={"target_modules": list(asked)}))
@@ -179,8 +174,9 @@ def measure_window(harness: TrainerHarness) -> Figures:
 
     from pytest_mistral_lora.checkpoint.base_model import load_base, read_config
 
-    if not harness.architecture.text.has_window:
-        return not_measured(f"{harness.architecture.title} has no sliding window")
+    architecture = architecture_in(harness.base)
+    if not architecture.text.has_window:
+        return {"not measured": f"{architecture.title} has no sliding window"}
     folders = {"as it is": harness.base}
     # layers with windows of their own have one: a window that no row fills is none
     wide = _WIDE if text_part(read_config(harness.base)).get("layer_types") else None

@@ -8,8 +8,13 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pytest_mistral_lora.conformance.finding import Finding
-from pytest_mistral_lora.conformance.train.decoder_calls import DecoderCall, record_decoder_calls
-from pytest_mistral_lora.conformance.train.harness import Figures, TrainerHarness, TrainingLaw
+from pytest_mistral_lora.conformance.train.harness import (
+    DecoderCall,
+    Figures,
+    TrainerHarness,
+    TrainingLaw,
+    record_decoder_calls,
+)
 
 if TYPE_CHECKING:
     import torch

@@ -14,7 +14,6 @@ from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.conformance.train.harness import (
     ROWS_OF_STEP,
     SCALE,
-    TOLERANCE,
     Figures,
     StepRecord,
     TrainerHarness,
@@ -24,6 +23,9 @@ from pytest_mistral_lora.conformance.train.harness import (
 if TYPE_CHECKING:
     import torch
 
+
+TOLERANCE = {"cpu": 2e-4, "cuda": 5e-3}
+"""Largest relative difference that another order of float32 sums explains; a fused loss needs 1e-4 on a CPU."""
 
 _PREFIX = "base_model.model."
 # transformers' Trainer may round a logged loss to four digits.

@@ -26,7 +26,7 @@ from pytest_mistral_lora.checkpoint.tiny_model import TinyKind
 from pytest_mistral_lora.conformance.targets import Target
 from pytest_mistral_lora.conformance.train import measure_laws, tiny_kind
 from pytest_mistral_lora.conformance.train.harness import TinyFolder, TrainerHarness
-from pytest_mistral_lora.conformance.train.new_process import ForkedProcess, in_a_new_process
+from pytest_mistral_lora.conformance.train.saved_adapter import ForkedProcess, in_a_new_process
 from pytest_mistral_lora.conformance.train.step_laws import plain_model
 from pytest_mistral_lora.errors import MistralLoraError
 from pytest_mistral_lora.extras import require_extra

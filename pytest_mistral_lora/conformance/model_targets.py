@@ -1,18 +1,66 @@
-"""The target of a GGUF file, and what it is compared with."""
+"""The targets of trained models: folders of adapters and merged models, and GGUF files."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pytest_mistral_lora.conformance.causes import KeptProperty
-from pytest_mistral_lora.conformance.targets import Target
-from pytest_mistral_lora.errors import NoOracleError
+from pytest_mistral_lora.conformance.targets import KeptProperty, RecipeTarget, Target, given_path
+from pytest_mistral_lora.errors import NoOracleError, PinError
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
+    from pytest_mistral_lora.records.adapter_folder import AdapterFolder
     from pytest_mistral_lora.serving.gguf_file import GgufFile
+
+
+@dataclass(frozen=True)
+class AdapterTarget(Target):
+    """An adapter folder, or a merged model's.
+
+    Attributes:
+        base: The base checkpoint's folder, or None to look for it.
+        dataset: The files it was trained on, in the order of its recipe; empty if they are not given.
+        beside: The folders of the run, among which the adapter of a merged model may be.
+        maker: The recipe that made it; None if it was named alone.
+    """
+
+    base: Path | None = None
+    dataset: tuple[Path, ...] = ()
+    beside: tuple[Path, ...] = ()
+    maker: RecipeTarget | None = None
+
+    @cached_property
+    def adapter(self) -> AdapterFolder:
+        """The folder, each file of which is read once for all subjects; its base is never fetched."""
+        from pytest_mistral_lora.records.adapter_folder import AdapterFolder
+
+        folder = AdapterFolder(self.folder, self.base)
+        try:
+            _ = self.maker and self.maker.base_folder
+        except PinError:
+            from pytest_mistral_lora.records.base_location import LocatedBase
+
+            # found before anything asks for it: another check reports this base of the recipe, and none other counts
+            vars(folder)["located_base"] = LocatedBase(None, "the base of its recipe cannot be used (ML208)")
+        return folder
+
+    @property
+    def folder(self) -> Path:
+        """The folder's path."""
+        return given_path(self.path)
+
+    @property
+    def is_merged(self) -> bool:
+        """Whether it is a merged model: by its manifest, or, without one, by full weights and no adapter."""
+        one = self.adapter
+        if not self.folder.is_dir() or not one.model_files:
+            return False
+        if one.has_manifest:
+            return one.valid_manifest is not None and one.kind == "merged"
+        return not (one.config_file.exists() or one.tensors_file.exists())
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,224 @@
+"""`adapter_config.json`, and the layers of the tensors: sound, as it names them, of the base's class, and served."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from pytest_mistral_lora.checkpoint.architectures import ALL, TEXT_MODELS, Architecture, architecture_of, is_known
+from pytest_mistral_lora.checkpoint.base_model import read_config
+from pytest_mistral_lora.conformance.adapter.layout import AdapterLayout, readable_tensors
+from pytest_mistral_lora.conformance.adapter.weights import TOWER, TensorSummary
+from pytest_mistral_lora.conformance.finding import Finding
+from pytest_mistral_lora.errors import InputError, PinError, and_more, short_json
+from pytest_mistral_lora.records.adapter_config import key_faults
+from pytest_mistral_lora.records.adapter_folder import AdapterFolder
+from pytest_mistral_lora.records.tensors import adapted_modules
+
+_PIN = "a full commit: 40 lower-case hex digits"
+
+
+def configuration_findings(folder: AdapterFolder) -> Iterator[Finding]:
+    """Yield the keys of a configuration that are missing, have a value that no LoRA has, or are not supported."""
+    for fault in key_faults(folder.config):
+        rule = "ML408" if fault.supported else "ML422"
+        yield Finding(rule, fault.found, str(folder.config_file), fault.expected)
+
+
+def target_findings(
+    folder: AdapterFolder, modules: Sequence[str], linear: Iterable[str], unmatched: Iterable[tuple[str, str]]
+) -> Iterator[Finding]:
+    """Yield each name and pattern of a configuration that matches no module: PEFT accepts them without a word.
+
+    Args:
+        folder: The adapter.
+        modules: Dotted names of every module of the base.
+        linear: Those that LoRA can be put on.
+        unmatched: Key and pattern of each regular expression that matches none.
+    """
+    config, place = folder.config, str(folder.config_file)
+    targets, have = config.get("target_modules"), sorted({name.rpartition(".")[2] for name in linear})
+    # PEFT's own ways to match: a target is whole parts of a name, a saved module is any end of it
+    for key, names, mark in (("target_modules", targets, "."), ("modules_to_save", config.get("modules_to_save"), "")):
+        for name in names if isinstance(names, list) else []:
+            if not any(f"{mark}{module}".endswith(f"{mark}{name}") for module in modules):
+                yield Finding("ML409", f"{key} has {name!r}, which matches nothing", place, ", ".join(have))
+    layers = config.get("layers_to_transform")
+    count = sum(name.rpartition(".")[0].endswith("layers") for name in modules)
+    for index in layers if isinstance(layers, list) else [layers]:
+        if index is not None and not 0 <= index < count:
+            yield Finding("ML409", f"layers_to_transform has {index}", place, f"one of {count} layers")
+    for key, pattern in unmatched:
+        yield Finding("ML409", f"{key} has {pattern!r}, which matches nothing", place, "a pattern of its layers")
+
+
+def base_findings(folder: AdapterFolder, pinned: bool) -> Iterator[Finding]:
+    """Yield the faults in the name and the revision of the base.
+
+    Args:
+        folder: The adapter.
+        pinned: Whether the manifest has a commit of the base, or the hash of its weights.
+    """
+    from pytest_mistral_lora.checkpoint.pins import check_revision
+
+    config, place = folder.config, str(folder.config_file)
+    name, revision = config.get("base_model_name_or_path"), config.get("revision")
+    if not isinstance(name, str) or not name.strip():
+        yield Finding(
+            "ML410", f"base_model_name_or_path is {short_json(name)}", place, "the base that it was trained on"
+        )
+    if revision is not None:
+        if not isinstance(revision, str) or len(revision) > 100:
+            yield Finding("ML410", f"revision {short_json(revision)} is not a pin", place, _PIN)
+            return
+        try:
+            check_revision(revision)
+        except PinError as error:
+            yield Finding("ML410", error.found, place, _PIN)
+    elif not pinned:
+        expected = "the commit of the base, or a manifest with the hash of its weights"
+        yield Finding("ML411", f"the revision of {short_json(name)} is not recorded", place, expected)
+
+
+_ROUTER = re.compile(r"\.(?:mlp|block_sparse_moe)\.(?:gate|router)(?=\.)")
+
+_EXPERTS = re.compile(r"\.(?:mlp|block_sparse_moe)\.(?:shared_)?experts?(?=\.)")
+
+_LAYER = re.compile(r"\.layers\.\d+\.(?P<block>self_attn|mlp)\.(?P<kind>\w+)\.(?:lora_|base_layer\.)")
+
+# (?!…) and (?<!…), up to one group deep: they name layers that are left alone
+_NOT_THESE = re.compile(r"\(\?<?!(?:[^()]|\([^()]*\))*\)")
+
+_KINDS = tuple(dict.fromkeys(kind for one in TEXT_MODELS.values() for kind in (*one.attention, *one.mlp)))
+
+
+def placement_findings(folder: AdapterFolder, summaries: Mapping[str, TensorSummary]) -> Iterator[Finding]:
+    """Yield the tensors that are on other layers than the text's own, or on fewer than the pattern names."""
+    names, place = sorted(folder.tensors), str(folder.tensors_file)
+    tower = [name for name in names if TOWER.search(name)]
+    still = [name for name in tower if ".lora_B" in name and summaries[name].largest == 0]
+    if still:
+        found = f"{len(tower)} of {len(names)} tensors are on the model of images, and {len(still)} of them never moved"
+        expected = r"layers of the text alone: model\.language_model\.layers\.\d+\.self_attn\.(q|k|v|o)_proj"
+        yield Finding("ML450", f"{found}; the first is {still[0]}", place, expected)
+    pattern = folder.config.get("target_modules")
+    # the names of a list are compared with the base, one by one, by the check `configuration`
+    if isinstance(pattern, str) and not folder.config.get("exclude_modules"):
+        words = re.findall(r"[A-Za-z]\w*", re.sub(r"\\[A-Za-z]", " ", _NOT_THESE.sub(" ", pattern)))
+        stems = words if "_proj" in pattern else []
+        asked = [kind for kind in _KINDS if kind in words or kind.removesuffix("_proj") in stems]
+        moved = {match["kind"] for match in map(_LAYER.search, names) if match}
+        missing = [kind for kind in asked if kind not in moved]
+        adapted = [kind for kind in _KINDS if kind in moved]
+        if missing and adapted:
+            found = f"target_modules names {', '.join(missing)}, and {', '.join(adapted)} alone is adapted"
+            yield Finding("ML451", found, str(folder.config_file), "a layer of each kind that it names")
+    for rule, sign, part in (("ML452", _ROUTER, "the router"), ("ML453", _EXPERTS, "the experts")):
+        found_names = [name for name in names if sign.search(name)]
+        if found_names:
+            found = f"{part} of the model changed: {found_names[0]}{and_more(1, len(found_names))}"
+            yield Finding(rule, found, place, "the attention alone")
+
+
+def class_findings(folder: AdapterFolder, base: Path) -> Iterator[Finding]:
+    """Yield a finding if the adapter was made for a base of another class, by its names or by the class it records."""
+    try:
+        architecture = architecture_of(read_config(base))
+    except ValueError:
+        return  # a class that is not known here: names and shapes are not checked
+    place, expected = str(folder.tensors_file), f"an adapter of a {architecture.title}, as {base} is one"
+    for name in sorted(folder.tensors):
+        if reason := _foreign(name, architecture):
+            yield Finding("ML454", f"{name}: {reason}", place, expected)
+            return
+    recorded = folder.config.get("auto_mapping")
+    made_for = recorded.get("base_model_class") if isinstance(recorded, dict) else None
+    if made_for in ALL and made_for != architecture.name:
+        found = f"auto_mapping has the class {made_for}, which the adapter was trained on"
+        yield Finding("ML454", found, str(folder.config_file), expected)
+
+
+def _foreign(name: str, architecture: Architecture) -> str:
+    """Return why no layer of a class can have a tensor of this name; empty if one can."""
+    text = architecture.text
+    if TOWER.search(name):
+        return "" if architecture.is_wrapped else "the base has no model of images"
+    if _ROUTER.search(name) or _EXPERTS.search(name):
+        return f"{text.name} has no experts" if text.mlp else ""
+    match = _LAYER.search(name)
+    if match is None or match["kind"] not in _KINDS:
+        return ""
+    kind, block = match["kind"], match["block"]
+    if block == "self_attn" and kind not in text.attention:
+        return f"{text.name} has no {kind}: its attention is {', '.join(text.attention)}"
+    # the first layers of a model with experts may have a plain MLP
+    if block == "mlp" and text.model_type == "mixtral":
+        return f"{text.name} has no {kind}: experts are in its place"
+    return ""
+
+
+LARGEST_RANK = 512
+"""vLLM's largest `--max-lora-rank`: vllm/config/lora.py, MaxLoRARanks."""
+
+_ABSORBED = "kv_b_proj"
+
+_TEXT_ALONE = re.compile(r"^base_model\.model\.(?:model\.)?layers\.\d+\.")
+
+# vllm/lora/peft_helper.py, vllm/lora/lora_model.py and sglang/srt/lora/lora_config.py
+_REFUSED = {
+    "use_dora": "vLLM and SGLang refuse DoRA",
+    "modules_to_save": "vLLM refuses modules that are trained in full",
+    "lora_bias": "vLLM and SGLang know no bias of LoRA",
+    "trainable_token_indices": "vLLM and SGLang know no tokens that are trained alone",
+    "target_parameters": "vLLM and SGLang read the parameters of experts in other layouts",
+    "layer_replication": "vLLM and SGLang replicate no layers: they leave out the tensors of those that are not there",
+}
+
+_PLAIN = "a plain LoRA, or the merged model"
+
+
+def refusal_findings(folder: AdapterFolder, layout: AdapterLayout) -> Iterator[Finding]:
+    """Yield each setting with which a server does not load an adapter, or applies another one than PEFT does."""
+    config, place = folder.config, str(folder.config_file)
+    for key, reason in _REFUSED.items():
+        if config.get(key):
+            yield Finding("ML426", f"{key} is set: {reason}", place, _PLAIN)
+    if config.get("bias") not in (None, "none"):
+        yield Finding("ML426", f"bias is {config['bias']!r}: vLLM and SGLang know no trained biases", place, _PLAIN)
+    ranks = [config["r"], *(config.get("rank_pattern") or {}).values()]
+    if max(ranks) > LARGEST_RANK:
+        yield Finding("ML426", f"the rank is {max(ranks)}: vLLM refuses it", place, f"{LARGEST_RANK} at most")
+    usual = config["lora_alpha"] / (math.sqrt(config["r"]) if config.get("use_rslora") else config["r"])
+    other = {layer: scale for layer, scale in layout.scalings.items() if not math.isclose(scale, usual)}
+    if other:
+        keys = " and ".join(key for key in ("rank_pattern", "alpha_pattern") if config.get(key))
+        layer, scale = next(iter(other.items()))
+        found = f"vLLM leaves out {keys}: it scales {layer} by {usual:g}, and PEFT by {scale:g}"
+        yield Finding("ML426", found + and_more(1, len(other)), place, "one scale for every layer, or the merged model")
+    base = folder.located_base.folder
+    of_base = {} if base is None else read_config(base)
+    attention = architecture_of(of_base).text.attention if is_known(of_base) else ()
+    # vLLM multiplies by parts of the matrix that are cut out of the base when that is loaded, and never calls the layer
+    layers = [name for name in adapted_modules(readable_tensors(folder)) if name.endswith(f".{_ABSORBED}")]
+    if layers and _ABSORBED in attention:
+        found = f"{layers[0]}{and_more(1, len(layers))}: vLLM loads its change, and applies it nowhere"
+        others = ", ".join(name for name in attention if name != _ABSORBED)
+        yield Finding("ML427", found, str(folder.tensors_file), f"the merged model, or an adapter on {others}")
+
+
+def dropped_findings(folder: AdapterFolder, base: Path) -> Iterator[Finding]:
+    """Yield a finding if the base is a model with images, and the tensors are named as those of its text alone."""
+    config = read_config(base)
+    try:
+        tensors = folder.tensors
+    except InputError:
+        return
+    names = [name for name in sorted(tensors) if _TEXT_ALONE.match(name)]
+    if names and isinstance(config.get("text_config"), dict):
+        found = f"{names[0]}{and_more(1, len(names))}: the layers of {base} are below language_model"
+        right = names[0].replace("base_model.model.model.", "base_model.model.").replace(
+            "base_model.model.", "base_model.model.model.language_model."
+        )  # fmt: skip
+        yield Finding("ML425", found, str(folder.tensors_file), right)
