@@ -31,9 +31,9 @@ def command_line_page() -> str:
         "",
         "This page is made by `scripts/write_docs.py` from the help of the program.",
     ]
-    for group, modules in VERBS.items():
+    for group, verbs in VERBS.items():
         lines += ["", f"## {group[0].upper()}{group[1:]}"]
-        for verb in modules:
+        for verb in verbs:
             lines += ["", f"### {verb}", "", *_help([verb])]
             lines += (line for action in _ACTIONS.get(verb, ()) for line in ("", *_help([verb, action])))
     return "\n".join(lines) + "\n"

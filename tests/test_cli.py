@@ -11,7 +11,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
@@ -19,7 +18,7 @@ import torch
 from pytest_mistral_lora.cli import EXIT_CODES, VERBS, main
 from pytest_mistral_lora.errors import InputError, MergeError, Terminated
 
-MODULES: dict[str, ModuleType] = {name: module for group in VERBS.values() for name, module in group.items()}
+VERB_OF = {name: verb for group in VERBS.values() for name, verb in group.items()}
 WORDS = {
     "init": [],
     "pin": ["a/b"],
@@ -71,7 +70,7 @@ def cli(*words: str) -> list[str]:
 def test_help_lists_every_verb_once_in_its_group(capsys: pytest.CaptureFixture[str]) -> None:
     text = help_of(capsys)
     listed = re.findall(r"^  ([a-z-]+) +\S", text.partition("options:")[0], flags=re.MULTILINE)
-    assert listed == list(MODULES) == list(WORDS)
+    assert listed == list(VERB_OF) == list(WORDS)
     for group in VERBS:
         assert f"\n{group}:\n" in text
     assert max(map(len, text.splitlines())) <= 80
@@ -81,11 +80,11 @@ def test_each_group_of_verbs_has_an_example_that_can_be_parsed(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     text = help_of(capsys)
-    for group, modules in VERBS.items():
+    for group, verbs in VERBS.items():
         section = text.partition(f"\n{group}:\n")[2].partition("\n\n")[0]
         [line] = re.findall(r"^  \$ mistral-lora (.*)$", section, flags=re.MULTILINE)
         verb = line.split()[0]
-        monkeypatch.setattr(modules[verb], "run", lambda args: 0)
+        monkeypatch.setattr(verbs[verb], "run", lambda args: 0)
         assert main(line.split()) == 0
 
 
@@ -97,7 +96,7 @@ def test_the_exit_codes_are_one_table_in_the_help_of_the_program(capsys: pytest.
     assert list(EXIT_CODES) == [0, 1, 2, 3, 130, 143]
 
 
-@pytest.mark.parametrize("verb", MODULES)
+@pytest.mark.parametrize("verb", VERB_OF)
 def test_the_help_of_a_verb_has_an_example_that_can_be_parsed(
     verb: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -107,7 +106,7 @@ def test_the_help_of_a_verb_has_an_example_that_can_be_parsed(
     assert "%%" not in text
     examples = re.findall(rf"^  mistral-lora ({verb}\b.*)$", text, flags=re.MULTILINE)
     assert examples
-    monkeypatch.setattr(MODULES[verb], "run", lambda args: 0)
+    monkeypatch.setattr(VERB_OF[verb], "run", lambda args: 0)
     for line in examples:
         assert main(line.partition(" >")[0].split()) == 0
 
@@ -236,13 +235,13 @@ ENDS: dict[str, tuple[Callable[[object], int], int, str]] = {
 
 
 @pytest.mark.parametrize("end", ENDS)
-@pytest.mark.parametrize("verb", MODULES)
+@pytest.mark.parametrize("verb", VERB_OF)
 def test_every_verb_ends_with_the_code_of_the_table(
     verb: str, end: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run, code, message = ENDS[end]
     before = signal.getsignal(signal.SIGTERM)
-    monkeypatch.setattr(MODULES[verb], "run", run)
+    monkeypatch.setattr(VERB_OF[verb], "run", run)
     assert main([verb, *WORDS[verb]]) == code
     assert message in capsys.readouterr().err
     assert signal.getsignal(signal.SIGTERM) is before
@@ -252,13 +251,13 @@ def test_memory_that_runs_out_comes_with_the_advice_of_the_verb(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for verb, option in (("smoke", "--device cpu"), ("merge", "--dtype"), ("verify", "--rerun")):
-        monkeypatch.setattr(MODULES[verb], "run", torch_out_of_memory)
+        monkeypatch.setattr(VERB_OF[verb], "run", torch_out_of_memory)
         assert main([verb, *WORDS[verb]]) == 3
         assert option in capsys.readouterr().err
 
 
 def test_a_fault_of_the_program_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(MODULES["rules"], "run", raised(RuntimeError("shapes")))
+    monkeypatch.setattr(VERB_OF["rules"], "run", raised(RuntimeError("shapes")))
     with pytest.raises(RuntimeError, match="shapes"):
         main(["rules"])
 
@@ -313,14 +312,14 @@ import sys
 from pytest_mistral_lora import cli
 
 for group in cli.VERBS.values():
-    for module in group.values():
-        module.run = lambda args: int(bool(print("x" * int(sys.argv[1]))))
+    for verb in group.values():
+        verb.run = lambda args: int(bool(print("x" * int(sys.argv[1]))))
 sys.exit(cli.main(sys.argv[2:]))
 """
 
 
 @pytest.mark.parametrize("size", [1, 100_000], ids=["at the end", "while printing"])
-@pytest.mark.parametrize("verb", MODULES)
+@pytest.mark.parametrize("verb", VERB_OF)
 def test_a_closed_pipe_is_no_traceback(verb: str, size: int) -> None:
     reading, writing = os.pipe()
     os.close(reading)

@@ -21,7 +21,7 @@ from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
 from pytest_mistral_lora.chat.token_rows import TokenRow, TokenSide, Wrong
 from pytest_mistral_lora.checkpoint.encoder import make_encoder
 from pytest_mistral_lora.cli import main
-from pytest_mistral_lora.report.token_lines import Line, token_lines
+from pytest_mistral_lora.report.tokens import Line, token_lines
 
 COMMIT = "0123456789abcdef0123456789abcdef0123abcd"
 QUESTION, ANSWER = "What is the capital of France?", "Paris.\nOn the Seine."

@@ -4,7 +4,7 @@ import re
 from html.parser import HTMLParser
 
 from pytest_mistral_lora.chat.token_rows import TokenRow, TokenSide, Wrong
-from pytest_mistral_lora.report.tokens import script_hash, tokens_html, tokens_page, tokens_script
+from pytest_mistral_lora.report.pages import asset, script_hash, tokens_html, tokens_page
 
 HOSTILE = (
     "<script>alert(1)</script>",
@@ -61,7 +61,7 @@ def test_the_policy_of_the_page_allows_its_own_script_alone() -> None:
     page = tokens_page([hostile_row()], heading="rows")
     found = re.search(r"<script>(.*)</script>", page, flags=re.DOTALL)
     assert found is not None
-    assert found[1] == tokens_script()
+    assert found[1] == asset("tokens.js")
     assert f"script-src '{script_hash(found[1])}'" in page
     assert script_hash(found[1] + " ") not in page
     assert not re.search(r"(src|href)=.?(https?:|//)", page)

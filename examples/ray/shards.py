@@ -19,7 +19,7 @@ from pytest_mistral_lora.conformance.dataset.rows import ScanPlan
 from pytest_mistral_lora.conformance.dataset.tally import DatasetTally
 from pytest_mistral_lora.conformance.finding import Result
 from pytest_mistral_lora.data import Source, import_rows
-from pytest_mistral_lora.report.statistics import figure_lines, length_lines
+from pytest_mistral_lora.report.tables import figure_lines, length_lines
 
 
 @ray.remote

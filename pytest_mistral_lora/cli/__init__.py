@@ -1,4 +1,4 @@
-"""The command line `mistral-lora VERB ...`: one parser, one table of exit codes, one module for each verb."""
+"""The command line `mistral-lora VERB ...`: one parser, one table of verbs, one of exit codes."""
 
 from __future__ import annotations
 
@@ -11,33 +11,26 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
-from types import ModuleType
 
 from pytest_mistral_lora import __version__
 from pytest_mistral_lora.cli import (
     audit,
     chat,
     check,
-    diff,
     doctor,
-    export,
-    import_rows,
     init,
+    manifests,
     merge,
-    note,
+    other_trainers,
     pin,
     render,
+    rows,
     rules,
-    runner,
     serve_check,
     smoke,
-    stats,
-    template,
     train,
-    verify,
 )
-from pytest_mistral_lora.cli.verb import PROGRAM, wrapped_text
+from pytest_mistral_lora.cli.verb import PROGRAM, Verb, wrapped_text
 from pytest_mistral_lora.errors import (
     EXIT_BAD_INPUT,
     EXIT_FINDING,
@@ -57,18 +50,19 @@ from pytest_mistral_lora.extras import is_installed, missing_extra
 
 __all__ = ["EXIT_CODES", "VERBS", "main"]
 
-# The modules of the verbs import torch and the like in `run`, not at the top: `mistral-lora --help`, a misspelt option
-# and a wrong key in a recipe are then answered at once.
-VERBS: dict[str, dict[str, ModuleType]] = {
-    "start": {"init": init, "pin": pin, "doctor": doctor},
-    "check": {"check": check, "audit": audit, "render": render, "rules": rules},
-    "rows": {"import": import_rows, "stats": stats},
-    "train": {"train": train, "chat": chat, "smoke": smoke, "merge": merge}
-    | {"verify": verify, "diff": diff, "note": note},
-    "serve": {"serve-check": serve_check},
-    "other trainers": {"export": export, "template": template, "runner": runner},
+# The modules of the verbs import torch and the like in their functions, not at the top: `mistral-lora --help`, a
+# misspelt option and a wrong key in a recipe are then answered at once.
+_GROUPS = {
+    "start": (init.VERB, pin.VERB, doctor.VERB),
+    "check": (check.VERB, audit.VERB, render.VERB, rules.VERB),
+    "rows": (rows.IMPORT, rows.STATS),
+    "train": (train.VERB, chat.VERB, smoke.VERB, merge.VERB, manifests.VERIFY, manifests.DIFF, manifests.NOTE),
+    "serve": (serve_check.VERB,),
+    "other trainers": (other_trainers.EXPORT, other_trainers.TEMPLATE, other_trainers.RUNNER),
 }
-"""Every verb's module, by the verb's name, in the groups and the order of `mistral-lora --help`."""
+
+VERBS: dict[str, dict[str, Verb]] = {group: {one.name: one for one in verbs} for group, verbs in _GROUPS.items()}
+"""Every verb by its name, in the groups and the order of `mistral-lora --help`."""
 
 _EXAMPLES = {
     "start": "init rows.jsonl --base mistralai/Mistral-7B-Instruct-v0.3",
@@ -125,7 +119,7 @@ def _open_streams() -> None:
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:  # closed by the shell: `>&-`
-            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115 - it stays open
+            setattr(sys, name, io.TextIOWrapper(io.BufferedWriter(io.FileIO(os.devnull, "w")), encoding="utf-8"))
         elif isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):
             stream.reconfigure(errors="backslashreplace")
 
@@ -145,10 +139,10 @@ def _run_verb(words: list[str]) -> int:
         os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     try:
         with _sigterm_as_exception():
-            return int(args.run(args))
+            return int(args.verb.run(args))
     except (Exception, KeyboardInterrupt) as caught:  # SystemExit keeps its own code
         error = interruption(caught) or missing_extra(caught) or caught
-        message = _error_message(error, getattr(args, "memory_advice", ""))
+        message = _error_message(error, args.verb.memory_advice)
         if not message:
             raise
         from pytest_mistral_lora.report.github import commands_stopped
@@ -161,7 +155,7 @@ def _run_verb(words: list[str]) -> int:
 
 def _parsed(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Namespace:
     """Parse words; a verb or an option that does not exist is refused with the one that is most like it."""
-    names = [name for modules in VERBS.values() for name in modules]
+    names = [name for verbs in VERBS.values() for name in verbs]
     # argparse has suggestions from Python 3.14 on only; before, it prints all choices
     first = next((word for word in words if not word.startswith("-")), None)
     if first is not None and first not in names:
@@ -178,8 +172,8 @@ def _parsed(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Names
 
 def _parser() -> argparse.ArgumentParser:
     sections = [wrapped_text(_DESCRIPTION)]
-    for group, modules in VERBS.items():
-        lines = [f"  {name:<12}{one.SUMMARY}" for name, one in modules.items()]
+    for group, verbs in VERBS.items():
+        lines = [f"  {name:<12}{one.summary}" for name, one in verbs.items()]
         sections.append("\n".join([f"{group}:", *lines, f"  $ {PROGRAM} {_EXAMPLES[group]}"]))
     codes = "\n".join(["exit codes:", *(f"  {code:<5}{meaning}" for code, meaning in EXIT_CODES.items())])
     parser = argparse.ArgumentParser(
@@ -191,10 +185,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"pytest-mistral-lora {__version__}")
     # argparse can only list all verbs at once, without groups: the description lists them, and argparse does not
-    verbs = parser.add_subparsers(prog=PROGRAM, metavar="VERB", required=True, help=argparse.SUPPRESS)
-    for modules in VERBS.values():
-        for module in modules.values():
-            module.add_parser(verbs)
+    subparsers = parser.add_subparsers(prog=PROGRAM, metavar="VERB", required=True, help=argparse.SUPPRESS)
+    for verbs in VERBS.values():
+        for verb in verbs.values():
+            verb.add_parser(subparsers)
     return parser
 
 

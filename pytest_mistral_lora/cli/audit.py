@@ -15,15 +15,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pytest_mistral_lora.cli.verb import (
-    Verbs,
-    add_format_option,
-    add_oracle_option,
-    add_tokenizer_option,
-    add_verb,
-    print_judged,
-    print_line,
-)
+from pytest_mistral_lora.cli.judging import add_format_option, print_judged
+from pytest_mistral_lora.cli.verb import Verb, add_oracle_option, add_tokenizer_option, print_line
 from pytest_mistral_lora.errors import EXIT_FINDING, EXIT_OK, InputError
 from pytest_mistral_lora.runners import RUNNERS, TIME_LIMIT, find_runner, runner_fixes
 
@@ -32,8 +25,6 @@ if TYPE_CHECKING:
     from pytest_mistral_lora.conformance.encoded.audit import Audit, LineVerdict
     from pytest_mistral_lora.conformance.groups import FindingGroups
     from pytest_mistral_lora.report.judged import JudgedCase
-
-SUMMARY = "check a trainer's input_ids and labels against mistral-common"
 
 _DESCRIPTION = """\
 Check each encoded row of a trainer, token by token, against mistral-common's encoding of the same messages. Every
@@ -45,19 +36,7 @@ for the whole file), state, place, found, expected, detail and row (the chat row
 class and count of each)."""
 
 
-def add_parser(verbs: Verbs) -> None:
-    """Add the verb to the command line."""
-    parser = add_verb(
-        verbs,
-        "audit",
-        run,
-        description=_DESCRIPTION,
-        examples=(
-            "mistral-lora audit encoded.jsonl --tokenizer checkpoints/my-mistral --dataset rows.jsonl",
-            "mistral-lora audit --runner trl --tokenizer checkpoints/my-mistral --dataset rows.jsonl",
-        ),
-        failure="a row or the file has an error",
-    )
+def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "rows", type=Path, nargs="?", help="encoded-rows JSONL: row, messages or conversations, input_ids, labels"
     )
@@ -287,3 +266,17 @@ def _encoded_rows(args: argparse.Namespace) -> Iterator[tuple[Path, Sequence[Row
         # the versions belong to the verdict, but standard output may be JSON
         sys.stderr.write(f"{extraction.ran_under}\n")
         yield extraction.file, rows
+
+
+VERB = Verb(
+    "audit",
+    "check a trainer's input_ids and labels against mistral-common",
+    _add_options,
+    run,
+    description=_DESCRIPTION,
+    examples=(
+        "mistral-lora audit encoded.jsonl --tokenizer checkpoints/my-mistral --dataset rows.jsonl",
+        "mistral-lora audit --runner trl --tokenizer checkpoints/my-mistral --dataset rows.jsonl",
+    ),
+    failure="a row or the file has an error",
+)

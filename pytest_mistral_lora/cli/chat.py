@@ -10,14 +10,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pytest_mistral_lora.cli.verb import Verbs, add_verb
+from pytest_mistral_lora.cli.verb import Verb
 from pytest_mistral_lora.errors import EXIT_OK, InputError, RowError, RowsError
 from pytest_mistral_lora.extras import require_extra
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.training.generate.chat_session import ChatAnswer, ChatSession
-
-SUMMARY = "ask an adapter, a merged model or a base, encoded as in training"
 
 _DESCRIPTION = """\
 Ask a model. Prompts are encoded by the backend of training, from the tokenizer in the adapter's folder, so that the
@@ -34,21 +32,7 @@ _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 """Characters with which the text of a model would move the cursor or set the title of a terminal."""
 
 
-def add_parser(verbs: Verbs) -> None:
-    """Add the verb to the command line."""
-    parser = add_verb(
-        verbs,
-        "chat",
-        run,
-        description=_DESCRIPTION,
-        examples=(
-            "mistral-lora chat lora-out",
-            "mistral-lora chat lora-out --prompt Hello --ids",
-            "mistral-lora chat lora-out --no-adapter",
-            "mistral-lora chat models/base --temperature 0.7 --seed 1",
-        ),
-        memory_advice="Use the memory of the host with --device cpu, or shorter answers with --max-new-tokens.",
-    )
+def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", type=Path, metavar="DIR", help="folder of an adapter, a merged model or a base")
     parser.add_argument(
         "--base", type=Path, metavar="DIR", help="base folder of an adapter (default: the base that the adapter names)"
@@ -177,3 +161,19 @@ def _lines() -> Iterator[str]:
         yield from sys.stdin
     except UnicodeDecodeError as error:
         raise InputError(f"not in {error.encoding}: {error.reason}", place="standard input", expected="text") from error
+
+
+VERB = Verb(
+    "chat",
+    "ask an adapter, a merged model or a base, encoded as in training",
+    _add_options,
+    run,
+    description=_DESCRIPTION,
+    examples=(
+        "mistral-lora chat lora-out",
+        "mistral-lora chat lora-out --prompt Hello --ids",
+        "mistral-lora chat lora-out --no-adapter",
+        "mistral-lora chat models/base --temperature 0.7 --seed 1",
+    ),
+    memory_advice="Use the memory of the host with --device cpu, or shorter answers with --max-new-tokens.",
+)

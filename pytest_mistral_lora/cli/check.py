@@ -8,13 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pytest_mistral_lora.cli.judging import Judging, add_report_option, command_line
-from pytest_mistral_lora.cli.verb import (
-    Verbs,
-    add_format_option,
-    add_oracle_option,
-    add_verb,
-)
+from pytest_mistral_lora.cli.judging import Judging, add_format_option, add_report_option, command_line
+from pytest_mistral_lora.cli.verb import Verb, add_oracle_option
 from pytest_mistral_lora.conformance.named_targets import is_shipped
 from pytest_mistral_lora.conformance.path_kinds import KINDS, recognised, targets_of
 from pytest_mistral_lora.conformance.targets import EMBEDDED
@@ -22,8 +17,6 @@ from pytest_mistral_lora.errors import InputError, MistralLoraError, did_you_mea
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.conformance.known import Xfail
-
-SUMMARY = "check recipes and their rows, tokenizers and adapters"
 
 _DESCRIPTION = """\
 Run the checks of `pytest --mistral-golden` without pytest, and print a table, and each finding once,
@@ -35,24 +28,7 @@ folder or a tokenizer file. It is recognised by its content, and the first line 
 path, check every tokenizer that mistral-common ships, and train a tiny LoRA adapter with one of them."""
 
 
-def add_parser(verbs: Verbs) -> None:
-    """Add the verb to the command line."""
-    parser = add_verb(
-        verbs,
-        "check",
-        run,
-        description=_DESCRIPTION,
-        examples=(
-            "mistral-lora check",
-            "mistral-lora check recipe.yaml",
-            "mistral-lora check recipe.yaml --device-memory 80GB",
-            "mistral-lora check rows.jsonl --tokenizer checkpoints/my-mistral",
-            "mistral-lora check rows.jsonl --tokenizer spm-v3",
-            "mistral-lora check lora-out --base models/base",
-            "mistral-lora check merged lora-out --base models/base",
-        ),
-        failure="a check finds an error, or no check could judge anything",
-    )
+def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "paths", type=Path, nargs="*", metavar="PATH", help="recipe, folder or file to check (default: see above)"
     )
@@ -169,3 +145,22 @@ def _memory(recipes: Sequence[Path], size: str | None) -> list[dict[str, Any]]:
         except MistralLoraError as error:  # a check has reported it
             found.append({"path": str(path), "text": f"memory: no estimate: {error.found}"})
     return found
+
+
+VERB = Verb(
+    "check",
+    "check recipes and their rows, tokenizers and adapters",
+    _add_options,
+    run,
+    description=_DESCRIPTION,
+    examples=(
+        "mistral-lora check",
+        "mistral-lora check recipe.yaml",
+        "mistral-lora check recipe.yaml --device-memory 80GB",
+        "mistral-lora check rows.jsonl --tokenizer checkpoints/my-mistral",
+        "mistral-lora check rows.jsonl --tokenizer spm-v3",
+        "mistral-lora check lora-out --base models/base",
+        "mistral-lora check merged lora-out --base models/base",
+    ),
+    failure="a check finds an error, or no check could judge anything",
+)

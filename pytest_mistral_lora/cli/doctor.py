@@ -11,7 +11,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from pytest_mistral_lora import __version__
-from pytest_mistral_lora.cli.verb import Verbs, add_json_option, add_verb, print_json
+from pytest_mistral_lora.cli.verb import Verb, add_json_option, print_json
 from pytest_mistral_lora.errors import EXIT_FINDING, EXIT_OK
 from pytest_mistral_lora.extras import EXTRAS
 
@@ -19,24 +19,13 @@ if TYPE_CHECKING:
     from pytest_mistral_lora.environment import KnownFault, LibraryState
     from pytest_mistral_lora.environment.machine import HubState, TorchBuild
 
-SUMMARY = "show versions, extras, devices, known faults, and what to change"
-
 _DESCRIPTION = """\
 Show the installed versions and the supported ones, faults that are known of their combination, extras, torch's build
 with its devices and the precision for each, the cache, and whether a token for the Hub is there. The token itself is
 not read. Nothing is sent, unless you give --hub."""
 
 
-def add_parser(verbs: Verbs) -> None:
-    """Add the verb to the command line."""
-    parser = add_verb(
-        verbs,
-        "doctor",
-        run,
-        description=_DESCRIPTION,
-        examples=("mistral-lora doctor", "mistral-lora doctor --hub", "mistral-lora doctor --json"),
-        failure="a version is not supported, or a known fault is installed; notes do not count",
-    )
+def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--hub",
         action="store_true",
@@ -80,19 +69,15 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _library_lines(libraries: Sequence[LibraryState]) -> list[str]:
-    from rich import box
-    from rich.table import Table
+    from pytest_mistral_lora.report.tables import table_lines
 
-    from pytest_mistral_lora.report import table_lines
-
-    table = Table("library", "installed", "supported", "", box=box.SIMPLE_HEAD, pad_edge=False)
-    shown: set[str] = set()
+    rows = {}
     for one in libraries:
         # a library of two extras once; the list of extras has what is missing
-        if one.name not in shown and (one.version or not one.extra):
-            shown.add(one.name)
-            table.add_row(one.name, one.version or "-", one.supported or "any", "" if one.state == "ok" else one.state)
-    return table_lines(table, shutil.get_terminal_size().columns)
+        if one.name not in rows and (one.version or not one.extra):
+            state = "" if one.state == "ok" else one.state
+            rows[one.name] = (one.name, one.version or "-", one.supported or "any", state)
+    return table_lines(("library", "installed", "supported", ""), rows.values(), shutil.get_terminal_size().columns)
 
 
 def _extra_lines() -> Iterator[str]:
@@ -137,3 +122,14 @@ def _verdict(faults: Sequence[Any]) -> str:
     errors = sum(fault.severity == "error" for fault in faults)
     notes = len(faults) - errors
     return f"{errors} fault{'' if errors == 1 else 's'}, {notes} note{'' if notes == 1 else 's'}"
+
+
+VERB = Verb(
+    "doctor",
+    "show versions, extras, devices, known faults, and what to change",
+    _add_options,
+    run,
+    description=_DESCRIPTION,
+    examples=("mistral-lora doctor", "mistral-lora doctor --hub", "mistral-lora doctor --json"),
+    failure="a version is not supported, or a known fault is installed; notes do not count",
+)

@@ -8,13 +8,11 @@ from difflib import unified_diff
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pytest_mistral_lora.cli.verb import Verbs, add_verb
+from pytest_mistral_lora.cli.verb import Verb
 from pytest_mistral_lora.errors import EXIT_FINDING, EXIT_OK
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.starter import StartPlan
-
-SUMMARY = "write the files that guard a repository: recipe, goldens, CI"
 
 _DESCRIPTION = """\
 Set up the current folder, so that `pytest --mistral-golden` guards it. Look at your rows, pin the base, and write:
@@ -29,20 +27,7 @@ _DONE = {"new": "created", "same": "unchanged", "extended": "extended"}
 _TITLES = {"new": "to create", "same": "unchanged", "extended": "to extend", "different": "exists, with other content"}
 
 
-def add_parser(verbs: Verbs) -> None:
-    """Add the verb to the command line."""
-    parser = add_verb(
-        verbs,
-        "init",
-        run,
-        description=_DESCRIPTION,
-        examples=(
-            "mistral-lora init rows.jsonl --base mistralai/Mistral-7B-Instruct-v0.3",
-            "mistral-lora init sharegpt.json --base models/base --dry-run",
-            "mistral-lora init",
-        ),
-        failure="something is left to do: a pin, a bad row, lines to add by hand",
-    )
+def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "rows",
         type=Path,
@@ -88,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _record(plan: StartPlan) -> None:
     """Record the goldens, and print their files."""
-    from pytest_mistral_lora.starter.goldens import record_missing
+    from pytest_mistral_lora.starter import record_missing
     from pytest_mistral_lora.starter.plan import RECIPE, has_goldens
 
     if not has_goldens(plan):
@@ -137,3 +122,18 @@ def _print_rest(plan: StartPlan, dry_run: bool) -> None:
     after = f"{first}pytest --mistral-golden, then commit these files, then mistral-lora train recipe.yaml"
     lines.append("next: the same command without --dry-run" if dry_run else f"next: {after}")
     sys.stdout.write("\n".join(["", *lines]) + "\n")
+
+
+VERB = Verb(
+    "init",
+    "write the files that guard a repository: recipe, goldens, CI",
+    _add_options,
+    run,
+    description=_DESCRIPTION,
+    examples=(
+        "mistral-lora init rows.jsonl --base mistralai/Mistral-7B-Instruct-v0.3",
+        "mistral-lora init sharegpt.json --base models/base --dry-run",
+        "mistral-lora init",
+    ),
+    failure="something is left to do: a pin, a bad row, lines to add by hand",
+)

@@ -1,4 +1,4 @@
-"""Targets are judged for `check` and `serve-check`: the checks run, known deviations, output and reports."""
+"""The judging of targets for `check` and `serve-check`, and the output of every verb that judges."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pytest_mistral_lora.cli.verb import PROGRAM, print_json, print_judged, print_line
+from pytest_mistral_lora.cli.verb import PROGRAM, print_json, print_line
 from pytest_mistral_lora.errors import EXIT_FINDING, EXIT_OK
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pytest_mistral_lora.conformance.groups import FindingGroups
     from pytest_mistral_lora.conformance.known import Xfail
     from pytest_mistral_lora.conformance.targets import Target
+    from pytest_mistral_lora.report.judged import JudgedCase
 
 
 def add_report_option(parser: argparse.ArgumentParser) -> None:
@@ -45,6 +46,24 @@ def _report_file(text: str) -> Path:
     if path.is_dir() or not path.parent.is_dir():
         raise argparse.ArgumentTypeError(f"{text!r}: {'a folder' if path.is_dir() else 'no such folder'}")
     return path
+
+
+def add_format_option(parser: argparse.ArgumentParser) -> None:
+    """Add `--output-format` to a verb that judges, and `--json` as its short form."""
+    parser.add_argument(
+        "--output-format",
+        choices=("text", "json", "github", "junit", "sarif"),
+        default="text",
+        help="github prints annotations and adds to the job's summary, junit prints a test file for any CI system, "
+        "sarif a log for code scanning (default: text)",
+    )
+    parser.add_argument(
+        "--json",
+        action="store_const",
+        const="json",
+        dest="output_format",
+        help="print JSON instead of text, as --output-format json",
+    )
 
 
 def command_line(args: argparse.Namespace) -> str:
@@ -181,16 +200,21 @@ def _print_text(records: list[dict[str, Any]], causes: FindingGroups, memory: Se
         verdict_line,
         write_styled,
     )
-    from pytest_mistral_lora.report.statistics import summary_lines
+    from pytest_mistral_lora.report.tables import figure_lines, statistics_of
 
     width = shutil.get_terminal_size().columns
     for cause in causes:
         state = "FAILED" if cause.simplest.severity == "error" else "note"
         write_styled(f"{cause.check} {state}\n{cause.text(width)}\n")
+    figures = [
+        line
+        for target, found in statistics_of(records).items()
+        for line in (f"figures of {target}:", *figure_lines(found, width))
+    ]
     lines = [
         *outcome_table(records, width),
         *basis_lines(records),
-        *summary_lines(records, width),
+        *figures,
         *unchecked_lines(records),
         *memory,
         "",
@@ -210,3 +234,37 @@ def _progress() -> Iterator[Callable[[str], None]]:
 
     with Console(stderr=True).status("") as status:
         yield status.update
+
+
+def print_judged(
+    output_format: str,
+    command: str,
+    causes: FindingGroups,
+    cases: Sequence[JudgedCase],
+    verdict: str,
+    subject: Path | str = "",
+) -> None:
+    """Print a verdict for another machine: `github`, `junit` or `sarif`.
+
+    Args:
+        output_format: The format.
+        command: The verb.
+        causes: The findings by cause.
+        cases: All that was judged.
+        verdict: The last line of the same verdict as text.
+        subject: The file or folder that was judged.
+    """
+    from pytest_mistral_lora.conformance.groups import FILE_WIDTH
+    from pytest_mistral_lora.report.judged import Judged, junit_text, sarif_data
+
+    found = [{**cause.to_json(), "text": cause.text(FILE_WIDTH)} for cause in causes]
+    judged = Judged(f"{PROGRAM} {command}", found, cases, verdict, str(subject))
+    if output_format == "sarif":
+        print_json(sarif_data(judged))
+    elif output_format == "junit":
+        sys.stdout.write(junit_text(judged))
+    else:
+        from pytest_mistral_lora.report.github import add_job_summary, annotation_lines
+
+        sys.stdout.write("".join(f"{line}\n" for line in (*annotation_lines(found), verdict)))
+        add_job_summary(judged)

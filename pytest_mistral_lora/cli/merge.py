@@ -6,10 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from pytest_mistral_lora.cli.verb import Verbs, add_json_option, add_verb, print_json
+from pytest_mistral_lora.cli.verb import Verb, add_json_option, print_json
 from pytest_mistral_lora.errors import EXIT_OK
-
-SUMMARY = "add an adapter to the weights of its base, and prove the result"
 
 _DESCRIPTION = """\
 Add an adapter to the weights of its base, and write the folder of the merged model. The sums are computed in float32,
@@ -24,17 +22,7 @@ A merge loads the base with the adapter, and then the merged model, to compare t
 a smaller --dtype, or the memory of the host with --device cpu."""
 
 
-def add_parser(verbs: Verbs) -> None:
-    """Add the verb to the command line."""
-    parser = add_verb(
-        verbs,
-        "merge",
-        run,
-        description=_DESCRIPTION,
-        examples=("mistral-lora merge lora-out merged",),
-        failure="the merged model answers otherwise than base and adapter, or the disk is full",
-        memory_advice=_MEMORY_ADVICE,
-    )
+def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("adapter", type=Path, metavar="DIR", help="adapter folder; it is not changed")
     parser.add_argument("output", type=Path, metavar="OUT", help="folder to make")
     parser.add_argument(
@@ -97,3 +85,15 @@ def run(args: argparse.Namespace) -> int:
     ]
     sys.stdout.write("\n".join(lines) + "\n")
     return EXIT_OK
+
+
+VERB = Verb(
+    "merge",
+    "add an adapter to the weights of its base, and prove the result",
+    _add_options,
+    run,
+    description=_DESCRIPTION,
+    examples=("mistral-lora merge lora-out merged",),
+    failure="the merged model answers otherwise than base and adapter, or the disk is full",
+    memory_advice=_MEMORY_ADVICE,
+)

@@ -8,13 +8,11 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pytest_mistral_lora.cli.verb import Verbs, add_verb
+from pytest_mistral_lora.cli.verb import Verb
 from pytest_mistral_lora.errors import EXIT_OK, InputError
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.training.recipe.pinning import PinnedBase
-
-SUMMARY = "print the commit of a branch, or write it into a recipe"
 
 _DESCRIPTION = """\
 A branch can move to other weights, so a recipe names a commit. Print the commit that a branch or tag of a Hub
@@ -24,20 +22,7 @@ recipe with a local base, write the hash of its weights.
 Offline, the commit that was last fetched into the cache is taken, and a note on stderr tells you so."""
 
 
-def add_parser(verbs: Verbs) -> None:
-    """Add the verb to the command line."""
-    parser = add_verb(
-        verbs,
-        "pin",
-        run,
-        description=_DESCRIPTION,
-        examples=(
-            "mistral-lora pin mistralai/Mistral-7B-Instruct-v0.3",
-            "mistral-lora pin mistralai/Mistral-7B-Instruct-v0.3@main",
-            "mistral-lora pin recipe.yaml",
-            "mistral-lora pin recipe.yaml --branch main",
-        ),
-    )
+def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("base", metavar="BASE", help="Hub repository, OWNER/NAME or OWNER/NAME@BRANCH, or a recipe")
     parser.add_argument(
         "--branch",
@@ -90,3 +75,18 @@ def _note_source(source: str, name: str) -> None:
         sys.stderr.write(f"note: the Hub cannot be reached; {name} was this commit when it was last fetched\n")
     elif source == "given" and name:
         sys.stderr.write("note: the Hub was not asked whether it has this commit\n")
+
+
+VERB = Verb(
+    "pin",
+    "print the commit of a branch, or write it into a recipe",
+    _add_options,
+    run,
+    description=_DESCRIPTION,
+    examples=(
+        "mistral-lora pin mistralai/Mistral-7B-Instruct-v0.3",
+        "mistral-lora pin mistralai/Mistral-7B-Instruct-v0.3@main",
+        "mistral-lora pin recipe.yaml",
+        "mistral-lora pin recipe.yaml --branch main",
+    ),
+)

@@ -12,8 +12,16 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pytest_mistral_lora.cli.named_tokenizers import base_of, name_of, recipe_at, require_there, tokenizer_path
-from pytest_mistral_lora.cli.verb import Verbs, add_oracle_option, add_tokenizer_option, add_verb
+from pytest_mistral_lora.cli.verb import (
+    Verb,
+    add_oracle_option,
+    add_tokenizer_option,
+    base_of,
+    name_of,
+    recipe_at,
+    require_there,
+    tokenizer_path,
+)
 from pytest_mistral_lora.errors import EXIT_FINDING, EXIT_OK, InputError, RowError, RowsError
 
 if TYPE_CHECKING:
@@ -22,8 +30,6 @@ if TYPE_CHECKING:
     from pytest_mistral_lora.chat.token_rows import TokenRow, TokenSide
     from pytest_mistral_lora.checkpoint.encoder import Encoder
     from pytest_mistral_lora.training.recipe import Recipe
-
-SUMMARY = "show the tokens of each chat row, and which of them are trained on"
 
 _DESCRIPTION = """\
 Encode each row of a chat JSONL file, or of a recipe's data. Print its tokens with their ids, turn by turn, and whether
@@ -38,22 +44,7 @@ _PAGE_ROWS = 100
 """Rows of a page without `--limit`: a browser is slow with a million tokens."""
 
 
-def add_parser(verbs: Verbs) -> None:
-    """Add the verb to the command line."""
-    parser = add_verb(
-        verbs,
-        "render",
-        run,
-        description=_DESCRIPTION,
-        examples=(
-            "mistral-lora render rows.jsonl --tokenizer checkpoints/my-mistral",
-            "mistral-lora render recipe.yaml --limit 5 --html tokens.html",
-            "mistral-lora render rows.jsonl --tokenizer checkpoints/my-mistral --row 3 --compare chat-template",
-            "mistral-lora render rows.jsonl --tokenizer spm-v3 --compare tekken-240911",
-            "mistral-lora render rows.jsonl --tokenizer spm-v3 --json > encoded.jsonl",
-        ),
-        failure="--compare finds a difference",
-    )
+def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("rows", type=Path, help="chat JSONL file, or a recipe")
     add_tokenizer_option(parser, required=False)
     add_oracle_option(parser)
@@ -84,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         RowsError: If rows cannot be encoded, after the others are shown.
     """
-    from pytest_mistral_lora.report.token_lines import print_tokens
+    from pytest_mistral_lora.report.tokens import print_tokens
 
     view = _view_of(args)
     errors: list[RowError] = []
@@ -233,7 +224,7 @@ def _json_line(row: Row, sides: list[TokenSide], shown: TokenRow) -> str:
 
 def _write_page(args: argparse.Namespace, rows: list[TokenRow], errors: list[RowError]) -> None:
     from pytest_mistral_lora.records.files import write_text
-    from pytest_mistral_lora.report.tokens import tokens_page
+    from pytest_mistral_lora.report.pages import tokens_page
 
     notes = [f"{len(rows):,} row{'' if len(rows) == 1 else 's'} of {args.rows}."]
     limit = args.limit or _PAGE_ROWS
@@ -262,3 +253,20 @@ def _positive(text: str) -> int:
 
 def _backend_or_tokenizer(text: str) -> str | Path:
     return text if text in _BACKENDS else tokenizer_path(text)
+
+
+VERB = Verb(
+    "render",
+    "show the tokens of each chat row, and which of them are trained on",
+    _add_options,
+    run,
+    description=_DESCRIPTION,
+    examples=(
+        "mistral-lora render rows.jsonl --tokenizer checkpoints/my-mistral",
+        "mistral-lora render recipe.yaml --limit 5 --html tokens.html",
+        "mistral-lora render rows.jsonl --tokenizer checkpoints/my-mistral --row 3 --compare chat-template",
+        "mistral-lora render rows.jsonl --tokenizer spm-v3 --compare tekken-240911",
+        "mistral-lora render rows.jsonl --tokenizer spm-v3 --json > encoded.jsonl",
+    ),
+    failure="--compare finds a difference",
+)

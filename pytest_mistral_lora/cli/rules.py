@@ -8,28 +8,18 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from pytest_mistral_lora.cli.verb import Verbs, add_json_option, add_verb, print_json
+from pytest_mistral_lora.cli.verb import Verb, add_json_option, print_json
 from pytest_mistral_lora.errors import EXIT_OK, InputError
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.conformance.finding import Rule
-
-SUMMARY = "list the rules of the suite, or explain one"
 
 _DESCRIPTION = """\
 List every rule: its id, its subject, its severity and its title. With ids, explain these rules: the reason for the
 rule, its source, examples, and how to fix a finding. To find the rule for a symptom, search for words."""
 
 
-def add_parser(verbs: Verbs) -> None:
-    """Add the verb to the command line."""
-    parser = add_verb(
-        verbs,
-        "rules",
-        run,
-        description=_DESCRIPTION,
-        examples=("mistral-lora rules", "mistral-lora rules ML204", "mistral-lora rules --search padding"),
-    )
+def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("ids", nargs="*", metavar="ID", help="rule to explain, such as ML204")
     parser.add_argument("--search", metavar="WORDS", help="list the rules whose text has all of these words")
     add_json_option(parser)
@@ -76,3 +66,13 @@ def _with_words(rules: Iterable[Rule], words: str) -> list[Rule]:
         if all(f" {word}" in text for word in words.casefold().split()):
             found.append(rule)
     return found
+
+
+VERB = Verb(
+    "rules",
+    "list the rules of the suite, or explain one",
+    _add_options,
+    run,
+    description=_DESCRIPTION,
+    examples=("mistral-lora rules", "mistral-lora rules ML204", "mistral-lora rules --search padding"),
+)

@@ -8,15 +8,13 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from pytest_mistral_lora.cli.judging import Judging, add_report_option, command_line
-from pytest_mistral_lora.cli.verb import Verbs, add_format_option, add_tokenizer_option, add_verb
+from pytest_mistral_lora.cli.judging import Judging, add_format_option, add_report_option, command_line
+from pytest_mistral_lora.cli.verb import Verb, add_tokenizer_option
 from pytest_mistral_lora.conformance.named_targets import name_of
 from pytest_mistral_lora.conformance.server_target import ServerChoice, ServerTarget
 from pytest_mistral_lora.conformance.targets import Target
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.extras import require_extra
-
-SUMMARY = "check the prompts that a running server feeds its model"
 
 _DESCRIPTION = """\
 Send the packaged rows to a running server, and hold the prompts that it makes of them to mistral-common: ids, text that
@@ -32,21 +30,7 @@ Each row is one short request (one token, greedy). The key of the server is read
 goes to this machine alone."""
 
 
-def add_parser(verbs: Verbs) -> None:
-    """Add the verb to the command line."""
-    parser = add_verb(
-        verbs,
-        "serve-check",
-        run,
-        description=_DESCRIPTION,
-        examples=(
-            "mistral-lora serve-check llamacpp=http://127.0.0.1:8080 --tokenizer models/base",
-            "mistral-lora serve-check llamacpp=http://127.0.0.1:8080 --tokenizer models/base --adapter lora-out",
-            "mistral-lora serve-check vllm=https://models.example.org --tokenizer spm-v3 --model tuned",
-            "mistral-lora serve-check ./my_server.py=http://127.0.0.1:9000 --tokenizer models/base",
-        ),
-        failure="a prompt or an answer is another than expected, or no check could judge anything",
-    )
+def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("server", metavar="NAME=URL", help="kind of the server, and its address")
     add_tokenizer_option(parser)
     parser.add_argument("--model", default="", metavar="NAME", help="model to ask (default: the first that it lists)")
@@ -105,3 +89,19 @@ def _asked_with_progress(target: ServerTarget) -> ServerTarget:
         with suppress(InputError):
             _ = shown.answers
     return shown
+
+
+VERB = Verb(
+    "serve-check",
+    "check the prompts that a running server feeds its model",
+    _add_options,
+    run,
+    description=_DESCRIPTION,
+    examples=(
+        "mistral-lora serve-check llamacpp=http://127.0.0.1:8080 --tokenizer models/base",
+        "mistral-lora serve-check llamacpp=http://127.0.0.1:8080 --tokenizer models/base --adapter lora-out",
+        "mistral-lora serve-check vllm=https://models.example.org --tokenizer spm-v3 --model tuned",
+        "mistral-lora serve-check ./my_server.py=http://127.0.0.1:9000 --tokenizer models/base",
+    ),
+    failure="a prompt or an answer is another than expected, or no check could judge anything",
+)

@@ -9,15 +9,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pytest_mistral_lora.cli.verb import Verbs, add_format_option, add_verb, print_json, print_judged
+from pytest_mistral_lora.cli.judging import add_format_option, print_judged
+from pytest_mistral_lora.cli.verb import Verb, print_json
 from pytest_mistral_lora.errors import EXIT_FINDING, EXIT_OK, InputError
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.chat.completions import FormatCheck
     from pytest_mistral_lora.report.judged import Outcome
     from pytest_mistral_lora.training.generate.judge import TranscriptComparison
-
-SUMMARY = "load an adapter or merged model, and compare or record its answers"
 
 _DESCRIPTION = """\
 Load base and adapter, or a merged model, and answer prompts greedily, encoded as in training.
@@ -33,21 +32,7 @@ _PRINTED = ("text", "json")
 _MEMORY_ADVICE = "Use the memory of the host with --device cpu, or shorter answers with --max-new-tokens."
 
 
-def add_parser(verbs: Verbs) -> None:
-    """Add the verb to the command line."""
-    parser = add_verb(
-        verbs,
-        "smoke",
-        run,
-        description=_DESCRIPTION,
-        examples=(
-            "mistral-lora smoke lora-out",
-            "mistral-lora smoke lora-out --rows rows.jsonl --record answers --check json",
-            "mistral-lora smoke merged --golden lora-out/transcripts",
-        ),
-        failure="an answer is different",
-        memory_advice=_MEMORY_ADVICE,
-    )
+def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("adapter", type=Path, metavar="DIR", help="folder of an adapter or of a merged model")
     parser.add_argument(
         "--base", type=Path, metavar="DIR", help="base folder of an adapter (default: the base that the adapter names)"
@@ -234,3 +219,19 @@ def _print(args: argparse.Namespace, data: Any, text: str) -> None:
         print_json(data, allow_nan=False)
     else:
         sys.stdout.write(f"{text}\n")
+
+
+VERB = Verb(
+    "smoke",
+    "load an adapter or merged model, and compare or record its answers",
+    _add_options,
+    run,
+    description=_DESCRIPTION,
+    examples=(
+        "mistral-lora smoke lora-out",
+        "mistral-lora smoke lora-out --rows rows.jsonl --record answers --check json",
+        "mistral-lora smoke merged --golden lora-out/transcripts",
+    ),
+    failure="an answer is different",
+    memory_advice=_MEMORY_ADVICE,
+)

@@ -6,11 +6,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from pytest_mistral_lora.cli.verb import Verbs, add_verb
+from pytest_mistral_lora.cli.verb import Verb
 from pytest_mistral_lora.errors import EXIT_OK
 from pytest_mistral_lora.extras import require_extra
-
-SUMMARY = "train the adapter of a recipe (recipe.yaml)"
 
 _DESCRIPTION = """\
 Train the adapter of a recipe, and write its folder: tensors, tokenizer files, manifest.json and DECISION.md. Print the
@@ -21,20 +19,7 @@ run that fails leaves failure.json in its work folder, beside the output folder.
 same command with a launcher, as in the last example."""
 
 
-def add_parser(verbs: Verbs) -> None:
-    """Add the verb to the command line."""
-    parser = add_verb(
-        verbs,
-        "train",
-        run,
-        description=_DESCRIPTION,
-        examples=(
-            "mistral-lora train recipe.yaml",
-            "mistral-lora train recipe.yaml --resume",
-            "accelerate launch -m pytest_mistral_lora.training recipe.yaml",
-        ),
-        failure="the run fails",
-    )
+def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", type=Path, help="recipe.yaml")
     parser.add_argument("--resume", action="store_true", help="continue an unfinished run from its last checkpoint")
 
@@ -63,3 +48,18 @@ def run(args: argparse.Namespace) -> int:
     if is_main():
         sys.stdout.write(f"{result.output}\n")
     return EXIT_OK
+
+
+VERB = Verb(
+    "train",
+    "train the adapter of a recipe (recipe.yaml)",
+    _add_options,
+    run,
+    description=_DESCRIPTION,
+    examples=(
+        "mistral-lora train recipe.yaml",
+        "mistral-lora train recipe.yaml --resume",
+        "accelerate launch -m pytest_mistral_lora.training recipe.yaml",
+    ),
+    failure="the run fails",
+)

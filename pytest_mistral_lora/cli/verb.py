@@ -1,27 +1,29 @@
-"""The parts that verbs share: their parser, the option `--tokenizer`, and JSON output."""
+"""The parts that verbs share: their parser, the tokenizers that words of the command line name, and JSON output."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
+import shlex
 import shutil
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from pytest_mistral_lora.cli.named_tokenizers import tokenizer_path
+from pytest_mistral_lora.errors import InputError, PinError
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
-    from pytest_mistral_lora.conformance.groups import FindingGroups
-    from pytest_mistral_lora.report.judged import JudgedCase
+    from pytest_mistral_lora.training.recipe import Recipe
 
 # argparse has no public name for the type that `add_subparsers` returns
 Verbs: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 PROGRAM = "mistral-lora"
+_AT_THE_HUB = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>\S+))?")
 
 
 def wrapped_text(text: str) -> str:
@@ -31,21 +33,14 @@ def wrapped_text(text: str) -> str:
     return "\n\n".join(wrapper.fill(part) for part in text.split("\n\n"))
 
 
-def add_verb(
-    verbs: Verbs,
-    name: str,
-    run: Callable[[argparse.Namespace], int],
-    *,
-    description: str,
-    examples: Sequence[str],
-    failure: str = "",
-    memory_advice: str = "",
-) -> argparse.ArgumentParser:
-    """Add the parser of a verb.
+@dataclass
+class Verb:
+    """A verb of the command line.
 
-    Args:
-        verbs: The subparsers of the program.
+    Attributes:
         name: The verb.
+        summary: Its effect in one line, for the list of all verbs.
+        add_options: Adds its options to its parser.
         run: Runs it with the parsed options and returns the exit code.
         description: Its effect, in paragraphs.
         examples: Whole command lines.
@@ -53,19 +48,31 @@ def add_verb(
             it never is.
         memory_advice: Sentences for a reader whose memory has run out.
     """
-    epilog = "\n".join(["examples:" if len(examples) > 1 else "example:", *(f"  {line}" for line in examples)])
-    epilog += "\n\n" + (wrapped_text(f"The exit code is 1 if {failure}.") + "\n" if failure else "")
-    epilog += f"For all exit codes: {PROGRAM} --help"
-    parser = verbs.add_parser(
-        name,
-        description=wrapped_text(description),
-        epilog=epilog,
-        # argparse's own formatter would join the lines of the examples
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    # the parsed options carry their verb's function and parser, so that nobody has to look them up by name
-    parser.set_defaults(run=run, parser=parser, memory_advice=memory_advice)
-    return parser
+
+    name: str
+    summary: str
+    add_options: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], int]
+    description: str
+    examples: Sequence[str]
+    failure: str = ""
+    memory_advice: str = ""
+
+    def add_parser(self, verbs: Verbs) -> None:
+        """Add the parser of the verb to those of the program."""
+        epilog = "\n".join([f"example{'s' * (len(self.examples) > 1)}:", *(f"  {line}" for line in self.examples)])
+        epilog += "\n\n" + (wrapped_text(f"The exit code is 1 if {self.failure}.") + "\n" if self.failure else "")
+        epilog += f"For all exit codes: {PROGRAM} --help"
+        parser = verbs.add_parser(
+            self.name,
+            description=wrapped_text(self.description),
+            epilog=epilog,
+            # argparse's own formatter would join the lines of the examples
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        # the parsed options carry their verb and parser, so that nobody has to look them up by name
+        parser.set_defaults(verb=self, parser=parser)
+        self.add_options(parser)
 
 
 def add_json_option(parser: argparse.ArgumentParser) -> None:
@@ -73,66 +80,10 @@ def add_json_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON instead of text")
 
 
-def add_format_option(parser: argparse.ArgumentParser) -> None:
-    """Add `--output-format` to a verb that judges, and `--json` as its short form."""
-    parser.add_argument(
-        "--output-format",
-        choices=("text", "json", "github", "junit", "sarif"),
-        default="text",
-        help="github prints annotations and adds to the job's summary, junit prints a test file for any CI system, "
-        "sarif a log for code scanning (default: text)",
-    )
-    parser.add_argument(
-        "--json",
-        action="store_const",
-        const="json",
-        dest="output_format",
-        help="print JSON instead of text, as --output-format json",
-    )
-
-
 def print_line(text: str) -> None:
     """Print a line to standard output, at once: another stream may follow."""
     sys.stdout.write(f"{text}\n")
     sys.stdout.flush()
-
-
-def print_judged(
-    output_format: str,
-    command: str,
-    causes: FindingGroups,
-    cases: Sequence[JudgedCase],
-    verdict: str,
-    subject: Path | str = "",
-) -> None:
-    """Print a verdict for another machine: `github`, `junit` or `sarif`.
-
-    Args:
-        output_format: The format.
-        command: The verb.
-        causes: The findings by cause.
-        cases: All that was judged.
-        verdict: The last line of the same verdict as text.
-        subject: The file or folder that was judged.
-    """
-    from pytest_mistral_lora.conformance.groups import FILE_WIDTH
-    from pytest_mistral_lora.report.judged import Judged
-
-    found = [{**cause.to_json(), "text": cause.text(FILE_WIDTH)} for cause in causes]
-    judged = Judged(f"{PROGRAM} {command}", found, cases, verdict, str(subject))
-    if output_format == "sarif":
-        from pytest_mistral_lora.report.code_scanning import sarif_data
-
-        print_json(sarif_data(judged))
-    elif output_format == "junit":
-        from pytest_mistral_lora.report.junit import junit_text
-
-        sys.stdout.write(junit_text(judged))
-    else:
-        from pytest_mistral_lora.report.github import add_job_summary, annotation_lines
-
-        sys.stdout.write("".join(f"{line}\n" for line in (*annotation_lines(found), verdict)))
-        add_job_summary(judged)
 
 
 def add_tokenizer_option(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
@@ -180,3 +131,84 @@ def print_json(data: Any, *, allow_nan: bool = True) -> None:
     """
     text = json.dumps(data, ensure_ascii=False, indent=2, default=str, allow_nan=allow_nan)
     sys.stdout.write(f"{text}\n")
+
+
+def tokenizer_path(text: str) -> Path:
+    """Return the tokenizer that a word of the command line names, as a path.
+
+    Args:
+        text: A path; or the name of a tokenizer that mistral-common ships; or a repository of the Hub at a commit, as
+            `owner/name@commit`, whose tokenizer files are fetched unless they are in the cache.
+
+    Raises:
+        argparse.ArgumentTypeError: If the repository's files cannot be had.
+    """
+    path = Path(text)
+    # a path first: a folder named spm-v3 is the user's own tokenizer, and a path costs no import
+    if path.exists():
+        return path
+    from pytest_mistral_lora.chat.oracle import SHIPPED, shipped_tokenizer
+
+    if text in SHIPPED:
+        return shipped_tokenizer(text)
+    repository = _AT_THE_HUB.fullmatch(text)
+    # without a commit it may be a path, which is not there: the verb reports that
+    if repository is None or repository["revision"] is None:
+        return path
+    from pytest_mistral_lora.checkpoint.pins import resolve
+
+    try:
+        return resolve(repository["repo"], repository["revision"], weights=False)
+    except PinError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def require_there(path: Path) -> Path:
+    """Return the path of a tokenizer if there is one.
+
+    Raises:
+        InputError: If there is none; if the name could be that of a repository, with the way to name it.
+    """
+    if not path.exists() and _AT_THE_HUB.fullmatch(str(path)) and not path.parent.exists():
+        raise InputError(
+            "no such file or folder, and the name of a repository of the Hub needs its commit",
+            place=str(path),
+            expected=f"{path}@COMMIT",
+            next_step=f"Print the commit: mistral-lora pin {shlex.quote(str(path))}",
+        )
+    return path
+
+
+def recipe_at(path: Path) -> Recipe | None:
+    """Return the recipe of a YAML file; None for any other path.
+
+    Raises:
+        RecipeError: If the recipe has a fault.
+    """
+    if path.suffix.lower() not in (".yaml", ".yml"):
+        return None
+    from pytest_mistral_lora.training.recipe import load_recipe
+
+    return load_recipe(path)
+
+
+def base_of(recipe: Recipe) -> Path:
+    """Return the folder of a recipe's base, for its tokenizer: weights are neither fetched nor hashed.
+
+    Raises:
+        PinError: If the files of a base at the Hub cannot be had.
+    """
+    from pytest_mistral_lora.checkpoint.pins import resolve
+
+    base = recipe.base
+    return base.path or resolve(str(base.repo), str(base.revision), weights=False, place="base.revision")
+
+
+def name_of(path: Path) -> str:
+    """Return the name of a tokenizer for people: a shipped one's own, a repository with its commit, or the path."""
+    from pytest_mistral_lora.chat.oracle import SHIPPED, shipped_tokenizer
+    from pytest_mistral_lora.checkpoint.hub_cache import snapshot_of
+
+    if (snapshot := snapshot_of(path)) is not None:
+        return "@".join(snapshot)
+    return next((name for name in SHIPPED if shipped_tokenizer(name) == path), str(path))

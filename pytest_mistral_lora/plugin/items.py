@@ -73,7 +73,7 @@ class CheckItem(pytest.Item):
             warnings.simplefilter("ignore")
             self.result = self.check.run()
         if self.unknown:
-            from pytest_mistral_lora.report.junit import finding_properties
+            from pytest_mistral_lora.report.judged import finding_properties
 
             # pytest writes them into its JUnit file, and pytest-xdist sends them to the process that does
             self.user_properties += finding_properties(finding.to_json() for finding in self.unknown)

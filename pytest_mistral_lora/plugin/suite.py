@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_mistral_lora.conformance.checks import ROOT
-from pytest_mistral_lora.plugin.failures import FailedChecks
 from pytest_mistral_lora.plugin.items import CheckItem, SuiteCollector
 from pytest_mistral_lora.plugin.options import PATH_FLAGS
 from pytest_mistral_lora.plugin.settings import PluginSettings
+from pytest_mistral_lora.plugin.summary import FailedChecks, write_annotations, write_summary
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.conformance.checks import Check
@@ -180,7 +180,6 @@ class Suite:
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
         """Print the table, the notes, and the checks that could not run."""
-        from pytest_mistral_lora.plugin.summary import write_annotations, write_summary
         from pytest_mistral_lora.report.github import commands_stopped
 
         with commands_stopped(terminalreporter.write_line):

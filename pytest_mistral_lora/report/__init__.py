@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +17,6 @@ from pytest_mistral_lora.records.goldens import library_versions
 from pytest_mistral_lora.report.secrets import public_finding, redacted, spells_secret
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from pytest_mistral_lora.chat.token_rows import TokenRow
 
 
@@ -28,9 +25,6 @@ SCHEMA_VERSION = 1
 
 OUTCOMES = {"passed": "passed", "failed": "failed", "known": "known", "skipped": "not checked"}
 """Each outcome of a check, and its name for people. pytest's word for a check that could not run is *skipped*."""
-
-# a narrower terminal than this breaks every row of a table; letting the terminal wrap long lines reads better
-_LEAST_WIDTH = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,9 +66,20 @@ def report_data(
     counts = Counter(record["outcome"] for record in records)
     # by the name of the check, which is all that a cause knows of it
     commands = {record["nodeid"].partition("::")[2]: record["commands"] for record in records}
-    # the tokens of each finding of a cause would be the same table again and again
-    shown = [public_finding(cause) for cause in causes]
-    checks = [{**one, "findings": [_without_tokens(finding) for finding in one["findings"]]} for one in records]
+    shown = []
+    for cause in map(public_finding, causes):
+        # the commands that the rule's remedy names, and those of the check
+        mending = [
+            one for one in re.findall(r"`([^`]+)`", cause["fix"]) if re.match(r"(mistral-lora|pytest|pip) ", one)
+        ]
+        more = {"fix": mending, "explain": f"mistral-lora rules {cause['rule']}"}
+        shown.append({**cause, "commands": {**commands.get(cause["check"], {}), **more}})
+    checks = []
+    for one in records:
+        findings = [public_finding(finding) for finding in one["findings"]]
+        for finding in findings:
+            finding.pop("tokens", None)  # those of each finding of a cause would be the same table again and again
+        checks.append({**one, "findings": findings})
     data = {
         "schema_version": SCHEMA_VERSION,
         "pytest_mistral_lora": __version__,
@@ -95,20 +100,10 @@ def report_data(
             "deselected": deselected,
             "not_run": not_run,
         },
-        "causes": [{**cause, "commands": _commands(cause, commands.get(cause["check"], {}))} for cause in shown],
+        "causes": shown,
         "checks": sorted(checks, key=lambda record: record["nodeid"]),
     }
     return redacted(data)
-
-
-def _without_tokens(finding: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in public_finding(finding).items() if key != "tokens"}
-
-
-def _commands(cause: Mapping[str, Any], of_check: Mapping[str, str]) -> dict[str, Any]:
-    """Return the commands for a cause: to repeat its check, to mend it as its rule tells, and to explain the rule."""
-    mending = [text for text in re.findall(r"`([^`]+)`", cause["fix"]) if re.match(r"(mistral-lora|pytest|pip) ", text)]
-    return {**of_check, "fix": mending, "explain": f"mistral-lora rules {cause['rule']}"}
 
 
 def write_report(path: Path, data: Mapping[str, Any], rows: Sequence[TokenRow] = ()) -> None:
@@ -119,15 +114,13 @@ def write_report(path: Path, data: Mapping[str, Any], rows: Sequence[TokenRow] =
         data: The result of `report_data`.
         rows: The failed rows.
     """
-    from pytest_mistral_lora.report.page import html_page
+    from pytest_mistral_lora.report.pages import html_page, tokens_page
 
     beside = path.with_name(f"{path.stem}.rows.html")
     # rows of an earlier report under the same name would be taken for those of this one
     beside.unlink(missing_ok=True)
     rows = [row for row in rows if not spells_secret(row)]
     if rows:
-        from pytest_mistral_lora.report.tokens import tokens_page
-
         notes = (f"Each row as mistral-common encodes it, with the tokens marked that {path.name} reports.",)
         write_text(beside, tokens_page(rows, heading="Rows of the findings", notes=notes))
     if path.suffix == ".html":
@@ -143,17 +136,16 @@ def outcome_table(records: Sequence[Mapping[str, Any]], width: int) -> list[str]
         records: One record for each check that ran.
         width: Columns of the terminal.
     """
-    from rich import box
-    from rich.table import Table
+    from pytest_mistral_lora.report.tables import table_lines
 
     # few runs have known deviations: for all others the column is noise
     shown = [name for name in OUTCOMES if name != "known" or any(one["outcome"] == "known" for one in records)]
-    table = Table("target", "subject", box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in shown:
-        table.add_column(OUTCOMES[name], justify="right")
-    for (target, subject), count in outcome_counts(records).items():
-        table.add_row(target, subject, *(str(count[name] or "-") for name in shown))
-    return table_lines(table, width)
+    titles = ("target", "subject", *(f"*{OUTCOMES[name]}" for name in shown))
+    rows = (
+        (target, subject, *(str(count[name] or "-") for name in shown))
+        for (target, subject), count in outcome_counts(records).items()
+    )
+    return table_lines(titles, rows, width)
 
 
 def basis_lines(records: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -206,15 +198,6 @@ def write_styled(text: str) -> None:
     console = Console(highlight=False, soft_wrap=True)
     for line in text.split("\n"):
         console.print(Text(line, style=line_style(line)), end="\n")
-
-
-def table_lines(table: Table, width: int) -> list[str]:
-    """Return the lines of a table for a terminal of this width, without colours."""
-    from rich.console import Console
-
-    file = StringIO()
-    Console(file=file, width=max(width, _LEAST_WIDTH), color_system=None).print(table)
-    return [line.rstrip() for line in file.getvalue().splitlines() if line.strip()]
 
 
 def outcome_counts(records: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], Counter[str]]:

@@ -71,16 +71,13 @@ def commands_stopped(write_line: Callable[[str], object]) -> Iterator[None]:
 
 
 def add_job_summary(judged: Judged) -> None:
-    """Append the verdict to the summary of the job, if GitHub has named a file for it (`GITHUB_STEP_SUMMARY`)."""
+    """Append the verdict to the summary of the job, if GitHub has named a file for it (`GITHUB_STEP_SUMMARY`).
+
+    It is Markdown: a table of everything that was judged, and the text of each cause.
+    """
     file = os.environ.get("GITHUB_STEP_SUMMARY")
-    if file:
-        # appended, because all commands of a step share the file
-        with Path(file).open("a", encoding="utf-8") as summary:
-            summary.write(job_summary(judged))
-
-
-def job_summary(judged: Judged) -> str:
-    """Return the verdict as Markdown: a table of what was judged, and the text of each cause."""
+    if not file:
+        return
     lines = [f"## {_plain(judged.command)}", "", _plain(judged.verdict), ""]
     lines += ["| judged | passed | failed | not checked |", "|---|--:|--:|--:|"]
     counts: dict[str, Counter[str]] = {}
@@ -91,13 +88,16 @@ def job_summary(judged: Judged) -> str:
         lines.append(f"| {_plain(group)} | {' | '.join(numbers)} |")
     text, hidden = "\n".join([*lines, ""]), 0
     for cause in judged.causes:
-        part = _cause(cause)
+        part = _cause_text(cause)
         hidden += len(text) + len(part) > _LONGEST_SUMMARY
         text += "" if hidden else part
-    return text + (f"\n… and {hidden} more causes, for which there is no room here.\n" if hidden else "\n")
+    text += f"\n… and {hidden} more causes, for which there is no room here.\n" if hidden else "\n"
+    # appended, because all commands of a step share the file
+    with Path(file).open("a", encoding="utf-8") as summary:
+        summary.write(text)
 
 
-def _cause(cause: Mapping[str, Any]) -> str:
+def _cause_text(cause: Mapping[str, Any]) -> str:
     body = public_text(cause["text"], [cause])
     # a fence that is longer than any in the text: nothing in a row can end it
     fence = "`" * (max((len(run) for run in re.findall("`+", body)), default=0) + 3)

@@ -1,16 +1,26 @@
-"""The form in which verdicts reach the writers for other machines: judged cases, findings by cause, their places."""
+"""Verdicts for other programs: judged cases and their places in files, as JUnit and as SARIF 2.1.0."""
 
 from __future__ import annotations
 
+import hashlib
 import os
+import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import quote
+from xml.etree import ElementTree
 
-from pytest_mistral_lora.report.secrets import redacted
+from pytest_mistral_lora import __version__
+from pytest_mistral_lora.report.secrets import public_text, redacted
 
 Outcome = Literal["passed", "failed", "skipped"]
+
+_SARIF = "https://json.schemastore.org/sarif-2.1.0.json"
+# the characters that XML 1.0 has no way to write, not even as references
+_NOT_IN_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +78,6 @@ class FilePlace:
     @property
     def uri(self) -> str:
         """The file as a relative or absolute URI."""
-        from urllib.parse import quote
-
         return self.file.as_uri() if self.file.is_absolute() else quote(self.file.as_posix())
 
 
@@ -86,16 +94,17 @@ def file_place(place: str) -> FilePlace | None:
         path, _, line = name.rpartition(":")
         for file, number in ((name, 0), (path, int(line) if line.isdecimal() and line.isascii() else None)):
             if file and number is not None and os.path.lexists(file):
-                return FilePlace(_in_workspace(Path(file)), number)
+                return FilePlace(_in_workspace(file), number)
     return None
 
 
-def _in_workspace(file: Path) -> Path:
-    root = Path(os.environ.get("GITHUB_WORKSPACE") or Path.cwd()).resolve()
-    path = Path(os.path.abspath(file))  # noqa: PTH100 - a link must keep its own name
-    for base in (root, Path(os.path.abspath(root))):  # noqa: PTH100
-        if path.is_relative_to(base):
-            return path.relative_to(base)
+def _in_workspace(file: str) -> Path:
+    # not resolved: a link must keep its own name
+    path = Path(os.path.normpath(Path(file).absolute()))
+    workspace = Path(os.environ.get("GITHUB_WORKSPACE") or Path.cwd()).absolute()
+    for folder in (workspace.resolve(), workspace):
+        if path.is_relative_to(folder):
+            return path.relative_to(folder)
     return path
 
 
@@ -106,11 +115,13 @@ def cases_of(records: Iterable[Mapping[str, Any]], texts: Iterable[str]) -> Iter
         records: The record of each check.
         texts: The text of each check's findings.
     """
+    # a known deviation passes
+    outcomes: Mapping[str, Outcome] = {"failed": "failed", "skipped": "skipped"}
     for record, text in zip(records, texts, strict=True):
         group, _, name = record["nodeid"].rpartition("::")
-        outcome = {"failed": "failed", "skipped": "skipped"}.get(record["outcome"], "passed")
+        outcome = outcomes.get(record["outcome"], "passed")
         shown = record["not_checked"] if outcome == "skipped" else text
-        yield JudgedCase(group.replace("::", "."), name, outcome, shown, record["findings"], record["seconds"])  # type: ignore[arg-type]
+        yield JudgedCase(group.replace("::", "."), name, outcome, shown, record["findings"], record["seconds"])
 
 
 def message_of(cause: Mapping[str, Any]) -> str:
@@ -120,3 +131,107 @@ def message_of(cause: Mapping[str, Any]) -> str:
     lines = [f"{place}{cause['found']}{count}", f"check: {cause['check']}"]
     lines += [f"expected: {cause['expected']}"] if cause["expected"] else []
     return redacted("\n".join([*lines, f"fix: {cause['fix']}"]))
+
+
+def junit_text(judged: Judged) -> str:
+    """Return a JUnit file with a test for each judged case: rule, file and line are its properties."""
+    counts = Counter(case.outcome for case in judged.cases)
+    numbers = {
+        "name": judged.command,
+        "tests": str(counts.total()),
+        "failures": str(counts["failed"]),
+        "errors": "0",
+        "skipped": str(counts["skipped"]),
+        "time": f"{sum(case.seconds for case in judged.cases):.3f}",
+    }
+    suites = ElementTree.Element("testsuites")
+    suite = ElementTree.SubElement(suites, "testsuite", {key: _in_xml(text) for key, text in numbers.items()})
+    for case in judged.cases:
+        _add_test(suite, case)
+    ElementTree.indent(suites)
+    text: bytes = ElementTree.tostring(suites, encoding="utf-8", xml_declaration=True)
+    return f"{text.decode()}\n"
+
+
+def _add_test(suite: ElementTree.Element, case: JudgedCase) -> None:
+    properties = list(finding_properties(case.findings))
+    # GitLab reads the file from an attribute
+    places = (_file_and_line(finding) for finding in case.findings)
+    place = dict(next(filter(None, places), ()))
+    named = {"classname": case.group, "name": case.name, **place, "time": f"{case.seconds:.3f}"}
+    test = ElementTree.SubElement(suite, "testcase", {key: _in_xml(text) for key, text in named.items()})
+    if properties:
+        group = ElementTree.SubElement(test, "properties")
+        for name, value in properties:
+            ElementTree.SubElement(group, "property", {"name": name, "value": _in_xml(value)})
+    text = public_text(case.text, case.findings)
+    first = text.partition("\n")[0]
+    if case.outcome == "failed":
+        failure = {"type": next((value for name, value in properties if name == "rule"), ""), "message": _in_xml(first)}
+        ElementTree.SubElement(test, "failure", failure).text = _in_xml(text)
+    elif case.outcome == "skipped":
+        ElementTree.SubElement(test, "skipped", {"message": _in_xml(first)}).text = _in_xml(text)
+    elif text:
+        ElementTree.SubElement(test, "system-out").text = _in_xml(text)
+
+
+def finding_properties(findings: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
+    """Yield name and value of the properties of a test: each rule that it breaks, with the first file and line."""
+    # a check of a long file has thousands of findings, and a reader of tests wants the rule and one place
+    seen = set()
+    for finding in findings:
+        if finding["rule"] in seen:
+            continue
+        seen.add(finding["rule"])
+        yield "rule", finding["rule"]
+        yield from _file_and_line(finding)
+
+
+def _file_and_line(finding: Mapping[str, Any]) -> list[tuple[str, str]]:
+    place = file_place(finding["place"])
+    if place is None:
+        return []
+    file = ("file", redacted(place.file.as_posix()))
+    return [file, ("line", str(place.line))] if place.line else [file]
+
+
+def _in_xml(text: str) -> str:
+    return _NOT_IN_XML.sub(lambda found: ascii(found[0])[1:-1], redacted(text))
+
+
+def sarif_data(judged: Judged) -> dict[str, Any]:
+    """Return a log for code scanning, SARIF 2.1.0, with a result for each cause, as plain JSON data."""
+    from pytest_mistral_lora.report.pages import rule_url
+
+    # the severities of rules, error and note, are levels of SARIF
+    rules = {
+        cause["rule"]: {
+            "id": cause["rule"],
+            "shortDescription": {"text": cause["title"]},
+            "fullDescription": {"text": cause["why"]},
+            "help": {"text": cause["fix"]},
+            **({"helpUri": url} if (url := rule_url(cause["rule"])) else {}),
+            "defaultConfiguration": {"level": cause["severity"]},
+        }
+        for cause in reversed(judged.causes)
+    }
+    # GitHub refuses a whole log if one result has no file; the artifact that was judged is the nearest one
+    subject = file_place(judged.subject) or FilePlace(_in_workspace("."))
+    results = []
+    for cause in judged.causes:
+        place = file_place(cause["place"]) or subject
+        location: dict[str, Any] = {"artifactLocation": {"uri": redacted(place.uri)}}
+        if place.line:
+            location["region"] = {"startLine": place.line}
+        results.append(
+            {
+                "ruleId": cause["rule"],
+                "level": cause["severity"],
+                "message": {"text": message_of(cause)},
+                "locations": [{"physicalLocation": location}],
+                # the same for a cause in each run, wherever its first row has moved to
+                "partialFingerprints": {"cause/v1": hashlib.sha256(redacted(cause["cause"]).encode()).hexdigest()},
+            }
+        )
+    driver = {"name": "pytest-mistral-lora", "version": __version__, "rules": list(rules.values())}
+    return {"$schema": _SARIF, "version": "2.1.0", "runs": [{"tool": {"driver": driver}, "results": results}]}

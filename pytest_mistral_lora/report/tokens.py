@@ -1,108 +1,41 @@
-"""Tokens in HTML: rows of tokens as a part of any page, and as a page of their own that loads nothing else."""
+"""Tokens in words and in a terminal: who speaks, what is trained on, ids, and two encodings side by side."""
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import unicodedata
-from collections.abc import Sequence
-from functools import cache
-from importlib.resources import files
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator, Sequence
 
-from pytest_mistral_lora import __version__
+from rich.cells import cell_len
+
 from pytest_mistral_lora.chat.difference import plain_text, visible
 from pytest_mistral_lora.chat.token_rows import Column, ShownToken, TokenRow
 from pytest_mistral_lora.errors import one_line
 
-if TYPE_CHECKING:
-    from jinja2 import Environment
-    from markupsafe import Markup
+Line = list[tuple[str, str]]
+"""Parts of a line, each with its colour and weight as rich names them, or an empty text."""
 
-_ROLES = ("system", "user", "assistant", "tool")
 MOST = 500
 """Characters of a title or a note; a longer one is cut."""
-_SPOKEN = {" ": "space", "\n": "newline", "\t": "tab"}
+
+PIPE_WIDTH = 100
+"""Columns of the output that no terminal reads, so that it is the same everywhere."""
+
+_LEAST_WIDTH = 40
+_COLOURS = {None: "", "system": "magenta", "user": "cyan", "assistant": "green", "tool": "yellow"}
 _LABELS = {"": "", "-100": "not trained on", "train": "trained on", "?": "no label"}
-
-
-def tokens_html(rows: Sequence[TokenRow], *, prefix: str = "row", level: int = 2) -> Markup:
-    """Return rows of tokens as HTML, for a page that has `tokens_css()` in its style and `tokens_script()` at its end.
-
-    Each row is an `article` with a heading, the numbers of its tokens, and a list of tokens for each turn. Its colours
-    follow `prefers-color-scheme`. A screen reader reads each token with its id and whether it is trained on; the
-    script adds the arrow keys, and a bar with the same words for the token under the pointer or the focus. Without the
-    script the page still shows everything. Text of rows is escaped, and characters that cannot be printed, such as bidi
-    controls and NUL, are spelled out.
-
-    Args:
-        rows: The rows. A row of one encoding marks the tokens that are wrong, with the expected and the found value;
-            a row of two shows them aligned, the expected one above.
-        prefix: Beginning of the ids of its elements, letters, digits and hyphens; another for each call in a page.
-        level: The level of the headings of rows; those of turns are one below.
-
-    Returns:
-        Markup, which an environment with autoescape prints as it is.
-    """
-    from markupsafe import Markup
-
-    template = _environment().get_template("tokens.html.jinja")
-    return Markup(template.render(rows=rows, prefix=prefix, level=level, roles=_ROLES))
-
-
-def tokens_legend(rows: Sequence[TokenRow]) -> Markup:
-    """Return the legend of colours, marks and keys, once for each page."""
-    sides = max((len(row.sides) for row in rows), default=1)
-    module = _environment().get_template("tokens.html.jinja").make_module({"rows": (), "roles": _ROLES})
-    legend: Markup = module.legend(sides)  # type: ignore[attr-defined]
-    return legend
-
-
-@cache
-def tokens_css() -> str:
-    """Return the rules of style of `tokens_html`; all of its classes begin with `tk`."""
-    return _text_of("tokens.css")
-
-
-@cache
-def tokens_script() -> str:
-    """Return the script of `tokens_html`, for one `script` element at the end of a page."""
-    return _text_of("tokens.js")
-
-
-def script_hash(script: str) -> str:
-    """Return a source of a Content Security Policy that allows this inline script and no other."""
-    return f"sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}"
-
-
-def tokens_page(rows: Sequence[TokenRow], *, heading: str, notes: Sequence[str] = ()) -> str:
-    """Return rows of tokens as one HTML page that loads nothing else, and whose policy forbids any other script.
-
-    Args:
-        rows: The rows.
-        heading: Its title.
-        notes: Paragraphs for its head.
-    """
-    return (
-        _environment()
-        .get_template("tokens_page.html.jinja")
-        .render(
-            rows=rows,
-            heading=heading,
-            notes=notes,
-            fragment=tokens_html(rows),
-            legend=tokens_legend(rows),
-            css=tokens_css(),
-            script=tokens_script(),
-            script_hash=script_hash(tokens_script()),
-            version=__version__,
-        )
-    )
+_AROUND = 3
+"""Equal tokens that are shown on each side of a difference."""
+_LONGEST = 24
+_INDENT = " " * 7
 
 
 def glyphs(piece: str) -> str:
     """Return a piece of a vocabulary as its text, in which spaces and newlines can be seen."""
     return visible(plain_text(piece)) or "∅"
+
+
+def label_words(label: str) -> str:
+    """Return the label of a token in words."""
+    return _LABELS.get(label) or label.replace("train ", "trained on as id ")
 
 
 def facts(row: TokenRow) -> list[str]:
@@ -132,42 +65,7 @@ def owner(columns: Sequence[Column]) -> str:
     else:
         name = f"turn {first.turn}: {first.role}"
     label = next((one.label for one in first.tokens if one is not None), "")
-    return ", ".join(filter(None, (name, _label_words(label))))
-
-
-def _label_words(label: str) -> str:
-    return _LABELS.get(label) or label.replace("train ", "trained on as id ")
-
-
-def _note(column: Column) -> str:
-    found = f", found {one_line(column.found, MOST)}" if column.found else ""
-    return f"expected {one_line(column.expected, MOST)}{found}"
-
-
-def _spoken(column: Column, sides: Sequence[str]) -> str:
-    """Return the words with which a screen reader reads the tokens of a column."""
-    if len(sides) == 1:
-        token = column.tokens[0]
-        words = [_token_words(token)] if token is not None else ["no token"]
-        words += [f"wrong: {_note(column)}"] if column.expected else ["wrong"] * bool(column.mark)
-    else:
-        pairs = zip(sides, column.tokens, strict=True)
-        words = [f"{one_line(name)}: {_token_words(token) if token else 'no token'}" for name, token in pairs]
-        words += ["different"] if column.mark else []
-    return "; ".join(words)
-
-
-def _token_words(token: ShownToken) -> str:
-    text = plain_text(token.piece)
-    if token.control:
-        name = f"control token {text}"
-    elif len(text) == 1 and text not in _SPOKEN and text.isprintable() and not text.isalnum():
-        name = unicodedata.name(text, text).lower()
-    else:
-        # its glyphs for white space have names that help nobody
-        name = "".join(f" {_SPOKEN[one]} " if one in _SPOKEN else visible(one) for one in text)
-    words = (" ".join(name.split()), f"token {token.position}", f"id {token.id}", _label_words(token.label))
-    return ", ".join(filter(None, words))
+    return ", ".join(filter(None, (name, label_words(label))))
 
 
 def ends_line(column: Column) -> bool:
@@ -175,30 +73,149 @@ def ends_line(column: Column) -> bool:
     return any(token is not None and "\n" in plain_text(token.piece) for token in column.tokens)
 
 
-def _text_of(name: str) -> str:
-    return files("pytest_mistral_lora.report").joinpath(name).read_text(encoding="utf-8")
+def print_tokens(row: TokenRow, *, ids: bool = True) -> None:
+    """Print a row of tokens to standard output; in colour if that is a terminal and NO_COLOR is not set.
+
+    Args:
+        row: The row, of one encoding or of two.
+        ids: Whether the id of each token is printed below its text.
+    """
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(highlight=False, soft_wrap=True)
+    if not console.is_terminal:
+        # thousands of rows may go into a file, and rich takes ten times as long as the encoder
+        lines = ("".join(text for text, _ in line).rstrip() for line in token_lines(row, PIPE_WIDTH, ids=ids))
+        console.file.write("".join(f"{line}\n" for line in lines))
+        return
+    for line in token_lines(row, max(console.width, _LEAST_WIDTH), ids=ids):
+        text = Text.assemble(*line)
+        text.rstrip()
+        console.print(text, end="\n")
 
 
-@cache
-def _environment() -> Environment:
-    from jinja2 import Environment, FunctionLoader, StrictUndefined
+def token_lines(row: TokenRow, width: int, *, ids: bool = True) -> Iterator[Line]:
+    """Yield the lines of a row of tokens.
 
-    # autoescape, because the text of a row may be HTML
-    environment = Environment(
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        loader=FunctionLoader(_text_of),
-    )
-    environment.filters |= {
-        "glyphs": glyphs,
-        "facts": facts,
-        "differences": differences,
-        "owner": owner,
-        "note": _note,
-        "spoken": _spoken,
-        "ends_line": ends_line,
-        "line": lambda text: one_line(text, MOST),
-    }
-    return environment
+    The text of a row is printed with visible white space, and without a character that a terminal would obey.
+
+    Args:
+        row: The row, of one encoding or of two.
+        width: Columns of the terminal.
+        ids: Whether the id of each token is printed below its text.
+    """
+    yield [(one_line(row.title, MOST), "bold")]
+    yield from ([(f"  {words}", "dim")] for words in facts(row))
+    if len(row.sides) > 1 or row.wrong:
+        yield [(f"  {differences(row) or 'no difference'}", "bold red" if row.wrong else "green")]
+    yield from _single(row, width, ids) if len(row.sides) == 1 else _side_by_side(row, width)
+
+
+def _single(row: TokenRow, width: int, ids: bool) -> Iterator[Line]:
+    for start, columns in row.parts():
+        yield [(f"{start:>5}  ", "dim"), (owner(columns), f"bold {_COLOURS.get(columns[0].role, '')}".strip())]
+        for group in _wrapped(columns, width - len(_INDENT), ids):
+            above: Line = [(_INDENT, "")]
+            for column, (text, _), wide in group:
+                above += [(text, _style(column)), (" " * (wide - cell_len(text) + 1), "")]
+            yield above
+            if ids:
+                yield [(_INDENT, ""), (" ".join(number.ljust(wide) for _, (_, number), wide in group), "dim")]
+            for column, _, _ in group:
+                if column.expected:
+                    yield [(f"{_INDENT}^ {one_line(f'expected {column.expected}', MOST)}", "red")]
+
+
+def _wrapped(columns: Iterable[Column], width: int, ids: bool) -> Iterator[list[tuple[Column, tuple[str, str], int]]]:
+    """Yield the columns of each line, with its two cells and their width: a line ends at a newline of the text."""
+    line: list[tuple[Column, tuple[str, str], int]] = []
+    used = 0
+    for column in columns:
+        token = column.tokens[0]
+        cells = (_cut_glyphs(token), "" if token is None else str(token.id))
+        wide = max(map(cell_len, cells if ids else cells[:1]))
+        if line and used + wide > width:
+            yield line
+            line, used = [], 0
+        line.append((column, cells, wide))
+        used += wide + 1
+        if ends_line(column):
+            yield line
+            line, used = [], 0
+    if line:
+        yield line
+
+
+def _side_by_side(row: TokenRow, width: int) -> Iterator[Line]:
+    if row.first_wrong is None:
+        return
+    head, *lines = _pair_lines(row, width)
+    yield head
+    last = None
+    for number, shown in _near_differences(row.columns):
+        if not shown:
+            yield [(f"    … {number} equal tokens", "dim")]
+            continue
+        column = row.columns[number]
+        if (column.turn, column.role) != last:
+            last = (column.turn, column.role)
+            name = "beginning" if column.turn is None else f"turn {column.turn}: {column.role}"
+            yield [(f"  {name}", f"bold {_COLOURS.get(column.role, '')}".strip())]
+        yield [*lines[number], *([("  ← first difference", "bold red")] if number == row.first_wrong else [])]
+
+
+def _pair_lines(row: TokenRow, width: int) -> Iterator[Line]:
+    """Yield the line of the heads, and that of each column; a narrow terminal has those of texts and ids alone."""
+    first, second = (one_line(name) for name in row.sides)
+    table: list[tuple[str, ...]] = [("", "token", "id", first, "loss", "", "token", "id", second, "loss")]
+    for column in row.columns:
+        cells: tuple[str, ...] = ()
+        for mark, token in zip((column.mark, ""), column.tokens, strict=True):
+            numbers = (str(token.position), str(token.id)) if token else ("", "")
+            cells += (mark, *numbers, _cut_glyphs(token) if token else "", token.label if token else "")
+        table.append(cells)
+    widths = [max(cell_len(cells[one]) for cells in table) for one in range(10)]
+    chosen = range(10) if sum(widths) + 2 * 10 <= width else (0, 2, 3, 5, 7, 8)
+    styles = [("bold", "bold"), *((_style(column), "dim") for column in row.columns)]
+    for cells, (style, other) in zip(table, styles, strict=True):
+        line: Line = [("  ", "")]
+        for one in chosen:
+            padding = " " * (widths[one] - cell_len(cells[one]))
+            # the numbers of tokens and ids end in one column
+            text = padding + cells[one] if one % 5 in (1, 2) else cells[one] + padding
+            line += [(text, {0: "bold red", 3: style}.get(one % 5, other)), ("  ", "")]
+        yield line[:-1]
+
+
+def _near_differences(columns: Sequence[Column]) -> Iterator[tuple[int, bool]]:
+    """Yield the index of each column to show and True; for a run of equal ones that is left out, its length, False."""
+    wrong = [number for number, column in enumerate(columns) if column.mark]
+    shown = {near for number in wrong for near in range(number - _AROUND, number + _AROUND + 1)}
+    # a line that says that one token is left out takes as much room as the token
+    shown |= {number for number in range(len(columns)) if {number - 1, number + 1} <= shown | {-1, len(columns)}}
+    skipped = 0
+    for number in range(len(columns)):
+        if number in shown:
+            if skipped:
+                yield skipped, False
+                skipped = 0
+            yield number, True
+        else:
+            skipped += 1
+    if skipped:
+        yield skipped, False
+
+
+def _cut_glyphs(token: ShownToken | None) -> str:
+    shown = "∅" if token is None else glyphs(token.piece)
+    return shown if len(shown) <= _LONGEST else f"{shown[: _LONGEST - 1]}…"
+
+
+def _style(column: Column) -> str:
+    tokens = [token for token in column.tokens if token is not None]
+    parts = ["red" if column.mark else _COLOURS.get(column.role, "")]
+    parts += ["bold"] * any(token.control for token in tokens)
+    parts += ["underline"] * any(token.trained for token in tokens)
+    parts += ["reverse"] * bool(column.mark)
+    return " ".join(filter(None, parts))

@@ -1,7 +1,9 @@
-"""The files that guard a repository: `mistral-lora init` plans them first, and then writes all of them or none."""
+"""The files that guard a repository: `mistral-lora init` plans them first, and writes all or none, and its goldens."""
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,8 +11,7 @@ from typing import Literal
 
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.records.files import put_text
-from pytest_mistral_lora.starter.base import ChosenBase
-from pytest_mistral_lora.starter.rows import SeenRows
+from pytest_mistral_lora.starter.inputs import ChosenBase, SeenRows
 
 State = Literal["new", "same", "extended", "different"]
 """A planned file beside the one that is there: none, an equal one, one that gets lines more, another one."""
@@ -60,24 +61,15 @@ class StartPlan:
 
     def add(self, name: str, text: str, purpose: str, *, extends: bool = False) -> None:
         """Add a file; `extends` if its text is that of the file that is there, and lines more."""
-        self.files.append(PlannedFile(name, text, purpose, _state(self.folder / name, text, extends=extends)))
-
-    @property
-    def differing(self) -> list[str]:
-        """Names of the files that are there with another content."""
-        return [one.name for one in self.files if one.state == "different"]
-
-
-def _state(path: Path, text: str, *, extends: bool) -> State:
-    try:
-        there = path.read_text(encoding="utf-8") if path.exists() else None
-    except (OSError, UnicodeError):
-        return "different"
-    if there is None:
-        return "new"
-    if there == text:
-        return "same"
-    return "extended" if extends else "different"
+        path = self.folder / name
+        state: State = "extended" if extends else "different"
+        try:
+            there = path.read_text(encoding="utf-8") if path.exists() else None
+        except (OSError, UnicodeError):
+            state = "different"
+        else:
+            state = "new" if there is None else "same" if there == text else state
+        self.files.append(PlannedFile(name, text, purpose, state))
 
 
 def write_plan(plan: StartPlan, *, replace: bool = False, keep: bool = False) -> None:
@@ -91,8 +83,9 @@ def write_plan(plan: StartPlan, *, replace: bool = False, keep: bool = False) ->
     Raises:
         InputError: If there are such files, and neither is set: then nothing is written. If a file cannot be written.
     """
-    if plan.differing and not replace and not keep:
-        first, *others = plan.differing
+    differing = [one.name for one in plan.files if one.state == "different"]
+    if differing and not replace and not keep:
+        first, *others = differing
         found = "exists already, with other content" + (f"; so do {', '.join(others)}" if others else "")
         raise InputError(
             f"{found}; nothing was written",
@@ -104,6 +97,34 @@ def write_plan(plan: StartPlan, *, replace: bool = False, keep: bool = False) ->
             put_text(plan.folder / one.name, one.text)
 
 
-def has_golden_rows(folder: Path) -> bool:
-    """Return whether the golden folder of a repository has rows."""
-    return any((folder / GOLDENS).glob("*.jsonl"))
+def record_missing(folder: Path, recipe: str) -> tuple[list[str], list[str]]:
+    """Record each golden row that has no recording yet, as `pytest --mistral-golden-update` does; others stay.
+
+    Args:
+        folder: The repository.
+        recipe: The recipe's name in it, whose tokenizer is recorded.
+
+    Returns:
+        The names of the files that were written, and a sentence for each row that could not be recorded.
+    """
+    from pytest_mistral_lora.conformance.checks import Settings
+    from pytest_mistral_lora.conformance.named_targets import named_targets
+    from pytest_mistral_lora.conformance.user_goldens import rendering_checks, user_cases
+
+    if os.environ.get("CI"):
+        return [], ["Record the goldens outside of CI (CI is set here): a golden that CI writes guards nothing."]
+    goldens = folder / GOLDENS
+    [target] = named_targets(recipes=[folder / recipe])
+    missing = {one.check: one for one in user_cases([goldens], "templates", target) if not one.path.exists()}
+    written, faults = [], []
+    with tempfile.TemporaryDirectory() as work:
+        settings = Settings(1, None, "cpu", True, (goldens,), True, Path(work))
+        for check in rendering_checks(target, settings):
+            if check.case not in missing:
+                continue
+            result = check.run()
+            faults += [f"{one.place}: {one.found}" if one.place else one.found for one in result.findings]
+            faults += [result.not_checked] if result.not_checked else []
+            if not result.findings and not result.not_checked:
+                written.append(missing[check.case].path.relative_to(folder).as_posix())
+    return written, list(dict.fromkeys(faults))

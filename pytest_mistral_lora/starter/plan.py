@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from collections.abc import Collection, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from string import Template
 from typing import Literal
@@ -12,14 +14,15 @@ from typing import Literal
 import yaml
 
 from pytest_mistral_lora.errors import InputError, RecipeError
+from pytest_mistral_lora.extras import PACKAGE
 from pytest_mistral_lora.records.files import json_text
-from pytest_mistral_lora.starter import GOLDENS, StartPlan, has_golden_rows
-from pytest_mistral_lora.starter.base import ChosenBase, base_of_recipe, choose_base
-from pytest_mistral_lora.starter.requirement import installed_requirement
-from pytest_mistral_lora.starter.rows import (
+from pytest_mistral_lora.starter import GOLDENS, StartPlan
+from pytest_mistral_lora.starter.inputs import (
     ROWS,
+    ChosenBase,
     SeenRows,
-    data_files_in,
+    base_of_recipe,
+    choose_base,
     example_rows,
     example_text,
     look_at,
@@ -39,6 +42,7 @@ GITLAB, GITLAB_INCLUDED = ".gitlab-ci.yml", ".gitlab/mistral-lora.yml"
 _TEXTS = Path(__file__).parent / "texts"
 _ENOUGH_TO_HOLD_OUT = 100
 _NOTHING = "\0"
+_DATA_SUFFIXES = (".jsonl", ".ndjson", ".parquet", ".csv", ".tsv", ".jsonl.gz", ".jsonl.zst")
 
 
 class _Text(Template):
@@ -72,11 +76,13 @@ def plan_start(folder: Path, rows: Sequence[Path], base: str | None, ci: Collect
         plan = _with_new_recipe(folder, rows, base)
     _add_goldens(plan)
     _add_pytest(plan)
-    root = _root(folder)
+    here = folder.resolve()
+    # the root of the git repository, or else the folder itself
+    root = next((one for one in (here, *here.parents) if (one / ".git").exists()), here)
     _add_jobs(plan, _services(root) if ci is None else ci)
     _add_hook(plan)
-    if root != folder.resolve():
-        below = folder.resolve().relative_to(root).as_posix()
+    if root != here:
+        below = here.relative_to(root).as_posix()
         plan.to_do.append(
             f"Run init in {root}, the root of your repository, with the paths from there. Jobs and hooks are read at "
             f"the root alone: in {below}, they never run"
@@ -99,26 +105,18 @@ def _around_recipe(folder: Path, path: Path) -> StartPlan:
 
 
 def _with_new_recipe(folder: Path, rows: Sequence[Path], base: str) -> StartPlan:
+    from pytest_mistral_lora.training.recipe import Recipe
+
     rows = rows or _own_rows(folder)
     seen = [look_at(one, folder) for one in rows] or [example_rows()]
     plan = StartPlan(folder, choose_base(base, folder), seen)
-    if not rows or any(map(_is_example, rows)):
+    if not rows or any(one.is_file() and one.read_bytes() == example_text().encode() for one in rows):
         plan.add(ROWS, example_text(), "example rows, to be replaced by yours")
         plan.notes.append(f"{ROWS} has example rows: remove it, then mistral-lora import YOUR_DATA --to {ROWS}")
     plan.add(RECIPE, _recipe_text(plan.base, seen), "base, rows, adapter and training")
-    plan.add(SCHEMA, _schema(), "lists every key of the recipe to your editor")
+    plan.add(SCHEMA, json_text(Recipe.json_schema), "lists every key of the recipe to your editor")
     _add_faults(plan)
     return plan
-
-
-def _schema() -> str:
-    from pytest_mistral_lora.training.recipe import Recipe
-
-    return json_text(Recipe.json_schema)
-
-
-def _is_example(path: Path) -> bool:
-    return path.is_file() and path.read_bytes() == example_text().encode()
 
 
 def _own_rows(folder: Path) -> list[Path]:
@@ -129,7 +127,8 @@ def _own_rows(folder: Path) -> list[Path]:
     """
     if (folder / ROWS).is_file():
         return [folder / ROWS]
-    found = [one.relative_to(folder).as_posix() for one in data_files_in(folder)]
+    files = sorted({*folder.glob("*"), *(folder / "data").glob("*")})
+    found = [one.relative_to(folder).as_posix() for one in files if one.name.endswith(_DATA_SUFFIXES) and one.is_file()]
     if found:
         more = "" if len(found) == 1 else f" (or {', '.join(found[1:4])})"
         raise InputError(
@@ -145,15 +144,15 @@ def _recipe_text(base: ChosenBase, rows: Sequence[SeenRows]) -> str:
     count = sum(one.count for one in rows)
     few = "  # held_out: 0.05  # with more rows: a part that is never trained on, to measure the loss on it"
     train = [f"    - {one.entry}  # {one.title}" for one in rows]
-    return _Text((_TEXTS / "recipe.yaml.txt").read_text(encoding="utf-8")).substitute(
-        recipe=RECIPE,
-        base="\n".join(base.lines),
-        backend=backend if base.backend == "chat-template" else "",
-        train="\n".join(train),
-        held_out="  held_out: 0.05  # never trained on: the loss on this part tells you about new conversations"
-        if count >= _ENOUGH_TO_HOLD_OUT
-        else few,
-    )
+    enough = "  held_out: 0.05  # never trained on: the loss on this part tells you about new conversations"
+    values = {
+        "recipe": RECIPE,
+        "base": "\n".join(base.lines),
+        "backend": backend if base.backend == "chat-template" else "",
+        "train": "\n".join(train),
+        "held_out": enough if count >= _ENOUGH_TO_HOLD_OUT else few,
+    }
+    return _text("recipe.yaml.txt", values)
 
 
 def _add_faults(plan: StartPlan) -> None:
@@ -175,7 +174,7 @@ def _add_goldens(plan: StartPlan) -> None:
         plan.notes.append("no goldens: they record mistral-common's ids, and this base has no Mistral tokenizer")
         return
     name = (GOLDENS / "rows.jsonl").as_posix()
-    if has_golden_rows(plan.folder):
+    if any((plan.folder / GOLDENS).glob("*.jsonl")):
         plan.notes.append(f"{GOLDENS.as_posix()} has rows already, and stays as it is")
         return
     samples = [row for one in plan.rows for row in one.samples][:5]
@@ -186,7 +185,7 @@ def _add_goldens(plan: StartPlan) -> None:
 def has_goldens(plan: StartPlan) -> bool:
     """Return whether there are golden rows, or will be."""
     planned = any(one.name.startswith(f"{GOLDENS.as_posix()}/") for one in plan.files)
-    return plan.base.backend != "chat-template" and (planned or has_golden_rows(plan.folder))
+    return plan.base.backend != "chat-template" and (planned or any((plan.folder / GOLDENS).glob("*.jsonl")))
 
 
 def _add_pytest(plan: StartPlan) -> None:
@@ -213,12 +212,6 @@ def _services(root: Path) -> Collection[Ci]:
     return [one for one in CI if one in urls] or CI
 
 
-def _root(folder: Path) -> Path:
-    """Return the root of the git repository that a folder is in; the folder itself if it is in none."""
-    here = folder.resolve()
-    return next((one for one in (here, *here.parents) if (one / ".git").exists()), here)
-
-
 def _add_jobs(plan: StartPlan, services: Collection[Ci]) -> None:
     light, train, note = installed_requirement()
     if services and note:
@@ -227,13 +220,21 @@ def _add_jobs(plan: StartPlan, services: Collection[Ci]) -> None:
     values = {"recipe": RECIPE, "requirement": light, "train_requirement": train}
     if fetched and services:
         plan.notes.append(f"your jobs need {fetched}, which is large: fetch it where the files have the words TO DO")
-    values["fetch_base"] = (
-        f"{{indent}}# TO DO: fetch {fetched}, unless it is in the repository" if fetched else _NOTHING
-    )
+    # a job's steps are indented, on GitHub by two columns more
+    step = f"    # TO DO: fetch {fetched}, unless it is in the repository" if fetched else _NOTHING
     if "github" in services:
-        plan.add(WORKFLOW, _github_text(plan, values), "jobs for GitHub: a check on each change, a train on a GPU")
+        values["fetch_base"] = f"  {step}" if fetched else _NOTHING
+        steps = [
+            "      - name: Compare with the goldens",
+            "        if: success() || failure()",
+            "        run: pytest --mistral-golden -o testpaths= -k own-",
+        ]
+        # without a golden, pytest would have nothing to run with -k, which is an error
+        values["golden_step"] = "\n".join(steps) if has_goldens(plan) else _NOTHING
+        text = _text("github.yml.txt", values)
+        plan.add(WORKFLOW, text, "jobs for GitHub: a check on each change, a train on a GPU")
     if "gitlab" in services:
-        text = _text("gitlab.yml.txt", values, indent="    ")
+        text = _text("gitlab.yml.txt", {**values, "fetch_base": step})
         name = GITLAB
         own = (plan.folder / GITLAB).read_bytes() if (plan.folder / GITLAB).is_file() else b""
         if own not in (b"", text.encode()) and not own.startswith(text.encode().partition(b"\n")[0]):
@@ -243,30 +244,36 @@ def _add_jobs(plan: StartPlan, services: Collection[Ci]) -> None:
         plan.add(name, text, "jobs for GitLab: a check on each change, a train on a GPU")
 
 
-def _github_text(plan: StartPlan, values: Mapping[str, str]) -> str:
-    # without a golden, pytest would have nothing to run with -k, which is an error
-    step = "\n".join(
-        [
-            "      - name: Compare with the goldens",
-            "        if: success() || failure()",
-            "        run: pytest --mistral-golden -o testpaths= -k own-",
-        ]
-    )
-    golden_step = step if has_goldens(plan) else _NOTHING
-    return _text("github.yml.txt", {**values, "golden_step": golden_step}, indent="      ")
-
-
-def _text(name: str, values: Mapping[str, str], indent: str) -> str:
+def _text(name: str, values: Mapping[str, str]) -> str:
     """Return a text with its values; a line whose value is nothing is left out."""
     text = _Text((_TEXTS / name).read_text(encoding="utf-8")).substitute(values)
-    return text.replace(f"{_NOTHING}\n", "").replace("{indent}", indent)
+    return text.replace(f"{_NOTHING}\n", "")
+
+
+def installed_requirement() -> tuple[str, str, str]:
+    """Return the requirements of the light install and of the one that trains, and a note for the user.
+
+    A package that was installed from a version control system is installed from the same commit.
+    """
+    try:
+        found = distribution(PACKAGE)
+        origin = json.loads(found.read_text("direct_url.json") or "{}")
+        version = found.version
+    except (PackageNotFoundError, ValueError):
+        return PACKAGE, f"{PACKAGE}[train]", ""
+    # PEP 610: https://packaging.python.org/en/latest/specifications/direct-url/
+    source = origin.get("vcs_info")
+    if source:
+        where = f" @ {source['vcs']}+{origin['url']}@{source['commit_id']}"
+        return f"{PACKAGE}{where}", f"{PACKAGE}[train]{where}", ""
+    pin, url = f"=={version}", origin.get("url")
+    note = f"{PACKAGE} {version} is installed from {url}: your jobs install {version} from the index" if url else ""
+    return f"{PACKAGE}{pin}", f"{PACKAGE}[train]{pin}", note
 
 
 def _add_hook(plan: StartPlan) -> None:
     # rows of another format and folders of shards are data, too: any change below them runs the check
     data = [str(yaml.safe_load(one.name)) for one in plan.rows]
-    names = dict.fromkeys([RECIPE, *data])
-    files = "|".join(re.escape(name) for name in names)
-    text = (_TEXTS / "pre_commit_hook.yaml.txt").read_text(encoding="utf-8")
-    hook = _Text(text).substitute(recipe=RECIPE, files=files)
+    files = "|".join(re.escape(name) for name in dict.fromkeys([RECIPE, *data]))
+    hook = _text("pre_commit_hook.yaml.txt", {"recipe": RECIPE, "files": files})
     _add_extended(plan, pre_commit_settings(plan.folder, hook), "checks recipe and rows before each commit")

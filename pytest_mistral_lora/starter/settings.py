@@ -52,7 +52,8 @@ def pytest_settings(folder: Path, values: Mapping[str, list[str]]) -> ExtendedFi
     for name, text in texts.items():
         sections = _TOML.get(name) or (_SECTIONS[name],)
         for section in sections:
-            if text is not None and _has_section(name, text, section):
+            # pytest reads the files of its own name even if they are empty
+            if text is not None and ("pytest." in name or _section(_parsed(name, text), name, section) is not None):
                 return _extended(name, text, section, values)
     name = "pyproject.toml" if "pyproject.toml" in texts else "pytest.ini"
     section = _TOML[name][0] if name in _TOML else "pytest"
@@ -69,13 +70,6 @@ def _text(path: Path) -> str | None:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeError):
         return None
-
-
-def _has_section(name: str, text: str, section: str) -> bool:
-    # pytest reads these two even if they are empty
-    if name in ("pytest.ini", ".pytest.ini", "pytest.toml", ".pytest.toml"):
-        return True
-    return _section(_parsed(name, text), name, section) is not None
 
 
 def _parsed(name: str, text: str) -> Any:

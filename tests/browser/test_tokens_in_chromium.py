@@ -11,7 +11,7 @@ from pages import NARROW, WIDE, OpenPage, sideways_scroll
 
 from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
 from pytest_mistral_lora.chat.token_rows import TokenRow, TokenSide, Wrong
-from pytest_mistral_lora.report.tokens import tokens_page
+from pytest_mistral_lora.report.pages import tokens_page
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page

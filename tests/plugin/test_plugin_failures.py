@@ -15,7 +15,7 @@ import pytest
 from pytest_mistral_lora.chat.oracle import shipped_tokenizer
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.cli import main
-from pytest_mistral_lora.plugin.failures import FailedChecks
+from pytest_mistral_lora.plugin.summary import FailedChecks
 
 Run = Callable[..., pytest.RunResult]
 CASES = ("astral", "cjk", "hostile-user", "multi-turn", "repeated-text", "single")

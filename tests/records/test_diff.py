@@ -18,7 +18,7 @@ from pytest_mistral_lora.chat.rows import parse_row
 from pytest_mistral_lora.cli import main
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.records.compare_runs import ABSENT, GROUPS, compare_runs
-from pytest_mistral_lora.report.differences import diff_data, diff_lines
+from pytest_mistral_lora.report.tables import diff_data, diff_lines
 
 Change = Callable[[dict[str, Any]], object]
 LAYER = "base_model.model.model.layers.{}.self_attn.q_proj.lora_{}.weight"

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from pytest_mistral_lora import cli
-from pytest_mistral_lora.cli import verify as verb
+from pytest_mistral_lora.cli import manifests as verb
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.records.files import write_json
 from pytest_mistral_lora.records.signature import Signature

@@ -10,7 +10,7 @@ import pytest
 from judged_samples import HOSTILE, judged, write_file
 
 from pytest_mistral_lora.conformance.finding import Finding
-from pytest_mistral_lora.report.code_scanning import sarif_data
+from pytest_mistral_lora.report.judged import sarif_data
 
 TEXT = {
     "type": "object",

@@ -7,7 +7,7 @@ import pytest
 from judged_samples import HOSTILE, judged, write_file
 
 from pytest_mistral_lora.conformance.finding import Finding
-from pytest_mistral_lora.report.junit import junit_text
+from pytest_mistral_lora.report.judged import junit_text
 
 
 def test_each_case_is_a_test_with_rule_file_and_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

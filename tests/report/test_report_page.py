@@ -20,8 +20,8 @@ from pytest_mistral_lora.cli import main
 from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.conformance.groups import group_findings
 from pytest_mistral_lora.report import RunFacts, report_data
-from pytest_mistral_lora.report.code_scanning import sarif_data
-from pytest_mistral_lora.report.page import html_page, rule_url
+from pytest_mistral_lora.report.judged import sarif_data
+from pytest_mistral_lora.report.pages import html_page, rule_url
 
 SCHEMA = json.loads(files("pytest_mistral_lora.report").joinpath("report.schema.json").read_text(encoding="utf-8"))
 SECRET = "s3cr3t-value"
@@ -186,11 +186,11 @@ def test_every_link_in_the_page_leads_somewhere(written: Path) -> None:
 def test_a_rule_leads_to_its_page_if_the_package_names_its_documentation(monkeypatch: pytest.MonkeyPatch) -> None:
     from email.message import Message
 
-    from pytest_mistral_lora.report import page
+    from pytest_mistral_lora.report import pages
 
     named = Message()
     named["Project-URL"] = "Documentation, https://docs.example.org/lora/"
-    monkeypatch.setattr(page, "metadata", lambda name: named)
+    monkeypatch.setattr(pages, "metadata", lambda name: named)
     rule_url.cache_clear()
     assert rule_url("ML601") == "https://docs.example.org/lora/rules/ML601/"
     assert 'href="https://docs.example.org/lora/rules/ML004/"' in _page(Finding("ML004", "x"))

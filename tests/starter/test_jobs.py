@@ -19,10 +19,8 @@ import yaml
 from pytest_mistral_lora.chat.oracle import shipped_tokenizer
 from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
 from pytest_mistral_lora.cli import VERBS, main
-from pytest_mistral_lora.starter import write_plan
-from pytest_mistral_lora.starter.goldens import record_missing
-from pytest_mistral_lora.starter.plan import GITLAB, WORKFLOW, plan_start
-from pytest_mistral_lora.starter.requirement import PACKAGE, installed_requirement
+from pytest_mistral_lora.starter import record_missing, write_plan
+from pytest_mistral_lora.starter.plan import GITLAB, PACKAGE, WORKFLOW, installed_requirement, plan_start
 
 ROOT = Path(__file__).parents[2]
 RunVerb = Callable[..., subprocess.CompletedProcess[str]]
@@ -170,10 +168,10 @@ def test_the_commands_of_the_page_can_be_parsed(monkeypatch: pytest.MonkeyPatch)
     page = (ROOT / "docs" / "init.md").read_text(encoding="utf-8")
     lines = re.findall(r"^\$ mistral-lora (.*)$", page, flags=re.MULTILINE)
     assert {line.split()[0] for line in lines} >= {"init", "pin", "check", "train"}
-    modules = {name: module for group in VERBS.values() for name, module in group.items()}
+    verbs = {name: verb for group in VERBS.values() for name, verb in group.items()}
     for line in lines:
         words = shlex.split(line, comments=True)
-        monkeypatch.setattr(modules[words[0]], "run", lambda args: 0)
+        monkeypatch.setattr(verbs[words[0]], "run", lambda args: 0)
         assert main(words) == 0
 
 

@@ -172,6 +172,6 @@ def test_an_error_of_a_library_that_a_signal_interrupted_is_the_signal(capsys: A
             # torch.save ends so if a signal comes while it writes: its archive has a length that it does not expect
             raise RuntimeError("unexpected pos 64 vs 0")  # noqa: B904
 
-    monkeypatch.setattr(rules, "run", save)
+    monkeypatch.setattr(rules.VERB, "run", save)
     assert cli.main(["rules"]) == 143
     assert capsys.readouterr().err == "error: terminated\n"

@@ -1,8 +1,10 @@
-"""`mistral-lora verify`: compare a folder with its manifest."""
+"""`mistral-lora verify`, `diff` and `note`: a run's record is recomputed, compared, and written for people."""
 
 from __future__ import annotations
 
 import argparse
+import json
+import shutil
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -10,7 +12,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pytest_mistral_lora.cli.verb import Verbs, add_format_option, add_verb, print_json, print_judged
+from pytest_mistral_lora.cli.judging import add_format_option, print_judged
+from pytest_mistral_lora.cli.verb import Verb, add_json_option, print_json
 from pytest_mistral_lora.errors import EXIT_FINDING, EXIT_OK, InputError
 from pytest_mistral_lora.extras import extra
 
@@ -19,9 +22,7 @@ if TYPE_CHECKING:
     from pytest_mistral_lora.records.verify import FieldCheck
     from pytest_mistral_lora.report.judged import Outcome
 
-SUMMARY = "recompute the values in manifest.json and report any difference"
-
-_DESCRIPTION = """\
+_VERIFY_DESCRIPTION = """\
 Recompute the values that a folder's manifest.json records, and report each as match, mismatch or not available. A value
 is not available if its source is missing: give --base, --dataset and --parent to verify more values.
 
@@ -34,21 +35,7 @@ note: this proves that nothing changed since the record was written, not who wro
 """
 
 
-def add_parser(verbs: Verbs) -> None:
-    """Add the verb to the command line."""
-    parser = add_verb(
-        verbs,
-        "verify",
-        run,
-        description=_DESCRIPTION,
-        examples=(
-            "mistral-lora verify lora-out --dataset rows.jsonl",
-            "mistral-lora verify merged --parent lora-out",
-            "mistral-lora verify lora-out --signature lora-out.sig --public-key author.pub",
-        ),
-        failure="a value differs",
-        memory_advice="--rerun trains again, and needs the memory of the recorded run.",
-    )
+def _add_verify_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", type=Path, help="adapter or merged folder with manifest.json")
     parser.add_argument(
         "--base",
@@ -82,7 +69,7 @@ def add_parser(verbs: Verbs) -> None:
     add_format_option(parser)
 
 
-def run(args: argparse.Namespace) -> int:
+def run_verify(args: argparse.Namespace) -> int:
     """Print every recorded value with its state; return 1 if one differs."""
     from pytest_mistral_lora.data.sources import recorded_file
     from pytest_mistral_lora.records.adapter_folder import AdapterFolder
@@ -147,3 +134,84 @@ def _verdict(facts: Sequence[FieldCheck]) -> str:
     counts = Counter(fact.state for fact in facts)
     states = ", ".join(f"{counts[state]} {state}" for state in ("match", "mismatch", "not available"))
     return f"{'a difference' if counts['mismatch'] else 'no difference'}: {states}"
+
+
+VERIFY = Verb(
+    "verify",
+    "recompute the values in manifest.json and report any difference",
+    _add_verify_options,
+    run_verify,
+    description=_VERIFY_DESCRIPTION,
+    examples=(
+        "mistral-lora verify lora-out --dataset rows.jsonl",
+        "mistral-lora verify merged --parent lora-out",
+        "mistral-lora verify lora-out --signature lora-out.sig --public-key author.pub",
+    ),
+    failure="a value differs",
+    memory_advice="--rerun trains again, and needs the memory of the recorded run.",
+)
+
+
+_DIFF_DESCRIPTION = """\
+Compare two adapters or merged models: each value of their manifests, their tensors, and the answers in their
+transcripts. With two manifest.json files, compare only the manifests."""
+
+
+def _add_diff_options(parser: argparse.ArgumentParser) -> None:
+    for name in ("a", "b"):
+        parser.add_argument(name, type=Path, metavar=name.upper(), help="adapter or merged folder, or manifest.json")
+    add_json_option(parser)
+
+
+def run_diff(args: argparse.Namespace) -> int:
+    """Print the differences; return 1 if there is one."""
+    from pytest_mistral_lora.records.compare_runs import compare_runs
+    from pytest_mistral_lora.report.tables import diff_data, diff_lines
+
+    found = compare_runs(args.a, args.b)
+    if args.json:
+        # NaN in a tensor is null in the data, so that strict parsers of JSON can read them
+        print_json(diff_data(found), allow_nan=False)
+    else:
+        sys.stdout.write("\n".join(diff_lines(found, shutil.get_terminal_size().columns)) + "\n")
+    return EXIT_OK if found.equal else EXIT_FINDING
+
+
+DIFF = Verb(
+    "diff",
+    "compare two runs: manifest, tensors and answers",
+    _add_diff_options,
+    run_diff,
+    description=_DIFF_DESCRIPTION,
+    examples=("mistral-lora diff lora-out lora-new",),
+    failure="the two differ",
+)
+
+
+_NOTE_DESCRIPTION = """\
+Write DECISION.md and README.md of an adapter or merged folder again, from its manifest.json. The text between the two
+marks in each file is yours and stays."""
+
+
+def _add_note_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", type=Path, help="adapter or merged folder with manifest.json")
+    add_json_option(parser)
+
+
+def run_note(args: argparse.Namespace) -> int:
+    """Write the files and print their paths."""
+    from pytest_mistral_lora.records.notes import write_notes
+
+    files = [str(file) for file in write_notes(args.folder)]
+    sys.stdout.write(json.dumps(files) + "\n" if args.json else "".join(f"{file}\n" for file in files))
+    return EXIT_OK
+
+
+NOTE = Verb(
+    "note",
+    "write DECISION.md and README.md of a folder again",
+    _add_note_options,
+    run_note,
+    description=_NOTE_DESCRIPTION,
+    examples=("mistral-lora note lora-out",),
+)

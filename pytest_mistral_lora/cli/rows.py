@@ -1,4 +1,4 @@
-"""`mistral-lora stats`: the figures of a dataset."""
+"""`mistral-lora import` and `stats`: data of any format as rows, and their figures."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING
 
 from pytest_mistral_lora.chat.formats import FORMATS
 from pytest_mistral_lora.cli.verb import (
-    Verbs,
+    Verb,
     add_json_option,
     add_oracle_option,
     add_tokenizer_option,
-    add_verb,
     print_json,
 )
+from pytest_mistral_lora.data.report import LOSSES
 from pytest_mistral_lora.errors import EXIT_OK, InputError
 from pytest_mistral_lora.extras import MissingExtraError
 
@@ -26,9 +26,76 @@ if TYPE_CHECKING:
     from pytest_mistral_lora.chat.reading.chunks import DataFile
     from pytest_mistral_lora.conformance.targets import DatasetTarget, RecipeTarget
 
-SUMMARY = "count rows, tokens and repeats, and what a max_length would cut"
+_IMPORT_DESCRIPTION = """\
+Convert data to the rows that every other verb reads. The format is recognised by its keys, and the container by its
+bytes: JSON Lines, a JSON array, CSV, TSV, Parquet, Arrow, a folder of `save_to_disk`, each of the texts also compressed
+(gzip, zstd, bzip2, xz) or in UTF-16. SOURCE may also be the configuration that declares your data: a YAML file of
+TRL, Axolotl or LLaMA-Factory, or a dataset_info.json.
 
-_DESCRIPTION = """\
+The report lists each kind of change with its number of rows and the first of them. Parts of a record that a row cannot
+keep are an error, and nothing is written, unless you allow the loss by its name with --lossy."""
+_KINDS = f"The names of losses: {', '.join(LOSSES)}."
+
+
+def _add_import_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("sources", type=Path, nargs="+", metavar="SOURCE", help="file, folder or configuration")
+    parser.add_argument("--to", required=True, type=Path, metavar="FILE", help="JSONL file to write")
+    parser.add_argument(
+        "--format", choices=[*FORMATS], help="format of the records (default: recognised by their keys)"
+    )
+    parser.add_argument(
+        "--lossy",
+        action="append",
+        default=[],
+        metavar="KIND",
+        help="a loss that is allowed, by its name (repeatable)",
+    )
+    parser.add_argument(
+        "--dataset",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="data set of a dataset_info.json to import (repeatable; default: the only one)",
+    )
+    add_json_option(parser)
+
+
+def run_import(args: argparse.Namespace) -> int:
+    """Write the rows, and print the report."""
+    from pytest_mistral_lora.data import Source, import_rows
+    from pytest_mistral_lora.data.messages import Layout
+    from pytest_mistral_lora.data.sources import sources_of
+
+    sources: list[Source] = []
+    remarks: list[str] = []
+    for path in args.sources:
+        found, notes = sources_of(path, Layout(args.format or ""), args.dataset)
+        sources += found
+        remarks += notes
+    report = import_rows(sources, args.to, lossy=args.lossy, remarks=remarks, progress=sys.stderr)
+    if args.json:
+        print_json(report.to_json())
+    else:
+        sys.stdout.write("\n".join([*report.lines(), f"written: {args.to}"]) + "\n")
+    return EXIT_OK
+
+
+IMPORT = Verb(
+    "import",
+    "convert ShareGPT, Alpaca, OpenAI, Parquet and other data to rows",
+    _add_import_options,
+    run_import,
+    description=f"{_IMPORT_DESCRIPTION}\n\n{_KINDS}",
+    examples=(
+        "mistral-lora import sharegpt.json --to rows.jsonl",
+        "mistral-lora import train-*.parquet --to rows.jsonl --lossy rejected",
+        "mistral-lora import data/dataset_info.json --dataset identity --to rows.jsonl",
+        "mistral-lora import axolotl.yaml --to rows.jsonl",
+    ),
+)
+
+
+_STATS_DESCRIPTION = """\
 Read the rows of a recipe or of data in any format once, and print their figures: rows, turns, tokens and supervised
 tokens, roles, calls by tool, rows by script, rows that are there twice, what each max_length would cut, and a histogram
 of lengths. For a recipe, they include the split, the steps of an epoch and held-out rows that are trained on.
@@ -37,19 +104,7 @@ SOURCE is a recipe, or anything that `mistral-lora import` reads. Rows that cann
 `mistral-lora check` reports each."""
 
 
-def add_parser(verbs: Verbs) -> None:
-    """Add the verb to the command line."""
-    parser = add_verb(
-        verbs,
-        "stats",
-        run,
-        description=_DESCRIPTION,
-        examples=(
-            "mistral-lora stats recipe.yaml",
-            "mistral-lora stats rows.jsonl --tokenizer spm-v3",
-            "mistral-lora stats shards/*.parquet --tokenizer checkpoints/my-mistral --json > figures.json",
-        ),
-    )
+def _add_stats_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("sources", type=Path, nargs="+", metavar="SOURCE", help="a recipe; or files, folders of data")
     add_tokenizer_option(parser, required=False)
     add_oracle_option(parser)
@@ -66,11 +121,11 @@ def add_parser(verbs: Verbs) -> None:
     add_json_option(parser)
 
 
-def run(args: argparse.Namespace) -> int:
+def run_stats(args: argparse.Namespace) -> int:
     """Print the figures."""
     from pytest_mistral_lora.conformance.dataset import dataset_statistics
     from pytest_mistral_lora.conformance.targets import DatasetTarget
-    from pytest_mistral_lora.report.statistics import figure_lines, length_lines
+    from pytest_mistral_lora.report.tables import figure_lines, length_lines
 
     if args.processes is not None and args.processes < 1:
         raise InputError(f"--processes is {args.processes}", expected="1 or more")
@@ -134,3 +189,17 @@ def _opened(args: argparse.Namespace) -> tuple[RecipeTarget | DatasetTarget, lis
     shipped = (name for name in SHIPPED if shipped_tokenizer(name) == args.tokenizer)
     judge = Target(next(shipped, str(args.tokenizer)), args.tokenizer, trains=True, oracle_name=args.oracle)
     return DatasetTarget(first.name, first, judge=judge), files
+
+
+STATS = Verb(
+    "stats",
+    "count rows, tokens and repeats, and what a max_length would cut",
+    _add_stats_options,
+    run_stats,
+    description=_STATS_DESCRIPTION,
+    examples=(
+        "mistral-lora stats recipe.yaml",
+        "mistral-lora stats rows.jsonl --tokenizer spm-v3",
+        "mistral-lora stats shards/*.parquet --tokenizer checkpoints/my-mistral --json > figures.json",
+    ),
+)

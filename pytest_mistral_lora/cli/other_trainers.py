@@ -1,0 +1,202 @@
+"""`mistral-lora export`, `template` and `runner`: a run in another trainer, or a model in a server."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+from pytest_mistral_lora.cli.verb import Verb, add_json_option, add_oracle_option, add_tokenizer_option, print_json
+from pytest_mistral_lora.errors import EXIT_OK, InputError
+from pytest_mistral_lora.runners import RUNNERS
+
+SERVERS = ("vllm", "llamacpp", "ollama")
+"""The servers whose files are written."""
+
+_EXPORT_DESCRIPTION = """\
+Write a folder that runs a recipe in another trainer: its configuration, and the rows, already split, cut and encoded as
+`mistral-lora train` encodes them. Settings that the other trainer does not have, and everything that it does
+differently, are printed and written to README.md in the folder.
+
+The rows are token ids and labels. TRL gets messages and a training template instead, if it then computes the same ids
+and labels for every row.
+
+For a server (vllm, llamacpp, ollama), give the folder of an adapter or of a merged model: you get a folder with the
+commands that serve it with the prompts of training. An adapter that the server would load wrongly is refused. Hold the
+running server to mistral-common with `mistral-lora serve-check`."""
+
+
+def _add_export_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", type=Path, metavar="SOURCE", help="recipe.yaml, or for a server the model's folder")
+    parser.add_argument("--to", required=True, choices=[*RUNNERS, *SERVERS], help="the other trainer, or the server")
+    parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder to make")
+    parser.add_argument(
+        "--rows",
+        choices=("auto", "messages", "tokens"),
+        help="form of the rows (default: auto, which is messages for TRL if they are exact, and otherwise tokens)",
+    )
+    parser.add_argument(
+        "--base", type=Path, metavar="DIR", help="for a server: folder of the base (default: the one that is recorded)"
+    )
+    parser.add_argument(
+        "--name", metavar="NAME", help="for a server: name of the model in requests (default: the folder's)"
+    )
+    add_json_option(parser)
+
+
+def run_export(args: argparse.Namespace) -> int:
+    """Write the folder, and print how it differs from the source and the command that starts it."""
+    given = {"--rows": args.rows} if args.to in SERVERS else {"--base": args.base, "--name": args.name}
+    for option, value in given.items():
+        if value is not None:
+            kind = "trainers" if args.to in SERVERS else "servers"
+            raise InputError(f"{option} is for {kind}, and {args.to} is none", next_step=f"Leave {option} out.")
+    return _export_for_server(args) if args.to in SERVERS else _export_for_trainer(args)
+
+
+def _export_for_server(args: argparse.Namespace) -> int:
+    from pytest_mistral_lora.records.files import require_folder
+    from pytest_mistral_lora.training.export.servers import export_for_server
+
+    require_folder(args.source)
+    exported = export_for_server(args.source, args.to, args.output, base=args.base, name=args.name or "")
+    if args.json:
+        print_json(asdict(exported))
+        return EXIT_OK
+    lines = [f"different: {remark}" for remark in exported.remarks]
+    lines += [f"run:       {command}" for command in exported.commands]
+    lines.append(f"check:     {exported.check}")
+    sys.stdout.write("\n".join(lines) + "\n")
+    return EXIT_OK
+
+
+def _export_for_trainer(args: argparse.Namespace) -> int:
+    from pytest_mistral_lora.training.export import export
+    from pytest_mistral_lora.training.recipe import load_recipe
+
+    exported = export(load_recipe(args.source), args.to, args.output, form=args.rows or "auto")
+    if args.json:
+        print_json(asdict(exported))
+        return EXIT_OK
+    # the differences come before the command: they are to be read before it is started
+    lines = [f"{exported.config}: rows as {exported.form}"]
+    lines += [f"left out: {key}: {reason}" for key, reason in exported.not_told.items()]
+    lines += [f"different: {remark}" for remark in exported.remarks]
+    lines.append(f"start it:  {exported.command}")
+    sys.stdout.write("\n".join(lines) + "\n")
+    return EXIT_OK
+
+
+EXPORT = Verb(
+    "export",
+    "write a run for another trainer, or the files that serve a model",
+    _add_export_options,
+    run_export,
+    description=_EXPORT_DESCRIPTION,
+    examples=(
+        "mistral-lora export recipe.yaml --to trl --output trl-run",
+        "mistral-lora export lora-out --to vllm --output served",
+    ),
+)
+
+
+_TEMPLATE_DESCRIPTION = """\
+Write the official chat template of a tokenizer with {% generation %} blocks around the assistant's text. TRL needs them
+for `assistant_only_loss`. The template renders every conversation byte for byte as before.
+
+From version 13 on, a tokenizer has tokens for thinking if its model thinks. A file of version 11 does not show it, and
+mistral-common's template writes thinking as text in <think> for every one: for a model that does not think
+(Mistral-Small-3.2), add --no-thinking."""
+
+
+def _add_template_options(parser: argparse.ArgumentParser) -> None:
+    add_tokenizer_option(parser)
+    add_oracle_option(parser)
+    parser.add_argument("--no-thinking", action="store_true", help="refuse thinking in rows of version 11")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="file to write (default: standard output)")
+    add_json_option(parser)
+
+
+def run_template(args: argparse.Namespace) -> int:
+    """Write the template to a file or to standard output."""
+    from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer, training_template
+    from pytest_mistral_lora.records.files import write_text
+
+    text = training_template(CheckpointTokenizer(args.tokenizer, args.oracle), thinking=not args.no_thinking)
+    if args.json:
+        text = json.dumps({"tokenizer": str(args.tokenizer), "template": text}, ensure_ascii=False)
+    if args.output:
+        write_text(args.output, text)
+    else:
+        sys.stdout.write(f"{text}\n")
+    return EXIT_OK
+
+
+TEMPLATE = Verb(
+    "template",
+    "write the official chat template with {% generation %} blocks",
+    _add_template_options,
+    run_template,
+    description=_TEMPLATE_DESCRIPTION,
+    examples=("mistral-lora template --tokenizer checkpoints/my-mistral --output training.jinja",),
+)
+
+
+_RUNNER_DESCRIPTION = """\
+Other trainers need other library versions, so each gets a virtual environment of its own, of about 2 GB, in the cache
+folder ($MISTRAL_LORA_CACHE). A trainer that is installed beside this package needs none."""
+
+_SETUP = """\
+Make the environment of a trainer, and print its folder. If an earlier call was interrupted, this one continues."""
+
+_LIST = "List the environment of each trainer: its name, its state and its folder."
+
+
+def _add_runner_options(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    setup = actions.add_parser("setup", help="make or finish the environment of a trainer", description=_SETUP)
+    setup.add_argument("name", choices=[*RUNNERS], help="trainer")
+    setup.add_argument(
+        "--python",
+        type=Path,
+        default=Path(sys.executable),
+        metavar="PATH",
+        help="Python that makes the environment (default: this one)",
+    )
+
+    listing = actions.add_parser("list", help="list the environments and their states", description=_LIST)
+    add_json_option(listing)
+
+
+def run_runner(args: argparse.Namespace) -> int:
+    """Make an environment, or list all of them."""
+    from pytest_mistral_lora.runners import Environment
+
+    if args.action == "setup":
+        environment = Environment(RUNNERS[args.name])
+        # an environment is 2 GB of downloads: whoever interrupts it should know that nothing is lost
+        try:
+            is_new = environment.setup(args.python)
+        except KeyboardInterrupt:
+            sys.stderr.write("note: to continue, run the same command again\n")
+            raise
+        sys.stdout.write(f"{args.name} {'is ready' if is_new else 'was ready'}: {environment.folder}\n")
+        return EXIT_OK
+    found = [Environment(runner) for runner in RUNNERS.values()]
+    if args.json:
+        print_json([{"name": one.runner.name, "state": one.state, "folder": one.folder} for one in found])
+    else:
+        sys.stdout.writelines(f"{one.runner.name:<14}{one.state:<28}{one.folder}\n" for one in found)
+    return EXIT_OK
+
+
+RUNNER = Verb(
+    "runner",
+    "install other trainers in environments of their own",
+    _add_runner_options,
+    run_runner,
+    description=_RUNNER_DESCRIPTION,
+    examples=("mistral-lora runner setup axolotl", "mistral-lora runner list"),
+)

@@ -1,0 +1,198 @@
+"""HTML pages that load nothing else: rows of tokens, and the report with its filters, tokens, rules and commands."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import unicodedata
+from collections.abc import Mapping, Sequence
+from functools import cache
+from importlib.metadata import PackageNotFoundError, metadata
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any
+
+from pytest_mistral_lora import __version__
+from pytest_mistral_lora.chat.difference import plain_text, visible
+from pytest_mistral_lora.chat.token_rows import Column, ShownToken, TokenRow
+from pytest_mistral_lora.errors import one_line
+from pytest_mistral_lora.report import OUTCOMES, outcome_counts
+from pytest_mistral_lora.report.tokens import MOST, differences, ends_line, facts, glyphs, label_words, owner
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+    from markupsafe import Markup
+
+_ROLES = ("system", "user", "assistant", "tool")
+_SPOKEN = {" ": "space", "\n": "newline", "\t": "tab"}
+_WORST_FIRST = ("failed", "known", "skipped", "passed")
+
+
+def tokens_html(rows: Sequence[TokenRow], *, prefix: str = "row", level: int = 2) -> Markup:
+    """Return rows of tokens as HTML, for a page that has `tokens.css` in its style and `tokens.js` at its end.
+
+    Each row is an `article` with a heading, the numbers of its tokens, and a list of tokens for each turn. Its colours
+    follow `prefers-color-scheme`. A screen reader reads each token with its id and whether it is trained on; the
+    script adds the arrow keys, and a bar with the same words for the token under the pointer or the focus. Without the
+    script the page still shows everything. Text of rows is escaped, and characters that cannot be printed, such as bidi
+    controls and NUL, are spelled out. All of its classes begin with `tk`.
+
+    Args:
+        rows: The rows. A row of one encoding marks the tokens that are wrong, with the expected and the found value;
+            a row of two shows them aligned, the expected one above.
+        prefix: Beginning of the ids of its elements, letters, digits and hyphens; another for each call in a page.
+        level: The level of the headings of rows; those of turns are one below.
+
+    Returns:
+        Markup, which an environment with autoescape prints as it is.
+    """
+    from markupsafe import Markup
+
+    template = _environment().get_template("tokens.html.jinja")
+    return Markup(template.render(rows=rows, prefix=prefix, level=level))
+
+
+def tokens_page(rows: Sequence[TokenRow], *, heading: str, notes: Sequence[str] = ()) -> str:
+    """Return rows of tokens as one HTML page, whose policy forbids any other script.
+
+    Args:
+        rows: The rows.
+        heading: Its title.
+        notes: Paragraphs for its head.
+    """
+    script = asset("tokens.js")
+    return (
+        _environment()
+        .get_template("tokens_page.html.jinja")
+        .render(
+            rows=rows,
+            heading=heading,
+            notes=notes,
+            fragment=tokens_html(rows),
+            sides=max((len(row.sides) for row in rows), default=1),
+            css=asset("tokens.css"),
+            script=script,
+            script_hash=script_hash(script),
+            version=__version__,
+        )
+    )
+
+
+def html_page(data: Mapping[str, Any], rows_page: str = "") -> str:
+    """Return the result of `report_data` as an HTML page: findings by cause, with filters.
+
+    Args:
+        data: The report.
+        rows_page: Name of the page with the tokens of the failed rows, beside the report; empty if there is none.
+    """
+    from pytest_mistral_lora.report.tables import named_figures, statistics_of
+
+    # one script element: the policy of the page allows the hash of this text, and no script that a row could bring in
+    script = f"{asset('page.js')}\n{asset('tokens.js')}"
+    causes, sides = [], 0
+    for number, cause in enumerate(data["causes"]):
+        row = TokenRow.from_json(cause["tokens"]) if cause["tokens"] else None
+        sides = max(sides, len(row.sides) if row else 0)
+        shown = tokens_html([row], prefix=f"tokens-{number}", level=4) if row else None
+        causes.append({**cause, "row_tokens": shown})
+    return (
+        _environment()
+        .get_template("page.html.jinja")
+        .render(
+            data=data,
+            causes=causes,
+            sides=sides,
+            rules={cause["rule"]: cause for cause in causes},
+            rule_urls={cause["rule"]: rule_url(cause["rule"]) for cause in causes},
+            checks=sorted(data["checks"], key=lambda record: _WORST_FIRST.index(record["outcome"])),
+            outcomes=OUTCOMES,
+            table=outcome_counts(data["checks"]),
+            figures={name: (one, [*named_figures(one)]) for name, one in statistics_of(data["checks"]).items()},
+            rows_page=rows_page,
+            css=f"{asset('page.css')}\n{asset('tokens.css')}",
+            script=script,
+            script_hash=script_hash(script),
+        )
+    )
+
+
+@cache
+def rule_url(rule: str) -> str:
+    """Return the address of a rule's page; empty if the package does not name its documentation."""
+    try:
+        links = metadata("pytest-mistral-lora").get_all("Project-URL") or []
+    except PackageNotFoundError:
+        return ""
+    named = dict(link.split(", ", 1) for link in links)
+    return f"{named['Documentation'].rstrip('/')}/rules/{rule}/" if "Documentation" in named else ""
+
+
+@cache
+def asset(name: str) -> str:
+    """Return a template, a style sheet or a script of this folder."""
+    return files("pytest_mistral_lora.report").joinpath(name).read_text(encoding="utf-8")
+
+
+def script_hash(script: str) -> str:
+    """Return a source of a Content Security Policy that allows this inline script and no other."""
+    return f"sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}"
+
+
+@cache
+def _environment() -> Environment:
+    from jinja2 import Environment, FunctionLoader, StrictUndefined
+
+    # autoescape, because the text of a row may be HTML
+    environment = Environment(
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        loader=FunctionLoader(asset),
+    )
+    environment.globals["roles"] = _ROLES
+    environment.filters |= {
+        "glyphs": glyphs,
+        "facts": facts,
+        "differences": differences,
+        "owner": owner,
+        "note": _note,
+        "spoken": _spoken,
+        "ends_line": ends_line,
+        "line": lambda text, most=MOST: one_line(text, most),
+        # a text of several lines, in which NUL, bidi controls and the like are spelled out
+        "printable": lambda text: "".join(
+            one if one.isprintable() or one in "\n\t" else ascii(one)[1:-1] for one in text
+        ),
+    }
+    return environment
+
+
+def _note(column: Column) -> str:
+    found = f", found {one_line(column.found, MOST)}" if column.found else ""
+    return f"expected {one_line(column.expected, MOST)}{found}"
+
+
+def _spoken(column: Column, sides: Sequence[str]) -> str:
+    """Return the words with which a screen reader reads the tokens of a column."""
+    if len(sides) == 1:
+        token = column.tokens[0]
+        words = [_token_words(token)] if token is not None else ["no token"]
+        words += [f"wrong: {_note(column)}"] if column.expected else ["wrong"] * bool(column.mark)
+    else:
+        pairs = zip(sides, column.tokens, strict=True)
+        words = [f"{one_line(name)}: {_token_words(token) if token else 'no token'}" for name, token in pairs]
+        words += ["different"] if column.mark else []
+    return "; ".join(words)
+
+
+def _token_words(token: ShownToken) -> str:
+    text = plain_text(token.piece)
+    if token.control:
+        name = f"control token {text}"
+    elif len(text) == 1 and text not in _SPOKEN and text.isprintable() and not text.isalnum():
+        name = unicodedata.name(text, text).lower()
+    else:
+        # its glyphs for white space have names that help nobody
+        name = "".join(f" {_SPOKEN[one]} " if one in _SPOKEN else visible(one) for one in text)
+    words = (" ".join(name.split()), f"token {token.position}", f"id {token.id}", label_words(token.label))
+    return ", ".join(filter(None, words))

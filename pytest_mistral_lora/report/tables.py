@@ -1,0 +1,237 @@
+"""Tables for terminals: the figures of a dataset, with a histogram of lengths, and the differences of two runs."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from io import StringIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pytest_mistral_lora.records.compare_runs import ABSENT, GROUPS, AnswersDiff, RunsDiff
+from pytest_mistral_lora.records.tensors import TensorsDiff
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+# a narrower terminal than this breaks every row of a table; letting the terminal wrap long lines reads better
+_LEAST_WIDTH = 60
+_MOST_NAMES = 12
+_LONGEST_NAME = 40
+_LONGEST_VALUE = 60
+_BAR = 40
+
+
+def table_lines(
+    titles: Sequence[str], rows: Iterable[Sequence[RenderableType]], width: int, *, wraps: bool = True
+) -> list[str]:
+    """Return the lines of a table for a terminal, without colours.
+
+    Args:
+        titles: The title of each column; one that begins with an asterisk is of a column of numbers.
+        rows: The cells; nothing in a text is mark-up.
+        width: Columns of the terminal.
+        wraps: Whether long cells are broken into lines, or else cut.
+    """
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_header=any(titles))
+    for title in titles:
+        side: Any = "right" if title.startswith("*") else "left"
+        table.add_column(title.lstrip("*"), justify=side, overflow="fold" if wraps else "ellipsis", no_wrap=not wraps)
+    for row in rows:
+        table.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in row))
+    file = StringIO()
+    Console(file=file, width=max(width, _LEAST_WIDTH), color_system=None).print(table)
+    return [line.rstrip() for line in file.getvalue().splitlines() if line.strip()]
+
+
+def statistics_of(records: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    """Return the figures of each dataset among the records of checks, by target."""
+    chosen = (one for one in records if (one["subject"], one["case"]) == ("dataset", "statistics"))
+    return {one["target"]: one["facts"] for one in chosen if one["facts"].get("rows")}
+
+
+def statistics_line(figures: Mapping[str, Any]) -> str:
+    """Return the most important figures in one line."""
+    tokens = figures["tokens"]
+    text = f"{_counted(figures['rows'], 'row')}, {_counted(tokens['total'], 'token')} "
+    text += f"({figures['supervised_share']:.0%} supervised; p50 {tokens['p50']:,}, p95 {tokens['p95']:,}, "
+    text += f"longest {figures['longest_row_tokens']:,} at {figures['longest_row']})"
+    epoch = figures.get("epoch")
+    return text + (f", {_counted(epoch['steps'], 'step')} an epoch" if epoch else "")
+
+
+def figure_lines(figures: Mapping[str, Any], width: int) -> Iterator[str]:
+    """Yield the lines of a table of everything but lengths, for a terminal of this width."""
+    yield from table_lines(("", ""), named_figures(figures), width)
+    if len(figures["files"]) > 1:
+        rows = []
+        for one in figures["files"]:
+            name = _printable(f"{Path(one['path']).name}{' (held out)' if one['held_out'] else ''}")
+            counts = (one[key] for key in ("rows", "refused", "dropped", "tokens", "supervised_tokens"))
+            rows.append((name, *(f"{number:,}" for number in counts)))
+        titles = ("file", "*rows", "*refused", "*dropped", "*tokens", "*supervised")
+        yield from table_lines(titles, rows, width)
+
+
+def length_lines(figures: Mapping[str, Any], width: int) -> Iterator[str]:
+    """Yield the lines of a table of cuts, and of a histogram, for a terminal of this width."""
+    from rich.bar import Bar
+
+    tokens, histogram = figures["tokens_of_whole_rows"]["total"], figures["histogram"]
+    rows = sum(one["rows"] for one in histogram)
+    cuts = []
+    for one in figures["cuts"]:
+        shares = [
+            f"{part / whole:.1%}" if whole else "-" for part, whole in ((one["rows"], rows), (one["tokens"], tokens))
+        ]
+        cuts.append((f"{one['max_length']:,}", f"{one['rows']:,}", shares[0], f"{one['tokens']:,}", shares[1]))
+    yield from table_lines(("*max_length", "*rows cut", "*", "*tokens cut", "*"), cuts, width)
+    most = max((one["rows"] for one in histogram), default=0)
+    bars = (
+        (f"{one['from']:,}-{one['to']:,}", f"{one['rows']:,}", Bar(most, 0, one["rows"], width=_BAR))
+        for one in histogram
+    )
+    yield from table_lines(("*tokens", "*rows", ""), bars, width)
+
+
+def named_figures(figures: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield the name of each figure, and its value in words."""
+    sides = [f"{figures['rows_trained_on']:,} trained on", f"{figures['rows_held_out']:,} held out"]
+    lost = [f"{figures[f'rows_{name}']:,} {name}" for name in ("refused", "dropped") if figures[f"rows_{name}"]]
+    parts = [*(sides if figures["rows_held_out"] else ()), *lost]
+    yield "rows", f"{figures['rows']:,}" + (f" ({', '.join(parts)})" if parts else "")
+    yield "turns", f"{_counted(figures['messages'], 'message')}, {_counted(figures['assistant_turns'], 'answer')}"
+    yield "tokens", _spread(figures["tokens"])
+    yield "supervised", f"{_spread(figures['supervised_tokens'])}; {figures['supervised_share']:.1%} of all tokens"
+    if figures["longest_row"]:
+        yield "longest row", f"{_counted(figures['longest_row_tokens'], 'token')}: {figures['longest_row']}"
+    yield "roles", _frequent(figures["roles"])
+    prompts, tools = figures["rows_with_system_prompt"], figures["rows_with_tools"]
+    yield "rows with", f"a system prompt: {prompts:,}; tools: {tools:,}"
+    if figures["tools"]:
+        yield "calls", _frequent(figures["tools"])
+    yield "scripts", _frequent(figures["scripts"])
+    repeats = figures["repeats"]
+    yield "repeated rows", _repeats(repeats["within_a_side"])
+    if figures["rows_held_out"]:
+        yield "held out, trained on", _repeats(repeats["across_the_split"])
+    epoch = figures.get("epoch")
+    if epoch and epoch["steps"]:
+        text = f"{_counted(epoch['steps'], 'step')} of {_counted(epoch['batch_size'], 'row')}, "
+        text += f"of about {epoch['tokens_per_step']:,} tokens each, packed into "
+        text += f"{_counted(epoch['micro_batches_per_step_at_least'], 'micro-batch', 'es')} or more"
+        yield "an epoch", text
+        run = _counted(epoch["steps_of_the_run"], "step")
+        yield "the run", f"{run}: {_counted(epoch['epochs_of_the_run'], 'epoch')}"
+
+
+def _spread(values: Mapping[str, Any]) -> str:
+    quantiles = ", ".join(f"{name} {values[name]:,}" for name in ("mean", "p50", "p95", "max"))
+    return f"{values['total']:,}; {quantiles}"
+
+
+def _frequent(counts: Mapping[str, int]) -> str:
+    """Return the most frequent names with their counts; names of tools come from the rows, and may be anything."""
+    shown = [f"{_printable(name)} {count:,}" for name, count in list(counts.items())[:_MOST_NAMES]]
+    more = len(counts) - len(shown)
+    return ", ".join([*shown, *([f"and {more:,} more"] if more else [])]) or "none"
+
+
+def _printable(name: str) -> str:
+    text = name if name.isprintable() else ascii(name)
+    return text if len(text) <= _LONGEST_NAME else f"{text[: _LONGEST_NAME - 1]}…"
+
+
+def _repeats(counts: Mapping[str, int | None]) -> str:
+    words = {"same": "as they are", "another_form": "in another form", "near": "nearly"}
+    return "; ".join(f"{text}: {counts[name]:,}" for name, text in words.items() if counts[name] is not None)
+
+
+def _counted(number: float, noun: str, plural: str = "s") -> str:
+    return f"{number:,} {noun}{'' if number == 1 else plural}"
+
+
+def diff_data(found: RunsDiff) -> dict[str, Any]:
+    """Return a comparison as plain JSON data; a part that was not compared is null, with the reason beside it."""
+    tensors, answers = found.tensors, found.answers
+    reasons = {name: part for name, part in (("tensors", tensors), ("answers", answers)) if isinstance(part, str)}
+    tensors_data = None
+    if not isinstance(tensors, str):
+        tensors_data = {
+            "compared": tensors.compared,
+            "different": tensors.different,
+            "kinds": [kind.to_json() for kind in tensors.kinds],
+            "reshaped": [{"tensor": name, "a": a, "b": b} for name, a, b in tensors.reshaped],
+            "only_a": tensors.only_a,
+            "only_b": tensors.only_b,
+        }
+    return {
+        "a": str(found.a),
+        "b": str(found.b),
+        "equal": found.equal,
+        "facts": [fact.to_json() for fact in found.facts],
+        "tensors": tensors_data,
+        "answers": None if isinstance(answers, str) else asdict(answers),
+        "not_compared": reasons,
+    }
+
+
+def diff_lines(found: RunsDiff, width: int) -> Iterator[str]:
+    """Yield the lines of a comparison for a terminal of this width."""
+    yield from (f"a: {found.a}", f"b: {found.b}", f"facts: {len(found.facts)} differ")
+    for group in GROUPS:
+        chosen = [fact for fact in found.facts if fact.group == group]
+        # a file whose hash differs mostly has another size, too: one line for it is enough
+        hashed = {fact.path.removesuffix(".sha256") for fact in chosen if fact.path.endswith(".sha256")}
+        shown = [fact for fact in chosen if fact.path.removesuffix(".size") not in hashed]
+        yield from [group] if shown else []
+        yield from (f"  {fact.path}: {_short_value(fact.a)} → {_short_value(fact.b)}" for fact in shown)
+    yield from _tensor_lines(found.tensors, width)
+    yield from _answer_lines(found.answers)
+
+
+def _short_value(value: Any) -> str:
+    if value is ABSENT:
+        return "not recorded"
+    if isinstance(value, str) and re.fullmatch(r"[0-9a-f]{64}", value):
+        return value[:12]
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= _LONGEST_VALUE else f"{text[: _LONGEST_VALUE - 1]}…"
+
+
+def _tensor_lines(tensors: TensorsDiff | str, width: int) -> list[str]:
+    if isinstance(tensors, str):
+        return [f"tensors: not compared: {tensors}"]
+    lines = [f"tensors: {tensors.different} of {tensors.compared} differ"]
+    if tensors.different:
+        titles = ("kind", "*tensors", "*differ", "*max abs", "*relative", "*cosine")
+        rows = []
+        for one in tensors.kinds:
+            figures = (f"{one.max_abs:.3g}", f"{one.relative:.3g}", f"{one.cosine:.6f}")
+            rows.append((one.name, str(one.tensors), str(one.different), *figures))
+        lines += table_lines(titles, rows, width, wraps=False)
+    lines += [f"  {name}: shape {list(a)} in a, {list(b)} in b" for name, a, b in tensors.reshaped]
+    lines += [f"  {name}: only in a" for name in tensors.only_a]
+    return lines + [f"  {name}: only in b" for name in tensors.only_b]
+
+
+def _answer_lines(answers: AnswersDiff | str) -> list[str]:
+    if isinstance(answers, str):
+        return [f"answers: not compared: {answers}"]
+    lines = [f"answers: {len(answers.different)} of {answers.compared} differ"]
+    for one in answers.different:
+        difference = {
+            "question": "the two conversations differ",
+            "prompt": "the same conversation has other prompt ids",
+            "answer": f"from token {one.token} on",
+        }[one.differs]
+        lines += [f"  {one.case}: {difference}", f"    a: {one.a!r}", f"    b: {one.b!r}"]
+    lines += [f"  {case}: only in a" for case in answers.only_a]
+    return lines + [f"  {case}: only in b" for case in answers.only_b]

@@ -1,0 +1,270 @@
+"""The inputs of a new recipe: the base with its pin and its tokenizer, and the data with their format and faults."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import yaml
+
+from pytest_mistral_lora.chat.formats import FORMATS
+from pytest_mistral_lora.chat.reading.chunks import DataFile
+from pytest_mistral_lora.chat.rows import Row, parse_row, scan_rows
+from pytest_mistral_lora.errors import InputError, NoOracleError, PinError, RowError
+
+if TYPE_CHECKING:
+    from pytest_mistral_lora.training.recipe import Recipe
+
+ROWS = "rows.jsonl"
+"""The file that a recipe reads if the user names none."""
+
+_PLAIN = "rows (JSON Lines, `messages` with role/content)"
+_SHOWN = 5
+_MOST_SAMPLES = 5
+_ENOUGH_SAMPLES = 3
+
+Backend = Literal["mistral-common", "chat-template"]
+
+
+@dataclass(frozen=True)
+class ChosenBase:
+    """The base of a recipe.
+
+    Attributes:
+        name: The repository's id, or the local folder as the recipe names it.
+        title: The base and its pin, for people.
+        lines: Its keys in the recipe, as lines of YAML.
+        backend: The code that turns rows into ids.
+        folder: The local folder with its tokenizer; None if it is not on this machine.
+        local: Whether it is a folder of the user, not a repository of the Hub.
+        missing: The reason why it is not pinned, or why its tokenizer is not here; empty if nothing is missing.
+        pinned: Whether it has its pin.
+    """
+
+    name: str
+    title: str
+    lines: tuple[str, ...]
+    backend: Backend = "mistral-common"
+    folder: Path | None = None
+    local: bool = False
+    missing: str = ""
+    pinned: bool = True
+
+
+def choose_base(text: str, folder: Path) -> ChosenBase:
+    """Return the base that a text names: a local checkpoint folder, or `OWNER/NAME[@BRANCH]` on the Hub.
+
+    Args:
+        text: The folder, relative to the working directory, or the repository.
+        folder: The folder of the recipe.
+
+    Raises:
+        InputError: If it is neither, or a local folder has no weights or no tokenizer that loads.
+        PinError: If the Hub has no such repository, branch or tag.
+    """
+    path = Path(text)
+    if path.is_dir():
+        from pytest_mistral_lora.records.files import base_weights_sha256
+
+        backend, digest, name = _backend(path), base_weights_sha256(path), path_in_recipe(path, folder)
+        lines = (f"  path: {name}", f"  weights_sha256: {digest}  # of model*.safetensors")
+        title = f"{name}, weights with SHA-256 {digest[:12]}…"
+        return ChosenBase(name, title, lines, backend, path, local=True)
+    repo, _, branch = text.partition("@")
+    if repo.count("/") != 1 or repo.startswith((".", "/")) or path.exists():
+        found = "is a file" if path.exists() else "is no folder, and no id of a Hub repository"
+        raise InputError(found, place=f"--base {text}", expected="a checkpoint folder, or OWNER/NAME[@BRANCH]")
+    return _of_hub(repo, branch or "main")
+
+
+def base_of_recipe(recipe: Recipe) -> ChosenBase:
+    """Return the base of a recipe that is there."""
+    base = recipe.base
+    if base.path is not None:
+        name, folder = str(base.name), base.path if base.path.is_dir() else None
+        missing = "" if folder else f"there is no folder {base.path}"
+        return ChosenBase(name, name, (), recipe.backend, folder, local=True, missing=missing)
+    files, missing = _text_files(str(base.repo), str(base.revision))
+    return ChosenBase(base.label, f"{base.repo} at {base.revision}", (), recipe.backend, files, missing=missing)
+
+
+def _of_hub(repo: str, branch: str) -> ChosenBase:
+    """Return a base of the Hub; if its commit cannot be found out here, the recipe has the branch in its place."""
+    from huggingface_hub import errors
+    from huggingface_hub.constants import ENDPOINT
+
+    from pytest_mistral_lora.checkpoint.pins import find_commit
+
+    wrong = errors.RepositoryNotFoundError | errors.RevisionNotFoundError | errors.HFValidationError
+    try:
+        found = find_commit(repo, branch, place="--base")
+    except PinError as error:
+        if isinstance(error.__cause__, wrong):
+            raise
+        page = f"{ENDPOINT}/{repo}/commits/{branch}"
+        reason = f"{error.found}. Or write the commit from {page} into recipe.yaml, base.revision"
+        to_do = "TO DO: its commit. Online, run: mistral-lora pin recipe.yaml"
+        lines = (f"  repo: {yaml_text(repo)}", f"  revision: {yaml_text(branch)}  # {to_do}")
+        return ChosenBase(repo, f"{repo}, not pinned", lines, missing=reason, pinned=False)
+    files, missing = _text_files(repo, found.commit)
+    when = "when it was last fetched" if found.source == "cache" else "when this file was written"
+    comment = f"  # {branch}, {when}" if found.commit != branch else ""
+    lines = (f"  repo: {yaml_text(repo)}", f"  revision: {found.commit}{comment}")
+    title = f"{repo} at {found.commit}"
+    backend: Backend = "mistral-common" if files is None else _backend(files)
+    return ChosenBase(repo, title, lines, backend, files, missing=missing)
+
+
+def _text_files(repo: str, commit: str) -> tuple[Path | None, str]:
+    """Return the folder with configuration and tokenizer at a commit, or None and the reason."""
+    from pytest_mistral_lora.checkpoint.pins import resolve
+
+    try:
+        return resolve(repo, commit, weights=False), ""
+    except PinError as error:
+        return None, str(error)
+
+
+def _backend(folder: Path) -> Backend:
+    """Return the backend that fits a checkpoint: its template, if no Mistral tokenizer applies.
+
+    Raises:
+        InputError: If it has no tokenizer that loads.
+    """
+    from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
+
+    tokenizer = CheckpointTokenizer(folder)
+    try:
+        _ = tokenizer.oracle
+    except NoOracleError as error:
+        if tokenizer.has_template:
+            return "chat-template"
+        found = f"no Mistral tokenizer, and no chat template: {error.found}"
+        raise InputError(found, place=str(folder), expected="tekken.json, tokenizer.model.vN or a template") from error
+    return "mistral-common"
+
+
+@dataclass(frozen=True)
+class SeenRows:
+    """A path with data, after one pass over it.
+
+    Attributes:
+        name: The path as the recipe names it.
+        title: Its format, for people.
+        format: The format to declare in the recipe; empty for rows as they are, or data that declares its own.
+        converted: Whether its rows are converted while they are read.
+        count: Number of good rows.
+        bad: Number of rows or records that cannot be used.
+        errors: The first of their errors.
+        samples: A few rows: the first of each shape, and others if there are few shapes.
+    """
+
+    name: str
+    title: str
+    format: str
+    converted: bool
+    count: int
+    bad: int
+    errors: tuple[RowError, ...]
+    samples: tuple[Row, ...]
+
+    @property
+    def entry(self) -> str:
+        """Its entry under `data.train`, as YAML."""
+        if not self.converted:
+            return self.name
+        return f"{{path: {self.name}, format: {self.format}}}" if self.format else f"{{path: {self.name}}}"
+
+
+def path_in_recipe(path: Path, folder: Path) -> str:
+    """Return a path as a recipe in a folder names it, quoted if YAML needs it."""
+    text = str(path)
+    if not path.is_absolute() or path.is_relative_to(folder.resolve()):
+        text = Path(os.path.relpath(path.absolute(), folder.resolve())).as_posix()
+    return yaml_text(text)
+
+
+def yaml_text(text: str) -> str:
+    """Return a text as YAML, in quotes if it needs them, within braces, too."""
+    return str(yaml.safe_dump([text], allow_unicode=True, width=10_000, default_flow_style=True)).strip()[1:-1]
+
+
+def look_at(path: Path, folder: Path) -> SeenRows:
+    """Read all rows of a path once.
+
+    Args:
+        path: A data file, a folder, or a configuration that declares data.
+        folder: The folder of the recipe.
+
+    Raises:
+        InputError: If it is not there, is no data, is in no format that is known, or has no row that can be used.
+    """
+    from pytest_mistral_lora.conformance.path_kinds import recognised, row_files
+
+    declares = path.suffix.lower() in (".yaml", ".yml") or "dataset_info" in path.name
+    title = "data that it declares"
+    if not declares or not path.exists():
+        found = recognised(path)
+        if found.kind != "rows":
+            raise InputError(f"this is {found.title}", place=str(path), expected="rows: chat JSONL, or another format")
+        title = found.title
+    seen = seen_rows(path_in_recipe(path, folder), title, row_files(path), declares=declares)
+    if not seen.count:
+        reasons = "".join(f"\n  {error}" for error in seen.errors)
+        raise InputError(f"no record is a row that can be used{reasons}", place=str(path))
+    return seen
+
+
+def seen_rows(name: str, title: str, files: Iterable[DataFile], *, declares: bool = False) -> SeenRows:
+    """Read all rows of data files once.
+
+    Raises:
+        InputError: If a file cannot be read.
+    """
+    count, bad, format_name, converted = 0, 0, "", False
+    errors: list[RowError] = []
+    samples: dict[tuple[Any, ...], Row] = {}
+    firsts: list[Row] = []
+    for file in files:
+        for row in scan_rows(file):
+            if isinstance(row, RowError):
+                bad += 1
+                errors += [row] if bad <= _SHOWN else []
+            else:
+                count += 1
+                samples.setdefault(_shape(row), row)
+                firsts += [row] if count <= _ENOUGH_SAMPLES else []
+        source: Any = file.source
+        if source is not None:
+            converted = True
+            layout = next(iter(source.report.layouts), None)
+            # a format whose keys are the user's own is recognised again by its records
+            is_named = layout is not None and layout.format in FORMATS and not layout.keys
+            format_name = layout.format if is_named and not declares else ""
+    # rows of one shape still have their own words: a few are better than one
+    kept = {row.canonical(): row for row in (*samples.values(), *firsts)}
+    chosen = tuple(kept.values())[: max(len(samples), _ENOUGH_SAMPLES)][:_MOST_SAMPLES]
+    return SeenRows(name, title, format_name, converted, count, bad, tuple(errors), chosen)
+
+
+def _shape(row: Row) -> tuple[Any, ...]:
+    """Return the traits of a row that decide how it is rendered: who speaks, tools, thinking, and its scripts."""
+    roles = {message["role"] for message in row.messages}
+    text = "".join(str(message.get("content")) for message in row.messages)
+    keys = {key for message in row.messages for key in message} - {"role", "content"}
+    return len(row.messages) > 2, frozenset(roles), frozenset(keys), bool(row.tools), text.isascii(), "\n" in text
+
+
+def example_text() -> str:
+    """Return the file of rows that a repository without data begins with."""
+    return (Path(__file__).parent / "texts" / "example_rows.jsonl").read_text(encoding="utf-8")
+
+
+def example_rows() -> SeenRows:
+    """Return the rows of `example_text`, as `look_at` sees them in a file."""
+    rows = tuple(parse_row(json.loads(line)) for line in example_text().splitlines())
+    return SeenRows(ROWS, _PLAIN, "", converted=False, count=len(rows), bad=0, errors=(), samples=rows[:_MOST_SAMPLES])
