@@ -277,7 +277,7 @@ def run(args):
     os.kill(child, signal.SIGTERM)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
-cli.rules.run = run
+cli.rules.VERB.run = run
 sys.exit(cli.main(["rules"]))
 """
 
