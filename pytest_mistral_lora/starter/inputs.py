@@ -243,8 +243,8 @@ def seen_rows(name: str, title: str, files: Iterable[DataFile], *, declares: boo
             converted = True
             layout = next(iter(source.report.layouts), None)
             # a format whose keys are the user's own is recognised again by its records
-            is_named = layout is not None and layout.format in FORMATS and not layout.keys
-            format_name = layout.format if is_named and not declares else ""
+            is_plain = layout is not None and layout.format in FORMATS and not layout.keys
+            format_name = str(source.report.layouts[0].format) if is_plain and not declares else ""
     # rows of one shape still have their own words: a few are better than one
     kept = {row.canonical(): row for row in (*samples.values(), *firsts)}
     chosen = tuple(kept.values())[: max(len(samples), _ENOUGH_SAMPLES)][:_MOST_SAMPLES]
