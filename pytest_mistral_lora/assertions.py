@@ -69,7 +69,7 @@ def assert_labels_exact(row: AnyRow, input_ids: AnyIds, labels: AnyIds, tokenize
         RowError: If the row cannot be used.
     """
     __tracebackhide__ = True
-    from pytest_mistral_lora.conformance.encoded.row_faults import row_findings
+    from pytest_mistral_lora.conformance.encoded.comparison import row_findings
 
     findings = row_findings(as_row(row), _token_ids(input_ids), _token_ids(labels), _loaded_tokenizer(tokenizer).oracle)
     _raise_if_errors(findings)
@@ -90,7 +90,7 @@ def assert_no_control_token_injection(row: AnyRow, input_ids: AnyIds, tokenizer:
         RowError: If the row cannot be used.
     """
     __tracebackhide__ = True
-    from pytest_mistral_lora.conformance.encoded.row_faults import injection_findings
+    from pytest_mistral_lora.conformance.encoded.comparison import injection_findings
 
     _raise_if_errors(injection_findings(as_row(row), _token_ids(input_ids), _loaded_tokenizer(tokenizer).oracle))
 

@@ -17,7 +17,7 @@ from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
 from pytest_mistral_lora.chat.rows import Row, parse_row
 from pytest_mistral_lora.checkpoint.tokenizers import TEKKEN, CheckpointTokenizer
 from pytest_mistral_lora.conformance.encoded.audit import Audit
-from pytest_mistral_lora.conformance.encoded.row_faults import row_findings
+from pytest_mistral_lora.conformance.encoded.comparison import row_findings
 from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.errors import RunnerError
 from pytest_mistral_lora.records.files import write_text

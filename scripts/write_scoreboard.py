@@ -39,7 +39,7 @@ from scoreboard_records import (
 from pytest_mistral_lora.checkpoint.encoder import make_encoder
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.conformance.encoded import CLASSES
-from pytest_mistral_lora.conformance.encoded.row_faults import row_findings
+from pytest_mistral_lora.conformance.encoded.comparison import row_findings
 from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.records.files import write_text
 from pytest_mistral_lora.runners import RUNNERS

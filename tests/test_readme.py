@@ -19,7 +19,7 @@ from pytest_mistral_lora.chat.oracle import SHIPPED, shipped_tokenizer
 from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
 from pytest_mistral_lora.conformance.encoded import CLASSES
 from pytest_mistral_lora.conformance.known import read_xfails
-from pytest_mistral_lora.conformance.mask.laws import LAWS
+from pytest_mistral_lora.conformance.mask import LAWS
 from pytest_mistral_lora.data.report import CHANGES, LOSSES
 from pytest_mistral_lora.records.files import base_weights_sha256
 from pytest_mistral_lora.records.goldens import golden_paths, goldens_folder

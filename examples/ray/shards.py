@@ -13,7 +13,7 @@ import ray
 from pytest_mistral_lora.chat.encoded import Policy
 from pytest_mistral_lora.chat.oracle import SHIPPED, shipped_tokenizer
 from pytest_mistral_lora.chat.reading.chunks import DataFile
-from pytest_mistral_lora.conformance.dataset.likeness import sketches_available
+from pytest_mistral_lora.conformance.dataset.repeats import sketches_available
 from pytest_mistral_lora.conformance.dataset.report import judge_shard, report
 from pytest_mistral_lora.conformance.dataset.rows import ScanPlan
 from pytest_mistral_lora.conformance.dataset.tally import DatasetTally

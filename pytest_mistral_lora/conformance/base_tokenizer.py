@@ -25,7 +25,7 @@ from pytest_mistral_lora.errors import NoTemplateError, OracleRejection, RowErro
 if TYPE_CHECKING:
     from pytest_mistral_lora.records.adapter_folder import AdapterFolder
 
-_GENERATION = re.compile(r"\{%-?\s*(end)?generation\s*-?%\}")
+GENERATION = re.compile(r"\{%-?\s*(end)?generation\s*-?%\}")
 """Marks of generation blocks: trainers put them in, and they change no byte of the rendered text."""
 
 _SHOWN = 5
@@ -72,7 +72,7 @@ def template_result(folder: AdapterFolder) -> Result:
     # a base without a template of its own is used through the one that mistral-common generates
     generated = other is None
     other = base.oracle.chat_template() if other is None else other
-    if _GENERATION.sub("", text).strip() == _GENERATION.sub("", other).strip():
+    if GENERATION.sub("", text).strip() == GENERATION.sub("", other).strip():
         return Result()
     judge = _oracle_findings if generated else _rendered_findings
     return Result(tuple(judge(own, base, text, other)))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
@@ -14,6 +13,7 @@ from pytest_mistral_lora.checkpoint.architectures import text_part
 from pytest_mistral_lora.checkpoint.base_model import read_config
 from pytest_mistral_lora.checkpoint.tokenizer_folder import TokenizerFiles, template_places
 from pytest_mistral_lora.checkpoint.weights import DTYPES, read_header
+from pytest_mistral_lora.conformance.base_tokenizer import GENERATION
 from pytest_mistral_lora.conformance.checks import Check, Settings
 from pytest_mistral_lora.conformance.finding import Finding, Result, first_findings
 from pytest_mistral_lora.conformance.model_targets import AdapterTarget
@@ -23,9 +23,6 @@ from pytest_mistral_lora.records.files import inside
 from pytest_mistral_lora.records.manifest import MANIFEST, violations
 from pytest_mistral_lora.records.tensors import ADAPTER_TENSORS
 from pytest_mistral_lora.records.verify import FieldCheck, verify
-
-_GENERATION = re.compile(r"\{%-?\s*(end)?generation\s*-?%\}")
-"""Marks of generation blocks: they change no byte of the rendered text."""
 
 _RULES = {
     "ML703": ("base", "revision", "base_weights_sha256"),
@@ -185,7 +182,7 @@ class ManifestChecks:
         # a file that cannot be read is a finding already, of its hash or of the subject `tokenizer`
         places = template_places(TokenizerFiles(folder)).get("default", {})
         for place, text in places.items() if trained_file in places else ():
-            if _GENERATION.sub("", text) != _GENERATION.sub("", places[trained_file]):
+            if GENERATION.sub("", text) != GENERATION.sub("", places[trained_file]):
                 found = f"another chat template, with SHA-256 {hashlib.sha256(text.encode()).hexdigest()}"
                 expected = f"that of {trained_file}, which was trained with"
                 yield Finding("ML705", found, str(folder / place.partition(",")[0]), expected)

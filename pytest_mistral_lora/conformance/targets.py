@@ -145,6 +145,20 @@ class RecipeTarget(Target):
         return CheckpointTokenizer(self.base_folder, named)
 
     @property
+    def files(self) -> list[DataFile]:
+        """The files of rows, with those that are held out.
+
+        Raises:
+            InputError: If they cannot be told.
+        """
+        return self.recipe.data.files()
+
+    @property
+    def backend(self) -> Literal["mistral-common", "chat-template"]:
+        """The code that turns the rows into ids."""
+        return self.recipe.backend
+
+    @property
     def made(self) -> AdapterTarget | None:
         """The folder that the recipe made, with its base and its rows; None if there is none, or no recipe."""
         from pytest_mistral_lora.conformance.model_targets import AdapterTarget
@@ -159,19 +173,28 @@ class RecipeTarget(Target):
 
 
 @dataclass(frozen=True)
-class DatasetTarget(Target):
-    """Chat rows alone, without a recipe.
+class JudgedTarget(Target):
+    """Something that another target judges: rows, or a runner.
 
     Attributes:
-        judge: The target whose tokenizer encodes them; with it, the tokenizer itself is not judged.
+        judge: The target whose tokenizer it is held to.
     """
 
     judge: Target = field(default_factory=lambda: Target(EMBEDDED_TRAINING))
 
     @KeptProperty
     def tokenizer(self) -> CheckpointTokenizer:
-        """The tokenizer that encodes the rows."""
+        """The tokenizer of the target that judges."""
         return self.judge.tokenizer
+
+
+@dataclass(frozen=True)
+class DatasetTarget(JudgedTarget):
+    """Chat rows alone, without a recipe.
+
+    Attributes:
+        judge: The target whose tokenizer encodes them; with it, the tokenizer itself is not judged.
+    """
 
     @KeptProperty
     def files(self) -> list[DataFile]:
@@ -200,7 +223,7 @@ class DatasetTarget(Target):
 
 
 @dataclass(frozen=True)
-class EncodedTarget(Target):
+class EncodedTarget(JudgedTarget):
     """Rows as some trainer encoded them.
 
     Attributes:
@@ -208,13 +231,7 @@ class EncodedTarget(Target):
         dataset: The chat JSONL files that they were made of, in order; empty if they are not given.
     """
 
-    judge: Target = field(default_factory=lambda: Target(EMBEDDED_TRAINING))
     dataset: tuple[Path, ...] = ()
-
-    @KeptProperty
-    def tokenizer(self) -> CheckpointTokenizer:
-        """The tokenizer of the target that judges."""
-        return self.judge.tokenizer
 
     @property
     def file(self) -> Path:
@@ -234,7 +251,7 @@ class EncodedTarget(Target):
 
 
 @dataclass(frozen=True)
-class RunnerTarget(Target):
+class RunnerTarget(JudgedTarget):
     """The rows of a recipe, or the packaged ones, as another trainer encodes them; `path` is its configuration.
 
     Attributes:
@@ -243,12 +260,6 @@ class RunnerTarget(Target):
     """
 
     runner: str = ""
-    judge: Target = field(default_factory=lambda: Target(EMBEDDED_TRAINING))
-
-    @KeptProperty
-    def tokenizer(self) -> CheckpointTokenizer:
-        """The tokenizer that the runner is given."""
-        return self.judge.tokenizer
 
 
 def given_path(path: Path | None) -> Path:

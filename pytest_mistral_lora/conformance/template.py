@@ -12,7 +12,7 @@ from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.conformance.alignment import Alignment
 from pytest_mistral_lora.conformance.checks import Check, Settings
 from pytest_mistral_lora.conformance.finding import Finding, Result
-from pytest_mistral_lora.conformance.mask.laws import assistant_text_violation
+from pytest_mistral_lora.conformance.mask.row_laws import assistant_text_violation
 from pytest_mistral_lora.conformance.targets import Target
 from pytest_mistral_lora.errors import InputError, OracleRejection, RowError
 from pytest_mistral_lora.records.contributed import ContributedSet, find_set

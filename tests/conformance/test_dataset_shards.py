@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 
 from pytest_mistral_lora.chat.encoded import Policy
 from pytest_mistral_lora.chat.reading.chunks import DataFile, chunks
-from pytest_mistral_lora.conformance.dataset.likeness import main_script
 from pytest_mistral_lora.conformance.dataset.report import judge_shard, report, scan
 from pytest_mistral_lora.conformance.dataset.rows import RowJudge, ScanPlan
 from pytest_mistral_lora.conformance.dataset.tally import SHOWN, DatasetTally, percentile, spread
+from pytest_mistral_lora.conformance.dataset.texts import main_script
 from pytest_mistral_lora.conformance.finding import Result
 
 PLAN = ScanPlan(v3().path, "mistral-common", Policy(60, "right"), 0.2, compares=True, sketches=True)

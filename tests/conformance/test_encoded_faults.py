@@ -13,9 +13,8 @@ from pytest_mistral_lora.chat.encoded import IGNORE_INDEX
 from pytest_mistral_lora.chat.oracle import Oracle
 from pytest_mistral_lora.chat.rows import parse_row
 from pytest_mistral_lora.conformance.encoded import CLASSES
+from pytest_mistral_lora.conformance.encoded.comparison import EncodedLineComparison, row_findings
 from pytest_mistral_lora.conformance.encoded.lines import EncodedLine
-from pytest_mistral_lora.conformance.encoded.packing import EncodedLineComparison
-from pytest_mistral_lora.conformance.encoded.row_faults import row_findings
 from pytest_mistral_lora.conformance.finding import RULES
 from pytest_mistral_lora.strategies import rows, tool_rows
 

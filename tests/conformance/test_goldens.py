@@ -6,7 +6,7 @@ import pytest
 
 from pytest_mistral_lora.chat.oracle import SHIPPED, Oracle, shipped_tokenizer
 from pytest_mistral_lora.chat.templates import ChatTemplate
-from pytest_mistral_lora.conformance.mask.laws import assistant_text_violation
+from pytest_mistral_lora.conformance.mask.row_laws import assistant_text_violation
 from pytest_mistral_lora.conformance.targets import EMBEDDED, Target
 from pytest_mistral_lora.conformance.template import judge
 from pytest_mistral_lora.records.goldens import golden_paths, goldens_folder, load

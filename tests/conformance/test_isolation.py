@@ -10,7 +10,7 @@ import pytest
 
 from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
 from pytest_mistral_lora.conformance.encoded.audit import Audit
-from pytest_mistral_lora.conformance.encoded.isolation import PLAIN_ROPE, PositionScaling
+from pytest_mistral_lora.conformance.encoded.packing import PLAIN_ROPE, PositionScaling
 from pytest_mistral_lora.conformance.finding import Finding
 
 ROWS = [

@@ -12,9 +12,8 @@ import pytest
 from dataset_recipes import make_target, said, write_rows
 
 from pytest_mistral_lora.chat.rows import parse_row
-from pytest_mistral_lora.conformance.dataset import dataset_results, likeness
-from pytest_mistral_lora.conformance.dataset.likeness import row_sketch
-from pytest_mistral_lora.conformance.dataset.repeats import near_rows
+from pytest_mistral_lora.conformance.dataset import dataset_results, repeats
+from pytest_mistral_lora.conformance.dataset.repeats import near_rows, row_sketch
 from pytest_mistral_lora.extras import MissingExtraError
 
 QUESTION = (
@@ -112,7 +111,7 @@ def test_a_row_is_reported_once_and_counted(tmp_path: Path) -> None:
 def test_without_the_library_the_check_names_it_and_nothing_else_changes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(likeness, "is_installed", lambda name: False)
+    monkeypatch.setattr(repeats, "is_installed", lambda name: False)
     results = dataset_results(make_target(tmp_path, [said(QUESTION, ANSWER)], [said("a", "b")]))
     missing = {case: result.not_checked for case, result in results.items() if result.not_checked}
     assert missing == {"no-near-leakage": str(MissingExtraError("rensa"))}

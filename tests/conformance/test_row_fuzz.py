@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
 from pytest_mistral_lora.chat.rows import Row, parse_row, scan_rows
-from pytest_mistral_lora.conformance.dataset.foreign_text import sign_findings
-from pytest_mistral_lora.conformance.dataset.likeness import row_likeness
+from pytest_mistral_lora.conformance.dataset.repeats import row_likeness
 from pytest_mistral_lora.conformance.dataset.row_findings import call_findings
+from pytest_mistral_lora.conformance.dataset.texts import sign_findings
 from pytest_mistral_lora.conformance.encoded.audit import Audit
 from pytest_mistral_lora.errors import InputError, RowError
 

@@ -13,11 +13,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from pytest_mistral_lora.conformance.checks import Check, Settings
 from pytest_mistral_lora.conformance.finding import Finding, Result
 from pytest_mistral_lora.conformance.targets import DatasetTarget, RecipeTarget, Target
-from pytest_mistral_lora.errors import (
-    InputError,
-    RecipeError,
-    TokenizerError,
-)
+from pytest_mistral_lora.errors import InputError, RecipeError, TokenizerError
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.chat.reading.chunks import DataFile
@@ -103,7 +99,7 @@ def dataset_results(
     """
     no_comparison = _no_comparison(target)
     try:
-        files = _files(target)
+        files = target.files
     except InputError as error:
         if isinstance(error, RecipeError):
             raise
@@ -127,7 +123,7 @@ def dataset_statistics(
     Raises:
         InputError: As `check_dataset`; and if a file cannot be read, or no row can be used.
     """
-    files = _files(target) if files is None else files
+    files = target.files if files is None else files
     results = _judged(target, files, "not compared", near=True, **how)
     figures = dict(results["statistics"].facts)
     for finding in results["rows-are-valid"].findings:
@@ -135,10 +131,6 @@ def dataset_statistics(
         if finding.rule == "ML602" or not figures["rows"]:
             raise InputError(finding.found, place=finding.place, expected=finding.expected)
     return figures
-
-
-def _files(target: RecipeTarget | DatasetTarget) -> list[DataFile]:
-    return target.files if isinstance(target, DatasetTarget) else target.recipe.data.files()
 
 
 def _judged(
@@ -155,7 +147,7 @@ def _judged(
     """
     from pytest_mistral_lora.chat.encoded import Policy
     from pytest_mistral_lora.chat.reading.chunks import is_long
-    from pytest_mistral_lora.conformance.dataset.likeness import sketches_available
+    from pytest_mistral_lora.conformance.dataset.repeats import sketches_available
     from pytest_mistral_lora.conformance.dataset.report import epoch, report, scan
     from pytest_mistral_lora.conformance.dataset.rows import ScanPlan
 
@@ -164,7 +156,7 @@ def _judged(
         policy, held_out = target.recipe.training.policy, target.recipe.data.held_out
     plan = ScanPlan(
         target.tokenizer.path,
-        _backend(target),
+        target.backend,
         policy,
         held_out,
         compares=not no_comparison,
@@ -184,10 +176,6 @@ def _judged(
     return results
 
 
-def _backend(target: RecipeTarget | DatasetTarget) -> str:
-    return target.backend if isinstance(target, DatasetTarget) else target.recipe.backend
-
-
 def _basis(target: RecipeTarget | DatasetTarget, files: Sequence[DataFile]) -> Iterator[tuple[str, str]]:
     """Yield the tokenizer that judged rows alone, and the formats that rows were converted from, for summaries."""
     from pytest_mistral_lora.checkpoint.tokenizer_folder import oracle_file
@@ -196,7 +184,7 @@ def _basis(target: RecipeTarget | DatasetTarget, files: Sequence[DataFile]) -> I
     # a recipe's base and a tokenizer that is a target have checks of their own
     judge = target.judge if isinstance(target, DatasetTarget) else None
     alone = "" if judge is None or judge.trains else ", which is not checked itself"
-    if judge is not None and _backend(target) == "chat-template":
+    if judge is not None and target.backend == "chat-template":
         yield "oracle of", f"none, but the chat template of {judge.name}{alone}"
     elif judge is not None:
         known = "" if oracle_file(target.tokenizer.path) else f"; {target.tokenizer.recognition.text}"
@@ -218,7 +206,7 @@ def _no_comparison(target: RecipeTarget | DatasetTarget) -> str:
         "chat-template": lambda: target.tokenizer.template,
     }
     # outside the try: a recipe whose own backend cannot be used has no dataset to check at all
-    needs[_backend(target)]()
+    needs[target.backend]()
     # the template that mistral-common generates in place of a missing one agrees with it: nothing is loaded for that
     if isinstance(target, DatasetTarget) and not (target.compares and target.tokenizer.has_template):
         return f"{target.tokenizer.path} has no chat template to compare with"
@@ -246,10 +234,14 @@ def _shared(target: RecipeTarget | DatasetTarget, settings: Settings) -> dict[st
             paths = [file.path for file in target.files]
     else:
         # a declaration may lead to other files than before
-        paths = [*target.recipe.data.paths, *(file.path for file in _files(target))]
+        paths = [*target.recipe.data.paths, *(file.path for file in target.files)]
         settled = [target.recipe.as_written()]
     # by size and time, not by content, because each worker does this, and data can be long
-    states = [(str(path), *_state(path)) for path in paths]
+    states: list[tuple[str, int, int]] = []
+    for path in paths:
+        # a missing file is a finding of the pass, which cannot be made before this
+        status = path.stat() if path.exists() else None
+        states.append((str(path), status.st_size if status else -1, status.st_mtime_ns if status else -1))
     identity = sha256_bytes(canonical_json([str(target.path), *settled, states]))[:16]
     file = settings.work_folder / f"dataset-{identity}.json"
     with FileLock(f"{file}.lock"):
@@ -270,12 +262,3 @@ def _shared(target: RecipeTarget | DatasetTarget, settings: Settings) -> dict[st
         )
         for case, kept in read_json(file).items()
     }
-
-
-def _state(path: Path) -> tuple[int, int]:
-    try:
-        status = path.stat()
-    except OSError:
-        # a missing file is a finding of the pass, which cannot be made before this
-        return (-1, -1)
-    return status.st_size, status.st_mtime_ns

@@ -6,7 +6,6 @@ The pass is streamed, in several processes if the data are long, in bounded memo
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
@@ -15,7 +14,6 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from pytest_mistral_lora.chat.reading.chunks import Chunk, DataFile, bar, chunks, in_order, processes_for, total_bytes
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
-from pytest_mistral_lora.conformance.dataset.foreign_text import SIGNS
 from pytest_mistral_lora.conformance.dataset.repeats import Repeats
 from pytest_mistral_lora.conformance.dataset.row_findings import ON_EVERY_ROW
 from pytest_mistral_lora.conformance.dataset.rows import RowJudge, ScanPlan
@@ -27,6 +25,7 @@ from pytest_mistral_lora.conformance.dataset.tally import (
     spread,
     unpacked_place,
 )
+from pytest_mistral_lora.conformance.dataset.texts import SIGNS
 from pytest_mistral_lora.conformance.finding import Finding, Result
 from pytest_mistral_lora.errors import InputError
 
@@ -184,26 +183,23 @@ class _Report:
         return f"{self.files[file].path}:{line}"
 
     def note_settings(self, place: str) -> None:
-        """Note a side of a split by hash that has no rows, and the named deviations that this run would train on."""
-        rows, held = len(self.tally), sum(self.tally.held_out)
+        """Note a side of the split that has no rows, and the named deviations that this run would train on."""
+        rows, held, effect = len(self.tally), sum(self.tally.held_out), ""
         if self.plan.held_out and rows and held in (0, rows):
             effect = "holds out none" if not held else "leaves none to train on"
             self.tally.findings.add(Finding("ML615", f"{self.plan.held_out} of {rows} rows {effect}", place))
-        else:
-            self._note_dropped_sides(place.removesuffix(", data.held_out"))
+        # a side of the split of which the recipe's policies drop every row
+        names = {False: ("data.train", "no row is left to train on"), True: ("data.eval", "no held-out row is left")}
+        for is_held_out, (key, left) in () if effect else names.items():
+            own = [index for index, file in enumerate(self.files) if file.is_held_out == is_held_out]
+            dropped = sum(self.tally.counts[index, "dropped"] for index in own)
+            if dropped and not any(held == is_held_out for held in self.tally.held_out):
+                where = f"{place.removesuffix(', data.held_out')}, {key}"
+                self.tally.findings.add(Finding("ML615", f"{left}: {dropped} are dropped", where))
         # with mistral-common the template is only compared, and its deviations change nothing that is trained on
         deviations = sorted(self.tally.deviations.items()) if self.plan.backend == "chat-template" else ()
         for name, (count, _, first) in deviations:
             self.tally.findings.add(Finding("ML604", f"{name} in {_rows(count)}; the first is here", first))
-
-    def _note_dropped_sides(self, recipe: str) -> None:
-        """Note a side of the split of which the recipe's policies drop every row."""
-        names = {False: ("data.train", "no row is left to train on"), True: ("data.eval", "no held-out row is left")}
-        for is_held_out, (key, effect) in names.items():
-            own = [index for index, file in enumerate(self.files) if file.is_held_out == is_held_out]
-            dropped = sum(self.tally.counts[index, "dropped"] for index in own)
-            if dropped and not any(held == is_held_out for held in self.tally.held_out):
-                self.tally.findings.add(Finding("ML615", f"{effect}: {dropped} are dropped", f"{recipe}, {key}"))
 
     def statistics(self, repeats: dict[str, Any]) -> dict[str, Any]:
         """Return the figures of the dataset, as plain JSON data.
@@ -213,6 +209,7 @@ class _Report:
         """
         tally = self.tally
         tokens, supervised = spread(tally.tokens), spread(tally.supervised)
+        ranked = sorted(tally.named.items(), key=lambda item: (-item[1], item[0]))
         of_file = ("rows", "refused", "dropped", "tokens", "supervised_tokens")
         names = ("messages", "assistant_turns", "rows_with_system_prompt", "rows_with_tools")
         lengths: dict[str, Any] = {
@@ -234,7 +231,7 @@ class _Report:
             "tokens_trained_on": sum(tally.counts[file, "tokens_trained_on"] for file in range(len(self.files))),
             **lengths,
             **{name: sum(tally.counts[file, name] for file in range(len(self.files))) for name in names},
-            **{kind: _most_first(tally.named, kind) for kind in ("roles", "tools", "scripts")},
+            **{kind: {name: n for (one, name), n in ranked if one == kind} for kind in ("roles", "tools", "scripts")},
             "repeats": repeats,
             "files": [
                 {
@@ -245,11 +242,6 @@ class _Report:
                 for index, file in enumerate(self.files)
             ],
         }
-
-
-def _most_first(named: Counter[tuple[str, str]], kind: str) -> dict[str, int]:
-    found = ((name, count) for (one, name), count in named.items() if one == kind)
-    return dict(sorted(found, key=lambda item: (-item[1], item[0])))
 
 
 def epoch(training: Training, statistics: Mapping[str, Any]) -> dict[str, Any]:

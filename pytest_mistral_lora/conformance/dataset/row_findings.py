@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from pytest_mistral_lora.chat.encoded import IGNORE_INDEX, EncodedRow, Policy, PolicyFault
 from pytest_mistral_lora.chat.rows import Row, weight_of
 from pytest_mistral_lora.conformance.finding import Finding
-from pytest_mistral_lora.conformance.mask.laws import LAWS
+from pytest_mistral_lora.conformance.mask import LAWS
 from pytest_mistral_lora.errors import RowError
 
 if TYPE_CHECKING:

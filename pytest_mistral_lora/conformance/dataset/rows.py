@@ -17,8 +17,7 @@ from pytest_mistral_lora.chat.rows import Row, read_row
 from pytest_mistral_lora.checkpoint.encoder import make_encoder
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.conformance.alignment import Alignment
-from pytest_mistral_lora.conformance.dataset.foreign_text import sign_findings
-from pytest_mistral_lora.conformance.dataset.likeness import main_script, row_likeness, row_sketch
+from pytest_mistral_lora.conformance.dataset.repeats import row_likeness, row_sketch
 from pytest_mistral_lora.conformance.dataset.row_findings import (
     beyond,
     changes,
@@ -27,6 +26,7 @@ from pytest_mistral_lora.conformance.dataset.row_findings import (
     text_findings,
 )
 from pytest_mistral_lora.conformance.dataset.tally import DIGEST_BYTES, DatasetTally, packed_place
+from pytest_mistral_lora.conformance.dataset.texts import main_script, sign_findings
 from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.errors import NoOracleError, RowError
 from pytest_mistral_lora.records.files import is_held_out
@@ -235,7 +235,7 @@ class RowJudge:
             tally.findings.add(Finding("ML603", text, row.place, row=_printed_row(row)))
             return
         for name in deviations:
-            tally.add_deviation(name, row.place)
+            tally.add_deviation(name, row.place, tally.findings.at)
         if unexplained:
             sides = (expected.input_ids, None), (template_ids or (), None)
             difference = Alignment(*sides, oracle.piece, _NAMES, expected.spans)

@@ -146,14 +146,11 @@ class DatasetTally:
         self.changed += other.changed
         self.longest = max(self.longest, other.longest)
         for deviation, (shown, at, place) in other.deviations.items():
-            self._add_deviation(deviation, shown, at, place)
+            self.add_deviation(deviation, place, at, shown)
         self.findings.extend(other.findings)
 
-    def add_deviation(self, name: str, place: str) -> None:
-        """Count a named deviation of the row that is judged."""
-        self._add_deviation(name, 1, self.findings.at, place)
-
-    def _add_deviation(self, name: str, count: int, at: int, place: str) -> None:
+    def add_deviation(self, name: str, place: str, at: int, count: int = 1) -> None:
+        """Count a named deviation of a row, whose place is given as a text and as a number."""
         before, first_at, first_place = self.deviations.get(name, (0, at, place))
         self.deviations[name] = (before + count, *min((first_at, first_place), (at, place)))
 

@@ -23,10 +23,10 @@ from pytest_mistral_lora.conformance.encoded import (
     PACKING_CLASSES,
     TEXT_CLASSES,
 )
+from pytest_mistral_lora.conformance.encoded.comparison import EncodedLineComparison
 from pytest_mistral_lora.conformance.encoded.file_faults import AnswerBalance, SourceTracker
-from pytest_mistral_lora.conformance.encoded.isolation import PositionScaling
 from pytest_mistral_lora.conformance.encoded.lines import EncodedLine, scan_lines
-from pytest_mistral_lora.conformance.encoded.packing import EncodedLineComparison
+from pytest_mistral_lora.conformance.encoded.packing import PositionScaling
 from pytest_mistral_lora.conformance.finding import Finding, Result, rest_of_findings
 from pytest_mistral_lora.conformance.targets import EncodedTarget
 from pytest_mistral_lora.errors import OracleRejection, RowError, RowsError
@@ -164,8 +164,8 @@ class Audit:
         # The answers of a sound row are on both sides, and a row with another fault is reported for that.
         if comparison.comparable and (not new or LOSES.intersection(finding.rule for finding in of_tokens)):
             for encoded in expected if new else ():
-                self._balance.add_expected(encoded, line.place)
-            self._balance.add_trained(comparison.ids, comparison.labels, line.place, self._oracle)
+                self._balance.add(encoded.input_ids, encoded.labels or (), self._oracle.eos_id, line.place, 1)
+            self._balance.add(comparison.ids, comparison.labels, self._oracle.eos_id, line.place, -1)
         findings += of_tokens
         return LineVerdict(line.index, line.place, "wrong" if findings else "sound", tuple(findings))
 
@@ -174,7 +174,7 @@ class Audit:
             encoded = self._oracle.encode(row)
         except OracleRejection:
             return  # a row that mistral-common refuses has no answers to train on
-        self._balance.add_expected(encoded, place)
+        self._balance.add(encoded.input_ids, encoded.labels or (), self._oracle.eos_id, place, 1)
 
     def raise_unreadable(self) -> None:
         """Raise an error for the lines that could not be read, if there are any.

@@ -13,7 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from pytest_mistral_lora.chat.encoded import IGNORE_INDEX, EncodedRow
+from pytest_mistral_lora.chat.encoded import IGNORE_INDEX
 from pytest_mistral_lora.chat.fields import IN_ORDER
 from pytest_mistral_lora.chat.oracle import Oracle
 from pytest_mistral_lora.chat.rows import Row, compact_json, scan_rows, sorted_keys, weight_of
@@ -54,16 +54,16 @@ class AnswerBalance:
     _texts: dict[bytes, _OpenText] = field(default_factory=dict)
     _beyond: int = 0
 
-    def add_expected(self, encoded: EncodedRow, place: str) -> None:
-        """Note every answer that should be trained on."""
-        self._add(encoded.input_ids, encoded.labels or (), encoded.input_ids[-1], place, 1)
+    def add(self, ids: Sequence[int], labels: Sequence[int], eos_id: int, place: str, by: int) -> None:
+        """Note each run of supervised tokens that ends with EOS, the EOS left out; an answer without it is none.
 
-    def add_trained(self, ids: Sequence[int], labels: Sequence[int], place: str, oracle: Oracle) -> None:
-        """Note every answer that is trained on; one without its EOS is none."""
-        self._add(ids, labels, oracle.eos_id, place, -1)
-
-    def _add(self, ids: Sequence[int], labels: Sequence[int], eos_id: int, place: str, by: int) -> None:
-        """Note each run of supervised tokens that ends with EOS, the EOS left out."""
+        Args:
+            ids: The ids of a row.
+            labels: Its labels, as many.
+            eos_id: The id of EOS.
+            place: File and line.
+            by: 1 for answers that should be trained on, -1 for those that are.
+        """
         start: int | None = None
         for index, (token, label) in enumerate(zip(ids, labels, strict=True)):
             if label == IGNORE_INDEX:

@@ -9,7 +9,7 @@ import json
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from difflib import SequenceMatcher
 from itertools import groupby, pairwise
@@ -156,7 +156,8 @@ def text_reason(want: str, have: str, after: str) -> EncodingFault | None:
     lost.subtract(Counter(have))
     changed = {character for character, count in lost.items() if count}
     unseen = {character for character in changed if unicodedata.category(character)[0] == "C"} - set("\t\n\r")
-    if changed and changed == unseen and _without(want, unseen) == _without(have, unseen):
+    dropped = str.maketrans("", "", "".join(unseen))
+    if changed and changed == unseen and want.translate(dropped) == have.translate(dropped):
         names = ", ".join(f"U+{ord(character):04X}" for character in sorted(changed))
         return EncodingFault("ML554", f"{after}: {names} is there in another number than in the row", "as in the row")
     return None
@@ -177,10 +178,6 @@ def _letters_of(text: str) -> str:
 
 def _tight(text: str) -> str:
     return "".join(text.split())
-
-
-def _without(text: str, characters: Collection[str]) -> str:
-    return "".join(one for one in text if one not in characters)
 
 
 def _json_of(text: str) -> Any:

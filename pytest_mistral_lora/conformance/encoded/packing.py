@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
-from functools import cached_property
 from itertools import pairwise
+from pathlib import Path
 
-from pytest_mistral_lora.chat.encoded import IGNORE_INDEX, EncodedRow
 from pytest_mistral_lora.chat.oracle import Oracle
+from pytest_mistral_lora.chat.reading import read_json
 from pytest_mistral_lora.conformance.encoded import EncodingFault
-from pytest_mistral_lora.conformance.encoded.isolation import (
-    PLAIN_ROPE,
-    PositionScaling,
-    Stretch,
-    isolation_faults,
-    number_faults,
-)
-from pytest_mistral_lora.conformance.encoded.lines import EncodedLine, Ids, LinePadding, find_padding
-from pytest_mistral_lora.conformance.encoded.row_faults import EncodedRowComparison
-from pytest_mistral_lora.conformance.finding import Finding
+from pytest_mistral_lora.conformance.encoded.lines import Ids
+from pytest_mistral_lora.errors import InputError
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,91 +100,126 @@ def order_faults(matches: Sequence[ConversationMatch], count: int) -> Iterator[E
         yield EncodingFault("ML516", "the conversations stand in another order than they are listed")
 
 
-@dataclass(frozen=True)
-class EncodedLineComparison:
-    """A line with mistral-common's encoding of each of its conversations.
+Stretch = tuple[int, int]
+"""First token of a conversation in a packed sequence, and one past its last."""
+
+_SCALED = {"ministral3": 16384, "mistral4": 8192}
+"""Model types whose own default scales attention by the position, and the position from which it does."""
+_BY_LENGTH = ("dynamic", "longrope")
+"""RoPE types whose frequencies change if a position reaches the original length."""
+
+
+@dataclass(frozen=True, slots=True)
+class PositionScaling:
+    """Whether a model computes something else if all positions are moved by the same number.
+
+    Plain RoPE sees differences of positions alone. A model that scales attention, or its frequencies, by the position
+    itself does not.
 
     Attributes:
-        line: The line.
-        expected: mistral-common's encoding of each conversation.
-        oracle: Mistral's own tokenization.
-        scaling: The model's use of positions.
+        source: The configuration that tells it, or the reason for an assumption, for reports.
+        key: The configuration key that scales; empty for plain RoPE.
+        limit: The first position at which it scales.
     """
 
-    line: EncodedLine
-    expected: Sequence[EncodedRow]
-    oracle: Oracle
-    scaling: PositionScaling = PLAIN_ROPE
+    source: str
+    key: str = ""
+    limit: int = 0
 
-    @cached_property
-    def padding(self) -> LinePadding:
-        """The line's tokens, apart by padding or not."""
-        whole = tuple(token for encoded in self.expected for token in encoded.input_ids)
-        return find_padding(self.line, whole, self.oracle)
+    @classmethod
+    def of_folder(cls, folder: Path) -> PositionScaling:
+        """Read it from the `config.json` of a checkpoint folder; plain RoPE is assumed if there is none."""
+        file = (folder if folder.is_dir() else folder.parent) / "config.json"
+        if not file.is_file():
+            return PLAIN_ROPE
+        try:
+            data = read_json(file)
+        except InputError as error:
+            return cls(f"plain RoPE is assumed: config.json cannot be read: {error.found}")
+        config = data.get("text_config", data) if isinstance(data, Mapping) else {}
+        config = config if isinstance(config, Mapping) else {}
+        default = _SCALED.get(str(config.get("model_type")))
+        given = next((config[key] for key in ("rope_parameters", "rope_scaling") if config.get(key)), None)
+        if given is None and default is not None:
+            return cls(str(file), "llama_4_scaling_beta", default)
+        # one for all layers, or one for each type of layer
+        given = given if isinstance(given, Mapping) else {}
+        for rope in (given, *(part for part in given.values() if isinstance(part, Mapping))):
+            limit = rope.get("original_max_position_embeddings") or config.get("max_position_embeddings")
+            limit = limit if type(limit) is int and limit > 0 else default or 1
+            if rope.get("llama_4_scaling_beta"):
+                return cls(str(file), "llama_4_scaling_beta", limit)
+            if (kind := rope.get("rope_type", rope.get("type"))) in _BY_LENGTH:
+                return cls(str(file), f"rope_type {kind}", limit)
+        return cls(str(file))
 
-    @property
-    def comparable(self) -> bool:
-        """Whether there is one label for each id."""
-        return len(self.line.labels) == len(self.line.input_ids)
+    def matters(self, positions: Sequence[int]) -> bool:
+        """Return whether these positions reach the limit."""
+        return bool(self.key) and max(positions, default=0) >= self.limit
 
-    @cached_property
-    def ids(self) -> Ids:
-        """The ids without padding."""
-        return tuple(self.line.input_ids[n] for n in self.padding.real)
 
-    @cached_property
-    def labels(self) -> Ids:
-        """The labels without padding's; as many as ids if the line is `comparable`."""
-        return tuple(self.line.labels[n] for n in self.padding.real if n < len(self.line.labels))
+PLAIN_ROPE = PositionScaling("plain RoPE is assumed: there is no config.json beside the tokenizer")
 
-    def findings(self) -> Iterator[Finding]:
-        """Yield the findings of the line: padding first, then packing, then each conversation's ids and labels."""
-        yield from self._place_faults(self.padding.faults(self.line))
-        positions, mask = (
-            None if given is None else tuple(given[n] for n in self.padding.real)
-            for given in (self.line.position_ids, self.line.attention_mask)
-        )
-        if not self.comparable:
-            found = f"{len(self.line.labels)} labels for {len(self.line.input_ids)} tokens"
-            yield from self._place_faults([EncodingFault("ML540", found, "one label for each token")])
-            if not self.line.packed:
-                yield from self._compare(0, (0, len(self.ids)), ()).id_findings()
-        elif self.line.packed:
-            yield from self._packed_findings(positions, mask)
-        else:
-            yield from self._place_faults(number_faults([(0, len(self.ids))], mask or ()))
-            if positions and positions[0] and self.scaling.matters(positions):
-                found = f"position {positions[0]} at token 0; the model scales by the position ({self.scaling.key})"
-                yield from self._place_faults([EncodingFault("ML512", found, "0")])
-            # only jumps matter in a single conversation: rotary positions are relative, so any start will do
-            for n, (before, after) in enumerate(pairwise(positions or ()), start=1):
-                if after != before + 1:
-                    fault = EncodingFault("ML512", f"position {after} at token {n}", str(before + 1))
-                    yield from self._place_faults([fault])
-                    break
-            yield from self._compare(0, (0, len(self.ids)), self.labels).findings()
 
-    def _packed_findings(self, positions: Ids | None, mask: Ids | None) -> Iterator[Finding]:
-        wanted = [encoded.input_ids for encoded in self.expected]
-        stretches = split_conversations(self.ids, wanted, positions, self.oracle)
-        matches = match_conversations(self.ids, stretches, wanted)
-        yield from self._place_faults(order_faults(matches, len(wanted)))
-        yield from self._place_faults(isolation_faults(stretches, positions, mask, self.scaling))
-        labels = list(self.labels)
-        for start, _ in stretches[1:]:
-            if self.ids[start] == self.oracle.bos_id and labels[start] != IGNORE_INDEX:
-                found = f"the BOS at token {start} is trained on: the EOS before it learns to predict it"
-                yield from self._place_faults([EncodingFault("ML514", found, "-100")])
-                labels[start] = IGNORE_INDEX  # else the conversation would be reported for it as well
-        for match in matches:
-            if match.listed is not None and match.stretch is not None:
-                yield from self._compare(match.listed, match.stretch, labels).findings()
+def number_faults(stretches: Sequence[Stretch], mask: Sequence[int]) -> Iterator[EncodingFault]:
+    """Yield the faults of an attention mask that numbers the conversations of a sequence.
 
-    def _compare(self, number: int, stretch: Stretch, labels: Sequence[int]) -> EncodedRowComparison:
-        row, tokens = self.line.rows[number], slice(*stretch)
-        place = f"{self.line.place}, conversations[{number}]" if self.line.packed else self.line.place
-        return EncodedRowComparison(row, self.expected[number], self.ids[tokens], labels[tokens], self.oracle, place)
+    Args:
+        stretches: The stretch of each conversation, in real tokens.
+        mask: The mask of the real tokens. It is held to the conversations if a number is above 1.
+    """
+    if max(mask, default=0) < 2:
+        return
+    expected = "one number for each conversation, going up: 1 1 1 2 2 3 3 3"
+    seen: dict[int, int] = {}
+    last = 0
+    for conversation, (start, end) in enumerate(stretches):
+        numbers = list(dict.fromkeys(number for number in mask[start:end] if number))
+        if len(numbers) > 1:
+            at = next(n for n in range(start, end) if mask[n] == numbers[1])
+            found = f"conversation {conversation} has the numbers {numbers[0]} and {numbers[1]}, cut at token {at}"
+            yield EncodingFault("ML517", found, expected)
+        shared = next((number for number in numbers if number in seen), None)
+        if shared is not None:
+            found = f"conversations {seen[shared]} and {conversation} share the number {shared}: they see each other"
+            yield EncodingFault("ML517", found, expected)
+        elif numbers and numbers[0] < last:
+            found = f"conversation {conversation} has the number {numbers[0]}, after {last}"
+            yield EncodingFault("ML517", found, expected)
+        seen.update(dict.fromkeys(numbers, conversation))
+        last = max([last, *numbers])
 
-    def _place_faults(self, faults: Iterable[EncodingFault]) -> Iterator[Finding]:
-        for fault in faults:
-            yield Finding(fault.rule, fault.found, self.line.place, fault.expected, row=self.line.rows[0].to_jsonl())
+
+def isolation_faults(
+    stretches: Sequence[Stretch], positions: Ids | None, mask: Ids | None, scaling: PositionScaling
+) -> Iterator[EncodingFault]:
+    """Yield the reasons why the conversations of a packed sequence see each other, or are computed otherwise.
+
+    Args:
+        stretches: The stretch of each conversation, in real tokens.
+        positions: Position ids of the real tokens, or None.
+        mask: Attention mask of the real tokens, or None; a number for each conversation keeps them apart.
+        scaling: The model's use of positions.
+    """
+    numbered = mask is not None and max(mask, default=0) > 1
+    if mask is not None:
+        yield from number_faults(stretches, mask)
+    # transformers looks at position_ids that restart only if it is given no mask (huggingface/trl#3526)
+    if len(stretches) > 1 and mask is not None and not numbered:
+        expected = "none, so that position_ids keep them apart"
+        yield EncodingFault("ML513", "an attention mask of ones is given", expected)
+    wanted = [n - start for start, end in stretches for n in range(start, end)]
+    # without any, a model counts through
+    counted = tuple(range(len(wanted))) if positions is None else positions
+    wrong = next((n for n, (a, b) in enumerate(zip(counted, wanted, strict=True)) if a != b), None)
+    if wrong is None:
+        return
+    runs_on = all(after == before + 1 for before, after in pairwise(counted))
+    found = "no position_ids" if positions is None else f"position {counted[wrong]} at token {wrong}"
+    expected = "position_ids that start at 0 for each conversation" if positions is None else str(wanted[wrong])
+    if numbered and runs_on and not scaling.matters(counted):
+        found += f", under a mask that keeps the conversations apart; {scaling.source}"
+        yield EncodingFault("ML518", found, expected)
+    else:
+        why = f"; the model scales by the position ({scaling.key})" if numbered and scaling.matters(counted) else ""
+        yield EncodingFault("ML512", found + why, expected)

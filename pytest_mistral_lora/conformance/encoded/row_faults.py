@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, cached_property
+from itertools import groupby
 
-from pytest_mistral_lora.chat.encoded import EncodedRow
+from pytest_mistral_lora.chat.encoded import IGNORE_INDEX, EncodedRow, Span
 from pytest_mistral_lora.chat.oracle import SHIPPED, Oracle, shipped_tokenizer
 from pytest_mistral_lora.chat.rows import Row, text_of
-from pytest_mistral_lora.conformance.alignment import Alignment
 from pytest_mistral_lora.conformance.encoded import EncodingFault
-from pytest_mistral_lora.conformance.encoded.label_faults import label_faults
 from pytest_mistral_lora.conformance.encoded.lines import Ids
 from pytest_mistral_lora.conformance.encoded.marked_text import decode_text, is_same_conversation, split_at_markers
 from pytest_mistral_lora.conformance.encoded.text_faults import TextComparison
-from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.errors import MistralLoraError, and_more
 
 
@@ -129,76 +126,161 @@ def _shipped_oracle(name: str) -> Oracle | None:
         return None
 
 
-@dataclass(frozen=True)
-class EncodedRowComparison:
-    """A row with mistral-common's encoding and a trainer's.
+MAX_SHIFT = 3
+"""Tokens by which a mask may be off and still be called shifted: `len(BatchEncoding)` in place of a length gives 2."""
 
-    Attributes:
-        row: The chat row.
-        expected: mistral-common's encoding.
+
+def label_faults(
+    expected: EncodedRow, ids: Sequence[int], labels: Sequence[int], oracle: Oracle
+) -> list[EncodingFault]:
+    """Return the classes of the difference between labels and mistral-common's; nothing if they are equal.
+
+    If the ids differ from the expected ones, only the tokens that both begin or end with are judged one by one.
+
+    Args:
+        expected: mistral-common's encoding of the row.
         ids: The trainer's ids, without padding.
         labels: The trainer's labels, as many as ids.
         oracle: Mistral's own tokenization.
-        place: File and line of the row, for findings.
     """
-
-    row: Row
-    expected: EncodedRow
-    ids: Sequence[int]
-    labels: Sequence[int]
-    oracle: Oracle
-    place: str
-
-    def findings(self) -> Iterator[Finding]:
-        """Yield a finding for each class of the differences: ids first, then labels."""
-        if tuple(self.ids) == self.expected.input_ids and tuple(self.labels) == self.expected.labels:
-            return
-        yield from self.id_findings()
-        faults = label_faults(self.expected, self.ids, self.labels, self.oracle)
-        if faults:
-            sides = (self.expected.input_ids, self.expected.labels), (self.ids, self.labels)
-            yield from self._place_faults(faults, Alignment(*sides, self.oracle.piece, spans=self.expected.spans))
-
-    def id_findings(self) -> Iterator[Finding]:
-        """Yield a finding for each class of the difference in ids."""
-        faults = id_faults(self.row, self.expected.input_ids, self.ids, self.oracle)
-        if faults:
-            sides = (self.expected.input_ids, None), (self.ids, None)
-            yield from self._place_faults(faults, Alignment(*sides, self.oracle.piece, spans=self.expected.spans))
-
-    def _place_faults(self, faults: list[EncodingFault], difference: Alignment) -> Iterator[Finding]:
-        parts, row = difference.parts(self.place), self.row.to_jsonl()
-        for fault in faults:
-            yield Finding(fault.rule, fault.found, self.place, fault.expected, row=row, **parts)
+    if tuple(ids) == expected.input_ids and tuple(labels) == expected.labels:
+        return []
+    # With other ids in the middle, the owners of the first and last tokens are still known.
+    spans = [span for span in expected.spans for _ in range(span.start, span.end)]
+    most = min(len(ids), len(spans))
+    head = next((n for n in range(most) if ids[n] != expected.input_ids[n]), most)
+    tail = next((n for n in range(most - head) if ids[-1 - n] != expected.input_ids[-1 - n]), most - head)
+    unknown: list[Span | None] = [None] * (len(ids) - head - tail)
+    owners = (*spans[:head], *unknown, *spans[len(spans) - tail :])
+    return list(LabelComparison(owners, tuple(ids), tuple(labels), oracle, expected.supervised_tokens).faults())
 
 
-def row_findings(row: Row, input_ids: Sequence[int], labels: Sequence[int], oracle: Oracle) -> Iterator[Finding]:
-    """Yield a finding for each class of a trainer's faults in a row; nothing if the encoding is mistral-common's.
+@dataclass(frozen=True)
+class LabelComparison:
+    """The labels of a row beside the spans that its tokens belong to.
 
-    Args:
-        row: The chat row.
-        input_ids: The trainer's ids, without padding.
-        labels: The trainer's labels, as many as ids; -100 at tokens without loss.
+    Attributes:
+        owners: The expected span of each token; None for a token that is not an expected one.
+        ids: The trainer's ids.
+        labels: The trainer's labels.
         oracle: Mistral's own tokenization.
-
-    Raises:
-        OracleRejection: If mistral-common refuses the row.
+        supervised: The number of tokens that should be trained on.
     """
-    comparison = EncodedRowComparison(row, oracle.encode(row), input_ids, labels, oracle, row.place)
-    if len(labels) == len(input_ids):
-        yield from comparison.findings()
-        return
-    found = f"{len(labels)} labels for {len(input_ids)} tokens"
-    yield Finding("ML540", found, row.place, "one label for each token", row=row.to_jsonl())
-    yield from comparison.id_findings()
 
+    owners: tuple[Span | None, ...]
+    ids: tuple[int, ...]
+    labels: tuple[int, ...]
+    oracle: Oracle
+    supervised: int
 
-def injection_findings(row: Row, input_ids: Sequence[int], oracle: Oracle) -> Iterator[Finding]:
-    """Yield one finding for each control token that is there more or less often than the structure needs."""
-    controls = oracle.control_tokens
-    needed = Counter(token for token in oracle.encode(row).input_ids if token in controls)
-    found = Counter(token for token in input_ids if token in controls)
-    for token in sorted(needed | found):
-        if needed[token] != found[token]:
-            times = f"{controls[token]} (id {token}) {found[token]} times"
-            yield Finding("ML106", times, row.place, f"{needed[token]} times", row=row.to_jsonl())
+    @cached_property
+    def trained(self) -> frozenset[int]:
+        """Indices of the tokens that are trained on."""
+        return frozenset(n for n, label in enumerate(self.labels) if label != IGNORE_INDEX)
+
+    @cached_property
+    def wanted(self) -> frozenset[int]:
+        """Indices of the tokens that should be trained on."""
+        return frozenset(n for n, owner in enumerate(self.owners) if owner is not None and owner.supervised)
+
+    def faults(self) -> Iterator[EncodingFault]:
+        """Yield each class of the difference; a difference of the whole mask hides those of its turns."""
+        foreign = [n for n in sorted(self.trained) if self.labels[n] != self.ids[n]]
+        if foreign:
+            # all labels are the ids at one distance: the trainer has shifted them, and the model shifts them again
+            inner = sorted(self.trained)
+            for shift in (1, -1, 2, -2):
+                pairs = [(self.labels[n], self.ids[n + shift]) for n in inner if 0 <= n + shift < len(self.ids)]
+                if len(pairs) > 1 and len(pairs) >= len(inner) - abs(shift) and all(a == b for a, b in pairs):
+                    expected = "the token's own id: the model shifts"
+                    yield EncodingFault("ML541", "each label is the id of a neighbour", expected)
+                    return
+            first = self.labels[foreign[0]]
+            found = f"{len(foreign)} labels are another token's, the first {first} at {self._token(foreign[0])}"
+            yield EncodingFault("ML542", found, "the token's own id, or -100")
+        if not self.trained and self.supervised:
+            yield EncodingFault("ML544", "no token is trained on", f"{self.supervised} tokens of the assistant")
+        elif None in self.owners or self.trained != self.wanted:
+            # BOS may be masked although everything else is trained on
+            if len(self.trained - {0}) == len(self.ids) - 1 and self.wanted != self.trained:
+                expected = f"{self.supervised} tokens of the assistant"
+                yield EncodingFault("ML543", "every token is trained on", expected)
+            elif shift := self._mask_shift():
+                yield EncodingFault("ML541", f"the mask is shifted by {shift:+d} tokens")
+            else:
+                yield from self._turn_faults()
+
+    def _token(self, index: int) -> str:
+        return f"token {index} ({self.oracle.piece(self.ids[index])!r})"
+
+    def _mask_shift(self) -> int:
+        """Return the tokens by which the mask is moved; 0 if it is not, only lost its ends, or cannot be known."""
+        if None in self.owners or self.trained <= self.wanted:
+            return 0
+        places = range(len(self.ids))
+        # the smallest shift first: a mask of equal answers at equal distances has several
+        for shift in (n * sign for n in range(1, MAX_SHIFT + 1) for sign in (1, -1)):
+            if self.trained == {n + shift for n in self.wanted if n + shift in places}:
+                return shift
+        return 0
+
+    def _turn_faults(self) -> Iterator[EncodingFault]:
+        """Yield the faults of each answer and of the prompt around them.
+
+        A masked EOS, tool-call marker or first token has a class of its own. Any other part of an answer that is
+        masked, or a masked answer beside a prompt that is trained on, is a span that is off (ML550).
+        """
+        masked, partial, own = self._masked_answers()
+        trained = [(n, owner) for n in sorted(self.trained) if (owner := self.owners[n]) is not None]
+        prompt = []
+        outside = [(n, owner.role or "BOS") for n, owner in trained if owner.role != "assistant"]
+        if outside:
+            are = "token is" if len(outside) == 1 else "tokens are"
+            roles = ", ".join(sorted({role for _, role in outside}))
+            first = self._token(outside[0][0])
+            prompt = [f"{len(outside)} {are} trained on of: {roles}; the first is {first}"]
+        if partial or (prompt and masked):
+            yield EncodingFault("ML550", "; ".join([*partial, *masked, *prompt]), "each answer whole, and nothing else")
+        else:
+            yield from (EncodingFault("ML551", found, "every token of it is trained on") for found in masked[:1])
+            yield from (EncodingFault("ML547", found, "-100") for found in prompt)
+        weightless = sum(owner.role == "assistant" and not owner.supervised for _, owner in trained)
+        if weightless:
+            yield EncodingFault("ML549", f"{weightless} tokens of an answer of weight 0 are trained on", "-100")
+        yield from own.values()
+        if None in self.owners and "ML546" not in own:
+            # these turns are not the row's, so their EOS tokens are known by the id alone
+            eos = [n for n, token in enumerate(self.ids) if token == self.oracle.eos_id]
+            if eos and self.supervised and not self.trained.intersection(eos):
+                yield EncodingFault("ML546", f"every EOS is masked ({len(eos)})", "it is trained on")
+
+    def _masked_answers(self) -> tuple[list[str], list[str], dict[str, EncodingFault]]:
+        """Return the answers that are masked: whole ones, parts, and the tokens that have a class of their own."""
+        masked: list[str] = []
+        partial: list[str] = []
+        own: dict[str, EncodingFault] = {}
+        owned = [(n, owner) for n, owner in enumerate(self.owners) if owner is not None and owner.supervised]
+        for turn, group in groupby(owned, lambda pair: pair[1].turn):
+            tokens = list(group)
+            hidden = [(n, owner) for n, owner in tokens if n not in self.trained]
+            if len(hidden) == len(tokens):
+                masked.append(f"the answer of turn {turn} is masked")
+                continue
+            faults: dict[str, EncodingFault] = {}
+            others = []
+            for n, owner in hidden:
+                if owner.kind == "eos":
+                    rule, found = "ML546", f"the EOS of turn {owner.turn} is masked"
+                elif self.ids[n] == self.oracle.tool_calls_id:
+                    rule, found = "ML548", f"{self._token(n)} is masked"
+                elif n == tokens[0][0]:
+                    rule, found = "ML545", f"{self._token(n)}, the first of an answer, is masked"
+                else:
+                    others.append(n)
+                    continue
+                faults[rule] = EncodingFault(rule, found, "it is trained on")
+            if others:
+                partial.append(f"{len(hidden)} tokens of turn {turn} are masked, such as {self._token(others[0])}")
+            else:
+                own.update({rule: fault for rule, fault in faults.items() if rule not in own})
+        return masked, partial, own

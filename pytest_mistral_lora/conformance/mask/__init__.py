@@ -13,13 +13,45 @@ from pytest_mistral_lora.chat.fields import ROW_KEYS
 from pytest_mistral_lora.chat.rows import Row, parse_row
 from pytest_mistral_lora.conformance.checks import Check, Settings
 from pytest_mistral_lora.conformance.finding import Finding, Result
-from pytest_mistral_lora.conformance.mask.laws import LAWS, RowLaw, construction_violation, refusal_violation
+from pytest_mistral_lora.conformance.mask import laws, row_laws
+from pytest_mistral_lora.conformance.mask.row_laws import RowLaw
 from pytest_mistral_lora.conformance.targets import Target
 from pytest_mistral_lora.errors import MistralLoraError
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.chat.oracle import Oracle
 
+
+LAWS = (
+    RowLaw("ML101", "labels-are-what-spans-say", row_laws.partition_violation, "weights"),
+    RowLaw("ML102", "only-the-assistant-is-supervised", row_laws.owner_violation, "tools"),
+    RowLaw("ML103", "whole-turns-are-supervised", row_laws.whole_turn_violation, "weights"),
+    RowLaw("ML104", "every-turn-ends-with-eos", row_laws.eos_violation, "weights"),
+    RowLaw("ML105", "bos-once", row_laws.bos_violation),
+    RowLaw("ML106", "text-never-becomes-control", row_laws.injection_violation),
+    RowLaw("ML107", "two-masks-agree", row_laws.scan_violation, "tools", since="v2"),
+    RowLaw("ML108", "weights-change-no-id", laws.weight_violation, "weights"),
+    RowLaw("ML109", "supervised-text-is-what-is-said", row_laws.assistant_text_violation),
+    RowLaw("ML110", "tool-calls-are-supervised", row_laws.tool_call_violation, "tools", since="v2"),
+    RowLaw("ML111", "encoding-is-stable", laws.stability_violation, "tools"),
+    RowLaw("ML112", "prompt-is-the-beginning", laws.prompt_violation, "tools"),
+    RowLaw("ML113", "arguments-in-any-form", laws.arguments_violation, "tools", since="v2"),
+    RowLaw("ML114", "strict-changes-no-id", laws.strict_violation, "tools", since="v2"),
+    RowLaw("ML115", "results-in-any-order", laws.order_violation, "parallel", since="v11"),
+    RowLaw("ML116", "neighbours-are-one-turn", laws.neighbours_violation, "weights"),
+    RowLaw("ML117", "another-turn-keeps-the-labels", laws.longer_violation, "tools"),
+    RowLaw("ML118", "system-prompt-is-there", row_laws.system_violation, "tools"),
+    RowLaw("ML119", "ids-are-mistral-commons", laws.reference_violation, "tools"),
+    RowLaw("ML122", "call-ids-change-no-id", laws.ids_violation, "parallel", since="v13"),
+    RowLaw("ML123", "tool-results-are-there", laws.results_violation, "parallel", since="v7"),
+    RowLaw(
+        "ML124", "settings-are-the-rows", laws.settings_violation, "tools", since="v15", needs=("efforts", "schemas")
+    ),
+    RowLaw(
+        "ML125", "thoughts-have-their-markers", row_laws.thinking_violation, "tools", since="v13", needs=("thinking",)
+    ),
+)
+"""Every law, in the order of its rule."""
 
 _TRIES = 300
 """Rows that are tried after Hypothesis has shrunk: it stops early, since it shrinks the choices behind a row."""
@@ -78,13 +110,13 @@ def checks(target: Target, settings: Settings) -> Iterator[Check]:
         target,
         "mask",
         "every-token-has-an-encoder",
-        partial(_own_law, target, settings, "ML121", "template", construction_violation),
+        partial(_own_law, target, settings, "ML121", "template", laws.construction_violation),
     )
     yield Check(
         target,
         "mask",
         "refusals-are-mistral-commons",
-        partial(_own_law, target, settings, "ML120", "messy", refusal_violation),
+        partial(_own_law, target, settings, "ML120", "messy", laws.refusal_violation),
     )
     yield Check(target, "mask", "template-agrees", partial(_template_agrees, target, settings))
 
@@ -180,12 +212,7 @@ class RowSource:
 
 
 class _BrokenLawError(Exception):
-    """Carries a finding out of Hypothesis, which shrinks the row until this is the smallest one."""
-
-    def __init__(self, finding: Finding, data: dict[str, Any]) -> None:
-        super().__init__(finding.rule)
-        self.finding = finding
-        self.data = data
+    """Carries a finding and its row out of Hypothesis, which shrinks the row until this is the smallest one."""
 
 
 def search(finding: Callable[[Row], Finding | None], source: RowSource, settings: Settings) -> list[Finding]:
@@ -197,7 +224,7 @@ def search(finding: Callable[[Row], Finding | None], source: RowSource, settings
     first = next(filter(None, map(finding, _generated(source, settings.examples, settings.seed))), None)
     if first is None:
         return []
-    found = _BrokenLawError(first, json.loads(first.row))
+    found, smallest = first, json.loads(first.row)
 
     def holds(data: Mapping[str, Any]) -> None:
         now = finding(_as_read(data))
@@ -208,8 +235,8 @@ def search(finding: Callable[[Row], Finding | None], source: RowSource, settings
     try:
         _explore(holds, source, settings.examples, settings.seed)
     except _BrokenLawError as broken:
-        found = broken
-    return [shrink_finding(finding, found.finding, found.data)]
+        found, smallest = broken.args
+    return [shrink_finding(finding, found, smallest)]
 
 
 @cache

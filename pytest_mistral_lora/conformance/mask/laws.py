@@ -1,4 +1,4 @@
-"""Laws of two encodings: changes of a row that must not change its encoding, and mistral-common's own; all laws."""
+"""Laws of two encodings: changes of a row that must not change its encoding, and mistral-common's own; and settings."""
 
 from __future__ import annotations
 
@@ -6,32 +6,13 @@ import copy
 import itertools
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from pytest_mistral_lora.chat.encoded import EncodedRow
 from pytest_mistral_lora.chat.rows import Row, has_thinking, merged_chunks
-from pytest_mistral_lora.conformance.mask.newer_laws import (
-    ids_violation,
-    results_violation,
-    settings_violation,
-    thinking_violation,
-)
-from pytest_mistral_lora.conformance.mask.row_laws import (
-    RowLaw,
-    assistant_text_violation,
-    assistant_turns,
-    bos_violation,
-    encoded_groups,
-    eos_violation,
-    injection_violation,
-    owner_violation,
-    partition_violation,
-    scan_violation,
-    system_violation,
-    tool_call_violation,
-    whole_turn_violation,
-)
+from pytest_mistral_lora.conformance.mask.row_laws import as_decoded, assistant_turns
 from pytest_mistral_lora.errors import InputError, MistralLoraError, OracleRejection
 
 if TYPE_CHECKING:
@@ -73,11 +54,12 @@ def arguments_violation(row: Row, encoded: EncodedRow, oracle: Oracle) -> str:
     for name, form in _FORMS.items():
         messages = copy.deepcopy([dict(message) for message in row.messages])
         for call in (call for message in messages for call in message.get("tool_calls") or ()):
-            given = call["function"].get("arguments")
-            value = _as_object(given)
-            if form is not None:
-                value = json.dumps(value, **form) if isinstance(value, Mapping) else given
-            call["function"]["arguments"] = value
+            given = value = call["function"].get("arguments")
+            if isinstance(given, str):
+                with suppress(ValueError):
+                    value = json.loads(given)
+            if isinstance(value, Mapping):
+                call["function"]["arguments"] = value if form is None else json.dumps(value, **form)
         if oracle.encode(replace(row, messages=tuple(messages))).input_ids != encoded.input_ids:
             return f"the ids change when arguments are given as {name}"
     return ""
@@ -141,22 +123,77 @@ def _turns(encoded: EncodedRow) -> list[list[tuple[tuple[int, ...], bool]]]:
     ]
 
 
-def _as_object(arguments: Any) -> Any:
-    if isinstance(arguments, str):
-        try:
-            value = json.loads(arguments)
-        except ValueError:
-            return arguments
-        return value if isinstance(value, dict) else arguments
-    return arguments
-
-
 _FORMS: dict[str, dict[str, Any] | None] = {
     "an object": None,
     "its JSON": {},
     "its JSON without escapes, over several lines": {"ensure_ascii": False, "indent": 1},
 }
 """The options of `json.dumps` by form; None for the object itself."""
+
+
+def ids_violation(row: Row, encoded: EncodedRow, oracle: Oracle) -> str:
+    """Other ids of tool calls give the same encoding."""
+    given = [call["id"] for message in row.messages for call in message.get("tool_calls") or ()]
+    other = {call_id: f"call_{number:05}" for number, call_id in enumerate(dict.fromkeys(given))}
+
+    def renamed(message: Mapping[str, Any]) -> Mapping[str, Any]:
+        if message["role"] == "tool":
+            return {**message, "tool_call_id": other.get(message["tool_call_id"], message["tool_call_id"])}
+        calls = message.get("tool_calls")
+        return {**message, "tool_calls": [{**call, "id": other[call["id"]]} for call in calls]} if calls else message
+
+    same = oracle.encode(replace(row, messages=tuple(map(renamed, row.messages)))) == encoded
+    return "" if same else "the encoding changes when the tool calls have other ids"
+
+
+def results_violation(row: Row, encoded: EncodedRow, oracle: Oracle) -> str:
+    """The whole text of each tool result is in the turn of a tool."""
+    turns: dict[int | None, list[int]] = {}
+    for span in encoded.spans:
+        if span.role == "tool" and span.kind == "text":
+            turns.setdefault(span.turn, []).extend(encoded.input_ids[span.start : span.end])
+    there = [oracle.decode(ids) for ids in turns.values()]
+    results = (message["content"] for message in row.messages if message["role"] == "tool")
+    merged = (merged_chunks([content], version=oracle.version) for content in results)
+    texts = [as_decoded("".join(chunk["text"] for chunk in chunks), oracle) for chunks in merged]
+    # the longest first: a text may be the end of another
+    for text in sorted(filter(None, texts), key=len, reverse=True):
+        # up to v11 the id of the call stands before it
+        found = next((one for one in there if one.endswith(text)), None)
+        if found is None:
+            return f"the tool result {text!r} is in no turn of a tool"
+        there.remove(found)
+    return ""
+
+
+def settings_violation(row: Row, encoded: EncodedRow, oracle: Oracle) -> str:
+    """The settings that the model is shown are the row's, once, before the first answer."""
+    tokens, opened = {name: token for token, name in oracle.control_tokens.items()}, -1
+    blocks: list[tuple[int, str]] = []  # place and text
+    for index, token in enumerate(encoded.input_ids):
+        if token == tokens.get("[MODEL_SETTINGS]"):
+            opened = index
+        elif token == tokens.get("[/MODEL_SETTINGS]") and opened >= 0:
+            blocks.append((opened, oracle.decode(encoded.input_ids[opened + 1 : index])))
+            opened = -1
+    asked: dict[str, Any] = {}
+    if row.reasoning_effort is not None:
+        asked["reasoning_effort"] = row.reasoning_effort
+    schema = ((row.response_format or {}).get("json_schema") or {}).get("schema")
+    if schema is not None and oracle.features.schemas:
+        asked["json_schema"] = schema
+    if not asked:
+        return ""
+    if len(blocks) != 1:
+        return f"{len(blocks)} blocks of settings; the row has one"
+    at, text = blocks[0]
+    shown = json.loads(text)
+    for key, value in asked.items():
+        # as text: the order of a schema's keys is the order of the answer's
+        if json.dumps(shown.get(key)) != json.dumps(value):
+            return f"the settings show {key} {shown.get(key)!r}; the row has {value!r}"
+    first = min((span.start for span in encoded.spans if span.role == "assistant"), default=at)
+    return "" if at <= first else f"the settings stand at token {at}, behind the first answer"
 
 
 def reference_violation(row: Row, encoded: EncodedRow, oracle: Oracle) -> str:
@@ -200,40 +237,3 @@ def construction_violation(row: Row, oracle: Oracle) -> str:
     except MistralLoraError as error:
         return error.found
     return ""
-
-
-__all__ = [
-    "LAWS",
-    "RowLaw",
-    "assistant_text_violation",
-    "construction_violation",
-    "encoded_groups",
-    "refusal_violation",
-]
-
-LAWS = (
-    RowLaw("ML101", "labels-are-what-spans-say", partition_violation, "weights"),
-    RowLaw("ML102", "only-the-assistant-is-supervised", owner_violation, "tools"),
-    RowLaw("ML103", "whole-turns-are-supervised", whole_turn_violation, "weights"),
-    RowLaw("ML104", "every-turn-ends-with-eos", eos_violation, "weights"),
-    RowLaw("ML105", "bos-once", bos_violation),
-    RowLaw("ML106", "text-never-becomes-control", injection_violation),
-    RowLaw("ML107", "two-masks-agree", scan_violation, "tools", since="v2"),
-    RowLaw("ML108", "weights-change-no-id", weight_violation, "weights"),
-    RowLaw("ML109", "supervised-text-is-what-is-said", assistant_text_violation),
-    RowLaw("ML110", "tool-calls-are-supervised", tool_call_violation, "tools", since="v2"),
-    RowLaw("ML111", "encoding-is-stable", stability_violation, "tools"),
-    RowLaw("ML112", "prompt-is-the-beginning", prompt_violation, "tools"),
-    RowLaw("ML113", "arguments-in-any-form", arguments_violation, "tools", since="v2"),
-    RowLaw("ML114", "strict-changes-no-id", strict_violation, "tools", since="v2"),
-    RowLaw("ML115", "results-in-any-order", order_violation, "parallel", since="v11"),
-    RowLaw("ML116", "neighbours-are-one-turn", neighbours_violation, "weights"),
-    RowLaw("ML117", "another-turn-keeps-the-labels", longer_violation, "tools"),
-    RowLaw("ML118", "system-prompt-is-there", system_violation, "tools"),
-    RowLaw("ML119", "ids-are-mistral-commons", reference_violation, "tools"),
-    RowLaw("ML122", "call-ids-change-no-id", ids_violation, "parallel", since="v13"),
-    RowLaw("ML123", "tool-results-are-there", results_violation, "parallel", since="v7"),
-    RowLaw("ML124", "settings-are-the-rows", settings_violation, "tools", since="v15", needs=("efforts", "schemas")),
-    RowLaw("ML125", "thoughts-have-their-markers", thinking_violation, "tools", since="v13", needs=("thinking",)),
-)
-"""Every law, in the order of its rule."""

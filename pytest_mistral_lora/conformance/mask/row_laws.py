@@ -145,12 +145,40 @@ def injection_violation(row: Row, encoded: EncodedRow, oracle: Oracle) -> str:
             for index in range(span.start, span.end):
                 if encoded.input_ids[index] in oracle.control_tokens:
                     return f"control token {oracle.piece(encoded.input_ids[index])} inside a text, at token {index}"
-    harmless = oracle.encode(_without_literals(row, oracle))
+    literals = re.compile("|".join(re.escape(literal) for literal in oracle.control_tokens.values()))
+
+    def broken(value: Any) -> Any:
+        # a hyphen in every control token that the row's texts spell
+        if isinstance(value, str):
+            return literals.sub(lambda match: match[0][0] + "-" + match[0][1:], value)
+        if isinstance(value, Mapping):
+            return {key: broken(item) for key, item in value.items()}
+        return [broken(item) for item in value] if isinstance(value, list | tuple) else value
+
+    harmless = oracle.encode(parse_row(broken(row.to_json())))
     controls, expected = (
         [token for token in one.input_ids if token in oracle.control_tokens] for one in (encoded, harmless)
     )
     if controls != expected:
         return "control tokens change when the row's texts do not spell them any more"
+    return ""
+
+
+def thinking_violation(row: Row, encoded: EncodedRow, oracle: Oracle) -> str:
+    """Each thought of the assistant begins with its marker, and ends with one unless it is left open."""
+    markers = {token: name for token, name in oracle.control_tokens.items() if name in ("[THINK]", "[/THINK]")}
+    turns = assistant_turns(encoded)
+    # a turn too many or too few is reported by ML109
+    for group, (turn, spans) in zip(encoded_groups(row, oracle), turns.items(), strict=False):
+        chunks = merged_chunks((row.messages[n].get("content") for n in group), version=oracle.version)
+        expected: list[str] = []
+        for chunk in chunks:
+            if chunk["type"] == "thinking":
+                expected += ["[THINK]"] if chunk.get("closed") is False else ["[THINK]", "[/THINK]"]
+        ids = (token for span in spans for token in encoded.input_ids[span.start : span.end])
+        found = [markers[token] for token in ids if token in markers]
+        if found != expected:
+            return f"turn {turn} has the markers {' '.join(found) or 'none'}; its thoughts have {' '.join(expected)}"
     return ""
 
 
@@ -202,20 +230,6 @@ def system_violation(row: Row, encoded: EncodedRow, oracle: Oracle) -> str:
                 if not any(prompt in text for text in there):
                     return f"the system prompt {prompt!r} is in no text of the row"
     return ""
-
-
-def _without_literals(row: Row, oracle: Oracle) -> Row:
-    """Put a hyphen into every control token that the row's texts spell."""
-    literals = re.compile("|".join(re.escape(literal) for literal in oracle.control_tokens.values()))
-
-    def broken(value: Any) -> Any:
-        if isinstance(value, str):
-            return literals.sub(lambda match: match[0][0] + "-" + match[0][1:], value)
-        if isinstance(value, Mapping):
-            return {key: broken(item) for key, item in value.items()}
-        return [broken(item) for item in value] if isinstance(value, list | tuple) else value
-
-    return parse_row(broken(row.to_json()))
 
 
 def as_decoded(text: str, oracle: Oracle) -> str:

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import json
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 
 from pytest_mistral_lora.chat.rows import Row, text_of
 from pytest_mistral_lora.conformance.finding import Finding
@@ -116,3 +118,34 @@ def _is_json(text: str) -> bool:
     except (ValueError, RecursionError):
         return False
     return True
+
+
+NO_SCRIPT = "no letters"
+# Python has no scripts of characters, but a letter's name begins with it: OLD PERSIAN SIGN A, KATAKANA-HIRAGANA …
+_AFTER_SCRIPT = re.compile(r"(?: (?:CAPITAL|SMALL|LETTER|SIGN|SYLLABLE|CHARACTER|UNIFIED|ITERATION|CLOSING)|-).*")
+_SCRIPTS = {"Cjk": "Han", "Ideographic": "Han", "Hiragana": "Kana", "Katakana": "Kana", "Modifier": ""}
+"""Scripts by the first word of a letter's name, for those that have another name."""
+
+
+def main_script(row: Row) -> str:
+    """Return the Unicode script, such as `Latin` or `Han`, that most of the different letters of a row belong to.
+
+    Kana count before Han, since Japanese has both.
+    """
+    letters = set().union(*(text_of(message.get("content")) for message in row.messages))
+    scripts = Counter(script for letter in letters if (script := _script_of(letter)))
+    if not scripts:
+        return NO_SCRIPT
+    most = min(scripts, key=lambda script: (-scripts[script], script))
+    return "Kana" if most == "Han" and 5 * scripts["Kana"] >= scripts["Han"] else most
+
+
+@cache  # there are 140,000 letters, and a dataset has some hundreds of them
+def _script_of(character: str) -> str:
+    """Return the script of a letter; nothing for another character."""
+    if not character.isalpha():
+        return ""
+    # a wide or a mathematical letter is one of its script
+    name = unicodedata.name(unicodedata.normalize("NFKC", character)[0], "")
+    first = _AFTER_SCRIPT.split(name)[0].title()
+    return _SCRIPTS.get(first, first)

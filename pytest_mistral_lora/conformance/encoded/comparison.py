@@ -1,0 +1,193 @@
+"""A line of an encoded-rows file, and each row in it, beside mistral-common's encoding: the findings of both."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+
+from pytest_mistral_lora.chat.encoded import IGNORE_INDEX, EncodedRow
+from pytest_mistral_lora.chat.oracle import Oracle
+from pytest_mistral_lora.chat.rows import Row
+from pytest_mistral_lora.conformance.alignment import Alignment
+from pytest_mistral_lora.conformance.encoded import EncodingFault
+from pytest_mistral_lora.conformance.encoded.lines import EncodedLine, Ids, LinePadding, find_padding
+from pytest_mistral_lora.conformance.encoded.packing import (
+    PLAIN_ROPE,
+    PositionScaling,
+    Stretch,
+    isolation_faults,
+    match_conversations,
+    number_faults,
+    order_faults,
+    split_conversations,
+)
+from pytest_mistral_lora.conformance.encoded.row_faults import id_faults, label_faults
+from pytest_mistral_lora.conformance.finding import Finding
+
+
+@dataclass(frozen=True)
+class EncodedRowComparison:
+    """A row with mistral-common's encoding and a trainer's.
+
+    Attributes:
+        row: The chat row.
+        expected: mistral-common's encoding.
+        ids: The trainer's ids, without padding.
+        labels: The trainer's labels, as many as ids.
+        oracle: Mistral's own tokenization.
+        place: File and line of the row, for findings.
+    """
+
+    row: Row
+    expected: EncodedRow
+    ids: Sequence[int]
+    labels: Sequence[int]
+    oracle: Oracle
+    place: str
+
+    def findings(self) -> Iterator[Finding]:
+        """Yield a finding for each class of the differences: ids first, then labels."""
+        if tuple(self.ids) == self.expected.input_ids and tuple(self.labels) == self.expected.labels:
+            return
+        yield from self.id_findings()
+        faults = label_faults(self.expected, self.ids, self.labels, self.oracle)
+        if faults:
+            sides = (self.expected.input_ids, self.expected.labels), (self.ids, self.labels)
+            yield from self._place_faults(faults, Alignment(*sides, self.oracle.piece, spans=self.expected.spans))
+
+    def id_findings(self) -> Iterator[Finding]:
+        """Yield a finding for each class of the difference in ids."""
+        faults = id_faults(self.row, self.expected.input_ids, self.ids, self.oracle)
+        if faults:
+            sides = (self.expected.input_ids, None), (self.ids, None)
+            yield from self._place_faults(faults, Alignment(*sides, self.oracle.piece, spans=self.expected.spans))
+
+    def _place_faults(self, faults: list[EncodingFault], difference: Alignment) -> Iterator[Finding]:
+        parts, row = difference.parts(self.place), self.row.to_jsonl()
+        for fault in faults:
+            yield Finding(fault.rule, fault.found, self.place, fault.expected, row=row, **parts)
+
+
+@dataclass(frozen=True)
+class EncodedLineComparison:
+    """A line with mistral-common's encoding of each of its conversations.
+
+    Attributes:
+        line: The line.
+        expected: mistral-common's encoding of each conversation.
+        oracle: Mistral's own tokenization.
+        scaling: The model's use of positions.
+    """
+
+    line: EncodedLine
+    expected: Sequence[EncodedRow]
+    oracle: Oracle
+    scaling: PositionScaling = PLAIN_ROPE
+
+    @cached_property
+    def padding(self) -> LinePadding:
+        """The line's tokens, apart by padding or not."""
+        whole = tuple(token for encoded in self.expected for token in encoded.input_ids)
+        return find_padding(self.line, whole, self.oracle)
+
+    @property
+    def comparable(self) -> bool:
+        """Whether there is one label for each id."""
+        return len(self.line.labels) == len(self.line.input_ids)
+
+    @cached_property
+    def ids(self) -> Ids:
+        """The ids without padding."""
+        return tuple(self.line.input_ids[n] for n in self.padding.real)
+
+    @cached_property
+    def labels(self) -> Ids:
+        """The labels without padding's; as many as ids if the line is `comparable`."""
+        return tuple(self.line.labels[n] for n in self.padding.real if n < len(self.line.labels))
+
+    def findings(self) -> Iterator[Finding]:
+        """Yield the findings of the line: padding first, then packing, then each conversation's ids and labels."""
+        yield from self._place_faults(self.padding.faults(self.line))
+        positions, mask = (
+            None if given is None else tuple(given[n] for n in self.padding.real)
+            for given in (self.line.position_ids, self.line.attention_mask)
+        )
+        if not self.comparable:
+            found = f"{len(self.line.labels)} labels for {len(self.line.input_ids)} tokens"
+            yield from self._place_faults([EncodingFault("ML540", found, "one label for each token")])
+            if not self.line.packed:
+                yield from self._compare(0, (0, len(self.ids)), ()).id_findings()
+        elif self.line.packed:
+            yield from self._packed_findings(positions, mask)
+        else:
+            yield from self._place_faults(number_faults([(0, len(self.ids))], mask or ()))
+            if positions and positions[0] and self.scaling.matters(positions):
+                found = f"position {positions[0]} at token 0; the model scales by the position ({self.scaling.key})"
+                yield from self._place_faults([EncodingFault("ML512", found, "0")])
+            # only jumps matter in a single conversation: rotary positions are relative, so any start will do
+            for n, (before, after) in enumerate(pairwise(positions or ()), start=1):
+                if after != before + 1:
+                    fault = EncodingFault("ML512", f"position {after} at token {n}", str(before + 1))
+                    yield from self._place_faults([fault])
+                    break
+            yield from self._compare(0, (0, len(self.ids)), self.labels).findings()
+
+    def _packed_findings(self, positions: Ids | None, mask: Ids | None) -> Iterator[Finding]:
+        wanted = [encoded.input_ids for encoded in self.expected]
+        stretches = split_conversations(self.ids, wanted, positions, self.oracle)
+        matches = match_conversations(self.ids, stretches, wanted)
+        yield from self._place_faults(order_faults(matches, len(wanted)))
+        yield from self._place_faults(isolation_faults(stretches, positions, mask, self.scaling))
+        labels = list(self.labels)
+        for start, _ in stretches[1:]:
+            if self.ids[start] == self.oracle.bos_id and labels[start] != IGNORE_INDEX:
+                found = f"the BOS at token {start} is trained on: the EOS before it learns to predict it"
+                yield from self._place_faults([EncodingFault("ML514", found, "-100")])
+                labels[start] = IGNORE_INDEX  # else the conversation would be reported for it as well
+        for match in matches:
+            if match.listed is not None and match.stretch is not None:
+                yield from self._compare(match.listed, match.stretch, labels).findings()
+
+    def _compare(self, number: int, stretch: Stretch, labels: Sequence[int]) -> EncodedRowComparison:
+        row, tokens = self.line.rows[number], slice(*stretch)
+        place = f"{self.line.place}, conversations[{number}]" if self.line.packed else self.line.place
+        return EncodedRowComparison(row, self.expected[number], self.ids[tokens], labels[tokens], self.oracle, place)
+
+    def _place_faults(self, faults: Iterable[EncodingFault]) -> Iterator[Finding]:
+        for fault in faults:
+            yield Finding(fault.rule, fault.found, self.line.place, fault.expected, row=self.line.rows[0].to_jsonl())
+
+
+def row_findings(row: Row, input_ids: Sequence[int], labels: Sequence[int], oracle: Oracle) -> Iterator[Finding]:
+    """Yield a finding for each class of a trainer's faults in a row; nothing if the encoding is mistral-common's.
+
+    Args:
+        row: The chat row.
+        input_ids: The trainer's ids, without padding.
+        labels: The trainer's labels, as many as ids; -100 at tokens without loss.
+        oracle: Mistral's own tokenization.
+
+    Raises:
+        OracleRejection: If mistral-common refuses the row.
+    """
+    comparison = EncodedRowComparison(row, oracle.encode(row), input_ids, labels, oracle, row.place)
+    if len(labels) == len(input_ids):
+        yield from comparison.findings()
+        return
+    found = f"{len(labels)} labels for {len(input_ids)} tokens"
+    yield Finding("ML540", found, row.place, "one label for each token", row=row.to_jsonl())
+    yield from comparison.id_findings()
+
+
+def injection_findings(row: Row, input_ids: Sequence[int], oracle: Oracle) -> Iterator[Finding]:
+    """Yield one finding for each control token that is there more or less often than the structure needs."""
+    controls = oracle.control_tokens
+    needed = Counter(token for token in oracle.encode(row).input_ids if token in controls)
+    found = Counter(token for token in input_ids if token in controls)
+    for token in sorted(needed | found):
+        if needed[token] != found[token]:
+            times = f"{controls[token]} (id {token}) {found[token]} times"
+            yield Finding("ML106", times, row.place, f"{needed[token]} times", row=row.to_jsonl())
