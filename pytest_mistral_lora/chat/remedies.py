@@ -1,11 +1,12 @@
-"""The next step for data that cannot be read as it is: a command that can be pasted."""
+"""The next step, a command that can be pasted: for data that cannot be read as it is, and for files of other tools."""
 
 from __future__ import annotations
 
 import difflib
 import json
+import re
 import shlex
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -113,25 +114,184 @@ def unreadable(error: Exception, path: Path) -> InputError:
     return InputError(f"the compressed data is damaged: {error}", place=str(path), next_step=AGAIN)
 
 
-def encoded_step(container: Container, path: Path) -> str:
-    """Return the sentence on encoded rows that are no JSON Lines in UTF-8: `mistral-lora import` converts chat rows."""
-    quoted = shlex.quote(str(path))
-    if container.compression:
-        return f"Unpack it: {_UNPACK[container.compression]} {quoted} > {_ENCODED}"
-    if container.encoding:
-        return f"Save it as UTF-8: iconv -f {container.encoding} -t utf-8 {quoted} > {_ENCODED}"
-    if container.name in (ARRAY, VALUES):
-        return f"Write one object a line: jq -c '{'.[]' if container.name == ARRAY else '.'}' {quoted} > {_ENCODED}"
-    if container.name == PARQUET or "Arrow" in container.name:
-        return _to_json("Dataset.from_parquet" if container.name == PARQUET else "Dataset.from_file", path)
-    return "Write it as JSON Lines in UTF-8."
+def encoded_step(container: Container | None, path: Path) -> str:
+    """Return the sentence on encoded rows that are no JSON Lines in UTF-8: `mistral-lora import` converts chat rows.
 
-
-def encoded_folder_step(path: Path) -> str:
-    """Return the sentence on a folder of encoded rows, as trainers prepare them."""
-    return _to_json("load_from_disk", path)
-
-
-def _to_json(reader: str, path: Path) -> str:
+    Args:
+        container: How the file holds them; None for a folder, as trainers prepare them.
+        path: The file or folder.
+    """
+    quoted, reader = shlex.quote(str(path)), "load_from_disk"
+    if container is not None:
+        if container.compression:
+            return f"Unpack it: {_UNPACK[container.compression]} {quoted} > {_ENCODED}"
+        if container.encoding:
+            return f"Save it as UTF-8: iconv -f {container.encoding} -t utf-8 {quoted} > {_ENCODED}"
+        if container.name in (ARRAY, VALUES):
+            each = ".[]" if container.name == ARRAY else "."
+            return f"Write one object a line: jq -c '{each}' {quoted} > {_ENCODED}"
+        if container.name != PARQUET and "Arrow" not in container.name:
+            return "Write it as JSON Lines in UTF-8."
+        reader = "Dataset.from_parquet" if container.name == PARQUET else "Dataset.from_file"
     code = f'import datasets; datasets.{reader}({json.dumps(str(path))}).to_json("{_ENCODED}")'
     return f"Write one object a line: python -c {shlex.quote(code)}"
+
+
+_TRAINERS: Mapping[str, tuple[str, frozenset[str]]] = {
+    "Axolotl": (
+        "base_model",
+        frozenset({"datasets", "adapter", "sequence_len", "micro_batch_size", "rl", "val_set_size"}),
+    ),
+    "LLaMA-Factory": (
+        "model_name_or_path",
+        frozenset({"dataset", "stage", "finetuning_type", "template", "dataset_dir", "cutoff_len", "tokenized_path"}),
+    ),
+    "TRL": (
+        "model_name_or_path",
+        frozenset({"dataset_name", "datasets", "use_peft", "lora_r", "learning_rate", "bf16", "max_steps"}),
+    ),
+}
+"""The trainers whose configuration is read: the key of its model, and keys of which it has at least one."""
+
+_OTHERS: tuple[tuple[frozenset[str], str], ...] = (
+    (frozenset({"compute_environment"}), "a configuration of accelerate"),
+    (frozenset({"distributed_type"}), "a configuration of accelerate"),
+    (frozenset({"zero_optimization"}), "a configuration of DeepSpeed"),
+    (frozenset({"merge_method"}), "a configuration of mergekit"),
+    (frozenset({"services"}), "a file of Docker Compose"),
+    (frozenset({"jobs", "name"}), "a workflow of GitHub"),
+    (frozenset({"schema_version", "checks", "causes"}), "a report of this suite"),
+)
+_NO_ROWS_OF = "It declares neither rows nor a tokenizer: name those."
+
+_CHECKPOINT_PARTS = frozenset(
+    {
+        *("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "params.json"),
+        *("special_tokens_map.json", "added_tokens.json", "chat_template.json", "chat_template.jinja"),
+        *(
+            "preprocessor_config.json",
+            "processor_config.json",
+            "model.safetensors.index.json",
+            "consolidated.safetensors",
+        ),
+    }
+)
+_ADAPTER_PARTS = frozenset(
+    {"adapter_config.json", "adapter_model.safetensors", "adapter_model.bin", "manifest.json", "DECISION.md"}
+)
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+
+ROW_SUFFIXES = (".jsonl", ".ndjson")
+"""Suffixes of files that hold a row a line."""
+DATA_SUFFIXES = (*ROW_SUFFIXES, ".json", ".parquet", ".arrow", ".csv", ".tsv", ".gz", ".zst", ".bz2", ".xz")
+"""Suffixes of files that hold records."""
+
+
+def _trainer_step(trainer: str, path: str, config: Mapping[Any, Any]) -> str:
+    """Return the sentences with the commands that read a configuration of a trainer.
+
+    Args:
+        trainer: A key of `_TRAINERS`.
+        path: The configuration.
+        config: Its content.
+    """
+    base = config[_TRAINERS[trainer][0]]
+    is_here = isinstance(base, str) and Path(base).is_dir()
+    runner = trainer.lower().replace("-", "")
+    command = f"mistral-lora audit --runner {runner} --config {shlex.quote(path)} --tokenizer "
+    command += shlex.quote(base) if is_here else "PATH"
+    named = "" if is_here or not isinstance(base, str) else f", with the folder of {base:.80} as PATH"
+    return (
+        f"Judge its rows{named}: {command}. Convert its data: mistral-lora import {shlex.quote(path)} --to rows.jsonl"
+    )
+
+
+def configuration_answer(path: Path, config: Mapping[Any, Any]) -> tuple[str, str] | None:
+    """Return the name of a YAML or JSON file of another tool, and the next step; None if no tool is known."""
+    quoted = shlex.quote(str(path))
+    for trainer, (model, keys) in _TRAINERS.items():
+        if model in config and keys & config.keys():
+            return f"a configuration of {trainer}", _trainer_step(trainer, str(path), config)
+    if "model_id_or_path" in config and isinstance(config.get("data"), Mapping):
+        data = config["data"].get("instruct_data") or "DATA"
+        step = f"Convert its data: mistral-lora import {shlex.quote(str(data))} --to rows.jsonl"
+        return "a configuration of mistral-finetune", step
+    if any(isinstance(value, Mapping) and "_component_" in value for value in config.values()):
+        step = "Have it write the rows that it feeds, and judge them: mistral-lora audit encoded.jsonl --tokenizer PATH"
+        return "a configuration of torchtune", step
+    entries = [value for value in config.values() if isinstance(value, Mapping)]
+    if entries and len(entries) == len(config) and any({"file_name", "hf_hub_url"} & one.keys() for one in entries):
+        name = next((key for key, value in config.items() if "file_name" in value), next(iter(config)))
+        step = (
+            f"Convert a data set of it: mistral-lora import {quoted} --dataset {shlex.quote(str(name))} --to rows.jsonl"
+        )
+        return "a dataset_info.json of LLaMA-Factory", step
+    golden = f"pytest --mistral-golden --mistral-golden-dir={shlex.quote(str(path.parent.parent.parent))}"
+    if {"case", "row", "completion_ids"} <= config.keys():
+        return "a golden transcript", f"Judge it with its adapter: {golden} --mistral-adapter=FOLDER"
+    if {"case", "row", "input_ids", "tokenizer"} <= config.keys():
+        return "a golden of ids and labels", f"Judge it with its tokenizer: {golden} --mistral-tokenizer=PATH"
+    return next(((title, _NO_ROWS_OF) for keys, title in _OTHERS if keys <= config.keys()), None)
+
+
+def file_answer(path: Path, head: bytes) -> tuple[str, str] | None:
+    """Return the name of a file that is recognised by its name or first bytes, and the next step; else None.
+
+    Args:
+        path: The file.
+        head: Its first bytes.
+    """
+    name, suffix, quoted = path.name, path.suffix.lower(), shlex.quote(str(path))
+    folder = f"Check its folder: mistral-lora check {shlex.quote(str(path.parent))}"
+    if name in _ADAPTER_PARTS:
+        return "a part of an adapter or merged model", folder
+    if name in _CHECKPOINT_PARTS or suffix == ".safetensors":
+        return "a part of a checkpoint", folder
+    if suffix in _PICKLES:
+        return "a Python pickle, which can run code", "Save it as safetensors."
+    text = head.decode("utf-8", "replace")
+    if suffix == ".py":
+        return _script_answer(name, text, quoted)
+    made_of = re.search(r"^\s*FROM\s+(\S+)", text, re.MULTILINE)
+    if made_of and (name.startswith("Modelfile") or re.search(r"^(TEMPLATE|PARAMETER|ADAPTER)\s", text, re.MULTILINE)):
+        served = shlex.quote(made_of[1]) if Path(made_of[1]).is_dir() else "FOLDER"
+        return "a Modelfile of Ollama", f"Check the folder of the model that it serves: mistral-lora check {served}"
+    if name in ("pyproject.toml", "pytest.ini", "tox.ini", "setup.cfg"):
+        return "a configuration of pytest", f"Run the targets that it names: pytest --mistral-golden -c {quoted}"
+    if re.fullmatch(r".*(requirements|constraints).*\.(txt|in|lock)|uv\.lock|poetry\.lock|Pipfile(\.lock)?", name):
+        step = "Check what is installed, by the rows and tokenizers that are shipped: mistral-lora check"
+        return "a list of packages", step
+    if suffix in (".md", ".rst", ".html", ".ipynb", ".log"):
+        return "a text for people", "Name the recipe, the rows, the adapter or the tokenizer that it is about."
+    return None
+
+
+def _script_answer(name: str, text: str, quoted: str) -> tuple[str, str]:
+    if name.startswith("test_") or name.endswith("_test.py") or name == "conftest.py" or "\ndef test_" in text:
+        return "a pytest file", f"Run it: pytest {quoted}"
+    dataset = "--tokenizer PATH --dataset rows.jsonl"
+    if re.search(r"^\s*(from|import)\s+trl\b", text, re.MULTILINE):
+        step = f"Judge the rows of its configuration: mistral-lora audit --runner trl --config trl.yaml {dataset}"
+        return "a script that uses TRL", step
+    return "a Python script", f"If it encodes rows, judge them: mistral-lora audit --runner {quoted} {dataset}"
+
+
+def folder_answer(path: Path) -> tuple[str, str]:
+    """Return the name of a folder that is not checked, and the next step."""
+    if any(path.glob("*.gguf")):
+        file = sorted(path.glob("*.gguf"))[0]
+        return "a folder of a GGUF file", f"Check the file: mistral-lora check {shlex.quote(str(file))}"
+    if (path / "templates").is_dir() or (path / "transcripts").is_dir():
+        command = f"pytest --mistral-golden --mistral-golden-dir={shlex.quote(str(path))} --mistral-tokenizer=PATH"
+        return "a folder of goldens", f"Judge by them: {command}"
+    recipe = next((one for one in sorted(path.glob("*.y*ml")) if one.name.startswith("recipe")), None)
+    if recipe is not None:
+        return f"a folder with {recipe.name}", f"Check it: mistral-lora check {shlex.quote(str(recipe))}"
+    data = sorted(one for one in path.rglob("*") if one.name.endswith(DATA_SUFFIXES) and one.is_file())
+    if not data:
+        return "", ""
+    rows = [str(one) for one in data if one.name.endswith(ROW_SUFFIXES)]
+    if rows:
+        command = shlex.join(["mistral-lora", "check", *rows[:3]])
+        return f"a folder with {len(data)} data files", f"Name files of rows: {command} --tokenizer PATH"
+    return f"a folder with {len(data)} data files", import_step(str(data[0]))

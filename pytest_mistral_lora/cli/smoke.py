@@ -195,7 +195,7 @@ def _update(args: argparse.Namespace) -> int:
 
 
 def _answer(args: argparse.Namespace) -> int:
-    from pytest_mistral_lora.chat.prompt_rows import read_prompt_rows
+    from pytest_mistral_lora.training.generate.chat_session import read_prompt_rows
     from pytest_mistral_lora.training.generate.model_spec import model_spec, smoke
 
     asked = read_prompt_rows(args.rows)

@@ -19,9 +19,9 @@ from pytest_mistral_lora.chat.formats import (
     import_step,
     recognise,
 )
-from pytest_mistral_lora.chat.other_tools import ROW_SUFFIXES, configuration_answer, file_answer, folder_answer
 from pytest_mistral_lora.chat.reading import JSON_LIMIT, first_values, read_json
 from pytest_mistral_lora.chat.reading.chunks import DataFile
+from pytest_mistral_lora.chat.remedies import ROW_SUFFIXES, configuration_answer, file_answer, folder_answer
 from pytest_mistral_lora.conformance.named_targets import embedded_targets, is_shipped, named_targets
 from pytest_mistral_lora.conformance.targets import EMBEDDED, Target
 from pytest_mistral_lora.errors import InputError, did_you_mean

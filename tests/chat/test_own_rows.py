@@ -15,8 +15,8 @@ from jinja2.exceptions import SecurityError
 from pytest_mistral_lora.chat.oracle import SHIPPED
 from pytest_mistral_lora.chat.rows import parse_row
 from pytest_mistral_lora.chat.templates import ChatTemplate, renderer
+from pytest_mistral_lora.chat.templates.generation_blocks import ids_of
 from pytest_mistral_lora.chat.templates.own_rows import _PROBES, OwnRows, own_renderer
-from pytest_mistral_lora.chat.templates.text_ids import ids_of
 from pytest_mistral_lora.errors import LibraryError, RowError
 from pytest_mistral_lora.strategies import hostile_text, rows, tool_rows
 

@@ -13,13 +13,18 @@ import torch
 from tiny_runs import CONVERSATIONS, write_rows
 
 from pytest_mistral_lora.chat.oracle import shipped_tokenizer
-from pytest_mistral_lora.chat.prompt_rows import prompt_row, read_prompt_rows
 from pytest_mistral_lora.checkpoint.encoder import make_encoder
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.cli import main
 from pytest_mistral_lora.errors import RowError, RowsError
 from pytest_mistral_lora.training.generate import chat_session as chat
-from pytest_mistral_lora.training.generate.chat_session import AnswerStream, ChatSession, load_chat_model
+from pytest_mistral_lora.training.generate.chat_session import (
+    AnswerStream,
+    ChatSession,
+    load_chat_model,
+    prompt_row,
+    read_prompt_rows,
+)
 from pytest_mistral_lora.training.run import RunResult
 
 TEXTS = ("Grüße, 世界! 🙂👩‍👩‍👧", "a\n\n  b\tc", " leading", "trailing ", "��", "한국어 ไทย עברית", "1 000 € [INST]")

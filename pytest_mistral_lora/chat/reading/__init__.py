@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from pytest_mistral_lora.chat.formats import LINES, Container, container_of, import_step
-from pytest_mistral_lora.chat.remedies import encoded_folder_step, encoded_step, json_step, utf8_step
+from pytest_mistral_lora.chat.remedies import encoded_step, json_step, utf8_step
 from pytest_mistral_lora.errors import InputError, RowError, one_line
 
 MAX_LINE_BYTES = 64 * 1024 * 1024
@@ -185,7 +185,7 @@ def scan_lines(path: Path, *, encoded: bool = False) -> Iterator[tuple[int, byte
     try:
         file = path.open("rb")
     except OSError as error:
-        folder = (encoded_folder_step(path) if encoded else import_step(str(path))) if path.is_dir() else ""
+        folder = (encoded_step(None, path) if encoded else import_step(str(path))) if path.is_dir() else ""
         raise InputError(f"cannot be read: {error.strerror}", place=str(path), next_step=folder) from error
     with file:
         container = container_of(file.peek(), path)

@@ -12,8 +12,8 @@ from typing import Any
 
 from pytest_mistral_lora.chat.encoded import EncodedRow, Span
 from pytest_mistral_lora.chat.rows import Row, as_row, weight_of
+from pytest_mistral_lora.chat.templates.generation_blocks import block_spans, ids_of, offsets_of
 from pytest_mistral_lora.chat.templates.isolated import ask
-from pytest_mistral_lora.chat.templates.text_ids import block_spans, ids_of, offsets_of
 from pytest_mistral_lora.errors import NoTemplateError, RenderError, RowError
 
 

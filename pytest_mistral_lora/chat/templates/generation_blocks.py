@@ -1,14 +1,19 @@
-"""Put `{% generation %}` blocks into a chat template, so that transformers can mark the assistant's characters.
+"""Put `{% generation %}` blocks into a chat template, and make spans of the tokens that they mark.
 
-The official templates have none, and transformers then returns a mask of zeros with one line in the log
-(huggingface/transformers#34172). The blocks are put around the branch that renders an assistant message. The result
-need not be trusted: its callers compare its rendering with the original's, byte by byte, row by row.
+The official templates have no blocks, and transformers then returns a mask of zeros with one line in the log
+(huggingface/transformers#34172). They are put around the branch that renders an assistant message. The result need not
+be trusted: its callers compare its rendering with the original's, byte by byte, row by row.
 """
 
 from __future__ import annotations
 
+import itertools
 import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, cast
+
+from pytest_mistral_lora.chat.encoded import Span, SpanKind
 
 _TAG = re.compile(
     r"""\{%[-+]?\s*(?P<word>\w+)(?P<rest>(?:'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|[^%'"]|%(?!\}))*)%\}"""
@@ -27,7 +32,13 @@ def has_generation(source: str) -> bool:
 
 def with_generation(source: str) -> str | None:
     """Return a template with each assistant branch inside a generation block, or None if it has no such branch."""
-    source = _space_into_assistant_branch(source)
+    # A v1 template writes the space before an answer in the user branch. SentencePiece makes that space a part of the
+    # answer's first token, or a token of its own before a digit: there, it would be a token without loss.
+    moved = _V1_SPACE.sub("", source)
+    branches = _assistant_branches(moved)
+    if moved != source and len(branches) == 1:
+        start = branches[0].start
+        source = moved[:start] + '{{- " " }}' + moved[start:]
     edits: list[tuple[int, str]] = []
     for branch in _assistant_branches(source):
         edits.append((branch.start, f"{{% generation {branch.trims_after}%}}"))
@@ -70,13 +81,77 @@ def _assistant_branches(source: str) -> list[_Branch]:
     return branches
 
 
-def _space_into_assistant_branch(source: str) -> str:
-    """Move the space before an answer of a v1 template from the user branch into the assistant branch."""
-    # SentencePiece makes that space a part of the answer's first token, or a token of its own before a digit: in the
-    # user branch, it would be a token without loss.
-    moved = _V1_SPACE.sub("", source)
-    branches = _assistant_branches(moved)
-    if moved == source or len(branches) != 1:
-        return source
-    start = branches[0].start
-    return moved[:start] + '{{- " " }}' + moved[start:]
+_CALLED = ("__call__", "_encode_plus", "_batch_encode_plus", "_switch_to_input_mode", "backend_tokenizer")
+"""The methods by which transformers comes from a call of the tokenizer to its backend, in versions 4 and 5."""
+
+
+def ids_of(tokenizer: Any, texts: Sequence[str]) -> list[tuple[int, ...]]:
+    """Return the ids that the call of a tokenizer gives each text, without BOS and EOS of its own.
+
+    If the call is transformers' own, which asks the backend and changes no id, the backend is asked for all texts at
+    once, and leaves out the places of the tokens: that takes half of the time.
+    """
+    if _asks_backend(tokenizer):
+        encoded = tokenizer.backend_tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [tuple(one.ids) for one in encoded]
+    return [tuple(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts]
+
+
+def offsets_of(tokenizer: Any, texts: Sequence[str]) -> list[tuple[tuple[int, ...], list[tuple[int, int]]]]:
+    """Return the ids of some texts like `ids_of`, and for each id its place in the text."""
+    if _asks_backend(tokenizer):
+        encoded = tokenizer.backend_tokenizer.encode_batch(list(texts), add_special_tokens=False)
+        return [(tuple(one.ids), one.offsets) for one in encoded]
+    called = (tokenizer(text, add_special_tokens=False, return_offsets_mapping=True) for text in texts)
+    return [(tuple(one["input_ids"]), one["offset_mapping"]) for one in called]
+
+
+def _asks_backend(tokenizer: Any) -> bool:
+    """Return whether the call of a tokenizer asks its backend, as it is set up, and does no more to the ids."""
+    from transformers import PreTrainedTokenizerFast
+
+    kind, own = type(tokenizer), vars(tokenizer)
+    if any(
+        name in own or getattr(kind, name, None) is not getattr(PreTrainedTokenizerFast, name, None) for name in _CALLED
+    ):
+        return False
+    backend = tokenizer.backend_tokenizer
+    settings = backend.truncation, backend.padding, backend.encode_special_tokens
+    return settings == (None, None, bool(tokenizer.split_special_tokens))
+
+
+def block_spans(
+    tokenizer: Any,
+    ids: Sequence[int],
+    offsets: Sequence[tuple[int, int]],
+    blocks: Sequence[tuple[int, int]],
+    weights: Sequence[int],
+) -> Iterator[Span]:
+    """Yield the spans of a row: turns of the assistant where its generation blocks are, and no turn elsewhere.
+
+    Args:
+        tokenizer: The tokenizer, which tells control tokens.
+        ids: The row's ids.
+        offsets: The place of each id in the text.
+        blocks: The generation blocks, in order.
+        weights: The weight of each block.
+    """
+    # the block that each token overlaps, if any; both lists are in order
+    owners: list[int | None] = []
+    block = 0
+    for start, end in offsets:
+        while block < len(blocks) and start >= blocks[block][1]:
+            block += 1
+        owners.append(block if block < len(blocks) and end > blocks[block][0] else None)
+    # asked once: transformers looks both up in lists
+    special, eos = frozenset(tokenizer.added_tokens_decoder), tokenizer.eos_token_id
+    kinds = (
+        "eos" if owner is not None and token == eos else "control" if token in special else "text"
+        for token, owner in zip(ids, owners, strict=True)
+    )
+    start = 0
+    for (owner, kind), run in itertools.groupby(zip(owners, kinds, strict=True)):
+        end = start + len(list(run))
+        role = None if owner is None else "assistant"
+        yield Span(owner, role, cast("SpanKind", kind), start, end, owner is not None and bool(weights[owner]))
+        start = end

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
-from pytest_mistral_lora.chat.prompt_rows import prompt_row
+from pytest_mistral_lora.chat.reading import scan_jsonl
+from pytest_mistral_lora.chat.rows import Row, parse_row
 from pytest_mistral_lora.checkpoint.base_model import load_base, require_trainable
 from pytest_mistral_lora.checkpoint.devices import Precision, choose_device
 from pytest_mistral_lora.checkpoint.encoder import Encoder, make_encoder
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
-from pytest_mistral_lora.errors import InputError
+from pytest_mistral_lora.errors import InputError, RowError, RowsError
 from pytest_mistral_lora.records.adapter_config import CONFIG
 from pytest_mistral_lora.records.manifest import MANIFEST
 from pytest_mistral_lora.training.generate import complete
@@ -22,6 +23,58 @@ from pytest_mistral_lora.training.generate.model_spec import model_spec
 
 _INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
 """The sign that decoders give for bytes that are not a whole character yet."""
+
+
+_PLACEHOLDER = {"role": "assistant", "content": "."}
+"""Stands for the turn that a model generates. No prompt contains it: a prompt ends before the last assistant turn."""
+
+
+@dataclass(frozen=True, slots=True)
+class PromptRow:
+    """A conversation for a model to continue.
+
+    Attributes:
+        row: The conversation; the model answers in place of its last assistant turn.
+        has_answer: Whether that turn is of the file, so that an answer can be compared with it.
+    """
+
+    row: Row
+    has_answer: bool
+
+
+def prompt_row(data: Any, *, place: str = "") -> PromptRow:
+    """Return plain JSON data as a conversation to continue: one that ends with an answer, or with a question.
+
+    Raises:
+        RowError: If the data is not a row.
+    """
+    messages = data.get("messages") if isinstance(data, Mapping) else None
+    last = messages[-1] if isinstance(messages, Sequence) and messages else None
+    if isinstance(messages, Sequence) and isinstance(last, Mapping) and last.get("role") in ("user", "tool"):
+        return PromptRow(parse_row({**data, "messages": [*messages, _PLACEHOLDER]}, place=place), has_answer=False)
+    return PromptRow(parse_row(data, place=place), has_answer=True)
+
+
+def read_prompt_rows(path: Path) -> list[PromptRow]:
+    """Return the conversations of a JSONL file.
+
+    Raises:
+        InputError: If the file cannot be opened.
+        RowsError: If any row is bad, or there is none.
+    """
+    found, errors = list[PromptRow](), list[RowError]()
+    for item in scan_jsonl(path):
+        try:
+            if isinstance(item, RowError):
+                raise item
+            found.append(prompt_row(item[1], place=f"{path}:{item[0]}"))
+        except RowError as error:
+            errors.append(error)
+    if not found and not errors:
+        errors = [RowError("the file has no rows", place=str(path))]
+    if errors:
+        raise RowsError(errors, place=str(path))
+    return found
 
 
 class AnswerStream:
