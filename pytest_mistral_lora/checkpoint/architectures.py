@@ -6,7 +6,6 @@ loaded: the oldest supported version does not have them all.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -135,8 +134,11 @@ class Architecture:
         """Dotted name of the decoder layers in memory: `model.layers`; in a wrapper `model.language_model.layers`."""
         return f"{self.tower}layers"
 
-    def model_class(self) -> Any:
+    def model_class(self, place: str = "") -> Any:
         """Return the class of transformers.
+
+        Args:
+            place: The file that names it, for the error.
 
         Raises:
             PinError: If the installed version of transformers does not have it.
@@ -147,6 +149,7 @@ class Architecture:
         if not hasattr(transformers, self.text.name) or not hasattr(transformers, self.name):
             raise PinError(
                 f"{self.title} is not in transformers {transformers.__version__}",
+                place=place,
                 expected=f"transformers {self.text.since or '4.57.1'} or later",
                 next_step=f"pip install 'transformers>={self.text.since or '4.57.1'}'",
             )
@@ -225,18 +228,6 @@ def _windowed(text: TextModel, config: Mapping[str, Any]) -> TextModel:
     # a Mistral has one window for all layers, and its default is not null
     plain = "full_attention" if config.get("sliding_window", _DEFAULT_WINDOW) is None else "sliding_attention"
     return text if all(one == plain for one in types) else TEXT_MODELS["ministral"]
-
-
-def layer_windows(config: Mapping[str, Any]) -> dict[int | None, int]:
-    """Return the number of decoder layers for each window, in tokens; None is attention to every token.
-
-    Args:
-        config: The text model's configuration as transformers has it in memory, as a mapping.
-    """
-    window, types = config.get("sliding_window"), config.get("layer_types")
-    if not types:
-        return {window: config["num_hidden_layers"]}
-    return dict(Counter(window if one == "sliding_attention" else None for one in types))
 
 
 def spelled_name(name: str, names: Iterable[str]) -> str:

@@ -15,9 +15,8 @@ from pytest_mistral_lora.checkpoint.architectures import (
     text_part,
     tie_flags,
 )
-from pytest_mistral_lora.checkpoint.dequantized import DequantizedWeights, full_weights
 from pytest_mistral_lora.checkpoint.devices import Precision, torch_dtype
-from pytest_mistral_lora.checkpoint.fp8 import quantization_facts
+from pytest_mistral_lora.checkpoint.fp8 import DequantizedWeights, fp8_layout, quantization_facts
 from pytest_mistral_lora.checkpoint.weights import Weights, read_header
 from pytest_mistral_lora.errors import InputError, PinError, RecipeError, one_line
 
@@ -79,7 +78,7 @@ def require_trainable(folder: Path, backend: str = "mistral-common") -> dict[str
             expected="backend: chat-template",
             next_step="Set backend: chat-template: the base's own chat template is then the only judge of ids.",
         )
-    _require_class(architecture, place)
+    architecture.model_class(place)
     # of a commit whose weights are not fetched, the configuration is judged alone
     if sorted(folder.glob("model*.safetensors")):
         base_weights(folder)
@@ -100,15 +99,8 @@ def architecture_in(folder: Path) -> Architecture:
         architecture = architecture_of(config)
     except ValueError as error:
         raise PinError(f"the model is {error}", place=place, expected=f"one of {', '.join(ALL)}") from error
-    _require_class(architecture, place)
+    architecture.model_class(place)
     return architecture
-
-
-def _require_class(architecture: Architecture, place: str) -> None:
-    try:
-        architecture.model_class()
-    except PinError as error:
-        raise PinError(error.found, place=place, expected=error.expected, next_step=error.next_step) from error
 
 
 def is_tied(folder: Path) -> bool:
@@ -163,20 +155,16 @@ def base_weights(folder: Path) -> Weights:
 
     Raises:
         PinError: If there are none, or as for `fp8_layout`.
+        InputError: As for `Weights`.
     """
-    return full_weights(read_config(folder), weight_files(folder))
-
-
-def linear_layers(folder: Path) -> list[str]:
-    """Return the dotted name of every linear layer of the base, in model order, without loading a weight."""
-    import torch
-
-    return [name for name, module in empty_model(folder).named_modules() if isinstance(module, torch.nn.Linear)]
-
-
-def weighted_modules(folder: Path) -> list[str]:
-    """Return the dotted name of every module of the base with weights of its own, without loading a weight."""
-    return [name for name, module in empty_model(folder).named_modules() if list(module.parameters(recurse=False))]
+    config, stored = read_config(folder), Weights(weight_files(folder))
+    layout = fp8_layout(config, stored, str(folder / "config.json"))
+    if layout is None:
+        return stored
+    text = config.get("text_config")
+    parts = (config, text if isinstance(text, dict) else {})
+    named = [part[key] for part in parts for key in ("dtype", "torch_dtype") if isinstance(part.get(key), str)]
+    return DequantizedWeights(stored, layout, named[0] if named else "bfloat16")
 
 
 def empty_model(folder: Path) -> Any:
@@ -188,7 +176,7 @@ def empty_model(folder: Path) -> Any:
     import torch
 
     architecture, place = architecture_in(folder), str(folder / "config.json")
-    model_class = architecture.model_class()
+    model_class = architecture.model_class(place)
     try:
         config = model_class.config_class.from_pretrained(folder)
         for part in (config.get_text_config(), getattr(config, "vision_config", None)):
@@ -206,7 +194,7 @@ def empty_model(folder: Path) -> Any:
         ) from error
 
 
-def load_base(folder: Path, precision: Precision, device: str) -> Any:
+def load_base(folder: Path, precision: Precision, device: str, *, packed: bool = False) -> Any:
     """Load a base from a checkpoint folder by its class, in eval mode, without a key-value cache by default.
 
     FP8 weights are dequantised to the dtype asked for, on every device.
@@ -215,21 +203,13 @@ def load_base(folder: Path, precision: Precision, device: str) -> Any:
         folder: A checkpoint folder with safetensors weights.
         precision: The dtype of the weights, whatever the checkpoint's own.
         device: `cpu` or `cuda`.
+        packed: Whether weights that are stored quantised are loaded so, as `transformers` does it.
 
     Raises:
         PinError: As for `architecture_in`, or if a weight is missing in the files, or the files hold one that the model
             does not have.
     """
-    return _load(folder, precision).to(device)
-
-
-def load_packed(folder: Path, precision: Precision, device: str) -> Any:
-    """Load a base whose weights are stored quantised, as `transformers` loads it.
-
-    Raises:
-        PinError: As for `load_base`.
-    """
-    return _load(folder, precision, packed=True).to(device)
+    return _load(folder, precision, packed=packed).to(device)
 
 
 def load_nf4(folder: Path, precision: Precision, device: str) -> Any:

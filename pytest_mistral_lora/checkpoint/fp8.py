@@ -1,4 +1,4 @@
-"""FP8 checkpoints: the layout of their scales, declared and checked.
+"""FP8 checkpoints: the layout of their scales, declared and checked, and their weights in full precision.
 
 The layout is the one that transformers' fine-grained FP8 writes: a matrix of e4m3 numbers, and beside it
 `weight_scale_inv`, either one number for the matrix or one for each block of `weight_block_size`.
@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from pytest_mistral_lora.checkpoint.weights import DTYPES, TensorInfo, Weights
 from pytest_mistral_lora.errors import PinError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
 
 METHOD = "fp8"
 """`quant_method` of transformers' fine-grained FP8."""
@@ -113,7 +117,12 @@ def fp8_layout(config: Mapping[str, Any], weights: Weights, place: str) -> Fp8La
             configuration contradicts the files; if the weights are quantised in any other way.
     """
     facts, infos = quantization_facts(config, place), weights.infos
-    matrices = [name for name, info in infos.items() if _is_quantised(name, info)]
+    scales = {name for name in infos if name.endswith("_scale_inv")}
+    matrices = [
+        name
+        for name, info in infos.items()
+        if (info.dtype.startswith("F8_") and name not in scales) or info.dtype in _PACKED
+    ]
     if facts is None:
         if matrices:
             found = f"{matrices[0]} is in {infos[matrices[0]].dtype}, and config.json has no quantization_config"
@@ -122,15 +131,12 @@ def fp8_layout(config: Mapping[str, Any], weights: Weights, place: str) -> Fp8La
         return None
     block = None if facts["weight_block_size"] is None else (*facts["weight_block_size"],)
     pairs = {name: name.removesuffix("weight") + _SCALE for name in matrices}
-    scales = {name for name in infos if name.endswith("_scale_inv")}
     for name, scale in pairs.items():
-        _check_matrix(name, infos[name])
-        if scale not in infos:
-            raise _missing_scale(name, scale, infos)
-        _check_scale(infos[scale], scale, infos[name], name, block, _SCALE_DTYPES[facts["scale_fmt"]])
+        _check_matrix(name, scale, infos)
+        _check_scale(scale, name, infos, block, _SCALE_DTYPES[facts["scale_fmt"]])
     if alone := sorted(scales - set(pairs.values())):
         found = f"{alone[0]} is the scale of no matrix in FP8"
-        raise _refused(found, str(infos[alone[0]].file), "a matrix in F8_E4M3 beside each scale")
+        raise _refused(found, infos[alone[0]], "a matrix in F8_E4M3 beside each scale")
     if not pairs:
         raise PinError(
             f"quantization_config declares {METHOD}, and no tensor is in FP8",
@@ -140,54 +146,43 @@ def fp8_layout(config: Mapping[str, Any], weights: Weights, place: str) -> Fp8La
         )
     _check_values(weights, pairs)
     activations = (name.removesuffix("weight") + _ACTIVATION for name in matrices)
-    dropped = {*pairs.values(), *(name for name in activations if name in infos)}
-    return Fp8Layout(block, pairs, frozenset(dropped))
+    return Fp8Layout(block, pairs, frozenset({*pairs.values(), *(name for name in activations if name in infos)}))
 
 
-def _is_quantised(name: str, info: TensorInfo) -> bool:
-    return (info.dtype.startswith("F8_") and not name.endswith("_scale_inv")) or info.dtype in _PACKED
-
-
-def _check_matrix(name: str, info: TensorInfo) -> None:
+def _check_matrix(name: str, scale: str, infos: Mapping[str, TensorInfo]) -> None:
+    info = infos[name]
     if info.dtype != "F8_E4M3":
-        raise _refused(f"{name} is in {info.dtype}", str(info.file), "F8_E4M3, or a full weight")
+        raise _refused(f"{name} is in {info.dtype}", info, "F8_E4M3, or a full weight")
     if len(info.shape) != 2 or not name.endswith(".weight"):
         experts = ": experts in one tensor" if "expert" in name else ""
         found = f"{name} is FP8 of shape {list(info.shape)}{experts}"
-        raise _refused(found, str(info.file), "FP8 in matrices alone, each named weight")
-
-
-def _missing_scale(name: str, scale: str, infos: Mapping[str, TensorInfo]) -> PinError:
-    beside = [one for one in infos if one.startswith(name.removesuffix("weight")) and one != name]
-    others = f"; beside it are {', '.join(beside[:3])}" if beside else ""
-    return _refused(f"{name} is in FP8, and its scale is missing{others}", str(infos[name].file), scale)
+        raise _refused(found, info, "FP8 in matrices alone, each named weight")
+    if scale not in infos:
+        beside = [one for one in infos if one.startswith(name.removesuffix("weight")) and one != name]
+        others = f"; beside it are {', '.join(beside[:3])}" if beside else ""
+        raise _refused(f"{name} is in FP8, and its scale is missing{others}", info, scale)
 
 
 def _check_scale(
-    info: TensorInfo,
-    name: str,
-    matrix: TensorInfo,
-    matrix_name: str,
-    block: tuple[int, int] | None,
-    dtypes: Sequence[str],
+    name: str, matrix: str, infos: Mapping[str, TensorInfo], block: tuple[int, int] | None, dtypes: Sequence[str]
 ) -> None:
-    place, shape = str(info.file), list(info.shape)
+    info, shape = infos[name], list(infos[name].shape)
     if info.dtype not in dtypes:
-        raise _refused(f"{name} is in {info.dtype}", place, " or ".join(dtypes))
+        raise _refused(f"{name} is in {info.dtype}", info, " or ".join(dtypes))
     if block is None:
         # transformers holds a number without dimensions, and saves one in a list or a matrix of one
         if shape not in ([], [1], [1, 1]):
-            raise _refused(f"{name} has shape {shape}, and weight_block_size is null", place, "one number")
+            raise _refused(f"{name} has shape {shape}, and weight_block_size is null", info, "one number")
         return
-    rows, columns = matrix.shape
+    rows, columns = infos[matrix].shape
     if rows % block[0] or columns % block[1]:
-        found = f"{matrix_name} has shape {list(matrix.shape)}, which blocks of {block[0]} x {block[1]} do not divide"
-        raise _refused(found, str(matrix.file), "a matrix of whole blocks, or a full one")
+        found = f"{matrix} has shape {[rows, columns]}, which blocks of {block[0]} x {block[1]} do not divide"
+        raise _refused(found, infos[matrix], "a matrix of whole blocks, or a full one")
     grid = [rows // block[0], columns // block[1]]
     if shape != grid:
         turned = ", which is transposed" if shape == grid[::-1] else ""
         expected = f"{grid}: one number for each block of {block[0]} x {block[1]} in {rows} x {columns}"
-        raise _refused(f"{name} has shape {shape}{turned}", place, expected)
+        raise _refused(f"{name} has shape {shape}{turned}", info, expected)
 
 
 def _check_values(weights: Weights, scales: Mapping[str, str]) -> None:
@@ -201,7 +196,7 @@ def _check_values(weights: Weights, scales: Mapping[str, str]) -> None:
         found = f"{name} has the scale {wrong:g}"
         if wrong > 0 and math.isfinite(wrong):
             found += f", with which {matrix} has weights up to {wrong * _E4M3_MAX:g}: the reciprocal of a scale?"
-        raise _refused(found, str(weights.infos[name].file), "positive finite numbers, by which a weight is multiplied")
+        raise _refused(found, weights.infos[name], "positive finite numbers, by which a weight is multiplied")
 
 
 def _other_method(declared: Any, place: str) -> PinError:
@@ -216,12 +211,89 @@ def _other_method(declared: Any, place: str) -> PinError:
     return PinError(f"the base is quantised: {text}", place=place, expected=_EXPECTED, next_step=step)
 
 
-def _refused(found: str, place: str, expected: str) -> PinError:
-    return PinError(
-        f"FP8 in a layout that is not known: {found}", place=place, expected=expected, next_step=_OTHER_COPY
-    )
+def _refused(found: str, at: TensorInfo | str, expected: str) -> PinError:
+    found, place = f"FP8 in a layout that is not known: {found}", at if isinstance(at, str) else str(at.file)
+    return PinError(found, place=place, expected=expected, next_step=_OTHER_COPY)
 
 
 def _short(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:80]}…"
+
+
+def dequantize(matrix: torch.Tensor, scale: torch.Tensor, block: tuple[int, int] | None) -> torch.Tensor:
+    """Return a matrix in full precision, float32: each number times its scale.
+
+    Args:
+        matrix: The matrix in e4m3, `(rows, columns)`.
+        scale: One number, or one for each block, `(rows / block rows, columns / block columns)`.
+        block: Rows and columns of a block; None if the scale is one number.
+
+    Raises:
+        ValueError: If the scale does not have the shape that the block asks for.
+    """
+    # W = q · s, in float32: e4m3 has 4 significant bits, and the product is rounded once
+    full, factor = matrix.float(), scale.float()
+    if block is None:
+        return full.mul_(factor.reshape(()))
+    rows, columns = factor.shape
+    if (rows * block[0], columns * block[1]) != tuple(full.shape):
+        raise ValueError(f"scales of shape {tuple(factor.shape)} for {tuple(full.shape)} in blocks of {block}")
+    parts = full.view(rows, block[0], columns, block[1])
+    return parts.mul_(factor[:, None, :, None]).view_as(full)
+
+
+class DequantizedWeights(Weights):
+    """The tensors of an FP8 checkpoint as full ones: matrices are multiplied by their scales, and scales left out.
+
+    Attributes:
+        layout: The layout of the scales.
+    """
+
+    def __init__(self, stored: Weights, layout: Fp8Layout, dtype: str) -> None:
+        """Take the place of an FP8 checkpoint's tensors.
+
+        Args:
+            stored: The tensors as the files have them.
+            layout: The layout of the scales.
+            dtype: The dtype that headers give for a dequantised matrix, as torch names it.
+        """
+        self.files, self._stored, self.layout = stored.files, stored, layout
+        code = DTYPES.get(dtype, "BF16")
+        self.infos = {
+            name: replace(info, dtype=code) if name in layout.scales else info
+            for name, info in stored.infos.items()
+            if name not in layout.dropped
+        }
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        """Return a tensor on the CPU: a dequantised matrix in float32, any other in its own dtype."""
+        if name not in self.infos:
+            raise KeyError(name)
+        scale = self.layout.scales.get(name)
+        tensor = self._stored[name]
+        return tensor if scale is None else dequantize(tensor, self._stored[scale], self.layout.block)
+
+    def array(self, name: str) -> np.ndarray[Any, Any]:
+        """Return a tensor as numpy has it; a dequantised matrix is made by torch."""
+        found: np.ndarray[Any, Any] = self[name].numpy() if name in self.layout.scales else super().array(name)
+        return found
+
+    @property
+    def stored(self) -> Weights:
+        """The tensors as the files have them."""
+        return self._stored
+
+    def facts(self, itemsize: int) -> dict[str, Any]:
+        """Return what a manifest records of them.
+
+        Args:
+            itemsize: Bytes of a number in memory.
+        """
+        return {
+            "method": METHOD,
+            "scaling": self.layout.scaling,
+            "matrices": len(self.layout.scales),
+            "stored_bytes": sum(file.stat().st_size for file in self.files),
+            "bytes": itemsize * sum(info.size for info in self.infos.values()),
+        }

@@ -155,7 +155,7 @@ class Judging:
     def _report(
         self, records: list[dict[str, Any]], causes: FindingGroups, code: int, started: datetime, seconds: float
     ) -> dict[str, Any]:
-        from pytest_mistral_lora.records.repository import code_of
+        from pytest_mistral_lora.records.manifest import code_of
         from pytest_mistral_lora.report import RunFacts, report_data
 
         facts = RunFacts(self.command, started, seconds, code_of(Path.cwd()))

@@ -170,7 +170,7 @@ def _format_checks(words: Sequence[str]) -> tuple[FormatCheck, ...]:
     """Parse the values of `--check`, written as `NAME` or `NAME=VALUE`, by the recipe's own model of them."""
     from pydantic import ValidationError
 
-    from pytest_mistral_lora.records.model_errors import error_in_words
+    from pytest_mistral_lora.records.schema import error_in_words
     from pytest_mistral_lora.training.recipe import Evaluation
 
     # a regex or a file name may look like a number: only max_tokens takes one

@@ -15,7 +15,7 @@ from pytest_mistral_lora.chat.reading import parse_json, read_bounded, read_json
 from pytest_mistral_lora.data import Source, source_files
 from pytest_mistral_lora.data.messages import Layout
 from pytest_mistral_lora.errors import InputError
-from pytest_mistral_lora.records.model_errors import error_in_words
+from pytest_mistral_lora.records.schema import error_in_words
 
 _ON_A_HUB = ("hf_hub_url", "ms_hub_url", "om_hub_url", "script_url", "cloud_file_name")
 _LLAMAFACTORY_COLUMNS = {

@@ -1,13 +1,15 @@
-"""`manifest.json`: the record of a run, checked against its JSON Schema (`manifest.schema.json`)."""
+"""`manifest.json`: the record of a run, checked by its JSON Schema, with the data files and the commit that it names."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pytest_mistral_lora.chat.reading import read_json
+from pytest_mistral_lora.chat.reading.chunks import DataFile
 from pytest_mistral_lora.checkpoint.hub_cache import COMMIT
 from pytest_mistral_lora.checkpoint.pins import check_revision
 from pytest_mistral_lora.errors import PinError
@@ -108,3 +110,63 @@ def seal_of(content: bytes, seal: str) -> str:
     # the last one: the same digits may stand in another value
     before, _, after = content.rpartition(seal.encode())
     return sha256_bytes(before + _UNSEALED.encode() + after)
+
+
+Opener = Callable[[Path, Mapping[str, Any]], DataFile]
+"""Opens a file by its entry in the manifest's `dataset`: `data.sources.recorded_file`."""
+
+
+def training_files(data: Mapping[str, Any], dataset: Path | Sequence[Path]) -> list[Path]:
+    """Return the training files in recipe order, of those that were given or of the folder that was given."""
+    if not isinstance(dataset, Path):
+        return list(dataset)
+    if not dataset.is_dir() or "dataset" not in data:
+        return [dataset]
+    return _listed_files(dataset, data["dataset"]["files"])
+
+
+def held_files(data: Mapping[str, Any], dataset: Path | Sequence[Path]) -> list[Path] | None:
+    """Return the files that were held out, of the folder that was given; None if no folder was given."""
+    entries = data["dataset"]["eval_files"]
+    if not entries:
+        return []
+    return _listed_files(dataset, entries) if isinstance(dataset, Path) and dataset.is_dir() else None
+
+
+def _listed_files(folder: Path, entries: Sequence[Mapping[str, Any]]) -> list[Path]:
+    """Return the files of a folder: by the paths below the recipe's own folder, or all of them in one place."""
+    paths = (Path(entry["path"]) for entry in entries)
+    return [folder / path if (folder / path).is_file() else folder / path.name for path in paths]
+
+
+def opened(paths: Sequence[Path], entries: Sequence[Mapping[str, Any]], open_file: Opener | None) -> list[DataFile]:
+    """Return files for reading, each as its entry records it; a file without an entry holds rows."""
+    files = []
+    for index, path in enumerate(paths):
+        entry = entries[index] if index < len(entries) else {}
+        files.append(DataFile(path) if open_file is None else open_file(path, entry))
+    return files
+
+
+_LONGEST_S = 30
+
+
+def code_of(folder: Path) -> dict[str, Any] | None:
+    """Return `commit` and `dirty` of the repository that a folder is in: the manifest's `environment.code`.
+
+    Files that Git does not track do not count as changes. The result is None outside of a repository, in one without a
+    commit, and without Git.
+    """
+    commit = _git(folder, "rev-parse", "--verify", "HEAD")
+    changes = _git(folder, "status", "--porcelain", "--untracked-files=no")
+    return None if commit is None or changes is None else {"commit": commit, "dirty": bool(changes)}
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    # fsmonitor is a command of the repository's own configuration: it must not run because a model is trained there
+    command = ["git", "-C", str(folder), "-c", "core.fsmonitor=false", *arguments]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_LONGEST_S, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import yaml
 
 from pytest_mistral_lora.errors import InputError
-from pytest_mistral_lora.records.data_files import data_notes
 from pytest_mistral_lora.records.files import inside, sha256_bytes, write_text
 from pytest_mistral_lora.records.manifest import load
 
 _BEGIN = "<!-- yours, from here: kept when this file is made again -->"
 _END = "<!-- yours, to here -->"
-
-
 _EMPTY_SECTION = f"{_BEGIN}\n\n{_END}"
 
 
@@ -47,35 +44,52 @@ def decision_text(manifest: Mapping[str, Any]) -> str:
     Args:
         manifest: The manifest of an adapter or a merged model; `files` and `seal` are not used.
     """
-    data_names = ", ".join(entry["path"] for entry in manifest["dataset"]["files"])
-    title = f"# Fine-tune {manifest['base']} with LoRA on {data_names}"
+    dataset, tokenizer, masking = manifest["dataset"], manifest["tokenizer"], manifest["masking"]
+    title = f"# Fine-tune {manifest['base']} with LoRA on {', '.join(entry['path'] for entry in dataset['files'])}"
     status = f"Status: {'trained and merged' if manifest['kind'] == 'merged' else 'trained'}"
     reasons = f"## Why\n\nThe purpose of the run and the alternatives: write them here.\n\n{_EMPTY_SECTION}"
-    masking = manifest["masking"]
+    context = [
+        ("Base", f"`{manifest['base']}`"),
+        ("Revision", f"`{manifest['revision']}`" if manifest["revision"] else "none: a local base"),
+        ("Base weights SHA-256", f"`{manifest.get('base_weights_sha256', 'not recorded')}`"),
+        ("Dataset SHA-256", f"`{manifest['dataset_sha256']}`"),
+        *_data_rows(dataset),
+        ("Tokenizer", f"{tokenizer['version'] or tokenizer['file']} through {tokenizer['backend']}"),
+        ("Tokenizer SHA-256", f"`{tokenizer['sha256']}`"),
+        ("Chat template SHA-256", f"`{manifest['template']['sha256']}` ({manifest['template']['source']})"),
+    ]
     share = masking["supervised_tokens"] / masking["tokens"]
     supervised = (
         "## Supervised tokens\n\n"
         f"Supervised: {masking['policy']}. {masking['supervised_tokens']} of {masking['tokens']} tokens ({share:.0%}) "
         "carry loss. `rendered_row.json` shows one row token by token."
     )
-    parts = [title, status, reasons, _context(manifest), _decision(manifest), supervised]
+    parts = [title, status, reasons, f"## Context\n\n{_table(context)}", _decision(manifest), supervised]
     parts += [_evaluation(manifest), _consequences(manifest), _reproduce(manifest)]
     return "\n\n".join(parts) + "\n"
 
 
-def _context(manifest: Mapping[str, Any]) -> str:
-    dataset, tokenizer = manifest["dataset"], manifest["tokenizer"]
-    rows = [
-        ("Base", f"`{manifest['base']}`"),
-        ("Revision", f"`{manifest['revision']}`" if manifest["revision"] else "none: a local base"),
-        ("Base weights SHA-256", f"`{manifest.get('base_weights_sha256', 'not recorded')}`"),
-        ("Dataset SHA-256", f"`{manifest['dataset_sha256']}`"),
-        *data_notes(dataset),
-        ("Tokenizer", f"{tokenizer['version'] or tokenizer['file']} through {tokenizer['backend']}"),
-        ("Tokenizer SHA-256", f"`{tokenizer['sha256']}`"),
-        ("Chat template SHA-256", f"`{manifest['template']['sha256']}` ({manifest['template']['source']})"),
-    ]
-    return "## Context\n\n" + _table(rows)
+def _data_rows(dataset: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield the lines about the data, name and value: files, with how they were converted, and rows that were left."""
+    files = [(one, f"Data file `{one['path']}`", f"{one['rows']} rows, ") for one in dataset["files"]]
+    files += [(one, f"Held-out file `{one['path']}`", "") for one in dataset["eval_files"]]
+    for one, name, rows in files:
+        converted = ""
+        if (source := one.get("source")) is not None:
+            lost = [f"{kind} in {number} records" for kind, number in source["losses"].items()]
+            lost += [f"{source['left_out']} records"] if source["left_out"] else []
+            left_out = f"; left out: {', '.join(lost)}" if lost else ""
+            converted = f", {source['container']} of {source['format']}, rows `{source['rows_sha256']}`{left_out}"
+        yield name, f"{rows}`{one['sha256']}`{converted}"
+    yield "Rows", f"{dataset.get('rows_used', dataset['rows'])} trained on, {dataset['held_out_rows']} held out"
+    # truncation and filtering, if they changed anything
+    for name, part in (("Rows to train on", dataset), ("Held-out rows", dataset.get("held_out_removed", {}))):
+        changes = [f"{number} dropped ({reason})" for reason, number in part.get("rows_dropped", {}).items()]
+        changes += [f"{part['rows_truncated']} cut"] if part.get("rows_truncated") else []
+        changes += [f"{part['rows_without_loss']} without loss"] if part.get("rows_without_loss") else []
+        if changes:
+            removed = f"{part['tokens_removed']} tokens removed, {part['supervised_tokens_removed']} of them with loss"
+            yield name, f"{', '.join(changes)}: {removed}"
 
 
 def _decision(manifest: Mapping[str, Any]) -> str:
@@ -190,6 +204,15 @@ def card_text(manifest: Mapping[str, Any]) -> str:
     merged = manifest["kind"] == "merged"
     base = f"`{manifest['base']}`" + (f" at `{manifest['revision']}`" if manifest["revision"] else "")
     name = _hub_id(manifest["base"])
+    metadata = {
+        "base_model": name,
+        "base_model_relation": "finetune" if merged else "adapter",
+        "datasets": [_hub_id(entry["path"]) for entry in manifest.get("dataset", {}).get("files", ())],
+        "library_name": "transformers" if merged else "peft",
+        "pipeline_tag": "text-generation",
+        "tags": ["lora", "mistral"],
+        **manifest.get("recipe", {}).get("card", {}),
+    }
     if merged:
         title = (
             f"# {name}, fine-tuned and merged\n\nFull weights: {base} with a LoRA adapter merged into it. It is a "
@@ -203,21 +226,8 @@ def card_text(manifest: Mapping[str, Any]) -> str:
             f'base = AutoModelForCausalLM.from_pretrained("{manifest["base"]}"{pin})\n'
             'model = PeftModel.from_pretrained(base, "this folder")'
         )
-    front, use = f"---\n{_metadata(manifest, merged)}---", f"## Use\n\n```python\n{code}\n```"
-    return "\n\n".join([front, title, _EMPTY_SECTION, use, facts]) + "\n"
-
-
-def _metadata(manifest: Mapping[str, Any], merged: bool) -> str:
-    known = {
-        "base_model": _hub_id(manifest["base"]),
-        "base_model_relation": "finetune" if merged else "adapter",
-        "datasets": [_hub_id(entry["path"]) for entry in manifest.get("dataset", {}).get("files", ())],
-        "library_name": "transformers" if merged else "peft",
-        "pipeline_tag": "text-generation",
-        "tags": ["lora", "mistral"],
-    }
-    own = manifest.get("recipe", {}).get("card", {})
-    return yaml.safe_dump({**known, **own}, sort_keys=False, allow_unicode=True)
+    front = f"---\n{yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True)}---"
+    return "\n\n".join([front, title, _EMPTY_SECTION, f"## Use\n\n```python\n{code}\n```", facts]) + "\n"
 
 
 def _hub_id(name: str) -> str:

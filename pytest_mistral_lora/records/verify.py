@@ -15,10 +15,9 @@ from pytest_mistral_lora.checkpoint.tokenizers import oracle_file
 from pytest_mistral_lora.errors import MistralLoraError
 from pytest_mistral_lora.records.adapter_folder import AdapterFolder
 from pytest_mistral_lora.records.base_location import LocatedBase, base_config, changed_config
-from pytest_mistral_lora.records.data_files import Opener, held_files, opened, training_files
 from pytest_mistral_lora.records.data_stats import PROBES, probe_sha256, recount_rows
 from pytest_mistral_lora.records.files import inside, sha256_bytes, sha256_file, sha256_files
-from pytest_mistral_lora.records.manifest import MANIFEST, seal_of
+from pytest_mistral_lora.records.manifest import MANIFEST, Opener, held_files, opened, seal_of, training_files
 from pytest_mistral_lora.records.notes import NOTES, note_bytes, note_texts, noted_by
 from pytest_mistral_lora.records.tensors import adapted_modules
 

@@ -15,7 +15,7 @@ from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 from transformers import set_seed
 
 from pytest_mistral_lora.checkpoint.architectures import TARGET_GROUPS, Architecture
-from pytest_mistral_lora.checkpoint.base_model import architecture_in, is_tied, linear_layers, weighted_modules
+from pytest_mistral_lora.checkpoint.base_model import architecture_in, empty_model, is_tied
 from pytest_mistral_lora.errors import RecipeError, TrainingError, and_more, did_you_mean
 from pytest_mistral_lora.training.devices import full_tensor, gather_parameters
 from pytest_mistral_lora.training.recipe import Lora
@@ -53,7 +53,8 @@ def adapted_layers(folder: Path, targets: Sequence[str]) -> list[str]:
     if not architecture.text.mlp:
         _refuse_experts(architecture, asked)
     # PEFT accepts a list if any one of its names matches, and then trains less than was asked for
-    everywhere = linear_layers(folder)
+    modules = empty_model(folder).named_modules()
+    everywhere = [name for name, module in modules if isinstance(module, torch.nn.Linear)]
     names = [name for name in everywhere if name.startswith(f"{architecture.layers}.")]
     # counted, not read: a configuration may leave the number to transformers' default
     layers = sum(name.endswith(".self_attn.o_proj") for name in names)
@@ -119,7 +120,12 @@ def saved_modules(folder: Path, names: Sequence[str]) -> list[str]:
         RecipeError: If no module with weights of its own has the name, if PEFT would take other modules for it, too, or
             if it names embeddings that the base ties to its head.
     """
-    modules = weighted_modules(folder) if names else []
+    # those with weights of their own
+    modules = [
+        name
+        for name, module in (empty_model(folder).named_modules() if names else ())
+        if list(module.parameters(recurse=False))
+    ]
     found = {name: [module for module in modules if _last_name(module) == name] for name in names}
     for name, own in found.items():
         if not own:

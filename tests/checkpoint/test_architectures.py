@@ -19,7 +19,6 @@ from pytest_mistral_lora.checkpoint.architectures import (
     Architecture,
     TextModel,
     architecture_of,
-    layer_windows,
     spelled_name,
 )
 from pytest_mistral_lora.checkpoint.base_model import (
@@ -180,9 +179,3 @@ def test_the_file_of_a_wrapper_decides_whether_it_is_tied(
     names = ["language_model.model.embed_tokens.weight", *(["language_model.lm_head.weight"] if head else [])]
     save_file({name: torch.zeros(2, 2) for name in names}, tmp_path / "model.safetensors")
     assert is_tied(written(tmp_path, {**_WRAPPED, "text_config": {}, **keys})) is tied
-
-
-def test_windows_of_the_layers() -> None:
-    types = ["full_attention", "sliding_attention", "sliding_attention"]
-    assert layer_windows({"sliding_window": 8, "layer_types": types}) == {None: 1, 8: 2}
-    assert layer_windows({"sliding_window": 8, "num_hidden_layers": 3}) == {8: 3}

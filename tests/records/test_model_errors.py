@@ -7,7 +7,7 @@ from typing import Any, Literal
 import pytest
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, ValidationError
 
-from pytest_mistral_lora.records.model_errors import error_in_words
+from pytest_mistral_lora.records.schema import error_in_words
 
 
 class _Inner(BaseModel):

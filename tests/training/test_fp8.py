@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 from pytest_mistral_lora.chat.oracle import shipped_tokenizer
 from pytest_mistral_lora.checkpoint.architectures import TEXT_MODELS, Architecture
 from pytest_mistral_lora.checkpoint.base_model import base_weights, load_base
-from pytest_mistral_lora.checkpoint.dequantized import DequantizedWeights, dequantize
+from pytest_mistral_lora.checkpoint.fp8 import DequantizedWeights, dequantize
 from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
 from pytest_mistral_lora.cli import main
 from pytest_mistral_lora.conformance.adapter import adapter_findings

@@ -19,7 +19,7 @@ from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.records.adapter_folder import AdapterFolder
 from pytest_mistral_lora.records.files import Written
 from pytest_mistral_lora.records.manifest import MANIFEST
-from pytest_mistral_lora.records.model_errors import error_in_words
+from pytest_mistral_lora.records.schema import error_in_words
 from pytest_mistral_lora.records.transcripts import Transcript, load_folder, transcript_files
 from pytest_mistral_lora.training.generate import adapter_effect, generate, load_adapted, probe
 from pytest_mistral_lora.training.generate.record import record, tokenizer_identity

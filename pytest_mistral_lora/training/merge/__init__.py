@@ -13,7 +13,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from pytest_mistral_lora.checkpoint.base_model import load_nf4, load_packed, read_config
+from pytest_mistral_lora.checkpoint.base_model import load_base, load_nf4, read_config
 from pytest_mistral_lora.checkpoint.devices import PRECISIONS
 from pytest_mistral_lora.checkpoint.fp8 import declared_quantization, is_fp8
 from pytest_mistral_lora.checkpoint.tokenizers import TOKENIZER_JSON
@@ -75,7 +75,7 @@ def dequantized(spec: ModelSpec, output: Path, *, asked: bool) -> Iterator[Path]
             )
         try:
             # a full base that was trained on in 4 bits is quantised first: the adapter learned to correct those weights
-            model = load_packed(base, precision, device) if packed else load_nf4(base, precision, device)
+            model = load_base(base, precision, device, packed=True) if packed else load_nf4(base, precision, device)
             model = model.dequantize()
         except (ImportError, NotImplementedError, ValueError) as error:  # transformers' own, by method and library
             found = f"cannot be dequantised: {one_line(error)}"

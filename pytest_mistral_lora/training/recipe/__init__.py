@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import Field, PrivateAttr, ValidationError, ValidationInfo, field_validator, model_validator
 
 from pytest_mistral_lora.errors import RecipeError
-from pytest_mistral_lora.records.model_errors import error_in_words
+from pytest_mistral_lora.records.schema import error_in_words
 from pytest_mistral_lora.training.recipe.data import FILE, SOURCE, Data, DataSource
 from pytest_mistral_lora.training.recipe.reading import Field as FieldPath
 from pytest_mistral_lora.training.recipe.reading import dotted, read_yaml, shown
