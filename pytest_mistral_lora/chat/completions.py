@@ -60,7 +60,7 @@ def read_calls(ids: Sequence[int], oracle: Oracle) -> list[GeneratedCall]:
         raise MalformedCallError("no [TOOL_CALLS]")
     ids = ids[ids.index(oracle.tool_calls_id) :]
     if oracle.version not in _AS_ONE_LIST:
-        return list(_one_by_one(ids, oracle))
+        return list(_marked_calls(ids, oracle))
     if ids.count(ids[0]) > 1:
         raise MalformedCallError("[TOOL_CALLS] twice in one turn")
     calls = _load_json(oracle.decode(ids[1:]))
@@ -89,7 +89,7 @@ def call_violation(call: GeneratedCall, tools: Collection[str], version: str) ->
     return ""
 
 
-def _one_by_one(ids: list[int], oracle: Oracle) -> Iterator[GeneratedCall]:
+def _marked_calls(ids: list[int], oracle: Oracle) -> Iterator[GeneratedCall]:
     """Yield the calls of a version that writes each call as markers, each followed by a text."""
     markers = ["[TOOL_CALLS]", *(["[CALL_ID]"] if oracle.version in _WITH_ID else []), "[ARGS]"]
     starts = [index for index, token in enumerate(ids) if token in oracle.control_tokens]
@@ -197,9 +197,15 @@ class FormatCheck:
         Raises:
             InputError: If the kind is `tool_call` and there is no Mistral tokenizer to read calls with.
         """
-        if self.kind == "regex" or (self.kind == "json_schema" and '"pattern' in json.dumps(self.value)):
-            return FormatVerdict(self.name, _violation_in_time(self, answer.text))
-        return FormatVerdict(self.name, _CHECKS[self.kind](answer, self.value))
+        if self.kind != "regex" and not (self.kind == "json_schema" and '"pattern' in json.dumps(self.value)):
+            return FormatVerdict(self.name, _CHECKS[self.kind](answer, self.value))
+        try:
+            reason = str(answer_in_time(_CODE, [[*map(str, sys.path)], self.kind, self.value, answer.text]))
+        except TimeoutError as error:
+            reason = f"a pattern {error}: write it without repetitions of repetitions"
+        except ValueError as error:
+            reason = f"the check cannot run: {error}"
+        return FormatVerdict(self.name, reason)
 
 
 def verdicts(answer: AnswerToCheck, checks: Iterable[FormatCheck]) -> tuple[FormatVerdict, ...]:
@@ -218,7 +224,7 @@ def pass_rates(judged: Iterable[Iterable[FormatVerdict]]) -> dict[str, float]:
 
 def schema_violation(schema: Any) -> str:
     """Return why `schema` is not a JSON Schema; empty if it is one."""
-    from jsonschema import SchemaError
+    from jsonschema import Draft202012Validator, SchemaError
     from jsonschema.validators import validator_for
 
     if isinstance(schema, bool):
@@ -226,20 +232,15 @@ def schema_violation(schema: Any) -> str:
     if not isinstance(schema, dict):
         return "it is no object"
     try:
-        validator_for(schema, default=_newest()).check_schema(schema)
+        validator_for(schema, default=Draft202012Validator).check_schema(schema)
     except SchemaError as error:
         return f"{error.json_path}: {error.message}"
     return ""
 
 
-def _newest() -> Any:
-    from jsonschema import Draft202012Validator
-
-    return Draft202012Validator
-
-
 def _json_violation(answer: AnswerToCheck, schema: Any) -> str:
     """Check that the text is JSON, and of a schema if there is one."""
+    from jsonschema import Draft202012Validator
     from jsonschema.exceptions import best_match
     from jsonschema.validators import validator_for
 
@@ -249,7 +250,7 @@ def _json_violation(answer: AnswerToCheck, schema: Any) -> str:
         return str(error)
     if schema is None:
         return ""
-    worst = best_match(validator_for(schema, default=_newest())(schema).iter_errors(data))
+    worst = best_match(validator_for(schema, default=Draft202012Validator)(schema).iter_errors(data))
     return "" if worst is None else f"{worst.json_path}: {worst.message}"
 
 
@@ -285,12 +286,3 @@ path, kind, value, text = json.load(sys.stdin)
 sys.path[:] = path
 from pytest_mistral_lora.chat.completions import _CHECKS, AnswerToCheck
 print(json.dumps(_CHECKS[kind](AnswerToCheck((), text, "", (), None), value)))"""
-
-
-def _violation_in_time(check: FormatCheck, text: str) -> str:
-    try:
-        return str(answer_in_time(_CODE, [[*map(str, sys.path)], check.kind, check.value, text]))
-    except TimeoutError as error:
-        return f"a pattern {error}: write it without repetitions of repetitions"
-    except ValueError as error:
-        return f"the check cannot run: {error}"

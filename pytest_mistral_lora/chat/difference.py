@@ -89,11 +89,6 @@ def spelled_bytes(data: bytes) -> str:
     return data.decode("utf-8", "backslashreplace")
 
 
-def text_shape(before: str, expected: str, found: str) -> str:
-    """Return the shape of the difference between two texts behind a control token; empty if there is none."""
-    return units_shape(before, list(expected), list(found))
-
-
 def controls_shape(expected: Sequence[str], found: Sequence[str]) -> str:
     """Return the shape of the first difference between two lists of control tokens; empty if there is none."""
     codes = SequenceMatcher(None, expected, found, autojunk=False).get_opcodes()
@@ -117,12 +112,12 @@ def units_shape(before: str, expected: Sequence[str], found: Sequence[str]) -> s
 
     Args:
         before: The control token before them; empty at the start.
-        expected: mistral-common's side.
+        expected: mistral-common's side; a text is a list of its characters.
         found: The side to compare with it.
     """
-    least = min(len(expected), len(found))
-    start = next((n for n in range(least) if expected[n] != found[n]), least)
-    end = next((n for n in range(least - start) if expected[-1 - n] != found[-1 - n]), least - start)
+    start = equal_beginning(expected, found)
+    least = min(len(expected), len(found)) - start
+    end = next((n for n in range(least) if expected[-1 - n] != found[-1 - n]), least)
     sides = [side[start : len(side) - end] for side in (expected, found)]
     if not any(sides):
         return ""

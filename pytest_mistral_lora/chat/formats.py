@@ -139,18 +139,15 @@ def _text_container(head: bytes, path: Path) -> str:
         # a list that ends with its line, before other lines, is one bad row of many and not the file's own bracket
         return LINES if newline and line.endswith(b"]") and len(line) > 1 and rest.strip() else ARRAY
     # an object that is written over several lines has little on its first
-    opened = newline and rest.lstrip()[:1] == b'"' and len(line) < 80 and line[:1] == b"{" and line[-1:] != b"}"
-    return VALUES if opened and _goes_on(line) else LINES
-
-
-def _goes_on(line: bytes) -> bool:
-    try:
-        json.loads(line)
-    except json.JSONDecodeError as error:
-        return not line[error.pos :].strip() or line.endswith((b",", b"[", b"{"))
-    except ValueError:
-        return False
-    return False
+    if newline and rest.lstrip()[:1] == b'"' and len(line) < 80 and line[:1] == b"{" and line[-1:] != b"}":
+        try:
+            json.loads(line)
+        except json.JSONDecodeError as error:
+            if not line[error.pos :].strip() or line.endswith((b",", b"[", b"{")):
+                return VALUES
+        except ValueError:
+            return LINES
+    return LINES
 
 
 def import_step(path: str) -> str:

@@ -145,7 +145,10 @@ class TokenRow:
             found: The other encoding.
             same_vocabulary: Whether equal ids mean equal tokens. If not, tokens are equal if their texts are.
         """
-        keys = [[_key(side, token, same_vocabulary) for token in side.ids] for side in (expected, found)]
+        keys: list[list[Hashable]] = [
+            [token if same_vocabulary else plain_text(side.piece(token)) for token in side.ids]
+            for side in (expected, found)
+        ]
         owners = _owners(expected)
         columns, owner = [], _owners(found)[0] if found.ids and not owners else (None, None)
         for _, want, want_end, have, have_end in all_blocks(*keys):
@@ -206,10 +209,6 @@ def shown_piece(oracle: Oracle, token: int) -> str:
     r"""Return a token of Mistral's own vocabulary for people, with the bytes of a part of a character as `\xf0`."""
     piece = oracle.piece(token)
     return spelled_bytes(oracle.vocabulary[token]) if "\ufffd" in piece else piece
-
-
-def _key(side: TokenSide, token: int, same_vocabulary: bool) -> Hashable:
-    return token if same_vocabulary else plain_text(side.piece(token))
 
 
 def _mark(expected: ShownToken | None, found: ShownToken | None, other: bool) -> str:

@@ -145,7 +145,14 @@ def key_faults(data: Mapping[str, Any]) -> Iterator[KeyFault]:
             absent = f"{key} is missing: PEFT takes its own default"
             expected = known[key].description or ""
             yield KeyFault(absent if faults[key] else f"{key} is {short_json(data[key])}", expected)
-    others = [key for key in data if key not in known and key not in _NOT_LOADED and not _is_off(key, data[key])]
+    others = []
+    for key, value in data.items():
+        if key in known or key in _NOT_LOADED or not value:
+            continue
+        # a newer PEFT than this project knows writes its new keys with their defaults into every file
+        default = None if key in _UNSUPPORTED else _peft_defaults().get(key)
+        if type(default) is not type(value) or default != value:
+            others.append(key)
     for key in others[:5]:
         found = f"{short_json(key).strip(chr(34))} is {short_json(data[key])}"
         feature = _UNSUPPORTED.get(key)
@@ -153,15 +160,6 @@ def key_faults(data: Mapping[str, Any]) -> Iterator[KeyFault]:
         yield KeyFault(found, f"null, or no such key; {reason}", supported=False)
     if others[5:]:
         yield KeyFault(f"{len(others) - 5} more keys that are not known", "the keys of PEFT's LoraConfig", False)
-
-
-def _is_off(key: str, value: Any) -> bool:
-    """Return whether a key that is not known here does nothing: it is empty, or has the installed PEFT's default."""
-    if not value:
-        return True
-    # a newer PEFT than this project knows writes its new keys with their defaults into every file
-    default = None if key in _UNSUPPORTED else _peft_defaults().get(key)
-    return type(default) is type(value) and default == value
 
 
 @cache

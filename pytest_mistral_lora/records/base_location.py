@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -186,8 +186,14 @@ def locate_base(
 
 def _local_base(recorded: RecordedBase, adapter: Path) -> tuple[LocatedBase | None, list[Path]]:
     """Return the first local folder that can be the recorded base, and those of its name with other weights."""
+    # A recipe names its base by the path from its own folder, in which the output often is, too. If the recipe is
+    # recorded, its `output` gives the number of folders in between. Joining an absolute name gives that name alone. The
+    # working directory comes last, so that it decides nothing that the adapter's place decides.
+    name, depth = Path(recorded.name), len(Path(recorded.output).parts)
+    homes = [adapter.parent, *([adapter.parents[depth - 1]] if 1 < depth <= len(adapter.parents) else [])]
+    places = [*(home / name for home in homes), adapter.parent / name.name, name]
     others: list[Path] = []
-    for folder in _local_places(recorded, adapter):
+    for folder in dict.fromkeys(Path(os.path.normpath(Path.cwd() / place)) for place in places):
         try:
             if not (folder / "config.json").is_file():
                 continue
@@ -202,16 +208,3 @@ def _local_base(recorded: RecordedBase, adapter: Path) -> tuple[LocatedBase | No
         except (MistralLoraError, OSError, ValueError):
             continue  # the name is data: it may be too long for a path, or hold a null byte
     return None, others
-
-
-def _local_places(recorded: RecordedBase, adapter: Path) -> Iterator[Path]:
-    """Yield the folders in which a local base may be, from the most to the least specific.
-
-    A recipe names its base by the path from its own folder, in which the output often is, too. If the recipe is
-    recorded, its `output` gives the number of folders in between. Joining an absolute name gives that name alone. The
-    working directory comes last, so that it decides nothing that the adapter's place decides.
-    """
-    name, depth = Path(recorded.name), len(Path(recorded.output).parts)
-    homes = [adapter.parent, *([adapter.parents[depth - 1]] if 1 < depth <= len(adapter.parents) else [])]
-    places = [*(home / name for home in homes), adapter.parent / name.name, name]
-    yield from dict.fromkeys(Path(os.path.abspath(place)) for place in places)  # noqa: PTH100

@@ -133,14 +133,9 @@ _RANDOM = 8  # characters that `tempfile` puts after the name of a temporary fil
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file as UTF-8, atomically."""
-    write_bytes(path, text.encode())
-
-
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file atomically: a reader sees the old file or the new one, never a part."""
+    """Write a text file as UTF-8, atomically: a reader sees the old file or the new one, never a part."""
     with finished_file(path) as file:
-        file.write(data)
+        file.write(text.encode())
 
 
 @contextmanager

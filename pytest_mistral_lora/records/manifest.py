@@ -1,4 +1,4 @@
-"""`manifest.json`: the record of a run, checked by its JSON Schema, with the data files and the commit that it names."""
+"""`manifest.json`: the record of a run, checked by its JSON Schema; the data files and the commit that it names."""
 
 from __future__ import annotations
 
@@ -139,7 +139,9 @@ def _listed_files(folder: Path, entries: Sequence[Mapping[str, Any]]) -> list[Pa
     return [folder / path if (folder / path).is_file() else folder / path.name for path in paths]
 
 
-def opened(paths: Sequence[Path], entries: Sequence[Mapping[str, Any]], open_file: Opener | None) -> list[DataFile]:
+def open_data_files(
+    paths: Sequence[Path], entries: Sequence[Mapping[str, Any]], open_file: Opener | None
+) -> list[DataFile]:
     """Return files for reading, each as its entry records it; a file without an entry holds rows."""
     files = []
     for index, path in enumerate(paths):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -46,13 +46,16 @@ def sha256_tensors(tensors: Mapping[str, torch.Tensor]) -> str:
     """
     import torch
 
-    def described() -> Iterator[_Described]:
-        for name in sorted(tensors):
-            tensor = tensors[name].detach().cpu().contiguous()
-            content = tensor.reshape(-1).view(torch.uint8).numpy().tobytes()
-            yield name, str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape), content
-
-    return _sha256(described())
+    stored = ((name, tensors[name].detach().cpu().contiguous()) for name in sorted(tensors))
+    return _sha256(
+        (
+            name,
+            str(tensor.dtype).removeprefix("torch."),
+            tuple(tensor.shape),
+            tensor.reshape(-1).view(torch.uint8).numpy().tobytes(),
+        )
+        for name, tensor in stored
+    )
 
 
 def sha256_of_files(files: Sequence[Path]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -194,34 +194,32 @@ def transcript_files(folder: Path) -> list[Path]:
 
 def violations(data: Any, case: str) -> list[Violation]:
     """Return the violations of a transcript: of its schema, or else its contradictions; empty for a valid one."""
-    return SCHEMA.violations(data) or list(_contradictions(data, case))
-
-
-def _contradictions(data: Mapping[str, Any], case: str) -> Iterator[Violation]:
-    """Yield the contradictions within a transcript that keeps its schema."""
+    found = SCHEMA.violations(data)
+    if found:
+        return found
     if data["case"] != case:
-        yield Violation("$.case", f"{data['case']!r}, but the file is {case}.json")
+        found.append(Violation("$.case", f"{data['case']!r}, but the file is {case}.json"))
     tokens = len(data["completion_ids"])
     for name in ("logprobs", "margins", "runner_up_ids"):
         if len(data[name]) != tokens:
-            yield Violation(f"$.{name}", f"{len(data[name])} values for {tokens} tokens")
+            found.append(Violation(f"$.{name}", f"{len(data[name])} values for {tokens} tokens"))
     if tokens > data["max_new_tokens"] or (data["stop"] == "length" and tokens < data["max_new_tokens"]):
-        found = f"{tokens} tokens, stopped by {data['stop']}, of at most {data['max_new_tokens']}"
-        yield Violation("$.completion_ids", found)
+        length = f"{tokens} tokens, stopped by {data['stop']}, of at most {data['max_new_tokens']}"
+        found.append(Violation("$.completion_ids", length))
     for index, check in enumerate(data["checks"]):
         if check["passed"] == bool(check["reason"]):
-            found = f"passed is {check['passed']}, and the reason {check['reason']!r}"
-            yield Violation(f"$.checks[{index}]", found)
+            reason = f"passed is {check['passed']}, and the reason {check['reason']!r}"
+            found.append(Violation(f"$.checks[{index}]", reason))
         wrong = schema_violation(check["value"]) if check["kind"] == "json_schema" else ""
         if wrong:
-            yield Violation(f"$.checks[{index}].value", f"not a JSON Schema: {wrong}")
+            found.append(Violation(f"$.checks[{index}].value", f"not a JSON Schema: {wrong}"))
     try:
         row = _whole_row(data)
     except RowError as error:
-        yield Violation("$.row", str(error))
-        return
+        return [*found, Violation("$.row", str(error))]
     if row.assistant_groups()[-1][0] != len(data["row"]["messages"]):
-        yield Violation("$.answer", "it is not the last assistant turn of the conversation")
+        found.append(Violation("$.answer", "it is not the last assistant turn of the conversation"))
+    return found
 
 
 def _whole_row(data: Mapping[str, Any]) -> Row:

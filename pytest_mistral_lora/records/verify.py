@@ -17,7 +17,7 @@ from pytest_mistral_lora.records.adapter_folder import AdapterFolder
 from pytest_mistral_lora.records.base_location import LocatedBase, base_config, changed_config
 from pytest_mistral_lora.records.data_stats import PROBES, probe_sha256, recount_rows
 from pytest_mistral_lora.records.files import inside, sha256_bytes, sha256_file, sha256_files
-from pytest_mistral_lora.records.manifest import MANIFEST, Opener, held_files, opened, seal_of, training_files
+from pytest_mistral_lora.records.manifest import MANIFEST, Opener, held_files, open_data_files, seal_of, training_files
 from pytest_mistral_lora.records.notes import NOTES, note_bytes, note_texts, noted_by
 from pytest_mistral_lora.records.tensors import adapted_modules
 
@@ -256,8 +256,8 @@ def _dataset_fields(
     if open_file is None and any("source" in entry for entry in (*entries, *eval_entries)):
         yield unavailable_field("dataset.rows_sha256", recorded, "rows were converted, and there is no `open_file`")
         return
-    files = opened(train, entries, open_file)
-    held_out = None if held is None else opened(held, eval_entries, open_file)
+    files = open_data_files(train, entries, open_file)
+    held_out = None if held is None else open_data_files(held, eval_entries, open_file)
     yield from _row_fields("dataset.files", entries, files)
     yield from _row_fields("dataset.eval_files", eval_entries, held_out or ())
     if "masking" not in data or "training" not in data:

@@ -17,7 +17,7 @@ from pytest_mistral_lora.data.sources import recorded_file
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.records.adapter_folder import AdapterFolder
 from pytest_mistral_lora.records.files import base_weights_sha256, sha256_files
-from pytest_mistral_lora.records.manifest import held_files, opened, training_files
+from pytest_mistral_lora.records.manifest import held_files, open_data_files, training_files
 from pytest_mistral_lora.records.tensors import read_tensors, sha256_tensors
 from pytest_mistral_lora.records.verify import FieldCheck, State
 from pytest_mistral_lora.training.display import RunDisplay
@@ -136,7 +136,7 @@ def _entries(recorded: Sequence[Mapping[str, Any]], paths: Sequence[Path]) -> It
     Raises:
         InputError: If a file is not converted to the recorded rows.
     """
-    for entry, file in zip(recorded, opened(paths, recorded, recorded_file), strict=True):
+    for entry, file in zip(recorded, open_data_files(paths, recorded, recorded_file), strict=True):
         if file.source is None:
             yield str(file.path.resolve())
             continue

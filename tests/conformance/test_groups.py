@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_mistral_lora.chat.difference import controls_shape, text_shape, visible
+from pytest_mistral_lora.chat.difference import controls_shape, units_shape, visible
 from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
 from pytest_mistral_lora.conformance.alignment import Alignment
 from pytest_mistral_lora.conformance.finding import Finding, rest_of_findings
@@ -76,10 +76,10 @@ def test_two_faults_have_two_shapes(rows: list[Sides], oracle: Oracle) -> None:
 
 
 def test_the_shape_of_texts_is_the_white_space_that_differs() -> None:
-    assert text_shape("[INST]", " Hello you", "Hello you") == "after [INST]: ␣ → nothing"
-    assert text_shape("[INST]", "a\nb", "a b") == "after [INST]: ⏎ → ␣"
-    assert text_shape("[INST]", "a", "é b") == text_shape("[INST]", "x", "something else")
-    assert text_shape("[INST]", "same", "same") == ""
+    assert units_shape("[INST]", " Hello you", "Hello you") == "after [INST]: ␣ → nothing"
+    assert units_shape("[INST]", "a\nb", "a b") == "after [INST]: ⏎ → ␣"
+    assert units_shape("[INST]", "a", "é b") == units_shape("[INST]", "x", "something else")
+    assert units_shape("[INST]", "same", "same") == ""
     assert controls_shape(["<s>", "[INST]", "</s>"], ["<s>", "[INST]"]) == "</s> → nothing"
     assert visible("a b\n\t\x00") == "a␣b⏎⇥\\x00"
 

@@ -130,12 +130,6 @@ def split_turn(traced: TracedTurn, control: Container[int]) -> Turn:
         MistralLoraError: If the turn is not made of its texts and control tokens.
     """
     texts = [text for text in traced.texts if text[1]]
-    parts = _split_in_order(traced, texts, control)
-    return Turn(traced.role, traced.ids, _split_in_any_order(traced, texts, control) if parts is None else parts)
-
-
-def _split_in_order(traced: TracedTurn, texts: list[_Text], control: Container[int]) -> list[_Part] | None:
-    """Return the parts of a turn, or None if its texts do not stand in the order in which they were encoded."""
     ids, start = traced.ids, 0
     parts: list[_Part] = []
     for text in texts:
@@ -144,15 +138,17 @@ def _split_in_order(traced: TracedTurn, texts: list[_Text], control: Container[i
             start += 1
         end = start + len(text[1])
         if ids[start:end] != text[1]:
-            return None
+            return Turn(traced.role, ids, _split_in_any_order(traced, texts, control))
         parts.append(text)
         start = end
     rest = [(None, (token,)) for token in itertools.takewhile(control.__contains__, ids[start:])]
-    return [*parts, *rest] if start + len(rest) == len(ids) else None
+    if start + len(rest) != len(ids):
+        return Turn(traced.role, ids, _split_in_any_order(traced, texts, control))
+    return Turn(traced.role, ids, [*parts, *rest])
 
 
 def _split_in_any_order(traced: TracedTurn, texts: list[_Text], control: Container[int]) -> list[_Part]:
-    """Return the parts of a turn whose texts stand in another order than they were encoded in."""
+    """Return the parts of a turn whose texts do not stand in the order in which they were encoded."""
     # v11 encodes the id of a tool call first, and puts it after the name.
     waiting = list(texts)
     parts: list[_Part] = []

@@ -30,6 +30,8 @@ _MAX_PATTERN = 4_000
 _MAX_REPETITIONS = 10_000
 _BYTES = 256
 _ENTRY = frozenset(("rank", "token_bytes", "token_str"))
+_SURROGATE = re.compile("[\ud800-\udfff]")
+"""Half a pair, which a JSON file can hold and no text."""
 _COUNTED = re.compile(r"\{(\d+)(?:,(\d*))?\}")
 
 PROBE = "".join(f"{run * 400}\n" for run in ("a", "A", "1", " ", "-", "é", "aA", "a ", "\r\n", "☃"))
@@ -77,7 +79,11 @@ def _faults(value: Any) -> Iterator[tuple[str, str, str]]:
         return
     if not isinstance(config.get("version"), str):
         yield "config.version", shortened(config.get("version")), "a version such as v3"
-    yield from _pattern_faults(config.get("pattern"))
+    pattern = config.get("pattern")
+    if not isinstance(pattern, str) or not pattern:
+        yield "config.pattern", shortened(pattern), "a regular expression"
+    elif hazard := pattern_hazard(pattern):
+        yield "config.pattern", hazard, f"at most {_MAX_PATTERN:,} characters and {_MAX_REPETITIONS:,} repetitions"
     yield from _special_faults(value.get("special_tokens"), specials)
     for section in ("image", "multimodal", "audio"):
         for key, number in _numbers(value.get(section), section):
@@ -85,14 +91,6 @@ def _faults(value: Any) -> Iterator[tuple[str, str, str]]:
             if not 0 <= number <= highest:
                 yield key, shortened(number), f"a number from 0 to {highest:,}"
     yield from _vocab_faults(vocab[: size - specials])
-
-
-def _pattern_faults(pattern: Any) -> Iterator[tuple[str, str, str]]:
-    if not isinstance(pattern, str) or not pattern:
-        yield "config.pattern", shortened(pattern), "a regular expression"
-        return
-    if hazard := pattern_hazard(pattern):
-        yield "config.pattern", hazard, f"at most {_MAX_PATTERN:,} characters and {_MAX_REPETITIONS:,} repetitions"
 
 
 def pattern_hazard(pattern: str) -> str:
@@ -119,7 +117,7 @@ def _special_faults(specials: Any, number: int) -> Iterator[tuple[str, str, str]
         if type(rank) is not int or not 0 <= rank < len(specials) or rank in ranks:
             yield f"special_tokens[{index}].rank", shortened(rank), f"each number below {len(specials):,} once"
             return
-        if not isinstance(literal, str) or not literal or literal in literals or not _is_unicode(literal):
+        if not isinstance(literal, str) or not literal or literal in literals or _SURROGATE.search(literal):
             yield f"special_tokens[{index}].token_str", shortened(literal), "a text that no other token has"
             return
         ranks.add(rank)
@@ -160,40 +158,31 @@ def _numbers(value: Any, place: str) -> Iterator[tuple[str, float]]:
         yield place, value
 
 
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
 def json_hazard(value: Any) -> str:
     """Return the first setting of a parsed `tokenizer.json` that must not be used; empty if there is none."""
-    return next(_hazards(value), "") if isinstance(value, dict) else ""
-
-
-def _hazards(value: Mapping[str, Any]) -> Iterator[str]:
+    if not isinstance(value, dict):
+        return ""
     padding = value.get("padding")
     if isinstance(padding, Mapping):
         strategy = padding.get("strategy")
         fixed = strategy.get("Fixed") if isinstance(strategy, Mapping) else None
         for name, number in (("strategy.Fixed", fixed), ("pad_to_multiple_of", padding.get("pad_to_multiple_of"))):
             if isinstance(number, int) and number > _MAX_PADDING:
-                yield f"padding.{name} is {number:,}; expected at most {_MAX_PADDING:,} tokens"
+                return f"padding.{name} is {number:,}; expected at most {_MAX_PADDING:,} tokens"
     growth = 1.0
     for part in ("normalizer", "pre_tokenizer", "decoder"):
         for step in _steps(value.get(part)):
             pattern = step.get("pattern")
             kind, text = next(iter(pattern.items()), ("", "")) if isinstance(pattern, Mapping) else ("", "")
             if kind == "Regex" and isinstance(text, str) and (found := pattern_hazard(text)):
-                yield f"{part} has the pattern {found}"
+                return f"{part} has the pattern {found}"
             content = step.get("content")
             if part == "normalizer" and isinstance(content, str) and isinstance(text, str):
                 # a regular expression, like an empty text, can match between any two characters
                 growth *= max(1.0, len(content) / len(text) if kind == "String" and text else len(content) + 1)
-    if growth > _MAX_GROWTH:
-        yield f"its normalizer can make a text {growth:,.0f} times as long; expected at most {_MAX_GROWTH} times"
+    if growth <= _MAX_GROWTH:
+        return ""
+    return f"its normalizer can make a text {growth:,.0f} times as long; expected at most {_MAX_GROWTH} times"
 
 
 def _steps(component: Any) -> Iterator[Mapping[str, Any]]:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
-from pytest_mistral_lora.chat.difference import controls_shape, text_shape
+from pytest_mistral_lora.chat.difference import controls_shape, units_shape
 from pytest_mistral_lora.chat.encoded import EncodedRow
 from pytest_mistral_lora.chat.oracle import VERSION, Oracle
 from pytest_mistral_lora.chat.rows import Row, as_row
-from pytest_mistral_lora.chat.templates import ChatTemplate, TemplateSegment
+from pytest_mistral_lora.chat.templates import ChatTemplate
 from pytest_mistral_lora.chat.templates.deviations import DEVIATIONS, Deviation
 from pytest_mistral_lora.errors import RenderError, RowError
 
@@ -99,36 +99,57 @@ def explain(row: Row, oracle: Oracle, template: ChatTemplate) -> _Explained:
         segments = template.segments(row)
     except RowError as error:
         return found, error.found, ""
-    return _explain_segments(
-        row, oracle, _Parts.of_oracle(oracle, row), _Parts.of_template(template, segments), known, found
+    space = " " if oracle.kind == "spm" else ""
+    expected = _joined(
+        (oracle.control_tokens[part.ids[0]] if part.text is None else None, space + (part.text or ""), part.ids)
+        for part in oracle.traced_texts(row)
     )
+    actual = _joined((part.text if part.control else None, part.text, part.ids) for part in segments)
+    return _explain_texts(row, oracle, template, expected, actual, found)
 
 
-def _explain_segments(
-    row: Row, oracle: Oracle, expected: _Parts, actual: _Parts, known: Sequence[Deviation], found: set[str]
+def _explain_texts(
+    row: Row, oracle: Oracle, template: ChatTemplate, expected: _Parts, actual: _Parts, found: set[str]
 ) -> _Explained:
     if expected.controls != actual.controls:
         difference = f"control tokens {' '.join(actual.controls)}; expected {' '.join(expected.controls)}"
         return found, difference, controls_shape(expected.controls, actual.controls)
-    predicted = _predictions(row, oracle, known, actual.controls)
-    for index, (want, have) in enumerate(zip(expected.texts, actual.texts, strict=True)):
-        if (want.text, want.ids) == (have.text, have.ids):
+    space = " " if oracle.kind == "spm" else ""
+    # for the text after each control token, the text that each deviation predicts there
+    predicted: dict[int, dict[str, str]] = {}
+    for deviation in _known(oracle.version, oracle.kind):
+        if deviation.predict is None:
             continue
-        names = _explain_text(oracle, index, expected, actual, predicted.get(index, {}), {d.id for d in known})
+        anchor = next((control for control in reversed(deviation.after) if control in actual.controls), None)
+        places = [n + 1 for n, control in enumerate(actual.controls) if control == anchor]
+        texts = deviation.predict(row, oracle.version)
+        # v2 leaves out the tool turns before the last user message, so the texts are matched from the end.
+        for place, text in zip(reversed(places), reversed(texts), strict=False):
+            predicted.setdefault(place, {})[deviation.id] = space + text
+    for index, (want, have) in enumerate(zip(expected.texts, actual.texts, strict=True)):
+        if want == have:
+            continue
+        names = _explain_text(oracle, template, index, expected, actual, predicted.get(index, {}))
         if names is None:
             after = actual.controls[index - 1] if index else "the start"
             difference = f"after {after}: {have.text!r} {list(have.ids)}; expected {want.text!r} {list(want.ids)}"
-            return found, difference, text_shape(after, want.text, have.text)
+            return found, difference, units_shape(after, want.text, have.text)
         found |= names
     return found, "", ""
 
 
 def _explain_text(
-    oracle: Oracle, index: int, expected: _Parts, actual: _Parts, predicted: dict[str, str], known: set[str]
+    oracle: Oracle,
+    template: ChatTemplate,
+    index: int,
+    expected: _Parts,
+    actual: _Parts,
+    predicted: dict[str, str],
 ) -> set[str] | None:
     """Return the deviations that explain one text, or None."""
     want, have = expected.texts[index], actual.texts[index]
     before, after = expected.controls[index - 1] if index else "", expected.controls[index : index + 1]
+    known = {deviation.id for deviation in _known(oracle.version, oracle.kind)}
     names: set[str] = set()
     if have.text != want.text:
         name = next((name for name, prediction in predicted.items() if have.text == prediction), None)
@@ -142,7 +163,7 @@ def _explain_text(
         if name is None or name not in known:
             return None
         names.add(name)
-    if have.literal and "control-literal" in known:
+    if "control-literal" in known and template.spells_control(have.text):
         return names | {"control-literal"}
     return names if _ids_are_right(oracle, have, want) else None
 
@@ -160,69 +181,28 @@ def _ids_are_right(oracle: Oracle, have: _TextPart, want: _TextPart) -> bool:
     return have.ids == (oracle.encode_text(have.text[1:]) or oracle.encode_text("5")[:1])
 
 
-def _predictions(
-    row: Row, oracle: Oracle, known: Sequence[Deviation], controls: list[str]
-) -> dict[int, dict[str, str]]:
-    """Return, for the text after each control token, the text that each deviation predicts there."""
-    result: dict[int, dict[str, str]] = {}
-    space = " " if oracle.kind == "spm" else ""
-    for deviation in known:
-        if deviation.predict is None:
-            continue
-        anchor = next((control for control in reversed(deviation.after) if control in controls), None)
-        places = [n + 1 for n, control in enumerate(controls) if control == anchor]
-        texts = deviation.predict(row, oracle.version)
-        # v2 leaves out the tool turns before the last user message, so the texts are matched from the end.
-        for place, text in zip(reversed(places), reversed(texts), strict=False):
-            result.setdefault(place, {})[deviation.id] = space + text
-    return result
-
-
-@dataclass(frozen=True, slots=True)
-class _TextPart:
-    """A text with its ids.
-
-    Attributes:
-        text: Its characters, the space of SentencePiece included.
-        ids: Its ids.
-        literal: Whether it spells a control token.
-    """
+class _TextPart(NamedTuple):
+    """A text with its ids; the text has the space of SentencePiece."""
 
     text: str
     ids: tuple[int, ...]
-    literal: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class _Parts:
+class _Parts(NamedTuple):
     """A row as control tokens and the texts around them: one text more than there are control tokens."""
 
     controls: list[str]
     texts: list[_TextPart]
 
-    @classmethod
-    def of_oracle(cls, oracle: Oracle, row: Row) -> _Parts:
-        space = " " if oracle.kind == "spm" else ""
-        traced = oracle.traced_texts(row)
-        return cls._join(
-            (oracle.control_tokens[part.ids[0]] if part.text is None else None, space + (part.text or ""), part.ids)
-            for part in traced
-        )
 
-    @classmethod
-    def of_template(cls, template: ChatTemplate, segments: Iterable[TemplateSegment]) -> _Parts:
-        parts = cls._join((s.text if s.control else None, s.text, s.ids) for s in segments)
-        texts = [_TextPart(part.text, part.ids, template.spells_control(part.text)) for part in parts.texts]
-        return cls(parts.controls, texts)
-
-    @classmethod
-    def _join(cls, parts: Iterable[tuple[str | None, str, tuple[int, ...]]]) -> _Parts:
-        controls: list[str] = []
-        texts = [_TextPart("", ())]
-        for control, text, ids in parts:
-            if control is None:
-                texts[-1] = _TextPart(texts[-1].text + text, texts[-1].ids + ids)
-            else:
-                controls.append(control)
-                texts.append(_TextPart("", ()))
-        return cls(controls, texts)
+def _joined(parts: Iterable[tuple[str | None, str, tuple[int, ...]]]) -> _Parts:
+    """Return control tokens and texts, of a control token or None, a text and its ids each."""
+    controls: list[str] = []
+    texts = [_TextPart("", ())]
+    for control, text, ids in parts:
+        if control is None:
+            texts[-1] = _TextPart(texts[-1].text + text, texts[-1].ids + ids)
+        else:
+            controls.append(control)
+            texts.append(_TextPart("", ()))
+    return _Parts(controls, texts)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from types import FunctionType
@@ -26,6 +27,7 @@ _SEQUENCES = 10_000
 _OFTEN = 8
 """Rows of one sequence that are rendered in full before it is probed, which takes as long as ten rows."""
 _CHECKED = 100
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _DATA = frozenset((str, int, bool, list, dict))
 _PROBES = (
     *("5", "-0.5", "null", "true", "a" * 3000, " a ", "\n", '{"a": [1]}', "[]", "# é\n\n- ☃ 'a' \"b\" & <c>"),
@@ -123,7 +125,7 @@ class OwnRows:
                 self._shapes.clear()
             self._shapes[key] = self._probed(question, len(texts))
         shape = self._shapes[key]
-        if shape is None or not _are_unicode(texts):
+        if shape is None or any(map(_SURROGATE.search, texts)):
             return self._render(question)
         found = shape.fill(texts)
         if self._seen[key] % _CHECKED == _OFTEN and found != self._render(question):
@@ -150,14 +152,6 @@ class OwnRows:
             # the row itself is rendered in full, and raises the error as its own
             return None
         return shape if same else None
-
-
-def _are_unicode(texts: Sequence[str]) -> bool:
-    try:
-        "".join(texts).encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 @functools.cache

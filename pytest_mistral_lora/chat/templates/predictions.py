@@ -82,7 +82,13 @@ def empty_messages_dropped(row: Row, version: str) -> Row:
     joined = ("user", "assistant")
     messages: list[Mapping[str, Any]] = []
     for role, run in itertools.groupby(row.messages, key=lambda message: message["role"]):
-        texts = [_without_empty_chunks(message) for message in run]
+        texts = []
+        for message in run:
+            content = message.get("content")
+            if not isinstance(content, str | None) and role != "tool":
+                kept = [chunk for chunk in content if chunk["type"] == "thinking" or chunk["text"]] or content[:1]
+                message = message if kept == content else {**message, "content": kept}
+            texts.append(message)
         full = [
             one
             for one in texts
@@ -92,17 +98,9 @@ def empty_messages_dropped(row: Row, version: str) -> Row:
     if version in ("v1", "v2", "v3"):
         # Up to v3 all system messages are one text; a list of empty chunks still counts as a part of it.
         prompts = [message for message in messages if message["role"] == "system"]
-        kept = [message for message in prompts if message["content"]] or prompts[:1]
-        messages = [one for one in messages if one["role"] != "system" or any(one is prompt for prompt in kept)]
+        full = [message for message in prompts if message["content"]] or prompts[:1]
+        messages = [one for one in messages if one["role"] != "system" or any(one is prompt for prompt in full)]
     return row if tuple(messages) == row.messages else replace(row, messages=tuple(messages))
-
-
-def _without_empty_chunks(message: Mapping[str, Any]) -> Mapping[str, Any]:
-    content = message.get("content")
-    if isinstance(content, str | None) or message["role"] == "tool":
-        return message
-    kept = [chunk for chunk in content if chunk["type"] == "thinking" or chunk["text"]] or content[:1]
-    return message if kept == content else {**message, "content": kept}
 
 
 def system_first(row: Row, version: str) -> Row:
@@ -134,24 +132,20 @@ def thinking_left_open_joined(row: Row, version: str) -> Row:
     messages: list[Mapping[str, Any]] = []
     for role, run in itertools.groupby(row.messages, key=lambda message: message["role"]):
         group = list(run)
-        turns = [group] if role == "assistant" else [[message] for message in group]
-        for turn in turns:
-            messages += _with_open_thinking_joined(turn, version)
+        for turn in [group] if role == "assistant" else [[message] for message in group]:
+            chunks = merged_chunks((message.get("content") for message in turn), version=version)
+            joined = chunks[:1]
+            for before, chunk in itertools.pairwise(chunks):
+                if chunk["type"] == "text" and not before.get("closed", True):
+                    joined[-1]["thinking"] += chunk["text"]
+                else:
+                    joined.append(chunk)
+            if len(joined) == len(chunks):
+                messages += turn
+                continue
+            calls = [call for message in turn for call in message.get("tool_calls") or ()]
+            messages.append({**turn[0], "content": joined} | ({"tool_calls": calls} if calls else {}))
     return row if tuple(messages) == row.messages else replace(row, messages=tuple(messages))
-
-
-def _with_open_thinking_joined(turn: list[Mapping[str, Any]], version: str) -> list[Mapping[str, Any]]:
-    chunks = merged_chunks((message.get("content") for message in turn), version=version)
-    joined = chunks[:1]
-    for before, chunk in itertools.pairwise(chunks):
-        if chunk["type"] == "text" and not before.get("closed", True):
-            joined[-1]["thinking"] += chunk["text"]
-        else:
-            joined.append(chunk)
-    if len(joined) == len(chunks):
-        return turn
-    calls = [call for message in turn for call in message.get("tool_calls") or ()]
-    return [{**turn[0], "content": joined} | ({"tool_calls": calls} if calls else {})]
 
 
 def _runs(row: Row, role: str) -> list[list[Mapping[str, Any]]]:

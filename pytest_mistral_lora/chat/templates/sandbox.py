@@ -89,12 +89,21 @@ class BoundedTemplate:
             OverrunError: If it is too long, or its constants are too large to work out.
             jinja2.TemplateError: If it is not a template.
         """
+        from transformers.utils.chat_template_utils import _compile_jinja_template
+
         if len(source) > _SOURCE_CHARACTERS:
             raise OverrunError(f"the chat template has more than {_SOURCE_CHARACTERS:,} characters")
         self._budget = RenderBudget(CHARACTERS)
-        self._environment = self._bounded_environment()
-        tree = _instrumented(self._environment.parse(source), self._constant)
-        self._template = self._compiled(tree)
+        environment: Any = _compile_jinja_template("").environment.overlay(optimized=False)
+        environment.intercepted_binops = frozenset(("+", "*", "**", "%"))
+        environment.call_binop = self._binop
+        environment.call = functools.partial(self._call, environment.call)
+        environment.finalize = self._output
+        environment.filters = {name: self._filter(name, one) for name, one in environment.filters.items()}
+        # an attribute of the environment, because a template can ask for the names of filters
+        environment.count_literal = self._count_literal
+        self._environment = environment
+        self._template = self._compiled(_instrumented(environment.parse(source), self._constant))
 
     def run(self, variables: Mapping[str, Any]) -> str:
         """Render once within the bounds.
@@ -113,20 +122,6 @@ class BoundedTemplate:
     def _compiled(self, tree: Any) -> Any:
         environment = self._environment
         return environment.template_class.from_code(environment, environment.compile(tree), environment.globals, None)
-
-    def _bounded_environment(self) -> Any:
-        from transformers.utils.chat_template_utils import _compile_jinja_template
-
-        environment: Any = _compile_jinja_template("").environment.overlay(optimized=False)
-        plain_call = environment.call
-        environment.intercepted_binops = frozenset(("+", "*", "**", "%"))
-        environment.call_binop = self._binop
-        environment.call = functools.partial(self._call, plain_call)
-        environment.finalize = self._output
-        environment.filters = {name: self._filter(name, one) for name, one in environment.filters.items()}
-        # an attribute of the environment, because a template can ask for the names of filters
-        environment.count_literal = self._count_literal
-        return environment
 
     def _constant(self, expression: Any) -> None:
         # Jinja works constant expressions out while it compiles, without any bound.
