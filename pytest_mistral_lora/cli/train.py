@@ -30,8 +30,8 @@ def run(args: argparse.Namespace) -> int:
 
     recipe = load_recipe(args.recipe)  # before the imports below, which take seconds: a wrong key is reported at once
     require_extra("train")
+    from pytest_mistral_lora.training.devices import is_main
     from pytest_mistral_lora.training.display import RunDisplay
-    from pytest_mistral_lora.training.launch import is_main
 
     display = RunDisplay.on_stderr()
     display.phase("loading PyTorch, transformers and PEFT")

@@ -6,18 +6,18 @@ import logging
 import re
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
+from torch.distributed.tensor import DTensor
 from transformers import set_seed
 
 from pytest_mistral_lora.checkpoint.architectures import TARGET_GROUPS, Architecture
 from pytest_mistral_lora.checkpoint.base_model import architecture_in, empty_model, is_tied
 from pytest_mistral_lora.errors import RecipeError, TrainingError, and_more, did_you_mean
-from pytest_mistral_lora.training.devices import full_tensor, gather_parameters
 from pytest_mistral_lora.training.recipe import Lora
 
 _LOG = logging.getLogger(__name__)
@@ -224,7 +224,7 @@ def refuse_layers_without_gradient(model: Any) -> None:
             gradient = parameter.grad
             # a part of a sharded gradient may be zero: the norm is of the whole
             norm = None if gradient is None else torch.linalg.vector_norm(gradient.detach())
-            norm = norm.full_tensor() if norm is not None and hasattr(norm, "full_tensor") else norm
+            norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
             if norm is None or norm == 0:
                 idle.append(name.partition(".lora_")[0].removeprefix("base_model.model."))
     if idle:
@@ -242,10 +242,20 @@ def adapter_tensors(model: Any) -> dict[str, torch.Tensor]:
 
     Sharded tensors are gathered: every process must call this. The base's weights stay where they are.
     """
-    with gather_parameters([parameter for parameter in model.parameters() if parameter.requires_grad]):
+    # ds_id is DeepSpeed's mark of a parameter that ZeRO-3 has sharded; FSDP2 makes each a DTensor
+    by_zero = [one for one in model.parameters() if one.requires_grad and hasattr(one, "ds_id")]
+    gathered: AbstractContextManager[Any] = nullcontext()
+    if by_zero:
+        import deepspeed
+
+        gathered = deepspeed.zero.GatheredParameters(by_zero)
+    found = {}
+    with gathered:
         # with "auto", PEFT asks the Hub for the base's configuration
-        tensors = get_peft_model_state_dict(model, save_embedding_layers=False)
-        return {name: full_tensor(tensors[name].detach()).to("cpu", copy=True).contiguous() for name in sorted(tensors)}
+        for name, tensor in sorted(get_peft_model_state_dict(model, save_embedding_layers=False).items()):
+            whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+            found[name] = whole.detach().to("cpu", copy=True).contiguous()
+    return found
 
 
 def base_tensors(model: Any) -> dict[str, torch.Tensor]:

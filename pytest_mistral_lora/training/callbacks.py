@@ -5,20 +5,25 @@ from __future__ import annotations
 import logging
 import math
 import os
+import shutil
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from transformers import TrainerCallback
+from transformers.trainer_callback import ExportableState
 
 from pytest_mistral_lora.errors import NonFiniteError, Terminated, TrainingError
-from pytest_mistral_lora.training.adapter import ATTENDED, refuse_layers_without_gradient
-from pytest_mistral_lora.training.launch import engine
+from pytest_mistral_lora.records.files import listing, write_json
+from pytest_mistral_lora.training.devices import engine
+from pytest_mistral_lora.training.run_folder import LIST, checkpoints, is_complete
 
 _LOG = logging.getLogger(__name__)
 FORMAT = "eval_format/"
@@ -67,7 +72,9 @@ class StopAtNonFinite(TrainerCallback):  # type: ignore[misc]
             return
         if all(parameter.grad is None for parameter in model.parameters()):
             raise TrainingError(f"no tensor has a gradient at step {state.global_step + 1}")
-        if _scaler(optimizer) is None and not math.isfinite(gradient_norm(model)):
+        # of fp16: accelerate puts it around the optimizer
+        scaler = getattr(optimizer, "scaler", None)
+        if scaler is None and not math.isfinite(gradient_norm(model)):
             raise gradient_error(state.global_step + 1)
 
 
@@ -86,7 +93,7 @@ class OverflowWatch(TrainerCallback):  # type: ignore[misc]
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any) -> None:
         """Remember the scale of this step."""
-        scaler = _scaler(optimizer)
+        scaler = getattr(optimizer, "scaler", None)
         self._scale = scaler.get_scale() if scaler is not None else 0.0
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any) -> None:
@@ -95,7 +102,7 @@ class OverflowWatch(TrainerCallback):  # type: ignore[misc]
         Raises:
             TrainingError: If it was, and as many before it as the recipe allows.
         """
-        scaler = _scaler(optimizer)
+        scaler = getattr(optimizer, "scaler", None)
         # a scaler lowers its scale exactly if it skips a step, and has no other sign of it
         if scaler is None or scaler.get_scale() >= self._scale:
             return
@@ -116,11 +123,6 @@ def skipped_steps(log: Sequence[Any]) -> list[int]:
     return [line["step"] for line in log if "loss_scale" in line]
 
 
-def _scaler(optimizer: Any) -> Any:
-    """Return the gradient scaler that accelerate put around an optimizer, or None."""
-    return getattr(optimizer, "scaler", None)
-
-
 class EvaluateAtEnd(TrainerCallback):  # type: ignore[misc]
     """Asks for the held-out loss of the last step inside the loop, because loggers are closed after it."""
 
@@ -130,28 +132,35 @@ class EvaluateAtEnd(TrainerCallback):  # type: ignore[misc]
             control.should_evaluate = True
 
 
-class DryRun(TrainerCallback):  # type: ignore[misc]
-    """Tries the largest possible micro-batch before the first step, so that a run fails at once and not after hours.
+class RunningLoss(TrainerCallback, ExportableState):  # type: ignore[misc]
+    """The mean loss since the last line of the log, in nats a token.
 
-    The same pass shows whether each adapted layer gets a gradient.
+    Checkpoints keep it, so that a resumed run logs the same numbers as an uninterrupted one.
     """
 
-    def __init__(self, trainer: Any) -> None:
-        """Make it for a trainer."""
-        self._trainer = trainer
+    def __init__(self) -> None:
+        self._sum, self._steps = 0.0, 0
+
+    def add(self, loss: float) -> None:
+        """Add the loss of a step."""
+        self._sum += loss
+        self._steps += 1
+
+    def take(self) -> float:
+        """Return the mean over the steps, and begin again."""
+        mean = self._sum / self._steps
+        self._sum, self._steps = 0.0, 0
+        return mean
+
+    def state(self) -> dict[str, Any]:
+        """Return the data that transformers writes into a checkpoint's `trainer_state.json`."""
+        return {"args": {}, "attributes": {"sum": self._sum, "steps": self._steps}}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Run the pass; weights, gradients and random state are as before.
-
-        Raises:
-            MemoryShortageError: If there is not enough memory for it.
-            TrainingError: If an adapted layer gets no gradient from it.
-        """
-        # DeepSpeed's engine would take the gradient for that of a step
-        if engine() != "deepspeed":
-            if self._trainer.try_largest() >= ATTENDED:
-                refuse_layers_without_gradient(self._trainer.model)
-            self._trainer.model.zero_grad(set_to_none=True)
+        """Continue the sum of the checkpoint, or start at zero."""
+        # Trainer restores callbacks only if told to, and then replaces them by new objects
+        kept = state.stateful_callbacks[type(self).__name__]["attributes"] if state.global_step else {}
+        self._sum, self._steps = kept.get("sum", 0.0), kept.get("steps", 0)
 
 
 class SaveByTime(TrainerCallback):  # type: ignore[misc]
@@ -188,6 +197,26 @@ class SaveByTime(TrainerCallback):  # type: ignore[misc]
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Start the clock again, also after a checkpoint that something else asked for."""
         self._last = self._clock()
+
+
+_KEPT_CHECKPOINTS = 2
+"""The newest, and one to fall back to."""
+
+
+class SealCheckpoint(TrainerCallback):  # type: ignore[misc]
+    """Lists the files of each checkpoint once all processes have written theirs; only then removes an older one."""
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Seal the checkpoint that was just written."""
+        # Trainer's save_total_limit removes an old checkpoint first: a kill in between would leave no complete one
+        PartialState().wait_for_everyone()
+        if state.is_world_process_zero:
+            work = Path(args.output_dir)
+            checkpoint = work / f"checkpoint-{state.global_step}"
+            write_json(checkpoint / LIST, listing(checkpoint))
+            complete = [path for path in checkpoints(work) if is_complete(path)]
+            for old in complete[:-_KEPT_CHECKPOINTS]:
+                shutil.rmtree(old, ignore_errors=True)
 
 
 class StopRequest:

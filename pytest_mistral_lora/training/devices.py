@@ -1,24 +1,46 @@
-"""The devices, the precision and the distribution of a run, and the libraries that a recipe needs."""
+"""The processes, devices, precision and libraries of a run.
+
+The place of a process comes from the environment of its launcher; torch is imported only to look at a device.
+"""
 
 from __future__ import annotations
 
 import os
-from contextlib import AbstractContextManager, nullcontext
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-from accelerate import PartialState
-from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from packaging.version import Version
-from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
-from torch.distributed.tensor import DTensor
-from transformers import TrainerCallback
 
 from pytest_mistral_lora.checkpoint.devices import choose_device
 from pytest_mistral_lora.errors import InputError, MachineError, RecipeError
-from pytest_mistral_lora.training.launch import engine, local_rank
-from pytest_mistral_lora.training.recipe import Recipe, Training
+
+if TYPE_CHECKING:
+    from pytest_mistral_lora.training.recipe import Recipe, Training
+
+
+def device_count() -> int:
+    """Return the number of processes that a launcher started for this run."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def local_rank() -> int:
+    """Return the number of this process among those of the run on this machine."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def is_main() -> bool:
+    """Report whether this is the process of the run that writes files and messages."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def engine() -> Literal["none", "ddp", "fsdp", "deepspeed"]:
+    """Return the engine that a launcher distributes this run with."""
+    # from the environment: before the Trainer is made, accelerate does not know it
+    if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true":
+        return "fsdp"
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true":
+        return "deepspeed"
+    return "ddp" if device_count() > 1 else "none"
 
 
 def on_gpu(training: Training) -> bool:
@@ -41,8 +63,12 @@ def precision_of(training: Training) -> Any:
         raise _without_gpu(training)(found, place="training.precision", expected="fp32 or bf16")
     if training.precision != "auto":
         return training.precision
+    if not on_gpu(training):
+        return "fp32"
+    import torch
+
     # an older GPU emulates bf16 slowly
-    return "bf16" if on_gpu(training) and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
 
 
 def _without_gpu(training: Training) -> type[RecipeError]:
@@ -87,50 +113,6 @@ def check_engine(recipe: Recipe) -> None:
             place=_PLACE,
             next_step="Leave it out, and set activation_checkpointing: true in the recipe's training.",
         )
-
-
-def shard_on_cpu(accelerator: Any) -> bool:
-    """Make accelerate shard with FSDP2 on CPUs, too; report whether this was necessary."""
-    # accelerate takes every launch on CPUs for DDP, without a warning
-    if engine() != "fsdp" or accelerator.distributed_type != DistributedType.MULTI_CPU:
-        return False
-    for state in (PartialState(), accelerator.state):
-        state.distributed_type = DistributedType.FSDP
-    accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin()
-    return True
-
-
-class GenerateTogether(TrainerCallback):  # type: ignore[misc]
-    """Lets processes that shard a model generate with it."""
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        """Register `generate` as a forward pass."""
-        # FSDP2 gathers weights in `forward` only, unless told otherwise; transformers does so from version 5 on
-        is_wrapped = isinstance(model, FSDPModule)
-        if is_wrapped and "generate" not in vars(model):
-            register_fsdp_forward_method(model, "generate")
-
-
-def is_sharded(model: torch.nn.Module) -> bool:
-    """Report whether each process holds a part of the weights only, so that all must take part in each pass."""
-    # ds_id is DeepSpeed's mark of a parameter that ZeRO-3 has sharded
-    return any(isinstance(one, DTensor) or hasattr(one, "ds_id") for one in model.parameters())
-
-
-def gather_parameters(parameters: list[torch.nn.Parameter]) -> AbstractContextManager[Any]:
-    """Return a context in which parameters that ZeRO-3 has sharded are complete; every process must enter it."""
-    sharded = [parameter for parameter in parameters if hasattr(parameter, "ds_id")]
-    if not sharded:
-        return nullcontext()
-    import deepspeed
-
-    context: AbstractContextManager[Any] = deepspeed.zero.GatheredParameters(sharded)
-    return context
-
-
-def full_tensor(tensor: torch.Tensor) -> torch.Tensor:
-    """Return a complete tensor, gathered if FSDP2 has sharded it; every process must call this."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 _BITSANDBYTES = "0.46.1"

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, Self, TextIO
 
-from pytest_mistral_lora.training.launch import is_main
+from pytest_mistral_lora.training.devices import is_main
 
 _FRAMES_PER_SECOND = 2
 """Frames of the bar: each costs Python time that a step on a CPU would have."""

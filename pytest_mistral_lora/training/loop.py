@@ -8,13 +8,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers import PrinterCallback, TrainingArguments
+from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
+from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 
 from pytest_mistral_lora.chat.encoded import EncodedRow
 from pytest_mistral_lora.errors import TrainingError
-from pytest_mistral_lora.training.callbacks import DryRun, OverflowWatch, StopAtNonFinite
-from pytest_mistral_lora.training.devices import GenerateTogether, on_gpu, precision_of
-from pytest_mistral_lora.training.launch import engine
+from pytest_mistral_lora.training.adapter import ATTENDED, refuse_layers_without_gradient
+from pytest_mistral_lora.training.callbacks import OverflowWatch, StopAtNonFinite
+from pytest_mistral_lora.training.devices import engine, on_gpu, precision_of
 from pytest_mistral_lora.training.recipe import Training
 from pytest_mistral_lora.training.rows.table import RowDataset
 from pytest_mistral_lora.training.step.forward import attend_in_segments
@@ -35,6 +36,41 @@ def apply_kernels(model: Any, training: Training) -> None:
         apply_liger_kernel_to_mistral(
             rope=True, rms_norm=True, swiglu=True, cross_entropy=False, fused_linear_cross_entropy=False, model=model
         )
+
+
+class GenerateTogether(TrainerCallback):  # type: ignore[misc]
+    """Lets processes that shard a model generate with it."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        """Register `generate` as a forward pass."""
+        # FSDP2 gathers weights in `forward` only, unless told otherwise; transformers does so from version 5 on
+        is_wrapped = isinstance(model, FSDPModule)
+        if is_wrapped and "generate" not in vars(model):
+            register_fsdp_forward_method(model, "generate")
+
+
+class DryRun(TrainerCallback):  # type: ignore[misc]
+    """Tries the largest possible micro-batch before the first step, so that a run fails at once and not after hours.
+
+    The same pass shows whether each adapted layer gets a gradient.
+    """
+
+    def __init__(self, trainer: Any) -> None:
+        """Make it for a trainer."""
+        self._trainer = trainer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Run the pass; weights, gradients and random state are as before.
+
+        Raises:
+            MemoryShortageError: If there is not enough memory for it.
+            TrainingError: If an adapted layer gets no gradient from it.
+        """
+        # DeepSpeed's engine would take the gradient for that of a step
+        if engine() != "deepspeed":
+            if self._trainer.try_largest() >= ATTENDED:
+                refuse_layers_without_gradient(self._trainer.model)
+            self._trainer.model.zero_grad(set_to_none=True)
 
 
 def make_trainer(
@@ -67,7 +103,9 @@ def make_trainer(
         use_frozen_layers(model)
     if training.activation_checkpointing:
         checkpoint_activations(model)
-    override_launcher_precision()
+    # TrainingArguments sets it again for bf16 and fp16. A launcher, or an earlier run of this process, may have left
+    # another value, which accelerate would follow: the recipe alone decides
+    os.environ["ACCELERATE_MIXED_PRECISION"] = "no"
     trainer = LoraTrainer(
         model=model,
         args=trainer_arguments(training, has_held_out=bool(held_out), work=work),
@@ -86,15 +124,6 @@ def make_trainer(
     # without a progress bar, Trainer prints dicts to standard output, which is for the folder's path
     trainer.remove_callback(PrinterCallback)
     return trainer
-
-
-def override_launcher_precision() -> None:
-    """Set accelerate's mixed precision to none in the environment of this process: the recipe alone decides.
-
-    TrainingArguments sets it again for bf16 and fp16. A launcher, or an earlier run of this process, may have left
-    another value, which accelerate would follow.
-    """
-    os.environ["ACCELERATE_MIXED_PRECISION"] = "no"
 
 
 def trainer_arguments(training: Training, *, has_held_out: bool, work: Path) -> TrainingArguments:

@@ -19,8 +19,7 @@ from pytest_mistral_lora.checkpoint.base_model import empty_model
 from pytest_mistral_lora.checkpoint.devices import Precision, torch_dtype
 from pytest_mistral_lora.errors import InputError, one_line
 from pytest_mistral_lora.training.adapter import adapted_layers, peft_quiet, peft_targets
-from pytest_mistral_lora.training.devices import device_of, on_gpu, precision_of
-from pytest_mistral_lora.training.launch import engine
+from pytest_mistral_lora.training.devices import device_of, engine, on_gpu, precision_of
 from pytest_mistral_lora.training.recipe import Recipe
 from pytest_mistral_lora.training.step.kernels_cpu import use_frozen_layers
 from pytest_mistral_lora.training.step.memory_need import (

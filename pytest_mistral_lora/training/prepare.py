@@ -19,9 +19,8 @@ from pytest_mistral_lora.records.files import (
     sha256_bytes,
 )
 from pytest_mistral_lora.training.adapter import adapted_layers, layer_kinds, saved_modules
-from pytest_mistral_lora.training.devices import check_engine, require_environment
+from pytest_mistral_lora.training.devices import check_engine, device_count, engine, require_environment
 from pytest_mistral_lora.training.generate.callback import format_checks
-from pytest_mistral_lora.training.launch import device_count, engine
 from pytest_mistral_lora.training.recipe import Recipe
 from pytest_mistral_lora.training.recipe.pinning import resolve_base
 from pytest_mistral_lora.training.rows.loading import RunData, load_data

@@ -18,9 +18,8 @@ from pytest_mistral_lora.checkpoint.base_model import empty_model
 from pytest_mistral_lora.errors import and_more
 from pytest_mistral_lora.training.callbacks import FORMAT
 from pytest_mistral_lora.training.curves import PAGE
-from pytest_mistral_lora.training.devices import on_gpu, precision_of
+from pytest_mistral_lora.training.devices import device_count, engine, on_gpu, precision_of
 from pytest_mistral_lora.training.display import RunDisplay, clock_text
-from pytest_mistral_lora.training.launch import device_count, engine
 from pytest_mistral_lora.training.memory import memory_line
 from pytest_mistral_lora.training.recipe import Recipe
 from pytest_mistral_lora.training.step.memory_need import in_words

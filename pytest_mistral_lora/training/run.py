@@ -19,7 +19,7 @@ from pytest_mistral_lora.errors import NonFiniteError, StoppedError
 from pytest_mistral_lora.records.adapter_folder import BASE_FACTS
 from pytest_mistral_lora.records.files import write_text
 from pytest_mistral_lora.training.adapter import adapter_tensors, attach_adapter
-from pytest_mistral_lora.training.callbacks import EvaluateAtEnd, SaveByTime, StopAtRequest, StopRequest
+from pytest_mistral_lora.training.callbacks import EvaluateAtEnd, SaveByTime, SealCheckpoint, StopAtRequest, StopRequest
 from pytest_mistral_lora.training.curves import PAGE, WriteCurves, training_page
 from pytest_mistral_lora.training.devices import device_of, precision_of
 from pytest_mistral_lora.training.display import RunDisplay
@@ -27,12 +27,11 @@ from pytest_mistral_lora.training.generate import Completion, Probe, probe
 from pytest_mistral_lora.training.generate.callback import GENERATIONS, GenerationCallback
 from pytest_mistral_lora.training.generate.record import adapter_identity
 from pytest_mistral_lora.training.loop import apply_kernels, make_trainer
-from pytest_mistral_lora.training.output_folder import sole_writer
 from pytest_mistral_lora.training.prepare import Preparation, check_output, logger_callbacks, prepare
 from pytest_mistral_lora.training.progress import ShowProgress, data_facts, header, summary
 from pytest_mistral_lora.training.recipe import Recipe
 from pytest_mistral_lora.training.rows.loading import RunData
-from pytest_mistral_lora.training.run_folder import OtherRunError, RunFolder, SealCheckpoint, step_of
+from pytest_mistral_lora.training.run_folder import OtherRunError, RunFolder, sole_writer, step_of
 from pytest_mistral_lora.training.run_metadata import dequantization, run_facts
 from pytest_mistral_lora.training.save import Adapter, rendered, write_run
 from pytest_mistral_lora.training.step.trainer import LoraTrainer

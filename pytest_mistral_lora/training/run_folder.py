@@ -1,20 +1,21 @@
-"""The folders of a run: their names, their checkpoints, and what is left in them of a run before."""
+"""The folders of a run: one writer at a time, checkpoints, what a run before has left, and errors of the disk."""
 
 from __future__ import annotations
 
 import shutil
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from accelerate import PartialState
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
-from transformers import TrainerCallback
 
 from pytest_mistral_lora.chat.reading import read_json
 from pytest_mistral_lora.errors import (
+    DiskError,
     InputError,
     MistralLoraError,
     NonFiniteError,
@@ -23,15 +24,84 @@ from pytest_mistral_lora.errors import (
     interruption,
     is_out_of_memory,
 )
-from pytest_mistral_lora.records.files import listing, write_json
-from pytest_mistral_lora.training.launch import is_main
-from pytest_mistral_lora.training.output_folder import disk_error, ensure_writable_folder
+from pytest_mistral_lora.records.files import listing, remove_temporaries, write_json
+from pytest_mistral_lora.training.devices import is_main
+
+_PAGE = 4096
+"""Bytes of the smallest write for which a file system has to find room."""
+
+
+@contextmanager
+def sole_writer(output: Path) -> Iterator[None]:
+    """Hold the lock of an output folder, so that two runs or merges never write it at the same time.
+
+    Temporary folders that a killed one has left beside it are removed.
+
+    The operating system releases the lock of a process that ends, however it ends. The main process of a distributed
+    run holds it for all.
+
+    Raises:
+        InputError: If another process holds it, or nothing can be written beside the output.
+    """
+    if not is_main():
+        yield
+        return
+    ensure_writable_folder(output.parent)
+    lock = FileLock(output.with_name(f".{output.name}.lock"))
+    try:
+        lock.acquire(blocking=False)
+    except Timeout as error:
+        raise InputError(
+            "another process writes it at this moment",
+            place=str(output),
+            next_step="Wait for its end, or name another output.",
+        ) from error
+    except (OSError, NotImplementedError) as error:  # a network file system may have no locks
+        sys.stderr.write(f"warning: {lock.lock_file} cannot be locked, so nothing keeps others out: {error}\n")
+    try:
+        remove_temporaries(output)
+        yield
+    finally:
+        # while it is still held: afterwards it may be another process's
+        Path(lock.lock_file).unlink(missing_ok=True)
+        lock.release()
+
+
+def disk_error(
+    file: Path, error: BaseException, next_step: str = "Make room, then go on from the last checkpoint with --resume."
+) -> DiskError:
+    """Return an error with the file that could not be written, the free space there, and the next step."""
+    reason = (getattr(error, "strerror", None) or str(error) or type(error).__name__).splitlines()[0]
+    free = shutil.disk_usage(next(folder for folder in file.parents if folder.exists())).free
+    return DiskError(
+        f"cannot be written: {reason}; {free / 1e6:,.1f} MB are free there",
+        place=str(file),
+        next_step=next_step,
+    )
+
+
+def ensure_writable_folder(folder: Path) -> None:
+    """Create a folder if it is missing, and refuse one in which nothing can be written.
+
+    Raises:
+        InputError: If the file system refuses either.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        # permissions do not show a full disk, a quota or a read-only mount: try
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(_PAGE))
+    except OSError as error:
+        raise InputError(
+            f"cannot be written: {error.strerror}",
+            place=str(folder),
+            expected="a folder where this process may write",
+            next_step="Change its permissions, make room, or name another output.",
+        ) from error
+
 
 LIST = "files.json"
 """The list of a complete checkpoint's files, with size and SHA-256 of each."""
-
-_KEPT_CHECKPOINTS = 2
-"""The newest, and one to fall back to."""
 
 
 def step_of(checkpoint: Path) -> int:
@@ -59,22 +129,6 @@ def fault_of(checkpoint: Path) -> str:
     except (InputError, OSError) as error:
         return str(error)
     return next((f"{name} is not as it was written" for name in expected if found.get(name) != expected[name]), "")
-
-
-class SealCheckpoint(TrainerCallback):  # type: ignore[misc]
-    """Lists the files of each checkpoint once all processes have written theirs; only then removes an older one."""
-
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Seal the checkpoint that was just written."""
-        # Trainer's save_total_limit removes an old checkpoint first: a kill in between would leave no complete one
-        PartialState().wait_for_everyone()
-        if state.is_world_process_zero:
-            work = Path(args.output_dir)
-            checkpoint = work / f"checkpoint-{state.global_step}"
-            write_json(checkpoint / LIST, listing(checkpoint))
-            complete = [path for path in checkpoints(work) if is_complete(path)]
-            for old in complete[:-_KEPT_CHECKPOINTS]:
-                shutil.rmtree(old, ignore_errors=True)
 
 
 class OtherRunError(InputError):

@@ -20,9 +20,8 @@ from pytest_mistral_lora.records.files import base_weights_sha256, joint_sha256
 from pytest_mistral_lora.records.manifest import code_of
 from pytest_mistral_lora.training.adapter import peft_targets
 from pytest_mistral_lora.training.callbacks import skipped_steps
-from pytest_mistral_lora.training.devices import on_gpu, precision_of
+from pytest_mistral_lora.training.devices import device_count, on_gpu, precision_of
 from pytest_mistral_lora.training.generate import Completion
-from pytest_mistral_lora.training.launch import device_count
 from pytest_mistral_lora.training.recipe import Recipe, Training
 from pytest_mistral_lora.training.rows.loading import RunData
 

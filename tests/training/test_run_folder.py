@@ -14,10 +14,9 @@ from tiny_runs import MakeRecipe
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.training import prepare as preparation
 from pytest_mistral_lora.training import run
-from pytest_mistral_lora.training.output_folder import sole_writer
 from pytest_mistral_lora.training.recipe import Recipe
 from pytest_mistral_lora.training.run import train, work_folder
-from pytest_mistral_lora.training.run_folder import RunFolder
+from pytest_mistral_lora.training.run_folder import RunFolder, sole_writer
 
 
 @pytest.fixture(autouse=True)
@@ -97,7 +96,7 @@ def test_what_a_killed_process_left_is_cleared(tmp_path: Path) -> None:
 HOLDER = """
 import sys, time
 from pathlib import Path
-from pytest_mistral_lora.training.output_folder import sole_writer
+from pytest_mistral_lora.training.run_folder import sole_writer
 with sole_writer(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(600)

@@ -42,7 +42,7 @@ from pytest_mistral_lora.training.merge.source import (
     require_full_weights,
     weights_of,
 )
-from pytest_mistral_lora.training.output_folder import disk_error, ensure_writable_folder, sole_writer
+from pytest_mistral_lora.training.run_folder import disk_error, ensure_writable_folder, sole_writer
 from pytest_mistral_lora.training.run_metadata import environment
 
 

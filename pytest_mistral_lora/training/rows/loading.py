@@ -36,7 +36,7 @@ from pytest_mistral_lora.records.files import (
     sha256_file,
     write_json,
 )
-from pytest_mistral_lora.training.launch import is_main, local_rank
+from pytest_mistral_lora.training.devices import is_main, local_rank
 from pytest_mistral_lora.training.recipe import Recipe
 from pytest_mistral_lora.training.rows.encoding import (
     EncodingPlan,

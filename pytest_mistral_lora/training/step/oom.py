@@ -9,9 +9,9 @@ from dataclasses import replace
 from typing import Any, Literal, TypeVar
 
 import torch
+from torch.distributed.tensor import DTensor
 
 from pytest_mistral_lora.errors import MemoryShortageError, is_out_of_memory
-from pytest_mistral_lora.training.devices import is_sharded
 from pytest_mistral_lora.training.step.memory_need import (
     checkpoint_activations,
     checkpointed_layers,
@@ -95,7 +95,8 @@ class OutOfMemoryHandler:
 
     def _shortage(self, failure: str, tokens: int, longest: int) -> MemoryShortageError:
         model, device = self._trainer.model, self._trainer.args.device
-        if is_sharded(model):
+        # sharded by FSDP2, or by ZeRO-3, which marks its parameters by ds_id
+        if any(isinstance(one, DTensor) or hasattr(one, "ds_id") for one in model.parameters()):
             # measuring the need takes a pass, and the other processes do not take part in it
             return MemoryShortageError(
                 f"{failure}: {tokens} tokens at once",

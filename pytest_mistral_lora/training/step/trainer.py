@@ -12,49 +12,17 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from accelerate.utils import gather_object
+from accelerate import PartialState
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, gather_object
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainerCallback, set_seed
-from transformers.trainer_callback import ExportableState
+from transformers import Trainer, set_seed
 
 from pytest_mistral_lora.errors import NonFiniteError
-from pytest_mistral_lora.training.callbacks import gradient_error, gradient_norm
-from pytest_mistral_lora.training.devices import shard_on_cpu
-from pytest_mistral_lora.training.launch import engine
+from pytest_mistral_lora.training.callbacks import RunningLoss, gradient_error, gradient_norm
+from pytest_mistral_lora.training.devices import engine
 from pytest_mistral_lora.training.step.forward import collate, step_rows, supervised_losses
 from pytest_mistral_lora.training.step.oom import OnOom, OutOfMemoryHandler
 from pytest_mistral_lora.training.step.packing import StepRow, StepSampler, micro_batches
-
-
-class RunningLoss(TrainerCallback, ExportableState):  # type: ignore[misc]
-    """The mean loss since the last line of the log, in nats a token.
-
-    Checkpoints keep it, so that a resumed run logs the same numbers as an uninterrupted one.
-    """
-
-    def __init__(self) -> None:
-        self._sum, self._steps = 0.0, 0
-
-    def add(self, loss: float) -> None:
-        """Add the loss of a step."""
-        self._sum += loss
-        self._steps += 1
-
-    def take(self) -> float:
-        """Return the mean over the steps, and begin again."""
-        mean = self._sum / self._steps
-        self._sum, self._steps = 0.0, 0
-        return mean
-
-    def state(self) -> dict[str, Any]:
-        """Return the data that transformers writes into a checkpoint's `trainer_state.json`."""
-        return {"args": {}, "attributes": {"sum": self._sum, "steps": self._steps}}
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Continue the sum of the checkpoint, or start at zero."""
-        # Trainer restores callbacks only if told to, and then replaces them by new objects
-        kept = state.stateful_callbacks[type(self).__name__]["attributes"] if state.global_step else {}
-        self._sum, self._steps = kept.get("sum", 0.0), kept.get("steps", 0)
 
 
 class LoraTrainer(Trainer):  # type: ignore[misc]
@@ -109,7 +77,12 @@ class LoraTrainer(Trainer):  # type: ignore[misc]
     def create_accelerator_and_postprocess(self) -> None:
         """Make the accelerator, with sharding on CPUs, too."""
         super().create_accelerator_and_postprocess()
-        self.is_fsdp_enabled = shard_on_cpu(self.accelerator) or self.is_fsdp_enabled
+        # accelerate takes every launch on CPUs for DDP, without a warning
+        if engine() == "fsdp" and self.accelerator.distributed_type == DistributedType.MULTI_CPU:
+            for state in (PartialState(), self.accelerator.state):
+                state.distributed_type = DistributedType.FSDP
+            self.accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin()
+            self.is_fsdp_enabled = True
 
     def compute_loss_context_manager(self) -> AbstractContextManager[Any]:
         """Return the context of a forward pass: autocast for a bf16 base, unless accelerate autocasts already."""
