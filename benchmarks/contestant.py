@@ -30,7 +30,7 @@ def ours(task: dict[str, Any], model: Any, rows: list[Row], work: Path) -> Train
     from pytest_mistral_lora.chat.encoded import EncodedRow
     from pytest_mistral_lora.training.loop import make_trainer
     from pytest_mistral_lora.training.recipe import Training
-    from pytest_mistral_lora.training.step.packing import StepSampler
+    from pytest_mistral_lora.training.step import StepSampler
 
     training = Training.model_validate(
         {

@@ -6,6 +6,7 @@ The place of a process comes from the environment of its launcher; torch is impo
 from __future__ import annotations
 
 import os
+import resource
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -81,6 +82,18 @@ def device_of(training: Training) -> str:
     if engine() == "fsdp":
         return "cpu"
     return f"cuda:{local_rank()}" if on_gpu(training) else "cpu"
+
+
+def memory_limit(device: str) -> int:
+    """Return the memory that this process can have on a torch device, in bytes."""
+    if device.startswith("cuda"):
+        import torch
+
+        return int(torch.cuda.mem_get_info(device)[1])
+    import psutil
+
+    limits = [resource.getrlimit(kind)[0] for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA)]
+    return min([int(psutil.virtual_memory().total), *(limit for limit in limits if limit != resource.RLIM_INFINITY)])
 
 
 _PLACE = "accelerate's configuration"

@@ -17,7 +17,7 @@ from pytest_mistral_lora.training.adapter import ATTENDED, refuse_layers_without
 from pytest_mistral_lora.training.callbacks import OverflowWatch, StopAtNonFinite
 from pytest_mistral_lora.training.devices import engine, on_gpu, precision_of
 from pytest_mistral_lora.training.recipe import Training
-from pytest_mistral_lora.training.rows.table import RowDataset
+from pytest_mistral_lora.training.rows import RowDataset
 from pytest_mistral_lora.training.step.forward import attend_in_segments
 from pytest_mistral_lora.training.step.kernels_cpu import use_frozen_layers
 from pytest_mistral_lora.training.step.memory_need import checkpoint_activations

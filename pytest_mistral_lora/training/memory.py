@@ -19,7 +19,7 @@ from pytest_mistral_lora.checkpoint.base_model import empty_model
 from pytest_mistral_lora.checkpoint.devices import Precision, torch_dtype
 from pytest_mistral_lora.errors import InputError, one_line
 from pytest_mistral_lora.training.adapter import adapted_layers, peft_quiet, peft_targets
-from pytest_mistral_lora.training.devices import device_of, engine, on_gpu, precision_of
+from pytest_mistral_lora.training.devices import device_of, engine, memory_limit, on_gpu, precision_of
 from pytest_mistral_lora.training.recipe import Recipe
 from pytest_mistral_lora.training.step.kernels_cpu import use_frozen_layers
 from pytest_mistral_lora.training.step.memory_need import (
@@ -27,7 +27,6 @@ from pytest_mistral_lora.training.step.memory_need import (
     MemorySaving,
     in_words,
     measure_need,
-    memory_limit,
     memory_savings,
 )
 
@@ -237,10 +236,7 @@ class RunMemory:
         if self.total <= usable:
             return f"{first}: fits into {in_words(usable)}{spare}"
         lines = [f"{first}: does not fit into {in_words(usable)}{spare}. These settings need less:"]
-        for saving in self.savings(memory):
-            fits = "fits" if saving.bytes <= usable else "does not fit"
-            lines.append(f"  {saving.setting}: about {in_words(saving.bytes)}, {fits}; {saving.cost}")
-        return "\n".join(lines)
+        return "\n".join([*lines, *(saving.line(usable) for saving in self.savings(memory))])
 
     def to_json(self, memory: int) -> dict[str, Any]:
         """Return the estimate for a device as plain JSON data."""
@@ -289,6 +285,6 @@ def memory_line(recipe: Recipe, base: Path, layers: Sequence[str], rows: Sequenc
     longest = max((len(row.input_ids) for row in rows), default=1) - 1
     memory = RunMemory(base, recipe, layers, precision_of(training), on_gpu(training), longest)
     try:
-        return f"{memory.text()}, of {in_words(memory_limit(torch.device(device_of(training))))}\n"
+        return f"{memory.text()}, of {in_words(memory_limit(device_of(training)))}\n"
     except InputError:
         return ""

@@ -24,7 +24,7 @@ from pytest_mistral_lora.chat.encoded import IGNORE_INDEX
 from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.errors import RecipeError
 from pytest_mistral_lora.training.callbacks import StopAtNonFinite
-from pytest_mistral_lora.training.step.packing import StepRow
+from pytest_mistral_lora.training.step import StepRow
 
 
 class TrainBench:

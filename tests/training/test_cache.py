@@ -219,7 +219,7 @@ def child(folder: Path, prepare: str, processes: int = 1) -> subprocess.Popen[st
 
 
 DIE = """
-    from pytest_mistral_lora.training.rows.table import ArrowFile
+    from pytest_mistral_lora.training.rows import ArrowFile
     own, seen = ArrowFile.write, []
     def write(self, batch):
         own(self, batch)

@@ -18,8 +18,8 @@ from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.errors import InputError, RowsError
 from pytest_mistral_lora.records.data_stats import SHOWN
 from pytest_mistral_lora.records.files import is_held_out, sha256_file
+from pytest_mistral_lora.training.rows import RowDataset
 from pytest_mistral_lora.training.rows.loading import RunData, Split, load_data
-from pytest_mistral_lora.training.rows.table import RowDataset
 
 
 @pytest.fixture(params=["mistral-common", "chat-template"])

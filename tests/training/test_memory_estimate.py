@@ -20,10 +20,10 @@ from pytest_mistral_lora.cli import main
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.training.adapter import adapted_layers, attach_adapter
 from pytest_mistral_lora.training.memory import estimate_need, parse_size, recipe_memory
+from pytest_mistral_lora.training.step import StepRow
 from pytest_mistral_lora.training.step.forward import attend_in_segments, supervised_losses
 from pytest_mistral_lora.training.step.kernels_cpu import use_frozen_layers
 from pytest_mistral_lora.training.step.memory_need import checkpoint_activations, measure_need
-from pytest_mistral_lora.training.step.packing import StepRow
 
 SIZES = {"hidden_size": 64, "intermediate_size": 160, "vocab_size": 320}
 CASES = [

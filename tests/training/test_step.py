@@ -18,6 +18,7 @@ from pytest_mistral_lora.checkpoint.base_model import load_base
 from pytest_mistral_lora.conformance.train.step_laws import reference_step
 from pytest_mistral_lora.errors import NonFiniteError
 from pytest_mistral_lora.training.adapter import adapter_tensors
+from pytest_mistral_lora.training.step import Segment, StepRow, StepSampler, micro_batches, pack_rows
 from pytest_mistral_lora.training.step import forward as loss_module
 from pytest_mistral_lora.training.step.forward import (
     IMPLEMENTATION,
@@ -27,7 +28,6 @@ from pytest_mistral_lora.training.step.forward import (
     supervised_losses,
     token_losses,
 )
-from pytest_mistral_lora.training.step.packing import Segment, StepRow, StepSampler, micro_batches, pack_rows
 
 
 def row(index: int, labels: Sequence[int]) -> StepRow:

@@ -12,10 +12,9 @@ import torch
 from class_models import VOCABULARY, WINDOW, Case
 
 from pytest_mistral_lora.chat.encoded import IGNORE_INDEX
-from pytest_mistral_lora.training.step import forward, kernels_cpu
+from pytest_mistral_lora.training.step import Segment, StepRow, forward, kernels_cpu
 from pytest_mistral_lora.training.step.forward import attend_in_segments, supervised_losses
 from pytest_mistral_lora.training.step.kernels_cpu import use_frozen_layers
-from pytest_mistral_lora.training.step.packing import Segment, StepRow
 
 LENGTHS, PREFIX = (3, 9, 20, 31, 70), 18
 """Rows within a window and beyond it, below the first step of the scaling and above, and of more than one block."""

@@ -30,8 +30,8 @@ from pytest_mistral_lora.training.adapter import (
 )
 from pytest_mistral_lora.training.generate.model_spec import model_spec, smoke
 from pytest_mistral_lora.training.recipe import Lora, parse_recipe
+from pytest_mistral_lora.training.rows import RowDataset
 from pytest_mistral_lora.training.rows.loading import load_data
-from pytest_mistral_lora.training.rows.table import RowDataset
 from pytest_mistral_lora.training.run import RunResult, train
 from pytest_mistral_lora.training.save import Adapter, check_adapter
 from pytest_mistral_lora.training.step.forward import attend_in_segments

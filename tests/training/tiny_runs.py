@@ -17,8 +17,8 @@ from pytest_mistral_lora.training.adapter import adapted_layers, attach_adapter
 from pytest_mistral_lora.training.loop import make_trainer
 from pytest_mistral_lora.training.recipe import Recipe
 from pytest_mistral_lora.training.rows.loading import load_data
+from pytest_mistral_lora.training.step import StepRow
 from pytest_mistral_lora.training.step.forward import collate, step_rows
-from pytest_mistral_lora.training.step.packing import StepRow
 
 CONVERSATIONS = [
     [("user", "What is the capital of France?"), ("assistant", "Paris is the capital of France.")],

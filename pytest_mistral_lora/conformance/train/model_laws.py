@@ -131,8 +131,8 @@ def measure_packing(harness: TrainerHarness) -> Figures:
     """Compare logits and losses of packed rows with those of each row alone, as transformers and the trainer pack."""
     import torch
 
+    from pytest_mistral_lora.training.step import Segment
     from pytest_mistral_lora.training.step.forward import attend_in_segments, segment_arguments
-    from pytest_mistral_lora.training.step.packing import Segment
 
     rows, model, figures = harness.encoded, harness.perturbed_model().eval(), {}
     lengths = [len(row.input_ids) for row in rows]

@@ -161,7 +161,7 @@ def measure_neighbours(harness: TrainerHarness) -> Figures:
     """Compare a step whose rows have padding behind them with the step as it is, and rows together with each alone."""
     import torch
 
-    from pytest_mistral_lora.training.rows.table import RowDataset
+    from pytest_mistral_lora.training.rows import RowDataset
     from pytest_mistral_lora.training.step import forward
 
     # EOS as padding is the common mistake: a mask by id, not by place, then drops the last EOS from the loss as well

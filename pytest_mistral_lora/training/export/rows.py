@@ -15,8 +15,8 @@ from pytest_mistral_lora.checkpoint.tokenizers import training_template
 from pytest_mistral_lora.errors import RowError
 from pytest_mistral_lora.records.files import sha256_file, write_json, write_text
 from pytest_mistral_lora.training.export.bridge import ExportedRun
+from pytest_mistral_lora.training.rows import ArrowFile
 from pytest_mistral_lora.training.rows.loading import Split
-from pytest_mistral_lora.training.rows.table import ArrowFile
 
 _ROWS_PER_BATCH = 1000
 

@@ -38,6 +38,7 @@ from pytest_mistral_lora.records.files import (
 )
 from pytest_mistral_lora.training.devices import is_main, local_rank
 from pytest_mistral_lora.training.recipe import Recipe
+from pytest_mistral_lora.training.rows import ArrowFile, EncodedRows, Ints, ReparsedRows, RowTable, lengths_of
 from pytest_mistral_lora.training.rows.encoding import (
     EncodingPlan,
     ReadFile,
@@ -47,7 +48,6 @@ from pytest_mistral_lora.training.rows.encoding import (
     warn_of_changes,
     warn_of_losses,
 )
-from pytest_mistral_lora.training.rows.table import ArrowFile, EncodedRows, Ints, ReparsedRows, RowTable, lengths_of
 
 FORMAT = 3
 """Number of the cache's format: raise it if the columns change, or anything else that a cache key does not cover."""

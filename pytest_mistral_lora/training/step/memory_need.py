@@ -1,18 +1,20 @@
-"""The memory that a step needs, counted on a model, and the settings that need less."""
+"""The memory that a step needs, counted on a model; the settings that need less; and a step that runs out of it."""
 
 from __future__ import annotations
 
-import resource
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+import gc
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, TypeVar
 
-import psutil
 import torch
+from torch.distributed.tensor import DTensor
 
+from pytest_mistral_lora.errors import MemoryShortageError, is_out_of_memory
+from pytest_mistral_lora.training.devices import memory_limit
+from pytest_mistral_lora.training.step import StepRow, micro_batches
 from pytest_mistral_lora.training.step.forward import LOGITS, supervised_losses
-from pytest_mistral_lora.training.step.packing import StepRow
 
 
 def checkpoint_activations(model: Any) -> None:
@@ -28,18 +30,6 @@ def checkpointed_layers(model: Any) -> list[Any]:
     return [module for module in model.modules() if getattr(module, "gradient_checkpointing", False)]
 
 
-@contextmanager
-def _without_checkpointing(model: Any) -> Iterator[None]:
-    layers = checkpointed_layers(model)
-    for layer in layers:
-        layer.gradient_checkpointing = False
-    try:
-        yield
-    finally:
-        for layer in layers:
-            layer.gradient_checkpointing = True
-
-
 _PROBED_TOKENS = (16, 48)
 """Lengths of two passes: the need of a token is their difference, so that constant parts cancel."""
 
@@ -48,7 +38,6 @@ _TRAINED_BYTES = 16
 
 _NF4_BYTES = 0.53
 """Bytes of a weight in 4 bits, its share of the doubly quantised scales included (QLoRA, arXiv 2305.14314)."""
-
 
 _LOGIT_BYTES = 8
 """Bytes of a logit, and of its exponential, in float32."""
@@ -115,12 +104,19 @@ def measure_need(model: Any) -> MemoryNeed:
             return tensor
 
         ids = torch.ones(tokens + 1, dtype=torch.int64)
-        with _without_checkpointing(model), torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
             losses, _ = supervised_losses(model, [StepRow(0, ids, ids)])
         del losses
         return sum(storage.nbytes() for storage in kept.values())
 
-    small, large = map(kept_bytes, _PROBED_TOKENS)
+    checkpointed = checkpointed_layers(model)
+    try:
+        for layer in checkpointed:
+            layer.gradient_checkpointing = False
+        small, large = map(kept_bytes, _PROBED_TOKENS)
+    finally:
+        for layer in checkpointed:
+            layer.gradient_checkpointing = True
     token = max(1, (large - small) // (_PROBED_TOKENS[1] - _PROBED_TOKENS[0]))
     frozen = [parameter for parameter in parameters if not parameter.requires_grad]
     linear = [
@@ -147,14 +143,6 @@ def measure_need(model: Any) -> MemoryNeed:
     )
 
 
-def memory_limit(device: torch.device) -> int:
-    """Return the memory that this process can have on a device, in bytes."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[1])
-    limits = [resource.getrlimit(kind)[0] for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA)]
-    return min([int(psutil.virtual_memory().total), *(limit for limit in limits if limit != resource.RLIM_INFINITY)])
-
-
 @dataclass(frozen=True)
 class MemorySaving:
     """One way to need less memory.
@@ -168,6 +156,11 @@ class MemorySaving:
     setting: str
     cost: str
     bytes: int
+
+    def line(self, limit: int) -> str:
+        """Return it as a line of advice for a device with this much memory, in bytes."""
+        fits = "fits" if self.bytes <= limit else "does not fit"
+        return f"  {self.setting}: about {in_words(self.bytes)}, {fits}; {self.cost}"
 
 
 def memory_savings(
@@ -211,3 +204,95 @@ def memory_savings(
 def in_words(size: int) -> str:
     """Return a number of bytes as text."""
     return f"{size / 2**30:.2f} GiB" if size >= 2**28 else f"{size / 2**20:.0f} MiB"
+
+
+OnOom = Literal["stop", "shrink"]
+_T = TypeVar("_T")
+
+
+@dataclass(eq=False)
+class OutOfMemoryHandler:
+    """Runs an action that may need too much memory, and repeats it with less, or stops, by the recipe's `on_oom`.
+
+    Attributes:
+        trainer: The trainer, whose `micro_batch_tokens` may be lowered.
+        on_oom: `stop`, or `shrink` if the step can stay the same.
+        changes: The settings that were changed so that the run could go on, in words; for the log and the manifest.
+    """
+
+    trainer: Any
+    on_oom: OnOom
+    changes: list[str] = field(default_factory=list)
+
+    def attempt(self, action: str, rows: Sequence[StepRow], act: Callable[[], _T]) -> _T:
+        """Return the result of `act` on some rows; after an out-of-memory error, try again with fewer tokens at a time.
+
+        Args:
+            action: Name of the action, for the message.
+            rows: The rows that are fed.
+            act: Computes gradients, and changes no weight.
+
+        Raises:
+            MemoryShortageError: If there is not enough memory, and nothing may or can be changed.
+        """
+        # the second attempt must draw the dropout of the first
+        random = torch.get_rng_state() if self.on_oom == "shrink" else None
+        cuda_random = [] if random is None else torch.cuda.get_rng_state_all()
+        while True:
+            try:
+                return act()
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                reason = str(error).partition("\n")[0]
+            # outside the handler: its traceback would hold the tensors of the failed pass
+            self.trainer.model.zero_grad(set_to_none=True)
+            if random is not None:
+                torch.set_rng_state(random)
+                torch.cuda.set_rng_state_all(cuda_random)
+            gc.collect()
+            torch.cuda.empty_cache()
+            self._shrink_or_stop(action, rows, reason)
+
+    def _shrink_or_stop(self, action: str, rows: Sequence[StepRow], reason: str) -> None:
+        trainer = self.trainer
+        batches = micro_batches(rows, trainer.micro_batch_tokens)
+        tokens = max((sum(row.num_input_tokens for row in batch) for batch in batches), default=0)
+        longest = max((row.num_input_tokens for row in rows), default=0)
+        # several processes would have to agree: their numbers of passes must be equal
+        may_shrink = self.on_oom == "shrink" and trainer.accelerator.num_processes == 1
+        if may_shrink and tokens > longest:
+            trainer.micro_batch_tokens = max(longest, tokens // 2)
+            change = f"micro_batch_tokens: {trainer.micro_batch_tokens}"
+        elif may_shrink and not checkpointed_layers(trainer.model):
+            checkpoint_activations(trainer.model)
+            change = "activation_checkpointing: true"
+        else:
+            raise self._shortage(f"{action} ran out of memory ({reason})", tokens, longest)
+        self.changes.append(f"{change} from step {trainer.state.global_step + 1} on")
+        sys.stderr.write(f"{action} ran out of memory ({reason}); going on with {change}, which changes no gradient\n")
+
+    def _shortage(self, failure: str, tokens: int, longest: int) -> MemoryShortageError:
+        model, device = self.trainer.model, self.trainer.args.device
+        # sharded by FSDP2, or by ZeRO-3, which marks its parameters by ds_id
+        if any(isinstance(one, DTensor) or hasattr(one, "ds_id") for one in model.parameters()):
+            # measuring the need takes a pass, and the other processes do not take part in it
+            return MemoryShortageError(
+                f"{failure}: {tokens} tokens at once",
+                next_step="Lower training.micro_batch_tokens, set activation_checkpointing: true, or share the base "
+                "over more devices.",
+            )
+        limit, checkpointed = memory_limit(str(device)), bool(checkpointed_layers(model))
+        need = measure_need(model)
+        # these tokens did not fit: an estimate that says they do is too small
+        unexplained = limit - need.total(tokens, checkpointed=checkpointed)
+        if unexplained > 0 and tokens:
+            more = unexplained // tokens + 1
+            need = replace(need, token=need.token + more, checkpointed_token=need.checkpointed_token + more)
+        savings = memory_savings(need, limit, tokens=tokens, longest=longest, checkpointed=checkpointed)
+        advice = ["These settings need less, in the order of least harm:", *(one.line(limit) for one in savings)]
+        return MemoryShortageError(
+            f"{failure}: {tokens} tokens at once need about "
+            f"{in_words(need.total(tokens, checkpointed=checkpointed))}, and there are {in_words(limit)} on {device}",
+            next_step="\n".join(advice),
+        )

@@ -20,9 +20,9 @@ from transformers import Trainer, set_seed
 from pytest_mistral_lora.errors import NonFiniteError
 from pytest_mistral_lora.training.callbacks import RunningLoss, gradient_error, gradient_norm
 from pytest_mistral_lora.training.devices import engine
+from pytest_mistral_lora.training.step import StepRow, StepSampler, micro_batches
 from pytest_mistral_lora.training.step.forward import collate, step_rows, supervised_losses
-from pytest_mistral_lora.training.step.oom import OnOom, OutOfMemoryHandler
-from pytest_mistral_lora.training.step.packing import StepRow, StepSampler, micro_batches
+from pytest_mistral_lora.training.step.memory_need import OnOom, OutOfMemoryHandler
 
 
 class LoraTrainer(Trainer):  # type: ignore[misc]
