@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -49,7 +48,8 @@ def adapted_layers(folder: Path, targets: Sequence[str]) -> list[str]:
     try:
         asked = architecture.targets(targets)
     except ValueError as error:
-        raise RecipeError(str(error), place=place, expected=f"attention: {_attention(architecture)}") from error
+        expected = f"attention: {', '.join(architecture.text.attention)}"
+        raise RecipeError(str(error), place=place, expected=expected) from error
     if not architecture.text.mlp:
         _refuse_experts(architecture, asked)
     # PEFT accepts a list if any one of its names matches, and then trains less than was asked for
@@ -75,10 +75,6 @@ def adapted_layers(folder: Path, targets: Sequence[str]) -> list[str]:
     return [name for name in names if name in wanted]
 
 
-def _attention(architecture: Architecture) -> str:
-    return ", ".join(architecture.text.attention)
-
-
 def _refuse_experts(architecture: Architecture, asked: Sequence[str]) -> None:
     for target in asked:
         # also as a part of a dotted name, such as mlp.gate
@@ -86,7 +82,7 @@ def _refuse_experts(architecture: Architecture, asked: Sequence[str]) -> None:
             raise RecipeError(
                 f"{target!r} is of a router or its experts in {architecture.title}, which are not adapted",
                 place="lora.target_modules",
-                expected=f"attention: {_attention(architecture)}",
+                expected=f"attention: {', '.join(architecture.text.attention)}",
                 next_step="Set target_modules: attention.",
             )
 
@@ -106,11 +102,6 @@ def peft_targets(layers: Sequence[str]) -> list[str]:
     # servers know both forms; a pattern would be shorter, and SGLang takes none
     plain = all(name.startswith("model.layers.") for name in layers)
     return list(dict.fromkeys(_last_name(name) if plain else name for name in layers))
-
-
-def layer_kinds(layers: Sequence[str]) -> list[str]:
-    """Return adapted layers with one name for those of every decoder layer: `model.layers.*.self_attn.q_proj`."""
-    return list(dict.fromkeys(re.sub(r"\.layers\.\d+\.", ".layers.*.", name) for name in layers))
 
 
 def saved_modules(folder: Path, names: Sequence[str]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from pytest_mistral_lora.records.files import (
     canonical_json,
     sha256_bytes,
 )
-from pytest_mistral_lora.training.adapter import adapted_layers, layer_kinds, saved_modules
+from pytest_mistral_lora.training.adapter import adapted_layers, saved_modules
 from pytest_mistral_lora.training.devices import check_engine, device_count, engine, require_environment
 from pytest_mistral_lora.training.generate.callback import format_checks
 from pytest_mistral_lora.training.recipe import Recipe
@@ -60,7 +61,8 @@ class RunPlan:
     def layers_line(self) -> str:
         """The adapted layers and the class of the base, and whether a tokenizer of Mistral's is an oracle for it."""
         architecture = architecture_of(self.config)
-        text = f"{len(self.layers)} of {architecture.title}: {', '.join(layer_kinds(self.layers))}"
+        kinds = dict.fromkeys(re.sub(r"\.layers\.\d+\.", ".layers.*.", name) for name in self.layers)
+        text = f"{len(self.layers)} of {architecture.title}: {', '.join(kinds)}"
         return text if architecture.text.has_oracle else f"{text}; no oracle: its chat template is the only judge"
 
 
@@ -103,7 +105,8 @@ def check_machine(recipe: Recipe) -> None:
         InputError: If none could.
     """
     require_environment(recipe)
-    check_loggers(recipe.training.report_to)
+    for index, name in enumerate(recipe.training.report_to):
+        _logger(name, f"training.report_to[{index}]")
     check_engine(recipe)
 
 
@@ -188,16 +191,6 @@ def encoder_of(recipe: Recipe, base: Path, tokenizer: CheckpointTokenizer) -> En
     if encoder.vocab_size > ids:
         raise RecipeError(f"the tokenizer has {encoder.vocab_size} ids, the model {ids}", place=str(base))
     return encoder
-
-
-def check_loggers(names: Sequence[str]) -> None:
-    """Refuse loggers that transformers does not know, or that are not installed.
-
-    Raises:
-        RecipeError: With the known loggers, or the command that installs one.
-    """
-    for index, name in enumerate(names):
-        _logger(name, f"training.report_to[{index}]")
 
 
 def logger_callbacks(names: Sequence[str], folder: Path, *, writes: bool) -> list[Any]:
