@@ -25,7 +25,7 @@ from pytest_mistral_lora.training.recipe import Recipe
 from pytest_mistral_lora.training.step.memory_need import in_words
 
 if TYPE_CHECKING:
-    from pytest_mistral_lora.training.generate.callback import GenerationCallback
+    from pytest_mistral_lora.training.generate.record import GenerationCallback
     from pytest_mistral_lora.training.prepare import Preparation
     from pytest_mistral_lora.training.step.trainer import LoraTrainer
 

@@ -18,14 +18,14 @@ from pytest_mistral_lora.checkpoint.encoder import Encoder
 from pytest_mistral_lora.errors import NonFiniteError, StoppedError
 from pytest_mistral_lora.records.adapter_folder import BASE_FACTS
 from pytest_mistral_lora.records.files import write_text
+from pytest_mistral_lora.records.tensors import sha256_tensors
 from pytest_mistral_lora.training.adapter import adapter_tensors, attach_adapter
 from pytest_mistral_lora.training.callbacks import EvaluateAtEnd, SaveByTime, SealCheckpoint, StopAtRequest, StopRequest
 from pytest_mistral_lora.training.curves import PAGE, WriteCurves, training_page
 from pytest_mistral_lora.training.devices import device_of, precision_of
 from pytest_mistral_lora.training.display import RunDisplay
 from pytest_mistral_lora.training.generate import Completion, Probe, probe
-from pytest_mistral_lora.training.generate.callback import GENERATIONS, GenerationCallback
-from pytest_mistral_lora.training.generate.record import adapter_identity
+from pytest_mistral_lora.training.generate.record import GENERATIONS, GenerationCallback
 from pytest_mistral_lora.training.loop import apply_kernels, make_trainer
 from pytest_mistral_lora.training.prepare import Preparation, check_output, logger_callbacks, prepare
 from pytest_mistral_lora.training.progress import ShowProgress, data_facts, header, summary
@@ -261,7 +261,9 @@ def save_run(
         resumed_from, changes = step_of(checkpoint) if checkpoint else None, trainer.oom_handler.changes
         facts = run_facts(prepared, trainer.state, log, completions, watching.latest_rates(), resumed_from, changes)
     # by all processes: each pass of a sharded model needs all of them
-    identity = adapter_identity(tensors, **{name: facts.get(name) for name in BASE_FACTS})
+    identity = {"kind": "adapter", "tensors_sha256": sha256_tensors(tensors)} | {
+        one: facts.get(one) for one in BASE_FACTS
+    }
     texts = watching.files(identity, precision_of(prepared.recipe.training))
     texts[PAGE] = training_page(log, trainer.state.max_steps, data_facts(prepared))
     manifest: Mapping[str, Any] = {}

@@ -21,7 +21,7 @@ from transformers.utils import logging as transformers_logging
 from pytest_mistral_lora.checkpoint.base_model import load_base
 from pytest_mistral_lora.cli import main
 from pytest_mistral_lora.training.display import RunDisplay, clock_text
-from pytest_mistral_lora.training.generate import callback as watching
+from pytest_mistral_lora.training.generate import record as watching
 from pytest_mistral_lora.training.prepare import prepare
 from pytest_mistral_lora.training.progress import (
     ShowProgress,

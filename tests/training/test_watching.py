@@ -17,7 +17,7 @@ from tiny_runs import CONVERSATIONS, MakeRecipe, recipe_data, write_rows
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.errors import RecipeError
 from pytest_mistral_lora.training.callbacks import StopAtNonFinite
-from pytest_mistral_lora.training.generate import callback as watching
+from pytest_mistral_lora.training.generate import record as watching
 from pytest_mistral_lora.training.prepare import logger_callbacks
 from pytest_mistral_lora.training.recipe import parse_recipe
 from pytest_mistral_lora.training.run import RunResult, train, work_folder
