@@ -29,7 +29,7 @@ from pytest_mistral_lora.records.verify import verify
 from pytest_mistral_lora.training.adapter import base_tensors, peft_quiet
 from pytest_mistral_lora.training.generate.judge import compare
 from pytest_mistral_lora.training.merge import MergedModel, merge, proof
-from pytest_mistral_lora.training.merge.companions import with_ties
+from pytest_mistral_lora.training.merge.folders import with_ties
 from pytest_mistral_lora.training.recipe import parse_recipe
 from pytest_mistral_lora.training.run import RunResult, train
 

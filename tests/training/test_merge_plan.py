@@ -19,9 +19,9 @@ from pytest_mistral_lora.errors import InputError, MergeError
 from pytest_mistral_lora.records.tensors import ADAPTER_TENSORS
 from pytest_mistral_lora.training.adapter import base_tensors, peft_quiet
 from pytest_mistral_lora.training.generate import load_adapted
+from pytest_mistral_lora.training.merge.folders import merge_dtype, require_full_weights
 from pytest_mistral_lora.training.merge.plan import INDEX, plan_merge, write_weights
 from pytest_mistral_lora.training.merge.proof import float32_sums
-from pytest_mistral_lora.training.merge.source import merge_dtype, require_full_weights
 
 ATTENTION = ["q_proj", "v_proj"]
 

@@ -31,17 +31,17 @@ from pytest_mistral_lora.records.notes import note_texts
 from pytest_mistral_lora.records.tensors import sha256_tensors
 from pytest_mistral_lora.records.transcripts import TRANSCRIPTS
 from pytest_mistral_lora.training.generate.model_spec import ModelSpec
-from pytest_mistral_lora.training.merge.companions import write_companions
-from pytest_mistral_lora.training.merge.plan import plan_merge, write_weights, written_size
-from pytest_mistral_lora.training.merge.proof import Proof, proof_questions, prove
-from pytest_mistral_lora.training.merge.source import (
+from pytest_mistral_lora.training.merge.folders import (
     BASE_DTYPE,
     merge_dtype,
     merge_source,
     refuse_quantized,
     require_full_weights,
     weights_of,
+    write_companions,
 )
+from pytest_mistral_lora.training.merge.plan import plan_merge, write_weights, written_size
+from pytest_mistral_lora.training.merge.proof import Proof, proof_questions, prove
 from pytest_mistral_lora.training.run_folder import disk_error, ensure_writable_folder, sole_writer
 from pytest_mistral_lora.training.run_metadata import environment
 

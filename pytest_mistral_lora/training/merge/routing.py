@@ -42,7 +42,8 @@ class RouterDifference:
 
     def add(self, expected: Any, found: Any) -> None:
         """Compare the outputs of a router of both models."""
-        logits, own = (_logits(one).float() for one in (expected, found))
+        # transformers 5 returns logits, weights and experts; in 4, a router is a linear layer
+        logits, own = ((one[0] if isinstance(one, tuple) else one).float() for one in (expected, found))
         apart = ((own - logits).abs().max() / logits.std()).item()
         self.farthest = max(self.farthest, inf if isnan(apart) else apart)  # max() would lose a NaN
         chosen, others = (_experts(one) for one in (expected, found))
@@ -54,12 +55,6 @@ class RouterDifference:
         self.farthest = max(self.farthest, other.farthest)
         self.moved += other.moved
         self.choices += other.choices
-
-
-def _logits(output: Any) -> torch.Tensor:
-    # transformers 5 returns logits, weights and experts; in 4, a router is a linear layer
-    logits: torch.Tensor = output[0] if isinstance(output, tuple) else output
-    return logits
 
 
 def _experts(output: Any) -> torch.Tensor:
@@ -83,14 +78,12 @@ def router_weights(model: Any, router: str) -> list[dict[str, torch.Tensor]]:
 
 def changed_routers(before: Sequence[dict[str, torch.Tensor]], after: Sequence[dict[str, torch.Tensor]]) -> list[str]:
     """Return each router whose weights differ in any bit, by its place among the routers; one that is missing, too."""
-    pairs = enumerate(zip_longest(before, after))
-    return [f"router {place}" for place, (one, other) in pairs if not _is_equal(one, other)]
-
-
-def _is_equal(one: dict[str, torch.Tensor] | None, other: dict[str, torch.Tensor] | None) -> bool:
-    if one is None or other is None:
-        return False
-    return one.keys() == other.keys() and all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+    none: dict[str, torch.Tensor] = {}
+    return [
+        f"router {place}"
+        for place, (one, other) in enumerate(zip_longest(before, after, fillvalue=none))
+        if one.keys() != other.keys() or any(not torch.equal(tensor, other[name]) for name, tensor in one.items())
+    ]
 
 
 @contextmanager

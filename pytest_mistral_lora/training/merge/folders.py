@@ -1,18 +1,32 @@
-"""The parts of a merge, checked before the work: the adapter and its base, full weights, and the dtype to write."""
+"""The folders of a merge: the adapter and its base, checked before the work; and the files beside the merged weights.
+
+Those files are such that transformers, vLLM and llama.cpp's converter read the same model.
+"""
 
 from __future__ import annotations
 
 import shlex
+import shutil
+from collections.abc import Mapping
+from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
+import torch
+
+from pytest_mistral_lora.chat.oracle import Oracle
 from pytest_mistral_lora.chat.reading import read_json
+from pytest_mistral_lora.checkpoint.architectures import TIE
 from pytest_mistral_lora.checkpoint.base_model import base_weights, read_config, weight_files
-from pytest_mistral_lora.checkpoint.fp8 import declared_quantization, is_fp8
+from pytest_mistral_lora.checkpoint.fp8 import declared_quantization, is_fp8, without_quantization
+from pytest_mistral_lora.checkpoint.pins import TEXT_FILES
+from pytest_mistral_lora.checkpoint.tokenizer_folder import SPM_MODEL, TOKENIZER_CONFIG
+from pytest_mistral_lora.checkpoint.tokenizers import TEKKEN, TOKENIZER_JSON, convert, oracle_file
 from pytest_mistral_lora.checkpoint.weights import DTYPES, Weights
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.records.adapter_config import CONFIG
 from pytest_mistral_lora.records.adapter_folder import AdapterFolder
-from pytest_mistral_lora.records.files import require_folder
+from pytest_mistral_lora.records.files import require_folder, write_json, write_text
 from pytest_mistral_lora.records.manifest import MANIFEST
 from pytest_mistral_lora.records.verify import verify
 from pytest_mistral_lora.training.generate.model_spec import ModelSpec
@@ -149,3 +163,67 @@ def weights_of(base: Path) -> Weights:
         InputError: If a file is no safetensors file.
     """
     return Weights(weight_files(base))
+
+
+_KEPT = ("*_config.json", "chat_template.json", "SYSTEM_PROMPT.txt")
+_NOT_KEPT = ("tokenizer_config.json", "adapter_config.json", "*quant*")
+"""Files of the base beside its weights that a merged model keeps, and those among them that it has of its own."""
+
+
+def write_companions(folder: Path, spec: ModelSpec, dtype: str) -> None:
+    """Write the files that a model needs beside its weights: the base's configuration, and the adapter's tokenizer."""
+    adapter, base = spec.folder.path, spec.base
+    config = with_ties(without_quantization(read_config(base)), weights_of(folder))
+    # transformers 4 named it torch_dtype, and its older versions read nothing else
+    key = "torch_dtype" if "torch_dtype" in config else "dtype"
+    for name, part in config.items():
+        if isinstance(part, dict):
+            config[name] = {**part, **{one: dtype for one in ("torch_dtype", "dtype") if part.get(one)}}
+    write_json(folder / "config.json", {**config, key: dtype})
+    # the processor of images, generation, a system prompt: as they are; the adapter's own tokenizer files come after
+    kept = (file for pattern in _KEPT for file in sorted(base.glob(pattern)) if file.is_file())
+    listed = (
+        name for name in spec.folder.require_manifest().data["files"] if any(fnmatch(name, one) for one in TEXT_FILES)
+    )
+    own = (file for file in kept if not any(fnmatch(file.name, one) for one in _NOT_KEPT))
+    for file in (*own, *(adapter / name for name in listed)):
+        shutil.copyfile(file, folder / file.name)
+    tokenizer, plain = oracle_file(folder), base / SPM_MODEL
+    if tokenizer is not None and tokenizer.name != TEKKEN:
+        _write_sentencepiece_companions(folder, tokenizer)
+    elif tokenizer is None and plain.is_file() and (folder / TOKENIZER_CONFIG).is_file():
+        _write_sentencepiece_companions(folder, plain)
+
+
+def with_ties(config: Mapping[str, Any], weights: Weights) -> dict[str, Any]:
+    """Return a configuration whose flags about tied embeddings are true to the weights, at every level."""
+    # vLLM drops the head of a file whose configuration has a tie at any level (vllm-project/vllm#51063)
+    key, text = TIE, config.get("text_config")
+    heads = [name for name in weights if name.endswith("lm_head.weight")]
+    embeddings = [name for name in weights if name.endswith("embed_tokens.weight")]
+    asked = any(part.get(key) for part in (config, text if isinstance(text, dict) else {}))
+    equal = bool(heads and embeddings) and torch.equal(weights[heads[0]], weights[embeddings[0]])
+    tied = not heads or (asked and equal)
+    nested = {"text_config": {**text, key: tied}} if isinstance(text, dict) else {}
+    return {**config, **nested, key: tied}
+
+
+def _write_sentencepiece_companions(folder: Path, tokenizer: Path) -> None:
+    """Write the two files without which llama.cpp's converter makes other ids of a SentencePiece tokenizer.
+
+    Without `tokenizer.model` it takes a vocabulary without scores; without a value of `add_prefix_space` the GGUF file
+    has a space more after every control token. It warns of neither.
+    """
+    plain, config = folder / SPM_MODEL, folder / TOKENIZER_CONFIG
+    if not plain.exists():
+        shutil.copyfile(tokenizer, plain)
+    data = read_json(config) if config.is_file() else {}
+    if not config.is_file():
+        # with `tokenizer.model` alone, transformers would build a tokenizer of its own, by the rules of its version
+        fast = convert(Oracle(tokenizer))
+        if not (folder / TOKENIZER_JSON).exists():
+            write_text(folder / TOKENIZER_JSON, fast.backend_tokenizer.to_str(pretty=True) + "\n")
+        data = {f"{name}_token": getattr(fast, f"{name}_token") for name in ("bos", "eos", "unk")}
+        data |= {"clean_up_tokenization_spaces": False, "legacy": False, "tokenizer_class": "PreTrainedTokenizerFast"}
+    if data.get("add_prefix_space") is None:
+        write_json(config, {**data, "add_prefix_space": False})
