@@ -32,7 +32,7 @@ from pytest_mistral_lora.data.sources import ConvertedSource, open_rows, rows_of
 from pytest_mistral_lora.errors import InputError, RowError
 from pytest_mistral_lora.runners import RUNNERS
 from pytest_mistral_lora.strategies import plain_text, rows, tool_rows
-from pytest_mistral_lora.training.export.rows import encoded_lines, message_lines
+from pytest_mistral_lora.training.export.bridge import encoded_lines, message_lines
 from pytest_mistral_lora.training.rows.loading import Split
 
 FOLDER = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=25)

@@ -22,7 +22,7 @@ from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.errors import InputError, OracleRejection, RowError
 from pytest_mistral_lora.records.goldens import packaged_cases
 from pytest_mistral_lora.serving.server import chat_request
-from pytest_mistral_lora.training.export.go_template import go_template
+from pytest_mistral_lora.training.export.llamacpp import go_template
 
 PROMPTS = Path(__file__).parent / "ollama" / "prompts.json"
 PROGRAM = Path(__file__).parent / "ollama" / "render.go"

@@ -14,7 +14,11 @@ from typing import Literal
 
 import yaml
 
-from pytest_mistral_lora.errors import InputError
+from pytest_mistral_lora.chat.encoded import IGNORE_INDEX, EncodedRow
+from pytest_mistral_lora.chat.rows import Row
+from pytest_mistral_lora.chat.templates import ChatTemplate
+from pytest_mistral_lora.checkpoint.tokenizers import training_template
+from pytest_mistral_lora.errors import InputError, RowError
 from pytest_mistral_lora.records.files import finished_folder, write_text
 from pytest_mistral_lora.training.export.bridge import (
     APPLIED,
@@ -26,7 +30,6 @@ from pytest_mistral_lora.training.export.bridge import (
     plan_export,
 )
 from pytest_mistral_lora.training.export.configurations import BRIDGES
-from pytest_mistral_lora.training.export.rows import why_not_messages, write_chat_rows
 from pytest_mistral_lora.training.recipe import Recipe
 
 Form = Literal["auto", "messages", "tokens"]
@@ -85,7 +88,8 @@ def export(recipe: Recipe, to: str, output: Path, *, form: Form = "auto") -> Exp
     with finished_folder(output) as folder:
         (folder / ROWS).mkdir()
         bridge.write_rows(run, folder / ROWS)
-        write_chat_rows(run, folder / CHAT_ROWS)
+        # in order, for `mistral-lora audit` to compare with the runner's
+        write_text(folder / CHAT_ROWS, "".join(f"{row.to_jsonl()}\n" for row in run.data.train.rows))
         write_text(folder / bridge.config, settings)
         write_text(folder / "README.md", "\n".join(_readme_lines(run, bridge, done)) + "\n")
     return done
@@ -105,6 +109,44 @@ def _with_form(run: ExportedRun, bridge: Bridge, form: Form) -> tuple[ExportedRu
     if form == "messages":
         raise InputError(reason, place="--rows messages", expected="--rows tokens, which every row can be given as")
     return run, f"The rows are given as ids and labels, since not all of them could be given as messages: {reason}."
+
+
+def why_not_messages(run: ExportedRun) -> str:
+    """Return the reason why a run's rows cannot be given as messages, with the first such row; empty if they can.
+
+    Each row is encoded like in a runner, as transformers' `apply_chat_template` does with the tokenizer that
+    `AutoTokenizer` loads, and compared with the ids and labels that are trained on here.
+    """
+    from transformers import PreTrainedTokenizerFast
+
+    if not isinstance(run.tokenizer, PreTrainedTokenizerFast):
+        return f"transformers loads a {type(run.tokenizer).__name__} for {run.model}, which takes no chat template"
+    template = ChatTemplate(run.tokenizer, training_template(run.encoder.tokenizer))
+    for split in (run.data.train, run.data.held_out):
+        for row, encoded in zip(split.rows, split.encoded, strict=True):
+            found = _why_not_message(row, encoded, template)
+            if found:
+                return f"{row.place}: {found}"
+    return ""
+
+
+def _why_not_message(row: Row, encoded: EncodedRow, template: ChatTemplate) -> str:
+    for message in row.messages:
+        keys = {key for key, value in message.items() if value is not None}
+        if row.tools or keys - {"role", "content", "weight"} or not isinstance(message.get("content"), str):
+            return "it has more than roles and texts, and a table of all rows would give each the keys of the others"
+    plain = [{"role": one["role"], "content": one["content"]} for one in row.messages]
+    try:
+        rendered = template.encode(Row(tuple(plain), None, row.place))
+    except RowError as error:
+        return f"the training template refuses it: {error.found}"
+    ids, labels = rendered.input_ids, rendered.labels or (IGNORE_INDEX,) * len(rendered.input_ids)
+    # a row that was cut here is compared as far as it goes: the runner cuts it too
+    if len(ids) > len(encoded.input_ids) and ids[: len(encoded.input_ids)] == encoded.input_ids:
+        ids, labels = ids[: len(encoded.input_ids)], labels[: len(encoded.input_ids)]
+    if ids != encoded.input_ids:
+        return "the training template gives other ids (docs/deviations.md names the ways)"
+    return "" if labels == encoded.labels else "the training template gives other labels, as it does for a weight of 0"
 
 
 def _common_remarks(run: ExportedRun) -> Iterator[str]:

@@ -1,22 +1,26 @@
-"""A recipe's run as other runners need it, each value computed once, and the description of such a runner."""
+"""A recipe's run as other runners need it: its values, its rows as files, and the description of such a runner."""
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from pytest_mistral_lora.checkpoint.encoder import Encoder
 from pytest_mistral_lora.errors import RecipeError, TokenizerError
+from pytest_mistral_lora.records.files import sha256_file, write_json
 from pytest_mistral_lora.training.adapter import adapted_layers, peft_targets
 from pytest_mistral_lora.training.devices import precision_of
 from pytest_mistral_lora.training.prepare import plan_run
 from pytest_mistral_lora.training.recipe import Recipe
 from pytest_mistral_lora.training.recipe.pinning import resolve_base
 from pytest_mistral_lora.training.recipe.sections import Section
-from pytest_mistral_lora.training.rows.loading import RunData, load_data
+from pytest_mistral_lora.training.rows import ArrowFile
+from pytest_mistral_lora.training.rows.loading import RunData, Split, load_data
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,10 @@ class ExportedRun:
     def targets(self) -> list[str]:
         """Names of the layers to adapt, as PEFT takes them."""
         return peft_targets(adapted_layers(self.base, self.recipe.lora.target_modules))
+
+    def splits(self, *, held_out: str) -> dict[str, Split]:
+        """Return the rows to train on as `train`, and those that are held out, if there are any, by the name given."""
+        return {"train": self.data.train, **({held_out: self.data.held_out} if self.data.held_out.rows else {})}
 
     @property
     def steps(self) -> int:
@@ -136,6 +144,56 @@ def plan_export(recipe: Recipe) -> ExportedRun:
         here = training.model_copy(update={"device": "cpu" if training.device == "cpu" else "auto"})
         precision = precision_of(here)
     return ExportedRun(recipe, base, encoder, tokenizer, load_data(recipe, encoder), precision)
+
+
+_ROWS_PER_BATCH = 1000
+
+
+def encoded_lines(split: Split) -> Iterator[dict[str, list[int]]]:
+    """Yield `input_ids`, `attention_mask` (ones) and `labels` of each row, which runners train on unchanged."""
+    for row in split.encoded:
+        ids = list(row.input_ids)
+        yield {"input_ids": ids, "attention_mask": [1] * len(ids), "labels": list(row.labels or ())}
+
+
+def message_lines(split: Split) -> Iterator[dict[str, Any]]:
+    """Yield the role and text of each row's messages."""
+    for row in split.rows:
+        yield {"messages": [{"role": one["role"], "content": one["content"]} for one in row.messages]}
+
+
+def write_json_lines(
+    run: ExportedRun, folder: Path, lines: Callable[[Split], Iterator[Mapping[str, Any]]] = encoded_lines
+) -> None:
+    """Write `train.jsonl`, and `test.jsonl` if rows are held out."""
+    for name, split in run.splits(held_out="test").items():
+        with (folder / f"{name}.jsonl").open("x", encoding="utf-8") as file:
+            file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines(split))
+
+
+def write_dataset(run: ExportedRun, folder: Path) -> None:
+    """Write splits `train` and, if rows are held out, `validation`, for `datasets.load_from_disk`."""
+    import pyarrow as pa
+
+    schema = pa.schema(
+        {"input_ids": pa.list_(pa.int32()), "attention_mask": pa.list_(pa.int8()), "labels": pa.list_(pa.int64())}
+    )
+    # Only the files that every version of datasets reads. A description of the columns is left out: it would be in the
+    # format of one version, and without it the columns are read from the Arrow file.
+    sides = run.splits(held_out="validation")
+    write_json(folder / "dataset_dict.json", {"splits": list(sides)})
+    for name, split in sides.items():
+        (folder / name).mkdir()
+        arrow = folder / name / "data-00000-of-00001.arrow"
+        with ArrowFile(arrow) as file:
+            lines = encoded_lines(split)
+            while batch := list(islice(lines, _ROWS_PER_BATCH)):
+                file.write(pa.RecordBatch.from_pylist(batch, schema))
+        write_json(folder / name / "dataset_info.json", {})
+        digest = sha256_file(arrow)[:16]
+        form = {"_format_columns": None, "_format_kwargs": {}, "_format_type": None, "_output_all_columns": False}
+        data = {"_data_files": [{"filename": arrow.name}], "_fingerprint": digest, **form, "_split": name}
+        write_json(folder / name / "state.json", data)
 
 
 ADAPTER = "adapter"

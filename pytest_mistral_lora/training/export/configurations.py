@@ -12,8 +12,16 @@ from typing import Any
 
 from pytest_mistral_lora.checkpoint.tokenizers import training_template
 from pytest_mistral_lora.records.files import write_text
-from pytest_mistral_lora.training.export.bridge import ADAPTER, ROWS, TEMPLATE, Bridge, ExportedRun
-from pytest_mistral_lora.training.export.rows import message_lines, write_dataset, write_json_lines
+from pytest_mistral_lora.training.export.bridge import (
+    ADAPTER,
+    ROWS,
+    TEMPLATE,
+    Bridge,
+    ExportedRun,
+    message_lines,
+    write_dataset,
+    write_json_lines,
+)
 from pytest_mistral_lora.training.loop import optimizer_name, optimizer_settings, schedule_settings
 
 _DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}

@@ -20,8 +20,7 @@ from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.records.adapter_config import PLAIN_STARTS, require_supported
 from pytest_mistral_lora.records.adapter_folder import AdapterFolder
 from pytest_mistral_lora.records.files import finished_folder, write_text
-from pytest_mistral_lora.training.export.convertible import ADAPTER, MODEL, write_adapter, write_model
-from pytest_mistral_lora.training.export.go_template import go_template
+from pytest_mistral_lora.training.export.llamacpp import ADAPTER, MODEL, go_template, write_adapter, write_model
 
 _RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """The values of vLLM's --max-lora-rank (vllm/config/lora.py, 0.32)."""
