@@ -236,7 +236,7 @@ def test_rows_are_sequences_of_the_usual_kind(tmp_path: Path) -> None:
         with pytest.raises(IndexError):
             lazy[300]
     assert data.train.lengths.tolist() == [len(one.input_ids) for one in encoded]
-    assert data.train.supervised_tokens == sum(one.supervised_tokens for one in encoded)
+    assert data.train.figures.tally.supervised_tokens == sum(one.supervised_tokens for one in encoded)
     assert Split(rows, encoded).figures == data.train.figures
     assert Split(rows[1:], encoded[1:]).lengths.tolist() == data.train.lengths.tolist()[1:]
 

@@ -11,9 +11,10 @@ import os
 from array import array
 from bisect import bisect_right
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, Self, TypeVar, overload
+from typing import Any, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -153,13 +154,15 @@ class RowTable:
         """Tokens of each row, int64."""
         return np.concatenate([np.zeros(0, np.int64), *(np.diff(one["input_ids"][0]) for one in self._lists)])
 
-    def ids_and_labels(self, index: int) -> tuple[Ints, Ints]:
-        """Return the ids and labels of a row, int32 views of the table."""
-        return self._values("input_ids", index), self._values("labels", index)
+    def values(self, name: str, index: int) -> Ints:
+        """Return the values of a row in a column of lists, an int32 view of the table."""
+        batch, at = self._find(index)
+        offsets, values = self._lists[batch][name]
+        return values[offsets[at] : offsets[at + 1]]
 
     def encoded(self, index: int) -> EncodedRow:
         """Return a row's encoding."""
-        ids, labels, spans = (self._values(name, index).tolist() for name in _LISTS)
+        ids, labels, spans = (self.values(name, index).tolist() for name in _LISTS)
         found = []
         for turn, role, kind, start, end, supervised in zip(*[iter(spans)] * _SPAN_FIELDS, strict=True):
             span_turn = None if turn < 0 else turn
@@ -172,11 +175,6 @@ class RowTable:
         file, number, line = (self._batches[batch].column(name)[at].as_py() for name in ("file", "number", "line"))
         return file, number, line
 
-    def _values(self, name: str, index: int) -> Ints:
-        batch, at = self._find(index)
-        offsets, values = self._lists[batch][name]
-        return values[offsets[at] : offsets[at + 1]]
-
     def _find(self, index: int) -> tuple[int, int]:
         batch = bisect_right(self._starts, index) - 1
         return batch, index - self._starts[batch]
@@ -185,20 +183,16 @@ class RowTable:
 T = TypeVar("T")
 
 
+@dataclass(frozen=True, eq=False)
 class _Lazy(Sequence[T]):
     """A sequence whose items are made when they are asked for; a slice of it is a tuple."""
 
-    def __init__(self, table: RowTable) -> None:
-        self.table = table
+    table: RowTable
 
     def __len__(self) -> int:
         return len(self.table)
 
-    @overload
-    def __getitem__(self, index: int) -> T: ...
-    @overload
-    def __getitem__(self, index: slice) -> tuple[T, ...]: ...
-    def __getitem__(self, index: int | slice) -> T | tuple[T, ...]:
+    def __getitem__(self, index: Any) -> Any:
         positions = range(len(self))[index]
         return self._at(positions) if isinstance(positions, int) else tuple(map(self._at, positions))
 
@@ -206,35 +200,37 @@ class _Lazy(Sequence[T]):
         raise NotImplementedError
 
 
+@dataclass(frozen=True, eq=False)
 class EncodedRows(_Lazy[EncodedRow]):
     """The encodings of a table, each made when it is asked for.
 
     Attributes:
-        figures: Their hashes and numbers.
+        table: The table.
+        figures: The hashes and numbers of its rows.
     """
 
-    def __init__(self, table: RowTable, figures: SplitStats) -> None:
-        """Take a table, and the hashes and numbers of its rows."""
-        super().__init__(table)
-        self.figures = figures
+    figures: SplitStats
 
     def _at(self, index: int) -> EncodedRow:
         return self.table.encoded(index)
 
 
+@dataclass(frozen=True, eq=False)
 class ReparsedRows(_Lazy[Row]):
-    """The rows of a table, each parsed again from its line when it is asked for: text is not kept in memory."""
+    """The rows of a table, each parsed again from its line when it is asked for: text is not kept in memory.
 
-    def __init__(self, table: RowTable, paths: Sequence[Path]) -> None:
-        """Take a table, and the data files that its rows came from."""
-        super().__init__(table)
-        self._paths = tuple(paths)
+    Attributes:
+        table: The table.
+        paths: The data files that its rows came from.
+    """
+
+    paths: Sequence[Path]
 
     def _at(self, index: int) -> Row:
         file, number, line = self.table.line(index)
-        row = read_row(self._paths[file], number, line)
+        row = read_row(self.paths[file], number, line)
         if not isinstance(row, Row):
-            raise row or ValueError(f"line {number} of {self._paths[file]} has no row")
+            raise row or ValueError(f"line {number} of {self.paths[file]} has no row")
         return row
 
 
@@ -245,29 +241,24 @@ def lengths_of(encoded: Sequence[EncodedRow]) -> Ints:
     return np.array([len(row.input_ids) for row in encoded], np.int64)
 
 
+@dataclass(frozen=True, eq=False)
 class RowDataset:
     """Encoded rows as a map-style dataset of `input_ids` and `labels`, each `(length,)` int64, and `row`, unpadded."""
 
     # PyTorch's Dataset is no base, because processes that only encode import this module, and would import torch for it
-    def __init__(self, encoded: Sequence[EncodedRow]) -> None:
-        self._encoded = encoded
+    encoded: Sequence[EncodedRow]
 
     def __len__(self) -> int:
         """Return the number of rows."""
-        return len(self._encoded)
-
-    @property
-    def lengths(self) -> Ints:
-        """Tokens of each row, `(rows,)` int64."""
-        return lengths_of(self._encoded)
+        return len(self.encoded)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Return one row, and its place."""
         # straight from the columns: an EncodedRow would be made of Python integers first
-        if isinstance(self._encoded, EncodedRows):
-            ids, labels = self._encoded.table.ids_and_labels(index)
+        if isinstance(self.encoded, EncodedRows):
+            ids, labels = (self.encoded.table.values(name, index) for name in ("input_ids", "labels"))
         else:
-            row = self._encoded[index]
+            row = self.encoded[index]
             ids, labels = np.array(row.input_ids), np.array(row.labels or ())
         # embeddings and cross entropy of PyTorch take int64; the table has half of that
         return {"input_ids": ids.astype(np.int64), "labels": labels.astype(np.int64), "row": index}

@@ -74,11 +74,6 @@ class Split:
         """Tokens of each row, int64."""
         return lengths_of(self.encoded)
 
-    @property
-    def supervised_tokens(self) -> int:
-        """Number of tokens with loss in one epoch."""
-        return self.figures.tally.supervised_tokens
-
     @cached_property
     def figures(self) -> SplitStats:
         """Hashes and numbers of the rows that are used, and numbers of those that were dropped and cut."""
@@ -148,7 +143,7 @@ def load_data(
         split = load_or_encode(key, encode, trusted=local_rank() > 0)
     else:
         split = encode_in_memory(encode)
-    paths = [file.path for file in files]
+    paths = tuple(file.path for file in files)
     read = zip(files, sha256, split.rows, split.sources, strict=True)
     data = RunData(
         Split(ReparsedRows(split.train.table, paths), split.train),

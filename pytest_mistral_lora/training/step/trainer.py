@@ -20,6 +20,7 @@ from transformers import Trainer, set_seed
 from pytest_mistral_lora.errors import NonFiniteError
 from pytest_mistral_lora.training.callbacks import RunningLoss, gradient_error, gradient_norm
 from pytest_mistral_lora.training.devices import engine
+from pytest_mistral_lora.training.rows import lengths_of
 from pytest_mistral_lora.training.step import StepRow, StepSampler, micro_batches
 from pytest_mistral_lora.training.step.forward import collate, step_rows, supervised_losses
 from pytest_mistral_lora.training.step.memory_need import OnOom, OutOfMemoryHandler
@@ -161,7 +162,7 @@ class LoraTrainer(Trainer):  # type: ignore[misc]
     def try_largest(self) -> int:
         """Compute the gradient of the largest micro-batch, and leave it; return the tokens of the longest row, or 0."""
         size = -(-self.batch_size // self.accelerator.num_processes)
-        longest = np.argsort(-self.train_dataset.lengths, kind="stable")[:size].tolist()
+        longest = np.argsort(-lengths_of(self.train_dataset.encoded), kind="stable")[:size].tolist()
         batch = collate([self.train_dataset[place] for place in longest])
         rows = [row for row in step_rows(batch) if row.num_input_tokens]
         if not rows:
