@@ -13,8 +13,6 @@ from pydantic import (
     Field,
     StrictBool,
     Tag,
-    ValidationInfo,
-    field_validator,
     model_validator,
 )
 
@@ -24,7 +22,7 @@ from pytest_mistral_lora.data.messages import KNOWN_ROLES, MESSAGE_FIELDS, RECOR
 from pytest_mistral_lora.data.report import LOSSES
 from pytest_mistral_lora.data.sources import layout_of_json, open_rows
 from pytest_mistral_lora.errors import InputError, RecipeError
-from pytest_mistral_lora.training.recipe.sections import Number, Section, from_recipe
+from pytest_mistral_lora.training.recipe.sections import Number, RecipePath, Section
 
 
 def _one_of(names: Any) -> Any:
@@ -71,7 +69,7 @@ class SourceLayout(Section):
 class DataSource(Section):
     """Data in any format that `mistral-lora import` reads, converted to rows while they are read."""
 
-    path: Path = Field(
+    path: RecipePath = Field(
         description="A data file, a folder, or the configuration of TRL, Axolotl or LLaMA-Factory that declares it."
     )
     format: _Format | None = Field(default=None, description="Format of the records; default: by their keys.")
@@ -83,11 +81,6 @@ class DataSource(Section):
     layout: SourceLayout | None = Field(
         default=None, description="Keys of the records, if they are not those of the format."
     )
-
-    @field_validator("path")
-    @classmethod
-    def _beside_recipe(cls, value: Path, info: ValidationInfo) -> Path:
-        return from_recipe(value, info)
 
     @model_validator(mode="after")
     def _layout_of_a_format(self) -> Self:
@@ -116,7 +109,7 @@ def _kind(value: Any) -> str:
     return SOURCE if isinstance(value, dict | DataSource) else FILE
 
 
-Entry = Annotated[Annotated[Path, Tag(FILE)] | Annotated[DataSource, Tag(SOURCE)], Discriminator(_kind)]
+Entry = Annotated[Annotated[RecipePath, Tag(FILE)] | Annotated[DataSource, Tag(SOURCE)], Discriminator(_kind)]
 
 
 class Data(Section):
@@ -133,13 +126,6 @@ class Data(Section):
         ge=0,
         lt=1,
     )
-
-    @field_validator("train", "eval")
-    @classmethod
-    def _beside_recipe(
-        cls, value: tuple[Path | DataSource, ...], info: ValidationInfo
-    ) -> tuple[Path | DataSource, ...]:
-        return tuple(from_recipe(entry, info) if isinstance(entry, Path) else entry for entry in value)
 
     @model_validator(mode="after")
     def _one_way_to_hold_out(self) -> Self:

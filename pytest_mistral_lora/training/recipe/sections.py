@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -73,6 +74,9 @@ def from_recipe(path: Path, info: ValidationInfo) -> Path:
     return found
 
 
+RecipePath = Annotated[Path, AfterValidator(from_recipe)]
+
+
 def _pin_step(info: ValidationInfo) -> str:
     """Return the step that writes the pin into the recipe."""
     name = str((info.context or {}).get("place", ""))
@@ -89,7 +93,7 @@ class Base(Section):
     revision: str | None = Field(
         default=None, description="Commit of the repository: 40 hex digits, not a branch or tag."
     )
-    path: Path | None = Field(default=None, description="Local checkpoint folder, relative to the recipe.")
+    path: RecipePath | None = Field(default=None, description="Local checkpoint folder, relative to the recipe.")
     weights_sha256: str | None = Field(
         default=None,
         description="SHA-256 of the local weights: of model.safetensors, or of its shards' digests, one a line.",
@@ -126,11 +130,6 @@ class Base(Section):
                 kind = "a short hash, which can become ambiguous"
             raise ValueError(f"{kind}; expected a commit: 40 lower-case hex digits. {_pin_step(info)}")
         return value
-
-    @field_validator("path")
-    @classmethod
-    def _beside_recipe(cls, value: Path | None, info: ValidationInfo) -> Path | None:
-        return value if value is None else from_recipe(value, info)
 
     @field_validator("oracle")
     @classmethod

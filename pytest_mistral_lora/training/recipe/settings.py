@@ -5,16 +5,15 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Any, Literal, Self, cast
 
-from pydantic import Discriminator, Field, StrictBool, Tag, ValidationInfo, field_validator, model_validator
+from pydantic import Discriminator, Field, StrictBool, Tag, field_validator, model_validator
 
 from pytest_mistral_lora.chat.completions import FormatCheck, Kind, schema_violation
 from pytest_mistral_lora.chat.encoded import Policy, Truncation, Unsupervised
 from pytest_mistral_lora.chat.reading import read_json
 from pytest_mistral_lora.errors import InputError, RecipeError
-from pytest_mistral_lora.training.recipe.sections import NonNegative, Number, Positive, Section, Seed, from_recipe
+from pytest_mistral_lora.training.recipe.sections import NonNegative, Number, Positive, RecipePath, Section, Seed
 
 
 class MaxTokensCheck(Section):
@@ -41,12 +40,7 @@ class RegexCheck(Section):
 class JsonSchemaCheck(Section):
     """The text is JSON that keeps the schema in this file."""
 
-    json_schema: Path = Field(description="JSON Schema file, relative to the recipe.")
-
-    @field_validator("json_schema")
-    @classmethod
-    def _beside_recipe(cls, value: Path, info: ValidationInfo) -> Path:
-        return from_recipe(value, info)
+    json_schema: RecipePath = Field(description="JSON Schema file, relative to the recipe.")
 
 
 def _kind(value: Any) -> str | None:
