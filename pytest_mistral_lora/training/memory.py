@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -72,12 +72,9 @@ class _KeptByAttention(torch.autograd.Function):
         raise NotImplementedError
 
 
-def _attention(on_gpu: bool) -> Any:
-    def attend(module: Any, query: Any, key: Any, value: Any, mask: Any, **settings: Any) -> Any:
-        kept: Any = _KeptByAttention
-        return kept.apply(query, key, value, on_gpu), None
-
-    return attend
+def _attend(module: Any, query: Any, key: Any, value: Any, mask: Any, *, on_gpu: bool, **settings: Any) -> Any:
+    kept: Any = _KeptByAttention
+    return kept.apply(query, key, value, on_gpu), None
 
 
 def _run_without_numbers(model: Any) -> None:
@@ -122,7 +119,7 @@ def estimate_need(
         InputError: If the model computes something that depends on numbers, which are not there.
     """
     for gpu, name in _ATTENTION.items():
-        AttentionInterface.register(name, _attention(gpu))
+        AttentionInterface.register(name, partial(_attend, on_gpu=gpu))
         AttentionMaskInterface.register(name, sdpa_mask)
     lora = recipe.lora
     config = LoraConfig(

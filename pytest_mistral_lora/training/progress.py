@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,7 +20,6 @@ from pytest_mistral_lora.training.curves import PAGE
 from pytest_mistral_lora.training.devices import device_count, engine, on_gpu, precision_of
 from pytest_mistral_lora.training.display import RunDisplay, clock_text
 from pytest_mistral_lora.training.memory import memory_line
-from pytest_mistral_lora.training.recipe import Recipe
 from pytest_mistral_lora.training.step.memory_need import in_words
 
 if TYPE_CHECKING:
@@ -51,12 +49,6 @@ def trainable_parameters(prepared: Preparation) -> tuple[int, int]:
     return count, sum(one.numel() for one in model.parameters())
 
 
-def planned_steps(recipe: Recipe, rows: int) -> int:
-    """Return the optimizer steps of a run."""
-    training = recipe.training
-    return training.steps or math.ceil((training.epochs or 1.0) * -(-rows // training.batch_size))
-
-
 def data_facts(prepared: Preparation) -> dict[str, str]:
     """Return the facts of a run that no machine decides, by their names: base, rows, tokens, layers."""
     recipe, data, tally = prepared.recipe, prepared.data, prepared.data.train.figures.tally
@@ -82,31 +74,23 @@ def header(prepared: Preparation, work: Path) -> dict[str, str]:
     """
     recipe, data, training = prepared.recipe, prepared.data, prepared.recipe.training
     count, all_numbers = trainable_parameters(prepared)
-    steps = planned_steps(recipe, len(data.train.rows))
+    steps = training.planned_steps(len(data.train.rows))
     epochs = steps / -(-len(data.train.rows) // training.batch_size)
     every = f"every {training.checkpoint_steps} steps" if training.checkpoint_steps else "by the clock"
+    threads = torch.get_num_threads()
+    device = torch.cuda.get_device_name() if on_gpu(training) else f"CPU, {threads} thread{'s' * (threads != 1)}"
+    if device_count() > 1:
+        device += f", {device_count()} processes ({engine()})"
     memory = memory_line(recipe, prepared.base, prepared.layers, data.train.encoded)
     return {
         **data_facts(prepared),
         "trainable parameters": f"{count:,} (rank {recipe.lora.r}), {count / all_numbers:.2%} of {all_numbers:,}",
-        "device": f"{_devices(recipe)}, {precision_of(training)}",
+        "device": f"{device}, {precision_of(training)}",
         **({"memory": memory.strip().removeprefix("memory: ")} if memory else {}),
         "steps": f"{steps:,} of {training.batch_size} rows, {epochs:.3g} epoch{'' if epochs == 1 else 's'}; "
         f"a line every {training.logging_steps}",
         "output": f"{recipe.output}; until it is done, checkpoints ({every}) and {PAGE} in {work}",
     }
-
-
-def _devices(recipe: Recipe) -> str:
-    threads = torch.get_num_threads()
-    host = f"CPU, {threads} thread{'' if threads == 1 else 's'}"
-    name = torch.cuda.get_device_name() if on_gpu(recipe.training) else host
-    return f"{name}, {device_count()} processes ({engine()})" if device_count() > 1 else name
-
-
-def memory_in_use(gpu: bool) -> int:
-    """Return the most bytes that tensors had on the GPU so far, or the bytes that this process has on the host now."""
-    return int(torch.cuda.max_memory_allocated() if gpu else psutil.Process().memory_info().rss)
 
 
 class ShowProgress(TrainerCallback):  # type: ignore[misc]
@@ -157,7 +141,8 @@ class ShowProgress(TrainerCallback):  # type: ignore[misc]
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         """Show the step and its numbers."""
-        numbers = {_NAMES.get(name, name): value for name, value in (logs or {}).items() if _is_shown(name)}
+        shown = (name for name in logs or {} if name in _NAMES or name.startswith(FORMAT))
+        numbers = {_NAMES.get(name, name): logs[name] for name in shown}
         texts = [f"{name} {value:.4g}" for name, value in numbers.items()]
         if "loss" in numbers and self.busy_seconds > self._last[1]:
             texts += self._speed(state)
@@ -171,17 +156,15 @@ class ShowProgress(TrainerCallback):  # type: ignore[misc]
         tokens, seconds = self._last
         rate = (self.supervised_tokens - tokens) / (self.busy_seconds - seconds)
         self._last = self.supervised_tokens, self.busy_seconds
-        memory = memory_in_use(self._trainer.args.device.type == "cuda")
+        # the most that tensors had on the GPU so far, or what this process has on the host now
+        on_cuda = self._trainer.args.device.type == "cuda"
+        memory = int(torch.cuda.max_memory_allocated() if on_cuda else psutil.Process().memory_info().rss)
         self.most_memory = max(self.most_memory, memory)
         begin, done = self._first or (self._begin, 0)
         # with all that is between steps, too: it comes again
         seconds = (self._clock() - begin) / max(1, state.global_step - done)
         left = clock_text(seconds * (state.max_steps - state.global_step))
         return [f"{rate:,.0f} supervised tokens/s", f"memory {in_words(memory)}", f"{left} left"]
-
-
-def _is_shown(name: str) -> bool:
-    return name in _NAMES or name.startswith(FORMAT)
 
 
 def answer_lines(answers: Sequence[Mapping[str, Any]], steps: int) -> Iterator[str]:

@@ -31,7 +31,7 @@ from pytest_mistral_lora.training.prepare import Preparation, check_output, logg
 from pytest_mistral_lora.training.progress import ShowProgress, data_facts, header, summary
 from pytest_mistral_lora.training.recipe import Recipe
 from pytest_mistral_lora.training.rows.loading import RunData
-from pytest_mistral_lora.training.run_folder import OtherRunError, RunFolder, sole_writer, step_of
+from pytest_mistral_lora.training.run_folder import OtherRunError, RunFolder, explain_disk_errors, sole_writer, step_of
 from pytest_mistral_lora.training.run_metadata import dequantization, run_facts
 from pytest_mistral_lora.training.save import Adapter, rendered, write_run
 from pytest_mistral_lora.training.step.trainer import LoraTrainer
@@ -270,7 +270,7 @@ def save_run(
     output, encoder, data, base = prepared.recipe.output, prepared.encoder, prepared.data, prepared.base
     if main:
         first_row = (data.train.rows[0], data.train.encoded[0])
-        with folder.wrap_output_errors():
+        with explain_disk_errors(output):
             manifest = write_run(
                 output,
                 adapter,

@@ -67,9 +67,10 @@ def sole_writer(output: Path) -> Iterator[None]:
         lock.release()
 
 
-def disk_error(
-    file: Path, error: BaseException, next_step: str = "Make room, then go on from the last checkpoint with --resume."
-) -> DiskError:
+_MAKE_ROOM = "Make room, then go on from the last checkpoint with --resume."
+
+
+def disk_error(file: Path, error: BaseException, next_step: str = _MAKE_ROOM) -> DiskError:
     """Return an error with the file that could not be written, the free space there, and the next step."""
     reason = (getattr(error, "strerror", None) or str(error) or type(error).__name__).splitlines()[0]
     free = shutil.disk_usage(next(folder for folder in file.parents if folder.exists())).free
@@ -78,6 +79,21 @@ def disk_error(
         place=str(file),
         next_step=next_step,
     )
+
+
+@contextmanager
+def explain_disk_errors(output: Path, next_step: str = _MAKE_ROOM) -> Iterator[None]:
+    """Turn an error of the file system within the block into one that names the output and the next step.
+
+    Raises:
+        DiskError: If the block ends in such an error.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        if isinstance(error, OSError) and error.errno is None:
+            raise  # transformers raises OSError for a model that it does not load
+        raise disk_error(output, error, next_step) from error
 
 
 def ensure_writable_folder(folder: Path) -> None:
@@ -191,22 +207,19 @@ class RunFolder:
                 place=str(self.work),
                 next_step="Restore them, or remove the folder.",
             )
-        checkpoint = self._remove_damaged_and_find_newest()
+        checkpoint = None
+        for found in reversed(checkpoints(self.work)):
+            if not (fault := fault_of(found)):
+                checkpoint = found
+                break
+            if is_main():
+                sys.stderr.write(f"warning: {found} is removed: {fault}\n")
+                shutil.rmtree(found, ignore_errors=True)
         if is_main():
             for remains in (*self.work.glob(".*"), self.failure, self.bad_rows):
                 remains.unlink(missing_ok=True)
             write_json(self._identity, {"identity": identity})
         return checkpoint
-
-    def _remove_damaged_and_find_newest(self) -> Path | None:
-        for checkpoint in reversed(checkpoints(self.work)):
-            fault = fault_of(checkpoint)
-            if not fault:
-                return checkpoint
-            if is_main():
-                sys.stderr.write(f"warning: {checkpoint} is removed: {fault}\n")
-                shutil.rmtree(checkpoint, ignore_errors=True)
-        return None
 
     @contextmanager
     def wrap_disk_errors(self) -> Iterator[None]:
@@ -229,18 +242,6 @@ class RunFolder:
             if is_main():
                 shutil.rmtree(incomplete, ignore_errors=True)
             raise failed from error
-
-    @contextmanager
-    def wrap_output_errors(self) -> Iterator[None]:
-        """Explain an error of the block if the finished folder could not be written.
-
-        Raises:
-            DiskError: If the block ends in an error of the file system.
-        """
-        try:
-            yield
-        except (OSError, SafetensorError) as error:
-            raise disk_error(self.output, error) from error
 
     def write_failure(self, error: BaseException) -> None:
         """Write `failure.json`; if that fails, too, warn, so that `error` is still reported.

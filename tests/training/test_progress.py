@@ -26,7 +26,6 @@ from pytest_mistral_lora.training.prepare import prepare
 from pytest_mistral_lora.training.progress import (
     ShowProgress,
     answer_lines,
-    planned_steps,
     summary,
     trainable_parameters,
 )
@@ -121,7 +120,7 @@ def test_the_header_knows_parameters_and_steps_before_a_weight_is_loaded(make_re
     result = train(recipe)
     parameters = sum(one.numel() for one in load_base(base, "fp32", "cpu").parameters())
     assert trainable_parameters(prepared) == (result.manifest["lora"]["parameters"], parameters)
-    assert planned_steps(recipe, len(prepared.data.train.rows)) == result.manifest["training"]["steps"] == 8
+    assert recipe.training.planned_steps(len(prepared.data.train.rows)) == result.manifest["training"]["steps"] == 8
 
 
 def test_supervised_tokens_are_those_of_the_rows(

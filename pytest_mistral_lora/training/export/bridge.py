@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
@@ -67,10 +66,7 @@ class ExportedRun:
     @property
     def steps(self) -> int:
         """Optimizer steps; the last step of an epoch may have fewer rows."""
-        training = self.recipe.training
-        if training.steps is not None:
-            return training.steps
-        return math.ceil((training.epochs or 0) * math.ceil(len(self.data.train.rows) / training.batch_size))
+        return self.recipe.training.planned_steps(len(self.data.train.rows))
 
     @property
     def warmup_steps(self) -> int:

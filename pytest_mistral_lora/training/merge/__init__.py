@@ -11,8 +11,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-
 from pytest_mistral_lora.checkpoint.base_model import load_base, load_nf4, read_config
 from pytest_mistral_lora.checkpoint.devices import PRECISIONS
 from pytest_mistral_lora.checkpoint.fp8 import declared_quantization, is_fp8
@@ -42,7 +40,7 @@ from pytest_mistral_lora.training.merge.folders import (
 )
 from pytest_mistral_lora.training.merge.plan import plan_merge, write_weights, written_size
 from pytest_mistral_lora.training.merge.proof import Proof, proof_questions, prove
-from pytest_mistral_lora.training.run_folder import disk_error, ensure_writable_folder, sole_writer
+from pytest_mistral_lora.training.run_folder import disk_error, ensure_writable_folder, explain_disk_errors, sole_writer
 from pytest_mistral_lora.training.run_metadata import environment
 
 
@@ -159,7 +157,11 @@ def merge(
     _check_output(output, adapter, spec.base)  # again: now the base is known in any case
     # FP8 weights are dequantised wherever they are read: there is more to do only if training rounded them to 4 bits
     dequantize = dequantize and (spec.quantization is not None or not is_fp8(read_config(spec.base)))
-    with sole_writer(output), _disk_errors(output), dequantized(spec, output, asked=dequantize) as full:
+    with (
+        sole_writer(output),
+        explain_disk_errors(output, _MAKE_ROOM),
+        dequantized(spec, output, asked=dequantize) as full,
+    ):
         weights = require_full_weights(full)
         written = merge_dtype(full, weights, dtype)
         tensors = Weights([spec.folder.tensors_file])
@@ -192,21 +194,6 @@ def _check_output(output: Path, adapter: Path, base: Path | None) -> None:
         if output.resolve().is_relative_to(folder.resolve()):
             raise InputError(f"is inside {folder}, which a merge does not change", place=str(output))
     ensure_writable_folder(output.parent)
-
-
-@contextmanager
-def _disk_errors(output: Path) -> Iterator[None]:
-    """Turn errors of the file system into one that names the output and the next step.
-
-    Raises:
-        DiskError: If the block ends in an error of the file system.
-    """
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        if isinstance(error, OSError) and error.errno is None:
-            raise  # transformers raises OSError for a model that it does not load
-        raise disk_error(output, error, _MAKE_ROOM) from error
 
 
 def _write_manifest(folder: Path, spec: ModelSpec, proof: Proof, dtype: str, dequantize: bool) -> dict[str, Any]:

@@ -102,7 +102,12 @@ class Recipe(Section):
         data = self.model_dump(mode="json", exclude_none=True)
         data["output"] = self.path_as_written(self.output)
         for name in ("train", "eval"):
-            data["data"][name] = [self._entry_as_written(entry) for entry in getattr(self.data, name)]
+            data["data"][name] = [
+                self.path_as_written(entry)
+                if isinstance(entry, Path)
+                else entry.model_dump(mode="json", exclude_defaults=True) | {"path": self.path_as_written(entry.path)}
+                for entry in getattr(self.data, name)
+            ]
         for written, check in zip(data["evaluation"]["checks"], self.evaluation.checks, strict=True):
             if isinstance(check, JsonSchemaCheck):
                 written["json_schema"] = self.path_as_written(check.json_schema)
@@ -111,12 +116,6 @@ class Recipe(Section):
         if self.base.oracle:
             data["base"]["oracle"] = self.path_as_written(Path(self.base.oracle))
         return data
-
-    def _entry_as_written(self, entry: Path | DataSource) -> Any:
-        if isinstance(entry, Path):
-            return self.path_as_written(entry)
-        keys = entry.model_dump(mode="json", exclude_defaults=True)
-        return {**keys, "path": self.path_as_written(entry.path)}
 
 
 Recipe.json_schema = Recipe.model_json_schema()

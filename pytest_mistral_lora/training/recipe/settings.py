@@ -261,6 +261,10 @@ class Training(Section):
             raise ValueError("expected checkpoint_steps or checkpoint_minutes, or both")
         return self
 
+    def planned_steps(self, rows: int) -> int:
+        """Return the optimizer steps of a run on this many rows; the last step of an epoch may have fewer rows."""
+        return self.steps or math.ceil((self.epochs or 1.0) * math.ceil(rows / self.batch_size))
+
     def warmup(self, steps: int) -> int:
         """Return the warm-up steps of a run of `steps` optimizer steps."""
         # rounded as transformers does it: a manifest records this number

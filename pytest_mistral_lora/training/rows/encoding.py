@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
@@ -38,6 +38,7 @@ class EncodingPlan:
     held_out: float
 
 
+@dataclass
 class ChunkSide:
     """The rows of a chunk on one side of the split.
 
@@ -47,12 +48,10 @@ class ChunkSide:
         hashed: The bytes of each row that are hashed, by the names of `Figures.sha256`.
     """
 
-    def __init__(self) -> None:
-        """Start without a row."""
-        self.batch: Any = None
-        self.tally = RowCounts()
-        self.hashed = {name: bytearray() for name in HASHED}
-        self._columns = ColumnBuilder()
+    batch: Any = None
+    tally: RowCounts = field(default_factory=RowCounts)
+    hashed: dict[str, bytearray] = field(default_factory=lambda: {name: bytearray() for name in HASHED})
+    _columns: ColumnBuilder = field(default_factory=ColumnBuilder)
 
     def add(self, row: Row, encoded: EncodedRow, kept: PolicyResult, source: tuple[int, int, bytes]) -> None:
         """Add a row, with the index of its file, and the number and the bytes of its line."""
