@@ -187,7 +187,12 @@ def write_dataset(run: ExportedRun, folder: Path) -> None:
                 file.write(pa.RecordBatch.from_pylist(batch, schema))
         write_json(folder / name / "dataset_info.json", {})
         digest = sha256_file(arrow)[:16]
-        form = {"_format_columns": None, "_format_kwargs": {}, "_format_type": None, "_output_all_columns": False}
+        form: dict[str, Any] = {
+            "_format_columns": None,
+            "_format_kwargs": {},
+            "_format_type": None,
+            "_output_all_columns": False,
+        }
         data = {"_data_files": [{"filename": arrow.name}], "_fingerprint": digest, **form, "_split": name}
         write_json(folder / name / "state.json", data)
 
