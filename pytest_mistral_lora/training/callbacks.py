@@ -5,25 +5,21 @@ from __future__ import annotations
 import logging
 import math
 import os
-import shutil
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
 from pytest_mistral_lora.errors import NonFiniteError, Terminated, TrainingError
-from pytest_mistral_lora.records.files import listing, write_json
 from pytest_mistral_lora.training.devices import engine
-from pytest_mistral_lora.training.run_folder import LIST, checkpoints, is_complete
 
 _LOG = logging.getLogger(__name__)
 FORMAT = "eval_format/"
@@ -123,13 +119,21 @@ def skipped_steps(log: Sequence[Any]) -> list[int]:
     return [line["step"] for line in log if "loss_scale" in line]
 
 
-class EvaluateAtEnd(TrainerCallback):  # type: ignore[misc]
-    """Asks for the held-out loss of the last step inside the loop, because loggers are closed after it."""
+@dataclass(eq=False)
+class MeasureLastStep(TrainerCallback):  # type: ignore[misc]
+    """Asks for the losses of the last step inside the loop, because loggers are closed after it.
+
+    Attributes:
+        has_held_out: Whether there are rows for a held-out loss.
+    """
+
+    has_held_out: bool
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Ask for an evaluation if this is the last step."""
+        """Ask for a line of the log, and an evaluation, if this is the last step."""
         if control.should_training_stop:
-            control.should_evaluate = True
+            # whatever logging_steps is: the last loss is the one that a reader looks for
+            control.should_log, control.should_evaluate = True, self.has_held_out
 
 
 class RunningLoss(TrainerCallback, ExportableState):  # type: ignore[misc]
@@ -199,26 +203,6 @@ class SaveByTime(TrainerCallback):  # type: ignore[misc]
         self._last = self._clock()
 
 
-_KEPT_CHECKPOINTS = 2
-"""The newest, and one to fall back to."""
-
-
-class SealCheckpoint(TrainerCallback):  # type: ignore[misc]
-    """Lists the files of each checkpoint once all processes have written theirs; only then removes an older one."""
-
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Seal the checkpoint that was just written."""
-        # Trainer's save_total_limit removes an old checkpoint first: a kill in between would leave no complete one
-        PartialState().wait_for_everyone()
-        if state.is_world_process_zero:
-            work = Path(args.output_dir)
-            checkpoint = work / f"checkpoint-{state.global_step}"
-            write_json(checkpoint / LIST, listing(checkpoint))
-            complete = [path for path in checkpoints(work) if is_complete(path)]
-            for old in complete[:-_KEPT_CHECKPOINTS]:
-                shutil.rmtree(old, ignore_errors=True)
-
-
 class StopRequest:
     """The wish of a signal that the run stop.
 
@@ -279,21 +263,21 @@ def stop_on_signals() -> Iterator[StopRequest]:
             signal.signal(number, handler)
 
 
+@dataclass(eq=False)
 class StopAtRequest(TrainerCallback):  # type: ignore[misc]
-    """Saves a checkpoint and stops after the step in which a process was asked to; all processes after the same one."""
+    """Saves a checkpoint and stops after the step in which a process was asked to; all processes after the same one.
 
-    def __init__(self, request: StopRequest, reduce_over_processes: Callable[[int, str], int]) -> None:
-        """Make the callback.
+    Attributes:
+        request: The wish of this process's signals.
+        reduce_over_processes: Returns the `max` of a number over all processes, the same in each.
+    """
 
-        Args:
-            request: The wish of this process's signals.
-            reduce_over_processes: Returns the `max` of a number over all processes, the same in each.
-        """
-        self._request, self._over_processes = request, reduce_over_processes
+    request: StopRequest
+    reduce_over_processes: Callable[[int, str], int]
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Agree with the other processes whether this was the last step."""
-        number = self._over_processes(self._request.signal, "max")
+        number = self.reduce_over_processes(self.request.signal, "max")
         if number:
-            self._request.signal = number
+            self.request.signal = number
             control.should_save = control.should_training_stop = True

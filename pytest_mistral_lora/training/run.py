@@ -20,7 +20,12 @@ from pytest_mistral_lora.records.adapter_folder import BASE_FACTS
 from pytest_mistral_lora.records.files import write_text
 from pytest_mistral_lora.records.tensors import sha256_tensors
 from pytest_mistral_lora.training.adapter import adapter_tensors, attach_adapter
-from pytest_mistral_lora.training.callbacks import EvaluateAtEnd, SaveByTime, SealCheckpoint, StopAtRequest, StopRequest
+from pytest_mistral_lora.training.callbacks import (
+    MeasureLastStep,
+    SaveByTime,
+    StopAtRequest,
+    StopRequest,
+)
 from pytest_mistral_lora.training.curves import PAGE, WriteCurves, training_page
 from pytest_mistral_lora.training.devices import device_of, precision_of
 from pytest_mistral_lora.training.display import RunDisplay
@@ -33,7 +38,7 @@ from pytest_mistral_lora.training.recipe import Recipe
 from pytest_mistral_lora.training.rows.loading import RunData
 from pytest_mistral_lora.training.run_folder import OtherRunError, RunFolder, explain_disk_errors, sole_writer, step_of
 from pytest_mistral_lora.training.run_metadata import dequantization, run_facts
-from pytest_mistral_lora.training.save import Adapter, rendered, write_run
+from pytest_mistral_lora.training.save import Adapter, SealCheckpoint, rendered, write_run
 from pytest_mistral_lora.training.step.trainer import LoraTrainer
 
 _LOG = logging.getLogger(__name__)
@@ -189,8 +194,7 @@ def _add_callbacks(
     )
     # The order counts. The first ones act at the last step of a run: after StopAtRequest, they would take the step of a
     # signal for it. A checkpoint is sealed when all others have written their part.
-    if trainer.eval_dataset is not None:
-        trainer.add_callback(EvaluateAtEnd())
+    trainer.add_callback(MeasureLastStep(has_held_out=trainer.eval_dataset is not None))
     for callback in logger_callbacks(training.report_to, folder.logs, writes=trainer.accelerator.is_main_process):
         trainer.add_callback(callback)
     trainer.add_callback(watching)

@@ -1,4 +1,4 @@
-"""Save a sound adapter with its tokenizer, template, log and manifest; the folder appears complete or not at all."""
+"""Seal checkpoints, and save a sound adapter with its tokenizer, template, log and manifest, complete or not at all."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from safetensors.torch import save_file
+from transformers import TrainerCallback
 
 from pytest_mistral_lora.chat.encoded import EncodedRow
 from pytest_mistral_lora.chat.reading import read_json
@@ -26,6 +28,27 @@ from pytest_mistral_lora.records.manifest import MANIFEST, build
 from pytest_mistral_lora.records.notes import note_texts
 from pytest_mistral_lora.records.tensors import ADAPTER_TENSORS, sha256_tensors
 from pytest_mistral_lora.training.adapter import expected_names, peft_targets
+from pytest_mistral_lora.training.run_folder import LIST, checkpoints, is_complete
+
+_KEPT_CHECKPOINTS = 2
+"""The newest, and one to fall back to."""
+
+
+class SealCheckpoint(TrainerCallback):  # type: ignore[misc]
+    """Lists the files of each checkpoint once all processes have written theirs; only then removes an older one."""
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Seal the checkpoint that was just written."""
+        # Trainer's save_total_limit removes an old checkpoint first: a kill in between would leave no complete one
+        PartialState().wait_for_everyone()
+        if state.is_world_process_zero:
+            work = Path(args.output_dir)
+            checkpoint = work / f"checkpoint-{state.global_step}"
+            write_json(checkpoint / LIST, listing(checkpoint))
+            complete = [path for path in checkpoints(work) if is_complete(path)]
+            for old in complete[:-_KEPT_CHECKPOINTS]:
+                shutil.rmtree(old, ignore_errors=True)
+
 
 LOG = "training_log.jsonl"
 RENDERED = "rendered_row.json"

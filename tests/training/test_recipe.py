@@ -279,7 +279,7 @@ def test_reused_and_merged_sections_and_dates_are_plain_data(recipe_file: Path) 
         ("lora-out", "x" * 300, "output", "a path longer than a file system has"),
         ("lora-out", "x/" * 2000, "output", "a path longer than a file system has"),
         ("lora-out", "~nobody-of-this-name/out", "output", "Could not determine home directory"),
-        ("data/train.jsonl", "x" * 300, "data.train", "a path longer than a file system has"),
+        ("data/train.jsonl", "x" * 300, "data.train.0", "a path longer than a file system has"),
         ("epochs: 2", f"steps: 1{'0' * 18}", "training.steps", "at most 1000000000"),
         ("epochs: 2", "epochs: 1e300", "training.epochs", "at most 1000000"),
         ("epochs: 2", f"epochs: 2\n  seed: {2**32}", "training.seed", "less than 4294967296"),

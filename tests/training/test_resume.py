@@ -99,6 +99,10 @@ def test_a_run_stopped_at_every_step_is_the_run_that_never_stopped(
     assert resumed.manifest["training"]["steps"] == steps
     assert files(recipe.output) == uninterrupted(**training)
     assert [line["step"] for line in resumed.log if "eval_loss" in line] == {6: [0, 2, 4, 6], 3: [0, 2, 3]}[steps]
+    losses = {line["step"]: line["loss"] for line in resumed.log if "loss" in line}
+    # the last step has a line, though it is between two of logging_steps
+    assert [*losses] == {6: [1, 4, 6], 3: [1, 3]}[steps]
+    assert resumed.manifest["evaluation"][0]["results"]["training loss, last log"] == losses[steps]
 
 
 @pytest.mark.parametrize(

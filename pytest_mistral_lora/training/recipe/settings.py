@@ -216,7 +216,10 @@ class Training(Section):
     kernels: Literal["liger"] | None = Field(
         default=None, description="liger: its fused norms, rotary embedding and SwiGLU, on a GPU; needs liger-kernel."
     )
-    logging_steps: Positive = Field(default=10, description="Optimizer steps between two lines of the log.")
+    logging_steps: Positive = Field(
+        default=10,
+        description="Optimizer steps between two lines of the log; the first and the last step have one, too.",
+    )
     eval_steps: Positive | None = Field(
         default=None, description="Steps between two held-out losses; default: only the end."
     )
