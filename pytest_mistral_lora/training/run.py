@@ -262,7 +262,7 @@ def save_run(
     main = trainer.accelerator.is_main_process
     facts: dict[str, Any] = {}
     if main:
-        resumed_from, changes = step_of(checkpoint) if checkpoint else None, trainer.oom_handler.changes
+        resumed_from, changes = step_of(checkpoint) if checkpoint else None, trainer.memory_changes
         facts = run_facts(prepared, trainer.state, log, completions, watching.latest_rates(), resumed_from, changes)
     # by all processes: each pass of a sharded model needs all of them
     identity = {"kind": "adapter", "tensors_sha256": sha256_tensors(tensors)} | {

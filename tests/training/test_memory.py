@@ -80,9 +80,9 @@ def test_shrinking_changes_no_gradient(make_recipe: MakeRecipe, base: Path, tmp_
     fed = gives_way(short, above=40)
     short.train()
     assert max(fed[-3:]) <= 40 < fed[0]
-    assert short.oom_handler.changes
+    assert short.memory_changes
     assert all(
-        one.startswith("micro_batch_tokens: ") and one.endswith("from step 1 on") for one in short.oom_handler.changes
+        one.startswith("micro_batch_tokens: ") and one.endswith("from step 1 on") for one in short.memory_changes
     )
     expected = adapter_tensors(plain.model)
     for name, tensor in adapter_tensors(short.model).items():
@@ -97,7 +97,7 @@ def test_where_a_single_row_does_not_fit_activations_are_checkpointed(
     )
     gives_way(trainer, above=-1)
     trainer.train()
-    assert trainer.oom_handler.changes == ["activation_checkpointing: true from step 1 on"]
+    assert trainer.memory_changes == ["activation_checkpointing: true from step 1 on"]
     assert trainer.state.global_step == 1
 
 

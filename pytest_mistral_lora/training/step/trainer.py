@@ -5,10 +5,11 @@ Trainer is kept for accelerate, FSDP2, DeepSpeed, checkpoints and loggers; batch
 
 from __future__ import annotations
 
+import gc
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, cast
+from typing import Any, Literal, TypeVar, cast
 
 import numpy as np
 import torch
@@ -17,13 +18,16 @@ from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, ga
 from torch.utils.data import DataLoader
 from transformers import Trainer, set_seed
 
-from pytest_mistral_lora.errors import NonFiniteError
+from pytest_mistral_lora.errors import NonFiniteError, is_out_of_memory
 from pytest_mistral_lora.training.callbacks import RunningLoss, gradient_error, gradient_norm
 from pytest_mistral_lora.training.devices import engine
 from pytest_mistral_lora.training.rows import lengths_of
 from pytest_mistral_lora.training.step import StepRow, StepSampler, micro_batches
 from pytest_mistral_lora.training.step.forward import collate, step_rows, supervised_losses
-from pytest_mistral_lora.training.step.memory_need import OnOom, OutOfMemoryHandler
+from pytest_mistral_lora.training.step.memory_need import shrink_or_stop
+
+OnOom = Literal["stop", "shrink"]
+_T = TypeVar("_T")
 
 
 class LoraTrainer(Trainer):  # type: ignore[misc]
@@ -34,7 +38,7 @@ class LoraTrainer(Trainer):  # type: ignore[misc]
     Attributes:
         step_rows: This process's rows of the current step: their places in the dataset.
         step_tokens: Supervised tokens of the current step, over all processes.
-        oom_handler: Repeats a step that ran out of memory, or stops the run.
+        memory_changes: The settings that were changed because memory ran out, in words; for the log and the manifest.
     """
 
     control: Any
@@ -69,7 +73,8 @@ class LoraTrainer(Trainer):  # type: ignore[misc]
         self.model_accepts_loss_kwargs = False
         self.batch_size, self.micro_batch_tokens, self.order_seed = batch_size, micro_batch_tokens, order_seed
         self.share_prefix = share_prefix
-        self.oom_handler = OutOfMemoryHandler(self, on_oom)
+        self.on_oom: OnOom = on_oom
+        self.memory_changes: list[str] = []
         self._step_losses: list[tuple[torch.Tensor, torch.Tensor]] = []
         self._stop_at_grad_norm = stop_at_grad_norm
         self._running_loss = RunningLoss()
@@ -125,9 +130,30 @@ class LoraTrainer(Trainer):  # type: ignore[misc]
         rows = step_rows(inputs)
         self.step_rows = [row.index for row in rows]
         action = f"step {self.state.global_step + 1}"
-        total: torch.Tensor = self.oom_handler.attempt(action, rows, lambda: self._accumulate_gradient(model, rows))
+        total: torch.Tensor = self._attempt(action, rows, lambda: self._accumulate_gradient(model, rows))
         self._refuse_bad_step(model, total)
         return total
+
+    def _attempt(self, action: str, rows: Sequence[StepRow], act: Callable[[], _T]) -> _T:
+        """Return the result of `act`, which computes gradients; after an out-of-memory error, try again with less."""
+        # the second attempt must draw the dropout of the first
+        random = torch.get_rng_state() if self.on_oom == "shrink" else None
+        cuda_random = [] if random is None else torch.cuda.get_rng_state_all()
+        while True:
+            try:
+                return act()
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                reason = str(error).partition("\n")[0]
+            # outside the handler: its traceback would hold the tensors of the failed pass
+            self.model.zero_grad(set_to_none=True)
+            if random is not None:
+                torch.set_rng_state(random)
+                torch.cuda.set_rng_state_all(cuda_random)
+            gc.collect()
+            torch.cuda.empty_cache()
+            self.memory_changes.append(shrink_or_stop(self, f"{action} ran out of memory ({reason})", rows))
 
     def _accumulate_gradient(self, model: Any, rows: Sequence[StepRow]) -> torch.Tensor:
         # the mean of the step, not of a micro-batch or a process: all divide by the same count
@@ -163,8 +189,8 @@ class LoraTrainer(Trainer):  # type: ignore[misc]
         """Compute the gradient of the largest micro-batch, and leave it; return the tokens of the longest row, or 0."""
         size = -(-self.batch_size // self.accelerator.num_processes)
         longest = np.argsort(-lengths_of(self.train_dataset.encoded), kind="stable")[:size].tolist()
-        batch = collate([self.train_dataset[place] for place in longest])
-        rows = [row for row in step_rows(batch) if row.num_input_tokens]
+        found = step_rows(collate([self.train_dataset[place] for place in longest]))
+        rows = [row for row in found if row.num_input_tokens]
         if not rows:
             return 0
 
@@ -177,7 +203,7 @@ class LoraTrainer(Trainer):  # type: ignore[misc]
         # the first step must draw the dropout that it would draw without a dry run
         with torch.random.fork_rng():
             self.model.train()
-            self.oom_handler.attempt("a dry run of the largest micro-batch", rows, run_largest)
+            self._attempt("a dry run of the largest micro-batch", rows, run_largest)
         return max(row.num_input_tokens for row in rows)
 
     def compute_loss(
