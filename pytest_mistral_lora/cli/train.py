@@ -28,11 +28,15 @@ def run(args: argparse.Namespace) -> int:
     """Train, and print the path of the adapter's folder, once for all processes of the run."""
     from pytest_mistral_lora.training.recipe import load_recipe
 
-    recipe = load_recipe(args.recipe)  # before the imports below, which take seconds: a wrong key is reported at once
+    # before the imports below, which take seconds: a wrong key or a folder that is there is reported at once
+    recipe = load_recipe(args.recipe)
     require_extra("train")
     from pytest_mistral_lora.training.devices import is_main
     from pytest_mistral_lora.training.display import RunDisplay
+    from pytest_mistral_lora.training.run_folder import opened_run, refuse_missing_inputs
 
+    with opened_run(recipe, resume=args.resume):
+        refuse_missing_inputs(recipe)
     display = RunDisplay.on_stderr()
     display.phase("loading PyTorch, transformers and PEFT")
     from pytest_mistral_lora.training.callbacks import stop_on_signals

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,7 +24,6 @@ from pytest_mistral_lora.training.generate.record import format_checks
 from pytest_mistral_lora.training.recipe import Recipe
 from pytest_mistral_lora.training.recipe.pinning import resolve_base
 from pytest_mistral_lora.training.rows.loading import RunData, load_data
-from pytest_mistral_lora.training.run_folder import RunFolder
 
 _LOGGER_PACKAGES = {
     "azure_ml": "azureml-core",
@@ -139,37 +137,6 @@ def plan_run(
     loaded = tokenizer(base) if tokenizer is not None else CheckpointTokenizer(base, recipe.base.oracle)
     encoder = encoder_of(recipe, base, loaded)
     return RunPlan(recipe, base, config, encoder, layers, saved, format_checks(recipe.evaluation, encoder))
-
-
-def check_output(recipe: Recipe) -> None:
-    """Refuse an output for which no folder can be made, or that lies in a folder that the run only reads.
-
-    A folder that is there already is left to `RunFolder`: after a run, it is the recipe's own adapter.
-
-    Raises:
-        RecipeError: If a file is in its place, if it is inside the base's folder, or if it holds a file of the recipe,
-            or its work folder does, which a finished run removes.
-    """
-    output, work = recipe.output, RunFolder(recipe.output).work
-    there = next(folder for folder in (output, *output.absolute().parents) if os.path.lexists(folder))
-    if not there.is_dir():
-        raise RecipeError(f"{there} is not a folder", place="output", expected="a path at which a folder can be made")
-    base = recipe.base.path
-    inputs = [*([base] if base else []), *recipe.data.paths]
-    # unlike Path.resolve, this raises nothing for a link that leads to itself
-    real = {path: Path(os.path.realpath(path)) for path in (output, work, *inputs)}
-    if base is not None and real[output].is_relative_to(real[base]):
-        raise RecipeError(f"{output} is inside the base {base}", place="output", expected="a folder outside the base")
-    for path in inputs:
-        # Path.is_dir raises for one that may not be looked at
-        if path != base and os.path.isdir(path) and real[output].is_relative_to(real[path]):  # noqa: PTH112
-            # its files would be read as data in the next run
-            raise RecipeError(f"{output} is inside the data {path}", place="output", expected="a folder outside of it")
-        if real[path].is_relative_to(real[output]):
-            raise RecipeError(f"{output} holds {path}", place="output", expected="a folder of its own")
-        if real[path].is_relative_to(real[work]):
-            found = f"{path} is in {work}, which a finished run removes"
-            raise RecipeError(found, place="output", expected="another name, or that file elsewhere")
 
 
 def encoder_of(recipe: Recipe, base: Path, tokenizer: CheckpointTokenizer) -> Encoder:

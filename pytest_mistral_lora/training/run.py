@@ -32,11 +32,12 @@ from pytest_mistral_lora.training.display import RunDisplay
 from pytest_mistral_lora.training.generate import Completion, Probe, probe
 from pytest_mistral_lora.training.generate.record import GENERATIONS, GenerationCallback
 from pytest_mistral_lora.training.loop import apply_kernels, make_trainer
-from pytest_mistral_lora.training.prepare import Preparation, check_output, logger_callbacks, prepare
+from pytest_mistral_lora.training.output_folder import explain_disk_errors
+from pytest_mistral_lora.training.prepare import Preparation, logger_callbacks, prepare
 from pytest_mistral_lora.training.progress import ShowProgress, data_facts, header, summary
 from pytest_mistral_lora.training.recipe import Recipe
 from pytest_mistral_lora.training.rows.loading import RunData
-from pytest_mistral_lora.training.run_folder import OtherRunError, RunFolder, explain_disk_errors, sole_writer, step_of
+from pytest_mistral_lora.training.run_folder import RunFolder, opened_run, step_of
 from pytest_mistral_lora.training.run_metadata import dequantization, run_facts
 from pytest_mistral_lora.training.save import Adapter, SealCheckpoint, rendered, write_run
 from pytest_mistral_lora.training.step.trainer import LoraTrainer
@@ -98,29 +99,14 @@ def train(
         DiskError: If a checkpoint or the adapter cannot be written; earlier checkpoints stay.
         StoppedError: If it was asked to stop; it has a checkpoint.
     """
-    check_output(recipe)  # first: failure.json would be written beside the output
-    # outside the block below: a run that is kept out writes nothing into the folder of the one that holds it
-    folder = RunFolder(recipe.output)
-    with sole_writer(recipe.output):
-        try:
-            folder.open(resume=resume)  # before the data is encoded, which can take minutes
-            display = RunDisplay() if display is None else display
-            display.phase("reading base, tokenizer and rows")
-            prepared = prepare(recipe)
-            checkpoint = folder.claim(prepared.identity)
-            with display:
-                return _train(prepared, folder, checkpoint, display, stop or StopRequest())
-        except OtherRunError:
-            # its failure.json would be written into the other run's folder
-            raise
-        except BaseException as error:
-            folder.write_failure(error)
-            raise
-
-
-def work_folder(recipe: Recipe) -> Path:
-    """Return the folder for checkpoints and `failure.json`: `OUTPUT.work`, beside the output."""
-    return RunFolder(recipe.output).work
+    # before the data is encoded, which can take minutes
+    with opened_run(recipe, resume=resume) as folder:
+        display = RunDisplay() if display is None else display
+        display.phase("reading base, tokenizer and rows")
+        prepared = prepare(recipe)
+        checkpoint = folder.claim(prepared.identity)
+        with display:
+            return _train(prepared, folder, checkpoint, display, stop or StopRequest())
 
 
 def _train(

@@ -1,120 +1,35 @@
-"""The folders of a run: one writer at a time, checkpoints, what a run before has left, and errors of the disk."""
+"""The folders of a run: names and checkpoints, what is left of a run before, and the refusals that need no torch."""
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 from pytest_mistral_lora.chat.reading import read_json
+from pytest_mistral_lora.checkpoint.base_model import weight_files
 from pytest_mistral_lora.errors import (
-    DiskError,
     InputError,
     MistralLoraError,
     NonFiniteError,
+    RecipeError,
     RowsError,
     exit_code_of,
     interruption,
     is_out_of_memory,
 )
-from pytest_mistral_lora.records.files import listing, remove_temporaries, write_json
+from pytest_mistral_lora.records.files import listing, write_json
 from pytest_mistral_lora.training.devices import is_main
+from pytest_mistral_lora.training.output_folder import disk_error, ensure_writable_folder, sole_writer
 
-_PAGE = 4096
-"""Bytes of the smallest write for which a file system has to find room."""
-
-
-@contextmanager
-def sole_writer(output: Path) -> Iterator[None]:
-    """Hold the lock of an output folder, so that two runs or merges never write it at the same time.
-
-    Temporary folders that a killed one has left beside it are removed.
-
-    The operating system releases the lock of a process that ends, however it ends. The main process of a distributed
-    run holds it for all.
-
-    Raises:
-        InputError: If another process holds it, or nothing can be written beside the output.
-    """
-    if not is_main():
-        yield
-        return
-    ensure_writable_folder(output.parent)
-    lock = FileLock(output.with_name(f".{output.name}.lock"))
-    try:
-        lock.acquire(blocking=False)
-    except Timeout as error:
-        raise InputError(
-            "another process writes it at this moment",
-            place=str(output),
-            next_step="Wait for its end, or name another output.",
-        ) from error
-    except (OSError, NotImplementedError) as error:  # a network file system may have no locks
-        sys.stderr.write(f"warning: {lock.lock_file} cannot be locked, so nothing keeps others out: {error}\n")
-    try:
-        remove_temporaries(output)
-        yield
-    finally:
-        # while it is still held: afterwards it may be another process's
-        Path(lock.lock_file).unlink(missing_ok=True)
-        lock.release()
-
-
-_MAKE_ROOM = "Make room, then go on from the last checkpoint with --resume."
-
-
-def disk_error(file: Path, error: BaseException, next_step: str = _MAKE_ROOM) -> DiskError:
-    """Return an error with the file that could not be written, the free space there, and the next step."""
-    reason = (getattr(error, "strerror", None) or str(error) or type(error).__name__).splitlines()[0]
-    free = shutil.disk_usage(next(folder for folder in file.parents if folder.exists())).free
-    return DiskError(
-        f"cannot be written: {reason}; {free / 1e6:,.1f} MB are free there",
-        place=str(file),
-        next_step=next_step,
-    )
-
-
-@contextmanager
-def explain_disk_errors(output: Path, next_step: str = _MAKE_ROOM) -> Iterator[None]:
-    """Turn an error of the file system within the block into one that names the output and the next step.
-
-    Raises:
-        DiskError: If the block ends in such an error.
-    """
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        if isinstance(error, OSError) and error.errno is None:
-            raise  # transformers raises OSError for a model that it does not load
-        raise disk_error(output, error, next_step) from error
-
-
-def ensure_writable_folder(folder: Path) -> None:
-    """Create a folder if it is missing, and refuse one in which nothing can be written.
-
-    Raises:
-        InputError: If the file system refuses either.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        # permissions do not show a full disk, a quota or a read-only mount: try
-        with tempfile.TemporaryFile(dir=folder) as file:
-            file.write(bytes(_PAGE))
-    except OSError as error:
-        raise InputError(
-            f"cannot be written: {error.strerror}",
-            place=str(folder),
-            expected="a folder where this process may write",
-            next_step="Change its permissions, make room, or name another output.",
-        ) from error
-
+if TYPE_CHECKING:
+    from pytest_mistral_lora.training.recipe import Recipe
 
 LIST = "files.json"
 """The list of a complete checkpoint's files, with size and SHA-256 of each."""
@@ -287,3 +202,76 @@ def describe_failure(error: BaseException) -> dict[str, Any]:
         "advice": advice,
         "exit_code": exit_code_of(error),
     }
+
+
+def work_folder(recipe: Recipe) -> Path:
+    """Return the folder for checkpoints and `failure.json`: `OUTPUT.work`, beside the output."""
+    return RunFolder(recipe.output).work
+
+
+def check_output(recipe: Recipe) -> None:
+    """Refuse an output for which no folder can be made, or that lies in a folder that the run only reads.
+
+    A folder that is there already is left to `RunFolder`: after a run, it is the recipe's own adapter.
+
+    Raises:
+        RecipeError: If a file is in its place, if it is inside the base's folder, or if it holds a file of the recipe,
+            or its work folder does, which a finished run removes.
+    """
+    output, work = recipe.output, work_folder(recipe)
+    there = next(folder for folder in (output, *output.absolute().parents) if os.path.lexists(folder))
+    if not there.is_dir():
+        raise RecipeError(f"{there} is not a folder", place="output", expected="a path at which a folder can be made")
+    base = recipe.base.path
+    inputs = [*([base] if base else []), *recipe.data.paths]
+    # unlike Path.resolve, this raises nothing for a link that leads to itself
+    real = {path: Path(os.path.realpath(path)) for path in (output, work, *inputs)}
+    if base is not None and real[output].is_relative_to(real[base]):
+        raise RecipeError(f"{output} is inside the base {base}", place="output", expected="a folder outside the base")
+    for path in inputs:
+        # Path.is_dir raises for one that may not be looked at
+        if path != base and os.path.isdir(path) and real[output].is_relative_to(real[path]):  # noqa: PTH112
+            # its files would be read as data in the next run
+            raise RecipeError(f"{output} is inside the data {path}", place="output", expected="a folder outside of it")
+        if real[path].is_relative_to(real[output]):
+            raise RecipeError(f"{output} holds {path}", place="output", expected="a folder of its own")
+        if real[path].is_relative_to(real[work]):
+            found = f"{path} is in {work}, which a finished run removes"
+            raise RecipeError(found, place="output", expected="another name, or that file elsewhere")
+
+
+@contextmanager
+def opened_run(recipe: Recipe, *, resume: bool) -> Iterator[RunFolder]:
+    """Yield the folders of a run, which no other process writes within the block; an error of it is `failure.json`.
+
+    Raises:
+        InputError: As for `check_output` and `RunFolder.open`, or if another process holds the output.
+    """
+    check_output(recipe)  # first: failure.json would be written beside the output
+    # outside the block below: a run that is kept out writes nothing into the folder of the one that holds it
+    folder = RunFolder(recipe.output)
+    with sole_writer(recipe.output):
+        try:
+            folder.open(resume=resume)
+            yield folder
+        except OtherRunError:
+            # its failure.json would be written into the other run's folder
+            raise
+        except BaseException as error:
+            folder.write_failure(error)
+            raise
+
+
+def refuse_missing_inputs(recipe: Recipe) -> None:
+    """Refuse a recipe whose local base or data files are not there, before anything is imported that takes seconds.
+
+    Raises:
+        InputError: With the first of them, as the run itself would.
+    """
+    if recipe.base.path is not None:
+        weight_files(recipe.base.path)
+    for file in (one for one in (*recipe.data.train, *recipe.data.eval) if isinstance(one, Path)):
+        try:
+            file.open("rb").close()
+        except OSError as error:
+            raise InputError(f"cannot be read: {error.strerror}", place=str(file)) from error

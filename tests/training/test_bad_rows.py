@@ -19,7 +19,8 @@ from pytest_mistral_lora.records.files import base_weights_sha256
 from pytest_mistral_lora.training import callbacks as gradients
 from pytest_mistral_lora.training.recipe import Recipe
 from pytest_mistral_lora.training.rows.loading import load_data
-from pytest_mistral_lora.training.run import train, work_folder
+from pytest_mistral_lora.training.run import train
+from pytest_mistral_lora.training.run_folder import work_folder
 from pytest_mistral_lora.training.step import trainer as trainer_module
 from pytest_mistral_lora.training.step.forward import collate
 

@@ -16,7 +16,8 @@ from tiny_runs import MakeRecipe, write_rows
 from pytest_mistral_lora.training import curves
 from pytest_mistral_lora.training.curves import PAGE, charts, round_ticks, short, thinned, training_page
 from pytest_mistral_lora.training.display import RunDisplay
-from pytest_mistral_lora.training.run import RunResult, train, work_folder
+from pytest_mistral_lora.training.run import RunResult, train
+from pytest_mistral_lora.training.run_folder import work_folder
 from pytest_mistral_lora.training.step.trainer import LoraTrainer
 
 FACTS = {"base": "<b>tiny</b> & more"}

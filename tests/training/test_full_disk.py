@@ -18,8 +18,8 @@ from tiny_runs import MakeRecipe, recipe_data, write_rows
 from pytest_mistral_lora.errors import DiskError, StoppedError
 from pytest_mistral_lora.training.callbacks import StopRequest
 from pytest_mistral_lora.training.recipe import Recipe
-from pytest_mistral_lora.training.run import train, work_folder
-from pytest_mistral_lora.training.run_folder import checkpoints, fault_of, step_of
+from pytest_mistral_lora.training.run import train
+from pytest_mistral_lora.training.run_folder import checkpoints, fault_of, step_of, work_folder
 
 TRAINING: dict[str, Any] = {"steps": 3, "batch_size": 2, "checkpoint_steps": 1, "logging_steps": 1}
 

@@ -13,7 +13,8 @@ from tiny_runs import recipe_data, write_rows
 from pytest_mistral_lora.errors import RecipeError
 from pytest_mistral_lora.training import devices as libraries
 from pytest_mistral_lora.training.recipe import Recipe, parse_recipe
-from pytest_mistral_lora.training.run import train, work_folder
+from pytest_mistral_lora.training.run import train
+from pytest_mistral_lora.training.run_folder import work_folder
 
 Make = Callable[..., Recipe]
 

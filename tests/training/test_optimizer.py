@@ -13,7 +13,8 @@ from tiny_runs import MakeRecipe
 from pytest_mistral_lora.records.verify import verify
 from pytest_mistral_lora.training.callbacks import StopAtNonFinite
 from pytest_mistral_lora.training.loop import trainer_arguments
-from pytest_mistral_lora.training.run import RunResult, train, work_folder
+from pytest_mistral_lora.training.run import RunResult, train
+from pytest_mistral_lora.training.run_folder import work_folder
 
 
 def test_adamw_is_fused_with_the_recipes_numbers(make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch) -> None:

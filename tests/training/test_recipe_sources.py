@@ -228,7 +228,7 @@ def test_the_manifest_has_bytes_and_rows_and_verify_and_rerun_compare_both(
 
 
 def test_an_output_in_the_data_is_refused(tmp_path: Path, base: Path) -> None:
-    from pytest_mistral_lora.training.prepare import check_output
+    from pytest_mistral_lora.training.run_folder import check_output
 
     entries = write_sources(tmp_path)
     data = recipe_data(base, data={"train": [entries["shards"]]})

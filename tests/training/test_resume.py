@@ -19,8 +19,8 @@ from pytest_mistral_lora.errors import InputError, StoppedError
 from pytest_mistral_lora.records.files import listing, write_json
 from pytest_mistral_lora.training.callbacks import RunningLoss, SaveByTime, StopRequest
 from pytest_mistral_lora.training.recipe import Recipe, parse_recipe
-from pytest_mistral_lora.training.run import RunResult, train, work_folder
-from pytest_mistral_lora.training.run_folder import LIST, checkpoints, fault_of, step_of
+from pytest_mistral_lora.training.run import RunResult, train
+from pytest_mistral_lora.training.run_folder import LIST, checkpoints, fault_of, step_of, work_folder
 from pytest_mistral_lora.training.step.trainer import LoraTrainer
 
 TRAINING: dict[str, Any] = {

@@ -14,7 +14,8 @@ from tiny_runs import MakeRecipe, recipe_data, write_rows
 from pytest_mistral_lora import training
 from pytest_mistral_lora.errors import InputError, PinError, RecipeError, RowsError
 from pytest_mistral_lora.training.generate import adapter_effect, load_adapted, probe
-from pytest_mistral_lora.training.run import RunResult, train, work_folder
+from pytest_mistral_lora.training.run import RunResult, train
+from pytest_mistral_lora.training.run_folder import work_folder
 
 
 def python(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -8,15 +8,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 from refusing_disks import read_only_folder, without_privileges
-from tiny_runs import MakeRecipe
+from tiny_runs import MakeRecipe, recipe_data, write_rows
 
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.training import prepare as preparation
 from pytest_mistral_lora.training import run
+from pytest_mistral_lora.training.output_folder import sole_writer
 from pytest_mistral_lora.training.recipe import Recipe
-from pytest_mistral_lora.training.run import train, work_folder
-from pytest_mistral_lora.training.run_folder import RunFolder, sole_writer
+from pytest_mistral_lora.training.run import train
+from pytest_mistral_lora.training.run_folder import LIST, RunFolder, work_folder
 
 
 @pytest.fixture(autouse=True)
@@ -96,7 +98,7 @@ def test_what_a_killed_process_left_is_cleared(tmp_path: Path) -> None:
 HOLDER = """
 import sys, time
 from pathlib import Path
-from pytest_mistral_lora.training.run_folder import sole_writer
+from pytest_mistral_lora.training.output_folder import sole_writer
 with sole_writer(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(600)
@@ -128,3 +130,34 @@ def test_a_second_run_into_the_same_output_is_kept_out_until_the_first_has_ended
     with pytest.raises(AssertionError, match="rows or weights are read"):
         train(recipe, resume=resume)
     assert not list(recipe.output.parent.glob(".out.lock"))
+
+
+EARLY = """
+import sys
+from pytest_mistral_lora.cli import main
+print(*[main(["train", recipe]) for recipe in sys.argv[1:]])
+print(*[name for name in ("torch", "transformers", "peft") if name in sys.modules])
+"""
+
+
+def test_a_fault_that_needs_no_torch_is_reported_without_it(base: Path, tmp_path: Path) -> None:
+    changes = {
+        "a finished run": ("output", "out", "exists already"),
+        "an unfinished run": ("output", "out", "an unfinished run is there, at step 3"),
+        "an output in the base": ("output", str(base / "out"), "is inside the base"),
+        "no base": ("base", recipe_data(base)["base"] | {"path": "nowhere"}, "no such folder"),
+        "no rows": ("data", {"train": ["nothing.jsonl"]}, "nothing.jsonl: cannot be read: No such file or directory"),
+    }
+    for name, (key, value, _) in changes.items():
+        folder = tmp_path / name
+        folder.mkdir()
+        write_rows(folder / "rows.jsonl")
+        (folder / "recipe.yaml").write_text(yaml.safe_dump({**recipe_data(base), key: value}))
+    (tmp_path / "a finished run" / "out").mkdir()
+    (checkpoint := tmp_path / "an unfinished run" / "out.work" / "checkpoint-3").mkdir(parents=True)
+    (checkpoint / LIST).write_text("{}")
+    command = [sys.executable, "-c", EARLY, *(str(tmp_path / name / "recipe.yaml") for name in changes)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == f"{' '.join('2' * len(changes))}\n\n"
+    for line, (_, _, words) in zip(done.stderr.splitlines(), changes.values(), strict=True):
+        assert words in line

@@ -13,8 +13,8 @@ from pytest_mistral_lora.cli import main
 from pytest_mistral_lora.errors import RowError, RowsError, TrainingError
 from pytest_mistral_lora.records.verify import verify
 from pytest_mistral_lora.training.recipe import parse_recipe
-from pytest_mistral_lora.training.run import train, work_folder
-from pytest_mistral_lora.training.run_folder import describe_failure
+from pytest_mistral_lora.training.run import train
+from pytest_mistral_lora.training.run_folder import describe_failure, work_folder
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,8 @@ from pytest_mistral_lora.training.callbacks import StopAtNonFinite
 from pytest_mistral_lora.training.generate import record as watching
 from pytest_mistral_lora.training.prepare import logger_callbacks
 from pytest_mistral_lora.training.recipe import parse_recipe
-from pytest_mistral_lora.training.run import RunResult, train, work_folder
+from pytest_mistral_lora.training.run import RunResult, train
+from pytest_mistral_lora.training.run_folder import work_folder
 
 TRAINING = {"steps": 4, "batch_size": 2}
 LORA = {"dropout": 0.2}

@@ -32,7 +32,8 @@ def _judge_recipe(target: RecipeTarget) -> Result:
         PinError: If its base is missing, or is not the one that is pinned.
         TokenizerError: If its base's tokenizer does not load.
     """
-    from pytest_mistral_lora.training.prepare import check_machine, check_output, plan_run
+    from pytest_mistral_lora.training.prepare import check_machine, plan_run
+    from pytest_mistral_lora.training.run_folder import check_output
 
     recipe, place, findings = target.recipe, str(target.path), []
 

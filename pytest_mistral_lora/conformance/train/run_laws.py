@@ -232,7 +232,8 @@ def measure_finite(harness: TrainerHarness) -> Figures:
     """
     import torch
 
-    from pytest_mistral_lora.training.run import train, work_folder
+    from pytest_mistral_lora.training.run import train
+    from pytest_mistral_lora.training.run_folder import work_folder
 
     stops = {}
     for name in ("activation", "gradient"):

@@ -40,7 +40,12 @@ from pytest_mistral_lora.training.merge.folders import (
 )
 from pytest_mistral_lora.training.merge.plan import plan_merge, write_weights, written_size
 from pytest_mistral_lora.training.merge.proof import Proof, proof_questions, prove
-from pytest_mistral_lora.training.run_folder import disk_error, ensure_writable_folder, explain_disk_errors, sole_writer
+from pytest_mistral_lora.training.output_folder import (
+    disk_error,
+    ensure_writable_folder,
+    explain_disk_errors,
+    sole_writer,
+)
 from pytest_mistral_lora.training.run_metadata import environment
 
 
