@@ -123,7 +123,7 @@ def tokenizer_file(name: str) -> Path:
     """Return Mistral's tokenizer file of a checkpoint of the scoreboard; a derived one is written once."""
     if name not in DERIVED:
         return shipped_tokenizer(name.removesuffix(HUB))
-    file: Path = _derived_tekken().derived_tokenizer(name)
+    file: Path = _derived_tekken().derived_tokenizer(name, words=0)
     return file
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from forked import run_forked
 
 from pytest_mistral_lora.training.adapter import peft_quiet
 
@@ -28,8 +29,7 @@ def modules(monkeypatch: pytest.MonkeyPatch) -> dict[str, ModuleType]:
 
 
 def run(script: str, *options: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(BENCHMARKS / script), *map(str, options)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+    return run_forked([sys.executable, BENCHMARKS / script, *options])
 
 
 @pytest.mark.slow

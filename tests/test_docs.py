@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import re
-import subprocess
 import sys
 from collections import Counter
 from functools import cache
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from converted import converted_tokenizer
+from forked import run_forked
 
 from pytest_mistral_lora.chat.oracle import VERSION
 from pytest_mistral_lora.chat.templates import ChatTemplate
@@ -24,9 +24,7 @@ ROOT = Path(__file__).parents[1]
 @pytest.mark.skipif(version("transformers") < "5", reason="the pages say what mutants do under the newest libraries")
 @pytest.mark.parametrize("script", ["write_docs.py"])
 def test_pages_and_goldens_are_what_their_scripts_write(script: str) -> None:
-    process = subprocess.run(
-        [sys.executable, ROOT / "scripts" / script, "--check"], capture_output=True, text=True, check=False
-    )
+    process = run_forked([sys.executable, ROOT / "scripts" / script, "--check"])
     assert (process.returncode, process.stdout) == (0, "")
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import subprocess
 import sys
 import tomllib
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from converted import converted_tokenizer
+from forked import run_forked
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
@@ -99,7 +99,7 @@ def test_a_name_that_mistral_common_no_longer_has_is_said_with_the_versions_that
     module = "mistral_common.integrations.chat_templates.chat_templates"
     (tmp_path / "conftest.py").write_text(f"import {module} as moved\n\ndel moved.{gone}\n")
     command = [sys.executable, "-m", "pytest", "--mistral-golden", "-p", "no:cacheprovider"]
-    process = subprocess.run(command, cwd=tmp_path, env=CLEAN, capture_output=True, text=True, check=False)
+    process = run_forked(command, cwd=tmp_path, env=CLEAN)
     assert process.returncode == pytest.ExitCode.INTERRUPTED
     assert f"mistral-common {VERSION} lacks an API that this package uses: cannot import name" in process.stdout
     assert f"expected mistral-common{SUPPORTED}. Install it: pip install 'mistral-common{SUPPORTED}'" in process.stdout

@@ -1,35 +1,29 @@
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 
 import pytest
-from derived_tekken import DERIVED, derived_oracle
+from each_oracle import NEWER, WITH_TOOLS, oracle_named
 
-from pytest_mistral_lora.chat.oracle import SHIPPED, Oracle, shipped_tokenizer
-
-
-@functools.cache
-def _load(name: str) -> Oracle:
-    return Oracle(shipped_tokenizer(name))
+from pytest_mistral_lora.chat.oracle import SHIPPED, Oracle
 
 
 @pytest.fixture(scope="session")
 def oracle_of() -> Callable[[str], Oracle]:
-    return _load
+    return oracle_named
 
 
 @pytest.fixture(scope="session", params=sorted(SHIPPED))
 def oracle(request: pytest.FixtureRequest) -> Oracle:
-    return _load(request.param)
+    return oracle_named(request.param)
 
 
-@pytest.fixture(scope="session", params=sorted(set(SHIPPED) - {"spm-v1"}))
+@pytest.fixture(scope="session", params=WITH_TOOLS)
 def oracle_with_tools(request: pytest.FixtureRequest) -> Oracle:
-    return _load(request.param)
+    return oracle_named(request.param)
 
 
-@pytest.fixture(scope="session", params=sorted(set(DERIVED) - {"derived-v7"}))
+@pytest.fixture(scope="session", params=NEWER)
 def newer_name(request: pytest.FixtureRequest) -> str:
     """The name of a tokenizer whose version is not shipped: its file is derived from a shipped vocabulary."""
     name: str = request.param
@@ -38,4 +32,4 @@ def newer_name(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="session")
 def newer_oracle(newer_name: str) -> Oracle:
-    return derived_oracle(newer_name)
+    return oracle_named(newer_name)

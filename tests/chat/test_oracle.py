@@ -11,7 +11,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import each_oracle
 import pytest
+from each_oracle import of_each
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mistral_common.protocol.instruct.messages import (
@@ -247,6 +249,7 @@ def scanned_labels(oracle: Oracle, ids: tuple[int, ...]) -> tuple[int, ...]:
 
 
 @given(row=rows())
+@of_each(*SHIPPED)
 def test_laws_hold_for_alternating_rows(oracle: Oracle, row: dict[str, Any]) -> None:
     encoded = hold(oracle, row)
     if oracle.version != "v1":
@@ -254,23 +257,28 @@ def test_laws_hold_for_alternating_rows(oracle: Oracle, row: dict[str, Any]) -> 
 
 
 @given(row=rows(alternating=False, weights=True))
+@of_each(*SHIPPED)
 def test_laws_hold_for_rows_of_any_order(oracle: Oracle, row: dict[str, Any]) -> None:
     hold(oracle, row)
 
 
 @settings(max_examples=30)
-@given(data=st.data())
-def test_laws_hold_for_rows_with_tools(oracle_with_tools: Oracle, data: st.DataObject) -> None:
-    row = data.draw(tool_rows(parallel=oracle_with_tools.version != "v2"))
-    encoded = hold(oracle_with_tools, row)
-    assert encoded.labels == scanned_labels(oracle_with_tools, encoded.input_ids)
+@given(single=tool_rows(), several=tool_rows(parallel=True))
+@of_each(*each_oracle.WITH_TOOLS)
+def test_laws_hold_for_rows_with_tools(oracle: Oracle, single: dict[str, Any], several: dict[str, Any]) -> None:
+    encoded = hold(oracle, single if oracle.version == "v2" else several)
+    assert encoded.labels == scanned_labels(oracle, encoded.input_ids)
 
 
 @settings(max_examples=30)
-@given(data=st.data())
-def test_laws_hold_for_rows_with_tools_of_any_order(oracle_with_tools: Oracle, data: st.DataObject) -> None:
-    row = data.draw(tool_rows(parallel=oracle_with_tools.version != "v2", alternating=False, weights=True))
-    hold(oracle_with_tools, row)
+@given(
+    single=tool_rows(alternating=False, weights=True), several=tool_rows(parallel=True, alternating=False, weights=True)
+)
+@of_each(*each_oracle.WITH_TOOLS)
+def test_laws_hold_for_rows_with_tools_of_any_order(
+    oracle: Oracle, single: dict[str, Any], several: dict[str, Any]
+) -> None:
+    hold(oracle, single if oracle.version == "v2" else several)
 
 
 MARKERS_WITHIN_CALLS = {text_holds_no_control_token, tool_calls_are_supervised_from_their_marker_on}
@@ -280,11 +288,12 @@ few = settings(max_examples=25)
 
 @few
 @given(row=rows(tools=None, parallel=True))
-def test_laws_hold_for_versions_that_mark_each_call(newer_oracle: Oracle, row: dict[str, Any]) -> None:
-    case = Case(newer_oracle, row, newer_oracle.encode(row))
+@of_each(*each_oracle.NEWER)
+def test_laws_hold_for_versions_that_mark_each_call(oracle: Oracle, row: dict[str, Any]) -> None:
+    case = Case(oracle, row, oracle.encode(row))
     for law in set(LAWS) - MARKERS_WITHIN_CALLS:
         law(case)
-    assert case.labels == scanned_labels(newer_oracle, case.encoded.input_ids)
+    assert case.labels == scanned_labels(oracle, case.encoded.input_ids)
 
 
 # Laws that compare two rows.
@@ -292,18 +301,20 @@ def test_laws_hold_for_versions_that_mark_each_call(newer_oracle: Oracle, row: d
 
 @few
 @given(row=tool_rows(parallel=True), data=st.data())
+@of_each(*each_oracle.NEWER)
 def test_newer_versions_put_tool_results_in_the_order_of_the_calls(
-    newer_oracle: Oracle, row: dict[str, Any], data: st.DataObject
+    oracle: Oracle, row: dict[str, Any], data: st.DataObject
 ) -> None:
     messages: list[dict[str, Any]] = []
     for role, group in itertools.groupby(row["messages"], key=lambda message: message["role"]):
         run = list(group)
         messages += data.draw(st.permutations(run)) if role == "tool" else run
-    assert newer_oracle.encode(row | {"messages": messages}) == newer_oracle.encode(row)
+    assert oracle.encode(row | {"messages": messages}) == oracle.encode(row)
 
 
 @few
 @given(conversation=conversations(text=plain_text()), literal=st.sampled_from(CONTROL_LITERALS), data=st.data())
+@of_each(*SHIPPED)
 def test_a_control_literal_in_text_changes_no_control_token(
     oracle: Oracle, conversation: list[dict[str, Any]], literal: str, data: st.DataObject
 ) -> None:
@@ -325,6 +336,7 @@ def control_counts(oracle: Oracle, encoded: EncodedRow) -> Counter[int]:
 
 @few
 @given(row=rows(), data=st.data())
+@of_each(*SHIPPED)
 def test_weights_of_an_alternating_row_mask_turns_and_change_no_id(
     oracle: Oracle, row: dict[str, Any], data: st.DataObject
 ) -> None:
@@ -380,23 +392,26 @@ def in_the_other_form(arguments: Any, *, escaped: bool) -> Any:
 
 
 @few
-@given(data=st.data())
-def test_arguments_as_an_object_and_as_its_json_are_one(oracle_with_tools: Oracle, data: st.DataObject) -> None:
-    row = data.draw(tool_rows(parallel=oracle_with_tools.version != "v2"))
-    escaped = data.draw(st.booleans())
+@given(single=tool_rows(), several=tool_rows(parallel=True), escaped=st.booleans())
+@of_each(*each_oracle.WITH_TOOLS)
+def test_arguments_as_an_object_and_as_its_json_are_one(
+    oracle: Oracle, single: dict[str, Any], several: dict[str, Any], escaped: bool
+) -> None:
+    row = single if oracle.version == "v2" else several
     other = copy.deepcopy(row)
     for call in (call for message in other["messages"] for call in message.get("tool_calls", ())):
         call["function"]["arguments"] = in_the_other_form(call["function"]["arguments"], escaped=escaped)
-    assert oracle_with_tools.encode(other) == oracle_with_tools.encode(row)
+    assert oracle.encode(other) == oracle.encode(row)
 
 
 @few
 @given(row=tool_rows(), strict=st.booleans())
-def test_strict_in_tools_changes_nothing(oracle_with_tools: Oracle, row: dict[str, Any], strict: bool) -> None:
+@of_each(*each_oracle.WITH_TOOLS)
+def test_strict_in_tools_changes_nothing(oracle: Oracle, row: dict[str, Any], strict: bool) -> None:
     other = copy.deepcopy(row)
     for tool in other["tools"]:
         tool["function"]["strict"] = strict
-    assert oracle_with_tools.encode(other) == oracle_with_tools.encode(row)
+    assert oracle.encode(other) == oracle.encode(row)
 
 
 @pytest.mark.parametrize("function", [{"name": "f"}, {"name": "f", "description": None, "strict": None}])
@@ -407,6 +422,7 @@ def test_what_is_null_or_absent_in_a_tool_is_its_default(oracle_with_tools: Orac
 
 @few
 @given(row=rows(), tools=st.lists(st.just(TOOL), max_size=1))
+@of_each(*SHIPPED)
 def test_the_prompt_is_what_the_last_answer_follows(
     oracle: Oracle, row: dict[str, Any], tools: list[dict[str, Any]]
 ) -> None:
@@ -421,9 +437,10 @@ def test_the_prompt_is_what_the_last_answer_follows(
 
 @few
 @given(row=tool_rows())
-def test_the_prompt_of_a_tool_row_is_a_prefix_of_the_row(oracle_with_tools: Oracle, row: dict[str, Any]) -> None:
-    prompt = oracle_with_tools.encode_prompt(row)
-    encoded = oracle_with_tools.encode(row)
+@of_each(*each_oracle.WITH_TOOLS)
+def test_the_prompt_of_a_tool_row_is_a_prefix_of_the_row(oracle: Oracle, row: dict[str, Any]) -> None:
+    prompt = oracle.encode_prompt(row)
+    encoded = oracle.encode(row)
     assert encoded.input_ids[: len(prompt)] == prompt
     assert all(label == IGNORE_INDEX for label in (encoded.labels or ())[len(prompt) - 1 : len(prompt)])
     assert all(label != IGNORE_INDEX for label in (encoded.labels or ())[len(prompt) :])
@@ -431,6 +448,7 @@ def test_the_prompt_of_a_tool_row_is_a_prefix_of_the_row(oracle_with_tools: Orac
 
 @few
 @given(conversation=conversations(system=True, text=plain_text()), question=plain_text(), answer=plain_text())
+@of_each(*SHIPPED)
 def test_another_turn_moves_at_most_the_system_prompt(
     oracle: Oracle, conversation: list[dict[str, Any]], question: str, answer: str
 ) -> None:
@@ -457,15 +475,16 @@ def test_the_system_prompt_stands_beside_the_last_user_turn(oracle_of: Callable[
 
 @few
 @given(row=rows(tools=None, alternating=False))
-def test_pieces_hold_the_ids_and_encode_alone_to_the_same(oracle_with_tools: Oracle, row: dict[str, Any]) -> None:
-    pieces = oracle_with_tools.traced_texts(row)
-    assert tuple(t for piece in pieces for t in piece.ids) == oracle_with_tools.encode(row).input_ids
+@of_each(*each_oracle.WITH_TOOLS)
+def test_pieces_hold_the_ids_and_encode_alone_to_the_same(oracle: Oracle, row: dict[str, Any]) -> None:
+    pieces = oracle.traced_texts(row)
+    assert tuple(t for piece in pieces for t in piece.ids) == oracle.encode(row).input_ids
     for piece in pieces:
         if piece.text is None:
             assert len(piece.ids) == 1
-            assert piece.ids[0] in oracle_with_tools.control_tokens
+            assert piece.ids[0] in oracle.control_tokens
         else:
-            assert piece.ids == oracle_with_tools.encode_text(piece.text)
+            assert piece.ids == oracle.encode_text(piece.text)
 
 
 # Acceptance.
@@ -491,6 +510,7 @@ def any_rows(draw: st.DrawFn) -> dict[str, Any]:
 
 @settings(max_examples=100)
 @given(row=any_rows())
+@of_each(*SHIPPED)
 def test_a_row_is_refused_exactly_where_mistral_common_refuses_it(oracle: Oracle, row: dict[str, Any]) -> None:
     expected, refusal = reference_verdict(oracle, row)
     if refusal is None:
@@ -627,6 +647,7 @@ def test_two_oracles_of_one_file_do_not_hear_each_other(oracle_of: Callable[[str
 
 
 @given(text=hostile_text())
+@of_each(*SHIPPED)
 def test_text_never_becomes_a_control_token(oracle: Oracle, text: str) -> None:
     assert not set(oracle.encode_text(text)) & set(oracle.control_tokens)
 

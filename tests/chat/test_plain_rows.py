@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from derived_tekken import DERIVED, derived_oracle
+from derived_tekken import DERIVED
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -48,7 +48,7 @@ class _WholePath(PlainRows):
 def both(request: pytest.FixtureRequest, oracle_of: Callable[[str], Oracle]) -> tuple[Oracle, Oracle]:
     """An oracle, and the same one without the shortcut."""
     name: str = request.param
-    oracle = derived_oracle(name) if name in DERIVED else oracle_of(name)
+    oracle = oracle_of(name)
     whole = copy.copy(oracle)
     whole._plain_rows = _WholePath(lambda row: None)
     return oracle, whole

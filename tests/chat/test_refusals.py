@@ -4,9 +4,9 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from derived_tekken import DERIVED, derived_oracle
+from each_oracle import oracle_named
 
-from pytest_mistral_lora.chat.oracle import SHIPPED, Oracle, shipped_tokenizer
+from pytest_mistral_lora.chat.oracle import SHIPPED, Oracle
 from pytest_mistral_lora.chat.rows import parse_row
 from pytest_mistral_lora.errors import EXIT_BAD_INPUT, OracleRejection
 
@@ -284,7 +284,7 @@ THOUGHT = {"role": "assistant", "content": [{"type": "thinking", "thinking": "b"
     ],
 )
 def test_versions_without_thinking_refuse_it(name: str, found: str) -> None:
-    oracle = derived_oracle(name) if name in DERIVED else Oracle(shipped_tokenizer(name))
+    oracle = oracle_named(name)
     with pytest.raises(OracleRejection) as caught:
         oracle.encode({"messages": [USER, THOUGHT]})
     assert str(caught.value).startswith(f"{found}; expected text only, or a tokenizer from v13 on")
@@ -292,9 +292,9 @@ def test_versions_without_thinking_refuse_it(name: str, found: str) -> None:
 
 def test_v15_refuses_a_system_prompt_that_thinks() -> None:
     row = {"messages": [THOUGHT | {"role": "system"}, USER, ANSWER]}
-    assert derived_oracle("derived-v13-thinking").encode(row).supervised_tokens == 2
+    assert oracle_named("derived-v13-thinking").encode(row).supervised_tokens == 2
     with pytest.raises(OracleRejection, match=r"^messages\[0\].content: thinking in a message with role 'system'"):
-        derived_oracle("derived-v15").encode(row)
+        oracle_named("derived-v15").encode(row)
 
 
 @pytest.mark.parametrize(
@@ -307,7 +307,7 @@ def test_v15_refuses_a_system_prompt_that_thinks() -> None:
     ],
 )
 def test_a_reasoning_effort_that_cannot_be_set_is_refused(name: str, effort: str, found: str) -> None:
-    oracle = derived_oracle(name) if name in DERIVED else Oracle(shipped_tokenizer(name))
+    oracle = oracle_named(name)
     with pytest.raises(OracleRejection) as caught:
         oracle.encode({"messages": [USER, ANSWER], "reasoning_effort": effort})
     assert str(caught.value).startswith(f"reasoning_effort: {found}; expected ")

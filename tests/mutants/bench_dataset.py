@@ -69,7 +69,7 @@ def _tokenizer() -> CheckpointTokenizer:
 
 @cache
 def _thinking_tokenizer() -> CheckpointTokenizer:
-    tokenizer = CheckpointTokenizer(derived_tokenizer("derived-v13-thinking"))
+    tokenizer = CheckpointTokenizer(derived_tokenizer("derived-v13-thinking", words=0))
     tokenizer.fast.chat_template = tokenizer.oracle.chat_template()
     return tokenizer
 

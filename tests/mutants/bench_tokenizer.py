@@ -845,7 +845,7 @@ def thinking_folder(folder: Path) -> str:
 
     def newer(tekken: dict[str, Any]) -> None:
         tekken["config"]["version"] = "v11"
-        named = [*derived_oracle("derived-v11").control_tokens.values()][:34]
+        named = [*derived_oracle("derived-v11", words=0).control_tokens.values()][:34]
         tekken["special_tokens"] = [
             {"rank": rank, "token_str": literal, "is_control": True} for rank, literal in enumerate(named)
         ]

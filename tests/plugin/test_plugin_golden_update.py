@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 
 import pytest
 from derived_tekken import write_derived
+from forked import run_forked
 from plugin_rows import ROW, write_rows
 
 from pytest_mistral_lora.records.goldens import goldens_folder, load
@@ -150,7 +150,7 @@ def test_a_run_that_is_killed_leaves_each_file_whole(golden: Run, recorded: Path
     pytester.makeconftest(KILLER)  # the second file is written, and not yet where it belongs
     command = [sys.executable, "-m", "pytest", "--mistral-golden", f"--mistral-golden-dir={recorded}"]
     command += ["--mistral-golden-update", "-k", "spm-v3::template::own-"]
-    killed = subprocess.run(command, cwd=pytester.path, capture_output=True, check=False)
+    killed = run_forked(command, cwd=pytester.path)
     assert killed.returncode == -signal.SIGKILL
     assert [file.read_bytes() == old for file, old in zip(files, before, strict=True)] == [False, True]
     assert [load(file).case for file in files] == ["hello", "prime"]

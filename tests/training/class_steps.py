@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from forked import run_forked
 from peft import PeftModel
 from safetensors.torch import load_file
 from tiny_runs import recipe_data, write_rows
@@ -120,8 +121,7 @@ class ClassRun:
 
     def smoke(self) -> None:
         words = ["smoke", str(self.output), "--base", str(self.base)]
-        command = [str(Path(sys.executable).with_name("mistral-lora")), *words]
-        ended = subprocess.run(command, capture_output=True, text=True, check=False)
+        ended = run_forked([sys.executable, "-m", "pytest_mistral_lora.cli", *words])
         assert ended.returncode == 0, ended.stdout + ended.stderr
 
     def merge(self) -> None:

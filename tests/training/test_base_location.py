@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from forked import run_forked
 from safetensors.torch import load_file, save_file
 from tiny_runs import recipe_data, write_rows
 
@@ -84,7 +84,7 @@ def test_the_plugin_finds_the_base_from_another_working_directory(project: Path,
     words = ("--mistral-golden", "--mistral-adapter", os.path.relpath(project / "lora-out", tmp_path), "-v")
     chosen = ("-p", "no:cacheprovider", "-k", "adapter::fits-base or manifest::base or manifest::declared")
     command = [sys.executable, "-m", "pytest", *words, *chosen]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = run_forked(command, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count(" PASSED") == 4  # and manifest::base-config
     assert "SKIPPED" not in done.stdout

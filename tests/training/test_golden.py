@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from forked import run_forked
 from safetensors.torch import load_file, save_file
 from tiny_runs import CONVERSATIONS, recipe_data, write_rows
 from transformers import MistralForCausalLM
@@ -54,10 +53,7 @@ def smoke(*arguments: str | Path) -> int:
 
 def test_a_new_process_answers_as_the_run_did(run: RunResult) -> None:
     command = [sys.executable, "-m", "pytest_mistral_lora.cli", "smoke", str(run.output), "--base"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(
-        [*command, str(run.base_folder)], env=environment, capture_output=True, text=True, check=False
-    )
+    done = run_forked([*command, run.base_folder])
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "5 exact, 0 equivalent, 0 different; fp32 on cpu"
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from forked import run_forked
 from tiny_runs import MakeRecipe, recipe_data, trainer_of, write_rows
 
 from pytest_mistral_lora.checkpoint.base_model import load_base
@@ -170,13 +169,7 @@ def test_a_limit_of_the_kernel(on_oom: str, code: int, base: Path, tmp_path: Pat
     )
     data = recipe_data(base, training={"steps": 1, "batch_size": 80, "micro_batch_tokens": 100_000, "on_oom": on_oom})
     (tmp_path / "recipe.yaml").write_text(json.dumps(data))
-    done = subprocess.run(
-        [sys.executable, "-c", LIMITED, str(tmp_path / "recipe.yaml"), "600"],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run_forked([sys.executable, "-c", LIMITED, tmp_path / "recipe.yaml", "600"])
     assert done.returncode == code, done.stderr
     if code:
         failure = json.loads((tmp_path / "out.work" / "failure.json").read_text())

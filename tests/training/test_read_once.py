@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from forked import run_forked
 from tiny_runs import CONVERSATIONS, write_rows
 
 from pytest_mistral_lora.training.run import RunResult
@@ -61,8 +61,7 @@ def counted(
     for name, words in COMMANDS.items():
         adapter = shutil.copytree(run.output, folder / name.replace(" ", "") / "adapter")
         commands[name] = [str(adapter), *(word.format(**given, adapter=adapter) for word in words)]
-    command = [sys.executable, "-c", COUNT, json.dumps(commands)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    done = run_forked([sys.executable, "-c", COUNT, json.dumps(commands)])
     lines = map(json.loads, done.stdout.splitlines())
     return {name: (code, opened, done.stderr) for name, code, opened in lines}
 
