@@ -63,14 +63,7 @@ class MistralLoraError(Exception):
 
         Python's own way calls the class with `args`, and so loses every keyword.
         """
-        return _rebuild, (type(self), self.__dict__.copy(), str(self))
-
-
-def _rebuild(cls: type[MistralLoraError], state: dict[str, object], text: str) -> MistralLoraError:
-    error = cls.__new__(cls, text)
-    error.__dict__.update(state)
-    error.args = (text,)
-    return error
+        return type(self).__new__, (type(self), str(self)), self.__dict__.copy()
 
 
 class InputError(MistralLoraError):

@@ -232,7 +232,9 @@ def parse_row(data: Any, *, place: str = "") -> Row:
         RowError: With the field and the value, if the data is not a row.
     """
     messages = data.get("messages") if isinstance(data, Mapping) else None
-    if not isinstance(messages, Sequence) or isinstance(messages, str) or _are_turns_of_another(messages):
+    first = messages[0] if isinstance(messages, Sequence) and messages else None
+    is_list = isinstance(messages, Sequence) and not isinstance(messages, str)
+    if not is_list or (isinstance(first, Mapping) and "from" in first and "role" not in first):
         _refuse_another_format(data, place)
     if not isinstance(data, Mapping):
         raise RowError(f"a row is {kind_of(data)}", place=place, expected='an object with "messages"')
@@ -260,10 +262,6 @@ def parse_row(data: Any, *, place: str = "") -> Row:
     if response_format is not None:
         check_response_format(response_format, Place(place, "response_format"))
     return Row(tuple(messages), tuple(tools) if tools else None, place, effort, response_format)
-
-
-def _are_turns_of_another(messages: Sequence[Any]) -> bool:
-    return bool(messages) and isinstance(messages[0], Mapping) and "from" in messages[0] and "role" not in messages[0]
 
 
 def _refuse_another_format(data: Any, place: str) -> None:

@@ -156,7 +156,8 @@ class TokenRow:
                 left, right = None if i is None else expected.token(i), None if j is None else found.token(j)
                 owner = owner if i is None else owners[i]
                 other = i is None or j is None or keys[0][i] != keys[1][j]
-                columns.append(Column((left, right), _mark(left, right, other), *owner))
+                mark = difference_mark(left and left.label, right and right.label, other)
+                columns.append(Column((left, right), mark, *owner))
         return cls(title, (expected.name, found.name), tuple(columns))
 
     @property
@@ -211,13 +212,19 @@ def shown_piece(oracle: Oracle, token: int) -> str:
     return spelled_bytes(oracle.vocabulary[token]) if "\ufffd" in piece else piece
 
 
-def _mark(expected: ShownToken | None, found: ShownToken | None, other: bool) -> str:
+def difference_mark(expected: str | None, found: str | None, is_other: bool) -> str:
+    """Return the mark of a pair of tokens: `-` for one that is missing, `+` for one too many, `>` for another one.
+
+    Args:
+        expected: The label of the expected token, empty if labels are not compared; None if there is no such token.
+        found: The label of the other one.
+        is_other: Whether their ids differ.
+    """
     if found is None:
         return "-"
     if expected is None:
         return "+"
-    labels = {expected.label, found.label}
-    return ">" if other or ("" not in labels and len(labels) == 2) else ""
+    return ">" if is_other or (expected and found and expected != found) else ""
 
 
 def _owners(side: TokenSide) -> list[tuple[int | None, str | None]]:

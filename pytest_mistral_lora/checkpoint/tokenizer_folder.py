@@ -141,20 +141,19 @@ class TokenizerFiles:
             TokenizerError: For a file that is none, is huge, or links out of the folder.
         """
         for name in self.names:
+            fault = self._hazard(name)
+            if fault is None and name in _WITH_HAZARDS:
+                if name not in self._faults_within:
+                    was_read = name in self._contents
+                    self._faults_within[name] = self._content(name).fault
+                    if name == TOKENIZER_JSON and not was_read:
+                        # parsed it takes a hundred megabytes, and only the checks of the folder need it again
+                        self._contents.pop(name)
+                fault = self._faults_within[name]
             # bad JSON is for the loader to report: only what it would do with good JSON is a hazard
-            fault = self._hazard(name) or (self._fault_within(name) if name in _WITH_HAZARDS else None)
             if fault is not None and fault.kind != "form":
                 expected = "a file of the folder" if fault.kind == "outside" else "a file as releases have it"
                 raise TokenizerError(fault.found, place=str(self.file(name)), expected=expected)
-
-    def _fault_within(self, name: str) -> Fault | None:
-        if name not in self._faults_within:
-            was_read = name in self._contents
-            self._faults_within[name] = self._content(name).fault
-            if name == TOKENIZER_JSON and not was_read:
-                # parsed it takes a hundred megabytes, and only the checks of the folder need it again
-                self._contents.pop(name)
-        return self._faults_within[name]
 
     def json(self, name: str) -> dict[str, Any]:
         """Return the object of a JSON file; an empty one if there is no such file, or it has a fault."""

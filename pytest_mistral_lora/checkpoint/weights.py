@@ -220,10 +220,6 @@ class Weights(Mapping[str, "torch.Tensor"]):
         """The tensors as the files have them: these."""
         return self
 
-    def names_in(self, file: Path) -> list[str]:
-        """Return the names of one file's tensors, in the order of the data."""
-        return [name for name, info in self.infos.items() if info.file == file]
-
 
 def write_safetensors(
     file: Path, shapes: Mapping[str, Sequence[int]], dtype: str, tensor: Callable[[str], torch.Tensor]

@@ -20,7 +20,7 @@ from pytest_mistral_lora.chat.difference import (
     window_blocks,
 )
 from pytest_mistral_lora.chat.encoded import Span
-from pytest_mistral_lora.chat.token_rows import Column, TokenRow, TokenSide
+from pytest_mistral_lora.chat.token_rows import Column, TokenRow, TokenSide, difference_mark
 
 AROUND = 5
 """Tokens shown on each side of a difference."""
@@ -74,13 +74,10 @@ class Alignment:
     def mark(self, pair: Pair) -> str:
         """Return `-` for a token that is missing, `+` for one too many, `>` for another id or label, else nothing."""
         want, have = pair
-        if have is None:
-            return "-"
-        if want is None:
-            return "+"
-        other = self.expected[0][want] != self.found[0][have]
-        labels = {label_word(*self.expected, want), label_word(*self.found, have)}
-        return ">" if other or ("" not in labels and len(labels) == 2) else ""
+        expected = None if want is None else label_word(*self.expected, want)
+        found = None if have is None else label_word(*self.found, have)
+        is_other = want is not None and have is not None and self.expected[0][want] != self.found[0][have]
+        return difference_mark(expected, found, is_other)
 
     @cached_property
     def _marked(self) -> tuple[list[Pair], list[int]]:

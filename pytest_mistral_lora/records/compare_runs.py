@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from pytest_mistral_lora.chat.difference import equal_beginning
 from pytest_mistral_lora.records.manifest import Manifest, load
 from pytest_mistral_lora.records.tensors import TensorsDiff, diff_tensors, tensor_files
 from pytest_mistral_lora.records.transcripts import TRANSCRIPTS, load_folder, transcript_files
@@ -190,11 +191,8 @@ def _compare_answers(a: Path, b: Path) -> AnswersDiff | str:
     different = []
     for case in shared:
         one, other = first[case], second[case]
-        token = None
-        if one.completion_ids != other.completion_ids:
-            pairs = enumerate(zip(one.completion_ids, other.completion_ids, strict=False))
-            shorter = min(len(one.completion_ids), len(other.completion_ids))
-            token = next((index for index, pair in pairs if pair[0] != pair[1]), shorter)
+        same = one.completion_ids == other.completion_ids
+        token = None if same else equal_beginning(one.completion_ids, other.completion_ids)
         # the first cause counts: another question explains another prompt, and that another answer
         if one.row != other.row:
             different.append(ChangedAnswer(case, "question", token, one.text, other.text))

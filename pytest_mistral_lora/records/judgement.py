@@ -8,6 +8,7 @@ from math import inf
 from typing import Any, Literal
 
 from pytest_mistral_lora.chat.completions import AnswerToCheck, FormatVerdict, verdicts
+from pytest_mistral_lora.chat.difference import equal_beginning
 from pytest_mistral_lora.checkpoint.encoder import Encoder
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.records.transcripts import Transcript
@@ -154,11 +155,9 @@ def first_difference(
         probability: Returns the probability of a token at a place of the answer, or None if it is not known.
     """
     golden = transcript.completion_ids
-    index = next((n for n, (one, other) in enumerate(zip(golden, ids, strict=False)) if one != other), None)
-    if index is None:
-        if len(golden) == len(ids):
-            return None
-        index = min(len(golden), len(ids))
+    index = equal_beginning(golden, ids)
+    if index == len(golden) == len(ids):
+        return None
 
     def candidate(given: Sequence[int]) -> TokenCandidate:
         if index >= len(given):
@@ -192,8 +191,7 @@ def check_prompt(encoder: Encoder, transcript: Transcript) -> None:
     now, then = encoder.prompt(transcript.row), transcript.prompt_ids
     if now == then:
         return
-    pairs = zip(now, then, strict=False)
-    index = next((n for n, (one, other) in enumerate(pairs) if one != other), min(len(now), len(then)))
+    index = equal_beginning(now, then)
     found, golden = (
         f"{ids[index]} {encoder.piece(ids[index])!r}" if index < len(ids) else "the end" for ids in (now, then)
     )

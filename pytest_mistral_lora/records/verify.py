@@ -116,8 +116,12 @@ def folder_fields(folder: AdapterFolder) -> Iterator[FieldCheck]:
         size = (lambda text=text: len(text())) if text else (lambda name=name: inside(path, name).stat().st_size)
         yield recompute_field(f"files.{name}.sha256", entry["sha256"], digest, path / name)
         yield recompute_field(f"files.{name}.size", entry["size"], size, path / name)
-    if "files" in data:
-        yield from _unlisted_files(path, {MANIFEST, *data["files"]})
+    listed = {MANIFEST, *data.get("files", ())}
+    for file in sorted(path.rglob("*")) if "files" in data else ():
+        below = file.relative_to(path)
+        is_file = not file.is_dir() or file.is_symlink()  # a link to a folder can hold anything
+        if is_file and below.as_posix() not in listed and below.parts[0] not in _NOT_OF_A_RUN:
+            yield FieldCheck(f"files.{below.as_posix()}", "mismatch", None, "is not listed", str(file))
     # a value that is changed in the manifest, with its seal, but not in the notes that were made from it
     for name, note in note_texts(data).items():
         if name not in data.get("files", {}):
@@ -132,14 +136,6 @@ def folder_fields(folder: AdapterFolder) -> Iterator[FieldCheck]:
 
 def _file_sha256(folder: Path, name: str) -> str:
     return sha256_file(inside(folder, name))
-
-
-def _unlisted_files(folder: Path, listed: set[str]) -> Iterator[FieldCheck]:
-    for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder)
-        is_file = not path.is_dir() or path.is_symlink()  # a link to a folder can hold anything
-        if is_file and name.as_posix() not in listed and name.parts[0] not in _NOT_OF_A_RUN:
-            yield FieldCheck(f"files.{name.as_posix()}", "mismatch", None, "is not listed", str(path))
 
 
 def _tokenizer_fields(folder: AdapterFolder) -> Iterator[FieldCheck]:

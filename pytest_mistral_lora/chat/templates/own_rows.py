@@ -71,11 +71,13 @@ class _Shape(NamedTuple):
             inside = before < len(places) and place > starts[before]
             return None if inside else _Edge(place - sum(len(marks[number]) for _, number in places[:before]), before)
 
-        edges = None if spans is None else tuple((edge(start), edge(end)) for start, end in spans)
-        if edges is not None and any(None in pair for pair in edges):
-            return None
+        edges: list[tuple[_Edge, _Edge]] = []
+        for first, last in ((edge(start), edge(end)) for start, end in spans or ()):
+            if first is None or last is None:
+                return None
+            edges.append((first, last))
         parts = tuple(text[end:start] for end, start in zip(ends, starts, strict=True))
-        return cls(parts, tuple(number for _, number in places), edges)  # type: ignore[arg-type]
+        return cls(parts, tuple(number for _, number in places), None if spans is None else tuple(edges))
 
     def fill(self, texts: Sequence[str]) -> Rendered:
         """Return the rendering of a row with these texts."""

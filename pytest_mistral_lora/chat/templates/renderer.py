@@ -18,6 +18,7 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+from pytest_mistral_lora.chat.difference import equal_beginning
 from pytest_mistral_lora.chat.templates.generation_blocks import has_generation, with_generation
 from pytest_mistral_lora.chat.templates.own_rows import OwnRows, own_renderer
 from pytest_mistral_lora.chat.templates.sandbox import BoundedTemplate
@@ -100,9 +101,7 @@ def _plain(source: str, question: Mapping[str, Any], *, mark: bool = False) -> t
     return texts[0], spans[0] if mark else []
 
 
-@functools.lru_cache(maxsize=32)
-def _copy(source: str) -> BoundedTemplate:
-    return BoundedTemplate(source)
+_copy = functools.lru_cache(maxsize=32)(BoundedTemplate)
 
 
 def _agreed(question: Mapping[str, Any]) -> str:
@@ -153,8 +152,7 @@ def _agreed(question: Mapping[str, Any]) -> str:
 
 def _difference(text: str, other: str) -> int:
     """Return the start of the word in which two texts first differ."""
-    pairs = enumerate(zip(text, other, strict=False))
-    at = next((at for at, (one, two) in pairs if one != two), min(len(text), len(other)))
+    at = equal_beginning(text, other)
     while at and text[at - 1].isalnum():
         at -= 1
     return at

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 
+from pytest_mistral_lora.chat.difference import equal_beginning
 from pytest_mistral_lora.chat.rows import Row, text_of
 from pytest_mistral_lora.conformance.encoded import EncodingFault
 from pytest_mistral_lora.conformance.encoded.marked_text import (
@@ -155,7 +156,7 @@ class TextComparison:
         want, have = expected.text, found.text
         after = f"after {expected.marker or 'the start'}"
         # the first characters that differ, with 20 on each side
-        at = next((n for n, (a, b) in enumerate(zip(want, have, strict=False)) if a != b), min(len(want), len(have)))
+        at = equal_beginning(want, have)
         around = slice(max(0, at - 20), at + 20)
         shown = f"{after}: {have[around]!r}, expected {want[around]!r}"
         own = [text.strip() for text in self._texts() if text != text.strip() and text.strip()]

@@ -7,6 +7,7 @@ from functools import cached_property, partial
 from math import isfinite
 from typing import TYPE_CHECKING
 
+from pytest_mistral_lora.chat.difference import equal_beginning
 from pytest_mistral_lora.conformance.finding import Finding, Result, first_findings
 from pytest_mistral_lora.conformance.server.answer import AnswerJudge, call_text, moved_logprobs
 from pytest_mistral_lora.conformance.server_target import ServerTarget
@@ -117,10 +118,8 @@ class ReplayChecks:
             ids = None if prompt is None or isinstance(prompt, InputError) else prompt.ids
             cause = [CONSTRAINED if ids == recorded else RIGHT_MODEL]
             if ids is not None and ids != recorded:
-                pairs = enumerate(zip(ids, recorded, strict=False))
-                first = next((n for n, (own, other) in pairs if own != other), min(len(ids), len(recorded)))
                 counts = f"{len(recorded)} tokens recorded, {len(ids)} served"
-                cause.append(f"prompt: {counts}; the first other: token {first}")
+                cause.append(f"prompt: {counts}; the first other: token {equal_beginning(ids, recorded)}")
             lines = [*cause, *lines]
         return self._finding(rule, one.transcript, f"answered {judged.text!r}", "\n".join(lines))
 

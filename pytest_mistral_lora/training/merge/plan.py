@@ -253,7 +253,7 @@ def write_weights(
             return written
 
         for file in base.files:
-            shapes = {name: base.infos[name].shape for name in base.names_in(file)}
+            shapes = {name: info.shape for name, info in base.infos.items() if info.file == file}
             bar.set_postfix_str(file.name)
             if shapes:  # a file may have held nothing but scales of FP8 weights
                 write_safetensors(folder / file.name, shapes, dtype, merged)
