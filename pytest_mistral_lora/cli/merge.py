@@ -10,12 +10,13 @@ from pytest_mistral_lora.cli.verb import Verb, add_json_option, print_json
 from pytest_mistral_lora.errors import EXIT_OK
 
 _DESCRIPTION = """\
-Add an adapter to the weights of its base, and write the folder of the merged model. The sums are computed in float32,
-one tensor at a time.
+Add an adapter to the weights of its base, and write the folder of the merged model. The sums are computed in float64,
+one tensor at a time, and rounded once.
 
-Before the folder appears, base with adapter and then the merged model answer the same prompts. The largest difference
-of a logit, and whether the answers are equal, are recorded in manifest.json. If the merged model does not answer as
-base and adapter do, no folder is left."""
+Before the folder appears, each element of the weights is compared with that sum, and base with adapter and then the
+merged model answer the same prompts. The largest difference of a logit, and whether the answers are equal, are recorded
+in manifest.json. If a weight is not the rounded sum, or the merged model does not answer as base and adapter do, no
+folder is left."""
 
 _MEMORY_ADVICE = """\
 A merge loads the base with the adapter, and then the merged model, to compare their answers. Nothing is left of it. Use
@@ -79,8 +80,8 @@ def run(args: argparse.Namespace) -> int:
     equal = proof["prompts"] - proof["near_ties"]
     lines = [
         str(merged.output),
-        f"{proof['merge_dtype']}; {equal} of {proof['prompts']} answers equal those of base and adapter, "
-        f"logits at most {proof['max_abs_logit_difference']:.3g} apart; on {proof['device']}",
+        f"{proof['merge_dtype']}, rounded sums; {equal} of {proof['prompts']} answers equal those of base "
+        f"and adapter, logits at most {proof['max_abs_logit_difference']:.3g} apart; on {proof['device']}",
         *(f"note: {note}" for note in merged.notes),
     ]
     sys.stdout.write("\n".join(lines) + "\n")

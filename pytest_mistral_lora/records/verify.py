@@ -18,6 +18,7 @@ from pytest_mistral_lora.records.base_location import LocatedBase, base_config, 
 from pytest_mistral_lora.records.data_stats import PROBES, probe_sha256, recount_rows
 from pytest_mistral_lora.records.files import inside, sha256_bytes, sha256_file, sha256_files
 from pytest_mistral_lora.records.manifest import MANIFEST, Opener, held_files, open_data_files, seal_of, training_files
+from pytest_mistral_lora.records.merged_weights import is_rounded_sum
 from pytest_mistral_lora.records.notes import NOTES, note_bytes, note_texts, noted_by
 from pytest_mistral_lora.records.tensors import adapted_modules
 
@@ -97,7 +98,7 @@ def verify(
         base = LocatedBase(base, "" if base else "no base given")
     data = folder.require_manifest().data
     # from cheap to dear: a reader of the list sees a damaged file before a damaged set of rows
-    fields = [*folder_fields(folder), *_base_fields(data, base), *_parent_fields(data, parent)]
+    fields = [*folder_fields(folder), *_base_fields(data, base), *_parent_fields(folder, base, parent)]
     if data["kind"] == "adapter":
         fields += adapter_fields(folder)
     return [*fields, *_dataset_fields(folder, dataset, open_file)]
@@ -220,17 +221,18 @@ def _base_fields(data: Mapping[str, Any], base: LocatedBase) -> Iterator[FieldCh
         yield recompute_field("tokenizer.sha256", data["tokenizer"]["sha256"], partial(sha256_file, file), file)
 
 
-def _parent_fields(data: Mapping[str, Any], parent: Path | None) -> Iterator[FieldCheck]:
-    if "parent" not in data:
-        return
-    for key in ("manifest_sha256", "tensors_sha256"):
-        name, recorded = f"parent.{key}", data["parent"][key]
+def _parent_fields(folder: AdapterFolder, base: LocatedBase, parent: Path | None) -> Iterator[FieldCheck]:
+    recorded, full = folder.require_manifest().data.get("parent", {}), base.folder
+    for key in filter(recorded.__contains__, ("manifest_sha256", "tensors_sha256", "correctly_rounded")):
+        name, sums = f"parent.{key}", key == "correctly_rounded"
         if parent is None:
-            yield unavailable_field(name, recorded, "no parent given")
-            continue
-        adapter = AdapterFolder(parent)
-        compute = partial(lambda adapter, key: getattr(adapter, key), adapter, key)
-        yield recompute_field(name, recorded, compute, parent)
+            yield unavailable_field(name, recorded[key], "no parent given")
+        elif not sums:
+            yield recompute_field(name, recorded[key], partial(getattr, AdapterFolder(parent), key), parent)
+        elif full is None or recorded.get("dequantized"):
+            yield unavailable_field(name, recorded[key], base.missing or "the base in 4 bits was dequantised")
+        else:
+            yield recompute_field(name, recorded[key], partial(is_rounded_sum, folder.path, full, parent), folder.path)
 
 
 def _dataset_fields(

@@ -84,6 +84,7 @@ def test_the_manifest_says_what_was_merged_and_how_it_compares(run: RunResult, m
         5,
     )
     assert 0 < parent["max_abs_logit_difference"] < 1e-3
+    assert parent["correctly_rounded"] is True
     assert (parent["quantization"], parent["dequantized"], parent["device"]) == (None, False, "cpu")
     assert parent["environment"]["packages"]["torch"] == torch.__version__
     own = {"kind", "files", "parent", "seal", "tokenizer"}
@@ -173,6 +174,26 @@ def test_verify_knows_the_parent(run: RunResult, merged: MergedModel, tmp_path: 
     alone = {fact.name: fact.state for fact in verify(merged.output)}
     assert alone["parent.manifest_sha256"] == alone["parent.tensors_sha256"] == "not available"
     assert cli.main(["verify", str(merged.output), "--parent", str(run.output)]) == 0
+
+
+def test_an_element_that_is_not_the_sum_is_a_mismatch_whatever_is_declared(
+    run: RunResult, merged: MergedModel, tmp_path: Path
+) -> None:
+    copy = Path(shutil.copytree(merged.output, tmp_path / "copy"))
+    tensors, name = load_file(copy / WEIGHTS), "model.layers.1.self_attn.o_proj.weight"
+    tensors[name][7, 7] *= 1 + 2**-20
+    save_file(tensors, copy / WEIGHTS, metadata={"format": "pt"})
+    files = {one: entry for one, entry in listing(copy).items() if one in merged.manifest["files"]}
+    declare(copy, {**merged.manifest, "files": files})
+    wrong = [one for one in verify(copy, base=run.base_folder, parent=run.output) if one.state == "mismatch"]
+    assert [one.name for one in wrong] == ["parent.correctly_rounded"]
+    assert f"{name} is not the rounded sum of base and adapter in 1 of" in wrong[0].found
+    alone = {one.name: (one.state, one.found) for one in verify(copy, parent=run.output)}
+    assert alone["parent.correctly_rounded"] == ("not available", "no base given")
+    older = {key: value for key, value in merged.manifest["parent"].items() if key != "correctly_rounded"}
+    declare(copy, {**merged.manifest, "files": files, "parent": older})
+    facts = verify(copy, base=run.base_folder, parent=run.output)
+    assert "parent.correctly_rounded" not in {one.name for one in facts}
 
 
 def test_another_parent_or_a_changed_bit_is_a_mismatch(adapter: Path, merged: MergedModel) -> None:
@@ -309,6 +330,12 @@ def test_the_base_in_the_wrong_dtype_or_scale_fails_the_proof(
     monkeypatch.setattr("pytest_mistral_lora.training.merge.plan_merge", lambda *given: {})
     assert cli.main(words) == 1
     said = capsys.readouterr().err
+    assert "is not the rounded sum of base and adapter in " in said
+    assert "units in the last place, and 7 more; expected at most half a unit" in said
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setattr("pytest_mistral_lora.training.merge.check_sums", lambda *given: None)
+    assert cli.main(words) == 1
+    said = capsys.readouterr().err
     assert "from those of base and adapter; expected at most 0.01, which rounding to float32 explains" in said
     assert list(tmp_path.iterdir()) == []
     monkeypatch.setattr(proof, "FARTHEST", {"float32": 1e9})
@@ -332,7 +359,8 @@ def test_a_near_tie_is_recorded_and_said(
     run: RunResult, one: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A tie that falls otherwise cannot be made at will: every difference is taken for one."""
-    monkeypatch.setattr("pytest_mistral_lora.training.merge.plan_merge", lambda *given: {})
+    for name, found in (("plan_merge", {}), ("check_sums", None)):
+        monkeypatch.setattr(f"pytest_mistral_lora.training.merge.{name}", lambda *given, found=found: found)
     monkeypatch.setattr(proof, "FARTHEST", {"float32": 1e9})
     monkeypatch.setattr("pytest_mistral_lora.training.generate.judge.answer_tier", lambda *given: "equivalent")
     done = merge(run.output, tmp_path / "out", run.base_folder, golden=one)

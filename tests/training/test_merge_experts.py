@@ -34,9 +34,13 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> ClassRun:
     return run
 
 
-def merged(one: ClassRun, output: Path, change: Change | None, monkeypatch: pytest.MonkeyPatch) -> MergedModel:
-    """Merge in bfloat16, with a change of the tensors that are written."""
+def merged(
+    one: ClassRun, output: Path, change: Change | None, monkeypatch: pytest.MonkeyPatch, *, by_answers: bool = True
+) -> MergedModel:
+    """Merge in bfloat16, with a change of the tensors that are written; prove it by answers alone, or by sums, too."""
     write = merging.write_weights
+    if by_answers:
+        monkeypatch.setattr(merging, "check_sums", lambda *given: None)
 
     def writing(folder: Path, *given: Any, **named: Any) -> None:
         write(folder, *given, **named)
@@ -51,7 +55,8 @@ def merged(one: ClassRun, output: Path, change: Change | None, monkeypatch: pyte
 def test_a_token_that_rounding_moves_to_another_expert_is_no_fault(
     one: ClassRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    done = merged(one, tmp_path / "out", None, monkeypatch)
+    done = merged(one, tmp_path / "out", None, monkeypatch, by_answers=False)
+    assert done.manifest["parent"]["correctly_rounded"]
     assert done.manifest["parent"]["max_abs_logit_difference"] < 1
     assert "choices of experts, to others that base and adapter rate nearly as high" in done.notes[0]
 
@@ -104,6 +109,26 @@ def test_a_fault_is_found_with_the_experts_of_base_and_adapter(
 ) -> None:
     with pytest.raises(MergeError, match=said):
         merged(one, tmp_path / "out", change, monkeypatch)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("layer", "factor"),
+    [
+        ("model.layers.1.self_attn.o_proj.weight", 1.01),
+        pytest.param("model.layers.1.self_attn.o_proj.weight", 1.05, marks=pytest.mark.slow),
+        pytest.param("gate.weight", 1.01, marks=pytest.mark.slow),
+        pytest.param("experts.2.w1.weight", 1.01, marks=pytest.mark.slow),
+    ],
+)
+def test_a_small_fault_is_found_by_the_sums(
+    one: ClassRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layer: str, factor: float
+) -> None:
+    def scale(tensors: Tensors) -> None:
+        tensors[next(name for name in tensors if name.endswith(layer))] *= factor
+
+    with pytest.raises(MergeError, match=rf"{layer} is not the rounded sum of base and adapter in [\d,]+ of"):
+        merged(one, tmp_path / "out", scale, monkeypatch, by_answers=False)
     assert not (tmp_path / "out").exists()
 
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import MistralConfig, MistralForCausalLM
 
 from pytest_mistral_lora.checkpoint.base_model import load_base, weight_files
-from pytest_mistral_lora.checkpoint.weights import DTYPES, Weights, write_safetensors
+from pytest_mistral_lora.checkpoint.weights import Weights, write_safetensors
 from pytest_mistral_lora.errors import InputError, MergeError
 from pytest_mistral_lora.records.tensors import ADAPTER_TENSORS
 from pytest_mistral_lora.training.adapter import base_tensors, peft_quiet
@@ -124,17 +124,6 @@ def test_one_of_two_tied_matrices_cannot_be_changed(tmp_path: Path, options: dic
     adapter = write_adapter(tmp_path / "adapter", base, **options)
     with pytest.raises(InputError, match="keeps as one with the other of embed_tokens and lm_head"):
         planned(adapter, base)
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("stored", ["float32", "bfloat16"])
-def test_sums_are_in_float32_and_rounded_once(tmp_path: Path, dtype: str, stored: str) -> None:
-    base = write_base(tmp_path / "base", dtype=stored)
-    adapter = write_adapter(tmp_path / "adapter", base)
-    found, expected = merged(adapter, base, tmp_path / "out", dtype), by_peft(adapter, base)
-    for name, tensor in found.items():
-        assert tensor.dtype == getattr(torch, dtype)
-        torch.testing.assert_close(tensor, expected[name].to(tensor.dtype), rtol=1e-6, atol=1e-7)
 
 
 def test_the_shards_of_the_base_are_those_of_the_merged_model(tmp_path: Path) -> None:

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pytest_mistral_lora.checkpoint.architectures import is_known, spelled_name
+from pytest_mistral_lora.checkpoint.architectures import is_known
 from pytest_mistral_lora.checkpoint.base_model import read_config
 from pytest_mistral_lora.checkpoint.weights import Weights
 from pytest_mistral_lora.conformance.adapter.configuration import configuration_findings
-from pytest_mistral_lora.conformance.adapter.layout import PREFIX, adapter_layout, unmatched_patterns
+from pytest_mistral_lora.conformance.adapter.layout import adapter_layout
 from pytest_mistral_lora.conformance.finding import Finding, first_findings
 from pytest_mistral_lora.conformance.merged.weights import rounding_bound
 from pytest_mistral_lora.errors import InputError, MistralLoraError
 from pytest_mistral_lora.records.adapter_folder import AdapterFolder
+from pytest_mistral_lora.records.merged_weights import changes_by_names
 
 if TYPE_CHECKING:
     import torch
@@ -61,7 +61,7 @@ class AdapterAtHand:
             if wrong is not None:
                 return {}, f"the configuration of {self.folder.path} is not sound: {wrong.found}"
             if not is_known(read_config(self.base)):
-                return plan_by_names(self.folder, self._tensors, self.before), ""
+                return plan_by_names(self.folder, self.before), ""
             if refusal := adapter_layout(self.folder, self.base).refusal:
                 return {}, f"PEFT refuses the configuration of {self.folder.path}: {refusal}"
             return plan_merge(self.folder.path, self._tensors, self.base, self.before), ""
@@ -104,17 +104,15 @@ class AdapterAtHand:
         import torch
 
         own, base = self.own[mine], self.before[name]
-        parts = {one: self._tensors[one] for one in change.names}
+        tensors = {one: self._tensors[one] for one in change.names}
         rows, farthest = max(1, _CHUNK // max(1, base[0].numel())), 0.0
         for start in range(0, base.shape[0], rows):
             part = slice(start, start + rows)
-            # A is needed whole; all other tensors have a row for each row of the weight
-            given = {one: tensor if one == getattr(change, "a", "") else tensor[part] for one, tensor in parts.items()}
             old, new = base[part].float(), own[part].float()
-            expected = change.apply(old, given)
+            expected = change.apply(base, tensors, part).float()
             apart_by = (expected - old).numpy()
             bound = torch.from_numpy(rounding_bound(new.numpy(), old.numpy(), apart_by, self.own.infos[mine].dtype))
-            bound += _product_rounding(change, given, expected)
+            bound += _product_rounding(change, tensors, part, expected)
             apart = (new - expected).abs() / bound.clamp(min=torch.finfo(torch.float32).tiny)
             farthest = max(farthest, math.inf if torch.isnan(apart).any() else float(apart.max()))
         return farthest
@@ -154,51 +152,40 @@ class AdapterAtHand:
         return inner / square, inner / math.sqrt(square) / float(torch.linalg.norm(difference))
 
 
-def plan_by_names(folder: AdapterFolder, adapter: Weights, base: Weights) -> dict[str, TensorChange]:
+def plan_by_names(folder: AdapterFolder, base: Weights) -> dict[str, TensorChange]:
     """Return the change of each tensor of a base that is not built here, by the names of the adapter's tensors.
 
     Raises:
         InputError: If a tensor has no place in the base, a pattern of the configuration takes too long, or the adapter
             was trained on another base than the one it names.
     """
-    from peft.utils.other import get_pattern_key
-
     from pytest_mistral_lora.training.merge.plan import FullChange, LowRankChange
 
-    config, places = folder.config, {spelled_name(name, base): name for name in base}
-    layers = [name.removesuffix(_A) for name in adapter if name.endswith(_A)]
-    modules = [name.removeprefix(PREFIX) for name in layers]
-    start = config.get("init_lora_weights")
+    start = folder.config.get("init_lora_weights")
     if start not in (True, False, None, "gaussian"):
         raise InputError(f"init_lora_weights is {start!r}, which changed the base first", place=str(folder.config_file))
-    deque(unmatched_patterns(config, modules), maxlen=0)  # a hostile pattern ends there, and not in PEFT
-    changes: dict[str, TensorChange] = {}
-    for layer, module in zip(layers, modules, strict=True):
-        # PEFT: alpha / r, or alpha / √r; a pattern matches the end of a module's name
-        alphas = config.get("alpha_pattern") or {}
-        alpha = alphas.get(get_pattern_key(list(alphas), module), config["lora_alpha"])
-        rank, magnitude = adapter.infos[layer + _A].shape[0], f"{layer}.lora_magnitude_vector"
-        scaling = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
-        names = layer + _A, f"{layer}.lora_B.weight", scaling, magnitude if magnitude in adapter else None
-        changes[places.get(spelled_name(f"{module}.weight", base), module)] = LowRankChange(*names)
-    used = {name for change in changes.values() for name in change.names}
-    for name in adapter.keys() - used:
-        changes[places.get(spelled_name(name.removeprefix(PREFIX), base), name)] = FullChange(name)
-    for name, change in changes.items():
-        missing = [one for one in change.names if one not in adapter]
-        if name not in base or missing or change.shape(adapter) != base.infos[name].shape:
-            place = str(folder.tensors_file)
-            raise InputError(f"{(*missing, *change.names)[0]} is missing or has no place in the base", place=place)
+    adapter, changes = Weights([folder.tensors_file]), dict[str, TensorChange]()
+    for name, one in changes_by_names(folder, base).items():
+        parts = one.names
+        changes[name] = change = (
+            FullChange(parts[""])
+            if "" in parts
+            else LowRankChange(parts["A.weight"], parts["B.weight"], one.scaling, parts.get("magnitude_vector"))
+        )
+        if name not in base or change.shape(adapter) != base.infos[name].shape:
+            raise InputError(f"{change.names[0]} has no place in the base", place=str(folder.tensors_file))
     return changes
 
 
-def _product_rounding(change: TensorChange, tensors: Mapping[str, torch.Tensor], expected: torch.Tensor) -> Any:
+def _product_rounding(
+    change: TensorChange, tensors: Mapping[str, torch.Tensor], rows: slice, expected: torch.Tensor
+) -> Any:  # fmt: skip
     """Return the error of each number that narrow factors explain: A and B may have been rounded to bfloat16 first."""
     from pytest_mistral_lora.training.merge.plan import LowRankChange
 
     if not isinstance(change, LowRankChange):
         return expected.abs() * 2**-8
-    a, b = tensors[change.a].float().abs(), tensors[change.b].float().abs()
+    a, b = tensors[change.a].float().abs(), tensors[change.b][rows].float().abs()
     bound = (b @ a) * (abs(change.scaling) * 2**-7)
     # DoRA divides by the norm of the sum, which is rounded as well
     return bound if change.magnitude is None else bound + expected.abs() * 2**-7

@@ -39,7 +39,7 @@ from pytest_mistral_lora.training.merge.folders import (
     write_companions,
 )
 from pytest_mistral_lora.training.merge.plan import plan_merge, write_weights, written_size
-from pytest_mistral_lora.training.merge.proof import Proof, proof_questions, prove
+from pytest_mistral_lora.training.merge.proof import Proof, check_sums, proof_questions, prove
 from pytest_mistral_lora.training.output_folder import (
     disk_error,
     ensure_writable_folder,
@@ -136,8 +136,9 @@ def merge(
 ) -> MergedModel:
     """Add an adapter to its base's weights, prove it, and write the folder of a model that needs neither.
 
-    Sums are in float32, one tensor at a time. Before the folder is there, base and adapter and then the merged model
-    answer the same prompts; both are loaded whole, one after the other, in the merged dtype, and compute in float32.
+    Sums are in float64, one tensor at a time, and rounded once. Before the folder is there, each element of its weights
+    is compared with that sum, and base and adapter and then the merged model answer the same prompts; both are loaded
+    whole, one after the other, in the merged dtype, and compute in float32.
 
     Args:
         adapter: The adapter's folder, with its manifest; it is not changed.
@@ -179,6 +180,7 @@ def merge(
             raise disk_error(output, shortage, _MAKE_ROOM)
         with finished_folder(output) as folder:
             write_weights(folder, weights, tensors, changes, written, progress=progress)
+            check_sums(weights_of(folder), weights, spec.folder)
             write_companions(folder, spec, written)
             tensors_sha256 = sha256_tensors(weights_of(folder))
             identity = {**spec.identity, "kind": "merged", "tensors_sha256": tensors_sha256}
@@ -208,6 +210,7 @@ def _write_manifest(folder: Path, spec: ModelSpec, proof: Proof, dtype: str, deq
         "manifest_sha256": spec.folder.manifest_sha256,
         "tensors_sha256": identity["tensors_sha256"],
         "merge_dtype": dtype,
+        "correctly_rounded": True,  # else check_sums would have ended the merge
         "max_abs_logit_difference": proof.max_abs_logit_difference,
         "greedy_equal": proof.greedy_equal,
         "prompts": len(proof.transcripts),

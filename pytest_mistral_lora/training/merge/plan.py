@@ -54,14 +54,13 @@ class LowRankChange:
         """Return the shape of the weight that it fits."""
         return adapter.infos[self.b].shape[0], adapter.infos[self.a].shape[1]
 
-    def apply(self, weight: torch.Tensor, adapter: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Return the merged weight, float32."""
+    def apply(self, weight: torch.Tensor, adapter: Mapping[str, torch.Tensor], rows: slice) -> torch.Tensor:
+        """Return rows of the merged weight, float64."""
         # LoRA: W' = W + s B A. DoRA (arXiv:2402.09353): with V = W + s B A, row i of W' is m_i V_i / ||V_i||.
-        # The order of operations is PEFT's, so that sums round alike.
-        change = adapter[self.b].float() @ adapter[self.a].float() * self.scaling
-        merged = weight.float() + change
+        a, b = adapter[self.a].double(), adapter[self.b][rows].double()
+        merged = torch.addmm(weight[rows].double(), b, a, alpha=self.scaling)
         if self.magnitude is not None:
-            merged *= (adapter[self.magnitude].float() / torch.linalg.norm(merged, dim=1))[:, None]
+            merged *= (adapter[self.magnitude][rows].double() / torch.linalg.norm(merged, dim=1))[:, None]
         return merged
 
 
@@ -84,9 +83,9 @@ class FullChange:
         """Return the shape of the tensor that it fits."""
         return adapter.infos[self.name].shape
 
-    def apply(self, weight: torch.Tensor, adapter: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Return the trained tensor, float32."""
-        return adapter[self.name].float()
+    def apply(self, weight: torch.Tensor, adapter: Mapping[str, torch.Tensor], rows: slice) -> torch.Tensor:
+        """Return rows of the trained tensor, float64."""
+        return adapter[self.name][rows].double()
 
 
 TensorChange: TypeAlias = LowRankChange | FullChange
@@ -206,10 +205,27 @@ def _check_fit(
 
 INDEX = "model.safetensors.index.json"
 
+_BLOCK = 2**19
+"""Numbers that are summed at once: 4 MiB in float64."""
+
 
 def written_size(base: Weights, dtype: str) -> int:
     """Return the size of the merged tensors, in bytes."""
     return sum(math.prod(info.shape) for info in base.infos.values()) * int(getattr(torch, dtype).itemsize)
+
+
+def _rounded(
+    weight: torch.Tensor, change: TensorChange | None, adapter: Mapping[str, torch.Tensor], dtype: torch.dtype
+) -> torch.Tensor:  # fmt: skip
+    """Return a tensor as it is written, each number rounded once."""
+    if change is None:
+        return weight.to(dtype)
+    written = torch.empty(weight.shape, dtype=dtype)
+    step = max(1, _BLOCK * len(weight) // max(1, weight.numel()))
+    for start in range(0, len(weight), step):
+        rows = slice(start, start + step)
+        written[rows] = change.apply(weight, adapter, rows)
+    return written
 
 
 def write_weights(
@@ -223,7 +239,8 @@ def write_weights(
 ) -> None:
     """Write the base's files again with the changes, and its index.
 
-    At any time, memory holds one tensor of the base and the adapter's tensors for it, in float32.
+    At any time, memory holds one tensor of the base, its merged copy, and some of its rows in float64: a sum in float32
+    would be rounded twice, and be off by many units in the last place where base and change nearly cancel.
 
     Args:
         folder: Folder of the new files, which have the base's names.
@@ -240,11 +257,11 @@ def write_weights(
 
         def merged(name: str) -> torch.Tensor:
             bar.update()
-            change = changes.get(name)
-            exact = base[name] if change is None else change.apply(base[name], adapter)
-            written = exact.to(getattr(torch, dtype))
+            change, weight = changes.get(name), base[name]
+            written = _rounded(weight, change, adapter, getattr(torch, dtype))
             # float16 ends at 65504: a larger weight becomes infinite without an error
             if not torch.isfinite(written).all():
+                exact = weight if change is None else change.apply(weight, adapter, slice(None))
                 raise MergeError(
                     f"{name} is not finite in {written.dtype}: its largest number is {exact.abs().max().item():g}",
                     expected="finite numbers",
