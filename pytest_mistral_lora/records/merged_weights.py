@@ -36,8 +36,8 @@ is a float32 on its way to 16 bits, and so is rounded twice."""
 _NOISE = 2.0**-48
 """Largest difference of two sums of the same terms in float64, as a share of the largest term."""
 
-_BLOCK = 2**22
-"""Elements that are summed at once: 32 MiB in float64."""
+_BLOCK = 2**20
+"""Elements that are summed at once: 8 MiB in float64."""
 
 
 @dataclass(frozen=True, slots=True)
