@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 from converted import converted_tokenizer
-from derived_tekken import DERIVED
+from each_oracle import ALL, of_each
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from jinja2.exceptions import SecurityError
 
-from pytest_mistral_lora.chat.oracle import SHIPPED
 from pytest_mistral_lora.chat.rows import parse_row
 from pytest_mistral_lora.chat.templates import ChatTemplate, renderer
 from pytest_mistral_lora.chat.templates.generation_blocks import ids_of
@@ -35,9 +35,8 @@ def _any_turns(draw: st.DrawFn) -> dict[str, Any]:
     return {"messages": messages}
 
 
-@pytest.fixture(scope="session", params=[*sorted(SHIPPED), *sorted(DERIVED)])
-def template(request: pytest.FixtureRequest) -> ChatTemplate:
-    name: str = request.param
+@functools.cache
+def template_of(name: str) -> ChatTemplate:
     return ChatTemplate(converted_tokenizer(name).fast)
 
 
@@ -51,6 +50,7 @@ def _outcome(run: Callable[[], Any]) -> Any:
 @settings(max_examples=15)
 @given(data=st.one_of(_any_turns(), _any_turns(), rows(), tool_rows()))
 @example(data={"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": " 5 "}]})
+@of_each(*ALL, made=template_of)
 def test_a_row_is_rendered_and_marked_as_by_transformers(template: ChatTemplate, data: dict[str, Any]) -> None:
     row = parse_row(data)
     with pytest.MonkeyPatch.context() as patch:
@@ -76,6 +76,7 @@ class _InFull(OwnRows):
 
 @settings(max_examples=10)
 @given(data=st.lists(_any_turns(), max_size=3))
+@of_each(*ALL, made=template_of)
 def test_texts_have_the_ids_of_the_tokenizers_call(template: ChatTemplate, data: list[dict[str, Any]]) -> None:
     taken = [parse_row(one) for one in data]
     fast = template.tokenizer

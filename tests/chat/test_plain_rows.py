@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+import functools
 from typing import Any
 
 import pytest
-from derived_tekken import DERIVED
+from each_oracle import ALL, of_each, oracle_named
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pytest_mistral_lora.chat.encoded import EncodedRow
-from pytest_mistral_lora.chat.oracle import SHIPPED, Oracle
+from pytest_mistral_lora.chat.oracle import Oracle
 from pytest_mistral_lora.chat.oracle.encoder_trace import TextCache
 from pytest_mistral_lora.chat.oracle.request import PlainRows
 from pytest_mistral_lora.chat.rows import Row, parse_row
@@ -44,11 +44,10 @@ class _WholePath(PlainRows):
         return None
 
 
-@pytest.fixture(scope="session", params=[*sorted(SHIPPED), *sorted(DERIVED)])
-def both(request: pytest.FixtureRequest, oracle_of: Callable[[str], Oracle]) -> tuple[Oracle, Oracle]:
+@functools.cache
+def both_of(name: str) -> tuple[Oracle, Oracle]:
     """An oracle, and the same one without the shortcut."""
-    name: str = request.param
-    oracle = oracle_of(name)
+    oracle = oracle_named(name)
     whole = copy.copy(oracle)
     whole._plain_rows = _WholePath(lambda row: None)
     return oracle, whole
@@ -66,6 +65,7 @@ def _outcome(oracle: Oracle, row: Row) -> EncodedRow | str:
 @example(data={"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "a"}]})
 @example(data={"messages": [{"role": "user", "content": ""}, {"role": "assistant", "content": "a"}]})
 @example(data={"messages": [{"role": "assistant", "content": "a"}]})
+@of_each(*ALL, made=both_of)
 def test_the_shortcut_changes_nothing(both: tuple[Oracle, Oracle], data: dict[str, Any]) -> None:
     row, (oracle, whole) = parse_row(data), both
     expected = _outcome(whole, row)
@@ -78,6 +78,7 @@ def test_the_shortcut_changes_nothing(both: tuple[Oracle, Oracle], data: dict[st
 
 @settings(max_examples=8)
 @given(texts=st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1), min_size=4, max_size=4))
+@of_each(*ALL, made=both_of)
 def test_a_row_leaves_nothing_to_the_next(both: tuple[Oracle, Oracle], texts: list[str]) -> None:
     oracle, whole = both
     for pair in (texts[:2], texts[2:]):
@@ -87,8 +88,9 @@ def test_a_row_leaves_nothing_to_the_next(both: tuple[Oracle, Oracle], texts: li
         assert oracle.encode(Row(messages)) == whole.encode(Row(messages))
 
 
-def test_the_shortcut_is_taken(both: tuple[Oracle, Oracle]) -> None:
-    oracle, _ = both
+@pytest.mark.parametrize("name", ALL)
+def test_the_shortcut_is_taken(name: str) -> None:
+    oracle, _ = both_of(name)
     roles = ("system", "user", "assistant", "user", "assistant")
     for texts in ("abcde", "vwxyz"):
         row = Row(tuple({"role": role, "content": text} for role, text in zip(roles, texts, strict=True)))

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from converted import converted_tokenizer
 from derived_tekken import DERIVED, derived_tokenizer
+from each_oracle import ALL, WITH_TOOLS, of_each
 from hypothesis import given, settings
 
 from pytest_mistral_lora import cli
@@ -105,27 +106,26 @@ def test_packaged_rows_get_the_oracles_labels(name: str) -> None:
         one.check(case.row)
 
 
-@pytest.mark.parametrize("name", SHIPPED)
 @settings(max_examples=10)
 @given(row=rows())
-def test_generated_rows_get_the_oracles_labels(name: str, row: dict[str, Any]) -> None:
-    trained(name).check(row)
+@of_each(*SHIPPED, made=trained)
+def test_generated_rows_get_the_oracles_labels(one: Trained, row: dict[str, Any]) -> None:
+    one.check(row)
 
 
-@pytest.mark.parametrize("name", sorted(set(SHIPPED) - {"spm-v1"}))
 @settings(max_examples=10)
 @given(row=tool_rows())
-def test_generated_tool_rows_get_the_oracles_labels(name: str, row: dict[str, Any]) -> None:
-    trained(name).check(row)
+@of_each(*WITH_TOOLS, made=trained)
+def test_generated_tool_rows_get_the_oracles_labels(one: Trained, row: dict[str, Any]) -> None:
+    one.check(row)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
 @settings(max_examples=50)
 @given(row=rows() | tool_rows())
-def test_many_rows_get_the_oracles_labels(name: str, row: dict[str, Any]) -> None:
-    one = trained(name)
-    if name != "spm-v1" or not row.get("tools"):
+@of_each(*ALL, made=trained)
+def test_many_rows_get_the_oracles_labels(one: Trained, row: dict[str, Any]) -> None:
+    if one.tokenizer.oracle.version != "v1" or not row.get("tools"):
         one.check(row)
 
 

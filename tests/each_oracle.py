@@ -12,6 +12,7 @@ from derived_tekken import DERIVED, derived_oracle
 from pytest_mistral_lora.chat.oracle import SHIPPED, Oracle, shipped_tokenizer
 
 WITH_TOOLS = sorted(set(SHIPPED) - {"spm-v1"})
+ALL = [*sorted(SHIPPED), *sorted(DERIVED)]
 NEWER = sorted(set(DERIVED) - {"derived-v7"})
 """Tokenizers whose version is not shipped: their files are derived from a shipped vocabulary."""
 
@@ -22,10 +23,16 @@ def oracle_named(name: str) -> Oracle:
     return derived_oracle(name) if name in DERIVED else Oracle(shipped_tokenizer(name))
 
 
-def of_each(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def of_each(
+    *names: str, made: Callable[[str], Any] = oracle_named
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Let a test, whose first parameter is the oracle, judge each example by all of the named tokenizers.
 
     Put it below `@given`, which then gives the other parameters. A failure has a note with the tokenizer's name.
+
+    Args:
+        names: The tokenizers.
+        made: Returns the first argument for a name.
     """
 
     def decorate(judge: Callable[..., None]) -> Callable[..., None]:
@@ -33,7 +40,7 @@ def of_each(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]
         def judge_each(*example: Any) -> None:
             for name in names:
                 try:
-                    judge(oracle_named(name), *example)
+                    judge(made(name), *example)
                 except Exception as error:
                     error.add_note(f"with the tokenizer {name}")
                     raise
