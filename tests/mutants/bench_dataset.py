@@ -734,6 +734,22 @@ def nested_arguments_padded_with_null(artifact: Artifact) -> None:
     _arguments(artifact)["place"] = {"kind": None}
 
 
+@mutant("ML623", "N13", says="null at $.stops[0].kind")
+def arguments_in_a_list_padded_with_null(artifact: Artifact) -> None:
+    """The same in the objects of a list, whose schema is a reference."""
+    _parameters(artifact)["$defs"] = {"stop": {"type": "object", "properties": {"name": {"type": "string"}}}}
+    _parameters(artifact)["properties"]["stops"] = {"type": "array", "items": {"$ref": "#/$defs/stop"}}
+    _arguments(artifact)["stops"] = [{"name": "Rome", "kind": None}]
+
+
+@mutant("ML623", "N13", says="null at $.place.kind")
+def arguments_of_one_of_two_forms_padded_with_null(artifact: Artifact) -> None:
+    """The same in an argument that may have one of two forms."""
+    forms = [{"type": "object", "properties": {one: {"type": "string"}}} for one in ("name", "code")]
+    _parameters(artifact)["properties"]["place"] = {"anyOf": forms}
+    _arguments(artifact)["place"] = {"name": "Rome", "kind": None}
+
+
 def _write_into(artifact: Artifact, rows: int, change: Callable[[str], str]) -> None:
     """Change the text of the answer of the first rows."""
     for number in range(rows):
@@ -754,6 +770,19 @@ def script_escaped(artifact: Artifact) -> None:
         row["messages"][0]["content"] = f"\\u4f60\\u597d{end}"
 
 
+@mutant("ML624", "N56", says="as letters")
+def letters_escaped_as_python_and_javascript_do(artifact: Artifact) -> None:
+    """Emoji and letters are escapes of eight digits, or in braces."""
+    for number, escape in enumerate(("Yes \\U0001f600", "Caf\\u{e9}", "Caf\\303\\251")):
+        _turn(artifact, number, -1)["content"] += f" {escape}"
+
+
+@mutant("ML624", "N56", says="'f&eacute;' as letters")
+def letters_as_entities_of_html(artifact: Artifact) -> None:
+    """Texts went through an escape of HTML."""
+    _write_into(artifact, 3, lambda text: f"{text} Caf&eacute;.")
+
+
 @mutant("ML625", "N56", says="as letters")
 def letters_escaped_in_one_row(artifact: Artifact) -> None:
     """One text was escaped; the other texts have their letters."""
@@ -764,6 +793,24 @@ def letters_escaped_in_one_row(artifact: Artifact) -> None:
 def line_breaks_escaped(artifact: Artifact) -> None:
     """The line breaks of the answers are a backslash and an n."""
     _write_into(artifact, 3, lambda text: f"{text}\\n\\nThat is all.")
+
+
+@mutant("ML626", "N61", says="and no line break")
+def line_breaks_of_a_verse_escaped(artifact: Artifact) -> None:
+    """The lines begin with small letters, as those of a verse."""
+    _write_into(artifact, 3, lambda text: f"{text} roses are red\\nviolets are blue\\nand so are you")
+
+
+@mutant("ML626", "N61", says="and no line break")
+def line_breaks_of_another_script_escaped(artifact: Artifact) -> None:
+    """The lines end with punctuation of another script."""
+    _write_into(artifact, 3, lambda text: f"{text} \u5e8a\u524d\u660e\u6708\u5149\uff0c\\n\u7591\u662f")
+
+
+@mutant("ML626", "N61", says="beside a line break")
+def line_breaks_written_twice(artifact: Artifact) -> None:
+    """Each line break has a backslash and an n in front of it."""
+    _write_into(artifact, 3, lambda text: f"{text}\\n\nThat is all.")
 
 
 @mutant("ML627", "N61", says="and no line break")
@@ -784,6 +831,40 @@ def rendered_as_chatml(artifact: Artifact) -> None:
 def end_marker_of_llama(artifact: Artifact) -> None:
     """Answers end with the end marker of another family."""
     _write_into(artifact, 3, lambda text: f"{text}<|eot_id|>")
+
+
+@mutant("ML628", "N69", says="marked up with <|eot|>")
+def end_marker_of_a_family_that_no_list_has(artifact: Artifact) -> None:
+    """Answers end with a marker in the form that most families share."""
+    _write_into(artifact, 3, lambda text: f"{text}<|eot|>")
+
+
+@mutant("ML628", "N69", says="marked up with <|im_end|>")
+def a_second_turn_inside_an_answer(artifact: Artifact) -> None:
+    """Answers hold the next turn of ChatML."""
+    _write_into(artifact, 3, lambda text: f"{text}<|im_end|>\n<|im_start|>user\nAnd more?")
+
+
+@mutant("ML628", "N69", says="marked up with USER: and ASSISTANT:")
+def rendered_as_vicuna(artifact: Artifact) -> None:
+    """Questions and answers begin with the names of their roles."""
+    for row in artifact["rows"][:3]:
+        for message in row["messages"]:
+            role = "USER" if message["role"] == "user" else "ASSISTANT"
+            message["content"] = f"{role}: {message['content']}"
+
+
+@mutant("ML628", "N69", says="marked up with Human: and Assistant:")
+def rendered_as_one_prompt(artifact: Artifact) -> None:
+    """Questions end with the name of the role that is to answer."""
+    for row in artifact["rows"][:3]:
+        row["messages"][-2]["content"] = f"Human: {row['messages'][-2]['content']}\n\nAssistant:"
+
+
+@mutant("ML628", "N69", says="marked up with <tool_call>")
+def calls_in_the_form_of_another_family(artifact: Artifact) -> None:
+    """Answers hold calls in tags, which no tokenizer of Mistral reads."""
+    _write_into(artifact, 3, lambda text: '<tool_call>\n{"name": "weather"}\n</tool_call>')
 
 
 @mutant("ML628", "N69", says="marked up with ### Instruction:")
@@ -814,6 +895,20 @@ def thinking_as_letters(artifact: Artifact) -> None:
     _write_into(artifact, 3, lambda text: f"<think>\nLet me see.\n</think>\n\n{text}")
 
 
+@mutant("ML630", "N54", says="a thought is written as <reasoning>")
+def thinking_in_another_tag(artifact: Artifact) -> None:
+    """Thoughts stand in tags of another name."""
+    thinking_as_letters.change(artifact)
+    _write_into(artifact, 3, lambda text: text.replace("think>", "reasoning>"))
+
+
+@mutant("ML612 ML630", "N54", says="a thought is written as [THINK]")
+def thinking_in_letters_of_its_own_tokens(artifact: Artifact) -> None:
+    """Thoughts stand between letters that look like the tokens for them."""
+    thinking_as_letters.change(artifact)
+    _write_into(artifact, 3, lambda text: text.replace("<think>", "[THINK]").replace("</think>", "[/THINK]"))
+
+
 @mutant("ML631", "N54", says="a thought is written as <think>")
 def thinking_as_letters_without_tokens(artifact: Artifact) -> None:
     """Thoughts stand in tags, and the tokenizer has no tokens for them."""
@@ -837,6 +932,22 @@ def held_out_but_for_a_space(artifact: Artifact) -> None:
 def held_out_but_for_case_and_punctuation(artifact: Artifact) -> None:
     """A held-out row is trained on in capitals, with other punctuation."""
     _held_out_in_another_form(artifact, lambda text: text.upper().rstrip(".?") + " !")
+
+
+@mutant("ML632", "N26", says="the row is also trained on, in another form")
+def held_out_but_for_emphasis(artifact: Artifact) -> None:
+    """A held-out row is trained on with a word in bold."""
+    _held_out_in_another_form(artifact, lambda text: text.replace(text.split()[0], f"**{text.split()[0]}**", 1))
+
+
+@mutant("ML632", "N26", says="the row is also trained on, in another form")
+def held_out_but_for_the_order_of_arguments(artifact: Artifact) -> None:
+    """A held-out row is trained on with the arguments of its call in another order, and in capitals."""
+    _parameters(artifact)["properties"]["day"] = {"type": "string"}
+    _arguments(artifact)["day"] = "monday"
+    artifact["held_out"].append(json.loads(json.dumps(artifact["rows"][4])))
+    call = _turn(artifact, 4, 1)["tool_calls"][0]["function"]
+    call["arguments"] = {"day": "Monday", "city": call["arguments"]["city"]}
 
 
 @mutant("ML632", "N26", says="the row is also trained on, in another form")

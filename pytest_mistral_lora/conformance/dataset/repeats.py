@@ -6,11 +6,13 @@ Digests are equal for rows that are alike but for their form, and parts of sketc
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import unicodedata
 from array import array
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -24,51 +26,31 @@ from pytest_mistral_lora.conformance.dataset.tally import (
     digest_at,
     equal_groups,
 )
+from pytest_mistral_lora.conformance.dataset.texts import without_form
 from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.extras import MissingExtraError, is_installed
-
-# a sign of a number: 3.14 is not 314, and -5 not 5
-# (the sign before the digit beside it, because a pattern that begins with a look behind stops at every character)
-_OF_NUMBER = re.compile(r"[.,:/](?<=\d[.,:/])(?=\d)|-(?<!\w-)(?=\d)")
-
-
-class _Kept(dict[int, int | None]):
-    """For `str.translate`: a character to itself, or to nothing if it is a space, a control or sentence punctuation."""
-
-    def __missing__(self, code: int) -> int | None:
-        kind = unicodedata.category(chr(code))
-        # brackets and signs of code count: f(x) is not f[x], and C# not C
-        is_dropped = kind[0] in "ZC" or (kind in ("Po", "Pd", "Pi", "Pf") and chr(code) not in "#%&@*/\\")
-        self[code] = None if is_dropped else code
-        return self[code]
-
-
-_KEPT = _Kept()
-_ASCII_DROPPED = bytes(code for code in range(128) if _KEPT[code] is None)
-_BEYOND_ASCII = re.compile(r"[^\x00-\x7f]+")
-
-
-def _kept(text: str) -> str:
-    """Return `text.translate(_KEPT)`, in a tenth of the time for a text that is mostly ASCII."""
-    left = text.encode().translate(None, _ASCII_DROPPED).decode()
-    return left if left.isascii() else _BEYOND_ASCII.sub(lambda run: run[0].translate(_KEPT), left)
 
 
 def row_likeness(row: Row) -> bytes:
     """Return a digest that is equal for rows whose texts are, but for spaces, case, punctuation and Unicode form.
 
-    Roles, tool calls and tools count as they are. A text of nothing but punctuation counts as a whole.
+    So are the texts in the arguments of calls, and their keys may come in any order. Roles and tools count as they are.
+    A text of nothing but punctuation counts as a whole.
     """
     digest = hashlib.blake2b(digest_size=DIGEST_BYTES)
     for message in row.messages:
-        text = unicodedata.normalize("NFKC", text_of(message.get("content"))).casefold()
-        # letters of no script stand for the signs of numbers, which would be dropped
-        signed = _OF_NUMBER.sub(lambda found: f"\u2295{ord(found[0])}\u2295", text)
-        kept = _kept(unicodedata.normalize("NFKC", signed))
-        calls = [call["function"] for call in message.get("tool_calls") or ()]
-        digest.update(compact_json([message["role"], kept or text, calls]).encode())
+        calls = [(call["function"]["name"], without_form(_arguments(call))) for call in message.get("tool_calls") or ()]
+        digest.update(compact_json([message["role"], without_form(text_of(message.get("content"))), calls]).encode())
     digest.update(compact_json([list(row.tools or ()), row.response_format]).encode())
     return digest.digest()
+
+
+def _arguments(call: Mapping[str, Any]) -> Any:
+    arguments = call["function"].get("arguments")
+    if isinstance(arguments, str):
+        with suppress(ValueError, RecursionError):
+            return json.loads(arguments)
+    return arguments
 
 
 NUMBERS_END, ASKED_END = 4, 32

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -175,9 +175,9 @@ def _argument_findings(
     """Yield nulls that the tool does not know, and the first way in which the rest breaks the tool's schema."""
     from referencing.exceptions import Unresolvable
 
-    nulls = {".".join(("$", *path)) for path in _unknown_nulls(arguments, schema)}
-    wrong = []
+    nulls, wrong = set(), []
     try:
+        nulls |= {f"${path}" for path in _unknown_nulls(arguments, [schema], schema)}
         for error in _validator(json.dumps(schema)).iter_errors(arguments):
             if error.instance is None:
                 nulls.add(error.json_path)
@@ -193,16 +193,51 @@ def _argument_findings(
         yield Finding("ML622", f"{error.json_path}: {error.message:.300}", place, "arguments of the tool's own schema")
 
 
-def _unknown_nulls(value: Any, schema: Any) -> Iterator[tuple[str, ...]]:
-    """Yield the path of each null under a key that the schema of its object does not name."""
-    properties = schema.get("properties") if isinstance(schema, Mapping) else None
-    if not isinstance(value, Mapping) or not isinstance(properties, Mapping):
+def _unknown_nulls(value: Any, schemas: Sequence[Any], root: Any) -> Iterator[str]:
+    """Yield the JSON path of each null under a key that no schema of its object names.
+
+    Args:
+        value: The arguments, or a part of them.
+        schemas: The schemas that may hold for it.
+        root: The whole schema, which references point into.
+    """
+    schemas = _combined(schemas, root)
+    if isinstance(value, list):
+        parts = [one.get("items") for one in schemas]
+        for index, item in enumerate(value):
+            yield from (f"[{index}]{path}" for path in _unknown_nulls(item, parts, root))
         return
+    named = [one["properties"] for one in schemas if isinstance(one.get("properties"), Mapping)]
+    if not isinstance(value, Mapping) or not named:
+        return
+    is_open = any(one.get("additionalProperties") or one.get("patternProperties") for one in schemas)
+    is_open |= any(one.keys() <= {"type", "description", "title"} for one in schemas if one.get("type") == "object")
     for key, item in value.items():
-        if key in properties:
-            yield from ((key, *path) for path in _unknown_nulls(item, properties[key]))
-        elif item is None and not schema.get("additionalProperties") and not schema.get("patternProperties"):
-            yield (key,)
+        parts = [properties[key] for properties in named if key in properties]
+        if parts:
+            yield from (f".{key}{path}" for path in _unknown_nulls(item, parts, root))
+        elif item is None and not is_open:
+            yield f".{key}"
+
+
+def _combined(schemas: Sequence[Any], root: Any) -> list[Mapping[str, Any]]:
+    """Return the schemas with all that they refer to, and all alternatives."""
+    found: list[Mapping[str, Any]] = []
+    rest = [*schemas]
+    while rest:
+        one = rest.pop(0)
+        if not isinstance(one, Mapping) or any(one is other for other in found):
+            continue
+        found.append(one)
+        combined = [one.get(key) for key in ("allOf", "anyOf", "oneOf")]
+        rest += [part for parts in combined if isinstance(parts, list) for part in parts]
+        rest += [one.get("then"), one.get("else")]
+        if str(one.get("$ref")).startswith("#/"):
+            target = root
+            for step in one["$ref"][2:].split("/"):
+                target = target.get(step.replace("~1", "/").replace("~0", "~")) if isinstance(target, Mapping) else None
+            rest.append(target)
+    return found
 
 
 @lru_cache(maxsize=1024)  # the rows of a dataset share a few tools

@@ -1,18 +1,22 @@
 """Texts that another pipeline left: JSON escapes, markers of other model families, thinking written as letters.
 
+And what is left of a text without its form, by which rows are told to be the same.
+
 A row may speak of such things. So only a text that is built of them counts, outside of code and quotations. It is an
 error if many rows of a file are so, and else a note.
 """
 
 from __future__ import annotations
 
+import html
 import json
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 from pytest_mistral_lora.chat.rows import Row, text_of
 from pytest_mistral_lora.conformance.finding import Finding
@@ -54,20 +58,43 @@ SIGNS = (
 # fenced and inline code, and quotations within a line
 _QUOTED = re.compile(r"```.*?(?:```|\Z)|`[^`\n]*`|\"[^\"\n]*\"|(?<!\w)'[^'\n]*'|\[[^\]\n]*\]", re.DOTALL)
 _CODE = re.compile(r"```.*?(?:```|\Z)|`[^`\n]*`", re.DOTALL)
-_LETTER = r"\\(?:u[0-9a-fA-F]{4}|x[89a-fA-F][0-9a-fA-F])"
-# beside a letter, or one after the other: caf\u00e9, \u4f60\u597d
-_LETTERS = re.compile(rf"\w{_LETTER}|(?<!\\){_LETTER}(?:\w|{_LETTER})")
-# between two texts without spaces, or at the end; not the \neq and \nRightarrow of formulas
-_NEWLINES = re.compile(r"[\w.!?:;)*}\]](?:\\r)?\\n(?:\\n)*(?![a-z\s,;)\]]|[RL][a-z]*arrow|V[dD]ash)")
+_LETTER = r"\\(?:u[0-9a-fA-F]{4}|u\{[0-9a-fA-F]{2,6}\}|U000[0-9a-fA-F]{5}|x[89a-fA-F][0-9a-fA-F]|3[0-7]{2}\\2[0-7]{2})"
+# beside a letter, or one after the other: caf\u00e9, \u4f60\u597d; eight digits are no path and no formula
+_LETTERS = re.compile(rf"\w{_LETTER}|(?<!\\){_LETTER}(?:\w|{_LETTER})|(?<!\\)\\U000[0-9a-fA-F]{{5}}")
+_ENTITIES = re.compile(r"\w(&(?:#\d{2,6}|#x[0-9a-fA-F]{2,5}|[A-Za-z]{2,8}\d?);)")
+# an escaped break behind a text, and the letters after it; or in front of a real one
+_BREAK = re.compile(r"[^\s\\(\[{'\"`/](?:\\r)?\\n(?:\\r|\\n)*(?![\s,;)\]'\"])([A-Za-z]*)")
+_BREAK_BEFORE_BREAK = re.compile(r"[^\s\\(\[{'\"`/]\\n(?=\n)")
+# another escape in the word: C:\docs\new, \alpha\neq
+_OTHER_ESCAPE = re.compile(r"\\(?![nrt\"'])|^[A-Za-z]:\\")
+# what follows the n of a formula's command: \neq, \nu, \nRightarrow
+_FORMULA = re.compile(
+    r"e|eq|eg|u|abla|atural|i|ot|otin|mid|exists|ode|sim|cong|parallel|[vV][dD]ash|[A-Za-z]*arrow|triangle\w*"
+    r"|ormal\w*|onumber|oindent|olimits|obreak|ew(?:line|command|page)|(?:leq|geq|less|gtr|prec|succ|sub|sup)\w*"
+)
 _MARKER = (
-    r"<\|(?:im_start|im_end|im_sep|begin_of_text|end_of_text|start_header_id|end_header_id|eot_id|eom_id|endoftext|end"
-    r"|user|assistant|system|START_OF_TURN_TOKEN|END_OF_TURN_TOKEN|start_of_role|end_of_role|return|message|channel)\|>"
-    r"|<(?:start|end)_of_turn>|<</?SYS>>|<\uff5c[^\uff5c\n]{1,30}\uff5c>"
+    r"<\|/?[^\W\d]\w*(?: \w+)*\|>|\[\|[^\W\d]\w*\|\]|<\uff5c[^\uff5c\n]{1,30}\uff5c>"
+    r"|<(?:start|end)_of_turn>|<</?SYS>>|<(?:bos|eos|sop|eop|eoh|eoa|eom|AI|用户)>|<(?:reserved_|extra_id_|unused)\d+>"
+    r"|\[gMASK\]|</?(?:tool_calls?|tool_response|function_calls|function_results)>|<function=[\w.-]+>"
     r"|### (?:Instruction|Response|Input|Human|Assistant|User):"
 )
-# at an end of a text, or twice at the beginning of a line
-_MARKERS = re.compile(rf"\A\s*({_MARKER})|({_MARKER})\s*\Z|^({_MARKER})(?=[\s\S]*^(?:{_MARKER}))", re.MULTILINE)
-_THINKING = re.compile(r"\A\s*<(?:think|thinking|thought)>|</(?:think|thinking|thought)>", re.IGNORECASE)
+_MARKED = ("<", "### ", "[|", "[gMASK]")
+# at an end of a text, or twice at an end of a line
+_MARKERS = re.compile(
+    rf"\A\s*({_MARKER})|({_MARKER})\s*\Z|(?:^({_MARKER})|({_MARKER})$)(?=[\s\S]*(?:^(?:{_MARKER})|(?:{_MARKER})$))",
+    re.MULTILINE,
+)
+_ASKING = r"(?:### )?(?:(?i:user|human)|GPT4(?: Correct)? User|用户|问)\s*[:\uff1a]"
+_ANSWERING = r"(?:### )?(?:(?i:assistant|bot|ai)|GPT4(?: Correct)? Assistant|助手|答)\s*[:\uff1a]"
+_ASKS = re.compile(rf"\A\s*(?:\[Round \d+\]\s*)?{_ASKING}")
+_ASKED = re.compile(rf"(?:^|\s){_ASKING}")
+_ANSWERS = re.compile(rf"\A\s*{_ANSWERING}")
+_ANSWER_NEXT = re.compile(rf"\s{_ANSWERING}\s*\Z")
+_THOUGHT = r"(?:\w+:)?(?:think|thinking|thoughts?|reasoning|scratchpad|reflection|inner_monologue|chain_of_thought|cot)"
+_THINKING = re.compile(
+    rf"\A\s*<{_THOUGHT}(?:\s[^<>\n]*)?>|</{_THOUGHT}>|\A\s*(?:\u25c1think\u25b7|<\|begin_of_thought\|>|\[THINK\])",
+    re.IGNORECASE,
+)
 
 
 def sign_findings(row: Row, *, thinks: bool) -> Iterator[tuple[str, Finding | None]]:
@@ -88,26 +115,71 @@ def sign_findings(row: Row, *, thinks: bool) -> Iterator[tuple[str, Finding | No
             seen.setdefault("rows_with_letters_beyond_ascii", None)
         if "\n" in text:
             seen.setdefault("rows_with_newlines", None)
-        if "\\" in text:
-            prose = _QUOTED.sub(" ", text)
-            if found := _LETTERS.search(prose):
-                seen.setdefault("ML624", Finding("ML624", f"the text has {found[0]!r} as letters", place))
-            if "\n" not in text and (found := _NEWLINES.search(prose)):
-                around = prose[max(0, found.start() - 10) : found.end() + 10]
-                seen.setdefault("ML626", Finding("ML626", f"the text has {around!r} and no line break", place))
-        if ("<" in text or "### " in text) and (found := _MARKERS.search(_CODE.sub(" ", text))):
-            marker = next(filter(None, found.groups()))
+        if found := _escaped_letter(text):
+            seen.setdefault("ML624", Finding("ML624", f"the text has {found!r} as letters", place))
+        if "\\n" in text and (found := _escaped_break(text)):
+            beside = "beside a line break" if "\n" in text else "and no line break"
+            seen.setdefault("ML626", Finding("ML626", f"the text has {found!r} {beside}", place))
+        if marker := _marker(text):
             seen.setdefault("ML628", Finding("ML628", f"the text is marked up with {marker}", place))
         if message["role"] == "assistant" and (found := _THINKING.search(_CODE.sub(" ", text))):
             expected = 'a chunk {"type": "thinking", "thinking": "..."}' if thinks else ""
             # without tokens for it, letters are the only way to write a thought
             rule = "ML630" if thinks else "ML631"
             seen.setdefault(rule, Finding(rule, f"a thought is written as {found[0].strip()}", place, expected))
+    for index, role in _roles_in_letters(row):
+        place = f"{row.place}, messages[{index}].content"
+        seen.setdefault("ML628", Finding("ML628", f"the text is marked up with {role}", place))
     # a row with both is no evidence for the other side
     for rule, plain in (("ML624", "rows_with_letters_beyond_ascii"), ("ML626", "rows_with_newlines")):
         if rule in seen:
             seen.pop(plain, None)
     yield from seen.items()
+
+
+def _escaped_letter(text: str) -> str:
+    """Return an escape that stands for a letter beyond ASCII, in a text of prose; empty if there is none."""
+    found = _LETTERS.search(_QUOTED.sub(" ", text)) if "\\" in text else None
+    if found is not None:
+        return found[0]
+    # in HTML, entities are in place
+    entities = _ENTITIES.finditer(_CODE.sub(" ", text)) if "&" in text and "</" not in text else ()
+    return next((one[0] for one in entities if not html.unescape(one[1]).isascii()), "")
+
+
+def _escaped_break(text: str) -> str:
+    """Return the surroundings of a line break that is a backslash and an n, in a text of prose; empty if there is none.
+
+    With real line breaks beside it, only one in front of a real one counts.
+    """
+    prose = _QUOTED.sub(" ", text)
+    if "\n" in text:
+        found = _BREAK_BEFORE_BREAK.search(prose)
+        return prose[max(0, found.start() - 10) : found.end()] if found else ""
+    words = [word for word in prose.split() if "\\n" in word and not _OTHER_ESCAPE.search(word)]
+    breaks = [one for word in words for one in _BREAK.finditer(word) if not _FORMULA.fullmatch(one[1])]
+    # a small letter may follow in a verse, and in a path: one alone is none
+    found = next((one for one in breaks if not one[1][:1].islower() or len(breaks) > 1), None)
+    return found.string[max(0, found.start() - 10) : found.end() + 10] if found else ""
+
+
+def _marker(text: str) -> str:
+    """Return the marker of another family that a text is built of; empty if there is none."""
+    found = _MARKERS.search(_CODE.sub(" ", text)) if any(sign in text for sign in _MARKED) else None
+    return next(filter(None, found.groups())) if found else ""
+
+
+def _roles_in_letters(row: Row) -> Iterator[tuple[int, str]]:
+    """Yield the number of a message of the user, and the words with which it and its answer name their roles."""
+    for index, message in enumerate(row.messages):
+        text = text_of(message.get("content"))
+        if message["role"] != "user" or not (asked := _ASKED.search(text)):
+            continue
+        after = row.messages[index + 1 : index + 2]
+        answer = text_of(after[0].get("content")) if after and after[0]["role"] == "assistant" else ""
+        found = _ANSWER_NEXT.search(text) or (_ASKS.match(text) and _ANSWERS.match(answer))
+        if found:
+            yield index, f"{asked[0].strip()} and {found[0].strip()}"
 
 
 def _is_json(text: str) -> bool:
@@ -149,3 +221,47 @@ def _script_of(character: str) -> str:
     name = unicodedata.name(unicodedata.normalize("NFKC", character)[0], "")
     first = _AFTER_SCRIPT.split(name)[0].title()
     return _SCRIPTS.get(first, first)
+
+
+# a sign of a number: 3.14 is not 314, and -5 not 5
+# (the sign before the digit beside it, because a pattern that begins with a look behind stops at every character)
+_OF_NUMBER = re.compile(r"[.,:/](?<=\d[.,:/])(?=\d)|-(?<!\w-)(?=\d)")
+
+# Markdown's **bold** and *italic*; not the signs of 2**3 and a*b
+_EMPHASIS = re.compile(r"(?<![\w*])(\*{1,3})(?=[^\s*])([^*\n]+)(?<=[^\s*])\1(?![\w*])")
+
+
+class _Kept(dict[int, int | None]):
+    """For `str.translate`: a character to itself, or to nothing if it is a space, a control or sentence punctuation."""
+
+    def __missing__(self, code: int) -> int | None:
+        kind = unicodedata.category(chr(code))
+        # brackets and signs of code count: f(x) is not f[x], and C# not C
+        is_dropped = kind[0] in "ZC" or (kind in ("Po", "Pd", "Pi", "Pf") and chr(code) not in "#%&@*/\\")
+        self[code] = None if is_dropped else code
+        return self[code]
+
+
+_KEPT = _Kept()
+_ASCII_DROPPED = bytes(code for code in range(128) if _KEPT[code] is None)
+_BEYOND_ASCII = re.compile(r"[^\x00-\x7f]+")
+
+
+def _kept(text: str) -> str:
+    """Return `text.translate(_KEPT)`, in a tenth of the time for a text that is mostly ASCII."""
+    left = text.encode().translate(None, _ASCII_DROPPED).decode()
+    return left if left.isascii() else _BEYOND_ASCII.sub(lambda run: run[0].translate(_KEPT), left)
+
+
+def without_form(value: Any) -> Any:
+    """Return a text without its form, or a value of JSON with such texts, its keys in order."""
+    if isinstance(value, Mapping):
+        return {key: without_form(value[key]) for key in sorted(value)}
+    if isinstance(value, list | tuple):
+        return [without_form(one) for one in value]
+    if not isinstance(value, str):
+        return value
+    text = _EMPHASIS.sub(r"\2", unicodedata.normalize("NFKC", value).casefold())
+    # letters of no script stand for the signs of numbers, which would be dropped
+    signed = _OF_NUMBER.sub(lambda found: f"\u2295{ord(found[0])}\u2295", text)
+    return _kept(unicodedata.normalize("NFKC", signed)) or text
