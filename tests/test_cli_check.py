@@ -283,10 +283,10 @@ def test_one_cause_is_one_failed_check(recipe: Path, capsys: Any, harm: Any, rul
 
 
 def test_a_base_that_fails_is_hashed_once(recipe: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pytest_mistral_lora.training.recipe import pinning
+    from pytest_mistral_lora.training import recipe as recipes
 
     calls = []
-    monkeypatch.setattr(pinning, "base_weights_sha256", lambda folder: calls.append(folder) or "0" * 64)
+    monkeypatch.setattr(recipes, "base_weights_sha256", lambda folder: calls.append(folder) or "0" * 64)
     assert check(capsys, str(recipe))[0] == 1
     assert len(calls) == 1
 

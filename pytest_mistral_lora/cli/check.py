@@ -133,8 +133,7 @@ def _memory(recipes: Sequence[Path], size: str | None) -> list[dict[str, Any]]:
     if size is None:
         return []
     from pytest_mistral_lora.training.memory import parse_size, recipe_memory
-    from pytest_mistral_lora.training.recipe import load_recipe
-    from pytest_mistral_lora.training.recipe.pinning import resolve_base
+    from pytest_mistral_lora.training.recipe import load_recipe, resolve_base
 
     memory, found = parse_size(size, place="--device-memory"), []
     for path in recipes:

@@ -12,7 +12,7 @@ from pytest_mistral_lora.cli.verb import Verb
 from pytest_mistral_lora.errors import EXIT_OK, InputError
 
 if TYPE_CHECKING:
-    from pytest_mistral_lora.training.recipe.pinning import PinnedBase
+    from pytest_mistral_lora.training.recipe import PinnedBase
 
 _DESCRIPTION = """\
 A branch can move to other weights, so a recipe names a commit. Print the commit that a branch or tag of a Hub
@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
 
     path = Path(args.base)
     if path.suffix.lower() in (".yaml", ".yml"):
-        from pytest_mistral_lora.training.recipe.pinning import pin_recipe
+        from pytest_mistral_lora.training.recipe import pin_recipe
 
         pinned = pin_recipe(path, args.branch)
         sys.stdout.write(f"{path}: {_change(pinned, path)}\n")

@@ -128,7 +128,7 @@ class RecipeTarget(Target):
         Raises:
             PinError: If it is not there, or not the one that is pinned.
         """
-        from pytest_mistral_lora.training.recipe.pinning import resolve_base
+        from pytest_mistral_lora.training.recipe import resolve_base
 
         return resolve_base(self.recipe.base, weights=False)
 

@@ -49,7 +49,7 @@ def gradient_error(step: int) -> NonFiniteError:
     )
 
 
-class StopAtNonFinite(TrainerCallback):  # type: ignore[misc]
+class StopAtNonFinite(TrainerCallback):
     """Refuses an optimizer step whose gradients are not finite: the adapter stays as it was.
 
     If a gradient scaler skips such a step, `OverflowWatch` decides.
@@ -74,7 +74,7 @@ class StopAtNonFinite(TrainerCallback):  # type: ignore[misc]
             raise gradient_error(state.global_step + 1)
 
 
-class OverflowWatch(TrainerCallback):  # type: ignore[misc]
+class OverflowWatch(TrainerCallback):
     """Records each step that a gradient scaler skips because fp16 overflowed, and stops the run after too many.
 
     A record is a line of the Trainer's log, with `step` and the `loss_scale` that was too large.
@@ -120,7 +120,7 @@ def skipped_steps(log: Sequence[Any]) -> list[int]:
 
 
 @dataclass(eq=False)
-class MeasureLastStep(TrainerCallback):  # type: ignore[misc]
+class MeasureLastStep(TrainerCallback):
     """Asks for the losses of the last step inside the loop, because loggers are closed after it.
 
     Attributes:
@@ -136,7 +136,7 @@ class MeasureLastStep(TrainerCallback):  # type: ignore[misc]
             control.should_log, control.should_evaluate = True, self.has_held_out
 
 
-class RunningLoss(TrainerCallback, ExportableState):  # type: ignore[misc]
+class RunningLoss(TrainerCallback, ExportableState):
     """The mean loss since the last line of the log, in nats a token.
 
     Checkpoints keep it, so that a resumed run logs the same numbers as an uninterrupted one.
@@ -167,7 +167,7 @@ class RunningLoss(TrainerCallback, ExportableState):  # type: ignore[misc]
         self._sum, self._steps = kept.get("sum", 0.0), kept.get("steps", 0)
 
 
-class SaveByTime(TrainerCallback):  # type: ignore[misc]
+class SaveByTime(TrainerCallback):
     """Asks for a checkpoint when the last one is some minutes old, by the clock of the main process."""
 
     def __init__(
@@ -264,7 +264,7 @@ def stop_on_signals() -> Iterator[StopRequest]:
 
 
 @dataclass(eq=False)
-class StopAtRequest(TrainerCallback):  # type: ignore[misc]
+class StopAtRequest(TrainerCallback):
     """Saves a checkpoint and stops after the step in which a process was asked to; all processes after the same one.
 
     Attributes:

@@ -213,7 +213,7 @@ def _template() -> Any:
     return environment.from_string(source)
 
 
-class WriteCurves(TrainerCallback):  # type: ignore[misc]
+class WriteCurves(TrainerCallback):
     """Writes the page into the work folder while a run goes on, and when it stops early; the main process does.
 
     The log is that of the Trainer: a run that resumes continues the log of its checkpoint, and so no step comes twice.

@@ -38,7 +38,7 @@ def apply_kernels(model: Any, training: Training) -> None:
         )
 
 
-class GenerateTogether(TrainerCallback):  # type: ignore[misc]
+class GenerateTogether(TrainerCallback):
     """Lets processes that shard a model generate with it."""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
@@ -49,7 +49,7 @@ class GenerateTogether(TrainerCallback):  # type: ignore[misc]
             register_fsdp_forward_method(model, "generate")
 
 
-class DryRun(TrainerCallback):  # type: ignore[misc]
+class DryRun(TrainerCallback):
     """Tries the largest possible micro-batch before the first step, so that a run fails at once and not after hours.
 
     The same pass shows whether each adapted layer gets a gradient.

@@ -21,8 +21,7 @@ from pytest_mistral_lora.records.files import (
 from pytest_mistral_lora.training.adapter import adapted_layers, saved_modules
 from pytest_mistral_lora.training.devices import check_engine, device_count, engine, require_environment
 from pytest_mistral_lora.training.generate.record import format_checks
-from pytest_mistral_lora.training.recipe import Recipe
-from pytest_mistral_lora.training.recipe.pinning import resolve_base
+from pytest_mistral_lora.training.recipe import Recipe, resolve_base
 from pytest_mistral_lora.training.rows.loading import RunData, load_data
 
 _LOGGER_PACKAGES = {

@@ -93,7 +93,7 @@ def header(prepared: Preparation, work: Path) -> dict[str, str]:
     }
 
 
-class ShowProgress(TrainerCallback):  # type: ignore[misc]
+class ShowProgress(TrainerCallback):
     """Shows a line for each line of the log, the answers of each round, and a bar.
 
     It measures the time of steps alone: held-out losses, answers and checkpoints do not lower the tokens a second.

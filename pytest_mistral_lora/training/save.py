@@ -34,7 +34,7 @@ _KEPT_CHECKPOINTS = 2
 """The newest, and one to fall back to."""
 
 
-class SealCheckpoint(TrainerCallback):  # type: ignore[misc]
+class SealCheckpoint(TrainerCallback):
     """Lists the files of each checkpoint once all processes have written theirs; only then removes an older one."""
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

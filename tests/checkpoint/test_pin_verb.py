@@ -15,7 +15,7 @@ from hub import Hub, Repository, serve
 
 from pytest_mistral_lora.chat.oracle import shipped_tokenizer
 from pytest_mistral_lora.errors import RecipeError
-from pytest_mistral_lora.training.recipe.pinning import pin_recipe
+from pytest_mistral_lora.training.recipe import pin_recipe
 
 REPO = "tiny/mistral"
 CALLS = """

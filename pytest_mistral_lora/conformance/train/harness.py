@@ -237,7 +237,7 @@ class TrainerHarness(TinyFolder):
         gradients: dict[str, torch.Tensor] = {}
         predicting: list[int] = []
 
-        class KeepGradients(TrainerCallback):  # type: ignore[misc]
+        class KeepGradients(TrainerCallback):
             # after the last micro-batch, and before the optimizer: the gradients of the whole step
             def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
                 for name, parameter in model.named_parameters():

@@ -15,8 +15,7 @@ from pytest_mistral_lora.records.files import sha256_file, write_json
 from pytest_mistral_lora.training.adapter import adapted_layers, peft_targets
 from pytest_mistral_lora.training.devices import precision_of
 from pytest_mistral_lora.training.prepare import plan_run
-from pytest_mistral_lora.training.recipe import Recipe
-from pytest_mistral_lora.training.recipe.pinning import resolve_base
+from pytest_mistral_lora.training.recipe import Recipe, resolve_base
 from pytest_mistral_lora.training.recipe.sections import Section
 from pytest_mistral_lora.training.rows import ArrowFile
 from pytest_mistral_lora.training.rows.loading import RunData, Split, load_data

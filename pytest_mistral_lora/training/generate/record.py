@@ -185,7 +185,7 @@ def preserve_rng_and_modes(model: Any) -> Iterator[None]:
 
 
 @dataclass(eq=False)
-class GenerationCallback(TrainerCallback):  # type: ignore[misc]
+class GenerationCallback(TrainerCallback):
     """Answers the same rows every few optimizer steps, and after the last one.
 
     In a distributed run, every process answers all rows with the unwrapped model, so that none waits for another. The

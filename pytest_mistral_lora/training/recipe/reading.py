@@ -1,4 +1,4 @@
-"""Read a recipe's YAML within bounds: plain data with the line of each field, or an error with file and line."""
+"""The YAML of a recipe: read within bounds, as plain data with the line of each field, and changed in one value."""
 
 from __future__ import annotations
 
@@ -144,6 +144,35 @@ class _Reader(yaml.SafeLoader):
         if found:
             raise _error(self._path, node, found, field)
         return value
+
+
+def with_base_value(text: str, key: str, value: str, after: str) -> str:
+    """Return a recipe's text with a value of its base; without the key, it is put after another key of the base."""
+    base = _entry_of(yaml.compose(text, Loader=yaml.SafeLoader), "base")[1]
+    for name, node in base.value:
+        if name.value == key:
+            # the marks of an empty value are those of the place behind it
+            before = text[: node.start_mark.index].rstrip(" ") if not node.value else text[: node.start_mark.index]
+            space = "" if before.endswith(" ") else " "
+            return f"{before}{space}{value}{text[node.end_mark.index :]}"
+    first, node = _entry_of(base, after)
+    end = node.end_mark.index
+    if base.flow_style:
+        return f"{text[:end]}, {key}: {value}{text[end:]}"
+    # on a line of its own, behind the comment of the other key's line
+    line_end = text.find("\n", end)
+    line_end = len(text) if line_end < 0 else line_end
+    return f"{text[:line_end]}\n{' ' * first.start_mark.column}{key}: {value}{text[line_end:]}"
+
+
+def _entry_of(mapping: Any, key: str) -> tuple[yaml.Node, yaml.MappingNode]:
+    for name, node in mapping.value:
+        if name.value == key:
+            return name, node
+    # a merge key, `<<: *base`, has it elsewhere
+    raise RecipeError(
+        f"{shown(key)} is not written out", place="base", expected=f"{key}: as a key of its own, to be pinned"
+    )
 
 
 def unusable(value: Any) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import cache, lru_cache
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft.tuners import lora
@@ -197,7 +197,7 @@ def _is_cast_free(dtype: torch.dtype, weight: torch.Tensor) -> bool:
     return dtype == weight.dtype and not autocast
 
 
-class _FrozenLoraLinear(lora.Linear):  # type: ignore[misc]
+class _FrozenLoraLinear(lora.Linear):
     """PEFT's layer, as one autograd function if a single plain adapter is active."""
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -259,7 +259,7 @@ class _FrozenMlp:
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return `down(silu(gate(x)) * up(x))`, `(..., hidden size)`."""
         if not torch.is_grad_enabled() or not _is_cast_free(x.dtype, self.gate_proj.weight):
-            plain: torch.Tensor = super().forward(x)  # type: ignore[misc]
+            plain: torch.Tensor = cast(Any, super()).forward(x)  # of the class that it is mixed into
             return plain
         product: Any = _MlpProduct
         weights = self.gate_proj.weight, self.up_proj.weight, self.down_proj.weight

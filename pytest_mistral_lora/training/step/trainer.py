@@ -30,7 +30,7 @@ OnOom = Literal["stop", "shrink"]
 _T = TypeVar("_T")
 
 
-class LoraTrainer(Trainer):  # type: ignore[misc]
+class LoraTrainer(Trainer):
     """A Trainer whose loss is the mean over the supervised tokens of the whole optimizer step.
 
     A batch of its loader is one process's rows of one step. Micro-batches and processes only split the sum.
