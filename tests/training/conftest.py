@@ -46,3 +46,8 @@ def run(tmp_path_factory: pytest.TempPathFactory, base: Path) -> RunResult:
     torch.rand(1000)
     evaluation = {"generations": 5, "max_new_tokens": 40}
     return train(parse_recipe(recipe_data(base, evaluation=evaluation), folder=folder))
+
+
+@pytest.fixture
+def recipe_file(tmp_path: Path) -> Path:
+    return tmp_path / "recipe.yaml"

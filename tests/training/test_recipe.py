@@ -1,41 +1,21 @@
+"""The fields of a recipe: each value is checked, and a bad one is named with file, line and field."""
+
 from __future__ import annotations
 
 import json
-import os
-import re
 import subprocess
 import sys
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
+from tiny_runs import GOOD
 
 from pytest_mistral_lora.errors import RecipeError
 from pytest_mistral_lora.runners import RUNNERS
 from pytest_mistral_lora.training.recipe import Recipe, load_recipe, parse_recipe
-
-GOOD = """\
-base:
-  repo: mistralai/Mistral-7B-Instruct-v0.3
-  revision: e0bc86c23ce5aae1db576c8cca6f06f1f73af2db
-data:
-  train: [data/train.jsonl]
-  held_out: 0.1
-training:
-  epochs: 2
-  learning_rate: 2e-4
-output: lora-out
-"""
-
-
-@pytest.fixture
-def recipe_file(tmp_path: Path) -> Path:
-    return tmp_path / "recipe.yaml"
 
 
 def test_a_good_recipe_has_paths_beside_its_file(recipe_file: Path) -> None:
@@ -99,6 +79,38 @@ def test_every_field_is_described() -> None:
 
 _PIN = "revision: e0bc86c23ce5aae1db576c8cca6f06f1f73af2db"
 
+ADDED_TO_TRAINING = [
+    ("steps: 3", "training", "either steps or epochs"),
+    ("micro_batch_tokens: 0", "training.micro_batch_tokens", "more than 0"),
+    ("schedule: cosin", "training.schedule", "'cosin'"),
+    ("optimizer: sgd", "training.optimizer", "'sgd': expected 'adamw'"),
+    ("betas: [0.9]", "training.betas.1", "is missing"),
+    ("betas: [0.9, 1]", "training.betas.1", "1: expected less than 1"),
+    ("epsilon: 0", "training.epsilon", "0: expected more than 0"),
+    ("warmup_ratio: 1", "training.warmup_ratio", "1: expected less than 1"),
+    ("warmup_ratio: 0", "training.warmup_ratio", "0: expected more than 0"),
+    ("warmup_ratio: 0.1\n  warmup_steps: 1", "training", "either warmup_steps or warmup_ratio"),
+    ("min_learning_rate_ratio: 0.1\n  schedule: linear", "training", "of a cosine, and schedule is linear"),
+    ("precision: fp8", "training.precision", "'fp8': expected 'fp32'"),
+    ("max_skipped_steps: 0", "training.max_skipped_steps", "0: expected more"),
+    ("kernels: triton", "training.kernels", "'triton': expected 'liger'"),
+]
+CHECKS = [
+    ("jsno", "evaluation.checks.0", "'jsno': expected json, tool_call, eos"),
+    ("3", "evaluation.checks.0", "3: expected json, tool_call, eos"),
+    ("{regex: a, max_tokens: 1}", "evaluation.checks.0", "expected json, tool_call, eos"),
+    ("{regex: (}", "evaluation.checks.0.regex.regex", "'(': not a regular expression"),
+    ("{max_tokens: 0}", "evaluation.checks.0.max_tokens.max_tokens", "0: expected more than 0"),
+    ("eos, eos", "evaluation", "given twice"),
+]
+LORA = [
+    ("target_modules: [q_proj, q_proj]", "lora.target_modules", "twice"),
+    ("dora: 1", "lora.dora", "1: expected true or false"),
+    ("modules_to_save: lm_head", "lora.modules_to_save", "'lm_head'"),
+    ("modules_to_save: [a, a]", "lora.modules_to_save", "twice"),
+    ("target_modules: [q_proj], modules_to_save: [q_proj]", "lora", "q_proj is in target_modules"),
+]
+
 
 @pytest.mark.parametrize(
     ("old", "new", "place", "said"),
@@ -109,80 +121,26 @@ _PIN = "revision: e0bc86c23ce5aae1db576c8cca6f06f1f73af2db"
         (_PIN, "revision: E0BC86C23CE5AAE1DB576C8CCA6F06F1F73AF2DB", "base.revision", "40 lower-case hex digits"),
         (_PIN, "", "base", "needs its revision"),
         (_PIN, f"{_PIN}\n  path: here", "base", "either repo and revision, or path and weights_sha256"),
+        (_PIN, f"{_PIN}\n  quantization: int4", "base.quantization", "'int4': expected 'nf4'"),
         ("repo: mistralai/Mistral-7B-Instruct-v0.3", "repo: Mistral", "base.repo", "'Mistral'"),
-        ("epochs: 2", "epochs: 2\n  steps: 3", "training", "either steps or epochs"),
         ("epochs: 2", "steps: '3'", "training.steps", "'3': expected a whole number"),
         ("epochs: 2", "steps: 0", "training.steps", "0: expected more than 0"),
         ("epochs: 2", "steps: true", "training.steps", "True: "),
+        *(("epochs: 2", f"epochs: 2\n  {line}", place, said) for line, place, said in ADDED_TO_TRAINING),
         ("2e-4", "fast", "training.learning_rate", "'fast'"),
         ("2e-4", ".nan", "training.learning_rate", "nan"),
         ("2e-4", "yes", "training.learning_rate", "True: expected a number"),
-        (
-            "learning_rate",
-            "learning_rat",
-            "training.learning_rat",
-            "no such key (did you mean 'learning_rate'?)",
-        ),
-        ("epochs: 2", "epochs: 2\n  micro_batch_tokens: 0", "training.micro_batch_tokens", "more than 0"),
-        ("epochs: 2", "epochs: 2\n  schedule: cosin", "training.schedule", "'cosin'"),
+        ("learning_rate", "learning_rat", "training.learning_rat", "no such key (did you mean 'learning_rate'?)"),
         ("output", "evaluation: {checks: [json]}\noutput", "evaluation", "checks without generations"),
         ("output", "evaluation: {generation_steps: 5}\noutput", "evaluation", "generation_steps without generations"),
         *(
-            (
-                "output",
-                f"evaluation: {{generations: 1, checks: [{check}]}}\noutput",
-                place,
-                said,
-            )
-            for check, place, said in [
-                ("jsno", "evaluation.checks.0", "'jsno': expected json, tool_call, eos"),
-                ("3", "evaluation.checks.0", "3: expected json, tool_call, eos"),
-                ("{regex: a, max_tokens: 1}", "evaluation.checks.0", "expected json, tool_call, eos"),
-                ("{regex: (}", "evaluation.checks.0.regex.regex", "'(': not a regular expression"),
-                ("{max_tokens: 0}", "evaluation.checks.0.max_tokens.max_tokens", "0: expected more than 0"),
-            ]
+            ("output", f"evaluation: {{generations: 1, checks: [{check}]}}\noutput", place, said)
+            for check, place, said in CHECKS
         ),
-        ("output", "evaluation: {generations: 1, checks: [eos, eos]}\noutput", "evaluation", "given twice"),
         ("held_out: 0.1", "held_out: 1.0", "data.held_out", "less than 1"),
         ("held_out: 0.1", "held_out: 0.1\n  eval: [e.jsonl]", "data", "not both"),
         ("train: [data/train.jsonl]", "train: []", "data.train", "at least 1"),
-        (
-            "output: lora-out",
-            "output: lora-out\nlora: {target_modules: [q_proj, q_proj]}",
-            "lora.target_modules",
-            "twice",
-        ),
-        ("output: lora-out", "output: lora-out\nlora: {dora: 1}", "lora.dora", "1: expected true or false"),
-        ("output: lora-out", "output: lora-out\nlora: {modules_to_save: lm_head}", "lora.modules_to_save", "'lm_head'"),
-        ("output: lora-out", "output: lora-out\nlora: {modules_to_save: [a, a]}", "lora.modules_to_save", "twice"),
-        (
-            "output: lora-out",
-            "output: lora-out\nlora: {target_modules: [q_proj], modules_to_save: [q_proj]}",
-            "lora",
-            "q_proj is in target_modules",
-        ),
-        (_PIN, f"{_PIN}\n  quantization: int4", "base.quantization", "'int4': expected 'nf4'"),
-        ("epochs: 2", "epochs: 2\n  optimizer: sgd", "training.optimizer", "'sgd': expected 'adamw'"),
-        ("epochs: 2", "epochs: 2\n  betas: [0.9]", "training.betas.1", "is missing"),
-        ("epochs: 2", "epochs: 2\n  betas: [0.9, 1]", "training.betas.1", "1: expected less than 1"),
-        ("epochs: 2", "epochs: 2\n  epsilon: 0", "training.epsilon", "0: expected more than 0"),
-        ("epochs: 2", "epochs: 2\n  warmup_ratio: 1", "training.warmup_ratio", "1: expected less than 1"),
-        ("epochs: 2", "epochs: 2\n  warmup_ratio: 0", "training.warmup_ratio", "0: expected more than 0"),
-        (
-            "epochs: 2",
-            "epochs: 2\n  warmup_ratio: 0.1\n  warmup_steps: 1",
-            "training",
-            "either warmup_steps or warmup_ratio",
-        ),
-        (
-            "epochs: 2",
-            "epochs: 2\n  min_learning_rate_ratio: 0.1\n  schedule: linear",
-            "training",
-            "of a cosine, and schedule is linear",
-        ),
-        ("epochs: 2", "epochs: 2\n  precision: fp8", "training.precision", "'fp8': expected 'fp32'"),
-        ("epochs: 2", "epochs: 2\n  max_skipped_steps: 0", "training.max_skipped_steps", "0: expected more"),
-        ("epochs: 2", "epochs: 2\n  kernels: triton", "training.kernels", "'triton': expected 'liger'"),
+        *(("output", f"lora: {{{keys}}}\noutput", place, said) for keys, place, said in LORA),
     ],
 )
 def test_a_bad_value_is_named_with_file_field_and_value(
@@ -206,65 +164,6 @@ def test_all_bad_values_are_named_at_once(recipe_file: Path) -> None:
     recipe_file.write_text(GOOD.replace("output:", "outptu:").replace("held_out: 0.1", "held_out: 3"))
     with pytest.raises(RecipeError, match=r"(?s)3 bad values.*data\.held_out.*output: is missing.*outptu"):
         load_recipe(recipe_file)
-
-
-def test_a_key_that_appears_twice_is_an_error(recipe_file: Path) -> None:
-    recipe_file.write_text(f"{GOOD}output: elsewhere\n")
-    with pytest.raises(RecipeError, match=r"recipe\.yaml:11: the key 'output' appears twice"):
-        load_recipe(recipe_file)
-
-
-LAUGHS = "a: &a [x, x, x, x, x, x, x, x]\n" + "".join(
-    f"{letter}: &{letter} [{', '.join([f'*{before}'] * 8)}]\n"
-    for before, letter in zip("abcdefg", "bcdefgh", strict=True)
-)
-
-
-@pytest.mark.parametrize(
-    ("text", "found"),
-    [
-        ("? [a, b]\n: 1\n", "1: the key is a sequence; expected a text as key"),
-        ("? {a: b}\n: 1\n", "1: the key is a mapping"),
-        ("card:\n  2024: x\n", "2, card: the key is '2024'; expected a text in quotes as key"),
-        ("on: x\n", "1: the key is 'on'"),
-        ("card: " + "[" * 40 + "]" * 40, "1: more than 32 levels deep"),
-        ("card: " + "[" * 100_000, "1: more than 32 levels deep"),
-        ("card:\n  a: &a\n    - *a\n", "2, card.a.0: refers to itself"),
-        (LAUGHS, "1: more than 50,000 values, aliases included"),
-        ("card: !!binary aGk=\n", "1, card: has the type tag:yaml.org,2002:binary"),
-        ("card: !!set {a, b}\n", "1, card: has the type tag:yaml.org,2002:set"),
-        ("card: {x: .nan}\n", "1, card.x: nan: not a finite number"),
-        ("card: {x: .inf}\n", "1, card.x: inf: not a finite number"),
-        (f"card:\n  x: 1{'0' * 19}\n", "2, card.x: 10000000000000000000: more than 64 bits"),
-        (f"card: {{x: {'9' * 5000}}}\n", "1, card.x: '9999"),
-        (f"card: {{x: 0x{'f' * 9000}}}\n", "1, card.x: a number of 36000 bits: more than 64 bits"),
-        ('card: {x: "\\0"}\n', "1, card.x: '\\x00': a null character"),
-        ('card: {x: "\\uD800"}\n', "1, card.x: '\\ud800': a null character, or half of a surrogate pair"),
-        ("a: b: c\n", "1: not valid YAML: mapping values are not allowed here"),
-        ("a: \x07\n", ": not valid YAML: unacceptable character"),
-        ("x: 1\n" * 250_000, ": has more than 1,048,576 bytes"),
-    ],
-    ids=range(20),
-)
-def test_yaml_that_is_no_recipe_is_refused_with_its_line(recipe_file: Path, text: str, found: str) -> None:
-    recipe_file.write_text(text)
-    with pytest.raises(RecipeError) as caught:
-        load_recipe(recipe_file)
-    assert str(caught.value).startswith(f"{recipe_file}{'' if found[0] == ':' else ':'}{found}")
-    assert len(str(caught.value)) < 500
-
-
-def test_reused_and_merged_sections_and_dates_are_plain_data(recipe_file: Path) -> None:
-    recipe_file.write_text(
-        "base: &base {repo: a/b, revision: &pin e0bc86c23ce5aae1db576c8cca6f06f1f73af2db}\n"
-        "data: {train: [rows.jsonl]}\n"
-        "training: {<<: {steps: 3, seed: 1}, seed: 2}\n"
-        "card: {date: 2024-01-02, again: *pin, letters: é😀}\noutput: out\n",
-        encoding="utf-8",
-    )
-    recipe = load_recipe(recipe_file)
-    assert (recipe.training.steps, recipe.training.seed) == (3, 2)
-    assert recipe.card == {"date": "2024-01-02", "again": recipe.base.revision, "letters": "é😀"}
 
 
 @pytest.mark.parametrize(
@@ -296,90 +195,6 @@ def test_a_value_that_no_run_can_have_is_refused(recipe_file: Path, old: str, ne
     assert caught.value.place.partition(", ")[2] == field
     assert found in caught.value.found
     assert len(str(caught.value)) < 600
-
-
-def test_what_has_no_end_is_not_read(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "pipe.yaml")
-    (tmp_path / "zero.yaml").symlink_to("/dev/zero")
-    for name in ("pipe.yaml", "zero.yaml", "."):
-        with pytest.raises(RecipeError, match="is no file"):
-            load_recipe(tmp_path / name)
-
-
-FULL = (
-    GOOD
-    + """backend: chat-template
-lora: {r: 8, alpha: 16, dropout: 0.1, target_modules: [q_proj, v_proj], rslora: true, modules_to_save: [lm_head]}
-evaluation: {generations: 2, checks: [json, eos, {max_tokens: 9}, {regex: a+}, {json_schema: a.json}]}
-card: {license: mit, tags: [a, {b: [1, 2.5, null, 2024-01-01]}]}
-"""
-)
-PIECES = [
-    "[",
-    "]",
-    "{",
-    "}",
-    ":",
-    ": ",
-    "- ",
-    "&a ",
-    "*a",
-    "<<: ",
-    "? ",
-    "|",
-    ">",
-    "!!set ",
-    "!!int ",
-    "!x ",
-    "\n",
-    "  ",
-]
-VALUES = [
-    "''",
-    "null",
-    "true",
-    "-1",
-    "0",
-    "1e999",
-    ".nan",
-    "9" * 25,
-    "0x" + "f" * 40,
-    "1:30",
-    "[]",
-    "{}",
-    "~x/y",
-    '"\\0"',
-]
-
-
-@settings(max_examples=150)
-@given(data=st.data())
-def test_whatever_is_changed_in_a_recipe_it_is_read_or_refused(tmp_path_factory: Any, data: st.DataObject) -> None:
-    text = FULL
-    for _ in range(data.draw(st.integers(1, 3))):
-        start = data.draw(st.integers(0, len(text)))
-        end = min(len(text), start + data.draw(st.sampled_from([0, 0, 1, 5, 40])))
-        put = data.draw(st.sampled_from([*PIECES, *VALUES]) | st.text(max_size=8))
-        # a value as a whole, as often as any piece of text
-        value = re.compile(r"(?<=: )[^\s,{}\[\]]+").search(text, start) if data.draw(st.booleans()) else None
-        text = text[: value.start()] + put + text[value.end() :] if value else text[:start] + put + text[end:]
-    file = tmp_path_factory.getbasetemp() / "fuzzed.yaml"
-    file.write_bytes(text.encode("utf-8", "surrogatepass"))
-    with suppress(RecipeError):
-        recipe = load_recipe(file)
-        json.dumps(recipe.as_written(), allow_nan=False).encode()
-
-
-@pytest.mark.parametrize("text", ["", "[1, 2]", "a: b: c", "!!python/object/apply:os.getcwd []", "\x00"])
-def test_what_is_not_a_mapping_is_an_error(recipe_file: Path, text: str) -> None:
-    recipe_file.write_text(text)
-    with pytest.raises(RecipeError):
-        load_recipe(recipe_file)
-
-
-def test_a_missing_file_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="No such file"):
-        load_recipe(tmp_path / "none.yaml")
 
 
 def test_a_local_base_without_hash_says_how_to_compute_it(base: Path, tmp_path: Path) -> None:

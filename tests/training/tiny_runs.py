@@ -33,6 +33,20 @@ CONVERSATIONS = [
     [("user", "Which colour is the sky?"), ("assistant", "The sky is blue on a clear day.")],
 ]
 
+GOOD = """\
+base:
+  repo: mistralai/Mistral-7B-Instruct-v0.3
+  revision: e0bc86c23ce5aae1db576c8cca6f06f1f73af2db
+data:
+  train: [data/train.jsonl]
+  held_out: 0.1
+training:
+  epochs: 2
+  learning_rate: 2e-4
+output: lora-out
+"""
+"""The text of a sound recipe."""
+
 MakeRecipe = Callable[..., Recipe]
 
 
