@@ -14,6 +14,9 @@ from safetensors.torch import load_file, save_file
 WEIGHTS = "model.safetensors"
 SCALE = "weight_scale_inv"
 Q0, K0 = "model.layers.0.self_attn.q_proj", "model.layers.0.self_attn.k_proj"
+GATE0 = "model.layers.0.mlp.gate_proj"
+"""256 rows and 128 columns: its grid of blocks is not square."""
+BLOCK = 32
 
 
 def is_quantised(name: str, tensor: torch.Tensor) -> bool:
@@ -75,3 +78,17 @@ def reconfigured(folder: Path, value: Any) -> None:
     config.pop("quantization_config")
     more = {} if value is None else {"quantization_config": value}
     (folder / "config.json").write_text(json.dumps({**config, **more}))
+
+
+def by_formula(folder: Path, block: int | None) -> dict[str, torch.Tensor]:
+    """Return every tensor of a model: each number of a matrix times the scale at its place, one place at a time."""
+    stored = load_file(folder / WEIGHTS)
+    full = {}
+    for name, tensor in stored.items():
+        scale = stored.get(name.removesuffix("weight") + SCALE)
+        if name.endswith(".weight") and scale is not None:
+            spread = scale if block is None else torch.kron(scale, torch.ones(block, block))
+            full[name] = tensor.to(torch.float32) * spread
+        elif not name.endswith((SCALE, "activation_scale")):
+            full[name] = tensor
+    return full

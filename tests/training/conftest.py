@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from fp8_bases import BLOCK, fp8_copy
 from tiny_runs import MakeRecipe, recipe_data, write_rows
 
 from pytest_mistral_lora.chat.oracle import shipped_tokenizer
@@ -51,3 +52,10 @@ def run(tmp_path_factory: pytest.TempPathFactory, base: Path) -> RunResult:
 @pytest.fixture
 def recipe_file(tmp_path: Path) -> Path:
     return tmp_path / "recipe.yaml"
+
+
+@pytest.fixture(scope="session")
+def fp8_bases(tmp_path_factory: pytest.TempPathFactory, base: Path) -> dict[int | None, Path]:
+    """The tiny base in FP8: with one scale a matrix (None), and with blocks."""
+    folder = tmp_path_factory.mktemp("fp8")
+    return {block: fp8_copy(base, folder / f"blocks-{block}", block=block) for block in (None, BLOCK)}
