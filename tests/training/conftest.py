@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -59,3 +60,15 @@ def fp8_bases(tmp_path_factory: pytest.TempPathFactory, base: Path) -> dict[int 
     """The tiny base in FP8: with one scale a matrix (None), and with blocks."""
     folder = tmp_path_factory.mktemp("fp8")
     return {block: fp8_copy(base, folder / f"blocks-{block}", block=block) for block in (None, BLOCK)}
+
+
+@pytest.fixture
+def folder(run: RunResult, tmp_path: Path) -> Path:
+    """A copy of the run's folder, to be changed."""
+    return Path(shutil.copytree(run.output, tmp_path / "copy"))
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Path:
+    """The rows of the run."""
+    return write_rows(tmp_path / "rows.jsonl")

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_runs import write_rows
 
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.records.adapter_folder import AdapterFolder
@@ -22,16 +21,6 @@ from pytest_mistral_lora.records.verify import adapter_fields, folder_fields, ve
 from pytest_mistral_lora.training.run import RunResult
 
 Path_ = tuple[str | int, ...]
-
-
-@pytest.fixture
-def folder(run: RunResult, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(run.output, tmp_path / "copy"))
-
-
-@pytest.fixture
-def dataset(tmp_path: Path) -> Path:
-    return write_rows(tmp_path / "rows.jsonl")
 
 
 def leaves(value: Any, path: Path_ = ()) -> Iterator[Path_]:

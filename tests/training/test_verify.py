@@ -16,16 +16,6 @@ from pytest_mistral_lora.records.verify import FieldCheck, verify
 from pytest_mistral_lora.training.run import RunResult
 
 
-@pytest.fixture
-def folder(run: RunResult, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(run.output, tmp_path / "copy"))
-
-
-@pytest.fixture
-def dataset(tmp_path: Path) -> Path:
-    return write_rows(tmp_path / "rows.jsonl")
-
-
 def states(facts: list[FieldCheck]) -> dict[str, str]:
     return {fact.name: fact.state for fact in facts}
 
