@@ -7,6 +7,9 @@ from each_oracle import NEWER, WITH_TOOLS, oracle_named
 
 from pytest_mistral_lora.chat.oracle import SHIPPED, Oracle
 
+# its assertions explain themselves as those of a test do
+pytest.register_assert_rewrite("encoding_laws")
+
 
 @pytest.fixture(scope="session")
 def oracle_of() -> Callable[[str], Oracle]:

@@ -1,0 +1,109 @@
+"""Files of rows: every bad row is reported by file and line, and the good ones are streamed."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pytest_mistral_lora.chat.rows import (
+    Row,
+    read_rows,
+    scan_rows,
+)
+from pytest_mistral_lora.errors import InputError, RowError, RowsError
+
+USER = {"role": "user", "content": "u"}
+ANSWER = {"role": "assistant", "content": "a"}
+GOOD = {"messages": [USER, ANSWER]}
+
+
+def write(path: Path, *lines: Any) -> Path:
+    path.write_text("".join(f"{line if isinstance(line, str) else json.dumps(line)}\n" for line in lines))
+    return path
+
+
+def test_all_bad_rows_are_reported_and_the_good_ones_streamed(tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "rows.jsonl",
+        GOOD,
+        "{",
+        GOOD,
+        {"messages": []},
+        "",
+        {"messages": [USER, {"role": "bot"}, ANSWER]},
+        GOOD,
+    )
+    streamed: list[Row] = []
+    with pytest.raises(RowsError) as caught:
+        streamed.extend(read_rows(path))
+    # a list that fails to extend keeps what it was given so far
+    assert [row.place for row in streamed] == [f"{path}:{n}" for n in (1, 3, 7)]
+    assert str(caught.value) == (
+        f"{path}: 3 bad rows\n"
+        f"  {path}:2: not valid JSON: Expecting property name enclosed in double quotes at column 2. "
+        "Write each row with json.dumps, on a line of its own.\n"
+        f"  {path}:4: messages is empty; expected at least one user and one assistant message\n"
+        f"  {path}:6, messages[1].role: 'bot'; expected one of system, user, assistant, tool"
+    )
+    assert [error.place for error in caught.value.errors] == [f"{path}:2", f"{path}:4", f"{path}:6, messages[1].role"]
+
+
+def test_scanning_gives_rows_and_errors_in_file_order(tmp_path: Path) -> None:
+    path = write(tmp_path / "rows.jsonl", GOOD, "{", GOOD)
+    assert [type(item) for item in scan_rows(str(path))] == [Row, RowError, Row]
+
+
+@pytest.mark.parametrize("lines", [[], ["", " "]])
+def test_a_file_without_rows_is_an_error(tmp_path: Path, lines: list[str]) -> None:
+    path = write(tmp_path / "rows.jsonl", *lines)
+    with pytest.raises(RowsError) as caught:
+        list(read_rows(path))
+    assert str(caught.value) == f"{path}: 1 bad row\n  {path}: the file has no rows"
+
+
+def test_a_file_of_good_rows_raises_nothing(tmp_path: Path) -> None:
+    assert [row.to_json() for row in read_rows(write(tmp_path / "rows.jsonl", GOOD, GOOD))] == [GOOD, GOOD]
+
+
+def test_a_missing_file_is_an_input_error(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="cannot be read: No such file or directory"):
+        list(read_rows(tmp_path / "absent.jsonl"))
+
+
+def test_at_most_20_bad_rows_are_shown_and_all_are_counted(tmp_path: Path) -> None:
+    path = write(tmp_path / "rows.jsonl", *("{" + " " * number for number in range(23)))
+    with pytest.raises(RowsError) as caught:
+        list(read_rows(path))
+    lines = str(caught.value).splitlines()
+    assert lines[0] == f"{path}: 23 bad rows"
+    assert len(lines) == 22
+    assert lines[20].startswith(f"  {path}:20: ")
+    assert lines[21] == "  … and 3 more"
+    assert len(caught.value.errors) == 23
+
+
+def test_rows_come_while_the_file_is_still_being_written(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    goes_on = threading.Event()
+    line = json.dumps(GOOD).encode() + b"\n"
+
+    def write_slowly() -> None:
+        with pipe.open("wb", buffering=0) as file:
+            file.write(line * 1000)
+            goes_on.wait(30)
+            file.write(line)
+
+    writer = threading.Thread(target=write_slowly)
+    writer.start()
+    stream = read_rows(pipe)
+    first = next(stream)
+    assert (first.to_json(), goes_on.is_set()) == (GOOD, False)
+    goes_on.set()
+    assert sum(1 for _ in stream) == 1000
+    writer.join()

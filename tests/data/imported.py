@@ -1,0 +1,64 @@
+"""Records as plain data, in the forms that trainers write, and the rows that an import makes of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pytest_mistral_lora.data import Source, convert
+from pytest_mistral_lora.data.declarations import declared_sources
+from pytest_mistral_lora.data.messages import Layout
+from pytest_mistral_lora.data.report import LOSSES, Report
+
+TOOL = {"type": "function", "function": {"name": "f", "description": "d", "parameters": {"type": "object"}}}
+BARE = TOOL["function"]
+
+
+def user(content: Any) -> dict[str, Any]:
+    return {"role": "user", "content": content}
+
+
+def answer(content: Any, **more: Any) -> dict[str, Any]:
+    return {"role": "assistant", "content": content, **more}
+
+
+def call(call_id: str, arguments: Any = None) -> dict[str, Any]:
+    return {"id": call_id, "type": "function", "function": {"name": "f", "arguments": arguments or {}}}
+
+
+def calls(*made: dict[str, Any], **more: Any) -> dict[str, Any]:
+    return {"role": "assistant", "tool_calls": list(made), **more}
+
+
+def result(call_id: str, content: Any = "1", **more: Any) -> dict[str, Any]:
+    return {"role": "tool", "content": content, "tool_call_id": call_id, **more}
+
+
+def chat(*messages: dict[str, Any], **more: Any) -> dict[str, Any]:
+    return {"messages": list(messages), **more}
+
+
+def sharegpt(*turns: tuple[str, Any], **more: Any) -> dict[str, Any]:
+    return {"conversations": [{"from": role, "value": value} for role, value in turns], **more}
+
+
+GOOD = chat(user("u"), answer("a"))
+CALL_TEXT = json.dumps({"name": "f", "arguments": {"x": 1}})
+
+
+def converted(path: Path, *, layout: Layout | None = None) -> tuple[list[Any], Report]:
+    report = Report()
+    return list(convert([Source(path, layout or Layout())], report, lossy=LOSSES)), report
+
+
+def written(path: Path, *records: Any) -> Path:
+    path.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records), "utf-8")
+    return path
+
+
+def imported(path: Path, *names: str) -> list[Any]:
+    report = Report()
+    found = list(convert(declared_sources(path, names)[0], report, lossy=LOSSES))
+    assert report.fault_lines() == []
+    return found

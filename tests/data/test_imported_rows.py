@@ -1,0 +1,388 @@
+"""Records of every form become the rows that they mean, and each change and loss is counted."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from imported import (
+    BARE,
+    CALL_TEXT,
+    GOOD,
+    TOOL,
+    answer,
+    call,
+    calls,
+    chat,
+    converted,
+    result,
+    sharegpt,
+    user,
+    written,
+)
+from pyarrow import parquet
+
+from pytest_mistral_lora.chat.rows import parse_row
+from pytest_mistral_lora.data.report import CHANGES, LOSSES
+from pytest_mistral_lora.strategies import rows
+
+CASES: list[tuple[str, Any, Any, dict[str, str]]] = [
+    # name, record, row, kinds of changes ("") and losses ("lost")
+    ("a row", GOOD | {"id": 7}, GOOD | {"id": 7}, {}),
+    ("sharegpt", sharegpt(("human", "u"), ("gpt", "a")), GOOD, {"roles": ""}),
+    ("sharegpt of roles", {"conversations": GOOD["messages"]}, GOOD, {}),
+    (
+        "sharegpt system and a column",
+        sharegpt(("human", "u"), ("gpt", "a"), system="s", source="web"),
+        chat({"role": "system", "content": "s"}, *GOOD["messages"], source="web"),
+        {"roles": "", "system": ""},
+    ),
+    (
+        "sharegpt tools",
+        sharegpt(
+            ("human", "u"), ("function_call", CALL_TEXT), ("observation", "1"), ("gpt", "a"), tools=json.dumps([BARE])
+        ),
+        chat(
+            user("u"),
+            calls(call("zqzocvkcv", {"x": 1})),
+            result("zqzocvkcv"),
+            answer("a"),
+            tools=[TOOL],
+        ),
+        {"roles": "", "json-text": "", "call-form": "", "made-ids": "", "tool-form": ""},
+    ),
+    ("alpaca", {"instruction": "i", "input": "", "output": "a"}, chat(user("i"), answer("a")), {}),
+    ("alpaca input", {"instruction": "i", "input": "x", "output": "a"}, chat(user("i\nx"), answer("a")), {"input": ""}),
+    (
+        "alpaca history",
+        {"instruction": "i", "input": None, "output": "a", "history": [["u", "b"]], "system": "s"},
+        chat({"role": "system", "content": "s"}, user("u"), answer("b"), user("i"), answer("a")),
+        {"history": "", "system": "", "null-keys": ""},
+    ),
+    ("prompt text", {"prompt": "u", "completion": " a"}, GOOD, {"turns": "", "completion-space": ""}),
+    ("question", {"question": "u", "answer": "a"}, GOOD, {"turns": ""}),
+    (
+        "prompt messages",
+        {"prompt": [user("u"), answer("a"), user("v")], "completion": [answer("b")]},
+        chat(user("u"), answer("a", weight=0), user("v"), answer("b")),
+        {"turns": "", "prompt-weights": ""},
+    ),
+    ("kto good", {"prompt": "u", "completion": "a", "label": True}, GOOD | {"label": True}, {"turns": ""}),
+    ("kto bad", {"prompt": "u", "completion": "a", "label": False}, None, {"turns": "", "unwanted": "lost"}),
+    (
+        "kto bad in CSV",
+        {"prompt": "u", "completion": "a", "label": "False"},
+        None,
+        {"turns": "", "unwanted": "lost"},
+    ),
+    ("preference", {"prompt": "u", "chosen": "a", "rejected": "b"}, GOOD, {"chosen": "", "rejected": "lost"}),
+    (
+        "preference whole",
+        {"chosen": GOOD["messages"], "rejected": [user("u"), answer("b")]},
+        GOOD,
+        {"chosen": "", "rejected": "lost"},
+    ),
+    (
+        "preference with its prompt twice",
+        {"prompt": "u", "chosen": GOOD["messages"], "rejected": [user("u"), answer("b")]},
+        GOOD,
+        {"chosen": "", "rejected": "lost"},
+    ),
+    (
+        "preference of ShareGPT",
+        sharegpt(("human", "u"), chosen={"from": "gpt", "value": "a"}, rejected={"from": "gpt", "value": "b"}),
+        GOOD,
+        {"chosen": "", "rejected": "lost", "roles": ""},
+    ),
+    (
+        "preference of Alpaca",
+        {"instruction": "u", "input": "v", "chosen": "a", "rejected": "b"},
+        chat(user("u\nv"), answer("a")),
+        {"chosen": "", "rejected": "lost", "input": ""},
+    ),
+    (
+        "preference of OpenAI",
+        {
+            "input": {"messages": [user("u")], "tools": [], "parallel_tool_calls": True},
+            "preferred_output": [answer("a")],
+            "non_preferred_output": [answer("b")],
+        },
+        GOOD | {"parallel_tool_calls": True},
+        {"chosen": "", "rejected": "lost"},
+    ),
+    (
+        "OpenAI ids",
+        chat(user("u"), calls(call("call_1"), call("call_2")), result("call_2"), result("call_1"), answer("a")),
+        chat(
+            user("u"),
+            calls(call("oqmw7zzoj"), call("dnupqp5di")),
+            result("dnupqp5di"),
+            result("oqmw7zzoj"),
+            answer("a"),
+        ),
+        {"call-ids": ""},
+    ),
+    (
+        "OpenAI functions",
+        chat(
+            user("u"),
+            answer(None, function_call={"name": "f", "arguments": "{}"}),
+            {"role": "function", "name": "f", "content": "1"},
+            answer("a"),
+            functions=[BARE],
+        ),
+        chat(
+            user("u"),
+            calls({"id": "bb4fw3tx2", "type": "function", "function": {"name": "f", "arguments": "{}"}}, content=None),
+            result("bb4fw3tx2", name="f"),
+            answer("a"),
+            tools=[TOOL],
+        ),
+        {"function-call": "", "made-ids": "", "call-form": "", "roles": "", "tool-form": ""},
+    ),
+    (
+        "OpenAI developer, refusal and padding",
+        chat({"role": "developer", "content": "s"}, user("u"), answer(None, refusal="no", audio=None, tool_calls=[])),
+        chat({"role": "system", "content": "s"}, user("u"), answer("no")),
+        {"roles": "", "refusals": "", "null-keys": ""},
+    ),
+    (
+        "a tool with `required` beside its parameters",
+        GOOD | {"tools": [{"name": "f", "parameters": {"type": "object", "properties": {}}, "required": ["x"]}]},
+        GOOD
+        | {
+            "tools": [
+                {
+                    "type": "function",
+                    "function": {"name": "f", "parameters": {"type": "object", "properties": {}, "required": ["x"]}},
+                }
+            ]
+        },
+        {"tool-form": ""},
+    ),
+    (
+        "a tool without parameters, and strict",
+        GOOD | {"tools": [{"type": "function", "function": {"name": "f", "strict": True}}]},
+        GOOD
+        | {
+            "tools": [
+                {
+                    "type": "function",
+                    "function": {"name": "f", "strict": True, "parameters": {"type": "object", "properties": {}}},
+                }
+            ]
+        },
+        {"tool-form": ""},
+    ),
+    (
+        "reasoning",
+        chat(user("u"), answer("a", reasoning_content="t", reasoning="t")),
+        chat(user("u"), answer([{"type": "thinking", "thinking": "t"}, {"type": "text", "text": "a"}])),
+        {"thinking": ""},
+    ),
+    (
+        "flags",
+        chat(user("u") | {"train": False}, answer("a", train=False), user("v"), answer("b", loss=1.0)),
+        chat(user("u"), answer("a", weight=0), user("v"), answer("b", weight=1)),
+        {"weights": ""},
+    ),
+    ("a mask", chat(user("u"), answer("a", mask=True)), chat(user("u"), answer("a", weight=0)), {"weights": ""}),
+    (
+        "half a weight",
+        chat(user("u"), answer("a", weight=0.5)),
+        chat(user("u"), answer("a", weight=1)),
+        {"weights": "both"},
+    ),
+    (
+        "a trained prompt",
+        chat(user("u") | {"train": True}, answer("a")),
+        GOOD,
+        {"weights": "", "trained-prompts": "lost"},
+    ),
+    ("names", chat(user("u") | {"name": "Ann"}, answer("a")), GOOD, {"names": "lost"}),
+    ("a key of a message", chat(user("u"), answer("a", id="x")), GOOD, {"message-keys": "lost"}),
+    ("images of a row", GOOD | {"images": ["a.png"]}, GOOD, {"media": "lost"}),
+    (
+        "an image in a message",
+        chat(user([{"type": "text", "text": "u"}, {"type": "image_url", "image_url": {"url": "x"}}]), answer("a")),
+        chat(user([{"type": "text", "text": "u"}]), answer("a")),
+        {"media": "lost", "chunks": ""},
+    ),
+    ("a last question", chat(user("u"), answer("a"), user("v")), GOOD, {"last-prompt": "lost"}),
+    ("a key that is nearly ours", GOOD | {"tool": 1}, GOOD, {"keys": "lost"}),
+    (
+        "two system prompts",
+        chat({"role": "system", "content": "s"}, user("u"), answer("a"), system="t"),
+        chat({"role": "system", "content": "s"}, user("u"), answer("a")),
+        {"system": "lost"},
+    ),
+    (
+        "LLaMA-Factory v1",
+        chat(
+            {"role": "user", "content": [{"type": "text", "value": "u"}], "loss_weight": 0.0},
+            {
+                "role": "assistant",
+                "content": [{"type": "reasoning", "value": "t"}, {"type": "tool_call", "value": CALL_TEXT}],
+                "loss_weight": 1.0,
+            },
+            {"role": "tool", "content": [{"type": "text", "value": "1"}]},
+            {"role": "assistant", "content": [{"type": "text", "value": "a"}]},
+            tools=json.dumps([BARE]),
+        ),
+        chat(
+            user("u"),
+            calls(call("zqzocvkcv", {"x": 1}), content=[{"type": "thinking", "thinking": "t"}], weight=1),
+            result("zqzocvkcv"),
+            answer("a"),
+            tools=[TOOL],
+        ),
+        {"chunks": "", "weights": "", "json-text": "", "made-ids": "", "call-form": "", "tool-form": ""},
+    ),
+    (
+        "mistral-finetune",
+        {"interactions": [{"role": "user", "text": "u"}, {"role": "assistant", "text": "a"}], "system_prompt": "s"},
+        chat({"role": "system", "content": "s"}, user("u"), answer("a")),
+        {"content-key": "", "system": ""},
+    ),
+    (
+        "mistral-finetune only_last",
+        chat(user("u"), answer("a"), user("v"), answer("b"), only_last=True),
+        chat(user("u"), answer("a", weight=0), user("v"), answer("b")),
+        {"only-last": ""},
+    ),
+    (
+        "only_last in CSV",
+        chat(user("u"), answer("a"), user("v"), answer("b"), only_last="false"),
+        chat(user("u"), answer("a"), user("v"), answer("b")),
+        {},
+    ),
+    ("a list of messages", [user("u"), answer("a")], GOOD, {}),
+    (
+        "one result for two calls",
+        sharegpt(
+            ("human", "u"),
+            ("function_call", json.dumps([json.loads(CALL_TEXT)] * 2)),
+            ("observation", "[1, {}]"),
+            ("gpt", "a"),
+        ),
+        chat(
+            user("u"),
+            calls(call("zqzocvkcv", {"x": 1}), call("q2o62izxu", {"x": 1})),
+            result("zqzocvkcv"),
+            result("q2o62izxu", "{}"),
+            answer("a"),
+        ),
+        {"roles": "", "json-text": "", "call-form": "", "made-ids": "", "results-split": ""},
+    ),
+    (
+        "a result that is JSON",
+        chat(user("u"), calls(call("abcdefghi")), result("abcdefghi", {"t": 1}), answer("a")),
+        chat(user("u"), calls(call("abcdefghi")), result("abcdefghi", '{"t": 1}'), answer("a")),
+        {"result-text": ""},
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "record", "row", "kinds"), CASES, ids=[case[0] for case in CASES])
+def test_a_record_becomes_this_row(tmp_path: Path, name: str, record: Any, row: Any, kinds: dict[str, str]) -> None:
+    # a line alone that is a list would be the brackets of the file
+    found, report = converted(written(tmp_path / "a.jsonl", *[record] * 2))
+    assert report.fault_lines() == []
+    assert found == ([] if row is None else [row] * 2)
+    assert report.changes.keys() == {kind for kind, lost in kinds.items() if lost != "lost"}
+    assert report.losses.keys() == {kind for kind, lost in kinds.items() if lost}
+    assert (report.rows, report.dropped) == (2 * (row is not None), 2 * (row is None))
+    for one in found[:1]:
+        # a row is imported as it is
+        again, second = converted(written(tmp_path / "b.jsonl", one))
+        assert (again, second.changes, second.losses) == ([one], {}, {})
+
+
+def test_each_kind_is_seen_in_a_case() -> None:
+    seen = {kind for case in CASES for kind in case[3]}
+    declared = {"system-dropped", "untrained-roles", "bad-records", "part-weights", "tool-keys", "refusals"}
+    assert CHANGES.keys() | LOSSES.keys() == seen | declared
+
+
+ROWS = rows(tools=None, weights=True, alternating=False, parallel=True, thinking=True, efforts=("none", "high"))
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30)
+@given(st.lists(ROWS, min_size=1, max_size=3))
+def test_a_row_is_imported_as_it_is(tmp_path: Path, data: list[dict[str, Any]]) -> None:
+    found, report = converted(written(tmp_path / "a.jsonl", *data))
+    assert found == data
+    assert (report.changes, report.losses, report.faults) == ({}, {}, {})
+
+
+def plain(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a row without what a table pads: the keys whose value is null, or a call's empty content."""
+    return json.loads(
+        json.dumps(row), object_hook=lambda one: {key: value for key, value in one.items() if value is not None}
+    )
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30)
+@given(st.lists(rows(tools=True, weights=True, parallel=True), min_size=1, max_size=3))
+def test_the_padding_of_a_table_is_removed(tmp_path: Path, data: list[dict[str, Any]]) -> None:
+    # arguments and parameters as text, since a table has one type for each column
+    for row in data:
+        row["tools"] = json.dumps(row["tools"])
+        for message in row["messages"]:
+            for made in message.get("tool_calls", ()):
+                made["function"]["arguments"] = json.dumps(made["function"]["arguments"])
+    path = tmp_path / "a.parquet"
+    parquet.write_table(pa.Table.from_pylist(data), path)
+    found, report = converted(path)
+    assert report.faults == {}
+    assert [plain(row) for row in found] == [plain(row | {"tools": json.loads(row["tools"])}) for row in data]
+    for row in found:
+        parse_row(row)
+
+
+def test_arrow_pads_arguments_and_schemas_and_the_import_removes_it(tmp_path: Path) -> None:
+    one = chat(user("u"), calls(call("abcdefghi", {"city": "x"})), result("abcdefghi"), answer("a"), tools=[TOOL])
+    other = chat(
+        user("u"),
+        calls(call("abcdefghi", {"day": 1})),
+        result("abcdefghi"),
+        answer("a"),
+        tools=[
+            {
+                "type": "function",
+                "function": {**BARE, "parameters": {"type": "object", "properties": {"day": {"type": "integer"}}}},
+            }
+        ],
+    )
+    path = tmp_path / "a.parquet"
+    parquet.write_table(pa.Table.from_pylist([one, other]), path)
+    padded = parquet.read_table(path).to_pylist()
+    assert padded[0]["messages"][1]["tool_calls"][0]["function"]["arguments"] == {"city": "x", "day": None}
+    found, report = converted(path)
+    assert found == [one, other]
+    assert report.changes["null-keys"].count == 2
+    # the same table as JSON
+    found, report = converted(written(tmp_path / "a.jsonl", *padded))
+    assert found == [one, other]
+
+
+def test_ids_are_stable_and_never_fall_together(tmp_path: Path) -> None:
+    many = [f"call_{number}" for number in range(300)]
+    row = chat(user("u"), calls(*map(call, many)), *map(result, many), answer("a"))
+    first, _ = converted(written(tmp_path / "a.jsonl", row, row))
+    ids = [made["id"] for made in first[0]["messages"][1]["tool_calls"]]
+    assert len(set(ids)) == 300
+    assert all(len(one) == 9 and one.isalnum() and one.isascii() for one in ids)
+    assert [message["tool_call_id"] for message in first[0]["messages"][2:-1]] == ids
+    assert first[0] == first[1]
+    # an id that is fine stays, and another does not become it
+    mixed = chat(user("u"), calls(call("call_1"), call(ids[1])), result("call_1"), result(ids[1]), answer("a"))
+    found, _ = converted(written(tmp_path / "b.jsonl", mixed))
+    made = [one["id"] for one in found[0]["messages"][1]["tool_calls"]]
+    assert made[1] == ids[1]
+    assert made[0] != made[1]
