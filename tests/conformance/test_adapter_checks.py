@@ -17,6 +17,7 @@ from transformers import MistralConfig, MistralForCausalLM
 from pytest_mistral_lora.assertions import assert_adapter_sound
 from pytest_mistral_lora.checkpoint.weights import read_header
 from pytest_mistral_lora.conformance.adapter import cases
+from pytest_mistral_lora.conformance.adapter.effect import movement_findings
 from pytest_mistral_lora.conformance.finding import Result
 from pytest_mistral_lora.errors import InputError, PinError
 from pytest_mistral_lora.records.adapter_config import match_counts
@@ -451,3 +452,31 @@ def test_an_initialisation_that_leaves_no_trace_is_not_checked(save: Save, base:
     results = judged(folder, base)
     assert rules(results) == set()
     assert "needs a base of its own" in results["initial-base"].not_checked
+
+
+@pytest.mark.parametrize(
+    ("moved", "still"),
+    [
+        ({0: 1.0}, 5),
+        ({5: 1.0}, 5),
+        ({2: 1.0, 3: 1.0}, 4),
+        # a gradient that shrinks towards the first block is no freezing
+        ({n: 0.3**n for n in range(6)}, 0),
+        (dict.fromkeys(range(6), 1e-5), 0),
+    ],
+)
+def test_blocks_that_hardly_moved_are_told_from_those_that_moved(
+    moved: dict[int, float], still: int, tmp_path: Path
+) -> None:
+    random = torch.Generator().manual_seed(0)
+    sides = {"lora_A": (4, 16), "lora_B": (16, 4)}
+    names = {n: f"base_model.model.model.layers.{n}.self_attn.q_proj" for n in range(6)}
+    tensors = {
+        f"{name}.{side}.weight": torch.randn(shape, generator=random) * (moved.get(n, 1e-6) if side == "lora_B" else 1)
+        for n, name in names.items()
+        for side, shape in sides.items()
+    }
+    save_file(tensors, tmp_path / TENSORS)
+    found = [finding.found for finding in movement_findings(AdapterFolder(tmp_path, None))]
+    assert len(found) == still
+    assert not any(f"layers.{n}." in text for n in moved for text in found)

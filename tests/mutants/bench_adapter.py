@@ -655,6 +655,14 @@ def block_that_hardly_moved(artifact: Artifact) -> None:
     _moved(artifact, 1e-3, "layers.0.")
 
 
+@mutant("ML424", "I49", says="layers.1.self_attn.q_proj hardly moved: B A is 0")
+def product_of_zero(artifact: Artifact) -> None:
+    """Neither side of a layer is zero, and their product is: each rank has lost one of its two vectors."""
+    for name, one in artifact["tensors"].items():
+        if ".layers.1.self_attn.q_proj." in name:
+            (one[1:] if "lora_A" in name else one[:, :1]).zero_()
+
+
 @mutant("ML424", "I49", says="*.self_attn.o_proj hardly moved in any block")
 def kind_that_hardly_moved(artifact: Artifact) -> None:
     """One kind of layers was in no group of the optimizer, and only decayed."""

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 LEAST_OF_NEIGHBOURS = 0.01
 """Adam moves every layer by about the same: in a trained adapter, the layers of a kind differ by a factor of ten."""
 
-LEAST_OF_KINDS = 0.001
-"""Kinds of layers (q_proj, down_proj, ...) differ more, by the widths of their inputs and their gradients."""
+LEAST_OF_ALL = 0.001
+"""Blocks far from each other, and kinds of layers (q_proj, down_proj, ...), differ more, by widths and gradients."""
 
 _NEIGHBOURS = 4
 _A, _B = ".lora_A.weight", ".lora_B.weight"
@@ -48,40 +48,49 @@ def movement_findings(folder: AdapterFolder) -> Iterator[Finding]:
         match = _BLOCK.match(layer)
         if layer == name or layer + _B not in weights or match is None or "expert" in layer:
             continue
-        if size := change_size(weights.array(name), weights.array(layer + _B)):  # zero is another rule's
+        pair = weights.array(name), weights.array(layer + _B)
+        # a side of zeros is another rule's; the product of two others may be zero as well
+        if (size := change_size(*pair)) or (_is_sound(*pair) and all(side.any() for side in pair)):
             kinds[f"{match['before']}.*.{match['kind']}"][int(match["block"])] = size
     for kind, sizes in kinds.items():
         for block, size in sizes.items():
             nearest = sorted((abs(other - block), other) for other in sizes if other != block)[:_NEIGHBOURS]
             # the upper median: beside a row of layers that did not move, one that did is the measure
-            usual = statistics.median_high([sizes[other] for _, other in nearest]) if nearest else 0.0
-            if size < LEAST_OF_NEIGHBOURS * usual:
-                found = f"{kind.replace('*', str(block))} hardly moved: B A is {size:.3g}"
-                yield Finding(
-                    "ML424", f"{found} a number on average", place, f"about {usual:.3g}, as the layers around it"
-                )
+            around = statistics.median_high([sizes[other] for _, other in nearest]) if nearest else 0.0
+            most = max(sizes.values())
+            usual, whose = around, "the layers around it"
+            if size >= LEAST_OF_NEIGHBOURS * around:
+                usual, whose = most, "the one that moved most"  # where one block moved alone
+            if size < (LEAST_OF_NEIGHBOURS if usual == around else LEAST_OF_ALL) * usual:
+                found = f"{kind.replace('*', str(block))} hardly moved: B A is {size:.3g} a number on average"
+                yield Finding("ML424", found, place, f"about {usual:.3g}, as {whose}")
     middles = {kind: statistics.median_high(sizes.values()) for kind, sizes in kinds.items()}
+    most = max(middles.values(), default=0.0)
     for kind, middle in middles.items():
-        others = [other for name, other in middles.items() if name != kind]
-        usual = statistics.median_high(others) if others else 0.0
-        if middle < LEAST_OF_KINDS * usual:
+        if middle < LEAST_OF_ALL * most:
             found = f"{kind} hardly moved in any block: B A is {middle:.3g} a number on average"
-            yield Finding("ML424", found, place, f"about {usual:.3g}, as the other layers")
+            yield Finding("ML424", found, place, f"about {most:.3g}, as the layers that moved most")
 
 
 def change_size(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> float:
     """Return the root mean square of B A, for A `(rank, inputs)` and B `(outputs, rank)`; 0.0 of faulty tensors."""
     import numpy as np
 
-    if a.ndim != 2 or b.ndim != 2 or a.shape[0] != b.shape[1] or 0 in (*a.shape, *b.shape):
-        return 0.0
-    # an exploded layer is another rule's, and must not make its neighbours small
-    if not all(is_floating(one) and float(np.abs(one.astype(np.float64)).max()) <= LARGEST for one in (a, b)):
+    if not _is_sound(a, b):
         return 0.0
     a, b = a.astype(np.float64), b.astype(np.float64)
     # ||B A||^2 = tr(A A^T B^T B): two matrices of rank x rank, in place of one of the weight's size
     squares = float(((a @ a.T) * (b.T @ b)).sum())
     return math.sqrt(max(squares, 0.0) / (a.shape[1] * b.shape[0]))
+
+
+def _is_sound(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> bool:
+    """Return whether two factors fit, and have numbers of a sane size: an exploded layer must not be the measure."""
+    import numpy as np
+
+    if a.ndim != 2 or b.ndim != 2 or a.shape[0] != b.shape[1] or 0 in (*a.shape, *b.shape):
+        return False
+    return all(is_floating(one) and float(np.abs(one.astype(np.float64)).max()) <= LARGEST for one in (a, b))
 
 
 _LAYERS_READ = 8
