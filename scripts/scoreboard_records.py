@@ -135,9 +135,14 @@ def _derived_tekken() -> Any:
 
 
 @cache
+def loaded(file: Path) -> CheckpointTokenizer:
+    """Return the tokenizer of a file, whose oracle is loaded once for all names and rows."""
+    return CheckpointTokenizer(file)
+
+
 def oracle(tokenizer: str) -> Oracle:
     """Return Mistral's own tokenization."""
-    return Oracle(tokenizer_file(tokenizer))
+    return loaded(tokenizer_file(tokenizer)).oracle
 
 
 @cache

@@ -30,6 +30,7 @@ from scoreboard_records import (
     Recorded,
     cases,
     checkpoint,
+    loaded,
     oracle,
     record,
     record_real,
@@ -37,7 +38,6 @@ from scoreboard_records import (
 )
 
 from pytest_mistral_lora.checkpoint.encoder import make_encoder
-from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.conformance.encoded import CLASSES
 from pytest_mistral_lora.conformance.encoded.comparison import row_findings
 from pytest_mistral_lora.conformance.finding import Finding
@@ -50,7 +50,7 @@ OURS = "pytest-mistral-lora"
 @cache
 def our_findings(tokenizer: str) -> dict[str, list[Finding]]:
     """Return what is wrong with our own trainer's encoding of each case."""
-    encoder = make_encoder("mistral-common", CheckpointTokenizer(tokenizer_file(tokenizer)))
+    encoder = make_encoder("mistral-common", loaded(tokenizer_file(tokenizer)))
     found = {}
     for case in cases(tokenizer):
         encoded = encoder.encode(case.row)

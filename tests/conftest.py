@@ -91,6 +91,16 @@ def suite_libraries(tmp_path_factory: pytest.TempPathFactory) -> None:
     _set_apart()
 
 
+@pytest.fixture(scope="session")
+def tiny_work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the session, which its workers share: the tiny run in it is made once, in the first test that asks.
+
+    It is that of spm-v3 on the CPU; read it, and leave it as it is.
+    """
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+
 @pytest.fixture
 def run_pytest(
     suite_libraries: None, pytester: pytest.Pytester, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -93,8 +93,9 @@ def test_every_kind_has_a_test() -> None:
         ("json_schema", {"properties": {"x": {"pattern": "^(a+)+b$"}}}, '{"x": "' + "a" * 60 + '"}'),
     ],
 )
-def test_a_pattern_that_backtracks_is_ended(kind: Kind, value: Any, text: str) -> None:
-    assert "a pattern takes more than 5 s" in FormatCheck(kind, value).verdict(said(text)).reason
+def test_a_pattern_that_backtracks_is_ended(kind: Kind, value: Any, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pytest_mistral_lora.chat.reading.PATTERN_SECONDS", 1.5)
+    assert "a pattern takes more than 1.5 s" in FormatCheck(kind, value).verdict(said(text)).reason
 
 
 def test_a_pattern_of_a_schema_is_checked_and_a_broken_one_is_named() -> None:

@@ -43,6 +43,7 @@ def test_a_forked_process_that_is_killed_is_a_failure(tmp_path: Path, monkeypatc
         ForkedProcess().ask(tmp_path, "cpu")
 
 
+@pytest.mark.slow
 def test_a_new_process_that_fails_gives_its_exit_code(tmp_path: Path) -> None:
     with pytest.raises(MistralLoraError, match="exit code 2"):
         in_a_new_process(tmp_path, "cpu")

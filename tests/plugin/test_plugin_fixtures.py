@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import shutil
+from pathlib import Path
 
 import pytest
 
-from pytest_mistral_lora.chat.oracle import shipped_tokenizer
+from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
+from pytest_mistral_lora.conformance.train.tiny_run import tiny_run
 
 TESTS = """
 import torch
@@ -52,14 +54,30 @@ def test_manifest(mistral_manifest):
     assert mistral_manifest["kind"] == "adapter"
 """
 
+SHARED = """
+from pathlib import Path
+
+import pytest
+
+@pytest.fixture(scope="session")
+def tmp_path_factory(tmp_path_factory):
+    tmp_path_factory.mktemp = lambda name: Path({folder!r})
+    return tmp_path_factory
+"""
+
 
 def test_each_fixture_works_without_the_suite(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(TESTS)
     pytester.runpytest_inprocess().assert_outcomes(passed=5)
 
 
-def test_the_run_and_its_manifest_are_real(pytester: pytest.Pytester) -> None:
+@pytest.mark.parametrize("is_made", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_the_run_and_its_manifest_are_real(is_made: bool, pytester: pytest.Pytester, tiny_work: Path) -> None:
     pytester.makepyfile(RUN)
+    if is_made:
+        # as in a session whose worker has made the run before: it takes twelve seconds, and the laws need it, too
+        tiny_run(Oracle(shipped_tokenizer("spm-v3")), tiny_work, device="cpu")
+        pytester.makeconftest(SHARED.format(folder=str(tiny_work)))
     pytester.runpytest_inprocess().assert_outcomes(passed=2)
 
 

@@ -50,7 +50,7 @@ def project(trained: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(trained, tmp_path / "here" / "project"))
 
 
-@pytest.fixture(params=["project", "project/lora-out", "/"])
+@pytest.fixture(params=["project", pytest.param("project/lora-out", marks=pytest.mark.slow), "/"])
 def adapter(request: pytest.FixtureRequest, project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The path of the adapter, relative to a working directory."""
     monkeypatch.chdir(project.parent / request.param)

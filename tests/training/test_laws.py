@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -26,20 +25,13 @@ def checks_in(folder: Path) -> dict[str, Check]:
 
 
 @pytest.fixture(scope="session")
-def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of the session, which its workers share: the tiny run in it is made once."""
-    own = tmp_path_factory.getbasetemp()
-    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
-
-
-@pytest.fixture(scope="session")
-def tiny(work: Path) -> TinyRun:
-    return tiny_run(Oracle(shipped_tokenizer("spm-v3")), work, device="cpu")
+def tiny(tiny_work: Path) -> TinyRun:
+    return tiny_run(Oracle(shipped_tokenizer("spm-v3")), tiny_work, device="cpu")
 
 
 @pytest.mark.parametrize("case", checks_in(Path()))
-def test_the_trainer_keeps_the_law(case: str, work: Path) -> None:
-    result = checks_in(work)[case].run()
+def test_the_trainer_keeps_the_law(case: str, tiny_work: Path) -> None:
+    result = checks_in(tiny_work)[case].run()
     assert [finding.text() for finding in result.findings] == []
     assert result.not_checked == ""
 
