@@ -12,6 +12,7 @@ from tiny_runs import MakeRecipe, recipe_data, write_rows
 from pytest_mistral_lora.chat.oracle import shipped_tokenizer
 from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
+from pytest_mistral_lora.training.merge import MergedModel, merge
 from pytest_mistral_lora.training.recipe import Recipe, parse_recipe
 from pytest_mistral_lora.training.run import RunResult, train
 
@@ -72,3 +73,8 @@ def folder(run: RunResult, tmp_path: Path) -> Path:
 def dataset(tmp_path: Path) -> Path:
     """The rows of the run."""
     return write_rows(tmp_path / "rows.jsonl")
+
+
+@pytest.fixture(scope="session")
+def merged(run: RunResult, tmp_path_factory: pytest.TempPathFactory) -> MergedModel:
+    return merge(run.output, tmp_path_factory.mktemp("merged") / "out", run.base_folder)
