@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ from derived_tekken import write_derived
 from packaging.version import Version
 
 from pytest_mistral_lora.chat.oracle import shipped_tokenizer
-from pytest_mistral_lora.checkpoint.architectures import TEXT_MODELS, Architecture
+from pytest_mistral_lora.checkpoint.architectures import TEXT_MODELS, Architecture, architecture_of
+from pytest_mistral_lora.checkpoint.base_model import empty_model
 from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
 from pytest_mistral_lora.conformance.checks import Settings, collect
 from pytest_mistral_lora.conformance.named_targets import named_targets
@@ -22,7 +24,12 @@ from pytest_mistral_lora.records.files import base_weights_sha256
 from pytest_mistral_lora.training.memory import recipe_memory
 from pytest_mistral_lora.training.recipe import load_recipe
 
-RECIPES = Path(__file__).parents[1] / "examples" / "recipes"
+ROOT = Path(__file__).parents[1]
+RECIPES = ROOT / "examples" / "recipes"
+sys.path.insert(0, str(ROOT / "scripts"))
+
+from write_recipe_memory import DIMENSIONS, comment, configurations, memory, row, write_base  # noqa: E402
+
 ROW = {"messages": [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "4"}]}
 THINKING = {"type": "thinking", "thinking": "Two and two."}
 CHECKPOINTS: dict[str, tuple[Architecture, bool, str]] = {
@@ -39,7 +46,7 @@ CHECKPOINTS: dict[str, tuple[Architecture, bool, str]] = {
 
 def test_every_recipe_is_listed_and_tried() -> None:
     names = {path.stem for path in RECIPES.glob("*.yaml")}
-    assert names == CHECKPOINTS.keys()
+    assert names == CHECKPOINTS.keys() == configurations().keys()
     page = (RECIPES / "README.md").read_text(encoding="utf-8")
     assert set(re.findall(r"^\| \[([\w.-]+)\.yaml\]\(\1\.yaml\)", page, flags=re.MULTILINE)) == names
     for name in names:
@@ -72,3 +79,42 @@ def test_a_recipe_is_accepted_for_its_class(name: str, tmp_path: Path) -> None:
     assert [finding.text() for finding in errors] == []
     # the tiny model fits; of the published one, the same call needs its config.json alone
     assert ": fits into " in recipe_memory(load_recipe(tmp_path / "recipe.yaml"), base).text(80 * 10**9)
+
+
+def _needs(name: str) -> None:
+    since = CHECKPOINTS[name][0].text.since
+    if Version(version("transformers")) < Version(since or "0"):
+        pytest.skip(f"its class needs transformers {since}")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name in ("mistral-7b-v0.3", "ministral-3-3b") else pytest.mark.slow)
+        for name in CHECKPOINTS
+    ],
+)
+def test_the_memory_on_the_page_is_the_estimate_from_the_dimensions(name: str) -> None:
+    _needs(name)
+    found = memory(name)
+    assert row(name, found) in (RECIPES / "README.md").read_text(encoding="utf-8")
+    assert comment(found) in (RECIPES / f"{name}.yaml").read_text(encoding="utf-8")
+    assert "; fits " in comment(found)
+
+
+@pytest.mark.parametrize("name", ["ministral-3-3b", "devstral-small-2-24b", "magistral-small-24b"])
+def test_the_dimensions_give_the_size_of_the_published_weights(name: str, tmp_path: Path) -> None:
+    _needs(name)
+    config, entry = configurations()[name], json.loads(DIMENSIONS.read_text(encoding="utf-8"))["recipes"][name]
+    assert CHECKPOINTS[name][0] == architecture_of(config)
+    assert config["tie_word_embeddings"] == config["text_config"]["tie_word_embeddings"] == CHECKPOINTS[name][1]
+    size = 0
+    for tensor, parameter in empty_model(write_base(tmp_path, name)).named_parameters():
+        in_text = "language_model" in tensor or tensor.startswith("lm_head")
+        packed = (
+            "quantization_config" in config and tensor.endswith("_proj.weight") and "language_model.layers" in tensor
+        )
+        tied = CHECKPOINTS[name][1] and tensor.startswith("lm_head")
+        if not tied and (in_text or entry["published"].get("part") != "text model"):
+            size += parameter.numel() * (1 if packed else 2)
+    assert size / 1e9 == pytest.approx(entry["published"]["gigabytes"], rel=0.01)
