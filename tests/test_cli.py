@@ -88,6 +88,31 @@ def test_each_group_of_verbs_has_an_example_that_can_be_parsed(
         assert main(line.split()) == 0
 
 
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="root may write everywhere else")
+@pytest.mark.parametrize(
+    ("words", "option", "name"),
+    [
+        (("check", "rows.jsonl", "--tokenizer", "spm-v3"), "--report", "out.html"),
+        (("check", "rows.jsonl", "--tokenizer", "spm-v3"), "--report", "out.json"),
+        (("check", "rows.jsonl", "--tokenizer", "spm-v3"), "--baseline", "known.txt"),
+        (("audit", "--runner", "trl", "--tokenizer", "spm-v3"), "--output", "rows.jsonl"),
+        (("render", "rows.jsonl", "--tokenizer", "spm-v3"), "--html", "out.html"),
+        (("template", "--tokenizer", "spm-v3"), "--output", "chat.jinja"),
+        (("import", "rows.json"), "--to", "rows.jsonl"),
+    ],
+)
+def test_a_file_that_cannot_be_written_is_bad_usage_before_the_work_begins(
+    words: tuple[str, ...], option: str, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for folder, found in (
+        ("/proc", f"/proc/{name}: cannot be written: No such file"),
+        ("nope", "nope: no such folder."),
+    ):
+        with pytest.raises(SystemExit, match="2"):
+            main([*words, option, f"{folder}/{name}"])
+        assert f"mistral-lora {words[0]}: error: argument {option}: {found}" in capsys.readouterr().err
+
+
 def test_the_exit_codes_are_one_table_in_the_help_of_the_program(capsys: pytest.CaptureFixture[str]) -> None:
     text = help_of(capsys)
     for code, meaning in EXIT_CODES.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +127,25 @@ def test_a_recipe_has_its_split_its_max_length_and_its_steps(tmp_path: Path, cap
     out = capsys.readouterr().out
     assert f"{steps} steps of 4 rows" in out
     assert "held out, trained on" in out
+
+
+def test_a_recipe_names_the_tokenizer_of_its_base(tmp_path: Path, capsys: Any) -> None:
+    rows, recipe, base = write(tmp_path / "rows.jsonl"), tmp_path / "recipe.yaml", tmp_path / "base"
+    base.mkdir()
+    shutil.copy(shipped_tokenizer("spm-v7"), base)
+    training = {"learning_rate": 1e-3, "batch_size": 1, "micro_batch_tokens": 64, "steps": 1}
+    data = {"base": {"path": "base", "weights_sha256": "0" * 64}, "data": {"train": ["rows.jsonl"]}, "output": "out"}
+    recipe.write_text(yaml.safe_dump({**data, "training": training}))
+    counts = [figures(capsys, rows, "--tokenizer", one)["tokens"] for one in (recipe, "spm-v7", "spm-v3")]
+    assert counts[0] == counts[1] != counts[2]
+    templates = []
+    for one in (recipe, "spm-v7", "spm-v3"):
+        assert main(["template", "--tokenizer", str(one)]) == 0
+        templates.append(capsys.readouterr().out)
+    assert templates[0] == templates[1] != templates[2]
+    recipe.write_text("base: {repo: a/b}\n")
+    assert main(["stats", str(rows), "--tokenizer", str(recipe)]) == 2
+    assert "recipe.yaml: 4 bad values" in capsys.readouterr().err
 
 
 def test_the_tables_are_printed(tmp_path: Path, capsys: Any) -> None:

@@ -16,7 +16,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_mistral_lora.cli.judging import add_format_option, print_judged
-from pytest_mistral_lora.cli.verb import Verb, add_oracle_option, add_tokenizer_option, print_line
+from pytest_mistral_lora.cli.verb import (
+    Verb,
+    add_oracle_option,
+    add_tokenizer_option,
+    named_tokenizer,
+    output_file,
+    print_line,
+)
 from pytest_mistral_lora.errors import EXIT_FINDING, EXIT_OK, InputError
 from pytest_mistral_lora.runners import RUNNERS, TIME_LIMIT, find_runner, runner_fixes
 
@@ -76,7 +83,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         help="keep the data that --config names, for example those of an exported run; --dataset then names the chat "
         "rows that these data come from, in order",
     )
-    group.add_argument("--output", type=Path, metavar="FILE", help="keep the encoded rows in this file")
+    group.add_argument("--output", type=output_file, metavar="FILE", help="keep the encoded rows in this file")
     group.add_argument(
         "--time-limit",
         type=float,
@@ -97,6 +104,7 @@ def run(args: argparse.Namespace) -> int:
     from pytest_mistral_lora.conformance.finding import RULES
     from pytest_mistral_lora.report.github import commands_stopped
 
+    args.tokenizer, args.oracle, _ = named_tokenizer(args.tokenizer, args.oracle)
     with _encoded_rows(args) as (file, rows):
         oracle = CheckpointTokenizer(args.tokenizer, args.oracle).oracle
         audit = Audit(file, oracle, tuple(args.dataset), base=args.tokenizer)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_mistral_lora.cli.judging import Judging, add_format_option, add_report_option, command_line
-from pytest_mistral_lora.cli.verb import Verb, add_oracle_option
+from pytest_mistral_lora.cli.verb import Verb, add_oracle_option, output_file
 from pytest_mistral_lora.conformance.named_targets import is_shipped
 from pytest_mistral_lora.conformance.path_kinds import KINDS, recognised, targets_of
 from pytest_mistral_lora.conformance.targets import EMBEDDED
@@ -69,7 +69,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--baseline",
-        type=Path,
+        type=output_file,
         metavar="FILE",
         help="write what is found to this new file, with empty reasons to fill in, as --xfails reads it",
     )
@@ -85,7 +85,9 @@ def run(args: argparse.Namespace) -> int:
         expected = f"a tokenizer folder or file, or one of {', '.join(EMBEDDED)}"
         found = f"no such file or folder{did_you_mean(str(args.tokenizer), EMBEDDED)}"
         raise InputError(found, place=str(args.tokenizer), expected=expected)
-    paths = [recognised(path, args.base, args.kind) for path in args.paths]
+    from pytest_mistral_lora.records.files import path_from
+
+    paths = [recognised(path_from(Path.cwd(), path), args.base, args.kind) for path in args.paths]
     if args.tokenizer is not None and not any(one.kind in ("rows", "encoded", "gguf") for one in paths):
         found = "--tokenizer is for rows and GGUF files, and no path is one"
         raise InputError(found, expected="a tokenizer to check as a path")

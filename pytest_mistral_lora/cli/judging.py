@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pytest_mistral_lora.cli.verb import PROGRAM, print_json, print_line
+from pytest_mistral_lora.cli.verb import PROGRAM, output_file, print_json, print_line
 from pytest_mistral_lora.errors import EXIT_FINDING, EXIT_OK
 
 if TYPE_CHECKING:
@@ -40,12 +40,9 @@ def add_report_option(parser: argparse.ArgumentParser) -> None:
 
 
 def _report_file(text: str) -> Path:
-    path = Path(text)
-    if path.suffix not in (".json", ".html"):
+    if Path(text).suffix not in (".json", ".html"):
         raise argparse.ArgumentTypeError(f"{text!r}; expected a name that ends in .json or .html")
-    if path.is_dir() or not path.parent.is_dir():
-        raise argparse.ArgumentTypeError(f"{text!r}: {'a folder' if path.is_dir() else 'no such folder'}")
-    return path
+    return output_file(text)
 
 
 def add_format_option(parser: argparse.ArgumentParser) -> None:

@@ -8,7 +8,15 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from pytest_mistral_lora.cli.verb import Verb, add_json_option, add_oracle_option, add_tokenizer_option, print_json
+from pytest_mistral_lora.cli.verb import (
+    Verb,
+    add_json_option,
+    add_oracle_option,
+    add_tokenizer_option,
+    named_tokenizer,
+    output_file,
+    print_json,
+)
 from pytest_mistral_lora.errors import EXIT_OK, InputError
 from pytest_mistral_lora.runners import RUNNERS
 
@@ -115,7 +123,7 @@ def _add_template_options(parser: argparse.ArgumentParser) -> None:
     add_tokenizer_option(parser)
     add_oracle_option(parser)
     parser.add_argument("--no-thinking", action="store_true", help="refuse thinking in rows of version 11")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="file to write (default: standard output)")
+    parser.add_argument("--output", type=output_file, metavar="FILE", help="file to write (default: standard output)")
     add_json_option(parser)
 
 
@@ -124,7 +132,8 @@ def run_template(args: argparse.Namespace) -> int:
     from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer, training_template
     from pytest_mistral_lora.records.files import write_text
 
-    text = training_template(CheckpointTokenizer(args.tokenizer, args.oracle), thinking=not args.no_thinking)
+    tokenizer = CheckpointTokenizer(*named_tokenizer(args.tokenizer, args.oracle)[:2])
+    text = training_template(tokenizer, thinking=not args.no_thinking)
     if args.json:
         text = json.dumps({"tokenizer": str(args.tokenizer), "template": text}, ensure_ascii=False)
     if args.output:

@@ -16,10 +16,10 @@ from pytest_mistral_lora.cli.verb import (
     Verb,
     add_oracle_option,
     add_tokenizer_option,
-    base_of,
     name_of,
+    named_tokenizer,
+    output_file,
     recipe_at,
-    require_there,
     tokenizer_path,
 )
 from pytest_mistral_lora.errors import EXIT_FINDING, EXIT_OK, InputError, RowError, RowsError
@@ -66,7 +66,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-ids", action="store_true", help="print no ids")
     output = parser.add_mutually_exclusive_group()
     output.add_argument("--json", action="store_true", help="print encoded rows, as `mistral-lora audit` reads them")
-    output.add_argument("--html", type=_page_file, metavar="FILE", help="write a page that needs nothing else")
+    output.add_argument("--html", type=output_file, metavar="FILE", help="write a page that needs nothing else")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -151,18 +151,15 @@ def _view_of(args: argparse.Namespace) -> _View:
     from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 
     recipe = recipe_at(args.rows)
-    named = recipe if args.tokenizer is None else recipe_at(args.tokenizer)
-    if named is not None:
-        path, oracle = base_of(named), args.oracle or named.base.oracle
-    elif args.tokenizer is not None:
-        path, oracle = require_there(args.tokenizer), args.oracle
-    else:
+    source = args.rows if recipe is not None and args.tokenizer is None else args.tokenizer
+    if source is None:
         raise InputError(
             "rows are shown as tokens, and no tokenizer is given",
             place=str(args.rows),
             expected="a folder, a file, a recipe, or the name of a shipped one such as spm-v3",
             next_step=f"Name it: mistral-lora render {shlex.quote(str(args.rows))} --tokenizer spm-v3",
         )
+    path, oracle, named = named_tokenizer(source, args.oracle)
     tokenizer = CheckpointTokenizer(path, oracle)
     backend = args.backend or (named.backend if named else _BACKENDS[0])
     first = make_encoder(backend, tokenizer)
@@ -170,8 +167,7 @@ def _view_of(args: argparse.Namespace) -> _View:
         return _View(recipe, ((f"{backend}, {name_of(path)}", first),), True)
     if isinstance(args.compare, str):
         return _View(recipe, ((backend, first), (args.compare, make_encoder(args.compare, tokenizer))), True)
-    other = recipe_at(args.compare)
-    second = make_encoder(backend, CheckpointTokenizer(base_of(other) if other else require_there(args.compare)))
+    second = make_encoder(backend, CheckpointTokenizer(*named_tokenizer(args.compare)[:2]))
     return _View(recipe, ((name_of(path), first), (name_of(args.compare), second)), False)
 
 
@@ -233,16 +229,6 @@ def _write_page(args: argparse.Namespace, rows: list[TokenRow], errors: list[Row
     notes += [f"Not encoded: {error}" for error in errors[: RowsError.shown]]
     write_text(args.html, tokens_page(rows, heading=f"Tokens of {args.rows.name}", notes=notes))
     sys.stdout.write(f"{args.html}: {notes[0]}\n")
-
-
-def _page_file(text: str) -> Path:
-    path = Path(text)
-    # before rows are encoded: the page is written last
-    if path.is_dir():
-        raise argparse.ArgumentTypeError(f"{text}: a folder; expected a file")
-    if not path.parent.is_dir():
-        raise argparse.ArgumentTypeError(f"{text}: no such folder: {path.parent}")
-    return path
 
 
 def _positive(text: str) -> int:

@@ -16,6 +16,8 @@ from pytest_mistral_lora.cli.verb import (
     add_json_option,
     add_oracle_option,
     add_tokenizer_option,
+    named_tokenizer,
+    output_file,
     print_json,
 )
 from pytest_mistral_lora.data.report import LOSSES
@@ -39,7 +41,7 @@ _KINDS = f"The names of losses: {', '.join(LOSSES)}."
 
 def _add_import_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("sources", type=Path, nargs="+", metavar="SOURCE", help="file, folder or configuration")
-    parser.add_argument("--to", required=True, type=Path, metavar="FILE", help="JSONL file to write")
+    parser.add_argument("--to", required=True, type=output_file, metavar="FILE", help="JSONL file to write")
     parser.add_argument(
         "--format", choices=[*FORMATS], help="format of the records (default: recognised by their keys)"
     )
@@ -172,7 +174,7 @@ def _opened(args: argparse.Namespace) -> tuple[RecipeTarget | DatasetTarget, lis
         target = RecipeTarget(first.stem, first, oracle_name=args.oracle)
         if args.tokenizer is not None:
             # the base may be elsewhere
-            vars(target)["tokenizer"] = CheckpointTokenizer(args.tokenizer, args.oracle)
+            vars(target)["tokenizer"] = CheckpointTokenizer(*named_tokenizer(args.tokenizer, args.oracle)[:2])
         return target, None
     layout = Layout(args.format or "")
     files = [
@@ -186,8 +188,9 @@ def _opened(args: argparse.Namespace) -> tuple[RecipeTarget | DatasetTarget, lis
             expected="a folder, a file, or the name of a shipped one such as spm-v3",
             next_step=f"Name it: {words} spm-v3",
         )
-    shipped = (name for name in SHIPPED if shipped_tokenizer(name) == args.tokenizer)
-    judge = Target(next(shipped, str(args.tokenizer)), args.tokenizer, trains=True, oracle_name=args.oracle)
+    path, oracle, _ = named_tokenizer(args.tokenizer, args.oracle)
+    shipped = (name for name in SHIPPED if shipped_tokenizer(name) == path)
+    judge = Target(next(shipped, str(path)), path, trains=True, oracle_name=oracle)
     return DatasetTarget(first.name, first, judge=judge), files
 
 

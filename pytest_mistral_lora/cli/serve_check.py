@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from pytest_mistral_lora.cli.judging import Judging, add_format_option, add_report_option, command_line
-from pytest_mistral_lora.cli.verb import Verb, add_tokenizer_option
+from pytest_mistral_lora.cli.verb import Verb, add_tokenizer_option, named_tokenizer
 from pytest_mistral_lora.conformance.named_targets import name_of
 from pytest_mistral_lora.conformance.server_target import ServerChoice, ServerTarget
 from pytest_mistral_lora.conformance.targets import Target
@@ -65,7 +65,8 @@ def run(args: argparse.Namespace) -> int:
             raise InputError("no such file or folder", place=str(path))
     if not chosen.kind.endswith(".py"):  # a script asks by itself
         require_extra("serving")
-    tokenizer = Target(name_of(args.tokenizer), args.tokenizer)
+    path, oracle, _ = named_tokenizer(args.tokenizer)
+    tokenizer = Target(name_of(path), path, oracle_name=oracle)
     asked = {"model": args.model, "rows": tuple(args.rows), "golden": tuple(args.golden)}
     target = chosen.target(name_of(chosen.name), tokenizer, args.adapter, **asked)
     judging = Judging(command_line(args), args.output_format, reports=args.report)

@@ -80,6 +80,20 @@ def add_json_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON instead of text")
 
 
+def output_file(text: str) -> Path:
+    """Return the path of a file that a verb writes last.
+
+    Raises:
+        argparse.ArgumentTypeError: If it cannot be written: that must not end a long run.
+    """
+    from pytest_mistral_lora.records.files import require_writable
+
+    try:
+        return require_writable(Path(text))
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
 def print_line(text: str) -> None:
     """Print a line to standard output, at once: another stream may follow."""
     sys.stdout.write(f"{text}\n")
@@ -94,7 +108,7 @@ def add_tokenizer_option(parser: argparse.ArgumentParser, *, required: bool = Tr
         type=tokenizer_path,
         metavar="PATH",
         help="checkpoint folder, tekken.json, tokenizer.model.vN, the name of a tokenizer that mistral-common ships, "
-        "such as spm-v3, or a Hub repository at a commit, as OWNER/NAME@COMMIT",
+        "such as spm-v3, a Hub repository at a commit, as OWNER/NAME@COMMIT, or a recipe, for that of its base",
     )
 
 
@@ -177,6 +191,24 @@ def require_there(path: Path) -> Path:
             next_step=f"Print the commit: mistral-lora pin {shlex.quote(str(path))}",
         )
     return path
+
+
+def named_tokenizer(path: Path, oracle: str | None = None) -> tuple[Path, str | None, Recipe | None]:
+    """Return the tokenizer that a value of `--tokenizer` names, its declared oracle, and the recipe if it is one.
+
+    Args:
+        path: The result of `tokenizer_path`; a recipe names the tokenizer of its base.
+        oracle: The oracle that the command line declares; None for that of the recipe.
+
+    Raises:
+        InputError: If there is no such file or folder.
+        RecipeError: If the recipe has a fault.
+        PinError: If the files of its base cannot be had.
+    """
+    recipe = recipe_at(path)
+    if recipe is None:
+        return require_there(path), oracle, None
+    return base_of(recipe), oracle or recipe.base.oracle, recipe
 
 
 def recipe_at(path: Path) -> Recipe | None:

@@ -162,6 +162,8 @@ def _judge_rendering(target: Target, case: UserCase) -> Result:
     if case.unusable:
         return error_result(case.unusable)
     if not path.is_file():
+        # no row of a recipe with a fault, or of a base that is not there, can be recorded: that is the one cause
+        _ = target.tokenizer
         place = row.row.place if row else ""
         return Result((Finding("ML007", "the row is not recorded", place, f"a golden {path}"),))
     try:

@@ -52,15 +52,16 @@ def mistral_tokenizer(pytestconfig: pytest.Config) -> CheckpointTokenizer:
     """The tokenizer under test (session): the first of `mistral_tokenizers`, else mistral-common's SentencePiece v3."""
     from pathlib import Path
 
-    from pytest_mistral_lora.chat.oracle import shipped_tokenizer
+    from pytest_mistral_lora.chat.oracle import SHIPPED, shipped_tokenizer
     from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
     from pytest_mistral_lora.plugin.values import oracle_choice, tokenizer_paths
 
     given = next(iter(tokenizer_paths(pytestconfig)), Path("spm-v3"))
-    # the name of a shipped one is no absolute path
-    if not given.is_absolute():
+    # a test may have gone to another folder
+    path = pytestconfig.invocation_params.dir / given
+    if str(given) in SHIPPED and not path.exists():
         return CheckpointTokenizer(shipped_tokenizer(str(given)))
-    return CheckpointTokenizer(given, oracle_choice(pytestconfig))
+    return CheckpointTokenizer(path, oracle_choice(pytestconfig))
 
 
 @pytest.fixture(scope="session")

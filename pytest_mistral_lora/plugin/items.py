@@ -5,8 +5,7 @@ from __future__ import annotations
 import shlex
 import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from contextlib import chdir, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -68,7 +67,9 @@ class CheckItem(pytest.Item):
         """
         from pytest_mistral_lora.conformance.groups import cause_texts
 
-        with warnings.catch_warnings(), self._progress_bar_allowed():
+        # a test of the user may have gone to another folder
+        home = chdir(self.config.invocation_params.dir)
+        with home, warnings.catch_warnings(), self._progress_bar_allowed():
             # The libraries' warnings are not about the user's code, and the user's pytest may turn them into errors
             warnings.simplefilter("ignore")
             self.result = self.check.run()
@@ -122,18 +123,13 @@ class CheckItem(pytest.Item):
 
     def commands(self) -> dict[str, str]:
         """Return the command that runs this check again, and for a golden of the user the one that updates it."""
-
-        def as_typed(path: Path) -> str:
-            here = self.config.invocation_params.dir
-            return str(path.relative_to(here) if path.is_relative_to(here) else path)
-
         words = ["pytest", "--mistral-golden"]
         folders = [("--mistral-golden-dir", path) for path in self.settings.golden_folders]
-        words += [f"{flag}={as_typed(path)}" for flag, path in (*self.settings.target_paths, *folders)]
+        words += [f"{flag}={path}" for flag, path in (*self.settings.target_paths, *folders)]
         words += [f"--mistral-oracle={self.settings.oracle}"] if self.settings.oracle else []
         for choice in self.settings.runners:
-            name = as_typed(Path(choice.runner)) if choice.runner.endswith(".py") else choice.runner
-            words.append(f"--mistral-runner={name}" + (f"={as_typed(choice.config)}" if choice.config else ""))
+            config = f"={choice.config}" if choice.config else ""
+            words.append(f"--mistral-runner={choice.runner}{config}")
         words += [f"--mistral-server={one}" for one in self.settings.servers]
         if self.check.subject == "mask":  # the one subject whose checks generate rows
             words += ["--mistral-examples", str(self.settings.examples)]

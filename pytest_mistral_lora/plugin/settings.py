@@ -40,6 +40,7 @@ from pytest_mistral_lora.plugin.values import (
     option_value,
     oracle_choice,
     server_choices,
+    shown_path,
     tokenizer_paths,
     written_file,
 )
@@ -142,13 +143,14 @@ def read_settings(config: pytest.Config) -> PluginSettings:
     other_targets = any(
         config.getoption(option.dest) for option in (TOKENIZER, RECIPE, DATASET, ADAPTER, ENCODED, GGUF, SERVER, RUNNER)
     )
+    oracle = oracle_choice(config)
     settings = PluginSettings(
         tokenizers=tokenizer_paths(config),
         recipes=existing_paths(config, RECIPE, file=True),
         datasets=existing_paths(config, DATASET),
         adapters=existing_paths(config, ADAPTER, folder=True),
         base=next(iter(existing_paths(config, BASE, folder=True)), None),
-        oracle=oracle_choice(config),
+        oracle=None if oracle is None else str(shown_path(config, Path(oracle))),
         encoded=existing_paths(config, ENCODED),
         ggufs=existing_paths(config, GGUF, file=True),
         servers=server_choices(config),
@@ -209,7 +211,7 @@ def _runner_choices(config: pytest.Config) -> tuple[RunnerChoice, ...]:
     from pytest_mistral_lora.errors import RunnerError
 
     try:
-        return tuple(RunnerChoice.parse(value, folder_of(config, RUNNER)) for value in values)
+        return tuple(RunnerChoice.parse(value, shown_path(config, folder_of(config, RUNNER))) for value in values)
     except RunnerError as error:
         raise pytest.UsageError(f"{source}: {error}") from error
 

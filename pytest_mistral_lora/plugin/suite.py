@@ -8,6 +8,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Generator, Iterator
+from contextlib import chdir
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -56,6 +57,8 @@ class Suite:
         self._deselected = 0
         worker = getattr(config, "workerinput", None)
         self._is_worker = worker is not None
+        # paths of the settings are relative to it, and a test of the user may go to another folder
+        self._home = config.invocation_params.dir
         self._failed = FailedChecks(strict=settings.strict)
         if not self._is_worker:
             config.pluginmanager.register(self._failed, "mistral_lora_failed_checks")
@@ -88,7 +91,8 @@ class Suite:
         suite = SuiteCollector.from_parent(
             session, name=ROOT, nodeid=ROOT, checks=self._collected_checks(), settings=self.settings
         )
-        report = session.ihook.pytest_make_collect_report(collector=suite)
+        with chdir(self._home):
+            report = session.ihook.pytest_make_collect_report(collector=suite)
         session.ihook.pytest_collectreport(report=report)
         items += report.result
         self._collected = len(report.result)
@@ -153,7 +157,8 @@ class Suite:
             return None
         from pytest_mistral_lora.conformance.train.tiny_run import start
 
-        return start(first.target, self._work_folder, device=self.settings.device)
+        with chdir(self._home):
+            return start(first.target, self._work_folder, device=self.settings.device)
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(self, item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
@@ -182,12 +187,13 @@ class Suite:
         """Print the table, the notes, and the checks that could not run."""
         from pytest_mistral_lora.report.github import commands_stopped
 
-        with commands_stopped(terminalreporter.write_line):
+        with chdir(self._home), commands_stopped(terminalreporter.write_line):
             self._failed.write_findings(terminalreporter)
             counts = {"deselected": self._deselected, "not_run": self._not_run}
             write_summary(terminalreporter, self.outcomes, self.settings, unused=self._unused_goldens(), **counts)
         if self.settings.output_format == "github":
-            write_annotations(terminalreporter, self.outcomes)
+            with chdir(self._home):
+                write_annotations(terminalreporter, self.outcomes)
         for xfail in self._unmatched_xfails():
             terminalreporter.write_line(xfail.unmatched, red=True)
         unread = unread_configuration(terminalreporter.config, PATH_FLAGS)
@@ -216,9 +222,10 @@ class Suite:
             from pytest_mistral_lora.conformance.known import baseline_text
             from pytest_mistral_lora.records.files import write_text
 
-            write_text(self.settings.baseline, baseline_text(self.outcomes, strict=self.settings.strict))
+            write_text(self._home / self.settings.baseline, baseline_text(self.outcomes, strict=self.settings.strict))
         if self.settings.report is not None:
-            self._write_report(self.settings.report, session.config, int(exitstatus))
+            with chdir(self._home):
+                self._write_report(self.settings.report, session.config, int(exitstatus))
 
     def _write_report(self, path: Path, config: pytest.Config, exit_status: int) -> None:
         from pytest_mistral_lora.conformance.groups import failed_rows, group_findings

@@ -38,10 +38,10 @@ def ini_value(config: pytest.Config, key: str) -> tuple[Any, str]:
 def existing_paths(
     config: pytest.Config, option: Option, *, folder: bool = False, file: bool = False
 ) -> tuple[Path, ...]:
-    """Return the paths of a setting, absolute; with `folder` or `file`, each must be one."""
+    """Return the paths of a setting, as `shown_path` has them; with `folder` or `file`, each must be one."""
     value, source = option_value(config, option)
     values = ([value] if value else []) if isinstance(value, str) else value or []
-    paths = tuple(folder_of(config, option) / one for one in values)
+    paths = tuple(shown_path(config, folder_of(config, option) / one) for one in values)
     for path in paths:
         if not path.exists():
             raise pytest.UsageError(f"{source}: no such file or folder: {path}")
@@ -53,17 +53,28 @@ def existing_paths(
 
 
 def written_file(config: pytest.Config, option: Option) -> Path | None:
-    """Return the file that an option names for this run to write, absolute; None if the option is not given."""
+    """Return the file that an option names for this run to write; None if the option is not given."""
     value = config.getoption(option.dest)
     if value is None:
         return None
-    path = Path(config.invocation_params.dir, value)
+    from pytest_mistral_lora.errors import InputError
+    from pytest_mistral_lora.records.files import require_writable
+
     # it is written last: a path that cannot be written must not end a long run
-    if path.is_dir():
-        raise pytest.UsageError(f"{option.flag}: a folder: {path}")
-    if not path.parent.is_dir():
-        raise pytest.UsageError(f"{option.flag}: no such folder: {path.parent}")
-    return path
+    try:
+        return require_writable(shown_path(config, config.invocation_params.dir / value))
+    except InputError as error:
+        raise pytest.UsageError(f"{option.flag}: {error}") from error
+
+
+def shown_path(config: pytest.Config, path: Path) -> Path:
+    """Return a path as reports name it: relative to the folder in which pytest was started, if it is inside.
+
+    Checks read it as it is: they run in that folder, wherever a test before them has gone.
+    """
+    from pytest_mistral_lora.records.files import path_from
+
+    return path_from(config.invocation_params.dir, path)
 
 
 def folder_of(config: pytest.Config, option: Option) -> Path:
@@ -73,7 +84,7 @@ def folder_of(config: pytest.Config, option: Option) -> Path:
 
 
 def tokenizer_paths(config: pytest.Config) -> tuple[Path, ...]:
-    """Return the tokenizers, absolute; the name of a shipped one stays as it is.
+    """Return the tokenizers, as `shown_path` has them; the name of a shipped one stays as it is.
 
     Raises:
         pytest.UsageError: If one is neither there nor shipped.
@@ -89,11 +100,12 @@ def tokenizer_paths(config: pytest.Config) -> tuple[Path, ...]:
         # an ini value comes as a path beside the file
         is_name = path.name in EMBEDDED and path.parent == folder and not path.exists()
         if not path.exists() and not is_name:
+            hint = did_you_mean(path.name, EMBEDDED)
             raise pytest.UsageError(
-                f"{source}: no such file or folder: {path}{did_you_mean(path.name, EMBEDDED)}; the names of "
-                f"shipped tokenizers are {', '.join(EMBEDDED)}"
+                f"{source}: no such file or folder: {shown_path(config, path)}{hint}; the names of shipped tokenizers "
+                f"are {', '.join(EMBEDDED)}"
             )
-        paths.append(Path(path.name) if is_name else path)
+        paths.append(Path(path.name) if is_name else shown_path(config, path))
     return tuple(paths)
 
 

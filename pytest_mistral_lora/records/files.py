@@ -157,6 +157,31 @@ def finished_file(path: Path) -> Iterator[BinaryIO]:
         raise
 
 
+def path_from(folder: Path, path: Path) -> Path:
+    """Return a path as reports name it: relative to the folder of the command if it is inside, else as it is."""
+    return path.relative_to(folder) if path.is_relative_to(folder) else path
+
+
+def require_writable(path: Path) -> Path:
+    """Return the path of a file that a command writes last, if it can be written there.
+
+    A file is made beside it and removed: the bits of a folder do not tell it for root, or on a disk that is read-only.
+
+    Raises:
+        InputError: If the path is a folder, its folder is not there, or no file can be made in it.
+    """
+    try:
+        if path.is_dir():
+            raise InputError("this is a folder", place=str(path), expected="a file")
+        if not path.parent.is_dir():
+            raise InputError("no such folder", place=str(path.parent), next_step="Make it, or name another file.")
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}."):
+            return path
+    except OSError as error:
+        step = "Name a file that you may write."
+        raise InputError(f"cannot be written: {error.strerror}", place=str(path), next_step=step) from error
+
+
 def put_text(path: Path, text: str, *, keep: bool = False) -> Written:
     """Write a text file atomically, with the folders above it, and return the result.
 

@@ -218,7 +218,7 @@ def _base_fields(data: Mapping[str, Any], base: LocatedBase) -> Iterator[FieldCh
             yield whole
     file = oracle_file(base.folder) if base.folder is not None else None
     if file is not None and "tokenizer" in data:
-        yield recompute_field("tokenizer.sha256", data["tokenizer"]["sha256"], partial(sha256_file, file), file)
+        yield recompute_field("tokenizer.base_sha256", data["tokenizer"]["sha256"], partial(sha256_file, file), file)
 
 
 def _parent_fields(folder: AdapterFolder, base: LocatedBase, parent: Path | None) -> Iterator[FieldCheck]:

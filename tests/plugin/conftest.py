@@ -57,6 +57,6 @@ def own_rows(pytester: pytest.Pytester) -> Callable[..., Path]:
         path = pytester.path / folder
         path.mkdir(exist_ok=True)
         write_rows(path / "rows.jsonl", rows)
-        return path
+        return Path(folder)  # as reports name it
 
     return write

@@ -11,6 +11,7 @@ import pytest
 from converted import converted_tokenizer
 
 from pytest_mistral_lora.chat.oracle import shipped_tokenizer
+from pytest_mistral_lora.cli import main
 from pytest_mistral_lora.conformance.dataset import CASES
 from pytest_mistral_lora.conformance.targets import EMBEDDED
 
@@ -169,6 +170,22 @@ def test_k_and_workers_and_the_report_work(write: Callable[..., Path], pytester:
     assert "ML601" in (pytester.path / "j.xml").read_text()
     chosen = pytester.runpytest_inprocess("--mistral-golden", "-k", "statistics")
     chosen.assert_outcomes(passed=1, deselected=9)
+
+
+def test_places_are_those_of_check_wherever_a_test_before_has_gone(
+    golden: Run, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = pytester.path / "rows.jsonl"
+    path.write_text(json.dumps(RED[0][1]) + "\n")
+    pytester.makepyfile(test_away="import os\n\ndef test_it_goes_away(): os.chdir('/')")
+    options = (f"--mistral-dataset={path}", "--mistral-tokenizer=spm-v3", "--mistral-report=golden.json")
+    assert golden("test_away.py", *options).ret == 1
+    monkeypatch.chdir(pytester.path)
+    assert main(["check", str(path), "--tokenizer=spm-v3", "--report=check.json"]) == 1
+    causes = [json.loads(Path(name).read_text())["causes"] for name in ("golden.json", "check.json")]
+    assert [[(one["rule"], one["place"]) for one in of_report] for of_report in causes] == [
+        [("ML601", "rows.jsonl:1, messages[0].role")]
+    ] * 2
 
 
 def test_rows_need_a_tokenizer_that_is_there(golden: Run, write: Callable[..., Path]) -> None:

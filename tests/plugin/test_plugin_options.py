@@ -43,7 +43,7 @@ GOOD: dict[str, tuple[str | None, str, Any]] = {
     "--mistral-examples": ("7", "examples", lambda here: 7),
     "--mistral-seed": ("0", "seed", lambda here: 0),
     "--mistral-strict": (None, "strict", lambda here: True),
-    "--mistral-xfails": ("known.txt", "xfails", lambda here: (Xfail("ML204", "looked at", f"{here}/known.txt:1"),)),
+    "--mistral-xfails": ("known.txt", "xfails", lambda here: (Xfail("ML204", "looked at", f"{here / 'known.txt'}:1"),)),
     "--mistral-baseline": ("new.txt", "baseline", lambda here: here / "new.txt"),
     "--mistral-output-format": ("github", "output_format", lambda here: "github"),
     "--mistral-report": ("out.json", "report", lambda here: here / "out.json"),
@@ -96,56 +96,58 @@ NO_RUNNER = (
     "or the path of a script (*.py) that maps rows to encoded rows"
 )
 NO_TOKENIZER = (
-    "no such file or folder: {here}/nope; the names of shipped tokenizers are spm-v1, spm-v2, spm-v3, spm-v7, "
+    "no such file or folder: nope; the names of shipped tokenizers are spm-v1, spm-v2, spm-v3, spm-v7, "
     "spm-v7m1, tekken-240718, tekken-240911"
 )
+LONG = f"{'x' * 300}.json"
 BAD = [
     ("--mistral-tokenizer", "nope", NO_TOKENIZER),
-    ("--mistral-dataset", "nope", "no such file or folder: {here}/nope"),
-    ("--mistral-recipe", "nope", "no such file or folder: {here}/nope"),
-    ("--mistral-recipe", "bare", "a folder: {here}/bare"),
-    ("--mistral-adapter", "tok.model.v3", "not a folder: {here}/tok.model.v3"),
-    ("--mistral-base", "tok.model.v3", "not a folder: {here}/tok.model.v3"),
+    ("--mistral-dataset", "nope", "no such file or folder: nope"),
+    ("--mistral-recipe", "nope", "no such file or folder: nope"),
+    ("--mistral-recipe", "bare", "a folder: bare"),
+    ("--mistral-adapter", "tok.model.v3", "not a folder: tok.model.v3"),
+    ("--mistral-base", "tok.model.v3", "not a folder: tok.model.v3"),
     ("--mistral-oracle", "spm-v8", f"spm-v8: {NO_ORACLE}"),
-    ("--mistral-encoded", "nope", "no such file or folder: {here}/nope"),
-    ("--mistral-gguf", "own", "a folder: {here}/own"),
+    ("--mistral-encoded", "nope", "no such file or folder: nope"),
+    ("--mistral-gguf", "own", "a folder: own"),
     (
         "--mistral-server",
         "lmstudio=http://127.0.0.1",
         "unknown kind of server 'lmstudio'; expected one of llamacpp, vllm, sglang, tgi, ollama, openai, or the path "
         "of a script (*.py)",
     ),
-    ("--mistral-runner", "nope", f"'{{here}}/nope' {NO_RUNNER}"),
-    ("--mistral-runner", "trl=nope", "{here}/nope: no such file; expected a configuration of TRL"),
-    ("--mistral-xfails", "nope", "no such file or folder: {here}/nope"),
-    ("--mistral-golden-dir", "nope", "no such file or folder: {here}/nope"),
-    ("--mistral-golden-dir", "tok.model.v3", "not a folder: {here}/tok.model.v3"),
-    ("--mistral-golden-dir", "bare", "neither rows (*.jsonl) nor recorded goldens in {here}/bare"),
+    ("--mistral-runner", "nope", f"'nope' {NO_RUNNER}"),
+    ("--mistral-runner", "trl=nope", "nope: no such file; expected a configuration of TRL"),
+    ("--mistral-xfails", "nope", "no such file or folder: nope"),
+    ("--mistral-golden-dir", "nope", "no such file or folder: nope"),
+    ("--mistral-golden-dir", "tok.model.v3", "not a folder: tok.model.v3"),
+    ("--mistral-golden-dir", "bare", "neither rows (*.jsonl) nor recorded goldens in bare"),
     ("--mistral-device", "tpu", "'tpu'; expected one of auto, cpu, cuda"),
     ("--mistral-examples", "0", "'0'; expected a whole number, 1 or more"),
     ("--mistral-examples", "many", "'many'; expected a whole number, 1 or more"),
     ("--mistral-examples", "1.5", "'1.5'; expected a whole number, 1 or more"),
     ("--mistral-seed", "-1", "'-1'; expected a whole number, 0 or more"),
     ("--mistral-seed", "x", "'x'; expected a whole number, 0 or more"),
-    ("--mistral-baseline", "known.txt", "{here}/known.txt exists, and its reasons would be lost; name a new file"),
-    ("--mistral-baseline", "nope/new.txt", "no such folder: {here}/nope"),
+    ("--mistral-baseline", "known.txt", "known.txt exists, and its reasons would be lost; name a new file"),
+    ("--mistral-baseline", "nope/new.txt", "nope: no such folder. Make it, or name another file."),
     ("--mistral-output-format", "sarif", "'sarif'; expected one of text, github"),
     ("--mistral-report", "out.txt", "out.txt; expected a name that ends in .json or .html"),
-    ("--mistral-report", "nope/out.json", "no such folder: {here}/nope"),
-    ("--mistral-report", "folder.json", "a folder: {here}/folder.json"),
+    ("--mistral-report", "nope/out.json", "nope: no such folder. Make it, or name another file."),
+    ("--mistral-report", LONG, f"{LONG}: cannot be written: File name too long. Name a file that you may write."),
+    ("--mistral-report", "folder.json", "folder.json: this is a folder; expected a file"),
 ]
 BAD_INI = [
     ("mistral_tokenizers = nope", NO_TOKENIZER),
-    ("mistral_datasets = nope", "no such file or folder: {here}/nope"),
-    ("mistral_recipes = nope", "no such file or folder: {here}/nope"),
-    ("mistral_runners = nope", f"'{{here}}/nope' {NO_RUNNER}"),
-    ("mistral_base = nope", "no such file or folder: {here}/nope"),
+    ("mistral_datasets = nope", "no such file or folder: nope"),
+    ("mistral_recipes = nope", "no such file or folder: nope"),
+    ("mistral_runners = nope", f"'nope' {NO_RUNNER}"),
+    ("mistral_base = nope", "no such file or folder: nope"),
     ("mistral_oracle = spm-v8", f"spm-v8: {NO_ORACLE}"),
-    ("mistral_xfails = nope", "no such file or folder: {here}/nope"),
+    ("mistral_xfails = nope", "no such file or folder: nope"),
     ("mistral_require_manifest = maybe", "invalid truth value 'maybe'"),
-    ("mistral_golden_dirs = nope", "no such file or folder: {here}/nope"),
-    ("mistral_golden_dirs = tok.model.v3", "not a folder: {here}/tok.model.v3"),
-    ("mistral_golden_dirs = bare", "neither rows (*.jsonl) nor recorded goldens in {here}/bare"),
+    ("mistral_golden_dirs = nope", "no such file or folder: nope"),
+    ("mistral_golden_dirs = tok.model.v3", "not a folder: tok.model.v3"),
+    ("mistral_golden_dirs = bare", "neither rows (*.jsonl) nor recorded goldens in bare"),
     ("mistral_output_format = sarif", "'sarif'; expected one of text, github"),
     ("mistral_device = tpu", "'tpu'; expected one of auto, cpu, cuda"),
     ("mistral_examples = 0", "0; expected a whole number, 1 or more"),
@@ -182,7 +184,7 @@ def test_a_good_option_changes_its_setting_alone(flag: str, here: Path, settings
     settings = settings_of(flag, *([value] if value else []), *needs)
     changed = {key: getattr(settings, key) for key, default in DEFAULTS.items() if getattr(settings, key) != default}
     changed.pop(needed, None)
-    assert changed == {name: expected(here)}
+    assert changed == {name: expected(Path())}
 
 
 @pytest.mark.parametrize("option", [option for option in OPTIONS if option.ini], ids=lambda option: option.ini)
@@ -191,7 +193,7 @@ def test_a_good_ini_value_does_what_the_option_does(
 ) -> None:
     value, name, expected = GOOD[option.flag]
     pytester.makeini(f"[pytest]\n{option.ini} = {value or 'true'}")
-    assert getattr(settings_of(*NEEDS.get(option.flag, ((), ""))[0]), name) == expected(here)
+    assert getattr(settings_of(*NEEDS.get(option.flag, ((), ""))[0]), name) == expected(Path())
 
 
 def test_a_workflow_of_github_gets_annotations(settings_of: Read, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -207,7 +209,7 @@ def test_every_option_is_tried_here() -> None:
 def test_an_option_may_be_repeated(here: Path, settings_of: Read) -> None:
     shutil.copy(here / "tok.model.v3", here / "other.model.v3")
     settings = settings_of("--mistral-tokenizer", "tok.model.v3", "--mistral-tokenizer", "other.model.v3")
-    assert settings.tokenizers == (here / "tok.model.v3", here / "other.model.v3")
+    assert settings.tokenizers == (Path("tok.model.v3"), Path("other.model.v3"))
 
 
 @pytest.mark.parametrize(("flag", "value", "message"), BAD)
@@ -266,7 +268,7 @@ def test_the_command_line_replaces_the_ini_value(
 ) -> None:
     pytester.makeini(f"[pytest]\n{line}")
     _, name, expected = GOOD[option[0]]
-    assert getattr(settings_of(*option), name) == expected(here)
+    assert getattr(settings_of(*option), name) == expected(Path())
 
 
 def test_ini_paths_are_relative_to_the_ini_file_and_options_to_the_current_folder(
@@ -275,12 +277,12 @@ def test_ini_paths_are_relative_to_the_ini_file_and_options_to_the_current_folde
     pytester.makeini("[pytest]\nmistral_tokenizers = tok.model.v3")
     monkeypatch.chdir(here / "own")
     assert settings_of().tokenizers == (here / "tok.model.v3",)
-    assert settings_of("--mistral-golden-dir", ".").golden_folders == (here / "own",)
+    assert settings_of("--mistral-golden-dir", ".").golden_folders == (Path(),)
 
 
 def test_an_ini_value_may_list_several_paths(here: Path, settings_of: Read, pytester: pytest.Pytester) -> None:
     pytester.makeini("[pytest]\nmistral_tokenizers =\n    tok.model.v3\n    own")
-    assert settings_of().tokenizers == (here / "tok.model.v3", here / "own")
+    assert settings_of().tokenizers == (Path("tok.model.v3"), Path("own"))
 
 
 @pytest.mark.skipif(pytest.version_tuple < (9,), reason="pytest reads [tool.pytest] from version 9 on")
@@ -288,7 +290,7 @@ def test_values_of_native_toml_have_their_own_types(here: Path, settings_of: Rea
     text = '[tool.pytest]\nmistral_examples = 7\nmistral_strict = true\nmistral_tokenizers = ["tok.model.v3"]'
     pytester.makepyprojecttoml(text)
     settings = settings_of()
-    assert (settings.examples, settings.strict, settings.tokenizers) == (7, True, (here / "tok.model.v3",))
+    assert (settings.examples, settings.strict, settings.tokenizers) == (7, True, (Path("tok.model.v3"),))
 
 
 @pytest.mark.skipif(pytest.version_tuple < (9,), reason="pytest reads [tool.pytest] from version 9 on")

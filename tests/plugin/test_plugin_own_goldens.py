@@ -15,6 +15,7 @@ Run = Callable[..., pytest.RunResult]
 OwnRows = Callable[..., Path]
 NAMED = {**ROW, "name": "prime"}
 OTHER = {"messages": [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi."}], "name": "prime"}
+UNPINNED = "base: {repo: a/b}\ndata: {train: [goldens/rows.jsonl]}\ntraining: {steps: 1}\noutput: out\n"
 CHOSEN = "spm-v3::template::own-"
 
 
@@ -73,6 +74,19 @@ def test_a_row_that_is_not_recorded_fails_and_says_how_to_record_it(golden: Run,
         f"update: pytest --mistral-golden --mistral-golden-dir={folder.name} --mistral-golden-update",
     ]
     assert not (folder / "templates").exists()
+
+
+def test_a_base_without_a_pin_is_the_one_cause_of_rows_that_are_not_recorded(
+    golden: Run, own_rows: OwnRows, pytester: pytest.Pytester
+) -> None:
+    own_rows(ROW)
+    (pytester.path / "recipe.yaml").write_text(UNPINNED)
+    options = ("--mistral-recipe=recipe.yaml", "--mistral-golden-dir=goldens", "--mistral-report=out.json")
+    assert golden(*options).ret == 1
+    report = json.loads((pytester.path / "out.json").read_text())
+    assert [(one["rule"], one["count"]) for one in report["causes"]] == [("ML640", 1)]
+    [row] = [one for one in report["checks"] if one["case"] == "own-rows-1"]
+    assert (row["outcome"], row["not_checked"].endswith("failed (ML640)")) == ("skipped", True)
 
 
 def test_recording_lists_each_file_and_leaves_the_same_one_as_it_is(golden: Run, own_rows: OwnRows) -> None:

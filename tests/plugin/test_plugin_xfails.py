@@ -96,13 +96,13 @@ def test_known_deviations_are_in_the_report(
 def test_one_that_matches_nothing_fails_a_full_run(
     known: Callable[[str], Path], golden: Run, pytester: pytest.Pytester
 ) -> None:
-    path = known("ML001  # mended long ago\n")
+    known("ML001  # mended long ago\n")
     (pytester.path / "encoded.jsonl").unlink()
     adapter = pytester.mkdir("adapter")
     (adapter / "adapter_config.json").write_text("{}")
     result = golden("--mistral-adapter=adapter", "--mistral-xfails=known.txt")
     assert result.ret == 1
-    assert f"{path}:1: ML001 matches no finding: it is fixed or misspelled; remove it" in result.outlines
+    assert "known.txt:1: ML001 matches no finding: it is fixed or misspelled; remove it" in result.outlines
 
 
 def test_one_that_matches_nothing_is_fine_where_only_some_checks_ran(known: Callable[[str], Path], golden: Run) -> None:
@@ -116,7 +116,7 @@ def test_one_that_matches_nothing_is_fine_where_only_some_checks_ran(known: Call
     [
         ("ML204\n", "known.txt:1: 'ML204' has no reason; expected: ML204  # why it is accepted"),
         ("\nML999 # x\n", "known.txt:2: there is no rule 'ML999'; expected a rule id such as ML204, or a node id"),
-        ("ML204 # x\nML204 # y\n", "known.txt:2: ML204 is listed twice; it is already in {here}/known.txt:1"),
+        ("ML204 # x\nML204 # y\n", "known.txt:2: ML204 is listed twice; it is already in known.txt:1"),
     ],
 )
 def test_a_bad_line_is_a_usage_error(
@@ -125,8 +125,7 @@ def test_a_bad_line_is_a_usage_error(
     known(text)
     result = golden("--mistral-xfails=known.txt")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
-    here = pytester.path
-    assert result.stderr.str().strip() == f"ERROR: --mistral-xfails: {here}/{message.format(here=here)}"
+    assert result.stderr.str().strip() == f"ERROR: --mistral-xfails: {message}"
 
 
 def test_the_baseline_of_a_run_accepts_it_once_it_has_reasons(

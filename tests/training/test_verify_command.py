@@ -29,6 +29,7 @@ def test_a_line_a_fact_and_why_one_is_not_available(
     assert main(["verify", str(folder), "--base", str(run.base_folder), "--dataset", str(rows)]) == 0
     *facts, verdict = capsys.readouterr().out.splitlines()
     assert {line.split("  ")[0] for line in facts} == {"match"}
+    assert len({*facts}) == len(facts)
     assert verdict == f"no difference: {len(facts)} match, 0 mismatch, 0 not available"
 
 
