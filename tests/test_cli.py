@@ -193,6 +193,12 @@ _OF_FOLDERS = (["verify"], ["smoke"], ["note"], ["chat", "--prompt", "hi"])
         *(([*words, "{here}/lora-oot"], "no such folder (did you mean 'lora-out'?)") for words in _OF_FOLDERS),
         (["merge", "{here}/lora-oot", "{here}/merged"], "(did you mean 'lora-out'?)"),
         (["train", "{here}/recpie.yaml"], "recpie.yaml: No such file (did you mean 'recipe.yaml'?)"),
+        (["train", "rows.jsonl"], "Write a recipe for it: mistral-lora init rows.jsonl --base OWNER/NAME"),
+        (
+            ["serve-check", "http://127.0.0.1:1", "--tokenizer", "spm-v3"],
+            "NAME=URL, such as vllm=http://127.0.0.1:8000",
+        ),
+        (["check", "rows.jsonl", "--tokenizer", "a/b"], "Print the commit: mistral-lora pin a/b"),
         (["smoke", "{here}/recipe.yaml"], "recipe.yaml: a file; expected the folder of an adapter"),
         (["export", "{here}/lora-oot", "--to", "vllm", "--output", "x"], "(did you mean 'lora-out'?)"),
     ],

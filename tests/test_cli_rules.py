@@ -13,7 +13,7 @@ def test_rules_are_listed_a_line_each(capsys: Any) -> None:
 
 
 def test_a_rule_is_explained(capsys: Any) -> None:
-    assert main(["rules", "ML204"]) == 0
+    assert main(["rules", "ml204"]) == 0
     out = capsys.readouterr().out
     rule = RULES["ML204"]
     example = rule.example

@@ -162,7 +162,8 @@ def _run_as_text(audit: Audit, verdicts: Iterator[LineVerdict], show: int) -> No
 
 def _rows_line(audit: Audit) -> str:
     data = audit.summary()
-    return f"{data['rows']} rows: {data['sound']} sound, {data['wrong']} wrong, {data['not_judged']} not judged"
+    rows = f"{data['rows']} row{'' if data['rows'] == 1 else 's'}"
+    return f"{rows}: {data['sound']} sound, {data['wrong']} wrong, {data['not_judged']} not judged"
 
 
 def _found_line(audit: Audit, causes: int) -> str:

@@ -69,7 +69,10 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(str(args.max_new_tokens), place="--max-new-tokens", expected="1 or more")
     if not 0 <= args.temperature <= 100:  # NaN, too
         raise InputError(str(args.temperature), place="--temperature", expected="0, or a number up to 100")
+    from pytest_mistral_lora.records.files import require_folder
+
     require_extra("train")
+    require_folder(args.folder)
     sys.stderr.write("loading the model\n")
     sys.stderr.flush()
     import torch

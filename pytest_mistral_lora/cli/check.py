@@ -9,7 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_mistral_lora.cli.judging import Judging, add_format_option, add_report_option, command_line
-from pytest_mistral_lora.cli.verb import Verb, add_oracle_option, output_file
+from pytest_mistral_lora.cli.verb import (
+    Verb,
+    add_oracle_option,
+    named_tokenizer,
+    output_file,
+    tokenizer_path,
+    whole_number,
+)
 from pytest_mistral_lora.conformance.named_targets import is_shipped
 from pytest_mistral_lora.conformance.path_kinds import KINDS, recognised, targets_of
 from pytest_mistral_lora.conformance.targets import EMBEDDED
@@ -34,10 +41,11 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--tokenizer",
-        type=Path,
+        # the report names a shipped tokenizer as it is named here
+        type=lambda text: Path(text) if is_shipped(Path(text)) else tokenizer_path(text),
         metavar="PATH",
-        help="tokenizer of rows, encoded rows and GGUF files: checkpoint folder, tekken.json, tokenizer.model.vN, or "
-        "the name of a shipped one, such as spm-v3",
+        help="tokenizer of rows, encoded rows and GGUF files: checkpoint folder, tekken.json, tokenizer.model.vN, the "
+        "name of a shipped one, such as spm-v3, OWNER/NAME@COMMIT at the Hub, or a recipe, for that of its base",
     )
     parser.add_argument(
         "--as",
@@ -54,7 +62,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         help="train a tiny model with each tokenizer, too (default: only if you give no path)",
     )
     parser.add_argument(
-        "--examples", type=int, default=20, metavar="N", help="generated rows for each law (default: 20)"
+        "--examples", type=whole_number, default=20, metavar="N", help="generated rows for each law (default: 20)"
     )
     parser.add_argument(
         "--device-memory",
@@ -81,14 +89,17 @@ def run(args: argparse.Namespace) -> int:
     """Check the paths, or the embedded default; return 1 if a check finds an error."""
     if args.base is not None and not args.paths:
         raise InputError("--base is the base of an adapter, and no path is given", expected="the adapter's folder")
-    if args.tokenizer is not None and not args.tokenizer.exists() and not is_shipped(args.tokenizer):
-        expected = f"a tokenizer folder or file, or one of {', '.join(EMBEDDED)}"
-        found = f"no such file or folder{did_you_mean(str(args.tokenizer), EMBEDDED)}"
-        raise InputError(found, place=str(args.tokenizer), expected=expected)
+    tokenizer, oracle = args.tokenizer, args.oracle
+    if tokenizer is not None and not is_shipped(tokenizer):
+        tokenizer, oracle, _ = named_tokenizer(tokenizer, oracle)
+        if not tokenizer.exists():
+            expected = f"a tokenizer folder or file, or one of {', '.join(EMBEDDED)}"
+            found = f"no such file or folder{did_you_mean(str(tokenizer), EMBEDDED)}"
+            raise InputError(found, place=str(tokenizer), expected=expected)
     from pytest_mistral_lora.records.files import path_from
 
     paths = [recognised(path_from(Path.cwd(), path), args.base, args.kind) for path in args.paths]
-    if args.tokenizer is not None and not any(one.kind in ("rows", "encoded", "gguf") for one in paths):
+    if tokenizer is not None and not any(one.kind in ("rows", "encoded", "gguf") for one in paths):
         found = "--tokenizer is for rows and GGUF files, and no path is one"
         raise InputError(found, expected="a tokenizer to check as a path")
     if args.device_memory is not None and not any(one.kind == "recipe" for one in paths):
@@ -98,30 +109,30 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(found, place="--baseline", expected="a new file")
     # the embedded default has the tiny train, as the plugin's; for a user's own tokenizers it takes minutes
     train = not args.paths if args.train is None else args.train
-    targets = targets_of(paths, args.base, args.oracle, args.tokenizer)
+    targets = targets_of(paths, args.base, oracle, tokenizer)
     if args.output_format == "text":
         sys.stdout.write("".join(f"{one.path}: {one.title}\n" for one in paths))
         sys.stdout.flush()
     kinds = [{"path": str(one.path), "kind": one.kind, "title": one.title} for one in paths]
     memory = _memory([one.path for one in paths if one.kind == "recipe"], args.device_memory)
-    options = {"examples": max(1, args.examples), "train": train}
+    options = {"examples": args.examples, "train": train}
     judging = Judging(
         command_line(args),
         args.output_format,
         paths=kinds,
         memory=memory,
-        xfails=_known_deviations(args.xfails),
+        xfails=() if args.xfails is None else _known_deviations(args.xfails),
         baseline=args.baseline,
         reports=args.report,
     )
     return judging.judge(targets, **options)
 
 
-def _known_deviations(file: Path | None) -> tuple[Xfail, ...]:
+def _known_deviations(file: Path) -> tuple[Xfail, ...]:
     from pytest_mistral_lora.conformance.known import read_xfails
 
     try:
-        return () if file is None else read_xfails(file)
+        return read_xfails(file)
     except (OSError, ValueError) as error:
         raise InputError(str(error), place="--xfails") from error
 

@@ -21,6 +21,7 @@ from pytest_mistral_lora.cli.verb import (
     output_file,
     recipe_at,
     tokenizer_path,
+    whole_number,
 )
 from pytest_mistral_lora.errors import EXIT_FINDING, EXIT_OK, InputError, RowError, RowsError
 
@@ -60,9 +61,15 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         help="second encoding: mistral-common, chat-template, or another tokenizer as for --tokenizer",
     )
     parser.add_argument(
-        "--row", type=_positive, action="append", metavar="N", help="only the row of this number, from 1 on; repeatable"
+        "--row",
+        type=whole_number,
+        action="append",
+        metavar="N",
+        help="only the row of this number, from 1 on; repeatable",
     )
-    parser.add_argument("--limit", type=_positive, metavar="N", help=f"only the first rows (with --html: {_PAGE_ROWS})")
+    parser.add_argument(
+        "--limit", type=whole_number, metavar="N", help=f"only the first rows (with --html: {_PAGE_ROWS})"
+    )
     parser.add_argument("--no-ids", action="store_true", help="print no ids")
     output = parser.add_mutually_exclusive_group()
     output.add_argument("--json", action="store_true", help="print encoded rows, as `mistral-lora audit` reads them")
@@ -229,12 +236,6 @@ def _write_page(args: argparse.Namespace, rows: list[TokenRow], errors: list[Row
     notes += [f"Not encoded: {error}" for error in errors[: RowsError.shown]]
     write_text(args.html, tokens_page(rows, heading=f"Tokens of {args.rows.name}", notes=notes))
     sys.stdout.write(f"{args.html}: {notes[0]}\n")
-
-
-def _positive(text: str) -> int:
-    if not text.isascii() or not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r}; expected a number from 1 on")
-    return int(text)
 
 
 def _backend_or_tokenizer(text: str) -> str | Path:

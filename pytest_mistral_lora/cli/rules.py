@@ -33,14 +33,15 @@ def run(args: argparse.Namespace) -> int:
     """
     from pytest_mistral_lora.conformance.finding import RULES
 
-    unknown = [name for name in args.ids if name not in RULES]
+    ids = [name.upper() for name in args.ids]
+    unknown = [name for name in ids if name not in RULES]
     if unknown:
         raise InputError(
             f"there is no rule {unknown[0]!r}",
             expected="an id such as ML204",
             next_step="List them: mistral-lora rules.",
         )
-    chosen = [RULES[name] for name in args.ids or RULES]
+    chosen = [RULES[name] for name in ids or RULES]
     if args.search is not None:
         chosen = _with_words(chosen, args.search)
         if not chosen:

@@ -243,6 +243,9 @@ class ServerChoice:
 
         name, _, url = text.partition("=")
         kind, _, precision = name.partition(":")
+        if "://" in name or not url:
+            found = f"{text!r} names no kind of server, or no address"
+            raise InputError(found, expected="NAME=URL, such as vllm=http://127.0.0.1:8000")
         if precision and precision not in TOLERANCES:
             raise InputError(f"unknown precision {precision!r}", expected=f"one of {', '.join(TOLERANCES)}")
         server = find_server(kind)
