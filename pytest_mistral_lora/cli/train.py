@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import shlex
 import sys
 from pathlib import Path
 
 from pytest_mistral_lora.cli.verb import Verb
-from pytest_mistral_lora.errors import EXIT_OK, InputError
+from pytest_mistral_lora.errors import EXIT_OK
 from pytest_mistral_lora.extras import require_extra
 
 _DESCRIPTION = """\
@@ -29,9 +28,6 @@ def run(args: argparse.Namespace) -> int:
     """Train, and print the path of the adapter's folder, once for all processes of the run."""
     from pytest_mistral_lora.training.recipe import load_recipe
 
-    if args.recipe.suffix.lower() in (".jsonl", ".csv", ".tsv", ".parquet"):
-        step = f"Write a recipe for it: mistral-lora init {shlex.quote(str(args.recipe))} --base OWNER/NAME"
-        raise InputError("this is data", place=str(args.recipe), expected="a recipe (recipe.yaml)", next_step=step)
     # before the imports below, which take seconds: a wrong key or a folder that is there is reported at once
     recipe = load_recipe(args.recipe)
     require_extra("train")

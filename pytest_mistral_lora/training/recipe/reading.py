@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from pytest_mistral_lora.errors import RecipeError, did_you_mean
 Field = tuple[str | int, ...]
 """A field of a recipe: its keys and positions, from the outside in."""
 
+_DATA_SUFFIXES = (".jsonl", ".csv", ".tsv", ".parquet")
 _MOST_BYTES = 1 << 20
 _MOST_VALUES = 50_000
 _DEEPEST = 32
@@ -32,6 +34,9 @@ def read_yaml(path: Path) -> tuple[Any, dict[Field, int]]:
         RecipeError: If the file cannot be read, is not YAML, is larger or deeper than a recipe, names a key twice, or
             holds a value that JSON does not have.
     """
+    if path.suffix.lower() in _DATA_SUFFIXES:
+        step = f"Write a recipe for it: mistral-lora init {shlex.quote(str(path))} --base OWNER/NAME"
+        raise RecipeError("this is data", place=str(path), expected="a recipe (recipe.yaml)", next_step=step)
     try:
         if not path.is_file():
             # a pipe or a device may have no end
