@@ -21,7 +21,7 @@ from pytest_mistral_lora.chat.rows import Row, parse_row
 from pytest_mistral_lora.data.containers import Record, SourceFile, open_source
 from pytest_mistral_lora.data.converter import RecordConverter
 from pytest_mistral_lora.data.messages import Layout
-from pytest_mistral_lora.data.report import LOSSES, Report, RowChanges
+from pytest_mistral_lora.data.report import LOSSES, Report, RowChanges, refuse_unknown_losses
 from pytest_mistral_lora.errors import InputError, RowError
 from pytest_mistral_lora.records.files import finished_file, inside, remove_temporaries
 
@@ -123,9 +123,7 @@ def import_rows(
     """
     if to.exists():
         raise InputError("exists already", place=str(to), next_step="Remove it or name another file.")
-    unknown = set(lossy) - LOSSES.keys()
-    if unknown:
-        raise InputError(f"unknown kind {min(unknown)!r}", place="--lossy", expected=f"one of {', '.join(LOSSES)}")
+    refuse_unknown_losses(lossy)
     report = Report(remarks=list(remarks))
     files = [DataFile(source.path, False) for source in sources]
     try:

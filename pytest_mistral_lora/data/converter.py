@@ -161,7 +161,14 @@ class RecordConverter:
         self.noted.changed("chosen")
         given = self._joined("prompt") if self.keys.get("input") else self.data.get(prompt)
         self.data.pop(prompt, None)
-        is_whole = isinstance(chosen, Sequence) and not isinstance(chosen, str) and _begins_with(chosen, given)
+        # whether a chosen conversation has its prompt in it
+        is_whole = False
+        if isinstance(chosen, Sequence) and not isinstance(chosen, str):
+            turns = (one for one in chosen if isinstance(one, Mapping))
+            first = next((one for one in turns if one.get("role", one.get("from")) in ("user", "human")), None)
+            is_whole = first is not None and (
+                given is None or (isinstance(given, str) and given in (first.get("content"), first.get("value")))
+            )
         if given is None and not is_whole:
             found = "a chosen answer without its prompt"
             raise Place(self.place, self.keys["chosen"]).error(found, "`prompt`, or a chosen conversation")
@@ -222,13 +229,3 @@ class RecordConverter:
             else:
                 kept[key] = value
         return kept
-
-
-def _begins_with(chosen: Sequence[Any], prompt: Any) -> bool:
-    """Return whether a chosen conversation has its prompt in it."""
-    first = [
-        one for one in chosen if isinstance(one, Mapping) and one.get("role", one.get("from")) in ("user", "human")
-    ]
-    if prompt is None:
-        return bool(first)
-    return isinstance(prompt, str) and bool(first) and prompt in (first[0].get("content"), first[0].get("value"))

@@ -179,8 +179,10 @@ class Conversation:
             else:
                 value = refusal
                 self._noted.changed("refusals")
-        if isinstance(value, Sequence) and not isinstance(value, str) and all(map(_is_chunk, value)):
-            return self._chunks(value, place / key)
+        if isinstance(value, Sequence) and not isinstance(value, str):
+            objects = [one for one in value if not isinstance(one, str)]
+            if all(isinstance(one, Mapping) and ("type" in one or "text" in one) for one in objects):
+                return self._chunks(value, place / key)
         if role == "tool" and isinstance(value, Mapping | Sequence) and not isinstance(value, str):
             self._noted.changed("result-text")
             value = json.dumps(value, ensure_ascii=False)
@@ -274,7 +276,3 @@ class Conversation:
         for key in item:
             kind = "media" if key in _MEDIA else "names" if key == "name" else "message-keys"
             self._noted.lost(kind, key)
-
-
-def _is_chunk(value: Any) -> bool:
-    return isinstance(value, str) or (isinstance(value, Mapping) and ("type" in value or "text" in value))

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from pytest_mistral_lora.errors import RowError
+from pytest_mistral_lora.errors import InputError, RowError
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.data.messages import Layout
@@ -193,3 +193,14 @@ class Report:
             "remarks": self.remarks,
             "left_out": self.fault_lines(),
         }
+
+
+def refuse_unknown_losses(lossy: Collection[str]) -> None:
+    """Refuse a kind of loss that there is not.
+
+    Raises:
+        InputError: With the kinds.
+    """
+    unknown = set(lossy) - LOSSES.keys()
+    if unknown:
+        raise InputError(f"unknown kind {min(unknown)!r}", place="--lossy", expected=f"one of {', '.join(LOSSES)}")

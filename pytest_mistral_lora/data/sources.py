@@ -13,7 +13,7 @@ from pytest_mistral_lora.chat.rows import Row, scan_rows
 from pytest_mistral_lora.data import Conversion, Source, conversions
 from pytest_mistral_lora.data.declarations import declared_sources
 from pytest_mistral_lora.data.messages import MESSAGE_FIELDS, RECORD_FIELDS, Layout
-from pytest_mistral_lora.data.report import LOSSES, Report
+from pytest_mistral_lora.data.report import Report, refuse_unknown_losses
 from pytest_mistral_lora.errors import InputError, RowError
 from pytest_mistral_lora.records.files import framed_row
 
@@ -41,7 +41,7 @@ def open_rows(
     Raises:
         InputError: If there is no such file, a declaration cannot be followed, or a name is unknown.
     """
-    refuse_unknown(lossy)
+    refuse_unknown_losses(lossy)
     sources, _ = sources_of(path, layout or Layout(), names)
     return [DataFile(one.path, is_held_out, ConvertedSource(one, lossy)) for one in sources]
 
@@ -72,17 +72,6 @@ def sources_of(path: Path, layout: Layout, names: Collection[str] = ()) -> tuple
     if any(one.layout.format for one in found):
         raise InputError(f"{path} declares its format", place="format", expected="none beside it")
     return [Source(one.path, layout) for one in found], remarks
-
-
-def refuse_unknown(lossy: Collection[str]) -> None:
-    """Refuse a kind of loss that there is not.
-
-    Raises:
-        InputError: With the kinds.
-    """
-    unknown = set(lossy) - LOSSES.keys()
-    if unknown:
-        raise InputError(f"unknown kind {min(unknown)!r}", place="--lossy", expected=f"one of {', '.join(LOSSES)}")
 
 
 class ConvertedSource:
