@@ -212,7 +212,7 @@ def collect(targets: Sequence[Target], settings: Settings) -> Iterator[Check]:
 
 
 def _checks(target: Target, settings: Settings, results: _Results) -> Iterator[Check]:
-    for named in _OF_TARGET[type(target)]:
+    for named in next(_OF_TARGET[kind] for kind in type(target).mro() if kind in _OF_TARGET):
         is_merged = named == "adapter" and isinstance(target, AdapterTarget) and target.is_merged
         subject = "merged" if is_merged else named
         # which of the user's goldens apply depends on the target's name

@@ -27,10 +27,6 @@ class Xfail:
     reason: str
     place: str
 
-    def covers(self, rule: str, nodeid: str) -> bool:
-        """Return whether a finding of this rule in this check is this known deviation."""
-        return self.id in (rule, nodeid)
-
     @property
     def unmatched(self) -> str:
         """The message for a deviation that no finding of a full run is."""
@@ -65,13 +61,13 @@ def read_xfails(path: Path) -> tuple[Xfail, ...]:
 
 def known_among(findings: Sequence[Finding], nodeid: str, xfails: Iterable[Xfail]) -> list[Xfail]:
     """Return the known deviations that a finding of this check matches."""
-    return [one for one in xfails if any(one.covers(finding.rule, nodeid) for finding in findings)]
+    return [one for one in xfails if any(one.id in (finding.rule, nodeid) for finding in findings)]
 
 
 def unknown_among(findings: Sequence[Finding], nodeid: str, xfails: Iterable[Xfail]) -> list[Finding]:
     """Return the findings of this check that no known deviation covers."""
-    known = [*xfails]
-    return [finding for finding in findings if not any(one.covers(finding.rule, nodeid) for one in known)]
+    known = {one.id for one in xfails}
+    return [finding for finding in findings if known.isdisjoint((finding.rule, nodeid))]
 
 
 def baseline_text(records: Iterable[Mapping[str, Any]], *, strict: bool = False) -> str:

@@ -94,15 +94,10 @@ def mismatch_finding(field: FieldCheck) -> Finding:
 def _rule_of(field: FieldCheck) -> str:
     if field.is_unlisted:
         return "ML708"
-    if _is_declared(field):
+    if field.name in _DECLARED and not _is_damaged(field):
         return "ML709"
     head = field.name.partition(".")[0]
     return next((rule for rule, names in _RULES.items() if head in names), "ML702")
-
-
-def _is_declared(field: FieldCheck) -> bool:
-    """Return whether a field declares a property of a sound tokenizer; a damaged one is found by its hash."""
-    return field.name in _DECLARED and not _is_damaged(field)
 
 
 def _is_damaged(field: FieldCheck) -> bool:
@@ -202,7 +197,7 @@ class ManifestChecks:
         if self._data is None:
             return Result(not_checked=self._reason)
         # the hash of a damaged tokenizer is a finding of `facts` already
-        declared = (field for field in self._fields if field.state == "mismatch" and _is_declared(field))
+        declared = (field for field in self._fields if field.state == "mismatch" and _rule_of(field) == "ML709")
         findings = [*self._kind_findings(self._data), *map(mismatch_finding, declared)]
         findings += [*self._dtype_findings(self._data), *self._merge_findings(self._data)]
         # shapes and windows are in the base's configuration: its weights are not needed

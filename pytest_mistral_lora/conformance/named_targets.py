@@ -49,11 +49,6 @@ class RunnerChoice:
             raise RunnerError("no such file", place=str(path), expected=f"a configuration of {runner.title}")
         return cls(name if name in RUNNERS else str(folder / name), path)
 
-    @property
-    def title(self) -> str:
-        """Its part of the target's name."""
-        return name_of(Path(self.runner)).removesuffix(".py")
-
 
 def name_of(path: Path) -> str:
     """Return the name of a path as a part of node ids."""
@@ -128,11 +123,11 @@ def named_targets(
         targets += [DatasetTarget(name(Path(f"{name_of(path)}{many}")), path, judge=judge) for path in datasets]
     every = [*encoders, *made] or [Target(EMBEDDED_TRAINING)]
     targets += [EncodedTarget(name(path), path, judge=every[0]) for path in encoded]
-    targets += [
-        RunnerTarget(name(Path(f"{one.title}-{judge.name}")), one.config, runner=one.runner, judge=judge)
-        for one in runners
-        for judge in every
-    ]
+    for one in runners:
+        title = name_of(Path(one.runner)).removesuffix(".py")
+        for judge in every:
+            of_judge = name(Path(f"{title}-{judge.name}"))
+            targets.append(RunnerTarget(of_judge, one.config, runner=one.runner, judge=judge))
     targets += [AdapterTarget(name(path), path, base=base, beside=tuple(adapters)) for path in adapters]
     targets += [
         GgufTarget(

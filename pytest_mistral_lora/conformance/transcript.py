@@ -161,7 +161,7 @@ class TranscriptChecks:
     def _moved_prompts(self) -> dict[str, Finding]:
         """A finding for each transcript whose prompt is encoded into other ids than it was, by case."""
         found = {one.case: prompt_finding(self.model.spec.encoder, one) for one in self.transcripts}
-        return {case: replace(one, place=self._place(case)) for case, one in found.items() if one}
+        return {case: replace(one, place=_file_of(case, self.golden)) for case, one in found.items() if one}
 
     @cached_property
     def _foreign_ids(self) -> dict[str, Finding]:
@@ -173,7 +173,7 @@ class TranscriptChecks:
             try:
                 transcript.require_ids_below(known)
             except InputError as error:
-                place = f"{self._place(transcript.case)}, {error.place.rpartition(', ')[2]}"
+                place = f"{_file_of(transcript.case, self.golden)}, {error.place.rpartition(', ')[2]}"
                 found[transcript.case] = Finding("ML806", error.found, place, error.expected, error.next_step)
         return found
 
@@ -207,9 +207,6 @@ class TranscriptChecks:
             return "the base is another one: see the check `recorded-on`"
         return self.model.make_room()
 
-    def _place(self, case: str) -> str:
-        return _file_of(case, self.golden)
-
     def foreign_base_findings(self) -> Iterator[Finding]:
         """Yield each transcript that was recorded on another base.
 
@@ -221,7 +218,7 @@ class TranscriptChecks:
             recorded = one.model["base_weights_sha256"]
             if recorded != weights:
                 found = f"the base's weights have SHA-256 {weights}"
-                yield Finding("ML803", found, self._place(one.case), f"{recorded}, as recorded")
+                yield Finding("ML803", found, _file_of(one.case, self.golden), f"{recorded}, as recorded")
 
     def files(self) -> Result:
         """Check that every transcript keeps its schema and does not contradict itself."""
@@ -243,7 +240,7 @@ class TranscriptChecks:
             if recorded != tensors:
                 kind = "model" if self.model.folder.kind == "merged" else "adapter"
                 found = f"the {kind}'s tensors have SHA-256 {tensors}"
-                foreign.append(Finding("ML803", found, self._place(one.case), f"{recorded}, as recorded"))
+                foreign.append(Finding("ML803", found, _file_of(one.case, self.golden), f"{recorded}, as recorded"))
         return Result(tuple(foreign))
 
     def prompts(self) -> Result:

@@ -11,7 +11,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from pytest_mistral_lora.checkpoint.weights import read_header
 from pytest_mistral_lora.errors import InputError
@@ -132,4 +132,52 @@ def test_a_header_longer_than_the_file_allocates_nothing(tmp_path: Path) -> None
     file = tmp_path / "a.safetensors"
     file.write_bytes((99_000_000).to_bytes(8, "little") + b"{}")
     with pytest.raises(InputError, match="cut off: 10 bytes, with a header of 99000000"):
+        read_header(file)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"null",
+        b"[]",
+        b'{"a": 1}',
+        b'{"a": {"dtype": "F32", "shape": [1]}}',
+        b'{"a": {"dtype": "F99", "shape": [1], "data_offsets": [0, 4]}}',
+        b'{"a": {"dtype": ["F32"], "shape": [1], "data_offsets": [0, 4]}}',
+        b'{"a": {"dtype": "F32", "shape": [-1], "data_offsets": [0, -4]}}',
+        b'{"a": {"dtype": "F32", "shape": [1.0], "data_offsets": [0, 4]}}',
+        b'{"a": {"dtype": "F32", "shape": [true], "data_offsets": [0, 4]}}',
+        b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4, 8]}}',
+        b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]}}',
+        b'{"\\ud800": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}',
+        b'{"\\u001b[2J": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}',
+        b"\xff\xfe",
+    ],
+)
+def test_a_header_that_is_not_one_is_refused_with_the_files_name(header: bytes, tmp_path: Path) -> None:
+    file = written(tmp_path / "a.safetensors", header)
+    with pytest.raises(InputError, match=r"a\.safetensors"):
+        read_header(file)
+
+
+def test_a_header_is_read_as_safetensors_reads_it(tmp_path: Path) -> None:
+    tensors = {"a": torch.ones(2, 3), "b": torch.ones(0, 4).bfloat16(), "c": torch.tensor(1).char()}
+    file = tmp_path / "a.safetensors"
+    save_file(tensors, file, metadata={"format": "pt"})
+    header = read_header(file)
+    assert {name: info.shape for name, info in header.items()} == {"a": (2, 3), "b": (0, 4), "c": ()}
+    assert {name: info.dtype for name, info in header.items()} == {"a": "F32", "b": "BF16", "c": "I8"}
+    assert header.keys() == load_file(file).keys()
+
+
+def test_every_cut_of_a_file_is_found(tmp_path: Path) -> None:
+    file = tmp_path / "a.safetensors"
+    save_file({f"layers.{n}.lora_{side}.weight": torch.ones(8, 32) for n in range(2) for side in "AB"}, file)
+    data = file.read_bytes()
+    for length in (*range(64), len(data) // 2, len(data) - 1):
+        file.write_bytes(data[:length])
+        with pytest.raises(InputError, match="safetensors"):
+            read_header(file)
+    file.write_bytes(data + b"\0")
+    with pytest.raises(InputError, match="bytes too many"):
         read_header(file)

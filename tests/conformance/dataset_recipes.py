@@ -12,6 +12,7 @@ import yaml
 from converted import converted_tokenizer
 
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
+from pytest_mistral_lora.conformance.finding import Finding, Result
 from pytest_mistral_lora.conformance.targets import RecipeTarget
 
 
@@ -32,6 +33,21 @@ def said(*texts: str, system: str = "", **keys: Any) -> dict[str, Any]:
     roles = ("user", "assistant")
     messages = [{"role": roles[index % 2], "content": text, **keys} for index, text in enumerate(texts)]
     return {"messages": [{"role": "system", "content": system}] * bool(system) + messages}
+
+
+SOUND = [
+    said("What is the capital of France?", "Paris."),
+    said("Say hello.", "Guten Tag!", system="You are terse."),
+    said("How many legs has a spider?", "Eight.", "And an ant?", "Six."),
+]
+
+
+def facts(results: dict[str, Result], case: str = "statistics") -> dict[str, Any]:
+    return dict(results[case].facts)
+
+
+def found(results: dict[str, Result], *rules: str) -> list[Finding]:
+    return [one for result in results.values() for one in result.findings if not rules or one.rule in rules]
 
 
 def write_rows(path: Path, rows: Sequence[Any]) -> Path:

@@ -22,7 +22,7 @@ from pytest_mistral_lora.checkpoint.weights import Weights
 from pytest_mistral_lora.conformance.adapter import adapter_findings, cases
 from pytest_mistral_lora.conformance.path_kinds import recognised
 from pytest_mistral_lora.errors import InputError, MistralLoraError
-from pytest_mistral_lora.records.adapter_config import AdapterConfig, key_faults
+from pytest_mistral_lora.records.adapter_config import AdapterConfig, key_faults, match_counts
 from pytest_mistral_lora.records.adapter_folder import AdapterFolder
 from pytest_mistral_lora.training.generate import load_adapted
 from pytest_mistral_lora.training.merge.plan import plan_merge
@@ -253,3 +253,10 @@ def test_half_an_adapter_is_judged_as_an_adapter(kind: str, folders: tuple[Path,
     assert recognised(adapter).kind == "adapter"
     assert {finding.rule for finding in cases(AdapterFolder(adapter))["files"]().findings} == {"ML405"}
     assert all(CONFIG in found for found in used(adapter, folders[1]))
+
+
+def test_patterns_are_counted_and_bad_ones_refused() -> None:
+    assert match_counts([], ["a"]) == []
+    assert match_counts([r"a.*", r"b", r"ab"], ["ab", "ac"]) == [2, 0, 1]
+    with pytest.raises(InputError, match="not a regular expression"):
+        match_counts(["("], ["a"])

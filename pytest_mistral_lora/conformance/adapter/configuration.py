@@ -83,14 +83,10 @@ def base_findings(folder: AdapterFolder, pinned: bool) -> Iterator[Finding]:
 
 
 _ROUTER = re.compile(r"\.(?:mlp|block_sparse_moe)\.(?:gate|router)(?=\.)")
-
 _EXPERTS = re.compile(r"\.(?:mlp|block_sparse_moe)\.(?:shared_)?experts?(?=\.)")
-
 _LAYER = re.compile(r"\.layers\.\d+\.(?P<block>self_attn|mlp)\.(?P<kind>\w+)\.(?:lora_|base_layer\.)")
-
 # (?!…) and (?<!…), up to one group deep: they name layers that are left alone
 _NOT_THESE = re.compile(r"\(\?<?!(?:[^()]|\([^()]*\))*\)")
-
 _KINDS = tuple(dict.fromkeys(kind for one in TEXT_MODELS.values() for kind in (*one.attention, *one.mlp)))
 
 
@@ -163,7 +159,6 @@ LARGEST_RANK = 512
 """vLLM's largest `--max-lora-rank`: vllm/config/lora.py, MaxLoRARanks."""
 
 _ABSORBED = "kv_b_proj"
-
 _TEXT_ALONE = re.compile(r"^base_model\.model\.(?:model\.)?layers\.\d+\.")
 
 # vllm/lora/peft_helper.py, vllm/lora/lora_model.py and sglang/srt/lora/lora_config.py

@@ -1,8 +1,8 @@
-"""Texts that another pipeline left: JSON escapes, markers of other model families, thinking written as letters.
+"""The texts of a row: its script, and signs of another pipeline, such as escapes or the markers of other models.
 
 And what is left of a text without its form, by which rows are told to be the same.
 
-A row may speak of such things. So only a text that is built of them counts, outside of code and quotations. It is an
+A row may speak of such signs. So only a text that is built of them counts, outside of code and quotations. It is an
 error if many rows of a file are so, and else a note.
 """
 
@@ -122,11 +122,11 @@ def sign_findings(row: Row, *, thinks: bool) -> Iterator[tuple[str, Finding | No
             seen.setdefault("ML626", Finding("ML626", f"the text has {found!r} {beside}", place))
         if marker := _marker(text):
             seen.setdefault("ML628", Finding("ML628", f"the text is marked up with {marker}", place))
-        if message["role"] == "assistant" and (found := _THINKING.search(_CODE.sub(" ", text))):
+        if message["role"] == "assistant" and (thought := _THINKING.search(_CODE.sub(" ", text))):
             expected = 'a chunk {"type": "thinking", "thinking": "..."}' if thinks else ""
             # without tokens for it, letters are the only way to write a thought
             rule = "ML630" if thinks else "ML631"
-            seen.setdefault(rule, Finding(rule, f"a thought is written as {found[0].strip()}", place, expected))
+            seen.setdefault(rule, Finding(rule, f"a thought is written as {thought[0].strip()}", place, expected))
     for index, role in _roles_in_letters(row):
         place = f"{row.place}, messages[{index}].content"
         seen.setdefault("ML628", Finding("ML628", f"the text is marked up with {role}", place))

@@ -1,4 +1,4 @@
-"""One line of an encoded-rows file beside mistral-common's: padding, packed conversations, and each row in it."""
+"""Packed sequences: their conversations, found again, and whether mask and positions keep these apart."""
 
 from __future__ import annotations
 
@@ -13,6 +13,9 @@ from pytest_mistral_lora.chat.reading import read_json
 from pytest_mistral_lora.conformance.encoded import EncodingFault
 from pytest_mistral_lora.conformance.encoded.lines import Ids
 from pytest_mistral_lora.errors import InputError
+
+Stretch = tuple[int, int]
+"""First token of a conversation in a packed sequence, and one past its last."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,9 +102,6 @@ def order_faults(matches: Sequence[ConversationMatch], count: int) -> Iterator[E
     if starts != sorted(starts):
         yield EncodingFault("ML516", "the conversations stand in another order than they are listed")
 
-
-Stretch = tuple[int, int]
-"""First token of a conversation in a packed sequence, and one past its last."""
 
 _SCALED = {"ministral3": 16384, "mistral4": 8192}
 """Model types whose own default scales attention by the position, and the position from which it does."""

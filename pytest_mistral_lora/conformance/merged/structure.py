@@ -64,11 +64,8 @@ def difference_findings(own: Mapping[str, Any], base: Mapping[str, Any], place: 
         yield Finding("ML435", f"{key} {name}{default}", place, f"{expected!r}, as the base's")
 
 
-class _Missing:
-    """The value of a key that is not there and has no default."""
-
-
-_MISSING = _Missing()
+_MISSING: Any = object()
+"""The value of a key that is not there and has no default."""
 
 
 def _architecture(config: Mapping[str, Any]) -> str:

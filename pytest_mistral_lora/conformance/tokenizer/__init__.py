@@ -12,7 +12,7 @@ from pytest_mistral_lora.conformance.finding import Finding, Result
 from pytest_mistral_lora.conformance.targets import RecipeTarget, Target
 from pytest_mistral_lora.conformance.tokenizer import folder as tokenizer_folder
 from pytest_mistral_lora.conformance.tokenizer import ids as tokenizer_ids
-from pytest_mistral_lora.conformance.tokenizer import template_findings
+from pytest_mistral_lora.conformance.tokenizer import template_traits
 from pytest_mistral_lora.conformance.tokenizer.folder import MISTRAL_COMMON
 from pytest_mistral_lora.conformance.tokenizer.template_traits import PLAIN, TemplateTraits
 from pytest_mistral_lora.errors import TokenizerError
@@ -42,14 +42,14 @@ IDS: dict[str, Judge] = {
 """Checks of the tokenizer that transformers loads."""
 
 TRAITS: dict[str, Callable[[TemplateTraits], Iterator[Finding]]] = {
-    "template-bounds": template_findings.bounds,
-    "template-clock-and-defaults": template_findings.clock_and_defaults,
-    "template-drops-nothing": template_findings.dropped_texts,
-    "template-bos-eos": template_findings.rendered_ends,
-    "template-prompt": template_findings.prompt_is_the_beginning,
-    "template-encoded-again": template_findings.encoded_again,
-    "template-beside-tekken": template_findings.unread_template,
-    "template-thinking": template_findings.guessed_thinking,
+    "template-bounds": template_traits.bounds,
+    "template-clock-and-defaults": template_traits.clock_and_defaults,
+    "template-drops-nothing": template_traits.dropped_texts,
+    "template-bos-eos": template_traits.rendered_ends,
+    "template-prompt": template_traits.prompt_is_the_beginning,
+    "template-encoded-again": template_traits.encoded_again,
+    "template-beside-tekken": template_traits.unread_template,
+    "template-thinking": template_traits.guessed_thinking,
 }
 """Checks of the chat template with the tokenizer."""
 
@@ -128,7 +128,7 @@ def _traits_and_bounds(target: Target) -> tuple[TemplateTraits, tuple[Finding, .
         traits = TemplateTraits(target)
     except TokenizerError as error:
         return Result(not_checked=str(error))
-    return traits, tuple(template_findings.bounds(traits))
+    return traits, tuple(template_traits.bounds(traits))
 
 
 def _judge_trait(
@@ -139,7 +139,7 @@ def _judge_trait(
     if isinstance(found, Result):
         return found
     traits, bounds = found
-    if judge is template_findings.bounds:
+    if judge is template_traits.bounds:
         return Result(bounds)
     if bounds and any(name not in traits.rendered.texts for name in PLAIN):
         return Result(not_checked=f"{bounds[0].rule}: {bounds[0].found}")

@@ -14,11 +14,10 @@ from pytest_mistral_lora.checkpoint.weights import embedding_rows
 from pytest_mistral_lora.conformance.alignment import Alignment
 from pytest_mistral_lora.conformance.finding import Finding, first_findings
 from pytest_mistral_lora.conformance.targets import Target
-from pytest_mistral_lora.conformance.tokenizer.template_traits import end_ids, oracle_of
-from pytest_mistral_lora.errors import InputError
+from pytest_mistral_lora.errors import InputError, TokenizerError
 
 if TYPE_CHECKING:
-    pass
+    from pytest_mistral_lora.chat.oracle import Oracle
 
 _CHUNK = 64
 _SHOWN = 5
@@ -29,6 +28,23 @@ _ROUND = 64
 """Rows of embeddings are padded to a multiple of 64, or of a multiple of 64, for the GPU's matrix units."""
 
 _FLAGS = ("lstrip", "rstrip", "single_word", "normalized")
+
+
+def oracle_of(target: Target) -> Oracle | None:
+    """Return the oracle, or None if the target has none that loads, which the check `control-tokens` reports."""
+    try:
+        return target.oracle
+    except TokenizerError:
+        return None
+
+
+def end_ids(target: Target) -> set[int]:
+    """Return the ids that end an answer: EOS of the tokenizer, and those at which the folder's model stops."""
+    fast, files = target.tokenizer.fast, target.tokenizer.files
+    stops = files.json(GENERATION_CONFIG).get("eos_token_id", files.json(MODEL_CONFIG).get("eos_token_id"))
+    special = {token for token, added in fast.added_tokens_decoder.items() if added.special}
+    given = {token for token in (stops if isinstance(stops, list) else [stops]) if isinstance(token, int)} & special
+    return {token for token in (*given, fast.eos_token_id) if token is not None}
 
 
 def control_tokens(target: Target) -> Iterator[Finding]:

@@ -1,25 +1,28 @@
-"""A stored chat template with its tokenizer, and its renderings of a few conversations, for all checks of it."""
+"""A chat template with its tokenizer: its renderings of a few conversations, and their faults."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 from pytest_mistral_lora.chat.rows import Row
-from pytest_mistral_lora.checkpoint.tokenizer_folder import GENERATION_CONFIG, MODEL_CONFIG
+from pytest_mistral_lora.chat.templates.generation_blocks import has_generation
+from pytest_mistral_lora.chat.templates.renderer import environment
+from pytest_mistral_lora.checkpoint.tokenizer_folder import TEKKEN, loaded_place
 from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.conformance.targets import Target
-from pytest_mistral_lora.errors import RenderError, RowError, TokenizerError
+from pytest_mistral_lora.conformance.template import UNSTEADY
+from pytest_mistral_lora.conformance.tokenizer.ids import end_ids, oracle_of
+from pytest_mistral_lora.errors import RenderError, RowError
 
 if TYPE_CHECKING:
-    from pytest_mistral_lora.chat.oracle import Oracle
     from pytest_mistral_lora.chat.templates import ChatTemplate
 
 
-SYSTEM_PROMPT = "Answer in one short verse."
-QUESTION = "What makes the thunder roll?"
+_SYSTEM_PROMPT = "Answer in one short verse."
+_QUESTION = "What makes the thunder roll?"
 _ANSWER = "Warm air that bursts apart."
 _USER_2 = "And the rainbow?"
 _ANSWER_2 = "Light that bends in drops."
@@ -30,13 +33,15 @@ def _row(*texts: str, system: str = "") -> Row:
     return Row((*([{"role": "system", "content": system}] if system else []), *messages), None, "")
 
 
-PLAIN = {"a question": _row(QUESTION), "a question and its answer": _row(QUESTION, _ANSWER)}
+PLAIN = {"a question": _row(_QUESTION), "a question and its answer": _row(_QUESTION, _ANSWER)}
 """Conversations that every template must render."""
 
 SYSTEM = {
-    "a system prompt and a question": _row(QUESTION, system=SYSTEM_PROMPT),
-    "a system prompt, a question and its answer": _row(QUESTION, _ANSWER, system=SYSTEM_PROMPT),
-    "a system prompt and two questions with answers": _row(QUESTION, _ANSWER, _USER_2, _ANSWER_2, system=SYSTEM_PROMPT),
+    "a system prompt and a question": _row(_QUESTION, system=_SYSTEM_PROMPT),
+    "a system prompt, a question and its answer": _row(_QUESTION, _ANSWER, system=_SYSTEM_PROMPT),
+    "a system prompt and two questions with answers": _row(
+        _QUESTION, _ANSWER, _USER_2, _ANSWER_2, system=_SYSTEM_PROMPT
+    ),
 }
 """Conversations that a template may refuse, but must not shorten."""
 
@@ -99,18 +104,187 @@ class TemplateTraits:
         return Finding(rule, found, self.place, expected, detail)
 
 
-def oracle_of(target: Target) -> Oracle | None:
-    """Return the oracle, or None if the target has none that loads, which the check `control-tokens` reports."""
+_CLOCK = ("strftime_now", "now", "datetime", "date_today")
+
+
+def forbidden_access(source: str) -> list[str]:
+    """Return the private attributes and other templates that a template asks for; no chat template needs them.
+
+    Raises:
+        jinja2.TemplateError: If it is not a template.
+    """
+    from jinja2 import nodes
+
+    tree = environment().parse(source)
+    # Attributes are read as `a.b`, as `a["b"]`, and by the filters `attr` and `map`.
+    names = [get.attr for get in tree.find_all(nodes.Getattr)]
+    constants = [item.arg for item in tree.find_all(nodes.Getitem)]
+    constants += [arg for one in tree.find_all(nodes.Filter) if one.name in ("attr", "map") for arg in one.args]
+    names += [one.value for one in constants if isinstance(one, nodes.Const) and isinstance(one.value, str)]
+    found = [f"the attribute {name!r}" for name in names if name.startswith("__")]
+    loads = (nodes.Include, nodes.Import, nodes.FromImport, nodes.Extends)
+    return [*dict.fromkeys(found), *("another template" for _ in tree.find_all(loads))]
+
+
+def bounds(traits: TemplateTraits) -> Iterator[Finding]:
+    """Yield ML221 if the template passes a bound or asks for forbidden attributes, ML222 if it cannot render."""
+    errors = traits.rendered.errors.values()
+    observed = next((error for error in errors if error.kind in UNSTEADY), None)
+    if observed is not None:
+        yield traits.finding(UNSTEADY[observed.kind], observed.found, "one text for a row")
+        return
+    if any(error.kind == "overrun" for error in errors):
+        # the source of such a template may be too long, or too deep, to be parsed here
+        yield traits.finding("ML221", traits.rendered.overrun)
+        return
     try:
-        return target.oracle
-    except TokenizerError:
-        return None
+        reached = forbidden_access(traits.template.source)
+    except Exception as error:
+        # not Jinja's own alone: a number of 5,000 digits is a ValueError
+        yield traits.finding("ML222", f"is not a template: {error}", "a Jinja template")
+        return
+    if reached or traits.rendered.overrun:
+        deed = f"asks for {', '.join(reached)}" if reached else traits.rendered.overrun
+        yield traits.finding("ML221", f"the chat template {deed}".replace("template the chat template", "template"))
+        return
+    for name in PLAIN:
+        if name in traits.rendered.errors:
+            why = traits.rendered.errors[name].found
+            yield traits.finding("ML222", f"the chat template cannot render {name}: {why}")
+            return
+    rows = [row for name, row in {**PLAIN, **SYSTEM}.items() if name in traits.rendered.texts]
+    try:
+        printed = traits.template.printed_unknowns(rows)
+    except RenderError as error:
+        yield traits.finding("ML221", error.found)
+        return
+    # An unset BOS or EOS is the rule ML226.
+    for name in sorted({*printed} - {"bos_token", "eos_token"}):
+        yield traits.finding("ML222", f"the chat template prints {name}, which nothing gives", "a variable that exists")
 
 
-def end_ids(target: Target) -> set[int]:
-    """Return the ids that end an answer: EOS of the tokenizer, and those at which the folder's model stops."""
-    fast, files = target.tokenizer.fast, target.tokenizer.files
-    stops = files.json(GENERATION_CONFIG).get("eos_token_id", files.json(MODEL_CONFIG).get("eos_token_id"))
-    special = {token for token, added in fast.added_tokens_decoder.items() if added.special}
-    given = {token for token in (stops if isinstance(stops, list) else [stops]) if isinstance(token, int)} & special
-    return {token for token in (*given, fast.eos_token_id) if token is not None}
+def clock_and_defaults(traits: TemplateTraits) -> Iterator[Finding]:
+    """Yield ML223 for a template that reads the clock, and ML224 for one with a system prompt of its own."""
+    from jinja2 import nodes
+
+    calls = (call.node for call in environment().parse(traits.template.source).find_all(nodes.Call))
+    reads = sorted({call.name for call in calls if isinstance(call, nodes.Name) and call.name in _CLOCK})
+    if reads:
+        yield traits.finding("ML223", f"the chat template calls {', '.join(reads)}", "a text that no date changes")
+    texts = traits.rendered.texts
+    with_system, without = texts.get("a system prompt and a question"), texts.get("a question")
+    if with_system is None or without is None:
+        return
+    # A default system prompt stands in a conversation without one, and gives way to one.
+    own, other = _added_text(traits, without), _added_text(traits, with_system)
+    if own not in other and len(own) > len(other):
+        yield traits.finding(
+            "ML224", f"a conversation without a system prompt gets one: {own[:120]!r}", "nothing that no one wrote"
+        )
+
+
+def _added_text(traits: TemplateTraits, text: str) -> str:
+    """Return the text that a template adds to the messages, without control tokens."""
+    for token in sorted(traits.fast.get_added_vocab(), key=len, reverse=True):
+        text = text.replace(token, "")
+    for message in (_SYSTEM_PROMPT, _QUESTION):
+        text = text.replace(message, "")
+    return text.strip()
+
+
+def dropped_texts(traits: TemplateTraits) -> Iterator[Finding]:
+    """Yield ML225 for each conversation from which the template silently leaves out a message."""
+    for name, row in {**PLAIN, **SYSTEM}.items():
+        text = traits.rendered.texts.get(name)
+        if text is None:
+            continue
+        for message in row.messages:
+            if message["content"] not in text:
+                found = f"the {message['role']} message {message['content']!r} is left out of {name}"
+                yield traits.finding("ML225", found, "every message, or a refusal", detail=f"rendered: {text!r}")
+                break
+
+
+def rendered_ends(traits: TemplateTraits) -> Iterator[Finding]:
+    """Yield ML226 if a rendered conversation does not begin with the only BOS, or an answer does not end with EOS."""
+    fast, oracle = traits.fast, traits.oracle
+    unset = [name for name in ("bos_token", "eos_token") if getattr(fast, name) is None]
+    used = [name for name in unset if name in traits.template.source]
+    if used:
+        yield traits.finding("ML226", f"the chat template writes {', '.join(used)}, which is not set", "a token")
+    elif oracle is not None:
+        ids = fast(traits.conversation, add_special_tokens=False)["input_ids"]
+        if ids[:1] != [oracle.bos_id] or ids.count(oracle.bos_id) != 1:
+            found = f"a conversation has {ids.count(oracle.bos_id)} BOS and begins with {ids[:1]}"
+            yield traits.finding("ML226", found, f"one BOS ({oracle.bos_id}), at the start")
+        if ids[-1:] != [oracle.eos_id]:
+            yield traits.finding("ML226", f"a conversation ends with {ids[-1:]}", f"EOS ({oracle.eos_id})")
+    else:
+        yield from _open_answer(traits)
+
+
+def _open_answer(traits: TemplateTraits) -> Iterator[Finding]:
+    """Yield ML226 for the first answer that no EOS follows, by the tokenizer's own EOS or those of the generation."""
+    eos = [traits.fast.convert_ids_to_tokens(token) for token in sorted(traits.eos_ids)]
+    for name, row in {**PLAIN, **SYSTEM}.items():
+        text, at = traits.rendered.texts.get(name, ""), 0
+        for message in row.messages:
+            at = text.find(message["content"], at) + len(message["content"])
+            after = text[at:].lstrip()
+            if message["role"] == "assistant" and message["content"] in text and not after.startswith(tuple(eos)):
+                found = f"the answer {message['content']!r} of {name} is followed by {after[:40]!r}"
+                yield traits.finding("ML226", found, f"EOS: {' or '.join(eos) or 'the tokenizer has none'}")
+                return
+
+
+def prompt_is_the_beginning(traits: TemplateTraits) -> Iterator[Finding]:
+    """Yield ML234 if the prompt of a question is not the beginning of the question with its answer."""
+    prompt, whole = traits.rendered.texts["a question"], traits.conversation
+    if not whole.startswith(prompt):
+        pairs = enumerate(zip(prompt, whole, strict=False))
+        same = next((at for at, (one, other) in pairs if one != other), len(whole))
+        found = f"the prompt of a question ends with {prompt[same:]!r}, and its answer is written after"
+        yield traits.finding("ML234", f"{found} {whole[same:][:60]!r}", "the same text up to the answer")
+
+
+def encoded_again(traits: TemplateTraits) -> Iterator[Finding]:
+    """Yield ML227 if encoding a rendered conversation as plain text adds tokens, ML228 if it loses control tokens."""
+    fast, text = traits.fast, traits.conversation
+    plain = fast(text, add_special_tokens=False)["input_ids"]
+    again = fast(text)["input_ids"]
+    if again != plain:
+        found = f"encoding a rendered text adds {len(again) - len(plain)} tokens: it begins with {again[:3]}"
+        yield traits.finding("ML227", found, str(plain[:3]))
+    placed = {token.content: token_id for token_id, token in fast.added_tokens_decoder.items() if token.content in text}
+    lost = [literal for literal, token_id in placed.items() if token_id not in plain]
+    if lost:
+        yield traits.finding("ML228", f"{', '.join(lost)} of a rendered text is encoded as letters", "control tokens")
+
+
+def unread_template(traits: TemplateTraits) -> Iterator[Finding]:
+    """Yield ML235 for a template of another layout beside tekken.json, ML236 for one whose blocks nobody reads."""
+    files = traits.tokenizer.files
+    if TEKKEN not in files.names or not traits.tokenizer.loads_as_it_is:
+        return
+    import transformers
+    from packaging.version import Version
+
+    place, since = str(files.file(TEKKEN)), "5.15"
+    number = transformers.__version__ if Version(transformers.__version__) >= Version(since) else f"{since} and later"
+    gives = f"beside {TEKKEN}, AutoTokenizer of transformers {number} takes MistralCommonBackend, which gives"
+    question = next(iter(traits.rendered.texts.values()), "")
+    if "[INST]" not in question:
+        found = f"{loaded_place(files)} renders {question[:60]!r}; {gives} [INST] in its place"
+        yield Finding("ML235", found, place, f"no {TEKKEN} beside a template of another layout")
+    elif has_generation(traits.template.source):
+        yield Finding("ML236", f"{loaded_place(files)} has generation blocks; {gives} no mask", place)
+
+
+def guessed_thinking(traits: TemplateTraits) -> Iterator[Finding]:
+    """Yield ML237 for a template of v11 that writes thinking as text in <think>: no such file shows whether it may."""
+    oracle = traits.oracle
+    if oracle is not None and oracle.version == "v11" and "<think>" in traits.template.source:
+        found = (
+            "the chat template writes thinking as <think> text, and no tokenizer of v11 shows whether its model thinks"
+        )
+        yield traits.finding("ML237", found, "the template of a model that thinks in this way")

@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -42,6 +43,11 @@ STEPS = 40
 EVIDENCE = "evidence.json"
 
 _MISTRAL = TinyKind()
+_IMPORTED_FIRST = (
+    *("peft", "transformers.models.mistral.modeling_mistral", "transformers.trainer"),
+    *("pytest_mistral_lora.training.generate.judge", "pytest_mistral_lora.training.run"),
+)
+"""The libraries and the trainer: their objects are no garbage of a tiny run."""
 
 Asker: TypeAlias = Callable[[Path, str], dict[str, Any]]
 """Loads the saved adapter of a folder on a device, in another process, and returns its answers."""
@@ -143,14 +149,11 @@ def folder_of(oracle: Oracle, work_folder: Path, device: str, kind: TinyKind = _
 @contextmanager
 def quiet_single_thread() -> Iterator[None]:
     """Run tiny models as fast as possible: one thread, a small heap for the garbage collector, and no warnings."""
-    import peft  # noqa: F401
     import torch
-    from transformers import MistralForCausalLM, Trainer  # noqa: F401
     from transformers.utils import logging
 
-    from pytest_mistral_lora.training.generate import judge  # noqa: F401
-    from pytest_mistral_lora.training.run import train  # noqa: F401
-
+    for name in _IMPORTED_FIRST:
+        import_module(name)
     threads, verbosity = torch.get_num_threads(), logging.get_verbosity()
     # the operations are too small to share between threads: waiting for a busy core costs more than it gains
     torch.set_num_threads(1)

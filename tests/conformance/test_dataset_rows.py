@@ -1,0 +1,123 @@
+"""The findings of one row of a dataset: laws of its encoding, signs of another pipeline, calls of tools."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from dataset_recipes import SOUND, found, make_target, said, v3
+
+from pytest_mistral_lora.chat.rows import parse_row
+from pytest_mistral_lora.conformance.dataset import dataset_results
+from pytest_mistral_lora.conformance.dataset.row_findings import call_findings, law_findings
+from pytest_mistral_lora.conformance.finding import Result
+
+
+def test_the_laws_of_an_encoded_row_are_held_against_every_row() -> None:
+    oracle = v3().oracle
+    row = parse_row(SOUND[2], place="rows.jsonl:3")
+    encoded = oracle.encode(row)
+    assert list(law_findings(row, encoded, oracle)) == []
+    last = encoded.spans[-1]
+    without_eos = replace(encoded, labels=(*(encoded.labels or ())[: last.start], -100))
+    broken = list(law_findings(row, without_eos, oracle))
+    assert {finding.rule for finding in broken} == {"ML101", "ML104", "ML107"}
+    assert {finding.place for finding in broken} == {"rows.jsonl:3"}
+
+
+def test_rows_of_every_kind_keep_the_laws(tmp_path: Path) -> None:
+    call = {"id": "abcdefghi", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    tools = [{"type": "function", "function": {"name": "f", "description": "", "parameters": {"type": "object"}}}]
+    messages = [
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "tool_calls": [call], "weight": 0},
+        {"role": "tool", "tool_call_id": "abcdefghi", "content": "1"},
+        {"role": "assistant", "content": "b\u2581c "},
+    ]
+    mixed = {"messages": [*messages, {"role": "assistant", "content": "d", "weight": 0}, *messages], "tools": tools}
+    weighted = said("a", "b", "c", "d")
+    weighted["messages"][1]["weight"] = 0
+    results = dataset_results(make_target(tmp_path, [weighted, mixed, {"messages": messages, "tools": tools}]))
+    assert results["laws-hold"] == Result()
+
+
+SPEAKING = {
+    "escapes": [
+        'In JSON you may write `caf\\u00e9` or "caf\\u00e9" for café.',
+        "Match Han with [\\u4e00-\\u9fff]+, and print '\\u4f60\\u597d'.",
+        '{"city": "Z\\u00fcrich", "note": "one\\ntwo"}',
+        "<p>Caf&eacute; &amp; bar</p>",
+        "AT&T; a&b; and &hellip; is an entity. C:\\Users\\U0 has none.",
+    ],
+    "line breaks": [
+        "A line ends with \\n, on Windows with \\r\\n, as in `a\\nb`.",
+        'print("Hello.\\nBye.\\n") prints two lines.',
+        "$a\\neq b \\nRightarrow c$, C:\\new\\notes, (\\n)",
+        "x\\neq y, y\\nleq z, and z\\notin M; the folder is docs\\new",
+        "split(',\\n') and join('\\n\\n')",
+    ],
+    "markers": [
+        "ChatML opens a turn with <|im_start|> and ends it with <|im_end|> before a newline.",
+        "```\n<|im_start|>user\nHi<|im_end|>\n```",
+        "Write `### Instruction:` above it.\n\n### Notes\n\nNone.",
+        "`<start_of_turn>` is Gemma's, <|eot_id|> is Llama's, and <s> is ours.",
+        "Human: Hello.\nAssistant: Hi! That is a dialogue.",
+        "Compose with f <| g |> h, or with <|> alone; `<tool_call>` is a tag of Qwen's.",
+        "User: is a label, and so is Assistant: in this sentence.",
+    ],
+    "thoughts": ["R1 writes <think> first.", "`<think>x</think>` is its form.", "I think, therefore I am. <thinking>"],
+}
+
+
+@pytest.mark.parametrize("subject", SPEAKING)
+def test_rows_that_speak_of_signs_are_no_signs(subject: str, tmp_path: Path) -> None:
+    rows = [said(f"{number}: {text}", text) for number, text in enumerate(SPEAKING[subject])]
+    results = dataset_results(make_target(tmp_path, [*rows, *SOUND]))
+    assert {finding.rule for finding in found(results)} <= {"ML612"}
+
+
+def test_one_row_in_a_file_is_a_note_and_many_in_one_of_two_files_are_an_error(tmp_path: Path) -> None:
+    plain = [said(f"Question {number}?", f"Answer {number} für dich.") for number in range(20)]
+    one = said("Where do we meet?", "In the caf\\u00e9.")
+    [note] = found(dataset_results(make_target(tmp_path, [*plain, one])), "ML624", "ML625")
+    assert (note.rule, note.place) == ("ML625", f"{tmp_path / 'rows.jsonl'}:21, messages[1].content")
+    many = [said(f"Where do we meet at {number}?", f"In caf\\u00e9 {number}.") for number in range(4)]
+    findings = found(dataset_results(make_target(tmp_path, plain, many)), "ML624", "ML625")
+    assert [finding.rule for finding in findings] == ["ML624"] * 4
+    # several processes count the same
+    target = make_target(tmp_path, plain, many)
+    assert dataset_results(target, processes=2) == dataset_results(target, processes=1)
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "object", "properties": {"a": {"type": "string", "pattern": "^(a+)+$"}}},
+        {"$ref": "#"},
+        {"properties": {"a": {"$ref": "#/properties/a"}}},
+        {"properties": {"a": {"$ref": "file:///etc/passwd"}}},
+        {"properties": {"a": {"$ref": "http://127.0.0.1:9/x.json"}}},
+        {"properties": {"a": {"pattern": "("}}},
+        {"$schema": "https://json-schema.org/draft/2020-12/schema", "$defs": {"b": {}}, "$ref": "#/$defs/b"},
+        {"properties": {"a": True}, "patternProperties": {"^x": {}}, "additionalProperties": False},
+    ],
+)
+def test_a_schema_that_cannot_be_followed_judges_nothing(schema: dict[str, Any]) -> None:
+    call = {"id": "abcdefghi", "type": "function", "function": {"name": "f", "arguments": {"a": "a" * 40 + "!"}}}
+    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "tool_calls": [call]}]
+    tools = [{"type": "function", "function": {"name": "f", "parameters": schema}}]
+    assert list(call_findings(parse_row({"messages": messages, "tools": tools}))) == []
+
+
+def test_results_of_parallel_calls_may_come_in_any_order() -> None:
+    calls = [{"id": name * 9, "type": "function", "function": {"name": name, "arguments": {}}} for name in "fgh"]
+    results = [{"role": "tool", "tool_call_id": name * 9, "name": name, "content": "1"} for name in "hfg"]
+    turns = [{"role": "assistant", "tool_calls": calls[:2]}, {"role": "assistant", "tool_calls": calls[2:]}, *results]
+    tools = [{"type": "function", "function": {"name": name, "parameters": {}}} for name in "fgh"]
+    messages = [{"role": "user", "content": "a"}, *turns, {"role": "assistant", "content": "b"}]
+    assert list(call_findings(parse_row({"messages": messages, "tools": tools}))) == []
+    without_ids = [{**call, "id": None} for call in calls[:1]]
+    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "tool_calls": without_ids}, results[1]]
+    assert list(call_findings(parse_row({"messages": messages, "tools": tools}))) == []
