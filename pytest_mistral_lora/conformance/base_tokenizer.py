@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
+from pytest_mistral_lora.chat.difference import equal_beginning
 from pytest_mistral_lora.checkpoint.recognition import PROBES
 from pytest_mistral_lora.checkpoint.tokenizer_folder import (
     SPECIAL_TOKENS,
@@ -218,8 +219,7 @@ def _rendered_findings(own: CheckpointTokenizer, base: CheckpointTokenizer, text
             except RowError as error:
                 written.append(f"refused: {error.found}")
         if written[0] != written[1] and not all(one.startswith("refused: ") for one in written):
-            at = next((n for n, pair in enumerate(zip(*written, strict=False)) if pair[0] != pair[1]), -1)
-            at = min(map(len, written)) if at < 0 else at
+            at = equal_beginning(*written)
             shown = [one[max(0, at - 20) : at + 40] for one in written]
             found = f"the chat template writes {shown[0]!r} at character {at}"
             expected = f"{shown[1]!r}, as the template of {base.path}"

@@ -8,6 +8,7 @@ from difflib import SequenceMatcher
 from itertools import pairwise
 from pathlib import Path
 
+from pytest_mistral_lora.chat.difference import equal_beginning
 from pytest_mistral_lora.chat.oracle import Oracle
 from pytest_mistral_lora.chat.reading import read_json
 from pytest_mistral_lora.conformance.encoded import EncodingFault
@@ -72,7 +73,9 @@ def match_conversations(ids: Ids, stretches: Sequence[Stretch], expected: Sequen
     for listed, wanted in enumerate(expected):
         if listed not in pairs and free:
             # a conversation with a fault still begins, or else ends, like itself
-            shared = {n: _shared(wanted, found[n], 1) + _shared(wanted, found[n], -1) for n in free}
+            shared = {
+                n: equal_beginning(wanted, found[n]) + equal_beginning(wanted[::-1], found[n][::-1]) for n in free
+            }
             pairs[listed] = max(free, key=lambda n: (shared[n], -n))
             free.remove(pairs[listed])
     return [
@@ -80,13 +83,6 @@ def match_conversations(ids: Ids, stretches: Sequence[Stretch], expected: Sequen
         *(ConversationMatch(listed, None) for listed in range(len(expected)) if listed not in pairs),
         *(ConversationMatch(None, stretches[n]) for n in free),
     ]
-
-
-def _shared(one: Ids, two: Ids, step: int) -> int:
-    """Return how many tokens two stretches share at their beginning, or with a step of -1 at their end."""
-    first = 0 if step > 0 else -1
-    most = min(len(one), len(two))
-    return next((n for n in range(most) if one[first + step * n] != two[first + step * n]), most)
 
 
 def order_faults(matches: Sequence[ConversationMatch], count: int) -> Iterator[EncodingFault]:

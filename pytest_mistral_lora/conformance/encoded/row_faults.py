@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from itertools import groupby
 
+from pytest_mistral_lora.chat.difference import equal_beginning
 from pytest_mistral_lora.chat.encoded import IGNORE_INDEX, EncodedRow, Span
 from pytest_mistral_lora.chat.oracle import SHIPPED, Oracle, shipped_tokenizer
 from pytest_mistral_lora.chat.rows import Row, text_of
@@ -147,9 +148,8 @@ def label_faults(
         return []
     # With other ids in the middle, the owners of the first and last tokens are still known.
     spans = [span for span in expected.spans for _ in range(span.start, span.end)]
-    most = min(len(ids), len(spans))
-    head = next((n for n in range(most) if ids[n] != expected.input_ids[n]), most)
-    tail = next((n for n in range(most - head) if ids[-1 - n] != expected.input_ids[-1 - n]), most - head)
+    head = equal_beginning(ids, expected.input_ids)
+    tail = equal_beginning(ids[head:][::-1], expected.input_ids[head:][::-1])
     unknown: list[Span | None] = [None] * (len(ids) - head - tail)
     owners = (*spans[:head], *unknown, *spans[len(spans) - tail :])
     return list(LabelComparison(owners, tuple(ids), tuple(labels), oracle, expected.supervised_tokens).faults())

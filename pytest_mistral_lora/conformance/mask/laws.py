@@ -10,6 +10,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from pytest_mistral_lora.chat.difference import equal_beginning
 from pytest_mistral_lora.chat.encoded import EncodedRow
 from pytest_mistral_lora.chat.rows import Row, has_thinking, merged_chunks
 from pytest_mistral_lora.conformance.mask.row_laws import as_decoded, assistant_turns
@@ -201,10 +202,7 @@ def reference_violation(row: Row, encoded: EncodedRow, oracle: Oracle) -> str:
     expected = oracle.reference(row)
     if encoded.input_ids == expected:
         return ""
-    at = next(
-        (n for n, pair in enumerate(zip(encoded.input_ids, expected, strict=False)) if pair[0] != pair[1]),
-        min(len(encoded.input_ids), len(expected)),
-    )
+    at = equal_beginning(encoded.input_ids, expected)
     return f"{len(encoded.input_ids)} ids; mistral-common gives {len(expected)}, and others from token {at} on"
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 from weakref import WeakKeyDictionary
 
+from pytest_mistral_lora.chat.difference import equal_beginning
 from pytest_mistral_lora.chat.encoded import IGNORE_INDEX, EncodedRow, Span
 from pytest_mistral_lora.chat.rows import Row, assistant_text, merged_chunks, parse_row, weight_of
 
@@ -134,7 +135,7 @@ def scan_violation(row: Row, encoded: EncodedRow, oracle: Oracle) -> str:
         return ""
     if len(scanned) != len(encoded.labels):
         return f"{len(encoded.labels)} labels for {len(scanned)} tokens"
-    at = next(n for n, pair in enumerate(zip(scanned, encoded.labels, strict=True)) if pair[0] != pair[1])
+    at = equal_beginning(scanned, encoded.labels)
     return f"label {encoded.labels[at]} at token {at}; the control tokens give {scanned[at]}"
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from pytest_mistral_lora.chat.difference import equal_beginning
 from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.chat.templates.generation_blocks import has_generation
 from pytest_mistral_lora.chat.templates.renderer import environment
@@ -241,8 +242,7 @@ def prompt_is_the_beginning(traits: TemplateTraits) -> Iterator[Finding]:
     """Yield ML234 if the prompt of a question is not the beginning of the question with its answer."""
     prompt, whole = traits.rendered.texts["a question"], traits.conversation
     if not whole.startswith(prompt):
-        pairs = enumerate(zip(prompt, whole, strict=False))
-        same = next((at for at, (one, other) in pairs if one != other), len(whole))
+        same = equal_beginning(prompt, whole)
         found = f"the prompt of a question ends with {prompt[same:]!r}, and its answer is written after"
         yield traits.finding("ML234", f"{found} {whole[same:][:60]!r}", "the same text up to the answer")
 
