@@ -17,7 +17,7 @@ from pytest_mistral_lora.conformance.model_targets import AdapterTarget
 from pytest_mistral_lora.conformance.path_kinds import recognised, targets_of
 from pytest_mistral_lora.conformance.targets import DatasetTarget, RecipeTarget, Target
 from pytest_mistral_lora.errors import InputError
-from pytest_mistral_lora.records.files import base_weights_sha256
+from pytest_mistral_lora.records.base_location import base_weights_sha256
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from pytest_mistral_lora.checkpoint.base_model import empty_model
 from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
 from pytest_mistral_lora.conformance.checks import Settings, collect
 from pytest_mistral_lora.conformance.named_targets import named_targets
-from pytest_mistral_lora.records.files import base_weights_sha256
+from pytest_mistral_lora.records.base_location import base_weights_sha256
 from pytest_mistral_lora.training.memory import recipe_memory
 from pytest_mistral_lora.training.recipe import load_recipe
 

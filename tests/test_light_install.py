@@ -19,7 +19,7 @@ from safetensors.numpy import save_file
 from pytest_mistral_lora.assertions import assert_adapter_sound
 from pytest_mistral_lora.chat.oracle import Oracle
 from pytest_mistral_lora.extras import EXTRAS, MissingExtraError, extra, missing_extra, require_extra
-from pytest_mistral_lora.records.files import base_weights_sha256
+from pytest_mistral_lora.records.base_location import base_weights_sha256
 
 ROOT = Path(__file__).parents[1]
 BLOCKED = ("torch", "peft", "accelerate", "pyarrow", "psutil", "httpx")

@@ -1,9 +1,10 @@
-"""The location of an adapter's base, and what of its configuration it is known by: one rule for all commands."""
+"""The location of an adapter's base, and the weights and configuration that prove it: one rule for all commands."""
 
 from __future__ import annotations
 
 import json
 import os
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,14 +12,29 @@ from pathlib import Path
 from typing import Any
 
 from pytest_mistral_lora.checkpoint.architectures import text_part
-from pytest_mistral_lora.checkpoint.base_model import architecture_in, read_config
+from pytest_mistral_lora.checkpoint.base_model import architecture_in, read_config, weight_files
 from pytest_mistral_lora.checkpoint.fp8 import is_fp8, quantization_facts
 from pytest_mistral_lora.checkpoint.hub_cache import cached_snapshot
 from pytest_mistral_lora.checkpoint.pins import resolve
 from pytest_mistral_lora.errors import InputError, MistralLoraError, PinError, one_line
-from pytest_mistral_lora.records.files import base_weights_sha256
+from pytest_mistral_lora.records.files import sha256_files
 
 _GIVE_BASE = "give its folder with --base (in pytest, with --mistral-base)"
+
+
+def base_weights_sha256(folder: Path) -> str:
+    """Return the SHA-256 of a checkpoint's safetensors files, in name order.
+
+    Raises:
+        PinError: If the folder has none.
+    """
+    return sha256_files(weight_files(folder))
+
+
+def base_weights_command(folder: Path) -> str:
+    """Return a shell command that prints the result of `base_weights_sha256`."""
+    several = "" if (folder / "model.safetensors").is_file() else ' | cut -d" " -f1 | sha256sum'
+    return f"sha256sum {shlex.quote(str(folder))}/model*.safetensors{several}"
 
 
 @dataclass(frozen=True, slots=True)

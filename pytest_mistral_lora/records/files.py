@@ -10,7 +10,6 @@ import glob
 import hashlib
 import json
 import os
-import shlex
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,7 +17,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
-from pytest_mistral_lora.checkpoint.base_model import weight_files
 from pytest_mistral_lora.checkpoint.hub_cache import link_homes
 from pytest_mistral_lora.errors import InputError, did_you_mean
 
@@ -101,21 +99,6 @@ def sha256_files(paths: Sequence[Path]) -> str:
 def joint_sha256(digests: Sequence[str]) -> str:
     """Return the result of `sha256_files` for files with these hashes."""
     return digests[0] if len(digests) == 1 else sha256_bytes("".join(f"{digest}\n" for digest in digests).encode())
-
-
-def base_weights_sha256(folder: Path) -> str:
-    """Return the SHA-256 of a checkpoint's safetensors files, in name order.
-
-    Raises:
-        PinError: If the folder has none.
-    """
-    return sha256_files(weight_files(folder))
-
-
-def base_weights_command(folder: Path) -> str:
-    """Return a shell command that prints the result of `base_weights_sha256`."""
-    several = "" if (folder / "model.safetensors").is_file() else ' | cut -d" " -f1 | sha256sum'
-    return f"sha256sum {shlex.quote(str(folder))}/model*.safetensors{several}"
 
 
 def is_held_out(row: Row, fraction: float) -> bool:
@@ -310,11 +293,6 @@ def listing(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def cache_folder() -> Path:
-    """Return `$MISTRAL_LORA_CACHE`, or else `mistral-lora` in the folder of the Hugging Face libraries.
-
-    That folder is `$HF_HOME`, by default `~/.cache/huggingface`.
-    """
-    named = os.environ.get("MISTRAL_LORA_CACHE")
-    if named:
-        return Path(named).expanduser()
-    return Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser() / "mistral-lora"
+    """Return `$MISTRAL_LORA_CACHE`, or else `mistral-lora` in `$HF_HOME`, by default `~/.cache/huggingface`."""
+    of_hub = os.environ.get("HF_HOME", "~/.cache/huggingface")
+    return Path(os.environ.get("MISTRAL_LORA_CACHE") or Path(of_hub, "mistral-lora")).expanduser()

@@ -68,7 +68,7 @@ def choose_base(text: str, folder: Path) -> ChosenBase:
     """
     path = Path(text)
     if path.is_dir():
-        from pytest_mistral_lora.records.files import base_weights_sha256
+        from pytest_mistral_lora.records.base_location import base_weights_sha256
 
         backend, digest, name = _backend(path), base_weights_sha256(path), path_in_recipe(path, folder)
         lines = (f"  path: {name}", f"  weights_sha256: {digest}  # of model*.safetensors")

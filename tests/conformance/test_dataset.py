@@ -265,7 +265,7 @@ def test_a_base_that_is_not_there_is_one_finding_of_every_check(tmp_path: Path) 
 
 def test_a_real_base_serves(tmp_path: Path) -> None:
     from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
-    from pytest_mistral_lora.records.files import base_weights_sha256
+    from pytest_mistral_lora.records.base_location import base_weights_sha256
 
     base = write_tiny_base(tmp_path / "base", v3().oracle.path)
     pinned = {"path": "base", "weights_sha256": base_weights_sha256(base)}

@@ -20,8 +20,8 @@ from pytest_mistral_lora.chat.oracle import shipped_tokenizer
 from pytest_mistral_lora.chat.rows import read_rows
 from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
 from pytest_mistral_lora.cli import main
+from pytest_mistral_lora.records.base_location import base_weights_sha256
 from pytest_mistral_lora.records.compare_runs import compare_runs
-from pytest_mistral_lora.records.files import base_weights_sha256
 from pytest_mistral_lora.records.judgement import TOLERANCES
 from pytest_mistral_lora.records.transcripts import load
 from pytest_mistral_lora.training.generate.model_spec import Question, ask, model_spec

@@ -13,7 +13,7 @@ from converted import converted_tokenizer
 
 from pytest_mistral_lora.chat.oracle import shipped_tokenizer
 from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
-from pytest_mistral_lora.records.files import base_weights_sha256
+from pytest_mistral_lora.records.base_location import base_weights_sha256
 from pytest_mistral_lora.records.goldens import packaged_cases
 
 Run = Callable[..., pytest.RunResult]

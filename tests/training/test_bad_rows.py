@@ -15,7 +15,7 @@ from tiny_runs import CONVERSATIONS, MakeRecipe, trainer_of
 from pytest_mistral_lora.checkpoint.encoder import make_encoder
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.errors import NonFiniteError
-from pytest_mistral_lora.records.files import base_weights_sha256
+from pytest_mistral_lora.records.base_location import base_weights_sha256
 from pytest_mistral_lora.training import callbacks as gradients
 from pytest_mistral_lora.training.recipe import Recipe
 from pytest_mistral_lora.training.rows.loading import load_data

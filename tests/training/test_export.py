@@ -20,7 +20,7 @@ from pytest_mistral_lora.chat.rows import read_rows
 from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
 from pytest_mistral_lora.data.sources import rows_of
 from pytest_mistral_lora.errors import InputError, RecipeError, TokenizerError
-from pytest_mistral_lora.records.files import base_weights_sha256
+from pytest_mistral_lora.records.base_location import base_weights_sha256
 from pytest_mistral_lora.training.export import export, why_not_messages
 from pytest_mistral_lora.training.export.bridge import APPLIED, ExportedRun, plan_export
 from pytest_mistral_lora.training.export.configurations import BRIDGES

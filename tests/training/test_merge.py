@@ -21,7 +21,8 @@ from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.checkpoint.weights import Weights
 from pytest_mistral_lora.conformance.checks import check
 from pytest_mistral_lora.errors import InputError, MergeError
-from pytest_mistral_lora.records.files import base_weights_sha256, listing, sha256_file
+from pytest_mistral_lora.records.base_location import base_weights_sha256
+from pytest_mistral_lora.records.files import listing, sha256_file
 from pytest_mistral_lora.records.manifest import load
 from pytest_mistral_lora.records.transcripts import TRANSCRIPTS, load_folder
 from pytest_mistral_lora.records.verify import verify

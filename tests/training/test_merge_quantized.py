@@ -18,7 +18,7 @@ from tiny_runs import recipe_data, write_rows
 
 from pytest_mistral_lora.checkpoint.base_model import load_base, load_nf4
 from pytest_mistral_lora.errors import InputError
-from pytest_mistral_lora.records.files import base_weights_sha256
+from pytest_mistral_lora.records.base_location import base_weights_sha256
 from pytest_mistral_lora.records.verify import verify
 from pytest_mistral_lora.training.adapter import base_tensors
 from pytest_mistral_lora.training.generate.judge import compare

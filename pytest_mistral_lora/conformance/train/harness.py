@@ -156,7 +156,7 @@ class TrainerHarness(TinyFolder):
             lora: Changes to the section `lora`.
             training: Changes to the section `training`, which by default makes one step of `ROWS_OF_STEP` rows.
         """
-        from pytest_mistral_lora.records.files import base_weights_sha256
+        from pytest_mistral_lora.records.base_location import base_weights_sha256
         from pytest_mistral_lora.training.recipe import parse_recipe
 
         settings = {

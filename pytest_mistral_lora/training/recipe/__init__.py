@@ -13,7 +13,8 @@ from pydantic import Field, PrivateAttr, ValidationError, ValidationInfo, field_
 
 from pytest_mistral_lora.checkpoint.pins import find_commit, resolve
 from pytest_mistral_lora.errors import PinError, RecipeError
-from pytest_mistral_lora.records.files import base_weights_command, base_weights_sha256, write_text
+from pytest_mistral_lora.records.base_location import base_weights_command, base_weights_sha256
+from pytest_mistral_lora.records.files import write_text
 from pytest_mistral_lora.records.schema import error_in_words
 from pytest_mistral_lora.training.recipe.data import FILE, SOURCE, Data, DataSource
 from pytest_mistral_lora.training.recipe.reading import Field as FieldPath

@@ -23,7 +23,7 @@ from pydantic import (
 
 from pytest_mistral_lora.checkpoint.hub_cache import COMMIT
 from pytest_mistral_lora.errors import TokenizerError
-from pytest_mistral_lora.records.files import base_weights_command
+from pytest_mistral_lora.records.base_location import base_weights_command
 
 
 def _yaml_number(value: Any) -> Any:
