@@ -87,8 +87,6 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Check the paths, or the embedded default; return 1 if a check finds an error."""
-    if args.base is not None and not args.paths:
-        raise InputError("--base is the base of an adapter, and no path is given", expected="the adapter's folder")
     tokenizer, oracle = args.tokenizer, args.oracle
     if tokenizer is not None and not is_shipped(tokenizer):
         tokenizer, oracle, _ = named_tokenizer(tokenizer, oracle)
@@ -102,11 +100,14 @@ def run(args: argparse.Namespace) -> int:
     if tokenizer is not None and not any(one.kind in ("rows", "encoded", "gguf") for one in paths):
         found = "--tokenizer is for rows and GGUF files, and no path is one"
         raise InputError(found, expected="a tokenizer to check as a path")
+    if args.base is not None and not any(one.kind in ("adapter", "gguf") for one in paths):
+        raise InputError("--base is the base of an adapter, and no path is one", expected="the adapter's folder")
     if args.device_memory is not None and not any(one.kind == "recipe" for one in paths):
         raise InputError("--device-memory is for recipes, and no path is one", expected="a recipe.yaml")
     if args.baseline is not None and args.baseline.exists():
         found = f"{args.baseline} exists, and its reasons would be lost"
         raise InputError(found, place="--baseline", expected="a new file")
+    xfails = () if args.xfails is None else _known_deviations(args.xfails)
     # the embedded default has the tiny train, as the plugin's; for a user's own tokenizers it takes minutes
     train = not args.paths if args.train is None else args.train
     targets = targets_of(paths, args.base, oracle, tokenizer)
@@ -121,7 +122,7 @@ def run(args: argparse.Namespace) -> int:
         args.output_format,
         paths=kinds,
         memory=memory,
-        xfails=() if args.xfails is None else _known_deviations(args.xfails),
+        xfails=xfails,
         baseline=args.baseline,
         reports=args.report,
     )
@@ -133,7 +134,9 @@ def _known_deviations(file: Path) -> tuple[Xfail, ...]:
 
     try:
         return read_xfails(file)
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise InputError(f"{file} cannot be read: {error.strerror}", place="--xfails") from error
+    except ValueError as error:
         raise InputError(str(error), place="--xfails") from error
 
 

@@ -166,8 +166,8 @@ def read_settings(config: pytest.Config) -> PluginSettings:
         xfails=_known_deviations(config),
         expects_every_xfail=not xfails_file or xfails_source == XFAILS.flag or not other_targets,
         output_format=_output_format(config),
-        baseline=_baseline_file(config),
-        report=_report_file(config),
+        baseline=written_file(config, BASELINE, is_new=True),
+        report=written_file(config, REPORT, suffixes=_REPORTS),
     )
     if settings.update:
         check_update(config, settings.golden_folders)
@@ -264,17 +264,3 @@ def _output_format(config: pytest.Config) -> str:
     if value not in _OUTPUT_FORMATS:
         raise pytest.UsageError(f"{source}: {value!r}; expected one of {', '.join(_OUTPUT_FORMATS)}")
     return str(value)
-
-
-def _report_file(config: pytest.Config) -> Path | None:
-    path = written_file(config, REPORT)
-    if path is not None and path.suffix not in _REPORTS:
-        raise pytest.UsageError(f"{REPORT.flag}: {path.name}; expected a name that ends in {' or '.join(_REPORTS)}")
-    return path
-
-
-def _baseline_file(config: pytest.Config) -> Path | None:
-    path = written_file(config, BASELINE)
-    if path is not None and path.exists():
-        raise pytest.UsageError(f"{BASELINE.flag}: {path} exists, and its reasons would be lost; name a new file")
-    return path

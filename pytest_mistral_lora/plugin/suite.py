@@ -167,14 +167,15 @@ class Suite:
         if isinstance(item, CheckItem) and report.when == "call":
             outcome = "known" if hasattr(report, "wasxfail") else report.outcome
             record = item.check.record(item.result, outcome=outcome, seconds=report.duration)
-            report.mistral_golden = {  # type: ignore[attr-defined]
+            # pytest-xdist sends every attribute that is plain data
+            vars(report)["mistral_golden"] = {
                 **record,
                 "findings": [finding.to_json() for finding in item.unknown],
                 "known": [{"id": xfail.id, "reason": xfail.reason} for xfail in item.known],
                 "commands": item.commands() if item.unknown else {},
             }
             if report.failed:
-                report.mistral_rerun = item.next_step()  # type: ignore[attr-defined]
+                vars(report)["mistral_rerun"] = item.next_step()
         return report
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
@@ -190,7 +191,12 @@ class Suite:
         with chdir(self._home), commands_stopped(terminalreporter.write_line):
             self._failed.write_findings(terminalreporter)
             counts = {"deselected": self._deselected, "not_run": self._not_run}
-            write_summary(terminalreporter, self.outcomes, self.settings, unused=self._unused_goldens(), **counts)
+            unused: list[Path] = []
+            if self.settings.golden_folders:
+                from pytest_mistral_lora.conformance.user_goldens import unused_folders
+
+                unused += unused_folders(self.settings.golden_folders, self._targets())
+            write_summary(terminalreporter, self.outcomes, self.settings, unused=unused, **counts)
         if self.settings.output_format == "github":
             with chdir(self._home):
                 write_annotations(terminalreporter, self.outcomes)
@@ -199,13 +205,6 @@ class Suite:
         unread = unread_configuration(terminalreporter.config, PATH_FLAGS)
         if unread:
             terminalreporter.write_line(unread, yellow=True)
-
-    def _unused_goldens(self) -> list[Path]:
-        if not self.settings.golden_folders:
-            return []
-        from pytest_mistral_lora.conformance.user_goldens import unused_folders
-
-        return list(unused_folders(self.settings.golden_folders, self._targets()))
 
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
         """Write the report, and fail a run that judged nothing or whose list of known deviations is out of date."""
@@ -216,7 +215,7 @@ class Suite:
             if self._unmatched_xfails() or nothing_was_judged(self.outcomes):
                 session.exitstatus = exitstatus = pytest.ExitCode.TESTS_FAILED
         if self._is_worker:
-            session.config.workeroutput[_COUNTS] = (self._collected, self._deselected)  # type: ignore[attr-defined]
+            vars(session.config)["workeroutput"][_COUNTS] = (self._collected, self._deselected)
             return
         if self.settings.baseline is not None:
             from pytest_mistral_lora.conformance.known import baseline_text

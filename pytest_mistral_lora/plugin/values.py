@@ -52,8 +52,17 @@ def existing_paths(
     return paths
 
 
-def written_file(config: pytest.Config, option: Option) -> Path | None:
-    """Return the file that an option names for this run to write; None if the option is not given."""
+def written_file(
+    config: pytest.Config, option: Option, *, suffixes: tuple[str, ...] = (), is_new: bool = False
+) -> Path | None:
+    """Return the file that an option names for this run to write; None if the option is not given.
+
+    Args:
+        config: The configuration of a session.
+        option: The option.
+        suffixes: The endings that its name may have; none for any.
+        is_new: Whether a file that is there is refused.
+    """
     value = config.getoption(option.dest)
     if value is None:
         return None
@@ -62,9 +71,14 @@ def written_file(config: pytest.Config, option: Option) -> Path | None:
 
     # it is written last: a path that cannot be written must not end a long run
     try:
-        return require_writable(shown_path(config, config.invocation_params.dir / value))
+        path = require_writable(shown_path(config, config.invocation_params.dir / value))
     except InputError as error:
         raise pytest.UsageError(f"{option.flag}: {error}") from error
+    if suffixes and path.suffix not in suffixes:
+        raise pytest.UsageError(f"{option.flag}: {path.name}; expected a name that ends in {' or '.join(suffixes)}")
+    if is_new and path.exists():
+        raise pytest.UsageError(f"{option.flag}: {path} exists, and its reasons would be lost; name a new file")
+    return path
 
 
 def shown_path(config: pytest.Config, path: Path) -> Path:
