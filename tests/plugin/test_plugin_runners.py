@@ -93,7 +93,7 @@ def test_a_sound_runner_passes_every_packaged_row_that_the_version_encodes(
     result = judged("sound")
     assert _outcomes(result) == {"passed": len(CASES) + 2, "skipped": CHECKS - len(CASES) - 2}
     assert _ids(result, "PASSED") == {"extraction", "all-rows", *CASES}
-    result.stdout.fnmatch_lines(["mine-my-mistral ran under mine 1.0; configuration */mine.yaml"])
+    result.stdout.fnmatch_lines(["mine-my-mistral ran under mine 1.0; configuration mine.yaml"])
     assert (pytester.path / "calls").read_text() == "x"
 
 
