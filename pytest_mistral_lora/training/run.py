@@ -122,10 +122,7 @@ def _train(
     if display.is_shown:
         display.facts(header(prepared, folder.work))
     display.phase(f"loading the base in {recipe.base.quantization or precision_of(training)}")
-    load = load_nf4 if recipe.base.quantization else load_base
-    model = load(prepared.base, precision_of(training), device_of(training))
-    apply_kernels(model, training)
-    model = attach_adapter(model, recipe.lora, prepared.layers, seed=training.seed)
+    model = _load_with_adapter(prepared)
     initial = adapter_tensors(model)
     trainer = make_trainer(model, training, data.train.encoded, data.held_out.encoded, work=folder.work)
     watching = _add_callbacks(prepared, trainer, folder, stop)
@@ -162,6 +159,15 @@ def _train(
     display.close()
     display.facts(summary(result.log, progress, display.seconds))
     return result
+
+
+def _load_with_adapter(prepared: Preparation) -> Any:
+    """Return the base, in the recipe's precision and on its device, with a new adapter."""
+    recipe, training = prepared.recipe, prepared.recipe.training
+    load = load_nf4 if recipe.base.quantization else load_base
+    model = load(prepared.base, precision_of(training), device_of(training))
+    apply_kernels(model, training)
+    return attach_adapter(model, recipe.lora, prepared.layers, seed=training.seed)
 
 
 def _add_callbacks(

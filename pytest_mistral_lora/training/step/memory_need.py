@@ -82,15 +82,9 @@ class MemoryNeed:
         return max(0, fitting)
 
 
-def measure_need(model: Any) -> MemoryNeed:
-    """Measure the memory that a model needs, by two small forward passes whose saved tensors are counted.
-
-    Args:
-        model: Base with adapter, attending by segments. On torch's device `meta` nothing is computed, and the count is
-            the same.
-    """
-    parameters = list(model.parameters())
-    storages = {parameter.untyped_storage()._cdata for parameter in parameters}
+def _kept_bytes_of_token(model: Any) -> int:
+    """Return the bytes that an input token keeps for the backward pass if no activation is computed again."""
+    storages = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
 
     def kept_bytes(tokens: int) -> int:
         kept: dict[int, torch.UntypedStorage] = {}
@@ -116,7 +110,18 @@ def measure_need(model: Any) -> MemoryNeed:
     finally:
         for layer in checkpointed:
             layer.gradient_checkpointing = True
-    token = max(1, (large - small) // (_PROBED_TOKENS[1] - _PROBED_TOKENS[0]))
+    return max(1, (large - small) // (_PROBED_TOKENS[1] - _PROBED_TOKENS[0]))
+
+
+def measure_need(model: Any) -> MemoryNeed:
+    """Measure the memory that a model needs, by two small forward passes whose saved tensors are counted.
+
+    Args:
+        model: Base with adapter, attending by segments. On torch's device `meta` nothing is computed, and the count is
+            the same.
+    """
+    parameters = list(model.parameters())
+    token = _kept_bytes_of_token(model)
     frozen = [parameter for parameter in parameters if not parameter.requires_grad]
     linear = [
         module.weight
