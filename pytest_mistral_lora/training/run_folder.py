@@ -272,6 +272,6 @@ def refuse_missing_inputs(recipe: Recipe) -> None:
         weight_files(recipe.base.path)
     for file in (one for one in (*recipe.data.train, *recipe.data.eval) if isinstance(one, Path)):
         try:
-            file.open("rb").close()
+            file.stat()
         except OSError as error:
             raise InputError(f"cannot be read: {error.strerror}", place=str(file)) from error
