@@ -52,11 +52,6 @@ class Fp8Layout:
     scales: Mapping[str, str]
     dropped: frozenset[str]
 
-    @property
-    def scaling(self) -> str:
-        """The layout of the scales in words."""
-        return "one scale a matrix" if self.block is None else f"blocks of {self.block[0]} x {self.block[1]}"
-
 
 def declared_quantization(config: Mapping[str, Any]) -> Any:
     """Return the `quantization_config` of a checkpoint, or that of its `text_config`; None if it has none."""
@@ -290,9 +285,10 @@ class DequantizedWeights(Weights):
         Args:
             itemsize: Bytes of a number in memory.
         """
+        block = self.layout.block
         return {
             "method": METHOD,
-            "scaling": self.layout.scaling,
+            "scaling": "one scale a matrix" if block is None else f"blocks of {block[0]} x {block[1]}",
             "matrices": len(self.layout.scales),
             "stored_bytes": sum(file.stat().st_size for file in self.files),
             "bytes": itemsize * sum(info.size for info in self.infos.values()),

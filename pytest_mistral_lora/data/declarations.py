@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -232,20 +232,15 @@ def _of_axolotl(path: Path, config: Mapping[str, Any]) -> tuple[list[Source], li
         layout = _axolotl_layout(entry, place, is_preference=bool(config.get("rl")))
         if layout.format == "alpaca" and layout.templates is None:
             remarks.append(f"the prompt text that Axolotl puts around {entry.get('type')} ({place}) is left out")
-        for name in _axolotl_files(entry, place):
+        named = entry.get("data_files") or entry.get("path")
+        names = [named] if isinstance(named, str) else named
+        if not isinstance(names, Sequence) or not names:
+            raise InputError("no `path`", place=place, expected="a file or folder of this machine")
+        for name in map(str, names):
+            inside = Path(str(entry.get("path", "")), name)
+            name = str(inside) if entry.get("data_files") and inside.exists() else name
             sources += [Source(file, layout) for file in source_files(_found(path, name))]
     return sources, remarks
-
-
-def _axolotl_files(entry: Mapping[str, Any], place: str) -> Iterator[str]:
-    named = entry.get("data_files") or entry.get("path")
-    names = [named] if isinstance(named, str) else named
-    if not isinstance(names, Sequence) or not names:
-        raise InputError("no `path`", place=place, expected="a file or folder of this machine")
-    base = str(entry.get("path", ""))
-    for name in map(str, names):
-        inside = Path(base, name)
-        yield str(inside) if entry.get("data_files") and inside.exists() else name
 
 
 def _axolotl_layout(entry: Mapping[str, Any], place: str, *, is_preference: bool) -> Layout:

@@ -144,7 +144,10 @@ class ToolCalls:
         if not known or not _CALL_ID.fullmatch(text):
             self._noted.changed("call-ids" if known else "made-ids")
             tries = (f"{text}#{number}" if number else text for number in itertools.count())
-            new = next(short for one in tries if (short := _short(one)) not in self._taken)
+            # 9 letters and digits of a hash in base 32: 45 bits
+            hashes = (hashlib.sha256(one.encode(errors="replace")).digest() for one in tries)
+            shorts = (base64.b32encode(one)[:9].decode().lower() for one in hashes)
+            new = next(short for short in shorts if short not in self._taken)
         if known:
             self._ids[text] = new
         self._taken.add(new)
@@ -164,11 +167,6 @@ class ToolCalls:
             call_id = next((call for call, called in self.open if called == name), self.open[0][0])
         self.open = [call for call in self.open if call[0] != call_id]
         return call_id
-
-
-def _short(text: str) -> str:
-    # 9 letters and digits of a hash in base 32: 45 bits
-    return base64.b32encode(hashlib.sha256(text.encode(errors="replace")).digest())[:9].decode().lower()
 
 
 def convert_tools(tools: Any, noted: RowChanges, place: Place, *, padded: bool) -> list[Any] | None:

@@ -68,12 +68,6 @@ class Transcript:
     schema_version: int = field(default=SCHEMA_VERSION, compare=False)
 
     @property
-    def may_have_lost_order(self) -> bool:
-        """Whether the file was written with sorted keys, and the row has JSON whose key order decides ids."""
-        calls = any(message.get("tool_calls") for message in self.row.messages)
-        return self.schema_version == 1 and (calls or bool(self.row.tools))
-
-    @property
     def format_checks(self) -> tuple[FormatCheck, ...]:
         """The checks that the completion was held to."""
         return tuple(FormatCheck.from_json(check) for check in self.checks)
