@@ -219,7 +219,7 @@ def _rendered_findings(own: CheckpointTokenizer, base: CheckpointTokenizer, text
             except RowError as error:
                 written.append(f"refused: {error.found}")
         if written[0] != written[1] and not all(one.startswith("refused: ") for one in written):
-            at = equal_beginning(*written)
+            at = equal_beginning(written[0], written[1])
             shown = [one[max(0, at - 20) : at + 40] for one in written]
             found = f"the chat template writes {shown[0]!r} at character {at}"
             expected = f"{shown[1]!r}, as the template of {base.path}"
