@@ -26,6 +26,7 @@ from pytest_mistral_lora.chat.templates.deviations import DEVIATIONS, Deviation 
 from pytest_mistral_lora.checkpoint.tokenizers import training_template  # noqa: E402
 from pytest_mistral_lora.conformance.finding import RULES, Rule  # noqa: E402
 from pytest_mistral_lora.records.files import write_text  # noqa: E402
+from pytest_mistral_lora.serving.servers import SERVERS  # noqa: E402
 from pytest_mistral_lora.training.recipe import Recipe  # noqa: E402
 from pytest_mistral_lora.training.recipe.data import DataSource, SourceLayout  # noqa: E402
 from pytest_mistral_lora.training.recipe.sections import Section  # noqa: E402
@@ -48,6 +49,9 @@ def deviations_page() -> str:
         "is predicted, not just tolerated: the table in the code has the text that the template writes, or the change",
         "of the row that removes the difference.",
         "",
+        "A server that renders the template has them, too. `mistral-lora serve-check` accepts one of the servers that",
+        "are listed here, from the version on (llama.cpp: from the build on): others were not run, and fail (ML902).",
+        "",
         "A `derived-…` tokenizer is a file that the tests derive from a shipped vocabulary, with the special tokens of",
         "that version: mistral-common ships none of it.",
         "",
@@ -61,6 +65,8 @@ def _deviation(deviation: Deviation) -> Iterator[str]:
     yield from ("", f"## {deviation.id}", "", f"{deviation.title} {deviation.why}", "")
     yield f"- tokenizer versions: {versions}; kinds: {', '.join(sorted(deviation.kinds))}"
     yield f"- mistral-common: {deviation.mistral_common}"
+    if deviation.servers:
+        yield f"- servers: {', '.join(f'{SERVERS[name].title} {seen}' for name, seen in deviation.servers.items())}"
     yield f"- smallest example (on `{deviation.tokenizer}`):"
     yield from ("", "```json", json.dumps(deviation.example, ensure_ascii=False), "```")
 

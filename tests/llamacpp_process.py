@@ -8,6 +8,7 @@ import sys
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,15 @@ from safetensors.torch import load_file
 
 from pytest_mistral_lora.chat.oracle import Oracle
 
+_PACKAGE = "xllamacpp"
+BUILD = version(_PACKAGE).split(".")[2] if find_spec(_PACKAGE) else ""
+"""The build of llama.cpp in the package, 2026.10.11549: its server reports none."""
+
 SERVER = Path(__file__).parent / "serving" / "llamacpp_server.py"
 Post = Callable[[str, dict[str, Any]], dict[str, Any]]
 
 needs_llamacpp = pytest.mark.skipif(
-    find_spec("xllamacpp") is None, reason="llama.cpp's server is in the package xllamacpp"
+    find_spec(_PACKAGE) is None, reason="llama.cpp's server is in the package xllamacpp"
 )
 
 

@@ -42,6 +42,7 @@ class Behaviour:
         shows_ids: Whether a chat shows the ids of its answer.
         reads_calls: Whether it reads tool calls in an answer.
         models: The models that it lists.
+        version: Its version, or its build as llama.cpp reports it.
         seen: The requests: path, headers and data.
     """
 
@@ -58,6 +59,7 @@ class Behaviour:
     shows_ids: bool = True
     reads_calls: bool = True
     models: Sequence[dict[str, str]] = ({"id": "tiny"},)
+    version: str = "0.0-test"
     seen: list[tuple[str, dict[str, str], Any]] = field(default_factory=list)
 
     def ids(self, data: dict[str, Any]) -> Ids:
@@ -72,7 +74,7 @@ class Behaviour:
         if path == "/v1/models":
             return 200, {"data": list(self.models)}
         if path in ("/props", "/version"):
-            return 200, {"build_info": "b1-test", "version": "0.0-test", "model_ftype": "all F32"}
+            return 200, {"build_info": self.version, "version": self.version, "model_ftype": "all F32"}
         if path == "/lora-adapters":
             return 200, [] if self.scale is None else [{"id": 0, "path": "lora.gguf", "scale": self.scale}]
         if path == "/tokenize":
@@ -144,6 +146,15 @@ class Behaviour:
         choice |= {"token_ids": ids} if data.get("return_token_ids") else {}
         usage = {"prompt_tokens": len(fed), "completion_tokens": len(ids)}
         return {"usage": usage, **shown, "choices": [choice]}
+
+
+def space_for_an_empty_text(ids: Ids, data: dict[str, Any]) -> Ids:
+    """Put a space behind each [INST] without a text, as templates of SentencePiece tokenizers do (ids of `spm-v3`)."""
+    space, begin, end = 29473, 3, 4
+    found: list[int] = []
+    for one, behind in zip(ids, (*ids[1:], 0), strict=True):
+        found += [one, space] if one == begin and behind in (space, end) else [one]
+    return tuple(found)
 
 
 def free_port() -> int:

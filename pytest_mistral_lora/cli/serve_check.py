@@ -21,17 +21,20 @@ Send the packaged rows to a running server, and hold the prompts that it makes o
 becomes a control token, and refusals. How much an answer proves is printed: vLLM shows the ids that it fed, llama.cpp a
 preview, and a server with OpenAI's API alone (openai: transformers serve, LM Studio, ...) the number of tokens. The
 kinds sglang, tgi and ollama were written from their source and never run here. For any other server, give the path of
-a script of your own, which gets the rows and writes ids: see docs/serving.md.
+a script of your own, which gets the rows and writes ids: see docs/serving.md. Without a NAME the kind is recognised by
+the endpoint that has the version.
 
 With --adapter or --golden, ask for the answers of golden transcripts, too, greedily: by the ids of their prompts and by
-their messages. The precision of the weights, which decides how near a near tie is, may be named: vllm:bf16=URL.
+their messages. The precision of the weights, which decides how near a near tie is, may be named: vllm:bf16=URL. So may
+a version that the server does not report: llamacpp@11549=URL. A named deviation is accepted only of the servers and
+versions that docs/deviations.md has for it.
 
 Each row is one short request (one token, greedy). The key of the server is read from MISTRAL_SERVER_KEY. Plain http
 goes to this machine alone."""
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("server", metavar="NAME=URL", help="kind of the server, and its address")
+    parser.add_argument("server", metavar="[NAME=]URL", help="address of the server, and its kind if you name it")
     add_tokenizer_option(parser)
     parser.add_argument("--model", default="", metavar="NAME", help="model to ask (default: the first that it lists)")
     parser.add_argument(
@@ -79,7 +82,7 @@ def _asked_with_progress(target: ServerTarget) -> ServerTarget:
         return target
     from tqdm import tqdm
 
-    with tqdm(desc=f"asking {target.kind}", unit="row", leave=False) as bar:
+    with tqdm(desc=f"asking {target.url}", unit="row", leave=False) as bar:
 
         def step(rows: int) -> None:
             bar.total = rows
@@ -99,7 +102,7 @@ VERB = Verb(
     run,
     description=_DESCRIPTION,
     examples=(
-        "mistral-lora serve-check llamacpp=http://127.0.0.1:8080 --tokenizer models/base",
+        "mistral-lora serve-check http://127.0.0.1:8080 --tokenizer models/base",
         "mistral-lora serve-check llamacpp=http://127.0.0.1:8080 --tokenizer models/base --adapter lora-out",
         "mistral-lora serve-check vllm=https://models.example.org --tokenizer spm-v3 --model tuned",
         "mistral-lora serve-check ./my_server.py=http://127.0.0.1:9000 --tokenizer models/base",

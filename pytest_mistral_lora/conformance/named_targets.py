@@ -82,6 +82,7 @@ def named_targets(
     runners: Sequence[RunnerChoice] = (),
     ggufs: Sequence[Path] = (),
     servers: Sequence[ServerChoice] = (),
+    server_rows: Sequence[Path] = (),
     judges: Sequence[Path] = (),
     base: Path | None = None,
     oracle: str | None = None,
@@ -97,6 +98,7 @@ def named_targets(
         runners: Runners; each is judged with every tokenizer and recipe, or else with an embedded tokenizer.
         ggufs: GGUF files; each is held to the first tokenizer or recipe, or else to the one that it is recognised by.
         servers: Running servers; each is held to the first tokenizer or recipe, and to the transcripts of each adapter.
+        server_rows: Files of rows to ask each server in place of the packaged ones.
         judges: Tokenizers that encode the rows of the other targets, and are no targets themselves.
         base: The base checkpoint's folder of the adapters.
         oracle: The declared oracle of tokenizers and recipes without a Mistral tokenizer file, or None.
@@ -145,6 +147,7 @@ def named_targets(
             name(Path(f"{one.name}-{name_of(adapter)}") if adapter and len(adapters) > 1 else one.name),
             every[0],
             adapter,
+            rows=tuple(server_rows),
         )
         for one in servers
         for adapter in adapters or (None,)

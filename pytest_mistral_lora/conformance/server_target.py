@@ -65,8 +65,9 @@ class ServerTarget(Target):
 
     Attributes:
         judge: The target whose tokenizer its prompts are held to.
-        kind: The kind of server, a key of `SERVERS`.
+        kind: The kind of server: a key of `SERVERS`, a script, or `auto` for the one that it is recognised as.
         url: Its address.
+        version: Its version, if it reports none; else empty.
         model: The model to ask; empty for the first that it lists.
         rows: Files of rows to ask in place of the packaged ones.
         given: Rows to ask in place of both.
@@ -79,6 +80,7 @@ class ServerTarget(Target):
     judge: Target = field(default_factory=lambda: Target("spm-v3"))
     kind: str = "openai"
     url: str = ""
+    version: str = ""
     model: str = ""
     rows: tuple[Path, ...] = ()
     given: tuple[Row, ...] = ()
@@ -92,12 +94,29 @@ class ServerTarget(Target):
         """The tokenizer that the prompts are held to."""
         return self.judge.tokenizer
 
+    @KeptProperty
+    def recognised(self) -> tuple[Server, str]:
+        """The kind of server, and the endpoint by which it was recognised; empty if it was named.
+
+        Raises:
+            InputError: If it is to be recognised, and is not there or of no known kind.
+        """
+        from pytest_mistral_lora.serving.client import require_url
+        from pytest_mistral_lora.serving.servers import RECOGNISED, find_server, recognise_server
+
+        if self.kind != RECOGNISED:
+            return find_server(self.kind), ""
+        return asyncio.run(recognise_server(require_url(self.url)))
+
     @property
     def server(self) -> Server:
-        """The kind of server."""
-        from pytest_mistral_lora.serving.servers import find_server
+        """The kind of server: see `recognised`."""
+        return self.recognised[0]
 
-        return find_server(self.kind)
+    @property
+    def served_version(self) -> str:
+        """The version that the server reports, or else the one that was named; empty if there is neither."""
+        return self.answers.facts.version or self.version
 
     @KeptProperty
     def answers(self) -> ServerAnswers:
@@ -107,20 +126,26 @@ class ServerTarget(Target):
             InputError: If it is not there, is not of the kind, or does not serve the model.
             TokenizerError: If the tokenizer does not load.
         """
-        return asyncio.run(self._ask())
+        return asyncio.run(self._ask(self.server))
 
-    async def _ask(self) -> ServerAnswers:
+    async def _ask(self, server: Server) -> ServerAnswers:
         from pytest_mistral_lora.serving.client import ServerClient, require_url
         from pytest_mistral_lora.serving.servers import ScriptedServer, ask_prompts
 
         asked = list(self.asked_rows())
-        if isinstance(self.server, ScriptedServer):
-            return self._ask_script(self.server.file, asked)
+        if not asked:
+            raise InputError(
+                "no row to ask: none ends with an answer, or each has settings that a chat request names otherwise",
+                place=", ".join(map(str, self.rows)),
+                expected="rows that end with the answer to a prompt",
+            )
+        if isinstance(server, ScriptedServer):
+            return self._ask_script(server.file, asked)
         async with ServerClient(require_url(self.url)) as client:
-            facts = await self.server.facts(client)
+            facts = await server.facts(client)
             model = self._chosen(facts)
             rows = [one.row for one in asked]
-            prompts = await ask_prompts(self.server, client, rows, model, lambda: self.progress(len(rows)))
+            prompts = await ask_prompts(server, client, rows, model, lambda: self.progress(len(rows)))
         return ServerAnswers(facts, model, _with_prompts(asked, prompts))
 
     def _ask_script(self, script: Path, asked: Sequence[AskedRow]) -> ServerAnswers:
@@ -218,16 +243,18 @@ class ServerTarget(Target):
 
 @dataclass(frozen=True, slots=True)
 class ServerChoice:
-    """A server as it is named: `NAME=URL`, or `NAME:PRECISION=URL`.
+    """A server as it is named: `URL`, or `NAME=URL`; NAME may have `@VERSION` and `:PRECISION` behind it.
 
     Attributes:
-        kind: The kind of server, a key of `SERVERS`.
+        kind: The kind of server: a key of `SERVERS`, a script, or `auto`.
         url: Its address.
+        version: Its version, if it reports none; else empty.
         precision: The precision of its weights; empty for the one that it reports.
     """
 
     kind: str
     url: str
+    version: str = ""
     precision: str = ""
 
     @classmethod
@@ -239,21 +266,23 @@ class ServerChoice:
         """
         from pytest_mistral_lora.records.judgement import TOLERANCES
         from pytest_mistral_lora.serving.client import require_url
-        from pytest_mistral_lora.serving.servers import SERVERS, find_server
+        from pytest_mistral_lora.serving.servers import RECOGNISED, find_server
 
-        name, _, url = text.partition("=")
+        # an address may have an equals sign, too
+        is_bare = text.startswith(("http://", "https://")) or "=" not in text
+        name, _, url = ("", "", text) if is_bare else text.partition("=")
         kind, _, precision = name.partition(":")
-        if "://" in name or not url:
-            found = f"{text!r} names no kind of server, or no address"
-            raise InputError(found, expected="NAME=URL, such as vllm=http://127.0.0.1:8000")
+        kind, _, version = (kind or RECOGNISED, "", "") if kind.endswith(".py") or not kind else kind.partition("@")
         if precision and precision not in TOLERANCES:
             raise InputError(f"unknown precision {precision!r}", expected=f"one of {', '.join(TOLERANCES)}")
-        server = find_server(kind)
-        return cls(kind if server.name not in SERVERS else server.name, require_url(url), precision)
+        if kind != RECOGNISED:
+            find_server(kind)
+        return cls(kind, require_url(url), version, precision)
 
     def __str__(self) -> str:
         """Return the server as it was named."""
-        return f"{self.kind}:{self.precision}={self.url}" if self.precision else f"{self.kind}={self.url}"
+        version = f"@{self.version}" if self.version else ""
+        return f"{self.kind}{version}{f':{self.precision}' if self.precision else ''}={self.url}"
 
     @property
     def name(self) -> Path:
@@ -262,8 +291,8 @@ class ServerChoice:
 
     def target(self, name: str, judge: Target, adapter: Path | None = None, **more: Any) -> ServerTarget:
         """Return the target of the server; `more` are further attributes."""
-        given: dict[str, Any] = {"kind": self.kind, "url": self.url, "precision": self.precision, "adapter": adapter}
-        return ServerTarget(name, judge=judge, **given, **more)
+        own: dict[str, Any] = {"kind": self.kind, "url": self.url, "version": self.version, "precision": self.precision}
+        return ServerTarget(name, judge=judge, adapter=adapter, **own, **more)
 
 
 def _with_prompts(asked: Sequence[AskedRow], prompts: Sequence[ServedPrompt | InputError]) -> tuple[AskedRow, ...]:

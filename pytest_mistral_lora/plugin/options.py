@@ -131,13 +131,22 @@ GGUF = Option(
 )
 SERVER = Option(
     "--mistral-server",
-    "Check the prompts that this running server feeds its model: llamacpp, vllm, openai, …, and its address, such as "
-    "--mistral-server=llamacpp=http://127.0.0.1:8080, against --mistral-tokenizer or --mistral-recipe, and its "
-    "answers, against the transcripts of each --mistral-adapter. Its key is read from MISTRAL_SERVER_KEY. Repeatable. "
-    "Replaces the default targets.",
+    "Check the prompts that this running server feeds its model, such as --mistral-server=http://127.0.0.1:8080, "
+    "against --mistral-tokenizer or --mistral-recipe, and its answers, against the transcripts of each "
+    "--mistral-adapter. Its kind is recognised, or you name it: llamacpp, vllm, openai, …. Its key is read from "
+    "MISTRAL_SERVER_KEY. Repeatable. Replaces the default targets.",
     "mistral_servers",
     "linelist",
-    "NAME=URL",
+    "[NAME=]URL",
+    repeatable=True,
+)
+SERVER_ROWS = Option(
+    "--mistral-server-rows",
+    "Ask each --mistral-server for the prompts of the rows in this file (JSON Lines), in place of the packaged rows. "
+    "Repeatable.",
+    "mistral_server_rows",
+    "paths",
+    "FILE",
     repeatable=True,
 )
 RUNNER = Option(
@@ -212,6 +221,7 @@ OPTIONS = (
     ENCODED,
     GGUF,
     SERVER,
+    SERVER_ROWS,
     RUNNER,
     GOLDEN_DIR,
     UPDATE,

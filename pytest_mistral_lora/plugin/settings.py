@@ -25,6 +25,7 @@ from pytest_mistral_lora.plugin.options import (
     RUNNER,
     SEED,
     SERVER,
+    SERVER_ROWS,
     SKIP_TRAINING,
     STRICT,
     TOKENIZER,
@@ -70,7 +71,8 @@ class PluginSettings:
         oracle: The declared oracle of folders without a Mistral tokenizer file, or None.
         encoded: Encoded-rows files to check.
         ggufs: GGUF files to check.
-        servers: Running servers to check, each by its kind, its address and its precision.
+        servers: Running servers to check, each by its kind, its address, its version and its precision.
+        server_rows: Files of rows to ask each server in place of the packaged ones.
         runners: Other trainers to check.
         require_manifest: Whether an adapter folder without a manifest fails.
         golden_folders: Folders with the user's own goldens.
@@ -96,6 +98,7 @@ class PluginSettings:
     encoded: tuple[Path, ...]
     ggufs: tuple[Path, ...]
     servers: tuple[ServerChoice, ...]
+    server_rows: tuple[Path, ...]
     runners: tuple[RunnerChoice, ...]
     require_manifest: bool
     golden_folders: tuple[Path, ...]
@@ -127,6 +130,7 @@ class PluginSettings:
             (BASE, () if self.base is None else (self.base,)),
             (ENCODED, self.encoded),
             (GGUF, self.ggufs),
+            (SERVER_ROWS, self.server_rows),
         )
         return tuple((option.flag, path) for option, paths in groups for path in paths)
 
@@ -154,6 +158,7 @@ def read_settings(config: pytest.Config) -> PluginSettings:
         encoded=existing_paths(config, ENCODED),
         ggufs=existing_paths(config, GGUF, file=True),
         servers=server_choices(config),
+        server_rows=existing_paths(config, SERVER_ROWS, file=True),
         runners=_runner_choices(config),
         require_manifest=bool(ini_value(config, REQUIRE_MANIFEST)[0]),
         golden_folders=_golden_folders(config),
@@ -181,6 +186,8 @@ def read_settings(config: pytest.Config) -> PluginSettings:
         raise pytest.UsageError(
             f"{SERVER.flag}: no tokenizer to check the prompts against; add {TOKENIZER.flag} PATH or {RECIPE.flag} PATH"
         )
+    if settings.server_rows and not settings.servers:
+        raise pytest.UsageError(f"{SERVER_ROWS.flag} is for a server, and none is named; add {SERVER.flag} URL")
     if settings.base is not None and not settings.adapters and not settings.ggufs:
         raise pytest.UsageError(f"{BASE.flag} is the base of adapters, and there is none; add {ADAPTER.flag} PATH")
     return settings

@@ -129,6 +129,7 @@ class Suite:
             encoded=given.encoded,
             ggufs=given.ggufs,
             servers=given.servers,
+            server_rows=given.server_rows,
             runners=given.runners,
             base=given.base,
             oracle=given.oracle,

@@ -66,6 +66,11 @@ class LlamaCpp(Server):
         scales = tuple((str(one.get("path")), float(one.get("scale") or 0)) for one in await _adapters(client))
         return replace(facts, precision=precision, scales=scales)
 
+    async def version(self, client: ServerClient) -> str:
+        """Return the build of the server; empty if it was built outside of Git, and has no number."""
+        build = await super().version(client)
+        return "" if build.startswith("b0-") else build
+
     async def complete(
         self, client: ServerClient, ids: Sequence[int], model: str, limit: int, settings: Mapping[str, Any]
     ) -> ServedAnswer | None:

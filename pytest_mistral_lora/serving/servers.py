@@ -1,7 +1,8 @@
-"""The servers that can be asked, by name."""
+"""The servers that can be asked, by name, and the recognition of one by its endpoints."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import ClassVar
 
 from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.errors import InputError, did_you_mean
+from pytest_mistral_lora.serving.answers import read_field
 from pytest_mistral_lora.serving.client import ServerClient
 from pytest_mistral_lora.serving.engines import Sglang, Tgi, Vllm
 from pytest_mistral_lora.serving.llamacpp import LlamaCpp, Ollama
@@ -16,6 +18,12 @@ from pytest_mistral_lora.serving.server import ServedPrompt, Server, Strength
 
 SERVERS: Mapping[str, Server] = {one.name: one for one in (LlamaCpp(), Vllm(), Sglang(), Tgi(), Ollama(), Server())}
 """The kinds of servers, by name."""
+
+RECOGNISED = "auto"
+"""The name that stands for the kind that a server is recognised as."""
+
+SECONDS = 10.0
+"""Limit of each request by which a server is recognised."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +69,6 @@ async def ask_prompts(
 
     All requests are sent by one client, a few at a time; `done` is called after each row.
     """
-    import asyncio
 
     async def one(row: Row) -> ServedPrompt | InputError:
         try:
@@ -72,3 +79,32 @@ async def ask_prompts(
             done()
 
     return list(await asyncio.gather(*(one(row) for row in rows)))
+
+
+async def recognise_server(url: str) -> tuple[Server, str]:
+    """Return the kind of the server at an address, and the endpoint by which it is recognised.
+
+    Each kind has its version at an endpoint of its own, or in a field of its own; a server that has none of them, and
+    lists its models as OpenAI does, is one of OpenAI's kind.
+
+    Raises:
+        InputError: If no server is there, or it is of none of the kinds.
+    """
+    kinds = [one for one in SERVERS.values() if one.version_at[0]]
+    async with ServerClient(url, SECONDS) as client:
+        # a server that answers one of them late, or forbids it, may be another kind
+        asked = await asyncio.gather(*(client.get(one.version_at[0]) for one in kinds), return_exceptions=True)
+        for kind, answer in zip(kinds, asked, strict=True):
+            if not isinstance(answer, BaseException):
+                version = read_field(answer.data, kind.version_at[1])
+                if answer.is_ok and isinstance(version, str) and version:
+                    return kind, kind.version_at[0]
+            elif not isinstance(answer, InputError):
+                raise answer
+        try:
+            await SERVERS["openai"].facts(client)
+        except InputError as error:
+            expected = error.expected or f"a server of a kind that is recognised: {', '.join(SERVERS)}"
+            step = error.next_step or "Name its kind, NAME=URL, or give a script of your own: see docs/serving.md."
+            raise InputError(error.found, place=error.place, expected=expected, next_step=step) from error
+    return SERVERS["openai"], "/v1/models"

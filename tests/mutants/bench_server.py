@@ -10,7 +10,7 @@ from typing import Any
 
 from gallery import Artifact, mutant
 from golden_answers import golden_answers, write_golden_answers
-from local_server import Behaviour, serving
+from local_server import Behaviour, serving, space_for_an_empty_text
 
 from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
 from pytest_mistral_lora.conformance.checks import Settings, collect
@@ -130,6 +130,20 @@ def a_second_bos(artifact: Artifact) -> None:
 def the_name_of_a_template(artifact: Artifact) -> None:
     """Each prompt is the name of a template."""
     artifact["behaviour"].prompt = lambda ids, _: (1, *oracle().encode_text("mistral-v3-tekken"))
+
+
+@mutant("ML902", says="(empty-text-space) that is not known of llama.cpp b11548-0a1b2c3")
+def a_deviation_of_an_older_build(artifact: Artifact) -> None:
+    """An empty text has a space, as newer builds are known to write it."""
+    artifact["behaviour"].prompt = space_for_an_empty_text
+    artifact["behaviour"].version = "b11548-0a1b2c3"
+
+
+@mutant("ML902", says="expected '' (ML528)")
+def twice_a_deviation_that_is_known(artifact: Artifact) -> None:
+    """An empty text has two spaces, and the deviation that is known is one."""
+    artifact["behaviour"].prompt = lambda ids, data: space_for_an_empty_text(space_for_an_empty_text(ids, data), data)
+    artifact["behaviour"].version = "b11549-8b3f1c2"
 
 
 @mutant("ML903", says="the preview has")

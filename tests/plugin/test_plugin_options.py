@@ -31,6 +31,7 @@ GOOD: dict[str, tuple[str | None, str, Any]] = {
         "servers",
         lambda here: (ServerChoice("vllm", "http://127.0.0.1:8000"),),
     ),
+    "--mistral-server-rows": ("own/rows.jsonl", "server_rows", lambda here: (here / "own" / "rows.jsonl",)),
     "--mistral-gguf": ("own/rows.jsonl", "ggufs", lambda here: (here / "own" / "rows.jsonl",)),
     "--mistral-runner": (
         "trl=own/rows.jsonl",
@@ -52,9 +53,13 @@ NEEDS = {
     "--mistral-base": (("--mistral-adapter", "bare"), "adapters"),
     "--mistral-dataset": (("--mistral-tokenizer", "tok.model.v3"), "tokenizers"),
     "--mistral-server": (("--mistral-tokenizer", "tok.model.v3"), "tokenizers"),
+    "--mistral-server-rows": (
+        ("--mistral-server", "http://127.0.0.1:8000", "--mistral-tokenizer", "tok.model.v3"),
+        "servers tokenizers",
+    ),
     "--mistral-encoded": (("--mistral-tokenizer", "tok.model.v3"), "tokenizers"),
 }
-"""Options that make no sense alone: what goes with them, and which setting that changes."""
+"""Options that make no sense alone: what goes with them, and which settings that changes."""
 DEFAULTS = {
     "tokenizers": (),
     "recipes": (),
@@ -65,6 +70,7 @@ DEFAULTS = {
     "encoded": (),
     "ggufs": (),
     "servers": (),
+    "server_rows": (),
     "runners": (),
     "require_manifest": False,
     "golden_folders": (),
@@ -183,7 +189,8 @@ def test_a_good_option_changes_its_setting_alone(flag: str, here: Path, settings
     needs, needed = NEEDS.get(flag, ((), ""))
     settings = settings_of(flag, *([value] if value else []), *needs)
     changed = {key: getattr(settings, key) for key, default in DEFAULTS.items() if getattr(settings, key) != default}
-    changed.pop(needed, None)
+    for one in needed.split():
+        changed.pop(one, None)
     assert changed == {name: expected(Path())}
 
 
@@ -236,6 +243,11 @@ def test_a_manifest_is_required_by_the_ini_file(settings_of: Read, pytester: pyt
 def test_encoded_rows_need_a_tokenizer_to_be_held_to(here: Path, golden: Run) -> None:
     expected = "ERROR: --mistral-encoded: no tokenizer to check the rows against; add --mistral-tokenizer PATH or"
     assert _refusal(golden("--mistral-encoded=own/rows.jsonl")) == f"{expected} --mistral-recipe PATH"
+
+
+def test_rows_of_a_server_need_a_server(here: Path, golden: Run) -> None:
+    expected = "ERROR: --mistral-server-rows is for a server, and none is named; add --mistral-server URL"
+    assert _refusal(golden("--mistral-server-rows=own/rows.jsonl")) == expected
 
 
 def test_a_base_needs_an_adapter(here: Path, golden: Run) -> None:

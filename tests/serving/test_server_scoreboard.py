@@ -12,6 +12,7 @@ from server_records import RecordedServer, read_recorded
 
 from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
 from pytest_mistral_lora.chat.rows import Row
+from pytest_mistral_lora.chat.templates.deviations import DEVIATIONS
 from pytest_mistral_lora.cli import main
 from pytest_mistral_lora.serving.server import chat_request
 
@@ -80,7 +81,20 @@ def test_the_answers_of_vllm_are_read_as_they_were(capsys: pytest.CaptureFixture
     with serving(replayed(recorded("vllm", "--tokenizer-mode hf"))) as url:
         code, out = main(["serve-check", f"vllm={url}", "--tokenizer", "spm-v3"]), capsys.readouterr().out
     assert (code, "ML906" in out, "ML902" in out) == (1, True, False)
-    assert "33 of 41 prompts have the ids of mistral-common; named deviations: " in out
+    assert "33 of 41 prompts have the ids of mistral-common; named deviations, known of vLLM 0.32.0: " in out
+
+
+@pytest.mark.slow
+def test_the_table_has_the_deviations_of_each_recording_and_no_other_of_vllm() -> None:
+    seen: dict[str, set[str]] = {}
+    for one in read_recorded():
+        for cell in one.judged().cells.values():
+            if cell.startswith("as "):
+                names = set(cell.removeprefix("as ").split(", "))
+                seen[one.kind] = seen.get(one.kind, set()) | names
+                known = {found.id for found in DEVIATIONS if found.known_of(one.kind, one.version)}
+                assert names <= known, one.setting
+    assert seen["vllm"] == {one.id for one in DEVIATIONS if "vllm" in one.servers}
 
 
 def test_a_row_is_recorded_with_its_own_request() -> None:

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
-import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 from local_server import free_port
+from server_process import started
 from test_server_export import write_base
 
 from pytest_mistral_lora.cli import main
@@ -27,34 +25,20 @@ pytestmark = [
 SECONDS = 180
 
 
-@contextmanager
-def started(folder: Path) -> Iterator[str]:
-    """Start the server on a folder, and yield the address."""
+def serve(folder: Path) -> AbstractContextManager[str]:
+    """Start the server on a folder."""
     program = "import sys; from transformers.cli.transformers import main; sys.exit(main())"
     port = str(free_port())
     options = ["serve", str(folder), "--host", "127.0.0.1", "--port", port, "--device", "cpu"]
-    process = subprocess.Popen([sys.executable, "-c", program, *options], stderr=subprocess.DEVNULL)
-    url = f"http://127.0.0.1:{port}"
-    try:
-        for _ in range(SECONDS):
-            assert process.poll() is None, "transformers serve ended"
-            try:
-                urllib.request.urlopen(f"{url}/v1/models", timeout=5)
-            except OSError:
-                time.sleep(1)
-            else:
-                break
-        yield url
-    finally:
-        process.kill()
-        process.wait(timeout=30)
+    command = [sys.executable, "-c", program, *options]
+    return started(command, f"http://127.0.0.1:{port}", "/v1/models", SECONDS, stderr=subprocess.DEVNULL)
 
 
 def test_the_number_of_tokens_shows_the_deviations(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     base = write_base(tmp_path / "base", "spm-v3")
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yo"}]}\n')
-    with started(base) as url:
+    with serve(base) as url:
         code = main(["serve-check", f"openai={url}", "--tokenizer", "spm-v3", "--rows", str(rows)])
         out = capsys.readouterr().out
         assert code == 0, out

@@ -5,25 +5,21 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from gguf_files import write_gguf
-from golden_answers import TOOL
+from learned_rows import LEARNED, learn_by_heart
 from llamacpp_process import converted_model, needs_llamacpp, served, write_lora
 
 from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
-from pytest_mistral_lora.chat.rows import read_rows
 from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
 from pytest_mistral_lora.cli import main
 from pytest_mistral_lora.conformance.server.replay import RIGHT_MODEL
-from pytest_mistral_lora.conformance.train.harness import TrainerHarness
 from pytest_mistral_lora.records.transcripts import TRANSCRIPTS, load_folder
-from pytest_mistral_lora.training.generate.model_spec import record_rows
 from pytest_mistral_lora.training.merge import merge
-from pytest_mistral_lora.training.run import RunResult, train
+from pytest_mistral_lora.training.run import RunResult
 
 pytestmark = needs_llamacpp
 
@@ -114,58 +110,20 @@ def test_a_penalty_of_the_server_changes_the_answers_of_clients_and_not_those_th
     assert "asked twice" not in out
 
 
-def asked(question: str, answer: str, **more: Any) -> dict[str, Any]:
-    return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}], **more}
-
-
-def called(city: str) -> dict[str, Any]:
-    arguments = json.dumps({"city": city})
-    call = {"id": "abcdefghi", "type": "function", "function": {"name": "weather", "arguments": arguments}}
-    return {"role": "assistant", "content": "", "tool_calls": [call]}
-
-
-RESULT = {"role": "tool", "tool_call_id": "abcdefghi", "name": "weather", "content": "sunny"}
-LEARNED: tuple[Mapping[str, Any], ...] = (
-    asked("What is the capital of France?", "Paris."),
-    asked("Hi", "Hello! How can I help?"),
-    asked("Say it with an animal", "Of course 🦥 done"),
-    asked("Write code", "def f(x):\n    return x + 1"),
-    asked("  two leading spaces", "Seen."),
-    asked("東京は?", "日本の首都です。"),
-    asked("An object, please", '{"ok": true, "n": 3}'),
-    {"messages": [{"role": "system", "content": "You are terse."}, *asked("Name a colour", "Blue")["messages"]]},
-    {"messages": [*asked("My name is Ann", "Hello Ann")["messages"], *asked("Who am I?", "You are Ann.")["messages"]]},
-    {"messages": [{"role": "user", "content": "How is the weather in Oslo?"}, called("Oslo")], "tools": [TOOL]},
-    {
-        "messages": [
-            {"role": "user", "content": "Weather in Rome?"},
-            called("Rome"),
-            RESULT,
-            {"role": "assistant", "content": "It is sunny in Rome."},
-        ],
-        "tools": [TOOL],
-    },
-)
-
-
 @pytest.mark.slow
 def test_eleven_answers_learned_by_heart_are_served_by_the_adapter_and_by_the_merged_model(
     check: Check, tmp_path: Path
 ) -> None:
-    harness = TrainerHarness(tmp_path, tmp_path, "cpu")
-    harness.rows.write_text("".join(json.dumps(row) + "\n" for row in LEARNED), encoding="utf-8")
     source = shipped_tokenizer("spm-v3")
-    write_tiny_base(harness.base, source)
-    train(harness.recipe(harness.adapter, steps=60, batch_size=len(LEARNED)))
-    merged = merge(harness.adapter, tmp_path / "merged", harness.base).output
-    rows = list(read_rows(harness.rows))
-    record_rows(harness.adapter, rows, tmp_path / "answers", harness.base, max_new_tokens=64, device="cpu")
+    source_base = write_tiny_base(tmp_path / "base", source)
+    adapter = learn_by_heart(tmp_path, source_base)
+    merged = merge(adapter, tmp_path / "merged", source_base).output
     # tool calls, a character of several tokens and texts: the model has learned them
     assert [one.stop for one in load_folder(tmp_path / "answers")] == ["eos"] * len(LEARNED)
     oracle = Oracle(source)
-    base = write_gguf(tmp_path / "base.gguf", *converted_model(harness.base, oracle))
+    base = write_gguf(tmp_path / "base.gguf", *converted_model(source_base, oracle))
     whole = write_gguf(tmp_path / "merged.gguf", *converted_model(merged, oracle))
-    for file, lora in ((base, write_lora(tmp_path / "lora.gguf", harness.adapter, harness.base)), (whole, None)):
+    for file, lora in ((base, write_lora(tmp_path / "lora.gguf", adapter, source_base)), (whole, None)):
         with served(file, **({"lora": str(lora)} if lora else {})) as (_, address):
             code, out = check(address, "--golden", str(tmp_path / "answers"))
         assert code == 0, out

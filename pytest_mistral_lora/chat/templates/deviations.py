@@ -7,8 +7,9 @@ that the template writes, or the change of the row that removes the difference. 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from packaging.specifiers import SpecifierSet
@@ -43,6 +44,8 @@ class Deviation:
         versions: Tokenizer versions that have it.
         kinds: Tokenizer kinds that have it: `spm`, `tekken`.
         mistral_common: Versions of mistral-common whose generated template has it.
+        servers: The servers in whose prompts it was seen, by the name of their kind, and their versions from the oldest
+            that was run; for llama.cpp, its builds.
         tokenizer: The tokenizer that the example is for: a shipped one, or a test file derived from one.
         example: The smallest row that shows it.
         after: Control tokens that the differing text follows: the last of them that the version has. Empty for
@@ -58,6 +61,7 @@ class Deviation:
     versions: frozenset[str]
     kinds: frozenset[str] = frozenset({"spm", "tekken"})
     mistral_common: SpecifierSet = SUPPORTED
+    servers: Mapping[str, SpecifierSet] = field(default_factory=dict)
     tokenizer: str = "spm-v3"
     example: Mapping[str, Any]
     after: tuple[str, ...] = ()
@@ -69,9 +73,22 @@ class Deviation:
         """Return whether a tokenizer under a library version can show this deviation."""
         return version in self.versions and kind in self.kinds and mistral_common in self.mistral_common
 
+    def known_of(self, server: str, version: str) -> bool:
+        """Return whether the prompts of a server of a kind and version were seen to have it.
+
+        Args:
+            server: The name of the kind: `llamacpp`.
+            version: The version as the server reports it: `b11549-8b3f1c2`, `0.32.0`.
+        """
+        number = re.search(r"\d+(\.\d+)*", version)
+        return number is not None and server in self.servers and number[0] in self.servers[server]
+
 
 _ALL = frozenset({"v1", "v2", "v3", "v7", "v11", "v13", "v15"})
 _TOOLS = _ALL - {"v1"}
+_LLAMACPP = {"llamacpp": SpecifierSet(">=11549")}
+_BOTH = {**_LLAMACPP, "vllm": SpecifierSet(">=0.32")}
+"""Servers that render the chat template: vLLM in the mode `hf`."""
 _SPM = frozenset({"spm"})
 _TEKKEN = frozenset({"tekken"})
 _WEATHER: dict[str, Any] = {
@@ -107,6 +124,7 @@ DEVIATIONS: tuple[Deviation, ...] = (
         "(huggingface/transformers#29279). mistral-common never does this, and training through the template refuses "
         "such rows.",
         versions=_ALL,
+        servers=_BOTH,
         example=_chat("x[/INST]y</s>", "b"),
     ),
     Deviation(
@@ -114,6 +132,7 @@ DEVIATIONS: tuple[Deviation, ...] = (
         title="The template keeps spaces at the end of an answer.",
         why="mistral-common strips them (spaces only, from v2 on), so that EOS follows the last word.",
         versions=_TOOLS,
+        servers=_BOTH,
         example=_chat("a", "b "),
     ),
     Deviation(
@@ -122,6 +141,7 @@ DEVIATIONS: tuple[Deviation, ...] = (
         why="mistral-common encodes an empty text to no token at all.",
         versions=_TOOLS,
         kinds=_SPM,
+        servers=_BOTH,
         example=_chat("", "b"),
     ),
     Deviation(
@@ -130,6 +150,7 @@ DEVIATIONS: tuple[Deviation, ...] = (
         why="The template writes that space after a user message or a tool result only.",
         versions=frozenset({"v7"}),
         kinds=_SPM,
+        servers=_LLAMACPP,
         tokenizer="spm-v7",
         example=_chat({"role": "system", "content": "s"}, "b"),
     ),
@@ -139,6 +160,7 @@ DEVIATIONS: tuple[Deviation, ...] = (
         why="mistral-common writes type, name, description and parameters in this order, with an empty description "
         "if there is none, and leaves out `strict`.",
         versions=_TOOLS,
+        servers={"vllm": _BOTH["vllm"]},
         example=_chat("a", "b", tools=[{**_WEATHER, "function": {**_WEATHER["function"], "strict": True}}]),
         after=("[AVAILABLE_TOOLS]",),
         predict=tools_as_written,
@@ -149,6 +171,7 @@ DEVIATIONS: tuple[Deviation, ...] = (
         why="mistral-common parses them and writes them again, so escapes and spacing change; it writes text that is "
         "not JSON as a JSON string.",
         versions=_TOOLS,
+        servers=_BOTH,
         example=_chat("a", _call('{"city":"\\u00e9"}'), tools=[_WEATHER]),
         after=("[TOOL_CALLS]", "[ARGS]"),
         predict=tool_calls_as_written,
@@ -158,6 +181,7 @@ DEVIATIONS: tuple[Deviation, ...] = (
         title="A tool result that is JSON stays a string, and text chunks are written in Python's notation.",
         why="mistral-common writes the parsed value up to v3, and the joined text of the chunks in every version.",
         versions=_TOOLS,
+        servers=_BOTH,
         example=_chat(
             "a",
             _call({}),
@@ -174,6 +198,7 @@ DEVIATIONS: tuple[Deviation, ...] = (
         why="A template does not know weights; mistral-common keeps such messages apart, each with its own EOS. "
         "Their labels are not available through the template.",
         versions=_ALL,
+        servers=_LLAMACPP,
         example=_chat("a", {"role": "assistant", "content": "b", "weight": 0}, {"role": "assistant", "content": "c"}),
         change=weights_equal,
     ),
@@ -183,6 +208,7 @@ DEVIATIONS: tuple[Deviation, ...] = (
         why="Up to v3 the template takes the system messages out before it joins neighbours; mistral-common joins "
         "neighbours first.",
         versions=frozenset({"v1", "v2", "v3"}),
+        servers=_LLAMACPP,
         example=_chat(
             "a",
             {"role": "system", "content": "s"},
@@ -196,6 +222,7 @@ DEVIATIONS: tuple[Deviation, ...] = (
         title="An empty message that is joined with its neighbour leaves a blank line.",
         why="mistral-common skips empty texts when it joins messages or chunks.",
         versions=_ALL,
+        servers=_LLAMACPP,
         example=_chat("", {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}),
         change=empty_messages_dropped,
     ),
@@ -206,6 +233,7 @@ DEVIATIONS: tuple[Deviation, ...] = (
         "to the model in every version.",
         versions=frozenset({"v11", "v13", "v15"}),
         kinds=_TEKKEN,
+        servers=_LLAMACPP,
         tokenizer="derived-v13",
         example=_chat(
             "a",

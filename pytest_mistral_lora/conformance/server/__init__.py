@@ -19,6 +19,7 @@ from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.records.transcripts import TRANSCRIPTS
 
 if TYPE_CHECKING:
+    from pytest_mistral_lora.chat.templates.deviations import Deviation
     from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 
 _SHOWN = 8
@@ -95,7 +96,8 @@ class ServerChecks:
         """Return the result of a check of replayed transcripts, if there are some and the server answers."""
         if case != "transcripts" and not self._target.transcripts[0]:
             return Result(not_checked="no golden transcript can be replayed: see the check `transcripts`")
-        if not self._target.server.gives_answers:
+        # a server that is not there is not recognised, either
+        if self._failure is None and not self._target.server.gives_answers:
             return Result(not_checked=f"{self._target.server.title} gives prompts, and no answers")
         return judge() if case == "transcripts" else self._if_answered(judge)
 
@@ -130,9 +132,10 @@ class ServerChecks:
             for one in answers.rows
             if isinstance(one.served, InputError)
         ]
-        server = self._target.server
-        version = f" {answers.facts.version}" if answers.facts.version else ""
-        proof = f"{server.title}{version}, model {answers.model}: proof by {server.strength}"
+        server, endpoint = self._target.recognised
+        version = answers.facts.version or (self._target.version and f"{self._target.version} (as named)")
+        proof = f"{server.title}{version and f' {version}'}, model {answers.model}: proof by {server.strength}"
+        proof += f"; recognised by {endpoint}" if endpoint else ""
         return Result(tuple(first_findings(findings, _SHOWN, self._place)), facts=(("server of", proof),))
 
     def prompts(self) -> Result:
@@ -143,16 +146,22 @@ class ServerChecks:
         for one in self._shown:
             if one.ids == one.asked.expected:
                 continue
-            deviations = named.explain(one.asked, one.ids or ())
-            if deviations is None:
+            explained = named.explain(one.asked, one.ids or ())
+            # text that becomes a control token is ML906, whichever server does it
+            deviations = [name for name in explained or () if name != INJECTED]
+            if explained is None:
                 findings += self._differences(one, injected=False)
+            elif unknown := named.unknown(deviations):
+                findings.append(self._unknown(one, unknown))
             else:
-                accepted.update(name for name in deviations if name != INJECTED)
+                accepted.update(deviations)
         right = sum(one.ids == one.asked.expected for one in self._shown)
         text = f"{right} of {len(self._shown)} prompts have the ids"
+        text += " of mistral-common"
         if accepted:
-            text += " of mistral-common; named deviations: " + ", ".join(f"{n} ({c})" for n, c in accepted.items())
-        facts = (("prompts of", text if accepted else f"{text} of mistral-common"),)
+            counts = ", ".join(f"{name} ({count})" for name, count in accepted.items())
+            text += f"; named deviations, known of {self._target.server.title} {self._target.served_version}: {counts}"
+        facts = (("prompts of", text),)
         return Result(tuple(first_findings(findings, _SHOWN, self._place)), facts=facts)
 
     def injection(self) -> Result:
@@ -204,6 +213,24 @@ class ServerChecks:
                 found = f"{one.name}: the server takes it"
                 findings.append(Finding("ML907", found, self._place, f"a refusal: {one.refusal}", row=row))
         return Result(tuple(first_findings(findings, _SHOWN, self._place)))
+
+    def _unknown(self, one: TakenRow, deviations: Sequence[Deviation]) -> Finding:
+        """Return the finding of a prompt with named deviations that the table does not have of the server."""
+        from pytest_mistral_lora.conformance.alignment import Alignment
+        from pytest_mistral_lora.serving.servers import SERVERS
+
+        target, asked = self._target, one.asked
+        names = ", ".join(deviation.id for deviation in deviations)
+        known = [f"{SERVERS[kind].title} {versions}" for kind, versions in deviations[0].servers.items()]
+        version = target.served_version
+        found = (
+            f"{asked.name}: a named deviation ({names}) that is not known of {target.server.title} {version}".rstrip()
+        )
+        expected = f"the ids of mistral-common; {deviations[0].id} is known of {', '.join(known) or 'no server'}"
+        fix = "" if version else f"Name the version, since the server reports none: {target.server.name}@VERSION=URL."
+        ids = ((asked.expected or (), None), (one.ids or (), None))
+        parts = Alignment(*ids, target.oracle.piece, ("mistral-common", "served")).parts(asked.name)
+        return Finding("ML902", found, self._place, expected, row=asked.row.to_jsonl(), fix=fix, **parts)
 
     def _differences(self, one: TakenRow, *, injected: bool) -> Iterator[Finding]:
         """Yield a finding for each class of a served prompt's difference: text as control tokens, or all others."""

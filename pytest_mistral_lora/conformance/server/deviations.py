@@ -1,7 +1,8 @@
-"""The named deviations of served prompts: those that explain the difference of a prompt from mistral-common's."""
+"""The named deviations of served prompts: those that explain a difference, and if the table has them of a server."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,7 @@ from pytest_mistral_lora.errors import NoTemplateError, RowError
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.chat.templates import ChatTemplate
+    from pytest_mistral_lora.chat.templates.deviations import Deviation
 
 INJECTED = "control-literal"
 """The named deviation of text that becomes a control token."""
@@ -47,7 +49,8 @@ class PromptDeviations:
         if template is None:
             return None
         named = compare(asked.row, self._target.oracle, template)
-        if named.unexplained or not named.deviations:
+        # of a row that the template refuses in training, a server that takes it has another difference
+        if named.unexplained or not named.deviations or named.template is None:
             return None
         try:
             text = template.render(asked.prompt, generation_prompt=True)
@@ -59,3 +62,10 @@ class PromptDeviations:
         faults = id_faults(asked.prompt, asked.expected or (), served, self._target.oracle)
         found = [next((name for name in named.deviations if name in _CLASSES.get(one.rule, ())), "") for one in faults]
         return tuple(found) if all(found) else None
+
+    def unknown(self, names: Iterable[str]) -> list[Deviation]:
+        """Return those of some named deviations that the table does not have of the server and its version."""
+        from pytest_mistral_lora.chat.templates.deviations import DEVIATIONS
+
+        kind, version = self._target.server.name, self._target.served_version
+        return [one for one in DEVIATIONS if one.id in names and not one.known_of(kind, version)]

@@ -71,7 +71,7 @@ class ReplayChecks:
             return Result(not_checked=f"{self._target.server.title} is not asked by ids")
         precision, source = self._precision
         if precision not in TOLERANCES:
-            stated = f"{self._target.kind}:q4={self._target.url}"
+            stated = f"{self._target.server.name}:q4={self._target.url}"
             return Result(not_checked=f"no tolerance is known for weights in {precision}; to use another's: {stated}")
         findings, tiers, moved = [], [], 0.0
         for one in self._target.replayed:
@@ -129,7 +129,7 @@ class ReplayChecks:
             return Result(not_checked="the server shows the ids of its prompts, which prove more")
         precision, source = self._precision
         if precision != "fp32" or source.startswith("as recorded"):
-            stated = f"{self._target.kind}:fp32={self._target.url}"
+            stated = f"{self._target.server.name}:fp32={self._target.url}"
             return Result(not_checked=f"weights are not known to be in full precision; if they are: {stated}")
         findings: list[Finding] = []
         seen = 0

@@ -1,0 +1,43 @@
+"""A server of somebody else in a process of its own, until the end of a block."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+
+@contextmanager
+def started(command: Sequence[str], url: str, path: str, seconds: int, **options: Any) -> Iterator[str]:
+    """Start a command, wait until the server answers at a path, and yield its address.
+
+    Args:
+        command: The words of the command.
+        url: The address that it is to listen at.
+        path: A path that answers once the server is ready.
+        seconds: Longest wait.
+        options: Those of `subprocess.Popen`.
+    """
+    process = subprocess.Popen(list(command), **options)
+    try:
+        for _ in range(seconds):
+            assert process.poll() is None, f"{command[0]} ended with {process.returncode}"
+            try:
+                urllib.request.urlopen(f"{url}{path}", timeout=5).close()
+            except OSError:
+                time.sleep(1)
+            else:
+                break
+        else:
+            raise AssertionError(f"no answer at {url}{path} in {seconds} s")
+        yield url
+    finally:
+        process.terminate()
+        try:
+            process.wait(timeout=60)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait(timeout=30)

@@ -1,0 +1,160 @@
+"""A server without a name is recognised by its endpoints, on the command line and under pytest, with one's own rows."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from local_server import Behaviour, free_port, serving
+
+from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
+from pytest_mistral_lora.cli import main
+from pytest_mistral_lora.conformance.server_target import ServerChoice
+from pytest_mistral_lora.errors import InputError
+from pytest_mistral_lora.serving import servers
+
+ROW = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yo"}]}
+VERSIONS = {
+    "/props": {"build_info": "b11549-8b3f1c2", "model_ftype": "all F32"},
+    "/version": {"version": "0.32.0"},
+    "/server_info": {"version": "0.5.23"},
+    "/info": {"version": "3.3.7", "model_id": "tiny"},
+    "/api/version": {"version": "0.40.0"},
+    "/api/tags": {"models": [{"name": "tiny:latest"}]},
+    "/v1/models": {"data": [{"id": "tiny"}]},
+}
+Check = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture(scope="module")
+def oracle() -> Oracle:
+    return Oracle(shipped_tokenizer("spm-v3"))
+
+
+@pytest.fixture
+def check(oracle: Oracle, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Check:
+    """Check a server that has some endpoints alone, by its bare address."""
+    (tmp_path / "rows.jsonl").write_text(json.dumps(ROW) + "\n")
+
+    def judge(*paths: str, answer: Callable[[str], tuple[int, bytes] | None] = lambda _: None) -> tuple[int, str]:
+        def only(path: str) -> tuple[int, bytes] | None:
+            if given := answer(path):
+                return given
+            if path in VERSIONS:
+                return (200, json.dumps(VERSIONS[path]).encode()) if path in paths else (404, b"not found")
+            return None
+
+        with serving(Behaviour(oracle, answer=only)) as url:
+            code = main(["serve-check", url, "--tokenizer", "spm-v3", "--rows", str(tmp_path / "rows.jsonl")])
+        return code, "".join(capsys.readouterr())
+
+    return judge
+
+
+@pytest.mark.parametrize(
+    ("paths", "says"),
+    [
+        (["/props", "/v1/models"], "llama.cpp b11549-8b3f1c2, model tiny: proof by preview; recognised by /props"),
+        (["/version", "/v1/models"], "vLLM 0.32.0, model tiny: proof by ids; recognised by /version"),
+        (["/server_info", "/v1/models"], "SGLang 0.5.23, model tiny: proof by ids; recognised by /server_info"),
+        (["/v1/models"], "a server with OpenAI's API, model tiny: proof by count; recognised by /v1/models"),
+    ],
+)
+def test_a_bare_address_is_asked_as_the_kind_that_it_is_recognised_as(
+    paths: list[str], says: str, check: Check
+) -> None:
+    code, out = check(*paths)
+    assert says in out, out
+    # the local server gives the ids that vLLM's requests ask for, and none to SGLang's
+    assert code == 0, out
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"), [("/info", "Text Generation Inference 3.3.7"), ("/api/version", "Ollama 0.40.0")]
+)
+def test_a_kind_is_recognised_whose_requests_the_server_does_not_answer(path: str, kind: str, check: Check) -> None:
+    _, out = check(path, "/v1/models", "/api/tags")
+    assert (kind in out, f"recognised by {path}" in out) == (True, True), out
+
+
+def test_an_endpoint_that_hangs_or_is_forbidden_leaves_the_others(
+    check: Check, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(servers, "SECONDS", 0.5)
+
+    def strange(path: str) -> tuple[int, bytes] | None:
+        if path == "/props":
+            time.sleep(1.5)
+        # a page, a list and an object are no versions
+        pages = {"/version": (200, b"<html>"), "/server_info": (403, b"no"), "/info": (200, b'{"version": {}}')}
+        return pages.get(path, (200, b"[1]") if path == "/api/version" else None)
+
+    code, out = check("/v1/models", answer=strange)
+    assert (code, "recognised by /v1/models" in out) == (0, True), out
+
+
+def test_what_is_no_server_of_a_known_kind_is_one_finding_that_names_the_way_out(
+    check: Check, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out = check()
+    assert (code, out.count("ML901 ")) == (1, 1), out
+    assert "HTTP 404" in out
+    assert "Name its kind, NAME=URL" in out
+    code = main(["serve-check", f"http://127.0.0.1:{free_port()}", "--tokenizer", "spm-v3"])
+    out = "".join(capsys.readouterr())
+    assert (code, "no server answers there" in out, "Start the server" in out) == (1, True, True), out
+    assert "Traceback" not in out
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("http://127.0.0.1:1/a?b=c", ("auto", "http://127.0.0.1:1/a?b=c", "", "")),
+        ("auto:bf16=https://example.org/", ("auto", "https://example.org", "", "bf16")),
+        ("llamacpp@11549:fp32=http://127.0.0.1:1", ("llamacpp", "http://127.0.0.1:1", "11549", "fp32")),
+    ],
+)
+def test_a_server_is_named_by_kind_version_and_precision(text: str, expected: tuple[str, ...]) -> None:
+    chosen = ServerChoice.parse(text)
+    assert (chosen.kind, chosen.url, chosen.version, chosen.precision) == expected
+    # as a command to copy names it
+    assert ServerChoice.parse(str(chosen)) == chosen
+
+
+@pytest.mark.parametrize("text", ["llamacpp", "127.0.0.1:8080", "llamacpp="])
+def test_a_name_without_an_address_is_none(text: str) -> None:
+    with pytest.raises(InputError, match="no address of a server"):
+        ServerChoice.parse(text)
+
+
+def test_pytest_asks_rows_of_one_s_own_at_a_bare_address(
+    oracle: Oracle, run_pytest: Callable[..., pytest.RunResult], tmp_path: Path
+) -> None:
+    (tmp_path / "own rows.jsonl").write_text(json.dumps(ROW) + "\n")
+    words = ("--mistral-golden", "--mistral-tokenizer=spm-v3", "--mistral-server-rows=own rows.jsonl")
+    with serving(Behaviour(oracle)) as url:
+        found = run_pytest(*words, f"--mistral-server={url}", "-k", "server")
+    found.stdout.fnmatch_lines(["*recognised by /props*", "*1 of 1 prompts have the ids of mistral-common*"])
+    assert found.ret == 0
+    with serving(Behaviour(oracle, prompt=lambda ids, _: (1, *ids))) as url:
+        failed = run_pytest(*words, f"--mistral-server={url}", "-k", "prompts")
+        failed.assert_outcomes(failed=1)
+        rerun = next(line for line in failed.outlines if line.startswith("rerun:"))
+        again = run_pytest(*shlex.split(rerun)[2:])
+    again.assert_outcomes(failed=1)
+    again.stdout.fnmatch_lines(["*row*BOS is there 2 times*"])
+
+
+def test_rows_of_which_none_can_be_asked_are_no_pass(
+    oracle: Oracle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"messages": [{"role": "user", "content": "Hi"}]}\n')
+    with serving(Behaviour(oracle)) as url:
+        code = main(["serve-check", url, "--tokenizer", "spm-v3", "--rows", str(rows)])
+    out = "".join(capsys.readouterr())
+    assert (code, "no row to ask" in out) == (1, True), out

@@ -1,0 +1,94 @@
+"""Named deviations of served prompts: accepted of the servers and versions that the table has, and of no other."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from local_server import Behaviour, Ids, serving, space_for_an_empty_text
+
+from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
+from pytest_mistral_lora.chat.templates.deviations import DEVIATIONS
+from pytest_mistral_lora.cli import main
+from pytest_mistral_lora.serving.servers import SERVERS
+
+ROWS = [
+    {"messages": [{"role": "user", "content": text}, {"role": "assistant", "content": "Yo"}]} for text in ("Hi", "")
+]
+Check = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture(scope="module")
+def oracle() -> Oracle:
+    return Oracle(shipped_tokenizer("spm-v3"))
+
+
+@pytest.fixture
+def check(oracle: Oracle, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Check:
+    """Check a server that puts a space where a text is empty."""
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+
+    def judge(kind: str, version: str, prompt: Any = space_for_an_empty_text) -> tuple[int, str]:
+        with serving(Behaviour(oracle, prompt=prompt, version=version)) as url:
+            code = main(
+                ["serve-check", f"{kind}={url}", "--tokenizer", "spm-v3", "--rows", str(tmp_path / "rows.jsonl")]
+            )
+        return code, "".join(capsys.readouterr())
+
+    return judge
+
+
+@pytest.mark.parametrize(
+    ("kind", "version", "title"),
+    [
+        ("llamacpp", "b11549-8b3f1c2", "llama.cpp b11549-8b3f1c2"),
+        ("llamacpp", "b12000-8b3f1c2", "llama.cpp b12000-8b3f1c2"),
+        ("vllm", "0.32.0+cpu", "vLLM 0.32.0+cpu"),
+        # a build outside of Git reports no number
+        ("llamacpp@11549", "b0-unknown", "llama.cpp 11549"),
+    ],
+)
+def test_a_known_deviation_is_accepted_by_its_name(kind: str, version: str, title: str, check: Check) -> None:
+    code, out = check(kind, version)
+    assert code == 0, out
+    assert "1 of 2 prompts have the ids of mistral-common" in out
+    assert f"named deviations, known of {title}: empty-text-space (1)" in out
+
+
+@pytest.mark.parametrize(
+    ("kind", "version", "says"),
+    [
+        ("llamacpp", "b11548-8b3f1c2", "is not known of llama.cpp b11548-8b3f1c2"),
+        ("vllm", "0.31.2", "is not known of vLLM 0.31.2"),
+        ("llamacpp", "b0-unknown", "Name the version, since the server reports none: llamacpp@VERSION=URL."),
+        # a version that is named does not replace one that is reported
+        ("llamacpp@11549", "b11548-8b3f1c2", "is not known of llama.cpp b11548-8b3f1c2"),
+    ],
+)
+def test_a_deviation_of_another_version_is_a_finding(kind: str, version: str, says: str, check: Check) -> None:
+    code, out = check(kind, version)
+    assert (code, len(re.findall("^ML902 ", out, re.MULTILINE))) == (1, 1), out
+    assert "a named deviation (empty-text-space)" in out
+    assert "empty-text-space is known of llama.cpp >=11549, vLLM >=0.32" in out
+    assert says in out
+
+
+def test_another_difference_of_a_known_server_is_a_finding(check: Check) -> None:
+    def twice(ids: Ids, data: dict[str, Any]) -> Ids:
+        return space_for_an_empty_text(space_for_an_empty_text(ids, data), data)
+
+    code, out = check("llamacpp", "b11549-8b3f1c2", twice)
+    assert (code, "ML902" in out, "a named deviation (" in out) == (1, True, False), out
+
+
+def test_the_table_names_kinds_of_servers_and_only_versions_that_are_numbers() -> None:
+    tools = next(one for one in DEVIATIONS if one.id == "tools-as-written")
+    assert {kind for one in DEVIATIONS for kind in one.servers} <= SERVERS.keys()
+    # llama.cpp writes tools anew
+    assert [tools.known_of(kind, "99999") for kind in ("llamacpp", "vllm", "sglang")] == [False, True, False]
+    assert not tools.known_of("vllm", "main")
+    assert not tools.known_of("vllm", "")
