@@ -48,8 +48,7 @@ from pytest_mistral_lora.plugin.values import (
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.conformance.known import Xfail
-    from pytest_mistral_lora.conformance.named_targets import RunnerChoice
-    from pytest_mistral_lora.conformance.server_target import ServerChoice
+    from pytest_mistral_lora.conformance.named_targets import RunnerChoice, ServerChoice
 
 _DEFAULT_EXAMPLES = 20
 _GOLDEN_FILES = ("*.jsonl", "templates/*/*.json", "transcripts/*/*.json", "contributed/*/provenance.json")

@@ -10,7 +10,7 @@ import pytest
 from pytest_mistral_lora.plugin.options import ORACLE, SERVER, TOKENIZER, Option
 
 if TYPE_CHECKING:
-    from pytest_mistral_lora.conformance.server_target import ServerChoice
+    from pytest_mistral_lora.conformance.named_targets import ServerChoice
 
 
 def option_value(config: pytest.Config, option: Option) -> tuple[Any, str]:
@@ -150,7 +150,7 @@ def server_choices(config: pytest.Config) -> tuple[ServerChoice, ...]:
     values, source = option_value(config, SERVER)
     if not values:
         return ()
-    from pytest_mistral_lora.conformance.server_target import ServerChoice
+    from pytest_mistral_lora.conformance.named_targets import ServerChoice
     from pytest_mistral_lora.errors import InputError
 
     try:

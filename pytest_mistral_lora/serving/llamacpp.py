@@ -125,9 +125,9 @@ async def _adapters(client: ServerClient) -> list[Mapping[str, Any]]:
 
 
 class Ollama(Server):
-    """Ollama: the number of prompt tokens is all that it shows."""
+    """Ollama: from version 0.11.5 on it shows the rendered prompt, and the chat the number of its tokens."""
 
-    name, title, strength = "ollama", "Ollama", "count"
+    name, title, strength = "ollama", "Ollama", "preview"
     remark = "written from its source, never run here"
     version_at = ("/api/version", "version")
 
@@ -151,12 +151,18 @@ class Ollama(Server):
         return ServerFacts(await self.version(client), (*short, *names))
 
     async def prompt(self, client: ServerClient, row: Row, model: str) -> ServedPrompt:
-        """Return the number of prompt tokens of a chat request."""
-        answer = await client.post("/api/chat", _request(row, model, {**self.greedy, "num_predict": 1}))
+        """Return the text of the rendered prompt, and the number of prompt tokens of a chat request."""
+        request = _request(row, model, {**self.greedy, "num_predict": 1})
+        answer = await client.post("/api/chat", {**request, "_debug_render_only": True})
+        text = read_field(answer.data, "_debug_info", "rendered_template")
+        if answer.is_ok and text is not None:
+            # an older one has answered the chat itself
+            answer = await client.post("/api/chat", request)
         if not answer.is_ok:
             return served_prompt(answer, client)
         count = read_field(answer.data, "prompt_eval_count")
-        return ServedPrompt(count=count if type(count) is int else None)
+        shown = text if isinstance(text, str) else None
+        return ServedPrompt(count=count if type(count) is int else None, text=shown)
 
     async def answer(
         self, client: ServerClient, row: Row, model: str, limit: int, settings: Mapping[str, Any]

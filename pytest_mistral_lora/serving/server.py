@@ -20,7 +20,7 @@ from pytest_mistral_lora.serving.answers import (
 from pytest_mistral_lora.serving.client import Answer, ServerClient
 
 Strength = Literal["ids", "preview", "count"]
-"""How much an answer proves: the ids that were fed, those of an endpoint that renders, or their number alone."""
+"""How much an answer proves: the ids that were fed, the ids or the text of an endpoint that renders, or a number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,11 +31,13 @@ class ServedPrompt:
         ids: The ids of the prompt; None if the server hides them.
         count: The number of prompt tokens that a chat request reports; None if it reports none.
         refused: The server's reason if it refuses the messages; else empty.
+        text: The rendered prompt, to which the server adds BOS, if it shows a text in place of ids; else None.
     """
 
     ids: tuple[int, ...] | None = None
     count: int | None = None
     refused: str = ""
+    text: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

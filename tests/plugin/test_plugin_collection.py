@@ -9,8 +9,7 @@ import pytest
 from plugin_rows import ROW
 
 from pytest_mistral_lora.conformance.checks import SUBJECTS, Settings, collect
-from pytest_mistral_lora.conformance.named_targets import RunnerChoice, named_targets
-from pytest_mistral_lora.conformance.server_target import ServerChoice
+from pytest_mistral_lora.conformance.named_targets import RunnerChoice, ServerChoice, named_targets
 from pytest_mistral_lora.conformance.targets import EMBEDDED
 
 Run = Callable[..., pytest.RunResult]

@@ -10,8 +10,7 @@ import torch
 
 from pytest_mistral_lora.chat.oracle import shipped_tokenizer
 from pytest_mistral_lora.conformance.known import Xfail
-from pytest_mistral_lora.conformance.named_targets import RunnerChoice
-from pytest_mistral_lora.conformance.server_target import ServerChoice
+from pytest_mistral_lora.conformance.named_targets import RunnerChoice, ServerChoice
 from pytest_mistral_lora.plugin.options import OPTIONS
 from pytest_mistral_lora.plugin.settings import PluginSettings
 

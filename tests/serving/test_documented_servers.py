@@ -7,6 +7,7 @@ db931fc) and Ollama (api/types.go, fb30760).
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,13 @@ def oracle() -> Oracle:
 
 @dataclass
 class Documented(Behaviour):
-    """A server of one of the three kinds."""
+    """A server of one of the three kinds.
+
+    Attributes:
+        text: Renders messages as Ollama previews them; None for an Ollama before 0.11.5, which answers instead.
+    """
+
+    text: Callable[[list[dict[str, Any]]], str] | None = None
 
     def respond(self, path: str, data: Any) -> tuple[int, Any]:
         """Return the documented answer of an endpoint that is not OpenAI's, or a chat with SGLang's ids."""
@@ -62,6 +69,10 @@ class Documented(Behaviour):
             assert isinstance(message["content"], str)
             assert all(isinstance(call["function"]["arguments"], dict) for call in message.get("tool_calls", ()))
         assert data["stream"] is False
+        if data.get("_debug_render_only") and self.text is not None:
+            debug = {"rendered_template": self.text(data["messages"]), "image_count": 0}
+            # server/routes.go: neither done nor a count
+            return 200, {"model": data["model"], "message": {"role": "", "content": ""}, "_debug_info": debug}
         try:
             ids = self.prompt(self.ids(data), data)
         except OracleRejection as error:
@@ -137,6 +148,47 @@ def test_a_preview_of_tgi_that_lies_is_found(oracle: Oracle, capsys: pytest.Capt
     with serving(Documented(oracle, prompt=a_bos_more, preview=lambda ids, _: ids)) as url:
         code, out = run_check("tgi", url, capsys)
     assert (code, "ML903" in out, "ML902" in out) == (1, True, False)
+
+
+def rendered(messages: list[dict[str, Any]], space: str = " ") -> str:
+    """Return messages as version 3 has them, without BOS."""
+    turns = {"user": "[INST]{space}{}[/INST]", "assistant": "{space}{}</s>"}
+    return "".join(turns[one["role"]].format(one["content"], space=space) for one in messages)
+
+
+TALK = [
+    {"messages": [{"role": "user", "content": text}, {"role": "assistant", "content": "Yo"}]}
+    for text in ("Hi", "東京 🙂")
+]
+TALK.append({"messages": [*TALK[0]["messages"], {"role": "user", "content": "a  b"}, TALK[0]["messages"][1]]})
+
+
+@pytest.mark.parametrize(
+    ("text", "prompt", "rule", "says"),
+    [
+        (rendered, None, "", "3 of 3 prompts have the ids of mistral-common"),
+        # a template that Ollama takes for that of version 1
+        (lambda given: rendered(given).replace("[INST] ", "[INST]  "), None, "ML902 ML903", "ML528"),
+        # llama.cpp puts a BOS before the text in any case
+        (lambda given: f"<s>{rendered(given)}", a_bos_more, "ML902", "BOS is there 2 times"),
+        (lambda given: "[INST] Hi[/INST]", None, "ML902 ML903", "ML53"),
+        # a preview that lies
+        (rendered, a_bos_more, "ML903", "the preview has"),
+    ],
+)
+def test_the_text_that_ollama_previews_is_held_to_mistral_common(
+    text: Any, prompt: Any, rule: str, says: str, oracle: Oracle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps(row) + "\n" for row in TALK))
+    with serving(Documented(oracle, text=text, **({"prompt": prompt} if prompt else {}))) as url:
+        code, out = run_check("ollama", url, capsys, "--rows", str(rows))
+    assert (code, {line[:5] for line in out.splitlines() if line.startswith("ML9")}) == (
+        bool(rule),
+        set(rule.split()),
+    ), out
+    assert "Ollama 0.40.0, model tuned: proof by preview of the text" in out
+    assert says in out
 
 
 def test_tgi_gets_no_penalty_since_it_adds_two_to_it(oracle: Oracle) -> None:

@@ -11,15 +11,14 @@ from typing import TYPE_CHECKING, Any
 from pytest_mistral_lora.chat.rows import Row, as_row
 from pytest_mistral_lora.conformance.checks import Check, Settings
 from pytest_mistral_lora.conformance.finding import Finding, Result, first_findings
-from pytest_mistral_lora.conformance.named_targets import name_of
+from pytest_mistral_lora.conformance.named_targets import ServerChoice, name_of
 from pytest_mistral_lora.conformance.server.deviations import INJECTED, PromptDeviations
-from pytest_mistral_lora.conformance.server_target import AskedRow, ServerChoice, ServerTarget
+from pytest_mistral_lora.conformance.server_target import AskedRow, ServerTarget
 from pytest_mistral_lora.conformance.targets import Target
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.records.transcripts import TRANSCRIPTS
 
 if TYPE_CHECKING:
-    from pytest_mistral_lora.chat.templates.deviations import Deviation
     from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 
 _SHOWN = 8
@@ -52,7 +51,7 @@ class TakenRow:
 
     Attributes:
         asked: The row.
-        ids: The ids that are served; None if they are hidden.
+        ids: The ids that are served, or those of the text that is; None if both are hidden.
         count: The number of prompt tokens that the server reports; None if it reports none.
     """
 
@@ -104,11 +103,16 @@ class ServerChecks:
     @cached_property
     def _taken(self) -> list[TakenRow]:
         """The rows that both sides take."""
-        return [
-            TakenRow(one, one.served.ids, one.served.count)
-            for one in self._target.answers.rows
-            if not isinstance(one.served, InputError) and not one.served.refused and one.expected is not None
-        ]
+        found = []
+        for one in self._target.answers.rows:
+            if not isinstance(one.served, InputError) and not one.served.refused and one.expected is not None:
+                ids, text = one.served.ids, one.served.text
+                if text is not None:
+                    # as llama.cpp encodes it: markers in the text are control tokens, and BOS comes first in any case
+                    encoded = self._target.tokenizer.fast(text, add_special_tokens=False)["input_ids"]
+                    ids = (self._target.oracle.bos_id, *encoded)
+                found.append(TakenRow(one, ids, one.served.count))
+        return found
 
     @cached_property
     def _shown(self) -> list[TakenRow]:
@@ -134,7 +138,10 @@ class ServerChecks:
         ]
         server, endpoint = self._target.recognised
         version = answers.facts.version or (self._target.version and f"{self._target.version} (as named)")
-        proof = f"{server.title}{version and f' {version}'}, model {answers.model}: proof by {server.strength}"
+        strength: str = "count" if self._taken and not self._shown else server.strength
+        texts = [one for one in answers.rows if not isinstance(one.served, InputError) and one.served.text is not None]
+        strength += " of the text" if texts else ""
+        proof = f"{server.title}{version and f' {version}'}, model {answers.model}: proof by {strength}"
         proof += f"; recognised by {endpoint}" if endpoint else ""
         return Result(tuple(first_findings(findings, _SHOWN, self._place)), facts=(("server of", proof),))
 
@@ -152,7 +159,7 @@ class ServerChecks:
             if explained is None:
                 findings += self._differences(one, injected=False)
             elif unknown := named.unknown(deviations):
-                findings.append(self._unknown(one, unknown))
+                findings.append(named.unknown_finding(one.asked, one.ids or (), unknown))
             else:
                 accepted.update(deviations)
         right = sum(one.ids == one.asked.expected for one in self._shown)
@@ -174,7 +181,7 @@ class ServerChecks:
 
     def preview(self) -> Result:
         """ML903: the ids that are previewed are as many as those that a chat request is fed."""
-        if self._target.server.strength != "preview":
+        if self._target.server.strength != "preview" or not self._shown:
             return Result(not_checked="the server shows the ids of the chat request itself, or none")
         findings = []
         for one in self._taken:
@@ -213,24 +220,6 @@ class ServerChecks:
                 found = f"{one.name}: the server takes it"
                 findings.append(Finding("ML907", found, self._place, f"a refusal: {one.refusal}", row=row))
         return Result(tuple(first_findings(findings, _SHOWN, self._place)))
-
-    def _unknown(self, one: TakenRow, deviations: Sequence[Deviation]) -> Finding:
-        """Return the finding of a prompt with named deviations that the table does not have of the server."""
-        from pytest_mistral_lora.conformance.alignment import Alignment
-        from pytest_mistral_lora.serving.servers import SERVERS
-
-        target, asked = self._target, one.asked
-        names = ", ".join(deviation.id for deviation in deviations)
-        known = [f"{SERVERS[kind].title} {versions}" for kind, versions in deviations[0].servers.items()]
-        version = target.served_version
-        found = (
-            f"{asked.name}: a named deviation ({names}) that is not known of {target.server.title} {version}".rstrip()
-        )
-        expected = f"the ids of mistral-common; {deviations[0].id} is known of {', '.join(known) or 'no server'}"
-        fix = "" if version else f"Name the version, since the server reports none: {target.server.name}@VERSION=URL."
-        ids = ((asked.expected or (), None), (one.ids or (), None))
-        parts = Alignment(*ids, target.oracle.piece, ("mistral-common", "served")).parts(asked.name)
-        return Finding("ML902", found, self._place, expected, row=asked.row.to_jsonl(), fix=fix, **parts)
 
     def _differences(self, one: TakenRow, *, injected: bool) -> Iterator[Finding]:
         """Yield a finding for each class of a served prompt's difference: text as control tokens, or all others."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.conformance.server_target import AskedRow, ServerTarget
 from pytest_mistral_lora.errors import NoTemplateError, RowError
 
@@ -69,3 +70,20 @@ class PromptDeviations:
 
         kind, version = self._target.server.name, self._target.served_version
         return [one for one in DEVIATIONS if one.id in names and not one.known_of(kind, version)]
+
+    def unknown_finding(self, asked: AskedRow, served: tuple[int, ...], deviations: Sequence[Deviation]) -> Finding:
+        """Return the finding of a prompt with named deviations that the table does not have of the server."""
+        from pytest_mistral_lora.conformance.alignment import Alignment
+        from pytest_mistral_lora.serving.servers import SERVERS
+
+        target, version = self._target, self._target.served_version
+        names = ", ".join(deviation.id for deviation in deviations)
+        known = [f"{SERVERS[kind].title} {versions}" for kind, versions in deviations[0].servers.items()]
+        found = (
+            f"{asked.name}: a named deviation ({names}) that is not known of {target.server.title} {version}".rstrip()
+        )
+        expected = f"the ids of mistral-common; {deviations[0].id} is known of {', '.join(known) or 'no server'}"
+        fix = "" if version else f"Name the version, since the server reports none: {target.server.name}@VERSION=URL."
+        sides = (asked.expected or (), None), (served, None)
+        parts = Alignment(*sides, target.oracle.piece, ("mistral-common", "served")).parts(asked.name)
+        return Finding("ML902", found, target.url, expected, row=asked.row.to_jsonl(), fix=fix, **parts)
