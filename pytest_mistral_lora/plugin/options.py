@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from pathlib import Path
     from typing import Literal
 
     IniType = Literal["paths", "linelist", "string", "bool", "int"]
@@ -275,31 +273,3 @@ def asked_for(config: pytest.Config) -> bool:
     if given:
         raise pytest.UsageError(f"{given[0]} has no effect without {GOLDEN.flag}; add it, or leave {given[0]} out")
     return False
-
-
-def check_update(config: pytest.Config, folders: Sequence[Path]) -> None:
-    """Refuse to record goldens if nobody would look at them, or if others rely on them.
-
-    Raises:
-        pytest.UsageError: If there is no folder for them, it is the packaged one, several workers would write the same
-            files, or this is CI.
-    """
-    # only here: every pytest run reads this module
-    import os
-
-    from pytest_mistral_lora.records.goldens import goldens_folder
-
-    if not folders:
-        raise pytest.UsageError(
-            f"{UPDATE.flag}: there is nothing to record; add {GOLDEN_DIR.flag} PATH, a folder with rows in rows.jsonl"
-        )
-    for folder in folders:
-        if folder.resolve().is_relative_to(goldens_folder().resolve()):
-            raise pytest.UsageError(
-                f"{UPDATE.flag}: {folder} has the packaged goldens, which are never rewritten; give your own folder"
-            )
-    # `workerinput` marks a worker of pytest-xdist, and `dist` the process that starts the workers
-    if hasattr(config, "workerinput") or config.getoption("dist", "no") != "no":
-        raise pytest.UsageError(f"{UPDATE.flag} writes files and cannot be shared between workers; leave out -n")
-    if os.environ.get("CI"):
-        raise pytest.UsageError(f"{UPDATE.flag} is refused if CI is set: a golden that CI writes guards nothing")

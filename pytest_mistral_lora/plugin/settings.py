@@ -32,9 +32,9 @@ from pytest_mistral_lora.plugin.options import (
     UPDATE,
     XFAILS,
     Option,
-    check_update,
 )
 from pytest_mistral_lora.plugin.values import (
+    check_update,
     existing_paths,
     folder_of,
     ini_value,

@@ -183,10 +183,8 @@ def test_the_text_that_ollama_previews_is_held_to_mistral_common(
     rows.write_text("".join(json.dumps(row) + "\n" for row in TALK))
     with serving(Documented(oracle, text=text, **({"prompt": prompt} if prompt else {}))) as url:
         code, out = run_check("ollama", url, capsys, "--rows", str(rows))
-    assert (code, {line[:5] for line in out.splitlines() if line.startswith("ML9")}) == (
-        bool(rule),
-        set(rule.split()),
-    ), out
+    fired = {line[:5] for line in out.splitlines() if line.startswith("ML9")}
+    assert (code, fired) == (bool(rule), set(rule.split())), out
     assert "Ollama 0.40.0, model tuned: proof by preview of the text" in out
     assert says in out
 

