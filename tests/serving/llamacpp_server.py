@@ -1,23 +1,42 @@
 """llama.cpp's own HTTP server, from the wheel `xllamacpp`, on the loopback until its input ends.
 
-`python FILE GGUF [SETTINGS]`, the settings as JSON: `lora` and its `scale`, and `repeat_penalty`.
+`python FILE GGUF [SETTINGS]`, the settings as JSON: `lora` and its `scale`, and `repeat_penalty`. Or the options of
+`llama-server`, which the wheel has not: those that an exported serve.sh gives.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
+from typing import Any
 
 import xllamacpp
 
-given = json.loads(sys.argv[2]) if len(sys.argv) > 2 else {}
+
+def settings_of(words: list[str]) -> dict[str, Any]:
+    """Return the settings that a command line has."""
+    if not words[0].startswith("--"):
+        return {"model": words[0], **(json.loads(words[1]) if len(words) > 1 else {})}
+    parser = argparse.ArgumentParser(allow_abbrev=False)
+    for name in ("--model", "--alias", "--lora", "--host"):
+        parser.add_argument(name)
+    parser.add_argument("--port", type=int)
+    # without it the server renders by a template of its own
+    parser.add_argument("--jinja", action="store_true")
+    return {name: value for name, value in vars(parser.parse_args(words)).items() if value is not None}
+
+
+given = settings_of(sys.argv[1:])
 params = xllamacpp.CommonParams()
-params.model.path = sys.argv[1]
+params.model.path = given["model"]
 params.n_ctx, params.n_parallel = 1024, 1
 params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
-params.hostnames = ["127.0.0.1"]
-params.port = 0
-params.use_jinja = True
+params.hostnames = [given.get("host", "127.0.0.1")]
+params.port = given.get("port", 0)
+params.use_jinja = given.get("jinja", True)
+if "alias" in given:
+    params.model_alias = {given["alias"]}
 if "lora" in given:
     params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(given["lora"], given.get("scale", 1.0))]
 if "repeat_penalty" in given:

@@ -60,7 +60,7 @@ def check(oracle: Oracle, tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     [
         (["/props", "/v1/models"], "llama.cpp b11549-8b3f1c2, model tiny: proof by preview; recognised by /props"),
         (["/version", "/v1/models"], "vLLM 0.32.0, model tiny: proof by ids; recognised by /version"),
-        (["/server_info", "/v1/models"], "SGLang 0.5.23, model tiny: proof by ids; recognised by /server_info"),
+        (["/server_info", "/v1/models"], "SGLang 0.5.23, model tiny: proof by count; recognised by /server_info"),
         (["/v1/models"], "a server with OpenAI's API, model tiny: proof by count; recognised by /v1/models"),
     ],
 )
@@ -69,7 +69,7 @@ def test_a_bare_address_is_asked_as_the_kind_that_it_is_recognised_as(
 ) -> None:
     code, out = check(*paths)
     assert says in out, out
-    # the local server gives the ids that vLLM's requests ask for, and none to SGLang's
+    # an SGLang that hides the ids, as one before 0.5.13 does
     assert code == 0, out
 
 

@@ -9,6 +9,8 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -16,12 +18,14 @@ from typing import Any
 import pytest
 import torch
 from derived_tekken import write_derived
+from llamacpp_process import BUILD, SERVER
+from local_server import free_port
 from safetensors.torch import save_file
-from test_gguf_in_llamacpp import findings, served, served_rules
+from test_gguf_in_llamacpp import findings
 
 from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
 from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
-from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer, convert
+from pytest_mistral_lora.checkpoint.tokenizers import convert
 from pytest_mistral_lora.cli import main
 from pytest_mistral_lora.conformance.checks import Settings, collect
 from pytest_mistral_lora.conformance.named_targets import named_targets
@@ -217,7 +221,8 @@ def test_llamacpp_s_own_converters_take_the_folder_and_its_server_serves_it(
     home = Path(next(iter(CONVERTERS.submodule_search_locations or ()))) / "llama.cpp"
     source = write_base(tmp_path / "base", name)
     adapter = write_adapter(tmp_path / "lora", source, use_rslora=True)
-    assert export(capsys, adapter, "--to", "llamacpp", "--output", tmp_path / "to")[0] == 0
+    code, out = export(capsys, adapter, "--to", "llamacpp", "--output", tmp_path / "to", "--name", "tuned")
+    assert code == 0, out
     # the gguf of these converters, and this Python first on the path
     places = {
         "PYTHONPATH": str(home / "gguf-py"),
@@ -231,6 +236,30 @@ def test_llamacpp_s_own_converters_take_the_folder_and_its_server_serves_it(
     results = [check.run() for check in held if check.subject == "gguf"]
     assert [finding.rule for one in results for finding in one.findings] == []
     assert any(not one.not_checked for one in results)
-    oracle = CheckpointTokenizer(source).oracle
-    with served(model) as (_, address):
-        assert served_rules(oracle, address, tmp_path) == {"ML906"}
+    with exported_server(tmp_path / "to" / "serve.sh") as address:
+        # the check that the export prints, at this address and with the build that the wheel does not report
+        words = shlex.split(out.rpartition("check:")[2].strip())[1:]
+        words[1] = f"llamacpp@{BUILD}={address}"
+        code = main(words)
+        out = capsys.readouterr().out
+    assert "model tuned: proof by preview" in out
+    assert (code, {line[:5] for line in out.splitlines() if line.startswith("ML9")}) == (1, {"ML906"}), out
+
+
+@contextmanager
+def exported_server(script: Path) -> Iterator[str]:
+    """Start an exported script, as a shell does, with llama.cpp's server of the tests as `llama-server`."""
+    program = script.parent / "bin" / "llama-server"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} {shlex.quote(str(SERVER))} "$@"\n')
+    program.chmod(0o755)
+    script.write_text(script.read_text().replace("--port 8080", f"--port {free_port()}"))
+    found = {**os.environ, "PATH": f"{program.parent}{os.pathsep}{os.environ['PATH']}"}
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    process = subprocess.Popen(["sh", script], env=found, text=True, **pipes)
+    assert process.stdout is not None
+    try:
+        yield process.stdout.readline().strip()
+    finally:
+        process.kill()
+        process.communicate(timeout=30)
