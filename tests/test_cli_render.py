@@ -181,7 +181,7 @@ def test_a_page_has_each_row_and_each_error(render: Render, tmp_path: Path) -> N
     assert render("--tokenizer", "spm-v3", "--html", "tokens.html", "--limit", "1")[0] == 0
     page = (tmp_path / "tokens.html").read_text(encoding="utf-8")
     assert page.count("<article") == 1
-    assert "No more than 1 rows are shown" in page
+    assert "No more than 1 row is shown" in page
     for name, words in ((".", "a folder; expected a file"), ("no/tokens.html", "no such folder: no")):
         code, _, err = render("--tokenizer", "spm-v3", "--html", name)
         assert (code, words in err) == (2, True)

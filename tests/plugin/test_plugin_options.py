@@ -109,6 +109,8 @@ BAD = [
     ("--mistral-tokenizer", "nope", NO_TOKENIZER),
     ("--mistral-dataset", "nope", "no such file or folder: nope"),
     ("--mistral-recipe", "nope", "no such file or folder: nope"),
+    ("--mistral-tokenizer", LONG, f"{LONG}: File name too long"),
+    ("--mistral-recipe", LONG, f"{LONG}: File name too long"),
     ("--mistral-recipe", "bare", "a folder: bare"),
     ("--mistral-adapter", "tok.model.v3", "not a folder: tok.model.v3"),
     ("--mistral-base", "tok.model.v3", "not a folder: tok.model.v3"),
