@@ -182,7 +182,7 @@ def test_a_page_has_each_row_and_each_error(render: Render, tmp_path: Path) -> N
     page = (tmp_path / "tokens.html").read_text(encoding="utf-8")
     assert page.count("<article") == 1
     assert "No more than 1 row is shown" in page
-    for name, words in ((".", "a folder; expected a file"), ("no/tokens.html", "no such folder: no")):
+    for name, words in ((".", "this is a folder; expected a file"), ("no/tokens.html", "no: no such folder")):
         code, _, err = render("--tokenizer", "spm-v3", "--html", name)
         assert (code, words in err) == (2, True)
 

@@ -232,9 +232,8 @@ def _write_page(args: argparse.Namespace, rows: list[TokenRow], errors: list[Row
     notes = [f"{len(rows):,} row{'' if len(rows) == 1 else 's'} of {args.rows}."]
     limit = args.limit or _PAGE_ROWS
     if not args.row and len(rows) + len(errors) == limit:
-        notes.append(
-            f"No more than {limit:,} row{' is' if limit == 1 else 's are'} shown: choose others with --row, or more with --limit."
-        )
+        most = "1 row is" if limit == 1 else f"{limit:,} rows are"
+        notes.append(f"No more than {most} shown: choose others with --row, or more with --limit.")
     notes += [f"Not encoded: {error}" for error in errors[: RowsError.shown]]
     write_text(args.html, tokens_page(rows, heading=f"Tokens of {args.rows.name}", notes=notes))
     sys.stdout.write(f"{args.html}: {notes[0]}\n")
