@@ -30,7 +30,7 @@ PAGES = ROOT / "docs" / "scoreboard"
 RECORDED = PAGES / "recorded"
 HUB = "-hub"
 """Ends the names of checkpoints that also hold Mistral's own tokenizer file, as its repositories on the Hub do."""
-DERIVED = ("derived-v11", "derived-v13")
+DERIVED = ("derived-v11", "derived-v13", "derived-v15")
 """Tekken files of the versions that mistral-common knows and does not ship, derived from a shipped vocabulary."""
 TOKENIZERS = ("spm-v1", "spm-v3", "spm-v7", "tekken-240911", "spm-v3-hub", "tekken-240911-hub", *DERIVED)
 REAL_TOKENIZERS = ("spm-v3", "tekken-240911")

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from accelerate.commands.config.config_args import ClusterConfig, load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils import DistributedType
 from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
 
 from pytest_mistral_lora.errors import InputError
-from pytest_mistral_lora.training.devices import check_engine
+from pytest_mistral_lora.training.devices import check_engine, check_sharded_layers
 from pytest_mistral_lora.training.recipe import Recipe, parse_recipe
 
 FOLDER = Path(__file__).parents[1] / "examples" / "accelerate"
@@ -77,6 +78,20 @@ def test_fsdp_is_what_the_trainer_takes(name: str, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("FSDP_ACTIVATION_CHECKPOINTING", "true")
     with pytest.raises(InputError, match="activation_checkpointing: true in the recipe"):
         check_engine(recipe())
+
+
+@pytest.mark.parametrize("name", ["fsdp2", "two-nodes"])
+def test_fsdp_shards_the_layers_of_any_class(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    environment(name, monkeypatch)
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2))
+    model._no_split_modules = {"Linear"}
+    check_sharded_layers(model)
+    monkeypatch.setenv("FSDP_TRANSFORMER_CLS_TO_WRAP", "Linear, MistralDecoderLayer")
+    said = r"fsdp_transformer_layer_cls_to_wrap: MistralDecoderLayer; .* such as Linear\. Leave the key out"
+    with pytest.raises(InputError, match=said):
+        check_sharded_layers(model)
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "false")
+    check_sharded_layers(model)
 
 
 def test_sharding_in_fp16_or_of_a_base_in_4_bits_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

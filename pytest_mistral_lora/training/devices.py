@@ -128,6 +128,24 @@ def check_engine(recipe: Recipe) -> None:
         )
 
 
+def check_sharded_layers(model: Any) -> None:
+    """Refuse a launcher's configuration that shards by the layers of another class than the model's.
+
+    Raises:
+        InputError: With a class of layers that the model does not have.
+    """
+    named = os.environ.get("FSDP_TRANSFORMER_CLS_TO_WRAP", "") if engine() == "fsdp" else ""
+    own = {type(module).__name__ for module in model.modules()}
+    for name in filter(None, map(str.strip, named.split(","))):
+        if name not in own:
+            raise InputError(
+                f"fsdp_transformer_layer_cls_to_wrap: {name}",
+                place=_PLACE,
+                expected=f"layers of this model, such as {', '.join(sorted(model._no_split_modules))}",
+                next_step="Leave the key out: the decoder layers of any class are then found.",
+            )
+
+
 _BITSANDBYTES = "0.46.1"
 _BITSANDBYTES_OPTIMIZERS_ON_CPU = "0.50"
 _LIGER = "0.5"

@@ -15,7 +15,7 @@ from pytest_mistral_lora.chat.encoded import EncodedRow
 from pytest_mistral_lora.errors import TrainingError
 from pytest_mistral_lora.training.adapter import ATTENDED, refuse_layers_without_gradient
 from pytest_mistral_lora.training.callbacks import OverflowWatch, StopAtNonFinite
-from pytest_mistral_lora.training.devices import engine, on_gpu, precision_of
+from pytest_mistral_lora.training.devices import check_sharded_layers, engine, on_gpu, precision_of
 from pytest_mistral_lora.training.recipe import Training
 from pytest_mistral_lora.training.rows import RowDataset
 from pytest_mistral_lora.training.step.forward import attend_in_segments
@@ -92,7 +92,9 @@ def make_trainer(
 
     Raises:
         TrainingError: If nothing in the model can be trained.
+        InputError: As for `check_sharded_layers`.
     """
+    check_sharded_layers(model)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise TrainingError(
             "no parameter of the model can be trained: it is loaded for inference",

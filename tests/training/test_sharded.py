@@ -17,6 +17,7 @@ from typing import Any
 import psutil
 import pytest
 import torch
+from class_steps import CASES, ClassRun
 from safetensors.torch import load_file, save_file
 from tiny_runs import CONVERSATIONS, recipe_data, write_rows
 
@@ -208,6 +209,23 @@ def test_a_sharded_base_of_bf16_keeps_its_adapter_in_fp32(one: RunResult, base: 
     assert {tensor.dtype for tensor in job.tensors.values()} == {torch.float32}
     losses, expected = ([line["loss"] for line in log if "loss" in line] for log in (job.log, one.log))
     assert losses == pytest.approx(expected[:4], rel=2e-2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["wrapped-ministral3-tied", "mixtral", "wrapped-mistral4"])
+def test_a_sharded_run_of_another_class_is_that_of_one_process(kind: str, tmp_path: Path) -> None:
+    run = ClassRun(next(case for case in CASES if str(case) == kind), tmp_path)
+    run.write_base()
+    (tmp_path / "alone").mkdir()
+    (tmp_path / "sharded").mkdir()
+    alone = Job(tmp_path / "alone").write(run.base, steps=4, checkpoint_steps=100)
+    one = train(parse_recipe(json.loads((alone.folder / "recipe.yaml").read_text()), folder=alone.folder))
+    job = Job(tmp_path / "sharded").write(run.base, steps=4, activation_checkpointing=True).finish("fsdp2")
+    assert_same_run(job, one, rel=1e-3)
+    assert job.tensors.keys() == expected_names(one.adapter.layers)
+    for name, expected in one.adapter.tensors.items():
+        moved = (expected - one.adapter.initial[name]).norm().item()
+        assert (job.tensors[name] - expected).norm().item() < 1e-2 * moved, name
 
 
 @pytest.mark.slow
