@@ -5,13 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby, zip_longest
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
-from pytest_mistral_lora.chat.difference import all_blocks, is_control, label_word, plain_text, spelled_bytes
+from pytest_mistral_lora.chat.difference import all_blocks, is_control, label_word, plain_text
 from pytest_mistral_lora.chat.encoded import EncodedRow, Span
-
-if TYPE_CHECKING:
-    from pytest_mistral_lora.chat.oracle import Oracle
 
 
 class ShownToken(NamedTuple):
@@ -79,7 +76,7 @@ class TokenSide(NamedTuple):
         name: Its origin for people, such as `mistral-common` or `chat-template`.
         ids: `input_ids`, one `int` a token.
         labels: As long as `ids`, `IGNORE_INDEX` for no loss; None if they are not known or not compared.
-        piece: Gives the vocabulary's spelling of an id: `partial(shown_piece, oracle)`, or the `shown` of an encoder.
+        piece: Gives the vocabulary's spelling of an id, such as the `shown` of an encoder.
         spans: The owners of its tokens; empty if they are not known.
     """
 
@@ -204,12 +201,6 @@ class TokenRow:
             Column(tuple(token and ShownToken(*token) for token in tokens), *rest) for tokens, *rest in data["columns"]
         )
         return cls(data["title"], tuple(data["sides"]), tuple(columns))
-
-
-def shown_piece(oracle: Oracle, token: int) -> str:
-    r"""Return a token of Mistral's own vocabulary for people, with the bytes of a part of a character as `\xf0`."""
-    piece = oracle.piece(token)
-    return spelled_bytes(oracle.vocabulary[token]) if "\ufffd" in piece else piece
 
 
 def difference_mark(expected: str | None, found: str | None, is_other: bool) -> str:

@@ -13,7 +13,6 @@ from pytest_mistral_lora.chat.difference import spelled_bytes
 from pytest_mistral_lora.chat.encoded import EncodedRow
 from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.chat.templates import ChatTemplate
-from pytest_mistral_lora.chat.token_rows import shown_piece
 from pytest_mistral_lora.checkpoint.tokenizer_folder import SPM_MODEL
 from pytest_mistral_lora.checkpoint.tokenizers import TEKKEN, TOKENIZER_JSON, CheckpointTokenizer, oracle_file
 from pytest_mistral_lora.errors import RowError
@@ -106,7 +105,8 @@ class OracleEncoder(Encoder):
 
     def shown(self, token: int) -> str:
         """Return the token for people."""
-        return shown_piece(self.tokenizer.oracle, token)
+        piece = self.piece(token)
+        return spelled_bytes(self.tokenizer.oracle.vocabulary[token]) if "\ufffd" in piece else piece
 
     @property
     def file(self) -> Path:
