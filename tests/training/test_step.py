@@ -151,7 +151,7 @@ def test_gradients_are_as_near_to_fp64_as_those_of_the_stock_path(
 ) -> None:
     trainer = trainer_of(make_recipe(), base, tmp_path)
     rows, model = rows_of(trainer), trainer.model
-    truth = reference_step(base, adapter_tensors(model), 2.0, trainer.train_dataset._encoded)
+    truth = reference_step(base, adapter_tensors(model), 2.0, trainer.train_dataset.encoded)
     parameters = {name.replace(".default.", "."): one for name, one in model.named_parameters() if one.requires_grad}
     losses = {
         "ours": supervised_losses(model, rows)[0].sum() / truth.tokens,
