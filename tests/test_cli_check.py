@@ -145,6 +145,8 @@ def test_no_path_is_the_embedded_default_of_the_plugin(
 def test_a_base_without_an_adapter_is_bad_usage(capsys: Any) -> None:
     assert main(["check", "--base", "models/base"]) == 2
     assert "--base" in capsys.readouterr().err
+    assert main(["check", "spm-v3", "--base", "models/base"]) == 2
+    assert "no path is one: spm-v3 is a tokenizer that mistral-common ships" in capsys.readouterr().err
 
 
 def test_what_is_not_there_is_bad_usage(capsys: Any) -> None:

@@ -55,8 +55,9 @@ class Fp8Layout:
 
 def declared_quantization(config: Mapping[str, Any]) -> Any:
     """Return the `quantization_config` of a checkpoint, or that of its `text_config`; None if it has none."""
-    text = config.get("text_config")
-    return config.get("quantization_config") or (text.get("quantization_config") if isinstance(text, dict) else None)
+    # an empty object is declared as well, and transformers does not load it
+    declared, text = config.get("quantization_config"), config.get("text_config")
+    return text.get("quantization_config") if declared is None and isinstance(text, dict) else declared
 
 
 def without_quantization(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -101,7 +101,9 @@ def run(args: argparse.Namespace) -> int:
         found = "--tokenizer is for rows and GGUF files, and no path is one"
         raise InputError(found, expected="a tokenizer to check as a path")
     if args.base is not None and not any(one.kind in ("adapter", "gguf") for one in paths):
-        raise InputError("--base is the base of an adapter, and no path is one", expected="the adapter's folder")
+        shown = f": {paths[0].path} is {paths[0].title}" if paths else ""
+        found = f"--base is the base of an adapter or a merged model, and no path is one{shown}"
+        raise InputError(found, expected="a folder with adapter_model.safetensors, or with a merged model.safetensors")
     if args.device_memory is not None and not any(one.kind == "recipe" for one in paths):
         raise InputError("--device-memory is for recipes, and no path is one", expected="a recipe.yaml")
     if args.baseline is not None and args.baseline.exists():

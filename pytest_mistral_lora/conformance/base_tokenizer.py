@@ -24,12 +24,14 @@ from pytest_mistral_lora.conformance.targets import Target
 from pytest_mistral_lora.errors import NoTemplateError, OracleRejection, RowError, TokenizerError
 
 if TYPE_CHECKING:
+    from pytest_mistral_lora.chat.rows import Row
     from pytest_mistral_lora.records.adapter_folder import AdapterFolder
 
 GENERATION = re.compile(r"\{%-?\s*(end)?generation\s*-?%\}")
 """Marks of generation blocks: trainers put them in, and they change no byte of the rendered text."""
 
 _SHOWN = 5
+_LONGEST_SHOWN = 4000
 _CHUNK = 64
 _NAMES = ("bos", "eos", "unk")
 _SETTINGS = ("padding_side", "truncation_side", "model_max_length", "chat_template", "processor_class")
@@ -60,14 +62,22 @@ def tokenizer_result(folder: AdapterFolder, rows: int | None) -> Result:
     return Result((*_stored_findings(own, base), *_loaded_findings(own, base, rows)))
 
 
-def template_result(folder: AdapterFolder) -> Result:
-    """Compare the chat template of a folder with its base's: ML442."""
+def template_result(folder: AdapterFolder, *, is_model: bool = False) -> Result:
+    """Compare the chat template of a folder with its base's: ML442.
+
+    Args:
+        folder: The folder of an adapter or a merged model.
+        is_model: Whether it is loaded on its own, and not with its base's template.
+    """
     own, target, missing = _tokenizers(folder)
     if target is None:
         return Result(not_checked=missing)
     base = target.tokenizer
     texts = (template_places(one.files).get("default", {}).get(loaded_place(one.files)) for one in (own, base))
     text, other = texts
+    if is_model and text is None and other is not None and own.is_there:
+        expected = f"that of {base.path}"
+        return Result((Finding("ML442", "there is a tokenizer, and no chat template", str(own.path), expected),))
     if text is None or (other is None and not (base.is_there and base.has_oracle)):
         return Result(not_checked=f"no chat template in {(own if text is None else base).path}")
     # a base without a template of its own is used through the one that mistral-common generates
@@ -180,19 +190,31 @@ def _oracle_findings(own: CheckpointTokenizer, base: CheckpointTokenizer, text: 
     """Yield ML442 for the first packaged row that the template writes otherwise than mistral-common encodes it."""
     from pytest_mistral_lora.chat.templates import ChatTemplate
     from pytest_mistral_lora.chat.templates.compare import compare
-    from pytest_mistral_lora.records.goldens import packaged_cases
 
     place, template = _template_place(own), ChatTemplate(base.fast, text)
-    for case in packaged_cases():
+    for row in _compared_rows():
         try:
-            unexplained = compare(case.row, base.oracle, template).unexplained
+            unexplained = compare(row, base.oracle, template).unexplained
         except OracleRejection:
             continue
         if unexplained:
             found = f"the chat template differs from mistral-common: {unexplained}"
             expected = f"the ids of mistral-common for {base.path}, which has no template of its own"
-            yield Finding("ML442", found, place, expected, row=case.row.to_jsonl())
+            yield Finding("ML442", found, place, expected, row=_shown(row))
             return
+
+
+def _compared_rows() -> list[Row]:
+    """Return the rows by which two templates are compared: the packaged ones, and some that are long."""
+    from pytest_mistral_lora.conformance.tokenizer.template_traits import WHOLE
+    from pytest_mistral_lora.records.goldens import packaged_cases
+
+    return [*(case.row for case in packaged_cases()), *WHOLE.values()]
+
+
+def _shown(row: Row) -> str:
+    text = row.to_jsonl()
+    return text if len(text) <= _LONGEST_SHOWN else ""
 
 
 def _template_place(own: CheckpointTokenizer) -> str:
@@ -202,7 +224,6 @@ def _template_place(own: CheckpointTokenizer) -> str:
 def _rendered_findings(own: CheckpointTokenizer, base: CheckpointTokenizer, text: str, other: str) -> Iterator[Finding]:
     """Yield ML442 for the first packaged row that the two templates write differently."""
     from pytest_mistral_lora.chat.templates import ChatTemplate
-    from pytest_mistral_lora.records.goldens import packaged_cases
 
     place = _template_place(own)
     try:
@@ -211,11 +232,11 @@ def _rendered_findings(own: CheckpointTokenizer, base: CheckpointTokenizer, text
     except (NoTemplateError, TokenizerError):
         yield Finding("ML442", "the chat template is not the base's", place, f"that of {base.path}")
         return
-    for case in packaged_cases():
+    for row in _compared_rows():
         written = []
         for template in templates:
             try:
-                written.append(template.render(case.row))
+                written.append(template.render(row))
             except RowError as error:
                 written.append(f"refused: {error.found}")
         if written[0] != written[1] and not all(one.startswith("refused: ") for one in written):
@@ -223,5 +244,5 @@ def _rendered_findings(own: CheckpointTokenizer, base: CheckpointTokenizer, text
             shown = [one[max(0, at - 20) : at + 40] for one in written]
             found = f"the chat template writes {shown[0]!r} at character {at}"
             expected = f"{shown[1]!r}, as the template of {base.path}"
-            yield Finding("ML442", found, place, expected, row=case.row.to_jsonl())
+            yield Finding("ML442", found, place, expected, row=_shown(row))
             return

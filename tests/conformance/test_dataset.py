@@ -290,7 +290,7 @@ def test_each_file_that_cannot_be_used_is_named(tmp_path: Path) -> None:
     assert facts(results)["rows"] == 3
 
 
-@pytest.mark.parametrize("lines", [[], ["", " "], ["{"], ["{", "[]"]])
+@pytest.mark.parametrize("lines", [[], ["", " "], ["\ufeff"], ["{"], ["{", "[]"]])
 def test_a_dataset_without_rows_passes_no_check(lines: list[str], tmp_path: Path) -> None:
     results = dataset_results(make_target(tmp_path, lines))
     failed = [case for case, result in results.items() if result.findings]

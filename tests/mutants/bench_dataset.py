@@ -568,6 +568,12 @@ def quantised_base(artifact: Artifact) -> None:
     artifact["config"]["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_8bit": True}
 
 
+@mutant("ML641", says="quantis")
+def quantisation_without_a_method(artifact: Artifact) -> None:
+    """The base declares a quantisation, and none of its values: transformers does not load it."""
+    artifact["config"]["quantization_config"] = {}
+
+
 @mutant("ML641", says="quant_method 'modelopt', quant_algo 'NVFP4'")
 def base_in_nvfp4(artifact: Artifact) -> None:
     """The base is in NVFP4, as some of Mistral's checkpoints are."""

@@ -328,6 +328,49 @@ def norm_changed_beside_the_adapter(artifact: Artifact) -> None:
     artifact["tensors"][NORM] += 0.125
 
 
+@mutant("ML431", "N41", says="8 rows or columns of model.layers.1.self_attn.q_proj.weight are zero")
+def shard_of_zeros(artifact: Artifact) -> None:
+    """A part of a matrix was not gathered: its rows are zero."""
+    artifact["tensors"][Q1][8:16] = 0
+
+
+@mutant("ML431", "N41", says="4 rows or columns of model.layers.1.self_attn.q_proj.weight are zero")
+def columns_of_zeros(artifact: Artifact) -> None:
+    """The same with columns."""
+    artifact["tensors"][Q1][:, 28:] = 0
+
+
+@mutant("ML431", "N41", says="have other scales, and nothing else")
+def matrix_scaled(artifact: Artifact) -> None:
+    """A matrix was scaled in place of changed."""
+    artifact["tensors"][Q1] = (artifact["before"][Q1].float() * 1.05).bfloat16()
+
+
+@mutant("ML430", "N41", says="lm_head.weight changed by 0.05")
+def head_scaled(artifact: Artifact) -> None:
+    """The head was scaled."""
+    artifact["tensors"][HEAD] = (artifact["tensors"][HEAD].float() * 1.05).bfloat16()
+
+
+@mutant("ML405", "N40", says="holds no tensor")
+def no_tensor_at_all(artifact: Artifact) -> None:
+    """The weights were not gathered before the save."""
+    artifact["tensors"] = {}
+
+
+@mutant("ML435", "N59", says="eos_token_id is [3]")
+def another_eos_at_generation(artifact: Artifact) -> None:
+    """generation_config.json, which decides where an answer ends, has another EOS than the base's."""
+    file = artifact["folder"] / "generation_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"eos_token_id": 3}))
+
+
+@mutant("ML442", "N46", says="there is a tokenizer, and no chat template")
+def template_lost(artifact: Artifact) -> None:
+    """The tokenizer was saved without its chat template."""
+    (artifact["folder"] / "chat_template.jinja").unlink()
+
+
 @mutant("ML435", "N59", says="rope_theta is 10000.0, the default: the key is missing")
 def rope_theta_lost(artifact: Artifact) -> None:
     """rope_theta was lost when the model was saved."""

@@ -647,6 +647,34 @@ def default_system_prompt(artifact: Artifact) -> None:
     artifact["template"] = DEFAULT + artifact["template"]
 
 
+_CUT = "{% set messages = messages[-10:] if messages | length > 10 else messages %}"
+_SHORTENED = (
+    "{% set new = namespace(messages=[]) %}{% for m in messages %}"
+    "{% set new.messages = new.messages + [dict(m, content=m.content[:9999])] %}{% endfor %}"
+    "{% set messages = new.messages %}"
+)
+
+
+@mutant("ML225", "I12", says="'Question 0' is left out of a conversation of 48 messages")
+def long_conversation_is_cut(artifact: Artifact) -> None:
+    """The template keeps the last ten messages."""
+    artifact["template"] = _CUT + artifact["template"]
+
+
+@mutant("ML225", "I12", says="is left out of a question of 60,000 letters")
+def long_text_is_cut(artifact: Artifact) -> None:
+    """The template keeps the beginning of a text."""
+    artifact["template"] = _SHORTENED + artifact["template"]
+
+
+@mutant("ML225", "N10", says="is left out of an answer with a thought in tags")
+def thoughts_are_dropped(artifact: Artifact) -> None:
+    """The template leaves thoughts out of answers, as those of other families do."""
+    artifact["template"] = (
+        _SHORTENED.replace("m.content[:9999]", "m.content.split('</think>')[-1]") + artifact["template"]
+    )
+
+
 @mutant("ML225", "I12", says="is left out")
 def system_prompt_dropped(artifact: Artifact) -> None:
     """The template leaves the system prompt out if the row ends with an answer."""

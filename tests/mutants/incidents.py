@@ -212,6 +212,7 @@ INCIDENTS = (
     Incident("N04", "Packed rows with a mask of numbers and positions that run on", "hiyouga/LLaMA-Factory#7318"),
     Incident("N06", "The mask of a packed sequence is cut at wrong places", "meta-pytorch/torchforge#546"),
     Incident("N07", "Padding on the left is attended to", "NVIDIA-NeMo/Automodel#3704"),
+    Incident("N10", "Thinking is stripped from the answers", "fw-ai/cookbook#386"),
     Incident(
         "N13",
         "Arrow pads arguments with the columns of other tools, filled with null",

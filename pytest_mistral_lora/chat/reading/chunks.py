@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from codecs import BOM_UTF8
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -115,7 +116,9 @@ def chunks(files: Sequence[DataFile], refuse: Callable[[InputError], None], firs
             before = _state(file.path)
             found = False
             for lines, size in _parts(file):
-                found = found or any(not isinstance(line, bytes) or bool(line.strip()) for _, line in lines)
+                found = found or any(
+                    not isinstance(line, bytes) or line.removeprefix(BOM_UTF8).strip() for _, line in lines
+                )
                 yield Chunk(file.path, index, file.is_held_out, lines, size)
             if not found:
                 raise InputError("the file has no rows", place=str(file.path))

@@ -59,7 +59,7 @@ def cases(folder: AdapterFolder, beside: Sequence[Path] = ()) -> Mapping[str, Ca
     # the manifest records tokenizer and template with their hashes: the subject `manifest` judges them
     if not folder.has_manifest:
         found["tokenizer-of-base"] = lambda: tokenizer_result(merged.folder, merged.vocabulary)
-        found["template-of-base"] = lambda: template_result(merged.folder)
+        found["template-of-base"] = lambda: template_result(merged.folder, is_model=True)
     return found
 
 
@@ -171,10 +171,13 @@ class MergedChecks:
                 found = f"{file.name} in a merged model's folder: transformers would put the adapter on once more"
                 findings.append(Finding("ML418", found, str(file), "full weights and no adapter"))
         try:
-            if self._config.get("quantization_config"):
+            if declared_quantization(self._config) is not None:
                 found, place = "the merged weights are quantised", str(path / "config.json")
                 findings.append(Finding("ML421", found, place, "full precision"))
             findings += structure.index_findings(path, self._weights)
+            if not self._weights:
+                names = ", ".join(file.name for file in self.folder.model_files)
+                findings.append(Finding("ML405", "holds no tensor", f"{path}/{names}", "the merged weights"))
         except InputError as error:
             findings.append(Finding("ML405", error.found, error.place, error.expected))
         return Result(tuple(findings), facts=(("kind", "merged"),))
@@ -193,7 +196,7 @@ class MergedChecks:
         notes, base = [], self._base_weights
         if not isinstance(base, str):
             dtypes = [sorted({info.dtype for info in one.infos.values()}) for one in (self._weights, base)]
-            if dtypes[0] != dtypes[1] and set(dtypes[0]) <= set(DTYPES.values()):
+            if dtypes[0] and dtypes[0] != dtypes[1] and set(dtypes[0]) <= set(DTYPES.values()):
                 found_dtypes, expected = (" and ".join(one) for one in dtypes)
                 notes.append(Finding("ML437", f"the weights are in {found_dtypes}", self._place, expected))
         return Result((*first_findings(wrong, _SHOWN, self._place), *notes))
@@ -217,6 +220,7 @@ class MergedChecks:
             if base.folder is None:
                 return Result(tuple(findings), "" if findings else base.missing)
             findings += structure.difference_findings(self._config, read_config(base.folder), place)
+            findings += structure.end_findings(self.folder.path, base.folder)
         except MistralLoraError as error:
             return Result(tuple(findings), "" if findings else f"the base cannot be read: {error}")
         return Result(tuple(findings))

@@ -64,6 +64,22 @@ def difference_findings(own: Mapping[str, Any], base: Mapping[str, Any], place: 
         yield Finding("ML435", f"{key} {name}{default}", place, f"{expected!r}, as the base's")
 
 
+def end_findings(folder: Path, base: Path) -> Iterator[Finding]:
+    """Yield ML435 if a merged model generates up to other tokens than its base does: `generation_config.json` decides.
+
+    Raises:
+        InputError: If one of the files cannot be read.
+    """
+    name, ends = "generation_config.json", []
+    for one in (folder, base):
+        files = [file for file in (one / name, one / "config.json") if file.exists()]
+        configs = [text_part(data) for data in map(read_json, files) if isinstance(data, dict)]
+        given = next((data["eos_token_id"] for data in configs if data.get("eos_token_id") is not None), [])
+        ends.append(sorted(given, key=str) if isinstance(given, list) else [given])
+    if (folder / name).exists() and ends[1] and ends[0] != ends[1]:
+        yield Finding("ML435", f"eos_token_id is {ends[0]}", f"{folder}/{name}", f"{ends[1]}, as the base's")
+
+
 _MISSING: Any = object()
 """The value of a key that is not there and has no default."""
 

@@ -21,6 +21,7 @@ Array: TypeAlias = npt.NDArray[Any]
 LARGEST_CHANGE = 3.0
 """A trained adapter changes a matrix by a few hundredths of its norm; that of a tiny random model, by about one."""
 
+_SCALED = 0.01  # of a matrix's norm: above what rounding to bfloat16 changes, twice
 _BLOCK = 1024
 """Rows and columns on which the rank is estimated."""
 
@@ -51,6 +52,7 @@ class MergedTensor:
         smaller: The smaller of rows and columns on which it was estimated.
         changed_rows: Number of rows that are not the base's.
         rows: Number of rows.
+        emptied: Number of rows and columns that are zero, and not in the base.
     """
 
     finite: bool
@@ -60,6 +62,7 @@ class MergedTensor:
     smaller: int = 0
     changed_rows: int = 0
     rows: int = 0
+    emptied: int = 0
 
     @property
     def is_low_rank(self) -> bool:
@@ -97,7 +100,8 @@ def _compare(own: Array, base: Array, dtype: str) -> MergedTensor:
     # of a vocabulary that grew, the rows that the base has
     base = base[: own.shape[0]]
     rows = max(1, _CHUNK // max(1, own[0].size))
-    finite, changed, sums = _is_finite(own), 0, [0.0, 0.0]
+    finite, changed, emptied, sums = _is_finite(own), 0, 0, [0.0, 0.0]
+    columns = np.zeros((2, own[0].size), dtype=bool)  # those that are not zero, in the merged tensor and in the base
     # a merge may have gone through a narrower dtype than the file's: bf16 weights that were saved as float32
     same = dict.fromkeys((own.dtype, np.dtype(ml_dtypes.bfloat16), np.dtype(np.float16)), True)
     for start in range(0, base.shape[0], rows):
@@ -107,6 +111,8 @@ def _compare(own: Array, base: Array, dtype: str) -> MergedTensor:
         if not same[own.dtype]:
             change = new.astype(np.float32) - old.astype(np.float32)
             changed += int((change != 0).any(axis=1).sum())
+            emptied += int((old.any(axis=1) & ~new.any(axis=1)).sum())
+            columns |= (new.any(axis=0), old.any(axis=0))
             sums[0] += _energy(change)
         sums[1] += _energy(old)
     unchanged = any(same.values())
@@ -116,7 +122,8 @@ def _compare(own: Array, base: Array, dtype: str) -> MergedTensor:
         # of stacked experts, the first: each of them has a change of its own
         matrices = [one if one.ndim == 2 else one.reshape(-1, *one.shape[-2:])[0] for one in (own, base)]
         rank, smaller = _change_rank(matrices[0], matrices[1], dtype)
-    return MergedTensor(finite, unchanged, relative, rank, smaller or 0, changed, base.shape[0])
+    emptied += int((columns[1] & ~columns[0]).sum()) if own.ndim > 1 else 0
+    return MergedTensor(finite, unchanged, relative, rank, smaller or 0, changed, base.shape[0], emptied)
 
 
 def _energy(values: Array) -> float:
@@ -223,7 +230,8 @@ def place_findings(
             continue
         by = f"{name} changed by {one.relative:.3g} of its norm"
         # a change of every row by one low rank is LoRA's; that of some rows is none
-        if planned is None and shared and one.rank is not None and one.is_low_rank and one.changed_rows == one.rows:
+        is_product = one.rank is not None and one.is_low_rank and (one.rank or one.relative <= _SCALED)
+        if planned is None and shared and is_product and one.changed_rows == one.rows:
             found = f"{by}, with rank {one.rank}"
             expected = "the base's, unless LoRA was put on it: then name the adapter with --mistral-adapter, too"
             notes.append(Finding("ML439", found, place, expected))
@@ -252,6 +260,11 @@ def rank_findings(
             found = f"the change of {name} has rank {one.rank}, of {one.smaller} that are possible"
             expected = f"at most {one.smaller // 2}, up to rounding: the product of two narrow matrices"
             ranks.append(Finding("ML431", found, place, expected))
+        if planned is None and one.rank == 0 and one.relative > _SCALED:
+            ranks.append(Finding("ML431", f"the rows of {name} have other scales, and nothing else", place, "B A"))
+        if one.emptied:
+            found = f"{one.emptied} rows or columns of {name} are zero, and not in the base"
+            ranks.append(Finding("ML431", found, place, "the base's numbers, changed: a shard may be lost"))
         if one.relative > LARGEST_CHANGE:
             found = f"{name} changed by {one.relative:.3g} times its norm"
             sizes.append(Finding("ML433", found, place, f"far below 1, and never above {LARGEST_CHANGE:g}"))

@@ -46,6 +46,16 @@ SYSTEM = {
 }
 """Conversations that a template may refuse, but must not shorten."""
 
+_TURNS, _WORDS = 24, 10_000
+WHOLE = {
+    "a conversation of 48 messages": _row(*(f"{text} {n}" for n in range(_TURNS) for text in ("Question", "Answer"))),
+    "a question of 60,000 letters": _row(" ".join(f"w{n:04}" for n in range(_WORDS)), _ANSWER),
+    "an answer with a thought in tags": _row(
+        _QUESTION, f"<think>\nHeat moves air.\n</think>\n\n{_ANSWER}", _USER_2, _ANSWER_2
+    ),
+}
+"""Conversations that a template of one of Mistral's tokenizers must not shorten: others drop thoughts on purpose."""
+
 
 @dataclass(frozen=True)
 class RenderedConversations:
@@ -92,7 +102,7 @@ class TemplateTraits:
         """The conversations, each rendered once."""
         texts: dict[str, str] = {}
         errors: dict[str, RenderError] = {}
-        for name, row in {**PLAIN, **SYSTEM}.items():
+        for name, row in {**PLAIN, **SYSTEM, **(WHOLE if self.oracle else {})}.items():
             try:
                 texts[name] = self.template.render(row, generation_prompt=row.messages[-1]["role"] == "user")
             except RowError as error:
@@ -195,15 +205,13 @@ def _added_text(traits: TemplateTraits, text: str) -> str:
 
 def dropped_texts(traits: TemplateTraits) -> Iterator[Finding]:
     """Yield ML225 for each conversation from which the template silently leaves out a message."""
-    for name, row in {**PLAIN, **SYSTEM}.items():
+    for name, row in {**PLAIN, **SYSTEM, **WHOLE}.items():
         text = traits.rendered.texts.get(name)
-        if text is None:
-            continue
-        for message in row.messages:
-            if message["content"] not in text:
-                found = f"the {message['role']} message {message['content']!r} is left out of {name}"
-                yield traits.finding("ML225", found, "every message, or a refusal", detail=f"rendered: {text!r}")
-                break
+        lost = [] if text is None else [one for one in row.messages if one["content"] not in text]
+        if lost:
+            shown, expected = f"{lost[0]['content']!r:.80}", "every message, or a refusal"
+            found = f"the {lost[0]['role']} message {shown} is left out of {name}"
+            yield traits.finding("ML225", found, expected, detail=f"rendered: {text!r:.1000}")
 
 
 def rendered_ends(traits: TemplateTraits) -> Iterator[Finding]:
