@@ -52,8 +52,12 @@ def converted(path: Path, *, layout: Layout | None = None) -> tuple[list[Any], R
     return list(convert([Source(path, layout or Layout())], report, lossy=LOSSES)), report
 
 
+def lines(records: Any) -> bytes:
+    return "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in records).encode()
+
+
 def written(path: Path, *records: Any) -> Path:
-    path.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records), "utf-8")
+    path.write_bytes(lines(records))
     return path
 
 

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from imported import lines
 from pyarrow import parquet
 
 from pytest_mistral_lora.data import containers, source_files
@@ -27,10 +28,6 @@ RECORDS: list[dict[str, Any]] = [
     {"instruction": "b", "input": "c", "output": "d" * 200_000},
     {"instruction": "e", "input": "f", "output": "g"},
 ]
-
-
-def lines(records: Any) -> bytes:
-    return "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in records).encode()
 
 
 def table(records: Any, delimiter: str = ",") -> bytes:

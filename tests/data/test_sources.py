@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
+from imported import lines
 from pyarrow import parquet
 
 from pytest_mistral_lora.chat.reading.chunks import DataFile, chunks
@@ -39,10 +40,6 @@ def sharegpt(question: str, *answers: str) -> dict[str, Any]:
 
 def row(question: str, answer: str) -> Row:
     return parse_row({"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]})
-
-
-def lines(records: Any) -> bytes:
-    return "".join(json.dumps(one) + "\n" for one in records).encode()
 
 
 def test_rows_have_the_places_of_the_source(tmp_path: Path) -> None:
