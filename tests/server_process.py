@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import time
 import urllib.request
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 
@@ -21,7 +23,8 @@ def started(command: Sequence[str], url: str, path: str, seconds: int, **options
         seconds: Longest wait.
         options: Those of `subprocess.Popen`.
     """
-    process = subprocess.Popen(list(command), **options)
+    # a group of its own: an engine of vLLM outlives the server that started it
+    process = subprocess.Popen(list(command), start_new_session=True, **options)
     try:
         for _ in range(seconds):
             assert process.poll() is None, f"{command[0]} ended with {process.returncode}"
@@ -35,9 +38,7 @@ def started(command: Sequence[str], url: str, path: str, seconds: int, **options
             raise AssertionError(f"no answer at {url}{path} in {seconds} s")
         yield url
     finally:
-        process.terminate()
-        try:
-            process.wait(timeout=60)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait(timeout=30)
+        for kill, patience in ((signal.SIGTERM, 60), (signal.SIGKILL, 30)):
+            with suppress(ProcessLookupError, subprocess.TimeoutExpired):
+                os.killpg(process.pid, kill)
+                process.wait(timeout=patience)
