@@ -65,6 +65,15 @@ def write_derived(name: str, folder: Path, *, words: int = 0) -> Path:
     return path
 
 
+def write_cut(folder: Path, *, words: int = _WORDS) -> Path:
+    """Write the shipped Tekken file of v3 with its first words alone, and return its path."""
+    shipped, _ = _shipped()
+    config = {**shipped["config"], "default_vocab_size": words + shipped["config"]["default_num_special_tokens"]}
+    path = folder / "tekken.json"
+    path.write_text(json.dumps({**shipped, "config": config, "vocab": shipped["vocab"][:words]}), encoding="utf-8")
+    return path
+
+
 @functools.cache
 def _shipped() -> tuple[dict[str, Any], list[str]]:
     """The shipped file, and the first of its control tokens."""

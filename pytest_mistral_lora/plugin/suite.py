@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import shlex
 import shutil
-import subprocess
 import tempfile
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import chdir
 from datetime import UTC, datetime
 from functools import partial
@@ -23,6 +22,8 @@ from pytest_mistral_lora.plugin.settings import PluginSettings
 from pytest_mistral_lora.plugin.summary import FailedChecks, write_annotations, write_summary
 
 if TYPE_CHECKING:
+    import subprocess
+
     from pytest_mistral_lora.conformance.checks import Check
     from pytest_mistral_lora.conformance.known import Xfail
     from pytest_mistral_lora.conformance.targets import Target
@@ -142,24 +143,36 @@ class Suite:
     @pytest.hookimpl(wrapper=True)
     def pytest_runtestloop(self, session: pytest.Session) -> Generator[None, object, object]:
         """Run the first tiny train in a process of its own, at the same time as the checks before it."""
-        process = None if self._is_worker or session.config.option.collectonly else self._start_training(session)
+        end = None if self._is_worker or session.config.option.collectonly else self._start_training(session)
         try:
             return (yield)
         finally:
-            if process is not None:
-                process.terminate()
-                process.wait()
+            if end is not None:
+                end()
 
-    def _start_training(self, session: pytest.Session) -> subprocess.Popen[bytes] | None:
-        """Start the first tiny train; None if no check needs it, or if its own check comes first and would wait."""
-        checks = [item.check for item in session.items if isinstance(item, CheckItem)]
-        first = next((check for check in checks if check.subject == "train"), None)
-        if first is None or first is checks[0]:
+    def _start_training(self, session: pytest.Session) -> Callable[[], None] | None:
+        """Start the first tiny train, and return how to end its process.
+
+        None if no check needs the train, if its own check comes first and would wait, or if it cannot be started.
+        """
+        items = [item for item in session.items if isinstance(item, CheckItem)]
+        first = next((item.check for item in items if item.check.subject == "train"), None)
+        if first is None or first is items[0].check:
             return None
+        from pytest_mistral_lora.plugin.second_process import SecondProcess
+
+        # a user's tests may start threads, and a check that records goldens writes them and says so
+        if len(items) == len(session.items) and not self.settings.update and SecondProcess.is_possible():
+            with chdir(self._home):
+                second = SecondProcess([item.check for item in items], self._work_folder, self.settings.device)
+            for item in items:
+                item.second_process = second
+            return second.end
         from pytest_mistral_lora.conformance.train.tiny_run import start
 
         with chdir(self._home):
-            return start(first.target, self._work_folder, device=self.settings.device)
+            process = start(first.target, self._work_folder, device=self.settings.device)
+        return None if process is None else partial(_end, process)
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(self, item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
@@ -167,7 +180,7 @@ class Suite:
         report = yield
         if isinstance(item, CheckItem) and report.when == "call":
             outcome = "known" if hasattr(report, "wasxfail") else report.outcome
-            record = item.check.record(item.result, outcome=outcome, seconds=report.duration)
+            record = item.check.record(item.result, outcome=outcome, seconds=item.seconds or report.duration)
             # pytest-xdist sends every attribute that is plain data
             vars(report)["mistral_golden"] = {
                 **record,
@@ -252,6 +265,11 @@ class Suite:
     def _not_run(self) -> int:
         """Number of chosen checks that did not run, because of `-x`, an interruption, or `--collect-only`."""
         return self._collected - self._deselected - len(self.outcomes)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    process.wait()
 
 
 def unread_configuration(config: pytest.Config, flags: tuple[str, ...]) -> str:

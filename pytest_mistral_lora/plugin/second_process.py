@@ -1,0 +1,121 @@
+"""A copy of this process that makes the tiny train, and then judges checks from the last one backwards.
+
+A machine has two cores or more, and the suite is one process. The copy is forked, so that the libraries are imported
+once, and a `conftest.py` that has changed something has changed it there, too.
+"""
+
+from __future__ import annotations
+
+import gc
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Sequence
+from multiprocessing.sharedctypes import RawArray
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from pytest_mistral_lora.conformance.checks import Check
+    from pytest_mistral_lora.conformance.finding import Result
+
+
+class SecondProcess:
+    """Judges the last of some checks while this process judges the first, until they meet.
+
+    Args:
+        checks: The checks of the session in their order, those of the tiny train last.
+        work_folder: The folder of the session.
+        device: The device of the tiny train.
+    """
+
+    def __init__(self, checks: Sequence[Check], work_folder: Path, device: str) -> None:
+        self._trains = next(check for check in checks if check.subject == "train")
+        self._work_folder, self._device = work_folder, device
+        self._checks = [check for check in checks if check.subject != "train"]
+        self._places = {check.name: place for place, check in enumerate(self._checks)}
+        # The number of checks that were begun here, and the place of the last one that was begun there. Each process
+        # writes its own: where they meet, a check may be judged twice, and never by nobody.
+        self._bounds = RawArray("i", [0, len(self._checks)])
+        self._results: dict[int, tuple[Result | None, float]] = {}
+        context = multiprocessing.get_context("fork")
+        self._connection, self._other_end = context.Pipe(duplex=False)
+        self._parent = os.getpid()
+        self._process = context.Process(target=self._serve)
+        self._process.start()
+        self._other_end.close()
+
+    @staticmethod
+    def is_possible() -> bool:
+        """Whether this process can be forked: nothing but this thread runs in it, and CUDA is not used."""
+        if sys.platform != "linux" or threading.active_count() > 1:
+            return False
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the libraries' warnings are not about the user's code
+            try:
+                import torch
+
+                # in both processes, and once: it is most of what either imports
+                from transformers import AutoTokenizer, PreTrainedTokenizerFast  # noqa: F401
+            except ImportError:
+                return False
+        return not torch.cuda.is_available()
+
+    def result_of(self, check: Check) -> tuple[Result, float] | None:
+        """Return the result of a check and its seconds; None if it is to be judged here."""
+        place = self._places.get(check.name)
+        if place is None or place < self._bounds[1]:
+            self._bounds[0] = max(self._bounds[0], (place or 0) + 1)
+            return None
+        while place not in self._results:
+            try:
+                number, *judged = self._connection.recv()
+            except EOFError:  # it was killed
+                return None
+            self._results[number] = (judged[0], judged[1])
+        result, seconds = self._results[place]
+        return None if result is None else (result, seconds)
+
+    def end(self) -> None:
+        """End the process."""
+        self._process.terminate()
+        self._process.join()
+        self._connection.close()
+
+    def _serve(self) -> None:
+        # Ctrl-C is for the first process, which then ends this one
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        self._connection.close()
+        silence = os.open(os.devnull, os.O_WRONLY)
+        for stream in (1, 2):
+            os.dup2(silence, stream)
+        warnings.simplefilter("ignore")
+        gc.set_threshold(50_000)  # as `Check.run` does
+        self._train()
+        for place in reversed(range(len(self._checks))):
+            if place < self._bounds[0] or os.getppid() != self._parent:
+                return
+            self._bounds[1] = place
+            started = time.perf_counter()
+            try:
+                # not `run`: of a tokenizer that does not load, the first check of the session has the finding
+                result = self._checks[place].judge()
+            except Exception:  # judged again there
+                result = None
+            self._other_end.send((place, result, time.perf_counter() - started))
+
+    def _train(self) -> None:
+        from pytest_mistral_lora.conformance.train import tiny_kind
+        from pytest_mistral_lora.conformance.train.tiny_run import attempt
+
+        target = self._trains.target
+        try:
+            attempt(target.oracle, self._work_folder, device=self._device, kind=tiny_kind(target), is_new=True)
+        except Exception:  # a check reports it
+            return
