@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from converted import converted_tokenizer
 from transformers import AutoTokenizer
 
 from pytest_mistral_lora.chat.oracle import shipped_tokenizer
@@ -30,7 +31,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
     def folder(name: str) -> Path:
         if not (home / name).exists():
-            CheckpointTokenizer(shipped_tokenizer(name)).fast.save_pretrained(home / name)
+            converted_tokenizer(name).fast.save_pretrained(home / name)
         return home / name
 
     return folder

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from converted import converted_tokenizer
 from derived_tekken import write_derived
 
 from pytest_mistral_lora.chat.oracle import SHIPPED, Oracle, shipped_tokenizer
 from pytest_mistral_lora.chat.rows import Row
-from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.errors import InputError, OracleRejection, RowError
 from pytest_mistral_lora.records.goldens import packaged_cases
 from pytest_mistral_lora.serving.server import chat_request
@@ -73,7 +73,7 @@ def test_the_recorded_prompts_are_those_of_this_template(name: str) -> None:
     "name", ["spm-v3", *(pytest.param(one, marks=pytest.mark.slow) for one in ("spm-v1", "spm-v7", "tekken-240911"))]
 )
 def test_the_prompts_have_the_ids_of_mistral_common_but_on_named_rows(name: str) -> None:
-    known, fast = oracle(name), CheckpointTokenizer(shipped_tokenizer(name)).fast
+    known, fast = oracle(name), converted_tokenizer(name).fast
     prompts, differ = RECORDED[name]["prompts"], set()
     for case, row in rows(name).items():
         ids = (known.bos_id, *fast(prompts[case], add_special_tokens=False)["input_ids"])

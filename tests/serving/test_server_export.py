@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import torch
+from converted import converted_tokenizer
 from derived_tekken import write_derived
 from llamacpp_process import BUILD, SERVER
 from local_server import free_port
@@ -25,7 +26,6 @@ from test_gguf_in_llamacpp import findings
 
 from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
 from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
-from pytest_mistral_lora.checkpoint.tokenizers import convert
 from pytest_mistral_lora.cli import main
 from pytest_mistral_lora.conformance.checks import Settings, collect
 from pytest_mistral_lora.conformance.named_targets import named_targets
@@ -39,7 +39,7 @@ CONFIG: dict[str, Any] = {"peft_type": "LORA", "r": 12, "lora_alpha": 24, "targe
 def write_base(folder: Path, name: str) -> Path:
     """Write a base as the Hub has them: Mistral's tokenizer file, and what transformers loads."""
     write_tiny_base(folder, shipped_tokenizer(name))
-    convert(Oracle(shipped_tokenizer(name))).save_pretrained(folder)
+    converted_tokenizer(name).fast.save_pretrained(folder)
     config = json.loads((folder / "tokenizer_config.json").read_text())
     # as in the repository of 7B v0.3
     (folder / "tokenizer_config.json").write_text(json.dumps({**config, "add_prefix_space": True}))
