@@ -64,7 +64,11 @@ def test_a_known_deviation_is_accepted_by_its_name(kind: str, version: str, titl
     [
         ("llamacpp", "b11548-8b3f1c2", "is not known of llama.cpp b11548-8b3f1c2"),
         ("vllm", "0.31.2", "is not known of vLLM 0.31.2"),
-        ("llamacpp", "b0-unknown", "Name the version, since the server reports none: llamacpp@VERSION=URL."),
+        (
+            "llamacpp",
+            "b0-unknown",
+            "Name the version, since the server reports none: llamacpp@VERSION=http://127.0.0.1:",
+        ),
         # a version that is named does not replace one that is reported
         ("llamacpp@11549", "b11548-8b3f1c2", "is not known of llama.cpp b11548-8b3f1c2"),
     ],

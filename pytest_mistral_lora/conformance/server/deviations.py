@@ -79,10 +79,11 @@ class PromptDeviations:
         target, version = self._target, self._target.served_version
         names = ", ".join(deviation.id for deviation in deviations)
         known = [f"{SERVERS[kind].title} {versions}" for kind, versions in deviations[0].servers.items()]
-        server = f"{target.server.title} {version}".rstrip()
+        server = f"{target.server.title} {version or 'of unknown version'}"
         found = f"{asked.name}: a named deviation ({names}) that is not known of {server}"
         expected = f"the ids of mistral-common; {deviations[0].id} is known of {', '.join(known) or 'no server'}"
-        fix = "" if version else f"Name the version, since the server reports none: {target.server.name}@VERSION=URL."
+        named = f"{target.server.name}@VERSION={target.url}"
+        fix = "" if version else f"Name the version, since the server reports none: {named}"
         sides = (asked.expected or (), None), (served, None)
         parts = Alignment(*sides, target.oracle.piece, ("mistral-common", "served")).parts(asked.name)
         return Finding("ML902", found, target.url, expected, row=asked.row.to_jsonl(), fix=fix, **parts)
