@@ -96,7 +96,7 @@ class SecondProcess:
         for stream in (1, 2):
             os.dup2(silence, stream)
         warnings.simplefilter("ignore")
-        gc.set_threshold(50_000)  # as `Check.run` does
+        gc.set_threshold(200_000)  # as `Check.run` does
         self._train()
         for place in reversed(range(len(self._checks))):
             if place < self._bounds[0] or os.getppid() != self._parent:
