@@ -80,6 +80,11 @@ def test_the_readme_is_read_in_a_few_minutes() -> None:
     assert len(README.split()) < 900
 
 
+def test_the_lines_that_an_audit_reads_are_named_by_their_keys() -> None:
+    section = README.partition("audit encoded.jsonl")[2].partition("\n## ")[0]
+    assert [key for key in ("messages", "input_ids", "labels") if f"`{key}`" not in section] == []
+
+
 def test_a_fresh_clone_has_one_line_for_the_suite_and_one_for_the_tests() -> None:
     # .ci/run takes the two lines of a clone from here, and runs them as they stand
     lines = re.findall(r"^\$ (pip install .*&& pytest.*)$", README, flags=re.MULTILINE)
