@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,7 @@ from pytest_mistral_lora.checkpoint.fp8 import DequantizedWeights, fp8_layout, q
 from pytest_mistral_lora.checkpoint.weights import Weights, read_header
 from pytest_mistral_lora.errors import InputError, PinError, RecipeError, one_line
 
-_MOST_MODULES = 1000
-"""More layers, or experts, than any model has: those of a billion would be made one by one."""
+_MOST_MODULES = 1000  # more layers, or experts, than any model has: those of a billion would be made one by one
 
 _COUNTS = ("num_hidden_layers", "num_local_experts", "n_routed_experts")
 
@@ -79,12 +79,37 @@ def require_trainable(folder: Path, backend: str = "mistral-common") -> dict[str
             next_step="Set backend: chat-template: the base's own chat template is then the only judge of ids.",
         )
     architecture.model_class(place)
+    if not config.get("model_type"):
+        raise PinError("no model_type: transformers does not load it", place=place, expected="the model's type")
+    _refuse_adapter(folder)
     # of a commit whose weights are not fetched, the configuration is judged alone
     if sorted(folder.glob("model*.safetensors")):
-        base_weights(folder)
+        _require_fit(folder, base_weights(folder))
     else:
         quantization_facts(config, place)
     return config
+
+
+def _refuse_adapter(folder: Path) -> None:
+    # transformers would load the base that this file names instead, and put the adapter on it, unread by us
+    file, found = folder / "adapter_config.json", "the folder of the base has an adapter, which transformers loads"
+    if file.exists():
+        raise PinError(found, place=str(file), expected="a base without adapter")
+
+
+def _require_fit(folder: Path, weights: Weights) -> None:
+    """Refuse weights of another size, or of fewer layers, than the configuration declares; no number is read."""
+    model, held, found = empty_model(folder), weights.infos, ""
+    if model.config.model_type == "ministral" and not model.config.sliding_window:
+        found, expected = "no sliding_window, without which transformers does not compute this class", "a window"
+    for name, parameter in () if found else model.named_parameters():
+        # a name that layer 0 lacks as well may be one that transformers converts
+        if name not in held and re.sub(r"\blayers\.\d+\.", "layers.0.", name) in held:
+            found, expected = f"{name} is not in the weights", "the number of layers of the weights"
+        if name in held and held[name].shape != tuple(parameter.shape):
+            found, expected = f"{name} would have shape {tuple(parameter.shape)}", f"{held[name].shape}, as the weights"
+    if found:
+        raise PinError(found, place=str(folder / "config.json"), expected=expected)
 
 
 def architecture_in(folder: Path) -> Architecture:
@@ -243,10 +268,7 @@ def _load(folder: Path, precision: Precision, *, packed: bool = False, **options
 
     model_class = architecture_in(folder).model_class()
     weight_files(folder)
-    # transformers would load the base that this file names instead, and put the adapter on it, unread by us
-    if (folder / "adapter_config.json").exists():
-        found = "the folder of the base has an adapter, which transformers would put on it"
-        raise PinError(found, place=str(folder / "adapter_config.json"), expected="a base without adapter")
+    _refuse_adapter(folder)
     weights = None if packed else base_weights(folder)
     config = model_class.config_class.from_pretrained(folder)
     if is_fp8 := isinstance(weights, DequantizedWeights):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from of_classes import tiny_base
 from safetensors.torch import save_file
 
 from pytest_mistral_lora.chat.rows import parse_row
@@ -101,6 +102,41 @@ def test_a_class_without_an_oracle_is_trained_by_its_template_alone(tmp_path: Pa
     with pytest.raises(RecipeError, match="LlamaForCausalLM, which no tokenizer") as caught:
         require_trainable(folder)
     assert caught.value.expected == "backend: chat-template"
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        ({"num_hidden_layers": 3}, r"layers\.2\..* is not in the weights"),
+        ({"num_attention_heads": 2, "head_dim": 3}, "would have shape"),
+        ({"model_type": None}, "no model_type"),
+        (
+            {"architectures": ["MinistralForCausalLM"], "model_type": "ministral", "sliding_window": None},
+            "no sliding",
+        ),
+        ({"num_hidden_layers": 1}, ""),
+        ({"rope_theta": 5.0}, ""),
+    ],
+)
+def test_a_configuration_that_its_weights_do_not_have_is_refused_before_they_are_loaded(
+    change: dict[str, Any], found: str, tmp_path: Path
+) -> None:
+    base = tiny_base("mistral")
+    for file in base.glob("model*.safetensors"):
+        (tmp_path / file.name).symlink_to(file)
+    folder = written(tmp_path, json.loads((base / "config.json").read_text()) | change)
+    if not found:
+        assert require_trainable(folder)
+        return
+    with pytest.raises(PinError, match=found):
+        require_trainable(folder)
+
+
+def test_an_adapter_in_the_folder_of_a_base_is_refused_before_anything_is_loaded(tmp_path: Path) -> None:
+    folder = written(tmp_path, json.loads((tiny_base("mistral") / "config.json").read_text()))
+    (folder / "adapter_config.json").write_text("{}")
+    with pytest.raises(PinError, match="has an adapter"):
+        require_trainable(folder)
 
 
 def test_a_class_of_a_newer_transformers_names_the_version() -> None:

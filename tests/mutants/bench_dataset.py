@@ -568,6 +568,12 @@ def quantised_base(artifact: Artifact) -> None:
     artifact["config"]["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_8bit": True}
 
 
+@mutant("ML641", says="no model_type")
+def configuration_without_a_type(artifact: Artifact) -> None:
+    """The base's configuration names its architecture, and no type."""
+    del artifact["config"]["model_type"]
+
+
 @mutant("ML641", says="quantis")
 def quantisation_without_a_method(artifact: Artifact) -> None:
     """The base declares a quantisation, and none of its values: transformers does not load it."""
