@@ -112,12 +112,16 @@ def chat_answer(answer: Answer, place: str) -> ServedAnswer:
         whole = len(ids) == read_field(answer.data, "usage", "completion_tokens")
         ids = ids if ids and whole and all(type(one) is int for one in ids) else None
     numbers = [number(one.get("logprob")) for one in listed]
+    # of two tokens with one text, such as the pieces of a byte, neither is known
+    first: dict[str, set[float]] = {}
+    for one in [*listed[:1], *(objects(listed[0].get("top_logprobs")) if listed else [])]:
+        first.setdefault(str(one.get("token")).strip(), set()).add(number(one.get("logprob")))
     text = read_field(choice, "message", "content")
     return ServedAnswer(
         text if isinstance(text, str) else "",
         None if ids is None else integers(ids, place),
         tuple(numbers) if ids is not None and len(numbers) == len(ids) else (),
-        _best(listed[0]) if listed else {},
+        {token: values.pop() for token, values in first.items() if len(values) == 1 and token},
         tuple(_calls(read_field(choice, "message", "tool_calls"), place)),
         ended=read_field(choice, "finish_reason") != "length",
     )
@@ -131,15 +135,6 @@ def objects(value: Any) -> list[Mapping[str, Any]]:
 def number(value: Any) -> float:
     """Return a number that a server gives; nan if it is none."""
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else float("nan")
-
-
-def _best(entry: Mapping[str, Any]) -> dict[str, float]:
-    entries = [entry, *objects(entry.get("top_logprobs"))]
-    # of two tokens with one text, such as the pieces of a byte, neither is known
-    found: dict[str, set[float]] = {}
-    for one in entries:
-        found.setdefault(str(one.get("token")).strip(), set()).add(number(one.get("logprob")))
-    return {text: values.pop() for text, values in found.items() if len(values) == 1 and text}
 
 
 def _calls(value: Any, place: str) -> list[ServedCall]:

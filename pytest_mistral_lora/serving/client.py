@@ -65,7 +65,11 @@ def require_url(url: str) -> str:
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise InputError("no address of a server", place=url[:_SHOWN], expected="http://127.0.0.1:8080")
-    if parts.scheme == "http" and not _is_loopback(parts.hostname):
+    try:
+        is_loopback = ipaddress.ip_address(parts.hostname).is_loopback
+    except ValueError:
+        is_loopback = parts.hostname == "localhost"
+    if parts.scheme == "http" and not is_loopback:
         raise InputError(
             "http to another machine: prompts and the key would cross the network in plain text",
             place=url[:_SHOWN],
@@ -75,13 +79,6 @@ def require_url(url: str) -> str:
     if parts.username or parts.password:
         raise InputError("a password in the address", place=parts.hostname, expected=f"the key in {KEY}")
     return url.rstrip("/")
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 @dataclass

@@ -22,7 +22,7 @@ pytestmark = [
         reason="the server of transformers needs its extra `serving`",
     ),
 ]
-SECONDS = 180
+SECONDS = 600
 
 
 def serve(folder: Path) -> AbstractContextManager[str]:

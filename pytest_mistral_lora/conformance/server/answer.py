@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import dataclass
 from math import isfinite
 from typing import TYPE_CHECKING
@@ -101,7 +102,11 @@ class AnswerJudge:
             recorded = [(one.name, one.arguments) for one in read_calls(golden.completion_ids, self.oracle)]
         except MalformedCallError:
             recorded = []
-        served = [(one.name, _value(one.arguments)) for one in answer.calls]
+        served: list[tuple[str, object]] = []
+        for one in answer.calls:
+            served.append((one.name, one.arguments))
+            with suppress(ValueError, RecursionError):
+                served[-1] = (one.name, json.loads(one.arguments))
         if recorded == served or (not served and not self.reads_calls):
             return ""
         if not served:
@@ -143,10 +148,3 @@ def moved_logprobs(golden: Transcript, answer: ServedAnswer) -> list[float]:
 def call_text(answer: ServedAnswer) -> str:
     """Return the tool calls of an answer as text; empty if it has none."""
     return ", ".join(f"{one.name}({one.arguments})" for one in answer.calls)
-
-
-def _value(arguments: str) -> object:
-    try:
-        return json.loads(arguments)
-    except (ValueError, RecursionError):
-        return arguments
