@@ -9,11 +9,13 @@ from __future__ import annotations
 import shlex
 import sys
 from contextlib import AbstractContextManager
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 from learned_rows import LEARNED, learn_by_heart
 from local_server import free_port
+from packaging.specifiers import SpecifierSet
 from server_process import started
 from test_server_export import export, write_adapter, write_base
 
@@ -80,5 +82,7 @@ def test_the_mode_of_transformers_is_found(tmp_path: Path, capsys: pytest.Captur
     with serve(tmp_path / "to" / "serve.sh", "--tokenizer-mode", "hf") as url:
         code = main(["serve-check", f"vllm={url}", "--tokenizer", "spm-v3"])
     out = capsys.readouterr().out
-    assert (code, "ML906" in out, "ML902" in out) == (1, True, False), out
+    assert (code, "ML906" in out) == (1, True), out
     assert "named deviations, known of vLLM 0.32.0: " in out
+    # they converted the tokenizer of this base so that spaces in a row get other ids: docs/upgrades.md
+    assert ("ML902" in out) is (version("transformers") in SpecifierSet(">=5,<5.24")), out
