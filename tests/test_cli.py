@@ -200,7 +200,10 @@ _OF_FOLDERS = (["verify"], ["smoke"], ["note"], ["chat", "--prompt", "hi"])
         ),
         (["check", "rows.jsonl", "--tokenizer", "a/b"], "Print the commit: mistral-lora pin a/b"),
         (["check", "spm-v3", "--xfails", "nope.txt"], "--xfails: nope.txt cannot be read: No such file or directory"),
-        (["check", "spm-v3", "--base", "{here}"], "--base is the base of an adapter, and no path is one"),
+        (
+            ["check", "spm-v3", "--base", "{here}"],
+            "--base is the base of an adapter or a merged model, and no path is one",
+        ),
         (["smoke", "{here}/recipe.yaml"], "recipe.yaml: a file; expected the folder of an adapter"),
         (["export", "{here}/lora-oot", "--to", "vllm", "--output", "x"], "(did you mean 'lora-out'?)"),
     ],

@@ -87,13 +87,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Check the paths, or the embedded default; return 1 if a check finds an error."""
-    tokenizer, oracle = args.tokenizer, args.oracle
-    if tokenizer is not None and not is_shipped(tokenizer):
-        tokenizer, oracle, _ = named_tokenizer(tokenizer, oracle)
-        if not tokenizer.exists():
-            expected = f"a tokenizer folder or file, or one of {', '.join(EMBEDDED)}"
-            found = f"no such file or folder{did_you_mean(str(tokenizer), EMBEDDED)}"
-            raise InputError(found, place=str(tokenizer), expected=expected)
+    tokenizer, oracle = _judge(args.tokenizer, args.oracle)
     from pytest_mistral_lora.records.files import path_from
 
     paths = [recognised(path_from(Path.cwd(), path), args.base, args.kind) for path in args.paths]
@@ -129,6 +123,18 @@ def run(args: argparse.Namespace) -> int:
         reports=args.report,
     )
     return judging.judge(targets, **options)
+
+
+def _judge(tokenizer: Path | None, oracle: str | None) -> tuple[Path | None, str | None]:
+    """Return the tokenizer that `--tokenizer` names, and its oracle; a shipped one keeps its name."""
+    if tokenizer is None or is_shipped(tokenizer):
+        return tokenizer, oracle
+    path, oracle, _ = named_tokenizer(tokenizer, oracle)
+    if not path.exists():
+        expected = f"a tokenizer folder or file, or one of {', '.join(EMBEDDED)}"
+        found = f"no such file or folder{did_you_mean(str(path), EMBEDDED)}"
+        raise InputError(found, place=str(path), expected=expected)
+    return path, oracle
 
 
 def _known_deviations(file: Path) -> tuple[Xfail, ...]:

@@ -66,14 +66,6 @@ def report_data(
     counts = Counter(record["outcome"] for record in records)
     # by the name of the check, which is all that a cause knows of it
     commands = {record["nodeid"].partition("::")[2]: record["commands"] for record in records}
-    shown = []
-    for cause in map(public_finding, causes):
-        # the commands that the rule's remedy names, and those of the check
-        mending = [
-            one for one in re.findall(r"`([^`]+)`", cause["fix"]) if re.match(r"(mistral-lora|pytest|pip) ", one)
-        ]
-        more = {"fix": mending, "explain": f"mistral-lora rules {cause['rule']}"}
-        shown.append({**cause, "commands": {**commands.get(cause["check"], {}), **more}})
     checks = []
     for one in records:
         findings = [public_finding(finding) for finding in one["findings"]]
@@ -100,10 +92,17 @@ def report_data(
             "deselected": deselected,
             "not_run": not_run,
         },
-        "causes": shown,
+        "causes": [_with_commands(public_finding(one), commands.get(one["check"], {})) for one in causes],
         "checks": sorted(checks, key=lambda record: record["nodeid"]),
     }
     return redacted(data)
+
+
+def _with_commands(cause: Mapping[str, Any], of_check: Mapping[str, str]) -> dict[str, Any]:
+    """Return a cause with its commands: to repeat its check, to mend it as its rule tells, and to explain the rule."""
+    named = re.findall(r"`([^`]+)`", cause["fix"])
+    mending = [text for text in named if re.match(r"(mistral-lora|pytest|pip) ", text)]
+    return {**cause, "commands": {**of_check, "fix": mending, "explain": f"mistral-lora rules {cause['rule']}"}}
 
 
 def write_report(path: Path, data: Mapping[str, Any], rows: Sequence[TokenRow] = ()) -> None:
