@@ -89,3 +89,17 @@ def test_a_wrong_generation_block_is_found_on_generated_rows() -> None:
     source = target.template.source.replace(answer, answer + "{% generation %}{% endgeneration %}")
     found = findings(target.oracle, "template-agrees", ChatTemplate(target.tokenizer.fast, source))
     assert [finding.rule for finding in found] == ["ML006"]
+
+
+def test_a_verdict_that_changes_from_call_to_call_is_a_finding_and_no_traceback() -> None:
+    """A tokenizer with dropout gives the same text other ids each time."""
+
+    class Chance(Oracle):
+        asked = 0
+
+        def encode(self, row: Any) -> EncodedRow:
+            Chance.asked += 1
+            return super().encode(_shouted(row) if isinstance(row, Row) and Chance.asked % 7 == 0 else row)
+
+    [found] = findings(Chance(shipped_tokenizer("spm-v3")), "ids-are-mistral-commons")
+    assert found.rule == "ML119"

@@ -647,6 +647,18 @@ def default_system_prompt(artifact: Artifact) -> None:
     artifact["template"] = DEFAULT + artifact["template"]
 
 
+@mutant("ML205", says="model.dropout is 1.0")
+def merges_are_left_to_chance(artifact: Artifact) -> None:
+    """The dropout of a training of the tokenizer is saved: each text gets other ids each time."""
+    artifact["tokenizer_json"]["model"]["dropout"] = 1.0
+
+
+@mutant("ML222", "I60", says="the chat template is empty")
+def empty_template(artifact: Artifact) -> None:
+    """The chat template is a file without a letter."""
+    artifact["template"] = ""
+
+
 _CUT = "{% set messages = messages[-10:] if messages | length > 10 else messages %}"
 _SHORTENED = (
     "{% set new = namespace(messages=[]) %}{% for m in messages %}"

@@ -173,10 +173,15 @@ def nothing_cut_or_padded(target: Target) -> Iterator[Finding]:
 
 
 def has_template(target: Target) -> Iterator[Finding]:
-    """Yield ML233 if transformers loads a folder that has no chat template."""
+    """Yield ML233 if transformers loads a folder that has no chat template, ML222 if it has an empty one."""
     files = target.tokenizer.files
-    if target.tokenizer.loads_as_it_is and not files.faults and not template_places(files):
+    if not target.tokenizer.loads_as_it_is or files.faults:
+        return
+    places = template_places(files)
+    if not places:
         yield Finding("ML233", "there is no chat template", str(files.path), "chat_template.jinja")
+    elif (place := loaded_place(files)) and not places["default"][place].strip():
+        yield Finding("ML222", "the chat template is empty", f"{files.path}/{place}", "a Jinja template")
 
 
 def other_pieces(file: Path, known: Recognition) -> Iterator[Finding]:
