@@ -194,10 +194,7 @@ _OF_FOLDERS = (["verify"], ["smoke"], ["note"], ["chat", "--prompt", "hi"])
         (["merge", "{here}/lora-oot", "{here}/merged"], "(did you mean 'lora-out'?)"),
         (["train", "{here}/recpie.yaml"], "recpie.yaml: No such file (did you mean 'recipe.yaml'?)"),
         (["train", "rows.jsonl"], "Write a recipe for it: mistral-lora init rows.jsonl --base OWNER/NAME"),
-        (
-            ["serve-check", "http://127.0.0.1:1", "--tokenizer", "spm-v3"],
-            "NAME=URL, such as vllm=http://127.0.0.1:8000",
-        ),
+        (["serve-check", "vllm", "--tokenizer", "spm-v3"], "vllm: no address of a server"),
         (["check", "rows.jsonl", "--tokenizer", "a/b"], "Print the commit: mistral-lora pin a/b"),
         (["check", "spm-v3", "--xfails", "nope.txt"], "--xfails: nope.txt cannot be read: No such file or directory"),
         (
