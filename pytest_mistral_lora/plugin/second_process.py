@@ -25,6 +25,11 @@ if TYPE_CHECKING:
     from pytest_mistral_lora.conformance.finding import Result
 
 
+# A library that is forked at a bad moment can wait for a thread that only the first process has; no check takes as long
+PATIENCE = 600.0
+"""Seconds after which the second process is taken for hung, and ended: its checks are judged in the first."""
+
+
 class SecondProcess:
     """Judges the last of some checks while this process judges the first, until they meet.
 
@@ -39,9 +44,10 @@ class SecondProcess:
         self._work_folder, self._device = work_folder, device
         self._checks = [check for check in checks if check.subject != "train"]
         self._places = {check.name: place for place, check in enumerate(self._checks)}
-        # The number of checks that were begun here, and the place of the last one that was begun there. Each process
-        # writes its own: where they meet, a check may be judged twice, and never by nobody.
-        self._bounds = RawArray("i", [0, len(self._checks)])
+        # The number of checks that were begun here, the place of the last one that was begun there, and whether the
+        # tiny train was made there. Each process writes its own: where they meet, a check may be judged twice, and
+        # never by nobody.
+        self._bounds = RawArray("i", [0, len(self._checks), 0])
         self._results: dict[int, tuple[Result | None, float]] = {}
         context = multiprocessing.get_context("fork")
         self._connection, self._other_end = context.Pipe(duplex=False)
@@ -69,10 +75,21 @@ class SecondProcess:
     def result_of(self, check: Check) -> tuple[Result, float] | None:
         """Return the result of a check and its seconds; None if it is to be judged here."""
         place = self._places.get(check.name)
-        if place is None or place < self._bounds[1]:
-            self._bounds[0] = max(self._bounds[0], (place or 0) + 1)
+        if place is None:
+            # a check of the train waits for a lock that the other process holds
+            deadline = time.monotonic() + PATIENCE
+            while not self._bounds[2] and self._process.is_alive() and time.monotonic() < deadline:
+                time.sleep(0.02)
+            if not self._bounds[2]:
+                self._process.kill()
+                self._process.join()  # the lock is free when it has ended
+            return None
+        if place < self._bounds[1]:
+            self._bounds[0] = max(self._bounds[0], place + 1)
             return None
         while place not in self._results:
+            if not self._connection.poll(PATIENCE):
+                self._process.kill()
             try:
                 number, *judged = self._connection.recv()
             except EOFError:  # it was killed
@@ -88,6 +105,8 @@ class SecondProcess:
         self._connection.close()
 
     def _serve(self) -> None:
+        import torch
+
         # Ctrl-C is for the first process, which then ends this one
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -97,7 +116,10 @@ class SecondProcess:
             os.dup2(silence, stream)
         warnings.simplefilter("ignore")
         gc.set_threshold(200_000)  # as `Check.run` does
+        # the first process may have used several threads, of which a copy has none: OpenMP would wait for them
+        torch.set_num_threads(1)
         self._train()
+        self._bounds[2] = 1
         for place in reversed(range(len(self._checks))):
             if place < self._bounds[0] or os.getppid() != self._parent:
                 return

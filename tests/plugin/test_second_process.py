@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import sys
@@ -10,12 +11,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pytest_mistral_lora.conformance.checks import Check
 from pytest_mistral_lora.conformance.finding import Finding, Result
 from pytest_mistral_lora.conformance.targets import Target
+from pytest_mistral_lora.plugin import second_process
 from pytest_mistral_lora.plugin.second_process import SecondProcess
 
 pytestmark = [
@@ -100,6 +103,34 @@ def test_where_the_second_process_is_killed_the_rest_is_judged_here(tmp_path: Pa
     with judging(tmp_path, pid, pid, dies, pid) as judge:
         assert [judge(number) for number in range(3)] == [HERE] * 3
         assert judge(3)
+
+
+def test_where_the_second_process_hangs_the_rest_is_judged_here(tmp_path: Path, monkeypatch: Any) -> None:
+    begun = tmp_path / "begun"
+
+    def hangs() -> Result:
+        if os.getpid() != HERE:
+            begun.touch()
+            time.sleep(600)
+        return pid()
+
+    monkeypatch.setattr(second_process, "PATIENCE", 1.0)
+    with judging(tmp_path, pid, pid, hangs) as judge:
+        while not begun.exists():
+            time.sleep(0.01)
+        assert [judge(number) for number in (2, 0, 1)] == [HERE] * 3
+
+
+def test_a_train_that_hangs_there_is_made_here(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(second_process, "PATIENCE", 1.0)
+    monkeypatch.setattr(SecondProcess, "_train", lambda self: time.sleep(600))
+    train = Check(Target("none", tmp_path / "none"), "train", "learned", pid)
+    second = SecondProcess([train], tmp_path, "cpu")
+    try:
+        assert second.result_of(train) is None
+        assert not multiprocessing.active_children()
+    finally:
+        second.end()
 
 
 def test_a_process_with_threads_is_not_forked() -> None:
