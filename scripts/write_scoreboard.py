@@ -99,7 +99,7 @@ its defaults. [../deviations.md](../deviations.md) lists the differences between
 mistral-common: a trainer that renders with it inherits them. Axolotl 0.19.0 is the newest that Python 3.11 gets; 0.21
 asks for 3.12, and was not run. ms-swift's templates for Small 3 and later have the date of the recording in their ids.
 *Not run*: the derived files were given to some configurations only, for a run takes minutes; LLaMA-Factory's did not
-end within the 15 minutes that a runner has, on two busy cores. A file of version 15 was given to TRL alone."""
+end within the 15 minutes that a runner has, on two busy cores. A file of version 15 was given to TRL and ms-swift."""
 
 
 def _configurations() -> Iterator[str]:
