@@ -750,6 +750,14 @@ def closed_twice(artifact: Artifact) -> None:
 
 
 @mutant("ML553", "N20", says="a second </s> stands behind an answer's own")
+def closed_three_times(artifact: Artifact) -> None:
+    """Template, tokenizer and trainer each wrote an EOS behind the last answer."""
+    for line in artifact["lines"]:
+        line["input_ids"] += [2, 2]
+        line["labels"] += [2, 2]
+
+
+@mutant("ML553", "N20", says="a second </s> stands behind an answer's own")
 def each_answer_closed_twice(artifact: Artifact) -> None:
     """Each answer has one EOS more, which is not trained on."""
     line = artifact["lines"][0]

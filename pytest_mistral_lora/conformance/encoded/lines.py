@@ -163,6 +163,8 @@ def _integers(data: Mapping[str, Any], key: str, place: str) -> Ids:
 
 # Tekken vocabularies have <pad>, and SentencePiece ones do not: collators pad with <unk> or a token they call [PAD].
 _PADS = ("<pad>", "[PAD]", "<unk>")
+_MOST_CLOSED = 2
+"""More EOS behind an answer than these are padding: rows of many lengths are padded by more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,10 +252,10 @@ def _padding_of_sound_row(line: EncodedLine, expected: Ids, pads: set[int], orac
         if rest != expected or len(tokens) != 1:
             continue
         [token] = tokens
-        # One more BOS, or one more EOS that is trained on, is a fault of the template and not padding.
+        # One more BOS, or an EOS or two more that are trained on, are a fault of the template and not padding.
         can_pad = token != oracle.bos_id and (token in oracle.control_tokens or token == oracle.unk_id)
         quiet = all(line.labels[n] == IGNORE_INDEX for n in padded if n < len(line.labels))
-        if can_pad and (quiet or token in pads or len(padded) > 1):
+        if can_pad and (quiet or token in pads or len(padded) > _MOST_CLOSED):
             return list(padded)
     # padding between the turns, which ML511 reports
     inside = [n for n, token in enumerate(ids) if token in pads]
@@ -267,8 +269,8 @@ def _padding_of_other_row(line: EncodedLine, pads: set[int], oracle: Oracle) -> 
     right = next((n for n, token in enumerate(reversed(ids)) if token not in pads or token != ids[-1]), len(ids))
     if right and ids[-1] == oracle.eos_id:
         right -= 1  # the last answer's own
-        # one more that is trained on is an EOS too many, and not padding
-        if right == 1 and line.labels[len(ids) - 1 : len(ids)] == (oracle.eos_id,):
+        # one or two more that are trained on are EOS too many, and not padding
+        if right <= _MOST_CLOSED and set(line.labels[len(ids) - right : len(ids)]) == {oracle.eos_id}:
             right = 0
     if left and ids[0] == oracle.eos_id and (left == len(ids) or ids[left] != oracle.bos_id):
         left = 0  # a row that was cut at the start may begin with EOS
