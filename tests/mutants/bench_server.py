@@ -132,11 +132,11 @@ def the_name_of_a_template(artifact: Artifact) -> None:
     artifact["behaviour"].prompt = lambda ids, _: (1, *oracle().encode_text("mistral-v3-tekken"))
 
 
-@mutant("ML902", says="(empty-text-space) that is not known of llama.cpp b11548-0a1b2c3")
+@mutant("ML902", says="(empty-text-space) that is not known of llama.cpp b8671-0a1b2c3")
 def a_deviation_of_an_older_build(artifact: Artifact) -> None:
     """An empty text has a space, as newer builds are known to write it."""
     artifact["behaviour"].prompt = space_for_an_empty_text
-    artifact["behaviour"].version = "b11548-0a1b2c3"
+    artifact["behaviour"].version = "b8671-0a1b2c3"
 
 
 @mutant("ML902", says="expected '' (ML528)")

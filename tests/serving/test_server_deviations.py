@@ -62,7 +62,7 @@ def test_a_known_deviation_is_accepted_by_its_name(kind: str, version: str, titl
 @pytest.mark.parametrize(
     ("kind", "version", "says"),
     [
-        ("llamacpp", "b11548-8b3f1c2", "is not known of llama.cpp b11548-8b3f1c2"),
+        ("llamacpp", "b8671-8b3f1c2", "is not known of llama.cpp b8671-8b3f1c2"),
         ("vllm", "0.31.2", "is not known of vLLM 0.31.2"),
         (
             "llamacpp",
@@ -70,14 +70,14 @@ def test_a_known_deviation_is_accepted_by_its_name(kind: str, version: str, titl
             "Name the version, since the server reports none: llamacpp@VERSION=http://127.0.0.1:",
         ),
         # a version that is named does not replace one that is reported
-        ("llamacpp@11549", "b11548-8b3f1c2", "is not known of llama.cpp b11548-8b3f1c2"),
+        ("llamacpp@11549", "b8671-8b3f1c2", "is not known of llama.cpp b8671-8b3f1c2"),
     ],
 )
 def test_a_deviation_of_another_version_is_a_finding(kind: str, version: str, says: str, check: Check) -> None:
     code, out = check(kind, version)
     assert (code, len(re.findall("^ML902 ", out, re.MULTILINE))) == (1, 1), out
     assert "a named deviation (empty-text-space)" in out
-    assert "empty-text-space is known of llama.cpp >=11549, vLLM >=0.32" in out
+    assert "empty-text-space is known of llama.cpp >=8672, vLLM >=0.32" in out
     assert says in out
 
 
