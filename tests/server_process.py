@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -30,6 +31,11 @@ def started(command: Sequence[str], url: str, path: str, seconds: int, **options
             assert process.poll() is None, f"{command[0]} ended with {process.returncode}"
             try:
                 urllib.request.urlopen(f"{url}{path}", timeout=5).close()
+            except urllib.error.HTTPError as error:
+                # 503 is that of a server that loads its model; any other is an answer to look at
+                if error.code != 503:
+                    raise AssertionError(f"{url}{path}: HTTP {error.code}") from error
+                time.sleep(1)
             except OSError:
                 time.sleep(1)
             else:
