@@ -45,7 +45,7 @@ def existing_paths(
     values = ([value] if value else []) if isinstance(value, str) else value or []
     paths = tuple(shown_path(config, folder_of(config, option) / one) for one in values)
     for path in paths:
-        if not _is_there(path, source):
+        if not _is_there(config, path, source):
             raise pytest.UsageError(f"{source}: no such file or folder: {path}")
         if folder and not path.is_dir():
             raise pytest.UsageError(f"{source}: not a folder: {path}")
@@ -54,9 +54,10 @@ def existing_paths(
     return paths
 
 
-def _is_there(path: Path, source: str) -> bool:
+def _is_there(config: pytest.Config, path: Path, source: str) -> bool:
     try:
-        return path.exists()
+        # a fixture is asked in a test, which may have gone to another folder
+        return (config.invocation_params.dir / path).exists()
     except OSError as error:  # a folder that may not be read, or a name that is too long
         raise pytest.UsageError(f"{source}: {path}: {error.strerror}") from error
 
@@ -121,7 +122,7 @@ def tokenizer_paths(config: pytest.Config) -> tuple[Path, ...]:
     for value in values or ():
         path = folder / value
         # an ini value comes as a path beside the file
-        is_there = _is_there(shown_path(config, path), source)
+        is_there = _is_there(config, shown_path(config, path), source)
         is_name = path.name in EMBEDDED and path.parent == folder and not is_there
         if not is_there and not is_name:
             hint = did_you_mean(path.name, EMBEDDED)

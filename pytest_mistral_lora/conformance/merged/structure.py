@@ -70,11 +70,12 @@ def end_findings(folder: Path, base: Path) -> Iterator[Finding]:
     Raises:
         InputError: If one of the files cannot be read.
     """
-    name, ends = "generation_config.json", []
+    name = "generation_config.json"
+    ends: list[list[Any]] = []
     for one in (folder, base):
         files = [file for file in (one / name, one / "config.json") if file.exists()]
         configs = [text_part(data) for data in map(read_json, files) if isinstance(data, dict)]
-        given = next((data["eos_token_id"] for data in configs if data.get("eos_token_id") is not None), [])
+        given: Any = next((data["eos_token_id"] for data in configs if data.get("eos_token_id") is not None), [])
         ends.append(sorted(given, key=str) if isinstance(given, list) else [given])
     if (folder / name).exists() and ends[1] and ends[0] != ends[1]:
         yield Finding("ML435", f"eos_token_id is {ends[0]}", f"{folder}/{name}", f"{ends[1]}, as the base's")
