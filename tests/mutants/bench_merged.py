@@ -383,6 +383,12 @@ def another_eps(artifact: Artifact) -> None:
     artifact["config"]["rms_norm_eps"] = 1e-5
 
 
+@mutant("ML435", says="attention_bias is True")
+def biases_for_servers(artifact: Artifact) -> None:
+    """attention_bias, which transformers does not read for this class, and vLLM does."""
+    artifact["config"]["attention_bias"] = True
+
+
 @mutant("ML435", "I57", says="sliding_window is 4096")
 def window_lost(artifact: Artifact) -> None:
     """sliding_window is missing: transformers takes 4,096."""

@@ -121,6 +121,9 @@ def _numbers(config: Mapping[str, Any]) -> dict[str, Any]:
         layers if isinstance(layers, int) and 0 <= layers < 10_000 else 0
     )
     values["layer_types"] = kinds
+    # vLLM makes biases by these, of which there are no numbers, also for a class that ignores them in transformers
+    for key in ("attention_bias", "mlp_bias"):
+        values.setdefault(key, bool(text.get(key)))
     values |= _rope(text, defaults)
     for key in ("bos_token_id", "eos_token_id"):
         ids = text.get(key, config.get(key))
