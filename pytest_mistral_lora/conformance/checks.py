@@ -9,6 +9,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -218,7 +219,7 @@ def _checks(target: Target, settings: Settings, results: _Results) -> Iterator[C
         # which of the user's goldens apply depends on the target's name
         is_shared = subject in _OF_TOKENIZER and subject != "user goldens"
         for check in _subject_checks(subject, target, settings):
-            yield _judged_once(check, results) if is_shared else check
+            yield replace(check, judge=partial(_judge_once, check, results)) if is_shared else check
     if isinstance(target, RecipeTarget) and target.made is not None:
         yield from _checks(target.made, settings, results)
 
@@ -229,21 +230,17 @@ def _subject_checks(subject: str, target: Target, settings: Settings) -> Iterato
     return found
 
 
-def _judged_once(check: Check, results: _Results) -> Check:
-    """Return a check that takes its result from the same check of another target with the same tokenizer.
+def _judge_once(check: Check, results: _Results) -> Result:
+    """Return the result of a check, or of the same check of another target with the same tokenizer.
 
     A recipe and its base folder, or two recipes with one base, are such targets: each has every check, and the hundred
     checks of their tokenizer are paid once.
     """
-
-    def judge() -> Result:
-        # here and not in `collect`: the base of a recipe is looked for when its first check runs
-        key = (check.target.tokenizer.path.resolve(), check.subject, check.case)
-        if key not in results:
-            results[key] = check.judge()
-        return results[key]
-
-    return replace(check, judge=judge)
+    # here and not in `collect`: the base of a recipe is looked for when its first check runs
+    key = (check.target.tokenizer.path.resolve(), check.subject, check.case)
+    if key not in results:
+        results[key] = check.judge()
+    return results[key]
 
 
 def check(

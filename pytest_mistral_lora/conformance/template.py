@@ -42,7 +42,7 @@ def checks(target: Target, settings: Settings) -> Iterator[Check]:
     """
     if target.path is None:
         for path in golden_paths(goldens_folder() / "templates" / target.name):
-            yield Check(target, "template", path.stem, partial(_check_shipped, target, path))
+            yield Check(target, "template", path.stem, partial(lambda path: judge(target, load(path)), path))
     else:
         for case in packaged_cases():
             yield Check(target, "template", case.name, partial(_check_packaged, target, case, settings.golden_folders))
@@ -50,26 +50,21 @@ def checks(target: Target, settings: Settings) -> Iterator[Check]:
     yield Check(target, "template", "apply-chat-template", partial(_check_applied, target))
 
 
-def _check_shipped(target: Target, path: Path) -> Result:
-    return judge(target, load(path))
-
-
 def _check_applied(target: Target) -> Result:
+    """Check that `apply_chat_template` gives a row the ids of its own rendering."""
+    template = target.template
     # every fourth row: the call goes wrong for all rows or none, and rendering each of them twice is slow
-    findings = (applied_finding(target.template, case.row) for case in packaged_cases()[::4])
-    return Result(tuple(finding for finding in findings if finding)[:1])
-
-
-def applied_finding(template: ChatTemplate, row: Row) -> Finding | None:
-    """Return a finding if `apply_chat_template` gives a row other ids than those of its own rendering, else None."""
-    try:
-        expected, found = template.ids(row), template.applied(row)
-    except RowError:
-        return None  # the template refuses the row: the checks of the packaged rows report it
-    if tuple(found) == expected:
-        return None
-    differs = f"apply_chat_template gives {len(found)} ids, and others than the {len(expected)} of what it renders"
-    return Finding("ML008", differs, row=row.to_jsonl())
+    for case in packaged_cases()[::4]:
+        try:
+            expected, found = template.ids(case.row), template.applied(case.row)
+        except RowError:
+            continue  # the template refuses the row: the checks of the packaged rows report it
+        if tuple(found) != expected:
+            differs = (
+                f"apply_chat_template gives {len(found)} ids, and others than the {len(expected)} of what it renders"
+            )
+            return Result((Finding("ML008", differs, row=case.row.to_jsonl()),))
+    return Result()
 
 
 def _check_packaged(target: Target, case: Case, folders: tuple[Path, ...]) -> Result:

@@ -251,6 +251,8 @@ def _arguments(call: Mapping[str, Any], oracle: Oracle) -> Any:
 
 _OPENS = ("[INST]", "[AVAILABLE_TOOLS]", "[TOOL_RESULTS]", "[SYSTEM_PROMPT]", "[MODEL_SETTINGS]")
 _CLOSES = ("[/INST]", "[/AVAILABLE_TOOLS]", "[/TOOL_RESULTS]", "[/SYSTEM_PROMPT]", "[/MODEL_SETTINGS]")
+_MARKERS: WeakKeyDictionary[Oracle, tuple[frozenset[int], frozenset[int]]] = WeakKeyDictionary()
+"""By tokenizer, the ids that open, and those that close, a part that the model does not write."""
 
 
 def scan_labels(input_ids: Sequence[int], oracle: Oracle) -> tuple[int, ...] | None:
@@ -268,7 +270,11 @@ def scan_labels(input_ids: Sequence[int], oracle: Oracle) -> tuple[int, ...] | N
     """
     if oracle.version == "v1":
         return None
-    opens, closes = _markers(oracle)
+    if oracle not in _MARKERS:
+        names = oracle.control_tokens.items()
+        kinds = (frozenset(token for token, name in names if name in group) for group in (_OPENS, _CLOSES))
+        _MARKERS[oracle] = (next(kinds), next(kinds))
+    opens, closes = _MARKERS[oracle]
     marks = opens | closes | {oracle.bos_id}
     labels: list[int] = []
     inside, start = False, 0
@@ -281,15 +287,3 @@ def scan_labels(input_ids: Sequence[int], oracle: Oracle) -> tuple[int, ...] | N
         inside = inside and token not in closes
         start = place + 1
     return (*labels, *([IGNORE_INDEX] * (len(input_ids) - start) if inside else input_ids[start:]))
-
-
-_MARKERS: WeakKeyDictionary[Oracle, tuple[frozenset[int], frozenset[int]]] = WeakKeyDictionary()
-
-
-def _markers(oracle: Oracle) -> tuple[frozenset[int], frozenset[int]]:
-    """Return the ids that open, and those that close, a part that the model does not write."""
-    if oracle not in _MARKERS:
-        names = oracle.control_tokens.items()
-        opens, closes = (frozenset(token for token, name in names if name in group) for group in (_OPENS, _CLOSES))
-        _MARKERS[oracle] = opens, closes
-    return _MARKERS[oracle]

@@ -71,7 +71,7 @@ class MergedChecks:
     """
 
     def __init__(self, folder: AdapterFolder, beside: Sequence[AdapterFolder] = ()) -> None:
-        self._given = folder
+        self._given, self._place = folder, str(folder.path)
         self.adapters = [one for one in beside if one.config_file.is_file() and one.tensors_file.is_file()]
 
     @cached_property
@@ -81,10 +81,6 @@ class MergedChecks:
             return self._given
         bases = (one.located_base.folder for one in self.adapters)
         return AdapterFolder(self._given.path, next((base for base in bases if base), None))
-
-    @property
-    def _place(self) -> str:
-        return str(self.folder.path)
 
     @cached_property
     def _config(self) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pytest_mistral_lora.checkpoint.architectures import is_known
 from pytest_mistral_lora.checkpoint.base_model import read_config
@@ -103,6 +103,8 @@ class AdapterAtHand:
         """Return the largest distance of a number from base plus adapter, in units of what rounding explains."""
         import torch
 
+        from pytest_mistral_lora.training.merge.plan import LowRankChange
+
         own, base = self.own[mine], self.before[name]
         tensors = {one: self._tensors[one] for one in change.names}
         rows, farthest = max(1, _CHUNK // max(1, base[0].numel())), 0.0
@@ -112,7 +114,14 @@ class AdapterAtHand:
             expected = change.apply(base, tensors, part).float()
             apart_by = (expected - old).numpy()
             bound = torch.from_numpy(rounding_bound(new.numpy(), old.numpy(), apart_by, self.own.infos[mine].dtype))
-            bound += _product_rounding(change, tensors, part, expected)
+            if isinstance(change, LowRankChange):
+                # A and B may have been rounded to bfloat16 first
+                a, b = tensors[change.a].float().abs(), tensors[change.b][part].float().abs()
+                product = (b @ a) * (abs(change.scaling) * 2**-7)
+                # DoRA divides by the norm of the sum, which is rounded as well
+                bound += product if change.magnitude is None else product + expected.abs() * 2**-7
+            else:
+                bound += expected.abs() * 2**-8
             apart = (new - expected).abs() / bound.clamp(min=torch.finfo(torch.float32).tiny)
             farthest = max(farthest, math.inf if torch.isnan(apart).any() else float(apart.max()))
         return farthest
@@ -175,17 +184,3 @@ def plan_by_names(folder: AdapterFolder, base: Weights) -> dict[str, TensorChang
         if name not in base or change.shape(adapter) != base.infos[name].shape:
             raise InputError(f"{change.names[0]} has no place in the base", place=str(folder.tensors_file))
     return changes
-
-
-def _product_rounding(
-    change: TensorChange, tensors: Mapping[str, torch.Tensor], rows: slice, expected: torch.Tensor
-) -> Any:  # fmt: skip
-    """Return the error of each number that narrow factors explain: A and B may have been rounded to bfloat16 first."""
-    from pytest_mistral_lora.training.merge.plan import LowRankChange
-
-    if not isinstance(change, LowRankChange):
-        return expected.abs() * 2**-8
-    a, b = tensors[change.a].float().abs(), tensors[change.b][rows].float().abs()
-    bound = (b @ a) * (abs(change.scaling) * 2**-7)
-    # DoRA divides by the norm of the sum, which is rounded as well
-    return bound if change.magnitude is None else bound + expected.abs() * 2**-7

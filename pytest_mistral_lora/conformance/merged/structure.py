@@ -44,7 +44,13 @@ def difference_findings(own: Mapping[str, Any], base: Mapping[str, Any], place: 
         base: `config.json` of the base.
         place: The merged model's file.
     """
-    names = [_architecture(config) for config in (own, base)]
+    names = []
+    for config in (own, base):
+        classes, text = config.get("architectures"), text_part(config)
+        name = str(classes[0]) if isinstance(classes, list) and classes else str(config.get("model_type"))
+        # AutoModel loads a Mistral configuration with layer_types as Ministral, and saves it under that name
+        is_renamed = name == "MistralForCausalLM" and text.get("layer_types")
+        names.append("MinistralForCausalLM" if is_renamed else name)
     if names[0] != names[1]:
         yield Finding("ML435", f"the architecture is {names[0]}", place, f"{names[1]}, as the base's")
     values = [_numbers(config) for config in (own, base)]
@@ -58,10 +64,10 @@ def difference_findings(own: Mapping[str, Any], base: Mapping[str, Any], place: 
             continue
         if found is _MISSING and key.startswith("top."):
             continue  # transformers renames keys of a wrapper, and reads both names
-        name = "is missing" if found is _MISSING else f"is {found!r}"
+        state = "is missing" if found is _MISSING else f"is {found!r}"
         is_default = found is not _MISSING and not key.startswith("rope.") and key not in {**own, **text_part(own)}
         default = ", the default: the key is missing" if is_default else ""
-        yield Finding("ML435", f"{key} {name}{default}", place, f"{expected!r}, as the base's")
+        yield Finding("ML435", f"{key} {state}{default}", place, f"{expected!r}, as the base's")
 
 
 def end_findings(folder: Path, base: Path) -> Iterator[Finding]:
@@ -83,13 +89,6 @@ def end_findings(folder: Path, base: Path) -> Iterator[Finding]:
 
 _MISSING: Any = object()
 """The value of a key that is not there and has no default."""
-
-
-def _architecture(config: Mapping[str, Any]) -> str:
-    names, text = config.get("architectures"), text_part(config)
-    name = str(names[0]) if isinstance(names, list) and names else str(config.get("model_type"))
-    # AutoModel loads a Mistral configuration with layer_types as Ministral, and saves it under that name
-    return "MinistralForCausalLM" if name == "MistralForCausalLM" and text.get("layer_types") else name
 
 
 def _defaults(model_type: Any) -> dict[str, Any]:
@@ -263,11 +262,17 @@ def paired_names(own: Weights, base: Weights, vocabulary: int | None) -> dict[st
 
 def name_findings(own: Weights, base: Weights, pairs: Mapping[str, str], place: str) -> Iterator[Finding]:
     """Yield ML412 for each tensor that only one of the two has, and for each of another shape."""
+    import numpy as np
+
     names = [{spelled_name(name, one): name for name in one if not _UNUSED.search(name)} for one in (own, base)]
     for name in sorted(names[0].keys() ^ names[1].keys()):
         extra = name in names[0]
-        if name.endswith(_SHARED[1]) and _is_tied(own if extra else base):
-            continue  # a save leaves one of two equal tensors out, or writes both
+        if name.endswith(_SHARED[1]):
+            weights = own if extra else base
+            shared = [one for one in weights if one.endswith(_SHARED)]
+            is_one_shape = len({weights.infos[one].shape for one in shared}) == 1
+            if len(shared) < 2 or (is_one_shape and np.array_equal(weights.array(shared[0]), weights.array(shared[1]))):
+                continue  # a save leaves one of two equal tensors out, or writes both
         if extra and names[0][name] in pairs:
             continue  # a head of its own: its numbers are compared with the embeddings that it was tied to
         found = f"{names[0][name]} is not in the base" if extra else f"{names[1][name]} of the base is missing"
@@ -276,13 +281,3 @@ def name_findings(own: Weights, base: Weights, pairs: Mapping[str, str], place: 
         shape, expected = own.infos[names[0][name]].shape, base.infos[names[1][name]].shape
         if names[0][name] not in pairs:
             yield Finding("ML412", f"{names[0][name]} has shape {shape}", place, f"{expected}, as the base's")
-
-
-def _is_tied(weights: Weights) -> bool:
-    import numpy as np
-
-    shared = [name for name in weights if name.endswith(_SHARED)]
-    shapes = {weights.infos[name].shape for name in shared}
-    if len(shared) < 2:
-        return True
-    return len(shapes) == 1 and np.array_equal(weights.array(shared[0]), weights.array(shared[1]))

@@ -107,14 +107,10 @@ def checks(target: Target, settings: Settings) -> Iterator[Check]:
     if folder:
         yield Check(target, "tokenizer", "backend", partial(loaded, target))
     for case, judge in {**(FILES if folder else {}), **IDS}.items():
-        yield Check(target, "tokenizer", case, partial(_judge_target, target, judge))
+        yield Check(target, "tokenizer", case, partial(lambda judge: Result(tuple(judge(target))), judge))
     template = cache(partial(_traits_and_bounds, target))  # once for all checks
     for case, trait in TRAITS.items():
         yield Check(target, "tokenizer", case, partial(_judge_trait, template, trait))
-
-
-def _judge_target(target: Target, judge: Judge) -> Result:
-    return Result(tuple(judge(target)))
 
 
 def _traits_and_bounds(target: Target) -> tuple[TemplateTraits, tuple[Finding, ...]] | Result:

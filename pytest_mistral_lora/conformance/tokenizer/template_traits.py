@@ -215,7 +215,10 @@ def dropped_texts(traits: TemplateTraits) -> Iterator[Finding]:
 
 
 def rendered_ends(traits: TemplateTraits) -> Iterator[Finding]:
-    """Yield ML226 if a rendered conversation does not begin with the only BOS, or an answer does not end with EOS."""
+    """Yield ML226 if a rendered conversation does not begin with the only BOS, or an answer does not end with EOS.
+
+    Without an oracle, the tokenizer's own EOS counts, or those of the generation.
+    """
     fast, oracle = traits.fast, traits.oracle
     unset = [name for name in ("bos_token", "eos_token") if getattr(fast, name) is None]
     used = [name for name in unset if name in traits.template.source]
@@ -228,12 +231,8 @@ def rendered_ends(traits: TemplateTraits) -> Iterator[Finding]:
             yield traits.finding("ML226", found, f"one BOS ({oracle.bos_id}), at the start")
         if ids[-1:] != [oracle.eos_id]:
             yield traits.finding("ML226", f"a conversation ends with {ids[-1:]}", f"EOS ({oracle.eos_id})")
-    else:
-        yield from _open_answer(traits)
-
-
-def _open_answer(traits: TemplateTraits) -> Iterator[Finding]:
-    """Yield ML226 for the first answer that no EOS follows, by the tokenizer's own EOS or those of the generation."""
+    if used or oracle is not None:
+        return
     eos = [traits.fast.convert_ids_to_tokens(token) for token in sorted(traits.eos_ids)]
     for name, row in {**PLAIN, **SYSTEM}.items():
         text, at = traits.rendered.texts.get(name, ""), 0
