@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -89,6 +89,7 @@ def baseline_text(records: Iterable[Mapping[str, Any]], *, strict: bool = False)
             if strict or finding["severity"] == "error":
                 checks = homes.setdefault(finding["rule"], {})
                 checks.setdefault(record["nodeid"], []).append(f"{finding['place']}: {finding['found']}")
+    lines = list(_HEADER)
     for rule, checks in homes.items():
         nodeid, found = next(iter(checks.items()))
         # the narrowest entry for which one reason is enough
@@ -97,18 +98,13 @@ def baseline_text(records: Iterable[Mapping[str, Any]], *, strict: bool = False)
         several = f" in {len(checks)} checks" if len(checks) > 1 else ""
         counted = f" ({count} findings{several})" if count > 1 else ""
         headlines.setdefault(name, []).append(f"{rule}{counted} {found[0]}")
-    return "\n".join([*_HEADER, *_entries(headlines)]) + "\n"
+    for name, found in headlines.items():
+        # one line each: the text of a finding may quote a row, which must not become an entry
+        lines += ["", *(f"# {' '.join(one.split())}"[:_LONGEST] for one in found), f"{name}  # "]
+    return "\n".join(lines) + "\n"
 
 
 _HEADER = (
     "# Deviations that were found. Write behind each `#` why you accept it, or fix it and remove its line: a line",
     "# without a reason is refused, and one that matches no finding any more fails the run.",
 )
-
-
-def _entries(headlines: Mapping[str, Sequence[str]]) -> Iterator[str]:
-    for name, lines in headlines.items():
-        yield ""
-        # one line each: the text of a finding may quote a row, which must not become an entry
-        yield from (f"# {' '.join(line.split())}"[:_LONGEST] for line in lines)
-        yield f"{name}  # "

@@ -116,22 +116,6 @@ class ManifestChecks:
     def __init__(self, target: AdapterTarget, settings: Settings) -> None:
         self.target, self.settings, self.folder = target, settings, target.adapter
 
-    @cached_property
-    def _violations(self) -> tuple[Finding, ...]:
-        place = str(self.folder.manifest_file)
-        if not self.folder.has_manifest:
-            return ()
-        try:
-            data = self.folder.manifest_data
-            if not isinstance(data, dict):
-                raise InputError(f"a JSON {type(data).__name__}", place=place, expected="a JSON object")
-        except InputError as error:
-            return (Finding("ML701", error.found, error.place, error.expected or "JSON"),)
-        return tuple(
-            Finding("ML701", one.found or "is missing", f"{place}, {one.path}", one.expected)
-            for one in violations(data)
-        )
-
     @property
     def _data(self) -> Mapping[str, Any] | None:
         """The content under today's names; None if there is no manifest, or it is not valid."""
@@ -159,28 +143,35 @@ class ManifestChecks:
                 return Result(not_checked=self._reason)
             found = f"no {MANIFEST}"
             return Result((Finding("ML704", found, str(self.folder.path), "the manifest of the run"),))
+        place = str(self.folder.manifest_file)
+        try:
+            data = self.folder.manifest_data
+            if not isinstance(data, dict):
+                raise InputError(f"a JSON {type(data).__name__}", place=place, expected="a JSON object")
+        except InputError as error:
+            return Result((Finding("ML701", error.found, error.place, error.expected or "JSON"),))
+        findings = (
+            Finding("ML701", one.found or "is missing", f"{place}, {one.path}", one.expected)
+            for one in violations(data)
+        )
         missing = self.folder.valid_manifest.not_recorded if self.folder.valid_manifest else ()
-        return Result(self._violations, facts=(("not recorded", ", ".join(missing)),) if missing else ())
+        return Result(tuple(findings), facts=(("not recorded", ", ".join(missing)),) if missing else ())
 
     def facts(self) -> Result:
         """Check the recorded values of the files beside the manifest, and the other places of the chat template."""
         if self._data is None:
             return Result(not_checked=self._reason)
         result = self.recomputed("ML702", "ML705")
-        return Result((*result.findings, *self._template_findings(self._data)), result.not_checked)
-
-    def _template_findings(self, data: Mapping[str, Any]) -> Iterator[Finding]:
-        """Yield each other place of the folder that stores another template than that of training."""
-        folder, trained_file = self.folder.path, data.get("template", {}).get("file")
-        if trained_file is None:
-            return
+        findings, folder = [*result.findings], self.folder.path
+        trained_file = self._data.get("template", {}).get("file")
         # a file that cannot be read is a finding already, of its hash or of the subject `tokenizer`
-        places = template_places(TokenizerFiles(folder)).get("default", {})
+        places = template_places(TokenizerFiles(folder)).get("default", {}) if trained_file is not None else {}
         for place, text in places.items() if trained_file in places else ():
             if GENERATION.sub("", text) != GENERATION.sub("", places[trained_file]):
                 found = f"another chat template, with SHA-256 {hashlib.sha256(text.encode()).hexdigest()}"
                 expected = f"that of {trained_file}, which was trained with"
-                yield Finding("ML705", found, str(folder / place.partition(",")[0]), expected)
+                findings.append(Finding("ML705", found, str(folder / place.partition(",")[0]), expected))
+        return Result(tuple(findings), result.not_checked)
 
     def recomputed(self, *rules: str) -> Result:
         """Check the recorded values that are of some rules, as far as their sources are there."""
@@ -198,27 +189,26 @@ class ManifestChecks:
             return Result(not_checked=self._reason)
         # the hash of a damaged tokenizer is a finding of `facts` already
         declared = (field for field in self._fields if field.state == "mismatch" and _rule_of(field) == "ML709")
-        findings = [*self._kind_findings(self._data), *map(mismatch_finding, declared)]
+        findings: list[Finding] = []
+        # an adapter and a merged model must never be confused
+        kind, place = self._data["kind"], str(self.folder.manifest_file)
+        adapter = self.folder.tensors_file.exists() or self.folder.config_file.exists()
+        if kind == "adapter" and self.folder.model_files and not adapter:
+            findings.append(Finding("ML707", "kind is adapter, and the folder holds a full model", place, "merged"))
+        if kind == "merged" and adapter and not self.folder.model_files:
+            findings.append(Finding("ML707", "kind is merged, and the folder holds an adapter", place, "adapter"))
+        if kind == "merged" and "lora" in self._data and "parent" not in self._data:
+            expected = "the adapter that was merged"
+            findings.append(Finding("ML707", "kind is merged, without a parent", place, expected))
+        if kind == "adapter" and "parent" in self._data:
+            findings.append(Finding("ML707", "kind is adapter, with the parent of a merged model", place, "merged"))
+        findings += map(mismatch_finding, declared)
         findings += [*self._dtype_findings(self._data), *self._merge_findings(self._data)]
         # shapes and windows are in the base's configuration: its weights are not needed
         base = self.folder.located_base
         if base.folder is not None:
             findings += self._base_findings(self._data, base.folder)
         return Result(tuple(findings), "" if base.folder or findings else base.missing)
-
-    def _kind_findings(self, data: Mapping[str, Any]) -> Iterator[Finding]:
-        """Yield a kind that differs from the files: an adapter and a merged model must never be confused."""
-        place = str(self.folder.manifest_file)
-        adapter = self.folder.tensors_file.exists() or self.folder.config_file.exists()
-        model = bool(self.folder.model_files)
-        if data["kind"] == "adapter" and model and not adapter:
-            yield Finding("ML707", "kind is adapter, and the folder holds a full model", place, "merged")
-        if data["kind"] == "merged" and adapter and not model:
-            yield Finding("ML707", "kind is merged, and the folder holds an adapter", place, "adapter")
-        if data["kind"] == "merged" and "lora" in data and "parent" not in data:
-            yield Finding("ML707", "kind is merged, without a parent", place, "the adapter that was merged")
-        if data["kind"] == "adapter" and "parent" in data:
-            yield Finding("ML707", "kind is adapter, with the parent of a merged model", place, "merged")
 
     def _dtype_findings(self, data: Mapping[str, Any]) -> Iterator[Finding]:
         declared, names = data.get("training", {}).get("adapter_dtype"), [ADAPTER_TENSORS]

@@ -22,6 +22,8 @@ from pytest_mistral_lora.records.files import write_json
 from pytest_mistral_lora.records.goldens import packaged_cases
 
 _NO_ROWS = "the runner gave no rows"
+_ALL_ROWS = "all-rows"
+"""The case of the findings about all packaged rows together."""
 
 
 @dataclass(frozen=True)
@@ -119,9 +121,8 @@ def checks(target: RunnerTarget, settings: Settings) -> Iterator[Check]:
     """
     yield Check(target, "runner", "extraction", partial(_check_run, target, settings))
     if not isinstance(target.judge, RecipeTarget):
-        for case in packaged_cases():
-            yield Check(target, "runner", case.name, partial(_check_packaged_row, target, settings, case.name))
-        yield Check(target, "runner", "all-rows", partial(_check_whole_file, target, settings))
+        for case in (*(one.name for one in packaged_cases()), _ALL_ROWS):
+            yield Check(target, "runner", case, partial(_check_packaged, target, settings, case))
     else:
         for group, rules in CASES.items():
             yield Check(target, "runner", group, partial(_check_classes, target, settings, rules))
@@ -134,10 +135,12 @@ def _check_run(target: RunnerTarget, settings: Settings) -> Result:
     return Result(facts=(("ran under", made.ran_under), ("rows", len(made.rows)), ("refused", made.refused)))
 
 
-def _check_packaged_row(target: RunnerTarget, settings: Settings, case: str) -> Result:
+def _check_packaged(target: RunnerTarget, settings: Settings, case: str) -> Result:
     made = encode_once(target, settings.work_folder)
     if isinstance(made, RunnerError):
         return Result(not_checked=_NO_ROWS)
+    if case == _ALL_ROWS:
+        return Result(made.file_findings)
     if case not in made.cases:
         return Result(not_checked=f"{made.version} does not encode it")
     index = made.cases.index(case)
@@ -145,13 +148,6 @@ def _check_packaged_row(target: RunnerTarget, settings: Settings, case: str) -> 
     if verdict.state == "not judged" and not verdict.findings:
         return Result(not_checked="no verdict")
     return Result(verdict.findings)
-
-
-def _check_whole_file(target: RunnerTarget, settings: Settings) -> Result:
-    made = encode_once(target, settings.work_folder)
-    if isinstance(made, RunnerError):
-        return Result(not_checked=_NO_ROWS)
-    return Result(made.file_findings)
 
 
 def _check_classes(target: RunnerTarget, settings: Settings, rules: Collection[str]) -> Result:

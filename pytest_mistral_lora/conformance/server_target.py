@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -129,7 +129,9 @@ class ServerTarget(Target):
         return asyncio.run(self._ask(self.server))
 
     async def _ask(self, server: Server) -> ServerAnswers:
+        from pytest_mistral_lora.conformance.server.script import ask_script
         from pytest_mistral_lora.serving.client import ServerClient, require_url
+        from pytest_mistral_lora.serving.server import ServerFacts
         from pytest_mistral_lora.serving.servers import ScriptedServer, ask_prompts
 
         asked = list(self.asked_rows())
@@ -139,22 +141,19 @@ class ServerTarget(Target):
                 place=", ".join(map(str, self.rows)),
                 expected="rows that end with the answer to a prompt",
             )
+        rows = [one.row for one in asked]
+        prompts: Sequence[ServedPrompt | InputError]
         if isinstance(server, ScriptedServer):
-            return self._ask_script(server.file, asked)
-        async with ServerClient(require_url(self.url)) as client:
-            facts = await server.facts(client)
-            model = self._chosen(facts)
-            rows = [one.row for one in asked]
-            prompts = await ask_prompts(server, client, rows, model, lambda: self.progress(len(rows)))
-        return ServerAnswers(facts, model, _with_prompts(asked, prompts))
-
-    def _ask_script(self, script: Path, asked: Sequence[AskedRow]) -> ServerAnswers:
-        from pytest_mistral_lora.conformance.server.script import ask_script
-        from pytest_mistral_lora.serving.server import ServerFacts
-
-        versions, prompts = ask_script(script, self.url, self.model, [one.row for one in asked])
-        model = self.model or "of the script"
-        return ServerAnswers(ServerFacts(versions, (model,)), model, _with_prompts(asked, prompts))
+            versions, prompts = ask_script(server.file, self.url, self.model, rows)
+            model = self.model or "of the script"
+            facts = ServerFacts(versions, (model,))
+        else:
+            async with ServerClient(require_url(self.url)) as client:
+                facts = await server.facts(client)
+                model = self._chosen(facts)
+                prompts = await ask_prompts(server, client, rows, model, lambda: self.progress(len(rows)))
+        served = (replace(one, served=prompt) for one, prompt in zip(asked, prompts, strict=True))
+        return ServerAnswers(facts, model, tuple(served))
 
     def _chosen(self, facts: ServerFacts) -> str:
         """Return the name of the model to ask: with transcripts, the adapter that is served by its name, or alone."""
@@ -165,13 +164,13 @@ class ServerTarget(Target):
                 raise InputError(
                     "several adapters are served",
                     place=self.url,
-                    expected=f"--model, one of: {_listed(facts.adapters)}",
+                    expected=f"--model, one of: {', '.join(facts.adapters)}",
                 )
             model = (own or facts.adapters)[0]
         model = model or next(iter(facts.models), "")
         if model not in facts.models:
             found = f"the model {model!r} is not served"
-            raise InputError(found, place=self.url, expected=f"one of: {_listed(facts.models)}")
+            raise InputError(found, place=self.url, expected=f"one of: {', '.join(facts.models) or 'none'}")
         return model
 
     @KeptProperty
@@ -211,10 +210,21 @@ class ServerTarget(Target):
 
     def asked_rows(self) -> list[AskedRow]:
         """Return the rows that a chat request can hold, each with mistral-common's prompt."""
+        from pytest_mistral_lora.chat.rows import Row, scan_rows
+        from pytest_mistral_lora.records.goldens import packaged_cases
         from pytest_mistral_lora.serving.server import ServedPrompt
 
+        if self.given:
+            named = [(f"row {number}", row) for number, row in enumerate(self.given, start=1)]
+        elif self.rows:
+            # a row that cannot be read is a finding of the dataset, not of the server
+            read = (row for path in self.rows for row in scan_rows(path))
+            named = [(row.place, row) for row in read if isinstance(row, Row)]
+        else:
+            cases = (one for one in packaged_cases() if self.oracle.version in one.versions and not one.needs)
+            named = [(one.name, one.row) for one in cases]
         found = []
-        for name, row in self._named_rows():
+        for name, row in named:
             # settings and thinking are parts of a request that each server names otherwise
             if row.reasoning_effort is not None or row.response_format is not None or not row.assistant_groups():
                 continue
@@ -225,25 +235,3 @@ class ServerTarget(Target):
                 refusal = error.found
             found.append(AskedRow(name, row, expected, refusal, ServedPrompt()))
         return found
-
-    def _named_rows(self) -> Iterator[tuple[str, Row]]:
-        from pytest_mistral_lora.chat.rows import Row, scan_rows
-        from pytest_mistral_lora.records.goldens import packaged_cases
-
-        if self.given:
-            yield from ((f"row {number}", row) for number, row in enumerate(self.given, start=1))
-            return
-        for path in self.rows:
-            # a row that cannot be read is a finding of the dataset, not of the server
-            yield from ((row.place, row) for row in scan_rows(path) if isinstance(row, Row))
-        if not self.rows:
-            cases = (one for one in packaged_cases() if self.oracle.version in one.versions and not one.needs)
-            yield from ((one.name, one.row) for one in cases)
-
-
-def _with_prompts(asked: Sequence[AskedRow], prompts: Sequence[ServedPrompt | InputError]) -> tuple[AskedRow, ...]:
-    return tuple(replace(one, served=prompt) for one, prompt in zip(asked, prompts, strict=True))
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names) or "none"

@@ -117,18 +117,15 @@ class TranscriptModel:
     def make_room(self) -> str:
         """Release the model of another folder, and return why this one cannot be loaded; empty if it can."""
         if self._shortage is None:
-            _load.cache_clear()
+            load_model.cache_clear()
             # kept: once this model is loaded, the free memory means nothing
             self._shortage = self.missing or memory_shortage(self.folder.base)
         return self._shortage
 
-    def load(self) -> Any:
-        """Return the model in eval mode."""
-        return _load(self)
-
 
 @lru_cache(maxsize=1)  # folders are judged one after the other, and memory may hold only one model
-def _load(model: TranscriptModel) -> Any:
+def load_model(model: TranscriptModel) -> Any:
+    """Return the model in eval mode."""
     return model.spec.load()
 
 
@@ -185,7 +182,7 @@ class TranscriptChecks:
         spec, moved = self.model.spec, self._moved_prompts
         # another prompt has another answer, which would be no fault of the adapter
         chosen = [one for one in self.transcripts if one.case not in moved and one.case not in self._foreign_ids]
-        model = self.model.load() if chosen else None
+        model = load_model(self.model) if chosen else None
         return [judge(model, spec.encoder, one, precision=spec.precision) for one in chosen]
 
     @cached_property

@@ -17,7 +17,7 @@ from pytest_mistral_lora.conformance.model_targets import AdapterTarget
 from pytest_mistral_lora.conformance.named_targets import free_name
 from pytest_mistral_lora.conformance.targets import EncodedTarget, RecipeTarget, Target
 from pytest_mistral_lora.conformance.template import judge
-from pytest_mistral_lora.conformance.transcript import TranscriptChecks, TranscriptModel
+from pytest_mistral_lora.conformance.transcript import TranscriptChecks, TranscriptModel, load_model
 from pytest_mistral_lora.errors import InputError, MistralLoraError, OracleRejection, PinError, RowError, TokenizerError
 from pytest_mistral_lora.records.contributed import CONTRIBUTED, record_set
 from pytest_mistral_lora.records.goldens import Case, Golden, check_case_name, golden_paths, load, record
@@ -287,7 +287,7 @@ def _record_transcript(model: TranscriptModel, case: UserCase) -> Result:
         if before is not None:
             check_same_kind(before, spec, case.path)
         spec.encoder.prompt(question.row)  # a row that cannot be asked is reported before a model is loaded
-        return recording_result(case, ask(model.load(), spec, question).put(case.path, before))
+        return recording_result(case, ask(load_model(model), spec, question).put(case.path, before))
     except (PinError, TokenizerError):
         raise  # every check reports these in one way
     except InputError as error:

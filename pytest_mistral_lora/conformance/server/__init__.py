@@ -158,8 +158,8 @@ class ServerChecks:
             deviations = [name for name in explained or () if name != INJECTED]
             if explained is None:
                 findings += self._differences(one, injected=False)
-            elif unknown := named.unknown(deviations):
-                findings.append(named.unknown_finding(one.asked, one.ids or (), unknown))
+            elif unknown := named.unknown_finding(one.asked, one.ids or (), deviations):
+                findings.append(unknown)
             else:
                 accepted.update(deviations)
         right = sum(one.ids == one.asked.expected for one in self._shown)

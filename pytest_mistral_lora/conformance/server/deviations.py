@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,6 @@ from pytest_mistral_lora.errors import NoTemplateError, RowError
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.chat.templates import ChatTemplate
-    from pytest_mistral_lora.chat.templates.deviations import Deviation
 
 INJECTED = "control-literal"
 """The named deviation of text that becomes a control token."""
@@ -64,25 +63,23 @@ class PromptDeviations:
         found = [next((name for name in named.deviations if name in _CLASSES.get(one.rule, ())), "") for one in faults]
         return tuple(found) if all(found) else None
 
-    def unknown(self, names: Iterable[str]) -> list[Deviation]:
-        """Return those of some named deviations that the table does not have of the server and its version."""
+    def unknown_finding(self, asked: AskedRow, served: tuple[int, ...], explained: Collection[str]) -> Finding | None:
+        """Return the finding of a prompt with named deviations that the table does not have of the server, if any."""
         from pytest_mistral_lora.chat.templates.deviations import DEVIATIONS
-
-        kind, version = self._target.server.name, self._target.served_version
-        return [one for one in DEVIATIONS if one.id in names and not one.known_of(kind, version)]
-
-    def unknown_finding(self, asked: AskedRow, served: tuple[int, ...], deviations: Sequence[Deviation]) -> Finding:
-        """Return the finding of a prompt with named deviations that the table does not have of the server."""
         from pytest_mistral_lora.conformance.alignment import Alignment
         from pytest_mistral_lora.serving.servers import SERVERS
 
         target, version = self._target, self._target.served_version
+        kind = target.server.name
+        deviations = [one for one in DEVIATIONS if one.id in explained and not one.known_of(kind, version)]
+        if not deviations:
+            return None
         names = ", ".join(deviation.id for deviation in deviations)
-        known = [f"{SERVERS[kind].title} {versions}" for kind, versions in deviations[0].servers.items()]
+        known = [f"{SERVERS[one].title} {versions}" for one, versions in deviations[0].servers.items()]
         server = f"{target.server.title} {version or 'of unknown version'}"
         found = f"{asked.name}: a named deviation ({names}) that is not known of {server}"
         expected = f"the ids of mistral-common; {deviations[0].id} is known of {', '.join(known) or 'no server'}"
-        named = f"{target.server.name}@VERSION={target.url}"
+        named = f"{kind}@VERSION={target.url}"
         fix = "" if version else f"Name the version, since the server reports none: {named}"
         sides = (asked.expected or (), None), (served, None)
         parts = Alignment(*sides, target.oracle.piece, ("mistral-common", "served")).parts(asked.name)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property, partial
 from math import isfinite
 from typing import TYPE_CHECKING
@@ -134,27 +134,25 @@ class ReplayChecks:
         findings: list[Finding] = []
         seen = 0
         for one in self._target.replayed:
-            answer, first = _answered(one.by_messages), one.transcript.completion_ids[0]
+            answer, golden = _answered(one.by_messages), one.transcript
+            first = self._text(golden.completion_ids[0])
             # a control token has no text, and a server may name it in its own way
-            if answer and answer.first and self._text(first):
-                seen += 1
-                findings += self._moved_first(one.transcript, answer.first)
+            if not (answer and answer.first and first):
+                continue
+            seen += 1
+            logprob, served = golden.logprobs[0], answer.first
+            recorded = {self._text(golden.runner_up_ids[0]): logprob - golden.margins[0], first: logprob}
+            apart = {text: abs(served[text] - value) for text, value in recorded.items() if text and text in served}
+            if not apart or max(apart.values()) > FINGERPRINT:
+                text = max(apart, key=lambda one: apart[one]) if apart else first
+                found = f"{served[text]:.4f}" if apart else "not among the best"
+                words = f"the first token {text!r} has the log-probability {found}, and not {recorded[text]:.4f}"
+                findings.append(self._finding("ML905", golden, words))
         if not seen:
             return Result(not_checked="the server shows no log-probabilities")
         text = f"those of the right prompt in {seen - len(findings)} of {seen}"
         findings = first_findings(findings, _SHOWN, self._place)
         return Result(tuple(findings), facts=(("first log-probabilities of", text),))
-
-    def _moved_first(self, golden: Transcript, served: Mapping[str, float]) -> Iterator[Finding]:
-        first, logprob = golden.completion_ids[0], golden.logprobs[0]
-        recorded = {self._text(golden.runner_up_ids[0]): logprob - golden.margins[0], self._text(first): logprob}
-        apart = {text: abs(served[text] - value) for text, value in recorded.items() if text and text in served}
-        if apart and max(apart.values()) <= FINGERPRINT:
-            return
-        text = max(apart, key=lambda one: apart[one]) if apart else self._text(first)
-        found = f"{served[text]:.4f}" if apart else "not among the best"
-        words = f"the first token {text!r} has the log-probability {found}, and not {recorded[text]:.4f}"
-        yield self._finding("ML905", golden, words)
 
     def _text(self, token: int) -> str:
         """Return the text of a token without white space around it; empty of a control token."""
