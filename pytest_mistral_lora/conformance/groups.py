@@ -222,19 +222,14 @@ def failed_rows(causes: Iterable[FindingGroup], targets: Sequence[Target]) -> li
             # the finding itself explains why; a page of tokens has nothing to show
             continue
         side = TokenSide.of("mistral-common", encoded, oracle.piece)
-        title = f"{finding.rule} {finding.place or cause.check}"
-        rows.append(TokenRow.single(title, side, _wrong_tokens(finding, len(side.ids))))
+        # the tokens in whose place the judged encoding has another one
+        wrong = []
+        for column in finding.tokens.columns if finding.tokens else ():
+            expected, found = column.tokens if len(column.tokens) == 2 else (None, None)
+            if column.mark and expected is not None and expected.position < len(side.ids):
+                wrong.append(Wrong(expected.position, _words(expected), _words(found)))
+        rows.append(TokenRow.single(f"{finding.rule} {finding.place or cause.check}", side, wrong))
     return rows
-
-
-def _wrong_tokens(finding: Finding, count: int) -> list[Wrong]:
-    """Return the tokens of mistral-common's encoding in whose place the judged encoding has another one."""
-    wrong = []
-    for column in finding.tokens.columns if finding.tokens else ():
-        expected, found = column.tokens if len(column.tokens) == 2 else (None, None)
-        if column.mark and expected is not None and expected.position < count:
-            wrong.append(Wrong(expected.position, _words(expected), _words(found)))
-    return wrong
 
 
 def _words(token: ShownToken | None) -> str:

@@ -45,16 +45,12 @@ _OF_A_RECIPE = ("split-has-rows", "nothing-is-cut", "no-leakage", "no-near-leaka
 def checks(target: RecipeTarget | DatasetTarget, settings: Settings) -> Iterator[Check]:
     """Yield the checks of a target's rows; the first that runs makes the pass for all."""
     results = cache(partial(_shared, target, settings))
-
-    def judge(case: str) -> Result:
-        return results()[case]
-
     left_out = _OF_A_RECIPE if isinstance(target, DatasetTarget) else ()
     if isinstance(target, DatasetTarget) and not target.compares:
         left_out = (*left_out, "backends-agree")
     for case in CASES:
         if case not in left_out:
-            yield Check(target, "dataset", case, partial(judge, case))
+            yield Check(target, "dataset", case, partial(lambda case: results()[case], case))
 
 
 def check_dataset(

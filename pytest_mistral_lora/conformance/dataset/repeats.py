@@ -11,7 +11,7 @@ import re
 import unicodedata
 from array import array
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -39,18 +39,16 @@ def row_likeness(row: Row) -> bytes:
     """
     digest = hashlib.blake2b(digest_size=DIGEST_BYTES)
     for message in row.messages:
-        calls = [(call["function"]["name"], without_form(_arguments(call))) for call in message.get("tool_calls") or ()]
+        calls = []
+        for call in message.get("tool_calls") or ():
+            arguments = call["function"].get("arguments")
+            if isinstance(arguments, str):
+                with suppress(ValueError, RecursionError):
+                    arguments = json.loads(arguments)
+            calls.append((call["function"]["name"], without_form(arguments)))
         digest.update(compact_json([message["role"], without_form(text_of(message.get("content"))), calls]).encode())
     digest.update(compact_json([list(row.tools or ()), row.response_format]).encode())
     return digest.digest()
-
-
-def _arguments(call: Mapping[str, Any]) -> Any:
-    arguments = call["function"].get("arguments")
-    if isinstance(arguments, str):
-        with suppress(ValueError, RecursionError):
-            return json.loads(arguments)
-    return arguments
 
 
 NUMBERS_END, ASKED_END = 4, 32
@@ -194,24 +192,25 @@ class Repeats:
             for side, counted in (("within_a_side", self._within), ("across_the_split", self._across))
         }
 
-    def note_repeated_rows(self) -> None:
-        """Note rows that are there twice, on one side or on both."""
-        for group in equal_groups(self._tally.rows, range(len(self._tally))):
-            trained, held = self._sides(group)
-            for side in (trained, held):
-                self._mark("same", side[1:])
-                if len(side) > 1:
-                    self._add("ML608", side[1], f"the same row as {{}} ({len(side)} times in all)", side[0])
-            self._leak("same", "ML610", "the row is also trained on: {}", {row: trained[0] for row in held if trained})
+    def note_equal_rows(self) -> None:
+        """Note rows that are there twice, on one side or on both; then those that differ in their form alone.
 
-    def note_alike_rows(self) -> None:
-        """Note held-out rows that are trained on in other spaces, case, punctuation or Unicode form."""
-        text = "the row is also trained on, in another form: {}"
-        for group in equal_groups(self._tally.likenesses, range(len(self._tally))):
-            trained, held = self._sides(group)
-            for side in (trained, held):
-                self._mark("another_form", side[1:])
-            self._leak("another_form", "ML632", text, {row: trained[0] for row in held if trained})
+        The form is spaces, case, punctuation and Unicode form. Two rows of one side that differ in it are only counted.
+        """
+        for kind, digests, rule, text in (
+            ("same", self._tally.rows, "ML610", "the row is also trained on: {}"),
+            ("another_form", self._tally.likenesses, "ML632", "the row is also trained on, in another form: {}"),
+        ):
+            for group in equal_groups(digests, range(len(self._tally))):
+                trained, held = self._sides(group)
+                for side in (trained, held):
+                    for row in side[1:]:
+                        # each row that is there again on its side counts once
+                        self._within[kind] += not self._again[row]
+                        self._again[row] = 1
+                    if kind == "same" and len(side) > 1:
+                        self._add("ML608", side[1], f"the same row as {{}} ({len(side)} times in all)", side[0])
+                self._leak(kind, rule, text, {row: trained[0] for row in held if trained})
 
     def note_near_rows(self) -> None:
         """Note held-out rows of which nearly the same is trained on; it is no error, since a word may be the point."""
@@ -255,12 +254,6 @@ class Repeats:
         held = self._tally.held_out
         return [row for row in rows if not held[row]], [row for row in rows if held[row]]
 
-    def _mark(self, kind: str, rows: Sequence[int]) -> None:
-        """Count rows that are there again on their side, each once."""
-        for row in rows:
-            self._within[kind] += not self._again[row]
-            self._again[row] = 1
-
     def _leak(self, kind: str, rule: str, found: str, others: Mapping[int, int]) -> None:
         """Note held-out rows that are trained on, each once, by the first row that they equal."""
         for row, other in others.items():
@@ -271,8 +264,7 @@ class Repeats:
 
     def _add(self, rule: str, row: int, found: str, other: int) -> None:
         """Add a finding about two rows; its text is made only if it is kept."""
-        if self._tally.findings.has_room(rule):
-            first, second = (self._place(self._tally.places[one]) for one in (other, row))
-            self._tally.findings.add(Finding(rule, found.format(first), second))
-        else:
-            self._tally.findings.count(rule)
+        place, places = self._place, self._tally.places
+        self._tally.findings.add_made(
+            rule, lambda: Finding(rule, found.format(place(places[other])), place(places[row]))
+        )

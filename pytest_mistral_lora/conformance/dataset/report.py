@@ -126,8 +126,7 @@ def report(
             tally.findings.rename(sign.rule, sign.note)
     repeats = Repeats(tally, found.place)
     # rows before prompts: the prompt of a row that is trained on as a whole is not reported once more
-    repeats.note_repeated_rows()
-    repeats.note_alike_rows()
+    repeats.note_equal_rows()
     repeats.note_near_rows()
     repeats.note_repeated_prompts()
     of = tally.findings.of
@@ -199,7 +198,8 @@ class _Report:
         # with mistral-common the template is only compared, and its deviations change nothing that is trained on
         deviations = sorted(self.tally.deviations.items()) if self.plan.backend == "chat-template" else ()
         for name, (count, _, first) in deviations:
-            self.tally.findings.add(Finding("ML604", f"{name} in {_rows(count)}; the first is here", first))
+            rows_text = f"{count} row{'' if count == 1 else 's'}"
+            self.tally.findings.add(Finding("ML604", f"{name} in {rows_text}; the first is here", first))
 
     def statistics(self, repeats: dict[str, Any]) -> dict[str, Any]:
         """Return the figures of the dataset, as plain JSON data.
@@ -262,7 +262,3 @@ def epoch(training: Training, statistics: Mapping[str, Any]) -> dict[str, Any]:
         planned = training.steps if training.steps is not None else math.ceil((training.epochs or 1) * steps)
         found |= {"steps_of_the_run": planned, "epochs_of_the_run": round(planned / steps, 2)}
     return found
-
-
-def _rows(count: int) -> str:
-    return f"{count} row{'' if count == 1 else 's'}"

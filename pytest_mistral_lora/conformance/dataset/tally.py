@@ -8,7 +8,7 @@ from __future__ import annotations
 from array import array
 from bisect import insort
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate, count, pairwise, takewhile
 from typing import Any
@@ -55,13 +55,12 @@ class BoundedFindings:
             insort(kept, (self.at, replace(finding, **cut)), key=lambda one: one[0])
             del kept[SHOWN:]
 
-    def has_room(self, rule: str) -> bool:
-        """Return whether the next finding of a rule is kept, wherever it is."""
-        return len(self._kept.get(rule, ())) < SHOWN
-
-    def count(self, rule: str) -> None:
-        """Count a finding that is not shown."""
-        self._total[rule] += 1
+    def add_made(self, rule: str, make: Callable[[], Finding]) -> None:
+        """Count a finding of a rule; it is made only if the next one is kept, wherever it is."""
+        if len(self._kept.get(rule, ())) < SHOWN:
+            self.add(make())
+        else:
+            self._total[rule] += 1
 
     def extend(self, other: BoundedFindings) -> None:
         """Add the findings of other rows."""

@@ -198,17 +198,14 @@ class LinePadding:
                 f"the attention mask hides {len(self.hidden)} tokens of the row {named}, the first at {self.hidden[0]}"
             )
             yield EncodingFault("ML552", found, "1 at each token of the row")
-        yield from self._seen_padding(line)
-
-    def _seen_padding(self, line: EncodedLine) -> Iterator[EncodingFault]:
-        """Yield a fault if the row attends to padding before it; that behind it is never attended to."""
+        # the row may attend to padding before it; that behind it is never attended to
         before = [n for n in self.padded if self.real and n < self.real[0]]
         mask, positions = line.attention_mask, line.position_ids
         if mask is not None:
             own = {mask[n] for n in self.real}
             before = [n for n in before if mask[n] in own - {0}]
         elif positions is not None and self.real and positions[self.real[0]] == 0:
-            return  # without a mask, positions that start anew begin a sequence of their own
+            before = []  # without a mask, positions that start anew begin a sequence of their own
         if before:
             given = "no attention mask hides them" if mask is None else "the attention mask does not hide them"
             found = f"{len(before)} padding tokens stand before the row, and {given}"

@@ -139,9 +139,11 @@ def text_reason(want: str, have: str, after: str) -> EncodingFault | None:
         after: The place of both, for reports.
     """
     # more than spaces differ: the row's own text may have such escapes, too
-    if "\\u" in have and _tight(have) != _tight(want) and _tight(_letters_of(have)) == _tight(_letters_of(want)):
-        first = _ESCAPES.search(have)
-        return EncodingFault("ML556", f"{after}: {first[0] if first else ''} is there for a letter", "UTF-8")
+    if "\\u" in have:
+        tight = ["".join(text.split()) for text in (have, want, _letters_of(have), _letters_of(want))]
+        if tight[0] != tight[1] and tight[2] == tight[3]:
+            first = _ESCAPES.search(have)
+            return EncodingFault("ML556", f"{after}: {first[0] if first else ''} is there for a letter", "UTF-8")
     one, other = _json_of(want), _json_of(have)
     if one is not None and one == other:
         if json.dumps(one) != json.dumps(other):
@@ -174,10 +176,6 @@ def _letters(found: re.Match[str]) -> str:
 
 def _letters_of(text: str) -> str:
     return _ESCAPES.sub(_letters, text)
-
-
-def _tight(text: str) -> str:
-    return "".join(text.split())
 
 
 def _json_of(text: str) -> Any:

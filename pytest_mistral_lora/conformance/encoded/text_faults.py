@@ -59,8 +59,9 @@ class TextComparison:
         if written:
             yield EncodingFault("ML524", f"{', '.join(sorted(written))} is there as text, not as control token")
             return
+        sides = (self.expected, self.found)
         several = any(len(message.get("tool_calls") or ()) > 1 for message in self.row.messages)
-        if several and (turns := split_calls(*([part.marker for part in side] for side in self._sides))):
+        if several and (turns := split_calls(*([part.marker for part in side] for side in sides))):
             split = f"calls of one turn are turns of their own: {turns[1]} turns of calls in place of {turns[0]}"
             yield EncodingFault("ML555", split, "the calls of a message in one turn, closed by one </s>")
             return
@@ -87,10 +88,6 @@ class TextComparison:
                 continue
             for expected, found in hunk.pairs:
                 yield from self._pair_faults(expected, found)
-
-    @property
-    def _sides(self) -> tuple[Sequence[MarkedText], Sequence[MarkedText]]:
-        return self.expected, self.found
 
     def _extra_text(self, marker: str) -> int:
         """Return how much more often a control token is spelled in the found texts than in the expected ones."""
@@ -139,7 +136,8 @@ class TextComparison:
             elif marker in ("<s>", "</s>"):
                 found = f"a {marker} is there that does not belong there"
                 if marker == "</s>":
-                    found = surplus_eos(*([(part.marker, part.text) for part in side] for side in self._sides))
+                    sides = (self.expected, self.found)
+                    found = surplus_eos(*([(part.marker, part.text) for part in side] for side in sides))
                 yield EncodingFault("ML521" if marker == "<s>" else "ML553", found)
             else:
                 yield self._turn_fault(marker, "is there once too often: a turn more, or one that is cut in two")
@@ -197,21 +195,19 @@ class TextComparison:
             have = have if more > 0 else have.replace(prompt, "", 1)
         if moved and without_spaces(want) == without_spaces(have):
             return
-        extra = self._text_in_front(want.strip(), have.strip())
+        # a text in front of the text, or between the system prompt and it; none if they differ by more
+        want, have, extra = want.strip(), have.strip(), ""
+        for start in ("", *self._prompts):
+            end = want.removeprefix(start).strip()
+            if want.startswith(start) and have.startswith(start) and have.endswith(end):
+                extra = have.removeprefix(start).removesuffix(end).strip()
+                break
         row_texts = repr(self.row.to_json()) + "".join(self._texts())
         if extra and marker in _USER and extra not in row_texts:
             found = f"a text that the row does not have stands in front: {extra[:60]!r}"
             yield EncodingFault("ML527", found)
         else:
             yield EncodingFault("ML534", shown)
-
-    def _text_in_front(self, want: str, have: str) -> str:
-        """Return the text before a text, or between the system prompt and it; empty if they differ by more."""
-        for start in ("", *self._prompts):
-            rest = want.removeprefix(start).strip()
-            if want.startswith(start) and have.startswith(start) and have.endswith(rest):
-                return have.removeprefix(start).removesuffix(rest).strip()
-        return ""
 
 
 def _main_markers(run: Sequence[MarkedText]) -> list[str]:
