@@ -88,22 +88,18 @@ def add_job_summary(judged: Judged) -> None:
         lines.append(f"| {_plain(group)} | {' | '.join(numbers)} |")
     text, hidden = "\n".join([*lines, ""]), 0
     for cause in judged.causes:
-        part = _cause_text(cause)
+        body = public_text(cause["text"], [cause])
+        # a fence that is longer than any in the text: nothing in a row can end it
+        fence = "`" * (max((len(run) for run in re.findall("`+", body)), default=0) + 3)
+        mark = "❌" if cause["severity"] == "error" else "📝"
+        heading = f"{mark} {cause['rule']}: {_plain(cause['title'])}"
+        part = f"\n### {heading}\n\n{_plain(redacted(cause['check']))}\n\n{fence}text\n{body}\n{fence}\n"
         hidden += len(text) + len(part) > _LONGEST_SUMMARY
         text += "" if hidden else part
     text += f"\n… and {hidden} more causes, for which there is no room here.\n" if hidden else "\n"
     # appended, because all commands of a step share the file
     with Path(file).open("a", encoding="utf-8") as summary:
         summary.write(text)
-
-
-def _cause_text(cause: Mapping[str, Any]) -> str:
-    body = public_text(cause["text"], [cause])
-    # a fence that is longer than any in the text: nothing in a row can end it
-    fence = "`" * (max((len(run) for run in re.findall("`+", body)), default=0) + 3)
-    mark = "❌" if cause["severity"] == "error" else "📝"
-    heading = f"{mark} {cause['rule']}: {_plain(cause['title'])}"
-    return f"\n### {heading}\n\n{_plain(redacted(cause['check']))}\n\n{fence}text\n{body}\n{fence}\n"
 
 
 def _plain(text: str) -> str:

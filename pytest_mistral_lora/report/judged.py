@@ -147,32 +147,29 @@ def junit_text(judged: Judged) -> str:
     suites = ElementTree.Element("testsuites")
     suite = ElementTree.SubElement(suites, "testsuite", {key: _in_xml(text) for key, text in numbers.items()})
     for case in judged.cases:
-        _add_test(suite, case)
+        properties = list(finding_properties(case.findings))
+        # GitLab reads the file from an attribute
+        places = (_file_and_line(finding) for finding in case.findings)
+        place = dict(next(filter(None, places), ()))
+        named = {"classname": case.group, "name": case.name, **place, "time": f"{case.seconds:.3f}"}
+        test = ElementTree.SubElement(suite, "testcase", {key: _in_xml(text) for key, text in named.items()})
+        if properties:
+            group = ElementTree.SubElement(test, "properties")
+            for name, value in properties:
+                ElementTree.SubElement(group, "property", {"name": name, "value": _in_xml(value)})
+        shown = public_text(case.text, case.findings)
+        first = shown.partition("\n")[0]
+        if case.outcome == "failed":
+            rule = next((value for name, value in properties if name == "rule"), "")
+            failure = {"type": rule, "message": _in_xml(first)}
+            ElementTree.SubElement(test, "failure", failure).text = _in_xml(shown)
+        elif case.outcome == "skipped":
+            ElementTree.SubElement(test, "skipped", {"message": _in_xml(first)}).text = _in_xml(shown)
+        elif shown:
+            ElementTree.SubElement(test, "system-out").text = _in_xml(shown)
     ElementTree.indent(suites)
     text: bytes = ElementTree.tostring(suites, encoding="utf-8", xml_declaration=True)
     return f"{text.decode()}\n"
-
-
-def _add_test(suite: ElementTree.Element, case: JudgedCase) -> None:
-    properties = list(finding_properties(case.findings))
-    # GitLab reads the file from an attribute
-    places = (_file_and_line(finding) for finding in case.findings)
-    place = dict(next(filter(None, places), ()))
-    named = {"classname": case.group, "name": case.name, **place, "time": f"{case.seconds:.3f}"}
-    test = ElementTree.SubElement(suite, "testcase", {key: _in_xml(text) for key, text in named.items()})
-    if properties:
-        group = ElementTree.SubElement(test, "properties")
-        for name, value in properties:
-            ElementTree.SubElement(group, "property", {"name": name, "value": _in_xml(value)})
-    text = public_text(case.text, case.findings)
-    first = text.partition("\n")[0]
-    if case.outcome == "failed":
-        failure = {"type": next((value for name, value in properties if name == "rule"), ""), "message": _in_xml(first)}
-        ElementTree.SubElement(test, "failure", failure).text = _in_xml(text)
-    elif case.outcome == "skipped":
-        ElementTree.SubElement(test, "skipped", {"message": _in_xml(first)}).text = _in_xml(text)
-    elif text:
-        ElementTree.SubElement(test, "system-out").text = _in_xml(text)
 
 
 def finding_properties(findings: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:

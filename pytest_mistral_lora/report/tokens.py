@@ -109,10 +109,9 @@ def token_lines(row: TokenRow, width: int, *, ids: bool = True) -> Iterator[Line
     yield from ([(f"  {words}", "dim")] for words in facts(row))
     if len(row.sides) > 1 or row.wrong:
         yield [(f"  {differences(row) or 'no difference'}", "bold red" if row.wrong else "green")]
-    yield from _single(row, width, ids) if len(row.sides) == 1 else _side_by_side(row, width)
-
-
-def _single(row: TokenRow, width: int, ids: bool) -> Iterator[Line]:
+    if len(row.sides) > 1:
+        yield from _side_by_side(row, width)
+        return
     for start, columns in row.parts():
         yield [(f"{start:>5}  ", "dim"), (owner(columns), f"bold {_COLOURS.get(columns[0].role, '')}".strip())]
         for group in _wrapped(columns, width - len(_INDENT), ids):
@@ -150,19 +149,28 @@ def _wrapped(columns: Iterable[Column], width: int, ids: bool) -> Iterator[list[
 def _side_by_side(row: TokenRow, width: int) -> Iterator[Line]:
     if row.first_wrong is None:
         return
+    wrong = [number for number, column in enumerate(row.columns) if column.mark]
+    near = {place for number in wrong for place in range(number - _AROUND, number + _AROUND + 1)}
+    # a line that says that one token is left out takes as much room as the token
+    ends = {-1, len(row.columns)}
+    near |= {number for number in range(len(row.columns)) if {number - 1, number + 1} <= near | ends}
     head, *lines = _pair_lines(row, width)
     yield head
-    last = None
-    for number, shown in _near_differences(row.columns):
-        if not shown:
-            yield [(f"    … {number} equal tokens", "dim")]
+    last, skipped = None, 0
+    for number, column in enumerate(row.columns):
+        if number not in near:
+            skipped += 1
             continue
-        column = row.columns[number]
+        if skipped:
+            yield [(f"    … {skipped} equal tokens", "dim")]
+            skipped = 0
         if (column.turn, column.role) != last:
             last = (column.turn, column.role)
             name = "beginning" if column.turn is None else f"turn {column.turn}: {column.role}"
             yield [(f"  {name}", f"bold {_COLOURS.get(column.role, '')}".strip())]
         yield [*lines[number], *([("  ← first difference", "bold red")] if number == row.first_wrong else [])]
+    if skipped:
+        yield [(f"    … {skipped} equal tokens", "dim")]
 
 
 def _pair_lines(row: TokenRow, width: int) -> Iterator[Line]:
@@ -186,25 +194,6 @@ def _pair_lines(row: TokenRow, width: int) -> Iterator[Line]:
             text = padding + cells[one] if one % 5 in (1, 2) else cells[one] + padding
             line += [(text, {0: "bold red", 3: style}.get(one % 5, other)), ("  ", "")]
         yield line[:-1]
-
-
-def _near_differences(columns: Sequence[Column]) -> Iterator[tuple[int, bool]]:
-    """Yield the index of each column to show and True; for a run of equal ones that is left out, its length, False."""
-    wrong = [number for number, column in enumerate(columns) if column.mark]
-    shown = {near for number in wrong for near in range(number - _AROUND, number + _AROUND + 1)}
-    # a line that says that one token is left out takes as much room as the token
-    shown |= {number for number in range(len(columns)) if {number - 1, number + 1} <= shown | {-1, len(columns)}}
-    skipped = 0
-    for number in range(len(columns)):
-        if number in shown:
-            if skipped:
-                yield skipped, False
-                skipped = 0
-            yield number, True
-        else:
-            skipped += 1
-    if skipped:
-        yield skipped, False
 
 
 def _cut_glyphs(token: ShownToken | None) -> str:

@@ -143,7 +143,13 @@ class _Header:
             if name in self.fields:
                 raise self._error(f"has the key {name!r} twice", "one value")
             self.fields[name] = self._value(self._scalar("I"))
-        found = [self._tensor() for _ in range(self._bounded(count, 24))]
+        found = []
+        for _ in range(self._bounded(count, 24)):
+            name, dimensions = self._string(), self._scalar("I")
+            if dimensions > 4 or not name.isprintable():
+                raise self._error(f"has a tensor {name[:80]!a} of {dimensions} dimensions", "at most 4")
+            shape = tuple(self._scalar("Q") for _ in range(dimensions))
+            found.append((name, shape[::-1], self._scalar("I"), self._scalar("Q")))
         step = self.fields.get("general.alignment", 32)
         if type(step) is not int or step < 1 or step % 8:
             raise self._error(f"general.alignment is {step!r}", "a multiple of 8")
@@ -195,11 +201,3 @@ class _Header:
             # no writer nests arrays, and a file could nest them without end
             raise self._error(f"has an array of type {inner} at byte {self._at}", "numbers or strings")
         return [self._string() for _ in range(self._bounded(count, 8))]
-
-    def _tensor(self) -> tuple[str, tuple[int, ...], int, int]:
-        name, count = self._string(), self._scalar("I")
-        if count > 4 or not name.isprintable():
-            raise self._error(f"has a tensor {name[:80]!a} of {count} dimensions", "at most 4")
-        shape = tuple(self._scalar("Q") for _ in range(count))
-        kind, offset = self._scalar("I"), self._scalar("Q")
-        return name, shape[::-1], kind, offset

@@ -19,8 +19,6 @@ from pytest_mistral_lora.records.files import json_text
 from pytest_mistral_lora.starter import GOLDENS, StartPlan
 from pytest_mistral_lora.starter.inputs import (
     ROWS,
-    ChosenBase,
-    SeenRows,
     base_of_recipe,
     choose_base,
     example_rows,
@@ -74,8 +72,7 @@ def plan_start(folder: Path, rows: Sequence[Path], base: str | None, ci: Collect
         )
     else:
         plan = _with_new_recipe(folder, rows, base)
-    _add_goldens(plan)
-    _add_pytest(plan)
+    _add_tests(plan)
     here = folder.resolve()
     # the root of the git repository, or else the folder itself
     root = next((one for one in (here, *here.parents) if (one / ".git").exists()), here)
@@ -113,7 +110,17 @@ def _with_new_recipe(folder: Path, rows: Sequence[Path], base: str) -> StartPlan
     if not rows or any(one.is_file() and one.read_bytes() == example_text().encode() for one in rows):
         plan.add(ROWS, example_text(), "example rows, to be replaced by yours")
         plan.notes.append(f"{ROWS} has example rows: remove it, then mistral-lora import YOUR_DATA --to {ROWS}")
-    plan.add(RECIPE, _recipe_text(plan.base, seen), "base, rows, adapter and training")
+    backend = f"\nbackend: {plan.base.backend}  # no Mistral tokenizer: its own template renders the rows\n"
+    few = "  # held_out: 0.05  # with more rows: a part that is never trained on, to measure the loss on it"
+    enough = "  held_out: 0.05  # never trained on: the loss on this part tells you about new conversations"
+    values = {
+        "recipe": RECIPE,
+        "base": "\n".join(plan.base.lines),
+        "backend": backend if plan.base.backend == "chat-template" else "",
+        "train": "\n".join(f"    - {one.entry}  # {one.title}" for one in seen),
+        "held_out": enough if sum(one.count for one in seen) >= _ENOUGH_TO_HOLD_OUT else few,
+    }
+    plan.add(RECIPE, _text("recipe.yaml.txt", values), "base, rows, adapter and training")
     plan.add(SCHEMA, json_text(Recipe.json_schema), "lists every key of the recipe to your editor")
     _add_faults(plan)
     return plan
@@ -139,22 +146,6 @@ def _own_rows(folder: Path) -> list[Path]:
     return []
 
 
-def _recipe_text(base: ChosenBase, rows: Sequence[SeenRows]) -> str:
-    backend = f"\nbackend: {base.backend}  # no Mistral tokenizer: its own template renders the rows\n"
-    count = sum(one.count for one in rows)
-    few = "  # held_out: 0.05  # with more rows: a part that is never trained on, to measure the loss on it"
-    train = [f"    - {one.entry}  # {one.title}" for one in rows]
-    enough = "  held_out: 0.05  # never trained on: the loss on this part tells you about new conversations"
-    values = {
-        "recipe": RECIPE,
-        "base": "\n".join(base.lines),
-        "backend": backend if base.backend == "chat-template" else "",
-        "train": "\n".join(train),
-        "held_out": enough if count >= _ENOUGH_TO_HOLD_OUT else few,
-    }
-    return _text("recipe.yaml.txt", values)
-
-
 def _add_faults(plan: StartPlan) -> None:
     base = plan.base
     if not base.pinned:
@@ -169,26 +160,22 @@ def _add_faults(plan: StartPlan) -> None:
             plan.to_do.append(f"Mend the data: {counted}.{shown}{more}")
 
 
-def _add_goldens(plan: StartPlan) -> None:
-    if plan.base.backend == "chat-template":
-        plan.notes.append("no goldens: they record mistral-common's ids, and this base has no Mistral tokenizer")
-        return
-    name = (GOLDENS / "rows.jsonl").as_posix()
-    if any((plan.folder / GOLDENS).glob("*.jsonl")):
-        plan.notes.append(f"{GOLDENS.as_posix()} has rows already, and stays as it is")
-        return
-    samples = [row for one in plan.rows for row in one.samples][:5]
-    if samples:
-        plan.add(name, "".join(f"{row.to_jsonl()}\n" for row in samples), "a few rows, whose tokens are recorded")
-
-
 def has_goldens(plan: StartPlan) -> bool:
     """Return whether there are golden rows, or will be."""
     planned = any(one.name.startswith(f"{GOLDENS.as_posix()}/") for one in plan.files)
     return plan.base.backend != "chat-template" and (planned or any((plan.folder / GOLDENS).glob("*.jsonl")))
 
 
-def _add_pytest(plan: StartPlan) -> None:
+def _add_tests(plan: StartPlan) -> None:
+    """Add golden rows, unless there are some or the base can have none, and the settings by which pytest finds all."""
+    samples = [row for one in plan.rows for row in one.samples][:5]
+    if plan.base.backend == "chat-template":
+        plan.notes.append("no goldens: they record mistral-common's ids, and this base has no Mistral tokenizer")
+    elif any((plan.folder / GOLDENS).glob("*.jsonl")):
+        plan.notes.append(f"{GOLDENS.as_posix()} has rows already, and stays as it is")
+    elif samples:
+        text = "".join(f"{row.to_jsonl()}\n" for row in samples)
+        plan.add((GOLDENS / "rows.jsonl").as_posix(), text, "a few rows, whose tokens are recorded")
     values = {"mistral_recipes": [RECIPE]}
     if has_goldens(plan):
         values["mistral_golden_dirs"] = [GOLDENS.as_posix()]

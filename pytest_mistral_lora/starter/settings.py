@@ -9,6 +9,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import indent
 from typing import Any
 
 import yaml
@@ -163,7 +164,7 @@ def pre_commit_settings(folder: Path, hook: str) -> ExtendedFile:
     """
     path = folder / PRE_COMMIT
     if not path.exists():
-        return ExtendedFile(PRE_COMMIT, f"repos:\n{_indented(hook, 2)}", hook, "repos")
+        return ExtendedFile(PRE_COMMIT, f"repos:\n{indent(hook, '  ')}", hook, "repos")
     by_hand = ExtendedFile(PRE_COMMIT, None, hook, "repos")
     before = _text(path)
     try:
@@ -189,7 +190,7 @@ def pre_commit_settings(folder: Path, hook: str) -> ExtendedFile:
         return by_hand
     column = node.start_mark.column
     start = node.start_mark.index - column
-    text = f"{before[:start]}{_indented(hook, column)}{before[start:]}"
+    text = f"{before[:start]}{indent(hook, ' ' * column)}{before[start:]}"
     if yaml.safe_load(text) != {**data, "repos": [ours, *repos]}:
         return by_hand
     return ExtendedFile(PRE_COMMIT, text, hook, "repos")
@@ -198,7 +199,3 @@ def pre_commit_settings(folder: Path, hook: str) -> ExtendedFile:
 def _files_of(repository: dict[str, Any]) -> str:
     hooks = repository.get("hooks")
     return str(hooks[0].get("files", "")) if isinstance(hooks, list) and hooks and isinstance(hooks[0], dict) else ""
-
-
-def _indented(text: str, columns: int) -> str:
-    return "".join(" " * columns + line for line in text.splitlines(keepends=True))
