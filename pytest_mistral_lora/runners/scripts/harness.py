@@ -147,15 +147,20 @@ class _Bisection:
             yield from self._made(rows, made)
             return
         # a configuration that refuses everything would otherwise look like rows that are all bad
-        plain = self._refusal_of_a_plain_row()
-        if plain:
-            sys.exit(f"a plain row is refused, too: {plain}")
+        try:
+            self._run([{**PLAIN, MARK: 0}])
+        except Exception as error:
+            sys.exit(f"a plain row is refused, too: {_reason(error)}")
         yield {"note": f"the file of all {len(rows)} rows is refused ({reason}); they were given in smaller ones"}
         yield from self._parts(rows, reason)
 
     def own_records(self, rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         """Yield the runner's records for the data of its configuration, from which no row can be left out."""
-        _number_own_data(len(rows))
+        import datasets
+
+        # the numbers are added as the data are loaded
+        for name in ("load_dataset", "load_from_disk"):
+            setattr(datasets, name, _numbering(getattr(datasets, name), len(rows)))
         with tempfile.TemporaryDirectory() as folder:
             made = self.encode(Task([], self.checkpoint, self.config, Path(folder), own_data=True))
         yield from self._made(rows, made)
@@ -172,13 +177,6 @@ class _Bisection:
                 yield from self._parts(part, _reason(error))
             else:
                 yield from self._made(part, made)
-
-    def _refusal_of_a_plain_row(self) -> str:
-        try:
-            self._run([{**PLAIN, MARK: 0}])
-        except Exception as error:
-            return _reason(error)
-        return ""
 
     def _run(self, rows: list[dict[str, Any]]) -> list[Encoded]:
         # Axolotl cannot sample from a file of one row: a row alone is given twice
@@ -204,14 +202,6 @@ def _reason(error: Exception) -> str:
     # one line of bounded length: some errors print the whole data
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text}"[:500]
-
-
-def _number_own_data(expected: int) -> None:
-    """Add the row numbers to the runner's own data as they are loaded."""
-    import datasets
-
-    for name in ("load_dataset", "load_from_disk"):
-        setattr(datasets, name, _numbering(getattr(datasets, name), expected))
 
 
 def _numbering(load: Any, expected: int) -> Any:
@@ -271,23 +261,17 @@ def _marking(function: Any) -> Any:
         result = function(rows, *args, **options)
         made = len(numbers) if result is None else _length(result)
         if made != len(numbers):
-            result[MARK] = _attributed(function, given, numbers, made, args, options)
+            # fewer or more results than rows: each row is given again, alone
+            found: list[int] = []
+            for index, number in enumerate(numbers):
+                alone = function({name: values[index : index + 1] for name, values in given.items()}, *args, **options)
+                found += [number] * _length(alone)
+            if len(found) != made:
+                raise PackedError
+            result[MARK] = found
         return result
 
     return marking
-
-
-def _attributed(
-    function: Any, rows: dict[str, list[Any]], numbers: list[int], made: int, args: Any, options: Any
-) -> list[int]:
-    """Return the row of each result if there are fewer or more results than rows: each row is given again, alone."""
-    found: list[int] = []
-    for index, number in enumerate(numbers):
-        alone = function({name: values[index : index + 1] for name, values in rows.items()}, *args, **options)
-        found += [number] * _length(alone)
-    if len(found) != made:
-        raise PackedError
-    return found
 
 
 def _length(columns: Any) -> int:
