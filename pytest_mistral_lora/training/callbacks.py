@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -74,18 +74,18 @@ class StopAtNonFinite(TrainerCallback):
             raise gradient_error(state.global_step + 1)
 
 
+@dataclass(eq=False)
 class OverflowWatch(TrainerCallback):
     """Records each step that a gradient scaler skips because fp16 overflowed, and stops the run after too many.
 
     A record is a line of the Trainer's log, with `step` and the `loss_scale` that was too large.
 
-    Args:
+    Attributes:
         most: Number of skipped steps, one after another, that stops the run.
     """
 
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self._scale = 0.0
+    most: int
+    _scale: float = field(default=0.0, init=False)
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any) -> None:
         """Remember the scale of this step."""
@@ -107,9 +107,9 @@ class OverflowWatch(TrainerCallback):
         state.log_history.append({"step": step, "loss_scale": self._scale})
         _LOG.warning("step %d overflowed in fp16 and was skipped; the loss scale was %g", step, self._scale)
         skipped = set(skipped_steps(state.log_history))
-        if skipped.issuperset(range(step - self._most + 1, step + 1)):
+        if skipped.issuperset(range(step - self.most + 1, step + 1)):
             raise TrainingError(
-                f"{self._most} steps one after another overflowed in fp16, the last is step {step}",
+                f"{self.most} steps one after another overflowed in fp16, the last is step {step}",
                 next_step="Nothing is saved. Use precision: bf16 or fp32, or lower training.learning_rate.",
             )
 
@@ -136,14 +136,15 @@ class MeasureLastStep(TrainerCallback):
             control.should_log, control.should_evaluate = True, self.has_held_out
 
 
+@dataclass(eq=False)
 class RunningLoss(TrainerCallback, ExportableState):
     """The mean loss since the last line of the log, in nats a token.
 
     Checkpoints keep it, so that a resumed run logs the same numbers as an uninterrupted one.
     """
 
-    def __init__(self) -> None:
-        self._sum, self._steps = 0.0, 0
+    _sum: float = field(default=0.0, init=False)
+    _steps: int = field(default=0, init=False)
 
     def add(self, loss: float) -> None:
         """Add the loss of a step."""
@@ -167,42 +168,38 @@ class RunningLoss(TrainerCallback, ExportableState):
         self._sum, self._steps = kept.get("sum", 0.0), kept.get("steps", 0)
 
 
+@dataclass(eq=False)
 class SaveByTime(TrainerCallback):
-    """Asks for a checkpoint when the last one is some minutes old, by the clock of the main process."""
+    """Asks for a checkpoint when the last one is some minutes old, by the clock of the main process.
 
-    def __init__(
-        self,
-        minutes: float,
-        reduce_over_processes: Callable[[int, str], int],
-        *,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        """Make the callback.
+    Attributes:
+        minutes: Minutes from one checkpoint to the next.
+        reduce_over_processes: Returns the `max` of a number over all processes, the same in each.
+        clock: Returns seconds.
+    """
 
-        Args:
-            minutes: Minutes from one checkpoint to the next.
-            reduce_over_processes: Returns the `max` of a number over all processes, the same in each.
-            clock: Returns seconds.
-        """
-        self._seconds, self._over_processes, self._clock = 60 * minutes, reduce_over_processes, clock
-        self._last = 0.0
+    minutes: float
+    reduce_over_processes: Callable[[int, str], int]
+    clock: Callable[[], float] = field(default=time.monotonic, kw_only=True)
+    _last: float = field(default=0.0, init=False)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Start the clock."""
-        self._last = self._clock()
+        self._last = self.clock()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Ask for a checkpoint, in every process or in none."""
         # saving is collective: clocks that differ by a step would leave processes waiting for one another
-        due = state.is_world_process_zero and self._clock() - self._last >= self._seconds
-        if self._over_processes(int(due), "max"):
+        due = state.is_world_process_zero and self.clock() - self._last >= 60 * self.minutes
+        if self.reduce_over_processes(int(due), "max"):
             control.should_save = True
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Start the clock again, also after a checkpoint that something else asked for."""
-        self._last = self._clock()
+        self._last = self.clock()
 
 
+@dataclass(eq=False)
 class StopRequest:
     """The wish of a signal that the run stop.
 
@@ -210,9 +207,8 @@ class StopRequest:
         signal: Number of the signal that asked the run to stop after its step; 0 as long as none did.
     """
 
-    def __init__(self) -> None:
-        self.signal = 0
-        self._waits = False
+    signal: int = field(default=0, init=False)
+    _waits: bool = field(default=False, init=False)
 
     @contextmanager
     def after_the_step(self) -> Iterator[None]:

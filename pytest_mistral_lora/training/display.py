@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any, Self, TextIO
 
 from pytest_mistral_lora.training.devices import is_main
@@ -19,10 +20,10 @@ def clock_text(seconds: float) -> str:
     return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
 
 
-class RunDisplay:
+class RunDisplay(AbstractContextManager["RunDisplay"]):
     """Prints the progress of a run, line by line, and draws a bar below the lines if the stream is a terminal.
 
-    A context manager: the bar is removed at the end of the block, whatever ends it.
+    The bar is removed at the end of the block, whatever ends it.
     """
 
     def __init__(self, stream: TextIO | None = None, *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -45,9 +46,6 @@ class RunDisplay:
     def on_stderr(cls) -> Self:
         """Return a display on standard error; one that shows nothing in all processes of a run but the main one."""
         return cls(sys.stderr if is_main() else None)
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *error: object) -> None:
         self.close()

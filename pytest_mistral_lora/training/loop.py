@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -49,15 +50,17 @@ class GenerateTogether(TrainerCallback):
             register_fsdp_forward_method(model, "generate")
 
 
+@dataclass(eq=False)
 class DryRun(TrainerCallback):
     """Tries the largest possible micro-batch before the first step, so that a run fails at once and not after hours.
 
     The same pass shows whether each adapted layer gets a gradient.
+
+    Attributes:
+        trainer: The trainer.
     """
 
-    def __init__(self, trainer: Any) -> None:
-        """Make it for a trainer."""
-        self._trainer = trainer
+    trainer: Any
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Run the pass; weights, gradients and random state are as before.
@@ -68,9 +71,9 @@ class DryRun(TrainerCallback):
         """
         # DeepSpeed's engine would take the gradient for that of a step
         if engine() != "deepspeed":
-            if self._trainer.try_largest() >= ATTENDED:
-                refuse_layers_without_gradient(self._trainer.model)
-            self._trainer.model.zero_grad(set_to_none=True)
+            if self.trainer.try_largest() >= ATTENDED:
+                refuse_layers_without_gradient(self.trainer.model)
+            self.trainer.model.zero_grad(set_to_none=True)
 
 
 def make_trainer(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -173,10 +173,7 @@ class RunMemory:
         Raises:
             InputError: As for `estimate_need`.
         """
-        return self._need(self.precision)
-
-    def _need(self, precision: Precision) -> MemoryNeed:
-        return estimate_need(self.folder, self.recipe, self.layers, precision, on_gpu=self.on_gpu)
+        return estimate_need(self.folder, self.recipe, self.layers, self.precision, on_gpu=self.on_gpu)
 
     @property
     def tokens(self) -> int:
@@ -216,7 +213,7 @@ class RunMemory:
         need, training = self.need, self.recipe.training
         if self.precision == "fp32" and training.precision != "auto":
             # first, since every other way is computed in this precision
-            bytes_ = self._need("bf16").total(self.tokens, checkpointed=checkpointed)
+            bytes_ = replace(self, precision="bf16").need.total(self.tokens, checkpointed=checkpointed)
             yield MemorySaving("training.precision: bf16", "the base is rounded to bf16", bytes_)
         tokens, longest = self.tokens, self.longest
         for saving in memory_savings(need, usable, tokens=tokens, longest=longest, checkpointed=checkpointed):

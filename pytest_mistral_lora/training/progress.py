@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -93,25 +94,34 @@ def header(prepared: Preparation, work: Path) -> dict[str, str]:
     }
 
 
+@dataclass(eq=False)
 class ShowProgress(TrainerCallback):
     """Shows a line for each line of the log, the answers of each round, and a bar.
 
-    It measures the time of steps alone: held-out losses, answers and checkpoints do not lower the tokens a second.
+    It measures the time of steps alone: held-out losses, answers and checkpoints do not lower the tokens a second. Add
+    it after all callbacks that log or ask for an evaluation.
+
+    Attributes:
+        display: The display of the run.
+        trainer: The trainer.
+        watching: The callback that generates the answers.
+        clock: Returns seconds.
+        supervised_tokens: Those of the steps so far.
+        busy_seconds: Duration of these steps.
+        most_memory: The most that a line has shown, in bytes.
     """
 
-    def __init__(
-        self,
-        display: RunDisplay,
-        trainer: LoraTrainer,
-        watching: GenerationCallback,
-        *,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        """Make the callback; add it after all callbacks that log or ask for an evaluation."""
-        self._display, self._trainer, self._watching, self._clock = display, trainer, watching, clock
-        self._first: tuple[float, int] | None = None
-        self._begin, self._shown, self._last = 0.0, "", (0, 0.0)
-        self.supervised_tokens, self.busy_seconds, self.most_memory = 0, 0.0, 0
+    display: RunDisplay
+    trainer: LoraTrainer
+    watching: GenerationCallback
+    clock: Callable[[], float] = field(default=time.monotonic, kw_only=True)
+    supervised_tokens: int = field(default=0, init=False)
+    busy_seconds: float = field(default=0.0, init=False)
+    most_memory: int = field(default=0, init=False)
+    _first: tuple[float, int] | None = field(default=None, init=False)
+    _begin: float = field(default=0.0, init=False)
+    _shown: str = field(default="", init=False)
+    _last: tuple[int, float] = field(default=(0, 0.0), init=False)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Announce the held-out loss before the first step, which may take long."""
@@ -119,24 +129,24 @@ class ShowProgress(TrainerCallback):
             self._announce_evaluation()
 
     def _announce_evaluation(self) -> None:
-        self._display.phase(f"computing the loss of {len(self._trainer.eval_dataset):,} held-out rows")
+        self.display.phase(f"computing the loss of {len(self.trainer.eval_dataset):,} held-out rows")
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Start the clock of the step."""
-        self._begin = self._clock()
+        self._begin = self.clock()
         self._first = self._first or (self._begin, state.global_step)
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Add up seconds and tokens: the loss of the step was read, so that a GPU has finished it."""
-        self.busy_seconds += self._clock() - self._begin
-        self.supervised_tokens += self._trainer.step_tokens
+        self.busy_seconds += self.clock() - self._begin
+        self.supervised_tokens += self.trainer.step_tokens
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Move the bar, show the answers of this step, and announce an evaluation."""
-        self._display.advance(state.global_step, state.max_steps, self._shown)
-        for text in answer_lines(self._watching.answers_of(state.global_step), state.max_steps):
-            self._display.line(text)
-        if control.should_evaluate and self._trainer.eval_dataset is not None:
+        self.display.advance(state.global_step, state.max_steps, self._shown)
+        for text in answer_lines(self.watching.answers_of(state.global_step), state.max_steps):
+            self.display.line(text)
+        if control.should_evaluate and self.trainer.eval_dataset is not None:
             self._announce_evaluation()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
@@ -145,26 +155,23 @@ class ShowProgress(TrainerCallback):
         numbers = {_NAMES.get(name, name): logs[name] for name in shown}
         texts = [f"{name} {value:.4g}" for name, value in numbers.items()]
         if "loss" in numbers and self.busy_seconds > self._last[1]:
-            texts += self._speed(state)
+            # supervised tokens a second since the last line
+            tokens, seconds = self._last
+            rate = (self.supervised_tokens - tokens) / (self.busy_seconds - seconds)
+            self._last = self.supervised_tokens, self.busy_seconds
+            # the most that tensors had on the GPU so far, or what this process has on the host now
+            on_cuda = self.trainer.args.device.type == "cuda"
+            memory = int(torch.cuda.max_memory_allocated() if on_cuda else psutil.Process().memory_info().rss)
+            self.most_memory = max(self.most_memory, memory)
+            begin, done = self._first or (self._begin, 0)
+            # with all that is between steps, too: it comes again
+            seconds = (self.clock() - begin) / max(1, state.global_step - done)
+            left = clock_text(seconds * (state.max_steps - state.global_step))
+            texts += [f"{rate:,.0f} supervised tokens/s", f"memory {in_words(memory)}", f"{left} left"]
             self._shown = ", ".join((texts[0], texts[-3], texts[-1]))  # as many as 80 columns hold
         if texts:
             style = "" if "loss" in numbers else "cyan"
-            self._display.line(f"step {state.global_step}/{state.max_steps}: {', '.join(texts)}", style)
-
-    def _speed(self, state: Any) -> list[str]:
-        """Return supervised tokens a second since the last line, memory, and the time that is left."""
-        tokens, seconds = self._last
-        rate = (self.supervised_tokens - tokens) / (self.busy_seconds - seconds)
-        self._last = self.supervised_tokens, self.busy_seconds
-        # the most that tensors had on the GPU so far, or what this process has on the host now
-        on_cuda = self._trainer.args.device.type == "cuda"
-        memory = int(torch.cuda.max_memory_allocated() if on_cuda else psutil.Process().memory_info().rss)
-        self.most_memory = max(self.most_memory, memory)
-        begin, done = self._first or (self._begin, 0)
-        # with all that is between steps, too: it comes again
-        seconds = (self._clock() - begin) / max(1, state.global_step - done)
-        left = clock_text(seconds * (state.max_steps - state.global_step))
-        return [f"{rate:,.0f} supervised tokens/s", f"memory {in_words(memory)}", f"{left} left"]
+            self.display.line(f"step {state.global_step}/{state.max_steps}: {', '.join(texts)}", style)
 
 
 def answer_lines(answers: Sequence[Mapping[str, Any]], steps: int) -> Iterator[str]:

@@ -77,16 +77,22 @@ def read_prompt_rows(path: Path) -> list[PromptRow]:
     return found
 
 
+@dataclass(eq=False)
 class AnswerStream:
     """Passes the text of an answer on while its tokens come; a streamer of transformers' `generate`.
 
     A token may hold a part of a character: its bytes wait for the rest. The parts together are the decoded answer.
+
+    Attributes:
+        encoder: Decodes the tokens.
+        on_text: Gets each part.
     """
 
-    def __init__(self, encoder: Encoder, on_text: Callable[[str], None]) -> None:
-        self._encoder, self._on_text = encoder, on_text
-        self._ids: list[int] = []
-        self._has_prompt, self._shown = False, ""
+    encoder: Encoder
+    on_text: Callable[[str], None]
+    _ids: list[int] = field(default_factory=list, init=False)
+    _has_prompt: bool = field(default=False, init=False)
+    _shown: str = field(default="", init=False)
 
     def put(self, value: torch.Tensor) -> None:
         """Take the next token; the first call has the prompt."""
@@ -94,16 +100,16 @@ class AnswerStream:
             self._has_prompt = True
             return
         self._ids += value.flatten().tolist()
-        self._pass_on(self._encoder.decode(self._ids).rstrip(_INCOMPLETE))
+        self._pass_on(self.encoder.decode(self._ids).rstrip(_INCOMPLETE))
 
     def end(self) -> None:
         """Pass the rest on, incomplete characters too."""
-        self._pass_on(self._encoder.decode(self._ids))
+        self._pass_on(self.encoder.decode(self._ids))
 
     def _pass_on(self, text: str) -> None:
         # shorter than before while a character is incomplete
         if len(text) > len(self._shown) and text.startswith(self._shown):
-            self._on_text(text[len(self._shown) :])
+            self.on_text(text[len(self._shown) :])
             self._shown = text
 
 

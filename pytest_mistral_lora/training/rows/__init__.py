@@ -11,10 +11,11 @@ import os
 from array import array
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -33,15 +34,15 @@ _BATCH_BYTES = 32 * 1024 * 1024
 """Size of a batch in a file: a gigabyte of rows has 32, among which a row is found by bisection."""
 
 
+@dataclass
 class ColumnBuilder:
     """Collects rows, and makes an Arrow record batch of them."""
 
-    def __init__(self) -> None:
-        # flat arrays of machine integers: a list of Python integers takes eight times the memory
-        self._values = {name: array("i") for name in _LISTS}
-        self._ends = {name: [0] for name in _LISTS}
-        self._lines: list[bytes] = []
-        self._numbers: list[int] = []
+    # flat arrays of machine integers: a list of Python integers takes eight times the memory
+    _values: dict[str, array[int]] = field(default_factory=lambda: {name: array("i") for name in _LISTS})
+    _ends: dict[str, list[int]] = field(default_factory=lambda: {name: [0] for name in _LISTS})
+    _lines: list[bytes] = field(default_factory=list)
+    _numbers: list[int] = field(default_factory=list)
 
     def add(self, encoded: EncodedRow, number: int, line: bytes) -> None:
         """Add a row, with the number and the bytes of its line."""
@@ -77,7 +78,7 @@ class ColumnBuilder:
         return pa.record_batch(columns)
 
 
-class ArrowFile:
+class ArrowFile(AbstractContextManager["ArrowFile"]):
     """An Arrow stream file that is being written; synced to the disk when the block ends without an error."""
 
     def __init__(self, path: Path) -> None:
@@ -86,9 +87,6 @@ class ArrowFile:
         self._pending: list[Any] = []
         self._bytes = 0
         self._writer: Any = None
-
-    def __enter__(self) -> Self:
-        return self
 
     def write(self, batch: Any) -> None:
         """Add a batch; small ones are joined, so that a table has few."""

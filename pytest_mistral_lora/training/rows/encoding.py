@@ -158,17 +158,14 @@ def encode_files(
     if processes is None:
         processes = processes_for(files)
     errors: list[RowError] = []
-    refused_files: list[RowError] = []
+    refused: list[InputError] = []
     rows = [0] * len(files)
     train, held_out = StatsBuilder(), StatsBuilder()
-
-    def refuse(error: InputError) -> None:
-        refused_files.append(RowError(error.found, place=error.place, expected=error.expected))
 
     # a class crosses process boundaries; the loaded encoder does not need to
     prepare = ChunkEncoder if processes > 1 else lambda plan: ChunkEncoder(plan, encoder)
     with bar(progress, total_bytes(files), "Encoding rows") as advance:
-        for chunk, bytes_read in in_order(prepare, plan, chunks(files, refuse), processes):
+        for chunk, bytes_read in in_order(prepare, plan, chunks(files, refused.append), processes):
             errors += chunk.errors
             rows[chunk.file] += chunk.rows
             for side, sums, sink in ((chunk.train, train, sinks.train), (chunk.held_out, held_out, sinks.held_out)):
@@ -177,8 +174,9 @@ def encode_files(
                 sums.tally.extend(side.tally)
                 sums.update({name: bytes(part) for name, part in side.hashed.items()})
             advance(bytes_read)
-    if errors or refused_files:
-        raise RowsError([*errors, *refused_files], place=", ".join(str(file.path) for file in files))
+    errors += [RowError(error.found, place=error.place, expected=error.expected) for error in refused]
+    if errors:
+        raise RowsError(errors, place=", ".join(str(file.path) for file in files))
     return SplitFigures(
         train.build(), held_out.build(), rows, [file.source.facts() if file.source else None for file in files]
     )

@@ -12,7 +12,7 @@ import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
@@ -133,10 +133,8 @@ def load_data(
     # a worker that loads the file of the oracle need not recognise the folder once more
     source = encoder.file if encoder.backend == "mistral-common" else encoder.tokenizer.path
     plan = EncodingPlan(source, recipe.backend, recipe.training.policy, recipe.data.held_out)
-
-    def encode(sinks: Sinks) -> SplitFigures:
-        return encode_files(plan, files, sinks, encoder=encoder, processes=processes, progress=progress or sys.stderr)
-
+    shown = progress or sys.stderr
+    encode = partial(encode_files, plan, files, encoder=encoder, processes=processes, progress=shown)
     if is_long(files):
         key = cache_key(plan, encoder, sha256, files)
         # of the processes on a machine, one looks for damage: hashing gigabytes in each would take minutes

@@ -203,27 +203,26 @@ class _FrozenLoraLinear(lora.Linear):
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Return the base layer's output plus the adapter's, `(..., out_features)`, in the dtype of `x`."""
         active = [name for name in self.active_adapters if name in self.lora_A]
-        if args or kwargs or len(active) != 1 or not self._is_plain(active[0], x.dtype):
-            output: torch.Tensor = super().forward(x, *args, **kwargs)
-            return output
-        a, b = self.lora_A[active[0]].weight, self.lora_B[active[0]].weight
-        product: Any = _LoraProduct
-        output = product.apply(x.flatten(0, -2), self.base_layer.weight, a, b, self.scaling[active[0]])
-        return output.view(*x.shape[:-1], -1)
-
-    def _is_plain(self, name: str, dtype: torch.dtype) -> bool:
-        """Report whether PEFT would compute `x W' + scaling * x A' B'` in this dtype, and no more."""
-        return (
-            torch.is_grad_enabled()
+        name = active[0] if len(active) == 1 and not args and not kwargs else None
+        # whether PEFT would compute `x W' + scaling * x A' B'` in the dtype of x, and no more
+        if (
+            name is not None
+            and torch.is_grad_enabled()
             and not self.disable_adapters
             and not self.merged
             and isinstance(self.lora_dropout[name], torch.nn.Identity)
             and name not in self.lora_variant  # such as DoRA
             and not self.lora_bias[name]
             # without autocast, PEFT casts x to the dtype of A
-            and (dtype == self.lora_A[name].weight.dtype or torch.is_autocast_enabled("cpu"))
-            and _is_cast_free(dtype, self.base_layer.weight)
-        )
+            and (x.dtype == self.lora_A[name].weight.dtype or torch.is_autocast_enabled("cpu"))
+            and _is_cast_free(x.dtype, self.base_layer.weight)
+        ):
+            a, b = self.lora_A[name].weight, self.lora_B[name].weight
+            product: Any = _LoraProduct
+            output: torch.Tensor = product.apply(x.flatten(0, -2), self.base_layer.weight, a, b, self.scaling[name])
+            return output.view(*x.shape[:-1], -1)
+        plain: torch.Tensor = super().forward(x, *args, **kwargs)
+        return plain
 
 
 class _LoraProduct(torch.autograd.Function):
