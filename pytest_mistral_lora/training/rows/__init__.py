@@ -158,15 +158,6 @@ class RowTable:
         offsets, values = self._lists[batch][name]
         return values[offsets[at] : offsets[at + 1]]
 
-    def encoded(self, index: int) -> EncodedRow:
-        """Return a row's encoding."""
-        ids, labels, spans = (self.values(name, index).tolist() for name in _LISTS)
-        found = []
-        for turn, role, kind, start, end, supervised in zip(*[iter(spans)] * _SPAN_FIELDS, strict=True):
-            span_turn = None if turn < 0 else turn
-            found.append(Span(span_turn, _ROLES[role], _KINDS[kind], start, end, bool(supervised)))
-        return EncodedRow(tuple(ids), tuple(labels), tuple(found))
-
     def line(self, index: int) -> tuple[int, int, bytes]:
         """Return the origin of a row: index of the file, number and bytes of the line."""
         batch, at = self._find(index)
@@ -210,7 +201,12 @@ class EncodedRows(_Lazy[EncodedRow]):
     figures: SplitStats
 
     def _at(self, index: int) -> EncodedRow:
-        return self.table.encoded(index)
+        ids, labels, spans = (self.table.values(name, index).tolist() for name in _LISTS)
+        found = []
+        for turn, role, kind, start, end, supervised in zip(*[iter(spans)] * _SPAN_FIELDS, strict=True):
+            span_turn = None if turn < 0 else turn
+            found.append(Span(span_turn, _ROLES[role], _KINDS[kind], start, end, bool(supervised)))
+        return EncodedRow(tuple(ids), tuple(labels), tuple(found))
 
 
 @dataclass(frozen=True, eq=False)
