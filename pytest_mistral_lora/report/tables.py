@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_mistral_lora.records.compare_runs import ABSENT, GROUPS, AnswersDiff, RunsDiff
-from pytest_mistral_lora.records.tensors import TensorsDiff
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -193,7 +192,21 @@ def diff_lines(found: RunsDiff, width: int) -> Iterator[str]:
         shown = [fact for fact in chosen if fact.path.removesuffix(".size") not in hashed]
         yield from [group] if shown else []
         yield from (f"  {fact.path}: {_short_value(fact.a)} → {_short_value(fact.b)}" for fact in shown)
-    yield from _tensor_lines(found.tensors, width)
+    tensors = found.tensors
+    if isinstance(tensors, str):
+        yield f"tensors: not compared: {tensors}"
+    else:
+        yield f"tensors: {tensors.different} of {tensors.compared} differ"
+        rows = []
+        for one in tensors.kinds:
+            figures = (f"{one.max_abs:.3g}", f"{one.relative:.3g}", f"{one.cosine:.6f}")
+            rows.append((one.name, str(one.tensors), str(one.different), *figures))
+        if tensors.different:
+            titles = ("kind", "*tensors", "*differ", "*max abs", "*relative", "*cosine")
+            yield from table_lines(titles, rows, width, wraps=False)
+        yield from (f"  {name}: shape {list(a)} in a, {list(b)} in b" for name, a, b in tensors.reshaped)
+        yield from (f"  {name}: only in a" for name in tensors.only_a)
+        yield from (f"  {name}: only in b" for name in tensors.only_b)
     yield from _answer_lines(found.answers)
 
 
@@ -204,22 +217,6 @@ def _short_value(value: Any) -> str:
         return value[:12]
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     return text if len(text) <= _LONGEST_VALUE else f"{text[: _LONGEST_VALUE - 1]}…"
-
-
-def _tensor_lines(tensors: TensorsDiff | str, width: int) -> list[str]:
-    if isinstance(tensors, str):
-        return [f"tensors: not compared: {tensors}"]
-    lines = [f"tensors: {tensors.different} of {tensors.compared} differ"]
-    if tensors.different:
-        titles = ("kind", "*tensors", "*differ", "*max abs", "*relative", "*cosine")
-        rows = []
-        for one in tensors.kinds:
-            figures = (f"{one.max_abs:.3g}", f"{one.relative:.3g}", f"{one.cosine:.6f}")
-            rows.append((one.name, str(one.tensors), str(one.different), *figures))
-        lines += table_lines(titles, rows, width, wraps=False)
-    lines += [f"  {name}: shape {list(a)} in a, {list(b)} in b" for name, a, b in tensors.reshaped]
-    lines += [f"  {name}: only in a" for name in tensors.only_a]
-    return lines + [f"  {name}: only in b" for name in tensors.only_b]
 
 
 def _answer_lines(answers: AnswersDiff | str) -> list[str]:
