@@ -155,10 +155,6 @@ class Architecture:
             )
         return getattr(transformers, self.name)
 
-    def text_config(self, config: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Return the part of a `config.json` that describes the text model."""
-        return text_part(config) if self.is_wrapped else config
-
     def targets(self, asked: Sequence[str]) -> tuple[str, ...]:
         """Return the last names of the layers that are asked for, by group or by name, each once and in order.
 
@@ -207,7 +203,16 @@ def architecture_of(config: Mapping[str, Any]) -> Architecture:
         if name in ALL:
             raise ValueError(f"of model_type {kind!r}, which AutoModel does not load as {name}"[:200])
         raise ValueError(f"{name or kind}"[:200] + (f": {_NOT_TRAINED[name]}" if name in _NOT_TRAINED else ""))
-    return Architecture(_windowed(text, config))
+    # AutoModel goes by `model_type`, not by `architectures`; with `layer_types` it takes a Mistral for a Ministral:
+    # https://github.com/huggingface/transformers/blob/main/src/transformers/models/auto/configuration_auto.py
+    types = config.get("layer_types")
+    if text.model_type != "mistral" or types is None:
+        return Architecture(text)
+    if not isinstance(types, list):
+        raise ValueError(f"a Ministral to AutoModel: its layer_types are {types!r}"[:200])
+    # a Mistral has one window for all layers, and its default is not null
+    plain = "full_attention" if config.get("sliding_window", _DEFAULT_WINDOW) is None else "sliding_attention"
+    return Architecture(text if all(one == plain for one in types) else TEXT_MODELS["ministral"])
 
 
 def is_known(config: Mapping[str, Any]) -> bool:
@@ -215,19 +220,6 @@ def is_known(config: Mapping[str, Any]) -> bool:
     known = {*ALL, *TEXT_MODELS, _WRAPPER_TYPE}
     names = config.get("architectures") or [config.get("model_type")]
     return isinstance(names, list) and not known.isdisjoint(map(str, names))
-
-
-def _windowed(text: TextModel, config: Mapping[str, Any]) -> TextModel:
-    # AutoModel goes by `model_type`, not by `architectures`; with `layer_types` it takes a Mistral for a Ministral:
-    # https://github.com/huggingface/transformers/blob/main/src/transformers/models/auto/configuration_auto.py
-    types = config.get("layer_types")
-    if text.model_type != "mistral" or types is None:
-        return text
-    if not isinstance(types, list):
-        raise ValueError(f"a Ministral to AutoModel: its layer_types are {types!r}"[:200])
-    # a Mistral has one window for all layers, and its default is not null
-    plain = "full_attention" if config.get("sliding_window", _DEFAULT_WINDOW) is None else "sliding_attention"
-    return text if all(one == plain for one in types) else TEXT_MODELS["ministral"]
 
 
 def spelled_name(name: str, names: Iterable[str]) -> str:

@@ -67,8 +67,13 @@ class Encoder(ABC):
 
     @property
     def file_name(self) -> str:
-        """The name of that file in the folder of an adapter."""
-        return self.file.name
+        """The name of that file in the folder of an adapter.
+
+        It is that of the tokenizer's own file; of another file, the one by which the libraries find its kind.
+        """
+        if self.file.parent == self.tokenizer.path or self.file == self.tokenizer.path:
+            return self.file.name
+        return TEKKEN if self.tokenizer.oracle.kind == "tekken" else f"{SPM_MODEL}{self.file.suffix}"
 
     @property
     @abstractmethod
@@ -112,13 +117,6 @@ class OracleEncoder(Encoder):
     def file(self) -> Path:
         """The Mistral tokenizer file of the folder, which is not loaded, or of the tokenizer that is recognised."""
         return oracle_file(self.tokenizer.path) or self.tokenizer.oracle.path
-
-    @property
-    def file_name(self) -> str:
-        """The name of the folder's own file; of another file, the one by which the libraries find its kind."""
-        if self.file.parent == self.tokenizer.path or self.file == self.tokenizer.path:
-            return self.file.name
-        return TEKKEN if self.tokenizer.oracle.kind == "tekken" else f"{SPM_MODEL}{self.file.suffix}"
 
     @property
     def vocab_size(self) -> int:

@@ -87,7 +87,17 @@ def quantization_facts(config: Mapping[str, Any], place: str) -> dict[str, Any] 
     if declared is None:
         return None
     if not is_fp8(config):
-        raise _other_method(declared, place)
+        keys = ("quant_method", "quant_algo", "format", "quant_type", "bits")
+        given = declared if isinstance(declared, dict) else {"quantization_config": declared}
+        shown = {key: value for key, value in given.items() if key in keys or not isinstance(declared, dict)}
+        # without any of them, its own keys are the only names that it has
+        text = (
+            ", ".join(f"{key} {_short(value)}" for key, value in shown.items()) or f"with the keys {_short([*given])}"
+        )
+        step = _OTHER_COPY
+        if given.get("quant_method") == "bitsandbytes":
+            step = "Use the full base; base.quantization: nf4 in the recipe loads it in 4 bits."
+        raise PinError(f"the base is quantised: {text}", place=place, expected=_EXPECTED, next_step=step)
     block, form = declared.get("weight_block_size", DEFAULT_BLOCK), declared.get("scale_fmt", "float")
     sides = block if isinstance(block, list | tuple) else ()
     if block is not None and (len(sides) != 2 or any(type(side) is not int or side < 1 for side in sides)):
@@ -128,8 +138,7 @@ def fp8_layout(config: Mapping[str, Any], weights: Weights, place: str) -> Fp8La
     block = None if facts["weight_block_size"] is None else (*facts["weight_block_size"],)
     pairs = {name: name.removesuffix("weight") + _SCALE for name in matrices}
     for name, scale in pairs.items():
-        _check_matrix(name, scale, infos)
-        _check_scale(scale, name, infos, block, _SCALE_DTYPES[facts["scale_fmt"]])
+        _check_pair(name, scale, infos, block, _SCALE_DTYPES[facts["scale_fmt"]])
     if alone := sorted(scales - set(pairs.values())):
         found = f"{alone[0]} is the scale of no matrix in FP8"
         raise _refused(found, infos[alone[0]], "a matrix in F8_E4M3 beside each scale")
@@ -145,7 +154,9 @@ def fp8_layout(config: Mapping[str, Any], weights: Weights, place: str) -> Fp8La
     return Fp8Layout(block, pairs, frozenset({*pairs.values(), *(name for name in activations if name in infos)}))
 
 
-def _check_matrix(name: str, scale: str, infos: Mapping[str, TensorInfo]) -> None:
+def _check_pair(
+    name: str, scale: str, infos: Mapping[str, TensorInfo], block: tuple[int, int] | None, dtypes: Sequence[str]
+) -> None:
     info = infos[name]
     if info.dtype != "F8_E4M3":
         raise _refused(f"{name} is in {info.dtype}", info, "F8_E4M3, or a full weight")
@@ -157,28 +168,23 @@ def _check_matrix(name: str, scale: str, infos: Mapping[str, TensorInfo]) -> Non
         beside = [one for one in infos if one.startswith(name.removesuffix("weight")) and one != name]
         others = f"; beside it are {', '.join(beside[:3])}" if beside else ""
         raise _refused(f"{name} is in FP8, and its scale is missing{others}", info, scale)
-
-
-def _check_scale(
-    name: str, matrix: str, infos: Mapping[str, TensorInfo], block: tuple[int, int] | None, dtypes: Sequence[str]
-) -> None:
-    info, shape = infos[name], list(infos[name].shape)
-    if info.dtype not in dtypes:
-        raise _refused(f"{name} is in {info.dtype}", info, " or ".join(dtypes))
+    factor, shape = infos[scale], list(infos[scale].shape)
+    if factor.dtype not in dtypes:
+        raise _refused(f"{scale} is in {factor.dtype}", factor, " or ".join(dtypes))
     if block is None:
         # transformers holds a number without dimensions, and saves one in a list or a matrix of one
         if shape not in ([], [1], [1, 1]):
-            raise _refused(f"{name} has shape {shape}, and weight_block_size is null", info, "one number")
+            raise _refused(f"{scale} has shape {shape}, and weight_block_size is null", factor, "one number")
         return
-    rows, columns = infos[matrix].shape
+    rows, columns = info.shape
     if rows % block[0] or columns % block[1]:
-        found = f"{matrix} has shape {[rows, columns]}, which blocks of {block[0]} x {block[1]} do not divide"
-        raise _refused(found, infos[matrix], "a matrix of whole blocks, or a full one")
+        found = f"{name} has shape {[rows, columns]}, which blocks of {block[0]} x {block[1]} do not divide"
+        raise _refused(found, info, "a matrix of whole blocks, or a full one")
     grid = [rows // block[0], columns // block[1]]
     if shape != grid:
         turned = ", which is transposed" if shape == grid[::-1] else ""
         expected = f"{grid}: one number for each block of {block[0]} x {block[1]} in {rows} x {columns}"
-        raise _refused(f"{name} has shape {shape}{turned}", info, expected)
+        raise _refused(f"{scale} has shape {shape}{turned}", factor, expected)
 
 
 def _check_values(weights: Weights, scales: Mapping[str, str]) -> None:
@@ -193,18 +199,6 @@ def _check_values(weights: Weights, scales: Mapping[str, str]) -> None:
         if wrong > 0 and math.isfinite(wrong):
             found += f", with which {matrix} has weights up to {wrong * _E4M3_MAX:g}: the reciprocal of a scale?"
         raise _refused(found, weights.infos[name], "positive finite numbers, by which a weight is multiplied")
-
-
-def _other_method(declared: Any, place: str) -> PinError:
-    keys = ("quant_method", "quant_algo", "format", "quant_type", "bits")
-    given = declared if isinstance(declared, dict) else {"quantization_config": declared}
-    shown = {key: value for key, value in given.items() if key in keys or not isinstance(declared, dict)}
-    # without any of them, its own keys are the only names that it has
-    text = ", ".join(f"{key} {_short(value)}" for key, value in shown.items()) or f"with the keys {_short([*given])}"
-    step = _OTHER_COPY
-    if given.get("quant_method") == "bitsandbytes":
-        step = "Use the full base; base.quantization: nf4 in the recipe loads it in 4 bits."
-    return PinError(f"the base is quantised: {text}", place=place, expected=_EXPECTED, next_step=step)
 
 
 def _refused(found: str, at: TensorInfo | str, expected: str) -> PinError:
@@ -244,6 +238,7 @@ class DequantizedWeights(Weights):
 
     Attributes:
         layout: The layout of the scales.
+        stored: The tensors as the files have them.
     """
 
     def __init__(self, stored: Weights, layout: Fp8Layout, dtype: str) -> None:
@@ -254,7 +249,7 @@ class DequantizedWeights(Weights):
             layout: The layout of the scales.
             dtype: The dtype that headers give for a dequantised matrix, as torch names it.
         """
-        self.files, self._stored, self.layout = stored.files, stored, layout
+        self.files, self.stored, self.layout = stored.files, stored, layout
         code = DTYPES.get(dtype, "BF16")
         self.infos = {
             name: replace(info, dtype=code) if name in layout.scales else info
@@ -267,18 +262,13 @@ class DequantizedWeights(Weights):
         if name not in self.infos:
             raise KeyError(name)
         scale = self.layout.scales.get(name)
-        tensor = self._stored[name]
-        return tensor if scale is None else dequantize(tensor, self._stored[scale], self.layout.block)
+        tensor = self.stored[name]
+        return tensor if scale is None else dequantize(tensor, self.stored[scale], self.layout.block)
 
     def array(self, name: str) -> np.ndarray[Any, Any]:
         """Return a tensor as numpy has it; a dequantised matrix is made by torch."""
         found: np.ndarray[Any, Any] = self[name].numpy() if name in self.layout.scales else super().array(name)
         return found
-
-    @property
-    def stored(self) -> Weights:
-        """The tensors as the files have them."""
-        return self._stored
 
     def facts(self, itemsize: int) -> dict[str, Any]:
         """Return what a manifest records of them.

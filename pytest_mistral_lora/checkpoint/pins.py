@@ -40,6 +40,9 @@ TEXT_FILES = (
 WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json")
 """What is fetched beside `TEXT_FILES` with weights."""
 
+_WANTED = {False: [*TEXT_FILES], True: [*TEXT_FILES, *WEIGHT_FILES]}
+"""The same as one list, by whether weights are wanted."""
+
 NEVER = (
     # code, and pickles, which run code when they are read
     *("*.py", "*.pyc", "*.so", "*.pkl", "*.pickle", "*.bin", "*.pt", "*.pth", "*.ckpt"),
@@ -106,7 +109,14 @@ def resolve(repo: str, revision: str, *, weights: bool, verify: bool = False, pl
     hashed = {name for name in request.wanted(names) if verify or not name.endswith(".safetensors")}
     for name in names:
         check_file(folder / name, folder, listing, content=name in hashed)
-    request.check_complete(folder, names, listing, trouble)
+    # an interrupted download, or one without weights
+    here = set(request.wanted(names))
+    needed = set(request.wanted(listing or ())) | set(weight_names(folder) if weights else ())
+    missing = ", ".join(sorted(needed - here)) or ("" if here else "configuration or tokenizer file")
+    if missing and trouble is not None:
+        raise request._because(trouble, f"{missing} missing in {folder}; ")
+    if missing:
+        raise PinError(f"{repo} at {revision} has no {missing}", place=place)
     return folder
 
 
@@ -136,7 +146,7 @@ def find_commit(repo: str, name: str = "main", *, place: str = "", pinned: str =
     Raises:
         PinError: If there is no such repository, branch or tag, or neither Hub nor cache can tell.
     """
-    from huggingface_hub import errors
+    from huggingface_hub import constants, errors
 
     try:
         return FoundCommit(_asked_commit(repo, name), "hub")
@@ -145,9 +155,15 @@ def find_commit(repo: str, name: str = "main", *, place: str = "", pinned: str =
     except Exception as error:  # the types of requests or of httpx, by the version of huggingface_hub, and its own
         if COMMIT.fullmatch(name):
             return FoundCommit(name, "given")
-        if (cached := _fetched_commit(repo, name)) is None:
-            raise _unknown_commit(repo, name, error, place, pinned) from error
-        return FoundCommit(cached, "cache")
+        if (cached := _fetched_commit(repo, name)) is not None:
+            return FoundCommit(cached, "cache")
+        page = f"Or copy the commit from {constants.ENDPOINT}/{repo}/commits/{name}"
+        if not isinstance(error, errors.OfflineModeIsEnabled):
+            reason = _Request(repo, name, weights=False, place=place)._because(error)
+            raise PinError(reason.found, place=place, next_step=f"{reason.next_step} {page}") from error
+        found = f"offline mode is on (HF_HUB_OFFLINE), and {name} of {repo} is not in {constants.HF_HUB_CACHE}"
+        command = f"HF_HUB_OFFLINE=0 mistral-lora pin {pinned or shlex.quote(f'{repo}@{name}')}"
+        raise PinError(found, place=place, next_step=f"Online: {command}. {page}") from error
 
 
 def _asked_commit(repo: str, name: str) -> str:
@@ -158,19 +174,6 @@ def _asked_commit(repo: str, name: str) -> str:
     if not commit or COMMIT.fullmatch(commit) is None:
         raise ValueError(f"commit {commit!r}")
     return commit
-
-
-def _unknown_commit(repo: str, name: str, error: Exception, place: str, pinned: str) -> PinError:
-    """Return the error for a branch whose commit nobody can tell here."""
-    from huggingface_hub import constants, errors
-
-    page = f"Or copy the commit from {constants.ENDPOINT}/{repo}/commits/{name}"
-    if not isinstance(error, errors.OfflineModeIsEnabled):
-        reason = _Request(repo, name, weights=False, place=place)._because(error)
-        return PinError(reason.found, place=place, next_step=f"{reason.next_step} {page}")
-    found = f"offline mode is on (HF_HUB_OFFLINE), and {name} of {repo} is not in {constants.HF_HUB_CACHE}"
-    command = f"HF_HUB_OFFLINE=0 mistral-lora pin {pinned or shlex.quote(f'{repo}@{name}')}"
-    return PinError(found, place=place, next_step=f"Online: {command}. {page}")
 
 
 @dataclass(frozen=True)
@@ -184,11 +187,8 @@ class _Request:
 
     def wanted(self, names: Iterable[str]) -> list[str]:
         """Filter names as `snapshot_download` does."""
-        allowed = [name for name in names if any(fnmatch(name, pattern) for pattern in self.patterns())]
+        allowed = [name for name in names if any(fnmatch(name, pattern) for pattern in _WANTED[self.weights])]
         return [name for name in allowed if not any(fnmatch(name, pattern) for pattern in NEVER)]
-
-    def patterns(self) -> list[str]:
-        return [*TEXT_FILES, *WEIGHT_FILES] if self.weights else [*TEXT_FILES]
 
     def listing(self) -> tuple[Listing | None, Exception | None]:
         """Ask the endpoint for the commit's files; return None and the reason if it does not answer."""
@@ -214,7 +214,7 @@ class _Request:
             folder = snapshot_download(
                 self.repo,
                 revision=self.revision,
-                allow_patterns=self.patterns(),
+                allow_patterns=_WANTED[self.weights],
                 ignore_patterns=list(NEVER),
                 local_files_only=trouble is not None,
             )
@@ -225,18 +225,6 @@ class _Request:
         if path.name != self.revision or path.is_symlink():
             raise PinError(f"not the snapshot folder of commit {self.revision}", place=folder)
         return path
-
-    def check_complete(
-        self, folder: Path, names: Iterable[str], listing: Listing | None, trouble: Exception | None
-    ) -> None:
-        """Refuse a snapshot without all that was asked for: an interrupted download, or one without weights."""
-        here = set(self.wanted(names))
-        needed = set(self.wanted(listing or ())) | set(weight_names(folder) if self.weights else ())
-        missing = ", ".join(sorted(needed - here)) or ("" if here else "configuration or tokenizer file")
-        if missing and trouble is not None:
-            raise self._because(trouble, f"{missing} missing in {folder}; ")
-        if missing:
-            raise PinError(f"{self.repo} at {self.revision} has no {missing}", place=self.place)
 
     def _because(self, error: BaseException, missing: str = "") -> PinError:
         """Return the error for a failure of huggingface_hub or of its HTTP library: the reason, and a next step."""

@@ -131,13 +131,10 @@ class StoredVocabulary:
             return None
         return cls("spm", {number: piece.encode() for number, (piece, _) in enumerate(pieces)}, SPM_MODEL)
 
-    def same_as(self, oracle: Oracle) -> int:
-        """Return the number of an oracle's ids that stand for the same bytes here."""
-        return sum(self.tokens.get(number) == token for number, token in enumerate(oracle.vocabulary))
-
-    def added_to(self, oracle: Oracle) -> int:
-        """Return the number of ids that an oracle does not have."""
-        return sum(number >= oracle.vocab_size for number in self.tokens)
+    def counts(self, oracle: Oracle) -> tuple[int, int]:
+        """Return the number of an oracle's ids that stand for the same bytes here, and of ids that it does not have."""
+        same = sum(self.tokens.get(number) == token for number, token in enumerate(oracle.vocabulary))
+        return same, sum(number >= oracle.vocab_size for number in self.tokens)
 
     def first_difference(self, oracle: Oracle) -> str:
         """Return the first id that stands for other bytes than in an oracle; empty if there is none."""
@@ -211,13 +208,14 @@ def recognise_vocabulary(stored: StoredVocabulary, template: str, *, images: boo
         images: Whether the model reads images.
     """
     known = {name: shipped_oracle(name) for name in SHIPPED if name.startswith(stored.kind)}
-    same = {name: stored.same_as(oracle) for name, oracle in known.items()}
-    fits = {name: known[name] for name, count in same.items() if count == max(same.values())}
+    counts = {name: stored.counts(oracle) for name, oracle in known.items()}
+    most = max(same for same, _ in counts.values())
+    fits = {name: known[name] for name, (same, _) in counts.items() if same == most}
     generated = {name: one.chat_template().strip("\n") for name, one in fits.items()}
     same_template = [name for name, text in generated.items() if text == template.strip("\n")]
     with_images = [name for name, text in generated.items() if _IMAGE_MARKER in text]
     chosen = [*same_template, *(with_images if images or _IMAGE_MARKER in template else ()), *fits][0]
-    count, oracle, added = same[chosen], known[chosen], stored.added_to(known[chosen])
+    (count, added), oracle = counts[chosen], known[chosen]
     if 2 * count <= oracle.vocab_size:
         closest = f"{count:,} of the {oracle.vocab_size:,} ids of {chosen}, which is the closest one"
         reason = f"its vocabulary is not that of a tokenizer that is known here: it shares {closest}"
@@ -277,8 +275,7 @@ def accept_oracle(name: str, files: TokenizerFiles, fast: Any) -> Recognition:
     stored = StoredVocabulary.read(files)
     if stored is None:
         return Recognition(None, name, declared=True, reason="the folder has no vocabulary that loads")
-    same, added = stored.same_as(oracle), stored.added_to(oracle)
-    differs = stored.first_difference(oracle)
+    (same, added), differs = stored.counts(oracle), stored.first_difference(oracle)
     if not differs and fast is not None:
         for text, want, have in probe_differences(oracle, fast):
             differs = f"{text!r} gets the ids {list(have)}, and {list(want)} there"

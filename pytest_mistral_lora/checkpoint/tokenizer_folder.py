@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from pytest_mistral_lora.chat.oracle.hazards import MAX_CONTAINERS, json_hazard
 from pytest_mistral_lora.chat.reading import loads_strict
-from pytest_mistral_lora.checkpoint.hub_cache import link_homes, snapshot_of
+from pytest_mistral_lora.checkpoint.hub_cache import link_homes
 from pytest_mistral_lora.errors import TokenizerError
 
 TEKKEN = "tekken.json"
@@ -176,11 +176,6 @@ class TokenizerFiles:
     def mistral_files(self) -> tuple[str, ...]:
         """The names of Mistral's own tokenizer files: `tekken.json` and `tokenizer.model.vN`."""
         return tuple(name for name in self.names if name == TEKKEN or fnmatch(name, "*.model.v[0-9]*"))
-
-    @cached_property
-    def snapshot(self) -> tuple[str, str] | None:
-        """The repository and the commit, if the folder is a snapshot of the Hub's cache; else None."""
-        return snapshot_of(self.path)
 
     def _hazard(self, name: str) -> Fault | None:
         file = self.file(name)

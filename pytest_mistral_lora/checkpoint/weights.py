@@ -215,11 +215,6 @@ class Weights(Mapping[str, "torch.Tensor"]):
         """Return the number of tensors."""
         return len(self.infos)
 
-    @property
-    def stored(self) -> Weights:
-        """The tensors as the files have them: these."""
-        return self
-
 
 def write_safetensors(
     file: Path, shapes: Mapping[str, Sequence[int]], dtype: str, tensor: Callable[[str], torch.Tensor]

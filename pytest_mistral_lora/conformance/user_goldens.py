@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pytest_mistral_lora.chat.reading import scan_jsonl
 from pytest_mistral_lora.chat.rows import Row, parse_row
+from pytest_mistral_lora.checkpoint.hub_cache import snapshot_of
 from pytest_mistral_lora.conformance.checks import Check, Settings
 from pytest_mistral_lora.conformance.finding import Finding, Result
 from pytest_mistral_lora.conformance.model_targets import AdapterTarget
@@ -145,7 +146,7 @@ def _record_packaged(target: Target, folder: Path) -> Result:
     if target.shipped_name is not None:
         return Result(not_checked=f"the packaged goldens of {target.shipped_name} are those of this file")
     try:
-        home, written = record_set(target.oracle, folder, target.tokenizer.files.snapshot)
+        home, written = record_set(target.oracle, folder, snapshot_of(target.tokenizer.path))
     except OracleRejection as error:
         return Result((Finding("ML007", error.found, error.place, error.expected),))
     except InputError as error:

@@ -80,7 +80,7 @@ def _vocabulary_findings(file: GgufFile, oracle: Oracle) -> Iterator[Finding]:
         return
     differs = stored.first_difference(oracle)
     if differs:
-        count = oracle.vocab_size - stored.same_as(oracle)
+        count = oracle.vocab_size - stored.counts(oracle)[0]
         yield Finding("ML912", f"{count:,} ids stand for other bytes: {differs}", place, f"those of {oracle.path.name}")
     types = file.setting("token_type") or []
     # a converter fills the rows of a larger embedding matrix with unused tokens

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pytest_mistral_lora.checkpoint.hub_cache import check_file, kept_listing
+from pytest_mistral_lora.checkpoint.hub_cache import check_file, kept_listing, snapshot_of
 from pytest_mistral_lora.checkpoint.recognition import PROBES, Recognition, spm_pieces
 from pytest_mistral_lora.checkpoint.tokenizer_folder import (
     ADDED_TOKENS,
@@ -149,8 +149,8 @@ def _facts(files: TokenizerFiles) -> Iterator[tuple[str, Any]]:
     yield "tokenizer_file", TOKENIZER_JSON if TOKENIZER_JSON in hashes else "converted from the Mistral file"
     yield "template_place", loaded_place(files) or "none"
     yield "tokenizer_class", files.json(TOKENIZER_CONFIG).get("tokenizer_class")
-    if files.snapshot is not None:
-        yield from zip(("repository", "revision"), files.snapshot, strict=True)
+    if (snapshot := snapshot_of(files.path)) is not None:
+        yield from zip(("repository", "revision"), snapshot, strict=True)
 
 
 def nothing_cut_or_padded(target: Target) -> Iterator[Finding]:
@@ -222,7 +222,7 @@ def one_tokenizer(target: Target) -> Iterator[Finding]:
 def one_revision(target: Target) -> Iterator[Finding]:
     """Yield ML212 for files that are not of the snapshot's commit, or were fetched at different commits."""
     files = target.tokenizer.files
-    if files.snapshot is not None:
+    if snapshot_of(files.path) is not None:
         listing = kept_listing(files.path)
         for name in files.digests:
             try:

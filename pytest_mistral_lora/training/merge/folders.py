@@ -18,7 +18,7 @@ from pytest_mistral_lora.chat.oracle import Oracle
 from pytest_mistral_lora.chat.reading import read_json
 from pytest_mistral_lora.checkpoint.architectures import TIE
 from pytest_mistral_lora.checkpoint.base_model import base_weights, read_config, weight_files
-from pytest_mistral_lora.checkpoint.fp8 import declared_quantization, is_fp8, without_quantization
+from pytest_mistral_lora.checkpoint.fp8 import DequantizedWeights, declared_quantization, is_fp8, without_quantization
 from pytest_mistral_lora.checkpoint.pins import TEXT_FILES
 from pytest_mistral_lora.checkpoint.tokenizer_folder import SPM_MODEL, TOKENIZER_CONFIG
 from pytest_mistral_lora.checkpoint.tokenizers import TEKKEN, TOKENIZER_JSON, convert, oracle_file
@@ -119,7 +119,8 @@ def require_full_weights(base: Path) -> Weights:
         return weights
     # transformers loads by the index, and this module by the files: they must agree
     listed = read_json(index).get("weight_map")
-    found = {name: info.file.name for name, info in weights.stored.infos.items()}
+    stored = weights.stored if isinstance(weights, DequantizedWeights) else weights
+    found = {name: info.file.name for name, info in stored.infos.items()}
     if listed != found:
         odd = sorted(dict(found.items() ^ (listed or {}).items()))[:1] or ["weight_map"]
         raise InputError(f"{odd[0]} is not where the index says", place=str(index), expected="an index of these files")
