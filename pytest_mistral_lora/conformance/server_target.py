@@ -178,10 +178,11 @@ class ServerTarget(Target):
         """The golden transcripts whose prompts have the ids of the tokenizer, and the findings of the others."""
         from pytest_mistral_lora.checkpoint.encoder import make_encoder
         from pytest_mistral_lora.conformance.transcript import prompt_finding, read_transcripts
-        from pytest_mistral_lora.records.transcripts import TRANSCRIPTS, transcript_files
+        from pytest_mistral_lora.records.goldens import golden_paths
+        from pytest_mistral_lora.records.transcripts import TRANSCRIPTS
 
         places = self.golden or (() if self.adapter is None else (self.adapter / TRANSCRIPTS,))
-        files = [file for one in places for file in (transcript_files(one) if one.is_dir() else [one])]
+        files = [file for one in places for file in (golden_paths(one) if one.is_dir() else [one])]
         found, wrong = read_transcripts(files)
         sound = []
         for one in found:

@@ -14,7 +14,8 @@ from pytest_mistral_lora.conformance.finding import Finding, Result
 from pytest_mistral_lora.conformance.model_targets import AdapterTarget
 from pytest_mistral_lora.errors import InputError, PinError, TokenizerError
 from pytest_mistral_lora.records.adapter_folder import AdapterFolder
-from pytest_mistral_lora.records.transcripts import TRANSCRIPTS, Transcript, load, transcript_files
+from pytest_mistral_lora.records.goldens import golden_paths
+from pytest_mistral_lora.records.transcripts import TRANSCRIPTS, Transcript, load
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.checkpoint.encoder import Encoder
@@ -143,7 +144,7 @@ class TranscriptChecks:
     @cached_property
     def paths(self) -> list[Path]:
         """The files of the transcripts."""
-        return [self.golden] if self.golden.is_file() else transcript_files(self.golden)
+        return [self.golden] if self.golden.is_file() else golden_paths(self.golden)
 
     @cached_property
     def _read(self) -> tuple[Sequence[Transcript], Sequence[Finding]]:

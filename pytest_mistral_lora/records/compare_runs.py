@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pytest_mistral_lora.chat.difference import equal_beginning
-from pytest_mistral_lora.records.manifest import Manifest, load
+from pytest_mistral_lora.records.goldens import golden_paths
+from pytest_mistral_lora.records.manifest import load
 from pytest_mistral_lora.records.tensors import TensorsDiff, diff_tensors, tensor_files
-from pytest_mistral_lora.records.transcripts import TRANSCRIPTS, load_folder, transcript_files
+from pytest_mistral_lora.records.transcripts import TRANSCRIPTS, load_folder
 
 _GROUP_OF = {
     "recipe": "recipe",
@@ -152,11 +153,7 @@ def compare_runs(a: Path, b: Path) -> RunsDiff:
     if kinds[0] == kinds[1]:
         without = next((folder for folder in (a, b) if not tensor_files(folder)), None)
         tensors = diff_tensors(a, b) if without is None else f"no tensors in {without}"
-    return RunsDiff(a, b, _changed_fields(*records), tensors, _compare_answers(a, b))
-
-
-def _changed_fields(a: Manifest, b: Manifest) -> tuple[ChangedField, ...]:
-    first, second = ({name: part for name, part in one.data.items() if name != _SEAL} for one in (a, b))
+    first, second = ({name: part for name, part in one.data.items() if name != _SEAL} for one in records)
     changed = []
     for path, *sides in _differences((), first, second):
         names = (".".join(map(str, path[:2])), str(path[0]))
@@ -166,7 +163,8 @@ def _changed_fields(a: Manifest, b: Manifest) -> tuple[ChangedField, ...]:
             plain = isinstance(step, str) and step.replace("-", "_").isidentifier()
             json_path += f".{step}" if plain else f"[{step!r}]"
         changed.append(ChangedField(group, json_path, *sides))
-    return tuple(sorted(changed, key=lambda field: GROUPS.index(field.group)))
+    changed.sort(key=lambda field: GROUPS.index(field.group))
+    return RunsDiff(a, b, tuple(changed), tensors, _compare_answers(a, b))
 
 
 def _differences(path: tuple[str | int, ...], a: Any, b: Any) -> Iterator[tuple[tuple[str | int, ...], Any, Any]]:
@@ -184,7 +182,7 @@ def _differences(path: tuple[str | int, ...], a: Any, b: Any) -> Iterator[tuple[
 
 def _compare_answers(a: Path, b: Path) -> AnswersDiff | str:
     for folder in (a, b):
-        if not transcript_files(folder / TRANSCRIPTS):
+        if not golden_paths(folder / TRANSCRIPTS):
             return f"no transcripts in {folder}"
     first, second = ({one.case: one for one in load_folder(folder / TRANSCRIPTS)} for folder in (a, b))
     shared = [case for case in first if case in second]

@@ -216,41 +216,35 @@ def recount_rows(
         train: The training files in recipe order.
         held: The files that were held out, in recipe order; None if they are missing.
     """
-    data = folder.require_manifest().data
+    data, has_tokens = folder.require_manifest().data, True
     try:
         stats = _split_stats(folder, _split_rows(data, train, (), held_out=False))
-        held_out = None
-        if held is not None:
-            held_out = _split_stats(folder, _split_rows(data, train, held, held_out=True))
+        held_out = None if held is None else _split_stats(folder, _split_rows(data, train, held, held_out=True))
     except _EncodingError as error:
         yield "masking.ids_sha256", error
         if "drop" in (data["dataset"].get("truncation"), data["dataset"].get("unsupervised")):
             return  # without tokens, nothing shows which rows a policy dropped
         try:
-            yield from _row_values(
-                _split_stats(folder, _split_rows(data, train, (), held_out=False), without_tokens=True)
-            )
+            stats = _split_stats(folder, _split_rows(data, train, (), held_out=False), without_tokens=True)
         except MistralLoraError as unreadable:
             yield "dataset.rows_sha256", unreadable
-        return
+            return
+        has_tokens = False
     except MistralLoraError as error:
         yield "dataset.rows_sha256", error
         return
-    yield from _row_values(stats)
+    yield "dataset.rows", stats.tally.rows
+    yield "dataset.rows_used", stats.tally.used
+    yield "dataset.rows_sha256", stats.sha256["rows"]
+    if not has_tokens:
+        return
     yield from ((f"dataset.{name}", found) for name, found in removed_counts(stats.tally).items())
     yield from ((f"masking.{name}", found) for name, found in token_stats(stats).items())
     if held_out is not None:
         yield "dataset.held_out_rows", held_out.tally.used
         yield "dataset.held_out_rows_sha256", held_out.sha256["rows"]
-        yield from (
-            (f"dataset.held_out_removed.{name}", found) for name, found in removed_counts(held_out.tally).items()
-        )
-
-
-def _row_values(stats: SplitStats) -> Iterator[tuple[str, Any]]:
-    yield "dataset.rows", stats.tally.rows
-    yield "dataset.rows_used", stats.tally.used
-    yield "dataset.rows_sha256", stats.sha256["rows"]
+        removed = removed_counts(held_out.tally).items()
+        yield from ((f"dataset.held_out_removed.{name}", found) for name, found in removed)
 
 
 def _split_rows(

@@ -190,7 +190,7 @@ def record(case: Case, tokenizer: CheckpointTokenizer, folder: Path) -> Golden:
 
 
 def golden_paths(folder: Path) -> list[Path]:
-    """Return the golden files of a folder, by name."""
+    """Return the golden files of a folder, of renderings or of transcripts, by name."""
     return sorted(folder.glob("*.json"))
 
 

@@ -159,16 +159,13 @@ def code_of(folder: Path) -> dict[str, Any] | None:
     Files that Git does not track do not count as changes. The result is None outside of a repository, in one without a
     commit, and without Git.
     """
-    commit = _git(folder, "rev-parse", "--verify", "HEAD")
-    changes = _git(folder, "status", "--porcelain", "--untracked-files=no")
-    return None if commit is None or changes is None else {"commit": commit, "dirty": bool(changes)}
-
-
-def _git(folder: Path, *arguments: str) -> str | None:
     # fsmonitor is a command of the repository's own configuration: it must not run because a model is trained there
-    command = ["git", "-C", str(folder), "-c", "core.fsmonitor=false", *arguments]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_LONGEST_S, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()
+    git = ("git", "-C", str(folder), "-c", "core.fsmonitor=false")
+    found: list[str] = []
+    for question in (("rev-parse", "--verify", "HEAD"), ("status", "--porcelain", "--untracked-files=no")):
+        try:
+            done = subprocess.run((*git, *question), capture_output=True, text=True, timeout=_LONGEST_S, check=True)
+        except (OSError, subprocess.SubprocessError):
+            return None
+        found.append(done.stdout.strip())
+    return {"commit": found[0], "dirty": bool(found[1])}

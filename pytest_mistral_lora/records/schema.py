@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, reduce
+from operator import getitem
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -122,20 +123,15 @@ class RecordSchema:
 
     def _description(self, path: Sequence[str | int]) -> str:
         """Return the description of the value at a path."""
-        place: Mapping[str, Any] = self._subschema(self._body)
+        whole: Any = self.data
+        place: Mapping[str, Any] = reduce(getitem, self._body, whole)
         for step in path:
             inner = place.get("items") if isinstance(step, int) else place.get("properties", {}).get(step)
             place = inner or {}
             if "$ref" in place:
                 # keys beside a reference count, too: a description there is the one of this use
-                place = {**self._subschema(place["$ref"].removeprefix("#/").split("/")), **place}
+                place = {**reduce(getitem, place["$ref"].removeprefix("#/").split("/"), whole), **place}
         return str(place.get("description", "a value"))
-
-    def _subschema(self, keys: Sequence[str]) -> Mapping[str, Any]:
-        place: Mapping[str, Any] = self.data
-        for key in keys:
-            place = place[key]
-        return place
 
 
 _EXPECTED = {

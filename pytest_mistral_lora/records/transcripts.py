@@ -13,6 +13,7 @@ from pytest_mistral_lora.chat.reading import read_json
 from pytest_mistral_lora.chat.rows import Row, compact_json, parse_row
 from pytest_mistral_lora.errors import InputError, RowError
 from pytest_mistral_lora.records.files import Written, put_text, require_folder, write_text
+from pytest_mistral_lora.records.goldens import golden_paths
 from pytest_mistral_lora.records.schema import RecordSchema, Violation, require_valid
 
 TRANSCRIPTS = "transcripts"
@@ -169,7 +170,7 @@ def load_folder(folder: Path) -> list[Transcript]:
     """
     if folder.name == TRANSCRIPTS:
         require_folder(folder.parent)
-    found = [folder] if folder.is_file() else transcript_files(folder)
+    found = [folder] if folder.is_file() else golden_paths(folder)
     if not found:
         missing = "no transcripts" if folder.is_dir() else "no such folder"
         raise InputError(
@@ -179,11 +180,6 @@ def load_folder(folder: Path) -> list[Transcript]:
             "evaluation.generations.",
         )
     return [load(file) for file in found]
-
-
-def transcript_files(folder: Path) -> list[Path]:
-    """Return the transcript files of a folder, by name."""
-    return sorted(folder.glob("*.json"))
 
 
 def violations(data: Any, case: str) -> list[Violation]:

@@ -18,9 +18,10 @@ from pytest_mistral_lora.checkpoint.encoder import Encoder
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.records.adapter_folder import AdapterFolder
 from pytest_mistral_lora.records.files import Written
+from pytest_mistral_lora.records.goldens import golden_paths
 from pytest_mistral_lora.records.manifest import MANIFEST
 from pytest_mistral_lora.records.schema import error_in_words
-from pytest_mistral_lora.records.transcripts import Transcript, load_folder, transcript_files
+from pytest_mistral_lora.records.transcripts import Transcript, load_folder
 from pytest_mistral_lora.training.generate import adapter_effect, generate, load_adapted, probe
 from pytest_mistral_lora.training.generate.record import record, tokenizer_identity
 from pytest_mistral_lora.training.recipe import Evaluation
@@ -167,7 +168,7 @@ def record_rows(
     Raises:
         InputError: If adapter, base and rows do not go together, or the folder has transcripts.
     """
-    if transcript_files(folder):
+    if golden_paths(folder):
         raise InputError("has transcripts already", place=str(folder), next_step="Remove them or name another folder.")
     spec = model_spec(adapter, base, device=device)
     for row in rows:

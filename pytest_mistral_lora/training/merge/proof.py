@@ -23,9 +23,10 @@ from pytest_mistral_lora.checkpoint.base_model import (
 from pytest_mistral_lora.checkpoint.weights import Weights
 from pytest_mistral_lora.errors import InputError, MergeError, and_more
 from pytest_mistral_lora.records.adapter_folder import FARTHEST, AdapterFolder
+from pytest_mistral_lora.records.goldens import golden_paths
 from pytest_mistral_lora.records.judgement import AnswerJudgement, check_prompt, difference_text
 from pytest_mistral_lora.records.merged_weights import inexact_tensors
-from pytest_mistral_lora.records.transcripts import TRANSCRIPTS, Transcript, load_folder, transcript_files
+from pytest_mistral_lora.records.transcripts import TRANSCRIPTS, Transcript, load_folder
 from pytest_mistral_lora.training.generate.judge import judge
 from pytest_mistral_lora.training.generate.model_spec import ModelSpec, Question, ask
 from pytest_mistral_lora.training.generate.record import next_token_logits
@@ -119,7 +120,7 @@ def proof_questions(adapter: AdapterFolder, golden: Path | None) -> list[Questio
         InputError: If there is no prompt, or one is encoded into other ids than it was.
     """
     own, rendered = adapter.path / TRANSCRIPTS, adapter.path / RENDERED
-    if golden is not None or transcript_files(own):
+    if golden is not None or golden_paths(own):
         transcripts = load_folder(own if golden is None else golden)
         for one in transcripts:
             check_prompt(adapter.encoder, one)
