@@ -187,31 +187,18 @@ DATA_SUFFIXES = (*ROW_SUFFIXES, ".json", ".parquet", ".arrow", ".csv", ".tsv", "
 """Suffixes of files that hold records."""
 
 
-def _trainer_step(trainer: str, path: str, config: Mapping[Any, Any]) -> str:
-    """Return the sentences with the commands that read a configuration of a trainer.
-
-    Args:
-        trainer: A key of `_TRAINERS`.
-        path: The configuration.
-        config: Its content.
-    """
-    base = config[_TRAINERS[trainer][0]]
-    is_here = isinstance(base, str) and Path(base).is_dir()
-    runner = trainer.lower().replace("-", "")
-    command = f"mistral-lora audit --runner {runner} --config {shlex.quote(path)} --tokenizer "
-    command += shlex.quote(base) if is_here else "PATH"
-    named = "" if is_here or not isinstance(base, str) else f", with the folder of {base:.80} as PATH"
-    return (
-        f"Judge its rows{named}: {command}. Convert its data: mistral-lora import {shlex.quote(path)} --to rows.jsonl"
-    )
-
-
 def configuration_answer(path: Path, config: Mapping[Any, Any]) -> tuple[str, str] | None:
     """Return the name of a YAML or JSON file of another tool, and the next step; None if no tool is known."""
     quoted = shlex.quote(str(path))
     for trainer, (model, keys) in _TRAINERS.items():
         if model in config and keys & config.keys():
-            return f"a configuration of {trainer}", _trainer_step(trainer, str(path), config)
+            base = config[model]
+            is_here = isinstance(base, str) and Path(base).is_dir()
+            command = f"mistral-lora audit --runner {trainer.lower().replace('-', '')} --config {quoted} --tokenizer "
+            command += shlex.quote(base) if is_here else "PATH"
+            named = "" if is_here or not isinstance(base, str) else f", with the folder of {base:.80} as PATH"
+            step = f"Judge its rows{named}: {command}. Convert its data: mistral-lora import {quoted} --to rows.jsonl"
+            return f"a configuration of {trainer}", step
     if "model_id_or_path" in config and isinstance(config.get("data"), Mapping):
         data = config["data"].get("instruct_data") or "DATA"
         step = f"Convert its data: mistral-lora import {shlex.quote(str(data))} --to rows.jsonl"
@@ -251,7 +238,13 @@ def file_answer(path: Path, head: bytes) -> tuple[str, str] | None:
         return "a Python pickle, which can run code", "Save it as safetensors."
     text = head.decode("utf-8", "replace")
     if suffix == ".py":
-        return _script_answer(name, text, quoted)
+        if name.startswith("test_") or name.endswith("_test.py") or name == "conftest.py" or "\ndef test_" in text:
+            return "a pytest file", f"Run it: pytest {quoted}"
+        dataset = "--tokenizer PATH --dataset rows.jsonl"
+        if re.search(r"^\s*(from|import)\s+trl\b", text, re.MULTILINE):
+            step = f"Judge the rows of its configuration: mistral-lora audit --runner trl --config trl.yaml {dataset}"
+            return "a script that uses TRL", step
+        return "a Python script", f"If it encodes rows, judge them: mistral-lora audit --runner {quoted} {dataset}"
     made_of = re.search(r"^\s*FROM\s+(\S+)", text, re.MULTILINE)
     if made_of and (name.startswith("Modelfile") or re.search(r"^(TEMPLATE|PARAMETER|ADAPTER)\s", text, re.MULTILINE)):
         served = shlex.quote(made_of[1]) if Path(made_of[1]).is_dir() else "FOLDER"
@@ -264,16 +257,6 @@ def file_answer(path: Path, head: bytes) -> tuple[str, str] | None:
     if suffix in (".md", ".rst", ".html", ".ipynb", ".log"):
         return "a text for people", "Name the recipe, the rows, the adapter or the tokenizer that it is about."
     return None
-
-
-def _script_answer(name: str, text: str, quoted: str) -> tuple[str, str]:
-    if name.startswith("test_") or name.endswith("_test.py") or name == "conftest.py" or "\ndef test_" in text:
-        return "a pytest file", f"Run it: pytest {quoted}"
-    dataset = "--tokenizer PATH --dataset rows.jsonl"
-    if re.search(r"^\s*(from|import)\s+trl\b", text, re.MULTILINE):
-        step = f"Judge the rows of its configuration: mistral-lora audit --runner trl --config trl.yaml {dataset}"
-        return "a script that uses TRL", step
-    return "a Python script", f"If it encodes rows, judge them: mistral-lora audit --runner {quoted} {dataset}"
 
 
 def folder_answer(path: Path) -> tuple[str, str]:

@@ -56,12 +56,6 @@ SHIPPED = {
 }
 """Our name for each tokenizer file that mistral-common ships, and the file's name."""
 
-_ENCODERS = {
-    "encode_system_message": "system",
-    "encode_user_message": "user",
-    "encode_assistant_message": "assistant",
-    "encode_tool_message": "tool",
-}
 _SPM_NAMES = "SentencePiece file named *.model.v1 … *.model.v7"
 _Request = ChatCompletionRequest[FinetuningMessage]
 
@@ -135,7 +129,7 @@ class Oracle:
             raise TokenizerError(wrong, place=str(self.path), expected=expected)
         self._templates: dict[bool | None, str] = {}
         self._trace = EncoderTrace()
-        self._wrap_encoders()
+        self._trace.follow(self._text, self._instruct)
         self._plain_rows = PlainRows(self._normalised)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -253,14 +247,6 @@ class Oracle:
             generate = FunctionType(own.__code__, names, None, own.__defaults__, own.__closure__)
             self._templates[plain_thinking] = trust(str(generate(self.path, None, True, plain_thinking)))
         return self._templates[plain_thinking]
-
-    def _wrap_encoders(self) -> None:
-        # The objects are this oracle's own, so wrapping their methods changes nothing elsewhere.
-        self._text.encode = self._trace.wrap_text_encoder(self._text.encode)
-        for name, role in _ENCODERS.items():
-            setattr(self._instruct, name, self._trace.wrap_message_encoder(role, getattr(self._instruct, name)))
-        # encode_instruct decodes every conversation for a debugging text that we do not use: a third of its time.
-        self._instruct.decode = lambda *args, **kwargs: ""
 
     def _normalised(self, row: Row, mode: ValidationMode = ValidationMode.finetuning) -> Any:
         """Return the normalised request of a row, or raise mistral-common's error if it is refused."""

@@ -1,6 +1,6 @@
 """A trace of mistral-common's encoders: which turn and which text each token comes from.
 
-The encoders are wrapped, and note their results while they work. The notes are then aligned with the ids of the
+The encoders are called through the trace, which notes their results. The notes are then aligned with the ids of the
 conversation, so that no marker is searched for in text or ids.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Collection, Container, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 from pytest_mistral_lora.chat.encoded import Span, SpanKind
@@ -88,9 +89,17 @@ class TextCache(dict[str, tuple[int, ...]]):
         return ids
 
 
+_ENCODERS = {
+    "encode_system_message": "system",
+    "encode_user_message": "user",
+    "encode_assistant_message": "assistant",
+    "encode_tool_message": "tool",
+}
+
+
 @dataclass
 class EncoderTrace:
-    """Wraps encoders and notes their results; not safe to share between threads.
+    """Notes the results of encoders that are called through it; not safe to share between threads.
 
     Attributes:
         turns: The turns that were encoded since the list was last cleared.
@@ -99,28 +108,32 @@ class EncoderTrace:
     turns: list[TracedTurn] = field(default_factory=list)
     _texts: list[_Text] = field(default_factory=list)
 
-    def wrap_text_encoder(self, encode: Callable[..., list[int]]) -> Callable[..., list[int]]:
-        """Return an encoder of texts that notes each text with its ids."""
-        known = TextCache(encode)
+    def follow(self, text: Any, instruct: Any) -> None:
+        """Call the encoders of mistral-common's two tokenizers, of texts and of messages, through this trace.
 
-        def noting(s: str, *args: Any, **kwargs: Any) -> list[int]:
-            ids = known[s] if not args and kwargs == _BARE else tuple(encode(s, *args, **kwargs))
-            self._texts.append((s, ids))
-            return list(ids)  # A copy: mistral-common's callers append to the list that they get.
+        The objects have to be the caller's own, so that other methods in their place change nothing elsewhere.
+        """
+        text.encode = partial(self.encode_text, text.encode, TextCache(text.encode))
+        for name, role in _ENCODERS.items():
+            setattr(instruct, name, partial(self.encode_message, role, getattr(instruct, name)))
+        # encode_instruct decodes every conversation for a debugging text that we do not use: a third of its time.
+        instruct.decode = lambda *args, **kwargs: ""
 
-        return noting
+    def encode_text(
+        self, encode: Callable[..., list[int]], known: TextCache, /, s: str, *args: Any, **kwargs: Any
+    ) -> list[int]:
+        """Encode a text by `encode`, whose bare results are `known`, and note it with its ids."""
+        ids = known[s] if not args and kwargs == _BARE else tuple(encode(s, *args, **kwargs))
+        self._texts.append((s, ids))
+        return list(ids)  # A copy: mistral-common's callers append to the list that they get.
 
-    def wrap_message_encoder(self, role: str, encode: Callable[..., Any]) -> Callable[..., Any]:
-        """Return an encoder of messages that notes its result: ids, or a tuple that starts with ids."""
-
-        def noting(*args: Any, **kwargs: Any) -> Any:
-            self._texts.clear()
-            result = encode(*args, **kwargs)
-            ids = result[0] if isinstance(result, tuple) else result
-            self.turns.append(TracedTurn(role, tuple(ids), tuple(self._texts)))
-            return result
-
-        return noting
+    def encode_message(self, role: str, encode: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+        """Encode a message by `encode`, and note its result: ids, or a tuple that starts with ids."""
+        self._texts.clear()
+        result = encode(*args, **kwargs)
+        ids = result[0] if isinstance(result, tuple) else result
+        self.turns.append(TracedTurn(role, tuple(ids), tuple(self._texts)))
+        return result
 
 
 def split_turn(traced: TracedTurn, control: Container[int]) -> Turn:

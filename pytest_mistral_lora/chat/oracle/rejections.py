@@ -7,7 +7,7 @@ is not in the table is passed on in mistral-common's own words.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from pytest_mistral_lora.chat.remedies import import_command
@@ -54,21 +54,16 @@ def is_our_call(error: Exception) -> bool:
     return isinstance(error, AttributeError | TypeError) and module.startswith("pytest_mistral_lora.")
 
 
-def _call_ids(row: Row) -> Iterator[tuple[str, object]]:
+def _call_id(row: Row, match: re.Match[str]) -> str:
+    """Return the field of the tool-call id that the message quotes; if it quotes none, of the first that is missing."""
+    wanted = match.groups() or (None, "null", "")
     for index, message in enumerate(row.messages):
         for number, call in enumerate(message.get("tool_calls") or ()):
-            call_id = call.get("id")
-            yield f"messages[{index}].tool_calls[{number}].id", "null" if call_id is None else call_id
-        if message["role"] == "tool":
-            yield f"messages[{index}].tool_call_id", message.get("tool_call_id")
-
-
-def _call_id(row: Row, match: re.Match[str]) -> str:
-    return next((path for path, value in _call_ids(row) if value == match.group(1)), "messages")
-
-
-def _no_call_id(row: Row, match: re.Match[str]) -> str:
-    return next((path for path, value in _call_ids(row) if value in (None, "null", "")), "messages")
+            if ("null" if call.get("id") is None else call["id"]) in wanted:
+                return f"messages[{index}].tool_calls[{number}].id"
+        if message["role"] == "tool" and message.get("tool_call_id") in wanted:
+            return f"messages[{index}].tool_call_id"
+    return "messages"
 
 
 def _function_name(row: Row, match: re.Match[str]) -> str:
@@ -134,9 +129,9 @@ class _Rejection:
 _NINE = "9 letters or digits (a-z, A-Z, 0-9)"
 _REJECTIONS = (
     _Rejection(r"(?s)Tool call id was (.*) but must be", r"tool-call id '\1'", _NINE, _call_id),
-    _Rejection(r"Tool call id (of assistant|has to be)", "no tool-call id", _NINE, _no_call_id),
-    _Rejection(r"Tool call id must be a non-empty", "no tool-call id", "a non-empty tool-call id", _no_call_id),
-    _Rejection(r"Tool call id 'null'", "no tool-call id", _NINE, _no_call_id),
+    _Rejection(r"Tool call id (?:of assistant|has to be)", "no tool-call id", _NINE, _call_id),
+    _Rejection(r"Tool call id must be a non-empty", "no tool-call id", "a non-empty tool-call id", _call_id),
+    _Rejection(r"Tool call id 'null'", "no tool-call id", _NINE, _call_id),
     _Rejection(
         r"Unexpected role '(\w+)' after role '(\w+)'",
         r"role '\1' straight after role '\2'",

@@ -156,8 +156,13 @@ class ChatTemplate:
         """
         row = as_row(row)
         text, _ = self._render(row)
-        marked, marker = self._marked(row)
-        broken = self._render(marked)[0]
+        # the same row, with each control token that it spells broken by a private-use character that it does not have
+        data = row.to_json()
+        used = set(json.dumps(data, ensure_ascii=False))
+        marker = next(chr(code) for code in range(0xE000, 0xF900) if chr(code) not in used)
+        data = _map_strings(data, lambda text: self._literals.sub(lambda m: m[0][0] + marker + m[0][1:], text))
+        tools = tuple(data["tools"]) if row.tools else None
+        broken = self._render(replace(row, messages=tuple(data["messages"]), tools=tools))[0]
         parts: list[tuple[bool, str]] = []
         end = 0
         for match in self._literals.finditer(broken):
@@ -232,16 +237,6 @@ class ChatTemplate:
             refused = "" if error.found.startswith("the chat template ") else "the chat template refuses the row: "
             raise RowError(f"{refused}{error.found}", place=row.place) from error
         return found["text"], found["spans"]
-
-    def _marked(self, row: Row) -> tuple[Row, str]:
-        """Break every control token that the row spells, with a private-use character that the row does not have."""
-        used = set(json.dumps(row.to_json(), ensure_ascii=False))
-        marker = next(chr(code) for code in range(0xE000, 0xF900) if chr(code) not in used)
-        broken = _map_strings(
-            row.to_json(), lambda text: self._literals.sub(lambda m: m[0][0] + marker + m[0][1:], text)
-        )
-        tools = tuple(broken["tools"]) if row.tools else None
-        return replace(row, messages=tuple(broken["messages"]), tools=tools), marker
 
 
 def _plain(message: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 from collections.abc import Mapping
@@ -10,14 +11,7 @@ from typing import Any
 
 from pytest_mistral_lora.chat.rows import Row, has_thinking, merged_chunks, text_of, weight_of
 
-
-def _dumps(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False)
-
-
-def tools_as_written(row: Row, version: str) -> list[str]:
-    """Return the JSON of the row's tools, key for key."""
-    return [_dumps(list(row.tools or ()))]
+_dumps = functools.partial(json.dumps, ensure_ascii=False)
 
 
 def tool_calls_as_written(row: Row, version: str) -> list[str]:

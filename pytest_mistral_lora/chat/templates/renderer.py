@@ -58,11 +58,6 @@ def _rendered(question: Mapping[str, Any]) -> dict[str, Any]:
     return {"text": text, "spans": spans}
 
 
-@functools.lru_cache(maxsize=32)
-def _own_rows(source: str) -> OwnRows:
-    return OwnRows(_in_full)
-
-
 def _in_full(question: Mapping[str, Any]) -> tuple[str, list[tuple[int, int]] | None]:
     source = question["source"]
     text = _agreed(question) if question["foreign"] else _plain(source, question)[0]
@@ -102,6 +97,8 @@ def _plain(source: str, question: Mapping[str, Any], *, mark: bool = False) -> t
 
 
 _copy = functools.lru_cache(maxsize=32)(BoundedTemplate)
+_own_rows = functools.lru_cache(maxsize=32)(lambda source: OwnRows(_in_full))
+"""The renderer of rows by one template of this package's own, by its source."""
 
 
 def _agreed(question: Mapping[str, Any]) -> str:

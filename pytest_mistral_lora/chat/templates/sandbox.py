@@ -89,6 +89,7 @@ class BoundedTemplate:
             OverrunError: If it is too long, or its constants are too large to work out.
             jinja2.TemplateError: If it is not a template.
         """
+        from jinja2 import nodes
         from transformers.utils.chat_template_utils import _compile_jinja_template
 
         if len(source) > _SOURCE_CHARACTERS:
@@ -103,7 +104,18 @@ class BoundedTemplate:
         # an attribute of the environment, because a template can ask for the names of filters
         environment.count_literal = self._count_literal
         self._environment = environment
-        self._template = self._compiled(_instrumented(environment.parse(source), self._constant))
+        tree: Any = environment.parse(source)
+        # each step of a loop and each call of a macro is counted, and texts are joined by a filter
+        for node in list(tree.find_all((nodes.For, nodes.Macro, nodes.CallBlock))):
+            written = sum(len(data.data) for data in node.find_all(nodes.TemplateData))
+            counter = nodes.EnvironmentAttribute("count_literal")
+            tick = nodes.Call(counter, [nodes.Const(written)], [], None, None)
+            node.body.insert(0, nodes.ExprStmt(tick).set_lineno(node.lineno))
+        _join_by_filter(tree)
+        tree.set_environment(environment)
+        for expression in _constants(tree):
+            self._work_out(expression)
+        self._template = self._compiled(tree)
 
     def run(self, variables: Mapping[str, Any]) -> str:
         """Render once within the bounds.
@@ -123,7 +135,7 @@ class BoundedTemplate:
         environment = self._environment
         return environment.template_class.from_code(environment, environment.compile(tree), environment.globals, None)
 
-    def _constant(self, expression: Any) -> None:
+    def _work_out(self, expression: Any) -> None:
         # Jinja works constant expressions out while it compiles, without any bound.
         from jinja2 import nodes
 
@@ -248,22 +260,6 @@ def _size(value: Any, seen: dict[int, int] | None = None) -> int:
         seen[id(value)] = 1  # until it is known: a namespace can hold itself
         seen[id(value)] = 1 + sum(_size(item, seen) + 1 for item in items)
     return seen[id(value)]
-
-
-def _instrumented(tree: Any, constant: Callable[[Any], None]) -> Any:
-    """Return a parsed template that counts the steps of its loops and macros, and joins texts by a filter."""
-    from jinja2 import nodes
-
-    for node in list(tree.find_all((nodes.For, nodes.Macro, nodes.CallBlock))):
-        written = sum(len(data.data) for data in node.find_all(nodes.TemplateData))
-        counter = nodes.EnvironmentAttribute("count_literal")
-        tick = nodes.Call(counter, [nodes.Const(written)], [], None, None)
-        node.body.insert(0, nodes.ExprStmt(tick).set_lineno(node.lineno))
-    _join_by_filter(tree)
-    tree.set_environment(tree.environment)
-    for expression in _constants(tree):
-        constant(expression)
-    return tree
 
 
 def _join_by_filter(node: Any) -> Any:
