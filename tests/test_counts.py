@@ -25,10 +25,10 @@ AT_MOST = {
     # own, findings by cause, rows from other formats (data), paths that are recognised, rows as targets,
     # the sources of rows: opened (data), named in a recipe, found again by a manifest, GGUF files, servers,
     # the files that `init` writes, the look at an installation, reports and their writers
-    "modules": 284,
+    "modules": 238,
     "lines of the longest module": 300,
     "lines of nine functions in ten": 30,
-    "functions in 1,000 lines": 67,
+    "functions in 1,000 lines": 60,
     "class names that are defined twice": 0,
     "'what' in 1,000 words of docstrings": 2,
     "'where' in 1,000 words of docstrings": 2.5,

@@ -16,6 +16,7 @@ from typing import Any
 from pytest_mistral_lora.chat.oracle import SHIPPED, Oracle
 from pytest_mistral_lora.chat.templates import ChatTemplate
 from pytest_mistral_lora.chat.templates.isolated import ask
+from pytest_mistral_lora.checkpoint import KeptProperty
 from pytest_mistral_lora.checkpoint.recognition import NAME_IT, Recognition, accept_oracle, recognise
 from pytest_mistral_lora.checkpoint.tokenizer_folder import (
     NO_ORACLE,
@@ -117,7 +118,7 @@ class CheckpointTokenizer:
         """Whether a folder has a chat template of its own; if not, `template` is what mistral-common generates."""
         return own_template(self.files) is not None
 
-    @cached_property
+    @KeptProperty
     def fast(self) -> Any:
         """The `transformers` tokenizer (a `PreTrainedTokenizerFast`), with the checkpoint's own chat template.
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pytest_mistral_lora.conformance.targets import KeptProperty, Target
+from pytest_mistral_lora.checkpoint import KeptProperty
+from pytest_mistral_lora.conformance.targets import Target
 from pytest_mistral_lora.errors import InputError, OracleRejection, RowError
 
 if TYPE_CHECKING:

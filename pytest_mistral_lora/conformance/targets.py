@@ -8,7 +8,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from pytest_mistral_lora.errors import MistralLoraError, NoTemplateError, RecipeError
+from pytest_mistral_lora.checkpoint import KeptProperty
+from pytest_mistral_lora.errors import NoTemplateError, RecipeError
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.chat.oracle import Oracle
@@ -24,26 +25,6 @@ EMBEDDED = ("spm-v1", "spm-v2", "spm-v3", "spm-v7", "spm-v7m1", "tekken-240718",
 
 EMBEDDED_TRAINING = "spm-v3"
 """The embedded tokenizer that the tiny model is trained with: small, so that it is quick."""
-
-if TYPE_CHECKING:
-    KeptProperty = cached_property
-else:
-
-    class KeptProperty(cached_property):
-        """A cached property that keeps its error, too: to hash a base's weights again for a check would take hours."""
-
-        def __get__(self, instance, owner=None):
-            """Return the value, or raise the error, of the first access."""
-            if instance is None:
-                return self
-            key = f"{self.attrname} failed"
-            if key in vars(instance):
-                raise vars(instance)[key]
-            try:
-                return super().__get__(instance, owner)
-            except MistralLoraError as error:
-                vars(instance)[key] = error.with_traceback(None)
-                raise
 
 
 @dataclass(frozen=True)

@@ -212,5 +212,9 @@ def test_a_truncated_tokenizer_file_is_an_error(tmp_path: Path, name: str, as_na
 def test_a_damaged_tokenizer_json_is_an_error(v3_folder: Path, content: str) -> None:
     (v3_folder / "tokenizer.json").write_text(content)
     with pytest.raises(TokenizerError, match="transformers cannot load it") as caught:
-        _ = CheckpointTokenizer(v3_folder).fast
+        _ = (tokenizer := CheckpointTokenizer(v3_folder)).fast
     assert caught.value.place == str(v3_folder)
+    # it is loaded once: each attempt takes long, and a library that panics prints its stack
+    with pytest.raises(TokenizerError) as again:
+        _ = tokenizer.fast
+    assert again.value is caught.value
