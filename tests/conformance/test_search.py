@@ -37,7 +37,9 @@ class _OtherPrompt(Oracle):
 def _shouted(row: Row) -> Row:
     data = row.to_json()
     for message in data["messages"]:
-        if message["role"] == "assistant" and isinstance(message.get("content"), str):
+        # beside calls, a text is refused
+        is_text = isinstance(message.get("content"), str) and not message.get("tool_calls")
+        if message["role"] == "assistant" and is_text:
             message["content"] += "!"
     return parse_row(data)
 
