@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import pytest
 import yaml
 from derived_tekken import write_derived
 from packaging.version import Version
+from write_recipe_memory import DIMENSIONS, comment, configurations, memory, row, write_base
 
 from pytest_mistral_lora.chat.oracle import shipped_tokenizer
 from pytest_mistral_lora.checkpoint.architectures import TEXT_MODELS, Architecture, architecture_of
@@ -26,10 +26,6 @@ from pytest_mistral_lora.training.recipe import load_recipe
 
 ROOT = Path(__file__).parents[1]
 RECIPES = ROOT / "examples" / "recipes"
-sys.path.insert(0, str(ROOT / "scripts"))
-
-from write_recipe_memory import DIMENSIONS, comment, configurations, memory, row, write_base  # noqa: E402
-
 ROW = {"messages": [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "4"}]}
 THINKING = {"type": "thinking", "thinking": "Two and two."}
 CHECKPOINTS: dict[str, tuple[Architecture, bool, str]] = {
