@@ -22,7 +22,6 @@ from pytest_mistral_lora.checkpoint.weights import Weights, read_header
 from pytest_mistral_lora.errors import InputError, PinError, RecipeError, one_line
 
 _MOST_MODULES = 1000  # more layers, or experts, than any model has: those of a billion would be made one by one
-
 _COUNTS = ("num_hidden_layers", "num_local_experts", "n_routed_experts")
 
 
@@ -287,14 +286,16 @@ def _load(folder: Path, precision: Precision, *, packed: bool = False, **options
         **options,
     )
     # transformers only warns of a missing weight, and fills it with random numbers
-    wrong = {kind: sorted(report[kind]) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")}
-    for kind, names in wrong.items():
-        if names:
-            raise PinError(f"{kind.replace('_', ' ')}: {', '.join(map(str, names[:5]))}", place=str(folder))
+    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if names := sorted(map(str, report[kind])):
+            raise PinError(f"{kind.replace('_', ' ')}: {', '.join(names[:5])}", place=str(folder))
     if is_fp8:
         model.config.name_or_path = model.name_or_path = str(folder)
-        if (folder / "generation_config.json").is_file():
-            model.generation_config = GenerationConfig.from_pretrained(folder)
-    # training has no use for a key-value cache, and gradient checkpointing cannot work with one
-    model.config.get_text_config().use_cache = False
+    # `generate` takes what a call leaves open from here: penalties of the base would change greedy answers
+    ids = {key: getattr(model.generation_config, key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    model.generation_config = GenerationConfig(**ids)
+    # Training has no use for a key-value cache, and gradient checkpointing cannot work with one. The balance of experts
+    # is no part of our loss, and transformers' sum of it expects a padding mask, which a pack does not have.
+    text = model.config.get_text_config()
+    text.use_cache = text.output_router_logits = False
     return model

@@ -200,13 +200,25 @@ def locate_base(
     return local or LocatedBase(None, f"the base {recorded.name!r} is missing{other}; {_GIVE_BASE}")
 
 
+def recipe_folder(adapter: Path, output: str) -> Path:
+    """Return the folder of the recipe that made an adapter, if the adapter is where it was made; else its own parent.
+
+    Args:
+        adapter: The adapter's folder, absolute.
+        output: The `output` of the recipe as it is recorded; empty if there is none.
+    """
+    # the parts of a path below the recipe give the number of folders in between; of another path, they give nothing
+    parts = Path(output).parts
+    below = not Path(output).is_absolute() and ".." not in parts
+    return adapter.parents[len(parts) - 1 if below and 0 < len(parts) <= len(adapter.parents) else 0]
+
+
 def _local_base(recorded: RecordedBase, adapter: Path) -> tuple[LocatedBase | None, list[Path]]:
     """Return the first local folder that can be the recorded base, and those of its name with other weights."""
-    # A recipe names its base by the path from its own folder, in which the output often is, too. If the recipe is
-    # recorded, its `output` gives the number of folders in between. Joining an absolute name gives that name alone. The
-    # working directory comes last, so that it decides nothing that the adapter's place decides.
-    name, depth = Path(recorded.name), len(Path(recorded.output).parts)
-    homes = [adapter.parent, *([adapter.parents[depth - 1]] if 1 < depth <= len(adapter.parents) else [])]
+    # A recipe names its base by the path from its own folder, in which the output often is, too. Joining an absolute
+    # name gives that name alone. The working directory comes last, so that it decides nothing that the adapter's place
+    # decides.
+    name, homes = Path(recorded.name), (adapter.parent, recipe_folder(adapter, recorded.output))
     places = [*(home / name for home in homes), adapter.parent / name.name, name]
     others: list[Path] = []
     for folder in dict.fromkeys(Path(os.path.normpath(Path.cwd() / place)) for place in places):

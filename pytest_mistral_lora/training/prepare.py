@@ -9,17 +9,21 @@ from pathlib import Path
 from typing import Any
 
 from pytest_mistral_lora.chat.completions import FormatCheck
-from pytest_mistral_lora.checkpoint.architectures import architecture_of
-from pytest_mistral_lora.checkpoint.base_model import require_trainable, vocab_size
+from pytest_mistral_lora.checkpoint.architectures import architecture_of, text_part
+from pytest_mistral_lora.checkpoint.base_model import empty_model, require_trainable, vocab_size
 from pytest_mistral_lora.checkpoint.encoder import Encoder, make_encoder
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.errors import MachineError, RecipeError
-from pytest_mistral_lora.records.files import (
-    canonical_json,
-    sha256_bytes,
-)
+from pytest_mistral_lora.records.base_location import base_config
+from pytest_mistral_lora.records.files import canonical_json, sha256_bytes
 from pytest_mistral_lora.training.adapter import adapted_layers, saved_modules
-from pytest_mistral_lora.training.devices import check_engine, device_count, engine, require_environment
+from pytest_mistral_lora.training.devices import (
+    check_engine,
+    device_count,
+    engine,
+    precision_of,
+    require_environment,
+)
 from pytest_mistral_lora.training.generate.record import format_checks
 from pytest_mistral_lora.training.recipe import Recipe, resolve_base
 from pytest_mistral_lora.training.rows.loading import RunData, load_data
@@ -76,11 +80,14 @@ class Preparation(RunPlan):
     @property
     def identity(self) -> str:
         """Hash of everything that decides the steps of a run: a checkpoint of another identity is not resumed."""
-        shown = {"report_to", "checkpoint_steps", "checkpoint_minutes"}
-        recipe = self.recipe.model_dump(mode="json", exclude={"output": True, "evaluation": True, "training": shown})
+        # these save, show or stop a run: whoever changes them after a stop may go on
+        others = {"report_to", "checkpoint_steps", "checkpoint_minutes", "dry_run", "on_oom"}
+        others |= {"stop_at_grad_norm", "max_skipped_steps"}
+        recipe = self.recipe.model_dump(mode="json", exclude={"output": True, "evaluation": True, "training": others})
         rows = [dict(split.figures.sha256) for split in (self.data.train, self.data.held_out)]
-        processes = {"devices": device_count(), "engine": engine()}
-        return sha256_bytes(canonical_json({"recipe": recipe, "rows": rows, **processes}))
+        machine = {"devices": device_count(), "engine": engine(), "precision": precision_of(self.recipe.training)}
+        # a local base is pinned by its weights alone
+        return sha256_bytes(canonical_json({"recipe": recipe, "rows": rows, "base": base_config(self.base), **machine}))
 
 
 def prepare(recipe: Recipe) -> Preparation:
@@ -133,9 +140,33 @@ def plan_run(
     if recipe.training.kernels and kind != "MistralForCausalLM":
         found = f"{recipe.training.kernels!r} are kernels for MistralForCausalLM, and the base is {kind}"
         raise RecipeError(found, place="training.kernels", expected="no kernels")
+    _refuse_unequal_rows(recipe, base, config)
     loaded = tokenizer(base) if tokenizer is not None else CheckpointTokenizer(base, recipe.base.oracle)
     encoder = encoder_of(recipe, base, loaded)
     return RunPlan(recipe, base, config, encoder, layers, saved, format_checks(recipe.evaluation, encoder))
+
+
+_BY_LENGTH = ("dynamic", "longrope")
+"""Kinds of rotary embedding whose frequencies depend on the longest row of a pass."""
+
+
+def _refuse_unequal_rows(recipe: Recipe, base: Path, config: Mapping[str, Any]) -> None:
+    """Refuse a base that would compute a row otherwise beside others than alone.
+
+    Raises:
+        RecipeError: If a long row would change the positions of the others, or rows would share a mask of dropout.
+    """
+    rope = base_config(base)["rope"]
+    if rope["rope_type"] in _BY_LENGTH:
+        own = empty_model(base).config.get_text_config().max_position_embeddings
+        most = rope.get("original_max_position_embeddings") or own
+        if recipe.training.max_length > most:
+            found = f"{recipe.training.max_length}, and the base has rope_type {rope['rope_type']}: a row of more than "
+            found += f"{most} tokens changes the positions of the rows beside it"
+            raise RecipeError(found, place="training.max_length", expected=f"at most {most}")
+    if recipe.training.share_prefix and (dropout := text_part(config).get("attention_dropout")):
+        found = f"true, and the base has attention_dropout {dropout}: rows would share its mask"
+        raise RecipeError(found, place="training.share_prefix", expected="false")
 
 
 def encoder_of(recipe: Recipe, base: Path, tokenizer: CheckpointTokenizer) -> Encoder:

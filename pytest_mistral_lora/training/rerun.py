@@ -16,7 +16,7 @@ from pytest_mistral_lora.chat.rows import read_rows
 from pytest_mistral_lora.data.sources import recorded_file
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.records.adapter_folder import AdapterFolder
-from pytest_mistral_lora.records.base_location import base_weights_sha256
+from pytest_mistral_lora.records.base_location import base_weights_sha256, recipe_folder
 from pytest_mistral_lora.records.files import sha256_files
 from pytest_mistral_lora.records.manifest import held_files, open_data_files, training_files
 from pytest_mistral_lora.records.tensors import read_tensors, sha256_tensors
@@ -110,9 +110,11 @@ def _recipe(folder: AdapterFolder, dataset: Path | Sequence[Path] | None, output
     """Return the recorded recipe with the present paths of base and data, without loggers and generated answers."""
     data = folder.require_manifest().data
     written = dict(data["recipe"])
-    home = folder.path.resolve().parents[len(Path(written["output"]).parts) - 1]  # of the recipe, where none has moved
+    home = recipe_folder(folder.path.resolve(), written["output"])
     files = home if dataset is None else dataset
     train_files, held = training_files(data, files), held_files(data, files)
+    if missing := [file for file in train_files if not file.is_file()]:
+        raise InputError("no such file", place=str(missing[0]), next_step="Give the files with --dataset.")
     digest = sha256_files(train_files)
     if digest != data["dataset_sha256"]:
         raise InputError(
@@ -198,6 +200,8 @@ def _elsewhere(data: Mapping[str, Any]) -> Iterator[str]:
             yield f"{name} ({here['packages'].get(name)})"
     if data["training"]["devices"] != 1:
         yield "number of devices (1)"
+    if data["training"].get("memory_relief"):
+        yield "size of passes, which were made smaller when memory ran out"
     if data["training"]["device"] != "cpu":
         yield "order of sums, as on any GPU"
 

@@ -118,7 +118,7 @@ class RunFolder:
         """
         if any(map(is_complete, checkpoints(self.work))) and read_json(self._identity) != {"identity": identity}:
             raise OtherRunError(
-                "the unfinished run there was of another recipe, data or number of devices",
+                "the unfinished run there was of another recipe, base, precision, data or number of devices",
                 place=str(self.work),
                 next_step="Restore them, or remove the folder.",
             )

@@ -1,4 +1,4 @@
-"""Tiny models of each class that is trained, made of a configuration alone."""
+"""Tiny models of each class that is trained, and the distance of a packed step from its rows, each alone."""
 
 from __future__ import annotations
 
@@ -11,9 +11,13 @@ import torch
 import transformers
 from peft import LoraConfig, get_peft_model
 
+from pytest_mistral_lora.chat.encoded import IGNORE_INDEX
 from pytest_mistral_lora.checkpoint.architectures import TEXT_MODELS, Architecture
 from pytest_mistral_lora.errors import PinError
 from pytest_mistral_lora.training.adapter import peft_quiet
+from pytest_mistral_lora.training.step import StepRow
+from pytest_mistral_lora.training.step.forward import attend_in_segments, supervised_losses
+from pytest_mistral_lora.training.step.kernels_cpu import use_frozen_layers
 
 VOCABULARY, WINDOW, SCALED_FROM = 64, 6, 8
 POSITIONS = {
@@ -128,3 +132,53 @@ class Case:
                 if ".lora_B." in name or name.endswith(".bias"):
                     torch.nn.init.normal_(parameter, std=0.1)
         return model.double().eval()
+
+
+LENGTHS, PREFIX = (3, 9, 20, 31, 70), 18
+"""Rows within a window and beyond it, below the first step of the scaling and above, and of more than one block."""
+
+
+def step_rows() -> list[StepRow]:
+    """Return rows of several lengths, of which the last two begin with the same tokens, without a loss on them."""
+    generator = torch.Generator().manual_seed(5)
+    rows, prefix = [], torch.randint(3, VOCABULARY, (PREFIX,), generator=generator)
+    for index, length in enumerate((*LENGTHS, PREFIX + 5, PREFIX + 11)):
+        ids = torch.randint(3, VOCABULARY, (length,), generator=generator)
+        labels = torch.where(torch.rand(length, generator=generator) < 0.5, ids, IGNORE_INDEX)
+        if index >= len(LENGTHS):
+            ids[:PREFIX], labels[:PREFIX] = prefix, IGNORE_INDEX
+        labels[-1] = ids[-1]
+        rows.append(StepRow(index, ids, labels))
+    return rows
+
+
+def row_by_row(model: Any, rows: list[StepRow]) -> torch.Tensor:
+    """Return the mean loss of the supervised tokens, each row a pass of its own through transformers and PEFT alone."""
+    losses = []
+    for row in rows:
+        logits = model(input_ids=row.input_ids[None], use_cache=False).logits[0]
+        for place in range(1, len(row.labels)):
+            if row.labels[place] != IGNORE_INDEX:
+                losses.append(-logits[place - 1].log_softmax(dim=-1)[row.labels[place]])
+    return torch.stack(losses).mean()
+
+
+def gradients(loss: torch.Tensor, model: Any) -> dict[str, torch.Tensor]:
+    loss.backward()
+    found = {name: one.grad for name, one in model.named_parameters() if one.requires_grad}
+    assert all(grad is not None for grad in found.values()), [name for name, grad in found.items() if grad is None]
+    return found
+
+
+def distance(case: Case, *, share_prefix: bool = False) -> tuple[float, float]:
+    """Return the relative distance of the loss, and the largest of a gradient by its norm."""
+    reference, rows = case.model(), step_rows()
+    model = copy.deepcopy(reference)
+    attend_in_segments(model)
+    use_frozen_layers(model)
+    truth = row_by_row(reference, rows)
+    loss = supervised_losses(model, rows, share_prefix=share_prefix)[0].mean()
+    apart = abs(loss.item() - truth.item()) / truth.item()
+    exact, found = gradients(truth, reference), gradients(loss, model)
+    assert found.keys() == exact.keys()
+    return apart, max(float((found[name] - one).norm() / one.norm()) for name, one in exact.items())

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tiny_runs import base_with
 from transformers import AutoModelForCausalLM
 
 from pytest_mistral_lora.checkpoint.base_model import empty_model, load_base
@@ -18,14 +17,6 @@ from pytest_mistral_lora.errors import PinError
 from pytest_mistral_lora.training.run import RunResult
 
 MIXED = {"sliding_window": 4, "layer_types": ["full_attention", "sliding_attention"]}
-
-
-def base_with(base: Path, folder: Path, **keys: Any) -> Path:
-    """Return a copy of a base with other values in its configuration; a value of ... removes the key."""
-    copied = Path(shutil.copytree(base, folder))
-    config = {**json.loads((base / "config.json").read_text()), **keys}
-    (copied / "config.json").write_text(json.dumps({key: one for key, one in config.items() if one is not ...}))
-    return copied
 
 
 @pytest.mark.parametrize(

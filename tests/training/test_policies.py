@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from declared import declare
 from many_rows import said, write_lines
 from tiny_runs import recipe_data
 
+from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.records.notes import DECISION
 from pytest_mistral_lora.records.verify import verify
 from pytest_mistral_lora.training.recipe import parse_recipe
@@ -36,6 +38,18 @@ def run_of(folder: Path, base: Path, **training: Any) -> RunResult:
 @pytest.fixture(scope="module")
 def cut(tmp_path_factory: pytest.TempPathFactory, base: Path) -> RunResult:
     return run_of(tmp_path_factory.mktemp("cut"), base, truncation="right", unsupervised="drop")
+
+
+@pytest.mark.parametrize(("name", "place"), [("rows", "data.train"), ("eval", "data.eval")])
+def test_rows_of_which_none_has_a_loss_are_refused_before_a_weight_is_loaded(
+    tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch, name: str, place: str
+) -> None:
+    monkeypatch.setattr(
+        sys.modules[__name__], "ROWS" if name == "rows" else "HELD_OUT", [said("Hi", "Yes.", weight=0)] * 2
+    )
+    monkeypatch.delattr("pytest_mistral_lora.training.run._load_with_adapter")
+    with pytest.raises(InputError, match=rf"^{place}: none of its 2 rows has a token to train on"):
+        run_of(tmp_path, base, unsupervised="warn", truncation="drop")
 
 
 def removed(part: dict[str, Any]) -> list[Any]:

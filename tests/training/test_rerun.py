@@ -17,7 +17,7 @@ from tiny_runs import CONVERSATIONS, recipe_data, write_rows
 
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.training.recipe import parse_recipe
-from pytest_mistral_lora.training.rerun import rerun
+from pytest_mistral_lora.training.rerun import _elsewhere, rerun
 from pytest_mistral_lora.training.run import RunResult, train
 
 DRAWN = {
@@ -117,10 +117,26 @@ def test_other_libraries_do_not_excuse_another_recipe(folder: Path) -> None:
     assert rerun(folder).fact.state == "mismatch"
 
 
+def test_a_run_whose_memory_ran_out_may_be_rounded_otherwise(short: RunResult) -> None:
+    training = {**short.manifest["training"], "memory_relief": ["micro_batch_tokens: 40 from step 1 on"]}
+    assert list(_elsewhere(short.manifest)) == []
+    [why] = _elsewhere({**short.manifest, "training": training})
+    assert why.startswith("size of passes")
+
+
 def test_what_cannot_be_trained_again_says_why(folder: Path, short: RunResult, tmp_path: Path) -> None:
     other = write_rows(tmp_path / "other.jsonl", CONVERSATIONS[:4])
     with pytest.raises(InputError, match=r"(?s)other\.jsonl.*as recorded.*--dataset"):
         rerun(folder, dataset=[other])
+    for output in ("/elsewhere/with/more/folders/than/here/out", "../out", "many/folders/" * 20 + "out"):
+        written = json.loads((folder / "manifest.json").read_text())
+        declare(folder, {**written, "recipe": {**written["recipe"], "output": output}})
+        with pytest.raises(InputError, match=r"(?s)other\.jsonl.*as recorded.*--dataset"):
+            rerun(folder, dataset=[other])
+    (tmp_path / "rows.jsonl").unlink()
+    with pytest.raises(InputError, match=r"rows\.jsonl: no such file\. Give the files with --dataset"):
+        rerun(folder)
+    write_rows(tmp_path / "rows.jsonl")
     base = Path(shutil.copytree(short.base_folder, tmp_path / "base"))
     tensors = load_file(base / "model.safetensors")
     save_file({**tensors, "model.norm.weight": tensors["model.norm.weight"] + 1}, base / "model.safetensors")

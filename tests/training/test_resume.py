@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_runs import CONVERSATIONS, MakeRecipe, recipe_data, write_rows
+from tiny_runs import CONVERSATIONS, MakeRecipe, base_with, recipe_data, write_rows
 from transformers import Trainer, TrainerCallback
 
 from pytest_mistral_lora.errors import InputError, StoppedError
 from pytest_mistral_lora.records.files import listing, write_json
 from pytest_mistral_lora.training.callbacks import RunningLoss, SaveByTime, StopRequest
+from pytest_mistral_lora.training.prepare import prepare
 from pytest_mistral_lora.training.recipe import Recipe, parse_recipe
 from pytest_mistral_lora.training.run import RunResult, train
 from pytest_mistral_lora.training.run_folder import LIST, checkpoints, fault_of, step_of, work_folder
@@ -146,8 +147,9 @@ def test_a_signal_after_the_last_step_leaves_its_checkpoint(recipe: Recipe, monk
 def test_checkpoints_by_minutes_change_nothing(recipe: Recipe, uninterrupted: Uninterrupted) -> None:
     often = changed(recipe, checkpoint_steps=None, checkpoint_minutes=1e-9)
     stop_after_one_step(often)
-    # how often a run saves is no part of what it is
-    resumed = train(changed(recipe, checkpoint_steps=1), resume=True)
+    # how often a run saves, and what would stop it, is no part of what it is
+    others = {"dry_run": False, "on_oom": "shrink", "stop_at_grad_norm": 1e9, "max_skipped_steps": 3}
+    resumed = train(changed(recipe, checkpoint_steps=1, **others), resume=True)
     assert resumed.manifest["training"]["resumed_from_step"] == 1
     assert files(often.output) == uninterrupted()
 
@@ -247,6 +249,20 @@ def test_a_folder_that_waits_to_be_resumed_is_not_touched(recipe: Recipe) -> Non
     with pytest.raises(InputError, match="another recipe"):
         train(changed(recipe, learning_rate=0.02), resume=True)
     assert contents(work_folder(recipe)) == before
+
+
+def test_a_run_on_another_configuration_of_its_base_is_another_run(base: Path, make_recipe: MakeRecipe) -> None:
+    """The pin of a local base is the hash of its weights: the configuration may change beside them."""
+    folder = base_with(base, Path(make_recipe().folder) / "base")
+    recipe = make_recipe(folder)
+    before = prepare(recipe).identity
+    assert prepare(recipe).identity == before
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 0.5}))
+    assert prepare(recipe).identity != before
+    (folder / "config.json").write_text(json.dumps(config))
+    assert prepare(changed(recipe, precision="bf16")).identity != before
+    assert prepare(changed(recipe, precision="fp32")).identity != before  # `auto` may be another one elsewhere
 
 
 def test_resuming_without_a_checkpoint_starts_anew(make_recipe: MakeRecipe) -> None:

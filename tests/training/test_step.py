@@ -18,6 +18,7 @@ from pytest_mistral_lora.checkpoint.base_model import load_base
 from pytest_mistral_lora.conformance.train.step_laws import reference_step
 from pytest_mistral_lora.errors import NonFiniteError
 from pytest_mistral_lora.training.adapter import adapter_tensors
+from pytest_mistral_lora.training.rows import RowDataset
 from pytest_mistral_lora.training.step import Segment, StepRow, StepSampler, micro_batches, pack_rows
 from pytest_mistral_lora.training.step import forward as loss_module
 from pytest_mistral_lora.training.step.forward import (
@@ -245,8 +246,10 @@ def test_the_rows_whose_loss_is_not_finite_are_named(make_recipe: MakeRecipe, ba
 def test_a_step_of_rows_without_a_label_changes_no_weight(make_recipe: MakeRecipe, base: Path, tmp_path: Path) -> None:
     recipe = make_recipe(training={"steps": 1, "unsupervised": "warn", "dry_run": False})
     question = '{"role": "user", "content": "Is it?"}, {"role": "assistant", "content": "No.", "weight": 0}'
-    (tmp_path / "rows.jsonl").write_text(f'{{"messages": [{question}]}}\n' * 5)
+    with (tmp_path / "rows.jsonl").open("a") as file:
+        file.write(f'{{"messages": [{question}]}}\n' * 5)
     trainer = trainer_of(recipe, base, tmp_path)
+    trainer.train_dataset = RowDataset(trainer.train_dataset.encoded[5:])
     before = adapter_tensors(trainer.model)
     trainer.train()
     assert trainer.state.global_step == 1

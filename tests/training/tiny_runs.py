@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,14 @@ def write_rows(file: Path, conversations: list[list[tuple[str, str]]] = CONVERSA
     rows = [{"messages": [{"role": role, "content": content} for role, content in one]} for one in conversations]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return file
+
+
+def base_with(base: Path, folder: Path, **keys: Any) -> Path:
+    """Return a copy of a base with other values in its configuration; a value of ... removes the key."""
+    copied = Path(shutil.copytree(base, folder))
+    config = {**json.loads((base / "config.json").read_text()), **keys}
+    (copied / "config.json").write_text(json.dumps({key: one for key, one in config.items() if one is not ...}))
+    return copied
 
 
 def recipe_data(base: Path, *, weights_sha256: str | None = None, **sections: dict[str, Any]) -> dict[str, Any]:

@@ -161,6 +161,11 @@ def _refuse_empty(data: RunData, recipe: Recipe) -> None:
     if not data.train.rows:
         raise InputError("no row is left to train on", place="data.train")
     held_out = data.held_out.figures.tally
+    for tally, place in ((data.train.figures.tally, "data.train"), (held_out, "data.eval")):
+        if tally.used and not tally.supervised_tokens:
+            # `unsupervised: warn` allows such rows; of these alone, no step learns, and the mean loss is 0 / 0
+            found = f"none of its {tally.used} rows has a token to train on"
+            raise InputError(found, place=place, expected="an assistant message of weight 1 in one of them")
     if recipe.data.held_out and not held_out.rows:
         rows = data.train.figures.tally.rows
         raise InputError(

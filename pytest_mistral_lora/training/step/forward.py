@@ -55,8 +55,9 @@ def attend(
             module, query, key, value, attention_mask, sliding_window=sliding_window, **settings
         )
         return plain
-    # varlen kernels know no shared prefix, and take half precision and heads of one size only
+    # varlen kernels know no shared prefix and no dropout, and take half precision and heads of one size only
     packed = all(first == last for _, _, (first, last) in segments) and query.shape[3] == value.shape[3]
+    packed = packed and not settings.get("dropout")
     if query.is_cuda and query.dtype in (torch.float16, torch.bfloat16) and packed:
         fused = _fused_varlen()
         if fused is not None:
