@@ -184,7 +184,10 @@ class Recognised:
 
 
 MESSAGE_LISTS = ("messages", "conversations", "conversation", "interactions")
-_PAIRS = (("prompt", "completion"), ("prompt", "response"), ("question", "answer"), ("input", "output"))
+_PAIRS = (
+    *(("prompt", "completion"), ("prompt", "response"), ("question", "answer"), ("question", "response")),
+    ("input", "output"),
+)
 _NO_TURNS = {
     "input_ids": ("encoded rows (input_ids)", "Judge them: mistral-lora audit FILE --tokenizer PATH"),
     "segments": ("Axolotl's input_output (segments)", "Segments have no turns: write messages with roles."),
@@ -268,11 +271,16 @@ def _message_keys(items: Any) -> str:
 
 
 def _as_instruction(record: Mapping[str, Any], present: Collection[str]) -> Recognised | None:
-    answer = next((key for key in ("output", "response") if key in present), "")
-    if "instruction" in present and answer:
-        optional = {key: key for key in ("input", "history") if key in present}
-        evidence = "/".join(key for key in ("instruction", "input", answer) if key in present)
-        return Recognised("alpaca", f"`{evidence}`", {"instruction": "instruction", "output": answer, **optional})
+    # `query` as ms-swift has it, `context` as Dolly
+    asked, below, answer = (
+        next((key for key in keys if key in present), "")
+        for keys in (("instruction", "query"), ("input", "context"), ("output", "response"))
+    )
+    if asked and answer:
+        named = {"instruction": asked, "input": below, "output": answer, "history": "history"}
+        keys = {name: key for name, key in named.items() if key in present}
+        evidence = "/".join(filter(None, (asked, below, answer)))
+        return Recognised("alpaca", f"`{evidence}`", keys)
     for prompt, completion in _PAIRS:
         if prompt in present and completion in present:
             kinds = "messages" if not isinstance(record[prompt], str) else "text"

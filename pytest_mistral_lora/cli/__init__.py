@@ -18,16 +18,15 @@ from pytest_mistral_lora.cli import (
     chat,
     check,
     doctor,
-    init,
     manifests,
     merge,
     other_trainers,
-    pin,
     render,
     rows,
     rules,
     serve_check,
     smoke,
+    start,
     train,
 )
 from pytest_mistral_lora.cli.verb import PROGRAM, Verb, wrapped_text
@@ -53,7 +52,7 @@ __all__ = ["EXIT_CODES", "VERBS", "main"]
 # The modules of the verbs import torch and the like in their functions, not at the top: `mistral-lora --help`, a
 # misspelt option and a wrong key in a recipe are then answered at once.
 _GROUPS = {
-    "start": (init.VERB, pin.VERB, doctor.VERB),
+    "start": (start.INIT, start.PIN, doctor.VERB),
     "check": (check.VERB, audit.VERB, render.VERB, rules.VERB),
     "rows": (rows.IMPORT, rows.STATS),
     "train": (train.VERB, chat.VERB, smoke.VERB, merge.VERB, manifests.VERIFY, manifests.DIFF, manifests.NOTE),

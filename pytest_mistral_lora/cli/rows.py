@@ -65,7 +65,7 @@ def _add_import_options(parser: argparse.ArgumentParser) -> None:
 def run_import(args: argparse.Namespace) -> int:
     """Write the rows, and print the report."""
     from pytest_mistral_lora.data import Source, import_rows
-    from pytest_mistral_lora.data.messages import Layout
+    from pytest_mistral_lora.data.layouts import Layout
     from pytest_mistral_lora.data.sources import sources_of
 
     sources: list[Source] = []
@@ -161,7 +161,7 @@ def _opened(args: argparse.Namespace) -> tuple[RecipeTarget | DatasetTarget, lis
     from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
     from pytest_mistral_lora.conformance.path_kinds import recognised
     from pytest_mistral_lora.conformance.targets import DatasetTarget, RecipeTarget, Target
-    from pytest_mistral_lora.data.messages import Layout
+    from pytest_mistral_lora.data.layouts import Layout
     from pytest_mistral_lora.data.sources import open_rows
 
     first: Path = args.sources[0]

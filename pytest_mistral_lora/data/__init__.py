@@ -13,14 +13,14 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
-from pytest_mistral_lora.chat.fields import kind_of
+from pytest_mistral_lora.chat.fields import ROW_KEYS, kind_of
 from pytest_mistral_lora.chat.formats import FORMATS, MESSAGE_LISTS, recognise
 from pytest_mistral_lora.chat.reading import read_json
 from pytest_mistral_lora.chat.reading.chunks import DataFile, bar, total_bytes
 from pytest_mistral_lora.chat.rows import Row, parse_row
 from pytest_mistral_lora.data.containers import Record, SourceFile, open_source
 from pytest_mistral_lora.data.converter import RecordConverter
-from pytest_mistral_lora.data.messages import Layout
+from pytest_mistral_lora.data.layouts import Layout
 from pytest_mistral_lora.data.report import LOSSES, Report, RowChanges, refuse_unknown_losses
 from pytest_mistral_lora.errors import InputError, RowError
 from pytest_mistral_lora.records.files import finished_file, inside, remove_temporaries
@@ -50,7 +50,7 @@ def source_files(path: Path, split: str = "") -> list[Path]:
         split: Of a folder with several splits, the one to take, by the names of its files; empty for none.
 
     Raises:
-        InputError: If there are none, or a folder has several splits or kinds of files.
+        InputError: If there are none, a folder has several splits or kinds of files, or the split is not there.
     """
     if not path.exists():
         # `owner/name` may be a data set of the Hub
@@ -58,6 +58,8 @@ def source_files(path: Path, split: str = "") -> list[Path]:
         step = f"From the Hub: hf download --repo-type dataset {path} --local-dir data" if is_name else ""
         raise InputError("no such file or folder", place=str(path), next_step=step)
     if not path.is_dir():
+        if split not in ("", "train"):
+            raise InputError(f"split {split}: a file alone has none", place=str(path), expected="the split's own file")
         return [path]
     kind = "data files"
     if (path / "state.json").is_file():
@@ -69,10 +71,16 @@ def source_files(path: Path, split: str = "") -> list[Path]:
         found = [path / Path(str(split)).name for split in _listed(path / "dataset_dict.json", "splits")]
         kind = "splits"
     else:
-        found = sorted(one for one in path.rglob("*") if one.is_file() and one.name.endswith(_SUFFIXES))
+        found = sorted(one for one in path.rglob("*") if one.is_file() and one.name.lower().endswith(_SUFFIXES))
+        # hidden ones are caches, of the Hub's client and of file managers
+        found = [one for one in found if not any(part.startswith(".") for part in one.relative_to(path).parts)]
         found = [one for one in found if one.name not in ("dataset_info.json", "dataset_infos.json", "state.json")]
-    if split and len(found) > 1:
-        found = [one for one in found if re.match(rf"{re.escape(split)}([-_.]|$)", one.name)] or found
+    if split:
+        named = [one for one in found if re.match(rf"{re.escape(split)}([-_.]|$)", one.name)]
+        if not named and split != "train":  # files without the name of a split are the split `train`
+            expected = ", ".join(one.name for one in found[:8])
+            raise InputError(f"no file of the split {split!r}", place=str(path), expected=expected)
+        found = named or found
     if not found:
         raise InputError("has no data files", place=str(path), expected=", ".join(_SUFFIXES))
     if _are_shards(found):
@@ -284,6 +292,9 @@ def _converted(
         lost = "; ".join(f"{LOSSES[kind]}" for kind in losses)
         step = f"Allow the loss: `lossy: [{', '.join(losses)}]` of the source in the recipe, or --lossy of the import."
         return RowError(f"a row cannot keep {lost}", place=record.place, next_step=step)
+    own = dict.fromkeys(key for key in data or () if key not in ROW_KEYS)
+    if own:
+        report.own.add(record.place, own)
     report.rows += data is not None
     report.dropped += data is None
     return None if data is None or row is None else Conversion(record, data, row)

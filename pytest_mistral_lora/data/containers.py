@@ -16,6 +16,7 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, cast
 
@@ -58,13 +59,11 @@ class SourceFile:
     """A file that holds records.
 
     Attributes:
-        path: The file.
         title: The container in words: `JSON Lines`, `gzip of a JSON array`.
         padded: Whether absent keys come as null, as in the tables of Arrow.
         records: Yields the records, and calls the function with the number of bytes read since the last call.
     """
 
-    path: Path
     title: str
     padded: bool
     records: Callable[[Callable[[int], None]], Iterator[Record]]
@@ -82,20 +81,17 @@ def open_source(path: Path) -> SourceFile:
     if not outer.name:
         with _decoded(path, outer) as (file, _), _readable(path):
             inner = container_of(file.peek(_CHUNK), path)
-            # a compressed file may hold UTF-16
-            if inner.encoding and outer.compression:
-                outer, inner = Container("", outer.compression, inner.encoding), Container()
+            if inner.encoding and outer.compression:  # a compressed file may hold UTF-16
+                outer = Container("", outer.compression, inner.encoding)
                 with _decoded(path, outer) as (again, _):
                     inner = container_of(again.peek(_CHUNK), path)
     if not inner.name or (outer is not inner and inner.name in _TABLES):
         step = unpack_step(outer.compression, path)
         raise InputError(f"this is {outer.title} of {inner.title}", place=str(path), next_step=step)
     if inner.name in _TABLES:
-        return SourceFile(path, inner.name, True, lambda progress: _table_records(path, inner.name, progress))
+        return SourceFile(inner.name, True, lambda progress: _table_records(path, inner.name, progress))
     layers = [name for name in (outer.compression, outer.encoding, inner.name) if name]
-    return SourceFile(
-        path, " of ".join(layers), False, lambda progress: _text_records(path, outer, inner.name, progress)
-    )
+    return SourceFile(" of ".join(layers), False, lambda progress: _text_records(path, outer, inner.name, progress))
 
 
 @contextmanager
@@ -239,32 +235,33 @@ def _next_value(place: str, buffer: str, text: io.TextIOWrapper) -> tuple[Any, s
 def _csv_records(path: Path, file: io.BufferedReader) -> Iterator[Record]:
     with io.TextIOWrapper(file, encoding="utf-8-sig", newline="") as text:
         csv.field_size_limit(MAX_LINE_BYTES)
-        first = text.readline(_CHUNK)
+        first = next((line for line in iter(lambda: text.readline(MAX_LINE_BYTES), "") if line.strip()), "")
         # a spreadsheet writes semicolons where the comma is the decimal mark
         delimiter = max("\t,;", key=first.count)
-        header = next(csv.reader([first], delimiter=delimiter), [])
-        if len(set(header)) < len(header):
-            raise InputError(f"two columns have one name: {', '.join(header)}", place=f"{path}:1")
-        rows = csv.reader(text, delimiter=delimiter, strict=True)
+        header: list[str] = []
         number = 0
-        while True:
-            number += 1
-            place = f"{path}:{number}"
-            try:
-                cells: Sequence[str] = next(rows)
-            except StopIteration:
-                return
-            except csv.Error as error:
-                raise InputError(
-                    f"not valid CSV: {error}", place=place, next_step="Quote fields with quotes."
-                ) from error
-            if not cells:
-                number -= 1
-            elif len(cells) != len(header):
-                found = f"{len(cells)} fields; the header has {len(header)}"
-                yield Record(place, RowError(found, place=place, expected="as many fields as the header has"))
-            else:
-                yield Record(place, dict(zip(header, cells, strict=True)))
+        try:
+            for cells in filter(None, csv.reader(chain([first], text), delimiter=delimiter, strict=True)):
+                place = f"{path}:{number + 1}"
+                if not header:
+                    header = cells
+                    _refuse_two_columns(header, place)
+                    continue
+                number += 1
+                value: Any = dict(zip(header, cells, strict=False))
+                if len(cells) != len(header):
+                    found = f"{len(cells)} fields; the header has {len(header)}"
+                    value = RowError(found, place=place, expected="as many fields as the header has")
+                yield Record(place, value)
+        except csv.Error as error:
+            place, step = f"{path}:{number + 1}", "Quote fields with quotes."
+            raise InputError(f"not valid CSV: {error}", place=place, next_step=step) from error
+
+
+def _refuse_two_columns(names: Sequence[str], place: str) -> None:
+    """Refuse a table of which two columns have one name: one of them would be lost."""
+    if len(set(names)) < len(names):
+        raise InputError(f"two columns have one name: {', '.join(names)}", place=place)
 
 
 def _table_records(path: Path, name: str, progress: Callable[[int], None]) -> Iterator[Record]:
@@ -287,6 +284,7 @@ def _table_records(path: Path, name: str, progress: Callable[[int], None]) -> It
                     batches = pa.ipc.open_stream(mapped)
                 total = 0
             for batch in batches:
+                _refuse_two_columns(batch.schema.names, str(path))
                 # a batch of an Arrow file may hold the whole of it
                 for start in range(0, batch.num_rows, _BATCH):
                     for value in batch.slice(start, _BATCH).to_pylist():
@@ -295,3 +293,6 @@ def _table_records(path: Path, name: str, progress: Callable[[int], None]) -> It
                 progress(size * batch.num_rows // total if total else batch.nbytes)
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"cannot be read as {name}: {error}", place=str(path), next_step=AGAIN) from error
+    except (ValueError, OverflowError) as error:
+        # values that Python does not have: a year beyond 9999, an object with two fields of one name
+        raise InputError(f"a row after row {number} cannot be read: {error}", place=str(path)) from error

@@ -9,7 +9,8 @@ from typing import Any
 from pytest_mistral_lora.chat.fields import Place, kind_of, refuse_near_misses
 from pytest_mistral_lora.chat.formats import FORMATS, Recognised, recognise
 from pytest_mistral_lora.data.containers import Record
-from pytest_mistral_lora.data.messages import RECORD_FIELDS, Conversation, Layout
+from pytest_mistral_lora.data.layouts import RECORD_FIELDS, Layout
+from pytest_mistral_lora.data.messages import Conversation
 from pytest_mistral_lora.data.report import RowChanges
 from pytest_mistral_lora.data.tool_calls import convert_tools, from_json, has_padding
 from pytest_mistral_lora.errors import RowError
@@ -24,6 +25,8 @@ _DEFAULT_KEYS = {
 _COLUMNS = {"system": ("system", "system_prompt"), "tools": ("tools", "functions", "available_tools")}
 _MEDIA = RECORD_FIELDS[-6:]
 _MARKS = ("label", "kto_tag")
+_REJECTED = ("rejected_response", "rejected_messages")
+"""Keys of ms-swift for the worse answer, beside messages that end with the better one."""
 
 
 class RecordConverter:
@@ -51,11 +54,13 @@ class RecordConverter:
         if recognised is not None and recognised.name != layout.format and not layout.keys:
             expected = f"{FORMATS[layout.format]}, as the file's first rows are"
             raise RowError(f"this is {recognised.title}", place=record.place, expected=expected)
-        self.keys: dict[str, str] = {**(own or _DEFAULT_KEYS[layout.format]), **layout.keys}
+        keys = {**(own or _DEFAULT_KEYS[layout.format]), **layout.keys}
+        # a declaration without a field names an empty key; the column of pandas' index has one, too
+        self.keys: dict[str, str] = {name: key for name, key in keys.items() if key}
         self.data = {key: one for key, one in value.items() if one is not None}
         if len(self.data) < len(value):
             noted.changed("null-keys")
-        messages = self.data.get(self.keys.get("messages", ""))
+        messages = self.data.get(self.keys["messages"]) if "messages" in self.keys else None
         # a table pads its own columns, but not the JSON that one holds as text
         self.padded = (padded and not isinstance(messages, str)) or has_padding(messages)
         self.turns = Conversation(layout, noted, record.place, padded=self.padded)
@@ -73,20 +78,18 @@ class RecordConverter:
             "prompt-completion": self._completion,
             "preference": self._preference,
         }[self.layout.format]()
-        for key in {self.layout.keys.get("mark", ""), *_MARKS} & self.data.keys():
-            # a column of CSV holds text
-            if self.data[key] is False or self.data[key] in ("false", "False"):
-                self.noted.lost("unwanted", key)
-                return None
-        declared = {self.layout.keys.get(name, "") for name in _MEDIA}
-        for key in self.data.keys() & ({*_MEDIA} | declared):
-            if self.data.pop(key) not in ("", []):
-                self.noted.lost("media", key)
+        if self._is_marked_as_bad():
+            return None
+        declared = {self.keys[name] for name in _MEDIA if name in self.keys}
+        for kind, keys in (("media", {*_MEDIA} | declared), ("rejected", {*_REJECTED})):
+            for key in self.data.keys() & keys:
+                if self.data.pop(key) not in ("", []):
+                    self.noted.lost(kind, key)
         messages = self._with_system(self.turns.messages)
-        if self.data.get("only_last") in (True, False, "true", "false") and self.data.pop("only_last") in (
-            True,
-            "true",
-        ):
+        only_last = _flag(self.data.get("only_last"))
+        if only_last is not None:
+            del self.data["only_last"]
+        if only_last:
             self.noted.changed("only-last")
             for message in [one for one in messages if one["role"] == "assistant"][:-1]:
                 message["weight"] = 0
@@ -104,36 +107,53 @@ class RecordConverter:
         tools = self._tools()
         return {"messages": messages, **({"tools": tools} if tools else {}), **self._rest()}
 
+    def _is_marked_as_bad(self) -> bool:
+        declared = self.keys.get("mark", "")
+        for key in self.data.keys() & {declared, *_MARKS} - {""}:
+            flag = _flag(self.data[key])
+            if flag is None and key == declared:
+                raise Place(self.place, key).error(repr(self.data[key]), "true or false")
+            # 0 may be a class of the user's own, but beside a prompt and its completion it is KTO's mark
+            is_word = str(self.data[key]).lower() == "false"
+            if flag is False and (is_word or key == declared or self.layout.format == "prompt-completion"):
+                self.noted.lost("unwanted", key)
+                return True
+        return False
+
+    def _take(self, name: str) -> Any:
+        """Remove the value of a field from the record and return it; None if there is none."""
+        return self.data.pop(self.keys[name], None) if name in self.keys else None
+
     def _conversation(self) -> None:
-        key = self.keys["messages"]
+        key = self.keys.get("messages", "messages")
         if key not in self.data:
             raise Place(self.place, key).error("is missing", "a list of messages")
         self.turns.add_all(self.data.pop(key), key)
 
     def _instruction(self) -> None:
-        history = from_json(self.data.pop(self.keys.get("history", ""), None), self.noted, Place(self.place, "history"))
+        history = from_json(self._take("history"), self.noted, Place(self.place, "history"))
+        if not isinstance(history, Sequence | None) or isinstance(history, str):
+            raise Place(self.place, "history").error(f"is {kind_of(history)}", "a list of pairs")
         for index, pair in enumerate(history or ()):
             if not isinstance(pair, Sequence) or isinstance(pair, str) or len(pair) != 2:
                 raise Place(self.place, f"history[{index}]").error(repr(pair), "a pair: a prompt and its answer")
             self.noted.changed("history")
             self._side(f"history[{index}]", pair[0], "user")
             self._side(f"history[{index}]", pair[1], "assistant")
-        self._side(self.keys["instruction"], self._joined("instruction"), "user")
-        key = self.keys["output"]
-        self._side(key, self.data.pop(key, None), "assistant")
+        self._side(self.keys.get("instruction", "instruction"), self._joined("instruction"), "user")
+        self._side(self.keys.get("output", "output"), self._take("output"), "assistant")
 
     def _joined(self, first: str) -> str:
         """Return instruction and input as one text."""
-        key, below = self.keys[first], self.keys.get("input", "")
-        present = self.data.keys() & {key}
-        texts = {name: self.data.pop(name, "") for name in (key, below) if name}
+        is_there = self.keys.get(first) in self.data
+        texts = {name: self._take(name) for name in (first, "input")}
         for name, text in texts.items():
-            if not isinstance(text, str):
-                raise Place(self.place, name).error(f"is {kind_of(text)}", "a string")
-        instruction, given = texts[key], texts.get(below, "")
-        if not (instruction or given) and key not in present:
+            if not isinstance(text, str | None):
+                raise Place(self.place, self.keys[name]).error(f"is {kind_of(text)}", "a string")
+        instruction, given = texts[first] or "", texts["input"] or ""
+        if not (instruction or given or is_there):
             # a declared key that the record has not: an empty question would be trained on
-            raise Place(self.place, key).error("is missing", "a text")
+            raise Place(self.place, self.keys.get(first, first)).error("is missing", "a text")
         if self.layout.templates is not None:
             self.noted.changed("input", "the declared format")
             # not str.format: a declaration must not reach the attributes of an object
@@ -146,41 +166,57 @@ class RecordConverter:
     def _completion(self) -> None:
         prompt, completion = self.keys["prompt"], self.keys["completion"]
         self.noted.changed("turns", f"{prompt}/{completion}")
-        self._side(prompt, self.data.pop(prompt, None), "user", weight=0)
-        answer = self.data.pop(completion, None)
+        answer = self._take("completion")
         if isinstance(answer, str) and answer[:1] == " " and answer[1:2] not in ("", " "):
             # OpenAI's advice for a text that is put behind the prompt; a turn has markers between them
             answer = answer[1:]
             self.noted.changed("completion-space")
-        self._side(completion, answer, "assistant")
+        self._side(prompt, self._take("prompt"), "user", weight=0)
+        self._answer(completion, answer)
 
     def _preference(self) -> None:
-        chosen, prompt = self.data.pop(self.keys["chosen"], None), self.keys.get("prompt", "")
-        self.data.pop(self.keys["rejected"], None)
+        chosen = self._take("chosen")
+        self._take("rejected")
         self.noted.lost("rejected")
         self.noted.changed("chosen")
-        given = self._joined("prompt") if self.keys.get("input") else self.data.get(prompt)
-        self.data.pop(prompt, None)
-        # whether a chosen conversation has its prompt in it
-        is_whole = False
-        if isinstance(chosen, Sequence) and not isinstance(chosen, str):
-            turns = (one for one in chosen if isinstance(one, Mapping))
-            first = next((one for one in turns if one.get("role", one.get("from")) in ("user", "human")), None)
-            is_whole = first is not None and (
-                given is None or (isinstance(given, str) and given in (first.get("content"), first.get("value")))
-            )
-        if given is None and not is_whole:
-            found = "a chosen answer without its prompt"
-            raise Place(self.place, self.keys["chosen"]).error(found, "`prompt`, or a chosen conversation")
-        if not is_whole:
+        prompt = self.keys.get("prompt", "prompt")
+        given = self._joined("prompt") if "input" in self.keys else self._take("prompt")
+        if given is not None:
             self._side(prompt, given, "user", weight=0)
-        self._side(self.keys["chosen"], chosen, "assistant")
+        self._answer(self.keys["chosen"], chosen)
+
+    def _answer(self, key: str, value: Any) -> None:
+        """Add the answer to the prompt that is there: a text, or a conversation that may have the prompt in it.
+
+        Raises:
+            RowError: If the conversation begins with another question than the prompt.
+        """
+        prompt = list(self.turns.messages)
+        self._side(key, value, "assistant")
+        answer = self.turns.messages[len(prompt) :]
+        roles = [one["role"] for one in answer if one["role"] != "system"]
+        if not prompt and roles[:1] == ["assistant"]:
+            raise Place(self.place, key).error(
+                "a chosen answer without its prompt", "`prompt`, or a chosen conversation"
+            )
+        texts, asked = ([(one["role"], one.get("content")) for one in part] for part in (answer, prompt))
+        # a prompt that is a text is the first question, behind the conversation's own system prompt or greeting
+        first = next((index for index, (role, _) in enumerate(texts) if role == "user"), 0)
+        start = next((one for one in (0, first) if asked and texts[one : one + len(asked)] == asked), None)
+        if start is not None:
+            self.turns.messages = [*answer[:start], *prompt, *answer[start + len(prompt) :]]
+        elif asked and asked[-1][0] == "user" and roles[:1] == ["user"]:
+            expected = "the answer alone, or the prompt and its answer"
+            raise Place(self.place, key).error("begins with another question than the prompt", expected)
 
     def _side(self, key: str, value: Any, role: str, *, weight: int | None = None) -> None:
         """Add a prompt or an answer: a text, a message, a list of messages, or a request with messages."""
         if isinstance(value, str) and value.lstrip().startswith("[{") and recognise({"messages": value}):
             value = from_json(value, self.noted, Place(self.place, key))
         if isinstance(value, Mapping) and "messages" in value:
+            for name in (value.keys() & self.data.keys()) - {"messages"}:
+                if value[name] != self.data[name]:
+                    self.noted.lost("keys", f"{key}.{name}")
             self.data = {**{name: one for name, one in value.items() if name != "messages"}, **self.data}
             value = value["messages"]
         if value is None or value == []:
@@ -192,7 +228,7 @@ class RecordConverter:
         self.turns.add_all(value, key, weight=weight)
 
     def _with_system(self, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        text = self._column("system") or self.layout.system
+        text = self._column("system", "system") or self.layout.system
         if not isinstance(text, str):
             raise Place(self.place, "system").error(f"is {kind_of(text)}", "a string")
         if not text or self.layout.drop_system:
@@ -204,15 +240,21 @@ class RecordConverter:
         self.noted.changed("system")
         return [{"role": "system", "content": text}, *messages]
 
-    def _column(self, name: str) -> Any:
+    def _column(self, name: str, lost: str) -> Any:
+        """Remove a column from the record and return it; another one of the same meaning is a loss of this kind."""
         keys = [self.layout.keys[name]] if name in self.layout.keys else _COLUMNS[name]
-        found = [self.data.pop(key) for key in keys if key in self.data]
-        return next((one for one in found if one not in ("", [])), None)
+        found = {key: self.data.pop(key) for key in keys if key and key in self.data}
+        values = {key: one for key, one in found.items() if one not in ("", [])}
+        first = next(iter(values.values()), None)
+        for key, value in values.items():
+            if value != first:
+                self.noted.lost(lost, key)
+        return first
 
     def _tools(self) -> list[Any] | None:
         if "functions" in self.data:
             self.noted.changed("function-call")
-        return convert_tools(self._column("tools"), self.noted, Place(self.place, "tools"), padded=self.padded)
+        return convert_tools(self._column("tools", "keys"), self.noted, Place(self.place, "tools"), padded=self.padded)
 
     def _rest(self) -> dict[str, Any]:
         """Return the user's own keys, which change no token, as far as a row can have them."""
@@ -229,3 +271,10 @@ class RecordConverter:
             else:
                 kept[key] = value
         return kept
+
+
+def _flag(value: Any) -> bool | None:
+    """Return the truth of a field, which a column of CSV holds as text; None if it has none."""
+    if isinstance(value, str):
+        value = {"true": True, "false": False, "1": True, "0": False}.get(value.lower())
+    return bool(value) if value in (True, False) else None

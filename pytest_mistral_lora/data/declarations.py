@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -10,33 +11,21 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from pytest_mistral_lora.chat.fields import kind_of
-from pytest_mistral_lora.chat.formats import CALL
-from pytest_mistral_lora.chat.reading import parse_json, read_bounded, read_json
+from pytest_mistral_lora.chat.reading import read_bounded, read_json
 from pytest_mistral_lora.data import Source, source_files
-from pytest_mistral_lora.data.messages import Layout
+from pytest_mistral_lora.data.layouts import Layout, axolotl_layout, llamafactory_layout
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.records.schema import error_in_words
 
 _ON_A_HUB = ("hf_hub_url", "ms_hub_url", "om_hub_url", "script_url", "cloud_file_name")
-_LLAMAFACTORY_COLUMNS = {
-    "alpaca": {"instruction": "instruction", "input": "input", "output": "output"},
-    "sharegpt": {"messages": "conversations"},
-}
-_COLUMN_NAMES = {"prompt": "instruction", "query": "input", "response": "output", "kto_tag": "mark"}
-_TAGS = {
-    "user_tag": ("human", "user"),
-    "assistant_tag": ("gpt", "assistant"),
-    "observation_tag": ("observation", "tool"),
-    "function_tag": ("function_call", CALL),
-    "system_tag": ("system", "system"),
-}
 # settings of a data set in Axolotl that change which rows there are, or their text, in a way that is not done here
 _AXOLOTL_REFUSED = (
-    *("message_field_training_detail", "split_thinking", "shards", "shards_idx", "input_transform"),
+    *("message_field_training_detail", "split_thinking", "shards", "shards_idx", "preprocess_shards"),
+    *("input_transform", "columns", "data_dir"),
     *("input_format", "field_human", "field_model", "conversation"),
 )
-_AXOLOTL_NO_ROWS = ("completion", "pretrain", "input_output", "stepwise_supervised", "_synthetic")
-_AXOLOTL_ROLES = {"human": "user", "gpt": "assistant"}
+_HELD_OUT = ("test_datasets", "eval_dataset", "dataset_test_split")
+_LLAMAFACTORY_TRAINING = ("mask_history", "train_on_prompt", "max_samples", "mix_strategy", "cutoff_len")
 
 
 class _OwnFields(BaseModel, extra="forbid", strict=True):
@@ -93,7 +82,8 @@ def _check(model: type[BaseModel], entry: Any, place: str) -> None:
     try:
         model.model_validate(entry)
     except ValidationError as error:
-        found = f"{'.'.join(map(str, (first := error.errors()[0])['loc']))}: {first['input']!r}"[:200]
+        first = error.errors()[0]
+        found = ": ".join([*filter(None, [".".join(map(str, first["loc"]))]), repr(first["input"])])[:200]
         raise InputError(found, place=place, expected=error_in_words(first, model).removeprefix("expected ")) from error
 
 
@@ -125,26 +115,26 @@ def _of_yaml(path: Path, names: Collection[str]) -> tuple[list[Source], list[str
         raise InputError(f"not valid YAML: {error}", place=str(path)) from error
     if not isinstance(config, Mapping):
         raise InputError(f"is {kind_of(config)}", place=str(path), expected="a configuration of Axolotl")
+    if names and not isinstance(config.get("dataset"), str | list):
+        raise InputError(f"declares no data set {', '.join(names)}", place=str(path), expected="a dataset_info.json")
+    remarks = [f"{key}: {config[key]} of {path} is not imported" for key in _HELD_OUT if config.get(key)]
     if isinstance(config.get("datasets"), list):
-        return _of_axolotl(path, config)
+        sources, others = _of_axolotl(path, config)
+        return sources, [*others, *remarks]
     if isinstance(config.get("dataset_name"), str):
         # the formats of TRL are recognised by their keys
-        split = str(config.get("dataset_train_split") or "train")
-        return [Source(file) for file in source_files(_found(path, config["dataset_name"]), split)], []
+        folder = _found(path, config["dataset_name"])
+        return [Source(file) for file in source_files(folder, _split(config, "dataset_train_split", path))], remarks
     if config.get("tokenized_path"):
         raise InputError("tokenized_path: encoded rows", place=str(path), next_step="Import the data they come from.")
     named = config.get("dataset")
     if isinstance(named, str | list):
         wanted = names or (named.split(",") if isinstance(named, str) else named)
-        folder = _found(path, str(config.get("dataset_dir", "data")))
-        info = folder / "dataset_info.json"
-        sources, remarks = _of_dataset_info(
-            info, parse_json(read_bounded(info), info), [str(one).strip() for one in wanted]
-        )
-        settings = [
-            f"{key}: {config[key]}" for key in ("mask_history", "train_on_prompt", "max_samples") if config.get(key)
-        ]
-        return sources, [*remarks, *(f"{one} of {path} is a setting of training, not of rows" for one in settings)]
+        info = _found(path, str(config.get("dataset_dir") or "data")) / "dataset_info.json"
+        sources, others = _of_dataset_info(info, read_json(info), [str(one).strip() for one in wanted])
+        training = [f"{key}: {config[key]}" for key in _LLAMAFACTORY_TRAINING if config.get(key)]
+        others += [f"{one} of {path} is a setting of training, not of rows" for one in training]
+        return sources, [*others, *remarks]
     if "base" in config and "data" in config:
         raise InputError("this is a recipe of mistral-lora", place=str(path), next_step="Name its data.train instead.")
     keys = ", ".join(map(str, list(config)[:8]))
@@ -158,7 +148,21 @@ def _found(config: Path, name: str) -> Path:
     return path if path.exists() or path.is_absolute() else config.parent / name
 
 
-def _of_dataset_info(path: Path, info: Mapping[str, Any], names: Collection[str]) -> tuple[list[Source], list[str]]:
+def _split(declared: Mapping[str, Any], key: str, place: object) -> str:
+    """Return the split that a declaration names.
+
+    Raises:
+        InputError: If it is a part of a split, such as `train[:10%]`.
+    """
+    split = str(declared.get(key) or "train")
+    if not re.fullmatch(r"[\w.-]+", split):
+        raise InputError(f"{key}: {split!r} is not followed", place=str(place), expected="a whole split, such as train")
+    return split
+
+
+def _of_dataset_info(path: Path, info: Any, names: Collection[str]) -> tuple[list[Source], list[str]]:
+    if not isinstance(info, Mapping) or not all(isinstance(one, Mapping) for one in info.values()):
+        raise InputError("is no declaration of data sets", place=str(path), expected='{"NAME": {"file_name": …}}')
     local = [name for name, entry in info.items() if "file_name" in entry]
     wanted = list(names) or (local if len(local) == 1 else [])
     if not wanted:
@@ -180,40 +184,10 @@ def _of_dataset_info(path: Path, info: Mapping[str, Any], names: Collection[str]
             raise InputError("is not a file of this machine", place=place, next_step=step)
         if entry.get("num_samples"):
             raise InputError(f"num_samples {entry['num_samples']} draws rows at random", place=place)
-        layout = _llamafactory_layout(entry, place)
-        sources += [Source(file, layout) for file in source_files(path.parent / str(entry["file_name"]))]
+        layout = llamafactory_layout(entry, place)
+        files = source_files(path.parent / str(entry["file_name"]), _split(entry, "split", place))
+        sources += [Source(file, layout) for file in files]
     return sources, []
-
-
-def _llamafactory_layout(entry: Mapping[str, Any], place: str) -> Layout:
-    """Return the layout of an entry as `DatasetAttr.join` of LLaMA-Factory reads it."""
-    family = "alpaca" if entry.get("formatting", "alpaca") == "alpaca" else "sharegpt"
-    columns = entry.get("columns")
-    keys = dict(_LLAMAFACTORY_COLUMNS[family])
-    if columns is not None:
-        # a column that is not declared beside others is none, not the default
-        keys = {**dict.fromkeys(("instruction", "input", "output", "history", "messages", "system", "tools"), "")}
-        keys |= {_COLUMN_NAMES.get(name, name): column for name, column in columns.items() if column}
-    else:
-        keys |= {"history": "", "system": "", "tools": ""}
-    if family == "alpaca" and not (keys.get("output") or entry.get("ranking")):
-        raise InputError(
-            "no response is declared: a text without turns", place=place, expected="columns with a response"
-        )
-    if entry.get("ranking"):
-        keys |= {"prompt": keys.get("instruction" if family == "alpaca" else "messages", "")}
-        keys |= {name: keys.get(name) or name for name in ("chosen", "rejected")}
-    tags = entry.get("tags")
-    named = {tag: (tags.get(tag) if tags is not None else default) for tag, (default, _) in _TAGS.items()}
-    role, content = ("from", "value") if tags is None else (tags.get("role_tag"), tags.get("content_tag"))
-    is_chat = family == "sharegpt"
-    return Layout(
-        "preference" if entry.get("ranking") else family,
-        keys,
-        {"role": role, "content": content} if is_chat and role and content else {},
-        {given: _TAGS[tag][1] for tag, given in named.items() if given} if is_chat else {},
-        joined=True,
-    )
 
 
 def _of_axolotl(path: Path, config: Mapping[str, Any]) -> tuple[list[Source], list[str]]:
@@ -229,7 +203,9 @@ def _of_axolotl(path: Path, config: Mapping[str, Any]) -> tuple[list[Source], li
                 raise InputError(f"{key}: {entry[key]!r} is not followed", place=place, expected=f"no {key}")
         if entry.get("train_on_eos") in ("last", "none", "all"):
             remarks.append(f"train_on_eos: {entry['train_on_eos']} of {place}: rows train on the EOS of each answer")
-        layout = _axolotl_layout(entry, place, is_preference=bool(config.get("rl")))
+        # TRL's own mixture of data sets has no type: the formats are recognised by their keys
+        is_trl = "model_name_or_path" in config and "type" not in entry
+        layout = Layout() if is_trl else axolotl_layout(entry, place, is_preference=bool(config.get("rl")))
         if layout.format == "alpaca" and layout.templates is None:
             remarks.append(f"the prompt text that Axolotl puts around {entry.get('type')} ({place}) is left out")
         named = entry.get("data_files") or entry.get("path")
@@ -239,57 +215,8 @@ def _of_axolotl(path: Path, config: Mapping[str, Any]) -> tuple[list[Source], li
         for name in map(str, names):
             inside = Path(str(entry.get("path", "")), name)
             name = str(inside) if entry.get("data_files") and inside.exists() else name
-            sources += [Source(file, layout) for file in source_files(_found(path, name))]
+            files = source_files(_found(path, name), _split(entry, "split", place))
+            sources += [Source(file, layout) for file in files]
+    if not sources:
+        raise InputError("datasets: is empty", place=str(path), expected="an entry with a `path`")
     return sources, remarks
-
-
-def _axolotl_layout(entry: Mapping[str, Any], place: str, *, is_preference: bool) -> Layout:
-    kind = entry.get("type") or "chat_template"
-    if isinstance(kind, Mapping):
-        return Layout(
-            "alpaca",
-            {
-                "instruction": kind.get("field_instruction") or "instruction",
-                "input": kind.get("field_input") or "input",
-                "output": kind.get("field_output") or "output",
-                "system": kind.get("field_system") or "system",
-                "history": "",
-            },
-            # Axolotl's defaults, with their spaces
-            templates=(kind.get("format") or "{instruction} {input} ", kind.get("no_input_format") or "{instruction} "),
-            system=kind.get("system_prompt") or "",
-        )
-    family = str(kind).partition(".")[0].partition(":")[0]
-    if family in _AXOLOTL_NO_ROWS:
-        raise InputError(f"type {kind}: a text without turns", place=place, expected="chat_template or alpaca")
-    if family == "alpaca_chat" and str(kind).endswith("load_qa"):
-        return Layout("prompt-completion", {"prompt": "question", "completion": "answer"})
-    if family in ("alpaca", "alpaca_chat", "alpaca_instruct", "alpaca_w_system", "gpteacher"):
-        output = "response" if family == "gpteacher" else "output"
-        return Layout("alpaca", {"instruction": "instruction", "input": "input", "output": output, "history": ""})
-    if family not in ("chat_template", "sharegpt", "messages") and not is_preference:
-        known = "chat_template, alpaca, alpaca_chat.load_qa, gpteacher or fields of your own"
-        raise InputError(f"type {kind!r}", place=place, expected=known)
-    mapped = dict(entry.get("message_property_mappings") or {})
-    role = mapped.pop("role", None) or entry.get("message_field_role")
-    content = mapped.pop("content", None) or entry.get("message_field_content")
-    thinking = entry.get("field_thinking") or mapped.pop("reasoning_content", None)
-    weight = entry.get("message_field_training")
-    given = {"role": role, "content": content, "thinking": thinking, "weight": weight}
-    roles = {one: ours for ours, theirs in (entry.get("roles") or {}).items() for one in theirs}
-    trained = entry.get("roles_to_train")
-    messages = entry.get("field_messages") or ("conversations" if family == "sharegpt" else "messages")
-    keys = {"messages": messages}
-    keys |= {name: entry[f"field_{name}"] for name in ("system", "tools") if entry.get(f"field_{name}")}
-    if is_preference:
-        keys |= {"prompt": messages, "chosen": entry.get("field_chosen") or "chosen"}
-        keys |= {"rejected": entry.get("field_rejected") or "rejected"}
-    return Layout(
-        "preference" if is_preference else "messages",
-        keys,
-        {ours: theirs for ours, theirs in {**mapped, **given}.items() if theirs},
-        roles,
-        trained=None if trained is None else frozenset(roles.get(one, _AXOLOTL_ROLES.get(one, one)) for one in trained),
-        drop_system=bool(entry.get("drop_system_message")),
-        joined=True,
-    )

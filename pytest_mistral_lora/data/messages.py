@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from pytest_mistral_lora.chat.fields import ROLES, Place, kind_of
 from pytest_mistral_lora.chat.formats import CALL, CONTENT, FLAGS, OTHER_ROLES, THINKING
 from pytest_mistral_lora.chat.reading import loads_strict
+from pytest_mistral_lora.chat.remedies import MEDIA
+from pytest_mistral_lora.data.layouts import Layout
 from pytest_mistral_lora.data.report import RowChanges
 from pytest_mistral_lora.data.tool_calls import ToolCalls, from_json
 
@@ -17,47 +18,8 @@ KNOWN_ROLES = {**{role: role for role in ROLES}, **OTHER_ROLES}
 """Names of roles, each with ours."""
 
 _CHUNKS = {"input_text": "text", "output_text": "text", "reasoning": "thinking", None: "text"}
-_MEDIA = {
-    *("image", "image_url", "input_image", "images", "audio", "audio_url", "input_audio", "audios"),
-    *("video", "video_url", "videos", "file"),
-}
+_MEDIA = {*MEDIA, "input_image", "video_url", "file"}
 _ORDER = ("role", "content", "tool_calls", "tool_call_id", "name", "weight")
-
-RECORD_FIELDS = (
-    *("messages", "system", "tools", "prompt", "completion", "chosen", "rejected"),
-    *("instruction", "input", "output", "history", "mark"),
-    *("image", "images", "video", "videos", "audio", "audios"),
-)
-"""Fields of a record that a layout can name the key of; `mark` is the flag of a good answer."""
-MESSAGE_FIELDS = ("role", "content", "thinking", "weight", "tool_calls", "tool_call_id", "name")
-"""Fields of a message that a layout can name the key of."""
-
-
-@dataclass(frozen=True)
-class Layout:
-    """The places of a row's fields in the records of a source.
-
-    Attributes:
-        format: A key of `chat.formats.FORMATS`; empty if it is to be recognised.
-        keys: Keys of a record, by the field of `RECORD_FIELDS`.
-        message_keys: Keys of a message, by the field of `MESSAGE_FIELDS`.
-        roles: Our names of declared roles, by their names in the source.
-        trained: Our names of the roles that are trained on; None for the assistant, unless a flag differs.
-        drop_system: Whether system messages are left out.
-        joined: Whether chunks of text are one text, without a blank line between them.
-        templates: The user's message with an input and without one, `{instruction} {input}`.
-        system: The system prompt of records that have none.
-    """
-
-    format: str = ""
-    keys: Mapping[str, str] = field(default_factory=dict)
-    message_keys: Mapping[str, str] = field(default_factory=dict)
-    roles: Mapping[str, str] = field(default_factory=dict)
-    trained: frozenset[str] | None = None
-    drop_system: bool = False
-    joined: bool = False
-    templates: tuple[str, str] | None = None
-    system: str = ""
 
 
 class Conversation:
@@ -71,6 +33,7 @@ class Conversation:
         self.messages: list[dict[str, Any]] = []
         self._layout, self._noted, self._origin, self._padded = layout, noted, origin, padded
         self._calls = ToolCalls(noted, padded=padded)
+        self._known = {**KNOWN_ROLES, **layout.roles}
 
     def add_all(self, items: Any, key: str, *, weight: int | None = None) -> None:
         """Add the messages of a list.
@@ -101,24 +64,30 @@ class Conversation:
             raise place.error(f"is {kind_of(item)}", "a message: an object with a role and a content")
         key = self._layout.message_keys.get("role") or ("from" if item.get("role") is None else "role")
         given = item.get(key)
-        known = {**KNOWN_ROLES, **self._layout.roles}
-        role = known.get(given) if isinstance(given, str) else None
+        role = self._ours(given)
         if role is None:
             found = repr(given) if given is not None else "is missing"
             step = "Declare it: `tags` of LLaMA-Factory's dataset_info.json, or `roles` of Axolotl's datasets."
             names = ", ".join([*ROLES, *self._layout.roles, "human, gpt, observation, function_call"])
             raise (place / key).error(found, f"one of {names}", step)
+        for other in {"role", "from"} - {key}:
+            if self._ours(item.get(other)) not in (None, role):
+                raise (place / other).error(f"{item[other]!r}, and `{key}` is {given!r}", "one role")
         if role != given and role != CALL:
             self._noted.changed("roles", f"{given} is {role}")
         return role
+
+    def _ours(self, role: Any) -> str | None:
+        return self._known.get(role) if isinstance(role, str) else None
 
     def _add(self, item: dict[str, Any], role: str, place: Place, weight: int | None, last_result: bool) -> None:
         message: dict[str, Any] = {"role": "assistant" if role == CALL else role}
         for ours, theirs in self._layout.message_keys.items():
             if ours in _ORDER[2:5] and theirs in item:
                 item[ours] = item.pop(theirs)
-        for key in (self._layout.message_keys.get("role", ""), "role", "from"):
-            item.pop(key, None)
+        for key in dict.fromkeys((self._layout.message_keys.get("role", "role"), "role", "from")):
+            if self._ours(item.get(key)):
+                del item[key]
         self._drop_empty(item)
         content, called = self._content(item, message["role"], place)
         if role == CALL:
@@ -147,6 +116,7 @@ class Conversation:
             call_id, name = item.pop("tool_call_id", None), item.pop("name", None)
             if call_id is None and last_result and len(self._calls.open) > 1:
                 self._split(message.get("content"), place)
+                self._leave_out({**item, **({} if name is None else {"name": name})})
                 return
             message["tool_call_id"] = self._calls.answered(call_id, name, place)
             message |= {} if name is None else {"name": name}
@@ -198,17 +168,26 @@ class Conversation:
                 self._noted.lost("part-weights")
             chunk = {key: value for key, value in chunk.items() if value is not None}
             kind = chunk.get("type")
-            if kind in _MEDIA:
+            ours = _CHUNKS.get(kind, kind) if isinstance(kind, str | None) else None
+            if ours in _MEDIA:
                 self._noted.lost("media", str(kind))
-            elif kind == "tool_call":
-                calls.append(from_json(chunk.get("value"), self._noted, place / index))
+                continue
+            if ours not in ("text", "thinking", "tool_call"):
+                found.append(chunk)  # the check of the row names it
+                continue
+            key = ours if ours in chunk else next((key for key in CONTENT if key in chunk), "")
+            value, read = chunk.get(key), {"type", key}
+            if ours == "tool_call":
+                calls.append(from_json(value, self._noted, place / index))
+            elif ours == "thinking":
+                closed = {"closed": chunk["closed"]} if "closed" in chunk else {}
+                found.append({"type": ours, ours: _joined_text(value), **closed})
+                read |= closed.keys()
             else:
-                ours = _CHUNKS.get(kind, kind)
-                if ours not in chunk:
-                    joined = True
-                    text = next((chunk[key] for key in CONTENT if key in chunk), None)
-                    chunk = {ours: text}
-                found.append({"type": ours} | {key: value for key, value in chunk.items() if key != "type"})
+                joined = joined or key != ours
+                found.append({"type": ours, ours: value})
+            for other in chunk.keys() - read:
+                self._noted.lost("message-keys", other)
         if joined and all(chunk["type"] == "text" and isinstance(chunk.get("text"), str) for chunk in found):
             # the trainers that have such chunks put one behind the other, without a blank line
             self._noted.changed("chunks")
@@ -219,7 +198,7 @@ class Conversation:
         return found if found or not calls else None, calls or None
 
     def _thoughts(self, item: dict[str, Any]) -> list[str]:
-        keys = [key for key in (self._layout.message_keys.get("thinking", ""), *THINKING) if key in item]
+        keys = [key for key in (self._layout.message_keys.get("thinking"), *THINKING) if key in item]
         texts = [item.pop(key) for key in keys if isinstance(item[key], str)]
         if texts:
             self._noted.changed("thinking")
@@ -276,3 +255,11 @@ class Conversation:
         for key in item:
             kind = "media" if key in _MEDIA else "names" if key == "name" else "message-keys"
             self._noted.lost(kind, key)
+
+
+def _joined_text(thinking: Any) -> Any:
+    """Return thinking as one text, which Mistral's API has as a list of text chunks; any other value as it is."""
+    chunks = thinking if isinstance(thinking, list | tuple) else ()
+    texts = [one["text"] for one in chunks if isinstance(one, Mapping) and one.keys() == {"type", "text"}]
+    is_text = len(texts) == len(chunks) and all(isinstance(one, str) for one in texts)
+    return "".join(texts) if chunks and is_text else thinking

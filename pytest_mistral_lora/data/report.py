@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pytest_mistral_lora.errors import InputError, RowError
 
 if TYPE_CHECKING:
-    from pytest_mistral_lora.data.messages import Layout
+    from pytest_mistral_lora.data.layouts import Layout
 
 CHANGES = {
     "roles": "roles have our names: {detail}",
@@ -53,7 +53,7 @@ LOSSES = {
     "tool-keys": "other keys of tools and tool calls",
     "keys": "other keys of rows, where a row cannot have them",
     "refusals": "a refusal beside an answer",
-    "system": "a system prompt beside the one in the messages",
+    "system": "a second system prompt",
     "last-prompt": "messages after the last answer",
     "bad-records": "records that cannot be converted",
 }
@@ -120,6 +120,7 @@ class Report:
         refused: Number of those that have an error.
         changes: By kind.
         losses: By kind, whether allowed or not.
+        own: The user's own keys, which rows keep and no token shows.
         layouts: The layout of each source.
         remarks: Settings of a declaration that have no place in rows, as sentences.
         faults: The errors by their text, each with the fields that have it; a hostile file has no more than 20.
@@ -132,6 +133,7 @@ class Report:
     refused: int = 0
     changes: dict[str, Tally] = field(default_factory=dict)
     losses: dict[str, Tally] = field(default_factory=dict)
+    own: Tally = field(default_factory=Tally)
     layouts: list[Layout] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
     faults: dict[str, Tally] = field(default_factory=dict)
@@ -171,6 +173,8 @@ class Report:
         for kind, tally in sorted(self.losses.items()):
             lost = LOSSES[kind] + (" ({detail})" if tally.details else "")
             lines.append(f"lost     {kind:<16} {tally.text(lost)}")
+        if self.own.count:
+            lines.append(f"kept     {'own-keys':<16} {self.own.text('keys of your own, in no token: {detail}')}")
         lines += [f"remark   {remark}" for remark in self.remarks]
         dropped = f", {self.dropped} left out" if self.dropped else ""
         lines += [f"left out {line}" for line in self.fault_lines()]
@@ -190,6 +194,7 @@ class Report:
                 }
                 for name, tallies in kinds.items()
             },
+            "own_keys": dict(self.own.details),
             "remarks": self.remarks,
             "left_out": self.fault_lines(),
         }

@@ -12,7 +12,7 @@ from pytest_mistral_lora.chat.reading.chunks import DataFile
 from pytest_mistral_lora.chat.rows import Row, scan_rows
 from pytest_mistral_lora.data import Conversion, Source, conversions
 from pytest_mistral_lora.data.declarations import declared_sources
-from pytest_mistral_lora.data.messages import MESSAGE_FIELDS, RECORD_FIELDS, Layout
+from pytest_mistral_lora.data.layouts import Layout
 from pytest_mistral_lora.data.report import Report, refuse_unknown_losses
 from pytest_mistral_lora.errors import InputError, RowError
 from pytest_mistral_lora.records.files import framed_row
@@ -120,7 +120,7 @@ class ConvertedSource:
     def identity(self) -> dict[str, Any]:
         """The settings that decide the rows: format, layout and allowed losses."""
         layout = self.source.layout
-        return {"format": layout.format, "layout": layout_as_json(layout), "lossy": sorted(self.lossy)}
+        return {"format": layout.format, "layout": layout.to_json(), "lossy": sorted(self.lossy)}
 
     def facts(self) -> dict[str, Any]:
         """Return the format, the layout, the losses and the hash of the rows of a pass: `source` in a manifest."""
@@ -133,30 +133,8 @@ class ConvertedSource:
             "lossy": sorted(self.lossy),
             "losses": losses,
             "left_out": self.report.dropped,
-            "layout": layout_as_json(layout),
+            "layout": layout.to_json(),
         }
-
-
-def layout_as_json(layout: Layout) -> dict[str, Any]:
-    """Return the parts of a layout that are declared and read, but for its format, as plain JSON data."""
-    # a declaration may name fields that no row has
-    keys = {name: key for name, key in layout.keys.items() if name in RECORD_FIELDS}
-    message_keys = {name: key for name, key in layout.message_keys.items() if name in MESSAGE_FIELDS}
-    parts = {"keys": keys, "message_keys": message_keys, "roles": dict(layout.roles)}
-    parts |= {name: getattr(layout, name) for name in ("drop_system", "joined", "templates", "system")}
-    trained = {} if layout.trained is None else {"trained": sorted(layout.trained)}
-    return {name: value for name, value in parts.items() if value} | trained
-
-
-def layout_of_json(name: str, data: Mapping[str, Any]) -> Layout:
-    """Return the layout that `layout_as_json` wrote, of a format."""
-    values = dict(data)
-    if "trained" in values:
-        values["trained"] = frozenset(values["trained"])
-    if "templates" in values:
-        first, second = values["templates"]
-        values["templates"] = (first, second)
-    return Layout(name, **values)
 
 
 def recorded_file(path: Path, entry: Mapping[str, Any]) -> DataFile:
@@ -169,5 +147,5 @@ def recorded_file(path: Path, entry: Mapping[str, Any]) -> DataFile:
     source = entry.get("source")
     if source is None:
         return DataFile(path)
-    layout = layout_of_json(source["format"], source["layout"])
+    layout = Layout.from_json(source["format"], source["layout"])
     return DataFile(path, source=ConvertedSource(Source(path, layout), source["lossy"]))

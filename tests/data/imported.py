@@ -8,7 +8,7 @@ from typing import Any
 
 from pytest_mistral_lora.data import Source, convert
 from pytest_mistral_lora.data.declarations import declared_sources
-from pytest_mistral_lora.data.messages import Layout
+from pytest_mistral_lora.data.layouts import Layout
 from pytest_mistral_lora.data.report import LOSSES, Report
 
 TOOL = {"type": "function", "function": {"name": "f", "description": "d", "parameters": {"type": "object"}}}

@@ -306,7 +306,7 @@ REFUSED: list[tuple[str, str, str]] = [
     ("a.yaml", "datasets: [{path: rows.jsonl, type: orpo.x}]", "datasets[0]: type 'orpo.x'; expected chat_template"),
     ("a.yaml", "datasets: [{path: rows.jsonl, split_thinking: true}]", "split_thinking: True is not followed"),
     ("a.yaml", "datasets: [{type: chat_template}]", "datasets[0]: no `path`"),
-    ("a.yaml", "datasets: [rows.jsonl]", "datasets[0]: : 'rows.jsonl'"),
+    ("a.yaml", "datasets: [rows.jsonl]", "datasets[0]: 'rows.jsonl'"),
     (
         "a.yaml",
         "datasets: [{path: owner/name, type: alpaca}]",

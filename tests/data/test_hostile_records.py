@@ -15,7 +15,7 @@ from pytest_mistral_lora.chat.formats import CONTENT, FLAGS, FORMATS, OTHER_ROLE
 from pytest_mistral_lora.chat.rows import parse_row
 from pytest_mistral_lora.data import Source, convert
 from pytest_mistral_lora.data.declarations import declared_sources
-from pytest_mistral_lora.data.messages import Layout
+from pytest_mistral_lora.data.layouts import Layout
 from pytest_mistral_lora.data.report import LOSSES, Report
 from pytest_mistral_lora.errors import InputError
 

@@ -17,11 +17,9 @@ from pyarrow import parquet
 
 from pytest_mistral_lora.chat.reading.chunks import DataFile, chunks
 from pytest_mistral_lora.chat.rows import Row, parse_row, read_rows, scan_rows
-from pytest_mistral_lora.data.messages import Layout
+from pytest_mistral_lora.data.layouts import Layout
 from pytest_mistral_lora.data.sources import (
     ConvertedSource,
-    layout_as_json,
-    layout_of_json,
     open_rows,
     recorded_file,
     rows_of,
@@ -136,7 +134,7 @@ def test_the_facts_of_a_source_open_it_again(tmp_path: Path) -> None:
     ],
 )
 def test_a_layout_comes_back_from_json(layout: Layout) -> None:
-    assert layout_of_json(layout.format, json.loads(json.dumps(layout_as_json(layout)))) == layout
+    assert Layout.from_json(layout.format, json.loads(json.dumps(layout.to_json()))) == layout
 
 
 def test_shards_are_one_table_in_their_order(tmp_path: Path) -> None:

@@ -18,9 +18,10 @@ from pydantic import (
 
 from pytest_mistral_lora.chat.formats import FORMATS
 from pytest_mistral_lora.chat.reading.chunks import DataFile
-from pytest_mistral_lora.data.messages import KNOWN_ROLES, MESSAGE_FIELDS, RECORD_FIELDS, Layout
+from pytest_mistral_lora.data.layouts import MESSAGE_FIELDS, RECORD_FIELDS, Layout
+from pytest_mistral_lora.data.messages import KNOWN_ROLES
 from pytest_mistral_lora.data.report import LOSSES
-from pytest_mistral_lora.data.sources import layout_of_json, open_rows
+from pytest_mistral_lora.data.sources import open_rows
 from pytest_mistral_lora.errors import InputError, RecipeError
 from pytest_mistral_lora.training.recipe.sections import Number, RecipePath, Section
 
@@ -97,7 +98,7 @@ class DataSource(Section):
         layout = Layout()
         if self.format is not None:
             declared = {} if self.layout is None else self.layout.model_dump(exclude_defaults=True)
-            layout = layout_of_json(self.format, declared)
+            layout = Layout.from_json(self.format, declared)
         return open_rows(self.path, layout=layout, names=self.dataset, lossy=self.lossy, is_held_out=is_held_out)
 
 

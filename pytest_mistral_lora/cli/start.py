@@ -1,20 +1,22 @@
-"""`mistral-lora init`: the files that guard a repository."""
+"""`mistral-lora init` and `pin`: the files that guard a repository, and the commit of its base."""
 
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from difflib import unified_diff
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_mistral_lora.cli.verb import Verb
-from pytest_mistral_lora.errors import EXIT_FINDING, EXIT_OK
+from pytest_mistral_lora.errors import EXIT_FINDING, EXIT_OK, InputError
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.starter import StartPlan
+    from pytest_mistral_lora.training.recipe import PinnedBase
 
-_DESCRIPTION = """\
+_INIT_DESCRIPTION = """\
 Set up the current folder, so that `pytest --mistral-golden` guards it. Look at your rows, pin the base, and write:
 recipe.yaml with its schema for your editor; pytest's configuration; a few of your rows with their tokens (goldens);
 jobs for GitHub and GitLab; a hook for pre-commit.
@@ -27,7 +29,7 @@ _DONE = {"new": "created", "same": "unchanged", "extended": "extended"}
 _TITLES = {"new": "to create", "same": "unchanged", "extended": "to extend", "different": "exists, with other content"}
 
 
-def _add_options(parser: argparse.ArgumentParser) -> None:
+def _add_init_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "rows",
         type=Path,
@@ -52,7 +54,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     existing.add_argument("--force", action="store_true", help="replace files that are there with other content")
 
 
-def run(args: argparse.Namespace) -> int:
+def run_init(args: argparse.Namespace) -> int:
     """Write the files, or print them; return 1 if something is left to do."""
     from pytest_mistral_lora.starter import write_plan
     from pytest_mistral_lora.starter.plan import CI, plan_start
@@ -124,16 +126,94 @@ def _print_rest(plan: StartPlan, dry_run: bool) -> None:
     sys.stdout.write("\n".join(["", *lines]) + "\n")
 
 
-VERB = Verb(
+INIT = Verb(
     "init",
     "write the files that guard a repository: recipe, goldens, CI",
-    _add_options,
-    run,
-    description=_DESCRIPTION,
+    _add_init_options,
+    run_init,
+    description=_INIT_DESCRIPTION,
     examples=(
         "mistral-lora init rows.jsonl --base mistralai/Mistral-7B-Instruct-v0.3",
         "mistral-lora init sharegpt.json --base models/base --dry-run",
         "mistral-lora init",
     ),
     failure="something is left to do: a pin, a bad row, lines to add by hand",
+)
+
+
+_PIN_DESCRIPTION = """\
+A branch can move to other weights, so a recipe names a commit. Print the commit that a branch or tag of a Hub
+repository has now (`main`, unless you name another one), or write it into a recipe, in which nothing else changes. Of a
+recipe with a local base, write the hash of its weights.
+
+Offline, the commit that was last fetched into the cache is taken, and a note on stderr tells you so."""
+
+
+def _add_pin_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("base", metavar="BASE", help="Hub repository, OWNER/NAME or OWNER/NAME@BRANCH, or a recipe")
+    parser.add_argument(
+        "--branch",
+        metavar="NAME",
+        help="branch or tag (default: the one that the recipe names, or main); moves the pin of a pinned recipe",
+    )
+
+
+def run_pin(args: argparse.Namespace) -> int:
+    """Print the commit, or write it into the recipe and print its change.
+
+    Raises:
+        InputError: If BASE is neither a recipe nor the id of a repository.
+    """
+    from pytest_mistral_lora.checkpoint.pins import find_commit
+
+    path = Path(args.base)
+    if path.suffix.lower() in (".yaml", ".yml"):
+        from pytest_mistral_lora.training.recipe import pin_recipe
+
+        pinned = pin_recipe(path, args.branch)
+        sys.stdout.write(f"{path}: {_change(pinned, path)}\n")
+        if pinned.value != pinned.before:
+            _note_source(pinned.source, pinned.name)
+        return EXIT_OK
+    repo, _, branch = args.base.partition("@")
+    if repo.count("/") != 1 or (branch and args.branch) or path.exists():
+        raise InputError(
+            "--branch and a branch behind the @" if branch and args.branch else f"{args.base!r} is no repository",
+            expected="OWNER/NAME, OWNER/NAME@BRANCH, or a recipe (*.yaml), whose base may be a local folder",
+        )
+    name = args.branch or branch or "main"
+    found = find_commit(repo, name)
+    sys.stdout.write(f"{found.commit}\n")
+    _note_source(found.source, name)
+    return EXIT_OK
+
+
+def _change(pinned: PinnedBase, path: Path) -> str:
+    if pinned.before == pinned.value:
+        move = f". To move the pin: mistral-lora pin {shlex.quote(str(path))} --branch main"
+        more = move if pinned.name == pinned.value else ""
+        return f"{pinned.key} is {pinned.value} already{more}"
+    before = f" (before: {pinned.before})" if pinned.before else ""
+    return f"{pinned.key} is {pinned.value} now{before}"
+
+
+def _note_source(source: str, name: str) -> None:
+    if source == "cache":
+        sys.stderr.write(f"note: the Hub cannot be reached; {name} was this commit when it was last fetched\n")
+    elif source == "given" and name:
+        sys.stderr.write("note: the Hub was not asked whether it has this commit\n")
+
+
+PIN = Verb(
+    "pin",
+    "print the commit of a branch, or write it into a recipe",
+    _add_pin_options,
+    run_pin,
+    description=_PIN_DESCRIPTION,
+    examples=(
+        "mistral-lora pin mistralai/Mistral-7B-Instruct-v0.3",
+        "mistral-lora pin mistralai/Mistral-7B-Instruct-v0.3@main",
+        "mistral-lora pin recipe.yaml",
+        "mistral-lora pin recipe.yaml --branch main",
+    ),
 )
