@@ -26,7 +26,8 @@ import rows
 
 from pytest_mistral_lora.chat.encoded import EncodedRow
 from pytest_mistral_lora.chat.rows import parse_row
-from pytest_mistral_lora.checkpoint.base_model import load_base, read_config
+from pytest_mistral_lora.checkpoint.architectures import read_config
+from pytest_mistral_lora.checkpoint.base_model import load_base
 from pytest_mistral_lora.checkpoint.encoder import Encoder, make_encoder
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer, oracle_file
 from pytest_mistral_lora.errors import RowError

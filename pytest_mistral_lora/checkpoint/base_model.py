@@ -3,50 +3,35 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pytest_mistral_lora.chat.reading import read_json
 from pytest_mistral_lora.checkpoint.architectures import (
     ALL,
     SUPPORTED,
     TEMPLATE_ALONE,
     Architecture,
     architecture_of,
+    read_config,
     text_part,
     tie_flags,
 )
 from pytest_mistral_lora.checkpoint.devices import Precision, torch_dtype
 from pytest_mistral_lora.checkpoint.fp8 import DequantizedWeights, fp8_layout, quantization_facts
-from pytest_mistral_lora.checkpoint.weights import Weights, read_header
-from pytest_mistral_lora.errors import InputError, PinError, RecipeError, one_line
+from pytest_mistral_lora.checkpoint.weights import INDEX, Weights, read_header, read_index, weight_files
+from pytest_mistral_lora.errors import (
+    MistralLoraError,
+    PinError,
+    RecipeError,
+    is_out_of_memory,
+    one_line,
+    short_json,
+)
 
-_MOST_MODULES = 1000  # more layers, or experts, than any model has: those of a billion would be made one by one
 _COUNTS = ("num_hidden_layers", "num_local_experts", "n_routed_experts")
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """Return the `config.json` of a checkpoint folder.
-
-    Raises:
-        PinError: If it is missing or is not a JSON object.
-    """
-    path = folder / "config.json"
-    if not path.is_file() and (folder / "params.json").is_file():
-        raise PinError(
-            "params.json, and no config.json: a checkpoint in Mistral's own format, which transformers does not load",
-            place=str(folder),
-            expected="a checkpoint folder with config.json and model*.safetensors",
-            next_step="Use a copy of the model in transformers' format, or convert it with transformers' "
-            "convert_mistral_weights_to_hf.py.",
-        )
-    try:
-        data = read_json(path)
-    except InputError as error:
-        raise PinError(error.found, place=str(path), expected="a checkpoint folder") from error
-    if not isinstance(data, dict):
-        raise PinError("is not a JSON object", place=str(path))
-    return data
+_MOST_MODULES = 1000  # more layers, or experts, than any model has: those of a billion would be made one by one
 
 
 def require_trainable(folder: Path, backend: str = "mistral-common") -> dict[str, Any]:
@@ -91,8 +76,8 @@ def require_trainable(folder: Path, backend: str = "mistral-common") -> dict[str
 
 def _refuse_adapter(folder: Path) -> None:
     # transformers would load the base that this file names instead, and put the adapter on it, unread by us
-    file, found = folder / "adapter_config.json", "the folder of the base has an adapter, which transformers loads"
-    if file.exists():
+    if (file := folder / "adapter_config.json").exists():
+        found = "the folder of the base has an adapter, which transformers loads"
         raise PinError(found, place=str(file), expected="a base without adapter")
 
 
@@ -121,9 +106,9 @@ def architecture_in(folder: Path) -> Architecture:
     config, place = read_config(folder), str(folder / "config.json")
     try:
         architecture = architecture_of(config)
+        architecture.model_class(place)
     except ValueError as error:
         raise PinError(f"the model is {error}", place=place, expected=f"one of {', '.join(ALL)}") from error
-    architecture.model_class(place)
     return architecture
 
 
@@ -144,44 +129,15 @@ def is_tied(folder: Path) -> bool:
     return any(tie_flags(config).values())
 
 
-def vocab_size(folder: Path) -> int:
-    """Return the number of ids of the model in a checkpoint folder, as its configuration declares it.
-
-    Raises:
-        PinError: As for `read_config`.
-    """
-    from transformers import MistralConfig
-
-    declared = text_part(read_config(folder)).get("vocab_size")
-    return declared if isinstance(declared, int) else int(MistralConfig().vocab_size)
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """Return the safetensors files of a checkpoint, in name order.
-
-    A lone `consolidated.safetensors` beside a `model*.safetensors` is Mistral's own copy of the same weights, and is
-    left out: transformers does not read it.
-
-    Raises:
-        PinError: If there is none; weights in pickle files are not loaded.
-    """
-    files = sorted(folder.glob("model*.safetensors"))
-    if not files:
-        found = "no weights" if folder.is_dir() else "no such folder"
-        if any(folder.glob("consolidated*.safetensors")):
-            found = "no weights but consolidated.safetensors, in Mistral's own format, which transformers does not load"
-        raise PinError(found, place=str(folder), expected="model.safetensors, or its shards")
-    return files
-
-
 def base_weights(folder: Path) -> Weights:
     """Return the tensors of a checkpoint in full precision; those of an FP8 one are dequantised as they are read.
 
     Raises:
-        PinError: If there are none, or as for `fp8_layout`.
+        PinError: If there are none, if transformers would load others, or as for `fp8_layout`.
         InputError: As for `Weights`.
     """
-    config, stored = read_config(folder), Weights(weight_files(folder))
+    config = read_config(folder)
+    stored = _stored_weights(folder, config)
     layout = fp8_layout(config, stored, str(folder / "config.json"))
     if layout is None:
         return stored
@@ -189,6 +145,51 @@ def base_weights(folder: Path) -> Weights:
     parts = (config, text if isinstance(text, dict) else {})
     named = [part[key] for part in parts for key in ("dtype", "torch_dtype") if isinstance(part.get(key), str)]
     return DequantizedWeights(stored, layout, named[0] if named else "bfloat16")
+
+
+def _stored_weights(folder: Path, config: dict[str, Any]) -> Weights:
+    """Return the tensors of the files that are hashed, if these are the ones that transformers loads."""
+    stored = Weights(weight_files(folder))
+    named, names = config.get("transformers_weights"), [file.name for file in stored.files]
+    if named is not None:
+        found = f"transformers_weights is {short_json(named)}, which transformers loads in place of {names[0]}"
+        raise PinError(found, place=str(folder / "config.json"), expected="no such key")
+    # https://github.com/huggingface/transformers/blob/main/src/transformers/modeling_utils.py: a lone file goes first,
+    # then every file that the index names, wherever it is
+    if names == ["model.safetensors"]:
+        return stored
+    index = folder / INDEX
+    if not index.is_file():
+        raise PinError(f"no {INDEX}, by which transformers finds {', '.join(names[:3])}", place=str(folder))
+    listed = sorted(set(read_index(index).values()))
+    if listed != names:
+        found = f"names the files {', '.join(map(short_json, listed[:3]))}"
+        raise PinError(found, place=str(index), expected=f"those of the folder: {', '.join(names[:3])}")
+    return stored
+
+
+@contextmanager
+def _making(architecture: Architecture, folder: Path) -> Iterator[None]:
+    """Turn the errors of transformers and torch into ours: for a value of a wrong type or size, they raise many."""
+    try:
+        yield
+    except (MistralLoraError, ImportError):
+        raise
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        raise PinError(
+            f"no model can be made of it: {type(error).__name__}: {one_line(error)}",
+            place=str(folder / "config.json"),
+            expected=f"the configuration of a {architecture.title}, and its weights",
+        ) from error
+
+
+def _read_model_config(model_class: Any, folder: Path) -> Any:
+    config = model_class.config_class.from_pretrained(folder)
+    # a value such as owner/name is code at the Hub, which transformers fetches and runs; the default is sdpa
+    config._attn_implementation = None
+    return config
 
 
 def empty_model(folder: Path) -> Any:
@@ -199,10 +200,10 @@ def empty_model(folder: Path) -> Any:
     """
     import torch
 
-    architecture, place = architecture_in(folder), str(folder / "config.json")
-    model_class = architecture.model_class(place)
-    try:
-        config = model_class.config_class.from_pretrained(folder)
+    architecture = architecture_in(folder)
+    model_class = architecture.model_class()
+    with _making(architecture, folder):
+        config = _read_model_config(model_class, folder)
         for part in (config.get_text_config(), getattr(config, "vision_config", None)):
             for key in _COUNTS:
                 if getattr(part, key, 0) > _MOST_MODULES:
@@ -210,12 +211,6 @@ def empty_model(folder: Path) -> Any:
         # a 7B base in float32 is 29 GB: only its module names and shapes are wanted here
         with torch.device("meta"):
             return model_class(config)
-    except Exception as error:  # transformers and torch raise many types for a value of the wrong type or size
-        raise PinError(
-            f"no model can be made of it: {type(error).__name__}: {one_line(error)}",
-            place=place,
-            expected=f"the configuration of a {architecture.title}",
-        ) from error
 
 
 def load_base(folder: Path, precision: Precision, device: str, *, packed: bool = False) -> Any:
@@ -265,26 +260,27 @@ def load_nf4(folder: Path, precision: Precision, device: str) -> Any:
 def _load(folder: Path, precision: Precision, *, packed: bool = False, **options: Any) -> Any:
     from transformers import GenerationConfig
 
-    model_class = architecture_in(folder).model_class()
-    weight_files(folder)
+    architecture, dtype = architecture_in(folder), torch_dtype(precision)
     _refuse_adapter(folder)
-    weights = None if packed else base_weights(folder)
-    config = model_class.config_class.from_pretrained(folder)
-    if is_fp8 := isinstance(weights, DequantizedWeights):
-        # transformers keeps FP8 weights on some devices, and takes the size of a block from the shape of the scales.
-        # Given full weights, it makes them the model's own without a copy
-        for part in (config, config.get_text_config()):
-            vars(part).pop("quantization_config", None)
-        options["state_dict"] = {name: weights[name].to(torch_dtype(precision)) for name in weights}
-    model, report = model_class.from_pretrained(
-        None if is_fp8 else folder,
-        config=config,
-        dtype=torch_dtype(precision),
-        use_safetensors=True,
-        output_loading_info=True,
-        local_files_only=True,
-        **options,
-    )
+    weights = _stored_weights(folder, read_config(folder)) if packed else base_weights(folder)
+    with _making(architecture, folder):
+        model_class = architecture.model_class()
+        config = _read_model_config(model_class, folder)
+        if is_fp8 := isinstance(weights, DequantizedWeights):
+            # transformers keeps FP8 weights on some devices, and takes the size of a block from the shape of the
+            # scales. Given full weights, it makes them the model's own without a copy
+            for part in (config, config.get_text_config()):
+                vars(part).pop("quantization_config", None)
+            options["state_dict"] = {name: weights[name].to(dtype) for name in weights}
+        model, report = model_class.from_pretrained(
+            None if is_fp8 else folder,
+            config=config,
+            dtype=dtype,
+            use_safetensors=True,
+            output_loading_info=True,
+            local_files_only=True,
+            **options,
+        )
     # transformers only warns of a missing weight, and fills it with random numbers
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if names := sorted(map(str, report[kind])):

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from pytest_mistral_lora.chat.reading import read_json
+from pytest_mistral_lora.checkpoint.weights import read_index
 from pytest_mistral_lora.errors import InputError, PinError
 
 Listing: TypeAlias = Mapping[str, str | None]
@@ -135,14 +136,11 @@ def weight_names(folder: Path) -> list[str]:
     """Return the safetensors files that the folder's index names; `model.safetensors` if there is no index.
 
     Raises:
-        PinError: If an index cannot be read.
+        InputError: If one is not an index.
     """
     names: set[str] = set()
     for index in folder.glob("*.safetensors.index.json"):
-        try:
-            names |= set(read_json(index)["weight_map"].values())
-        except (InputError, KeyError, TypeError, AttributeError) as error:
-            raise PinError("not an index of safetensors files", place=str(index)) from error
+        names |= set(read_index(index).values())
     return sorted(names) or ["model.safetensors"]
 
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from pytest_mistral_lora.chat.reading import JSON_LIMIT, parse_json
-from pytest_mistral_lora.errors import InputError
+from pytest_mistral_lora.chat.reading import JSON_LIMIT, open_regular, parse_json, read_json
+from pytest_mistral_lora.errors import InputError, PinError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -97,19 +97,16 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
     Raises:
         InputError: If it is not a safetensors file, is cut off, or its sizes contradict each other.
     """
-    try:
-        with file.open("rb") as content:
-            size, start = file.stat().st_size, content.read(9)
-            try:
-                return _parse_header(file, size, start[:8], content)
-            except InputError as error:
-                # the length of a sound header can have the same first bytes (640 is 80 02), but then comes a brace
-                if start.startswith(_PICKLE_STARTS) and start[8:] != b"{":
-                    found = "a pickle under the name of safetensors: not loaded"
-                    raise InputError(found, place=str(file), expected="safetensors") from error
-                raise
-    except OSError as error:
-        raise InputError(f"cannot be read: {error.strerror}", place=str(file)) from error
+    with open_regular(file) as content:
+        size, start = file.stat().st_size, content.read(9)
+        try:
+            return _parse_header(file, size, start[:8], content)
+        except InputError as error:
+            # the length of a sound header can have the same first bytes (640 is 80 02), but then comes a brace
+            if start.startswith(_PICKLE_STARTS) and start[8:] != b"{":
+                found = "a pickle under the name of safetensors: not loaded"
+                raise InputError(found, place=str(file), expected="safetensors") from error
+            raise
 
 
 def _parse_header(file: Path, size: int, start: bytes, content: BinaryIO) -> dict[str, TensorInfo]:
@@ -159,6 +156,42 @@ def embedding_rows(file: Path) -> dict[str, int]:
     """
     found = ((name, info) for name, info in read_header(file).items() if name.endswith(_EMBEDDINGS))
     return {name: info.shape[0] for name, info in found if len(info.shape) == 2}
+
+
+INDEX = "model.safetensors.index.json"
+"""The file that gives the file of each tensor of a checkpoint with several files."""
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """Return the safetensors files of a checkpoint, in name order.
+
+    A lone `consolidated.safetensors` beside a `model*.safetensors` is Mistral's own copy of the same weights, and is
+    left out: transformers does not read it.
+
+    Raises:
+        PinError: If there is none; weights in pickle files are not loaded.
+    """
+    files = sorted(folder.glob("model*.safetensors"))
+    if not files:
+        found = "no weights" if folder.is_dir() else "no such folder"
+        if any(folder.glob("consolidated*.safetensors")):
+            found = "no weights but consolidated.safetensors, in Mistral's own format, which transformers does not load"
+        raise PinError(found, place=str(folder), expected="model.safetensors, or its shards")
+    return files
+
+
+def read_index(file: Path) -> dict[str, str]:
+    """Return the name of the file of each tensor, as an index gives it; nothing tells that there is such a file.
+
+    Raises:
+        InputError: If it is not an index.
+    """
+    data = read_json(file)
+    listed = data.get("weight_map") if isinstance(data, dict) else None
+    if not isinstance(listed, dict) or not all(isinstance(name, str) for name in listed.values()):
+        expected = "weight_map, with the name of a file for each tensor"
+        raise InputError("not an index of safetensors files", place=str(file), expected=expected)
+    return listed
 
 
 DTYPES: Mapping[str, str] = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}

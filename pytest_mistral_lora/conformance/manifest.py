@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pytest_mistral_lora.chat.reading import read_json
-from pytest_mistral_lora.checkpoint.architectures import text_part
-from pytest_mistral_lora.checkpoint.base_model import read_config
+from pytest_mistral_lora.checkpoint.architectures import read_config, text_part
 from pytest_mistral_lora.checkpoint.tokenizer_folder import TokenizerFiles, template_places
 from pytest_mistral_lora.checkpoint.weights import DTYPES, read_header
 from pytest_mistral_lora.conformance.base_tokenizer import GENERATION

@@ -164,7 +164,7 @@ class TranscriptChecks:
     @cached_property
     def _foreign_ids(self) -> dict[str, Finding]:
         """A finding for each transcript with ids that the model does not have, by case."""
-        from pytest_mistral_lora.checkpoint.base_model import vocab_size
+        from pytest_mistral_lora.checkpoint.architectures import vocab_size
 
         found, known = {}, vocab_size(self.model.spec.base)
         for transcript in self.transcripts:

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
+from pytest_mistral_lora.chat.reading import open_regular
 from pytest_mistral_lora.checkpoint.hub_cache import link_homes
 from pytest_mistral_lora.errors import InputError, did_you_mean
 
@@ -35,11 +36,8 @@ def sha256_file(path: Path) -> str:
     Raises:
         InputError: If the file cannot be read.
     """
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise InputError(f"cannot be read: {error.strerror}", place=str(path)) from error
+    with open_regular(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def canonical_json(value: Any) -> bytes:

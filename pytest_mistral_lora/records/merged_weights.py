@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from pytest_mistral_lora.checkpoint.architectures import spelled_name
-from pytest_mistral_lora.checkpoint.base_model import base_weights, weight_files
-from pytest_mistral_lora.checkpoint.weights import Weights
+from pytest_mistral_lora.checkpoint.base_model import base_weights
+from pytest_mistral_lora.checkpoint.weights import Weights, weight_files
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.records.adapter_config import match_counts, patterns_of
 from pytest_mistral_lora.records.adapter_folder import AdapterFolder

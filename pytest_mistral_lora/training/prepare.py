@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from pytest_mistral_lora.chat.completions import FormatCheck
-from pytest_mistral_lora.checkpoint.architectures import architecture_of, text_part
-from pytest_mistral_lora.checkpoint.base_model import empty_model, require_trainable, vocab_size
+from pytest_mistral_lora.checkpoint.architectures import architecture_of, text_part, vocab_size
+from pytest_mistral_lora.checkpoint.base_model import empty_model, require_trainable
 from pytest_mistral_lora.checkpoint.encoder import Encoder, make_encoder
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.errors import MachineError, RecipeError

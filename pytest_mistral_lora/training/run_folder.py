@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError
 
 from pytest_mistral_lora.chat.reading import read_json
-from pytest_mistral_lora.checkpoint.base_model import weight_files
+from pytest_mistral_lora.checkpoint.weights import weight_files
 from pytest_mistral_lora.errors import (
     InputError,
     MistralLoraError,

@@ -20,14 +20,11 @@ from pytest_mistral_lora.checkpoint.architectures import (
     Architecture,
     TextModel,
     architecture_of,
+    read_config,
     spelled_name,
 )
-from pytest_mistral_lora.checkpoint.base_model import (
-    is_tied,
-    read_config,
-    require_trainable,
-    weight_files,
-)
+from pytest_mistral_lora.checkpoint.base_model import is_tied, require_trainable
+from pytest_mistral_lora.checkpoint.weights import weight_files
 from pytest_mistral_lora.errors import PinError, RecipeError, RowError
 
 _WRAPPED = {"architectures": [WRAPPER], "model_type": "mistral3", "vision_config": {}}

@@ -21,8 +21,7 @@ from pathlib import Path
 
 import torch
 
-from pytest_mistral_lora.checkpoint.base_model import weight_files
-from pytest_mistral_lora.checkpoint.weights import Weights
+from pytest_mistral_lora.checkpoint.weights import Weights, weight_files
 from pytest_mistral_lora.records.tensors import ADAPTER_TENSORS
 from pytest_mistral_lora.training.merge.plan import plan_merge
 from pytest_mistral_lora.training.merge.plan import write_weights

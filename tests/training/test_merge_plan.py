@@ -13,14 +13,14 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import MistralConfig, MistralForCausalLM
 
-from pytest_mistral_lora.checkpoint.base_model import load_base, weight_files
-from pytest_mistral_lora.checkpoint.weights import Weights, write_safetensors
+from pytest_mistral_lora.checkpoint.base_model import load_base
+from pytest_mistral_lora.checkpoint.weights import INDEX, Weights, weight_files, write_safetensors
 from pytest_mistral_lora.errors import InputError, MergeError
 from pytest_mistral_lora.records.tensors import ADAPTER_TENSORS
 from pytest_mistral_lora.training.adapter import base_tensors, peft_quiet
 from pytest_mistral_lora.training.generate import load_adapted
 from pytest_mistral_lora.training.merge.folders import merge_dtype, require_full_weights
-from pytest_mistral_lora.training.merge.plan import INDEX, plan_merge, write_weights
+from pytest_mistral_lora.training.merge.plan import plan_merge, write_weights
 from pytest_mistral_lora.training.merge.proof import float32_sums
 
 ATTENTION = ["q_proj", "v_proj"]

@@ -16,8 +16,8 @@ from fp8_bases import fp8_copy
 from safetensors.torch import load_file, save_file
 from test_merge_plan import OPTIONS, planned, write_adapter, write_base
 
-from pytest_mistral_lora.checkpoint.base_model import base_weights, weight_files
-from pytest_mistral_lora.checkpoint.weights import DTYPES, Weights
+from pytest_mistral_lora.checkpoint.base_model import base_weights
+from pytest_mistral_lora.checkpoint.weights import DTYPES, Weights, weight_files
 from pytest_mistral_lora.errors import InputError, MergeError
 from pytest_mistral_lora.records.adapter_folder import AdapterFolder
 from pytest_mistral_lora.records.merged_weights import inexact_tensors

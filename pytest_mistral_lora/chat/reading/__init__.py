@@ -8,6 +8,8 @@ import math
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BufferedReader
 from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -126,17 +128,30 @@ def read_json(path: Path) -> Any:
     return parse_json(read_bounded(path), path)
 
 
+@contextmanager
+def open_regular(path: Path) -> Iterator[BufferedReader]:
+    """Yield a file, open for reading.
+
+    Raises:
+        InputError: If it cannot be read, or is a pipe or a device, which would keep the reader waiting.
+    """
+    try:
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise InputError("is no regular file", place=str(path), expected="a file")
+        with path.open("rb") as file:
+            yield file
+    except OSError as error:
+        raise InputError(f"cannot be read: {error.strerror}", place=str(path)) from error
+
+
 def read_bounded(path: Path) -> bytes:
     """Return the bytes of a JSON file.
 
     Raises:
         InputError: If the file cannot be read, or has more than `JSON_LIMIT` bytes.
     """
-    try:
-        with path.open("rb") as file:
-            data = file.read(JSON_LIMIT + 1)
-    except OSError as error:
-        raise InputError(f"cannot be read: {error.strerror}", place=str(path)) from error
+    with open_regular(path) as file:
+        data = file.read(JSON_LIMIT + 1)
     if len(data) > JSON_LIMIT:
         raise InputError("too large to be one", place=str(path), expected=f"at most {JSON_LIMIT >> 20} MiB of JSON")
     return data

@@ -7,8 +7,14 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from pytest_mistral_lora.checkpoint.architectures import ALL, TEXT_MODELS, Architecture, architecture_of, is_known
-from pytest_mistral_lora.checkpoint.base_model import read_config
+from pytest_mistral_lora.checkpoint.architectures import (
+    ALL,
+    TEXT_MODELS,
+    Architecture,
+    architecture_of,
+    is_known,
+    read_config,
+)
 from pytest_mistral_lora.conformance.adapter.layout import AdapterLayout, readable_tensors
 from pytest_mistral_lora.conformance.adapter.weights import TOWER, TensorSummary
 from pytest_mistral_lora.conformance.finding import Finding

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from pytest_mistral_lora.checkpoint.architectures import ALL, is_known
-from pytest_mistral_lora.checkpoint.base_model import empty_model, read_config
+from pytest_mistral_lora.checkpoint.architectures import ALL, is_known, read_config
+from pytest_mistral_lora.checkpoint.base_model import empty_model
 from pytest_mistral_lora.checkpoint.weights import TensorInfo
 from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.errors import InputError, MistralLoraError, and_more, one_line

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pytest_mistral_lora.checkpoint.base_model import is_tied, load_base, read_config, weight_files
+from pytest_mistral_lora.checkpoint.architectures import read_config
+from pytest_mistral_lora.checkpoint.base_model import is_tied, load_base
 from pytest_mistral_lora.checkpoint.fp8 import is_fp8
-from pytest_mistral_lora.checkpoint.weights import read_header
+from pytest_mistral_lora.checkpoint.weights import read_header, weight_files
 from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.errors import LibraryError, MemoryShortageError, PinError, and_more, one_line
 from pytest_mistral_lora.records.adapter_folder import AdapterFolder

@@ -8,8 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pytest_mistral_lora.checkpoint.architectures import is_known
-from pytest_mistral_lora.checkpoint.base_model import read_config
+from pytest_mistral_lora.checkpoint.architectures import is_known, read_config
 from pytest_mistral_lora.checkpoint.weights import Weights
 from pytest_mistral_lora.conformance.adapter.configuration import configuration_findings
 from pytest_mistral_lora.conformance.adapter.layout import adapter_layout

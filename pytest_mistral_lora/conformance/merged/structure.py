@@ -9,7 +9,7 @@ from typing import Any
 
 from pytest_mistral_lora.chat.reading import read_json
 from pytest_mistral_lora.checkpoint.architectures import TIE, spelled_name, text_part, tie_flags
-from pytest_mistral_lora.checkpoint.weights import Weights
+from pytest_mistral_lora.checkpoint.weights import INDEX, Weights
 from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.records.files import inside
 
@@ -205,8 +205,6 @@ def tie_findings(config: Mapping[str, Any], own: Weights, place: str) -> Iterato
             yield Finding("ML436", found, place, f'"{TIE}": false at every level')
 
 
-_INDEX = "model.safetensors.index.json"
-
 _SHARED = ("embed_tokens.weight", "lm_head.weight")
 
 _UNUSED = re.compile(r"rotary_emb\.inv_freq$")
@@ -219,12 +217,12 @@ def index_findings(folder: Path, own: Weights) -> Iterator[Finding]:
     Raises:
         InputError: If the index cannot be read.
     """
-    index = folder / _INDEX
+    index = folder / INDEX
     if not index.exists():
         if len(own.files) > 1:
             yield Finding("ML405", "no such file", str(index), f"the index of {len(own.files)} shards")
         return
-    data = read_json(inside(folder, _INDEX))
+    data = read_json(inside(folder, INDEX))
     listed = data.get("weight_map") if isinstance(data, dict) else None
     if not isinstance(listed, dict):
         yield Finding("ML405", "has no weight_map", str(index), "the file of each tensor")

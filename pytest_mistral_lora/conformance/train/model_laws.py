@@ -172,7 +172,8 @@ def measure_window(harness: TrainerHarness) -> Figures:
     """Load the base as it is, with a window of four tokens and with none; compare logits within it and beyond."""
     import torch
 
-    from pytest_mistral_lora.checkpoint.base_model import load_base, read_config
+    from pytest_mistral_lora.checkpoint.architectures import read_config
+    from pytest_mistral_lora.checkpoint.base_model import load_base
 
     architecture = architecture_in(harness.base)
     if not architecture.text.has_window:

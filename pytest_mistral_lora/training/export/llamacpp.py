@@ -14,7 +14,6 @@ from pathlib import Path
 
 from pytest_mistral_lora.chat.oracle import Oracle
 from pytest_mistral_lora.chat.reading import read_json
-from pytest_mistral_lora.checkpoint.base_model import weight_files
 from pytest_mistral_lora.checkpoint.tokenizer_folder import (
     ADDED_TOKENS,
     GENERATION_CONFIG,
@@ -26,6 +25,7 @@ from pytest_mistral_lora.checkpoint.tokenizer_folder import (
     TOKENIZER_JSON,
 )
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer, convert
+from pytest_mistral_lora.checkpoint.weights import weight_files
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.records.adapter_config import CONFIG
 from pytest_mistral_lora.records.adapter_folder import AdapterFolder

@@ -13,9 +13,8 @@ from pathlib import Path
 from types import MappingProxyType
 
 from pytest_mistral_lora.chat.oracle import Oracle
-from pytest_mistral_lora.checkpoint.base_model import weight_files
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer, oracle_file
-from pytest_mistral_lora.checkpoint.weights import read_header
+from pytest_mistral_lora.checkpoint.weights import read_header, weight_files
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.records.adapter_config import PLAIN_STARTS, require_supported
 from pytest_mistral_lora.records.adapter_folder import AdapterFolder

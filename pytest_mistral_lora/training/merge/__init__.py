@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pytest_mistral_lora.checkpoint.base_model import load_base, load_nf4, read_config
+from pytest_mistral_lora.checkpoint.architectures import read_config
+from pytest_mistral_lora.checkpoint.base_model import load_base, load_nf4
 from pytest_mistral_lora.checkpoint.devices import PRECISIONS
 from pytest_mistral_lora.checkpoint.fp8 import declared_quantization, is_fp8
 from pytest_mistral_lora.checkpoint.tokenizers import TEKKEN, TOKENIZER_JSON

@@ -16,13 +16,13 @@ import torch
 
 from pytest_mistral_lora.chat.oracle import Oracle
 from pytest_mistral_lora.chat.reading import read_json
-from pytest_mistral_lora.checkpoint.architectures import TIE
-from pytest_mistral_lora.checkpoint.base_model import base_weights, read_config, weight_files
+from pytest_mistral_lora.checkpoint.architectures import TIE, read_config
+from pytest_mistral_lora.checkpoint.base_model import base_weights
 from pytest_mistral_lora.checkpoint.fp8 import DequantizedWeights, declared_quantization, is_fp8, without_quantization
 from pytest_mistral_lora.checkpoint.pins import TEXT_FILES
 from pytest_mistral_lora.checkpoint.tokenizer_folder import SPM_MODEL, TOKENIZER_CONFIG
 from pytest_mistral_lora.checkpoint.tokenizers import TEKKEN, TOKENIZER_JSON, convert, oracle_file
-from pytest_mistral_lora.checkpoint.weights import DTYPES, Weights
+from pytest_mistral_lora.checkpoint.weights import DTYPES, INDEX, Weights, read_index, weight_files
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.records.adapter_config import CONFIG
 from pytest_mistral_lora.records.adapter_folder import AdapterFolder
@@ -30,7 +30,6 @@ from pytest_mistral_lora.records.files import require_folder, write_json, write_
 from pytest_mistral_lora.records.manifest import MANIFEST
 from pytest_mistral_lora.records.verify import verify
 from pytest_mistral_lora.training.generate.model_spec import ModelSpec
-from pytest_mistral_lora.training.merge.plan import INDEX
 
 BASE_DTYPE = "base"
 """Value of `--dtype` for the dtype of the base's own weights."""
@@ -118,11 +117,11 @@ def require_full_weights(base: Path) -> Weights:
     if len(weights.files) == 1 and not index.is_file():
         return weights
     # transformers loads by the index, and this module by the files: they must agree
-    listed = read_json(index).get("weight_map")
+    listed = read_index(index)
     stored = weights.stored if isinstance(weights, DequantizedWeights) else weights
     found = {name: info.file.name for name, info in stored.infos.items()}
     if listed != found:
-        odd = sorted(dict(found.items() ^ (listed or {}).items()))[:1] or ["weight_map"]
+        odd = sorted(dict(found.items() ^ listed.items()))[:1]
         raise InputError(f"{odd[0]} is not where the index says", place=str(index), expected="an index of these files")
     return weights
 

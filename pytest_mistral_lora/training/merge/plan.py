@@ -18,7 +18,7 @@ from tqdm import tqdm
 from pytest_mistral_lora.chat.reading import read_json
 from pytest_mistral_lora.checkpoint.architectures import spelled_name
 from pytest_mistral_lora.checkpoint.base_model import empty_model, is_tied
-from pytest_mistral_lora.checkpoint.weights import Weights, write_safetensors
+from pytest_mistral_lora.checkpoint.weights import INDEX, Weights, write_safetensors
 from pytest_mistral_lora.errors import InputError, MergeError, and_more, one_line
 from pytest_mistral_lora.records.adapter_config import CONFIG, PLAIN_STARTS
 from pytest_mistral_lora.records.adapter_folder import AdapterFolder
@@ -202,8 +202,6 @@ def _check_fit(
             expected=f"{base.infos[name].shape}, as {name} of {base_folder}",
         )
 
-
-INDEX = "model.safetensors.index.json"
 
 _BLOCK = 2**19
 """Numbers that are summed at once: 4 MiB in float64."""
