@@ -47,15 +47,16 @@ class MistralLoraError(Exception):
     exit_code: int = EXIT_FINDING
 
     def __init__(self, found: str, *, place: str = "", expected: str = "", next_step: str = "") -> None:
-        self.found = found
-        self.place = place
-        self.expected = expected
-        self.next_step = next_step
-        text = f"{place}: {found}" if place else found
+        # each may quote a file, and reaches terminals, and reports in UTF-8, which holds no half of a surrogate pair
+        self.found = printable(found)
+        self.place = printable(place)
+        self.expected = printable(expected)
+        self.next_step = printable(next_step)
+        text = f"{self.place}: {self.found}" if place else self.found
         if expected:
-            text += f"; expected {expected}"
+            text += f"; expected {self.expected}"
         if next_step:
-            text = f"{text.rstrip('.')}. {next_step}"
+            text = f"{text.rstrip('.')}. {self.next_step}"
         super().__init__(text)
 
     def __reduce__(self) -> tuple[object, ...]:
@@ -247,19 +248,20 @@ def and_more(shown: int, total: int) -> str:
 
 def one_line(error: object, most: int = 300) -> str:
     """Return another library's message for use in one of ours: on one line, cut off, without control characters."""
-    text = " ".join(str(error).split())[:most]
-    return _printable(text)
+    return printable(" ".join(str(error).split())[:most])
 
 
-def _printable(text: str) -> str:
-    # it can hold a value of a file, and would reach the terminal
-    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+def printable(text: str) -> str:
+    """Return a text with each character spelled out that a terminal would obey, but for newlines and tabs."""
+    if text.isprintable():
+        return text
+    return "".join(letter if letter.isprintable() or letter in "\n\t" else ascii(letter)[1:-1] for letter in text)
 
 
 def short_json(value: object) -> str:
     """Return a value as JSON for a message: cut off if it is long, without control characters."""
     text = json.dumps(value, ensure_ascii=False, default=str)
-    return _printable(text if len(text) <= 80 else f"{text[:77]}…")
+    return printable(text if len(text) <= 80 else f"{text[:77]}…")
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import sys
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -17,7 +18,7 @@ from packaging.specifiers import SpecifierSet
 from pytest_mistral_lora.cli import main
 from pytest_mistral_lora.cli.doctor import fault_lines
 from pytest_mistral_lora.environment import KNOWN_FAULTS, installed_versions, library_states, present_faults
-from pytest_mistral_lora.environment.machine import cpu_device, torch_build
+from pytest_mistral_lora.environment.machine import cpu_device, hub_answer, torch_build
 
 ROOT = Path(__file__).parents[1]
 SOUND = {"transformers": "5.24.0", "mistral-common": "1.13.1", "peft": "0.21.2"}
@@ -160,6 +161,26 @@ def test_a_hub_that_is_not_there_is_no_fault(
     text = capsys.readouterr().out
     assert "answers: no: " in text
     assert "token: none" in text
+
+
+@pytest.mark.parametrize("endpoint", ["localhost:8080", "http://[::1", "http://a b", ""])
+def test_an_endpoint_that_is_no_address_is_told(endpoint: str) -> None:
+    assert hub_answer(endpoint).startswith("no: ")
+
+
+def test_a_server_of_another_protocol_is_told() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def greet() -> None:
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(1000)
+                connection.sendall(b"220 ready\r\n")
+
+        thread = Thread(target=greet)
+        thread.start()
+        assert hub_answer(f"http://127.0.0.1:{server.getsockname()[1]}") == "no: 220 ready"
+        thread.join()
 
 
 def test_the_page_shows_a_fault_as_it_is_printed() -> None:

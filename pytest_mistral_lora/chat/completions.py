@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from pytest_mistral_lora.chat.reading import answer_in_time
-from pytest_mistral_lora.errors import InputError
+from pytest_mistral_lora.errors import InputError, one_line
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.chat.oracle import Oracle
@@ -37,12 +37,12 @@ class GeneratedCall:
     Attributes:
         name: The tool's name.
         arguments: The parsed JSON of its arguments; an object if the call is well-formed.
-        id: Its id; None if the tokenizer version writes none.
+        id: Its id, a string if the call is well-formed; None if the tokenizer version writes none.
     """
 
     name: str
     arguments: Any
-    id: str | None
+    id: Any
 
 
 def read_calls(ids: Sequence[int], oracle: Oracle) -> list[GeneratedCall]:
@@ -84,7 +84,7 @@ def call_violation(call: GeneratedCall, tools: Collection[str], version: str) ->
         return f"no tool is named {call.name!r}"
     if not isinstance(call.arguments, dict):
         return f"the arguments of {call.name} are {json.dumps(call.arguments, ensure_ascii=False)}, not an object"
-    if version in _WITH_ID and not _ID.fullmatch(call.id or ""):
+    if version in _WITH_ID and not (isinstance(call.id, str) and _ID.fullmatch(call.id)):
         return f"the id of {call.name} is {call.id!r}, not 9 letters and digits"
     return ""
 
@@ -235,6 +235,8 @@ def schema_violation(schema: Any) -> str:
         validator_for(schema, default=Draft202012Validator).check_schema(schema)
     except SchemaError as error:
         return f"{error.json_path}: {error.message}"
+    except (AttributeError, RecursionError) as error:  # a `$schema` that is no text, or levels without end
+        return f"it cannot be read: {one_line(error)}"
     return ""
 
 
@@ -243,6 +245,8 @@ def _json_violation(answer: AnswerToCheck, schema: Any) -> str:
     from jsonschema import Draft202012Validator
     from jsonschema.exceptions import best_match
     from jsonschema.validators import validator_for
+    from referencing import Registry
+    from referencing.exceptions import Unresolvable
 
     try:
         data = _load_json(answer.text)
@@ -250,8 +254,14 @@ def _json_violation(answer: AnswerToCheck, schema: Any) -> str:
         return str(error)
     if schema is None:
         return ""
-    worst = best_match(validator_for(schema, default=Draft202012Validator)(schema).iter_errors(data))
-    return "" if worst is None else f"{worst.json_path}: {worst.message}"
+    # an empty registry: a reference to another document is never fetched
+    validator = validator_for(schema, default=Draft202012Validator)(schema, registry=Registry())
+    try:
+        worst = best_match(validator.iter_errors(data))
+    except (Unresolvable, RecursionError, ArithmeticError) as error:
+        # the answer may be nested deeper than Python recurses, or hold a number that no float can
+        return f"the check cannot run: {one_line(error)}"
+    return "" if worst is None else f"{worst.json_path}: {worst.message:.300}"
 
 
 def _tool_call_violation(answer: AnswerToCheck, value: Any) -> str:

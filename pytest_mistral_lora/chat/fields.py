@@ -185,15 +185,15 @@ def _check_tool_calls(tool_calls: Any, place: Place) -> None:
         if call.get("id") is not None:
             check_text(call["id"], here / "id")
         _check_function(call, here, {"name", "arguments"})
-        arguments = call["function"].get("arguments")
+        function, here = call["function"], here / "function" / "arguments"
+        arguments = function.get("arguments")
         if isinstance(arguments, str):
-            check_text(arguments, here / "function" / "arguments")
-        elif not isinstance(arguments, Mapping | None):
-            raise (here / "function" / "arguments").error(
-                f"is {kind_of(arguments)}", "an object, or its JSON as a string"
-            )
+            check_text(arguments, here)
+        elif isinstance(arguments, Mapping | None) and "arguments" in function:
+            _check_json(arguments, here)
         else:
-            _check_json(arguments, here / "function" / "arguments")
+            found = f"is {kind_of(arguments)}" if "arguments" in function else "is missing"
+            raise here.error(found, "an object, or its JSON as a string")
 
 
 def check_tools(tools: Any, place: Place) -> None:

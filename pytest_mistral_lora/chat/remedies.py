@@ -91,7 +91,8 @@ def json_step(fault: str) -> str:
 
 def utf8_step(path: Path) -> str:
     """Return the sentence on a file that is not in UTF-8."""
-    return f"Save it as UTF-8, for example: iconv -f latin1 -t utf-8 {shlex.quote(str(path))} > utf8-{path.name}"
+    source, saved = shlex.quote(str(path)), shlex.quote(f"utf8-{path.name}")
+    return f"Save it as UTF-8, for example: iconv -f latin1 -t utf-8 {source} > {saved}"
 
 
 AGAIN = "Fetch or write the file again."

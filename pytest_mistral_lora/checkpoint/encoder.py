@@ -61,6 +61,11 @@ class Encoder(ABC):
         r"""Return one token for people: of a vocabulary of bytes, its text; a part of a character as `\xf0`."""
 
     @property
+    def template(self) -> ChatTemplate:
+        """The chat template of the tokenizer, which may have one more for rows with tools."""
+        return self.tokenizer.template
+
+    @property
     @abstractmethod
     def file(self) -> Path:
         """The tokenizer file that decides the ids."""
@@ -142,8 +147,8 @@ class TemplateEncoder(Encoder):
 
     @cached_property
     def template(self) -> ChatTemplate:
-        """The template with its tokenizer."""
-        return self.tokenizer.template if self.source is None else ChatTemplate(self.tokenizer.fast, self.source)
+        """The template with its tokenizer: one for all rows, because a run's folder has one."""
+        return ChatTemplate(self.tokenizer.fast, self.source or self.tokenizer.template.source)
 
     def encode(self, row: Row) -> EncodedRow:
         """Render a row and tokenize the text, labels by the generation blocks."""

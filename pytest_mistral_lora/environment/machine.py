@@ -10,6 +10,7 @@ import time
 import urllib.error
 import urllib.request
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from pytest_mistral_lora.records.files import cache_folder
 HUB_SECONDS = 5.0
 """Longest wait for the Hub."""
 
-_CPU_FLAGS = {"avx512_bf16": "bf16", "amx_bf16": "bf16", "bf16": "bf16"}
+_CPU_FLAGS = frozenset(("avx512_bf16", "amx_bf16", "bf16"))
 """Features of x86 and ARM with which a CPU multiplies in bfloat16, as /proc/cpuinfo names them."""
 
 
@@ -118,7 +119,7 @@ def _cpu_flags() -> frozenset[str]:
 
 def cpu_device(flags: frozenset[str]) -> ModelDevice:
     """Return the CPU, by the features that it has."""
-    has_bf16 = any(flag in flags for flag in _CPU_FLAGS)
+    has_bf16 = bool(flags & _CPU_FLAGS)
     advice = "precision: fp32, or auto" + ("" if has_bf16 else "; bf16 is computed in fp32, and is slower")
     pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 0
     name = f"cpu {platform.machine()}, {os.cpu_count()} cores"
@@ -141,7 +142,7 @@ def hub_state(*, ask: bool) -> HubState:
     files = [str(file)] if file.is_file() and file.stat().st_size else []
     reachable = ""
     if ask:
-        reachable = "not asked: HF_HUB_OFFLINE is set" if offline else _asked(constants.ENDPOINT)
+        reachable = "not asked: HF_HUB_OFFLINE is set" if offline else hub_answer(constants.ENDPOINT)
     return HubState(
         endpoint=constants.ENDPOINT,
         offline=offline,
@@ -154,16 +155,15 @@ def hub_state(*, ask: bool) -> HubState:
     )
 
 
-def _asked(endpoint: str) -> str:
+def hub_answer(endpoint: str) -> str:
     """Return `yes` with the time that an answer took, or why there is none."""
-    request = urllib.request.Request(endpoint, method="HEAD")
     start = time.perf_counter()
     try:
-        with urllib.request.urlopen(request, timeout=HUB_SECONDS):
+        with urllib.request.urlopen(urllib.request.Request(endpoint, method="HEAD"), timeout=HUB_SECONDS):
             pass
     except urllib.error.HTTPError as error:
         # a mirror may refuse HEAD, and is there
         return f"yes, with status {error.code}"
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, HTTPException) as error:  # HF_ENDPOINT may be no address, or of no web server
         return f"no: {one_line(getattr(error, 'reason', error)) or type(error).__name__}"
     return f"yes, in {time.perf_counter() - start:.1f} s"

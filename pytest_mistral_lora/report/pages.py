@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from pytest_mistral_lora import __version__
 from pytest_mistral_lora.chat.difference import plain_text, visible
 from pytest_mistral_lora.chat.token_rows import Column, ShownToken, TokenRow
-from pytest_mistral_lora.errors import one_line
+from pytest_mistral_lora.errors import one_line, printable
 from pytest_mistral_lora.report import OUTCOMES, outcome_counts
 from pytest_mistral_lora.report.tokens import MOST, differences, ends_line, facts, glyphs, label_words, owner
 
@@ -160,9 +160,7 @@ def _environment() -> Environment:
         "ends_line": ends_line,
         "line": lambda text, most=MOST: one_line(text, most),
         # a text of several lines, in which NUL, bidi controls and the like are spelled out
-        "printable": lambda text: "".join(
-            one if one.isprintable() or one in "\n\t" else ascii(one)[1:-1] for one in text
-        ),
+        "printable": printable,
     }
     return environment
 

@@ -77,9 +77,49 @@ def test_names_and_rates() -> None:
     assert pass_rates([]) == {}
 
 
-@pytest.mark.parametrize(("schema", "wrong"), [(SCHEMA, False), (True, False), ([], True), ({"type": "objekt"}, True)])
+DEEP: dict[str, Any] = {}
+for _ in range(500):
+    DEEP = {"items": DEEP}
+
+
+@pytest.mark.parametrize(
+    ("schema", "wrong"),
+    [
+        (SCHEMA, False),
+        (True, False),
+        ([], True),
+        ({"type": "objekt"}, True),
+        ({"$schema": 5}, True),
+        pytest.param(DEEP, True, id="deep"),
+    ],
+)
 def test_schemas_are_checked(schema: Any, wrong: bool) -> None:
     assert bool(schema_violation(schema)) is wrong
+
+
+@pytest.mark.parametrize(
+    ("schema", "text", "reason"),
+    [
+        ({"$ref": "#/definitions/city"}, "{}", "PointerToNowhere"),
+        ({"$ref": "#"}, "{}", "maximum recursion depth"),
+        ({"items": {"$ref": "#"}}, "[" * 400 + "]" * 400, "maximum recursion depth"),
+        ({"multipleOf": 0.5}, "1e999", "cannot convert Infinity"),
+        ({"multipleOf": 0.5}, "1" * 4000, "int too large"),
+    ],
+    ids=["nowhere", "circle", "deep answer", "infinity", "long number"],
+)
+def test_a_check_that_cannot_run_fails_with_its_reason(schema: Any, text: str, reason: str) -> None:
+    found = FormatCheck("json_schema", schema).verdict(said(text)).reason
+    assert found.startswith("the check cannot run: ")
+    assert reason in found
+
+
+def test_a_schema_elsewhere_is_never_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[Any] = []
+    monkeypatch.setattr("urllib.request.urlopen", opened.append)
+    check = FormatCheck("json_schema", {"$ref": "http://127.0.0.1:9/schema.json"})
+    assert "the check cannot run: Unresolvable" in check.verdict(said("{}")).reason
+    assert opened == []
 
 
 def test_every_kind_has_a_test() -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import subprocess
 import threading
 import tracemalloc
 from pathlib import Path
@@ -63,6 +64,15 @@ def test_a_refused_line_is_named_and_the_lines_around_it_are_read(tmp_path: Path
     }
     step = next((text for beginning, text in steps.items() if said.startswith(beginning)), "")
     assert scan(path) == [(1, {"a": 1}), f"{path}:2: {said}{step}", (3, {"a": 1})]
+
+
+def test_the_command_that_saves_as_utf8_can_be_pasted(tmp_path: Path) -> None:
+    (tmp_path / "my rows.jsonl").write_bytes(GOOD + b'{"a": "h\xe9"}\n')
+    [_, error] = scan_jsonl(tmp_path / "my rows.jsonl")
+    assert isinstance(error, RowError)
+    command = error.next_step.partition("for example: ")[2]
+    subprocess.run(["bash", "-c", command], cwd=tmp_path, check=True)
+    assert (tmp_path / "utf8-my rows.jsonl").read_text("utf-8").endswith('"hé"}\n')
 
 
 @pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\n \t\n\n", b""])

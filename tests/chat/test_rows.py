@@ -186,6 +186,10 @@ REFUSED: list[tuple[Any, str]] = [
         "messages[1].tool_calls[0].function.arguments: is a list; expected an object, or its JSON as a string",
     ),
     (
+        with_call(function={"name": "f"}),
+        "messages[1].tool_calls[0].function.arguments: is missing; expected an object, or its JSON as a string",
+    ),
+    (
         with_function(arguments="\ud800"),
         "messages[1].tool_calls[0].function.arguments: lone surrogate '\\ud800' at character 0; "
         "expected text that UTF-8 can hold",

@@ -109,6 +109,7 @@ def test_a_call_that_lacks_a_marker(newer_oracle: Oracle) -> None:
         (GeneratedCall("weather", "{}", "abcdefghi"), "v3", "not an object"),
         (GeneratedCall("weather", {}, "abcdefgh"), "v3", "not 9 letters and digits"),
         (GeneratedCall("weather", {}, None), "v11", "not 9 letters and digits"),
+        (GeneratedCall("weather", {}, 123456789), "v3", "the id of weather is 123456789, not 9 letters and digits"),
         (GeneratedCall("weather", {}, None), "v2", ""),
         (GeneratedCall("weather", {}, None), "v13", ""),
     ],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -50,7 +50,7 @@ def request_data(row: Row) -> dict[str, Any]:
         if data["role"] == "assistant":
             # An absent weight is 1, so that a spelled-out 1 does not split a turn.
             data["weight"] = weight_of(message)
-            data["tool_calls"] = [without_nulls(call) for call in data.get("tool_calls", ())] or None
+            data["tool_calls"] = [_call_data(call) for call in data.get("tool_calls", ())] or None
         messages.append(data)
     settings: dict[str, Any] = {} if row.reasoning_effort is None else {"reasoning_effort": row.reasoning_effort}
     if row.response_format is not None:
@@ -60,6 +60,12 @@ def request_data(row: Row) -> dict[str, Any]:
             given["json_schema"] = without_nulls(named)
     tools = [{"type": "function", "function": without_nulls(tool["function"])} for tool in row.tools or ()]
     return {"messages": messages, "tools": tools or None, **settings}
+
+
+def _call_data(call: Mapping[str, Any]) -> dict[str, Any]:
+    # arguments of null are none to mistral-common, and absent ones are refused
+    function = {key: value for key, value in call["function"].items() if value is not None or key == "arguments"}
+    return {**without_nulls(call), "function": function}
 
 
 # The shortcut for most rows: one request of mistral-common for each sequence of roles, filled with the texts. A

@@ -38,26 +38,30 @@ class ChatTemplate:
     Attributes:
         tokenizer: A `transformers` fast tokenizer.
         source: The template's text.
+        tool_source: The text for rows with tools: a template that is named `tool_use`, or else `source`.
     """
 
     def __init__(self, tokenizer: Any, source: str | None = None) -> None:
-        """Use `source`, or the tokenizer's own template.
+        """Use `source`, or the tokenizer's own templates.
 
         Raises:
-            NoTemplateError: If there is no template.
-            TokenizerError: If there are several without a default.
+            NoTemplateError: If there is no template, or none for every row.
         """
         self.tokenizer = tokenizer
-        if source is None and tokenizer.chat_template:
-            stored = tokenizer.chat_template
-            source = stored if isinstance(stored, str) else stored.get("default")
-        if not source:
+        # one text, or texts by name
+        stored = source or tokenizer.chat_template or {}
+        named: Mapping[str, str] = {"default": stored} if isinstance(stored, str) else stored
+        if not named.get("default"):
             raise NoTemplateError(
-                "the tokenizer has no chat template",
+                f"there is no default among the chat templates {', '.join(sorted(named))}"
+                if named
+                else "the tokenizer has no chat template",
                 place=str(tokenizer.name_or_path),
                 expected="chat_template.jinja, or the key chat_template of tokenizer_config.json",
             )
-        self.source: str = source
+        self.source: str = named["default"]
+        # as `PreTrainedTokenizerBase.get_chat_template` chooses
+        self.tool_source: str = named.get("tool_use", self.source)
         self._overrun: RenderError | None = None
 
     @cached_property
@@ -72,8 +76,7 @@ class ChatTemplate:
         Raises:
             RowError: If the template refuses the row.
         """
-        row = as_row(row) if not generation_prompt or not isinstance(row, Row) else row
-        return self._render(row, generation_prompt)[0]
+        return self._render(as_row(row), generation_prompt)[0]
 
     def encode(self, row: Row | Mapping[str, Any]) -> EncodedRow:
         """Encode a row as `apply_chat_template` does.
@@ -162,7 +165,8 @@ class ChatTemplate:
         marker = next(chr(code) for code in range(0xE000, 0xF900) if chr(code) not in used)
         data = _map_strings(data, lambda text: self._literals.sub(lambda m: m[0][0] + marker + m[0][1:], text))
         tools = tuple(data["tools"]) if row.tools else None
-        broken = self._render(replace(row, messages=tuple(data["messages"]), tools=tools))[0]
+        schema = data.get("response_format")
+        broken = self._render(replace(row, messages=tuple(data["messages"]), tools=tools, response_format=schema))[0]
         parts: list[tuple[bool, str]] = []
         end = 0
         for match in self._literals.finditer(broken):
@@ -194,7 +198,8 @@ class ChatTemplate:
     @cached_property
     def _literals(self) -> re.Pattern[str]:
         tokens = {token.content for token in self.tokenizer.added_tokens_decoder.values()}
-        return re.compile("|".join(re.escape(token) for token in sorted(tokens, key=len, reverse=True)))
+        # of no tokens, a pattern that matches nothing
+        return re.compile("|".join(map(re.escape, sorted(tokens, key=len, reverse=True))) or r"(?!)")
 
     def printed_unknowns(self, rows: Iterable[Row]) -> list[str]:
         """Return the names of undefined variables that the template prints for some rows that it renders.
@@ -211,9 +216,10 @@ class ChatTemplate:
         self, row: Row, generation_prompt: bool = False, *, mark: bool = False
     ) -> tuple[str, list[tuple[int, int]] | None]:
         """Return the text of a row, and the spans of its generation blocks; None if they change the text."""
+        source = self.tool_source if row.tools else self.source
         variables = {"add_generation_prompt": generation_prompt, **self.tokenizer.special_tokens_map}
         if row.reasoning_effort is not None:
-            if "reasoning_effort" not in self.source:
+            if "reasoning_effort" not in source:
                 raise RowError("the chat template has no reasoning_effort, and the row sets it", place=row.place)
             variables["reasoning_effort"] = row.reasoning_effort
         if row.response_format is not None:
@@ -221,7 +227,7 @@ class ChatTemplate:
             variables["response_format"] = row.response_format
         question = {
             "asked": "mark" if mark else "render",
-            "source": self.source,
+            "source": source,
             "messages": [_plain(message) for message in row.messages],
             "tools": list(row.tools) if row.tools else None,
             "variables": variables,

@@ -32,7 +32,7 @@ def tool_calls_as_written(row: Row, version: str) -> list[str]:
 
 def _pasted(call: Mapping[str, Any]) -> str:
     arguments = call["function"].get("arguments")
-    return arguments or "{}" if isinstance(arguments, str | None) else _dumps(arguments)
+    return arguments or "{}" if isinstance(arguments, str) else _dumps(arguments)
 
 
 def tool_results_as_strings(row: Row, version: str) -> list[str]:

@@ -142,8 +142,8 @@ class RowJudge:
         """Yield the ids of each row by the chat template; as the backend, its encoding, or its reason to refuse it."""
         if self.plan.backend == "mistral-common":
             compares = self.plan.compares
-            return iter(self.encoder.tokenizer.template.ids_of_rows(rows) if compares else [None] * len(rows))
-        template = self.encoder.tokenizer.template
+            return iter(self.encoder.template.ids_of_rows(rows) if compares else [None] * len(rows))
+        template = self.encoder.template
         literals = [template.control_literals(row) for row in rows]
         found = iter(template.encode_rows(row for row, spelled in zip(rows, literals, strict=True) if not spelled))
         return (
@@ -222,7 +222,7 @@ class RowJudge:
         from pytest_mistral_lora.chat.templates.compare import compare, explain
 
         oracle: Any = self._oracle
-        template = self.encoder.tokenizer.template
+        template = self.encoder.template
         try:
             if template_ids is None:
                 refused = compare(row, oracle, template)

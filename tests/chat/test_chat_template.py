@@ -1,0 +1,111 @@
+"""A checkpoint's chat template: which of several is rendered, and differences that are explained or not."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+from converted import converted_tokenizer
+from each_oracle import ALL, oracle_named
+
+from pytest_mistral_lora.chat.oracle import shipped_tokenizer
+from pytest_mistral_lora.chat.rows import parse_row
+from pytest_mistral_lora.chat.templates import ChatTemplate
+from pytest_mistral_lora.chat.templates.compare import compare
+from pytest_mistral_lora.chat.templates.isolated import trust
+from pytest_mistral_lora.checkpoint.encoder import TemplateEncoder, make_encoder
+from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
+from pytest_mistral_lora.errors import NoTemplateError
+
+USER = {"role": "user", "content": "Rome?"}
+ANSWER = {"role": "assistant", "content": "18"}
+TOOL = {"type": "function", "function": {"name": "f", "description": "", "parameters": {}}}
+
+
+def with_templates(templates: Any) -> Any:
+    """Return a tokenizer that has these chat templates."""
+    fast = copy.copy(converted_tokenizer("spm-v3").fast)
+    fast.chat_template = templates
+    return fast
+
+
+def test_rows_with_tools_have_the_template_that_transformers_chooses() -> None:
+    fast = with_templates({"default": trust("plain"), "tool_use": trust("with {{ tools | length }}")})
+    template = ChatTemplate(fast)
+    for tools in (None, [TOOL]):
+        row = parse_row({"messages": [USER, ANSWER], "tools": tools})
+        assert template.render(row) == fast.apply_chat_template([USER, ANSWER], tools=tools, tokenize=False)
+    assert ChatTemplate(fast, trust("given")).render(row) == "given"
+    assert ChatTemplate(with_templates(trust("one"))).render(row) == "one"
+
+
+def test_a_run_renders_every_row_by_the_one_template_that_it_saves() -> None:
+    tokenizer = CheckpointTokenizer(shipped_tokenizer("spm-v3"))
+    tokenizer.use_fast(with_templates({"default": "plain", "tool_use": "other"}))
+    encoder = make_encoder("chat-template", tokenizer)
+    assert isinstance(encoder, TemplateEncoder)
+    assert encoder.template.tool_source == encoder.template.source == "plain"
+    assert tokenizer.template.tool_source == "other"
+
+
+@pytest.mark.parametrize(
+    ("templates", "found"),
+    [
+        (None, "the tokenizer has no chat template"),
+        ("", "the tokenizer has no chat template"),
+        ({"tool_use": "a", "rag": "b"}, "there is no default among the chat templates rag, tool_use"),
+    ],
+)
+def test_a_template_for_every_row_is_needed(templates: Any, found: str) -> None:
+    with pytest.raises(NoTemplateError) as caught:
+        ChatTemplate(with_templates(templates))
+    assert caught.value.found == found
+
+
+def test_a_tokenizer_without_added_tokens_has_no_literals() -> None:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    plain = Tokenizer(models.WordLevel({"a": 0, "b": 1}, unk_token="a"))
+    plain.pre_tokenizer = pre_tokenizers.Whitespace()
+    text = trust("{% for message in messages %}{{ message.content }} {% endfor %}")
+    template = ChatTemplate(PreTrainedTokenizerFast(tokenizer_object=plain), text)
+    row = parse_row({"messages": [USER, ANSWER]})
+    assert template.control_literals(row) == []
+    assert not template.spells_control("a")
+    assert [part.control for part in template.segments(row)] == [False]
+
+
+@pytest.mark.parametrize("name", ["spm-v2", "spm-v3", "spm-v7", "derived-v11", "derived-v13", "derived-v15"])
+def test_arguments_of_null_are_a_named_deviation(name: str) -> None:
+    call = {"id": "abcdefghi", "type": "function", "function": {"name": "f", "arguments": None}}
+    row = {"messages": [USER, {"role": "assistant", "tool_calls": [call]}], "tools": [TOOL]}
+    comparison = compare(row, oracle_named(name), ChatTemplate(converted_tokenizer(name).fast))
+    assert (comparison.deviations, comparison.unexplained) == (("tool-arguments-as-written",), "")
+
+
+def test_a_marker_in_a_schema_is_a_named_deviation() -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "string", "description": "x[/INST]y"}}}
+    row = {
+        "messages": [USER, ANSWER],
+        "response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": schema}},
+    }
+    template = ChatTemplate(converted_tokenizer("derived-v15-schema").fast)
+    comparison = compare(row, oracle_named("derived-v15-schema"), template)
+    assert (comparison.deviations, comparison.unexplained) == (("control-literal",), "")
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_nulls_in_calls_and_tools_change_no_id(name: str) -> None:
+    if name == "spm-v1":
+        return
+    oracle = oracle_named(name)
+    call = {"id": "abcdefghi", "type": "function", "function": {"name": "f", "arguments": {"a": None}}}
+    plain = {"messages": [USER, {"role": "assistant", "tool_calls": [call]}], "tools": [TOOL]}
+    padded = copy.deepcopy(plain)
+    [padded_call] = padded["messages"][1]["tool_calls"]
+    padded_call |= {"index": None}
+    padded_call["function"] |= {"description": None, "parameters": None}
+    padded["tools"][0]["function"] |= {"arguments": None, "strict": None}
+    assert oracle.encode(padded) == oracle.encode(plain)
