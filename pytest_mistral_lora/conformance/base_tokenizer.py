@@ -8,6 +8,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from pytest_mistral_lora.chat.difference import equal_beginning
+from pytest_mistral_lora.chat.oracle import Oracle
 from pytest_mistral_lora.checkpoint.recognition import PROBES
 from pytest_mistral_lora.checkpoint.tokenizer_folder import (
     SPECIAL_TOKENS,
@@ -112,9 +113,14 @@ def _stored_findings(own: CheckpointTokenizer, base: CheckpointTokenizer) -> Ite
     """Yield ML440 for another Mistral tokenizer file, and for a length that a training run left in tokenizer.json."""
     files, others = own.files, base.files
     for name in files.mistral_files:
-        if name in others.digests and files.digests.get(name) != others.digests[name]:
-            expected = f"the bytes of {others.file(name)}"
-            yield Finding("ML440", f"has SHA-256 {files.digests.get(name)}", str(files.file(name)), expected)
+        if name in others.digests:
+            if files.digests.get(name) != others.digests[name]:
+                expected = f"the bytes of {others.file(name)}"
+                yield Finding("ML440", f"has SHA-256 {files.digests.get(name)}", str(files.file(name)), expected)
+        elif base.has_oracle and _tokens_of(Oracle(files.file(name))) != _tokens_of(base.oracle):
+            # vLLM and transformers take such a file before tokenizer.json
+            expected = f"no such file, as in the base, or {base.oracle.path.name} ({base.oracle.version})"
+            yield Finding("ML440", "is another tokenizer than the base's", str(files.file(name)), expected)
     for key in _MARKS:
         value = files.json(TOKENIZER_JSON).get(key)
         # padding to the longest of a batch changes no text alone
@@ -124,6 +130,10 @@ def _stored_findings(own: CheckpointTokenizer, base: CheckpointTokenizer) -> Ite
                 f"{key} is {value}: every text is {'cut' if key == 'truncation' else 'padded'} to a length of training"
             )
             yield Finding("ML440", found, str(files.file(TOKENIZER_JSON)), f'"{key}": null, as in the base')
+
+
+def _tokens_of(oracle: Oracle) -> tuple[Any, ...]:
+    return oracle.version, oracle.control_tokens, oracle.vocabulary
 
 
 def _loaded_findings(own: CheckpointTokenizer, base: CheckpointTokenizer, rows: Any) -> Iterator[Finding]:

@@ -194,8 +194,8 @@ _OF_TARGET: dict[type[Target], tuple[str, ...]] = {
 }
 """The subjects of each kind of target, in order; of a merged model, `merged` is in the place of `adapter`."""
 
-_Results = dict[tuple[Path, str, str], Result]
-"""Results by the place of the tokenizer, the subject and the case."""
+_Results = dict[tuple[Path, str | None, str, str], Result]
+"""Results by the place of the tokenizer, its declared oracle, the subject and the case."""
 
 
 def collect(targets: Sequence[Target], settings: Settings) -> Iterator[Check]:
@@ -237,7 +237,8 @@ def _judge_once(check: Check, results: _Results) -> Result:
     checks of their tokenizer are paid once.
     """
     # here and not in `collect`: the base of a recipe is looked for when its first check runs
-    key = (check.target.tokenizer.path.resolve(), check.subject, check.case)
+    tokenizer = check.target.tokenizer
+    key = (tokenizer.path.resolve(), tokenizer.declared, check.subject, check.case)
     if key not in results:
         results[key] = check.judge()
     return results[key]

@@ -40,10 +40,17 @@ def read_xfails(path: Path) -> tuple[Xfail, ...]:
 
     Raises:
         OSError: If the file cannot be read.
-        ValueError: If a line has no reason, an unknown rule, or an id that an earlier line has; with file and line.
+        ValueError: If it is not UTF-8, or a line has no reason, an unknown rule, or an id that an earlier line has;
+            with file and line.
     """
     xfails: dict[str, Xfail] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    try:
+        # editors on Windows write a byte order mark
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = path.read_bytes()[: error.start].count(b"\n") + 1
+        raise ValueError(f"{path}:{line}: not valid UTF-8; save the file as UTF-8") from error
+    for number, line in enumerate(text.splitlines(), start=1):
         # a node id may contain a #, so that only one at the start or after white space begins the reason
         name, _, reason = (part.strip() for part in re.sub(r"(^|\s)#", "\0", line, count=1).partition("\0"))
         place = f"{path}:{number}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
@@ -14,7 +14,7 @@ from filelock import FileLock
 from pytest_mistral_lora.chat.reading import read_json
 from pytest_mistral_lora.chat.rows import Row, read_rows
 from pytest_mistral_lora.conformance.checks import Check, Settings
-from pytest_mistral_lora.conformance.encoded.audit import CASES, KEPT, Audit, LineVerdict
+from pytest_mistral_lora.conformance.encoded.audit import CASES, KEPT, NOTHING_JUDGED, OF_ROWS, Audit, LineVerdict
 from pytest_mistral_lora.conformance.finding import Finding, Result, first_findings
 from pytest_mistral_lora.conformance.targets import RecipeTarget, RunnerTarget
 from pytest_mistral_lora.errors import RunnerError
@@ -47,6 +47,11 @@ class RunnerRows:
     ran_under: object
     refused: object
     version: str
+
+    @property
+    def nothing_judged(self) -> str:
+        """Why the rows have no verdict; empty if one of them has."""
+        return NOTHING_JUDGED if all(one.state == "not judged" for one in self.verdicts) else ""
 
 
 def with_row_places(
@@ -124,8 +129,8 @@ def checks(target: RunnerTarget, settings: Settings) -> Iterator[Check]:
         for case in (*(one.name for one in packaged_cases()), _ALL_ROWS):
             yield Check(target, "runner", case, partial(_check_packaged, target, settings, case))
     else:
-        for group, rules in CASES.items():
-            yield Check(target, "runner", group, partial(_check_classes, target, settings, rules))
+        for group in CASES:
+            yield Check(target, "runner", group, partial(_check_classes, target, settings, group))
 
 
 def _check_run(target: RunnerTarget, settings: Settings) -> Result:
@@ -140,7 +145,7 @@ def _check_packaged(target: RunnerTarget, settings: Settings, case: str) -> Resu
     if isinstance(made, RunnerError):
         return Result(not_checked=_NO_ROWS)
     if case == _ALL_ROWS:
-        return Result(made.file_findings)
+        return Result(made.file_findings, "" if made.file_findings else made.nothing_judged)
     if case not in made.cases:
         return Result(not_checked=f"{made.version} does not encode it")
     index = made.cases.index(case)
@@ -150,14 +155,16 @@ def _check_packaged(target: RunnerTarget, settings: Settings, case: str) -> Resu
     return Result(verdict.findings)
 
 
-def _check_classes(target: RunnerTarget, settings: Settings, rules: Collection[str]) -> Result:
+def _check_classes(target: RunnerTarget, settings: Settings, group: str) -> Result:
     made = encode_once(target, settings.work_folder)
     if isinstance(made, RunnerError):
         return Result(not_checked=_NO_ROWS)
     by_rule: dict[str, list[Finding]] = {}
     for findings in [*(verdict.findings for verdict in made.verdicts), made.file_findings]:
         for finding in findings:
-            if finding.rule in rules:
+            if finding.rule in CASES[group]:
                 by_rule.setdefault(finding.rule, []).append(finding)
     shown = (first_findings(of_rule, KEPT, target.name) for of_rule in by_rule.values())
+    if not by_rule and group in OF_ROWS and made.nothing_judged:
+        return Result(not_checked=made.nothing_judged)
     return Result(tuple(finding for of_rule in shown for finding in of_rule))

@@ -186,6 +186,10 @@ class TranscriptChecks:
         model = load_model(self.model) if chosen else None
         return [judge(model, spec.encoder, one, precision=spec.precision) for one in chosen]
 
+    @property
+    def _nothing_to_answer(self) -> str:
+        return "" if self._judgements else "no transcript can be asked: see the check `prompts`"
+
     @cached_property
     def _not_judged(self) -> str:
         """Why prompts and answers are not checked; empty if they are."""
@@ -249,16 +253,16 @@ class TranscriptChecks:
 
     def answers(self) -> Result:
         """Check that the adapter answers as recorded, or equivalently."""
-        if self._not_judged:
-            return Result(not_checked=self._not_judged)
+        if reason := self._not_judged or self._nothing_to_answer:
+            return Result(not_checked=reason)
         findings = [one for judgement in self._judgements for one in different_answer(judgement, self.golden)]
         tiers = [one.tier for one in self._judgements]
         return Result(tuple(findings), facts=tuple((tier, tiers.count(tier)) for tier in dict.fromkeys(tiers)))
 
     def formats(self) -> Result:
         """Check that the answers keep the formats that they were recorded with."""
-        if self._not_judged:
-            return Result(not_checked=self._not_judged)
+        if reason := self._not_judged or self._nothing_to_answer:
+            return Result(not_checked=reason)
         return Result(tuple(one for judgement in self._judgements for one in broken_formats(judgement, self.golden)))
 
 

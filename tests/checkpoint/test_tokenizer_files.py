@@ -98,7 +98,7 @@ def test_a_folder_without_a_mistral_file_is_judged_in_what_needs_none(folder: Pa
     (folder / "config.json").write_text('{"model_type": "mistral", "vocab_size": 31999, "eos_token_id": 4}')
     found = results(folder, "none")
     unchecked = {case for case, result in found.items() if result.not_checked}
-    assert unchecked == {"oracle", "control-tokens", "bos-eos-unk", "vocabulary", "text-ids"}
+    assert unchecked == {"oracle", "control-tokens", "bos-eos-unk", "vocabulary", "text-ids", "one-revision"}
     assert {"ML204", "ML215", "ML217", "ML220"} == {f.rule for result in found.values() for f in result.findings}
 
 

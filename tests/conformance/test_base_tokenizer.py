@@ -123,6 +123,23 @@ def test_a_changed_tokenizer_is_found(
     assert all(named in found[0].found for _ in found)
 
 
+@pytest.mark.parametrize(
+    ("shipped", "name", "rules"),
+    [
+        ("spm-v7", "tokenizer.model.v7", ["ML440"]),
+        ("spm-v3", "tokenizer.model.v3", []),
+    ],
+)
+def test_a_mistral_file_that_the_base_does_not_have_is_the_base_s_tokenizer(
+    shipped: str, name: str, rules: list[str], adapter: Path, base: Path
+) -> None:
+    # the base is recognised by its vocabulary, and tokenizer.json is the same in both folders
+    shutil.copy(shipped_tokenizer(shipped), adapter / name)
+    found = findings(adapter, base)
+    assert [finding.rule for finding in found] == rules
+    assert all(finding.place == str(adapter / name) for finding in found)
+
+
 def test_another_template_is_found_with_the_row_that_shows_it(adapter: Path, base: Path) -> None:
     file = adapter / "chat_template.jinja"
     file.write_text(file.read_text().replace("eos_token", "''"))

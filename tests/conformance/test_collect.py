@@ -4,10 +4,12 @@ import shutil
 from pathlib import Path
 
 import pytest
+from converted import converted_tokenizer
 
 from pytest_mistral_lora.chat.oracle import shipped_tokenizer
 from pytest_mistral_lora.conformance.checks import Check, Settings, collect
 from pytest_mistral_lora.conformance.named_targets import named_targets
+from pytest_mistral_lora.conformance.targets import Target
 
 
 @pytest.fixture
@@ -26,6 +28,14 @@ def test_a_tokenizer_that_two_targets_have_is_judged_once(tmp_path: Path, settin
         results = [checks[f"{name}::{case}"].run() for name in ("base", "base-2", "copy")]
         assert results[1] is results[0], case
         assert results[2] is not results[0], case
+
+
+def test_two_declarations_of_one_folder_are_judged_apart(tmp_path: Path, settings: Settings) -> None:
+    converted_tokenizer("spm-v3").fast.save_pretrained(tmp_path / "base")
+    named = [Target(f"as-{oracle}", tmp_path / "base", oracle_name=oracle) for oracle in (None, "none", "spm-v2")]
+    results = [check.run() for check in collect(named, settings) if check.case == "oracle"]
+    assert [[one.rule for one in result.findings] for result in results] == [[], [], ["ML230"]]
+    assert [bool(result.not_checked) for result in results] == [False, True, False]
 
 
 def test_one_check_reports_a_tokenizer_that_does_not_load_for_all_checks_and_workers(

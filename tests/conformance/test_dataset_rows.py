@@ -27,19 +27,39 @@ def test_the_laws_of_an_encoded_row_are_held_against_every_row() -> None:
     assert {finding.place for finding in broken} == {"rows.jsonl:3"}
 
 
-def test_rows_of_every_kind_keep_the_laws(tmp_path: Path) -> None:
-    call = {"id": "abcdefghi", "type": "function", "function": {"name": "f", "arguments": "{}"}}
-    tools = [{"type": "function", "function": {"name": "f", "description": "", "parameters": {"type": "object"}}}]
+CALL = {"id": "abcdefghi", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+TOOLS = [{"type": "function", "function": {"name": "f", "description": "", "parameters": {"type": "object"}}}]
+
+
+@pytest.mark.parametrize("weight", [0, 1])
+def test_rows_with_tools_and_weights_are_held_to_the_laws_of_all_rows(weight: int) -> None:
+    oracle = v3().oracle
     messages = [
         {"role": "user", "content": "a"},
-        {"role": "assistant", "tool_calls": [call], "weight": 0},
+        {"role": "assistant", "tool_calls": [CALL], "weight": weight},
+        {"role": "tool", "tool_call_id": "abcdefghi", "content": "1"},
+        {"role": "assistant", "content": "b"},
+    ]
+    row = parse_row({"messages": messages, "tools": TOOLS})
+    encoded = oracle.encode(row)
+    assert list(law_findings(row, encoded, oracle)) == []
+    ids, labels = (*encoded.input_ids[:-2], 1000, 2), (*(encoded.labels or ())[:-2], 5, -100)
+    other = replace(encoded, input_ids=ids, labels=labels)
+    expected = {"ML101", "ML104", "ML109"} | ({"ML107"} if weight else set())
+    assert {finding.rule for finding in law_findings(row, other, oracle)} == expected
+
+
+def test_rows_of_every_kind_keep_the_laws(tmp_path: Path) -> None:
+    messages = [
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "tool_calls": [CALL], "weight": 0},
         {"role": "tool", "tool_call_id": "abcdefghi", "content": "1"},
         {"role": "assistant", "content": "b\u2581c "},
     ]
-    mixed = {"messages": [*messages, {"role": "assistant", "content": "d", "weight": 0}, *messages], "tools": tools}
+    mixed = {"messages": [*messages, {"role": "assistant", "content": "d", "weight": 0}, *messages], "tools": TOOLS}
     weighted = said("a", "b", "c", "d")
     weighted["messages"][1]["weight"] = 0
-    results = dataset_results(make_target(tmp_path, [weighted, mixed, {"messages": messages, "tools": tools}]))
+    results = dataset_results(make_target(tmp_path, [weighted, mixed, {"messages": messages, "tools": TOOLS}]))
     assert results["laws-hold"] == Result()
 
 
@@ -91,6 +111,9 @@ def test_one_row_in_a_file_is_a_note_and_many_in_one_of_two_files_are_an_error(t
     assert dataset_results(target, processes=2) == dataset_results(target, processes=1)
 
 
+LATEST = "https://json-schema.org/draft/2020-12/schema"
+
+
 @pytest.mark.parametrize(
     "schema",
     [
@@ -102,10 +125,24 @@ def test_one_row_in_a_file_is_a_note_and_many_in_one_of_two_files_are_an_error(t
         {"properties": {"a": {"pattern": "("}}},
         {"$schema": "https://json-schema.org/draft/2020-12/schema", "$defs": {"b": {}}, "$ref": "#/$defs/b"},
         {"properties": {"a": True}, "patternProperties": {"^x": {}}, "additionalProperties": False},
+        {"patternProperties": {"(a+)+$": {"type": "integer"}}, "additionalProperties": False},
+        {"$schema": LATEST, "properties": {"a": {"type": "string", "items": [{"type": "string"}]}}},
+        *({"$schema": odd, "properties": {"a": {"type": "string"}}} for odd in (5, [], {}, None)),
+        # the backend `chat-template` alone takes tools that are no JSON Schema
+        {"type": "strng"},
+        {"properties": 5},
+        {"properties": {"a": 5}},
+        {"properties": {"a": {"$ref": 5}}},
+        {"properties": {"a": {"enum": 5}}},
+        {"anyOf": [5]},
+        {"allOf": {"a": 1}},
+        {"required": 5},
+        {"$id": 5, "$ref": "#/x"},
     ],
 )
 def test_a_schema_that_cannot_be_followed_judges_nothing(schema: dict[str, Any]) -> None:
-    call = {"id": "abcdefghi", "type": "function", "function": {"name": "f", "arguments": {"a": "a" * 40 + "!"}}}
+    arguments = {"a": "a" * 40 + "!", "a" * 40 + "!": "b"} if "additionalProperties" not in schema else {"a": "a"}
+    call = {"id": "abcdefghi", "type": "function", "function": {"name": "f", "arguments": arguments}}
     messages = [{"role": "user", "content": "a"}, {"role": "assistant", "tool_calls": [call]}]
     tools = [{"type": "function", "function": {"name": "f", "parameters": schema}}]
     assert list(call_findings(parse_row({"messages": messages, "tools": tools}))) == []

@@ -91,6 +91,17 @@ def test_an_id_that_no_vocabulary_has_is_a_finding(value: int, lines: list[Data]
     assert {"ML520", "ML542"} <= set(audit_rules(write(lines), oracle))
 
 
+@pytest.mark.parametrize("value", [-1, 32768, 2**70])
+def test_an_answer_of_an_id_that_no_vocabulary_has_is_no_text(
+    value: int, lines: list[Data], write: Write, oracle: Oracle
+) -> None:
+    again = json.loads(json.dumps(lines[4]))
+    at = next(n for n, label in enumerate(again["labels"]) if label != -100)
+    again["input_ids"][at] = again["labels"][at] = value
+    # a row that comes again has its answers on one side alone, and a fault in place of one of them
+    assert audit_rules(write([*lines, again]), oracle) == ["ML503", "ML520"]
+
+
 @pytest.mark.parametrize("key", ["input_ids", "labels"])
 def test_an_empty_encoding_is_a_finding(key: str, lines: list[Data], write: Write, oracle: Oracle) -> None:
     lines[0][key] = []

@@ -40,6 +40,15 @@ def test_strict_runs_fail_by_notes_and_unchecked_items_too() -> None:
     assert "# not checked: no base" in strict
 
 
+def test_a_list_of_an_editor_on_windows_is_read(tmp_path: Path) -> None:
+    file = tmp_path / "known.txt"
+    file.write_bytes(b"\xef\xbb\xbf# ours\r\nML204  # looked at\r\n")
+    assert [(one.id, one.place) for one in read_xfails(file)] == [("ML204", f"{file}:2")]
+    file.write_bytes("# ours\nML204  # geprüft\n".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"known\.txt:2: not valid UTF-8; save the file as UTF-8"):
+        read_xfails(file)
+
+
 def test_a_hostile_text_is_no_entry(tmp_path: Path) -> None:
     text = baseline_text([record("x", Finding("ML601", "a\nML004  # fine\u2028ML005 # fine\x1e" + 200 * "b"))])
     assert entries(text) == ["mistral-golden::a::x  # "]

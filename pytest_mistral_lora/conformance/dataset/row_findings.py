@@ -89,15 +89,13 @@ def law_findings(row: Row, encoded: EncodedRow, oracle: Oracle) -> Iterator[Find
         encoded: mistral-common's encoding of it.
         oracle: Mistral's own tokenization.
     """
-    version = int(oracle.version[1:])
-    tools = bool(row.tools) or any(message["role"] == "tool" or message.get("tool_calls") for message in row.messages)
     weights = any(message["role"] == "assistant" and not weight_of(message) for message in row.messages)
     for law in LAWS:
-        holds = (law.rows == "tools" or not tools) and (law.rows == "weights" or not weights)
-        if holds and law.rule in ON_EVERY_ROW and version >= int(law.since[1:]):
-            violation = law.violation(row, encoded, oracle)
-            if violation:
-                yield Finding(law.rule, violation, row.place)
+        # every answer has a loss in the mask that is read off the control tokens
+        if law.rule not in ON_EVERY_ROW or law.unfit(oracle) or (weights and law.rule == "ML107"):
+            continue
+        if violation := law.violation(row, encoded, oracle):
+            yield Finding(law.rule, violation, row.place)
 
 
 _DAMAGED = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\ufffd]")
@@ -178,13 +176,14 @@ def _argument_findings(
     nulls, wrong = set(), []
     try:
         nulls |= {f"${path}" for path in _unknown_nulls(arguments, [schema], schema)}
-        for error in _validator(json.dumps(schema)).iter_errors(arguments):
+        validator = _validator(json.dumps(schema))
+        for error in validator.iter_errors(arguments) if validator else ():
             if error.instance is None:
                 nulls.add(error.json_path)
             elif error.validator != "additionalProperties" or not nulls:
                 wrong.append(error)
     except (Unresolvable, RecursionError, re.error):
-        return  # a schema that refers to another document, or to itself without end, judges nothing
+        return  # a schema that is none, or refers to another document or to itself without end, judges nothing
     if nulls:
         found = f"null at {', '.join(sorted(nulls))}, which the tool does not take"
         yield Finding("ML623", found, place, "no such keys: a table format fills the columns of other rows with null")
@@ -240,20 +239,37 @@ def _combined(schemas: Sequence[Any], root: Any) -> list[Mapping[str, Any]]:
     return found
 
 
+# a repeated group, such as (a+)+, may take longer than the age of the universe
+_SLOW = re.compile(r"\)[*+{]")
+
+
+def _property_patterns(schema: Any) -> Iterator[str]:
+    """Yield the patterns by which a schema and its parts name keys."""
+    if isinstance(schema, dict):
+        named = schema.get("patternProperties")
+        yield from named if isinstance(named, dict) else ()
+    for part in schema.values() if isinstance(schema, dict) else schema if isinstance(schema, list) else ():
+        yield from _property_patterns(part)
+
+
 @lru_cache(maxsize=1024)  # the rows of a dataset share a few tools
 def _validator(schema: str) -> Any:
+    """Return a validator of a tool's schema; None if it is not a JSON Schema, or names keys by a slow pattern."""
     from jsonschema import Draft7Validator, validators
     from referencing import Registry
 
     parsed = json.loads(schema)
     extend: Any = validators.extend  # the stubs leave its arguments open
-    # draft 7 is the one by which mistral-common checks a tool
-    chosen = validators.validator_for(parsed, default=Draft7Validator)
+    named = parsed.get("$schema")
+    # Draft 7 is the one by which mistral-common checks a tool. A schema may name a later draft, and not keep it.
+    drafts = (validators.validator_for({"$schema": str(named)}, default=Draft7Validator), Draft7Validator)
+    chosen = next((draft for draft in drafts if draft(draft.META_SCHEMA).is_valid(parsed)), None)
+    if chosen is None or any(map(_SLOW.search, _property_patterns(parsed))):
+        return None
     plain = chosen.VALIDATORS["pattern"]
 
     def pattern(validator: Any, value: str, instance: Any, schema: Any) -> Any:
-        # a repeated group, such as (a+)+, may take longer than the age of the universe
-        return () if re.search(r"\)[*+{]", value) else plain(validator, value, instance, schema) or ()
+        return () if _SLOW.search(value) else plain(validator, value, instance, schema) or ()
 
     # an empty registry: a reference to another document is never fetched
     return extend(chosen, {"pattern": pattern})(parsed, registry=Registry())

@@ -49,7 +49,9 @@ CASES = {
     "supervised-text": TEXT_CLASSES,
 }
 """Every check of the subject, and the rules that it reports."""
-_OF_ROWS = ("ids", "labels", "packing", "supervised-text")
+OF_ROWS = ("ids", "labels", "packing", "supervised-text")
+"""Checks that would pass on nothing if no row can be judged."""
+NOTHING_JUDGED = "no row of the file can be judged"
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,8 +166,8 @@ class Audit:
         # The answers of a sound row are on both sides, and a row with another fault is reported for that.
         if comparison.comparable and (not new or LOSES.intersection(finding.rule for finding in of_tokens)):
             for encoded in expected if new else ():
-                self._balance.add(encoded.input_ids, encoded.labels or (), self._oracle.eos_id, line.place, 1)
-            self._balance.add(comparison.ids, comparison.labels, self._oracle.eos_id, line.place, -1)
+                self._balance.add(encoded.input_ids, encoded.labels or (), self._oracle, line.place, 1)
+            self._balance.add(comparison.ids, comparison.labels, self._oracle, line.place, -1)
         findings += of_tokens
         return LineVerdict(line.index, line.place, "wrong" if findings else "sound", tuple(findings))
 
@@ -174,7 +176,7 @@ class Audit:
             encoded = self._oracle.encode(row)
         except OracleRejection:
             return  # a row that mistral-common refuses has no answers to train on
-        self._balance.add(encoded.input_ids, encoded.labels or (), self._oracle.eos_id, place, 1)
+        self._balance.add(encoded.input_ids, encoded.labels or (), self._oracle, place, 1)
 
     def raise_unreadable(self) -> None:
         """Raise an error for the lines that could not be read, if there are any.
@@ -266,9 +268,8 @@ def _run_check(target: EncodedTarget, case: str, rules: Collection[str]) -> Resu
     findings = tuple(finding for rule in rules for finding in report.findings_of(rule))
     states = report.audit.states
     judged = states["sound"] + states["wrong"]
-    # without a judged row these checks would pass on nothing
-    if not findings and not judged and case in _OF_ROWS:
-        return Result(not_checked="no row of the file can be judged")
+    if not findings and not judged and case in OF_ROWS:
+        return Result(not_checked=NOTHING_JUDGED)
     if not findings and states.total() == report.audit.counts["ML501"]:
         return Result(not_checked="no line of the file can be read: see the check `file`")
     facts: dict[str, Any] = {

@@ -54,13 +54,15 @@ class AnswerBalance:
     _texts: dict[bytes, _OpenText] = field(default_factory=dict)
     _beyond: int = 0
 
-    def add(self, ids: Sequence[int], labels: Sequence[int], eos_id: int, place: str, by: int) -> None:
+    def add(self, ids: Sequence[int], labels: Sequence[int], oracle: Oracle, place: str, by: int) -> None:
         """Note each run of supervised tokens that ends with EOS, the EOS left out; an answer without it is none.
+
+        Nor is one with an id outside the vocabulary, which has no text (ML520 reports it).
 
         Args:
             ids: The ids of a row.
             labels: Its labels, as many.
-            eos_id: The id of EOS.
+            oracle: Mistral's own tokenization.
             place: File and line.
             by: 1 for answers that should be trained on, -1 for those that are.
         """
@@ -70,9 +72,11 @@ class AnswerBalance:
                 start = None
                 continue
             start = index if start is None else start
-            if token != eos_id:
+            if token != oracle.eos_id:
                 continue
             text, start = ids[start:index], None
+            if text and not 0 <= min(text) <= max(text) < oracle.vocab_size:
+                continue
             # a digest in place of the ids: 16 bytes a text, however long the answers are
             key = hashlib.blake2b(array("q", text).tobytes(), digest_size=16).digest()
             if key not in self._texts and len(self._texts) >= MOST:

@@ -6,7 +6,16 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import cache, partial
 
-from pytest_mistral_lora.checkpoint.tokenizer_folder import NO_ORACLE, TEKKEN, TOKENIZER_CONFIG, oracle_file
+from pytest_mistral_lora.checkpoint.tokenizer_folder import (
+    GENERATION_CONFIG,
+    MODEL_CONFIG,
+    NO_ORACLE,
+    SPECIAL_TOKENS,
+    TEKKEN,
+    TOKENIZER_CONFIG,
+    TOKENIZER_JSON,
+    oracle_file,
+)
 from pytest_mistral_lora.conformance.checks import Check, Settings
 from pytest_mistral_lora.conformance.finding import Finding, Result
 from pytest_mistral_lora.conformance.targets import RecipeTarget, Target
@@ -17,7 +26,7 @@ from pytest_mistral_lora.conformance.tokenizer.folder import MISTRAL_COMMON
 from pytest_mistral_lora.conformance.tokenizer.template_traits import PLAIN, TemplateTraits
 from pytest_mistral_lora.errors import TokenizerError
 
-Judge = Callable[[Target], Iterator[Finding]]
+Judge = Callable[[Target], Iterator[Finding] | Result]
 
 FILES: dict[str, Judge] = {
     "one-tokenizer": tokenizer_folder.one_tokenizer,
@@ -30,6 +39,14 @@ FILES: dict[str, Judge] = {
     "has-template": tokenizer_folder.has_template,
 }
 """Checks of a folder: its files among themselves."""
+
+_NEEDS = {
+    "declarations-agree": (TOKENIZER_JSON, TOKENIZER_CONFIG, SPECIAL_TOKENS),
+    "class": (TOKENIZER_JSON, TOKENIZER_CONFIG),
+    "nothing-cut-or-padded": (TOKENIZER_JSON,),
+    "model-config": (MODEL_CONFIG, GENERATION_CONFIG),
+}
+"""Files of which a check needs at least one; without it the check would pass on nothing."""
 
 IDS: dict[str, Judge] = {
     "control-tokens": tokenizer_ids.control_tokens,
@@ -107,10 +124,19 @@ def checks(target: Target, settings: Settings) -> Iterator[Check]:
     if folder:
         yield Check(target, "tokenizer", "backend", partial(loaded, target))
     for case, judge in {**(FILES if folder else {}), **IDS}.items():
-        yield Check(target, "tokenizer", case, partial(lambda judge: Result(tuple(judge(target))), judge))
+        yield Check(target, "tokenizer", case, partial(_judge_files, target, case, judge))
     template = cache(partial(_traits_and_bounds, target))  # once for all checks
     for case, trait in TRAITS.items():
         yield Check(target, "tokenizer", case, partial(_judge_trait, template, trait))
+
+
+def _judge_files(target: Target, case: str, judge: Judge) -> Result:
+    found = judge(target)
+    if isinstance(found, Result):
+        return found
+    findings, needed = tuple(found), _NEEDS.get(case, ())
+    is_judged = findings or not needed or not set(needed).isdisjoint(target.tokenizer.files.names)
+    return Result(findings, "" if is_judged else f"there is no {' or '.join(needed)}")
 
 
 def _traits_and_bounds(target: Target) -> tuple[TemplateTraits, tuple[Finding, ...]] | Result:

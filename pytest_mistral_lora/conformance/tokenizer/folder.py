@@ -172,16 +172,18 @@ def nothing_cut_or_padded(target: Target) -> Iterator[Finding]:
         yield Finding("ML231", f"padding is saved: every text is padded to {length}", place, '"padding": null')
 
 
-def has_template(target: Target) -> Iterator[Finding]:
-    """Yield ML233 if transformers loads a folder that has no chat template, ML222 if it has an empty one."""
+def has_template(target: Target) -> Result:
+    """Judge whether a folder that transformers loads has no chat template (ML233), or an empty one (ML222)."""
     files = target.tokenizer.files
     if not target.tokenizer.loads_as_it_is or files.faults:
-        return
+        return Result(not_checked="transformers does not load the folder as it is")
     places = template_places(files)
     if not places:
-        yield Finding("ML233", "there is no chat template", str(files.path), "chat_template.jinja")
-    elif (place := loaded_place(files)) and not places["default"][place].strip():
-        yield Finding("ML222", "the chat template is empty", f"{files.path}/{place}", "a Jinja template")
+        return Result((Finding("ML233", "there is no chat template", str(files.path), "chat_template.jinja"),))
+    if (place := loaded_place(files)) and not places["default"][place].strip():
+        where = f"{files.path}/{place}"
+        return Result((Finding("ML222", "the chat template is empty", where, "a Jinja template"),))
+    return Result()
 
 
 def other_pieces(file: Path, known: Recognition) -> Iterator[Finding]:
@@ -219,16 +221,17 @@ def one_tokenizer(target: Target) -> Iterator[Finding]:
         yield from other_pieces(files.file(plain), target.tokenizer.recognition)
 
 
-def one_revision(target: Target) -> Iterator[Finding]:
-    """Yield ML212 for files that are not of the snapshot's commit, or were fetched at different commits."""
-    files = target.tokenizer.files
-    if snapshot_of(files.path) is not None:
+def one_revision(target: Target) -> Result:
+    """Judge files that are not of the snapshot's commit, or were fetched at different commits: ML212."""
+    files, findings = target.tokenizer.files, list[Finding]()
+    is_snapshot = snapshot_of(files.path) is not None
+    if is_snapshot:
         listing = kept_listing(files.path)
         for name in files.digests:
             try:
                 check_file(files.file(name), files.path, listing, content=True)
             except PinError as error:
-                yield Finding("ML212", error.found, error.place, error.expected)
+                findings.append(Finding("ML212", error.found, error.place, error.expected))
     # huggingface_hub notes the commit of each file that it fetches into a local folder (`hf download --local-dir`).
     commits: dict[str, str] = {}
     for name in files.names:
@@ -239,7 +242,9 @@ def one_revision(target: Target) -> Iterator[Finding]:
     if len(set(commits.values())) > 1:
         detail = "\n".join(f"{name}: {commit}" for name, commit in commits.items())
         found = f"files of {len(set(commits.values()))} commits"
-        yield Finding("ML212", found, str(files.path), "one commit", detail)
+        findings.append(Finding("ML212", found, str(files.path), "one commit", detail))
+    is_known = is_snapshot or len(commits) > 1
+    return Result(tuple(findings), "" if is_known else "the commits of the files are not known: no file names them")
 
 
 def files_agree(target: Target) -> Iterator[Finding]:
