@@ -292,6 +292,5 @@ def _load(folder: Path, precision: Precision, *, packed: bool = False, **options
     model.generation_config = GenerationConfig(**ids)
     # Training has no use for a key-value cache, and gradient checkpointing cannot work with one. The balance of experts
     # is no part of our loss, and transformers' sum of it expects a padding mask, which a pack does not have.
-    text = model.config.get_text_config()
-    text.use_cache = text.output_router_logits = False
+    vars(model.config.get_text_config()).update(use_cache=False, output_router_logits=False)
     return model
