@@ -2,7 +2,8 @@
 
 To start Python and import torch, transformers and PEFT takes seconds of CPU time, far longer than most of what a test
 asks of a new process. The first process imports the libraries and nothing of this package, and each command runs in a
-copy of it. Where the imports themselves are tested, or memory, threads or `PYTHONHASHSEED`, start a new interpreter.
+copy of it, with another `PYTHONHASHSEED` than the tests have. Where the imports themselves are tested, or threads,
+start a new interpreter.
 """
 
 from __future__ import annotations
@@ -47,7 +48,10 @@ def run_forked(
 
 @functools.cache
 def _server() -> Any:
-    server = subprocess.Popen([sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    seed = "1" if os.environ.get("PYTHONHASHSEED") == "0" else "0"
+    environment = {**os.environ, "PYTHONHASHSEED": seed}
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    server = subprocess.Popen([sys.executable, __file__], env=environment, text=True, **pipes)
 
     def end() -> None:
         server.communicate()

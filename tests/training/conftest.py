@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 import torch
 from fp8_bases import BLOCK, fp8_copy
+from many_rows import ROWS, numbered, write_lines
 from tiny_runs import MakeRecipe, recipe_data, write_rows
 
 from pytest_mistral_lora.chat.oracle import shipped_tokenizer
+from pytest_mistral_lora.chat.reading import chunks
 from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.training.merge import MergedModel, merge
@@ -54,6 +56,15 @@ def run(tmp_path_factory: pytest.TempPathFactory, base: Path) -> RunResult:
 @pytest.fixture
 def recipe_file(tmp_path: Path) -> Path:
     return tmp_path / "recipe.yaml"
+
+
+@pytest.fixture
+def rows_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with rows that are so many that they are kept."""
+    monkeypatch.setattr(chunks, "MANY_BYTES", 1)
+    monkeypatch.setenv("MISTRAL_LORA_CACHE", str(tmp_path / "cache"))
+    write_lines(tmp_path / "rows.jsonl", numbered(ROWS))
+    return tmp_path
 
 
 @pytest.fixture(scope="session")

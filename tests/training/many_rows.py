@@ -11,6 +11,10 @@ from converted import converted_tokenizer
 
 from pytest_mistral_lora.checkpoint.encoder import Encoder, make_encoder
 from pytest_mistral_lora.training.recipe import Recipe, parse_recipe
+from pytest_mistral_lora.training.rows.loading import RunData, load_data
+
+ROWS = 600
+"""Rows in the folder of the fixture `rows_folder`."""
 
 
 def said(text: str, answer: str, **assistant: int) -> dict[str, Any]:
@@ -39,3 +43,12 @@ def recipe_of(folder: Path, *, backend: str = "mistral-common", data: Any = None
 
 def encoder_of(backend: str = "mistral-common", tokenizer: str = "spm-v3") -> Encoder:
     return make_encoder(backend, converted_tokenizer(tokenizer))
+
+
+def load(folder: Path, encoder: Encoder | None = None, **keys: Any) -> RunData:
+    return load_data(recipe_of(folder, **keys), encoder or encoder_of(), processes=1)
+
+
+def kept(folder: Path) -> dict[str, int]:
+    """Return the folders of the cache, and what changes when one is made anew."""
+    return {one.name: one.stat().st_mtime_ns for one in (folder / "cache").iterdir() if one.is_dir()}

@@ -17,11 +17,19 @@ from tiny_runs import MakeRecipe, recipe_data, write_rows
 
 from pytest_mistral_lora.errors import DiskError, StoppedError
 from pytest_mistral_lora.training.callbacks import StopRequest
-from pytest_mistral_lora.training.recipe import Recipe
-from pytest_mistral_lora.training.run import train
+from pytest_mistral_lora.training.recipe import Recipe, parse_recipe
+from pytest_mistral_lora.training.run import RunResult, train
 from pytest_mistral_lora.training.run_folder import checkpoints, fault_of, step_of, work_folder
 
 TRAINING: dict[str, Any] = {"steps": 3, "batch_size": 2, "checkpoint_steps": 1, "logging_steps": 1}
+
+
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory: pytest.TempPathFactory, base: Path) -> RunResult:
+    """The run that no disk refused."""
+    folder = tmp_path_factory.mktemp("whole")
+    write_rows(folder / "rows.jsonl")
+    return train(parse_recipe(recipe_data(base, training=TRAINING), folder=folder))
 
 
 def stopped(recipe: Recipe) -> Path:
@@ -34,7 +42,9 @@ def stopped(recipe: Recipe) -> Path:
 
 
 @pytest.mark.parametrize("refused", ["adapter_model.safetensors", "optimizer.pt", "rng_state.pth"])
-def test_the_checkpoint_before_stays_and_the_run_goes_on(make_recipe: MakeRecipe, refused: str) -> None:
+def test_the_checkpoint_before_stays_and_the_run_goes_on(
+    make_recipe: MakeRecipe, whole_run: RunResult, refused: str
+) -> None:
     recipe = make_recipe(training=TRAINING)
     first = stopped(recipe)
     sizes = {file.name: file.stat().st_size for file in first.iterdir()}
@@ -45,9 +55,7 @@ def test_the_checkpoint_before_stays_and_the_run_goes_on(make_recipe: MakeRecipe
     assert "MB are free there. Make room, then go on from the last checkpoint with --resume." in str(caught.value)
     assert [(step_of(one), fault_of(one)) for one in checkpoints(work_folder(recipe))] == [(1, "")]
     assert json.loads((work_folder(recipe) / "failure.json").read_text())["exit_code"] == 1
-    resumed = train(recipe, resume=True)
-    whole = train(recipe.model_copy(update={"output": recipe.output.with_name("whole")}))
-    assert resumed.manifest["lora"] == whole.manifest["lora"]
+    assert train(recipe, resume=True).manifest["lora"] == whole_run.manifest["lora"]
 
 
 ON_A_SMALL_DISK = """

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from forked import run_forked
 from tiny_runs import recipe_data, write_rows
 
 from pytest_mistral_lora import cli
@@ -55,18 +56,36 @@ def write_recipe(folder: Path, base: Path) -> Path:
     return folder / "out.work"
 
 
-@pytest.mark.parametrize(
-    ("number", "code"), [pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow), (signal.SIGTERM, 143)]
-)
+SIGNALLED = """
+import os, signal, sys
+from pytest_mistral_lora.cli import main
+
+reading, writing = os.pipe()
+run = os.fork()
+if not run:
+    # a shell starts jobs in the background with SIGINT ignored, and children inherit that
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.dup2(writing, 2)
+    code = main(["train", sys.argv[1]])
+    sys.stdout.flush()
+    os._exit(code)
+os.close(writing)
+for line in os.fdopen(reading):
+    sys.stderr.write(line)
+    if line.startswith("step 1/"):
+        os.kill(run, int(sys.argv[2]))
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(run, 0)[1]))
+"""
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_leaves_a_checkpoint_and_says_how_to_go_on(
     base: Path, tmp_path: Path, number: signal.Signals, code: int
 ) -> None:
     work = write_recipe(tmp_path, base)
-    with start(tmp_path) as process:
-        wait_for_a_step(process)
-        process.send_signal(number)
-        output, errors = process.communicate()
-    assert process.returncode == code, errors
+    done = run_forked([sys.executable, "-c", SIGNALLED, tmp_path / "recipe.yaml", int(number)])
+    output, errors = done.stdout, done.stderr
+    assert done.returncode == code, errors
     assert output == ""
     (checkpoint,) = checkpoints(work)
     assert fault_of(checkpoint) == ""

@@ -110,6 +110,7 @@ def test_a_run_stopped_at_every_step_is_the_run_that_never_stopped(
     ("owner", "method", "broken", "steps"),
     [
         (RunningLoss, "on_train_begin", TrainerCallback.on_train_begin, 3),
+        # an epoch has three steps: the fault is a step more within it
         (LoraTrainer, "get_batch_samples", Trainer.get_batch_samples, 2),
     ],
 )
@@ -122,7 +123,7 @@ def test_without_what_keeps_it_the_resumed_run_is_another(
     broken: Any,
     steps: int,
 ) -> None:
-    training = {"epochs": None, "steps": steps, "eval_steps": None, "logging_steps": steps}
+    training = {"epochs": None, "steps": steps}
     whole = uninterrupted(**training)
     monkeypatch.setattr(owner, method, broken)
     recipe = changed(recipe, **training)

@@ -1,13 +1,12 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from forked import run_forked
 from safetensors.torch import load_file
 from tiny_runs import MakeRecipe, recipe_data, write_rows
 
@@ -16,13 +15,6 @@ from pytest_mistral_lora.errors import InputError, PinError, RecipeError, RowsEr
 from pytest_mistral_lora.training.generate import adapter_effect, load_adapted, probe
 from pytest_mistral_lora.training.run import RunResult, train
 from pytest_mistral_lora.training.run_folder import work_folder
-
-
-def python(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    fresh = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **environment}
-    return subprocess.run(
-        [sys.executable, "-m", *map(str, arguments)], env=fresh, capture_output=True, text=True, check=False
-    )
 
 
 def test_every_public_name_can_be_imported() -> None:
@@ -46,7 +38,8 @@ def test_same_seed_in_a_fresh_process_writes_the_same_folder(run: RunResult, tmp
     write_rows(tmp_path / "rows.jsonl")
     data = recipe_data(run.base_folder, evaluation={"generations": 5, "max_new_tokens": 40})
     (tmp_path / "recipe.yaml").write_text(json.dumps(data))
-    done = python("pytest_mistral_lora.training", tmp_path / "recipe.yaml", PYTHONHASHSEED="12345")
+    # a process with another order of sets than this one
+    done = run_forked([sys.executable, "-m", "pytest_mistral_lora.training", tmp_path / "recipe.yaml"])
     assert done.returncode == 0, done.stderr
     assert "\r" not in done.stderr  # a log file keeps each state of a line that is redrawn
     first, second = (

@@ -18,6 +18,7 @@ import psutil
 import pytest
 import torch
 from class_steps import CASES, ClassRun
+from forked import run_forked
 from safetensors.torch import load_file, save_file
 from tiny_runs import CONVERSATIONS, recipe_data, write_rows
 
@@ -27,6 +28,7 @@ from pytest_mistral_lora.training.recipe import parse_recipe
 from pytest_mistral_lora.training.run import RunResult, train
 
 CONFIGURATIONS = Path(__file__).parents[2] / "examples" / "accelerate"
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
 LONGEST = 180
 """Seconds until a launch has failed; it takes less than ten where nothing else runs."""
 
@@ -63,24 +65,28 @@ class Job:
     @contextmanager
     def started(self, configuration: str, *options: str) -> Iterator[subprocess.Popen[str]]:
         """Start two processes with a configuration of the examples."""
-        file = CONFIGURATIONS / f"{configuration}.yaml"
-        launcher = ["accelerate.commands.launch", "--config_file", str(file), "--num_processes", "2"]
-        command = [sys.executable, "-m", *launcher, "--main_process_port", "0"]
-        run = ["-m", "pytest_mistral_lora.training", str(self.folder / "recipe.yaml"), *options]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
         with subprocess.Popen(
-            [*command, *run], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            self.command(configuration, *options),
+            env=ENVIRONMENT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
         ) as process:
             try:
                 yield process
             finally:
                 process.kill()
 
+    def command(self, configuration: str, *options: str) -> list[str]:
+        file = CONFIGURATIONS / f"{configuration}.yaml"
+        launcher = ["accelerate.commands.launch", "--config_file", str(file), "--num_processes", "2"]
+        run = ["-m", "pytest_mistral_lora.training", str(self.folder / "recipe.yaml"), *options]
+        return [sys.executable, "-m", *launcher, "--main_process_port", "0", *run]
+
     def launch(self, configuration: str, *options: str) -> tuple[int, str, str]:
         """Return exit code, standard output and standard error."""
-        with self.started(configuration, *options) as process:
-            output, errors = process.communicate(timeout=LONGEST)
-            return process.returncode, output, errors
+        done = run_forked(self.command(configuration, *options), env=ENVIRONMENT)
+        return done.returncode, done.stdout, done.stderr
 
     def finish(self, configuration: str, *options: str) -> Job:
         code, output, errors = self.launch(configuration, *options)
