@@ -59,8 +59,9 @@ def assert_labels_exact(row: AnyRow, input_ids: AnyIds, labels: AnyIds, tokenize
     Args:
         row: A chat row.
         input_ids: The trainer's ids, without padding: a list of integers, an array or tensor of shape `(length,)` or
-            `(1, length)`, or the result of `apply_chat_template`.
-        labels: As long as `input_ids`: the id of each token that has a loss, and -100 for each other token.
+            `(1, length)`, or a mapping with them, such as the result of `apply_chat_template`.
+        labels: As long as `input_ids`: the id of each token that has a loss, and -100 for each other token. A mapping
+            holds them under `labels`.
         tokenizer: As for `assert_template_faithful`.
 
     Raises:
@@ -71,8 +72,8 @@ def assert_labels_exact(row: AnyRow, input_ids: AnyIds, labels: AnyIds, tokenize
     __tracebackhide__ = True
     from pytest_mistral_lora.conformance.encoded.comparison import row_findings
 
-    findings = row_findings(as_row(row), _token_ids(input_ids), _token_ids(labels), _loaded_tokenizer(tokenizer).oracle)
-    _raise_if_errors(findings)
+    found = _token_ids(input_ids), _token_ids(labels, "labels")
+    _raise_if_errors(row_findings(as_row(row), *found, _loaded_tokenizer(tokenizer).oracle))
 
 
 def assert_no_control_token_injection(row: AnyRow, input_ids: AnyIds, tokenizer: AnyTokenizer) -> None:
@@ -220,26 +221,36 @@ def assert_served_as_trained(
     _raise_if_errors(served_findings(url, used, _loaded_tokenizer(tokenizer), model))
 
 
-def _token_ids(value: AnyIds) -> list[int]:
-    """Return the ids of one row, in any form that `assert_labels_exact` accepts, as a list.
+def _token_ids(value: AnyIds, name: str = "input_ids") -> list[int]:
+    """Return the ids or labels of one row, in any form that `assert_labels_exact` accepts, as a list.
 
     Raises:
         InputError: If there is more than one row, or something else than integers.
     """
     # from transformers 5 on, `apply_chat_template` returns a mapping
-    ids = value["input_ids"] if isinstance(value, Mapping) and "input_ids" in value else value
+    ids = value[name] if isinstance(value, Mapping) and name in value else value
     ids = ids.tolist() if hasattr(ids, "tolist") else ids
     ids = ids[0] if isinstance(ids, list | tuple) and len(ids) == 1 and isinstance(ids[0], list | tuple) else ids
+    # a list of an array's or a tensor's elements
+    ids = [one.item() if hasattr(one, "item") else one for one in ids] if isinstance(ids, list | tuple) else None
     # `type(...) is int`: a bool is an int for isinstance, and a list of booleans is a mask, not ids
-    if not isinstance(ids, list | tuple) or not all(type(one) is int for one in ids):
-        raise InputError(f"not the ids of one row: {type(value).__name__}", expected="a list or tensor of integers")
-    return list(ids)
+    if ids is None or not all(type(one) is int for one in ids):
+        found = f"not the {'labels' if name == 'labels' else 'ids'} of one row: {type(value).__name__}"
+        raise InputError(found, expected="a list or tensor of integers")
+    return ids
 
 
 def _loaded_tokenizer(tokenizer: AnyTokenizer) -> CheckpointTokenizer:
     from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 
-    return CheckpointTokenizer(Path(tokenizer)) if isinstance(tokenizer, str | Path) else tokenizer
+    if isinstance(tokenizer, str | Path):
+        return CheckpointTokenizer(Path(tokenizer))
+    if not isinstance(tokenizer, CheckpointTokenizer):
+        raise InputError(
+            f"no tokenizer that can be judged: {type(tokenizer).__name__}",
+            expected="the path of a tokenizer file or checkpoint folder, or the value of the fixture mistral_tokenizer",
+        )
+    return tokenizer
 
 
 def _raise_if_errors(findings: Iterable[Finding]) -> None:

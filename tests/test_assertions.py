@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from pytest_mistral_lora.assertions import (
     assert_encoded_rows_sound,
@@ -17,7 +18,7 @@ from pytest_mistral_lora.assertions import (
     assert_template_faithful,
 )
 from pytest_mistral_lora.chat.encoded import IGNORE_INDEX, EncodedRow
-from pytest_mistral_lora.chat.oracle import shipped_tokenizer
+from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.errors import InputError, RowError, RowsError
 
@@ -101,6 +102,23 @@ def test_generation_blocks_that_leave_eos_out_are_not_faithful(checkpoint: Path)
 def test_the_oracles_own_ids_and_labels_are_exact(tokenizer: CheckpointTokenizer, encoded: EncodedRow) -> None:
     assert_labels_exact(ROW, encoded.input_ids, _labels(encoded), tokenizer)
     assert_labels_exact(ROW, list(encoded.input_ids), _labels(encoded), FILE)
+    feature = {"input_ids": list(encoded.input_ids), "labels": _labels(encoded)}
+    assert_labels_exact(ROW, feature, feature, tokenizer)
+    ids, labels = (torch.tensor(one) for one in feature.values())
+    assert_labels_exact(ROW, ids[None], labels[None], tokenizer)
+    assert_labels_exact(ROW, list(ids), list(labels), tokenizer)
+
+
+@pytest.mark.parametrize("labels", [None, "x", {"labels": [True]}, torch.tensor([0.5]), [[1], [2]], {"input_ids": [1]}])
+def test_labels_of_no_row_are_refused(labels: Any, tokenizer: CheckpointTokenizer, encoded: EncodedRow) -> None:
+    with pytest.raises(InputError, match="not the labels of one row"):
+        assert_labels_exact(ROW, encoded.input_ids, labels, tokenizer)
+
+
+def test_another_object_in_place_of_a_tokenizer_is_refused(encoded: EncodedRow) -> None:
+    wrong: Any = Oracle(FILE)
+    with pytest.raises(InputError, match="no tokenizer that can be judged: Oracle"):
+        assert_labels_exact(ROW, encoded.input_ids, _labels(encoded), wrong)
 
 
 def _shifted(labels: Labels, ids: tuple[int, ...]) -> Labels:

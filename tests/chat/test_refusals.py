@@ -7,7 +7,7 @@ import pytest
 from each_oracle import oracle_named
 
 from pytest_mistral_lora.chat.oracle import SHIPPED, Oracle
-from pytest_mistral_lora.chat.rows import parse_row
+from pytest_mistral_lora.chat.rows import Row, parse_row
 from pytest_mistral_lora.errors import EXIT_BAD_INPUT, OracleRejection
 
 USER = {"role": "user", "content": "u"}
@@ -229,6 +229,13 @@ def test_a_row_whose_last_answer_has_no_prompt_is_refused_as_a_prompt(
     with pytest.raises(OracleRejection) as caught:
         oracle.encode_prompt({"messages": messages})
     assert str(caught.value) == said.replace("VERSION", oracle.version)
+
+
+def test_a_row_without_an_answer_is_a_prompt_as_a_whole(oracle: Oracle) -> None:
+    prompt = Row((USER,))
+    assert oracle.encode_prompt(prompt) == oracle.encode_prompt({"messages": [USER, ANSWER]})
+    with pytest.raises(OracleRejection, match="nothing comes before"):
+        oracle.encode_prompt(Row(()))
 
 
 def test_a_prompt_with_a_call_that_has_no_id_is_refused(oracle_of: Callable[[str], Oracle]) -> None:

@@ -148,6 +148,14 @@ def test_a_schema_that_cannot_be_followed_judges_nothing(schema: dict[str, Any])
     assert list(call_findings(parse_row({"messages": messages, "tools": tools}))) == []
 
 
+def test_a_number_that_no_float_holds_is_not_judged() -> None:
+    call = {"id": "abcdefghi", "type": "function", "function": {"name": "f", "arguments": {"a": 10**400}}}
+    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "tool_calls": [call]}]
+    schema = {"properties": {"a": {"multipleOf": 0.5}}}
+    tools = [{"type": "function", "function": {"name": "f", "parameters": schema}}]
+    assert list(call_findings(parse_row({"messages": messages, "tools": tools}))) == []
+
+
 def test_results_of_parallel_calls_may_come_in_any_order() -> None:
     calls = [{"id": name * 9, "type": "function", "function": {"name": name, "arguments": {}}} for name in "fgh"]
     results = [{"role": "tool", "tool_call_id": name * 9, "name": name, "content": "1"} for name in "hfg"]

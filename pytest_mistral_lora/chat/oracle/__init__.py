@@ -191,8 +191,9 @@ class Oracle:
             OracleRejection: If nothing comes before the last assistant turn, or mistral-common refuses it.
         """
         row = as_row(row)
-        start = row.assistant_groups()[-1][0]
-        prompt = replace(row, messages=row.messages[:start])
+        groups = row.assistant_groups()
+        # a row made in code may have no answer: all of it is the prompt
+        prompt = replace(row, messages=row.messages[: groups[-1][0]]) if groups else row
         return (self.bos_id, *(token for turn in self._run(prompt, ValidationMode.test) for token in turn.ids))
 
     def reference(self, row: Row | Mapping[str, Any]) -> tuple[int, ...]:

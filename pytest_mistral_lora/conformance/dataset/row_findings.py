@@ -182,8 +182,10 @@ def _argument_findings(
                 nulls.add(error.json_path)
             elif error.validator != "additionalProperties" or not nulls:
                 wrong.append(error)
-    except (Unresolvable, RecursionError, re.error):
-        return  # a schema that is none, or refers to another document or to itself without end, judges nothing
+    except (Unresolvable, RecursionError, re.error, ArithmeticError):
+        # judged by nothing: a schema that is none, or refers to another document or to itself without end, or a number
+        # that no float holds
+        return
     if nulls:
         found = f"null at {', '.join(sorted(nulls))}, which the tool does not take"
         yield Finding("ML623", found, place, "no such keys: a table format fills the columns of other rows with null")
