@@ -36,9 +36,10 @@ def snapshot_of(folder: Path) -> tuple[str, str] | None:
 
 def blob_folders(snapshot: Path) -> tuple[Path, Path]:
     """Return the folders to which the links of a snapshot lead."""
+    # Not resolved: a folder of blobs that is a link would let every link of a foreign snapshot lead anywhere. From
+    # version 2 of huggingface_hub on, a blob can itself be a link, into a store that all repositories share.
     repository = snapshot.resolve().parents[1]
-    # from version 2 of huggingface_hub on, a blob can itself be a link, into a store that all repositories share
-    return (repository / "blobs").resolve(), (repository.parent / "blobs").resolve()
+    return repository / "blobs", repository.parent / "blobs"
 
 
 def link_homes(folder: Path) -> tuple[Path, ...]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from pytest_mistral_lora.cli.judging import add_format_option, print_judged
 from pytest_mistral_lora.cli.verb import Verb, add_json_option, print_json
-from pytest_mistral_lora.errors import EXIT_FINDING, EXIT_OK, InputError
+from pytest_mistral_lora.errors import EXIT_FINDING, EXIT_OK, InputError, one_line
 from pytest_mistral_lora.extras import extra
 
 if TYPE_CHECKING:
@@ -29,6 +29,8 @@ is not available if its source is missing: give --base, --dataset and --parent t
 Without a signature, the record proves that nothing changed since it was written, not who wrote it: whoever changes all
 of its values, hashes and notes consistently makes another valid record. --signature proves the author, and --rerun
 detects such a record by training again."""
+
+_LONGEST_LINE = 2000
 
 _NOT_SIGNED = """\
 note: this proves that nothing changed since the record was written, not who wrote it; --signature proves that, too
@@ -100,10 +102,11 @@ def run_verify(args: argparse.Namespace) -> int:
         for fact in facts:
             reason = ""
             if fact.state == "mismatch":
-                reason = f": {fact.found}; recorded {fact.recorded}"
+                reason = f": {fact.found}" + ("" if fact.is_unlisted else f"; recorded {fact.recorded}")
             elif fact.state == "not available" or fact.name in ("rerun", SIGNATURE):
                 reason = f": {fact.found}"
-            sys.stdout.write(f"{fact.state:<13}  {fact.name}{reason}\n")
+            # names and values of a foreign folder: none of them may look like another line
+            sys.stdout.write(f"{fact.state:<13}  {one_line(f'{fact.name}{reason}', _LONGEST_LINE)}\n")
         if args.signature is None:
             sys.stdout.flush()
             sys.stderr.write(_NOT_SIGNED)

@@ -6,7 +6,6 @@ encode, and `provenance.json`. It is used for a file with that SHA-256 and for n
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from pytest_mistral_lora.chat.reading import read_json
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.errors import InputError
-from pytest_mistral_lora.records.files import Written, json_text, put_text
+from pytest_mistral_lora.records.files import Written, json_text, put_text, sha256_file
 from pytest_mistral_lora.records.goldens import (
     SCHEMA_VERSION,
     Golden,
@@ -91,8 +90,7 @@ def read_set(folder: Path, sha256: str | None = None) -> ContributedSet:
         InputError: If the set cannot be used.
     """
     file = folder / PROVENANCE
-    data = read_json(file)
-    require_valid(_SCHEMA.violations(data), "provenance of contributed goldens", file)
+    data = _read_provenance(file)
     tokenizer = data["tokenizer"]
     if folder.name != tokenizer["sha256"][:16] or tokenizer["sha256"] != (sha256 or tokenizer["sha256"]):
         raise InputError(
@@ -103,7 +101,7 @@ def read_set(folder: Path, sha256: str | None = None) -> ContributedSet:
     for name, digest in data["cases"].items():
         path = folder / f"{name}.json"
         golden = load(path)
-        if hashlib.sha256(path.read_bytes()).hexdigest() != digest:
+        if sha256_file(path) != digest:
             raise InputError("it is not the file that provenance.json names", place=str(path), expected=again)
         if golden.tokenizer != tokenizer:
             raise InputError("it is of another tokenizer file than provenance.json", place=str(path), expected=again)
@@ -111,6 +109,12 @@ def read_set(folder: Path, sha256: str | None = None) -> ContributedSet:
         if rows.get(name) == golden.row:
             goldens[name] = golden
     return ContributedSet(folder, data["source"], goldens)
+
+
+def _read_provenance(file: Path) -> Mapping[str, Any]:
+    data: Mapping[str, Any] = read_json(file)
+    require_valid(_SCHEMA.violations(data), "provenance of contributed goldens", file)
+    return data
 
 
 def record_set(oracle: Oracle, folder: Path, source: tuple[str, str] | None) -> tuple[Path, Written]:
@@ -130,6 +134,8 @@ def record_set(oracle: Oracle, folder: Path, source: tuple[str, str] | None) -> 
         InputError: If a row has other ids than mistral-common gives by its own interface, or the set cannot be written.
     """
     home = set_folder(folder, oracle.sha256)
+    file = home / PROVENANCE
+    before = _read_provenance(file) if file.exists() else {}
     # the template that mistral-common generates, as for the packaged goldens, and not that of a folder
     tokenizer = CheckpointTokenizer(oracle.path)
     states: set[Written] = set()
@@ -140,9 +146,7 @@ def record_set(oracle: Oracle, folder: Path, source: tuple[str, str] | None) -> 
             if oracle.reference(case.row) != golden.encoded.input_ids:
                 raise InputError(f"{case.name} has other ids than {_REFERENCE} gives", place=str(oracle.path))
             states.add(golden.put(load(golden.path) if golden.path.exists() else None))
-            digests[case.name] = hashlib.sha256(golden.path.read_bytes()).hexdigest()
-    file = home / PROVENANCE
-    before = read_json(file) if file.exists() else {}
+            digests[case.name] = sha256_file(golden.path)
     known = {"repository": source[0], "revision": source[1]} if source else before.get("source")
     data = _provenance(oracle, known, digests)
     same = {**before, "recorded_with": data["recorded_with"]} == data

@@ -10,6 +10,7 @@ import glob
 import hashlib
 import json
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -41,10 +42,9 @@ def sha256_file(path: Path) -> str:
 
 
 def canonical_json(value: Any) -> bytes:
-    """Return JSON in one form only: keys sorted, no spaces, UTF-8, finite numbers.
+    """Return JSON in one form: keys sorted, no spaces, UTF-8, finite numbers; nearly RFC 8785, in Python's key order.
 
-    Close to RFC 8785 but not it (floats and key order follow Python); Unicode is not normalised, since that would
-    change tokens.
+    Unicode is not normalised, since that would change tokens.
     """
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
 
@@ -109,8 +109,13 @@ def is_held_out(row: Row, fraction: float) -> bool:
 
 Written = Literal["created", "rewritten", "unchanged"]
 """The result of writing a file."""
+_UNFINISHED = ".unfinished"  # no user's own file or folder, such as `.lora-out.previous`, is taken for remains of ours
 
-_RANDOM = 8  # characters that `tempfile` puts after the name of a temporary file or folder
+
+def unfinished_path(path: Path) -> Path:
+    """Return a new name beside a path, under which it is made; `remove_temporaries` finds it after a kill."""
+    # beside the target: a rename is atomic within one file system only
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}{_UNFINISHED}")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -122,19 +127,18 @@ def write_text(path: Path, text: str) -> None:
 @contextmanager
 def finished_file(path: Path) -> Iterator[BinaryIO]:
     """Yield a temporary file beside `path`. It becomes `path` if the block ends without an error, else it vanishes."""
-    # beside the target: a rename is atomic within one file system only
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = unfinished_path(path)
     try:
-        with os.fdopen(handle, "wb") as file:
+        with temporary.open("xb") as file:
             yield file
             file.flush()
             # before the rename: after a loss of power, the new name could lead to an empty file
             os.fsync(file.fileno())
-        # mkstemp lets nobody else read it
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
+        if path.is_file():
+            shutil.copymode(path, temporary)
+        temporary.replace(path)
     except BaseException:  # Ctrl-C, too, must leave no temporary file
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
 
 
@@ -221,8 +225,9 @@ def inside(folder: Path, name: str) -> Path:
     file = folder / name
     try:
         target = file.resolve(strict=True)
-    except (OSError, RuntimeError) as error:
-        reason = "no such file" if not file.is_symlink() else "a link that leads nowhere"
+    except (OSError, RuntimeError, ValueError) as error:
+        # a loop of links, or a name with a NUL, or one that is too long, for which pathlib raises again
+        reason = "a link that leads nowhere" if os.path.islink(file) else "no such file"  # noqa: PTH114
         raise InputError(reason, place=str(file)) from error
     if not any(target.is_relative_to(home) for home in link_homes(folder)):
         raise InputError(f"leads out of the folder, to {target}", place=str(file), expected="a file of the folder")
@@ -242,10 +247,9 @@ def finished_folder(path: Path) -> Iterator[Path]:
     if path.exists():
         raise InputError("exists already", place=str(path), next_step="Remove it or name another output folder.")
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    temporary = unfinished_path(path)
+    temporary.mkdir()
     try:
-        # mkdtemp lets nobody else enter it
-        temporary.chmod(0o755)
         yield temporary
         # on the disk before its new name is: else a loss of power could leave a finished folder with empty files
         for part in (*temporary.rglob("*"), temporary):
@@ -274,7 +278,7 @@ def _sync_to_disk(path: Path) -> None:
 
 def remove_temporaries(path: Path) -> None:
     """Remove the remains of a killed process: of `finished_folder(path)`, or of writing the file `path`."""
-    for left in path.parent.glob(f".{glob.escape(path.name)}.{'?' * _RANDOM}"):
+    for left in path.parent.glob(f".{glob.escape(path.name)}.????????{_UNFINISHED}"):
         if left.is_dir():
             shutil.rmtree(left, ignore_errors=True)
         else:

@@ -11,7 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pytest_mistral_lora.chat.encoded import IGNORE_INDEX, EncodedRow, Span
+from pytest_mistral_lora.chat.encoded import EncodedRow, Span
 from pytest_mistral_lora.chat.reading import read_json
 from pytest_mistral_lora.chat.rows import Row, parse_row
 from pytest_mistral_lora.errors import InputError, MistralLoraError, RowError
@@ -202,14 +202,13 @@ def load(path: Path) -> Golden:
     """
     data = read_json(path)
     require_valid(violations(data, path.stem), "rendering golden", path)
-    encoded = EncodedRow(tuple(data["input_ids"]), tuple(data["labels"]), tuple(Span(**span) for span in data["spans"]))
     return Golden(
         data["case"],
         data["description"],
         data["tokenizer"],
         data["recorded_with"],
         parse_row(data["row"], place=str(path)),
-        encoded,
+        _encoded(data),
         tuple(data["deviations"]),
         path,
     )
@@ -226,17 +225,25 @@ def violations(data: Any, name: str) -> list[Violation]:
         parse_row(data["row"])
     except RowError as error:
         found.append(Violation("$.row", str(error)))
-    ids, labels, spans = data["input_ids"], data["labels"], data["spans"]
-    edges = [0, *(span["end"] for span in spans)]
-    if edges[:-1] != [span["start"] for span in spans] or edges[-1] != len(ids) or sorted(set(edges)) != edges:
+    encoded = _encoded(data)
+    ids, spans, labels = encoded.input_ids, encoded.spans, encoded.labels or ()
+    edges = [0, *(span.end for span in spans)]
+    if edges[:-1] != [span.start for span in spans] or edges[-1] != len(ids) or sorted(set(edges)) != edges:
         return [*found, Violation("$.spans", "they do not partition input_ids in order")]
-    expected = [
-        token if span["supervised"] else IGNORE_INDEX for span in spans for token in ids[span["start"] : span["end"]]
-    ]
+    expected = EncodedRow.from_spans(ids, spans).labels or ()
     if labels != expected:
         at = next((n for n, pair in enumerate(zip(labels, expected, strict=False)) if pair[0] != pair[1]), len(ids))
         found.append(Violation("$.labels", f"differ from what the spans say, first at token {at}"))
     return found
+
+
+def _encoded(data: Mapping[str, Any]) -> EncodedRow:
+    """Return ids, labels and spans of a golden that its schema accepts: to JSON, 2.0 is an integer, too."""
+    ids, labels = (tuple(map(int, data[name])) for name in ("input_ids", "labels"))
+    spans = [
+        {key: int(value) if isinstance(value, float) else value for key, value in one.items()} for one in data["spans"]
+    ]
+    return EncodedRow(ids, labels, tuple(Span(**span) for span in spans))
 
 
 def library_versions() -> dict[str, str]:

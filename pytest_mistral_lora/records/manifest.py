@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -135,8 +136,13 @@ def held_files(data: Mapping[str, Any], dataset: Path | Sequence[Path]) -> list[
 
 def _listed_files(folder: Path, entries: Sequence[Mapping[str, Any]]) -> list[Path]:
     """Return the files of a folder: by the paths below the recipe's own folder, or all of them in one place."""
-    paths = (Path(entry["path"]) for entry in entries)
-    return [folder / path if (folder / path).is_file() else folder / path.name for path in paths]
+    found = []
+    for entry in entries:
+        path = folder / entry["path"]
+        with suppress(OSError):  # a name in a manifest may be too long for a path
+            path = path if path.is_file() else folder / path.name
+        found.append(path)
+    return found
 
 
 def open_data_files(

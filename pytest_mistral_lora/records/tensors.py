@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from pytest_mistral_lora.checkpoint.weights import Weights, read_header
 from pytest_mistral_lora.errors import InputError
-from pytest_mistral_lora.records.files import canonical_json, framed
+from pytest_mistral_lora.records.files import canonical_json, framed, inside
 
 if TYPE_CHECKING:
     import numpy as np
@@ -168,9 +168,14 @@ class TensorsDiff:
 
 
 def tensor_files(folder: Path) -> list[Path]:
-    """Return the safetensors files of an adapter's or a merged model's folder; empty if there are none."""
-    adapter = folder / ADAPTER_TENSORS
-    return [adapter] if adapter.is_file() else sorted(folder.glob("model*.safetensors"))
+    """Return the safetensors files of an adapter's or a merged model's folder; empty if there are none.
+
+    Raises:
+        InputError: If one leads out of the folder.
+    """
+    is_adapter = (folder / ADAPTER_TENSORS).is_file()
+    found = [folder / ADAPTER_TENSORS] if is_adapter else sorted(folder.glob("model*.safetensors"))
+    return [inside(folder, file.name) for file in found]
 
 
 def diff_tensors(a: Path, b: Path) -> TensorsDiff:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import secrets
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -98,8 +99,11 @@ def add_job_summary(judged: Judged) -> None:
         text += "" if hidden else part
     text += f"\n… and {hidden} more causes, for which there is no room here.\n" if hidden else "\n"
     # appended, because all commands of a step share the file
-    with Path(file).open("a", encoding="utf-8") as summary:
-        summary.write(text)
+    try:
+        with Path(file).open("a", encoding="utf-8") as summary:
+            summary.write(text)
+    except OSError as error:  # such as in a container without the folder: the verdict and its exit code count more
+        sys.stderr.write(f"note: GITHUB_STEP_SUMMARY cannot be written: {error}\n")
 
 
 def _plain(text: str) -> str:

@@ -22,7 +22,7 @@ _SECRET_NAME = re.compile(r"TOKEN(?!IZ)|SECRET|PASSW|PASSPHRASE|CREDENTIAL|API_?
 _LEAST_LENGTH = 8
 _PATTERNS = (
     # user and password, or a token in their place: https://user:token@host/
-    (re.compile(r"(?<=://)[^/\s@'\"]+(?=@)"), HIDDEN),
+    (re.compile(r"(?<=://)[^/\s'\"]+(?=@)"), HIDDEN),
     (re.compile(r"([?&][\w.-]*(?:token|key|secret|password|passwd|signature|sig)=)[^&\s'\"#]+", re.I), rf"\1{HIDDEN}"),
     # tokens of the Hub, GitHub, GitLab, and of servers with OpenAI's API
     (re.compile(r"\b(?:hf|gh[pousr]|github_pat)_\w{20,}|\bglpat-[\w-]{20,}|\bsk-[\w-]{20,}"), HIDDEN),

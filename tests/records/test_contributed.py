@@ -79,6 +79,14 @@ def test_recording_again_changes_nothing(own_file: Path, goldens: Path) -> None:
     assert dict(check.run().facts) == {"golden": str(home(goldens)), "written": "unchanged", "orphan": False}
 
 
+@pytest.mark.parametrize("text", ["[]", '{"cases": null}', "{"])
+def test_a_damaged_provenance_is_not_written_over(text: str, own_file: Path, goldens: Path) -> None:
+    (home(goldens) / PROVENANCE).write_text(text)
+    with pytest.raises(InputError, match=r"provenance\.json"):
+        record_set(Oracle(own_file), goldens, None)
+    assert (home(goldens) / PROVENANCE).read_text() == text
+
+
 def test_a_shipped_file_needs_no_set(tmp_path: Path) -> None:
     from pytest_mistral_lora.chat.oracle import shipped_tokenizer
 

@@ -103,6 +103,14 @@ def test_the_summary_of_a_job_is_added_to_its_file(workspace: Path, monkeypatch:
     assert "<script>" not in text.replace(inside, "")
 
 
+def test_a_summary_that_cannot_be_written_takes_no_verdict(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(workspace / "gone" / "summary.md"))
+    add_job_summary(judged(Finding("ML601", "'bot'", "rows.jsonl:3")))
+    assert "GITHUB_STEP_SUMMARY cannot be written" in capsys.readouterr().err
+
+
 def test_a_summary_has_room_for_so_many_causes(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(workspace / "summary.md"))
     long = [Finding("ML601", "x" * 400_000, shape=str(number)) for number in range(4)]

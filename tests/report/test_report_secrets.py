@@ -9,6 +9,7 @@ from pytest_mistral_lora.report.secrets import redacted
     ("text", "expected"),
     [
         ("https://user:pass@host/x and git@host", "https://***@host/x and git@host"),
+        ("https://user:p@ss@host/x", "https://***@host/x"),
         ("https://host/x?tokenizer=spm-v3&token=abc&n=1", "https://host/x?tokenizer=spm-v3&token=***&n=1"),
         ("https://host/x?X-Amz-Signature=abc#top", "https://host/x?X-Amz-Signature=***#top"),
         ("hf_" + "a" * 34, "***"),

@@ -81,17 +81,17 @@ def test_an_output_that_exists_leaves_why_and_nothing_else(make_recipe: MakeReci
 def test_what_a_killed_process_left_is_cleared(tmp_path: Path) -> None:
     run = RunFolder(tmp_path / "out")
     run.open(resume=False)
-    for left in (tmp_path / ".out.a1b2c3d4", run.work / "checkpoint-7"):
+    for left in (tmp_path / ".out.a1b2c3d4.unfinished", run.work / "checkpoint-7"):
         left.mkdir()
         (left / "adapter_model.safetensors").write_bytes(b"half")
-    others = tmp_path / ".out.of-another-kind"
+    others = tmp_path / ".out.previous"
     others.mkdir()
     (run.work / ".run.json.a1b2c3d4").write_text("{")
     (run.work / "failure.json").write_text("{}")
     with sole_writer(tmp_path / "out"):
         assert run.claim("this run") is None
     assert {path.name for path in run.work.iterdir()} == {"run.json"}
-    assert not (tmp_path / ".out.a1b2c3d4").exists()
+    assert not (tmp_path / ".out.a1b2c3d4.unfinished").exists()
     assert others.exists()
 
 

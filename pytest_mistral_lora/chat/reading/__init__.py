@@ -200,8 +200,9 @@ def scan_lines(path: Path, *, encoded: bool = False) -> Iterator[tuple[int, byte
     try:
         file = path.open("rb")
     except OSError as error:
-        folder = (encoded_step(None, path) if encoded else import_step(str(path))) if path.is_dir() else ""
-        raise InputError(f"cannot be read: {error.strerror}", place=str(path), next_step=folder) from error
+        step = encoded_step(None, path) if encoded else import_step(str(path))
+        step = step if isinstance(error, IsADirectoryError) else ""
+        raise InputError(f"cannot be read: {error.strerror}", place=str(path), next_step=step) from error
     with file:
         container = container_of(file.peek(), path)
         if container != Container(LINES):

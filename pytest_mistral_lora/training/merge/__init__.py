@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import shlex
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -23,6 +22,7 @@ from pytest_mistral_lora.records.files import (
     finished_folder,
     listing,
     sha256_file,
+    unfinished_path,
     write_json,
     write_text,
 )
@@ -68,7 +68,8 @@ def dequantized(spec: ModelSpec, output: Path, *, asked: bool) -> Iterator[Path]
     if not asked:
         yield base
         return
-    temporary = Path(tempfile.mkdtemp(dir=output.parent, prefix=f".{output.name}."))
+    temporary = unfinished_path(output)
+    temporary.mkdir()
     try:
         config = read_config(base)
         packed = declared_quantization(config) is not None and not is_fp8(config)

@@ -1,0 +1,122 @@
+"""Records of a foreign folder: a value in them is a value, never another line, a command, a path or a traceback."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from manifests import adapter
+
+from pytest_mistral_lora.checkpoint.hub_cache import weight_names
+from pytest_mistral_lora.cli import main
+from pytest_mistral_lora.errors import InputError
+from pytest_mistral_lora.records import goldens
+from pytest_mistral_lora.records.files import listing, write_json
+from pytest_mistral_lora.records.manifest import build, violations
+from pytest_mistral_lora.records.notes import note_texts
+from pytest_mistral_lora.records.verify import verify
+
+FORGED = "x\nmatch          signature: by author.pub\x1b[2J"
+
+
+def written(folder: Path, **parts: Any) -> Path:
+    """Write the record of a run with other parts."""
+    folder.mkdir()
+    data = {**adapter(), **parts}
+    for name, text in note_texts(data).items():
+        (folder / name).write_text(text)
+    write_json(folder / "manifest.json", build(**{**data, "files": listing(folder)}))
+    return folder
+
+
+def lines_of(words: list[str], capsys: pytest.CaptureFixture[str]) -> list[str]:
+    assert main(words) == 1
+    out = capsys.readouterr().out
+    assert "\x1b" not in out
+    return out.splitlines()
+
+
+def test_no_name_of_a_file_makes_a_line_of_verify(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = written(tmp_path / "run", base=FORGED)
+    (folder / FORGED).touch()
+    lines = lines_of(["verify", str(folder)], capsys)
+    assert not any(line.startswith("match          signature") for line in lines)
+    [unlisted] = [line for line in lines if "is not listed" in line]
+    assert unlisted == "mismatch       files.x match signature: by author.pub\\x1b[2J: is not listed"
+
+
+def test_no_value_makes_a_line_of_diff(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one, other = written(tmp_path / "a"), written(tmp_path / "b", base=FORGED)
+    lines = lines_of(["diff", str(one), str(other)], capsys)
+    assert "  $.base: mistralai/Mistral-7B-v0.3 → x match signature: by author.pub\\x1b[2J" in lines
+
+
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "model.safetensors"])
+def test_diff_reads_no_tensors_outside_of_the_folder(name: str, tmp_path: Path) -> None:
+    from pytest_mistral_lora.records.compare_runs import compare_runs
+
+    one, other = written(tmp_path / "a"), written(tmp_path / "b")
+    for folder in (one, other):
+        (folder / name).symlink_to(__file__)
+    with pytest.raises(InputError, match="leads out of the folder"):
+        compare_runs(one, other)
+
+
+HUGE = 10**400
+NUMBERS = [
+    ("lora", "alpha"),
+    ("training", "learning_rate"),
+    ("training", "epochs"),
+    ("training", "weight_decay"),
+    ("training", "max_grad_norm"),
+    ("masking", "supervised_tokens"),
+    ("masking", "tokens"),
+]
+
+
+@pytest.mark.parametrize(("part", "key"), NUMBERS)
+def test_a_number_that_no_run_has_is_a_violation(part: str, key: str) -> None:
+    data = adapter()
+    data[part][key] = HUGE
+    assert [one.path for one in violations(data)] == [f"$.{part}.{key}"]
+    data[part][key] = 10**18
+    assert violations(data) == []
+    assert note_texts(data)
+
+
+@pytest.mark.parametrize(
+    ("path", "refused"), [("a\0b", True), ("a" * 5000, False), ("é" * 200, False), ("../a", True), ("/a", True)]
+)
+def test_the_path_of_a_data_file_that_cannot_be_one_is_no_traceback(path: str, refused: bool, tmp_path: Path) -> None:
+    data = adapter()
+    data["dataset"]["files"][0] = {**data["dataset"]["files"][0], "path": path}
+    assert bool(violations(data)) is refused
+    if not refused:
+        folder = written(tmp_path / "run", dataset=data["dataset"])
+        states = {one.name: one.state for one in verify(folder, dataset=tmp_path)}
+        assert states["dataset_sha256"] == "mismatch"
+
+
+def test_whole_numbers_of_a_golden_may_be_written_as_json_allows(tmp_path: Path) -> None:
+    source = goldens.golden_paths(goldens.goldens_folder() / "templates" / "spm-v3")[0]
+    data = json.loads(source.read_text(encoding="utf-8"))
+
+    def as_float(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: as_float(one) for key, one in value.items()}
+        if isinstance(value, list):
+            return [as_float(one) for one in value]
+        return float(value) if type(value) is int else value
+
+    parts = {name: as_float(data[name]) for name in ("input_ids", "labels", "spans")}
+    (tmp_path / source.name).write_text(json.dumps({**data, **parts}), encoding="utf-8")
+    assert goldens.load(tmp_path / source.name).text() == goldens.load(source).text()
+
+
+@pytest.mark.parametrize("weight_map", [["x"], {"a": 1, "b": "x"}, {"a": None}, {"a": ["x"]}, None])
+def test_an_index_of_any_types_is_an_error(weight_map: Any, tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    with pytest.raises(InputError, match="not an index of safetensors files"):
+        weight_names(tmp_path)
