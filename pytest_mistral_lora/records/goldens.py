@@ -240,7 +240,7 @@ def violations(data: Any, name: str) -> list[Violation]:
 def _encoded(data: Mapping[str, Any]) -> EncodedRow:
     """Return ids, labels and spans of a golden that its schema accepts: to JSON, 2.0 is an integer, too."""
     ids, labels = (tuple(map(int, data[name])) for name in ("input_ids", "labels"))
-    spans = [
+    spans: list[dict[str, Any]] = [
         {key: int(value) if isinstance(value, float) else value for key, value in one.items()} for one in data["spans"]
     ]
     return EncodedRow(ids, labels, tuple(Span(**span) for span in spans))
