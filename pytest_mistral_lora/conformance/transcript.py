@@ -8,7 +8,7 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pytest_mistral_lora.conformance.adapter.weights import memory_shortage
+from pytest_mistral_lora.conformance.adapter.weights import reason_not_to_load
 from pytest_mistral_lora.conformance.checks import Check, Settings
 from pytest_mistral_lora.conformance.finding import Finding, Result
 from pytest_mistral_lora.conformance.model_targets import AdapterTarget
@@ -120,7 +120,7 @@ class TranscriptModel:
         if self._shortage is None:
             load_model.cache_clear()
             # kept: once this model is loaded, the free memory means nothing
-            self._shortage = self.missing or memory_shortage(self.folder.base)
+            self._shortage = self.missing or reason_not_to_load(self.folder.base)
         return self._shortage
 
 

@@ -93,7 +93,7 @@ class SecondProcess:
                 self._process.kill()
             try:
                 number, *judged = self._connection.recv()
-            except EOFError:  # it was killed
+            except (EOFError, OSError):  # it was killed, perhaps in the midst of a result
                 return None
             self._results[number] = (judged[0], judged[1])
         result, seconds = self._results[place]
@@ -101,7 +101,7 @@ class SecondProcess:
 
     def end(self) -> None:
         """End the process."""
-        self._process.terminate()
+        self._process.kill()  # one that is stopped, as by a debugger, takes no other signal
         self._process.join()
         self._connection.close()
 
@@ -110,7 +110,6 @@ class SecondProcess:
 
         # Ctrl-C is for the first process, which then ends this one
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         self._connection.close()
         silence = os.open(os.devnull, os.O_WRONLY)
         for stream in (1, 2):

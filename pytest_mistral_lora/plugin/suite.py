@@ -195,7 +195,8 @@ class Suite:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Keep the record of a check."""
         data = getattr(report, "mistral_golden", None)
-        if data is not None:
+        # pytest-rerunfailures reports an attempt that it repeats, too, with an outcome of its own
+        if data is not None and report.outcome in ("passed", "failed", "skipped"):
             self.outcomes.append(data)
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
@@ -268,7 +269,7 @@ class Suite:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    process.terminate()
+    process.kill()
     process.wait()
 
 

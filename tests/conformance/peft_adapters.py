@@ -19,11 +19,12 @@ TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down
 TENSORS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 
-def write_base(folder: Path) -> Path:
-    """Write the checkpoint."""
+def write_base(folder: Path, **settings: Any) -> Path:
+    """Write the checkpoint, with further settings of its configuration."""
     torch.set_num_threads(1)
     size = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2}
-    config = MistralConfig(vocab_size=64, num_hidden_layers=2, architectures=["MistralForCausalLM"], **size)
+    size |= {"vocab_size": 64, "num_hidden_layers": 2}
+    config = MistralConfig(architectures=["MistralForCausalLM"], **size, **settings)
     torch.manual_seed(0)
     MistralForCausalLM(config).save_pretrained(folder)
     return folder

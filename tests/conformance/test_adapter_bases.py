@@ -6,30 +6,19 @@ import json
 import shutil
 import warnings
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from peft_adapters import COMMIT, CONFIG, TENSORS, judged, rules, save_adapter, write_base
+from peft_adapters import COMMIT, CONFIG, TENSORS, judged, rules
 from safetensors.torch import load_file, save_file
 from transformers import MistralForCausalLM
 
 from pytest_mistral_lora.errors import PinError
 
 Save = Callable[..., Path]
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_base(tmp_path_factory.mktemp("hub") / "small")
-
-
-@pytest.fixture
-def save(base: Path, tmp_path: Path) -> Save:
-    return partial(save_adapter, base, tmp_path / "adapter")
 
 
 def test_a_base_beside_the_folder_is_found_by_its_name(save: Save, base: Path) -> None:
@@ -76,6 +65,21 @@ def test_a_base_that_cannot_be_read_is_an_error_of_its_own(save: Save, base: Pat
     (broken / "model.safetensors").write_bytes(b"x" * 100)
     with pytest.raises(PinError, match="does not load"):
         judged(folder, broken)
+
+
+@pytest.mark.parametrize(
+    "quantization", [{"quant_method": "bitsandbytes", "load_in_4bit": True}, {"quant_method": "gptq"}]
+)
+def test_on_a_quantised_base_all_but_the_effect_is_judged(
+    quantization: dict[str, Any], save: Save, base: Path, tmp_path: Path
+) -> None:
+    folder, other = save(), Path(shutil.copytree(base, tmp_path / "other"))
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps({**config, "quantization_config": quantization}))
+    results = judged(folder, other)
+    assert rules(results) == set()
+    unchecked = {name: result.not_checked for name, result in results.items() if result.not_checked}
+    assert unchecked == {"changes-the-base": f"{other} is quantised: give the base in full precision"}
 
 
 @pytest.mark.parametrize("architecture", ["VoxtralForConditionalGeneration", "GptOssForCausalLM"])

@@ -3,7 +3,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +19,8 @@ Save = Callable[..., Path]
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_base(tmp_path_factory.mktemp("hub") / "small")
-
-
-@pytest.fixture
-def save(base: Path, tmp_path: Path) -> Save:
-    return partial(save_adapter, base, tmp_path / "adapter")
+def tied_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_base(tmp_path_factory.mktemp("hub") / "tied", tie_word_embeddings=True)
 
 
 HARMLESS: dict[str, Any] = {
@@ -77,7 +71,9 @@ SOUND: dict[str, dict[str, Any]] = {
     "excluded": {"exclude_modules": ["k_proj"]},
     "saved-modules": {"modules_to_save": ["embed_tokens", "lm_head"]},
     "the-head": {"target_modules": ["q_proj", "lm_head"]},
+    "the-head-by-a-pattern": {"target_modules": r".*\.q_proj|lm_head"},
     "the-embeddings": {"target_modules": ["q_proj", "embed_tokens"]},
+    "the-embeddings-by-a-pattern": {"target_modules": r".*\.(q_proj|embed_tokens)"},
     "new-tokens": {"trainable_token_indices": [1, 2]},
     "replicated-layers": {"layer_replication": [[0, 2], [1, 2]]},
     "rank-one": {"r": 1},
@@ -118,12 +114,36 @@ def test_without_its_base_an_adapter_is_judged_as_far_as_it_goes(
 
 def test_a_trainers_other_files_and_newer_keys_are_no_finding(save: Save, base: Path) -> None:
     folder = save()
-    for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth", "rng_state_0.pth", "training_args.bin", "scaler.pt"):
+    for name in (
+        *("optimizer.pt", "scheduler.pt", "rng_state.pth", "rng_state_0.pth", "training_args.bin", "scaler.pt"),
+        *("optimizer_1.bin", "sampler.bin", "random_states_0.pkl", "dl_state_dict.bin"),  # of accelerate's save_state
+    ):
         (folder / name).write_bytes(b"PK")
     config = json.loads((folder / CONFIG).read_text())
     (folder / CONFIG).write_text(json.dumps({**config, **HARMLESS}))
     assert rules(judged(folder, base)) == set()
     assert_adapter_sound(folder, base)
+
+
+@pytest.mark.parametrize(
+    ("settings", "is_noted"),
+    [
+        ({"target_modules": r".*\.q_proj|lm_head"}, True),
+        ({"target_modules": ["q_proj", "model.embed_tokens"]}, True),
+        ({"target_modules": ["q_proj"], "modules_to_save": ["model.embed_tokens"]}, True),
+        ({"target_modules": ["q_proj", "lm_head"], "ensure_weight_tying": True}, False),
+        ({"target_modules": ["q_proj", "embed_tokens"], "ensure_weight_tying": True}, False),
+        ({"target_modules": "all-linear"}, False),
+        ({"trainable_token_indices": [1, 40]}, False),
+    ],
+    ids=str,
+)
+def test_a_change_of_tied_embeddings_is_noted_however_it_is_named(
+    settings: dict[str, Any], is_noted: bool, tied_base: Path, tmp_path: Path
+) -> None:
+    results = judged(save_adapter(tied_base, tmp_path / "adapter", **settings), tied_base)
+    assert rules(results) - {"ML426"} == ({"ML420"} if is_noted else set())
+    assert not results["changes-the-base"].not_checked
 
 
 def test_a_note_does_not_fail_the_assertion_and_an_error_does(save: Save, base: Path) -> None:

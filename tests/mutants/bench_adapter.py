@@ -566,6 +566,13 @@ def head_of_a_tied_base(artifact: Artifact) -> None:
     artifact["tensors"] |= artifact["head"]
 
 
+@mutant("ML420", "I38", says="target_modules has lm_head, which the base keeps as one")
+def head_of_a_tied_base_by_a_pattern(artifact: Artifact) -> None:
+    """A pattern reaches the head, and the base ties it to the embeddings."""
+    head_of_a_tied_base.change(artifact)
+    artifact["config"]["target_modules"] = r".*\.self_attn\.(q|k|v|o)_proj|lm_head"
+
+
 @mutant("ML414", "I46", says="I8")
 def tensors_quantised(artifact: Artifact) -> None:
     """A tensor has whole numbers of 8 bits."""

@@ -325,6 +325,12 @@ def one_norm_missing(artifact: Artifact) -> None:
     del artifact["tensors"]["blk.1.attn_norm.weight"]
 
 
+@mutant("ML916", says="output.weight is missing")
+def head_missing(artifact: Artifact) -> None:
+    """The head is missing, and is not the embeddings, which llama.cpp reads in its place."""
+    del artifact["tensors"]["output.weight"]
+
+
 @mutant("ML916")
 def not_a_number(artifact: Artifact) -> None:
     """A number is not finite."""
@@ -347,6 +353,34 @@ def no_rope_base(artifact: Artifact) -> None:
 def another_epsilon(artifact: Artifact) -> None:
     """The norms add another epsilon."""
     artifact["fields"]["llama.attention.layer_norm_rms_epsilon"] = 1e-3
+
+
+@mutant("ML917", says="llama.attention.head_count is 3")
+def heads_that_cannot_share_the_rows(artifact: Artifact) -> None:
+    """The number of heads is no divisor of the rows."""
+    artifact["fields"]["llama.attention.head_count"] = 3
+
+
+@mutant("ML917", says="llama.rope.scaling.factor is 8")
+def another_factor_of_yarn(artifact: Artifact) -> None:
+    """The rotary embedding is stretched to another length than the model was trained with."""
+    stretch(artifact, factor=8.0)
+
+
+def stretch(artifact: Artifact, factor: float) -> None:
+    """Give the checkpoint a rotary embedding of YaRN with the factor 4, and the file one with a factor."""
+    rope = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 1024, "rope_theta": 1e6}
+    file = artifact["folder"] / "merged" / "config.json"
+    file.write_text(json.dumps({**artifact["config"], "rope_parameters": rope}))
+    fields = {"type": "yarn", "factor": factor, "original_context_length": 1024}
+    artifact["fields"] |= {f"llama.rope.scaling.{key}": value for key, value in fields.items()}
+
+
+@mutant("ML917", says="embedding_length is 32")
+def size_that_is_none(artifact: Artifact) -> None:
+    """The checkpoint's configuration has a list for a size."""
+    file = artifact["folder"] / "merged" / "config.json"
+    file.write_text(json.dumps({**artifact["config"], "hidden_size": [32]}))
 
 
 @mutant("ML918", says="cut off")

@@ -128,6 +128,21 @@ def merged_is_the_base_in_another_dtype(artifact: Artifact) -> None:
     artifact["tensors"] = {name: tensor.half().bfloat16() for name, tensor in artifact["before"].items()}
 
 
+@mutant("ML413", says="the file is the base's, and vLLM loads it")
+def consolidated_file_of_the_base(artifact: Artifact) -> None:
+    """The merge was written into a copy of the base's folder, in which Mistral's own file is the base's still."""
+    for one in ("folder", "base"):
+        save_file(artifact["before"], artifact[one] / "consolidated.safetensors")
+
+
+@mutant("ML412", says="model.embed_tokens.weight of the base is missing")
+def names_of_another_library(artifact: Artifact) -> None:
+    """The names have another prefix, so that no layer can be compared with the base's."""
+    artifact["tensors"] = {
+        name.replace("model.", "transformer."): tensor for name, tensor in artifact["tensors"].items()
+    }
+
+
 @mutant("ML402", "I46", says=f"{Q1} is not finite")
 def weight_not_finite(artifact: Artifact) -> None:
     """A merged weight has a NaN."""
@@ -363,6 +378,14 @@ def another_eos_at_generation(artifact: Artifact) -> None:
     """generation_config.json, which decides where an answer ends, has another EOS than the base's."""
     file = artifact["folder"] / "generation_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"eos_token_id": 3}))
+
+
+@mutant("ML435", "N59", says="is missing: eos_token_id is [2], of config.json")
+def ends_of_generation_lost(artifact: Artifact) -> None:
+    """generation_config.json, in which the base has a second EOS, was not saved."""
+    (artifact["folder"] / "generation_config.json").unlink()
+    file = artifact["base"] / "generation_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"eos_token_id": [2, 3]}))
 
 
 @mutant("ML442", "N46", says="there is a tokenizer, and no chat template")

@@ -53,6 +53,30 @@ def test_the_table_counts_each_target_and_subject_and_says_what_was_not_checked(
     ]
 
 
+RERUNS = """
+from _pytest.runner import runtestprotocol
+
+
+def pytest_runtest_protocol(item, nextitem):
+    for outcome in ("rerun", None):
+        for report in runtestprotocol(item, nextitem=nextitem, log=False):
+            report.outcome = outcome or report.outcome
+            item.ihook.pytest_runtest_logreport(report=report)
+    return True
+"""
+
+
+def test_an_attempt_that_is_repeated_is_counted_once(
+    golden: Run, one_of_each: tuple[str, ...], pytester: pytest.Pytester
+) -> None:
+    """As pytest-rerunfailures repeats them."""
+    plain = golden(*one_of_each)
+    pytester.makeconftest(RERUNS)
+    result = golden(*one_of_each)
+    assert result.parseoutcomes()["rerun"] > 3
+    assert _summary(result) == _summary(plain)
+
+
 def test_a_train_that_is_left_out_is_named(golden: Run, every_id: list[str]) -> None:
     trains = sum("::train::" in nodeid for nodeid in every_id)
     result = golden("-k", "spm-v1::tokenizer::file", "--mistral-golden-skip-training")

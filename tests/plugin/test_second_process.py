@@ -121,6 +121,33 @@ def test_where_the_second_process_hangs_the_rest_is_judged_here(tmp_path: Path, 
         assert [judge(number) for number in (2, 0, 1)] == [HERE] * 3
 
 
+def test_a_second_process_that_is_stopped_can_be_ended(tmp_path: Path) -> None:
+    begun = tmp_path / "begun"
+
+    def stops() -> Result:
+        if os.getpid() != HERE:
+            begun.touch()
+            os.kill(os.getpid(), signal.SIGSTOP)
+        return pid()
+
+    with judging(tmp_path, pid, stops):
+        while not begun.exists():
+            time.sleep(0.01)
+    assert not multiprocessing.active_children()
+
+
+def test_where_it_is_killed_in_the_midst_of_a_result_the_check_is_judged_here(tmp_path: Path) -> None:
+    def talks() -> Result:
+        return Result((FINDING,), facts=(("process", os.getpid()), ("text", "x" * 10**7)))  # more than a pipe holds
+
+    with judging(tmp_path, pid, talks) as judge:
+        [child] = multiprocessing.active_children()
+        while not Path(f"/proc/{child.pid}/wchan").read_text().endswith("pipe_write"):
+            time.sleep(0.01)
+        os.kill(child.pid or 0, signal.SIGKILL)
+        assert judge(1) == HERE
+
+
 def test_a_train_that_hangs_there_is_made_here(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr(second_process, "PATIENCE", 1.0)
     monkeypatch.setattr(SecondProcess, "_train", lambda self: time.sleep(600))

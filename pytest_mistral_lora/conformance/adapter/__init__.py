@@ -22,13 +22,16 @@ from pytest_mistral_lora.records.files import inside
 from pytest_mistral_lora.records.tensors import ADAPTER_TENSORS
 
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
-_TRAINER_STATE = re.compile(r"(optimizer|scheduler|scaler|training_args|rng_state(_\d+)?)\.\w+")
+# those of transformers' Trainer, and of accelerate's save_state
+_TRAINER_STATE = re.compile(
+    r"(optimizer|scheduler|scaler|sampler|training_args|dl_state_dict|rng_state|random_states)(_\d+)?\.\w+"
+)
 _SHARD = re.compile(r"adapter_model-\d+-of-\d+\.safetensors|adapter_model\.safetensors\.index\.json")
 _ANOTHER_CLASS = "the base is of another class: see the check `placement`"
 _UNREADABLE = "the files cannot be read: see the check `files`"
+_UNLOADABLE = "the tensors cannot be loaded: see the check `tensors-finite`"
 _SHOWN = 1000
 """Findings of a check that are kept: as many as an adapter has tensors, and fewer than a hostile header's."""
-_LOADABLE = "a file that safetensors loads"
 
 
 def checks(target: AdapterTarget, settings: Settings) -> Iterator[Check]:
@@ -57,17 +60,18 @@ def cases(folder: AdapterFolder) -> Mapping[str, Callable[[], Result]]:
 
 
 def base_cases(folder: AdapterFolder, *, judges_base: bool = True) -> Mapping[str, Callable[[], Result]]:
-    """Return the checks of tokenizer and template beside an adapter, and of its base's own, by name.
-
-    Args:
-        folder: The adapter's folder.
-        judges_base: Whether the tokenizer and the configuration of its base are judged, too.
-    """
-    # the manifest records tokenizer and template with their hashes: the subject `manifest` judges them
-    beside: dict[str, Callable[[], Result]] = {"tokenizer-of-base": AdapterChecks(folder).tokenizer_of_base}
-    beside["template-of-base"] = partial(template_result, folder)
-    found = {} if folder.has_manifest else beside
+    """Return the checks of tokenizer and template beside an adapter, and with `judges_base` of its base, by name."""
+    found: dict[str, Callable[[], Result]] = {}
+    if not folder.has_manifest:  # a manifest records both with their hashes: the subject `manifest` judges them
+        found["tokenizer-of-base"] = partial(_tokenizer_of_base, folder)
+        found["template-of-base"] = partial(template_result, folder)
     return found | ({"base-tokenizer": partial(base_result, folder)} if judges_base else {})
+
+
+def _tokenizer_of_base(folder: AdapterFolder) -> Result:
+    tensors = layout_checks.readable_tensors(folder)
+    rows = [info.shape[0] for name, info in tensors.items() if name.endswith("embed_tokens.weight") and info.shape]
+    return tokenizer_result(folder, max(rows, default=None))
 
 
 def adapter_findings(folder: Path, base: Path | None = None) -> Iterator[Finding]:
@@ -95,18 +99,15 @@ class AdapterChecks:
         self.folder = folder
 
     @cached_property
-    def _unreadable(self) -> tuple[InputError, ...]:
-        """The errors of the two files that make an adapter."""
-        errors = []
-        for name in ("config", "tensors"):
+    def _unreadable(self) -> Mapping[Path, InputError]:
+        """The errors of the two files that make an adapter, by file."""
+        errors = {}
+        for name, file in (("config", self.folder.config_file), ("tensors", self.folder.tensors_file)):
             try:
                 getattr(self.folder, name)
             except InputError as error:
-                errors.append(error)
-        return tuple(errors)
-
-    def _is_unreadable(self, file: Path) -> bool:
-        return any(error.place == str(file) for error in self._unreadable)
+                errors[file] = error
+        return errors
 
     @property
     def has_changed_start(self) -> bool:
@@ -131,7 +132,7 @@ class AdapterChecks:
 
     @cached_property
     def _misnamed(self) -> tuple[Finding, ...]:
-        return () if self._layout.refusal else tuple(layout_checks.name_findings(self.folder, self._layout))
+        return tuple(layout_checks.name_findings(self.folder, self._layout))
 
     @cached_property
     def _of_another_class(self) -> tuple[Finding, ...]:
@@ -161,6 +162,19 @@ class AdapterChecks:
         except InputError as error:
             return layout_checks.not_mistral(error)
 
+    @property
+    def _no_numbers(self) -> str:
+        """Why the numbers cannot be computed with; empty if they can."""
+        try:
+            is_finite = all(summary.finite for summary in self._summaries.values())
+        except InputError:
+            return _UNLOADABLE
+        return "" if is_finite else "not every number is finite: see the check `tensors-finite`"
+
+    @property
+    def _base(self) -> Path:
+        return self.folder.located_base.require(self.folder.path)
+
     def files(self) -> Result:
         """Check that the files are there, have the form that their names claim, and that there are no other weights."""
         path, entries, findings = self.folder.path, sorted(self.folder.path.iterdir()), []
@@ -174,14 +188,12 @@ class AdapterChecks:
                 findings.append(Finding("ML405", found, str(file), f"one file: {ADAPTER_TENSORS}"))
         if self.folder.model_files:
             found = f"full model weights: {', '.join(file.name for file in self.folder.model_files[:3])}"
-            expected = (
-                "an adapter and nothing else; of a merged model, its manifest.json with kind merged and no adapter"
-            )
-            findings.append(Finding("ML418", found, str(path), expected))
+            merged = "of a merged model, its manifest.json with kind merged and no adapter"
+            findings.append(Finding("ML418", found, str(path), f"an adapter and nothing else; {merged}"))
         # PEFT saves an adapter of another name than `default` in a folder of that name
         below = sorted(file.parent.name for file in path.glob(f"*/{CONFIG}")) if self._unreadable else []
         hint = f"; there is one in {', '.join(below[:3])}: name that folder" if below else ""
-        for error in self._unreadable:
+        for error in self._unreadable.values():
             rule = "ML406" if error.found.startswith("a pickle") else "ML405"
             expected = error.expected or f"an adapter: {CONFIG} and {ADAPTER_TENSORS}{hint}"
             findings.append(Finding(rule, error.found, error.place, expected))
@@ -195,24 +207,24 @@ class AdapterChecks:
 
     def tensors_finite(self) -> Result:
         """Check every number, and the dtypes."""
-        if self._is_unreadable(self.folder.tensors_file):
+        if self.folder.tensors_file in self._unreadable:
             return Result(not_checked=_UNREADABLE)
         try:
             found = list(weight_checks.finite_findings(self.folder, self._summaries))
-            return Result(tuple(first_findings(found, _SHOWN, str(self.folder.tensors_file))))
         except InputError as error:
-            return Result((Finding("ML405", error.found, error.place, _LOADABLE),))
+            found = [Finding("ML405", error.found, error.place, "a file that safetensors loads")]
+        return Result(tuple(first_findings(found, _SHOWN, str(self.folder.tensors_file))))
 
     def layers_trained(self) -> Result:
         """Check that every layer has learned something, and something of its own."""
-        if self._is_unreadable(self.folder.tensors_file):
+        if self.folder.tensors_file in self._unreadable:
             return Result(not_checked=_UNREADABLE)
         try:
             zeros = weight_checks.trained_findings(self.folder, self._summaries)
             found = [*zeros, *effect_checks.movement_findings(self.folder)]
             return Result(tuple(first_findings(found, _SHOWN, str(self.folder.tensors_file))))
         except InputError:
-            return Result(not_checked="the tensors cannot be loaded: see the check `tensors-finite`")
+            return Result(not_checked=_UNLOADABLE)
 
     def placement(self) -> Result:
         """Check that the layers are the text's own, of each kind that is named, and of the class of the base."""
@@ -222,11 +234,11 @@ class AdapterChecks:
             found = config_checks.placement_findings(self.folder, self._summaries)
             return Result((*found, *self._of_another_class))
         except InputError:
-            return Result(not_checked="the tensors cannot be loaded: see the check `tensors-finite`")
+            return Result(not_checked=_UNLOADABLE)
 
     def configuration(self) -> Result:
         """Check the configuration, its names against the base's layers, and its rank against the tensors."""
-        if self._is_unreadable(self.folder.config_file):
+        if self.folder.config_file in self._unreadable:
             return Result(not_checked=_UNREADABLE)
         if self._misconfigured:
             return Result(self._misconfigured)
@@ -249,7 +261,7 @@ class AdapterChecks:
 
     def base_recorded(self) -> Result:
         """Check that the configuration names the base, and one commit of it."""
-        if self._is_unreadable(self.folder.config_file):
+        if self.folder.config_file in self._unreadable:
             return Result(not_checked=_UNREADABLE)
         manifest = self.folder.valid_manifest.data if self.folder.valid_manifest else {}
         pinned = bool(manifest.get("revision") or manifest.get("base_weights_sha256"))
@@ -259,40 +271,27 @@ class AdapterChecks:
         """Check shapes, vocabulary, tied embeddings, and that the base is not merged with the adapter already."""
         if self._dropped:
             return Result(self._dropped)
-        base = self.folder.located_base
-        if self._no_layout or base.folder is None:
-            return Result(not_checked=self._no_layout or base.missing)
-        findings = [*layout_checks.shape_findings(self.folder, self._layout)]
-        return Result((*findings, *weight_checks.fit_findings(self.folder, base.folder)))
+        if reason := self._no_layout or self.folder.located_base.missing:
+            return Result(not_checked=reason)
+        shapes = layout_checks.shape_findings(self.folder, self._layout)
+        return Result((*shapes, *weight_checks.fit_findings(self.folder, self._base, self._layout.expected)))
 
     def initial_base(self) -> Result:
         """Check that the base lacks what an initialisation such as PiSSA took out of it."""
-        base = self.folder.located_base
-        if self._no_layout or base.folder is None:
-            return Result(not_checked=self._no_layout or base.missing)
-        if not all(summary.finite for summary in self._summaries.values()):
-            return Result(not_checked="not every number is finite: see the check `tensors-finite`")
-        findings, undecided = effect_checks.start_findings(self.folder, self._layout, base.folder)
+        if reason := self._no_layout or self.folder.located_base.missing or self._no_numbers:
+            return Result(not_checked=reason)
+        findings, undecided = effect_checks.start_findings(self.folder, self._layout, self._base)
         return Result(tuple(findings), not_checked=undecided)
 
     def changes_the_base(self) -> Result:
         """Check that the adapter, put on its base by PEFT, changes the base's logits."""
-        base = self.folder.located_base
-        if self._no_layout or base.folder is None:
-            return Result(not_checked=self._no_layout or base.missing)
+        if reason := self._no_layout or self.folder.located_base.missing:
+            return Result(not_checked=reason)
         # PEFT's own errors for these would hide the cause
         before = (*self._misnamed, *self.configuration().findings, *self.fits_base().findings)
         before += self.initial_base().findings if self.has_changed_start else ()
         if any(finding.severity == "error" for finding in before):
             return Result(not_checked="adapter and base do not fit: see the checks before")
-        if not all(summary.finite for summary in self._summaries.values()):
-            return Result(not_checked="not every number is finite: see the check `tensors-finite`")
-        if reason := weight_checks.memory_shortage(base.folder):
+        if reason := self._no_numbers or weight_checks.reason_not_to_load(self._base):
             return Result(not_checked=reason)
-        return Result(tuple(weight_checks.effect_findings(self.folder, base.folder)))
-
-    def tokenizer_of_base(self) -> Result:
-        """Check that the tokenizer beside the adapter gives the base's ids."""
-        tensors = layout_checks.readable_tensors(self.folder)
-        rows = [info.shape[0] for name, info in tensors.items() if name.endswith("embed_tokens.weight") and info.shape]
-        return tokenizer_result(self.folder, max(rows, default=None))
+        return Result(tuple(weight_checks.effect_findings(self.folder, self._base)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -52,7 +53,9 @@ def target_findings(
             if not any(f"{mark}{module}".endswith(f"{mark}{name}") for module in modules):
                 yield Finding("ML409", f"{key} has {name!r}, which matches nothing", place, ", ".join(have))
     layers = config.get("layers_to_transform")
-    count = sum(name.rpartition(".")[0].endswith("layers") for name in modules)
+    # a model with images has two lists of layers
+    lists = Counter(parent for name in modules if (parent := name.rpartition(".")[0]).endswith("layers"))
+    count = max(lists.values(), default=0)
     for index in layers if isinstance(layers, list) else [layers]:
         if index is not None and not 0 <= index < count:
             yield Finding("ML409", f"layers_to_transform has {index}", place, f"one of {count} layers")

@@ -175,13 +175,12 @@ def name_findings(folder: AdapterFolder, layout: AdapterLayout) -> Iterator[Find
         count = f"{len(names)} names that PEFT does not find: {fault}; the first is {names[0]}"
         yield Finding("ML407", count, place, renamed[names[0]])
     # PEFT saves an embedding in full if it was resized, or is itself adapted
-    targets = folder.config.get("target_modules")
-    targets = targets if isinstance(targets, list) else []
+    adapted = {layer for layer, sign, _ in (name.partition(".lora_") for name in expected) if sign}
     extra = [
         name
         for name in sorted(unknown - set(renamed))
         if not layout.is_resized(name, found[name].shape)
-        and not ((match := _EMBEDDING.search(name)) and match["name"] in targets)
+        and not ((match := _EMBEDDING.search(name)) and name[: match.end("name")] in adapted)
     ]
     wanted = f"the {len(expected)} tensors that PEFT saves of this configuration"
     for names, fault in ((sorted(absent - set(renamed.values())), "is missing"), (extra, "fits no adapted layer")):

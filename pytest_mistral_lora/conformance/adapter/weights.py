@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 import re
 import warnings
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_mistral_lora.checkpoint.architectures import read_config
 from pytest_mistral_lora.checkpoint.base_model import is_tied, load_base
-from pytest_mistral_lora.checkpoint.fp8 import is_fp8
+from pytest_mistral_lora.checkpoint.fp8 import declared_quantization, is_fp8
 from pytest_mistral_lora.checkpoint.weights import read_header, weight_files
 from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.errors import LibraryError, MemoryShortageError, PinError, and_more, one_line
@@ -121,8 +120,14 @@ SMALLEST = 1e-6
 _EMBEDDINGS = ("embed_tokens", "lm_head")
 
 
-def fit_findings(folder: AdapterFolder, base: Path) -> Iterator[Finding]:
-    """Yield the reasons, apart from shapes, for which an adapter must not be put on a base."""
+def fit_findings(folder: AdapterFolder, base: Path, changed: Iterable[str]) -> Iterator[Finding]:
+    """Yield the reasons, apart from shapes, for which an adapter must not be put on a base.
+
+    Args:
+        folder: The adapter.
+        base: The base.
+        changed: The names of the tensors that PEFT saves of this configuration.
+    """
     model = AdapterFolder(base)
     parent = model.valid_manifest.data.get("parent") if model.valid_manifest else None
     if parent is not None and parent["tensors_sha256"] == folder.tensors_sha256:
@@ -133,23 +138,26 @@ def fit_findings(folder: AdapterFolder, base: Path) -> Iterator[Finding]:
     if not is_tied(base) or folder.config.get("ensure_weight_tying"):
         return
     # the base has one tensor for both: PEFT would change or save a copy of it, and the other would stay as it was
-    for key in ("target_modules", "modules_to_save"):
-        names = folder.config.get(key)
-        touched = [name for name in _EMBEDDINGS if isinstance(names, list) and name in names]
+    for key, part in (("target_modules", "lora_"), ("modules_to_save", "weight")):
+        touched = [name for name in _EMBEDDINGS if any(f".{name}.{part}" in one for one in changed)]
         if touched:
             found = f"{key} has {' and '.join(touched)}, which the base keeps as one"
             yield Finding("ML420", found, str(folder.config_file), "neither, or ensure_weight_tying")
 
 
-def memory_shortage(base: Path) -> str:
-    """Return why a base is not loaded; empty if it fits into half of the free memory as float32."""
+def reason_not_to_load(base: Path) -> str:
+    """Return why a base is not loaded: quantised, or too large for half of the memory; empty if it can be."""
+    import psutil
+
     try:
+        config = read_config(base)
+        if declared_quantization(config) and not is_fp8(config):
+            return f"{base} is quantised: give the base in full precision"
         # as float32; most bases are in two bytes a number
-        growth = 4 if is_fp8(read_config(base)) else 2
-        size = growth * sum(file.stat().st_size for file in weight_files(base))
+        size = (4 if is_fp8(config) else 2) * sum(file.stat().st_size for file in weight_files(base))
     except PinError as error:
         return str(error)
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 0
+    free = int(psutil.virtual_memory().available)
     return "" if size < free // 2 else f"the base needs {size >> 30} GiB of memory, {free >> 30} GiB are free"
 
 

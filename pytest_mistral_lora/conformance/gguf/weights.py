@@ -6,12 +6,13 @@ llama.cpp: conversion/llama.py has the fields and the order of rows, convert_lor
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_mistral_lora.checkpoint.architectures import read_config, text_part
 from pytest_mistral_lora.checkpoint.weights import Weights, weight_files
+from pytest_mistral_lora.conformance.adapter.layout import PREFIX, adapter_layout
 from pytest_mistral_lora.conformance.finding import Finding, first_findings
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.records.adapter_folder import AdapterFolder
@@ -30,6 +31,7 @@ _ROUNDING |= {"MXFP4": 0.25, "Q3": 0.35, "IQ3": 0.4, "Q2": 0.6, "IQ2": 0.7, "TQ"
 """Largest error of a tensor by its type, as a part of its norm: about three times what a normal distribution gives.
 Another tensor, or rows in another order, are 1.4 away."""
 
+_HEAD, _EMBEDDINGS = "output.weight", "token_embd.weight"
 _HALF = 0.5
 """A merged change of which less than half is in the file was not merged, or not by this adapter."""
 
@@ -46,7 +48,14 @@ _SIZES = {
     "rope.freq_base": "rope_theta",
     "vocab_size": "vocab_size",
 }
-_REQUIRED = ("block_count", "embedding_length", "attention.head_count", "attention.layer_norm_rms_epsilon")
+_SCALING = {
+    "rope.scaling.type": "rope_type",
+    "rope.scaling.factor": "factor",
+    "rope.scaling.original_context_length": "original_max_position_embeddings",
+}
+"""The fields of a scaled rotary embedding, and their keys in `rope_parameters`."""
+
+_REQUIRED = ("block_count", "embedding_length", "attention.head_count", "attention.layer_norm_rms_epsilon", *_SCALING)
 _DEFAULT_THETA = 10_000.0
 """The base of the rotary embedding that both libraries take if none is given."""
 
@@ -61,21 +70,25 @@ def architecture_findings(file: GgufFile, model: Path) -> Iterator[Finding]:
     config = {**config, **text_part(config)}
     rope = config.get("rope_parameters") or config.get("rope_scaling")
     rope = rope if isinstance(rope, dict) else {}
+    rope = {"rope_type": rope.get("type"), **rope}
     config.setdefault("rope_theta", rope.get("rope_theta", _DEFAULT_THETA))
-    place, prefix = str(file.path), file.architecture
-    for key, name in _SIZES.items():
-        value, expected = file.fields.get(f"{prefix}.{key}"), config.get(name)
+    pairs = [(key, name, config.get(name)) for key, name in _SIZES.items()]
+    if rope["rope_type"] in ("yarn", "linear"):
+        pairs += [(key, name, rope.get(name)) for key, name in _SCALING.items()]
+    for key, name, expected in pairs:
+        value = file.fields.get(f"{file.architecture}.{key}")
         value = _DEFAULT_THETA if value is None and name == "rope_theta" else value
         if expected is None or (value is None and key not in _REQUIRED):
             continue
+        numbers = all(isinstance(one, int | float) for one in (value, expected))
         # the file has float32
-        if value is None or not math.isclose(value, expected, rel_tol=1e-5):
-            shown = "missing" if value is None else f"{value:g}"
-            yield Finding("ML917", f"{prefix}.{key} is {shown}", place, f"{expected:g}, {name} of {model}/config.json")
-    scaling, expected = file.fields.get(f"{prefix}.rope.scaling.type"), rope.get("rope_type", rope.get("type"))
-    if expected in ("yarn", "linear") and scaling != expected:
-        found = f"{prefix}.rope.scaling.type is {'missing' if scaling is None else scaling}"
-        yield Finding("ML917", found, place, f"{expected}, as in {model}/config.json")
+        if not (math.isclose(value, expected, rel_tol=1e-5) if numbers else value == expected):
+            found = f"{file.architecture}.{key} is {_shown(value)}"
+            yield Finding("ML917", found, str(file.path), f"{_shown(expected)}, {name} of {model}/config.json")
+
+
+def _shown(value: Any) -> str:
+    return "missing" if value is None else f"{value:g}" if isinstance(value, int | float) else str(value)[:100]
 
 
 class ComparedWeights:
@@ -98,15 +111,11 @@ class ComparedWeights:
         Raises:
             InputError: If the architecture is not known here, or a file cannot be read.
         """
-        if file.architecture not in _ARCHITECTURES:
-            known = " or ".join(_ARCHITECTURES)
-            raise InputError(f"the architecture is {file.architecture!r}", place=str(file.path), expected=known)
         self.file, self.model = file, model
+        self._to_gguf = _name_map(file)
         key = f"{file.architecture}.attention.head_count"
         heads = file.fields.get(key)
-        if type(heads) is not int:
-            raise InputError(f"{key} is {heads!r}", place=str(file.path), expected="the number of heads")
-        self._heads = {".attn_q.": heads, ".attn_k.": int(file.fields.get(f"{key}_kv", heads))}
+        self._heads = {".attn_q.": heads, ".attn_k.": file.fields.get(f"{key}_kv", heads)}
         self.text = ""
         self._own = Weights(weight_files(model))
         same = base is None or base.resolve() == model.resolve()
@@ -115,11 +124,9 @@ class ComparedWeights:
     def findings(self) -> Iterator[Finding]:
         """Yield ML916 for each tensor that is missing, too many, or farther away than its type explains."""
         place, found, worst = str(self.file.path), [], dict[str, float]()
-        names = dict(self._names())
+        names = self._names()
         for name in sorted(names.keys() - self.file.tensors.keys()):
-            # a tied head is left out: the embeddings are read in its place
-            if name != "output.weight":
-                found.append(Finding("ML916", f"{name} is missing", place, f"{names[name]} of {self.model}"))
+            found.append(Finding("ML916", f"{name} is missing", place, f"{names[name]} of {self.model}"))
         for name in sorted(self.file.tensors.keys() - names.keys()):
             if not name.startswith("rope_"):
                 found.append(Finding("ML916", f"{name} is not in {self.model}", place))
@@ -145,28 +152,38 @@ class ComparedWeights:
             found.append(Finding("ML916", text, place, "1: convert the merged model, and not its base"))
         yield from first_findings(found, _SHOWN, place)
 
-    def _names(self) -> Iterator[tuple[str, str]]:
-        """Yield the name in the GGUF file and in the folder of each tensor of the text model.
+    def _names(self) -> dict[str, str]:
+        """Return the name in the folder of each tensor of the text model, by its name in the GGUF file.
 
         Raises:
             InputError: If the library knows no name for a tensor.
         """
-        to_gguf = _name_map(self.file)
+        import numpy as np
+
+        names: dict[str, str] = {}
         for name in self._own:
             plain = name.removeprefix("model.language_model.").removeprefix("language_model.").removeprefix("model.")
             if plain.startswith(("vision_tower.", "multi_modal_projector.")):
                 continue  # llama.cpp keeps the vision part in a file of its own
             plain = plain if plain.startswith("lm_head.") else f"model.{plain}"
-            found = to_gguf.get_name(plain, try_suffixes=(".weight", ".bias"))
+            found = self._to_gguf.get_name(plain, try_suffixes=(".weight", ".bias"))
             if found is None:
                 raise InputError(f"{name} has no name in a GGUF file", place=str(self.model))
-            yield found, name
+            names[found] = name
+        # without a head, llama.cpp reads the embeddings in its place: right for a tied one, which may be in either file
+        if _EMBEDDINGS in names and _HEAD in self.file.tensors:
+            names.setdefault(_HEAD, names[_EMBEDDINGS])
+        elif {_HEAD, _EMBEDDINGS} <= names.keys() and np.array_equal(
+            self._own.array(names[_HEAD]), self._own.array(names[_EMBEDDINGS])
+        ):
+            del names[_HEAD]
+        return names
 
     def _stored(self, weights: Weights, name: str, own: str) -> np.ndarray[Any, Any]:
         """Return a tensor of a folder as the file has it: in float32, rows in llama.cpp's order."""
         values: np.ndarray[Any, Any] = weights.array(own).astype("float32")
-        heads = next((count for part, count in self._heads.items() if part in name), 0)
-        return interleaved(values, heads) if heads else values
+        heads = next((count for part, count in self._heads.items() if part in name), None)
+        return values if heads is None else _interleaved(values, heads, name)
 
     def _merged_part(self, name: str, own: str, want: Any, have: Any) -> tuple[float, float]:
         """Return the inner product of G - B and M - B, and the square of M - B.
@@ -183,12 +200,20 @@ class ComparedWeights:
 
 
 def _name_map(file: GgufFile) -> Any:
+    """Return the package's map from the names of transformers to those of the file's architecture.
+
+    Raises:
+        InputError: If the architecture is not known here.
+    """
     import gguf
 
+    if file.architecture not in _ARCHITECTURES:
+        known = " or ".join(_ARCHITECTURES)
+        raise InputError(f"the architecture is {file.architecture!r}", place=str(file.path), expected=known)
     architecture = next(one for one, name in gguf.MODEL_ARCH_NAMES.items() if name == file.architecture)
     # an adapter has no layer count of its own
-    layers = int(file.fields.get(f"{file.architecture}.block_count") or 1000)
-    return gguf.get_tensor_name_map(architecture, min(layers, 1000))
+    layers = file.fields.get(f"{file.architecture}.block_count")
+    return gguf.get_tensor_name_map(architecture, min(layers, 1000) if type(layers) is int else 1000)
 
 
 def _largest_error(kind: str) -> float:
@@ -201,9 +226,16 @@ def _relative(difference: Any, values: Any) -> float:
     return apart / norm if norm else apart
 
 
-def interleaved(weight: Any, heads: int) -> Any:
-    """Return the rows of a projection in the order of llama.cpp: in each head, those of the two halves in turn."""
-    half = weight.shape[0] // heads // 2
+def _interleaved(weight: Any, heads: Any, name: str) -> Any:
+    """Return the rows of a projection in the order of llama.cpp: in each head, those of the two halves in turn.
+
+    Raises:
+        InputError: If the number of heads is none that can share the rows.
+    """
+    rows = weight.shape[0]
+    if type(heads) is not int or heads < 1 or rows % (2 * heads):
+        raise InputError(f"{name} has {rows} rows, and the number of heads is {heads!r}", expected="rows for each head")
+    half = rows // heads // 2
     return weight.reshape(heads, 2, half, *weight.shape[1:]).swapaxes(1, 2).reshape(weight.shape)
 
 
@@ -213,8 +245,6 @@ def adapter_findings(file: GgufFile, folder: AdapterFolder) -> Iterator[Finding]
     Raises:
         InputError: If a file of the adapter cannot be read.
     """
-    from pytest_mistral_lora.conformance.adapter.layout import PREFIX, adapter_layout
-
     place, weights = str(file.path), Weights([folder.tensors_file])
     layout = adapter_layout(folder, folder.located_base.folder)
     if layout.refusal:
@@ -242,8 +272,6 @@ def adapter_findings(file: GgufFile, folder: AdapterFolder) -> Iterator[Finding]
 
 def _adapter_names(file: GgufFile, weights: Weights) -> Iterator[tuple[str, str]]:
     """Yield the name in the GGUF file and in the safetensors file of each tensor of an adapter."""
-    from pytest_mistral_lora.conformance.adapter.layout import PREFIX
-
     to_gguf = _name_map(file)
     for name in weights:
         layer, _, part = name.removeprefix(PREFIX).rpartition(".lora_")
@@ -256,15 +284,13 @@ def _adapter_names(file: GgufFile, weights: Weights) -> Iterator[tuple[str, str]
 
 def _adapter_tensor_findings(file: GgufFile, name: str, want: Any, folder: AdapterFolder) -> Iterator[Finding]:
     if name.endswith(".lora_b") and (".attn_q." in name or ".attn_k." in name):
-        base = folder.located_base
-        config: Mapping[str, Any] = read_config(base.require(folder.path))
-        key = "num_attention_heads" if ".attn_q." in name else "num_key_value_heads"
-        want = interleaved(want, int(config[key]))
-    have = file.values(name) if file.tensors[name].shape == want.shape else None
-    if have is None:
+        config = text_part(read_config(folder.located_base.require(folder.path)))
+        heads = config.get("num_attention_heads")
+        want = _interleaved(want, config.get("num_key_value_heads", heads) if ".attn_k." in name else heads, name)
+    if file.tensors[name].shape != want.shape:
         yield Finding("ML914", f"{name} has shape {file.tensors[name].shape}", str(file.path), str(want.shape))
         return
-    error, kind = _relative(have - want, want), file.kind_of(name)
+    error, kind = _relative(file.values(name) - want, want), file.kind_of(name)
     bound = _largest_error(kind)
     if not error <= bound:
         text = f"{name} differs from the safetensors file by {error:.2g} of its norm"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -152,12 +153,22 @@ class MergedChecks:
         """The tensors that the adapter at hand changes, and whether each is a change of low rank."""
         return None if self._adapter is None or self._adapter.missing else self._adapter.planned
 
-    def _not_compared(self) -> str:
-        """Return why nothing is compared with the base; empty if it is."""
+    @cached_property
+    def _no_base(self) -> str:
+        """Why nothing is compared with the base; empty if it is."""
         try:
-            return self._base_weights if isinstance(self._base_weights, str) else "" if self._weights else _UNREADABLE
+            if isinstance(self._base_weights, str):
+                return self._base_weights
+            return "" if self._weights else _UNREADABLE
         except InputError:
             return _UNREADABLE
+
+    @cached_property
+    def _not_compared(self) -> str:
+        """Why no change of a layer can be judged; empty if it can be."""
+        if self._no_base or any(tensors.LAYER.search(name) for name in self._pairs):
+            return self._no_base
+        return "no layer has its name and shape in the base: see the check `names-and-shapes`"
 
     def files(self) -> Result:
         """Check that the folder holds full weights in full precision, whole, and no adapter."""
@@ -201,6 +212,8 @@ class MergedChecks:
     def tie(self) -> Result:
         """Check the flags about tied embeddings against the file."""
         try:
+            if not any(name.endswith("embed_tokens.weight") for name in self._weights):
+                return Result(not_checked="no tensor is named embed_tokens.weight: see the check `names-and-shapes`")
             return Result(tuple(structure.tie_findings(self._config, self._weights, f"{self._place}/config.json")))
         except InputError:
             return Result(not_checked=_UNREADABLE)
@@ -224,26 +237,32 @@ class MergedChecks:
 
     def names_and_shapes(self) -> Result:
         """Check that the tensors have the base's names and shapes."""
-        if reason := self._not_compared():
-            return Result(not_checked=reason)
+        if self._no_base:
+            return Result(not_checked=self._no_base)
         assert not isinstance(self._base_weights, str)
         found = list(structure.name_findings(self._weights, self._base_weights, self._pairs, self._place))
         return Result(tuple(first_findings(found, _SHOWN, self._place)))
 
     def changes_the_base(self) -> Result:
         """Check that at least one weight is not the base's."""
-        if reason := self._not_compared():
-            return Result(not_checked=reason)
-        compared = [self._tensors[name] for name in self._pairs]
-        if compared and all(one.unchanged for one in compared):
+        if self._not_compared:
+            return Result(not_checked=self._not_compared)
+        compared, findings = [self._tensors[name] for name in self._pairs], []
+        if all(one.unchanged for one in compared):
             expected = "other weights: merge again with merge_and_unload(), and save the model that it returns"
-            return Result((Finding("ML413", "every weight is the base's: nothing was merged", self._place, expected),))
-        return Result(facts=(("changed tensors", sum(not one.unchanged for one in compared)),))
+            findings.append(Finding("ML413", "every weight is the base's: nothing was merged", self._place, expected))
+        # whoever writes a merge into a copy of the base's folder leaves Mistral's own file of the base in it
+        for file in sorted(self.folder.path.glob("consolidated*.safetensors")):
+            other = self.folder.located_base.require(self.folder.path) / file.name
+            if other.is_file() and filecmp.cmp(file, other, shallow=False):
+                found = "the file is the base's, and vLLM loads it in its Mistral format"
+                findings.append(Finding("ML413", found, str(file), "no such file"))
+        return Result(tuple(findings), facts=(("changed tensors", sum(not one.unchanged for one in compared)),))
 
     def changed_places(self) -> Result:
         """Check that weights are changed where an adapter changes them, in every layer, and nowhere else."""
-        if reason := self._not_compared():
-            return Result(not_checked=reason)
+        if self._not_compared:
+            return Result(not_checked=self._not_compared)
         findings = [*tensors.place_findings(self._tensors, self._place, self._planned)]
         if self._planned is None:
             findings += tensors.layer_findings(self._tensors, self._place)
@@ -251,7 +270,7 @@ class MergedChecks:
 
     def low_rank(self) -> Result:
         """Check that the change of each matrix is one that an adapter can make: of low rank, and not too large."""
-        if reason := self._not_compared() or self._dequantized:
+        if reason := self._not_compared or self._dequantized:
             return Result(not_checked=reason)
         ranks = [one.rank for one in self._tensors.values() if one.rank is not None]
         findings = tensors.rank_findings(self._tensors, self._place, self._planned)
@@ -268,7 +287,7 @@ class MergedChecks:
 
     def adapter_product(self) -> Result:
         """Check that the difference from the base is the adapter's own product."""
-        if reason := self._not_compared() or self._dequantized:
+        if reason := self._not_compared or self._dequantized:
             return Result(not_checked=reason)
         adapter = self._adapter
         if adapter is None or adapter.missing:

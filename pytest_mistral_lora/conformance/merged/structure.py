@@ -83,8 +83,10 @@ def end_findings(folder: Path, base: Path) -> Iterator[Finding]:
         configs = [text_part(data) for data in map(read_json, files) if isinstance(data, dict)]
         given: Any = next((data["eos_token_id"] for data in configs if data.get("eos_token_id") is not None), [])
         ends.append(sorted(given, key=str) if isinstance(given, list) else [given])
-    if (folder / name).exists() and ends[1] and ends[0] != ends[1]:
-        yield Finding("ML435", f"eos_token_id is {ends[0]}", f"{folder}/{name}", f"{ends[1]}, as the base's")
+    has_own = (folder / name).exists()
+    if (has_own or (base / name).exists()) and ends[1] and ends[0] != ends[1]:
+        found = f"eos_token_id is {ends[0]}" if has_own else f"is missing: eos_token_id is {ends[0]}, of config.json"
+        yield Finding("ML435", found, f"{folder}/{name}", f"{ends[1]}, as the base's")
 
 
 _MISSING: Any = object()

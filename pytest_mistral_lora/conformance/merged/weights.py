@@ -36,7 +36,7 @@ _CHUNK = 1 << 23
 
 _MANTISSA = {"BF16": 7, "F16": 10, "F32": 23}
 _SHOWN = 5
-_LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.(.+)\.weight$")
+LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.(.+)\.weight$")
 _SHARED = re.compile(r"(?:^|\.)(embed_tokens|lm_head|tok_embeddings|output)\.weight$")
 
 
@@ -226,7 +226,7 @@ def place_findings(
         shared = _SHARED.search(name)
         if one.unchanged or not one.finite or (planned is not None and name in planned):
             continue
-        if planned is None and not shared and one.rank is not None and _LAYER.search(name):
+        if planned is None and not shared and one.rank is not None and LAYER.search(name):
             continue
         by = f"{name} changed by {one.relative:.3g} of its norm"
         # a change of every row by one low rank is LoRA's; that of some rows is none
@@ -249,7 +249,7 @@ def rank_findings(
     tensors: Mapping[str, MergedTensor], place: str, planned: Mapping[str, bool] | None
 ) -> Iterator[Finding]:
     """Yield ML431 for each layer with a change that no low rank explains, and ML433 for one that is too large."""
-    layers = {name: one for name, one in tensors.items() if _LAYER.search(name) and one.finite and not one.unchanged}
+    layers = {name: one for name, one in tensors.items() if LAYER.search(name) and one.finite and not one.unchanged}
     if planned is not None:
         layers = {name: one for name, one in layers.items() if planned.get(name)}
     highest = max((one.rank for one in layers.values() if one.rank is not None and one.is_low_rank), default=0)
@@ -276,7 +276,7 @@ def layer_findings(tensors: Mapping[str, MergedTensor], place: str) -> Iterator[
     """Yield ML432 for a layer that lacks a change that most layers have, and ML438 for layers without any change."""
     kinds: dict[str, dict[int, bool]] = defaultdict(dict)
     for name, one in tensors.items():
-        match = _LAYER.search(name)
+        match = LAYER.search(name)
         if match and (one.rank is not None or one.unchanged):
             kinds[match[2]][int(match[1])] = not one.unchanged
     changed = {kind: layers for kind, layers in kinds.items() if any(layers.values())}
