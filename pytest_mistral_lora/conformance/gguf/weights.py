@@ -80,9 +80,11 @@ def architecture_findings(file: GgufFile, model: Path) -> Iterator[Finding]:
         value = _DEFAULT_THETA if value is None and name == "rope_theta" else value
         if expected is None or (value is None and key not in _REQUIRED):
             continue
-        numbers = all(isinstance(one, int | float) for one in (value, expected))
-        # the file has float32
-        if not (math.isclose(value, expected, rel_tol=1e-5) if numbers else value == expected):
+        if isinstance(value, int | float) and isinstance(expected, int | float):
+            is_alike = math.isclose(value, expected, rel_tol=1e-5)  # the file has float32
+        else:
+            is_alike = value == expected
+        if not is_alike:
             found = f"{file.architecture}.{key} is {_shown(value)}"
             yield Finding("ML917", found, str(file.path), f"{_shown(expected)}, {name} of {model}/config.json")
 
