@@ -102,7 +102,7 @@ def _print_files(plan: StartPlan) -> None:
         sys.stdout.write(f"=== {one.name}: {one.purpose} ({_TITLES[one.state]})\n")
         path = plan.folder / one.name
         if one.state in ("extended", "different"):
-            before = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+            before = path.read_bytes().decode(errors="replace").splitlines(keepends=True)
             lines = unified_diff(before, one.text.splitlines(keepends=True), one.name, one.name)
             sys.stdout.writelines(line if line.endswith("\n") else f"{line}\n" for line in lines)
         elif one.state == "new":

@@ -64,11 +64,13 @@ class StartPlan:
         path = self.folder / name
         state: State = "extended" if extends else "different"
         try:
-            there = path.read_text(encoding="utf-8") if path.exists() else None
+            there = path.read_bytes().decode() if path.exists() else None
         except (OSError, UnicodeError):
             state = "different"
         else:
-            state = "new" if there is None else "same" if there == text else state
+            # Git may give text files the line ends of Windows
+            is_same = there is not None and there.replace("\r\n", "\n") == text.replace("\r\n", "\n")
+            state = "new" if there is None else "same" if is_same else state
         self.files.append(PlannedFile(name, text, purpose, state))
 
 

@@ -7,7 +7,7 @@ import json
 import re
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from textwrap import indent
 from typing import Any
@@ -55,7 +55,7 @@ def pytest_settings(folder: Path, values: Mapping[str, list[str]]) -> ExtendedFi
         for section in sections:
             # pytest reads the files of its own name even if they are empty
             if text is not None and ("pytest." in name or _section(_parsed(name, text), name, section) is not None):
-                return _extended(name, text, section, values)
+                return _with_line_ends(folder / name, _extended(name, text, section, values))
     name = "pyproject.toml" if "pyproject.toml" in texts else "pytest.ini"
     section = _TOML[name][0] if name in _TOML else "pytest"
     before = texts.get(name)
@@ -63,7 +63,16 @@ def pytest_settings(folder: Path, values: Mapping[str, list[str]]) -> ExtendedFi
         return ExtendedFile(name, None if name in texts else _new_section(name, section, values), "", section)
     gap = "\n" if before.strip() else ""
     text = f"{before.rstrip()}\n{gap}{_new_section(name, section, values)}".lstrip("\n")
-    return _checked(name, before, text, section, values)
+    return _with_line_ends(folder / name, _checked(name, before, text, section, values))
+
+
+def _with_line_ends(path: Path, made: ExtendedFile) -> ExtendedFile:
+    """Return an extended file with the line ends that it has, as Windows writes them; one that mixes them stays."""
+    before = path.read_bytes()
+    if made.text is None or b"\r" not in before:
+        return made
+    is_windows = before.count(b"\r\n") == before.count(b"\r") == before.count(b"\n")
+    return replace(made, text=made.text.replace("\n", "\r\n") if is_windows else None)
 
 
 def _text(path: Path) -> str | None:
@@ -78,7 +87,7 @@ def _parsed(name: str, text: str) -> Any:
     if name in _TOML:
         try:
             return tomllib.loads(text)
-        except tomllib.TOMLDecodeError:
+        except (tomllib.TOMLDecodeError, RecursionError):
             return None
     parser = configparser.ConfigParser(interpolation=None, strict=False)
     try:
@@ -165,37 +174,42 @@ def pre_commit_settings(folder: Path, hook: str) -> ExtendedFile:
     path = folder / PRE_COMMIT
     if not path.exists():
         return ExtendedFile(PRE_COMMIT, f"repos:\n{indent(hook, '  ')}", hook, "repos")
-    by_hand = ExtendedFile(PRE_COMMIT, None, hook, "repos")
     before = _text(path)
     try:
-        data = yaml.safe_load(before or "")
-        root: Any = yaml.compose(before or "", Loader=yaml.SafeLoader)
-    except yaml.YAMLError:
-        return by_hand
-    [ours] = yaml.safe_load(hook)
+        text = _with_hook(before or "", hook)
+    except (yaml.YAMLError, ValueError, RecursionError):  # no YAML, a date that is none, a list that contains itself
+        text = None
+    lines = "" if text is not None and text == before else hook
+    return _with_line_ends(path, ExtendedFile(PRE_COMMIT, text, lines, "repos"))
+
+
+def _with_hook(before: str, hook: str) -> str | None:
+    """Return a configuration with our hook, and everything else as it is; None if that cannot be done."""
+    data = yaml.safe_load(before)
     repos = data.get("repos") if isinstance(data, dict) else None
-    if before is None or not isinstance(repos, list) or not repos:
-        return by_hand
+    if not isinstance(repos, list) or not repos:
+        return None
+    [ours] = yaml.safe_load(hook)
     if ours in repos:
-        return ExtendedFile(PRE_COMMIT, before, "", "repos")
+        return before
     [ours_now] = ours["hooks"]
-    for number, one in enumerate(repos):
-        if isinstance(one, dict) and one == {**ours, "hooks": [{**ours_now, "files": _files_of(one)}]}:
-            # the hook of an earlier start, for other data
-            text = before.replace(_files_of(one), ours_now["files"])
-            is_sound = yaml.safe_load(text) == {**data, "repos": [*repos[:number], ours, *repos[number + 1 :]]}
-            return ExtendedFile(PRE_COMMIT, text, hook, "repos") if is_sound else by_hand
-    [node] = [value for key, value in root.value if key.value == "repos"]
-    if node.flow_style:
-        return by_hand
-    column = node.start_mark.column
-    start = node.start_mark.index - column
-    text = f"{before[:start]}{indent(hook, ' ' * column)}{before[start:]}"
-    if yaml.safe_load(text) != {**data, "repos": [ours, *repos]}:
-        return by_hand
-    return ExtendedFile(PRE_COMMIT, text, hook, "repos")
+    # a hook of an earlier start, for other data, is replaced
+    earlier = [one for one in repos if one == {**ours, "hooks": [{**ours_now, "files": _files_of(one)}]}]
+    if earlier:
+        text = before.replace(_files_of(earlier[0]), ours_now["files"])
+        expected = [ours if one is earlier[0] else one for one in repos]
+    else:
+        root: Any = yaml.compose(before, Loader=yaml.SafeLoader)
+        nodes = [value for key, value in root.value if key.value == "repos"]
+        if len(nodes) != 1 or nodes[0].flow_style:
+            return None
+        column = nodes[0].start_mark.column
+        start = nodes[0].start_mark.index - column
+        text = f"{before[:start]}{indent(hook, ' ' * column)}{before[start:]}"
+        expected = [ours, *repos]
+    return text if yaml.safe_load(text) == {**data, "repos": expected} else None
 
 
-def _files_of(repository: dict[str, Any]) -> str:
-    hooks = repository.get("hooks")
+def _files_of(repository: Any) -> str:
+    hooks = repository.get("hooks") if isinstance(repository, dict) else None
     return str(hooks[0].get("files", "")) if isinstance(hooks, list) and hooks and isinstance(hooks[0], dict) else ""

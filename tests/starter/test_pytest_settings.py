@@ -12,7 +12,7 @@ import yaml
 from pytest_mistral_lora.starter.settings import pre_commit_settings, pytest_settings
 
 VALUES = {"mistral_recipes": ["recipe.yaml"], "mistral_golden_dirs": ["tests/goldens"]}
-HOOK = "- repo: local\n  hooks:\n    - id: mine\n"
+HOOK = "- repo: local\n  hooks:\n    - id: mine\n      files: ^recipe\n"
 
 FILES: dict[str, tuple[dict[str, str], str]] = {
     "no file": ({}, "pytest.ini"),
@@ -76,9 +76,16 @@ def test_keys_are_added_to_the_file_that_pytest_reads(case: str, tmp_path: Path,
         ("pyproject.toml", "[tool.pytest.ini_options]\nmistral_recipes = ['mine.yaml']\n"),
         ("pyproject.toml", "tool.pytest.ini_options.addopts = '-q'\n"),
         ("pyproject.toml", "[tool.pytest.ini_options\n"),
+        ("pyproject.toml", f"a = {'[' * 3000}{']' * 3000}\n"),
         ("pytest.ini", "[pytest]\nmistral_recipes = mine.yaml\n"),
     ],
-    ids=["a list of other recipes", "dotted keys", "a file that cannot be read", "other recipes in an ini file"],
+    ids=[
+        "a list of other recipes",
+        "dotted keys",
+        "a file that cannot be read",
+        "a file of many levels",
+        "other recipes in an ini file",
+    ],
 )
 def test_a_file_that_cannot_be_extended_stays_and_has_its_lines_for_the_user(
     name: str, text: str, tmp_path: Path
@@ -108,7 +115,39 @@ def test_a_hook_is_added_to_those_of_pre_commit(text: str, tmp_path: Path) -> No
     assert pre_commit_settings(tmp_path, HOOK).text == made.text
 
 
-@pytest.mark.parametrize("text", ["repos: []\n", "repos: [{repo: local, hooks: []}]\n", "- a\n", "repos: [\n", ""])
+def test_the_line_ends_of_windows_stay(tmp_path: Path) -> None:
+    texts = {
+        "pytest.ini": "# ours\r\n[pytest]\r\naddopts = -q\r\n",
+        ".pre-commit-config.yaml": "repos:\r\n- repo: local\r\n  hooks: []\r\n",
+    }
+    for name, text in texts.items():
+        (tmp_path / name).write_bytes(text.encode())
+    for name, made in (
+        ("pytest.ini", pytest_settings(tmp_path, VALUES)),
+        (".pre-commit-config.yaml", pre_commit_settings(tmp_path, HOOK)),
+    ):
+        assert made.text is not None
+        assert made.text.count("\r\n") == made.text.count("\n") > texts[name].count("\n")
+        assert all(line in made.text for line in texts[name].splitlines(keepends=True))
+        # a file of mixed line ends is not ours to mend
+        (tmp_path / name).write_bytes(texts[name].encode().replace(b"\r\n", b"\n", 1))
+    assert pytest_settings(tmp_path, VALUES).text is None
+    assert pre_commit_settings(tmp_path, HOOK).text is None
+
+
+UNFIT = [
+    *("repos: []\n", "repos: [{repo: local, hooks: []}]\n", "- a\n", "repos: [\n", ""),
+    "repos:\n- repo: a\nrepos:\n- repo: b\n",
+    "x: &a\n  repos:\n  - repo: local\n<<: *a\n",
+    "a: &x\n- repo: a\nrepos: *x\n",
+    "repos: &a\n- *a\n",
+    "v: 2026-13-45\nrepos:\n- repo: a\n",
+    f"repos:\n- {'[' * 500}{']' * 500}\n",
+    "repos:\n- repo: local\n  hooks:\n    - id: mine\n      files: ''\n",
+]
+
+
+@pytest.mark.parametrize("text", UNFIT, ids=[repr(text)[:30] for text in UNFIT])
 def test_hooks_that_cannot_be_extended_stay(text: str, tmp_path: Path) -> None:
     (tmp_path / ".pre-commit-config.yaml").write_text(text)
     made = pre_commit_settings(tmp_path, HOOK)
