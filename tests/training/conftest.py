@@ -14,6 +14,7 @@ from pytest_mistral_lora.chat.oracle import shipped_tokenizer
 from pytest_mistral_lora.chat.reading import chunks
 from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
+from pytest_mistral_lora.records.transcripts import TRANSCRIPTS
 from pytest_mistral_lora.training.merge import MergedModel, merge
 from pytest_mistral_lora.training.recipe import Recipe, parse_recipe
 from pytest_mistral_lora.training.run import RunResult, train
@@ -75,9 +76,15 @@ def fp8_bases(tmp_path_factory: pytest.TempPathFactory, base: Path) -> dict[int 
 
 
 @pytest.fixture
-def folder(run: RunResult, tmp_path: Path) -> Path:
+def adapter(run: RunResult, tmp_path: Path) -> Path:
     """A copy of the run's folder, to be changed."""
     return Path(shutil.copytree(run.output, tmp_path / "copy"))
+
+
+@pytest.fixture
+def one(run: RunResult) -> Path:
+    """One transcript of the run: a proof with one prompt."""
+    return run.output / TRANSCRIPTS / "row-0004.json"
 
 
 @pytest.fixture

@@ -13,15 +13,11 @@ from typing import Any
 import pytest
 import torch
 from forked import run_forked
-from safetensors.torch import load_file, save_file
-from tiny_runs import CONVERSATIONS, recipe_data, write_rows
+from tiny_runs import CONVERSATIONS, recipe_data, smoke, write_rows, zero_a_layer
 from transformers import MistralForCausalLM
 
-from pytest_mistral_lora.assertions import assert_transcript_matches
 from pytest_mistral_lora.chat.oracle import shipped_tokenizer
 from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
-from pytest_mistral_lora.cli import main
-from pytest_mistral_lora.conformance.checks import check
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.records.judgement import TOLERANCES
 from pytest_mistral_lora.records.transcripts import TRANSCRIPTS, Transcript, load, load_folder
@@ -29,26 +25,6 @@ from pytest_mistral_lora.training.generate.judge import compare, judge
 from pytest_mistral_lora.training.generate.record import next_token_logprobs
 from pytest_mistral_lora.training.recipe import parse_recipe
 from pytest_mistral_lora.training.run import RunResult, train
-
-ADAPTER = "adapter_model.safetensors"
-
-
-@pytest.fixture
-def adapter(run: RunResult, tmp_path: Path) -> Path:
-    """A copy of the trained folder to break."""
-    return Path(shutil.copytree(run.output, tmp_path / "out"))
-
-
-def zero_a_layer(adapter: Path) -> None:
-    tensors = load_file(adapter / ADAPTER)
-    for name in tensors:
-        if ".layers.1." in name and ".lora_B." in name:
-            tensors[name].zero_()
-    save_file(tensors, adapter / ADAPTER)
-
-
-def smoke(*arguments: str | Path) -> int:
-    return main(["smoke", *map(str, arguments)])
 
 
 def test_a_new_process_answers_as_the_run_did(run: RunResult) -> None:
@@ -202,83 +178,6 @@ def test_no_transcripts_is_an_error_that_says_what_to_do(
     assert "no such folder. Record some: mistral-lora smoke DIR --record FOLDER" in capsys.readouterr().err
 
 
-WEATHER = {
-    "type": "function",
-    "function": {
-        "name": "weather",
-        "description": "The weather of a city.",
-        "parameters": {
-            "type": "object",
-            "properties": {"unit": {"type": "string", "enum": ["C", "F"]}, "city": {"type": "string"}},
-            "required": ["city"],
-        },
-    },
-}
-
-
-def test_a_transcript_keeps_the_key_order_of_a_tool(
-    adapter: Path, base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    golden = tmp_path / "golden"
-    messages = [{"role": "user", "content": "Is it warm in Rome?"}, {"role": "assistant", "content": "It is."}]
-    row = {"messages": messages, "tools": [WEATHER]}
-    rows = tmp_path / "ask.jsonl"
-    rows.write_text(json.dumps(row) + "\n")
-    ask = (adapter, "--base", base, "--rows", rows, "--record", golden, "--max-new-tokens", "4")
-    assert smoke(*ask) == 0
-    file = golden / "row-0001.json"
-    assert json.dumps(load(file).row.to_json()) == json.dumps(row)
-    assert smoke(adapter, "--base", base, "--golden", golden) == 0
-    # as versions before wrote it: the keys sorted, so that the tool is another text
-    data = json.loads(file.read_text())
-    file.write_text(json.dumps(data | {"schema_version": 1}, sort_keys=True))
-    capsys.readouterr()
-    assert smoke(adapter, "--base", base, "--golden", golden) == 2
-    error = capsys.readouterr().err
-    assert "the prompt is encoded into other ids: prompt token " in error
-    assert "Record it again from its rows: mistral-lora smoke DIR --rows ROWS.jsonl --record FOLDER" in error
-    shutil.rmtree(golden)
-    assert smoke(*ask) == 0
-    assert smoke(adapter, "--base", base, "--golden", golden) == 0
-
-
-def test_what_is_recorded_is_what_is_compared(
-    adapter: Path, base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    rows, golden = write_rows(tmp_path / "ask.jsonl", CONVERSATIONS[:2]), tmp_path / "golden"
-    (tmp_path / "answer.json").write_text('{"type": "string"}')
-    ask = (adapter, "--base", base, "--rows", rows, "--record", golden)
-    checks = ("--check", "eos", "--check", f"json_schema={tmp_path / 'answer.json'}", "--check", "max_tokens=40")
-    assert smoke(*ask, *checks, "--max-new-tokens", "20") == 0
-    assert [line.rpartition("/")[2] for line in capsys.readouterr().out.splitlines()] == [
-        "row-0001.json",
-        "row-0002.json",
-    ]
-    found = load_folder(golden)
-    assert [(one["name"], one["passed"]) for one in found[0].checks] == [
-        ("eos", True),
-        ("json_schema:answer.json", False),
-        ("max_tokens:40", True),
-    ]
-    assert found[0].max_new_tokens == 20
-    assert smoke(adapter, "--base", base, "--golden", golden) == 0
-    assert capsys.readouterr().out.splitlines()[-1].startswith("2 exact")
-    assert smoke(adapter, "--base", base, "--golden", golden / "row-0002.json") == 0
-    assert smoke(*ask) == 2
-    assert "has transcripts already" in capsys.readouterr().err
-    assert smoke(*ask, "--check", "jsno") == 2
-    assert "expected json, tool_call, eos" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [(["--record", "x"], "expected --rows ROWS.jsonl"), (["--golden", "x", "--rows", "y"], "brings its own rows")],
-)
-def test_options_that_do_not_go_together(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert smoke("out", *words) == 2
-    assert said in capsys.readouterr().err
-
-
 def out_of_device_memory() -> None:
     raise torch.OutOfMemoryError("CUDA out of memory.")
 
@@ -329,69 +228,7 @@ def test_each_precision_and_backend_is_exact_in_the_same_environment(
     assert max(one.logprob_difference for one in comparison.judgements) < 1e-5
 
 
-def test_another_trainers_adapter_can_be_recorded(adapter: Path, base: Path, tmp_path: Path) -> None:
-    for name in ("manifest.json", "DECISION.md", "training_log.jsonl"):
-        (adapter / name).unlink()
-    rows = write_rows(tmp_path / "ask.jsonl", CONVERSATIONS[:1])
-    assert smoke(adapter, "--base", base, "--rows", rows, "--record", tmp_path / "golden") == 0
-    assert load(tmp_path / "golden" / "row-0001.json").model["base"] == "tiny"
-
-
 def test_no_adapter_is_an_error(tmp_path: Path, run: RunResult, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(InputError, match=r"adapter_model\.safetensors: no such file"):
         compare(tmp_path, run.output / TRANSCRIPTS)
     assert smoke(tmp_path, "--golden", run.output / TRANSCRIPTS) == 2
-
-
-def test_the_assertion_passes_on_the_runs_own_folder_and_on_one_transcript(run: RunResult) -> None:
-    assert_transcript_matches(run.output, run.output / TRANSCRIPTS, run.base_folder)
-    assert_transcript_matches(str(run.output), run.output / TRANSCRIPTS / "row-0003.json", str(run.base_folder))
-
-
-def test_the_assertion_fails_with_each_rule(adapter: Path, base: Path, run: RunResult, tmp_path: Path) -> None:
-    golden = adapter / TRANSCRIPTS
-    sound = load(golden / "row-0001.json")
-    short = {"name": "short", "kind": "max_tokens", "value": 2, "passed": True, "reason": ""}
-    ids = (*sound.completion_ids[:2], 9, *sound.completion_ids[3:])
-    for rule, changes in {
-        "ML802": {"prompt_ids": (1, *sound.prompt_ids)},
-        "ML803": {"model": {**sound.model, "base_weights_sha256": "0" * 64}},
-        "ML804": {"completion_ids": ids},
-        "ML805": {"checks": (short,)},
-    }.items():
-        file = replace(sound, **changes).write(tmp_path)  # type: ignore[arg-type]
-        with pytest.raises(AssertionError) as caught:
-            assert_transcript_matches(adapter, file, base)
-        assert str(caught.value).startswith(rule)
-        assert str(caught.value).count("\n  rule: ") == 1
-    file.write_text("{}")
-    with pytest.raises(AssertionError, match="ML801"):
-        assert_transcript_matches(adapter, file, base)
-    zero_a_layer(adapter)
-    with pytest.raises(AssertionError, match=r"ML804 .*row-0001\.json, token 0: answered") as caught:
-        assert_transcript_matches(adapter, golden, base)
-    assert str(caught.value).count("ML804 ") == 5
-
-
-def test_the_assertion_needs_transcripts_and_a_base(adapter: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no transcripts"):
-        assert_transcript_matches(adapter, tmp_path)
-    with pytest.raises(InputError, match="the base 'tiny' is missing"):
-        assert_transcript_matches(adapter, adapter / TRANSCRIPTS)
-
-
-def test_the_suite_says_what_it_did_not_check(adapter: Path, base: Path) -> None:
-    def states(base: Path | None) -> dict[str, str]:
-        records = [record for record, _ in check([adapter], base=base) if record["subject"] == "transcript"]
-        return {record["case"]: record["outcome"] for record in records}
-
-    every = ("files", "recorded-on", "prompts", "answers", "formats")
-    assert states(base) == dict.fromkeys(every, "passed")
-    assert states(None) == {**dict.fromkeys(every, "skipped"), "files": "passed"}
-    for file in (adapter / TRANSCRIPTS).iterdir():
-        sound = load(file)
-        replace(sound, prompt_ids=(1, *sound.prompt_ids)).write(adapter / TRANSCRIPTS)
-    # an answer to another prompt says nothing about the adapter
-    assert states(base) == {**dict.fromkeys(every, "passed"), "prompts": "failed"} | dict.fromkeys(every[3:], "skipped")
-    shutil.rmtree(adapter / TRANSCRIPTS)
-    assert states(base) == {"files": "skipped"}

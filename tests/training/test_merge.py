@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from declared import declare
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from tiny_runs import CONVERSATIONS, MakeRecipe, recipe_data, write_rows
+from tiny_runs import CONVERSATIONS, MakeRecipe
 from transformers import AutoModelForCausalLM
 
 from pytest_mistral_lora import cli
@@ -20,32 +19,17 @@ from pytest_mistral_lora.checkpoint.base_model import load_base
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.checkpoint.weights import Weights
 from pytest_mistral_lora.conformance.checks import check
-from pytest_mistral_lora.errors import InputError, MergeError
 from pytest_mistral_lora.records.base_location import base_weights_sha256
 from pytest_mistral_lora.records.files import listing, sha256_file
 from pytest_mistral_lora.records.manifest import load
 from pytest_mistral_lora.records.transcripts import TRANSCRIPTS, load_folder
 from pytest_mistral_lora.records.verify import verify
 from pytest_mistral_lora.training.adapter import base_tensors, peft_quiet
-from pytest_mistral_lora.training.generate.judge import compare
-from pytest_mistral_lora.training.merge import MergedModel, merge, proof
+from pytest_mistral_lora.training.merge import MergedModel, merge
 from pytest_mistral_lora.training.merge.folders import with_ties
-from pytest_mistral_lora.training.recipe import parse_recipe
 from pytest_mistral_lora.training.run import RunResult, train
 
 WEIGHTS = "model.safetensors"
-
-
-@pytest.fixture
-def adapter(run: RunResult, tmp_path: Path) -> Path:
-    """A copy of the trained folder to break."""
-    return Path(shutil.copytree(run.output, tmp_path / "lora"))
-
-
-@pytest.fixture
-def one(run: RunResult) -> Path:
-    """One transcript: a proof with one prompt."""
-    return run.output / TRANSCRIPTS / "row-0004.json"
 
 
 def test_the_weights_are_those_of_pefts_merge(run: RunResult, merged: MergedModel) -> None:
@@ -161,143 +145,6 @@ def test_every_check_of_the_suite_passes(run: RunResult, merged: MergedModel, tm
     assert {"transcript::answers", "transcript::recorded-on", "transcript::prompts"} <= passed
 
 
-def test_verify_knows_the_parent(run: RunResult, merged: MergedModel, tmp_path: Path) -> None:
-    rows = write_rows(tmp_path / "rows.jsonl")
-    facts = verify(merged.output, base=run.base_folder, dataset=rows, parent=run.output)
-    assert {fact.state for fact in facts} == {"match"}
-    assert {"parent.manifest_sha256", "parent.tensors_sha256", "masking.ids_sha256"} <= {fact.name for fact in facts}
-    alone = {fact.name: fact.state for fact in verify(merged.output)}
-    assert alone["parent.manifest_sha256"] == alone["parent.tensors_sha256"] == "not available"
-    assert cli.main(["verify", str(merged.output), "--parent", str(run.output)]) == 0
-
-
-def test_an_element_that_is_not_the_sum_is_a_mismatch_whatever_is_declared(
-    run: RunResult, merged: MergedModel, tmp_path: Path
-) -> None:
-    copy = Path(shutil.copytree(merged.output, tmp_path / "copy"))
-    tensors, name = load_file(copy / WEIGHTS), "model.layers.1.self_attn.o_proj.weight"
-    tensors[name][7, 7] *= 1 + 2**-20
-    save_file(tensors, copy / WEIGHTS, metadata={"format": "pt"})
-    files = {one: entry for one, entry in listing(copy).items() if one in merged.manifest["files"]}
-    declare(copy, {**merged.manifest, "files": files})
-    wrong = [one for one in verify(copy, base=run.base_folder, parent=run.output) if one.state == "mismatch"]
-    assert [one.name for one in wrong] == ["parent.correctly_rounded"]
-    assert f"{name} is not the rounded sum of base and adapter in 1 of" in wrong[0].found
-    alone = {one.name: (one.state, one.found) for one in verify(copy, parent=run.output)}
-    assert alone["parent.correctly_rounded"] == ("not available", "no base given")
-    older = {key: value for key, value in merged.manifest["parent"].items() if key != "correctly_rounded"}
-    declare(copy, {**merged.manifest, "files": files, "parent": older})
-    facts = verify(copy, base=run.base_folder, parent=run.output)
-    assert "parent.correctly_rounded" not in {one.name for one in facts}
-
-
-def test_another_parent_or_a_changed_bit_is_a_mismatch(adapter: Path, merged: MergedModel) -> None:
-    file = adapter / "manifest.json"
-    file.write_text(file.read_text() + "\n")
-    states = {fact.name: fact.state for fact in verify(merged.output, parent=adapter)}
-    assert (states["parent.manifest_sha256"], states["parent.tensors_sha256"]) == ("mismatch", "match")
-    tensors = load_file(adapter / "adapter_model.safetensors")
-    next(iter(tensors.values()))[0, 0] += 1
-    save_file(tensors, adapter / "adapter_model.safetensors")
-    assert {fact.name: fact.state for fact in verify(merged.output, parent=adapter)}[
-        "parent.tensors_sha256"
-    ] == "mismatch"
-
-
-def test_whatever_is_changed_in_the_folder_is_found(merged: MergedModel, tmp_path: Path) -> None:
-    copy = Path(shutil.copytree(merged.output, tmp_path / "copy"))
-    for name in (*merged.manifest["files"], "manifest.json"):
-        before = (copy / name).read_bytes()
-        at = len(before) // 2
-        (copy / name).write_bytes(before[:at] + bytes([before[at] ^ 1]) + before[at + 1 :])
-        try:
-            assert "mismatch" in {fact.state for fact in verify(copy)}, name
-        except InputError:
-            assert name == "manifest.json"
-        (copy / name).write_bytes(before)
-    assert "mismatch" not in {fact.state for fact in verify(copy)}
-
-
-def test_answers_of_the_adapter_are_not_the_merged_models_own(
-    run: RunResult, merged: MergedModel, tmp_path: Path
-) -> None:
-    copy = Path(shutil.copytree(merged.output, tmp_path / "copy"))
-    shutil.copytree(run.output / TRANSCRIPTS, copy / TRANSCRIPTS, dirs_exist_ok=True)
-    findings = [finding for _, result in check([copy]) for finding in result.findings]
-    assert {finding.rule for finding in findings} == {"ML702", "ML803"}
-    assert any("the model's tensors have SHA-256" in finding.text() for finding in findings)
-
-
-def test_smoke_needs_no_base(
-    merged: MergedModel, run: RunResult, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert cli.main(["smoke", str(merged.output)]) == 0
-    assert capsys.readouterr().out.splitlines()[-1] == "5 exact, 0 equivalent, 0 different; fp32 on cpu"
-    assert cli.main(["smoke", str(merged.output), "--golden", str(run.output / TRANSCRIPTS)]) == 0
-    *_, remark, verdict = capsys.readouterr().out.splitlines()
-    assert remark == "The transcripts were recorded with another model than this merged one."
-    assert verdict == "5 exact, 0 equivalent, 0 different; fp32 on cpu"
-    rows = write_rows(tmp_path / "rows.jsonl", CONVERSATIONS[:1])
-    assert cli.main(["smoke", str(merged.output), "--rows", str(rows), "--json"]) == 0
-    answered = json.loads(capsys.readouterr().out)
-    assert (answered["completions"][0]["equal"], "adapter_effect" in answered) == (True, False)
-    assert cli.main(["smoke", str(merged.output), "--base", str(run.base_folder)]) == 2
-    assert "a merged model (kind merged in its manifest.json), which needs no base" in capsys.readouterr().err
-
-
-def test_a_merged_model_that_is_changed_is_different(merged: MergedModel, tmp_path: Path) -> None:
-    copy = Path(shutil.copytree(merged.output, tmp_path / "copy"))
-    tensors = load_file(copy / WEIGHTS)
-    tensors["model.layers.1.self_attn.o_proj.weight"].zero_()
-    save_file(tensors, copy / WEIGHTS)
-    comparison = compare(copy)
-    assert (comparison.passed, comparison.recorded_adapter, comparison.kind) == (False, False, "merged")
-
-
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_rounded_weights_are_proven_in_their_own_dtype(
-    run: RunResult, one: Path, tmp_path: Path, dtype: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    words = [
-        "merge",
-        run.output,
-        tmp_path / "out",
-        "--base",
-        run.base_folder,
-        "--golden",
-        one,
-        "--dtype",
-        dtype,
-        "--json",
-    ]
-    assert cli.main([str(word) for word in words]) == 0
-    said = json.loads(capsys.readouterr().out)
-    assert said["output"] == str(tmp_path / "out")
-    assert said["parent"]["merge_dtype"] == dtype
-    assert 0 < said["parent"]["max_abs_logit_difference"] < 1
-    assert {tensor.dtype for tensor in load_file(tmp_path / "out" / WEIGHTS).values()} == {getattr(torch, dtype)}
-    assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == dtype
-    [transcript] = load_folder(tmp_path / "out" / TRANSCRIPTS)
-    assert transcript.precision == {"bfloat16": "bf16", "float16": "fp16"}[dtype]
-    assert compare(tmp_path / "out").tiers["exact"] == 1
-
-
-@pytest.mark.parametrize(
-    "lora",
-    [{"rslora": True, "dora": True}, {"modules_to_save": ["lm_head"], "target_modules": ["q_proj", "down_proj"]}],
-)
-def test_a_run_without_transcripts_is_proven_with_its_rendered_row(
-    base: Path, tmp_path: Path, lora: dict[str, Any]
-) -> None:
-    write_rows(tmp_path / "rows.jsonl")
-    train(parse_recipe(recipe_data(base, lora=lora, training={"steps": 3}), folder=tmp_path))
-    done = merge(tmp_path / "out", tmp_path / "merged", base)
-    assert done.manifest["parent"]["prompts"] == 1
-    assert done.manifest["parent"]["max_abs_logit_difference"] < 1e-3
-    assert [one.case for one in load_folder(tmp_path / "merged" / TRANSCRIPTS)] == ["rendered_row"]
-    assert done.manifest["lora"] == load(tmp_path / "out").data["lora"]
-
-
 def test_a_sharded_base_and_its_generation_settings(run: RunResult, one: Path, tmp_path: Path) -> None:
     base = tmp_path / "tiny"
     model = load_base(run.base_folder, "fp32", "cpu")
@@ -312,55 +159,6 @@ def test_a_sharded_base_and_its_generation_settings(run: RunResult, one: Path, t
     assert (tmp_path / "out" / "generation_config.json").read_bytes() == (base / "generation_config.json").read_bytes()
     assert done.manifest["parent"]["max_abs_logit_difference"] < 1e-3
     assert {fact.state for fact in verify(tmp_path / "out", base=base, parent=sharded)} == {"match", "not available"}
-
-
-def edit(file: Path, **changes: Any) -> None:
-    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
-
-
-def test_the_base_in_the_wrong_dtype_or_scale_fails_the_proof(
-    run: RunResult, one: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    words = ["merge", str(run.output), str(tmp_path / "out"), "--base", str(run.base_folder), "--golden", str(one)]
-    monkeypatch.setattr("pytest_mistral_lora.training.merge.plan_merge", lambda *given: {})
-    assert cli.main(words) == 1
-    said = capsys.readouterr().err
-    assert "is not the rounded sum of base and adapter in " in said
-    assert "units in the last place, and 7 more; expected at most half a unit" in said
-    assert list(tmp_path.iterdir()) == []
-    monkeypatch.setattr("pytest_mistral_lora.training.merge.check_sums", lambda *given: None)
-    assert cli.main(words) == 1
-    said = capsys.readouterr().err
-    assert "from those of base and adapter; expected at most 0.01, which rounding to float32 explains" in said
-    assert list(tmp_path.iterdir()) == []
-    monkeypatch.setattr(proof, "FARTHEST", {"float32": 1e9})
-    assert cli.main(words) == 1
-    said = capsys.readouterr().err
-    assert "1 of 1 prompts are answered otherwise\n  row-0004: " in said
-    assert "token 0: recorded" in said
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_logits_that_are_not_numbers_fail_the_proof(
-    run: RunResult, one: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    found = iter([torch.zeros(9, 9), torch.full((9, 9), torch.nan)])
-    monkeypatch.setattr(proof, "_answer_logits", lambda *given: next(found))
-    with pytest.raises(MergeError, match="logits are up to inf from those"):
-        merge(run.output, tmp_path / "out", run.base_folder, golden=one)
-
-
-def test_a_near_tie_is_recorded_and_said(
-    run: RunResult, one: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A tie that falls otherwise cannot be made at will: every difference is taken for one."""
-    for name, found in (("plan_merge", {}), ("check_sums", None)):
-        monkeypatch.setattr(f"pytest_mistral_lora.training.merge.{name}", lambda *given, found=found: found)
-    monkeypatch.setattr(proof, "FARTHEST", {"float32": 1e9})
-    monkeypatch.setattr("pytest_mistral_lora.training.generate.judge.answer_tier", lambda *given: "equivalent")
-    done = merge(run.output, tmp_path / "out", run.base_folder, golden=one)
-    assert (done.manifest["parent"]["greedy_equal"], done.manifest["parent"]["near_ties"]) == (False, 1)
-    assert done.notes == ("1 of 1 answers differ, from a token on that base and adapter hardly prefer.",)
 
 
 def test_help_lists_the_verb_and_its_options(capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,15 +18,9 @@ from refusing_disks import largest_file, read_only_folder, without_privileges
 from pytest_mistral_lora.cli import main
 from pytest_mistral_lora.errors import DiskError, InputError
 from pytest_mistral_lora.records.files import listing
-from pytest_mistral_lora.records.transcripts import TRANSCRIPTS
 from pytest_mistral_lora.training import merge as merging
 from pytest_mistral_lora.training.merge import merge
 from pytest_mistral_lora.training.run import RunResult
-
-
-@pytest.fixture
-def one(run: RunResult) -> Path:
-    return run.output / TRANSCRIPTS / "row-0004.json"
 
 
 def test_an_output_that_exists_is_not_touched(run: RunResult, tmp_path: Path) -> None:

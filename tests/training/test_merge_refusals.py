@@ -21,12 +21,6 @@ from pytest_mistral_lora.training.run import RunResult
 WEIGHTS = "model.safetensors"
 
 
-@pytest.fixture
-def adapter(run: RunResult, tmp_path: Path) -> Path:
-    """A copy of the trained folder to break."""
-    return Path(shutil.copytree(run.output, tmp_path / "lora"))
-
-
 def refused(adapter: Path, output: Path, base: Path | None = None, **options: Any) -> str:
     with pytest.raises(InputError) as caught:
         merge(adapter, output, base, **options)
@@ -83,7 +77,7 @@ def test_a_library_that_is_not_there_is_said(adapter: Path, run: RunResult, tmp_
     said = refused(adapter, tmp_path / "out", run.base_folder, dequantize=True)
     assert "cannot be dequantised: " in said
     assert "bitsandbytes" in said
-    assert [path.name for path in tmp_path.iterdir()] == ["lora"]
+    assert list(tmp_path.iterdir()) == [adapter]
 
 
 def test_an_adapter_without_a_whole_record_is_refused(adapter: Path, run: RunResult, tmp_path: Path) -> None:

@@ -18,12 +18,6 @@ ADAPTER = "adapter_model.safetensors"
 
 
 @pytest.fixture
-def adapter(run: RunResult, tmp_path: Path) -> Path:
-    """A copy of the trained folder to break."""
-    return Path(shutil.copytree(run.output, tmp_path / "out"))
-
-
-@pytest.fixture
 def golden(adapter: Path, tmp_path: Path) -> Path:
     """Two of its transcripts, in a folder of the user's."""
     (tmp_path / "golden").mkdir()

@@ -150,7 +150,8 @@ def test_checkpoints_by_minutes_change_nothing(recipe: Recipe, uninterrupted: Un
     stop_after_one_step(often)
     # how often a run saves, and what would stop it, is no part of what it is
     others = {"dry_run": False, "on_oom": "shrink", "stop_at_grad_norm": 1e9, "max_skipped_steps": 3}
-    resumed = train(changed(recipe, checkpoint_steps=1, **others), resume=True)
+    again = changed(recipe, checkpoint_steps=1, **others).model_copy(update={"card": {"license": "mit"}})
+    resumed = train(again, resume=True)
     assert resumed.manifest["training"]["resumed_from_step"] == 1
     assert files(often.output) == uninterrupted()
 

@@ -77,45 +77,45 @@ def is_found(folder: Path) -> bool:
     return any(fact.state == "mismatch" for fact in chain(folder_fields(adapter), adapter_fields(adapter)))
 
 
-def test_no_value_can_be_changed(run: RunResult, folder: Path) -> None:
+def test_no_value_can_be_changed(run: RunResult, adapter: Path) -> None:
     for path in leaves(run.manifest):
-        write_json(folder / MANIFEST, with_value(run.manifest, path))
-        assert is_found(folder), name_of(path)
+        write_json(adapter / MANIFEST, with_value(run.manifest, path))
+        assert is_found(adapter), name_of(path)
 
 
-def test_no_value_can_be_removed(run: RunResult, folder: Path) -> None:
+def test_no_value_can_be_removed(run: RunResult, adapter: Path) -> None:
     for path in [(key,) for key in run.manifest]:
-        write_json(folder / MANIFEST, {key: value for key, value in run.manifest.items() if (key,) != path})
-        assert is_found(folder), name_of(path)
+        write_json(adapter / MANIFEST, {key: value for key, value in run.manifest.items() if (key,) != path})
+        assert is_found(adapter), name_of(path)
 
 
 @pytest.mark.slow
 def test_no_value_can_be_changed_in_a_manifest_that_is_sealed_again(
-    run: RunResult, folder: Path, dataset: Path
+    run: RunResult, adapter: Path, dataset: Path
 ) -> None:
-    assert verdicts(folder, run.base_folder, dataset) == {"match"}
+    assert verdicts(adapter, run.base_folder, dataset) == {"match"}
     for path in set(leaves(run.manifest)) - {("seal",)}:
-        write_json(folder / MANIFEST, sealed(with_value(run.manifest, path)))
+        write_json(adapter / MANIFEST, sealed(with_value(run.manifest, path)))
         # of a version that is not ours, and a probe that is not ours, nothing can be said: that is no match either
-        assert is_found(folder) or verdicts(folder, run.base_folder, dataset) != {"match"}, name_of(path)
+        assert is_found(adapter) or verdicts(adapter, run.base_folder, dataset) != {"match"}, name_of(path)
 
 
-def test_no_file_can_be_exchanged_with_another_runs(run: RunResult, folder: Path, tmp_path: Path) -> None:
+def test_no_file_can_be_exchanged_with_another_runs(run: RunResult, adapter: Path, tmp_path: Path) -> None:
     other = Path(shutil.copytree(run.output, tmp_path / "other"))
     for file in (file for file in other.rglob("*") if file.is_file()):
         file.write_bytes(file.read_bytes()[:-2] + b" " + file.read_bytes()[-2:])
         name = file.relative_to(other)
-        shutil.copy(file, folder / name)
-        assert is_found(folder), name
-        shutil.copy(run.output / name, folder / name)
-    assert not is_found(folder)
+        shutil.copy(file, adapter / name)
+        assert is_found(adapter), name
+        shutil.copy(run.output / name, adapter / name)
+    assert not is_found(adapter)
 
 
-def test_every_bit_of_the_manifest_counts(run: RunResult, folder: Path) -> None:
-    text = (folder / MANIFEST).read_bytes()
+def test_every_bit_of_the_manifest_counts(run: RunResult, adapter: Path) -> None:
+    text = (adapter / MANIFEST).read_bytes()
     for at in range(0, len(text), 7):
-        (folder / MANIFEST).write_bytes(text[:at] + bytes([text[at] ^ 1 << at % 8]) + text[at + 1 :])
-        assert is_found(folder), text[at - 20 : at + 20]
+        (adapter / MANIFEST).write_bytes(text[:at] + bytes([text[at] ^ 1 << at % 8]) + text[at + 1 :])
+        assert is_found(adapter), text[at - 20 : at + 20]
 
 
 def flip(file: Path) -> None:
@@ -178,10 +178,10 @@ def test_the_table_of_the_docs_has_every_change() -> None:
 
 @pytest.mark.parametrize("what", CHANGES)
 def test_the_docs_say_what_becomes_of_a_change(
-    what: str, run: RunResult, folder: Path, dataset: Path, tmp_path: Path
+    what: str, run: RunResult, adapter: Path, dataset: Path, tmp_path: Path
 ) -> None:
     base = Path(shutil.copytree(run.base_folder, tmp_path / "base"))
-    CHANGES[what](folder, base, dataset)
-    found = verdicts(folder, base, dataset)
+    CHANGES[what](adapter, base, dataset)
+    found = verdicts(adapter, base, dataset)
     assert table()[what] in found
     assert table()[what] != "match" or found == {"match"}

@@ -34,21 +34,21 @@ def edit_json(file: Path, **changes: Any) -> None:
     file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
 
 
-def test_a_fresh_run_matches_in_every_fact(run: RunResult, folder: Path, dataset: Path) -> None:
-    facts = verify(folder, base=run.base_folder, dataset=dataset)
+def test_a_fresh_run_matches_in_every_fact(run: RunResult, adapter: Path, dataset: Path) -> None:
+    facts = verify(adapter, base=run.base_folder, dataset=dataset)
     assert {fact.state for fact in facts} == {"match"}
     assert {"base_weights_sha256", "dataset_sha256", "dataset.rows_sha256", "masking.ids_sha256", "lora.r"} <= set(
         states(facts)
     )
 
 
-def test_a_folder_of_data_files_serves_as_the_dataset(run: RunResult, folder: Path, dataset: Path) -> None:
-    assert mismatches(verify(folder, dataset=dataset.parent)) == set()
-    assert states(verify(folder, dataset=[dataset]))["dataset_sha256"] == "match"
+def test_a_folder_of_data_files_serves_as_the_dataset(run: RunResult, adapter: Path, dataset: Path) -> None:
+    assert mismatches(verify(adapter, dataset=dataset.parent)) == set()
+    assert states(verify(adapter, dataset=[dataset]))["dataset_sha256"] == "match"
 
 
-def test_what_is_not_at_hand_is_not_available(folder: Path) -> None:
-    found = states(verify(folder))
+def test_what_is_not_at_hand_is_not_available(adapter: Path) -> None:
+    found = states(verify(adapter))
     assert found["base_weights_sha256"] == "not available"
     assert found["dataset_sha256"] == "not available"
     assert found["lora.tensors_sha256"] == "match"
@@ -78,65 +78,65 @@ def test_every_file_of_the_folder_is_recorded(run: RunResult) -> None:
 
 @pytest.mark.parametrize("where", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("name", recorded_files())
-def test_one_flipped_bit_in_a_recorded_file_is_a_mismatch(folder: Path, name: str, where: float) -> None:
-    file = folder / name
+def test_one_flipped_bit_in_a_recorded_file_is_a_mismatch(adapter: Path, name: str, where: float) -> None:
+    file = adapter / name
     flip_bit(file, min(int(file.stat().st_size * where), file.stat().st_size - 1))
-    assert f"files.{name}.sha256" in mismatches(verify(folder))
+    assert f"files.{name}.sha256" in mismatches(verify(adapter))
 
 
 @pytest.mark.parametrize("name", ["more.txt", "transcripts/row-0009.json", "model.safetensors", ".hidden"])
-def test_a_file_that_is_not_listed_is_a_mismatch(folder: Path, name: str) -> None:
-    (folder / name).write_text("later")
-    assert mismatches(verify(folder)) == {f"files.{name}"}
+def test_a_file_that_is_not_listed_is_a_mismatch(adapter: Path, name: str) -> None:
+    (adapter / name).write_text("later")
+    assert mismatches(verify(adapter)) == {f"files.{name}"}
 
 
-def test_what_git_and_the_hub_add_is_not_of_the_run(folder: Path) -> None:
+def test_what_git_and_the_hub_add_is_not_of_the_run(adapter: Path) -> None:
     for name in (".gitattributes", ".git/config", ".cache/huggingface/download/README.md.metadata"):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text("later")
-    assert mismatches(verify(folder)) == set()
+        (adapter / name).parent.mkdir(parents=True, exist_ok=True)
+        (adapter / name).write_text("later")
+    assert mismatches(verify(adapter)) == set()
 
 
 @pytest.mark.parametrize("name", recorded_files())
-def test_a_missing_file_is_a_mismatch(folder: Path, name: str) -> None:
-    (folder / name).unlink()
-    assert f"files.{name}.sha256" in mismatches(verify(folder))
+def test_a_missing_file_is_a_mismatch(adapter: Path, name: str) -> None:
+    (adapter / name).unlink()
+    assert f"files.{name}.sha256" in mismatches(verify(adapter))
 
 
-def test_one_flipped_bit_of_the_base_is_a_mismatch(run: RunResult, folder: Path, tmp_path: Path) -> None:
+def test_one_flipped_bit_of_the_base_is_a_mismatch(run: RunResult, adapter: Path, tmp_path: Path) -> None:
     base = Path(shutil.copytree(run.base_folder, tmp_path / "base"))
     flip_bit(base / "model.safetensors", 1_000_000)
-    assert mismatches(verify(folder, base=base)) == {"base_weights_sha256"}
-    assert mismatches(verify(folder, base=tmp_path / "nowhere")) == {"base_weights_sha256", "base_config"}
+    assert mismatches(verify(adapter, base=base)) == {"base_weights_sha256"}
+    assert mismatches(verify(adapter, base=tmp_path / "nowhere")) == {"base_weights_sha256", "base_config"}
 
 
 def test_the_same_weights_with_another_configuration_are_another_base(
-    run: RunResult, folder: Path, tmp_path: Path
+    run: RunResult, adapter: Path, tmp_path: Path
 ) -> None:
     base = Path(shutil.copytree(run.base_folder, tmp_path / "base"))
     config = json.loads((base / "config.json").read_text())
     (base / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 0.5, "use_cache": False}))
-    [field] = [field for field in verify(folder, base=base) if field.state == "mismatch"]
+    [field] = [field for field in verify(adapter, base=base) if field.state == "mismatch"]
     assert (field.name, field.found) == ("base_config.rms_norm_eps", 0.5)
     # smoke and merge ask for the identity, too
     with pytest.raises(InputError, match=r"rms_norm_eps is 0\.5; expected 1e-06, with which the adapter was trained"):
-        AdapterFolder(folder, base).identity  # noqa: B018
+        AdapterFolder(adapter, base).identity  # noqa: B018
 
 
-def test_one_changed_letter_of_the_dataset_is_a_mismatch(folder: Path, dataset: Path) -> None:
+def test_one_changed_letter_of_the_dataset_is_a_mismatch(adapter: Path, dataset: Path) -> None:
     dataset.write_text(dataset.read_text().replace("Guten Tag!", "Guten Tag?"))
-    found = mismatches(verify(folder, dataset=dataset))
+    found = mismatches(verify(adapter, dataset=dataset))
     assert {"dataset_sha256", "dataset.files[0].sha256", "dataset.rows_sha256", "masking.ids_sha256"} <= found
 
 
-def test_line_endings_change_the_bytes_and_not_the_rows(folder: Path, dataset: Path) -> None:
+def test_line_endings_change_the_bytes_and_not_the_rows(adapter: Path, dataset: Path) -> None:
     dataset.write_bytes(dataset.read_bytes().replace(b"\n", b"\r\n"))
-    assert mismatches(verify(folder, dataset=dataset)) == {"dataset_sha256", "dataset.files[0].sha256"}
+    assert mismatches(verify(adapter, dataset=dataset)) == {"dataset_sha256", "dataset.files[0].sha256"}
 
 
-def test_another_order_of_rows_is_another_dataset(folder: Path, tmp_path: Path) -> None:
+def test_another_order_of_rows_is_another_dataset(adapter: Path, tmp_path: Path) -> None:
     rows = write_rows(tmp_path / "rows.jsonl", CONVERSATIONS[::-1])
-    assert "dataset.rows_sha256" in mismatches(verify(folder, dataset=rows))
+    assert "dataset.rows_sha256" in mismatches(verify(adapter, dataset=rows))
 
 
 @pytest.mark.parametrize(
@@ -150,15 +150,15 @@ def test_another_order_of_rows_is_another_dataset(folder: Path, tmp_path: Path) 
         ({"revision": "main"}, "revision"),
     ],
 )
-def test_an_edited_adapter_config_contradicts_the_manifest(folder: Path, change: dict[str, Any], fact: str) -> None:
-    edit_json(folder / "adapter_config.json", **change)
-    assert mismatches(verify(folder)) == {fact, "files.adapter_config.json.sha256", "files.adapter_config.json.size"}
+def test_an_edited_adapter_config_contradicts_the_manifest(adapter: Path, change: dict[str, Any], fact: str) -> None:
+    edit_json(adapter / "adapter_config.json", **change)
+    assert mismatches(verify(adapter)) == {fact, "files.adapter_config.json.sha256", "files.adapter_config.json.size"}
 
 
-def test_an_edited_manifest_contradicts_the_tensors(folder: Path) -> None:
-    lora = {**load(folder).data["lora"], "parameters": 1, "layers": 9, "tensors_sha256": "0" * 64}
-    edit_json(folder / "manifest.json", lora=lora)
-    assert mismatches(verify(folder)) == {
+def test_an_edited_manifest_contradicts_the_tensors(adapter: Path) -> None:
+    lora = {**load(adapter).data["lora"], "parameters": 1, "layers": 9, "tensors_sha256": "0" * 64}
+    edit_json(adapter / "manifest.json", lora=lora)
+    assert mismatches(verify(adapter)) == {
         "lora.parameters",
         "lora.layers",
         "lora.tensors_sha256",
@@ -167,15 +167,15 @@ def test_an_edited_manifest_contradicts_the_tensors(folder: Path) -> None:
     }
 
 
-def test_a_manifest_of_four_keys_is_verified_as_far_as_it_goes(folder: Path, dataset: Path, run: RunResult) -> None:
+def test_a_manifest_of_four_keys_is_verified_as_far_as_it_goes(adapter: Path, dataset: Path, run: RunResult) -> None:
     keys = ("base", "revision", "dataset_sha256", "seed", "base_weights_sha256")
-    (folder / "manifest.json").write_text(json.dumps({key: run.manifest[key] for key in keys}))
-    facts = verify(folder, base=run.base_folder, dataset=dataset)
+    (adapter / "manifest.json").write_text(json.dumps({key: run.manifest[key] for key in keys}))
+    facts = verify(adapter, base=run.base_folder, dataset=dataset)
     assert states(facts)["dataset_sha256"] == "match"
     assert states(facts)["base_weights_sha256"] == "match"
     assert states(facts)["lora.tensors_sha256"] == "not available"
-    assert load(folder).version == 0
-    assert {"tokenizer", "lora", "training", "files"} <= set(load(folder).not_recorded)
+    assert load(adapter).version == 0
+    assert {"tokenizer", "lora", "training", "files"} <= set(load(adapter).not_recorded)
 
 
 def test_decision_record_states_what_the_manifest_states(run: RunResult) -> None:

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -13,32 +12,27 @@ from pytest_mistral_lora.records.notes import with_author_section
 from pytest_mistral_lora.training.run import RunResult
 
 
-@pytest.fixture
-def folder(run: RunResult, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(run.output, tmp_path / "copy"))
-
-
 def test_a_line_a_fact_and_why_one_is_not_available(
-    folder: Path, run: RunResult, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    adapter: Path, run: RunResult, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = write_rows(tmp_path / "rows.jsonl")
-    assert main(["verify", str(folder)]) == 0
+    assert main(["verify", str(adapter)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert "not available  dataset_sha256: no dataset given" in lines
     assert "match          seal" in lines
-    assert main(["verify", str(folder), "--base", str(run.base_folder), "--dataset", str(rows)]) == 0
+    assert main(["verify", str(adapter), "--base", str(run.base_folder), "--dataset", str(rows)]) == 0
     *facts, verdict = capsys.readouterr().out.splitlines()
     assert {line.split("  ")[0] for line in facts} == {"match"}
     assert len({*facts}) == len(facts)
     assert verdict == f"no difference: {len(facts)} match, 0 mismatch, 0 not available"
 
 
-def test_a_mismatch_ends_with_1_and_shows_both(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (folder / "later.txt").write_text("later")
-    assert main(["verify", str(folder), "--json"]) == 1
+def test_a_mismatch_ends_with_1_and_shows_both(adapter: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (adapter / "later.txt").write_text("later")
+    assert main(["verify", str(adapter), "--json"]) == 1
     [fact] = [fact for fact in json.loads(capsys.readouterr().out) if fact["state"] == "mismatch"]
     assert (fact["name"], fact["recorded"], fact["found"]) == ("files.later.txt", None, "is not listed")
-    assert main(["verify", str(folder)]) == 1
+    assert main(["verify", str(adapter)]) == 1
     *facts, verdict = capsys.readouterr().out.splitlines()
     assert "mismatch       files.later.txt: is not listed; recorded None" in facts
     assert verdict.startswith("a difference: ")
@@ -46,10 +40,10 @@ def test_a_mismatch_ends_with_1_and_shows_both(folder: Path, capsys: pytest.Capt
 
 
 def test_values_are_written_for_other_machines(
-    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    adapter: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(folder.parent)
-    (folder / "later.txt").write_text("later")
+    monkeypatch.chdir(adapter.parent)
+    (adapter / "later.txt").write_text("later")
     assert main(["verify", "copy", "--output-format", "github"]) == 1
     [annotation, verdict] = capsys.readouterr().out.splitlines()
     assert annotation.startswith("::notice file=copy/later.txt,title=ML708 ")
@@ -62,21 +56,21 @@ def test_values_are_written_for_other_machines(
     assert list(cases["seal"]) == []
 
 
-def test_what_is_no_manifest_ends_with_2(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (folder / "manifest.json").write_text('{"seed": 1, "seed": 2}')
-    assert main(["verify", str(folder)]) == 2
+def test_what_is_no_manifest_ends_with_2(adapter: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (adapter / "manifest.json").write_text('{"seed": 1, "seed": 2}')
+    assert main(["verify", str(adapter)]) == 2
     assert "manifest.json: the key 'seed' appears twice" in capsys.readouterr().err
 
 
 def test_note_makes_the_notes_again_and_keeps_the_authors_part(
-    folder: Path, capsys: pytest.CaptureFixture[str]
+    adapter: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    note = folder / "DECISION.md"
+    note = adapter / "DECISION.md"
     written = with_author_section(note.read_text(), "We had to.")
     note.write_text(written.replace("Fine-tune tiny", "Fine-tune nothing"))
-    (folder / "README.md").unlink()
-    assert main(["verify", str(folder)]) == 1
-    assert main(["note", str(folder)]) == 0
+    (adapter / "README.md").unlink()
+    assert main(["verify", str(adapter)]) == 1
+    assert main(["note", str(adapter)]) == 0
     assert note.read_text() == written
-    assert str(folder / "README.md") in capsys.readouterr().out
-    assert main(["verify", str(folder)]) == 0
+    assert str(adapter / "README.md") in capsys.readouterr().out
+    assert main(["verify", str(adapter)]) == 0

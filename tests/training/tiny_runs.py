@@ -10,11 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 
 from pytest_mistral_lora.checkpoint.base_model import load_base
 from pytest_mistral_lora.checkpoint.encoder import make_encoder
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
+from pytest_mistral_lora.cli import main
 from pytest_mistral_lora.records.base_location import base_weights_sha256
+from pytest_mistral_lora.records.tensors import ADAPTER_TENSORS
 from pytest_mistral_lora.training.adapter import adapted_layers, attach_adapter
 from pytest_mistral_lora.training.loop import make_trainer
 from pytest_mistral_lora.training.recipe import Recipe
@@ -114,3 +117,15 @@ def trainer_of(recipe: Recipe, base: Path, tmp_path: Path) -> Any:
 
 def rows_of(trainer: Any) -> list[StepRow]:
     return step_rows(collate(list(trainer.train_dataset)))
+
+
+def zero_a_layer(adapter: Path) -> None:
+    tensors = load_file(adapter / ADAPTER_TENSORS)
+    for name in tensors:
+        if ".layers.1." in name and ".lora_B." in name:
+            tensors[name].zero_()
+    save_file(tensors, adapter / ADAPTER_TENSORS)
+
+
+def smoke(*arguments: str | Path) -> int:
+    return main(["smoke", *map(str, arguments)])
