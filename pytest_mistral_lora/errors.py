@@ -5,6 +5,7 @@ An error has a place, the offending value, the expected value, and the next step
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -26,7 +27,8 @@ def did_you_mean(word: str, names: Iterable[str]) -> str:
         word: The word that is none of the names.
         names: The right names.
     """
-    by_lower = {name.lower(): name for name in names}
+    # a link that leads nowhere has the right name already
+    by_lower = {name.lower(): name for name in names if name != word}
     close = get_close_matches(word.lower(), by_lower, n=1, cutoff=0.6)
     return f" (did you mean {by_lower[close[0]]!r}?)" if close else ""
 
@@ -93,7 +95,7 @@ class RowsError(InputError):
 
     def __init__(self, errors: Sequence[RowError], *, place: str) -> None:
         self.errors: tuple[RowError, ...] = tuple(errors)
-        lines = [f"{len(errors)} bad row{'s' if len(errors) != 1 else ''}"]
+        lines = [counted(len(errors), "bad row")]
         # a file of another format has one fault, in each of its rows
         faults = {(error.found, error.next_step) for error in errors}
         same = len(errors) > 2 and len(faults) == 1 and bool(errors[0].next_step)
@@ -207,8 +209,8 @@ class StoppedError(MistralLoraError):
         super().__init__(found, **fields)
 
 
-PATH_ERRORS = (FileNotFoundError, PermissionError)
-"""Errors of the system that the user can mend: a path is not there, or may not be read or written."""
+_PATH_ERRORS = (errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP)
+"""Errors of the system on a path that the user can mend: it is not there, of another kind, or may not be used."""
 
 
 def exit_code_of(error: BaseException) -> int:
@@ -219,7 +221,8 @@ def exit_code_of(error: BaseException) -> int:
         return EXIT_TERMINATED if isinstance(error, Terminated) else EXIT_INTERRUPTED
     if is_out_of_memory(error):
         return EXIT_OUT_OF_MEMORY
-    return EXIT_BAD_INPUT if isinstance(error, PATH_ERRORS) else EXIT_FINDING
+    is_path_error = isinstance(error, OSError) and error.errno in _PATH_ERRORS
+    return EXIT_BAD_INPUT if is_path_error else EXIT_FINDING
 
 
 def interruption(error: BaseException) -> KeyboardInterrupt | None:
@@ -239,6 +242,11 @@ def is_out_of_memory(error: BaseException) -> bool:
     # allocator raises a bare RuntimeError with this text (c10/core/impl/alloc_cpu.cpp).
     names = {cls.__name__ for cls in type(error).__mro__}
     return isinstance(error, MemoryError) or "OutOfMemoryError" in names or "can't allocate memory" in str(error)
+
+
+def counted(number: float, noun: str, plural: str = "s") -> str:
+    """Return a number with its noun, `1 row` or `1,000 rows`."""
+    return f"{number:,} {noun}{'' if number == 1 else plural}"
 
 
 def and_more(shown: int, total: int) -> str:

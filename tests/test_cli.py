@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import io
+import json
 import os
 import re
 import signal
@@ -67,13 +69,17 @@ def cli(*words: str) -> list[str]:
     return [sys.executable, "-m", "pytest_mistral_lora.cli", *words]
 
 
-def test_help_lists_every_verb_once_in_its_group(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_lists_every_verb_once_in_its_group(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     text = help_of(capsys)
     listed = re.findall(r"^  ([a-z-]+) +\S", text.partition("options:")[0], flags=re.MULTILINE)
     assert listed == list(VERB_OF) == list(WORDS)
     for group in VERBS:
         assert f"\n{group}:\n" in text
     assert max(map(len, text.splitlines())) <= 80
+    monkeypatch.setenv("COLUMNS", "50")
+    assert all(len(line) <= 50 or line.startswith("  $ ") for line in help_of(capsys).splitlines())
 
 
 def test_each_group_of_verbs_has_an_example_that_can_be_parsed(
@@ -169,9 +175,14 @@ def test_no_verb_is_bad_usage_and_prints_the_help(capsys: pytest.CaptureFixture[
         (["stats", "rows.jsonl", "--jsn"], "unrecognized arguments: --jsn (did you mean '--json'?)"),
         (["rules", "--qqqqq=1"], "unrecognized arguments: --qqqqq=1"),
         (["verify", "a", "b"], "unrecognized arguments: b"),
+        (["stats", "x", "--processes", "0"], "argument --processes: '0'; expected a whole number, 1 or more"),
+        (["audit", "x", "--show", "-1"], "argument --show: '-1'; expected a whole number, 0 or more"),
+        (["audit", "x", "--time-limit", "nan"], "--time-limit: 'nan'; expected a number of seconds, more than 0"),
+        (["chat", "x", "--seed", "9" * 30], "expected a whole number, 0 or more"),
+        (["render", "x", "--json", "--no-ids"], "argument --no-ids: not allowed with argument --json"),
     ],
 )
-def test_an_unknown_option_is_bad_usage_with_the_usage_of_its_verb(
+def test_an_option_that_cannot_be_used_is_bad_usage_with_the_usage_of_its_verb(
     words: list[str], end: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit, match="2"):
@@ -203,6 +214,12 @@ _OF_FOLDERS = (["verify"], ["smoke"], ["note"], ["chat", "--prompt", "hi"])
         ),
         (["smoke", "{here}/recipe.yaml"], "recipe.yaml: a file; expected the folder of an adapter"),
         (["export", "{here}/lora-oot", "--to", "vllm", "--output", "x"], "(did you mean 'lora-out'?)"),
+        (["check", "{here}/link"], "link: no such file or folder\n"),
+        (["template", "--tokenizer", "a" * 300], "error: File name too long: 'aaa"),
+        (["audit", "rows.jsonl", "--tokenizer", "spm-v3", "--config", "x"], "--config is for the rows of --runner"),
+        (["smoke", "{here}/lora-out", "--check", "json"], "--check is recorded with the answers"),
+        (["serve-check", "http://[::1", "--tokenizer", "spm-v3"], "http://[::1: no address of a server"),
+        (["serve-check", "vllm=http://127.0.0.1:99999", "--tokenizer", "spm-v3"], "99999: no address of a server"),
     ],
 )
 def test_a_misspelt_name_is_answered_with_the_right_one(
@@ -210,6 +227,7 @@ def test_a_misspelt_name_is_answered_with_the_right_one(
 ) -> None:
     (tmp_path / "recipe.yaml").touch()
     (tmp_path / "lora-out").mkdir()
+    (tmp_path / "link").symlink_to("nowhere")
     assert main([word.format(here=tmp_path) for word in words]) == 2
     assert found in capsys.readouterr().err
 
@@ -250,6 +268,16 @@ def signalled(number: int) -> Callable[[object], int]:
 ENDS: dict[str, tuple[Callable[[object], int], int, str]] = {
     "bad input": (raised(InputError("a bad key", place="recipe.yaml")), 2, "error: recipe.yaml: a bad key\n"),
     "no such file": (raised(FileNotFoundError(2, "No such file or directory", "x.jsonl")), 2, "'x.jsonl'"),
+    "a path that the system refuses": (
+        raised(OSError(errno.ENAMETOOLONG, "File name too long", "a" * 300)),
+        2,
+        f"error: File name too long: '{'a' * 300}'\n",
+    ),
+    "a full disk": (
+        raised(OSError(errno.ENOSPC, "No space left on device", "x.html")),
+        1,
+        "error: No space left on device: 'x.html'\n",
+    ),
     "may not": (
         raised(PermissionError(13, "Permission denied", "x.html")),
         2,
@@ -341,25 +369,35 @@ def test_a_locale_without_the_characters_or_a_closed_stream_is_no_traceback(
 
 
 CLOSED = """
-import sys
+import json, os, sys, tempfile
 from pytest_mistral_lora import cli
 
-for group in cli.VERBS.values():
-    for verb in group.values():
-        verb.run = lambda args: int(bool(print("x" * int(sys.argv[1]))))
-sys.exit(cli.main(sys.argv[2:]))
+ends = []
+for verb, words in json.loads(sys.argv[1]).items():
+    for size in (1, 100_000):
+        with tempfile.TemporaryFile() as errors:
+            child = os.fork()
+            if child == 0:
+                reading, writing = os.pipe()
+                os.close(reading)
+                os.dup2(writing, 1)
+                os.dup2(errors.fileno(), 2)
+                for group in cli.VERBS.values():
+                    for one in group.values():
+                        one.run = lambda args: int(bool(print("x" * size)))
+                sys.exit(cli.main([verb, *words]))
+            code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+            errors.seek(0)
+            ends.append([verb, size, code, errors.read().decode()])
+print(json.dumps(ends))
 """
 
 
-@pytest.mark.parametrize("size", [1, 100_000], ids=["at the end", "while printing"])
-@pytest.mark.parametrize("verb", VERB_OF)
-def test_a_closed_pipe_is_no_traceback(verb: str, size: int) -> None:
-    reading, writing = os.pipe()
-    os.close(reading)
-    command = [sys.executable, "-c", CLOSED, str(size), verb, *WORDS[verb]]
-    result = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
-    os.close(writing)
-    assert (result.returncode, result.stderr) == (1, "")
+def test_a_closed_pipe_is_no_traceback() -> None:
+    # each verb in a copy of one process, which ends as a process of its own does
+    command = [sys.executable, "-c", CLOSED, json.dumps(WORDS)]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert json.loads(result.stdout) == [[verb, size, 1, ""] for verb in WORDS for size in (1, 100_000)]
 
 
 @pytest.mark.parametrize("words", [("--help",), ("rules",), ("rules", "--json"), ("runner", "list")])

@@ -37,7 +37,6 @@ from pytest_mistral_lora.errors import (
     EXIT_OK,
     EXIT_OUT_OF_MEMORY,
     EXIT_TERMINATED,
-    PATH_ERRORS,
     MistralLoraError,
     Terminated,
     did_you_mean,
@@ -128,20 +127,22 @@ def _run_verb(words: list[str]) -> int:
     if not words:
         parser.print_help(sys.stderr)
         return EXIT_BAD_INPUT
-    args = _parsed(parser, words)
-    args.words = words
     if not sys.stderr.isatty():
         # bars of transformers and the Hub redraw a line, which a log file keeps; read when they are first imported
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     if not is_installed("torch"):
         # else transformers tells everybody who checks a tokenizer that there are no models
         os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    advice = ""
     try:
+        # to parse an option may take long, too: the files of `--tokenizer OWNER/NAME@COMMIT` are fetched
         with _sigterm_as_exception():
+            args = _parsed(parser, words)
+            args.words, advice = words, args.verb.memory_advice
             return int(args.verb.run(args))
     except (Exception, KeyboardInterrupt) as caught:  # SystemExit keeps its own code
         error = interruption(caught) or missing_extra(caught) or caught
-        message = _error_message(error, args.verb.memory_advice)
+        message = _error_message(error, advice)
         if not message:
             raise
         from pytest_mistral_lora.report.github import commands_stopped
@@ -172,7 +173,7 @@ def _parsed(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Names
 def _parser() -> argparse.ArgumentParser:
     sections = [wrapped_text(_DESCRIPTION)]
     for group, verbs in VERBS.items():
-        lines = [f"  {name:<12}{one.summary}" for name, one in verbs.items()]
+        lines = [wrapped_text(one.summary, f"  {name:<12}") for name, one in verbs.items()]
         sections.append("\n".join([f"{group}:", *lines, f"  $ {PROGRAM} {_EXAMPLES[group]}"]))
     codes = "\n".join(["exit codes:", *(f"  {code:<5}{meaning}" for code, meaning in EXIT_CODES.items())])
     parser = argparse.ArgumentParser(
@@ -198,8 +199,8 @@ def _error_message(error: BaseException, memory_advice: str) -> str:
     # before memory: the message of one of our own errors may quote torch's
     if isinstance(error, MistralLoraError):
         return str(error)
-    if isinstance(error, PATH_ERRORS):
-        return f"{error.strerror}: {error.filename!r}" if error.filename else str(error)
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.strerror}: {error.filename!r}"
     if is_out_of_memory(error):
         reason = f": {error}" if str(error) else ""
         return f"out of memory{reason}" + (f"\n{memory_advice}" if memory_advice else "")

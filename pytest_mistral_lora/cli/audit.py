@@ -23,8 +23,9 @@ from pytest_mistral_lora.cli.verb import (
     named_tokenizer,
     output_file,
     print_line,
+    whole_number,
 )
-from pytest_mistral_lora.errors import EXIT_FINDING, EXIT_OK, InputError
+from pytest_mistral_lora.errors import EXIT_FINDING, EXIT_OK, InputError, counted
 from pytest_mistral_lora.runners import RUNNERS, TIME_LIMIT, find_runner, runner_fixes
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--show",
-        type=int,
+        type=partial(whole_number, least=0),
         default=5,
         metavar="N",
         help="causes of each class to print, each by its simplest row (default: 5)",
@@ -86,11 +87,16 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--output", type=output_file, metavar="FILE", help="keep the encoded rows in this file")
     group.add_argument(
         "--time-limit",
-        type=float,
-        default=TIME_LIMIT,
+        type=_seconds,
         metavar="SECONDS",
         help=f"longest time that the trainer may take (default: {TIME_LIMIT:g})",
     )
+
+
+def _seconds(text: str) -> float:
+    if not text.replace(".", "", 1).isdecimal() or float(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r}; expected a number of seconds, more than 0")
+    return float(text)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -102,6 +108,7 @@ def run(args: argparse.Namespace) -> int:
     from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
     from pytest_mistral_lora.conformance.encoded.audit import Audit
     from pytest_mistral_lora.conformance.finding import RULES
+    from pytest_mistral_lora.report import found_words
     from pytest_mistral_lora.report.github import commands_stopped
 
     args.tokenizer, args.oracle, _ = named_tokenizer(args.tokenizer, args.oracle)
@@ -113,10 +120,10 @@ def run(args: argparse.Namespace) -> int:
             _run_as_json(audit, verdicts)
         elif args.output_format == "text":
             with commands_stopped(print_line):
-                _run_as_text(audit, verdicts, max(0, args.show))
+                _run_as_text(audit, verdicts, args.show)
         else:
             causes = _group(verdicts)
-            verdict = f"{_rows_line(audit)}; {_found_line(audit, len(list(causes)))}"
+            verdict = f"{_rows_line(audit)}; {found_words(audit.summary()['findings'], len(list(causes)))}"
             print_judged(args.output_format, "audit", causes, [*_cases(audit, causes)], verdict, file)
     audit.raise_unreadable()  # after the findings: bad lines must not hide the faults in the good ones
     return EXIT_FINDING if any(RULES[rule].severity == "error" for rule in audit.counts) else EXIT_OK
@@ -137,7 +144,7 @@ def _group(verdicts: Iterator[LineVerdict]) -> FindingGroups:
 def _run_as_text(audit: Audit, verdicts: Iterator[LineVerdict], show: int) -> None:
     """Run an audit and print it; at most `show` causes of a class are printed, all findings are counted."""
     from pytest_mistral_lora.conformance.encoded import CLASSES
-    from pytest_mistral_lora.report import write_styled
+    from pytest_mistral_lora.report import found_words, write_styled
 
     shown, kinds = Counter[str](), Counter[str]()
     for cause in _group(verdicts):
@@ -154,22 +161,16 @@ def _run_as_text(audit: Audit, verdicts: Iterator[LineVerdict], show: int) -> No
     data = audit.summary()
     lines += [
         _rows_line(audit),
-        f"{data['supervised_tokens']} of {data['tokens']} tokens are trained on",
-        _found_line(audit, kinds.total()),
+        f"{data['supervised_tokens']:,} of {data['tokens']:,} tokens are trained on",
+        found_words(data["findings"], kinds.total()),
     ]
     sys.stdout.write("\n".join(lines) + "\n")
 
 
 def _rows_line(audit: Audit) -> str:
     data = audit.summary()
-    rows = f"{data['rows']} row{'' if data['rows'] == 1 else 's'}"
-    return f"{rows}: {data['sound']} sound, {data['wrong']} wrong, {data['not_judged']} not judged"
-
-
-def _found_line(audit: Audit, causes: int) -> str:
-    findings = audit.summary()["findings"]
-    found = f"{findings} finding{'' if findings == 1 else 's'}"
-    return found + (f" of {causes} cause{'' if causes == 1 else 's'}" if causes else "")
+    states = f"{data['sound']:,} sound, {data['wrong']:,} wrong, {data['not_judged']:,} not judged"
+    return f"{counted(data['rows'], 'row')}: {states}"
 
 
 def _cases(audit: Audit, causes: FindingGroups) -> Iterator[JudgedCase]:
@@ -249,6 +250,10 @@ def _encoded_rows(args: argparse.Namespace) -> Iterator[tuple[Path, Sequence[Row
     if args.rows is not None and args.runner is not None:
         raise InputError("both ROWS and --runner are given", expected="one of them")
     if args.rows is not None:
+        for option in ("config", "python", "own_data", "output", "time_limit"):
+            if getattr(args, option):
+                found = f"--{option.replace('_', '-')} is for the rows of --runner, and ROWS are given"
+                raise InputError(found, expected="one of them")
         yield args.rows, ()
         return
     from pytest_mistral_lora.chat.rows import read_rows
@@ -268,7 +273,7 @@ def _encoded_rows(args: argparse.Namespace) -> Iterator[tuple[Path, Sequence[Row
             args.output or Path(folder, f"{Path(args.runner).stem}.jsonl"),
             config=args.config,
             python=args.python,
-            time_limit=args.time_limit,
+            time_limit=args.time_limit or TIME_LIMIT,
             own_data=args.own_data,
             oracle=args.oracle,
         )

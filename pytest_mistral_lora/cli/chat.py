@@ -7,10 +7,11 @@ import json
 import re
 import sys
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pytest_mistral_lora.cli.verb import Verb
+from pytest_mistral_lora.cli.verb import Verb, whole_number
 from pytest_mistral_lora.errors import EXIT_OK, InputError, RowError, RowsError
 from pytest_mistral_lora.extras import require_extra
 
@@ -41,7 +42,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prompt", metavar="TEXT", help="ask this, and end (default: read standard input)")
     parser.add_argument("--system", default="", metavar="TEXT", help="system prompt (default: none)")
     parser.add_argument(
-        "--max-new-tokens", type=int, default=256, metavar="N", help="longest answer, in tokens (default: 256)"
+        "--max-new-tokens", type=whole_number, default=256, metavar="N", help="longest answer, in tokens (default: 256)"
     )
     parser.add_argument(
         "--temperature",
@@ -50,7 +51,13 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         metavar="T",
         help="draw tokens at this temperature (default: 0, the most probable token each time)",
     )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the drawn tokens (default: 0)")
+    parser.add_argument(
+        "--seed",
+        type=partial(whole_number, least=0),
+        default=0,
+        metavar="N",
+        help="seed of the drawn tokens (default: 0)",
+    )
     parser.add_argument("--ids", action="store_true", help="show the ids of prompt and answer, with their pieces")
     parser.add_argument(
         "--device", choices=["auto", "cpu", "cuda"], default="auto", help="device of the model (default: auto)"
@@ -65,8 +72,6 @@ def run(args: argparse.Namespace) -> int:
         InputError: If an option or the folder cannot be used.
         RowsError: If lines in a pipe cannot be encoded, after the others are answered.
     """
-    if args.max_new_tokens < 1:
-        raise InputError(str(args.max_new_tokens), place="--max-new-tokens", expected="1 or more")
     if not 0 <= args.temperature <= 100:  # NaN, too
         raise InputError(str(args.temperature), place="--temperature", expected="0, or a number up to 100")
     from pytest_mistral_lora.records.files import require_folder

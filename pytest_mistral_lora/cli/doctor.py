@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_mistral_lora import __version__
 from pytest_mistral_lora.cli.verb import Verb, add_json_option, print_json
-from pytest_mistral_lora.errors import EXIT_FINDING, EXIT_OK
+from pytest_mistral_lora.errors import EXIT_FINDING, EXIT_OK, counted
 from pytest_mistral_lora.extras import EXTRAS
 
 if TYPE_CHECKING:
@@ -120,8 +120,7 @@ def fault_lines(fault: KnownFault) -> Iterator[str]:
 
 def _verdict(faults: Sequence[Any]) -> str:
     errors = sum(fault.severity == "error" for fault in faults)
-    notes = len(faults) - errors
-    return f"{errors} fault{'' if errors == 1 else 's'}, {notes} note{'' if notes == 1 else 's'}"
+    return f"{counted(errors, 'fault')}, {counted(len(faults) - errors, 'note')}"
 
 
 VERB = Verb(

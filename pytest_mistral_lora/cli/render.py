@@ -23,7 +23,7 @@ from pytest_mistral_lora.cli.verb import (
     tokenizer_path,
     whole_number,
 )
-from pytest_mistral_lora.errors import EXIT_FINDING, EXIT_OK, InputError, RowError, RowsError
+from pytest_mistral_lora.errors import EXIT_FINDING, EXIT_OK, InputError, RowError, RowsError, counted
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.chat.encoded import EncodedRow
@@ -70,10 +70,10 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--limit", type=whole_number, metavar="N", help=f"only the first rows (with --html: {_PAGE_ROWS})"
     )
-    parser.add_argument("--no-ids", action="store_true", help="print no ids")
     output = parser.add_mutually_exclusive_group()
     output.add_argument("--json", action="store_true", help="print encoded rows, as `mistral-lora audit` reads them")
     output.add_argument("--html", type=output_file, metavar="FILE", help="write a page that needs nothing else")
+    output.add_argument("--no-ids", action="store_true", help="print no ids")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -229,7 +229,7 @@ def _write_page(args: argparse.Namespace, rows: list[TokenRow], errors: list[Row
     from pytest_mistral_lora.records.files import write_text
     from pytest_mistral_lora.report.pages import tokens_page
 
-    notes = [f"{len(rows):,} row{'' if len(rows) == 1 else 's'} of {args.rows}."]
+    notes = [f"{counted(len(rows), 'row')} of {args.rows}."]
     limit = args.limit or _PAGE_ROWS
     if not args.row and len(rows) + len(errors) == limit:
         most = "1 row is" if limit == 1 else f"{limit:,} rows are"

@@ -19,6 +19,7 @@ from pytest_mistral_lora.cli.verb import (
     named_tokenizer,
     output_file,
     print_json,
+    whole_number,
 )
 from pytest_mistral_lora.data.report import LOSSES
 from pytest_mistral_lora.errors import EXIT_OK, InputError
@@ -119,7 +120,9 @@ def _add_stats_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dataset", action="append", default=[], metavar="NAME", help="data set of a dataset_info.json (repeatable)"
     )
-    parser.add_argument("--processes", type=int, metavar="N", help="processes that read rows (default: by their size)")
+    parser.add_argument(
+        "--processes", type=whole_number, metavar="N", help="processes that read rows (default: by their size)"
+    )
     add_json_option(parser)
 
 
@@ -129,8 +132,6 @@ def run_stats(args: argparse.Namespace) -> int:
     from pytest_mistral_lora.conformance.targets import DatasetTarget
     from pytest_mistral_lora.report.tables import figure_lines, length_lines
 
-    if args.processes is not None and args.processes < 1:
-        raise InputError(f"--processes is {args.processes}", expected="1 or more")
     target, files = _opened(args)
     figures = dataset_statistics(target, files, processes=args.processes, progress=sys.stderr)
     if args.json:
@@ -171,6 +172,10 @@ def _opened(args: argparse.Namespace) -> tuple[RecipeTarget | DatasetTarget, lis
     if is_recipe:
         if len(args.sources) > 1:
             raise InputError("a recipe names its rows itself", place=str(args.sources[1]), expected="one recipe alone")
+        given = [name for name in ("format", "lossy", "dataset") if getattr(args, name)]
+        if given:
+            found = f"--{given[0]} is for data, and {first} is a recipe, which declares its own"
+            raise InputError(found, next_step=f"Leave --{given[0]} out.")
         target = RecipeTarget(first.stem, first, oracle_name=args.oracle)
         if args.tokenizer is not None:
             # the base may be elsewhere

@@ -85,6 +85,8 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(
             "--update repeats the prompts of --record FOLDER", expected="--record, and neither --rows nor --check"
         )
+    if args.check and not args.record:
+        raise InputError("--check is recorded with the answers", expected="--record FOLDER beside it")
     if (args.rows or args.record) and args.output_format not in _PRINTED:
         raise InputError(
             "without transcripts, no answer is judged", place="--output-format", expected=f"{' or '.join(_PRINTED)}"

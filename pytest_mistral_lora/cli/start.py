@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_mistral_lora.cli.verb import Verb
-from pytest_mistral_lora.errors import EXIT_FINDING, EXIT_OK, InputError
+from pytest_mistral_lora.errors import EXIT_FINDING, EXIT_OK, InputError, counted
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.starter import StartPlan
@@ -91,9 +91,8 @@ def _record(plan: StartPlan) -> None:
 def _print_inputs(plan: StartPlan) -> None:
     lines = [f"base: {plan.base.title}"]
     for one in plan.rows:
-        count = one.count + one.bad
         bad = f", {one.bad} of which cannot be used" if one.bad else ""
-        lines.append(f"rows: {one.name}: {one.title}; {count} row{'s' if count != 1 else ''}{bad}")
+        lines.append(f"rows: {one.name}: {one.title}; {counted(one.count + one.bad, 'row')}{bad}")
     sys.stdout.write("\n".join([*lines, ""]) + "\n")
 
 

@@ -26,10 +26,13 @@ PROGRAM = "mistral-lora"
 _AT_THE_HUB = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>\S+))?")
 
 
-def wrapped_text(text: str) -> str:
-    """Return paragraphs, which blank lines separate, wrapped to the terminal's width as argparse wraps them."""
-    # argparse leaves two columns free, and so do we; a name such as --own-data must not be broken
-    wrapper = textwrap.TextWrapper(shutil.get_terminal_size().columns - 2, break_on_hyphens=False)
+def wrapped_text(text: str, title: str = "") -> str:
+    """Return paragraphs, which blank lines separate, wrapped to the terminal's width, right of a title."""
+    # argparse leaves two columns free, and so do paragraphs here; a name such as --own-data must not be broken
+    width = shutil.get_terminal_size().columns - (0 if title else 2)
+    wrapper = textwrap.TextWrapper(
+        width, initial_indent=title, subsequent_indent=" " * len(title), break_on_hyphens=False
+    )
     return "\n\n".join(wrapper.fill(part) for part in text.split("\n\n"))
 
 
@@ -80,14 +83,18 @@ def add_json_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON instead of text")
 
 
-def whole_number(text: str) -> int:
-    """Return a whole number from 1 on.
+def whole_number(text: str, least: int = 1) -> int:
+    """Return a whole number.
+
+    Args:
+        text: Its digits.
+        least: The least one that is accepted.
 
     Raises:
-        argparse.ArgumentTypeError: If it is none.
+        argparse.ArgumentTypeError: If it is none, less than that, or too large for 64 bits.
     """
-    if not text.isascii() or not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r}; expected a whole number, 1 or more")
+    if not text.isascii() or not text.isdecimal() or len(text) > 18 or int(text) < least:
+        raise argparse.ArgumentTypeError(f"{text!r}; expected a whole number, {least} or more")
     return int(text)
 
 

@@ -17,6 +17,7 @@ from pytest_mistral_lora.chat.fields import ROW_KEYS, kind_of
 from pytest_mistral_lora.chat.formats import FORMATS, MESSAGE_LISTS, recognise
 from pytest_mistral_lora.chat.reading import read_json
 from pytest_mistral_lora.chat.reading.chunks import DataFile, bar, total_bytes
+from pytest_mistral_lora.chat.remedies import DATA_SUFFIXES
 from pytest_mistral_lora.chat.rows import Row, parse_row
 from pytest_mistral_lora.data.containers import Record, SourceFile, open_source
 from pytest_mistral_lora.data.converter import RecordConverter
@@ -27,7 +28,6 @@ from pytest_mistral_lora.records.files import finished_file, inside, remove_temp
 
 _LOOKED_AT = 20
 _SHARD = re.compile(r"(?P<name>.+)-(?P<number>\d{5})-of-(?P<of>\d{5})\..+")
-_SUFFIXES = (".jsonl", ".json", ".ndjson", ".parquet", ".arrow", ".csv", ".tsv", ".gz", ".zst", ".bz2", ".xz")
 
 
 class Source(NamedTuple):
@@ -71,7 +71,7 @@ def source_files(path: Path, split: str = "") -> list[Path]:
         found = [path / Path(str(split)).name for split in _listed(path / "dataset_dict.json", "splits")]
         kind = "splits"
     else:
-        found = sorted(one for one in path.rglob("*") if one.is_file() and one.name.lower().endswith(_SUFFIXES))
+        found = sorted(one for one in path.rglob("*") if one.is_file() and one.name.lower().endswith(DATA_SUFFIXES))
         # hidden ones are caches, of the Hub's client and of file managers
         found = [one for one in found if not any(part.startswith(".") for part in one.relative_to(path).parts)]
         found = [one for one in found if one.name not in ("dataset_info.json", "dataset_infos.json", "state.json")]
@@ -82,7 +82,7 @@ def source_files(path: Path, split: str = "") -> list[Path]:
             raise InputError(f"no file of the split {split!r}", place=str(path), expected=expected)
         found = named or found
     if not found:
-        raise InputError("has no data files", place=str(path), expected=", ".join(_SUFFIXES))
+        raise InputError("has no data files", place=str(path), expected=", ".join(DATA_SUFFIXES))
     if _are_shards(found):
         return found
     if len(found) > 1:
@@ -251,12 +251,13 @@ def layout_of(source: Source, first: Sequence[Record]) -> tuple[Layout, str]:
             raise first[0].value
         record = readable[0] if isinstance(readable[0], Mapping) else {}
         lists = [key for key, value in record.items() if isinstance(value, list)]
+        # a known key, whose value is the fault
         known = next((key for key in MESSAGE_LISTS if record.get(key) is not None), "")
         if known:
-            # the key is known, and its value is the fault
             return Layout("messages", {"messages": known}), f"{FORMATS['messages']} (`{known}`)"
-        shown = f"keys {', '.join(map(str, record))}" if record else kind_of(readable[0])
-        found = f"no known format: the first record is {shown}" if not record else f"no known format: {shown}"
+        kind = "an empty object" if readable[0] == {} else kind_of(readable[0])
+        shown = f"keys {', '.join(map(str, record))}" if record else f"the first record is {kind}"
+        found = f"no known format: {shown}"
         step = "Name it with --format, or declare its keys as Axolotl or LLaMA-Factory do."
         if len(lists) == len(record) == 1:
             key, file = shlex.quote(f".{json.dumps(lists[0])}"), shlex.quote(str(source.path))
@@ -289,11 +290,10 @@ def _converted(
     report.take(noted, record.place)
     if losses:
         report.bad += 1
-        lost = "; ".join(f"{LOSSES[kind]}" for kind in losses)
+        lost = "; ".join(LOSSES[kind] for kind in losses)
         step = f"Allow the loss: `lossy: [{', '.join(losses)}]` of the source in the recipe, or --lossy of the import."
         return RowError(f"a row cannot keep {lost}", place=record.place, next_step=step)
-    own = dict.fromkeys(key for key in data or () if key not in ROW_KEYS)
-    if own:
+    if own := dict.fromkeys(key for key in data or () if key not in ROW_KEYS):
         report.own.add(record.place, own)
     report.rows += data is not None
     report.dropped += data is None

@@ -52,7 +52,7 @@ class RecordConverter:
             value, recognised = {"messages": value}, Recognised("messages", "", {"messages": "messages"})
         own = recognised.keys if recognised is not None and recognised.name == layout.format else {}
         if recognised is not None and recognised.name != layout.format and not layout.keys:
-            expected = f"{FORMATS[layout.format]}, as the file's first rows are"
+            expected = f"{FORMATS[layout.format]}, as you declared or as the file's first rows are"
             raise RowError(f"this is {recognised.title}", place=record.place, expected=expected)
         keys = {**(own or _DEFAULT_KEYS[layout.format]), **layout.keys}
         # a declaration without a field names an empty key; the column of pandas' index has one, too

@@ -114,7 +114,7 @@ def _of_yaml(path: Path, names: Collection[str]) -> tuple[list[Source], list[str
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise InputError(f"not valid YAML: {error}", place=str(path)) from error
     if not isinstance(config, Mapping):
-        raise InputError(f"is {kind_of(config)}", place=str(path), expected="a configuration of Axolotl")
+        raise InputError(f"is {kind_of(config)}", place=str(path), expected="a configuration of a trainer")
     if names and not isinstance(config.get("dataset"), str | list):
         raise InputError(f"declares no data set {', '.join(names)}", place=str(path), expected="a dataset_info.json")
     remarks = [f"{key}: {config[key]} of {path} is not imported" for key in _HELD_OUT if config.get(key)]
@@ -138,7 +138,7 @@ def _of_yaml(path: Path, names: Collection[str]) -> tuple[list[Source], list[str
     if "base" in config and "data" in config:
         raise InputError("this is a recipe of mistral-lora", place=str(path), next_step="Name its data.train instead.")
     keys = ", ".join(map(str, list(config)[:8]))
-    expected = "`datasets` of Axolotl, or `dataset` of LLaMA-Factory"
+    expected = "`dataset_name` of TRL, `datasets` of Axolotl, or `dataset` of LLaMA-Factory"
     raise InputError(f"no data is declared (keys {keys})", place=str(path), expected=expected)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from pytest_mistral_lora.errors import InputError, RowError
+from pytest_mistral_lora.errors import InputError, RowError, counted
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.data.layouts import Layout
@@ -89,7 +89,7 @@ class Tally:
         """Return the effect, the number of rows and the first of them, as one line."""
         most = ", ".join(detail for detail, _ in self.details.most_common(6))
         places = ", ".join(self.first) + (", …" if self.count > len(self.first) else "")
-        return f"{template.format(detail=most)}: {self.count} row{'s' if self.count != 1 else ''} ({places})"
+        return f"{template.format(detail=most)}: {counted(self.count, 'row')} ({places})"
 
 
 class RowChanges:
@@ -176,9 +176,9 @@ class Report:
         if self.own.count:
             lines.append(f"kept     {'own-keys':<16} {self.own.text('keys of your own, in no token: {detail}')}")
         lines += [f"remark   {remark}" for remark in self.remarks]
-        dropped = f", {self.dropped} left out" if self.dropped else ""
+        dropped = f", {self.dropped:,} left out" if self.dropped else ""
         lines += [f"left out {line}" for line in self.fault_lines()]
-        return [*lines, f"{self.rows} row{'s' if self.rows != 1 else ''}{dropped}"]
+        return [*lines, counted(self.rows, "row") + dropped]
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as JSON data."""

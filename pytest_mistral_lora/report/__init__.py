@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_mistral_lora import __version__
+from pytest_mistral_lora.errors import counted
 from pytest_mistral_lora.records.files import write_json, write_text
 from pytest_mistral_lora.records.goldens import library_versions
 from pytest_mistral_lora.report.secrets import public_finding, redacted, spells_secret
@@ -175,10 +176,13 @@ def verdict_line(records: Sequence[Mapping[str, Any]], causes: Sequence[int]) ->
         causes: The number of findings of each cause.
     """
     counts = Counter(record["outcome"] for record in records)
-    findings = sum(causes)
-    found = f"{findings} finding{'' if findings == 1 else 's'}"
-    found += f" of {len(causes)} cause{'' if len(causes) == 1 else 's'}" if causes else ""
+    found = found_words(sum(causes), len(causes))
     return f"{found}; {counts['passed']} checks passed, {counts['failed']} failed, {counts['skipped']} not checked"
+
+
+def found_words(findings: int, causes: int) -> str:
+    """Return how much was found, `3 findings of 1 cause`."""
+    return counted(findings, "finding") + (f" of {counted(causes, 'cause')}" if causes else "")
 
 
 def line_style(line: str) -> str:

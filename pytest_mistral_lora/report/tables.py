@@ -10,7 +10,7 @@ from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pytest_mistral_lora.errors import one_line
+from pytest_mistral_lora.errors import counted, one_line
 from pytest_mistral_lora.records.compare_runs import ABSENT, GROUPS, AnswersDiff, RunsDiff
 
 if TYPE_CHECKING:
@@ -60,11 +60,11 @@ def statistics_of(records: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str
 def statistics_line(figures: Mapping[str, Any]) -> str:
     """Return the most important figures in one line."""
     tokens = figures["tokens"]
-    text = f"{_counted(figures['rows'], 'row')}, {_counted(tokens['total'], 'token')} "
+    text = f"{counted(figures['rows'], 'row')}, {counted(tokens['total'], 'token')} "
     text += f"({figures['supervised_share']:.0%} supervised; p50 {tokens['p50']:,}, p95 {tokens['p95']:,}, "
     text += f"longest {figures['longest_row_tokens']:,} at {figures['longest_row']})"
     epoch = figures.get("epoch")
-    return text + (f", {_counted(epoch['steps'], 'step')} an epoch" if epoch else "")
+    return text + (f", {counted(epoch['steps'], 'step')} an epoch" if epoch else "")
 
 
 def figure_lines(figures: Mapping[str, Any], width: int) -> Iterator[str]:
@@ -107,11 +107,11 @@ def named_figures(figures: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     lost = [f"{figures[f'rows_{name}']:,} {name}" for name in ("refused", "dropped") if figures[f"rows_{name}"]]
     parts = [*(sides if figures["rows_held_out"] else ()), *lost]
     yield "rows", f"{figures['rows']:,}" + (f" ({', '.join(parts)})" if parts else "")
-    yield "turns", f"{_counted(figures['messages'], 'message')}, {_counted(figures['assistant_turns'], 'answer')}"
+    yield "turns", f"{counted(figures['messages'], 'message')}, {counted(figures['assistant_turns'], 'answer')}"
     yield "tokens", _spread(figures["tokens"])
     yield "supervised", f"{_spread(figures['supervised_tokens'])}; {figures['supervised_share']:.1%} of all tokens"
     if figures["longest_row"]:
-        yield "longest row", f"{_counted(figures['longest_row_tokens'], 'token')}: {figures['longest_row']}"
+        yield "longest row", f"{counted(figures['longest_row_tokens'], 'token')}: {figures['longest_row']}"
     yield "roles", _frequent(figures["roles"])
     prompts, tools = figures["rows_with_system_prompt"], figures["rows_with_tools"]
     yield "rows with", f"a system prompt: {prompts:,}; tools: {tools:,}"
@@ -124,12 +124,12 @@ def named_figures(figures: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "held out, trained on", _repeats(repeats["across_the_split"])
     epoch = figures.get("epoch")
     if epoch and epoch["steps"]:
-        text = f"{_counted(epoch['steps'], 'step')} of {_counted(epoch['batch_size'], 'row')}, "
+        text = f"{counted(epoch['steps'], 'step')} of {counted(epoch['batch_size'], 'row')}, "
         text += f"of about {epoch['tokens_per_step']:,} tokens each, packed into "
-        text += f"{_counted(epoch['micro_batches_per_step_at_least'], 'micro-batch', 'es')} or more"
+        text += f"{counted(epoch['micro_batches_per_step_at_least'], 'micro-batch', 'es')} or more"
         yield "an epoch", text
-        run = _counted(epoch["steps_of_the_run"], "step")
-        yield "the run", f"{run}: {_counted(epoch['epochs_of_the_run'], 'epoch')}"
+        run = counted(epoch["steps_of_the_run"], "step")
+        yield "the run", f"{run}: {counted(epoch['epochs_of_the_run'], 'epoch')}"
 
 
 def _spread(values: Mapping[str, Any]) -> str:
@@ -152,10 +152,6 @@ def _printable(name: str) -> str:
 def _repeats(counts: Mapping[str, int | None]) -> str:
     words = {"same": "as they are", "another_form": "in another form", "near": "nearly"}
     return "; ".join(f"{text}: {counts[name]:,}" for name, text in words.items() if counts[name] is not None)
-
-
-def _counted(number: float, noun: str, plural: str = "s") -> str:
-    return f"{number:,} {noun}{'' if number == 1 else plural}"
 
 
 def diff_data(found: RunsDiff) -> dict[str, Any]:

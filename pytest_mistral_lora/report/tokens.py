@@ -8,7 +8,7 @@ from rich.cells import cell_len
 
 from pytest_mistral_lora.chat.difference import plain_text, visible
 from pytest_mistral_lora.chat.token_rows import Column, ShownToken, TokenRow
-from pytest_mistral_lora.errors import one_line
+from pytest_mistral_lora.errors import counted, one_line
 
 Line = list[tuple[str, str]]
 """Parts of a line, each with its colour and weight as rich names them, or an empty text."""
@@ -43,7 +43,7 @@ def facts(row: TokenRow) -> list[str]:
     lines = []
     for name, tokens, trained in row.counts():
         supervised = "labels not known" if trained is None else f"{trained:,} trained on"
-        lines.append(f"{one_line(name, MOST)}: {tokens:,} token{'' if tokens == 1 else 's'}, {supervised}")
+        lines.append(f"{one_line(name, MOST)}: {counted(tokens, 'token')}, {supervised}")
     return lines
 
 
@@ -52,7 +52,7 @@ def differences(row: TokenRow) -> str:
     if row.first_wrong is None:
         return ""
     first = next((one.position for one in row.columns[row.first_wrong].tokens if one is not None), None)
-    words = f"{row.wrong:,} {'difference' if len(row.sides) > 1 else 'wrong token'}{'' if row.wrong == 1 else 's'}"
+    words = counted(row.wrong, "difference" if len(row.sides) > 1 else "wrong token")
     return f"{words}, the first at {'the end' if first is None else f'token {first}'}"
 
 

@@ -62,13 +62,17 @@ def require_url(url: str) -> str:
     Raises:
         InputError: If it is no address, or prompts would go over an open network in plain text.
     """
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    try:
+        parts = urlsplit(url)
+        host = parts.hostname if parts.port != 0 else ""
+    except ValueError:  # brackets that are not closed, or a port beyond 65535
+        host = ""
+    if not host or parts.scheme not in ("http", "https"):
         raise InputError("no address of a server", place=url[:_SHOWN], expected="http://127.0.0.1:8080")
     try:
-        is_loopback = ipaddress.ip_address(parts.hostname).is_loopback
+        is_loopback = ipaddress.ip_address(host).is_loopback
     except ValueError:
-        is_loopback = parts.hostname == "localhost"
+        is_loopback = host == "localhost"
     if parts.scheme == "http" and not is_loopback:
         raise InputError(
             "http to another machine: prompts and the key would cross the network in plain text",
@@ -77,7 +81,7 @@ def require_url(url: str) -> str:
             next_step="Forward the port: ssh -L 8080:127.0.0.1:8080 HOST, and use http://127.0.0.1:8080.",
         )
     if parts.username or parts.password:
-        raise InputError("a password in the address", place=parts.hostname, expected=f"the key in {KEY}")
+        raise InputError("a password in the address", place=host, expected=f"the key in {KEY}")
     return url.rstrip("/")
 
 

@@ -127,7 +127,7 @@ def test_records_of_two_formats_are_an_error_of_the_second(tmp_path: Path) -> No
     _, report = converted(path)
     assert report.fault_lines() == [
         f"{path}:2: this is prompt and completion (`prompt` and `completion` of text); "
-        "expected ShareGPT, as the file's first rows are"
+        "expected ShareGPT, as you declared or as the file's first rows are"
     ]
 
 

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, PrivateAttr, ValidationError, ValidationInfo, field_validator, model_validator
 
+from pytest_mistral_lora.chat.fields import kind_of
 from pytest_mistral_lora.checkpoint.pins import find_commit, resolve
 from pytest_mistral_lora.errors import PinError, RecipeError
 from pytest_mistral_lora.records.base_location import base_weights_command, base_weights_sha256
@@ -162,9 +163,7 @@ def parse_recipe(
         RecipeError: If a value is wrong; all are named.
     """
     if not isinstance(data, dict):
-        raise RecipeError(
-            f"is a {type(data).__name__}", place=place, expected="a mapping with base, data, training, output"
-        )
+        raise RecipeError(f"is {kind_of(data)}", place=place, expected="a mapping with base, data, training, output")
     for runner, keys in _OTHER_TRAINERS.items():
         if keys <= data.keys() and "training" not in data:
             quoted = shlex.quote(place)
