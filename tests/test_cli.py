@@ -411,6 +411,13 @@ def test_a_real_pipe_that_is_closed(words: tuple[str, ...], tmp_path: Path) -> N
     assert (result.returncode, result.stderr) == (1, b"")
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a disk that is full, on Linux")
+def test_an_output_on_a_full_disk_is_no_traceback() -> None:
+    with Path("/dev/full").open("w") as full:
+        result = subprocess.run(cli("rules"), stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert (result.returncode, result.stderr) == (1, "error: standard output: No space left on device\n")
+
+
 @pytest.mark.parametrize("words", [["nope.yaml"], []])
 def test_the_module_that_launchers_start_is_the_verb_train(words: list[str], tmp_path: Path) -> None:
     results = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import io
 import os
 import re
@@ -105,10 +106,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _run_verb(list(sys.argv[1:] if arguments is None else arguments))
         finally:
             sys.stdout.flush()  # at exit it would be too late: Python itself would complain about a closed pipe
-    except BrokenPipeError:
-        # The reader of the output has gone, as `head` does. The verdict is lost, so that this is not a success. The
-        # rest of the output goes to /dev/null, or Python would fail once more when it flushes at exit.
+    except OSError as error:
+        if error.filename or error.errno not in (errno.EPIPE, errno.ENOSPC):
+            raise
+        # The reader of the output has gone, as `head` does, or the disk is full. The verdict is lost, so that this is
+        # not a success. The rest of the output goes to /dev/null, or Python would fail once more when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if error.errno == errno.ENOSPC:
+            sys.stderr.write(f"error: standard output: {error.strerror}\n")
         return EXIT_FINDING
 
 
