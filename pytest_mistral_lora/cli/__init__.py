@@ -110,7 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if error.filename or error.errno not in (errno.EPIPE, errno.ENOSPC):
             raise
         # The reader of the output has gone, as `head` does, or the disk is full. The verdict is lost, so that this is
-        # not a success. The rest of the output goes to /dev/null, or Python would fail once more when it flushes at exit.
+        # not a success. The rest goes to /dev/null, or Python would fail once more when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if error.errno == errno.ENOSPC:
             sys.stderr.write(f"error: standard output: {error.strerror}\n")
