@@ -160,7 +160,7 @@ def _check_pair(
     info = infos[name]
     if info.dtype != "F8_E4M3":
         raise _refused(f"{name} is in {info.dtype}", info, "F8_E4M3, or a full weight")
-    if len(info.shape) != 2 or not name.endswith(".weight"):
+    if len(info.shape) != 2 or not info.size or not name.endswith(".weight"):
         experts = ": experts in one tensor" if "expert" in name else ""
         found = f"{name} is FP8 of shape {list(info.shape)}{experts}"
         raise _refused(found, info, "FP8 in matrices alone, each named weight")

@@ -13,8 +13,10 @@ from pytest_mistral_lora.checkpoint.architectures import spelled_name
 from pytest_mistral_lora.checkpoint.base_model import base_weights
 from pytest_mistral_lora.checkpoint.weights import Weights, weight_files
 from pytest_mistral_lora.errors import InputError
-from pytest_mistral_lora.records.adapter_config import match_counts, patterns_of
+from pytest_mistral_lora.records.adapter_config import match_counts, patterns_of, require_supported
 from pytest_mistral_lora.records.adapter_folder import AdapterFolder
+from pytest_mistral_lora.records.files import inside
+from pytest_mistral_lora.records.tensors import ADAPTER_TENSORS
 
 if TYPE_CHECKING:
     import numpy as np
@@ -81,6 +83,12 @@ class NamedChange:
     names: Mapping[str, str]
     scaling: float
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the tensor that it changes."""
+        shapes = {part: self.tensors.infos[name].shape for part, name in self.names.items()}
+        return shapes[""] if "" in shapes else (shapes["B.weight"][0], shapes["A.weight"][1])
+
     def sums(self, weight: Array, rows: slice) -> tuple[Array, float]:
         """Return rows of the merged tensor in float64, and a bound of the terms that are added."""
         import numpy as np
@@ -102,10 +110,13 @@ def changes_by_names(adapter: AdapterFolder, base: Weights) -> dict[str, NamedCh
     """Return the change of each tensor that an adapter changes, by its name in the base's files if it is there.
 
     Raises:
-        InputError: If the adapter has a part of a change alone, or one that is not LoRA's or DoRA's; if a pattern of
-            its configuration takes too long; or as for `Weights`.
+        InputError: If the adapter has a part of a change alone, or one that is not LoRA's or DoRA's; if its file leads
+            out of its folder; if its configuration is not supported, or a pattern of it takes too long; or as for
+            `Weights`.
     """
-    tensors, config, found = Weights([adapter.tensors_file]), adapter.config, dict[str, dict[str, str]]()
+    tensors, config = Weights([inside(adapter.path, ADAPTER_TENSORS)]), adapter.config
+    require_supported(config, str(adapter.config_file))
+    found = dict[str, dict[str, str]]()
     for name in tensors:
         layer, _, part = name.removeprefix(_PREFIX).partition(".lora_")
         found.setdefault(f"{layer}.weight" if part else layer, {})[part] = name
@@ -121,10 +132,18 @@ def changes_by_names(adapter: AdapterFolder, base: Weights) -> dict[str, NamedCh
     for layer, (name, parts) in zip(layers, found.items(), strict=True):
         matching = [one for regex, one in alphas.items() if re.fullmatch(regex, layer)]
         alpha = config["alpha_pattern"][matching[0]] if matching else config["lora_alpha"]
-        rank = tensors.infos[parts["A.weight"]].shape[0] if "A.weight" in parts else 1
+        rank = _rank(tensors, parts) if "A.weight" in parts else 1
         scaling = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
         changes[on_disk.get(spelled_name(name, base), name)] = NamedChange(tensors, parts, scaling)
     return changes
+
+
+def _rank(tensors: Weights, parts: Mapping[str, str]) -> int:
+    a, b = (tensors.infos[parts[part]].shape for part in ("A.weight", "B.weight"))
+    if len(a) != 2 or len(b) != 2 or a[0] != b[1] or not a[0]:
+        found = f"{parts['A.weight']} has shape {list(a)}, and B {list(b)}"
+        raise InputError(found, place=str(tensors.files[0]), expected="(rank, inputs) and (outputs, rank)")
+    return a[0]
 
 
 def inexact_tensors(merged: Weights, base: Weights, adapter: AdapterFolder) -> Iterator[InexactTensor]:
@@ -147,9 +166,11 @@ def inexact_tensors(merged: Weights, base: Weights, adapter: AdapterFolder) -> I
             found = f"{name} is a tensor of {info.dtype_name} {list(info.shape)}"
             expected = f"{list(base.infos[name].shape)} in {', '.join(_BITS)}"
             raise InputError(found, place=str(info.file), expected=expected)
-        different, farthest = _distance(
-            merged.array(name), base.array(name), changes.get(name), *_BITS[info.dtype_name]
-        )
+        change = changes.get(name)
+        if change is not None and change.shape != info.shape:
+            found = f"{next(iter(change.names.values()))} is for a tensor of shape {list(change.shape)}"
+            raise InputError(found, place=str(adapter.tensors_file), expected=f"{list(info.shape)}, as {name}")
+        different, farthest = _distance(merged.array(name), base.array(name), change, *_BITS[info.dtype_name])
         if different:
             yield InexactTensor(name, different, info.size, farthest)
 

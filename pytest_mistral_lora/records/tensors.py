@@ -119,7 +119,9 @@ class TensorKindDiff:
         # to compare values would call nan unequal to itself, and -0 equal to 0
         self.different += a.dtype != b.dtype or a.tobytes() != b.tobytes()
         with np.errstate(all="ignore"):  # of a hostile file, or a run that exploded
-            first, second = (one.astype(np.float64).ravel() for one in (a, b))
+            # of complex numbers, which no adapter has, the real and the imaginary parts
+            kind = np.complex128 if "c" in (a.dtype.kind, b.dtype.kind) else np.float64
+            first, second = (one.astype(kind).ravel().view(np.float64) for one in (a, b))
             apart = second - first
             # Python's max() would pass over nan
             largest = float(np.abs(apart).max(initial=0.0))

@@ -62,7 +62,8 @@ def recompute_field(name: str, recorded: Any, compute: Callable[[], Any], place:
     """Compare a recorded value with the one that `compute` returns; an artifact that it cannot use is a mismatch."""
     try:
         found = compute()
-    except (MistralLoraError, OSError, KeyError, TypeError, ValueError) as error:  # a damaged artifact, of any kind
+    # a damaged artifact, of any kind
+    except (MistralLoraError, OSError, LookupError, TypeError, ValueError, ArithmeticError) as error:
         return FieldCheck(name, "mismatch", recorded, f"cannot be computed: {error}", str(place))
     return FieldCheck(name, "match" if found == recorded else "mismatch", recorded, found, str(place))
 

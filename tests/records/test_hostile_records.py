@@ -6,16 +6,24 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from manifests import adapter
+from safetensors.torch import save_file
 
+from pytest_mistral_lora.checkpoint.fp8 import fp8_layout
 from pytest_mistral_lora.checkpoint.hub_cache import weight_names
+from pytest_mistral_lora.checkpoint.weights import Weights
 from pytest_mistral_lora.cli import main
-from pytest_mistral_lora.errors import InputError
+from pytest_mistral_lora.errors import InputError, PinError
 from pytest_mistral_lora.records import goldens
+from pytest_mistral_lora.records.adapter_folder import AdapterFolder
 from pytest_mistral_lora.records.files import listing, write_json
 from pytest_mistral_lora.records.manifest import build, violations
+from pytest_mistral_lora.records.merged_weights import inexact_tensors
 from pytest_mistral_lora.records.notes import note_texts
+from pytest_mistral_lora.records.tensors import TensorKindDiff
 from pytest_mistral_lora.records.verify import verify
 
 FORGED = "x\nmatch          signature: by author.pub\x1b[2J"
@@ -120,3 +128,53 @@ def test_an_index_of_any_types_is_an_error(weight_map: Any, tmp_path: Path) -> N
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
     with pytest.raises(InputError, match="not an index of safetensors files"):
         weight_names(tmp_path)
+
+
+LAYER = "model.layers.0.self_attn.q_proj.weight"
+SIDES = "base_model.model.model.layers.0.self_attn.q_proj.lora_{}.weight"
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "keys", "found"),
+    [
+        ((2, 4), (4, 2), {}, ""),
+        ((0, 4), (4, 0), {}, r"has shape \[0, 4\], and B \[4, 0\]"),
+        ((), (4, 2), {}, r"has shape \[\], and B"),
+        ((2, 4, 1), (4, 2), {}, r"has shape \[2, 4, 1\]"),
+        ((3, 4), (4, 2), {}, r"has shape \[3, 4\], and B \[4, 2\]"),
+        ((2, 5), (4, 2), {}, r"is for a tensor of shape \[4, 5\]; expected \[4, 4\]"),
+        ((2, 4), (5, 2), {}, r"is for a tensor of shape \[5, 4\]"),
+        ((2, 4), (4, 2), {"lora_alpha": "x"}, 'lora_alpha is "x"'),
+        ((2, 4), (4, 2), {"alpha_pattern": {"q_proj": None}}, "alpha_pattern is"),
+    ],
+)
+def test_sums_of_an_adapter_of_any_shapes_are_no_traceback(
+    a: tuple[int, ...], b: tuple[int, ...], keys: dict[str, Any], found: str, tmp_path: Path
+) -> None:
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q_proj"], **keys}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    tensors = {SIDES.format("A"): torch.zeros(a), SIDES.format("B"): torch.zeros(b)}
+    save_file(tensors, tmp_path / "adapter_model.safetensors")
+    save_file({LAYER: torch.ones(4, 4)}, tmp_path / "model.safetensors")
+    weights = Weights([tmp_path / "model.safetensors"])
+    if not found:
+        assert list(inexact_tensors(weights, weights, AdapterFolder(tmp_path))) == []
+        return
+    with pytest.raises(InputError, match=found):
+        list(inexact_tensors(weights, weights, AdapterFolder(tmp_path)))
+
+
+def test_complex_numbers_are_compared_in_both_parts() -> None:
+    diff = TensorKindDiff("x")
+    diff.add(np.array([1 + 1j]), np.array([1 + 4j]))
+    assert (diff.different, diff.max_abs, diff.relative) == (1, 3.0, pytest.approx(3 / 2**0.5))
+
+
+@pytest.mark.parametrize("shape", [(0, 128), (128, 0), (0, 0)])
+def test_an_fp8_matrix_without_numbers_is_refused(shape: tuple[int, int], tmp_path: Path) -> None:
+    scale = torch.ones(shape[0] // 128, shape[1] // 128)
+    tensors = {"a.weight": torch.zeros(shape).to(torch.float8_e4m3fn), "a.weight_scale_inv": scale}
+    save_file(tensors, tmp_path / "model.safetensors")
+    config = {"quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}}
+    with pytest.raises(PinError, match="is FP8 of shape"):
+        fp8_layout(config, Weights([tmp_path / "model.safetensors"]), "config.json")
