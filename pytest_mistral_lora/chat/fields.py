@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from pytest_mistral_lora.chat.formats import MEDIA, MEDIA_PARTS
 from pytest_mistral_lora.chat.remedies import field_step, import_command, media_step, role_step
 from pytest_mistral_lora.errors import RowError
 
@@ -28,14 +29,6 @@ REFUSED_KEYS = {
 
 IN_ORDER = frozenset({"parameters", "arguments", "schema"})
 """Fields whose JSON is encoded with its keys in the order given; everywhere else the order changes no id."""
-
-_NOT_TEXT = {
-    **dict.fromkeys(("image", "image_url", "input_image"), "image"),
-    **dict.fromkeys(("input_audio", "audio", "audio_url"), "audio"),
-    **dict.fromkeys(("video", "video_url"), "video"),
-}
-_MEDIA_KEYS = ("image", "images", "video", "videos", "audio", "audios")
-"""Keys of a row by which other formats name its media: without them, its text would be trained alone."""
 
 _CHUNK_KEYS = {"text": ("type", "text"), "thinking": ("type", "thinking", "closed")}
 _THINKERS = ("assistant", "system")
@@ -90,7 +83,7 @@ def refuse_keys(data: Mapping[str, Any], place: str) -> None:
     for key, effect in REFUSED_KEYS.items():
         if data.get(key):
             raise Place(place, key).error(f"{data[key]!r}, which {effect}", "false, or no such key")
-    for key in _MEDIA_KEYS:
+    for key in MEDIA:
         if data.get(key):
             found = f"a row with {key}: {data[key]!r}"[:200]
             raise Place(place, key).error(found, "text only", media_step(place))
@@ -142,18 +135,21 @@ def _check_content(message: Mapping[str, Any], place: Place, *, optional: bool) 
         if not isinstance(chunk, Mapping):
             raise here.error(f"is {kind_of(chunk)}", 'a chunk: {"type": "text", "text": …}')
         kind = chunk.get("type")
-        if isinstance(kind, str) and kind in _NOT_TEXT:
-            found = f"{_NOT_TEXT[kind]} chunk (type {kind!r})"
-            raise here.error(found, "text only", media_step(place.origin))
+        if isinstance(kind, str) and kind in MEDIA_PARTS:
+            medium = next((one for one in ("image", "audio", "video") if one in kind), kind)
+            raise here.error(f"{medium} chunk (type {kind!r})", "text only", media_step(place.origin))
         if not isinstance(kind, str) or kind not in _CHUNK_KEYS:
             expected = "'text' or 'thinking'" if role in _THINKERS else "'text'"
             raise (here / "type").error("is missing" if "type" not in chunk else repr(kind), expected)
         if kind == "thinking" and role not in _THINKERS:
             found = f"thinking chunk of a message with role {role!r}"
             raise here.error(found, "thinking of the assistant or the system")
-        for key in chunk:
+        for key, value in chunk.items():
+            known = " and ".join(_CHUNK_KEYS[kind])
             if key not in _CHUNK_KEYS[kind]:
-                raise (here / str(key)).error(f"unknown field of a {kind} chunk", " and ".join(_CHUNK_KEYS[kind]))
+                # as a table writes it, in which every chunk has the fields of all
+                step = f"To leave out fields of null: {import_command(place.origin)}" if value is None else ""
+                raise (here / str(key)).error(f"unknown field of a {kind} chunk", known, step)
         check_text(chunk.get(kind), here / kind)
         if not isinstance(chunk.get("closed", True), bool):
             raise (here / "closed").error(f"is {kind_of(chunk['closed'])}", "true or false")

@@ -49,6 +49,11 @@ THINKING = ("reasoning_content", "reasoning", "thinking")
 CONTENT = ("content", "value", "text")
 """Fields of messages that hold the content."""
 
+MEDIA = ("image", "images", "video", "videos", "audio", "audios")
+"""Keys of records that hold media: without them, the text would be trained alone."""
+MEDIA_PARTS = frozenset((*MEDIA, "image_url", "input_image", "input_audio", "audio_url", "video_url", "file"))
+"""Fields of messages, and types of chunks, that hold media."""
+
 LINES = "JSON Lines"
 ARRAY = "a JSON array"
 VALUES = "JSON objects over several lines"

@@ -15,6 +15,7 @@ from pytest_mistral_lora.chat.formats import (
     CALL,
     CONTENT,
     FLAGS,
+    MEDIA_PARTS,
     OTHER_ROLES,
     PARQUET,
     THINKING,
@@ -23,9 +24,6 @@ from pytest_mistral_lora.chat.formats import (
     import_step,
 )
 from pytest_mistral_lora.errors import InputError
-
-MEDIA = ("image", "images", "video", "videos", "audio", "audios", "image_url", "input_audio", "audio_url")
-"""Fields of messages, and types of chunks, that hold no text."""
 
 _ENCODED = "encoded.jsonl"
 _UNPACK = {"gzip": "gzip -dc", "zstd": "zstd -dc", "bzip2": "bzip2 -dc", "xz": "xz -dc"}
@@ -69,7 +67,7 @@ def field_step(name: Any, origin: str, known: Collection[str]) -> str:
         return f"To turn it into {ours}: {import_command(origin)}"
     if name == "weight":
         return "Only answers have a weight: leave it out."
-    if name in MEDIA:
+    if name in MEDIA_PARTS:
         return media_step(origin)
     if not isinstance(name, str) or difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.8):
         return ""

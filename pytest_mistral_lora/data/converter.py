@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pytest_mistral_lora.chat.fields import Place, kind_of, refuse_near_misses
-from pytest_mistral_lora.chat.formats import FORMATS, Recognised, recognise
+from pytest_mistral_lora.chat.formats import FORMATS, MEDIA, Recognised, recognise
 from pytest_mistral_lora.data.containers import Record
-from pytest_mistral_lora.data.layouts import RECORD_FIELDS, Layout
+from pytest_mistral_lora.data.layouts import Layout
 from pytest_mistral_lora.data.messages import Conversation
 from pytest_mistral_lora.data.report import RowChanges
 from pytest_mistral_lora.data.tool_calls import convert_tools, from_json, has_padding
@@ -23,7 +23,6 @@ _DEFAULT_KEYS = {
     "preference": {"prompt": "prompt", "chosen": "chosen", "rejected": "rejected"},
 }
 _COLUMNS = {"system": ("system", "system_prompt"), "tools": ("tools", "functions", "available_tools")}
-_MEDIA = RECORD_FIELDS[-6:]
 _MARKS = ("label", "kto_tag")
 _REJECTED = ("rejected_response", "rejected_messages")
 """Keys of ms-swift for the worse answer, beside messages that end with the better one."""
@@ -80,8 +79,8 @@ class RecordConverter:
         }[self.layout.format]()
         if self._is_marked_as_bad():
             return None
-        declared = {self.keys[name] for name in _MEDIA if name in self.keys}
-        for kind, keys in (("media", {*_MEDIA} | declared), ("rejected", {*_REJECTED})):
+        declared = {self.keys[name] for name in MEDIA if name in self.keys}
+        for kind, keys in (("media", {*MEDIA} | declared), ("rejected", {*_REJECTED})):
             for key in self.data.keys() & keys:
                 if self.data.pop(key) not in ("", []):
                     self.noted.lost(kind, key)

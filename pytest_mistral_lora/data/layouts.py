@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from pytest_mistral_lora.chat.formats import CALL
+from pytest_mistral_lora.chat.formats import CALL, MEDIA
 from pytest_mistral_lora.errors import InputError
 
 RECORD_FIELDS = (
     *("messages", "system", "tools", "prompt", "completion", "chosen", "rejected"),
     *("instruction", "input", "output", "history", "mark"),
-    *("image", "images", "video", "videos", "audio", "audios"),
+    *MEDIA,
 )
 """Fields of a record that a layout can name the key of; `mark` is the flag of a good answer."""
 MESSAGE_FIELDS = ("role", "content", "thinking", "weight", "tool_calls", "tool_call_id", "name")

@@ -7,9 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pytest_mistral_lora.chat.fields import ROLES, Place, kind_of
-from pytest_mistral_lora.chat.formats import CALL, CONTENT, FLAGS, OTHER_ROLES, THINKING
+from pytest_mistral_lora.chat.formats import CALL, CONTENT, FLAGS, MEDIA_PARTS, OTHER_ROLES, THINKING
 from pytest_mistral_lora.chat.reading import loads_strict
-from pytest_mistral_lora.chat.remedies import MEDIA
 from pytest_mistral_lora.data.layouts import Layout
 from pytest_mistral_lora.data.report import RowChanges
 from pytest_mistral_lora.data.tool_calls import ToolCalls, from_json
@@ -18,7 +17,6 @@ KNOWN_ROLES = {**{role: role for role in ROLES}, **OTHER_ROLES}
 """Names of roles, each with ours."""
 
 _CHUNKS = {"input_text": "text", "output_text": "text", "reasoning": "thinking", None: "text"}
-_MEDIA = {*MEDIA, "input_image", "video_url", "file"}
 _ORDER = ("role", "content", "tool_calls", "tool_call_id", "name", "weight")
 
 
@@ -169,7 +167,7 @@ class Conversation:
             chunk = {key: value for key, value in chunk.items() if value is not None}
             kind = chunk.get("type")
             ours = _CHUNKS.get(kind, kind) if isinstance(kind, str | None) else None
-            if ours in _MEDIA:
+            if ours in MEDIA_PARTS:
                 self._noted.lost("media", str(kind))
                 continue
             if ours not in ("text", "thinking", "tool_call"):
@@ -253,7 +251,7 @@ class Conversation:
 
     def _leave_out(self, item: Mapping[str, Any]) -> None:
         for key in item:
-            kind = "media" if key in _MEDIA else "names" if key == "name" else "message-keys"
+            kind = "media" if key in MEDIA_PARTS else "names" if key == "name" else "message-keys"
             self._noted.lost(kind, key)
 
 

@@ -175,7 +175,10 @@ CONVERT = "mistral-lora import 'my rows.jsonl' --to rows.jsonl"
             {"role": "assistant", "content": "a", "reasoning_content": "b"},
             f"To turn it into a thinking chunk: {CONVERT}",
         ),
-        ({"role": "assistant", "function_call": {"name": "f"}}, f"To turn it into `tool_calls`: {CONVERT}"),
+        (
+            {"role": "assistant", "function_call": {"name": "f", "arguments": "{}"}},
+            f"To turn it into `tool_calls`: {CONVERT}",
+        ),
         ({"role": "assistant", "refusal": "no"}, f"To turn it into `content`: {CONVERT}"),
         (
             {"role": "user", "content": "a", "images": ["b.png"]},

@@ -105,6 +105,11 @@ REFUSED: list[tuple[Any, str]] = [
         with_user([{"type": "text", "text": "x", "cache": 1}]),
         "messages[1].content[0].cache: unknown field of a text chunk; expected type and text",
     ),
+    (
+        with_user([{"type": "text", "text": "x", "thinking": None}]),
+        "messages[1].content[0].thinking: unknown field of a text chunk; expected type and text. "
+        "To leave out fields of null: mistral-lora import FILE --to rows.jsonl",
+    ),
     *(
         (
             with_user([{"type": "text", "text": "x"}, {"type": kind}]),
@@ -118,6 +123,8 @@ REFUSED: list[tuple[Any, str]] = [
             ("audio", "audio"),
             ("input_audio", "audio"),
             ("audio_url", "audio"),
+            ("video_url", "video"),
+            ("file", "file"),
         ]
     ),
     (
