@@ -221,8 +221,7 @@ def exit_code_of(error: BaseException) -> int:
         return EXIT_TERMINATED if isinstance(error, Terminated) else EXIT_INTERRUPTED
     if is_out_of_memory(error):
         return EXIT_OUT_OF_MEMORY
-    is_path_error = isinstance(error, OSError) and error.errno in _PATH_ERRORS
-    return EXIT_BAD_INPUT if is_path_error else EXIT_FINDING
+    return EXIT_BAD_INPUT if isinstance(error, OSError) and error.errno in _PATH_ERRORS else EXIT_FINDING
 
 
 def interruption(error: BaseException) -> KeyboardInterrupt | None:
