@@ -27,8 +27,7 @@ def did_you_mean(word: str, names: Iterable[str]) -> str:
         word: The word that is none of the names.
         names: The right names.
     """
-    # a link that leads nowhere has the right name already
-    by_lower = {name.lower(): name for name in names if name != word}
+    by_lower = {name.lower(): name for name in names if name != word}  # a link that leads nowhere has the word itself
     close = get_close_matches(word.lower(), by_lower, n=1, cutoff=0.6)
     return f" (did you mean {by_lower[close[0]]!r}?)" if close else ""
 
