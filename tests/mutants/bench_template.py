@@ -1,4 +1,4 @@
-"""Chat templates and goldens that are broken on purpose."""
+"""The bench of the subject `template`: a chat template, and a folder of goldens with one row."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from gallery import Artifact, mutant
+from gallery import Artifact
 
 from pytest_mistral_lora.chat.oracle import shipped_tokenizer
 from pytest_mistral_lora.chat.rows import parse_row
@@ -30,10 +30,6 @@ CASES = frozenset(
 )
 """The checks that the bench runs: one for each kind of row, since every mutant runs them all."""
 
-FINAL_EOS = "        {{- eos_token }}\n        {%- set ns.prev_tool=false %}"
-SYSTEM = "{%- if (ns.index == ns.max_idx_user) and system_message != '' %}"
-ANSWER = "{{- render_content(content=message['content'], context_name='assistant message contents') -}}"
-
 
 class TemplateBench:
     """A tokenizer with its chat template, and a folder of goldens with one row."""
@@ -44,7 +40,7 @@ class TemplateBench:
         """Make a folder of goldens with one recorded row."""
         messages = [{"role": "user", "content": "What is it?"}, {"role": "assistant", "content": "It is a test."}]
         row = {"messages": messages}
-        fast = _tokenizer().fast
+        fast = shared_tokenizer().fast
         return {
             "template": fast.chat_template,
             "special_tokens": {"bos_token": "<s>", "eos_token": "</s>"},
@@ -82,19 +78,19 @@ _current = _Current()
 
 
 @functools.cache
-def _tokenizer() -> CheckpointTokenizer:
+def shared_tokenizer() -> CheckpointTokenizer:
     return CheckpointTokenizer(shipped_tokenizer("spm-v3"))
 
 
 def recorded(row: Any) -> Any:
     """Return the golden of a row as it is written."""
     case = Case("rows-1", "A row of this golden folder.", parse_row(row), frozenset())
-    return json.loads(record(case, _tokenizer(), Path()).text())
+    return json.loads(record(case, shared_tokenizer(), Path()).text())
 
 
 def _target(artifact: Artifact) -> Target:
     """Return the shipped v3 tokenizer with the template of an artifact."""
-    fast = _tokenizer().fast
+    fast = shared_tokenizer().fast
     if artifact["special_tokens"] != {"bos_token": "<s>", "eos_token": "</s>"}:
         fast = copy.deepcopy(fast)
         for name, value in artifact["special_tokens"].items():
@@ -103,7 +99,7 @@ def _target(artifact: Artifact) -> Target:
     _current.applied = judged.applied
     judged.applied = artifact["applied"]  # type: ignore[method-assign]
     target = Target("spm-v3")
-    vars(target).update(tokenizer=_tokenizer(), template=judged)
+    vars(target).update(tokenizer=shared_tokenizer(), template=judged)
     return target
 
 
@@ -112,309 +108,3 @@ def edited(artifact: Artifact, old: str, new: str) -> None:
     source = artifact["template"]
     assert source.count(old) == 1, f"{source.count(old)} times: {old}"
     artifact["template"] = source.replace(old, new)
-
-
-@mutant("ML004", "I08", says="after [INST]: 'What is the capital of France?'")
-def _a_space_less_after_inst(artifact: Artifact) -> None:
-    """There is no space after [INST]."""
-    edited(artifact, "{{- '[INST] ' }}", "{{- '[INST]' }}")
-
-
-@mutant("ML004", "I08")
-def _a_space_more_after_inst(artifact: Artifact) -> None:
-    """There are two spaces after [INST]."""
-    edited(artifact, "{{- '[INST] ' }}", "{{- '[INST]  ' }}")
-
-
-@mutant("ML004", "I08")
-def _a_space_before_the_end_of_a_question(artifact: Artifact) -> None:
-    """There is a space before [/INST]."""
-    edited(artifact, "{{- '[/INST]' }}", "{{- ' [/INST]' }}")
-
-
-@mutant("ML004", "I08")
-def _no_space_before_the_answer(artifact: Artifact) -> None:
-    """The space that SentencePiece puts before an answer is missing."""
-    edited(artifact, "                {{- ' ' }}\n", "")
-
-
-@mutant("ML004", "I12")
-def _no_system_prompt(artifact: Artifact) -> None:
-    """The system prompt is dropped."""
-    edited(artifact, SYSTEM, "{%- if false %}")
-
-
-@mutant("ML004", "I12")
-def _a_system_prompt_only_where_the_user_is_last(artifact: Artifact) -> None:
-    """The system prompt is dropped if the row ends with an answer, as every row of a dataset does."""
-    edited(artifact, SYSTEM, "{%- if loop.last and system_message != '' %}")
-
-
-@mutant("ML004", "I12")
-def _the_system_prompt_in_the_first_question(artifact: Artifact) -> None:
-    """The system prompt stands in the first question; version 3 has it in the last."""
-    edited(artifact, SYSTEM, "{%- if ns.index == 0 and system_message != '' %}")
-
-
-@mutant("ML004")
-def _an_invented_system_prompt(artifact: Artifact) -> None:
-    """Where there is no system prompt, the template has one of its own."""
-    edited(artifact, "{%- set default_system_message = '' %}", "{%- set default_system_message = 'Be helpful.' %}")
-
-
-@mutant("ML004", "I02")
-def _no_eos(artifact: Artifact) -> None:
-    """Answers end without EOS."""
-    edited(artifact, FINAL_EOS, "        {%- set ns.prev_tool=false %}")
-
-
-@mutant("ML004")
-def _eos_twice(artifact: Artifact) -> None:
-    """Answers end with two EOS."""
-    edited(artifact, FINAL_EOS, "        {{- eos_token ~ eos_token }}\n{%- set ns.prev_tool=false %}")
-
-
-@mutant("ML004", "I03")
-def _bos_twice(artifact: Artifact) -> None:
-    """The template writes two BOS."""
-    edited(artifact, "{{- bos_token }}", "{{- bos_token ~ bos_token }}")
-
-
-@mutant("ML004")
-def _no_bos(artifact: Artifact) -> None:
-    """The template writes no BOS, and is encoded without special tokens."""
-    edited(artifact, "{{- bos_token }}", "")
-
-
-@mutant("ML004", "I60")
-def _bos_and_eos_are_not_set(artifact: Artifact) -> None:
-    """The tokenizer has no BOS and no EOS, so the template writes nothing in their place."""
-    artifact["special_tokens"] = {"bos_token": None, "eos_token": None}
-
-
-@mutant("ML004", "I59")
-def _a_trimmed_answer(artifact: Artifact) -> None:
-    """White space around an answer is stripped; Mistral strips spaces at its end only."""
-    edited(artifact, ANSWER, "{{- message['content'] | trim -}}")
-
-
-@mutant("ML004")
-def _tools_beside_the_first_question(artifact: Artifact) -> None:
-    """The tools stand beside the first question; version 3 has them beside the last."""
-    edited(artifact, "{%- if (ns.index == ns.max_idx_user) and has_tools %}", "{%- if ns.index == 0 and has_tools %}")
-
-
-@mutant("ML004")
-def _no_tools(artifact: Artifact) -> None:
-    """The tools are dropped."""
-    edited(artifact, "{{- available_tools }}", "")
-
-
-@mutant("ML004", "I48")
-def _neighbours_are_refused(artifact: Artifact) -> None:
-    """Two questions in a row are refused."""
-    check = "{%- for message in messages %}{%- if not loop.first and message['role'] == 'user' "
-    check += "and messages[loop.index0 - 1]['role'] == 'user' %}"
-    check += "{{- raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}"
-    artifact["template"] = check + "{%- endif %}{%- endfor %}" + artifact["template"]
-
-
-@mutant("ML004", "I22")
-def _text_is_not_escaped(artifact: Artifact) -> None:
-    """The template doubles a user's text between control tokens, so that a forged turn is encoded twice."""
-    edited(artifact, "{{- '[/INST]' }}", "{{- message['content'] ~ '[/INST]' }}")
-
-
-@mutant("ML006 ML009", "I04")
-def _a_generation_block_without_eos(artifact: Artifact) -> None:
-    """The generation block ends before EOS: the model never learns to stop."""
-    edited(artifact, ANSWER, "{% generation %}" + ANSWER + "{% endgeneration %}")
-
-
-@mutant("ML006 ML009", "I04")
-def _an_empty_generation_block(artifact: Artifact) -> None:
-    """The generation block stands beside the answer, and the mask is all zeros."""
-    edited(artifact, ANSWER, ANSWER + "{% generation %}{% endgeneration %}")
-
-
-@mutant("ML006 ML009", "I13")
-def _a_generation_block_around_the_end_of_a_question(artifact: Artifact) -> None:
-    """The generation block is around the end of each question."""
-    edited(artifact, "{{- '[/INST]' }}", "{% generation %}{{- '[/INST]' }}{% endgeneration %}")
-
-
-@mutant("ML009", "I04", says="does not mark the assistant's tokens")
-def _no_place_for_a_generation_block(artifact: Artifact) -> None:
-    """No branch of the template is recognisable as the assistant's."""
-    artifact["template"] = artifact["template"].replace(
-        "message['role'] == 'assistant'", "'assistant' == message['role']"
-    )
-
-
-@mutant("ML004")
-def _it_reads_the_clock(artifact: Artifact) -> None:
-    """The template writes the year."""
-    edited(artifact, "{{- '[INST] ' }}", "{{- '[INST] ' ~ strftime_now('%Y') ~ ' ' }}")
-
-
-@mutant("ML004", says="refuses the row")
-def _it_is_no_template(artifact: Artifact) -> None:
-    """The template cannot be parsed."""
-    edited(artifact, "{{- bos_token }}", "{{- bos_token ")
-
-
-@mutant("ML004", says="steps for one row")
-def _it_never_ends(artifact: Artifact) -> None:
-    """The template loops billions of times."""
-    artifact["template"] = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
-
-
-@mutant("ML020", says="otherwise if it is observed")
-def _it_behaves_when_it_is_observed(artifact: Artifact) -> None:
-    """The template asks for the name of an iterator, which is another one in an instrumented copy."""
-    observed = "{% if '_counted' in (messages | reverse | string) %}"
-    artifact["template"] = observed + artifact["template"] + "{% else %}{{ bos_token }}{% endif %}"
-
-
-@mutant("ML020", says="renders it if it is observed")
-def _it_refuses_unless_it_is_observed(artifact: Artifact) -> None:
-    """The template raises an error if nobody looks."""
-    observed = "{% if '_counted' not in (messages | reverse | string) %}"
-    artifact["template"] = observed + "{{ raise_exception('no') }}{% endif %}" + artifact["template"]
-
-
-@mutant("ML021", says="in several ways")
-def _it_writes_microseconds(artifact: Artifact) -> None:
-    """The template writes the time so exactly that no two renderings are alike."""
-    artifact["template"] += "{{ strftime_now('%f') }}"
-
-
-@mutant("ML021", says="in several ways")
-def _it_writes_an_address(artifact: Artifact) -> None:
-    """The template writes a method in place of its result, and so an address in memory."""
-    artifact["template"] += "{{ messages[0].items }}"
-
-
-@mutant("ML022", says="half a surrogate pair")
-def _it_writes_half_a_character(artifact: Artifact) -> None:
-    """The template writes half a surrogate pair."""
-    artifact["template"] += "{{ '\\ud83d' }}"
-
-
-@mutant("ML004", says="refuses the row")
-def _it_reads_attributes(artifact: Artifact) -> None:
-    """The template reaches for Python's own objects."""
-    artifact["template"] = "{{ messages.__class__.__base__.__subclasses__() }}" + artifact["template"]
-
-
-@mutant("ML008", "I10")
-def _a_mapping_is_taken_for_a_list(artifact: Artifact) -> None:
-    """The keys of the mapping that apply_chat_template returns are taken for its ids."""
-    tokenizer = _tokenizer().fast
-    artifact["applied"] = lambda row: tuple({"input_ids": [], **dict.fromkeys(tokenizer.model_input_names)})
-
-
-@mutant("ML008", "I11")
-def _rendered_text_is_encoded_as_text(artifact: Artifact) -> None:
-    """The rendered text is encoded by a tokenizer that makes no control tokens of text."""
-    oracle = _tokenizer().oracle
-    artifact["applied"] = lambda row: oracle.encode_text(ChatTemplate(_tokenizer().fast).render(row))
-
-
-@mutant("ML008", "I03")
-def _the_tokenizer_adds_a_second_bos(artifact: Artifact) -> None:
-    """The rendered text is encoded with special tokens, which puts a second BOS before it."""
-    fast = _tokenizer().fast
-    artifact["applied"] = lambda row: (fast.bos_token_id, *ChatTemplate(fast).ids(parse_row(row.to_json())))
-
-
-@mutant("ML001", says="$.labels: is missing")
-def _a_golden_without_labels(artifact: Artifact) -> None:
-    """A key of a golden is missing."""
-    del artifact["golden"]["labels"]
-
-
-@mutant("ML001", says='$.note: "x"; expected no such key')
-def _a_golden_with_an_unknown_key(artifact: Artifact) -> None:
-    """A golden has a key that goldens do not have."""
-    artifact["golden"]["note"] = "x"
-
-
-@mutant("ML001", says="'other', but the file is rows-1.json")
-def _a_golden_of_another_name(artifact: Artifact) -> None:
-    """A golden says that it is another case than its file."""
-    artifact["golden"]["case"] = "other"
-
-
-@mutant("ML001", says='$.input_ids[0]: "1"; expected integer')
-def _a_golden_with_texts_for_ids(artifact: Artifact) -> None:
-    """The ids of a golden are texts."""
-    artifact["golden"]["input_ids"] = [str(token) for token in artifact["golden"]["input_ids"]]
-
-
-@mutant("ML001", says="messages[0].role: 'bot'")
-def _a_golden_without_a_row(artifact: Artifact) -> None:
-    """The row of a golden is none."""
-    artifact["golden"]["row"] = {"messages": [{"role": "bot"}]}
-
-
-@mutant("ML001", says="differ from what the spans say")
-def _a_golden_with_shifted_labels(artifact: Artifact) -> None:
-    """The labels of a golden are shifted by one."""
-    artifact["golden"]["labels"] = [-100, *artifact["golden"]["labels"][:-1]]
-
-
-@mutant("ML001", says="they do not partition input_ids")
-def _a_golden_with_a_hole(artifact: Artifact) -> None:
-    """A span of a golden is missing."""
-    del artifact["golden"]["spans"][2]
-
-
-@mutant("ML001", says="the assistant's text is")
-def _a_golden_with_another_answer(artifact: Artifact) -> None:
-    """The ids of a golden hold another answer than its row."""
-    artifact["golden"]["input_ids"] = recorded(_saying("Something else."))["input_ids"]
-    for name in ("labels", "spans"):
-        artifact["golden"][name] = recorded(_saying("Something else."))[name]
-
-
-def _saying(answer: str) -> dict[str, Any]:
-    return {"messages": [{"role": "user", "content": "What is it?"}, {"role": "assistant", "content": answer}]}
-
-
-@mutant("ML001", says="rows-1.json")
-def _a_golden_that_is_cut_off(artifact: Artifact) -> None:
-    """The file of a golden is cut off."""
-    artifact["golden"] = json.dumps(artifact["golden"])[:100]
-
-
-@mutant("ML002")
-def _an_id_has_moved(artifact: Artifact) -> None:
-    """One id is not the one that was recorded."""
-    artifact["golden"]["input_ids"][3] += 1
-
-
-@mutant("ML003")
-def _a_label_has_moved(artifact: Artifact) -> None:
-    """EOS carried no loss when the golden was recorded."""
-    artifact["golden"]["spans"][-1]["supervised"] = False
-    artifact["golden"]["labels"][-1] = -100
-
-
-@mutant("ML005")
-def _a_deviation_that_was_not_recorded(artifact: Artifact) -> None:
-    """The template does what it did not do when the golden was recorded."""
-    artifact["rows"] = [_saying("A space follows. ")]
-    artifact["golden"] = recorded(artifact["rows"][0]) | {"deviations": []}
-
-
-@mutant("ML007", says="the row is not the one that was recorded")
-def _a_row_that_has_changed(artifact: Artifact) -> None:
-    """The question of a row is another than when it was recorded."""
-    artifact["rows"][0]["messages"][0]["content"] += "?"
-
-
-@mutant("ML007", says="the row is not recorded")
-def _a_row_that_is_not_recorded(artifact: Artifact) -> None:
-    """A row was added to the folder of goldens and is not recorded."""
-    artifact["rows"].append(_saying("Another."))

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import bench_encoded as bench
+import mutants_encoded_ids as ids
+import mutants_encoded_packing as packing
+import mutants_encoded_texts as texts
 from bench_encoded import encode, encode_text, encode_with, pack, render
 from gallery import Artifact, Example
 
@@ -324,11 +327,11 @@ class ML551(EncodedExample):
 
 class ML517(EncodedExample):
     def broken(self, artifact: Artifact) -> None:
-        bench.numbers_change_a_token_too_late.change(artifact)
+        packing.numbers_change_a_token_too_late.change(artifact)
 
     def sound(self, artifact: Artifact) -> None:
         # gaps are no fault, nor is padding behind, nor one number for a row that is not packed
-        mask = bench.number_conversations(artifact)
+        mask = packing.number_conversations(artifact)
         mask[:] = [2 * number for number in mask]
         bench.pad(artifact["packed"][0], 0, mask=False)
         artifact["packed"][0]["attention_mask"] += [0] * 3
@@ -338,15 +341,15 @@ class ML517(EncodedExample):
 
 class ML518(EncodedExample):
     def broken(self, artifact: Artifact) -> None:
-        bench.positions_run_on_under_numbers.change(artifact)
+        packing.positions_run_on_under_numbers.change(artifact)
 
     def sound(self, artifact: Artifact) -> None:
-        bench.number_conversations(artifact)
+        packing.number_conversations(artifact)
 
 
 class ML519(EncodedExample):
     def broken(self, artifact: Artifact) -> None:
-        bench.left_padding_under_a_mask_of_ones.change(artifact)
+        packing.left_padding_under_a_mask_of_ones.change(artifact)
 
     def sound(self, artifact: Artifact) -> None:
         bench.pad(artifact["lines"][0], 0, left=True)
@@ -359,7 +362,7 @@ class ML519(EncodedExample):
 
 class ML552(EncodedExample):
     def broken(self, artifact: Artifact) -> None:
-        bench.mask_of_ids_hides_eos.change(artifact)
+        packing.mask_of_ids_hides_eos.change(artifact)
 
     def sound(self, artifact: Artifact) -> None:
         bench.pad(artifact["lines"][0], 2)
@@ -367,7 +370,7 @@ class ML552(EncodedExample):
 
 class ML553(EncodedExample):
     def broken(self, artifact: Artifact) -> None:
-        bench.closed_twice.change(artifact)
+        ids.closed_twice.change(artifact)
 
     def sound(self, artifact: Artifact) -> None:
         # not trained on, it is padding with EOS
@@ -376,40 +379,40 @@ class ML553(EncodedExample):
 
 class ML554(EncodedExample):
     def broken(self, artifact: Artifact) -> None:
-        bench.control_character_lost.change(artifact)
+        texts.control_character_lost.change(artifact)
 
     def sound(self, artifact: Artifact) -> None:
-        bench.change_texts(artifact, ["Ring the\x07 bell", "Voila\u0300\x07."], str)
+        texts.change_texts(artifact, ["Ring the\x07 bell", "Voila\u0300\x07."], str)
 
 
 class ML555(EncodedExample):
     def broken(self, artifact: Artifact) -> None:
-        bench.parallel_calls_one_by_one.change(artifact)
+        texts.parallel_calls_one_by_one.change(artifact)
 
     def sound(self, artifact: Artifact) -> None:
-        bench.parallel_calls_one_by_one.change(artifact)
+        texts.parallel_calls_one_by_one.change(artifact)
         artifact["lines"][1].update(encode(artifact["lines"][1]))
 
 
 class ML556(EncodedExample):
     def broken(self, artifact: Artifact) -> None:
-        bench.tools_in_ascii.change(artifact)
+        texts.tools_in_ascii.change(artifact)
 
     def sound(self, artifact: Artifact) -> None:
-        bench.tool_row(artifact, "Zürich, or \\u00fc?")
+        texts.tool_row(artifact, "Zürich, or \\u00fc?")
 
 
 class ML557(EncodedExample):
     def broken(self, artifact: Artifact) -> None:
-        bench.keys_of_a_tool_sorted.change(artifact)
+        texts.keys_of_a_tool_sorted.change(artifact)
 
     def sound(self, artifact: Artifact) -> None:
-        bench.tool_row(artifact)
+        texts.tool_row(artifact)
 
 
 class ML558(EncodedExample):
     def broken(self, artifact: Artifact) -> None:
-        bench.arguments_padded_in_the_row.change(artifact)
+        texts.arguments_padded_in_the_row.change(artifact)
 
     def sound(self, artifact: Artifact) -> None:
-        bench.tool_row(artifact)
+        texts.tool_row(artifact)

@@ -4,21 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from bench_mask import (
-    first_chunks,
-    marker_apart,
-    of_newest,
-    pasted,
-    renamed,
-    said,
-    supervised,
-    thinking_as_text,
-    told,
-    with_ids,
-    with_ids_in_names,
-    without,
-)
 from gallery import Artifact, Example
+from mutants_mask_encodings import marker_apart, supervised, with_ids
+from mutants_mask_rows import pasted, renamed, said, told
+from mutants_mask_settings import first_chunks, of_newest, thinking_as_text, with_ids_in_names, without
 
 
 def plain_row() -> dict[str, Any]:

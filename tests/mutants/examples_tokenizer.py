@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from bench_tokenizer import chatml_derivative, thinking_folder
 from gallery import Artifact, Example
+from mutants_tokenizer_derivatives import chatml_derivative, thinking_folder
 
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer, official_template, training_template
 

@@ -1,8 +1,9 @@
 """What a mutant is, and the workbench that it is made on.
 
 Every subject has a module `bench_<subject>.py` beside this one, with a `BENCH` that makes a sound artifact and judges
-it as the suite does, and mutants: functions that break the artifact, each with the rules that must then fire. Any
-other rule of the bench must not. `examples_<subject>.py` has an `Example` of each rule: the one that its page shows.
+it as the suite does. There, or in modules `mutants_<subject>_<part>.py`, are its mutants: functions that break the
+artifact, each with the rules that must then fire. Any other rule of the bench must not. `examples_<subject>.py` has an
+`Example` of each rule: the one that its page shows.
 """
 
 from __future__ import annotations
@@ -78,8 +79,12 @@ def benches() -> dict[str, ModuleType]:
 
 
 def mutants(module: ModuleType) -> list[Mutant]:
-    """Return the mutants of a bench module, in the order in which they are written."""
-    return [value for value in vars(module).values() if isinstance(value, Mutant)]
+    """Return the mutants of a bench module and of its parts, in the order in which they are written."""
+    parts = sorted(Path(__file__).parent.glob(f"mutants_{module.BENCH.subject}_*.py"))
+    modules = [module, *(importlib.import_module(path.stem) for path in parts)]
+    # a part may use a mutant of another one
+    found = {id(value): value for one in modules for value in vars(one).values() if isinstance(value, Mutant)}
+    return list(found.values())
 
 
 class Example(ABC):
