@@ -12,6 +12,8 @@ from typing import Any, Literal
 
 from pytest_mistral_lora.chat.token_rows import TokenRow
 
+__all__ = ["RULES", "Rule", "Severity"]
+
 Severity = Literal["error", "note"]
 
 _SUBJECTS = (
@@ -104,7 +106,7 @@ class RuleTable(Mapping[str, Rule]):
     """Every rule by id. A lookup reads the file of one subject; iteration reads them all."""
 
     def __getitem__(self, rule_id: str) -> Rule:
-        # Most runs have no finding or findings of one subject, and the nine files take 0.1 s to parse.
+        # most runs have no finding, or findings of one subject, and all files take 0.1 s to parse
         number = rule_id[2:]
         if not number.isdecimal() or int(number) // 100 >= len(_SUBJECTS):
             raise KeyError(rule_id)
@@ -132,9 +134,6 @@ def _read_rules(subject: str) -> dict[str, Rule]:
         rule_id: Rule(id=rule_id, subject=subject, **{**table, "example": RuleExample(**table["example"])})
         for rule_id, table in tables.items()
     }
-
-
-__all__ = ["RULES", "Rule", "Severity"]
 
 
 @dataclass(frozen=True, slots=True)

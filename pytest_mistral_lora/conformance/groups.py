@@ -17,16 +17,17 @@ from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.errors import MistralLoraError
 
 if TYPE_CHECKING:
-    from pytest_mistral_lora.conformance.finding import Finding
     from pytest_mistral_lora.conformance.targets import Target
 
 MOST_NAMES = 1000
 """Names of other findings that a cause keeps; more are counted."""
 MOST_CAUSES = 50
-"""FindingGroups of one rule that are kept apart; the findings of more are counted."""
+"""Causes of one rule that are kept apart; the findings of more are counted."""
 FILE_WIDTH = 120
 """Longest line of a list of names in a file, which is not written for one terminal."""
 _MOST_CHARACTERS = 1000
+_MOST_ROWS = 50
+"""Rows of a page; a report with more causes has the first ones of them."""
 
 
 @dataclass
@@ -195,10 +196,6 @@ def _size(finding: Finding) -> tuple[int, int, int]:
     return finding.row.count('"role"'), length, len(finding.detail)
 
 
-_MOST = 50
-"""Rows of a page; a report with more causes has the first ones of them."""
-
-
 def failed_rows(causes: Iterable[FindingGroup], targets: Sequence[Target]) -> list[TokenRow]:
     """Return the row of each cause that has one, as mistral-common encodes it for the target of its check.
 
@@ -213,7 +210,7 @@ def failed_rows(causes: Iterable[FindingGroup], targets: Sequence[Target]) -> li
     rows: list[TokenRow] = []
     for cause in causes:
         target, finding = homes.get(cause.check.partition("::")[0]), cause.simplest
-        if not finding.row or target is None or len(rows) >= _MOST:
+        if not finding.row or target is None or len(rows) >= _MOST_ROWS:
             continue
         try:
             oracle = target.oracle

@@ -39,13 +39,14 @@ class AdapterTarget(Target):
         from pytest_mistral_lora.records.adapter_folder import AdapterFolder
 
         folder = AdapterFolder(self.folder, self.base)
-        try:
-            _ = self.maker and self.maker.base_folder
-        except PinError:
-            from pytest_mistral_lora.records.base_location import LocatedBase
+        if self.maker is not None:
+            try:
+                _ = self.maker.base_folder
+            except PinError:
+                from pytest_mistral_lora.records.base_location import LocatedBase
 
-            # found before anything asks for it: another check reports this base of the recipe, and none other counts
-            vars(folder)["located_base"] = LocatedBase(None, "the base of its recipe cannot be used (ML208)")
+                # another check reports the base of the recipe, and no other base may be found in its place
+                vars(folder)["located_base"] = LocatedBase(None, "the base of its recipe cannot be used (ML208)")
         return folder
 
     @property

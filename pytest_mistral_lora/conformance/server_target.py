@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_mistral_lora.checkpoint import KeptProperty
-from pytest_mistral_lora.conformance.targets import Target
+from pytest_mistral_lora.conformance.targets import JudgedTarget
 from pytest_mistral_lora.errors import InputError, OracleRejection, RowError
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.chat.rows import Row
-    from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
     from pytest_mistral_lora.conformance.finding import Finding
     from pytest_mistral_lora.records.transcripts import Transcript
     from pytest_mistral_lora.serving.replay import Replayed
@@ -61,7 +60,7 @@ class ServerAnswers:
 
 
 @dataclass(frozen=True)
-class ServerTarget(Target):
+class ServerTarget(JudgedTarget):
     """A running server.
 
     Attributes:
@@ -78,7 +77,6 @@ class ServerTarget(Target):
         progress: Called with the number of rows after the answer to each.
     """
 
-    judge: Target = field(default_factory=lambda: Target("spm-v3"))
     kind: str = "openai"
     url: str = ""
     version: str = ""
@@ -89,11 +87,6 @@ class ServerTarget(Target):
     golden: tuple[Path, ...] = ()
     adapter: Path | None = None
     progress: Callable[[int], object] = field(default=lambda rows: None, compare=False)
-
-    @KeptProperty
-    def tokenizer(self) -> CheckpointTokenizer:
-        """The tokenizer that the prompts are held to."""
-        return self.judge.tokenizer
 
     @KeptProperty
     def recognised(self) -> tuple[Server, str]:

@@ -155,7 +155,7 @@ class RecipeTarget(Target):
 
 @dataclass(frozen=True)
 class JudgedTarget(Target):
-    """Something that another target judges: rows, or a runner.
+    """Something that another target judges: rows, a runner, or a server.
 
     Attributes:
         judge: The target whose tokenizer it is held to.

@@ -4,8 +4,10 @@ import json
 from random import Random
 from typing import Any
 
+import faults_of_ids
+import faults_of_labels
 import pytest
-from faults import FAULTS, Case, oracle_of
+from faults import Case, Fault, oracle_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -18,6 +20,12 @@ from pytest_mistral_lora.conformance.encoded.lines import EncodedLine
 from pytest_mistral_lora.conformance.finding import RULES
 from pytest_mistral_lora.strategies import rows, tool_rows
 
+FAULTS = {
+    name: one
+    for module in (faults_of_ids, faults_of_labels)
+    for name, one in vars(module).items()
+    if isinstance(one, Fault)
+}
 TOKENIZERS = ("spm-v1", "spm-v2", "spm-v3", "spm-v7", "tekken-240718")
 FEW = settings(max_examples=8, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
 SEEDS = st.integers(0, 2**32)
@@ -63,13 +71,13 @@ def test_each_fault_of_a_trainer_is_found_by_a_class_of_its_family(name: str) ->
     def law(data: dict[str, Any], seed: int) -> None:
         case = _case(name, data, seed)
         assert list(row_findings(case.row, case.ids, case.labels, case.oracle)) == []
-        for fault, (make, family) in FAULTS.items():
-            broken = make(case)
+        for label, fault in FAULTS.items():
+            broken = fault(case)
             if broken is None:
                 continue
-            tried.add(fault)
+            tried.add(label)
             found = {finding.rule for finding in row_findings(case.row, *broken, case.oracle)}
-            assert found & family, (fault, found)
+            assert found & fault.family, (label, found)
 
     law()
     assert len(tried) > len(FAULTS) / 2
@@ -119,11 +127,10 @@ def test_a_fault_is_found_in_a_padded_row_too(name: str) -> None:
     @given(_rows(name), SEEDS)
     def law(data: dict[str, Any], seed: int) -> None:
         case = _case(name, data, seed)
-        fault = case.chance.choice(
+        chosen = case.chance.choice(
             ["eos_masked", "cut_at_the_end", "bos_doubled", "everything_trained", "another_answer"]
         )
-        make, family = FAULTS[fault]
-        broken = make(case)
+        broken = FAULTS[chosen](case)
         if broken is None:
             return
         ids = _padded(broken[0], _pad_id(oracle), count, left=left)
@@ -133,7 +140,7 @@ def test_a_fault_is_found_in_a_padded_row_too(name: str) -> None:
             judge = _line(
                 oracle, [case], input_ids=ids, labels=labels, attention_mask=attention_mask, position_ids=None
             )
-            assert _rules(judge) & family, fault
+            assert _rules(judge) & FAULTS[chosen].family, chosen
 
     law()
 
@@ -196,9 +203,8 @@ def _conversations_lost_or_moved(oracle: Oracle, cases: list[Case]) -> None:
 
 
 def _a_fault_in_one(oracle: Oracle, cases: list[Case], chance: Random) -> None:
-    fault = chance.choice(["eos_masked", "everything_trained", "another_answer", "last_eos_missing"])
-    make, family = FAULTS[fault]
-    broken = make(cases[0])
+    name = chance.choice(["eos_masked", "everything_trained", "another_answer", "last_eos_missing"])
+    broken = FAULTS[name](cases[0])
     if broken is None:
         return
     rest = _line(oracle, cases[1:]).line
@@ -210,7 +216,7 @@ def _a_fault_in_one(oracle: Oracle, cases: list[Case], chance: Random) -> None:
         labels=(*broken[1], *rest.labels),
         position_ids=positions,
     )
-    assert _rules(judge) & family, fault
+    assert _rules(judge) & FAULTS[name].family, name
 
 
 def test_a_verdict_shows_the_tokens_and_a_row_that_can_be_pasted() -> None:
