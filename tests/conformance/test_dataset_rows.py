@@ -130,6 +130,7 @@ LATEST = "https://json-schema.org/draft/2020-12/schema"
         *({"$schema": odd, "properties": {"a": {"type": "string"}}} for odd in (5, [], {}, None)),
         # the backend `chat-template` alone takes tools that are no JSON Schema
         {"type": "strng"},
+        {"properties": {"n": {"multipleOf": 0.5}}},
         {"properties": 5},
         {"properties": {"a": 5}},
         {"properties": {"a": {"$ref": 5}}},
@@ -141,7 +142,8 @@ LATEST = "https://json-schema.org/draft/2020-12/schema"
     ],
 )
 def test_a_schema_that_cannot_be_followed_judges_nothing(schema: dict[str, Any]) -> None:
-    arguments = {"a": "a" * 40 + "!", "a" * 40 + "!": "b"} if "additionalProperties" not in schema else {"a": "a"}
+    arguments: dict[str, Any] = {"a": "a" * 40 + "!", "a" * 40 + "!": "b", "n": 10**400}
+    arguments = {"a": "a"} if "additionalProperties" in schema else arguments
     call = {"id": "abcdefghi", "type": "function", "function": {"name": "f", "arguments": arguments}}
     messages = [{"role": "user", "content": "a"}, {"role": "assistant", "tool_calls": [call]}]
     tools = [{"type": "function", "function": {"name": "f", "parameters": schema}}]

@@ -180,6 +180,16 @@ def test_the_checks_of_a_file_share_one_pass_and_part_its_findings(
     assert dict(results["ids"].facts) == {"rows": 4, "judged": 4, "wrong": 2, "packed": 0}
 
 
+def test_lines_without_numbers_and_without_a_dataset_may_lack_rows(
+    lines: list[Data], write: Write, target: Target, dataset: Path
+) -> None:
+    assert not dict(_judge(write(lines), target))["rows-complete"].not_checked
+    for line in lines:
+        del line["row"]
+    assert "no line names its row" in dict(_judge(write(lines), target))["rows-complete"].not_checked
+    assert not dict(_judge(write(lines), target, dataset))["rows-complete"].not_checked
+
+
 @pytest.mark.parametrize("lines", [["{"], [], ["", "  "], ["{", "[]", "3"]])
 def test_a_file_of_which_nothing_can_be_judged_is_not_checked(lines: list[str], write: Write, target: Target) -> None:
     results = dict(_judge(write(lines), target))

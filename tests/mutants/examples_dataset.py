@@ -251,9 +251,10 @@ class ML623(Example):
         # the tool takes this null, and any key besides its own
         parameters = artifact["rows"][4]["tools"][0]["function"]["parameters"]
         parameters["properties"]["days"] = {"type": ["integer", "null"]}
+        parameters["properties"]["time"] = {"type": "string", "nullable": True}
         parameters["additionalProperties"] = True
         arguments = artifact["rows"][4]["messages"][1]["tool_calls"][0]["function"]["arguments"]
-        arguments.update({"days": None, "mood": None})
+        arguments.update({"days": None, "time": None, "mood": None})
 
 
 class _Answers(Example):

@@ -20,6 +20,19 @@ def arguments_encoded_twice(artifact: Artifact) -> None:
     turn_of(artifact, 4, 1)["tool_calls"][0]["function"]["arguments"] = json.dumps(json.dumps({"city": "Rome"}))
 
 
+@mutant("ML619", says="a text that is not strict JSON: the key 'city' appears twice")
+def arguments_with_a_key_twice(artifact: Artifact) -> None:
+    """An argument of a call is there twice, and mistral-common keeps the second alone."""
+    turn_of(artifact, 4, 1)["tool_calls"][0]["function"]["arguments"] = '{"city": "Rome", "city": "Genoa"}'
+
+
+@mutant("ML619", says="a text that is not strict JSON: NaN")
+def arguments_that_are_not_a_number(artifact: Artifact) -> None:
+    """The arguments of a call have NaN, which Python writes and no other caller reads."""
+    arguments = json.dumps({"city": "Rome", "days": float("nan")})
+    turn_of(artifact, 4, 1)["tool_calls"][0]["function"]["arguments"] = arguments
+
+
 @mutant("ML619", says="JSON, but not an object")
 def arguments_as_a_list(artifact: Artifact) -> None:
     """The arguments of a call are a list."""

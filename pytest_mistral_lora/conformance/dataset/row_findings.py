@@ -10,6 +10,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from pytest_mistral_lora.chat.encoded import IGNORE_INDEX, EncodedRow, Policy, PolicyFault
+from pytest_mistral_lora.chat.reading import loads_strict
 from pytest_mistral_lora.chat.rows import Row, weight_of
 from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.conformance.mask import LAWS
@@ -82,13 +83,7 @@ ON_EVERY_ROW = frozenset({"ML101", "ML102", "ML103", "ML104", "ML105", "ML107", 
 
 
 def law_findings(row: Row, encoded: EncodedRow, oracle: Oracle) -> Iterator[Finding]:
-    """Yield the laws that a row's encoding breaks.
-
-    Args:
-        row: The row.
-        encoded: mistral-common's encoding of it.
-        oracle: Mistral's own tokenization.
-    """
+    """Yield the laws that mistral-common's encoding of a row breaks."""
     weights = any(message["role"] == "assistant" and not weight_of(message) for message in row.messages)
     for law in LAWS:
         # every answer has a loss in the mask that is read off the control tokens
@@ -103,12 +98,7 @@ _DAMAGED = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\ufffd]")
 
 
 def text_findings(row: Row, layout: EncodedRow) -> Iterator[Finding]:
-    """Yield texts that are hardly meant: joined turns, empty answers, damaged characters, odd tool calls.
-
-    Args:
-        row: The row.
-        layout: Its encoding, whose spans give the owner of each token.
-    """
+    """Yield texts of a row that are hardly meant: joined turns, empty answers, damaged characters, odd tool calls."""
     groups = [(group, "assistant") for group in row.assistant_groups() if len(group) > 1]
     pairs = itertools.pairwise(enumerate(row.messages))
     groups += [([n, n + 1], "user") for (n, a), (_, b) in pairs if a["role"] == b["role"] == "user"]
@@ -153,9 +143,11 @@ def call_findings(row: Row) -> Iterator[Finding]:
             value, kind = arguments or {}, "JSON, but not an object"
             if isinstance(value, str):
                 try:
-                    value = json.loads(value)
-                except (ValueError, RecursionError):
-                    value, kind = None, "a text that is not JSON"
+                    # strictly: mistral-common keeps the second of two equal keys alone, and writes NaN
+                    value = loads_strict(value)
+                except ValueError as error:
+                    fault = str(error).removeprefix("not valid JSON: ")
+                    value, kind = None, f"a text that is not strict JSON: {fault}"
                 if isinstance(value, str):
                     kind = "JSON that was encoded twice"
             if not isinstance(value, Mapping):
@@ -178,6 +170,8 @@ def _argument_findings(
         nulls |= {f"${path}" for path in _unknown_nulls(arguments, [schema], schema)}
         validator = _validator(json.dumps(schema))
         for error in validator.iter_errors(arguments) if validator else ():
+            if error.instance is None and isinstance(error.schema, dict) and error.schema.get("nullable") is True:
+                continue  # OpenAPI's word for a null that the tool takes
             if error.instance is None:
                 nulls.add(error.json_path)
             elif error.validator != "additionalProperties" or not nulls:

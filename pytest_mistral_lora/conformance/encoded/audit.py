@@ -83,6 +83,7 @@ class Audit:
         packed: Lines that hold several conversations.
         errors: Lines that cannot be read, the first thousand.
         scaling: The model's use of positions.
+        source: The rows of the source that have come.
     """
 
     def __init__(
@@ -110,7 +111,7 @@ class Audit:
         self.packed = 0
         self.errors: list[RowError] = []
         self._oracle = oracle
-        self._source = SourceTracker(dataset)
+        self.source = SourceTracker(dataset)
         self._balance = AnswerBalance()
 
     def verdicts(self) -> Iterator[LineVerdict]:
@@ -122,20 +123,20 @@ class Audit:
         """
         for item in scan_lines(self.path):
             if isinstance(item, RowError):
-                self._source.unreadable += 1
+                self.source.unreadable += 1
                 # a file of another format has an error in each of its lines: memory stays bounded
                 if len(self.errors) < MOST_ERRORS:
                     self.errors.append(item)
                 finding = Finding("ML501", item.found, item.place, item.expected, item.next_step)
                 verdict = LineVerdict(None, item.place, "not judged", (finding,))
             else:
-                verdict = self._take_line(self._source.numbered(item))
+                verdict = self._take_line(self.source.numbered(item))
             self.states[verdict.state] += 1
             self.counts.update(finding.rule for finding in verdict.findings)
             yield verdict
-        findings = list(self._source.missing_findings(self.path))
+        findings = list(self.source.missing_findings(self.path))
         # The answers of rows that did not come are known only now.
-        for row in self._source.missing_rows():
+        for row in self.source.missing_rows():
             self._add_expected(row, row.place)
         if self.states["not judged"] < self.states.total():  # else no answer was read, and none can be called lost
             findings += self._balance.findings(self.path, self._oracle)
@@ -143,12 +144,12 @@ class Audit:
         yield LineVerdict(None, str(self.path), "wrong" if findings else "sound", tuple(findings))
 
     def _take_line(self, line: EncodedLine) -> LineVerdict:
-        new = self._source.is_new(line)
-        findings = self._source.take(line)
+        new = self.source.is_new(line)
+        findings = self.source.take(line)
         self.packed += line.packed
         if line.error:
             # A source knows its answers better than a row that the trainer wrote beside its error.
-            for row in () if self._source.paths else line.rows:
+            for row in () if self.source.paths else line.rows:
                 self._add_expected(row, line.place)
             return LineVerdict(line.index, line.place, "not judged", tuple(findings))
         try:
@@ -270,6 +271,8 @@ def _run_check(target: EncodedTarget, case: str, rules: Collection[str]) -> Resu
     judged = states["sound"] + states["wrong"]
     if not findings and not judged and case in OF_ROWS:
         return Result(not_checked=NOTHING_JUDGED)
+    if not findings and case == "rows-complete" and judged and not report.audit.source.is_known:
+        return Result(not_checked='no line names its row ("row": 0), and no dataset is given')
     if not findings and states.total() == report.audit.counts["ML501"]:
         return Result(not_checked="no line of the file can be read: see the check `file`")
     facts: dict[str, Any] = {

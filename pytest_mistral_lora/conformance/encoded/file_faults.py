@@ -156,11 +156,13 @@ class SourceTracker:
         paths: The source's files; if there are none, only the numbers of the rows show that one is missing.
         packed: Whether a packed sequence has come: then conversations count, and not their numbers.
         unreadable: Lines that could not be read: as many rows may be missing on their account.
+        is_known: Whether there is a source, or a line has named its row: else no missing row can be noticed.
     """
 
     paths: tuple[Path, ...] = ()
     packed: bool = False
     unreadable: int = 0
+    is_known: bool = False
     _seen: set[int] = field(default_factory=set)
     _refused: set[int] = field(default_factory=set)
     _last: int = -1
@@ -195,6 +197,7 @@ class SourceTracker:
     def take(self, line: EncodedLine) -> list[Finding]:
         """Note that a line has come, and return the findings about its place in the source."""
         findings = []
+        self.is_known = self.is_known or line.numbered or bool(self.paths)
         shown = line.rows[0].to_jsonl() if line.rows else ""
         if not self.is_new(line):
             findings.append(Finding("ML503", f"row {line.index} comes again", line.place, "each row once", row=shown))
