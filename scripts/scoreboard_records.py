@@ -34,6 +34,8 @@ DERIVED = ("derived-v11", "derived-v13", "derived-v15")
 """Tekken files of the versions that mistral-common knows and does not ship, derived from a shipped vocabulary."""
 TOKENIZERS = ("spm-v1", "spm-v3", "spm-v7", "tekken-240911", "spm-v3-hub", "tekken-240911-hub", *DERIVED)
 REAL_TOKENIZERS = ("spm-v3", "tekken-240911")
+TIME_LIMIT = 3600.0
+"""Seconds for a recording: a runner that refuses a file is given smaller ones, on cores that may be busy."""
 
 
 @dataclass(frozen=True)
@@ -183,6 +185,7 @@ def record(column: Column, tokenizer: str) -> None:
                 checkpoint(tokenizer, Path(folder) / tokenizer),
                 Path(folder) / "encoded.jsonl",
                 config=column.config,
+                time_limit=TIME_LIMIT,
             )
         except RunnerError as error:
             head["refused"] = error.found.splitlines()[0].removesuffix("; it printed last:").partition(": ")[2]
@@ -203,7 +206,8 @@ def record_real(column: Column, tokenizer: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         encoded = Path(folder) / "encoded.jsonl"
         try:
-            made = extract(column.runner, rows, shipped_tokenizer(tokenizer), encoded, config=column.config)
+            tokenizer_path = shipped_tokenizer(tokenizer)
+            made = extract(column.runner, rows, tokenizer_path, encoded, config=column.config, time_limit=TIME_LIMIT)
         except RunnerError:
             file.unlink(missing_ok=True)
             return

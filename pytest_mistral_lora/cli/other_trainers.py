@@ -170,9 +170,8 @@ def _add_runner_options(parser: argparse.ArgumentParser) -> None:
     setup.add_argument(
         "--python",
         type=Path,
-        default=Path(sys.executable),
         metavar="PATH",
-        help="Python that makes the environment (default: this one)",
+        help="Python that makes the environment (default: this one, or a newer one on the PATH if need be)",
     )
 
     listing = actions.add_parser("list", help="list the environments and their states", description=_LIST)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from filelock import FileLock
 
@@ -43,6 +43,7 @@ class Runner:
         config: The configuration that is used if none is given: the runner's own defaults.
         command: The command line whose code the script runs.
         lock: The versions of its environment, one a line.
+        least_python: The oldest Python that these versions are for.
     """
 
     name: str
@@ -53,19 +54,20 @@ class Runner:
     config: Path
     command: str
     lock: Path
+    least_python: tuple[int, int] = (3, 11)
 
 
-def _packaged(name: str, title: str, module: str, command: str) -> Runner:
+def _packaged(name: str, title: str, module: str, command: str, **options: Any) -> Runner:
     script = _FOLDER / "scripts" / f"{name.replace('-', '_')}_rows.py"
     config = _FOLDER / "configs" / f"{name}.yaml"
-    return Runner(name, title, module, name, script, config, command, _FOLDER / "locks" / f"{name}.txt")
+    return Runner(name, title, module, name, script, config, command, _FOLDER / "locks" / f"{name}.txt", **options)
 
 
 RUNNERS: Mapping[str, Runner] = {
     runner.name: runner
     for runner in (
         _packaged("trl", "TRL", "trl", "trl sft --config"),
-        _packaged("axolotl", "Axolotl", "axolotl", "axolotl preprocess"),
+        _packaged("axolotl", "Axolotl", "axolotl", "axolotl preprocess", least_python=(3, 12)),
         _packaged("llamafactory", "LLaMA-Factory", "llamafactory", "llamafactory-cli train"),
         _packaged("ms-swift", "ms-swift", "swift", "swift sft"),
     )
@@ -77,7 +79,7 @@ RUNNERS: Mapping[str, Runner] = {
 def runner_fixes(name: str) -> Mapping[str, str]:
     """Return the fix of each encoded rule in a runner's own configuration; none for a script of the user's own."""
     fixes: dict[str, dict[str, str]] = tomllib.loads((_FOLDER / "fixes.toml").read_text(encoding="utf-8"))
-    return fixes.get(name, {})
+    return {rule: fix for rules, fix in fixes.get(name, {}).items() for rule in rules.split()}
 
 
 def find_runner(name: str) -> Runner:
@@ -97,7 +99,7 @@ def find_runner(name: str) -> Runner:
     )
 
 
-State = Literal["ready", "not finished", "made from another lock file", "not there"]
+State = Literal["ready", "not finished", "made from another lock file", "broken: its Python is gone", "not there"]
 
 _FINISHED = "mistral-lora.json"
 
@@ -131,15 +133,18 @@ class Environment:
             recorded = read_json(self.folder / _FINISHED)["lock_sha256"]
         except (InputError, KeyError, TypeError):
             return "not finished"
-        return "ready" if recorded == sha256_file(self.runner.lock) else "made from another lock file"
+        if recorded != sha256_file(self.runner.lock):
+            return "made from another lock file"
+        return "ready" if _python_version(self.python) else "broken: its Python is gone"
 
-    def setup(self, base_python: Path) -> bool:
+    def setup(self, python: Path | None = None) -> bool:
         """Make it, or finish it if an earlier call was interrupted; a finished one is left as it is.
 
         pip's output is printed as it comes.
 
         Args:
-            base_python: The Python that it is made with.
+            python: The Python that it is made with; one that was made with another version is made again. None for
+                this one or, if that is too old for the runner, one on the `PATH`.
 
         Returns:
             Whether anything was done.
@@ -147,16 +152,20 @@ class Environment:
         Raises:
             RunnerError: If it cannot be made.
         """
+        base = self._base_python(python)
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(self.folder.with_suffix(".lock")):
-            if self.state == "ready" and _runs(self.python):
+            there = _python_version(self.python)
+            is_other = python is not None and there != _python_version(base)
+            if self.state == "ready" and not is_other:
                 return False
             # removed first and written last: an interrupted setup is never taken for a finished one
             (self.folder / _FINISHED).unlink(missing_ok=True)
-            # the Python that it was made with may be gone since, and nothing in the folder works then
-            if not _runs(self.python):
+            # nothing in the folder works without its Python, or without pip: Debian's makes a folder before it finds
+            # that python3-venv is not installed
+            if is_other or not _printed(self.python, "-m", "pip", "--version"):
                 shutil.rmtree(self.folder, ignore_errors=True)
-                self._call(base_python, "-m", "venv", self.folder)
+                self._call(base, "-m", "venv", self.folder)
             # torch first, with the libraries of its build, which the lock leaves out: they differ by machine
             lines = self.runner.lock.read_text(encoding="utf-8").splitlines()
             for line in (line for line in lines if line.startswith("torch==")):
@@ -166,6 +175,23 @@ class Environment:
             self._call(self.python, "-c", f"import {self.runner.module}")
             write_json(self.folder / _FINISHED, {"lock_sha256": sha256_file(self.runner.lock)})
         return True
+
+    def _base_python(self, given: Path | None) -> Path:
+        least = self.runner.least_python
+        named = [f"python{least[0]}.{minor}" for minor in range(least[1], least[1] + 4)]
+        others = [] if given else [Path(path) for path in map(shutil.which, named) if path]
+        first, *_ = found = [given or Path(sys.executable), *others]
+        for python in found:
+            if _python_version(python) >= least:
+                return python
+        version = ".".join(map(str, _python_version(first)))
+        raise RunnerError(
+            (f"Python {version}" if version else "no Python that runs")
+            + ("" if given else f", and on the PATH none of {', '.join(named)}"),
+            place=str(first),
+            expected=f"Python {'.'.join(map(str, least))} or newer, which {self.runner.title} asks for",
+            next_step=f"Name one: mistral-lora runner setup {self.runner.name} --python PATH.",
+        )
 
     def _call(self, *command: str | Path) -> None:
         words = [str(word) for word in command]
@@ -182,18 +208,23 @@ class Environment:
             )
 
 
-def interpreter(runner: Runner) -> Path:
-    """Return the Python that a runner is run with: this one if it has the runner, else its environment's.
+def interpreter(runner: Runner, given: Path | None = None) -> Path:
+    """Return the Python that a runner is run with: the given one, or this one if it has it, or its environment's.
 
     Raises:
-        RunnerError: If it is in neither.
+        RunnerError: If it is in none of them.
     """
     # not by an import: a folder of the same name in the current one can be imported, too
+    asked = f"import importlib.metadata as found; print(found.version({runner.distribution!r}))"
+    if given is not None:
+        if runner.distribution and os.access(given, os.X_OK) and not _printed(given, "-c", asked):
+            raise RunnerError(f"{runner.title} is not installed in this Python", place=str(given))
+        return given
     with suppress(PackageNotFoundError):
         if not runner.distribution or version(runner.distribution):
             return Path(sys.executable)
     environment = Environment(runner)
-    if environment.state != "ready" or not _runs(environment.python):
+    if environment.state != "ready":
         raise RunnerError(
             f"{runner.title} is not installed here, and its environment is {environment.state}",
             place=str(environment.folder),
@@ -202,8 +233,16 @@ def interpreter(runner: Runner) -> Path:
     return environment.python
 
 
-def _runs(python: Path) -> bool:
+def _python_version(python: Path) -> tuple[int, ...]:
+    """Return the version of a Python, such as (3, 11); empty if it does not run."""
+    printed = _printed(python, "-c", "import sys; print(*sys.version_info[:2])")
+    return tuple(map(int, printed.split()))
+
+
+def _printed(*command: str | Path) -> str:
+    """Return what a command prints on standard output; empty if it fails."""
     try:
-        return subprocess.run([python, "-c", ""], capture_output=True, check=False).returncode == 0
+        ended = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
     except OSError:
-        return False
+        return ""
+    return "" if ended.returncode else ended.stdout

@@ -160,10 +160,11 @@ def extract(
         TokenizerError: If the tokenizer cannot be loaded.
     """
     chosen = config or runner.config
-    if not chosen.exists():
-        raise RunnerError("no such file", place=str(chosen), expected=f"a configuration of {runner.title}")
+    if chosen.is_dir() or not chosen.exists():
+        found = "a folder" if chosen.is_dir() else "no such file"
+        raise RunnerError(found, place=str(chosen), expected=f"a configuration of {runner.title}")
     # before the folder is staged, which takes seconds
-    found_python = python or interpreter(runner)
+    found_python = interpreter(runner, python)
     with tempfile.TemporaryDirectory(prefix=f"mistral-{runner.name}-") as temporary:
         work = Path(temporary)
         for name in (_CHECKPOINT, _HOME, _TEMPORARY):
@@ -172,6 +173,9 @@ def extract(
         # in ASCII: a script that splits the text into lines must not split at a line separator within a row
         write_text(work / _ROWS, "".join(f"{json.dumps(row.to_json())}\n" for row in rows))
         ended = _run(runner, work, chosen, found_python, time_limit, own_data)
+        if not (work / _ENCODED).is_file():
+            found = f"{runner.title} ends without an error, and wrote no file{shown(ended.tail)}"
+            raise RunnerError(found, expected="encoded rows, one JSON object a line, in the file that --output names")
         made = read_output(work / _ENCODED, len(rows))
     write_text(output, "".join(f"{line}\n" for line in made.lines(rows)))
     refused = sum("input_ids" not in made.records.get(number, {}) for number in range(len(rows)))
@@ -190,10 +194,10 @@ def _run(runner: Runner, work: Path, config: Path, python: Path, time_limit: flo
     # PYTHONPATH and the like are for this Python: another one would import this one's packages
     dropped = () if python == Path(sys.executable) else ("PYTHONPATH", "PYTHONHOME")
     environment = {name: value for name, value in os.environ.items() if name not in dropped} | _QUIET | own
-    ended = run_limited(command, seconds=time_limit, folder=Path.cwd(), environment=environment)
+    hint = "; give it fewer rows or more time (--time-limit), or look at what it waits for"
+    ended = run_limited(command, seconds=time_limit, folder=Path.cwd(), environment=environment, hint=hint)
     if ended.code:
-        found = f"{runner.title} ends with exit code {ended.code}: {ended.last_line}{shown(ended.tail)}"
-        raise RunnerError(found, place="" if config == NOTHING else str(config))
+        raise RunnerError(f"{runner.title} {ended.reason}", place="" if config == NOTHING else str(config))
     return ended
 
 

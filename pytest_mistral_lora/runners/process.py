@@ -37,13 +37,18 @@ class Ended:
     tail: str
 
     @property
-    def last_line(self) -> str:
-        """The last line that it printed."""
-        return self.tail.rpartition("\n")[2]
+    def reason(self) -> str:
+        """How it failed, with the last lines that it printed."""
+        if self.code == -signal.SIGKILL:
+            return f"is killed (SIGKILL), as by a system that is out of memory{shown(self.tail)}"
+        if self.code < 0:
+            return f"is ended by {signal.Signals(-self.code).name}{shown(self.tail)}"
+        last_line = self.tail.rpartition("\n")[2] or "it printed nothing"
+        return f"ends with exit code {self.code}: {last_line}{shown(self.tail)}"
 
 
 def run_limited(
-    command: Sequence[str | Path], *, seconds: float, folder: Path, environment: Mapping[str, str]
+    command: Sequence[str | Path], *, seconds: float, folder: Path, environment: Mapping[str, str], hint: str = ""
 ) -> Ended:
     """Run a command in a process group of its own, and end the whole group when it is over or out of time.
 
@@ -52,6 +57,7 @@ def run_limited(
         seconds: How long it may take.
         folder: Its working directory.
         environment: Its environment variables.
+        hint: How to go on if it is not done in time.
 
     Raises:
         RunnerError: If it cannot be started, or is not done in time.
@@ -75,9 +81,8 @@ def run_limited(
         except subprocess.TimeoutExpired as error:
             _end(process)
             raise RunnerError(
-                f"not done after {seconds:g} seconds{shown(_tail(printed.fileno()))}",
+                f"not done after {seconds:g} seconds{hint}{shown(_tail(printed.fileno()))}",
                 place=str(command[1]),
-                next_step="Give it fewer rows or more time (--time-limit), or look at what it waits for.",
             ) from error
         except BaseException:
             # Ctrl-C reaches this process alone: the command is in a group of its own
@@ -134,10 +139,8 @@ def read_output(path: Path, rows: int) -> RunnerOutput:
     """Read the output of a script for a number of rows.
 
     Raises:
-        RunnerError: If it wrote no file, or something that is not its contract.
+        RunnerError: If it is not what a script has to write.
     """
-    if not path.is_file():
-        raise RunnerError("no file was written", place=str(path), expected="encoded rows, one JSON object a line")
     environment: dict[str, str] = {}
     notes: list[str] = []
     records: dict[int, Mapping[str, Any]] = {}

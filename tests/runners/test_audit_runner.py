@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -62,10 +63,10 @@ def test_a_finding_names_the_row_that_the_runner_was_given(audit: Audit, tmp_pat
 @pytest.mark.parametrize(
     ("body", "words"),
     [
-        (hostile.HANGS.replace("given.config", "given.output"), "not done after 2 seconds; it printed last:"),
+        (hostile.HANGS.replace("given.config", "given.output"), "look at what it waits for; it printed last:"),
         (hostile.CRASHES, "ends with exit code 7: ValueError: no such template"),
         (hostile.GARBAGE["no JSON"], "not valid JSON"),
-        (hostile.GARBAGE["no file"], "no file was written"),
+        (hostile.GARBAGE["no file"], "wrote no file"),
     ],
     ids=["hangs", "crashes", "garbage", "silent"],
 )
@@ -77,9 +78,10 @@ def test_a_runner_without_rows_is_bad_input(body: str, words: str, audit: Audit)
 
 
 def test_a_configuration_that_is_not_there_is_bad_input(audit: Audit, tmp_path: Path) -> None:
-    code, _, err = audit(hostile.SOUND, "--config", str(tmp_path / "nope.yaml"))
-    assert code == 2
-    assert "nope.yaml: no such file" in err
+    for path, words in ((tmp_path / "nope.yaml", "nope.yaml: no such file"), (tmp_path, "a folder; expected a conf")):
+        code, _, err = audit(hostile.SOUND, "--config", str(path))
+        assert code == 2
+        assert words in err
 
 
 def test_without_a_dataset_the_packaged_rows_are_encoded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -99,6 +101,11 @@ def test_without_a_dataset_the_packaged_rows_are_encoded(tmp_path: Path, capsys:
 def test_one_thing_is_judged(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["audit", *words, "--tokenizer", str(shipped_tokenizer("spm-v3"))]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_python_without_the_runner_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["audit", "--runner", "axolotl", "--tokenizer", "spm-v3", "--python", sys.executable]) == 2
+    assert f"{sys.executable}: Axolotl is not installed in this Python" in capsys.readouterr().err
 
 
 def test_a_runner_that_is_not_set_up_is_named_with_the_command(

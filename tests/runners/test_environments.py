@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import sys
 import zipfile
 from pathlib import Path
@@ -34,7 +35,7 @@ def _locked(folder: Path, version: str) -> Runner:
     lock = folder / f"lock-{version}.txt"
     lock.write_text(f"# made by hand\ntiny-runner @ {wheel.as_uri()}\n")
     tiny = {"name": "tiny", "title": "Tiny", "module": "tiny_runner", "distribution": "tiny-runner"}
-    return dataclasses.replace(RUNNERS["axolotl"], **tiny, lock=lock)
+    return dataclasses.replace(RUNNERS["trl"], **tiny, lock=lock)
 
 
 @pytest.fixture(scope="module")
@@ -97,11 +98,18 @@ def test_another_lock_file_asks_for_the_versions_in_it(environment: Environment,
 
 
 @pytest.mark.slow
-def test_one_whose_python_is_gone_is_made_again(environment: Environment) -> None:
+def test_one_whose_python_or_pip_is_gone_is_made_again(environment: Environment) -> None:
     environment.python.unlink()
-    with pytest.raises(RunnerError, match="is not installed here"):
+    assert environment.state == "broken: its Python is gone"
+    with pytest.raises(RunnerError, match="its environment is broken: its Python is gone"):
         interpreter(environment.runner)
     assert environment.setup(HERE)
+    assert interpreter(environment.runner) == environment.python
+    # as Debian's `python -m venv` leaves a folder without python3-venv: a Python, and no pip
+    [pip] = environment.folder.glob("lib/python*/site-packages/pip")
+    shutil.rmtree(pip)
+    (environment.folder / "mistral-lora.json").unlink()
+    assert environment.setup()
     assert interpreter(environment.runner) == environment.python
 
 
@@ -119,8 +127,35 @@ def test_a_package_that_cannot_be_installed_leaves_nothing_that_looks_finished(
 
 def test_a_python_that_is_not_there_is_named(runner: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MISTRAL_LORA_CACHE", str(tmp_path))
-    with pytest.raises(RunnerError, match="nope: cannot be started"):
+    with pytest.raises(RunnerError, match=r"nope: no Python that runs; expected Python 3.11 or newer"):
         Environment(runner).setup(tmp_path / "nope")
+
+
+def _python_of(version: str, path: Path) -> Path:
+    """A Python of another version, as far as `setup` looks at it."""
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(f"#!/bin/sh\necho {version}\n")
+    path.chmod(0o755)
+    return path
+
+
+def test_a_python_that_is_too_old_is_replaced_by_a_newer_one_on_the_path(
+    runner: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MISTRAL_LORA_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    newer = Environment(dataclasses.replace(runner, least_python=(3, 90)))
+    own = ".".join(map(str, sys.version_info[:2]))
+    with pytest.raises(RunnerError, match=rf"Python {own}, and on the PATH none of python3.90, .*python3.93") as caught:
+        newer.setup()
+    assert "mistral-lora runner setup tiny --python PATH" in str(caught.value)
+    with pytest.raises(RunnerError, match=r"python: Python 3.12; expected Python 3.90 or newer, which Tiny asks for"):
+        newer.setup(_python_of("3 12", tmp_path / "python"))
+    _python_of("3 11", tmp_path / "bin" / "python3.90")  # a name that lies is not believed
+    _python_of("3 91", tmp_path / "bin" / "python3.91")
+    # it is taken; as it makes no environment, there is nothing to go on with
+    with pytest.raises(RunnerError, match=r"runners/tiny/bin/python: cannot be started"):
+        newer.setup()
 
 
 def test_the_list_says_what_is_there(

@@ -113,7 +113,7 @@ def test_what_a_runner_that_fails_said_last_is_shown(run: Extract) -> None:
 
 
 def test_a_runner_that_is_killed_is_an_error(run: Extract) -> None:
-    with pytest.raises(RunnerError, match="ends with exit code -9"):
+    with pytest.raises(RunnerError, match="is killed \\(SIGKILL\\), as by a system that is out of memory"):
         run(hostile.IS_KILLED)
 
 
