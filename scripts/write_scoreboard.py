@@ -96,10 +96,9 @@ The configurations are each trainer's defaults for chat rows, and the variants t
 templates, packing, several datasets, GPUs, and training itself. Ids and labels do not depend on the last two. None of
 the configurations asks for answers of weight 0 to be masked, so `ML549` is not a fault of a trainer's code, but one of
 its defaults. [../deviations.md](../deviations.md) lists the differences between the generated chat template and
-mistral-common: a trainer that renders with it inherits them. Axolotl 0.19.0 is the newest that Python 3.11 gets; 0.21
-asks for 3.12, and was not run. ms-swift's templates for Small 3 and later have the date of the recording in their ids.
-*Not run*: the derived files were given to some configurations only, for a run takes minutes; LLaMA-Factory's did not
-end within the 15 minutes that a runner has, on two busy cores. A file of version 15 was given to TRL and ms-swift."""
+mistral-common: a trainer that renders with it inherits them. ms-swift's templates for Small 3 and later have the date
+of the recording in their ids. *Not run*: a run takes minutes, and not every configuration was given every derived file
+or folder as on the Hub. Axolotl 0.21 asks for Python 3.12; columns of 0.19 were recorded before."""
 
 
 def _configurations() -> Iterator[str]:
@@ -109,9 +108,19 @@ def _configurations() -> Iterator[str]:
     yield "|---|---|---|---|"
     for column in COLUMNS:
         link = f"[{column.name}](../../{column.config.relative_to(ROOT).as_posix()})"
-        said = next((one.environment for one in column.recorded.values() if one.environment), {})
-        yield f"| {link} | {column.about} | {_versions(said)} | `{column.command('TOKENIZER')}` |"
+        yield f"| {link} | {column.about} | {_every_version(column)} | `{column.command('TOKENIZER')}` |"
     yield f"| {OURS} | this package's own trainer, `backend: mistral-common` | | `mistral-lora train recipe.yaml` |"
+
+
+def _every_version(column: Column) -> str:
+    """Return the versions that a configuration was run with; the tokenizers of each, if there are several."""
+    runs: dict[str, list[str]] = {}
+    for tokenizer, one in column.recorded.items():
+        if one.environment:
+            runs.setdefault(_versions(one.environment), []).append(tokenizer)
+    if len(runs) < 2:
+        return "".join(runs)
+    return "<br>".join(f"{', '.join(tokenizers)}: {versions}" for versions, tokenizers in runs.items())
 
 
 def _versions(environment: dict[str, str]) -> str:
