@@ -121,11 +121,16 @@ def read_lines(file: Path) -> list[dict[str, Any]]:
 
 
 @cache
-def tokenizer_file(name: str) -> Path:
-    """Return Mistral's tokenizer file of a checkpoint of the scoreboard; a derived one is written once."""
+def tokenizer_file(name: str, words: int = 0) -> Path:
+    """Return Mistral's tokenizer file of a checkpoint of the scoreboard; a derived one is written once.
+
+    Args:
+        name: Its name.
+        words: Ids of text of a derived one, if it is to have only the first of them: it then loads at once.
+    """
     if name not in DERIVED:
         return shipped_tokenizer(name.removesuffix(HUB))
-    file: Path = _derived_tekken().derived_tokenizer(name, words=0)
+    file: Path = _derived_tekken().derived_tokenizer(name, words=words)
     return file
 
 

@@ -1,4 +1,7 @@
-"""Recorded prompts of real servers: a file for each server, setting and tokenizer, in docs/serving/recorded/."""
+"""Recorded prompts of real servers: a file for each server, setting and tokenizer, in docs/serving/recorded/.
+
+Each has the packaged rows, and the smallest row of each named deviation that the tokenizer has.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pytest_mistral_lora.chat.oracle import shipped_tokenizer
+from scoreboard_records import loaded, tokenizer_file
+
+from pytest_mistral_lora.chat.rows import as_row
+from pytest_mistral_lora.chat.templates.deviations import DEVIATIONS
 from pytest_mistral_lora.conformance.encoded.row_faults import id_faults
 from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.conformance.server import ServerChecks
@@ -22,6 +28,11 @@ from pytest_mistral_lora.serving.server import ServedPrompt, ServerFacts
 
 ROOT = Path(__file__).parent.parent
 RECORDED = ROOT / "docs" / "serving" / "recorded"
+EXAMPLES = frozenset(one.id for one in DEVIATIONS)
+"""The names of the rows of the deviations."""
+
+WORDS = 8_000
+"""Ids of text of a derived tokenizer."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +44,7 @@ class RecordedServer:
         version: The version that the server reported, or its package.
         setting: The files and options that decide the prompts.
         tokenizer: Name of the shipped tokenizer that they are held to.
-        prompts: The prompt of each row, by the row's name.
+        prompts: The prompt of each row, by the row's name; of a deviation's row, by the deviation's.
     """
 
     kind: str
@@ -45,15 +56,13 @@ class RecordedServer:
     @property
     def target(self) -> ServerTarget:
         """The target that a running server is judged as, without its answers."""
-        judge = Target(self.tokenizer, shipped_tokenizer(self.tokenizer))
-        return ServerTarget(self.kind, judge=judge, kind=self.kind, url="http://127.0.0.1:1")
+        return server_target(self.kind, "http://127.0.0.1:1", self.tokenizer)
 
     def judged(self) -> Judged:
         """Return the recorded prompts, held to mistral-common."""
         target = self.target
-        rows = tuple(
-            replace(one, served=self.prompts[one.name]) for one in target.asked_rows() if one.name in self.prompts
-        )
+        asked = [*target.asked_rows(), *asked_examples(target)]
+        rows = tuple(replace(one, served=self.prompts[one.name]) for one in asked if one.name in self.prompts)
         # as the target keeps the answers of a running server
         vars(target)["answers"] = ServerAnswers(ServerFacts(self.version, ("tiny",)), "tiny", rows)
         results = {case: judge() for case, judge in ServerChecks(target).cases().items()}
@@ -79,8 +88,13 @@ class Judged:
 
     @cached_property
     def cells(self) -> dict[str, str]:
-        """The verdict on each row: right, the named deviations, or the rules that are broken."""
-        return {one.name: self._cell(one) for one in self.rows}
+        """The verdict on each packaged row: right, the named deviations, or the rules that are broken."""
+        return {one.name: self._cell(one) for one in self.rows if one.name not in EXAMPLES}
+
+    @cached_property
+    def example_cells(self) -> dict[str, str]:
+        """The verdict on the row of each deviation, by its name."""
+        return {one.name: self._cell(one) for one in self.rows if one.name in EXAMPLES}
 
     def _cell(self, one: AskedRow) -> str:
         served = one.served
@@ -97,6 +111,40 @@ class Judged:
         oracle = self.recorded.target.oracle
         faults = {fault.rule for fault in id_faults(one.prompt, one.expected or (), served.ids, oracle)}
         return ", ".join(sorted("ML906" if rule == "ML523" else rule for rule in faults)) or "ML902"
+
+
+def server_target(kind: str, url: str, tokenizer: str) -> ServerTarget:
+    """Return a server as a target that is held to a shipped or a derived tokenizer."""
+    file = tokenizer_file(tokenizer, WORDS)
+    judge = Target(tokenizer, file)
+    # converted once for all recordings
+    vars(judge)["tokenizer"] = loaded(file)
+    return ServerTarget(kind, judge=judge, kind=kind, url=url)
+
+
+def asked_examples(target: ServerTarget) -> list[AskedRow]:
+    """Return the smallest row of each named deviation of a tokenizer, but for those that mistral-common refuses.
+
+    It has a turn more than in the table, so that the deviation is in a prompt.
+    """
+    oracle = target.oracle
+    rows = {
+        one.id: as_row({**one.example, "messages": [*one.example["messages"], *_more(one.example["messages"][-1])]})
+        for one in DEVIATIONS
+        if oracle.version in one.versions and oracle.kind in one.kinds
+    }
+    asked = replace(target, given=tuple(rows.values())).asked_rows()
+    named = (replace(one, name=name) for name, one in zip(rows, asked, strict=True))
+    return [one for one in named if one.expected is not None]
+
+
+def _more(last: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the messages that may follow an answer: the results of its calls, or a question, and another answer."""
+    results = [
+        {"role": "tool", "tool_call_id": call.get("id", ""), "name": call["function"]["name"], "content": "ok"}
+        for call in last.get("tool_calls", ())
+    ]
+    return [*(results or [{"role": "user", "content": "c"}]), {"role": "assistant", "content": "d"}]
 
 
 def read_recorded() -> list[RecordedServer]:
@@ -116,12 +164,13 @@ def _prompt(data: Mapping[str, Any]) -> ServedPrompt:
 
 
 def record(target: ServerTarget, version: str, setting: str, name: str) -> Path:
-    """Ask a running server for the prompts of the packaged rows, and write them down.
+    """Ask a running server for the prompts of the packaged rows and of the deviations, and write them down.
 
     Raises:
         InputError: If the server is not there, or fails on a row.
     """
-    answers = target.answers
+    asked = [*target.asked_rows(), *asked_examples(target)]
+    answers = replace(target, given=tuple(one.row for one in asked)).answers
     data = {
         "kind": target.kind,
         "version": version or answers.facts.version,
@@ -129,7 +178,8 @@ def record(target: ServerTarget, version: str, setting: str, name: str) -> Path:
         "tokenizer": target.judge.name,
     }
     rows = ",\n".join(
-        f"  {json.dumps(one.name)}: {json.dumps(_written(one), ensure_ascii=False)}" for one in answers.rows
+        f"  {json.dumps(one.name)}: {json.dumps(_written(answer), ensure_ascii=False)}"
+        for one, answer in zip(asked, answers.rows, strict=True)
     )
     head = json.dumps(data, ensure_ascii=False, indent=1)[:-2]
     file = RECORDED / f"{name}-{target.judge.name}.json"

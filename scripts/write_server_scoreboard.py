@@ -13,11 +13,8 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
-from server_records import RECORDED, ROOT, Judged, RecordedServer, read_recorded, record
+from server_records import RECORDED, ROOT, Judged, RecordedServer, read_recorded, record, server_target
 
-from pytest_mistral_lora.chat.oracle import shipped_tokenizer
-from pytest_mistral_lora.conformance.server_target import ServerTarget
-from pytest_mistral_lora.conformance.targets import Target
 from pytest_mistral_lora.records.files import write_text
 from pytest_mistral_lora.serving.servers import SERVERS
 
@@ -35,7 +32,8 @@ $ mistral-lora serve-check vllm=http://127.0.0.1:8000 --tokenizer spm-v3
 
 Made by `python scripts/write_server_scoreboard.py` from the answers of the servers themselves (`recorded/`), recorded
 by `python scripts/write_server_scoreboard.py --record NAME KIND=URL TOKENIZER SETTING`. The weights are tiny and
-random, the tokenizers are Mistral's own, and the rows are the packaged ones (`goldens/cases.json`).
+random, the tokenizers are Mistral's own, and the rows are the packaged ones (`goldens/cases.json`); the last table has
+the smallest row of each named deviation.
 
 *Right* prompts have the ids of mistral-common. A prompt that differs as [a named deviation](../deviations.md) predicts
 is counted under its name; `control-literal` is ML906, an error, because anybody can forge a turn by it. All else is a
@@ -55,6 +53,7 @@ def page() -> str:
             "",
             *_rows([one for one in judged if one.recorded.tokenizer == tokenizer]),
         ]
+    lines += ["", *_deviations([one for one in judged if one.example_cells])]
     return "\n".join(lines) + "\n"
 
 
@@ -88,10 +87,32 @@ def _counted(counts: Mapping[str, int]) -> str:
 
 
 def _rows(judged: Sequence[Judged]) -> Iterator[str]:
-    yield "| row | " + " | ".join(f"{_title(one.recorded)}<br>{_cell(one.recorded.setting)}" for one in judged) + " |"
+    yield f"| row | {' | '.join(map(_setting, judged))} |"
     yield "|---|" + "---|" * len(judged)
     for name in judged[0].cells:
         yield f"| {name} | " + " | ".join(one.cells.get(name, "") for one in judged) + " |"
+
+
+def _deviations(judged: Sequence[Judged]) -> Iterator[str]:
+    yield "## The named deviations, each by its smallest row"
+    yield ""
+    yield "The row of [a deviation](../deviations.md) has a turn more here, so that it is in the prompt. ML907 is a"
+    yield "row that the server refuses."
+    yield ""
+    settings = list(dict.fromkeys(_setting(one) for one in judged))
+    yield f"| deviation | tokenizer | {' | '.join(settings)} |"
+    yield "|---|---|" + "---|" * len(settings)
+    cells = {
+        (name, one.recorded.tokenizer, _setting(one)): "yes" if cell == f"as {name}" else cell
+        for one in judged
+        for name, cell in one.example_cells.items()
+    }
+    for name, tokenizer in sorted({place[:2] for place in cells}):
+        yield f"| {name} | {tokenizer} | {' | '.join(cells.get((name, tokenizer, one), '') for one in settings)} |"
+
+
+def _setting(one: Judged) -> str:
+    return f"{_title(one.recorded)}<br>{_cell(one.recorded.setting)}"
 
 
 def main() -> int:
@@ -103,8 +124,7 @@ def main() -> int:
     if args.record:
         name, server, tokenizer, setting, *version = args.record
         kind, _, url = server.partition("=")
-        judge = Target(tokenizer, shipped_tokenizer(tokenizer))
-        target = ServerTarget(name, judge=judge, kind=kind, url=url)
+        target = server_target(kind, url, tokenizer)
         sys.stdout.write(f"{record(target, ''.join(version), setting, name).relative_to(ROOT)}\n")
         return 0
     text = page()

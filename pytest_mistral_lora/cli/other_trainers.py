@@ -106,6 +106,7 @@ EXPORT = Verb(
     examples=(
         "mistral-lora export recipe.yaml --to trl --output trl-run",
         "mistral-lora export lora-out --to vllm --output served",
+        "mistral-lora export merged --to llamacpp --output served",
     ),
 )
 

@@ -28,7 +28,6 @@ class Vllm(Server):
     """vLLM: a chat request returns the ids that were fed."""
 
     name, title, strength = "vllm", "vLLM", "ids"
-    remark = "run with version 0.32.0, on a CPU"
     version_at = ("/version", "version")
     # a server that was started without a parser refuses requests that may call
     reads_calls = False
@@ -77,7 +76,7 @@ class Sglang(Server):
     """SGLang from version 0.5.13 on; an older one hides the ids, and shows their number."""
 
     name, title, strength = "sglang", "SGLang", "ids"
-    remark = "written from its source, never run here"
+    was_run = False
     version_at = ("/server_info", "version")
     greedy = _GREEDY
 
@@ -93,7 +92,7 @@ class Tgi(Server):
     """Text Generation Inference: `/chat_tokenize` renders and tokenizes."""
 
     name, title, strength = "tgi", "Text Generation Inference", "preview"
-    remark = "written from its source, never run here"
+    was_run = False
     version_at = ("/info", "version")
     # a presence_penalty of 0 becomes a repetition penalty of 2 (router/src/lib.rs), and top_p has to be below 1
     greedy: ClassVar[Mapping[str, Any]] = {"temperature": 0}

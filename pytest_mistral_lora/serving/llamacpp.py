@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -25,7 +24,15 @@ from pytest_mistral_lora.serving.answers import (
     refusal,
 )
 from pytest_mistral_lora.serving.client import ServerClient
-from pytest_mistral_lora.serving.server import ServedPrompt, Server, ServerFacts, chat_request, served_prompt
+from pytest_mistral_lora.serving.server import (
+    ServedPrompt,
+    Server,
+    ServerFacts,
+    chat_request,
+    parsed,
+    served_prompt,
+    with_arguments,
+)
 
 _PRECISIONS = {"F32": "fp32", "BF16": "bf16", "F16": "fp16", "Q8_0": "q8_0", "Q6": "q5", "Q5": "q5", "Q4": "q4"}
 """The key of `TOLERANCES` for a file type of llama.cpp, such as `all F32` or `Q4_K - Medium`."""
@@ -37,7 +44,6 @@ class LlamaCpp(Server):
     """llama.cpp: two endpoints render and tokenize as the chat does; the chat itself shows the number of tokens."""
 
     name, title, strength = "llamacpp", "llama.cpp", "preview"
-    remark = "run with build 11549"
     version_at = ("/props", "build_info")
     greedy: ClassVar[Mapping[str, Any]] = {
         **Server.greedy,
@@ -128,7 +134,7 @@ class Ollama(Server):
     """Ollama: from version 0.11.5 on it shows the rendered prompt, and the chat the number of its tokens."""
 
     name, title, strength = "ollama", "Ollama", "preview"
-    remark = "written from its source, never run here"
+    was_run = False
     version_at = ("/api/version", "version")
 
     # options of its own endpoint: the one with OpenAI's API has no place for most of them
@@ -193,14 +199,8 @@ def _request(row: Row, model: str, options: Mapping[str, Any]) -> dict[str, Any]
     """Return a request in the form of Ollama's own API: arguments as an object, a message for each part of a text."""
     request, messages = chat_request(row), []
     for message in request.pop("messages"):
-        calls = []
-        for call in message.get("tool_calls") or ():
-            arguments = call["function"].get("arguments")
-            with suppress(TypeError, ValueError):
-                arguments = json.loads(str(arguments))
-            calls.append({**call, "function": {**call["function"], "arguments": arguments}})
         content = message.get("content") or ""
         # its endpoint with OpenAI's API makes the same of parts (openai/openai.go)
         for text in [read_field(part, "text") for part in content] if isinstance(content, list) else [content]:
-            messages.append({**message, "content": str(text or ""), **({"tool_calls": calls} if calls else {})})
+            messages.append({**with_arguments(message, parsed), "content": str(text or "")})
     return {"model": model, "messages": messages, **request, "stream": False, "options": dict(options)}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -59,18 +60,33 @@ class ServerFacts:
     scales: tuple[tuple[str, float], ...] = ()
 
 
+def with_arguments(message: Mapping[str, Any], change: Callable[[Any], Any]) -> dict[str, Any]:
+    """Return a message with the arguments of each of its tool calls changed."""
+    calls = []
+    for call in message.get("tool_calls") or ():
+        function = call["function"]
+        calls.append({**call, "function": {**function, "arguments": change(function.get("arguments"))}})
+    return {**message, **({"tool_calls": calls} if calls else {})}
+
+
+def parsed(arguments: Any) -> Any:
+    """Return arguments as the JSON value that their text is; those that are none as they are."""
+    with suppress(TypeError, ValueError, RecursionError):
+        return json.loads(arguments)
+    return arguments
+
+
 def chat_request(row: Row) -> dict[str, Any]:
     """Return the messages of a row before its last answer, and its tools, in the form of OpenAI's chat requests."""
-    messages = []
-    for message in row.messages[: row.assistant_groups()[-1][0]]:
-        messages.append({key: value for key, value in message.items() if key != "weight"})
-        calls = []
-        for call in message.get("tool_calls") or ():
-            given = call["function"].get("arguments")
-            # vLLM refuses a request whose arguments are an object
-            text = given if given is None or isinstance(given, str) else json.dumps(given, ensure_ascii=False)
-            calls.append({**call, "function": {**call["function"], "arguments": text}})
-        messages[-1] |= {"tool_calls": calls} if calls else {}
+
+    def as_text(given: Any) -> Any:
+        # vLLM refuses a request whose arguments are an object
+        return given if given is None or isinstance(given, str) else json.dumps(given, ensure_ascii=False)
+
+    messages = [
+        with_arguments({key: value for key, value in message.items() if key != "weight"}, as_text)
+        for message in row.messages[: row.assistant_groups()[-1][0]]
+    ]
     tools = {"tools": [{"type": "function", "function": tool["function"]} for tool in row.tools]} if row.tools else {}
     return {"messages": messages, **tools}
 
@@ -99,7 +115,7 @@ class Server:
         name: Its name on the command line.
         title: Its name in texts.
         strength: What its answers prove.
-        remark: How it was tried.
+        was_run: Whether the kind was tried with a real server, and not written from its source alone.
         version_at: The endpoint that has its version, and the field; no other kind has this field there. Empty if there
             is none.
         gives_answers: Whether it can be asked for answers, and not for prompts alone.
@@ -110,7 +126,7 @@ class Server:
     name: ClassVar[str] = "openai"
     title: ClassVar[str] = "a server with OpenAI's API"
     strength: ClassVar[Strength] = "count"
-    remark: ClassVar[str] = ""
+    was_run: ClassVar[bool] = True
     version_at: ClassVar[tuple[str, str]] = ("", "")
     gives_answers: ClassVar[bool] = True
     reads_calls: ClassVar[bool] = True

@@ -37,7 +37,6 @@ class ScriptedServer(Server):
     file: Path
     name: ClassVar[str] = "script"
     strength: ClassVar[Strength] = "ids"
-    remark: ClassVar[str] = "a script of your own"
     gives_answers: ClassVar[bool] = False
 
     @property

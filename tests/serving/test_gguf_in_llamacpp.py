@@ -11,19 +11,16 @@ from converted import converted_tokenizer
 from derived_tekken import write_cut
 from gguf_files import write_gguf
 from llamacpp_process import BUILD, Post, converted_model, needs_llamacpp, served
+from named_deviations import SEEN, seen_deviations
 
 from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
-from pytest_mistral_lora.chat.rows import as_row
 from pytest_mistral_lora.chat.templates.deviations import DEVIATIONS
 from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
 from pytest_mistral_lora.conformance.checks import Settings, collect
 from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.conformance.named_targets import named_targets
-from pytest_mistral_lora.conformance.server.deviations import PromptDeviations
 from pytest_mistral_lora.conformance.server_target import ServerTarget
 from pytest_mistral_lora.conformance.targets import Target
-from pytest_mistral_lora.records.goldens import packaged_cases
-from pytest_mistral_lora.serving.server import ServedPrompt
 
 pytestmark = needs_llamacpp
 
@@ -98,15 +95,6 @@ def test_a_file_without_a_finding_is_served_with_the_ids_of_mistral_common(conve
         assert served_rules(oracle, address, tmp_path) == {"ML906"}
 
 
-SEEN = {
-    "spm-v3": "assistant-trailing-spaces control-literal empty-message-joined empty-text-space system-between-users "
-    "tool-arguments-as-written tool-result-as-string unequal-weights-merged",
-    "spm-v7": "assistant-trailing-spaces control-literal empty-message-joined empty-text-space no-space-after-system "
-    "unequal-weights-merged",
-    "derived-v11": "assistant-trailing-spaces control-literal empty-message-joined tool-results-out-of-order "
-    "unequal-weights-merged",
-}
-"""The named deviations of llama.cpp's prompts, by tokenizer."""
 SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in SEEN if name != "spm-v3"]
 
 
@@ -121,25 +109,8 @@ def test_llamacpp_shows_the_named_deviations_that_the_table_has_of_it(name: str,
     tokenizer = converted_tokenizer(name)
     oracle = tokenizer.oracle
     base = write_tiny_base(tmp_path / "tiny", oracle.path)
-    rows = []
-    for one in (one for one in DEVIATIONS if oracle.version in one.versions and oracle.kind in one.kinds):
-        messages = one.example["messages"]
-        more = [{"role": "user", "content": "c"}, {"role": "assistant", "content": "d"}]
-        # at the end of a row, and within its prompt
-        rows += [as_row({**one.example, "messages": each}) for each in (messages, [*messages, *more])]
-    rows += [one.row for one in packaged_cases() if one.name in ("tool-arguments-string", "tool-strict")]
     with served(write_gguf(tmp_path / "model.gguf", *converted_model(base, oracle))) as (_, address):
-        judge = Target("own", oracle.path)
-        vars(judge)["tokenizer"] = tokenizer
-        target = ServerTarget("served", judge=judge, kind="llamacpp", url=address, given=tuple(rows), version=BUILD)
-        answers = target.answers.rows
-    named, seen = PromptDeviations(target), set[str]()
-    for asked in answers:
-        prompt = asked.served
-        assert isinstance(prompt, ServedPrompt)
-        if prompt.ids is not None and asked.expected is not None and prompt.ids != asked.expected:
-            seen.update(named.explain(asked, prompt.ids) or ())
-    assert seen == set(SEEN[name].split())
+        assert seen_deviations("llamacpp", address, tokenizer, BUILD) == set(SEEN[name].split())
 
 
 def without_space_setting(fields: dict[str, Any]) -> None:

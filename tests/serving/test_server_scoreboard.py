@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -84,11 +85,36 @@ def test_the_answers_of_vllm_are_read_as_they_were(capsys: pytest.CaptureFixture
     assert "33 of 41 prompts have the ids of mistral-common; named deviations, known of vLLM 0.32.0: " in out
 
 
+@pytest.mark.parametrize(
+    ("name", "tokenizer"),
+    [
+        ("no-space-after-system", "spm-v7"),
+        ("unequal-weights-merged", "spm-v3"),
+        ("system-between-users", "spm-v3"),
+        ("empty-message-joined", "spm-v3"),
+        ("tool-results-out-of-order", "derived-v11"),
+    ],
+)
+def test_a_recorded_deviation_is_accepted_of_its_server_and_version_alone(name: str, tokenizer: str) -> None:
+    one = RECORDED["vllm", "--tokenizer-mode hf", tokenizer]
+    prompt = one.prompts[name]
+    assert prompt.ids is not None
+
+    def rules(ids: tuple[int, ...], version: str) -> set[str]:
+        changed = replace(one, version=version, prompts={name: replace(prompt, ids=ids)})
+        return {finding.rule for finding in changed.judged().findings}
+
+    assert rules(prompt.ids, one.version) == set()
+    assert rules(prompt.ids, "0.31.2") == {"ML902"}
+    assert rules((*prompt.ids, prompt.ids[-1]), one.version) == {"ML902"}
+
+
 @pytest.mark.slow
 def test_the_table_has_the_deviations_of_each_recording_and_no_other_of_vllm() -> None:
     seen: dict[str, set[str]] = {}
     for one in read_recorded():
-        for cell in one.judged().cells.values():
+        judged = one.judged()
+        for cell in (*judged.cells.values(), *judged.example_cells.values()):
             if cell.startswith("as "):
                 names = set(cell.removeprefix("as ").split(", "))
                 seen[one.kind] = seen.get(one.kind, set()) | names

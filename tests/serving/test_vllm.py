@@ -13,8 +13,10 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from converted import converted_tokenizer
 from learned_rows import LEARNED, learn_by_heart
 from local_server import free_port
+from named_deviations import SEEN, seen_deviations
 from packaging.specifiers import SpecifierSet
 from server_process import started
 from test_server_export import export, write_adapter, write_base
@@ -75,14 +77,20 @@ def test_an_exported_adapter_of_a_tekken_base_is_served_with_the_ids_of_mistral_
             assert "41 of 41 prompts have the ids of mistral-common" in out
 
 
-def test_the_mode_of_transformers_is_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    base = write_base(tmp_path / "base", "spm-v3")
+@pytest.mark.parametrize("name", SEEN)
+def test_the_mode_of_transformers_shows_the_deviations_that_the_table_has_of_vllm(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tokenizer = converted_tokenizer(name)
+    base = write_base(tmp_path / "base", name)
     assert export(capsys, base, "--to", "vllm", "--output", tmp_path / "to")[0] == 0
     # argparse takes the last of two options
     with serve(tmp_path / "to" / "serve.sh", "--tokenizer-mode", "hf") as url:
-        code = main(["serve-check", f"vllm={url}", "--tokenizer", "spm-v3"])
+        assert seen_deviations("vllm", url, tokenizer) == {"tools-as-written", *SEEN[name].split()}
+        code = main(["serve-check", f"vllm={url}", "--tokenizer", str(tokenizer.oracle.path)])
     out = capsys.readouterr().out
     assert (code, "ML906" in out) == (1, True), out
     assert "named deviations, known of vLLM 0.32.0: " in out
-    # they converted the tokenizer of this base so that spaces in a row get other ids: docs/upgrades.md
-    assert ("ML902" in out) is (version("transformers") in SpecifierSet(">=5,<5.24")), out
+    # they converted a SentencePiece tokenizer so that spaces in a row get other ids: docs/upgrades.md
+    changed = name.startswith("spm") and version("transformers") in SpecifierSet(">=5,<5.24")
+    assert ("ML902" in out) is changed, out

@@ -87,8 +87,8 @@ class Deviation:
 _ALL = frozenset({"v1", "v2", "v3", "v7", "v11", "v13", "v15"})
 _TOOLS = _ALL - {"v1"}
 # builds 8672 and 11549 were run, and show the same
-_LLAMACPP = {"llamacpp": SpecifierSet(">=8672")}
-_BOTH = {**_LLAMACPP, "vllm": SpecifierSet(">=0.32")}
+_VLLM = {"vllm": SpecifierSet(">=0.32")}
+_BOTH = {"llamacpp": SpecifierSet(">=8672"), **_VLLM}
 """Servers that render the chat template: vLLM in the mode `hf`."""
 _SPM = frozenset({"spm"})
 _TEKKEN = frozenset({"tekken"})
@@ -151,7 +151,7 @@ DEVIATIONS: tuple[Deviation, ...] = (
         why="The template writes that space after a user message or a tool result only.",
         versions=frozenset({"v7"}),
         kinds=_SPM,
-        servers=_LLAMACPP,
+        servers=_BOTH,
         tokenizer="spm-v7",
         example=_chat({"role": "system", "content": "s"}, "b"),
     ),
@@ -161,7 +161,7 @@ DEVIATIONS: tuple[Deviation, ...] = (
         why="mistral-common writes type, name, description and parameters in this order, with an empty description "
         "if there is none, and leaves out `strict`.",
         versions=_TOOLS,
-        servers={"vllm": _BOTH["vllm"]},
+        servers=_VLLM,
         example=_chat("a", "b", tools=[{**_WEATHER, "function": {**_WEATHER["function"], "strict": True}}]),
         after=("[AVAILABLE_TOOLS]",),
         predict=lambda row, version: [json.dumps(list(row.tools or ()), ensure_ascii=False)],
@@ -172,7 +172,6 @@ DEVIATIONS: tuple[Deviation, ...] = (
         why="mistral-common parses them and writes them again, so escapes and spacing change; it writes text that is "
         "not JSON as a JSON string.",
         versions=_TOOLS,
-        servers=_BOTH,
         example=_chat("a", _call('{"city":"\\u00e9"}'), tools=[_WEATHER]),
         after=("[TOOL_CALLS]", "[ARGS]"),
         predict=tool_calls_as_written,
@@ -199,7 +198,7 @@ DEVIATIONS: tuple[Deviation, ...] = (
         why="A template does not know weights; mistral-common keeps such messages apart, each with its own EOS. "
         "Their labels are not available through the template.",
         versions=_ALL,
-        servers=_LLAMACPP,
+        servers=_BOTH,
         example=_chat("a", {"role": "assistant", "content": "b", "weight": 0}, {"role": "assistant", "content": "c"}),
         change=weights_equal,
     ),
@@ -209,7 +208,7 @@ DEVIATIONS: tuple[Deviation, ...] = (
         why="Up to v3 the template takes the system messages out before it joins neighbours; mistral-common joins "
         "neighbours first.",
         versions=frozenset({"v1", "v2", "v3"}),
-        servers=_LLAMACPP,
+        servers=_BOTH,
         example=_chat(
             "a",
             {"role": "system", "content": "s"},
@@ -223,7 +222,7 @@ DEVIATIONS: tuple[Deviation, ...] = (
         title="An empty message that is joined with its neighbour leaves a blank line.",
         why="mistral-common skips empty texts when it joins messages or chunks.",
         versions=_ALL,
-        servers=_LLAMACPP,
+        servers=_BOTH,
         example=_chat("", {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}),
         change=empty_messages_dropped,
     ),
@@ -234,7 +233,7 @@ DEVIATIONS: tuple[Deviation, ...] = (
         "to the model in every version.",
         versions=frozenset({"v11", "v13", "v15"}),
         kinds=_TEKKEN,
-        servers=_LLAMACPP,
+        servers=_BOTH,
         tokenizer="derived-v13",
         example=_chat(
             "a",

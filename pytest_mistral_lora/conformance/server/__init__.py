@@ -143,6 +143,7 @@ class ServerChecks:
         strength += " of the text" if texts else ""
         proof = f"{server.title}{version and f' {version}'}, model {answers.model}: proof by {strength}"
         proof += f"; recognised by {endpoint}" if endpoint else ""
+        proof += "" if server.was_run else "; this kind is written from the server's source, and was never run here"
         return Result(tuple(first_findings(findings, _SHOWN, self._place)), facts=(("server of", proof),))
 
     def prompts(self) -> Result:
@@ -163,8 +164,7 @@ class ServerChecks:
             else:
                 accepted.update(deviations)
         right = sum(one.ids == one.asked.expected for one in self._shown)
-        text = f"{right} of {len(self._shown)} prompts have the ids"
-        text += " of mistral-common"
+        text = f"{right} of {len(self._shown)} prompts have the ids of mistral-common"
         if accepted:
             counts = ", ".join(f"{name} ({count})" for name, count in accepted.items())
             text += f"; named deviations, known of {self._target.server.title} {self._target.served_version}: {counts}"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from contextlib import suppress
 from dataclasses import dataclass
 from math import isfinite
 from typing import TYPE_CHECKING
@@ -21,6 +19,7 @@ from pytest_mistral_lora.records.judgement import (
     widest_tolerance,
 )
 from pytest_mistral_lora.records.transcripts import Transcript
+from pytest_mistral_lora.serving.server import parsed
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.serving.answers import ServedAnswer
@@ -102,11 +101,7 @@ class AnswerJudge:
             recorded = [(one.name, one.arguments) for one in read_calls(golden.completion_ids, self.oracle)]
         except MalformedCallError:
             recorded = []
-        served: list[tuple[str, object]] = []
-        for one in answer.calls:
-            served.append((one.name, one.arguments))
-            with suppress(ValueError, RecursionError):
-                served[-1] = (one.name, json.loads(one.arguments))
+        served = [(one.name, parsed(one.arguments)) for one in answer.calls]
         if recorded == served or (not served and not self.reads_calls):
             return ""
         if not served:

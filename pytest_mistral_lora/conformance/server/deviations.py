@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.conformance.server_target import AskedRow, ServerTarget
-from pytest_mistral_lora.errors import NoTemplateError, RowError
+from pytest_mistral_lora.errors import NoTemplateError, OracleRejection, RowError
 
 if TYPE_CHECKING:
+    from pytest_mistral_lora.chat.rows import Row
     from pytest_mistral_lora.chat.templates import ChatTemplate
 
 INJECTED = "control-literal"
 """The named deviation of text that becomes a control token."""
-
-_CLASSES = {
-    "ML523": (INJECTED,),
-    "ML530": ("tool-result-as-string", "tools-as-written", "tool-arguments-as-written"),
-}
-"""The named deviations of a class of the audit, for rows on which a server shows only some of them."""
 
 
 class PromptDeviations:
@@ -43,25 +39,26 @@ class PromptDeviations:
     def explain(self, asked: AskedRow, served: tuple[int, ...]) -> tuple[str, ...] | None:
         """Return the named deviations that explain the served ids of a prompt; None if they do not."""
         from pytest_mistral_lora.chat.templates.compare import compare
-        from pytest_mistral_lora.conformance.encoded.row_faults import id_faults
 
         template = self._template
         if template is None:
             return None
-        named = compare(asked.row, self._target.oracle, template)
-        # of a row that the template refuses in training, a server that takes it has another difference
-        if named.unexplained or not named.deviations or named.template is None:
-            return None
-        try:
-            text = template.render(asked.prompt, generation_prompt=True)
-        except RowError:
-            return None
-        if tuple(template.tokenizer(text, add_special_tokens=False)["input_ids"]) == served:
-            return named.deviations
-        # a server may show a part of the deviations: llama.cpp parses the arguments of a call first
-        faults = id_faults(asked.prompt, asked.expected or (), served, self._target.oracle)
-        found = [next((name for name in named.deviations if name in _CLASSES.get(one.rule, ())), "") for one in faults]
-        return tuple(found) if all(found) else None
+        prompt = asked.prompt
+        # a deviation of the answer itself is none of the prompt
+        own = asked.row.messages[len(prompt.messages)]
+        answer = {key: own[key] for key in ("role", "weight") if key in own} | {"content": "x"}
+        for read in _as_read(prompt):
+            try:
+                named = compare(replace(read, messages=(*read.messages, answer)), self._target.oracle, template)
+                text = template.render(read, generation_prompt=True)
+            except (OracleRejection, RowError):
+                continue
+            # of a row that the template refuses in training, a server that takes it has another difference
+            if named.unexplained or not named.deviations or named.template is None:
+                continue
+            if tuple(template.tokenizer(text, add_special_tokens=False)["input_ids"]) == served:
+                return named.deviations
+        return None
 
     def unknown_finding(self, asked: AskedRow, served: tuple[int, ...], explained: Collection[str]) -> Finding | None:
         """Return the finding of a prompt with named deviations that the table does not have of the server, if any."""
@@ -84,3 +81,17 @@ class PromptDeviations:
         sides = (asked.expected or (), None), (served, None)
         parts = Alignment(*sides, target.oracle.piece, ("mistral-common", "served")).parts(asked.name)
         return Finding("ML902", found, target.url, expected, row=asked.row.to_jsonl(), fix=fix, **parts)
+
+
+def _as_read(prompt: Row) -> Iterator[Row]:
+    """Yield a prompt as it was sent, and as servers read it: arguments as objects, then tools without further keys."""
+    from pytest_mistral_lora.serving.server import parsed, with_arguments
+
+    yield prompt
+    prompt = replace(prompt, messages=tuple(with_arguments(message, parsed) for message in prompt.messages))
+    # vLLM
+    yield prompt
+    functions = [tool["function"] for tool in prompt.tools or ()]
+    known = ({key: one.get(key, "") for key in ("name", "description", "parameters")} for one in functions)
+    # llama.cpp
+    yield replace(prompt, tools=tuple({"type": "function", "function": one} for one in known) or None)

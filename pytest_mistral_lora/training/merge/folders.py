@@ -189,9 +189,13 @@ def write_companions(folder: Path, spec: ModelSpec, dtype: str) -> None:
     for file in (*own, *(adapter / name for name in listed)):
         shutil.copyfile(file, folder / file.name)
     tokenizer, plain = oracle_file(folder), base / SPM_MODEL
-    if tokenizer is not None and tokenizer.name != TEKKEN:
+    if tokenizer is not None and tokenizer.name == TEKKEN:
+        if not (folder / TOKENIZER_JSON).exists():
+            # llama.cpp's converter would read tekken.json itself, and write the name of a template for the template
+            _write_tokenizer_json(folder, tokenizer)
+    elif tokenizer is not None:
         _write_sentencepiece_companions(folder, tokenizer)
-    elif tokenizer is None and plain.is_file() and (folder / TOKENIZER_CONFIG).is_file():
+    elif plain.is_file() and (folder / TOKENIZER_CONFIG).is_file():
         _write_sentencepiece_companions(folder, plain)
 
 
@@ -217,13 +221,21 @@ def _write_sentencepiece_companions(folder: Path, tokenizer: Path) -> None:
     plain, config = folder / SPM_MODEL, folder / TOKENIZER_CONFIG
     if not plain.exists():
         shutil.copyfile(tokenizer, plain)
-    data = read_json(config) if config.is_file() else {}
     if not config.is_file():
         # with `tokenizer.model` alone, transformers would build a tokenizer of its own, by the rules of its version
-        fast = convert(Oracle(tokenizer))
-        if not (folder / TOKENIZER_JSON).exists():
-            write_text(folder / TOKENIZER_JSON, fast.backend_tokenizer.to_str(pretty=True) + "\n")
-        data = {f"{name}_token": getattr(fast, f"{name}_token") for name in ("bos", "eos", "unk")}
-        data |= {"clean_up_tokenization_spaces": False, "legacy": False, "tokenizer_class": "PreTrainedTokenizerFast"}
+        _write_tokenizer_json(folder, tokenizer)
+    data = read_json(config)
     if data.get("add_prefix_space") is None:
         write_json(config, {**data, "add_prefix_space": False})
+
+
+def _write_tokenizer_json(folder: Path, tokenizer: Path) -> None:
+    """Write the tokenizer of transformers, but for the files that the folder has."""
+    fast = convert(Oracle(tokenizer))
+    if not (folder / TOKENIZER_JSON).exists():
+        write_text(folder / TOKENIZER_JSON, fast.backend_tokenizer.to_str(pretty=True) + "\n")
+    if not (folder / TOKENIZER_CONFIG).exists():
+        data = {f"{name}_token": getattr(fast, f"{name}_token") for name in ("bos", "eos", "unk")}
+        # a class that transformers 4 and 5 both have
+        data |= {"clean_up_tokenization_spaces": False, "legacy": False, "tokenizer_class": "PreTrainedTokenizerFast"}
+        write_json(folder / TOKENIZER_CONFIG, data)
