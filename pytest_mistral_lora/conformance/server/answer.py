@@ -19,7 +19,6 @@ from pytest_mistral_lora.records.judgement import (
     widest_tolerance,
 )
 from pytest_mistral_lora.records.transcripts import Transcript
-from pytest_mistral_lora.serving.server import parsed
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.serving.answers import ServedAnswer
@@ -97,6 +96,8 @@ class AnswerJudge:
 
         The ids of calls are not compared: many servers make their own.
         """
+        from pytest_mistral_lora.serving.server import parsed
+
         try:
             recorded = [(one.name, one.arguments) for one in read_calls(golden.completion_ids, self.oracle)]
         except MalformedCallError:
