@@ -159,7 +159,9 @@ def _entries(recorded: Sequence[Mapping[str, Any]], paths: Sequence[Path]) -> It
 
 def _base(folder: AdapterFolder, home: Path) -> dict[str, Any]:
     data, base = folder.require_manifest().data, folder.given_base
-    written: dict[str, Any] = data["recipe"]["base"]
+    written: dict[str, Any] = dict(data["recipe"]["base"])
+    if (home / written.get("oracle", "")).is_file():
+        written["oracle"] = str((home / written["oracle"]).resolve())
     if base is None and "repo" in written:
         return written
     if base is None and (home / written["path"]).is_dir():
@@ -175,7 +177,7 @@ def _base(folder: AdapterFolder, home: Path) -> dict[str, Any]:
         )
     folder.recorded_base.require_config(found)
     local = {"path": str(found.resolve()), "weights_sha256": weights, "name": data["base"]}
-    return local | ({"quantization": written["quantization"]} if "quantization" in written else {})
+    return local | {key: written[key] for key in ("oracle", "quantization") if key in written}
 
 
 @contextmanager

@@ -15,9 +15,11 @@ from declared import declare
 from safetensors.torch import load_file, save_file
 from tiny_runs import CONVERSATIONS, recipe_data, write_rows
 
+from pytest_mistral_lora.chat.oracle import shipped_tokenizer
 from pytest_mistral_lora.errors import InputError
+from pytest_mistral_lora.records.adapter_folder import AdapterFolder
 from pytest_mistral_lora.training.recipe import parse_recipe
-from pytest_mistral_lora.training.rerun import _elsewhere, rerun
+from pytest_mistral_lora.training.rerun import _elsewhere, _recipe, rerun
 from pytest_mistral_lora.training.run import RunResult, train
 
 DRAWN = {
@@ -122,6 +124,15 @@ def test_a_run_whose_memory_ran_out_may_be_rounded_otherwise(short: RunResult) -
     assert list(_elsewhere(short.manifest)) == []
     [why] = _elsewhere({**short.manifest, "training": training})
     assert why.startswith("size of passes")
+
+
+def test_a_declared_tokenizer_is_that_of_the_rerun(folder: Path, short: RunResult, tmp_path: Path) -> None:
+    file = tmp_path / "own.model.v3"
+    shutil.copy(shipped_tokenizer("spm-v3"), file)
+    for oracle, expected in (("spm-v3", "spm-v3"), ("own.model.v3", str(file))):
+        redeclared(folder, "base", {"oracle": oracle})
+        recipe = _recipe(AdapterFolder(folder, short.base_folder), None, tmp_path / "again")
+        assert recipe.base.oracle == expected
 
 
 def test_what_cannot_be_trained_again_says_why(folder: Path, short: RunResult, tmp_path: Path) -> None:
