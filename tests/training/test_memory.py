@@ -111,6 +111,7 @@ def test_stopping_says_what_would_fit(make_recipe: MakeRecipe, base: Path, tmp_p
     assert said.startswith("a dry run of the largest micro-batch" if dry_run else "step 1")
     assert "Tried to allocate 2.00 GiB" in said
     assert said.index("micro_batch_tokens") < said.index("activation_checkpointing") < said.index("sharding")
+    assert said.endswith("\nA run that has a checkpoint can go on: set training.on_oom: shrink, and use --resume.")
     assert caught.value.exit_code == 3
     after = adapter_tensors(trainer.model)
     assert all(torch.equal(before[name], after[name]) for name in before)

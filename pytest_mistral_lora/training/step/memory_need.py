@@ -257,6 +257,9 @@ def _shortage(trainer: Any, failure: str, tokens: int, longest: int) -> MemorySh
         need = replace(need, token=need.token + more, checkpointed_token=need.checkpointed_token + more)
     savings = memory_savings(need, limit, tokens=tokens, longest=longest, checkpointed=checkpointed)
     advice = ["These settings need less, in the order of least harm:", *(one.line(limit) for one in savings)]
+    if trainer.on_oom == "stop" and trainer.accelerator.num_processes == 1:
+        # with any of the others, the steps would be rounded otherwise than those before the checkpoint
+        advice.append("A run that has a checkpoint can go on: set training.on_oom: shrink, and use --resume.")
     return MemoryShortageError(
         f"{failure}: {tokens} tokens at once need about "
         f"{in_words(need.total(tokens, checkpointed=checkpointed))}, and there are {in_words(limit)} on {device}",
