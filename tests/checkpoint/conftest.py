@@ -7,27 +7,16 @@ from pathlib import Path
 import pytest
 from hub import Hub, Repository, serve
 from pinned_hub import REPO, TOKENIZER, Place
+from small_mistral import write_small_mistral
 
 from pytest_mistral_lora.chat.oracle import shipped_tokenizer
 
 
 @pytest.fixture(scope="session")
 def model_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    import torch
-    from transformers import MistralConfig, MistralForCausalLM
-
-    folder = tmp_path_factory.mktemp("tiny")
-    torch.manual_seed(0)
-    config = MistralConfig(
-        vocab_size=32768,
-        hidden_size=8,
-        intermediate_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=4,
-    )
-    MistralForCausalLM(config).save_pretrained(folder)
+    sizes = {"vocab_size": 32768, "hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 4}
+    folder = write_small_mistral(tmp_path_factory.mktemp("tiny"), **sizes, **heads)
     files = {file.name: file.read_bytes() for file in folder.iterdir()}
     return files | {TOKENIZER: shipped_tokenizer("spm-v3").read_bytes()}
 

@@ -5,13 +5,14 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from peft_adapters import save_adapter, write_base
+from peft_adapters import save_adapter
+from small_mistral import write_small_mistral
 
 
 @pytest.fixture(scope="session")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint of 64 ids and two layers; a test that changes it copies it first."""
-    return write_base(tmp_path_factory.mktemp("hub") / "small")
+    return write_small_mistral(tmp_path_factory.mktemp("hub") / "small")
 
 
 @pytest.fixture

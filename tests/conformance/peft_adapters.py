@@ -1,4 +1,4 @@
-"""Adapters as PEFT alone saves them, on a checkpoint of 64 ids and two layers."""
+"""Adapters as PEFT alone saves them, on the checkpoint of `write_small_mistral`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import MistralConfig, MistralForCausalLM
+from transformers import MistralForCausalLM
 
 from pytest_mistral_lora.conformance.adapter import cases
 from pytest_mistral_lora.conformance.finding import Result
@@ -17,17 +17,6 @@ from pytest_mistral_lora.records.adapter_folder import AdapterFolder
 COMMIT = "e0bc86c23ce5aae1db576c8cca6f06f1f73af2db"
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 TENSORS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
-
-
-def write_base(folder: Path, **settings: Any) -> Path:
-    """Write the checkpoint, with further settings of its configuration."""
-    torch.set_num_threads(1)
-    size = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2}
-    size |= {"vocab_size": 64, "num_hidden_layers": 2}
-    config = MistralConfig(architectures=["MistralForCausalLM"], **size, **settings)
-    torch.manual_seed(0)
-    MistralForCausalLM(config).save_pretrained(folder)
-    return folder
 
 
 def save_adapter(

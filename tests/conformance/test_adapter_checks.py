@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from peft_adapters import CONFIG, TENSORS, judged, rules, save_adapter, write_base
+from peft_adapters import CONFIG, TENSORS, judged, rules, save_adapter
 from safetensors.torch import load_file, save_file
+from small_mistral import write_small_mistral
 
 from pytest_mistral_lora.assertions import assert_adapter_sound
 from pytest_mistral_lora.conformance.adapter.effect import movement_findings
@@ -20,7 +21,7 @@ Save = Callable[..., Path]
 
 @pytest.fixture(scope="module")
 def tied_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_base(tmp_path_factory.mktemp("hub") / "tied", tie_word_embeddings=True)
+    return write_small_mistral(tmp_path_factory.mktemp("hub") / "tied", tie_word_embeddings=True)
 
 
 HARMLESS: dict[str, Any] = {

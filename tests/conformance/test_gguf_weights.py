@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from gguf_files import adapter_fields, adapter_tensors, model_fields, model_tensors, write_gguf
 from of_classes import made_adapter
-from peft_adapters import write_base
 from safetensors.numpy import load_file, save_file
+from small_mistral import write_small_mistral
 
 from pytest_mistral_lora.conformance.gguf.weights import ComparedWeights, adapter_findings
 from pytest_mistral_lora.errors import InputError
@@ -24,7 +24,7 @@ EMBEDDINGS, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 @pytest.mark.parametrize("in_folder", [True, False], ids=["head in the folder", "none there"])
 @pytest.mark.parametrize("in_file", [True, False], ids=["head in the file", "none there"])
 def test_a_tied_head_may_be_in_either_file(in_folder: bool, in_file: bool, tmp_path: Path) -> None:
-    base = write_base(tmp_path / "base")
+    base = write_small_mistral(tmp_path / "base")
     config: Any = json.loads((base / "config.json").read_text()) | {"head_dim": 8}
     weights = load_file(base / "model.safetensors")
     tied = {name: tensor for name, tensor in weights.items() if name != HEAD}

@@ -7,15 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_runs import recipe_data, write_rows
+from tiny_runs import recipe_data, trainer_of, write_rows
 
-from pytest_mistral_lora.checkpoint.base_model import load_base
-from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.errors import TrainingError
-from pytest_mistral_lora.training.adapter import adapted_layers, adapter_tensors, attach_adapter
-from pytest_mistral_lora.training.loop import make_trainer
+from pytest_mistral_lora.training.adapter import adapter_tensors
 from pytest_mistral_lora.training.recipe import Recipe, parse_recipe
-from pytest_mistral_lora.training.rows.loading import load_data
 from pytest_mistral_lora.training.step import forward as attention
 from pytest_mistral_lora.training.step.forward import collate, step_rows, supervised_losses
 
@@ -26,15 +22,6 @@ CUDA = pytest.param("cuda", marks=[pytest.mark.mistral_gpu, NO_CUDA])
 def recipe_on(device: str, base: Path, tmp_path: Path, **training: Any) -> Recipe:
     write_rows(tmp_path / "rows.jsonl")
     return parse_recipe(recipe_data(base, training={"device": device, **training}), folder=tmp_path)
-
-
-def trainer_of(recipe: Recipe, base: Path, tmp_path: Path, change: Any) -> Any:
-    from pytest_mistral_lora.checkpoint.encoder import make_encoder
-
-    data = load_data(recipe, make_encoder("mistral-common", CheckpointTokenizer(base)))
-    layers = adapted_layers(base, recipe.lora.target_modules)
-    model = attach_adapter(change(load_base(base, "fp32", recipe.training.device)), recipe.lora, layers, seed=0)
-    return make_trainer(model, recipe.training, data.train.encoded, [], work=tmp_path / "work")
 
 
 @pytest.mark.parametrize("device", ["cpu", CUDA])

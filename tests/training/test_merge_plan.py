@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from merge_plans import OPTIONS, planned, write_adapter, write_base
+from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from transformers import MistralConfig, MistralForCausalLM
 
 from pytest_mistral_lora.checkpoint.base_model import load_base
 from pytest_mistral_lora.checkpoint.weights import INDEX, Weights, weight_files, write_safetensors
@@ -20,50 +20,13 @@ from pytest_mistral_lora.records.tensors import ADAPTER_TENSORS
 from pytest_mistral_lora.training.adapter import base_tensors, peft_quiet
 from pytest_mistral_lora.training.generate import load_adapted
 from pytest_mistral_lora.training.merge.folders import merge_dtype, require_full_weights
-from pytest_mistral_lora.training.merge.plan import plan_merge, write_weights
+from pytest_mistral_lora.training.merge.plan import write_weights
 from pytest_mistral_lora.training.merge.proof import float32_sums
-
-ATTENTION = ["q_proj", "v_proj"]
-
-
-def write_base(folder: Path, *, tied: bool = False, shard: str = "5GB", dtype: str = "float32") -> Path:
-    torch.manual_seed(0)
-    config = MistralConfig(
-        vocab_size=48,
-        hidden_size=32,
-        intermediate_size=40,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=8,
-        tie_word_embeddings=tied,
-        initializer_range=0.2,
-        pad_token_id=None,
-    )
-    MistralForCausalLM(config).to(getattr(torch, dtype)).save_pretrained(folder, max_shard_size=shard)
-    return folder
-
-
-def write_adapter(folder: Path, base: Path, **options: Any) -> Path:
-    """Save an adapter of PEFT's own in which every number does something."""
-    options = {"r": 4, "lora_alpha": 6, "target_modules": ATTENTION, "task_type": "CAUSAL_LM", **options}
-    with peft_quiet():
-        model = get_peft_model(load_base(base, "fp32", "cpu"), LoraConfig(**options))
-        with torch.no_grad():
-            for parameter in model.parameters():
-                if parameter.requires_grad:
-                    parameter.add_(torch.randn_like(parameter) * 0.1)
-        model.save_pretrained(folder, save_embedding_layers=False)
-    return folder
 
 
 @pytest.fixture(scope="session")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_base(tmp_path_factory.mktemp("small") / "base")
-
-
-def planned(adapter: Path, base: Path) -> dict[str, Any]:
-    return dict(plan_merge(adapter, Weights([adapter / ADAPTER_TENSORS]), base, Weights(weight_files(base))))
 
 
 def merged(adapter: Path, base: Path, folder: Path, dtype: str = "float32") -> dict[str, torch.Tensor]:
@@ -76,20 +39,6 @@ def merged(adapter: Path, base: Path, folder: Path, dtype: str = "float32") -> d
 def by_peft(adapter: Path, base: Path) -> dict[str, torch.Tensor]:
     with peft_quiet():
         return base_tensors(PeftModel.from_pretrained(load_base(base, "fp32", "cpu"), adapter).merge_and_unload())
-
-
-OPTIONS: list[dict[str, Any]] = [
-    {},
-    {"use_rslora": True},
-    {"use_dora": True},
-    {"use_dora": True, "use_rslora": True},
-    {"modules_to_save": ["lm_head"]},
-    {"modules_to_save": ["embed_tokens", "lm_head"]},
-    {"target_modules": "all-linear", "rank_pattern": {"v_proj": 2}, "alpha_pattern": {"layers.1.self_attn.q_proj": 9}},
-    {"target_modules": ["lm_head", "down_proj"]},
-    {"layers_to_transform": [1]},
-    {"target_modules": r".*layers\.[02].*o_proj", "init_lora_weights": "gaussian"},
-]
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
@@ -105,7 +54,7 @@ def test_every_option_gives_the_weights_of_pefts_merge(small: Path, tmp_path: Pa
 
 
 def test_a_tied_base_stays_tied(tmp_path: Path) -> None:
-    base = write_base(tmp_path / "base", tied=True)
+    base = write_base(tmp_path / "base", tie_word_embeddings=True)
     adapter = write_adapter(tmp_path / "adapter", base)
     found, expected = merged(adapter, base, tmp_path / "out"), by_peft(adapter, base)
     assert "lm_head.weight" not in found
@@ -120,7 +69,7 @@ def test_a_tied_base_stays_tied(tmp_path: Path) -> None:
 )
 @pytest.mark.filterwarnings("ignore:.*tie")
 def test_one_of_two_tied_matrices_cannot_be_changed(tmp_path: Path, options: dict[str, Any]) -> None:
-    base = write_base(tmp_path / "base", tied=True)
+    base = write_base(tmp_path / "base", tie_word_embeddings=True)
     adapter = write_adapter(tmp_path / "adapter", base, **options)
     with pytest.raises(InputError, match="keeps as one with the other of embed_tokens and lm_head"):
         planned(adapter, base)
@@ -223,7 +172,7 @@ def test_weights_that_are_not_the_configurations_are_found(tmp_path: Path) -> No
 def test_sums_are_in_float32_on_coarse_weights(
     tmp_path: Path, precision: Any, options: dict[str, Any], tied: bool
 ) -> None:
-    base = write_base(tmp_path / "base", tied=tied)
+    base = write_base(tmp_path / "base", tie_word_embeddings=tied)
     adapter = write_adapter(tmp_path / "adapter", base, **options)
     ids = torch.arange(40)[None]
     with torch.inference_mode():

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import torch
 from fp8_bases import fp8_copy
+from merge_plans import OPTIONS, planned, write_adapter, write_base
 from safetensors.torch import load_file, save_file
-from test_merge_plan import OPTIONS, planned, write_adapter, write_base
 
 from pytest_mistral_lora.checkpoint.base_model import base_weights
 from pytest_mistral_lora.checkpoint.weights import DTYPES, Weights, weight_files

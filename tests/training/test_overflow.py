@@ -9,17 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_runs import recipe_data, write_rows
+from tiny_runs import recipe_data, trainer_of, write_rows
 
-from pytest_mistral_lora.checkpoint.base_model import load_base
-from pytest_mistral_lora.checkpoint.encoder import make_encoder
-from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.errors import TrainingError
-from pytest_mistral_lora.training.adapter import adapted_layers, attach_adapter
 from pytest_mistral_lora.training.callbacks import skipped_steps
-from pytest_mistral_lora.training.loop import make_trainer
 from pytest_mistral_lora.training.recipe import Recipe, parse_recipe
-from pytest_mistral_lora.training.rows.loading import load_data
 from pytest_mistral_lora.training.run_metadata import training_facts
 
 Trainer = Any
@@ -34,15 +28,12 @@ def scaled(base: Path, tmp_path: Path) -> MakeTrainer:
     def make(overflows: set[int], **training: Any) -> tuple[Trainer, Recipe, dict[int, torch.Tensor]]:
         settings = {"steps": 6, "batch_size": 5, "logging_steps": 1, **training}
         recipe = parse_recipe(recipe_data(base, training=settings), folder=tmp_path)
-        data = load_data(recipe, make_encoder("mistral-common", CheckpointTokenizer(base)))
-        layers = adapted_layers(base, recipe.lora.target_modules)
-        model = attach_adapter(load_base(base, "fp32", "cpu"), recipe.lora, layers, seed=0)
-        trainer = make_trainer(model, recipe.training, data.train.encoded, [], work=tmp_path / "work")
+        trainer = trainer_of(recipe, base, tmp_path)
         # accelerate refuses fp16 on a CPU; its loop takes a scaler all the same, and fp16 has the unfused optimizer
         trainer.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
         trainer.args.optim = "adamw_torch"
         values: dict[int, torch.Tensor] = {}
-        parameter = next(p for name, p in model.named_parameters() if ".lora_B." in name)
+        parameter = next(p for name, p in trainer.model.named_parameters() if ".lora_B." in name)
 
         def overflow(gradient: torch.Tensor) -> torch.Tensor:
             step = trainer.state.global_step + 1

@@ -96,23 +96,24 @@ def recipe_data(base: Path, *, weights_sha256: str | None = None, **sections: di
     }
 
 
-def trainer_of(recipe: Recipe, base: Path, tmp_path: Path) -> Any:
-    """Return a trainer whose adapter is away from its start, where lora_A has no gradient."""
-    encoder = make_encoder("mistral-common", CheckpointTokenizer(base))
-    data = load_data(recipe, encoder)
+def trainer_of(recipe: Recipe, base: Path, tmp_path: Path, change: Callable[[Any], Any] = lambda loaded: loaded) -> Any:
+    """Return a trainer whose adapter is away from its start, where lora_A has no gradient.
+
+    Args:
+        recipe: The recipe.
+        base: Its base.
+        tmp_path: The parent of its work folder.
+        change: Takes the loaded base, and returns the one to train on.
+    """
+    data = load_data(recipe, make_encoder("mistral-common", CheckpointTokenizer(base)))
     layers = adapted_layers(base, recipe.lora.target_modules)
-    model = attach_adapter(load_base(base, "fp32", "cpu"), recipe.lora, layers, seed=0)
+    model = attach_adapter(change(load_base(base, "fp32", recipe.training.device)), recipe.lora, layers, seed=0)
+    generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if ".lora_B." in name:
-                parameter.normal_(std=0.02, generator=torch.Generator().manual_seed(1))
-    return make_trainer(
-        model,
-        recipe.training,
-        data.train.encoded,
-        data.held_out.encoded,
-        work=tmp_path / "work",
-    )
+                parameter.copy_(0.02 * torch.randn(parameter.shape, generator=generator))
+    return make_trainer(model, recipe.training, data.train.encoded, data.held_out.encoded, work=tmp_path / "work")
 
 
 def rows_of(trainer: Any) -> list[StepRow]:
