@@ -238,6 +238,17 @@ def test_a_missing_bos_is_no_text_where_the_users_text_spells_it() -> None:
     assert [f.rule for f in row_findings(parse_row(data), encoded.input_ids[1:], labels, oracle)] == ["ML521"]
 
 
+@pytest.mark.parametrize(("end", "rule"), [("\x1c", "ML529"), (" \x85", "ML529"), ("\x07", "ML554")])
+def test_a_trimmed_separator_is_white_space_and_another_control_character_is_a_change(end: str, rule: str) -> None:
+    oracle = oracle_of("spm-v3")
+    whole, cut = (
+        {"messages": [{"role": "user", "content": f"Hi there{text}"}, {"role": "assistant", "content": "Hello"}]}
+        for text in (end, "")
+    )
+    encoded = oracle.encode(parse_row(cut))
+    assert [f.rule for f in row_findings(parse_row(whole), encoded.input_ids, encoded.labels or (), oracle)] == [rule]
+
+
 def test_every_fault_of_a_row_is_told() -> None:
     data = {
         "messages": [

@@ -157,7 +157,8 @@ def text_reason(want: str, have: str, after: str) -> EncodingFault | None:
     lost = Counter(want)
     lost.subtract(Counter(have))
     changed = {character for character, count in lost.items() if count}
-    unseen = {character for character in changed if unicodedata.category(character)[0] == "C"} - set("\t\n\r")
+    # the separators U+001C to U+001F are control characters, and spaces that a template trims
+    unseen = {one for one in changed if unicodedata.category(one)[0] == "C" and not one.isspace()}
     dropped = str.maketrans("", "", "".join(unseen))
     if changed and changed == unseen and want.translate(dropped) == have.translate(dropped):
         names = ", ".join(f"U+{ord(character):04X}" for character in sorted(changed))
