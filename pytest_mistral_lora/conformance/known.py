@@ -48,8 +48,8 @@ def read_xfails(path: Path) -> tuple[Xfail, ...]:
         # editors on Windows write a byte order mark
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        line = path.read_bytes()[: error.start].count(b"\n") + 1
-        raise ValueError(f"{path}:{line}: not valid UTF-8; save the file as UTF-8") from error
+        number = path.read_bytes()[: error.start].count(b"\n") + 1
+        raise ValueError(f"{path}:{number}: not valid UTF-8; save the file as UTF-8") from error
     for number, line in enumerate(text.splitlines(), start=1):
         # a node id may contain a #, so that only one at the start or after white space begins the reason
         name, _, reason = (part.strip() for part in re.sub(r"(^|\s)#", "\0", line, count=1).partition("\0"))
