@@ -1,0 +1,172 @@
+"""Manifests beside files that are not those of the run."""
+
+from __future__ import annotations
+
+import json
+
+from bench_adapter import TENSORS
+from bench_manifest import MANIFEST, TEMPLATE, TOKENIZER, _edit, _other_tokenizer
+from gallery import Artifact, mutant
+from safetensors.torch import load_file, save_file
+
+from pytest_mistral_lora.records.files import write_json
+from pytest_mistral_lora.records.manifest import sealed
+from pytest_mistral_lora.records.tensors import sha256_tensors
+
+
+@mutant("ML702 ML705", says="leads out of the folder")
+def template_that_is_a_link_out(artifact: Artifact) -> None:
+    """The template is a link to the same text outside the folder."""
+    file = artifact["folder"] / TEMPLATE
+    file.rename(file.parent.parent / TEMPLATE)
+    file.symlink_to(file.parent.parent / TEMPLATE)
+
+
+@mutant("ML702", says="seal is")
+def value_changed_afterwards(artifact: Artifact) -> None:
+    """A value of the manifest was changed after the run."""
+    file = artifact["folder"] / MANIFEST
+    file.write_text(file.read_text().replace('"learning_rate": 0.01', '"learning_rate": 0.02'))
+
+
+@mutant("ML702", says="files.DECISION.md.text")
+def value_changed_and_sealed_again(artifact: Artifact) -> None:
+    """A value of the manifest was changed after the run, and the manifest sealed again: the note says otherwise."""
+    data = json.loads((artifact["folder"] / MANIFEST).read_text())
+    data["training"]["learning_rate"] = 0.02
+    write_json(artifact["folder"] / MANIFEST, sealed(data))
+
+
+@mutant("ML702", says="files.DECISION.md.sha256")
+def decision_changed_afterwards(artifact: Artifact) -> None:
+    """A figure of the decision record was changed after the run."""
+    file = artifact["folder"] / "DECISION.md"
+    file.write_text(file.read_text().replace("2 of 5 rows", "9 of 5 rows"))
+
+
+@mutant("ML705", says="template.probe_sha256")
+def library_that_renders_otherwise(artifact: Artifact) -> None:
+    """The probe's ids are others than in the run: tokenizer and template are the same, and a library has moved."""
+    artifact["manifest"]["template"]["probe_sha256"] = "1" * 64
+
+
+@mutant("ML702", says="DECISION.md")
+def listed_file_missing(artifact: Artifact) -> None:
+    """A listed file is not there."""
+    (artifact["folder"] / "DECISION.md").unlink()
+
+
+@mutant("ML702", "I16", says="lora.layers is 7")
+def adapter_saved_again_in_part(artifact: Artifact) -> None:
+    """The adapter was saved again without one layer, and the manifest lists the new file."""
+    file = artifact["folder"] / TENSORS
+    tensors = load_file(file)
+    kept = {name: one.clone() for name, one in tensors.items() if "layers.1.self_attn.q_proj" not in name}
+    save_file(kept, file)
+    artifact["list_file"](TENSORS)
+    artifact["manifest"]["lora"]["tensors_sha256"] = sha256_tensors(kept)
+
+
+@mutant("ML702", "I61", says="lora.alpha is 32")
+def alpha_edited(artifact: Artifact) -> None:
+    """The scale was doubled in the configuration."""
+    _edit(artifact, lambda config: config.update(lora_alpha=32))
+
+
+@mutant("ML702", "I61", says="lora.rslora is True")
+def scaling_edited(artifact: Artifact) -> None:
+    """The configuration scales by the root of the rank, and the run did not."""
+    _edit(artifact, lambda config: config.update(use_rslora=True))
+
+
+@mutant("ML702", "I50", says="lora.target_modules")
+def targets_edited(artifact: Artifact) -> None:
+    """The configuration names other layers than were trained."""
+    _edit(artifact, lambda config: config.update(target_modules=["q_proj", "v_proj"]))
+
+
+@mutant("ML705", "I26", says="template.sha256")
+def template_exchanged(artifact: Artifact) -> None:
+    """The template differs from the one that was trained with."""
+    (artifact["folder"] / TEMPLATE).write_text("{{ messages }}")
+    artifact["list_file"](TEMPLATE)
+
+
+@mutant("ML705", "I26", says="another chat template")
+def template_in_two_places(artifact: Artifact) -> None:
+    """tokenizer_config.json has another template than chat_template.jinja."""
+    file = artifact["folder"] / "tokenizer_config.json"
+    file.write_text(json.dumps({"chat_template": "{{ messages }}"}))
+    artifact["list_file"](file.name)
+
+
+@mutant("ML702 ML705", "I26", says="no such file")
+def template_lost(artifact: Artifact) -> None:
+    """The template was not copied with the adapter."""
+    (artifact["folder"] / TEMPLATE).unlink()
+
+
+@mutant("ML705 ML706", "I51", says="tokenizer.sha256")
+def tokenizer_exchanged(artifact: Artifact) -> None:
+    """The tokenizer differs from the one that encoded the rows."""
+    (artifact["folder"] / TOKENIZER).write_bytes(_other_tokenizer().read_bytes())
+    artifact["list_file"](TOKENIZER)
+
+
+@mutant("ML706", "I51", says="masking.ids_sha256")
+def ids_of_a_cache(artifact: Artifact) -> None:
+    """The run took its ids from a cache that another template had filled."""
+    artifact["manifest"]["masking"]["ids_sha256"] = "1" * 64
+
+
+@mutant("ML706", says="dataset_sha256")
+def rows_edited(artifact: Artifact) -> None:
+    """An answer was corrected after the run."""
+    rows = artifact["rows"][0]
+    rows.write_text(rows.read_text().replace("Paris", "Lyon"))
+
+
+@mutant("ML708", says="later.txt")
+def file_that_came_later(artifact: Artifact) -> None:
+    """There is a file that the run did not write."""
+    (artifact["folder"] / "later.txt").write_text("later")
+
+
+@mutant("ML709", "I51", says="tokenizer.vocab_size is 32768")
+def tokenizer_of_another_size(artifact: Artifact) -> None:
+    """The manifest records fewer ids than the tokenizer has."""
+    artifact["manifest"]["tokenizer"]["vocab_size"] = 32000
+
+
+@mutant("ML709", "I46", says="is in BF16")
+def adapter_saved_in_another_dtype(artifact: Artifact) -> None:
+    """The adapter was saved in bfloat16, and the run was in float32."""
+    file = artifact["folder"] / TENSORS
+    tensors = {name: one.bfloat16() for name, one in load_file(file).items()}
+    save_file(tensors, file)
+    artifact["list_file"](TENSORS)
+    artifact["manifest"]["lora"]["tensors_sha256"] = sha256_tensors(tensors)
+
+
+@mutant("ML709", "I46", says="model.safetensors is in")
+def merged_in_another_dtype(artifact: Artifact) -> None:
+    """The manifest has bfloat16, and the merged weights are float32."""
+    artifact["merged_manifest"]["parent"]["merge_dtype"] = "bfloat16"
+
+
+@mutant("ML710", "I15", says="merged in nf4")
+def merged_in_four_bits(artifact: Artifact) -> None:
+    """The adapter was merged into four-bit weights."""
+    artifact["merged_manifest"]["parent"]["merge_dtype"] = "nf4"
+
+
+@mutant("ML710", "I15", says="logits are up to 0.5")
+def merged_with_other_logits(artifact: Artifact) -> None:
+    """The merged model's logits were far from those of base and adapter."""
+    artifact["merged_manifest"]["parent"]["max_abs_logit_difference"] = 0.5
+
+
+@mutant("ML710", "I15", says="answers otherwise")
+def merged_with_other_answers(artifact: Artifact) -> None:
+    """The merged model gave other answers than base and adapter."""
+    artifact["merged_manifest"]["parent"]["greedy_equal"] = False

@@ -1,0 +1,136 @@
+"""Merged models with another configuration, tokenizer or template than their base."""
+
+from __future__ import annotations
+
+import json
+
+from bench_merged import CHATML, HEAD, edit_tokenizer
+from gallery import Artifact, mutant
+
+
+@mutant("ML435", "N59", says="eos_token_id is [3]")
+def another_eos_at_generation(artifact: Artifact) -> None:
+    """generation_config.json, which decides where an answer ends, has another EOS than the base's."""
+    file = artifact["folder"] / "generation_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"eos_token_id": 3}))
+
+
+@mutant("ML435", "N59", says="is missing: eos_token_id is [2], of config.json")
+def ends_of_generation_lost(artifact: Artifact) -> None:
+    """generation_config.json, in which the base has a second EOS, was not saved."""
+    (artifact["folder"] / "generation_config.json").unlink()
+    file = artifact["base"] / "generation_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"eos_token_id": [2, 3]}))
+
+
+@mutant("ML442", "N46", says="there is a tokenizer, and no chat template")
+def template_lost(artifact: Artifact) -> None:
+    """The tokenizer was saved without its chat template."""
+    (artifact["folder"] / "chat_template.jinja").unlink()
+
+
+@mutant("ML435", "N59", says="rope_theta is 10000.0, the default: the key is missing")
+def rope_theta_lost(artifact: Artifact) -> None:
+    """rope_theta was lost when the model was saved."""
+    artifact["config"]["rope_parameters"] = {"rope_type": "default"}
+
+
+@mutant("ML435", "N59", says="rms_norm_eps is 1e-05")
+def another_eps(artifact: Artifact) -> None:
+    """rms_norm_eps is another."""
+    artifact["config"]["rms_norm_eps"] = 1e-5
+
+
+@mutant("ML435", says="attention_bias is True")
+def biases_for_servers(artifact: Artifact) -> None:
+    """attention_bias, which transformers does not read for this class, and vLLM does."""
+    artifact["config"]["attention_bias"] = True
+
+
+@mutant("ML435", "I57", says="sliding_window is 4096")
+def window_lost(artifact: Artifact) -> None:
+    """sliding_window is missing: transformers takes 4,096."""
+    del artifact["config"]["sliding_window"]
+
+
+@mutant("ML435", "N59", says="num_attention_heads is 2")
+def other_heads(artifact: Artifact) -> None:
+    """The same matrices are cut into fewer, wider heads."""
+    artifact["config"] |= {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16}
+
+
+@mutant("ML435", says="the architecture is MistralForSequenceClassification")
+def another_architecture(artifact: Artifact) -> None:
+    """The configuration names another class."""
+    artifact["config"]["architectures"] = ["MistralForSequenceClassification"]
+
+
+@mutant("ML435", says="eos_token_id is [5]")
+def another_eos_in_the_configuration(artifact: Artifact) -> None:
+    """eos_token_id is another: answers do not end."""
+    artifact["config"]["eos_token_id"] = 5
+
+
+@mutant("ML436", "N71", says="tie_word_embeddings is true, and lm_head.weight is not model.embed_tokens.weight")
+def tied_by_the_configuration_alone(artifact: Artifact) -> None:
+    """The configuration has a tie, and the file has a head of its own."""
+    artifact["config"]["tie_word_embeddings"] = True
+
+
+@mutant("ML412 ML436", "N71", says="the file has no lm_head.weight")
+def head_lost(artifact: Artifact) -> None:
+    """The head was not saved, and nothing ties it."""
+    del artifact["tensors"][HEAD]
+
+
+@mutant("ML440", says="gets other ids than the base's")
+def lower_case(artifact: Artifact) -> None:
+    """The tokenizer writes every letter in lower case."""
+    edit_tokenizer(artifact, lambda data: data.update(normalizer={"type": "Lowercase"}))
+
+
+@mutant("ML440", says="every text is cut")
+def truncation_of_training(artifact: Artifact) -> None:
+    """The truncation of a training run was saved with the tokenizer."""
+    value = {"direction": "Right", "max_length": 512, "strategy": "LongestFirst", "stride": 0}
+    edit_tokenizer(artifact, lambda data: data.update(truncation=value))
+
+
+@mutant("ML440", says="have another id or are missing")
+def two_ids_swapped(artifact: Artifact) -> None:
+    """Two tokens of the vocabulary have each other's id."""
+
+    def swap(data: dict[str, dict[str, dict[str, int]]]) -> None:
+        vocabulary = data["model"]["vocab"]
+        vocabulary["▁the"], vocabulary["▁of"] = vocabulary["▁of"], vocabulary["▁the"]
+
+    edit_tokenizer(artifact, swap)
+
+
+@mutant("ML440", says="'ML-new' (id 32768)")
+def token_without_a_row(artifact: Artifact) -> None:
+    """A token was added, and the embeddings have no row for it."""
+    token = {"id": 32768, "content": "ML-new", "special": False}
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    edit_tokenizer(artifact, lambda data: data["added_tokens"].append(token | flags))
+
+
+@mutant("ML441", says="eos_token is '[INST]'")
+def another_eos_token(artifact: Artifact) -> None:
+    """The tokenizer's EOS is another token."""
+    artifact["tokenizer_config"]["eos_token"] = "[INST]"
+
+
+@mutant("ML442", "N46", says="the chat template writes")
+def template_of_another_family(artifact: Artifact) -> None:
+    """The chat template is ChatML."""
+    (artifact["folder"] / "chat_template.jinja").write_text(CHATML)
+
+
+@mutant("ML442", "N46", says="the chat template writes")
+def template_without_a_space(artifact: Artifact) -> None:
+    """The chat template lacks a space."""
+    file = artifact["folder"] / "chat_template.jinja"
+    text = file.read_text()
+    assert "[/INST]" in text
+    file.write_text(text.replace("[/INST]", "[/INST] "))
