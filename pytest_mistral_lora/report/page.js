@@ -5,6 +5,7 @@
   const status = document.getElementById("shown");
   const items = [...document.querySelectorAll("[data-outcome]")];
   const texts = new Map(items.map((item) => [item, item.textContent.toLowerCase()]));
+  const parts = [...document.querySelectorAll("details[data-checks]")].map((part) => [part, part.open]);
   const fields = ["rule", "outcome", "target"];
 
   const apply = () => {
@@ -18,10 +19,10 @@
       count[0] += !item.hidden;
       count[1] += 1;
     }
-    for (const part of document.querySelectorAll("details[data-checks]")) {
+    for (const [part, wasOpen] of parts) {
       const shown = part.querySelectorAll("[data-outcome]:not([hidden])").length;
       part.hidden = !shown;
-      part.open = shown > 0 && (words.length > 0 || chosen.length > 0);
+      part.open = words.length > 0 || chosen.length > 0 ? shown > 0 : wasOpen;
     }
     status.textContent = `${counts.cause.join(" of ")} findings and ${counts.check.join(" of ")} checks are shown`;
   };

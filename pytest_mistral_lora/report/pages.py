@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -158,11 +159,19 @@ def _environment() -> Environment:
         "note": _note,
         "spoken": _spoken,
         "ends_line": ends_line,
+        "with_code": _with_code,
         "line": lambda text, most=MOST: one_line(text, most),
         # a text of several lines, in which NUL, bidi controls and the like are spelled out
         "printable": printable,
     }
     return environment
+
+
+def _with_code(text: str) -> Markup:
+    """Return a text whose parts between backticks are marked as code."""
+    from markupsafe import Markup, escape
+
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 
 def _note(column: Column) -> str:

@@ -54,6 +54,9 @@ def test_findings_are_searched_and_filtered_by_the_keyboard(report_file: Path, o
     page = open_page(report_file)
     everything = len(_shown(page, "cause"))
     assert everything == 3
+    failed, *others = page.locator("details[data-checks]").all()
+    assert failed.evaluate("one => one.open"), "checks that failed are open before anybody filters"
+    assert not any(one.evaluate("one => one.open") for one in others)
     status = page.get_by_role("status")
     assert f"{everything} of {everything} findings" in status.inner_text()
     # the link to the findings, the button that copies the command, the link to the rows, and then the form

@@ -176,6 +176,12 @@ def test_text_of_rows_is_text(report: dict[str, Any]) -> None:
     assert "<b>Capital" not in html_page(report)
 
 
+def test_code_in_the_words_of_a_finding_is_code() -> None:
+    page = _page(Finding("ML521", "x", expected="`<b>`"))
+    assert "<code>add_special_tokens=False</code>" in page
+    assert "<code>&lt;b&gt;</code>" in page
+
+
 def test_every_link_in_the_page_leads_somewhere(written: Path) -> None:
     elements = _Elements((written / "out.html").read_text(encoding="utf-8"))
     assert set(elements.links) <= set(elements.ids)
