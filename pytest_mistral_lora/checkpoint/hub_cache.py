@@ -20,8 +20,6 @@ Listing: TypeAlias = Mapping[str, str | None]
 """The files of a commit: name to content hash, in hex; None where the source does not give it."""
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
-# the id may come from a file, and huggingface_hub raises an error for anything that is not an id
-_REPO = re.compile(r"[\w.-]+/[\w.-]+")
 # an etag of another form, such as that of a proxy, is not known to be a hash of the content
 _HASH = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _KEPT_FORMAT = 1
@@ -81,10 +79,14 @@ def cached_snapshot(repo: str, revision: str) -> Path | None:
         PinError: If a file there is not the commit's.
     """
     from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
 
-    if not COMMIT.fullmatch(revision) or not _REPO.fullmatch(repo):
+    if not COMMIT.fullmatch(revision) or repo.count("/") != 1:
         return None
-    file = try_to_load_from_cache(repo, "config.json", revision=revision)
+    try:
+        file = try_to_load_from_cache(repo, "config.json", revision=revision)
+    except HFValidationError:  # the name comes from a file, and may be a path, such as `../base`
+        return None
     if not isinstance(file, str):
         return None
     snapshot = Path(file).parent

@@ -139,11 +139,11 @@ def _precision(training: Mapping[str, Any]) -> str:
 def _evaluation(manifest: Mapping[str, Any]) -> str:
     lines = ["## Evaluation", ""]
     for one in manifest["evaluation"]:
-        results = one["results"].values()
-        values = (f"{one:.6g}" if isinstance(one, float) else json.dumps(one, ensure_ascii=False) for one in results)
-        # a bar would end the cell of the table
-        cells = (value.replace("|", "\\|") for value in values)
-        lines += [f"`{one['command']}`", "", _table(zip(one["results"], cells, strict=True)), ""]
+        cells = (
+            (name, f"{value:.6g}" if isinstance(value, float) else json.dumps(value, ensure_ascii=False))
+            for name, value in one["results"].items()
+        )
+        lines += [f"`{one['command']}`", "", _table(cells), ""]
     return "\n".join(lines).rstrip()
 
 
@@ -183,7 +183,9 @@ def _reproduce(manifest: Mapping[str, Any]) -> str:
 
 
 def _table(rows: Iterable[tuple[str, str]]) -> str:
-    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)])
+    # a bar would end the cell
+    cells = ((name.replace("|", "\\|"), value.replace("|", "\\|")) for name, value in rows)
+    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in cells)])
 
 
 CARD = "README.md"

@@ -70,6 +70,14 @@ def test_evaluation_results_are_shown_with_their_commands() -> None:
     assert '"equal"' in text
 
 
+def test_a_bar_in_a_name_ends_no_cell() -> None:
+    manifest = adapter()
+    manifest["dataset"]["files"][0]["path"] = "a|b.jsonl"
+    manifest["evaluation"] = [{"command": "measure", "results": {"loss | nats": "x|y"}}]
+    rows = [line for line in decision_text(manifest).splitlines() if line.startswith("| ") and line != "| | |"]
+    assert {line.replace("\\|", "").count("|") for line in rows} == {3}
+
+
 def test_the_recipe_in_it_is_complete() -> None:
     text = decision_text(adapter())
     assert json.loads(text.rpartition("```json")[2].partition("```")[0]) == adapter()["recipe"]

@@ -9,16 +9,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from manifests import adapter
+from manifests import COMMIT, adapter
 from safetensors.torch import save_file
 
 from pytest_mistral_lora.checkpoint.fp8 import fp8_layout
-from pytest_mistral_lora.checkpoint.hub_cache import weight_names
+from pytest_mistral_lora.checkpoint.hub_cache import cached_snapshot, weight_names
 from pytest_mistral_lora.checkpoint.weights import Weights
 from pytest_mistral_lora.cli import main
 from pytest_mistral_lora.errors import InputError, PinError
 from pytest_mistral_lora.records import goldens
 from pytest_mistral_lora.records.adapter_folder import AdapterFolder
+from pytest_mistral_lora.records.base_location import RecordedBase, locate_base
 from pytest_mistral_lora.records.files import listing, write_json
 from pytest_mistral_lora.records.manifest import build, violations
 from pytest_mistral_lora.records.merged_weights import inexact_tensors
@@ -178,3 +179,11 @@ def test_an_fp8_matrix_without_numbers_is_refused(shape: tuple[int, int], tmp_pa
     config = {"quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}}
     with pytest.raises(PinError, match="is FP8 of shape"):
         fp8_layout(config, Weights([tmp_path / "model.safetensors"]), "config.json")
+
+
+@pytest.mark.parametrize(
+    "name", ["../base", "a/b.git", "-a/b", "a/b--c", "a/..", "a/b\n", "a/" + "b" * 200, "a//b", "a"]
+)
+def test_a_base_whose_name_is_no_repository_is_missing(name: str, tmp_path: Path) -> None:
+    assert cached_snapshot(name, COMMIT) is None
+    assert "is missing" in locate_base(RecordedBase(name, COMMIT), tmp_path).missing
