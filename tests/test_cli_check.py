@@ -42,6 +42,13 @@ def rows(folder: Path, third: str) -> None:
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in data))
 
 
+@pytest.fixture
+def data_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The checks of a recipe and its rows alone are run: the base's tokenizer and template take seconds each time."""
+    judged = Check.run
+    monkeypatch.setattr(Check, "run", lambda one: judged(one) if one.subject == "dataset" else Result())
+
+
 def check(capsys: Any, *words: str) -> tuple[int, str]:
     code = main(["check", *words, "--examples", "1"])
     return code, capsys.readouterr().out
@@ -59,6 +66,7 @@ def test_a_sound_recipe_passes_with_a_table(recipe: Path, capsys: Any) -> None:
     }
 
 
+@pytest.mark.usefixtures("data_alone")
 def test_a_bad_row_is_named_and_fails(recipe: Path, capsys: Any) -> None:
     rows(recipe.parent, "bot")
     code, out = check(capsys, str(recipe))
@@ -67,6 +75,7 @@ def test_a_bad_row_is_named_and_fails(recipe: Path, capsys: Any) -> None:
     assert f"ML601 {recipe.parent / 'rows.jsonl'}:3, messages[1].role: 'bot'" in out
 
 
+@pytest.mark.usefixtures("data_alone")
 def test_json_is_the_report(recipe: Path, capsys: Any) -> None:
     rows(recipe.parent, "bot")
     code, out = check(capsys, str(recipe), "--json")
@@ -302,6 +311,7 @@ def test_a_base_that_fails_is_hashed_once(recipe: Path, capsys: Any, monkeypatch
         ("output: out", "output: base/out", "is inside the base"),
     ],
 )
+@pytest.mark.usefixtures("data_alone")
 def test_train_and_check_refuse_the_same(recipe: Path, capsys: Any, old: str, new: str, found: str) -> None:
     recipe.write_text(recipe.read_text().replace(old, new))
     code, out = check(capsys, str(recipe), "--json")
@@ -313,6 +323,7 @@ def test_train_and_check_refuse_the_same(recipe: Path, capsys: Any, old: str, ne
     assert finding["found"] in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("data_alone")
 def test_a_machine_that_cannot_train_a_recipe_is_noted(recipe: Path, capsys: Any) -> None:
     recipe.write_text(recipe.read_text().replace("{steps: 1}", "{steps: 1, kernels: liger}"))
     code, out = check(capsys, str(recipe), "--json")
@@ -327,6 +338,7 @@ def test_a_machine_that_cannot_train_a_recipe_is_noted(recipe: Path, capsys: Any
         ({"layer_types": ["full_attention", "sliding_attention"], "sliding_window": 16}, "MinistralForCausalLM"),
     ],
 )
+@pytest.mark.usefixtures("data_alone")
 def test_layers_are_listed_with_the_class_that_is_trained(
     recipe: Path, capsys: Any, keys: dict[str, Any], name: str
 ) -> None:
