@@ -32,7 +32,10 @@ HUB = "-hub"
 """Ends the names of checkpoints that also hold Mistral's own tokenizer file, as its repositories on the Hub do."""
 DERIVED = ("derived-v11", "derived-v13", "derived-v15")
 """Tekken files of the versions that mistral-common knows and does not ship, derived from a shipped vocabulary."""
-TOKENIZERS = ("spm-v1", "spm-v3", "spm-v7", "tekken-240911", "spm-v3-hub", "tekken-240911-hub", *DERIVED)
+TOKENIZERS = (
+    *("spm-v1", "spm-v3", "spm-v7", "tekken-240911", "spm-v3-hub", "tekken-240911-hub"),
+    *(*DERIVED, f"{DERIVED[-1]}{HUB}"),
+)
 REAL_TOKENIZERS = ("spm-v3", "tekken-240911")
 TIME_LIMIT = 3600.0
 """Seconds for a recording: a runner that refuses a file is given smaller ones, on cores that may be busy."""
@@ -128,9 +131,8 @@ def tokenizer_file(name: str, words: int = 0) -> Path:
         name: Its name.
         words: Ids of text of a derived one, if it is to have only the first of them: it then loads at once.
     """
-    if name not in DERIVED:
-        return shipped_tokenizer(name.removesuffix(HUB))
-    file: Path = _derived_tekken().derived_tokenizer(name, words=words)
+    bare = name.removesuffix(HUB)
+    file: Path = _derived_tekken().derived_tokenizer(bare, words=words) if bare in DERIVED else shipped_tokenizer(bare)
     return file
 
 
@@ -163,15 +165,17 @@ def checkpoint(name: str, folder: Path) -> Path:
 
     A derived file is written into the folder.
     """
-    if name in DERIVED:
+    bare = name.removesuffix(HUB)
+    if bare in DERIVED:
         folder.mkdir()
-        written: Path = _derived_tekken().write_derived(name, folder)
-        return written
-    file = tokenizer_file(name)
-    if not name.endswith(HUB):
+        file: Path = _derived_tekken().write_derived(bare, folder)
+    else:
+        file = shipped_tokenizer(bare)
+    if name == bare:
         return file
     CheckpointTokenizer(file).fast.save_pretrained(folder)
-    shutil.copy(file, folder / (TEKKEN if file.suffix == ".json" else f"tokenizer.model{file.suffix}"))
+    if bare not in DERIVED:
+        shutil.copy(file, folder / (TEKKEN if file.suffix == ".json" else f"tokenizer.model{file.suffix}"))
     return folder
 
 
@@ -193,6 +197,9 @@ def record(column: Column, tokenizer: str) -> None:
                 time_limit=TIME_LIMIT,
             )
         except RunnerError as error:
+            # killed, or not done in time: that is no verdict of the trainer on its rows
+            if "ends with exit code" not in error.found:
+                raise
             head["refused"] = error.found.splitlines()[0].removesuffix("; it printed last:").partition(": ")[2]
         else:
             head["environment"] = dict(made.environment)

@@ -22,6 +22,7 @@ import scoreboard_layers
 from scoreboard_records import (
     COLUMNS,
     DERIVED,
+    HUB,
     PAGES,
     REAL_TOKENIZERS,
     RECORDED,
@@ -243,7 +244,7 @@ def _smallest(column: Column) -> dict[str, tuple[str, Finding]]:
     ]
     shortest: dict[str, tuple[str, Finding]] = {}
     # a derived file has to be made first: where a shipped one shows the difference, it is taken
-    for finding, tokenizer in sorted(every, key=lambda pair: (pair[1] in DERIVED, len(pair[0].row))):
+    for finding, tokenizer in sorted(every, key=lambda pair: (pair[1].removesuffix(HUB) in DERIVED, len(pair[0].row))):
         shortest.setdefault(finding.rule, (tokenizer, finding))
     return shortest
 

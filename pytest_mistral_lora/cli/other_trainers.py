@@ -20,6 +20,8 @@ from pytest_mistral_lora.cli.verb import (
 from pytest_mistral_lora.errors import EXIT_OK, InputError
 from pytest_mistral_lora.runners import RUNNERS
 
+TRAINERS = ("trl", "axolotl", "llamafactory")
+"""The trainers that a run is exported to."""
 SERVERS = ("vllm", "llamacpp", "ollama")
 """The servers whose files are written."""
 
@@ -38,7 +40,7 @@ running server to mistral-common with `mistral-lora serve-check`."""
 
 def _add_export_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", type=Path, metavar="SOURCE", help="recipe.yaml, or for a server the model's folder")
-    parser.add_argument("--to", required=True, choices=[*RUNNERS, *SERVERS], help="the other trainer, or the server")
+    parser.add_argument("--to", required=True, choices=[*TRAINERS, *SERVERS], help="the other trainer, or the server")
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder to make")
     parser.add_argument(
         "--rows",

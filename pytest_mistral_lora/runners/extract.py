@@ -105,7 +105,6 @@ class Extraction:
         environment: Version by distribution, as reported by the runner's own Python.
         notes: The script's notes about the rows as a whole.
         refused: How many rows have an error in place of ids.
-        log: The last lines that the runner printed.
     """
 
     file: Path
@@ -113,7 +112,6 @@ class Extraction:
     environment: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     refused: int = 0
-    log: str = ""
 
     @property
     def ran_under(self) -> str:
@@ -179,7 +177,7 @@ def extract(
         made = read_output(work / _ENCODED, len(rows))
     write_text(output, "".join(f"{line}\n" for line in made.lines(rows)))
     refused = sum("input_ids" not in made.records.get(number, {}) for number in range(len(rows)))
-    return Extraction(output, chosen, made.environment, made.notes, refused, ended.tail)
+    return Extraction(output, chosen, made.environment, made.notes, refused)
 
 
 def _run(runner: Runner, work: Path, config: Path, python: Path, time_limit: float, own_data: bool) -> Ended:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,7 +24,7 @@ Run = Callable[[Step], list[dict[str, Any]]]
 @pytest.fixture
 def harness(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
     monkeypatch.syspath_prepend(str(SCRIPTS))
-    for method in ("map", "filter"):  # put back at the end
+    for method in ("map", "filter", "save_to_disk"):  # put back at the end
         monkeypatch.setattr(datasets.Dataset, method, getattr(datasets.Dataset, method))
     import harness
 
@@ -107,6 +108,16 @@ def test_a_row_that_a_batch_loses_is_the_right_one(processes: int | None, run: R
     assert _made(lines) == {0: 1, 1: 2, 2: OUT, 3: OUT}
 
 
+def test_one_worker_is_no_process_of_its_own(run: Run, tmp_path: Path) -> None:
+    def step(data: Any) -> Any:
+        made = data.map(lambda row: {"process": os.getpid()}, num_proc=1).filter(lambda row: True, num_proc=1)
+        made.save_to_disk(str(tmp_path / "saved"), num_proc=1)
+        assert set(made["process"]) == {os.getpid()}
+        return datasets.load_from_disk(str(tmp_path / "saved"))
+
+    assert _made(run(step)) == EVERY
+
+
 def test_a_row_that_is_filtered_out_is_the_right_one(run: Run) -> None:
     assert _made(run(lambda data: data.filter(lambda row: row["text"] != "a"))) == {**EVERY, 0: OUT}
 
@@ -133,6 +144,17 @@ def test_a_row_that_fails_is_an_error_and_the_others_are_not(run: Run, notes: li
     assert _made(run(lambda data: data.map(_strict))) == {**EVERY, 1: "ValueError: bb is not allowed"}
     reason = "ValueError: bb is not allowed"
     assert notes == [f"the file of all 4 rows is refused ({reason}); they were given in smaller ones"]
+
+
+def test_the_error_behind_an_error_is_named(run: Run) -> None:
+    def refuse(row: Any) -> Any:
+        try:
+            return _strict(row)
+        except ValueError as error:
+            raise RuntimeError("while generating the dataset") from error
+
+    reason = "RuntimeError: while generating the dataset; from ValueError: bb is not allowed"
+    assert _made(run(lambda data: data.map(refuse)))[1] == reason
 
 
 def test_a_runner_that_cannot_read_a_file_of_one_row_is_given_two(run: Run) -> None:

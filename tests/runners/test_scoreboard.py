@@ -81,6 +81,18 @@ def test_a_fault_that_we_know_of_has_its_class(
     assert rule in {finding.rule for finding in found.recorded[tokenizer].findings[case]}, what
 
 
+@pytest.mark.parametrize(
+    ("column", "case", "words"),
+    [
+        ("llamafactory", "single", "[MODEL_SETTINGS] is missing: the row's settings"),
+        ("axolotl", "thinking", "[THINK] is missing: the thinking is lost"),
+    ],
+)
+def test_a_block_that_is_no_turn_is_named(column: str, case: str, words: str, script: ModuleType) -> None:
+    [found] = [one for one in script.COLUMNS if one.name == column]
+    assert any(one.found.startswith(words) for one in found.recorded["derived-v15"].findings[case])
+
+
 @pytest.mark.parametrize(("column", "tokenizer", "words"), REFUSED)
 def test_a_configuration_that_no_row_can_use_is_refused_by_the_runner(
     column: str, tokenizer: str, words: str, script: ModuleType

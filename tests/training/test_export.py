@@ -18,6 +18,7 @@ from pytest_mistral_lora import cli
 from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
 from pytest_mistral_lora.chat.rows import read_rows
 from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
+from pytest_mistral_lora.cli import other_trainers
 from pytest_mistral_lora.data.sources import rows_of
 from pytest_mistral_lora.errors import InputError, RecipeError, TokenizerError
 from pytest_mistral_lora.records.base_location import base_weights_sha256
@@ -122,6 +123,15 @@ def keys() -> Iterator[str]:
 
 def test_every_key_of_a_recipe_is_tried_or_in_the_rows_already() -> None:
     assert set(keys()) == {*OTHER, *APPLIED, *OF_THE_BASE, "output"}
+
+
+def test_the_command_line_offers_every_trainer_that_a_run_is_exported_to_and_no_other(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert tuple(BRIDGES) == other_trainers.TRAINERS
+    with pytest.raises(SystemExit):  # it is audited, and takes no ids and labels of ours
+        cli.main(["export", "recipe.yaml", "--to", "ms-swift", "--output", "run"])
+    assert "invalid choice: 'ms-swift'" in capsys.readouterr().err
 
 
 def test_an_exported_folder_is_imported_as_the_same_rows(tmp_path: Path, make: MakeRecipe, to: str) -> None:

@@ -31,6 +31,12 @@ _TOOLS = (
 )
 _SYSTEM = ("[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]")
 _USER = ("[INST]", *_SYSTEM, "")
+_LOST_TURN = "a turn is lost, joined with another, or written without it"
+_LOST = {
+    "[MODEL_SETTINGS]": "the row's settings, such as `reasoning_effort`, are not written",
+    "[THINK]": "the thinking is lost, or written as text",
+}
+"""How a row lacks what a marker opens, if it opens no turn."""
 
 
 def _joined(parts: Sequence[MarkedText]) -> str:
@@ -115,8 +121,7 @@ class TextComparison:
             elif marker in ("<s>", "</s>"):
                 yield EncodingFault("ML521" if marker == "<s>" else "ML522", f"a {marker} is missing")
             else:
-                lost = "is missing: a turn is lost, joined with another, or written without it"
-                yield self._turn_fault(marker, lost)
+                yield self._turn_fault(marker, f"is missing: {_LOST.get(marker, _LOST_TURN)}")
 
     def _surplus_faults(self, run: tuple[MarkedText, ...]) -> Iterator[EncodingFault]:
         for marker in _main_markers(run):

@@ -207,10 +207,14 @@ class _Bisection:
                 yield {"row": number, "error": "it was left out, without an error"}
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: BaseException) -> str:
     # one line of bounded length: some errors print the whole data
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text}"[:500]
+    text = f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
+    # `datasets` raises one error for everything that is wrong with a file, from the one that names it
+    first = error.__cause__
+    while first is not None and (earlier := first.__cause__ or first.__context__) is not None:
+        first = earlier
+    return f"{text}; from {_reason(first)}" if first is not None else text
 
 
 def _numbering(load: Any, expected: int) -> Any:
@@ -234,6 +238,8 @@ def _keep_marks() -> None:
     """Let `Dataset.map` carry the numbers of the rows, whatever columns and rows the runner removes."""
     from datasets import Dataset
 
+    for name in ("map", "filter", "save_to_disk"):
+        setattr(Dataset, name, _in_this_process(getattr(Dataset, name)))
     original, original_filter = Dataset.map, Dataset.filter
 
     @functools.wraps(original)
@@ -258,6 +264,15 @@ def _keep_marks() -> None:
             Dataset.map = keeping
 
     Dataset.map, Dataset.filter = keeping, filtering
+
+
+def _in_this_process(method: Any) -> Any:
+    @functools.wraps(method)
+    def running(*args: Any, **options: Any) -> Any:
+        # for one worker, too, `datasets` starts a process, which imports the runner again
+        return method(*args, **{**options, "num_proc": None} if options.get("num_proc") == 1 else options)
+
+    return running
 
 
 def _marking(function: Any) -> Any:
