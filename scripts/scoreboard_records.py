@@ -34,7 +34,7 @@ DERIVED = ("derived-v11", "derived-v13", "derived-v15")
 """Tekken files of the versions that mistral-common knows and does not ship, derived from a shipped vocabulary."""
 TOKENIZERS = (
     *("spm-v1", "spm-v3", "spm-v7", "tekken-240911", "spm-v3-hub", "tekken-240911-hub"),
-    *(*DERIVED, f"{DERIVED[-1]}{HUB}"),
+    *(*DERIVED, f"derived-v13{HUB}"),
 )
 REAL_TOKENIZERS = ("spm-v3", "tekken-240911")
 TIME_LIMIT = 3600.0
