@@ -179,11 +179,11 @@ def put_text(path: Path, text: str, *, keep: bool = False) -> Written:
         InputError: If it cannot be written.
     """
     try:
+        remove_temporaries(path)
         there = path.exists()
         if there and (keep or path.read_bytes() == text.encode()):
             return "unchanged"
         path.parent.mkdir(parents=True, exist_ok=True)
-        remove_temporaries(path)
         write_text(path, text)
     except OSError as error:
         raise InputError(f"cannot be written: {error.strerror}", place=str(path)) from error

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from pytest_mistral_lora.errors import InputError
-from pytest_mistral_lora.records.files import inside, sha256_bytes, write_text
+from pytest_mistral_lora.records.files import inside, put_text, sha256_bytes
 from pytest_mistral_lora.records.manifest import load
 
 _BEGIN = "<!-- yours, from here: kept when this file is made again -->"
@@ -272,7 +272,8 @@ def write_notes(folder: Path) -> list[Path]:
     """Generate the notes of a finished folder again, keep the author's section, and return their files.
 
     Raises:
-        InputError: If there is no valid manifest, it lists no notes, or this version would generate another text.
+        InputError: If there is no valid manifest, it lists no notes, this version would generate another text, or a
+            note cannot be written.
     """
     manifest = load(folder).data
     listed = {name: manifest.get("files", {}).get(name) for name in NOTES}
@@ -287,7 +288,7 @@ def write_notes(folder: Path) -> list[Path]:
             )
     for name, text in texts.items():
         kept = author_section(_read(folder, name)) if (folder / name).exists() else ""
-        write_text(folder / name, with_author_section(text, kept))
+        put_text(folder / name, with_author_section(text, kept))
     return [folder / name for name in texts]
 
 

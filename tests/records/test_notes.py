@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from manifests import FOUR_KEYS, adapter, merged
 
 from pytest_mistral_lora.errors import InputError
-from pytest_mistral_lora.records.files import listing, write_json
+from pytest_mistral_lora.records.files import listing, unfinished_path, write_json
 from pytest_mistral_lora.records.manifest import build
 from pytest_mistral_lora.records.notes import (
     NOTES,
@@ -91,6 +91,18 @@ def test_a_note_that_was_lost_is_made_again(folder: Path, name: str) -> None:
     (folder / name).unlink()
     assert [path.name for path in write_notes(folder)] == list(NOTES)
     assert (folder / name).read_bytes() == text
+
+
+def test_the_remains_of_a_killed_note_go(folder: Path) -> None:
+    """Else `verify` would report a file that is not listed from then on."""
+    left = unfinished_path(folder / "DECISION.md")
+    left.touch()
+    write_notes(folder)
+    assert not left.exists()
+    (folder / "README.md").unlink()
+    (folder / "README.md").mkdir()
+    with pytest.raises(InputError, match=r"README\.md: is a directory"):
+        write_notes(folder)
 
 
 def test_another_text_than_is_listed_is_not_written(folder: Path) -> None:
