@@ -90,6 +90,15 @@ def test_a_single_file_is_judged_as_a_tokenizer_without_a_folder() -> None:
     assert {"control-tokens", "text-ids", "template-bounds"} <= found.keys()
 
 
+def test_a_folder_of_one_file_passes_no_check_of_others(tmp_path: Path) -> None:
+    shutil.copy(shipped_tokenizer("spm-v1"), tmp_path / "tokenizer.model.v1")
+    found = results(tmp_path)
+    unchecked = {case for case, result in found.items() if result.not_checked}
+    files = {"one-revision", "declarations-agree", "class", "nothing-cut-or-padded", "model-config", "has-template"}
+    assert unchecked == files | {case for case in found if case.startswith("template-")}
+    assert [finding.text() for result in found.values() for finding in result.findings] == []
+
+
 def test_a_folder_without_a_mistral_file_is_judged_in_what_needs_none(folder: Path) -> None:
     (folder / "tokenizer.model.v1").unlink()
     config = json.loads((folder / "tokenizer_config.json").read_text())

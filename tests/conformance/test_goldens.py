@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from pytest_mistral_lora.chat.oracle import SHIPPED, Oracle, shipped_tokenizer
 from pytest_mistral_lora.chat.templates import ChatTemplate
+from pytest_mistral_lora.conformance.checks import Settings
+from pytest_mistral_lora.conformance.finding import Result
 from pytest_mistral_lora.conformance.mask.row_laws import assistant_text_violation
 from pytest_mistral_lora.conformance.targets import EMBEDDED, Target
-from pytest_mistral_lora.conformance.template import judge
+from pytest_mistral_lora.conformance.template import checks, judge
 from pytest_mistral_lora.records.goldens import golden_paths, goldens_folder, load
 
 
@@ -25,6 +29,14 @@ def test_every_packaged_golden_has_the_right_form(name: str) -> None:
 
 def test_the_embedded_targets_are_what_is_shipped() -> None:
     assert tuple(SHIPPED) == EMBEDDED
+
+
+def test_a_template_that_renders_no_row_is_not_called_equal_to_its_own_rendering(tmp_path: Path) -> None:
+    target = Target("spm-v3")
+    vars(target)["template"] = ChatTemplate(target.tokenizer.fast, "{{ raise_exception('no') }}")
+    settings = Settings(1, None, "cpu", True, (), False, tmp_path)
+    [check] = [one for one in checks(target, settings) if one.case == "apply-chat-template"]
+    assert check.run() == Result(not_checked="the chat template renders none of the packaged rows")
 
 
 def test_a_difference_is_shown_token_by_token() -> None:

@@ -181,8 +181,7 @@ def has_template(target: Target) -> Result:
     if not places:
         return Result((Finding("ML233", "there is no chat template", str(files.path), "chat_template.jinja"),))
     if (place := loaded_place(files)) and not places["default"][place].strip():
-        where = f"{files.path}/{place}"
-        return Result((Finding("ML222", "the chat template is empty", where, "a Jinja template"),))
+        return Result((Finding("ML222", "the chat template is empty", f"{files.path}/{place}", "a Jinja template"),))
     return Result()
 
 
@@ -243,8 +242,8 @@ def one_revision(target: Target) -> Result:
         detail = "\n".join(f"{name}: {commit}" for name, commit in commits.items())
         found = f"files of {len(set(commits.values()))} commits"
         findings.append(Finding("ML212", found, str(files.path), "one commit", detail))
-    is_known = is_snapshot or len(commits) > 1
-    return Result(tuple(findings), "" if is_known else "the commits of the files are not known: no file names them")
+    unknown = "" if is_snapshot or len(commits) > 1 else "the commits of the files are not known: no file names them"
+    return Result(tuple(findings), unknown)
 
 
 def files_agree(target: Target) -> Iterator[Finding]:
@@ -284,16 +283,18 @@ def tokenizer_class(target: Target) -> Iterator[Finding]:
                 return
 
 
-def one_template(target: Target) -> Iterator[Finding]:
-    """Yield ML220 if the places that can hold the chat template hold different ones, or none is the default."""
-    files = target.tokenizer.files
-    places = template_places(files)
-    if places and "default" not in places:
-        yield Finding("ML220", f"only {', '.join(sorted(places))}, no default", str(files.path), "a default template")
-    loads = loaded_place(files)
+def one_template(target: Target) -> Result:
+    """Judge whether the places that can hold the chat template hold different ones, or none is the default: ML220."""
+    files, findings = target.tokenizer.files, list[Finding]()
+    places, home, loads = template_places(files), str(files.path), loaded_place(files)
+    if not places:
+        return Result(not_checked="there is no chat template")
+    if "default" not in places:
+        findings.append(Finding("ML220", f"only {', '.join(sorted(places))}, no default", home, "a default template"))
     for name, texts in places.items():
         first = loads if loads in texts else next(iter(texts))
         for place, text in texts.items():
             if text != texts[first]:
                 found = f"the template {name!r} of {place} is not that of {first}"
-                yield Finding("ML220", found, str(files.path), f"the same text ({first} is what transformers loads)")
+                findings.append(Finding("ML220", found, home, f"the same text ({first} is what transformers loads)"))
+    return Result(tuple(findings))
