@@ -126,7 +126,7 @@ class ServerTarget(JudgedTarget):
         from pytest_mistral_lora.conformance.server.script import ask_script
         from pytest_mistral_lora.serving.client import ServerClient, require_url
         from pytest_mistral_lora.serving.server import ServerFacts
-        from pytest_mistral_lora.serving.servers import ScriptedServer, ask_prompts
+        from pytest_mistral_lora.serving.servers import ScriptedServer, ask_prompts, require_kind
 
         asked = list(self.asked_rows())
         if not asked:
@@ -144,6 +144,8 @@ class ServerTarget(JudgedTarget):
         else:
             async with ServerClient(require_url(self.url)) as client:
                 facts = await server.facts(client)
+                if not facts.version:
+                    await require_kind(server, self.url)
                 model = self._chosen(facts)
                 prompts = await ask_prompts(server, client, rows, model, lambda: self.progress(len(rows)))
         served = (replace(one, served=prompt) for one, prompt in zip(asked, prompts, strict=True))

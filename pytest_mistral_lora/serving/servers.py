@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -107,3 +108,22 @@ async def recognise_server(url: str) -> tuple[Server, str]:
             step = error.next_step or "Name its kind, NAME=URL, or give a script of your own: see docs/serving.md."
             raise InputError(error.found, place=error.place, expected=expected, next_step=step) from error
     return SERVERS["openai"], "/v1/models"
+
+
+async def require_kind(server: Server, url: str) -> None:
+    """Refuse a server that was named as a kind with a version, and is recognised as another one.
+
+    Raises:
+        InputError: If it is.
+    """
+    found, endpoint = server, ""
+    # it answers as its kind does, and of a kind that is not recognised nothing is known
+    with suppress(InputError):
+        found, endpoint = await recognise_server(url)
+    if server.version_at[0] and found.version_at[0] and found.name != server.name:
+        raise InputError(
+            f"it is {found.title}, recognised by {endpoint}, and was named as {server.title}",
+            place=url,
+            expected=f"{found.name}={url}",
+            next_step="Name its own kind, or leave the name out.",
+        )

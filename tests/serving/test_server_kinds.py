@@ -81,6 +81,22 @@ def test_a_kind_is_recognised_whose_requests_the_server_does_not_answer(path: st
     assert (kind in out, f"recognised by {path}" in out) == (True, True), out
 
 
+@pytest.mark.parametrize(("kind", "code"), [("vllm", 1), ("llamacpp", 0), ("openai", 0)])
+def test_a_server_that_was_named_as_another_kind_is_a_finding_that_names_its_own(
+    kind: str, code: int, oracle: Oracle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "rows.jsonl").write_text(json.dumps(ROW) + "\n")
+    # a llama.cpp of a Python wheel, which has no build to report
+    build = json.dumps({"build_info": "b0-unknown", "model_ftype": "all F32"}).encode()
+    answers = {"/props": (200, build), **dict.fromkeys(["/version", "/server_info", "/info"], (404, b"not found"))}
+    with serving(Behaviour(oracle, answer=answers.get)) as url:
+        words = ["serve-check", f"{kind}={url}", "--tokenizer", "spm-v3", "--rows", str(tmp_path / "rows.jsonl")]
+        assert main(words) == code
+    out = capsys.readouterr().out
+    found = "it is llama.cpp, recognised by /props, and was named as vLLM"
+    assert (found in out, f"llamacpp={url}" in out, "ML901" in out) == (bool(code),) * 3, out
+
+
 def test_an_endpoint_that_hangs_or_is_forbidden_leaves_the_others(
     check: Check, monkeypatch: pytest.MonkeyPatch
 ) -> None:

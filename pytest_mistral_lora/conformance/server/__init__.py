@@ -194,7 +194,7 @@ class ServerChecks:
         """ML904: a server that hides its ids reports as many prompt tokens as mistral-common has."""
         hidden = [one for one in self._taken if one.ids is None]
         if not hidden:
-            return Result(not_checked="the server shows the ids")
+            return Result(not_checked="the server shows the ids, which prove more than their number")
         counted = [one for one in hidden if one.count is not None]
         if not counted:
             return Result(not_checked="the server shows neither ids nor their number")
