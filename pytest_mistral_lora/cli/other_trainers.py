@@ -157,8 +157,9 @@ TEMPLATE = Verb(
 
 
 _RUNNER_DESCRIPTION = """\
-Other trainers need other library versions, so each gets a virtual environment of its own, of about 2 GB, in the cache
-folder ($MISTRAL_LORA_CACHE). A trainer that is installed beside this package needs none."""
+Other trainers need other library versions, so each gets a virtual environment of its own in the cache folder
+($MISTRAL_LORA_CACHE): 2 GB, or 6 GB with the libraries of a GPU. A trainer that is installed beside this package needs
+none."""
 
 _SETUP = """\
 Make the environment of a trainer, and print its folder. If an earlier call was interrupted, this one continues."""
@@ -187,7 +188,7 @@ def run_runner(args: argparse.Namespace) -> int:
 
     if args.action == "setup":
         environment = Environment(RUNNERS[args.name])
-        # an environment is 2 GB of downloads: whoever interrupts it should know that nothing is lost
+        # an environment is gigabytes of downloads: whoever interrupts it should know that nothing is lost
         try:
             is_new = environment.setup(args.python)
         except KeyboardInterrupt:

@@ -106,7 +106,7 @@ _FINISHED = "mistral-lora.json"
 
 @dataclass(frozen=True)
 class Environment:
-    """A runner's virtual environment in the cache folder; some 2 GB.
+    """A runner's virtual environment in the cache folder; 2 GB, or 6 GB with the libraries of a GPU.
 
     Attributes:
         runner: The runner.
