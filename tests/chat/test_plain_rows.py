@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from each_oracle import ALL, of_each, oracle_named
+from encoding_laws import TOOL
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -36,7 +37,8 @@ def _any_turns(draw: st.DrawFn) -> dict[str, Any]:
         if role == "assistant":
             message |= draw(st.sampled_from(({}, {}, {"weight": 0}, {"weight": 1}, {"tool_calls": []})))
         messages.append(message)
-    return {"messages": messages}
+    # offered, and not called
+    return {"messages": messages} | draw(st.sampled_from(({}, {}, {}, {"tools": [TOOL]})))
 
 
 class _WholePath(PlainRows):
@@ -65,6 +67,7 @@ def _outcome(oracle: Oracle, row: Row) -> EncodedRow | str:
 @example(data={"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "a"}]})
 @example(data={"messages": [{"role": "user", "content": ""}, {"role": "assistant", "content": "a"}]})
 @example(data={"messages": [{"role": "assistant", "content": "a"}]})
+@example(data={"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "a"}], "tools": [TOOL]})
 @of_each(*ALL, made=both_of)
 def test_the_shortcut_changes_nothing(both: tuple[Oracle, Oracle], data: dict[str, Any]) -> None:
     row, (oracle, whole) = parse_row(data), both

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from converted import converted_tokenizer
+from each_oracle import oracle_named
 
 from pytest_mistral_lora.chat.oracle import SHIPPED
 from pytest_mistral_lora.chat.rows import parse_row
@@ -143,8 +144,7 @@ def test_a_long_row_is_not_refused(tokenizer: CheckpointTokenizer) -> None:
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_the_official_templates_take_few_steps(name: str) -> None:
-    source = converted_tokenizer(name).fast.chat_template
-    bounded = BoundedTemplate(source)
+    bounded = BoundedTemplate(oracle_named(name).chat_template())
     bounded.run({"messages": list(ROW.messages), "tools": None, "bos_token": "<s>", "eos_token": "</s>"})
     assert bounded._budget.steps > 499_000
 

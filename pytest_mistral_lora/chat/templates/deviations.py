@@ -168,9 +168,9 @@ DEVIATIONS: tuple[Deviation, ...] = (
     ),
     Deviation(
         id="tool-arguments-as-written",
-        title="The template copies the arguments of a tool call as they are if your row gives them as a string.",
+        title="The template copies the arguments of a tool call as they are if your row has a string or null there.",
         why="mistral-common parses them and writes them again, so escapes and spacing change; it writes text that is "
-        "not JSON as a JSON string.",
+        "not JSON as a JSON string, and null as an empty object.",
         versions=_TOOLS,
         example=_chat("a", _call('{"city":"\\u00e9"}'), tools=[_WEATHER]),
         after=("[TOOL_CALLS]", "[ARGS]"),
