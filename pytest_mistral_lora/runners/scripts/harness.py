@@ -37,10 +37,6 @@ PLAIN = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "
 """A row that no configuration has a reason to refuse."""
 
 
-_FEW = 8
-"""So many rows that are refused together are given alone: each trial loads the tokenizer again."""
-
-
 class PackedError(Exception):
     """The runner puts rows together into sequences: its result for one row alone does not show that."""
 
@@ -177,7 +173,8 @@ class _Bisection:
         # a column of a file has one type: rows whose contents are lists are refused beside plain texts
         texts = [row for row in rows if all(not isinstance(one.get("content"), list) for one in row["messages"])]
         lists = [row for row in rows if row not in texts]
-        size = len(rows) // 2 if len(rows) > _FEW else 1
+        # few are given alone: each trial loads the tokenizer again
+        size = len(rows) // 2 if len(rows) > 8 else 1
         halves = [rows[start : start + size] for start in range(0, len(rows), size)]
         for part in [texts, lists] if texts and lists else halves:
             try:
