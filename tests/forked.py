@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import atexit
 import functools
+import gc
 import json
 import os
 import runpy
@@ -17,8 +18,15 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
+
+_LIBRARIES = (
+    *("accelerate", "peft", "pytest", "torch", "transformers.trainer"),
+    *("transformers.models.auto.tokenization_auto", "transformers.models.mistral.modeling_mistral"),
+)
+"""The libraries of the commands, with the parts of transformers that it would load when they are first used."""
 
 
 def run_forked(
@@ -61,14 +69,8 @@ def _server() -> Any:
 
 
 def _serve() -> None:
-    import gc
-
-    import accelerate  # noqa: F401
-    import peft  # noqa: F401
-    import pytest  # noqa: F401
-    import torch  # noqa: F401
-    from transformers import AutoTokenizer, MistralForCausalLM, Trainer  # noqa: F401
-
+    for name in _LIBRARIES:
+        import_module(name)
     gc.freeze()
     for line in sys.stdin:
         asked = json.loads(line)

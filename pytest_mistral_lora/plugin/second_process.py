@@ -14,6 +14,7 @@ import threading
 import time
 import warnings
 from collections.abc import Sequence
+from importlib import import_module
 from multiprocessing.sharedctypes import RawArray
 from typing import TYPE_CHECKING
 
@@ -68,7 +69,7 @@ class SecondProcess:
                 if not ForkedProcess.is_possible():
                     return False
                 # in both processes, and once: it is most of what either imports
-                from transformers import AutoTokenizer, PreTrainedTokenizerFast  # noqa: F401
+                import_module("transformers.models.auto.tokenization_auto")
             except ImportError:
                 return False
         return True

@@ -1,0 +1,155 @@
+"""Good and bad values of every option and ini key, and what the plugin makes of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from pytest_mistral_lora.conformance.known import Xfail
+from pytest_mistral_lora.conformance.named_targets import RunnerChoice, ServerChoice
+
+GOOD: dict[str, tuple[str | None, str, Any]] = {
+    "--mistral-tokenizer": ("tok.model.v3", "tokenizers", lambda here: (here / "tok.model.v3",)),
+    "--mistral-recipe": ("recipe.yaml", "recipes", lambda here: (here / "recipe.yaml",)),
+    "--mistral-dataset": ("own/rows.jsonl", "datasets", lambda here: (here / "own" / "rows.jsonl",)),
+    "--mistral-adapter": ("bare", "adapters", lambda here: (here / "bare",)),
+    "--mistral-base": ("own", "base", lambda here: here / "own"),
+    "--mistral-oracle": ("spm-v7", "oracle", lambda here: "spm-v7"),
+    "--mistral-encoded": ("own/rows.jsonl", "encoded", lambda here: (here / "own" / "rows.jsonl",)),
+    "--mistral-server": (
+        "vllm=http://127.0.0.1:8000/",
+        "servers",
+        lambda here: (ServerChoice("vllm", "http://127.0.0.1:8000"),),
+    ),
+    "--mistral-server-rows": ("own/rows.jsonl", "server_rows", lambda here: (here / "own" / "rows.jsonl",)),
+    "--mistral-gguf": ("own/rows.jsonl", "ggufs", lambda here: (here / "own" / "rows.jsonl",)),
+    "--mistral-runner": (
+        "trl=own/rows.jsonl",
+        "runners",
+        lambda here: (RunnerChoice("trl", here / "own" / "rows.jsonl"),),
+    ),
+    "--mistral-golden-dir": ("own", "golden_folders", lambda here: (here / "own",)),
+    "--mistral-golden-skip-training": (None, "skip_training", lambda here: True),
+    "--mistral-device": ("cpu", "device", lambda here: "cpu"),
+    "--mistral-examples": ("7", "examples", lambda here: 7),
+    "--mistral-seed": ("0", "seed", lambda here: 0),
+    "--mistral-strict": (None, "strict", lambda here: True),
+    "--mistral-xfails": ("known.txt", "xfails", lambda here: (Xfail("ML204", "looked at", f"{here / 'known.txt'}:1"),)),
+    "--mistral-baseline": ("new.txt", "baseline", lambda here: here / "new.txt"),
+    "--mistral-output-format": ("github", "output_format", lambda here: "github"),
+    "--mistral-report": ("out.json", "report", lambda here: here / "out.json"),
+}
+NEEDS = {
+    "--mistral-base": (("--mistral-adapter", "bare"), "adapters"),
+    "--mistral-dataset": (("--mistral-tokenizer", "tok.model.v3"), "tokenizers"),
+    "--mistral-server": (("--mistral-tokenizer", "tok.model.v3"), "tokenizers"),
+    "--mistral-server-rows": (
+        ("--mistral-server", "http://127.0.0.1:8000", "--mistral-tokenizer", "tok.model.v3"),
+        "servers tokenizers",
+    ),
+    "--mistral-encoded": (("--mistral-tokenizer", "tok.model.v3"), "tokenizers"),
+}
+"""Options that make no sense alone: what goes with them, and which settings that changes."""
+DEFAULTS = {
+    "tokenizers": (),
+    "recipes": (),
+    "datasets": (),
+    "adapters": (),
+    "base": None,
+    "oracle": None,
+    "encoded": (),
+    "ggufs": (),
+    "servers": (),
+    "server_rows": (),
+    "runners": (),
+    "require_manifest": False,
+    "golden_folders": (),
+    "update": False,
+    "skip_training": False,
+    "device": "auto",
+    "examples": 20,
+    "seed": None,
+    "strict": False,
+    "xfails": (),
+    "expects_every_xfail": True,
+    "baseline": None,
+    "output_format": "text",
+    "report": None,
+}
+RECIPE = f"""\
+base: {{path: own, weights_sha256: {"a" * 64}}}
+data: {{train: [own/rows.jsonl]}}
+training: {{steps: 1, learning_rate: 1e-3, batch_size: 1, micro_batch_tokens: 1}}
+output: out
+"""
+NO_CUDA = f"cuda, but torch {torch.__version__} finds no CUDA device here; expected auto or cpu"
+NO_ORACLE = (
+    "no such name and no such file; expected spm-v1, spm-v2, spm-v3, spm-v7, spm-v7m1, tekken-240718, tekken-240911, "
+    "none, or the path of a tekken.json or tokenizer.model.vN"
+)
+NO_RUNNER = (
+    "is no runner; expected one of trl, axolotl, llamafactory, ms-swift, "
+    "or the path of a script (*.py) that maps rows to encoded rows"
+)
+NO_TOKENIZER = (
+    "no such file or folder: nope; the names of shipped tokenizers are spm-v1, spm-v2, spm-v3, spm-v7, "
+    "spm-v7m1, tekken-240718, tekken-240911"
+)
+LONG = f"{'x' * 300}.json"
+BAD = [
+    ("--mistral-tokenizer", "nope", NO_TOKENIZER),
+    ("--mistral-dataset", "nope", "no such file or folder: nope"),
+    ("--mistral-recipe", "nope", "no such file or folder: nope"),
+    ("--mistral-tokenizer", LONG, f"{LONG}: File name too long"),
+    ("--mistral-recipe", LONG, f"{LONG}: File name too long"),
+    ("--mistral-recipe", "bare", "a folder: bare"),
+    ("--mistral-adapter", "tok.model.v3", "not a folder: tok.model.v3"),
+    ("--mistral-base", "tok.model.v3", "not a folder: tok.model.v3"),
+    ("--mistral-oracle", "spm-v8", f"spm-v8: {NO_ORACLE}"),
+    ("--mistral-encoded", "nope", "no such file or folder: nope"),
+    ("--mistral-gguf", "own", "a folder: own"),
+    (
+        "--mistral-server",
+        "lmstudio=http://127.0.0.1",
+        "unknown kind of server 'lmstudio'; expected one of llamacpp, vllm, sglang, tgi, ollama, openai, or the path "
+        "of a script (*.py)",
+    ),
+    ("--mistral-runner", "nope", f"'nope' {NO_RUNNER}"),
+    ("--mistral-runner", "trl=nope", "nope: no such file; expected a configuration of TRL"),
+    ("--mistral-xfails", "nope", "no such file or folder: nope"),
+    ("--mistral-golden-dir", "nope", "no such file or folder: nope"),
+    ("--mistral-golden-dir", "tok.model.v3", "not a folder: tok.model.v3"),
+    ("--mistral-golden-dir", "bare", "neither rows (*.jsonl) nor recorded goldens in bare"),
+    ("--mistral-device", "tpu", "'tpu'; expected one of auto, cpu, cuda"),
+    ("--mistral-examples", "0", "'0'; expected a whole number, 1 or more"),
+    ("--mistral-examples", "many", "'many'; expected a whole number, 1 or more"),
+    ("--mistral-examples", "1.5", "'1.5'; expected a whole number, 1 or more"),
+    ("--mistral-seed", "-1", "'-1'; expected a whole number, 0 or more"),
+    ("--mistral-seed", "x", "'x'; expected a whole number, 0 or more"),
+    ("--mistral-baseline", "known.txt", "known.txt exists, and its reasons would be lost; name a new file"),
+    ("--mistral-baseline", "nope/new.txt", "nope: no such folder. Make it, or name another file."),
+    ("--mistral-output-format", "sarif", "'sarif'; expected one of text, github"),
+    ("--mistral-report", "out.txt", "out.txt; expected a name that ends in .json or .html"),
+    ("--mistral-report", "nope/out.json", "nope: no such folder. Make it, or name another file."),
+    ("--mistral-report", LONG, f"{LONG}: cannot be written: File name too long. Name a file that you may write."),
+    ("--mistral-report", "folder.json", "folder.json: this is a folder; expected a file"),
+]
+BAD_INI = [
+    ("mistral_tokenizers = nope", NO_TOKENIZER),
+    ("mistral_datasets = nope", "no such file or folder: nope"),
+    ("mistral_recipes = nope", "no such file or folder: nope"),
+    ("mistral_runners = nope", f"'nope' {NO_RUNNER}"),
+    ("mistral_base = nope", "no such file or folder: nope"),
+    ("mistral_oracle = spm-v8", f"spm-v8: {NO_ORACLE}"),
+    ("mistral_xfails = nope", "no such file or folder: nope"),
+    ("mistral_require_manifest = maybe", "invalid truth value 'maybe'"),
+    ("mistral_golden_dirs = nope", "no such file or folder: nope"),
+    ("mistral_golden_dirs = tok.model.v3", "not a folder: tok.model.v3"),
+    ("mistral_golden_dirs = bare", "neither rows (*.jsonl) nor recorded goldens in bare"),
+    ("mistral_output_format = sarif", "'sarif'; expected one of text, github"),
+    ("mistral_device = tpu", "'tpu'; expected one of auto, cpu, cuda"),
+    ("mistral_examples = 0", "0; expected a whole number, 1 or more"),
+    ("mistral_examples = many", "invalid literal for int() with base 10: 'many'"),
+    ("mistral_strict = maybe", "invalid truth value 'maybe'"),
+]
