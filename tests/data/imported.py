@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from pytest_mistral_lora.data import Source, convert
 from pytest_mistral_lora.data.declarations import declared_sources
 from pytest_mistral_lora.data.layouts import Layout
@@ -43,7 +45,8 @@ def sharegpt(*turns: tuple[str, Any], **more: Any) -> dict[str, Any]:
     return {"conversations": [{"from": role, "value": value} for role, value in turns], **more}
 
 
-GOOD = chat(user("u"), answer("a"))
+USER, ANSWER, SYSTEM = user("u"), answer("a"), {"role": "system", "content": "s"}
+GOOD = chat(USER, ANSWER)
 CALL_TEXT = json.dumps({"name": "f", "arguments": {"x": 1}})
 
 
@@ -66,3 +69,27 @@ def imported(path: Path, *names: str) -> list[Any]:
     found = list(convert(declared_sources(path, names)[0], report, lossy=LOSSES))
     assert report.fault_lines() == []
     return found
+
+
+def declared_rows(path: Path, *names: str) -> tuple[list[Any], Report]:
+    sources, remarks = declared_sources(path, names)
+    report = Report(remarks=remarks)
+    found = list(convert(sources, report, lossy=LOSSES))
+    assert report.fault_lines() == []
+    return found, report
+
+
+def llamafactory(folder: Path, entry: dict[str, Any], *records: Any) -> Path:
+    (folder / "rows.json").write_text(json.dumps(records), "utf-8")
+    path = folder / "dataset_info.json"
+    path.write_text(json.dumps({"mine": {"file_name": "rows.json", **entry}}), "utf-8")
+    return path
+
+
+def axolotl(folder: Path, entry: dict[str, Any], *records: Any, **config: Any) -> Path:
+    (folder / "rows.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records), "utf-8")
+    path = folder / "axolotl.yaml"
+    path.write_text(
+        yaml.safe_dump({"base_model": "x", "datasets": [{"path": "rows.jsonl", **entry}], **config}), "utf-8"
+    )
+    return path

@@ -149,7 +149,7 @@ def test_the_script_of_the_action_checks_its_targets(guarded: Path, tmp_path: Pa
     (tmp_path / "mistral-lora").chmod(0o755)
     environment = {
         "PATH": f"{tmp_path}:{os.environ['PATH']}",
-        "TARGETS": "a.yaml  b.jsonl $(x)",
+        "TARGETS": "a.yaml  b.jsonl\n$(x)\n",
         "ARGS": "--tokenizer *",
     }
     done = subprocess.run(
