@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_mistral_lora import __version__
 from pytest_mistral_lora.errors import counted
-from pytest_mistral_lora.records.files import write_json, write_text
+from pytest_mistral_lora.records.files import json_text, put_text
 from pytest_mistral_lora.records.goldens import library_versions
 from pytest_mistral_lora.report.secrets import public_finding, redacted, spells_secret
 
@@ -113,6 +113,9 @@ def write_report(path: Path, data: Mapping[str, Any], rows: Sequence[TokenRow] =
         path: A file; HTML if its name ends in `.html`, otherwise JSON.
         data: The result of `report_data`.
         rows: The failed rows.
+
+    Raises:
+        InputError: If a file cannot be written, for example because the disk is full.
     """
     from pytest_mistral_lora.report.pages import html_page, tokens_page
 
@@ -122,11 +125,9 @@ def write_report(path: Path, data: Mapping[str, Any], rows: Sequence[TokenRow] =
     rows = [row for row in rows if not spells_secret(row)]
     if rows:
         notes = (f"Each row as mistral-common encodes it, with the tokens marked that {path.name} reports.",)
-        write_text(beside, tokens_page(rows, heading="Rows of the findings", notes=notes))
-    if path.suffix == ".html":
-        write_text(path, html_page(data, rows_page=beside.name if rows else ""))
-    else:
-        write_json(path, data)
+        put_text(beside, tokens_page(rows, heading="Rows of the findings", notes=notes))
+    is_page = path.suffix == ".html"
+    put_text(path, html_page(data, rows_page=beside.name if rows else "") if is_page else json_text(data))
 
 
 def outcome_table(records: Sequence[Mapping[str, Any]], width: int) -> list[str]:

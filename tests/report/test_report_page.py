@@ -19,7 +19,8 @@ from judged_samples import HOSTILE, judged
 from pytest_mistral_lora.cli import main
 from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.conformance.groups import group_findings
-from pytest_mistral_lora.report import RunFacts, report_data
+from pytest_mistral_lora.errors import InputError
+from pytest_mistral_lora.report import RunFacts, report_data, write_report
 from pytest_mistral_lora.report.judged import sarif_data
 from pytest_mistral_lora.report.pages import html_page, rule_url
 
@@ -140,6 +141,22 @@ def test_a_report_that_cannot_be_written_is_refused_before_the_run(
         with pytest.raises(SystemExit, match="2"):
             main(["check", "--report", str(tmp_path / name)])
         assert found in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["x.html", "x.json"])
+def test_a_report_for_which_there_is_no_room_is_an_error_and_leaves_nothing(
+    name: str, report: dict[str, Any], tmp_path: Path
+) -> None:
+    import resource
+
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(InputError, match="cannot be written: File too large"):
+            write_report(tmp_path / name, report)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert list(tmp_path.iterdir()) == []
 
 
 class _Elements(HTMLParser):
