@@ -7,6 +7,7 @@ the blob, or the SHA-256 of a file kept by LFS. huggingface_hub follows the link
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -58,7 +59,8 @@ def kept_listing(folder: Path) -> Listing | None:
         note = read_json(folder.parents[1] / "trees" / f"{folder.name}.json")
         if note["format_version"] != _KEPT_FORMAT:
             return None
-        return {name: entry.get("lfs_sha256") or entry["blob_id"] for name, entry in note["files"].items()}
+        listing = {name: entry.get("lfs_sha256") or entry["blob_id"] for name, entry in note["files"].items()}
+        return listing if all(isinstance(digest, str) for digest in listing.values()) else None
     except (InputError, KeyError, TypeError, AttributeError):
         return None
 
@@ -112,7 +114,8 @@ def check_file(file: Path, folder: Path, listing: Listing | None, *, content: bo
     filed_as: str | None = None
     # caches on Windows hold files in place of links, and then no blob's name to compare with
     if file.is_symlink():
-        target, filed_as = file.resolve(), file.readlink().name
+        # Path.resolve raises on a loop of links
+        target, filed_as = Path(os.path.realpath(file)), file.readlink().name
         if not target.is_file() or not any(target.is_relative_to(blobs) for blobs in blob_folders(folder)):
             raise PinError(
                 f"leads out of the cache of its repository, or nowhere: {target}",

@@ -92,7 +92,9 @@ def file_place(place: str) -> FilePlace | None:
     for end in range(len(parts), 0, -1):
         name = ", ".join(parts[:end])
         path, _, line = name.rpartition(":")
-        for file, number in ((name, 0), (path, int(line) if line.isdecimal() and line.isascii() else None)):
+        # a larger number is part of a name: a log with such a line is refused as a whole
+        is_line = line.isdecimal() and line.isascii() and len(line) < 10
+        for file, number in ((name, 0), (path, int(line) if is_line else None)):
             if file and number is not None and os.path.lexists(file):
                 return FilePlace(_in_workspace(file), number)
     return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from hub import git_sha1, sha256
 from pinned_hub import REPO, TOKENIZER, Place
 
 from pytest_mistral_lora.chat.oracle import shipped_tokenizer
-from pytest_mistral_lora.checkpoint.hub_cache import check_file
+from pytest_mistral_lora.checkpoint.hub_cache import check_file, kept_listing
 from pytest_mistral_lora.errors import PinError
 
 COMMIT = hashlib.sha1(b"some commit").hexdigest()
@@ -94,6 +95,25 @@ def test_weights_are_hashed_only_when_asked(place: Place) -> None:
 def test_a_file_damaged_on_the_way_is_refused(place: Place) -> None:
     place.hub.corrupted.add("config.json")
     assert place.resolve(place.old)["place"] == str(place.snapshot(place.old) / "config.json")
+
+
+def test_a_loop_of_links_leads_nowhere(tmp_path: Path) -> None:
+    folder = tmp_path / "snapshots" / COMMIT
+    folder.mkdir(parents=True)
+    (folder / "config.json").symlink_to("config.json")
+    with pytest.raises(PinError, match="or nowhere"):
+        check_file(folder / "config.json", folder, None, content=True)
+
+
+@pytest.mark.parametrize("entry", [{"blob_id": 5}, {"blob_id": None}, {"lfs_sha256": ["a"], "blob_id": "b"}, {}, 3])
+def test_a_note_of_any_types_is_no_listing(entry: object, tmp_path: Path) -> None:
+    folder = tmp_path / "snapshots" / COMMIT
+    (tmp_path / "trees").mkdir()
+    note = tmp_path / "trees" / f"{COMMIT}.json"
+    note.write_text(json.dumps({"format_version": 1, "files": {"config.json": entry}}))
+    assert kept_listing(folder) is None
+    note.write_text(json.dumps({"format_version": 1, "files": {"config.json": {"blob_id": COMMIT}}}))
+    assert kept_listing(folder) == {"config.json": COMMIT}
 
 
 def test_a_cache_without_links_is_judged_by_the_listing(tmp_path: Path) -> None:

@@ -16,7 +16,6 @@ from safetensors.torch import load_file, save_file
 
 from pytest_mistral_lora.checkpoint.base_model import load_base, require_trainable
 from pytest_mistral_lora.checkpoint.weights import INDEX
-from pytest_mistral_lora.cli import main
 from pytest_mistral_lora.errors import InputError, PinError
 from pytest_mistral_lora.records.base_location import base_weights_sha256
 
@@ -134,16 +133,3 @@ def test_a_pipe_in_place_of_a_file_keeps_nobody_waiting(name: str, base: Path) -
     if name == SHARDS[0]:
         with pytest.raises(InputError, match="is no regular file"):
             base_weights_sha256(base)
-
-
-def test_train_refuses_weights_that_their_hash_does_not_prove(
-    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    move_to("../outside.safetensors")(base)
-    recipe = tmp_path / "recipe.yaml"
-    rows = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
-    (tmp_path / "rows.jsonl").write_text(json.dumps({"messages": rows}) + "\n")
-    pin = f"base: {{path: base, weights_sha256: {base_weights_sha256(base)}}}\n"
-    recipe.write_text(f"{pin}data: {{train: [rows.jsonl]}}\ntraining: {{steps: 1}}\noutput: out\n")
-    assert main(["train", str(recipe)]) == 2
-    assert "names the files" in capsys.readouterr().err

@@ -47,6 +47,7 @@ def test_files_are_named_from_the_workspace(workspace: Path, monkeypatch: pytest
     assert outside.uri == workspace.parent.as_uri()
     assert file_place("") is None
     assert file_place("gone.jsonl:3") is None
+    assert file_place(f"a, b.jsonl:{'9' * 5000}") is None
 
 
 def test_hostile_text_makes_no_workflow_command(workspace: Path) -> None:
