@@ -51,7 +51,7 @@ def adapted_layers(folder: Path, targets: Sequence[str]) -> list[str]:
         expected = f"attention: {', '.join(architecture.text.attention)}"
         raise RecipeError(str(error), place=place, expected=expected) from error
     if not architecture.text.mlp:
-        _refuse_experts(architecture, asked)
+        _refuse_experts(architecture, asked, place)
     # PEFT accepts a list if any one of its names matches, and then trains less than was asked for
     modules = empty_model(folder).named_modules()
     everywhere = [name for name, module in modules if isinstance(module, torch.nn.Linear)]
@@ -75,15 +75,15 @@ def adapted_layers(folder: Path, targets: Sequence[str]) -> list[str]:
     return [name for name in names if name in wanted]
 
 
-def _refuse_experts(architecture: Architecture, asked: Sequence[str]) -> None:
+def _refuse_experts(architecture: Architecture, asked: Sequence[str], place: str) -> None:
     for target in asked:
         # also as a part of a dotted name, such as mlp.gate
         if not _EXPERTS.isdisjoint(target.split(".")):
             raise RecipeError(
-                f"{target!r} is of a router or its experts in {architecture.title}, which are not adapted",
-                place="lora.target_modules",
+                f"{target!r} is of a router or its experts in {architecture.title}, which are not trained",
+                place=place,
                 expected=f"attention: {', '.join(architecture.text.attention)}",
-                next_step="Set target_modules: attention.",
+                next_step="Leave it out; target_modules: attention adapts the others.",
             )
 
 
@@ -108,30 +108,31 @@ def saved_modules(folder: Path, names: Sequence[str]) -> list[str]:
     """Return the dotted names of the base's modules that are trained and saved in full, without loading weights.
 
     Raises:
-        RecipeError: If no module with weights of its own has the name, if PEFT would take other modules for it, too, or
-            if it names embeddings that the base ties to its head.
+        RecipeError: If no module with weights of its own has the name, if PEFT would take other modules for it, too, if
+            it names a router, experts or anything outside the text model, or embeddings that the base ties to its head.
     """
+    if not names:
+        return []
+    architecture, place = architecture_in(folder), "lora.modules_to_save"
     # those with weights of their own
-    modules = [
-        name
-        for name, module in (empty_model(folder).named_modules() if names else ())
-        if list(module.parameters(recurse=False))
-    ]
+    modules = [name for name, module in empty_model(folder).named_modules() if list(module.parameters(recurse=False))]
     found = {name: [module for module in modules if _last_name(module) == name] for name in names}
     for name, own in found.items():
         if not own:
             have = ", ".join(sorted({_last_name(module) for module in modules}))
-            raise RecipeError(f"{name!r} matches nothing", place="lora.modules_to_save", expected=f"some of {have}")
+            raise RecipeError(f"{name!r} matches nothing", place=place, expected=f"some of {have}")
         # PEFT compares ends of dotted names
-        also = [module for module in modules if module.endswith(name) and module not in own]
-        if also:
-            raise RecipeError(f"{name!r} matches {also[0]} as well in PEFT", place="lora.modules_to_save")
+        if also := [module for module in modules if module.endswith(name) and module not in own]:
+            raise RecipeError(f"{name!r} matches {also[0]} as well in PEFT", place=place)
+        if not architecture.text.mlp:
+            _refuse_experts(architecture, own, place)
+        others = [module for module in own if module != "lm_head" and not module.startswith(architecture.tower)]
+        if others:
+            raise RecipeError(f"{others[0]} is outside the text model", place=place, expected="modules of that model")
         if name in EMBEDDINGS and is_tied(folder):
-            raise RecipeError(
-                f"{name!r} is one with {' and '.join(other for other in EMBEDDINGS if other != name)} in this base",
-                place="lora.modules_to_save",
-                expected="neither: trained and saved in full, they would be two",
-            )
+            both = " and ".join(other for other in EMBEDDINGS if other != name)
+            expected = "neither: trained and saved in full, they would be two"
+            raise RecipeError(f"{name!r} is one with {both} in this base", place=place, expected=expected)
     return [module for module in modules if _last_name(module) in names]
 
 

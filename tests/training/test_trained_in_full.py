@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from class_models import Case
 from safetensors.torch import load_file, save_file
 from tiny_runs import MakeRecipe, recipe_data, write_rows
 
@@ -148,6 +149,25 @@ def test_a_module_that_is_not_there_is_an_error_before_weights_are_loaded(
     with pytest.raises(RecipeError, match=said) as caught:
         saved_modules(tmp_path, names)
     assert caught.value.place == "lora.modules_to_save"
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "found"),
+    [
+        (Case("mixtral"), "gate", r"model\.layers\.0\..*\.gate' is of a router or its experts"),
+        (Case("mistral4"), "down_proj", r"model\.layers\.0\.mlp\.shared_experts\.down_proj' is of a router"),
+        (Case("mistral", wrapped=True), "linear_1", r"multi_modal_projector\.linear_1 is outside the text model"),
+        (Case("mistral", wrapped=True), "patch_conv", r"vision_tower\.patch_conv is outside the text model"),
+    ],
+    ids=lambda value: str(value) if isinstance(value, Case | str) else None,
+)
+def test_routers_experts_and_vision_are_not_trained_in_full(kind: Case, name: str, found: str, tmp_path: Path) -> None:
+    kind.config().save_pretrained(tmp_path)
+    with pytest.raises(RecipeError, match=found) as caught:
+        saved_modules(tmp_path, [name])
+    assert caught.value.place == "lora.modules_to_save"
+    # the head and the norms of the same model are
+    assert saved_modules(tmp_path, ["lm_head", "input_layernorm"])[-1] == "lm_head"
 
 
 @pytest.mark.parametrize("name", ["lm_head", "embed_tokens"])
