@@ -38,7 +38,22 @@ ROW: dict[str, Any] = {
 }
 ODD = st.one_of(
     st.none() | st.booleans() | st.integers(-3, 4) | st.sampled_from([10**30, -(10**30), 2**63, 1e300, 0.5]),
-    st.sampled_from(["", " ", "\\u00e9", "\ud800", "\x00", "{", "[]", "null", "f", "a" * 999, "<|im_start|>"]),
+    st.sampled_from(
+        [
+            "",
+            " ",
+            "\\u00e9",
+            "\ud800",
+            "\x00",
+            "{",
+            "[]",
+            '{"a": NaN}',
+            '{"a": 1, "a": 2}',
+            "f",
+            "a" * 999,
+            "<|im_start|>",
+        ]
+    ),
     st.sampled_from([[], {}, [[]], [{}], {"a": {}}, {"type": "object"}, {"$ref": "#"}, [None], {"": None}]),
 )
 

@@ -214,7 +214,9 @@ def tool_call_violation(row: Row, encoded: EncodedRow, oracle: Oracle) -> str:
                 continue
             written = json.loads(oracle.decode(encoded.input_ids[run.start : run.end]))
             expected = [(call["function"]["name"], _arguments(call, oracle)) for call in calls]
-            if [(call["name"], call["arguments"]) for call in written] != expected:
+            found = [(call["name"], call["arguments"]) for call in written]
+            # as text: NaN, which mistral-common writes as it is, does not equal itself
+            if found != expected and json.dumps(found, sort_keys=True) != json.dumps(expected, sort_keys=True):
                 return f"the call of turn {turn} is not the row's"
     return ""
 
