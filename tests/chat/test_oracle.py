@@ -200,6 +200,13 @@ def test_an_oracle_knows_its_file(oracle: Oracle) -> None:
     assert "[INST]" in oracle.chat_template()
 
 
+def test_an_id_beyond_the_vocabulary_is_decoded_to_a_replacement_character(oracle: Oracle) -> None:
+    text = oracle.encode_text("Blue")
+    assert oracle.decode((*text, oracle.eos_id)) == "Blue"
+    assert oracle.decode((*text, oracle.vocab_size, -1, 10**12)) == "Blue" + "\ufffd" * 3
+    assert oracle.decode(()) == ""
+
+
 def test_a_missing_file_and_a_file_without_version_are_refused(tmp_path: Path) -> None:
     with pytest.raises(TokenizerError, match=r"absent\.json: no such tokenizer file"):
         Oracle(tmp_path / "absent.json")

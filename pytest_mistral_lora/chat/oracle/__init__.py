@@ -7,10 +7,10 @@ and the text of every token: nothing is searched for in text or ids, since text 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from itertools import chain, starmap
+from itertools import chain, groupby, starmap
 from pathlib import Path
 from types import FunctionType, SimpleNamespace
 from typing import Any, Literal
@@ -217,9 +217,18 @@ class Oracle:
         """Encode bare text: no BOS, no EOS, and no control token even if the text spells one."""
         return tuple(self._text.encode(text, bos=False, eos=False))
 
-    def decode(self, ids: tuple[int, ...] | list[int]) -> str:
-        """Decode ids to text, leaving control tokens out."""
-        return str(self._text.decode(list(ids), special_token_policy=SpecialTokenPolicy.IGNORE))
+    def decode(self, ids: Sequence[int]) -> str:
+        """Decode ids to text, leaving control tokens out.
+
+        An id that is not in the vocabulary becomes U+FFFD: a model with a larger output layer can generate it.
+        """
+        parts = groupby(ids, lambda token: 0 <= token < self.vocab_size)
+        return "".join(
+            str(self._text.decode([*run], special_token_policy=SpecialTokenPolicy.IGNORE))
+            if is_known
+            else "\ufffd" * len([*run])
+            for is_known, run in parts
+        )
 
     def piece(self, token: int) -> str:
         """Return one token as it is written in the vocabulary, for reports."""
