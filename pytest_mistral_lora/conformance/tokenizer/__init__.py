@@ -78,8 +78,10 @@ def oracle(target: Target) -> Result:
     own = oracle_file(tokenizer.path)
     if own is not None and own == tokenizer.path:
         return Result(facts=(("template of", "mistral-common generates it, since a single file has none"),))
-    if own is not None or not tokenizer.is_there:
+    if own is not None:
         return Result()
+    if not tokenizer.is_there:
+        return Result(not_checked="there is no tokenizer: see the check `file`")
     found = tokenizer.recognition
     if found.oracle is not None:
         return Result(facts=(("oracle of", found.text),))
