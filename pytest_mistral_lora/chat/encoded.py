@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
-from pytest_mistral_lora.chat.rows import Row
+from pytest_mistral_lora.chat.rows import Row, weight_of
 from pytest_mistral_lora.errors import RowError
 
 IGNORE_INDEX = -100
@@ -147,6 +147,9 @@ class Policy:
             found = "no token is trained on: every assistant message has weight 0"
             if encoded.supervised_tokens:
                 found = f"no token is trained on in the first {self.max_length} of {length}"
+            elif any(weight_of(message) for message in row.messages if message["role"] == "assistant"):
+                # v2 leaves out tool calls before the last user message, and the blocks of a template may be empty
+                found = "no token is trained on: the encoding has no token of an answer of weight 1"
             yield "nothing-supervised", RowError(found, place=row.place)
         if self.truncation == "error" and length > self.max_length:
             limit = f"at most training.max_length = {self.max_length}: a cut row would not teach the model to stop"

@@ -3,6 +3,7 @@ from __future__ import annotations
 from typing import Any, get_args
 
 import pytest
+from each_oracle import oracle_named
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -94,6 +95,16 @@ def test_a_row_that_teaches_nothing_is_refused_dropped_or_kept() -> None:
     assert faults(Policy(99, "error", "warn"), row(0)) == []
     assert Policy(99, "error", "drop").apply(whole) == PolicyResult(None, ("nothing-supervised",))
     assert Policy(99, "error", "warn").apply(whole) == PolicyResult(whole, ("without-loss",))
+
+
+def test_an_answer_that_v2_leaves_out_is_told_apart_from_one_of_weight_zero() -> None:
+    call = {"id": "abcdefghi", "type": "function", "function": {"name": "f", "arguments": {}}}
+    turns = [{"role": "assistant", "tool_calls": [call]}, {"role": "tool", "content": "1", "tool_call_id": "abcdefghi"}]
+    one = Row(({"role": "user", "content": "a"}, *turns, *row(0).messages))
+    for name, faulty in (("spm-v2", True), ("spm-v3", False)):
+        found = [str(error) for _, error in Policy(99).faults(oracle_named(name).encode(one), one)]
+        assert found == ["no token is trained on: the encoding has no token of an answer of weight 1"] * faulty
+    assert ["weight 0" in str(error) for _, error in Policy(99).faults(ORACLE.encode(row(0)), row(0))] == [True]
 
 
 def test_a_cut_that_leaves_no_label_counts_as_a_row_that_teaches_nothing() -> None:
