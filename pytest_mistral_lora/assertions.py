@@ -157,7 +157,7 @@ def assert_adapter_sound(adapter_dir: str | Path, base: str | Path | None = None
     Args:
         adapter_dir: The folder with `adapter_config.json` and `adapter_model.safetensors`.
         base: The base checkpoint's folder. If it is None, the base that the adapter names is used; if that is
-            missing, the checks that need a base are left out.
+            missing, the checks that need a base are left out. On a quantised base, its effect is.
 
     Raises:
         AssertionError: With every broken rule of the subject `adapter` (ML401 to ML442).

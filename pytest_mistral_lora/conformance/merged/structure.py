@@ -18,15 +18,8 @@ _FREE = {
     *("transformers_version", "torch_dtype", "dtype", "_name_or_path", "name_or_path", "use_cache", "auto_map"),
     *("initializer_range", "attention_dropout", "attn_implementation", "_attn_implementation", "is_decoder"),
     *("output_attentions", "output_hidden_states", "return_dict", "torchscript", "pruned_heads", "id2label"),
-    *(
-        "label2id",
-        "problem_type",
-        "use_return_dict",
-        "chunk_size_feed_forward",
-        "pretraining_tp",
-        "router_jitter_noise",
-    ),
-    *("router_aux_loss_coef", "output_router_logits", "use_bfloat16", "tf_legacy_loss"),
+    *("label2id", "problem_type", "use_return_dict", "chunk_size_feed_forward", "pretraining_tp"),
+    *("router_jitter_noise", "router_aux_loss_coef", "output_router_logits", "use_bfloat16", "tf_legacy_loss"),
     # judged by a rule of their own, or by the tokenizer
     *(TIE, "quantization_config", "text_config", "vocab_size", "pad_token_id", "architectures", "model_type"),
     *("rope_theta", "rope_scaling", "rope_parameters", "layer_types", "head_dim", "eos_token_id", "bos_token_id"),
