@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 def interruptions_kept() -> Iterator[None]:
     """Raise, at the end, an interruption that Python has only reported.
 
-    To collect the garbage of the suite's heap takes long, and Hypothesis has a callback at its end: Ctrl-C often arrives
-    there, and Python cannot raise an exception out of a callback of the collector.
+    The garbage collector takes long over the suite's heap, and calls Hypothesis at its end: Ctrl-C often arrives there,
+    and Python cannot raise an exception out of a callback of the collector.
 
     Raises:
         KeyboardInterrupt: If there was one.
