@@ -35,6 +35,7 @@ KNOWN = [
     ("axolotl", "derived-v15", "thinking", "ML533", "thinking is left out"),
     ("axolotl", "derived-v15", "effort-high", "ML534", "a row's reasoning_effort is left out"),
     ("axolotl-mistral-common", "derived-v13-hub", "text-chunks", "ML529", "its mistral-common joins chunks by nothing"),
+    ("llamafactory-own-template", "derived-v15", "multi-turn", "ML533", "the settings stand before every turn"),
     ("ms-swift", "spm-v3", "single", "ML527", "a system prompt of Llama 2 is put in"),
     ("ms-swift", "spm-v3", "multi-turn", "ML521", "a BOS stands in front of every turn"),
     ("ms-swift", "spm-v3", "tool-call", "ML502", "rows with tools are left out without an error"),
