@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pytest_mistral_lora.cli.verb import Verb, whole_number
+from pytest_mistral_lora.cli.verb import Verb, add_device_option, whole_number
 from pytest_mistral_lora.errors import EXIT_OK, InputError, RowError, RowsError
 from pytest_mistral_lora.extras import require_extra
 
@@ -59,9 +59,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         help="seed of the drawn tokens (default: 0)",
     )
     parser.add_argument("--ids", action="store_true", help="show the ids of prompt and answer, with their pieces")
-    parser.add_argument(
-        "--device", choices=["auto", "cpu", "cuda"], default="auto", help="device of the model (default: auto)"
-    )
+    add_device_option(parser)
     parser.add_argument("--json", action="store_true", help="print a JSON object for each answer")
 
 

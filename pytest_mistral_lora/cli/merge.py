@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from pytest_mistral_lora.cli.verb import Verb, add_json_option, print_json
+from pytest_mistral_lora.cli.verb import Verb, add_device_option, add_json_option, print_json
 from pytest_mistral_lora.errors import EXIT_OK
 
 _DESCRIPTION = """\
@@ -50,9 +50,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         help="add the adapter to the dequantized weights: of a quantized base, or of a full base if the adapter was "
         "trained on it in 4 bits",
     )
-    parser.add_argument(
-        "--device", choices=["auto", "cpu", "cuda"], default="auto", help="device of the models (default: auto)"
-    )
+    add_device_option(parser)
     add_json_option(parser)
 
 

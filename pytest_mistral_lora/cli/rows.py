@@ -43,6 +43,11 @@ _KINDS = f"The names of losses: {', '.join(LOSSES)}."
 def _add_import_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("sources", type=Path, nargs="+", metavar="SOURCE", help="file, folder or configuration")
     parser.add_argument("--to", required=True, type=output_file, metavar="FILE", help="JSONL file to write")
+    _add_source_options(parser)
+    add_json_option(parser)
+
+
+def _add_source_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--format", choices=[*FORMATS], help="format of the records (default: recognised by their keys)"
     )
@@ -51,16 +56,15 @@ def _add_import_options(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="KIND",
-        help="a loss that is allowed, by its name (repeatable)",
+        help="a loss of `mistral-lora import` that is allowed, by its name (repeatable)",
     )
     parser.add_argument(
         "--dataset",
         action="append",
         default=[],
         metavar="NAME",
-        help="data set of a dataset_info.json to import (repeatable; default: the only one)",
+        help="data set of a dataset_info.json (repeatable; default: the only one)",
     )
-    add_json_option(parser)
 
 
 def run_import(args: argparse.Namespace) -> int:
@@ -111,15 +115,7 @@ def _add_stats_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("sources", type=Path, nargs="+", metavar="SOURCE", help="a recipe; or files, folders of data")
     add_tokenizer_option(parser, required=False)
     add_oracle_option(parser)
-    parser.add_argument(
-        "--format", choices=[*FORMATS], help="format of the records (default: recognised by their keys)"
-    )
-    parser.add_argument(
-        "--lossy", action="append", default=[], metavar="KIND", help="a loss of `mistral-lora import` that is allowed"
-    )
-    parser.add_argument(
-        "--dataset", action="append", default=[], metavar="NAME", help="data set of a dataset_info.json (repeatable)"
-    )
+    _add_source_options(parser)
     parser.add_argument(
         "--processes", type=whole_number, metavar="N", help="processes that read rows (default: by their size)"
     )

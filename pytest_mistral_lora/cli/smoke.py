@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_mistral_lora.cli.judging import add_format_option, print_judged
-from pytest_mistral_lora.cli.verb import Verb, print_json, whole_number
+from pytest_mistral_lora.cli.verb import Verb, add_device_option, print_json, whole_number
 from pytest_mistral_lora.errors import EXIT_FINDING, EXIT_OK, InputError
 
 if TYPE_CHECKING:
@@ -64,9 +64,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-new-tokens", type=whole_number, default=256, metavar="N", help="longest answer, in tokens (default: 256)"
     )
-    parser.add_argument(
-        "--device", choices=["auto", "cpu", "cuda"], default="auto", help="device of the model (default: auto)"
-    )
+    add_device_option(parser)
     add_format_option(parser)
 
 

@@ -83,6 +83,13 @@ def add_json_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON instead of text")
 
 
+def add_device_option(parser: argparse.ArgumentParser) -> None:
+    """Add `--device`."""
+    parser.add_argument(
+        "--device", choices=["auto", "cpu", "cuda"], default="auto", help="device of the models (default: auto)"
+    )
+
+
 def whole_number(text: str, least: int = 1) -> int:
     """Return a whole number.
 
