@@ -216,6 +216,18 @@ REFUSED: list[tuple[Any, str]] = [
         with_tool(tool_function(parameters=None)),
         "tools[1].function.parameters: is null; expected a JSON Schema object",
     ),
+    (with_tool(tool_function(description=[1])), "tools[1].function.description: is a list; expected a string"),
+    (with_tool(tool_function(strict=1.5)), "tools[1].function.strict: is a number; expected true or false"),
+    # a null is harmless, and a name that no file can hold is not
+    (
+        with_message(USER | {"\ud800": None}),
+        "messages[1].\\ud800: unknown field of a message with role 'user'; expected one of content, role. "
+        "To leave it out: mistral-lora import FILE --to rows.jsonl --lossy message-keys",
+    ),
+    (
+        with_call(**{"\udfff": None}),
+        "messages[1].tool_calls[0].\\udfff: unknown field; expected one of function, id, type",
+    ),
     (
         with_tool(tool_function(parameters=[])),
         "tools[1].function.parameters: is a list; expected a JSON Schema object",
