@@ -189,19 +189,18 @@ def test_the_base_answers_the_same_prompt_without_the_adapter(ask: Any, run: Run
     assert without["ids"] != with_adapter["ids"]
 
 
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        (("--max-new-tokens", "0"), "--max-new-tokens: 0; expected 1 or more"),
-        (("--temperature", "nan"), "--temperature: nan; expected 0, or a number up to 100"),
-    ],
-)
-def test_an_option_that_cannot_be_used_is_refused_before_the_model_is_loaded(
-    ask: Any, words: tuple[str, ...], said: str, monkeypatch: pytest.MonkeyPatch
+def test_a_temperature_that_cannot_be_used_is_refused_before_the_model_is_loaded(
+    ask: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(chat, "load_chat_model", pytest.fail)
-    code, _, errors = ask(*words, "--prompt", "a")
-    assert (code, said in errors) == (2, True), errors
+    code, _, errors = ask("--temperature", "nan", "--prompt", "a")
+    assert (code, "--temperature: nan; expected 0, or a number up to 100" in errors) == (2, True), errors
+
+
+def test_no_token_at_all_is_bad_usage(ask: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        ask("--max-new-tokens", "0", "--prompt", "a")
+    assert "argument --max-new-tokens: '0'; expected a whole number, 1 or more" in capsys.readouterr().err
 
 
 def test_a_folder_of_nothing_is_refused(tmp_path: Path, ask: Any) -> None:
