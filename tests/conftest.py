@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import copy
 import gc
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -15,6 +17,9 @@ import pytest
 import rich.console
 import rich.table  # noqa: F401
 from hypothesis import settings
+
+if TYPE_CHECKING:
+    from pytest_mistral_lora.chat.oracle import Oracle
 
 # Two workers share two cores, and each starts processes: torch's threads would only wait for one another. Before torch
 # is imported, and inherited by every process that a test starts.
@@ -56,6 +61,31 @@ def pytest_collection_finish() -> None:
 def pytest_runtest_logfinish() -> None:
     if sys.getallocatedblocks() > _kept + _NEW:
         _set_apart()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def converted_once() -> Iterator[None]:
+    """Convert each tokenizer file once a process: hundreds of tests load the same ones, and each would take a second.
+
+    A later caller gets a copy of the first result as it was made, which it may change.
+    """
+    from pytest_mistral_lora.checkpoint import tokenizers
+
+    kept: dict[tuple[str, str], Any] = {}
+    convert = tokenizers.convert
+
+    def convert_once(oracle: Oracle) -> Any:
+        # a converted Tekken file names the path that it came from; two SentencePiece files differ in their suffix alone
+        key = (oracle.sha256, str(oracle.path) if oracle.kind == "tekken" else oracle.path.suffix)
+        if key in kept:
+            return copy.deepcopy(kept[key])
+        converted = convert(oracle)
+        kept[key] = copy.deepcopy(converted)
+        return converted
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tokenizers, "convert", convert_once)
+        yield
 
 
 RunPytest = Callable[..., pytest.RunResult]
