@@ -227,7 +227,7 @@ def inside(folder: Path, name: str) -> Path:
         target = file.resolve(strict=True)
     except (OSError, RuntimeError, ValueError) as error:
         # a loop of links, or a name with a NUL, or one that is too long, for which pathlib raises again
-        reason = "a link that leads nowhere" if os.path.islink(file) else "no such file"  # noqa: PTH114
+        reason = "a link that leads nowhere" if os.path.lexists(file) else "no such file"
         raise InputError(reason, place=str(file)) from error
     if not any(target.is_relative_to(home) for home in link_homes(folder)):
         raise InputError(f"leads out of the folder, to {target}", place=str(file), expected="a file of the folder")

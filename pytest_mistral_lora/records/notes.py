@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from pytest_mistral_lora.errors import InputError
+from pytest_mistral_lora.errors import InputError, counted
 from pytest_mistral_lora.records.files import inside, put_text, sha256_bytes
 from pytest_mistral_lora.records.manifest import load
 
@@ -102,8 +102,7 @@ def _decision(manifest: Mapping[str, Any]) -> str:
     seeds += f"{training['order_seed']} for the order of rows"
     layers = sorted({name.rpartition(".")[2] for name in lora["target_modules"]})
     machine = manifest["environment"]
-    threads = f"{machine['threads']} thread{'' if machine['threads'] == 1 else 's'}"
-    processor = machine["gpu"] or f"{machine['processor']}, {threads}"
+    processor = machine["gpu"] or f"{machine['processor']}, {counted(machine['threads'], 'thread')}"
     rows = [
         ("LoRA", shape),
         ("Layers", f"{lora['layers']}: {', '.join(layers)}"),

@@ -86,7 +86,7 @@ class _Recipe(RecipeTarget):
 
     @cached_property
     def base_folder(self) -> Path:
-        self.recipe  # noqa: B018  # a recipe that cannot be read names no base
+        _ = self.recipe  # a recipe that cannot be read names no base
         assert self.path
         return self.path.parent / "base"
 

@@ -128,5 +128,5 @@ def edit_tokenizer(artifact: Artifact, change: object) -> None:
     """Change the merged model's tokenizer.json."""
     file = artifact["folder"] / "tokenizer.json"
     data = json.loads(file.read_text())
-    change(data)  # type: ignore[operator]
+    change(data)
     file.write_text(json.dumps(data))

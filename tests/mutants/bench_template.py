@@ -97,7 +97,7 @@ def _target(artifact: Artifact) -> Target:
             setattr(fast, name, value)
     judged = ChatTemplate(fast, artifact["template"])
     _current.applied = judged.applied
-    judged.applied = artifact["applied"]  # type: ignore[method-assign]
+    judged.applied = artifact["applied"]
     target = Target("spm-v3")
     vars(target).update(tokenizer=shared_tokenizer(), template=judged)
     return target

@@ -101,7 +101,7 @@ def _without_method(trainer: Any, name: str) -> None:
 def steps_that_are_skipped(artifact: Artifact) -> None:
     """A gradient that is not finite counts as zero, as with a gradient scaler for half precision."""
 
-    class Zero(TrainerCallback):  # type: ignore[misc]
+    class Zero(TrainerCallback):
         def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
             for parameter in model.parameters():
                 if parameter.grad is not None:

@@ -51,7 +51,7 @@ def live(words: list[str]) -> None:
     for point in points(words):
         if OUTPUT.exists():
             shutil.rmtree(OUTPUT)
-        forked(lambda point=point: start(point))  # type: ignore[misc]
+        forked(lambda point=point: start(point))
         if OUTPUT.exists():
             require_whole()
     if not OUTPUT.exists():

@@ -103,7 +103,7 @@ def live(recipe: Path, life: str) -> None:
         if point < 0:
             point += int((recipe.parent / OPERATIONS).read_text())
         if not output.exists():
-            forked(lambda point=point, number=number: start(recipe, point, resume=number > 0))  # type: ignore[misc]
+            forked(lambda point=point, number=number: start(recipe, point, resume=number > 0))
     # a kill after the last rename leaves the lock's file: it is empty, and nobody holds it
     assert {path.name for path in output.parent.glob(".out.*")} <= {".out.lock"}, "a temporary folder is left"
     output.with_name(".out.lock").unlink(missing_ok=True)

@@ -32,7 +32,7 @@ def test_the_assertion_fails_with_each_rule(adapter: Path, base: Path, run: RunR
         "ML804": {"completion_ids": ids},
         "ML805": {"checks": (short,)},
     }.items():
-        file = replace(sound, **changes).write(tmp_path)  # type: ignore[arg-type]
+        file = replace(sound, **changes).write(tmp_path)
         with pytest.raises(AssertionError) as caught:
             assert_transcript_matches(adapter, file, base)
         assert str(caught.value).startswith(rule)

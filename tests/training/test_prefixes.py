@@ -83,7 +83,7 @@ def first_gradients(trainer: Any) -> dict[str, torch.Tensor]:
     """Train, and return the gradients of the first optimizer step."""
     gradients: dict[str, torch.Tensor] = {}
 
-    class Keep(TrainerCallback):  # type: ignore[misc]
+    class Keep(TrainerCallback):
         def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
             for name, parameter in model.named_parameters():
                 if parameter.grad is not None:

@@ -55,7 +55,7 @@ def test_a_schema_of_a_check_is_beside_the_recipe(recipe_file: Path, tmp_path: P
 def test_recipes_are_frozen(recipe_file: Path) -> None:
     recipe_file.write_text(GOOD)
     with pytest.raises(ValueError, match="frozen"):
-        load_recipe(recipe_file).training.seed = 3  # type: ignore[misc]
+        load_recipe(recipe_file).training.seed = 3
 
 
 def test_json_schema_is_valid_and_accepts_a_good_recipe() -> None:

@@ -146,7 +146,7 @@ def test_an_mlp_of_another_form_is_left_as_it_is(change: str) -> None:
     [first, *_] = [one for name, one in model.named_modules() if name.endswith(".mlp")]
     if change == "another forward pass":
 
-        class OtherMLP(type(first)):  # type: ignore[misc]
+        class OtherMLP(type(first)):
             def forward(self, x: torch.Tensor) -> torch.Tensor:
                 return self.down_proj(self.act_fn(self.gate_proj(x)) * self.gate_proj(x))
 
