@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pytest_mistral_lora.chat.reading import existing_path
 from pytest_mistral_lora.chat.rows import Row, as_row
 from pytest_mistral_lora.errors import InputError, RowsError
 from pytest_mistral_lora.extras import missing_extra
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     AnyIds = Sequence[int] | Mapping[str, Any] | Any
 
 __all__ = [
+    "NotCheckedWarning",
     "assert_adapter_sound",
     "assert_encoded_rows_sound",
     "assert_labels_exact",
@@ -30,6 +33,10 @@ __all__ = [
     "assert_template_faithful",
     "assert_transcript_matches",
 ]
+
+
+class NotCheckedWarning(UserWarning):
+    """A part of an artifact that an assertion could not judge, such as the effect of an adapter without its base."""
 
 
 def assert_template_faithful(row: AnyRow, tokenizer: AnyTokenizer) -> None:
@@ -108,12 +115,14 @@ def assert_rows_sound(path: str | Path, tokenizer: AnyTokenizer) -> None:
     Raises:
         AssertionError: With every fault of a row, by file and line, and every fault of the file as a whole (ML601 to
             ML631, and the laws ML101 to ML110).
+        InputError: If there is nothing at a path.
         TokenizerError: If the tokenizer cannot be used.
     """
     __tracebackhide__ = True
     from pytest_mistral_lora.conformance.dataset import file_results
 
-    results = file_results(Path(path), _loaded_tokenizer(tokenizer))
+    file = existing_path(path, "a file of rows, or a folder with one")
+    results = file_results(file, _loaded_tokenizer(tokenizer))
     _raise_if_errors(finding for result in results.values() for finding in result.findings)
 
 
@@ -127,12 +136,13 @@ def assert_encoded_rows_sound(path: str | Path, tokenizer: AnyTokenizer) -> None
 
     Raises:
         AssertionError: With every fault of a row, and every fault of the file as a whole (ML502 to ML551).
-        RowsError: If lines cannot be read as encoded rows.
+        InputError: If there is no file; RowsError if lines cannot be read as encoded rows.
     """
     __tracebackhide__ = True
     from pytest_mistral_lora.conformance.encoded.audit import file_findings
 
-    _raise_if_errors(file_findings(Path(path), _loaded_tokenizer(tokenizer).oracle))
+    file = existing_path(path, "a JSONL file of encoded rows", folder=False)
+    _raise_if_errors(file_findings(file, _loaded_tokenizer(tokenizer).oracle))
 
 
 def assert_manifest_valid(manifest: str | Path | Mapping[str, Any]) -> None:
@@ -143,7 +153,7 @@ def assert_manifest_valid(manifest: str | Path | Mapping[str, Any]) -> None:
 
     Raises:
         AssertionError: With the JSON path, the found and the expected value of every violation (ML701).
-        InputError: If the file cannot be read or is not JSON.
+        InputError: If there is nothing at the path, or the file cannot be read or is not JSON.
     """
     __tracebackhide__ = True
     from pytest_mistral_lora.conformance.manifest import manifest_findings
@@ -156,18 +166,30 @@ def assert_adapter_sound(adapter_dir: str | Path, base: str | Path | None = None
 
     Args:
         adapter_dir: The folder with `adapter_config.json` and `adapter_model.safetensors`.
-        base: The base checkpoint's folder. If it is None, the base that the adapter names is used; if that is
-            missing, the checks that need a base are left out. On a quantised base, its effect is.
+        base: The base checkpoint's folder. If it is None, the base that the adapter names is used.
 
     Raises:
-        AssertionError: With every broken rule of the subject `adapter` (ML401 to ML442).
-        PinError: If the base cannot be read.
+        AssertionError: With every broken rule of the subject `adapter` (ML401 to ML442), or if the tensors cannot be
+            compared with the base that you name, such as one of an unknown class.
+        InputError: If there is no such folder; PinError if the base cannot be read.
         MissingExtraError: If all that can be judged without torch and PEFT is sound, and they are not installed.
+
+    Warns:
+        NotCheckedWarning: With the checks that could not judge, such as those that need a base that is missing.
     """
     __tracebackhide__ = True
     from pytest_mistral_lora.conformance.adapter import adapter_findings
 
-    _raise_if_errors(adapter_findings(Path(adapter_dir), None if base is None else Path(base)))
+    folder = existing_path(adapter_dir, "the folder of an adapter or of a merged model", folder=True)
+    given = None if base is None else existing_path(base, "the folder of a checkpoint", folder=True)
+    left: dict[str, str] = {}
+    _raise_if_errors(adapter_findings(folder, given, left))
+    cases = {why: ", ".join(case for case, one in left.items() if one == why) for why in left.values()}
+    text = "\n".join([f"{folder}: not checked", *(f"  {names}: {why}" for why, names in cases.items())])
+    if given is not None and left.keys() & {"fits-base", "names-and-shapes"}:
+        raise AssertionError(text)
+    if left:
+        warnings.warn(text, NotCheckedWarning, stacklevel=2)
 
 
 def assert_transcript_matches(adapter_dir: str | Path, golden: str | Path, base: str | Path | None = None) -> None:
@@ -184,13 +206,15 @@ def assert_transcript_matches(adapter_dir: str | Path, golden: str | Path, base:
     Raises:
         AssertionError: With each transcript that is not valid (ML801), whose prompt has other ids (ML802), that was
             recorded on another base (ML803), whose answer differs (ML804) or has lost its format (ML805).
-        InputError: If there are no transcripts or no adapter, or if the base is missing or is not the one that the
-            adapter was trained on.
+        InputError: If there are no transcripts or no adapter, if the base is missing or is not the one that the
+            adapter was trained on, or if no answer can be judged, such as for lack of memory.
     """
     __tracebackhide__ = True
     from pytest_mistral_lora.conformance.transcript import transcript_findings
 
-    _raise_if_errors(transcript_findings(Path(adapter_dir), Path(golden), None if base is None else Path(base)))
+    folder = existing_path(adapter_dir, "the folder of an adapter or of a merged model", folder=True)
+    given = None if base is None else existing_path(base, "the folder of a checkpoint", folder=True)
+    _raise_if_errors(transcript_findings(folder, existing_path(golden, "a transcript, or a folder of them"), given))
 
 
 def assert_served_as_trained(

@@ -58,7 +58,7 @@ def test_every_violation_of_a_manifest_is_told(tmp_path: Path) -> None:
 
 
 def test_a_manifest_that_cannot_be_read_is_an_error_of_its_own(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="No such file"):
+    with pytest.raises(InputError, match=r"no such file or folder; expected a manifest\.json"):
         assert_manifest_valid(tmp_path)
     (tmp_path / "manifest.json").write_text("{")
     with pytest.raises(InputError, match="not valid JSON"):
@@ -102,12 +102,11 @@ def test_rows_are_sound_or_every_fault_is_named(tmp_path: Path, tokenizer: Check
 
 @pytest.mark.parametrize(
     ("data", "found"),
-    [(b"", "the file has no rows"), (b"PAR1", "cannot be read as Parquet"), (None, "cannot be read: No such")],
+    [(b"", "the file has no rows"), (b"PAR1", "cannot be read as Parquet")],
 )
 def test_a_file_without_rows_is_not_sound(
-    data: bytes | None, found: str, tmp_path: Path, tokenizer: CheckpointTokenizer
+    data: bytes, found: str, tmp_path: Path, tokenizer: CheckpointTokenizer
 ) -> None:
-    if data is not None:
-        (tmp_path / "rows.jsonl").write_bytes(data)
+    (tmp_path / "rows.jsonl").write_bytes(data)
     with pytest.raises(AssertionError, match=rf"^ML602 .*rows.jsonl: {found}"):
         assert_rows_sound(tmp_path / "rows.jsonl", tokenizer)

@@ -195,7 +195,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     except InputError as error:
         raise PinError(error.found, place=str(path), expected="a checkpoint folder") from error
     if not isinstance(data, dict):
-        raise PinError("is not a JSON object", place=str(path))
+        raise PinError("is not a JSON object", place=str(path), expected="a checkpoint folder")
     return data
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import inspect
 import json
+import os
 import shlex
 import shutil
 import tempfile
@@ -50,8 +51,10 @@ class CheckpointTokenizer:
     declared: str | None = None
 
     def __post_init__(self) -> None:
-        if not self.path.exists():
-            raise TokenizerError(f"no such file or folder{did_you_mean(str(self.path), SHIPPED)}", place=str(self.path))
+        if not os.path.exists(self.path):  # noqa: PTH110 - of a name that is too long, Path.exists raises
+            found = f"no such file or folder{did_you_mean(str(self.path), SHIPPED)}"
+            expected = "a tokenizer file, or the folder of a checkpoint or tokenizer"
+            raise TokenizerError(found, place=str(self.path), expected=expected)
 
     @cached_property
     def files(self) -> TokenizerFiles:

@@ -173,7 +173,7 @@ def weight_files(folder: Path) -> list[Path]:
     """
     files = sorted(folder.glob("model*.safetensors"))
     if not files:
-        found = "no weights" if folder.is_dir() else "no such folder"
+        found = "no weights" if folder.is_dir() else "a file" if folder.exists() else "no such folder"
         if any(folder.glob("consolidated*.safetensors")):
             found = "no weights but consolidated.safetensors, in Mistral's own format, which transformers does not load"
         raise PinError(found, place=str(folder), expected="model.safetensors, or its shards")

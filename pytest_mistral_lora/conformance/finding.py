@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
@@ -243,16 +243,25 @@ class Result:
     facts: tuple[tuple[str, Any], ...] = ()
 
 
-def findings_of(judges: Iterable[Callable[[], Result]]) -> Iterator[Finding]:
+def findings_of(
+    judges: Mapping[str, Callable[[], Result]], not_checked: dict[str, str] | None = None
+) -> Iterator[Finding]:
     """Yield the findings of checks.
+
+    Args:
+        judges: The checks by name.
+        not_checked: Filled with the reason of each check that could not judge, by name; None if you do not need them.
 
     Raises:
         ImportError: If a check needs a library that is not installed; after the findings of all others.
     """
     missing: ImportError | None = None
-    for judge in judges:
+    for name, judge in judges.items():
         try:
-            yield from judge().findings
+            result = judge()
+            yield from result.findings
+            if result.not_checked and not_checked is not None:
+                not_checked[name] = result.not_checked
         except ImportError as error:
             # last: what can be judged without the library is judged
             missing = missing or error

@@ -8,7 +8,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from pytest_mistral_lora.chat.reading import read_json
+from pytest_mistral_lora.chat.reading import existing_path, read_json
 from pytest_mistral_lora.checkpoint.architectures import read_config, text_part
 from pytest_mistral_lora.checkpoint.tokenizer_folder import TokenizerFiles, template_places
 from pytest_mistral_lora.checkpoint.weights import DTYPES, read_header
@@ -63,12 +63,12 @@ def manifest_findings(manifest: str | Path | Mapping[str, Any]) -> Iterator[Find
         manifest: A `manifest.json`, the folder that holds one, or its content.
 
     Raises:
-        InputError: If the file cannot be read or is not JSON.
+        InputError: If there is no file, or it cannot be read or is not JSON.
     """
     place, data = "", manifest
-    if isinstance(manifest, str | Path):
-        path = Path(manifest)
-        path = path / MANIFEST if path.is_dir() else path
+    if not isinstance(manifest, Mapping):
+        path = existing_path(manifest, f"a {MANIFEST}, or the folder that holds one")
+        path = existing_path(path / MANIFEST, f"a {MANIFEST}", folder=False) if path.is_dir() else path
         place, data = f"{path}, ", read_json(path)
     for violation in violations(data):
         yield Finding("ML701", violation.found or "is missing", f"{place}{violation.path}", violation.expected)

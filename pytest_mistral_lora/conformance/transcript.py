@@ -49,7 +49,7 @@ def transcript_findings(adapter: Path, golden: Path, base: Path | None = None) -
         base: The base's folder, or None to look for it; nothing is fetched.
 
     Raises:
-        InputError: If there are no transcripts, no adapter, or the base is missing.
+        InputError: If there are no transcripts, no adapter, the base is missing, or no answer can be judged.
     """
     judged = TranscriptChecks(TranscriptModel(AdapterFolder(adapter, base), "auto"), golden)
     if not judged.paths:
@@ -61,8 +61,12 @@ def transcript_findings(adapter: Path, golden: Path, base: Path | None = None) -
     foreign = tuple(judged.foreign_base_findings())
     yield from foreign
     if not foreign:
-        for judge in (judged.prompts, judged.answers, judged.formats):
-            yield from judge().findings
+        results = [judge() for judge in (judged.prompts, judged.answers, judged.formats)]
+        findings = [finding for result in results for finding in result.findings]
+        yield from findings
+        reason = next((result.not_checked for result in results if result.not_checked), "")
+        if reason and not findings and judged.transcripts:
+            raise InputError(f"no answer was judged: {reason}", place=str(adapter))
 
 
 def read_transcripts(paths: Iterable[Path]) -> tuple[Sequence[Transcript], Sequence[Finding]]:

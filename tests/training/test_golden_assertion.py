@@ -6,6 +6,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 from tiny_runs import zero_a_layer
 
@@ -51,6 +52,15 @@ def test_the_assertion_needs_transcripts_and_a_base(adapter: Path, tmp_path: Pat
         assert_transcript_matches(adapter, tmp_path)
     with pytest.raises(InputError, match="the base 'tiny' is missing"):
         assert_transcript_matches(adapter, adapter / TRANSCRIPTS)
+
+
+def test_answers_that_cannot_be_generated_are_no_pass(
+    adapter: Path, base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory = psutil.virtual_memory()
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: memory._replace(available=1))
+    with pytest.raises(InputError, match=r"no answer was judged: the base needs .* of memory, 0 GiB are free"):
+        assert_transcript_matches(adapter, adapter / TRANSCRIPTS, base)
 
 
 def test_the_suite_says_what_it_did_not_check(adapter: Path, base: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import math
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -117,6 +118,28 @@ _HOOKS: dict[str, Any] = {
 }
 STRICT = json.JSONDecoder(**_HOOKS)
 """The decoder of `loads_strict`, for a value that is followed by others."""
+
+
+def existing_path(given: Any, expected: str, *, folder: bool | None = None) -> Path:
+    """Return a path of an argument: of a folder, of a file, or of either if `folder` is None.
+
+    Raises:
+        InputError: If there is nothing that may be read, something else, or if it is no path.
+    """
+    if not isinstance(given, str | os.PathLike):
+        raise InputError(f"no path: {type(given).__name__}", expected=f"the path of {expected}")
+    path = Path(given)
+    try:
+        found = "" if path.exists() else "no such file or folder"
+        if not found and not os.access(path, os.R_OK):
+            found = "cannot be read: permission denied"
+        if not found and not ((path.is_file() and not folder) or (path.is_dir() and folder is not False)):
+            found = "a folder" if path.is_dir() else "a file" if path.is_file() else "not a regular file"
+    except OSError as error:
+        found = f"cannot be read: {error.strerror}"
+    if found:
+        raise InputError(found, place=str(path), expected=expected)
+    return path
 
 
 def read_json(path: Path) -> Any:

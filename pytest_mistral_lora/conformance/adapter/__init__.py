@@ -74,12 +74,13 @@ def _tokenizer_of_base(folder: AdapterFolder) -> Result:
     return tokenizer_result(folder, max(rows, default=None))
 
 
-def adapter_findings(folder: Path, base: Path | None = None) -> Iterator[Finding]:
+def adapter_findings(folder: Path, base: Path | None = None, left: dict[str, str] | None = None) -> Iterator[Finding]:
     """Yield everything that is wrong with the folder of an adapter or a merged model.
 
     Args:
         folder: The folder with `adapter_config.json` and `adapter_model.safetensors`.
         base: The base checkpoint, or None to look for it, as every command does; nothing is fetched.
+        left: Filled with the reason of each check of weights that could not judge, by its name.
 
     Raises:
         PinError: If the base cannot be read or does not load.
@@ -89,7 +90,9 @@ def adapter_findings(folder: Path, base: Path | None = None) -> Iterator[Finding
 
     one = (target := AdapterTarget(folder.name, folder, base=base)).adapter
     found = merged_cases(one) if target.is_merged else {**cases(one), **base_cases(one)}
-    yield from findings_of(found.values())
+    yield from findings_of(found, left)
+    for name in base_cases(one):
+        (left or {}).pop(name, None)  # a folder without a tokenizer of its own is no gap: the base's is used
 
 
 class AdapterChecks:
