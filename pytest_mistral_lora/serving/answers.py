@@ -13,6 +13,9 @@ from pytest_mistral_lora.serving.client import Answer
 REFUSED = (400, 422, 500)
 """Statuses of a request that is refused; llama.cpp answers 500 if a template raises."""
 
+UNHANDLED = "Internal Server Error"
+"""The body of a status 500 behind which is an exception that the server did not expect."""
+
 LISTED = 5
 """Best tokens whose log-probabilities are asked for at each place."""
 
@@ -79,6 +82,9 @@ def refusal(answer: Answer, place: str) -> str:
     """
     if answer.status in REFUSED and answer.data is not None:
         return answer.error
+    # `transformers serve` has no other answer to a row that its template refuses: Starlette's, for any exception
+    if answer.status == 500 and answer.text == UNHANDLED:
+        return "HTTP 500 without a reason, which is in the log of the server"
     found = f"HTTP {answer.status}: {answer.error}" if answer.status != 200 else f"no JSON: {answer.text}"
     raise InputError(found, place=place, expected="an answer in JSON")
 

@@ -48,6 +48,16 @@ class Answer:
         """Whether the request was taken, and answered in JSON."""
         return self.status == 200 and self.data is not None
 
+    def require_ready(self, place: str) -> None:
+        """Refuse the answer of a server that is not ready.
+
+        Raises:
+            InputError: If it is busy, or loads its model.
+        """
+        if self.status == 503:
+            found = f"the server is busy, or loads its model (HTTP 503: {self.error})"
+            raise InputError(found, place=place, next_step="Wait until it is ready, and run the command again.")
+
     @property
     def error(self) -> str:
         """The server's own message, or the beginning of the body."""

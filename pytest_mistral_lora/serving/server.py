@@ -154,10 +154,18 @@ class Server:
         return ServerFacts(await self.version(client), names, adapters)
 
     async def version(self, client: ServerClient) -> str:
-        """Return the version of a server; empty if it does not say, or is of another kind."""
+        """Return the version of a server; empty if it does not say, or is of another kind.
+
+        Raises:
+            InputError: If it is not ready.
+        """
         path, name = self.version_at
+        if not path:
+            return ""
+        answer = await client.get(path)
+        answer.require_ready(f"{client.url}{path}")
         # the rest of an answer may be the arguments of the server, with a key in them
-        return str(read_field((await client.get(path)).data, name) or "") if path else ""
+        return str(read_field(answer.data, name) or "")
 
     async def prompt(self, client: ServerClient, row: Row, model: str) -> ServedPrompt:
         """Return what the server makes of a row's messages.

@@ -101,6 +101,10 @@ async def recognise_server(url: str) -> tuple[Server, str]:
                     return kind, kind.version_at[0]
             elif not isinstance(answer, InputError):
                 raise answer
+        for kind, answer in zip(kinds, asked, strict=True):
+            # llama.cpp lists its model while it loads it, and would be taken for a server of OpenAI's kind
+            if not isinstance(answer, BaseException):
+                answer.require_ready(f"{url}{kind.version_at[0]}")
         try:
             await SERVERS["openai"].facts(client)
         except InputError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import time
 from collections.abc import Callable
@@ -111,6 +112,50 @@ def test_an_endpoint_that_hangs_or_is_forbidden_leaves_the_others(
 
     code, out = check("/v1/models", answer=strange)
     assert (code, "recognised by /v1/models" in out) == (0, True), out
+
+
+@pytest.mark.parametrize("kind", ["", "llamacpp="])
+def test_a_server_that_loads_its_model_is_one_finding_and_no_server_of_openai_s_kind(
+    kind: str, oracle: Oracle, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # as llama.cpp does: it lists its model from the start
+    loads = b'{"error": {"message": "Loading model", "code": 503}}'
+    with serving(Behaviour(oracle, answer=lambda path: None if path == "/v1/models" else (503, loads))) as url:
+        code = main(["serve-check", f"{kind}{url}", "--tokenizer", "spm-v3"])
+    out = capsys.readouterr().out
+    assert (code, out.count("ML901 ")) == (1, 1), out
+    assert "the server is busy, or loads its model (HTTP 503: Loading model)" in out
+    assert "Wait until it is ready" in out
+
+
+@pytest.mark.parametrize(
+    ("body", "call", "rules"),
+    [
+        (b"Internal Server Error", "short", []),
+        (b"Internal Server Error", "abcdefghi", ["ML907"]),
+        (b"oops", "short", ["ML901"]),
+    ],
+)
+def test_a_status_500_of_an_exception_is_a_refusal_of_the_row(
+    body: bytes, call: str, rules: list[str], oracle: Oracle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # as `transformers serve` answers a row that its template refuses; mistral-common refuses the short id, too
+    weather = {"id": call, "type": "function", "function": {"name": "weather", "arguments": "{}"}}
+    messages = [
+        ROW["messages"][0],
+        {"role": "assistant", "tool_calls": [weather]},
+        {"role": "tool", "tool_call_id": call, "content": "1"},
+        ROW["messages"][1],
+    ]
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"messages": messages}))
+    paths = dict.fromkeys(VERSIONS, (404, b"not found")) | {"/v1/chat/completions": (500, body)}
+    del paths["/v1/models"]
+    with serving(Behaviour(oracle, answer=paths.get)) as url:
+        words = ["serve-check", f"openai={url}", "--tokenizer", "spm-v3", "--rows", str(tmp_path / "rows.jsonl")]
+        code = main([*words, "--output-format", "json"])
+    out = "".join(capsys.readouterr())
+    assert (code, sorted(set(re.findall('"rule": "(ML[0-9]+)"', out)))) == (bool(rules), rules), out
+    assert ("which is in the log of the server" in out) is (rules == ["ML907"])
 
 
 def test_what_is_no_server_of_a_known_kind_is_one_finding_that_names_the_way_out(
