@@ -107,7 +107,8 @@ def suite_libraries(tmp_path_factory: pytest.TempPathFactory) -> None:
 
     from pytest_mistral_lora import assertions, strategies  # noqa: F401
     from pytest_mistral_lora import report as session  # noqa: F401
-    from pytest_mistral_lora.conformance.checks import Settings, collect
+    from pytest_mistral_lora.conformance.checks import Settings
+    from pytest_mistral_lora.conformance.collection import collect
     from pytest_mistral_lora.conformance.targets import Target
     from pytest_mistral_lora.training import run  # noqa: F401
 

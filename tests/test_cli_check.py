@@ -14,8 +14,9 @@ from check_verb import check, rows
 from pytest_mistral_lora.chat.oracle import shipped_tokenizer
 from pytest_mistral_lora.cli import main
 from pytest_mistral_lora.conformance.checks import Check
+from pytest_mistral_lora.conformance.collection import targets_of
 from pytest_mistral_lora.conformance.finding import Result
-from pytest_mistral_lora.conformance.path_kinds import recognised, targets_of
+from pytest_mistral_lora.conformance.path_kinds import recognised
 from pytest_mistral_lora.conformance.targets import DatasetTarget, Target
 
 

@@ -14,9 +14,10 @@ from pytest_mistral_lora.chat.oracle import shipped_tokenizer
 from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
 from pytest_mistral_lora.cli import main
 from pytest_mistral_lora.conformance.checks import Check
+from pytest_mistral_lora.conformance.collection import targets_of
 from pytest_mistral_lora.conformance.finding import Result
 from pytest_mistral_lora.conformance.model_targets import AdapterTarget
-from pytest_mistral_lora.conformance.path_kinds import recognised, targets_of
+from pytest_mistral_lora.conformance.path_kinds import recognised
 from pytest_mistral_lora.conformance.targets import RecipeTarget, Target
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.records.base_location import base_weights_sha256

@@ -18,8 +18,8 @@ from pytest_mistral_lora.chat.oracle import shipped_tokenizer
 from pytest_mistral_lora.checkpoint.architectures import TEXT_MODELS, Architecture, architecture_of
 from pytest_mistral_lora.checkpoint.base_model import empty_model
 from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
-from pytest_mistral_lora.conformance.checks import Settings, collect
-from pytest_mistral_lora.conformance.named_targets import named_targets
+from pytest_mistral_lora.conformance.checks import Settings
+from pytest_mistral_lora.conformance.collection import collect, named_targets
 from pytest_mistral_lora.records.base_location import base_weights_sha256
 from pytest_mistral_lora.training.memory import recipe_memory
 from pytest_mistral_lora.training.recipe import load_recipe

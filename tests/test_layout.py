@@ -13,6 +13,7 @@ from types import ModuleType
 import pytest
 
 import pytest_mistral_lora
+from pytest_mistral_lora.conformance.collection import SUBJECT_CHECKS
 
 PACKAGE = "pytest_mistral_lora"
 FOLDER = Path(pytest_mistral_lora.__file__).parent
@@ -155,28 +156,48 @@ def test_no_import_goes_against_the_picture(module: str) -> None:
     assert _violations(module, _modules()[module]) == []
 
 
-def test_no_import_at_the_top_runs_in_a_circle() -> None:
+def test_no_imports_run_in_a_circle() -> None:
+    """Nor those within functions: such an import may save time, but a module that stands on itself has no place."""
     order = _order(_modules())
     assert order.index("errors") < order.index("chat.rows") < order.index("conformance.mask")
+    # the names of subjects are a table, and import each subject by its name
+    assert order.index("conformance.checks") < order.index("conformance.mask") < order.index("conformance.collection")
 
 
-def test_a_circle_is_found() -> None:
-    modules = {"chat.a": f"from {PACKAGE}.chat.b import x", "chat.b": f"import {PACKAGE}.chat.a"}
+@pytest.mark.parametrize(
+    "back",
+    [
+        f"import {PACKAGE}.chat.a",
+        f"def f():\n    import {PACKAGE}.chat.a",
+        f"def f():\n    from {PACKAGE}.chat import a",
+        f"if TYPE_CHECKING:\n    from {PACKAGE}.chat.a import x",
+    ],
+    ids=["top", "function", "module", "types"],
+)
+def test_a_circle_is_found(back: str) -> None:
+    modules = {"chat.a": f"from {PACKAGE}.chat.b import x", "chat.b": back}
     with pytest.raises(CycleError):
         _order(modules)
-    late = {**modules, "chat.b": f"def f():\n    import {PACKAGE}.chat.a"}
-    assert _order(late) == ["chat.b", "chat.a"]
+    assert _order({**modules, "chat.b": "import json"}) == ["chat.b", "chat.a"]
+
+
+def test_a_circle_through_the_table_of_subjects_is_found() -> None:
+    with pytest.raises(CycleError):
+        _order({**_modules(), "conformance.checks": f"import {PACKAGE}.conformance.collection"})
 
 
 def _order(modules: dict[str, str]) -> list[str]:
-    """Return the modules in an order in which they can be imported."""
+    """Return the modules in an order in which each comes after all that it imports at any time."""
     graph = {name: _imported_modules(source, modules) - {name} for name, source in modules.items()}
+    if "conformance.collection" in graph:
+        graph["conformance.collection"] |= {f"conformance.{module}" for module, _ in SUBJECT_CHECKS.values()}
     return list(TopologicalSorter(graph).static_order())
 
 
 def _imported_modules(source: str, modules: dict[str, str]) -> set[str]:
-    names = {one.name.removeprefix(f"{PACKAGE}.") for one in _imports(source) if not one.late}
-    return {part for name in names for part in (name, name.rpartition(".")[0]) if part in modules and part}
+    """Return the modules of a source's imports: the name itself if it is a module, or else the one that holds it."""
+    names = {one.name.removeprefix(f"{PACKAGE}.") for one in _imports(source)}
+    return {name if name in modules else name.rpartition(".")[0] for name in names} & (modules.keys() - {""})
 
 
 @pytest.mark.parametrize("module", _modules())

@@ -183,6 +183,11 @@ class Recognised:
         """The format and its evidence, `ShareGPT (conversations with from/value)`."""
         return f"{FORMATS[self.name]} ({self.evidence})" if self.name else self.evidence
 
+    @property
+    def is_row(self) -> bool:
+        """Whether it is a row as it stands, with nothing to convert."""
+        return self.name == "messages" and self.keys["messages"] == "messages"
+
     def next_step(self, path: str) -> str:
         """Return the sentence with the command for a file of this format; empty path if it has none."""
         return self.advice.replace("FILE", shlex.quote(path) if path else "FILE") or import_step(path)

@@ -17,9 +17,9 @@ from pytest_mistral_lora.cli.verb import (
     tokenizer_path,
     whole_number,
 )
-from pytest_mistral_lora.conformance.named_targets import is_shipped
-from pytest_mistral_lora.conformance.path_kinds import KINDS, recognised, targets_of
-from pytest_mistral_lora.conformance.targets import EMBEDDED
+from pytest_mistral_lora.conformance.collection import targets_of
+from pytest_mistral_lora.conformance.path_kinds import KINDS, recognised
+from pytest_mistral_lora.conformance.targets import EMBEDDED, is_shipped
 from pytest_mistral_lora.errors import InputError, MistralLoraError, did_you_mean
 
 if TYPE_CHECKING:

@@ -99,7 +99,7 @@ class Judging:
         """
         # Set before the first import that reads it: otherwise each small model that is loaded draws a bar
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-        from pytest_mistral_lora.conformance.checks import run_checks
+        from pytest_mistral_lora.conformance.collection import run_checks
         from pytest_mistral_lora.conformance.groups import cause_texts, group_findings
         from pytest_mistral_lora.conformance.known import baseline_text, unknown_among
         from pytest_mistral_lora.records.files import write_text
@@ -192,12 +192,11 @@ def _print_text(records: list[dict[str, Any]], causes: FindingGroups, memory: Se
     from pytest_mistral_lora.report import (
         basis_lines,
         nothing_was_judged,
-        outcome_table,
         unchecked_lines,
         verdict_line,
         write_styled,
     )
-    from pytest_mistral_lora.report.tables import figure_lines, statistics_of
+    from pytest_mistral_lora.report.tables import figure_lines, outcome_table, statistics_of
 
     width = shutil.get_terminal_size().columns
     for cause in causes:

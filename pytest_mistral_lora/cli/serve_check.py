@@ -10,9 +10,8 @@ from pathlib import Path
 
 from pytest_mistral_lora.cli.judging import Judging, add_format_option, add_report_option, command_line
 from pytest_mistral_lora.cli.verb import Verb, add_tokenizer_option, named_tokenizer
-from pytest_mistral_lora.conformance.named_targets import ServerChoice, name_of
-from pytest_mistral_lora.conformance.server_target import ServerTarget
-from pytest_mistral_lora.conformance.targets import Target
+from pytest_mistral_lora.conformance.server_target import ServerChoice, ServerTarget
+from pytest_mistral_lora.conformance.targets import Target, name_of
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.extras import require_extra
 

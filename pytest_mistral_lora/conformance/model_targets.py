@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from pytest_mistral_lora.checkpoint import KeptProperty
 from pytest_mistral_lora.conformance.targets import RecipeTarget, Target, given_path
-from pytest_mistral_lora.errors import NoOracleError, PinError
+from pytest_mistral_lora.errors import NoOracleError, PinError, RecipeError
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
@@ -32,6 +33,16 @@ class AdapterTarget(Target):
     dataset: tuple[Path, ...] = ()
     beside: tuple[Path, ...] = ()
     maker: RecipeTarget | None = None
+
+    @classmethod
+    def made_by(cls, recipe: RecipeTarget) -> AdapterTarget | None:
+        """Return the folder that a recipe made, with its base and its rows; None if there is none, or no recipe."""
+        # a check reports a bad recipe: an error while checks are collected would end the user's own tests, too
+        with suppress(RecipeError):
+            one = recipe.recipe
+            if one.output.is_dir():
+                return cls(recipe.name, one.output, base=one.base.path, dataset=one.data.train_paths, maker=recipe)
+        return None
 
     @cached_property
     def adapter(self) -> AdapterFolder:

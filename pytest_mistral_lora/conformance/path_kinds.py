@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
@@ -14,16 +14,13 @@ from pytest_mistral_lora.chat.formats import (
     LINES,
     VALUES,
     Container,
-    Recognised,
     container_of,
     import_step,
     recognise,
 )
 from pytest_mistral_lora.chat.reading import JSON_LIMIT, first_values, read_json
-from pytest_mistral_lora.chat.reading.chunks import DataFile
 from pytest_mistral_lora.chat.remedies import ROW_SUFFIXES, configuration_answer, file_answer, folder_answer
-from pytest_mistral_lora.conformance.named_targets import embedded_targets, is_shipped, named_targets
-from pytest_mistral_lora.conformance.targets import EMBEDDED, Target
+from pytest_mistral_lora.conformance.targets import EMBEDDED, is_shipped
 from pytest_mistral_lora.errors import InputError, did_you_mean
 
 KINDS = {
@@ -56,45 +53,6 @@ class RecognisedPath:
     path: Path
     kind: str
     title: str
-
-
-def targets_of(
-    paths: Sequence[RecognisedPath], base: Path | None = None, oracle: str | None = None, tokenizer: Path | None = None
-) -> list[Target]:
-    """Return a target for each path; with no path, the embedded default.
-
-    Args:
-        paths: The paths.
-        base: The base checkpoint's folder of the adapters, or None.
-        oracle: The declared oracle of folders without a Mistral tokenizer file, or None.
-        tokenizer: The tokenizer of rows and encoded rows, which is not judged itself; None for those of the paths.
-
-    Raises:
-        InputError: If there are rows, and no tokenizer for them.
-    """
-    if not paths:
-        return embedded_targets()
-    by_kind = {kind: [one.path for one in paths if one.kind == kind] for kind in KINDS}
-    rows = [*by_kind["rows"], *by_kind["encoded"]]
-    if rows and tokenizer is None and not by_kind["tokenizer"] and not by_kind["recipe"]:
-        words = shlex.join(["mistral-lora", "check", *(str(one.path) for one in paths), "--tokenizer"])
-        raise InputError(
-            f"this is {next(one.title for one in paths if one.path == rows[0])}, and no tokenizer is given",
-            place=str(rows[0]),
-            expected="the tokenizer that encodes it: a folder, a file, or the name of a shipped one such as spm-v3",
-            next_step=f"Name it: {words} spm-v3",
-        )
-    return named_targets(
-        tokenizers=by_kind["tokenizer"],
-        recipes=by_kind["recipe"],
-        datasets=by_kind["rows"],
-        adapters=by_kind["adapter"],
-        encoded=by_kind["encoded"],
-        ggufs=by_kind["gguf"],
-        judges=() if tokenizer is None else (tokenizer,),
-        base=base,
-        oracle=oracle,
-    )
 
 
 def recognised(path: Path, base: Path | None = None, kind: str = "") -> RecognisedPath:
@@ -141,6 +99,8 @@ def _folder(path: Path, base: Path | None) -> RecognisedPath:
         return RecognisedPath(path, "tokenizer", f"{title} ({', '.join(shown[:3])})")
     title, step = folder_answer(path)
     if title.endswith("data files"):
+        from pytest_mistral_lora.data.sources import row_files
+
         with suppress(InputError):
             # one file, or the shards of one table
             files = row_files(path)
@@ -174,36 +134,13 @@ def _file(path: Path) -> RecognisedPath:
     return _converted(path)
 
 
-def row_files(path: Path) -> list[DataFile]:
-    """Return the files that a path of rows stands for; those of another format with their conversion.
-
-    Raises:
-        InputError: If they cannot be told: there is none, or a folder has several of different kinds.
-    """
-    from pytest_mistral_lora.data.sources import open_rows
-
-    if path.is_dir() or path.suffix.lower() in (".yaml", ".yml") or "dataset_info" in path.name:
-        return open_rows(path)
-    try:
-        found = next(filter(None, map(recognise, first_values(path))), None)
-    except InputError as error:
-        # not JSON Lines, and converted; or not there, which the pass reports
-        return open_rows(path) if error.next_step else [DataFile(path)]
-    # a file of which no line can be read is judged as it is: each line is a finding
-    return [DataFile(path)] if found is None or _are_rows(found) or not found.name else open_rows(path)
-
-
-def _are_rows(found: Recognised) -> bool:
-    return found.name == "messages" and found.keys["messages"] == "messages"
-
-
 def _lines(path: Path) -> RecognisedPath:
     """Recognise the lines of a file; a name such as `rows.jsonl` is enough if no line can be read."""
     records = [one for one in first_values(path) if isinstance(one, Mapping | list)]
     found = next(filter(None, map(recognise, records)), None)
     if any(isinstance(one, Mapping) and "input_ids" in one for one in records):
         return RecognisedPath(path, "encoded", "encoded rows (JSON Lines with input_ids)")
-    if found is not None and _are_rows(found):
+    if found is not None and found.is_row:
         return RecognisedPath(path, "rows", f"rows (JSON Lines, {found.evidence})")
     if found is not None:
         return _converted(path)

@@ -1,4 +1,4 @@
-"""The target of a running server, and all that it is asked, once."""
+"""The target of a running server, as it is named, and all that it is asked, once."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pytest_mistral_lora.checkpoint import KeptProperty
-from pytest_mistral_lora.conformance.targets import JudgedTarget
+from pytest_mistral_lora.conformance.targets import JudgedTarget, Target
 from pytest_mistral_lora.errors import InputError, OracleRejection, RowError
 
 if TYPE_CHECKING:
@@ -232,3 +232,57 @@ class ServerTarget(JudgedTarget):
                 refusal = error.found
             found.append(AskedRow(name, row, expected, refusal, ServedPrompt()))
         return found
+
+
+@dataclass(frozen=True, slots=True)
+class ServerChoice:
+    """A server as it is named: `URL`, or `NAME=URL`; NAME may have `@VERSION` and `:PRECISION` behind it.
+
+    Attributes:
+        kind: The kind of server: a key of `SERVERS`, a script, or `auto`.
+        url: Its address.
+        version: Its version, if it reports none; else empty.
+        precision: The precision of its weights; empty for the one that it reports.
+    """
+
+    kind: str
+    url: str
+    version: str = ""
+    precision: str = ""
+
+    @classmethod
+    def parse(cls, text: str) -> ServerChoice:
+        """Return the server that a text names.
+
+        Raises:
+            InputError: If the kind or the precision is unknown, or the address is none.
+        """
+        from pytest_mistral_lora.records.judgement import TOLERANCES
+        from pytest_mistral_lora.serving.client import require_url
+        from pytest_mistral_lora.serving.servers import RECOGNISED, find_server
+
+        # an address may have an equals sign, too
+        is_bare = text.startswith(("http://", "https://")) or "=" not in text
+        name, _, url = ("", "", text) if is_bare else text.partition("=")
+        kind, _, precision = name.partition(":")
+        kind, _, version = (kind or RECOGNISED, "", "") if kind.endswith(".py") or not kind else kind.partition("@")
+        if precision and precision not in TOLERANCES:
+            raise InputError(f"unknown precision {precision!r}", expected=f"one of {', '.join(TOLERANCES)}")
+        if kind != RECOGNISED:
+            find_server(kind)
+        return cls(kind, require_url(url), version, precision)
+
+    def __str__(self) -> str:
+        """Return the server as it was named."""
+        version = f"@{self.version}" if self.version else ""
+        return f"{self.kind}{version}{f':{self.precision}' if self.precision else ''}={self.url}"
+
+    @property
+    def name(self) -> Path:
+        """A name for the server: its kind and address, without the scheme."""
+        return Path(f"{Path(self.kind).stem}-{self.url.partition('://')[2].replace('/', '-')}")
+
+    def target(self, name: str, judge: Target, adapter: Path | None = None, **more: Any) -> ServerTarget:
+        """Return the target of the server; `more` are further attributes."""
+        own: dict[str, Any] = {"kind": self.kind, "url": self.url, "version": self.version, "precision": self.precision}
+        return ServerTarget(name, judge=judge, adapter=adapter, **own, **more)

@@ -1,23 +1,22 @@
-"""The targets of a run of the suite: tokenizers, recipes, rows, encoded rows and runners."""
+"""The targets of a run of the suite, with their names: tokenizers, recipes, rows, encoded rows and runners."""
 
 from __future__ import annotations
 
-from contextlib import suppress
+import re
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from pytest_mistral_lora.checkpoint import KeptProperty
-from pytest_mistral_lora.errors import NoTemplateError, RecipeError
+from pytest_mistral_lora.errors import NoTemplateError, RunnerError
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.chat.oracle import Oracle
     from pytest_mistral_lora.chat.reading.chunks import DataFile
     from pytest_mistral_lora.chat.templates import ChatTemplate
     from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
-    from pytest_mistral_lora.conformance.encoded.audit import AuditReport
-    from pytest_mistral_lora.conformance.model_targets import AdapterTarget
     from pytest_mistral_lora.training.recipe import Recipe
 
 EMBEDDED = ("spm-v1", "spm-v2", "spm-v3", "spm-v7", "spm-v7m1", "tekken-240718", "tekken-240911")
@@ -139,19 +138,6 @@ class RecipeTarget(Target):
         """The code that turns the rows into ids."""
         return self.recipe.backend
 
-    @property
-    def made(self) -> AdapterTarget | None:
-        """The folder that the recipe made, with its base and its rows; None if there is none, or no recipe."""
-        from pytest_mistral_lora.conformance.model_targets import AdapterTarget
-
-        # a check reports a bad recipe: an error while checks are collected would end the user's own tests, too
-        with suppress(RecipeError):
-            one = self.recipe
-            if one.output.is_dir():
-                rows, base = one.data.train_paths, one.base.path
-                return AdapterTarget(self.name, one.output, base=base, dataset=rows, maker=self)
-        return None
-
 
 @dataclass(frozen=True)
 class JudgedTarget(Target):
@@ -184,7 +170,7 @@ class DatasetTarget(JudgedTarget):
         Raises:
             InputError: If they cannot be told.
         """
-        from pytest_mistral_lora.conformance.path_kinds import row_files
+        from pytest_mistral_lora.data.sources import row_files
 
         return row_files(given_path(self.path))
 
@@ -219,17 +205,6 @@ class EncodedTarget(JudgedTarget):
         """The encoded-rows file."""
         return given_path(self.path)
 
-    @cached_property
-    def audited(self) -> AuditReport:
-        """The audit of the file: read once, for all checks.
-
-        Raises:
-            InputError: If the file cannot be opened.
-        """
-        from pytest_mistral_lora.conformance.encoded.audit import AuditReport
-
-        return AuditReport.read(self.file, self.oracle, self.dataset, base=self.tokenizer.path)
-
 
 @dataclass(frozen=True)
 class RunnerTarget(JudgedTarget):
@@ -252,3 +227,54 @@ def given_path(path: Path | None) -> Path:
     if path is None:
         raise ValueError("only the embedded targets have no path")
     return path
+
+
+@dataclass(frozen=True, slots=True)
+class RunnerChoice:
+    """A runner as it is named: `NAME`, or `NAME=CONFIG` with the runner's own configuration file.
+
+    Attributes:
+        runner: Its name, or the path of a script.
+        config: The configuration, or None for the stock one.
+    """
+
+    runner: str
+    config: Path | None = None
+
+    @classmethod
+    def parse(cls, text: str, folder: Path) -> RunnerChoice:
+        """Return the choice that a text names; its paths are relative to a folder.
+
+        Raises:
+            RunnerError: If there is no such runner, or no such file.
+        """
+        from pytest_mistral_lora.runners import RUNNERS, find_runner
+
+        name, _, config = text.partition("=")
+        runner = find_runner(name if name in RUNNERS else str(folder / name))
+        path = folder / config if config else None
+        if path is not None and not path.is_file():
+            raise RunnerError("no such file", place=str(path), expected=f"a configuration of {runner.title}")
+        return cls(name if name in RUNNERS else str(folder / name), path)
+
+
+def name_of(path: Path) -> str:
+    """Return the name of a path as a part of node ids."""
+    # a file of the Hub's cache is a link to one that is named by its hash
+    name = path.resolve().name if path.is_dir() else path.name
+    return re.sub(r"[^\w.+-]+", "-", name).strip("-") or "target"
+
+
+def free_name(name: str, taken: Collection[str]) -> str:
+    """Return a name that is not taken: the name itself, or with the first free number from 2 on."""
+    return next(free for free in (name, *(f"{name}-{n}" for n in range(2, len(taken) + 3))) if free not in taken)
+
+
+def embedded_targets() -> list[Target]:
+    """Return the targets of a run that names none."""
+    return [Target(name, trains=name == EMBEDDED_TRAINING) for name in EMBEDDED]
+
+
+def is_shipped(path: Path) -> bool:
+    """Whether a path is our name of a tokenizer that mistral-common ships; a file or folder of that name goes first."""
+    return str(path) in EMBEDDED and not path.exists()

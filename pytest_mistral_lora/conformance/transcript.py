@@ -26,10 +26,8 @@ _NO_TRANSCRIPTS = "no transcripts: record some with mistral-lora smoke DIR --rec
 
 
 def checks(target: AdapterTarget, settings: Settings) -> Iterator[Check]:
-    """Yield the checks of the transcripts in an adapter folder, and of those that the user recorded of it."""
-    from pytest_mistral_lora.conformance.user_goldens import transcript_checks
-
-    model = TranscriptModel(target.adapter, settings.device)
+    """Yield the checks of the transcripts in an adapter folder."""
+    model = model_of(target.adapter, settings.device)
     judged = TranscriptChecks(model, target.folder / TRANSCRIPTS)
     cases = {"files": judged.files}
     if judged.golden.is_dir():
@@ -37,7 +35,6 @@ def checks(target: AdapterTarget, settings: Settings) -> Iterator[Check]:
         cases |= {"answers": judged.answers, "formats": judged.formats}
     for case, judge in cases.items():
         yield Check(target, "transcript", case, judge)
-    yield from transcript_checks(target, settings, model)
 
 
 def transcript_findings(adapter: Path, golden: Path, base: Path | None = None) -> Iterator[Finding]:
@@ -126,6 +123,12 @@ class TranscriptModel:
             # kept: once this model is loaded, the free memory means nothing
             self._shortage = self.missing or reason_not_to_load(self.folder.base)
         return self._shortage
+
+
+@lru_cache(maxsize=1)  # the checks of one folder are collected one after the other
+def model_of(folder: AdapterFolder, device: str) -> TranscriptModel:
+    """Return the model of a folder: one for its own transcripts and for those of the user."""
+    return TranscriptModel(folder, device)
 
 
 @lru_cache(maxsize=1)  # folders are judged one after the other, and memory may hold only one model

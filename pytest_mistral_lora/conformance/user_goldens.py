@@ -15,10 +15,9 @@ from pytest_mistral_lora.checkpoint.hub_cache import snapshot_of
 from pytest_mistral_lora.conformance.checks import Check, Settings
 from pytest_mistral_lora.conformance.finding import Finding, Result
 from pytest_mistral_lora.conformance.model_targets import AdapterTarget
-from pytest_mistral_lora.conformance.named_targets import free_name
-from pytest_mistral_lora.conformance.targets import EncodedTarget, RecipeTarget, Target
+from pytest_mistral_lora.conformance.targets import EncodedTarget, RecipeTarget, Target, free_name
 from pytest_mistral_lora.conformance.template import judge
-from pytest_mistral_lora.conformance.transcript import TranscriptChecks, TranscriptModel, load_model
+from pytest_mistral_lora.conformance.transcript import TranscriptChecks, TranscriptModel, load_model, model_of
 from pytest_mistral_lora.errors import InputError, MistralLoraError, OracleRejection, PinError, RowError, TokenizerError
 from pytest_mistral_lora.records.contributed import CONTRIBUTED, record_set
 from pytest_mistral_lora.records.goldens import Case, Golden, check_case_name, golden_paths, load, record
@@ -227,8 +226,9 @@ def _before(target: Target, case: UserCase) -> Golden | None:
     return golden
 
 
-def transcript_checks(target: AdapterTarget, settings: Settings, model: TranscriptModel) -> Iterator[Check]:
+def transcript_checks(target: AdapterTarget, settings: Settings) -> Iterator[Check]:
     """Yield one check for each row and each recorded transcript of the user's folders."""
+    model = model_of(target.adapter, settings.device)
     function = _record_transcript if settings.update else _judge_transcript
     for case in user_cases(settings.golden_folders, "transcripts", target):
         yield Check(target, "transcript", case.check, partial(function, model, case))

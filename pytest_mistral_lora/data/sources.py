@@ -7,7 +7,8 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pytest_mistral_lora.chat.formats import FORMATS
+from pytest_mistral_lora.chat.formats import FORMATS, recognise
+from pytest_mistral_lora.chat.reading import first_values
 from pytest_mistral_lora.chat.reading.chunks import DataFile
 from pytest_mistral_lora.chat.rows import Row, scan_rows
 from pytest_mistral_lora.data import Conversion, Source, conversions
@@ -149,3 +150,20 @@ def recorded_file(path: Path, entry: Mapping[str, Any]) -> DataFile:
         return DataFile(path)
     layout = Layout.from_json(source["format"], source["layout"])
     return DataFile(path, source=ConvertedSource(Source(path, layout), source["lossy"]))
+
+
+def row_files(path: Path) -> list[DataFile]:
+    """Return the files that a path of rows stands for; those of another format with their conversion.
+
+    Raises:
+        InputError: If they cannot be told: there is none, or a folder has several of different kinds.
+    """
+    if path.is_dir() or path.suffix.lower() in (".yaml", ".yml") or "dataset_info" in path.name:
+        return open_rows(path)
+    try:
+        found = next(filter(None, map(recognise, first_values(path))), None)
+    except InputError as error:
+        # not JSON Lines, and converted; or not there, which the pass reports
+        return open_rows(path) if error.next_step else [DataFile(path)]
+    # a file of which no line can be read is judged as it is: each line is a finding
+    return [DataFile(path)] if found is None or found.is_row or not found.name else open_rows(path)

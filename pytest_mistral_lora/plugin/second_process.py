@@ -134,11 +134,12 @@ class SecondProcess:
             self._other_end.send((place, result, time.perf_counter() - started))
 
     def _train(self) -> None:
-        from pytest_mistral_lora.conformance.train import tiny_kind
+        from pytest_mistral_lora.checkpoint.tiny_model import TinyKind
         from pytest_mistral_lora.conformance.train.tiny_run import attempt
 
         target = self._trains.target
         try:
-            attempt(target.oracle, self._work_folder, device=self._device, kind=tiny_kind(target), is_new=True)
+            kind = TinyKind.of(target.tokenizer.path)
+            attempt(target.oracle, self._work_folder, device=self._device, kind=kind, is_new=True)
         except Exception:  # a check reports it
             return

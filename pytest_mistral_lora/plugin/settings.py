@@ -48,7 +48,8 @@ from pytest_mistral_lora.plugin.values import (
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.conformance.known import Xfail
-    from pytest_mistral_lora.conformance.named_targets import RunnerChoice, ServerChoice
+    from pytest_mistral_lora.conformance.server_target import ServerChoice
+    from pytest_mistral_lora.conformance.targets import RunnerChoice
 
 _DEFAULT_EXAMPLES = 20
 _GOLDEN_FILES = ("*.jsonl", "templates/*/*.json", "transcripts/*/*.json", "contributed/*/provenance.json")
@@ -213,7 +214,7 @@ def _runner_choices(config: pytest.Config) -> tuple[RunnerChoice, ...]:
     values, source = option_value(config, RUNNER)
     if not values:
         return ()
-    from pytest_mistral_lora.conformance.named_targets import RunnerChoice
+    from pytest_mistral_lora.conformance.targets import RunnerChoice
     from pytest_mistral_lora.errors import RunnerError
 
     try:

@@ -100,7 +100,8 @@ class Suite:
 
     def _collected_checks(self) -> Iterator[Check]:
         """Yield the checks. It is a generator, so that its errors are raised, and reported, in the collector."""
-        from pytest_mistral_lora.conformance.checks import Settings, collect
+        from pytest_mistral_lora.conformance.checks import Settings
+        from pytest_mistral_lora.conformance.collection import collect
 
         given = self.settings
         settings = Settings(
@@ -116,7 +117,8 @@ class Suite:
         yield from collect(self._targets(), settings)
 
     def _targets(self) -> list[Target]:
-        from pytest_mistral_lora.conformance.named_targets import embedded_targets, named_targets
+        from pytest_mistral_lora.conformance.collection import named_targets
+        from pytest_mistral_lora.conformance.targets import embedded_targets
 
         given = self.settings
         if not given.names_targets:

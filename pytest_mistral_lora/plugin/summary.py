@@ -134,8 +134,8 @@ def write_summary(
     """
     terminal.section("Mistral conformance", sep="=")
     if outcomes:
-        from pytest_mistral_lora.report import basis_lines, nothing_was_judged, outcome_table
-        from pytest_mistral_lora.report.tables import statistics_line, statistics_of
+        from pytest_mistral_lora.report import basis_lines, nothing_was_judged
+        from pytest_mistral_lora.report.tables import outcome_table, statistics_line, statistics_of
 
         for line in outcome_table(outcomes, _width(terminal)):
             terminal.write_line(line)

@@ -12,7 +12,7 @@ import pytest
 from pytest_mistral_lora.plugin.options import GOLDEN_DIR, ORACLE, SERVER, TOKENIZER, UPDATE, Option
 
 if TYPE_CHECKING:
-    from pytest_mistral_lora.conformance.named_targets import ServerChoice
+    from pytest_mistral_lora.conformance.server_target import ServerChoice
 
 
 def option_value(config: pytest.Config, option: Option) -> tuple[Any, str]:
@@ -161,7 +161,7 @@ def server_choices(config: pytest.Config) -> tuple[ServerChoice, ...]:
     values, source = option_value(config, SERVER)
     if not values:
         return ()
-    from pytest_mistral_lora.conformance.named_targets import ServerChoice
+    from pytest_mistral_lora.conformance.server_target import ServerChoice
     from pytest_mistral_lora.errors import InputError
 
     try:

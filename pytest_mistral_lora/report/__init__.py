@@ -24,9 +24,6 @@ if TYPE_CHECKING:
 SCHEMA_VERSION = 1
 """Version of the report's form; it grows if a key changes its meaning or goes."""
 
-OUTCOMES = {"passed": "passed", "failed": "failed", "known": "known", "skipped": "not checked"}
-"""Each outcome of a check, and its name for people. pytest's word for a check that could not run is *skipped*."""
-
 
 @dataclass(frozen=True, slots=True)
 class RunFacts:
@@ -130,25 +127,6 @@ def write_report(path: Path, data: Mapping[str, Any], rows: Sequence[TokenRow] =
     put_text(path, html_page(data, rows_page=beside.name if rows else "") if is_page else json_text(data))
 
 
-def outcome_table(records: Sequence[Mapping[str, Any]], width: int) -> list[str]:
-    """Return the lines of a table with the number of outcomes of each target and subject.
-
-    Args:
-        records: One record for each check that ran.
-        width: Columns of the terminal.
-    """
-    from pytest_mistral_lora.report.tables import table_lines
-
-    # few runs have known deviations: for all others the column is noise
-    shown = [name for name in OUTCOMES if name != "known" or any(one["outcome"] == "known" for one in records)]
-    titles = ("target", "subject", *(f"*{OUTCOMES[name]}" for name in shown))
-    rows = (
-        (target, subject, *(str(count[name] or "-") for name in shown))
-        for (target, subject), count in outcome_counts(records).items()
-    )
-    return table_lines(titles, rows, width)
-
-
 def basis_lines(records: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return a line for each fact that names what something was held to or made of, such as `oracle of`."""
     named = [
@@ -202,11 +180,3 @@ def write_styled(text: str) -> None:
     console = Console(highlight=False, soft_wrap=True)
     for line in text.split("\n"):
         console.print(Text(line, style=line_style(line)), end="\n")
-
-
-def outcome_counts(records: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], Counter[str]]:
-    """Count the outcomes of each target and subject, in the order in which these first appear."""
-    counts: dict[tuple[str, str], Counter[str]] = {}
-    for record in records:
-        counts.setdefault((record["target"], record["subject"]), Counter())[record["outcome"]] += 1
-    return counts

@@ -16,7 +16,7 @@ from pytest_mistral_lora import __version__
 from pytest_mistral_lora.chat.difference import plain_text, visible
 from pytest_mistral_lora.chat.token_rows import Column, ShownToken, TokenRow
 from pytest_mistral_lora.errors import one_line, printable
-from pytest_mistral_lora.report import OUTCOMES, outcome_counts
+from pytest_mistral_lora.report.tables import OUTCOMES, outcome_counts
 from pytest_mistral_lora.report.tokens import MOST, differences, ends_line, facts, glyphs, label_words, owner
 
 if TYPE_CHECKING:

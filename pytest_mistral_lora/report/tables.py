@@ -1,9 +1,10 @@
-"""Tables for terminals: the figures of a dataset, with a histogram of lengths, and the differences of two runs."""
+"""Tables for terminals: outcomes of checks, figures of a dataset with a histogram, and differences of two runs."""
 
 from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from io import StringIO
@@ -15,6 +16,9 @@ from pytest_mistral_lora.records.compare_runs import ABSENT, GROUPS, AnswersDiff
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+
+OUTCOMES = {"passed": "passed", "failed": "failed", "known": "known", "skipped": "not checked"}
+"""Each outcome of a check, and its name for people. pytest's word for a check that could not run is *skipped*."""
 
 # a narrower terminal than this breaks every row of a table; letting the terminal wrap long lines reads better
 _LEAST_WIDTH = 60
@@ -49,6 +53,31 @@ def table_lines(
     file = StringIO()
     Console(file=file, width=max(width, _LEAST_WIDTH), color_system=None).print(table)
     return [line.rstrip() for line in file.getvalue().splitlines() if line.strip()]
+
+
+def outcome_counts(records: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], Counter[str]]:
+    """Count the outcomes of each target and subject, in the order in which these first appear."""
+    counts: dict[tuple[str, str], Counter[str]] = {}
+    for record in records:
+        counts.setdefault((record["target"], record["subject"]), Counter())[record["outcome"]] += 1
+    return counts
+
+
+def outcome_table(records: Sequence[Mapping[str, Any]], width: int) -> list[str]:
+    """Return the lines of a table with the number of outcomes of each target and subject.
+
+    Args:
+        records: One record for each check that ran.
+        width: Columns of the terminal.
+    """
+    # few runs have known deviations: for all others the column is noise
+    shown = [name for name in OUTCOMES if name != "known" or any(one["outcome"] == "known" for one in records)]
+    titles = ("target", "subject", *(f"*{OUTCOMES[name]}" for name in shown))
+    rows = (
+        (target, subject, *(str(count[name] or "-") for name in shown))
+        for (target, subject), count in outcome_counts(records).items()
+    )
+    return table_lines(titles, rows, width)
 
 
 def statistics_of(records: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:

@@ -110,7 +110,7 @@ def record_missing(folder: Path, recipe: str) -> tuple[list[str], list[str]]:
         The names of the files that were written, and a sentence for each row that could not be recorded.
     """
     from pytest_mistral_lora.conformance.checks import Settings
-    from pytest_mistral_lora.conformance.named_targets import named_targets
+    from pytest_mistral_lora.conformance.collection import named_targets
     from pytest_mistral_lora.conformance.user_goldens import rendering_checks, user_cases
 
     if os.environ.get("CI"):

@@ -203,7 +203,8 @@ def look_at(path: Path, folder: Path) -> SeenRows:
     Raises:
         InputError: If it is not there, is no data, is in no format that is known, or has no row that can be used.
     """
-    from pytest_mistral_lora.conformance.path_kinds import recognised, row_files
+    from pytest_mistral_lora.conformance.path_kinds import recognised
+    from pytest_mistral_lora.data.sources import row_files
 
     declares = path.suffix.lower() in (".yaml", ".yml") or "dataset_info" in path.name
     title = "data that it declares"

@@ -7,8 +7,8 @@ import pytest
 from converted import converted_tokenizer
 
 from pytest_mistral_lora.chat.oracle import shipped_tokenizer
-from pytest_mistral_lora.conformance.checks import Check, Settings, collect
-from pytest_mistral_lora.conformance.named_targets import named_targets
+from pytest_mistral_lora.conformance.checks import Check, Settings
+from pytest_mistral_lora.conformance.collection import collect, named_targets
 from pytest_mistral_lora.conformance.targets import Target
 
 

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from transformers import MistralConfig, MistralForCausalLM
 
 from pytest_mistral_lora.checkpoint.weights import Weights
-from pytest_mistral_lora.conformance.checks import check
+from pytest_mistral_lora.conformance.collection import check
 from pytest_mistral_lora.conformance.finding import Result
 from pytest_mistral_lora.conformance.merged import cases
 from pytest_mistral_lora.conformance.merged.structure import difference_findings, tie_findings

@@ -17,11 +17,10 @@ from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
 from pytest_mistral_lora.checkpoint.architectures import TEXT_MODELS
 from pytest_mistral_lora.checkpoint.base_model import architecture_in, load_base
 from pytest_mistral_lora.checkpoint.tiny_model import TinyKind, write_tiny_base
-from pytest_mistral_lora.conformance import train as subject
 from pytest_mistral_lora.conformance.checks import Settings
 from pytest_mistral_lora.conformance.finding import RULES
 from pytest_mistral_lora.conformance.targets import Target
-from pytest_mistral_lora.conformance.train import LAWS, checks, take_figures, tiny_kind
+from pytest_mistral_lora.conformance.train import checks
 from pytest_mistral_lora.conformance.train import tiny_run as module
 from pytest_mistral_lora.conformance.train.harness import TrainerHarness, TrainingLaw, record_decoder_calls
 from pytest_mistral_lora.conformance.train.step_laws import (
@@ -30,7 +29,7 @@ from pytest_mistral_lora.conformance.train.step_laws import (
     reference_step,
     step_difference,
 )
-from pytest_mistral_lora.conformance.train.tiny_run import attempt, tiny_run
+from pytest_mistral_lora.conformance.train.tiny_run import LAWS, attempt, take_figures, tiny_run
 from pytest_mistral_lora.errors import MistralLoraError, TrainingError
 from pytest_mistral_lora.records.goldens import goldens_folder
 
@@ -130,14 +129,14 @@ def test_the_decoders_are_those_of_transformers() -> None:
 def test_a_tiny_model_is_of_the_class_of_its_target(tmp_path: Path) -> None:
     folder = Path(shutil.copytree(tiny_base("wrapped-mistral", tied=True), tmp_path / "base"))
     target = Target("base", folder)
-    kind = tiny_kind(target)
+    kind = TinyKind.of(target.tokenizer.path)
     assert (str(kind), kind.label) == ("Mistral3ForConditionalGeneration (mistral), tied", "wrapped-mistral-tied")
     assert TinyKind.labelled(kind.label) == kind
     assert module.folder_of(target.oracle, tmp_path, "cpu", kind).name.endswith("-wrapped-mistral-tied-cpu")
     made = module.make_inputs(target.oracle, tmp_path / "tiny", "cpu", kind)
     assert architecture_in(made.base) == kind.architecture
     assert not any("lm_head" in name for name in load_file(made.base / "model.safetensors"))
-    assert tiny_kind(Target("spm-v3")) == TinyKind() == TinyKind.labelled("mistral")
+    assert TinyKind.of(Target("spm-v3").tokenizer.path) == TinyKind() == TinyKind.labelled("mistral")
 
 
 @pytest.mark.parametrize(
@@ -219,6 +218,6 @@ def test_a_run_that_was_killed_half_way_is_made_again(tmp_path: Path, monkeypatc
     folder = tmp_path / f"train-{oracle.sha256[:12]}-cpu"
     write_tiny_base(folder / "base", oracle.path)
     (folder / "base" / "model.safetensors").write_bytes(b"half")
-    monkeypatch.setattr(subject, "LAWS", ())
+    monkeypatch.setattr(module, "LAWS", ())
     monkeypatch.setattr(module, "STEPS", 2)
     assert attempt(oracle, tmp_path, device="cpu").failed == ""

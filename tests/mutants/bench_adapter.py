@@ -14,7 +14,8 @@ from of_classes import MadeAdapter
 from safetensors.torch import load_file, save_file
 from trained import copied, trained
 
-from pytest_mistral_lora.conformance.checks import Settings, collect
+from pytest_mistral_lora.conformance.checks import Settings
+from pytest_mistral_lora.conformance.collection import collect
 from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.conformance.model_targets import AdapterTarget
 

@@ -22,7 +22,8 @@ from safetensors.torch import load_file, save_file
 from trained import WEIGHTS, copied
 
 from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
-from pytest_mistral_lora.conformance.checks import Settings, collect
+from pytest_mistral_lora.conformance.checks import Settings
+from pytest_mistral_lora.conformance.collection import collect
 from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.conformance.model_targets import GgufTarget
 

@@ -18,9 +18,9 @@ from safetensors.torch import load_file, save_file
 from trained import WEIGHTS, copied
 from transformers import MistralConfig, MistralForCausalLM
 
-from pytest_mistral_lora.conformance.checks import Settings, collect
+from pytest_mistral_lora.conformance.checks import Settings
+from pytest_mistral_lora.conformance.collection import collect, named_targets
 from pytest_mistral_lora.conformance.finding import Finding
-from pytest_mistral_lora.conformance.named_targets import named_targets
 
 RANK, LAYERS = 4, 3
 Q1 = "model.layers.1.self_attn.q_proj.weight"

@@ -13,7 +13,8 @@ from golden_answers import golden_answers, write_golden_answers
 from local_server import Behaviour, serving, space_for_an_empty_text
 
 from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
-from pytest_mistral_lora.conformance.checks import Settings, collect
+from pytest_mistral_lora.conformance.checks import Settings
+from pytest_mistral_lora.conformance.collection import collect
 from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.conformance.server_target import ServerTarget
 from pytest_mistral_lora.conformance.targets import Target

@@ -18,7 +18,7 @@ from trained import WEIGHTS, copied, replace_weights, trained
 
 from pytest_mistral_lora.chat.completions import FormatCheck
 from pytest_mistral_lora.chat.rows import read_rows
-from pytest_mistral_lora.conformance.checks import collect
+from pytest_mistral_lora.conformance.collection import collect
 from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.conformance.model_targets import AdapterTarget
 from pytest_mistral_lora.training.generate.model_spec import record_rows

@@ -8,9 +8,9 @@ import pytest
 
 from pytest_mistral_lora.chat.oracle import shipped_tokenizer
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
-from pytest_mistral_lora.conformance.checks import Settings, Subject, collect
+from pytest_mistral_lora.conformance.checks import Settings, Subject
+from pytest_mistral_lora.conformance.collection import collect, named_targets
 from pytest_mistral_lora.conformance.finding import Finding
-from pytest_mistral_lora.conformance.named_targets import named_targets
 from pytest_mistral_lora.conformance.targets import Target
 
 FindingsOf = Callable[..., list[Finding]]

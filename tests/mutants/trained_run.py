@@ -26,10 +26,11 @@ from pytest_mistral_lora.checkpoint.base_model import load_base
 from pytest_mistral_lora.conformance.checks import Settings
 from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.conformance.targets import Target
-from pytest_mistral_lora.conformance.train import LAWS, checks, take_figures, tiny_run
+from pytest_mistral_lora.conformance.train import checks, tiny_run
 from pytest_mistral_lora.conformance.train.harness import Figures, TrainerHarness
 from pytest_mistral_lora.conformance.train.model_laws import packed_call
 from pytest_mistral_lora.conformance.train.saved_adapter import merged_model
+from pytest_mistral_lora.conformance.train.tiny_run import LAWS, take_figures
 from pytest_mistral_lora.records.files import sha256_file, write_json
 from pytest_mistral_lora.training.adapter import adapted_layers, attach_adapter, base_tensors
 from pytest_mistral_lora.training.generate import generate

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 from plugin_rows import write_rows
 
-from pytest_mistral_lora.conformance.checks import Settings, collect
-from pytest_mistral_lora.conformance.named_targets import embedded_targets
+from pytest_mistral_lora.conformance.checks import Settings
+from pytest_mistral_lora.conformance.collection import collect
+from pytest_mistral_lora.conformance.targets import embedded_targets
 from pytest_mistral_lora.plugin.settings import PluginSettings
 
 Run = Callable[..., pytest.RunResult]

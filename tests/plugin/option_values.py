@@ -7,7 +7,8 @@ from typing import Any
 import torch
 
 from pytest_mistral_lora.conformance.known import Xfail
-from pytest_mistral_lora.conformance.named_targets import RunnerChoice, ServerChoice
+from pytest_mistral_lora.conformance.server_target import ServerChoice
+from pytest_mistral_lora.conformance.targets import RunnerChoice
 
 GOOD: dict[str, tuple[str | None, str, Any]] = {
     "--mistral-tokenizer": ("tok.model.v3", "tokenizers", lambda here: (here / "tok.model.v3",)),

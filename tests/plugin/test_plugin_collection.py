@@ -8,9 +8,10 @@ from xml.etree import ElementTree
 import pytest
 from plugin_rows import ROW
 
-from pytest_mistral_lora.conformance.checks import SUBJECTS, Settings, collect
-from pytest_mistral_lora.conformance.named_targets import RunnerChoice, ServerChoice, named_targets
-from pytest_mistral_lora.conformance.targets import EMBEDDED
+from pytest_mistral_lora.conformance.checks import SUBJECTS, Settings
+from pytest_mistral_lora.conformance.collection import collect, named_targets
+from pytest_mistral_lora.conformance.server_target import ServerChoice
+from pytest_mistral_lora.conformance.targets import EMBEDDED, RunnerChoice
 
 Run = Callable[..., pytest.RunResult]
 OwnRows = Callable[..., Path]

@@ -21,7 +21,7 @@ from pytest_mistral_lora.chat.oracle.hazards import MAX_CONTAINERS, json_hazard,
 from pytest_mistral_lora.chat.rows import parse_row
 from pytest_mistral_lora.chat.templates import ChatTemplate
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer, convert
-from pytest_mistral_lora.conformance.checks import check
+from pytest_mistral_lora.conformance.collection import check
 from pytest_mistral_lora.errors import InputError, MistralLoraError, TokenizerError
 from pytest_mistral_lora.records import transcripts
 from pytest_mistral_lora.records.adapter_folder import AdapterFolder

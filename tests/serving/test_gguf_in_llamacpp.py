@@ -16,9 +16,9 @@ from named_deviations import SEEN, seen_deviations
 from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
 from pytest_mistral_lora.chat.templates.deviations import DEVIATIONS
 from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
-from pytest_mistral_lora.conformance.checks import Settings, collect
+from pytest_mistral_lora.conformance.checks import Settings
+from pytest_mistral_lora.conformance.collection import collect, named_targets
 from pytest_mistral_lora.conformance.finding import Finding
-from pytest_mistral_lora.conformance.named_targets import named_targets
 from pytest_mistral_lora.conformance.server_target import ServerTarget
 from pytest_mistral_lora.conformance.targets import Target
 

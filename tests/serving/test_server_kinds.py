@@ -14,7 +14,7 @@ from local_server import Behaviour, free_port, serving
 
 from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
 from pytest_mistral_lora.cli import main
-from pytest_mistral_lora.conformance.named_targets import ServerChoice
+from pytest_mistral_lora.conformance.server_target import ServerChoice
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.serving import servers
 

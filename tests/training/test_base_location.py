@@ -20,7 +20,7 @@ from pytest_mistral_lora import cli
 from pytest_mistral_lora.assertions import assert_adapter_sound
 from pytest_mistral_lora.chat.oracle import shipped_tokenizer
 from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
-from pytest_mistral_lora.conformance.checks import check
+from pytest_mistral_lora.conformance.collection import check
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.records.adapter_folder import AdapterFolder
 from pytest_mistral_lora.training.generate.judge import compare

@@ -11,7 +11,7 @@ import pytest
 from tiny_runs import zero_a_layer
 
 from pytest_mistral_lora.assertions import assert_transcript_matches
-from pytest_mistral_lora.conformance.checks import check
+from pytest_mistral_lora.conformance.collection import check
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.records.transcripts import TRANSCRIPTS, load
 from pytest_mistral_lora.training.run import RunResult

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from tiny_runs import CONVERSATIONS, write_rows
 
 from pytest_mistral_lora import cli
-from pytest_mistral_lora.conformance.checks import check
+from pytest_mistral_lora.conformance.collection import check
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.records.files import listing
 from pytest_mistral_lora.records.transcripts import TRANSCRIPTS

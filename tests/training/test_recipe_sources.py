@@ -16,7 +16,8 @@ from pytest_mistral_lora.chat.rows import read_rows
 from pytest_mistral_lora.checkpoint.encoder import make_encoder
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.cli import main
-from pytest_mistral_lora.conformance.checks import Settings, collect
+from pytest_mistral_lora.conformance.checks import Settings
+from pytest_mistral_lora.conformance.collection import collect
 from pytest_mistral_lora.conformance.dataset import check_dataset
 from pytest_mistral_lora.conformance.targets import RecipeTarget
 from pytest_mistral_lora.data.sources import recorded_file

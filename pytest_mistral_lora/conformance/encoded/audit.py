@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -260,12 +260,17 @@ class AuditReport:
 
 def checks(target: EncodedTarget, settings: Settings) -> Iterator[Check]:
     """Yield the checks of an encoded-rows file; the first that runs reads the file for all of them."""
+
+    @cache
+    def audited() -> AuditReport:
+        return AuditReport.read(target.file, target.oracle, target.dataset, base=target.tokenizer.path)
+
     for case, rules in CASES.items():
-        yield Check(target, "encoded", case, partial(_run_check, target, case, rules))
+        yield Check(target, "encoded", case, partial(_run_check, audited, case, rules))
 
 
-def _run_check(target: EncodedTarget, case: str, rules: Collection[str]) -> Result:
-    report = target.audited
+def _run_check(audited: Callable[[], AuditReport], case: str, rules: Collection[str]) -> Result:
+    report = audited()
     findings = tuple(finding for rule in rules for finding in report.findings_of(rule))
     states = report.audit.states
     judged = states["sound"] + states["wrong"]

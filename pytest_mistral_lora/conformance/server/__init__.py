@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Any
 from pytest_mistral_lora.chat.rows import Row, as_row
 from pytest_mistral_lora.conformance.checks import Check, Settings
 from pytest_mistral_lora.conformance.finding import Finding, Result, first_findings
-from pytest_mistral_lora.conformance.named_targets import ServerChoice, name_of
 from pytest_mistral_lora.conformance.server.deviations import INJECTED, PromptDeviations
-from pytest_mistral_lora.conformance.server_target import AskedRow, ServerTarget
-from pytest_mistral_lora.conformance.targets import Target
+from pytest_mistral_lora.conformance.server_target import AskedRow, ServerChoice, ServerTarget
+from pytest_mistral_lora.conformance.targets import Target, name_of
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.records.transcripts import TRANSCRIPTS
 

@@ -1,25 +1,18 @@
-"""Subject `train`: the laws of training, and the checks of one tiny end-to-end train with the target's tokenizer."""
+"""Subject `train`: the checks of one tiny end-to-end train with the target's tokenizer, and of the laws of training."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
-from pytest_mistral_lora.checkpoint.base_model import architecture_in, is_tied
 from pytest_mistral_lora.checkpoint.tiny_model import TinyKind
-from pytest_mistral_lora.checkpoint.tokenizer_folder import MODEL_CONFIG
 from pytest_mistral_lora.conformance.checks import Check, Settings
 from pytest_mistral_lora.conformance.finding import Finding, Result
 from pytest_mistral_lora.conformance.targets import Target
-from pytest_mistral_lora.conformance.train.harness import Figures, TrainerHarness, TrainingLaw
-from pytest_mistral_lora.conformance.train.model_laws import MODEL_LAWS
-from pytest_mistral_lora.conformance.train.run_laws import RUN_LAWS
-from pytest_mistral_lora.conformance.train.saved_adapter import ADAPTER_LAWS
-from pytest_mistral_lora.conformance.train.step_laws import STEP_LAWS
+from pytest_mistral_lora.conformance.train.harness import TrainingLaw
 from pytest_mistral_lora.errors import MistralLoraError, PinError
 from pytest_mistral_lora.extras import require_extra
 
@@ -28,40 +21,15 @@ if TYPE_CHECKING:
 
 _Judge: TypeAlias = "Callable[[TinyRun], Iterator[Finding]]"
 
-LAWS: tuple[TrainingLaw, ...] = (*STEP_LAWS, *RUN_LAWS, *MODEL_LAWS, *ADAPTER_LAWS)
-"""Every law of training; their figures are taken in the folder of the tiny run."""
-
 _LOGIT_TOLERANCE = {"cpu": 0.0, "cuda": 1e-3}
 """Largest difference of a logit between the trained model and the reloaded one: none on a CPU."""
 
 
-def measure_laws(harness: TrainerHarness) -> dict[str, Any]:
-    """Return the figures of every law by the name of its measurement, as plain JSON data."""
-    measures = dict.fromkeys(law.measure for law in LAWS)
-    return {measure.__name__: take_figures(measure, harness) for measure in measures}
-
-
-def take_figures(measure: Callable[[TrainerHarness], Figures], harness: TrainerHarness) -> Figures:
-    """Return the figures of a measurement; if it raises or gives NaN or infinity, only `failed`, with the reason."""
-    try:
-        figures = measure(harness)
-    except Exception as error:  # a broken trainer can raise anything, and the other laws must still be measured
-        return {"failed": f"{type(error).__name__}: {error}"}
-    odd = [name for name, value in _named_numbers(figures) if not math.isfinite(value)]
-    return {"failed": f"not a finite number: {', '.join(odd)}"} if odd else figures
-
-
-def _named_numbers(value: Any, name: str = "") -> Iterator[tuple[str, float]]:
-    """Yield each number of nested mappings with its keys, joined by dots."""
-    if isinstance(value, Mapping):
-        for key, item in value.items():
-            yield from _named_numbers(item, f"{name}.{key}".lstrip("."))
-    elif isinstance(value, int | float):
-        yield name, value
-
-
 def checks(target: Target, settings: Settings) -> Iterator[Check]:
     """Yield a check for each property of the tiny train's own adapter, and one for each law."""
+    # late: the module is also run as a script, which must not be imported before
+    from pytest_mistral_lora.conformance.train.tiny_run import LAWS
+
     table: tuple[tuple[str, _Judge], ...] = (
         ("only-lora-changed", _judge_base),
         ("every-layer-moved", _judge_layers),
@@ -79,34 +47,13 @@ def checks(target: Target, settings: Settings) -> Iterator[Check]:
         yield Check(target, "train", case, partial(_judge_run, target, settings, judge, needs_adapter))
 
 
-def tiny_kind(target: Target) -> TinyKind:
-    """Return the class of the tiny model that a target is trained with: its checkpoint's own.
-
-    A tokenizer without a `config.json` is of no class, and gets a `MistralForCausalLM`.
-
-    Raises:
-        MistralLoraError: If its tokenizer cannot be loaded, or no oracle can judge what its class is trained on.
-    """
-    folder = target.tokenizer.path
-    if not (folder / MODEL_CONFIG).is_file():
-        return TinyKind()
-    kind = TinyKind(architecture_in(folder), is_tied(folder))
-    if not kind.architecture.text.has_oracle:
-        raise PinError(
-            f"the model is a {kind.architecture.title}, which no tokenizer of Mistral's is an oracle for",
-            place=str(folder / MODEL_CONFIG),
-        )
-    return kind
-
-
 def _judge_run(target: Target, settings: Settings, judge: _Judge | TrainingLaw, needs_adapter: bool) -> Result:
     require_extra("train")
-    # late: the module is also run as a script, which must not be imported before
     from pytest_mistral_lora.conformance.train.tiny_run import attempt
 
     oracle = target.oracle
     try:
-        kind = tiny_kind(target)
+        kind = TinyKind.of(target.tokenizer.path)
     except PinError as error:
         return Result(not_checked=f"no tiny model is trained: {error}")
     try:

@@ -7,6 +7,7 @@ share.
 from __future__ import annotations
 
 import gc
+import math
 import shutil
 import subprocess
 import sys
@@ -25,10 +26,11 @@ from pytest_mistral_lora.chat.reading import read_json
 from pytest_mistral_lora.checkpoint.devices import choose_device
 from pytest_mistral_lora.checkpoint.tiny_model import TinyKind
 from pytest_mistral_lora.conformance.targets import Target
-from pytest_mistral_lora.conformance.train import measure_laws, tiny_kind
-from pytest_mistral_lora.conformance.train.harness import TinyFolder, TrainerHarness
-from pytest_mistral_lora.conformance.train.saved_adapter import ForkedProcess, in_a_new_process
-from pytest_mistral_lora.conformance.train.step_laws import plain_model
+from pytest_mistral_lora.conformance.train.harness import Figures, TinyFolder, TrainerHarness, TrainingLaw
+from pytest_mistral_lora.conformance.train.model_laws import MODEL_LAWS
+from pytest_mistral_lora.conformance.train.run_laws import RUN_LAWS
+from pytest_mistral_lora.conformance.train.saved_adapter import ADAPTER_LAWS, ForkedProcess, in_a_new_process
+from pytest_mistral_lora.conformance.train.step_laws import STEP_LAWS, plain_model
 from pytest_mistral_lora.errors import MistralLoraError
 from pytest_mistral_lora.extras import require_extra
 from pytest_mistral_lora.records.files import write_json
@@ -38,6 +40,9 @@ if TYPE_CHECKING:
     import torch
 
     from pytest_mistral_lora.training.run import RunResult
+
+LAWS: tuple[TrainingLaw, ...] = (*STEP_LAWS, *RUN_LAWS, *MODEL_LAWS, *ADAPTER_LAWS)
+"""Every law of training; their figures are taken in the folder of the tiny run."""
 
 STEPS = 40
 EVIDENCE = "evidence.json"
@@ -81,7 +86,7 @@ def start(target: Target, work_folder: Path, *, device: str) -> subprocess.Popen
     """
     try:
         require_extra("train")
-        file, label = target.oracle.path, tiny_kind(target).label
+        file, label = target.oracle.path, TinyKind.of(target.tokenizer.path).label
     except Exception:  # no torch, or a tokenizer, base or recipe that does not load: a check reports it
         return None
     command = [sys.executable, "-m", __name__, str(file), str(work_folder), device, label]
@@ -130,7 +135,8 @@ def attempt(
                 ask = ForkedProcess().ask if is_new and ForkedProcess.is_possible() else in_a_new_process
                 harness = make_inputs(oracle, folder, device, kind)
                 evidence = {"device": choose_device(device), **train_and_observe(harness, ask)}
-                evidence["laws"] = measure_laws(harness)
+                measures = dict.fromkeys(law.measure for law in LAWS)  # a measurement may serve several laws
+                evidence["laws"] = {one.__name__: take_figures(one, harness) for one in measures}
                 if "failed" not in evidence:
                     evidence |= judge_files(harness)
                 shutil.rmtree(harness.scratch)
@@ -206,6 +212,25 @@ def judge_files(harness: TrainerHarness) -> dict[str, Any]:
         return {"adapter_findings": [finding.to_json() for finding in adapter_findings(harness.adapter, harness.base)]}
     except Exception:
         return {}
+
+
+def take_figures(measure: Callable[[TrainerHarness], Figures], harness: TrainerHarness) -> Figures:
+    """Return the figures of a measurement; if it raises or gives NaN or infinity, only `failed`, with the reason."""
+    try:
+        figures = measure(harness)
+    except Exception as error:  # a broken trainer can raise anything, and the other laws must still be measured
+        return {"failed": f"{type(error).__name__}: {error}"}
+    odd = [name for name, value in _named_numbers(figures) if not math.isfinite(value)]
+    return {"failed": f"not a finite number: {', '.join(odd)}"} if odd else figures
+
+
+def _named_numbers(value: Any, name: str = "") -> Iterator[tuple[str, float]]:
+    """Yield each number of nested mappings with its keys, joined by dots."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _named_numbers(item, f"{name}.{key}".lstrip("."))
+    elif isinstance(value, int | float):
+        yield name, value
 
 
 def train_adapter(harness: TrainerHarness) -> RunResult:

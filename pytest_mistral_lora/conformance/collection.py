@@ -1,0 +1,294 @@
+"""The targets of a run, from the paths and names that are given; and their checks, collected and run."""
+
+from __future__ import annotations
+
+import shlex
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from pytest_mistral_lora.conformance.checks import Causes, Check, Settings
+from pytest_mistral_lora.conformance.finding import Result
+from pytest_mistral_lora.conformance.model_targets import AdapterTarget, GgufTarget
+from pytest_mistral_lora.conformance.path_kinds import KINDS, RecognisedPath, recognised
+from pytest_mistral_lora.conformance.server_target import ServerChoice, ServerTarget
+from pytest_mistral_lora.conformance.targets import (
+    EMBEDDED_TRAINING,
+    DatasetTarget,
+    EncodedTarget,
+    RecipeTarget,
+    RunnerChoice,
+    RunnerTarget,
+    Target,
+    embedded_targets,
+    free_name,
+    is_shipped,
+    name_of,
+)
+from pytest_mistral_lora.errors import InputError
+
+
+def targets_of(
+    paths: Sequence[RecognisedPath], base: Path | None = None, oracle: str | None = None, tokenizer: Path | None = None
+) -> list[Target]:
+    """Return a target for each path; with no path, the embedded default.
+
+    Args:
+        paths: The paths.
+        base: The base checkpoint's folder of the adapters, or None.
+        oracle: The declared oracle of folders without a Mistral tokenizer file, or None.
+        tokenizer: The tokenizer of rows and encoded rows, which is not judged itself; None for those of the paths.
+
+    Raises:
+        InputError: If there are rows, and no tokenizer for them.
+    """
+    if not paths:
+        return embedded_targets()
+    by_kind = {kind: [one.path for one in paths if one.kind == kind] for kind in KINDS}
+    rows = [*by_kind["rows"], *by_kind["encoded"]]
+    if rows and tokenizer is None and not by_kind["tokenizer"] and not by_kind["recipe"]:
+        words = shlex.join(["mistral-lora", "check", *(str(one.path) for one in paths), "--tokenizer"])
+        raise InputError(
+            f"this is {next(one.title for one in paths if one.path == rows[0])}, and no tokenizer is given",
+            place=str(rows[0]),
+            expected="the tokenizer that encodes it: a folder, a file, or the name of a shipped one such as spm-v3",
+            next_step=f"Name it: {words} spm-v3",
+        )
+    return named_targets(
+        tokenizers=by_kind["tokenizer"],
+        recipes=by_kind["recipe"],
+        datasets=by_kind["rows"],
+        adapters=by_kind["adapter"],
+        encoded=by_kind["encoded"],
+        ggufs=by_kind["gguf"],
+        judges=() if tokenizer is None else (tokenizer,),
+        base=base,
+        oracle=oracle,
+    )
+
+
+def named_targets(
+    *,
+    tokenizers: Sequence[Path] = (),
+    recipes: Sequence[Path] = (),
+    datasets: Sequence[Path] = (),
+    adapters: Sequence[Path] = (),
+    encoded: Sequence[Path] = (),
+    runners: Sequence[RunnerChoice] = (),
+    ggufs: Sequence[Path] = (),
+    servers: Sequence[ServerChoice] = (),
+    server_rows: Sequence[Path] = (),
+    judges: Sequence[Path] = (),
+    base: Path | None = None,
+    oracle: str | None = None,
+) -> list[Target]:
+    """Return a target for each path, named after it; equal names get a number.
+
+    Args:
+        tokenizers: Tokenizer files, checkpoint folders, or names of shipped tokenizers.
+        recipes: Recipe files.
+        datasets: Files of chat rows; each is judged with every tokenizer, or else with every recipe's.
+        adapters: Adapter folders.
+        encoded: Encoded-rows files; they are held to the first tokenizer or recipe.
+        runners: Runners; each is judged with every tokenizer and recipe, or else with an embedded tokenizer.
+        ggufs: GGUF files; each is held to the first tokenizer or recipe, or else to the one that it is recognised by.
+        servers: Running servers; each is held to the first tokenizer or recipe, and to the transcripts of each adapter.
+        server_rows: Files of rows to ask each server in place of the packaged ones.
+        judges: Tokenizers that encode the rows of the other targets, and are no targets themselves.
+        base: The base checkpoint's folder of the adapters.
+        oracle: The declared oracle of tokenizers and recipes without a Mistral tokenizer file, or None.
+    """
+    names: list[str] = []  # parts of node ids, so that two targets must not share one
+
+    def name(path: Path) -> str:
+        names.append(free_name(name_of(path), names))
+        return names[-1]
+
+    def tokenizer(path: Path, *, trains: bool) -> Target:
+        if not is_shipped(path):
+            return Target(name(path), path, trains=trains, oracle_name=oracle)
+        from pytest_mistral_lora.chat.oracle import shipped_tokenizer
+
+        return Target(name(path), shipped_tokenizer(str(path)), trains=trains)
+
+    targets = [tokenizer(path, trains=True) for path in tokenizers]
+    encoders = [*(tokenizer(path, trains=False) for path in judges), *targets]
+    made = [RecipeTarget(name(path), path, trains=True, oracle_name=oracle) for path in recipes]
+    targets += made
+    for judge in encoders or made:
+        many = f"-{judge.name}" if len(encoders or made) > 1 else ""
+        targets += [DatasetTarget(name(Path(f"{name_of(path)}{many}")), path, judge=judge) for path in datasets]
+    every = [*encoders, *made] or [Target(EMBEDDED_TRAINING)]
+    targets += [EncodedTarget(name(path), path, judge=every[0]) for path in encoded]
+    for one in runners:
+        title = name_of(Path(one.runner)).removesuffix(".py")
+        for judge in every:
+            of_judge = name(Path(f"{title}-{judge.name}"))
+            targets.append(RunnerTarget(of_judge, one.config, runner=one.runner, judge=judge))
+    targets += [AdapterTarget(name(path), path, base=base, beside=tuple(adapters)) for path in adapters]
+    targets += [
+        GgufTarget(
+            name(path),
+            path,
+            oracle_name=oracle,
+            judge=next(iter((*encoders, *made)), None),
+            base=base,
+            folders=tuple(adapters),
+        )
+        for path in ggufs
+    ]
+    targets += [
+        one.target(
+            name(Path(f"{one.name}-{name_of(adapter)}") if adapter and len(adapters) > 1 else one.name),
+            every[0],
+            adapter,
+            rows=tuple(server_rows),
+        )
+        for one in servers
+        for adapter in adapters or (None,)
+    ]
+    return targets
+
+
+_ROOM = "pytest_mistral_lora.conformance"
+SUBJECT_CHECKS = {
+    "tokenizer": ("tokenizer", "checks"),
+    "template": ("template", "checks"),
+    "user goldens": ("user_goldens", "rendering_checks"),
+    "mask": ("mask", "checks"),
+    "recipe": ("dataset.recipe", "recipe_checks"),
+    "dataset": ("dataset", "checks"),
+    "encoded": ("encoded.audit", "checks"),
+    "adapter": ("adapter", "checks"),
+    "merged": ("merged", "checks"),
+    "manifest": ("manifest", "checks"),
+    "transcript": ("transcript", "checks"),
+    "user transcripts": ("user_goldens", "transcript_checks"),
+    "train": ("train", "checks"),
+    "runner": ("runner", "checks"),
+    "gguf": ("gguf", "checks"),
+    "server": ("server", "checks"),
+}
+"""The module and function of the checks of each subject, which is imported when one of its targets is collected."""
+
+_OF_TOKENIZER = ("tokenizer", "template", "user goldens", "mask")
+_OF_TARGET: dict[type[Target], tuple[str, ...]] = {
+    Target: _OF_TOKENIZER,
+    # first: a recipe, base or tokenizer that cannot be used is then its finding
+    RecipeTarget: ("recipe", *_OF_TOKENIZER, "dataset"),
+    DatasetTarget: ("dataset",),
+    EncodedTarget: ("encoded",),
+    RunnerTarget: ("runner",),
+    AdapterTarget: ("adapter", "manifest", "transcript", "user transcripts"),
+    GgufTarget: ("gguf",),
+    ServerTarget: ("server",),
+}
+"""The subjects of each kind of target, in order; of a merged model, `merged` is in the place of `adapter`."""
+
+_Results = dict[tuple[Path, str | None, str, str], Result]
+"""Results by the place of the tokenizer, its declared oracle, the subject and the case."""
+
+
+def collect(targets: Sequence[Target], settings: Settings) -> Iterator[Check]:
+    """Yield every check of the targets; no tokenizer or model is loaded before a check runs.
+
+    The checks of the tiny train come last, so that it can run beside the others.
+    """
+    results: _Results = {}
+    causes = Causes(settings.work_folder)
+    for target in targets:
+        yield from (replace(check, causes=causes) for check in _checks(target, settings, results))
+    for target in targets:
+        if target.trains and not settings.skip_training:
+            yield from (replace(check, causes=causes) for check in _subject_checks("train", target, settings))
+
+
+def _checks(target: Target, settings: Settings, results: _Results) -> Iterator[Check]:
+    for named in next(_OF_TARGET[kind] for kind in type(target).mro() if kind in _OF_TARGET):
+        is_merged = named == "adapter" and isinstance(target, AdapterTarget) and target.is_merged
+        subject = "merged" if is_merged else named
+        # which of the user's goldens apply depends on the target's name
+        is_shared = subject in _OF_TOKENIZER and subject != "user goldens"
+        for check in _subject_checks(subject, target, settings):
+            yield replace(check, judge=partial(_judge_once, check, results)) if is_shared else check
+    if isinstance(target, RecipeTarget) and (made := AdapterTarget.made_by(target)) is not None:
+        yield from _checks(made, settings, results)
+
+
+def _subject_checks(subject: str, target: Target, settings: Settings) -> Iterator[Check]:
+    module, function = SUBJECT_CHECKS[subject]
+    found: Iterator[Check] = getattr(import_module(f"{_ROOM}.{module}"), function)(target, settings)
+    return found
+
+
+def _judge_once(check: Check, results: _Results) -> Result:
+    """Return the result of a check, or of the same check of another target with the same tokenizer.
+
+    A recipe and its base folder, or two recipes with one base, are such targets: each has every check, and the hundred
+    checks of their tokenizer are paid once.
+    """
+    # here and not in `collect`: the base of a recipe is looked for when its first check runs
+    tokenizer = check.target.tokenizer
+    key = (tokenizer.path.resolve(), tokenizer.declared, check.subject, check.case)
+    if key not in results:
+        results[key] = check.judge()
+    return results[key]
+
+
+def check(
+    paths: Sequence[Path],
+    *,
+    base: Path | None = None,
+    tokenizer: Path | None = None,
+    oracle: str | None = None,
+    examples: int = 20,
+    device: str = "auto",
+    train: bool = False,
+) -> Iterator[tuple[dict[str, Any], Result]]:
+    """Judge paths and yield the outcome of each check, as `run_checks` does.
+
+    Args:
+        paths: Recipes, rows, encoded rows, adapter folders, and tokenizers (a checkpoint folder, or a single file); if
+            empty, every tokenizer that mistral-common ships.
+        base: The base checkpoint's folder of the adapters, or None.
+        tokenizer: The tokenizer of rows, or None for those of the paths.
+        oracle: The oracle of folders without a Mistral tokenizer file: a name, a path or `none`; None to recognise it.
+        examples: Hypothesis examples for each law.
+        device: Device of the models: `auto`, `cpu` or `cuda`.
+        train: Whether the tiny train runs with the tokenizers too.
+
+    Raises:
+        InputError: If there is nothing at a path, or nothing that is checked.
+    """
+    targets = targets_of([recognised(path, base) for path in paths], base, oracle, tokenizer)
+    yield from run_checks(targets, examples=examples, device=device, train=train)
+
+
+def run_checks(
+    targets: Sequence[Target], *, examples: int = 20, device: str = "auto", train: bool = False
+) -> Iterator[tuple[dict[str, Any], Result]]:
+    """Judge targets and yield the outcome of each check: its record as plain data, and its result.
+
+    Args:
+        targets: The targets.
+        examples: Hypothesis examples for each law.
+        device: Device of the models: `auto`, `cpu` or `cuda`.
+        train: Whether the tiny train runs with the tokenizers too.
+    """
+    with tempfile.TemporaryDirectory(prefix="mistral-check-") as folder:
+        settings = Settings(examples, None, device, not train, (), False, Path(folder))
+        for one in collect(targets, settings):
+            start = time.perf_counter()
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # the libraries' warnings are not about the user's code
+                result = one.run()
+            outcome = "skipped" if result.not_checked else "passed"
+            if any(finding.severity == "error" for finding in result.findings):
+                outcome = "failed"
+            yield one.record(result, outcome=outcome, seconds=time.perf_counter() - start), result
