@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis.internal.conjecture import junkdrawer
 from verb_words import VERB_OF, WORDS
 
 from pytest_mistral_lora.cli import main
@@ -135,6 +136,35 @@ sys.exit(cli.main(["rules"]))
 def test_a_forked_child_is_terminated_quietly() -> None:
     result = subprocess.run([sys.executable, "-c", FORKED], capture_output=True, text=True, check=False)
     assert (result.returncode, result.stdout, result.stderr) == (143, "", "")
+
+
+COLLECTED = """
+import signal, sys
+from hypothesis.internal.conjecture import junkdrawer
+from pytest_mistral_lora import cli
+
+clock = junkdrawer._perf_counter
+
+def interrupted_clock():
+    if sys._getframe(1).f_code.co_name == "gc_callback":
+        junkdrawer._perf_counter = clock
+        signal.raise_signal(int(sys.argv[1]))
+    return clock()
+
+junkdrawer._perf_counter = interrupted_clock
+sys.exit(cli.main(["check", "spm-v1", "--examples", "1"]))
+"""
+"""Sends a signal to the callback of Hypothesis, where one is heard that came while garbage was collected."""
+
+
+@pytest.mark.skipif(not hasattr(junkdrawer, "gc_cumulative_time"), reason="this Hypothesis has no such callback")
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_check_that_is_stopped_while_garbage_is_collected(number: int, code: int) -> None:
+    command = [sys.executable, "-c", COLLECTED, str(int(number))]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    said = "interrupted" if number == signal.SIGINT else "terminated"
+    assert (result.returncode, result.stderr) == (code, f"error: {said}\n")
+    assert result.stdout == "spm-v1: a tokenizer that mistral-common ships\n"
 
 
 def test_a_locale_without_the_characters_or_a_closed_stream_is_no_traceback(

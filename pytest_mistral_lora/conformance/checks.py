@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gc
 import hashlib
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -82,6 +84,33 @@ class Settings:
     require_manifest: bool = False
 
 
+@contextmanager
+def interruptions_kept() -> Iterator[None]:
+    """Raise, at the end, an interruption that Python has only reported.
+
+    The garbage collector takes long over the suite's heap, and calls Hypothesis at its end: Ctrl-C often arrives there,
+    and Python cannot raise an exception out of a callback of the collector.
+
+    Raises:
+        KeyboardInterrupt: If there was one; `Terminated` for SIGTERM.
+    """
+    before, lost = sys.unraisablehook, list[type[BaseException]]()
+
+    def note(unraisable: Any) -> None:
+        if issubclass(unraisable.exc_type, KeyboardInterrupt):
+            lost.append(unraisable.exc_type)
+        else:
+            before(unraisable)
+
+    sys.unraisablehook = note
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
+        if lost:
+            raise lost[0]
+
+
 @dataclass(frozen=True, slots=True)
 class Check:
     """One check of one target.
@@ -111,24 +140,26 @@ class Check:
         # A tokenizer file is 131,000 small dictionaries, and they are not garbage: with Python's limit of 700 new
         # objects, the collector walks them again and again, and takes a tenth of the suite's time.
         before = gc.get_threshold()
-        gc.set_threshold(200_000, *before[1:])
-        try:
-            return self.judge()
-        except (NoOracleError, NoTemplateError, MissingExtraError) as error:
-            return Result(not_checked=str(error))
-        except (RecipeError, PinError, TokenizerError) as error:
-            rule = next(rule for kind, rule in UNLOADABLE.items() if isinstance(error, kind))
-            reporter = self.causes.reporter(error, self.name) if self.causes else self.name
-            if reporter != self.name:
-                return Result(not_checked=f"{reporter} failed ({rule})")
-            return Result((Finding(rule, error.found, error.place, error.expected, error.next_step),))
-        except ImportError as error:
-            missing = missing_extra(error)
-            if missing is None:
-                raise
-            return Result(not_checked=str(missing))
-        finally:
-            gc.set_threshold(*before)
+        with interruptions_kept():
+            gc.set_threshold(200_000, *before[1:])
+            try:
+                return self.judge()
+            except (NoOracleError, NoTemplateError, MissingExtraError) as error:
+                return Result(not_checked=str(error))
+            except (RecipeError, PinError, TokenizerError) as error:
+                rule = next(rule for kind, rule in UNLOADABLE.items() if isinstance(error, kind))
+                reporter = self.causes.reporter(error, self.name) if self.causes else self.name
+                if reporter != self.name:
+                    return Result(not_checked=f"{reporter} failed ({rule})")
+                return Result((Finding(rule, error.found, error.place, error.expected, error.next_step),))
+            except ImportError as error:
+                missing = missing_extra(error)
+                if missing is None:
+                    raise
+                return Result(not_checked=str(missing))
+            finally:
+                gc.set_threshold(*before)
+                gc.collect(0)  # it would come with the next objects, where interruptions are lost
 
     def record(self, result: Result | None, *, outcome: str, seconds: float) -> dict[str, Any]:
         """Return the outcome of a check as plain data, for tables and reports.

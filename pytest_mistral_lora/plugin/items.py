@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import sys
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import chdir, contextmanager
@@ -20,33 +19,6 @@ if TYPE_CHECKING:
     from pytest_mistral_lora.conformance.finding import Finding, Result
     from pytest_mistral_lora.conformance.known import Xfail
     from pytest_mistral_lora.plugin.second_process import SecondProcess
-
-
-@contextmanager
-def interruptions_kept() -> Iterator[None]:
-    """Raise, at the end, an interruption that Python has only reported.
-
-    The garbage collector takes long over the suite's heap, and calls Hypothesis at its end: Ctrl-C often arrives there,
-    and Python cannot raise an exception out of a callback of the collector.
-
-    Raises:
-        KeyboardInterrupt: If there was one.
-    """
-    before, lost = sys.unraisablehook, list[bool]()
-
-    def note(unraisable: Any) -> None:
-        if issubclass(unraisable.exc_type, KeyboardInterrupt):
-            lost.append(True)
-        else:
-            before(unraisable)
-
-    sys.unraisablehook = note
-    try:
-        yield
-    finally:
-        sys.unraisablehook = before
-        if lost:
-            raise KeyboardInterrupt
 
 
 class CheckFailedError(AssertionError):
@@ -100,7 +72,7 @@ class CheckItem(pytest.Item):
 
         # a test of the user may have gone to another folder
         home = chdir(self.config.invocation_params.dir)
-        with interruptions_kept(), home, warnings.catch_warnings(), self._progress_bar_allowed():
+        with home, warnings.catch_warnings(), self._progress_bar_allowed():
             # The libraries' warnings are not about the user's code, and the user's pytest may turn them into errors
             warnings.simplefilter("ignore")
             judged = self.second_process.result_of(self.check) if self.second_process else None

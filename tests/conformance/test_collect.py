@@ -1,7 +1,11 @@
 from __future__ import annotations
 
+import gc
 import shutil
+import sys
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 from converted import converted_tokenizer
@@ -9,7 +13,9 @@ from converted import converted_tokenizer
 from pytest_mistral_lora.chat.oracle import shipped_tokenizer
 from pytest_mistral_lora.conformance.checks import Check, Settings
 from pytest_mistral_lora.conformance.collection import collect, named_targets
+from pytest_mistral_lora.conformance.finding import Result
 from pytest_mistral_lora.conformance.targets import Target
+from pytest_mistral_lora.errors import Terminated
 
 
 @pytest.fixture
@@ -55,3 +61,25 @@ def test_one_check_reports_a_tokenizer_that_does_not_load_for_all_checks_and_wor
         assert {name: found for name, found in rules.items() if found} == (reporters if reports else {})
         assert results["one::tokenizer::bos-eos-unk"].not_checked == "one-2::tokenizer::vocabulary failed (ML201)"
         assert results["two::tokenizer::bos-eos-unk"].not_checked == "two::tokenizer::vocabulary failed (ML201)"
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, Terminated, ValueError])
+def test_an_interruption_of_a_check_within_the_garbage_collector_is_raised(
+    error: type[BaseException], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reported: list[Any] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda one: reported.append(one.exc_type))
+
+    def callback(phase: str, info: Any) -> None:
+        if phase == "stop":
+            raise error
+
+    check = Check(Target("spm-v3"), "mask", "any", Result)
+    gc.callbacks.append(callback)
+    try:
+        with nullcontext() if error is ValueError else pytest.raises(error):
+            # without the collection that it makes at its end, one would come with the next objects
+            check.run()
+    finally:
+        gc.callbacks.remove(callback)
+    assert reported == [ValueError] * (error is ValueError)

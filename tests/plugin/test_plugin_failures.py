@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import re
 import shutil
-import sys
 from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -18,7 +15,6 @@ import pytest
 from pytest_mistral_lora.chat.oracle import shipped_tokenizer
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.cli import main
-from pytest_mistral_lora.plugin.items import interruptions_kept
 from pytest_mistral_lora.plugin.summary import FailedChecks
 
 Run = Callable[..., pytest.RunResult]
@@ -166,25 +162,6 @@ def test_a_junit_file_and_a_workflow_get_rule_file_and_line(
     # pytest's text has the command that repeats the check, too, and its paths are absolute
     text = str(case.findtext("failure")).replace(f"{pytester.path}/", "")
     assert text.startswith(str(mine.findtext("failure")))
-
-
-@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
-def test_an_interruption_within_the_garbage_collector_is_raised(
-    error: type[BaseException], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    reported: list[Any] = []
-    monkeypatch.setattr(sys, "unraisablehook", lambda one: reported.append(one.exc_type))
-
-    def callback(phase: str, info: Any) -> None:
-        if phase == "stop":
-            raise error
-
-    raised = pytest.raises(KeyboardInterrupt) if error is KeyboardInterrupt else nullcontext()
-    with raised, interruptions_kept():
-        gc.callbacks.append(callback)
-        gc.collect()
-        gc.callbacks.remove(callback)
-    assert reported == [ValueError] * (error is ValueError)
 
 
 def test_errors_without_a_finding_are_the_same_only_if_their_texts_are() -> None:
