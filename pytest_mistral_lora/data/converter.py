@@ -153,7 +153,7 @@ class RecordConverter:
         if not (instruction or given or is_there):
             # a declared key that the record has not: an empty question would be trained on
             raise Place(self.place, self.keys.get(first, first)).error("is missing", "a text")
-        if self.layout.templates is not None:
+        if self.layout.templates is not None and (instruction + given).strip():
             self.noted.changed("input", "the declared format")
             # not str.format: a declaration must not reach the attributes of an object
             template = self.layout.templates[0 if given else 1]
@@ -218,7 +218,9 @@ class RecordConverter:
                     self.noted.lost("keys", f"{key}.{name}")
             self.data = {**{name: one for name, one in value.items() if name != "messages"}, **self.data}
             value = value["messages"]
-        if value is None or value == []:
+        # trainers encode an empty question without a word, and train on an answer to nothing
+        is_empty = value == [] or (role == "user" and isinstance(value, str) and not value.strip())
+        if value is None or is_empty:
             raise Place(self.place, key).error("is missing" if value is None else "is empty", "a text or messages")
         if isinstance(value, str):
             value = [{"role": role, "content": value}]

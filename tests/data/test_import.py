@@ -89,6 +89,22 @@ BROKEN: list[tuple[str, Any, str]] = [
         {"instruction": "i", "input": "", "output": ""},
         "messages[1].content: an empty answer",
     ),
+    (
+        "an instruction that is empty",
+        {"instruction": "", "input": " ", "output": "a"},
+        "instruction: is empty; expected a text or messages",
+    ),
+    (
+        "a last instruction that is empty",
+        {"instruction": "", "output": "a", "history": [["u", "b"]]},
+        "instruction: is empty; expected a text or messages",
+    ),
+    (
+        "a question of a history that is empty",
+        {"instruction": "u", "output": "a", "history": [["", "b"]]},
+        "history[0]: is empty; expected a text or messages",
+    ),
+    ("a prompt that is empty", {"prompt": "", "completion": "a"}, "prompt: is empty; expected a text or messages"),
     ("an output that is a number", {"instruction": "i", "input": "", "output": 3}, "output: is a number"),
     ("an instruction that is a list", {"instruction": ["i"], "input": "", "output": "a"}, "instruction: is a list"),
     (

@@ -51,6 +51,7 @@ CASES: list[tuple[str, Any, Any, dict[str, str]]] = [
         {"roles": "", "json-text": "", "call-form": "", "made-ids": "", "tool-form": ""},
     ),
     ("alpaca", {"instruction": "i", "input": "", "output": "a"}, chat(user("i"), answer("a")), {}),
+    ("alpaca input alone", {"instruction": "", "input": "x", "output": "a"}, chat(user("x"), answer("a")), {}),
     ("alpaca input", {"instruction": "i", "input": "x", "output": "a"}, chat(user("i\nx"), answer("a")), {"input": ""}),
     (
         "alpaca history",
