@@ -25,6 +25,7 @@ from pytest_mistral_lora.checkpoint.tokenizer_folder import (
     TOKENIZER_CONFIG,
     TokenizerFiles,
     own_template,
+    template_places,
 )
 from pytest_mistral_lora.checkpoint.tokenizer_folder import TEKKEN as TEKKEN
 from pytest_mistral_lora.checkpoint.tokenizer_folder import TOKENIZER_JSON as TOKENIZER_JSON
@@ -139,7 +140,10 @@ class CheckpointTokenizer:
         with loading("transformers", self.path):
             if not self.loads_as_it_is:
                 converted = convert(self.oracle)
-                converted.chat_template = own_template(self.files) or converted.chat_template
+                default = own_template(self.files) or converted.chat_template
+                # those that are named, such as `tool_use`, from the place that transformers reads first
+                more = {name: next(iter(one.values())) for name, one in template_places(self.files).items()}
+                converted.chat_template = {**more, "default": default} if more.keys() - {"default"} else default
                 return converted
             # with tekken.json beside it, transformers 5 would choose mistral-common's own backend, without a template
             tokenizer = AutoTokenizer.from_pretrained(self.path, mistral_format=False, trust_remote_code=False)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -47,6 +49,24 @@ def test_a_run_renders_every_row_by_the_one_template_that_it_saves() -> None:
     assert isinstance(encoder, TemplateEncoder)
     assert encoder.template.tool_source == encoder.template.source == "plain"
     assert tokenizer.template.tool_source == "other"
+
+
+def test_named_templates_beside_a_bare_tokenizer_file_are_judged(tmp_path: Path) -> None:
+    shutil.copy(shipped_tokenizer("spm-v3"), tmp_path / "tokenizer.model.v3")
+    official = converted_tokenizer("spm-v3").fast.chat_template
+    (tmp_path / "chat_template.jinja").write_text(official)
+    row = parse_row({"messages": [USER, ANSWER], "tools": [TOOL]})
+
+    def unexplained(tool_use: str) -> str:
+        file = tmp_path / "additional_chat_templates" / "tool_use.jinja"
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(tool_use)
+        tokenizer = CheckpointTokenizer(tmp_path)
+        return compare(row, tokenizer.oracle, tokenizer.template).unexplained
+
+    assert not unexplained(official)
+    assert official.count("[AVAILABLE_TOOLS]") == 1
+    assert unexplained(official.replace("[AVAILABLE_TOOLS]", "[AVAILABLE_TOOLS] "))
 
 
 @pytest.mark.parametrize(
