@@ -12,6 +12,7 @@ from tiny_runs import recipe_data, trainer_of, write_rows
 from pytest_mistral_lora.errors import TrainingError
 from pytest_mistral_lora.training.adapter import adapter_tensors
 from pytest_mistral_lora.training.recipe import Recipe, parse_recipe
+from pytest_mistral_lora.training.step import Segment
 from pytest_mistral_lora.training.step import forward as attention
 from pytest_mistral_lora.training.step.forward import collate, step_rows, supervised_losses
 
@@ -56,3 +57,40 @@ def test_the_fused_kernel_keeps_rows_apart_as_segments_do(
         with torch.no_grad(), torch.autocast("cuda", torch.bfloat16):
             losses[fused] = supervised_losses(trainer.model, rows)[0]
     assert torch.allclose(losses[True], losses[False], rtol=2e-2, atol=2e-2)
+
+
+class OnCuda(torch.Tensor):
+    """A tensor of the CPU that is taken for one of a GPU, so that the choice of the kernel can be seen anywhere."""
+
+    is_cuda = True
+
+
+def attended(query: torch.Tensor, dropout: float) -> torch.Tensor:
+    """Attention of two packed rows of four tokens each; the query is key and value, too."""
+    segments = (Segment(0, 4, (0, 0)), Segment(4, 8, (4, 4)))
+    module = torch.nn.Module().train()
+    how = {"segments": segments, "scaling": 0.25, "dropout": dropout, "is_causal": True}
+    return attention.attend(module, query, query, query, None, **how)[0]
+
+
+@pytest.mark.parametrize("device", ["cpu", CUDA])
+def test_dropout_of_attention_is_drawn_by_every_kernel(device: str) -> None:
+    query = torch.randn(1, 2, 8, 16, dtype=torch.bfloat16, device=device)
+    assert torch.equal(attended(query, 0.0), attended(query, 0.0))
+    # no fused kernel knows dropout: one that was used would draw none, and both passes would be alike
+    assert not torch.equal(attended(query, 0.5), attended(query, 0.5))
+
+
+def test_the_fused_kernel_is_not_asked_for_dropout(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[torch.Tensor] = []
+
+    def kernel(query: torch.Tensor, *more: Any) -> torch.Tensor:
+        asked.append(query)
+        return query.transpose(1, 2)
+
+    monkeypatch.setattr(attention, "_fused_varlen", lambda: kernel)
+    query = torch.randn(1, 2, 8, 16, dtype=torch.bfloat16).as_subclass(OnCuda)
+    attended(query, 0.5)
+    assert not asked
+    attended(query, 0.0)
+    assert len(asked) == 1
