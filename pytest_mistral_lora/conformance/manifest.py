@@ -133,15 +133,14 @@ class ManifestChecks:
         """Why nothing is checked, if there is no valid manifest."""
         if self.folder.has_manifest:
             return f"{MANIFEST} is not valid: see the check `schema`"
-        return f"no {MANIFEST}"
+        return f"{MANIFEST} is one of another tool" if self.folder.manifest_file.exists() else f"no {MANIFEST}"
 
     def schema(self) -> Result:
         """Check that the manifest is there if it is required, and keeps its schema."""
         if not self.folder.has_manifest:
             if not self.settings.require_manifest:
                 return Result(not_checked=self._reason)
-            found = f"no {MANIFEST}"
-            return Result((Finding("ML704", found, str(self.folder.path), "the manifest of the run"),))
+            return Result((Finding("ML704", self._reason, str(self.folder.path), "the manifest of the run"),))
         place = str(self.folder.manifest_file)
         try:
             data = self.folder.manifest_data

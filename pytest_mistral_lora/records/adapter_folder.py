@@ -17,7 +17,7 @@ from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.records.adapter_config import CONFIG, peft_config, read_adapter_config, require_supported
 from pytest_mistral_lora.records.base_location import LocatedBase, RecordedBase, locate_base
 from pytest_mistral_lora.records.files import inside, sha256_bytes
-from pytest_mistral_lora.records.manifest import MANIFEST, Manifest, validate
+from pytest_mistral_lora.records.manifest import MANIFEST, Manifest, is_foreign, validate
 from pytest_mistral_lora.records.tensors import ADAPTER_TENSORS, sha256_of_files
 
 BASE_FACTS = ("base", "revision", "base_weights_sha256")
@@ -49,8 +49,12 @@ class AdapterFolder:
 
     @property
     def has_manifest(self) -> bool:
-        """Whether there is a manifest, be it only a link that leads nowhere."""
-        return self.manifest_file.exists() or self.manifest_file.is_symlink()
+        """Whether there is a manifest, be it broken or only a link that leads nowhere; not one of another tool."""
+        try:
+            there = self.manifest_file.exists() or self.manifest_file.is_symlink()
+            return there and not is_foreign(self.manifest_data)
+        except InputError:
+            return True  # the check of its schema reports it
 
     @property
     def model_files(self) -> list[Path]:
@@ -117,12 +121,9 @@ class AdapterFolder:
             InputError: If the manifest has the kind `merged`.
         """
         if self.kind == "merged":
-            raise InputError(
-                "a merged model (kind merged in its manifest.json): its adapter is in the weights already",
-                place=str(self.path),
-                expected="the folder of an adapter",
-                next_step="Name the folder that it was merged from.",
-            )
+            found = "a merged model (kind merged in its manifest.json): its adapter is in the weights already"
+            step = "Name the folder that it was merged from."
+            raise InputError(found, place=str(self.path), expected="the folder of an adapter", next_step=step)
 
     @cached_property
     def manifest_sha256(self) -> str:

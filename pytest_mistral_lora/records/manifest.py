@@ -21,6 +21,8 @@ MANIFEST = "manifest.json"
 VERSION = 2
 SCHEMA = RecordSchema(Path(__file__).with_name("manifest.schema.json"), body=("$defs", "body"))
 
+_MARKS = frozenset({"base", "revision", "base_weights_sha256", "dataset_sha256", "seed", "masking", "lora", "seal"})
+
 # The seal is the hash of the file with this text in its place: of the file itself, no hash can be inside it.
 _UNSEALED = "0" * 64
 
@@ -47,6 +49,14 @@ def parts() -> Mapping[str, Any]:
     """Return the schema of each part of a manifest, by its key at the top."""
     found: Mapping[str, Any] = SCHEMA.data["$defs"]["body"]["properties"]
     return found
+
+
+def is_foreign(data: Any) -> bool:
+    """Return whether a JSON value is the manifest of another tool, whose files may have the same name."""
+    if not isinstance(data, dict) or not data or data.get("kind") in ("adapter", "merged"):
+        return False
+    # one key alone, such as `revision`, may be of anything; one of ours that lost a key has the others
+    return len(_MARKS & data.keys()) < 2
 
 
 def violations(data: Any) -> list[Violation]:

@@ -93,6 +93,19 @@ def manifest_missing(artifact: Artifact) -> None:
     artifact["require_manifest"] = True
 
 
+@mutant("ML704", says="manifest.json is one of another tool")
+def manifest_of_another_tool(artifact: Artifact) -> None:
+    """The manifest is that of a browser extension, and the user asks for the one of the run."""
+    (artifact["folder"] / MANIFEST).write_text('{"manifest_version": 3, "name": "lora", "version": "1.0"}')
+    artifact["require_manifest"] = True
+
+
+@mutant("ML701", says="$.base: is missing")
+def manifest_that_lost_most_of_its_keys(artifact: Artifact) -> None:
+    """Of the manifest, two keys are left: it is still the run's own, and broken."""
+    artifact["manifest"] = {"revision": COMMIT, "seed": 1}
+
+
 @mutant("ML707", says="merged, and the folder holds an adapter")
 def adapter_called_merged(artifact: Artifact) -> None:
     """The manifest of an adapter says that it is a merged model."""

@@ -17,7 +17,7 @@ from pytest_mistral_lora.checkpoint.encoder import Encoder, make_encoder
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.errors import InputError, RowError, RowsError
 from pytest_mistral_lora.records.adapter_config import CONFIG
-from pytest_mistral_lora.records.manifest import MANIFEST
+from pytest_mistral_lora.records.adapter_folder import AdapterFolder
 from pytest_mistral_lora.training.generate import complete
 from pytest_mistral_lora.training.generate.model_spec import model_spec
 
@@ -209,7 +209,8 @@ def load_chat_model(
     Raises:
         InputError: If the folder is none of them, or options do not fit it.
     """
-    is_base = (folder / "config.json").is_file() and not any((folder / one).exists() for one in (CONFIG, MANIFEST))
+    is_ours = (folder / CONFIG).exists() or AdapterFolder(folder).has_manifest
+    is_base = (folder / "config.json").is_file() and not is_ours
     if is_base:
         if base is not None or not use_adapter:
             found = "a checkpoint without an adapter"

@@ -19,7 +19,6 @@ from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.records.adapter_folder import AdapterFolder
 from pytest_mistral_lora.records.files import Written
 from pytest_mistral_lora.records.goldens import golden_paths
-from pytest_mistral_lora.records.manifest import MANIFEST
 from pytest_mistral_lora.records.schema import error_in_words
 from pytest_mistral_lora.records.transcripts import Transcript, load_folder
 from pytest_mistral_lora.training.generate import adapter_effect, generate, load_adapted, probe
@@ -284,7 +283,7 @@ def record_again(adapter: Path, folder: Path, base: Path | None = None, *, devic
             then nothing is written.
     """
     home = folder if folder.is_dir() else folder.parent
-    if (home.parent / MANIFEST).is_file():
+    if AdapterFolder(home.parent).has_manifest:
         raise InputError(
             "the transcripts of a finished run, whose hashes are in its manifest",
             place=str(home),
