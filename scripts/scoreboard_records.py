@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import cache, cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -22,7 +24,7 @@ from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.errors import RunnerError
 from pytest_mistral_lora.records.files import write_text
 from pytest_mistral_lora.records.goldens import Case, packaged_cases
-from pytest_mistral_lora.runners import RUNNERS, Runner
+from pytest_mistral_lora.runners import RUNNERS, Runner, interpreter
 from pytest_mistral_lora.runners.extract import extract
 
 ROOT = Path(__file__).parents[1]
@@ -88,12 +90,14 @@ class Recorded:
 
     Attributes:
         tokenizer: Our name of the tokenizer.
+        date: The day of the recording, as in 2026-11-27 (UTC).
         environment: Version by distribution.
         refused: Why the runner made nothing of any row; empty where it made something.
         lines: What it made of each case, by name: ids and labels, or an error.
     """
 
     tokenizer: str
+    date: str
     environment: dict[str, str]
     refused: str
     lines: dict[str, dict[str, Any]]
@@ -102,7 +106,8 @@ class Recorded:
     def read(cls, file: Path, tokenizer: str) -> Recorded:
         """Read a record."""
         head, *lines = read_lines(file)
-        return cls(tokenizer, head["environment"], head["refused"], {line.pop("case"): line for line in lines})
+        by_case = {line.pop("case"): line for line in lines}
+        return cls(tokenizer, head["date"], head["environment"], head["refused"], by_case)
 
     @cached_property
     def findings(self) -> dict[str, list[Finding]]:
@@ -184,7 +189,7 @@ def record(column: Column, tokenizer: str) -> None:
     file = RECORDED / column.name / f"{tokenizer}.jsonl"
     file.parent.mkdir(parents=True, exist_ok=True)
     named = cases(tokenizer)
-    head: dict[str, Any] = {"environment": {}, "refused": ""}
+    head: dict[str, Any] = {"date": datetime.now(UTC).date().isoformat(), "environment": {}, "refused": ""}
     lines: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         try:
@@ -201,6 +206,7 @@ def record(column: Column, tokenizer: str) -> None:
             if "ends with exit code" not in error.found:
                 raise
             head["refused"] = error.found.splitlines()[0].removesuffix("; it printed last:").partition(": ")[2]
+            head["environment"] = _environment(column.runner)
         else:
             head["environment"] = dict(made.environment)
             lines = read_lines(made.file)
@@ -209,6 +215,16 @@ def record(column: Column, tokenizer: str) -> None:
         for case, line in zip(named, lines, strict=False)
     ]
     write_text(file, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in (head, *kept)))
+
+
+def _environment(runner: Runner) -> dict[str, str]:
+    """Return the versions that a runner reports, for one whose report is lost because it refuses every row."""
+    with tempfile.TemporaryDirectory() as folder:
+        rows, output = Path(folder) / "rows.jsonl", Path(folder) / "encoded.jsonl"
+        rows.touch()
+        command = [interpreter(runner), runner.script, "--config", runner.config, "--checkpoint", folder]
+        subprocess.run([*command, "--rows", rows, "--output", output], capture_output=True, check=False)
+        return dict(read_lines(output)[0]["environment"])
 
 
 def record_real(column: Column, tokenizer: str) -> None:

@@ -97,35 +97,38 @@ The configurations are each trainer's defaults for chat rows, and the variants t
 templates, packing, several datasets, GPUs, and training itself. Ids and labels do not depend on the last two. None of
 the configurations asks for answers of weight 0 to be masked, so `ML549` is not a fault of a trainer's code, but one of
 its defaults. [../deviations.md](../deviations.md) lists the differences between the generated chat template and
-mistral-common: a trainer that renders with it inherits them. ms-swift's templates for Small 3 and later have the date
-of the recording in their ids. *Not run*: a run takes minutes, and not every configuration was given every derived file
-or folder as on the Hub. Axolotl 0.21 asks for Python 3.12; columns of 0.19 were recorded before."""
+mistral-common: a trainer that renders with it inherits them. `refused` is a configuration with which the trainer
+refuses a checkpoint, a plain row included; its reason follows. ms-swift's templates for Small 3 and later have the date
+of the recording in their ids. *Not run*: not each was given every folder or derived file."""
 
 
 def _configurations() -> Iterator[str]:
     yield "## Configurations"
     yield ""
-    yield "| configuration | description | versions | command for one column |"
-    yield "|---|---|---|---|"
+    yield "| configuration | description | versions | recorded | command for one column |"
+    yield "|---|---|---|---|---|"
     for column in COLUMNS:
         link = f"[{column.name}](../../{column.config.relative_to(ROOT).as_posix()})"
-        yield f"| {link} | {column.about} | {_every_version(column)} | `{column.command('TOKENIZER')}` |"
-    yield f"| {OURS} | this package's own trainer, `backend: mistral-common` | | `mistral-lora train recipe.yaml` |"
+        runs = column.recorded.items()
+        versions = _grouped({name: _versions(one.environment) for name, one in runs})
+        dates = _grouped({name: one.date for name, one in runs})
+        yield f"| {link} | {column.about} | {versions} | {dates} | `{column.command('TOKENIZER')}` |"
+    yield f"| {OURS} | this package's own trainer, `backend: mistral-common` | | | `mistral-lora train recipe.yaml` |"
 
 
-def _every_version(column: Column) -> str:
-    """Return the versions that a configuration was run with; the tokenizers of each, if there are several."""
-    runs: dict[str, list[str]] = {}
-    for tokenizer, one in column.recorded.items():
-        if one.environment:
-            runs.setdefault(_versions(one.environment), []).append(tokenizer)
-    if len(runs) < 2:
-        return "".join(runs)
-    return "<br>".join(f"{', '.join(tokenizers)}: {versions}" for versions, tokenizers in runs.items())
+def _grouped(by_tokenizer: dict[str, str]) -> str:
+    """Return the value of all tokenizers, or each value with its tokenizers."""
+    groups: dict[str, list[str]] = {}
+    for tokenizer, value in by_tokenizer.items():
+        groups.setdefault(value, []).append(tokenizer)
+    if len(groups) < 2:
+        return "".join(groups)
+    return "<br>".join(f"{', '.join(tokenizers)}: {value}" for value, tokenizers in groups.items())
 
 
 def _versions(environment: dict[str, str]) -> str:
-    return ", ".join(f"{name} {version}" for name, version in environment.items() if version != "not installed")
+    found = [f"{name} {version}" for name, version in environment.items() if version != "not installed"]
+    return ", ".join(found) or "not recorded"
 
 
 def _summary() -> Iterator[str]:
