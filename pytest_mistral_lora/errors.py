@@ -243,8 +243,9 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def counted(number: float, noun: str, plural: str = "s") -> str:
-    """Return a number with its noun, `1 row` or `1,000 rows`."""
-    return f"{number:,} {noun}{'' if number == 1 else plural}"
+    """Return a number with its noun: `1 row`, `1,000 rows`; `0.333 epochs`, for three digits are enough of a share."""
+    text = f"{number:.3g}" if number < 100 else f"{number:,.0f}"
+    return f"{text} {noun}{'' if text == '1' else plural}"
 
 
 def and_more(shown: int, total: int) -> str:

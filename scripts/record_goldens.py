@@ -7,6 +7,7 @@ import sys
 
 from pytest_mistral_lora.chat.oracle import SHIPPED, shipped_tokenizer
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
+from pytest_mistral_lora.errors import counted
 from pytest_mistral_lora.records.files import write_json
 from pytest_mistral_lora.records.goldens import golden_paths, goldens_folder, library_versions, packaged_cases, record
 
@@ -21,7 +22,7 @@ def main() -> int:
         changed += _record_tokenizer(name, check=check)
     if not check:
         _write_provenance()
-    print(f"{len(changed)} golden{'s' if len(changed) != 1 else ''} {'would change' if check else 'changed'}")
+    print(f"{counted(len(changed), 'golden')} {'would change' if check else 'changed'}")
     return int(check and bool(changed))
 
 

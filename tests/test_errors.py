@@ -20,6 +20,7 @@ from pytest_mistral_lora.errors import (
     RowError,
     RowsError,
     StoppedError,
+    counted,
 )
 
 
@@ -128,3 +129,14 @@ def test_importing_the_errors_imports_nothing_heavy() -> None:
     )
     added = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert set(added) <= {"pytest_mistral_lora", *sys.stdlib_module_names}
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [
+        *((1, "1 row"), (0, "0 rows"), (1234567, "1,234,567 rows")),
+        *((1.0, "1 row"), (0.9996, "1 row"), (1 / 3, "0.333 rows"), (99.96, "100 rows"), (1234.5, "1,234 rows")),
+    ],
+)
+def test_a_number_has_its_noun(number: float, text: str) -> None:
+    assert counted(number, "row") == text

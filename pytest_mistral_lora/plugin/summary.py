@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pytest_mistral_lora.errors import counted
 from pytest_mistral_lora.plugin.settings import PluginSettings
 
 if TYPE_CHECKING:
@@ -149,7 +150,7 @@ def write_summary(
     if settings.update:
         lines += _golden_lines(outcomes)
     known = Counter((known["id"], known["reason"]) for one in outcomes for known in one["known"])
-    lines += [f"known {name}: {reason} ({_counted_checks(count)})" for (name, reason), count in known.items()]
+    lines += [f"known {name}: {reason} ({counted(count, 'check')})" for (name, reason), count in known.items()]
     for line in lines:
         terminal.write_line(line)
     if any(one["findings"] for one in outcomes):
@@ -214,9 +215,9 @@ def _unchecked_lines(
     lines = unchecked_lines(outcomes) or ["not checked:"]
     lines += [f"  {folder}: goldens of no target in this run" for folder in unused]
     if deselected:
-        lines.append(f"  {_counted_checks(deselected)} deselected")
+        lines.append(f"  {counted(deselected, 'check')} deselected")
     if not_run:
-        lines.append(f"  {_counted_checks(not_run)} not run")
+        lines.append(f"  {counted(not_run, 'check')} not run")
     if settings.skip_training:
         lines.append("  train: left out by --mistral-golden-skip-training")
     elif {one["facts"].get("device") for one in outcomes if one["subject"] == "train"} == {"cpu"}:
@@ -224,7 +225,3 @@ def _unchecked_lines(
     seen = {outcome["subject"] for outcome in outcomes}
     lines.append(f"  {', '.join(name for name in _SUBJECTS_OF_TARGETS if name not in seen)}: no target of that kind")
     return lines
-
-
-def _counted_checks(count: int) -> str:
-    return f"{count} check{'' if count == 1 else 's'}"

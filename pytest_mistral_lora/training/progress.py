@@ -15,7 +15,7 @@ from transformers import TrainerCallback
 
 from pytest_mistral_lora.checkpoint.architectures import architecture_of
 from pytest_mistral_lora.checkpoint.base_model import empty_model
-from pytest_mistral_lora.errors import and_more
+from pytest_mistral_lora.errors import and_more, counted
 from pytest_mistral_lora.training.callbacks import FORMAT
 from pytest_mistral_lora.training.curves import PAGE
 from pytest_mistral_lora.training.devices import device_count, engine, on_gpu, precision_of
@@ -78,8 +78,8 @@ def header(prepared: Preparation, work: Path) -> dict[str, str]:
     steps = training.planned_steps(len(data.train.rows))
     epochs = steps / -(-len(data.train.rows) // training.batch_size)
     every = f"every {training.checkpoint_steps} steps" if training.checkpoint_steps else "by the clock"
-    threads = torch.get_num_threads()
-    device = torch.cuda.get_device_name() if on_gpu(training) else f"CPU, {threads} thread{'s' * (threads != 1)}"
+    threads = counted(torch.get_num_threads(), "thread")
+    device = torch.cuda.get_device_name() if on_gpu(training) else f"CPU, {threads}"
     if device_count() > 1:
         device += f", {device_count()} processes ({engine()})"
     memory = memory_line(recipe, prepared.base, prepared.layers, data.train.encoded)
@@ -88,7 +88,7 @@ def header(prepared: Preparation, work: Path) -> dict[str, str]:
         "trainable parameters": f"{count:,} (rank {recipe.lora.r}), {count / all_numbers:.2%} of {all_numbers:,}",
         "device": f"{device}, {precision_of(training)}",
         **({"memory": memory.strip().removeprefix("memory: ")} if memory else {}),
-        "steps": f"{steps:,} of {training.batch_size} rows, {epochs:.3g} epoch{'' if epochs == 1 else 's'}; "
+        "steps": f"{steps:,} of {training.batch_size} rows, {counted(epochs, 'epoch')}; "
         f"a line every {training.logging_steps}",
         "output": f"{recipe.output}; until it is done, checkpoints ({every}) and {PAGE} in {work}",
     }

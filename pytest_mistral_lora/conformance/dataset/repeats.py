@@ -28,6 +28,7 @@ from pytest_mistral_lora.conformance.dataset.tally import (
 )
 from pytest_mistral_lora.conformance.dataset.texts import without_form
 from pytest_mistral_lora.conformance.finding import Finding
+from pytest_mistral_lora.errors import counted
 from pytest_mistral_lora.extras import MissingExtraError, is_installed
 
 
@@ -246,7 +247,7 @@ class Repeats:
                 digests = [digest_at(self._tally.rows, row) for row in side]
                 other = next((row for row, digest in zip(side, digests, strict=True) if digest != digests[0]), None)
                 if other is not None:
-                    count = f"{len(side)} row{'' if len(side) == 1 else 's'}"
+                    count = counted(len(side), "row")
                     self._add("ML609", other, f"the prompt of {{}} with another answer ({count})", side[0])
 
     def _sides(self, rows: list[int]) -> tuple[list[int], list[int]]:

@@ -27,7 +27,7 @@ from pytest_mistral_lora.conformance.dataset.tally import (
 )
 from pytest_mistral_lora.conformance.dataset.texts import SIGNS
 from pytest_mistral_lora.conformance.finding import Finding, Result
-from pytest_mistral_lora.errors import InputError
+from pytest_mistral_lora.errors import InputError, counted
 
 if TYPE_CHECKING:
     from pytest_mistral_lora.training.recipe import Training
@@ -198,8 +198,8 @@ class _Report:
         # with mistral-common the template is only compared, and its deviations change nothing that is trained on
         deviations = sorted(self.tally.deviations.items()) if self.plan.backend == "chat-template" else ()
         for name, (count, _, first) in deviations:
-            rows_text = f"{count} row{'' if count == 1 else 's'}"
-            self.tally.findings.add(Finding("ML604", f"{name} in {rows_text}; the first is here", first))
+            found = f"{name} in {counted(count, 'row')}; the first is here"
+            self.tally.findings.add(Finding("ML604", found, first))
 
     def statistics(self, repeats: dict[str, Any]) -> dict[str, Any]:
         """Return the figures of the dataset, as plain JSON data.
