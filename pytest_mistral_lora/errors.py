@@ -49,13 +49,12 @@ class MistralLoraError(Exception):
 
     def __init__(self, found: str, *, place: str = "", expected: str = "", next_step: str = "") -> None:
         # each may quote a file, and reaches terminals, and reports in UTF-8, which holds no half of a surrogate pair
-        self.found = printable(found)
-        self.place = printable(place)
-        self.expected = printable(expected)
-        self.next_step = printable(next_step)
+        self.found: str = printable(found)
+        self.place: str = printable(place)
+        self.expected: str = printable(expected)
+        self.next_step: str = printable(next_step)
         text = f"{self.place}: {self.found}" if place else self.found
-        if expected:
-            text += f"; expected {self.expected}"
+        text += f"; expected {self.expected}" if expected else ""
         if next_step:
             text = f"{text.rstrip('.')}. {self.next_step}"
         super().__init__(text)

@@ -62,7 +62,7 @@ class MissingExtraError(InputError):
     """
 
     def __init__(self, module: str) -> None:
-        self.extra = _BY_MODULE[module]
+        self.extra: Extra = _BY_MODULE[module]
         library = {"OpenSSL": "pyopenssl"}.get(module, module.replace("_", "-"))
         super().__init__(
             f"{library} is not installed",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_mistral_lora.checkpoint.weights import DTYPES, TensorInfo, Weights
@@ -249,9 +250,11 @@ class DequantizedWeights(Weights):
             layout: The layout of the scales.
             dtype: The dtype that headers give for a dequantised matrix, as torch names it.
         """
-        self.files, self.stored, self.layout = stored.files, stored, layout
+        self.files: tuple[Path, ...] = stored.files
+        self.stored: Weights = stored
+        self.layout: Fp8Layout = layout
         code = DTYPES.get(dtype, "BF16")
-        self.infos = {
+        self.infos: dict[str, TensorInfo] = {
             name: replace(info, dtype=code) if name in layout.scales else info
             for name, info in stored.infos.items()
             if name not in layout.dropped

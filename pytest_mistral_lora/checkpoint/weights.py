@@ -215,7 +215,7 @@ class Weights(Mapping[str, "torch.Tensor"]):
         Raises:
             InputError: If one is not a whole safetensors file, or two have a tensor of the same name.
         """
-        self.files = tuple(files)
+        self.files: tuple[Path, ...] = tuple(files)
         self.infos: dict[str, TensorInfo] = {}
         for file in self.files:
             for name, info in read_header(file).items():

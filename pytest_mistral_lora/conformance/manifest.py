@@ -17,7 +17,7 @@ from pytest_mistral_lora.conformance.checks import Check, Settings
 from pytest_mistral_lora.conformance.finding import Finding, Result, first_findings
 from pytest_mistral_lora.conformance.model_targets import AdapterTarget
 from pytest_mistral_lora.errors import InputError
-from pytest_mistral_lora.records.adapter_folder import FARTHEST
+from pytest_mistral_lora.records.adapter_folder import FARTHEST, AdapterFolder
 from pytest_mistral_lora.records.files import inside
 from pytest_mistral_lora.records.manifest import MANIFEST, violations
 from pytest_mistral_lora.records.tensors import ADAPTER_TENSORS
@@ -113,7 +113,9 @@ class ManifestChecks:
     """
 
     def __init__(self, target: AdapterTarget, settings: Settings) -> None:
-        self.target, self.settings, self.folder = target, settings, target.adapter
+        self.target: AdapterTarget = target
+        self.settings: Settings = settings
+        self.folder: AdapterFolder = target.adapter
 
     @property
     def _data(self) -> Mapping[str, Any] | None:

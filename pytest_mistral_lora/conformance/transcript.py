@@ -97,7 +97,8 @@ class TranscriptModel:
     """
 
     def __init__(self, folder: AdapterFolder, device: str) -> None:
-        self.folder, self.device = folder, device
+        self.folder: AdapterFolder = folder
+        self.device: str = device
         self._shortage: str | None = None
 
     @cached_property
@@ -146,7 +147,8 @@ class TranscriptChecks:
     """
 
     def __init__(self, model: TranscriptModel, golden: Path) -> None:
-        self.model, self.golden = model, golden
+        self.model: TranscriptModel = model
+        self.golden: Path = golden
 
     @cached_property
     def paths(self) -> list[Path]:

@@ -42,7 +42,9 @@ class RecordConverter:
     """
 
     def __init__(self, record: Record, layout: Layout, noted: RowChanges, padded: bool) -> None:
-        self.place, self.layout, self.noted = record.place, layout, noted
+        self.place: str = record.place
+        self.layout: Layout = layout
+        self.noted: RowChanges = noted
         value = record.value
         recognised = recognise(value)
         if not isinstance(value, Mapping):
@@ -56,13 +58,13 @@ class RecordConverter:
         keys = {**(own or _DEFAULT_KEYS[layout.format]), **layout.keys}
         # a declaration without a field names an empty key; the column of pandas' index has one, too
         self.keys: dict[str, str] = {name: key for name, key in keys.items() if key}
-        self.data = {key: one for key, one in value.items() if one is not None}
+        self.data: dict[str, Any] = {key: one for key, one in value.items() if one is not None}
         if len(self.data) < len(value):
             noted.changed("null-keys")
         messages = self.data.get(self.keys["messages"]) if "messages" in self.keys else None
         # a table pads its own columns, but not the JSON that one holds as text
-        self.padded = (padded and not isinstance(messages, str)) or has_padding(messages)
-        self.turns = Conversation(layout, noted, record.place, padded=self.padded)
+        self.padded: bool = (padded and not isinstance(messages, str)) or has_padding(messages)
+        self.turns: Conversation = Conversation(layout, noted, record.place, padded=self.padded)
 
     def row(self) -> dict[str, Any] | None:
         """Return the row as plain data, or None for a record whose answer is marked as bad.

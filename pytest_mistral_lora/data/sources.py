@@ -87,8 +87,11 @@ class ConvertedSource:
     """
 
     def __init__(self, source: Source, lossy: Collection[str] = ()) -> None:
-        self.source, self.lossy = source, tuple(lossy)
-        self.report, self.bytes_read, self.rows_sha256 = Report(), 0, ""
+        self.source: Source = source
+        self.lossy: tuple[str, ...] = tuple(lossy)
+        self.report: Report = Report()
+        self.bytes_read: int = 0
+        self.rows_sha256: str = ""
 
     def lines(self) -> Iterator[tuple[int, bytes | RowError]]:
         """Yield the number of each record, and its row as a line or its error; see `LineSource`.

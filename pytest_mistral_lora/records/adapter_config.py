@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Len
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
@@ -47,7 +47,7 @@ _Switch = bool | None
 class AdapterConfig(BaseModel):
     """The supported values of an adapter's configuration; the description of a field is what its key has to be."""
 
-    model_config = ConfigDict(strict=True, frozen=True, extra="ignore")
+    model_config: ClassVar[ConfigDict] = ConfigDict(strict=True, frozen=True, extra="ignore")
 
     peft_type: Literal["LORA"] = Field(description="LORA")
     r: _Rank = Field(description=f"the rank, a whole number from 1 to {_LARGEST_RANK}")

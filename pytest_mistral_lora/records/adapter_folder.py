@@ -27,8 +27,6 @@ FARTHEST: Mapping[str, float] = {"float32": 1e-2, "bfloat16": 1.0, "float16": 1.
 """Largest difference of a logit that rounding explains, by the dtype of the merged weights; merges of real weights were
 seen to give 1e-4 in float32, and 0.2 in bfloat16 with sums in float32."""
 
-_MODEL_FILE = re.compile(r"model(-\d+-of-\d+)?\.safetensors")
-
 
 class AdapterFolder:
     """An adapter or a merged model on disk. Each file is read at most once, when it is first asked for.
@@ -43,9 +41,12 @@ class AdapterFolder:
     """
 
     def __init__(self, path: Path, given_base: Path | None = None, *, may_fetch: bool = False) -> None:
-        self.path, self.given_base, self.may_fetch = path, given_base, may_fetch
-        self.manifest_file, self.config_file = path / MANIFEST, path / CONFIG
-        self.tensors_file = path / ADAPTER_TENSORS
+        self.path: Path = path
+        self.given_base: Path | None = given_base
+        self.may_fetch: bool = may_fetch
+        self.manifest_file: Path = path / MANIFEST
+        self.config_file: Path = path / CONFIG
+        self.tensors_file: Path = path / ADAPTER_TENSORS
 
     @property
     def has_manifest(self) -> bool:
@@ -59,7 +60,7 @@ class AdapterFolder:
     @property
     def model_files(self) -> list[Path]:
         """The safetensors files of a full model in the folder, in name order."""
-        return sorted(file for file in self.path.iterdir() if _MODEL_FILE.fullmatch(file.name))
+        return sorted(one for one in self.path.iterdir() if re.fullmatch(r"model(-\d+-of-\d+)?\.safetensors", one.name))
 
     @cached_property
     def manifest_bytes(self) -> bytes:

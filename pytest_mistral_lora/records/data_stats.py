@@ -123,7 +123,7 @@ class StatsBuilder:
     """Builds the statistics of rows that come in order, one by one or in parts."""
 
     def __init__(self) -> None:
-        self.tally = RowCounts()
+        self.tally: RowCounts = RowCounts()
         self._digests = {name: hashlib.sha256() for name in HASHED}
 
     def update(self, parts: Mapping[str, bytes]) -> None:

@@ -70,7 +70,8 @@ class RecordSchema:
             file: The file of the schema.
             body: Keys that lead to the subschema with the properties; none if the schema itself has them.
         """
-        self.file, self._body = file, tuple(body)
+        self.file: Path = file
+        self._body = tuple(body)
 
     @cached_property
     def data(self) -> Mapping[str, Any]:

@@ -74,12 +74,12 @@ class GgufFile:
             raise InputError(f"is empty: {error}", place=str(path), expected="a GGUF file") from error
         except OSError as error:
             raise InputError(f"cannot be read: {error.strerror}", place=str(path)) from error
-        self.is_adapter = self.fields.get("general.type") == "adapter"
+        self.is_adapter: bool = self.fields.get("general.type") == "adapter"
         count = self.fields.get("split.count")
-        self.parts = count if type(count) is int else 1
-        self.architecture = str(self.fields.get("general.architecture"))
+        self.parts: int = count if type(count) is int else 1
+        self.architecture: str = str(self.fields.get("general.architecture"))
         template = self.fields.get("tokenizer.chat_template")
-        self.template = template if isinstance(template, str) else None
+        self.template: str | None = template if isinstance(template, str) else None
 
     def setting(self, name: str) -> Any:
         """Return a field of the tokenizer, such as `add_space_prefix`; None if it is missing."""

@@ -78,11 +78,11 @@ class RunFolder:
     """
 
     def __init__(self, output: Path) -> None:
-        self.output = output
-        self.work = output.with_name(f"{output.name}.work")
-        self.logs = output.with_name(f"{output.name}.logs")
-        self.failure = self.work / "failure.json"
-        self.bad_rows = self.work / "bad_rows.jsonl"
+        self.output: Path = output
+        self.work: Path = output.with_name(f"{output.name}.work")
+        self.logs: Path = output.with_name(f"{output.name}.logs")
+        self.failure: Path = self.work / "failure.json"
+        self.bad_rows: Path = self.work / "bad_rows.jsonl"
         self._identity = self.work / "run.json"
 
     def open(self, *, resume: bool) -> None:

@@ -102,16 +102,16 @@ class Audit:
             dataset: The chat JSONL files that the rows come from, in order; empty if you do not have them.
             base: The checkpoint folder, whose `config.json` tells the use of positions; None for the tokenizer's.
         """
-        self.scaling = PositionScaling.of_folder(base or oracle.path)
+        self.scaling: PositionScaling = PositionScaling.of_folder(base or oracle.path)
         self.path = path
         self.states: Counter[State] = Counter()
         self.counts: Counter[str] = Counter()
-        self.tokens = 0
-        self.supervised = 0
-        self.packed = 0
+        self.tokens: int = 0
+        self.supervised: int = 0
+        self.packed: int = 0
         self.errors: list[RowError] = []
         self._oracle = oracle
-        self.source = SourceTracker(dataset)
+        self.source: SourceTracker = SourceTracker(dataset)
         self._balance = AnswerBalance()
 
     def verdicts(self) -> Iterator[LineVerdict]:

@@ -113,7 +113,8 @@ class ComparedWeights:
         Raises:
             InputError: If the architecture is not known here, or a file cannot be read.
         """
-        self.file, self.model = file, model
+        self.file: GgufFile = file
+        self.model: Path = model
         self._to_gguf = _name_map(file)
         key = f"{file.architecture}.attention.head_count"
         heads = file.fields.get(key)

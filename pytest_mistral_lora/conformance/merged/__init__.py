@@ -74,7 +74,9 @@ class MergedChecks:
 
     def __init__(self, folder: AdapterFolder, beside: Sequence[AdapterFolder] = ()) -> None:
         self._given, self._place = folder, str(folder.path)
-        self.adapters = [one for one in beside if one.config_file.is_file() and one.tensors_file.is_file()]
+        self.adapters: list[AdapterFolder] = [
+            one for one in beside if one.config_file.is_file() and one.tensors_file.is_file()
+        ]
 
     @cached_property
     def folder(self) -> AdapterFolder:

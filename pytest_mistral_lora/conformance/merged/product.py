@@ -46,8 +46,11 @@ class AdapterAtHand:
     def __init__(
         self, folder: AdapterFolder, base: Path, own: Weights, before: Weights, pairs: Mapping[str, str]
     ) -> None:  # fmt: skip
-        self.folder, self.base, self.own, self.before = folder, base, own, before
-        self.pairs = {name: mine for mine, name in pairs.items()}
+        self.folder: AdapterFolder = folder
+        self.base: Path = base
+        self.own: Weights = own
+        self.before: Weights = before
+        self.pairs: dict[str, str] = {name: mine for mine, name in pairs.items()}
 
     @cached_property
     def _plan(self) -> tuple[Mapping[str, TensorChange], str]:

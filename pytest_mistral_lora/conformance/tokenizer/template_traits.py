@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pytest_mistral_lora.chat.difference import equal_beginning
 from pytest_mistral_lora.chat.rows import Row
@@ -19,7 +19,9 @@ from pytest_mistral_lora.conformance.tokenizer.ids import end_ids, oracle_of
 from pytest_mistral_lora.errors import RenderError, RowError
 
 if TYPE_CHECKING:
+    from pytest_mistral_lora.chat.oracle import Oracle
     from pytest_mistral_lora.chat.templates import ChatTemplate
+    from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 
 
 _SYSTEM_PROMPT = "Answer in one short verse."
@@ -85,11 +87,11 @@ class TemplateTraits:
         Raises:
             TokenizerError: If there is no tokenizer or no template.
         """
-        self.tokenizer = target.tokenizer
-        self.fast = target.tokenizer.fast
+        self.tokenizer: CheckpointTokenizer = target.tokenizer
+        self.fast: Any = target.tokenizer.fast
         self.template: ChatTemplate = target.template
-        self.oracle = oracle_of(target)
-        self.place = str(target.tokenizer.path)
+        self.oracle: Oracle | None = oracle_of(target)
+        self.place: str = str(target.tokenizer.path)
         self.eos_ids: set[int] = end_ids(target)
 
     @property

@@ -270,5 +270,5 @@ def unmoved_tensors(before: Mapping[str, torch.Tensor], after: Mapping[str, torc
 
 
 if __name__ == "__main__":
-    tokenizer, folder, device, label = sys.argv[1:]
-    attempt(Oracle(tokenizer), Path(folder), device=device, kind=TinyKind.labelled(label), is_new=True)
+    _tokenizer, _folder, _device, _label = sys.argv[1:]
+    attempt(Oracle(_tokenizer), Path(_folder), device=_device, kind=TinyKind.labelled(_label), is_new=True)
