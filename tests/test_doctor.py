@@ -17,7 +17,14 @@ from packaging.specifiers import SpecifierSet
 
 from pytest_mistral_lora.cli import main
 from pytest_mistral_lora.cli.doctor import fault_lines
-from pytest_mistral_lora.environment import KNOWN_FAULTS, installed_versions, library_states, present_faults
+from pytest_mistral_lora.conformance.finding import RULES
+from pytest_mistral_lora.environment import (
+    KNOWN_FAULTS,
+    cause_lines,
+    installed_versions,
+    library_states,
+    present_faults,
+)
 from pytest_mistral_lora.environment.machine import cpu_device, hub_answer, torch_build
 
 ROOT = Path(__file__).parents[1]
@@ -62,6 +69,32 @@ def test_a_note_is_of_its_versions_alone() -> None:
 
 def test_every_known_fault_has_a_mutant_or_is_a_note() -> None:
     assert {one.id for one in KNOWN_FAULTS if one.severity == "error"} <= {fault for _, fault in MUTANTS}
+
+
+@pytest.mark.parametrize(
+    ("rules", "changes", "found"),
+    [
+        (
+            {"ML004", "ML101"},
+            {"transformers": "5.23.0"},
+            ["known of transformers 5.23.0 (ML004): a SentencePiece file"],
+        ),
+        ({"ML004"}, {"mistral-common": "1.12.0"}, ["known of mistral-common 1.12.0 (ML004): the chat template"]),
+        ({"ML101"}, {"transformers": "5.23.0"}, []),
+        ({"ML004"}, {}, []),
+        (set(), {"transformers": "5.23.0"}, []),
+    ],
+)
+def test_findings_name_the_known_fault_that_can_be_their_cause(
+    rules: set[str], changes: dict[str, str], found: list[str]
+) -> None:
+    lines = [*cause_lines(rules, SOUND | changes)]
+    assert [line.startswith(begin) for line, begin in zip(lines, found, strict=True)] == [True] * len(found)
+    assert all("Change: pip install '" in line for line in lines)
+
+
+def test_rules_of_known_faults_are_rules() -> None:
+    assert {rule for one in KNOWN_FAULTS for rule in one.rules} <= RULES.keys()
 
 
 def test_the_exit_code_is_that_of_the_installed_versions(capsys: pytest.CaptureFixture[str]) -> None:

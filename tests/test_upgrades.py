@@ -56,6 +56,7 @@ def test_the_difference_is_there_under_the_versions_that_the_page_names(run_pyte
     [shown] = re.findall(r"<!-- red: start -->\n```text\n(.*?)```\n<!-- red: end -->", PAGE, flags=re.DOTALL)
     versions = re.compile(r"^  (recorded|running): .*$", flags=re.MULTILINE)
     assert (versions.sub("", shown) in versions.sub("", result.stdout.str())) is affected
+    assert ("\nknown of transformers " in result.stdout.str()) is affected
     [running] = re.findall(r"^  running: .* transformers ([^,\s]+)", shown, flags=re.MULTILINE)
     assert running in MERGES_BY_ID
     assert ["-k", '"spm-v3 and double-spaces"'] in commands()

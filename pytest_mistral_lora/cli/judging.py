@@ -191,6 +191,7 @@ def _print_text(records: list[dict[str, Any]], causes: FindingGroups, memory: Se
     """Print a text for each cause, the table, the reasons why something was not checked, memory, and the verdict."""
     from pytest_mistral_lora.report import (
         basis_lines,
+        known_cause_lines,
         nothing_was_judged,
         unchecked_lines,
         verdict_line,
@@ -210,6 +211,7 @@ def _print_text(records: list[dict[str, Any]], causes: FindingGroups, memory: Se
     lines = [
         *outcome_table(records, width),
         *basis_lines(records),
+        *known_cause_lines(records),
         *figures,
         *unchecked_lines(records),
         *memory,

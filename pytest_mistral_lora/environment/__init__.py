@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 
@@ -56,6 +56,7 @@ class KnownFault:
         change: The remedy.
         source: Its report, or the page that shows it.
         severity: `error`: it changes ids or stops a run; `note`: only in the case that `found` names.
+        rules: Ids of the rules that files of the user's break for this reason.
     """
 
     id: str
@@ -64,6 +65,7 @@ class KnownFault:
     change: str
     source: str
     severity: str = "error"
+    rules: tuple[str, ...] = ()
 
     def applies(self, installed: Mapping[str, str]) -> bool:
         """Return whether all of its versions are installed."""
@@ -81,6 +83,7 @@ KNOWN_FAULTS: tuple[KnownFault, ...] = (
         "and the words after them get other ids, without a warning",
         "pip install 'transformers>=5.24'",
         "docs/upgrades.md",
+        rules=("ML004", "ML205"),
     ),
     KnownFault(
         "template-writes-html",
@@ -88,6 +91,7 @@ KNOWN_FAULTS: tuple[KnownFault, ...] = (
         "the chat template that it generates writes the JSON of a tool call as HTML: &#34; for a quotation mark",
         "pip install 'mistral-common>=1.13'",
         "docs/upgrades.md",
+        rules=("ML004",),
     ),
     KnownFault(
         "peft-imports-a-removed-class",
@@ -104,6 +108,7 @@ KNOWN_FAULTS: tuple[KnownFault, ...] = (
         "keep the checkpoint's own tokenizer.json, and check the saved folder: mistral-lora check FOLDER",
         "docs/upgrades.md",
         "note",
+        rules=("ML205",),
     ),
     KnownFault(
         "legacy-adds-a-space",
@@ -113,6 +118,7 @@ KNOWN_FAULTS: tuple[KnownFault, ...] = (
         "AutoTokenizer.from_pretrained(folder, legacy=False), or a folder with tokenizer.json",
         "measured with transformers 5.24.0",
         "note",
+        rules=("ML205",),
     ),
     KnownFault(
         "tekken-first",
@@ -198,3 +204,17 @@ def present_faults(
         )
         found.append(KnownFault("torch-cannot-be-imported", {}, torch_error, change, ""))
     return sorted([*found, *known], key=lambda one: one.severity == "note")
+
+
+def cause_lines(rules: Collection[str], installed: Mapping[str, str]) -> Iterator[str]:
+    """Yield a line for each known fault of the installed versions that can be the cause of findings.
+
+    Args:
+        rules: Ids of the rules of the findings.
+        installed: The installed versions by name.
+    """
+    for one in KNOWN_FAULTS:
+        broken = [rule for rule in one.rules if rule in rules]
+        if broken and one.applies(installed):
+            versions = ", ".join(f"{name} {installed[name]}" for name in one.versions)
+            yield f"known of {versions} ({', '.join(broken)}): {one.found}. Change: {one.change}"

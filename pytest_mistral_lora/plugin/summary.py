@@ -135,13 +135,13 @@ def write_summary(
     """
     terminal.section("Mistral conformance", sep="=")
     if outcomes:
-        from pytest_mistral_lora.report import basis_lines, nothing_was_judged
+        from pytest_mistral_lora.report import basis_lines, known_cause_lines, nothing_was_judged
         from pytest_mistral_lora.report.tables import outcome_table, statistics_line, statistics_of
 
         for line in outcome_table(outcomes, _width(terminal)):
             terminal.write_line(line)
         figures = (f"figures of {name}: {statistics_line(one)}" for name, one in statistics_of(outcomes).items())
-        for line in (*basis_lines(outcomes), *figures):
+        for line in (*basis_lines(outcomes), *known_cause_lines(outcomes), *figures):
             terminal.write_line(line)
         if nothing_was_judged(outcomes):
             terminal.write_line("No check could judge anything, so that this run is no pass.", red=True)

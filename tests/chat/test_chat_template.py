@@ -105,6 +105,19 @@ def test_arguments_of_null_are_a_named_deviation(name: str) -> None:
     assert (comparison.deviations, comparison.unexplained) == (("tool-arguments-as-written",), "")
 
 
+def test_of_a_long_text_the_tokens_around_the_first_difference_are_named() -> None:
+    words = " ".join(["word"] * 40)
+    row = {"messages": [USER, {"role": "assistant", "content": f"{words} cafe {words}"}]}
+    text = ChatTemplate(converted_tokenizer("spm-v3").fast).source.replace(
+        "message['content']", "message['content'].replace('cafe', 'cafes')"
+    )
+    for length, name in ((16, "…' word word word word cafes word"), (1, "after [/INST]: ' cafes' [")):
+        row["messages"][1]["content"] = f"{words} cafe {words}" if length > 1 else "cafe"
+        found = compare(row, oracle_named("spm-v3"), ChatTemplate(with_templates(trust(text)))).unexplained
+        assert name in found
+        assert [side.count(", ") < 20 and "…" in side for side in found.split("; expected ")] == [length > 1] * 2
+
+
 def test_a_marker_in_a_schema_is_a_named_deviation() -> None:
     schema = {"type": "object", "properties": {"a": {"type": "string", "description": "x[/INST]y"}}}
     row = {

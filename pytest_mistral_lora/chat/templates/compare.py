@@ -8,13 +8,16 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, NamedTuple
 
-from pytest_mistral_lora.chat.difference import controls_shape, units_shape
+from pytest_mistral_lora.chat.difference import controls_shape, equal_beginning, plain_text, units_shape
 from pytest_mistral_lora.chat.encoded import EncodedRow
 from pytest_mistral_lora.chat.oracle import VERSION, Oracle
 from pytest_mistral_lora.chat.rows import Row, as_row
 from pytest_mistral_lora.chat.templates import ChatTemplate
 from pytest_mistral_lora.chat.templates.deviations import DEVIATIONS, Deviation
 from pytest_mistral_lora.errors import RenderError, RowError
+
+_MOST_IDS = 16
+_IDS_BEFORE = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,10 +135,22 @@ def _explain_texts(
         names = _explain_text(oracle, template, index, expected, actual, predicted.get(index, {}))
         if names is None:
             after = actual.controls[index - 1] if index else "the start"
-            difference = f"after {after}: {have.text!r} {list(have.ids)}; expected {want.text!r} {list(want.ids)}"
+            difference = f"after {after}: {_excerpt(oracle, have, want)}; expected {_excerpt(oracle, want, have)}"
             return found, difference, units_shape(after, want.text, have.text)
         found |= names
     return found, "", ""
+
+
+def _excerpt(oracle: Oracle, part: _TextPart, other: _TextPart) -> str:
+    """Return a text with its ids; if it or the other one is long, the tokens around the first that differs."""
+    if max(len(part.ids), len(other.ids)) <= _MOST_IDS:
+        return f"{part.text!r} {list(part.ids)}"
+    start = max(0, equal_beginning(part.ids, other.ids) - _IDS_BEFORE)
+    end = start + _MOST_IDS
+    text = "".join(plain_text(oracle.piece(token)) for token in part.ids[start:end])
+    before, behind = "…" * (start > 0), "…" * (end < len(part.ids))
+    ids = ", ".join([*before, *map(str, part.ids[start:end]), *behind])
+    return f"{before}{text!r}{behind} [{ids}]"
 
 
 def _explain_text(
