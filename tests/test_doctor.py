@@ -20,8 +20,8 @@ from pytest_mistral_lora.cli.doctor import fault_lines
 from pytest_mistral_lora.conformance.finding import RULES
 from pytest_mistral_lora.environment import (
     KNOWN_FAULTS,
-    cause_lines,
     installed_versions,
+    known_cause_lines,
     library_states,
     present_faults,
 )
@@ -88,7 +88,7 @@ def test_every_known_fault_has_a_mutant_or_is_a_note() -> None:
 def test_findings_name_the_known_fault_that_can_be_their_cause(
     rules: set[str], changes: dict[str, str], found: list[str]
 ) -> None:
-    lines = [*cause_lines(rules, SOUND | changes)]
+    lines = known_cause_lines([{"findings": [{"rule": rule} for rule in rules]}], SOUND | changes)
     assert [line.startswith(begin) for line, begin in zip(lines, found, strict=True)] == [True] * len(found)
     assert all("Change: pip install '" in line for line in lines)
 

@@ -38,7 +38,7 @@ MAY_IMPORT = {
     "report": CHAT | {"records"},
     "conformance": RECORDS,
     "assertions": RECORDS | {"conformance"},
-    "plugin": RECORDS | {"conformance", "report"},
+    "plugin": RECORDS | {"conformance", "report", "environment"},
     "starter": RECORDS | {"data", "training", "conformance"},
     "cli": RECORDS | {"conformance", "report", "training", "runners", "data", "starter", "environment"},
 }

@@ -151,6 +151,10 @@ def _check_content(message: Mapping[str, Any], place: Place, *, optional: bool) 
                 # as a table writes it, in which every chunk has the fields of all
                 step = f"To leave out fields of null: {import_command(place.origin)}" if value is None else ""
                 raise (here / str(key)).error(f"unknown field of a {kind} chunk", known, step)
+        if kind == "thinking" and isinstance(chunk.get(kind), list):
+            # as Mistral's API returns it
+            step = f"To join its texts: {import_command(place.origin)}"
+            raise (here / kind).error("is a list of chunks", "a string", step)
         check_text(chunk.get(kind), here / kind)
         if not isinstance(chunk.get("closed", True), bool):
             raise (here / "closed").error(f"is {kind_of(chunk['closed'])}", "true or false")

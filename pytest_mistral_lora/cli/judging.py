@@ -189,9 +189,9 @@ def _is_of_train(xfail: Xfail) -> bool:
 
 def _print_text(records: list[dict[str, Any]], causes: FindingGroups, memory: Sequence[str]) -> None:
     """Print a text for each cause, the table, the reasons why something was not checked, memory, and the verdict."""
+    from pytest_mistral_lora.environment import known_cause_lines
     from pytest_mistral_lora.report import (
         basis_lines,
-        known_cause_lines,
         nothing_was_judged,
         unchecked_lines,
         verdict_line,

@@ -119,7 +119,7 @@ def _print_rest(plan: StartPlan, dry_run: bool) -> None:
     for place, text in plan.by_hand.items():
         lines += [f"to do: add to {place}:", *(f"    {line}" for line in text.splitlines())]
     lines += [f"to do: {one}" for one in plan.to_do]
-    first = "what is to do, then " if plan.to_do or plan.by_hand else ""
+    first = "do what `to do` lists, then " if plan.to_do or plan.by_hand else ""
     after = f"{first}pytest --mistral-golden, then commit these files, then mistral-lora train recipe.yaml"
     lines.append("next: the same command without --dry-run" if dry_run else f"next: {after}")
     sys.stdout.write("\n".join(["", *lines]) + "\n")

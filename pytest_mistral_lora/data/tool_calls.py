@@ -7,7 +7,7 @@ import hashlib
 import itertools
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from pytest_mistral_lora.chat.fields import Place, kind_of
@@ -61,6 +61,12 @@ def has_padding(items: Any) -> bool:
     return isinstance(items, Sequence) and any(
         value is None and key != "content" for item in items if isinstance(item, Mapping) for key, value in item.items()
     )
+
+
+def has_foreign_ids(messages: Iterable[Mapping[str, Any]]) -> bool:
+    """Return whether a tool call of checked messages has an id that an import replaces, such as `call_…`, or none."""
+    given = [call.get("id") for message in messages for call in message.get("tool_calls") or ()]
+    return not all(isinstance(one, str) and _CALL_ID.fullmatch(one) for one in given)
 
 
 class ToolCalls:

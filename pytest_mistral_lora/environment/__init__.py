@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import metadata
+from typing import Any
 
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
@@ -206,15 +207,19 @@ def present_faults(
     return sorted([*found, *known], key=lambda one: one.severity == "note")
 
 
-def cause_lines(rules: Collection[str], installed: Mapping[str, str]) -> Iterator[str]:
-    """Yield a line for each known fault of the installed versions that can be the cause of findings.
+def known_cause_lines(records: Iterable[Mapping[str, Any]], installed: Mapping[str, str] | None = None) -> list[str]:
+    """Return a line for each known fault of the installed versions that can be the cause of a finding.
 
     Args:
-        rules: Ids of the rules of the findings.
-        installed: The installed versions by name.
+        records: One record for each check that ran.
+        installed: The installed versions by name; they are looked up only if something was found.
     """
-    for one in KNOWN_FAULTS:
+    rules = {finding["rule"] for one in records for finding in one["findings"]}
+    lines = []
+    for one in KNOWN_FAULTS if rules else ():
+        installed = installed or installed_versions()
         broken = [rule for rule in one.rules if rule in rules]
         if broken and one.applies(installed):
             versions = ", ".join(f"{name} {installed[name]}" for name in one.versions)
-            yield f"known of {versions} ({', '.join(broken)}): {one.found}. Change: {one.change}"
+            lines.append(f"known of {versions} ({', '.join(broken)}): {one.found}. Change: {one.change}")
+    return lines

@@ -135,7 +135,8 @@ def write_summary(
     """
     terminal.section("Mistral conformance", sep="=")
     if outcomes:
-        from pytest_mistral_lora.report import basis_lines, known_cause_lines, nothing_was_judged
+        from pytest_mistral_lora.environment import known_cause_lines
+        from pytest_mistral_lora.report import basis_lines, nothing_was_judged
         from pytest_mistral_lora.report.tables import outcome_table, statistics_line, statistics_of
 
         for line in outcome_table(outcomes, _width(terminal)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,7 @@ _GROUP_OF = {
     "lora.tensors_sha256": "files",  # A result of the run, not a setting.
 }
 _OTHER = "record"
+_MOST_SHOWN = 80
 _SEAL = "seal"
 """The hash of all other fields: it differs if and only if one of them does."""
 
@@ -155,7 +157,7 @@ def compare_runs(a: Path, b: Path) -> RunsDiff:
         tensors = diff_tensors(a, b) if without is None else f"no tensors in {without}"
     first, second = ({name: part for name, part in one.data.items() if name != _SEAL} for one in records)
     changed = []
-    for path, *sides in _differences((), first, second):
+    for path, *sides in differences((), first, second):
         names = (".".join(map(str, path[:2])), str(path[0]))
         group = next((_GROUP_OF[name] for name in names if name in _GROUP_OF), _OTHER)
         json_path = "$"
@@ -167,17 +169,40 @@ def compare_runs(a: Path, b: Path) -> RunsDiff:
     return RunsDiff(a, b, tuple(changed), tensors, _compare_answers(a, b))
 
 
-def _differences(path: tuple[str | int, ...], a: Any, b: Any) -> Iterator[tuple[tuple[str | int, ...], Any, Any]]:
+def differences(path: tuple[str | int, ...], a: Any, b: Any) -> Iterator[tuple[tuple[str | int, ...], Any, Any]]:
     """Yield the path and both values of each difference, as deep as both sides have it."""
     if isinstance(a, Mapping) and isinstance(b, Mapping):
         for name in dict.fromkeys((*a, *b)):
-            yield from _differences((*path, name), a.get(name, ABSENT), b.get(name, ABSENT))
+            yield from differences((*path, name), a.get(name, ABSENT), b.get(name, ABSENT))
     elif isinstance(a, list) and isinstance(b, list) and any(isinstance(one, Mapping) for one in (*a, *b)):
         for index in range(max(len(a), len(b))):
             sides = (side[index] if index < len(side) else ABSENT for side in (a, b))
-            yield from _differences((*path, index), *sides)
+            yield from differences((*path, index), *sides)
     elif a != b:
         yield path, a, b
+
+
+def changed_settings(recorded: Any, identity: Mapping[str, Any]) -> str:
+    """Return the settings of a run that differ from those of an unfinished one, with both values.
+
+    Args:
+        recorded: The `run.json` of the unfinished run; one that an older version wrote has no settings.
+        identity: Everything that decides the steps of the run that would go on.
+    """
+    settings = recorded.get("settings") if isinstance(recorded, Mapping) else None
+    if not isinstance(settings, Mapping):
+        return "recipe, base, precision, data or number of devices"
+    shown: dict[str, None] = {}
+    for path, there, here in differences((), settings, json.loads(json.dumps(identity))):
+        if path[0] == "rows":
+            shown.setdefault("set of rows (the data changed, or its tokens)")
+            continue
+        name = ".".join(str(part) for part in (path[1:] if path[0] == "recipe" else path))
+        sides = (
+            "not set" if one is ABSENT else json.dumps(one, ensure_ascii=False)[:_MOST_SHOWN] for one in (there, here)
+        )
+        shown.setdefault(f"{name} ({', now '.join(sides)})")
+    return ", ".join(shown)
 
 
 def _compare_answers(a: Path, b: Path) -> AnswersDiff | str:

@@ -232,8 +232,10 @@ def card_text(manifest: Mapping[str, Any]) -> str:
 
 
 def _hub_id(name: str) -> str:
-    """Return a name that the Hub accepts in metadata: it refuses a card with a path in it."""
-    return name if re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name) else PurePosixPath(name).name or "local"
+    """Return a name that the Hub accepts in metadata: it refuses a card with a path, a space or an accent in it."""
+    if re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name, flags=re.ASCII):
+        return name
+    return re.sub(r"[^\w.-]+", "-", PurePosixPath(name).name, flags=re.ASCII).strip("-.") or "local"
 
 
 NOTES = (DECISION, CARD)

@@ -135,16 +135,6 @@ def basis_lines(records: Sequence[Mapping[str, Any]]) -> list[str]:
     return [f"{name} {target}: {text}" for name, target, text in dict.fromkeys(named) if text]
 
 
-def known_cause_lines(records: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return a line for each known fault of the installed libraries that can be the cause of a finding."""
-    rules = {finding["rule"] for one in records for finding in one["findings"]}
-    if not rules:
-        return []
-    from pytest_mistral_lora.environment import cause_lines, installed_versions
-
-    return [*cause_lines(rules, installed_versions())]
-
-
 def nothing_was_judged(records: Sequence[Mapping[str, Any]]) -> bool:
     """Whether checks ran, and none of them could judge anything: such a run must not be taken for a pass."""
     return bool(records) and all(record["outcome"] == "skipped" for record in records)

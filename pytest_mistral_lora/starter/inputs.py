@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,6 +15,7 @@ import yaml
 from pytest_mistral_lora.chat.formats import FORMATS
 from pytest_mistral_lora.chat.reading.chunks import DataFile
 from pytest_mistral_lora.chat.rows import Row, parse_row, scan_rows
+from pytest_mistral_lora.data.tool_calls import has_foreign_ids
 from pytest_mistral_lora.errors import InputError, NoOracleError, PinError, RowError
 
 if TYPE_CHECKING:
@@ -161,6 +163,7 @@ class SeenRows:
         bad: Number of rows or records that cannot be used.
         errors: The first of their errors.
         samples: A few rows: the first of each shape, and others if there are few shapes.
+        foreign_ids: Number of good rows with a tool-call id that Mistral's tokenizers refuse.
     """
 
     name: str
@@ -171,6 +174,7 @@ class SeenRows:
     bad: int
     errors: tuple[RowError, ...]
     samples: tuple[Row, ...]
+    foreign_ids: int = 0
 
     @property
     def entry(self) -> str:
@@ -204,7 +208,7 @@ def look_at(path: Path, folder: Path) -> SeenRows:
         InputError: If it is not there, is no data, is in no format that is known, or has no row that can be used.
     """
     from pytest_mistral_lora.conformance.path_kinds import recognised
-    from pytest_mistral_lora.data.sources import row_files
+    from pytest_mistral_lora.data.sources import open_rows, row_files
 
     declares = path.suffix.lower() in (".yaml", ".yml") or "dataset_info" in path.name
     title = "data that it declares"
@@ -213,7 +217,13 @@ def look_at(path: Path, folder: Path) -> SeenRows:
         if found.kind != "rows":
             raise InputError(f"this is {found.title}", place=str(path), expected="rows: chat JSONL, or another format")
         title = found.title
-    seen = seen_rows(path_in_recipe(path, folder), title, row_files(path), declares=declares)
+    name = path_in_recipe(path, folder)
+    seen = seen_rows(name, title, row_files(path), declares=declares)
+    if not seen.converted and (seen.bad or seen.foreign_ids):
+        # rows whose fields or ids are another service's: the import gives them ours
+        with suppress(InputError):
+            imported = seen_rows(name, f"{title}, converted", open_rows(path))
+            seen = imported if imported.bad < seen.bad + seen.foreign_ids else seen
     if not seen.count:
         reasons = "".join(f"\n  {error}" for error in seen.errors)
         raise InputError(f"no record is a row that can be used{reasons}", place=str(path))
@@ -226,7 +236,7 @@ def seen_rows(name: str, title: str, files: Iterable[DataFile], *, declares: boo
     Raises:
         InputError: If a file cannot be read.
     """
-    count, bad, format_name, converted = 0, 0, "", False
+    count, bad, foreign, format_name, converted = 0, 0, 0, "", False
     errors: list[RowError] = []
     samples: dict[tuple[Any, ...], Row] = {}
     firsts: list[Row] = []
@@ -237,6 +247,7 @@ def seen_rows(name: str, title: str, files: Iterable[DataFile], *, declares: boo
                 errors += [row] if bad <= _SHOWN else []
             else:
                 count += 1
+                foreign += has_foreign_ids(row.messages)
                 samples.setdefault(_shape(row), row)
                 firsts += [row] if count <= _ENOUGH_SAMPLES else []
         source: Any = file.source
@@ -249,7 +260,7 @@ def seen_rows(name: str, title: str, files: Iterable[DataFile], *, declares: boo
     # rows of one shape still have their own words: a few are better than one
     kept = {row.canonical(): row for row in (*samples.values(), *firsts)}
     chosen = tuple(kept.values())[: max(len(samples), _ENOUGH_SAMPLES)][:_MOST_SAMPLES]
-    return SeenRows(name, title, format_name, converted, count, bad, tuple(errors), chosen)
+    return SeenRows(name, title, format_name, converted, count, bad, tuple(errors), chosen, foreign)
 
 
 def _shape(row: Row) -> tuple[Any, ...]:

@@ -15,7 +15,6 @@ from pytest_mistral_lora.checkpoint.encoder import Encoder, make_encoder
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 from pytest_mistral_lora.errors import MachineError, RecipeError
 from pytest_mistral_lora.records.base_location import base_config
-from pytest_mistral_lora.records.files import canonical_json, sha256_bytes
 from pytest_mistral_lora.training.adapter import adapted_layers, saved_modules
 from pytest_mistral_lora.training.devices import (
     check_engine,
@@ -78,8 +77,8 @@ class Preparation(RunPlan):
     data: RunData
 
     @property
-    def identity(self) -> str:
-        """Hash of everything that decides the steps of a run: a checkpoint of another identity is not resumed."""
+    def identity(self) -> dict[str, Any]:
+        """Everything that decides the steps of a run, as JSON data: a checkpoint of another identity is not resumed."""
         # these save, show or stop a run: whoever changes them after a stop may go on
         others = {"report_to", "checkpoint_steps", "checkpoint_minutes", "dry_run", "on_oom"}
         others |= {"stop_at_grad_norm", "max_skipped_steps"}
@@ -88,7 +87,7 @@ class Preparation(RunPlan):
         rows = [dict(split.figures.sha256) for split in (self.data.train, self.data.held_out)]
         machine = {"devices": device_count(), "engine": engine(), "precision": precision_of(self.recipe.training)}
         # a local base is pinned by its weights alone
-        return sha256_bytes(canonical_json({"recipe": recipe, "rows": rows, "base": base_config(self.base), **machine}))
+        return {"recipe": recipe, "rows": rows, "base": base_config(self.base), **machine}
 
 
 def prepare(recipe: Recipe) -> Preparation:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +24,7 @@ from pytest_mistral_lora.errors import (
     interruption,
     is_out_of_memory,
 )
-from pytest_mistral_lora.records.files import listing, write_json
+from pytest_mistral_lora.records.files import canonical_json, listing, sha256_bytes, write_json
 from pytest_mistral_lora.training.devices import is_main
 from pytest_mistral_lora.training.output_folder import disk_error, ensure_writable_folder, sole_writer
 
@@ -94,7 +94,10 @@ class RunFolder:
         """
         ensure_writable_folder(self.output.parent)
         if self.output.exists():
-            raise InputError("exists already", place=str(self.output), next_step="Remove it or name another output.")
+            step = "Remove it or name another output."
+            if resume and (self.output / "manifest.json").is_file():
+                step = "The run came to its end, and nothing is left to resume. To train again, name another output."
+            raise InputError("exists already", place=str(self.output), next_step=step)
         unfinished = [path for path in checkpoints(self.work) if is_complete(path)]
         if unfinished and not resume:
             raise OtherRunError(
@@ -104,11 +107,11 @@ class RunFolder:
             )
         ensure_writable_folder(self.work)
 
-    def claim(self, identity: str) -> Path | None:
+    def claim(self, identity: Mapping[str, Any]) -> Path | None:
         """Make the folder this run's, remove remains of a killed process, and return the newest sound checkpoint.
 
         Args:
-            identity: Hash of everything that decides the steps of the run.
+            identity: Everything that decides the steps of the run, as JSON data.
 
         Returns:
             The checkpoint to resume from; None if there is none.
@@ -116,12 +119,17 @@ class RunFolder:
         Raises:
             OtherRunError: If there are checkpoints of another run.
         """
-        if any(map(is_complete, checkpoints(self.work))) and read_json(self._identity) != {"identity": identity}:
-            raise OtherRunError(
-                "the unfinished run there was of another recipe, base, precision, data or number of devices",
-                place=str(self.work),
-                next_step="Restore them, or remove the folder.",
-            )
+        digest = sha256_bytes(canonical_json(identity))
+        if any(map(is_complete, checkpoints(self.work))):
+            recorded = read_json(self._identity)
+            if not isinstance(recorded, Mapping) or recorded.get("identity") != digest:
+                from pytest_mistral_lora.records.compare_runs import changed_settings
+
+                raise OtherRunError(
+                    f"the unfinished run there had another {changed_settings(recorded, identity)}",
+                    place=str(self.work),
+                    next_step="Restore it to go on, or remove the folder to begin anew.",
+                )
         checkpoint = None
         for found in reversed(checkpoints(self.work)):
             if not (fault := fault_of(found)):
@@ -133,7 +141,7 @@ class RunFolder:
         if is_main():
             for remains in (*self.work.glob(".*"), self.failure, self.bad_rows):
                 remains.unlink(missing_ok=True)
-            write_json(self._identity, {"identity": identity})
+            write_json(self._identity, {"identity": digest, "settings": dict(identity)})
         return checkpoint
 
     @contextmanager

@@ -179,6 +179,10 @@ CONVERT = "mistral-lora import 'my rows.jsonl' --to rows.jsonl"
             {"role": "assistant", "function_call": {"name": "f", "arguments": "{}"}},
             f"To turn it into `tool_calls`: {CONVERT}",
         ),
+        (
+            {"role": "assistant", "content": [{"type": "thinking", "thinking": [{"type": "text", "text": "b"}]}]},
+            f"To join its texts: {CONVERT}",
+        ),
         ({"role": "assistant", "refusal": "no"}, f"To turn it into `content`: {CONVERT}"),
         (
             {"role": "user", "content": "a", "images": ["b.png"]},

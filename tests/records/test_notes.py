@@ -62,7 +62,15 @@ def test_a_recipe_adds_to_the_metadata_and_may_replace_it() -> None:
 
 
 @pytest.mark.parametrize(
-    ("base", "shown"), [("../bases/tiny", "tiny"), ("/abs/tiny", "tiny"), ("a/b", "a/b"), ("..", "..")]
+    ("base", "shown"),
+    [
+        ("../bases/tiny", "tiny"),
+        ("/abs/tiny", "tiny"),
+        ("a/b", "a/b"),
+        ("..", "local"),
+        ("models/base modèle", "base-mod-le"),
+        ("é", "local"),
+    ],
 )
 def test_a_local_base_is_named_as_the_hub_takes_names(base: str, shown: str) -> None:
     assert front_matter(card_text({**adapter(), "base": base, "revision": None}))["base_model"] == shown

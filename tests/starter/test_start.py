@@ -148,11 +148,36 @@ def test_data_of_another_format_is_named_in_the_recipe(name: str, repository: Pa
     assert (plan.rows[0].count, plan.rows[0].bad) == (1, 0)
 
 
+@pytest.mark.parametrize(
+    ("call_id", "answer", "is_converted"),
+    [
+        ("call_8tA1", {}, True),
+        ("abcdefgh1", {"reasoning_content": "because"}, True),
+        ("abcdefgh1", {}, False),
+        ("abcdefgh1", {"speaker": "me"}, False),
+    ],
+    ids=["OpenAI's ids", "reasoning", "our rows", "a key that is lost"],
+)
+def test_messages_of_another_service_are_converted(
+    call_id: str, answer: dict[str, str], is_converted: bool, repository: Path
+) -> None:
+    call = {"id": call_id, "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    asked = [{"role": "user", "content": "Hi"}, {"role": "assistant", "tool_calls": [call]}]
+    result = {"role": "tool", "content": "1", "tool_call_id": call_id}
+    tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}
+    row = {"messages": [*asked, result, {"role": "assistant", "content": "1", **answer}], "tools": [tool]}
+    (repository / "rows.jsonl").write_text(f"{json.dumps({'messages': TALK})}\n{json.dumps(row)}\n")
+    plan = plan_start(repository, [repository / "rows.jsonl"], "models/base")
+    [seen] = plan.rows
+    assert (seen.converted, seen.bad) == (is_converted, int("speaker" in answer))
+    assert seen.entry == ("{path: rows.jsonl, format: messages}" if is_converted else "rows.jsonl")
+
+
 def test_bad_rows_are_listed_and_the_rest_is_set_up(repository: Path, mistral_lora: RunVerb) -> None:
     write_rows(repository / "train.jsonl", TALK, [{"role": "bot", "content": "x"}], TALK)
     done = init(repository, mistral_lora, "train.jsonl", "--base", "models/base", code=1)
     assert "3 rows, 1 of which cannot be used" in done.stdout
-    assert "next: what is to do, then pytest --mistral-golden" in done.stdout
+    assert "next: do what `to do` lists, then pytest --mistral-golden" in done.stdout
     assert "train.jsonl:2, messages[0].role: 'bot'" in done.stdout
     assert (repository / "recipe.yaml").exists()
 

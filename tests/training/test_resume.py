@@ -248,9 +248,31 @@ def test_a_folder_that_waits_to_be_resumed_is_not_touched(recipe: Recipe) -> Non
     before = contents(work_folder(recipe))
     with pytest.raises(InputError, match=r"an unfinished run is there, at step 1\. .*--resume"):
         train(recipe)
-    with pytest.raises(InputError, match="another recipe"):
+    rate = recipe.training.learning_rate
+    with pytest.raises(InputError, match=rf"had another training\.learning_rate \({rate}, now 0\.02\)\. Restore it"):
         train(changed(recipe, learning_rate=0.02), resume=True)
     assert contents(work_folder(recipe)) == before
+
+
+def test_an_unfinished_run_of_an_older_version_goes_on_and_names_no_setting(recipe: Recipe) -> None:
+    stop_after_one_step(recipe)
+    identity = work_folder(recipe) / "run.json"
+    identity.write_text(json.dumps({"identity": json.loads(identity.read_text())["identity"]}))
+    with pytest.raises(InputError, match="had another recipe, base, precision, data or number of devices"):
+        train(changed(recipe, learning_rate=0.02), resume=True)
+    assert train(recipe, resume=True).manifest["training"]["resumed_from_step"] == 1
+    with pytest.raises(InputError, match=r"exists already\. The run came to its end"):
+        train(recipe, resume=True)
+    with pytest.raises(InputError, match=r"exists already\. Remove it"):
+        train(recipe)
+
+
+def test_other_rows_are_named_as_such(recipe: Recipe) -> None:
+    stop_after_one_step(recipe)
+    [file] = recipe.data.files()[:1]
+    file.path.write_text(file.path.read_text().partition("\n")[2])
+    with pytest.raises(InputError, match="had another set of rows"):
+        train(recipe, resume=True)
 
 
 def test_a_run_on_another_configuration_of_its_base_is_another_run(base: Path, make_recipe: MakeRecipe) -> None:

@@ -89,7 +89,7 @@ def test_what_a_killed_process_left_is_cleared(tmp_path: Path) -> None:
     (run.work / ".run.json.a1b2c3d4").write_text("{")
     (run.work / "failure.json").write_text("{}")
     with sole_writer(tmp_path / "out"):
-        assert run.claim("this run") is None
+        assert run.claim({"recipe": "this one"}) is None
     assert {path.name for path in run.work.iterdir()} == {"run.json"}
     assert not (tmp_path / ".out.a1b2c3d4.unfinished").exists()
     assert others.exists()

@@ -105,7 +105,7 @@ def test_exit_codes(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert main(["train", written(tmp_path, base, training={"steps": 0})]) == 2
     assert "training.steps: 0" in capsys.readouterr().err
     assert main(["train", written(tmp_path, base, training={"steps": 2}), "--resume"]) == 2
-    assert "another recipe" in capsys.readouterr().err
+    assert "another training.learning_rate (0.0, now " in capsys.readouterr().err
 
 
 def test_a_run_that_failed_can_be_started_again(make_recipe: MakeRecipe) -> None:
