@@ -147,6 +147,19 @@ def twice_a_deviation_that_is_known(artifact: Artifact) -> None:
     artifact["behaviour"].version = "b11549-8b3f1c2"
 
 
+@mutant("ML902", says="100% of the prompts have the ids of tekken-240718 or tekken-240911, and")
+def prompts_of_another_tokenizer(artifact: Artifact) -> None:
+    """The server has another tokenizer than the one that was named."""
+    artifact["behaviour"].oracle = Oracle(shipped_tokenizer("tekken-240911"))
+
+
+@mutant("ML904", says="100% of the prompts have as many tokens as by tekken-240718 or tekken-240911, and")
+def as_many_tokens_as_by_another_tokenizer(artifact: Artifact) -> None:
+    """A server that hides its ids has another tokenizer than the one that was named."""
+    artifact["kind"] = "openai"
+    artifact["behaviour"].oracle = Oracle(shipped_tokenizer("tekken-240911"))
+
+
 @mutant("ML903", says="the preview has")
 def a_preview_that_lies(artifact: Artifact) -> None:
     """The preview is right, and the chat has a second BOS."""

@@ -16,6 +16,7 @@ from named_deviations import SEEN, seen_deviations
 from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
 from pytest_mistral_lora.chat.templates.deviations import DEVIATIONS
 from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
+from pytest_mistral_lora.cli import main
 from pytest_mistral_lora.conformance.checks import Settings
 from pytest_mistral_lora.conformance.collection import collect, named_targets
 from pytest_mistral_lora.conformance.finding import Finding
@@ -93,6 +94,20 @@ def test_a_file_without_a_finding_is_served_with_the_ids_of_mistral_common(conve
             assert (post("/tokenize", text)["tokens"] == list(oracle.encode_text(INDIC))) is (oracle.kind == "spm")
         # a Jinja server encodes the rendered text, in which a user's [/INST] is the marker
         assert served_rules(oracle, address, tmp_path) == {"ML906"}
+
+
+def test_another_tokenizer_than_that_of_the_server_is_the_one_finding(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    oracle = Oracle(shipped_tokenizer("spm-v3"))
+    base = write_tiny_base(tmp_path / "tiny", oracle.path)
+    with served(write_gguf(tmp_path / "model.gguf", *converted_model(base, oracle))) as (_, address):
+        code = main(["serve-check", address, "--tokenizer", "tekken-240911"])
+    out = capsys.readouterr().out
+    assert (code, out.count("ML9")) == (1, 1), out
+    assert "ML902 " in out
+    # the others are named deviations
+    assert "83% of the prompts have the ids of spm-v3, and 0% have the ids of tekken-240911" in out
 
 
 SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in SEEN if name != "spm-v3"]

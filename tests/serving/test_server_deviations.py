@@ -22,6 +22,11 @@ ROWS = [
 Check = Callable[..., tuple[int, str]]
 
 
+def with_a_space(ids: Ids, data: dict[str, Any]) -> Ids:
+    """Put a space behind BOS and the first marker (ids of `spm-v3`)."""
+    return (*ids[:2], 29473, *ids[2:])
+
+
 @pytest.fixture(scope="module")
 def oracle() -> Oracle:
     return Oracle(shipped_tokenizer("spm-v3"))
@@ -87,6 +92,29 @@ def test_another_difference_of_a_known_server_is_a_finding(check: Check) -> None
 
     code, out = check("llamacpp", "b11549-8b3f1c2", twice)
     assert (code, "ML902" in out, "a named deviation (" in out) == (1, True, False), out
+
+
+@pytest.mark.parametrize(
+    ("named", "prompt", "says"),
+    [
+        ("spm-v3", None, ""),
+        ("spm-v7", None, "have the ids of spm-v3, and 73% have the ids of spm-v7"),
+        ("tekken-240911", None, "have the ids of spm-v3, and 2% have the ids of tekken-240911"),
+        # a fault in each prompt hides the version, and not the vocabulary
+        ("spm-v3", with_a_space, ""),
+        ("spm-v1", with_a_space, "spell the rows' texts by spm-v2 or spm-v3 or spm-v7 or spm-v7m1, and "),
+    ],
+)
+def test_prompts_of_another_tokenizer_are_one_finding_that_names_it(
+    named: str, prompt: Any, says: str, oracle: Oracle, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with serving(Behaviour(oracle, prompt=prompt or (lambda ids, _: ids), version="0.32.0")) as url:
+        code = main(["serve-check", f"vllm={url}", "--tokenizer", named])
+    out = "".join(capsys.readouterr())
+    assert (code, says in out) == (bool(says or prompt), True), out
+    found = re.findall("^ML9.*$", out, re.MULTILINE)
+    assert ("Else another model is served" in out, "than the named one (" in out) == (bool(says), bool(says)), out
+    assert len(found) == bool(says or prompt), out
 
 
 def test_the_table_names_kinds_of_servers_and_only_versions_that_are_numbers() -> None:

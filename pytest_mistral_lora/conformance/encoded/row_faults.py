@@ -10,10 +10,10 @@ from itertools import groupby
 from pytest_mistral_lora.chat.difference import equal_beginning
 from pytest_mistral_lora.chat.encoded import IGNORE_INDEX, EncodedRow, Span
 from pytest_mistral_lora.chat.oracle import SHIPPED, Oracle, shipped_tokenizer
-from pytest_mistral_lora.chat.rows import Row, text_of
+from pytest_mistral_lora.chat.rows import Row
 from pytest_mistral_lora.conformance.encoded import EncodingFault
 from pytest_mistral_lora.conformance.encoded.lines import Ids
-from pytest_mistral_lora.conformance.encoded.marked_text import decode_text, is_same_conversation, split_at_markers
+from pytest_mistral_lora.conformance.encoded.marked_text import decode_text, spells_row, split_at_markers
 from pytest_mistral_lora.conformance.encoded.text_faults import TextComparison
 from pytest_mistral_lora.errors import MistralLoraError, and_more
 
@@ -83,13 +83,10 @@ def _cut_fault(expected: Ids, ids: Ids, oracle: Oracle) -> EncodingFault | None:
 def _content_faults(row: Row, expected: Ids, ids: Ids, oracle: Oracle) -> list[EncodingFault]:
     """Return the classes of ids that begin with one BOS and are not a cut row; at least one."""
     rest = tuple(message for message in row.messages if message["role"] != "system")
-    if len(rest) < len(row.messages) and _ids_of(replace(row, messages=rest), oracle) == ids:
+    if len(rest) < len(row.messages) and ids_of(replace(row, messages=rest), oracle) == ids:
         return [EncodingFault("ML525", "the system prompt is not there")]
     found, wanted = split_at_markers(ids, oracle), split_at_markers(expected, oracle)
-    texts = [text_of(message.get("content")) for message in row.messages if message["role"] != "tool"]
-    names = [call["function"]["name"] for message in row.messages for call in message.get("tool_calls") or ()]
-    own = [text for text in (*texts, *names) if text]
-    if own and not is_same_conversation(own, "".join(part.spelled for part in found)):
+    if not spells_row(row, ids, oracle):
         text = decode_text(ids, oracle).strip()
         excerpt = repr(text[:60] + ("…" if len(text) > 60 else ""))
         return [EncodingFault("ML535", f"it says {excerpt}, and no text of the row")]
@@ -101,8 +98,13 @@ def _content_faults(row: Row, expected: Ids, ids: Ids, oracle: Oracle) -> list[E
     return list(first.values()) or [EncodingFault("ML534", "the row is encoded in another way")]
 
 
-def _ids_of(row: Row, oracle: Oracle) -> Ids | None:
+def ids_of(row: Row, oracle: Oracle) -> Ids | None:
+    """Return the ids of a row, or of a prompt if no answer ends it; None if the tokenizer refuses it."""
     try:
+        if row.messages[-1]["role"] != "assistant":
+            # the prompt of a server, which is none of training
+            answer = {"role": "assistant", "content": "x"}
+            return oracle.encode_prompt(replace(row, messages=(*row.messages, answer)))
         return oracle.encode(row).input_ids
     except MistralLoraError:
         return None
@@ -110,12 +112,19 @@ def _ids_of(row: Row, oracle: Oracle) -> Ids | None:
 
 def _other_tokenizer(row: Row, ids: Ids, oracle: Oracle) -> EncodingFault | None:
     """Return a fault that names the shipped tokenizer that gives exactly these ids, if one does."""
-    for name in SHIPPED:
-        other = _shipped_oracle(name)
-        if other is not None and other.sha256 != oracle.sha256 and _ids_of(row, other) == ids:
+    for name, other in other_oracles(oracle):
+        if ids_of(row, other) == ids:
             found = f"these are the ids of {name} ({SHIPPED[name]})"
             return EncodingFault("ML532", found, f"those of {oracle.path.name}")
     return None
+
+
+def other_oracles(oracle: Oracle) -> Iterator[tuple[str, Oracle]]:
+    """Yield the shipped tokenizers that are not the one given, each with its name."""
+    for name in SHIPPED:
+        other = _shipped_oracle(name)
+        if other is not None and other.sha256 != oracle.sha256:
+            yield name, other
 
 
 @cache

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 from pytest_mistral_lora.chat.rows import Row, as_row
 from pytest_mistral_lora.conformance.checks import Check, Settings
 from pytest_mistral_lora.conformance.finding import Finding, Result, first_findings
-from pytest_mistral_lora.conformance.server.deviations import INJECTED, PromptDeviations
-from pytest_mistral_lora.conformance.server_target import AskedRow, ServerChoice, ServerTarget
+from pytest_mistral_lora.conformance.server.deviations import (
+    INJECTED,
+    PromptDeviations,
+    TakenRow,
+    other_tokenizer_finding,
+)
+from pytest_mistral_lora.conformance.server_target import ServerChoice, ServerTarget
 from pytest_mistral_lora.conformance.targets import Target, name_of
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.records.transcripts import TRANSCRIPTS
@@ -44,21 +49,6 @@ def checks(target: ServerTarget, settings: Settings) -> Iterator[Check]:
         yield Check(target, "server", case, judge)
 
 
-@dataclass(frozen=True, slots=True)
-class TakenRow:
-    """A row that server and mistral-common both take.
-
-    Attributes:
-        asked: The row.
-        ids: The ids that are served, or those of the text that is; None if both are hidden.
-        count: The number of prompt tokens that the server reports; None if it reports none.
-    """
-
-    asked: AskedRow
-    ids: tuple[int, ...] | None
-    count: int | None
-
-
 class ServerChecks:
     """The checks of a server: each method is one, and they share its answers."""
 
@@ -88,6 +78,8 @@ class ServerChecks:
             return Result(not_checked="the server does not answer: see the check `there`")
         if by_ids and not self._shown:
             return Result(not_checked=f"{self._target.server.title} does not show the ids of a prompt")
+        if self._other is not None and judge not in (self.prompts, self.counts):
+            return Result(not_checked="the prompts are those of another tokenizer than the named one")
         return judge()
 
     def if_replayed(self, case: str, judge: Callable[[], Result]) -> Result:
@@ -117,6 +109,20 @@ class ServerChecks:
     def _shown(self) -> list[TakenRow]:
         """The rows whose ids the server shows."""
         return [one for one in self._taken if one.ids is not None]
+
+    @cached_property
+    def _differing(self) -> list[tuple[TakenRow, tuple[str, ...] | None]]:
+        """The rows with other ids than mistral-common's, each with the deviations that explain it; None if none do."""
+        named = PromptDeviations(self._target)
+        rows = [one for one in self._shown if one.ids != one.asked.expected]
+        return [(one, named.explain(one.asked, one.ids or ())) for one in rows]
+
+    @cached_property
+    def _other(self) -> Finding | None:
+        """The finding of prompts that another tokenizer makes; None if they are those of the named one, or of none."""
+        miscounted = any(one.count not in (None, len(one.asked.expected or ())) for one in self._taken)
+        unexplained = any(names is None for _, names in self._differing)
+        return other_tokenizer_finding(self._target, self._taken) if unexplained or miscounted else None
 
     def there(self) -> Result:
         """ML901: the server is there, and answers each request."""
@@ -150,10 +156,7 @@ class ServerChecks:
         findings: list[Finding] = []
         accepted: Counter[str] = Counter()
         named = PromptDeviations(self._target)
-        for one in self._shown:
-            if one.ids == one.asked.expected:
-                continue
-            explained = named.explain(one.asked, one.ids or ())
+        for one, explained in self._differing if self._other is None else ():
             # text that becomes a control token is ML906, whichever server does it
             deviations = [name for name in explained or () if name != INJECTED]
             if explained is None:
@@ -168,14 +171,15 @@ class ServerChecks:
             counts = ", ".join(f"{name} ({count})" for name, count in accepted.items())
             text += f"; named deviations, known of {self._target.server.title} {self._target.served_version}: {counts}"
         facts = (("prompts of", text),)
-        return Result(tuple(first_findings(findings, _SHOWN, self._place)), facts=facts)
+        return Result(
+            tuple(first_findings([self._other] if self._other else findings, _SHOWN, self._place)), facts=facts
+        )
 
     def injection(self) -> Result:
         """ML906: text never becomes a control token."""
         findings: list[Finding] = []
-        for one in self._shown:
-            if one.ids != one.asked.expected:
-                findings += self._differences(one, injected=True)
+        for one, _ in self._differing:
+            findings += self._differences(one, injected=True)
         return Result(tuple(first_findings(findings, _SHOWN, self._place)))
 
     def preview(self) -> Result:
@@ -197,8 +201,8 @@ class ServerChecks:
         counted = [one for one in hidden if one.count is not None]
         if not counted:
             return Result(not_checked="the server shows neither ids nor their number")
-        findings = []
-        for one in counted:
+        findings = [] if self._other is None else [self._other]
+        for one in counted if self._other is None else ():
             expected = len(one.asked.expected or ())
             if one.count != expected:
                 found = f"{one.asked.name}: {one.count} prompt tokens"

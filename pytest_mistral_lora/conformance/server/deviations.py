@@ -1,22 +1,42 @@
-"""The named deviations of served prompts: those that explain a difference, and if the table has them of a server."""
+"""The causes of a served prompt's difference: a named deviation, or the ids of another tokenizer."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
-from dataclasses import replace
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
+from statistics import mean
 from typing import TYPE_CHECKING
 
 from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.conformance.server_target import AskedRow, ServerTarget
-from pytest_mistral_lora.errors import NoTemplateError, OracleRejection, RowError
+from pytest_mistral_lora.errors import InputError, NoTemplateError, OracleRejection, RowError
 
 if TYPE_CHECKING:
+    from pytest_mistral_lora.chat.oracle import Oracle
     from pytest_mistral_lora.chat.rows import Row
     from pytest_mistral_lora.chat.templates import ChatTemplate
 
 INJECTED = "control-literal"
 """The named deviation of text that becomes a control token."""
+
+_SPELL = "spell the rows' texts by"
+_COUNT = "have as many tokens as by"
+
+
+@dataclass(frozen=True, slots=True)
+class TakenRow:
+    """A row that server and mistral-common both take.
+
+    Attributes:
+        asked: The row.
+        ids: The ids that are served, or those of the text that is; None if both are hidden.
+        count: The number of prompt tokens that the server reports; None if it reports none.
+    """
+
+    asked: AskedRow
+    ids: tuple[int, ...] | None
+    count: int | None
 
 
 class PromptDeviations:
@@ -81,6 +101,43 @@ class PromptDeviations:
         sides = (asked.expected or (), None), (served, None)
         parts = Alignment(*sides, target.oracle.piece, ("mistral-common", "served")).parts(asked.name)
         return Finding("ML902", found, target.url, expected, row=asked.row.to_jsonl(), fix=fix, **parts)
+
+
+def other_tokenizer_finding(target: ServerTarget, taken: Sequence[TakenRow]) -> Finding | None:
+    """Return the finding of prompts that are those of another shipped tokenizer; None if no other makes most of them.
+
+    The proof is the ids of the prompts, or else the texts that they spell; of hidden ids it is the number of tokens.
+    """
+    from pytest_mistral_lora.chat.oracle import SHIPPED
+    from pytest_mistral_lora.conformance.encoded.marked_text import spells_row
+    from pytest_mistral_lora.conformance.encoded.row_faults import ids_of, other_oracles
+
+    prompts = [(one.asked.prompt, found) for one in taken if not isinstance(found := one.asked.served, InputError)]
+    shown = [(row, found.ids) for row, found in prompts if found.ids is not None]
+    counted = [] if shown else [(row, found.count) for row, found in prompts if found.count is not None]
+    # with the share of the named tokenizer below which it is not the one, and that from which another one is: versions
+    # of one vocabulary share most prompts, and a number is a weak proof
+    proofs: list[tuple[str, float, float, Callable[[Oracle], list[bool]]]] = [
+        ("have the ids of", 1.0, 0.5, lambda one: [ids_of(row, one) == ids for row, ids in shown]),
+        (_SPELL, 0.5, 0.5, lambda one: [spells_row(row, ids, one) for row, ids in shown]),
+        (_COUNT, 0.5, 0.75, lambda one: [len(ids_of(row, one) or ()) == count for row, count in counted]),
+    ]
+    for words, below, least, judge in proofs:
+        own = mean(judge(target.oracle) or [True])
+        shares = {name: mean(judge(other)) for name, other in other_oracles(target.oracle)} if own < below else {}
+        most = max(shares.values(), default=0.0)
+        if most > own and most >= least:
+            names = [name for name, one in shares.items() if one == most]
+            path, rule = target.oracle.path, "ML902" if any(one.ids for one in taken) else "ML904"
+            named = next((name for name, file in SHIPPED.items() if file == path.name), str(path))
+            text = f"{most:.0%} of the prompts {words} {' or '.join(names)}, and {own:.0%} {words} {named}"
+            name = f"If the model was trained with {names[0]}, name it: --tokenizer {names[0]}."
+            if words == _SPELL:
+                # of another version, or with a fault in each prompt
+                name = f"Name the tokenizer of the served model, whose vocabulary is {names[0]}'s: --tokenizer FOLDER."
+            fix = f"{name} Else another model is served, or one with another's tokenizer."
+            return Finding(rule, text, target.url, f"{named}, the tokenizer that you named", fix=fix)
+    return None
 
 
 def _as_read(prompt: Row) -> Iterator[Row]:
