@@ -1,16 +1,26 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from plugin_rows import write_rows
+import torch
+from plugin_rows import NAMED, ROW, write_rows
 
+from pytest_mistral_lora.chat.oracle import shipped_tokenizer
+from pytest_mistral_lora.chat.rows import read_rows
+from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
 from pytest_mistral_lora.conformance.checks import Settings
 from pytest_mistral_lora.conformance.collection import collect
 from pytest_mistral_lora.conformance.targets import embedded_targets
 from pytest_mistral_lora.plugin.settings import PluginSettings
+from pytest_mistral_lora.records.base_location import base_weights_sha256
+from pytest_mistral_lora.training.generate.model_spec import Question, ask, model_spec
+from pytest_mistral_lora.training.recipe import parse_recipe
+from pytest_mistral_lora.training.run import train
 
 Run = Callable[..., pytest.RunResult]
 
@@ -61,3 +71,37 @@ def own_rows(pytester: pytest.Pytester) -> Callable[..., Path]:
         return Path(folder)  # as reports name it
 
     return write
+
+
+@pytest.fixture(scope="session")
+def tuned(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with a base, the adapter `lora` that learned one answer on it, and that answer as a golden."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("tuned")
+    base = write_tiny_base(folder / "base", shipped_tokenizer("spm-v3"))
+    write_rows(folder / "rows.jsonl", [ROW])
+    training = {"steps": 30, "learning_rate": 0.01, "schedule": "constant", "batch_size": 1, "device": "cpu"}
+    data = {
+        "base": {"path": "base", "weights_sha256": base_weights_sha256(base)},
+        "data": {"train": ["rows.jsonl"]},
+        "training": training,
+        "output": "lora",
+    }
+    (folder / "recipe.yaml").write_text(json.dumps(data))  # JSON is YAML
+    result = train(parse_recipe(data, folder=folder))
+    (folder / "goldens").mkdir()
+    write_rows(folder / "goldens" / "rows.jsonl", [NAMED])
+    spec = model_spec(result.output, base)
+    [row] = read_rows(folder / "goldens" / "rows.jsonl")
+    answer = ask(spec.load(), spec, Question.of_line("prime", row, NAMED, None))
+    answer.put(folder / "goldens" / "transcripts" / "lora" / "prime.json", None)
+    yield folder
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def here(tuned: Path, pytester: pytest.Pytester) -> Path:
+    """A copy of it to break, in the folder that pytest runs in."""
+    shutil.copytree(tuned, pytester.path, dirs_exist_ok=True)
+    return Path()  # as reports name it

@@ -3,69 +3,21 @@
 from __future__ import annotations
 
 import json
-import re
-import shlex
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from derived_tekken import write_derived
-from plugin_rows import ROW, write_rows
+from plugin_rows import NAMED, ROW, write_rows
 from safetensors.torch import load_file, save_file
 
-from pytest_mistral_lora.chat.oracle import shipped_tokenizer
-from pytest_mistral_lora.chat.rows import read_rows
-from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
-from pytest_mistral_lora.cli import main
-from pytest_mistral_lora.records.base_location import base_weights_sha256
 from pytest_mistral_lora.records.compare_runs import compare_runs
-from pytest_mistral_lora.records.judgement import TOLERANCES
 from pytest_mistral_lora.records.transcripts import load
-from pytest_mistral_lora.training.generate.model_spec import Question, ask, model_spec
 from pytest_mistral_lora.training.merge import merge
-from pytest_mistral_lora.training.recipe import parse_recipe
-from pytest_mistral_lora.training.run import train
 
 Run = Callable[..., pytest.RunResult]
 TENSORS = "adapter_model.safetensors"
-NAMED = {**ROW, "name": "prime", "max_new_tokens": 6, "checks": ["eos", {"max_tokens": 8}]}
-
-
-@pytest.fixture(scope="module")
-def tuned(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder with a base, the adapter `lora` that learned one answer on it, and that answer as a golden."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    folder = tmp_path_factory.mktemp("tuned")
-    base = write_tiny_base(folder / "base", shipped_tokenizer("spm-v3"))
-    write_rows(folder / "rows.jsonl", [ROW])
-    training = {"steps": 30, "learning_rate": 0.01, "schedule": "constant", "batch_size": 1, "device": "cpu"}
-    data = {
-        "base": {"path": "base", "weights_sha256": base_weights_sha256(base)},
-        "data": {"train": ["rows.jsonl"]},
-        "training": training,
-        "output": "lora",
-    }
-    (folder / "recipe.yaml").write_text(json.dumps(data))  # JSON is YAML
-    result = train(parse_recipe(data, folder=folder))
-    (folder / "goldens").mkdir()
-    write_rows(folder / "goldens" / "rows.jsonl", [NAMED])
-    spec = model_spec(result.output, base)
-    [row] = read_rows(folder / "goldens" / "rows.jsonl")
-    answer = ask(spec.load(), spec, Question.of_line("prime", row, NAMED, None))
-    answer.put(folder / "goldens" / "transcripts" / "lora" / "prime.json", None)
-    yield folder
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture
-def here(tuned: Path, pytester: pytest.Pytester) -> Path:
-    """A copy of it to break, in the folder that pytest runs in."""
-    shutil.copytree(tuned, pytester.path, dirs_exist_ok=True)
-    return Path()  # as reports name it
 
 
 @pytest.fixture
@@ -296,58 +248,3 @@ def test_a_merged_model_records_its_own_answers(golden: Run, here: Path) -> None
 def test_transcripts_of_no_target_are_said(own: Run, here: Path) -> None:
     shutil.copytree(here / "goldens" / "transcripts" / "lora", here / "goldens" / "transcripts" / "lora-1")
     assert _lines(own(), "  goldens/") == ["  goldens/transcripts/lora-1: goldens of no target in this run"]
-
-
-PAGE = (Path(__file__).parents[2] / "docs" / "goldens.md").read_text(encoding="utf-8")
-
-
-def _commands() -> list[list[str]]:
-    fences = re.findall(r"^```console\n(.*?)^```", PAGE, flags=re.MULTILINE | re.DOTALL)
-    lines = [line for fence in fences for line in fence.splitlines() if line.startswith("$ ")]
-    return [shlex.split(line.removeprefix("$ "), comments=True) for line in lines]
-
-
-def test_the_commands_of_the_page_work(
-    here: Path, golden: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(here)
-    (here / "tests" / "goldens").mkdir(parents=True)
-    (here / "lora").rename(here / "lora-out")
-    shutil.copytree(here / "lora-out", here / "lora-new")
-    recipe = (here / "recipe.yaml").read_text()
-    (here / "recipe.yaml").write_text(recipe.replace('"lora"', '"lora-out"'))
-    shown = []
-    for program, *words in _commands():
-        if program == "head":
-            shutil.copy(here / "rows.jsonl", here / "tests" / "goldens" / "rows.jsonl")
-        elif program == "mkdir":
-            (here / words[-1]).mkdir(parents=True, exist_ok=True)
-        elif "contributed" in words:
-            (here / "checkpoints").mkdir()
-            write_derived("derived-v13", here / "checkpoints", words=2000)
-            result = golden(*words[1:])
-            assert result.parseoutcomes()["passed"] == 1
-            assert "golden created: tests/goldens/contributed/" in result.stdout.str()
-        elif program == "pytest":
-            result = golden(*words[1:])
-            shown += result.outlines
-            assert result.parseoutcomes()["passed"] == 2
-        else:
-            assert main(words) == 0, capsys.readouterr().err
-            shown += capsys.readouterr().out.splitlines()
-    assert "golden created: tests/goldens/templates/recipe.yaml/rows-1.json" in shown
-    assert "answers of recipe.yaml: 1 exact, 0 equivalent, 0 different" in shown
-    assert "unchanged answers/row-0001.json" in shown
-    assert "1 exact, 0 equivalent, 0 different; fp32 on cpu" in shown
-    assert "facts: 0 differ" in shown
-
-
-def test_the_tolerances_of_the_page_are_those_of_the_judge() -> None:
-    said = re.search(
-        r"a margin of ([\d.]+) nats and a mean move of ([\d.]+) nats a token in float32, "
-        r"([\d.]+) and ([\d.]+) in float16, ([\d.]+) and ([\d.]+) in bfloat16",
-        " ".join(PAGE.split()),
-    )
-    assert said is not None
-    order = [TOLERANCES[name] for name in ("fp32", "fp16", "bf16")]
-    assert [float(one) for one in said.groups()] == [value for one in order for value in (one.margin, one.logprob)]

@@ -8,12 +8,13 @@ import pytest
 import torch
 from fp8_bases import BLOCK, fp8_copy
 from many_rows import ROWS, numbered, write_lines
-from tiny_runs import MakeRecipe, recipe_data, write_rows
+from tiny_runs import CONVERSATIONS, MakeRecipe, recipe_data, write_rows
 
 from pytest_mistral_lora.chat.oracle import shipped_tokenizer
 from pytest_mistral_lora.chat.reading import chunks
 from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
 from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
+from pytest_mistral_lora.records.base_location import base_weights_sha256
 from pytest_mistral_lora.records.transcripts import TRANSCRIPTS
 from pytest_mistral_lora.training.merge import MergedModel, merge
 from pytest_mistral_lora.training.recipe import Recipe, parse_recipe
@@ -41,6 +42,22 @@ def make_recipe(tmp_path: Path, base: Path) -> MakeRecipe:
 
     def make(base: Path = base, **sections: dict[str, Any]) -> Recipe:
         return parse_recipe(recipe_data(base, **sections), folder=tmp_path)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def full_weights_sha256(full_base: Path) -> str:
+    return base_weights_sha256(full_base)
+
+
+@pytest.fixture
+def make_full(tmp_path: Path, full_base: Path, full_weights_sha256: str) -> MakeRecipe:
+    write_rows(tmp_path / "rows.jsonl")
+    write_rows(tmp_path / "held_out.jsonl", CONVERSATIONS[:1])
+
+    def make(**sections: dict[str, Any]) -> Recipe:
+        return parse_recipe(recipe_data(full_base, weights_sha256=full_weights_sha256, **sections), folder=tmp_path)
 
     return make
 

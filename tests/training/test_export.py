@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 from datasets import load_dataset, load_from_disk
-from tiny_runs import CONVERSATIONS, MakeRecipe, recipe_data, write_rows
+from tiny_runs import MakeRecipe, recipe_data, write_rows
 
 from pytest_mistral_lora import cli
 from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
@@ -21,29 +20,10 @@ from pytest_mistral_lora.checkpoint.tiny_model import write_tiny_base
 from pytest_mistral_lora.cli import other_trainers
 from pytest_mistral_lora.data.sources import rows_of
 from pytest_mistral_lora.errors import InputError, RecipeError, TokenizerError
-from pytest_mistral_lora.records.base_location import base_weights_sha256
 from pytest_mistral_lora.training.export import export, why_not_messages
-from pytest_mistral_lora.training.export.bridge import APPLIED, ExportedRun, plan_export
+from pytest_mistral_lora.training.export.bridge import plan_export
 from pytest_mistral_lora.training.export.configurations import BRIDGES
-from pytest_mistral_lora.training.recipe import Recipe, parse_recipe
-
-HELD_OUT = [CONVERSATIONS[0]]
-
-
-@pytest.fixture(scope="module")
-def weights_sha256(full_base: Path) -> str:
-    return base_weights_sha256(full_base)
-
-
-@pytest.fixture
-def make(tmp_path: Path, full_base: Path, weights_sha256: str) -> MakeRecipe:
-    write_rows(tmp_path / "rows.jsonl")
-    write_rows(tmp_path / "held_out.jsonl", HELD_OUT)
-
-    def make(**sections: dict[str, Any]) -> Recipe:
-        return parse_recipe(recipe_data(full_base, weights_sha256=weights_sha256, **sections), folder=tmp_path)
-
-    return make
+from pytest_mistral_lora.training.recipe import parse_recipe
 
 
 @pytest.fixture(params=sorted(BRIDGES))
@@ -56,75 +36,6 @@ def settings_of(folder: Path) -> Any:
     return yaml.safe_load(file.read_text())
 
 
-PLAIN: dict[str, dict[str, Any]] = {"training": {"eval_steps": 1}, "data": {"eval": ["held_out.jsonl"]}}
-OTHER: dict[str, Any] = {
-    "lora.r": 4,
-    "lora.alpha": 8,
-    "lora.dropout": 0.5,
-    "lora.target_modules": ["q_proj"],
-    "lora.rslora": True,
-    "lora.dora": True,
-    "lora.modules_to_save": ["lm_head"],
-    "base.quantization": "nf4",
-    "training.steps": 3,
-    "training.epochs": 3,
-    "training.optimizer": "adamw_8bit",
-    "training.betas": [0.8, 0.9],
-    "training.epsilon": 1e-6,
-    "training.learning_rate": 0.5,
-    "training.schedule": "linear",
-    "training.min_learning_rate_ratio": 0.5,
-    "training.warmup_steps": 3,
-    "training.warmup_ratio": 0.5,
-    "training.batch_size": 2,
-    "training.micro_batch_tokens": 50,
-    "training.share_prefix": True,
-    "training.max_length": 99,
-    "training.weight_decay": 0.5,
-    "training.max_grad_norm": 0.5,
-    "training.seed": 3,
-    "training.order_seed": 3,
-    "training.precision": "bf16",
-    "training.max_skipped_steps": 3,
-    "training.device": "cuda",
-    "training.dry_run": False,
-    "training.on_oom": "shrink",
-    "training.activation_checkpointing": True,
-    "training.kernels": "liger",
-    "training.logging_steps": 3,
-    "training.eval_steps": 3,
-    "training.checkpoint_steps": 3,
-    "training.checkpoint_minutes": 3,
-    "training.stop_at_grad_norm": 3.5,
-    "training.report_to": ["tensorboard"],
-    "evaluation.generations": 3,
-    "evaluation.generation_steps": 3,
-    "evaluation.max_new_tokens": 3,
-    "evaluation.checks": ["eos"],
-    "card": {"license": "mit"},
-}
-"""For each key of a recipe a value that is neither the default nor that of the tiny recipe."""
-TOGETHER: dict[str, dict[str, Any]] = {
-    "training.epochs": {"steps": None},
-    "training.min_learning_rate_ratio": {"schedule": "cosine"},
-    "evaluation.generation_steps": {"generations": 3},
-    "evaluation.checks": {"generations": 3},
-}
-"""What a key needs beside it."""
-OF_THE_BASE = {"base.repo", "base.revision", "base.path", "base.weights_sha256", "base.name", "base.oracle"}
-
-
-def keys() -> Iterator[str]:
-    for name, field in Recipe.model_fields.items():
-        section = field.annotation
-        fields = getattr(section, "model_fields", None)
-        yield from (name,) if fields is None else (f"{name}.{key}" for key in fields)
-
-
-def test_every_key_of_a_recipe_is_tried_or_in_the_rows_already() -> None:
-    assert set(keys()) == {*OTHER, *APPLIED, *OF_THE_BASE, "output"}
-
-
 def test_the_command_line_offers_every_trainer_that_a_run_is_exported_to_and_no_other(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -134,8 +45,8 @@ def test_the_command_line_offers_every_trainer_that_a_run_is_exported_to_and_no_
     assert "invalid choice: 'ms-swift'" in capsys.readouterr().err
 
 
-def test_an_exported_folder_is_imported_as_the_same_rows(tmp_path: Path, make: MakeRecipe, to: str) -> None:
-    recipe = make(**PLAIN)
+def test_an_exported_folder_is_imported_as_the_same_rows(tmp_path: Path, make_full: MakeRecipe, to: str) -> None:
+    recipe = make_full(training={"eval_steps": 1}, data={"eval": ["held_out.jsonl"]})
     done = export(recipe, to, tmp_path / to)
     rows = list(read_rows(tmp_path / "rows.jsonl"))
     assert list(rows_of(done.folder / "chat.jsonl")) == rows
@@ -147,46 +58,8 @@ def test_an_exported_folder_is_imported_as_the_same_rows(tmp_path: Path, make: M
             list(rows_of(done.config))
 
 
-def varied(make: MakeRecipe, key: str, value: Any) -> Recipe:
-    section, _, name = key.partition(".")
-    given = {one: dict(values) for one, values in PLAIN.items()}
-    if not name:
-        return make(**given).model_copy(update={section: value})
-    if section != "base":
-        given[section] = {**given.get(section, {}), **TOGETHER.get(key, {}), name: value}
-        return make(**given)
-    recipe = make(**given)
-    return recipe.model_copy(update={"base": recipe.base.model_copy(update={name: value})})
-
-
-@pytest.fixture(scope="module")
-def planned(tmp_path_factory: pytest.TempPathFactory, full_base: Path) -> ExportedRun:
-    folder = tmp_path_factory.mktemp("planned")
-    write_rows(folder / "rows.jsonl")
-    write_rows(folder / "held_out.jsonl", HELD_OUT)
-    return plan_export(parse_recipe(recipe_data(full_base, **PLAIN), folder=folder))
-
-
-@pytest.mark.parametrize("key", OTHER)
-def test_a_key_changes_the_configuration_or_is_said_not_to(
-    key: str, to: str, make: MakeRecipe, planned: ExportedRun
-) -> None:
-    bridge = BRIDGES[to]
-    run = replace(planned, recipe=varied(make, key, OTHER[key]))
-    if key == "training.precision":
-        run = replace(run, precision="bf16")
-    changed = bridge.settings(run) != bridge.settings(planned)
-    said = key in bridge.unsupported_keys(run.recipe)
-    assert changed != said, "told and said not to be" if changed else "dropped in silence"
-
-
-def test_a_key_that_no_table_names_would_be_found(make: MakeRecipe, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pytest_mistral_lora.training.export.bridge.LEFT_OUT", {})
-    assert BRIDGES["trl"].unsupported_keys(make(training={"dry_run": False})) == {}
-
-
-def test_the_configuration_is_the_recipes(make: MakeRecipe, to: str, tmp_path: Path, full_base: Path) -> None:
-    done = export(make(training={"batch_size": 4, "schedule": "cosine", "precision": "fp32"}), to, tmp_path / "to")
+def test_the_configuration_is_the_recipes(make_full: MakeRecipe, to: str, tmp_path: Path, full_base: Path) -> None:
+    done = export(make_full(training={"batch_size": 4, "schedule": "cosine", "precision": "fp32"}), to, tmp_path / "to")
     settings = settings_of(done.folder)
     same = {"max_steps": 40, "gradient_accumulation_steps": 1, "learning_rate": 0.01, "seed": 0, "lora_alpha": 16}
     assert {key: settings[key] for key in same} == same
@@ -198,24 +71,24 @@ def test_the_configuration_is_the_recipes(make: MakeRecipe, to: str, tmp_path: P
     assert not settings["fp16"]
 
 
-def test_a_hub_base_keeps_its_revision(make: MakeRecipe, to: str) -> None:
-    run = plan_export(make())
+def test_a_hub_base_keeps_its_revision(make_full: MakeRecipe, to: str) -> None:
+    run = plan_export(make_full())
     base = run.recipe.base.model_copy(update={"repo": "owner/name", "revision": "ab" * 20, "path": None})
     settings = BRIDGES[to].settings(replace(run, recipe=run.recipe.model_copy(update={"base": base})))
     assert {"owner/name", "ab" * 20} <= {value for value in settings.values() if isinstance(value, str)}
 
 
-def test_micro_batches_divide_a_step_and_stay_within_their_tokens(make: MakeRecipe) -> None:
-    run = plan_export(make(training={"batch_size": 12, "micro_batch_tokens": 150}))
+def test_micro_batches_divide_a_step_and_stay_within_their_tokens(make_full: MakeRecipe) -> None:
+    run = plan_export(make_full(training={"batch_size": 12, "micro_batch_tokens": 150}))
     longest = int(run.data.train.lengths.max())
     assert 12 % run.rows_at_once == 0
     assert run.rows_at_once * longest <= 150
     assert run.rows_at_once * run.accumulation == 12
-    assert plan_export(make(training={"micro_batch_tokens": 1})).rows_at_once == 1
+    assert plan_export(make_full(training={"micro_batch_tokens": 1})).rows_at_once == 1
 
 
-def test_epochs_become_steps_as_in_training(make: MakeRecipe) -> None:
-    run = plan_export(make(training={"steps": None, "epochs": 2.5, "batch_size": 2, "warmup_ratio": 0.25}))
+def test_epochs_become_steps_as_in_training(make_full: MakeRecipe) -> None:
+    run = plan_export(make_full(training={"steps": None, "epochs": 2.5, "batch_size": 2, "warmup_ratio": 0.25}))
     assert (run.steps, run.warmup_steps) == (8, 2)  # three steps an epoch
 
 
@@ -226,8 +99,10 @@ def encoded_of(done: Any, name: str) -> list[dict[str, Any]]:
     return list(rows[name])
 
 
-def test_rows_are_the_ids_and_labels_of_the_trainer(make: MakeRecipe, to: str, tmp_path: Path, full_base: Path) -> None:
-    done = export(make(data={"eval": ["held_out.jsonl"]}), to, tmp_path / "to", form="tokens")
+def test_rows_are_the_ids_and_labels_of_the_trainer(
+    make_full: MakeRecipe, to: str, tmp_path: Path, full_base: Path
+) -> None:
+    done = export(make_full(data={"eval": ["held_out.jsonl"]}), to, tmp_path / "to", form="tokens")
     oracle = Oracle(shipped_tokenizer("spm-v3"))
     for name, file in (("train", "rows.jsonl"), ("test", "held_out.jsonl")):
         expected = [oracle.encode(row) for row in read_rows(tmp_path / file)]
@@ -237,8 +112,8 @@ def test_rows_are_the_ids_and_labels_of_the_trainer(make: MakeRecipe, to: str, t
         assert all(set(row) == {"input_ids", "attention_mask", "labels"} for row in found)
 
 
-def test_trl_gets_messages_where_the_template_is_exact(make: MakeRecipe, tmp_path: Path) -> None:
-    done = export(make(), "trl", tmp_path / "to")
+def test_trl_gets_messages_where_the_template_is_exact(make_full: MakeRecipe, tmp_path: Path) -> None:
+    done = export(make_full(), "trl", tmp_path / "to")
     settings = settings_of(done.folder)
     assert done.form == "messages"
     assert (settings["assistant_only_loss"], settings["chat_template_path"]) == (True, "training.jinja")
@@ -265,9 +140,9 @@ CALL = {"id": "abcdefghi", "type": "function", "function": {"name": "weather", "
     ids=["weight", "trailing space", "control token", "tool call", "no user"],
 )
 def test_trl_gets_ids_where_the_template_is_not_exact(
-    row: dict[str, Any], reason: str, make: MakeRecipe, tmp_path: Path
+    row: dict[str, Any], reason: str, make_full: MakeRecipe, tmp_path: Path
 ) -> None:
-    recipe = make()
+    recipe = make_full()
     with (tmp_path / "rows.jsonl").open("a") as file:
         file.write(json.dumps(row) + "\n")
     done = export(recipe, "trl", tmp_path / "to")
@@ -284,14 +159,14 @@ def test_a_base_with_mistrals_own_tokenizer_alone_gets_ids(tmp_path: Path) -> No
     assert "takes no chat template" in why_not_messages(run)
 
 
-def test_only_trl_takes_messages(make: MakeRecipe, tmp_path: Path) -> None:
+def test_only_trl_takes_messages(make_full: MakeRecipe, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="templates of Axolotl do not give Mistral's ids"):
-        export(make(), "axolotl", tmp_path / "to", form="messages")
+        export(make_full(), "axolotl", tmp_path / "to", form="messages")
     assert not (tmp_path / "to").exists()
 
 
-def test_what_the_runner_is_not_told_is_on_the_page(make: MakeRecipe, to: str, tmp_path: Path) -> None:
-    recipe = make(training={"on_oom": "shrink"}, evaluation={"generations": 2})
+def test_what_the_runner_is_not_told_is_on_the_page(make_full: MakeRecipe, to: str, tmp_path: Path) -> None:
+    recipe = make_full(training={"on_oom": "shrink"}, evaluation={"generations": 2})
     done = export(recipe, to, tmp_path / "a run")
     assert done.command.startswith(f"cd '{tmp_path / 'a run'}' && ")
     page = (done.folder / "README.md").read_text()
@@ -302,25 +177,29 @@ def test_what_the_runner_is_not_told_is_on_the_page(make: MakeRecipe, to: str, t
     assert BRIDGES[to].command in page
 
 
-def test_axolotls_mean_over_micro_batches_is_said_where_there_are_several(make: MakeRecipe, tmp_path: Path) -> None:
-    several = export(make(training={"micro_batch_tokens": 1}), "axolotl", tmp_path / "several")
-    one = export(make(), "axolotl", tmp_path / "one")
+def test_axolotls_mean_over_micro_batches_is_said_where_there_are_several(
+    make_full: MakeRecipe, tmp_path: Path
+) -> None:
+    several = export(make_full(training={"micro_batch_tokens": 1}), "axolotl", tmp_path / "several")
+    one = export(make_full(), "axolotl", tmp_path / "one")
     assert any("mean of each of the 5 micro-batches" in remark for remark in several.remarks)
     assert not any("micro-batches of a step" in remark for remark in one.remarks)
     assert settings_of(one.folder)["gradient_accumulation_steps"] == 1
 
 
-def test_the_chat_rows_for_the_audit_are_those_that_are_trained_on(make: MakeRecipe, to: str, tmp_path: Path) -> None:
+def test_the_chat_rows_for_the_audit_are_those_that_are_trained_on(
+    make_full: MakeRecipe, to: str, tmp_path: Path
+) -> None:
     with (tmp_path / "more.jsonl").open("w") as file:
         file.write(json.dumps(answer(weight=0)) + "\n" + json.dumps(answer()) + "\n")
-    done = export(make(data={"train": ["more.jsonl"]}, training={"unsupervised": "drop"}), to, tmp_path / "to")
+    done = export(make_full(data={"train": ["more.jsonl"]}, training={"unsupervised": "drop"}), to, tmp_path / "to")
     assert [row.messages[-1].get("weight") for row in read_rows(done.folder / "chat.jsonl")] == [None]
     assert "--own-data --dataset chat.jsonl" in (done.folder / "README.md").read_text()
 
 
-def test_an_alpha_that_no_runner_takes_is_refused(make: MakeRecipe, to: str, tmp_path: Path) -> None:
+def test_an_alpha_that_no_runner_takes_is_refused(make_full: MakeRecipe, to: str, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"lora\.alpha: 2\.5: the runner takes whole numbers only"):
-        export(make(lora={"alpha": 2.5}), to, tmp_path / "to")
+        export(make_full(lora={"alpha": 2.5}), to, tmp_path / "to")
     assert list(tmp_path.glob("*to*")) == []
 
 
@@ -331,16 +210,16 @@ def test_a_base_whose_tokenizer_no_runner_loads_is_refused(tmp_path: Path, base:
         plan_export(parse_recipe(recipe_data(base), folder=tmp_path))
 
 
-def test_a_folder_is_never_written_over(make: MakeRecipe, tmp_path: Path) -> None:
+def test_a_folder_is_never_written_over(make_full: MakeRecipe, tmp_path: Path) -> None:
     (tmp_path / "to").mkdir()
     with pytest.raises(InputError, match="exists already"):
-        export(make(), "trl", tmp_path / "to")
+        export(make_full(), "trl", tmp_path / "to")
 
 
 def test_the_command_says_what_is_different(
-    make: MakeRecipe, tmp_path: Path, full_base: Path, capsys: pytest.CaptureFixture[str]
+    make_full: MakeRecipe, tmp_path: Path, full_base: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    make()
+    make_full()
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe_data(full_base, training={"dry_run": False})))
     call = ["export", str(tmp_path / "recipe.yaml"), "--to", "axolotl", "--output", str(tmp_path / "to")]
     assert cli.main(call) == 0
