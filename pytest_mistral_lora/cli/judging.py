@@ -191,6 +191,7 @@ def _print_text(records: list[dict[str, Any]], causes: FindingGroups, memory: Se
     """Print a text for each cause, the table, the reasons why something was not checked, memory, and the verdict."""
     from pytest_mistral_lora.environment import known_cause_lines
     from pytest_mistral_lora.report import (
+        NOTHING_WAS_JUDGED,
         basis_lines,
         nothing_was_judged,
         unchecked_lines,
@@ -216,7 +217,7 @@ def _print_text(records: list[dict[str, Any]], causes: FindingGroups, memory: Se
         *unchecked_lines(records),
         *memory,
         "",
-        *(["No check could judge anything, so that this run is no pass."] if nothing_was_judged(records) else []),
+        *([NOTHING_WAS_JUDGED] if nothing_was_judged(records) else []),
         verdict_line(records, [one.count for one in causes]),
     ]
     sys.stdout.write("\n".join(lines) + "\n")

@@ -118,30 +118,27 @@ def named_targets(
         return Target(name(path), shipped_tokenizer(str(path)), trains=trains)
 
     targets = [tokenizer(path, trains=True) for path in tokenizers]
-    encoders = [*(tokenizer(path, trains=False) for path in judges), *targets]
-    made = [RecipeTarget(name(path), path, trains=True, oracle_name=oracle) for path in recipes]
-    targets += made
-    for judge in encoders or made:
-        many = f"-{judge.name}" if len(encoders or made) > 1 else ""
+    named_encoders = [*(tokenizer(path, trains=False) for path in judges), *targets]
+    of_recipes = [RecipeTarget(name(path), path, trains=True, oracle_name=oracle) for path in recipes]
+    targets += of_recipes
+    judges_of_rows = named_encoders or of_recipes
+    for judge in judges_of_rows:
+        many = f"-{judge.name}" if len(judges_of_rows) > 1 else ""
         targets += [DatasetTarget(name(Path(f"{name_of(path)}{many}")), path, judge=judge) for path in datasets]
-    every = [*encoders, *made] or [Target(EMBEDDED_TRAINING)]
+    given = [*named_encoders, *of_recipes]
+    every = given or [Target(EMBEDDED_TRAINING)]
     targets += [EncodedTarget(name(path), path, judge=every[0]) for path in encoded]
     for one in runners:
         title = name_of(Path(one.runner)).removesuffix(".py")
         for judge in every:
             of_judge = name(Path(f"{title}-{judge.name}"))
             targets.append(RunnerTarget(of_judge, one.config, runner=one.runner, judge=judge))
-    targets += [AdapterTarget(name(path), path, base=base, beside=tuple(adapters)) for path in adapters]
+    folders = tuple(adapters)
+    targets += [AdapterTarget(name(path), path, base=base, beside=folders) for path in adapters]
+    # without a judge, a GGUF file is held to the tokenizer that its vocabulary is recognised as
+    of_gguf = given[0] if given else None
     targets += [
-        GgufTarget(
-            name(path),
-            path,
-            oracle_name=oracle,
-            judge=next(iter((*encoders, *made)), None),
-            base=base,
-            folders=tuple(adapters),
-        )
-        for path in ggufs
+        GgufTarget(name(path), path, oracle_name=oracle, judge=of_gguf, base=base, folders=folders) for path in ggufs
     ]
     targets += [
         one.target(

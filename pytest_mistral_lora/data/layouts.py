@@ -152,9 +152,14 @@ def axolotl_layout(entry: Mapping[str, Any], place: str, *, is_preference: bool)
     if family in ("alpaca", "alpaca_chat", "alpaca_instruct", "alpaca_w_system", "gpteacher"):
         output = "response" if family == "gpteacher" else "output"
         return Layout("alpaca", {"instruction": "instruction", "input": "input", "output": output, "history": ""})
-    if family not in ("chat_template", "sharegpt", "messages") and not is_preference:
-        known = "chat_template, alpaca, alpaca_chat.load_qa, gpteacher or fields of your own"
-        raise InputError(f"type {kind!r}", place=place, expected=known)
+    if is_preference or family in ("chat_template", "sharegpt", "messages"):
+        return _axolotl_messages(entry, family, is_preference=is_preference)
+    known = "chat_template, alpaca, alpaca_chat.load_qa, gpteacher or fields of your own"
+    raise InputError(f"type {kind!r}", place=place, expected=known)
+
+
+def _axolotl_messages(entry: Mapping[str, Any], family: str, *, is_preference: bool) -> Layout:
+    """Return the layout of an entry whose rows have lists of messages, with the names that it gives to their fields."""
     mapped = dict(entry.get("message_property_mappings") or {})
     role = mapped.pop("role", None) or entry.get("message_field_role")
     content = mapped.pop("content", None) or entry.get("message_field_content")

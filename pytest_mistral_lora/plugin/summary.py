@@ -136,7 +136,7 @@ def write_summary(
     terminal.section("Mistral conformance", sep="=")
     if outcomes:
         from pytest_mistral_lora.environment import known_cause_lines
-        from pytest_mistral_lora.report import basis_lines, nothing_was_judged
+        from pytest_mistral_lora.report import NOTHING_WAS_JUDGED, basis_lines, nothing_was_judged
         from pytest_mistral_lora.report.tables import outcome_table, statistics_line, statistics_of
 
         for line in outcome_table(outcomes, _width(terminal)):
@@ -145,7 +145,7 @@ def write_summary(
         for line in (*basis_lines(outcomes), *known_cause_lines(outcomes), *figures):
             terminal.write_line(line)
         if nothing_was_judged(outcomes):
-            terminal.write_line("No check could judge anything, so that this run is no pass.", red=True)
+            terminal.write_line(NOTHING_WAS_JUDGED, red=True)
     ran = dict.fromkeys((one["target"], one["facts"].get("ran under")) for one in outcomes)
     lines = [*_answer_lines(outcomes), *(f"{target} ran under {versions}" for target, versions in ran if versions)]
     if settings.update:

@@ -104,7 +104,7 @@ class ShowProgress(TrainerCallback):
     Attributes:
         display: The display of the run.
         trainer: The trainer.
-        watching: The callback that generates the answers.
+        generations: The callback that generates the answers.
         clock: Returns seconds.
         supervised_tokens: Those of the steps so far.
         busy_seconds: Duration of these steps.
@@ -113,7 +113,7 @@ class ShowProgress(TrainerCallback):
 
     display: RunDisplay
     trainer: LoraTrainer
-    watching: GenerationCallback
+    generations: GenerationCallback
     clock: Callable[[], float] = field(default=time.monotonic, kw_only=True)
     supervised_tokens: int = field(default=0, init=False)
     busy_seconds: float = field(default=0.0, init=False)
@@ -144,7 +144,7 @@ class ShowProgress(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Move the bar, show the answers of this step, and announce an evaluation."""
         self.display.advance(state.global_step, state.max_steps, self._shown)
-        for text in answer_lines(self.watching.answers_of(state.global_step), state.max_steps):
+        for text in answer_lines(self.generations.answers_of(state.global_step), state.max_steps):
             self.display.line(text)
         if control.should_evaluate and self.trainer.eval_dataset is not None:
             self._announce_evaluation()

@@ -15,17 +15,12 @@ from accelerate.utils import gather_object
 
 from pytest_mistral_lora.checkpoint.base_model import load_base, load_nf4
 from pytest_mistral_lora.checkpoint.encoder import Encoder
-from pytest_mistral_lora.errors import NonFiniteError, StoppedError
+from pytest_mistral_lora.errors import NonFiniteError, StoppedError, and_more
 from pytest_mistral_lora.records.adapter_folder import BASE_FACTS
 from pytest_mistral_lora.records.files import write_text
 from pytest_mistral_lora.records.tensors import sha256_tensors
 from pytest_mistral_lora.training.adapter import adapter_tensors, attach_adapter
-from pytest_mistral_lora.training.callbacks import (
-    MeasureLastStep,
-    SaveByTime,
-    StopAtRequest,
-    StopRequest,
-)
+from pytest_mistral_lora.training.callbacks import MeasureLastStep, SaveByTime, StopAtRequest, StopRequest
 from pytest_mistral_lora.training.curves import PAGE, WriteCurves, training_page
 from pytest_mistral_lora.training.devices import device_of, precision_of
 from pytest_mistral_lora.training.display import RunDisplay
@@ -125,8 +120,8 @@ def _train(
     model = _load_with_adapter(prepared)
     initial = adapter_tensors(model)
     trainer = make_trainer(model, training, data.train.encoded, data.held_out.encoded, work=folder.work)
-    watching = _add_callbacks(prepared, trainer, folder, stop)
-    progress = ShowProgress(display, trainer, watching)
+    generations = _add_callbacks(prepared, trainer, folder, stop)
+    progress = ShowProgress(display, trainer, generations)
     if display.is_shown:
         trainer.add_callback(progress)
     # a resumed run has the held-out loss from before the first step in its checkpoint's log
@@ -155,7 +150,7 @@ def _train(
     if data.held_out.rows and not any("eval_loss" in line and line["step"] == step for line in log):
         trainer.evaluate()
     display.phase(f"writing {recipe.output}")
-    result = save_run(prepared, trainer, initial, watching, folder, checkpoint)
+    result = save_run(prepared, trainer, initial, generations, folder, checkpoint)
     display.close()
     display.facts(summary(result.log, progress, display.seconds))
     return result
@@ -174,7 +169,7 @@ def _add_callbacks(
     prepared: Preparation, trainer: LoraTrainer, folder: RunFolder, stop: StopRequest
 ) -> GenerationCallback:
     evaluation, data, training = prepared.recipe.evaluation, prepared.data, prepared.recipe.training
-    watching = GenerationCallback(
+    generations = GenerationCallback(
         trainer,
         trainer.model,
         prepared.encoder,
@@ -189,13 +184,13 @@ def _add_callbacks(
     trainer.add_callback(MeasureLastStep(has_held_out=trainer.eval_dataset is not None))
     for callback in logger_callbacks(training.report_to, folder.logs, writes=trainer.accelerator.is_main_process):
         trainer.add_callback(callback)
-    trainer.add_callback(watching)
+    trainer.add_callback(generations)
     trainer.add_callback(StopAtRequest(stop, trainer.reduce_over_processes))
     if training.checkpoint_minutes:
         trainer.add_callback(SaveByTime(training.checkpoint_minutes, trainer.reduce_over_processes))
     trainer.add_callback(SealCheckpoint())
     trainer.add_callback(WriteCurves(folder.work / PAGE, data_facts(prepared)))
-    return watching
+    return generations
 
 
 def _gather_and_write_bad_rows(
@@ -211,7 +206,7 @@ def _gather_and_write_bad_rows(
     if trainer.accelerator.is_main_process:
         lines = [{"place": row.place, **rendered(prepared.encoder, row, encoded)} for row, encoded in rows]
         write_text(file, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
-    more = f" and {len(places) - _NAMED_ROWS} more" if len(places) > _NAMED_ROWS else ""
+    more = and_more(_NAMED_ROWS, len(places))
     return NonFiniteError(
         f"{error.found}; the rows: {', '.join(places[:_NAMED_ROWS])}{more}",
         rows=sorted(indices),
@@ -224,7 +219,7 @@ def save_run(
     prepared: Preparation,
     trainer: LoraTrainer,
     initial: Mapping[str, Any],
-    watching: GenerationCallback,
+    generations: GenerationCallback,
     folder: RunFolder,
     checkpoint: Path | None,
 ) -> RunResult:
@@ -234,7 +229,7 @@ def save_run(
         prepared: The recipe with its data.
         trainer: The trainer, at its end.
         initial: The adapter's tensors before the first step.
-        watching: The generated answers.
+        generations: The callback that has generated answers.
         folder: The folders of the run.
         checkpoint: The checkpoint that the run resumed from, or None.
 
@@ -245,7 +240,7 @@ def save_run(
     model: Any = trainer.model
     tensors = adapter_tensors(model)
     adapter = Adapter(tensors, initial, prepared.layers, model.peft_config["default"], prepared.saved)
-    completions = watching.answer_rows()
+    completions = generations.answer_rows()
     # accelerate's wrapper stays around forward, and computes otherwise than the adapter that is loaded from disk
     trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False)
     probed = probe(model, prepared.data.train.encoded[:_PROBED_ROWS])
@@ -255,12 +250,12 @@ def save_run(
     facts: dict[str, Any] = {}
     if main:
         resumed_from, changes = step_of(checkpoint) if checkpoint else None, trainer.memory_changes
-        facts = run_facts(prepared, trainer.state, log, completions, watching.latest_rates(), resumed_from, changes)
+        facts = run_facts(prepared, trainer.state, log, completions, generations.latest_rates(), resumed_from, changes)
     # by all processes: each pass of a sharded model needs all of them
     identity = {"kind": "adapter", "tensors_sha256": sha256_tensors(tensors)} | {
         one: facts.get(one) for one in BASE_FACTS
     }
-    texts = watching.files(identity, precision_of(prepared.recipe.training))
+    texts = generations.files(identity, precision_of(prepared.recipe.training))
     texts[PAGE] = training_page(log, trainer.state.max_steps, data_facts(prepared))
     manifest: Mapping[str, Any] = {}
     output, encoder, data, base = prepared.recipe.output, prepared.encoder, prepared.data, prepared.base

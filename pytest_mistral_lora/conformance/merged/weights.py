@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from pytest_mistral_lora.checkpoint.weights import Weights
 from pytest_mistral_lora.conformance.finding import Finding, first_findings
+from pytest_mistral_lora.errors import and_more
 
 Array: TypeAlias = npt.NDArray[Any]
 
@@ -295,5 +296,5 @@ def layer_findings(tensors: Mapping[str, MergedTensor], place: str) -> Iterator[
 
 
 def _layers_text(layers: Sequence[int]) -> str:
-    more = f" and {len(layers) - _SHOWN} more" if len(layers) > _SHOWN else ""
-    return f"layer{'s' if len(layers) > 1 else ''} {', '.join(map(str, layers[:_SHOWN]))}{more}"
+    shown = ", ".join(map(str, layers[:_SHOWN]))
+    return f"layer{'s' if len(layers) > 1 else ''} {shown}{and_more(_SHOWN, len(layers))}"

@@ -50,52 +50,11 @@ from pytest_mistral_lora.training.output_folder import (
 )
 from pytest_mistral_lora.training.run_metadata import environment
 
-
-@contextmanager
-def dequantized(spec: ModelSpec, output: Path, *, asked: bool) -> Iterator[Path]:
-    """Yield the folder of the full weights that the adapter is added to: the base's own, or a temporary one.
-
-    Args:
-        spec: Adapter and base.
-        output: The merged folder to be made; the temporary folder is beside it.
-        asked: Whether to add the adapter to the dequantised weights.
-
-    Raises:
-        InputError: If it is asked for, but neither the base nor its training was quantised, or the base cannot be
-            dequantised.
-    """
-    base, precision, device = spec.base, spec.precision, spec.device
-    if not asked:
-        yield base
-        return
-    temporary = unfinished_path(output)
-    temporary.mkdir()
-    try:
-        config = read_config(base)
-        packed = declared_quantization(config) is not None and not is_fp8(config)
-        if not packed and spec.quantization is None:
-            raise InputError(
-                "neither the base nor its training was quantised: its weights are full ones",
-                place=str(base),
-                next_step="Leave --dequantise out.",
-            )
-        try:
-            # a full base that was trained on in 4 bits is quantised first: the adapter learned to correct those weights
-            model = load_base(base, precision, device, packed=True) if packed else load_nf4(base, precision, device)
-            model = model.dequantize()
-        except (ImportError, NotImplementedError, ValueError) as error:  # transformers' own, by method and library
-            found = f"cannot be dequantised: {one_line(error)}"
-            raise InputError(found, place=str(base), next_step="Give the full base.") from error
-        model.save_pretrained(temporary)
-        del model
-        yield temporary
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
 _SCRATCH = ".proof"
-# Parts of a manifest that describe its own folder; a merged model takes all others from its adapter.
+"""Folder of the proof's logits, within the merged one until it is finished."""
+
 _OWN_PARTS = ("schema_version", "kind", "files", "parent", "seal")
+"""Parts of a manifest that describe its own folder; a merged model takes all others from its adapter."""
 
 _MAKE_ROOM = "Nothing is left there. Make room, or name another output folder."
 
@@ -195,6 +154,48 @@ def merge(
                 transcript.write(folder / TRANSCRIPTS)
             manifest = _write_manifest(folder, spec, proof, written, dequantize)
     return MergedModel(output, spec.base, manifest, tuple(_notes(spec, proof, dequantize, output)))
+
+
+@contextmanager
+def dequantized(spec: ModelSpec, output: Path, *, asked: bool) -> Iterator[Path]:
+    """Yield the folder of the full weights that the adapter is added to: the base's own, or a temporary one.
+
+    Args:
+        spec: Adapter and base.
+        output: The merged folder to be made; the temporary folder is beside it.
+        asked: Whether to add the adapter to the dequantised weights.
+
+    Raises:
+        InputError: If it is asked for, but neither the base nor its training was quantised, or the base cannot be
+            dequantised.
+    """
+    base, precision, device = spec.base, spec.precision, spec.device
+    if not asked:
+        yield base
+        return
+    temporary = unfinished_path(output)
+    temporary.mkdir()
+    try:
+        config = read_config(base)
+        packed = declared_quantization(config) is not None and not is_fp8(config)
+        if not packed and spec.quantization is None:
+            raise InputError(
+                "neither the base nor its training was quantised: its weights are full ones",
+                place=str(base),
+                next_step="Leave --dequantise out.",
+            )
+        try:
+            # a full base that was trained on in 4 bits is quantised first: the adapter learned to correct those weights
+            model = load_base(base, precision, device, packed=True) if packed else load_nf4(base, precision, device)
+            model = model.dequantize()
+        except (ImportError, NotImplementedError, ValueError) as error:  # transformers' own, by method and library
+            found = f"cannot be dequantised: {one_line(error)}"
+            raise InputError(found, place=str(base), next_step="Give the full base.") from error
+        model.save_pretrained(temporary)
+        del model
+        yield temporary
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _check_output(output: Path, adapter: Path, base: Path | None) -> None:
