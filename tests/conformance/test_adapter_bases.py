@@ -89,7 +89,11 @@ def test_names_are_not_checked_on_a_base_of_another_architecture(
     folder, other = save(), Path(shutil.copytree(base, tmp_path / "other"))
     config = json.loads((other / "config.json").read_text())
     (other / "config.json").write_text(json.dumps({**config, "architectures": [architecture]}))
-    results = judged(folder, other)
+    with pytest.raises(PinError, match=rf"the base is \['{architecture}'\]; expected one of Mistral"):
+        judged(folder, other)
+    config = json.loads((folder / CONFIG).read_text())
+    (folder / CONFIG).write_text(json.dumps({**config, "base_model_name_or_path": str(other)}))
+    results = judged(folder, None)
     assert rules(results) == set()
     assert all(architecture in results[case].not_checked for case in ("tensors-complete", "configuration"))
 

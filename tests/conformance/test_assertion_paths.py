@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from converted import converted_tokenizer
 from peft_adapters import save_adapter
+from safetensors.torch import save_file
 from small_mistral import write_small_mistral
 
 from pytest_mistral_lora.assertions import (
@@ -26,7 +27,7 @@ from pytest_mistral_lora.assertions import (
     assert_template_faithful,
     assert_transcript_matches,
 )
-from pytest_mistral_lora.errors import InputError
+from pytest_mistral_lora.errors import InputError, PinError
 
 ROW = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
 Assertion = Callable[[Any], None]
@@ -131,8 +132,24 @@ def test_a_base_of_an_unknown_class_is_no_pass(made: Path, tmp_path: Path) -> No
     config = json.loads((tmp_path / "base" / "config.json").read_text())
     other = config | {"architectures": ["GemmaForCausalLM"], "model_type": "gemma"}
     (tmp_path / "base" / "config.json").write_text(json.dumps(other))
-    with pytest.raises(AssertionError, match=r"not checked\n.*fits-base.*GemmaForCausalLM.*expected one of Mistral"):
+    with pytest.raises(
+        PinError, match=r"base/config\.json: the base is \['GemmaForCausalLM'\]; expected one of Mistral"
+    ):
         assert_adapter_sound(made / "adapter", tmp_path / "base")
+    # one that the adapter records is judged by all that needs no base
+    adapter = Path(shutil.copytree(made / "adapter", tmp_path / "adapter"))
+    file = adapter / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"base_model_name_or_path": str(tmp_path / "base")}))
+    with pytest.warns(NotCheckedWarning, match=r"fits-base, changes-the-base: .*the base is \['GemmaForCausalLM'\]"):
+        assert_adapter_sound(adapter)
+    save_file({}, adapter / "adapter_model.safetensors")
+    with pytest.raises(AssertionError, match=r"^ML401 .*holds no tensors"):
+        assert_adapter_sound(adapter)
+
+
+def test_a_merged_model_that_is_compared_with_nothing_is_no_pass(made: Path) -> None:
+    with pytest.raises(AssertionError, match=r"not checked\n.*names-and-shapes.*: the base is this folder itself"):
+        assert_adapter_sound(made / "base", made / "base")
 
 
 def test_a_base_that_is_missing_is_a_warning(made: Path, tmp_path: Path) -> None:

@@ -13,6 +13,19 @@ def base_of_another_size(artifact: Artifact) -> None:
     artifact["base_config"] |= {"hidden_size": 256, "head_dim": 64, "num_hidden_layers": 1}
 
 
+@mutant("ML208", says="the base is ['GemmaForCausalLM']")
+def base_of_an_unknown_class(artifact: Artifact) -> None:
+    """The user names a base of a class whose layers are not known here."""
+    artifact["base_config"] |= {"architectures": ["GemmaForCausalLM"], "model_type": "gemma"}
+
+
+@mutant("ML208 ML401", says="no tensors")
+def no_tensors_for_a_base_of_an_unknown_class(artifact: Artifact) -> None:
+    """The adapter is empty, and the class of the base is not known here."""
+    base_of_an_unknown_class.change(artifact)
+    artifact["tensors"].clear()
+
+
 @mutant("ML419", "I61", says="merged with this adapter already")
 def base_is_the_merged_model(artifact: Artifact) -> None:
     """The base is the model that the adapter was merged into: it is applied twice."""

@@ -185,7 +185,6 @@ class AdapterChecks:
             if file.suffix in _PICKLES and not _TRAINER_STATE.fullmatch(file.name):
                 found = "weights in a pickle file: not loaded"
                 findings.append(Finding("ML406", found, str(file), f"safetensors only: {ADAPTER_TENSORS}"))
-        for file in entries:
             if _SHARD.fullmatch(file.name):
                 found = "a sharded adapter, which PEFT does not load"
                 findings.append(Finding("ML405", found, str(file), f"one file: {ADAPTER_TENSORS}"))
@@ -204,6 +203,8 @@ class AdapterChecks:
 
     def tensors_complete(self) -> Result:
         """Check the names of the tensors against those that PEFT saves of this configuration."""
+        if not self._unreadable and not self.folder.tensors:  # whatever the base
+            return Result((Finding("ML401", "the file holds no tensors", str(self.folder.tensors_file)),))
         if self._no_layout:
             return Result(not_checked=self._no_layout)
         return Result(self._misnamed, facts=(("tensors", len(self.folder.tensors)),))
@@ -255,8 +256,7 @@ class AdapterChecks:
             return Result(not_checked=layout_checks.not_mistral(error))
         findings = list(config_checks.target_findings(self.folder, layout.modules, layout.linear, layout.unmatched))
         if layout.refusal and not findings:
-            found = f"PEFT refuses it: {layout.refusal}"
-            findings.append(Finding("ML408", found, str(self.folder.config_file)))
+            findings.append(Finding("ML408", f"PEFT refuses it: {layout.refusal}", str(self.folder.config_file)))
         findings += layout_checks.rank_findings(self.folder, layout)
         if not findings:
             findings += config_checks.refusal_findings(self.folder, layout)

@@ -14,7 +14,7 @@ from pytest_mistral_lora.checkpoint.architectures import ALL, is_known, read_con
 from pytest_mistral_lora.checkpoint.base_model import empty_model
 from pytest_mistral_lora.checkpoint.weights import TensorInfo
 from pytest_mistral_lora.conformance.finding import Finding
-from pytest_mistral_lora.errors import InputError, MistralLoraError, and_more, one_line
+from pytest_mistral_lora.errors import InputError, MistralLoraError, PinError, and_more, one_line
 from pytest_mistral_lora.records.adapter_config import match_counts, patterns_of
 from pytest_mistral_lora.records.adapter_folder import AdapterFolder
 
@@ -75,14 +75,15 @@ def adapter_layout(folder: AdapterFolder, base: Path | None) -> AdapterLayout:
     Raises:
         InputError: If the base is of a class that is not known here, or there is none, and the tensors are not of a
             `MistralForCausalLM`.
-        PinError: If the base's configuration cannot be read, or has impossible sizes.
+        PinError: If the base's configuration cannot be read or has impossible sizes, or the user named a base of an
+            unknown class.
     """
     import torch
     from peft import get_peft_model, get_peft_model_state_dict
 
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model = _assumed_base(folder) if base is None else _known_base(base)
+        model = _assumed_base(folder) if base is None else _known_base(base, folder)
         modules = tuple(name for name, _ in model.named_modules() if name)
         linear = tuple(name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear))
         embedding = tuple(model.get_input_embeddings().weight.shape) if base is not None else None
@@ -109,11 +110,13 @@ def adapter_layout(folder: AdapterFolder, base: Path | None) -> AdapterLayout:
     return replace(plain, expected=expected, unmatched=unmatched, scalings=scalings)
 
 
-def _known_base(base: Path) -> Any:
+def _known_base(base: Path, folder: AdapterFolder) -> Any:
     config = read_config(base)
     if not is_known(config):
         found = f"the base is {config.get('architectures') or config.get('model_type')!r}"
-        raise InputError(found, place=str(base / "config.json"), expected=f"one of {', '.join(ALL)}")
+        # a base that you name is to be judged by; one that an adapter records is not
+        kind = PinError if folder.given_base is not None else InputError
+        raise kind(found, place=str(base / "config.json"), expected=f"one of {', '.join(ALL)}")
     return empty_model(base)
 
 
@@ -159,9 +162,6 @@ def readable_tensors(folder: AdapterFolder) -> Mapping[str, TensorInfo]:
 def name_findings(folder: AdapterFolder, layout: AdapterLayout) -> Iterator[Finding]:
     """Yield the tensors that are missing, that fit nothing, or whose names PEFT will not find."""
     found, expected, place = folder.tensors, layout.expected, str(folder.tensors_file)
-    if not found:
-        yield Finding("ML401", "the file holds no tensors", place, f"{len(expected)} tensors")
-        return
     unknown, absent = set(found) - set(expected), set(expected) - set(found)
     # the name that PEFT looks for, of each unknown name that means the same tensor
     by_core = {_tensor_core(name): name for name in absent}
