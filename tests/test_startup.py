@@ -111,3 +111,28 @@ def test_the_rows_of_a_run_are_loaded_without_torch() -> None:
     code = "import sys; import pytest_mistral_lora.training.rows.loading; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
+
+
+COLLECTED = """
+import sys
+from pathlib import Path
+from pytest_mistral_lora.conformance.checks import Settings
+from pytest_mistral_lora.conformance.collection import SUBJECT_CHECKS, collect
+from pytest_mistral_lora.conformance.targets import EncodedTarget
+
+def imported():
+    modules = sorted({module for module, _ in SUBJECT_CHECKS.values()})
+    return [one for one in modules if f"pytest_mistral_lora.conformance.{one}" in sys.modules]
+
+print(imported(), "mistral_common" in sys.modules)
+settings = Settings(1, None, "cpu", False, (), False, Path())
+assert list(collect([EncodedTarget("rows", Path("rows.jsonl"))], settings))
+print(imported(), "torch" in sys.modules)
+"""
+
+
+def test_a_subject_is_imported_when_one_of_its_targets_is_collected() -> None:
+    """A bad path, a help text or one file of rows must not wait for the libraries of all checks."""
+    done = subprocess.run([sys.executable, "-c", COLLECTED], capture_output=True, text=True, check=True)
+    # rows of another trainer are held to the laws of `mask`, and their calls to those of `dataset`
+    assert done.stdout.splitlines() == ["[] False", "['dataset', 'encoded.audit', 'mask'] False"]

@@ -22,7 +22,6 @@ from pytest_mistral_lora.chat.reading import JSON_LIMIT, first_values, read_json
 from pytest_mistral_lora.chat.remedies import ROW_SUFFIXES, configuration_answer, file_answer, folder_answer
 from pytest_mistral_lora.conformance.targets import EMBEDDED, is_shipped
 from pytest_mistral_lora.errors import InputError, did_you_mean
-from pytest_mistral_lora.records.adapter_folder import AdapterFolder
 from pytest_mistral_lora.records.manifest import MANIFEST
 
 KINDS = {
@@ -87,8 +86,11 @@ def recognised(path: Path, base: Path | None = None, kind: str = "") -> Recognis
 def _folder(path: Path, base: Path | None) -> RecognisedPath:
     # be it a folder, a pipe or a link that leads nowhere: the check `files` names it
     marks = [name for name in _ADAPTERS if (path / name).exists() or (path / name).is_symlink()]
-    if not AdapterFolder(path).has_manifest:
-        marks = [name for name in marks if name != MANIFEST]
+    if MANIFEST in marks:
+        from pytest_mistral_lora.records.adapter_folder import AdapterFolder  # mistral-common takes a second to import
+
+        if not AdapterFolder(path).has_manifest:
+            marks.remove(MANIFEST)
     weights = sorted(one.name for one in path.glob("*.safetensors") if one.name not in _ADAPTERS)
     if marks:
         merged = marks == ["manifest.json"] and weights
