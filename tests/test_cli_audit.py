@@ -15,7 +15,13 @@ from converted import converted_tokenizer
 
 from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
 from pytest_mistral_lora.cli import main
-from pytest_mistral_lora.conformance.encoded import CLASSES
+from pytest_mistral_lora.conformance.encoded import (
+    CLASSES,
+    ID_CLASSES,
+    LABEL_CLASSES,
+    ORDER_CLASSES,
+    PACKING_CLASSES,
+)
 
 FILE = shipped_tokenizer("spm-v3")
 Audit = Callable[..., tuple[int, str, str]]
@@ -129,6 +135,26 @@ def test_findings_are_written_for_other_machines(
     assert len(cases) == len(CLASSES)
     _, out, _ = audit(lines, "--output-format", "sarif")
     assert json.loads(out)["runs"][0]["results"] == []
+
+
+def test_checks_that_had_nothing_to_judge_are_not_passed(lines: list[dict[str, Any]], audit: Audit) -> None:
+    nameless = [{key: value for key, value in line.items() if key != "row"} for line in lines]
+    code, out, _ = audit(nameless)
+    assert code == 0
+    assert 'not checked: rows-complete: no line names its row ("row": 0), and no dataset is given' in out.splitlines()
+    assert "not checked" not in audit(lines)[1]
+
+    def skipped(lines: list[Any]) -> set[str]:
+        cases = ElementTree.fromstring(audit(lines, "--output-format", "junit")[1]).iter("testcase")
+        return {str(one.get("name")) for one in cases if one.find("skipped") is not None}
+
+    assert skipped(lines) == set()
+    assert skipped(nameless) == set(ORDER_CLASSES.values())
+    # mistral-common refuses an answer without a question: no id and no label of the file is judged
+    refused = [{**lines[0], "messages": lines[0]["messages"][1:]}]
+    assert skipped(refused) >= {*ID_CLASSES.values(), *LABEL_CLASSES.values(), *PACKING_CLASSES.values()}
+    summary = json.loads(audit(refused, "--json")[1].splitlines()[-1])["summary"]
+    assert summary["not_checked"]["ids"] == "no row of the file can be judged"
 
 
 def test_text_in_a_workflow_is_no_command(

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from pytest_mistral_lora.chat.rows import Row
     from pytest_mistral_lora.conformance.encoded.audit import Audit, LineVerdict
     from pytest_mistral_lora.conformance.groups import FindingGroups
-    from pytest_mistral_lora.report.judged import JudgedCase
+    from pytest_mistral_lora.report.judged import JudgedCase, Outcome
 
 _DESCRIPTION = """\
 Check each encoded row of a trainer, token by token, against mistral-common's encoding of the same messages. Every
@@ -40,8 +40,8 @@ finding has a rule and a class. The rows are a file (ROWS), or the output of ano
 
 With --json, each finding is one JSON object on a line of its own: rule, class, severity, index (the row's number, null
 for the whole file), state, place, found, expected, detail and row (the chat row as one line of JSON). The last line is
-{"summary": {...}} with rows, sound, wrong, not_judged, packed, tokens, supervised_tokens, findings and classes (rule,
-class and count of each)."""
+{"summary": {...}} with rows, sound, wrong, not_judged, not_checked, packed, tokens, supervised_tokens, findings and
+classes (rule, class and count of each)."""
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
@@ -162,6 +162,7 @@ def _run_as_text(audit: Audit, verdicts: Iterator[LineVerdict], show: int) -> No
     lines += [
         _rows_line(audit),
         f"{data['supervised_tokens']:,} of {data['tokens']:,} tokens are trained on",
+        *(f"not checked: {case}: {reason}" for case, reason in audit.not_checked.items()),
         found_words(data["findings"], kinds.total()),
     ]
     sys.stdout.write("\n".join(lines) + "\n")
@@ -176,15 +177,18 @@ def _rows_line(audit: Audit) -> str:
 def _cases(audit: Audit, causes: FindingGroups) -> Iterator[JudgedCase]:
     """Yield a judged case for each class of faults, since a file has more rows than a reader of tests wants."""
     from pytest_mistral_lora.conformance.encoded import CLASSES
+    from pytest_mistral_lora.conformance.encoded.audit import CASES
     from pytest_mistral_lora.conformance.groups import FILE_WIDTH
     from pytest_mistral_lora.report.judged import JudgedCase
 
+    reasons = {rule: reason for case, reason in audit.not_checked.items() for rule in CASES[case]}
     for rule, name in CLASSES.items():
         found = [cause for cause in causes if cause.simplest.rule == rule]
         failed = any(cause.simplest.severity == "error" for cause in found)
         text = "\n\n".join(cause.text(FILE_WIDTH) for cause in found)
-        findings = [cause.to_json() for cause in found]
-        yield JudgedCase(f"audit.{audit.path.name}", name, "failed" if failed else "passed", text, findings)
+        outcome: Outcome = "failed" if failed else "skipped" if rule in reasons else "passed"
+        shown = reasons[rule] if outcome == "skipped" else text
+        yield JudgedCase(f"audit.{audit.path.name}", name, outcome, shown, [cause.to_json() for cause in found])
 
 
 def _run_as_json(audit: Audit, verdicts: Iterator[LineVerdict]) -> None:

@@ -191,6 +191,18 @@ class Audit:
         rest = [RowError(f"{more} more lines cannot be read", place=str(self.path))] if more else []
         raise RowsError([*self.errors, *rest], place=str(self.path))
 
+    @property
+    def not_checked(self) -> dict[str, str]:
+        """The reason of each check that found nothing because it had nothing to judge, by its name in `CASES`."""
+        reasons = {}
+        if self.states["sound"] + self.states["wrong"] == 0:
+            reasons = dict.fromkeys(OF_ROWS, NOTHING_JUDGED)
+        elif not self.source.is_known:
+            reasons = {"rows-complete": 'no line names its row ("row": 0), and no dataset is given'}
+        if self.states.total() == self.counts["ML501"]:
+            reasons = dict.fromkeys(CASES, "no line of the file can be read: see the check `file`") | reasons
+        return {case: why for case, why in reasons.items() if not any(self.counts[rule] for rule in CASES[case])}
+
     def summary(self) -> dict[str, Any]:
         """Return the figures of an audit that has run, as plain JSON data."""
         classes = [{"rule": rule, "class": CLASSES[rule], "count": n} for rule, n in sorted(self.counts.items())]
@@ -199,6 +211,7 @@ class Audit:
             "sound": self.states["sound"],
             "wrong": self.states["wrong"],
             "not_judged": self.states["not judged"],
+            "not_checked": self.not_checked,
             "packed": self.packed,
             "tokens": self.tokens,
             "supervised_tokens": self.supervised,
@@ -274,12 +287,8 @@ def _run_check(audited: Callable[[], AuditReport], case: str, rules: Collection[
     findings = tuple(finding for rule in rules for finding in report.findings_of(rule))
     states = report.audit.states
     judged = states["sound"] + states["wrong"]
-    if not findings and not judged and case in OF_ROWS:
-        return Result(not_checked=NOTHING_JUDGED)
-    if not findings and case == "rows-complete" and judged and not report.audit.source.is_known:
-        return Result(not_checked='no line names its row ("row": 0), and no dataset is given')
-    if not findings and states.total() == report.audit.counts["ML501"]:
-        return Result(not_checked="no line of the file can be read: see the check `file`")
+    if reason := report.audit.not_checked.get(case, ""):
+        return Result(not_checked=reason)
     facts: dict[str, Any] = {
         "rows": states.total(),
         "judged": judged,
