@@ -13,7 +13,8 @@ from plugin_rows import NAMED, ROW, write_rows
 from safetensors.torch import load_file, save_file
 
 from pytest_mistral_lora.records.compare_runs import compare_runs
-from pytest_mistral_lora.records.transcripts import load
+from pytest_mistral_lora.records.transcripts import TRANSCRIPTS, load
+from pytest_mistral_lora.training.generate.model_spec import ModelSpec
 from pytest_mistral_lora.training.merge import merge
 
 Run = Callable[..., pytest.RunResult]
@@ -226,6 +227,18 @@ def test_two_adapters_are_asked_one_after_the_other(own: Run, here: Path) -> Non
     ]
     assert load(_file(here)).text != load(_file(here, target="other")).text == "Seven is prime."
     assert own(both[0]).parseoutcomes()["passed"] == 2
+
+
+def test_the_model_is_loaded_once_for_the_folder_s_transcripts_and_the_user_s(
+    here: Path, golden: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (here / "lora" / TRANSCRIPTS).mkdir()
+    shutil.copy(_file(here), here / "lora" / TRANSCRIPTS)
+    loaded, load_model = [], ModelSpec.load
+    monkeypatch.setattr(ModelSpec, "load", lambda spec: loaded.append(spec) or load_model(spec))
+    words = ("--mistral-adapter=lora", "--mistral-base=base", "--mistral-golden-dir=goldens", "-k", "::transcript::")
+    assert golden(*words).parseoutcomes()["passed"] == 6
+    assert len(loaded) == 1
 
 
 def test_a_merged_model_records_its_own_answers(golden: Run, here: Path) -> None:

@@ -25,8 +25,7 @@ SEEN = {
 
 def seen_deviations(kind: str, address: str, tokenizer: CheckpointTokenizer, version: str = "") -> set[str]:
     """Return the names of the deviations that explain a prompt of a server; a prompt that none explains fails."""
-    judge = Target("own", tokenizer.oracle.path)
-    vars(judge)["tokenizer"] = tokenizer
+    judge = Target.of_loaded(tokenizer)
     target = ServerTarget("served", judge=judge, kind=kind, url=address, version=version)
     answered = replace(target, given=tuple(one.row for one in asked_examples(target))).answers.rows
     named, seen = PromptDeviations(target), set[str]()

@@ -78,9 +78,7 @@ def file_results(path: Path, tokenizer: CheckpointTokenizer) -> dict[str, Result
     Raises:
         TokenizerError: If the tokenizer cannot be used.
     """
-    judge = Target(tokenizer.path.name, tokenizer.path, oracle_name=tokenizer.declared)
-    vars(judge)["tokenizer"] = tokenizer
-    return dataset_results(DatasetTarget(path.name, path, judge=judge))
+    return dataset_results(DatasetTarget(path.name, path, judge=Target.of_loaded(tokenizer)))
 
 
 def dataset_results(

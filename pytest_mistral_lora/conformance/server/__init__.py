@@ -287,10 +287,7 @@ def served_prompt(
 def _target_of_rows(
     choice: ServerChoice, rows: Sequence[Row], tokenizer: CheckpointTokenizer, model: str = ""
 ) -> ServerTarget:
-    judge = Target("tokenizer", tokenizer.path)
-    # already loaded: a second one, of 131,000 tokens, would cost seconds
-    vars(judge)["tokenizer"] = tokenizer
-    target = choice.target("server", judge, given=tuple(rows), model=model)
+    target = choice.target("server", Target.of_loaded(tokenizer), given=tuple(rows), model=model)
     if not rows or len(target.asked_rows()) < len(rows):
         found = "a row without an answer, or with settings that a chat request names otherwise" if rows else "no row"
         raise InputError(found, expected="rows that end with the answer to a prompt")
