@@ -23,7 +23,7 @@ from pytest_mistral_lora.chat.formats import (
     Container,
     import_step,
 )
-from pytest_mistral_lora.errors import InputError
+from pytest_mistral_lora.errors import InputError, counted
 
 _ENCODED = "encoded.jsonl"
 _UNPACK = {"gzip": "gzip -dc", "zstd": "zstd -dc", "bzip2": "bzip2 -dc", "xz": "xz -dc"}
@@ -269,6 +269,12 @@ def folder_answer(path: Path) -> tuple[str, str]:
     recipe = next((one for one in sorted(path.glob("*.y*ml")) if one.name.startswith("recipe")), None)
     if recipe is not None:
         return f"a folder with {recipe.name}", f"Check it: mistral-lora check {shlex.quote(str(recipe))}"
+    adapters = sorted(one for depth in ("*", "*/*") for one in path.glob(f"{depth}/adapter_config.json"))
+    if adapters:
+        # of checkpoints, the newest: `checkpoint-100` comes after `checkpoint-20`
+        newest = max(adapters, key=lambda one: one.stat().st_mtime_ns).parent
+        found = f"a folder with {counted(len(adapters), 'adapter')} below it"
+        return found, f"Check one: mistral-lora check {shlex.quote(str(newest))}"
     data = sorted(one for one in path.rglob("*") if one.name.endswith(DATA_SUFFIXES) and one.is_file())
     if not data:
         return "", ""

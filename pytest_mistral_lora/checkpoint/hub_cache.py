@@ -65,6 +65,18 @@ def kept_listing(folder: Path) -> Listing | None:
         return None
 
 
+def is_repository(name: str) -> bool:
+    """Return whether a name, which may come from a file, can be the id of a repository: `../base` cannot."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        try_to_load_from_cache(name, "config.json")
+    except HFValidationError:
+        return False
+    return True
+
+
 def cached_snapshot(repo: str, revision: str) -> Path | None:
     """Return the snapshot of a commit in the Hub's cache, its files checked against the commit; nothing is fetched.
 

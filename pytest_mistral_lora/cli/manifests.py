@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import shutil
 import sys
 from collections import Counter
@@ -83,6 +84,12 @@ def run_verify(args: argparse.Namespace) -> int:
     if args.signature is None and (args.public_key or args.identity or args.issuer):
         raise InputError("an author is named, and no signature", place="--signature", expected="the signature's file")
     folder = AdapterFolder(args.folder, args.base)
+    if (args.folder / "adapter_config.json").is_file() and not folder.has_manifest:
+        raise InputError(
+            "no manifest.json: another trainer made the adapter, and recorded nothing that could be verified",
+            place=str(args.folder),
+            next_step=f"Judge its files: mistral-lora check {shlex.quote(str(args.folder))}",
+        )
     facts = verify(folder, base=folder.located_base, dataset=dataset, parent=args.parent, open_file=recorded_file)
     if args.rerun:
         from pytest_mistral_lora.training.display import RunDisplay

@@ -14,7 +14,7 @@ from typing import Any
 from pytest_mistral_lora.checkpoint.architectures import read_config, text_part
 from pytest_mistral_lora.checkpoint.base_model import architecture_in
 from pytest_mistral_lora.checkpoint.fp8 import is_fp8, quantization_facts
-from pytest_mistral_lora.checkpoint.hub_cache import cached_snapshot
+from pytest_mistral_lora.checkpoint.hub_cache import cached_snapshot, is_repository
 from pytest_mistral_lora.checkpoint.pins import resolve
 from pytest_mistral_lora.checkpoint.weights import weight_files
 from pytest_mistral_lora.errors import InputError, MistralLoraError, PinError, one_line
@@ -192,7 +192,7 @@ def locate_base(
         return local
     if recorded.revision is not None:
         cached = cached_snapshot(recorded.name, recorded.revision)
-        if may_fetch and (cached is not None or local is None):
+        if may_fetch and (cached is not None or (local is None and is_repository(recorded.name))):
             # a snapshot may lack its weights: names and shapes do not need them, but loading does
             return LocatedBase(resolve(recorded.name, recorded.revision, weights=True))
         if cached is not None:

@@ -47,6 +47,15 @@ def in_folder(**files: Any) -> Callable[[Path], None]:
     return write
 
 
+def checkpoints(path: Path) -> None:
+    """Write two checkpoints of a trainer, of which the newer one comes first by name."""
+    for number, step in enumerate((20, 100)):
+        (folder := path / f"checkpoint-{step}").mkdir(parents=True)
+        (folder / "adapter_config.json").write_text("{}")
+        (folder / "trainer_state.json").write_text("{}")
+        os.utime(folder / "adapter_config.json", (number, number))
+
+
 def tokenizer(name: str) -> Callable[[Path], Any]:
     return lambda path: shutil.copy(shipped_tokenizer(name), path)
 
@@ -204,6 +213,7 @@ ANSWERED: list[tuple[str, Any, str, list[str]]] = [
         "a folder with recipe.yaml",
         ["mistral-lora check {path}/recipe.yaml"],
     ),
+    ("trained", checkpoints, "a folder with 2 adapters below it", ["mistral-lora check {path}/checkpoint-100"]),
     (
         "goldens",
         lambda path: (path / "templates").mkdir(parents=True),

@@ -187,3 +187,17 @@ def test_an_fp8_matrix_without_numbers_is_refused(shape: tuple[int, int], tmp_pa
 def test_a_base_whose_name_is_no_repository_is_missing(name: str, tmp_path: Path) -> None:
     assert cached_snapshot(name, COMMIT) is None
     assert "is missing" in locate_base(RecordedBase(name, COMMIT), tmp_path).missing
+    if name != "a":  # a repository of an old form, which the Hub may have
+        assert "is missing" in locate_base(RecordedBase(name, COMMIT), tmp_path, may_fetch=True).missing
+
+
+@pytest.mark.parametrize("has_adapter", [True, False])
+def test_a_folder_without_a_record_is_sent_to_the_check_of_its_files(
+    has_adapter: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if has_adapter:
+        (tmp_path / "adapter_config.json").write_text("{}")
+    assert main(["verify", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert ("another trainer made the adapter" in error) is has_adapter
+    assert (f"mistral-lora check {tmp_path}\n" in error) is has_adapter
