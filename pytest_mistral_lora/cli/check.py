@@ -17,7 +17,6 @@ from pytest_mistral_lora.cli.verb import (
     tokenizer_path,
     whole_number,
 )
-from pytest_mistral_lora.conformance.collection import targets_of
 from pytest_mistral_lora.conformance.path_kinds import KINDS, recognised
 from pytest_mistral_lora.conformance.targets import EMBEDDED, is_shipped
 from pytest_mistral_lora.errors import InputError, MistralLoraError, did_you_mean
@@ -88,6 +87,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Check the paths, or the embedded default; return 1 if a check finds an error."""
     tokenizer, oracle = _judge(args.tokenizer, args.oracle)
+    from pytest_mistral_lora.conformance.collection import targets_of
     from pytest_mistral_lora.records.files import path_from
 
     paths = [recognised(path_from(Path.cwd(), path), args.base, args.kind) for path in args.paths]
