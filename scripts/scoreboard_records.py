@@ -236,7 +236,9 @@ def record_real(column: Column, tokenizer: str) -> None:
         try:
             tokenizer_path = shipped_tokenizer(tokenizer)
             made = extract(column.runner, rows, tokenizer_path, encoded, config=column.config, time_limit=TIME_LIMIT)
-        except RunnerError:
+        except RunnerError as error:
+            if "ends with exit code" not in error.found:
+                raise
             file.unlink(missing_ok=True)
             return
         audit = Audit(made.file, oracle(tokenizer))
@@ -244,6 +246,8 @@ def record_real(column: Column, tokenizer: str) -> None:
             pass
     corpus = f"chatterbot-corpus {version('chatterbot-corpus')}"
     data = {
+        "date": datetime.now(UTC).date().isoformat(),
+        "version": made.environment[column.runner.distribution],
         "rows": len(rows),
         "of": corpus,
         "sound": audit.states["sound"],

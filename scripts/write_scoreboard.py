@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from textwrap import shorten
 
 import scoreboard_layers
 from scoreboard_records import (
@@ -97,9 +98,15 @@ The configurations are each trainer's defaults for chat rows, and the variants t
 templates, packing, several datasets, GPUs, and training itself. Ids and labels do not depend on the last two. None of
 the configurations asks for answers of weight 0 to be masked, so `ML549` is not a fault of a trainer's code, but one of
 its defaults. [../deviations.md](../deviations.md) lists the differences between the generated chat template and
-mistral-common: a trainer that renders with it inherits them. `refused` is a configuration with which the trainer
-refuses a checkpoint, a plain row included; its reason follows. ms-swift's templates for Small 3 and later have the date
-of the recording in their ids. *Not run*: not each was given every folder or derived file."""
+mistral-common: a trainer that renders with it inherits them. ms-swift's templates for Small 3 and later have the date
+of the recording in their ids.
+
+`refused`: the trainer refuses a plain row, too, for the reason that follows. Beside mistral-common, transformers takes
+`tekken.json` in place of `tokenizer.json`, and has no chat template ([ML236](../rules/ML236.md)): so TRL and Axolotl
+refuse the Tekken folders, but for `axolotl-mistral-common`, which needs Mistral's file. LLaMA-Factory renders a system
+message alone to read a checkpoint's template, and those of versions 1 and 3 write none without a user message. It takes
+the BOS into each turn if `tokenizer.json` puts none before a text, as here: with one that does, it has 24 rows of 46
+sound on `derived-v13-hub`, each with one BOS."""
 
 
 def _configurations() -> Iterator[str]:
@@ -127,8 +134,7 @@ def _grouped(by_tokenizer: dict[str, str]) -> str:
 
 
 def _versions(environment: dict[str, str]) -> str:
-    found = [f"{name} {version}" for name, version in environment.items() if version != "not installed"]
-    return ", ".join(found) or "not recorded"
+    return ", ".join(f"{name} {version}" for name, version in environment.items() if version != "not installed")
 
 
 def _summary() -> Iterator[str]:
@@ -137,10 +143,9 @@ def _summary() -> Iterator[str]:
     yield f"| configuration | {' | '.join(TOKENIZERS)} |"
     yield "|---|" + "---|" * len(TOKENIZERS)
     for column in COLUMNS:
-        recorded = column.recorded
-        if recorded:
-            cells = [_short(recorded[name]) if name in recorded else "not run" for name in TOKENIZERS]
-            yield f"| {column.name} | {' | '.join(cells)} |"
+        runs = column.recorded
+        cells = [_short(runs[name]) if name in runs else "not run" for name in TOKENIZERS]
+        yield f"| {column.name} | {' | '.join(cells)} |"
     yield f"| {OURS} | {' | '.join(_counted(our_findings(name)) for name in TOKENIZERS)} |"
 
 
@@ -208,7 +213,7 @@ def _rules(findings: list[Finding]) -> str:
 
 
 def _cell(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|")[:200]
+    return shorten(text, 200, placeholder=" ...").replace("|", "\\|")
 
 
 def reproductions_page() -> str:

@@ -8,7 +8,6 @@ from types import ModuleType
 
 import pytest
 import scoreboard_layers
-from scoreboard_records import DERIVED, HUB
 
 from pytest_mistral_lora.conformance.finding import RULES, Finding
 from pytest_mistral_lora.runners import RUNNERS, runner_fixes
@@ -40,6 +39,10 @@ KNOWN = [
     ("ms-swift", "spm-v3", "multi-turn", "ML521", "a BOS stands in front of every turn"),
     ("ms-swift", "spm-v3", "tool-call", "ML502", "rows with tools are left out without an error"),
     ("ms-swift-nemo", "spm-v3", "single", "ML527", "the name of a placeholder, {{SYSTEM}}, is trained on"),
+    ("ms-swift-nemo", "derived-v15", "single", "ML533", "the settings are left out"),
+    ("llamafactory-openai", "derived-v11", "single", "ML527", "a system prompt of its own is put in"),
+    ("llamafactory-own-template", "derived-v13-hub", "multi-turn", "ML521", "a BOS stands in front of every turn"),
+    ("axolotl-v2v3", "derived-v11", "system", "ML525", "the system prompt is left out"),
 ]
 EXACT = [
     ("llamafactory", "tools-unused", {"ML530"}),
@@ -51,6 +54,8 @@ REFUSED = [
     ("trl-assistant-only", "spm-v3", "training-compatible"),
     ("trl", "tekken-240911-hub", "Expected last role User or Tool"),
     ("trl-assistant-only", "tekken-240911-hub", "expected string or bytes-like object, got 'NoneType'"),
+    ("axolotl-v2v3", "derived-v13-hub", "Expected last role User or Tool"),
+    ("axolotl-mistral-common", "derived-v11", "No tokenizer file found"),
     ("llamafactory-own-template", "spm-v3", "A placeholder is required in the string formatter"),
 ]
 
@@ -103,10 +108,18 @@ def test_a_configuration_that_no_row_can_use_is_refused_by_the_runner(
     assert words in found.recorded[tokenizer].refused
 
 
-def test_every_configuration_was_run_on_every_tokenizer_without_a_file_of_mistral_s(script: ModuleType) -> None:
+def test_every_configuration_was_run_on_every_tokenizer(script: ModuleType) -> None:
+    runs = [(column.name, tokenizer) for column in script.COLUMNS for tokenizer in column.recorded]
+    assert runs == [(column.name, tokenizer) for column in script.COLUMNS for tokenizer in script.TOKENIZERS]
+
+
+def test_every_record_has_its_day_and_the_version_of_its_trainer(script: ModuleType) -> None:
     for column in script.COLUMNS:
-        plain = {name for name in script.TOKENIZERS if not name.endswith(HUB) and name not in DERIVED}
-        assert plain <= set(column.recorded) <= set(script.TOKENIZERS)
+        for tokenizer, one in column.recorded.items():
+            place = f"{column.name} on {tokenizer}"
+            assert re.fullmatch(r"2\d{3}-\d\d-\d\d", one.date), place
+            assert one.environment.get(column.runner.distribution, "not installed") != "not installed", place
+            assert bool(one.refused) != bool(one.lines), place
 
 
 def test_our_own_trainer_is_sound_on_every_row(script: ModuleType) -> None:
