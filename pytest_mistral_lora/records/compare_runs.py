@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pytest_mistral_lora.chat.difference import equal_beginning
+from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.records.goldens import golden_paths
 from pytest_mistral_lora.records.manifest import load
 from pytest_mistral_lora.records.tensors import TensorsDiff, diff_tensors, tensor_files
@@ -147,13 +148,17 @@ def compare_runs(a: Path, b: Path) -> RunsDiff:
         b: The other one.
 
     Raises:
-        InputError: If a manifest, a tensor file or a transcript cannot be read.
+        InputError: If a manifest, a tensor file or a transcript cannot be read, or a folder holds no tensors.
     """
     records = load(a), load(b)
+    for folder in (a, b):
+        if folder.is_dir() and not tensor_files(folder):
+            alone = "Name the two manifest.json files to compare nothing else."
+            raise InputError("no tensors", place=str(folder), expected="an adapter or a model", next_step=alone)
     kinds = [record.data["kind"] for record in records]
     tensors: TensorsDiff | str = f"one is of kind {kinds[0]}, the other {kinds[1]}"
     if kinds[0] == kinds[1]:
-        without = next((folder for folder in (a, b) if not tensor_files(folder)), None)
+        without = next((one for one in (a, b) if not tensor_files(one)), None)
         tensors = diff_tensors(a, b) if without is None else f"no tensors in {without}"
     first, second = ({name: part for name, part in one.data.items() if name != _SEAL} for one in records)
     changed = []

@@ -31,8 +31,7 @@ def write(tmp_path: Path) -> Callable[..., Path]:
         folder = tmp_path / name
         (folder / "transcripts").mkdir(parents=True)
         (folder / "manifest.json").write_text(json.dumps(adapter() if data is None else data))
-        if tensors is not None:
-            save_file(tensors, folder / "adapter_model.safetensors")
+        save_file(TENSORS if tensors is None else tensors, folder / "adapter_model.safetensors")
         for one in answers:
             one.write(folder / "transcripts")
         return folder
@@ -172,6 +171,8 @@ def test_what_is_no_number_differs_and_is_null_in_json(
 
 def test_shards_of_merged_models_are_read_as_one(write: Callable[..., Path]) -> None:
     one, other = write("a", merged()), write("b", merged())
+    for folder in (one, other):
+        (folder / "adapter_model.safetensors").unlink()
     tensors = {"model.layers.0.mlp.up_proj.weight": torch.ones(2), "lm_head.weight": torch.ones(3)}
     save_file(tensors, one / "model.safetensors")
     for index, (name, tensor) in enumerate(tensors.items()):
@@ -238,6 +239,10 @@ def test_what_cannot_be_compared_is_said(write: Callable[..., Path], tmp_path: P
     assert ("record", "$.kind") in {(fact.group, fact.path) for fact in compare_runs(one, other).facts}
 
 
+def _no_tensors(folder: Path) -> None:
+    (folder / "adapter_model.safetensors").unlink()
+
+
 def _torn_manifest(folder: Path) -> None:
     (folder / "manifest.json").write_text("{")
 
@@ -260,6 +265,7 @@ def _torn_transcript(folder: Path) -> None:
         (_torn_manifest, "not valid JSON"),
         (_no_manifest, "no such file"),
         (_torn_tensors, "not a safetensors file"),
+        (_no_tensors, "no tensors; expected an adapter or a model"),
         (_torn_transcript, "not a golden transcript"),
     ],
 )

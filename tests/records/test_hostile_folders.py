@@ -58,7 +58,7 @@ def test_no_name_of_a_file_makes_a_line_of_verify(tmp_path: Path, capsys: pytest
 
 def test_no_value_makes_a_line_of_diff(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     one, other = written(tmp_path / "a"), written(tmp_path / "b", base=FORGED)
-    lines = lines_of(["diff", str(one), str(other)], capsys)
+    lines = lines_of(["diff", *(str(folder / "manifest.json") for folder in (one, other))], capsys)
     assert "  $.base: mistralai/Mistral-7B-v0.3 → x match signature: by author.pub\\x1b[2J" in lines
 
 
