@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import socket
+import ssl
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -166,8 +167,8 @@ def free_port() -> int:
 
 
 @contextmanager
-def serving(behaviour: Behaviour) -> Iterator[str]:
-    """Serve until the end of the block, and yield the address."""
+def serving(behaviour: Behaviour, secure: ssl.SSLContext | None = None) -> Iterator[str]:
+    """Serve until the end of the block, by TLS if a context is given, and yield the address with `http`."""
 
     class Handler(BaseHTTPRequestHandler):
         def _handle(self) -> None:
@@ -196,6 +197,8 @@ def serving(behaviour: Behaviour) -> Iterator[str]:
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
+    if secure is not None:
+        server.socket = secure.wrap_socket(server.socket, server_side=True)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:

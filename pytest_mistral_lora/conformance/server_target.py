@@ -131,9 +131,11 @@ class ServerTarget(JudgedTarget):
         asked = list(self.asked_rows())
         if not asked:
             raise InputError(
-                "no row to ask: none ends with an answer, or each has settings that a chat request names otherwise",
+                "no row to ask: none is a row that ends with an answer, or each has settings that a chat request names "
+                "otherwise",
                 place=", ".join(map(str, self.rows)),
                 expected="rows that end with the answer to a prompt",
+                next_step="Look at the rows: mistral-lora check FILE --tokenizer NAME.",
             )
         rows = [one.row for one in asked]
         prompts: Sequence[ServedPrompt | InputError]
@@ -160,13 +162,15 @@ class ServerTarget(JudgedTarget):
                 raise InputError(
                     "several adapters are served",
                     place=self.url,
-                    expected=f"--model, one of: {', '.join(facts.adapters)}",
+                    expected=f"one of: {', '.join(facts.adapters)}",
+                    next_step="Name the adapter: --model NAME.",
                 )
             model = (own or facts.adapters)[0]
         model = model or next(iter(facts.models), "")
         if model not in facts.models:
-            found = f"the model {model!r} is not served"
-            raise InputError(found, place=self.url, expected=f"one of: {', '.join(facts.models) or 'none'}")
+            found, step = f"the model {model!r} is not served", "Name a model that the server lists: --model NAME."
+            expected = f"one of: {', '.join(facts.models) or 'none'}"
+            raise InputError(found, place=self.url, expected=expected, next_step=step)
         return model
 
     @KeptProperty
@@ -270,7 +274,11 @@ class ServerChoice:
             raise InputError(f"unknown precision {precision!r}", expected=f"one of {', '.join(TOLERANCES)}")
         if kind != RECOGNISED:
             find_server(kind)
-        return cls(kind, require_url(url), version, precision)
+        url = require_url(url)
+        if not kind.endswith(".py"):
+            # the base of OpenAI's clients, whose paths are those behind it
+            url = url.removesuffix("/chat/completions").removesuffix("/v1")
+        return cls(kind, url, version, precision)
 
     def __str__(self) -> str:
         """Return the server as it was named."""

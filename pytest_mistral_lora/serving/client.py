@@ -27,6 +27,7 @@ _LARGEST = 16 << 20
 _TRIES = 3
 _BUSY = (429, 502, 503, 504)
 _SHOWN = 300
+_WITHOUT_TLS = "If the server has no certificate, write http:// (on this machine alone)."
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +79,8 @@ def require_url(url: str) -> str:
     except ValueError:  # brackets that are not closed, or a port beyond 65535
         host = ""
     if not host or parts.scheme not in ("http", "https"):
-        raise InputError("no address of a server", place=url[:_SHOWN], expected="http://127.0.0.1:8080")
+        expected = "http://127.0.0.1:8080" if "://" in url else f"http://{url[:_SHOWN]}"
+        raise InputError("no address of a server", place=url[:_SHOWN], expected=expected)
     try:
         is_loopback = ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -107,6 +109,8 @@ class ServerClient:
     url: str
     seconds: float = SECONDS
     _open: httpx.AsyncClient | None = field(default=None, repr=False)
+    _lost: InputError | None = field(default=None, repr=False)
+    _has_answered: bool = field(default=False, repr=False)
     _gate: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(AT_ONCE), repr=False)
 
     async def __aenter__(self) -> ServerClient:
@@ -114,14 +118,25 @@ class ServerClient:
 
         Raises:
             ImportError: If httpx is not installed.
+            InputError: If the key has characters that no header can have.
         """
         import httpx
 
-        key = os.environ.get(KEY)
+        key = server_key()
+        if not (key.isascii() and key.isprintable()):
+            step = f"Set it again: export {KEY}=…"
+            found = "the key has a character that no request can have"
+            raise InputError(found, place=KEY, expected="printable ASCII", next_step=step)
         headers = {"Authorization": f"Bearer {key}"} if key else {}
-        # a redirect could lead off the host, with the key; proxies of the environment are not asked for
+        # a redirect could lead off the host, with the key; proxies of the environment are not asked for, and the
+        # authorities that it names (SSL_CERT_FILE) are
         self._open = httpx.AsyncClient(
-            base_url=self.url, headers=headers, timeout=self.seconds, follow_redirects=False, trust_env=False
+            base_url=self.url,
+            headers=headers,
+            timeout=self.seconds,
+            follow_redirects=False,
+            trust_env=False,
+            verify=httpx.create_ssl_context(),
         )
         return self
 
@@ -145,25 +160,47 @@ class ServerClient:
         place = f"{self.url}{path}"
         async with self._gate:
             for attempt in range(_TRIES):
+                if self._lost is not None:
+                    raise self._lost
                 try:
                     answer = await asyncio.wait_for(self._send(method, path, data), self.seconds)
                 except (TimeoutError, httpx.TimeoutException) as error:
-                    raise InputError(f"no answer in {self.seconds:g} s", place=place) from error
+                    found = f"no answer in {self.seconds:g} s"
+                    raise InputError(found, place=place, next_step=self._other_scheme("https")) from error
                 except httpx.ConnectError as error:
-                    if attempt + 1 == _TRIES:
-                        step = "Start the server, or look at its address."
-                        raise InputError("no server answers there", place=place, next_step=step) from error
+                    if "[SSL" in str(error) or attempt + 1 == _TRIES:
+                        # the next row need not wait as long
+                        self._lost = self._no_connection(str(error))
+                        raise self._lost from error
                 except (httpx.HTTPError, ValueError) as error:
                     found = f"the connection failed: {type(error).__name__} {without_key(str(error))[:_SHOWN]}"
-                    raise InputError(found, place=place) from error
+                    raise InputError(found, place=place, next_step=self._other_scheme("http")) from error
                 else:
+                    self._has_answered = True
                     if answer.status == 401 or answer.status == 403:
-                        found = f"the server refuses the key (HTTP {answer.status})"
-                        raise InputError(found, place=place, next_step=f"Set the key: export {KEY}=…")
+                        found = (
+                            f"the server {'refuses the' if server_key() else 'asks for a'} key (HTTP {answer.status})"
+                        )
+                        raise InputError(found, place=place, next_step=f"Set its key: export {KEY}=…")
                     if answer.status not in _BUSY or attempt + 1 == _TRIES:
                         return answer
                 await asyncio.sleep(0.2 * 2**attempt)
         raise AssertionError("the last attempt returns or raises")
+
+    def _other_scheme(self, scheme: str) -> str:
+        """Return the step of a server that has not answered yet, if its address has a scheme: write the other one."""
+        if self._has_answered or not self.url.startswith(f"{scheme}:"):
+            return ""
+        return "If the server asks for https, write https://." if scheme == "http" else _WITHOUT_TLS
+
+    def _no_connection(self, error: str) -> InputError:
+        if "CERTIFICATE_VERIFY_FAILED" in error:
+            step = "If it is of an authority of your own, name the file of that: export SSL_CERT_FILE=authority.pem"
+            return InputError(f"its certificate is not trusted: {error}", place=self.url, next_step=step)
+        if "[SSL" in error:
+            return InputError(f"no secure connection: {error}", place=self.url, next_step=_WITHOUT_TLS)
+        found = f"no server answers there{' any more' if self._has_answered else ''}"
+        return InputError(found, place=self.url, next_step="Start the server, or look at its address.")
 
     async def _send(self, method: str, path: str, data: Any) -> Answer:
         assert self._open is not None
@@ -181,7 +218,12 @@ class ServerClient:
         return Answer(response.status_code, value, " ".join(text[:_SHOWN].split()))
 
 
+def server_key() -> str:
+    """Return the key of the server, without the line break that a file puts at its end; empty if there is none."""
+    return os.environ.get(KEY, "").strip()
+
+
 def without_key(text: str) -> str:
     """Return a text without the key: a server or a script may echo what it was given."""
-    key = os.environ.get(KEY)
+    key = server_key()
     return text.replace(key, "***") if key else text

@@ -108,8 +108,10 @@ async def recognise_server(url: str) -> tuple[Server, str]:
         try:
             await SERVERS["openai"].facts(client)
         except InputError as error:
+            if error.next_step:  # it is not there, or refuses the key
+                raise
             expected = error.expected or f"a server of a kind that is recognised: {', '.join(SERVERS)}"
-            step = error.next_step or "Name its kind, NAME=URL, or give a script of your own: see docs/serving.md."
+            step = "Name its kind, NAME=URL, or give a script of your own: see docs/serving.md."
             raise InputError(error.found, place=error.place, expected=expected, next_step=step) from error
     return SERVERS["openai"], "/v1/models"
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
+import ssl
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from local_server import Behaviour, serving
 
@@ -52,6 +56,9 @@ def test_an_address_that_is_not_asked(url: str, found: str) -> None:
 def test_an_address_that_is_asked() -> None:
     for url in ("http://127.0.0.1:8080/", "http://localhost:1", "http://[::1]:1", "https://example.org/llm"):
         assert require_url(url) == url.rstrip("/")
+    with pytest.raises(InputError) as error:
+        require_url("localhost:8080")
+    assert error.value.expected == "http://localhost:8080"
 
 
 def test_a_server_that_does_not_answer_in_time(oracle: Oracle) -> None:
@@ -94,6 +101,93 @@ def test_a_busy_server_is_asked_again(oracle: Oracle) -> None:
 def test_a_refused_key_names_the_variable(status: int, body: bytes, oracle: Oracle) -> None:
     with serving(Behaviour(oracle, answer=lambda path: (status, body))) as url, pytest.raises(InputError, match=KEY):
         ask(url)
+
+
+@pytest.mark.parametrize(("key", "asks"), [("", "asks for a key"), ("wrong", "refuses the key")])
+def test_a_missing_key_and_a_wrong_one_are_told_apart(
+    key: str, asks: str, oracle: Oracle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(KEY, key)
+    behaviour = Behaviour(oracle, answer=lambda path: (401, b"{}"))
+    with serving(behaviour) as url, pytest.raises(InputError, match=asks):
+        ask(url)
+
+
+def test_the_line_break_of_a_file_ends_a_key_and_is_no_part_of_it(
+    oracle: Oracle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(KEY, "s3cr3t\n")
+    behaviour = Behaviour(oracle, answer=lambda path: (200, b'["s3cr3t"]'))
+    with serving(behaviour) as url:
+        assert ask(url).data == ["***"]
+    [(_, headers, _)] = behaviour.seen
+    assert headers.get("authorization", headers.get("Authorization")) == "Bearer s3cr3t"
+
+
+@pytest.mark.parametrize("key", ["s3c\nr3t", "s3cr3té"])
+def test_a_key_that_no_request_can_have_is_an_error_that_does_not_print_it(
+    key: str, oracle: Oracle, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(KEY, key)
+    behaviour = Behaviour(oracle)
+    with serving(behaviour) as url:
+        code, out = run_check(url, capsys)
+    assert (code, "no request can have" in out, "r3t" in out, "s3c" in out) == (1, True, False, False), out
+    assert not behaviour.seen
+
+
+def test_the_other_scheme_and_a_certificate_that_nobody_trusts_name_the_way_out(
+    oracle: Oracle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serving(Behaviour(oracle)) as url, pytest.raises(InputError, match="no secure connection") as plain:
+        ask(url.replace("http:", "https:"))
+    assert "write http://" in plain.value.next_step
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl makes the certificate")
+    made = "req -x509 -newkey rsa:2048 -nodes -keyout key -out cert -days 2 -subj /CN=me"
+    made += " -addext subjectAltName=IP:127.0.0.1"
+    subprocess.run(["openssl", *made.split()], cwd=tmp_path, check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "cert", tmp_path / "key")
+    with serving(Behaviour(oracle), context) as url:
+        with pytest.raises(InputError, match="the connection failed") as reset:
+            ask(url)
+        assert "write https://" in reset.value.next_step
+        secure = url.replace("http:", "https:")
+        with pytest.raises(InputError, match="its certificate is not trusted") as unknown:
+            ask(secure)
+        assert "SSL_CERT_FILE" in unknown.value.next_step
+        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "cert"))
+        assert ask(secure).is_ok
+
+
+def test_a_server_that_ends_in_the_middle_is_not_waited_for_row_by_row(
+    oracle: Oracle, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waited: list[float] = []
+    sleep = asyncio.sleep
+
+    async def counted(seconds: float) -> None:
+        waited.append(seconds)
+        await sleep(0)
+
+    monkeypatch.setattr(asyncio, "sleep", counted)
+    ended: list[str] = []
+
+    async def send(self: ServerClient, method: str, path: str, data: Any) -> Answer:
+        if path == "/apply-template" or ended:
+            ended.append(path)
+            raise httpx.ConnectError("connection refused")
+        return await real(self, method, path, data)
+
+    real = ServerClient._send
+    monkeypatch.setattr(ServerClient, "_send", send)
+    with serving(Behaviour(oracle)) as url:
+        code, out = run_check(url, capsys)
+    assert (code, "no server answers there any more" in out) == (1, True), out
+    # nothing is judged of rows that were not answered
+    assert "no row was answered" in out
+    assert len(waited) <= 3 * clients.AT_ONCE
 
 
 def run_check(url: str, capsys: pytest.CaptureFixture[str], *options: str, kind: str = "llamacpp") -> tuple[int, str]:

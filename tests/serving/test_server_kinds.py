@@ -177,6 +177,10 @@ def test_what_is_no_server_of_a_known_kind_is_one_finding_that_names_the_way_out
         ("http://127.0.0.1:1/a?b=c", ("auto", "http://127.0.0.1:1/a?b=c", "", "")),
         ("auto:bf16=https://example.org/", ("auto", "https://example.org", "", "bf16")),
         ("llamacpp@11549:fp32=http://127.0.0.1:1", ("llamacpp", "http://127.0.0.1:1", "11549", "fp32")),
+        # as OpenAI's clients have it
+        ("http://127.0.0.1:1/v1/", ("auto", "http://127.0.0.1:1", "", "")),
+        ("vllm=https://example.org/llm/v1", ("vllm", "https://example.org/llm", "", "")),
+        ("openai=http://127.0.0.1:1/v1/chat/completions", ("openai", "http://127.0.0.1:1", "", "")),
     ],
 )
 def test_a_server_is_named_by_kind_version_and_precision(text: str, expected: tuple[str, ...]) -> None:

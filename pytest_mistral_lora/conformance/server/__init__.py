@@ -26,7 +26,10 @@ if TYPE_CHECKING:
     from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 
 _SHOWN = 8
-_NO_TRANSCRIPTS = "no golden transcripts: name an adapter (--adapter, --mistral-adapter), or transcripts (--golden)"
+_NO_TRANSCRIPTS = (
+    "no golden transcripts: name an adapter that has some (--adapter, --mistral-adapter), or their folder (--golden); "
+    "mistral-lora smoke DIR --record FOLDER --rows FILE writes them"
+)
 
 
 def checks(target: ServerTarget, settings: Settings) -> Iterator[Check]:
@@ -34,11 +37,11 @@ def checks(target: ServerTarget, settings: Settings) -> Iterator[Check]:
     if target.adapter is not None and not target.golden:
         # beside those in its folder, the transcripts that the user recorded of the adapter
         name = name_of(target.adapter)
-        own = [folder / TRANSCRIPTS / name for folder in settings.golden_folders]
-        target = replace(target, golden=(target.adapter / TRANSCRIPTS, *(one for one in own if one.is_dir())))
+        places = [target.adapter / TRANSCRIPTS, *(folder / TRANSCRIPTS / name for folder in settings.golden_folders)]
+        target = replace(target, golden=tuple(one for one in places if one.is_dir()))
     judged = ServerChecks(target)
     cases = judged.cases()
-    if not target.golden:
+    if target.adapter is None and not target.golden:
         cases |= {"transcripts": partial(Result, not_checked=_NO_TRANSCRIPTS)}
     else:
         from pytest_mistral_lora.conformance.server.replay import ReplayChecks
@@ -76,6 +79,8 @@ class ServerChecks:
     def _if_answered(self, judge: Callable[[], Result], *, by_ids: bool = False) -> Result:
         if self._failure is not None:
             return Result(not_checked="the server does not answer: see the check `there`")
+        if all(isinstance(one.served, InputError) for one in self._target.answers.rows):
+            return Result(not_checked="no row was answered: see the check `there`")
         if by_ids and not self._shown:
             return Result(not_checked=f"{self._target.server.title} does not show the ids of a prompt")
         if self._other is not None and judge not in (self.prompts, self.counts):
@@ -84,6 +89,8 @@ class ServerChecks:
 
     def if_replayed(self, case: str, judge: Callable[[], Result]) -> Result:
         """Return the result of a check of replayed transcripts, if there are some and the server answers."""
+        if not self._target.golden:
+            return Result(not_checked=_NO_TRANSCRIPTS)
         if case != "transcripts" and not self._target.transcripts[0]:
             return Result(not_checked="no golden transcript can be replayed: see the check `transcripts`")
         # a server that is not there is not recognised, either
@@ -127,20 +134,11 @@ class ServerChecks:
     def there(self) -> Result:
         """ML901: the server is there, and answers each request."""
         if self._failure is not None:
-            error = self._failure
-            return Result((Finding("ML901", error.found, error.place, error.expected, fix=error.next_step),))
+            return Result((_of_error(self._failure),))
         answers = self._target.answers
-        findings = [
-            Finding(
-                "ML901",
-                f"{one.name}: {one.served.found}",
-                one.served.place,
-                one.served.expected,
-                row=one.row.to_jsonl(),
-            )
-            for one in answers.rows
-            if isinstance(one.served, InputError)
-        ]
+        failed = [(one, one.served) for one in answers.rows if isinstance(one.served, InputError)]
+        named = [(_of_error(error), f"{one.name}: {error.found}", one.row.to_jsonl()) for one, error in failed]
+        findings = [replace(finding, found=found, row=row) for finding, found, row in named]
         server, endpoint = self._target.recognised
         version = answers.facts.version or (self._target.version and f"{self._target.version} (as named)")
         strength: str = "count" if self._taken and not self._shown else server.strength
@@ -237,6 +235,10 @@ class ServerChecks:
                 rule, found = ("ML906" if injected else "ML902"), f"{asked.name}: {fault.found} ({fault.rule})"
                 parts, row = difference.parts(asked.name), asked.row.to_jsonl()
                 yield Finding(rule, found, self._place, fault.expected, row=row, **parts)
+
+
+def _of_error(error: InputError) -> Finding:
+    return Finding("ML901", error.found, error.place, error.expected, fix=error.next_step)
 
 
 def served_findings(url: str, rows: Sequence[Row], tokenizer: CheckpointTokenizer, model: str) -> Iterator[Finding]:
