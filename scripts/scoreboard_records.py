@@ -230,6 +230,7 @@ def _environment(runner: Runner) -> dict[str, str]:
 def record_real(column: Column, tokenizer: str) -> None:
     """Run a runner on real dialogues, and write what the audit counts."""
     file = RECORDED / column.name / f"{tokenizer}-real.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
     rows = real_rows()
     with tempfile.TemporaryDirectory() as folder:
         encoded = Path(folder) / "encoded.jsonl"

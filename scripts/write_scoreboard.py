@@ -11,7 +11,6 @@ A runner that is recorded has to be installed here, or in the environment of `mi
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -35,6 +34,7 @@ from scoreboard_records import (
     checkpoint,
     loaded,
     oracle,
+    read_lines,
     record,
     record_real,
     tokenizer_file,
@@ -128,9 +128,8 @@ def _grouped(by_tokenizer: dict[str, str]) -> str:
     groups: dict[str, list[str]] = {}
     for tokenizer, value in by_tokenizer.items():
         groups.setdefault(value, []).append(tokenizer)
-    if len(groups) < 2:
-        return "".join(groups)
-    return "<br>".join(f"{', '.join(tokenizers)}: {value}" for value, tokenizers in groups.items())
+    several = len(groups) > 1
+    return "<br>".join(f"{', '.join(names)}: {value}" if several else value for value, names in groups.items())
 
 
 def _versions(environment: dict[str, str]) -> str:
@@ -184,17 +183,19 @@ def _real() -> Iterator[str]:
     yield "## On real dialogues"
     yield ""
     yield "All English dialogues of the package chatterbot-corpus, as user and assistant by turns, recorded by"
-    yield "`python scripts/write_scoreboard.py --record NAME --real`. No row of them was written to be difficult."
+    yield "`python scripts/write_scoreboard.py --record NAME --real`. No row of them was written to be difficult. A"
+    yield "configuration that refuses the tokenizer above has no line."
     yield ""
-    yield "| configuration | tokenizer | rows | sound | rules that are broken, in how many places |"
-    yield "|---|---|---|---|---|"
+    yield "| configuration | tokenizer | version | recorded | rows | sound | broken rules, in how many places |"
+    yield "|---|---|---|---|---|---|---|"
     for column in COLUMNS:
         for tokenizer in REAL_TOKENIZERS:
             file = RECORDED / column.name / f"{tokenizer}-real.json"
             if file.is_file():
-                data = json.loads(file.read_text(encoding="utf-8"))
+                [data] = read_lines(file)
                 classes = ", ".join(f"{CLASSES[rule]} {count}" for rule, count in data["classes"].items())
-                yield f"| {column.name} | {tokenizer} | {data['rows']} of {data['of']} | {data['sound']} | {classes} |"
+                run = f"{tokenizer} | {column.runner.title} {data['version']} | {data['date']}"
+                yield f"| {column.name} | {run} | {data['rows']} of {data['of']} | {data['sound']} | {classes} |"
 
 
 def _cases_table(tokenizer: str) -> Iterator[str]:

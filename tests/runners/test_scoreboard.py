@@ -122,6 +122,14 @@ def test_every_record_has_its_day_and_the_version_of_its_trainer(script: ModuleT
             assert bool(one.refused) != bool(one.lines), place
 
 
+def test_every_configuration_that_is_not_refused_was_run_on_real_dialogues(script: ModuleType) -> None:
+    runs = [(column, name) for column in script.COLUMNS for name in script.REAL_TOKENIZERS]
+    accepted = [f"| {column.name} | {name} " for column, name in runs if not column.recorded[name].refused]
+    lines = [line for line in script.board_page().splitlines() if "chatterbot-corpus 1" in line]
+    assert [one for one, line in zip(accepted, lines, strict=True) if not line.startswith(one)] == []
+    assert len(accepted) == 16
+
+
 def test_our_own_trainer_is_sound_on_every_row(script: ModuleType) -> None:
     for tokenizer in script.TOKENIZERS:
         assert not any(script.our_findings(tokenizer).values())
