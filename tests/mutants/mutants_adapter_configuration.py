@@ -183,3 +183,15 @@ def rank_pattern_lost(artifact: Artifact) -> None:
     for name, one in artifact["tensors"].items():
         if "q_proj" in name:
             artifact["tensors"][name] = one[:4].clone() if "lora_A" in name else one[:, :4].clone()
+
+
+@mutant("ML426", says="bias is 'lora_only'")
+def trained_biases(artifact: Artifact) -> None:
+    """The configuration trains biases, which servers do not load."""
+    artifact["config"]["bias"] = "lora_only"
+
+
+@mutant("ML410", says="is not a pin")
+def revision_of_another_type(artifact: Artifact) -> None:
+    """The revision is a list."""
+    artifact["config"]["revision"] = ["main"]

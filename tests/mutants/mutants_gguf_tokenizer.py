@@ -157,3 +157,33 @@ def template_that_does_not_parse(artifact: Artifact) -> None:
     """The template is cut off."""
     text = artifact["fields"]["tokenizer.chat_template"]
     artifact["fields"]["tokenizer.chat_template"] = text[: len(text) // 2]
+
+
+@mutant("ML912", says="has no list tokenizer.ggml.tokens")
+def no_tokens(artifact: Artifact) -> None:
+    """The file has no vocabulary."""
+    setting(artifact, "tokens", None)
+
+
+@mutant("ML912 ML915", says="has no list tokenizer.ggml.merges")
+def no_merges(artifact: Artifact) -> None:
+    """The file has a vocabulary of bytes, and no merges."""
+    take_tekken(artifact)
+    artifact["compared"] = False
+    setting(artifact, "merges", None)
+
+
+@mutant("ML912 ML915", says="after a merge to id")
+def merges_out_of_order(artifact: Artifact) -> None:
+    """Two merges have each other's place: another token is made first."""
+    take_tekken(artifact)
+    artifact["compared"] = False
+    swapped(artifact, "merges", 0, 1000)
+
+
+@mutant("ML912 ML915", says="no merge gives")
+def merge_lost(artifact: Artifact) -> None:
+    """The last merge is missing: its token is never made."""
+    take_tekken(artifact)
+    artifact["compared"] = False
+    setting(artifact, "merges", artifact["fields"][FIELD + "merges"][:-1])

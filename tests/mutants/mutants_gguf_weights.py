@@ -160,3 +160,29 @@ def old_version(artifact: Artifact) -> None:
 def no_bytes(artifact: Artifact) -> None:
     """The file is empty."""
     artifact["bytes"] = lambda data: b""
+
+
+@mutant("ML916 ML918", says="holds no tensor")
+def no_tensor(artifact: Artifact) -> None:
+    """The file has its fields, and no tensor."""
+    artifact["tensors"] = {}
+
+
+@mutant("ML914", says="blk.0.attn_v.weight.lora_a has shape")
+def adapter_of_another_rank(artifact: Artifact) -> None:
+    """A matrix of the adapter has another rank."""
+    name = "blk.0.attn_v.weight.lora_a"
+    artifact["adapter_tensors"][name] = artifact["adapter_tensors"][name][:2]
+
+
+@mutant("ML916", says="output_norm.bias is not in")
+def one_tensor_too_many(artifact: Artifact) -> None:
+    """The file has a tensor that the model does not have."""
+    artifact["tensors"] = {**artifact["tensors"], "output_norm.bias": np.zeros(32, dtype=np.float32)}
+
+
+@mutant("ML916", says="blk.0.attn_v.weight has shape")
+def matrix_of_another_shape(artifact: Artifact) -> None:
+    """A matrix has fewer rows than the model's."""
+    name = "blk.0.attn_v.weight"
+    artifact["tensors"] = {**artifact["tensors"], name: artifact["tensors"][name][:8]}

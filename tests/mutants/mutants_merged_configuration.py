@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 from bench_merged import CHATML, HEAD, edit_tokenizer
 from gallery import Artifact, mutant
+
+from pytest_mistral_lora.chat.oracle import shipped_tokenizer
 
 
 @mutant("ML435", "N59", says="eos_token_id is [3]")
@@ -134,3 +137,49 @@ def template_without_a_space(artifact: Artifact) -> None:
     text = file.read_text()
     assert "[/INST]" in text
     file.write_text(text.replace("[/INST]", "[/INST] "))
+
+
+@mutant("ML440", says="is another tokenizer than the base's")
+def tokenizer_file_of_another_version(artifact: Artifact) -> None:
+    """A Mistral tokenizer file that the base does not have, of another version: vLLM takes it first."""
+    shutil.copy(shipped_tokenizer("spm-v7"), artifact["folder"] / "tokenizer.model.v7")
+
+
+@mutant("ML440", says="has SHA-256")
+def tokenizer_file_of_other_bytes(artifact: Artifact) -> None:
+    """The Mistral tokenizer file has the base's name, and other bytes."""
+    for name in ("base", "folder"):
+        shutil.copy(shipped_tokenizer("spm-v3"), artifact[name] / "tokenizer.model.v3")
+    file = artifact["folder"] / "tokenizer.model.v3"
+    file.write_bytes(shipped_tokenizer("spm-v2").read_bytes())
+
+
+@mutant("ML441", says="is not special")
+def control_token_as_text(artifact: Artifact) -> None:
+    """A control token is no longer a special one: answers are decoded with it."""
+
+    def unmark(data: dict[str, list[dict[str, object]]]) -> None:
+        for token in data["added_tokens"]:
+            if token["content"] == "[INST]":
+                token["special"] = False
+
+    edit_tokenizer(artifact, unmark)
+
+
+@mutant("ML442", says="differs from mistral-common")
+def template_beside_a_base_without_one(artifact: Artifact) -> None:
+    """The base is used through the template that mistral-common generates, and the merged model has ChatML."""
+    (artifact["base"] / "chat_template.jinja").unlink()
+    (artifact["folder"] / "chat_template.jinja").write_text(CHATML)
+
+
+@mutant("ML435", "N59", says="as in rope_parameters")
+def rope_theta_twice(artifact: Artifact) -> None:
+    """Two keys of the configuration have a rope_theta each."""
+    artifact["config"]["rope_theta"] = 5e5
+
+
+@mutant("ML405", says="has no weight_map")
+def index_without_a_map(artifact: Artifact) -> None:
+    """The index of the shards names no tensor."""
+    (artifact["folder"] / "model.safetensors.index.json").write_text('{"metadata": {}}')
