@@ -281,14 +281,14 @@ def loading(library: str, place: object, expected: str = "") -> Iterator[None]:
     """
     try:
         yield
-    except TokenizerError:
-        raise
     except BaseException as error:
         # a panic of Rust code, which pyo3 raises past every `except Exception`
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+        is_of_library = isinstance(error, Exception) or type(error).__name__ == "PanicException"
+        if isinstance(error, TokenizerError) or not is_of_library:
             raise
         found = f"{library} cannot load it: {one_line(error) or type(error).__name__}"
-        raise TokenizerError(found, place=str(place), expected=expected) from error
+        step = "A newer one may know it: pip install --upgrade mistral-common" if "Unknown version" in found else ""
+        raise TokenizerError(found, place=str(place), expected=expected, next_step=step) from error
 
 
 def shortened(value: object) -> str:

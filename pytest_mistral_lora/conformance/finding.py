@@ -40,18 +40,18 @@ class RuleExample:
 
     Attributes:
         fault: The mistake, in one sentence.
-        finding: The finding without its row, its table and the text of its rule.
         command: The command that fixes the artifact, or shows the tokens.
         sound: The same artifact without the mistake, in one sentence.
+        finding: The finding without its row, its table and the text of its rule; empty of a rule that is just written.
         excerpt: The lines of a file or of a script that have the mistake, if it is not in the row.
         row: The row that breaks the rule, as one line of JSON; empty if the subject is not a row.
         table: Tokens and labels around the first difference, marked with `>`; empty if there is none.
     """
 
     fault: str
-    finding: str
     command: str
     sound: str
+    finding: str = ""
     excerpt: str = ""
     row: str = ""
     table: str = ""

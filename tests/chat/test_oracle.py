@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -216,7 +217,11 @@ def test_a_missing_file_and_a_file_without_version_are_refused(tmp_path: Path) -
         Oracle(unversioned)
     with pytest.raises(TokenizerError, match=r"cannot load it.*expected a tekken\.json, or a SentencePiece file"):
         Oracle(Path(__file__))
-    broken = tmp_path / "tekken.json"
+    newer = json.loads(shipped_tokenizer("tekken-240911").read_bytes())
+    newer["config"]["version"] = "v999"
+    (broken := tmp_path / "tekken.json").write_text(json.dumps(newer))
+    with pytest.raises(TokenizerError, match=r"v999.* A newer one may know it: pip install --upgrade mistral-common"):
+        Oracle(broken)
     broken.write_text("{}")
     with pytest.raises(TokenizerError, match=r"an object of 0; expected an object and a list"):
         Oracle(broken)

@@ -43,7 +43,13 @@ def make_example(subject: str, rule_id: str, folder: Path) -> MadeExample:
     artifact = bench.make(folder)
     examples(subject)[rule_id].broken(artifact)
     findings = bench.judge(artifact)
-    finding = next(one for one in findings if one.rule == rule_id)
+    finding = next((one for one in findings if one.rule == rule_id), None)
+    if finding is None:
+        fired = ", ".join(sorted({one.rule for one in findings})) or "no rule"
+        raise AssertionError(
+            f"`broken` of the example {rule_id} (tests/mutants/examples_{subject}.py) fires {fired}: does a case of "
+            f"the subject collect findings of {rule_id}?"
+        )
     lines, table = [f"{rule_id} {finding.place + ': ' if finding.place else ''}{finding.found}"], []
     if finding.expected:
         lines.append(f"  expected: {finding.expected}")

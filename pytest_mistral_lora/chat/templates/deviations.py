@@ -84,7 +84,10 @@ class Deviation:
         return number is not None and server in self.servers and number[0] in self.servers[server]
 
 
-_ALL = frozenset({"v1", "v2", "v3", "v7", "v11", "v13", "v15"})
+VERSIONS = ("v1", "v2", "v3", "v7", "v11", "v13", "v15")
+"""The versions of Mistral's tokenizers that are known here, the oldest first."""
+
+_ALL = frozenset(VERSIONS)
 _TOOLS = _ALL - {"v1"}
 # builds 8672 and 11549 were run, and show the same
 _VLLM = {"vllm": SpecifierSet(">=0.32")}
