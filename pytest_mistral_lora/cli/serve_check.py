@@ -69,6 +69,7 @@ def run(args: argparse.Namespace) -> int:
         require_extra("serving")
     path, oracle, _ = named_tokenizer(args.tokenizer)
     tokenizer = Target(name_of(path), path, oracle_name=oracle)
+    _ = tokenizer.oracle  # one that does not load is bad usage, and no fault of the server
     asked = {"model": args.model, "rows": tuple(args.rows), "golden": tuple(args.golden)}
     target = chosen.target(name_of(chosen.name), tokenizer, args.adapter, **asked)
     judging = Judging(command_line(args), args.output_format, reports=args.report)

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from pytest_mistral_lora.serving.server import ServedPrompt, Server, ServerFacts
 
 
+NOT_ASKED = "unreadable, without an answer, or with settings that each server names otherwise"
+"""The reasons why a row is not asked."""
+
+
 @dataclass(frozen=True, slots=True)
 class AskedRow:
     """A row whose prompt a server was asked for.
@@ -52,11 +56,13 @@ class ServerAnswers:
         facts: Its version and models.
         model: The model that was asked.
         rows: The rows.
+        left_out: The number of rows that were given and cannot be asked: see `NOT_ASKED`.
     """
 
     facts: ServerFacts
     model: str
     rows: tuple[AskedRow, ...]
+    left_out: int = 0
 
 
 @dataclass(frozen=True)
@@ -123,20 +129,20 @@ class ServerTarget(JudgedTarget):
         return asyncio.run(self._ask(self.server))
 
     async def _ask(self, server: Server) -> ServerAnswers:
+        from pytest_mistral_lora.chat.rows import scan_rows
         from pytest_mistral_lora.conformance.server.script import ask_script
         from pytest_mistral_lora.serving.client import ServerClient, require_url
         from pytest_mistral_lora.serving.server import ServerFacts
         from pytest_mistral_lora.serving.servers import ScriptedServer, ask_prompts, require_kind
 
-        asked = list(self.asked_rows())
+        asked = self.asked_rows()
+        read = self.given or [one for path in self.rows for one in scan_rows(path)]
         if not asked:
-            raise InputError(
-                "no row to ask: none is a row that ends with an answer, or each has settings that a chat request names "
-                "otherwise",
-                place=", ".join(map(str, self.rows)),
-                expected="rows that end with the answer to a prompt",
-                next_step="Look at the rows: mistral-lora check FILE --tokenizer NAME.",
-            )
+            error = next((one for one in read if isinstance(one, RowError)), RowError(f"all are {NOT_ASKED}"))
+            step, place = "Look at them: mistral-lora check FILE --tokenizer NAME.", ", ".join(map(str, self.rows))
+            expected = error.expected or "rows that end with the answer to a prompt"
+            found = f"no row to ask: {error.found}"
+            raise InputError(found, place=error.place or place, expected=expected, next_step=step)
         rows = [one.row for one in asked]
         prompts: Sequence[ServedPrompt | InputError]
         if isinstance(server, ScriptedServer):
@@ -151,7 +157,7 @@ class ServerTarget(JudgedTarget):
                 model = self._chosen(facts)
                 prompts = await ask_prompts(server, client, rows, model, lambda: self.progress(len(rows)))
         served = (replace(one, served=prompt) for one, prompt in zip(asked, prompts, strict=True))
-        return ServerAnswers(facts, model, tuple(served))
+        return ServerAnswers(facts, model, tuple(served), len(read or asked) - len(asked))
 
     def _chosen(self, facts: ServerFacts) -> str:
         """Return the name of the model to ask: with transcripts, the adapter that is served by its name, or alone."""
@@ -159,12 +165,8 @@ class ServerTarget(JudgedTarget):
         if not model and facts.adapters and (self.adapter or self.golden):
             own = [one for one in facts.adapters if self.adapter and one == self.adapter.name]
             if len(own or facts.adapters) > 1:
-                raise InputError(
-                    "several adapters are served",
-                    place=self.url,
-                    expected=f"one of: {', '.join(facts.adapters)}",
-                    next_step="Name the adapter: --model NAME.",
-                )
+                expected, step = f"one of: {', '.join(facts.adapters)}", "Name the adapter: --model NAME."
+                raise InputError("several adapters are served", place=self.url, expected=expected, next_step=step)
             model = (own or facts.adapters)[0]
         model = model or next(iter(facts.models), "")
         if model not in facts.models:

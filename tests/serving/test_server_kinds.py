@@ -14,7 +14,7 @@ from local_server import Behaviour, free_port, serving
 
 from pytest_mistral_lora.chat.oracle import Oracle, shipped_tokenizer
 from pytest_mistral_lora.cli import main
-from pytest_mistral_lora.conformance.server_target import ServerChoice
+from pytest_mistral_lora.conformance.server_target import NOT_ASKED, ServerChoice
 from pytest_mistral_lora.errors import InputError
 from pytest_mistral_lora.serving import servers
 
@@ -222,4 +222,27 @@ def test_rows_of_which_none_can_be_asked_are_no_pass(
     with serving(Behaviour(oracle)) as url:
         code = main(["serve-check", url, "--tokenizer", "spm-v3", "--rows", str(rows)])
     out = "".join(capsys.readouterr())
-    assert (code, "no row to ask" in out) == (1, True), out
+    assert (code, "no row to ask: " in out, "Look at them: mistral-lora check" in out) == (1, True, True), out
+    rows.write_text("")
+    with serving(Behaviour(oracle)) as url:
+        code = main(["serve-check", url, "--tokenizer", "spm-v3", "--rows", str(rows)])
+    out = "".join(capsys.readouterr())
+    assert (code, "no row to ask: the file has no rows" in out, "Start the server" in out) == (1, True, False), out
+
+
+def test_rows_that_are_not_asked_are_counted_in_the_summary(
+    oracle: Oracle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = tmp_path / "rows.jsonl"
+    for more, count in (("", 0), ('no JSON\n{"messages": [{"role": "user", "content": "Hi"}]}\n', 2)):
+        rows.write_text(json.dumps(ROW) + "\n" + more)
+        with serving(Behaviour(oracle)) as url:
+            code = main(["serve-check", url, "--tokenizer", "spm-v3", "--rows", str(rows)])
+        out = "".join(capsys.readouterr())
+        assert (code, f"{NOT_ASKED}: {count} rows" in out, "not asked" in out) == (0, bool(count), bool(count)), out
+
+
+def test_a_tokenizer_that_does_not_load_is_bad_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    code = main(["serve-check", f"http://127.0.0.1:{free_port()}", "--tokenizer", "nowhere"])
+    out = "".join(capsys.readouterr())
+    assert (code, "nowhere: no such" in out, "ML901" in out) == (2, True, False), out

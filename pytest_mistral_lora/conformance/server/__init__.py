@@ -17,9 +17,9 @@ from pytest_mistral_lora.conformance.server.deviations import (
     TakenRow,
     other_tokenizer_finding,
 )
-from pytest_mistral_lora.conformance.server_target import ServerChoice, ServerTarget
+from pytest_mistral_lora.conformance.server_target import NOT_ASKED, ServerChoice, ServerTarget
 from pytest_mistral_lora.conformance.targets import Target, name_of
-from pytest_mistral_lora.errors import InputError
+from pytest_mistral_lora.errors import InputError, TokenizerError, counted
 from pytest_mistral_lora.records.transcripts import TRANSCRIPTS
 
 if TYPE_CHECKING:
@@ -146,6 +146,7 @@ class ServerChecks:
         strength += " of the text" if texts else ""
         proof = f"{server.title}{version and f' {version}'}, model {answers.model}: proof by {strength}"
         proof += f"; recognised by {endpoint}" if endpoint else ""
+        proof += f"; not asked, being {NOT_ASKED}: {counted(answers.left_out, 'row')}" if answers.left_out else ""
         proof += "" if server.was_run else "; this kind is written from the server's source, and was never run here"
         return Result(tuple(first_findings(findings, _SHOWN, self._place)), facts=(("server of", proof),))
 
@@ -238,7 +239,8 @@ class ServerChecks:
 
 
 def _of_error(error: InputError) -> Finding:
-    return Finding("ML901", error.found, error.place, error.expected, fix=error.next_step)
+    step = "Name the tokenizer of the served model." if isinstance(error, TokenizerError) else ""
+    return Finding("ML901", error.found, error.place, error.expected, fix=error.next_step or step)
 
 
 def served_findings(url: str, rows: Sequence[Row], tokenizer: CheckpointTokenizer, model: str) -> Iterator[Finding]:
