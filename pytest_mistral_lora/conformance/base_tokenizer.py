@@ -86,6 +86,8 @@ def template_result(folder: AdapterFolder, *, is_model: bool = False) -> Result:
     other = base.oracle.chat_template() if other is None else other
     if GENERATION.sub("", text).strip() == GENERATION.sub("", other).strip():
         return Result()
+    if not text.strip():
+        return Result((Finding("ML442", "the chat template is empty", _template_place(own), f"that of {base.path}"),))
     judge = _oracle_findings if generated else _rendered_findings
     return Result(tuple(judge(own, base, text, other)))
 

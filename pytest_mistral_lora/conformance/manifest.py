@@ -197,9 +197,6 @@ class ManifestChecks:
             findings.append(Finding("ML707", "kind is adapter, and the folder holds a full model", place, "merged"))
         if kind == "merged" and adapter and not self.folder.model_files:
             findings.append(Finding("ML707", "kind is merged, and the folder holds an adapter", place, "adapter"))
-        if kind == "merged" and "lora" in self._data and "parent" not in self._data:
-            expected = "the adapter that was merged"
-            findings.append(Finding("ML707", "kind is merged, without a parent", place, expected))
         if kind == "adapter" and "parent" in self._data:
             findings.append(Finding("ML707", "kind is adapter, with the parent of a merged model", place, "merged"))
         findings += map(mismatch_finding, declared)

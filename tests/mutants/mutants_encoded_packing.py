@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 from bench_encoded import ROWS, change_labels, pack, pad
 from gallery import Artifact, mutant
 
@@ -187,3 +189,9 @@ def mask_and_labels_of_ids_hide_eos(artifact: Artifact) -> None:
 def mask_hides_bos(artifact: Artifact) -> None:
     """The mask is one to the right, and hides BOS."""
     artifact["lines"][0]["attention_mask"] = [0] + [1] * (len(artifact["lines"][0]["input_ids"]) - 1)
+
+
+@mutant("ML502 ML506", says="conversations of the dataset are in no sequence")
+def conversations_not_packed(artifact: Artifact) -> None:
+    """The lines are packed, and the last conversations of the dataset are in none of them."""
+    artifact["lines"] = [{"row": 0, **pack(copy.deepcopy(ROWS[:2]))}]

@@ -124,6 +124,12 @@ def another_eos_token(artifact: Artifact) -> None:
     artifact["tokenizer_config"]["eos_token"] = "[INST]"
 
 
+@mutant("ML442", says="the chat template is empty")
+def template_emptied(artifact: Artifact) -> None:
+    """The file of the chat template was cut off at its beginning."""
+    (artifact["folder"] / "chat_template.jinja").write_text("")
+
+
 @mutant("ML442", "N46", says="the chat template writes")
 def template_of_another_family(artifact: Artifact) -> None:
     """The chat template is ChatML."""

@@ -220,3 +220,32 @@ def padding_of_batches_is_saved(artifact: Artifact) -> None:
 def template_is_not_copied(artifact: Artifact) -> None:
     """The tokenizer is copied without its template."""
     (artifact["folder"] / "chat_template.jinja").unlink()
+
+
+def _recognised_pieces(artifact: Artifact) -> None:
+    """Leave a folder as most trainers do: SentencePiece's tokenizer.model, and no file with Mistral's name."""
+    sentencepiece(artifact, legacy=False)
+    folder = artifact["folder"]
+    (folder / "tokenizer.model.v1").rename(folder / "tokenizer.model")
+
+
+@mutant("ML211", says="has other pieces or scores in")
+def pieces_of_another_version(artifact: Artifact) -> None:
+    """The folder's tokenizer.model, which llama.cpp reads, is that of another version."""
+    _recognised_pieces(artifact)
+    (artifact["folder"] / "tokenizer.model").write_bytes(artifact["shipped"]("spm-v3"))
+
+
+@mutant("ML209", says="tokenizer.model")
+def pieces_cut_off(artifact: Artifact) -> None:
+    """The folder's tokenizer.model ends early."""
+    _recognised_pieces(artifact)
+    (artifact["folder"] / "tokenizer.model").write_bytes(artifact["shipped"]("spm-v1")[:5000])
+
+
+@mutant("ML211", says="stands beside a byte-level tokenizer")
+def pieces_beside_a_byte_level_tokenizer(artifact: Artifact) -> None:
+    """A SentencePiece file of an older base was left beside a Tekken tokenizer."""
+    artifact["oracle"] = str(artifact["own_tekken"])
+    (artifact["folder"] / "tekken.json").unlink()
+    (artifact["folder"] / "tokenizer.model").write_bytes(artifact["shipped"]("spm-v1"))

@@ -49,8 +49,8 @@ class ChatTemplate:
         """
         self.tokenizer = tokenizer
         # one text, or texts by name
-        stored = source or tokenizer.chat_template or {}
-        named: Mapping[str, str] = {"default": stored} if isinstance(stored, str) else stored
+        stored = tokenizer.chat_template if source is None else source
+        named: Mapping[str, str] = {"default": stored} if isinstance(stored, str) and stored else stored or {}
         if not named.get("default"):
             raise NoTemplateError(
                 f"there is no default among the chat templates {', '.join(sorted(named))}"
