@@ -195,9 +195,10 @@ def _record_rendering(target: Target, case: UserCase) -> Result:
     except TokenizerError:
         raise
     except OracleRejection as error:
-        return Result((Finding("ML007", error.found, row.place or error.place, error.expected, row=row.to_jsonl()),))
+        place, step = row.place or error.place, error.next_step
+        return Result((Finding("ML007", error.found, place, error.expected, step, row=row.to_jsonl()),))
     except MistralLoraError as error:
-        return Result((Finding("ML004", error.found, row.place, error.next_step, row=row.to_jsonl()),))
+        return Result((Finding("ML004", error.found, row.place, detail=error.next_step, row=row.to_jsonl()),))
     try:
         return recording_result(case, golden.put(before))
     except InputError as error:

@@ -125,7 +125,10 @@ def record_missing(folder: Path, recipe: str) -> tuple[list[str], list[str]]:
             if check.case not in missing:
                 continue
             result = check.run()
-            faults += [f"{one.place}: {one.found}" if one.place else one.found for one in result.findings]
+            for one in result.findings:
+                found = f"{one.place}: {one.found}" if one.place else one.found
+                step = f". {one.detail}" if one.detail and "\n" not in one.detail else ""
+                faults.append(f"Mend a golden row: {found}{f'; expected {one.expected}' * bool(one.expected)}{step}")
             faults += [result.not_checked] if result.not_checked else []
             if not result.findings and not result.not_checked:
                 written.append(missing[check.case].path.relative_to(folder).as_posix())

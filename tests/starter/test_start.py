@@ -173,6 +173,23 @@ def test_messages_of_another_service_are_converted(
     assert seen.entry == ("{path: rows.jsonl, format: messages}" if is_converted else "rows.jsonl")
 
 
+def test_a_golden_row_that_cannot_be_recorded_is_left_to_do_with_its_remedy(
+    repository: Path, mistral_lora: RunVerb
+) -> None:
+    write_rows(repository / "rows.jsonl", TALK)
+    call = {"id": "call_8tA1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    golden = repository / "tests" / "goldens" / "rows.jsonl"
+    golden.parent.mkdir(parents=True)
+    golden.write_text(json.dumps({"messages": [TALK[0], {"role": "assistant", "tool_calls": [call]}]}) + "\n")
+    done = init(repository, mistral_lora, "rows.jsonl", "--base", "models/base", code=1)
+    [line] = [line for line in done.stdout.splitlines() if line.startswith("to do: ")]
+    assert line.startswith("to do: Mend a golden row: tests/goldens/rows.jsonl:1: tool-call id 'call_8tA1'")
+    assert "; expected 9 letters or digits" in line
+    assert line.endswith(
+        "To give each call such an id: mistral-lora import tests/goldens/rows.jsonl --to converted.jsonl"
+    )
+
+
 def test_bad_rows_are_listed_and_the_rest_is_set_up(repository: Path, mistral_lora: RunVerb) -> None:
     write_rows(repository / "train.jsonl", TALK, [{"role": "bot", "content": "x"}], TALK)
     done = init(repository, mistral_lora, "train.jsonl", "--base", "models/base", code=1)
