@@ -2,14 +2,15 @@
 
     python layers_of_runner.py NAME CHECKPOINT FOLDER SETTINGS
 
-`SETTINGS` is a JSON object in the trainer's own keys. The last line of standard output is a JSON object: `layers`, the
-adapted modules by their names in memory, `tokenizer`, its class, or `error`.
+`SETTINGS` is a JSON object in the trainer's own keys. The last line of standard output is a JSON object: the `version`
+of the trainer, and `layers`, the adapted modules by their names in memory, with `tokenizer`, its class, or `error`.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +115,7 @@ def main() -> None:
         pass
     except Exception as error:
         found = {"error": " ".join(f"{type(error).__name__}: {error}".split())[:300]}
-    print("\n" + json.dumps(found or {"error": "it ended before it trained"}))
+    print("\n" + json.dumps({"version": version(name), **(found or {"error": "it ended before it trained"})}))
 
 
 if __name__ == "__main__":

@@ -99,14 +99,13 @@ def run(python: Path, setting: Setting, checkpoint: Path) -> dict[str, Any]:
 
 def record(python: Path, runner: str) -> None:
     """Run a trainer on each checkpoint with each of its settings, and add what it makes to the record."""
-    kept = read()
     for text in TEXTS:
         with tempfile.TemporaryDirectory() as folder:
             checkpoint = make_checkpoint(text, Path(folder))
             for setting in (one for one in SETTINGS if one.runner == runner):
-                kept[f"{setting.runner}: {setting.about}: {text}"] = run(python, setting, checkpoint)
-                # at once: another trainer may be recorded meanwhile
-                write_json(FILE, {**read(), **kept})
+                made = run(python, setting, checkpoint)
+                # at once, and this alone: another trainer may be recorded meanwhile
+                write_json(FILE, {**read(), f"{setting.runner}: {setting.about}: {text}": made})
 
 
 def read() -> dict[str, dict[str, Any]]:
@@ -123,8 +122,9 @@ def table() -> Iterator[str]:
     for one in SETTINGS:
         found = [recorded.get(f"{one.runner}: {one.about}: {text}", {}) for text in TEXTS]
         loaded = ", ".join(dict.fromkeys(each["tokenizer"] for each in found if "tokenizer" in each))
+        versions = ", ".join(dict.fromkeys(each["version"] for each in found if "version" in each))
         about = one.about.replace("|", "\\|")
-        yield f"| {one.runner} | `{about}` | {' | '.join(_described(each) for each in found)} | {loaded} |"
+        yield f"| {one.runner} {versions} | `{about}` | {' | '.join(_described(each) for each in found)} | {loaded} |"
 
 
 def _described(found: dict[str, Any]) -> str:

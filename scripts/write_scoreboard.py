@@ -103,10 +103,10 @@ of the recording in their ids.
 
 `refused`: the trainer refuses a plain row, too, for the reason that follows. Beside mistral-common, transformers takes
 `tekken.json` in place of `tokenizer.json`, and has no chat template ([ML236](../rules/ML236.md)): so TRL and Axolotl
-refuse the Tekken folders, but for `axolotl-mistral-common`, which needs Mistral's file. LLaMA-Factory renders a system
-message alone to read a checkpoint's template, and those of versions 1 and 3 write none without a user message. It takes
-the BOS into each turn if `tokenizer.json` puts none before a text, as here: with one that does, it has 24 rows of 46
-sound on `derived-v13-hub`, each with one BOS."""
+refuse the Tekken folders, but for `axolotl-mistral-common`, which needs Mistral's file. TRL takes `tokenizer.json` if
+the folder has a processor, as below. LLaMA-Factory renders a system message alone to read a checkpoint's template, and
+those of versions 1 and 3 write none without a user message. It takes the BOS into each turn if `tokenizer.json` puts
+none before a text, as here: with one that does, 24 of 46 rows are sound on `derived-v13-hub`."""
 
 
 def _configurations() -> Iterator[str]:

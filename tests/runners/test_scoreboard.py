@@ -182,3 +182,5 @@ def test_the_pattern_of_an_example_reaches_one_kind_of_layer_in_small_4() -> Non
 
 def test_every_trainer_was_run_on_every_text_model() -> None:
     assert not any("not run" in line or "refused" in line for line in scoreboard_layers.table())
+    versions = {key: one.get("version", "") for key, one in scoreboard_layers.read().items()}
+    assert {key for key, version in versions.items() if not re.match(r"\d+\.\d+", version)} == set()
