@@ -46,7 +46,7 @@ def assert_template_faithful(row: AnyRow, tokenizer: AnyTokenizer) -> None:
 
     Args:
         row: A chat row.
-        tokenizer: A tokenizer file, a checkpoint folder, or the value of the fixture `mistral_tokenizer`.
+        tokenizer: A tokenizer file, a checkpoint folder, `spm-v3` and the like, or the fixture `mistral_tokenizer`.
 
     Raises:
         AssertionError: If the ids differ (ML004), or the template's generation blocks mark other tokens (ML006).
@@ -265,15 +265,15 @@ def _token_ids(value: AnyIds, name: str = "input_ids") -> list[int]:
 
 
 def _loaded_tokenizer(tokenizer: AnyTokenizer) -> CheckpointTokenizer:
+    from pytest_mistral_lora.chat.oracle import SHIPPED, shipped_tokenizer
     from pytest_mistral_lora.checkpoint.tokenizers import CheckpointTokenizer
 
     if isinstance(tokenizer, str | Path):
-        return CheckpointTokenizer(Path(tokenizer))
+        is_name = str(tokenizer) in SHIPPED and not Path(tokenizer).exists()
+        return CheckpointTokenizer(shipped_tokenizer(str(tokenizer)) if is_name else Path(tokenizer))
     if not isinstance(tokenizer, CheckpointTokenizer):
-        raise InputError(
-            f"no tokenizer that can be judged: {type(tokenizer).__name__}",
-            expected="the path of a tokenizer file or checkpoint folder, or the value of the fixture mistral_tokenizer",
-        )
+        expected = "the path of a tokenizer file or checkpoint folder, or the value of the fixture mistral_tokenizer"
+        raise InputError(f"no tokenizer that can be judged: {type(tokenizer).__name__}", expected=expected)
     return tokenizer
 
 

@@ -230,11 +230,19 @@ def test_without_transcripts_nothing_is_replayed_and_the_summary_names_what_is_m
     assert not [path for path, _, _ in behaviour.seen if path == "/completion"]
 
 
+def with_system(row: dict[str, Any]) -> dict[str, Any]:
+    """Put a system prompt in front, which version 7 writes into a block of its own."""
+    return {"messages": [{"role": "system", "content": "Be brief."}, *row["messages"][-2:]]}
+
+
 def test_served_as_trained(oracle: Oracle, tokenizer: CheckpointTokenizer) -> None:
     with serving(Behaviour(oracle)) as url:
         for kind in ("llamacpp", "vllm"):
             assert_served_as_trained(f"{kind}={url}", [ROW, ASKED], tokenizer)
         assert_served_as_trained(f"vllm={url}", ASKED, oracle.path)
+        assert_served_as_trained(f"vllm={url}/v1", ASKED, "spm-v3")
+        with pytest.raises(AssertionError, match="have the ids of spm-v2 or spm-v3, and 0% have the ids of spm-v7"):
+            assert_served_as_trained(f"vllm={url}", with_system(ASKED), "spm-v7")
         with pytest.raises(AssertionError, match=r"ML902 .*not checked: .* does not show the ids"):
             assert_served_as_trained(f"openai={url}", ROW, tokenizer)
         for rows in ([], {"messages": ROW["messages"][:1]}):

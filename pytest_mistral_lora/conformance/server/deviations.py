@@ -131,7 +131,7 @@ def other_tokenizer_finding(target: ServerTarget, taken: Sequence[TakenRow]) -> 
             path, rule = target.oracle.path, "ML902" if any(one.ids for one in taken) else "ML904"
             named = next((name for name, file in SHIPPED.items() if file == path.name), str(path))
             text = f"{most:.0%} of the prompts {words} {' or '.join(names)}, and {own:.0%} {words} {named}"
-            name = f"If the model was trained with {names[0]}, name it: --tokenizer {names[0]}."
+            name = f"If the model was trained with {' or '.join(names)}, name it: --tokenizer {names[-1]}."
             if words == _SPELL:
                 # of another version, or with a fault in each prompt
                 name = f"Name the tokenizer of the served model, whose vocabulary is {names[0]}'s: --tokenizer FOLDER."
