@@ -167,6 +167,7 @@ class Judging:
             write_report(path, data, rows)
 
     def _print(self, records: list[dict[str, Any]], causes: FindingGroups, texts: list[str]) -> None:
+        from pytest_mistral_lora.environment import known_cause_lines
         from pytest_mistral_lora.report import verdict_line
         from pytest_mistral_lora.report.github import commands_stopped
         from pytest_mistral_lora.report.judged import cases_of
@@ -177,8 +178,8 @@ class Judging:
             return
         verdict = verdict_line(records, [one.count for one in causes])
         subject = self.paths[0]["path"] if self.paths else ""
-        verb = shlex.split(self.command)[1]
-        print_judged(self.output_format, verb, causes, [*cases_of(records, texts)], verdict, subject)
+        verb, known = shlex.split(self.command)[1], known_cause_lines(records)
+        print_judged(self.output_format, verb, causes, [*cases_of(records, texts)], verdict, subject, known)
 
 
 def _is_of_train(xfail: Xfail) -> bool:
@@ -242,6 +243,7 @@ def print_judged(
     cases: Sequence[JudgedCase],
     verdict: str,
     subject: Path | str = "",
+    known: Sequence[str] = (),
 ) -> None:
     """Print a verdict for another machine: `github`, `junit` or `sarif`.
 
@@ -252,12 +254,13 @@ def print_judged(
         cases: All that was judged.
         verdict: The last line of the same verdict as text.
         subject: The file or folder that was judged.
+        known: A line for each known fault of the installed libraries that can be a cause.
     """
     from pytest_mistral_lora.conformance.groups import FILE_WIDTH
     from pytest_mistral_lora.report.judged import Judged, junit_text, sarif_data
 
     found = [{**cause.to_json(), "text": cause.text(FILE_WIDTH)} for cause in causes]
-    judged = Judged(f"{PROGRAM} {command}", found, cases, verdict, str(subject))
+    judged = Judged(f"{PROGRAM} {command}", found, cases, verdict, str(subject), known)
     if output_format == "sarif":
         print_json(sarif_data(judged))
     elif output_format == "junit":
@@ -265,5 +268,5 @@ def print_judged(
     else:
         from pytest_mistral_lora.report.github import add_job_summary, annotation_lines
 
-        sys.stdout.write("".join(f"{line}\n" for line in (*annotation_lines(found), verdict)))
+        sys.stdout.write("".join(f"{line}\n" for line in (*annotation_lines(found), *known, verdict)))
         add_job_summary(judged)

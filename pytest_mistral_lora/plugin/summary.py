@@ -167,6 +167,7 @@ def write_summary(
 def write_annotations(terminal: Any, outcomes: list[dict[str, Any]]) -> None:
     """Write an annotation for each cause, and add to the summary of the job, for a workflow of GitHub."""
     from pytest_mistral_lora.conformance.groups import FILE_WIDTH, group_findings
+    from pytest_mistral_lora.environment import known_cause_lines
     from pytest_mistral_lora.report import verdict_line
     from pytest_mistral_lora.report.github import add_job_summary, annotation_lines
     from pytest_mistral_lora.report.judged import Judged, cases_of
@@ -178,7 +179,7 @@ def write_annotations(terminal: Any, outcomes: list[dict[str, Any]]) -> None:
         terminal.write_line(line)
     cases = [*cases_of(outcomes, [""] * len(outcomes))]
     verdict = verdict_line(outcomes, [one.count for one in groups])
-    add_job_summary(Judged("pytest --mistral-golden", causes, cases, verdict))
+    add_job_summary(Judged("pytest --mistral-golden", causes, cases, verdict, known=known_cause_lines(outcomes)))
 
 
 def _answer_lines(outcomes: list[dict[str, Any]]) -> list[str]:

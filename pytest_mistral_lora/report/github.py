@@ -79,7 +79,9 @@ def add_job_summary(judged: Judged) -> None:
     file = os.environ.get("GITHUB_STEP_SUMMARY")
     if not file:
         return
-    lines = [f"## {_plain(judged.command)}", "", _plain(judged.verdict), ""]
+    lines = [f"## {_plain(judged.command)}", ""]
+    for line in (judged.verdict, *judged.known):
+        lines += [_plain(line), ""]
     lines += ["| judged | passed | failed | not checked |", "|---|--:|--:|--:|"]
     counts: dict[str, Counter[str]] = {}
     for case in judged.cases:

@@ -54,6 +54,7 @@ class Judged:
         cases: All that was judged.
         verdict: The last line for people.
         subject: The file or folder that was judged; empty if there is not one.
+        known: A line for each known fault of the installed libraries that can be a cause.
     """
 
     command: str
@@ -61,6 +62,7 @@ class Judged:
     cases: Sequence[JudgedCase]
     verdict: str
     subject: str = ""
+    known: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
 from judged_samples import HOSTILE, causes_of, judged, write_file
 
+from pytest_mistral_lora import environment
+from pytest_mistral_lora.cli import main
 from pytest_mistral_lora.conformance.finding import Finding
 from pytest_mistral_lora.report.github import add_job_summary, annotation_lines, commands_stopped
 from pytest_mistral_lora.report.judged import file_place
@@ -119,3 +122,18 @@ def test_a_summary_has_room_for_so_many_causes(workspace: Path, monkeypatch: pyt
     text = (workspace / "summary.md").read_text()
     assert len(text) < 1_000_000
     assert "… and 2 more causes" in text
+
+
+@pytest.mark.parametrize("version", ["5.23.0", "5.24.0"])
+def test_a_known_fault_of_the_libraries_is_in_the_summary_of_the_job(
+    version: str, workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    summary = workspace / "summary.md"
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(summary))
+    [merges] = [one for one in environment.KNOWN_FAULTS if one.id == "merges-by-id"]
+    monkeypatch.setattr(environment, "KNOWN_FAULTS", (replace(merges, rules=("ML601",)),))
+    monkeypatch.setattr(environment, "installed_versions", lambda: {"transformers": version})
+    (workspace / "rows.jsonl").write_text('{"messages": [{"role": "user", "content": "a"}]}\n')
+    assert main(["check", str(workspace / "rows.jsonl"), "--tokenizer", "spm-v3", "--output-format", "github"]) == 1
+    assert ("\nknown of transformers 5.23.0 (ML601): " in capsys.readouterr().out) is (version == "5.23.0")
+    assert ("\nknown of transformers 5.23.0 " in summary.read_text()) is (version == "5.23.0")
