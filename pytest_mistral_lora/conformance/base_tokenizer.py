@@ -244,6 +244,7 @@ def _rendered_findings(own: CheckpointTokenizer, base: CheckpointTokenizer, text
     except (NoTemplateError, TokenizerError):
         yield Finding("ML442", "the chat template is not the base's", place, f"that of {base.path}")
         return
+    rendered = False
     for row in _compared_rows():
         written = []
         for template in templates:
@@ -251,6 +252,7 @@ def _rendered_findings(own: CheckpointTokenizer, base: CheckpointTokenizer, text
                 written.append(template.render(row))
             except RowError as error:
                 written.append(f"refused: {error.found}")
+        rendered |= not all(one.startswith("refused: ") for one in written)
         if written[0] != written[1] and not all(one.startswith("refused: ") for one in written):
             at = equal_beginning(written[0], written[1])
             shown = [one[max(0, at - 20) : at + 40] for one in written]
@@ -258,3 +260,6 @@ def _rendered_findings(own: CheckpointTokenizer, base: CheckpointTokenizer, text
             expected = f"{shown[1]!r}, as the template of {base.path}"
             yield Finding("ML442", found, place, expected, row=_shown(row))
             return
+    if not rendered:
+        found = "the chat template is not the base's, and neither of them renders a row"
+        yield Finding("ML442", found, place, f"that of {base.path}")

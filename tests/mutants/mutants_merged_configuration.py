@@ -189,3 +189,19 @@ def rope_theta_twice(artifact: Artifact) -> None:
 def index_without_a_map(artifact: Artifact) -> None:
     """The index of the shards names no tensor."""
     (artifact["folder"] / "model.safetensors.index.json").write_text('{"metadata": {}}')
+
+
+@mutant("ML442", says="neither of them renders a row")
+def templates_that_refuse_every_row(artifact: Artifact) -> None:
+    """Both chat templates refuse every row, each for a reason of its own: nothing can be compared."""
+    for name in ("base", "folder"):
+        (artifact[name] / "chat_template.jinja").write_text(f"{{{{ raise_exception('{name}') }}}}")
+
+
+@mutant("ML208", says="not a safetensors file, or cut off")
+def named_base_cut_off(artifact: Artifact) -> None:
+    """The user names a base whose weights end early: nothing can be compared."""
+    file = artifact["base"] / "model.safetensors"
+    data = file.read_bytes()[:1000]
+    file.unlink()
+    file.write_bytes(data)

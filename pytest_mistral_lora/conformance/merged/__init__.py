@@ -20,7 +20,7 @@ from pytest_mistral_lora.conformance.merged import structure
 from pytest_mistral_lora.conformance.merged import weights as tensors
 from pytest_mistral_lora.conformance.merged.product import AdapterAtHand
 from pytest_mistral_lora.conformance.model_targets import AdapterTarget
-from pytest_mistral_lora.errors import InputError, MistralLoraError
+from pytest_mistral_lora.errors import InputError, MistralLoraError, PinError
 from pytest_mistral_lora.records.adapter_folder import AdapterFolder
 from pytest_mistral_lora.records.files import inside
 
@@ -74,6 +74,7 @@ class MergedChecks:
 
     def __init__(self, folder: AdapterFolder, beside: Sequence[AdapterFolder] = ()) -> None:
         self._given, self._place = folder, str(folder.path)
+        self._base_fault: MistralLoraError | None = None
         self.adapters: list[AdapterFolder] = [
             one for one in beside if one.config_file.is_file() and one.tensors_file.is_file()
         ]
@@ -116,6 +117,7 @@ class MergedChecks:
                 return f"the base {base.folder} is quantised: give the one in full precision"
             return base_weights(base.folder)
         except MistralLoraError as error:
+            self._base_fault = error
             return f"the base cannot be read: {error}"
 
     @cached_property
@@ -159,9 +161,8 @@ class MergedChecks:
     def _no_base(self) -> str:
         """Why nothing is compared with the base; empty if it is."""
         try:
-            if isinstance(self._base_weights, str):
-                return self._base_weights
-            return "" if self._weights else _UNREADABLE
+            base = self._base_weights
+            return base if isinstance(base, str) else "" if self._weights else _UNREADABLE
         except InputError:
             return _UNREADABLE
 
@@ -240,6 +241,8 @@ class MergedChecks:
     def names_and_shapes(self) -> Result:
         """Check that the tensors have the base's names and shapes."""
         if self._no_base:
+            if self._given.given_base is not None and (fault := self._base_fault):
+                raise PinError(fault.found, place=fault.place, expected=fault.expected)  # as for an adapter
             return Result(not_checked=self._no_base)
         assert not isinstance(self._base_weights, str)
         found = list(structure.name_findings(self._weights, self._base_weights, self._pairs, self._place))
