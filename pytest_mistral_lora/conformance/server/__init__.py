@@ -19,7 +19,7 @@ from pytest_mistral_lora.conformance.server.deviations import (
 )
 from pytest_mistral_lora.conformance.server_target import NOT_ASKED, ServerChoice, ServerTarget
 from pytest_mistral_lora.conformance.targets import Target, name_of
-from pytest_mistral_lora.errors import InputError, TokenizerError, counted
+from pytest_mistral_lora.errors import InputError, RunnerError, TokenizerError, counted
 from pytest_mistral_lora.records.transcripts import TRANSCRIPTS
 
 if TYPE_CHECKING:
@@ -240,6 +240,7 @@ class ServerChecks:
 
 def _of_error(error: InputError) -> Finding:
     step = "Name the tokenizer of the served model." if isinstance(error, TokenizerError) else ""
+    step = "Mend your script: docs/serving.md has its interface." if isinstance(error, RunnerError) else step
     return Finding("ML901", error.found, error.place, error.expected, fix=error.next_step or step)
 
 
