@@ -152,11 +152,20 @@ class Judging:
     def _report(
         self, records: list[dict[str, Any]], causes: FindingGroups, code: int, started: datetime, seconds: float
     ) -> dict[str, Any]:
+        from pytest_mistral_lora.environment import known_cause_lines
         from pytest_mistral_lora.records.manifest import code_of
         from pytest_mistral_lora.report import RunFacts, report_data
 
         facts = RunFacts(self.command, started, seconds, code_of(Path.cwd()))
-        return report_data(records, code, facts, causes=[one.to_json() for one in causes], deselected=0, not_run=0)
+        return report_data(
+            records,
+            code,
+            facts,
+            causes=[one.to_json() for one in causes],
+            deselected=0,
+            not_run=0,
+            known_faults=known_cause_lines(records),
+        )
 
     def _write_reports(self, data: dict[str, Any], causes: FindingGroups, targets: Sequence[Target]) -> None:
         from pytest_mistral_lora.conformance.groups import failed_rows

@@ -245,6 +245,7 @@ class Suite:
 
     def _write_report(self, path: Path, config: pytest.Config, exit_status: int) -> None:
         from pytest_mistral_lora.conformance.groups import failed_rows, group_findings
+        from pytest_mistral_lora.environment import known_cause_lines
         from pytest_mistral_lora.records.manifest import code_of
         from pytest_mistral_lora.report import RunFacts, report_data, write_report
 
@@ -253,7 +254,8 @@ class Suite:
         run = RunFacts(command, self._started, time.perf_counter() - self._start, code_of(params.dir))
         counts = {"deselected": self._deselected, "not_run": self._not_run}
         causes = [cause.to_json() for cause in groups]
-        data = report_data(self.outcomes, exit_status, run, causes=causes, **counts)
+        known = known_cause_lines(self.outcomes)
+        data = report_data(self.outcomes, exit_status, run, causes=causes, known_faults=known, **counts)
         write_report(path, data, failed_rows(groups, self._targets() if causes else ()))
 
     def _unmatched_xfails(self) -> list[Xfail]:

@@ -50,6 +50,7 @@ def report_data(
     causes: Sequence[Mapping[str, Any]],
     deselected: int,
     not_run: int,
+    known_faults: Sequence[str],
 ) -> dict[str, Any]:
     """Return the report as plain JSON data.
 
@@ -60,6 +61,7 @@ def report_data(
         causes: The findings by cause: the simplest finding of each, with its check, its number and the others' names.
         deselected: Number of checks left out by `-k`, `-m` or `--lf`.
         not_run: Number of checks that were chosen and did not run, because of `-x` or an interruption.
+        known_faults: A line for each known fault of the installed libraries that can be a cause.
     """
     counts = Counter(record["outcome"] for record in records)
     # by the name of the check, which is all that a cause knows of it
@@ -75,6 +77,7 @@ def report_data(
         "pytest_mistral_lora": __version__,
         # two reports can only be compared if they name the versions under which their ids were computed
         "libraries": library_versions(),
+        "known_faults": [*known_faults],
         "python": platform.python_version(),
         "started": run.started.isoformat(timespec="seconds"),
         "seconds": round(run.seconds, 3),

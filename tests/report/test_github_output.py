@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -125,7 +126,7 @@ def test_a_summary_has_room_for_so_many_causes(workspace: Path, monkeypatch: pyt
 
 
 @pytest.mark.parametrize("version", ["5.23.0", "5.24.0"])
-def test_a_known_fault_of_the_libraries_is_in_the_summary_of_the_job(
+def test_a_known_fault_of_the_libraries_is_in_the_summary_of_the_job_and_in_the_reports(
     version: str, workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     summary = workspace / "summary.md"
@@ -134,6 +135,12 @@ def test_a_known_fault_of_the_libraries_is_in_the_summary_of_the_job(
     monkeypatch.setattr(environment, "KNOWN_FAULTS", (replace(merges, rules=("ML601",)),))
     monkeypatch.setattr(environment, "installed_versions", lambda: {"transformers": version})
     (workspace / "rows.jsonl").write_text('{"messages": [{"role": "user", "content": "a"}]}\n')
-    assert main(["check", str(workspace / "rows.jsonl"), "--tokenizer", "spm-v3", "--output-format", "github"]) == 1
-    assert ("\nknown of transformers 5.23.0 (ML601): " in capsys.readouterr().out) is (version == "5.23.0")
-    assert ("\nknown of transformers 5.23.0 " in summary.read_text()) is (version == "5.23.0")
+    reports = [f"--report={workspace / name}" for name in ("x.json", "x.html")]
+    rows = str(workspace / "rows.jsonl")
+    assert main(["check", rows, "--tokenizer", "spm-v3", "--output-format", "github", *reports]) == 1
+    is_affected = version == "5.23.0"
+    assert ("\nknown of transformers 5.23.0 (ML601): " in capsys.readouterr().out) is is_affected
+    assert ("\nknown of transformers 5.23.0 " in summary.read_text()) is is_affected
+    known = json.loads((workspace / "x.json").read_text())["known_faults"]
+    assert [line[:37] for line in known] == ["known of transformers 5.23.0 (ML601):"] * is_affected
+    assert ("<dd>known of transformers 5.23.0 (ML601): " in (workspace / "x.html").read_text()) is is_affected

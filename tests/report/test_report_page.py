@@ -181,7 +181,7 @@ def _page(*findings: Finding) -> str:
     record |= {"not_checked": "", "facts": {}, "findings": data, "known": [], "commands": {"rerun": HOSTILE}}
     causes = [one.to_json() for one in group_findings([record])]
     run = RunFacts(HOSTILE, datetime.now(UTC), 1.0, None)
-    return html_page(report_data([record], 1, run, causes=causes, deselected=0, not_run=0))
+    return html_page(report_data([record], 1, run, causes=causes, deselected=0, not_run=0, known_faults=[HOSTILE]))
 
 
 def test_text_of_rows_is_text(report: dict[str, Any]) -> None:
