@@ -74,7 +74,6 @@ class MergedChecks:
 
     def __init__(self, folder: AdapterFolder, beside: Sequence[AdapterFolder] = ()) -> None:
         self._given, self._place = folder, str(folder.path)
-        self._base_fault: MistralLoraError | None = None
         self.adapters: list[AdapterFolder] = [
             one for one in beside if one.config_file.is_file() and one.tensors_file.is_file()
         ]
@@ -104,8 +103,8 @@ class MergedChecks:
         return Weights([inside(self.folder.path, file.name) for file in self.folder.model_files])
 
     @cached_property
-    def _base_weights(self) -> Weights | str:
-        """The base's tensors, or why there is nothing to compare with."""
+    def _read_base(self) -> Weights | str | MistralLoraError:
+        """The base's tensors; or the error of reading them, or why there is nothing to compare with."""
         try:
             base = self.folder.located_base
             if base.folder is None:
@@ -117,8 +116,13 @@ class MergedChecks:
                 return f"the base {base.folder} is quantised: give the one in full precision"
             return base_weights(base.folder)
         except MistralLoraError as error:
-            self._base_fault = error
-            return f"the base cannot be read: {error}"
+            return error
+
+    @property
+    def _base_weights(self) -> Weights | str:
+        """The base's tensors, or why there is nothing to compare with."""
+        read = self._read_base
+        return f"the base cannot be read: {read}" if isinstance(read, MistralLoraError) else read
 
     @cached_property
     def _pairs(self) -> dict[str, str]:
@@ -199,11 +203,8 @@ class MergedChecks:
             found = self._tensors
         except InputError:
             return Result(not_checked=_UNREADABLE)
-        wrong = [
-            Finding("ML402", f"{name} is not finite", self._place, "finite numbers")
-            for name, one in sorted(found.items())
-            if not one.finite
-        ]
+        names = sorted(name for name, one in found.items() if not one.finite)
+        wrong = [Finding("ML402", f"{name} is not finite", self._place, "finite numbers") for name in names]
         notes, base = [], self._base_weights
         if not isinstance(base, str):
             dtypes = [sorted({info.dtype for info in one.infos.values()}) for one in (self._weights, base)]
@@ -241,7 +242,7 @@ class MergedChecks:
     def names_and_shapes(self) -> Result:
         """Check that the tensors have the base's names and shapes."""
         if self._no_base:
-            if self._given.given_base is not None and (fault := self._base_fault):
+            if self._given.given_base is not None and isinstance(fault := self._read_base, MistralLoraError):
                 raise PinError(fault.found, place=fault.place, expected=fault.expected)  # as for an adapter
             return Result(not_checked=self._no_base)
         assert not isinstance(self._base_weights, str)
@@ -285,10 +286,8 @@ class MergedChecks:
     def _dequantized(self) -> str:
         """Why the difference from the base is not of low rank; empty if it should be."""
         manifest = self.folder.valid_manifest
-        parent = manifest.data.get("parent") if manifest else None
-        return (
-            "merged into dequantised weights, which are not the base's" if parent and parent.get("dequantized") else ""
-        )
+        parent = (manifest.data.get("parent") if manifest else None) or {}
+        return "merged into dequantised weights, which are not the base's" if parent.get("dequantized") else ""
 
     def adapter_product(self) -> Result:
         """Check that the difference from the base is the adapter's own product."""
