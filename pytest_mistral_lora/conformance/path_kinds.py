@@ -86,11 +86,10 @@ def recognised(path: Path, base: Path | None = None, kind: str = "") -> Recognis
 def _folder(path: Path, base: Path | None) -> RecognisedPath:
     # be it a folder, a pipe or a link that leads nowhere: the check `files` names it
     marks = [name for name in _ADAPTERS if (path / name).exists() or (path / name).is_symlink()]
-    if MANIFEST in marks:
+    if marks == [MANIFEST]:  # beside an adapter, the checks read it, and report one of another tool
         from pytest_mistral_lora.records.adapter_folder import AdapterFolder  # mistral-common takes a second to import
 
-        if not AdapterFolder(path).has_manifest:
-            marks.remove(MANIFEST)
+        marks = marks if AdapterFolder(path).has_manifest else []
     weights = sorted(one.name for one in path.glob("*.safetensors") if one.name not in _ADAPTERS)
     if marks:
         merged = marks == ["manifest.json"] and weights
