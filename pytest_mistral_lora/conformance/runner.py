@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
@@ -54,6 +54,9 @@ class RunnerRows:
         return NOTHING_JUDGED if all(one.state == "not judged" for one in self.verdicts) else ""
 
 
+_Encoded = Callable[[], RunnerRows | RunnerError]
+
+
 def with_row_places(
     finding: Finding, *, file: Path, rows: Sequence[Row], source: str, fixes: Mapping[str, str]
 ) -> Finding:
@@ -78,9 +81,8 @@ def with_row_places(
     return replace(finding, **texts, fix=fixes.get(finding.rule, ""))
 
 
-@cache
 def encode_once(target: RunnerTarget, work_folder: Path) -> RunnerRows | RunnerError:
-    """Let the runner encode a target's rows, or read them if a worker of the session did; judge them once.
+    """Let the runner encode a target's rows, or read them if a worker of the session did; judge them.
 
     A failure is returned, and kept like a success: a runner that cannot start takes minutes to fail each time.
     """
@@ -124,24 +126,25 @@ def checks(target: RunnerTarget, settings: Settings) -> Iterator[Check]:
 
     The first check that runs lets the runner encode the rows for all of them.
     """
-    yield Check(target, "runner", "extraction", partial(_check_run, target, settings))
+    encoded = cache(partial(encode_once, target, settings.work_folder))
+    yield Check(target, "runner", "extraction", partial(_check_run, encoded))
     if not isinstance(target.judge, RecipeTarget):
         for case in (*(one.name for one in packaged_cases()), _ALL_ROWS):
-            yield Check(target, "runner", case, partial(_check_packaged, target, settings, case))
+            yield Check(target, "runner", case, partial(_check_packaged, encoded, case))
     else:
         for group in CASES:
-            yield Check(target, "runner", group, partial(_check_classes, target, settings, group))
+            yield Check(target, "runner", group, partial(_check_classes, encoded, target.name, group))
 
 
-def _check_run(target: RunnerTarget, settings: Settings) -> Result:
-    made = encode_once(target, settings.work_folder)
+def _check_run(encoded: _Encoded) -> Result:
+    made = encoded()
     if isinstance(made, RunnerError):
         raise made  # this check reports the reason, and the others are not checked
     return Result(facts=(("ran under", made.ran_under), ("rows", len(made.rows)), ("refused", made.refused)))
 
 
-def _check_packaged(target: RunnerTarget, settings: Settings, case: str) -> Result:
-    made = encode_once(target, settings.work_folder)
+def _check_packaged(encoded: _Encoded, case: str) -> Result:
+    made = encoded()
     if isinstance(made, RunnerError):
         return Result(not_checked=_NO_ROWS)
     if case == _ALL_ROWS:
@@ -155,8 +158,8 @@ def _check_packaged(target: RunnerTarget, settings: Settings, case: str) -> Resu
     return Result(verdict.findings)
 
 
-def _check_classes(target: RunnerTarget, settings: Settings, group: str) -> Result:
-    made = encode_once(target, settings.work_folder)
+def _check_classes(encoded: _Encoded, name: str, group: str) -> Result:
+    made = encoded()
     if isinstance(made, RunnerError):
         return Result(not_checked=_NO_ROWS)
     by_rule: dict[str, list[Finding]] = {}
@@ -164,7 +167,7 @@ def _check_classes(target: RunnerTarget, settings: Settings, group: str) -> Resu
         for finding in findings:
             if finding.rule in CASES[group]:
                 by_rule.setdefault(finding.rule, []).append(finding)
-    shown = (first_findings(of_rule, KEPT, target.name) for of_rule in by_rule.values())
+    shown = (first_findings(of_rule, KEPT, name) for of_rule in by_rule.values())
     if not by_rule and group in OF_ROWS and made.nothing_judged:
         return Result(not_checked=made.nothing_judged)
     return Result(tuple(finding for of_rule in shown for finding in of_rule))
