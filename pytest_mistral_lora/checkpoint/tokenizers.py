@@ -5,10 +5,10 @@ from __future__ import annotations
 import base64
 import inspect
 import json
-import os
 import shlex
 import shutil
 import tempfile
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -52,7 +52,10 @@ class CheckpointTokenizer:
     declared: str | None = None
 
     def __post_init__(self) -> None:
-        if not os.path.exists(self.path):  # noqa: PTH110 - of a name that is too long, Path.exists raises
+        is_there = False
+        with suppress(OSError):  # a name that is too long
+            is_there = self.path.exists()
+        if not is_there:
             found = f"no such file or folder{did_you_mean(str(self.path), SHIPPED)}"
             expected = "a tokenizer file, or the folder of a checkpoint or tokenizer"
             raise TokenizerError(found, place=str(self.path), expected=expected)
