@@ -252,8 +252,10 @@ def _rendered_findings(own: CheckpointTokenizer, base: CheckpointTokenizer, text
                 written.append(template.render(row))
             except RowError as error:
                 written.append(f"refused: {error.found}")
-        rendered |= not all(one.startswith("refused: ") for one in written)
-        if written[0] != written[1] and not all(one.startswith("refused: ") for one in written):
+        if all(one.startswith("refused: ") for one in written):
+            continue
+        rendered = True
+        if written[0] != written[1]:
             at = equal_beginning(written[0], written[1])
             shown = [one[max(0, at - 20) : at + 40] for one in written]
             found = f"the chat template writes {shown[0]!r} at character {at}"

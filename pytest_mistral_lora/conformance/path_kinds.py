@@ -92,7 +92,7 @@ def _folder(path: Path, base: Path | None) -> RecognisedPath:
         marks = marks if AdapterFolder(path).has_manifest else []
     weights = sorted(one.name for one in path.glob("*.safetensors") if one.name not in _ADAPTERS)
     if marks:
-        merged = marks == ["manifest.json"] and weights
+        merged = marks == [MANIFEST] and weights
         return RecognisedPath(path, "adapter", f"{'a merged model' if merged else 'an adapter'} ({', '.join(marks)})")
     if base is not None and path.resolve() != base.resolve() and any(path.glob("model*.safetensors")):
         return RecognisedPath(path, "adapter", f"a merged model ({weights[0]}, and --base is another folder)")

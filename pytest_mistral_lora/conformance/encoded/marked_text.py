@@ -217,15 +217,12 @@ def is_same_conversation(own: Sequence[str], spelled: str) -> bool:
     return SequenceMatcher(None, words, others, autojunk=False).ratio() >= 0.5
 
 
-def spells_row(row: Row, ids: Sequence[int], oracle: Oracle) -> bool:
-    """Return whether ids of a vocabulary spell texts of a row, or the row has none."""
+def spells_row(row: Row, parts: Sequence[MarkedText]) -> bool:
+    """Return whether the parts of its ids spell texts of a row, or the row has none."""
     texts = [text_of(message.get("content")) for message in row.messages if message["role"] != "tool"]
     names = [call["function"]["name"] for message in row.messages for call in message.get("tool_calls") or ()]
     own = [text for text in (*texts, *names) if text]
-    if not own:
-        return True
-    known = [one for one in ids if 0 <= one < oracle.vocab_size]
-    return is_same_conversation(own, "".join(part.spelled for part in split_at_markers(known, oracle)))
+    return not own or is_same_conversation(own, "".join(part.spelled for part in parts))
 
 
 def surplus_eos(expected: Sequence[tuple[str, str]], found: Sequence[tuple[str, str]]) -> str:

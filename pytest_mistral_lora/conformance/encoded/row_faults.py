@@ -86,7 +86,7 @@ def _content_faults(row: Row, expected: Ids, ids: Ids, oracle: Oracle) -> list[E
     if len(rest) < len(row.messages) and ids_of(replace(row, messages=rest), oracle) == ids:
         return [EncodingFault("ML525", "the system prompt is not there")]
     found, wanted = split_at_markers(ids, oracle), split_at_markers(expected, oracle)
-    if not spells_row(row, ids, oracle):
+    if not spells_row(row, found):
         text = decode_text(ids, oracle).strip()
         excerpt = repr(text[:60] + ("…" if len(text) > 60 else ""))
         return [EncodingFault("ML535", f"it says {excerpt}, and no text of the row")]

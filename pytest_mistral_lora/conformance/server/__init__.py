@@ -58,6 +58,7 @@ class ServerChecks:
     def __init__(self, target: ServerTarget) -> None:
         self._target = target
         self._place = target.url
+        self._deviations = PromptDeviations(target)
 
     def cases(self) -> dict[str, Callable[[], Result]]:
         """Return the checks by name."""
@@ -120,9 +121,8 @@ class ServerChecks:
     @cached_property
     def _differing(self) -> list[tuple[TakenRow, tuple[str, ...] | None]]:
         """The rows with other ids than mistral-common's, each with the deviations that explain it; None if none do."""
-        named = PromptDeviations(self._target)
         rows = [one for one in self._shown if one.ids != one.asked.expected]
-        return [(one, named.explain(one.asked, one.ids or ())) for one in rows]
+        return [(one, self._deviations.explain(one.asked, one.ids or ())) for one in rows]
 
     @cached_property
     def _other(self) -> Finding | None:
@@ -154,13 +154,12 @@ class ServerChecks:
         """ML902: each prompt has mistral-common's ids, but for the named deviations."""
         findings: list[Finding] = []
         accepted: Counter[str] = Counter()
-        named = PromptDeviations(self._target)
         for one, explained in self._differing if self._other is None else ():
             # text that becomes a control token is ML906, whichever server does it
             deviations = [name for name in explained or () if name != INJECTED]
             if explained is None:
                 findings += self._differences(one, injected=False)
-            elif unknown := named.unknown_finding(one.asked, one.ids or (), deviations):
+            elif unknown := self._deviations.unknown_finding(one.asked, one.ids or (), deviations):
                 findings.append(unknown)
             else:
                 accepted.update(deviations)

@@ -109,17 +109,22 @@ def other_tokenizer_finding(target: ServerTarget, taken: Sequence[TakenRow]) -> 
     The proof is the ids of the prompts, or else the texts that they spell; of hidden ids it is the number of tokens.
     """
     from pytest_mistral_lora.chat.oracle import SHIPPED
-    from pytest_mistral_lora.conformance.encoded.marked_text import spells_row
+    from pytest_mistral_lora.conformance.encoded.marked_text import spells_row, split_at_markers
     from pytest_mistral_lora.conformance.encoded.row_faults import ids_of, other_oracles
 
     prompts = [(one.asked.prompt, found) for one in taken if not isinstance(found := one.asked.served, InputError)]
     shown = [(row, found.ids) for row, found in prompts if found.ids is not None]
     counted = [] if shown else [(row, found.count) for row, found in prompts if found.count is not None]
+
+    def spells(row: Row, ids: Sequence[int], oracle: Oracle) -> bool:
+        # of a smaller vocabulary, some ids are none
+        return spells_row(row, split_at_markers([one for one in ids if 0 <= one < oracle.vocab_size], oracle))
+
     # with the share of the named tokenizer below which it is not the one, and that from which another one is: versions
     # of one vocabulary share most prompts, and a number is a weak proof
     proofs: list[tuple[str, float, float, Callable[[Oracle], list[bool]]]] = [
         ("have the ids of", 1.0, 0.5, lambda one: [ids_of(row, one) == ids for row, ids in shown]),
-        (_SPELL, 0.5, 0.5, lambda one: [spells_row(row, ids, one) for row, ids in shown]),
+        (_SPELL, 0.5, 0.5, lambda one: [spells(row, ids, one) for row, ids in shown]),
         (_COUNT, 0.5, 0.75, lambda one: [len(ids_of(row, one) or ()) == count for row, count in counted]),
     ]
     for words, below, least, judge in proofs:
